@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What can go wrong, as types.
+
+Every error states a fact and, where there is one, a remedy; together they are
+the single line that virsh or the shell shows.  The module that owns a library
+or a program converts that one's errors; nothing above it sees them.
+"""
+
+
+class NatnsError(Exception):
+    """Base of all errors that a person is meant to read.
+
+    ``fact`` says what is wrong and where, ``remedy`` what to do about it.
+    """
+
+    def __init__(self, fact: str, remedy: str = "") -> None:
+        super().__init__(fact, remedy)
+        self.fact = " ".join(fact.split())
+        self.remedy = " ".join(remedy.split())
+
+    def __str__(self) -> str:
+        return f"{self.fact}: {self.remedy}" if self.remedy else self.fact
+
+
+class DocumentError(NatnsError):
+    """XML that is not acceptable: ill-formed, unsafe, or against the schema."""
+
+
+class ConfigError(NatnsError):
+    """A wrong key, type or value in the configuration file."""
+
+
+class LeaseError(NatnsError):
+    """No upstream address can be had, or not the wanted one."""
+
+
+class UpstreamError(NatnsError):
+    """The upstream that a network names is missing or unusable."""
+
+
+class ConflictError(NatnsError):
+    """Two networks, or a network and something foreign, claim the same thing."""
+
+
+class StoreError(NatnsError):
+    """The state database cannot be read or written."""
+
+
+class KernelError(NatnsError):
+    """The kernel refused a namespace, link, address, route or sysctl."""
+
+
+class FirewallError(NatnsError):
+    """A rule set could not be loaded or read."""
+
+
+class DnsmasqError(NatnsError):
+    """dnsmasq could not be started, reached or ended."""
+
+
+class LibvirtError(NatnsError):
+    """libvirt could not be reached, or refused a request."""
+
+
+class InstallError(NatnsError):
+    """Installing or removing the hooks failed."""

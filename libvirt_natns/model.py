@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What libvirt's XML and the configuration say, as plain values.
+
+Everything here is frozen and already validated by its maker: ``document`` for
+networks, ``config`` for upstreams.
+"""
+
+from dataclasses import dataclass, field
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from typing import Literal
+
+Protocol = Literal["tcp", "udp", "sctp"]
+UpstreamKind = Literal["bridge", "host", "router"]
+Scope = Literal["isolated", "annotated"]
+FirewallChoice = Literal["auto", "nftables", "iptables"]
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange:
+    """Addresses from ``first`` to ``last``, both included."""
+
+    first: IPv4Address
+    last: IPv4Address
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, IPv4Address) and self.first <= address <= self.last
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}" if self.first != self.last else str(self.first)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange6:
+    """The same in IPv6."""
+
+    first: IPv6Address
+    last: IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class DhcpHost:
+    """A fixed DHCP address: libvirt's ``<host>``."""
+
+    ip: IPv4Address
+    mac: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """One IPv4 ``<ip>`` of a network: the gateway's address with its prefix.
+
+    ``ranges`` and ``hosts`` are filled for ``<natns:ip>`` and for libvirt's own
+    ``<ip>`` alike; ``dhcp`` tells whether a ``<dhcp>`` element was there.
+    """
+
+    interface: IPv4Interface
+    dhcp: bool = False
+    ranges: tuple[AddressRange, ...] = ()
+    hosts: tuple[DhcpHost, ...] = ()
+
+    @property
+    def network(self) -> IPv4Network:
+        return self.interface.network
+
+    @property
+    def gateway(self) -> IPv4Address:
+        return self.interface.ip
+
+
+@dataclass(frozen=True, slots=True)
+class StaticRoute:
+    """libvirt's ``<route>``: a further private subnet behind a guest."""
+
+    destination: IPv4Network
+    gateway: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """libvirt's ``<range>``: ports ``start`` to ``end``, onto ``to`` upwards."""
+
+    start: int
+    end: int
+    to: int
+    exclude: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortForward:
+    """libvirt's ``<portForward>``, in our namespace."""
+
+    proto: Protocol
+    ranges: tuple[PortRange, ...]
+    address: IPv4Address | None = None
+    network: str | None = None
+    mac: str | None = None
+    guest_address: IPv4Address | None = None
+    sources: tuple[IPv4Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NatMetadata:
+    """The ``<natns:nat>`` element of a network or a domain."""
+
+    enabled: bool = True
+    upstream: str | None = None
+    address: IPv4Address | None = None
+    subnet: Subnet | None = None
+    forwards: tuple[PortForward, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A libvirt network, as far as it concerns us.
+
+    ``forward_mode`` is None where there is no ``<forward>`` element.  ``subnets``
+    holds the IPv4 ``<ip>`` elements, or the single ``<natns:ip>`` where libvirt
+    has none; ``taken_over`` tells the two apart: True when libvirt sets the
+    address on the bridge and we move it.
+    """
+
+    uuid: str
+    name: str
+    bridge: str | None
+    forward_mode: str | None = None
+    mtu: int | None = None
+    domain: str | None = None
+    dns: bool = True
+    subnets: tuple[Subnet, ...] = ()
+    routes: tuple[StaticRoute, ...] = ()
+    taken_over: bool = True
+    nat: NatMetadata | None = None
+
+    @property
+    def has_dnsmasq(self) -> bool:
+        """Whether libvirt's rule gives this network a dnsmasq.
+
+        libvirt starts none for a network without an address, nor for one with
+        DNS turned off and no DHCP.
+        """
+        return any(self.dns or subnet.dhcp for subnet in self.subnets)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A way to the outside: ``[upstreams.NAME]`` of the configuration.
+
+    ``pool`` is a tuple of ranges, or "dhcp".  ``dns`` empty means the host's
+    own resolvers.  ``probe`` is how long, in seconds, an address is asked for
+    by ARP before it is handed out.
+    """
+
+    name: str
+    kind: UpstreamKind
+    bridge: str | None = None
+    nic: str | None = None
+    subnet: IPv4Network | None = None
+    gateway: IPv4Address | None = None
+    pool: tuple[AddressRange, ...] | Literal["dhcp"] = ()
+    dns: tuple[IPv4Address | IPv6Address, ...] = ()
+    probe: float = 0.2
+    subnet6: IPv6Network | None = None
+    gateway6: IPv6Address | None = None
+    pool6: tuple[AddressRange6, ...] = ()
+    prefixes6: tuple[IPv6Network, ...] = ()
+
+
+HOST_UPSTREAM = Upstream(name="host", kind="host")
+"""Built in: the host itself routes and masquerades a private transit bridge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration; without a file, the defaults below."""
+
+    scope: Scope = "isolated"
+    firewall: FirewallChoice = "auto"
+    upstream: str = "host"
+    upstreams: dict[str, Upstream] = field(default_factory=lambda: {"host": HOST_UPSTREAM})
+
+
+__all__ = [
+    "HOST_UPSTREAM",
+    "AddressRange",
+    "AddressRange6",
+    "Config",
+    "DhcpHost",
+    "FirewallChoice",
+    "IPv6Interface",
+    "NatMetadata",
+    "Network",
+    "PortForward",
+    "PortRange",
+    "Protocol",
+    "Scope",
+    "StaticRoute",
+    "Subnet",
+    "Upstream",
+    "UpstreamKind",
+]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every name that libvirt-natns gives to something in the kernel or on disk.
+
+Names are made from a network's name or uuid, never by cutting one off: what
+does not fit is replaced by a readable slug with a hash of the whole.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+CONFIG_FILE = Path("/etc/libvirt-natns/config.toml")
+STATE_DIRECTORY = Path("/var/lib/libvirt-natns")
+RUN_DIRECTORY = Path("/run/libvirt-natns")
+NETNS_DIRECTORY = Path("/run/netns")
+
+XML_NAMESPACE = "urn:libvirt-natns:1"
+
+UPSTREAM_LINK = "upstream"
+"""The namespace's end of the patch into the upstream."""
+
+IFNAMSIZ = 15
+"""Longest interface name that the kernel takes, in characters."""
+
+ALTIFNAMSIZ = 127
+"""Longest alternative interface name that the kernel takes, in characters."""
+
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+SLUG_LENGTH = 32
+
+PRIVATE_PREFIX = "natin-"
+UPSTREAM_PREFIX = "natup-"
+
+
+def digest(text: str, length: int = 8) -> str:
+    """The first ``length`` hexadecimal digits of the text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def slug(name: str) -> str:
+    """``name`` where it is a plain file name, else a readable slug with a hash."""
+    if PLAIN.fullmatch(name):
+        return name
+    readable = re.sub(r"[^A-Za-z0-9_.+]+", "-", name).strip("-.")[:SLUG_LENGTH]
+    return f"{readable or 'network'}-{digest(name)}"
+
+
+def namespace(network: str) -> str:
+    """The namespace of the network of that name."""
+    return f"nat-{slug(network)}"
+
+
+def namespace_path(name: str) -> str:
+    """The file under which ``ip netns`` knows a namespace."""
+    return os.fspath(NETNS_DIRECTORY / name)
+
+
+def private_patch(uuid: str) -> str:
+    """Host end of the patch between a private bridge and its namespace."""
+    return PRIVATE_PREFIX + digest(uuid)
+
+
+def upstream_patch(uuid: str) -> str:
+    """Host end of the patch between an upstream bridge and a namespace."""
+    return UPSTREAM_PREFIX + digest(uuid)
+
+
+def altname(patch: str, network: str) -> str:
+    """What a patch's host end is, in full; ``patch`` is "private" or "upstream"."""
+    return f"natns-{patch}-{slug(network)}"
+
+
+def transit_bridge(upstream: str) -> str:
+    """The private transit bridge of an upstream of kind "host"."""
+    name = f"natns-{upstream}"
+    plain = re.fullmatch(r"[a-z0-9-]+", upstream) and len(name) <= IFNAMSIZ
+    return name if plain else f"natns-{digest(upstream)}"
+
+
+def mac(uuid: str, end: str) -> str:
+    """A stable MAC address for one end of a network's patches.
+
+    Ends: ``inner`` and ``upstream`` in the namespace, ``private-port`` and
+    ``upstream-port`` in the host.  A bridge without an address of its own takes
+    its lowest port's, so the ports' addresses start with fe, as libvirt's do:
+    an uplink bridge keeps the address its neighbours know.
+    """
+    octets = bytearray(hashlib.sha256(f"{end} {uuid}".encode()).digest()[:6])
+    octets[0] = 0xFE if end.endswith("-port") else 0x0A
+    return ":".join(f"{octet:02x}" for octet in octets)
+
+
+def network_directory(uuid: str) -> Path:
+    """Run-time files of one network."""
+    return RUN_DIRECTORY / "networks" / uuid

@@ -172,6 +172,11 @@ class Upstream:
     pool6: tuple[AddressRange6, ...] = ()
     prefixes6: tuple[IPv6Network, ...] = ()
 
+    @property
+    def ranges(self) -> tuple[AddressRange, ...]:
+        """The pool's ranges; none where the provider leases addresses itself."""
+        return self.pool if isinstance(self.pool, tuple) else ()
+
 
 HOST_UPSTREAM = Upstream(name="host", kind="host")
 """Built in: the host itself routes and masquerades a private transit bridge."""

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From libvirt's XML to the model: the only module that knows lxml.
+
+Three documents are read: what libvirt hands to a network hook, a network, and a
+domain.  libvirt validated its own part of them, so what is unknown there is
+ignored, and so are addresses in IPv6 (a limit of this version).  Our part, the
+``<natns:nat>`` element in ``<metadata>``, is a user's own text: it must satisfy
+the RELAX NG schema in xml/ and what ``metadata`` checks on top of it.
+
+No document can make the parser read another file or grow in memory: document
+types, and with them entities, are refused before libxml2 sees them.
+
+Every error is a DocumentError of one line that says where, what, and what was
+expected instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+from lxml import etree
+
+from libvirt_natns import elements, metadata, schema
+from libvirt_natns.elements import (
+    CONTROL,
+    NS,
+    Element,
+    attribute_of,
+    error,
+    text,
+    value_error,
+)
+from libvirt_natns.errors import DocumentError
+from libvirt_natns.model import NatMetadata, Network, StaticRoute, Subnet
+from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives, shown
+
+MAX_DOCUMENT = 8 * 1024 * 1024
+"""Largest document that is read, in bytes; libvirt's own messages end at 4 MiB."""
+
+MAX_METADATA = 256 * 1024
+"""Largest ``<natns:nat>`` element, in bytes: room for some 3000 fixed addresses."""
+
+# What may stand before the root element.  Possessive, so that no text makes it
+# backtrack.
+PROLOGUE = re.compile(r"\ufeff?(?:\s|<\?.*?\?>|<!--.*?-->)*+", re.DOTALL)
+ENCODING = re.compile(r"\ufeff?<\?xml\s[^>]*?encoding\s*=\s*[\"']([^\"'>]*)")
+
+UUID = re.compile("-?".join(f"([0-9a-fA-F]{{{length}}})" for length in (8, 4, 4, 4, 12)))
+DOMAIN = re.compile(r"[^\s,#\"'\\/\x00-\x1f\x7f-\x9f]{1,253}")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPort:
+    """A guest's NIC in a network: the hook's ``<networkport>``.
+
+    What libvirt left out is "", or None for the bridge.
+    """
+
+    owner_name: str
+    owner_uuid: str
+    mac: str
+    bridge: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HookData:
+    """What libvirt hands to a network hook on its standard input."""
+
+    network: Network
+    port: NetworkPort | None = None
+
+
+def parse_hook_data(data: bytes) -> HookData:
+    """The hook's ``<hookData>``; DocumentError for anything that is not acceptable."""
+    root = _parse(data, ("hookData",))
+    port = root.find("networkport")
+    return HookData(
+        network=_network(_network_element(root)),
+        port=None if port is None else _network_port(port),
+    )
+
+
+def parse_network(data: bytes, where: str = "") -> Network:
+    """A ``<network>`` as ``virsh net-dumpxml`` prints it, or one within ``<hookData>``.
+
+    ``where`` stands before every message, a file's name for instance.  A network
+    that libvirt has not seen yet may lack its uuid (then "") and its bridge (then
+    None).  DocumentError for anything that is not acceptable.
+    """
+    with _named(where):
+        return _network(_network_element(_parse(data, ("network", "hookData"))))
+
+
+def parse_domain_metadata(data: bytes, where: str = "") -> NatMetadata | None:
+    """The ``<natns:nat>`` of a ``<domain>``, None where there is none.
+
+    ``where`` stands before every message.  Nothing else of the domain is looked
+    at.  DocumentError for anything that is not acceptable.
+    """
+    with _named(where):
+        nat = _nat_element(_parse(data, ("domain",)), "natns-domain.rng")
+        return None if nat is None else metadata.of_domain(nat)
+
+
+def resource_path(name: str) -> Path:
+    """Where a file of xml/ lies: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "xml" / name
+    return installed if installed.exists() else package.parent / "xml" / name
+
+
+# The document as a whole
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put the document's name before the messages."""
+    try:
+        yield
+    except DocumentError as failure:
+        if not where:
+            raise
+        raise DocumentError(f"{where}: {failure.fact}", failure.remedy) from failure
+
+
+def _parse(data: bytes, roots: tuple[str, ...]) -> Element:
+    """The root element of ``data``, which must be one of ``roots``."""
+    _check_text(data)
+    parser = etree.XMLParser(
+        encoding="utf-8",
+        resolve_entities=False,
+        load_dtd=False,
+        no_network=True,
+        huge_tree=False,
+        remove_comments=True,
+    )
+    try:
+        root = etree.fromstring(data, parser)
+    except etree.XMLSyntaxError as failure:
+        reason = failure.msg or "it is empty"
+        raise DocumentError("the document is not well-formed XML", reason) from failure
+    except etree.LxmlError as failure:
+        raise DocumentError("the document is not XML", str(failure)) from failure
+    if root.getroottree().docinfo.doctype:
+        raise _doctype_error()
+    if root.tag not in roots:
+        wanted = alternatives([f"<{name}>" for name in roots])
+        raise DocumentError(f"the document begins with {shown(root.tag)}", f"expected {wanted}")
+    return cast("Element", root)
+
+
+def _check_text(data: bytes) -> None:
+    """Refuse what the parser should not even see."""
+    if len(data) > MAX_DOCUMENT:
+        raise DocumentError(
+            f"the document has {len(data)} bytes", f"at most {MAX_DOCUMENT} are read"
+        )
+    try:
+        content = data.decode()
+    except UnicodeDecodeError as failure:
+        fact = f"the document is not UTF-8 at byte {failure.start}"
+        raise DocumentError(fact, "save it as UTF-8") from None
+    encoding = ENCODING.match(content)
+    if encoding and encoding[1].lower() not in ("utf-8", "us-ascii"):
+        raise DocumentError(f"the document has encoding={shown(encoding[1])}", "save it as UTF-8")
+    prologue = PROLOGUE.match(content)
+    if prologue and content.startswith("<!DOCTYPE", prologue.end()):
+        raise _doctype_error()
+
+
+def _doctype_error() -> DocumentError:
+    return DocumentError("the document has a <!DOCTYPE>", "remove it, and the entities it defines")
+
+
+def _network_element(root: Element) -> Element:
+    network = root if root.tag == "network" else root.find("network")
+    if network is None:
+        raise error(root, "has no <network>", "one")
+    return network
+
+
+# libvirt's part
+
+
+def _network(element: Element) -> Network:
+    ips = [each for each in element.findall("ip") if _is_ipv4(each) and "address" in each.attrib]
+    subnets = tuple(elements.subnet(ip) for ip in ips)
+    nat = _network_metadata(element, subnets)
+    own = nat.subnet if nat else None
+    return Network(
+        uuid=_uuid(element, "uuid"),
+        name=_name(element),
+        bridge=_bridge(element),
+        forward_mode=_forward_mode(element),
+        mtu=_mtu(element),
+        domain=_domain(element),
+        dns=attribute_of(element, "dns", "enable") != "no",
+        subnets=(own,) if own else subnets,
+        routes=tuple(_route(each) for each in element.findall("route") if _is_ipv4(each)),
+        taken_over=own is None,
+        nat=nat,
+    )
+
+
+def _network_port(element: Element) -> NetworkPort:
+    return NetworkPort(
+        owner_name=text(element, "owner/name"),
+        owner_uuid=_uuid(element, "owner/uuid"),
+        mac=elements.mac(attribute_of(element, "mac", "address")) or "",
+        bridge=attribute_of(element, "plug", "bridge"),
+    )
+
+
+def _name(element: Element) -> str:
+    name = text(element, "name")
+    if not name or CONTROL.search(name):
+        raise error(element, f"has the name {shown(name)}", "one without control characters")
+    return name
+
+
+def _uuid(element: Element, path: str) -> str:
+    value = text(element, path).strip()
+    match = UUID.fullmatch(value)
+    if value and not match:
+        expected = "one such as 4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
+        raise error(element, f"has the uuid {shown(value)}", expected)
+    return "-".join(match.groups()).lower() if match else ""
+
+
+def _bridge(element: Element) -> str | None:
+    bridge = element.find("bridge")
+    name = "" if bridge is None else bridge.attrib.get("name", "")
+    # libvirt replaces "virbr%d" by a free name when it defines the network.
+    if bridge is None or not name or "%d" in name:
+        return None
+    if not INTERFACE.fullmatch(name):
+        raise value_error(bridge, "name", INTERFACE_EXPECTED)
+    return name
+
+
+def _forward_mode(element: Element) -> str | None:
+    forward = element.find("forward")
+    mode = None if forward is None else forward.attrib.get("mode", "nat")
+    return None if mode == "none" else mode
+
+
+def _mtu(element: Element) -> int | None:
+    mtu = element.find("mtu")
+    if mtu is None or "size" not in mtu.attrib:
+        return None
+    if not re.fullmatch(r"[0-9]{1,5}", mtu.attrib["size"]):
+        raise value_error(mtu, "size", "a number of bytes")
+    return int(mtu.attrib["size"])
+
+
+def _domain(element: Element) -> str | None:
+    domain = element.find("domain")
+    name = "" if domain is None else domain.attrib.get("name", "")
+    if domain is None or not name or DOMAIN.fullmatch(name):
+        return name or None
+    # Such a name changes the meaning of dnsmasq's "domain" line.  In a network
+    # with <forward> it is not ours to refuse, nor to use.
+    if _forward_mode(element) is None:
+        raise value_error(domain, "name", "a domain name")
+    return None
+
+
+def _route(element: Element) -> StaticRoute:
+    gateway = elements.ipv4(element, "gateway")
+    return StaticRoute(elements.interface(element).network, gateway)
+
+
+def _is_ipv4(element: Element) -> bool:
+    return element.attrib.get("family") != "ipv6"
+
+
+# Our part
+
+
+def _network_metadata(element: Element, subnets: tuple[Subnet, ...]) -> NatMetadata | None:
+    nat = _nat_element(element, "natns-network.rng")
+    return None if nat is None else metadata.of_network(nat, subnets)
+
+
+def _nat_element(element: Element, file: str) -> Element | None:
+    """The ``<natns:nat>`` of a network or domain, valid by the schema ``file``."""
+    found = element.findall(f"metadata/{NS}nat")
+    if not found:
+        return None
+    if len(found) > 1:
+        raise error(found[1], "stands there twice", "one at most")
+    size = len(etree.tostring(found[0], with_tail=False))
+    if size > MAX_METADATA:
+        raise error(found[0], f"has {size} bytes", f"{MAX_METADATA} at most")
+    metadata.check_characters(found[0])
+    _validate(found[0], file)
+    return found[0]
+
+
+def _validate(nat: Element, file: str) -> None:
+    validator = _validator(file)
+    if validator.validate(nat):
+        return
+    finding = schema.explain(nat, _grammar(file))
+    if finding:
+        raise error(finding.element, finding.fact, finding.expected)
+    metadata.check_combinations(nat)
+    reason = next((str(entry.message) for entry in validator.error_log), "")
+    raise error(nat, "is not valid", f"what {file} allows; {reason}")
+
+
+# Made once per process: a hook that meets no metadata never pays for them.
+
+
+@lru_cache
+def _validator(file: str) -> etree.RelaxNG:
+    path = resource_path(file)
+    try:
+        return etree.RelaxNG(file=str(path))
+    except (etree.LxmlError, OSError) as failure:
+        raise DocumentError(f"{path}: {failure}", "reinstall libvirt-natns") from failure
+
+
+@lru_cache
+def _grammar(file: str) -> schema.Grammar:
+    return schema.load(resource_path(file), _read_schema)
+
+
+def _read_schema(path: Path) -> Element:
+    return cast("Element", etree.parse(str(path)).getroot())
+
+
+__all__ = [
+    "MAX_DOCUMENT",
+    "MAX_METADATA",
+    "HookData",
+    "NetworkPort",
+    "parse_domain_metadata",
+    "parse_hook_data",
+    "parse_network",
+    "resource_path",
+]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Values of XML elements as types, and the errors about them.
+
+The shapes that libvirt's ``<ip>`` and ours share are read here.  Elements are
+lxml's, seen through the protocols below: what is not declared there is not used.
+Every error is a DocumentError of one line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Protocol
+
+from libvirt_natns.errors import DocumentError
+from libvirt_natns.model import AddressRange, DhcpHost, Subnet
+from libvirt_natns.names import XML_NAMESPACE
+from libvirt_natns.values import shown
+
+NS = f"{{{XML_NAMESPACE}}}"
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+MAC = re.compile(r"[0-9A-Fa-f]{1,2}(?::[0-9A-Fa-f]{1,2}){5}")
+PLAIN_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
+
+
+class Tree(Protocol):
+    """A parsed document."""
+
+    def getroot(self) -> Element: ...
+
+
+class Element(Protocol):
+    """An element of a parsed document."""
+
+    @property
+    def tag(self) -> str: ...
+    @property
+    def attrib(self) -> Mapping[str, str]: ...
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def tail(self) -> str | None: ...
+    @property
+    def sourceline(self) -> int: ...
+    def __iter__(self) -> Iterator[Element]: ...
+    def find(self, path: str) -> Element | None: ...
+    def findall(self, path: str) -> list[Element]: ...
+    def findtext(self, path: str) -> str | None: ...
+    def iter(self, tag: str | None = None) -> Iterator[Element]: ...
+    def xpath(self, path: str) -> object: ...
+    def getroottree(self) -> Tree: ...
+
+
+# Words for messages
+
+
+def local_name(tag: object) -> str:
+    """A tag without its namespace; "" for what is no element (comments and the like)."""
+    return tag.rpartition("}")[2] if isinstance(tag, str) else ""
+
+
+def error(element: Element, fact: str, expected: str) -> DocumentError:
+    """One line about ``element``: where it stands, what is wrong, what was expected."""
+    prefix = "natns:" if element.tag.startswith(NS) else ""
+    name = f"<{prefix}{local_name(element.tag)}>"
+    return DocumentError(f"{place(element)}: {name} {fact}", f"expected {expected}")
+
+
+def value_error(element: Element, attribute: str, expected: str) -> DocumentError:
+    """One line about the value of an attribute."""
+    return error(element, f"has {attribute}={shown(element.attrib.get(attribute))}", expected)
+
+
+def place(element: Element) -> str:
+    """Where an element stands: whose it is, and the line."""
+    root = element.getroottree().getroot()
+    owner = root.find("network") if root.tag == "hookData" else root
+    name = "" if owner is None else f"{owner.tag} {shown(text(owner, 'name'))}, "
+    return f"{name}line {element.sourceline}"
+
+
+# Values
+
+
+def text(element: Element, path: str) -> str:
+    """All the text at ``path``, as libvirt's own XPath sees it; "" where there is none."""
+    return str(element.xpath(f"string({path})"))
+
+
+def attribute_of(element: Element, path: str, attribute: str) -> str | None:
+    """The attribute of the child at ``path``, None without the one or the other."""
+    child = element.find(path)
+    return None if child is None else child.attrib.get(attribute)
+
+
+def ipv4(element: Element, attribute: str) -> IPv4Address:
+    """The address in an attribute; DocumentError where there is none."""
+    try:
+        return IPv4Address(element.attrib.get(attribute, ""))
+    except ValueError:
+        raise value_error(element, attribute, "an IPv4 address such as 10.0.0.1") from None
+
+
+def mac(value: str | None) -> str | None:
+    """A MAC address in the one spelling that is used inside; None for what is none."""
+    if not value or not MAC.fullmatch(value):
+        return None
+    return ":".join(f"{int(octet, 16):02x}" for octet in value.split(":"))
+
+
+def interface(element: Element) -> IPv4Interface:
+    """The attribute ``address`` with the prefix that libvirt gives it."""
+    address = ipv4(element, "address")
+    return IPv4Interface((address, _prefix_length(element, address)))
+
+
+def _prefix_length(element: Element, address: IPv4Address) -> int:
+    """libvirt's rule (virSocketAddrGetIPPrefix): prefix, else netmask, else by class."""
+    prefix = element.attrib.get("prefix", "0")
+    if not re.fullmatch(r"[0-9]{1,2}", prefix) or int(prefix) > 32:
+        raise value_error(element, "prefix", "a prefix length from 0 to 32")
+    if int(prefix):
+        return int(prefix)
+    if "netmask" in element.attrib:
+        return _netmask_length(element)
+    if not int(address):
+        return 0
+    first = int(address) >> 24
+    for limit, length in ((128, 8), (192, 16), (224, 24)):
+        if first < limit:
+            return length
+    raise value_error(element, "address", "an address of class A, B or C, or a prefix")
+
+
+def _netmask_length(element: Element) -> int:
+    mask = int(ipv4(element, "netmask"))
+    length = mask.bit_count()
+    if mask != (0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF:
+        raise value_error(element, "netmask", "a netmask such as 255.255.255.0")
+    return length
+
+
+def subnet(element: Element, ns: str = "") -> Subnet:
+    """An ``<ip>``: libvirt's own, or ours when ``ns`` is our XML namespace."""
+    dhcp = element.find(f"{ns}dhcp")
+    inside = [] if dhcp is None else list(dhcp)
+    hosts = [each for each in inside if each.tag == f"{ns}host"]
+    return Subnet(
+        interface=interface(element),
+        dhcp=dhcp is not None,
+        ranges=tuple(_range(each) for each in inside if each.tag == f"{ns}range"),
+        # libvirt knows hosts without an address: those by a DHCPv6 "id" for one.
+        hosts=tuple(_host(each) for each in hosts if "ip" in each.attrib),
+    )
+
+
+def _range(element: Element) -> AddressRange:
+    return AddressRange(ipv4(element, "start"), ipv4(element, "end"))
+
+
+def _host(element: Element) -> DhcpHost:
+    name = element.attrib.get("name", "")
+    return DhcpHost(
+        ip=ipv4(element, "ip"),
+        mac=mac(element.attrib.get("mac")),
+        name=name if PLAIN_HOST.fullmatch(name) else None,
+    )

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Carrying out a plan: for each kind of operation, how it differs and how it is made so.
+
+``carry_out`` changes only what differs and registers how to undo what it
+created, so a call that fails leaves behind what it found.  ``differences``
+changes nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from libvirt_natns import arp, dnsmasq, firewall, names, netns
+from libvirt_natns import plan as p
+from libvirt_natns.errors import ConflictError, KernelError
+from libvirt_natns.kernel import Kernel
+
+Undo = ExitStack
+Step = Callable[[p.Operation], None]
+
+
+def differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
+    """What of a plan does not hold, in words, in the plan's order.
+
+    Inside a namespace that is missing nothing more is looked at.
+    """
+    found: list[str] = []
+    for operation in plan:
+        try:
+            different = differs(kernel, operation)
+        except KernelError as error:
+            # Most often the link that an earlier difference already named.
+            different = [error.fact]
+        found += different
+        if different and isinstance(operation, p.Namespace):
+            break
+    return found
+
+
+def carry_out(
+    kernel: Kernel, plan: Iterable[p.Operation], undo: Undo, before: Step | None = None
+) -> list[str]:
+    """Make a plan hold; returns what differed before.
+
+    ``undo`` receives what takes back each thing that this call created.
+    ``before``, for tests and for logs, is called ahead of each change.
+    """
+    repaired: list[str] = []
+    for operation in plan:
+        transient = isinstance(operation, p.Announcement)
+        different = differs(kernel, operation)
+        if not different and not (transient and repaired):
+            continue
+        if before is not None:
+            before(operation)
+        _HOW[type(operation)][1](kernel, operation, undo)
+        repaired += different
+    return repaired
+
+
+def differs(kernel: Kernel, operation: p.Operation) -> list[str]:
+    """Why one operation does not hold; nothing where it does."""
+    return _HOW[type(operation)][0](kernel, operation)
+
+
+# -- namespace ---------------------------------------------------------------
+
+
+def _namespace_differs(kernel: Kernel, operation: p.Namespace) -> list[str]:
+    owner = kernel.namespace_owner(operation.name)
+    if owner == operation.owner:
+        return []
+    if owner is None:
+        return [f"namespace {operation.name} is missing"]
+    return [f"namespace {operation.name} belongs to {owner or 'somebody else'}"]
+
+
+def _ensure_namespace(kernel: Kernel, operation: p.Namespace, undo: Undo) -> None:
+    owner = kernel.namespace_owner(operation.name)
+    if owner is not None:
+        raise ConflictError(
+            f"namespace {operation.name} belongs to {owner or 'somebody else'}",
+            f"delete it (ip netns delete {operation.name}) or rename the network",
+        )
+    # An empty file is what a kill between its making and its mounting leaves.
+    kernel.delete_namespace(operation.name)
+    undo.callback(kernel.delete_namespace, operation.name)
+    kernel.create_namespace(operation.name, operation.owner)
+
+
+def _sysctl_differs(kernel: Kernel, operation: p.Sysctl) -> list[str]:
+    found = kernel.sysctl(operation.namespace, operation.key)
+    if found in (None, operation.value):
+        return []
+    return [f"sysctl {operation.key} is {found} in {operation.namespace or 'the host'}"]
+
+
+def _ensure_sysctl(kernel: Kernel, operation: p.Sysctl, undo: Undo) -> None:
+    kernel.set_sysctl(operation.namespace, operation.key, operation.value)
+
+
+# -- links -------------------------------------------------------------------
+
+
+def _patch_differs(kernel: Kernel, operation: p.Patch) -> list[str]:
+    return kernel.patch_differences(
+        operation.namespace, operation.link, operation.port, operation.bridge, operation.mtu
+    )
+
+
+def _ensure_patch(kernel: Kernel, operation: p.Patch, undo: Undo) -> None:
+    namespace, link, port = operation.namespace, operation.link, operation.port
+    if not kernel.has_patch(namespace, link, port):
+        undo.callback(kernel.delete_link, port)
+        kernel.create_patch(
+            namespace,
+            link,
+            operation.mac,
+            port,
+            operation.port_mac,
+            operation.altname,
+            operation.mtu,
+        )
+    kernel.attach(namespace, link, port, operation.bridge, operation.mtu)
+
+
+def _link_differs(kernel: Kernel, operation: p.LinkUp) -> list[str]:
+    return kernel.link_differences(operation.namespace, operation.link)
+
+
+def _ensure_link(kernel: Kernel, operation: p.LinkUp, undo: Undo) -> None:
+    kernel.set_up(operation.namespace, operation.link)
+
+
+def _transit_differs(kernel: Kernel, operation: p.TransitBridge) -> list[str]:
+    return kernel.link_differences(None, operation.name)
+
+
+def _ensure_transit(kernel: Kernel, operation: p.TransitBridge, undo: Undo) -> None:
+    if kernel.link(None, operation.name) is None:
+        undo.callback(kernel.delete_link, operation.name)
+        kernel.create_bridge(operation.name, operation.altname, operation.mac)
+    kernel.set_up(None, operation.name)
+
+
+# -- addresses and routes ----------------------------------------------------
+
+
+def _withdrawal_differs(kernel: Kernel, operation: p.Withdrawal) -> list[str]:
+    if operation.address in kernel.addresses(None, operation.bridge):
+        return [f"bridge {operation.bridge} still has {operation.address} in the host"]
+    return []
+
+
+def _ensure_withdrawal(kernel: Kernel, operation: p.Withdrawal, undo: Undo) -> None:
+    undo.callback(kernel.add_address, None, operation.bridge, operation.address)
+    kernel.remove_address(None, operation.bridge, operation.address)
+
+
+def _addresses_differ(kernel: Kernel, operation: p.Addresses) -> list[str]:
+    where = f"{operation.link} in {operation.namespace or 'the host'}"
+    present = kernel.addresses(operation.namespace, operation.link)
+    wanted = set(operation.addresses)
+    return [
+        *(f"{where} lacks the address {address}" for address in sorted(wanted - present)),
+        *(f"{where} has the foreign address {address}" for address in sorted(present - wanted)),
+    ]
+
+
+def _ensure_addresses(kernel: Kernel, operation: p.Addresses, undo: Undo) -> None:
+    kernel.set_addresses(operation.namespace, operation.link, operation.addresses)
+
+
+def _route_differs(kernel: Kernel, operation: p.Route) -> list[str]:
+    if kernel.has_route(
+        operation.namespace, operation.destination, operation.gateway, operation.link
+    ):
+        return []
+    return [f"{operation.describe()} is missing or not the only one"]
+
+
+def _ensure_route(kernel: Kernel, operation: p.Route, undo: Undo) -> None:
+    kernel.set_route(
+        operation.namespace, operation.destination, operation.gateway, operation.link
+    )
+
+
+def _announce(kernel: Kernel, operation: p.Announcement, undo: Undo) -> None:
+    with netns.entered(operation.namespace):
+        arp.announce(operation.link, operation.address, operation.mac)
+
+
+# -- firewall and dnsmasq ----------------------------------------------------
+
+
+def _fingerprint_file(owner: str) -> Path:
+    return names.network_directory(owner) / "firewall"
+
+
+def _fingerprint(operation: p.Firewall) -> str:
+    """The backend, what was wanted of it, and what the kernel shows of it.
+
+    Only the kernel's own listing, taken right after loading, tells later
+    whether somebody altered the rules: no two versions of nft word it alike.
+    """
+    backend = firewall.named(operation.backend)
+    wanted = firewall.fingerprint(backend.render(operation.rules))
+    shown = firewall.fingerprint(backend.listing(operation.namespace))
+    return f"{operation.backend} {wanted} {shown}"
+
+
+def _recorded_fingerprint(owner: str) -> str:
+    try:
+        return _fingerprint_file(owner).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _firewall_differs(kernel: Kernel, operation: p.Firewall) -> list[str]:
+    recorded = _recorded_fingerprint(operation.owner)
+    if recorded and recorded == _fingerprint(operation):
+        return []
+    return [f"firewall of {operation.namespace} is missing or was altered"]
+
+
+def _ensure_firewall(kernel: Kernel, operation: p.Firewall, undo: Undo) -> None:
+    earlier = _recorded_fingerprint(operation.owner).partition(" ")[0]
+    file = _fingerprint_file(operation.owner)
+    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    firewall.named(operation.backend).apply(operation.namespace, operation.rules)
+    if earlier not in ("", operation.backend):
+        # The configured backend has changed; its rules go once the new ones stand.
+        firewall.named(earlier).clear(operation.namespace)
+    file.write_text(_fingerprint(operation))
+
+
+def _dnsmasq_differs(kernel: Kernel, operation: p.Dnsmasq) -> list[str]:
+    return dnsmasq.differences(operation.daemon)
+
+
+def _ensure_dnsmasq(kernel: Kernel, operation: p.Dnsmasq, undo: Undo) -> None:
+    if dnsmasq.running(operation.daemon.uuid, operation.daemon.namespace) is None:
+        undo.callback(dnsmasq.stop, operation.daemon.uuid)
+    dnsmasq.ensure(operation.daemon)
+
+
+def _holds(kernel: Kernel, operation: p.Operation) -> list[str]:
+    return []
+
+
+_HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
+    p.Namespace: (_namespace_differs, _ensure_namespace),
+    p.Sysctl: (_sysctl_differs, _ensure_sysctl),
+    p.Patch: (_patch_differs, _ensure_patch),
+    p.Firewall: (_firewall_differs, _ensure_firewall),
+    p.Withdrawal: (_withdrawal_differs, _ensure_withdrawal),
+    p.Addresses: (_addresses_differ, _ensure_addresses),
+    p.LinkUp: (_link_differs, _ensure_link),
+    p.Route: (_route_differs, _ensure_route),
+    p.Announcement: (_holds, _announce),
+    p.Dnsmasq: (_dnsmasq_differs, _ensure_dnsmasq),
+    p.TransitBridge: (_transit_differs, _ensure_transit),
+}

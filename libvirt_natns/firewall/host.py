@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The few rules that the host's own namespace needs.
+
+* Transit bridges (upstreams of kind "host"): routed and masqueraded, replies in,
+  nothing else.
+* Where bridged frames pass through iptables (bridge-nf-call-iptables, which is
+  never written here): private frames stay out of the host's conntrack, which
+  would take twins with one address for one flow.
+* A way past foreign chains that drop what they do not know, Docker's above all:
+  an accept of ours does not undo another chain's drop, so such a chain gets one
+  jump at its top to a chain of ours.
+
+The last sort accepts what goes into a transit bridge whatever its state,
+because iptables-nft cannot list nft's own way of asking for the state.  Our own
+rules, which every such packet passes too, let in replies alone.
+
+Everything of ours is in the table ``inet natns`` or in chains called NATNS-*,
+and is found again by these names; callers hold a lock, so that one at a time
+compares and changes.
+
+Limits: IPv4 only.  A legacy table that this module was the first to use stays,
+empty, for the kernel cannot drop one.  Foreign chains in nft are seen only
+where the program nft is.  The check that a foreign chain begins with our jump
+holds for the moment: whoever reloads it later drops the jump.  With legacy
+iptables, fragments of twins' packets are put together before ``notrack``, so
+two that bear the same addresses and identification can mix.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol
+
+from libvirt_natns.firewall import host_iptables, host_nftables
+from libvirt_natns.firewall.rules import Rule, checked_interface, single
+
+COMMENT = "libvirt-natns"
+
+
+@dataclass(frozen=True, slots=True)
+class Transit:
+    """A private transit bridge and the subnet of its namespaces' upstream addresses."""
+
+    bridge: str
+    subnet: IPv4Network
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """The private bridge of a network that is up, with its subnets."""
+
+    bridge: str
+    subnets: tuple[IPv4Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A network's upstream address on an existing bridge to the outside."""
+
+    bridge: str
+    address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class HostPolicy:
+    """What the host must let through, for all networks that are up.
+
+    ``bridge_nf`` is whether net.bridge.bridge-nf-call-iptables is 1.
+    """
+
+    transits: tuple[Transit, ...] = ()
+    private: tuple[Private, ...] = ()
+    provider: tuple[Provider, ...] = ()
+    bridge_nf: bool = False
+
+    def __post_init__(self) -> None:
+        attached: tuple[Transit | Private | Provider, ...] = (
+            *self.transits,
+            *self.private,
+            *self.provider,
+        )
+        for end in attached:
+            checked_interface(end.bridge)
+
+
+def rules(policy: HostPolicy) -> tuple[Rule, ...]:
+    """The host's own rules: what is masqueraded, and what goes in and out of a transit."""
+    made = [rule for transit in policy.transits for rule in _transit(transit)]
+    if policy.bridge_nf:
+        made += [
+            Rule(chain="raw", iif=private.bridge, action="notrack") for private in policy.private
+        ]
+    return tuple(made)
+
+
+def _transit(transit: Transit) -> Iterator[Rule]:
+    bridge, subnet = transit.bridge, (transit.subnet,)
+    yield Rule(chain="srcnat", oif=bridge, not_oif=True, sources=subnet, action="masquerade")
+    yield Rule(chain="forward", iif=bridge, sources=subnet, action="accept")
+    yield Rule(chain="forward", iif=bridge, action="drop")
+    yield Rule(chain="forward", oif=bridge, states=("established", "related"), action="accept")
+    yield Rule(chain="forward", oif=bridge, action="drop")
+
+
+def accepts(policy: HostPolicy) -> tuple[Rule, ...]:
+    """What a foreign chain must not drop; one address a rule, as iptables lists them."""
+    found = [rule for transit in policy.transits for rule in _transit_accepts(transit)]
+    if policy.bridge_nf:
+        found += [
+            Rule(chain="forward", iif=bridge, oif=bridge, action="accept", comment=COMMENT)
+            for bridge in dict.fromkeys(private.bridge for private in policy.private)
+        ]
+        found += [rule for provider in policy.provider for rule in _provider_accepts(provider)]
+    return tuple(found)
+
+
+def _transit_accepts(transit: Transit) -> Iterator[Rule]:
+    bridge, subnet = transit.bridge, (transit.subnet,)
+    yield Rule(chain="forward", iif=bridge, sources=subnet, action="accept", comment=COMMENT)
+    yield Rule(chain="forward", oif=bridge, destinations=subnet, action="accept", comment=COMMENT)
+
+
+def _provider_accepts(provider: Provider) -> Iterator[Rule]:
+    bridge, address = provider.bridge, single(provider.address)
+    for sources, destinations in ((address, ()), ((), address)):
+        yield Rule(
+            chain="forward",
+            iif=bridge,
+            oif=bridge,
+            sources=sources,
+            destinations=destinations,
+            action="accept",
+            comment=COMMENT,
+        )
+
+
+def ensure(policy: HostPolicy, backend_name: str) -> None:
+    """Bring the host's rules to ``policy``; where they are, nothing is written.
+
+    Atomic in each framework.  Raises FirewallError.
+    """
+    # Ours first: a foreign chain that lets something in relies on them.
+    for framework in _frameworks(backend_name):
+        framework.ensure(_own(policy, framework, backend_name), accepts(policy))
+
+
+def differences(policy: HostPolicy, backend_name: str) -> tuple[str, ...]:
+    """What ``ensure`` would mend, one line each; () when all is well."""
+    return tuple(
+        line
+        for framework in _frameworks(backend_name)
+        for line in framework.differences(_own(policy, framework, backend_name), accepts(policy))
+    )
+
+
+def remove() -> None:
+    """Take out everything of ours in both frameworks; nothing there is success."""
+    host_nftables.remove()
+    host_iptables.remove()
+
+
+class Framework(Protocol):
+    """One of the kernel's two rule frameworks, as the host's rules need it.
+
+    ``own`` are the host's own rules, empty where the other framework has them;
+    ``accepts`` what foreign chains of this framework must let through.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of the backend that uses it."""
+
+    def ensure(self, own: tuple[Rule, ...], accepts: tuple[Rule, ...], /) -> None:
+        """Bring everything of ours to these rules."""
+
+    def differences(self, own: tuple[Rule, ...], accepts: tuple[Rule, ...], /) -> tuple[str, ...]:
+        """What ``ensure`` would change."""
+
+
+def _frameworks(backend_name: str) -> list[Framework]:
+    both: list[Framework] = [host_nftables, host_iptables]
+    return sorted(both, key=lambda framework: framework.name != backend_name)
+
+
+def _own(policy: HostPolicy, framework: Framework, backend_name: str) -> tuple[Rule, ...]:
+    return rules(policy) if framework.name == backend_name else ()

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The host's rules in legacy iptables: chains of ours, each with one jump.
+
+Used when the backend is iptables, for everything, and when it is nftables, for
+the accepts alone and only where the host has a legacy filter table at all.
+All tables change under the lock that iptables itself takes.
+
+Limits: a legacy filter table that is in use while python-iptables is missing is
+an error, because nobody can tell what it drops.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import iptables
+from libvirt_natns.firewall.iptables import Entry
+from libvirt_natns.firewall.rules import Chain, Rule
+
+PREFIX = "NATNS-"
+
+PLACES: dict[Chain, tuple[str, str]] = {
+    "srcnat": ("nat", "POSTROUTING"),
+    "raw": ("raw", "PREROUTING"),
+    "forward": ("filter", "FORWARD"),
+}
+"""Table and built-in chain, in the order in which tables are committed."""
+
+name = iptables.name
+
+
+def ensure(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> None:
+    """Bring our chains and jumps to these rules; tables that need nothing stay unread.
+
+    Raises FirewallError.
+    """
+    wanted = tables(_wanted(own, accepts))
+    if _concerned(wanted):
+        iptables.call(None, "own", prefix=PREFIX, tables=wanted)
+
+
+def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:
+    """What ``ensure`` would change, one line each."""
+    wanted = tables(_wanted(own, accepts))
+    if _concerned(wanted):
+        return tuple(iptables.call(None, "compare", prefix=PREFIX, tables=wanted).splitlines())
+    return ()
+
+
+def remove() -> None:
+    """Take out our chains and the jumps to them; nothing there is success."""
+    ensure((), ())
+
+
+def _concerned(wanted: list[dict[str, Any]]) -> bool:
+    """Whether there is something to do, or may be something of ours to take out."""
+    if wanted:
+        if not iptables.library_found():
+            raise FirewallError(
+                "the host uses legacy iptables and python-iptables is missing",
+                "install python3-iptables",
+            )
+        return True
+    # Without the library, nothing of ours can have got in.
+    return bool(iptables.in_use(None)) and iptables.library_found()
+
+
+def _wanted(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    # Looking into a table would create it, so one that is not in use is left alone.
+    foreign = own or "filter" in iptables.in_use(None)
+    return (*own, *accepts) if foreign else own
+
+
+def tables(rules: Iterable[Rule]) -> list[dict[str, Any]]:
+    """Tables with our chains and jumps, as ``iptables_child`` takes them."""
+    chains: dict[Chain, list[Entry]] = {}
+    for rule in rules:
+        chains.setdefault(rule.chain, []).extend(iptables.entries(rule))
+    return [
+        {
+            "name": table,
+            "chains": {PREFIX + builtin: [asdict(entry) for entry in chains[chain]]},
+            "jumps": {builtin: asdict(_jump(PREFIX + builtin))},
+        }
+        for chain, (table, builtin) in PLACES.items()
+        if chain in chains
+    ]
+
+
+def _jump(target: str) -> Entry:
+    return Entry(matches=(("comment", {"comment": "libvirt-natns"}),), target=(target, {}))

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What runs inside a namespace on behalf of ``iptables``: the importer of iptc.
+
+Started as a program of its own, because python-iptables keeps every table it
+has opened, with the namespace it was opened in.  Reads one request as JSON,
+does one verb, writes its result to stdout and its error as one line to stderr.
+It uses nothing of the package around it, so that it starts quickly.
+
+python-iptables asks every table that the kernel knows whether a target is a
+chain of it, and asking creates the table.  The subclasses here let a rule ask
+its own table only.
+"""
+
+import ctypes
+import ctypes.util
+import fcntl
+import importlib.util
+import json
+import os
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+LOCK = "/run/xtables.lock"
+"""The lock under which iptables itself changes tables, on Debian and Fedora alike."""
+
+TABLE_NAMES = Path("/proc/thread-self/net/ip_tables_names")
+
+SONAMES = {
+    "c": "libc.so.6",
+    "xtables": "libxtables.so.12",
+    "ip4tc": "libip4tc.so.2",
+    "ip6tc": "libip6tc.so.2",
+}
+"""Where the libraries that python-iptables looks for usually are."""
+
+Search = Callable[[str], str | None]
+Request = dict[str, Any]
+
+# python-iptables carries no types; these say which of its classes is meant.
+Iptc = Any
+Table = Any
+Chain = Any
+Rule = Any
+Module = Any
+
+
+def main(request: Request) -> int:
+    """Do what ``request`` asks for: the exit code of the process."""
+    sys.path += [entry for entry in request["path"] if entry not in sys.path]
+    try:
+        sys.stdout.write(VERBS[request["verb"]](request))
+    except Exception as error:
+        # python-iptables quotes the kernel's reason as bytes.
+        message = " ".join(str(error).replace(": b'", ": '").split()) or type(error).__name__
+        sys.stderr.write(f"{message}\n")
+        return 1
+    return 0
+
+
+def find(_request: Request) -> str:
+    """Say whether python-iptables is there, without loading it."""
+    return "found" if importlib.util.find_spec("iptc") else ""
+
+
+def replace(request: Request) -> str:
+    """Replace whole tables, in the given order, each in one transaction."""
+    for wanted in request["tables"]:
+        table = _table(wanted["name"])
+        table.flush()
+        for chain, policy in wanted["policies"].items():
+            table.set_policy(chain, policy)
+        for chain, entries in wanted["chains"].items():
+            _append(table, chain, entries)
+        table.commit()
+    return ""
+
+
+def clear(_request: Request) -> str:
+    """Empty all tables that exist; the filter last, which stops forwarding meanwhile."""
+    for name in sorted(_existing(), key=lambda name: name == "filter"):
+        table = _table(name)
+        table.flush()
+        for chain in table.chains:
+            if chain.is_builtin():
+                chain.set_policy("ACCEPT")
+        table.commit()
+    return ""
+
+
+def listing(_request: Request) -> str:
+    """All tables that exist and hold something."""
+    return "".join(_dump(_table(name)) for name in sorted(_existing()))
+
+
+def own(request: Request) -> str:
+    """Bring our chains and the jumps to them to what is wanted, a transaction a table."""
+    with _locked():
+        for wanted in _concerned(request):
+            table = _table(wanted["name"])
+            if any(_differences(table, wanted, request["prefix"])):
+                _rebuild(table, wanted, request["prefix"])
+                table.commit()
+    return ""
+
+
+def compare(request: Request) -> str:
+    """What ``own`` would change, one line each."""
+    existing = _existing()
+    lines: list[str] = []
+    for wanted in _concerned(request):
+        if wanted["name"] in existing:
+            lines += _differences(_table(wanted["name"]), wanted, request["prefix"])
+        else:
+            lines.append(f"iptables: table {wanted['name']} is missing")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _concerned(request: Request) -> list[Request]:
+    """The wanted tables, then those that exist and may hold something left over."""
+    wanted = [table["name"] for table in request["tables"]]
+    rest = [name for name in sorted(_existing()) if name not in wanted]
+    return [*request["tables"], *({"name": name, "chains": {}, "jumps": {}} for name in rest)]
+
+
+def _ours(table: Table, prefix: str) -> list[str]:
+    return [chain.name for chain in table.chains if chain.name.startswith(prefix)]
+
+
+def _rebuild(table: Table, wanted: Request, prefix: str) -> None:
+    found = _ours(table, prefix)
+    for name in found:
+        _unjump(table, name)
+        table.flush_entries(name)
+    for name in set(found) - set(wanted["chains"]):
+        table.delete_chain(name)
+    for name, entries in wanted["chains"].items():
+        if name not in found:
+            table.create_chain(name)
+        _append(table, name, entries)
+    for builtin, jump in wanted["jumps"].items():
+        chain = _chain(table, builtin)
+        chain.insert_rule(_rule(jump, chain))
+
+
+def _differences(table: Table, wanted: Request, prefix: str) -> Iterator[str]:
+    found = _ours(table, prefix)
+    for name in found:
+        if name not in wanted["chains"]:
+            yield f"iptables: chain {name} in table {table.name} is left over"
+    for name, entries in wanted["chains"].items():
+        place = f"iptables: chain {name} in table {table.name}"
+        if name not in found:
+            yield f"{place} is missing"
+        elif not _holds(_chain(table, name), entries):
+            yield f"{place} was altered"
+    for builtin, jump in wanted["jumps"].items():
+        own = jump["target"][0].encode()
+        targets = [table.get_target(entry) for entry in _raw(table, builtin)]
+        if targets[:1] != [own] or targets.count(own) != 1:
+            yield f"iptables: {builtin} in table {table.name} does not begin with our jump"
+
+
+def _holds(chain: Chain, entries: list[Request]) -> bool:
+    # Both sides in the words of the same library.
+    held = [_text(_rule_class()(entry, chain)) for entry in _raw(chain.table, chain.name)]
+    return held == [_text(_rule(entry, chain)) for entry in entries]
+
+
+VERBS = {
+    "find": find,
+    "replace": replace,
+    "clear": clear,
+    "list": listing,
+    "own": own,
+    "compare": compare,
+}
+
+
+def _existing() -> list[str]:
+    return TABLE_NAMES.read_text().split() if TABLE_NAMES.exists() else []
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    # libiptc reads a table, changes it and writes it back: two that do so at once
+    # lose one change, or fail.
+    with Path(os.environ.get("XTABLES_LOCKFILE", LOCK)).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _iptc() -> Iptc:
+    if "iptc" not in sys.modules:
+        # Gone in Python 3.12, slow to load before, and asked for one path only.
+        stub = types.ModuleType("distutils.sysconfig")
+        stub.get_python_lib = lambda: sysconfig.get_path("purelib")  # type: ignore[attr-defined]
+        sys.modules |= {"distutils": types.ModuleType("distutils"), stub.__name__: stub}
+        ctypes.util.find_library = _find_library
+        for directory in filter(Path.is_dir, _extensions()):
+            os.environ.setdefault("XTABLES_LIBDIR", os.fspath(directory))
+    import iptc
+
+    return iptc
+
+
+def _extensions() -> Iterator[Path]:
+    """Where iptables' extensions usually are; else python-iptables scans all libraries."""
+    yield Path("/usr/lib") / str(sysconfig.get_config_var("MULTIARCH")) / "xtables"
+    yield Path("/usr/lib64/xtables")
+    yield Path("/usr/lib/xtables")
+
+
+def _find_library(name: str, otherwise: Search = ctypes.util.find_library) -> str | None:
+    """The file name of a shared library, without the compiler runs that Python resorts to."""
+    with suppress(OSError):
+        if name in SONAMES:
+            ctypes.CDLL(SONAMES[name])
+            return SONAMES[name]
+    # python-iptables' own, which lies beside it: it looks there next.
+    return None if "xtwrapper" in name else otherwise(name)
+
+
+def _rule_class() -> type[Rule]:
+    class OwnTableRule(_iptc().Rule):  # type: ignore[misc]
+        @property
+        def tables(self) -> list[Table]:
+            return [self.chain.table]
+
+    return OwnTableRule
+
+
+def _table(name: str) -> Table:
+    # Otherwise each step would be a transaction of its own.
+    return _iptc().Table(name, autocommit=False)
+
+
+def _chain(table: Table, name: str) -> Chain:
+    return _iptc().Chain(table, name)
+
+
+def _append(table: Table, name: str, entries: list[Request]) -> None:
+    chain = _chain(table, name)
+    for entry in entries:
+        chain.append_rule(_rule(entry, chain))
+
+
+def _rule(entry: Request, chain: Chain) -> Rule:
+    rule = _rule_class()(chain=chain)
+    fields = {
+        "src": entry["source"],
+        "dst": entry["destination"],
+        "in_interface": entry["iif"],
+        "out_interface": entry["oif"],
+        "protocol": entry["protocol"],
+    }
+    for field, value in fields.items():
+        if value:
+            setattr(rule, field, value)
+    for module, parameters in entry["matches"]:
+        _set(rule.create_match(module), parameters)
+    name, parameters = entry["target"]
+    _set(rule.create_target(name), parameters)
+    return rule
+
+
+def _set(module: Module, parameters: dict[str, str | list[str]]) -> None:
+    for key, value in parameters.items():
+        module.set_parameter(key, value)
+
+
+def _raw(table: Table, chain: str) -> Iterator[Any]:
+    entry = table.first_rule(chain)
+    while entry:
+        yield entry
+        entry = table.next_rule(entry)
+
+
+def _unjump(table: Table, target: str) -> None:
+    """Delete every jump to ``target``, leaving all others exactly as they are."""
+    for chain in table.chains:
+        entries = list(_raw(table, chain.name))
+        for index in range(len(entries) - 1, -1, -1):
+            if table.get_target(entries[index]) == target.encode():
+                _delete(table, chain.name, index)
+
+
+def _delete(table: Table, chain: str, index: int) -> None:
+    # By number: python-iptables deletes by likeness only, and a rule that was
+    # taken apart and put together again may be like another one.
+    if not table._iptc.iptc_delete_num_entry(chain.encode(), index, table._handle):
+        raise OSError(f"cannot delete rule {index + 1} of {chain}: {table.strerror()}")
+
+
+def _dump(table: Table) -> str:
+    chains = table.chains
+    lines = []
+    for chain in chains:
+        policy = chain.get_policy().name if chain.is_builtin() else "-"
+        rules = [_text(_rule_class()(rule, chain)) for rule in _raw(table, chain.name)]
+        if rules or policy != "ACCEPT":
+            lines += [f":{chain.name} {policy}", *(f"-A {chain.name} {rule}" for rule in rules)]
+    return "".join(f"{line}\n" for line in [f"*{table.name}", *lines] if lines)
+
+
+def _text(rule: Rule) -> str:
+    options = {
+        "-s": rule.src.removesuffix("0.0.0.0/0.0.0.0"),
+        "-d": rule.dst.removesuffix("0.0.0.0/0.0.0.0"),
+        "-i": rule.in_interface or "",
+        "-o": rule.out_interface or "",
+        "-p": "" if rule.protocol == "ip" else rule.protocol,
+    }
+    parts = [f"{option} {value}" for option, value in options.items() if value]
+    parts += [_module_text("-m", match) for match in rule.matches]
+    return " ".join([*parts, _module_text("-j", rule.target)])
+
+
+def _module_text(option: str, module: Module) -> str:
+    parameters = module.get_all_parameters().items()
+    texts = [f"--{key} {' '.join(value)}".rstrip() for key, value in parameters]
+    return " ".join([option, module.name, *texts])
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.load(sys.stdin)))

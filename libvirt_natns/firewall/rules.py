@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a firewall must do, as data that knows no backend.
+
+``ruleset`` turns the policy of one namespace into rules; ``nftables`` and
+``iptables`` render these same rules, so the two cannot come to differ in what
+they let through.  Everything here is pure.
+
+The namespace behaves as a strong host: what arrives over the upstream counts
+only if it is addressed to the upstream address, and what leaves over it bears
+that address, whatever a guest sent and whatever conntrack has forgotten.
+
+Limits: IPv4 only.  Nothing in the namespace speaks IPv6 yet, so a rule without
+an address says nothing about the family.  Expected connections of conntrack
+helpers (active FTP and the like) are followed only where an administrator
+assigned the helper.
+"""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+from libvirt_natns.errors import FirewallError
+from libvirt_natns.names import IFNAMSIZ
+
+Chain = Literal["raw", "input", "clamp", "forward", "srcnat", "guard"]
+"""Where a packet meets a rule, in the order in which a forwarded one does:
+
+raw      on arrival, before conntrack and NAT see it
+input    addressed to the machine or namespace itself; what no rule accepts is dropped
+clamp    forwarded, ahead of the verdicts: where the MSS of TCP is adjusted
+forward  forwarded; in a namespace, what no rule accepts is dropped
+srcnat   leaving, first packet of a flow: which source address it gets
+guard    leaving, after NAT: the source is the one that the wire will see
+"""
+
+Action = Literal["accept", "drop", "reject", "masquerade", "clamp-mss", "notrack"]
+Transport = Literal["tcp", "udp", "sctp", "icmp"]
+State = Literal["new", "established", "related", "invalid"]
+
+INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.:@=+,-]*")
+COMMENT = re.compile(r"[A-Za-z0-9 .,:;()/'-]{0,80}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule; a field left empty matches everything.
+
+    ``not_oif``, ``not_sources`` and ``not_destinations`` turn their match
+    round.  ``ports`` are destination ports, ``syn`` matches the first segment
+    of each direction of a TCP connection.  A reject answers TCP with a reset,
+    UDP with "port unreachable", and where no protocol is named with
+    "administratively prohibited".
+
+    Raises FirewallError for a name or comment that a backend's syntax could
+    read as something else, and for combinations that no backend can express.
+    """
+
+    chain: Chain
+    action: Action
+    comment: str = ""
+    iif: str = ""
+    oif: str = ""
+    not_oif: bool = False
+    sources: tuple[IPv4Network, ...] = ()
+    not_sources: bool = False
+    destinations: tuple[IPv4Network, ...] = ()
+    not_destinations: bool = False
+    protocol: Transport | None = None
+    ports: tuple[int, ...] = ()
+    icmp: Literal["", "echo-request"] = ""
+    states: tuple[State, ...] = ()
+    syn: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (self.iif, self.oif):
+            if name:
+                checked_interface(name)
+        if not COMMENT.fullmatch(self.comment):
+            raise FirewallError(f"{self.comment!r} cannot be the comment of a firewall rule")
+        if self.ports and self.protocol not in ("tcp", "udp", "sctp"):
+            raise FirewallError("a firewall rule with ports needs tcp, udp or sctp")
+        if self.chain == "guard" and not (self.oif and self.sources and self.not_sources):
+            raise FirewallError("a guard names an interface and the sources it lets out")
+
+
+def checked_interface(name: str) -> str:
+    """``name``, if every backend takes it for exactly one interface.
+
+    The kernel allows nearly any character; a trailing + would be a wildcard to
+    iptables, and quotes, spaces or an asterisk mean something to nft.
+    Raises FirewallError.
+    """
+    if INTERFACE.fullmatch(name) and len(name) <= IFNAMSIZ and not name.endswith("+"):
+        return name
+    raise FirewallError(f"{name!r} cannot be the interface of a firewall rule", "rename it")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the firewall of one namespace must do.
+
+    ``inner`` is its interface on the private bridge, ``upstream`` the one to the
+    outside.  ``subnets`` are all private subnets, routed ones included,
+    ``gateways`` the namespace's own addresses on ``inner``, and ``address`` the
+    one that it has on ``upstream``.
+    """
+
+    inner: str
+    upstream: str
+    subnets: tuple[IPv4Network, ...]
+    gateways: tuple[IPv4Address, ...]
+    address: IPv4Address
+
+    def __post_init__(self) -> None:
+        # An empty match would not be "nobody", but "everybody".
+        if not (self.inner and self.upstream and self.subnets and self.gateways):
+            raise FirewallError("a namespace without interfaces or subnets has no firewall policy")
+
+
+def ruleset(policy: Policy) -> tuple[Rule, ...]:
+    """All rules of one namespace, in an order that keeps each chain's own."""
+    return (*_edge(policy), *_forward(policy), *_input(policy))
+
+
+def single(address: IPv4Address) -> tuple[IPv4Network, ...]:
+    """One address as the networks of a rule."""
+    return (IPv4Network(address),)
+
+
+def _edge(policy: Policy) -> tuple[Rule, ...]:
+    """What crosses the upstream bears the upstream address, in both directions."""
+    own = single(policy.address)
+    return (
+        # Ahead of conntrack and routing, or a neighbour with a route to the private
+        # subnet would still be sent redirects and "time exceeded", and could
+        # fill the conntrack table.
+        Rule(
+            chain="raw",
+            iif=policy.upstream,
+            destinations=own,
+            not_destinations=True,
+            action="drop",
+            comment="not addressed to the upstream address",
+        ),
+        Rule(chain="clamp", protocol="tcp", syn=True, action="clamp-mss"),
+        Rule(chain="srcnat", oif=policy.upstream, action="masquerade"),
+        # NAT leaves alone what conntrack calls invalid, and flows that began
+        # before its rules were there.
+        Rule(
+            chain="guard",
+            oif=policy.upstream,
+            sources=own,
+            not_sources=True,
+            action="drop",
+            comment="not translated",
+        ),
+    )
+
+
+def _forward(policy: Policy) -> tuple[Rule, ...]:
+    subnets = policy.subnets
+    return (
+        # Between two subnets of one bridge, as libvirt allows.  Ahead of the states:
+        # replies may take another way, and conntrack calls what it sees of
+        # such a flow invalid.
+        Rule(
+            chain="forward",
+            iif=policy.inner,
+            oif=policy.inner,
+            sources=subnets,
+            destinations=subnets,
+            action="accept",
+            comment="between private subnets",
+        ),
+        # A forged packet of a known flow would be established.
+        Rule(
+            chain="forward",
+            iif=policy.upstream,
+            oif=policy.upstream,
+            action="drop",
+            comment="no transit for neighbours",
+        ),
+        Rule(chain="forward", states=("established", "related"), action="accept"),
+        Rule(chain="forward", states=("invalid",), action="drop"),
+        Rule(
+            chain="forward",
+            iif=policy.inner,
+            oif=policy.upstream,
+            sources=subnets,
+            states=("new",),
+            action="accept",
+        ),
+        # Told at once, where the sender is real.  Forged sources fall through to
+        # the policy: an answer would hit whoever owns the address.
+        Rule(chain="forward", iif=policy.inner, sources=subnets, action="reject"),
+    )
+
+
+def _input(policy: Policy) -> tuple[Rule, ...]:
+    inner, subnets = policy.inner, policy.subnets
+    gateways = tuple(IPv4Network(gateway) for gateway in policy.gateways)
+
+    def service(protocol: Literal["tcp", "udp"], *ports: int) -> Rule:
+        return Rule(
+            chain="input",
+            iif=inner,
+            sources=subnets,
+            destinations=gateways,
+            protocol=protocol,
+            ports=ports,
+            action="accept",
+        )
+
+    def refused(protocol: Literal["tcp", "udp"]) -> Rule:
+        return Rule(chain="input", iif=inner, sources=subnets, protocol=protocol, action="reject")
+
+    def ping(interface: str, targets: tuple[IPv4Network, ...]) -> Rule:
+        return Rule(
+            chain="input",
+            iif=interface,
+            destinations=targets,
+            protocol="icmp",
+            icmp="echo-request",
+            action="accept",
+        )
+
+    return (
+        Rule(chain="input", iif="lo", action="accept"),
+        Rule(chain="input", states=("established", "related"), action="accept"),
+        # A client without an address asks from 0.0.0.0, by broadcast.
+        Rule(
+            chain="input",
+            iif=inner,
+            protocol="udp",
+            ports=(67,),
+            action="accept",
+            comment="DHCP",
+        ),
+        Rule(chain="input", states=("invalid",), action="drop"),
+        # DNS and TFTP.
+        service("udp", 53, 69),
+        service("tcp", 53),
+        ping(inner, gateways),
+        refused("tcp"),
+        refused("udp"),
+        ping(policy.upstream, single(policy.address)),
+    )

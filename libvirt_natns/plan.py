@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What must exist for a network, as data: decided here, made elsewhere.
+
+``make`` turns a network, its upstream and its lease into a list of operations
+in the order in which they are carried out.  The same list serves everything:
+``up`` makes it so, ``check`` compares it with the kernel, ``sync`` repairs what
+differs, ``describe`` is what ``virt-natns plan`` prints.  Nothing here looks at
+the machine.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from libvirt_natns import names
+from libvirt_natns.dnsmasq import Daemon
+from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+from libvirt_natns.model import Network, Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A network namespace; ``owner`` is the uuid of the network it belongs to."""
+
+    name: str
+    owner: str
+
+    def describe(self) -> str:
+        return f"namespace {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A value below /proc/sys/net; ``namespace`` None is the host's own."""
+
+    namespace: str | None
+    key: str
+    value: str
+
+    def describe(self) -> str:
+        return f"sysctl {self.key} = {self.value} in {self.namespace or 'the host'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A veth pair: ``port`` on a bridge of the host, ``link`` in the namespace.
+
+    ``mtu`` is the bridge's, in octets.
+    """
+
+    namespace: str
+    link: str
+    mac: str
+    port: str
+    port_mac: str
+    altname: str
+    bridge: str
+    mtu: int
+
+    def describe(self) -> str:
+        return (
+            f"patch {self.port} ({self.altname}) on bridge {self.bridge}"
+            f" to {self.link} in {self.namespace}, MTU {self.mtu}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Firewall:
+    """The whole rule set of a namespace."""
+
+    namespace: str
+    owner: str
+    backend: str
+    rules: tuple[Rule, ...]
+
+    def describe(self) -> str:
+        return f"firewall of {self.namespace}: {len(self.rules)} rules, {self.backend}"
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """An address that libvirt set on its bridge and that moves into the namespace."""
+
+    bridge: str
+    address: IPv4Interface
+
+    def describe(self) -> str:
+        return f"no address {self.address} on {self.bridge} in the host"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """All IPv4 addresses of a link; any other is removed."""
+
+    namespace: str | None
+    link: str
+    addresses: tuple[IPv4Interface, ...]
+
+    def describe(self) -> str:
+        listed = ", ".join(map(str, self.addresses))
+        return f"address {listed} on {self.link} in {self.namespace or 'the host'}"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """A link of a namespace that is up."""
+
+    namespace: str
+    link: str
+
+    def describe(self) -> str:
+        return f"link {self.link} up in {self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of a namespace through a gateway."""
+
+    namespace: str
+    destination: IPv4Network
+    gateway: IPv4Address
+    link: str
+
+    def describe(self) -> str:
+        default = self.destination.prefixlen == 0
+        destination = "default" if default else str(self.destination)
+        return f"route {destination} via {self.gateway} on {self.link} in {self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Gratuitous ARP for a link's address, each time it is set up."""
+
+    namespace: str
+    link: str
+    address: IPv4Address
+    mac: str
+
+    def describe(self) -> str:
+        return f"announce {self.address} to the neighbours on {self.link}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dnsmasq:
+    """The dnsmasq of a namespace."""
+
+    daemon: Daemon
+
+    def describe(self) -> str:
+        return f"dnsmasq in {self.daemon.namespace} on {self.daemon.bridge}"
+
+
+@dataclass(frozen=True, slots=True)
+class TransitBridge:
+    """The host's private bridge to which namespaces of an upstream "host" attach."""
+
+    name: str
+    altname: str
+    mac: str
+
+    def describe(self) -> str:
+        return f"transit bridge {self.name} ({self.altname})"
+
+
+Operation = (
+    Namespace
+    | Sysctl
+    | Patch
+    | Firewall
+    | Withdrawal
+    | Addresses
+    | LinkUp
+    | Route
+    | Announcement
+    | Dnsmasq
+    | TransitBridge
+)
+Plan = tuple[Operation, ...]
+
+DEFAULT_ROUTE = IPv4Network("0.0.0.0/0")
+
+# A namespace starts with a copy of the host's settings, so none is left to
+# chance.  ip_forward comes first: writing it resets the others.
+SYSCTLS = (
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv4/conf/all/rp_filter", "1"),
+    ("net/ipv4/conf/default/rp_filter", "1"),
+    # The gateway's address must not be answered for on the upstream's side.
+    ("net/ipv4/conf/all/arp_ignore", "1"),
+    ("net/ipv4/conf/all/arp_announce", "2"),
+    # A router that serves one bridge never knows a better one for its guests,
+    # and believes no neighbour who says so.
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/default/accept_redirects", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+    ("net/ipv4/conf/all/accept_source_route", "0"),
+    ("net/ipv4/conf/default/accept_source_route", "0"),
+    # IPv6 stays as libvirt has it for an isolated network: inside the bridge.
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What ``make`` must know of the machine: both bridges' MTU in octets, the
+    firewall's backend, and dnsmasq's configuration (None where there is none)."""
+
+    private_mtu: int
+    upstream_mtu: int
+    backend: str
+    dnsmasq: Daemon | None
+
+
+def path_mtu(private: int, upstream: int) -> int | None:
+    """The MTU that guests must be told: the upstream's, where it is the smaller."""
+    return upstream if upstream < private else None
+
+
+def make(
+    network: Network, upstream: Upstream, address: IPv4Address, around: Surroundings
+) -> Plan:
+    """All that a network needs, in order.
+
+    ``upstream`` is complete here: its bridge and subnet are known, also for the
+    kind "host".  The firewall is loaded before any link of the namespace is up,
+    so not one packet passes unfiltered.
+    """
+    namespace = names.namespace(network.name)
+    inner = network.bridge or ""
+    return (
+        Namespace(namespace, network.uuid),
+        *(Sysctl(namespace, key, value) for key, value in SYSCTLS),
+        _private_patch(network, namespace, around.private_mtu),
+        _upstream_patch(network, upstream, namespace, around.upstream_mtu),
+        Firewall(namespace, network.uuid, around.backend, ruleset(policy(network, address))),
+        *(Withdrawal(inner, subnet.interface) for subnet in network.subnets if network.taken_over),
+        Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
+        Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address),)),
+        *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
+        *_routes(network, upstream, namespace),
+        Announcement(
+            namespace, names.UPSTREAM_LINK, address, names.mac(network.uuid, "upstream")
+        ),
+        *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
+    )
+
+
+def policy(network: Network, address: IPv4Address) -> Policy:
+    """What the firewall of a network's namespace must do."""
+    routed = tuple(route.destination for route in network.routes)
+    return Policy(
+        inner=network.bridge or "",
+        upstream=names.UPSTREAM_LINK,
+        subnets=(*(subnet.network for subnet in network.subnets), *routed),
+        gateways=tuple(subnet.gateway for subnet in network.subnets),
+        address=address,
+    )
+
+
+def _on(upstream: Upstream, address: IPv4Address) -> IPv4Interface:
+    assert upstream.subnet is not None
+    return IPv4Interface((address, upstream.subnet.prefixlen))
+
+
+def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
+    return Patch(
+        namespace=namespace,
+        # libvirt's lease helper files leases under the name of the interface
+        # that dnsmasq serves, and virsh looks for them under the bridge's.
+        link=network.bridge or "",
+        mac=names.mac(network.uuid, "inner"),
+        port=names.private_patch(network.uuid),
+        port_mac=names.mac(network.uuid, "private-port"),
+        altname=names.altname("private", network.name),
+        bridge=network.bridge or "",
+        mtu=mtu,
+    )
+
+
+def _upstream_patch(network: Network, upstream: Upstream, namespace: str, mtu: int) -> Patch:
+    return Patch(
+        namespace=namespace,
+        link=names.UPSTREAM_LINK,
+        mac=names.mac(network.uuid, "upstream"),
+        port=names.upstream_patch(network.uuid),
+        port_mac=names.mac(network.uuid, "upstream-port"),
+        altname=names.altname("upstream", network.name),
+        bridge=upstream.bridge or "",
+        mtu=mtu,
+    )
+
+
+def _routes(network: Network, upstream: Upstream, namespace: str) -> Iterable[Route]:
+    for route in network.routes:
+        yield Route(namespace, route.destination, route.gateway, network.bridge or "")
+    if upstream.gateway is not None:
+        yield Route(namespace, DEFAULT_ROUTE, upstream.gateway, names.UPSTREAM_LINK)
+
+
+def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
+    """What the host itself needs for a completed upstream of kind "host".
+
+    ``forwarding`` names the interfaces that must forward besides the bridge:
+    those that the host's own routes to the outside use.
+    """
+    assert upstream.bridge and upstream.subnet and upstream.gateway
+    gateway = IPv4Interface((upstream.gateway, upstream.subnet.prefixlen))
+    keys = [f"net/ipv4/conf/{link}/forwarding" for link in (upstream.bridge, *forwarding)]
+    return (
+        TransitBridge(
+            upstream.bridge,
+            f"natns-transit-{upstream.name}",
+            names.mac(upstream.name, "transit"),
+        ),
+        Addresses(None, upstream.bridge, (gateway,)),
+        *(Sysctl(None, key, "1") for key in keys),
+    )
+
+
+def describe(plan: Iterable[Operation]) -> str:
+    """The plan in words, an operation a line."""
+    return "".join(f"{operation.describe()}\n" for operation in plan)

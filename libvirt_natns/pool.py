@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Leasing upstream addresses: sticky, unique, and asked for before they are used.
+
+A network keeps its address for good.  Only when a pool has nothing else left
+is the address of a network that does not run given away, the longest unused
+first: else a host that starts a new transient network for each job would run
+out after a day.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from ipaddress import IPv4Address
+from itertools import islice
+
+from libvirt_natns.errors import LeaseError
+from libvirt_natns.model import Network, Upstream
+from libvirt_natns.selection import check_wanted, reserved_addresses
+from libvirt_natns.store import Store
+
+BATCH = 16
+"""How many addresses are probed for at once, after the first was taken."""
+
+Probe = Callable[[Collection[IPv4Address]], set[IPv4Address]]
+"""Tells which of some addresses answer on the upstream's segment."""
+
+
+def reserve(
+    store: Store,
+    network: Network,
+    upstream: Upstream,
+    probe: Probe,
+    excluded: Collection[IPv4Address] = (),
+) -> IPv4Address:
+    """The address of a network: wanted, kept from last time, or new from the pool.
+
+    ``excluded`` are further addresses in use, the host's own among them.
+    Raises LeaseError where the wanted one cannot be had or the pool is used up.
+    """
+    wanted = network.nat.address if network.nat else None
+    if wanted is not None:
+        return _reserve_wanted(store, network, upstream, probe, excluded, wanted)
+    kept = store.lease(upstream.name, network.uuid)
+    if kept is not None and _usable(upstream, kept, excluded) and not probe([kept]):
+        if store.reserve(upstream.name, network.uuid, kept):
+            return kept
+    return _reserve_new(store, network, upstream, probe, excluded)
+
+
+def _reserve_wanted(
+    store: Store,
+    network: Network,
+    upstream: Upstream,
+    probe: Probe,
+    excluded: Collection[IPv4Address],
+    wanted: IPv4Address,
+) -> IPv4Address:
+    check_wanted(network, upstream, wanted)
+    asked = f"network {network.name}: the wanted address {wanted} of upstream {upstream.name}"
+    if wanted in excluded:
+        raise LeaseError(f"{asked} is the host's own", "choose another")
+    holder = store.holder(upstream.name, wanted)
+    if holder is not None and holder.uuid != network.uuid:
+        raise LeaseError(
+            f"{asked} is leased to network {holder.name}",
+            "choose another, or stop that network",
+        )
+    if probe([wanted]):
+        raise LeaseError(f"{asked} is in use by another machine", "choose another, or free it")
+    if not store.reserve(upstream.name, network.uuid, wanted):
+        raise LeaseError(f"{asked} was leased to another network meanwhile", "choose another")
+    return wanted
+
+
+def _usable(
+    upstream: Upstream, address: IPv4Address, excluded: Collection[IPv4Address]
+) -> bool:
+    return (
+        any(address in span for span in upstream.ranges)
+        and address not in reserved_addresses(upstream)
+        and address not in excluded
+    )
+
+
+def _reserve_new(
+    store: Store,
+    network: Network,
+    upstream: Upstream,
+    probe: Probe,
+    excluded: Collection[IPv4Address],
+) -> IPv4Address:
+    occupied: set[IPv4Address] = set()
+    count = 1
+    while True:
+        free = _candidates(store, network, upstream, {*excluded, *occupied})
+        batch = list(islice(free, count))
+        if not batch:
+            raise _exhausted(network, upstream, occupied)
+        answered = probe(batch)
+        occupied |= answered
+        for address in batch:
+            if address not in answered and _take(store, network, upstream, address):
+                return address
+        count = BATCH
+
+
+def next_address(
+    store: Store, network: Network, upstream: Upstream, excluded: Collection[IPv4Address]
+) -> IPv4Address:
+    """The address that ``reserve`` would try first; leases nothing.
+
+    Raises LeaseError.
+    """
+    if network.nat and network.nat.address:
+        check_wanted(network, upstream, network.nat.address)
+        return network.nat.address
+    for address in _candidates(store, network, upstream, excluded):
+        return address
+    raise _exhausted(network, upstream, ())
+
+
+def _take(store: Store, network: Network, upstream: Upstream, address: IPv4Address) -> bool:
+    """Lease an address, unless another network that starts now was faster."""
+    with store.transaction():
+        holder = store.leases(upstream.name).get(address)
+        if holder is not None and address not in store.reclaimable(upstream.name):
+            return False
+        return store.reserve(upstream.name, network.uuid, address)
+
+
+def _candidates(
+    store: Store, network: Network, upstream: Upstream, excluded: Collection[IPv4Address]
+) -> Iterator[IPv4Address]:
+    """Addresses never leased, in the pool's order; then those of networks at rest."""
+    leased = store.leases(upstream.name)
+    for span in upstream.ranges:
+        for number in range(int(span.first), int(span.last) + 1):
+            address = IPv4Address(number)
+            if address not in leased and _usable(upstream, address, excluded):
+                yield address
+    for address in store.reclaimable(upstream.name):
+        if _usable(upstream, address, excluded):
+            yield address
+
+
+def _exhausted(
+    network: Network, upstream: Upstream, occupied: Collection[IPv4Address]
+) -> LeaseError:
+    others = f", {len(occupied)} of them by other machines" if occupied else ""
+    return LeaseError(
+        f"network {network.name}: no address of upstream {upstream.name} is free,"
+        f" all are in use{others}",
+        f"enlarge its pool ({', '.join(map(str, upstream.ranges))}) or stop a network",
+    )

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the XML and the configuration have in common: forms of values, and how
+messages show them."""
+
+import re
+import reprlib
+from collections.abc import Iterable
+
+from libvirt_natns.names import IFNAMSIZ
+
+# Narrower than the kernel's own rule: these names end up in rule sets and in
+# dnsmasq's configuration.
+INTERFACE = re.compile(rf"(?!\.{{1,2}}$)[A-Za-z0-9_.+@=~][A-Za-z0-9_.+@=~-]{{0,{IFNAMSIZ - 1}}}")
+INTERFACE_EXPECTED = f"an interface name: up to {IFNAMSIZ} of A-Z a-z 0-9 and _.+@=~-"
+
+_shown = reprlib.Repr()
+_shown.maxstring = 80
+
+
+def shown(value: object) -> str:
+    """``value`` for a message: quoted, without control characters, not too long."""
+    return _shown.repr(value)
+
+
+def alternatives(words: Iterable[str]) -> str:
+    """The words as "a, b or c", each once; there is at least one."""
+    *others, last = dict.fromkeys(words)
+    return f"{', '.join(others)} or {last}" if others else last

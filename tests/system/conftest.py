@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Fixtures of the system tests: a real libvirtd in the sandbox, and no leftovers.
+
+Run by tests/run, or by hand:
+    contrib/sandbox /usr/bin/python3 -m pytest tests/system -k WHAT
+"""
+
+import os
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.append(os.fspath(CHECKOUT))
+
+import lab  # noqa: E402 - needs the checkout on the path
+
+SETTLING = 5.0
+"""Seconds for what the kernel does later: it removes namespaces in its own time."""
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to run on the machine itself."""
+    try:
+        lab.require_sandbox()
+    except lab.LabError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libvirtd() -> Iterator[lab.Libvirtd]:
+    """The sandbox's libvirtd, started once."""
+    daemon = lab.Libvirtd()
+    daemon.start()
+    daemon.prime()
+    yield daemon
+    lab.clear()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(libvirtd: lab.Libvirtd) -> Iterator[None]:
+    """Destroy what the test defined, then compare the host with what it was."""
+    kept = lab.objects()
+    before = lab.snapshot()
+    yield
+    libvirtd.start()  # a test may have stopped it
+    lab.clear(kept)
+    try:
+        lab.wait_for(lambda: lab.snapshot() == before, timeout=SETTLING, interval=0.1)
+    except lab.LabError:
+        after = lab.snapshot()
+        if after != before:
+            pytest.fail(f"left behind:\n{before.diff(after)}", pytrace=False)
+
+
+@pytest.fixture
+def provider(nothing_left: None) -> Iterator[lab.Provider]:
+    """The provider network on br0, with the host's address 192.168.0.2."""
+    with lab.Provider() as world:
+        yield world
+
+
+@pytest.fixture(params=["nftables", "iptables"])
+def backend(request: pytest.FixtureRequest, provider: lab.Provider) -> Iterator[str]:
+    """Run the test once a firewall backend, on the provider's bridge as upstream.
+
+    Writes ``provider.config(firewall=...)``; a test that needs another one writes
+    it itself, with this fixture's value as its ``firewall``.
+    """
+    name = str(request.param)
+    lab.write_config(provider.config(firewall=name))
+    yield name
+    lab.remove_config()
+
+
+@pytest.fixture(scope="session")
+def installed(libvirtd: lab.Libvirtd) -> Iterator[None]:
+    """libvirt-natns' hooks, installed from the checkout for the whole session."""
+    lab.install_natns()
+    yield
+    lab.clear()
+    lab.uninstall_natns()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, None, None]:
+    """Add the end of libvirtd's log to the report of a failed test."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.failed:
+        report.sections.append(("libvirtd.log", lab.Libvirtd().log()[-4000:]))

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Everything that a network could leave behind in the host, as a comparable value.
+
+What changes by itself is left out: interface indexes, timers, counters, process
+ids, learned neighbours and, on purpose, natns' state database.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab_base import run
+
+DIRECTORIES = (
+    Path("/run/libvirt-natns"),
+    Path("/run/netns"),
+    Path("/var/lib/libvirt-natns"),
+)
+DATABASE = re.compile(r"\.(db|sqlite3?)(-\w+)?$")
+VOLATILE = re.compile(r" (expires \S+|valid_lft \S+|preferred_lft \S+|linkdown|dead)")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The host's state: sections of sorted lines.  Compare with ``==``."""
+
+    sections: dict[str, tuple[str, ...]]
+
+    def __getitem__(self, section: str) -> tuple[str, ...]:
+        return self.sections[section]
+
+    def diff(self, later: "Snapshot") -> str:
+        """What a later snapshot has more (+) or less (-), section by section."""
+        lines: list[str] = []
+        for section, before in self.sections.items():
+            after = later.sections[section]
+            if before != after:
+                lines.append(f"{section}:")
+                lines += _changes(before, after)
+        return "\n".join(lines)
+
+
+def _changes(before: Iterable[str], after: Iterable[str]) -> list[str]:
+    differences = difflib.ndiff(list(before), list(after))
+    return [f"  {line}" for line in differences if line[0] in "+-"]
+
+
+def snapshot() -> Snapshot:
+    """The state of the namespace that this is called in (the sandbox's host)."""
+    sections = {
+        "links": _links(),
+        "addresses": _addresses(),
+        "routes": _routes(),
+        "rules": _ip("rule", "show") + _ip("-6", "rule", "show"),
+        "namespaces": [line.split()[0] for line in _ip("netns", "list")],
+        "nftables": run("nft", "-s", "list", "ruleset").stdout.splitlines(),
+        "iptables": _legacy_iptables(),
+        "processes": _processes(),
+        "files": _files(),
+        "sysctls": _sysctls(),
+    }
+    ordered = {"nftables", "iptables"}
+    return Snapshot(
+        {
+            name: tuple(lines if name in ordered else sorted(lines))
+            for name, lines in sections.items()
+        }
+    )
+
+
+def _ip(*arguments: str) -> list[str]:
+    """Lines of ``ip``; a table or family that does not exist has none."""
+    output = run("ip", "-o", *arguments, check=False).stdout
+    return [" ".join(VOLATILE.sub("", line).split()) for line in output.splitlines()]
+
+
+def _link(link: dict[str, Any]) -> str:
+    fields = {
+        "altnames": " ".join(sorted(link.get("altnames", []))),
+        "master": link.get("master", ""),
+        "mtu": link["mtu"],
+        "state": link["operstate"],
+        "mac": link.get("address", ""),
+        "kind": link.get("linkinfo", {}).get("info_kind", ""),
+    }
+    return " ".join([link["ifname"], *(f"{key}={value}" for key, value in fields.items() if value)])
+
+
+def _links() -> list[str]:
+    return [_link(link) for link in json.loads(run("ip", "-j", "-d", "link").stdout)]
+
+
+def _addresses() -> list[str]:
+    found = []
+    for link in json.loads(run("ip", "-j", "address").stdout):
+        for entry in link.get("addr_info", []):
+            if not entry.get("tentative"):
+                found.append(f"{link['ifname']} {entry['local']}/{entry['prefixlen']}")
+    return found
+
+
+def _routes() -> list[str]:
+    lines = _ip("route", "show", "table", "all") + _ip("-6", "route", "show", "table", "all")
+    # IPv6 addresses come and go with a link's carrier: they show as addresses.
+    return [line for line in lines if not re.match(r"(local|anycast|multicast) .*:", line)]
+
+
+def _legacy_iptables() -> list[str]:
+    lines: list[str] = []
+    for family, program in (("ip", "iptables"), ("ip6", "ip6tables")):
+        tables = Path(f"/proc/net/{family}_tables_names")
+        if tables.exists() and tables.read_text().split():
+            saved = run(f"{program}-legacy-save", check=False).stdout.splitlines()
+            lines += [re.sub(r" \[\d+:\d+\]$", "", line) for line in saved if line[:1] != "#"]
+    return lines
+
+
+def _processes() -> list[str]:
+    """Command lines of all processes, but for children of this very one."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (directory / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found.append(b" ".join(words).decode(errors="replace"))
+    return [line for line in found if line]
+
+
+def _files() -> list[str]:
+    found = []
+    for directory in DIRECTORIES:
+        for file in directory.rglob("*"):
+            if not DATABASE.search(file.name):
+                found.append(f"{file}{'/' if file.is_dir() else ''}")
+    return found
+
+
+def _sysctls() -> list[str]:
+    root = Path("/proc/sys/net")
+    files = [root / "ipv4/ip_forward"]
+    for pattern in ("ipv4/conf/*/forwarding", "ipv6/conf/*/forwarding", "bridge/bridge-nf-call-*"):
+        files += root.glob(pattern)
+    found = []
+    for file in files:
+        try:
+            found.append(f"{file.relative_to('/proc/sys')} = {file.read_text().strip()}")
+        except FileNotFoundError:
+            continue
+    return found

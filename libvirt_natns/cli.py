@@ -9,7 +9,8 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from libvirt_natns import (
@@ -21,11 +22,13 @@ from libvirt_natns import (
     install,
     names,
     netns,
+    plan,
+    reconcile,
     selection,
     status,
 )
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import DocumentError, InstallError, LibvirtError, NatnsError
+from libvirt_natns.errors import InstallError, LibvirtError, NatnsError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Network
 from libvirt_natns.store import Store
@@ -120,7 +123,8 @@ def _install(options: argparse.Namespace) -> int:
 
 def _explain(engine: Engine, known: dict[str, bytes]) -> None:
     """Say which networks are handled from now on, and how to keep one isolated."""
-    handled, others = [], []
+    handled: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
     for name, xml in sorted(known.items()):
         verdict = _verdict(engine, xml)
         (handled if verdict.handled else others).append((name, verdict.reason))
@@ -173,7 +177,7 @@ def _status(options: argparse.Namespace) -> int:
             raise NatnsError(
                 f"no network {options.network} was seen", "virt-natns status lists all"
             )
-        shared = engine.host_differences()
+        shared = reconcile.host_differences(engine)
         if options.json:
             print(status.as_json(found, shared))
             return 0
@@ -190,29 +194,18 @@ def _check(options: argparse.Namespace) -> int:
             records = [record for record in records if record.name == options.network]
             if not records:
                 raise NatnsError(f"network {options.network} is not up", "start it first")
-        found = [(record.name, what) for record in records for what in engine.differences(record)]
-        found += [("host", what) for what in engine.host_differences()]
+        found = [
+            (record.name, what)
+            for record in records
+            for what in reconcile.differences(engine, record)
+        ]
+        found += [("host", what) for what in reconcile.host_differences(engine)]
         if not options.network:
-            found += _unhandled(engine)
+            with suppress(LibvirtError):
+                found += reconcile.missed(engine, connection.active_networks())
     for name, what in found:
         print(f"{name}: {what}")
     return 1 if found else 0
-
-
-def _unhandled(engine: Engine) -> list[tuple[str, str]]:
-    """Active networks that are ours to handle, but whose start was missed, and the reverse."""
-    try:
-        active = connection.active_networks()
-    except LibvirtError:
-        return []
-    up = {record.uuid: record.name for record in engine.store.networks("up")}
-    found = [(up[uuid], "is up here, but not active in libvirt") for uuid in up.keys() - active]
-    for uuid, xml in active.items():
-        if uuid in up:
-            continue
-        if _verdict(engine, xml).handled:
-            found.append((document.parse_network(xml).name, "is active, but has no namespace"))
-    return found
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -230,14 +223,12 @@ def _plan(options: argparse.Namespace) -> int:
         if not verdict.handled:
             print(f"network {network.name} is not touched: {verdict.reason}")
             return 0
-        print(engine.describe(_complete(network)), end="")
+        print(plan.describe(engine.planner.preview(_complete(network))), end="")
     return 0
 
 
 def _complete(network: Network) -> Network:
     """A network as libvirt would complete it: a uuid and a bridge, if it has none."""
-    from dataclasses import replace
-
     return replace(
         network,
         uuid=network.uuid or "00000000-0000-0000-0000-000000000000",
@@ -259,7 +250,7 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _report(engine: Engine, active: dict[str, bytes] | None) -> int:
-    for name, what in engine.sync(active):
+    for name, what in reconcile.sync(engine, active):
         print(f"{name}: {what}")
     return 0
 
@@ -278,6 +269,3 @@ def _exec(options: argparse.Namespace) -> int:
             os.execvp(argv[0], argv)
         except OSError as error:
             raise NatnsError(f"cannot run {argv[0]}", os.strerror(error.errno or 0)) from error
-
-
-__all__ = ["DocumentError", "main"]

@@ -206,13 +206,11 @@ def _upstreams(table: Table) -> dict[str, Upstream]:
 def _check_shared(table: Table, upstreams: dict[str, Upstream]) -> None:
     """No address in two upstreams of one bridge: both would hand it out."""
     for first, second in combinations(upstreams.values(), 2):
-        spans = [_spans(upstream.pool) for upstream in (first, second) if upstream.pool != "dhcp"]
-        if first.bridge and first.bridge == second.bridge and len(spans) == 2:
-            shared = _overlap(spans[0] + spans[1])
-            if shared:
-                found = f"shares {shared.text} with upstreams.{first.name}.pool"
-                expected = f"addresses of its own, as both are on {first.bridge}"
-                raise table.error(f"upstreams.{second.name}.pool", found, expected)
+        shared = _overlap(_spans(first.ranges + second.ranges))
+        if first.bridge and first.bridge == second.bridge and shared:
+            found = f"shares {shared.text} with upstreams.{first.name}.pool"
+            expected = f"addresses of its own, as both are on {first.bridge}"
+            raise table.error(f"upstreams.{second.name}.pool", found, expected)
 
 
 # One upstream

@@ -215,7 +215,10 @@ def ensure(daemon: Daemon) -> None:
         # dnsmasq reads this file again on SIGHUP, after it has dropped its privileges.
         daemon.hosts_file.write_text(daemon.hosts)
         daemon.hosts_file.chmod(0o644)
-    if running(daemon.uuid, daemon.namespace) and _read(daemon.configuration_file) == daemon.configuration:
+    if (
+        running(daemon.uuid, daemon.namespace)
+        and _read(daemon.configuration_file) == daemon.configuration
+    ):
         reload(daemon.uuid, daemon.namespace)
         return
     stop(daemon.uuid)
@@ -271,7 +274,7 @@ def running(uuid: str, namespace: str) -> int | None:
     if pid is None:
         return None
     try:
-        lives_in = os.stat(f"/proc/{pid}/ns/net").st_ino
+        lives_in = Path(f"/proc/{pid}/ns/net").stat().st_ino
     except OSError:
         return None
     return pid if lives_in == netns.inode(namespace) else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The verbs: prepare, up, refresh, down, check, sync.
+"""The verbs: prepare, up, refresh, down.
 
 Each converges on what the recorded network needs and can be called again at
 any time; each takes back what it created when it fails.  Who asked (a hook, a
@@ -9,44 +9,23 @@ hook that did would deadlock.
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 
-from libvirt_natns import (
-    arp,
-    dnsmasq,
-    document,
-    executor,
-    firewall,
-    host,
-    names,
-    plan,
-    pool,
-    resolvers,
-    selection,
-    transit,
-)
-from libvirt_natns.errors import (
-    ConflictError,
-    KernelError,
-    LibvirtError,
-    NatnsError,
-    UpstreamError,
-)
-from libvirt_natns.firewall.host import Private, Provider
+from libvirt_natns import arp, dnsmasq, document, executor, host, names, plan, pool, selection
+from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
+from libvirt_natns.executor import Undo
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Config, Network, Upstream
-from libvirt_natns.resolvers import Resolvers
-from libvirt_natns.store import Record, State, Store, boot_id, now
+from libvirt_natns.planner import Planner
+from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 
 POLL = 0.02
 """Seconds between two looks at whether another network's start is over."""
-
-Active = Mapping[str, bytes]
-"""Networks that libvirt has active: their XML by uuid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +40,10 @@ class Engine:
     kernel: Kernel
     before: Callable[[plan.Operation], None] | None = None
 
+    @property
+    def planner(self) -> Planner:
+        return Planner(self.config, self.store, self.kernel)
+
     # -- up ----------------------------------------------------------------
 
     def prepare(self, network: Network, xml: bytes) -> None:
@@ -72,11 +55,11 @@ class Engine:
         own `start` and `started`.
         """
         self._check_programs(network)
-        upstream = self._upstream(network)
+        upstream = self.planner.upstream(network)
         selection.check_addresses(network, upstream)
         self._check_bridge(network, upstream)
-        with locked(names.network_directory(network.uuid)), ExitStack() as undo:
-            undo.callback(self._discard_directory, network.uuid)
+        with locked(names.network_directory(network.uuid)), Undo() as undo:
+            undo.add(self._discard_directory, network.uuid)
             self._clear(network)
             self._reserve(network, xml, upstream, undo)
             self._await_turn(network, xml, upstream)
@@ -88,45 +71,41 @@ class Engine:
         Runs in `started`, when the bridge is there, and whenever a network must
         be repaired.  Raises a NatnsError and takes back what it created.
         """
-        with locked(names.network_directory(network.uuid)):
-            with ExitStack() as undo:
-                undo.callback(self._discard_directory, network.uuid)
-                repaired = self._up(network, xml, undo)
-                undo.pop_all()
-            return repaired
-
-    def _up(self, network: Network, xml: bytes, undo: ExitStack) -> list[str]:
-        upstream = self._upstream(network)
-        # Undone last, when the network does not count any more.
-        undo.callback(host.ensure, self.kernel, self._host_needs)
-        record = self.store.network(network.uuid)
-        if record is None or record.state not in ("starting", "up"):
-            # Its `start` was missed: the hooks were installed since.
-            selection.check_addresses(network, upstream)
-            self._reserve(network, xml, upstream, undo)
-        else:
-            if record.state != "up":
-                undo.callback(self.store.set_state, network.uuid, "down")
-            self.store.put(self._record(network, xml, upstream, record.state))
-        address = self._address(network, upstream)
-        host.ensure(self.kernel, self._host_needs)
-        operations = self._plan(network, upstream, address)
-        with ExitStack() as created:
-            repaired = executor.carry_out(self.kernel, operations, created, self.before)
-            self.store.set_state(network.uuid, "up")
-            created.pop_all()
+        with locked(names.network_directory(network.uuid)), Undo() as undo:
+            upstream = self._admit(network, xml, undo)
+            address = self._address(network, upstream)
+            host.ensure(self.kernel, self.planner.host_needs)
+            operations = self.planner.plan(network, upstream, address)
+            repaired = executor.carry_out(self.kernel, operations, undo, self.before)
+            record = self.store.network(network.uuid)
+            if repaired or record is None or record.state != "up":
+                self.store.set_state(network.uuid, "up")
+            undo.pop_all()
         return repaired
 
+    def _admit(self, network: Network, xml: bytes, undo: Undo) -> Upstream:
+        """The upstream of a network whose `start` was answered, or is made up for here."""
+        upstream = self.planner.upstream(network)
+        known = self.store.network(network.uuid)
+        state = known.state if known and known.this_boot else None
+        if state != "up":
+            undo.add(self._discard_directory, network.uuid)
+            # Later than the network's state is set back, so it does not count any more.
+            undo.add(host.ensure, self.kernel, self.planner.host_needs)
+        if state not in ("starting", "up"):
+            selection.check_addresses(network, upstream)
+            self._reserve(network, xml, upstream, undo)
+            return upstream
+        if state == "starting":
+            undo.add(self.store.set_state, network.uuid, "down")
+        if known and (known.document, known.upstream) != (xml, upstream.name):
+            self.store.put(self._record(network, xml, upstream, known.state))
+        return upstream
+
     def _check_programs(self, network: Network) -> None:
-        firewall.choose(self.config.firewall)
+        self.planner.backend()
         if network.has_dnsmasq:
             dnsmasq.program()
-
-    def _upstream(self, network: Network) -> Upstream:
-        upstream = selection.upstream_of(network, self.config)
-        if upstream.kind == "host":
-            return transit.choose(self.kernel, self.store, network, upstream)
-        return upstream
 
     def _check_bridge(self, network: Network, upstream: Upstream) -> None:
         """Refuse an upstream bridge that could not take another port."""
@@ -156,31 +135,35 @@ class Engine:
         record = self.store.network(network.uuid)
         if record is not None and record.state != "down":
             self._teardown(record)
-        wanted = names.namespace(network.name)
         for rival in self.store.networks("preparing", "starting", "up"):
-            same = rival.namespace == wanted or rival.bridge == network.bridge
-            # No hook told that it stopped; libvirt would not start two of that name.
-            gone = rival.state == "up" and self.kernel.link(None, rival.bridge) is None
-            if same and rival.uuid != network.uuid and gone:
+            if rival.uuid != network.uuid and self._superseded(rival, network):
                 self._teardown(rival)
-        owner = self.kernel.namespace_owner(wanted)
+        namespace = plan.Namespace(names.namespace(network.name), network.uuid)
+        owner = executor.namespace_owner(self.kernel, namespace)
         if owner == network.uuid:
-            self._remove(network.uuid, wanted)
+            self._remove(network.uuid, namespace.name)
         elif owner is not None:
             raise ConflictError(
-                f"network {network.name}: namespace {wanted} exists and is not ours",
-                f"rename the network, or delete it (ip netns delete {wanted})",
+                f"network {network.name}: namespace {namespace.name} exists and is not ours",
+                f"rename the network, or delete it (ip netns delete {namespace.name})",
             )
 
-    def _reserve(
-        self, network: Network, xml: bytes, upstream: Upstream, undo: ExitStack
-    ) -> None:
+    def _superseded(self, rival: Record, network: Network) -> bool:
+        """Whether a start of ``network`` shows that ``rival`` has gone unnoticed."""
+        if rival.name == network.name:
+            # libvirt has no two of a name, and starts none that is active.
+            return True
+        if rival.bridge != network.bridge or self.kernel.link(None, rival.bridge):
+            return False
+        return rival.state == "up" or now() - rival.since > START_LIMIT
+
+    def _reserve(self, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
         """Record the network and lease its address; ``undo`` takes back both."""
         leased = self.store.lease(upstream.name, network.uuid)
         self.store.put(self._record(network, xml, upstream, "preparing"))
-        undo.callback(self.store.set_state, network.uuid, "down")
+        undo.add(self.store.set_state, network.uuid, "down")
         if leased is None:
-            undo.callback(self.store.release, upstream.name, network.uuid)
+            undo.add(self.store.release, upstream.name, network.uuid)
 
         def probe(addresses: Collection[IPv4Address]) -> set[IPv4Address]:
             if upstream.probe == 0:
@@ -219,69 +202,6 @@ class Engine:
             self.store, network, upstream, lambda _: set(), self.kernel.host_addresses()
         )
 
-    # -- plan --------------------------------------------------------------
-
-    def _plan(self, network: Network, upstream: Upstream, address: IPv4Address) -> plan.Plan:
-        return plan.make(network, upstream, address, self._surroundings(network, upstream))
-
-    def _surroundings(self, network: Network, upstream: Upstream) -> plan.Surroundings:
-        private = self.kernel.mtu(network.bridge or "")
-        outside = self.kernel.mtu(upstream.bridge or "")
-        if private is None or outside is None:
-            missing = network.bridge if private is None else upstream.bridge
-            raise KernelError(f"network {network.name}: bridge {missing} is missing")
-        return plan.Surroundings(
-            private_mtu=private,
-            upstream_mtu=outside,
-            backend=firewall.choose(self.config.firewall).name,
-            dnsmasq=self._daemon(network, upstream, plan.path_mtu(private, outside)),
-        )
-
-    def _daemon(
-        self, network: Network, upstream: Upstream, mtu: int | None
-    ) -> dnsmasq.Daemon | None:
-        if not network.has_dnsmasq:
-            return None
-        translated = dnsmasq.read_libvirts(network.name) if network.taken_over else None
-        servers = tuple(a for a in upstream.dns if isinstance(a, IPv4Address))
-        asked = Resolvers(servers) if servers else resolvers.host_resolvers()
-        return dnsmasq.Daemon(
-            uuid=network.uuid,
-            namespace=names.namespace(network.name),
-            bridge=network.bridge or "",
-            configuration=dnsmasq.make(network, translated, asked, mtu),
-            hosts="" if network.taken_over else dnsmasq.hosts_file(network),
-        )
-
-    def describe(self, network: Network) -> str:
-        """What would be done for a network, in words; changes and leases nothing."""
-        upstream = self._upstream_unchosen(network)
-        selection.check_addresses(network, upstream)
-        address = self.store.lease(upstream.name, network.uuid) or pool.next_address(
-            self.store, network, upstream, self.kernel.host_addresses()
-        )
-        private = self.kernel.mtu(network.bridge or "") or network.mtu or 1500
-        outside = self.kernel.mtu(upstream.bridge or "") or 1500
-        around = plan.Surroundings(
-            private, outside, firewall.choose(self.config.firewall).name, None
-        )
-        if network.has_dnsmasq:
-            daemon = dnsmasq.Daemon(
-                network.uuid, names.namespace(network.name), network.bridge or "", ""
-            )
-            around = replace(around, dnsmasq=daemon)
-        shared = host.plan_of(self.kernel, upstream)
-        return plan.describe((*shared, *plan.make(network, upstream, address, around)))
-
-    def _upstream_unchosen(self, network: Network) -> Upstream:
-        upstream = selection.upstream_of(network, self.config)
-        if upstream.kind != "host":
-            return upstream
-        known = upstream.subnet or self.store.transit(upstream.name)
-        return transit.complete(
-            upstream, known or transit.free(self.kernel, network, upstream)[0]
-        )
-
     # -- refresh -----------------------------------------------------------
 
     def refresh(self, network: Network, xml: bytes) -> list[str]:
@@ -315,7 +235,7 @@ class Engine:
     def _teardown(self, record: Record) -> None:
         self._remove(record.uuid, record.namespace)
         self.store.set_state(record.uuid, "down")
-        host.ensure(self.kernel, self._host_needs)
+        host.ensure(self.kernel, self.planner.host_needs)
 
     def _remove(self, uuid: str, namespace: str) -> None:
         """Delete a namespace and all that belongs to it.
@@ -323,14 +243,15 @@ class Engine:
         Its links go first: a namespace that ends loses its rules before its
         links, and would let packets out untranslated in between.
         """
+        steps: tuple[Callable[[], None], ...] = (
+            partial(self.kernel.delete_link, names.upstream_patch(uuid)),
+            partial(self.kernel.delete_link, names.private_patch(uuid)),
+            partial(dnsmasq.stop, uuid),
+            partial(self._delete_own_namespace, uuid, namespace),
+            partial(self._discard_directory, uuid),
+        )
         errors = []
-        for step in (
-            lambda: self.kernel.delete_link(names.upstream_patch(uuid)),
-            lambda: self.kernel.delete_link(names.private_patch(uuid)),
-            lambda: dnsmasq.stop(uuid),
-            lambda: self._delete_own_namespace(uuid, namespace),
-            lambda: self._discard_directory(uuid),
-        ):
+        for step in steps:
             try:
                 step()
             except NatnsError as error:
@@ -340,12 +261,17 @@ class Engine:
 
     def _delete_own_namespace(self, uuid: str, namespace: str) -> None:
         # None: nothing, or the empty file that a killed start left.
-        if self.kernel.namespace_owner(namespace) in (uuid, None):
+        owner = executor.namespace_owner(self.kernel, plan.Namespace(namespace, uuid))
+        if owner in (uuid, None):
             self.kernel.delete_namespace(namespace)
 
     @staticmethod
     def _discard_directory(uuid: str) -> None:
-        shutil.rmtree(names.network_directory(uuid), ignore_errors=True)
+        directory = names.network_directory(uuid)
+        shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):
+            # Only the last network finds it empty.
+            directory.parent.rmdir()
 
     def abandon(self, network: Network) -> None:
         """Remove what libvirt itself leaves of a network whose `started` has failed.
@@ -367,112 +293,3 @@ class Engine:
             self.kernel.add_address(None, record.bridge, subnet.interface)
         for route in network.routes:
             self.kernel.add_route(None, route.destination, route.gateway, record.bridge)
-
-    # -- host --------------------------------------------------------------
-
-    def _host_needs(self) -> host.Needs:
-        """What all networks that run or start need of the host together."""
-        transits, private, provider = {}, [], []
-        for record in self.store.networks("preparing", "starting", "up"):
-            upstream = self.config.upstreams.get(record.upstream)
-            if upstream is None or not record.this_boot:
-                continue
-            private.append(Private(record.bridge, record.subnets))
-            subnet = upstream.subnet or self.store.transit(upstream.name)
-            address = self.store.lease(upstream.name, record.uuid)
-            if upstream.kind == "host" and subnet is not None:
-                transits[upstream.name] = transit.complete(upstream, subnet)
-            elif upstream.bridge and address:
-                provider.append(Provider(upstream.bridge, address))
-        return host.Needs(
-            firewall.choose(self.config.firewall).name,
-            tuple(transits.values()),
-            tuple(private),
-            tuple(provider),
-        )
-
-    # -- check and sync ----------------------------------------------------
-
-    def differences(self, record: Record) -> list[str]:
-        """How the kernel differs from what a network that is up needs, in words."""
-        if record.state != "up":
-            return []
-        try:
-            network = document.parse_network(record.document)
-            upstream = self._upstream_unchosen(network)
-            address = self.store.lease(upstream.name, record.uuid)
-            if address is None:
-                return [f"no address of upstream {upstream.name} is leased"]
-            return executor.differences(self.kernel, self._plan(network, upstream, address))
-        except NatnsError as error:
-            return [str(error)]
-
-    def host_differences(self) -> list[str]:
-        """The same for what the networks share in the host."""
-        try:
-            return host.differences(self.kernel, self._host_needs())
-        except NatnsError as error:
-            return [str(error)]
-
-    def sync(self, active: Active | None) -> list[tuple[str, str]]:
-        """Repair everything; returns what was done, as (network, what) pairs.
-
-        ``active`` is what libvirt runs; None where it cannot be asked: then a
-        network whose bridge is there counts as active.  What is well is not
-        touched.  Errors are raised together, after all that can be repaired was.
-        """
-        done: list[tuple[str, str]] = []
-        errors: list[str] = []
-        for name, step in self._steps(active):
-            try:
-                done += [(name, what) for what in step()]
-            except NatnsError as error:
-                errors.append(str(error))
-        if errors:
-            raise LibvirtError("; ".join(errors))
-        return done
-
-    def _steps(self, active: Active | None) -> list[tuple[str, Callable[[], list[str]]]]:
-        steps: list[tuple[str, Callable[[], list[str]]]] = []
-        known = self.store.networks("preparing", "starting", "up")
-        for record in known:
-            if not self._is_active(record, active):
-                steps.append((record.name, lambda r=record: self._end(r)))
-            elif active is None:
-                steps.append((record.name, lambda r=record: self._repair(r.document)))
-        for xml in (active or {}).values():
-            steps.append(("", lambda x=xml: self._repair(x)))
-        steps.append(("host", self._repair_host))
-        return steps
-
-    def _is_active(self, record: Record, active: Active | None) -> bool:
-        if record.state in ("preparing", "starting") and record.this_boot:
-            # In the middle of its start, unless that has died.
-            if now() - record.since < 30:
-                return True
-        if active is not None:
-            return record.uuid in active
-        return self.kernel.link(None, record.bridge) is not None
-
-    def _end(self, record: Record) -> list[str]:
-        self.down(record.uuid)
-        return ["was not running any more: removed"]
-
-    def _repair(self, xml: bytes) -> list[str]:
-        network = document.parse_network(xml)
-        if not self.handles(network) and self._state(network) != "up":
-            return []
-        if self._state(network) in ("preparing", "starting"):
-            return []
-        return self.up(network, xml)
-
-    def _state(self, network: Network) -> State | None:
-        record = self.store.network(network.uuid)
-        return record.state if record and record.this_boot else None
-
-    def handles(self, network: Network) -> bool:
-        """Whether the configuration makes a network ours."""
-        return selection.verdict(network, self.config).handled
-
-    def _repair_host(self) -> list[str]:
-        return host.ensure(self.kernel, self._host_needs)

@@ -7,17 +7,32 @@ changes nothing.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from libvirt_natns import arp, dnsmasq, firewall, names, netns
 from libvirt_natns import plan as p
-from libvirt_natns.errors import ConflictError, KernelError
+from libvirt_natns.errors import ConflictError, KernelError, NatnsError
 from libvirt_natns.kernel import Kernel
 
-Undo = ExitStack
 Step = Callable[[p.Operation], None]
+
+
+class Undo(ExitStack):
+    """What takes back a call's work, run in reverse unless ``pop_all`` keeps the work.
+
+    A step that cannot be taken back must not hide why it has to be.
+    """
+
+    def add(self, step: Callable[..., object], *arguments: object) -> None:
+        """Take one thing back with ``step(*arguments)``."""
+        self.callback(_quietly, step, *arguments)
+
+
+def _quietly(step: Callable[..., object], *arguments: object) -> None:
+    with suppress(NatnsError, OSError):
+        step(*arguments)
 
 
 def differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
@@ -67,6 +82,19 @@ def differs(kernel: Kernel, operation: p.Operation) -> list[str]:
 # -- namespace ---------------------------------------------------------------
 
 
+def namespace_owner(kernel: Kernel, operation: p.Namespace) -> str | None:
+    """Whose a namespace is: a network's uuid, "" for a stranger's, None where it is missing.
+
+    A start that was killed before it could tag its namespace left a note.
+    """
+    owner = kernel.namespace_owner(operation.name)
+    return operation.owner if owner == "" and _note(operation.owner).exists() else owner
+
+
+def _note(owner: str) -> Path:
+    return names.network_directory(owner) / "namespace"
+
+
 def _namespace_differs(kernel: Kernel, operation: p.Namespace) -> list[str]:
     owner = kernel.namespace_owner(operation.name)
     if owner == operation.owner:
@@ -77,16 +105,20 @@ def _namespace_differs(kernel: Kernel, operation: p.Namespace) -> list[str]:
 
 
 def _ensure_namespace(kernel: Kernel, operation: p.Namespace, undo: Undo) -> None:
-    owner = kernel.namespace_owner(operation.name)
-    if owner is not None:
+    owner = namespace_owner(kernel, operation)
+    if owner not in (None, operation.owner):
         raise ConflictError(
             f"namespace {operation.name} belongs to {owner or 'somebody else'}",
             f"delete it (ip netns delete {operation.name}) or rename the network",
         )
-    # An empty file is what a kill between its making and its mounting leaves.
+    # Untagged, or the empty file that a kill between its making and its mounting leaves.
     kernel.delete_namespace(operation.name)
-    undo.callback(kernel.delete_namespace, operation.name)
+    undo.add(kernel.delete_namespace, operation.name)
+    note = _note(operation.owner)
+    note.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    note.touch()
     kernel.create_namespace(operation.name, operation.owner)
+    note.unlink()
 
 
 def _sysctl_differs(kernel: Kernel, operation: p.Sysctl) -> list[str]:
@@ -112,7 +144,7 @@ def _patch_differs(kernel: Kernel, operation: p.Patch) -> list[str]:
 def _ensure_patch(kernel: Kernel, operation: p.Patch, undo: Undo) -> None:
     namespace, link, port = operation.namespace, operation.link, operation.port
     if not kernel.has_patch(namespace, link, port):
-        undo.callback(kernel.delete_link, port)
+        undo.add(kernel.delete_link, port)
         kernel.create_patch(
             namespace,
             link,
@@ -139,7 +171,7 @@ def _transit_differs(kernel: Kernel, operation: p.TransitBridge) -> list[str]:
 
 def _ensure_transit(kernel: Kernel, operation: p.TransitBridge, undo: Undo) -> None:
     if kernel.link(None, operation.name) is None:
-        undo.callback(kernel.delete_link, operation.name)
+        undo.add(kernel.delete_link, operation.name)
         kernel.create_bridge(operation.name, operation.altname, operation.mac)
     kernel.set_up(None, operation.name)
 
@@ -154,7 +186,7 @@ def _withdrawal_differs(kernel: Kernel, operation: p.Withdrawal) -> list[str]:
 
 
 def _ensure_withdrawal(kernel: Kernel, operation: p.Withdrawal, undo: Undo) -> None:
-    undo.callback(kernel.add_address, None, operation.bridge, operation.address)
+    undo.add(kernel.add_address, None, operation.bridge, operation.address)
     kernel.remove_address(None, operation.bridge, operation.address)
 
 
@@ -181,9 +213,7 @@ def _route_differs(kernel: Kernel, operation: p.Route) -> list[str]:
 
 
 def _ensure_route(kernel: Kernel, operation: p.Route, undo: Undo) -> None:
-    kernel.set_route(
-        operation.namespace, operation.destination, operation.gateway, operation.link
-    )
+    kernel.set_route(operation.namespace, operation.destination, operation.gateway, operation.link)
 
 
 def _announce(kernel: Kernel, operation: p.Announcement, undo: Undo) -> None:
@@ -242,7 +272,7 @@ def _dnsmasq_differs(kernel: Kernel, operation: p.Dnsmasq) -> list[str]:
 
 def _ensure_dnsmasq(kernel: Kernel, operation: p.Dnsmasq, undo: Undo) -> None:
     if dnsmasq.running(operation.daemon.uuid, operation.daemon.namespace) is None:
-        undo.callback(dnsmasq.stop, operation.daemon.uuid)
+        undo.add(dnsmasq.stop, operation.daemon.uuid)
     dnsmasq.ensure(operation.daemon)
 
 

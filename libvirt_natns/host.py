@@ -12,9 +12,10 @@ meanwhile is told apart by the global value, and left as it is then.
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from libvirt_natns import executor, firewall, names, plan
 from libvirt_natns.firewall import host as rules
@@ -37,6 +38,12 @@ class Needs:
     transits: tuple[Upstream, ...] = ()
     private: tuple[rules.Private, ...] = ()
     provider: tuple[rules.Provider, ...] = ()
+
+    def with_transit(self, upstream: Upstream) -> Self:
+        """The same, with one more transit, unless it is there already."""
+        if upstream in self.transits:
+            return self
+        return replace(self, transits=(*self.transits, upstream))
 
 
 @dataclass(slots=True)
@@ -65,9 +72,7 @@ def _save(made: Made) -> None:
         return
     fresh = _file().with_suffix(".new")
     fresh.write_text(
-        json.dumps(
-            {"bridges": made.bridges, "forwarding": made.forwarding, "policy": made.policy}
-        )
+        json.dumps({"bridges": made.bridges, "forwarding": made.forwarding, "policy": made.policy})
     )
     fresh.replace(_file())
 
@@ -84,7 +89,11 @@ def ensure(kernel: Kernel, needs_of: Callable[[], Needs]) -> list[str]:
         made = _load()
         found = _add(kernel, needs, made)
         _remove_unneeded(kernel, needs, made)
-        return found + _ensure_rules(kernel, needs, made)
+        found += _ensure_rules(kernel, needs, made)
+        with suppress(OSError):
+            # Only the last one finds it empty.
+            names.RUN_DIRECTORY.rmdir()
+        return found
 
 
 def differences(kernel: Kernel, needs: Needs) -> list[str]:
@@ -111,9 +120,9 @@ def _add(kernel: Kernel, needs: Needs, made: Made) -> list[str]:
     for upstream in needs.transits:
         operations = plan_of(kernel, upstream)
         _note(kernel, operations, made)
-        with ExitStack() as undo:
-            found += executor.carry_out(kernel, operations, undo)
-            undo.pop_all()
+        # Nothing is taken back: what a failed start made, the next call finds
+        # noted and not needed.
+        found += executor.carry_out(kernel, operations, executor.Undo())
     return found
 
 

@@ -176,7 +176,7 @@ def reload_daemons() -> tuple[str, ...]:
     namespace are told: others have hooks of their own.
     """
     told = []
-    own = os.stat("/proc/self/ns/mnt").st_ino
+    own = Path("/proc/self/ns/mnt").stat().st_ino
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue

@@ -160,15 +160,14 @@ class Kernel:
             self._socket(namespace).link("del", index=link["index"])
         except NetlinkError as error:
             if error.code not in (errno.ENODEV, errno.ENXIO):
-                raise KernelError(
-                    f"cannot delete link {name}", os.strerror(error.code)
-                ) from error
+                raise KernelError(f"cannot delete link {name}", os.strerror(error.code)) from error
 
     def set_up(self, namespace: str | None, name: str) -> None:
         """Set a link up."""
         index = self._index(namespace, name)
         self._ask(
-            f"to set {name} up", lambda: self._socket(namespace).link("set", index=index, state="up")
+            f"to set {name} up",
+            lambda: self._socket(namespace).link("set", index=index, state="up"),
         )
 
     def link_differences(self, namespace: str | None, name: str) -> list[str]:
@@ -270,9 +269,7 @@ class Kernel:
             ),
         )
         with suppress(NetlinkError):
-            self._socket(None).link(
-                "property_add", index=self._index(None, name), altname=altname
-            )
+            self._socket(None).link("property_add", index=self._index(None, name), altname=altname)
         self.set_up(None, name)
 
     # -- addresses ---------------------------------------------------------

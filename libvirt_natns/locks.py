@@ -27,8 +27,8 @@ def locked(directory: Path) -> Iterator[None]:
 
 def _acquire(directory: Path) -> int:
     while True:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue

@@ -10,11 +10,13 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.errors import KernelError
 
 CLONE_NEWNET = 0x40000000
+OWN = Path("/proc/thread-self/ns/net")
 
 
 def exists(name: str) -> bool:
@@ -28,12 +30,12 @@ def inode(name: str | None) -> int | None:
     ``None`` stands for the caller's own.  Returns None for a namespace that is
     missing, or of which only the empty mount point was left behind.
     """
-    path = names.namespace_path(name) if name else "/proc/thread-self/ns/net"
+    path = Path(names.namespace_path(name)) if name else OWN
     try:
-        found = os.stat(path)
+        found = path.stat()
     except FileNotFoundError:
         return None
-    own = os.stat("/proc/thread-self/ns/net")
+    own = OWN.stat()
     return found.st_ino if found.st_dev == own.st_dev else None
 
 
@@ -54,7 +56,7 @@ def entered(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    own = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             other = os.open(names.namespace_path(name), os.O_RDONLY | os.O_CLOEXEC)

@@ -218,9 +218,7 @@ def path_mtu(private: int, upstream: int) -> int | None:
     return upstream if upstream < private else None
 
 
-def make(
-    network: Network, upstream: Upstream, address: IPv4Address, around: Surroundings
-) -> Plan:
+def make(network: Network, upstream: Upstream, address: IPv4Address, around: Surroundings) -> Plan:
     """All that a network needs, in order.
 
     ``upstream`` is complete here: its bridge and subnet are known, also for the
@@ -240,9 +238,7 @@ def make(
         Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address),)),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
         *_routes(network, upstream, namespace),
-        Announcement(
-            namespace, names.UPSTREAM_LINK, address, names.mac(network.uuid, "upstream")
-        ),
+        Announcement(namespace, names.UPSTREAM_LINK, address, names.mac(network.uuid, "upstream")),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
     )
 

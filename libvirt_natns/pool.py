@@ -39,9 +39,9 @@ def reserve(
     if wanted is not None:
         return _reserve_wanted(store, network, upstream, probe, excluded, wanted)
     kept = store.lease(upstream.name, network.uuid)
-    if kept is not None and _usable(upstream, kept, excluded) and not probe([kept]):
-        if store.reserve(upstream.name, network.uuid, kept):
-            return kept
+    again = kept is not None and _usable(upstream, kept, excluded) and not probe([kept])
+    if kept is not None and again and store.reserve(upstream.name, network.uuid, kept):
+        return kept
     return _reserve_new(store, network, upstream, probe, excluded)
 
 
@@ -70,9 +70,7 @@ def _reserve_wanted(
     return wanted
 
 
-def _usable(
-    upstream: Upstream, address: IPv4Address, excluded: Collection[IPv4Address]
-) -> bool:
+def _usable(upstream: Upstream, address: IPv4Address, excluded: Collection[IPv4Address]) -> bool:
     return (
         any(address in span for span in upstream.ranges)
         and address not in reserved_addresses(upstream)

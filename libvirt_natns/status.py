@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from libvirt_natns import reconcile
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.engine import Engine
 from libvirt_natns.store import Record
@@ -43,7 +44,7 @@ def _age(record: Record) -> tuple[bool, float]:
 
 
 def _status(engine: Engine, record: Record) -> Status:
-    found = tuple(engine.differences(record))
+    found = tuple(reconcile.differences(engine, record))
     address = engine.store.lease(record.upstream, record.uuid)
     return Status(
         network=record.name,

@@ -151,9 +151,7 @@ class Store:
             with self._db:
                 yield self._db
         except sqlite3.Error as error:
-            raise StoreError(
-                f"cannot change the state database {self.path}", str(error)
-            ) from error
+            raise StoreError(f"cannot change the state database {self.path}", str(error)) from error
 
     def _select(self, query: str, *values: object) -> list[sqlite3.Row]:
         try:

@@ -50,9 +50,7 @@ def complete(upstream: Upstream, subnet: IPv4Network) -> Upstream:
 
 def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network) -> bool:
     """Whether the host has learnt a route into a transit subnet that nobody uses."""
-    in_use = any(
-        record.upstream == upstream.name for record in store.networks("starting", "up")
-    )
+    in_use = any(record.upstream == upstream.name for record in store.networks("starting", "up"))
     taken = kernel.host_routes(without=[names.transit_bridge(upstream.name)])
     return not in_use and any(subnet.overlaps(route) for route in taken)
 
@@ -60,9 +58,7 @@ def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network
 def _choose(
     kernel: Kernel, store: Store, network: Network, upstream: Upstream, stale: IPv4Network | None
 ) -> IPv4Network:
-    return store.choose_transit(
-        upstream.name, free(kernel, network, upstream), instead_of=stale
-    )
+    return store.choose_transit(upstream.name, free(kernel, network, upstream), instead_of=stale)
 
 
 def free(kernel: Kernel, network: Network, upstream: Upstream) -> list[IPv4Network]:

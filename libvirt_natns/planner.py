@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From a network to its plan: what the plan must know, looked up on this machine.
+
+Reads the configuration, the state database and the kernel; changes nothing,
+but for a transit subnet, which is chosen when it is first needed.
+"""
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from libvirt_natns import dnsmasq, firewall, host, names, pool, resolvers, selection, transit
+from libvirt_natns.errors import KernelError
+from libvirt_natns.firewall.host import Private, Provider
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.model import Config, Network, Upstream
+from libvirt_natns.plan import Plan, Surroundings, make, path_mtu
+from libvirt_natns.resolvers import Resolvers
+from libvirt_natns.store import Store
+
+ETHERNET_MTU = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Plans over one configuration, one state database, one kernel session."""
+
+    config: Config
+    store: Store
+    kernel: Kernel
+
+    def upstream(self, network: Network) -> Upstream:
+        """The network's upstream, complete.  Raises UpstreamError or ConfigError."""
+        upstream = selection.upstream_of(network, self.config)
+        if upstream.kind == "host":
+            return transit.choose(self.kernel, self.store, network, upstream)
+        return upstream
+
+    def plan(self, network: Network, upstream: Upstream, address: IPv4Address) -> Plan:
+        """What must exist for a network whose bridge is there.
+
+        Raises KernelError where one of its two bridges is not.
+        """
+        return make(network, upstream, address, self._surroundings(network, upstream))
+
+    def _surroundings(self, network: Network, upstream: Upstream) -> Surroundings:
+        private = self.kernel.mtu(network.bridge or "")
+        outside = self.kernel.mtu(upstream.bridge or "")
+        if private is None or outside is None:
+            missing = network.bridge if private is None else upstream.bridge
+            raise KernelError(f"network {network.name}: bridge {missing} is missing")
+        return Surroundings(
+            private_mtu=private,
+            upstream_mtu=outside,
+            backend=self.backend(),
+            dnsmasq=self._daemon(network, upstream, path_mtu(private, outside)),
+        )
+
+    def backend(self) -> str:
+        """The name of the firewall backend.  Raises FirewallError where it cannot work."""
+        return firewall.choose(self.config.firewall).name
+
+    def _daemon(
+        self, network: Network, upstream: Upstream, mtu: int | None
+    ) -> dnsmasq.Daemon | None:
+        if not network.has_dnsmasq:
+            return None
+        translated = dnsmasq.read_libvirts(network.name) if network.taken_over else None
+        servers = tuple(a for a in upstream.dns if isinstance(a, IPv4Address))
+        asked = Resolvers(servers) if servers else resolvers.host_resolvers()
+        return dnsmasq.Daemon(
+            uuid=network.uuid,
+            namespace=names.namespace(network.name),
+            bridge=network.bridge or "",
+            configuration=dnsmasq.make(network, translated, asked, mtu),
+            hosts="" if network.taken_over else dnsmasq.hosts_file(network),
+        )
+
+    def preview(self, network: Network) -> Plan:
+        """What would be done for a network that need not exist; changes and leases nothing."""
+        upstream = self._preview_upstream(network)
+        selection.check_addresses(network, upstream)
+        address = self.store.lease(upstream.name, network.uuid) or pool.next_address(
+            self.store, network, upstream, self.kernel.host_addresses()
+        )
+        daemon = dnsmasq.Daemon(
+            network.uuid, names.namespace(network.name), network.bridge or "", ""
+        )
+        around = Surroundings(
+            self.kernel.mtu(network.bridge or "") or network.mtu or ETHERNET_MTU,
+            self.kernel.mtu(upstream.bridge or "") or ETHERNET_MTU,
+            self.backend(),
+            daemon if network.has_dnsmasq else None,
+        )
+        shared = host.plan_of(self.kernel, upstream)
+        return (*shared, *make(network, upstream, address, around))
+
+    def _preview_upstream(self, network: Network) -> Upstream:
+        upstream = selection.upstream_of(network, self.config)
+        if upstream.kind != "host":
+            return upstream
+        known = upstream.subnet or self.store.transit(upstream.name)
+        if known is None:
+            known = transit.free(self.kernel, network, upstream)[0]
+        return transit.complete(upstream, known)
+
+    def host_needs(self) -> host.Needs:
+        """What all networks that run or start need of the host together."""
+        needs = host.Needs(self.backend())
+        for record in self.store.networks("preparing", "starting", "up"):
+            upstream = self.config.upstreams.get(record.upstream)
+            if upstream is None or not record.this_boot:
+                continue
+            private = Private(record.bridge, record.subnets)
+            needs = replace(needs, private=(*needs.private, private))
+            subnet = upstream.subnet or self.store.transit(upstream.name)
+            address = self.store.lease(upstream.name, record.uuid)
+            if upstream.kind == "host" and subnet is not None:
+                needs = needs.with_transit(transit.complete(upstream, subnet))
+            elif upstream.bridge and address:
+                provider = Provider(upstream.bridge, address)
+                needs = replace(needs, provider=(*needs.provider, provider))
+        return needs

@@ -1,0 +1,770 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""libvirt's XML and the natns:nat element: what is read, what is refused and how."""
+
+import random
+import re
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import document
+from libvirt_natns.document import NetworkPort, parse_domain_metadata, parse_hook_data
+from libvirt_natns.errors import DocumentError
+from libvirt_natns.model import (
+    AddressRange,
+    DhcpHost,
+    NatMetadata,
+    Network,
+    PortForward,
+    PortRange,
+    StaticRoute,
+)
+
+EXAMPLES = sorted(document.resource_path("isolated.xml").parent.glob("*.xml"))
+
+IP = "<ip address='10.0.0.1' prefix='24'/>"
+FORWARD = "<natns:portForward guestAddress='10.0.0.5'>{}</natns:portForward>"
+NATNS_IP = "<natns:ip address='10.0.0.1' prefix='24'><natns:dhcp>{}</natns:dhcp></natns:ip>"
+
+
+def nat_element(content: str, attributes: str = "") -> str:
+    return f"<natns:nat xmlns:natns='urn:libvirt-natns:1' {attributes}>{content}</natns:nat>"
+
+
+def network_xml(rest: str = "", nat: str | None = None, attributes: str = "") -> bytes:
+    metadata = "" if nat is None else f"<metadata>\n{nat_element(nat, attributes)}\n</metadata>"
+    return f"<network><name>lab</name>{metadata}{rest}</network>".encode()
+
+
+def network(rest: str = "", nat: str | None = None, attributes: str = "") -> Network:
+    return document.parse_network(network_xml(rest, nat, attributes))
+
+
+def metadata(nat: str, rest: str = IP, attributes: str = "") -> NatMetadata:
+    found = network(rest, nat, attributes).nat
+    assert found is not None
+    return found
+
+
+def domain_metadata(nat: str, attributes: str = "") -> NatMetadata:
+    text = f"<domain><name>web</name><metadata>{nat_element(nat, attributes)}</metadata></domain>"
+    found = parse_domain_metadata(text.encode())
+    assert found is not None
+    return found
+
+
+def refusal(rest: str = "", nat: str | None = None, attributes: str = "") -> str:
+    with pytest.raises(DocumentError) as caught:
+        network(rest, nat, attributes)
+    return str(caught.value)
+
+
+def domain_refusal(nat: str, attributes: str = "") -> str:
+    with pytest.raises(DocumentError) as caught:
+        domain_metadata(nat, attributes)
+    return str(caught.value)
+
+
+def data_refusal(data: bytes) -> str:
+    with pytest.raises(DocumentError) as caught:
+        document.parse_network(data)
+    return str(caught.value)
+
+
+# libvirt's part
+
+
+HOOK = """<hookData>
+  <network connections='1'>
+    <name>lab &amp; more</name>
+    <uuid>4DEA22B3-1d52-d8f3-2516-782e98ab3fa0</uuid>
+    <forward mode='route'/>
+    <bridge name='virbr10' stp='on' delay='0'/>
+    <mtu size='1400'/>
+    <mac address='52:54:00:aa:bb:cc'/>
+    <domain name='lab.example' localOnly='yes'/>
+    <dns enable='no'/>
+    <ip address='10.0.0.1' netmask='255.255.255.0'>
+      <tftp root='/srv/tftp'/>
+      <dhcp>
+        <range start='10.0.0.100' end='10.0.0.150'><lease expiry='1' unit='hours'/></range>
+        <range start='10.0.0.160' end='10.0.0.200'/>
+        <host mac='52:54:0:0:0:AB' name='web' ip='10.0.0.5'/>
+        <host name='db' ip='10.0.0.6'/>
+        <host id='0:1' name='six'/>
+        <bootp file='pxe'/>
+      </dhcp>
+    </ip>
+    <ip family='ipv6' address='2001:db8::1' prefix='64'><dhcp/></ip>
+    <ip family='ipv4' address='10.9.0.1' prefix='16'/>
+    <route address='10.1.0.0' prefix='16' gateway='10.0.0.2'/>
+    <route family='ipv6' address='2001:db8:1::' prefix='64' gateway='2001:db8::2'/>
+    <portgroup name='p'/>
+  </network>
+  <networkport>
+    <uuid>5d744f21-ba4a-4d6e-bdb2-30a35ff3207d</uuid>
+    <owner><name>web</name><uuid>FF3207d0-ba4a-4d6e-bdb2-30a35ff3207d</uuid></owner>
+    <mac address='52:54:00:7B:35:93'/>
+    <plug type='network' bridge='virbr10'/>
+  </networkport>
+</hookData>"""
+
+
+def test_hook_data() -> None:
+    data = parse_hook_data(HOOK.encode())
+    assert data.port == NetworkPort(
+        "web", "ff3207d0-ba4a-4d6e-bdb2-30a35ff3207d", "52:54:00:7b:35:93", "virbr10"
+    )
+    lab = data.network
+    assert (lab.name, lab.uuid) == ("lab & more", "4dea22b3-1d52-d8f3-2516-782e98ab3fa0")
+    assert (lab.bridge, lab.forward_mode, lab.mtu) == ("virbr10", "route", 1400)
+    assert (lab.domain, lab.dns, lab.taken_over, lab.nat) == ("lab.example", False, True, None)
+    assert lab.routes == (StaticRoute(IPv4Network("10.1.0.0/16"), IPv4Address("10.0.0.2")),)
+    first, second = lab.subnets
+    assert (first.interface, first.dhcp) == (IPv4Interface("10.0.0.1/24"), True)
+    assert [str(each) for each in first.ranges] == [
+        "10.0.0.100-10.0.0.150",
+        "10.0.0.160-10.0.0.200",
+    ]
+    assert first.hosts == (
+        DhcpHost(IPv4Address("10.0.0.5"), "52:54:00:00:00:ab", "web"),
+        DhcpHost(IPv4Address("10.0.0.6"), None, "db"),
+    )
+    assert (second.interface, second.dhcp) == (IPv4Interface("10.9.0.1/16"), False)
+
+
+def test_hook_data_without_port() -> None:
+    assert parse_hook_data(b"<hookData>" + network_xml() + b"</hookData>").port is None
+
+
+def test_hook_data_with_an_empty_port() -> None:
+    data = b"<hookData>" + network_xml() + b"<networkport/></hookData>"
+    assert parse_hook_data(data).port == NetworkPort("", "", "", None)
+
+
+def test_parse_network_takes_hook_data_too() -> None:
+    assert document.parse_network(HOOK.encode()) == parse_hook_data(HOOK.encode()).network
+
+
+@pytest.mark.parametrize("data", [b"<hookData/>", b"<hookData><domain/></hookData>"])
+def test_hook_data_without_network(data: bytes) -> None:
+    with pytest.raises(DocumentError, match="<hookData> has no <network>"):
+        parse_hook_data(data)
+
+
+def test_only_hook_data_is_hook_data() -> None:
+    with pytest.raises(DocumentError, match="begins with 'network': expected <hookData>"):
+        parse_hook_data(network_xml())
+
+
+def test_least_network() -> None:
+    assert network() == Network(uuid="", name="lab", bridge=None)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ("address='10.0.0.1' prefix='24'", "10.0.0.1/24"),
+        ("address='10.0.0.1' netmask='255.255.240.0'", "10.0.0.1/20"),
+        ("address='10.0.0.1'", "10.0.0.1/8"),
+        ("address='127.255.0.1'", "127.255.0.1/8"),
+        ("address='128.0.0.1'", "128.0.0.1/16"),
+        ("address='191.255.0.1'", "191.255.0.1/16"),
+        ("address='192.168.0.1'", "192.168.0.1/24"),
+        ("address='223.0.0.1'", "223.0.0.1/24"),
+        ("address='192.168.0.1' prefix='0' netmask='255.255.0.0'", "192.168.0.1/16"),
+        ("address='10.0.0.1' prefix='31'", "10.0.0.1/31"),
+    ],
+)
+def test_prefix_as_libvirt_reads_it(attributes: str, expected: str) -> None:
+    assert str(network(f"<ip {attributes}/>").subnets[0].interface) == expected
+
+
+@pytest.mark.parametrize(
+    ("rest", "culprit"),
+    [
+        ("<ip address='224.0.0.1'/>", "address='224.0.0.1'"),
+        ("<ip address='10.0.0'/>", "address='10.0.0'"),
+        ("<ip address='10.0.0.1' prefix='33'/>", "prefix='33'"),
+        ("<ip address='10.0.0.1' prefix='x'/>", "prefix='x'"),
+        ("<ip address='10.0.0.1' netmask='255.0.255.0'/>", "netmask='255.0.255.0'"),
+        ("<ip address='10.0.0.1'><dhcp><range start='10.0.0.2'/></dhcp></ip>", "end=None"),
+        ("<route address='10.0.0.0' gateway='x'/>", "gateway='x'"),
+        ("<mtu size='big'/>", "size='big'"),
+        ("<uuid>123</uuid>", "uuid '123'"),
+        ("<bridge name='a/b'/>", "name='a/b'"),
+        ("<bridge name='a b'/>", "name='a b'"),
+        ("<bridge name='.'/>", "name='.'"),
+        ("<bridge name='-i'/>", "name='-i'"),
+        ("<bridge name='virbr&quot;;'/>", "virbr"),
+        ("<bridge name='sixteen-letters-'/>", "name='sixteen-letters-'"),
+        ("<domain name='lab,10.0.0.0/8'/>", "name='lab,10.0.0.0/8'"),
+        ("<domain name='lab&#10;server=1.2.3.4'/>", r"name='lab\nserver=1.2.3.4'"),
+    ],
+)
+def test_libvirt_values_that_cannot_be_used(rest: str, culprit: str) -> None:
+    message = refusal(rest)
+    assert message.startswith("network 'lab', line 1: <")
+    assert culprit in message
+
+
+@pytest.mark.parametrize("name", ["", "a&#10;b", "a&#9;b", "a&#x9b;b", "\n  lab\n"])
+def test_names_with_control_characters(name: str) -> None:
+    with pytest.raises(DocumentError, match="expected one without control characters") as caught:
+        document.parse_network(f"<network><name>{name}</name></network>".encode())
+    assert str(caught.value).isprintable()
+
+
+def test_a_comment_does_not_shorten_a_name() -> None:
+    lab = document.parse_network(b"<network><name>la<!-- -->b</name></network>")
+    assert lab.name == "lab"
+
+
+@pytest.mark.parametrize(
+    ("rest", "expected"),
+    [
+        ("", None),
+        ("<forward/>", "nat"),
+        ("<forward mode='route'/>", "route"),
+        ("<forward mode='none'/>", None),
+    ],
+)
+def test_forward_mode(rest: str, expected: str | None) -> None:
+    assert network(rest).forward_mode == expected
+
+
+def test_bridge_template_is_no_bridge_yet() -> None:
+    assert network("<bridge name='virbr%d'/>").bridge is None
+    assert network("<bridge stp='on'/>").bridge is None
+
+
+def test_a_strange_domain_of_a_forwarded_network_is_not_refused() -> None:
+    assert network("<forward mode='nat'/><domain name='a,b'/>").domain is None
+
+
+def test_ip_without_address_is_ignored() -> None:
+    assert network("<ip><dhcp/></ip>").subnets == ()
+
+
+def test_host_names_that_would_inject_are_dropped() -> None:
+    rest = "<ip address='10.0.0.1'><dhcp><host name='a,b' mac='x' ip='10.0.0.5'/></dhcp></ip>"
+    assert network(rest).subnets[0].hosts == (DhcpHost(IPv4Address("10.0.0.5")),)
+
+
+# Hostile documents
+
+
+LAUGHS = "".join(f"<!ENTITY l{n} '{f'&l{n - 1};' * 10}'>" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    "prologue",
+    [
+        "<!DOCTYPE network>",
+        "<?xml version='1.0'?>\n<!-- <network/> --> <?pi?>\n<!DOCTYPE network SYSTEM 'http://[::1]/x'>",
+        "\ufeff<!DOCTYPE network [<!ENTITY x SYSTEM 'file:///etc/hostname'>]>",
+        f"<!DOCTYPE network [<!ENTITY l0 'ha'>{LAUGHS}]>",
+        "<!-- a --><!-- b --><!DOCTYPE network>",
+    ],
+)
+def test_document_types(prologue: str) -> None:
+    message = data_refusal(prologue.encode() + network_xml())
+    assert message == "the document has a <!DOCTYPE>: remove it, and the entities it defines"
+
+
+def test_a_document_type_in_text_is_text() -> None:
+    rest = "<metadata><x:x xmlns:x='x'><![CDATA[<!DOCTYPE html>]]></x:x></metadata>"
+    assert network(rest).nat is None
+
+
+def test_undeclared_entity() -> None:
+    assert "not well-formed" in data_refusal(b"<network><name>&xxe;</name></network>")
+
+
+def test_inclusion_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "name").write_text("<name>included</name>")
+    xi = f"<xi:include xmlns:xi='http://www.w3.org/2001/XInclude' href='{tmp_path}/name'/>"
+    assert "has the name ''" in data_refusal(f"<network>{xi}</network>".encode())
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "not well-formed"),
+        (b"\x00", "not well-formed"),
+        (b"<network><name>a</name>", "not well-formed"),
+        (b"<network><name>a\x01</name></network>", "not well-formed"),
+        (b"<a>" * 5000, "not well-formed"),
+        ("<network/>".encode("utf-16"), "not UTF-8 at byte 0"),
+        ("<network/>".encode("utf-16-le"), "not well-formed"),
+        (b"<?xml version='1.0' encoding='UTF-7'?><network/>", "encoding='UTF-7'"),
+        (b"<?xml version='1.0' encoding = 'latin1'?><network/>", "encoding='latin1'"),
+        (b"<network xmlns='urn:x'><name>a</name></network>", "begins with '{urn:x}network'"),
+        (b"<domain/>", "begins with 'domain': expected <network> or <hookData>"),
+        (b"<?pi?>" * 20000 + b"<!--" * 20000, "not well-formed"),
+    ],
+)
+def test_no_documents(data: bytes, expected: str) -> None:
+    message = data_refusal(data)
+    assert expected in message
+    assert message.isprintable()
+
+
+def test_too_large() -> None:
+    padding = b" " * document.MAX_DOCUMENT
+    assert "at most 8388608 are read" in data_refusal(network_xml() + padding)
+    assert document.parse_network(network_xml() + padding[: -len(network_xml())]).name == "lab"
+
+
+def test_too_much_metadata() -> None:
+    host = "<natns:host name='h{0}' ip='10.0.{1}.{2}'/>"
+    hosts = "".join(host.format(n, n // 250, n % 250 + 2) for n in range(6000))
+    nat = f"<natns:ip address='10.0.255.1' prefix='16'><natns:dhcp>{hosts}</natns:dhcp></natns:ip>"
+    assert "bytes: expected 262144 at most" in refusal("", nat)
+
+
+def test_names_the_file() -> None:
+    with pytest.raises(DocumentError, match=r"^lab\.xml: the document is not well-formed XML: "):
+        document.parse_network(b"<network>", "lab.xml")
+    with pytest.raises(DocumentError, match=r"^lab\.xml: network 'lab', line 1: <mtu> has size="):
+        document.parse_network(network_xml("<mtu size='x'/>"), "lab.xml")
+    with pytest.raises(DocumentError, match=r"^web\.xml: the document begins with 'network'"):
+        parse_domain_metadata(network_xml(), "web.xml")
+
+
+# Our part: what is accepted
+
+
+def test_metadata_of_a_network() -> None:
+    nat = metadata(
+        "<natns:upstream name='provider' address='192.168.0.150'/>"
+        "<natns:portForward proto='udp' guestAddress='10.0.0.5' address='192.168.0.150'"
+        " source='192.168.0.0/24, 10.9.8.7 172.16.0.0/12'>"
+        "<natns:range start='80' end='90' to='8080'/><natns:range start='85' exclude='yes'/>"
+        "</natns:portForward>"
+    )
+    assert nat == NatMetadata(
+        upstream="provider",
+        address=IPv4Address("192.168.0.150"),
+        forwards=(
+            PortForward(
+                proto="udp",
+                ranges=(PortRange(80, 90, 8080), PortRange(85, 85, 85, exclude=True)),
+                address=IPv4Address("192.168.0.150"),
+                guest_address=IPv4Address("10.0.0.5"),
+                sources=tuple(
+                    IPv4Network(each) for each in ("192.168.0.0/24", "10.9.8.7/32", "172.16.0.0/12")
+                ),
+            ),
+        ),
+    )
+
+
+def test_metadata_of_a_domain() -> None:
+    nat = domain_metadata(
+        "<natns:portForward network='lab 2 &#246;'><natns:range start='1'/></natns:portForward>"
+        "<natns:portForward proto='sctp' mac='52:54:00:AB:CD:EF' address='127.0.0.1'"
+        " guestAddress='10.0.0.9'><natns:range start='1' end='65535'/></natns:portForward>"
+    )
+    assert nat.forwards == (
+        PortForward("tcp", (PortRange(1, 1, 1),), network="lab 2 ö"),
+        PortForward(
+            "sctp",
+            (PortRange(1, 65535, 1),),
+            mac="52:54:00:ab:cd:ef",
+            address=IPv4Address("127.0.0.1"),
+            guest_address=IPv4Address("10.0.0.9"),
+        ),
+    )
+
+
+def test_domain_without_metadata() -> None:
+    assert parse_domain_metadata(b"<domain><name>web</name></domain>") is None
+    foreign = b"<domain><metadata><nat xmlns='urn:x'/></metadata></domain>"
+    assert parse_domain_metadata(foreign) is None
+
+
+def test_empty_metadata() -> None:
+    assert metadata("") == NatMetadata()
+    assert domain_metadata("<!-- nothing yet -->") == NatMetadata()
+
+
+@pytest.mark.parametrize(("value", "expected"), [("yes", True), ("no", False)])
+def test_enabled(value: str, expected: bool) -> None:
+    assert metadata("", attributes=f"enabled='{value}'").enabled is expected
+
+
+def test_own_subnet() -> None:
+    hosts = (
+        "<natns:host mac='52:54:00:AA:00:05' ip='10.0.0.5'/><natns:host name='b' ip='10.0.0.6'/>"
+    )
+    lab = network("", NATNS_IP.format("<natns:range start='10.0.0.1' end='10.0.0.254'/>" + hosts))
+    assert lab.nat is not None
+    assert (lab.taken_over, lab.subnets) == (False, (lab.nat.subnet,))
+    subnet = lab.subnets[0]
+    assert (subnet.interface, subnet.dhcp) == (IPv4Interface("10.0.0.1/24"), True)
+    assert subnet.ranges == (AddressRange(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.254")),)
+    assert subnet.hosts == (
+        DhcpHost(IPv4Address("10.0.0.5"), mac="52:54:00:aa:00:05"),
+        DhcpHost(IPv4Address("10.0.0.6"), name="b"),
+    )
+
+
+def test_own_subnet_beside_libvirts_ipv6() -> None:
+    six = "<ip family='ipv6' address='2001:db8::1' prefix='64'/>"
+    assert not network(six, NATNS_IP.format("")).taken_over
+
+
+def test_own_subnet_by_netmask_without_dhcp() -> None:
+    lab = network("", "<natns:ip address='10.0.0.1' netmask='255.255.255.252' family='ipv4'/>")
+    assert lab.subnets[0].interface == IPv4Interface("10.0.0.1/30")
+    assert not lab.subnets[0].dhcp
+
+
+def test_order_and_comments_do_not_matter() -> None:
+    nat = metadata(
+        FORWARD.format("<natns:range start='80'/>") + "<!-- x --><natns:upstream name='a'/>"
+    )
+    assert (nat.upstream, len(nat.forwards)) == ("a", 1)
+
+
+def test_any_prefix_will_do() -> None:
+    text = "<network><name>a</name><metadata><nat xmlns='urn:libvirt-natns:1' enabled='no'/>"
+    found = document.parse_network(f"{text}</metadata></network>".encode()).nat
+    assert found == NatMetadata(enabled=False)
+
+
+# Our part: what is refused, and in which words
+
+
+def host(attributes: str) -> str:
+    return NATNS_IP.format(f"<natns:host {attributes}/>")
+
+
+def dhcp_range(start: str, end: str) -> str:
+    return NATNS_IP.format(f"<natns:range start='{start}' end='{end}'/>")
+
+
+@pytest.mark.parametrize(
+    ("nat", "fact", "expected"),
+    [
+        ("<natns:upstream name='a b'/>", "<natns:upstream> has name='a b'", "the name of an ups"),
+        ("<natns:upstream name='a;b'/>", "name='a;b'", "the name of an upstream"),
+        ("<natns:upstream name=''/>", "name=''", "the name of an upstream"),
+        ("<natns:upstream name='a&#10;b'/>", r"name='a\nb'", "without control characters"),
+        ("<natns:upstream address='10.0.0.256'/>", "address='10.0.0.256'", "an IPv4 address"),
+        ("<natns:upstream address=' 10.0.0.2'/>", "address=' 10.0.0.2'", "an IPv4 address"),
+        ("<natns:upstream address='224.0.0.1'/>", "address='224.0.0.1'", "of a single host"),
+        ("<natns:upstream nam='a'/>", "has an attribute 'nam'", "only address or name"),
+        ("<natns:upstream/><natns:upstream/>", "<natns:upstream> stands there twice", "one at"),
+        ("<natns:upstream><x/></natns:upstream>", "<x> is not known in <natns:upstr", "no elem"),
+        ("<natns:address/>", "<natns:address> is not known", "only ip, portForward or upstream"),
+        ("<upstream/>", "<upstream> is not known in <natns:nat>", "only ip, portForward or ups"),
+        ("provider", "<natns:nat> has text 'provider'", "none"),
+        ("<natns:upstream/>tail", "<natns:nat> has text 'tail'", "none"),
+        ("<?x y?>", "<natns:nat> has a processing instruction", "none"),
+        ("<natns:ip address='10.0.0.1'/>", "neither prefix nor netmask", "one of the two"),
+        (
+            "<natns:ip address='10.0.0.1' prefix='8' netmask='255.0.0.0'/>",
+            "both prefix and netmask",
+            "one of the two",
+        ),
+        ("<natns:ip prefix='8'/>", "<natns:ip> has no attribute 'address'", "an IPv4 address"),
+        ("<natns:ip address='10.0.0.1' prefix='31'/>", "prefix='31'", "from 1 to 30"),
+        ("<natns:ip address='10.0.0.1' prefix='0'/>", "prefix='0'", "from 1 to 30"),
+        ("<natns:ip address='10.0.0.0' prefix='24'/>", "address='10.0.0.0'", "in 10.0.0.0/24"),
+        ("<natns:ip address='10.0.0.255' prefix='24'/>", "address='10.0.0.255'", "a host's addr"),
+        ("<natns:ip address='127.0.0.1' prefix='8'/>", "address='127.0.0.1'", "a host's address"),
+        ("<natns:ip address='0.0.0.1' prefix='8'/>", "address='0.0.0.1'", "a host's address"),
+        (
+            "<natns:ip address='10.0.0.1' netmask='255.255.0.255'/>",
+            "netmask='255.255.0.255'",
+            "such as 255.255.255.0",
+        ),
+        (
+            "<natns:ip address='10.0.0.1' netmask='255.255.255.254'/>",
+            "netmask='255.255.255.254'",
+            "to 255.255.255.252",
+        ),
+        ("<natns:ip address='10.0.0.1' prefix='8' family='ipv6'/>", "family='ipv6'", "ipv4"),
+        (NATNS_IP.format("") * 2, "<natns:ip> stands there twice", "one at most"),
+        (NATNS_IP.format("<natns:range start='10.0.0.2'/>"), "no attribute 'end'", "an IPv4 add"),
+        (dhcp_range("10.0.0.9", "10.0.0.8"), "end='10.0.0.8'", "10.0.0.9 or higher"),
+        (dhcp_range("10.0.1.2", "10.0.1.3"), "start='10.0.1.2'", "a host's address in 10.0.0.0/24"),
+        (dhcp_range("10.0.0.2", "10.0.0.255"), "end='10.0.0.255'", "a host's address"),
+        (dhcp_range("10.0.0.0", "10.0.0.9"), "start='10.0.0.0'", "a host's address"),
+        (dhcp_range("10.0.0.2", "10.0.0.9,lo"), "end='10.0.0.9,lo'", "an IPv4 address"),
+        (host("ip='10.0.0.5'"), "<natns:host> has neither mac nor name", "at least one"),
+        (host("name='a'"), "has no attribute 'ip'", "an IPv4 address"),
+        (host("name='a' ip='10.0.0.1'"), "ip='10.0.0.1'", "other than the gateway's"),
+        (host("name='a' ip='10.0.1.5'"), "ip='10.0.1.5'", "a host's address in 10.0.0.0/24"),
+        (host("name='a,b' ip='10.0.0.5'"), "name='a,b'", "a host name"),
+        (host("name='a b' ip='10.0.0.5'"), "name='a b'", "a host name"),
+        (host("name='a#' ip='10.0.0.5'"), "name='a#'", "a host name"),
+        (host("name='45m' ip='10.0.0.5'"), "name='45m'", "a host name"),
+        (host("name='a-' ip='10.0.0.5'"), "name='a-'", "a host name"),
+        (host("name='a..b' ip='10.0.0.5'"), "name='a..b'", "a host name"),
+        (host(f"name='{'a' * 64}' ip='10.0.0.5'"), "name='aaa", "a host name"),
+        (host(f"name='{'.'.join('a' * 128)}' ip='10.0.0.5'"), "name='a.a", "a host name"),
+        (host("name='Ignore' ip='10.0.0.5'"), "name='Ignore'", "no keyword of dnsmasq's"),
+        (host("name='infinite' ip='10.0.0.5'"), "name='infinite'", "no keyword of dnsmasq's"),
+        (host("mac='53:54:00:00:00:01' ip='10.0.0.5'"), "mac='53:54:00", "a unicast MAC address"),
+        (host("mac='52:54:00:00:01' ip='10.0.0.5'"), "mac='52:54:00", "a unicast MAC address"),
+        (
+            NATNS_IP.format(
+                "<natns:host name='a' ip='10.0.0.5'/>\n<natns:host name='b' ip='10.0.0.5'/>"
+            ),
+            "line 3: <natns:host> has ip='10.0.0.5'",
+            "another than the <natns:host> in line 2",
+        ),
+        (
+            NATNS_IP.format(
+                "<natns:host mac='52:54:00:00:00:0a' ip='10.0.0.5'/>"
+                "<natns:host mac='52:54:00:00:00:0A' ip='10.0.0.6'/>"
+            ),
+            "mac='52:54:00:00:00:0A'",
+            "another than",
+        ),
+    ],
+)
+def test_refused_in_a_network(nat: str, fact: str, expected: str) -> None:
+    message = refusal("", nat)
+    found, _, wanted = message.partition(": expected ")
+    assert re.match(r"network 'lab', line \d: <", found), message
+    assert fact in found
+    assert expected in wanted
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "ranges", "fact", "expected"),
+    [
+        ("", "", "<natns:portForward> has no <natns:range>", "at least one"),
+        ("", "start='0'", "start='0'", "a port number from 1 to 65535"),
+        ("", "start='65536'", "start='65536'", "a port number"),
+        ("", "start='abc'", "start='abc'", "a port number"),
+        ("", "start='+80'", "start='+80'", "a port number"),
+        ("", "start='080'", "start='080'", "a port number"),
+        ("", "start='\u0661'", "start='\u0661'", "a port number"),
+        ("", "start='auto'", "start='auto'", "a port number"),
+        ("", "start='-1'", "start='-1'", "a port number"),
+        ("", "end='80'", "no attribute 'start'", "a port number"),
+        ("", "start='81' end='80'", "end='80'", "81 or higher"),
+        ("", "start='1' end='3' to='65534'", "to='65534'", "65533 at most, for 3 ports"),
+        ("", "start='1' exclude='maybe'", "exclude='maybe'", "no or yes"),
+        ("", "start='1' exclude='yes' to='2'", "has exclude='yes' and to", "one of the two"),
+        ("", "start='1' exclude='yes'", "ranges with exclude='yes' only", "at least one without"),
+        ("", "start='1' end='9'|start='9' to='1'", "start='9'", "ports other than those of"),
+        ("", "start='8'|start='1' end='9'", "start='8'", "ports other than those of"),
+        ("proto='icmp'", "start='1'", "proto='icmp'", "tcp, udp or sctp"),
+        ("proto='TCP'", "start='1'", "proto='TCP'", "tcp, udp or sctp"),
+        ("dev='eth0'", "start='1'", "has an attribute 'dev'", "only address, guestAddress"),
+        ("address='::1'", "start='1'", "address='::1'", "an IPv4 address"),
+        ("address='0.0.0.0'", "start='1'", "address='0.0.0.0'", "of a single host"),
+        ("source='10.0.0.1/24'", "start='1'", "source='10.0.0.1/24'", "whole subnets: 10.0.0.0/24"),
+        ("source='10.0.0.0/33'", "start='1'", "source='10.0.0.0/33'", "IPv4 subnets such as"),
+        ("source='10.0.0.0/8;'", "start='1'", "source='10.0.0.0/8;'", "IPv4 subnets such as"),
+        ("source=''", "start='1'", "source=''", "IPv4 subnets such as"),
+    ],
+)
+def test_forwards_refused_everywhere(
+    attributes: str, ranges: str, fact: str, expected: str
+) -> None:
+    elements = "".join(f"<natns:range {each}/>" for each in ranges.split("|") if each)
+    text = f"<natns:portForward guestAddress='10.0.0.5' {attributes}>{elements}</natns:portForward>"
+    for message in (refusal(IP, text), domain_refusal(text)):
+        found, _, wanted = message.partition(": expected ")
+        assert fact in found
+        assert expected in wanted
+
+
+@pytest.mark.parametrize("address", ["10.0.1.5", "10.0.0.1", "10.0.0.0", "10.0.0.255", "127.0.0.1"])
+def test_a_networks_forward_goes_to_its_guests(address: str) -> None:
+    nat = FORWARD.format("<natns:range start='1'/>").replace("10.0.0.5", address)
+    message = refusal(IP, nat)
+    assert f"has guestAddress='{address}': expected a guest's address in 10.0.0.0/24" in message
+
+
+def test_a_networks_forward_needs_a_subnet() -> None:
+    message = refusal("", FORWARD.format("<natns:range start='1'/>"))
+    assert "expected a guest's address in an <ip>, which is missing" in message
+
+
+def test_a_networks_forward_into_its_second_or_own_subnet() -> None:
+    nat = FORWARD.format("<natns:range start='1'/>")
+    assert metadata(nat, f"<ip address='10.9.0.1' prefix='16'/>{IP}").forwards
+    assert metadata(NATNS_IP.format("") + nat, "").forwards
+
+
+@pytest.mark.parametrize("attribute", ["network='lab'", "mac='52:54:00:00:00:01'"])
+def test_a_networks_forward_has_no_nic(attribute: str) -> None:
+    nat = FORWARD.replace("<natns:portForward", f"<natns:portForward {attribute}")
+    assert "has an attribute '" in refusal(IP, nat.format("<natns:range start='1'/>"))
+
+
+def test_a_networks_forward_needs_its_target() -> None:
+    nat = "<natns:portForward><natns:range start='1'/></natns:portForward>"
+    assert "has no attribute 'guestAddress': expected an IPv4 address" in refusal(IP, nat)
+
+
+@pytest.mark.parametrize(
+    ("nat", "attributes", "fact"),
+    [
+        ("", "enabled='no'", "<natns:nat> has an attribute 'enabled': expected no attributes"),
+        ("<natns:upstream/>", "", "<natns:upstream> is not known in <natns:nat>: expected only"),
+        ("<natns:ip address='10.0.0.1' prefix='8'/>", "", "<natns:ip> is not known"),
+        ("<natns:address/>", "", "<natns:address> is not known"),
+        (
+            "<natns:portForward network='a' mac='52:54:00:00:00:01'><natns:range start='1'/>"
+            "</natns:portForward>",
+            "",
+            "has both network and mac: expected one of the two at most",
+        ),
+        (
+            "<natns:portForward network='a/b'><natns:range start='1'/></natns:portForward>",
+            "",
+            "network='a/b': expected the name of a libvirt network",
+        ),
+        (
+            "<natns:portForward guestAddress='224.0.0.1'><natns:range start='1'/>"
+            "</natns:portForward>",
+            "",
+            "guestAddress='224.0.0.1': expected the address of a single host",
+        ),
+    ],
+)
+def test_refused_in_a_domain(nat: str, attributes: str, fact: str) -> None:
+    message = domain_refusal(nat, attributes)
+    assert message.startswith("domain 'web', line 1: ")
+    assert fact in message
+
+
+def test_both_kinds_of_ip() -> None:
+    message = refusal(IP, NATNS_IP.format(""))
+    assert "<natns:ip> address='10.0.0.1' stands beside libvirt's own <ip address='10.0.0.1'>" in (
+        message
+    )
+    assert message.endswith("one of the two: remove the other")
+
+
+def test_two_nat_elements() -> None:
+    rest = f"<metadata>{nat_element('')}{nat_element('')}</metadata>"
+    assert "<natns:nat> stands there twice: expected one at most" in refusal(rest)
+
+
+def test_enabled_takes_yes_or_no_only() -> None:
+    assert "enabled='true': expected yes or no" in refusal(IP, "", "enabled='true'")
+
+
+def test_names_the_line() -> None:
+    nat = "\n<natns:upstream/>\n" + FORWARD.format("\n<natns:range start='0'/>")
+    assert refusal(IP, nat).startswith("network 'lab', line 5: <natns:range> has start='0'")
+
+
+def test_long_values_are_shortened() -> None:
+    assert len(refusal(IP, f"<natns:upstream name='{'x' * 5000}'/>")) < 300
+
+
+# Robustness
+
+
+MARKUP = [b"<", b">", b"&", b'"', b"'", b"\x00", b"\xff", b"]]>", b"<!--", b"<?x?>", b"&#10;"]
+
+
+def mutated(data: bytes, dice: random.Random) -> bytes:
+    at = dice.randrange(len(data))
+    kind = dice.randrange(5)
+    if kind == 0:
+        return data[:at]
+    if kind == 1:
+        return data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)]) + data[at + 1 :]
+    if kind == 2:
+        return data[:at] + dice.choice(MARKUP) + data[at:]
+    if kind == 3:
+        return data[:at] + data[at + dice.randrange(1, 40) :]
+    piece = data[at : at + dice.randrange(1, 200)]
+    return data[:at] + piece + data[at:]
+
+
+def parse_any(data: bytes) -> object:
+    if b"<domain " in data:
+        return parse_domain_metadata(data)
+    return document.parse_network(data)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_broken_bytes_raise_nothing_else(example: Path) -> None:
+    dice = random.Random(example.name)
+    data = example.read_bytes()
+    refused = 0
+    for _ in range(1000):
+        try:
+            parse_any(mutated(data, dice))
+        except DocumentError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert 100 < refused < 1000
+
+
+VALUES = ["", "0", "65535", "65536", "10.0.0.5", "10.0.0.1/24", "yes", "a", "a b", "\u0661", "::1"]
+ATTRIBUTE = re.compile(rb'(\w+)="([^"]*)"')
+
+
+def with_other_values(data: bytes, dice: random.Random) -> bytes:
+    """One attribute or more of the metadata dropped, renamed or set to something."""
+    start, end = data.index(b"<natns:nat"), data.rindex(b"natns:nat")
+
+    def change(match: re.Match[bytes]) -> bytes:
+        if b"urn:" in match[2] or dice.random() < 0.9:
+            return match[0]
+        others = [b"", b'x="1"', b'%s="%s"' % (match[1], dice.choice(VALUES).encode())]
+        return dice.choice(others)
+
+    return data[:start] + ATTRIBUTE.sub(change, data[start:end]) + data[end:]
+
+
+@pytest.mark.parametrize(
+    "example",
+    [path for path in EXAMPLES if b"</natns:nat>" in path.read_bytes()],
+    ids=lambda path: path.name,
+)
+def test_whatever_the_schema_refuses_is_explained(example: Path) -> None:
+    dice = random.Random(example.name)
+    data = example.read_bytes()
+    refused = 0
+    for _ in range(500):
+        try:
+            parse_any(with_other_values(data, dice))
+        except DocumentError as error:
+            refused += 1
+            # That is what is said when only libxml2 knows the reason.
+            assert "is not valid" not in str(error)
+    assert refused > 100
+
+
+def test_time_is_bounded() -> None:
+    """Thousands of ranges are compared by neighbours, not each with each."""
+    ranges = "".join(f"<natns:range start='{port}'/>" for port in range(1, 9000))
+    assert len(metadata(FORWARD.format(ranges)).forwards[0].ranges) == 8999
+
+
+# Files
+
+
+def test_resources_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "libvirt_natns"
+    monkeypatch.setattr(document, "__file__", str(package / "document.py"))
+    assert document.resource_path("a.rng") == tmp_path / "xml" / "a.rng"
+    (package / "xml").mkdir(parents=True)
+    (package / "xml" / "a.rng").touch()
+    assert document.resource_path("a.rng") == package / "xml" / "a.rng"
+
+
+def test_missing_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document, "resource_path", lambda name: tmp_path / name)
+    document._validator.cache_clear()
+    try:
+        assert "natns-network.rng" in refusal(IP, "")
+    finally:
+        document._validator.cache_clear()

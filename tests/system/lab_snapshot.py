@@ -21,6 +21,9 @@ DIRECTORIES = (
     Path("/var/lib/libvirt-natns"),
 )
 DATABASE = re.compile(r"\.(db|sqlite3?)(-\w+)?$")
+LINK_LOCAL = "fe80:"
+"""IPv6 addresses that the kernel makes by itself, as soon as a link has a carrier."""
+KERNELS_OWN_ROUTE = re.compile(rf"{LINK_LOCAL}|(local|anycast|multicast) .*:")
 VOLATILE = re.compile(r" (expires \S+|valid_lft \S+|preferred_lft \S+|linkdown|dead)")
 
 
@@ -98,15 +101,14 @@ def _addresses() -> list[str]:
     found = []
     for link in json.loads(run("ip", "-j", "address").stdout):
         for entry in link.get("addr_info", []):
-            if not entry.get("tentative"):
+            if not entry["local"].startswith(LINK_LOCAL):
                 found.append(f"{link['ifname']} {entry['local']}/{entry['prefixlen']}")
     return found
 
 
 def _routes() -> list[str]:
     lines = _ip("route", "show", "table", "all") + _ip("-6", "route", "show", "table", "all")
-    # IPv6 addresses come and go with a link's carrier: they show as addresses.
-    return [line for line in lines if not re.match(r"(local|anycast|multicast) .*:", line)]
+    return [line for line in lines if not KERNELS_OWN_ROUTE.match(line)]
 
 
 def _legacy_iptables() -> list[str]:

@@ -146,11 +146,13 @@ def backend(request: pytest.FixtureRequest, world: None) -> firewall.Backend:
 # -- packets -------------------------------------------------------------------
 
 
-def opened(node: str, kind: int, address: str = "", port: int = 0) -> socket.socket:
+def opened(
+    node: str, kind: int, address: str = "", port: int = 0, patience: float = SOON
+) -> socket.socket:
     with netns.entered(node):
         made = socket.socket(socket.AF_INET, kind)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.settimeout(SOON)
+    made.settimeout(patience)
     made.bind((address, port))
     return made
 
@@ -158,9 +160,10 @@ def opened(node: str, kind: int, address: str = "", port: int = 0) -> socket.soc
 @contextmanager
 def serving(node: str, port: int = PORT) -> Iterator[None]:
     """TCP and UDP services that answer with the address they saw."""
-    with opened(node, socket.SOCK_STREAM, port=port) as tcp, opened(
-        node, socket.SOCK_DGRAM, port=port
-    ) as udp:
+    with (
+        opened(node, socket.SOCK_STREAM, port=port) as tcp,
+        opened(node, socket.SOCK_DGRAM, port=port) as udp,
+    ):
         tcp.listen(32)
         done = threading.Event()
         connections: list[socket.socket] = []
@@ -187,13 +190,31 @@ def serving(node: str, port: int = PORT) -> Iterator[None]:
                 connection.close()
 
 
-def seen_by(target: str, guest: str, kind: int, port: int = PORT, source: int = 0) -> str:
+def seen_by(
+    target: str,
+    guest: str,
+    kind: int,
+    port: int = PORT,
+    source: int = 0,
+    patience: float = SOON,
+) -> str:
     """The address that a service at ``target`` sees when ``guest`` asks it."""
-    with opened(guest, kind, port=source) as client:
+    with opened(guest, kind, port=source, patience=patience) as client:
         client.connect((target, port))
         if kind == socket.SOCK_DGRAM:
             client.send(b"?")
         return client.recv(64).decode()
+
+
+def ignored(target: str, client: str, kind: int, port: int = PORT) -> bool:
+    """Whether ``client`` gets no answer at all, not even an error."""
+    try:
+        seen_by(target, client, kind, port, patience=QUIET)
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def refused(action: Callable[[], object]) -> bool:
@@ -233,9 +254,7 @@ class Capture:
 
     def __init__(self, node: str, link: str) -> None:
         with netns.entered(node):
-            self.socket = socket.socket(
-                socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003)
-            )
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
             self.socket.bind((link, 0x0003))
         self.socket.settimeout(QUIET)
 
@@ -251,7 +270,8 @@ class Capture:
         try:
             while True:
                 data, address = self.socket.recvfrom(65535)
-                if address[1] == 0x0800:
+                # Bridges ask for multicast groups now and then.
+                if address[1] == 0x0800 and data[9] != socket.IPPROTO_IGMP:
                     header = (data[0] & 15) * 4
                     ends = (socket.inet_ntoa(data[o : o + 4]) for o in (12, 16))
                     found.append(Packet(*ends, data[9], data[header:]))
@@ -300,7 +320,7 @@ def inject(node: str, packet: bytes, *, frame: tuple[str, bytes] | None = None) 
 
 
 def mac(node: str, link: str) -> bytes:
-    text = inside(node, f"cat /proc/self/net/arp >/dev/null; ip -br link show {link}").split()[2]
+    text = inside(node, f"ip -br link show {link}").split()[2]
     return bytes.fromhex(text.replace(":", ""))
 
 
@@ -323,8 +343,7 @@ def test_neighbour_with_a_route_reaches_nothing(backend: firewall.Backend) -> No
             for target in (GUEST, GATEWAY):
                 assert not pings("neighbour", target)
                 for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                    with pytest.raises(TimeoutError):
-                        seen_by(target, "neighbour", kind)
+                    assert ignored(target, "neighbour", kind)
             # Neither a redirect nor an error gives away that somebody is there.
             for ttl in (1, 2):
                 inject("neighbour", ip_packet(NEIGHBOUR, GUEST, 17, udp(9, 9), ttl))
@@ -350,8 +369,7 @@ def test_no_port_is_offered_upstream(backend: firewall.Backend) -> None:
     for port in (53, 67, 69, PORT):
         with serving("nat-a", port):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                with pytest.raises(TimeoutError):
-                    seen_by(NAT["a"], "neighbour", kind, port)
+                assert ignored(NAT["a"], "neighbour", kind, port)
 
 
 def test_guests_reach_the_services_and_are_told_of_the_rest(backend: firewall.Backend) -> None:
@@ -379,7 +397,11 @@ def test_a_guest_without_address_asks_for_one(backend: firewall.Backend) -> None
 def test_forged_sources_stay_in(backend: firewall.Backend) -> None:
     with Capture("server", "eth0") as wire, Capture("neighbour", "eth0") as other:
         for source in ("172.16.0.9", NEIGHBOUR, NAT["a"], NAT["b"], GATEWAY, "0.0.0.0"):
-            for payload, protocol in ((udp(9, PORT), 17), (tcp(2), 6), (b"\x08\0\xf7\xff" + b"\0" * 4, 1)):
+            for payload, protocol in (
+                (udp(9, PORT), 17),
+                (tcp(2), 6),
+                (b"\x08\0\xf7\xff" + b"\0" * 4, 1),
+            ):
                 inject(
                     "guest-a",
                     ip_packet(source, SERVER, protocol, payload),
@@ -414,7 +436,11 @@ def test_a_flow_older_than_the_rules_does_not_leak(backend: firewall.Backend) ->
     backend.clear("nat-a")
     # Anything that asks for a state makes the kernel remember connections.
     inside("nat-a", "iptables-legacy -A FORWARD -m conntrack --ctstate NEW -j ACCEPT")
-    inside("nat-a", "nft 'table ip t { chain f { type filter hook forward priority 0; ct state new accept; }; }'")
+    inside(
+        "nat-a",
+        "nft 'table ip t { chain f { type filter hook forward priority 0;"
+        " ct state new accept; }; }'",
+    )
     in_node("server", f"ip route add 10.0.0.0/24 via {NAT['a']}")
     with serving("server"), opened("guest-a", socket.SOCK_DGRAM, port=40002) as client:
         client.connect((SERVER, PORT))
@@ -434,8 +460,13 @@ def test_an_older_upstream_address_does_not_leak(backend: firewall.Backend) -> N
         client.connect((SERVER, PORT))
         client.send(b"?")
         assert client.recv(64).decode() == NAT["a"]
-        moved = Policy("virbr10", "upstream", policy("a").subnets, policy("a").gateways,
-                       IPv4Address("192.168.0.199"))
+        moved = Policy(
+            "virbr10",
+            "upstream",
+            policy("a").subnets,
+            policy("a").gateways,
+            IPv4Address("192.168.0.199"),
+        )
         backend.apply("nat-a", ruleset(moved))
         with Capture("server", "eth0") as wire:
             client.send(b"?")
@@ -568,9 +599,9 @@ HOST_POLICY = host.HostPolicy(transits=(host.Transit("natns-host", IPv4Network(T
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_transit_is_masqueraded(name: str, foreign: str, transit: None) -> None:
-    if name == "iptables" and foreign != "iptables-legacy":
-        for table in ("nat", "filter"):  # a legacy table stays for good: have it before
-            sh(f"iptables-legacy -t {table} -S")
+    if name == "iptables":
+        # A legacy table once used stays for good: have them before.
+        sh("iptables-legacy -t nat -S; iptables-legacy -S")
     before = state()
     assert host.differences(HOST_POLICY, name)
     for _ in range(2):
@@ -580,8 +611,8 @@ def test_transit_is_masqueraded(name: str, foreign: str, transit: None) -> None:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             assert seen_by(SERVER, "nat-t", kind) == "192.168.0.2"
     in_node("server", f"ip route add {TRANSIT} via 192.168.0.2")
-    with serving("nat-t"), pytest.raises(TimeoutError):
-        seen_by("192.168.150.2", "server", socket.SOCK_DGRAM)
+    with serving("nat-t"):
+        assert ignored("192.168.150.2", "server", socket.SOCK_DGRAM)
     with Capture("server", "eth0") as wire:
         inject("nat-t", ip_packet("10.0.0.5", SERVER, 17, udp(9, 9)))
         assert wire.packets() == []
@@ -638,9 +669,10 @@ def test_twins_where_bridged_frames_are_filtered(name: str, drop: str, world: No
     for letter in NAT:
         nat.apply(f"nat-{letter}", ruleset(policy(letter)))
     sh(FOREIGN[drop])
+    sh("iptables-legacy -t raw -S; iptables-legacy -S")
     sh(f"{drop} -t nat -A POSTROUTING -s 10.0.0.0/24 -j SNAT --to-source 10.0.0.77")
-    with serving("server"), pytest.raises(TimeoutError):
-        seen_by(SERVER, "guest-a", socket.SOCK_STREAM)
+    with serving("server"):
+        assert ignored(SERVER, "guest-a", socket.SOCK_STREAM)
     wanted = host.HostPolicy(
         private=(host.Private("virbr10"), host.Private("virbr11")),
         provider=tuple(host.Provider("br0", IPv4Address(address)) for address in NAT.values()),
@@ -658,6 +690,4 @@ def test_twins_where_bridged_frames_are_filtered(name: str, drop: str, world: No
     assert GUEST not in sh("conntrack -L 2>/dev/null", check=False)
     assert switch.read_text().strip() == "1"
     host.remove()
-    if name == "iptables":  # which made the table raw, and cannot unmake it
-        sh("true")
-    assert before in state() or state() == before
+    assert state() == before

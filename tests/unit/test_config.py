@@ -20,10 +20,10 @@ BRIDGE = {
 }
 
 
-def table(name: str = "provider", **keys: str | None) -> str:
+def table(upstream: str = "provider", /, **keys: str | None) -> str:
     """A table of an upstream: BRIDGE with other values, None for without."""
     lines = [f"{key} = {value}" for key, value in (BRIDGE | keys).items() if value is not None]
-    return "\n".join([f"[upstreams.{name}]", *lines, ""])
+    return "\n".join([f"[upstreams.{upstream}]", *lines, ""])
 
 
 def upstream(**keys: str | None) -> Upstream:
@@ -172,12 +172,12 @@ def test_equal_pools_on_different_bridges() -> None:
             "upstreams.a.subnet: missing: expected the subnet that the pool is part of",
         ),
         ("scope =", "not valid TOML: Invalid value (at end of document)"),
-        ("a = 1\na = 2", "not valid TOML: Cannot overwrite a value (at line 2"),
+        ("a = 1\na = 2", "not valid TOML: Cannot overwrite a value (at"),
         (f"a = {'[' * 5000}", "not valid TOML: too deeply nested"),
     ],
 )
 def test_refused(text: str, expected: str) -> None:
-    assert refusal(text).startswith(expected) or expected in refusal(text)
+    assert expected in refusal(text)
 
 
 @pytest.mark.parametrize(
@@ -260,9 +260,7 @@ def test_refused_in_an_upstream(key: str, value: str | None, expected: str) -> N
     ],
 )
 def test_refused_combinations(keys: dict[str, str], expected: str) -> None:
-    assert refusal(table(**keys)) == f"upstreams.provider.{expected}" or expected in refusal(
-        table(**keys)
-    )
+    assert refusal(table(**keys)).startswith(f"upstreams.provider.{expected}")
 
 
 def test_one_pool_twice() -> None:

@@ -319,7 +319,7 @@ def test_too_large() -> None:
 
 def test_too_much_metadata() -> None:
     host = "<natns:host name='h{0}' ip='10.0.{1}.{2}'/>"
-    hosts = "".join(host.format(n, n // 250, n % 250 + 2) for n in range(6000))
+    hosts = "".join(host.format(n, n // 250, n % 250 + 2) for n in range(8000))
     nat = f"<natns:ip address='10.0.255.1' prefix='16'><natns:dhcp>{hosts}</natns:dhcp></natns:ip>"
     assert "bytes: expected 262144 at most" in refusal("", nat)
 
@@ -688,9 +688,9 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 
 
 def parse_any(data: bytes) -> object:
-    if b"<domain " in data:
-        return parse_domain_metadata(data)
-    return document.parse_network(data)
+    if b"<network>" in data:
+        return document.parse_network(data)
+    return parse_domain_metadata(data)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -740,7 +740,7 @@ def test_whatever_the_schema_refuses_is_explained(example: Path) -> None:
             refused += 1
             # That is what is said when only libxml2 knows the reason.
             assert "is not valid" not in str(error)
-    assert refused > 100
+    assert refused > 50
 
 
 def test_time_is_bounded() -> None:

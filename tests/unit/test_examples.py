@@ -130,7 +130,7 @@ def test_every_definition_is_used() -> None:
     for file in SCHEMAS.values():
         grammar = schema.load(DIRECTORY / file, read_schema)
         patterns = [grammar.start, *grammar.defines.values()]
-        refs = {ref.get("name") for each in patterns for ref in each.iter(f"{schema.RNG}ref")}
+        refs = {ref.attrib["name"] for each in patterns for ref in each.iter(f"{schema.RNG}ref")}
         assert set(grammar.defines) == refs
 
 

@@ -85,12 +85,17 @@ class StaticRoute:
 
 @dataclass(frozen=True, slots=True)
 class PortRange:
-    """libvirt's ``<range>``: ports ``start`` to ``end``, onto ``to`` upwards."""
+    """libvirt's ``<range>``: ports ``start`` to ``end``, onto ``to`` upwards.
+
+    With ``auto`` (``start="auto"``) a free port is chosen for ``to``; ``start`` and
+    ``end`` are 0 until then.
+    """
 
     start: int
     end: int
     to: int
     exclude: bool = False
+    auto: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,29 @@ class PortForward:
 
 
 @dataclass(frozen=True, slots=True)
+class PortSet:
+    """Ports of one protocol, ``first`` to ``last``, both included."""
+
+    proto: Protocol
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRequest:
+    """``<natns:address>``: an upstream address of a guest's own.
+
+    ``address`` None is "auto": one from the upstream's pool.  ``ports`` limits
+    what comes in; empty means everything.
+    """
+
+    address: IPv4Address | None = None
+    network: str | None = None
+    mac: str | None = None
+    ports: tuple[PortSet, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class NatMetadata:
     """The ``<natns:nat>`` element of a network or a domain."""
 
@@ -115,6 +143,62 @@ class NatMetadata:
     address: IPv4Address | None = None
     subnet: Subnet | None = None
     forwards: tuple[PortForward, ...] = ()
+    addresses: tuple[AddressRequest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A guest's network interface: in a libvirt network, or on a bridge by name."""
+
+    mac: str
+    network: str | None = None
+    bridge: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A guest, as far as it concerns us."""
+
+    uuid: str
+    name: str
+    nics: tuple[Nic, ...] = ()
+    nat: NatMetadata | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A published range of ports, with nothing left to look up.
+
+    ``network`` is the uuid of the network whose namespace translates: ports
+    ``first`` to ``last`` of ``address`` go to ``to`` upwards of ``target``.
+    ``owner`` is the uuid of the guest, or of the network itself.
+    """
+
+    owner: str
+    owner_name: str
+    network: str
+    proto: Protocol
+    address: IPv4Address
+    first: int
+    last: int
+    target: IPv4Address
+    to: int
+    sources: tuple[IPv4Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StaticNat:
+    """An upstream address that belongs to one guest, in both directions.
+
+    ``ports`` limits what comes in; empty means everything.
+    """
+
+    owner: str
+    owner_name: str
+    network: str
+    address: IPv4Address
+    target: IPv4Address
+    ports: tuple[PortSet, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,16 +280,22 @@ __all__ = [
     "HOST_UPSTREAM",
     "AddressRange",
     "AddressRange6",
+    "AddressRequest",
     "Config",
     "DhcpHost",
+    "Domain",
     "FirewallChoice",
+    "Forward",
     "IPv6Interface",
     "NatMetadata",
     "Network",
+    "Nic",
     "PortForward",
     "PortRange",
+    "PortSet",
     "Protocol",
     "Scope",
+    "StaticNat",
     "StaticRoute",
     "Subnet",
     "Upstream",

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -37,7 +37,7 @@ from libvirt_natns.elements import (
     value_error,
 )
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.model import NatMetadata, Network, StaticRoute, Subnet
+from libvirt_natns.model import Domain, NatMetadata, Network, Nic, StaticRoute, Subnet
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives, shown
 
 MAX_DOCUMENT = 8 * 1024 * 1024
@@ -45,6 +45,9 @@ MAX_DOCUMENT = 8 * 1024 * 1024
 
 MAX_METADATA = 256 * 1024
 """Largest ``<natns:nat>`` element, in bytes: room for some 3000 fixed addresses."""
+
+NIC_TYPES = {"network", "bridge"}
+"""The types of a guest's ``<interface>`` that can lead into a network of libvirt's."""
 
 # What may stand before the root element.  Possessive, so that no text makes it
 # backtrack.
@@ -97,15 +100,32 @@ def parse_network(data: bytes, where: str = "") -> Network:
         return _network(_network_element(_parse(data, ("network", "hookData"))))
 
 
-def parse_domain_metadata(data: bytes, where: str = "") -> NatMetadata | None:
-    """The ``<natns:nat>`` of a ``<domain>``, None where there is none.
+def parse_domain(data: bytes, where: str = "") -> Domain:
+    """A ``<domain>`` as the qemu and lxc hooks get it and ``virsh dumpxml`` prints it.
 
-    ``where`` stands before every message.  Nothing else of the domain is looked
-    at.  DocumentError for anything that is not acceptable.
+    ``where`` stands before every message.  DocumentError for anything that is not
+    acceptable in the metadata: whoever must not refuse a guest for that looks at
+    ``parse_domain_nics`` first.
     """
     with _named(where):
-        nat = _nat_element(_parse(data, ("domain",)), "natns-domain.rng")
-        return None if nat is None else metadata.of_domain(nat)
+        root = _parse(data, ("domain",))
+        guest = _guest(root)
+        nat = _nat_element(root, "natns-domain.rng")
+        if nat is None:
+            return guest
+        # libvirt takes control characters there; lists and rule sets do not.
+        _name(root)
+        macs = [nic.mac for nic in guest.nics if nic.mac]
+        return replace(guest, nat=metadata.of_domain(nat, macs))
+
+
+def parse_domain_nics(data: bytes) -> Domain:
+    """The same without its metadata, whatever that says: ``nat`` is None.
+
+    DocumentError only for what libvirt never hands out: no ``<domain>`` at all, or
+    one with a malformed uuid.
+    """
+    return _guest(_parse(data, ("domain",)))
 
 
 def resource_path(name: str) -> Path:
@@ -214,6 +234,26 @@ def _network_port(element: Element) -> NetworkPort:
         owner_uuid=_uuid(element, "owner/uuid"),
         mac=elements.mac(attribute_of(element, "mac", "address")) or "",
         bridge=attribute_of(element, "plug", "bridge"),
+    )
+
+
+def _guest(element: Element) -> Domain:
+    interfaces = element.findall("devices/interface")
+    return Domain(
+        uuid=_uuid(element, "uuid"),
+        name=text(element, "name"),
+        nics=tuple(_nic(each) for each in interfaces if each.attrib.get("type") in NIC_TYPES),
+    )
+
+
+def _nic(element: Element) -> Nic:
+    bridge = attribute_of(element, "source", "bridge") or ""
+    return Nic(
+        # A domain that libvirt has not seen yet may leave the MAC to it.
+        mac=elements.mac(attribute_of(element, "mac", "address")) or "",
+        network=attribute_of(element, "source", "network") or None,
+        # No network of ours has a bridge of another form.
+        bridge=bridge if INTERFACE.fullmatch(bridge) else None,
     )
 
 
@@ -341,7 +381,8 @@ __all__ = [
     "MAX_METADATA",
     "HookData",
     "NetworkPort",
-    "parse_domain_metadata",
+    "parse_domain",
+    "parse_domain_nics",
     "parse_hook_data",
     "parse_network",
     "resource_path",

@@ -4,11 +4,13 @@
 The element satisfies its schema when it comes here, so every value has the
 right form.  What is left: addresses that must lie in the network's subnet,
 ranges that run backwards, names that dnsmasq takes for orders, claims that
-meet.  Claims of *different* guests are not compared here.
+meet, NICs that a guest has not.  Claims of *different* guests are not compared
+here, nor are a guest's networks known: that needs the networks' bridges.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 from typing import cast
@@ -19,11 +21,20 @@ from libvirt_natns.elements import (
     Element,
     error,
     ipv4,
+    local_name,
     mac,
     subnet,
     value_error,
 )
-from libvirt_natns.model import NatMetadata, PortForward, PortRange, Protocol, Subnet
+from libvirt_natns.model import (
+    AddressRequest,
+    NatMetadata,
+    PortForward,
+    PortRange,
+    PortSet,
+    Protocol,
+    Subnet,
+)
 from libvirt_natns.values import alternatives, shown
 
 MAX_PORT = 65535
@@ -32,9 +43,14 @@ MAX_PORT = 65535
 DNSMASQ_KEYWORDS = {"ignore", "infinite"}
 
 
-def of_domain(nat: Element) -> NatMetadata:
-    """What a domain's ``<natns:nat>`` says; DocumentError where it makes no sense."""
-    return NatMetadata(forwards=_forwards(nat))
+def of_domain(nat: Element, macs: Collection[str]) -> NatMetadata:
+    """What the ``<natns:nat>`` of a domain whose NICs have those ``macs`` says.
+
+    DocumentError where it makes no sense.
+    """
+    for element in nat:
+        _check_nic(element, macs)
+    return NatMetadata(forwards=_forwards(nat), addresses=_requests(nat))
 
 
 def of_network(nat: Element, subnets: tuple[Subnet, ...]) -> NatMetadata:
@@ -73,12 +89,25 @@ def check_combinations(nat: Element) -> None:
     for host in nat.iter(f"{NS}host"):
         if not {"mac", "name"} & set(host.attrib):
             raise error(host, "has neither mac nor name", "at least one of the two")
-    for forward in nat.iter(f"{NS}portForward"):
-        if {"network", "mac"} <= set(forward.attrib):
-            raise error(forward, "has both network and mac", "one of the two at most")
-        for ports in forward.iter(f"{NS}range"):
-            if ports.attrib.get("exclude") == "yes" and "to" in ports.attrib:
-                raise error(ports, "has exclude='yes' and to", "one of the two at most")
+    for element in nat:
+        if {"network", "mac"} <= set(element.attrib):
+            raise error(element, "has both network and mac", "one of the two at most")
+    for ports in nat.findall(f"{NS}portForward/{NS}range"):
+        _check_range_attributes(ports)
+
+
+def _check_range_attributes(ports: Element) -> None:
+    names = set(ports.attrib)
+    if "start" not in names:
+        raise error(ports, "has no attribute 'start'", "a port number from 1 to 65535 or auto")
+    if ports.attrib["start"] == "auto":
+        for other in sorted({"end", "exclude"} & names):
+            raise error(ports, f"has start='auto' and {other}", "one of the two at most")
+        if "to" not in names:
+            fact = "has start='auto' and no attribute 'to'"
+            raise error(ports, fact, "the guest's port, from 1 to 65535")
+    elif ports.attrib.get("exclude") == "yes" and "to" in names:
+        raise error(ports, "has exclude='yes' and to", "one of the two at most")
 
 
 # Addresses
@@ -166,14 +195,17 @@ def _check_unique(ip: Element) -> None:
 
 
 def _forwards(nat: Element) -> tuple[PortForward, ...]:
-    return tuple(_forward(each) for each in nat.findall(f"{NS}portForward"))
+    found = [(_forward(each), each) for each in nat.findall(f"{NS}portForward")]
+    _check_claims(found)
+    _check_chosen(found)
+    return tuple(forward for forward, _ in found)
 
 
 def _forward(element: Element) -> PortForward:
     ranges = [(_port_range(each), each) for each in element.findall(f"{NS}range")]
     _check_ranges(element, ranges)
     return PortForward(
-        proto=cast("Protocol", element.attrib.get("proto", "tcp")),
+        proto=_protocol(element),
         ranges=tuple(ports for ports, _ in ranges),
         address=_listen_address(element),
         network=element.attrib.get("network"),
@@ -181,6 +213,10 @@ def _forward(element: Element) -> PortForward:
         guest_address=_host_address(element, "guestAddress"),
         sources=_sources(element),
     )
+
+
+def _protocol(element: Element) -> Protocol:
+    return cast("Protocol", element.attrib.get("proto", "tcp"))
 
 
 def _listen_address(element: Element) -> IPv4Address | None:
@@ -191,27 +227,85 @@ def _listen_address(element: Element) -> IPv4Address | None:
 
 
 def _port_range(element: Element) -> PortRange:
-    start = int(element.attrib["start"])
-    end = int(element.attrib.get("end", start))
+    if element.attrib["start"] == "auto":
+        return PortRange(0, 0, int(element.attrib["to"]), auto=True)
+    start, end = _ports(element)
     to = int(element.attrib.get("to", start))
-    if end < start:
-        raise value_error(element, "end", f"{start} or higher")
     if to + end - start > MAX_PORT:
         expected = f"{MAX_PORT - (end - start)} at most, for {end - start + 1} ports"
         raise value_error(element, "to", expected)
     return PortRange(start, end, to, exclude=element.attrib.get("exclude") == "yes")
 
 
+def _ports(element: Element) -> tuple[int, int]:
+    """The first and the last port of a range."""
+    start = int(element.attrib["start"])
+    end = int(element.attrib.get("end", start))
+    if end < start:
+        raise value_error(element, "end", f"{start} or higher")
+    return start, end
+
+
+def _check_apart(elements: list[Element]) -> None:
+    """No port stands in two of the ranges."""
+    ranges = sorted(((*_ports(each), each) for each in elements), key=lambda item: item[:2])
+    for (_, end, first), (start, _, second) in pairwise(ranges):
+        if start <= end:
+            other = f"<natns:{local_name(first.tag)}> in line {first.sourceline}"
+            raise value_error(second, "start", f"ports other than those of the {other}")
+
+
 def _check_ranges(forward: Element, ranges: list[tuple[PortRange, Element]]) -> None:
     """Every port of a forward has one target, and there is one to forward."""
-    published = [(ports, each) for ports, each in ranges if not ports.exclude]
-    if not published:
+    if all(ports.exclude for ports, _ in ranges):
         raise error(forward, "has ranges with exclude='yes' only", "at least one without")
-    published.sort(key=lambda item: item[0].start)
-    for (one, first), (other, second) in pairwise(published):
-        if other.start <= one.end:
-            expected = f"ports other than those of the <natns:range> in line {first.sourceline}"
-            raise value_error(second, "start", expected)
+    _check_apart([each for ports, each in ranges if not (ports.exclude or ports.auto)])
+
+
+def _listener(forward: PortForward) -> tuple[object, ...]:
+    """Where a forward's ports are published, as far as the metadata tells."""
+    return forward.proto, forward.address, forward.network, forward.mac
+
+
+def _published(forward: PortForward) -> int:
+    """The ports that a forward names and does not exclude: bit N for port N."""
+    published = excluded = 0
+    for ports in forward.ranges:
+        bits = ((1 << (ports.end - ports.start + 1)) - 1) << ports.start
+        if ports.exclude:
+            excluded |= bits
+        elif not ports.auto:
+            published |= bits
+    return published & ~excluded
+
+
+def _check_claims(forwards: list[tuple[PortForward, Element]]) -> None:
+    """No port stands in two forwards that listen in the same place."""
+    claimed: dict[tuple[object, ...], int] = {}
+    for forward, element in forwards:
+        listener, ports = _listener(forward), _published(forward)
+        both = ports & claimed.get(listener, 0)
+        if both:
+            line = next(
+                each.sourceline
+                for other, each in forwards
+                if _listener(other) == listener and _published(other) & both
+            )
+            fact = f"publishes {forward.proto} port {(both & -both).bit_length() - 1}"
+            raise error(element, fact, f"ports other than those of the one in line {line}")
+        claimed[listener] = claimed.get(listener, 0) | ports
+
+
+def _check_chosen(forwards: list[tuple[PortForward, Element]]) -> None:
+    """No port of a guest is published at a chosen port twice: which is which?"""
+    chosen: set[tuple[object, ...]] = set()
+    for forward, element in forwards:
+        for ports in (each for each in forward.ranges if each.auto):
+            key = (*_listener(forward), forward.guest_address, ports.to)
+            if key in chosen:
+                fact = f"has start='auto' to='{ports.to}', for {forward.proto}, a second time"
+                raise error(element, fact, "each port of the guest once")
+            chosen.add(key)
 
 
 def _sources(element: Element) -> tuple[IPv4Network, ...]:
@@ -222,6 +316,14 @@ def _sources(element: Element) -> tuple[IPv4Network, ...]:
         # The schema saw to the form; what is left are host bits beside the prefix.
         right = [str(IPv4Network(text, strict=False)) for text in texts]
         raise value_error(element, "source", f"whole subnets: {', '.join(right)}") from None
+
+
+def _check_nic(element: Element, macs: Collection[str]) -> None:
+    """The NIC that an element selects by its MAC is one of the guest's."""
+    if "mac" in element.attrib and mac(element.attrib["mac"]) not in macs:
+        known = f": {alternatives(macs)}" if macs else ", of which there is none"
+        expected = f"the MAC address of a NIC of the guest's in a network or on a bridge{known}"
+        raise value_error(element, "mac", expected)
 
 
 def _check_targets(nat: Element, subnets: tuple[Subnet, ...]) -> None:
@@ -236,6 +338,40 @@ def _check_targets(nat: Element, subnets: tuple[Subnet, ...]) -> None:
 
 def _is_guest(address: IPv4Address, subnet: Subnet) -> bool:
     return _is_host_in(address, subnet.network) and address != subnet.gateway
+
+
+# <natns:address>
+
+
+def _requests(nat: Element) -> tuple[AddressRequest, ...]:
+    lines: dict[tuple[str | None, str | None], int] = {}
+    requests = []
+    for element in nat.findall(f"{NS}address"):
+        request = _request(element)
+        selector = (request.network, request.mac)
+        if selector in lines:
+            fact = f"selects the same NIC as the one in line {lines[selector]}"
+            raise error(element, fact, "another network or mac")
+        lines[selector] = element.sourceline
+        requests.append(request)
+    return tuple(requests)
+
+
+def _request(element: Element) -> AddressRequest:
+    auto = element.attrib.get("address", "auto") == "auto"
+    return AddressRequest(
+        address=None if auto else _host_address(element, "address"),
+        network=element.attrib.get("network"),
+        mac=mac(element.attrib.get("mac")),
+        ports=_allowed(element),
+    )
+
+
+def _allowed(element: Element) -> tuple[PortSet, ...]:
+    allowed = [(_protocol(each), each) for each in element.findall(f"{NS}allow")]
+    for proto in dict.fromkeys(proto for proto, _ in allowed):
+        _check_apart([each for other, each in allowed if other == proto])
+    return tuple(PortSet(proto, *_ports(each)) for proto, each in allowed)
 
 
 __all__ = ["check_characters", "check_combinations", "of_domain", "of_network"]

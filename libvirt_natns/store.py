@@ -140,6 +140,15 @@ class Store:
     def close(self) -> None:
         self._db.close()
 
+    def extend(self, schema: str) -> None:
+        """Create further tables, where they are missing."""
+        try:
+            self._db.executescript(f"BEGIN IMMEDIATE;{schema}COMMIT;")
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"cannot change the state database {self.path}", str(error)
+            ) from error
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, and alone: other writers wait (``BEGIN IMMEDIATE``)."""
@@ -153,7 +162,8 @@ class Store:
         except sqlite3.Error as error:
             raise StoreError(f"cannot change the state database {self.path}", str(error)) from error
 
-    def _select(self, query: str, *values: object) -> list[sqlite3.Row]:
+    def select(self, query: str, *values: object) -> list[sqlite3.Row]:
+        """The rows of a query.  Raises StoreError."""
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
@@ -163,17 +173,17 @@ class Store:
 
     def network(self, uuid: str) -> Record | None:
         """The record of one network."""
-        rows = self._select("SELECT * FROM network WHERE uuid = ?", uuid)
+        rows = self.select("SELECT * FROM network WHERE uuid = ?", uuid)
         return _record(rows[0]) if rows else None
 
     def networks(self, *states: State) -> list[Record]:
         """All records in these states (all, where none is named), by name."""
-        rows = self._select("SELECT * FROM network ORDER BY name, uuid")
+        rows = self.select("SELECT * FROM network ORDER BY name, uuid")
         return [record for record in map(_record, rows) if not states or record.state in states]
 
     def rivals(self, record: Record) -> list[Record]:
         """Others that are not down and claim this one's namespace or bridge."""
-        rows = self._select(
+        rows = self.select(
             "SELECT * FROM network WHERE state != 'down' AND uuid != ?"
             " AND (namespace = ? OR bridge = ?)",
             record.uuid,
@@ -242,14 +252,14 @@ class Store:
 
     def lease(self, upstream: str, uuid: str) -> IPv4Address | None:
         """The address that a network leases from an upstream."""
-        rows = self._select(
+        rows = self.select(
             "SELECT address FROM lease WHERE upstream = ? AND network = ?", upstream, uuid
         )
         return IPv4Address(rows[0]["address"]) if rows else None
 
     def leases(self, upstream: str) -> dict[IPv4Address, str]:
         """All leased addresses of an upstream, with the uuid of who holds each."""
-        rows = self._select("SELECT address, network FROM lease WHERE upstream = ?", upstream)
+        rows = self.select("SELECT address, network FROM lease WHERE upstream = ?", upstream)
         return {IPv4Address(row["address"]): row["network"] for row in rows}
 
     def reclaimable(self, upstream: str) -> list[IPv4Address]:
@@ -258,7 +268,7 @@ class Store:
         Networks that ran when the machine went down come last: they probably
         start again in a moment.
         """
-        rows = self._select(
+        rows = self.select(
             "SELECT address, network.state AS state FROM lease"
             " LEFT JOIN network ON network.uuid = lease.network"
             " WHERE lease.upstream = ? AND"
@@ -271,7 +281,7 @@ class Store:
 
     def holder(self, upstream: str, address: IPv4Address) -> Record | None:
         """The network that leases an address, if it is known and not down."""
-        rows = self._select(
+        rows = self.select(
             "SELECT network.* FROM lease JOIN network ON network.uuid = lease.network"
             " WHERE lease.upstream = ? AND address = ?",
             upstream,
@@ -312,7 +322,7 @@ class Store:
 
     def transit(self, upstream: str) -> IPv4Network | None:
         """The transit subnet chosen for an upstream of kind "host"."""
-        rows = self._select("SELECT subnet FROM transit WHERE upstream = ?", upstream)
+        rows = self.select("SELECT subnet FROM transit WHERE upstream = ?", upstream)
         return IPv4Network(rows[0]["subnet"]) if rows else None
 
     def choose_transit(

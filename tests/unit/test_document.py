@@ -9,15 +9,24 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import document
-from libvirt_natns.document import NetworkPort, parse_domain_metadata, parse_hook_data
+from libvirt_natns.document import (
+    NetworkPort,
+    parse_domain,
+    parse_domain_nics,
+    parse_hook_data,
+)
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model import (
     AddressRange,
+    AddressRequest,
     DhcpHost,
+    Domain,
     NatMetadata,
     Network,
+    Nic,
     PortForward,
     PortRange,
+    PortSet,
     StaticRoute,
 )
 
@@ -25,6 +34,11 @@ EXAMPLES = sorted(document.resource_path("isolated.xml").parent.glob("*.xml"))
 
 IP = "<ip address='10.0.0.1' prefix='24'/>"
 FORWARD = "<natns:portForward guestAddress='10.0.0.5'>{}</natns:portForward>"
+FORWARDS = "<natns:portForward {}><natns:range {}/></natns:portForward>"
+DEVICES = """<devices>
+  <interface type='network'><mac address='52:54:00:ab:cd:ef'/><source network='lab'/></interface>
+  <interface type='bridge'><mac address='52:54:00:AB:CD:F0'/><source bridge='virbr11'/></interface>
+</devices>"""
 NATNS_IP = "<natns:ip address='10.0.0.1' prefix='24'><natns:dhcp>{}</natns:dhcp></natns:ip>"
 
 
@@ -47,9 +61,13 @@ def metadata(nat: str, rest: str = IP, attributes: str = "") -> NatMetadata:
     return found
 
 
+def domain_xml(nat: str, attributes: str = "", name: str = "web") -> bytes:
+    metadata = f"<metadata>{nat_element(nat, attributes)}</metadata>"
+    return f"<domain><name>{name}</name>{metadata}{DEVICES}</domain>".encode()
+
+
 def domain_metadata(nat: str, attributes: str = "") -> NatMetadata:
-    text = f"<domain><name>web</name><metadata>{nat_element(nat, attributes)}</metadata></domain>"
-    found = parse_domain_metadata(text.encode())
+    found = parse_domain(domain_xml(nat, attributes)).nat
     assert found is not None
     return found
 
@@ -252,6 +270,90 @@ def test_host_names_that_would_inject_are_dropped() -> None:
     assert network(rest).subnets[0].hosts == (DhcpHost(IPv4Address("10.0.0.5")),)
 
 
+GUEST = """<domain type='kvm' id='7' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>web &amp; more</name>
+  <uuid>FF3207D0-ba4a-4d6e-bdb2-30a35ff3207d</uuid>
+  <title>The shop</title>
+  <metadata><o:o xmlns:o='urn:other'><o:interface type='network'/></o:o></metadata>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <interface type='network'>
+      <mac address='52:54:00:AB:CD:01'/>
+      <source network='lab 2 &#246;' portgroup='p' portid='5d744f21' bridge='virbr10'/>
+      <target dev='vnet0'/>
+    </interface>
+    <interface type='direct'><mac address='52:54:00:00:00:02'/><source dev='eth0'/></interface>
+    <interface type='user'><mac address='52:54:00:00:00:03'/></interface>
+    <interface type='bridge'>
+      <source bridge='virbr11'/><mac address='52:54:0:0:0:4'/><model type='virtio'/>
+    </interface>
+    <hostdev><interface type='network'><source network='inner'/></interface></hostdev>
+    <interface type='network'><source network='a'/></interface>
+    <interface type='bridge'><mac address='52:54:00:00:00:05'/><source bridge='a b'/></interface>
+    <interface/>
+    <interface type='network'><mac/></interface>
+  </devices>
+  <qemu:commandline><qemu:arg value='-nodefaults'/></qemu:commandline>
+</domain>"""
+
+
+def test_domain() -> None:
+    guest = parse_domain(GUEST.encode())
+    assert guest == Domain(
+        uuid="ff3207d0-ba4a-4d6e-bdb2-30a35ff3207d",
+        name="web & more",
+        nics=(
+            Nic("52:54:00:ab:cd:01", network="lab 2 ö", bridge="virbr10"),
+            Nic("52:54:00:00:00:04", bridge="virbr11"),
+            Nic("", network="a"),
+            Nic("52:54:00:00:00:05"),
+            Nic(""),
+        ),
+    )
+    assert parse_domain_nics(GUEST.encode()) == guest
+
+
+@pytest.mark.parametrize("kind", ["lxc", "qemu"])
+def test_domains_of_every_driver(kind: str) -> None:
+    data = GUEST.replace("kvm", kind).encode()
+    assert parse_domain(data) == parse_domain(GUEST.encode())
+
+
+@pytest.mark.parametrize(
+    "nat",
+    [
+        "<natns:range start='abc'/>",
+        "<?x y?>",
+        "</natns:nat><natns:nat xmlns:natns='urn:libvirt-natns:1'>",
+        "<natns:address mac='52:54:00:00:00:99'/>",
+        "x" * document.MAX_METADATA,
+    ],
+)
+def test_nics_whatever_the_metadata_says(nat: str) -> None:
+    data = domain_xml(nat)
+    with pytest.raises(DocumentError):
+        parse_domain(data)
+    nics = (Nic("52:54:00:ab:cd:ef", "lab"), Nic("52:54:00:ab:cd:f0", bridge="virbr11"))
+    assert parse_domain_nics(data) == Domain("", "web", nics)
+
+
+def test_a_domains_name_matters_with_metadata_only() -> None:
+    plain = b"<domain><name>a&#9;b</name></domain>"
+    assert parse_domain(plain) == parse_domain_nics(plain) == Domain("", "a\tb")
+    data = domain_xml("", name="a&#9;b")
+    assert parse_domain_nics(data).name == "a\tb"
+    with pytest.raises(DocumentError, match="expected one without control characters") as caught:
+        parse_domain(data)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("data", [b"", b"<domain>", b"<network><name>a</name></network>"])
+def test_no_domains(data: bytes) -> None:
+    for parse in (parse_domain, parse_domain_nics):
+        with pytest.raises(DocumentError):
+            parse(data)
+
+
 # Hostile documents
 
 
@@ -330,7 +432,9 @@ def test_names_the_file() -> None:
     with pytest.raises(DocumentError, match=r"^lab\.xml: network 'lab', line 1: <mtu> has size="):
         document.parse_network(network_xml("<mtu size='x'/>"), "lab.xml")
     with pytest.raises(DocumentError, match=r"^web\.xml: the document begins with 'network'"):
-        parse_domain_metadata(network_xml(), "web.xml")
+        parse_domain(network_xml(), "web.xml")
+    with pytest.raises(DocumentError, match=r"^web\.xml: domain 'web', line 1: <natns:nat> has"):
+        parse_domain(domain_xml("", "enabled='no'"), "web.xml")
 
 
 # Our part: what is accepted
@@ -380,9 +484,71 @@ def test_metadata_of_a_domain() -> None:
 
 
 def test_domain_without_metadata() -> None:
-    assert parse_domain_metadata(b"<domain><name>web</name></domain>") is None
+    assert parse_domain(b"<domain><name>web</name></domain>") == Domain("", "web")
     foreign = b"<domain><metadata><nat xmlns='urn:x'/></metadata></domain>"
-    assert parse_domain_metadata(foreign) is None
+    assert parse_domain(foreign).nat is None
+
+
+def test_chosen_ports() -> None:
+    nat = "<natns:range start='auto' to='22'/><natns:range start='22' to='22'/>"
+    ranges = (PortRange(0, 0, 22, auto=True), PortRange(22, 22, 22))
+    assert metadata(FORWARD.format(nat)).forwards[0].ranges == ranges
+    assert domain_metadata(FORWARD.format(nat)).forwards[0].ranges == ranges
+
+
+def test_chosen_ports_of_different_targets() -> None:
+    ranges = "start='auto' to='22'", "start='auto' to='23'"
+    attributes = "", "proto='udp'", "guestAddress='10.0.0.7'", "address='192.168.0.9'"
+    text = "".join(FORWARDS.format(each, ports) for each in attributes for ports in ranges)
+    assert len(domain_metadata(text).forwards) == 8
+
+
+def test_addresses_of_a_guests_own() -> None:
+    nat = domain_metadata(
+        "<natns:address/>"
+        "<natns:address address='auto' network='lab'><natns:allow start='80'/></natns:address>"
+        "<natns:address address='192.168.0.7' mac='52:54:00:AB:CD:EF'>"
+        "<natns:allow proto='udp' start='60' end='70'/><natns:allow proto='sctp' start='70'/>"
+        "<natns:allow proto='tcp' start='65535'/></natns:address>"
+    )
+    assert nat == NatMetadata(
+        addresses=(
+            AddressRequest(),
+            AddressRequest(network="lab", ports=(PortSet("tcp", 80, 80),)),
+            AddressRequest(
+                IPv4Address("192.168.0.7"),
+                mac="52:54:00:ab:cd:ef",
+                ports=(
+                    PortSet("udp", 60, 70),
+                    PortSet("sctp", 70, 70),
+                    PortSet("tcp", 65535, 65535),
+                ),
+            ),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        "proto='udp'",
+        "address='192.168.0.9'",
+        "network='lab'",
+        "network='other'",
+        "mac='52:54:00:ab:cd:f0'",
+    ],
+)
+def test_one_port_in_different_places(others: str) -> None:
+    text = FORWARDS.format("", "start='80'") + FORWARDS.format(others, "start='80'")
+    assert len(domain_metadata(text).forwards) == 2
+
+
+def test_an_excluded_port_is_free_for_another_forward() -> None:
+    first = FORWARD.format(
+        "<natns:range start='8000' end='8010'/><natns:range start='8005' exclude='yes'/>"
+    )
+    second = FORWARD.format("<natns:range start='8005' to='80'/><natns:range start='8011'/>")
+    assert len(domain_metadata(first + second).forwards) == 2
 
 
 def test_empty_metadata() -> None:
@@ -547,7 +713,20 @@ def test_refused_in_a_network(nat: str, fact: str, expected: str) -> None:
         ("", "start='+80'", "start='+80'", "a port number"),
         ("", "start='080'", "start='080'", "a port number"),
         ("", "start='\u0661'", "start='\u0661'", "a port number"),
-        ("", "start='auto'", "start='auto'", "a port number"),
+        ("", "start='auto'", "start='auto' and no attribute 'to'", "the guest's port, from 1"),
+        ("", "start='1' to='2' exclude='no'|end='3'", "no attribute 'start'", "a port number"),
+        ("", "start='AUTO' to='1'", "start='AUTO'", "a port number from 1 to 65535 or auto"),
+        ("", "start='auto' to='auto'", "to='auto'", "a port number"),
+        ("", "start='1' end='auto'", "end='auto'", "a port number"),
+        ("", "start='auto' to='0'", "to='0'", "a port number"),
+        ("", "start='auto' to='1' end='2'", "start='auto' and end", "one of the two at most"),
+        ("", "start='auto' to='1' exclude='no'", "start='auto' and exclude", "one of the two"),
+        ("", "start='auto' exclude='yes'", "start='auto' and exclude", "one of the two"),
+        ("", "start='auto' to='1'|start='auto' to='1'", "to='1', for tcp, a second time", "once"),
+        ("", "to='80'", "no attribute 'start'", "a port number from 1 to 65535 or auto"),
+        ("", "exclude='yes'", "no attribute 'start'", "a port number"),
+        ("", "start='80' end='0'", "end='0'", "a port number"),
+        ("", "start='80' to='65536'", "to='65536'", "a port number"),
         ("", "start='-1'", "start='-1'", "a port number"),
         ("", "end='80'", "no attribute 'start'", "a port number"),
         ("", "start='81' end='80'", "end='80'", "81 or higher"),
@@ -608,13 +787,55 @@ def test_a_networks_forward_needs_its_target() -> None:
     assert "has no attribute 'guestAddress': expected an IPv4 address" in refusal(IP, nat)
 
 
+def allow(*ranges: str) -> str:
+    inner = "".join(f"<natns:allow {each}/>" for each in ranges)
+    return f"<natns:address>{inner}</natns:address>"
+
+
 @pytest.mark.parametrize(
     ("nat", "attributes", "fact"),
     [
         ("", "enabled='no'", "<natns:nat> has an attribute 'enabled': expected no attributes"),
         ("<natns:upstream/>", "", "<natns:upstream> is not known in <natns:nat>: expected only"),
         ("<natns:ip address='10.0.0.1' prefix='8'/>", "", "<natns:ip> is not known"),
-        ("<natns:address/>", "", "<natns:address> is not known"),
+        (
+            "<natns:portForward mac='52:54:00:ab:cd:ee'><natns:range start='1'/>"
+            "</natns:portForward>",
+            "",
+            "mac='52:54:00:ab:cd:ee': expected the MAC address of a NIC of the guest's in a "
+            "network or on a bridge: 52:54:00:ab:cd:ef or 52:54:00:ab:cd:f0",
+        ),
+        ("<natns:address mac='52:54:00:ab:cd:ee'/>", "", "<natns:address> has mac='52:54:00:ab:cd"),
+        ("<natns:address mac='lab'/>", "", "mac='lab': expected a unicast MAC address"),
+        (
+            "<natns:address network='a' mac='52:54:00:ab:cd:ef'/>",
+            "",
+            "<natns:address> has both network and mac: expected one of the two at most",
+        ),
+        ("<natns:address/><natns:address address='1.2.3.4'/>", "", "the same NIC as the one in li"),
+        (
+            "<natns:address mac='52:54:00:ab:cd:ef'/><natns:address mac='52:54:00:AB:CD:EF'/>",
+            "",
+            "same NIC as the one in line 1: expected another network or mac",
+        ),
+        ("<natns:address network='a'/><natns:address network='a'/>", "", "selects the same NIC"),
+        ("<natns:address address=''/>", "", "address='': expected auto, or an IPv4 address"),
+        ("<natns:address address='any'/>", "", "address='any': expected auto, or an IPv4 address"),
+        ("<natns:address address='::1'/>", "", "address='::1': expected auto, or an IPv4 address"),
+        ("<natns:address address='127.0.0.1'/>", "", "expected the address of a single host"),
+        ("<natns:address proto='tcp'/>", "", "attribute 'proto': expected only address, mac or n"),
+        ("<natns:address><natns:range start='1'/></natns:address>", "", "expected only allow"),
+        (allow(""), "", "<natns:allow> has no attribute 'start': expected a port number"),
+        (allow("start='auto'"), "", "start='auto': expected a port number from 1 to 65535"),
+        (allow("start='0'"), "", "<natns:allow> has start='0': expected a port number"),
+        (allow("start='2' end='1'"), "", "<natns:allow> has end='1': expected 2 or higher"),
+        (allow("start='2' to='3'"), "", "has an attribute 'to': expected only end, proto or start"),
+        (allow("start='2' proto='icmp'"), "", "proto='icmp': expected tcp, udp or sctp"),
+        (
+            allow("start='2'", "start='1' end='9'"),
+            "",
+            "start='2': expected ports other than those of the <natns:allow> in line 1",
+        ),
         (
             "<natns:portForward network='a' mac='52:54:00:00:00:01'><natns:range start='1'/>"
             "</natns:portForward>",
@@ -638,6 +859,35 @@ def test_refused_in_a_domain(nat: str, attributes: str, fact: str) -> None:
     message = domain_refusal(nat, attributes)
     assert message.startswith("domain 'web', line 1: ")
     assert fact in message
+
+
+def test_a_guest_without_nics_selects_none() -> None:
+    data = domain_xml("<natns:address mac='52:54:00:ab:cd:ef'/>").replace(b"interface", b"other")
+    with pytest.raises(DocumentError, match=r"on a bridge, of which there is none$"):
+        parse_domain(data)
+
+
+@pytest.mark.parametrize("nic", ["", "network='lab'", "mac='52:54:00:ab:cd:ef'"])
+@pytest.mark.parametrize("address", ["", "address='192.168.0.9'"])
+def test_two_forwards_of_one_port(nic: str, address: str) -> None:
+    """Whatever stands between them, and whoever their clients and targets are."""
+    place = f"{nic} {address}"
+    others = "source='10.0.0.0/8' guestAddress='10.0.0.9'"
+    forwards = [
+        FORWARDS.format(f"{place} proto='udp'", "start='8005'"),
+        FORWARDS.format(place, "start='8000' end='8010' to='80'"),
+        FORWARDS.format(place, "start='8011'"),
+        FORWARDS.format(f"{place.replace('ef', 'EF')} {others}", "start='8005' end='20000'"),
+    ]
+    message = domain_refusal("\n".join(forwards))
+    expected = "publishes tcp port 8005: expected ports other than those of the one in line 2"
+    assert message == f"domain 'web', line 4: <natns:portForward> {expected}"
+
+
+def test_two_forwards_of_one_port_in_a_network() -> None:
+    text = FORWARD.format("<natns:range start='1' end='9'/>")
+    message = refusal(IP, f"{text}{text}")
+    assert "publishes tcp port 1: expected ports other than those of the one in line 2" in message
 
 
 def test_both_kinds_of_ip() -> None:
@@ -690,7 +940,7 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 def parse_any(data: bytes) -> object:
     if b"<network>" in data:
         return document.parse_network(data)
-    return parse_domain_metadata(data)
+    return parse_domain(data)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -707,7 +957,20 @@ def test_broken_bytes_raise_nothing_else(example: Path) -> None:
     assert 100 < refused < 1000
 
 
-VALUES = ["", "0", "65535", "65536", "10.0.0.5", "10.0.0.1/24", "yes", "a", "a b", "\u0661", "::1"]
+VALUES = [
+    "",
+    "auto",
+    "0",
+    "65535",
+    "65536",
+    "10.0.0.5",
+    "10.0.0.1/24",
+    "yes",
+    "a",
+    "a b",
+    "\u0661",
+    "::1",
+]
 ATTRIBUTE = re.compile(rb'(\w+)="([^"]*)"')
 
 
@@ -718,7 +981,11 @@ def with_other_values(data: bytes, dice: random.Random) -> bytes:
     def change(match: re.Match[bytes]) -> bytes:
         if b"urn:" in match[2] or dice.random() < 0.9:
             return match[0]
-        others = [b"", b'x="1"', b'%s="%s"' % (match[1], dice.choice(VALUES).encode())]
+        others = [
+            b"",
+            b'x%d="1"' % match.start(),
+            b'%s="%s"' % (match[1], dice.choice(VALUES).encode()),
+        ]
         return dice.choice(others)
 
     return data[:start] + ATTRIBUTE.sub(change, data[start:end]) + data[end:]
@@ -743,10 +1010,32 @@ def test_whatever_the_schema_refuses_is_explained(example: Path) -> None:
     assert refused > 50
 
 
+@pytest.mark.parametrize(
+    "example",
+    [path for path in EXAMPLES if b"</domain>" in path.read_bytes()],
+    ids=lambda path: path.name,
+)
+def test_nics_do_not_depend_on_the_metadata(example: Path) -> None:
+    dice = random.Random(example.name)
+    data = example.read_bytes()
+    expected = parse_domain_nics(data)
+    assert expected.nics
+    for _ in range(200):
+        assert parse_domain_nics(with_other_values(data, dice)) == expected
+
+
 def test_time_is_bounded() -> None:
     """Thousands of ranges are compared by neighbours, not each with each."""
     ranges = "".join(f"<natns:range start='{port}'/>" for port in range(1, 9000))
     assert len(metadata(FORWARD.format(ranges)).forwards[0].ranges) == 8999
+
+
+def test_time_is_bounded_for_forwards_too() -> None:
+    forwards = "".join(FORWARDS.format("", f"start='{port}'") for port in range(1, 3500))
+    assert len(domain_metadata(forwards).forwards) == 3499
+    assert "publishes tcp port 3499" in domain_refusal(
+        forwards + FORWARDS.format("", "start='3499'")
+    )
 
 
 # Files

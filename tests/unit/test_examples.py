@@ -10,7 +10,7 @@ import pytest
 from lxml import etree
 
 from libvirt_natns import config, document, schema
-from libvirt_natns.model import NatMetadata, Network
+from libvirt_natns.model import Domain, Network
 
 DIRECTORY = document.resource_path("isolated.xml").parent
 NAT = "{urn:libvirt-natns:1}nat"
@@ -25,13 +25,17 @@ def network(name: str) -> Network:
     return document.parse_network((DIRECTORY / name).read_bytes(), name)
 
 
+def domain(name: str) -> Domain:
+    return document.parse_domain((DIRECTORY / name).read_bytes(), name)
+
+
 def read_schema(path: Path) -> etree._Element:
     return etree.parse(str(path)).getroot()
 
 
 def test_there_are_examples() -> None:
     assert len(NETWORKS) >= 6
-    assert DOMAINS
+    assert len(DOMAINS) >= 2
 
 
 def test_no_other_files() -> None:
@@ -50,9 +54,22 @@ def test_network(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOMAINS, ids=lambda path: path.name)
 def test_domain(path: Path) -> None:
-    found = document.parse_domain_metadata(path.read_bytes(), path.name)
-    assert isinstance(found, NatMetadata)
-    assert found.forwards
+    found = domain(path.name)
+    assert found.nat is not None
+    assert found.nat.forwards or found.nat.addresses
+    assert len(found.nics) == 2
+
+
+def test_domains_are_in_networks_that_are_here() -> None:
+    networks = [network(path.name) for path in NETWORKS]
+    known = {None, *(each.name for each in networks)}
+    bridges = {None, *(each.bridge for each in networks)}
+    for path in DOMAINS:
+        found = domain(path.name)
+        assert {nic.network for nic in found.nics} <= known
+        assert {nic.bridge for nic in found.nics} <= bridges
+        assert found.nat is not None
+        assert {each.network for each in found.nat.forwards + found.nat.addresses} <= known
 
 
 def test_twins_differ_in_name_and_bridge_only() -> None:

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From a guest's metadata to forwards with nothing left to look up: pure.
+
+What has to be looked up or chosen (a reservation, a free port, an address of
+one's own) comes through ``Choices``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from libvirt_natns import model
+from libvirt_natns.errors import ConflictError, DocumentError
+from libvirt_natns.model import (
+    AddressRequest,
+    Domain,
+    Forward,
+    Network,
+    Nic,
+    PortForward,
+    PortRange,
+    StaticNat,
+    Upstream,
+)
+from libvirt_natns.registry import Claims
+
+ANY = IPv4Address(0)
+"""Stands for all addresses of the host, where an upstream of kind "host" listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A guest's NIC in a network of ours; ``address`` is the network's upstream address."""
+
+    nic: Nic
+    network: Network
+    upstream: Upstream
+    address: IPv4Address
+
+
+class Choices(Protocol):
+    """What is decided once and kept."""
+
+    def target(self, attachment: Attachment) -> IPv4Address:
+        """The NIC's DHCP address, reserved for it if it has none yet."""
+
+    def port(
+        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
+    ) -> int:
+        """A free port for start="auto", always the same for one owner and target."""
+
+    def address(self, request: AddressRequest, domain: Domain, attachment: Attachment) -> IPv4Address:
+        """The upstream address of a guest's own."""
+
+
+def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> Claims:
+    """All that a guest publishes.
+
+    ``attachments`` are its NICs in networks of ours, in the domain's order; with
+    none, nothing in its metadata counts.  Raises DocumentError for what can
+    never hold.
+    """
+    if domain.nat is None or not attachments:
+        return Claims(domain.uuid)
+    statics = tuple(
+        _static(domain, request, attachments, choices) for request in domain.nat.addresses
+    )
+    forwards = tuple(
+        forward
+        for wanted in domain.nat.forwards
+        for forward in _forwards(domain, wanted, attachments, statics, choices)
+    )
+    return Claims(domain.uuid, forwards, statics)
+
+
+def of_network(network: Network, upstream: Upstream, address: IPv4Address) -> Claims:
+    """What a network's own metadata publishes."""
+    wanted = network.nat.forwards if network.nat else ()
+    found = []
+    for forward in wanted:
+        listen = _listen(f"network {network.name}", forward.address, upstream, {address})
+        assert forward.guest_address is not None
+        for first, last, to in spans(forward):
+            found.append(
+                Forward(
+                    network.uuid,
+                    f"network {network.name}",
+                    network.uuid,
+                    forward.proto,
+                    listen or address,
+                    first,
+                    last,
+                    forward.guest_address,
+                    to,
+                    forward.sources,
+                )
+            )
+    return Claims(network.uuid, tuple(found))
+
+
+def _select(
+    domain: Domain, element: str, network: str | None, mac: str | None, among: list[Attachment]
+) -> Attachment:
+    """The NIC that an element's ``network`` or ``mac`` names; without either, the first."""
+    for attachment in among:
+        if network in (None, attachment.network.name) and mac in (None, attachment.nic.mac):
+            return attachment
+    named = f"network='{network}'" if network else f"mac='{mac}'"
+    raise DocumentError(
+        f"guest {domain.name}: <natns:{element} {named}> names no NIC of it in a network"
+        " that libvirt-natns handles",
+        "correct it with virsh edit",
+    )
+
+
+def _forwards(
+    domain: Domain,
+    wanted: PortForward,
+    attachments: list[Attachment],
+    statics: tuple[StaticNat, ...],
+    choices: Choices,
+) -> Iterator[Forward]:
+    at = _select(domain, "portForward", wanted.network, wanted.mac, attachments)
+    own = {static.address for static in statics if static.network == at.network.uuid}
+    who = f"guest {domain.name}"
+    listen = _listen(who, wanted.address, at.upstream, {at.address, *own})
+    target = _target(domain, wanted, at, choices)
+    autos = [span for span in wanted.ranges if span.auto]
+    chosen = [
+        (port, port, span.to)
+        for span in autos
+        for port in [choices.port(domain.uuid, at, wanted.proto, span.to)]
+    ]
+    for first, last, to in [*spans(wanted), *chosen]:
+        yield Forward(
+            domain.uuid,
+            who,
+            at.network.uuid,
+            wanted.proto,
+            listen if listen is not None else at.address,
+            first,
+            last,
+            target,
+            to,
+            wanted.sources,
+        )
+
+
+def _listen(
+    who: str, wanted: IPv4Address | None, upstream: Upstream, own: set[IPv4Address]
+) -> IPv4Address | None:
+    """Where to listen; None for the network's upstream address."""
+    if upstream.kind == "host":
+        # Any address of the host's, 127.0.0.1 too; whether it has it only the host knows.
+        return wanted or ANY
+    if wanted is None or wanted in own:
+        return wanted
+    raise DocumentError(
+        f"{who}: <natns:portForward address='{wanted}'> is not an address of its network",
+        f"use one of {', '.join(map(str, sorted(own)))}, or leave it out",
+    )
+
+
+def _target(
+    domain: Domain, wanted: PortForward, at: Attachment, choices: Choices
+) -> IPv4Address:
+    if wanted.guest_address is None:
+        return choices.target(at)
+    reachable = [subnet.network for subnet in at.network.subnets]
+    reachable += [route.destination for route in at.network.routes]
+    gateways = {subnet.gateway for subnet in at.network.subnets}
+    inside = any(wanted.guest_address in subnet for subnet in reachable)
+    if not inside or wanted.guest_address in gateways:
+        raise DocumentError(
+            f"guest {domain.name}: <natns:portForward guestAddress='{wanted.guest_address}'>"
+            f" is no guest's address in network {at.network.name}",
+            f"use one of {', '.join(map(str, reachable))}",
+        )
+    return wanted.guest_address
+
+
+def spans(forward: PortForward) -> list[tuple[int, int, int]]:
+    """Its ports as (first, last, target port) runs, without the excluded ones."""
+    excluded = sorted(
+        (span.start, span.end) for span in forward.ranges if span.exclude and not span.auto
+    )
+    found = []
+    for span in forward.ranges:
+        if not span.exclude and not span.auto:
+            found += _without(span, excluded)
+    return found
+
+
+def _without(span: PortRange, excluded: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    found = []
+    start = span.start
+    for first, last in [*excluded, (span.end + 1, span.end + 1)]:
+        if first > start and start <= span.end:
+            end = min(first - 1, span.end)
+            found.append((start, end, span.to + start - span.start))
+        start = max(start, last + 1)
+    return found
+
+
+def _static(
+    domain: Domain, request: AddressRequest, attachments: list[Attachment], choices: Choices
+) -> StaticNat:
+    at = _select(domain, "address", request.network, request.mac, attachments)
+    if at.upstream.kind == "host":
+        raise ConflictError(
+            f"guest {domain.name}: upstream {at.upstream.name} of network {at.network.name}"
+            " has no addresses to give away",
+            "use an upstream of kind 'bridge' for <natns:address>",
+        )
+    return StaticNat(
+        domain.uuid,
+        f"guest {domain.name}",
+        at.network.uuid,
+        choices.address(request, domain, at),
+        choices.target(at),
+        request.ports,
+    )

@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Lasting state of guests: what they publish, and which addresses are theirs.
+
+Lives in the same database as ``store``.  That no two forwards claim one port of
+one address is the database's doing: a trigger refuses the second one, however
+many hooks run at once.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import cast
+
+from libvirt_natns.errors import ConflictError, StoreError
+from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.store import Store, boot_id
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS guest (
+    uuid TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    published INTEGER NOT NULL,
+    document BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS forward (
+    scope TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    owner_name TEXT NOT NULL,
+    network TEXT NOT NULL,
+    proto TEXT NOT NULL,
+    address INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    target INTEGER NOT NULL,
+    target_port INTEGER NOT NULL,
+    sources TEXT NOT NULL,
+    published INTEGER NOT NULL,
+    boot TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS forward_network ON forward (network);
+CREATE INDEX IF NOT EXISTS forward_owner ON forward (owner);
+CREATE INDEX IF NOT EXISTS forward_claim ON forward (scope, proto, first);
+CREATE TRIGGER IF NOT EXISTS one_claim BEFORE INSERT ON forward
+WHEN EXISTS (
+    SELECT 1 FROM forward WHERE scope = NEW.scope AND proto = NEW.proto
+    AND (address = NEW.address OR address = 0 OR NEW.address = 0)
+    AND first <= NEW.last AND last >= NEW.first
+) BEGIN SELECT RAISE(ABORT, 'claimed'); END;
+CREATE TABLE IF NOT EXISTS static_nat (
+    scope TEXT NOT NULL,
+    address INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    owner_name TEXT NOT NULL,
+    network TEXT NOT NULL,
+    target INTEGER NOT NULL,
+    ports TEXT NOT NULL,
+    published INTEGER NOT NULL,
+    boot TEXT NOT NULL,
+    PRIMARY KEY (scope, address)
+) STRICT;
+CREATE TABLE IF NOT EXISTS reservation (
+    network TEXT NOT NULL,
+    mac TEXT NOT NULL,
+    address INTEGER NOT NULL,
+    PRIMARY KEY (network, mac),
+    UNIQUE (network, address)
+) STRICT;
+CREATE TABLE IF NOT EXISTS chosen_port (
+    owner TEXT NOT NULL,
+    network TEXT NOT NULL,
+    proto TEXT NOT NULL,
+    target_port INTEGER NOT NULL,
+    port INTEGER NOT NULL,
+    PRIMARY KEY (owner, network, proto, target_port)
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRecord:
+    """A guest whose metadata has something to say, as it was last seen."""
+
+    uuid: str
+    name: str
+    boot: str
+    published: bool
+    document: bytes
+
+    @property
+    def this_boot(self) -> bool:
+        return self.boot == boot_id()
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """All that a guest (or a network itself) wants of networks' upstream addresses.
+
+    ``scopes`` tells the upstream of each network by its uuid: addresses are
+    compared within one upstream only.
+    """
+
+    owner: str
+    forwards: tuple[Forward, ...] = ()
+    addresses: tuple[StaticNat, ...] = ()
+
+
+class Registry:
+    """Guests' tables of the state database."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        store.extend(SCHEMA)
+
+    # -- guests ------------------------------------------------------------
+
+    def guest(self, uuid: str) -> GuestRecord | None:
+        """The record of one guest."""
+        rows = self._store.select("SELECT * FROM guest WHERE uuid = ?", uuid)
+        return _guest(rows[0]) if rows else None
+
+    def guests(self) -> list[GuestRecord]:
+        """All recorded guests, by name."""
+        return [_guest(row) for row in self._store.select("SELECT * FROM guest ORDER BY name")]
+
+    def put_guest(self, uuid: str, name: str, document: bytes, published: bool) -> None:
+        """Record a guest that is about to run, or runs."""
+        with self._store.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO guest VALUES (?, ?, ?, ?, ?)",
+                (uuid, name, boot_id(), int(published), document),
+            )
+
+    def forget_guest(self, uuid: str) -> None:
+        """Forget a guest that has stopped.  Its reservations and chosen ports stay."""
+        with self._store.transaction() as db:
+            for table, column in (("guest", "uuid"), ("forward", "owner"), ("static_nat", "owner")):
+                db.execute(f"DELETE FROM {table} WHERE {column} = ?", (uuid,))
+
+    # -- claims ------------------------------------------------------------
+
+    def claim(self, claims: Claims, scopes: dict[str, str], published: bool) -> None:
+        """Replace all claims of an owner by these.
+
+        ``published`` tells whether they are in force, or only taken for a guest
+        that is about to start.  Raises ConflictError, and changes nothing,
+        where somebody else holds one.
+        """
+        with self._store.transaction() as db:
+            db.execute("DELETE FROM forward WHERE owner = ?", (claims.owner,))
+            db.execute("DELETE FROM static_nat WHERE owner = ?", (claims.owner,))
+            for forward in claims.forwards:
+                self._insert(db, forward, scopes[forward.network], published)
+            for static in claims.addresses:
+                self._insert_static(db, static, scopes[static.network], published)
+
+    def _insert(
+        self, db: sqlite3.Connection, forward: Forward, scope: str, published: bool
+    ) -> None:
+        row = (
+            scope,
+            forward.owner,
+            forward.owner_name,
+            forward.network,
+            forward.proto,
+            int(forward.address),
+            forward.first,
+            forward.last,
+            int(forward.target),
+            forward.to,
+            " ".join(map(str, forward.sources)),
+            int(published),
+            boot_id(),
+        )
+        statement = f"INSERT INTO forward VALUES ({', '.join('?' * len(row))})"
+        try:
+            db.execute(statement, row)
+        except sqlite3.IntegrityError:
+            self._evict(db, forward, scope)
+            try:
+                db.execute(statement, row)
+            except sqlite3.IntegrityError as error:
+                raise StoreError("the state database refuses a forward", str(error)) from error
+
+    def _evict(self, db: sqlite3.Connection, forward: Forward, scope: str) -> None:
+        """Remove claims of an earlier boot that are in the way; refuse for any other."""
+        rivals = db.execute(
+            "SELECT rowid AS id, * FROM forward WHERE scope = ? AND proto = ?"
+            " AND (address = ? OR address = 0 OR ? = 0) AND first <= ? AND last >= ?",
+            (
+                scope,
+                forward.proto,
+                int(forward.address),
+                int(forward.address),
+                forward.last,
+                forward.first,
+            ),
+        ).fetchall()
+        for rival in rivals:
+            if rival["boot"] != boot_id():
+                db.execute("DELETE FROM forward WHERE rowid = ?", (rival["id"],))
+                continue
+            ports = _ports(max(rival["first"], forward.first), min(rival["last"], forward.last))
+            where = forward.address if int(forward.address) else "the host's addresses"
+            raise ConflictError(
+                f"{forward.owner_name}: {forward.proto} port {ports} of {where}"
+                f" is forwarded to {rival['owner_name']} already",
+                "choose another port, or start='auto'",
+            )
+
+    def _insert_static(
+        self, db: sqlite3.Connection, static: StaticNat, scope: str, published: bool
+    ) -> None:
+        holder = self.static_holder(scope, static.address)
+        if holder is not None and holder != static.owner_name:
+            raise ConflictError(
+                f"{static.owner_name}: address {static.address} belongs to {holder} already",
+                "choose another, or address='auto'",
+            )
+        ports = " ".join(f"{p.proto}:{p.first}-{p.last}" for p in static.ports)
+        db.execute(
+            "INSERT OR REPLACE INTO static_nat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                scope,
+                int(static.address),
+                static.owner,
+                static.owner_name,
+                static.network,
+                int(static.target),
+                ports,
+                int(published),
+                boot_id(),
+            ),
+        )
+
+    def static_holder(self, scope: str, address: IPv4Address) -> str | None:
+        """The name of the guest that an upstream address belongs to."""
+        rows = self._store.select(
+            "SELECT owner_name FROM static_nat WHERE scope = ? AND address = ? AND boot = ?",
+            scope,
+            int(address),
+            boot_id(),
+        )
+        return str(rows[0]["owner_name"]) if rows else None
+
+    def set_published(self, owner: str, published: bool) -> None:
+        """Put an owner's claims into force, or out of it while keeping them."""
+        with self._store.transaction() as db:
+            for table in ("forward", "static_nat"):
+                db.execute(
+                    f"UPDATE {table} SET published = ? WHERE owner = ?", (int(published), owner)
+                )
+            db.execute("UPDATE guest SET published = ? WHERE uuid = ?", (int(published), owner))
+
+    def networks_of(self, owner: str) -> set[str]:
+        """The uuids of the networks that an owner's claims concern."""
+        rows = self._store.select(
+            "SELECT network FROM forward WHERE owner = ?"
+            " UNION SELECT network FROM static_nat WHERE owner = ?",
+            owner,
+            owner,
+        )
+        return {row["network"] for row in rows}
+
+    def forwards(
+        self, network: str | None = None, owner: str | None = None, published: bool = True
+    ) -> tuple[Forward, ...]:
+        """Claimed forwards, of a network or an owner; by default only those in force."""
+        rows = self._store.select(
+            "SELECT * FROM forward WHERE (? IS NULL OR network = ?) AND (? IS NULL OR owner = ?)"
+            " AND (published OR NOT ?) AND boot = ? ORDER BY proto, address, first",
+            network,
+            network,
+            owner,
+            owner,
+            int(published),
+            boot_id(),
+        )
+        return tuple(map(_forward, rows))
+
+    def static_nats(
+        self, network: str | None = None, owner: str | None = None, published: bool = True
+    ) -> tuple[StaticNat, ...]:
+        """The same for addresses of guests' own."""
+        rows = self._store.select(
+            "SELECT * FROM static_nat WHERE (? IS NULL OR network = ?)"
+            " AND (? IS NULL OR owner = ?) AND (published OR NOT ?) AND boot = ?"
+            " ORDER BY address",
+            network,
+            network,
+            owner,
+            owner,
+            int(published),
+            boot_id(),
+        )
+        return tuple(map(_static, rows))
+
+    # -- reservations ------------------------------------------------------
+
+    def reservation(self, network: str, mac: str) -> IPv4Address | None:
+        """The DHCP address kept for a NIC in a network."""
+        rows = self._store.select(
+            "SELECT address FROM reservation WHERE network = ? AND mac = ?", network, mac
+        )
+        return IPv4Address(rows[0]["address"]) if rows else None
+
+    def reservations(self, network: str) -> dict[str, IPv4Address]:
+        """All DHCP addresses kept in a network, by MAC."""
+        rows = self._store.select(
+            "SELECT mac, address FROM reservation WHERE network = ? ORDER BY address", network
+        )
+        return {row["mac"]: IPv4Address(row["address"]) for row in rows}
+
+    def reserve(self, network: str, mac: str, candidates: Iterable[IPv4Address]) -> IPv4Address:
+        """Keep the first candidate that nobody else has for a NIC, for good.
+
+        Raises ConflictError where there is none.
+        """
+        with self._store.transaction() as db:
+            kept = self.reservation(network, mac)
+            if kept is not None:
+                return kept
+            taken = set(self.reservations(network).values())
+            for candidate in candidates:
+                if candidate not in taken:
+                    db.execute(
+                        "INSERT INTO reservation VALUES (?, ?, ?)", (network, mac, int(candidate))
+                    )
+                    return candidate
+        raise ConflictError(
+            f"no DHCP address is left for {mac}", "enlarge the network's <dhcp> range"
+        )
+
+    def drop_reservation(self, network: str, mac: str) -> None:
+        """Give a NIC's DHCP address up: the network's own XML has other plans for it."""
+        with self._store.transaction() as db:
+            db.execute("DELETE FROM reservation WHERE network = ? AND mac = ?", (network, mac))
+
+    # -- chosen ports ------------------------------------------------------
+
+    def chosen_port(self, owner: str, network: str, proto: str, target_port: int) -> int | None:
+        """The port that was chosen for a range with start="auto"."""
+        rows = self._store.select(
+            "SELECT port FROM chosen_port"
+            " WHERE owner = ? AND network = ? AND proto = ? AND target_port = ?",
+            owner,
+            network,
+            proto,
+            target_port,
+        )
+        return int(rows[0]["port"]) if rows else None
+
+    def choose_port(
+        self, owner: str, network: str, proto: str, target_port: int, port: int
+    ) -> None:
+        """Keep a chosen port for good."""
+        with self._store.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO chosen_port VALUES (?, ?, ?, ?, ?)",
+                (owner, network, proto, target_port, port),
+            )
+
+    def chosen_ports(self) -> set[tuple[str, int]]:
+        """All ports that are kept for somebody, with their protocols."""
+        rows = self._store.select("SELECT proto, port FROM chosen_port")
+        return {(row["proto"], row["port"]) for row in rows}
+
+
+def _guest(row: sqlite3.Row) -> GuestRecord:
+    values = dict(row)
+    return GuestRecord(**{**values, "published": bool(values["published"])})
+
+
+def _forward(row: sqlite3.Row) -> Forward:
+    return Forward(
+        owner=row["owner"],
+        owner_name=row["owner_name"],
+        network=row["network"],
+        proto=cast(Protocol, row["proto"]),
+        address=IPv4Address(row["address"]),
+        first=row["first"],
+        last=row["last"],
+        target=IPv4Address(row["target"]),
+        to=row["target_port"],
+        sources=tuple(IPv4Network(text) for text in row["sources"].split()),
+    )
+
+
+def _static(row: sqlite3.Row) -> StaticNat:
+    ports = []
+    for text in row["ports"].split():
+        proto, _, span = text.partition(":")
+        first, _, last = span.partition("-")
+        ports.append(PortSet(cast(Protocol, proto), int(first), int(last)))
+    return StaticNat(
+        owner=row["owner"],
+        owner_name=row["owner_name"],
+        network=row["network"],
+        address=IPv4Address(row["address"]),
+        target=IPv4Address(row["target"]),
+        ports=tuple(ports),
+    )
+
+
+def _ports(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Ports that programs of the host itself listen on.
+
+A forward of an upstream of kind "host" listens on the host's own addresses: it
+must not take the port of its sshd away.  Source: /proc/net, see proc(5).
+"""
+
+from pathlib import Path
+
+from libvirt_natns.errors import ConflictError
+from libvirt_natns.model import Forward, Protocol
+
+TCP_LISTEN = "0A"
+UDP_UNCONNECTED = "07"
+
+
+def listening(proto: Protocol) -> set[int]:
+    """Ports of the calling namespace on which something waits for anybody."""
+    state = TCP_LISTEN if proto == "tcp" else UDP_UNCONNECTED
+    ports = set()
+    for name in (proto, f"{proto}6"):
+        try:
+            lines = Path("/proc/net", name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if len(fields) > 3 and fields[3] == state:
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+def is_free(proto: Protocol, port: int) -> bool:
+    """Whether no program of the host listens on a port."""
+    return port not in listening(proto)
+
+
+def check_free(forward: Forward) -> None:
+    """Refuse a forward that would take a port away from a program of the host.
+
+    Raises ConflictError.
+    """
+    taken = listening(forward.proto) & set(range(forward.first, forward.last + 1))
+    if taken:
+        raise ConflictError(
+            f"{forward.owner_name}: a program of the host listens on {forward.proto}"
+            f" port {min(taken)}",
+            "choose another port, or start='auto'",
+        )

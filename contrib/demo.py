@@ -135,9 +135,7 @@ def boot_guests(tell: Narrator, stack: ExitStack) -> dict[str, lab.RealGuest]:
     return guests
 
 
-def check_guests(
-    tell: Narrator, guests: dict[str, lab.RealGuest], provider: lab.Provider
-) -> None:
+def check_guests(tell: Narrator, guests: dict[str, lab.RealGuest], provider: lab.Provider) -> None:
     for guest in guests.values():
         tell.claim(f"{guest.name} leased {ADDRESS}", guest.address == ADDRESS, guest.console)
     seen = {name: guest.fetched.rpartition(":")[0] for name, guest in guests.items()}

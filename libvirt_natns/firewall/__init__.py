@@ -29,8 +29,8 @@ class Backend(Protocol):
     def render(self, rules: Iterable[Rule], /) -> str:
         """The rules as text: pure, and what ``apply`` loads."""
 
-    def apply(self, namespace: str, rules: Iterable[Rule], /) -> None:
-        """Put the rules in place of those of an earlier ``apply``."""
+    def apply(self, namespace: str | None, rules: Iterable[Rule], /) -> None:
+        """Put the rules in place of those of an earlier ``apply``; None is the caller's own."""
 
     def clear(self, namespace: str, /) -> None:
         """Take everything out again; nothing there is success."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import nftables
-from libvirt_natns.firewall.nftables import TABLE, Hook, Layout
+from libvirt_natns.firewall.nftables import MAKE_ROOM, TABLE, Hook, Layout
 from libvirt_natns.firewall.rules import Rule
 
 CHAIN = "NATNS-FORWARD"
@@ -150,8 +150,7 @@ def _own_table(found: Found, own: tuple[Rule, ...]) -> Iterator[Repair]:
     script = nftables.render(own, HOST)
     if not found.own_table:
         yield Repair(f"{place} is missing", script)
-    elif _lines(nftables.listing(None)) != _lines(script)[2:]:
-        # The first two lines of the script make room for the rest.
+    elif _lines(nftables.listing(None)) != _lines(script.removeprefix(MAKE_ROOM)):
         yield Repair(f"{place} was altered", script)
 
 
@@ -196,8 +195,20 @@ def ensure(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> None:
     Without the program nft there is nothing to do unless ``own`` asks for it.
     Raises FirewallError.
     """
-    if own or nftables.program():
-        _run("".join(repair.script for repair in repairs(own, accepts)))
+    if not (own or nftables.program()):
+        return
+    try:
+        _mend(own, accepts)
+    except FirewallError:
+        # Docker and the like may have changed rules since we read them: then the
+        # script names what is gone, and as a whole did nothing.
+        _mend(own, accepts)
+
+
+def _mend(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> None:
+    script = "".join(repair.script for repair in repairs(own, accepts))
+    if script:
+        nftables.run(None, script)
 
 
 def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:
@@ -210,8 +221,3 @@ def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, 
 def remove() -> None:
     """Take out our table, our chains and the jumps to them; nothing there is success."""
     ensure((), ())
-
-
-def _run(script: str) -> None:
-    if script:
-        nftables.run(None, script)

@@ -277,12 +277,9 @@ def library_found() -> bool:
 def _kernel_has_legacy() -> bool:
     if TABLE_NAMES.exists():
         return True
-    modules = Path("/lib/modules") / os.uname().release
-    return any(
-        "/ip_tables.ko" in (modules / index).read_text()
-        for index in ("modules.dep", "modules.builtin")
-        if (modules / index).exists()
-    )
+    # Not loaded yet; python-iptables loads it.
+    modules = Path("/lib/modules") / os.uname().release / "modules.dep"
+    return modules.exists() and "/ip_tables.ko" in modules.read_text()
 
 
 def call(namespace: str | None, verb: str, **values: object) -> str:

@@ -22,6 +22,7 @@ import sysconfig
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ Request = dict[str, Any]
 
 # python-iptables carries no types; these say which of its classes is meant.
 Iptc = Any
+Library = Any
 Table = Any
 Chain = Any
 Rule = Any
@@ -203,9 +205,10 @@ def _iptc() -> Iptc:
         ctypes.util.find_library = _find_library
         for directory in filter(Path.is_dir, _extensions()):
             os.environ.setdefault("XTABLES_LIBDIR", os.fspath(directory))
-    import iptc
+        import iptc.xtables
 
-    return iptc
+        _adapt(iptc.xtables)
+    return sys.modules["iptc"]
 
 
 def _extensions() -> Iterator[Path]:
@@ -223,6 +226,30 @@ def _find_library(name: str, otherwise: Search = ctypes.util.find_library) -> st
             return SONAMES[name]
     # python-iptables' own, which lies beside it: it looks there next.
     return None if "xtwrapper" in name else otherwise(name)
+
+
+def _adapt(library: Library) -> None:
+    """Let python-iptables 1.0.1 read the option tables of libxtables 1.8.11.
+
+    Their entries have become longer by one field, so that it finds the first
+    option of an extension and no other.
+    """
+    short = library.xt_option_entry
+
+    class LongEntry(ctypes.Structure):
+        _fields_ = [("entry", short), ("base", ctypes.c_size_t)]
+
+    def lookup(_self: object, entries: Any, name: bytes) -> Any:  # noqa: ANN401
+        table = ctypes.cast(entries, ctypes.POINTER(LongEntry))
+        held = takewhile(lambda entry: entry.name, (table[i].entry for i in count()))
+        return next((entry for entry in held if entry.name == name), None)
+
+    # TCPMSS has two options, and the first has nothing in the new field: what follows a
+    # short entry is the next one's name, or that nothing.
+    options = library.xtables(library.NFPROTO_IPV4).find_target("TCPMSS")[0].x6_options
+    words = ctypes.cast(options, ctypes.POINTER(ctypes.c_void_p))
+    if not words[ctypes.sizeof(short) // ctypes.sizeof(ctypes.c_void_p)]:
+        library.xtables._option_lookup = lookup
 
 
 def _rule_class() -> type[Rule]:

@@ -22,6 +22,9 @@ from libvirt_natns.firewall.rules import Chain, Rule
 
 TABLE = "inet natns"
 
+MAKE_ROOM = f"add table {TABLE}\ndelete table {TABLE}\n"
+"""Takes our table out, whether it is there or not."""
+
 PROGRAM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 """Where programs are looked for besides PATH: libvirt runs hooks with hardly any."""
 
@@ -71,14 +74,14 @@ VERDICTS = {
 
 def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
     """The whole script that puts ``rules`` in place of what our table held."""
-    lines = [f"add table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    lines = [f"table {TABLE} {{"]
     chains = _by_chain(rules, layout)
     for chain, hook in layout.items():
         if chains[chain] or hook.policy != "accept":
             lines += [f"\tchain {chain} {{", f"\t\t{hook}"]
             lines += [f"\t\t{statement(rule)}" for rule in chains[chain]]
             lines += ["\t}"]
-    return "\n".join([*lines, "}", ""])
+    return MAKE_ROOM + "\n".join([*lines, "}", ""])
 
 
 def _by_chain(rules: Iterable[Rule], layout: Layout) -> dict[Chain, list[Rule]]:
@@ -151,12 +154,17 @@ def apply(namespace: str | None, rules: Iterable[Rule]) -> None:
     Raises FirewallError when nft is missing or refuses the script, KernelError
     when the namespace is missing.
     """
-    run(namespace, render(rules))
+    script = render(rules)
+    if not listing(namespace):
+        # Deleting even an empty table makes the kernel wait (10 ms), and a new
+        # namespace has none to delete; "create" makes sure of that.
+        script = script.replace(MAKE_ROOM, f"create table {TABLE}\n", 1)
+    run(namespace, script)
 
 
 def clear(namespace: str | None) -> None:
     """Take our table out of ``namespace``; that it is missing is success."""
-    run(namespace, f"add table {TABLE}\ndelete table {TABLE}\n")
+    run(namespace, MAKE_ROOM)
 
 
 def listing(namespace: str | None) -> str:

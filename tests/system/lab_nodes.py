@@ -130,7 +130,8 @@ class Node:
     def addresses(self) -> list[str]:
         """IPv4 addresses of eth0 with their prefix."""
         links = json.loads(self.run("ip", "-j", "-4", "address", "show", INTERFACE).stdout)
-        return [f"{entry['local']}/{entry['prefixlen']}" for entry in links[0]["addr_info"]]
+        found = [entry for link in links for entry in link.get("addr_info", [])]
+        return [f"{entry['local']}/{entry['prefixlen']}" for entry in found]
 
     def add_address(self, address: str) -> None:
         """Give eth0 an address with prefix: also to squat on somebody else's."""

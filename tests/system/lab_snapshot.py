@@ -116,9 +116,16 @@ def _legacy_iptables() -> list[str]:
     for family, program in (("ip", "iptables"), ("ip6", "ip6tables")):
         tables = Path(f"/proc/net/{family}_tables_names")
         if tables.exists() and tables.read_text().split():
-            saved = run(f"{program}-legacy-save", check=False).stdout.splitlines()
-            lines += [re.sub(r" \[\d+:\d+\]$", "", line) for line in saved if line[:1] != "#"]
+            saved = run(f"{program}-legacy-save", check=False).stdout
+            tables = re.findall(r"^\*.*?^COMMIT$", saved, re.DOTALL | re.MULTILINE)
+            lines += [line for table in tables for line in _table(table)]
     return lines
+
+
+def _table(saved: str) -> list[str]:
+    """A table's lines; none for one that was only looked at, which the kernel keeps."""
+    lines = [re.sub(r" \[\d+:\d+\]$", "", line) for line in saved.splitlines()]
+    return lines if any(not line.endswith(" ACCEPT") for line in lines[1:-1]) else []
 
 
 def _processes() -> list[str]:

@@ -381,10 +381,18 @@ def test_guests_reach_the_services_and_are_told_of_the_rest(backend: firewall.Ba
         assert seen_by(GATEWAY, "guest-a", datagram, 69) == GUEST
         for kind in (stream, datagram):
             assert refused(lambda kind=kind: seen_by(GATEWAY, "guest-a", kind, PORT))  # type: ignore[misc]
-    in_node("guest-a", "ip address add 172.16.0.9/24 dev eth0")
-    with serving("nat-a", 53), Capture("nat-a", "virbr10") as wire:
+    # An answer to a forged question would leave by the default route.
+    with serving("nat-a", 53), Capture("server", "eth0") as wire:
         inject("guest-a", ip_packet("172.16.0.9", GATEWAY, 17, udp(9, 53)))
-        assert [p for p in wire.packets() if p.source == GATEWAY] == []
+        assert [p for p in wire.packets() if p.destination == "172.16.0.9"] == []
+
+
+def test_the_namespace_itself_asks_and_is_answered(backend: firewall.Backend) -> None:
+    """As its dnsmasq does, upstream and in local."""
+    with serving("server"), serving("nat-a"):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            assert seen_by(SERVER, "nat-a", kind) == NAT["a"]
+            assert seen_by("127.0.0.1", "nat-a", kind) == "127.0.0.1"
 
 
 def test_a_guest_without_address_asks_for_one(backend: firewall.Backend) -> None:
@@ -413,7 +421,9 @@ def test_forged_sources_stay_in(backend: firewall.Backend) -> None:
 
 def test_nothing_leaves_untranslated(backend: firewall.Backend) -> None:
     """Out of state, after a lost connection table, and resets after the end."""
-    with serving("server"), Capture("server", "eth0") as wire:
+    with ExitStack() as stack:
+        stack.enter_context(serving("server"))
+        wire, near = (stack.enter_context(Capture(n, "eth0")) for n in ("server", "guest-a"))
         with opened("guest-a", socket.SOCK_STREAM) as client:
             client.connect((SERVER, PORT))
             assert client.recv(64).decode() == NAT["a"]
@@ -430,6 +440,12 @@ def test_nothing_leaves_untranslated(backend: firewall.Backend) -> None:
         time.sleep(QUIET)
         leaked = [p for p in wire.packets() if p.source not in (SERVER, NAT["a"])]
         assert leaked == []
+        # Nor is the guest told that anything was wrong.
+        assert [
+            p
+            for p in near.packets()
+            if p.protocol == socket.IPPROTO_ICMP and p.destination == GUEST
+        ] == []
 
 
 def test_a_flow_older_than_the_rules_does_not_leak(backend: firewall.Backend) -> None:
@@ -520,6 +536,21 @@ def test_routed_subnets(backend: firewall.Backend) -> None:
         client.connect((SERVER, PORT))
         client.send(b"?")
         assert client.recv(64).decode() == NAT["a"]
+
+
+def test_between_private_subnets(backend: firewall.Backend, world: None) -> None:
+    """Also where replies do not come back this way."""
+    backend.apply("nat-a", ruleset(policy("a", "10.9.0.0/24")))
+    in_node("nat-a", "ip address add 10.9.0.1/24 dev virbr10")
+    with ExitStack() as stack:
+        node(stack, "guest-c")
+        patch("virbr10", "p-c", "guest-c", "eth0", "10.9.0.5/24")
+        in_node("guest-c", "ip route add 10.0.0.0/24 dev eth0")
+        in_node("guest-a", "sysctl -qw net.ipv4.conf.all.accept_redirects=0")
+        in_node("guest-a", "sysctl -qw net.ipv4.conf.eth0.accept_redirects=0")
+        in_node("nat-a", "sysctl -qw net.ipv4.conf.all.send_redirects=0")
+        stack.enter_context(serving("guest-c"))
+        assert seen_by("10.9.0.5", "guest-a", socket.SOCK_STREAM) == GUEST
 
 
 def test_listing_tells_an_alteration(backend: firewall.Backend) -> None:

@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The firewall as text: what an administrator would read, and no root needed."""
+
+import json
+import subprocess
+import sys
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import pytest
+
+from libvirt_natns import firewall
+from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import host, host_iptables, host_nftables, iptables, nftables
+from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+
+POLICY = Policy(
+    inner="virbr10",
+    upstream="upstream",
+    subnets=(IPv4Network("10.0.0.0/24"), IPv4Network("10.9.0.0/16")),
+    gateways=(IPv4Address("10.0.0.1"),),
+    address=IPv4Address("192.168.0.100"),
+)
+
+NFTABLES = """\
+add table inet natns
+delete table inet natns
+table inet natns {
+	chain raw {
+		type filter hook prerouting priority raw; policy accept;
+		iifname "upstream" ip daddr != 192.168.0.100 drop comment "not addressed to the upstream address"
+	}
+	chain input {
+		type filter hook input priority filter; policy drop;
+		iifname "lo" accept
+		ct state established,related accept
+		iifname "virbr10" udp dport 67 accept comment "DHCP"
+		iifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr 10.0.0.1 udp dport { 53, 69 } accept
+		iifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr 10.0.0.1 tcp dport 53 accept
+		iifname "virbr10" ip daddr 10.0.0.1 icmp type echo-request accept
+		iifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } meta l4proto tcp reject with tcp reset
+		iifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } meta l4proto udp reject with icmpx port-unreachable
+		iifname "upstream" ip daddr 192.168.0.100 icmp type echo-request accept
+	}
+	chain clamp {
+		type filter hook forward priority mangle; policy accept;
+		tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu
+	}
+	chain forward {
+		type filter hook forward priority filter; policy drop;
+		iifname "virbr10" oifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr { 10.0.0.0/24, 10.9.0.0/16 } accept comment "between private subnets"
+		ct state established,related accept
+		iifname "virbr10" oifname "upstream" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ct state new accept
+	}
+	chain srcnat {
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname "upstream" masquerade
+	}
+	chain guard {
+		type filter hook postrouting priority srcnat + 10; policy accept;
+		oifname "upstream" ip saddr != 192.168.0.100 drop comment "not translated"
+	}
+}
+"""  # noqa: E501 - as nft lists it
+
+IPTABLES = """\
+*nat
+:POSTROUTING ACCEPT [0:0]
+-A POSTROUTING -o upstream -j MASQUERADE
+COMMIT
+*mangle
+:FORWARD ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+-A POSTROUTING -o upstream -m conntrack --ctstate INVALID,UNTRACKED -j DROP
+-A POSTROUTING -o upstream -m conntrack ! --ctstatus CONFIRMED -j ACCEPT
+-A POSTROUTING -o upstream -m conntrack --ctrepldst 192.168.0.100 --ctdir ORIGINAL -j ACCEPT
+-A POSTROUTING -o upstream -m conntrack --ctorigdst 192.168.0.100 --ctdir REPLY -j ACCEPT
+-A POSTROUTING -o upstream -j DROP
+COMMIT
+*raw
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING ! -d 192.168.0.100/32 -i upstream -m comment --comment "not addressed to the upstream address" -j DROP
+COMMIT
+*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+-A INPUT -i lo -j ACCEPT
+-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+-A INPUT -i virbr10 -p udp -m udp --dport 67 -m comment --comment DHCP -j ACCEPT
+-A INPUT -s 10.0.0.0/24 -d 10.0.0.1/32 -i virbr10 -p udp -m multiport --dports 53,69 -j ACCEPT
+-A INPUT -s 10.0.0.0/24 -d 10.0.0.1/32 -i virbr10 -p tcp -m tcp --dport 53 -j ACCEPT
+-A INPUT -d 10.0.0.1/32 -i virbr10 -p icmp -m icmp --icmp-type echo-request -j ACCEPT
+-A INPUT -s 10.0.0.0/24 -i virbr10 -p tcp -j REJECT --reject-with tcp-reset
+-A INPUT -s 10.0.0.0/24 -i virbr10 -p udp -j REJECT --reject-with icmp-port-unreachable
+-A INPUT -d 192.168.0.100/32 -i upstream -p icmp -m icmp --icmp-type echo-request -j ACCEPT
+-A FORWARD -s 10.0.0.0/24 -d 10.0.0.0/24 -i virbr10 -o virbr10 -m comment --comment "between private subnets" -j ACCEPT
+-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+-A FORWARD -s 10.0.0.0/24 -i virbr10 -o upstream -m conntrack --ctstate NEW -j ACCEPT
+COMMIT
+"""  # noqa: E501 - as iptables-save prints it
+
+HOST_POLICY = host.HostPolicy(
+    transits=(host.Transit("natns-host", IPv4Network("192.168.150.0/24")),),
+    private=(host.Private("virbr10"), host.Private("virbr11")),
+    provider=(host.Provider("br0", IPv4Address("192.168.0.100")),),
+    bridge_nf=True,
+)
+
+HOST_TABLE = """\
+add table inet natns
+delete table inet natns
+table inet natns {
+	chain raw {
+		type filter hook prerouting priority -450; policy accept;
+		iifname "virbr10" notrack
+		iifname "virbr11" notrack
+	}
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		iifname "natns-host" ip saddr 192.168.150.0/24 accept
+		iifname "natns-host" drop
+		oifname "natns-host" ct state established,related accept
+		oifname "natns-host" drop
+	}
+	chain srcnat {
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname != "natns-host" ip saddr 192.168.150.0/24 masquerade
+	}
+}
+"""
+
+ACCEPTS = """\
+iifname "natns-host" ip saddr 192.168.150.0/24 accept comment "libvirt-natns"
+oifname "natns-host" ip daddr 192.168.150.0/24 accept comment "libvirt-natns"
+iifname "virbr10" oifname "virbr10" accept comment "libvirt-natns"
+iifname "virbr11" oifname "virbr11" accept comment "libvirt-natns"
+iifname "br0" oifname "br0" ip saddr 192.168.0.100 accept comment "libvirt-natns"
+iifname "br0" oifname "br0" ip daddr 192.168.0.100 accept comment "libvirt-natns"
+"""
+
+
+def one_subnet() -> Policy:
+    return Policy(
+        POLICY.inner, POLICY.upstream, POLICY.subnets[:1], POLICY.gateways, POLICY.address
+    )
+
+
+def test_nftables_script() -> None:
+    assert nftables.render(ruleset(POLICY)) == NFTABLES
+
+
+def test_iptables_tables() -> None:
+    assert iptables.render(ruleset(one_subnet())) == IPTABLES
+
+
+def test_iptables_writes_a_rule_for_each_pair_of_networks() -> None:
+    text = iptables.render(ruleset(POLICY))
+    for source in POLICY.subnets:
+        for destination in POLICY.subnets:
+            assert f"-A FORWARD -s {source} -d {destination} -i virbr10 -o virbr10" in text
+
+
+def test_nat_is_committed_before_forwarding_opens() -> None:
+    order = [table.name for table in iptables.tables(ruleset(POLICY))]
+    assert order[0] == "nat"
+    assert order[-1] == "filter"
+
+
+@pytest.mark.parametrize("name", ["nftables", "iptables"])
+def test_nothing_but_named_interfaces_and_states_is_accepted(name: str) -> None:
+    """No rule accepts forwarded packets whatever their origin and state."""
+    rendered = firewall.named(name).render(ruleset(POLICY))
+    for rule in ruleset(POLICY):
+        if rule.action == "accept":
+            assert rule.iif or rule.states
+    assert "policy drop" in rendered or "FORWARD DROP" in rendered
+
+
+@pytest.mark.parametrize(
+    "name", ['a"b', "a b", "a\nb", "a;b", "a{b", "$a", "a*", "virbr+", "!a", "-a", "a" * 16]
+)
+def test_interfaces_that_syntax_could_misread_are_refused(name: str) -> None:
+    with pytest.raises(FirewallError, match="cannot be the interface"):
+        Rule(chain="forward", iif=name, action="accept")
+    with pytest.raises(FirewallError, match="cannot be the interface"):
+        host.HostPolicy(provider=(host.Provider(name, IPv4Address("10.0.0.1")),))
+
+
+@pytest.mark.parametrize("name", ["virbr10", "br-0123456789ab", "eth0.100", "a:b", "br+x", "br@x"])
+def test_usual_interfaces_are_taken(name: str) -> None:
+    assert Rule(chain="forward", iif=name, action="accept").iif == name
+
+
+@pytest.mark.parametrize("comment", ['a"b', "a\nb", "x" * 81, "a\\b"])
+def test_comments_that_syntax_could_misread_are_refused(comment: str) -> None:
+    with pytest.raises(FirewallError, match="cannot be the comment"):
+        Rule(chain="forward", action="accept", comment=comment)
+
+
+def test_rules_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(FirewallError, match="ports"):
+        Rule(chain="input", action="accept", ports=(53,))
+    with pytest.raises(FirewallError, match="guard"):
+        Rule(chain="guard", action="drop", oif="upstream")
+    two = Rule(chain="raw", sources=POLICY.subnets, not_sources=True, action="drop")
+    with pytest.raises(FirewallError, match="turn round"):
+        list(iptables.entries(two))
+
+
+@pytest.mark.parametrize("field", ["inner", "upstream", "subnets", "gateways"])
+def test_a_policy_without_limits_is_refused(field: str) -> None:
+    values: dict[str, Any] = {
+        name: getattr(POLICY, name)
+        for name in ("inner", "upstream", "subnets", "gateways", "address")
+    }
+    with pytest.raises(FirewallError):
+        Policy(**{**values, field: type(values[field])()})
+
+
+def test_several_upstream_addresses_pass_the_guard() -> None:
+    addresses = (IPv4Network("192.168.0.100"), IPv4Network("192.168.0.110"))
+    rule = Rule(chain="guard", oif="upstream", sources=addresses, not_sources=True, action="drop")
+    assert nftables.statement(rule) == (
+        'oifname "upstream" ip saddr != { 192.168.0.100, 192.168.0.110 } drop'
+    )
+    text = "\n".join(map(str, iptables.entries(rule)))
+    assert "--ctrepldst 192.168.0.110" in text
+    assert text.count("-j DROP") == 2
+
+
+def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftables, "require", lambda: None)
+    monkeypatch.setattr(iptables, "require", lambda: None)
+    monkeypatch.setattr(nftables, "program", lambda: "/usr/sbin/nft")
+    assert firewall.choose("auto").name == "nftables"
+    assert firewall.choose("iptables").name == "iptables"
+    monkeypatch.setattr(nftables, "program", lambda: None)
+    assert firewall.choose("auto").name == "iptables"
+    with pytest.raises(FirewallError, match="no firewall backend"):
+        firewall.named("pf")
+
+
+def test_missing_parts_come_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftables, "program", lambda: None)
+    with pytest.raises(FirewallError, match="install nftables"):
+        firewall.choose("nftables")
+    monkeypatch.setattr(iptables, "library_found", lambda: False)
+    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda: True)
+    with pytest.raises(FirewallError, match="install python3-iptables"):
+        firewall.choose("auto")
+    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda: False)
+    with pytest.raises(FirewallError, match="no legacy iptables"):
+        firewall.choose("iptables")
+
+
+def test_nft_complaints_become_one_line() -> None:
+    told = "/dev/stdin:3:5-8: Error: syntax error, unexpected foo\nadd tabl\n    ^^^^\n"
+    assert nftables.condensed(told) == "syntax error, unexpected foo"
+    assert nftables.condensed("Operation not permitted (you must be root)\nx") == (
+        "Operation not permitted (you must be root)"
+    )
+    assert nftables.condensed("") == "no reason"
+
+
+def test_fingerprint_tells_texts_apart() -> None:
+    assert firewall.fingerprint("a") == firewall.fingerprint("a") != firewall.fingerprint("b")
+
+
+def test_the_package_is_light() -> None:
+    check = "import sys, libvirt_natns.firewall; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"iptc", "pyroute2", "lxml", "libvirt"} & set(loaded)
+
+
+def test_host_table() -> None:
+    assert nftables.render(host.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
+
+
+def test_host_accepts() -> None:
+    lines = [nftables.statement(rule) for rule in host.accepts(HOST_POLICY)]
+    assert "".join(f"{line}\n" for line in lines) == ACCEPTS
+
+
+def test_bridged_frames_need_nothing_where_they_are_not_filtered() -> None:
+    quiet = host.HostPolicy(private=HOST_POLICY.private, provider=HOST_POLICY.provider)
+    assert host.rules(quiet) == ()
+    assert host.accepts(quiet) == ()
+
+
+def test_host_chains_of_legacy_iptables() -> None:
+    tables = {table["name"]: table for table in host_iptables.tables(host.rules(HOST_POLICY))}
+    assert list(tables) == ["nat", "raw", "filter"]
+    assert list(tables["raw"]["chains"]) == ["NATNS-PREROUTING"]
+    assert tables["nat"]["jumps"]["POSTROUTING"]["target"] == ("NATNS-POSTROUTING", {})
+    (entry,) = tables["nat"]["chains"]["NATNS-POSTROUTING"]
+    assert (entry["oif"], entry["source"]) == ("!natns-host", "192.168.150.0/24")
+
+
+# -- foreign chains in nft -------------------------------------------------------
+
+
+def chain(table: str, name: str, policy: str = "accept", hook: str = "forward") -> dict[str, Any]:
+    family, table = table.split()
+    return {
+        "chain": {
+            "family": family,
+            "table": table,
+            "name": name,
+            "type": "filter",
+            "hook": hook,
+            "prio": 0,
+            "policy": policy,
+        }
+    }
+
+
+def rule(table: str, name: str, handle: int, *statements: dict[str, Any]) -> dict[str, Any]:
+    family, table = table.split()
+    place = {"family": family, "table": table, "chain": name}
+    return {"rule": {**place, "handle": handle, "expr": list(statements)}}
+
+
+def listing(*items: dict[str, Any]) -> str:
+    return json.dumps({"nftables": [{"metainfo": {}}, *items]})
+
+
+JUMP = {"jump": {"target": "NATNS-FORWARD"}}
+MATCH = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "eth0"}}
+
+
+@pytest.mark.parametrize(
+    ("items", "blocking"),
+    [
+        ([chain("ip filter", "FORWARD")], True),
+        ([chain("ip mangle", "FORWARD")], False),
+        ([chain("inet filter", "forward", "drop")], True),
+        ([chain("inet filter", "forward", "drop", hook="input")], False),
+        ([chain("bridge filter", "forward", "drop")], False),
+        ([chain("ip6 filter", "FORWARD", "drop")], False),
+        ([chain("inet natns", "forward", "drop")], False),
+        ([chain("inet x", "f"), rule("inet x", "f", 1, {"counter": {}}, {"reject": {}})], True),
+        ([chain("inet x", "f"), rule("inet x", "f", 1, MATCH, {"drop": None})], False),
+    ],
+)
+def test_which_foreign_chains_get_a_jump(items: list[dict[str, Any]], blocking: bool) -> None:
+    found = host_nftables.parse(listing(*items))
+    assert any(base.blocks for base in found.bases) is blocking
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What nft would list: the whole ruleset as JSON, and texts by name."""
+    held = {"json": listing()}
+    monkeypatch.setattr(nftables, "program", lambda: "/usr/sbin/nft")
+    monkeypatch.setattr(nftables, "ruleset_json", lambda: held["json"])
+    monkeypatch.setattr(nftables, "listing", lambda _: held.get("inet natns", ""))
+    monkeypatch.setattr(nftables, "list_chain", lambda name: held[name])
+    return held
+
+
+def script() -> str:
+    own, accepts = host.rules(HOST_POLICY), host.accepts(HOST_POLICY)
+    return "".join(repair.script for repair in host_nftables.repairs(own, accepts))
+
+
+def test_a_host_without_foreign_chains_gets_our_table_only(kernel: dict[str, str]) -> None:
+    assert script() == HOST_TABLE
+
+
+def test_a_foreign_chain_gets_one_jump_at_its_top(kernel: dict[str, str]) -> None:
+    kernel["json"] = listing(
+        chain("ip filter", "FORWARD", "drop"),
+        rule("ip filter", "FORWARD", 5, MATCH, {"accept": None}),
+        rule("ip filter", "FORWARD", 6, JUMP),
+    )
+    expected = "add chain ip filter NATNS-FORWARD\nflush chain ip filter NATNS-FORWARD\n"
+    expected += "".join(
+        f"add rule ip filter NATNS-FORWARD {line}\n" for line in ACCEPTS.splitlines()
+    )
+    expected += "delete rule ip filter FORWARD handle 6\n"
+    expected += 'insert rule ip filter FORWARD jump NATNS-FORWARD comment "libvirt-natns"\n'
+    assert script() == HOST_TABLE + expected
+
+
+def test_what_is_right_is_left_alone(kernel: dict[str, str]) -> None:
+    accepts = "".join(f"\t\t{line}\n" for line in ACCEPTS.splitlines())
+    kernel["inet natns"] = HOST_TABLE.partition("delete table inet natns\n")[2]
+    kernel["ip filter NATNS-FORWARD"] = (
+        f"table ip filter {{\n\tchain NATNS-FORWARD {{\n{accepts}\t}}\n}}\n"
+    )
+    own = {"table": {"family": "inet", "name": "natns"}}
+    ours = {"chain": {"family": "ip", "table": "filter", "name": "NATNS-FORWARD"}}
+    base = chain("ip filter", "FORWARD", "drop")
+    kernel["json"] = listing(own, base, ours, rule("ip filter", "FORWARD", 7, JUMP))
+    assert script() == ""
+    gone = [repair.script for repair in host_nftables.repairs((), ())]
+    assert gone == [
+        "delete table inet natns\n",
+        "delete rule ip filter FORWARD handle 7\n",
+        "flush chain ip filter NATNS-FORWARD\ndelete chain ip filter NATNS-FORWARD\n",
+    ]
+
+
+def test_a_foreign_table_with_an_odd_name_is_refused(kernel: dict[str, str]) -> None:
+    item = chain("inet x", "forward", "drop")
+    item["chain"]["table"] = 'a"; flush ruleset'
+    kernel["json"] = listing(item)
+    with pytest.raises(FirewallError, match="cannot take"):
+        script()

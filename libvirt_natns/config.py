@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.model import (
+    DEFAULT_AUTO_PORTS,
     HOST_UPSTREAM,
     AddressRange,
     AddressRange6,
@@ -39,7 +40,7 @@ from libvirt_natns.model import (
 from libvirt_natns.names import CONFIG_FILE
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives, shown
 
-KEYS = ("scope", "firewall", "upstream", "upstreams")
+KEYS = ("scope", "firewall", "upstream", "auto_ports", "upstreams")
 
 ADDRESS_KEYS = ("subnet", "gateway", "pool", "dns", "probe")
 ADDRESS_KEYS6 = ("subnet6", "gateway6", "pool6", "prefixes6")
@@ -64,6 +65,9 @@ EXPECTED = {
 
 MAX_PROBE = 5.0
 """Longest time that an address is asked for, in seconds."""
+
+AUTO_PORTS = re.compile(r"[0-9]{1,5}-[0-9]{1,5}")
+AUTO_PORTS_EXPECTED = 'a range of ports such as "20000-29999"'
 
 UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -184,7 +188,19 @@ def _config(table: Table) -> Config:
         firewall=cast("FirewallChoice", table.choice("firewall", get_args(FirewallChoice), "auto")),
         upstream=name,
         upstreams=upstreams,
+        auto_ports=_auto_ports(table),
     )
+
+
+def _auto_ports(table: Table) -> tuple[int, int]:
+    """The range that start="auto" chooses from."""
+    text = table.text("auto_ports", AUTO_PORTS_EXPECTED, AUTO_PORTS)
+    if text is None:
+        return DEFAULT_AUTO_PORTS
+    first, last = map(int, text.split("-"))
+    if not 1 <= first <= last <= 65535:
+        raise table.wrong("auto_ports", text, AUTO_PORTS_EXPECTED)
+    return first, last
 
 
 def _upstreams(table: Table) -> dict[str, Upstream]:

@@ -101,13 +101,15 @@ def _check_range_attributes(ports: Element) -> None:
     if "start" not in names:
         raise error(ports, "has no attribute 'start'", "a port number from 1 to 65535 or auto")
     if ports.attrib["start"] == "auto":
-        for other in sorted({"end", "exclude"} & names):
+        for other in sorted({"end", "exclude", "toEnd"} & names):
             raise error(ports, f"has start='auto' and {other}", "one of the two at most")
         if "to" not in names:
             fact = "has start='auto' and no attribute 'to'"
             raise error(ports, fact, "the guest's port, from 1 to 65535")
     elif ports.attrib.get("exclude") == "yes" and "to" in names:
         raise error(ports, "has exclude='yes' and to", "one of the two at most")
+    elif "toEnd" in names and "to" not in names:
+        raise error(ports, "has toEnd and no attribute 'to'", "the guest's first port as well")
 
 
 # Addresses
@@ -231,10 +233,15 @@ def _port_range(element: Element) -> PortRange:
         return PortRange(0, 0, int(element.attrib["to"]), auto=True)
     start, end = _ports(element)
     to = int(element.attrib.get("to", start))
-    if to + end - start > MAX_PORT:
+    to_end = int(element.attrib.get("toEnd", to + end - start))
+    if "toEnd" in element.attrib and to_end not in (to, to + end - start):
+        ways = f"{to + end - start}, for {end - start + 1} ports, or {to}, for one"
+        raise value_error(element, "toEnd", ways)
+    if to_end > MAX_PORT:
         expected = f"{MAX_PORT - (end - start)} at most, for {end - start + 1} ports"
         raise value_error(element, "to", expected)
-    return PortRange(start, end, to, exclude=element.attrib.get("exclude") == "yes")
+    excluded = element.attrib.get("exclude") == "yes"
+    return PortRange(start, end, to, exclude=excluded, onto_one=to_end == to and end > start)
 
 
 def _ports(element: Element) -> tuple[int, int]:

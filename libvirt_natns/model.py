@@ -87,6 +87,7 @@ class StaticRoute:
 class PortRange:
     """libvirt's ``<range>``: ports ``start`` to ``end``, onto ``to`` upwards.
 
+    With ``onto_one`` (``toEnd`` equals ``to``) all of them lead to the port ``to``.
     With ``auto`` (``start="auto"``) a free port is chosen for ``to``; ``start`` and
     ``end`` are 0 until then.
     """
@@ -96,6 +97,7 @@ class PortRange:
     to: int
     exclude: bool = False
     auto: bool = False
+    onto_one: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,17 +268,25 @@ HOST_UPSTREAM = Upstream(name="host", kind="host")
 """Built in: the host itself routes and masquerades a private transit bridge."""
 
 
+DEFAULT_AUTO_PORTS = (20000, 29999)
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration; without a file, the defaults below."""
+    """The whole configuration; without a file, the defaults below.
+
+    ``auto_ports`` are the first and the last port that start="auto" chooses from.
+    """
 
     scope: Scope = "isolated"
     firewall: FirewallChoice = "auto"
     upstream: str = "host"
     upstreams: dict[str, Upstream] = field(default_factory=lambda: {"host": HOST_UPSTREAM})
+    auto_ports: tuple[int, int] = DEFAULT_AUTO_PORTS
 
 
 __all__ = [
+    "DEFAULT_AUTO_PORTS",
     "HOST_UPSTREAM",
     "AddressRange",
     "AddressRange6",

@@ -149,7 +149,10 @@ def test_equal_pools_on_different_bridges() -> None:
     ("text", "expected"),
     [
         ('scop = "isolated"', "scop: unknown key: expected scope (did you mean that?)"),
-        ("x = 1", "x: unknown key: expected firewall, scope, upstream or upstreams"),
+        ("x = 1", "x: unknown key: expected auto_ports, firewall, scope, upstream or upstreams"),
+        ('auto_ports = "9-8"', "auto_ports: is '9-8': expected a range of ports"),
+        ('auto_ports = "0-8"', "auto_ports: is '0-8': expected a range of ports"),
+        ("auto_ports = 20000", "auto_ports: is 20000: expected a range of ports"),
         ('scope = "all"', 'scope: is \'all\': expected "isolated" or "annotated"'),
         ("scope = true", 'scope: is True: expected "isolated" or "annotated"'),
         ('firewall = "nft"', 'firewall: is \'nft\': expected "auto", "nftables" or "iptables"'),
@@ -289,3 +292,8 @@ def test_no_utf8(tmp_path: Path) -> None:
     path.write_bytes(b"# \xe9\n")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 2: save it as UTF-8"):
         config.load(path)
+
+
+def test_auto_ports() -> None:
+    assert config.parse("", "here").auto_ports == (20000, 29999)
+    assert config.parse('auto_ports = "1024-65535"', "here").auto_ports == (1024, 65535)

@@ -172,7 +172,8 @@ class Forward:
     """A published range of ports, with nothing left to look up.
 
     ``network`` is the uuid of the network whose namespace translates: ports
-    ``first`` to ``last`` of ``address`` go to ``to`` upwards of ``target``.
+    ``first`` to ``last`` of ``address`` go to ports ``to`` to ``to_last`` of
+    ``target``, one by one or all of them onto the single port ``to``.
     ``owner`` is the uuid of the guest, or of the network itself.
     """
 
@@ -185,7 +186,13 @@ class Forward:
     last: int
     target: IPv4Address
     to: int
+    to_last: int
     sources: tuple[IPv4Network, ...] = ()
+
+    @property
+    def shifts(self) -> bool:
+        """Whether each port has its own at the target, rather than all of them one."""
+        return self.to_last - self.to == self.last - self.first
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,22 @@
 """The few rules that the host's own namespace needs.
 
 * Transit bridges (upstreams of kind "host"): routed and masqueraded, replies in,
-  nothing else.
+  and what is addressed to a published port of the host's; nothing else.
+* Published ports answer on the host's addresses, to whoever asks: clients
+  outside, the host itself, and guests, whose namespaces it takes for clients.
+  Ports stay what they are; the namespace knows whose they are.
 * Where bridged frames pass through iptables (bridge-nf-call-iptables, which is
   never written here): private frames stay out of the host's conntrack, which
   would take twins with one address for one flow.
 * A way past foreign chains that drop what they do not know, Docker's above all:
   an accept of ours does not undo another chain's drop, so such a chain gets one
   jump at its top to a chain of ours.
+
+A client's own address is kept, except where the reply could not find back: of
+namespaces (two on one bridge would answer each other directly) and of 127.0.0.1
+the host's address on the transit bridge is seen.  127.0.0.1 reaches a published port
+only where route_localnet is 1 for that bridge.  Then the kernel takes loopback
+addresses for good that come from there, so they are dropped on arrival.
 
 The last sort accepts what goes into a transit bridge whatever its state,
 because iptables-nft cannot list nft's own way of asking for the state.  Our own
@@ -18,7 +27,8 @@ Everything of ours is in the table ``inet natns`` or in chains called NATNS-*,
 and is found again by these names; callers hold a lock, so that one at a time
 compares and changes.
 
-Limits: IPv4 only.  A legacy table that this module was the first to use stays,
+Limits: IPv4 only.  A client of a published port whose address lies in the private
+subnet behind it is not answered.  A legacy table that this module was the first to use stays,
 empty, for the kernel cannot drop one.  Foreign chains in nft are seen only
 where the program nft is.  The check that a foreign chain begins with our jump
 holds for the moment: whoever reloads it later drops the jump.  With legacy
@@ -31,10 +41,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
+from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host_iptables, host_nftables
-from libvirt_natns.firewall.rules import Rule, checked_interface, single
+from libvirt_natns.firewall.rules import Rule, checked_interface, limited, single
+from libvirt_natns.model import Protocol as TransportProtocol
 
 COMMENT = "libvirt-natns"
+
+LOOPBACK = (IPv4Network("127.0.0.0/8"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,24 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True)
+class HostForward:
+    """Published ports ``first`` to ``last`` of a host's address, or of all with None.
+
+    ``target`` is the transit address of the namespace that knows the rest, and
+    ``bridge`` the transit bridge it is on.  ``sources`` are the clients allowed,
+    empty means all; a guest counts with its network's transit address.
+    """
+
+    proto: TransportProtocol
+    address: IPv4Address | None
+    first: int
+    last: int
+    target: IPv4Address
+    bridge: str
+    sources: tuple[IPv4Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HostPolicy:
     """What the host must let through, for all networks that are up.
 
@@ -72,6 +104,7 @@ class HostPolicy:
     private: tuple[Private, ...] = ()
     provider: tuple[Provider, ...] = ()
     bridge_nf: bool = False
+    forwards: tuple[HostForward, ...] = ()
 
     def __post_init__(self) -> None:
         attached: tuple[Transit | Private | Provider, ...] = (
@@ -81,11 +114,16 @@ class HostPolicy:
         )
         for end in attached:
             checked_interface(end.bridge)
+        if not {forward.bridge for forward in self.forwards} <= {t.bridge for t in self.transits}:
+            raise FirewallError("a port is forwarded to a bridge that is no transit")
 
 
 def rules(policy: HostPolicy) -> tuple[Rule, ...]:
-    """The host's own rules: what is masqueraded, and what goes in and out of a transit."""
-    made = [rule for transit in policy.transits for rule in _transit(transit)]
+    """The host's own rules: what is translated, and what goes in and out of a transit."""
+    published = {forward.bridge for forward in policy.forwards}
+    made = [rule for forward in policy.forwards for rule in _dnat(forward)]
+    for transit in policy.transits:
+        made += _transit(transit, transit.bridge in published)
     if policy.bridge_nf:
         made += [
             Rule(chain="raw", iif=private.bridge, action="notrack") for private in policy.private
@@ -93,12 +131,36 @@ def rules(policy: HostPolicy) -> tuple[Rule, ...]:
     return tuple(made)
 
 
-def _transit(transit: Transit) -> Iterator[Rule]:
+def _dnat(forward: HostForward) -> Iterator[Rule]:
+    # One source a rule, since nft lists several in its own order, and merged.
+    for source in limited(forward.sources) or (None,):
+        yield Rule(
+            chain="dstnat",
+            sources=(source,) if source else (),
+            destinations=single(forward.address) if forward.address else (),
+            local=forward.address is None,
+            protocol=forward.proto,
+            span=(forward.first, forward.last),
+            action="dnat",
+            to=forward.target,
+            unique=True,
+        )
+
+
+def _transit(transit: Transit, published: bool) -> Iterator[Rule]:
     bridge, subnet = transit.bridge, (transit.subnet,)
+    yield Rule(chain="raw", iif=bridge, destinations=LOOPBACK, action="drop")
+    yield Rule(chain="raw", iif=bridge, sources=LOOPBACK, action="drop")
+    for sources in (subnet, LOOPBACK) if published else ():
+        yield Rule(
+            chain="srcnat", oif=bridge, sources=sources, translated=True, action="masquerade"
+        )
     yield Rule(chain="srcnat", oif=bridge, not_oif=True, sources=subnet, action="masquerade")
     yield Rule(chain="forward", iif=bridge, sources=subnet, action="accept")
     yield Rule(chain="forward", iif=bridge, action="drop")
     yield Rule(chain="forward", oif=bridge, states=("established", "related"), action="accept")
+    if published:
+        yield Rule(chain="forward", oif=bridge, translated=True, states=("new",), action="accept")
     yield Rule(chain="forward", oif=bridge, action="drop")
 
 

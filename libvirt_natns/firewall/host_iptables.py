@@ -20,12 +20,14 @@ from libvirt_natns.firewall.rules import Chain, Rule
 
 PREFIX = "NATNS-"
 
-PLACES: dict[Chain, tuple[str, str]] = {
-    "srcnat": ("nat", "POSTROUTING"),
-    "raw": ("raw", "PREROUTING"),
-    "forward": ("filter", "FORWARD"),
+PLACES: dict[Chain, tuple[str, str, tuple[str, ...]]] = {
+    "dstnat": ("nat", "DNAT", ("PREROUTING", "OUTPUT")),
+    "srcnat": ("nat", "POSTROUTING", ("POSTROUTING",)),
+    "raw": ("raw", "PREROUTING", ("PREROUTING",)),
+    "forward": ("filter", "FORWARD", ("FORWARD",)),
 }
-"""Table and built-in chain, in the order in which tables are committed."""
+"""Table, end of our chain's name, and the built-in chains that jump to it, in the
+order in which tables are committed."""
 
 name = iptables.name
 
@@ -77,15 +79,13 @@ def tables(rules: Iterable[Rule]) -> list[dict[str, Any]]:
     chains: dict[Chain, list[Entry]] = {}
     for rule in rules:
         chains.setdefault(rule.chain, []).extend(iptables.entries(rule))
-    return [
-        {
-            "name": table,
-            "chains": {PREFIX + builtin: [asdict(entry) for entry in chains[chain]]},
-            "jumps": {builtin: asdict(_jump(PREFIX + builtin))},
-        }
-        for chain, (table, builtin) in PLACES.items()
-        if chain in chains
-    ]
+    made: dict[str, dict[str, Any]] = {}
+    for chain, (name, suffix, builtins) in PLACES.items():
+        if chain in chains:
+            table = made.setdefault(name, {"name": name, "chains": {}, "jumps": {}})
+            table["chains"][PREFIX + suffix] = [asdict(entry) for entry in chains[chain]]
+            table["jumps"] |= {builtin: asdict(_jump(PREFIX + suffix)) for builtin in builtins}
+    return list(made.values())
 
 
 def _jump(target: str) -> Entry:

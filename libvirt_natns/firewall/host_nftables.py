@@ -30,6 +30,7 @@ HOST: Layout = {
     # Ahead even of reassembly (-400), which leaves alone what is not tracked:
     # fragments of twins would be put together into one packet.
     "raw": Hook("filter", "prerouting", "-450"),
+    "dstnat": Hook("nat", "prerouting", "dstnat", also=Hook("nat", "output", "-100")),
     "forward": Hook("filter", "forward", "filter"),
     "srcnat": Hook("nat", "postrouting", "srcnat"),
 }
@@ -150,7 +151,9 @@ def _own_table(found: Found, own: tuple[Rule, ...]) -> Iterator[Repair]:
     script = nftables.render(own, HOST)
     if not found.own_table:
         yield Repair(f"{place} is missing", script)
-    elif _lines(nftables.listing(None)) != _lines(script.removeprefix(MAKE_ROOM)):
+    elif _lines(nftables.listing(None)) != _lines(
+        nftables.canonical(script.removeprefix(MAKE_ROOM))
+    ):
         yield Repair(f"{place} was altered", script)
 
 

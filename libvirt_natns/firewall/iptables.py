@@ -55,6 +55,7 @@ Layout = Mapping[Chain, Place]
 
 # In the order in which the tables are committed.
 NAMESPACE: Layout = {
+    "dstnat": Place("nat", "PREROUTING"),
     "srcnat": Place("nat", "POSTROUTING"),
     "clamp": Place("mangle", "FORWARD"),
     "guard": Place("mangle", "POSTROUTING"),
@@ -173,21 +174,45 @@ def _matches(rule: Rule) -> Iterator[tuple[str, Parameters]]:
         yield "tcp", {"tcp-flags": ["SYN,RST", "SYN"]}
     if rule.icmp:
         yield "icmp", {"icmp-type": rule.icmp}
-    if len(rule.ports) == 1:
-        yield str(rule.protocol), {"dport": str(rule.ports[0])}
-    elif rule.ports:
-        yield "multiport", {"dports": ",".join(map(str, rule.ports))}
+    if rule.local:
+        yield "addrtype", {"dst-type": "LOCAL"}
+    yield from _ports(rule)
+    if rule.translated:
+        # A state of its own here, and states given together are alternatives.
+        yield "conntrack", {"ctstate": "DNAT"}
     if rule.states:
         yield "conntrack", {"ctstate": ",".join(rule.states).upper()}
     if rule.comment:
         yield "comment", {"comment": rule.comment}
 
 
+def _ports(rule: Rule) -> Iterator[tuple[str, Parameters]]:
+    ports = ":".join(map(str, dict.fromkeys(rule.span))) if rule.span else ""
+    ports = ports or ",".join(map(str, rule.ports))
+    if "," in ports or (ports and rule.protocol == "sctp"):
+        # Kernels without a module for SCTP alone have this one.
+        yield "multiport", {"dports": ports}
+    elif ports:
+        yield str(rule.protocol), {"dport": ports}
+
+
 def _target(rule: Rule) -> tuple[str, Parameters]:
     if rule.action == "reject":
         reason = REJECTIONS.get(rule.protocol or "", "icmp-admin-prohibited")
         return "REJECT", {"reject-with": reason}
+    if rule.action == "dnat":
+        return "DNAT", {"to-destination": f"{rule.to}{_to_ports(rule)}"}
+    if rule.action == "snat":
+        return "SNAT", {"to-source": str(rule.to)}
     return TARGETS[rule.action]
+
+
+def _to_ports(rule: Rule) -> str:
+    if rule.span is None or rule.to_ports is None:
+        return ""
+    first, last = rule.to_ports
+    # The number behind the slash is the port that becomes the first one.
+    return f":{first}" if first == last else f":{first}-{last}/{rule.span[0]}"
 
 
 def _guard(rule: Rule) -> Iterator[Entry]:

@@ -10,10 +10,11 @@ goes unnoticed.
 """
 
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
 from libvirt_natns import netns
@@ -33,6 +34,10 @@ TIME_LIMIT = 30.0
 
 MISSING = "No such file or directory"
 
+ELEMENTS = re.compile(r"elements = \{([^}]*)\}")
+PROTOCOL = re.compile(r"\b(tcp|udp|sctp)\b")
+NUMBERS = {"tcp": "6", "udp": "17", "sctp": "132"}
+
 name = "nftables"
 
 
@@ -44,6 +49,8 @@ class Hook:
     point: str
     priority: str
     policy: str = "accept"
+    also: "Hook | None" = None
+    """A second place that calls the same rules."""
 
     def __str__(self) -> str:
         return f"type {self.kind} hook {self.point} priority {self.priority}; policy {self.policy};"
@@ -53,6 +60,7 @@ Layout = Mapping[Chain, Hook]
 
 NAMESPACE: Layout = {
     "raw": Hook("filter", "prerouting", "raw"),
+    "dstnat": Hook("nat", "prerouting", "dstnat"),
     "input": Hook("filter", "input", "filter", "drop"),
     "clamp": Hook("filter", "forward", "mangle"),
     "forward": Hook("filter", "forward", "filter", "drop"),
@@ -72,28 +80,121 @@ VERDICTS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A table of destinations that is looked up once, whatever it holds."""
+
+    name: str
+    key: str
+    data: str
+    lookup: str
+    interval: bool = False
+
+    def declaration(self, elements: Iterable[str]) -> list[str]:
+        """The map with its elements, as lines."""
+        flags = ["\t\tflags interval"] if self.interval else []
+        return [
+            f"\tmap {self.name} {{",
+            f"\t\ttype {self.key} : {self.data}",
+            *flags,
+            f"\t\telements = {{ {', '.join(elements)} }}",
+            "\t}",
+        ]
+
+    @property
+    def statement(self) -> str:
+        """The rule that looks it up."""
+        return f"{self.lookup} map @{self.name}"
+
+
+# By whether the rule is for any local address, and whether it leaves a run of
+# ports as they are: such a run is one element, any other an element a port.
+MAPS = {
+    (False, False): Map(
+        "ports",
+        "ipv4_addr . inet_proto . inet_service",
+        "ipv4_addr . inet_service",
+        "dnat ip to ip daddr . meta l4proto . th dport",
+    ),
+    (False, True): Map(
+        "ranges",
+        "ipv4_addr . inet_proto . inet_service",
+        "ipv4_addr",
+        "dnat ip to ip daddr . meta l4proto . th dport",
+        interval=True,
+    ),
+    (True, False): Map(
+        "local_ports",
+        "inet_proto . inet_service",
+        "ipv4_addr . inet_service",
+        "fib daddr type local dnat ip to meta l4proto . th dport",
+    ),
+    (True, True): Map(
+        "local_ranges",
+        "inet_proto . inet_service",
+        "ipv4_addr",
+        "fib daddr type local dnat ip to meta l4proto . th dport",
+        interval=True,
+    ),
+}
+
+
 def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
     """The whole script that puts ``rules`` in place of what our table held."""
+    chains: dict[Chain, list[str]] = {chain: [] for chain in layout}
+    elements: dict[Map, list[str]] = {kind: [] for kind in MAPS.values()}
+    for rule in rules:
+        if _in_a_map(rule):
+            kind = MAPS[rule.local, rule.width > 1 and rule.to_ports is None]
+            elements[kind] += _elements(rule, kind)
+        else:
+            chains[rule.chain].append(statement(rule))
+    filled = {kind: members for kind, members in elements.items() if members}
+    if filled:
+        chains["dstnat"] = [*(kind.statement for kind in filled), *chains["dstnat"]]
     lines = [f"table {TABLE} {{"]
-    chains = _by_chain(rules, layout)
+    for kind, members in filled.items():
+        lines += kind.declaration(members)
     for chain, hook in layout.items():
         if chains[chain] or hook.policy != "accept":
-            lines += [f"\tchain {chain} {{", f"\t\t{hook}"]
-            lines += [f"\t\t{statement(rule)}" for rule in chains[chain]]
-            lines += ["\t}"]
+            lines += _chain(chain, hook, chains[chain])
     return MAKE_ROOM + "\n".join([*lines, "}", ""])
 
 
-def _by_chain(rules: Iterable[Rule], layout: Layout) -> dict[Chain, list[Rule]]:
-    chains: dict[Chain, list[Rule]] = {chain: [] for chain in layout}
-    for rule in rules:
-        chains[rule.chain].append(rule)
-    return chains
+def _chain(chain: str, hook: Hook, statements: Iterable[str]) -> Iterator[str]:
+    if hook.also:
+        yield from [f"\tchain {chain} {{", *(f"\t\t{line}" for line in statements), "\t}"]
+        for place in (hook, hook.also):
+            yield from _chain(
+                f"{chain}_{place.point}", replace(place, also=None), [f"jump {chain}"]
+            )
+        return
+    yield f"\tchain {chain} {{"
+    yield from (f"\t\t{line}" for line in (hook, *statements))
+    yield "\t}"
+
+
+def _in_a_map(rule: Rule) -> bool:
+    """Whether nothing but its one destination decides about a rule."""
+    return rule.unique and not rule.sources and (rule.local or len(rule.destinations) == 1)
+
+
+def _elements(rule: Rule, kind: Map) -> Iterator[str]:
+    key = f"{rule.protocol} . "
+    if not rule.local:
+        key = f"{_network(rule.destinations[0])} . {key}"
+    if kind.interval and rule.span:
+        yield f"{key}{rule.span[0]}-{rule.span[1]} : {rule.to}"
+        return
+    for port, to_port in rule.port_pairs:
+        yield f"{key}{port} : {rule.to} . {to_port}"
 
 
 def statement(rule: Rule) -> str:
     """One rule in nft's syntax, without table and chain."""
     parts = [*_interfaces(rule), *_addresses(rule), *_protocol(rule)]
+    if rule.translated:
+        parts.append("ct status dnat")
     if rule.states:
         parts.append(f"ct state {','.join(rule.states)}")
     parts.append(_verdict(rule))
@@ -120,10 +221,14 @@ def _addresses(rule: Rule) -> list[str]:
     ):
         if networks:
             parts.append(f"ip {field} {'!= ' if negated else ''}{_set(map(_network, networks))}")
+    if rule.local:
+        parts.append("fib daddr type local")
     return parts
 
 
 def _protocol(rule: Rule) -> list[str]:
+    if rule.span:
+        return [f"{rule.protocol} dport {'-'.join(map(str, dict.fromkeys(rule.span)))}"]
     if rule.ports:
         return [f"{rule.protocol} dport {_set(map(str, rule.ports))}"]
     if rule.icmp:
@@ -136,7 +241,18 @@ def _protocol(rule: Rule) -> list[str]:
 def _verdict(rule: Rule) -> str:
     if rule.action == "reject":
         return f"reject with {REJECTIONS.get(rule.protocol or '', 'icmpx admin-prohibited')}"
+    if rule.to:
+        return f"{rule.action} ip to {_new_destination(rule)}"
     return VERDICTS[rule.action]
+
+
+def _new_destination(rule: Rule) -> str:
+    if rule.to_ports is None:
+        return str(rule.to)
+    if rule.to_ports[0] == rule.to_ports[1]:
+        return f"{rule.to}:{rule.to_ports[0]}"
+    pairs = (f"{port} : {rule.to} . {to_port}" for port, to_port in rule.port_pairs)
+    return f"{rule.protocol} dport map {{ {', '.join(pairs)} }}"
 
 
 def _network(network: IPv4Network) -> str:
@@ -155,7 +271,7 @@ def apply(namespace: str | None, rules: Iterable[Rule]) -> None:
     when the namespace is missing.
     """
     script = render(rules)
-    if not listing(namespace):
+    if f"table {TABLE}" not in _nft(namespace, "list", "tables").stdout.splitlines():
         # Deleting even an empty table makes the kernel wait (10 ms), and a new
         # namespace has none to delete; "create" makes sure of that.
         script = script.replace(MAKE_ROOM, f"create table {TABLE}\n", 1)
@@ -173,12 +289,26 @@ def listing(namespace: str | None) -> str:
     Raises FirewallError when nft cannot be run, KernelError when the namespace
     is missing.
     """
-    done = _nft(namespace, "-s", "list", "table", *TABLE.split())
+    done = _nft(namespace, "-s", "-p", "list", "table", *TABLE.split())
     if done.returncode == 0:
-        return done.stdout
+        return canonical(done.stdout)
     if MISSING in done.stderr:
         return ""
     raise FirewallError(f"nft cannot list the table {TABLE}", condensed(done.stderr))
+
+
+def canonical(text: str) -> str:
+    """Rules, as a script or as listed with -p, with the elements of maps in one form.
+
+    The kernel keeps elements in an order of its own, and nft wraps them; it names
+    protocols where the machine has an /etc/protocols, and numbers them elsewhere.
+    """
+    return ELEMENTS.sub(_sorted_elements, text)
+
+
+def _sorted_elements(found: re.Match[str]) -> str:
+    numbered = PROTOCOL.sub(lambda match: NUMBERS[match[0]], found[1])
+    return f"elements = {{ {', '.join(sorted(' '.join(numbered.split()).split(', ')))} }}"
 
 
 def ruleset_json() -> str:

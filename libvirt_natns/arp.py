@@ -6,28 +6,42 @@ network waits for it: three probes within the time that the upstream's
 ``probe`` setting gives.  A station that answers later is missed.
 """
 
-import os
+import fcntl
 import select
 import socket
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address
 
 from libvirt_natns.errors import UpstreamError
 
 ETH_P_ARP = 0x0806
 BROADCAST = b"\xff" * 6
+IPV4_ON_ETHERNET = (1, 0x0800, 6, 4)
 REQUEST = 1
 PROBES = 3
 ARP_FORMAT = "!HHBBH6s4s6s4s"
+SO_RCVBUFFORCE = 33
+SIOCGIFFLAGS = 0x8913
+IFF_RUNNING = 0x40
+FRAME_LENGTH = 14 + struct.calcsize(ARP_FORMAT)
+
+POLL = 0.001
+CARRIER_LIMIT = 1.0
+"""Seconds that a link which was just set up is waited for; the kernel takes up
+to one."""
+
+BUFFER = 1 << 20
+"""Octets that the kernel may hold back: answers to a whole batch come at once."""
 
 
 def _frame(mac: bytes, sender: IPv4Address, target: IPv4Address) -> bytes:
     """A broadcast ARP request of 42 octets, Ethernet header included."""
     ethernet = BROADCAST + mac + struct.pack("!H", ETH_P_ARP)
     return ethernet + struct.pack(
-        ARP_FORMAT, 1, 0x0800, 6, 4, REQUEST, mac, sender.packed, bytes(6), target.packed
+        ARP_FORMAT, *IPV4_ON_ETHERNET, REQUEST, mac, sender.packed, bytes(6), target.packed
     )
 
 
@@ -37,9 +51,11 @@ def _claimed(frame: bytes, own: bytes, wanted: Collection[IPv4Address]) -> IPv4A
     RFC 5227, 2.1.1: any ARP packet whose sender address is the wanted one, or
     another station's probe for it.
     """
-    if len(frame) < 42 or frame[12:14] != struct.pack("!H", ETH_P_ARP):
+    if len(frame) < FRAME_LENGTH or frame[12:14] != struct.pack("!H", ETH_P_ARP):
         return None
-    fields = struct.unpack(ARP_FORMAT, frame[14:42])
+    fields = struct.unpack(ARP_FORMAT, frame[14:FRAME_LENGTH])
+    if fields[:4] != IPV4_ON_ETHERNET:
+        return None
     mac, sender, target = fields[5], IPv4Address(fields[6]), IPv4Address(fields[8])
     if sender in wanted:
         return sender
@@ -47,10 +63,16 @@ def _claimed(frame: bytes, own: bytes, wanted: Collection[IPv4Address]) -> IPv4A
     return target if probe and target in wanted else None
 
 
-def _open(link: str) -> socket.socket:
-    packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP))
-    packet.bind((link, ETH_P_ARP))
-    return packet
+@contextmanager
+def _opened(link: str, purpose: str) -> Iterator[socket.socket]:
+    """A raw socket for ARP on a link; what fails with it is an UpstreamError."""
+    try:
+        # Protocol 0 hears nothing, so no other link's packets are there when it is bound.
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packet:
+            packet.bind((link, ETH_P_ARP))
+            yield packet
+    except OSError as error:
+        raise UpstreamError(f"cannot {purpose} on {link}", error.strerror or str(error)) from error
 
 
 def probe(link: str, addresses: Collection[IPv4Address], seconds: float) -> set[IPv4Address]:
@@ -60,34 +82,48 @@ def probe(link: str, addresses: Collection[IPv4Address], seconds: float) -> set[
     ``seconds``, less once every address was answered for.
     Raises UpstreamError where the link cannot be used.
     """
-    try:
-        with _open(link) as packet:
-            return _listen(packet, packet.getsockname()[4], addresses, seconds)
-    except OSError as error:
-        raise UpstreamError(
-            f"cannot probe for addresses on {link}", os.strerror(error.errno or 0)
-        ) from error
+    with _opened(link, "probe for addresses") as packet:
+        packet.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        return _ask(packet, set(addresses), seconds / (PROBES + 1))
+
+
+def _ask(packet: socket.socket, addresses: set[IPv4Address], step: float) -> set[IPv4Address]:
+    """Send all probes, ``step`` seconds apart, and listen; returns the claimed addresses."""
+    mac = packet.getsockname()[4]
+    found: set[IPv4Address] = set()
+    start = time.monotonic()
+    for number in range(1, PROBES + 2):
+        if found == addresses:
+            break
+        # After the last probe there is one more step, to listen only.
+        for address in addresses - found if number <= PROBES else ():
+            packet.send(_frame(mac, IPv4Address(0), address))
+        found |= _listen(packet, mac, addresses - found, start + number * step, step)
+    return found
 
 
 def _listen(
-    packet: socket.socket, mac: bytes, addresses: Collection[IPv4Address], seconds: float
+    packet: socket.socket,
+    own: bytes,
+    wanted: set[IPv4Address],
+    deadline: float,
+    overtime: float,
 ) -> set[IPv4Address]:
+    """Those of ``wanted`` that are claimed until ``deadline``.
+
+    What has come by then is read also when this process was kept from running;
+    ``overtime``, in seconds, ends that where packets never cease.
+    """
     found: set[IPv4Address] = set()
-    start = time.monotonic()
-    sent = 0
-    while len(found) < len(addresses):
-        elapsed = time.monotonic() - start
-        if elapsed >= seconds and sent == PROBES:
+    poll = select.poll()
+    poll.register(packet, select.POLLIN)
+    while found != wanted:
+        left = deadline - time.monotonic()
+        if not poll.poll(max(0.0, left) * 1000) or left < -overtime:
             break
-        if sent < PROBES and elapsed >= sent * seconds / (PROBES + 1):
-            for address in addresses:
-                packet.send(_frame(mac, IPv4Address(0), address))
-            sent += 1
-        due = (sent if sent < PROBES else PROBES + 1) * seconds / (PROBES + 1)
-        if select.select([packet], [], [], max(0.0, start + due - time.monotonic()))[0]:
-            claimed = _claimed(packet.recv(2048), mac, addresses)
-            if claimed is not None:
-                found.add(claimed)
+        claimed = _claimed(packet.recv(2048), own, wanted)
+        if claimed is not None:
+            found.add(claimed)
     return found
 
 
@@ -95,9 +131,27 @@ def announce(link: str, address: IPv4Address, mac: str) -> None:
     """Tell all neighbours on the link who has ``address`` now (RFC 5227, 2.3).
 
     Sent twice, without the RFC's pause of two seconds.  ``link`` is an
-    interface of the calling namespace.
+    interface of the calling namespace.  Raises UpstreamError where it cannot be
+    used.
     """
     frame = _frame(bytes.fromhex(mac.replace(":", "")), address, address)
-    with _open(link) as packet:
+    with _opened(link, f"announce {address}") as packet:
+        _await_carrier(packet, link)
         packet.send(frame)
+        time.sleep(POLL)
         packet.send(frame)
+
+
+def _await_carrier(packet: socket.socket, link: str) -> None:
+    """Wait, for a short time, until what is sent gets past the other end of a patch.
+
+    When a link is set up, the kernel takes note a little later, in a thread of
+    its own; only then does the bridge at the other end let its port forward.
+    """
+    request = struct.pack("16s16x", link.encode())
+    deadline = time.monotonic() + CARRIER_LIMIT
+    while time.monotonic() < deadline:
+        (flags,) = struct.unpack_from("=H", fcntl.ioctl(packet, SIOCGIFFLAGS, request), 16)
+        if flags & IFF_RUNNING:
+            return
+        time.sleep(POLL)

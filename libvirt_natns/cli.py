@@ -9,16 +9,20 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from libvirt_natns import (
     __version__,
     config,
     connection,
+    diagram,
+    doctor,
     document,
     firewall,
+    glance,
     install,
     names,
     netns,
@@ -28,10 +32,10 @@ from libvirt_natns import (
     status,
 )
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import InstallError, LibvirtError, NatnsError
+from libvirt_natns.errors import ConfigError, InstallError, LibvirtError, NatnsError
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Network
-from libvirt_natns.store import Store
+from libvirt_natns.model import Config, Network
+from libvirt_natns.store import Record, Store
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -41,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
-        return command(options)
+        result = command(options)
+        sys.stdout.flush()
+        return result
     except NatnsError as error:
         print(f"virt-natns: {error}", file=sys.stderr)
         return 1
@@ -49,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader, head(1) for one, has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except KeyboardInterrupt:
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,31 +86,52 @@ def _parser() -> argparse.ArgumentParser:
     add("sync", _sync, "repair what differs, and nothing else")
     sub = add("plan", _plan, "print what would be done for a network; changes nothing")
     sub.add_argument("network", metavar="FILE|NETWORK", help="a network's XML, or its name")
+    add(
+        "doctor", _doctor, "check what libvirt-natns needs of this machine; 1 if anything is broken"
+    )
+    add("diagram", _diagram, "draw the networks with their namespaces, addresses and upstreams")
     sub = add("exec", _exec, "run a command inside a network's namespace")
     sub.add_argument("network")
     sub.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     return parser
 
 
-@contextmanager
-def _engine() -> Iterator[Engine]:
+def _require_root() -> None:
     if os.geteuid() != 0:
         raise NatnsError("only root can do this", "use sudo")
-    store = Store()
+
+
+@contextmanager
+def _engine(settings: Config | None = None, *, look_only: bool = False) -> Iterator[Engine]:
+    """The engine over the machine's state; ``settings`` default to the configuration.
+
+    ``look_only`` makes no state database where there is none.
+    """
+    _require_root()
+    with ExitStack() as cleanup:
+        directory = names.STATE_DIRECTORY
+        if look_only and not (directory / "state.db").exists():
+            directory = Path(cleanup.enter_context(TemporaryDirectory(prefix="virt-natns-")))
+        settings = settings or config.load()
+        store = Store(directory)
+        cleanup.callback(store.close)
+        yield Engine(settings, store, cleanup.enter_context(Kernel()))
+
+
+def _ask() -> reconcile.Active | None:
+    """The networks that libvirt has active; None, and a note, where it does not answer."""
     try:
-        with Kernel() as kernel:
-            yield Engine(config.load(), store, kernel)
-    finally:
-        store.close()
+        return connection.active_networks()
+    except LibvirtError as error:
+        print(f"virt-natns: {error}: going by the bridges that exist", file=sys.stderr)
+        return None
 
 
 # -- install and uninstall ---------------------------------------------------
 
 
 def _install(options: argparse.Namespace) -> int:
-    if os.geteuid() != 0:
-        raise NatnsError("only root can do this", "use sudo")
-    config.load()
+    _require_root()
     firewall.choose(config.load().firewall)
     if options.scope:
         print(f"wrote {install.write_scope(options.scope)}: scope = {options.scope}")
@@ -110,26 +139,27 @@ def _install(options: argparse.Namespace) -> int:
         print(f"installed {file}")
     told = install.reload_daemons()
     print(f"told {', '.join(told)} to look for hooks" if told else "no libvirt daemon runs now")
-    try:
-        known = connection.networks()
-    except LibvirtError as error:
-        print(f"virt-natns: {error}: networks that are active now", file=sys.stderr)
-        print("  are handled after virt-natns sync, or when they start again", file=sys.stderr)
-        return 0
     with _engine() as engine:
-        _explain(engine, known)
-        return _report(engine, connection.active_networks())
+        try:
+            _explain(engine, connection.networks())
+        except LibvirtError as error:
+            print(f"virt-natns: {error}: networks that are active now", file=sys.stderr)
+            print("  are handled after virt-natns sync, or when they start again", file=sys.stderr)
+            return 0
+        return _report(reconcile.sync(engine, _ask))
 
 
 def _explain(engine: Engine, known: dict[str, bytes]) -> None:
     """Say which networks are handled from now on, and how to keep one isolated."""
     handled: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
+    up = {record.name for record in engine.store.networks("up")}
     for name, xml in sorted(known.items()):
         verdict = _verdict(engine, xml)
-        (handled if verdict.handled else others).append((name, verdict.reason))
+        note = "; keeps its router until it stops" if name in up else ""
+        (handled if verdict.handled else others).append((name, verdict.reason + note))
     print("networks that get a NAT router from now on:")
-    print("".join(f"  {name} ({reason})\n" for name, reason in handled) or "  none yet\n", end="")
+    print("".join(f"  {name}\n" for name, _ in handled) or "  none yet\n", end="")
     if others:
         print("networks that are not touched:")
         print("".join(f"  {name}: {reason}\n" for name, reason in others), end="")
@@ -143,26 +173,32 @@ def _verdict(engine: Engine, xml: bytes) -> selection.Verdict:
     try:
         return selection.verdict(document.parse_network(xml), engine.config)
     except NatnsError as error:
+        if glance.at_network(xml).untouched:
+            return selection.Verdict(False, "has <forward> or enabled='no'")
         return selection.Verdict(False, f"will not start: {error}")
 
 
 def _uninstall(options: argparse.Namespace) -> int:
-    with _engine() as engine:
-        removed = install.remove_hooks()
-        told = install.reload_daemons()
-        errors = []
-        for record in engine.store.networks("preparing", "starting", "up"):
-            try:
-                engine.hand_back(record)
-                print(f"gave network {record.name} back to libvirt")
-            except NatnsError as error:
-                errors.append(str(error))
+    _require_root()
+    try:
+        settings = config.load()
+    except ConfigError:
+        # All networks go, whatever it says.
+        settings = Config()
+    removed = install.remove_hooks()
+    told = install.reload_daemons()
+    with _engine(settings) as engine:
+        outcome = reconcile.release(engine, _ask)
     for file in removed:
         print(f"removed {file}")
     if told:
         print(f"told {', '.join(told)}")
-    if errors:
-        raise InstallError("; ".join(errors), "mend that and run virt-natns uninstall again")
+    for name, what in outcome.repaired:
+        print(f"{name}: {what}")
+    if outcome.errors:
+        raise InstallError(
+            "; ".join(outcome.errors), "mend that and run virt-natns uninstall again"
+        )
     install.remove_state()
     return 0
 
@@ -171,60 +207,75 @@ def _uninstall(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    with _engine() as engine:
-        found = status.collect(engine, options.network)
+    with _engine(look_only=True) as engine:
+        found = status.collect(engine, _known(), options.network)
         if options.network and not found:
             raise NatnsError(
-                f"no network {options.network} was seen", "virt-natns status lists all"
+                f"there is no network {options.network} that was handled",
+                "virt-natns status lists all",
             )
-        shared = reconcile.host_differences(engine)
-        if options.json:
-            print(status.as_json(found, shared))
-            return 0
-        print(status.table(found))
-        for difference in shared:
-            print(f"  ! host: {difference}")
+        host = reconcile.host_differences(engine)
+        missed = [] if options.network else reconcile.missed(engine, _ask)
+    show = status.as_json if options.json else status.text
+    print(show(found, host, missed))
     return 0
 
 
+def _known() -> frozenset[str] | None:
+    """The uuids of all networks that are defined; None where libvirt does not answer."""
+    try:
+        return frozenset(connection.uuids())
+    except LibvirtError:
+        return None
+
+
 def _check(options: argparse.Namespace) -> int:
-    with _engine() as engine:
-        records = engine.store.networks("up")
-        if options.network:
-            records = [record for record in records if record.name == options.network]
-            if not records:
-                raise NatnsError(f"network {options.network} is not up", "start it first")
-        found = [
-            (record.name, what)
-            for record in records
-            for what in reconcile.differences(engine, record)
-        ]
+    with _engine(look_only=True) as engine:
+        records = _up(engine, options.network)
+        found = [(r.name, what) for r in records for what in reconcile.differences(engine, r)]
         found += [("host", what) for what in reconcile.host_differences(engine)]
         if not options.network:
-            with suppress(LibvirtError):
-                found += reconcile.missed(engine, connection.active_networks())
+            found += reconcile.missed(engine, _ask)
     for name, what in found:
         print(f"{name}: {what}")
     return 1 if found else 0
 
 
+def _up(engine: Engine, named: str | None) -> list[Record]:
+    """The networks that are up, or the one of that name or uuid.  Raises NatnsError without it."""
+    records = [record for record in engine.store.networks("up") if record.this_boot]
+    if named is None:
+        return records
+    found = [record for record in records if named in (record.name, record.uuid)]
+    if not found:
+        raise NatnsError(f"network {named} is not up", "virt-natns status lists all")
+    return found
+
+
 def _plan(options: argparse.Namespace) -> int:
-    file = Path(options.network)
-    if file.is_file():
-        xml: bytes | None = file.read_bytes()
-        network = document.parse_network(xml or b"", str(file))
-    else:
-        xml = connection.network_xml(options.network)
-        if xml is None:
-            raise NatnsError(f"there is no file and no network {options.network}")
-        network = document.parse_network(xml)
-    with _engine() as engine:
-        verdict = selection.verdict(_complete(network), engine.config)
+    network = _complete(_network_to_plan(options.network))
+    with _engine(look_only=True) as engine:
+        verdict = selection.verdict(network, engine.config)
         if not verdict.handled:
             print(f"network {network.name} is not touched: {verdict.reason}")
             return 0
-        print(plan.describe(engine.planner.preview(_complete(network))), end="")
+        print(plan.describe(engine.planner.preview(network)), end="")
     return 0
+
+
+def _network_to_plan(named: str) -> Network:
+    """A network by the file of its XML, else by its name."""
+    file = Path(named)
+    if file.is_file():
+        try:
+            return document.parse_network(file.read_bytes(), named)
+        except OSError as error:
+            raise NatnsError(f"cannot read {named}", error.strerror or str(error)) from error
+    _require_root()
+    xml = connection.network_xml(named)
+    if xml is None:
+        raise NatnsError(f"there is no file and no network {named}", "see virsh net-list --all")
+    return document.parse_network(xml)
 
 
 def _complete(network: Network) -> Network:
@@ -241,17 +292,27 @@ def _complete(network: Network) -> Network:
 
 def _sync(options: argparse.Namespace) -> int:
     with _engine() as engine:
-        try:
-            active = connection.active_networks()
-        except LibvirtError as error:
-            print(f"virt-natns: {error}: going by the bridges that exist", file=sys.stderr)
-            return _report(engine, None)
-        return _report(engine, active)
+        return _report(reconcile.sync(engine, _ask))
 
 
-def _report(engine: Engine, active: dict[str, bytes] | None) -> int:
-    for name, what in reconcile.sync(engine, active):
+def _report(outcome: reconcile.Outcome) -> int:
+    for name, what in outcome.repaired:
         print(f"{name}: {what}")
+    if outcome.errors:
+        raise NatnsError("; ".join(outcome.errors))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    _require_root()
+    findings = doctor.examine(lambda settings: _engine(settings, look_only=True))
+    print(doctor.text(findings))
+    return 1 if any(finding.state == "broken" for finding in findings) else 0
+
+
+def _diagram(options: argparse.Namespace) -> int:
+    with _engine(look_only=True) as engine:
+        print(diagram.draw(diagram.collect(engine)), end="")
     return 0
 
 
@@ -260,11 +321,9 @@ def _exec(options: argparse.Namespace) -> int:
     if not argv:
         print("virt-natns: exec: a command is missing", file=sys.stderr)
         return 2
-    with _engine() as engine:
-        found = [r for r in engine.store.networks("up") if r.name == options.network]
-    if not found:
-        raise NatnsError(f"network {options.network} is not up", "virt-natns status lists all")
-    with netns.entered(found[0].namespace):
+    with _engine(look_only=True) as engine:
+        namespace = _up(engine, options.network)[0].namespace
+    with netns.entered(namespace):
         try:
             os.execvp(argv[0], argv)
         except OSError as error:

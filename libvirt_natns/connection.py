@@ -47,23 +47,41 @@ def connected() -> Iterator[Any]:
 
 def active_networks() -> dict[str, bytes]:
     """The XML of every active network, by uuid."""
-    with connected() as connection:
-        flags = libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE
-        found = {}
-        for network in connection.listAllNetworks(flags):
-            try:
-                found[network.UUIDString()] = network.XMLDesc(0).encode()
-            except libvirt.libvirtError as error:
-                # It stopped since it was listed.
-                if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
-                    raise
-        return found
+    return {n.UUIDString(): xml for n, xml in _listed(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)}
 
 
 def networks() -> dict[str, bytes]:
     """The XML of every network that libvirt knows, active or not, by name."""
+    return {network.name(): xml for network, xml in _listed(0)}
+
+
+def _listed(flags: int) -> list[tuple[Any, bytes]]:
     with connected() as connection:
-        return {n.name(): n.XMLDesc(0).encode() for n in connection.listAllNetworks(0)}
+        listed = [(network, _xml(network)) for network in connection.listAllNetworks(flags)]
+    return [(network, xml) for network, xml in listed if xml is not None]
+
+
+def _xml(network: Any) -> bytes | None:  # noqa: ANN401
+    try:
+        return bytes(network.XMLDesc(0).encode())
+    except libvirt.libvirtError as error:
+        # It has gone since it was listed.
+        if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
+            raise
+    return None
+
+
+def uuids() -> list[str]:
+    """The uuids of all networks that libvirt knows, active or not."""
+    with connected() as connection:
+        return [network.UUIDString() for network in connection.listAllNetworks(0)]
+
+
+def version() -> tuple[int, int, int]:
+    """libvirt's version."""
+    with connected() as connection:
+        number = int(connection.getLibVersion())
+    return number // 1_000_000, number // 1000 % 1000, number % 1000
 
 
 def network_xml(name: str) -> bytes | None:

@@ -5,39 +5,110 @@ Whether a failure may stop libvirt stands with the events in ``hook``, which
 must know it without importing this.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
 
-from libvirt_natns import config, document
+from libvirt_natns import config, document, engine, names
 from libvirt_natns.engine import Engine
+from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
+from libvirt_natns.glance import Glance, at_network
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Network
+from libvirt_natns.model import Config, Network
 from libvirt_natns.selection import verdict
 from libvirt_natns.store import Store
 
-Verb = Callable[[Engine, Network, bytes], None]
+
+@dataclass(frozen=True)
+class Event:
+    """What libvirt tells of a network; ``seen`` holds also where the XML is not acceptable."""
+
+    xml: bytes
+
+    @cached_property
+    def seen(self) -> Glance:
+        return at_network(self.xml)
+
+    @cached_property
+    def network(self) -> Network:
+        """The network.  Raises DocumentError."""
+        network = document.parse_hook_data(self.xml).network
+        if not network.uuid:
+            raise DocumentError(f"network {network.name} has no uuid", "start it with libvirt")
+        return network
 
 
-def _prepare(engine: Engine, network: Network, xml: bytes) -> None:
-    if verdict(network, engine.config).handled:
-        engine.prepare(network, xml)
+Verb = Callable[[Event], None]
 
 
-def _up(engine: Engine, network: Network, xml: bytes) -> None:
-    if not verdict(network, engine.config).handled:
-        return
-    with ExitStack() as undo:
-        undo.callback(engine.abandon, network)
-        engine.up(network, xml)
-        undo.pop_all()
+@contextmanager
+def _engine(settings: Config) -> Iterator[Engine]:
+    store = Store()
+    try:
+        with Kernel() as kernel:
+            yield Engine(settings, store, kernel)
+    finally:
+        store.close()
 
 
-def _refresh(engine: Engine, network: Network, xml: bytes) -> None:
-    engine.refresh(network, xml)
+def _prepare(event: Event) -> None:
+    settings = config.load()
+    if _handled(event, settings):
+        with _engine(settings) as verbs:
+            verbs.prepare(event.network, event.xml)
 
 
-def _down(engine: Engine, network: Network, xml: bytes) -> None:
-    engine.down(network.uuid)
+def _up(event: Event) -> None:
+    try:
+        settings = config.load()
+        if _handled(event, settings):
+            with _engine(settings) as verbs:
+                verbs.up(event.network, event.xml)
+    except BaseException:
+        _abandon(event.seen)
+        raise
+
+
+def _refresh(event: Event) -> None:
+    with _engine(config.load()) as verbs:
+        verbs.refresh(event.network, event.xml)
+
+
+def _down(event: Event) -> None:
+    """Take down what is recorded; today's XML and configuration may be broken."""
+    seen = event.seen
+    try:
+        try:
+            settings = config.load()
+        except ConfigError:
+            with _engine(Config()) as verbs:
+                verbs.down(seen.uuid, seen.name, shared=False)
+            raise
+        with _engine(settings) as verbs:
+            verbs.down(seen.uuid, seen.name)
+    except StoreError:
+        with Kernel() as kernel:
+            engine.remove(kernel, seen.uuid, names.namespace(seen.name))
+        raise
+
+
+def _handled(event: Event, settings: Config) -> bool:
+    """Whether a network that starts is ours; what a missed end has left goes, if it is not."""
+    if verdict(event.network, settings).handled:
+        return True
+    if names.network_directory(event.network.uuid).is_dir():
+        # A network that is not ours starts also where this fails; sync tries again.
+        with suppress(NatnsError), _engine(settings) as verbs:
+            verbs.down(event.network.uuid)
+    return False
+
+
+def _abandon(seen: Glance) -> None:
+    """Clear up behind libvirt, which does not, after a `started` that failed."""
+    if not seen.untouched:
+        with Kernel() as kernel:
+            engine.abandon(kernel, seen.name, seen.bridge)
 
 
 NETWORK: dict[tuple[str, str], Verb] = {
@@ -50,10 +121,4 @@ NETWORK: dict[tuple[str, str], Verb] = {
 
 def network_event(event: tuple[str, str], data: bytes) -> None:
     """Answer one event of a network.  Raises a NatnsError to refuse it."""
-    network = document.parse_hook_data(data).network
-    store = Store()
-    try:
-        with Kernel() as kernel:
-            NETWORK[event](Engine(config.load(), store, kernel), network, data)
-    finally:
-        store.close()
+    NETWORK[event](Event(data))

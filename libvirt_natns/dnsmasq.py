@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The dnsmasq inside a namespace: its configuration and its process.
+"""The dnsmasq inside a namespace: its process and the files that it reads.
 
-libvirt has already translated the whole network XML for its own dnsmasq into
-/var/lib/libvirt/dnsmasq/NAME.conf.  That file is taken as it is, minus what
-libvirt adds because the network is isolated, plus what a router needs.  Only
-for a network addressed by ``<natns:ip>``, which libvirt runs no dnsmasq for,
-is the configuration written here.
+What is in the files is ``dnsmasq_config``'s.  libvirt's hosts files are copied,
+so what our dnsmasq has read is known, and a missed update shows.
 
 Leases go to libvirt's own helper, so ``virsh net-dhcp-leases`` shows them.
-IPv6 ranges stay with libvirt's dnsmasq: a namespace has no IPv6 yet.
+libvirt's own dnsmasq serves nobody any more, but it has read the leases there
+were when it started, and would have the helper delete each of them at the time
+it then was to end, renewed or not.  So its helper process is ended; it does
+without.  Known limit: a network with DHCPv6 needs that helper, and can miss a
+renewed lease in virsh's list until the guest renews it again.
 """
 
 import os
@@ -19,14 +20,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
 
-from libvirt_natns import names, netns
+from libvirt_natns import dnsmasq_config, names, netns
+from libvirt_natns.dnsmasq_config import Files
 from libvirt_natns.errors import DnsmasqError
-from libvirt_natns.model import Network, Subnet
-from libvirt_natns.resolvers import Resolvers
 
 LIBVIRT_DIRECTORY = Path("/var/lib/libvirt/dnsmasq")
 LIBVIRT_RUN_DIRECTORY = Path("/run/libvirt/network")
@@ -38,147 +38,45 @@ BARE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT = 20.0
 STOP_LIMIT = 3.0
 
-# What libvirt writes for an isolated network only, once each, before the
-# user's own dnsmasq:options.
-ISOLATED = ("dhcp-option=3", "no-resolv")
-
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """One dnsmasq: where it runs and what it is told.
+    """One dnsmasq: where it runs and what it reads; with ``files`` None, none must run.
 
     ``bridge`` is the name of the interface that it serves, which libvirt's
-    lease helper takes for the name of its own file.  ``hosts`` is our own
-    ``dhcp-hostsfile``, empty where libvirt keeps one.
+    lease helper takes for the name of its own file.
     """
 
     uuid: str
     namespace: str
     bridge: str
-    configuration: str
-    hosts: str = ""
-
-    @property
-    def configuration_file(self) -> Path:
-        return names.network_directory(self.uuid) / "dnsmasq.conf"
-
-    @property
-    def hosts_file(self) -> Path:
-        return names.network_directory(self.uuid) / "dnsmasq.hosts"
+    files: Files | None
 
 
-# -- configuration, pure -----------------------------------------------------
+def libvirt_file(network: str, suffix: str) -> Path:
+    """A file that libvirt writes for its own dnsmasq of a network."""
+    return LIBVIRT_DIRECTORY / f"{network}.{suffix}"
 
 
-def libvirt_configuration(network: str) -> Path:
-    """The file that libvirt writes for its own dnsmasq of a network."""
-    return LIBVIRT_DIRECTORY / f"{network}.conf"
+def read_libvirts(network: str) -> Files:
+    """What libvirt has written for its own dnsmasq.
 
-
-def read_libvirts(network: str) -> str:
-    """That file's text.  Raises DnsmasqError where libvirt has not written it."""
-    path = libvirt_configuration(network)
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise DnsmasqError(
-            f"cannot read libvirt's dnsmasq configuration {path}", os.strerror(error.errno or 0)
-        ) from error
-
-
-def make(network: Network, translated: str | None, resolvers: Resolvers, mtu: int | None) -> str:
-    """The configuration of a network's dnsmasq.
-
-    ``translated`` is libvirt's own file, None for ``<natns:ip>``; ``mtu``, in
-    octets, is announced by DHCP where the path outside is narrower than the
-    private bridge.
+    Raises DnsmasqError where it has not.
     """
-    lines = _derive(translated) if translated is not None else _write(network)
-    lines += _resolution(lines, resolvers)
-    lines.append(f"pid-file={names.network_directory(network.uuid) / 'dnsmasq.pid'}")
-    return "\n".join(_with_mtu(lines, network, mtu)) + "\n"
-
-
-def hosts_file(network: Network) -> str:
-    """The ``dhcp-hostsfile`` of a network addressed by ``<natns:ip>``."""
-    return "".join(
-        ",".join(filter(None, (host.mac, str(host.ip), host.name))) + "\n"
-        for subnet in network.subnets
-        for host in subnet.hosts
-    )
-
-
-def _derive(translated: str) -> list[str]:
-    lines = [
-        line
-        for line in translated.splitlines()
-        if line and not line.startswith(("#", "pid-file=")) and not _concerns_ipv6(line)
-    ]
-    for unwanted in ISOLATED:
-        if unwanted in lines:
-            lines.remove(unwanted)
-    return [line for line in lines if line != "no-resolv"]
-
-
-def _concerns_ipv6(line: str) -> bool:
-    key, _, value = line.partition("=")
-    if key in ("enable-ra", "ra-param"):
-        return True
-    return key == "dhcp-range" and any(map(_is_ipv6, value.split(",")))
-
-
-def _is_ipv6(text: str) -> bool:
+    path = libvirt_file(network, "conf")
     try:
-        IPv6Address(text)
-    except AddressValueError:
-        return False
-    return True
+        configuration = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DnsmasqError(
+            f"cannot read libvirt's dnsmasq configuration {path}", _reason(error)
+        ) from error
+    # Neither of them is there where the network has no use for it.
+    hosts, records = (_read(libvirt_file(network, name)) for name in ("hostsfile", "addnhosts"))
+    return Files(configuration, hosts or "", records or "")
 
 
-def _write(network: Network) -> list[str]:
-    """What libvirt would write, had the network an ``<ip>`` instead of ``<natns:ip>``."""
-    lines = ["strict-order", "domain-needed", "expand-hosts", "except-interface=lo"]
-    lines += ["bind-dynamic", f"interface={network.bridge}"]
-    lines.append(f"local=/{network.domain or ''}/")
-    if network.domain:
-        lines.append(f"domain={network.domain}")
-    for subnet in network.subnets:
-        lines += _ranges(subnet)
-    hosts = names.network_directory(network.uuid) / "dnsmasq.hosts"
-    return [*lines, "dhcp-no-override", "dhcp-authoritative", f"dhcp-hostsfile={hosts}"]
-
-
-def _ranges(subnet: Subnet) -> Iterable[str]:
-    netmask = subnet.network.netmask
-    for span in subnet.ranges:
-        yield f"dhcp-range={span.first},{span.last},{netmask}"
-    if subnet.hosts and not subnet.ranges:
-        yield f"dhcp-range={subnet.network.network_address},static,{netmask}"
-
-
-def _resolution(lines: list[str], resolvers: Resolvers) -> list[str]:
-    """Whom to ask; forwarders that the network's own XML names come first."""
-    own = any(line.startswith("server=") and not line.startswith("server=/") for line in lines)
-    if any(line.startswith("resolv-file=") for line in lines):
-        return []
-    if own:
-        return ["no-resolv"]
-    if resolvers.file is not None:
-        return [f"resolv-file={resolvers.file}"]
-    return ["no-resolv", *(f"server={server}" for server in resolvers.servers)]
-
-
-def _with_mtu(lines: list[str], network: Network, mtu: int | None) -> list[str]:
-    if mtu is None:
-        return lines
-    libvirts = f"dhcp-option=option:mtu,{network.mtu}"
-    rest = list(lines)
-    if libvirts in rest:
-        rest.remove(libvirts)
-    users = ("dhcp-option=option:mtu,", "dhcp-option=26,", "dhcp-option-force=26,")
-    if any(line.startswith(users) for line in rest):
-        return lines
-    return [*rest, f"dhcp-option=option:mtu,{mtu}"]
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 # -- process -----------------------------------------------------------------
@@ -194,36 +92,61 @@ def program() -> str:
 
 def differences(daemon: Daemon) -> list[str]:
     """What is wrong with a dnsmasq, in words; nothing where all is well."""
-    if running(daemon.uuid, daemon.namespace) is None:
+    alive = running(daemon.uuid, daemon.namespace) is not None
+    if daemon.files is None:
+        return [f"dnsmasq of {daemon.namespace} runs for no reason"] if alive else []
+    if not alive:
         return [f"dnsmasq of {daemon.namespace} is not running"]
-    if _read(daemon.configuration_file) != daemon.configuration:
+    present = _present(daemon.uuid)
+    if present.configuration != daemon.files.configuration:
         return [f"dnsmasq of {daemon.namespace} runs with an outdated configuration"]
-    if (_read(daemon.hosts_file) or "") != daemon.hosts:
-        return [f"dnsmasq of {daemon.namespace} runs with outdated DHCP hosts"]
+    if present != daemon.files:
+        return [f"dnsmasq of {daemon.namespace} runs with outdated hosts"]
     return []
 
 
+def _present(uuid: str) -> Files:
+    """What a network's dnsmasq has been given to read."""
+    files = dnsmasq_config.paths(uuid)
+    return Files(*(_read(path) or "" for path in (files.configuration, files.hosts, files.records)))
+
+
 def ensure(daemon: Daemon) -> None:
-    """Run dnsmasq with the wanted configuration: start, restart, or leave alone.
+    """Run dnsmasq with the wanted configuration: start, restart, reload, or leave alone.
 
     Raises DnsmasqError with dnsmasq's own complaint.
     """
     if not differences(daemon):
         return
-    daemon.configuration_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if daemon.hosts:
-        # dnsmasq reads this file again on SIGHUP, after it has dropped its privileges.
-        daemon.hosts_file.write_text(daemon.hosts)
-        daemon.hosts_file.chmod(0o644)
-    if (
-        running(daemon.uuid, daemon.namespace)
-        and _read(daemon.configuration_file) == daemon.configuration
-    ):
-        reload(daemon.uuid, daemon.namespace)
+    files = daemon.files
+    pid = running(daemon.uuid, daemon.namespace)
+    if files and pid and _present(daemon.uuid).configuration == files.configuration:
+        # Back only once dnsmasq was told: a kill in between must show.
+        dnsmasq_config.paths(daemon.uuid).configuration.unlink()
+        _write_hosts(daemon.uuid, files)
+        _reload(pid)
+        _write_configuration(daemon.uuid, files)
         return
     stop(daemon.uuid)
-    daemon.configuration_file.write_text(daemon.configuration)
-    _start(daemon)
+    if files:
+        _write_hosts(daemon.uuid, files)
+        _write_configuration(daemon.uuid, files)
+        _start(daemon)
+
+
+def _write_hosts(uuid: str, files: Files) -> None:
+    to = dnsmasq_config.paths(uuid)
+    to.pid.parent.mkdir(parents=True, exist_ok=True)
+    # dnsmasq reads the hosts again after it has dropped its privileges.
+    for directory in (to.pid.parent, *to.pid.parent.parents[:2]):
+        directory.chmod(0o755)
+    for path, text in ((to.hosts, files.hosts), (to.records, files.records)):
+        path.write_text(text)
+        path.chmod(0o644)
+
+
+def _write_configuration(uuid: str, files: Files) -> None:
+    dnsmasq_config.paths(uuid).configuration.write_text(files.configuration)
 
 
 def _start(daemon: Daemon) -> None:
@@ -232,7 +155,11 @@ def _start(daemon: Daemon) -> None:
     with tempfile.TemporaryFile("w+") as complaint, netns.entered(daemon.namespace):
         try:
             done = subprocess.run(
-                [program(), f"--conf-file={daemon.configuration_file}", *_leases(daemon)],
+                [
+                    program(),
+                    f"--conf-file={dnsmasq_config.paths(daemon.uuid).configuration}",
+                    *_leases(daemon),
+                ],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -254,6 +181,8 @@ def _start(daemon: Daemon) -> None:
 def _leases(daemon: Daemon) -> list[str]:
     for helper in HELPERS:
         if os.access(helper, os.X_OK):
+            # The helper's files go there.  libvirt itself makes it with its first dnsmasq.
+            LIBVIRT_DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
             return ["--leasefile-ro", f"--dhcp-script={helper}"]
     # Without libvirt's helper, virsh does not see the leases; guests do not care.
     directory = names.STATE_DIRECTORY / "leases"
@@ -261,10 +190,9 @@ def _leases(daemon: Daemon) -> list[str]:
     return [f"--dhcp-leasefile={directory / daemon.uuid}"]
 
 
-def reload(uuid: str, namespace: str) -> None:
-    """Have dnsmasq read its hosts files again (SIGHUP); it keeps its leases."""
-    pid = running(uuid, namespace)
-    if pid is not None:
+def _reload(pid: int) -> None:
+    """Have dnsmasq read its hosts files again; it keeps its leases and its sockets."""
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGHUP)
 
 
@@ -282,51 +210,89 @@ def running(uuid: str, namespace: str) -> int | None:
 
 def stop(uuid: str) -> None:
     """End a network's dnsmasq and its lease helper; missing is success."""
+    files = dnsmasq_config.paths(uuid)
     pid = _pid(uuid)
-    found = [pid, *_children(pid)] if pid is not None else _strays(uuid)
-    _end(found)
-    directory = names.network_directory(uuid)
-    for name in ("dnsmasq.pid", "dnsmasq.conf"):
-        (directory / name).unlink(missing_ok=True)
+    # Without a pid file: the strays of a start that was killed.
+    found = _processes() if pid is None else [pid, *_children(pid)]
+    _end(found, files.configuration)
+    for path in (files.pid, files.configuration, files.hosts, files.records):
+        path.unlink(missing_ok=True)
 
 
 def stop_libvirts(network: str) -> None:
     """End libvirt's own dnsmasq of a network whose start has failed."""
     pid = _read_pid(LIBVIRT_RUN_DIRECTORY / f"{network}.pid")
-    if pid is not None and str(libvirt_configuration(network)) in _command(pid):
-        _end([pid, *_children(pid)])
+    if pid is not None:
+        _end([pid, *_children(pid)], libvirt_file(network, "conf"))
+
+
+def idle_differences(network: str) -> list[str]:
+    """Whether libvirt's own dnsmasq of a network could still delete leases, in words."""
+    if _libvirts_helpers(network):
+        return [f"libvirt's own dnsmasq of network {network} still writes leases"]
+    return []
+
+
+def idle_libvirts(network: str) -> None:
+    """End the lease helper of libvirt's own dnsmasq, which goes on without it."""
+    # The helper ignores SIGTERM, so as to report what dnsmasq does on its own.
+    _end(_libvirts_helpers(network), libvirt_file(network, "conf"), (signal.SIGKILL,))
+
+
+def _libvirts_helpers(network: str) -> list[int]:
+    pid = _read_pid(LIBVIRT_RUN_DIRECTORY / f"{network}.pid")
+    if pid is None or not _has_read(pid, libvirt_file(network, "conf")):
+        return []
+    return _children(pid)
 
 
 def _pid(uuid: str) -> int | None:
     """The pid that the pid file names, if that process is this network's dnsmasq."""
-    directory = names.network_directory(uuid)
-    pid = _read_pid(directory / "dnsmasq.pid")
-    ours = pid is not None and str(directory / "dnsmasq.conf") in _command(pid)
-    return pid if ours else None
+    files = dnsmasq_config.paths(uuid)
+    pid = _read_pid(files.pid)
+    return pid if pid is not None and _has_read(pid, files.configuration) else None
 
 
-def _strays(uuid: str) -> list[int]:
-    """dnsmasq processes of a network that no pid file names (a killed start)."""
-    option = str(names.network_directory(uuid) / "dnsmasq.conf")
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if option in _command(pid)]
+def _has_read(pid: int, configuration: Path) -> bool:
+    """Whether a process is a dnsmasq with that configuration, or its lease helper."""
+    return f"--conf-file={configuration}" in _command(pid)
 
 
-def _end(pids: list[int]) -> None:
-    descriptors = []
-    for pid in pids:
-        try:
-            descriptors.append(os.pidfd_open(pid))
-        except OSError:
-            continue
-    try:
-        for number, limit in ((signal.SIGTERM, STOP_LIMIT), (signal.SIGKILL, STOP_LIMIT)):
-            if _signal_and_wait(descriptors, number, limit):
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _end(
+    pids: Iterable[int],
+    configuration: Path,
+    signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGKILL),
+) -> None:
+    """End those of the processes that are a dnsmasq with that configuration."""
+    with ExitStack() as stack:
+        ending = []
+        for pid in pids:
+            descriptor = _opened(pid, configuration)
+            if descriptor is not None:
+                stack.callback(os.close, descriptor)
+                ending.append(descriptor)
+        for number in signals:
+            if _signal_and_wait(ending, number, STOP_LIMIT):
                 return
-        raise DnsmasqError(f"dnsmasq (process {pids[0]}) does not end", "end it by hand")
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+    raise DnsmasqError(f"dnsmasq with {configuration} does not end", "end it by hand")
+
+
+def _opened(pid: int, configuration: Path) -> int | None:
+    """A descriptor of that dnsmasq: from here on, its pid cannot be another's."""
+    if not _has_read(pid, configuration):
+        return None
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    if _has_read(pid, configuration):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _signal_and_wait(descriptors: list[int], number: signal.Signals, limit: float) -> bool:
@@ -357,11 +323,12 @@ def _read_pid(path: Path) -> int | None:
     return int(text) if text.isdigit() and int(text) > 1 else None
 
 
-def _command(pid: int) -> str:
+def _command(pid: int) -> list[str]:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return ""
+        return []
+    return [word.decode(errors="replace") for word in words]
 
 
 def _children(pid: int) -> list[int]:

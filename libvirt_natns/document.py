@@ -26,7 +26,7 @@ from typing import cast
 
 from lxml import etree
 
-from libvirt_natns import elements, metadata, schema
+from libvirt_natns import dns, elements, metadata, schema
 from libvirt_natns.elements import (
     CONTROL,
     NS,
@@ -37,7 +37,7 @@ from libvirt_natns.elements import (
     value_error,
 )
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.model import Domain, NatMetadata, Network, Nic, StaticRoute, Subnet
+from libvirt_natns.model import Dns, Domain, NatMetadata, Network, Nic, StaticRoute, Subnet
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives, shown
 
 MAX_DOCUMENT = 8 * 1024 * 1024
@@ -55,7 +55,6 @@ PROLOGUE = re.compile(r"\ufeff?(?:\s|<\?.*?\?>|<!--.*?-->)*+", re.DOTALL)
 ENCODING = re.compile(r"\ufeff?<\?xml\s[^>]*?encoding\s*=\s*[\"']([^\"'>]*)")
 
 UUID = re.compile("-?".join(f"([0-9a-fA-F]{{{length}}})" for length in (8, 4, 4, 4, 12)))
-DOMAIN = re.compile(r"[^\s,#\"'\\/\x00-\x1f\x7f-\x9f]{1,253}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +219,9 @@ def _network(element: Element) -> Network:
         forward_mode=_forward_mode(element),
         mtu=_mtu(element),
         domain=_domain(element),
-        dns=attribute_of(element, "dns", "enable") != "no",
+        domain_local=attribute_of(element, "domain", "localOnly") == "yes",
+        dns=_dns(element, own),
+        dnsmasq_options=dns.options(element),
         subnets=(own,) if own else subnets,
         routes=tuple(_route(each) for each in element.findall("route") if _is_ipv4(each)),
         taken_over=own is None,
@@ -302,13 +303,21 @@ def _mtu(element: Element) -> int | None:
 def _domain(element: Element) -> str | None:
     domain = element.find("domain")
     name = "" if domain is None else domain.attrib.get("name", "")
-    if domain is None or not name or DOMAIN.fullmatch(name):
+    if domain is None or not name or dns.DOMAIN.fullmatch(name):
         return name or None
     # Such a name changes the meaning of dnsmasq's "domain" line.  In a network
     # with <forward> it is not ours to refuse, nor to use.
     if _forward_mode(element) is None:
         raise value_error(domain, "name", "a domain name")
     return None
+
+
+def _dns(element: Element, own: Subnet | None) -> Dns | None:
+    if own is not None and _forward_mode(element) is None:
+        dns.check_options(element)
+        return dns.parse(element)
+    # libvirt itself translates it: not ours to judge.
+    return None if attribute_of(element, "dns", "enable") == "no" else Dns()
 
 
 def _route(element: Element) -> StaticRoute:

@@ -149,7 +149,6 @@ def subnet(element: Element, ns: str = "") -> Subnet:
     hosts = [each for each in inside if each.tag == f"{ns}host"]
     return Subnet(
         interface=interface(element),
-        dhcp=dhcp is not None,
         ranges=tuple(_range(each) for each in inside if each.tag == f"{ns}range"),
         # libvirt knows hosts without an address: those by a DHCPv6 "id" for one.
         hosts=tuple(_host(each) for each in hosts if "ip" in each.attrib),

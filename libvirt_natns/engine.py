@@ -5,6 +5,9 @@ Each converges on what the recorded network needs and can be called again at
 any time; each takes back what it created when it fails.  Who asked (a hook, a
 service, a person) makes no difference here, and libvirt is never called: a
 hook that did would deadlock.
+
+A network's own lock is taken before the host's, and never two networks' at
+once.
 """
 
 import shutil
@@ -15,9 +18,21 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 
-from libvirt_natns import arp, dnsmasq, document, executor, host, names, plan, pool, selection
+from libvirt_natns import (
+    arp,
+    dnsmasq,
+    document,
+    executor,
+    glance,
+    host,
+    names,
+    plan,
+    pool,
+    selection,
+)
 from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
-from libvirt_natns.executor import Undo
+from libvirt_natns.executor import Step, Undo
+from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Config, Network, Upstream
@@ -32,17 +47,21 @@ POLL = 0.02
 class Engine:
     """All verbs over one configuration, one state database, one kernel session.
 
-    ``before`` is called ahead of every change to the kernel, for logs and tests.
+    ``before`` is called ahead of every change, for logs and tests.
     """
 
     config: Config
     store: Store
     kernel: Kernel
-    before: Callable[[plan.Operation], None] | None = None
+    before: Step | None = None
 
     @property
     def planner(self) -> Planner:
         return Planner(self.config, self.store, self.kernel)
+
+    def _step(self, what: str) -> None:
+        if self.before is not None:
+            self.before(what)
 
     # -- up ----------------------------------------------------------------
 
@@ -54,13 +73,12 @@ class Engine:
         Waits while another network with an overlapping subnet is between its
         own `start` and `started`.
         """
-        self._check_programs(network)
         upstream = self.planner.upstream(network)
-        selection.check_addresses(network, upstream)
-        self._check_bridge(network, upstream)
+        self._check(network, upstream)
+        self._end_rivals(network, active=False)
         with locked(names.network_directory(network.uuid)), Undo() as undo:
-            undo.add(self._discard_directory, network.uuid)
-            self._clear(network)
+            undo.add(_discard_directory, network.uuid)
+            self._clear(network, xml)
             self._reserve(network, xml, upstream, undo)
             self._await_turn(network, xml, upstream)
             undo.pop_all()
@@ -71,41 +89,53 @@ class Engine:
         Runs in `started`, when the bridge is there, and whenever a network must
         be repaired.  Raises a NatnsError and takes back what it created.
         """
+        upstream = self.planner.upstream(network)
+        if self._state(network.uuid) not in ("starting", "up"):
+            # Nobody answered its `start`.
+            self._check(network, upstream)
+            self._end_rivals(network, active=True)
         with locked(names.network_directory(network.uuid)), Undo() as undo:
-            upstream = self._admit(network, xml, undo)
+            self._admit(network, xml, upstream, undo)
             address = self._address(network, upstream)
-            host.ensure(self.kernel, self.planner.host_needs)
+            self._ensure_host()
             operations = self.planner.plan(network, upstream, address)
+            undo.add(self._return_routes, network)
             repaired = executor.carry_out(self.kernel, operations, undo, self.before)
-            record = self.store.network(network.uuid)
-            if repaired or record is None or record.state != "up":
+            if repaired or self._state(network.uuid) != "up":
+                self._step("note that it is up")
                 self.store.set_state(network.uuid, "up")
             undo.pop_all()
         return repaired
 
-    def _admit(self, network: Network, xml: bytes, undo: Undo) -> Upstream:
-        """The upstream of a network whose `start` was answered, or is made up for here."""
-        upstream = self.planner.upstream(network)
-        known = self.store.network(network.uuid)
-        state = known.state if known and known.this_boot else None
+    def _state(self, uuid: str) -> State:
+        """A network's recorded state; what was before a reboot is down."""
+        record = self.store.network(uuid)
+        return record.state if record and record.this_boot else "down"
+
+    def _admit(self, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
+        """Record a network, and how to forget it again if it was not up."""
+        state = self._state(network.uuid)
         if state != "up":
-            undo.add(self._discard_directory, network.uuid)
-            # Later than the network's state is set back, so it does not count any more.
-            undo.add(host.ensure, self.kernel, self.planner.host_needs)
+            # Last of all, when the network's state is set back and does not count.
+            undo.add(self._ensure_host)
+            undo.add(_discard_directory, network.uuid)
         if state not in ("starting", "up"):
-            selection.check_addresses(network, upstream)
             self._reserve(network, xml, upstream, undo)
-            return upstream
+            return
         if state == "starting":
             undo.add(self.store.set_state, network.uuid, "down")
-        if known and (known.document, known.upstream) != (xml, upstream.name):
-            self.store.put(self._record(network, xml, upstream, known.state))
-        return upstream
+        known = self.store.network(network.uuid)
+        if state == "starting" or known is None or _changed(known, network, upstream):
+            self._step("record the network")
+            self.store.put(_record(network, xml, upstream, state))
 
-    def _check_programs(self, network: Network) -> None:
+    def _check(self, network: Network, upstream: Upstream) -> None:
+        """Refuse what could not come up, as far as that can be seen now."""
         self.planner.backend()
         if network.has_dnsmasq:
             dnsmasq.program()
+        selection.check_addresses(network, upstream)
+        self._check_bridge(network, upstream)
 
     def _check_bridge(self, network: Network, upstream: Upstream) -> None:
         """Refuse an upstream bridge that could not take another port."""
@@ -130,38 +160,64 @@ class Engine:
             return f"is full, it has {BRIDGE_PORTS} ports", "use another bridge"
         return None
 
-    def _clear(self, network: Network) -> None:
-        """Remove what an earlier run of this network left, and refuse what is foreign."""
-        record = self.store.network(network.uuid)
-        if record is not None and record.state != "down":
-            self._teardown(record)
-        for rival in self.store.networks("preparing", "starting", "up"):
-            if rival.uuid != network.uuid and self._superseded(rival, network):
-                self._teardown(rival)
-        namespace = plan.Namespace(names.namespace(network.name), network.uuid)
-        owner = executor.namespace_owner(self.kernel, namespace)
-        if owner == network.uuid:
-            self._remove(network.uuid, namespace.name)
-        elif owner is not None:
-            raise ConflictError(
-                f"network {network.name}: namespace {namespace.name} exists and is not ours",
-                f"rename the network, or delete it (ip netns delete {namespace.name})",
-            )
+    def _end_rivals(self, network: Network, *, active: bool) -> None:
+        """Take down networks whose end nobody noticed, as this one's start shows.
 
-    def _superseded(self, rival: Record, network: Network) -> bool:
+        ``active``: the network's bridge is there and is its own.
+        """
+        for rival in self.store.networks("preparing", "starting", "up"):
+            if rival.uuid != network.uuid and self._superseded(rival, network, active):
+                self.down(rival.uuid)
+        # One of that name of which the record was lost.
+        namespace = names.namespace(network.name)
+        owner = self.kernel.namespace_owner(namespace)
+        if owner and owner != network.uuid:
+            self.tidy(owner, namespace)
+
+    def _superseded(self, rival: Record, network: Network, active: bool) -> bool:
         """Whether a start of ``network`` shows that ``rival`` has gone unnoticed."""
         if rival.name == network.name:
             # libvirt has no two of a name, and starts none that is active.
             return True
-        if rival.bridge != network.bridge or self.kernel.link(None, rival.bridge):
+        if rival.bridge != network.bridge:
             return False
-        return rival.state == "up" or now() - rival.since > START_LIMIT
+        if active:
+            return True
+        gone = self.kernel.link(None, rival.bridge) is None
+        return gone and (rival.state == "up" or now() - rival.since > START_LIMIT)
+
+    def _clear(self, network: Network, xml: bytes) -> None:
+        """Remove what an earlier run of this network left, and refuse what is foreign."""
+        namespace = plan.Namespace(names.namespace(network.name), network.uuid)
+        if executor.namespace_owner(self.kernel, namespace) not in (network.uuid, None):
+            raise ConflictError(
+                f"network {network.name}: namespace {namespace.name} exists and is not ours",
+                f"rename the network, or delete it (ip netns delete {namespace.name})",
+            )
+        remove(self.kernel, network.uuid, namespace.name, self.before)
+        if self._state(network.uuid) != "down":
+            self._remove_orphan(xml)
+            self._step("note that it is down")
+            self.store.set_state(network.uuid, "down")
+            self._ensure_host()
+
+    def _remove_orphan(self, xml: bytes) -> None:
+        """Remove what libvirt left of a network whose `started` was killed.
+
+        For a network that is not active in libvirt.  The bridge is known by its
+        MAC address as one that libvirt made.
+        """
+        seen = glance.at_network(xml)
+        if seen.mac and self.kernel.mac(seen.bridge) == seen.mac:
+            self._step("remove libvirt's bridge")
+            abandon(self.kernel, seen.name, seen.bridge)
 
     def _reserve(self, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
         """Record the network and lease its address; ``undo`` takes back both."""
         leased = self.store.lease(upstream.name, network.uuid)
-        self.store.put(self._record(network, xml, upstream, "preparing"))
+        self._step("record the network")
         undo.add(self.store.set_state, network.uuid, "down")
+        self.store.put(_record(network, xml, upstream, "preparing"))
         if leased is None:
             undo.add(self.store.release, upstream.name, network.uuid)
 
@@ -170,28 +226,13 @@ class Engine:
                 return set()
             return arp.probe(upstream.bridge or "", addresses, upstream.probe)
 
+        self._step("lease an address")
         pool.reserve(self.store, network, upstream, probe, self.kernel.host_addresses())
 
     def _await_turn(self, network: Network, xml: bytes, upstream: Upstream) -> None:
-        while self.store.enter_start(self._record(network, xml, upstream, "starting")):
+        self._step("await its turn")
+        while self.store.enter_start(_record(network, xml, upstream, "starting")):
             time.sleep(POLL)
-
-    @staticmethod
-    def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> Record:
-        return Record(
-            uuid=network.uuid,
-            name=network.name,
-            namespace=names.namespace(network.name),
-            bridge=network.bridge or "",
-            upstream=upstream.name,
-            kind=upstream.kind,
-            subnets=tuple(subnet.network for subnet in network.subnets),
-            taken_over=network.taken_over,
-            state=state,
-            boot=boot_id(),
-            since=now(),
-            document=xml,
-        )
 
     def _address(self, network: Network, upstream: Upstream) -> IPv4Address:
         """The leased address; a new one where the configuration has moved on."""
@@ -212,84 +253,158 @@ class Engine:
         record = self.store.network(network.uuid)
         if record is None or record.state != "up":
             return []
-        repaired = self.up(network, xml)
-        if not repaired and network.has_dnsmasq:
-            # Only the hosts files can have changed.
-            dnsmasq.reload(network.uuid, record.namespace)
-        return repaired
+        return self.up(network, xml)
 
     # -- down --------------------------------------------------------------
 
-    def down(self, uuid: str) -> None:
+    def down(self, uuid: str, name: str = "", *, shared: bool = True) -> None:
         """Remove all of a network but its lease, by recorded state alone.
 
         Missing things are success; everything is tried before the first error
-        is raised.
+        is raised.  ``name`` serves where there is no record; ``shared`` False
+        leaves what networks have in common in the host to a later ``sync``.
         """
-        record = self.store.network(uuid)
-        if record is None or record.state == "down":
-            return
         with locked(names.network_directory(uuid)):
-            self._teardown(record)
+            record = self.store.network(uuid)
+            namespace = record.namespace if record else names.namespace(name) if name else None
+            self._end(uuid, namespace, shared=shared)
 
-    def _teardown(self, record: Record) -> None:
-        self._remove(record.uuid, record.namespace)
-        self.store.set_state(record.uuid, "down")
-        host.ensure(self.kernel, self.planner.host_needs)
+    def down_unless_changed(self, record: Record) -> bool:
+        """The same for a network that is not active any more, by its record.
 
-    def _remove(self, uuid: str, namespace: str) -> None:
-        """Delete a namespace and all that belongs to it.
-
-        Its links go first: a namespace that ends loses its rules before its
-        links, and would let packets out untranslated in between.
+        Unless something happened to it since the record was read: returns
+        whether it was taken down.
         """
-        steps: tuple[Callable[[], None], ...] = (
-            partial(self.kernel.delete_link, names.upstream_patch(uuid)),
-            partial(self.kernel.delete_link, names.private_patch(uuid)),
-            partial(dnsmasq.stop, uuid),
-            partial(self._delete_own_namespace, uuid, namespace),
-            partial(self._discard_directory, uuid),
-        )
-        errors = []
-        for step in steps:
-            try:
-                step()
-            except NatnsError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        with locked(names.network_directory(record.uuid)):
+            current = self.store.network(record.uuid)
+            if current and (current.state, current.since) != (record.state, record.since):
+                return False
+            self._remove_orphan(record.document)
+            self._end(record.uuid, record.namespace)
+        return True
 
-    def _delete_own_namespace(self, uuid: str, namespace: str) -> None:
-        # None: nothing, or the empty file that a killed start left.
-        owner = executor.namespace_owner(self.kernel, plan.Namespace(namespace, uuid))
-        if owner in (uuid, None):
-            self.kernel.delete_namespace(namespace)
+    def tidy(self, uuid: str, namespace: str | None = None) -> None:
+        """Remove what is left of a network, unless it is recorded as running."""
+        with locked(names.network_directory(uuid)):
+            if self._state(uuid) == "down":
+                self._end(uuid, namespace)
 
-    @staticmethod
-    def _discard_directory(uuid: str) -> None:
-        directory = names.network_directory(uuid)
-        shutil.rmtree(directory, ignore_errors=True)
-        with suppress(OSError):
-            # Only the last network finds it empty.
-            directory.parent.rmdir()
+    def _end(self, uuid: str, namespace: str | None, *, shared: bool = True) -> None:
+        remove(self.kernel, uuid, namespace, self.before)
+        record = self.store.network(uuid)
+        if record and record.state != "down":
+            self._step("note that it is down")
+            self.store.set_state(uuid, "down")
+        _discard_directory(uuid)
+        if shared:
+            self._ensure_host()
 
-    def abandon(self, network: Network) -> None:
-        """Remove what libvirt itself leaves of a network whose `started` has failed.
+    def _ensure_host(self) -> list[str]:
+        return host.ensure(self.kernel, self.planner.host_needs, self.before)
 
-        It thinks the network inactive, yet its bridge and dnsmasq live on, and
-        every later start would find the address in use.
-        """
-        dnsmasq.stop_libvirts(network.name)
-        if network.bridge:
-            self.kernel.delete_link(network.bridge)
-
-    def hand_back(self, record: Record) -> None:
+    def hand_back(self, network: Network) -> None:
         """Take a running network down and give libvirt's bridge its addresses back."""
-        network = document.parse_network(record.document)
-        self.down(record.uuid)
-        if not network.taken_over or self.kernel.link(None, record.bridge) is None:
+        self.down(network.uuid, network.name)
+        if not network.taken_over or self.kernel.link(None, network.bridge or "") is None:
             return
         for subnet in network.subnets:
-            self.kernel.add_address(None, record.bridge, subnet.interface)
-        for route in network.routes:
-            self.kernel.add_route(None, route.destination, route.gateway, record.bridge)
+            self.kernel.add_address(None, network.bridge or "", subnet.interface)
+        self._return_routes(network)
+
+    def _return_routes(self, network: Network) -> None:
+        """libvirt's <route>s, which go with the last address of its bridge."""
+        for route in network.routes if network.taken_over else ():
+            self.kernel.add_route(None, route.destination, route.gateway, network.bridge or "")
+
+
+def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> Record:
+    return Record(
+        uuid=network.uuid,
+        name=network.name,
+        namespace=names.namespace(network.name),
+        bridge=network.bridge or "",
+        upstream=upstream.name,
+        kind=upstream.kind,
+        subnets=tuple(subnet.network for subnet in network.subnets),
+        taken_over=network.taken_over,
+        state=state,
+        boot=boot_id(),
+        since=now(),
+        document=xml,
+    )
+
+
+def _changed(known: Record, network: Network, upstream: Upstream) -> bool:
+    """Whether a record says something else than today's XML and configuration."""
+    if known.upstream != upstream.name:
+        return True
+    with suppress(NatnsError):
+        return document.parse_network(known.document) != network
+    return True
+
+
+# -- removing, without a state database -----------------------------------------
+
+
+def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None = None) -> None:
+    """Delete a network's namespace, if it is named, and all that belongs to it.
+
+    Its links go first: a namespace that ends loses its rules before its links,
+    and would let packets out untranslated in between.  Everything is tried
+    before the first error is raised.
+    """
+    steps: tuple[tuple[str, Callable[[], None]], ...] = (
+        ("delete the upstream patch", partial(kernel.delete_link, names.upstream_patch(uuid))),
+        ("delete the private patch", partial(kernel.delete_link, names.private_patch(uuid))),
+        ("end dnsmasq", partial(dnsmasq.stop, uuid)),
+        ("delete the namespace", partial(_delete_own_namespace, kernel, uuid, namespace)),
+        ("empty the directory", partial(_empty_directory, uuid)),
+    )
+    errors = []
+    for what, step in steps:
+        if before is not None:
+            before(what)
+        try:
+            step()
+        except NatnsError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _delete_own_namespace(kernel: Kernel, uuid: str, namespace: str | None) -> None:
+    if namespace is None:
+        return
+    # No owner: nothing, or the empty file that a killed start left.
+    owner = executor.namespace_owner(kernel, plan.Namespace(namespace, uuid))
+    if owner in (uuid, None):
+        kernel.delete_namespace(namespace)
+
+
+def _empty_directory(uuid: str) -> None:
+    """Remove a network's run-time files, but not what its lock is held on."""
+    directory = names.network_directory(uuid)
+    for file in directory.iterdir() if directory.is_dir() else ():
+        file.unlink(missing_ok=True)
+
+
+def _discard_directory(uuid: str) -> None:
+    directory = names.network_directory(uuid)
+    shutil.rmtree(directory, ignore_errors=True)
+    with suppress(OSError):
+        # Only the last network finds it empty.
+        directory.parent.rmdir()
+
+
+def abandon(kernel: Kernel, name: str, bridge: str) -> None:
+    """Remove what libvirt itself leaves of a network whose `started` has failed.
+
+    It thinks the network inactive, yet its bridge, dnsmasq and firewall rules
+    live on, and every later start would find the address in use.
+    """
+    with Undo() as everything:
+        if bridge:
+            everything.add(libvirts.forget, bridge)
+            everything.add(kernel.delete_link, bridge)
+        if name:
+            everything.add(dnsmasq.stop_libvirts, name)

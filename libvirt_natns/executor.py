@@ -16,7 +16,8 @@ from libvirt_natns import plan as p
 from libvirt_natns.errors import ConflictError, KernelError, NatnsError
 from libvirt_natns.kernel import Kernel
 
-Step = Callable[[p.Operation], None]
+Step = Callable[[p.Operation | str], None]
+"""Is told what is about to be changed: an operation, or in words what is none."""
 
 
 class Undo(ExitStack):
@@ -62,6 +63,7 @@ def carry_out(
     ``before``, for tests and for logs, is called ahead of each change.
     """
     repaired: list[str] = []
+    whole = False
     for operation in plan:
         transient = isinstance(operation, p.Announcement)
         different = differs(kernel, operation)
@@ -70,7 +72,9 @@ def carry_out(
         if before is not None:
             before(operation)
         _HOW[type(operation)][1](kernel, operation, undo)
-        repaired += different
+        # That a new namespace has nothing in it goes without saying.
+        repaired += different if not whole else []
+        whole = whole or isinstance(operation, p.Namespace)
     return repaired
 
 
@@ -113,8 +117,9 @@ def _ensure_namespace(kernel: Kernel, operation: p.Namespace, undo: Undo) -> Non
         )
     # Untagged, or the empty file that a kill between its making and its mounting leaves.
     kernel.delete_namespace(operation.name)
-    undo.add(kernel.delete_namespace, operation.name)
     note = _note(operation.owner)
+    undo.add(note.unlink, True)
+    undo.add(kernel.delete_namespace, operation.name)
     note.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     note.touch()
     kernel.create_namespace(operation.name, operation.owner)
@@ -258,7 +263,8 @@ def _ensure_firewall(kernel: Kernel, operation: p.Firewall, undo: Undo) -> None:
     earlier = _recorded_fingerprint(operation.owner).partition(" ")[0]
     file = _fingerprint_file(operation.owner)
     file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
+    # Differs from any fingerprint, and keeps in mind whose rules there are.
+    file.write_text(earlier or operation.backend)
     firewall.named(operation.backend).apply(operation.namespace, operation.rules)
     if earlier not in ("", operation.backend):
         # The configured backend has changed; its rules go once the new ones stand.
@@ -276,6 +282,14 @@ def _ensure_dnsmasq(kernel: Kernel, operation: p.Dnsmasq, undo: Undo) -> None:
     dnsmasq.ensure(operation.daemon)
 
 
+def _idle_differs(kernel: Kernel, operation: p.IdleDnsmasq) -> list[str]:
+    return dnsmasq.idle_differences(operation.network)
+
+
+def _ensure_idle(kernel: Kernel, operation: p.IdleDnsmasq, undo: Undo) -> None:
+    dnsmasq.idle_libvirts(operation.network)
+
+
 def _holds(kernel: Kernel, operation: p.Operation) -> list[str]:
     return []
 
@@ -291,5 +305,6 @@ _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
     p.Route: (_route_differs, _ensure_route),
     p.Announcement: (_holds, _announce),
     p.Dnsmasq: (_dnsmasq_differs, _ensure_dnsmasq),
+    p.IdleDnsmasq: (_idle_differs, _ensure_idle),
     p.TransitBridge: (_transit_differs, _ensure_transit),
 }

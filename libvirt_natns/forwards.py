@@ -50,7 +50,9 @@ class Choices(Protocol):
     ) -> int:
         """A free port for start="auto", always the same for one owner and target."""
 
-    def address(self, request: AddressRequest, domain: Domain, attachment: Attachment) -> IPv4Address:
+    def address(
+        self, request: AddressRequest, domain: Domain, attachment: Attachment
+    ) -> IPv4Address:
         """The upstream address of a guest's own."""
 
 
@@ -162,9 +164,7 @@ def _listen(
     )
 
 
-def _target(
-    domain: Domain, wanted: PortForward, at: Attachment, choices: Choices
-) -> IPv4Address:
+def _target(domain: Domain, wanted: PortForward, at: Attachment, choices: Choices) -> IPv4Address:
     if wanted.guest_address is None:
         return choices.target(at)
     reachable = [subnet.network for subnet in at.network.subnets]

@@ -309,9 +309,7 @@ class _Choices:
         self, request: AddressRequest, domain: Domain, attachment: Attachment
     ) -> IPv4Address:
         key = f"{domain.uuid}/{attachment.nic.mac}"
-        return pool.reserve_for_guest(
-            self.engine, domain.name, key, attachment, request.address
-        )
+        return pool.reserve_for_guest(self.engine, domain.name, key, attachment, request.address)
 
 
 def _free_addresses(attachment: Attachment) -> Iterator[IPv4Address]:

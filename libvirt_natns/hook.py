@@ -13,7 +13,6 @@ import os
 import sys
 
 RUN_DIRECTORY = "/run/libvirt-natns"
-NAMESPACE = "urn:libvirt-natns:1"
 
 # Whether failing may stop libvirt: it never may once the thing has happened.
 NETWORK_EVENTS = {
@@ -32,96 +31,84 @@ def main(kind: str, arguments: list[str]) -> int:
     comes on standard input.
     """
     _silence_stdout()
-    data = sys.stdin.buffer.read()
-    if kind != "network" or len(arguments) < 3:
+    data = _read_input()
+    event = (*arguments[1:3],)
+    if kind != "network" or event not in NETWORK_EVENTS:
         return 0
-    event = (arguments[1], arguments[2])
-    if event not in NETWORK_EVENTS or not _concerns_us(event[0], data):
+    from libvirt_natns import glance
+
+    seen = glance.at_network(data)
+    if not _concerns_us(event[0], seen.uuid, seen.untouched):
         return 0
-    return _handle(event, data, NETWORK_EVENTS[event])
+    # What is not ours starts whatever is broken here.
+    return _handle(event, data, NETWORK_EVENTS[event] and not seen.untouched)
 
 
 def _silence_stdout() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
-    os.close(null)
+    if null > 2:
+        os.close(null)
 
 
-def _concerns_us(operation: str, data: bytes) -> bool:
-    """Whether a network's event could be ours, from its XML alone."""
-    uuid, untouched = _look(data)
-    if operation == "start":
-        return not untouched
-    # The directory is made at `start`; a `started` without one can still be ours,
-    # when the hooks were installed in between.
-    known = bool(uuid) and os.path.isdir(f"{RUN_DIRECTORY}/networks/{uuid}")
-    return known or (operation == "started" and not untouched)
-
-
-def _look(data: bytes) -> tuple[str, bool]:
-    """A network's uuid, and whether it has a <forward> or is set to enabled="no".
-
-    Far from a validation: what passes here is parsed and validated in full.
-    """
-    from xml.parsers import expat
-
-    path: list[str] = []
-    uuid: list[str] = []
-    untouched: list[str] = []
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        path.append(name)
-        inside = path[path.index("network") + 1 :] if "network" in path else []
-        off = name == f"{NAMESPACE} nat" and attributes.get("enabled") == "no"
-        if inside == ["forward"] or (off and len(inside) == 2):
-            untouched.append(name)
-
-    def end(name: str) -> None:
-        path.pop()
-
-    def text(characters: str) -> None:
-        if path[-2:] == ["network", "uuid"]:
-            uuid.append(characters)
-
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = text
+def _read_input() -> bytes:
+    """All that libvirt sends; it must not find the pipe closed."""
     try:
-        parser.Parse(data, True)
-    except expat.ExpatError:
-        return "", False
-    plain = "".join(uuid).strip()
-    return (plain if set(plain) <= set("0123456789abcdef-") else ""), bool(untouched)
+        with open(0, "rb", closefd=False) as stream:
+            return stream.read()
+    except OSError:
+        return b""
 
 
-def _handle(event: tuple[str, str], data: bytes, refuses: bool) -> int:
-    import site
+def _concerns_us(operation: str, uuid: str, untouched: bool) -> bool:
+    """Whether a network's event could be ours, from its XML alone.
 
-    # The interpreter was started without it, for speed; now other packages count.
-    site.main()
-    from libvirt_natns import dispatch
+    A network that was handled when it last ran has a directory.  It is made at
+    `start`; a `started` without one can still be ours, when the hooks were
+    installed in between.
+    """
+    if operation in ("start", "started") and not untouched:
+        return True
+    return bool(uuid) and os.path.isdir(f"{RUN_DIRECTORY}/networks/{uuid}")
+
+
+def _handle(event: tuple[str, ...], data: bytes, refuses: bool) -> int:
+    try:
+        import site
+
+        # The interpreter was started without it, for speed; now other packages count.
+        site.main()
+        from libvirt_natns import dispatch
+
+        dispatch.network_event((event[0], event[1]), data)
+    except Exception as error:  # the only broad one: a hook must answer
+        _report(error, refuses)
+        return 1 if refuses else 0
+    return 0
+
+
+def _report(error: Exception, refuses: bool) -> None:
+    """One line for libvirt's user; for the log what that user does not see."""
     from libvirt_natns.errors import NatnsError
 
-    try:
-        dispatch.network_event(event, data)
-    except NatnsError as error:
-        sys.stderr.write(f"libvirt-natns: {error}\n")
-    except Exception as error:  # the only broad one: a hook must answer
-        _log_trace()
-        sys.stderr.write(
-            f"libvirt-natns: internal error ({type(error).__name__}: {error}):"
-            " see the system log and please report it\n"
-        )
-    else:
-        return 0
-    return 1 if refuses else 0
+    line = str(error)
+    lines = [] if refuses else [line]
+    if isinstance(error, ImportError):
+        line = f"cannot load {error.name or 'a module'}: install it for {sys.executable}"
+        lines = [f"{line} ({error})"]
+    elif not isinstance(error, NatnsError):
+        import traceback
+
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        told = " ".join(line.split())
+        line = f"internal error ({type(error).__name__}: {told}): see the system log and report it"
+    sys.stderr.write(f"libvirt-natns: {line}\n")
+    _log(lines)
 
 
-def _log_trace() -> None:
+def _log(lines: list[str]) -> None:
     import syslog
-    import traceback
 
     syslog.openlog("libvirt-natns", syslog.LOG_PID, syslog.LOG_DAEMON)
-    for line in traceback.format_exc().splitlines():
+    for line in lines:
         syslog.syslog(syslog.LOG_ERR, line)

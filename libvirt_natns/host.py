@@ -25,6 +25,7 @@ from libvirt_natns.model import Upstream
 
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
 GLOBAL_FORWARDING = "net/ipv4/conf/all/forwarding"
+LEFT_RULES = "firewall rules are left over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +78,21 @@ def _save(made: Made) -> None:
     fresh.replace(_file())
 
 
-def ensure(kernel: Kernel, needs_of: Callable[[], Needs]) -> list[str]:
+def ensure(
+    kernel: Kernel, needs_of: Callable[[], Needs], before: executor.Step | None = None
+) -> list[str]:
     """Make the host as the networks need it, and no more; returns what differed.
 
     ``needs_of`` is asked under the host's lock, so that of two networks that
-    go at once the second one sees that it is the last.
-    Raises KernelError or FirewallError.
+    go at once the second one sees that it is the last.  ``before`` is called
+    ahead of each change.  Raises KernelError or FirewallError.
     """
     with locked(names.RUN_DIRECTORY):
         needs = needs_of()
         made = _load()
-        found = _add(kernel, needs, made)
-        _remove_unneeded(kernel, needs, made)
-        found += _ensure_rules(kernel, needs, made)
+        found = _add(kernel, needs, made, before)
+        found += _remove_unneeded(kernel, needs, made, before)
+        found += _ensure_rules(kernel, needs, made, before)
         with suppress(OSError):
             # Only the last one finds it empty.
             names.RUN_DIRECTORY.rmdir()
@@ -101,10 +104,19 @@ def differences(kernel: Kernel, needs: Needs) -> list[str]:
     found = []
     for upstream in needs.transits:
         found += executor.differences(kernel, plan_of(kernel, upstream))
+    made = _load()
+    found += [f"bridge {bridge} is left over" for bridge in _unneeded(needs, made)]
     policy = _policy(kernel, needs)
     if policy.transits or policy.bridge_nf:
         found += rules.differences(policy, needs.backend)
+    elif made.policy:
+        found.append(LEFT_RULES)
     return found
+
+
+def _unneeded(needs: Needs, made: Made) -> list[str]:
+    needed = {upstream.bridge for upstream in needs.transits}
+    return [bridge for bridge in made.bridges if bridge not in needed]
 
 
 def plan_of(kernel: Kernel, upstream: Upstream) -> plan.Plan:
@@ -115,14 +127,14 @@ def plan_of(kernel: Kernel, upstream: Upstream) -> plan.Plan:
     return plan.transit(upstream, sorted(forwarding))
 
 
-def _add(kernel: Kernel, needs: Needs, made: Made) -> list[str]:
+def _add(kernel: Kernel, needs: Needs, made: Made, before: executor.Step | None) -> list[str]:
     found: list[str] = []
     for upstream in needs.transits:
         operations = plan_of(kernel, upstream)
         _note(kernel, operations, made)
         # Nothing is taken back: what a failed start made, the next call finds
         # noted and not needed.
-        found += executor.carry_out(kernel, operations, executor.Undo())
+        found += executor.carry_out(kernel, operations, executor.Undo(), before)
     return found
 
 
@@ -138,17 +150,22 @@ def _note(kernel: Kernel, operations: Iterable[plan.Operation], made: Made) -> N
     _save(made)
 
 
-def _remove_unneeded(kernel: Kernel, needs: Needs, made: Made) -> None:
-    needed = {upstream.bridge for upstream in needs.transits}
-    for bridge in [bridge for bridge in made.bridges if bridge not in needed]:
+def _remove_unneeded(
+    kernel: Kernel, needs: Needs, made: Made, before: executor.Step | None
+) -> list[str]:
+    unneeded = _unneeded(needs, made)
+    for bridge in unneeded:
+        if before is not None:
+            before(f"delete the bridge {bridge}")
         kernel.delete_link(bridge)
         made.bridges.remove(bridge)
-    if not needed and made.forwarding:
+    if not needs.transits and made.forwarding:
         if kernel.sysctl(None, GLOBAL_FORWARDING) == "0":
             for link in made.forwarding:
                 kernel.set_sysctl(None, f"net/ipv4/conf/{link}/forwarding", "0")
         made.forwarding = []
     _save(made)
+    return [f"bridge {bridge} was left over" for bridge in unneeded]
 
 
 def _policy(kernel: Kernel, needs: Needs) -> rules.HostPolicy:
@@ -166,17 +183,28 @@ def _policy(kernel: Kernel, needs: Needs) -> rules.HostPolicy:
     )
 
 
-def _ensure_rules(kernel: Kernel, needs: Needs, made: Made) -> list[str]:
+def _ensure_rules(
+    kernel: Kernel, needs: Needs, made: Made, before: executor.Step | None
+) -> list[str]:
     policy = _policy(kernel, needs)
     if not policy.transits and not policy.bridge_nf:
-        if made.policy:
-            rules.remove()
-            made.policy = ""
-            _save(made)
-        return []
+        return _remove_rules(made, before)
     found = list(rules.differences(policy, needs.backend))
     if found:
+        if before is not None:
+            before("load the host's rules")
         made.policy = firewall.fingerprint(repr(policy))
         _save(made)
         rules.ensure(policy, needs.backend)
     return found
+
+
+def _remove_rules(made: Made, before: executor.Step | None) -> list[str]:
+    if not made.policy:
+        return []
+    if before is not None:
+        before("remove the host's rules")
+    rules.remove()
+    made.policy = ""
+    _save(made)
+    return [LEFT_RULES]

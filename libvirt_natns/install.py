@@ -5,33 +5,34 @@ A hook that somebody else installed is never overwritten: libvirt (6.5 or
 later) also runs what it finds in a directory next to it, and ours goes there.
 """
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from libvirt_natns import names
-from libvirt_natns.errors import InstallError
+from libvirt_natns import config, names
+from libvirt_natns.errors import ConfigError, InstallError
 
 HOOKS = ("network", "qemu")
 HOOKS_DIRECTORY = Path("/etc/libvirt/hooks")
 DROP_IN = "libvirt-natns"
 MARK = "# libvirt-natns: "
+HEAD_LINES = 5
+NEEDED = "import lxml, pyroute2, libvirt_natns"
+"""What the hooks' interpreter must be able to do."""
 DAEMONS = ("libvirtd", "virtnetworkd", "virtqemud", "virtlxcd")
 DISTRIBUTION_PYTHON = "/usr/bin/python3"
 SCOPE_FILE_HEAD = '# Written by "virt-natns install"; see virt-natns(8).\n'
 
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What was written or removed, and which daemons were told."""
-
-    files: tuple[Path, ...]
-    daemons: tuple[str, ...]
+TABLE_HEAD = re.compile(r"^[ \t]*\[", re.MULTILINE)
+SCOPE_LINE = re.compile(r"""^([ \t]*scope[ \t]*=[ \t]*)("[^"\n]*"|'[^'\n]*')""", re.MULTILINE)
 
 
 def template(hook: str) -> str:
@@ -44,10 +45,14 @@ def template(hook: str) -> str:
     raise InstallError(f"the hook {hook} is not part of this installation", "install it again")
 
 
+def library() -> Path:
+    """The directory that holds the package."""
+    return Path(__file__).resolve().parent.parent
+
+
 def render(hook: str) -> str:
     """The text of a hook for this machine: its interpreter and where the package is."""
-    library = str(Path(__file__).resolve().parent.parent)
-    text = template(hook).replace('LIBRARY = ""', f"LIBRARY = {library!r}", 1)
+    text = template(hook).replace('LIBRARY = ""', f"LIBRARY = {str(library())!r}", 1)
     return re.sub(r"\A#!.*", lambda _: f"#!{interpreter()} -IS", text, count=1)
 
 
@@ -56,8 +61,7 @@ def interpreter() -> str:
     own = os.path.realpath(sys.executable)
     if own == os.path.realpath(DISTRIBUTION_PYTHON) and sys.prefix == sys.base_prefix:
         return DISTRIBUTION_PYTHON
-    library = str(Path(__file__).resolve().parent.parent)
-    check = f"import sys; sys.path.append({library!r}); import lxml, pyroute2, libvirt_natns"
+    check = f"import sys; sys.path.append({str(library())!r}); {NEEDED}"
     try:
         done = subprocess.run(
             [DISTRIBUTION_PYTHON, "-I", "-c", check], capture_output=True, check=False
@@ -68,11 +72,12 @@ def interpreter() -> str:
 
 
 def is_ours(file: Path) -> bool:
-    """Whether a hook file was written by us."""
+    """Whether a hook file was written by us: a stranger's may well mention us."""
     try:
-        return MARK in file.read_text(errors="replace")
+        head = file.read_text(errors="replace").splitlines()[:HEAD_LINES]
     except OSError:
         return False
+    return any(line.startswith(MARK) for line in head)
 
 
 def places(hook: str) -> tuple[Path, Path]:
@@ -86,9 +91,10 @@ def install_hooks() -> tuple[Path, ...]:
     try:
         for hook in HOOKS:
             main, drop_in = places(hook)
-            foreign = main.exists() and not is_ours(main)
+            # A link that leads nowhere now is somebody's all the same.
+            foreign = os.path.lexists(main) and not is_ours(main)
             written.append(_write(drop_in if foreign else main, render(hook)))
-            if foreign is False and is_ours(drop_in):
+            if not foreign and is_ours(drop_in):
                 _remove(drop_in)
     except OSError as error:
         raise InstallError(
@@ -130,29 +136,62 @@ def remove_hooks() -> tuple[Path, ...]:
     return tuple(removed)
 
 
+def is_current(file: Path) -> bool:
+    """Whether one of our hooks is as ``install`` would write it today."""
+    hook = next(hook for hook in HOOKS if file in places(hook))
+    return file.read_text() == render(hook) and os.access(file, os.X_OK)
+
+
 def installed_hooks() -> tuple[Path, ...]:
     """Our hooks that are in place."""
     return tuple(file for hook in HOOKS for file in places(hook) if is_ours(file))
 
 
 def write_scope(scope: str) -> Path:
-    """Set ``scope`` in the configuration file, and nothing else of it."""
-    line = f'scope = "{scope}"\n'
+    """Set ``scope`` in the configuration file, and nothing else of it.
+
+    Raises InstallError where the file cannot be written, or is so unusual that
+    only its author should change it.
+    """
     file = names.CONFIG_FILE
     try:
-        text = file.read_text() if file.exists() else SCOPE_FILE_HEAD
-        if re.search(r"(?m)^scope\s*=", text):
-            text = re.sub(r"(?m)^scope\s*=.*\n?", line, text, count=1)
-        elif text == SCOPE_FILE_HEAD:
-            text += line
-        else:
-            # Top-level keys must stand ahead of the first table.
-            text = line + text
-        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        file.write_text(text)
+        old = file.read_text() if file.exists() else None
+        new = with_scope(old, scope)
+        if new != old:
+            file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _replace(file, new)
     except OSError as error:
         raise InstallError(f"cannot write {file}", str(error.strerror)) from error
     return file
+
+
+def with_scope(text: str | None, scope: str) -> str:
+    """The configuration's text with this scope; ``None`` stands for no file."""
+    line = f'scope = "{scope}"\n'
+    if text is None:
+        return SCOPE_FILE_HEAD + line
+    table = TABLE_HEAD.search(text)
+    top, rest = (text[: table.start()], text[table.start() :]) if table else (text, "")
+    # Top-level keys must stand ahead of the first table.
+    changed, count = SCOPE_LINE.subn(lambda found: f'{found[1]}"{scope}"', top, count=1)
+    new = changed + rest if count else line + text
+    try:
+        understood = config.parse(new, str(names.CONFIG_FILE)).scope == scope
+    except ConfigError:
+        understood = False
+    if not understood:
+        raise InstallError(f"cannot set the scope in {names.CONFIG_FILE}", f"write {line.strip()}")
+    return new
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file at once and whole, also where it is a link to one; keeps its mode."""
+    real = file.resolve()
+    fresh = real.with_name(f".{real.name}.new")
+    fresh.write_text(text)
+    if real.exists():
+        shutil.copymode(real, fresh)
+    fresh.replace(real)
 
 
 def remove_state() -> None:
@@ -164,27 +203,77 @@ def remove_state() -> None:
         re.escape(SCOPE_FILE_HEAD) + r'scope = "\w+"\n', file.read_text()
     ):
         file.unlink()
-        if not any(file.parent.iterdir()):
+        with suppress(OSError):
+            # Somebody else's files may be in there.
             file.parent.rmdir()
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A running libvirt daemon; ``started`` is in clock ticks since boot."""
+
+    name: str
+    pid: int
+    started: int
+
+    @property
+    def start_time(self) -> float:
+        """When it was started, in seconds since the epoch."""
+        since_boot = self.started / os.sysconf("SC_CLK_TCK")
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
+
+
+def daemons() -> list[Process]:
+    """The running libvirt daemons that see the hooks we see.
+
+    Those of another mount namespace, a container's for instance, have hooks of
+    their own.
+    """
+    own = Path("/proc/self/ns/mnt").stat().st_ino
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (entry / "stat").read_text().partition(" (")[2].rpartition(") ")
+            if name in DAEMONS and (entry / "ns/mnt").stat().st_ino == own:
+                found.append(Process(name, int(entry.name), int(rest.split()[19])))
+        except OSError:
+            continue
+    return found
 
 
 def reload_daemons() -> tuple[str, ...]:
     """Have the running libvirt daemons look for hooks again (SIGHUP); returns their names.
 
     A daemon looks when it starts or reloads; one that is not running, but
-    started by its socket, will look anyway.  Only daemons of our own mount
-    namespace are told: others have hooks of their own.
+    started by its socket, will look anyway.
     """
     told = []
-    own = Path("/proc/self/ns/mnt").stat().st_ino
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for daemon in daemons():
         try:
-            name = (entry / "comm").read_text().strip()
-            if name in DAEMONS and (entry / "ns/mnt").stat().st_ino == own:
-                os.kill(int(entry.name), signal.SIGHUP)
-                told.append(name)
-        except OSError:
+            os.kill(daemon.pid, signal.SIGHUP)
+        except ProcessLookupError:
             continue
-    return tuple(told)
+        told.append(daemon)
+    note = {"told": [[daemon.pid, daemon.started] for daemon in told]}
+    names.STATE_DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _note_file().write_text(json.dumps(note))
+    return tuple(daemon.name for daemon in told)
+
+
+def blind_daemons() -> tuple[str, ...]:
+    """Running daemons that have not looked for hooks since ours were installed."""
+    try:
+        told = json.loads(_note_file().read_text())["told"]
+    except (OSError, ValueError, KeyError):
+        told = []
+    installed = max((file.stat().st_mtime for file in installed_hooks()), default=0.0)
+    return tuple(
+        daemon.name
+        for daemon in daemons()
+        # Both clocks count whole ticks only.
+        if [daemon.pid, daemon.started] not in told and daemon.start_time + 1 < installed
+    )
+
+
+def _note_file() -> Path:
+    return names.STATE_DIRECTORY / "told.json"

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2 import netns as pyroute2_netns
-from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from libvirt_natns import names, netns
 from libvirt_natns.errors import KernelError
@@ -30,7 +30,11 @@ IFF_UP = 1
 BRIDGE_PORTS = 1023
 """The most ports that a Linux bridge takes."""
 
+DUMP_TRIES = 100
+"""How often a listing is asked for again that a change made on the way invalid."""
+
 MAIN_TABLE = 254
+RTPROT_BOOT = 3
 SCOPE_GLOBAL = 0
 Link = dict[str, Any]
 T = TypeVar("T")
@@ -63,6 +67,13 @@ class Kernel:
             with netns.entered(namespace):
                 self._sockets[namespace] = IPRoute()
         return self._sockets[namespace]
+
+    def _listed(self, listing: Callable[[], Iterable[Any]]) -> list[Any]:
+        """All of a listing, such as that of links; whole, although others make changes."""
+        for _ in range(DUMP_TRIES):
+            with suppress(NetlinkDumpInterrupted):
+                return list(listing())
+        raise KernelError("the kernel's network settings change all the time", "try again")
 
     def _ask(self, what: str, call: Callable[[], T]) -> T:
         """Run one request; a refusal becomes a KernelError that says what it was for."""
@@ -134,6 +145,11 @@ class Kernel:
         link = self.link(None, name)
         return int(_attribute(link, "IFLA_MTU")) if link else None
 
+    def mac(self, name: str) -> str | None:
+        """The MAC address of a link of the host, in lower case."""
+        link = self.link(None, name)
+        return str(_attribute(link, "IFLA_ADDRESS")).lower() if link else None
+
     def is_up(self, name: str) -> bool:
         """Whether a link of the host is set up."""
         link = self.link(None, name)
@@ -148,7 +164,7 @@ class Kernel:
     def port_count(self, bridge: str) -> int:
         """How many ports a bridge of the host has."""
         index = self._index(None, bridge)
-        links = self._socket(None).get_links()
+        links = self._listed(self._socket(None).get_links)
         return sum(_attribute(link, "IFLA_MASTER") == index for link in links)
 
     def delete_link(self, name: str, namespace: str | None = None) -> None:
@@ -272,6 +288,19 @@ class Kernel:
             self._socket(None).link("property_add", index=self._index(None, name), altname=altname)
         self.set_up(None, name)
 
+    def try_links(self) -> None:
+        """Make the kinds of links that a network needs: for a namespace that ends soon.
+
+        Raises KernelError where this kernel lacks one.
+        """
+        self.create_bridge("bridge", "natns-trial", "0a:00:00:00:00:01")
+        self._ask(
+            "to make a veth pair",
+            lambda: self._socket(None).link(
+                "add", ifname="outer", kind="veth", peer={"ifname": "inner"}
+            ),
+        )
+
     # -- addresses ---------------------------------------------------------
 
     def addresses(self, namespace: str | None, link: str) -> set[IPv4Interface]:
@@ -279,25 +308,26 @@ class Kernel:
         index = self._index(namespace, link)
         return {
             IPv4Interface((_attribute(entry, "IFA_LOCAL"), entry["prefixlen"]))
-            for entry in self._socket(namespace).get_addr(family=AF_INET)
+            for entry in self._listed(lambda: self._socket(namespace).get_addr(family=AF_INET))
             if entry["index"] == index
         }
 
     def host_addresses(self) -> set[IPv4Address]:
         """All IPv4 addresses of the host itself."""
-        entries = self._socket(None).get_addr(family=AF_INET)
+        entries = self._listed(lambda: self._socket(None).get_addr(family=AF_INET))
         return {IPv4Address(_attribute(entry, "IFA_LOCAL")) for entry in entries}
 
     def set_addresses(
         self, namespace: str | None, link: str, wanted: Iterable[IPv4Interface]
     ) -> None:
         """Give a link exactly these IPv4 addresses."""
+        # Foreign ones first: with the oldest of a subnet the kernel removes all others.
+        for address in self.addresses(namespace, link) - set(wanted):
+            self.remove_address(namespace, link, address)
         present = self.addresses(namespace, link)
         for address in wanted:
             if address not in present:
                 self.add_address(namespace, link, address)
-        for address in present - set(wanted):
-            self.remove_address(namespace, link, address)
 
     def add_address(self, namespace: str | None, link: str, address: IPv4Interface) -> None:
         """Add an address to a link, unless it has it."""
@@ -347,7 +377,7 @@ class Kernel:
         return found == [(str(gateway), index)]
 
     def _routes(self, namespace: str | None) -> list[Any]:
-        entries = self._socket(namespace).get_routes(family=AF_INET)
+        entries = self._listed(lambda: self._socket(namespace).get_routes(family=AF_INET))
         return [entry for entry in entries if _attribute(entry, "RTA_TABLE") == MAIN_TABLE]
 
     def set_route(
@@ -361,15 +391,34 @@ class Kernel:
                 "replace", dst=str(destination), gateway=str(gateway), oif=index
             ),
         )
+        wanted = (str(gateway), index, None)
+        for entry in self._routes(namespace):
+            found = [_attribute(entry, f"RTA_{name}") for name in ("GATEWAY", "OIF", "PRIORITY")]
+            if _destination(entry) == destination and tuple(found) != wanted:
+                self._delete_route(namespace, entry)
+
+    def _delete_route(self, namespace: str | None, entry: Any) -> None:  # noqa: ANN401
+        """Delete one route as the kernel listed it; missing is success."""
+        priority = _attribute(entry, "RTA_PRIORITY")
+        metric = {} if priority is None else {"priority": priority}
+        # A route that leads nowhere has a type of its own, and no other is deleted.
+        same = {key: entry[key] for key in ("type", "scope", "tos", "proto")}
+        with suppress(NetlinkError):
+            self._socket(namespace).route("del", dst=str(_destination(entry)), **same, **metric)
 
     def add_route(
         self, namespace: str | None, destination: IPv4Network, gateway: IPv4Address, link: str
     ) -> None:
-        """Add a route with libvirt's own metric, as libvirt does for ``<route>``."""
+        """Add a route as libvirt does for ``<route>``, with its metric and origin."""
         index = self._index(namespace, link)
         with suppress(NetlinkError):
             self._socket(namespace).route(
-                "add", dst=str(destination), gateway=str(gateway), oif=index, priority=1
+                "add",
+                dst=str(destination),
+                gateway=str(gateway),
+                oif=index,
+                priority=1,
+                proto=RTPROT_BOOT,
             )
 
     def host_routes(self, without: Iterable[str] = ()) -> set[IPv4Network]:
@@ -387,8 +436,8 @@ class Kernel:
     def routed_links(self) -> set[str]:
         """Names of the host's links that any of its IPv4 routes leads over."""
         indexes = {_attribute(entry, "RTA_OIF") for entry in self._routes(None)} - {None}
-        links = self._socket(None).get_links(*indexes) if indexes else []
-        return {str(_attribute(link, "IFLA_IFNAME")) for link in links}
+        links = self._listed(self._socket(None).get_links) if indexes else []
+        return {str(_attribute(link, "IFLA_IFNAME")) for link in links if link["index"] in indexes}
 
     # -- sysctls -----------------------------------------------------------
 

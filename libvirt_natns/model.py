@@ -32,6 +32,11 @@ class AddressRange:
     def __contains__(self, address: object) -> bool:
         return isinstance(address, IPv4Address) and self.first <= address <= self.last
 
+    @property
+    def size(self) -> int:
+        """How many addresses these are."""
+        return int(self.last) - int(self.first) + 1
+
     def __str__(self) -> str:
         return f"{self.first}-{self.last}" if self.first != self.last else str(self.first)
 
@@ -58,11 +63,10 @@ class Subnet:
     """One IPv4 ``<ip>`` of a network: the gateway's address with its prefix.
 
     ``ranges`` and ``hosts`` are filled for ``<natns:ip>`` and for libvirt's own
-    ``<ip>`` alike; ``dhcp`` tells whether a ``<dhcp>`` element was there.
+    ``<ip>`` alike.
     """
 
     interface: IPv4Interface
-    dhcp: bool = False
     ranges: tuple[AddressRange, ...] = ()
     hosts: tuple[DhcpHost, ...] = ()
 
@@ -73,6 +77,65 @@ class Subnet:
     @property
     def gateway(self) -> IPv4Address:
         return self.interface.ip
+
+    @property
+    def dhcp(self) -> bool:
+        """Whether anybody can get an address: an empty ``<dhcp>`` serves nobody."""
+        return bool(self.ranges or self.hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarder:
+    """libvirt's ``<forwarder>``: who is asked for a domain's names.
+
+    ``domain`` None means all names, ``address`` None the default servers.
+    """
+
+    domain: str | None = None
+    address: IPv4Address | IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DnsHost:
+    """libvirt's ``<host>`` in ``<dns>``: names for an address."""
+
+    ip: IPv4Address | IPv6Address
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRecord:
+    """libvirt's ``<txt>``."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """libvirt's ``<srv>``; ``target`` None or "." means that there is no such service."""
+
+    service: str
+    protocol: str
+    domain: str | None = None
+    target: str | None = None
+    port: int = 0
+    priority: int = 0
+    weight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """libvirt's ``<dns>``.
+
+    ``forward_plain_names`` tells whether names without a dot are asked outside.
+    """
+
+    forward_plain_names: bool = True
+    forwarders: tuple[Forwarder, ...] = ()
+    hosts: tuple[DnsHost, ...] = ()
+    texts: tuple[TextRecord, ...] = ()
+    services: tuple[ServiceRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +280,9 @@ class Network:
     ``forward_mode`` is None where there is no ``<forward>`` element.  ``subnets``
     holds the IPv4 ``<ip>`` elements, or the single ``<natns:ip>`` where libvirt
     has none; ``taken_over`` tells the two apart: True when libvirt sets the
-    address on the bridge and we move it.
+    address on the bridge and we move it.  ``dns`` is None where the network
+    turns DNS off; what is in it is read for ``<natns:ip>`` only, otherwise
+    libvirt translates it.  ``dnsmasq_options`` are the user's own.
     """
 
     uuid: str
@@ -226,7 +291,9 @@ class Network:
     forward_mode: str | None = None
     mtu: int | None = None
     domain: str | None = None
-    dns: bool = True
+    domain_local: bool = False
+    dns: Dns | None = Dns()
+    dnsmasq_options: tuple[str, ...] = ()
     subnets: tuple[Subnet, ...] = ()
     routes: tuple[StaticRoute, ...] = ()
     taken_over: bool = True
@@ -300,9 +367,12 @@ __all__ = [
     "AddressRequest",
     "Config",
     "DhcpHost",
+    "Dns",
+    "DnsHost",
     "Domain",
     "FirewallChoice",
     "Forward",
+    "Forwarder",
     "IPv6Interface",
     "NatMetadata",
     "Network",
@@ -312,9 +382,11 @@ __all__ = [
     "PortSet",
     "Protocol",
     "Scope",
+    "ServiceRecord",
     "StaticNat",
     "StaticRoute",
     "Subnet",
+    "TextRecord",
     "Upstream",
     "UpstreamKind",
 ]

@@ -8,12 +8,14 @@ does not fit is replaced by a readable slug with a hash of the whole.
 import hashlib
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 CONFIG_FILE = Path("/etc/libvirt-natns/config.toml")
 STATE_DIRECTORY = Path("/var/lib/libvirt-natns")
 RUN_DIRECTORY = Path("/run/libvirt-natns")
 NETNS_DIRECTORY = Path("/run/netns")
+MACHINE_ID = Path("/etc/machine-id")
 
 XML_NAMESPACE = "urn:libvirt-natns:1"
 
@@ -58,12 +60,12 @@ def namespace_path(name: str) -> str:
 
 def private_patch(uuid: str) -> str:
     """Host end of the patch between a private bridge and its namespace."""
-    return PRIVATE_PREFIX + digest(uuid)
+    return PRIVATE_PREFIX + digest(uuid, IFNAMSIZ - len(PRIVATE_PREFIX))
 
 
 def upstream_patch(uuid: str) -> str:
     """Host end of the patch between an upstream bridge and a namespace."""
-    return UPSTREAM_PREFIX + digest(uuid)
+    return UPSTREAM_PREFIX + digest(uuid, IFNAMSIZ - len(UPSTREAM_PREFIX))
 
 
 def altname(patch: str, network: str) -> str:
@@ -78,6 +80,15 @@ def transit_bridge(upstream: str) -> str:
     return name if plain else f"natns-{digest(upstream)}"
 
 
+@cache
+def machine_id() -> str:
+    """The machine's id (machine-id(5)); "" where it has none."""
+    try:
+        return MACHINE_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
 def mac(uuid: str, end: str) -> str:
     """A stable MAC address for one end of a network's patches.
 
@@ -85,8 +96,12 @@ def mac(uuid: str, end: str) -> str:
     ``upstream-port`` in the host.  A bridge without an address of its own takes
     its lowest port's, so the ports' addresses start with fe, as libvirt's do:
     an uplink bridge keeps the address its neighbours know.
+
+    A network's XML is often copied from host to host with its uuid, so what the
+    upstream's segment sees depends on the machine, too.
     """
-    octets = bytearray(hashlib.sha256(f"{end} {uuid}".encode()).digest()[:6])
+    seed = f"{end} {uuid} {machine_id()}" if end == "upstream" else f"{end} {uuid}"
+    octets = bytearray(hashlib.sha256(seed.encode()).digest()[:6])
     octets[0] = 0xFE if end.endswith("-port") else 0x0A
     return ":".join(f"{octet:02x}" for octet in octets)
 

@@ -50,6 +50,17 @@ def _setns(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def leave() -> None:
+    """Move the calling thread into a fresh namespace, which ends with the thread.
+
+    Raises KernelError where the kernel has none to give.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise KernelError("the kernel gives no network namespace", os.strerror(code))
+
+
 @contextmanager
 def entered(name: str | None) -> Iterator[None]:
     """Run the body inside the namespace ``name``; None stays where it is."""

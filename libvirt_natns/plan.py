@@ -142,12 +142,23 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class Dnsmasq:
-    """The dnsmasq of a namespace."""
+    """The dnsmasq of a namespace, or that there is none."""
 
     daemon: Daemon
 
     def describe(self) -> str:
-        return f"dnsmasq in {self.daemon.namespace} on {self.daemon.bridge}"
+        none = "" if self.daemon.files else "no "
+        return f"{none}dnsmasq in {self.daemon.namespace} on {self.daemon.bridge}"
+
+
+@dataclass(frozen=True, slots=True)
+class IdleDnsmasq:
+    """libvirt's own dnsmasq of a network, without the helper that writes leases."""
+
+    network: str
+
+    def describe(self) -> str:
+        return f"libvirt's own dnsmasq of network {self.network} writes no leases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +184,7 @@ Operation = (
     | Route
     | Announcement
     | Dnsmasq
+    | IdleDnsmasq
     | TransitBridge
 )
 Plan = tuple[Operation, ...]
@@ -204,13 +216,18 @@ SYSCTLS = (
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What ``make`` must know of the machine: both bridges' MTU in octets, the
-    firewall's backend, and dnsmasq's configuration (None where there is none)."""
+    """What ``make`` must know of the machine.
+
+    Both bridges' MTU in octets, the firewall's backend, dnsmasq's configuration
+    (None where there is none), and whether libvirt runs a dnsmasq that has
+    nothing to do any more.
+    """
 
     private_mtu: int
     upstream_mtu: int
     backend: str
     dnsmasq: Daemon | None
+    idle: bool = False
 
 
 def path_mtu(private: int, upstream: int) -> int | None:
@@ -240,6 +257,7 @@ def make(network: Network, upstream: Upstream, address: IPv4Address, around: Sur
         *_routes(network, upstream, namespace),
         Announcement(namespace, names.UPSTREAM_LINK, address, names.mac(network.uuid, "upstream")),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
+        *([IdleDnsmasq(network.name)] if around.idle else []),
     )
 
 

@@ -8,7 +8,17 @@ but for a transit subnet, which is chosen when it is first needed.
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from libvirt_natns import dnsmasq, firewall, host, names, pool, resolvers, selection, transit
+from libvirt_natns import (
+    dnsmasq,
+    dnsmasq_config,
+    firewall,
+    host,
+    names,
+    pool,
+    resolvers,
+    selection,
+    transit,
+)
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall.host import Private, Provider
 from libvirt_natns.kernel import Kernel
@@ -53,27 +63,31 @@ class Planner:
             upstream_mtu=outside,
             backend=self.backend(),
             dnsmasq=self._daemon(network, upstream, path_mtu(private, outside)),
+            idle=self._has_idle_dnsmasq(network),
         )
+
+    @staticmethod
+    def _has_idle_dnsmasq(network: Network) -> bool:
+        """Whether libvirt's own dnsmasq has lost all that it served."""
+        if not (network.taken_over and network.has_dnsmasq):
+            return False
+        return not dnsmasq_config.has_dhcpv6(dnsmasq.read_libvirts(network.name).configuration)
 
     def backend(self) -> str:
         """The name of the firewall backend.  Raises FirewallError where it cannot work."""
         return firewall.choose(self.config.firewall).name
 
-    def _daemon(
-        self, network: Network, upstream: Upstream, mtu: int | None
-    ) -> dnsmasq.Daemon | None:
-        if not network.has_dnsmasq:
-            return None
-        translated = dnsmasq.read_libvirts(network.name) if network.taken_over else None
+    def _daemon(self, network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq.Daemon:
+        files = self._files(network, upstream, mtu) if network.has_dnsmasq else None
+        namespace = names.namespace(network.name)
+        return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
+
+    @staticmethod
+    def _files(network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq_config.Files:
+        libvirts = dnsmasq.read_libvirts(network.name) if network.taken_over else None
         servers = tuple(a for a in upstream.dns if isinstance(a, IPv4Address))
         asked = Resolvers(servers) if servers else resolvers.host_resolvers()
-        return dnsmasq.Daemon(
-            uuid=network.uuid,
-            namespace=names.namespace(network.name),
-            bridge=network.bridge or "",
-            configuration=dnsmasq.make(network, translated, asked, mtu),
-            hosts="" if network.taken_over else dnsmasq.hosts_file(network),
-        )
+        return dnsmasq_config.make(network, libvirts, asked, mtu)
 
     def preview(self, network: Network) -> Plan:
         """What would be done for a network that need not exist; changes and leases nothing."""
@@ -82,14 +96,15 @@ class Planner:
         address = self.store.lease(upstream.name, network.uuid) or pool.next_address(
             self.store, network, upstream, self.kernel.host_addresses()
         )
-        daemon = dnsmasq.Daemon(
-            network.uuid, names.namespace(network.name), network.bridge or "", ""
-        )
+        # What libvirt will write is not known yet.
+        files = dnsmasq_config.Files("") if network.has_dnsmasq else None
+        namespace = names.namespace(network.name)
+        daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
         around = Surroundings(
             self.kernel.mtu(network.bridge or "") or network.mtu or ETHERNET_MTU,
             self.kernel.mtu(upstream.bridge or "") or ETHERNET_MTU,
             self.backend(),
-            daemon if network.has_dnsmasq else None,
+            daemon,
         )
         shared = host.plan_of(self.kernel, upstream)
         return (*shared, *make(network, upstream, address, around))
@@ -108,7 +123,7 @@ class Planner:
         needs = host.Needs(self.backend())
         for record in self.store.networks("preparing", "starting", "up"):
             upstream = self.config.upstreams.get(record.upstream)
-            if upstream is None or not record.this_boot:
+            if upstream is None or not record.runs:
                 continue
             private = Private(record.bridge, record.subnets)
             needs = replace(needs, private=(*needs.private, private))

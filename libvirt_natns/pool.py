@@ -5,19 +5,24 @@ A network keeps its address for good.  Only when a pool has nothing else left
 is the address of a network that does not run given away, the longest unused
 first: else a host that starts a new transient network for each job would run
 out after a day.
+
+Which of several networks gets an address is decided in the database, after the
+probe: one that comes too late tries the next.
 """
 
 from collections.abc import Callable, Collection, Iterator
 from ipaddress import IPv4Address
-from itertools import islice
+from itertools import chain, islice, repeat
 
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import Network, Upstream
 from libvirt_natns.selection import check_wanted, reserved_addresses
 from libvirt_natns.store import Store
 
-BATCH = 16
-"""How many addresses are probed for at once, after the first was taken."""
+FIRST_BATCHES = (1, 16)
+BATCH = 128
+"""How many addresses are probed for at once: a few first, since most often the
+first one is free, and then as many as answer without overflowing the socket."""
 
 Probe = Callable[[Collection[IPv4Address]], set[IPv4Address]]
 """Tells which of some addresses answer on the upstream's segment."""
@@ -40,9 +45,18 @@ def reserve(
         return _reserve_wanted(store, network, upstream, probe, excluded, wanted)
     kept = store.lease(upstream.name, network.uuid)
     again = kept is not None and _usable(upstream, kept, excluded) and not probe([kept])
-    if kept is not None and again and store.reserve(upstream.name, network.uuid, kept):
+    if kept is not None and again and _take(store, network, upstream, kept):
         return kept
     return _reserve_new(store, network, upstream, probe, excluded)
+
+
+def _segment(upstream: Upstream) -> str:
+    return upstream.bridge or upstream.name
+
+
+def _take(store: Store, network: Network, upstream: Upstream, address: IPv4Address) -> bool:
+    """Lease an address, unless another network was faster."""
+    return store.reserve(upstream.name, _segment(upstream), network.uuid, address)
 
 
 def _reserve_wanted(
@@ -57,7 +71,7 @@ def _reserve_wanted(
     asked = f"network {network.name}: the wanted address {wanted} of upstream {upstream.name}"
     if wanted in excluded:
         raise LeaseError(f"{asked} is the host's own", "choose another")
-    holder = store.holder(upstream.name, wanted)
+    holder = store.holder(_segment(upstream), wanted)
     if holder is not None and holder.uuid != network.uuid:
         raise LeaseError(
             f"{asked} is leased to network {holder.name}",
@@ -65,7 +79,7 @@ def _reserve_wanted(
         )
     if probe([wanted]):
         raise LeaseError(f"{asked} is in use by another machine", "choose another, or free it")
-    if not store.reserve(upstream.name, network.uuid, wanted):
+    if not _take(store, network, upstream, wanted):
         raise LeaseError(f"{asked} was leased to another network meanwhile", "choose another")
     return wanted
 
@@ -86,18 +100,16 @@ def _reserve_new(
     excluded: Collection[IPv4Address],
 ) -> IPv4Address:
     occupied: set[IPv4Address] = set()
-    count = 1
-    while True:
-        free = _candidates(store, network, upstream, {*excluded, *occupied})
-        batch = list(islice(free, count))
+    for count in chain(FIRST_BATCHES, repeat(BATCH)):
+        batch = list(islice(_candidates(store, upstream, {*excluded, *occupied}), count))
         if not batch:
-            raise _exhausted(network, upstream, occupied)
+            break
         answered = probe(batch)
         occupied |= answered
         for address in batch:
             if address not in answered and _take(store, network, upstream, address):
                 return address
-        count = BATCH
+    raise _exhausted(network, upstream, occupied)
 
 
 def next_address(
@@ -110,31 +122,25 @@ def next_address(
     if network.nat and network.nat.address:
         check_wanted(network, upstream, network.nat.address)
         return network.nat.address
-    for address in _candidates(store, network, upstream, excluded):
+    for address in _candidates(store, upstream, excluded):
         return address
     raise _exhausted(network, upstream, ())
 
 
-def _take(store: Store, network: Network, upstream: Upstream, address: IPv4Address) -> bool:
-    """Lease an address, unless another network that starts now was faster."""
-    with store.transaction():
-        holder = store.leases(upstream.name).get(address)
-        if holder is not None and address not in store.reclaimable(upstream.name):
-            return False
-        return store.reserve(upstream.name, network.uuid, address)
-
-
 def _candidates(
-    store: Store, network: Network, upstream: Upstream, excluded: Collection[IPv4Address]
+    store: Store, upstream: Upstream, excluded: Collection[IPv4Address]
 ) -> Iterator[IPv4Address]:
-    """Addresses never leased, in the pool's order; then those of networks at rest."""
-    leased = store.leases(upstream.name)
+    """Addresses never leased, in the pool's order; then those of networks at rest.
+
+    Lazy: a pool may have millions.
+    """
+    leased = store.leased(_segment(upstream))
+    unusable = {*excluded, *reserved_addresses(upstream)}
     for span in upstream.ranges:
         for number in range(int(span.first), int(span.last) + 1):
-            address = IPv4Address(number)
-            if address not in leased and _usable(upstream, address, excluded):
+            if number not in leased and (address := IPv4Address(number)) not in unusable:
                 yield address
-    for address in store.reclaimable(upstream.name):
+    for address in store.reclaimable(_segment(upstream)):
         if _usable(upstream, address, excluded):
             yield address
 

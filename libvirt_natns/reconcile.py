@@ -1,26 +1,44 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """check and sync: what was recorded against what the kernel and libvirt show.
 
-Neither calls libvirt: the caller asks it and hands over what is active.
+Nothing here calls libvirt: the caller hands over a way to ask which networks
+are active.  It is asked after the records were read: what was recorded as up
+by then and is not active any more has ended, while a network that starts in
+the meantime is let alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
-from libvirt_natns import document, executor, host
+from libvirt_natns import document, executor, glance, names
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import NatnsError
+from libvirt_natns.host import differences as differences_of_host
+from libvirt_natns.host import ensure as ensure_host
+from libvirt_natns.model import Network
 from libvirt_natns.selection import verdict
-from libvirt_natns.store import Record, now
-
-STALLED = 30.0
-"""Seconds after which a start that came to no end counts as dead."""
+from libvirt_natns.store import Record
 
 Active = Mapping[str, bytes]
 """Networks that libvirt has active: their XML by uuid."""
 
+Ask = Callable[[], Active | None]
+"""Asks libvirt for them; None where it does not answer.  A network whose bridge
+is there counts as active then."""
+
 Finding = tuple[str, str]
 """A network's name ("host" for what they share), and what is to be said of it."""
+
+Repair = tuple[str, Callable[[], list[str]]]
+"""A network's name, and what repairs it and returns what was wrong."""
+
+NOT_ACTIVE = "is not active in libvirt any more"
+NO_ROUTER = "is active in libvirt, but has no router"
+NOT_OURS = "is not to be handled any more"
+
+
+# -- looking -----------------------------------------------------------------
 
 
 def differences(engine: Engine, record: Record) -> list[str]:
@@ -42,60 +60,70 @@ def differences(engine: Engine, record: Record) -> list[str]:
 def host_differences(engine: Engine) -> list[str]:
     """The same for what the networks share in the host."""
     try:
-        return host.differences(engine.kernel, engine.planner.host_needs())
+        return differences_of_host(engine.kernel, engine.planner.host_needs())
     except NatnsError as error:
         return [str(error)]
 
 
-def missed(engine: Engine, active: Active) -> list[Finding]:
-    """Starts and stops that no hook told of."""
-    up = {record.uuid: record.name for record in engine.store.networks("up")}
+def missed(engine: Engine, ask: Ask) -> list[Finding]:
+    """Starts and stops that no hook told of, and what a lost record has left behind."""
+    records = engine.store.networks("preparing", "starting", "up")
+    active = ask()
+    # What was up before a reboot has left nothing.
     found = [
-        (name, "is up, but not active in libvirt") for u, name in up.items() if u not in active
+        (record.name, NOT_ACTIVE)
+        for record in records
+        if record.this_boot and not _is_active(engine, record, active)
     ]
-    for uuid, xml in active.items():
-        if uuid not in up and _is_ours(engine, xml):
-            name = document.parse_network(xml).name
-            found.append((name, "is active in libvirt, but has no namespace"))
+    for uuid, xml in (active or {}).items():
+        found += [(_name(xml), what) for what in _unhandled(engine, uuid, xml)]
+    found += [
+        (namespace or uuid, "is left over")
+        for uuid, namespace in _leftovers(engine)
+        if uuid not in (active or {})
+    ]
     return found
 
 
-def sync(engine: Engine, active: Active | None) -> list[Finding]:
-    """Repair everything; returns what was wrong.
+def _unhandled(engine: Engine, uuid: str, xml: bytes) -> list[str]:
+    """Why an active network is not up, although it is ours."""
+    record = engine.store.network(uuid)
+    up = record is not None and record.runs
+    try:
+        if up or _network_of_ours(engine, xml) is None:
+            return []
+    except NatnsError as error:
+        return [f"{NO_ROUTER}: {error}"]
+    return [NO_ROUTER]
 
-    ``active`` is what libvirt runs; None where it cannot be asked: then a
-    network whose bridge is there counts as active.  What is well is not
-    touched.  Errors are raised together, after all that can be repaired was.
+
+def _network_of_ours(engine: Engine, xml: bytes) -> Network | None:
+    """The network, if it is to be handled.  Raises DocumentError."""
+    if glance.at_network(xml).untouched:
+        return None
+    network = document.parse_network(xml)
+    return network if verdict(network, engine.config).handled else None
+
+
+def _leftovers(engine: Engine) -> Iterator[tuple[str, str | None]]:
+    """Namespaces and directories of ours whose network is not recorded as running.
+
+    As the network's uuid, with the namespace where there is one.
     """
-    found: list[Finding] = []
-    errors: list[str] = []
-    for name, step in _steps(engine, active):
-        try:
-            found += [(name, what) for what in step()]
-        except NatnsError as error:
-            errors.append(str(error))
-    if errors:
-        raise NatnsError("; ".join(errors))
-    return found
-
-
-def _steps(engine: Engine, active: Active | None) -> list[tuple[str, Callable[[], list[str]]]]:
-    steps: list[tuple[str, Callable[[], list[str]]]] = []
-    running = {} if active is None else dict(active)
-    for record in engine.store.networks("preparing", "starting", "up"):
-        if not _is_active(engine, record, active):
-            steps.append((record.name, partial(_end, engine, record)))
-        elif active is None:
-            running[record.uuid] = record.document
-    for xml in running.values():
-        steps.append((_name(xml), partial(_repair, engine, xml)))
-    steps.append(("host", partial(host.ensure, engine.kernel, engine.planner.host_needs)))
-    return steps
+    running = {record.uuid for record in engine.store.networks() if record.state != "down"}
+    owners = {}
+    for file in names.NETNS_DIRECTORY.glob("nat-*"):
+        owner = engine.kernel.namespace_owner(file.name)
+        if owner and owner not in running:
+            owners[owner] = file.name
+    yield from owners.items()
+    directories = names.network_directory("").glob("*")
+    for uuid in {directory.name for directory in directories} - running - owners.keys():
+        yield uuid, None
 
 
 def _is_active(engine: Engine, record: Record, active: Active | None) -> bool:
-    unfinished = record.state in ("preparing", "starting") and record.this_boot
-    if unfinished and now() - record.since < STALLED:
+    if record.unfinished:
         return True
     if active is not None:
         return record.uuid in active
@@ -103,30 +131,110 @@ def _is_active(engine: Engine, record: Record, active: Active | None) -> bool:
 
 
 def _name(xml: bytes) -> str:
-    try:
-        return document.parse_network(xml).name
-    except NatnsError:
-        return "?"
+    return glance.at_network(xml).name or "?"
+
+
+# -- repairing ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was wrong and has been repaired, and in words what could not be."""
+
+    repaired: list[Finding]
+    errors: list[str]
+
+
+def sync(engine: Engine, ask: Ask) -> Outcome:
+    """Repair everything; what is well is not touched."""
+    records = engine.store.networks("preparing", "starting", "up")
+    return _carry_out(_repairs(engine, records, ask()))
+
+
+def _carry_out(repairs: Iterator[Repair]) -> Outcome:
+    """All of it, whatever fails on the way."""
+    outcome = Outcome([], [])
+    for name, repair in repairs:
+        try:
+            outcome.repaired.extend((name, what) for what in repair())
+        except NatnsError as error:
+            told = str(error)
+            outcome.errors.append(told if name in told else f"{name}: {told}")
+    return outcome
+
+
+def _repairs(engine: Engine, records: list[Record], active: Active | None) -> Iterator[Repair]:
+    running = {} if active is None else dict(active)
+    for record in records:
+        if not _is_active(engine, record, active):
+            yield record.name, partial(_end, engine, record)
+        elif active is None:
+            running[record.uuid] = record.document
+    for uuid, namespace in _leftovers(engine):
+        if uuid not in running:
+            yield namespace or uuid, partial(_tidy, engine, uuid, namespace)
+    for uuid, xml in running.items():
+        yield _name(xml), partial(_repair, engine, uuid, xml)
+    yield "host", partial(ensure_host, engine.kernel, engine.planner.host_needs, engine.before)
 
 
 def _end(engine: Engine, record: Record) -> list[str]:
-    engine.down(record.uuid)
-    return ["was not active any more, and was removed"]
+    ended = engine.down_unless_changed(record)
+    return [f"{NOT_ACTIVE}: removed"] if ended and record.this_boot else []
 
 
-def _repair(engine: Engine, xml: bytes) -> list[str]:
-    network = document.parse_network(xml)
-    record = engine.store.network(network.uuid)
-    state = record.state if record and record.this_boot else None
-    if state in ("preparing", "starting") and record and now() - record.since < STALLED:
+def _tidy(engine: Engine, uuid: str, namespace: str | None) -> list[str]:
+    engine.tidy(uuid, namespace)
+    return ["was left over: removed"]
+
+
+def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
+    record = engine.store.network(uuid)
+    if record and record.unfinished:
         return []
-    if state != "up" and not _is_ours(engine, xml):
+    up = record is not None and record.runs
+    if up and glance.at_network(xml).untouched:
+        # Its end was missed, and what runs now says that it is none of ours.
+        engine.hand_back(document.parse_network(xml))
+        return [f"{NOT_OURS}: given back to libvirt"]
+    # One that is up stays so where only the configuration's scope has changed.
+    network = document.parse_network(xml) if up else _network_of_ours(engine, xml)
+    if network is None:
         return []
-    return engine.up(network, xml)
+    found = engine.up(network, xml)
+    return found if up else [f"{NO_ROUTER}: it has got one"]
 
 
-def _is_ours(engine: Engine, xml: bytes) -> bool:
+def release(engine: Engine, ask: Ask) -> Outcome:
+    """Give every network back to libvirt, and remove whatever is left of ours."""
+    records = engine.store.networks("preparing", "starting", "up")
+    return _carry_out(_releases(engine, records, ask()))
+
+
+def _releases(engine: Engine, records: list[Record], active: Active | None) -> Iterator[Repair]:
+    recorded = {record.uuid: record for record in records}
+    ours = {uuid: record.namespace for uuid, record in recorded.items()} | dict(_leftovers(engine))
+    for uuid, namespace in ours.items():
+        record = recorded.get(uuid)
+        documents = [record.document] if record else []
+        if active is not None:
+            documents = [active[uuid], *documents] if uuid in active else []
+        name = record.name if record else namespace or uuid
+        yield name, partial(_release, engine, uuid, namespace, documents)
+    yield "host", partial(ensure_host, engine.kernel, engine.planner.host_needs, engine.before)
+
+
+def _release(engine: Engine, uuid: str, namespace: str | None, documents: list[bytes]) -> list[str]:
+    """Hand a network back by the first document that is acceptable; remove it without one."""
+    if not documents:
+        engine.down(uuid)
+        engine.tidy(uuid, namespace)
+        return ["removed"]
     try:
-        return verdict(document.parse_network(xml), engine.config).handled
+        network = document.parse_network(documents[0])
     except NatnsError:
-        return False
+        if len(documents) == 1:
+            raise
+        return _release(engine, uuid, namespace, documents[1:])
+    engine.hand_back(network)
+    return ["given back to libvirt"]

@@ -3,7 +3,7 @@
 
 /etc/resolv.conf may name only a stub on the loopback interface, which no
 namespace can reach; the programs that put it there keep the real servers in a
-file of their own.  IPv6 servers are left out: a namespace has no IPv6 yet.
+file of their own.  Servers in IPv6 do not count: a namespace has no IPv6 yet.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ SOURCES = (
     Path("/run/systemd/resolve/resolv.conf"),
     Path("/run/NetworkManager/no-stub-resolv.conf"),
     Path("/run/resolvconf/resolv.conf"),
+    Path("/run/dnsmasq/resolv.conf"),
 )
 
 
@@ -22,8 +23,9 @@ SOURCES = (
 class Resolvers:
     """Whom a namespace's dnsmasq asks: a file that it polls, or fixed servers.
 
-    The file is used where every server in it can be reached, so that a laptop
-    that changes networks takes its guests along.
+    The file is used where dnsmasq can take it as it is, so that a laptop that
+    changes networks takes its guests along.  It passes over servers in IPv6,
+    which it cannot reach, but would ask a stub that is not there.
     """
 
     servers: tuple[IPv4Address, ...] = ()
@@ -51,6 +53,6 @@ def host_resolvers(sources: tuple[Path, ...] = SOURCES) -> Resolvers:
             continue
         usable = [a for a in listed if isinstance(a, IPv4Address) and not a.is_loopback]
         if usable:
-            whole = len(usable) == len(listed)
-            return Resolvers(tuple(usable), source if whole else None)
+            stub = any(address.is_loopback for address in listed)
+            return Resolvers(tuple(usable), None if stub else source)
     return Resolvers()

@@ -74,9 +74,9 @@ def upstream_of(network: Network, config: Config) -> Upstream:
 def check_addresses(network: Network, upstream: Upstream) -> None:
     """Refuse what could never work between a network and a completed upstream.
 
-    Raises DocumentError for private subnets that overlap the upstream's (the
-    namespace could not tell the two sides apart) or each other, and for a
-    bridge named like the namespace's other interfaces.
+    Raises DocumentError for private subnets, and routes to further ones, that
+    overlap the upstream's (the namespace could not tell the two sides apart),
+    and for a bridge named like the namespace's other interfaces.
     """
     assert upstream.subnet is not None
     if network.bridge in (names.UPSTREAM_LINK, "lo"):
@@ -123,9 +123,9 @@ def reserved_addresses(upstream: Upstream) -> dict[IPv4Address, str]:
     if subnet.prefixlen < 31:
         reserved[subnet.network_address] = "network address"
         reserved[subnet.broadcast_address] = "broadcast address"
-    if upstream.gateway is not None:
-        reserved[upstream.gateway] = "gateway"
     for server in upstream.dns:
         if isinstance(server, IPv4Address):
             reserved[server] = "DNS server"
+    if upstream.gateway is not None:
+        reserved[upstream.gateway] = "gateway"
     return reserved

@@ -3,20 +3,28 @@
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from libvirt_natns import reconcile
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.engine import Engine
+from libvirt_natns.reconcile import Finding
 from libvirt_natns.store import Record
 
 HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")
+NONE = "no network has been handled yet: start one (virsh net-start), or virt-natns plan NETWORK"
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One network.  ``leases`` counts its guests' DHCP leases that have not expired."""
+    """One network.
+
+    ``state`` is "up", "preparing" and "starting" on the way there, or "down";
+    ``leases`` counts its guests' DHCP leases that have not expired; ``health``
+    is "ok" or "damaged (N)" for one that is up, and its state for any other.
+    """
 
     network: str
     uuid: str
@@ -31,39 +39,49 @@ class Status:
     differences: tuple[str, ...]
 
 
-def collect(engine: Engine, name: str | None = None) -> list[Status]:
-    """The status of all networks that were seen, or of the one called ``name``."""
-    records = [r for r in engine.store.networks() if name in (None, r.name, r.uuid)]
+def collect(
+    engine: Engine, known: Collection[str] | None, named: str | None = None
+) -> list[Status]:
+    """The status of all networks that were handled, or of the one called ``named``.
+
+    ``known`` are the uuids of the networks that libvirt has: others that are
+    down (transient ones, of which there may be thousands) are left out unless
+    they are named.
+    """
+    records = [r for r in engine.store.networks() if named in (None, r.name, r.uuid)]
+    if known is not None and named is None:
+        records = [r for r in records if r.runs or r.uuid in known]
     # Of a network that was defined anew only the newest counts.
     newest = {record.name: record for record in sorted(records, key=_age)}
     return [_status(engine, record) for record in sorted(newest.values(), key=lambda r: r.name)]
 
 
-def _age(record: Record) -> tuple[bool, float]:
-    return record.state != "down", record.since
+def _age(record: Record) -> tuple[bool, bool, float]:
+    return record.runs, record.this_boot, record.since
 
 
 def _status(engine: Engine, record: Record) -> Status:
-    found = tuple(reconcile.differences(engine, record))
+    state = record.state if record.runs else "down"
+    found = tuple(reconcile.differences(engine, record)) if state == "up" else ()
     address = engine.store.lease(record.upstream, record.uuid)
     return Status(
         network=record.name,
         uuid=record.uuid,
-        state=record.state,
+        state=state,
         namespace=record.namespace,
         bridge=record.bridge,
         subnets=tuple(map(str, record.subnets)),
         upstream=record.upstream,
         address=str(address) if address else None,
-        leases=dhcp_leases(record.bridge) if record.state == "up" else 0,
-        health=_health(record, found),
+        leases=dhcp_leases(record.bridge) if state == "up" else 0,
+        health=_health(state, found),
         differences=found,
     )
 
 
-def _health(record: Record, found: tuple[str, ...]) -> str:
-    if record.state != "up":
-        return record.state
+def _health(state: str, found: tuple[str, ...]) -> str:
+    if state != "up":
+        return state
     return f"damaged ({len(found)})" if found else "ok"
 
 
@@ -79,8 +97,21 @@ def dhcp_leases(bridge: str) -> int:
     return sum(expiry == 0 or expiry > time.time() for expiry in times)
 
 
-def table(statuses: list[Status]) -> str:
-    """The statuses as aligned columns, with each difference below its network."""
+def text(statuses: list[Status], host: list[str], missed: list[Finding]) -> str:
+    """The statuses as a table, each difference below its network, the rest below it.
+
+    ``host`` is what differs there, ``missed`` what no hook told of.
+    """
+    lines = table(statuses) if statuses else [NONE]
+    others = [("host", what) for what in host] + missed
+    lines += [f"  ! {name}: {what}" for name, what in others]
+    if others or any(status.differences for status in statuses):
+        lines.append('"virt-natns sync" repairs what is marked with "!".')
+    return "\n".join(lines)
+
+
+def table(statuses: list[Status]) -> list[str]:
+    """Lines of aligned columns, with each difference below its network."""
     rows = [HEADINGS, *map(_row, statuses)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = []
@@ -88,22 +119,27 @@ def table(statuses: list[Status]) -> str:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
         lines += [f"  ! {what}" for what in (status.differences if status else ())]
-    return "\n".join(lines)
+    return lines
 
 
 def _row(status: Status) -> tuple[str, ...]:
+    up = status.state == "up"
     return (
         status.network,
-        status.namespace if status.state == "up" else "-",
+        status.namespace if up else "-",
         ", ".join(status.subnets) or "-",
         status.upstream,
         status.address or "-",
-        str(status.leases),
+        str(status.leases) if up else "-",
         status.health,
     )
 
 
-def as_json(statuses: list[Status], host: list[str]) -> str:
-    """The statuses for programs: an object with "networks" and the host's "host"."""
-    document = {"networks": [asdict(status) for status in statuses], "host": host}
+def as_json(statuses: list[Status], host: list[str], missed: list[Finding]) -> str:
+    """The same for programs: an object with "networks", "host" and "missed"."""
+    document = {
+        "networks": [asdict(status) for status in statuses],
+        "host": host,
+        "missed": [{"network": name, "difference": what} for name, what in missed],
+    }
     return json.dumps(document, indent=2)

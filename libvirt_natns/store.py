@@ -7,7 +7,11 @@ namespace, is the database's own doing (primary keys and unique indexes), not
 that of a check made before.
 
 Times are seconds of CLOCK_BOOTTIME next to the boot's id, so a clock that is
-set, or a reboot, never makes a dead start look alive.
+set, or a reboot, never makes a dead start look alive; how long a lease was
+unused is not measured at all, but counted.
+
+Limit: a network is forgotten once it is down and its lease was given away, so
+the database grows with the pools, not with the networks that ever ran.
 """
 
 import sqlite3
@@ -21,6 +25,7 @@ from typing import Literal
 
 from libvirt_natns import names
 from libvirt_natns.errors import ConflictError, StoreError
+from libvirt_natns.locks import locked
 
 State = Literal["preparing", "starting", "up", "down"]
 """``preparing``: inside our `start` hook; ``starting``: from its end to `started`."""
@@ -32,7 +37,12 @@ START_LIMIT = 10.0
 """How long, in seconds, a network may take from libvirt's `start` to `started`
 before others stop waiting for it: no hook tells that a start has failed."""
 
-SCHEMA = """
+VERSION = 1
+
+STALLED = 30.0
+"""Seconds after which a start that came to no end counts as dead."""
+
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS network (
     uuid TEXT PRIMARY KEY,
     name TEXT NOT NULL,
@@ -46,24 +56,24 @@ CREATE TABLE IF NOT EXISTS network (
     boot TEXT NOT NULL,
     since REAL NOT NULL,
     document BLOB NOT NULL
-) STRICT;
+);
 CREATE UNIQUE INDEX IF NOT EXISTS one_namespace ON network (namespace) WHERE state != 'down';
 CREATE UNIQUE INDEX IF NOT EXISTS one_bridge ON network (bridge) WHERE state != 'down';
 CREATE TABLE IF NOT EXISTS lease (
     upstream TEXT NOT NULL,
+    segment TEXT NOT NULL,
     address INTEGER NOT NULL,
     network TEXT NOT NULL,
-    used REAL NOT NULL,
-    PRIMARY KEY (upstream, address),
+    used INTEGER NOT NULL,
+    PRIMARY KEY (segment, address),
     UNIQUE (upstream, network)
-) STRICT;
+);
 CREATE TABLE IF NOT EXISTS transit (
     upstream TEXT PRIMARY KEY,
     subnet TEXT NOT NULL
-) STRICT;
-PRAGMA user_version = 1;
+);
+PRAGMA user_version = {VERSION};
 """
-
 
 COLUMNS = (
     "uuid, name, namespace, bridge, upstream, kind, subnets, taken_over,"
@@ -74,6 +84,10 @@ PUT = (
     f"INSERT INTO network ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (uuid)"
     f" DO UPDATE SET ({COLUMNS}) = (excluded.{COLUMNS.replace(', ', ', excluded.')})"
 )
+# Of a lease joined with its network; takes the boot's id.  A network that has
+# moved to another upstream does not use what it had from the first.
+RUNNING = "(network.state != 'down' AND network.boot = ? AND network.upstream = lease.upstream)"
+NEXT_USE = "(SELECT coalesce(max(used), 0) + 1 FROM lease)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +111,17 @@ class Record:
     def this_boot(self) -> bool:
         """Whether the record was written since the machine was started."""
         return self.boot == boot_id()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether its start goes on: in our `start` hook, or from there to `started`."""
+        fresh = self.this_boot and now() - self.since < STALLED
+        return self.state in ("preparing", "starting") and fresh
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is up, or on its way, since this boot."""
+        return self.unfinished or (self.state == "up" and self.this_boot)
 
 
 def boot_id() -> str:
@@ -125,29 +150,33 @@ class Store:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None)
             self._db.row_factory = sqlite3.Row
-            self._create()
+            if self._version() == 0:
+                self._create(directory)
+            self._db.execute("PRAGMA synchronous = NORMAL")
         except (OSError, sqlite3.Error) as error:
             raise StoreError(
                 f"cannot open the state database {self.path}", f"{error}; repair or move it away"
             ) from error
+        if self._version() != VERSION:
+            raise StoreError(
+                f"the state database {self.path} was written by another version"
+                f" (format {self._version()} instead of {VERSION})",
+                "install that version again, or move the file away",
+            )
 
-    def _create(self) -> None:
-        if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}COMMIT;")
-        self._db.execute("PRAGMA synchronous = NORMAL")
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def _create(self, directory: Path) -> None:
+        # SQLite does not wait for another process that changes the journal's
+        # mode at the same moment, but fails: the lock makes it wait.
+        with locked(directory):
+            if self._version() == 0:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}COMMIT;")
 
     def close(self) -> None:
         self._db.close()
-
-    def extend(self, schema: str) -> None:
-        """Create further tables, where they are missing."""
-        try:
-            self._db.executescript(f"BEGIN IMMEDIATE;{schema}COMMIT;")
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"cannot change the state database {self.path}", str(error)
-            ) from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -178,14 +207,17 @@ class Store:
 
     def networks(self, *states: State) -> list[Record]:
         """All records in these states (all, where none is named), by name."""
-        rows = self.select("SELECT * FROM network ORDER BY name, uuid")
-        return [record for record in map(_record, rows) if not states or record.state in states]
+        marks = ", ".join("?" * len(states))
+        where = f"WHERE state IN ({marks})" if states else ""
+        rows = self.select(f"SELECT * FROM network {where} ORDER BY name, uuid", *states)
+        return [_record(row) for row in rows]
 
     def rivals(self, record: Record) -> list[Record]:
-        """Others that are not down and claim this one's namespace or bridge."""
+        """Others that are not down, since this boot, and claim this one's namespace or bridge."""
         rows = self.select(
-            "SELECT * FROM network WHERE state != 'down' AND uuid != ?"
+            "SELECT * FROM network WHERE state != 'down' AND boot = ? AND uuid != ?"
             " AND (namespace = ? OR bridge = ?)",
+            boot_id(),
             record.uuid,
             record.namespace,
             record.bridge,
@@ -196,7 +228,8 @@ class Store:
         """Write a record whole.
 
         Raises ConflictError where another network that is not down holds the
-        namespace or the bridge.
+        namespace or the bridge.  One that held it when the machine went down
+        holds it no more.
         """
         with self.transaction() as db:
             rivals = self.rivals(record) if record.state != "down" else []
@@ -206,6 +239,11 @@ class Store:
                     f" {record.bridge} belongs to {', '.join(rival.name for rival in rivals)}",
                     "stop that one first, or run virt-natns sync if it is gone",
                 )
+            db.execute(
+                "UPDATE network SET state = 'down' WHERE state != 'down' AND boot != ?"
+                " AND uuid != ? AND (namespace = ? OR bridge = ?)",
+                (boot_id(), record.uuid, record.namespace, record.bridge),
+            )
             db.execute(PUT, self._row(record))
 
     @staticmethod
@@ -232,7 +270,11 @@ class Store:
                 "UPDATE network SET state = ?, boot = ?, since = ? WHERE uuid = ?",
                 (state, boot_id(), now(), uuid),
             )
-            db.execute("UPDATE lease SET used = ? WHERE network = ?", (time.time(), uuid))
+            db.execute(
+                f"UPDATE lease SET used = {NEXT_USE} WHERE network = ? AND upstream ="
+                " (SELECT upstream FROM network WHERE uuid = lease.network)",
+                (uuid,),
+            )
 
     def enter_start(self, record: Record) -> Record | None:
         """Record a start; returns the network to wait for instead, if there is one.
@@ -241,14 +283,25 @@ class Store:
         move it, and meanwhile refuses any other network with that subnet: so
         starts of overlapping subnets go one by one.
         """
-        with self.transaction():
-            for other in self.networks("starting"):
-                if other.uuid != record.uuid and _blocks(other, record):
-                    return other
-            self.put(record)
+        # Those who wait look often; only who sees the way free takes the lock.
+        blocker = self._blocker(record)
+        if blocker is None:
+            with self.transaction():
+                blocker = self._blocker(record)
+                if blocker is None:
+                    self.put(record)
+        return blocker
+
+    def _blocker(self, record: Record) -> Record | None:
+        for other in self.networks("starting"):
+            if other.uuid != record.uuid and _blocks(other, record):
+                return other
         return None
 
     # -- leases ------------------------------------------------------------
+    #
+    # A segment is where addresses must be unique: an upstream's bridge, which
+    # several upstreams of the configuration may share.
 
     def lease(self, upstream: str, uuid: str) -> IPv4Address | None:
         """The address that a network leases from an upstream."""
@@ -257,61 +310,66 @@ class Store:
         )
         return IPv4Address(rows[0]["address"]) if rows else None
 
-    def leases(self, upstream: str) -> dict[IPv4Address, str]:
-        """All leased addresses of an upstream, with the uuid of who holds each."""
-        rows = self.select("SELECT address, network FROM lease WHERE upstream = ?", upstream)
-        return {IPv4Address(row["address"]): row["network"] for row in rows}
+    def leased(self, segment: str) -> set[int]:
+        """All leased addresses of a segment, as numbers."""
+        rows = self.select("SELECT address FROM lease WHERE segment = ?", segment)
+        return {row["address"] for row in rows}
 
-    def reclaimable(self, upstream: str) -> list[IPv4Address]:
-        """Leases of networks that do not run, the longest unused first.
+    def reclaimable(self, segment: str) -> list[IPv4Address]:
+        """Leases that no network uses now, the longest unused first.
 
         Networks that ran when the machine went down come last: they probably
         start again in a moment.
         """
         rows = self.select(
-            "SELECT address, network.state AS state FROM lease"
-            " LEFT JOIN network ON network.uuid = lease.network"
-            " WHERE lease.upstream = ? AND"
-            " (state IS NULL OR state = 'down' OR boot != ?)"
-            " ORDER BY state IS NOT NULL AND state != 'down', used",
-            upstream,
+            "SELECT address FROM lease LEFT JOIN network ON network.uuid = lease.network"
+            f" WHERE segment = ? AND NOT coalesce({RUNNING}, FALSE)"
+            " ORDER BY coalesce(state != 'down' AND boot != ?, FALSE), used",
+            segment,
+            boot_id(),
             boot_id(),
         )
         return [IPv4Address(row["address"]) for row in rows]
 
-    def holder(self, upstream: str, address: IPv4Address) -> Record | None:
-        """The network that leases an address, if it is known and not down."""
+    def holder(self, segment: str, address: IPv4Address) -> Record | None:
+        """The network that uses a leased address now: it runs, starts or is about to."""
         rows = self.select(
             "SELECT network.* FROM lease JOIN network ON network.uuid = lease.network"
-            " WHERE lease.upstream = ? AND address = ?",
-            upstream,
+            f" WHERE segment = ? AND address = ? AND {RUNNING}",
+            segment,
             int(address),
+            boot_id(),
         )
-        record = _record(rows[0]) if rows else None
-        if record and record.state != "down" and record.this_boot:
-            return record
-        return None
+        return _record(rows[0]) if rows else None
 
-    def reserve(self, upstream: str, uuid: str, address: IPv4Address) -> bool:
+    def reserve(self, upstream: str, segment: str, uuid: str, address: IPv4Address) -> bool:
         """Lease an address to a network, for good.
 
         Replaces the network's earlier lease from that upstream, and takes the
-        address from a network that does not run.  False where one that runs
+        address from a network that does not use it.  False where one that does
         holds it.
         """
         with self.transaction() as db:
-            holder = self.holder(upstream, address)
+            holder = self.holder(segment, address)
             if holder and holder.uuid != uuid:
                 return False
             db.execute(
-                "DELETE FROM lease WHERE upstream = ? AND (address = ? OR network = ?)",
-                (upstream, int(address), uuid),
+                "DELETE FROM lease WHERE segment = ? AND address = ?"
+                " OR upstream = ? AND network = ?",
+                (segment, int(address), upstream, uuid),
             )
             db.execute(
-                "INSERT INTO lease VALUES (?, ?, ?, ?)",
-                (upstream, int(address), uuid, time.time()),
+                f"INSERT INTO lease VALUES (?, ?, ?, ?, {NEXT_USE})",
+                (upstream, segment, int(address), uuid),
             )
+            self._forget()
         return True
+
+    def _forget(self) -> None:
+        """Drop the networks of which nothing is kept any more."""
+        self._db.execute(
+            "DELETE FROM network WHERE state = 'down' AND uuid NOT IN (SELECT network FROM lease)"
+        )
 
     def release(self, upstream: str, uuid: str) -> None:
         """Give a lease back to the pool."""
@@ -330,16 +388,27 @@ class Store:
     ) -> IPv4Network:
         """Choose the first candidate for good, unless another was chosen meanwhile.
 
-        ``instead_of`` is the earlier choice, whose leases end with it.
+        ``instead_of`` is the earlier choice, whose leases end with it; it stays
+        where a network has begun to use it.
         """
         with self.transaction() as db:
             chosen = self.transit(upstream)
-            if chosen is not None and chosen != instead_of:
+            if chosen is not None and (chosen != instead_of or self.in_use(upstream)):
                 return chosen
             chosen = next(iter(candidates))
             db.execute("DELETE FROM lease WHERE upstream = ?", (upstream,))
             db.execute("INSERT OR REPLACE INTO transit VALUES (?, ?)", (upstream, str(chosen)))
         return chosen
+
+    def in_use(self, upstream: str) -> bool:
+        """Whether any network runs on an upstream, or is about to."""
+        return bool(
+            self.select(
+                "SELECT 1 FROM network WHERE upstream = ? AND state != 'down' AND boot = ? LIMIT 1",
+                upstream,
+                boot_id(),
+            )
+        )
 
 
 def _blocks(other: Record, mine: Record) -> bool:

@@ -4,8 +4,8 @@
 Such an upstream needs no configuration: its bridge is ours, its subnet is the
 first of a few that the host has no route into, chosen once and kept.  The
 subnets are from the block set aside for benchmarks (RFC 2544) and from
-private ones that home routers rarely use; each holds 1021 namespaces, as many
-as a bridge has ports.
+private ones that home routers rarely use; each holds 1021 namespaces, nearly
+as many as a bridge has ports (1023).
 """
 
 from dataclasses import replace
@@ -50,9 +50,14 @@ def complete(upstream: Upstream, subnet: IPv4Network) -> Upstream:
 
 def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network) -> bool:
     """Whether the host has learnt a route into a transit subnet that nobody uses."""
-    in_use = any(record.upstream == upstream.name for record in store.networks("starting", "up"))
-    taken = kernel.host_routes(without=[names.transit_bridge(upstream.name)])
-    return not in_use and any(subnet.overlaps(route) for route in taken)
+    if store.in_use(upstream.name):
+        return False
+    return any(map(subnet.overlaps, _routes(kernel, upstream)))
+
+
+def _routes(kernel: Kernel, upstream: Upstream) -> set[IPv4Network]:
+    """Where the host has routes to, those of the transit bridge itself apart."""
+    return kernel.host_routes(without=[names.transit_bridge(upstream.name)])
 
 
 def _choose(
@@ -66,8 +71,9 @@ def free(kernel: Kernel, network: Network, upstream: Upstream) -> list[IPv4Netwo
 
     Raises UpstreamError where there is none.
     """
-    taken = kernel.host_routes(without=[names.transit_bridge(upstream.name)])
+    taken = _routes(kernel, upstream)
     taken |= {subnet.network for subnet in network.subnets}
+    taken |= {route.destination for route in network.routes}
     unused = [subnet for subnet in CANDIDATES if not any(map(subnet.overlaps, taken))]
     if not unused:
         raise UpstreamError(

@@ -114,8 +114,8 @@ def _routes() -> list[str]:
 def _legacy_iptables() -> list[str]:
     lines: list[str] = []
     for family, program in (("ip", "iptables"), ("ip6", "ip6tables")):
-        tables = Path(f"/proc/net/{family}_tables_names")
-        if tables.exists() and tables.read_text().split():
+        present = Path(f"/proc/net/{family}_tables_names")
+        if present.exists() and present.read_text().split():
             saved = run(f"{program}-legacy-save", check=False).stdout
             tables = re.findall(r"^\*.*?^COMMIT$", saved, re.DOTALL | re.MULTILINE)
             lines += [line for table in tables for line in _table(table)]

@@ -137,7 +137,7 @@ def test_hook_data() -> None:
     lab = data.network
     assert (lab.name, lab.uuid) == ("lab & more", "4dea22b3-1d52-d8f3-2516-782e98ab3fa0")
     assert (lab.bridge, lab.forward_mode, lab.mtu) == ("virbr10", "route", 1400)
-    assert (lab.domain, lab.dns, lab.taken_over, lab.nat) == ("lab.example", False, True, None)
+    assert (lab.domain, lab.dns, lab.taken_over, lab.nat) == ("lab.example", None, True, None)
     assert lab.routes == (StaticRoute(IPv4Network("10.1.0.0/16"), IPv4Address("10.0.0.2")),)
     first, second = lab.subnets
     assert (first.interface, first.dhcp) == (IPv4Interface("10.0.0.1/24"), True)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A picture of the networks that are up, from recorded state; nothing is measured.
+
+One box a namespace, with its network above and its upstream's bridge below.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from libvirt_natns import document, transit
+from libvirt_natns.engine import Engine
+from libvirt_natns.store import Record
+
+NONE = "no network is up: start one (virsh net-start)\n"
+GAP = "   "
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """One network's namespace; ``gateways`` with their prefixes."""
+
+    network: str
+    bridge: str
+    namespace: str
+    gateways: tuple[str, ...]
+    address: str
+    upstream: str
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What stands in its box."""
+        return (self.namespace, *self.gateways, self.address)
+
+    @property
+    def width(self) -> int:
+        return max(len(text) for text in (*self.content, self.network, self.bridge)) + 4
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """All routers; ``upstreams`` tells for each name of one its bridge and what it is."""
+
+    routers: tuple[Router, ...]
+    upstreams: dict[str, tuple[str, str]]
+
+
+def collect(engine: Engine) -> Picture:
+    """What is up, as it was recorded."""
+    records = [record for record in engine.store.networks("up") if record.this_boot]
+    return Picture(
+        tuple(_router(engine, record) for record in records),
+        {record.upstream: _upstream(engine, record.upstream) for record in records},
+    )
+
+
+def _router(engine: Engine, record: Record) -> Router:
+    network = document.parse_network(record.document)
+    return Router(
+        record.name,
+        record.bridge,
+        record.namespace,
+        tuple(str(subnet.interface) for subnet in network.subnets),
+        str(engine.store.lease(record.upstream, record.uuid) or "no address"),
+        record.upstream,
+    )
+
+
+def _upstream(engine: Engine, name: str) -> tuple[str, str]:
+    """An upstream's bridge, and what it is in words."""
+    upstream = engine.config.upstreams.get(name)
+    if upstream is None:
+        return "?", f"upstream {name}, which is not configured any more"
+    said = f"upstream {name}"
+    if upstream.kind == "host":
+        subnet = upstream.subnet or engine.store.transit(name)
+        upstream = transit.complete(upstream, subnet) if subnet else upstream
+        said += ", routed by the host"
+    said += f", {upstream.subnet}" if upstream.subnet else ""
+    said += f", gateway {upstream.gateway}" if upstream.gateway else ""
+    return upstream.bridge or "?", said
+
+
+def draw(picture: Picture, width: int = 80) -> str:
+    """The picture as text; rows are broken where they would be wider than ``width``."""
+    if not picture.routers:
+        return NONE
+    parts = []
+    ordered = sorted(picture.routers, key=lambda router: (router.upstream, router.network))
+    for name, group in groupby(ordered, key=lambda router: router.upstream):
+        bridge, said = picture.upstreams[name]
+        rows = ["\n".join(_row(row, bridge)) for row in _rows(list(group), width)]
+        parts.append("\n\n".join(rows) + f"\n{GAP}({said})\n")
+    return "\n".join(parts)
+
+
+def _rows(routers: Sequence[Router], width: int) -> Iterator[list[Router]]:
+    row: list[Router] = []
+    used = 0
+    for router in routers:
+        if row and used + router.width > width:
+            yield row
+            row, used = [], 0
+        row.append(router)
+        used += router.width + len(GAP)
+    yield row
+
+
+def _row(routers: Sequence[Router], bridge: str) -> Iterator[str]:
+    yield _line(router.network.center(router.width) for router in routers)
+    yield _line("|".center(router.width) for router in routers)
+    yield _line(router.bridge.center(router.width) for router in routers)
+    yield _line("|".center(router.width) for router in routers)
+    yield _line(_edge(router) for router in routers)
+    height = max(len(router.content) for router in routers)
+    for number in range(height):
+        yield _line(_content(router, number) for router in routers)
+    yield _line(_edge(router) for router in routers)
+    yield _line("|".center(router.width) for router in routers)
+    joined = "-" * len(GAP)
+    yield joined.join("+".center(router.width, "-") for router in routers) + f" {bridge}"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return GAP.join(cells).rstrip()
+
+
+def _edge(router: Router) -> str:
+    return "+" + "+".center(router.width, "-")[1:-1] + "+"
+
+
+def _content(router: Router, number: int) -> str:
+    text = router.content[number] if number < len(router.content) else ""
+    return f"| {text.ljust(router.width - 4)} |"

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""libvirt's ``<dns>``, ``<domain>`` and ``<dnsmasq:options>`` of a network.
+
+libvirt turns them into dnsmasq's syntax for a network with an ``<ip>``; for one
+with ``<natns:ip>`` we do, so each value must be what it claims to be: one with
+a comma or a line break in it would say something else to dnsmasq.
+``dnsmasq:options`` may say anything, a line each, as with libvirt itself.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from libvirt_natns.elements import CONTROL, Element, error, value_error
+from libvirt_natns.model import Dns, DnsHost, Forwarder, ServiceRecord, TextRecord
+
+DNSMASQ = "{http://libvirt.org/schemas/network/dnsmasq/1.0}"
+
+DOMAIN = re.compile(r"[^\s,#\"'\\/\x00-\x1f\x7f-\x9f]{1,253}")
+"""A name that no line of dnsmasq's configuration takes for anything else."""
+
+NUMBER = re.compile(r"[0-9]{1,5}")
+MAX_NUMBER = 65535
+
+
+def options(network: Element) -> tuple[str, ...]:
+    """The values of a network's ``<dnsmasq:option>`` elements."""
+    found = network.findall(f"{DNSMASQ}options/{DNSMASQ}option")
+    return tuple(each.attrib.get("value", "") for each in found)
+
+
+def check_options(network: Element) -> None:
+    """Refuse an option that would be more than one line; libvirt writes it as it is."""
+    for each in network.findall(f"{DNSMASQ}options/{DNSMASQ}option"):
+        if CONTROL.search(each.attrib.get("value", "")):
+            raise value_error(each, "value", "a value without control characters")
+
+
+def parse(network: Element) -> Dns | None:
+    """The ``<dns>`` of a network; None where it turns DNS off.
+
+    DocumentError for values that have no place in dnsmasq's syntax.
+    """
+    element = network.find("dns")
+    if element is None:
+        return Dns()
+    if element.attrib.get("enable") == "no":
+        return None
+    return Dns(
+        forward_plain_names=element.attrib.get("forwardPlainNames") != "no",
+        forwarders=tuple(_forwarder(each) for each in element.findall("forwarder")),
+        hosts=tuple(_host(each) for each in element.findall("host")),
+        texts=tuple(_text(each) for each in element.findall("txt")),
+        services=tuple(_service(each) for each in element.findall("srv")),
+    )
+
+
+def _forwarder(element: Element) -> Forwarder:
+    found = Forwarder(_name(element, "domain"), _address(element, "addr"))
+    if found == Forwarder():
+        raise error(element, "has neither domain nor addr", "at least one of the two")
+    return found
+
+
+def _host(element: Element) -> DnsHost:
+    address = _address(element, "ip")
+    if address is None:
+        raise value_error(element, "ip", "an IP address")
+    names = tuple((each.text or "").strip() for each in element.findall("hostname"))
+    for name in names:
+        if not DOMAIN.fullmatch(name):
+            raise error(element, f"has <hostname> {name!r}", "a host name")
+    if not names:
+        raise error(element, "has no <hostname>", "at least one")
+    return DnsHost(address, names)
+
+
+def _text(element: Element) -> TextRecord:
+    value = element.attrib.get("value", "")
+    if CONTROL.search(value):
+        raise value_error(element, "value", "a value without control characters")
+    return TextRecord(_required(element, "name"), value)
+
+
+def _service(element: Element) -> ServiceRecord:
+    return ServiceRecord(
+        service=_required(element, "service"),
+        protocol=_required(element, "protocol"),
+        domain=_name(element, "domain"),
+        target=_name(element, "target"),
+        port=_number(element, "port"),
+        priority=_number(element, "priority"),
+        weight=_number(element, "weight"),
+    )
+
+
+def _name(element: Element, attribute: str) -> str | None:
+    value = element.attrib.get(attribute)
+    if value and not DOMAIN.fullmatch(value):
+        raise value_error(element, attribute, "a name without spaces, commas, quotes, # or /")
+    return value or None
+
+
+def _required(element: Element, attribute: str) -> str:
+    value = _name(element, attribute)
+    if value is None:
+        raise error(element, f"has no {attribute}", "one")
+    return value
+
+
+def _address(element: Element, attribute: str) -> IPv4Address | IPv6Address | None:
+    value = element.attrib.get(attribute)
+    if not value:
+        return None
+    try:
+        address = ip_address(value)
+    except ValueError:
+        raise value_error(element, attribute, "an IP address") from None
+    if "%" in value:
+        raise value_error(element, attribute, "an IP address without an interface")
+    return address
+
+
+def _number(element: Element, attribute: str) -> int:
+    value = element.attrib.get(attribute, "0")
+    if not NUMBER.fullmatch(value) or int(value) > MAX_NUMBER:
+        raise value_error(element, attribute, f"a number from 0 to {MAX_NUMBER}")
+    return int(value)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the dnsmasq of a namespace is told: pure text, no process.
+
+libvirt has already translated the whole network XML for its own dnsmasq into
+/var/lib/libvirt/dnsmasq/NAME.conf.  That text is taken as it is, minus what
+libvirt adds because the network is isolated, plus what a router needs.  Only
+for a network addressed by ``<natns:ip>``, which libvirt runs no dnsmasq for,
+is it written here, in libvirt's own words and order.
+
+What the user's own ``<dnsmasq:options>`` say always wins over what is added.
+
+Limits: IPv6 ranges stay with libvirt's dnsmasq, a namespace has no IPv6 yet.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv6Address
+from pathlib import Path
+
+from libvirt_natns import names
+from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet
+from libvirt_natns.resolvers import Resolvers
+
+MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a dnsmasq reads, as texts.
+
+    ``hosts`` is its ``dhcp-hostsfile`` and ``records`` its ``addn-hosts``: it
+    reads both again on SIGHUP, unlike the configuration.
+    """
+
+    configuration: str
+    hosts: str = ""
+    records: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where the files of a network's dnsmasq are."""
+
+    configuration: Path
+    hosts: Path
+    records: Path
+    pid: Path
+
+
+def paths(uuid: str) -> Paths:
+    """The files of a network's dnsmasq, in its run-time directory."""
+    stem = names.network_directory(uuid) / "dnsmasq"
+    suffixes = (".conf", ".hosts", ".records", ".pid")
+    return Paths(*(stem.with_suffix(suffix) for suffix in suffixes))
+
+
+def make(network: Network, libvirts: Files | None, resolvers: Resolvers, mtu: int | None) -> Files:
+    """All that the dnsmasq of a network reads.
+
+    ``libvirts`` are libvirt's own files, None for ``<natns:ip>``; ``mtu``, in
+    octets, is announced by DHCP where the path outside is narrower than the
+    private bridge.
+    """
+    mine = paths(network.uuid)
+    if libvirts is None:
+        lines, users = _write(network), _options(network)
+    else:
+        lines, users = _derive(network, libvirts)
+    lines = [*_with_mtu(lines, users, network, mtu), *_resolution(lines, users, resolvers)]
+    lines += [f"pid-file={mine.pid}", *(line for line in users if _key(line) != "pid-file")]
+    return Files(
+        "\n".join(lines) + "\n",
+        hosts=_hosts(network) if libvirts is None else libvirts.hosts,
+        records=_records(network.dns) if libvirts is None else libvirts.records,
+    )
+
+
+# -- lines -------------------------------------------------------------------
+
+
+def _key(line: str) -> str:
+    return line.partition("=")[0].strip()
+
+
+def _value(line: str) -> str:
+    return line.partition("=")[2].strip()
+
+
+def _statements(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def _options(network: Network) -> list[str]:
+    """The lines of the user's ``<dnsmasq:options>``, but for those about IPv6."""
+    return [line for line in _all_options(network) if not _concerns_ipv6(line)]
+
+
+def _all_options(network: Network) -> list[str]:
+    return [line for option in network.dnsmasq_options for line in _statements(option)]
+
+
+def has_dhcpv6(configuration: str) -> bool:
+    """Whether a configuration hands out IPv6 addresses."""
+    lines = configuration.splitlines()
+    return any(_key(line) == "dhcp-range" and _concerns_ipv6(line) for line in lines)
+
+
+def _concerns_ipv6(line: str) -> bool:
+    if _key(line) in ("enable-ra", "ra-param"):
+        return True
+    return _key(line) == "dhcp-range" and any(map(_is_ipv6, _value(line).split(",")))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except AddressValueError:
+        return False
+    return True
+
+
+# -- derived from libvirt's --------------------------------------------------
+
+
+def _derive(network: Network, libvirts: Files) -> tuple[list[str], list[str]]:
+    """libvirt's lines fit for a router, and the user's, which libvirt writes last."""
+    lines = _statements(libvirts.configuration)
+    users = _all_options(network)
+    end = len(lines) - len(users)
+    if lines[end:] != users:
+        # Not a text of this network's: better keep what may be the user's.
+        end = len(lines)
+    own = [_moved(line, network.uuid) for line in lines[:end] if not _unwanted(line)]
+    return own, _options(network) if end < len(lines) else []
+
+
+def _unwanted(line: str) -> bool:
+    """Whether a line of libvirt's own is about isolation, IPv6, or its process."""
+    # An empty option 3 tells guests that there is no router.
+    if line in ("dhcp-option=3", "no-resolv"):
+        return True
+    return _key(line) == "pid-file" or _concerns_ipv6(line)
+
+
+def _moved(line: str, uuid: str) -> str:
+    """A line that names a file of libvirt's, naming our copy of it."""
+    ours = {"dhcp-hostsfile": paths(uuid).hosts, "addn-hosts": paths(uuid).records}
+    key = _key(line)
+    return f"{key}={ours[key]}" if key in ours else line
+
+
+# -- written as libvirt would ------------------------------------------------
+
+
+def _write(network: Network) -> list[str]:
+    """What libvirt would write, had the network an ``<ip>`` instead of ``<natns:ip>``."""
+    dns = network.dns
+    return [
+        "strict-order",
+        *(_forwarders(dns) if dns else ["port=0"]),
+        *_domain(network),
+        *(["domain-needed", "local=//"] if dns and not dns.forward_plain_names else []),
+        "except-interface=lo",
+        "bind-dynamic",
+        f"interface={network.bridge}",
+        *(f"txt-record={text.name},{text.value}" for text in (dns.texts if dns else ())),
+        *(_service(record) for record in (dns.services if dns else ())),
+        *_dhcp(network),
+        *([f"addn-hosts={paths(network.uuid).records}"] if dns else []),
+        *([_mtu_option(network.mtu)] if network.mtu else []),
+    ]
+
+
+def _forwarders(dns: Dns) -> Iterable[str]:
+    for forwarder in dns.forwarders:
+        domain = f"/{forwarder.domain}/" if forwarder.domain else ""
+        # Without an address: the servers that are asked for all other names.
+        yield f"server={domain}{forwarder.address or '#'}"
+
+
+def _domain(network: Network) -> Iterable[str]:
+    if network.domain is None:
+        return
+    if network.domain_local:
+        yield f"local=/{network.domain}/"
+    yield f"domain={network.domain}"
+    yield "expand-hosts"
+
+
+def _service(record: ServiceRecord) -> str:
+    name = f"_{record.service}._{record.protocol}"
+    if record.domain:
+        name += f".{record.domain}"
+    if record.target in (None, ".", ""):
+        return f"srv-host={name}"
+    # They count by their place, so none before the last one can be left out.
+    given = (record.port, record.priority, record.weight)
+    last = max((place for place, value in enumerate(given, 1) if value), default=0)
+    values = (record.port or 1, record.priority, record.weight)[:last]
+    return ",".join([f"srv-host={name}", record.target or "", *map(str, values)])
+
+
+def _dhcp(network: Network) -> Iterable[str]:
+    served = [subnet for subnet in network.subnets if subnet.dhcp]
+    if not served:
+        return
+    for subnet in served:
+        yield from _ranges(subnet)
+    yield from ("dhcp-no-override", "dhcp-authoritative")
+    size = sum(span.size for subnet in served for span in subnet.ranges)
+    if size:
+        yield f"dhcp-lease-max={size}"
+    yield f"dhcp-hostsfile={paths(network.uuid).hosts}"
+
+
+def _ranges(subnet: Subnet) -> Iterable[str]:
+    for span in subnet.ranges:
+        yield f"dhcp-range={span.first},{span.last},{subnet.network.netmask}"
+    if not subnet.ranges:
+        # No address for strangers, yet dnsmasq must know that it serves here.
+        yield f"dhcp-range={subnet.gateway},static"
+
+
+def _hosts(network: Network) -> str:
+    """The ``dhcp-hostsfile``: who gets which fixed address."""
+    lines = []
+    for host in (host for subnet in network.subnets for host in subnet.hosts):
+        words = (host.mac, str(host.ip), host.name) if host.mac else (host.name, str(host.ip))
+        lines.append(",".join(word for word in words if word))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _records(dns: Dns | None) -> str:
+    """The ``addn-hosts``: names beside those of DHCP clients."""
+    hosts = dns.hosts if dns else ()
+    return "".join("\t".join((str(host.ip), *host.names)) + "\n" for host in hosts)
+
+
+# -- what is added -----------------------------------------------------------
+
+
+def _resolution(lines: list[str], users: list[str], resolvers: Resolvers) -> list[str]:
+    """Whom to ask.  Those whom the network's own XML names are asked alone."""
+    if "no-resolv" in users:
+        return []
+    # libvirt's own rule: with such a <forwarder>, the host's servers are not asked.
+    if any(map(_is_default_server, lines)):
+        return ["no-resolv"]
+    if any(_key(line) == "resolv-file" for line in users):
+        return []
+    if any(map(_is_default_server, users)):
+        return ["no-resolv"]
+    if resolvers.file is not None:
+        return [f"resolv-file={resolvers.file}"]
+    return ["no-resolv", *(f"server={server}" for server in resolvers.servers)]
+
+
+def _is_default_server(line: str) -> bool:
+    """Whether a line names a server for all names, not for one domain's only."""
+    return _key(line) == "server" and not _value(line).startswith("/")
+
+
+def _mtu_option(mtu: int) -> str:
+    return f"dhcp-option=option:mtu,{mtu}"
+
+
+def _with_mtu(lines: list[str], users: list[str], network: Network, mtu: int | None) -> list[str]:
+    if mtu is None or any(map(MTU_OPTION.match, users)):
+        return lines
+    announced = _mtu_option(network.mtu) if network.mtu else None
+    return [*(line for line in lines if line != announced), _mtu_option(mtu)]

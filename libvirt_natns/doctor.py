@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``virt-natns doctor``: does this machine have what libvirt-natns needs?
+
+Every examination changes nothing.  What the kernel can do is tried out in a
+network namespace that nobody else sees and that ends with the trial.
+"""
+
+import importlib.util
+import subprocess
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
+
+from libvirt_natns import (
+    config,
+    connection,
+    dnsmasq,
+    firewall,
+    host,
+    install,
+    names,
+    netns,
+    reconcile,
+)
+from libvirt_natns.engine import Engine
+from libvirt_natns.errors import ConfigError, InstallError, LibvirtError, NatnsError, UpstreamError
+from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.model import Config
+from libvirt_natns.store import Store
+
+DROP_IN_SINCE = (6, 5, 0)
+"""The libvirt that first looked into hooks/network.d."""
+
+Examination = Callable[[], str]
+"""Says what it found; a NatnsError says what is broken and how to mend it."""
+
+Engines = Callable[[Config], AbstractContextManager[Engine]]
+"""Makes an engine over a configuration; one that makes no state database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, and what is to be said of it."""
+
+    what: str
+    state: Literal["ok", "broken"]
+    said: str
+
+
+def examine(engine: Engines) -> list[Finding]:
+    """All examinations, in the order in which one would mend what they find."""
+    settings, finding = _configuration()
+    found = [finding]
+    for what, examination in _examinations(engine, settings):
+        try:
+            found.append(Finding(what, "ok", examination()))
+        except NatnsError as error:
+            found.append(Finding(what, "broken", str(error)))
+    return found
+
+
+def text(findings: Iterable[Finding]) -> str:
+    """The findings, a line each."""
+    lines = [f"{finding.state:<6}  {finding.what}: {finding.said}" for finding in findings]
+    return "\n".join(lines)
+
+
+def _configuration() -> tuple[Config, Finding]:
+    """The configuration; the defaults, for what follows, where it is wrong."""
+    try:
+        settings = config.load()
+    except ConfigError as error:
+        return Config(), Finding("configuration", "broken", str(error))
+    there = names.CONFIG_FILE if names.CONFIG_FILE.exists() else "no file, the defaults apply"
+    said = f"{there}; scope {settings.scope}, upstream {settings.upstream}"
+    return settings, Finding("configuration", "ok", said)
+
+
+def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examination]]:
+    return [
+        ("program dnsmasq", dnsmasq.program),
+        ("Python modules", _modules),
+        ("namespaces and links", _links),
+        ("firewall", lambda: _firewall(settings)),
+        ("upstream", lambda: _upstream(settings)),
+        ("state database", _store),
+        ("hooks", _hooks),
+        ("libvirt", _libvirt),
+        ("hooks in libvirt", _seen),
+        ("host's firewall", lambda: _host(engine, settings)),
+        ("networks", lambda: _networks(engine, settings)),
+    ]
+
+
+# -- the machine -------------------------------------------------------------
+
+
+def _modules() -> str:
+    """Whether the hooks' own interpreter finds what it needs: not always this one."""
+    if importlib.util.find_spec("libvirt") is None:
+        raise InstallError("libvirt-python is missing", "install python3-libvirt")
+    interpreter = install.interpreter()
+    library = str(install.library())
+    program = f"import sys; sys.path.append({library!r}); {install.NEEDED}"
+    done = subprocess.run(
+        [interpreter, "-I", "-c", program], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+        raise InstallError(
+            f"{interpreter} cannot run the hooks ({said})",
+            "install python3-lxml and python3-pyroute2",
+        )
+    return f"all there for {interpreter}"
+
+
+def _links() -> str:
+    with_kernel(lambda kernel: kernel.try_links())
+    return "this kernel has network namespaces, bridges and veth"
+
+
+def _firewall(settings: Config) -> str:
+    backend = firewall.choose(settings.firewall)
+    policy = Policy(
+        inner="inner",
+        upstream=names.UPSTREAM_LINK,
+        subnets=(IPv4Network("10.0.0.0/24"),),
+        gateways=(IPv4Address("10.0.0.1"),),
+        address=IPv4Address("192.0.2.2"),
+    )
+    # All of a network's rules: each may need a module of its own.
+    in_scratch_namespace(lambda: backend.apply(None, ruleset(policy)))
+    return f"{backend.name}, and the kernel takes all kinds of rules"
+
+
+def in_scratch_namespace(trial: Callable[[], object]) -> None:
+    """Run ``trial`` in a network namespace that ends with it.
+
+    A thread of its own is moved there, so nothing needs moving back.
+    """
+    errors: list[NatnsError] = []
+
+    def run() -> None:
+        try:
+            netns.leave()
+            trial()
+        except NatnsError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def with_kernel(trial: Callable[[Kernel], object]) -> None:
+    """The same, with a session of the kernel's there."""
+
+    def run() -> None:
+        with Kernel() as kernel:
+            trial(kernel)
+
+    in_scratch_namespace(run)
+
+
+def _upstream(settings: Config) -> str:
+    upstream = settings.upstreams[settings.upstream]
+    if upstream.kind == "host":
+        return f"{upstream.name}, routed by this host itself"
+    with Kernel() as kernel:
+        bridge = upstream.bridge or ""
+        if kernel.link(None, bridge) is None or not kernel.is_bridge(bridge):
+            raise UpstreamError(
+                f"{bridge} of upstream {upstream.name} is no bridge of this host",
+                f"make one, or mend {names.CONFIG_FILE}",
+            )
+    return f"{upstream.name}, by bridge {bridge}"
+
+
+def _store() -> str:
+    if not (names.STATE_DIRECTORY / "state.db").exists():
+        return "none yet, made when it is needed"
+    store = Store()
+    try:
+        with store.transaction():
+            return f"{store.path}, {len(store.networks())} networks"
+    finally:
+        store.close()
+
+
+# -- libvirt and what runs ---------------------------------------------------
+
+
+def _hooks() -> str:
+    installed = install.installed_hooks()
+    missing = [hook for hook in install.HOOKS if not set(install.places(hook)) & set(installed)]
+    if missing:
+        raise InstallError(f"not installed: {', '.join(missing)}", "run virt-natns install")
+    old = [str(file) for file in installed if not install.is_current(file)]
+    if old:
+        raise InstallError(f"not this version's: {', '.join(old)}", "run virt-natns install")
+    return ", ".join(map(str, installed))
+
+
+def _libvirt() -> str:
+    version = connection.version()
+    dotted = ".".join(map(str, version))
+    beside = [file for file in install.installed_hooks() if file.name == install.DROP_IN]
+    if beside and version < DROP_IN_SINCE:
+        raise LibvirtError(
+            f"libvirt {dotted} does not run {beside[0]}",
+            f"call it from {beside[0].parent.with_suffix('')}",
+        )
+    return f"version {dotted} answers"
+
+
+def _seen() -> str:
+    if not install.installed_hooks():
+        raise InstallError("there is none to be seen", "run virt-natns install")
+    blind = install.blind_daemons()
+    if blind:
+        raise LibvirtError(
+            f"{', '.join(blind)} has not looked for hooks since ours were installed",
+            f"systemctl reload {' '.join(blind)}",
+        )
+    return "every running daemon has looked for them"
+
+
+def _host(engine: Engines, settings: Config) -> str:
+    with engine(settings) as verbs:
+        bridged = verbs.kernel.sysctl(None, host.BRIDGE_NF) == "1"
+        found = reconcile.host_differences(verbs)
+    if found:
+        raise NatnsError(f"{len(found)} of our rules differ ({found[0]})", "run virt-natns sync")
+    if bridged:
+        return "sees bridged frames (bridge-nf-call-iptables is 1); ours are let through"
+    return "does not see bridged frames"
+
+
+def _networks(engine: Engines, settings: Config) -> str:
+    with engine(settings) as verbs:
+        missed = reconcile.missed(verbs, connection.active_networks)
+    if missed:
+        told = "; ".join(f"{name} {what}" for name, what in missed)
+        raise NatnsError(told, "run virt-natns sync")
+    return "those that are active in libvirt have their routers"

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""libvirt's own rules for a bridge, where libvirt has forgotten them.
+
+When a network's `started` hook fails, libvirt thinks the network inactive and
+removes nothing of it, not even when it is started again.
+
+Limits: rules that only legacy iptables shows stay; they name a bridge that is
+gone, and are doubled when it comes back.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from libvirt_natns.firewall import nftables
+
+CHAINS = "LIBVIRT_"
+TABLE = "libvirt_network"
+"""libvirt's chains in iptables' tables, and since 10.4 its own nft table."""
+
+
+def forget(bridge: str) -> None:
+    """Delete all rules of libvirt's that match a bridge by its name.
+
+    Without the program nft there are none to be seen.  Raises FirewallError.
+    """
+    if nftables.program():
+        script = "".join(deletions(nftables.ruleset_json(), bridge))
+        if script:
+            nftables.run(None, script)
+
+
+def deletions(listing: str, bridge: str) -> Iterator[str]:
+    """What deletes these rules, a line each, from nft's JSON listing of everything."""
+    for item in json.loads(listing)["nftables"]:
+        rule = item.get("rule")
+        if rule and _is_libvirts(rule) and any(_names(each, bridge) for each in rule["expr"]):
+            yield (
+                f"delete rule {rule['family']} {rule['table']} {rule['chain']}"
+                f" handle {rule['handle']}\n"
+            )
+
+
+def _is_libvirts(rule: dict[str, Any]) -> bool:
+    chain: str = rule["chain"]
+    return chain.startswith(CHAINS) or bool(rule["table"] == TABLE)
+
+
+def _names(expression: dict[str, Any], bridge: str) -> bool:
+    match = expression.get("match", {})
+    left = match.get("left", {})
+    key = left.get("meta", {}).get("key") if isinstance(left, dict) else None
+    return key in ("iifname", "oifname") and bool(match.get("right") == bridge)

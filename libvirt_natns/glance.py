@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A first look at a network's XML: is it ours at all?
+
+Far from a validation, and never refusing: what passes here is parsed in full
+later.  It must work where the rest cannot (a broken configuration, a missing
+library), and costs a guest's start hardly anything, so the standard library's
+barest part must do.
+"""
+
+NAMESPACE = "urn:libvirt-natns:1"
+HEXADECIMAL = frozenset("0123456789abcdef-")
+
+
+class Glance:
+    """What a network's XML says at first sight; "" for what it does not say.
+
+    ``untouched``: it has a ``<forward>``, or its metadata says enabled="no", so
+    it is none of our business whatever else is right or wrong.  ``mac`` is
+    the bridge's.
+    """
+
+    __slots__ = ("bridge", "mac", "name", "untouched", "uuid")
+
+    def __init__(self) -> None:
+        self.uuid = ""
+        self.name = ""
+        self.bridge = ""
+        self.mac = ""
+        self.untouched = False
+
+
+def at_network(data: bytes) -> Glance:
+    """Look at a ``<network>``, or at the one within a hook's ``<hookData>``."""
+    from xml.parsers import expat
+
+    parser = expat.ParserCreate(namespace_separator=" ")
+    reader = _Reader()
+    parser.StartElementHandler = reader.start
+    parser.EndElementHandler = reader.end
+    parser.CharacterDataHandler = reader.text
+    try:
+        parser.Parse(data, True)
+    except (expat.ExpatError, ValueError):
+        return Glance()
+    found = reader.found
+    # The uuid becomes a file's name.
+    found.uuid = found.uuid.strip() if HEXADECIMAL.issuperset(found.uuid.strip()) else ""
+    return found
+
+
+class _Reader:
+    """Collects a Glance from expat's events; ``path`` leads to the current element."""
+
+    def __init__(self) -> None:
+        self.found = Glance()
+        self.path: list[str] = []
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        self.path.append(name)
+        inside = self._inside()
+        if inside == ["forward"]:
+            self.found.untouched = True
+        elif inside == ["metadata", f"{NAMESPACE} nat"]:
+            self.found.untouched |= attributes.get("enabled") == "no"
+        elif inside == ["bridge"]:
+            self.found.bridge = attributes.get("name", "")
+        elif inside == ["mac"]:
+            self.found.mac = attributes.get("address", "").lower()
+
+    def end(self, name: str) -> None:
+        self.path.pop()
+
+    def text(self, characters: str) -> None:
+        inside = self._inside()
+        if inside == ["uuid"]:
+            self.found.uuid += characters
+        elif inside == ["name"]:
+            self.found.name += characters
+
+    def _inside(self) -> list[str]:
+        """The path below the network itself."""
+        root = 1 if self.path[:1] == ["hookData"] else 0
+        return self.path[root + 1 :] if self.path[root : root + 1] == ["network"] else []

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the dnsmasq of a namespace is told, and which processes are taken for it.
+
+dnsmasq/*.txt are networks with all that libvirt 9.0 wrote for them (11.3 writes
+the same), and what we make of it.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import dnsmasq, document, names
+from libvirt_natns.dnsmasq import Daemon
+from libvirt_natns.dnsmasq_config import Files, make, paths
+from libvirt_natns.errors import DnsmasqError, DocumentError
+from libvirt_natns.model import Network
+from libvirt_natns.resolvers import Resolvers
+
+GOLDEN = sorted((Path(__file__).parent / "dnsmasq").glob("*.txt"))
+ASKED = Resolvers((IPv4Address("192.168.0.1"),))
+UUID = "00000000-0000-4000-8000-000000000001"
+
+# What <natns:ip> cannot say.
+LIBVIRT_ONLY = {"hosts", "ipv6", "several-subnets", "tftp"}
+
+
+def parts_of(golden: Path) -> dict[str, str]:
+    parts = {}
+    for part in golden.read_text().split("--- ")[1:]:
+        title, _, text = part.partition("\n")
+        parts[title] = text
+    return parts
+
+
+def libvirts(golden: Path) -> Files:
+    parts = parts_of(golden)
+    found = (parts.get(f"libvirt's {name}", "") for name in ("configuration", "hosts", "records"))
+    return Files(*found)
+
+
+def golden_network(golden: Path) -> Network:
+    return document.parse_network(parts_of(golden)["network"].encode())
+
+
+def golden(name: str) -> Path:
+    return next(path for path in GOLDEN if path.stem == name)
+
+
+def configuration(
+    name: str = "plain",
+    *options: str,
+    asked: Resolvers = ASKED,
+    mtu: int | None = None,
+) -> list[str]:
+    """Our lines for a golden network, with ``<dnsmasq:options>`` added to it."""
+    xml = parts_of(golden(name))["network"].replace(
+        "</network>",
+        "<d:options xmlns:d='http://libvirt.org/schemas/network/dnsmasq/1.0'>"
+        + "".join(f"<d:option value='{option}'/>" for option in options)
+        + "</d:options></network>",
+    )
+    written = libvirts(golden(name)).configuration + "".join(f"{line}\n" for line in options)
+    network = document.parse_network(xml.encode())
+    return make(network, Files(written), asked, mtu).configuration.splitlines()
+
+
+def about(lines: list[str], *keys: str) -> list[str]:
+    return [line for line in lines if re.split("[ =]", line)[0] in keys]
+
+
+# -- derived from libvirt's ----------------------------------------------------
+
+
+def test_there_are_golden_texts() -> None:
+    assert len(GOLDEN) >= 15
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_derived_configuration(path: Path) -> None:
+    files = make(golden_network(path), libvirts(path), ASKED, None)
+    assert files.configuration == parts_of(path)["our configuration"]
+    assert (files.hosts, files.records) == (libvirts(path).hosts, libvirts(path).records)
+
+
+def test_resolvers_that_dnsmasq_polls() -> None:
+    lines = configuration(asked=Resolvers(file=Path("/run/systemd/resolve/resolv.conf")))
+    assert "resolv-file=/run/systemd/resolve/resolv.conf" in lines
+    assert "no-resolv" not in lines
+
+
+def test_without_resolvers_nobody_is_asked() -> None:
+    lines = configuration(asked=Resolvers())
+    assert about(lines, "no-resolv", "server", "resolv-file") == ["no-resolv"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["server=/corp/192.168.0.9"], ["no-resolv", "server=192.168.0.1"]),
+        (["server=192.168.0.9"], ["no-resolv"]),
+        (["server = 192.168.0.9"], ["no-resolv"]),
+        (["resolv-file=/etc/corp"], []),
+        (["resolv-file=/etc/corp", "server=192.168.0.9"], []),
+        (["no-resolv"], []),
+        (["no-resolv", "server=192.168.0.9"], []),
+    ],
+)
+def test_whom_the_users_options_name_is_asked(options: list[str], expected: list[str]) -> None:
+    lines = configuration("plain", *options)
+    assert about(lines, "no-resolv", "server", "resolv-file") == [*expected, *options]
+
+
+def test_users_options_stay_and_come_last() -> None:
+    options = ["dhcp-option=3,10.0.0.9", "dhcp-option=3", "log-queries", "pid-file=/run/x"]
+    assert configuration("plain", *options)[-3:] == options[:3]
+
+
+def test_options_about_ipv6_stay_with_libvirts_dnsmasq() -> None:
+    options = ["enable-ra", "dhcp-range=fd00::10,fd00::20", "dhcp-range=::, ra-stateless"]
+    assert configuration("plain", *options) == configuration("plain")
+
+
+def test_text_that_is_not_of_this_network() -> None:
+    """An option that libvirt has not written yet is no reason to lose lines."""
+    network = golden_network(golden("options"))
+    files = make(network, libvirts(golden("plain")), ASKED, None)
+    assert "domain=plain" in files.configuration.splitlines()
+
+
+# -- MTU -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "mtu", "expected"),
+    [
+        ("plain", [], None, []),
+        ("plain", [], 1400, ["dhcp-option=option:mtu,1400"]),
+        ("mtu", [], None, ["dhcp-option=option:mtu,1400"]),
+        ("mtu", [], 1300, ["dhcp-option=option:mtu,1300"]),
+        ("plain", ["dhcp-option=26,1280"], 1400, ["dhcp-option=26,1280"]),
+        ("plain", ["dhcp-option-force=26,1280"], 1400, ["dhcp-option-force=26,1280"]),
+        ("plain", ["dhcp-option = option:mtu, 1280"], 1400, ["dhcp-option = option:mtu, 1280"]),
+        ("plain", ["dhcp-option=6,10.0.0.9"], 1400,
+         ["dhcp-option=option:mtu,1400", "dhcp-option=6,10.0.0.9"]),
+    ],
+)  # fmt: skip
+def test_mtu(name: str, options: list[str], mtu: int | None, expected: list[str]) -> None:
+    lines = configuration(name, *options, mtu=mtu)
+    assert about(lines, "dhcp-option", "dhcp-option-force") == expected
+
+
+# -- written as libvirt would ----------------------------------------------------
+
+
+def natns_ip(xml: str) -> bytes:
+    """The same network, addressed by <natns:ip> instead of <ip>."""
+    found = re.search(r"  <ip .*?(/>|</ip>)\n(?=  <dnsmasq|</network>)", xml, re.DOTALL)
+    assert found
+    element = re.sub(r"<(/?)(?=[a-z])", r"<\1natns:", found[0])
+    nat = f"<metadata><natns:nat xmlns:natns='urn:libvirt-natns:1'>{element}</natns:nat></metadata>"
+    return xml.replace(found[0], nat).encode()
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in GOLDEN if path.stem not in LIBVIRT_ONLY], ids=lambda path: path.stem
+)
+def test_written_as_libvirt_does(path: Path) -> None:
+    network = document.parse_network(natns_ip(parts_of(path)["network"]))
+    assert not network.taken_over
+    files = make(network, None, ASKED, None)
+    assert files.configuration == parts_of(path)["our configuration"]
+    assert files.hosts == libvirts(path).hosts
+    assert files.records.split() == libvirts(path).records.split()
+
+
+def natns_network(content: str = "", dhcp: str = "") -> Network:
+    return document.parse_network(
+        f"""<network><name>a</name><uuid>{UUID}</uuid><bridge name='virbr10'/>
+        <metadata><natns:nat xmlns:natns='urn:libvirt-natns:1'>
+        <natns:ip address='10.0.0.1' prefix='24'><natns:dhcp>{dhcp}</natns:dhcp></natns:ip>
+        </natns:nat></metadata>{content}</network>""".encode()
+    )
+
+
+def test_hosts_by_mac_and_by_name() -> None:
+    dhcp = """<natns:host mac='52:54:00:00:00:05' name='web' ip='10.0.0.5'/>
+      <natns:host name='db' ip='10.0.0.6'/><natns:host mac='52:54:00:00:00:07' ip='10.0.0.7'/>"""
+    files = make(natns_network(dhcp=dhcp), None, ASKED, None)
+    assert (
+        files.hosts == "52:54:00:00:00:05,10.0.0.5,web\ndb,10.0.0.6\n52:54:00:00:00:07,10.0.0.7\n"
+    )
+
+
+def test_no_dnsmasq_where_libvirt_runs_none() -> None:
+    assert natns_network().has_dnsmasq
+    assert not natns_network("<dns enable='no'/>").has_dnsmasq
+    hosts = "<natns:host mac='52:54:00:00:00:05' ip='10.0.0.5'/>"
+    assert natns_network("<dns enable='no'/>", hosts).has_dnsmasq
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("<dns><txt name='a,b' value='x'/></dns>", "<txt> has name='a,b'"),
+        ("<dns><txt name='a' value='x&#10;y'/></dns>", "<txt> has value="),
+        ("<dns><txt value='x'/></dns>", "<txt> has no name"),
+        ("<dns><srv service='a,b' protocol='tcp'/></dns>", "<srv> has service='a,b'"),
+        ("<dns><srv service='a' protocol='t p'/></dns>", "<srv> has protocol='t p'"),
+        ("<dns><srv service='a' protocol='tcp' target='b,1'/></dns>", "<srv> has target='b,1'"),
+        ("<dns><srv service='a' protocol='tcp' domain='b/'/></dns>", "<srv> has domain='b/'"),
+        ("<dns><srv service='a' protocol='tcp' port='65536'/></dns>", "<srv> has port='65536'"),
+        ("<dns><srv service='a' protocol='tcp' weight='-1'/></dns>", "<srv> has weight='-1'"),
+        ("<dns><forwarder domain='a/b' addr='192.168.0.1'/></dns>", "has domain='a/b'"),
+        ("<dns><forwarder addr='192.168.0.1#53'/></dns>", "has addr='192.168.0.1#53'"),
+        ("<dns><forwarder addr='fe80::1%a b'/></dns>", "has addr='fe80::1%a b'"),
+        ("<dns><forwarder/></dns>", "<forwarder> has neither domain nor addr"),
+        ("<dns><host ip='x'><hostname>a</hostname></host></dns>", "<host> has ip='x'"),
+        ("<dns><host ip='10.0.0.5'/></dns>", "<host> has no <hostname>"),
+        ("<dns><host ip='10.0.0.5'><hostname>a b</hostname></host></dns>", "<hostname> 'a b'"),
+        ("<dns><host ip='10.0.0.5'><hostname/></host></dns>", "<hostname> ''"),
+        ("<domain name='a,b'/>", "<domain> has name='a,b'"),
+        (
+            "<d:options xmlns:d='http://libvirt.org/schemas/network/dnsmasq/1.0'>"
+            "<d:option value='a&#10;b'/></d:options>",
+            "<option> has value='a\\nb'",
+        ),
+    ],
+)
+def test_values_that_would_say_something_else_to_dnsmasq(content: str, complaint: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        natns_network(content)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_libvirts_own_networks_are_not_judged() -> None:
+    xml = b"<network><name>a</name><dns><txt name='a,b' value='c'/></dns></network>"
+    assert document.parse_network(xml).dns is not None
+
+
+# -- files and processes ---------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def run_directory(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Golden texts name the real run-time directory; processes get their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "process" in request.node.name:
+            patch.setattr(names, "RUN_DIRECTORY", tmp_path)
+            paths(UUID).pid.parent.mkdir(parents=True)
+        yield tmp_path
+
+
+def pretender(option: str) -> subprocess.Popen[bytes]:
+    """A process with such an argument that says when it runs."""
+    words = ["sh", "-c", "echo ready; read line", "sh", option]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def finish(process: subprocess.Popen[bytes]) -> int:
+    """Let a pretender end by itself; its exit status tells whether it was ended before."""
+    process.communicate(b"\n", timeout=5)
+    return process.returncode
+
+
+def test_process_that_took_over_a_pid_is_spared() -> None:
+    stranger = pretender("--conf-file=/etc/dnsmasq.conf")
+    paths(UUID).pid.write_text(f"{stranger.pid}\n")
+    dnsmasq.stop(UUID)
+    assert finish(stranger) == 0
+    assert not paths(UUID).pid.exists()
+
+
+def test_process_without_a_pid_file_is_ended() -> None:
+    stray = pretender(f"--conf-file={paths(UUID).configuration}")
+    other = pretender(f"--conf-file={paths(UUID.replace('1', '2')).configuration}")
+    dnsmasq.stop(UUID)
+    assert stray.wait(timeout=5) < 0
+    assert finish(other) == 0
+    dnsmasq.stop(UUID)
+
+
+def test_process_that_ignores_the_first_signal_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dnsmasq, "STOP_LIMIT", 0.2)
+    option = f"--conf-file={paths(UUID).configuration}"
+    words = ["sh", "-c", "trap '' TERM; echo ready; read line", "sh", option]
+    stubborn = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert stubborn.stdout is not None
+    stubborn.stdout.readline()
+    dnsmasq.stop(UUID)
+    assert stubborn.wait(timeout=5) == -9
+
+
+def test_process_that_does_not_run_is_missed() -> None:
+    daemon = Daemon(UUID, "nat-no-such-namespace", "virbr10", Files("x\n"))
+    assert dnsmasq.differences(daemon) == ["dnsmasq of nat-no-such-namespace is not running"]
+    assert dnsmasq.differences(Daemon(UUID, "nat-no-such-namespace", "virbr10", None)) == []
+
+
+def test_libvirts_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dnsmasq, "LIBVIRT_DIRECTORY", tmp_path)
+    with pytest.raises(DnsmasqError, match=r"a\.conf: No such file or directory"):
+        dnsmasq.read_libvirts("a")
+    (tmp_path / "a.conf").write_text("strict-order\n")
+    assert dnsmasq.read_libvirts("a") == Files("strict-order\n")
+    (tmp_path / "a.hostsfile").write_text("52:54:00:00:00:05,10.0.0.5\n")
+    (tmp_path / "a.addnhosts").write_text("10.0.0.7\tdb\n")
+    found = dnsmasq.read_libvirts("a")
+    assert (found.hosts, found.records) == ("52:54:00:00:00:05,10.0.0.5\n", "10.0.0.7\tdb\n")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What becomes of a dnsmasq that runs as soon as it is started, in words."""
+    events: list[str] = []
+    monkeypatch.setattr(dnsmasq, "_start", lambda daemon: events.append("started"))
+    monkeypatch.setattr(dnsmasq, "_reload", lambda pid: events.append("reloaded"))
+    monkeypatch.setattr(dnsmasq, "running", lambda *_: 7 if events else None)
+    return events
+
+
+def test_process_is_started_reloaded_restarted_or_left_alone(told: list[str]) -> None:
+    for files in (Files("x\n"), Files("x\n"), Files("x\n", "y\n"), Files("z\n", "y\n")):
+        daemon = Daemon(UUID, "nat-a", "virbr10", files)
+        dnsmasq.ensure(daemon)
+        assert dnsmasq.differences(daemon) == []
+    assert told == ["started", "reloaded", "started"]
+    assert dnsmasq.differences(Daemon(UUID, "nat-a", "virbr10", None))
+
+
+def test_process_that_was_not_told_shows(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    dnsmasq.ensure(Daemon(UUID, "nat-a", "virbr10", Files("x\n")))
+
+    def killed(pid: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dnsmasq, "_reload", killed)
+    daemon = Daemon(UUID, "nat-a", "virbr10", Files("x\n", "y\n"))
+    with pytest.raises(KeyboardInterrupt):
+        dnsmasq.ensure(daemon)
+    assert dnsmasq.differences(daemon)
+
+
+def test_process_files_can_be_read_by_the_user_that_dnsmasq_becomes(told: list[str]) -> None:
+    before = os.umask(0o077)
+    try:
+        dnsmasq.ensure(Daemon(UUID, "nat-a", "virbr10", Files("x\n", "y\n", "z\n")))
+    finally:
+        os.umask(before)
+    written = paths(UUID)
+    for file in (written.hosts, written.records):
+        assert file.stat().st_mode & 0o777 == 0o644
+    for directory in (names.network_directory(UUID), *names.network_directory(UUID).parents[:2]):
+        assert directory.stat().st_mode & 0o777 == 0o755

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The documentation says what the code does: keys, commands, words of the XML, links.
+
+Code blocks in Markdown say in their first line what they are: ``toml`` is a whole
+configuration, ``xml`` a whole document, ``xml network`` and ``xml domain`` what
+stands inside such a one, ``console`` commands as root (``# ``) with their output.
+"""
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from lxml import etree
+
+from libvirt_natns import __version__, cli, config, document, hook, names, schema
+from libvirt_natns.model import Config, Upstream
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DOCS = CHECKOUT / "docs"
+REFERENCE = DOCS / "reference"
+MAN = CHECKOUT / "man"
+
+PAGES = [CHECKOUT / "README.md", CHECKOUT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+MANUAL = sorted(MAN.iterdir())
+LANGUAGES = {"", "toml", "xml", "xml network", "xml domain", "console", "console outside"}
+
+FORBIDDEN = (
+    r"simply", r"easily", r"seamless\w*", r"powerful", r"blazing\w*", r"effortless\w*", r"robust",
+    r"state[- ]of[- ]the[- ]art", r"cutting[- ]edge", r"next[- ]generation", r"leverage\w*",
+    r"TODO", r"FIXME", r"XXX", r"TBD", r"lorem",
+)  # fmt: skip
+"""What has no place in a text that is to be plain and finished."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block: its page, the line where it begins, its language and its text."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(CHECKOUT)}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    found = re.finditer(
+        r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<text>.*?)^(?P=indent)```$",
+        page.read_text(),
+        re.M | re.S,
+    )
+    for match in found:
+        indent = match["indent"]
+        text = re.sub(f"(?m)^{indent}", "", match["text"])
+        line = page.read_text()[: match.start()].count("\n") + 1
+        yield Block(page, line, match["language"], text)
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def of(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language]
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"(?ms)^ *```.*?^ *```$", "", page.read_text())
+
+
+def sections(page: Path) -> dict[str, str]:
+    """The text below each heading, by the heading."""
+    parts = re.split(r"(?m)^#+ (.*)$", prose(page))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Rows of the tables in a text by their first cell's code, without it."""
+    found = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if cells and re.fullmatch(r"`[^`]+`", cells[0]):
+            found[cells[0].strip("`")] = cells[1:]
+    return found
+
+
+# The configuration
+
+
+TOP_LEVEL = rows(sections(REFERENCE / "configuration.md")["Top level"])
+OF_UPSTREAMS = rows(sections(REFERENCE / "configuration.md")["An upstream"])
+UPSTREAM_KEYS = {key for keys in config.UPSTREAM_KEYS.values() for key in keys}
+
+
+def test_reference_has_the_configurations_keys() -> None:
+    assert set(TOP_LEVEL) == set(config.KEYS)
+    assert set(OF_UPSTREAMS) == UPSTREAM_KEYS
+
+
+def test_reference_has_the_kinds_of_each_key() -> None:
+    for key, (_, _, kinds, _) in OF_UPSTREAMS.items():
+        found = {kind for kind, keys in config.UPSTREAM_KEYS.items() if key in keys}
+        assert kinds == ("all" if found == set(config.UPSTREAM_KEYS) else ", ".join(sorted(found)))
+
+
+def test_reference_has_the_defaults() -> None:
+    top, upstream = Config(), Upstream("x", "bridge")
+    for key in ("scope", "firewall", "upstream"):
+        assert TOP_LEVEL[key][1] == f'`"{getattr(top, key)}"`'
+    for key, (_, default, _, _) in OF_UPSTREAMS.items():
+        value = getattr(upstream, key)
+        if key == "probe":
+            assert default == f"`{value}`"
+        elif key != "kind":
+            assert not value
+            assert default in ("", "`[]`")
+
+
+def test_reference_has_the_transit_subnets() -> None:
+    from libvirt_natns import transit
+
+    text = (REFERENCE / "configuration.md").read_text()
+    for subnet in transit.CANDIDATES:
+        assert str(subnet) in text
+
+
+def test_manual_page_has_the_configurations_keys() -> None:
+    text = (MAN / "libvirt-natns-config.5").read_text()
+    items = re.findall(r"(?m)^\.It Ic (.*)$", text)
+    keys = [key for item in items for key in item.split(" , ")]
+    assert sorted(keys) == sorted({*config.KEYS, *UPSTREAM_KEYS})
+
+
+# The commands
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    found = [action.choices for action in cli._parser()._actions if action.choices]
+    return dict(found[0])  # type: ignore[call-overload, no-any-return]
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a command, those that all have apart."""
+    return {option for action in parser._actions for option in action.option_strings} - {
+        "-h",
+        "--help",
+    }
+
+
+def test_reference_has_the_commands() -> None:
+    commands = sections(REFERENCE / "commands.md")
+    assert set(commands) == {"Commands", *parsers()}
+    for name, parser in parsers().items():
+        assert set(rows(commands[name])) == options(parser)
+    assert set(rows(commands["Commands"])) == {"--help", "--version"}
+
+
+def test_reference_shows_the_usage() -> None:
+    commands = sections(REFERENCE / "commands.md")
+    for name, parser in parsers().items():
+        usage = re.search(r"^`virt-natns (.*)`$", commands[name], re.M)
+        assert usage
+        assert usage[1].split()[0] == name
+        for option in options(parser):
+            assert option in usage[1]
+
+
+def test_manual_page_has_the_commands() -> None:
+    text = (MAN / "virt-natns.8").read_text()
+    synopsis, _, description = text.partition(".Sh DESCRIPTION")
+    assert set(re.findall(r"(?m)^\.It Cm (\w+)", description)) == set(parsers())
+    assert set(re.findall(r"(?m)^\.Cm (\w+)$", synopsis)) | {"install"} == set(parsers())
+    wanted = set().union(*map(options, parsers().values()), {"--help", "--version"})
+    listed = re.findall(r"(?m)^\.It Fl (.*)$", description)
+    assert {f"-{word}" for item in listed for word in re.findall(r"-\w+", item)} == wanted
+
+
+def test_status_columns_and_fields() -> None:
+    from libvirt_natns import status
+
+    text = sections(REFERENCE / "commands.md")["status"]
+    assert re.findall(r"(?m)^\| ([A-Z]+) ", text) == list(status.HEADINGS)
+    for field in status.Status.__dataclass_fields__:
+        assert f"`{field}`" in text
+
+
+def commands_of(block: Block) -> list[str]:
+    return [line[2:] for line in block.text.splitlines() if line.startswith("# ")]
+
+
+@pytest.mark.parametrize("block", [*of("console"), *of("console outside")], ids=str)
+def test_console_commands_are_right(block: Block) -> None:
+    for line in commands_of(block):
+        words = shlex.split(line, comments=True)
+        if words[0] == "virt-natns" and words[1] != "COMMAND" and words[1] != "--version":
+            cli._parser().parse_args(words[1:])
+        if "/" in words[0]:
+            assert (CHECKOUT / words[0]).exists(), line
+
+
+# The XML
+
+
+def declared(grammar: schema.Grammar, pattern: etree._Element) -> Iterator[tuple[str, str]]:
+    """Each element that a pattern allows with each of its attributes; "" for itself."""
+    for rule in grammar.rules(pattern):
+        if rule.kind == "element":
+            yield rule.name, ""
+            for inner in grammar.rules(rule.pattern):
+                if inner.kind == "attribute":
+                    yield rule.name, inner.name
+            yield from declared(grammar, rule.pattern)
+
+
+def words_of_the_xml() -> set[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    for kind in ("network", "domain"):
+        path = document.resource_path(f"natns-{kind}.rng")
+        grammar = schema.load(path, lambda file: etree.parse(str(file)).getroot())
+        found |= set(declared(grammar, grammar.start))
+    return found
+
+
+def test_reference_has_the_words_of_the_xml() -> None:
+    page = (REFERENCE / "metadata.md").read_text()
+    text = sections(REFERENCE / "metadata.md")
+    for element, attribute in words_of_the_xml():
+        assert f"`{element}`" in page or element in text, element
+        # A range of DHCP and one of ports have tables of their own.
+        places = ("range", "portForward") if element == "range" else (element,)
+        tables = [rows(text[place]) for place in places if place in text]
+        assert not attribute or any(attribute in table for table in tables), (element, attribute)
+
+
+def test_manual_page_has_the_words_of_the_xml() -> None:
+    text = (MAN / "libvirt-natns-xml.7").read_text()
+    described = text.partition(".Sh DESCRIPTION")[2].partition(".Sh EXAMPLES")[0]
+    attributes = set(re.findall(r"(?m)^\.(?:It )?Ic (\w+)", described))
+    attributes |= {
+        word for line in re.findall(r"(?m)^\.It Ic (.*)$", described) for word in line.split(" , ")
+    }
+    for element, attribute in words_of_the_xml():
+        assert f"<natns:{element}>" in described, element
+        assert not attribute or attribute in attributes, (element, attribute)
+
+
+# Names and events
+
+
+def test_reference_has_the_events() -> None:
+    table = rows((REFERENCE / "hooks.md").read_text())
+    assert {tuple(event.split()) for event in table} == set(hook.NETWORK_EVENTS)
+    for event, (_, _, refuses) in table.items():
+        known = hook.NETWORK_EVENTS[event.split()[0], event.split()[1]]
+        assert refuses == ("yes" if known else "no")
+
+
+def test_reference_has_the_names() -> None:
+    text = (REFERENCE / "names.md").read_text()
+    for name in (
+        names.PRIVATE_PREFIX, names.UPSTREAM_PREFIX, names.UPSTREAM_LINK,
+        names.namespace("NAME"), names.altname("private", "NAME"), names.namespace("job 1"),
+        names.altname("upstream", "NAME"), names.transit_bridge("host"),
+        names.CONFIG_FILE, names.STATE_DIRECTORY / "state.db", names.RUN_DIRECTORY / "host.json",
+    ):  # fmt: skip
+        assert f"`{name}`" in text, name
+    assert f"{names.network_directory('UUID')}/" in text
+
+
+# Code blocks
+
+
+def test_every_block_has_a_language_that_is_checked() -> None:
+    assert {block.language for block in BLOCKS} == LANGUAGES - {"xml domain"}
+
+
+@pytest.mark.parametrize("block", of("toml"), ids=str)
+def test_toml(block: Block) -> None:
+    config.parse(block.text, str(block))
+
+
+@pytest.mark.parametrize("block", of("xml"), ids=str)
+def test_xml(block: Block) -> None:
+    if block.text.startswith("<domain"):
+        assert document.parse_domain_metadata(block.text.encode(), str(block))
+    else:
+        document.parse_network(block.text.encode(), str(block))
+
+
+@pytest.mark.parametrize("block", of("xml network"), ids=str)
+def test_xml_fragment_of_a_network(block: Block) -> None:
+    ip = "" if "<natns:ip" in block.text else '<ip address="10.0.0.1" prefix="24"/>'
+    whole = f"<network><name>x</name>{block.text}{ip}</network>"
+    assert document.parse_network(whole.encode(), str(block)).nat
+
+
+@pytest.mark.parametrize("page", MANUAL, ids=lambda page: page.name)
+def test_examples_of_the_manual(page: Path) -> None:
+    examples = page.read_text().partition(".Sh EXAMPLES")[2]
+    for text in re.findall(r"(?ms)^\.Bd.*?\n(.*?)^\.Ed$", examples):
+        if text.startswith("<natns:nat"):
+            text = f"<metadata>{text}</metadata>"
+        if text.startswith("<metadata"):
+            ip = "" if "<natns:ip" in text else '<ip address="10.0.0.1" prefix="24"/>'
+            document.parse_network(f"<network><name>x</name>{text}{ip}</network>".encode())
+        elif page.name.endswith(".5"):
+            config.parse(text, page.name)
+        else:
+            for line in text.splitlines():
+                words = line.split()
+                if words[0] == "virt-natns":
+                    cli._parser().parse_args(words[1:])
+
+
+# Text
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have, as GitHub makes them."""
+    titles = re.findall(r"(?m)^#+ (.*)$", prose(page))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert file.is_relative_to(CHECKOUT), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_is_linked() -> None:
+    for start in (CHECKOUT / "README.md", DOCS / "README.md"):
+        targets = re.findall(r"\]\(([^)\s#]+)\)", prose(start))
+        linked = {(start.parent / target).resolve() for target in targets}
+        assert {page for page in DOCS.rglob("*.md") if page.name != "README.md"} <= linked
+
+
+@pytest.mark.parametrize("page", [*PAGES, *MANUAL], ids=lambda page: page.name)
+def test_words(page: Path) -> None:
+    text = page.read_text()
+    found = re.findall(rf"\b(?:{'|'.join(FORBIDDEN)})\b", text, re.I)
+    assert not found
+    # Nobody else has these.
+    assert not re.findall(r"(?<![\w/])/(?:home|tmp|work|root)/\w+", text)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *MANUAL], ids=lambda page: page.name)
+def test_license_is_named(page: Path) -> None:
+    if page.name != "README.md" or page.parent == DOCS:
+        assert "SPDX-License-Identifier: LGPL-2.1-or-later" in page.read_text()[:120]
+    else:
+        assert "LGPL-2.1-or-later" in page.read_text()
+
+
+def test_changelog_has_the_version() -> None:
+    assert re.search(rf"(?m)^## .*\b{re.escape(__version__)}\b", PAGES[1].read_text())
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="groff is not installed")
+@pytest.mark.parametrize("page", MANUAL, ids=lambda page: page.name)
+def test_manual_page_renders(page: Path) -> None:
+    command = ["groff", "-ww", "-mandoc", "-Tutf8", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    assert "EXAMPLES" in re.sub(".\b", "", done.stdout)
+
+
+def test_manual_page_bears_its_name() -> None:
+    for page in MANUAL:
+        title = re.search(r"(?m)^\.Dt (\S+) (\d)$", page.read_text())
+        assert title
+        assert page.name == f"{title[1].lower()}.{title[2]}"

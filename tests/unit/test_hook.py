@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The hooks as processes: silent, harmless, and out of the way of what is not ours."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import glance, hook
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+HOOKS = CHECKOUT / "hooks"
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+NAT = '<natns:nat xmlns:natns="urn:libvirt-natns:1"{}/>'
+ENABLED = NAT.format(' enabled="yes"')
+DISABLED = NAT.format(' enabled="no"')
+
+NETWORK_OPERATIONS = ("start", "started", "updated", "stopped", "port-created", "port-deleted")
+GUEST_OPERATIONS = ("prepare", "start", "started", "stopped", "release", "migrate", "restore",
+                    "reconnect", "attach")  # fmt: skip
+INPUTS = {
+    "empty": b"",
+    "garbage": bytes(range(256)) * 40,
+    "half": b"<hookData><network><name>a</na",
+    "another document": b"<html><body/></html>",
+    "not UTF-8": b"<hookData><network><name>\xff</name></network></hookData>",
+    "entities": b'<!DOCTYPE a [<!ENTITY b "b">]><hookData><network><name>&b;</name></network>'
+    b"</hookData>",
+    "no uuid": b"<hookData><network><name>a</name></network></hookData>",
+    "odd uuid": b"<hookData><network><uuid>../../etc</uuid></network></hookData>",
+    "large": b"<hookData><network>" + b"<x/>" * 100_000 + b"</network></hookData>",
+    "domain": b"<domain type='kvm'><name>a</name></domain>",
+}
+
+
+def run(
+    kind: str, *arguments: str, data: bytes = b"", script: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a hook as libvirt does, but with the interpreter of the tests."""
+    command = [sys.executable, "-IS", str(script or HOOKS / kind), *arguments]
+    return subprocess.run(command, input=data, capture_output=True, check=False, env={})
+
+
+def network(inside: str) -> bytes:
+    return (
+        f"<hookData><network><name>a</name><uuid>{UUID}</uuid>{inside}"
+        "<bridge name='virbr10'/></network></hookData>"
+    ).encode()
+
+
+@pytest.mark.parametrize("odd", INPUTS)
+def test_the_guests_hook_never_fails(odd: str) -> None:
+    for operation in (*GUEST_OPERATIONS, "no-such-operation"):
+        done = run("qemu", "web", operation, "begin", "-", data=INPUTS[odd])
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), operation
+
+
+@pytest.mark.parametrize("arguments", [(), ("a",), ("a", "start"), ("a", "b", "c", "d", "e", "f")])
+def test_odd_arguments_are_no_event(arguments: tuple[str, ...]) -> None:
+    for kind in hook_names():
+        done = run(kind, *arguments, data=INPUTS["no uuid"])
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def hook_names() -> list[str]:
+    return sorted(file.name for file in HOOKS.iterdir() if file.is_file() and file.suffix == "")
+
+
+@pytest.mark.parametrize("odd", INPUTS)
+def test_the_networks_hook_says_nothing_on_stdout(odd: str) -> None:
+    """Where the thing has happened already, or is no event of ours, it cannot fail either."""
+    for operation, when in [
+        ("updated", "begin"),
+        ("stopped", "end"),
+        ("stopped", "begin"),
+        ("start", "end"),
+        ("port-created", "begin"),
+        ("port-deleted", "begin"),
+        ("plugged", "begin"),
+        ("no-such-operation", "begin"),
+    ]:
+        done = run("network", "a", operation, when, "-", data=INPUTS[odd])
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), operation
+
+
+@pytest.mark.parametrize("odd", INPUTS)
+def test_a_network_without_sense_is_refused_in_a_line(odd: str) -> None:
+    """libvirt never sends such a thing; should it, the network must not start unnoticed."""
+    done = run("network", "a", "start", "begin", "-", data=INPUTS[odd])
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert done.stderr.startswith(b"libvirt-natns: ")
+    assert b"internal error" not in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("inside", ["<forward mode='nat'/>", f"<metadata>{NAT}</metadata>"])
+def test_what_is_not_ours_is_let_alone(inside: str) -> None:
+    data = network(inside.format(" enabled='no'"))
+    for operation in NETWORK_OPERATIONS:
+        when = "end" if operation == "stopped" else "begin"
+        done = run("network", "a", operation, when, "-", data=data)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_what_is_not_ours_loads_next_to_nothing() -> None:
+    """Each guest's start waits for it four times."""
+    program = (
+        "import sys; sys.path.append(sys.argv.pop()); from libvirt_natns.hook import main;"
+        " status = main('network', sys.argv[1:]);"
+        " print(status, *sorted(sys.modules), file=sys.stderr)"
+    )
+    command = [sys.executable, "-IS", "-c", program, "a", "start", "begin", "-", str(CHECKOUT)]
+    done = subprocess.run(
+        command, input=network("<forward mode='nat'/>"), capture_output=True, check=False
+    )
+    status, *modules = done.stderr.decode().split()
+    assert status == "0"
+    own = {name for name in modules if name.startswith("libvirt_natns")}
+    assert own == {"libvirt_natns", "libvirt_natns.hook", "libvirt_natns.glance"}
+    assert not {"lxml", "pyroute2", "sqlite3", "subprocess", "pathlib", "re"} & set(modules)
+
+
+@pytest.mark.parametrize("kind", ["network", "qemu"])
+def test_without_the_package_the_hooks_are_harmless(kind: str, tmp_path: Path) -> None:
+    script = tmp_path / "hooks" / kind
+    script.parent.mkdir()
+    shutil.copy(HOOKS / kind, script)
+    done = run(kind, "a", "start", "begin", "-", data=network(""), script=script)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"libvirt-natns is not installed" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_missing_library_is_told_in_a_line(tmp_path: Path) -> None:
+    """Without lxml a network of ours cannot start, and any other can."""
+    shutil.copytree(CHECKOUT / "libvirt_natns", tmp_path / "libvirt_natns")
+    (tmp_path / "libvirt_natns" / "document.py").write_text("import no_such_library\n")
+    (tmp_path / "hooks").mkdir()
+    script = Path(shutil.copy(HOOKS / "network", tmp_path / "hooks"))
+    done = run("network", "a", "start", "begin", "-", data=network(""), script=script)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"libvirt-natns: cannot load no_such_library: install it for ")
+    assert done.stderr.count(b"\n") == 1
+    bridged = network("<forward mode='bridge'/>")
+    done = run("network", "a", "start", "begin", "-", data=bridged, script=script)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("kind", ["network", "qemu"])
+def test_closed_descriptors_do_no_harm(kind: str) -> None:
+    script = f"exec {sys.executable} -IS {HOOKS / kind} a started end - <&- >&-"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# At first sight
+
+
+def test_a_glance_sees_what_it_must() -> None:
+    seen = glance.at_network(
+        network(f"<metadata>{NAT.format('')}</metadata><mac address='52:54:00:AA:bb:cc'/>")
+    )
+    assert (seen.uuid, seen.name, seen.bridge) == (UUID, "a", "virbr10")
+    assert seen.mac == "52:54:00:aa:bb:cc"
+    assert not seen.untouched
+
+
+@pytest.mark.parametrize(
+    ("inside", "untouched"),
+    [
+        ("", False),
+        ("<forward/>", True),
+        ("<forward mode='none'/>", True),
+        (f"<metadata>{NAT.format('')}</metadata>", False),
+        (f"<metadata>{ENABLED}</metadata>", False),
+        (f"<metadata>{DISABLED}</metadata>", True),
+        # Not ours: another namespace, another place.
+        ("<metadata><x:nat xmlns:x='urn:other' enabled='no'/></metadata>", False),
+        (f"<metadata><x xmlns='urn:x'>{DISABLED}</x></metadata>", False),
+        (DISABLED, False),
+        ("<metadata><x:a xmlns:x='urn:x'><x:forward/></x:a></metadata>", False),
+    ],
+)
+def test_a_glance_tells_what_is_untouched(inside: str, untouched: bool) -> None:
+    data = network(inside)
+    assert glance.at_network(data).untouched is untouched
+    plain = data.removeprefix(b"<hookData>").removesuffix(b"</hookData>")
+    assert glance.at_network(plain).untouched is untouched
+
+
+def test_a_uuid_that_is_no_file_name_is_none() -> None:
+    assert glance.at_network(INPUTS["odd uuid"]).uuid == ""
+
+
+def test_every_event_says_whether_it_may_refuse() -> None:
+    from libvirt_natns.dispatch import NETWORK
+
+    assert hook.NETWORK_EVENTS.keys() == NETWORK.keys()
+    refusing = {operation for (operation, _), refuses in hook.NETWORK_EVENTS.items() if refuses}
+    assert refusing == {"start", "started"}

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which networks are handled, and which can never work."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
+
+import pytest
+
+from libvirt_natns.errors import ConfigError, DocumentError, LeaseError, UpstreamError
+from libvirt_natns.model import Config, NatMetadata, Network, StaticRoute, Subnet, Upstream
+from libvirt_natns.selection import (
+    check_addresses,
+    check_wanted,
+    reserved_addresses,
+    upstream_of,
+    verdict,
+)
+
+SUBNET = Subnet(IPv4Interface("10.0.0.1/24"))
+NETWORK = Network(
+    uuid="c7308e5b-a296-4b40-a0cb-069d4253d364", name="a", bridge="virbr10", subnets=(SUBNET,)
+)
+PROVIDER = Upstream(
+    name="provider",
+    kind="bridge",
+    bridge="br0",
+    subnet=IPv4Network("192.168.0.0/24"),
+    gateway=IPv4Address("192.168.0.1"),
+    dns=(IPv4Address("192.168.0.53"), IPv6Address("2001:db8::53")),
+)
+ANNOTATED = Config(scope="annotated")
+
+
+@pytest.mark.parametrize(
+    ("network", "config", "handled", "reason"),
+    [
+        (NETWORK, Config(), True, "isolated"),
+        (replace(NETWORK, nat=NatMetadata()), Config(), True, "annotated"),
+        (replace(NETWORK, nat=NatMetadata()), ANNOTATED, True, "annotated"),
+        (NETWORK, ANNOTATED, False, "has no <natns:nat>"),
+        (replace(NETWORK, forward_mode="nat"), Config(), False, "<forward mode='nat'>"),
+        (
+            replace(NETWORK, forward_mode="open", nat=NatMetadata()),
+            ANNOTATED,
+            False,
+            "<forward mode='open'>",
+        ),
+        (replace(NETWORK, nat=NatMetadata(enabled=False)), Config(), False, "enabled='no'"),
+        (replace(NETWORK, nat=NatMetadata(enabled=False)), ANNOTATED, False, "enabled='no'"),
+        (replace(NETWORK, subnets=()), Config(), False, "has no IPv4 address"),
+        (replace(NETWORK, bridge=None), Config(), False, "has no bridge"),
+    ],
+)
+def test_verdict(network: Network, config: Config, handled: bool, reason: str) -> None:
+    found = verdict(network, config)
+    assert found.handled is handled
+    assert reason in found.reason
+
+
+def test_annotated_network_without_any_address() -> None:
+    with pytest.raises(DocumentError, match="network a has neither <ip> nor <natns:ip>"):
+        verdict(replace(NETWORK, subnets=(), nat=NatMetadata()), Config())
+
+
+# -- upstreams -----------------------------------------------------------------
+
+
+def config_with(*upstreams: Upstream, default: str = "host") -> Config:
+    known = {**Config().upstreams, **{upstream.name: upstream for upstream in upstreams}}
+    return Config(upstream=default, upstreams=known)
+
+
+def test_upstream_of_the_metadata_or_the_default() -> None:
+    config = config_with(PROVIDER)
+    assert upstream_of(NETWORK, config).name == "host"
+    wants = replace(NETWORK, nat=NatMetadata(upstream="provider"))
+    assert upstream_of(wants, config) == PROVIDER
+    assert upstream_of(NETWORK, config_with(PROVIDER, default="provider")) == PROVIDER
+
+
+def test_unknown_upstream_names_the_known_ones() -> None:
+    wants = replace(NETWORK, nat=NatMetadata(upstream="wan"))
+    with pytest.raises(UpstreamError, match=r"network a: there is no upstream wan.*host, provider"):
+        upstream_of(wants, config_with(PROVIDER))
+
+
+def test_upstreams_that_this_version_does_not_serve() -> None:
+    router = Upstream(name="wan", kind="router", nic="ens3")
+    with pytest.raises(UpstreamError, match="'router' is not served"):
+        upstream_of(NETWORK, config_with(router, default="wan"))
+    dhcp = replace(PROVIDER, pool="dhcp")
+    with pytest.raises(ConfigError, match="pool 'dhcp' is not served"):
+        upstream_of(NETWORK, config_with(dhcp, default="provider"))
+
+
+# -- addresses -----------------------------------------------------------------
+
+
+def on(*interfaces: str) -> Network:
+    return replace(NETWORK, subnets=tuple(Subnet(IPv4Interface(text)) for text in interfaces))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        on("192.168.0.1/24"),
+        on("192.168.0.129/25"),
+        on("192.168.1.1/16"),
+        on("10.0.0.1/24", "192.168.0.9/30"),
+        replace(
+            NETWORK,
+            routes=(StaticRoute(IPv4Network("192.168.0.0/16"), IPv4Address("10.0.0.9")),),
+        ),
+    ],
+)
+def test_overlap_with_the_upstream_is_refused(network: Network) -> None:
+    with pytest.raises(DocumentError, match=r"network a: its subnet .* overlaps 192\.168\.0\.0/24"):
+        check_addresses(network, PROVIDER)
+
+
+@pytest.mark.parametrize("bridge", ["upstream", "lo"])
+def test_bridge_named_like_another_link_of_the_namespace(bridge: str) -> None:
+    with pytest.raises(DocumentError, match=f"cannot be called {bridge}"):
+        check_addresses(replace(NETWORK, bridge=bridge), PROVIDER)
+
+
+def test_addresses_that_work() -> None:
+    check_addresses(on("10.0.0.1/24", "192.168.1.1/24"), PROVIDER)
+
+
+def test_reserved_addresses() -> None:
+    """Whatever an address is besides, the gateway is what people know it as."""
+    assert reserved_addresses(replace(PROVIDER, dns=(*PROVIDER.dns, PROVIDER.gateway))) == {
+        IPv4Address("192.168.0.0"): "network address",
+        IPv4Address("192.168.0.255"): "broadcast address",
+        IPv4Address("192.168.0.53"): "DNS server",
+        IPv4Address("192.168.0.1"): "gateway",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        ("192.168.1.5", "is not in its subnet 192.168.0.0/24"),
+        ("192.168.0.0", "is its network address"),
+        ("192.168.0.255", "is its broadcast address"),
+        ("192.168.0.1", "is its gateway"),
+        ("192.168.0.53", "is its DNS server"),
+    ],
+)
+def test_wanted_addresses_that_cannot_be_had(wanted: str, problem: str) -> None:
+    with pytest.raises(LeaseError, match=problem):
+        check_wanted(NETWORK, PROVIDER, IPv4Address(wanted))
+
+
+def test_wanted_address_outside_the_pool() -> None:
+    check_wanted(NETWORK, PROVIDER, IPv4Address("192.168.0.5"))

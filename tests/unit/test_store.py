@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The state database: uniqueness, turns and leases, from one process and from many."""
+
+import multiprocessing
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import store as store_module
+from libvirt_natns.errors import ConflictError, StoreError
+from libvirt_natns.locks import locked
+from libvirt_natns.store import START_LIMIT, VERSION, Record, Store, boot_id, now
+
+FIRST = IPv4Address("192.168.0.100")
+SECOND = IPv4Address("192.168.0.101")
+THIRD = IPv4Address("192.168.0.102")
+SEGMENT = "br0"
+PROCESSES = 16
+ROUNDS = 3
+FORK = multiprocessing.get_context("fork")
+_all_ready = FORK.Barrier(PROCESSES)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path)
+    yield opened
+    opened.close()
+
+
+def record(name: str, **changes: object) -> Record:
+    plain = Record(
+        uuid=f"uuid-{name}",
+        name=name,
+        namespace=f"nat-{name}",
+        bridge=f"virbr-{name}",
+        upstream="provider",
+        kind="bridge",
+        subnets=(IPv4Network("10.0.0.0/24"),),
+        taken_over=True,
+        state="up",
+        boot=boot_id(),
+        since=now(),
+        document=b"<network/>",
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def lease(store: Store, name: str, address: IPv4Address, upstream: str = "provider") -> bool:
+    return store.reserve(upstream, SEGMENT, f"uuid-{name}", address)
+
+
+@pytest.fixture
+def reboot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Call it to go on in the next boot."""
+    boots = iter(range(100))
+
+    def happen() -> None:
+        number = next(boots)
+        monkeypatch.setattr(store_module, "boot_id", lambda: f"boot-{number}")
+
+    yield happen
+
+
+# -- the file ------------------------------------------------------------------
+
+
+def _open_with_others(directory: Path) -> str:
+    _all_ready.wait()
+    return _open_and_read(directory)
+
+
+def _open_and_read(directory: Path) -> str:
+    try:
+        opened = Store(directory)
+        opened.networks()
+        opened.close()
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
+def test_many_processes_open_a_new_database_at_once(tmp_path: Path) -> None:
+    """As after an installation, when a host's networks all start for the first time."""
+    with FORK.Pool(PROCESSES) as pool:
+        for number in range(ROUNDS):
+            said = pool.map(_open_with_others, [tmp_path / str(number)] * PROCESSES, chunksize=1)
+            assert set(said) == {""}
+
+
+def test_database_that_another_process_is_creating(tmp_path: Path) -> None:
+    """SQLite itself would not wait here, but fail at once."""
+    said: list[str] = []
+    thread = threading.Thread(target=lambda: said.append(_open_and_read(tmp_path)))
+    with locked(tmp_path), closing(sqlite3.connect(tmp_path / "state.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        thread.start()
+        thread.join(0.2)
+        assert not said
+        other.rollback()
+    thread.join()
+    assert said == [""]
+
+
+def test_records_outlive_the_process(tmp_path: Path) -> None:
+    first = Store(tmp_path)
+    first.put(record("a"))
+    first.close()
+    again = Store(tmp_path)
+    assert again.network("uuid-a") == replace(record("a"), since=again.networks()[0].since)
+    again.close()
+
+
+def test_database_of_another_version(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    with sqlite3.connect(tmp_path / "state.db") as db:
+        db.execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(StoreError, match="written by another version"):
+        Store(tmp_path)
+
+
+def test_damaged_database(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"no database at all, but long enough to be one" * 50)
+    with pytest.raises(StoreError, match=r"cannot open the state database .*: .*repair"):
+        Store(tmp_path)
+
+
+def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot open the state database"):
+        Store(tmp_path / "file")
+
+
+def test_failed_transaction_changes_nothing(store: Store) -> None:
+    store.put(record("a"))
+
+    def fail_halfway() -> None:
+        with store.transaction():
+            lease(store, "a", FIRST)
+            store.set_state("uuid-a", "down")
+            raise ConflictError("no")
+
+    with pytest.raises(ConflictError):
+        fail_halfway()
+    assert store.lease("provider", "uuid-a") is None
+    assert [found.state for found in store.networks()] == ["up"]
+
+
+# -- networks ------------------------------------------------------------------
+
+
+def test_networks_by_state(store: Store) -> None:
+    for name, state in (("c", "up"), ("a", "down"), ("b", "starting"), ("d", "preparing")):
+        store.put(record(name, state=state))
+    assert [found.name for found in store.networks()] == ["a", "b", "c", "d"]
+    assert [found.name for found in store.networks("up", "starting")] == ["b", "c"]
+
+
+@pytest.mark.parametrize("field", ["namespace", "bridge"])
+def test_two_networks_cannot_share(store: Store, field: str) -> None:
+    store.put(record("a"))
+    rival = record("b", **{field: getattr(record("a"), field)})
+    with pytest.raises(ConflictError, match=r"network b: .* belongs to a: stop that one"):
+        store.put(rival)
+    store.put(replace(rival, state="down"))
+    store.set_state("uuid-a", "down")
+    store.put(rival)
+    assert [found.name for found in store.networks("up")] == ["b"]
+
+
+def test_what_a_network_held_before_a_reboot_is_free(
+    store: Store, reboot: Callable[[], None]
+) -> None:
+    store.put(record("a"))
+    reboot()
+    store.put(record("b", bridge="virbr-a", boot=store_module.boot_id()))
+    assert [found.name for found in store.networks("up")] == ["b"]
+
+
+def test_networks_without_a_lease_are_forgotten(store: Store) -> None:
+    """One for each job of a build host, and all of them transient."""
+    for number in range(30):
+        store.put(record(f"job{number}", state="preparing"))
+        assert lease(store, f"job{number}", (FIRST, SECOND)[number % 2])
+        store.set_state(f"uuid-job{number}", "down")
+    assert sorted(found.name for found in store.networks()) == ["job28", "job29"]
+
+
+# -- turns ---------------------------------------------------------------------
+
+
+def enter(store: Store, name: str, **changes: object) -> str | None:
+    blocker = store.enter_start(record(name, state="starting", **changes))
+    return blocker.name if blocker else None
+
+
+def test_starts_with_one_subnet_go_one_by_one(store: Store) -> None:
+    assert enter(store, "a") is None
+    assert enter(store, "b") == "a"
+    assert store.network("uuid-b") is None
+    store.set_state("uuid-a", "up")
+    assert enter(store, "b") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"subnets": (IPv4Network("10.0.1.0/24"),)},
+        {"taken_over": False},
+        {"uuid": "uuid-a", "namespace": "nat-a", "bridge": "virbr-a"},
+    ],
+)
+def test_who_need_not_wait(store: Store, changes: dict[str, object]) -> None:
+    assert enter(store, "a") is None
+    assert enter(store, "b", **changes) is None
+
+
+def test_a_start_without_an_end_holds_up_for_so_long(store: Store) -> None:
+    for age, waits in ((START_LIMIT - 1, "a"), (START_LIMIT + 1, None)):
+        assert enter(store, "a", since=now() - age) is None
+        assert enter(store, "b") == waits
+
+
+def test_a_start_before_the_reboot_holds_nobody_up(
+    store: Store, reboot: Callable[[], None]
+) -> None:
+    assert enter(store, "a") is None
+    reboot()
+    assert enter(store, "b", boot=store_module.boot_id()) is None
+
+
+def _enter_in_turn(job: tuple[Path, int]) -> bool:
+    directory, number = job
+    store = Store(directory)
+    me = record(f"n{number}", state="starting")
+    while store.enter_start(me):
+        pass
+    alone = [found.uuid for found in store.networks("starting")] == [me.uuid]
+    store.set_state(me.uuid, "up")
+    store.close()
+    return alone
+
+
+def test_turns_between_processes(tmp_path: Path) -> None:
+    with FORK.Pool(PROCESSES) as pool:
+        jobs = [(tmp_path, number) for number in range(40)]
+        assert all(pool.map(_enter_in_turn, jobs, chunksize=1))
+
+
+# -- leases --------------------------------------------------------------------
+
+
+def test_an_address_has_one_holder(store: Store) -> None:
+    store.put(record("a"))
+    store.put(record("b"))
+    assert lease(store, "a", FIRST)
+    assert not lease(store, "b", FIRST)
+    assert store.lease("provider", "uuid-b") is None
+    holder = store.holder(SEGMENT, FIRST)
+    assert holder is not None
+    assert holder.name == "a"
+    assert lease(store, "a", FIRST), "one's own address can be leased again"
+
+
+def test_a_network_has_one_address(store: Store) -> None:
+    store.put(record("a"))
+    assert lease(store, "a", FIRST)
+    assert lease(store, "a", SECOND)
+    assert store.lease("provider", "uuid-a") == SECOND
+    assert store.leased(SEGMENT) == {int(SECOND)}
+
+
+def test_upstreams_on_one_segment_share_its_addresses(store: Store) -> None:
+    store.put(record("a"))
+    store.put(record("b", upstream="other"))
+    assert lease(store, "a", FIRST)
+    assert not lease(store, "b", FIRST, "other")
+    assert store.reserve("third", "br1", "uuid-b", FIRST), "another segment, another address"
+
+
+def test_only_resting_networks_lose_their_address(store: Store) -> None:
+    for name, address in (("a", FIRST), ("b", SECOND), ("c", THIRD)):
+        store.put(record(name))
+        lease(store, name, address)
+    for name in ("c", "a"):
+        store.set_state(f"uuid-{name}", "down")
+    assert store.reclaimable(SEGMENT) == [THIRD, FIRST]
+    # Used once more, the first one to have stopped is the last one to lose it.
+    store.set_state("uuid-c", "up")
+    store.set_state("uuid-c", "down")
+    assert store.reclaimable(SEGMENT) == [FIRST, THIRD]
+    store.put(record("d"))
+    assert lease(store, "d", FIRST)
+    assert store.lease("provider", "uuid-a") is None
+
+
+def test_after_a_reboot_those_that_ran_lose_theirs_last(
+    store: Store, reboot: Callable[[], None]
+) -> None:
+    for name, address in (("a", FIRST), ("b", SECOND)):
+        store.put(record(name))
+        lease(store, name, address)
+    store.set_state("uuid-b", "down")
+    assert store.reclaimable(SEGMENT) == [SECOND]
+    reboot()
+    assert store.reclaimable(SEGMENT) == [SECOND, FIRST]
+    assert store.lease("provider", "uuid-a") == FIRST
+    assert store.holder(SEGMENT, FIRST) is None
+
+
+def test_lease_of_an_upstream_that_a_network_has_left(store: Store) -> None:
+    store.put(record("a"))
+    lease(store, "a", FIRST)
+    assert store.reclaimable(SEGMENT) == []
+    store.put(record("a", upstream="other"))
+    assert store.reclaimable(SEGMENT) == [FIRST]
+    assert store.lease("provider", "uuid-a") == FIRST
+
+
+def test_release(store: Store) -> None:
+    store.put(record("a"))
+    lease(store, "a", FIRST)
+    store.release("provider", "uuid-a")
+    assert store.lease("provider", "uuid-a") is None
+    assert store.leased(SEGMENT) == set()
+
+
+# -- transit subnets -----------------------------------------------------------
+
+TRANSITS = (IPv4Network("198.19.252.0/22"), IPv4Network("198.19.248.0/22"))
+
+
+def test_transit_is_chosen_once(store: Store) -> None:
+    assert store.transit("host") is None
+    assert store.choose_transit("host", TRANSITS, None) == TRANSITS[0]
+    assert store.choose_transit("host", TRANSITS[1:], None) == TRANSITS[0]
+    assert store.transit("host") == TRANSITS[0]
+
+
+def test_transit_is_replaced_with_its_leases(store: Store) -> None:
+    store.choose_transit("host", TRANSITS, None)
+    store.put(record("a", upstream="host", state="down"))
+    store.reserve("host", "natns-host", "uuid-a", IPv4Address("198.19.252.2"))
+    assert store.choose_transit("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[1]
+    assert store.lease("host", "uuid-a") is None
+
+
+def test_transit_that_has_come_into_use_stays(store: Store, reboot: Callable[[], None]) -> None:
+    store.choose_transit("host", TRANSITS, None)
+    store.put(record("a", upstream="host", state="preparing"))
+    assert store.in_use("host")
+    assert store.choose_transit("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[0]
+    reboot()
+    assert not store.in_use("host")
+    assert store.choose_transit("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[1]

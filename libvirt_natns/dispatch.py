@@ -14,15 +14,16 @@ from libvirt_natns import config, document, engine, names
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.glance import Glance, at_network
+from libvirt_natns.guests import Guests
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config, Network
+from libvirt_natns.model import Config, Network, Nic
 from libvirt_natns.selection import verdict
 from libvirt_natns.store import Store
 
 
 @dataclass(frozen=True)
 class Event:
-    """What libvirt tells of a network; ``seen`` holds also where the XML is not acceptable."""
+    """What libvirt tells; ``seen`` holds also where a network's XML is not acceptable."""
 
     xml: bytes
 
@@ -73,6 +74,8 @@ def _up(event: Event) -> None:
 def _refresh(event: Event) -> None:
     with _engine(config.load()) as verbs:
         verbs.refresh(event.network, event.xml)
+        # A <host> may have come or gone.
+        Guests(verbs).refresh(event.network.uuid)
 
 
 def _down(event: Event) -> None:
@@ -111,14 +114,72 @@ def _abandon(seen: Glance) -> None:
             engine.abandon(kernel, seen.name, seen.bridge)
 
 
+def _plug(event: Event) -> None:
+    port = document.parse_hook_data(event.xml).port
+    if port is not None:
+        with _engine(config.load()) as verbs:
+            nic = Nic(port.mac, network=event.network.name)
+            Guests(verbs).plug(port.owner_uuid, nic)
+
+
+def _unplug(event: Event) -> None:
+    port = document.parse_hook_data(event.xml).port
+    if port is not None:
+        with _engine(config.load()) as verbs:
+            Guests(verbs).unplug(port.owner_uuid, port.mac)
+
+
+def _claim(event: Event) -> None:
+    with _engine(config.load()) as verbs:
+        guests = Guests(verbs)
+        plain = document.parse_domain_nics(event.xml)
+        if guests.attachments(plain):
+            guests.claim(document.parse_domain(event.xml), event.xml)
+        else:
+            # Whatever its metadata says, it is none of our business.
+            guests.forget(plain.uuid)
+
+
+def _publish(event: Event) -> None:
+    with _engine(config.load()) as verbs:
+        guests = Guests(verbs)
+        plain = document.parse_domain_nics(event.xml)
+        if guests.attachments(plain):
+            guests.publish(document.parse_domain(event.xml), event.xml)
+
+
+def _withdraw(event: Event) -> None:
+    with _engine(config.load()) as verbs:
+        Guests(verbs).withdraw(document.parse_domain_nics(event.xml).uuid)
+
+
+def _forget(event: Event) -> None:
+    with _engine(config.load()) as verbs:
+        Guests(verbs).forget(document.parse_domain_nics(event.xml).uuid)
+
+
+GUEST: dict[tuple[str, str], Verb] = {
+    ("prepare", "begin"): _claim,
+    ("start", "begin"): _publish,
+    ("stopped", "end"): _withdraw,
+    ("release", "end"): _forget,
+    ("reconnect", "begin"): _publish,
+    ("attach", "begin"): _publish,
+}
+
 NETWORK: dict[tuple[str, str], Verb] = {
     ("start", "begin"): _prepare,
     ("started", "begin"): _up,
     ("updated", "begin"): _refresh,
     ("stopped", "end"): _down,
+    ("port-created", "begin"): _plug,
+    ("port-deleted", "begin"): _unplug,
+    ("plugged", "begin"): _plug,
+    ("unplugged", "begin"): _unplug,
 }
 
 
-def network_event(event: tuple[str, str], data: bytes) -> None:
-    """Answer one event of a network.  Raises a NatnsError to refuse it."""
-    NETWORK[event](Event(data))
+def answer(kind: str, event: tuple[str, str], data: bytes) -> None:
+    """Answer one event of a "network" or a "guest".  Raises a NatnsError to refuse it."""
+    table = NETWORK if kind == "network" else GUEST
+    table[event](Event(data))

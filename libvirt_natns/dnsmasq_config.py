@@ -13,14 +13,17 @@ Limits: IPv6 ranges stay with libvirt's dnsmasq, a namespace has no IPv6 yet.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
+from types import MappingProxyType
 
 from libvirt_natns import names
 from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet
 from libvirt_natns.resolvers import Resolvers
+
+EMPTY: Mapping[str, IPv4Address] = MappingProxyType({})
 
 MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
 
@@ -55,12 +58,18 @@ def paths(uuid: str) -> Paths:
     return Paths(*(stem.with_suffix(suffix) for suffix in suffixes))
 
 
-def make(network: Network, libvirts: Files | None, resolvers: Resolvers, mtu: int | None) -> Files:
+def make(
+    network: Network,
+    libvirts: Files | None,
+    resolvers: Resolvers,
+    mtu: int | None,
+    kept: Mapping[str, IPv4Address] = EMPTY,
+) -> Files:
     """All that the dnsmasq of a network reads.
 
     ``libvirts`` are libvirt's own files, None for ``<natns:ip>``; ``mtu``, in
     octets, is announced by DHCP where the path outside is narrower than the
-    private bridge.
+    private bridge.  ``kept`` are addresses reserved for guests' NICs, by MAC.
     """
     mine = paths(network.uuid)
     if libvirts is None:
@@ -69,9 +78,13 @@ def make(network: Network, libvirts: Files | None, resolvers: Resolvers, mtu: in
         lines, users = _derive(network, libvirts)
     lines = [*_with_mtu(lines, users, network, mtu), *_resolution(lines, users, resolvers)]
     lines += [f"pid-file={mine.pid}", *(line for line in users if _key(line) != "pid-file")]
+    if f"dhcp-hostsfile={mine.hosts}" not in lines and any(s.dhcp for s in network.subnets):
+        # libvirt names one only where the network has <host>s.
+        lines.append(f"dhcp-hostsfile={mine.hosts}")
+    reserved = "".join(f"{mac},{address}\n" for mac, address in kept.items())
     return Files(
         "\n".join(lines) + "\n",
-        hosts=_hosts(network) if libvirts is None else libvirts.hosts,
+        hosts=(_hosts(network) if libvirts is None else libvirts.hosts) + reserved,
         records=_records(network.dns) if libvirts is None else libvirts.records,
     )
 

@@ -28,6 +28,7 @@ from libvirt_natns import (
     names,
     plan,
     pool,
+    publication,
     selection,
 )
 from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
@@ -37,6 +38,7 @@ from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Config, Network, Upstream
 from libvirt_natns.planner import Planner
+from libvirt_natns.registry import Registry
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 
 POLL = 0.02
@@ -58,6 +60,10 @@ class Engine:
     @property
     def planner(self) -> Planner:
         return Planner(self.config, self.store, self.kernel)
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store)
 
     def _step(self, what: str) -> None:
         if self.before is not None:
@@ -97,6 +103,7 @@ class Engine:
         with locked(names.network_directory(network.uuid)), Undo() as undo:
             self._admit(network, xml, upstream, undo)
             address = self._address(network, upstream)
+            self.registry.move(network.uuid, address)
             self._ensure_host()
             operations = self.planner.plan(network, upstream, address)
             undo.add(self._return_routes, network)
@@ -227,7 +234,11 @@ class Engine:
             return arp.probe(upstream.bridge or "", addresses, upstream.probe)
 
         self._step("lease an address")
-        pool.reserve(self.store, network, upstream, probe, self.kernel.host_addresses())
+        address = pool.reserve(self.store, network, upstream, probe, self.kernel.host_addresses())
+        if network.nat and network.nat.forwards:
+            undo.add(self.registry.drop_claims, network.uuid)
+            choices = publication.Choices(self.config, self.store, self.kernel)
+            publication.claim_for_network(choices, network, upstream, address)
 
     def _await_turn(self, network: Network, xml: bytes, upstream: Upstream) -> None:
         self._step("await its turn")
@@ -294,6 +305,7 @@ class Engine:
         record = self.store.network(uuid)
         if record and record.state != "down":
             self._step("note that it is down")
+            self.registry.drop_claims(uuid)
             self.store.set_state(uuid, "down")
         _discard_directory(uuid)
         if shared:

@@ -25,6 +25,9 @@ from libvirt_natns.model import (
 )
 from libvirt_natns.registry import Claims
 
+Span = tuple[int, int, int, int]
+"""First and last port, and the first and last port that they lead to."""
+
 ANY = IPv4Address(0)
 """Stands for all addresses of the host, where an upstream of kind "host" listens."""
 
@@ -37,6 +40,14 @@ class Attachment:
     network: Network
     upstream: Upstream
     address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a forward is; ``name`` says in messages what it is, too."""
+
+    uuid: str
+    name: str
 
 
 class Choices(Protocol):
@@ -76,28 +87,18 @@ def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> 
     return Claims(domain.uuid, forwards, statics)
 
 
-def of_network(network: Network, upstream: Upstream, address: IPv4Address) -> Claims:
+def of_network(
+    network: Network, upstream: Upstream, address: IPv4Address, choices: Choices
+) -> Claims:
     """What a network's own metadata publishes."""
-    wanted = network.nat.forwards if network.nat else ()
+    at = Attachment(Nic(""), network, upstream, address)
+    owner = Owner(network.uuid, f"network {network.name}")
     found = []
-    for forward in wanted:
-        listen = _listen(f"network {network.name}", forward.address, upstream, {address})
-        assert forward.guest_address is not None
-        for first, last, to in spans(forward):
-            found.append(
-                Forward(
-                    network.uuid,
-                    f"network {network.name}",
-                    network.uuid,
-                    forward.proto,
-                    listen or address,
-                    first,
-                    last,
-                    forward.guest_address,
-                    to,
-                    forward.sources,
-                )
-            )
+    for wanted in network.nat.forwards if network.nat else ():
+        listen = _listen(owner.name, wanted.address, upstream, {address})
+        # The document is refused without one.
+        target = wanted.guest_address or address
+        found += list(_made(owner, wanted, at, listen, target, choices))
     return Claims(network.uuid, tuple(found))
 
 
@@ -128,16 +129,26 @@ def _forwards(
     who = f"guest {domain.name}"
     listen = _listen(who, wanted.address, at.upstream, {at.address, *own})
     target = _target(domain, wanted, at, choices)
-    autos = [span for span in wanted.ranges if span.auto]
-    chosen = [
-        (port, port, span.to)
-        for span in autos
-        for port in [choices.port(domain.uuid, at, wanted.proto, span.to)]
-    ]
-    for first, last, to in [*spans(wanted), *chosen]:
+    return _made(Owner(domain.uuid, who), wanted, at, listen, target, choices)
+
+
+def _made(
+    owner: Owner,
+    wanted: PortForward,
+    at: Attachment,
+    listen: IPv4Address | None,
+    target: IPv4Address,
+    choices: Choices,
+) -> Iterator[Forward]:
+    chosen = []
+    for span in wanted.ranges:
+        if span.auto:
+            port = choices.port(owner.uuid, at, wanted.proto, span.to)
+            chosen.append((port, port, span.to, span.to))
+    for first, last, to, to_last in [*spans(wanted), *chosen]:
         yield Forward(
-            domain.uuid,
-            who,
+            owner.uuid,
+            owner.name,
             at.network.uuid,
             wanted.proto,
             listen if listen is not None else at.address,
@@ -145,6 +156,7 @@ def _forwards(
             last,
             target,
             to,
+            to_last,
             wanted.sources,
         )
 
@@ -180,8 +192,8 @@ def _target(domain: Domain, wanted: PortForward, at: Attachment, choices: Choice
     return wanted.guest_address
 
 
-def spans(forward: PortForward) -> list[tuple[int, int, int]]:
-    """Its ports as (first, last, target port) runs, without the excluded ones."""
+def spans(forward: PortForward) -> list[Span]:
+    """Its ports without the excluded ones."""
     excluded = sorted(
         (span.start, span.end) for span in forward.ranges if span.exclude and not span.auto
     )
@@ -192,13 +204,14 @@ def spans(forward: PortForward) -> list[tuple[int, int, int]]:
     return found
 
 
-def _without(span: PortRange, excluded: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+def _without(span: PortRange, excluded: list[tuple[int, int]]) -> list[Span]:
     found = []
     start = span.start
     for first, last in [*excluded, (span.end + 1, span.end + 1)]:
         if first > start and start <= span.end:
             end = min(first - 1, span.end)
-            found.append((start, end, span.to + start - span.start))
+            to = span.to if span.onto_one else span.to + start - span.start
+            found.append((start, end, to, to if span.onto_one else to + end - start))
         start = max(start, last + 1)
     return found
 

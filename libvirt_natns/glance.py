@@ -12,29 +12,41 @@ HEXADECIMAL = frozenset("0123456789abcdef-")
 
 
 class Glance:
-    """What a network's XML says at first sight; "" for what it does not say.
+    """What a network's or a guest's XML says at first sight; "" for what it does not say.
 
     ``untouched``: it has a ``<forward>``, or its metadata says enabled="no", so
     it is none of our business whatever else is right or wrong.  ``mac`` is
-    the bridge's.
+    the bridge's.  ``annotated``: its metadata has a ``<natns:nat>``.  ``owner``
+    is the uuid of the guest that a network's port belongs to.
     """
 
-    __slots__ = ("bridge", "mac", "name", "untouched", "uuid")
+    __slots__ = ("annotated", "bridge", "mac", "name", "owner", "untouched", "uuid")
 
     def __init__(self) -> None:
         self.uuid = ""
         self.name = ""
         self.bridge = ""
         self.mac = ""
+        self.owner = ""
         self.untouched = False
+        self.annotated = False
 
 
 def at_network(data: bytes) -> Glance:
     """Look at a ``<network>``, or at the one within a hook's ``<hookData>``."""
+    return _look(data, "network")
+
+
+def at_domain(data: bytes) -> Glance:
+    """Look at a ``<domain>``; its bridge, MAC and owner are not looked for."""
+    return _look(data, "domain")
+
+
+def _look(data: bytes, root: str) -> Glance:
     from xml.parsers import expat
 
     parser = expat.ParserCreate(namespace_separator=" ")
-    reader = _Reader()
+    reader = _Reader(root)
     parser.StartElementHandler = reader.start
     parser.EndElementHandler = reader.end
     parser.CharacterDataHandler = reader.text
@@ -43,16 +55,22 @@ def at_network(data: bytes) -> Glance:
     except (expat.ExpatError, ValueError):
         return Glance()
     found = reader.found
-    # The uuid becomes a file's name.
-    found.uuid = found.uuid.strip() if HEXADECIMAL.issuperset(found.uuid.strip()) else ""
+    # They become files' names.
+    found.uuid, found.owner = _uuid(found.uuid), _uuid(found.owner)
     return found
+
+
+def _uuid(text: str) -> str:
+    stripped = text.strip()
+    return stripped if HEXADECIMAL.issuperset(stripped) else ""
 
 
 class _Reader:
     """Collects a Glance from expat's events; ``path`` leads to the current element."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
         self.found = Glance()
+        self.root = root
         self.path: list[str] = []
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
@@ -61,6 +79,7 @@ class _Reader:
         if inside == ["forward"]:
             self.found.untouched = True
         elif inside == ["metadata", f"{NAMESPACE} nat"]:
+            self.found.annotated = True
             self.found.untouched |= attributes.get("enabled") == "no"
         elif inside == ["bridge"]:
             self.found.bridge = attributes.get("name", "")
@@ -76,8 +95,10 @@ class _Reader:
             self.found.uuid += characters
         elif inside == ["name"]:
             self.found.name += characters
+        elif self.path[1:] == ["networkport", "owner", "uuid"]:
+            self.found.owner += characters
 
     def _inside(self) -> list[str]:
-        """The path below the network itself."""
+        """The path below the network or domain itself."""
         root = 1 if self.path[:1] == ["hookData"] else 0
-        return self.path[root + 1 :] if self.path[root : root + 1] == ["network"] else []
+        return self.path[root + 1 :] if self.path[root : root + 1] == [self.root] else []

@@ -6,26 +6,20 @@ in a network of ours.  What it publishes is part of the plan of the network
 concerned, so ``check`` and ``sync`` know it without being told.
 """
 
-import json
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
-from pathlib import Path
 
-from libvirt_natns import conntrack, document, forwards, model, names, pool, sockets
-from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
+from libvirt_natns import conntrack, document, forwards, names
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.executor import Undo
 from libvirt_natns.forwards import Attachment
 from libvirt_natns.locks import locked
-from libvirt_natns.model import AddressRequest, Domain, Forward, Nic, StaticNat
-from libvirt_natns.registry import Claims, GuestRecord, Registry
+from libvirt_natns.model import Domain, Forward, Nic, StaticNat
+from libvirt_natns.publication import Choices, check_host_ports, scopes
+from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.store import Record
-
-__all__ = ["Guests"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +27,10 @@ class Guests:
     """Guests' verbs over an engine and the guests' tables."""
 
     engine: Engine
-    registry: Registry
+
+    @property
+    def registry(self) -> Registry:
+        return self.engine.registry
 
     # -- verbs -------------------------------------------------------------
 
@@ -48,6 +45,7 @@ class Guests:
             return
         with self._locked(domain.uuid), Undo() as undo:
             undo.add(self._forget, domain.uuid)
+            self._undo_reservations(attachments, undo)
             claims = self._resolve(domain, attachments)
             self.registry.put_guest(domain.uuid, domain.name, xml, published=False)
             self.registry.claim(claims, self._scopes(), published=False)
@@ -63,10 +61,11 @@ class Guests:
         if (domain.nat is None or not attachments) and not self.registry.guest(domain.uuid):
             return []
         with self._locked(domain.uuid):
-            claims = self._resolve(domain, attachments)
             before = self._held(domain.uuid)
             with Undo() as undo:
                 undo.add(self._restore, before)
+                self._undo_reservations(attachments, undo)
+                claims = self._resolve(domain, attachments)
                 self.registry.claim(claims, self._scopes(), published=True)
                 changed = self._apply(self._networks(before) | self._networks(claims))
                 undo.pop_all()
@@ -181,21 +180,23 @@ class Guests:
             )
         return Attachment(nic, network, upstream, address)
 
-    def _scopes(self) -> dict[str, str]:
-        return {record.uuid: record.upstream for record in self.engine.store.networks()}
+    def _scopes(self) -> dict[str, Scope]:
+        return scopes(self.engine.store)
 
     # -- resolving ---------------------------------------------------------
 
     def _resolve(self, domain: Domain, attachments: list[Attachment]) -> Claims:
-        claims = forwards.resolve(domain, attachments, _Choices(self.engine, self.registry))
-        for forward in claims.forwards:
-            if self._scopes()[forward.network] in self._host_upstreams():
-                sockets.check_free(forward)
+        choices = Choices(self.engine.config, self.engine.store, self.engine.kernel)
+        claims = forwards.resolve(domain, attachments, choices)
+        check_host_ports(claims, self._scopes())
         return claims
 
-    def _host_upstreams(self) -> set[str]:
-        upstreams = self.engine.config.upstreams.values()
-        return {upstream.name for upstream in upstreams if upstream.kind == "host"}
+    def _undo_reservations(self, attachments: list[Attachment], undo: Undo) -> None:
+        """Have ``undo`` give up the DHCP addresses that are reserved from here on."""
+        for attachment in attachments:
+            network, mac = attachment.network.uuid, attachment.nic.mac
+            if self.registry.reservation(network, mac) is None:
+                undo.add(self.registry.drop_reservation, network, mac)
 
     # -- applying ----------------------------------------------------------
 
@@ -208,7 +209,8 @@ class Guests:
 
     @staticmethod
     def _networks(claims: Claims) -> set[str]:
-        return {claim.network for claim in (*claims.forwards, *claims.addresses)}
+        used = {forward.network for forward in claims.forwards}
+        return used | {static.network for static in claims.addresses}
 
     def _apply(self, networks: set[str]) -> list[str]:
         """Bring the namespaces of these networks to what the tables say now."""
@@ -226,11 +228,8 @@ class Guests:
 
     def _cut(self, before: Claims, after: Claims) -> None:
         """End the flows of what is published no more, and of nothing else."""
-        gone: list[Forward | StaticNat] = [
-            claim
-            for claim in (*before.forwards, *before.addresses)
-            if claim not in (*after.forwards, *after.addresses)
-        ]
+        gone: list[Forward | StaticNat] = [*(set(before.forwards) - set(after.forwards))]
+        gone += set(before.addresses) - set(after.addresses)
         for uuid in {claim.network for claim in gone}:
             record = self.engine.store.network(uuid)
             if record is None or record.state != "up":
@@ -243,7 +242,7 @@ class Guests:
 
     def _forget(self, uuid: str) -> None:
         self.registry.forget_guest(uuid)
-        names.remove_directory(names.guest_directory(uuid))
+        _discard_directory(uuid)
 
     @contextmanager
     def _locked(self, uuid: str) -> Iterator[None]:
@@ -251,99 +250,8 @@ class Guests:
             yield
 
 
-@dataclass(frozen=True, slots=True)
-class _Choices:
-    """What is chosen for guests, and kept in the tables."""
-
-    engine: Engine
-    registry: Registry
-
-    def target(self, attachment: Attachment) -> IPv4Address:
-        network, mac = attachment.network, attachment.nic.mac
-        fixed = {
-            host.mac: host.ip for subnet in network.subnets for host in subnet.hosts if host.mac
-        }
-        if mac in fixed:
-            self.registry.drop_reservation(network.uuid, mac)
-            return fixed[mac]
-        kept = self.registry.reservation(network.uuid, mac)
-        if kept is not None and kept not in fixed.values():
-            return kept
-        self.registry.drop_reservation(network.uuid, mac)
-        return self._reserve(attachment)
-
-    def _reserve(self, attachment: Attachment) -> IPv4Address:
-        network, mac = attachment.network, attachment.nic.mac
-        if not any(subnet.ranges for subnet in network.subnets):
-            raise ConflictError(
-                f"network {network.name} has no DHCP range to reserve an address from",
-                "give guestAddress in <natns:portForward>, or a <range> in the network's <dhcp>",
-            )
-        try:
-            return self.registry.reserve(network.uuid, mac, _free_addresses(attachment))
-        except ConflictError as error:
-            raise ConflictError(f"network {network.name}: {error.fact}", error.remedy) from error
-
-    def port(
-        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
-    ) -> int:
-        network = attachment.network.uuid
-        kept = self.registry.chosen_port(owner, network, proto, target_port)
-        if kept is not None:
-            return kept
-        taken = {port for kind, port in self.registry.chosen_ports() if kind == proto}
-        for forward in self.registry.forwards(published=False):
-            if forward.proto == proto:
-                taken |= set(range(forward.first, forward.last + 1))
-        first, last = self.engine.config.auto_ports
-        for port in range(first, last + 1):
-            if port not in taken and sockets.is_free(proto, port):
-                self.registry.choose_port(owner, network, proto, target_port, port)
-                return port
-        raise ConflictError(
-            f"no {proto} port from {first} to {last} is free for start='auto'",
-            f"enlarge auto_ports in {names.CONFIG_FILE}",
-        )
-
-    def address(
-        self, request: AddressRequest, domain: Domain, attachment: Attachment
-    ) -> IPv4Address:
-        key = f"{domain.uuid}/{attachment.nic.mac}"
-        return pool.reserve_for_guest(self.engine, domain.name, key, attachment, request.address)
-
-
-def _free_addresses(attachment: Attachment) -> Iterator[IPv4Address]:
-    """Where a NIC's reservation may be: its present lease first, then what nobody holds."""
-    network, mac = attachment.network, attachment.nic.mac
-    fixed = {host.ip for subnet in network.subnets for host in subnet.hosts}
-    fixed |= {subnet.gateway for subnet in network.subnets}
-    leased = _leases(network.bridge or "")
-    for address, holder in leased.items():
-        inside = any(address in span for subnet in network.subnets for span in subnet.ranges)
-        if holder == mac and inside and address not in fixed:
-            yield address
-    for subnet in network.subnets:
-        for span in subnet.ranges:
-            for number in range(int(span.first), int(span.last) + 1):
-                address = IPv4Address(number)
-                if address not in fixed and address not in leased:
-                    yield address
-
-
-def _leases(bridge: str) -> dict[IPv4Address, str]:
-    """Present DHCP leases by address, as libvirt's helper has them on file."""
-    try:
-        entries = json.loads(Path(LIBVIRT_DIRECTORY, f"{bridge}.status").read_text() or "[]")
-    except (OSError, ValueError):
-        return {}
-    found = {}
-    for entry in entries:
-        expiry = entry.get("expiry-time", 0)
-        if expiry == 0 or expiry > time.time():
-            found[IPv4Address(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
-    return found
-
-
-def is_stale(record: GuestRecord) -> bool:
-    """Whether a guest was recorded before the machine was started anew."""
-    return not record.this_boot
+def _discard_directory(uuid: str) -> None:
+    directory = names.guest_directory(uuid)
+    for each in (directory, directory.parent):
+        with suppress(OSError):
+            each.rmdir()

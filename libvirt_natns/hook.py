@@ -20,7 +20,22 @@ NETWORK_EVENTS = {
     ("started", "begin"): True,
     ("updated", "begin"): False,
     ("stopped", "end"): False,
+    # A NIC that comes or goes; "plugged" and "unplugged" before libvirt 5.5.
+    ("port-created", "begin"): False,
+    ("port-deleted", "begin"): False,
+    ("plugged", "begin"): False,
+    ("unplugged", "begin"): False,
 }
+GUEST_EVENTS = {
+    ("prepare", "begin"): True,
+    ("start", "begin"): True,
+    ("stopped", "end"): False,
+    ("release", "end"): False,
+    # Failing would kill a guest that runs.
+    ("reconnect", "begin"): False,
+    ("attach", "begin"): False,
+}
+PORT_EVENTS = ("port-created", "port-deleted", "plugged", "unplugged")
 
 
 def main(kind: str, arguments: list[str]) -> int:
@@ -32,16 +47,39 @@ def main(kind: str, arguments: list[str]) -> int:
     """
     _silence_stdout()
     data = _read_input()
-    event = (*arguments[1:3],)
-    if kind != "network" or event not in NETWORK_EVENTS:
+    if len(arguments) < 3:
         return 0
+    event = (arguments[1], arguments[2])
+    if kind != "network":
+        return _guest(event, data) if event in GUEST_EVENTS else 0
+    return _network(event, data) if event in NETWORK_EVENTS else 0
+
+
+def _guest(event: tuple[str, str], data: bytes) -> int:
+    """An event of the hooks qemu and lxc."""
+    from libvirt_natns import glance
+
+    if not os.path.isdir(f"{RUN_DIRECTORY}/networks"):
+        return 0
+    seen = glance.at_domain(data)
+    known = bool(seen.uuid) and os.path.isdir(f"{RUN_DIRECTORY}/guests/{seen.uuid}")
+    ends = event[0] in ("stopped", "release")
+    if not known and (ends or not seen.annotated):
+        return 0
+    return _handle("guest", event, data, GUEST_EVENTS[event])
+
+
+def _network(event: tuple[str, str], data: bytes) -> int:
     from libvirt_natns import glance
 
     seen = glance.at_network(data)
+    if event[0] in PORT_EVENTS:
+        known = bool(seen.owner) and os.path.isdir(f"{RUN_DIRECTORY}/guests/{seen.owner}")
+        return _handle("network", event, data, False) if known else 0
     if not _concerns_us(event[0], seen.uuid, seen.untouched):
         return 0
     # What is not ours starts whatever is broken here.
-    return _handle(event, data, NETWORK_EVENTS[event] and not seen.untouched)
+    return _handle("network", event, data, NETWORK_EVENTS[event] and not seen.untouched)
 
 
 def _silence_stdout() -> None:
@@ -72,7 +110,7 @@ def _concerns_us(operation: str, uuid: str, untouched: bool) -> bool:
     return bool(uuid) and os.path.isdir(f"{RUN_DIRECTORY}/networks/{uuid}")
 
 
-def _handle(event: tuple[str, ...], data: bytes, refuses: bool) -> int:
+def _handle(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:
     try:
         import site
 
@@ -80,7 +118,7 @@ def _handle(event: tuple[str, ...], data: bytes, refuses: bool) -> int:
         site.main()
         from libvirt_natns import dispatch
 
-        dispatch.network_event((event[0], event[1]), data)
+        dispatch.answer(kind, event, data)
     except Exception as error:  # the only broad one: a hook must answer
         _report(error, refuses)
         return 1 if refuses else 0

@@ -39,6 +39,7 @@ class Needs:
     transits: tuple[Upstream, ...] = ()
     private: tuple[rules.Private, ...] = ()
     provider: tuple[rules.Provider, ...] = ()
+    forwards: tuple[rules.HostForward, ...] = ()
 
     def with_transit(self, upstream: Upstream) -> Self:
         """The same, with one more transit, unless it is there already."""
@@ -180,6 +181,7 @@ def _policy(kernel: Kernel, needs: Needs) -> rules.HostPolicy:
         private=needs.private if bridge_nf else (),
         provider=needs.provider if bridge_nf else (),
         bridge_nf=bridge_nf and bool(needs.private),
+        forwards=needs.forwards,
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from libvirt_natns import config, names
 from libvirt_natns.errors import ConfigError, InstallError
 
-HOOKS = ("network", "qemu")
+HOOKS = ("network", "qemu", "lxc")
 HOOKS_DIRECTORY = Path("/etc/libvirt/hooks")
 DROP_IN = "libvirt-natns"
 MARK = "# libvirt-natns: "

@@ -106,6 +106,11 @@ def mac(uuid: str, end: str) -> str:
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
+def guest_directory(uuid: str) -> Path:
+    """Run-time mark of a guest whose metadata is looked after; its lock."""
+    return RUN_DIRECTORY / "guests" / uuid
+
+
 def network_directory(uuid: str) -> Path:
     """Run-time files of one network."""
     return RUN_DIRECTORY / "networks" / uuid

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from libvirt_natns import names
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import Network, Upstream
+from libvirt_natns.model import Forward, Network, StaticNat, Upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,26 @@ def path_mtu(private: int, upstream: int) -> int | None:
     return upstream if upstream < private else None
 
 
-def make(network: Network, upstream: Upstream, address: IPv4Address, around: Surroundings) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What guests, and the network itself, offer to the upstream."""
+
+    forwards: tuple[Forward, ...] = ()
+    statics: tuple[StaticNat, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Upstream addresses of guests' own."""
+        return tuple(dict.fromkeys(static.address for static in self.statics))
+
+
+def make(
+    network: Network,
+    upstream: Upstream,
+    address: IPv4Address,
+    around: Surroundings,
+    published: Published = Published(),
+) -> Plan:
     """All that a network needs, in order.
 
     ``upstream`` is complete here: its bridge and subnet are known, also for the
@@ -244,24 +263,28 @@ def make(network: Network, upstream: Upstream, address: IPv4Address, around: Sur
     """
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
+    mac = names.mac(network.uuid, "upstream")
+    # The first is the one that masquerading takes.
+    outside = (address, *published.addresses)
+    rules = ruleset(policy(network, address, published))
     return (
         Namespace(namespace, network.uuid),
         *(Sysctl(namespace, key, value) for key, value in SYSCTLS),
         _private_patch(network, namespace, around.private_mtu),
         _upstream_patch(network, upstream, namespace, around.upstream_mtu),
-        Firewall(namespace, network.uuid, around.backend, ruleset(policy(network, address))),
+        Firewall(namespace, network.uuid, around.backend, rules),
         *(Withdrawal(inner, subnet.interface) for subnet in network.subnets if network.taken_over),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
-        Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address),)),
+        Addresses(namespace, names.UPSTREAM_LINK, tuple(_on(upstream, each) for each in outside)),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
         *_routes(network, upstream, namespace),
-        Announcement(namespace, names.UPSTREAM_LINK, address, names.mac(network.uuid, "upstream")),
+        *(Announcement(namespace, names.UPSTREAM_LINK, each, mac) for each in outside),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
         *([IdleDnsmasq(network.name)] if around.idle else []),
     )
 
 
-def policy(network: Network, address: IPv4Address) -> Policy:
+def policy(network: Network, address: IPv4Address, published: Published) -> Policy:
     """What the firewall of a network's namespace must do."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -270,6 +293,8 @@ def policy(network: Network, address: IPv4Address) -> Policy:
         subnets=(*(subnet.network for subnet in network.subnets), *routed),
         gateways=tuple(subnet.gateway for subnet in network.subnets),
         address=address,
+        forwards=published.forwards,
+        statics=published.statics,
     )
 
 
@@ -330,6 +355,9 @@ def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
         ),
         Addresses(None, upstream.bridge, (gateway,)),
         *(Sysctl(None, key, "1") for key in keys),
+        # So that forwards answer on 127.0.0.1, too; the rules keep the bridge's
+        # other side from using it.
+        Sysctl(None, f"net/ipv4/conf/{upstream.bridge}/route_localnet", "1"),
     )
 
 

@@ -20,10 +20,11 @@ from libvirt_natns import (
     transit,
 )
 from libvirt_natns.errors import KernelError
-from libvirt_natns.firewall.host import Private, Provider
+from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network, Upstream
-from libvirt_natns.plan import Plan, Surroundings, make, path_mtu
+from libvirt_natns.plan import Plan, Published, Surroundings, make, path_mtu
+from libvirt_natns.registry import Registry
 from libvirt_natns.resolvers import Resolvers
 from libvirt_natns.store import Store
 
@@ -45,12 +46,25 @@ class Planner:
             return transit.choose(self.kernel, self.store, network, upstream)
         return upstream
 
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store)
+
     def plan(self, network: Network, upstream: Upstream, address: IPv4Address) -> Plan:
         """What must exist for a network whose bridge is there.
 
         Raises KernelError where one of its two bridges is not.
         """
-        return make(network, upstream, address, self._surroundings(network, upstream))
+        around = self._surroundings(network, upstream)
+        return make(network, upstream, address, around, self._published(network, upstream, address))
+
+    def _published(self, network: Network, upstream: Upstream, address: IPv4Address) -> Published:
+        """What the namespace translates; the host's part is in ``host_needs``."""
+        found = self.registry.forwards(network.uuid)
+        if upstream.kind == "host":
+            # The host has looked at address and source already.
+            found = tuple(replace(each, address=address, sources=()) for each in found)
+        return Published(found, self.registry.static_nats(network.uuid))
 
     def _surroundings(self, network: Network, upstream: Upstream) -> Surroundings:
         private = self.kernel.mtu(network.bridge or "")
@@ -82,12 +96,12 @@ class Planner:
         namespace = names.namespace(network.name)
         return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
 
-    @staticmethod
-    def _files(network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq_config.Files:
+    def _files(self, network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq_config.Files:
         libvirts = dnsmasq.read_libvirts(network.name) if network.taken_over else None
         servers = tuple(a for a in upstream.dns if isinstance(a, IPv4Address))
         asked = Resolvers(servers) if servers else resolvers.host_resolvers()
-        return dnsmasq_config.make(network, libvirts, asked, mtu)
+        kept = self.registry.reservations(network.uuid)
+        return dnsmasq_config.make(network, libvirts, asked, mtu, kept)
 
     def preview(self, network: Network) -> Plan:
         """What would be done for a network that need not exist; changes and leases nothing."""
@@ -130,8 +144,29 @@ class Planner:
             subnet = upstream.subnet or self.store.transit(upstream.name)
             address = self.store.lease(upstream.name, record.uuid)
             if upstream.kind == "host" and subnet is not None:
-                needs = needs.with_transit(transit.complete(upstream, subnet))
+                whole = transit.complete(upstream, subnet)
+                needs = needs.with_transit(whole)
+                if address is not None:
+                    needs = self._with_forwards(needs, record.uuid, whole, address)
             elif upstream.bridge and address:
                 provider = Provider(upstream.bridge, address)
                 needs = replace(needs, provider=(*needs.provider, provider))
         return needs
+
+    def _with_forwards(
+        self, needs: host.Needs, network: str, upstream: Upstream, address: IPv4Address
+    ) -> host.Needs:
+        """The host's part of what a network on a transit bridge publishes."""
+        found = tuple(
+            HostForward(
+                forward.proto,
+                forward.address if int(forward.address) else None,
+                forward.first,
+                forward.last,
+                address,
+                upstream.bridge or "",
+                forward.sources,
+            )
+            for forward in self.registry.forwards(network)
+        )
+        return replace(needs, forwards=(*needs.forwards, *found))

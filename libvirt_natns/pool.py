@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from itertools import chain, islice, repeat
 
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import Network, Upstream
+from libvirt_natns.model import NatMetadata, Network, Upstream
 from libvirt_natns.selection import check_wanted, reserved_addresses
 from libvirt_natns.store import Store
 
@@ -154,3 +154,24 @@ def _exhausted(
         f" all are in use{others}",
         f"enlarge its pool ({', '.join(map(str, upstream.ranges))}) or stop a network",
     )
+
+
+def reserve_for_guest(
+    store: Store,
+    guest: str,
+    key: str,
+    upstream: Upstream,
+    wanted: IPv4Address | None,
+    probe: Probe,
+    excluded: Collection[IPv4Address],
+) -> IPv4Address:
+    """An upstream address of a guest's own, sticky by ``key``, as for a network.
+
+    Raises LeaseError.
+    """
+    applicant = Network(key, guest, None, nat=NatMetadata(address=wanted))
+    try:
+        return reserve(store, applicant, upstream, probe, excluded)
+    except LeaseError as error:
+        fact = error.fact.replace(f"network {guest}", f"guest {guest}", 1)
+        raise LeaseError(fact, error.remedy) from error

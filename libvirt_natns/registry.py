@@ -16,67 +16,6 @@ from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.store import Store, boot_id
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS guest (
-    uuid TEXT PRIMARY KEY,
-    name TEXT NOT NULL,
-    boot TEXT NOT NULL,
-    published INTEGER NOT NULL,
-    document BLOB NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS forward (
-    scope TEXT NOT NULL,
-    owner TEXT NOT NULL,
-    owner_name TEXT NOT NULL,
-    network TEXT NOT NULL,
-    proto TEXT NOT NULL,
-    address INTEGER NOT NULL,
-    first INTEGER NOT NULL,
-    last INTEGER NOT NULL,
-    target INTEGER NOT NULL,
-    target_port INTEGER NOT NULL,
-    sources TEXT NOT NULL,
-    published INTEGER NOT NULL,
-    boot TEXT NOT NULL
-) STRICT;
-CREATE INDEX IF NOT EXISTS forward_network ON forward (network);
-CREATE INDEX IF NOT EXISTS forward_owner ON forward (owner);
-CREATE INDEX IF NOT EXISTS forward_claim ON forward (scope, proto, first);
-CREATE TRIGGER IF NOT EXISTS one_claim BEFORE INSERT ON forward
-WHEN EXISTS (
-    SELECT 1 FROM forward WHERE scope = NEW.scope AND proto = NEW.proto
-    AND (address = NEW.address OR address = 0 OR NEW.address = 0)
-    AND first <= NEW.last AND last >= NEW.first
-) BEGIN SELECT RAISE(ABORT, 'claimed'); END;
-CREATE TABLE IF NOT EXISTS static_nat (
-    scope TEXT NOT NULL,
-    address INTEGER NOT NULL,
-    owner TEXT NOT NULL,
-    owner_name TEXT NOT NULL,
-    network TEXT NOT NULL,
-    target INTEGER NOT NULL,
-    ports TEXT NOT NULL,
-    published INTEGER NOT NULL,
-    boot TEXT NOT NULL,
-    PRIMARY KEY (scope, address)
-) STRICT;
-CREATE TABLE IF NOT EXISTS reservation (
-    network TEXT NOT NULL,
-    mac TEXT NOT NULL,
-    address INTEGER NOT NULL,
-    PRIMARY KEY (network, mac),
-    UNIQUE (network, address)
-) STRICT;
-CREATE TABLE IF NOT EXISTS chosen_port (
-    owner TEXT NOT NULL,
-    network TEXT NOT NULL,
-    proto TEXT NOT NULL,
-    target_port INTEGER NOT NULL,
-    port INTEGER NOT NULL,
-    PRIMARY KEY (owner, network, proto, target_port)
-) STRICT;
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class GuestRecord:
@@ -95,15 +34,23 @@ class GuestRecord:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """All that a guest (or a network itself) wants of networks' upstream addresses.
-
-    ``scopes`` tells the upstream of each network by its uuid: addresses are
-    compared within one upstream only.
-    """
+    """All that a guest (or a network itself) wants of networks' upstream addresses."""
 
     owner: str
     forwards: tuple[Forward, ...] = ()
     addresses: tuple[StaticNat, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where a network's claims must be unique: in its upstream.
+
+    ``shared``: its networks share the addresses, namely the host's, and each port
+    leads to one of them only.
+    """
+
+    upstream: str
+    shared: bool
 
 
 class Registry:
@@ -111,7 +58,6 @@ class Registry:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        store.extend(SCHEMA)
 
     # -- guests ------------------------------------------------------------
 
@@ -140,7 +86,7 @@ class Registry:
 
     # -- claims ------------------------------------------------------------
 
-    def claim(self, claims: Claims, scopes: dict[str, str], published: bool) -> None:
+    def claim(self, claims: Claims, scopes: dict[str, Scope], published: bool) -> None:
         """Replace all claims of an owner by these.
 
         ``published`` tells whether they are in force, or only taken for a guest
@@ -153,22 +99,25 @@ class Registry:
             for forward in claims.forwards:
                 self._insert(db, forward, scopes[forward.network], published)
             for static in claims.addresses:
-                self._insert_static(db, static, scopes[static.network], published)
+                self._insert_static(db, static, scopes[static.network].upstream, published)
 
     def _insert(
-        self, db: sqlite3.Connection, forward: Forward, scope: str, published: bool
+        self, db: sqlite3.Connection, forward: Forward, scope: Scope, published: bool
     ) -> None:
+        claimed = 0 if scope.shared else int(forward.address)
         row = (
-            scope,
+            scope.upstream,
             forward.owner,
             forward.owner_name,
             forward.network,
             forward.proto,
             int(forward.address),
+            claimed,
             forward.first,
             forward.last,
             int(forward.target),
             forward.to,
+            forward.to_last,
             " ".join(map(str, forward.sources)),
             int(published),
             boot_id(),
@@ -177,32 +126,25 @@ class Registry:
         try:
             db.execute(statement, row)
         except sqlite3.IntegrityError:
-            self._evict(db, forward, scope)
+            self._evict(db, forward, scope.upstream, claimed)
             try:
                 db.execute(statement, row)
             except sqlite3.IntegrityError as error:
                 raise StoreError("the state database refuses a forward", str(error)) from error
 
-    def _evict(self, db: sqlite3.Connection, forward: Forward, scope: str) -> None:
+    def _evict(self, db: sqlite3.Connection, forward: Forward, upstream: str, claimed: int) -> None:
         """Remove claims of an earlier boot that are in the way; refuse for any other."""
         rivals = db.execute(
             "SELECT rowid AS id, * FROM forward WHERE scope = ? AND proto = ?"
-            " AND (address = ? OR address = 0 OR ? = 0) AND first <= ? AND last >= ?",
-            (
-                scope,
-                forward.proto,
-                int(forward.address),
-                int(forward.address),
-                forward.last,
-                forward.first,
-            ),
+            " AND claimed = ? AND first <= ? AND last >= ?",
+            (upstream, forward.proto, claimed, forward.last, forward.first),
         ).fetchall()
         for rival in rivals:
             if rival["boot"] != boot_id():
                 db.execute("DELETE FROM forward WHERE rowid = ?", (rival["id"],))
                 continue
             ports = _ports(max(rival["first"], forward.first), min(rival["last"], forward.last))
-            where = forward.address if int(forward.address) else "the host's addresses"
+            where = forward.address if claimed else "the host"
             raise ConflictError(
                 f"{forward.owner_name}: {forward.proto} port {ports} of {where}"
                 f" is forwarded to {rival['owner_name']} already",
@@ -244,6 +186,10 @@ class Registry:
         )
         return str(rows[0]["owner_name"]) if rows else None
 
+    def drop_claims(self, owner: str) -> None:
+        """Give all claims of an owner back."""
+        self.claim(Claims(owner), {}, published=False)
+
     def set_published(self, owner: str, published: bool) -> None:
         """Put an owner's claims into force, or out of it while keeping them."""
         with self._store.transaction() as db:
@@ -252,6 +198,19 @@ class Registry:
                     f"UPDATE {table} SET published = ? WHERE owner = ?", (int(published), owner)
                 )
             db.execute("UPDATE guest SET published = ? WHERE uuid = ?", (int(published), owner))
+
+    def move(self, network: str, address: IPv4Address) -> None:
+        """Have what listens on a network's former upstream address listen on this one.
+
+        Addresses of guests' own, and the host's, are no such.
+        """
+        with self._store.transaction() as db:
+            db.execute(
+                "UPDATE forward SET address = ?, claimed = ? WHERE network = ? AND claimed != 0"
+                " AND address != ? AND address NOT IN"
+                " (SELECT address FROM static_nat WHERE network = forward.network)",
+                (int(address), int(address), network, int(address)),
+            )
 
     def networks_of(self, owner: str) -> set[str]:
         """The uuids of the networks that an owner's claims concern."""
@@ -383,6 +342,7 @@ def _forward(row: sqlite3.Row) -> Forward:
         last=row["last"],
         target=IPv4Address(row["target"]),
         to=row["target_port"],
+        to_last=row["target_last"],
         sources=tuple(IPv4Network(text) for text in row["sources"].split()),
     )
 

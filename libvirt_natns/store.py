@@ -26,6 +26,7 @@ from typing import Literal
 from libvirt_natns import names
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
+from libvirt_natns.tables import SCHEMA, VERSION
 
 State = Literal["preparing", "starting", "up", "down"]
 """``preparing``: inside our `start` hook; ``starting``: from its end to `started`."""
@@ -37,43 +38,8 @@ START_LIMIT = 10.0
 """How long, in seconds, a network may take from libvirt's `start` to `started`
 before others stop waiting for it: no hook tells that a start has failed."""
 
-VERSION = 1
-
 STALLED = 30.0
 """Seconds after which a start that came to no end counts as dead."""
-
-SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS network (
-    uuid TEXT PRIMARY KEY,
-    name TEXT NOT NULL,
-    namespace TEXT NOT NULL,
-    bridge TEXT NOT NULL,
-    upstream TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    subnets TEXT NOT NULL,
-    taken_over INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('preparing', 'starting', 'up', 'down')),
-    boot TEXT NOT NULL,
-    since REAL NOT NULL,
-    document BLOB NOT NULL
-);
-CREATE UNIQUE INDEX IF NOT EXISTS one_namespace ON network (namespace) WHERE state != 'down';
-CREATE UNIQUE INDEX IF NOT EXISTS one_bridge ON network (bridge) WHERE state != 'down';
-CREATE TABLE IF NOT EXISTS lease (
-    upstream TEXT NOT NULL,
-    segment TEXT NOT NULL,
-    address INTEGER NOT NULL,
-    network TEXT NOT NULL,
-    used INTEGER NOT NULL,
-    PRIMARY KEY (segment, address),
-    UNIQUE (upstream, network)
-);
-CREATE TABLE IF NOT EXISTS transit (
-    upstream TEXT PRIMARY KEY,
-    subnet TEXT NOT NULL
-);
-PRAGMA user_version = {VERSION};
-"""
 
 COLUMNS = (
     "uuid, name, namespace, bridge, upstream, kind, subnets, taken_over,"
@@ -87,6 +53,11 @@ PUT = (
 # Of a lease joined with its network; takes the boot's id.  A network that has
 # moved to another upstream does not use what it had from the first.
 RUNNING = "(network.state != 'down' AND network.boot = ? AND network.upstream = lease.upstream)"
+# Of a lease; takes the boot's id.
+GUESTS = (
+    "EXISTS (SELECT 1 FROM static_nat WHERE scope = lease.upstream"
+    " AND static_nat.address = lease.address AND static_nat.boot = ?)"
+)
 NEXT_USE = "(SELECT coalesce(max(used), 0) + 1 FROM lease)"
 
 
@@ -323,9 +294,10 @@ class Store:
         """
         rows = self.select(
             "SELECT address FROM lease LEFT JOIN network ON network.uuid = lease.network"
-            f" WHERE segment = ? AND NOT coalesce({RUNNING}, FALSE)"
+            f" WHERE segment = ? AND NOT coalesce({RUNNING}, FALSE) AND NOT {GUESTS}"
             " ORDER BY coalesce(state != 'down' AND boot != ?, FALSE), used",
             segment,
+            boot_id(),
             boot_id(),
             boot_id(),
         )
@@ -351,7 +323,7 @@ class Store:
         """
         with self.transaction() as db:
             holder = self.holder(segment, address)
-            if holder and holder.uuid != uuid:
+            if (holder and holder.uuid != uuid) or self._is_guests(segment, address, uuid):
                 return False
             db.execute(
                 "DELETE FROM lease WHERE segment = ? AND address = ?"
@@ -364,6 +336,17 @@ class Store:
             )
             self._forget()
         return True
+
+    def _is_guests(self, segment: str, address: IPv4Address, uuid: str) -> bool:
+        """Whether an address is in use as another guest's own."""
+        rows = self.select(
+            f"SELECT 1 FROM lease WHERE segment = ? AND address = ? AND network != ? AND {GUESTS}",
+            segment,
+            int(address),
+            uuid,
+            boot_id(),
+        )
+        return bool(rows)
 
     def _forget(self) -> None:
         """Drop the networks of which nothing is kept any more."""

@@ -19,7 +19,7 @@ from ipaddress import IPv4Network
 
 from libvirt_natns import netns
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall.rules import Chain, Rule
+from libvirt_natns.firewall.rules import EVERYWHERE, Chain, Rule
 
 TABLE = "inet natns"
 
@@ -219,7 +219,10 @@ def _addresses(rule: Rule) -> list[str]:
         ("saddr", rule.sources, rule.not_sources),
         ("daddr", rule.destinations, rule.not_destinations),
     ):
-        if networks:
+        if networks == (EVERYWHERE,):
+            # There is nothing in an address to compare then.
+            parts.append("meta nfproto ipv4")
+        elif networks:
             parts.append(f"ip {field} {'!= ' if negated else ''}{_set(map(_network, networks))}")
     if rule.local:
         parts.append("fib daddr type local")
@@ -298,12 +301,15 @@ def listing(namespace: str | None) -> str:
 
 
 def canonical(text: str) -> str:
-    """Rules, as a script or as listed with -p, with the elements of maps in one form.
+    """Rules, as a script or as listed with -p, in words that every nft agrees on.
 
     The kernel keeps elements in an order of its own, and nft wraps them; it names
     protocols where the machine has an /etc/protocols, and numbers them elsewhere.
+    nft 1.0.6 knows no name for the priority of a dnat on output, 1.1 writes one.
     """
-    return ELEMENTS.sub(_sorted_elements, text)
+    return ELEMENTS.sub(_sorted_elements, text).replace(
+        "hook output priority dstnat;", "hook output priority -100;"
+    )
 
 
 def _sorted_elements(found: re.Match[str]) -> str:

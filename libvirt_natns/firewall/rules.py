@@ -52,6 +52,9 @@ Action = Literal["accept", "drop", "reject", "dnat", "snat", "masquerade", "clam
 Transport = Literal["tcp", "udp", "sctp", "icmp"]
 State = Literal["new", "established", "related", "invalid"]
 
+EVERYWHERE = IPv4Network("0.0.0.0/0")
+"""All of IPv4, and nothing else."""
+
 INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.:@=+,-]*")
 COMMENT = re.compile(r"[A-Za-z0-9 .,:;()/'-]{0,80}", re.ASCII)
 
@@ -195,7 +198,7 @@ def single(address: IPv4Address) -> tuple[IPv4Network, ...]:
 
 def limited(sources: tuple[IPv4Network, ...]) -> tuple[IPv4Network, ...]:
     """The same clients as the networks of a rule, where everybody is no network at all."""
-    return () if any(source.prefixlen == 0 for source in sources) else sources
+    return () if EVERYWHERE in sources else sources
 
 
 def _own(policy: Policy) -> tuple[IPv4Network, ...]:
@@ -270,8 +273,9 @@ def _edge(policy: Policy) -> tuple[Rule, ...]:
         Rule(
             chain="raw",
             iif=policy.upstream,
+            destinations=(EVERYWHERE,),
             action="drop",
-            comment="not addressed to the upstream address",
+            comment="not addressed to an upstream address",
         ),
         Rule(chain="clamp", protocol="tcp", syn=True, action="clamp-mss"),
         Rule(chain="srcnat", oif=policy.upstream, action="masquerade"),

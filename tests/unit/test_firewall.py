@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The firewall as text: what an administrator would read, and no root needed."""
 
+import difflib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -13,6 +15,9 @@ from libvirt_natns import firewall
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host, host_iptables, host_nftables, iptables, nftables
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
+
+GUEST = IPv4Address("10.0.0.5")
 
 POLICY = Policy(
     inner="virbr10",
@@ -28,7 +33,8 @@ delete table inet natns
 table inet natns {
 	chain raw {
 		type filter hook prerouting priority raw; policy accept;
-		iifname "upstream" ip daddr != 192.168.0.100 drop comment "not addressed to the upstream address"
+		iifname "upstream" ip daddr 192.168.0.100 accept
+		iifname "upstream" meta nfproto ipv4 drop comment "not addressed to an upstream address"
 	}
 	chain input {
 		type filter hook input priority filter; policy drop;
@@ -65,6 +71,7 @@ table inet natns {
 
 IPTABLES = """\
 *nat
+:PREROUTING ACCEPT [0:0]
 :POSTROUTING ACCEPT [0:0]
 -A POSTROUTING -o upstream -j MASQUERADE
 COMMIT
@@ -80,7 +87,8 @@ COMMIT
 COMMIT
 *raw
 :PREROUTING ACCEPT [0:0]
--A PREROUTING ! -d 192.168.0.100/32 -i upstream -m comment --comment "not addressed to the upstream address" -j DROP
+-A PREROUTING -d 192.168.0.100/32 -i upstream -j ACCEPT
+-A PREROUTING -d 0.0.0.0/0 -i upstream -m comment --comment "not addressed to an upstream address" -j DROP
 COMMIT
 *filter
 :INPUT DROP [0:0]
@@ -100,6 +108,80 @@ COMMIT
 COMMIT
 """  # noqa: E501 - as iptables-save prints it
 
+
+def forward(proto: Protocol, ports: tuple[int, int], to: tuple[int, int], *sources: str) -> Forward:
+    """Ports of the policy's address, to 10.0.0.5."""
+    limits = tuple(map(IPv4Network, sources))
+    own = "uuid", "guest web", "net"
+    return Forward(*own, proto, POLICY.address, *ports, GUEST, *to, limits)
+
+
+def static(address: str, target: str, *ports: PortSet) -> StaticNat:
+    own = IPv4Address(address), IPv4Address(target)
+    return StaticNat("uuid", "guest web", "net", *own, ports)
+
+
+FORWARDS = (
+    forward("udp", (8000, 8010), (8000, 8010)),
+    forward("tcp", (9000, 9002), (7000, 7002)),
+    forward("tcp", (3000, 3001), (22, 23), "192.168.0.0/24", "10.0.0.6"),
+    forward("sctp", (9100, 9101), (80, 80)),
+    forward("tcp", (2222, 2222), (22, 22)),
+)
+STATICS = (
+    static("192.168.0.111", "10.0.0.7", PortSet("tcp", 80, 80), PortSet("udp", 5000, 5010)),
+    static("192.168.0.110", "10.0.0.6"),
+)
+
+PUBLISHED_NFTABLES = """\
+	map ports {
+		type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { 192.168.0.100 . sctp . 9100 : 10.0.0.5 . 80, 192.168.0.100 . sctp . 9101 : 10.0.0.5 . 80, 192.168.0.100 . tcp . 2222 : 10.0.0.5 . 22, 192.168.0.100 . tcp . 9000 : 10.0.0.5 . 7000, 192.168.0.100 . tcp . 9001 : 10.0.0.5 . 7001, 192.168.0.100 . tcp . 9002 : 10.0.0.5 . 7002 }
+	map ranges {
+		type ipv4_addr . inet_proto . inet_service : ipv4_addr
+		flags interval
+		elements = { 192.168.0.100 . udp . 8000-8010 : 10.0.0.5 }
+		iifname "upstream" ip daddr { 192.168.0.100, 192.168.0.110, 192.168.0.111 } accept
+	chain dstnat {
+		type nat hook prerouting priority dstnat; policy accept;
+		dnat ip to ip daddr . meta l4proto . th dport map @ports
+		dnat ip to ip daddr . meta l4proto . th dport map @ranges
+		ip saddr { 192.168.0.0/24, 10.0.0.6 } ip daddr 192.168.0.100 tcp dport 3000-3001 dnat ip to tcp dport map { 3000 : 10.0.0.5 . 22, 3001 : 10.0.0.5 . 23 }
+		ip daddr 192.168.0.110 dnat ip to 10.0.0.6
+		ip daddr 192.168.0.111 tcp dport 80 dnat ip to 10.0.0.7
+		ip daddr 192.168.0.111 udp dport 5000-5010 dnat ip to 10.0.0.7
+		iifname "upstream" ip daddr { 192.168.0.100, 192.168.0.110, 192.168.0.111 } icmp type echo-request accept
+		iifname "upstream" oifname "virbr10" ct status dnat ct state new accept comment "published"
+		oifname "upstream" ip saddr 10.0.0.6 snat ip to 192.168.0.110
+		oifname "upstream" ip saddr 10.0.0.7 snat ip to 192.168.0.111
+		oifname "virbr10" ip saddr 10.0.0.0/24 ct status dnat masquerade comment "hairpin"
+		oifname "upstream" ip saddr != { 192.168.0.100, 192.168.0.110, 192.168.0.111 } drop comment "not translated"
+"""  # noqa: E501 - as nft lists it
+
+PUBLISHED_IPTABLES = """\
+-A PREROUTING -d 192.168.0.100/32 -p sctp -m multiport --dports 9100:9101 -j DNAT --to-destination 10.0.0.5:80
+-A PREROUTING -d 192.168.0.100/32 -p tcp -m tcp --dport 2222 -j DNAT --to-destination 10.0.0.5:22
+-A PREROUTING -s 192.168.0.0/24 -d 192.168.0.100/32 -p tcp -m tcp --dport 3000:3001 -j DNAT --to-destination 10.0.0.5:22-23/3000
+-A PREROUTING -s 10.0.0.6/32 -d 192.168.0.100/32 -p tcp -m tcp --dport 3000:3001 -j DNAT --to-destination 10.0.0.5:22-23/3000
+-A PREROUTING -d 192.168.0.100/32 -p tcp -m tcp --dport 9000:9002 -j DNAT --to-destination 10.0.0.5:7000-7002/9000
+-A PREROUTING -d 192.168.0.100/32 -p udp -m udp --dport 8000:8010 -j DNAT --to-destination 10.0.0.5
+-A PREROUTING -d 192.168.0.110/32 -j DNAT --to-destination 10.0.0.6
+-A PREROUTING -d 192.168.0.111/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.7
+-A PREROUTING -d 192.168.0.111/32 -p udp -m udp --dport 5000:5010 -j DNAT --to-destination 10.0.0.7
+-A POSTROUTING -s 10.0.0.6/32 -o upstream -j SNAT --to-source 192.168.0.110
+-A POSTROUTING -s 10.0.0.7/32 -o upstream -j SNAT --to-source 192.168.0.111
+-A POSTROUTING -s 10.0.0.0/24 -o virbr10 -m conntrack --ctstate DNAT -m comment --comment hairpin -j MASQUERADE
+-A POSTROUTING -o upstream -m conntrack --ctrepldst 192.168.0.110 --ctdir ORIGINAL -j ACCEPT
+-A POSTROUTING -o upstream -m conntrack --ctorigdst 192.168.0.110 --ctdir REPLY -j ACCEPT
+-A POSTROUTING -o upstream -m conntrack --ctrepldst 192.168.0.111 --ctdir ORIGINAL -j ACCEPT
+-A POSTROUTING -o upstream -m conntrack --ctorigdst 192.168.0.111 --ctdir REPLY -j ACCEPT
+-A PREROUTING -d 192.168.0.110/32 -i upstream -j ACCEPT
+-A PREROUTING -d 192.168.0.111/32 -i upstream -j ACCEPT
+-A INPUT -d 192.168.0.110/32 -i upstream -p icmp -m icmp --icmp-type echo-request -j ACCEPT
+-A INPUT -d 192.168.0.111/32 -i upstream -p icmp -m icmp --icmp-type echo-request -j ACCEPT
+-A FORWARD -i upstream -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment published -j ACCEPT
+"""  # noqa: E501 - as iptables-save prints it
+
 HOST_POLICY = host.HostPolicy(
     transits=(host.Transit("natns-host", IPv4Network("192.168.150.0/24")),),
     private=(host.Private("virbr10"), host.Private("virbr11")),
@@ -113,6 +195,8 @@ delete table inet natns
 table inet natns {
 	chain raw {
 		type filter hook prerouting priority -450; policy accept;
+		iifname "natns-host" ip daddr 127.0.0.0/8 drop
+		iifname "natns-host" ip saddr 127.0.0.0/8 drop
 		iifname "virbr10" notrack
 		iifname "virbr11" notrack
 	}
@@ -128,6 +212,51 @@ table inet natns {
 		oifname != "natns-host" ip saddr 192.168.150.0/24 masquerade
 	}
 }
+"""
+
+HOST_FORWARDS = (
+    host.HostForward("tcp", None, 2222, 2222, IPv4Address("192.168.150.2"), "natns-host"),
+    host.HostForward("udp", None, 80, 90, IPv4Address("192.168.150.2"), "natns-host"),
+    host.HostForward(
+        "sctp", IPv4Address("192.168.0.2"), 80, 80, IPv4Address("192.168.150.3"), "natns-host"
+    ),
+    host.HostForward(
+        "tcp",
+        IPv4Address("192.168.0.2"),
+        443,
+        444,
+        IPv4Address("192.168.150.3"),
+        "natns-host",
+        (IPv4Network("192.168.0.0/24"), IPv4Network("10.0.0.6")),
+    ),
+)
+
+HOST_PUBLISHED = """\
+	map ports {
+		type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { 192.168.0.2 . sctp . 80 : 192.168.150.3 . 80 }
+	map local_ports {
+		type inet_proto . inet_service : ipv4_addr . inet_service
+		elements = { tcp . 2222 : 192.168.150.2 . 2222 }
+	map local_ranges {
+		type inet_proto . inet_service : ipv4_addr
+		flags interval
+		elements = { udp . 80-90 : 192.168.150.2 }
+	chain dstnat {
+		dnat ip to ip daddr . meta l4proto . th dport map @ports
+		fib daddr type local dnat ip to meta l4proto . th dport map @local_ports
+		fib daddr type local dnat ip to meta l4proto . th dport map @local_ranges
+		ip saddr 192.168.0.0/24 ip daddr 192.168.0.2 tcp dport 443-444 dnat ip to 192.168.150.3
+		ip saddr 10.0.0.6 ip daddr 192.168.0.2 tcp dport 443-444 dnat ip to 192.168.150.3
+	chain dstnat_prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		jump dstnat
+	chain dstnat_output {
+		type nat hook output priority -100; policy accept;
+		jump dstnat
+		oifname "natns-host" ct status dnat ct state new accept
+		oifname "natns-host" ip saddr 192.168.150.0/24 ct status dnat masquerade
+		oifname "natns-host" ip saddr 127.0.0.0/8 ct status dnat masquerade
 """
 
 ACCEPTS = """\
@@ -152,6 +281,60 @@ def test_nftables_script() -> None:
 
 def test_iptables_tables() -> None:
     assert iptables.render(ruleset(one_subnet())) == IPTABLES
+
+
+def added(before: str, after: str) -> str:
+    """The lines that a text has more than another one, without the ends of blocks."""
+    texts = ([line for line in text.splitlines() if line != "\t}"] for text in (before, after))
+    lines = difflib.ndiff(*texts)
+    return "".join(f"{line[2:]}\n" for line in lines if line[0] == "+")
+
+
+def publishing() -> Policy:
+    return replace(one_subnet(), forwards=FORWARDS, statics=STATICS)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("nftables", PUBLISHED_NFTABLES), ("iptables", PUBLISHED_IPTABLES)],
+    ids=["nftables", "iptables"],
+)
+def test_what_published_ports_and_addresses_add(name: str, expected: str) -> None:
+    render = firewall.named(name).render
+    text = render(ruleset(publishing()))
+    assert added(render(ruleset(one_subnet())), text) == expected
+    # Whoever asks first does not matter.
+    turned = replace(publishing(), forwards=FORWARDS[::-1], statics=STATICS[::-1])
+    assert render(ruleset(turned)) == text
+
+
+def test_a_limit_to_everybody_is_none() -> None:
+    everybody = forward("tcp", (1, 1), (2, 2), "0.0.0.0/0", "10.0.0.6")
+    nobody_else = forward("tcp", (1, 1), (2, 2))
+    policies = (replace(POLICY, forwards=(limit,)) for limit in (everybody, nobody_else))
+    first, second = (ruleset(policy) for policy in policies)
+    assert first == second
+
+
+def test_whether_a_range_shifts() -> None:
+    assert forward("tcp", (2222, 2222), (22, 22)).shifts
+    assert forward("tcp", (9000, 9002), (7000, 7002)).shifts
+    assert not forward("tcp", (9000, 9002), (80, 80)).shifts
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        forward("tcp", (9000, 9002), (7000, 7001)),
+        forward("tcp", (9000, 9002), (65534, 65536)),
+        forward("tcp", (0, 1), (0, 1)),
+        forward("tcp", (2, 1), (2, 1)),
+        replace(FORWARDS[0], address=IPv4Address("192.168.0.199")),
+    ],
+)
+def test_forwards_that_no_backend_could_express_are_refused(wrong: Forward) -> None:
+    with pytest.raises(FirewallError):
+        ruleset(replace(POLICY, forwards=(wrong,)))
 
 
 def test_iptables_writes_a_rule_for_each_pair_of_networks() -> None:
@@ -203,6 +386,12 @@ def test_rules_that_make_no_sense_are_refused() -> None:
         Rule(chain="input", action="accept", ports=(53,))
     with pytest.raises(FirewallError, match="guard"):
         Rule(chain="guard", action="drop", oif="upstream")
+    with pytest.raises(FirewallError, match="translates"):
+        Rule(chain="forward", action="dnat", to=GUEST)
+    with pytest.raises(FirewallError, match="translates"):
+        Rule(chain="srcnat", action="snat")
+    with pytest.raises(FirewallError, match="translates"):
+        Rule(chain="forward", action="accept", to=GUEST)
     two = Rule(chain="raw", sources=POLICY.subnets, not_sources=True, action="drop")
     with pytest.raises(FirewallError, match="turn round"):
         list(iptables.entries(two))
@@ -279,6 +468,16 @@ def test_host_table() -> None:
     assert nftables.render(host.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
 
 
+def test_what_published_ports_add_to_the_hosts_table() -> None:
+    policy = replace(HOST_POLICY, forwards=HOST_FORWARDS)
+    assert added(HOST_TABLE, nftables.render(host.rules(policy), host_nftables.HOST)) == (
+        HOST_PUBLISHED
+    )
+    assert host.accepts(policy) == host.accepts(HOST_POLICY)
+    with pytest.raises(FirewallError, match="no transit"):
+        replace(policy, transits=())
+
+
 def test_host_accepts() -> None:
     lines = [nftables.statement(rule) for rule in host.accepts(HOST_POLICY)]
     assert "".join(f"{line}\n" for line in lines) == ACCEPTS
@@ -297,6 +496,44 @@ def test_host_chains_of_legacy_iptables() -> None:
     assert tables["nat"]["jumps"]["POSTROUTING"]["target"] == ("NATNS-POSTROUTING", {})
     (entry,) = tables["nat"]["chains"]["NATNS-POSTROUTING"]
     assert (entry["oif"], entry["source"]) == ("!natns-host", "192.168.150.0/24")
+
+
+def test_published_ports_in_chains_of_legacy_iptables() -> None:
+    policy = replace(HOST_POLICY, forwards=HOST_FORWARDS)
+    nat, *_ = host_iptables.tables(host.rules(policy))
+    assert list(nat["chains"]) == ["NATNS-DNAT", "NATNS-POSTROUTING"]
+    targets = {builtin: jump["target"][0] for builtin, jump in nat["jumps"].items()}
+    assert targets == {
+        "PREROUTING": "NATNS-DNAT",
+        "OUTPUT": "NATNS-DNAT",
+        "POSTROUTING": "NATNS-POSTROUTING",
+    }
+    lines = [str(iptables.Entry(**entry)) for entry in nat["chains"]["NATNS-DNAT"]]
+    to = "-j DNAT --to-destination"
+    assert lines == [
+        f"-p tcp -m addrtype --dst-type LOCAL -m tcp --dport 2222 {to} 192.168.150.2",
+        f"-p udp -m addrtype --dst-type LOCAL -m udp --dport 80:90 {to} 192.168.150.2",
+        f"-d 192.168.0.2/32 -p sctp -m multiport --dports 80 {to} 192.168.150.3",
+        f"-s 192.168.0.0/24 -d 192.168.0.2/32 -p tcp -m tcp --dport 443:444 {to} 192.168.150.3",
+        f"-s 10.0.0.6/32 -d 192.168.0.2/32 -p tcp -m tcp --dport 443:444 {to} 192.168.150.3",
+    ]
+
+
+def test_the_order_of_elements_says_nothing() -> None:
+    """As nft lists the map that a script made: wrapped, reordered, protocols by number."""
+    script = "elements = { tcp . 80 : 10.0.0.5 . 22, sctp . 17 : 10.0.0.5 . 6 }\n}"
+    listed = "elements = { 132 . 17 : 10.0.0.5 . 6,\n\t\t\t     6 . 80 : 10.0.0.5 . 22 }\n}"
+    assert nftables.canonical(script) == nftables.canonical(listed)
+    assert nftables.canonical(script) != nftables.canonical(listed.replace("22", "23"))
+
+
+def test_every_nft_lists_the_hosts_table_alike() -> None:
+    script = nftables.render(
+        host.rules(replace(HOST_POLICY, forwards=HOST_FORWARDS)), host_nftables.HOST
+    )
+    later = script.replace("output priority -100", "output priority dstnat")
+    assert later != script
+    assert nftables.canonical(later) == nftables.canonical(script)
 
 
 # -- foreign chains in nft -------------------------------------------------------

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is chosen for guests and networks that publish something, and kept.
+
+Addresses by DHCP, free ports, addresses of a guest's own: decided once, and the
+same ever after.
+"""
+
+import json
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+
+from libvirt_natns import arp, forwards, model, names, pool, sockets
+from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
+from libvirt_natns.errors import ConflictError
+from libvirt_natns.forwards import Attachment
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.model import AddressRequest, Config, Domain, Network, Upstream
+from libvirt_natns.registry import Claims, Registry, Scope
+from libvirt_natns.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What is chosen for guests, and kept in the tables."""
+
+    config: Config
+    store: Store
+    kernel: Kernel
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store)
+
+    def target(self, attachment: Attachment) -> IPv4Address:
+        network, mac = attachment.network, attachment.nic.mac
+        fixed = {
+            host.mac: host.ip for subnet in network.subnets for host in subnet.hosts if host.mac
+        }
+        if mac in fixed:
+            self.registry.drop_reservation(network.uuid, mac)
+            return fixed[mac]
+        kept = self.registry.reservation(network.uuid, mac)
+        if kept is not None and kept not in fixed.values():
+            return kept
+        self.registry.drop_reservation(network.uuid, mac)
+        return self._reserve(attachment)
+
+    def _reserve(self, attachment: Attachment) -> IPv4Address:
+        network, mac = attachment.network, attachment.nic.mac
+        if not any(subnet.ranges for subnet in network.subnets):
+            raise ConflictError(
+                f"network {network.name} has no DHCP range to reserve an address from",
+                "give guestAddress in <natns:portForward>, or a <range> in the network's <dhcp>",
+            )
+        try:
+            return self.registry.reserve(network.uuid, mac, _free_addresses(attachment))
+        except ConflictError as error:
+            raise ConflictError(f"network {network.name}: {error.fact}", error.remedy) from error
+
+    def port(
+        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
+    ) -> int:
+        network = attachment.network.uuid
+        kept = self.registry.chosen_port(owner, network, proto, target_port)
+        if kept is not None:
+            return kept
+        taken = {port for kind, port in self.registry.chosen_ports() if kind == proto}
+        for forward in self.registry.forwards(published=False):
+            if forward.proto == proto:
+                taken |= set(range(forward.first, forward.last + 1))
+        first, last = self.config.auto_ports
+        for port in range(first, last + 1):
+            if port not in taken and sockets.is_free(proto, port):
+                self.registry.choose_port(owner, network, proto, target_port, port)
+                return port
+        raise ConflictError(
+            f"no {proto} port from {first} to {last} is free for start='auto'",
+            f"enlarge auto_ports in {names.CONFIG_FILE}",
+        )
+
+    def address(
+        self, request: AddressRequest, domain: Domain, attachment: Attachment
+    ) -> IPv4Address:
+        upstream = attachment.upstream
+        key = f"{domain.uuid}/{attachment.nic.mac}"
+        mine = self.registry.static_nats(attachment.network.uuid, domain.uuid)
+        present = {static.address for static in mine}
+
+        def probe(addresses: Collection[IPv4Address]) -> set[IPv4Address]:
+            # The namespace itself answers for those in force.
+            asked = [address for address in addresses if address not in present]
+            return arp.probe(upstream.bridge or "", asked, upstream.probe) if asked else set()
+
+        return pool.reserve_for_guest(
+            self.store,
+            domain.name,
+            key,
+            upstream,
+            request.address,
+            probe,
+            self.kernel.host_addresses(),
+        )
+
+
+def _free_addresses(attachment: Attachment) -> Iterator[IPv4Address]:
+    """Where a NIC's reservation may be: its present lease first, then what nobody holds."""
+    network, mac = attachment.network, attachment.nic.mac
+    fixed = {host.ip for subnet in network.subnets for host in subnet.hosts}
+    fixed |= {subnet.gateway for subnet in network.subnets}
+    leased = _leases(network.bridge or "")
+    for address, holder in leased.items():
+        inside = any(address in span for subnet in network.subnets for span in subnet.ranges)
+        if holder == mac and inside and address not in fixed:
+            yield address
+    for subnet in network.subnets:
+        for span in subnet.ranges:
+            for number in range(int(span.first), int(span.last) + 1):
+                address = IPv4Address(number)
+                if address not in fixed and address not in leased:
+                    yield address
+
+
+def _leases(bridge: str) -> dict[IPv4Address, str]:
+    """Present DHCP leases by address, as libvirt's helper has them on file."""
+    try:
+        entries = json.loads(Path(LIBVIRT_DIRECTORY, f"{bridge}.status").read_text() or "[]")
+    except (OSError, ValueError):
+        return {}
+    found = {}
+    for entry in entries:
+        expiry = entry.get("expiry-time", 0)
+        if expiry == 0 or expiry > time.time():
+            with suppress(AddressValueError, KeyError):
+                found[IPv4Address(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
+    return found
+
+
+def scopes(store: Store) -> dict[str, Scope]:
+    """Where each network's claims must be unique, by its uuid."""
+    return {
+        record.uuid: Scope(record.upstream, record.kind == "host") for record in store.networks()
+    }
+
+
+def check_host_ports(claims: Claims, where: dict[str, Scope]) -> None:
+    """Refuse forwards that would take a port away from a program of the host.
+
+    Raises ConflictError.
+    """
+    for forward in claims.forwards:
+        if where[forward.network].shared:
+            sockets.check_free(forward)
+
+
+def claim_for_network(
+    choices: Choices, network: Network, upstream: Upstream, address: IPv4Address
+) -> None:
+    """Take all that a network's own metadata publishes.
+
+    Raises DocumentError or ConflictError.
+    """
+    claims = forwards.of_network(network, upstream, address, choices)
+    where = scopes(choices.store)
+    check_host_ports(claims, where)
+    Registry(choices.store).claim(claims, where, published=True)

@@ -141,9 +141,12 @@ def _ensure_sysctl(kernel: Kernel, operation: p.Sysctl, undo: Undo) -> None:
 
 
 def _patch_differs(kernel: Kernel, operation: p.Patch) -> list[str]:
-    return kernel.patch_differences(
+    found = kernel.patch_differences(
         operation.namespace, operation.link, operation.port, operation.bridge, operation.mtu
     )
+    if not found and operation.hairpin and not kernel.has_hairpin(operation.port):
+        found.append(f"patch {operation.port} is not in hairpin mode")
+    return found
 
 
 def _ensure_patch(kernel: Kernel, operation: p.Patch, undo: Undo) -> None:
@@ -160,6 +163,8 @@ def _ensure_patch(kernel: Kernel, operation: p.Patch, undo: Undo) -> None:
             operation.mtu,
         )
     kernel.attach(namespace, link, port, operation.bridge, operation.mtu)
+    if operation.hairpin:
+        kernel.set_hairpin(port)
 
 
 def _link_differs(kernel: Kernel, operation: p.LinkUp) -> list[str]:

@@ -276,6 +276,20 @@ class Kernel:
         )
         self.set_up(None, port)
 
+    def has_hairpin(self, port: str) -> bool:
+        """Whether a bridge sends back through a port what came in by it."""
+        info = _attribute(self.link(None, port), "IFLA_LINKINFO")
+        settings = _attribute(info, "IFLA_INFO_SLAVE_DATA")
+        return bool(_attribute(settings, "IFLA_BRPORT_MODE"))
+
+    def set_hairpin(self, port: str) -> None:
+        """Have a bridge send back through a port what came in by it."""
+        index = self._index(None, port)
+        self._ask(
+            f"hairpin mode on {port}",
+            lambda: self._socket(None).brport("set", index=index, mode=1),
+        )
+
     def create_bridge(self, name: str, altname: str, mac: str) -> None:
         """Make a bridge in the host, without spanning tree, and set it up."""
         self._ask(

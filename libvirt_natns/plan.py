@@ -45,7 +45,8 @@ class Sysctl:
 class Patch:
     """A veth pair: ``port`` on a bridge of the host, ``link`` in the namespace.
 
-    ``mtu`` is the bridge's, in octets.
+    ``mtu`` is the bridge's, in octets.  ``hairpin``: the bridge may send back
+    through the port what came in by it.
     """
 
     namespace: str
@@ -56,6 +57,7 @@ class Patch:
     altname: str
     bridge: str
     mtu: int
+    hairpin: bool = False
 
     def describe(self) -> str:
         return (
@@ -264,8 +266,9 @@ def make(
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
     mac = names.mac(network.uuid, "upstream")
-    # The first is the one that masquerading takes.
     outside = (address, *published.addresses)
+    # Without the subnet's prefix, or masquerading might take one of them.
+    own = (IPv4Interface(each) for each in published.addresses)
     rules = ruleset(policy(network, address, published))
     return (
         Namespace(namespace, network.uuid),
@@ -275,7 +278,7 @@ def make(
         Firewall(namespace, network.uuid, around.backend, rules),
         *(Withdrawal(inner, subnet.interface) for subnet in network.subnets if network.taken_over),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
-        Addresses(namespace, names.UPSTREAM_LINK, tuple(_on(upstream, each) for each in outside)),
+        Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address), *own)),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
         *_routes(network, upstream, namespace),
         *(Announcement(namespace, names.UPSTREAM_LINK, each, mac) for each in outside),
@@ -328,6 +331,9 @@ def _upstream_patch(network: Network, upstream: Upstream, namespace: str, mtu: i
         altname=names.altname("upstream", network.name),
         bridge=upstream.bridge or "",
         mtu=mtu,
+        # A forward of one's own, asked for by the host's address: where bridged
+        # frames pass through iptables, the host translates on the bridge itself.
+        hairpin=upstream.kind == "host",
     )
 
 

@@ -6,7 +6,7 @@ but for a transit subnet, which is chosen when it is first needed.
 """
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns import (
     dnsmasq,
@@ -62,8 +62,16 @@ class Planner:
         """What the namespace translates; the host's part is in ``host_needs``."""
         found = self.registry.forwards(network.uuid)
         if upstream.kind == "host":
-            # The host has looked at address and source already.
-            found = tuple(replace(each, address=address, sources=()) for each in found)
+            # The host has looked at the address, and at the clients that it masquerades.
+            gateway = IPv4Network(upstream.gateway or address)
+            found = tuple(
+                replace(
+                    each,
+                    address=address,
+                    sources=(*each.sources, gateway) if each.sources else (),
+                )
+                for each in found
+            )
         return Published(found, self.registry.static_nats(network.uuid))
 
     def _surroundings(self, network: Network, upstream: Upstream) -> Surroundings:
@@ -149,8 +157,10 @@ class Planner:
                 if address is not None:
                     needs = self._with_forwards(needs, record.uuid, whole, address)
             elif upstream.bridge and address:
-                provider = Provider(upstream.bridge, address)
-                needs = replace(needs, provider=(*needs.provider, provider))
+                statics = self.registry.static_nats(record.uuid)
+                outside = (address, *(static.address for static in statics))
+                provider = tuple(Provider(upstream.bridge, each) for each in outside)
+                needs = replace(needs, provider=(*needs.provider, *provider))
         return needs
 
     def _with_forwards(

@@ -28,6 +28,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise
 from operator import attrgetter
 from typing import Literal
 
@@ -54,6 +55,8 @@ State = Literal["new", "established", "related", "invalid"]
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 """All of IPv4, and nothing else."""
+
+BY_PORT = attrgetter("address", "proto", "first")
 
 INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.:@=+,-]*")
 COMMENT = re.compile(r"[A-Za-z0-9 .,:;()/'-]{0,80}", re.ASCII)
@@ -179,6 +182,12 @@ class Policy:
         for forward in self.forwards:
             if forward.address not in self.addresses:
                 raise FirewallError(f"no port of {forward.address} can be published here")
+        for forward, rival in pairwise(sorted(self.forwards, key=BY_PORT)):
+            listener = (forward.address, forward.proto)
+            if listener == (rival.address, rival.proto) and rival.first <= forward.last:
+                raise FirewallError(
+                    f"{rival.proto} port {rival.first} of {rival.address} is published twice"
+                )
 
     @property
     def addresses(self) -> frozenset[IPv4Address]:
@@ -208,8 +217,7 @@ def _own(policy: Policy) -> tuple[IPv4Network, ...]:
 def _published(policy: Policy) -> Iterator[Rule]:
     """Where a published port or address really is, and hairpins' way back."""
     # In an order that does not depend on who asked first.
-    by_port = attrgetter("address", "proto", "first")
-    yield from map(_dnat, sorted(policy.forwards, key=by_port))
+    yield from map(_dnat, sorted(policy.forwards, key=BY_PORT))
     for static in sorted(policy.statics, key=attrgetter("address")):
         yield from _static(policy, static)
     if policy.forwards or policy.statics:

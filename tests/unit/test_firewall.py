@@ -337,6 +337,14 @@ def test_forwards_that_no_backend_could_express_are_refused(wrong: Forward) -> N
         ruleset(replace(POLICY, forwards=(wrong,)))
 
 
+@pytest.mark.parametrize("rival", [(8000, 8000), (8010, 8020), (7000, 9000)])
+def test_a_port_published_twice_is_refused(rival: tuple[int, int]) -> None:
+    with pytest.raises(FirewallError, match="published twice"):
+        replace(POLICY, forwards=(FORWARDS[0], forward("udp", rival, rival)))
+    for other in (forward("tcp", rival, rival), forward("udp", (8011, 8020), (8011, 8020))):
+        assert replace(POLICY, forwards=(FORWARDS[0], other)).forwards
+
+
 def test_iptables_writes_a_rule_for_each_pair_of_networks() -> None:
     text = iptables.render(ruleset(POLICY))
     for source in POLICY.subnets:

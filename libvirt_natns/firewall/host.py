@@ -17,7 +17,8 @@ A client's own address is kept, except where the reply could not find back: of
 namespaces (two on one bridge would answer each other directly) and of 127.0.0.1
 the host's address on the transit bridge is seen.  127.0.0.1 reaches a published port
 only where route_localnet is 1 for that bridge.  Then the kernel takes loopback
-addresses for good that come from there, so they are dropped on arrival.
+addresses for good that come from there, so they are dropped on arrival; and so
+is what comes for them from any other side, ahead of its translation.
 
 The last sort accepts what goes into a transit bridge whatever its state,
 because iptables-nft cannot list nft's own way of asking for the state.  Our own
@@ -149,7 +150,8 @@ def _dnat(forward: HostForward) -> Iterator[Rule]:
 
 def _transit(transit: Transit, published: bool) -> Iterator[Rule]:
     bridge, subnet = transit.bridge, (transit.subnet,)
-    yield Rule(chain="raw", iif=bridge, destinations=LOOPBACK, action="drop")
+    # From anywhere: the kernel drops them, too, but only after they were translated.
+    yield Rule(chain="raw", iif="lo", not_iif=True, destinations=LOOPBACK, action="drop")
     yield Rule(chain="raw", iif=bridge, sources=LOOPBACK, action="drop")
     for sources in (subnet, LOOPBACK) if published else ():
         yield Rule(

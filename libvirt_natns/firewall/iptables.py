@@ -152,7 +152,7 @@ def entries(rule: Rule) -> Iterator[Entry]:
         yield Entry(
             source=source,
             destination=destination,
-            iif=rule.iif,
+            iif=("!" if rule.not_iif else "") + rule.iif,
             oif=("!" if rule.not_oif else "") + rule.oif,
             protocol=rule.protocol or "",
             matches=tuple(_matches(rule)),

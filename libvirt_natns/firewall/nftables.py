@@ -207,7 +207,7 @@ def _interfaces(rule: Rule) -> list[str]:
     # By name, not by index: rules are loaded before all interfaces are there.
     parts = []
     if rule.iif:
-        parts.append(f'iifname "{rule.iif}"')
+        parts.append(f'iifname {"!= " if rule.not_iif else ""}"{rule.iif}"')
     if rule.oif:
         parts.append(f'oifname {"!= " if rule.not_oif else ""}"{rule.oif}"')
     return parts

@@ -66,7 +66,7 @@ COMMENT = re.compile(r"[A-Za-z0-9 .,:;()/'-]{0,80}", re.ASCII)
 class Rule:
     """One rule; a field left empty matches everything.
 
-    ``not_oif``, ``not_sources`` and ``not_destinations`` turn their match
+    ``not_iif``, ``not_oif``, ``not_sources`` and ``not_destinations`` turn their match
     round.  ``local`` matches what goes to any address of the machine.
     ``ports`` are destination ports, ``span`` is the first and the last of a
     run of them.  ``translated`` matches flows whose destination a dnat changed.
@@ -90,6 +90,7 @@ class Rule:
     iif: str = ""
     oif: str = ""
     not_oif: bool = False
+    not_iif: bool = False
     sources: tuple[IPv4Network, ...] = ()
     not_sources: bool = False
     destinations: tuple[IPv4Network, ...] = ()

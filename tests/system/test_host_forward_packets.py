@@ -30,6 +30,7 @@ from packets import (
     QUIET,
     SERVER,
     STREAM,
+    Capture,
     again,
     answering,
     asked,
@@ -47,6 +48,7 @@ from packets import (
     silent,
     small_world,
     state,
+    tcp,
     udp,
 )
 
@@ -285,6 +287,17 @@ def arrives(source: str, target: str) -> bool:
             return bool(service.recv(64))
         except TimeoutError:
             return False
+
+
+def test_port_of_127_0_0_1_is_nothing_to_neighbours(chosen: Chosen) -> None:
+    """A frame to the host may bear any address; translation comes before the kernel looks."""
+    for address, port in (("127.0.0.1", 3002), ("127.0.0.5", 2222)):
+        with Capture("guest-t", "eth0") as seen:
+            packet = ip_packet(NEIGHBOUR, address, 6, tcp(0x02, target=port))
+            inject("neighbour", packet, frame=("eth0", mac(None, "br0")))
+            assert asked("neighbour", HOST, 2222, STREAM) == f"guest-t:22 saw {NEIGHBOUR}"
+            found = [each for each in seen.packets() if each.payload[:2] == b"\x11\x5c"]
+        assert not found
 
 
 def test_loopback_stays_the_hosts(chosen: Chosen) -> None:

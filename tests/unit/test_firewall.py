@@ -195,7 +195,7 @@ delete table inet natns
 table inet natns {
 	chain raw {
 		type filter hook prerouting priority -450; policy accept;
-		iifname "natns-host" ip daddr 127.0.0.0/8 drop
+		iifname != "lo" ip daddr 127.0.0.0/8 drop
 		iifname "natns-host" ip saddr 127.0.0.0/8 drop
 		iifname "virbr10" notrack
 		iifname "virbr11" notrack

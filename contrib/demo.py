@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The demo: two stock networks with one and the same subnet, both with a way out.
+"""The demo: two stock networks with one and the same subnet, both with a way out and in.
 
 Started by contrib/demo, which brings it into the sandbox.  Every claim that is
 printed is checked first; the first that does not hold ends the demo with status 1.
 """
 
+import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +23,16 @@ import lab  # noqa: E402 - needs the path
 MAC = "52:54:00:00:00:05"
 ADDRESS = "10.0.0.5"
 NETWORKS = {"a": "virbr10", "b": "virbr11"}
-STEPS = 7
+PORT = 8080
+NEIGHBOUR = "192.168.0.77/24"
+STEPS = 8
+
+METADATA = f"""
+    <natns:nat xmlns:natns="urn:libvirt-natns:1">
+      <natns:portForward><natns:range start="{PORT}" to="80"/></natns:portForward>
+    </natns:nat>
+"""
+"""What the owner of each guest writes, with virsh edit, to have its web page published."""
 
 TTY = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 BOLD, GREEN, RED, DIM, PLAIN = (
@@ -122,10 +133,13 @@ def boot_guests(tell: Narrator, stack: ExitStack) -> dict[str, lab.RealGuest]:
     tell.step(f"A real guest in each: both have MAC {MAC} and address {ADDRESS}")
     url = f"http://{lab.INTERNET}/"
     tell.say(f"They fetch {url}, which answers with the address that it saw.")
+    tell.say(f"Both want port {PORT} to lead to their own web page:")
+    tell.show("virsh metadata guest-a urn:libvirt-natns:1", textwrap.dedent(METADATA).strip())
     guests = {}
     for name in NETWORKS:
-        guest = lab.RealGuest(f"guest-{name}", name, MAC, url=url)
+        guest = lab.RealGuest(f"guest-{name}", name, MAC, url=url, metadata=METADATA)
         guests[name] = stack.enter_context(guest)
+    tell.show("virt-natns forward list", lab.natns("forward", "list").stdout)
     with tell.waiting("Linux boots in two emulated machines"):
         for guest in guests.values():
             guest.wait_ready()
@@ -146,6 +160,27 @@ def check_guests(tell: Narrator, guests: dict[str, lab.RealGuest], provider: lab
             guests[name].console,
         )
     tell.claim("that is a different upstream address for each", len(set(seen.values())) == 2)
+
+
+def fetch_pages(tell: Narrator, guests: dict[str, lab.RealGuest], provider: lab.Provider) -> None:
+    tell.step(f"The guests' own pages: two ports {PORT}, one for each network's upstream address")
+    urls = {}
+    for name in NETWORKS:
+        entry = json.loads(lab.natns("status", "--json", name).stdout)["networks"][0]
+        urls[name] = f"http://{entry['address']}:{PORT}/"
+    tell.say("From another machine on the provider's network:")
+    with provider.neighbour("neighbour", NEIGHBOUR) as neighbour:
+        for name, url in urls.items():
+            page = neighbour.curl(url, check=False)
+            tell.show(f"curl {url}", page)
+            tell.claim(f"that is {guests[name].name}", page == f"this is {guests[name].name}")
+        other = urls["a"].replace(f":{PORT}", ":80")
+        closed = not neighbour.curl(other, check=False, timeout=1)
+        tell.claim("port 80, which was not published, is closed", closed)
+    for client, name in (("b", "a"), ("a", "b")):
+        page = guests[client].fetch(urls[name])
+        holds = page == f"this is {guests[name].name}"
+        tell.claim(f"{guests[client].name} fetches that of {guests[name].name}", holds, page)
 
 
 def look(tell: Narrator) -> None:
@@ -195,6 +230,7 @@ def play(tell: Narrator) -> None:
         start_networks(tell)
         guests = boot_guests(tell, stack)
         check_guests(tell, guests, provider)
+        fetch_pages(tell, guests, provider)
         look(tell)
         tear_down(tell, stack, before)
 

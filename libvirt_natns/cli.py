@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from libvirt_natns import (
     doctor,
     document,
     firewall,
+    forward_cli,
     glance,
     install,
     names,
@@ -38,6 +39,8 @@ from libvirt_natns.model import Config, Network
 from libvirt_natns.store import Record, Store
 
 Command = Callable[[argparse.Namespace], int]
+
+FORWARD = "Published ports of guests, which stand in their domains' metadata."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         "doctor", _doctor, "check what libvirt-natns needs of this machine; 1 if anything is broken"
     )
     add("diagram", _diagram, "draw the networks with their namespaces, addresses and upstreams")
+    sub = commands.add_parser(
+        "forward", help="list, add or remove published ports of guests", description=FORWARD
+    )
+    forward_cli.add_parser(sub, _engine)
     sub = add("exec", _exec, "run a command inside a network's namespace")
     sub.add_argument("network")
     sub.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
@@ -127,6 +134,13 @@ def _ask() -> reconcile.Active | None:
         return None
 
 
+def _ask_guests() -> connection.Running | None:
+    """The guests that run; None where libvirt does not answer."""
+    with suppress(LibvirtError):
+        return connection.active_domains()
+    return None
+
+
 # -- install and uninstall ---------------------------------------------------
 
 
@@ -146,7 +160,7 @@ def _install(options: argparse.Namespace) -> int:
             print(f"virt-natns: {error}: networks that are active now", file=sys.stderr)
             print("  are handled after virt-natns sync, or when they start again", file=sys.stderr)
             return 0
-        return _report(reconcile.sync(engine, _ask))
+        return _report(reconcile.sync(engine, _ask, _ask_guests))
 
 
 def _explain(engine: Engine, known: dict[str, bytes]) -> None:
@@ -216,8 +230,9 @@ def _status(options: argparse.Namespace) -> int:
             )
         host = reconcile.host_differences(engine)
         missed = [] if options.network else reconcile.missed(engine, _ask)
+        guests = [] if options.network else reconcile.guest_differences(engine, _ask_guests)
     show = status.as_json if options.json else status.text
-    print(show(found, host, missed))
+    print(show(found, host, missed, guests))
     return 0
 
 
@@ -236,6 +251,7 @@ def _check(options: argparse.Namespace) -> int:
         found += [("host", what) for what in reconcile.host_differences(engine)]
         if not options.network:
             found += reconcile.missed(engine, _ask)
+            found += reconcile.guest_differences(engine, _ask_guests)
     for name, what in found:
         print(f"{name}: {what}")
     return 1 if found else 0
@@ -292,7 +308,7 @@ def _complete(network: Network) -> Network:
 
 def _sync(options: argparse.Namespace) -> int:
     with _engine() as engine:
-        return _report(reconcile.sync(engine, _ask))
+        return _report(reconcile.sync(engine, _ask, _ask_guests))
 
 
 def _report(outcome: reconcile.Outcome) -> int:

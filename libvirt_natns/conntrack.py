@@ -7,7 +7,8 @@ the same address get its traffic.
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -25,17 +26,24 @@ PROTOCOLS = {
 }
 
 
-def cut(
-    namespace: str | None,
-    gone: Iterable[Forward | StaticNat],
-    address: IPv4Address | None,
-) -> None:
+def cut(namespace: str, gone: Iterable[Forward | StaticNat], address: IPv4Address) -> None:
     """Delete the conntrack entries of these forwards and addresses, and no others.
 
-    ``address`` is what a forward that listens on all addresses of the host is
-    known by in this namespace; None matches any.  Raises KernelError.
+    ``address`` is the network's upstream address: where a forward that listens on
+    the host's own arrives in the namespace.  Raises KernelError.
     """
-    claims = tuple(gone)
+    _cut(namespace, tuple(gone), address)
+
+
+def cut_on_host(gone: Iterable[Forward | StaticNat], address: IPv4Address) -> None:
+    """The same in the host, which leads them to a network's upstream address."""
+    moved = [replace(claim, target=address) for claim in gone if isinstance(claim, Forward)]
+    _cut(None, moved, None)
+
+
+def _cut(
+    namespace: str | None, claims: Sequence[Forward | StaticNat], address: IPv4Address | None
+) -> None:
     if not claims:
         return
     with netns.entered(namespace):
@@ -72,8 +80,7 @@ def _concerns(
         return False
     if not claim.first <= (original.dport or 0) <= claim.last:
         return False
-    # Translated at all: what answers is not what was asked.
-    if original.daddr == reply.saddr:
+    # What answers is the target, not what was asked.
+    if reply.saddr != str(claim.target) or original.daddr == reply.saddr:
         return False
-    known = claim.address if int(claim.address) else address
-    return known is None or original.daddr == str(known)
+    return address is None or original.daddr in (str(claim.address), str(address))

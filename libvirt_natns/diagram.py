@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from libvirt_natns import document, transit
+from libvirt_natns import document, forward_list, transit
 from libvirt_natns.engine import Engine
+from libvirt_natns.forwards import ports
 from libvirt_natns.store import Record
 
 NONE = "no network is up: start one (virsh net-start)\n"
 GAP = "   "
+MOST_FORWARDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +28,12 @@ class Router:
     gateways: tuple[str, ...]
     address: str
     upstream: str
+    forwards: tuple[str, ...] = ()
 
     @property
     def content(self) -> tuple[str, ...]:
         """What stands in its box."""
-        return (self.namespace, *self.gateways, self.address)
+        return (self.namespace, *self.gateways, self.address, *self.forwards)
 
     @property
     def width(self) -> int:
@@ -63,7 +66,21 @@ def _router(engine: Engine, record: Record) -> Router:
         tuple(str(subnet.interface) for subnet in network.subnets),
         str(engine.store.lease(record.upstream, record.uuid) or "no address"),
         record.upstream,
+        _forwards(engine, record),
     )
+
+
+def _forwards(engine: Engine, record: Record) -> tuple[str, ...]:
+    """What a network publishes, the first of it where that is a lot."""
+    told = [
+        f"{row.address or '*'}:{row.proto} {ports(row.first, row.last or row.first)}"
+        f" -> {row.guest or row.target}"
+        if row.first
+        else f"{row.address} -> {row.guest}"
+        for row in forward_list.collect(engine.store, record.uuid, published=True)
+    ]
+    more = len(told) - MOST_FORWARDS
+    return (*told[:MOST_FORWARDS], f"and {more} more") if more > 0 else tuple(told)
 
 
 def _upstream(engine: Engine, name: str) -> tuple[str, str]:

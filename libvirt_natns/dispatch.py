@@ -6,7 +6,7 @@ must know it without importing this.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from libvirt_natns import config, document, engine, names
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.glance import Glance, at_network
-from libvirt_natns.guests import Guests
+from libvirt_natns.guests import Guests, in_ours
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network, Nic
 from libvirt_natns.selection import verdict
@@ -118,34 +118,36 @@ def _plug(event: Event) -> None:
     port = document.parse_hook_data(event.xml).port
     if port is not None:
         with _engine(config.load()) as verbs:
-            nic = Nic(port.mac, network=event.network.name)
-            Guests(verbs).plug(port.owner_uuid, nic)
+            Guests(verbs).plug(port.owner_uuid, Nic(port.mac, event.network.name))
 
 
 def _unplug(event: Event) -> None:
     port = document.parse_hook_data(event.xml).port
     if port is not None:
         with _engine(config.load()) as verbs:
-            Guests(verbs).unplug(port.owner_uuid, port.mac)
+            Guests(verbs).unplug(port.owner_uuid, Nic(port.mac, event.network.name))
 
 
 def _claim(event: Event) -> None:
-    with _engine(config.load()) as verbs:
-        guests = Guests(verbs)
-        plain = document.parse_domain_nics(event.xml)
-        if guests.attachments(plain):
-            guests.claim(document.parse_domain(event.xml), event.xml)
-        else:
-            # Whatever its metadata says, it is none of our business.
-            guests.forget(plain.uuid)
+    if _is_ours(event):
+        with _engine(config.load()) as verbs:
+            Guests(verbs).claim(document.parse_domain(event.xml), event.xml)
+        return
+    # Whatever its metadata says, it is none of our business: nothing may stop it.
+    with suppress(NatnsError):
+        _forget(event)
 
 
 def _publish(event: Event) -> None:
-    with _engine(config.load()) as verbs:
-        guests = Guests(verbs)
-        plain = document.parse_domain_nics(event.xml)
-        if guests.attachments(plain):
-            guests.publish(document.parse_domain(event.xml), event.xml)
+    if _is_ours(event):
+        with _engine(config.load()) as verbs:
+            Guests(verbs).publish(document.parse_domain(event.xml), event.xml)
+
+
+def _is_ours(event: Event) -> bool:
+    """Whether a guest has a NIC in a network of ours; no configuration is asked."""
+    with closing(Store()) as store:
+        return bool(in_ours(store, document.parse_domain_nics(event.xml)))
 
 
 def _withdraw(event: Event) -> None:

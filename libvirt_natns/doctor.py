@@ -93,6 +93,7 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
         ("hooks in libvirt", _seen),
         ("host's firewall", lambda: _host(engine, settings)),
         ("networks", lambda: _networks(engine, settings)),
+        ("guests", lambda: _guests(engine, settings)),
     ]
 
 
@@ -249,3 +250,12 @@ def _networks(engine: Engines, settings: Config) -> str:
         told = "; ".join(f"{name} {what}" for name, what in missed)
         raise NatnsError(told, "run virt-natns sync")
     return "those that are active in libvirt have their routers"
+
+
+def _guests(engine: Engines, settings: Config) -> str:
+    with engine(settings) as verbs:
+        found = reconcile.guest_differences(verbs, connection.active_domains)
+    if found:
+        told = "; ".join(f"{name}: {what}" for name, what in found)
+        raise NatnsError(told, "run virt-natns sync")
+    return "those that run have published what their metadata says"

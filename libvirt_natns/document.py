@@ -17,8 +17,9 @@ expected instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from libvirt_natns.elements import (
     CONTROL,
     NS,
     Element,
+    MutableElement,
     attribute_of,
     error,
     text,
@@ -127,6 +129,83 @@ def parse_domain_nics(data: bytes) -> Domain:
     return _guest(_parse(data, ("domain",)))
 
 
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A domain with another ``<natns:nat>``: all of it, and the element alone.
+
+    ``element`` has no namespace, which libvirt adds itself; None where the domain
+    has none any more.
+    """
+
+    document: bytes
+    element: str | None
+
+
+def edit_domain(data: bytes, change: Callable[[MutableElement], None]) -> Edited:
+    """A domain whose ``<natns:nat>`` was changed; it is made where it is missing.
+
+    Comments and all other metadata stay.  An element that has nothing left is
+    removed.  DocumentError for two of them.
+    """
+    root = cast("etree._Element", _parse(data, ("domain",), keep_comments=True))
+    holder = root.find("metadata")
+    holder = etree.SubElement(root, "metadata") if holder is None else holder
+    found = holder.findall(f"{NS}nat")
+    if len(found) > 1:
+        raise error(cast("Element", found[1]), "stands there twice", "one at most")
+    nat = found[0] if found else etree.SubElement(holder, f"{NS}nat", nsmap={"natns": NS[1:-1]})
+    change(cast("MutableElement", nat))
+    if len(nat) or nat.attrib:
+        return Edited(etree.tostring(root), _bare(nat))
+    holder.remove(nat)
+    return Edited(etree.tostring(root), None)
+
+
+def nat_text(data: bytes) -> str | None:
+    """A domain's ``<natns:nat>`` as ``Edited.element`` has it."""
+    nat = cast("etree._Element", _parse(data, ("domain",), keep_comments=True)).find(
+        f"metadata/{NS}nat"
+    )
+    return None if nat is None else _bare(nat)
+
+
+def _bare(nat: etree._Element) -> str:
+    """An element's text without its namespace."""
+    copy = deepcopy(nat)
+    for each in copy.iter():
+        if isinstance(each.tag, str):
+            each.tag = each.tag.removeprefix(NS)
+    etree.cleanup_namespaces(copy)
+    return cast("str", etree.tostring(copy, with_tail=False, encoding="unicode"))
+
+
+def is_container(data: bytes) -> bool:
+    """Whether a domain is LXC's."""
+    return _parse(data, ("domain",)).attrib.get("type") == "lxc"
+
+
+def with_nic(data: bytes, nic: Nic) -> bytes:
+    """A ``<domain>`` with one more NIC, in a network."""
+    root = cast("etree._Element", _parse(data, ("domain",)))
+    devices = root.find("devices")
+    devices = etree.SubElement(root, "devices") if devices is None else devices
+    interface = etree.SubElement(devices, "interface", {"type": "network"})
+    etree.SubElement(interface, "mac", {"address": nic.mac})
+    etree.SubElement(interface, "source", {"network": nic.network or ""})
+    return bytes(etree.tostring(root))
+
+
+def without_nic(data: bytes, nic: Nic) -> bytes:
+    """A ``<domain>`` without one of its NICs in a network."""
+    root = cast("etree._Element", _parse(data, ("domain",)))
+    for devices in root.findall("devices"):
+        for interface in devices.findall("interface"):
+            found = _nic(cast("Element", interface))
+            if (found.mac, found.network) == (nic.mac, nic.network):
+                devices.remove(interface)
+    return bytes(etree.tostring(root))
+
+
 def resource_path(name: str) -> Path:
     """Where a file of xml/ lies: in the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
@@ -148,7 +227,7 @@ def _named(where: str) -> Iterator[None]:
         raise DocumentError(f"{where}: {failure.fact}", failure.remedy) from failure
 
 
-def _parse(data: bytes, roots: tuple[str, ...]) -> Element:
+def _parse(data: bytes, roots: tuple[str, ...], *, keep_comments: bool = False) -> Element:
     """The root element of ``data``, which must be one of ``roots``."""
     _check_text(data)
     parser = etree.XMLParser(
@@ -157,7 +236,7 @@ def _parse(data: bytes, roots: tuple[str, ...]) -> Element:
         load_dtd=False,
         no_network=True,
         huge_tree=False,
-        remove_comments=True,
+        remove_comments=not keep_comments,
     )
     try:
         root = etree.fromstring(data, parser)
@@ -388,11 +467,17 @@ def _read_schema(path: Path) -> Element:
 __all__ = [
     "MAX_DOCUMENT",
     "MAX_METADATA",
+    "Edited",
     "HookData",
     "NetworkPort",
+    "edit_domain",
+    "is_container",
+    "nat_text",
     "parse_domain",
     "parse_domain_nics",
     "parse_hook_data",
     "parse_network",
     "resource_path",
+    "with_nic",
+    "without_nic",
 ]

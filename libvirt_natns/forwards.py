@@ -234,3 +234,28 @@ def _static(
         choices.target(at),
         request.ports,
     )
+
+
+# -- in words ------------------------------------------------------------------
+
+
+def ports(first: int, last: int) -> str:
+    """A range of ports: one alone, or "8000-8010"."""
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def listening(address: IPv4Address) -> str:
+    """Where a forward listens: its address, or "*" for all of the host's."""
+    return str(address) if int(address) else "*"
+
+
+def said(claim: Forward | StaticNat) -> str:
+    """A forward or an address of a guest's own, in words."""
+    if isinstance(claim, StaticNat):
+        allowed = ", ".join(f"{each.proto} {ports(each.first, each.last)}" for each in claim.ports)
+        return f"address {claim.address} -> {claim.target}" + (f" ({allowed})" if allowed else "")
+    sources = f" from {', '.join(map(str, claim.sources))}" if claim.sources else ""
+    return (
+        f"{claim.proto} {listening(claim.address)}:{ports(claim.first, claim.last)}"
+        f" -> {claim.target}:{ports(claim.to, claim.to_last)}{sources}"
+    )

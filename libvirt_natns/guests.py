@@ -7,19 +7,19 @@ concerned, so ``check`` and ``sync`` know it without being told.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 
 from libvirt_natns import conntrack, document, forwards, names
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.executor import Undo
-from libvirt_natns.forwards import Attachment
+from libvirt_natns.forwards import ANY, Attachment
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Domain, Forward, Nic, StaticNat
-from libvirt_natns.publication import Choices, check_host_ports, scopes
-from libvirt_natns.registry import Claims, Registry, Scope
-from libvirt_natns.store import Record
+from libvirt_natns.publication import Choices, check_host_ports, known_address, scopes
+from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
+from libvirt_natns.store import Record, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Guests:
         if domain.nat is None or not attachments:
             self.forget(domain.uuid)
             return
+        # It does not run: what is still in force is of an end that nobody noticed.
+        self.withdraw(domain.uuid)
         with self._locked(domain.uuid), Undo() as undo:
             undo.add(self._forget, domain.uuid)
             self._undo_reservations(attachments, undo)
@@ -71,6 +73,8 @@ class Guests:
                 undo.pop_all()
             self.registry.put_guest(domain.uuid, domain.name, xml, published=True)
             self._cut(before, claims)
+            if domain.nat is None:
+                self._forget(domain.uuid)
         return changed
 
     def withdraw(self, uuid: str) -> None:
@@ -80,95 +84,145 @@ class Guests:
         with self._locked(uuid):
             before = self._held(uuid)
             self.registry.set_published(uuid, False)
-            self._apply(self._networks(before))
-            self._cut(before, Claims(uuid))
+            try:
+                self._apply(self._networks(before))
+            finally:
+                self._cut(before, Claims(uuid))
 
     def forget(self, uuid: str) -> None:
         """Withdraw a guest and give its claims back; reservations stay."""
         if self.registry.guest(uuid) is None:
             return
-        self.withdraw(uuid)
-        with self._locked(uuid):
-            self._forget(uuid)
+        try:
+            self.withdraw(uuid)
+        finally:
+            with self._locked(uuid):
+                self._forget(uuid)
 
     def plug(self, owner: str, nic: Nic) -> None:
         """Publish what a recorded, running guest says about a NIC that it just got."""
         record = self.registry.guest(owner)
         if record is None or not record.published:
             return
-        domain = document.parse_domain(record.document)
-        if any(known.mac == nic.mac for known in domain.nics):
+        known = document.parse_domain_nics(record.document).nics
+        if any(_same(each, nic) for each in known):
             return
-        self.publish(replace(domain, nics=(*domain.nics, nic)), record.document)
+        xml = document.with_nic(record.document, nic)
+        self.publish(document.parse_domain(xml), xml)
 
-    def unplug(self, owner: str, mac: str) -> None:
+    def unplug(self, owner: str, nic: Nic) -> None:
         """Withdraw what a running guest published through a NIC that was taken out."""
         record = self.registry.guest(owner)
         if record is None or not record.published:
             return
-        domain = document.parse_domain_nics(record.document)
-        before = self._held(owner)
-        gone = {
-            attachment.network.uuid
-            for attachment in self.attachments(domain)
-            if attachment.nic.mac == mac
-        }
-        rest = Claims(
-            owner,
-            tuple(f for f in before.forwards if f.network not in gone),
-            tuple(s for s in before.addresses if s.network not in gone),
-        )
+        xml = document.without_nic(record.document, nic)
+        try:
+            self.publish(document.parse_domain(xml), xml)
+        except (DocumentError, ConflictError):
+            # Most often something in the metadata names that very NIC.
+            self._drop(record, nic, xml)
+
+    def _drop(self, record: GuestRecord, nic: Nic, xml: bytes) -> None:
+        """Withdraw what leads to a NIC, and leave the rest as it is."""
+        owner = record.uuid
+        attachments = self.attachments(document.parse_domain_nics(record.document))
         with self._locked(owner):
+            before = self._held(owner)
+            rest = self._without(before, nic, attachments)
             self.registry.claim(rest, self._scopes(), published=True)
-            self._apply(gone)
-            self._cut(before, rest)
+            self.registry.put_guest(owner, record.name, xml, published=True)
+            try:
+                self._apply(self._networks(before))
+            finally:
+                self._cut(before, rest)
+
+    def _without(self, held: Claims, nic: Nic, attachments: list[Attachment]) -> Claims:
+        """What is left of a guest's claims without one of its NICs."""
+        mine = [each for each in attachments if _same(each.nic, nic)]
+        others = {each.network.uuid for each in attachments if not _same(each.nic, nic)}
+
+        def stays(claim: Forward | StaticNat) -> bool:
+            for network in (each.network for each in mine):
+                if claim.network == network.uuid:
+                    # Another NIC in that network keeps what leads to itself.
+                    address = known_address(self.registry, network, nic.mac)
+                    return network.uuid in others and claim.target != address
+            return True
+
+        return Claims(
+            held.owner, tuple(filter(stays, held.forwards)), tuple(filter(stays, held.addresses))
+        )
 
     def refresh(self, network: str) -> None:
         """Resolve again the guests of a network whose DHCP hosts may have changed."""
-        for record in self.registry.guests():
-            held = self._networks(self._held(record.uuid))
-            if network in held and record.published:
-                self.publish(document.parse_domain(record.document), record.document)
+        with ExitStack() as everybody:
+            for record in self.registry.guests():
+                if record.published and network in self._networks(self._held(record.uuid)):
+                    # One that cannot be resolved any more must not keep the others back.
+                    everybody.callback(self._publish_again, record)
 
-    def sync(self, active: dict[str, bytes]) -> list[tuple[str, str]]:
-        """Bring all guests to what libvirt's active domains say; returns what was wrong.
+    def _publish_again(self, record: GuestRecord) -> None:
+        self.publish(document.parse_domain(record.document), record.document)
 
-        ``active`` holds the domains' XML by uuid.
+    def trial(self, domain: Domain) -> Claims:
+        """What ``publish`` would put into force; nothing is taken or kept.
+
+        Raises what ``claim`` does.
         """
-        found: list[tuple[str, str]] = []
-        errors: list[str] = []
-        for record in self.registry.guests():
-            if record.uuid not in active:
-                self.forget(record.uuid)
-                found.append((record.name, "was not active any more: forwards removed"))
-        for xml in active.values():
-            try:
-                found += self._sync_one(xml)
-            except NatnsError as error:
-                errors.append(str(error))
-        if errors:
-            raise NatnsError("; ".join(errors))
-        return found
+        found: list[Claims] = []
+        with suppress(_TrialOver), self.engine.store.transaction():
+            claims = self._resolve(domain, self.attachments(domain))
+            self.registry.claim(claims, self._scopes(), published=True)
+            found.append(claims)
+            # Takes all of it back, the ports and addresses chosen by the way included.
+            raise _TrialOver
+        return found[0]
 
-    def _sync_one(self, xml: bytes) -> list[tuple[str, str]]:
+    def differences(self, xml: bytes) -> list[str]:
+        """What a running guest's metadata says and what is in force, where they differ."""
         plain = document.parse_domain_nics(xml)
-        if not self.attachments(plain) and self.registry.guest(plain.uuid) is None:
+        if not self._concerned(plain):
             return []
-        domain = document.parse_domain(xml)
-        return [(domain.name, what) for what in self.publish(domain, xml)]
+        try:
+            wanted = self.trial(document.parse_domain(xml))
+        except NatnsError as error:
+            return [str(error)]
+        return [
+            *(f"is not published: {what}" for what in _only(wanted, self._held(plain.uuid))),
+            *(f"is published still: {what}" for what in _only(self._held(plain.uuid), wanted)),
+        ]
+
+    def converge(self, xml: bytes, known: bool) -> list[str]:
+        """Publish what a running guest's metadata says; returns what was wrong.
+
+        ``known``: it was recorded before libvirt said that it runs.  Where it
+        is not any more, it has stopped since.
+        """
+        plain = document.parse_domain_nics(xml)
+        if not self._concerned(plain) or (known and self.registry.guest(plain.uuid) is None):
+            return []
+        before = self._held(plain.uuid)
+        changed = self.publish(document.parse_domain(xml), xml)
+        after = self._held(plain.uuid)
+        told = [f"{what}: published" for what in _only(after, before)]
+        told += [f"{what}: not published any more" for what in _only(before, after)]
+        return told or changed
+
+    def end(self, record: GuestRecord) -> list[str]:
+        """Forget a guest that has stopped, unless it was started again since."""
+        if self.registry.guest(record.uuid) != record:
+            return []
+        self.forget(record.uuid)
+        return ["is not active in libvirt any more: removed"] if record.this_boot else []
+
+    def _concerned(self, plain: Domain) -> bool:
+        return bool(self.attachments(plain)) or self.registry.guest(plain.uuid) is not None
 
     # -- attachments -------------------------------------------------------
 
     def attachments(self, domain: Domain) -> list[Attachment]:
         """A guest's NICs in networks of ours that run or start, in the domain's order."""
-        records = self.engine.store.networks("starting", "up")
-        found = []
-        for nic in domain.nics:
-            for record in records:
-                here = nic.network == record.name if nic.network else nic.bridge == record.bridge
-                if here and record.this_boot:
-                    found.append(self._attachment(nic, record))
-        return found
+        return [self._attachment(nic, record) for nic, record in in_ours(self.engine.store, domain)]
 
     def _attachment(self, nic: Nic, record: Record) -> Attachment:
         network = document.parse_network(record.document)
@@ -236,9 +290,9 @@ class Guests:
                 continue
             address = self.engine.store.lease(record.upstream, uuid)
             here = [claim for claim in gone if claim.network == uuid]
-            conntrack.cut(record.namespace, here, address)
-            if record.kind == "host":
-                conntrack.cut(None, here, None)
+            conntrack.cut(record.namespace, here, address or ANY)
+            if record.kind == "host" and address is not None:
+                conntrack.cut_on_host(here, address)
 
     def _forget(self, uuid: str) -> None:
         self.registry.forget_guest(uuid)
@@ -248,6 +302,33 @@ class Guests:
     def _locked(self, uuid: str) -> Iterator[None]:
         with locked(names.guest_directory(uuid)):
             yield
+
+
+class _TrialOver(Exception):
+    """Ends a transaction that is to leave nothing."""
+
+
+def _only(these: Claims, those: Claims) -> list[str]:
+    """What stands in ``these`` alone, in words."""
+    forwarded = set(those.forwards)
+    addresses = set(those.addresses)
+    found = [forwards.said(each) for each in these.forwards if each not in forwarded]
+    return found + [forwards.said(each) for each in these.addresses if each not in addresses]
+
+
+def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, Record]]:
+    """A guest's NICs in networks of ours that run or start, by recorded state alone."""
+    records = [record for record in store.networks("starting", "up") if record.this_boot]
+    return [
+        (nic, record)
+        for nic in domain.nics
+        for record in records
+        if (nic.network == record.name if nic.network else nic.bridge == record.bridge)
+    ]
+
+
+def _same(one: Nic, other: Nic) -> bool:
+    return (one.mac, one.network) == (other.mac, other.network)
 
 
 def _discard_directory(uuid: str) -> None:

@@ -59,7 +59,8 @@ def _guest(event: tuple[str, str], data: bytes) -> int:
     """An event of the hooks qemu and lxc."""
     from libvirt_natns import glance
 
-    if not os.path.isdir(f"{RUN_DIRECTORY}/networks"):
+    # A guest may outlive its network: it can be known where no network is left.
+    if not any(os.path.isdir(f"{RUN_DIRECTORY}/{each}") for each in ("networks", "guests")):
         return 0
     seen = glance.at_domain(data)
     known = bool(seen.uuid) and os.path.isdir(f"{RUN_DIRECTORY}/guests/{seen.uuid}")

@@ -174,4 +174,5 @@ def reserve_for_guest(
         return reserve(store, applicant, upstream, probe, excluded)
     except LeaseError as error:
         fact = error.fact.replace(f"network {guest}", f"guest {guest}", 1)
-        raise LeaseError(fact, error.remedy) from error
+        remedy = error.remedy.replace("<natns:upstream ", "<natns:address ")
+        raise LeaseError(fact, remedy) from error

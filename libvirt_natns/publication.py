@@ -37,17 +37,12 @@ class Choices:
 
     def target(self, attachment: Attachment) -> IPv4Address:
         network, mac = attachment.network, attachment.nic.mac
-        fixed = {
-            host.mac: host.ip for subnet in network.subnets for host in subnet.hosts if host.mac
-        }
-        if mac in fixed:
-            self.registry.drop_reservation(network.uuid, mac)
-            return fixed[mac]
+        fixed = fixed_address(network, mac)
         kept = self.registry.reservation(network.uuid, mac)
-        if kept is not None and kept not in fixed.values():
+        if fixed is None and kept is not None and _tenable(attachment, kept):
             return kept
         self.registry.drop_reservation(network.uuid, mac)
-        return self._reserve(attachment)
+        return fixed or self._reserve(attachment)
 
     def _reserve(self, attachment: Attachment) -> IPv4Address:
         network, mac = attachment.network, attachment.nic.mac
@@ -68,24 +63,34 @@ class Choices:
         kept = self.registry.chosen_port(owner, network, proto, target_port)
         if kept is not None:
             return kept
-        taken = {port for kind, port in self.registry.chosen_ports() if kind == proto}
-        for forward in self.registry.forwards(published=False):
-            if forward.proto == proto:
-                taken |= set(range(forward.first, forward.last + 1))
-        first, last = self.config.auto_ports
-        for port in range(first, last + 1):
-            if port not in taken and sockets.is_free(proto, port):
+        # In one transaction, or two starts at once would choose the same.
+        with self.store.transaction():
+            port = self._free_port(proto)
+            if port is not None:
                 self.registry.choose_port(owner, network, proto, target_port, port)
                 return port
+        first, last = self.config.auto_ports
         raise ConflictError(
             f"no {proto} port from {first} to {last} is free for start='auto'",
             f"enlarge auto_ports in {names.CONFIG_FILE}",
         )
 
+    def _free_port(self, proto: model.Protocol) -> int | None:
+        """The first port for start="auto" that nobody uses and that is kept for nobody."""
+        taken = {port for kind, port in self.registry.chosen_ports() if kind == proto}
+        taken |= sockets.listening(proto)
+        for forward in self.registry.forwards(published=False):
+            if forward.proto == proto:
+                taken |= set(range(forward.first, forward.last + 1))
+        first, last = self.config.auto_ports
+        return next((port for port in range(first, last + 1) if port not in taken), None)
+
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment
     ) -> IPv4Address:
         upstream = attachment.upstream
+        if request.address is not None:
+            self.registry.check_static(upstream.name, request.address, f"guest {domain.name}")
         key = f"{domain.uuid}/{attachment.nic.mac}"
         mine = self.registry.static_nats(attachment.network.uuid, domain.uuid)
         present = {static.address for static in mine}
@@ -104,6 +109,31 @@ class Choices:
             probe,
             self.kernel.host_addresses(),
         )
+
+
+def fixed_address(network: Network, mac: str) -> IPv4Address | None:
+    """The address that a network's own XML gives a NIC."""
+    hosts = [host for subnet in network.subnets for host in subnet.hosts]
+    return next((host.ip for host in hosts if host.mac == mac), None)
+
+
+def known_address(registry: Registry, network: Network, mac: str) -> IPv4Address | None:
+    """The DHCP address of a NIC: by the network's XML, else the one kept for it."""
+    return fixed_address(network, mac) or registry.reservation(network.uuid, mac)
+
+
+def _tenable(attachment: Attachment, address: IPv4Address) -> bool:
+    """Whether a reservation still holds.
+
+    The network's XML may have changed.  And dnsmasq learns of a reservation only
+    when the guest starts: somebody else may have leased the address just before.
+    """
+    network = attachment.network
+    taken = {host.ip for subnet in network.subnets for host in subnet.hosts}
+    taken |= {subnet.gateway for subnet in network.subnets}
+    inside = any(address in subnet.network for subnet in network.subnets)
+    holder = _leases(network.bridge or "").get(address, attachment.nic.mac)
+    return inside and address not in taken and holder == attachment.nic.mac
 
 
 def _free_addresses(attachment: Attachment) -> Iterator[IPv4Address]:
@@ -140,9 +170,13 @@ def _leases(bridge: str) -> dict[IPv4Address, str]:
 
 
 def scopes(store: Store) -> dict[str, Scope]:
-    """Where each network's claims must be unique, by its uuid."""
+    """Where each network's claims must be unique, by its uuid.
+
+    All upstreams of kind "host" are one: they share the host's addresses.
+    """
     return {
-        record.uuid: Scope(record.upstream, record.kind == "host") for record in store.networks()
+        record.uuid: Scope("", True) if record.kind == "host" else Scope(record.upstream, False)
+        for record in store.networks()
     }
 
 

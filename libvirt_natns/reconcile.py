@@ -10,13 +10,16 @@ the meantime is let alone.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from libvirt_natns import document, executor, glance, names
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import NatnsError
+from libvirt_natns.guests import Guests
 from libvirt_natns.host import differences as differences_of_host
 from libvirt_natns.host import ensure as ensure_host
 from libvirt_natns.model import Network
+from libvirt_natns.registry import GuestRecord
 from libvirt_natns.selection import verdict
 from libvirt_natns.store import Record
 
@@ -26,6 +29,26 @@ Active = Mapping[str, bytes]
 Ask = Callable[[], Active | None]
 """Asks libvirt for them; None where it does not answer.  A network whose bridge
 is there counts as active then."""
+
+
+class Running(Protocol):
+    """The domains that libvirt has active."""
+
+    @property
+    def domains(self) -> Mapping[str, bytes]:
+        """Their XML by uuid."""
+
+    def may_run(self, container: bool) -> bool:
+        """Whether one that is not among them may run all the same: nobody could tell."""
+
+
+AskGuests = Callable[[], Running | None]
+"""Asks libvirt for them; None where it does not answer.  All stay as they are then."""
+
+
+def no_guests() -> None:
+    """Leaves guests alone."""
+
 
 Finding = tuple[str, str]
 """A network's name ("host" for what they share), and what is to be said of it."""
@@ -83,6 +106,28 @@ def missed(engine: Engine, ask: Ask) -> list[Finding]:
         if uuid not in (active or {})
     ]
     return found
+
+
+def guest_differences(engine: Engine, ask: AskGuests) -> list[Finding]:
+    """Guests whose metadata says something else than is published, or that have gone."""
+    recorded = Guests(engine).registry.guests()
+    running = ask()
+    if running is None:
+        return []
+    found = [(record.name, NOT_ACTIVE) for record in _stopped(recorded, running)]
+    for xml in running.domains.values():
+        name = glance.at_domain(xml).name
+        found += [(name, what) for what in Guests(engine).differences(xml)]
+    return found
+
+
+def _stopped(recorded: list[GuestRecord], running: Running) -> list[GuestRecord]:
+    return [
+        record
+        for record in recorded
+        if record.uuid not in running.domains
+        and not running.may_run(document.is_container(record.document))
+    ]
 
 
 def _unhandled(engine: Engine, uuid: str, xml: bytes) -> list[str]:
@@ -145,10 +190,27 @@ class Outcome:
     errors: list[str]
 
 
-def sync(engine: Engine, ask: Ask) -> Outcome:
+def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome:
     """Repair everything; what is well is not touched."""
     records = engine.store.networks("preparing", "starting", "up")
-    return _carry_out(_repairs(engine, records, ask()))
+    recorded = Guests(engine).registry.guests()
+    active, running = ask(), ask_guests()
+    outcome = _carry_out(_repairs(engine, records, active))
+    if running is None:
+        return outcome
+    # Their networks are there by now.
+    more = _carry_out(_guest_repairs(Guests(engine), recorded, running))
+    return Outcome(outcome.repaired + more.repaired, outcome.errors + more.errors)
+
+
+def _guest_repairs(
+    guests: Guests, recorded: list[GuestRecord], running: Running
+) -> Iterator[Repair]:
+    for record in _stopped(recorded, running):
+        yield record.name, partial(guests.end, record)
+    known = {record.uuid for record in recorded}
+    for uuid, xml in running.domains.items():
+        yield glance.at_domain(xml).name, partial(guests.converge, xml, uuid in known)
 
 
 def _carry_out(repairs: Iterator[Repair]) -> Outcome:
@@ -221,7 +283,14 @@ def _releases(engine: Engine, records: list[Record], active: Active | None) -> I
             documents = [active[uuid], *documents] if uuid in active else []
         name = record.name if record else namespace or uuid
         yield name, partial(_release, engine, uuid, namespace, documents)
+    for guest in Guests(engine).registry.guests():
+        yield guest.name, partial(_forget, engine, guest.uuid)
     yield "host", partial(ensure_host, engine.kernel, engine.planner.host_needs, engine.before)
+
+
+def _forget(engine: Engine, guest: str) -> list[str]:
+    Guests(engine).forget(guest)
+    return []
 
 
 def _release(engine: Engine, uuid: str, namespace: str | None, documents: list[bytes]) -> list[str]:

@@ -154,12 +154,7 @@ class Registry:
     def _insert_static(
         self, db: sqlite3.Connection, static: StaticNat, scope: str, published: bool
     ) -> None:
-        holder = self.static_holder(scope, static.address)
-        if holder is not None and holder != static.owner_name:
-            raise ConflictError(
-                f"{static.owner_name}: address {static.address} belongs to {holder} already",
-                "choose another, or address='auto'",
-            )
+        self.check_static(scope, static.address, static.owner_name)
         ports = " ".join(f"{p.proto}:{p.first}-{p.last}" for p in static.ports)
         db.execute(
             "INSERT OR REPLACE INTO static_nat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -175,6 +170,15 @@ class Registry:
                 boot_id(),
             ),
         )
+
+    def check_static(self, scope: str, address: IPv4Address, owner_name: str) -> None:
+        """Refuse an address that is another guest's.  Raises ConflictError."""
+        holder = self.static_holder(scope, address)
+        if holder is not None and holder != owner_name:
+            raise ConflictError(
+                f"{owner_name}: address {address} belongs to {holder} already",
+                "choose another, or address='auto'",
+            )
 
     def static_holder(self, scope: str, address: IPv4Address) -> str | None:
         """The name of the guest that an upstream address belongs to."""

@@ -30,11 +30,6 @@ def listening(proto: Protocol) -> set[int]:
     return ports
 
 
-def is_free(proto: Protocol, port: int) -> bool:
-    """Whether no program of the host listens on a port."""
-    return port not in listening(proto)
-
-
 def check_free(forward: Forward) -> None:
     """Refuse a forward that would take a port away from a program of the host.
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from libvirt_natns import reconcile
+from libvirt_natns import forward_list, reconcile
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.engine import Engine
 from libvirt_natns.reconcile import Finding
@@ -23,7 +23,8 @@ class Status:
 
     ``state`` is "up", "preparing" and "starting" on the way there, or "down";
     ``leases`` counts its guests' DHCP leases that have not expired; ``health``
-    is "ok" or "damaged (N)" for one that is up, and its state for any other.
+    is "ok" or "damaged (N)" for one that is up, and its state for any other;
+    ``forwards`` are those in force.
     """
 
     network: str
@@ -37,6 +38,7 @@ class Status:
     leases: int
     health: str
     differences: tuple[str, ...]
+    forwards: tuple[forward_list.Row, ...] = ()
 
 
 def collect(
@@ -76,6 +78,7 @@ def _status(engine: Engine, record: Record) -> Status:
         leases=dhcp_leases(record.bridge) if state == "up" else 0,
         health=_health(state, found),
         differences=found,
+        forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
     )
 
 
@@ -97,13 +100,16 @@ def dhcp_leases(bridge: str) -> int:
     return sum(expiry == 0 or expiry > time.time() for expiry in times)
 
 
-def text(statuses: list[Status], host: list[str], missed: list[Finding]) -> str:
+def text(
+    statuses: list[Status], host: list[str], missed: list[Finding], guests: list[Finding]
+) -> str:
     """The statuses as a table, each difference below its network, the rest below it.
 
-    ``host`` is what differs there, ``missed`` what no hook told of.
+    ``host`` is what differs there, ``missed`` what no hook told of; ``guests`` are
+    those whose metadata says something else than is published.
     """
     lines = table(statuses) if statuses else [NONE]
-    others = [("host", what) for what in host] + missed
+    others = [("host", what) for what in host] + missed + guests
     lines += [f"  ! {name}: {what}" for name, what in others]
     if others or any(status.differences for status in statuses):
         lines.append('"virt-natns sync" repairs what is marked with "!".')
@@ -111,14 +117,16 @@ def text(statuses: list[Status], host: list[str], missed: list[Finding]) -> str:
 
 
 def table(statuses: list[Status]) -> list[str]:
-    """Lines of aligned columns, with each difference below its network."""
+    """Lines of aligned columns; what a network publishes, and each difference, below it."""
     rows = [HEADINGS, *map(_row, statuses)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = []
     for row, status in zip(rows, [None, *statuses], strict=True):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
-        lines += [f"  ! {what}" for what in (status.differences if status else ())]
+        if status:
+            lines += [f"  > {told}" for told in forward_list.compact(status.forwards)]
+            lines += [f"  ! {what}" for what in status.differences]
     return lines
 
 
@@ -135,11 +143,14 @@ def _row(status: Status) -> tuple[str, ...]:
     )
 
 
-def as_json(statuses: list[Status], host: list[str], missed: list[Finding]) -> str:
-    """The same for programs: an object with "networks", "host" and "missed"."""
+def as_json(
+    statuses: list[Status], host: list[str], missed: list[Finding], guests: list[Finding]
+) -> str:
+    """The same for programs: an object with "networks", "host", "missed" and "guests"."""
     document = {
         "networks": [asdict(status) for status in statuses],
         "host": host,
         "missed": [{"network": name, "difference": what} for name, what in missed],
+        "guests": [{"guest": name, "difference": what} for name, what in guests],
     }
     return json.dumps(document, indent=2)

@@ -335,7 +335,7 @@ b        nat-b      10.0.0.0/24  provider  192.168.0.101  0       ok
     assert [line.split()[0] for line in one] == ["NETWORK", "b"]
     assert command("status", world.b.uuid).out.splitlines() == one
     described = json.loads(command("status", "--json").out)
-    assert described.keys() == {"networks", "host", "missed"}
+    assert described.keys() == {"networks", "host", "missed", "guests"}
     assert described["networks"][0] == {
         "network": "a",
         "uuid": world.a.uuid,
@@ -348,8 +348,9 @@ b        nat-b      10.0.0.0/24  provider  192.168.0.101  0       ok
         "leases": 1,
         "health": "ok",
         "differences": [],
+        "forwards": [],
     }
-    assert (described["host"], described["missed"]) == ([], [])
+    assert (described["host"], described["missed"], described["guests"]) == ([], [], [])
 
 
 @pytest.mark.parametrize("world", ["nftables"], indirect=True)
@@ -493,7 +494,7 @@ def test_doctor_names_what_is_broken(world: World, command: Command) -> None:
 
     with without_hooks():
         assert broken() == [
-            "hooks: not installed: network, qemu: run virt-natns install",
+            "hooks: not installed: network, qemu, lxc: run virt-natns install",
             "hooks in libvirt: there is none to be seen: run virt-natns install",
         ]
         start_network(isolated("c", "virbr12"))

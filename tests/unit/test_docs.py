@@ -7,6 +7,7 @@ stands inside such a one, ``console`` commands as root (``# ``) with their outpu
 """
 
 import argparse
+import ast
 import re
 import shlex
 import shutil
@@ -18,7 +19,17 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from libvirt_natns import __version__, cli, config, document, hook, names, schema
+from libvirt_natns import (
+    __version__,
+    cli,
+    config,
+    document,
+    forward_edit,
+    forward_list,
+    hook,
+    names,
+    schema,
+)
 from libvirt_natns.model import Config, Upstream
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -115,6 +126,7 @@ def test_reference_has_the_defaults() -> None:
     top, upstream = Config(), Upstream("x", "bridge")
     for key in ("scope", "firewall", "upstream"):
         assert TOP_LEVEL[key][1] == f'`"{getattr(top, key)}"`'
+    assert TOP_LEVEL["auto_ports"][1] == '`"{}-{}"`'.format(*top.auto_ports)
     for key, (_, default, _, _) in OF_UPSTREAMS.items():
         value = getattr(upstream, key)
         if key == "probe":
@@ -148,40 +160,46 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     return dict(found[0])  # type: ignore[call-overload, no-any-return]
 
 
+def below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands below a command."""
+    found = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    return dict(found[0]) if found else {}
+
+
 def options(parser: argparse.ArgumentParser) -> set[str]:
-    """The options of a command, those that all have apart."""
-    return {option for action in parser._actions for option in action.option_strings} - {
-        "-h",
-        "--help",
-    }
+    """The options of a command and of those below it, those that all have apart."""
+    own = {option for action in parser._actions for option in action.option_strings}
+    return own.union(*map(options, below(parser).values())) - {"-h", "--help"}
 
 
 def test_reference_has_the_commands() -> None:
     commands = sections(REFERENCE / "commands.md")
     assert set(commands) == {"Commands", *parsers()}
     for name, parser in parsers().items():
-        assert set(rows(commands[name])) == options(parser)
+        described = {row for row in rows(commands[name]) if row.startswith("-")}
+        assert described == options(parser)
     assert set(rows(commands["Commands"])) == {"--help", "--version"}
 
 
 def test_reference_shows_the_usage() -> None:
     commands = sections(REFERENCE / "commands.md")
     for name, parser in parsers().items():
-        usage = re.search(r"^`virt-natns (.*)`$", commands[name], re.M)
-        assert usage
-        assert usage[1].split()[0] == name
+        usages = re.findall(r"^`virt-natns (.*)`$", commands[name], re.M)
+        wanted = [[name, inner] for inner in below(parser)] or [[name]]
+        assert [usage.split()[: len(wanted[0])] for usage in usages] == wanted
         for option in options(parser):
-            assert option in usage[1]
+            assert any(option in usage for usage in usages), option
 
 
 def test_manual_page_has_the_commands() -> None:
     text = (MAN / "virt-natns.8").read_text()
     synopsis, _, description = text.partition(".Sh DESCRIPTION")
     assert set(re.findall(r"(?m)^\.It Cm (\w+)", description)) == set(parsers())
-    assert set(re.findall(r"(?m)^\.Cm (\w+)$", synopsis)) | {"install"} == set(parsers())
+    known = set(parsers()).union(*map(below, parsers().values()))
+    assert set(re.findall(r"(?m)^\.Cm (\w+)$", synopsis)) | {"install"} == known
     wanted = set().union(*map(options, parsers().values()), {"--help", "--version"})
     listed = re.findall(r"(?m)^\.It Fl (.*)$", description)
-    assert {f"-{word}" for item in listed for word in re.findall(r"-\w+", item)} == wanted
+    assert {f"-{word}" for item in listed for word in re.findall(r"(?<!\w)-[\w-]+", item)} == wanted
 
 
 def test_status_columns_and_fields() -> None:
@@ -190,6 +208,23 @@ def test_status_columns_and_fields() -> None:
     text = sections(REFERENCE / "commands.md")["status"]
     assert re.findall(r"(?m)^\| ([A-Z]+) ", text) == list(status.HEADINGS)
     for field in status.Status.__dataclass_fields__:
+        assert f"`{field}`" in text
+
+
+def test_forwards_as_they_are_typed() -> None:
+    text = sections(REFERENCE / "commands.md")["forward"]
+    typed = [row for row in rows(text) if not row.startswith("-")]
+    assert len(typed) > 5
+    for spec in typed:
+        assert forward_edit.parse_new(spec)
+    with pytest.raises(ValueError, match="is no "):
+        forward_edit.parse_new("2222/icmp")
+
+
+def test_forward_columns_and_fields() -> None:
+    text = sections(REFERENCE / "commands.md")["forward"]
+    assert re.findall(r"(?m)^\| ([A-Z]+) ", text)[1:] == list(forward_list.HEADINGS)
+    for field in forward_list.Row.__dataclass_fields__:
         assert f"`{field}`" in text
 
 
@@ -256,11 +291,18 @@ def test_manual_page_has_the_words_of_the_xml() -> None:
 # Names and events
 
 
-def test_reference_has_the_events() -> None:
-    table = rows((REFERENCE / "hooks.md").read_text())
-    assert {tuple(event.split()) for event in table} == set(hook.NETWORK_EVENTS)
+@pytest.mark.parametrize(
+    ("heading", "events"),
+    [
+        ("The hook network", hook.NETWORK_EVENTS),
+        ("The hooks qemu and lxc", hook.GUEST_EVENTS),
+    ],
+)
+def test_reference_has_the_events(heading: str, events: dict[tuple[str, str], bool]) -> None:
+    table = rows(sections(REFERENCE / "hooks.md")[heading])
+    assert {tuple(event.split()) for event in table} == set(events)
     for event, (_, _, refuses) in table.items():
-        known = hook.NETWORK_EVENTS[event.split()[0], event.split()[1]]
+        known = events[event.split()[0], event.split()[1]]
         assert refuses == ("yes" if known else "no")
 
 
@@ -274,13 +316,14 @@ def test_reference_has_the_names() -> None:
     ):  # fmt: skip
         assert f"`{name}`" in text, name
     assert f"{names.network_directory('UUID')}/" in text
+    assert f"`{names.guest_directory('UUID')}`" in text
 
 
 # Code blocks
 
 
 def test_every_block_has_a_language_that_is_checked() -> None:
-    assert {block.language for block in BLOCKS} == LANGUAGES - {"xml domain"}
+    assert {block.language for block in BLOCKS} == LANGUAGES
 
 
 @pytest.mark.parametrize("block", of("toml"), ids=str)
@@ -291,7 +334,7 @@ def test_toml(block: Block) -> None:
 @pytest.mark.parametrize("block", of("xml"), ids=str)
 def test_xml(block: Block) -> None:
     if block.text.startswith("<domain"):
-        assert document.parse_domain_metadata(block.text.encode(), str(block))
+        assert document.parse_domain(block.text.encode(), str(block)).nat
     else:
         document.parse_network(block.text.encode(), str(block))
 
@@ -303,13 +346,30 @@ def test_xml_fragment_of_a_network(block: Block) -> None:
     assert document.parse_network(whole.encode(), str(block)).nat
 
 
+def whole_domain(text: str) -> bytes:
+    """A guest with this in it."""
+    nics = "".join(
+        f"<interface type='network'><mac address='52:54:00:00:00:0{number}'/>"
+        f"<source network='{network}'/></interface>"
+        for number, network in ((5, "a"), (6, "b"))
+    )
+    return f"<domain><name>x</name>{text}<devices>{nics}</devices></domain>".encode()
+
+
+@pytest.mark.parametrize("block", of("xml domain"), ids=str)
+def test_xml_fragment_of_a_domain(block: Block) -> None:
+    assert document.parse_domain(whole_domain(block.text), str(block)).nat
+
+
 @pytest.mark.parametrize("page", MANUAL, ids=lambda page: page.name)
 def test_examples_of_the_manual(page: Path) -> None:
     examples = page.read_text().partition(".Sh EXAMPLES")[2]
     for text in re.findall(r"(?ms)^\.Bd.*?\n(.*?)^\.Ed$", examples):
         if text.startswith("<natns:nat"):
             text = f"<metadata>{text}</metadata>"
-        if text.startswith("<metadata"):
+        if text.startswith("<domain"):
+            assert document.parse_domain(text.encode(), page.name).nat
+        elif text.startswith("<metadata"):
             ip = "" if "<natns:ip" in text else '<ip address="10.0.0.1" prefix="24"/>'
             document.parse_network(f"<network><name>x</name>{text}{ip}</network>".encode())
         elif page.name.endswith(".5"):
@@ -319,6 +379,40 @@ def test_examples_of_the_manual(page: Path) -> None:
                 words = line.split()
                 if words[0] == "virt-natns":
                     cli._parser().parse_args(words[1:])
+
+
+# The comparison with others
+
+
+COMPARISON = DOCS / "explanation" / "what-others-get-wrong.md"
+TESTS = CHECKOUT / "tests" / "system"
+
+
+def defined_tests(file: Path) -> set[str]:
+    """The names of the tests in a file."""
+    return {
+        node.name
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_comparison_names_tests_that_exist() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", COMPARISON.read_text())
+    assert len(named) > 20
+    for file, test in named:
+        assert test in defined_tests(TESTS / file), f"{file}::{test}"
+
+
+def test_comparison_proves_each_claim() -> None:
+    for heading, text in sections(COMPARISON).items():
+        table = [line for line in text.splitlines() if line.startswith("| ")][1:]
+        if heading.startswith("What "):
+            continue
+        assert table, heading
+        for row in table:
+            assert "](https://" in row, row
+            assert "::test_" in row, row
 
 
 # Text

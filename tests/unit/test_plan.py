@@ -65,6 +65,7 @@ address 198.19.252.1/22 on natns-host in the host
 sysctl net/ipv4/conf/natns-host/forwarding = 1 in the host
 sysctl net/ipv4/conf/eth0/forwarding = 1 in the host
 sysctl net/ipv4/conf/wlan0/forwarding = 1 in the host
+sysctl net/ipv4/conf/natns-host/route_localnet = 1 in the host
 """
 
 

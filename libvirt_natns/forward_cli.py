@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command virt-natns forward: list, add, remove.
+
+The domain's metadata is changed as virsh would, and a running guest's forwards
+with it: both or neither.  libvirt is asked while no lock is held that a hook
+takes, since libvirt may be waiting for that hook.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from typing import TypeVar
+
+from libvirt_natns import connection, document, forward_edit, forward_list, names
+from libvirt_natns.connection import Guest, Where
+from libvirt_natns.document import Edited
+from libvirt_natns.elements import MutableElement
+from libvirt_natns.engine import Engine
+from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.executor import Undo
+from libvirt_natns.forward_edit import Options, Spec, Surroundings
+from libvirt_natns.forwards import ANY, Attachment, listening, said
+from libvirt_natns.guests import Guests
+from libvirt_natns.locks import locked
+from libvirt_natns.model import Forward, Protocol
+
+Engines = Callable[..., AbstractContextManager[Engine]]
+"""Makes an engine; with ``look_only`` one that makes no state database."""
+
+LOCK = names.RUN_DIRECTORY / "forward"
+"""Only this command takes it: libvirt may be called meanwhile."""
+
+T = TypeVar("T")
+
+SPEC = (
+    "[ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|udp|sctp]: 2222:22, 8000-8010, 8000-8010:9000-9010,"
+    " 8000-8010:80 (all onto one), auto:22, 192.168.0.150:53/udp"
+)
+
+
+def add_parser(parser: argparse.ArgumentParser, engines: Engines) -> None:
+    """The three commands below ``forward``."""
+    commands = parser.add_subparsers(required=True, metavar="list|add|remove")
+
+    def add(name: str, command: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=partial(command, engines))
+        return added
+
+    sub = add("list", _list, "show what is published, chosen ports included")
+    sub.add_argument("guest", nargs="?", metavar="GUEST", help="only this one's, by name or uuid")
+    sub.add_argument("--json", action="store_true", help="for programs")
+    sub = add("add", _add, "publish ports of a guest, from now on and after its next start")
+    sub.add_argument("guest", metavar="GUEST", help="name or uuid")
+    sub.add_argument("spec", metavar="FORWARD", type=_typed(forward_edit.parse_new), help=SPEC)
+    sub.add_argument("--source", metavar="CIDR[,CIDR]", help="allowed clients; default: all")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--network", metavar="NAME", help="which NIC, by its network")
+    which.add_argument("--mac", help="which NIC, by its MAC address")
+    sub.add_argument("--guest-address", metavar="ADDRESS", help="the guest's, if not by DHCP")
+    sub = add("remove", _remove, "publish ports of a guest no more, and cut their flows")
+    sub.add_argument("guest", metavar="GUEST", help="name or uuid")
+    sub.add_argument(
+        "spec",
+        metavar="FORWARD",
+        type=_typed(forward_edit.parse_old),
+        help="where it listens: [ADDRESS:]PORT[-PORT][/tcp|udp|sctp], as listed, or auto:PORT",
+    )
+
+
+def _typed(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """``parse`` for argparse, which shows no ValueError's own words."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
+# -- list ----------------------------------------------------------------------
+
+
+def _list(engines: Engines, options: argparse.Namespace) -> int:
+    with engines(look_only=True) as engine:
+        rows = forward_list.collect(engine.store)
+    if options.guest:
+        rows = [row for row in rows if options.guest in (row.guest, row.guest_uuid)]
+        if not rows:
+            # Raises where there is no such guest at all.
+            with connection.guest(options.guest):
+                pass
+    show = forward_list.as_json if options.json else forward_list.text
+    print(show(rows))
+    return 0
+
+
+# -- add and remove ------------------------------------------------------------
+
+
+def _add(engines: Engines, options: argparse.Namespace) -> int:
+    more = Options(options.network, options.mac, options.source, options.guest_address)
+    with _change(engines, options.guest) as (guests, guest):
+        edits = _additions(guest, options.spec, more)
+        if "live" in edits:
+            _require_nic(guests, guest, edits["live"])
+        elif "live" not in guest.places:
+            _warn(guests, edits["config"])
+        before = _published(guests, guest)
+        _apply(guests, guest, edits)
+        for forward in _published(guests, guest):
+            if forward not in before:
+                print(f"{guest.name}: {said(forward)}")
+        if "live" not in guest.places:
+            print(f"{guest.name}: published when it starts")
+    return 0
+
+
+def _warn(guests: Guests, edited: Edited) -> None:
+    """Refuse what a guest could never publish; say what only a running rival forbids."""
+    domain = document.parse_domain(edited.document)
+    try:
+        guests.trial(domain)
+    except ConflictError as error:
+        print(f"virt-natns: as it is now, {domain.name} would not start: {error}", file=sys.stderr)
+
+
+def _require_nic(guests: Guests, guest: Guest, edited: Edited) -> None:
+    if not guests.attachments(document.parse_domain_nics(edited.document)):
+        raise NatnsError(
+            f"guest {guest.name} has no NIC in a network that libvirt-natns handles",
+            "see virt-natns status",
+        )
+
+
+def _published(guests: Guests, guest: Guest) -> tuple[Forward, ...]:
+    return guests.registry.forwards(owner=guest.uuid)
+
+
+def _remove(engines: Engines, options: argparse.Namespace) -> int:
+    with _change(engines, options.guest) as (guests, guest):
+        _apply(guests, guest, _removals(guests, guest, options.spec))
+    return 0
+
+
+@contextmanager
+def _change(engines: Engines, named: str) -> Iterator[tuple[Guests, Guest]]:
+    """The guest to be changed, by nobody else meanwhile."""
+    with engines() as engine, connection.guest(named) as guest, locked(LOCK):
+        try:
+            yield Guests(engine), guest
+        finally:
+            with suppress(OSError):
+                LOCK.rmdir()
+
+
+def _additions(guest: Guest, spec: Spec, options: Options) -> dict[Where, Edited]:
+    """The guest's definitions with the forward, where they lack it."""
+    edits: dict[Where, Edited] = {}
+    refused: list[ConflictError] = []
+    change = partial(forward_edit.add, spec=spec, options=options)
+    for where in guest.places:
+        try:
+            edits[where] = document.edit_domain(guest.document(where), change)
+        except ConflictError as error:
+            refused.append(error)
+    if not edits:
+        raise refused[0]
+    return edits
+
+
+def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
+    """The guest's definitions without the forward, where they have it."""
+    edits: dict[Where, Edited] = {}
+    for where in guest.places:
+        xml = guest.document(where)
+        around = _surroundings(guests, xml)
+        found: list[bool] = []
+
+        def change(nat: MutableElement, around: Surroundings = around) -> None:
+            found.append(forward_edit.remove(nat, spec, around))  # noqa: B023 - used at once
+
+        edited = document.edit_domain(xml, change)
+        if found[0]:
+            edits[where] = edited
+    if not edits:
+        raise NatnsError(
+            f"guest {guest.name} has no forward {spec}",
+            f"see virt-natns forward list {guest.name}",
+        )
+    return edits
+
+
+def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
+    plain = document.parse_domain_nics(xml)
+    attachments = guests.attachments(plain)
+
+    def select(network: str | None, mac: str | None) -> Attachment | None:
+        for at in attachments:
+            if network in (None, at.network.name) and (mac or at.nic.mac).lower() == at.nic.mac:
+                return at
+        return None
+
+    def listen(network: str | None, mac: str | None) -> str | None:
+        at = select(network, mac)
+        if at is None:
+            return None
+        return listening(ANY if at.upstream.kind == "host" else at.address)
+
+    def chosen(network: str | None, mac: str | None, proto: Protocol, to: int) -> int | None:
+        at = select(network, mac)
+        return guests.registry.chosen_port(plain.uuid, at.network.uuid, proto, to) if at else None
+
+    return Surroundings(listen, chosen)
+
+
+def _apply(guests: Guests, guest: Guest, edits: dict[Where, Edited]) -> None:
+    """Write the metadata and publish what it says: both, or neither."""
+    for where, edited in edits.items():
+        domain = document.parse_domain(edited.document)
+        if where == "live":
+            guests.trial(domain)
+    former = {where: document.nat_text(guest.document(where)) for where in edits}
+    with Undo() as undo:
+        for where, edited in edits.items():
+            undo.add(guest.write, where, former[where])
+            guest.write(where, edited.element)
+        if "live" in edits:
+            xml = guest.document("live")
+            guests.publish(document.parse_domain(xml), xml)
+            if not guest.running:
+                # It stopped in between, and its hooks have found nothing to end.
+                guests.forget(guest.uuid)
+        undo.pop_all()

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From metadata to forwards: which NIC, which ports, which address."""
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from libvirt_natns import model
+from libvirt_natns.errors import ConflictError, DocumentError
+from libvirt_natns.forwards import ANY, Attachment, of_network, resolve, spans
+from libvirt_natns.model import (
+    HOST_UPSTREAM,
+    AddressRequest,
+    Domain,
+    NatMetadata,
+    Network,
+    Nic,
+    PortForward,
+    PortRange,
+    Subnet,
+    Upstream,
+)
+
+PROVIDER = Upstream("provider", "bridge", bridge="br0", subnet=IPv4Network("192.168.0.0/24"))
+A, B, OWN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 102))
+TARGET = IPv4Address("10.0.0.5")
+SSH = PortRange(2222, 2222, 22)
+
+
+def attachment(
+    name: str, mac: str, address: IPv4Address, upstream: Upstream = PROVIDER
+) -> Attachment:
+    subnet = Subnet(IPv4Interface("10.0.0.1/24"))
+    network = Network(f"uuid-{name}", name, f"virbr-{name}", subnets=(subnet,))
+    return Attachment(Nic(mac, name), network, upstream, address)
+
+
+BOTH = [attachment("a", "m1", A), attachment("b", "m2", B)]
+
+
+class Choices:
+    """What is always decided the same."""
+
+    def target(self, attachment: Attachment) -> IPv4Address:
+        return TARGET
+
+    def port(
+        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
+    ) -> int:
+        return 20000 + target_port
+
+    def address(
+        self, request: AddressRequest, domain: Domain, attachment: Attachment
+    ) -> IPv4Address:
+        return request.address or OWN
+
+
+def resolved(*forwards: PortForward, among: list[Attachment] = BOTH) -> list[tuple[object, ...]]:
+    claims = resolve(Domain("u", "web", nat=NatMetadata(forwards=forwards)), among, Choices())
+    return [(f.network, str(f.address), f.first, f.last, str(f.target), f.to, f.to_last)
+            for f in claims.forwards]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        ([PortRange(80, 80, 80)], [(80, 80, 80, 80)]),
+        ([PortRange(8000, 8010, 9000)], [(8000, 8010, 9000, 9010)]),
+        ([PortRange(8000, 8010, 80, onto_one=True)], [(8000, 8010, 80, 80)]),
+        (
+            [PortRange(8000, 8010, 9000), PortRange(8005, 8005, 8005, exclude=True)],
+            [(8000, 8004, 9000, 9004), (8006, 8010, 9006, 9010)],
+        ),
+        (
+            [PortRange(8000, 8010, 80, onto_one=True), PortRange(7000, 8005, 0, exclude=True)],
+            [(8006, 8010, 80, 80)],
+        ),
+        ([PortRange(1, 5, 1), PortRange(4, 9, 4, exclude=True)], [(1, 3, 1, 3)]),
+        ([PortRange(1, 5, 1), PortRange(1, 9, 1, exclude=True)], []),
+        (
+            [PortRange(1, 9, 1), *(PortRange(n, n, n, exclude=True) for n in (7, 3, 1, 9))],
+            [(2, 2, 2, 2), (4, 6, 4, 6), (8, 8, 8, 8)],
+        ),
+        ([PortRange(0, 0, 22, auto=True)], []),
+    ],
+)
+def test_spans(ranges: list[PortRange], expected: list[tuple[int, ...]]) -> None:
+    assert spans(PortForward("tcp", tuple(ranges))) == expected
+
+
+def test_the_first_nic_unless_another_is_named() -> None:
+    to = str(TARGET)
+    assert resolved(PortForward("tcp", (SSH,))) == [("uuid-a", str(A), 2222, 2222, to, 22, 22)]
+    for selected in ({"network": "b"}, {"mac": "m2"}):
+        found = resolved(PortForward("tcp", (SSH,), **selected))  # type: ignore[arg-type]
+        assert found == [("uuid-b", str(B), 2222, 2222, to, 22, 22)]
+
+
+def test_automatic_ports() -> None:
+    wanted = PortForward("udp", (PortRange(0, 0, 53, auto=True),))
+    assert resolved(wanted) == [("uuid-a", str(A), 20053, 20053, str(TARGET), 53, 53)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (PortForward("tcp", (SSH,), network="c"), "network='c'> names no NIC"),
+        (PortForward("tcp", (SSH,), mac="m3"), "mac='m3'> names no NIC"),
+        (PortForward("tcp", (SSH,), address=B), "is not an address of its network"),
+        (PortForward("tcp", (SSH,), guest_address=A), "is no guest's address in network a"),
+        (
+            PortForward("tcp", (SSH,), guest_address=IPv4Address("10.0.0.1")),
+            "is no guest's address",
+        ),
+    ],
+)
+def test_what_can_never_hold(wanted: PortForward, said: str) -> None:
+    with pytest.raises(DocumentError, match=said):
+        resolved(wanted)
+
+
+def test_addresses_to_listen_on() -> None:
+    """The network's, one of the guest's own, and with the host as upstream any."""
+    nat = NatMetadata(
+        forwards=(PortForward("tcp", (SSH,), address=A), PortForward("tcp", (SSH,), address=OWN)),
+        addresses=(AddressRequest(),),
+    )
+    claims = resolve(Domain("u", "web", nat=nat), BOTH, Choices())
+    assert [each.address for each in claims.forwards] == [A, OWN]
+    assert [(each.address, each.target) for each in claims.addresses] == [(OWN, TARGET)]
+    local = IPv4Address("127.0.0.1")
+    hosts = [attachment("a", "m1", A, HOST_UPSTREAM)]
+    found = resolved(
+        PortForward("tcp", (SSH,)), PortForward("udp", (SSH,), address=local), among=hosts
+    )
+    assert [row[1] for row in found] == [str(ANY), str(local)]
+    with pytest.raises(ConflictError, match="has no addresses to give away"):
+        resolve(Domain("u", "web", nat=nat), hosts, Choices())
+
+
+def test_without_a_nic_of_ours_nothing_counts() -> None:
+    nonsense = PortForward("tcp", (SSH,), network="nowhere", address=B)
+    assert resolved(nonsense, among=[]) == []
+
+
+def test_a_networks_own() -> None:
+    wanted = PortForward("tcp", (SSH,), guest_address=TARGET)
+    network = Network("n", "a", "virbr10", nat=NatMetadata(forwards=(wanted,)))
+    claims = of_network(network, PROVIDER, A, Choices())
+    found = [(each.owner, each.owner_name, each.address, each.target) for each in claims.forwards]
+    assert found == [("n", "network a", A, TARGET)]

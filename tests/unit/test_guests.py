@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is chosen for guests: addresses, ports; and which NICs are in networks of ours."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from libvirt_natns import document, publication, sockets
+from libvirt_natns.errors import ConflictError
+from libvirt_natns.forwards import Attachment
+from libvirt_natns.guests import in_ours
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.model import (
+    HOST_UPSTREAM,
+    AddressRange,
+    Config,
+    DhcpHost,
+    Domain,
+    Network,
+    Nic,
+    Subnet,
+)
+from libvirt_natns.publication import Choices
+from libvirt_natns.store import Record, Store, boot_id, now
+
+MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
+
+
+def ip(number: int) -> IPv4Address:
+    return IPv4Address(f"10.0.0.{number}")
+
+
+@pytest.fixture
+def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Choices]:
+    """With the leases that ``lease`` writes, and nothing listening on the host."""
+    monkeypatch.setattr(publication, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(sockets, "listening", lambda proto: {20000} if proto == "tcp" else set())
+    store = Store(tmp_path)
+    yield Choices(Config(auto_ports=(20000, 20002)), store, cast("Kernel", None))
+    store.close()
+
+
+def lease(directory: Path, number: int, mac: str, seconds: float = 600) -> None:
+    entry = {
+        "ip-address": str(ip(number)),
+        "mac-address": mac,
+        "expiry-time": int(time.time() + seconds),
+    }
+    (directory / "virbr10.status").write_text(json.dumps([entry]))
+
+
+def attachment(*hosts: DhcpHost, mac: str = MAC, first: int = 100, last: int = 102) -> Attachment:
+    ranges = (AddressRange(ip(first), ip(last)),) if last else ()
+    subnet = Subnet(IPv4Interface("10.0.0.1/24"), ranges, hosts)
+    network = Network("n", "a", "virbr10", subnets=(subnet,))
+    return Attachment(Nic(mac, "a"), network, HOST_UPSTREAM, IPv4Address("192.168.0.100"))
+
+
+def test_host_of_the_xml_comes_first(choices: Choices) -> None:
+    assert choices.target(attachment()) == ip(100)
+    assert choices.target(attachment(DhcpHost(ip(7), MAC))) == ip(7)
+    # Nor is the address kept, which somebody else may have now.
+    assert choices.registry.reservations("n") == {}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        attachment(DhcpHost(ip(100), OTHER)),
+        attachment(DhcpHost(ip(100), name="printer")),
+    ],
+)
+def test_reservation_that_became_somebody_elses(choices: Choices, changed: Attachment) -> None:
+    assert choices.target(attachment()) == ip(100)
+    assert choices.target(changed) == ip(101)
+    assert choices.target(attachment()) == ip(101)
+
+
+def test_reservation_in_a_subnet_that_is_gone(choices: Choices) -> None:
+    choices.registry.reserve("n", MAC, [IPv4Address("172.16.0.5")])
+    assert choices.target(attachment()) == ip(100)
+
+
+def test_leases_of_others_are_left_alone(choices: Choices, tmp_path: Path) -> None:
+    lease(tmp_path, 100, OTHER)
+    assert choices.target(attachment()) == ip(101)
+    # Also where somebody got it before dnsmasq knew of the reservation.
+    lease(tmp_path, 101, OTHER)
+    assert choices.target(attachment()) == ip(100)
+    lease(tmp_path, 100, OTHER, seconds=-1)
+    assert choices.target(attachment()) == ip(100)
+
+
+def test_its_own_lease_is_kept(choices: Choices, tmp_path: Path) -> None:
+    lease(tmp_path, 102, MAC)
+    assert choices.target(attachment()) == ip(102)
+
+
+def test_no_address_left(choices: Choices) -> None:
+    assert choices.target(attachment(last=100)) == ip(100)
+    with pytest.raises(ConflictError, match="network a: no DHCP address is left"):
+        choices.target(attachment(mac=OTHER, last=100))
+    with pytest.raises(ConflictError, match="network a has no DHCP range"):
+        choices.target(attachment(mac=OTHER, last=0))
+
+
+def test_automatic_ports(choices: Choices) -> None:
+    """20000 is a program's; each target has its own, and keeps it."""
+    at = attachment()
+    assert choices.port("web", at, "tcp", 22) == 20001
+    assert choices.port("web", at, "tcp", 80) == 20002
+    assert choices.port("web", at, "tcp", 22) == 20001
+    assert choices.port("web", at, "udp", 22) == 20000
+    with pytest.raises(ConflictError, match="no tcp port from 20000 to 20002 is free"):
+        choices.port("mail", at, "tcp", 22)
+
+
+def record(name: str, **changes: object) -> Record:
+    plain = Record(
+        f"uuid-{name}", name, f"nat-{name}", f"virbr-{name}", "host", "host", (), True,
+        "up", boot_id(), now(), b"<network/>",
+    )  # fmt: skip
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_nics_in_networks_of_ours(choices: Choices) -> None:
+    store = choices.store
+    for each in (
+        record("a"),
+        record("b", state="starting"),
+        record("down", state="down"),
+        record("old", boot="an earlier one"),
+    ):
+        store.put(each)
+    networks = ("old", "b", "down", "default")
+    nics = (*(Nic(MAC, name) for name in networks), Nic(MAC, bridge="virbr-a"),
+            Nic(MAC, bridge="br0"), Nic(MAC, "foreign", "virbr-a"))  # fmt: skip
+    found = in_ours(store, Domain("u", "web", nics))
+    assert [(nic, each.name) for nic, each in found] == [(nics[1], "b"), (nics[4], "a")]
+
+
+def test_nics_that_come_and_go() -> None:
+    """The recorded XML follows, so that nothing counts on a NIC that is gone."""
+    xml = (
+        f"<domain><name>web</name><devices><interface type='network'><mac address='{MAC}'/>"
+        "<source network='a'/></interface></devices></domain>"
+    ).encode()
+    more = document.with_nic(xml, Nic(MAC, "b"))
+    assert document.parse_domain_nics(more).nics == (Nic(MAC, "a"), Nic(MAC, "b"))
+    less = document.without_nic(more, Nic(MAC, "a"))
+    assert document.parse_domain_nics(less).nics == (Nic(MAC, "b"),)
+    bare = document.with_nic(b"<domain><name>web</name></domain>", Nic(MAC, "a"))
+    assert document.parse_domain_nics(bare).nics == (Nic(MAC, "a"),)

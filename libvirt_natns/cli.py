@@ -185,20 +185,22 @@ def _uninstall(options: argparse.Namespace) -> int:
     except ConfigError:
         # All networks go, whatever it says.
         settings = Config()
-    removed = install.remove_hooks()
-    told = install.reload_daemons()
     with _engine(settings) as engine:
-        outcome = reconcile.release(engine, _ask)
+        outcome = reconcile.release(engine, _ask, renew=bool(install.daemons()))
+        removed = install.remove_hooks()
+        # For what it has got back, libvirt now starts its own dnsmasq again: it heeds
+        # no second signal while it reloads, so the networks have gone first.
+        told = install.reload_daemons()
+        # What was started in between.
+        late = reconcile.release(engine, _ask, renew=False)
     for file in removed:
         print(f"removed {file}")
     if told:
         print(f"told {', '.join(told)}")
-    for name, what in outcome.repaired:
+    for name, what in outcome.repaired + late.repaired:
         print(f"{name}: {what}")
-    if outcome.errors:
-        raise InstallError(
-            "; ".join(outcome.errors), "mend that and run virt-natns uninstall again"
-        )
+    if late.errors:
+        raise InstallError("; ".join(late.errors), "mend that and run virt-natns uninstall again")
     install.remove_state()
     return 0
 
@@ -231,14 +233,20 @@ def _known() -> frozenset[str] | None:
 
 def _check(options: argparse.Namespace) -> int:
     with _engine(look_only=True) as engine:
-        records = _up(engine, options.network)
-        found = [(r.name, what) for r in records for what in reconcile.differences(engine, r)]
-        found += [("host", what) for what in reconcile.host_differences(engine)]
-        if not options.network:
-            found += reconcile.missed(engine, _ask)
-    for name, what in found:
+        found = _found(engine, options.network)
+        # A network that starts or ends meanwhile differs for a moment only.
+        again = set(_found(engine, options.network)) if found else set()
+    for name, what in (finding for finding in found if finding in again):
         print(f"{name}: {what}")
-    return 1 if found else 0
+    return 1 if again.intersection(found) else 0
+
+
+def _found(engine: Engine, named: str | None) -> list[reconcile.Finding]:
+    """All that differs now, or what does of one network and the host."""
+    records = _up(engine, named)
+    found = [(r.name, what) for r in records for what in reconcile.differences(engine, r)]
+    found += [("host", what) for what in reconcile.host_differences(engine)]
+    return found + ([] if named else reconcile.missed(engine, _ask))
 
 
 def _up(engine: Engine, named: str | None) -> list[Record]:

@@ -14,23 +14,28 @@ HEXADECIMAL = frozenset("0123456789abcdef-")
 class Glance:
     """What a network's XML says at first sight; "" for what it does not say.
 
-    ``untouched``: it has a ``<forward>``, or its metadata says enabled="no", so
-    it is none of our business whatever else is right or wrong.  ``mac`` is
-    the bridge's.
+    ``forwards``: it has a ``<forward>``; ``disabled``: its metadata says
+    enabled="no".  ``mac`` is the bridge's.
     """
 
-    __slots__ = ("bridge", "mac", "name", "untouched", "uuid")
+    __slots__ = ("bridge", "disabled", "forwards", "mac", "name", "uuid")
 
     def __init__(self) -> None:
         self.uuid = ""
         self.name = ""
         self.bridge = ""
         self.mac = ""
-        self.untouched = False
+        self.forwards = False
+        self.disabled = False
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is none of our business, whatever else is right or wrong."""
+        return self.forwards or self.disabled
 
 
 def at_network(data: bytes) -> Glance:
-    """Look at a ``<network>``, or at the one within a hook's ``<hookData>``."""
+    """Look at a ``<network>``: alone, in a hook's ``<hookData>``, or in libvirt's status file."""
     from xml.parsers import expat
 
     parser = expat.ParserCreate(namespace_separator=" ")
@@ -59,9 +64,9 @@ class _Reader:
         self.path.append(name)
         inside = self._inside()
         if inside == ["forward"]:
-            self.found.untouched = True
+            self.found.forwards = True
         elif inside == ["metadata", f"{NAMESPACE} nat"]:
-            self.found.untouched |= attributes.get("enabled") == "no"
+            self.found.disabled |= attributes.get("enabled") == "no"
         elif inside == ["bridge"]:
             self.found.bridge = attributes.get("name", "")
         elif inside == ["mac"]:
@@ -79,5 +84,5 @@ class _Reader:
 
     def _inside(self) -> list[str]:
         """The path below the network itself."""
-        root = 1 if self.path[:1] == ["hookData"] else 0
+        root = 1 if self.path[:1] in (["hookData"], ["networkstatus"]) else 0
         return self.path[root + 1 :] if self.path[root : root + 1] == ["network"] else []

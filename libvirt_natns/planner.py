@@ -85,9 +85,7 @@ class Planner:
     @staticmethod
     def _files(network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq_config.Files:
         libvirts = dnsmasq.read_libvirts(network.name) if network.taken_over else None
-        servers = tuple(a for a in upstream.dns if isinstance(a, IPv4Address))
-        asked = Resolvers(servers) if servers else resolvers.host_resolvers()
-        return dnsmasq_config.make(network, libvirts, asked, mtu)
+        return dnsmasq_config.make(network, libvirts, resolvers_of(upstream), mtu)
 
     def preview(self, network: Network) -> Plan:
         """What would be done for a network that need not exist; changes and leases nothing."""
@@ -135,3 +133,9 @@ class Planner:
                 provider = Provider(upstream.bridge, address)
                 needs = replace(needs, provider=(*needs.provider, provider))
         return needs
+
+
+def resolvers_of(upstream: Upstream) -> Resolvers:
+    """Whom the namespaces on an upstream ask: its own resolvers, else the host's."""
+    servers = tuple(server for server in upstream.dns if isinstance(server, IPv4Address))
+    return Resolvers(servers) if servers else resolvers.host_resolvers()

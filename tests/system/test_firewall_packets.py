@@ -273,15 +273,15 @@ class Capture:
                 # Bridges ask for multicast groups now and then.
                 if address[1] == 0x0800 and data[9] != socket.IPPROTO_IGMP:
                     header = (data[0] & 15) * 4
-                    ends = (socket.inet_ntoa(data[o : o + 4]) for o in (12, 16))
-                    found.append(Packet(*ends, data[9], data[header:]))
+                    source, target = (socket.inet_ntoa(data[o : o + 4]) for o in (12, 16))
+                    found.append(Packet(source, target, data[9], data[header:]))
         except TimeoutError:
             return found
 
 
 def checksum(data: bytes) -> int:
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
 

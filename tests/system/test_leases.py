@@ -24,6 +24,7 @@ from lab import (
     natns,
     remove_config,
     run,
+    snapshot,
     start_network,
     virsh,
     wait_for,
@@ -35,7 +36,6 @@ from views import (
     redefine,
     refusal,
     settled,
-    snapshot,
     status,
     upstream_address,
 )

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lxml import etree
@@ -144,8 +145,8 @@ def test_manual_page_has_the_configurations_keys() -> None:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of each command."""
-    found = [action.choices for action in cli._parser()._actions if action.choices]
-    return dict(found[0])  # type: ignore[call-overload, no-any-return]
+    found: list[Any] = [action.choices for action in cli._parser()._actions if action.choices]
+    return dict(found[0])
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:

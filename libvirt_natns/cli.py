@@ -118,13 +118,20 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
         yield Engine(settings, store, cleanup.enter_context(Kernel()))
 
 
-def _ask() -> reconcile.Active | None:
-    """The networks that libvirt has active; None, and a note, where it does not answer."""
-    try:
-        return connection.active_networks()
-    except LibvirtError as error:
-        print(f"virt-natns: {error}: going by the bridges that exist", file=sys.stderr)
+def _asker() -> reconcile.Ask:
+    """Asks for the networks that libvirt has active; says once where it does not answer."""
+    told: list[LibvirtError] = []
+
+    def ask() -> reconcile.Active | None:
+        try:
+            return connection.active_networks()
+        except LibvirtError as error:
+            if not told:
+                print(f"virt-natns: {error}: going by the bridges that exist", file=sys.stderr)
+            told.append(error)
         return None
+
+    return ask
 
 
 # -- install and uninstall ---------------------------------------------------
@@ -146,7 +153,7 @@ def _install(options: argparse.Namespace) -> int:
             print(f"virt-natns: {error}: networks that are active now", file=sys.stderr)
             print("  are handled after virt-natns sync, or when they start again", file=sys.stderr)
             return 0
-        return _report(reconcile.sync(engine, _ask))
+        return _report(reconcile.sync(engine, _asker()))
 
 
 def _explain(engine: Engine, known: dict[str, bytes]) -> None:
@@ -185,14 +192,15 @@ def _uninstall(options: argparse.Namespace) -> int:
     except ConfigError:
         # All networks go, whatever it says.
         settings = Config()
+    ask = _asker()
     with _engine(settings) as engine:
-        outcome = reconcile.release(engine, _ask, renew=bool(install.daemons()))
+        outcome = reconcile.release(engine, ask, renew=bool(install.daemons()))
         removed = install.remove_hooks()
         # For what it has got back, libvirt now starts its own dnsmasq again: it heeds
         # no second signal while it reloads, so the networks have gone first.
         told = install.reload_daemons()
         # What was started in between.
-        late = reconcile.release(engine, _ask, renew=False)
+        late = reconcile.release(engine, ask, renew=False)
     for file in removed:
         print(f"removed {file}")
     if told:
@@ -217,7 +225,7 @@ def _status(options: argparse.Namespace) -> int:
                 "virt-natns status lists all",
             )
         host = reconcile.host_differences(engine)
-        missed = [] if options.network else reconcile.missed(engine, _ask)
+        missed = [] if options.network else reconcile.missed(engine, _asker())
     show = status.as_json if options.json else status.text
     print(show(found, host, missed))
     return 0
@@ -233,20 +241,21 @@ def _known() -> frozenset[str] | None:
 
 def _check(options: argparse.Namespace) -> int:
     with _engine(look_only=True) as engine:
-        found = _found(engine, options.network)
+        ask = _asker()
+        found = _found(engine, options.network, ask)
         # A network that starts or ends meanwhile differs for a moment only.
-        again = set(_found(engine, options.network)) if found else set()
+        again = set(_found(engine, options.network, ask)) if found else set()
     for name, what in (finding for finding in found if finding in again):
         print(f"{name}: {what}")
     return 1 if again.intersection(found) else 0
 
 
-def _found(engine: Engine, named: str | None) -> list[reconcile.Finding]:
+def _found(engine: Engine, named: str | None, ask: reconcile.Ask) -> list[reconcile.Finding]:
     """All that differs now, or what does of one network and the host."""
     records = _up(engine, named)
     found = [(r.name, what) for r in records for what in reconcile.differences(engine, r)]
     found += [("host", what) for what in reconcile.host_differences(engine)]
-    return found + ([] if named else reconcile.missed(engine, _ask))
+    return found + ([] if named else reconcile.missed(engine, ask))
 
 
 def _up(engine: Engine, named: str | None) -> list[Record]:
@@ -300,7 +309,7 @@ def _complete(network: Network) -> Network:
 
 def _sync(options: argparse.Namespace) -> int:
     with _engine() as engine:
-        return _report(reconcile.sync(engine, _ask))
+        return _report(reconcile.sync(engine, _asker()))
 
 
 def _report(outcome: reconcile.Outcome) -> int:

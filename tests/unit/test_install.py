@@ -181,12 +181,13 @@ def test_a_daemon_is_blind_until_it_is_told(machine: Path, monkeypatch: pytest.M
     sleeper = subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(install, "DAEMONS", ("sleep",))
     try:
-        hook = install.install_hooks()[0]
+        hooks = install.install_hooks()
         mine = next(d for d in install.daemons() if d.pid == sleeper.pid)
         monkeypatch.setattr(install, "daemons", lambda: [mine])
-        os.utime(hook, (mine.start_time - 60, mine.start_time - 60))
+        for hook in hooks:
+            os.utime(hook, (mine.start_time - 60, mine.start_time - 60))
         assert install.blind_daemons() == ()
-        os.utime(hook, (mine.start_time + 60, mine.start_time + 60))
+        os.utime(hooks[0], (mine.start_time + 60, mine.start_time + 60))
         assert install.blind_daemons() == ("sleep",)
         assert install.reload_daemons() == ("sleep",)
         assert install.blind_daemons() == ()

@@ -125,13 +125,20 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
         yield Engine(settings, store, cleanup.enter_context(Kernel()))
 
 
-def _ask() -> reconcile.Active | None:
-    """The networks that libvirt has active; None, and a note, where it does not answer."""
-    try:
-        return connection.active_networks()
-    except LibvirtError as error:
-        print(f"virt-natns: {error}: going by the bridges that exist", file=sys.stderr)
+def _asker() -> reconcile.Ask:
+    """Asks for the networks that libvirt has active; says once where it does not answer."""
+    told: list[LibvirtError] = []
+
+    def ask() -> reconcile.Active | None:
+        try:
+            return connection.active_networks()
+        except LibvirtError as error:
+            if not told:
+                print(f"virt-natns: {error}: going by the bridges that exist", file=sys.stderr)
+            told.append(error)
         return None
+
+    return ask
 
 
 def _ask_guests() -> connection.Running | None:
@@ -160,7 +167,7 @@ def _install(options: argparse.Namespace) -> int:
             print(f"virt-natns: {error}: networks that are active now", file=sys.stderr)
             print("  are handled after virt-natns sync, or when they start again", file=sys.stderr)
             return 0
-        return _report(reconcile.sync(engine, _ask, _ask_guests))
+        return _report(reconcile.sync(engine, _asker(), _ask_guests))
 
 
 def _explain(engine: Engine, known: dict[str, bytes]) -> None:
@@ -199,20 +206,23 @@ def _uninstall(options: argparse.Namespace) -> int:
     except ConfigError:
         # All networks go, whatever it says.
         settings = Config()
-    removed = install.remove_hooks()
-    told = install.reload_daemons()
+    ask = _asker()
     with _engine(settings) as engine:
-        outcome = reconcile.release(engine, _ask)
+        outcome = reconcile.release(engine, ask, renew=bool(install.daemons()))
+        removed = install.remove_hooks()
+        # For what it has got back, libvirt now starts its own dnsmasq again: it heeds
+        # no second signal while it reloads, so the networks have gone first.
+        told = install.reload_daemons()
+        # What was started in between.
+        late = reconcile.release(engine, ask, renew=False)
     for file in removed:
         print(f"removed {file}")
     if told:
         print(f"told {', '.join(told)}")
-    for name, what in outcome.repaired:
+    for name, what in outcome.repaired + late.repaired:
         print(f"{name}: {what}")
-    if outcome.errors:
-        raise InstallError(
-            "; ".join(outcome.errors), "mend that and run virt-natns uninstall again"
-        )
+    if late.errors:
+        raise InstallError("; ".join(late.errors), "mend that and run virt-natns uninstall again")
     install.remove_state()
     return 0
 
@@ -229,7 +239,7 @@ def _status(options: argparse.Namespace) -> int:
                 "virt-natns status lists all",
             )
         host = reconcile.host_differences(engine)
-        missed = [] if options.network else reconcile.missed(engine, _ask)
+        missed = [] if options.network else reconcile.missed(engine, _asker())
         guests = [] if options.network else reconcile.guest_differences(engine, _ask_guests)
     show = status.as_json if options.json else status.text
     print(show(found, host, missed, guests))
@@ -246,15 +256,24 @@ def _known() -> frozenset[str] | None:
 
 def _check(options: argparse.Namespace) -> int:
     with _engine(look_only=True) as engine:
-        records = _up(engine, options.network)
-        found = [(r.name, what) for r in records for what in reconcile.differences(engine, r)]
-        found += [("host", what) for what in reconcile.host_differences(engine)]
-        if not options.network:
-            found += reconcile.missed(engine, _ask)
-            found += reconcile.guest_differences(engine, _ask_guests)
-    for name, what in found:
+        ask = _asker()
+        found = _found(engine, options.network, ask)
+        # A network that starts or ends meanwhile differs for a moment only.
+        again = set(_found(engine, options.network, ask)) if found else set()
+    for name, what in (finding for finding in found if finding in again):
         print(f"{name}: {what}")
-    return 1 if found else 0
+    return 1 if again.intersection(found) else 0
+
+
+def _found(engine: Engine, named: str | None, ask: reconcile.Ask) -> list[reconcile.Finding]:
+    """All that differs now, or what does of one network and the host."""
+    records = _up(engine, named)
+    found = [(r.name, what) for r in records for what in reconcile.differences(engine, r)]
+    found += [("host", what) for what in reconcile.host_differences(engine)]
+    if not named:
+        found += reconcile.missed(engine, ask)
+        found += reconcile.guest_differences(engine, _ask_guests)
+    return found
 
 
 def _up(engine: Engine, named: str | None) -> list[Record]:
@@ -308,7 +327,7 @@ def _complete(network: Network) -> Network:
 
 def _sync(options: argparse.Namespace) -> int:
     with _engine() as engine:
-        return _report(reconcile.sync(engine, _ask, _ask_guests))
+        return _report(reconcile.sync(engine, _asker(), _ask_guests))
 
 
 def _report(outcome: reconcile.Outcome) -> int:

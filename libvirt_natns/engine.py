@@ -37,7 +37,7 @@ from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Config, Network, Upstream
-from libvirt_natns.planner import Planner
+from libvirt_natns.planner import Planner, resolvers_of
 from libvirt_natns.registry import Registry
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 
@@ -142,6 +142,7 @@ class Engine:
         if network.has_dnsmasq:
             dnsmasq.program()
         selection.check_addresses(network, upstream)
+        selection.check_resolvers(network, upstream, resolvers_of(upstream).servers)
         self._check_bridge(network, upstream)
 
     def _check_bridge(self, network: Network, upstream: Upstream) -> None:
@@ -294,11 +295,18 @@ class Engine:
             self._end(record.uuid, record.namespace)
         return True
 
-    def tidy(self, uuid: str, namespace: str | None = None) -> None:
-        """Remove what is left of a network, unless it is recorded as running."""
+    def tidy(self, uuid: str, namespace: str | None = None) -> bool:
+        """Remove what is left of a network, unless it is recorded as running.
+
+        Returns whether there was something.
+        """
+        if namespace is None and not names.network_directory(uuid).is_dir():
+            return False
         with locked(names.network_directory(uuid)):
-            if self._state(uuid) == "down":
+            left = self._state(uuid) == "down"
+            if left:
                 self._end(uuid, namespace)
+        return left
 
     def _end(self, uuid: str, namespace: str | None, *, shared: bool = True) -> None:
         remove(self.kernel, uuid, namespace, self.before)
@@ -314,14 +322,20 @@ class Engine:
     def _ensure_host(self) -> list[str]:
         return host.ensure(self.kernel, self.planner.host_needs, self.before)
 
-    def hand_back(self, network: Network) -> None:
-        """Take a running network down and give libvirt's bridge its addresses back."""
+    def hand_back(self, network: Network, *, renew: bool = False) -> None:
+        """Take a running network down and give libvirt's bridge its addresses back.
+
+        ``renew`` ends libvirt's dnsmasq, which has lost its lease helper to us:
+        libvirt starts another one when it is reloaded, which is the caller's task.
+        """
         self.down(network.uuid, network.name)
         if not network.taken_over or self.kernel.link(None, network.bridge or "") is None:
             return
         for subnet in network.subnets:
             self.kernel.add_address(None, network.bridge or "", subnet.interface)
         self._return_routes(network)
+        if renew:
+            dnsmasq.stop_libvirts(network.name)
 
     def _return_routes(self, network: Network) -> None:
         """libvirt's <route>s, which go with the last address of its bridge."""

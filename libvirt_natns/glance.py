@@ -14,13 +14,22 @@ HEXADECIMAL = frozenset("0123456789abcdef-")
 class Glance:
     """What a network's or a guest's XML says at first sight; "" for what it does not say.
 
-    ``untouched``: it has a ``<forward>``, or its metadata says enabled="no", so
-    it is none of our business whatever else is right or wrong.  ``mac`` is
-    the bridge's.  ``annotated``: its metadata has a ``<natns:nat>``.  ``owner``
-    is the uuid of the guest that a network's port belongs to.
+    ``forwards``: it has a ``<forward>``; ``disabled``: its metadata says
+    enabled="no".  ``mac`` is the bridge's.  ``annotated``: its metadata has a
+    ``<natns:nat>``.  ``owner`` is the uuid of the guest that a network's port
+    belongs to.
     """
 
-    __slots__ = ("annotated", "bridge", "mac", "name", "owner", "untouched", "uuid")
+    __slots__ = (
+        "annotated",
+        "bridge",
+        "disabled",
+        "forwards",
+        "mac",
+        "name",
+        "owner",
+        "uuid",
+    )
 
     def __init__(self) -> None:
         self.uuid = ""
@@ -28,12 +37,18 @@ class Glance:
         self.bridge = ""
         self.mac = ""
         self.owner = ""
-        self.untouched = False
+        self.forwards = False
+        self.disabled = False
         self.annotated = False
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is none of our business, whatever else is right or wrong."""
+        return self.forwards or self.disabled
 
 
 def at_network(data: bytes) -> Glance:
-    """Look at a ``<network>``, or at the one within a hook's ``<hookData>``."""
+    """Look at a ``<network>``: alone, in a hook's ``<hookData>``, or in libvirt's status file."""
     return _look(data, "network")
 
 
@@ -77,10 +92,10 @@ class _Reader:
         self.path.append(name)
         inside = self._inside()
         if inside == ["forward"]:
-            self.found.untouched = True
+            self.found.forwards = True
         elif inside == ["metadata", f"{NAMESPACE} nat"]:
             self.found.annotated = True
-            self.found.untouched |= attributes.get("enabled") == "no"
+            self.found.disabled |= attributes.get("enabled") == "no"
         elif inside == ["bridge"]:
             self.found.bridge = attributes.get("name", "")
         elif inside == ["mac"]:
@@ -100,5 +115,5 @@ class _Reader:
 
     def _inside(self) -> list[str]:
         """The path below the network or domain itself."""
-        root = 1 if self.path[:1] == ["hookData"] else 0
+        root = 1 if self.path[:1] in (["hookData"], ["networkstatus"]) else 0
         return self.path[root + 1 :] if self.path[root : root + 1] == [self.root] else []

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from libvirt_natns import executor, firewall, names, plan
+from libvirt_natns import executor, firewall, glance, names, plan
 from libvirt_natns.firewall import host as rules
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.locks import locked
@@ -25,6 +25,7 @@ from libvirt_natns.model import Upstream
 
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
 GLOBAL_FORWARDING = "net/ipv4/conf/all/forwarding"
+LIBVIRT_STATUS = Path("/run/libvirt/network")
 LEFT_RULES = "firewall rules are left over"
 
 
@@ -104,7 +105,7 @@ def differences(kernel: Kernel, needs: Needs) -> list[str]:
     """How the host differs from what the networks need, in words."""
     found = []
     for upstream in needs.transits:
-        found += executor.differences(kernel, plan_of(kernel, upstream))
+        found += executor.differences(kernel, plan_of(kernel, upstream, needs.private))
     made = _load()
     found += [f"bridge {bridge} is left over" for bridge in _unneeded(needs, made)]
     policy = _policy(kernel, needs)
@@ -120,18 +121,35 @@ def _unneeded(needs: Needs, made: Made) -> list[str]:
     return [bridge for bridge in made.bridges if bridge not in needed]
 
 
-def plan_of(kernel: Kernel, upstream: Upstream) -> plan.Plan:
-    """The host's part of an upstream: nothing, unless it is of kind "host"."""
+def plan_of(kernel: Kernel, upstream: Upstream, private: Iterable[rules.Private] = ()) -> plan.Plan:
+    """The host's part of an upstream: nothing, unless it is of kind "host".
+
+    ``private`` are the networks' own bridges: one that starts still has its
+    address in the host.
+    """
     if upstream.kind != "host":
         return ()
-    forwarding = kernel.routed_links() - {"lo", upstream.bridge}
-    return plan.transit(upstream, sorted(forwarding))
+    inside = {"lo", upstream.bridge, *(each.bridge for each in private), *isolated_bridges()}
+    return plan.transit(upstream, sorted(kernel.routed_links() - inside))
+
+
+def isolated_bridges() -> set[str]:
+    """Bridges of libvirt's active networks without ``<forward>``: nothing goes in or out there.
+
+    By its status files, for a hook cannot ask libvirt.
+    """
+    found = set()
+    for file in LIBVIRT_STATUS.glob("*.xml"):
+        with suppress(OSError):
+            seen = glance.at_network(file.read_bytes())
+            found |= set() if seen.forwards else {seen.bridge}
+    return found - {""}
 
 
 def _add(kernel: Kernel, needs: Needs, made: Made, before: executor.Step | None) -> list[str]:
     found: list[str] = []
     for upstream in needs.transits:
-        operations = plan_of(kernel, upstream)
+        operations = plan_of(kernel, upstream, needs.private)
         _note(kernel, operations, made)
         # Nothing is taken back: what a failed start made, the next call finds
         # noted and not needed.

@@ -163,6 +163,10 @@ class Kernel:
 
     def port_count(self, bridge: str) -> int:
         """How many ports a bridge of the host has."""
+        ports = Path("/sys/class/net", bridge, "brif")
+        if ports.is_dir():
+            # Listing all links takes 0.2 s with a few hundred of them.
+            return sum(1 for _ in ports.iterdir())
         index = self._index(None, bridge)
         links = self._listed(self._socket(None).get_links)
         return sum(_attribute(link, "IFLA_MASTER") == index for link in links)

@@ -106,10 +106,8 @@ class Planner:
 
     def _files(self, network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq_config.Files:
         libvirts = dnsmasq.read_libvirts(network.name) if network.taken_over else None
-        servers = tuple(a for a in upstream.dns if isinstance(a, IPv4Address))
-        asked = Resolvers(servers) if servers else resolvers.host_resolvers()
         kept = self.registry.reservations(network.uuid)
-        return dnsmasq_config.make(network, libvirts, asked, mtu, kept)
+        return dnsmasq_config.make(network, libvirts, resolvers_of(upstream), mtu, kept)
 
     def preview(self, network: Network) -> Plan:
         """What would be done for a network that need not exist; changes and leases nothing."""
@@ -180,3 +178,9 @@ class Planner:
             for forward in self.registry.forwards(network)
         )
         return replace(needs, forwards=(*needs.forwards, *found))
+
+
+def resolvers_of(upstream: Upstream) -> Resolvers:
+    """Whom the namespaces on an upstream ask: its own resolvers, else the host's."""
+    servers = tuple(server for server in upstream.dns if isinstance(server, IPv4Address))
+    return Resolvers(servers) if servers else resolvers.host_resolvers()

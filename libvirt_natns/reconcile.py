@@ -195,7 +195,7 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
     records = engine.store.networks("preparing", "starting", "up")
     recorded = Guests(engine).registry.guests()
     active, running = ask(), ask_guests()
-    outcome = _carry_out(_repairs(engine, records, active))
+    outcome = _carry_out(_repairs(engine, records, active, ask))
     if running is None:
         return outcome
     # Their networks are there by now.
@@ -225,7 +225,9 @@ def _carry_out(repairs: Iterator[Repair]) -> Outcome:
     return outcome
 
 
-def _repairs(engine: Engine, records: list[Record], active: Active | None) -> Iterator[Repair]:
+def _repairs(
+    engine: Engine, records: list[Record], active: Active | None, ask: Ask
+) -> Iterator[Repair]:
     running = {} if active is None else dict(active)
     for record in records:
         if not _is_active(engine, record, active):
@@ -236,7 +238,7 @@ def _repairs(engine: Engine, records: list[Record], active: Active | None) -> It
         if uuid not in running:
             yield namespace or uuid, partial(_tidy, engine, uuid, namespace)
     for uuid, xml in running.items():
-        yield _name(xml), partial(_repair, engine, uuid, xml)
+        yield _name(xml), partial(_repair_active, engine, uuid, xml, ask)
     yield "host", partial(ensure_host, engine.kernel, engine.planner.host_needs, engine.before)
 
 
@@ -246,8 +248,17 @@ def _end(engine: Engine, record: Record) -> list[str]:
 
 
 def _tidy(engine: Engine, uuid: str, namespace: str | None) -> list[str]:
-    engine.tidy(uuid, namespace)
-    return ["was left over: removed"]
+    return ["was left over: removed"] if engine.tidy(uuid, namespace) else []
+
+
+def _repair_active(engine: Engine, uuid: str, xml: bytes, ask: Ask) -> list[str]:
+    """Repair a network, unless it turns out to have ended in the meantime."""
+    try:
+        return _repair(engine, uuid, xml)
+    except NatnsError:
+        if uuid in (ask() or {uuid: b""}):
+            raise
+    return []
 
 
 def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
@@ -267,13 +278,19 @@ def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
     return found if up else [f"{NO_ROUTER}: it has got one"]
 
 
-def release(engine: Engine, ask: Ask) -> Outcome:
-    """Give every network back to libvirt, and remove whatever is left of ours."""
+def release(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
+    """Give every network back to libvirt, and remove whatever is left of ours.
+
+    ``renew``: libvirt is reloaded afterwards, see ``Engine.hand_back``.  Where
+    networks overlap, libvirt's dnsmasq go on without their lease helper.
+    """
     records = engine.store.networks("preparing", "starting", "up")
-    return _carry_out(_releases(engine, records, ask()))
+    return _carry_out(_releases(engine, records, ask(), renew))
 
 
-def _releases(engine: Engine, records: list[Record], active: Active | None) -> Iterator[Repair]:
+def _releases(
+    engine: Engine, records: list[Record], active: Active | None, renew: bool
+) -> Iterator[Repair]:
     recorded = {record.uuid: record for record in records}
     ours = {uuid: record.namespace for uuid, record in recorded.items()} | dict(_leftovers(engine))
     for uuid, namespace in ours.items():
@@ -282,7 +299,8 @@ def _releases(engine: Engine, records: list[Record], active: Active | None) -> I
         if active is not None:
             documents = [active[uuid], *documents] if uuid in active else []
         name = record.name if record else namespace or uuid
-        yield name, partial(_release, engine, uuid, namespace, documents)
+        again = renew and record is not None and _alone(record, records)
+        yield name, partial(_release, engine, uuid, namespace, documents, again)
     for guest in Guests(engine).registry.guests():
         yield guest.name, partial(_forget, engine, guest.uuid)
     yield "host", partial(ensure_host, engine.kernel, engine.planner.host_needs, engine.before)
@@ -293,7 +311,24 @@ def _forget(engine: Engine, guest: str) -> list[str]:
     return []
 
 
-def _release(engine: Engine, uuid: str, namespace: str | None, documents: list[bytes]) -> list[str]:
+def _alone(record: Record, records: list[Record]) -> bool:
+    """Whether no other network has the same addresses.
+
+    Of two dnsmasq with one address, libvirt can only start the first.  Those that
+    run get along, as the address comes when they are there.
+    """
+    others = [other for other in records if other.uuid != record.uuid]
+    return not any(
+        mine.overlaps(theirs)
+        for other in others
+        for mine in record.subnets
+        for theirs in other.subnets
+    )
+
+
+def _release(
+    engine: Engine, uuid: str, namespace: str | None, documents: list[bytes], renew: bool
+) -> list[str]:
     """Hand a network back by the first document that is acceptable; remove it without one."""
     if not documents:
         engine.down(uuid)
@@ -304,6 +339,6 @@ def _release(engine: Engine, uuid: str, namespace: str | None, documents: list[b
     except NatnsError:
         if len(documents) == 1:
             raise
-        return _release(engine, uuid, namespace, documents[1:])
-    engine.hand_back(network)
+        return _release(engine, uuid, namespace, documents[1:], renew)
+    engine.hand_back(network, renew=renew)
     return ["given back to libvirt"]

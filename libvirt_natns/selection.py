@@ -5,6 +5,7 @@ All that is decidable from the network's XML and the configuration alone; what
 depends on the machine is ``engine``'s.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -93,6 +94,27 @@ def check_addresses(network: Network, upstream: Upstream) -> None:
                 f" of upstream {upstream.name}",
                 "give one of them another subnet",
             )
+
+
+def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[IPv4Address]) -> None:
+    """Refuse a network that hides the resolvers its guests depend on.
+
+    ``servers`` are asked through the upstream; one whose address is in a private
+    subnet can never be reached.  Raises DocumentError unless one is left.
+    """
+    if network.dns is None or any(f.domain is None for f in network.dns.forwarders):
+        # Nobody is asked, or those that the network's own XML names.
+        return
+    asked = list(servers)
+    private = [subnet.network for subnet in network.subnets]
+    hidden = {server for server in asked for subnet in private if server in subnet}
+    if hidden and hidden.issuperset(asked):
+        raise DocumentError(
+            f"network {network.name}: the DNS server {min(hidden)} of upstream {upstream.name}"
+            " is in its own subnet",
+            f"set 'dns' in [upstreams.{upstream.name}] of {names.CONFIG_FILE},"
+            " or give the network another subnet",
+        )
 
 
 def check_wanted(network: Network, upstream: Upstream, wanted: IPv4Address) -> None:

@@ -325,11 +325,12 @@ def test_without_libvirt(world: World, command: Command) -> None:
 
 
 def test_status_of_what_is_well(world: World, command: Command) -> None:
-    world.a.guest.dhcp(apply=False)
+    for side in (world.a, world.b):
+        side.guest.dhcp(apply=False)
     assert command("status") == Answer(0, """\
 NETWORK  NAMESPACE  SUBNET       UPSTREAM  ADDRESS        LEASES  HEALTH
 a        nat-a      10.0.0.0/24  provider  192.168.0.100  1       ok
-b        nat-b      10.0.0.0/24  provider  192.168.0.101  0       ok
+b        nat-b      10.0.0.0/24  provider  192.168.0.101  1       ok
 """, "")  # fmt: skip
     one = command("status", "b").out.splitlines()
     assert [line.split()[0] for line in one] == ["NETWORK", "b"]
@@ -355,6 +356,8 @@ b        nat-b      10.0.0.0/24  provider  192.168.0.101  0       ok
 
 @pytest.mark.parametrize("world", ["nftables"], indirect=True)
 def test_status_of_what_is_not_well(world: World, command: Command) -> None:
+    for side in (world.a, world.b):
+        side.guest.dhcp(apply=False)
     start_network(isolated("c", "virbr12", metadata=WANTED))
     virsh("net-destroy", "c")
     run("ip", "-n", "nat-b", "route", "del", "default")
@@ -365,7 +368,7 @@ def test_status_of_what_is_not_well(world: World, command: Command) -> None:
         == """\
 NETWORK  NAMESPACE  SUBNET       UPSTREAM  ADDRESS        LEASES  HEALTH
 a        nat-a      10.0.0.0/24  provider  192.168.0.100  1       ok
-b        nat-b      10.0.0.0/24  provider  192.168.0.101  0       damaged (1)
+b        nat-b      10.0.0.0/24  provider  192.168.0.101  1       damaged (1)
   ! route default via 192.168.0.1 on upstream in nat-b is missing or not the only one
 c        -          10.0.0.0/24  provider  192.168.0.150  -       down
 "virt-natns sync" repairs what is marked with "!".
@@ -486,10 +489,6 @@ def test_doctor_names_what_is_broken(world: World, command: Command) -> None:
     os.utime(hook, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert broken() == [f"hooks: not this version's: {hook}: run virt-natns install"]
     hook.write_text(text)
-    assert broken() == [
-        "hooks in libvirt: libvirtd has not looked for hooks since ours were installed:"
-        " systemctl reload libvirtd"
-    ]
     os.utime(hook, ns=(times.st_atime_ns, times.st_mtime_ns))
 
     with without_hooks():

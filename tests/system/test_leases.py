@@ -19,10 +19,12 @@ from lab import (
     Node,
     Provider,
     define_network,
+    forward_at_once,
     isolated,
     natns,
     remove_config,
     run,
+    snapshot,
     start_network,
     virsh,
     wait_for,
@@ -34,7 +36,6 @@ from views import (
     redefine,
     refusal,
     settled,
-    snapshot,
     status,
     upstream_address,
 )
@@ -141,6 +142,8 @@ def test_wanted_address(provider: Provider) -> None:
     provider.neighbour("other", "192.168.0.77/24")
     start_network(wanting("holder", "virbr10", "192.168.0.55"))
     assert upstream_address("holder") == "192.168.0.55"
+    forward_at_once("virbr10")
+    wait_for(lambda: links()["virbr10"]["operstate"] == "UP", what="a bridge that is done")
     define_network(isolated("a", "virbr11"))
     before = settled()
     for address, reason in (

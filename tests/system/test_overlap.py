@@ -45,7 +45,7 @@ def stock(name: str, bridge: str) -> str:
 
 
 @pytest.fixture(params=["bridge", "host"])
-def kind(request: pytest.FixtureRequest, backend: str, provider: Provider) -> Iterator[str]:
+def kind(request: pytest.FixtureRequest, backend: str, provider: Provider) -> str:
     """Both kinds of upstream, on both firewall backends."""
     if request.param == "host":
         write_config(f'firewall = "{backend}"\n')

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lxml import etree
@@ -156,8 +157,8 @@ def test_manual_page_has_the_configurations_keys() -> None:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of each command."""
-    found = [action.choices for action in cli._parser()._actions if action.choices]
-    return dict(found[0])  # type: ignore[call-overload, no-any-return]
+    found: list[Any] = [action.choices for action in cli._parser()._actions if action.choices]
+    return dict(found[0])
 
 
 def below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -7,9 +7,19 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 import pytest
 
 from libvirt_natns.errors import ConfigError, DocumentError, LeaseError, UpstreamError
-from libvirt_natns.model import Config, NatMetadata, Network, StaticRoute, Subnet, Upstream
+from libvirt_natns.model import (
+    Config,
+    Dns,
+    Forwarder,
+    NatMetadata,
+    Network,
+    StaticRoute,
+    Subnet,
+    Upstream,
+)
 from libvirt_natns.selection import (
     check_addresses,
+    check_resolvers,
     check_wanted,
     reserved_addresses,
     upstream_of,
@@ -130,7 +140,8 @@ def test_addresses_that_work() -> None:
 
 def test_reserved_addresses() -> None:
     """Whatever an address is besides, the gateway is what people know it as."""
-    assert reserved_addresses(replace(PROVIDER, dns=(*PROVIDER.dns, PROVIDER.gateway))) == {
+    gateway = IPv4Address("192.168.0.1")
+    assert reserved_addresses(replace(PROVIDER, dns=(*PROVIDER.dns, gateway))) == {
         IPv4Address("192.168.0.0"): "network address",
         IPv4Address("192.168.0.255"): "broadcast address",
         IPv4Address("192.168.0.53"): "DNS server",
@@ -155,3 +166,15 @@ def test_wanted_addresses_that_cannot_be_had(wanted: str, problem: str) -> None:
 
 def test_wanted_address_outside_the_pool() -> None:
     check_wanted(NETWORK, PROVIDER, IPv4Address("192.168.0.5"))
+
+
+def test_network_that_hides_its_resolvers() -> None:
+    inside, outside = IPv4Address("10.0.0.53"), IPv4Address("192.168.0.53")
+    with pytest.raises(DocumentError, match=r"DNS server 10\.0\.0\.53 .* its own subnet"):
+        check_resolvers(NETWORK, PROVIDER, [inside])
+    # One that is left will do, and so will those that its own XML names, or nobody.
+    check_resolvers(NETWORK, PROVIDER, [inside, outside])
+    check_resolvers(NETWORK, PROVIDER, [])
+    forwarder = Dns(forwarders=(Forwarder(address=outside),))
+    check_resolvers(replace(NETWORK, dns=forwarder), PROVIDER, [inside])
+    check_resolvers(replace(NETWORK, dns=None), PROVIDER, [inside])

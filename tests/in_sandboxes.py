@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Run the system tests, a file a sandbox, as many sandboxes at once as there are cores.
+
+    tests/in_sandboxes.py [PYTEST ARGUMENT...]
+
+Sandboxes share nothing, so neither do the files.  What a file prints is shown
+when it is done; the last line sums all of them up.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+PYTEST = ("/usr/bin/python3", "-m", "pytest", "--durations=3")
+NO_TESTS = 5
+"""pytest's exit status where an argument such as -k leaves nothing of a file."""
+
+# Those that take longest begin first, so that none is left to run alone.
+FIRST = ("test_parallel", "test_dhcp_dns", "test_commands", "test_firewall_packets")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file; ``seconds`` of wall clock."""
+
+    file: Path
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        return self.status not in (0, NO_TESTS)
+
+    def count(self, what: str) -> int:
+        """How many tests ``passed``, ``failed``, ..., by pytest's closing line."""
+        closing = self.output.rstrip().rpartition("\n")[2]
+        found = re.search(rf"(\d+) {what}", closing)
+        return int(found.group(1)) if found else 0
+
+
+def run(file: Path, arguments: list[str]) -> Outcome:
+    """Run one file in a sandbox of its own."""
+    sandbox = os.fspath(TESTS.parent / "contrib" / "sandbox")
+    start = time.monotonic()
+    done = subprocess.run(
+        [sandbox, "--", *PYTEST, os.fspath(file), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    return Outcome(file, done.returncode, done.stdout, time.monotonic() - start)
+
+
+def rank(file: Path) -> tuple[int, str]:
+    """The place of a file in the order in which they begin."""
+    return (FIRST.index(file.stem) if file.stem in FIRST else len(FIRST), file.stem)
+
+
+def main() -> int:
+    files = sorted((TESTS / "system").glob("test_*.py"), key=rank)
+    outcomes = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [pool.submit(run, file, sys.argv[1:]) for file in files]
+        for job in as_completed(jobs):
+            outcome = job.result()
+            outcomes.append(outcome)
+            if outcome.status != NO_TESTS:
+                print(f"\n== {outcome.file.name}: {outcome.seconds:.0f} s", flush=True)
+                print(outcome.output.strip(), flush=True)
+    passed = sum(outcome.count("passed") for outcome in outcomes)
+    wrong = sum(outcome.count("failed") + outcome.count("error") for outcome in outcomes)
+    broken = sorted(outcome.file.name for outcome in outcomes if outcome.failed)
+    print(f"\nfiles with failures: {', '.join(broken) or 'none'}")
+    print(f"{passed} passed, {wrong} failed", flush=True)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command's edges: usage, root, broken pipes, files that are none."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import cli, config, connection, firewall, names
+from libvirt_natns.errors import LibvirtError, NatnsError
+from libvirt_natns.firewall import nftables
+from libvirt_natns.kernel import Kernel
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+XML = CHECKOUT / "xml"
+COMMANDS = ("install", "uninstall", "status", "check", "sync", "plan", "exec", "diagram", "doctor")
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of the test's own, without libvirt and without anything set up."""
+    monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "etc" / "config.toml")
+    monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "lib")
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path / "run")
+    monkeypatch.setattr(names, "NETNS_DIRECTORY", tmp_path / "netns")
+    monkeypatch.setattr(config.load, "__defaults__", (names.CONFIG_FILE,))
+    monkeypatch.setattr(firewall, "choose", lambda _: nftables)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(connection, "connected", unreachable)
+    for name, answer in (("link", None), ("mtu", None), ("host_addresses", set())):
+        monkeypatch.setattr(Kernel, name, lambda *_, answer=answer: answer)
+    for name in ("host_routes", "routed_links"):
+        monkeypatch.setattr(Kernel, name, lambda *_, **__: set())
+    return tmp_path
+
+
+def unreachable() -> None:
+    raise LibvirtError("libvirt does not answer", "no socket")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["no-such"], ["status", "--no-such"], ["plan"], ["exec"]]
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "usage: virt-natns" in said.err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"\n    {name}" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_root(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    operands = {"plan": ["a"], "exec": ["a", "--", "true"]}
+    assert cli.main([name, *operands.get(name, [])]) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "virt-natns: only root can do this: use sudo\n")
+
+
+def test_looking_makes_no_state(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status"]) == 0
+    assert capsys.readouterr().out.startswith("no network has been handled yet")
+    assert cli.main(["check"]) == 0
+    assert cli.main(["diagram"]) == 0
+    assert cli.main(["plan", os.fspath(XML / "twin-a.xml")]) == 0
+    assert not (machine / "lib").exists()
+
+
+def test_plan_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", os.fspath(XML / "twin-a.xml")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "transit bridge natns-host (natns-transit-host)"
+    assert "namespace nat-twin-a" in lines
+    assert "address 10.0.0.1/24 on virbr10 in nat-twin-a" in lines
+    assert lines[-1] == "dnsmasq in nat-twin-a on virbr10"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"", ""), (b"<network>", ""), (b"<domain/>", "network"), (b"\xff\xfe", "")],
+)
+def test_plan_of_a_wrong_file(
+    content: bytes, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.xml"
+    file.write_bytes(content)
+    assert cli.main(["plan", os.fspath(file)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"virt-natns: {file}: ")
+    assert told in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_plan_of_an_unreadable_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.xml"
+    file.touch()
+    denied = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(denied))
+    assert cli.main(["plan", os.fspath(file)]) == 1
+    assert capsys.readouterr().err == f"virt-natns: cannot read {file}: Permission denied\n"
+
+
+def test_plan_of_a_name_without_libvirt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "a"]) == 1
+    assert capsys.readouterr().err == "virt-natns: libvirt does not answer: no socket\n"
+
+
+def test_a_wrong_configuration_is_one_line(
+    machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names.CONFIG_FILE.parent.mkdir()
+    names.CONFIG_FILE.write_text("scope = 1\n")
+    assert cli.main(["status"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"virt-natns: {names.CONFIG_FILE}: scope: is 1: expected ")
+    assert said.err.count("\n") == 1
+
+
+def test_an_error_is_one_line_whatever_it_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(_: object) -> int:
+        raise NatnsError("something\nwith two lines", "mend\tit")
+
+    monkeypatch.setattr(cli, "_status", failing)
+    assert cli.main(["status"]) == 1
+    assert capsys.readouterr().err == "virt-natns: something with two lines: mend it\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    program = (
+        "import sys; from libvirt_natns import cli;"
+        " cli._status = lambda _: print('x' * 100_000) or 0; sys.exit(cli.main(['status']))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=write, stderr=subprocess.PIPE, cwd=CHECKOUT, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")

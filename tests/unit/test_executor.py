@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Carrying out a plan: what is changed, in which order, and how it is taken back."""
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libvirt_natns import executor, firewall, names
+from libvirt_natns import plan as p
+from libvirt_natns.errors import ConflictError, FirewallError, KernelError
+from libvirt_natns.executor import Undo
+
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+OTHER = "c0ffee00-0000-4000-8000-000000000002"
+ADDRESS = IPv4Interface("10.0.0.1/24")
+NAMESPACE = p.Namespace("nat-a", UUID)
+UP = p.LinkUp("nat-a", "virbr10")
+WITHDRAWAL = p.Withdrawal("virbr10", ADDRESS)
+PATCH = p.Patch("nat-a", "virbr10", "0a:0", "natin-1", "fe:0", "natns-private-a", "virbr10", 1500)
+ANNOUNCEMENT = p.Announcement("nat-a", "upstream", IPv4Address("192.0.2.1"), "0a:0")
+
+
+class FakeKernel:
+    """Notes every change in ``done``; what exists is in plain attributes.
+
+    ``broken`` is the change that fails, after it was made.
+    """
+
+    def __init__(self, broken: str = "") -> None:
+        self.done: list[str] = []
+        self.broken = broken
+        self.owner: str | None = None
+        self.patched = False
+        self.up = False
+        self.host = {ADDRESS}
+
+    def _note(self, change: str) -> None:
+        self.done.append(change)
+        if self.broken == change:
+            raise KernelError(f"{change} is broken")
+
+    def namespace_owner(self, name: str) -> str | None:
+        return self.owner
+
+    def create_namespace(self, name: str, owner: str) -> None:
+        self.owner = owner
+        self._note("create namespace")
+
+    def delete_namespace(self, name: str) -> None:
+        self.owner = None
+        self._note("delete namespace")
+
+    def has_patch(self, *_: object) -> bool:
+        return self.patched
+
+    def patch_differences(self, *_: object) -> list[str]:
+        return [] if self.patched else ["patch is missing"]
+
+    def create_patch(self, *_: object) -> None:
+        self.patched = True
+        self._note("create patch")
+
+    def delete_link(self, name: str) -> None:
+        self.patched = False
+        self._note(f"delete {name}")
+
+    def attach(self, *_: object) -> None:
+        self._note("attach")
+
+    def link_differences(self, *_: object) -> list[str]:
+        return [] if self.up else ["link is down"]
+
+    def set_up(self, *_: object) -> None:
+        self.up = True
+        self._note("set up")
+
+    def addresses(self, namespace: str | None, link: str) -> set[IPv4Interface]:
+        return set(self.host)
+
+    def remove_address(self, namespace: str | None, link: str, address: IPv4Interface) -> None:
+        self.host.discard(address)
+        self._note("remove address")
+
+    def add_address(self, namespace: str | None, link: str, address: IPv4Interface) -> None:
+        self.host.add(address)
+        self._note("add address")
+
+
+@pytest.fixture(autouse=True)
+def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    return tmp_path
+
+
+def carry_out(kernel: Any, *plan: p.Operation, **more: Any) -> list[str]:  # noqa: ANN401
+    with Undo() as undo:
+        repaired = executor.carry_out(kernel, plan, undo, **more)
+        undo.pop_all()
+    return repaired
+
+
+def test_everything_is_made_once() -> None:
+    kernel = FakeKernel()
+    told: list[object] = []
+    plan = (NAMESPACE, PATCH, WITHDRAWAL, UP)
+    repaired = carry_out(kernel, *plan, before=told.append)
+    assert told == list(plan)
+    # Of a namespace that is new nobody wants to hear what it lacks.
+    assert repaired == ["namespace nat-a is missing"]
+    made = list(kernel.done)
+    assert carry_out(kernel, *plan, before=told.append) == []
+    assert kernel.done == made
+    assert len(told) == len(plan)
+
+
+def test_what_fails_is_taken_back_in_reverse() -> None:
+    kernel = FakeKernel(broken="set up")
+    with pytest.raises(KernelError, match="set up is broken"):
+        carry_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
+    assert kernel.done[-3:] == ["add address", "delete natin-1", "delete namespace"]
+    assert (kernel.owner, kernel.patched, kernel.host) == (None, False, {ADDRESS})
+
+
+@pytest.mark.parametrize("broken", ["create namespace", "create patch", "remove address"])
+def test_the_half_made_is_taken_back_too(broken: str, run_directory: Path) -> None:
+    kernel = FakeKernel(broken=broken)
+    with pytest.raises(KernelError, match=f"{broken} is broken"):
+        carry_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
+    assert (kernel.owner, kernel.patched, kernel.host) == (None, False, {ADDRESS})
+    assert not list(run_directory.rglob("namespace"))
+
+
+def test_what_was_there_is_never_taken_back() -> None:
+    kernel = FakeKernel(broken="set up")
+    kernel.owner, kernel.patched, kernel.host = UUID, True, set()
+    with pytest.raises(KernelError):
+        carry_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
+    assert kernel.done == ["set up"]
+
+
+def test_an_undo_that_fails_hides_nothing_and_stops_nothing() -> None:
+    kernel = FakeKernel(broken="set up")
+    kernel.delete_link = failing  # type: ignore[method-assign, assignment]
+    with pytest.raises(KernelError, match="set up is broken"):
+        carry_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
+    assert kernel.done[-2:] == ["add address", "delete namespace"]
+
+
+def failing(*_: object) -> None:
+    raise KernelError("cannot be taken back")
+
+
+@pytest.mark.parametrize(("owner", "whose"), [("", "somebody else"), (OTHER, OTHER)])
+def test_a_foreign_namespace_is_refused_and_spared(owner: str, whose: str) -> None:
+    kernel = FakeKernel()
+    kernel.owner = owner
+    with pytest.raises(ConflictError, match=f"namespace nat-a belongs to {whose}"):
+        carry_out(kernel, NAMESPACE)
+    assert kernel.done == []
+    assert kernel.owner == owner
+
+
+def test_the_untagged_namespace_of_a_killed_start_is_made_anew() -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(name: str, owner: str) -> None:
+        kernel.owner = ""
+        raise KilledError
+
+    kernel = FakeKernel()
+    kernel.create_namespace = killed  # type: ignore[method-assign]
+    with pytest.raises(KilledError):
+        # Nothing is taken back by a process that is gone.
+        executor.carry_out(kernel, [NAMESPACE], Undo())  # type: ignore[arg-type]
+    later = FakeKernel()
+    later.owner = ""
+    assert executor.namespace_owner(later, NAMESPACE) == UUID  # type: ignore[arg-type]
+    carry_out(later, NAMESPACE)
+    assert later.done == ["delete namespace", "create namespace"]
+    # From now on an untagged one would be a stranger's.
+    later.owner = ""
+    assert executor.namespace_owner(later, NAMESPACE) == ""  # type: ignore[arg-type]
+
+
+def test_neighbours_are_told_only_when_something_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    announced: list[object] = []
+    monkeypatch.setitem(
+        executor._HOW, p.Announcement, (lambda *_: [], lambda *_: announced.append(1))
+    )
+    kernel = FakeKernel()
+    kernel.up = True
+    assert carry_out(kernel, UP, ANNOUNCEMENT) == []
+    assert not announced
+    kernel.up = False
+    carry_out(kernel, UP, ANNOUNCEMENT)
+    assert announced
+
+
+def test_differences_go_on_after_an_error_but_not_into_a_missing_namespace() -> None:
+    kernel = FakeKernel()
+    kernel.patch_differences = failing  # type: ignore[method-assign, assignment]
+    plan = (NAMESPACE, PATCH, UP)
+    assert executor.differences(kernel, plan) == [  # type: ignore[arg-type]
+        "namespace nat-a is missing"
+    ]
+    kernel.owner = UUID
+    assert executor.differences(kernel, plan) == [  # type: ignore[arg-type]
+        "cannot be taken back",
+        "link is down",
+    ]
+    assert kernel.done == []
+
+
+# Firewall
+
+
+class FakeBackend:
+    """A firewall that holds what was loaded; ``fails`` as long as that is set."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.held = ""
+        self.fails = False
+
+    def render(self, rules: object) -> str:
+        return f"{self.name} {rules}"
+
+    def apply(self, namespace: str, rules: object) -> None:
+        if self.fails:
+            raise FirewallError("it refuses")
+        self.held = self.render(rules)
+
+    def clear(self, namespace: str) -> None:
+        self.held = ""
+
+    def listing(self, namespace: str) -> str:
+        return self.held
+
+
+@pytest.fixture
+def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeBackend]:
+    both = {name: FakeBackend(name) for name in ("nftables", "iptables")}
+    choose: Callable[[str], FakeBackend] = both.__getitem__
+    monkeypatch.setattr(firewall, "named", choose)
+    return both
+
+
+def rules(backend: str) -> p.Firewall:
+    return p.Firewall("nat-a", UUID, backend, ())
+
+
+def test_rules_are_loaded_once_and_again_when_altered(backends: dict[str, FakeBackend]) -> None:
+    kernel = FakeKernel()
+    assert carry_out(kernel, rules("nftables")) == ["firewall of nat-a is missing or was altered"]
+    assert carry_out(kernel, rules("nftables")) == []
+    backends["nftables"].held += " and more"
+    assert carry_out(kernel, rules("nftables"))
+    assert "more" not in backends["nftables"].held
+
+
+def test_another_backend_takes_over_even_after_a_failure(backends: dict[str, FakeBackend]) -> None:
+    kernel = FakeKernel()
+    carry_out(kernel, rules("nftables"))
+    backends["iptables"].fails = True
+    with pytest.raises(FirewallError):
+        carry_out(kernel, rules("iptables"))
+    assert backends["nftables"].held
+    backends["iptables"].fails = False
+    assert carry_out(kernel, rules("iptables"))
+    assert backends["iptables"].held
+    assert not backends["nftables"].held

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where the hooks go, what is overwritten (nothing foreign), and the scope's line."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import install, names
+from libvirt_natns.errors import InstallError
+
+FOREIGN = "#!/bin/sh\n# a wrapper\n\n\n\n# libvirt-natns: is called from here\n"
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of the test's own, below ``tmp_path``."""
+    monkeypatch.setattr(install, "HOOKS_DIRECTORY", tmp_path / "hooks")
+    monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "etc" / "config.toml")
+    monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "lib")
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path / "run")
+    return tmp_path
+
+
+def tree(directory: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(directory)): file.read_text() if file.is_file() else "/"
+        for file in directory.rglob("*")
+    }
+
+
+# Hooks
+
+
+def test_hooks_come_and_go(machine: Path) -> None:
+    (machine / "hooks").mkdir()
+    before = tree(machine)
+    written = install.install_hooks()
+    assert [file.name for file in written] == ["network", "qemu"]
+    assert install.installed_hooks() == written
+    for file in written:
+        assert os.access(file, os.X_OK)
+        assert install.is_current(file)
+        assert f"LIBRARY = {str(install.library())!r}\n" in file.read_text()
+        subprocess.run([file], stdin=subprocess.DEVNULL, check=True)
+    after = tree(machine)
+    assert install.install_hooks() == written
+    assert tree(machine) == after
+    assert install.remove_hooks() == written
+    assert tree(machine) == before
+    assert install.remove_hooks() == ()
+
+
+def test_an_older_hook_of_ours_is_replaced(machine: Path) -> None:
+    hook = install.install_hooks()[0]
+    hook.write_text(hook.read_text() + "# older\n")
+    assert not install.is_current(hook)
+    install.install_hooks()
+    assert install.is_current(hook)
+
+
+def test_a_foreign_hook_is_never_touched(machine: Path) -> None:
+    foreign = machine / "hooks" / "network"
+    foreign.parent.mkdir()
+    foreign.write_text(FOREIGN)
+    assert not install.is_ours(foreign)
+    written = install.install_hooks()
+    assert written[0] == machine / "hooks" / "network.d" / "libvirt-natns"
+    assert foreign.read_text() == FOREIGN
+    assert install.remove_hooks() == written
+    assert tree(machine / "hooks") == {"network": FOREIGN}
+
+
+def test_somebody_elses_drop_ins_stay(machine: Path) -> None:
+    other = machine / "hooks" / "network.d" / "other"
+    other.parent.mkdir(parents=True)
+    other.write_text("#!/bin/sh\n")
+    (machine / "hooks" / "network").write_text(FOREIGN)
+    install.install_hooks()
+    install.remove_hooks()
+    assert other.exists()
+
+
+def test_a_link_that_leads_nowhere_is_somebodys(machine: Path) -> None:
+    link = machine / "hooks" / "network"
+    link.parent.mkdir()
+    link.symlink_to("/somewhere/not/mounted/now")
+    assert install.install_hooks()[0].parent.name == "network.d"
+    assert link.is_symlink()
+
+
+def test_ours_moves_to_the_main_place_once_it_is_free(machine: Path) -> None:
+    foreign = machine / "hooks" / "network"
+    foreign.parent.mkdir()
+    foreign.write_text(FOREIGN)
+    install.install_hooks()
+    foreign.unlink()
+    assert install.install_hooks()[0] == foreign
+    assert not (machine / "hooks" / "network.d").exists()
+
+
+def test_what_cannot_be_written_is_told(machine: Path) -> None:
+    (machine / "hooks").write_text("a file in the directory's place")
+    with pytest.raises(InstallError, match=r"cannot write .*hooks"):
+        install.install_hooks()
+
+
+# Scope
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 'scope = "annotated"\n'),
+        ("# mine\n", 'scope = "annotated"\n# mine\n'),
+        ('scope = "isolated"\n', 'scope = "annotated"\n'),
+        ("  scope='isolated'#c\n", '  scope="annotated"#c\n'),
+        ('# scope = "isolated"\n', 'scope = "annotated"\n# scope = "isolated"\n'),
+        (
+            'firewall = "auto"\n\n[upstreams.host]\ndns = []\n',
+            'scope = "annotated"\nfirewall = "auto"\n\n[upstreams.host]\ndns = []\n',
+        ),
+        ('scope = "annotated"', 'scope = "annotated"'),
+    ],
+)
+def test_only_the_scope_changes(text: str, expected: str) -> None:
+    assert install.with_scope(text, "annotated") == expected
+
+
+def test_without_a_file_one_is_written_that_goes_again(machine: Path) -> None:
+    file = install.write_scope("annotated")
+    assert file.read_text() == install.SCOPE_FILE_HEAD + 'scope = "annotated"\n'
+    assert install.write_scope("isolated").read_text().endswith('scope = "isolated"\n')
+    install.remove_state()
+    assert not file.parent.exists()
+
+
+def test_a_users_file_stays_also_where_we_changed_it(machine: Path) -> None:
+    file = names.CONFIG_FILE
+    file.parent.mkdir()
+    file.write_text("# mine\n")
+    file.chmod(0o640)
+    install.write_scope("annotated")
+    assert file.stat().st_mode & 0o777 == 0o640
+    install.remove_state()
+    assert file.read_text() == 'scope = "annotated"\n# mine\n'
+
+
+def test_a_linked_file_stays_linked(machine: Path) -> None:
+    file = names.CONFIG_FILE
+    file.parent.mkdir()
+    real = machine / "real.toml"
+    real.write_text("# mine\n")
+    file.symlink_to(real)
+    install.write_scope("annotated")
+    assert file.is_symlink()
+    assert "annotated" in real.read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ['"scope" = "isolated"\n', 'scope = """\nisolated"""\n', "firewall = 1\n", "?\n"]
+)
+def test_the_unusual_is_left_to_its_author(text: str) -> None:
+    names.CONFIG_FILE.parent.mkdir()
+    names.CONFIG_FILE.write_text(text)
+    with pytest.raises(InstallError, match='write scope = "annotated"'):
+        install.write_scope("annotated")
+    assert names.CONFIG_FILE.read_text() == text
+
+
+# Daemons
+
+
+def test_daemons_are_told_from_their_like() -> None:
+    """None of the processes here is libvirt's, or it is one that is told by its name."""
+    assert all(daemon.name in install.DAEMONS for daemon in install.daemons())
+
+
+def test_a_daemon_is_blind_until_it_is_told(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(install, "DAEMONS", ("sleep",))
+    try:
+        hooks = install.install_hooks()
+        mine = next(d for d in install.daemons() if d.pid == sleeper.pid)
+        monkeypatch.setattr(install, "daemons", lambda: [mine])
+        for hook in hooks:
+            os.utime(hook, (mine.start_time - 60, mine.start_time - 60))
+        assert install.blind_daemons() == ()
+        os.utime(hooks[0], (mine.start_time + 60, mine.start_time + 60))
+        assert install.blind_daemons() == ("sleep",)
+        assert install.reload_daemons() == ("sleep",)
+        assert install.blind_daemons() == ()
+        assert sleeper.wait() == -1  # SIGHUP, which ends a sleep
+    finally:
+        sleeper.kill()
+        sleeper.wait()

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The table, the JSON and the picture."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import diagram, status
+from libvirt_natns.diagram import Picture, Router
+from libvirt_natns.status import Status
+
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+
+
+def network(name: str, state: str = "up", *differences: str) -> Status:
+    return Status(
+        network=name,
+        uuid=UUID,
+        state=state,
+        namespace=f"nat-{name}",
+        bridge="virbr10",
+        subnets=("10.0.0.0/24", "10.1.0.0/24"),
+        upstream="provider",
+        address="192.168.0.100" if state == "up" else None,
+        leases=3,
+        health=f"damaged ({len(differences)})" if differences else "ok",
+        differences=differences,
+    )
+
+
+# Status
+
+
+def test_table() -> None:
+    shown = status.text(
+        [network("a"), network("long-name", "down"), network("c", "up", "x")], [], []
+    )
+    assert (
+        shown
+        == """\
+NETWORK    NAMESPACE  SUBNET                    UPSTREAM  ADDRESS        LEASES  HEALTH
+a          nat-a      10.0.0.0/24, 10.1.0.0/24  provider  192.168.0.100  3       ok
+long-name  -          10.0.0.0/24, 10.1.0.0/24  provider  -              -       ok
+c          nat-c      10.0.0.0/24, 10.1.0.0/24  provider  192.168.0.100  3       damaged (1)
+  ! x
+"virt-natns sync" repairs what is marked with "!"."""
+    )
+
+
+def test_what_is_wrong_elsewhere_stands_below() -> None:
+    lines = status.text([network("a")], ["bridge x is left over"], [("b", "has no router")])
+    assert lines.splitlines()[2:] == [
+        "  ! host: bridge x is left over",
+        "  ! b: has no router",
+        '"virt-natns sync" repairs what is marked with "!".',
+    ]
+
+
+def test_nothing_yet() -> None:
+    assert status.text([], [], []) == status.NONE
+
+
+def test_json_keeps_its_keys() -> None:
+    shown = json.loads(status.as_json([network("a", "up", "x")], ["y"], [("b", "z")]))
+    assert shown["host"] == ["y"]
+    assert shown["missed"] == [{"network": "b", "difference": "z"}]
+    assert list(shown["networks"][0]) == [
+        "network", "uuid", "state", "namespace", "bridge", "subnets", "upstream", "address",
+        "leases", "health", "differences",
+    ]  # fmt: skip
+
+
+def test_leases_that_have_not_expired_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "LIBVIRT_DIRECTORY", tmp_path)
+    entries = [{"expiry-time": 4_000_000_000}, {"expiry-time": 1}, {"expiry-time": 0}]
+    (tmp_path / "virbr10.status").write_text(json.dumps(entries))
+    (tmp_path / "virbr11.status").write_text("")
+    (tmp_path / "virbr12.status").write_text("{half")
+    found = [status.dhcp_leases(f"virbr1{number}") for number in range(4)]
+    assert found == [2, 0, 0, 0]
+
+
+# Diagram
+
+
+def router(name: str, upstream: str = "provider") -> Router:
+    return Router(name, "virbr10", f"nat-{name}", ("10.0.0.1/24",), "192.168.0.100", upstream)
+
+
+UPSTREAMS = {"provider": ("br0", "upstream provider"), "wan": ("br1", "upstream wan")}
+
+
+def test_picture() -> None:
+    two_gateways = Router("b", "virbr11", "nat-b", ("10.0.0.1/24", "10.1.0.1/24"), "x", "provider")
+    assert (
+        diagram.draw(Picture((router("a"), two_gateways), UPSTREAMS))
+        == """\
+        a                  b
+        |                  |
+     virbr10            virbr11
+        |                  |
++-------+-------+   +------+------+
+| nat-a         |   | nat-b       |
+| 10.0.0.1/24   |   | 10.0.0.1/24 |
+| 192.168.0.100 |   | 10.1.0.1/24 |
+|               |   | x           |
++-------+-------+   +------+------+
+        |                  |
+--------+------------------+------- br0
+   (upstream provider)
+"""
+    )
+
+
+def test_upstreams_stand_apart_and_rows_are_broken() -> None:
+    routers = (router("z", "wan"), *map(router, "abcde"))
+    shown = diagram.draw(Picture(routers, UPSTREAMS), width=60)
+    assert shown.count(" br0\n") == 2
+    assert shown.count(" br1\n") == 1
+    assert max(map(len, shown.splitlines())) <= 64
+    assert shown.index("nat-e") < shown.index("(upstream provider)") < shown.index("nat-z")
+
+
+def test_a_long_name_widens_its_box() -> None:
+    name = "a-name-that-is-longer-than-anything-else"
+    lines = diagram.draw(Picture((router(name),), UPSTREAMS)).splitlines()
+    assert len({len(line) for line in lines if line[0] in "|+"}) == 1
+
+
+def test_no_picture() -> None:
+    assert diagram.draw(Picture((), {})) == diagram.NONE

@@ -102,16 +102,28 @@ class Engine:
             self._end_rivals(network, active=True)
         with locked(names.network_directory(network.uuid)), Undo() as undo:
             self._admit(network, xml, upstream, undo)
+            undo.add(self._return_routes, network)
+            repaired = self._take_over(network, undo)
             address = self._address(network, upstream)
             self.registry.move(network.uuid, address)
             self._ensure_host()
             operations = self.planner.plan(network, upstream, address)
-            undo.add(self._return_routes, network)
-            repaired = executor.carry_out(self.kernel, operations, undo, self.before)
+            repaired += executor.carry_out(self.kernel, operations, undo, self.before)
             if repaired or self._state(network.uuid) != "up":
                 self._step("note that it is up")
                 self.store.set_state(network.uuid, "up")
             undo.pop_all()
+        return repaired
+
+    def _take_over(self, network: Network, undo: Undo) -> list[str]:
+        """Take libvirt's addresses off the bridge, ahead of all else.
+
+        Starts of networks with an overlapping subnet wait for nothing more.
+        """
+        repaired = executor.carry_out(self.kernel, plan.withdrawals(network), undo, self.before)
+        if self._state(network.uuid) == "starting":
+            self._step("let others start")
+            self.store.set_state(network.uuid, "up")
         return repaired
 
     def _state(self, uuid: str) -> State:

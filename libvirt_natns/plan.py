@@ -276,7 +276,7 @@ def make(
         _private_patch(network, namespace, around.private_mtu),
         _upstream_patch(network, upstream, namespace, around.upstream_mtu),
         Firewall(namespace, network.uuid, around.backend, rules),
-        *(Withdrawal(inner, subnet.interface) for subnet in network.subnets if network.taken_over),
+        *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
         Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address), *own)),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
@@ -285,6 +285,12 @@ def make(
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
         *([IdleDnsmasq(network.name)] if around.idle else []),
     )
+
+
+def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
+    """What must go from a network's bridge before another can have that subnet."""
+    taken = network.subnets if network.taken_over else ()
+    return tuple(Withdrawal(network.bridge or "", subnet.interface) for subnet in taken)
 
 
 def policy(network: Network, address: IPv4Address, published: Published) -> Policy:

@@ -37,7 +37,7 @@ def test_hooks_come_and_go(machine: Path) -> None:
     (machine / "hooks").mkdir()
     before = tree(machine)
     written = install.install_hooks()
-    assert [file.name for file in written] == ["network", "qemu"]
+    assert [file.name for file in written] == ["network", "qemu", "lxc"]
     assert install.installed_hooks() == written
     for file in written:
         assert os.access(file, os.X_OK)

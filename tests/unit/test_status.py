@@ -34,7 +34,7 @@ def network(name: str, state: str = "up", *differences: str) -> Status:
 
 def test_table() -> None:
     shown = status.text(
-        [network("a"), network("long-name", "down"), network("c", "up", "x")], [], []
+        [network("a"), network("long-name", "down"), network("c", "up", "x")], [], [], []
     )
     assert (
         shown
@@ -49,25 +49,33 @@ c          nat-c      10.0.0.0/24, 10.1.0.0/24  provider  192.168.0.100  3      
 
 
 def test_what_is_wrong_elsewhere_stands_below() -> None:
-    lines = status.text([network("a")], ["bridge x is left over"], [("b", "has no router")])
+    lines = status.text(
+        [network("a")],
+        ["bridge x is left over"],
+        [("b", "has no router")],
+        [("web", "is not published")],
+    )
     assert lines.splitlines()[2:] == [
         "  ! host: bridge x is left over",
         "  ! b: has no router",
+        "  ! web: is not published",
         '"virt-natns sync" repairs what is marked with "!".',
     ]
 
 
 def test_nothing_yet() -> None:
-    assert status.text([], [], []) == status.NONE
+    assert status.text([], [], [], []) == status.NONE
 
 
 def test_json_keeps_its_keys() -> None:
-    shown = json.loads(status.as_json([network("a", "up", "x")], ["y"], [("b", "z")]))
+    told = status.as_json([network("a", "up", "x")], ["y"], [("b", "z")], [("web", "w")])
+    shown = json.loads(told)
     assert shown["host"] == ["y"]
+    assert shown["guests"] == [{"guest": "web", "difference": "w"}]
     assert shown["missed"] == [{"network": "b", "difference": "z"}]
     assert list(shown["networks"][0]) == [
         "network", "uuid", "state", "namespace", "bridge", "subnets", "upstream", "address",
-        "leases", "health", "differences",
+        "leases", "health", "differences", "forwards",
     ]  # fmt: skip
 
 

@@ -115,15 +115,12 @@ POLICY = Policy(
     subnets=(IPv4Network("10.0.0.0/24"),),
     gateways=(IPv4Address(GATEWAY),),
     address=IPv4Address(NAT_T),
-    forwards=tuple(
-        forward(proto, ports, to, address=NAT_T)
-        for proto, ports, to in (
-            ("tcp", "2222", "22"),
-            ("udp", "2222", "22"),
-            ("tcp", "3000-3002", "22"),
-            ("tcp", "8000-8002", ""),
-            ("udp", "9000-9002", "7000-7002"),
-        )
+    forwards=(
+        forward("tcp", "2222", "22", address=NAT_T),
+        forward("udp", "2222", "22", address=NAT_T),
+        forward("tcp", "3000-3002", "22", address=NAT_T),
+        forward("tcp", "8000-8002", "", address=NAT_T),
+        forward("udp", "9000-9002", "7000-7002", address=NAT_T),
     ),
 )
 TWIN = replace(

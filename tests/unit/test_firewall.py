@@ -285,8 +285,8 @@ def test_iptables_tables() -> None:
 
 def added(before: str, after: str) -> str:
     """The lines that a text has more than another one, without the ends of blocks."""
-    texts = ([line for line in text.splitlines() if line != "\t}"] for text in (before, after))
-    lines = difflib.ndiff(*texts)
+    old, new = ([line for line in text.splitlines() if line != "\t}"] for text in (before, after))
+    lines = difflib.ndiff(old, new)
     return "".join(f"{line[2:]}\n" for line in lines if line[0] == "+")
 
 

@@ -4,6 +4,7 @@
 import pytest
 
 from libvirt_natns import document, forward_edit
+from libvirt_natns.elements import MutableElement
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.forward_edit import Options, Spec, Surroundings, parse_new, parse_old
 
@@ -191,5 +192,5 @@ def test_another_prefix_and_a_default_namespace() -> None:
         assert document.nat_text(edited.document) == edited.element
 
 
-def _drop(nat: document.MutableElement, spec: str) -> None:
+def _drop(nat: MutableElement, spec: str) -> None:
     assert forward_edit.remove(nat, parse_old(spec), AROUND)

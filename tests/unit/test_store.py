@@ -15,7 +15,8 @@ import pytest
 from libvirt_natns import store as store_module
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
-from libvirt_natns.store import START_LIMIT, VERSION, Record, Store, boot_id, now
+from libvirt_natns.store import START_LIMIT, Record, Store, boot_id, now
+from libvirt_natns.tables import VERSION
 
 FIRST = IPv4Address("192.168.0.100")
 SECOND = IPv4Address("192.168.0.101")

@@ -17,7 +17,7 @@ from libvirt_natns.executor import Undo
 from libvirt_natns.forwards import ANY, Attachment
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Domain, Forward, Nic, StaticNat
-from libvirt_natns.publication import Choices, check_host_ports, known_address, scopes
+from libvirt_natns.publication import Choices, check_host, known_address, scopes
 from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
 from libvirt_natns.store import Record, Store
 
@@ -242,7 +242,10 @@ class Guests:
     def _resolve(self, domain: Domain, attachments: list[Attachment]) -> Claims:
         choices = Choices(self.engine.config, self.engine.store, self.engine.kernel)
         claims = forwards.resolve(domain, attachments, choices)
-        check_host_ports(claims, self._scopes())
+        # What is in force already stays so, whatever has come up in the host since.
+        held = set(self.registry.forwards(owner=domain.uuid))
+        fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
+        check_host(fresh, self._scopes(), self.engine.kernel.host_addresses())
         return claims
 
     def _undo_reservations(self, attachments: list[Attachment], undo: Undo) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from libvirt_natns import arp, forwards, model, names, pool, sockets
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
-from libvirt_natns.errors import ConflictError
+from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.forwards import Attachment
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import AddressRequest, Config, Domain, Network, Upstream
@@ -180,14 +180,24 @@ def scopes(store: Store) -> dict[str, Scope]:
     }
 
 
-def check_host_ports(claims: Claims, where: dict[str, Scope]) -> None:
-    """Refuse forwards that would take a port away from a program of the host.
+def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[IPv4Address]) -> None:
+    """Refuse new forwards that the host itself cannot serve.
 
-    Raises ConflictError.
+    Those that listen on an address that is none of the host's ``addresses``, or
+    would take a port away from one of its programs.  Raises DocumentError or
+    ConflictError.
     """
     for forward in claims.forwards:
-        if where[forward.network].shared:
-            sockets.check_free(forward)
+        if not where[forward.network].shared:
+            continue
+        listens = forward.address
+        if listens != forwards.ANY and not listens.is_loopback and listens not in addresses:
+            raise DocumentError(
+                f"{forward.owner_name}: <natns:portForward address='{listens}'> is not an address"
+                " of the host",
+                "leave it out to listen on all of them",
+            )
+        sockets.check_free(forward)
 
 
 def claim_for_network(
@@ -199,5 +209,5 @@ def claim_for_network(
     """
     claims = forwards.of_network(network, upstream, address, choices)
     where = scopes(choices.store)
-    check_host_ports(claims, where)
+    check_host(claims, where, choices.kernel.host_addresses())
     Registry(choices.store).claim(claims, where, published=True)

@@ -13,6 +13,7 @@ from lab import (
     Host,
     Provider,
     isolated,
+    natns,
     remove_config,
     run,
     virsh,
@@ -264,7 +265,18 @@ def test_host_upstream(nothing_left: None, backend_name: str) -> None:
         said = refusal(twin.replace("2222", "4444"))
         assert "a program of the host listens on tcp port 4444" in said
         program.close()
+        elsewhere = domain(
+            "twin",
+            nic("b", MAC),
+            publishes=ports("start='2224' to='22'", more="address='192.168.0.9'"),
+        )
+        assert "address='192.168.0.9'> is not an address of the host" in refusal(elsewhere)
         create(twin.replace("2222", "2224"))
+        # What comes up in the host later does not undo what is in force.
+        late = cleanup.enter_context(socket.create_server(("127.0.0.1", 2224)))
+        natns("sync")
+        assert natns("check", check=False).stdout == ""
+        late.close()
         client = provider.neighbour("client", f"{CLIENT}/24")
         for bridge, name in (("virbr10", "web"), ("virbr11", "twin")):
             guest = cleanup.enter_context(FastGuest(bridge, MAC, name))

@@ -23,6 +23,7 @@ from lab import (
     RealGuest,
     Snapshot,
     clear,
+    forward_at_once,
     isolated,
     natns,
     objects,
@@ -110,6 +111,13 @@ def nothing_left(libvirtd: Libvirtd) -> Iterator[None]:
     assert not before.diff(unordered())
 
 
+def settle(bridge: str) -> None:
+    """Have a bridge up at once, not when STP has let its first port forward."""
+    forward_at_once(bridge)
+    state = Path("/sys/class/net", bridge, "operstate")
+    wait_for(lambda: state.read_text() == "up\n", what=f"{bridge} to be up")
+
+
 @pytest.fixture(scope="module")
 def module_world(installed: None) -> Iterator[World]:
     with provider_world() as provider, ExitStack() as cleanup:
@@ -119,6 +127,8 @@ def module_world(installed: None) -> Iterator[World]:
                 isolated("b", "virbr11", metadata=upstream(B)),
             )
         )
+        settle("virbr10")
+        settle("virbr11")
         cleanup.callback(destroy, "other")
         create(domain("other", nic("b", MAC), publishes=ports("start='2223' to='22'")))
         cleanup.enter_context(serving("virbr11", "other"))

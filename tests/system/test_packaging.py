@@ -98,7 +98,12 @@ def check_content(found: set[str]) -> None:
     """All modules, hooks, schemas and examples, and nothing else."""
     modules = {f"./{f}" for f in files_below(CHECKOUT / "libvirt_natns") if f.endswith(".py")}
     data = {f"./xml/{f}" for f in files_below(CHECKOUT / "xml") if "__pycache__" not in f}
-    assert found == modules | data | {"./hooks/network", "./hooks/qemu", "./py.typed"}
+    assert found == modules | data | {
+        "./hooks/network",
+        "./hooks/qemu",
+        "./hooks/lxc",
+        "./py.typed",
+    }
 
 
 def test_contrib_install_and_uninstall() -> None:

@@ -12,8 +12,8 @@ once.
 
 import shutil
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
@@ -37,6 +37,7 @@ from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Config, Network, Upstream
+from libvirt_natns.observer import HOST, NOBODY, Observer
 from libvirt_natns.planner import Planner, resolvers_of
 from libvirt_natns.registry import Registry
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
@@ -49,13 +50,15 @@ POLL = 0.02
 class Engine:
     """All verbs over one configuration, one state database, one kernel session.
 
-    ``before`` is called ahead of every change, for logs and tests.
+    ``before`` is called ahead of every change, for tests; ``observer`` is told
+    what is being changed and what has been.
     """
 
     config: Config
     store: Store
     kernel: Kernel
     before: Step | None = None
+    observer: Observer = NOBODY
 
     @property
     def planner(self) -> Planner:
@@ -68,6 +71,16 @@ class Engine:
     def _step(self, what: str) -> None:
         if self.before is not None:
             self.before(what)
+
+    @contextmanager
+    def _changing(self, verb: str, uuid: str, name: str) -> Iterator[list[str]]:
+        """Hold a network's lock; what the body puts into the list, it has changed."""
+        changed: list[str] = []
+        with locked(names.network_directory(uuid)), self.observer.changing(uuid):
+            start = time.monotonic()
+            yield changed
+            taken = time.monotonic() - start
+        self.observer.done(verb, name, changed, taken)
 
     # -- up ----------------------------------------------------------------
 
@@ -82,11 +95,12 @@ class Engine:
         upstream = self.planner.upstream(network)
         self._check(network, upstream)
         self._end_rivals(network, active=False)
-        with locked(names.network_directory(network.uuid)), Undo() as undo:
+        with self._changing("prepare", network.uuid, network.name) as done, Undo() as undo:
             undo.add(_discard_directory, network.uuid)
             self._clear(network, xml)
             self._reserve(network, xml, upstream, undo)
             self._await_turn(network, xml, upstream)
+            done.append(f"reserved {self.store.lease(upstream.name, network.uuid)}")
             undo.pop_all()
 
     def up(self, network: Network, xml: bytes) -> list[str]:
@@ -100,13 +114,13 @@ class Engine:
             # Nobody answered its `start`.
             self._check(network, upstream)
             self._end_rivals(network, active=True)
-        with locked(names.network_directory(network.uuid)), Undo() as undo:
+        with self._changing("up", network.uuid, network.name) as repaired, Undo() as undo:
             self._admit(network, xml, upstream, undo)
             undo.add(self._return_routes, network)
-            repaired = self._take_over(network, undo)
+            repaired += self._take_over(network, undo)
             address = self._address(network, upstream)
             self.registry.move(network.uuid, address)
-            self._ensure_host()
+            self.ensure_host()
             operations = self.planner.plan(network, upstream, address)
             repaired += executor.carry_out(self.kernel, operations, undo, self.before)
             if repaired or self._state(network.uuid) != "up":
@@ -136,7 +150,7 @@ class Engine:
         state = self._state(network.uuid)
         if state != "up":
             # Last of all, when the network's state is set back and does not count.
-            undo.add(self._ensure_host)
+            undo.add(self.ensure_host)
             undo.add(_discard_directory, network.uuid)
         if state not in ("starting", "up"):
             self._reserve(network, xml, upstream, undo)
@@ -219,7 +233,7 @@ class Engine:
             self._remove_orphan(xml)
             self._step("note that it is down")
             self.store.set_state(network.uuid, "down")
-            self._ensure_host()
+            self.ensure_host()
 
     def _remove_orphan(self, xml: bytes) -> None:
         """Remove what libvirt left of a network whose `started` was killed.
@@ -288,10 +302,11 @@ class Engine:
         is raised.  ``name`` serves where there is no record; ``shared`` False
         leaves what networks have in common in the host to a later ``sync``.
         """
-        with locked(names.network_directory(uuid)):
+        with self._changing("down", uuid, name or self._name(uuid)) as done:
             record = self.store.network(uuid)
             namespace = record.namespace if record else names.namespace(name) if name else None
             self._end(uuid, namespace, shared=shared)
+            done.append("removed")
 
     def down_unless_changed(self, record: Record) -> bool:
         """The same for a network that is not active any more, by its record.
@@ -299,12 +314,13 @@ class Engine:
         Unless something happened to it since the record was read: returns
         whether it was taken down.
         """
-        with locked(names.network_directory(record.uuid)):
+        with self._changing("down", record.uuid, record.name) as done:
             current = self.store.network(record.uuid)
             if current and (current.state, current.since) != (record.state, record.since):
                 return False
             self._remove_orphan(record.document)
             self._end(record.uuid, record.namespace)
+            done.append("removed")
         return True
 
     def tidy(self, uuid: str, namespace: str | None = None) -> bool:
@@ -314,10 +330,11 @@ class Engine:
         """
         if namespace is None and not names.network_directory(uuid).is_dir():
             return False
-        with locked(names.network_directory(uuid)):
+        with self._changing("tidy", uuid, self._name(uuid)) as done:
             left = self._state(uuid) == "down"
             if left:
                 self._end(uuid, namespace)
+                done.append("removed what was left over")
         return left
 
     def _end(self, uuid: str, namespace: str | None, *, shared: bool = True) -> None:
@@ -329,9 +346,18 @@ class Engine:
             self.store.set_state(uuid, "down")
         _discard_directory(uuid)
         if shared:
-            self._ensure_host()
+            self.ensure_host()
 
-    def _ensure_host(self) -> list[str]:
+    def _name(self, uuid: str) -> str:
+        record = self.store.network(uuid)
+        return record.name if record else uuid
+
+    def ensure_host(self) -> list[str]:
+        """Make the host as the networks need it; returns what differed."""
+        with self.observer.changing(HOST):
+            return self._make_host()
+
+    def _make_host(self) -> list[str]:
         return host.ensure(self.kernel, self.planner.host_needs, self.before)
 
     def hand_back(self, network: Network, *, renew: bool = False) -> None:

@@ -17,7 +17,6 @@ from libvirt_natns.engine import Engine
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.guests import Guests
 from libvirt_natns.host import differences as differences_of_host
-from libvirt_natns.host import ensure as ensure_host
 from libvirt_natns.model import Network
 from libvirt_natns.registry import GuestRecord
 from libvirt_natns.selection import verdict
@@ -239,7 +238,7 @@ def _repairs(
             yield namespace or uuid, partial(_tidy, engine, uuid, namespace)
     for uuid, xml in running.items():
         yield _name(xml), partial(_repair_active, engine, uuid, xml, ask)
-    yield "host", partial(ensure_host, engine.kernel, engine.planner.host_needs, engine.before)
+    yield "host", engine.ensure_host
 
 
 def _end(engine: Engine, record: Record) -> list[str]:
@@ -303,7 +302,7 @@ def _releases(
         yield name, partial(_release, engine, uuid, namespace, documents, again)
     for guest in Guests(engine).registry.guests():
         yield guest.name, partial(_forget, engine, guest.uuid)
-    yield "host", partial(ensure_host, engine.kernel, engine.planner.host_needs, engine.before)
+    yield "host", engine.ensure_host
 
 
 def _forget(engine: Engine, guest: str) -> list[str]:

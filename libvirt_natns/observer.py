@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who looks on while the verbs change things: nobody, or the resident service.
+
+The service must tell its own changes from damage, and tells of each in its log.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+HOST = ""
+"""Stands for what the networks share in the host, where a network's uuid is expected."""
+
+
+class Observer(Protocol):
+    """Is called by the verbs, from any thread."""
+
+    def changing(self, uuid: str) -> AbstractContextManager[None]:
+        """A network (or ``HOST``) is being changed by us for as long as this lasts."""
+
+    def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
+        """A verb has ended well: the network's name, what it changed, and how long it took."""
+
+
+class Nobody:
+    """Looks away."""
+
+    def changing(self, uuid: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
+        pass
+
+
+NOBODY = Nobody()

@@ -5,19 +5,19 @@ Whether a failure may stop libvirt stands with the events in ``hook``, which
 must know it without importing this.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from libvirt_natns import config, document, engine, names
-from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.glance import Glance, at_network
 from libvirt_natns.guests import Guests, in_ours
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network, Nic
 from libvirt_natns.selection import verdict
+from libvirt_natns.sessions import Once, Sessions
 from libvirt_natns.store import Store
 
 
@@ -26,6 +26,7 @@ class Event:
     """What libvirt tells; ``seen`` holds also where a network's XML is not acceptable."""
 
     xml: bytes
+    sessions: Sessions = field(default_factory=Once)
 
     @cached_property
     def seen(self) -> Glance:
@@ -40,23 +41,16 @@ class Event:
         return network
 
 
-Verb = Callable[[Event], None]
+FollowUp = Callable[[], None]
+"""What may be done once libvirt has its answer, by who lives that long."""
 
-
-@contextmanager
-def _engine(settings: Config) -> Iterator[Engine]:
-    store = Store()
-    try:
-        with Kernel() as kernel:
-            yield Engine(settings, store, kernel)
-    finally:
-        store.close()
+Verb = Callable[[Event], FollowUp | None]
 
 
 def _prepare(event: Event) -> None:
     settings = config.load()
     if _handled(event, settings):
-        with _engine(settings) as verbs:
+        with event.sessions.engine(settings) as verbs:
             verbs.prepare(event.network, event.xml)
 
 
@@ -64,7 +58,7 @@ def _up(event: Event) -> None:
     try:
         settings = config.load()
         if _handled(event, settings):
-            with _engine(settings) as verbs:
+            with event.sessions.engine(settings) as verbs:
                 verbs.up(event.network, event.xml)
     except BaseException:
         _abandon(event.seen)
@@ -72,7 +66,7 @@ def _up(event: Event) -> None:
 
 
 def _refresh(event: Event) -> None:
-    with _engine(config.load()) as verbs:
+    with event.sessions.engine() as verbs:
         verbs.refresh(event.network, event.xml)
         # A <host> may have come or gone.
         Guests(verbs).refresh(event.network.uuid)
@@ -85,10 +79,10 @@ def _down(event: Event) -> None:
         try:
             settings = config.load()
         except ConfigError:
-            with _engine(Config()) as verbs:
+            with event.sessions.engine(Config()) as verbs:
                 verbs.down(seen.uuid, seen.name, shared=False)
             raise
-        with _engine(settings) as verbs:
+        with event.sessions.engine(settings) as verbs:
             verbs.down(seen.uuid, seen.name)
     except StoreError:
         with Kernel() as kernel:
@@ -102,7 +96,7 @@ def _handled(event: Event, settings: Config) -> bool:
         return True
     if names.network_directory(event.network.uuid).is_dir():
         # A network that is not ours starts also where this fails; sync tries again.
-        with suppress(NatnsError), _engine(settings) as verbs:
+        with suppress(NatnsError), event.sessions.engine(settings) as verbs:
             verbs.down(event.network.uuid)
     return False
 
@@ -117,20 +111,20 @@ def _abandon(seen: Glance) -> None:
 def _plug(event: Event) -> None:
     port = document.parse_hook_data(event.xml).port
     if port is not None:
-        with _engine(config.load()) as verbs:
+        with event.sessions.engine() as verbs:
             Guests(verbs).plug(port.owner_uuid, Nic(port.mac, event.network.name))
 
 
 def _unplug(event: Event) -> None:
     port = document.parse_hook_data(event.xml).port
     if port is not None:
-        with _engine(config.load()) as verbs:
+        with event.sessions.engine() as verbs:
             Guests(verbs).unplug(port.owner_uuid, Nic(port.mac, event.network.name))
 
 
 def _claim(event: Event) -> None:
     if _is_ours(event):
-        with _engine(config.load()) as verbs:
+        with event.sessions.engine() as verbs:
             Guests(verbs).claim(document.parse_domain(event.xml), event.xml)
         return
     # Whatever its metadata says, it is none of our business: nothing may stop it.
@@ -140,7 +134,7 @@ def _claim(event: Event) -> None:
 
 def _publish(event: Event) -> None:
     if _is_ours(event):
-        with _engine(config.load()) as verbs:
+        with event.sessions.engine() as verbs:
             Guests(verbs).publish(document.parse_domain(event.xml), event.xml)
 
 
@@ -151,12 +145,12 @@ def _is_ours(event: Event) -> bool:
 
 
 def _withdraw(event: Event) -> None:
-    with _engine(config.load()) as verbs:
+    with event.sessions.engine() as verbs:
         Guests(verbs).withdraw(document.parse_domain_nics(event.xml).uuid)
 
 
 def _forget(event: Event) -> None:
-    with _engine(config.load()) as verbs:
+    with event.sessions.engine() as verbs:
         Guests(verbs).forget(document.parse_domain_nics(event.xml).uuid)
 
 
@@ -181,7 +175,9 @@ NETWORK: dict[tuple[str, str], Verb] = {
 }
 
 
-def answer(kind: str, event: tuple[str, str], data: bytes) -> None:
+def answer(
+    kind: str, event: tuple[str, str], data: bytes, sessions: Sessions | None = None
+) -> FollowUp | None:
     """Answer one event of a "network" or a "guest".  Raises a NatnsError to refuse it."""
     table = NETWORK if kind == "network" else GUEST
-    table[event](Event(data))
+    return table[event](Event(data, sessions or Once()))

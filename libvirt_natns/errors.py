@@ -46,6 +46,14 @@ class StoreError(NatnsError):
     """The state database cannot be read or written."""
 
 
+class LockError(NatnsError):
+    """Another process holds a lock and does not end."""
+
+
+class ServiceError(NatnsError):
+    """The resident service cannot run, or does not answer."""
+
+
 class KernelError(NatnsError):
     """The kernel refused a namespace, link, address, route or sysctl."""
 

@@ -12,7 +12,12 @@ which libvirt shows to the user.
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from libvirt_natns.client import Answer
+
 RUN_DIRECTORY = "/run/libvirt-natns"
+SOCKET = f"{RUN_DIRECTORY}/service.sock"
 
 # Whether failing may stop libvirt: it never may once the thing has happened.
 NETWORK_EVENTS = {
@@ -112,6 +117,25 @@ def _concerns_us(operation: str, uuid: str, untouched: bool) -> bool:
 
 
 def _handle(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:
+    """Have the service answer an event of ours, or do it here where there is none."""
+    if os.path.exists(SOCKET):
+        from libvirt_natns import client
+
+        answer = client.ask(kind, event, data)
+        if answer is not None:
+            return _relay(answer, refuses)
+    return _do(kind, event, data, refuses)
+
+
+def _relay(answer: "Answer", refuses: bool) -> int:
+    """The service has logged it already."""
+    if answer.done:
+        return 0
+    sys.stderr.write(f"libvirt-natns: {answer.text}\n")
+    return 1 if refuses else 0
+
+
+def _do(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:
     try:
         import site
 
@@ -128,21 +152,26 @@ def _handle(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> in
 
 def _report(error: Exception, refuses: bool) -> None:
     """One line for libvirt's user; for the log what that user does not see."""
+    line, more = said(error)
+    sys.stderr.write(f"libvirt-natns: {line}\n")
+    _log(more if more or refuses else [line])
+
+
+def said(error: Exception) -> tuple[str, list[str]]:
+    """An error in one line, and what else the log should have of it."""
     from libvirt_natns.errors import NatnsError
 
     line = str(error)
-    lines = [] if refuses else [line]
+    if isinstance(error, NatnsError):
+        return line, []
     if isinstance(error, ImportError):
-        line = f"cannot load {error.name or 'a module'}: install it for {sys.executable}"
-        lines = [f"{line} ({error})"]
-    elif not isinstance(error, NatnsError):
-        import traceback
+        told = f"cannot load {error.name or 'a module'}: install it for {sys.executable}"
+        return told, [f"{told} ({error})"]
+    import traceback
 
-        lines = "".join(traceback.format_exception(error)).splitlines()
-        told = " ".join(line.split())
-        line = f"internal error ({type(error).__name__}: {told}): see the system log and report it"
-    sys.stderr.write(f"libvirt-natns: {line}\n")
-    _log(lines)
+    told = f"{type(error).__name__}: {' '.join(line.split())}"
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return f"internal error ({told}): see the system log and report it", lines
 
 
 def _log(lines: list[str]) -> None:

@@ -62,6 +62,11 @@ class Kernel:
         while self._sockets:
             self._sockets.popitem()[1].close()
 
+    def leave_namespaces(self) -> None:
+        """Close the sockets that keep namespaces alive, but not the host's."""
+        for namespace in [name for name in self._sockets if name is not None]:
+            self._sockets.pop(namespace).close()
+
     def _socket(self, namespace: str | None) -> Any:  # noqa: ANN401
         if namespace not in self._sockets:
             with netns.entered(namespace):

@@ -3,40 +3,72 @@
 
 What is locked is a directory itself, so no lock file stays behind, and a
 holder may remove the directory together with what it protected.
+
+Waiting is by looking again, since flock(2) knows no time limit: who comes first
+need not be served first.
 """
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
+
+from libvirt_natns.errors import LockError
+
+LIMIT = 60.0
+"""Seconds after which a holder counts as stuck."""
+
+POLLS = (0.001, 0.002, 0.005, 0.01)
+"""Seconds between two looks; the last of them again and again."""
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, limit: float = LIMIT) -> Iterator[None]:
     """Hold the exclusive lock of a directory, which is made where it is missing.
 
-    Waits for as long as it takes.
+    Raises LockError after ``limit`` seconds.
     """
-    descriptor = _acquire(directory)
+    descriptor = _acquire(directory, time.monotonic() + limit)
     try:
         yield
     finally:
         os.close(descriptor)
 
 
-def _acquire(directory: Path) -> int:
+def _acquire(directory: Path, deadline: float) -> int:
     while True:
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            _lock(descriptor, directory, deadline)
+        except BaseException:
+            os.close(descriptor)
+            raise
         if _still(descriptor, directory):
             return descriptor
         # Its last holder removed it: somebody may hold a new one of that name.
         os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path, deadline: float) -> None:
+    for wait in chain(POLLS, repeat(POLLS[-1])):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise LockError(
+                    f"{directory} is locked by a process that does not end",
+                    f"find it (lsof {directory}; systemctl restart libvirt-natns) and try again",
+                ) from None
+            time.sleep(wait)
+        else:
+            return
 
 
 def _still(descriptor: int, directory: Path) -> bool:

@@ -119,7 +119,10 @@ class Store:
         self.path = directory / "state.db"
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            # The service hands it from thread to thread; never two use it at once.
+            self._db = sqlite3.connect(
+                self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
             self._db.row_factory = sqlite3.Row
             if self._version() == 0:
                 self._create(directory)

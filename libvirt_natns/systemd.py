@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a service and systemd tell each other: sd_listen_fds(3), sd_notify(3).
+
+Nothing happens where it was not systemd that started the process.
+"""
+
+import os
+import socket
+from contextlib import suppress
+
+FIRST_PASSED = 3
+"""The first file descriptor that systemd passes."""
+
+
+def passed_socket() -> socket.socket | None:
+    """The listening socket that systemd holds for the service, if it does."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    if int(os.environ.get("LISTEN_FDS", "0")) < 1:
+        return None
+    os.set_inheritable(FIRST_PASSED, False)
+    return socket.socket(fileno=FIRST_PASSED)
+
+
+def notify(message: str) -> None:
+    """Tell systemd how the service is, such as ``READY=1``."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        # An abstract socket's name starts with a zero.
+        address = "\0" + address[1:]
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+        link.sendto(message.encode(), address)
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between two signs of life that systemd wants; None where it wants none."""
+    for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 2e6 if for_us and microseconds.isdigit() else None

@@ -98,7 +98,13 @@ def parse_network(data: bytes, where: str = "") -> Network:
     None).  DocumentError for anything that is not acceptable.
     """
     with _named(where):
-        return _network(_network_element(_parse(data, ("network", "hookData"))))
+        return _parsed_network(data)
+
+
+@lru_cache(maxsize=16)
+def _parsed_network(data: bytes) -> Network:
+    """The same; several steps of one event ask for one and the same document."""
+    return _network(_network_element(_parse(data, ("network", "hookData"))))
 
 
 def parse_domain(data: bytes, where: str = "") -> Domain:

@@ -199,7 +199,7 @@ class Engine:
 
         ``active``: the network's bridge is there and is its own.
         """
-        for rival in self.store.networks("preparing", "starting", "up"):
+        for rival in self.store.holders(names.namespace(network.name), network.bridge or ""):
             if rival.uuid != network.uuid and self._superseded(rival, network, active):
                 self.down(rival.uuid)
         # One of that name of which the record was lost.

@@ -50,7 +50,7 @@ class Guests:
             self._undo_reservations(attachments, undo)
             claims = self._resolve(domain, attachments)
             self.registry.put_guest(domain.uuid, domain.name, xml, published=False)
-            self.registry.claim(claims, self._scopes(), published=False)
+            self.registry.claim(claims, self._scopes(claims), published=False)
             undo.pop_all()
 
     def publish(self, domain: Domain, xml: bytes) -> list[str]:
@@ -68,7 +68,7 @@ class Guests:
                 undo.add(self._restore, before)
                 self._undo_reservations(attachments, undo)
                 claims = self._resolve(domain, attachments)
-                self.registry.claim(claims, self._scopes(), published=True)
+                self.registry.claim(claims, self._scopes(claims), published=True)
                 changed = self._apply(self._networks(before) | self._networks(claims))
                 undo.pop_all()
             self.registry.put_guest(domain.uuid, domain.name, xml, published=True)
@@ -129,7 +129,7 @@ class Guests:
         with self._locked(owner):
             before = self._held(owner)
             rest = self._without(before, nic, attachments)
-            self.registry.claim(rest, self._scopes(), published=True)
+            self.registry.claim(rest, self._scopes(rest), published=True)
             self.registry.put_guest(owner, record.name, xml, published=True)
             try:
                 self._apply(self._networks(before))
@@ -156,8 +156,8 @@ class Guests:
     def refresh(self, network: str) -> None:
         """Resolve again the guests of a network whose DHCP hosts may have changed."""
         with ExitStack() as everybody:
-            for record in self.registry.guests():
-                if record.published and network in self._networks(self._held(record.uuid)):
+            for record in self.registry.guests_in(network):
+                if record.published:
                     # One that cannot be resolved any more must not keep the others back.
                     everybody.callback(self._publish_again, record)
 
@@ -172,7 +172,7 @@ class Guests:
         found: list[Claims] = []
         with suppress(_TrialOver), self.engine.store.transaction():
             claims = self._resolve(domain, self.attachments(domain))
-            self.registry.claim(claims, self._scopes(), published=True)
+            self.registry.claim(claims, self._scopes(claims), published=True)
             found.append(claims)
             # Takes all of it back, the ports and addresses chosen by the way included.
             raise _TrialOver
@@ -234,8 +234,8 @@ class Guests:
             )
         return Attachment(nic, network, upstream, address)
 
-    def _scopes(self) -> dict[str, Scope]:
-        return scopes(self.engine.store)
+    def _scopes(self, claims: Claims) -> dict[str, Scope]:
+        return scopes(self.engine.store, self._networks(claims))
 
     # -- resolving ---------------------------------------------------------
 
@@ -245,7 +245,7 @@ class Guests:
         # What is in force already stays so, whatever has come up in the host since.
         held = set(self.registry.forwards(owner=domain.uuid))
         fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
-        check_host(fresh, self._scopes(), self.engine.kernel.host_addresses())
+        check_host(fresh, self._scopes(fresh), self.engine.kernel.host_addresses())
         return claims
 
     def _undo_reservations(self, attachments: list[Attachment], undo: Undo) -> None:
@@ -280,7 +280,7 @@ class Guests:
         return changed
 
     def _restore(self, claims: Claims) -> None:
-        self.registry.claim(claims, self._scopes(), published=True)
+        self.registry.claim(claims, self._scopes(claims), published=True)
         self._apply(self._networks(claims))
 
     def _cut(self, before: Claims, after: Claims) -> None:
@@ -321,13 +321,19 @@ def _only(these: Claims, those: Claims) -> list[str]:
 
 def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, Record]]:
     """A guest's NICs in networks of ours that run or start, by recorded state alone."""
-    records = [record for record in store.networks("starting", "up") if record.this_boot]
     return [
         (nic, record)
         for nic in domain.nics
-        for record in records
-        if (nic.network == record.name if nic.network else nic.bridge == record.bridge)
+        for record in _of_nic(store, nic)
+        if record.state in ("starting", "up") and record.this_boot
     ]
+
+
+def _of_nic(store: Store, nic: Nic) -> list[Record]:
+    if nic.network:
+        found = store.holders(namespace=names.namespace(nic.network))
+        return [record for record in found if record.name == nic.network]
+    return store.holders(bridge=nic.bridge) if nic.bridge else []
 
 
 def _same(one: Nic, other: Nic) -> bool:

@@ -7,7 +7,7 @@ same ever after.
 
 import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
@@ -79,9 +79,7 @@ class Choices:
         """The first port for start="auto" that nobody uses and that is kept for nobody."""
         taken = {port for kind, port in self.registry.chosen_ports() if kind == proto}
         taken |= sockets.listening(proto)
-        for forward in self.registry.forwards(published=False):
-            if forward.proto == proto:
-                taken |= set(range(forward.first, forward.last + 1))
+        taken |= self.registry.ports_claimed(proto)
         first, last = self.config.auto_ports
         return next((port for port in range(first, last + 1) if port not in taken), None)
 
@@ -169,14 +167,15 @@ def _leases(bridge: str) -> dict[IPv4Address, str]:
     return found
 
 
-def scopes(store: Store) -> dict[str, Scope]:
-    """Where each network's claims must be unique, by its uuid.
+def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
+    """Where the claims of each of these networks must be unique, by its uuid.
 
     All upstreams of kind "host" are one: they share the host's addresses.
     """
+    records = [record for uuid in networks if (record := store.network(uuid))]
     return {
         record.uuid: Scope("", True) if record.kind == "host" else Scope(record.upstream, False)
-        for record in store.networks()
+        for record in records
     }
 
 
@@ -187,9 +186,8 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[IP
     would take a port away from one of its programs.  Raises DocumentError or
     ConflictError.
     """
-    for forward in claims.forwards:
-        if not where[forward.network].shared:
-            continue
+    shared = [forward for forward in claims.forwards if where[forward.network].shared]
+    for forward in shared:
         listens = forward.address
         if listens != forwards.ANY and not listens.is_loopback and listens not in addresses:
             raise DocumentError(
@@ -197,7 +195,7 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[IP
                 " of the host",
                 "leave it out to listen on all of them",
             )
-        sockets.check_free(forward)
+    sockets.check_free(shared)
 
 
 def claim_for_network(
@@ -208,6 +206,6 @@ def claim_for_network(
     Raises DocumentError or ConflictError.
     """
     claims = forwards.of_network(network, upstream, address, choices)
-    where = scopes(choices.store)
+    where = scopes(choices.store, [network.uuid])
     check_host(claims, where, choices.kernel.host_addresses())
     Registry(choices.store).claim(claims, where, published=True)

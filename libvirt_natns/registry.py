@@ -66,6 +66,16 @@ class Registry:
         rows = self._store.select("SELECT * FROM guest WHERE uuid = ?", uuid)
         return _guest(rows[0]) if rows else None
 
+    def guests_in(self, network: str) -> list[GuestRecord]:
+        """Recorded guests that claim something in a network, by name."""
+        rows = self._store.select(
+            "SELECT * FROM guest WHERE uuid IN (SELECT owner FROM forward WHERE network = ?"
+            " UNION SELECT owner FROM static_nat WHERE network = ?) ORDER BY name",
+            network,
+            network,
+        )
+        return [_guest(row) for row in rows]
+
     def guests(self) -> list[GuestRecord]:
         """All recorded guests, by name."""
         return [_guest(row) for row in self._store.select("SELECT * FROM guest ORDER BY name")]
@@ -209,12 +219,17 @@ class Registry:
         Addresses of guests' own, and the host's, are no such.
         """
         with self._store.transaction() as db:
-            db.execute(
+            moved = db.execute(
                 "UPDATE forward SET address = ?, claimed = ? WHERE network = ? AND claimed != 0"
                 " AND address != ? AND address NOT IN"
                 " (SELECT address FROM static_nat WHERE network = forward.network)",
                 (int(address), int(address), network, int(address)),
-            )
+            ).rowcount
+            if moved:
+                # What was claimed there before a reboot is void, and none may overlap.
+                db.execute(
+                    "DELETE FROM forward WHERE claimed = ? AND boot != ?", (int(address), boot_id())
+                )
 
     def networks_of(self, owner: str) -> set[str]:
         """The uuids of the networks that an owner's claims concern."""
@@ -230,34 +245,34 @@ class Registry:
         self, network: str | None = None, owner: str | None = None, published: bool = True
     ) -> tuple[Forward, ...]:
         """Claimed forwards, of a network or an owner; by default only those in force."""
-        rows = self._store.select(
-            "SELECT * FROM forward WHERE (? IS NULL OR network = ?) AND (? IS NULL OR owner = ?)"
-            " AND (published OR NOT ?) AND boot = ? ORDER BY proto, address, first",
-            network,
-            network,
-            owner,
-            owner,
-            int(published),
-            boot_id(),
-        )
+        rows = self._claimed("forward", "proto, address, first", network, owner, published)
         return tuple(map(_forward, rows))
 
     def static_nats(
         self, network: str | None = None, owner: str | None = None, published: bool = True
     ) -> tuple[StaticNat, ...]:
         """The same for addresses of guests' own."""
-        rows = self._store.select(
-            "SELECT * FROM static_nat WHERE (? IS NULL OR network = ?)"
-            " AND (? IS NULL OR owner = ?) AND (published OR NOT ?) AND boot = ?"
-            " ORDER BY address",
-            network,
-            network,
-            owner,
-            owner,
-            int(published),
-            boot_id(),
-        )
+        rows = self._claimed("static_nat", "address", network, owner, published)
         return tuple(map(_static, rows))
+
+    def _claimed(
+        self, table: str, order: str, network: str | None, owner: str | None, published: bool
+    ) -> list[sqlite3.Row]:
+        # Only what is asked for stands in the query, or SQLite would use no index.
+        asked = {"network": network, "owner": owner, "boot": boot_id()}
+        wanted = {column: value for column, value in asked.items() if value is not None}
+        where = [f"{column} = ?" for column in wanted] + ["published"] * published
+        return self._store.select(
+            f"SELECT * FROM {table} WHERE {' AND '.join(where)} ORDER BY {order}",
+            *wanted.values(),
+        )
+
+    def ports_claimed(self, proto: str) -> set[int]:
+        """All ports of a protocol that somebody claims, of whatever address."""
+        rows = self._store.select(
+            "SELECT first, last FROM forward WHERE proto = ? AND boot = ?", proto, boot_id()
+        )
+        return {port for first, last in rows for port in range(first, last + 1)}
 
     # -- reservations ------------------------------------------------------
 

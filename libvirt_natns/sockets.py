@@ -5,6 +5,8 @@ A forward of an upstream of kind "host" listens on the host's own addresses: it
 must not take the port of its sshd away.  Source: /proc/net, see proc(5).
 """
 
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from libvirt_natns.errors import ConflictError
@@ -30,12 +32,19 @@ def listening(proto: Protocol) -> set[int]:
     return ports
 
 
-def check_free(forward: Forward) -> None:
-    """Refuse a forward that would take a port away from a program of the host.
+def check_free(forwards: Iterable[Forward]) -> None:
+    """Refuse forwards that would take a port away from a program of the host.
 
     Raises ConflictError.
     """
-    taken = listening(forward.proto) & set(range(forward.first, forward.last + 1))
+    # Where there are many connections, the kernel takes milliseconds to list them.
+    known = cache(listening)
+    for forward in forwards:
+        _check_free(forward, known(forward.proto))
+
+
+def _check_free(forward: Forward, listened: set[int]) -> None:
+    taken = listened & set(range(forward.first, forward.last + 1))
     if taken:
         raise ConflictError(
             f"{forward.owner_name}: a program of the host listens on {forward.proto}"

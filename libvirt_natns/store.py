@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from typing import Literal
 from libvirt_natns import names
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
-from libvirt_natns.tables import SCHEMA, VERSION
+from libvirt_natns.tables import MIGRATIONS, SCHEMA, VERSION
 
 State = Literal["preparing", "starting", "up", "down"]
 """``preparing``: inside our `start` hook; ``starting``: from its end to `started`."""
@@ -107,9 +108,15 @@ def now() -> float:
 
 def _record(row: sqlite3.Row) -> Record:
     values = dict(row)
-    values["subnets"] = tuple(IPv4Network(text) for text in values["subnets"].split())
+    values["subnets"] = _subnets(values["subnets"])
     values["taken_over"] = bool(values["taken_over"])
     return Record(**values)
+
+
+@lru_cache(maxsize=256)
+def _subnets(text: str) -> tuple[IPv4Network, ...]:
+    """A record's subnets; most networks of a host have the same few."""
+    return tuple(map(IPv4Network, text.split()))
 
 
 class Store:
@@ -124,7 +131,7 @@ class Store:
                 self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
             )
             self._db.row_factory = sqlite3.Row
-            if self._version() == 0:
+            if self._version() in (0, *MIGRATIONS):
                 self._create(directory)
             self._db.execute("PRAGMA synchronous = NORMAL")
         except (OSError, sqlite3.Error) as error:
@@ -142,12 +149,16 @@ class Store:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def _create(self, directory: Path) -> None:
+        """Make the database, or bring one of an earlier format to today's."""
         # SQLite does not wait for another process that changes the journal's
         # mode at the same moment, but fails: the lock makes it wait.
         with locked(directory):
-            if self._version() == 0:
+            found = self._version()
+            if found in (0, *MIGRATIONS):
                 self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}COMMIT;")
+                self._db.executescript(
+                    f"BEGIN IMMEDIATE;{MIGRATIONS.get(found, '')}{SCHEMA}COMMIT;"
+                )
 
     def close(self) -> None:
         self._db.close()
@@ -188,13 +199,17 @@ class Store:
 
     def rivals(self, record: Record) -> list[Record]:
         """Others that are not down, since this boot, and claim this one's namespace or bridge."""
+        found = self.holders(record.namespace, record.bridge)
+        return [other for other in found if other.this_boot and other.uuid != record.uuid]
+
+    def holders(self, namespace: str = "", bridge: str = "") -> list[Record]:
+        """Those that are not down, of whatever boot, and have this namespace or this bridge."""
+        # SQLite uses a partial index for either half, but none for both at once.
         rows = self.select(
-            "SELECT * FROM network WHERE state != 'down' AND boot = ? AND uuid != ?"
-            " AND (namespace = ? OR bridge = ?)",
-            boot_id(),
-            record.uuid,
-            record.namespace,
-            record.bridge,
+            "SELECT * FROM network WHERE state != 'down' AND namespace = ?"
+            " UNION SELECT * FROM network WHERE state != 'down' AND bridge = ?",
+            namespace,
+            bridge,
         )
         return [_record(row) for row in rows]
 
@@ -213,11 +228,12 @@ class Store:
                     f" {record.bridge} belongs to {', '.join(rival.name for rival in rivals)}",
                     "stop that one first, or run virt-natns sync if it is gone",
                 )
-            db.execute(
-                "UPDATE network SET state = 'down' WHERE state != 'down' AND boot != ?"
-                " AND uuid != ? AND (namespace = ? OR bridge = ?)",
-                (boot_id(), record.uuid, record.namespace, record.bridge),
-            )
+            for column, value in (("namespace", record.namespace), ("bridge", record.bridge)):
+                db.execute(
+                    "UPDATE network SET state = 'down' WHERE state != 'down' AND boot != ?"
+                    f" AND uuid != ? AND {column} = ?",
+                    (boot_id(), record.uuid, value),
+                )
             db.execute(PUT, self._row(record))
 
     @staticmethod
@@ -267,7 +283,9 @@ class Store:
         return blocker
 
     def _blocker(self, record: Record) -> Record | None:
-        for other in self.networks("starting"):
+        # A literal, for SQLite matches no parameter with the condition of a partial index.
+        rows = self.select("SELECT * FROM network WHERE state = 'starting' ORDER BY name, uuid")
+        for other in map(_record, rows):
             if other.uuid != record.uuid and _blocks(other, record):
                 return other
         return None
@@ -287,7 +305,7 @@ class Store:
     def leased(self, segment: str) -> set[int]:
         """All leased addresses of a segment, as numbers."""
         rows = self.select("SELECT address FROM lease WHERE segment = ?", segment)
-        return {row["address"] for row in rows}
+        return {row[0] for row in rows}
 
     def reclaimable(self, segment: str) -> list[IPv4Address]:
         """Leases that no network uses now, the longest unused first.
@@ -328,16 +346,16 @@ class Store:
             holder = self.holder(segment, address)
             if (holder and holder.uuid != uuid) or self._is_guests(segment, address, uuid):
                 return False
-            db.execute(
-                "DELETE FROM lease WHERE segment = ? AND address = ?"
-                " OR upstream = ? AND network = ?",
-                (segment, int(address), upstream, uuid),
-            )
+            mine = "segment = ? AND address = ? OR upstream = ? AND network = ?"
+            which = (segment, int(address), upstream, uuid)
+            losers = db.execute(f"SELECT network FROM lease WHERE {mine}", which).fetchall()
+            db.execute(f"DELETE FROM lease WHERE {mine}", which)
             db.execute(
                 f"INSERT INTO lease VALUES (?, ?, ?, ?, {NEXT_USE})",
                 (upstream, segment, int(address), uuid),
             )
-            self._forget()
+            for row in losers:
+                self._forget("uuid = ?", row["network"])
         return True
 
     def _is_guests(self, segment: str, address: IPv4Address, uuid: str) -> bool:
@@ -351,15 +369,19 @@ class Store:
         )
         return bool(rows)
 
-    def _forget(self) -> None:
-        """Drop the networks of which nothing is kept any more."""
+    def _forget(self, which: str, uuid: str) -> None:
+        """Drop the networks, among these, of which nothing is kept any more."""
         self._db.execute(
-            "DELETE FROM network WHERE state = 'down' AND uuid NOT IN (SELECT network FROM lease)"
+            f"DELETE FROM network WHERE {which} AND state = 'down'"
+            " AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.network = network.uuid)",
+            (uuid,),
         )
 
     def release(self, upstream: str, uuid: str) -> None:
         """Give a lease back to the pool."""
         with self.transaction() as db:
+            # Others that failed to start before; this one may not be down yet.
+            self._forget("uuid != ?", uuid)
             db.execute("DELETE FROM lease WHERE upstream = ? AND network = ?", (upstream, uuid))
 
     # -- transit subnets ---------------------------------------------------

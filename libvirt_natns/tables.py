@@ -2,10 +2,20 @@
 """The tables of the state database: networks' (``store``) and guests' (``registry``).
 
 Uniqueness is theirs: primary keys, unique indexes, and for ranges of ports a
-trigger.
+trigger.  What is asked when one network or guest comes or goes has an index,
+so that it costs the same however many there are.
 """
 
-VERSION = 1
+VERSION = 2
+
+MIGRATIONS = {
+    # Only indexes and the trigger were other ones; SCHEMA makes what is missing.
+    1: """
+DROP TRIGGER IF EXISTS one_claim;
+DROP INDEX IF EXISTS forward_claim;
+""",
+}
+"""What leads from an earlier format to ``SCHEMA``, which is run after it."""
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS network (
@@ -24,6 +34,8 @@ CREATE TABLE IF NOT EXISTS network (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS one_namespace ON network (namespace) WHERE state != 'down';
 CREATE UNIQUE INDEX IF NOT EXISTS one_bridge ON network (bridge) WHERE state != 'down';
+CREATE INDEX IF NOT EXISTS network_start ON network (state) WHERE state = 'starting';
+CREATE INDEX IF NOT EXISTS network_user ON network (upstream) WHERE state != 'down';
 CREATE TABLE IF NOT EXISTS lease (
     upstream TEXT NOT NULL,
     segment TEXT NOT NULL,
@@ -33,6 +45,8 @@ CREATE TABLE IF NOT EXISTS lease (
     PRIMARY KEY (segment, address),
     UNIQUE (upstream, network)
 );
+CREATE INDEX IF NOT EXISTS lease_network ON lease (network);
+CREATE INDEX IF NOT EXISTS lease_used ON lease (used);
 CREATE TABLE IF NOT EXISTS transit (
     upstream TEXT PRIMARY KEY,
     subnet TEXT NOT NULL
@@ -63,12 +77,14 @@ CREATE TABLE IF NOT EXISTS forward (
 );
 CREATE INDEX IF NOT EXISTS forward_network ON forward (network);
 CREATE INDEX IF NOT EXISTS forward_owner ON forward (owner);
-CREATE INDEX IF NOT EXISTS forward_claim ON forward (scope, proto, first);
+CREATE INDEX IF NOT EXISTS forward_claim ON forward (scope, proto, claimed, first, last);
+CREATE INDEX IF NOT EXISTS forward_ports ON forward (proto, first, last);
+-- Claims do not overlap, so that only the nearest one that begins below the new
+-- one's end can reach into it.
 CREATE TRIGGER IF NOT EXISTS one_claim BEFORE INSERT ON forward
-WHEN EXISTS (
-    SELECT 1 FROM forward WHERE scope = NEW.scope AND proto = NEW.proto
-    AND claimed = NEW.claimed
-    AND first <= NEW.last AND last >= NEW.first
+WHEN NEW.first <= (
+    SELECT last FROM forward WHERE scope = NEW.scope AND proto = NEW.proto
+    AND claimed = NEW.claimed AND first <= NEW.last ORDER BY first DESC LIMIT 1
 ) BEGIN SELECT RAISE(ABORT, 'claimed'); END;
 CREATE TABLE IF NOT EXISTS static_nat (
     scope TEXT NOT NULL,
@@ -82,6 +98,8 @@ CREATE TABLE IF NOT EXISTS static_nat (
     boot TEXT NOT NULL,
     PRIMARY KEY (scope, address)
 );
+CREATE INDEX IF NOT EXISTS static_nat_network ON static_nat (network);
+CREATE INDEX IF NOT EXISTS static_nat_owner ON static_nat (owner);
 CREATE TABLE IF NOT EXISTS reservation (
     network TEXT NOT NULL,
     mac TEXT NOT NULL,

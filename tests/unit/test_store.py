@@ -5,6 +5,7 @@ import multiprocessing
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -15,8 +16,9 @@ import pytest
 from libvirt_natns import store as store_module
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
+from libvirt_natns.registry import Registry
 from libvirt_natns.store import START_LIMIT, Record, Store, boot_id, now
-from libvirt_natns.tables import VERSION
+from libvirt_natns.tables import SCHEMA, VERSION
 
 FIRST = IPv4Address("192.168.0.100")
 SECOND = IPv4Address("192.168.0.101")
@@ -124,6 +126,91 @@ def test_database_of_another_version(tmp_path: Path) -> None:
         db.execute(f"PRAGMA user_version = {VERSION + 1}")
     with pytest.raises(StoreError, match="written by another version"):
         Store(tmp_path)
+
+
+EARLIER = f"""
+{SCHEMA}
+DROP INDEX network_start; DROP INDEX network_user; DROP INDEX lease_network;
+DROP INDEX lease_used; DROP INDEX forward_claim; DROP INDEX forward_ports;
+DROP INDEX static_nat_network; DROP INDEX static_nat_owner; DROP TRIGGER one_claim;
+CREATE INDEX forward_claim ON forward (scope, proto, first);
+CREATE TRIGGER one_claim BEFORE INSERT ON forward
+WHEN EXISTS (
+    SELECT 1 FROM forward WHERE scope = NEW.scope AND proto = NEW.proto
+    AND claimed = NEW.claimed
+    AND first <= NEW.last AND last >= NEW.first
+) BEGIN SELECT RAISE(ABORT, 'claimed'); END;
+PRAGMA user_version = 1;
+"""
+"""Format 1 as it was."""
+
+
+def _schema(directory: Path) -> set[tuple[str, str]]:
+    with closing(sqlite3.connect(directory / "state.db")) as db:
+        return set(db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+
+
+def test_database_of_the_earlier_format_keeps_all_it_has(tmp_path: Path) -> None:
+    old, fresh = tmp_path / "old", tmp_path / "fresh"
+    old.mkdir()
+    with closing(sqlite3.connect(old / "state.db")) as db:
+        db.executescript(EARLIER)
+    # Nothing but its version tells format 1 from today's: rows are the same.
+    with closing(sqlite3.connect(old / "state.db", isolation_level=None)) as db:
+        db.execute("INSERT INTO lease VALUES ('provider', 'br0', 77, 'uuid-a', 1)")
+        db.execute("INSERT INTO transit VALUES ('host', '198.19.252.0/22')")
+    Store(fresh).close()
+    store = Store(old)
+    assert store.lease("provider", "uuid-a") == IPv4Address(77)
+    assert store.transit("host") == IPv4Network("198.19.252.0/22")
+    store.close()
+    assert _schema(old) == _schema(fresh)
+
+
+def test_two_processes_migrate_at_once(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        db.executescript(EARLIER)
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(lambda _: _open_and_read(tmp_path), range(4))) == {""}
+
+
+def _plans(store: Store, run: Callable[[], object]) -> list[str]:
+    """How SQLite finds the rows of each query and change that ``run`` makes."""
+    seen: list[str] = []
+    with store.transaction() as db:
+        db.set_trace_callback(seen.append)
+    run()
+    with store.transaction() as db:
+        db.set_trace_callback(None)
+        asked = [text for text in seen if text.split()[0] in ("SELECT", "UPDATE", "DELETE")]
+        return [
+            f"{row[3]}: {text}"
+            for text in asked
+            for row in db.execute(f"EXPLAIN QUERY PLAN {text}")
+        ]
+
+
+def test_no_start_reads_all_rows_of_a_table(store: Store) -> None:
+    registry = Registry(store)
+    mine = record("a", state="starting")
+
+    def start() -> None:
+        store.holders("nat-a", "virbr-a")
+        store.put(mine)
+        assert store.reserve("provider", SEGMENT, mine.uuid, FIRST)
+        assert store.enter_start(mine) is None
+        store.set_state(mine.uuid, "up")
+        store.in_use("provider")
+        registry.move(mine.uuid, SECOND)
+        registry.forwards(mine.uuid)
+        registry.static_nats(owner=mine.uuid)
+        registry.guests_in(mine.uuid)
+        registry.networks_of(mine.uuid)
+        registry.drop_claims(mine.uuid)
+
+    plans = _plans(store, start)
+    assert any("USING" in plan for plan in plans)
+    assert [plan for plan in plans if plan.startswith("SCAN")] == []
 
 
 def test_damaged_database(tmp_path: Path) -> None:

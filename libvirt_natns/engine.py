@@ -120,7 +120,7 @@ class Engine:
             repaired += self._take_over(network, undo)
             address = self._address(network, upstream)
             self.registry.move(network.uuid, address)
-            self.ensure_host()
+            self._adjust_host(network.uuid)
             operations = self.planner.plan(network, upstream, address)
             repaired += executor.carry_out(self.kernel, operations, undo, self.before)
             if repaired or self._state(network.uuid) != "up":
@@ -150,7 +150,7 @@ class Engine:
         state = self._state(network.uuid)
         if state != "up":
             # Last of all, when the network's state is set back and does not count.
-            undo.add(self.ensure_host)
+            undo.add(self._adjust_host, network.uuid)
             undo.add(_discard_directory, network.uuid)
         if state not in ("starting", "up"):
             self._reserve(network, xml, upstream, undo)
@@ -233,7 +233,7 @@ class Engine:
             self._remove_orphan(xml)
             self._step("note that it is down")
             self.store.set_state(network.uuid, "down")
-            self.ensure_host()
+            self._adjust_host(network.uuid)
 
     def _remove_orphan(self, xml: bytes) -> None:
         """Remove what libvirt left of a network whose `started` was killed.
@@ -346,7 +346,7 @@ class Engine:
             self.store.set_state(uuid, "down")
         _discard_directory(uuid)
         if shared:
-            self.ensure_host()
+            self._adjust_host(uuid)
 
     def _name(self, uuid: str) -> str:
         record = self.store.network(uuid)
@@ -355,10 +355,24 @@ class Engine:
     def ensure_host(self) -> list[str]:
         """Make the host as the networks need it; returns what differed."""
         with self.observer.changing(HOST):
-            return self._make_host()
+            return self._host.ensure()
 
-    def _make_host(self) -> list[str]:
-        return host.ensure(self.kernel, self.planner.host_needs, self.before)
+    def host_differences(self) -> list[str]:
+        """How the host differs from what the networks need, in words."""
+        return self._host.differences()
+
+    @property
+    def _host(self) -> host.Host:
+        planner = self.planner
+        return host.Host(self.kernel, self.store, planner.host_needs, planner.backend, self.before)
+
+    def _adjust_host(self, uuid: str) -> None:
+        """The same where one network alone has come, gone or changed."""
+        if self._host.is_adjusted(uuid):
+            self._host.leave()
+            return
+        with self.observer.changing(HOST):
+            self._host.adjust(uuid)
 
     def hand_back(self, network: Network, *, renew: bool = False) -> None:
         """Take a running network down and give libvirt's bridge its addresses back.

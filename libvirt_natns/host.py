@@ -8,54 +8,77 @@ so whoever comes after a kill knows what to remove.
 Forwarding is switched on for the interfaces concerned alone, not for the whole
 host: a host whose administrator, or another program, switched it on for all
 meanwhile is told apart by the global value, and left as it is then.
+
+Networks come and go one by one, and there may be a thousand: ``adjust`` adds and
+removes what one of them needs, as long as nothing else differs from what ``ensure``
+left, which compares everything.  What the host holds for each network is in the
+state database; whether it is still so, the rules' fingerprint tells.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
 
-from libvirt_natns import executor, firewall, glance, names, plan
+from libvirt_natns import executor, glance, names, plan
+from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host as rules
+from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables
+from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Upstream
+from libvirt_natns.store import Store
 
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
 GLOBAL_FORWARDING = "net/ipv4/conf/all/forwarding"
 LIBVIRT_STATUS = Path("/run/libvirt/network")
+LOADED = "loaded"
 LEFT_RULES = "firewall rules are left over"
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What the networks that run need of the host together.
+    """What a network that runs, or all of them together, need of the host.
 
     ``transits`` are completed upstreams of kind "host".
     """
 
-    backend: str
     transits: tuple[Upstream, ...] = ()
     private: tuple[rules.Private, ...] = ()
     provider: tuple[rules.Provider, ...] = ()
     forwards: tuple[rules.HostForward, ...] = ()
 
-    def with_transit(self, upstream: Upstream) -> Self:
-        """The same, with one more transit, unless it is there already."""
-        if upstream in self.transits:
-            return self
-        return replace(self, transits=(*self.transits, upstream))
+
+def together(all_needs: Iterable[Needs]) -> Needs:
+    """What several networks need."""
+    parts = list(all_needs)
+    return Needs(
+        tuple({each.name: each for part in parts for each in part.transits}.values()),
+        tuple(each for part in parts for each in part.private),
+        tuple(each for part in parts for each in part.provider),
+        tuple(each for part in parts for each in part.forwards),
+    )
 
 
 @dataclass(slots=True)
 class Made:
-    """What is in the host because of us: bridges, forwarding, and the rules' policy."""
+    """What is in the host because of us.
+
+    ``policy`` is "" unless there are rules of ours.  ``seen`` is their fingerprint
+    as it was when all that the database says was in them; "" while that is not
+    sure.  ``counts`` tell how often networks need what they have in common, and
+    ``parents`` are the foreign tables that have a chain of ours.
+    """
 
     bridges: list[str] = field(default_factory=list)
     forwarding: list[str] = field(default_factory=list)
     policy: str = ""
+    seen: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    parents: list[str] = field(default_factory=list)
 
 
 def _file() -> Path:
@@ -74,117 +97,219 @@ def _save(made: Made) -> None:
         _file().unlink(missing_ok=True)
         return
     fresh = _file().with_suffix(".new")
-    fresh.write_text(
-        json.dumps({"bridges": made.bridges, "forwarding": made.forwarding, "policy": made.policy})
-    )
+    fresh.write_text(json.dumps(asdict(made)))
     fresh.replace(_file())
 
 
-def ensure(
-    kernel: Kernel, needs_of: Callable[[], Needs], before: executor.Step | None = None
-) -> list[str]:
-    """Make the host as the networks need it, and no more; returns what differed.
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the networks share.
 
-    ``needs_of`` is asked under the host's lock, so that of two networks that
-    go at once the second one sees that it is the last.  ``before`` is called
-    ahead of each change.  Raises KernelError or FirewallError.
+    ``needs_of`` tells by network what all of them need, or a single one;
+    ``backend`` the name of the firewall's.  ``before`` is called ahead of each
+    change.
     """
-    with locked(names.RUN_DIRECTORY):
-        needs = needs_of()
+
+    kernel: Kernel
+    store: Store
+    needs_of: Callable[[str | None], Mapping[str, Needs]]
+    backend: Callable[[], str]
+    before: executor.Step | None = None
+
+    # -- one network -------------------------------------------------------
+
+    def is_adjusted(self, network: str) -> bool:
+        """Whether the host needs nothing for a network, and has nothing for it.
+
+        So it is with most: where bridged frames do not meet the host's rules, one
+        on an existing bridge concerns the host no more than any guest.
+        """
         made = _load()
-        found = _add(kernel, needs, made, before)
-        found += _remove_unneeded(kernel, needs, made, before)
-        found += _ensure_rules(kernel, needs, made, before)
+        if made != Made() and not made.seen:
+            return False
+        needs = self.needs_of(network).get(network, Needs())
+        return self._part(needs) == Part() and not self.store.host_part(network)
+
+    def leave(self) -> None:
+        """Remove the run-time directory, if nothing is in it any more."""
+        with suppress(OSError):
+            if any(names.RUN_DIRECTORY.iterdir()):
+                return
+            with locked(names.RUN_DIRECTORY):
+                names.RUN_DIRECTORY.rmdir()
+
+    def adjust(self, network: str) -> list[str]:
+        """Make the host as one network needs it; returns what differed.
+
+        Compares everything where that network is not all that has changed.
+        Raises KernelError or FirewallError.
+        """
+        with locked(names.RUN_DIRECTORY):
+            try:
+                found = self._adjust(network, _load())
+            except FirewallError:
+                found = None
+            return self._ensure() if found is None else found
+
+    def _part(self, needs: Needs) -> Part:
+        return host_parts.make(_policy(self.kernel, needs))
+
+    def _adjust(self, network: str, made: Made) -> list[str] | None:
+        """The same, or None where it takes more."""
+        needs = self.needs_of(network).get(network, Needs())
+        old, new = host_parts.load(self.store.host_part(network)), self._part(needs)
+        counts = Counter(made.counts)
+        counts.update(new.counts())
+        counts.subtract(old.counts())
+        script = host_parts.script(old, new, made.parents)
+        same = {key for key, count in counts.items() if count > 0} == set(made.counts)
+        if script is None or not same or not made.seen or made.seen != host_parts.seen():
+            return None
+        seen = made.seen
+        found = self._add(needs.transits, needs.private, made)
+        if old != new:
+            made.seen = ""
+            _save(made)
+            if script:
+                self._announce("load the host's rules")
+                nftables.run(None, script)
+            self.store.put_host_part(network, host_parts.dump(new))
+            made.counts = dict(counts)
+        if not made.seen:
+            made.seen = seen
+            _save(made)
+        return found
+
+    # -- all of them -------------------------------------------------------
+
+    def ensure(self) -> list[str]:
+        """Make the host as the networks need it, and no more; returns what differed.
+
+        What they need is asked under the host's lock, so that of two that go at
+        once the second one sees that it is the last.  Raises KernelError or
+        FirewallError.
+        """
+        with locked(names.RUN_DIRECTORY):
+            return self._ensure()
+
+    def _ensure(self) -> list[str]:
+        parts = self.needs_of(None)
+        needs = together(parts.values())
+        made = _load()
+        before = asdict(made)
+        made.seen = ""
+        found = self._add(needs.transits, needs.private, made)
+        found += self._remove_unneeded(needs, made)
+        found += self._ensure_rules(needs, made)
+        self._note_parts(parts, made)
+        if asdict(made) != before:
+            _save(made)
         with suppress(OSError):
             # Only the last one finds it empty.
             names.RUN_DIRECTORY.rmdir()
         return found
 
+    def _note_parts(self, all_needs: Mapping[str, Needs], made: Made) -> None:
+        """Note what the host holds for each network by now."""
+        parts = {uuid: self._part(needs) for uuid, needs in all_needs.items()}
+        self.store.put_host_parts({uuid: host_parts.dump(part) for uuid, part in parts.items()})
+        counts: Counter[str] = Counter()
+        for part in parts.values():
+            counts.update(part.counts())
+        there = bool(made.bridges or made.policy)
+        made.counts = dict(counts) if there else {}
+        made.parents = nfnetlink.parents(host_nftables.CHAIN) if there else []
+        made.seen = host_parts.seen() if there and self.backend() == nftables.name else ""
 
-def differences(kernel: Kernel, needs: Needs) -> list[str]:
-    """How the host differs from what the networks need, in words."""
-    found = []
-    for upstream in needs.transits:
-        found += executor.differences(kernel, plan_of(kernel, upstream, needs.private))
-    made = _load()
-    found += [f"bridge {bridge} is left over" for bridge in _unneeded(needs, made)]
-    policy = _policy(kernel, needs)
-    if policy.transits or policy.bridge_nf:
-        found += rules.differences(policy, needs.backend)
-    elif made.policy:
-        found.append(LEFT_RULES)
-    return found
+    def differences(self) -> list[str]:
+        """How the host differs from what the networks need, in words."""
+        needs = together(self.needs_of(None).values())
+        found = []
+        for upstream in needs.transits:
+            found += executor.differences(
+                self.kernel, plan_of(self.kernel, upstream, needs.private)
+            )
+        made = _load()
+        found += [f"bridge {bridge} is left over" for bridge in _unneeded(needs, made)]
+        policy = _policy(self.kernel, needs)
+        if policy.transits or policy.bridge_nf:
+            found += rules.differences(policy, self.backend())
+        elif made.policy:
+            found.append(LEFT_RULES)
+        return found
+
+    # -- bridges and forwarding --------------------------------------------
+
+    def _add(
+        self, transits: Iterable[Upstream], private: Iterable[rules.Private], made: Made
+    ) -> list[str]:
+        found: list[str] = []
+        for upstream in transits:
+            operations = plan_of(self.kernel, upstream, private)
+            self._note(operations, made)
+            # Nothing is taken back: what a failed start made, the next call finds
+            # noted and not needed.
+            found += executor.carry_out(self.kernel, operations, executor.Undo(), self.before)
+        return found
+
+    def _note(self, operations: Iterable[plan.Operation], made: Made) -> None:
+        """Write down what is about to be changed, before it is."""
+        bridges, forwarding = set(made.bridges), set(made.forwarding)
+        for operation in operations:
+            if isinstance(operation, plan.TransitBridge):
+                bridges.add(operation.name)
+            elif isinstance(operation, plan.Sysctl) and executor.differs(self.kernel, operation):
+                link = operation.key.split("/")[3]
+                if link not in bridges:
+                    forwarding.add(link)
+        if (bridges, forwarding) != (set(made.bridges), set(made.forwarding)):
+            made.bridges, made.forwarding = sorted(bridges), sorted(forwarding)
+            made.seen = ""
+            _save(made)
+
+    def _remove_unneeded(self, needs: Needs, made: Made) -> list[str]:
+        unneeded = _unneeded(needs, made)
+        for bridge in unneeded:
+            self._announce(f"delete the bridge {bridge}")
+            self.kernel.delete_link(bridge)
+            made.bridges.remove(bridge)
+        if not needs.transits and made.forwarding:
+            if self.kernel.sysctl(None, GLOBAL_FORWARDING) == "0":
+                for link in made.forwarding:
+                    self.kernel.set_sysctl(None, forwarding_of(link), "0")
+            made.forwarding = []
+        return [f"bridge {bridge} was left over" for bridge in unneeded]
+
+    # -- rules -------------------------------------------------------------
+
+    def _announce(self, what: str) -> None:
+        if self.before is not None:
+            self.before(what)
+
+    def _ensure_rules(self, needs: Needs, made: Made) -> list[str]:
+        policy = _policy(self.kernel, needs)
+        if not policy.transits and not policy.bridge_nf:
+            return self._remove_rules(made)
+
+        def announce() -> None:
+            self._announce("load the host's rules")
+            made.policy = LOADED
+            _save(made)
+
+        return list(rules.ensure(policy, self.backend(), announce))
+
+    def _remove_rules(self, made: Made) -> list[str]:
+        if not made.policy:
+            return []
+        self._announce("remove the host's rules")
+        rules.remove()
+        made.policy = ""
+        return [LEFT_RULES]
 
 
 def _unneeded(needs: Needs, made: Made) -> list[str]:
     needed = {upstream.bridge for upstream in needs.transits}
     return [bridge for bridge in made.bridges if bridge not in needed]
-
-
-def plan_of(kernel: Kernel, upstream: Upstream, private: Iterable[rules.Private] = ()) -> plan.Plan:
-    """The host's part of an upstream: nothing, unless it is of kind "host".
-
-    ``private`` are the networks' own bridges: one that starts still has its
-    address in the host.
-    """
-    if upstream.kind != "host":
-        return ()
-    inside = {"lo", upstream.bridge, *(each.bridge for each in private), *isolated_bridges()}
-    return plan.transit(upstream, sorted(kernel.routed_links() - inside))
-
-
-def isolated_bridges() -> set[str]:
-    """Bridges of libvirt's active networks without ``<forward>``: nothing goes in or out there.
-
-    By its status files, for a hook cannot ask libvirt.
-    """
-    found = set()
-    for file in LIBVIRT_STATUS.glob("*.xml"):
-        with suppress(OSError):
-            seen = glance.at_network(file.read_bytes())
-            found |= set() if seen.forwards else {seen.bridge}
-    return found - {""}
-
-
-def _add(kernel: Kernel, needs: Needs, made: Made, before: executor.Step | None) -> list[str]:
-    found: list[str] = []
-    for upstream in needs.transits:
-        operations = plan_of(kernel, upstream, needs.private)
-        _note(kernel, operations, made)
-        # Nothing is taken back: what a failed start made, the next call finds
-        # noted and not needed.
-        found += executor.carry_out(kernel, operations, executor.Undo(), before)
-    return found
-
-
-def _note(kernel: Kernel, operations: Iterable[plan.Operation], made: Made) -> None:
-    """Write down what is about to be changed, before it is."""
-    for operation in operations:
-        if isinstance(operation, plan.TransitBridge):
-            made.bridges = sorted({*made.bridges, operation.name})
-        elif isinstance(operation, plan.Sysctl) and executor.differs(kernel, operation):
-            link = operation.key.split("/")[3]
-            if link not in made.bridges:
-                made.forwarding = sorted({*made.forwarding, link})
-    _save(made)
-
-
-def _remove_unneeded(
-    kernel: Kernel, needs: Needs, made: Made, before: executor.Step | None
-) -> list[str]:
-    unneeded = _unneeded(needs, made)
-    for bridge in unneeded:
-        if before is not None:
-            before(f"delete the bridge {bridge}")
-        kernel.delete_link(bridge)
-        made.bridges.remove(bridge)
-    if not needs.transits and made.forwarding:
-        if kernel.sysctl(None, GLOBAL_FORWARDING) == "0":
-            for link in made.forwarding:
-                kernel.set_sysctl(None, f"net/ipv4/conf/{link}/forwarding", "0")
-        made.forwarding = []
-    _save(made)
-    return [f"bridge {bridge} was left over" for bridge in unneeded]
 
 
 def _policy(kernel: Kernel, needs: Needs) -> rules.HostPolicy:
@@ -203,28 +328,35 @@ def _policy(kernel: Kernel, needs: Needs) -> rules.HostPolicy:
     )
 
 
-def _ensure_rules(
-    kernel: Kernel, needs: Needs, made: Made, before: executor.Step | None
-) -> list[str]:
-    policy = _policy(kernel, needs)
-    if not policy.transits and not policy.bridge_nf:
-        return _remove_rules(made, before)
-    found = list(rules.differences(policy, needs.backend))
-    if found:
-        if before is not None:
-            before("load the host's rules")
-        made.policy = firewall.fingerprint(repr(policy))
-        _save(made)
-        rules.ensure(policy, needs.backend)
-    return found
+def plan_of(kernel: Kernel, upstream: Upstream, private: Iterable[rules.Private] = ()) -> plan.Plan:
+    """The host's part of an upstream: nothing, unless it is of kind "host".
+
+    ``private`` are the networks' own bridges: one that starts still has its
+    address in the host.
+    """
+    if upstream.kind != "host":
+        return ()
+    links = kernel.routed_links() - {"lo", upstream.bridge, *(each.bridge for each in private)}
+    closed = [link for link in links if kernel.sysctl(None, forwarding_of(link)) != "1"]
+    if any(map(kernel.is_bridge, closed)):
+        # Only now, for libvirt has a file a network.
+        links -= isolated_bridges()
+    return plan.transit(upstream, sorted(links))
 
 
-def _remove_rules(made: Made, before: executor.Step | None) -> list[str]:
-    if not made.policy:
-        return []
-    if before is not None:
-        before("remove the host's rules")
-    rules.remove()
-    made.policy = ""
-    _save(made)
-    return [LEFT_RULES]
+def forwarding_of(link: str) -> str:
+    """The setting that has the host forward what comes in by a link."""
+    return f"net/ipv4/conf/{link}/forwarding"
+
+
+def isolated_bridges() -> set[str]:
+    """Bridges of libvirt's active networks without ``<forward>``: nothing goes in or out there.
+
+    By its status files, for a hook cannot ask libvirt.
+    """
+    found = set()
+    for file in LIBVIRT_STATUS.glob("*.xml"):
+        with suppress(OSError):
+            seen = glance.at_network(file.read_bytes())
+            found |= set() if seen.forwards else {seen.bridge}
+    return found - {""}

@@ -171,7 +171,7 @@ class Kernel:
         ports = Path("/sys/class/net", bridge, "brif")
         if ports.is_dir():
             # Listing all links takes 0.2 s with a few hundred of them.
-            return sum(1 for _ in ports.iterdir())
+            return len(os.listdir(ports))
         index = self._index(None, bridge)
         links = self._listed(self._socket(None).get_links)
         return sum(_attribute(link, "IFLA_MASTER") == index for link in links)
@@ -458,9 +458,9 @@ class Kernel:
 
     def routed_links(self) -> set[str]:
         """Names of the host's links that any of its IPv4 routes leads over."""
-        indexes = {_attribute(entry, "RTA_OIF") for entry in self._routes(None)} - {None}
-        links = self._listed(self._socket(None).get_links) if indexes else []
-        return {str(_attribute(link, "IFLA_IFNAME")) for link in links if link["index"] in indexes}
+        # By name at once; listing all links takes 0.2 s with a few hundred of them.
+        lines = Path("/proc/thread-self/net/route").read_text().splitlines()[1:]
+        return {line.split()[0] for line in lines if line.strip()} - {"*"}
 
     # -- sysctls -----------------------------------------------------------
 

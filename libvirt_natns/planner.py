@@ -5,6 +5,7 @@ Reads the configuration, the state database and the kernel; changes nothing,
 but for a transit subnet, which is chosen when it is first needed.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -22,11 +23,11 @@ from libvirt_natns import (
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config, Network, Upstream
+from libvirt_natns.model import Config, Forward, Network, Upstream
 from libvirt_natns.plan import Plan, Published, Surroundings, make, path_mtu
 from libvirt_natns.registry import Registry
 from libvirt_natns.resolvers import Resolvers
-from libvirt_natns.store import Store
+from libvirt_natns.store import Store, User
 
 ETHERNET_MTU = 1500
 
@@ -138,46 +139,54 @@ class Planner:
             known = transit.free(self.kernel, network, upstream)[0]
         return transit.complete(upstream, known)
 
-    def host_needs(self) -> host.Needs:
-        """What all networks that run or start need of the host together."""
-        needs = host.Needs(self.backend())
-        for record in self.store.networks("preparing", "starting", "up"):
-            upstream = self.config.upstreams.get(record.upstream)
-            if upstream is None or not record.runs:
-                continue
-            private = Private(record.bridge, record.subnets)
-            needs = replace(needs, private=(*needs.private, private))
-            subnet = upstream.subnet or self.store.transit(upstream.name)
-            address = self.store.lease(upstream.name, record.uuid)
-            if upstream.kind == "host" and subnet is not None:
-                whole = transit.complete(upstream, subnet)
-                needs = needs.with_transit(whole)
-                if address is not None:
-                    needs = self._with_forwards(needs, record.uuid, whole, address)
-            elif upstream.bridge and address:
-                statics = self.registry.static_nats(record.uuid)
-                outside = (address, *(static.address for static in statics))
-                provider = tuple(Provider(upstream.bridge, each) for each in outside)
-                needs = replace(needs, provider=(*needs.provider, *provider))
-        return needs
+    def host_needs(self, network: str | None = None) -> dict[str, host.Needs]:
+        """What each network that runs or starts, or this one, needs of the host."""
+        upstreams = {name: self._transit(each) for name, each in self.config.upstreams.items()}
+        forwards: defaultdict[str, list[Forward]] = defaultdict(list)
+        statics: defaultdict[str, list[IPv4Address]] = defaultdict(list)
+        for forward in self.registry.forwards(network):
+            forwards[forward.network].append(forward)
+        for static in self.registry.static_nats(network):
+            statics[static.network].append(static.address)
+        return {
+            user.uuid: _needs(user, upstream, forwards[user.uuid], statics[user.uuid])
+            for user in self.store.users(network)
+            if (upstream := upstreams.get(user.upstream)) is not None
+        }
 
-    def _with_forwards(
-        self, needs: host.Needs, network: str, upstream: Upstream, address: IPv4Address
-    ) -> host.Needs:
-        """The host's part of what a network on a transit bridge publishes."""
-        found = tuple(
-            HostForward(
-                forward.proto,
-                forward.address if int(forward.address) else None,
-                forward.first,
-                forward.last,
-                address,
-                upstream.bridge or "",
-                forward.sources,
-            )
-            for forward in self.registry.forwards(network)
-        )
-        return replace(needs, forwards=(*needs.forwards, *found))
+    def _transit(self, upstream: Upstream) -> Upstream:
+        """The upstream as it is known by now: completed, once its subnet is chosen."""
+        if upstream.kind != "host":
+            return upstream
+        subnet = upstream.subnet or self.store.transit(upstream.name)
+        return upstream if subnet is None else transit.complete(upstream, subnet)
+
+
+def _needs(
+    user: User, upstream: Upstream, forwards: list[Forward], statics: list[IPv4Address]
+) -> host.Needs:
+    """What one network needs of the host."""
+    needs = host.Needs(private=(Private(user.bridge, user.subnets),))
+    if upstream.kind == "host" and upstream.subnet is not None:
+        found = (_host_forward(each, upstream, user.address) for each in forwards if user.address)
+        return replace(needs, transits=(upstream,), forwards=tuple(found))
+    if upstream.kind == "host" or not (upstream.bridge and user.address):
+        return needs
+    provider = (Provider(upstream.bridge, each) for each in (user.address, *statics))
+    return replace(needs, provider=tuple(provider))
+
+
+def _host_forward(forward: Forward, upstream: Upstream, address: IPv4Address) -> HostForward:
+    """The host's part of what a network on a transit bridge publishes."""
+    return HostForward(
+        forward.proto,
+        forward.address if int(forward.address) else None,
+        forward.first,
+        forward.last,
+        address,
+        upstream.bridge or "",
+        forward.sources,
+    )
 
 
 def resolvers_of(upstream: Upstream) -> Resolvers:

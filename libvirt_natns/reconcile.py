@@ -16,7 +16,6 @@ from libvirt_natns import document, executor, glance, names
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.guests import Guests
-from libvirt_natns.host import differences as differences_of_host
 from libvirt_natns.model import Network
 from libvirt_natns.registry import GuestRecord
 from libvirt_natns.selection import verdict
@@ -82,7 +81,7 @@ def differences(engine: Engine, record: Record) -> list[str]:
 def host_differences(engine: Engine) -> list[str]:
     """The same for what the networks share in the host."""
     try:
-        return differences_of_host(engine.kernel, engine.planner.host_needs())
+        return engine.host_differences()
     except NatnsError as error:
         return [str(error)]
 

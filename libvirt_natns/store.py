@@ -16,10 +16,10 @@ the database grows with the pools, not with the networks that ever ran.
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Literal
@@ -96,6 +96,18 @@ class Record:
         return self.unfinished or (self.state == "up" and self.this_boot)
 
 
+@dataclass(frozen=True, slots=True)
+class User:
+    """A network that runs or starts, as far as the host is concerned."""
+
+    uuid: str
+    bridge: str
+    upstream: str
+    subnets: tuple[IPv4Network, ...]
+    address: IPv4Address | None
+
+
+@cache
 def boot_id() -> str:
     """The kernel's id of the running boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -383,6 +395,47 @@ class Store:
             # Others that failed to start before; this one may not be down yet.
             self._forget("uuid != ?", uuid)
             db.execute("DELETE FROM lease WHERE upstream = ? AND network = ?", (upstream, uuid))
+
+    # -- what the host has -------------------------------------------------
+
+    def users(self, uuid: str | None = None) -> list[User]:
+        """Networks that run or start, all or one of them, with their leases."""
+        rows = self.select(
+            "SELECT uuid, bridge, network.upstream, subnets, address, state, boot, since"
+            " FROM network LEFT JOIN lease"
+            " ON lease.network = uuid AND lease.upstream = network.upstream"
+            f" WHERE state != 'down' AND boot = ? {'' if uuid is None else 'AND uuid = ?'}"
+            " ORDER BY name, uuid",
+            boot_id(),
+            *(() if uuid is None else (uuid,)),
+        )
+        return [
+            User(row["uuid"], row["bridge"], row["upstream"], _subnets(row["subnets"]), address)
+            for row in rows
+            if row["state"] == "up" or now() - row["since"] < STALLED
+            for address in [IPv4Address(row["address"]) if row["address"] else None]
+        ]
+
+    def host_part(self, uuid: str) -> str:
+        """What the host holds for a network since this boot; "" for nothing."""
+        rows = self.select(
+            "SELECT part FROM host_part WHERE network = ? AND boot = ?", uuid, boot_id()
+        )
+        return str(rows[0]["part"]) if rows else ""
+
+    def put_host_part(self, uuid: str, part: str) -> None:
+        """Note what the host holds for a network."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM host_part WHERE network = ?", (uuid,))
+            if part:
+                db.execute("INSERT INTO host_part VALUES (?, ?, ?)", (uuid, boot_id(), part))
+
+    def put_host_parts(self, parts: Mapping[str, str]) -> None:
+        """The same for all networks: the host holds nothing for any other."""
+        rows = [(uuid, boot_id(), part) for uuid, part in parts.items() if part]
+        with self.transaction() as db:
+            db.execute("DELETE FROM host_part")
+            db.executemany("INSERT INTO host_part VALUES (?, ?, ?)", rows)
 
     # -- transit subnets ---------------------------------------------------
 

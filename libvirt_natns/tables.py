@@ -51,6 +51,11 @@ CREATE TABLE IF NOT EXISTS transit (
     upstream TEXT PRIMARY KEY,
     subnet TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS host_part (
+    network TEXT PRIMARY KEY,
+    boot TEXT NOT NULL,
+    part TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS guest (
     uuid TEXT PRIMARY KEY,
     name TEXT NOT NULL,

@@ -37,7 +37,7 @@ iptables, fragments of twins' packets are put together before ``notrack``, so
 two that bear the same addresses and identification can mix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
@@ -48,6 +48,8 @@ from libvirt_natns.firewall.rules import Rule, checked_interface, limited, singl
 from libvirt_natns.model import Protocol as TransportProtocol
 
 COMMENT = "libvirt-natns"
+
+Announce = Callable[[], None]
 
 LOOPBACK = (IPv4Network("127.0.0.0/8"),)
 
@@ -122,14 +124,29 @@ class HostPolicy:
 def rules(policy: HostPolicy) -> tuple[Rule, ...]:
     """The host's own rules: what is translated, and what goes in and out of a transit."""
     published = {forward.bridge for forward in policy.forwards}
-    made = [rule for forward in policy.forwards for rule in _dnat(forward)]
-    for transit in policy.transits:
-        made += _transit(transit, transit.bridge in published)
-    if policy.bridge_nf:
-        made += [
-            Rule(chain="raw", iif=private.bridge, action="notrack") for private in policy.private
-        ]
-    return tuple(made)
+    shared = [
+        rule
+        for transit in policy.transits
+        for rule in _transit(transit, transit.bridge in published)
+    ]
+    translated, untracked = _dnats(policy), _notracks(policy)
+    return (*translated, *shared, *untracked)
+
+
+def own_rules(policy: HostPolicy) -> tuple[Rule, ...]:
+    """Those of the rules that are a single network's."""
+    return (*_dnats(policy), *_notracks(policy))
+
+
+def _dnats(policy: HostPolicy) -> list[Rule]:
+    return [rule for forward in policy.forwards for rule in _dnat(forward)]
+
+
+def _notracks(policy: HostPolicy) -> list[Rule]:
+    return [
+        Rule(chain="raw", iif=private.bridge, action="notrack", unique=True)
+        for private in (policy.private if policy.bridge_nf else ())
+    ]
 
 
 def _dnat(forward: HostForward) -> Iterator[Rule]:
@@ -169,13 +186,19 @@ def _transit(transit: Transit, published: bool) -> Iterator[Rule]:
 def accepts(policy: HostPolicy) -> tuple[Rule, ...]:
     """What a foreign chain must not drop; one address a rule, as iptables lists them."""
     found = [rule for transit in policy.transits for rule in _transit_accepts(transit)]
+    return (*found, *own_accepts(policy))
+
+
+def own_accepts(policy: HostPolicy) -> list[Rule]:
+    """Those of the accepts that are a single network's."""
+    found: list[Rule] = []
     if policy.bridge_nf:
         found += [
             Rule(chain="forward", iif=bridge, oif=bridge, action="accept", comment=COMMENT)
             for bridge in dict.fromkeys(private.bridge for private in policy.private)
         ]
         found += [rule for provider in policy.provider for rule in _provider_accepts(provider)]
-    return tuple(found)
+    return found
 
 
 def _transit_accepts(transit: Transit) -> Iterator[Rule]:
@@ -198,14 +221,22 @@ def _provider_accepts(provider: Provider) -> Iterator[Rule]:
         )
 
 
-def ensure(policy: HostPolicy, backend_name: str) -> None:
+def ensure(
+    policy: HostPolicy, backend_name: str, announce: Announce = lambda: None
+) -> tuple[str, ...]:
     """Bring the host's rules to ``policy``; where they are, nothing is written.
 
-    Atomic in each framework.  Raises FirewallError.
+    Returns what differed, one line each; ``announce`` is called ahead of each
+    change.  Atomic in each framework.  Raises FirewallError.
     """
     # Ours first: a foreign chain that lets something in relies on them.
-    for framework in _frameworks(backend_name):
-        framework.ensure(_own(policy, framework, backend_name), accepts(policy))
+    return tuple(
+        line
+        for framework in _frameworks(backend_name)
+        for line in framework.ensure(
+            _own(policy, framework, backend_name), accepts(policy), announce
+        )
+    )
 
 
 def differences(policy: HostPolicy, backend_name: str) -> tuple[str, ...]:
@@ -234,8 +265,10 @@ class Framework(Protocol):
     def name(self) -> str:
         """The name of the backend that uses it."""
 
-    def ensure(self, own: tuple[Rule, ...], accepts: tuple[Rule, ...], /) -> None:
-        """Bring everything of ours to these rules."""
+    def ensure(
+        self, own: tuple[Rule, ...], accepts: tuple[Rule, ...], announce: Announce, /
+    ) -> tuple[str, ...]:
+        """Bring everything of ours to these rules; returns what differed."""
 
     def differences(self, own: tuple[Rule, ...], accepts: tuple[Rule, ...], /) -> tuple[str, ...]:
         """What ``ensure`` would change."""

@@ -9,7 +9,7 @@ Limits: a legacy filter table that is in use while python-iptables is missing is
 an error, because nobody can tell what it drops.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -32,14 +32,18 @@ order in which tables are committed."""
 name = iptables.name
 
 
-def ensure(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> None:
+def ensure(
+    own: tuple[Rule, ...], accepts: tuple[Rule, ...], announce: Callable[[], None] = lambda: None
+) -> tuple[str, ...]:
     """Bring our chains and jumps to these rules; tables that need nothing stay unread.
 
-    Raises FirewallError.
+    Returns what differed.  Raises FirewallError.
     """
-    wanted = tables(_wanted(own, accepts))
-    if _concerned(wanted):
-        iptables.call(None, "own", prefix=PREFIX, tables=wanted)
+    found = differences(own, accepts)
+    if found:
+        announce()
+        iptables.call(None, "own", prefix=PREFIX, tables=tables(_wanted(own, accepts)))
+    return found
 
 
 def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:

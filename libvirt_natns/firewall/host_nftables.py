@@ -10,7 +10,7 @@ Comparing is by text: rules are written the way nft lists them.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,7 +162,9 @@ def _own_chain(parent: str, exists: bool, accepts: tuple[Rule, ...]) -> Iterator
     place = f"nftables: chain {CHAIN} in table {_checked(parent)}"
     if exists:
         listed = _lines(nftables.list_chain(f"{parent} {CHAIN}"))
-        if listed == [f"table {parent} {{", f"chain {CHAIN} {{", *statements, "}", "}"]:
+        # In any order: they all accept, and networks come one after the other.
+        whole = [f"table {parent} {{", f"chain {CHAIN} {{", *statements, "}", "}"]
+        if sorted(listed) == sorted(whole):
             return
     yield Repair(
         f"{place} {'was altered' if exists else 'is missing'}",
@@ -192,24 +194,30 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def ensure(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> None:
-    """Mend every difference in one transaction.
+def ensure(
+    own: tuple[Rule, ...], accepts: tuple[Rule, ...], announce: Callable[[], None] = lambda: None
+) -> tuple[str, ...]:
+    """Mend every difference in one transaction; returns what differed.
 
-    Without the program nft there is nothing to do unless ``own`` asks for it.
-    Raises FirewallError.
+    ``announce`` is called ahead of it.  Without the program nft there is nothing
+    to do unless ``own`` asks for it.  Raises FirewallError.
     """
     if not (own or nftables.program()):
-        return
+        return ()
+    found = tuple(repairs(own, accepts))
+    if found:
+        announce()
     try:
-        _mend(own, accepts)
+        _mend(found)
     except FirewallError:
         # Docker and the like may have changed rules since we read them: then the
         # script names what is gone, and as a whole did nothing.
-        _mend(own, accepts)
+        _mend(repairs(own, accepts))
+    return tuple(repair.line for repair in found)
 
 
-def _mend(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> None:
-    script = "".join(repair.script for repair in repairs(own, accepts))
+def _mend(found: Iterable[Repair]) -> None:
+    script = "".join(repair.script for repair in found)
     if script:
         nftables.run(None, script)
 

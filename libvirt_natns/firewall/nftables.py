@@ -19,6 +19,7 @@ from ipaddress import IPv4Network
 
 from libvirt_natns import netns
 from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import nfnetlink
 from libvirt_natns.firewall.rules import EVERYWHERE, Chain, Rule
 
 TABLE = "inet natns"
@@ -82,20 +83,21 @@ VERDICTS = {
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """A table of destinations that is looked up once, whatever it holds."""
+    """A table that is looked up once, whatever it holds; without ``data`` a set."""
 
     name: str
     key: str
     data: str
     lookup: str
     interval: bool = False
+    chain: Chain = "dstnat"
 
     def declaration(self, elements: Iterable[str]) -> list[str]:
         """The map with its elements, as lines."""
         flags = ["\t\tflags interval"] if self.interval else []
         return [
-            f"\tmap {self.name} {{",
-            f"\t\ttype {self.key} : {self.data}",
+            f"\t{'map' if self.data else 'set'} {self.name} {{",
+            f"\t\ttype {self.key} : {self.data}" if self.data else f"\t\ttype {self.key}",
             *flags,
             f"\t\telements = {{ {', '.join(elements)} }}",
             "\t}",
@@ -104,7 +106,7 @@ class Map:
     @property
     def statement(self) -> str:
         """The rule that looks it up."""
-        return f"{self.lookup} map @{self.name}"
+        return f"{self.lookup} map @{self.name}" if self.data else self.lookup
 
 
 # By whether the rule is for any local address, and whether it leaves a run of
@@ -139,19 +141,31 @@ MAPS = {
 }
 
 
+UNTRACKED = Map("untracked", "ifname", "", "iifname @untracked notrack", chain="raw")
+"""Bridges whose frames stay out of conntrack."""
+
+
+def looked_up(rules: Iterable[Rule]) -> tuple[dict[Map, list[str]], list[Rule]]:
+    """The elements of each map that has some, and the rules that are in none."""
+    elements: dict[Map, list[str]] = {kind: [] for kind in (*MAPS.values(), UNTRACKED)}
+    rest = []
+    for rule in rules:
+        kind = _map_of(rule)
+        if kind is None:
+            rest.append(rule)
+        else:
+            elements[kind] += _elements(rule, kind)
+    return {kind: members for kind, members in elements.items() if members}, rest
+
+
 def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
     """The whole script that puts ``rules`` in place of what our table held."""
     chains: dict[Chain, list[str]] = {chain: [] for chain in layout}
-    elements: dict[Map, list[str]] = {kind: [] for kind in MAPS.values()}
-    for rule in rules:
-        if _in_a_map(rule):
-            kind = MAPS[rule.local, rule.width > 1 and rule.to_ports is None]
-            elements[kind] += _elements(rule, kind)
-        else:
-            chains[rule.chain].append(statement(rule))
-    filled = {kind: members for kind, members in elements.items() if members}
-    if filled:
-        chains["dstnat"] = [*(kind.statement for kind in filled), *chains["dstnat"]]
+    filled, rest = looked_up(rules)
+    for kind in filled:
+        chains[kind.chain].append(kind.statement)
+    for rule in rest:
+        chains[rule.chain].append(statement(rule))
     lines = [f"table {TABLE} {{"]
     for kind, members in filled.items():
         lines += kind.declaration(members)
@@ -174,12 +188,21 @@ def _chain(chain: str, hook: Hook, statements: Iterable[str]) -> Iterator[str]:
     yield "\t}"
 
 
-def _in_a_map(rule: Rule) -> bool:
-    """Whether nothing but its one destination decides about a rule."""
-    return rule.unique and not rule.sources and (rule.local or len(rule.destinations) == 1)
+def _map_of(rule: Rule) -> Map | None:
+    """The map of a rule about which nothing decides but its destination, or its bridge."""
+    if not rule.unique or rule.sources:
+        return None
+    if rule.action == "notrack":
+        return UNTRACKED
+    if rule.local or len(rule.destinations) == 1:
+        return MAPS[rule.local, rule.width > 1 and rule.to_ports is None]
+    return None
 
 
 def _elements(rule: Rule, kind: Map) -> Iterator[str]:
+    if kind is UNTRACKED:
+        yield f'"{rule.iif}"'
+        return
     key = f"{rule.protocol} . "
     if not rule.local:
         key = f"{_network(rule.destinations[0])} . {key}"
@@ -342,6 +365,9 @@ def run(namespace: str | None, script: str) -> None:
 
 def require() -> None:
     """Raise FirewallError, with a remedy, where this backend cannot work."""
+    # nft reads all elements of all sets, whatever it is asked for.
+    if program() and nfnetlink.works():
+        return
     done = _nft(None, "list", "tables")
     if done.returncode != 0:
         raise FirewallError(

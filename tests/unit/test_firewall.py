@@ -193,12 +193,15 @@ HOST_TABLE = """\
 add table inet natns
 delete table inet natns
 table inet natns {
+	set untracked {
+		type ifname
+		elements = { "virbr10", "virbr11" }
+	}
 	chain raw {
 		type filter hook prerouting priority -450; policy accept;
+		iifname @untracked notrack
 		iifname != "lo" ip daddr 127.0.0.0/8 drop
 		iifname "natns-host" ip saddr 127.0.0.0/8 drop
-		iifname "virbr10" notrack
-		iifname "virbr11" notrack
 	}
 	chain forward {
 		type filter hook forward priority filter; policy accept;

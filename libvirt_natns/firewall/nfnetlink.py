@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whether somebody has touched the host's rules: one fingerprint, without a program.
+
+nft lists a table with all elements of its sets: with thousands of published ports
+that takes longer than all else that a network's start does.  The kernel itself
+hands out rules without elements, in some 0.1 ms; what matters of them is:
+
+* our own table's chains and rules, byte by byte (none has a counter);
+* of each foreign chain that sees forwarded packets the handles of its rules,
+  which are never given out twice, and of our chains in foreign tables that they
+  are there.
+
+Limits: elements of our sets, and the rules in our chains in foreign tables, are not
+looked at; a full comparison does.  Source: linux/netfilter/nf_tables.h.
+"""
+
+import hashlib
+import socket
+import struct
+from collections.abc import Iterator
+
+NETLINK_NETFILTER = 12
+NFNL_SUBSYS_NFTABLES = 10
+GET_CHAIN, GET_RULE = 4, 7
+NLM_F_REQUEST_DUMP = 0x301
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_DUMP_INTR = 0x10
+CHAIN_TABLE, CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 1, 2, 3, 4, 5
+HOOK_NUMBER = 1
+RULE_TABLE, RULE_CHAIN, RULE_HANDLE = 1, 2, 3
+NF_INET_FORWARD = 2
+NFPROTO_INET, NFPROTO_IPV4 = 1, 2
+NLA_TYPE = 0x3FFF
+BUFFER = 1 << 18
+
+Attributes = dict[int, bytes]
+
+
+def fingerprint(table: str, chain: str) -> str:
+    """What changes whenever somebody alters our table, or the chains around it.
+
+    ``table`` is ours, "family name"; ``chain`` is the name of ours in foreign tables.
+    "" where the kernel does not tell.
+    """
+    family, _, name = table.partition(" ")
+    ours = ({"inet": NFPROTO_INET, "ip": NFPROTO_IPV4}[family], name.encode())
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
+            digest = hashlib.sha256()
+            for line in _lines(session, ours, chain.encode()):
+                digest.update(line)
+            return digest.hexdigest()
+    except OSError:
+        return ""
+
+
+def works() -> bool:
+    """Whether the kernel has nftables at all, and hands its chains out."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
+            return all(True for _ in _dump(session, GET_CHAIN))
+    except OSError:
+        return False
+
+
+def parents(chain: str) -> list[str]:
+    """The tables that have a chain of that name, as nft calls them: "family table"."""
+    families = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip"}
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
+            found = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
+    except OSError:
+        return []
+    return sorted(
+        f"{families[family]} {_text(each, CHAIN_TABLE).decode()}"
+        for family, each in found
+        if family in families and _text(each, CHAIN_NAME) == chain.encode()
+    )
+
+
+def _lines(session: socket.socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[bytes]:
+    found = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
+    for family, each in found:
+        table, name = _text(each, CHAIN_TABLE), _text(each, CHAIN_NAME)
+        said = repr((family, table, name, each.get(CHAIN_HANDLE), each.get(CHAIN_POLICY))).encode()
+        if (family, table) == ours:
+            yield said + each.get(CHAIN_HOOK, b"")
+        elif family in (NFPROTO_INET, NFPROTO_IPV4) and (name == chain or _forwards(each)):
+            yield said
+            if name != chain:
+                yield from _handles(session, family, table, name)
+    for family, body in _dump(session, GET_RULE, ours[0], _attribute(RULE_TABLE, ours[1])):
+        if (family, _text(_attributes(body), RULE_TABLE)) == ours:
+            yield body
+
+
+def _handles(session: socket.socket, family: int, table: bytes, chain: bytes) -> Iterator[bytes]:
+    where = _attribute(RULE_TABLE, table) + _attribute(RULE_CHAIN, chain)
+    for _, body in _dump(session, GET_RULE, family, where):
+        rule = _attributes(body)
+        if (_text(rule, RULE_TABLE), _text(rule, RULE_CHAIN)) == (table, chain):
+            yield rule.get(RULE_HANDLE, b"")
+
+
+def _forwards(chain: Attributes) -> bool:
+    hook = _attributes(chain.get(CHAIN_HOOK, b"")).get(HOOK_NUMBER, b"")
+    return len(hook) == 4 and struct.unpack("!I", hook)[0] == NF_INET_FORWARD
+
+
+def _dump(
+    session: socket.socket, what: int, family: int = 0, attributes: bytes = b""
+) -> Iterator[tuple[int, bytes]]:
+    """All of a kind, as the family and the attributes of each.  Raises OSError."""
+    kind = NFNL_SUBSYS_NFTABLES << 8 | what
+    header = struct.pack("=IHHII", 20 + len(attributes), kind, NLM_F_REQUEST_DUMP, 1, 0)
+    session.sendto(header + struct.pack("!BBH", family, 0, 0) + attributes, (0, 0))
+    while True:
+        data = session.recv(BUFFER)
+        offset = 0
+        while offset < len(data):
+            length, found, flags = struct.unpack_from("=IHH", data, offset)
+            if found == NLMSG_DONE:
+                return
+            if found == NLMSG_ERROR or flags & NLM_F_DUMP_INTR:
+                raise OSError("nftables' rules cannot be listed")
+            yield data[offset + 16], data[offset + 20 : offset + length]
+            offset += length + 3 & ~3
+
+
+def _attribute(kind: int, text: bytes) -> bytes:
+    padded = text + b"\0" * (4 - len(text) % 4)
+    return struct.pack("=HH", 5 + len(text), kind) + padded
+
+
+def _attributes(data: bytes) -> Attributes:
+    found: Attributes = {}
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        found[kind & NLA_TYPE] = data[offset + 4 : offset + length]
+        offset += max(length, 4) + 3 & ~3
+    return found
+
+
+def _text(attributes: Attributes, kind: int) -> bytes:
+    return attributes.get(kind, b"").rstrip(b"\0")

@@ -171,7 +171,8 @@ class Kernel:
         ports = Path("/sys/class/net", bridge, "brif")
         if ports.is_dir():
             # Listing all links takes 0.2 s with a few hundred of them.
-            return len(os.listdir(ports))
+            with os.scandir(ports) as entries:
+                return sum(1 for _ in entries)
         index = self._index(None, bridge)
         links = self._listed(self._socket(None).get_links)
         return sum(_attribute(link, "IFLA_MASTER") == index for link in links)

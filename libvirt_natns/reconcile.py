@@ -5,21 +5,29 @@ Nothing here calls libvirt: the caller hands over a way to ask which networks
 are active.  It is asked after the records were read: what was recorded as up
 by then and is not active any more has ended, while a network that starts in
 the meantime is let alone.
+
+Networks are repaired several at once, each worker with a database connection and
+a kernel session of its own: what takes long is to wait, for an address that might
+answer, for dnsmasq, and for the kernel.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 from libvirt_natns import document, executor, glance, names
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import NatnsError
+from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.guests import Guests
+from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Network
 from libvirt_natns.registry import GuestRecord
 from libvirt_natns.selection import verdict
-from libvirt_natns.store import Record
+from libvirt_natns.store import Record, Store
 
 Active = Mapping[str, bytes]
 """Networks that libvirt has active: their XML by uuid."""
@@ -51,8 +59,11 @@ def no_guests() -> None:
 Finding = tuple[str, str]
 """A network's name ("host" for what they share), and what is to be said of it."""
 
-Repair = tuple[str, Callable[[], list[str]]]
+Repair = tuple[str, Callable[[Engine], list[str]]]
 """A network's name, and what repairs it and returns what was wrong."""
+
+WORKERS = 8
+"""How many networks are repaired at once."""
 
 NOT_ACTIVE = "is not active in libvirt any more"
 NO_ROUTER = "is active in libvirt, but has no router"
@@ -151,12 +162,15 @@ def _network_of_ours(engine: Engine, xml: bytes) -> Network | None:
 def _leftovers(engine: Engine) -> Iterator[tuple[str, str | None]]:
     """Namespaces and directories of ours whose network is not recorded as running.
 
-    As the network's uuid, with the namespace where there is one.
+    As the network's uuid, with the namespace where there is one.  A namespace that
+    bears the name of one that runs is looked at when that one is.
     """
-    running = {record.uuid for record in engine.store.networks() if record.state != "down"}
+    records = engine.store.networks("preparing", "starting", "up")
+    running = {record.uuid for record in records}
+    named = {record.namespace for record in records if record.this_boot}
     owners = {}
     for file in names.NETNS_DIRECTORY.glob("nat-*"):
-        owner = engine.kernel.namespace_owner(file.name)
+        owner = None if file.name in named else engine.kernel.namespace_owner(file.name)
         if owner and owner not in running:
             owners[owner] = file.name
     yield from owners.items()
@@ -193,63 +207,120 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
     records = engine.store.networks("preparing", "starting", "up")
     recorded = Guests(engine).registry.guests()
     active, running = ask(), ask_guests()
-    outcome = _carry_out(_repairs(engine, records, active, ask))
-    if running is None:
-        return outcome
-    # Their networks are there by now.
-    more = _carry_out(_guest_repairs(Guests(engine), recorded, running))
-    return Outcome(outcome.repaired + more.repaired, outcome.errors + more.errors)
+    here = _running(engine, records, active)
+    done = [
+        # First, for their names and bridges may be another network's by now.
+        _carry_out(engine, _endings(engine, records, here)),
+        _carry_out(engine, ((_name(here[uuid]), _active(uuid, here[uuid], ask)) for uuid in here)),
+        _carry_out(engine, [("host", Engine.ensure_host)]),
+    ]
+    if running is not None:
+        # Their networks are there by now.
+        done.append(_carry_out(engine, _guest_repairs(recorded, running)))
+    return _together(done)
 
 
-def _guest_repairs(
-    guests: Guests, recorded: list[GuestRecord], running: Running
-) -> Iterator[Repair]:
+def _guest_repairs(recorded: list[GuestRecord], running: Running) -> Iterator[Repair]:
     for record in _stopped(recorded, running):
-        yield record.name, partial(guests.end, record)
+        yield record.name, partial(_end_guest, record)
     known = {record.uuid for record in recorded}
     for uuid, xml in running.domains.items():
-        yield glance.at_domain(xml).name, partial(guests.converge, xml, uuid in known)
+        yield glance.at_domain(xml).name, partial(_converge_guest, xml, uuid in known)
 
 
-def _carry_out(repairs: Iterator[Repair]) -> Outcome:
-    """All of it, whatever fails on the way."""
-    outcome = Outcome([], [])
-    for name, repair in repairs:
-        try:
-            outcome.repaired.extend((name, what) for what in repair())
-        except NatnsError as error:
-            told = str(error)
-            outcome.errors.append(told if name in told else f"{name}: {told}")
-    return outcome
+def _end_guest(record: GuestRecord, engine: Engine) -> list[str]:
+    return Guests(engine).end(record)
 
 
-def _repairs(
-    engine: Engine, records: list[Record], active: Active | None, ask: Ask
+def _converge_guest(xml: bytes, known: bool, engine: Engine) -> list[str]:
+    return Guests(engine).converge(xml, known)
+
+
+def _carry_out(engine: Engine, repairs: Iterable[Repair]) -> Outcome:
+    """All of it, several at once and whatever fails on the way; told in order."""
+    jobs = list(enumerate(repairs))
+    waiting = deque(jobs)
+    workers = min(WORKERS, len(jobs))
+    outcomes: dict[int, Outcome] = {}
+
+    def work() -> None:
+        with _engine_like(engine) as own:
+            while waiting:
+                try:
+                    number, repair = waiting.popleft()
+                except IndexError:
+                    return
+                outcomes[number] = _attempt(own, repair)
+                # Or it would keep a socket in every namespace.
+                own.kernel.close()
+
+    if workers < 2:
+        outcomes = {number: _attempt(engine, repair) for number, repair in jobs}
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            for future in [pool.submit(work) for _ in range(workers)]:
+                future.result()
+    return _together([outcomes[number] for number, _ in jobs])
+
+
+def _together(outcomes: Iterable[Outcome]) -> Outcome:
+    whole = Outcome([], [])
+    for each in outcomes:
+        whole.repaired.extend(each.repaired)
+        whole.errors.extend(each.errors)
+    return whole
+
+
+@contextmanager
+def _engine_like(engine: Engine) -> Iterator[Engine]:
+    """The same verbs with a database connection and a kernel session of their own."""
+    with closing(Store(engine.store.path.parent)) as store, Kernel() as kernel:
+        yield replace(engine, store=store, kernel=kernel)
+
+
+def _attempt(engine: Engine, repair: Repair) -> Outcome:
+    name, mend = repair
+    try:
+        return Outcome([(name, what) for what in mend(engine)], [])
+    except NatnsError as error:
+        told = str(error)
+        return Outcome([], [told if name in told else f"{name}: {told}"])
+
+
+def _running(engine: Engine, records: list[Record], active: Active | None) -> dict[str, bytes]:
+    """Networks that are active, by their bridges where libvirt does not answer."""
+    if active is not None:
+        return dict(active)
+    return {
+        record.uuid: record.document for record in records if _is_active(engine, record, active)
+    }
+
+
+def _endings(
+    engine: Engine, records: list[Record], running: Mapping[str, bytes]
 ) -> Iterator[Repair]:
-    running = {} if active is None else dict(active)
     for record in records:
-        if not _is_active(engine, record, active):
-            yield record.name, partial(_end, engine, record)
-        elif active is None:
-            running[record.uuid] = record.document
+        if record.uuid not in running and not record.unfinished:
+            yield record.name, partial(_end, record)
     for uuid, namespace in _leftovers(engine):
         if uuid not in running:
-            yield namespace or uuid, partial(_tidy, engine, uuid, namespace)
-    for uuid, xml in running.items():
-        yield _name(xml), partial(_repair_active, engine, uuid, xml, ask)
-    yield "host", engine.ensure_host
+            yield namespace or uuid, partial(_tidy, uuid, namespace)
 
 
-def _end(engine: Engine, record: Record) -> list[str]:
+def _active(uuid: str, xml: bytes, ask: Ask) -> Callable[[Engine], list[str]]:
+    return partial(_repair_active, uuid, xml, ask)
+
+
+def _end(record: Record, engine: Engine) -> list[str]:
     ended = engine.down_unless_changed(record)
     return [f"{NOT_ACTIVE}: removed"] if ended and record.this_boot else []
 
 
-def _tidy(engine: Engine, uuid: str, namespace: str | None) -> list[str]:
+def _tidy(uuid: str, namespace: str | None, engine: Engine) -> list[str]:
     return ["was left over: removed"] if engine.tidy(uuid, namespace) else []
 
 
-def _repair_active(engine: Engine, uuid: str, xml: bytes, ask: Ask) -> list[str]:
+def _repair_active(uuid: str, xml: bytes, ask: Ask, engine: Engine) -> list[str]:
     """Repair a network, unless it turns out to have ended in the meantime."""
     try:
         return _repair(engine, uuid, xml)
@@ -272,8 +343,20 @@ def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
     network = document.parse_network(xml) if up else _network_of_ours(engine, xml)
     if network is None:
         return []
-    found = engine.up(network, xml)
+    found = _up(engine, network, xml)
     return found if up else [f"{NO_ROUTER}: it has got one"]
+
+
+def _up(engine: Engine, network: Network, xml: bytes) -> list[str]:
+    """Bring a network up, also where one that is gone has left its namespace behind."""
+    try:
+        return engine.up(network, xml)
+    except ConflictError:
+        namespace = names.namespace(network.name)
+        owner = engine.kernel.namespace_owner(namespace)
+        if not owner or owner == network.uuid or not engine.tidy(owner, namespace):
+            raise
+    return engine.up(network, xml)
 
 
 def release(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
@@ -283,7 +366,12 @@ def release(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
     networks overlap, libvirt's dnsmasq go on without their lease helper.
     """
     records = engine.store.networks("preparing", "starting", "up")
-    return _carry_out(_releases(engine, records, ask(), renew))
+    done = [
+        _carry_out(engine, _releases(engine, records, ask(), renew)),
+        _carry_out(engine, _forgettings(engine)),
+        _carry_out(engine, [("host", Engine.ensure_host)]),
+    ]
+    return _together(done)
 
 
 def _releases(
@@ -298,13 +386,15 @@ def _releases(
             documents = [active[uuid], *documents] if uuid in active else []
         name = record.name if record else namespace or uuid
         again = renew and record is not None and _alone(record, records)
-        yield name, partial(_release, engine, uuid, namespace, documents, again)
-    for guest in Guests(engine).registry.guests():
-        yield guest.name, partial(_forget, engine, guest.uuid)
-    yield "host", engine.ensure_host
+        yield name, partial(_release, uuid, namespace, documents, again)
 
 
-def _forget(engine: Engine, guest: str) -> list[str]:
+def _forgettings(engine: Engine) -> Iterator[Repair]:
+    for guest in engine.registry.guests():
+        yield guest.name, partial(_forget, guest.uuid)
+
+
+def _forget(guest: str, engine: Engine) -> list[str]:
     Guests(engine).forget(guest)
     return []
 
@@ -325,7 +415,7 @@ def _alone(record: Record, records: list[Record]) -> bool:
 
 
 def _release(
-    engine: Engine, uuid: str, namespace: str | None, documents: list[bytes], renew: bool
+    uuid: str, namespace: str | None, documents: list[bytes], renew: bool, engine: Engine
 ) -> list[str]:
     """Hand a network back by the first document that is acceptable; remove it without one."""
     if not documents:
@@ -337,6 +427,6 @@ def _release(
     except NatnsError:
         if len(documents) == 1:
             raise
-        return _release(engine, uuid, namespace, documents[1:], renew)
+        return _release(uuid, namespace, documents[1:], renew, engine)
     engine.hand_back(network, renew=renew)
     return ["given back to libvirt"]

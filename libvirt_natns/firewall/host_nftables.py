@@ -158,14 +158,16 @@ def _own_table(found: Found, own: tuple[Rule, ...]) -> Iterator[Repair]:
 
 
 def _own_chain(parent: str, exists: bool, accepts: tuple[Rule, ...]) -> Iterator[Repair]:
-    statements = [nftables.statement(rule) for rule in accepts]
+    wanted = [nftables.statement(rule) for rule in accepts]
     place = f"nftables: chain {CHAIN} in table {_checked(parent)}"
-    if exists:
-        listed = _lines(nftables.list_chain(f"{parent} {CHAIN}"))
-        # In any order: they all accept, and networks come one after the other.
-        whole = [f"table {parent} {{", f"chain {CHAIN} {{", *statements, "}", "}"]
-        if sorted(listed) == sorted(whole):
-            return
+    listed = _lines(nftables.list_chain(f"{parent} {CHAIN}")) if exists else []
+    present = listed[2:-2]
+    # In any order: they all accept, and networks come one after the other.
+    if exists and sorted(present) == sorted(set(wanted)):
+        return
+    known = set(wanted)
+    kept = [statement for statement in present if statement in known]
+    statements = dict.fromkeys([*kept, *wanted])
     yield Repair(
         f"{place} {'was altered' if exists else 'is missing'}",
         f"add chain {parent} {CHAIN}\nflush chain {parent} {CHAIN}\n"

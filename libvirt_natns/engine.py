@@ -261,7 +261,13 @@ class Engine:
             return arp.probe(upstream.bridge or "", addresses, upstream.probe)
 
         self._step("lease an address")
-        address = pool.reserve(self.store, network, upstream, probe, self.kernel.host_addresses())
+        address = pool.reserve(
+            self.store,
+            selection.applicant(network),
+            upstream,
+            probe,
+            self.kernel.host_addresses(),
+        )
         if network.nat and network.nat.forwards:
             undo.add(self.registry.drop_claims, network.uuid)
             choices = publication.Choices(self.config, self.store, self.kernel)
@@ -278,7 +284,11 @@ class Engine:
         if leased is not None and upstream.subnet and leased in upstream.subnet:
             return leased
         return pool.reserve(
-            self.store, network, upstream, lambda _: set(), self.kernel.host_addresses()
+            self.store,
+            selection.applicant(network),
+            upstream,
+            lambda _: set(),
+            self.kernel.host_addresses(),
         )
 
     # -- refresh -----------------------------------------------------------

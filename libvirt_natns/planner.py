@@ -115,7 +115,7 @@ class Planner:
         upstream = self._preview_upstream(network)
         selection.check_addresses(network, upstream)
         address = self.store.lease(upstream.name, network.uuid) or pool.next_address(
-            self.store, network, upstream, self.kernel.host_addresses()
+            self.store, selection.applicant(network), upstream, self.kernel.host_addresses()
         )
         # What libvirt will write is not known yet.
         files = dnsmasq_config.Files("") if network.has_dnsmasq else None

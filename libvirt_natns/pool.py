@@ -15,8 +15,8 @@ from ipaddress import IPv4Address
 from itertools import chain, islice, repeat
 
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import NatMetadata, Network, Upstream
-from libvirt_natns.selection import check_wanted, reserved_addresses
+from libvirt_natns.model import Upstream
+from libvirt_natns.selection import Applicant, check_wanted, reserved_addresses
 from libvirt_natns.store import Store
 
 FIRST_BATCHES = (1, 16)
@@ -30,56 +30,55 @@ Probe = Callable[[Collection[IPv4Address]], set[IPv4Address]]
 
 def reserve(
     store: Store,
-    network: Network,
+    applicant: Applicant,
     upstream: Upstream,
     probe: Probe,
     excluded: Collection[IPv4Address] = (),
 ) -> IPv4Address:
-    """The address of a network: wanted, kept from last time, or new from the pool.
+    """The address of a network or guest: wanted, kept from last time, or new from the pool.
 
     ``excluded`` are further addresses in use, the host's own among them.
     Raises LeaseError where the wanted one cannot be had or the pool is used up.
     """
-    wanted = network.nat.address if network.nat else None
-    if wanted is not None:
-        return _reserve_wanted(store, network, upstream, probe, excluded, wanted)
-    kept = store.lease(upstream.name, network.uuid)
+    if applicant.wanted is not None:
+        return _reserve_wanted(store, applicant, upstream, probe, excluded, applicant.wanted)
+    kept = store.lease(upstream.name, applicant.key)
     again = kept is not None and _usable(upstream, kept, excluded) and not probe([kept])
-    if kept is not None and again and _take(store, network, upstream, kept):
+    if kept is not None and again and _take(store, applicant, upstream, kept):
         return kept
-    return _reserve_new(store, network, upstream, probe, excluded)
+    return _reserve_new(store, applicant, upstream, probe, excluded)
 
 
 def _segment(upstream: Upstream) -> str:
     return upstream.bridge or upstream.name
 
 
-def _take(store: Store, network: Network, upstream: Upstream, address: IPv4Address) -> bool:
+def _take(store: Store, applicant: Applicant, upstream: Upstream, address: IPv4Address) -> bool:
     """Lease an address, unless another network was faster."""
-    return store.reserve(upstream.name, _segment(upstream), network.uuid, address)
+    return store.reserve(upstream.name, _segment(upstream), applicant.key, address)
 
 
 def _reserve_wanted(
     store: Store,
-    network: Network,
+    applicant: Applicant,
     upstream: Upstream,
     probe: Probe,
     excluded: Collection[IPv4Address],
     wanted: IPv4Address,
 ) -> IPv4Address:
-    check_wanted(network, upstream, wanted)
-    asked = f"network {network.name}: the wanted address {wanted} of upstream {upstream.name}"
+    check_wanted(applicant, upstream, wanted)
+    asked = f"{applicant.who}: the wanted address {wanted} of upstream {upstream.name}"
     if wanted in excluded:
         raise LeaseError(f"{asked} is the host's own", "choose another")
     holder = store.holder(_segment(upstream), wanted)
-    if holder is not None and holder.uuid != network.uuid:
+    if holder is not None and holder.uuid != applicant.key:
         raise LeaseError(
             f"{asked} is leased to network {holder.name}",
             "choose another, or stop that network",
         )
     if probe([wanted]):
         raise LeaseError(f"{asked} is in use by another machine", "choose another, or free it")
-    if not _take(store, network, upstream, wanted):
+    if not _take(store, applicant, upstream, wanted):
         raise LeaseError(f"{asked} was leased to another network meanwhile", "choose another")
     return wanted
 
@@ -94,7 +93,7 @@ def _usable(upstream: Upstream, address: IPv4Address, excluded: Collection[IPv4A
 
 def _reserve_new(
     store: Store,
-    network: Network,
+    applicant: Applicant,
     upstream: Upstream,
     probe: Probe,
     excluded: Collection[IPv4Address],
@@ -107,24 +106,24 @@ def _reserve_new(
         answered = probe(batch)
         occupied |= answered
         for address in batch:
-            if address not in answered and _take(store, network, upstream, address):
+            if address not in answered and _take(store, applicant, upstream, address):
                 return address
-    raise _exhausted(network, upstream, occupied)
+    raise _exhausted(applicant, upstream, occupied)
 
 
 def next_address(
-    store: Store, network: Network, upstream: Upstream, excluded: Collection[IPv4Address]
+    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[IPv4Address]
 ) -> IPv4Address:
     """The address that ``reserve`` would try first; leases nothing.
 
     Raises LeaseError.
     """
-    if network.nat and network.nat.address:
-        check_wanted(network, upstream, network.nat.address)
-        return network.nat.address
+    if applicant.wanted is not None:
+        check_wanted(applicant, upstream, applicant.wanted)
+        return applicant.wanted
     for address in _candidates(store, upstream, excluded):
         return address
-    raise _exhausted(network, upstream, ())
+    raise _exhausted(applicant, upstream, ())
 
 
 def _candidates(
@@ -146,33 +145,10 @@ def _candidates(
 
 
 def _exhausted(
-    network: Network, upstream: Upstream, occupied: Collection[IPv4Address]
+    applicant: Applicant, upstream: Upstream, occupied: Collection[IPv4Address]
 ) -> LeaseError:
     others = f", {len(occupied)} of them by other machines" if occupied else ""
     return LeaseError(
-        f"network {network.name}: no address of upstream {upstream.name} is free,"
-        f" all are in use{others}",
+        f"{applicant.who}: no address of upstream {upstream.name} is free, all are in use{others}",
         f"enlarge its pool ({', '.join(map(str, upstream.ranges))}) or stop a network",
     )
-
-
-def reserve_for_guest(
-    store: Store,
-    guest: str,
-    key: str,
-    upstream: Upstream,
-    wanted: IPv4Address | None,
-    probe: Probe,
-    excluded: Collection[IPv4Address],
-) -> IPv4Address:
-    """An upstream address of a guest's own, sticky by ``key``, as for a network.
-
-    Raises LeaseError.
-    """
-    applicant = Network(key, guest, None, nat=NatMetadata(address=wanted))
-    try:
-        return reserve(store, applicant, upstream, probe, excluded)
-    except LeaseError as error:
-        fact = error.fact.replace(f"network {guest}", f"guest {guest}", 1)
-        remedy = error.remedy.replace("<natns:upstream ", "<natns:address ")
-        raise LeaseError(fact, remedy) from error

@@ -20,6 +20,7 @@ from libvirt_natns.forwards import Attachment
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import AddressRequest, Config, Domain, Network, Upstream
 from libvirt_natns.registry import Claims, Registry, Scope
+from libvirt_natns.selection import Applicant
 from libvirt_natns.store import Store
 
 
@@ -98,15 +99,8 @@ class Choices:
             asked = [address for address in addresses if address not in present]
             return arp.probe(upstream.bridge or "", asked, upstream.probe) if asked else set()
 
-        return pool.reserve_for_guest(
-            self.store,
-            domain.name,
-            key,
-            upstream,
-            request.address,
-            probe,
-            self.kernel.host_addresses(),
-        )
+        guest = Applicant(key, f"guest {domain.name}", request.address, "natns:address")
+        return pool.reserve(self.store, guest, upstream, probe, self.kernel.host_addresses())
 
 
 def fixed_address(network: Network, mac: str) -> IPv4Address | None:

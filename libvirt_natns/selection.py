@@ -117,8 +117,28 @@ def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[IPv4
         )
 
 
-def check_wanted(network: Network, upstream: Upstream, wanted: IPv4Address) -> None:
-    """Refuse an upstream address that a network asks for and cannot have.
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """Whoever leases an upstream address: a network, or a guest for one of its own.
+
+    ``key`` is what the lease is filed under, ``who`` says it in messages;
+    ``element`` is where the ``wanted`` address stands.
+    """
+
+    key: str
+    who: str
+    wanted: IPv4Address | None = None
+    element: str = "natns:upstream"
+
+
+def applicant(network: Network) -> Applicant:
+    """A network, as one that leases its upstream address."""
+    wanted = network.nat.address if network.nat else None
+    return Applicant(network.uuid, f"network {network.name}", wanted)
+
+
+def check_wanted(who: Applicant, upstream: Upstream, wanted: IPv4Address) -> None:
+    """Refuse an upstream address that somebody asks for and cannot have.
 
     Raises LeaseError.
     """
@@ -131,9 +151,8 @@ def check_wanted(network: Network, upstream: Upstream, wanted: IPv4Address) -> N
     else:
         return
     raise LeaseError(
-        f"network {network.name}: the wanted address {wanted} of upstream"
-        f" {upstream.name} {problem}",
-        "choose another in <natns:upstream address='...'/>",
+        f"{who.who}: the wanted address {wanted} of upstream {upstream.name} {problem}",
+        f"choose another in <{who.element} address='...'/>",
     )
 
 

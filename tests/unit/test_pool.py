@@ -12,6 +12,7 @@ import pytest
 from libvirt_natns import pool
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import AddressRange, NatMetadata, Network, Subnet, Upstream
+from libvirt_natns.selection import Applicant, applicant
 from libvirt_natns.store import Record, State, Store, boot_id, now
 
 HOST = IPv4Address("192.168.0.2")
@@ -94,7 +95,7 @@ def start(
 ) -> str:
     """What the engine does with the pool when a network starts."""
     note(store, name, "preparing", upstream)
-    found = pool.reserve(store, network(name, wanted), upstream, segment.probe, {HOST})
+    found = pool.reserve(store, applicant(network(name, wanted)), upstream, segment.probe, {HOST})
     store.set_state(f"uuid-{name}", "up")
     return str(found)
 
@@ -216,7 +217,7 @@ def test_a_huge_pool_is_not_counted_out(store: Store, segment: Segment) -> None:
         pool=(span("10.0.0.0", "10.255.255.255"),),
     )
     assert start(store, segment, "a", upstream=huge) == "10.0.0.2"
-    assert str(pool.next_address(store, network("b"), huge, ())) == "10.0.0.3"
+    assert str(pool.next_address(store, applicant(network("b")), huge, ())) == "10.0.0.3"
 
 
 def test_many_squatters_are_asked_for_in_few_probes(store: Store, segment: Segment) -> None:
@@ -287,9 +288,9 @@ def test_wanted_address_from_another_upstreams_pool(store: Store, segment: Segme
 
 
 def test_preview_leases_nothing(store: Store) -> None:
-    assert str(pool.next_address(store, network("a"), PROVIDER, ())) == "192.168.0.100"
+    assert str(pool.next_address(store, applicant(network("a")), PROVIDER, ())) == "192.168.0.100"
     wanted = network("a", "192.168.0.150")
-    assert str(pool.next_address(store, wanted, PROVIDER, ())) == "192.168.0.150"
+    assert str(pool.next_address(store, applicant(wanted), PROVIDER, ())) == "192.168.0.150"
     assert store.leased("br0") == set()
 
 
@@ -316,3 +317,12 @@ def test_no_address_is_handed_out_twice(tmp_path: Path, size: int, refused: int)
         found = workers.map(_start_in_a_process, jobs, chunksize=1)
     assert found.count("full") == refused
     assert len(set(found) - {"full"}) == size
+
+
+def test_a_guest_is_called_a_guest(store: Store) -> None:
+    guest = Applicant("guest/mac", "guest web", PROVIDER.gateway, "natns:address")
+    with pytest.raises(
+        LeaseError, match=r"^guest web: the wanted address .* is its gateway"
+    ) as told:
+        pool.reserve(store, guest, PROVIDER, lambda _: set())
+    assert "<natns:address address='...'/>" in told.value.remedy

@@ -18,6 +18,7 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.selection import (
+    applicant,
     check_addresses,
     check_resolvers,
     check_wanted,
@@ -161,11 +162,11 @@ def test_reserved_addresses() -> None:
 )
 def test_wanted_addresses_that_cannot_be_had(wanted: str, problem: str) -> None:
     with pytest.raises(LeaseError, match=problem):
-        check_wanted(NETWORK, PROVIDER, IPv4Address(wanted))
+        check_wanted(applicant(NETWORK), PROVIDER, IPv4Address(wanted))
 
 
 def test_wanted_address_outside_the_pool() -> None:
-    check_wanted(NETWORK, PROVIDER, IPv4Address("192.168.0.5"))
+    check_wanted(applicant(NETWORK), PROVIDER, IPv4Address("192.168.0.5"))
 
 
 def test_network_that_hides_its_resolvers() -> None:

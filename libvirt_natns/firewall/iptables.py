@@ -260,6 +260,11 @@ def clear(namespace: str | None) -> None:
         call(namespace, "clear")
 
 
+def generation(namespace: str | None) -> str:
+    """Always "": nothing tells whether the tables were changed but their listing."""
+    return ""
+
+
 def listing(namespace: str | None) -> str:
     """All that the tables of ``namespace`` hold, without counters; "" for nothing.
 

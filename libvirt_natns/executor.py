@@ -6,8 +6,9 @@ created, so a call that fails leaves behind what it found.  ``differences``
 changes nothing.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,16 @@ from libvirt_natns.kernel import Kernel
 
 Step = Callable[[p.Operation | str], None]
 """Is told what is about to be changed: an operation, or in words what is none."""
+
+
+Later = Callable[[Callable[[], None]], None]
+"""Takes what nobody needs to wait for, which may raise a NatnsError: runs it at
+once, or, in a resident process, in a thread of its own."""
+
+
+def at_once(work: Callable[[], None]) -> None:
+    """Keeps nothing for later: for a process that is about to end."""
+    work()
 
 
 class Undo(ExitStack):
@@ -36,11 +47,30 @@ def _quietly(step: Callable[..., object], *arguments: object) -> None:
         step(*arguments)
 
 
+@dataclass(slots=True)
+class Call:
+    """One call of ``carry_out``; ``fresh`` are the namespaces that it has made."""
+
+    kernel: Kernel
+    undo: Undo
+    later: Later = at_once
+    fresh: set[str] = field(default_factory=set)
+
+    def is_fresh(self, operation: p.Operation) -> bool:
+        """Whether it cannot hold yet, as it is about a namespace in which nothing is."""
+        return getattr(operation, "namespace", None) in self.fresh
+
+
 def differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
     """What of a plan does not hold, in words, in the plan's order.
 
     Inside a namespace that is missing nothing more is looked at.
     """
+    with kernel.work(), kernel.looking():
+        return _differences(kernel, plan)
+
+
+def _differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
     found: list[str] = []
     for operation in plan:
         try:
@@ -55,27 +85,48 @@ def differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
 
 
 def carry_out(
-    kernel: Kernel, plan: Iterable[p.Operation], undo: Undo, before: Step | None = None
+    kernel: Kernel,
+    plan: Iterable[p.Operation],
+    undo: Undo,
+    before: Step | None = None,
+    *,
+    later: Later = at_once,
+    done: Collection[p.Operation] = (),
 ) -> list[str]:
     """Make a plan hold; returns what differed before.
 
     ``undo`` receives what takes back each thing that this call created.
-    ``before``, for tests and for logs, is called ahead of each change.
+    ``before``, for tests and for logs, is called ahead of each change.  ``done``
+    was carried out a moment ago and is not looked at.
     """
+    call = Call(kernel, undo, later)
     repaired: list[str] = []
-    whole = False
-    for operation in plan:
-        transient = isinstance(operation, p.Announcement)
-        different = differs(kernel, operation)
-        if not different and not (transient and repaired):
-            continue
-        if before is not None:
-            before(operation)
-        _HOW[type(operation)][1](kernel, operation, undo)
-        # That a new namespace has nothing in it goes without saying.
-        repaired += different if not whole else []
-        whole = whole or isinstance(operation, p.Namespace)
+    whole = any(isinstance(operation, p.Namespace) for operation in done)
+    with kernel.work():
+        for operation in plan:
+            if operation in done:
+                continue
+            different = _why(call, operation, repaired)
+            if not different:
+                continue
+            if before is not None:
+                before(operation)
+            _HOW[type(operation)][1](call, operation)
+            kernel.forget()
+            # That a new namespace has nothing in it goes without saying.
+            repaired += different if not whole else []
+            whole = whole or isinstance(operation, p.Namespace)
     return repaired
+
+
+def _why(call: Call, operation: p.Operation, repaired: list[str]) -> list[str]:
+    """Why an operation must be carried out, in words; nothing where it need not be."""
+    if call.is_fresh(operation):
+        return ["it is new"]
+    if isinstance(operation, p.Announcement):
+        return repaired
+    with call.kernel.looking():
+        return differs(call.kernel, operation)
 
 
 def differs(kernel: Kernel, operation: p.Operation) -> list[str]:
@@ -108,7 +159,8 @@ def _namespace_differs(kernel: Kernel, operation: p.Namespace) -> list[str]:
     return [f"namespace {operation.name} belongs to {owner or 'somebody else'}"]
 
 
-def _ensure_namespace(kernel: Kernel, operation: p.Namespace, undo: Undo) -> None:
+def _ensure_namespace(call: Call, operation: p.Namespace) -> None:
+    kernel, undo = call.kernel, call.undo
     owner = namespace_owner(kernel, operation)
     if owner not in (None, operation.owner):
         raise ConflictError(
@@ -122,8 +174,11 @@ def _ensure_namespace(kernel: Kernel, operation: p.Namespace, undo: Undo) -> Non
     undo.add(kernel.delete_namespace, operation.name)
     note.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     note.touch()
+    # What it says was true of another namespace.
+    _fingerprint_file(operation.owner).unlink(missing_ok=True)
     kernel.create_namespace(operation.name, operation.owner)
     note.unlink()
+    call.fresh.add(operation.name)
 
 
 def _sysctl_differs(kernel: Kernel, operation: p.Sysctl) -> list[str]:
@@ -133,53 +188,76 @@ def _sysctl_differs(kernel: Kernel, operation: p.Sysctl) -> list[str]:
     return [f"sysctl {operation.key} is {found} in {operation.namespace or 'the host'}"]
 
 
-def _ensure_sysctl(kernel: Kernel, operation: p.Sysctl, undo: Undo) -> None:
-    kernel.set_sysctl(operation.namespace, operation.key, operation.value)
+def _ensure_sysctl(call: Call, operation: p.Sysctl) -> None:
+    call.kernel.set_sysctl(operation.namespace, operation.key, operation.value)
+
+
+def _settings_differ(kernel: Kernel, operation: p.Settings) -> list[str]:
+    found = kernel.sysctls(operation.namespace, [key for key, _ in operation.values])
+    return [
+        f"sysctl {key} is {found[key]} in {operation.namespace}"
+        for key, value in operation.values
+        if found.get(key, value) != value
+    ]
+
+
+def _ensure_settings(call: Call, operation: p.Settings) -> None:
+    # All of them: some are reset where another one changes.
+    call.kernel.set_sysctls(operation.namespace, operation.values)
 
 
 # -- links -------------------------------------------------------------------
 
 
 def _patch_differs(kernel: Kernel, operation: p.Patch) -> list[str]:
-    found = kernel.patch_differences(
-        operation.namespace, operation.link, operation.port, operation.bridge, operation.mtu
+    return kernel.patch_differences(
+        operation.namespace, operation.link, operation.port, operation.mtu
     )
-    if not found and operation.hairpin and not kernel.has_hairpin(operation.port):
-        found.append(f"patch {operation.port} is not in hairpin mode")
-    return found
 
 
-def _ensure_patch(kernel: Kernel, operation: p.Patch, undo: Undo) -> None:
+def _ensure_patch(call: Call, operation: p.Patch) -> None:
+    kernel, undo = call.kernel, call.undo
     namespace, link, port = operation.namespace, operation.link, operation.port
-    if not kernel.has_patch(namespace, link, port):
-        undo.add(kernel.delete_link, port)
-        kernel.create_patch(
-            namespace,
-            link,
-            operation.mac,
-            port,
-            operation.port_mac,
-            operation.altname,
-            operation.mtu,
-        )
-    kernel.attach(namespace, link, port, operation.bridge, operation.mtu)
+    if not call.is_fresh(operation) and kernel.has_patch(namespace, link, port):
+        for where, name in ((namespace, link), (None, port)):
+            kernel.set_mtu(where, name, operation.mtu)
+        return
+    undo.add(kernel.delete_link, port)
+    kernel.create_patch(
+        namespace,
+        link,
+        operation.mac,
+        port,
+        operation.port_mac,
+        operation.altname,
+        operation.mtu,
+    )
+
+
+def _port_differs(kernel: Kernel, operation: p.Port) -> list[str]:
+    return kernel.port_differences(operation.port, operation.bridge, hairpin=operation.hairpin)
+
+
+def _ensure_port(call: Call, operation: p.Port) -> None:
+    call.kernel.attach(operation.port, operation.bridge)
     if operation.hairpin:
-        kernel.set_hairpin(port)
+        call.kernel.set_hairpin(operation.port)
 
 
 def _link_differs(kernel: Kernel, operation: p.LinkUp) -> list[str]:
     return kernel.link_differences(operation.namespace, operation.link)
 
 
-def _ensure_link(kernel: Kernel, operation: p.LinkUp, undo: Undo) -> None:
-    kernel.set_up(operation.namespace, operation.link)
+def _ensure_link(call: Call, operation: p.LinkUp) -> None:
+    call.kernel.set_up(operation.namespace, operation.link)
 
 
 def _transit_differs(kernel: Kernel, operation: p.TransitBridge) -> list[str]:
     return kernel.link_differences(None, operation.name)
 
 
-def _ensure_transit(kernel: Kernel, operation: p.TransitBridge, undo: Undo) -> None:
+def _ensure_transit(call: Call, operation: p.TransitBridge) -> None:
+    kernel, undo = call.kernel, call.undo
     if kernel.link(None, operation.name) is None:
         undo.add(kernel.delete_link, operation.name)
         kernel.create_bridge(operation.name, operation.altname, operation.mac)
@@ -195,7 +273,8 @@ def _withdrawal_differs(kernel: Kernel, operation: p.Withdrawal) -> list[str]:
     return []
 
 
-def _ensure_withdrawal(kernel: Kernel, operation: p.Withdrawal, undo: Undo) -> None:
+def _ensure_withdrawal(call: Call, operation: p.Withdrawal) -> None:
+    kernel, undo = call.kernel, call.undo
     undo.add(kernel.add_address, None, operation.bridge, operation.address)
     kernel.remove_address(None, operation.bridge, operation.address)
 
@@ -210,8 +289,12 @@ def _addresses_differ(kernel: Kernel, operation: p.Addresses) -> list[str]:
     ]
 
 
-def _ensure_addresses(kernel: Kernel, operation: p.Addresses, undo: Undo) -> None:
-    kernel.set_addresses(operation.namespace, operation.link, operation.addresses)
+def _ensure_addresses(call: Call, operation: p.Addresses) -> None:
+    if call.is_fresh(operation):
+        for address in operation.addresses:
+            call.kernel.add_address(operation.namespace, operation.link, address)
+        return
+    call.kernel.set_addresses(operation.namespace, operation.link, operation.addresses)
 
 
 def _route_differs(kernel: Kernel, operation: p.Route) -> list[str]:
@@ -222,13 +305,23 @@ def _route_differs(kernel: Kernel, operation: p.Route) -> list[str]:
     return [f"{operation.describe()} is missing or not the only one"]
 
 
-def _ensure_route(kernel: Kernel, operation: p.Route, undo: Undo) -> None:
-    kernel.set_route(operation.namespace, operation.destination, operation.gateway, operation.link)
+def _ensure_route(call: Call, operation: p.Route) -> None:
+    call.kernel.set_route(
+        operation.namespace,
+        operation.destination,
+        operation.gateway,
+        operation.link,
+        alone=call.is_fresh(operation),
+    )
 
 
-def _announce(kernel: Kernel, operation: p.Announcement, undo: Undo) -> None:
-    with netns.entered(operation.namespace):
-        arp.announce(operation.link, operation.address, operation.mac)
+def _announce(call: Call, operation: p.Announcement) -> None:
+    def announce() -> None:
+        with netns.entered(operation.namespace):
+            arp.announce(operation.link, operation.address, operation.mac)
+
+    # It waits for the kernel to see the link's carrier, which takes up to 20 ms.
+    call.later(announce)
 
 
 # -- firewall and dnsmasq ----------------------------------------------------
@@ -244,10 +337,22 @@ def _fingerprint(operation: p.Firewall) -> str:
     Only the kernel's own listing, taken right after loading, tells later
     whether somebody altered the rules: no two versions of nft word it alike.
     """
+    shown = firewall.fingerprint(firewall.named(operation.backend).listing(operation.namespace))
+    return f"{_wanted(operation)} {shown}"
+
+
+def _wanted(operation: p.Firewall) -> str:
+    rules = firewall.named(operation.backend).render(operation.rules)
+    return f"{operation.backend} {firewall.fingerprint(rules)}"
+
+
+def _dated_fingerprint(operation: p.Firewall) -> str:
+    """The same, with the generation of the kernel's rules that it was taken of, if sure."""
     backend = firewall.named(operation.backend)
-    wanted = firewall.fingerprint(backend.render(operation.rules))
-    shown = firewall.fingerprint(backend.listing(operation.namespace))
-    return f"{operation.backend} {wanted} {shown}"
+    before = backend.generation(operation.namespace)
+    fingerprint = _fingerprint(operation)
+    sure = before and before == backend.generation(operation.namespace)
+    return f"{fingerprint} {before}" if sure else fingerprint
 
 
 def _recorded_fingerprint(owner: str) -> str:
@@ -258,13 +363,23 @@ def _recorded_fingerprint(owner: str) -> str:
 
 
 def _firewall_differs(kernel: Kernel, operation: p.Firewall) -> list[str]:
-    recorded = _recorded_fingerprint(operation.owner)
-    if recorded and recorded == _fingerprint(operation):
+    if _is_loaded(operation):
         return []
     return [f"firewall of {operation.namespace} is missing or was altered"]
 
 
-def _ensure_firewall(kernel: Kernel, operation: p.Firewall, undo: Undo) -> None:
+def _is_loaded(operation: p.Firewall) -> bool:
+    """Whether the rules in force are those that are wanted, and nobody has altered them."""
+    *fingerprint, recorded = [*_recorded_fingerprint(operation.owner).split(), ""][:4]
+    if " ".join(fingerprint[:2]) != _wanted(operation):
+        return False
+    # Listing the rules takes as long as all else that is looked at.
+    generation = firewall.named(operation.backend).generation(operation.namespace)
+    unchanged = recorded != "" and recorded == generation
+    return unchanged or " ".join(fingerprint) == _fingerprint(operation)
+
+
+def _ensure_firewall(call: Call, operation: p.Firewall) -> None:
     earlier = _recorded_fingerprint(operation.owner).partition(" ")[0]
     file = _fingerprint_file(operation.owner)
     file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -274,24 +389,25 @@ def _ensure_firewall(kernel: Kernel, operation: p.Firewall, undo: Undo) -> None:
     if earlier not in ("", operation.backend):
         # The configured backend has changed; its rules go once the new ones stand.
         firewall.named(earlier).clear(operation.namespace)
-    file.write_text(_fingerprint(operation))
+    file.write_text(_dated_fingerprint(operation))
 
 
 def _dnsmasq_differs(kernel: Kernel, operation: p.Dnsmasq) -> list[str]:
     return dnsmasq.differences(operation.daemon)
 
 
-def _ensure_dnsmasq(kernel: Kernel, operation: p.Dnsmasq, undo: Undo) -> None:
-    if dnsmasq.running(operation.daemon.uuid, operation.daemon.namespace) is None:
-        undo.add(dnsmasq.stop, operation.daemon.uuid)
-    dnsmasq.ensure(operation.daemon)
+def _ensure_dnsmasq(call: Call, operation: p.Dnsmasq) -> None:
+    daemon = operation.daemon
+    if dnsmasq.running(daemon.uuid, daemon.namespace) is None:
+        call.undo.add(dnsmasq.stop, daemon.uuid)
+    dnsmasq.ensure(daemon)
 
 
 def _idle_differs(kernel: Kernel, operation: p.IdleDnsmasq) -> list[str]:
     return dnsmasq.idle_differences(operation.network)
 
 
-def _ensure_idle(kernel: Kernel, operation: p.IdleDnsmasq, undo: Undo) -> None:
+def _ensure_idle(call: Call, operation: p.IdleDnsmasq) -> None:
     dnsmasq.idle_libvirts(operation.network)
 
 
@@ -302,7 +418,9 @@ def _holds(kernel: Kernel, operation: p.Operation) -> list[str]:
 _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
     p.Namespace: (_namespace_differs, _ensure_namespace),
     p.Sysctl: (_sysctl_differs, _ensure_sysctl),
+    p.Settings: (_settings_differ, _ensure_settings),
     p.Patch: (_patch_differs, _ensure_patch),
+    p.Port: (_port_differs, _ensure_port),
     p.Firewall: (_firewall_differs, _ensure_firewall),
     p.Withdrawal: (_withdrawal_differs, _ensure_withdrawal),
     p.Addresses: (_addresses_differ, _ensure_addresses),

@@ -2,7 +2,9 @@
 """Namespaces, links, addresses, routes and sysctls: the only user of pyroute2.
 
 One netlink socket for the host and one for each namespace, opened inside it
-and usable from outside: nothing jumps between namespaces to make a change.
+and usable from outside: nothing jumps between namespaces to make a change.  A
+socket keeps its namespace from ending, whoever deletes it: those of namespaces
+are closed at the end of each piece of work.
 
 Every verb states what it wants and changes only what differs; deleting what is
 missing is success.
@@ -10,21 +12,19 @@ missing is success.
 
 import errno
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from socket import AF_INET
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pyroute2 import IPRoute
-from pyroute2 import netns as pyroute2_netns
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from libvirt_natns import names, netns
 from libvirt_natns.errors import KernelError
-from libvirt_natns.locks import locked
 
 IFF_UP = 1
 BRIDGE_PORTS = 1023
@@ -32,6 +32,9 @@ BRIDGE_PORTS = 1023
 
 DUMP_TRIES = 100
 """How often a listing is asked for again that a change made on the way invalid."""
+
+LOOPBACK = 1
+"""The index of ``lo``, the first link of every namespace."""
 
 MAIN_TABLE = 254
 RTPROT_BOOT = 3
@@ -41,10 +44,18 @@ T = TypeVar("T")
 
 
 class Kernel:
-    """A session with the kernel; close it, or use it in a ``with``."""
+    """A session with the kernel; close it, or use it in a ``with``.
 
-    def __init__(self) -> None:
+    For one thread at a time.  ``spares``, of a resident process, are where its
+    namespaces come from.
+    """
+
+    def __init__(self, spares: netns.Spares | None = None) -> None:
         self._sockets: dict[str | None, Any] = {}
+        self._spares = spares
+        self._depth = 0
+        self._memory: dict[tuple[str, str | None, str], Any] = {}
+        self._remembers = False
 
     def __enter__(self) -> Self:
         return self
@@ -62,10 +73,51 @@ class Kernel:
         while self._sockets:
             self._sockets.popitem()[1].close()
 
-    def leave_namespaces(self) -> None:
-        """Close the sockets that keep namespaces alive, but not the host's."""
-        for namespace in [name for name in self._sockets if name is not None]:
-            self._sockets.pop(namespace).close()
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """A piece of work, which may be part of another one.
+
+        At its end no namespace is held any more.
+        """
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self.forget()
+                self._leave(*(name for name in self._sockets if name is not None))
+
+    def _leave(self, *namespaces: str) -> None:
+        for name in namespaces:
+            found = self._sockets.pop(name, None)
+            if found is not None:
+                found.close()
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Ask for each thing only once in here, until ``forget`` or the work's end.
+
+        Nothing must be changed inside.
+        """
+        self._remembers = True
+        try:
+            yield
+        finally:
+            self._remembers = False
+
+    def forget(self) -> None:
+        """Ask again for what was remembered: something was changed."""
+        self._memory.clear()
+
+    def _look(self, what: str, namespace: str | None, name: str, ask: Callable[[], T]) -> T:
+        if not self._remembers:
+            return ask()
+        key = (what, namespace, name)
+        if key not in self._memory:
+            self._memory[key] = ask()
+        found: T = self._memory[key]
+        return found
 
     def _socket(self, namespace: str | None) -> Any:  # noqa: ANN401
         if namespace not in self._sockets:
@@ -91,27 +143,21 @@ class Kernel:
 
     def create_namespace(self, name: str, owner: str) -> None:
         """Make a namespace and note on its loopback interface whom it belongs to."""
+        spare = self._spares.take() if self._spares else None
+        descriptor = netns.make() if spare is None else spare
         try:
-            # The first namespace of a boot turns /run/netns into a mount of its
-            # own; two that do it at once would hide each other's.  ip(8) takes
-            # the same lock.
-            with locked(names.NETNS_DIRECTORY):
-                pyroute2_netns.create(name)
+            netns.bind(name, descriptor)
         except OSError as error:
             raise KernelError(f"cannot create namespace {name}", str(error)) from error
-        loopback = self._index(name, "lo")
-        self._socket(name).link("set", index=loopback, ifalias=_tag(owner))
+        finally:
+            os.close(descriptor)
+        self._socket(name).link("set", index=LOOPBACK, ifalias=_tag(owner))
 
     def delete_namespace(self, name: str) -> None:
         """Remove a namespace's name; the kernel ends it once nobody is inside."""
-        found = self._sockets.pop(name, None)
-        if found is not None:
-            found.close()
-        path = names.namespace_path(name)
-        if not os.path.lexists(path):
-            return
+        self._leave(name)
         try:
-            pyroute2_netns.remove(name)
+            netns.remove(name)
         except OSError as error:
             raise KernelError(f"cannot delete namespace {name}", str(error)) from error
 
@@ -123,7 +169,8 @@ class Kernel:
         """
         if not netns.exists(name):
             return None
-        link = self.link(name, "lo") or {}
+        with self.work():
+            link = self.link(name, "lo") or {}
         alias = _attribute(link, "IFLA_IFALIAS") or ""
         return str(alias).removeprefix(_tag("")) if str(alias).startswith(_tag("")) else ""
 
@@ -131,6 +178,9 @@ class Kernel:
 
     def link(self, namespace: str | None, name: str) -> Link | None:
         """What the kernel says of a link, or None where there is no such link."""
+        return self._look("link", namespace, name, lambda: self._link(namespace, name))
+
+    def _link(self, namespace: str | None, name: str) -> Link | None:
         try:
             found = list(self._socket(namespace).link("get", ifname=name))
         except NetlinkError as error:
@@ -140,10 +190,12 @@ class Kernel:
         return found[0] if found else None
 
     def _index(self, namespace: str | None, name: str) -> int:
-        link = self.link(namespace, name)
-        if link is None:
-            raise KernelError(f"there is no link {name} in {namespace or 'the host'}")
-        return int(link["index"])
+        # Asking netlink for all that is to be said of a link takes ten times as long.
+        try:
+            with netns.entered(namespace):
+                return socket.if_nametoindex(name)
+        except OSError:
+            raise KernelError(f"there is no link {name} in {namespace or 'the host'}") from None
 
     def mtu(self, name: str) -> int | None:
         """The MTU, in octets, of a link of the host."""
@@ -206,24 +258,15 @@ class Kernel:
 
     # -- patches -----------------------------------------------------------
 
-    def patch_differences(
-        self, namespace: str, link: str, port: str, bridge: str, mtu: int
-    ) -> list[str]:
-        """What is wrong with a veth pair between a bridge and a namespace."""
+    def patch_differences(self, namespace: str, link: str, port: str, mtu: int) -> list[str]:
+        """What is wrong with a veth pair between the host and a namespace."""
         outer = self.link(None, port)
         inner = self.link(namespace, link)
         if outer is None:
             return [f"patch {port} is missing"]
         if inner is None or _attribute(outer, "IFLA_LINK") != inner["index"]:
             return [f"patch {port} does not lead to {link} in {namespace}"]
-        master = self.link(None, bridge)
-        if master is None:
-            return [f"bridge {bridge} is missing"]
         found = []
-        if _attribute(outer, "IFLA_MASTER") != master["index"]:
-            found.append(f"patch {port} is not a port of bridge {bridge}")
-        if not outer["flags"] & IFF_UP:
-            found.append(f"patch {port} is down")
         for end, of in ((outer, port), (inner, f"{link} in {namespace}")):
             actual = _attribute(end, "IFLA_MTU")
             if actual != mtu:
@@ -247,21 +290,22 @@ class Kernel:
         mtu: int,
     ) -> None:
         """Make a veth pair with one end in the host and one in a namespace, both down."""
-        # A namespace's end outlives its deletion for a while, and so does the
-        # host's: both names must be free.
-        self.delete_link(port)
-        self.delete_link(link, namespace)
-        descriptor = os.open(names.namespace_path(namespace), os.O_RDONLY | os.O_CLOEXEC)
+        outer = {"ifname": port, "address": port_mac, "mtu": mtu}
+        inner = {"ifname": link, "address": mac, "mtu": mtu}
         try:
-            peer = {"ifname": link, "address": mac, "mtu": mtu, "net_ns_fd": descriptor}
+            self._create_veth(outer, inner, namespace)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise KernelError(
+                    f"the kernel refuses to make the patch {port}", os.strerror(error.code)
+                ) from error
+            # A namespace's end outlives its deletion for a while, and so does the
+            # host's: both names must be free.
+            self.delete_link(port)
+            self.delete_link(link, namespace)
             self._ask(
-                f"to make the patch {port}",
-                lambda: self._socket(None).link(
-                    "add", ifname=port, kind="veth", address=port_mac, mtu=mtu, peer=peer
-                ),
+                f"to make the patch {port}", lambda: self._create_veth(outer, inner, namespace)
             )
-        finally:
-            os.close(descriptor)
         index = self._index(None, port)
         # Kernels before 5.5 have no altnames; nothing depends on them.
         with suppress(NetlinkError):
@@ -270,27 +314,47 @@ class Kernel:
         with suppress(KernelError):
             self.set_sysctl(None, f"net/ipv6/conf/{port}/disable_ipv6", "1")
 
-    def attach(self, namespace: str, link: str, port: str, bridge: str, mtu: int) -> None:
-        """Make the host end of a patch a port of a bridge, and set it up."""
-        master = self._index(None, bridge)
+    def _create_veth(self, outer: Link, inner: Link, namespace: str) -> None:
+        descriptor = os.open(names.namespace_path(namespace), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            peer = {**inner, "net_ns_fd": descriptor}
+            self._socket(None).link("add", kind="veth", **outer, peer=peer)
+        finally:
+            os.close(descriptor)
+
+    def set_mtu(self, namespace: str | None, name: str, mtu: int) -> None:
+        """Set a link's MTU, in octets."""
+        index = self._index(namespace, name)
         self._ask(
-            f"to set the MTU of {link} to {mtu}",
-            lambda: self._socket(namespace).link(
-                "set", index=self._index(namespace, link), mtu=mtu
-            ),
+            f"to set the MTU of {name} to {mtu}",
+            lambda: self._socket(namespace).link("set", index=index, mtu=mtu),
         )
+
+    def port_differences(self, port: str, bridge: str, *, hairpin: bool) -> list[str]:
+        """Why a link of the host does not serve as a port of a bridge."""
+        link = self.link(None, port)
+        master = self.link(None, bridge)
+        if master is None:
+            return [f"bridge {bridge} is missing"]
+        if link is None:
+            return [f"patch {port} is missing"]
+        found = []
+        if _attribute(link, "IFLA_MASTER") != master["index"]:
+            found.append(f"patch {port} is not a port of bridge {bridge}")
+        elif hairpin and not _is_hairpin(link):
+            found.append(f"patch {port} is not in hairpin mode")
+        if not link["flags"] & IFF_UP:
+            found.append(f"patch {port} is down")
+        return found
+
+    def attach(self, port: str, bridge: str) -> None:
+        """Make a link of the host a port of a bridge, and set it up."""
+        master = self._index(None, bridge)
         index = self._index(None, port)
         self._ask(
             f"to attach {port} to bridge {bridge}",
-            lambda: self._socket(None).link("set", index=index, mtu=mtu, master=master),
+            lambda: self._socket(None).link("set", index=index, master=master, state="up"),
         )
-        self.set_up(None, port)
-
-    def has_hairpin(self, port: str) -> bool:
-        """Whether a bridge sends back through a port what came in by it."""
-        info = _attribute(self.link(None, port), "IFLA_LINKINFO")
-        settings = _attribute(info, "IFLA_INFO_SLAVE_DATA")
-        return bool(_attribute(settings, "IFLA_BRPORT_MODE"))
 
     def set_hairpin(self, port: str) -> None:
         """Have a bridge send back through a port what came in by it."""
@@ -332,23 +396,30 @@ class Kernel:
         index = self._index(namespace, link)
         return {
             IPv4Interface((_attribute(entry, "IFA_LOCAL"), entry["prefixlen"]))
-            for entry in self._listed(lambda: self._socket(namespace).get_addr(family=AF_INET))
+            for entry in self._all_addresses(namespace)
             if entry["index"] == index
         }
 
+    def _all_addresses(self, namespace: str | None) -> list[Any]:
+        def listing() -> list[Any]:
+            return self._listed(lambda: self._socket(namespace).get_addr(family=socket.AF_INET))
+
+        return self._look("addresses", namespace, "", listing)
+
     def host_addresses(self) -> set[IPv4Address]:
         """All IPv4 addresses of the host itself."""
-        entries = self._listed(lambda: self._socket(None).get_addr(family=AF_INET))
-        return {IPv4Address(_attribute(entry, "IFA_LOCAL")) for entry in entries}
+        return {IPv4Address(_attribute(entry, "IFA_LOCAL")) for entry in self._all_addresses(None)}
 
     def set_addresses(
         self, namespace: str | None, link: str, wanted: Iterable[IPv4Interface]
     ) -> None:
         """Give a link exactly these IPv4 addresses."""
         # Foreign ones first: with the oldest of a subnet the kernel removes all others.
-        for address in self.addresses(namespace, link) - set(wanted):
-            self.remove_address(namespace, link, address)
         present = self.addresses(namespace, link)
+        foreign = present - set(wanted)
+        for address in foreign:
+            self.remove_address(namespace, link, address)
+        present = self.addresses(namespace, link) if foreign else present
         for address in wanted:
             if address not in present:
                 self.add_address(namespace, link, address)
@@ -401,13 +472,25 @@ class Kernel:
         return found == [(str(gateway), index)]
 
     def _routes(self, namespace: str | None) -> list[Any]:
-        entries = self._listed(lambda: self._socket(namespace).get_routes(family=AF_INET))
+        def listing() -> list[Any]:
+            return self._listed(lambda: self._socket(namespace).get_routes(family=socket.AF_INET))
+
+        entries = self._look("routes", namespace, "", listing)
         return [entry for entry in entries if _attribute(entry, "RTA_TABLE") == MAIN_TABLE]
 
     def set_route(
-        self, namespace: str | None, destination: IPv4Network, gateway: IPv4Address, link: str
+        self,
+        namespace: str | None,
+        destination: IPv4Network,
+        gateway: IPv4Address,
+        link: str,
+        *,
+        alone: bool = False,
     ) -> None:
-        """Lead ``destination`` through this gateway, and through no other."""
+        """Lead ``destination`` through this gateway, and through no other.
+
+        ``alone``: there is no other, as the namespace is new.
+        """
         index = self._index(namespace, link)
         self._ask(
             f"the route to {destination} via {gateway}",
@@ -416,7 +499,7 @@ class Kernel:
             ),
         )
         wanted = (str(gateway), index, None)
-        for entry in self._routes(namespace):
+        for entry in [] if alone else self._routes(namespace):
             found = [_attribute(entry, f"RTA_{name}") for name in ("GATEWAY", "OIF", "PRIORITY")]
             if _destination(entry) == destination and tuple(found) != wanted:
                 self._delete_route(namespace, entry)
@@ -467,21 +550,31 @@ class Kernel:
 
     def sysctl(self, namespace: str | None, key: str) -> str | None:
         """A value below /proc/sys; None where this kernel has no such setting."""
+        return self.sysctls(namespace, [key]).get(key)
+
+    def sysctls(self, namespace: str | None, keys: Iterable[str]) -> dict[str, str]:
+        """Values below /proc/sys, but for settings that this kernel lacks."""
+        found = {}
         with netns.entered(namespace):
-            try:
-                return Path("/proc/sys", key).read_text().strip()
-            except FileNotFoundError:
-                return None
+            for key in keys:
+                with suppress(FileNotFoundError):
+                    found[key] = Path("/proc/sys", key).read_text().strip()
+        return found
 
     def set_sysctl(self, namespace: str | None, key: str, value: str) -> None:
         """Set a value below /proc/sys; a setting this kernel lacks is left out."""
+        self.set_sysctls(namespace, [(key, value)])
+
+    def set_sysctls(self, namespace: str | None, settings: Iterable[tuple[str, str]]) -> None:
+        """The same for several values, in this order."""
         with netns.entered(namespace):
-            try:
-                Path("/proc/sys", key).write_text(value)
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                raise KernelError(f"cannot set {key} to {value}", str(error)) from error
+            for key, value in settings:
+                try:
+                    Path("/proc/sys", key).write_text(value)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise KernelError(f"cannot set {key} to {value}", str(error)) from error
 
 
 def _tag(owner: str) -> str:
@@ -490,6 +583,12 @@ def _tag(owner: str) -> str:
 
 def _attribute(message: Any, name: str) -> Any:  # noqa: ANN401
     return message.get_attr(name) if message is not None else None
+
+
+def _is_hairpin(port: Link) -> bool:
+    """Whether a bridge sends back through a port what came in by it."""
+    settings = _attribute(_attribute(port, "IFLA_LINKINFO"), "IFLA_INFO_SLAVE_DATA")
+    return bool(_attribute(settings, "IFLA_BRPORT_MODE"))
 
 
 def _kind(link: Link | None) -> str | None:

@@ -42,11 +42,23 @@ class Sysctl:
 
 
 @dataclass(frozen=True, slots=True)
-class Patch:
-    """A veth pair: ``port`` on a bridge of the host, ``link`` in the namespace.
+class Settings:
+    """Values below /proc/sys/net of a namespace, in the order in which they are set."""
 
-    ``mtu`` is the bridge's, in octets.  ``hairpin``: the bridge may send back
-    through the port what came in by it.
+    namespace: str
+    values: tuple[tuple[str, str], ...]
+
+    def describe(self) -> str:
+        return "\n".join(
+            f"sysctl {key} = {value} in {self.namespace}" for key, value in self.values
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A veth pair: ``port`` in the host, ``link`` in the namespace.
+
+    ``mtu``, in octets, is that of the bridge whose port it becomes.
     """
 
     namespace: str
@@ -55,15 +67,27 @@ class Patch:
     port: str
     port_mac: str
     altname: str
-    bridge: str
     mtu: int
-    hairpin: bool = False
 
     def describe(self) -> str:
         return (
-            f"patch {self.port} ({self.altname}) on bridge {self.bridge}"
-            f" to {self.link} in {self.namespace}, MTU {self.mtu}"
+            f"patch {self.port} ({self.altname}) to {self.link} in {self.namespace}, MTU {self.mtu}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """The host end of a patch, which is up and a port of a bridge.
+
+    ``hairpin``: the bridge may send back through it what came in by it.
+    """
+
+    port: str
+    bridge: str
+    hairpin: bool = False
+
+    def describe(self) -> str:
+        return f"patch {self.port} on bridge {self.bridge}{', hairpin' if self.hairpin else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +202,9 @@ class TransitBridge:
 Operation = (
     Namespace
     | Sysctl
+    | Settings
     | Patch
+    | Port
     | Firewall
     | Withdrawal
     | Addresses
@@ -272,9 +298,11 @@ def make(
     rules = ruleset(policy(network, address, published))
     return (
         Namespace(namespace, network.uuid),
-        *(Sysctl(namespace, key, value) for key, value in SYSCTLS),
+        Settings(namespace, SYSCTLS),
         _private_patch(network, namespace, around.private_mtu),
-        _upstream_patch(network, upstream, namespace, around.upstream_mtu),
+        _upstream_patch(network, namespace, around.upstream_mtu),
+        private_port(network),
+        _upstream_port(network, upstream),
         Firewall(namespace, network.uuid, around.backend, rules),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
@@ -322,12 +350,23 @@ def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
         port=names.private_patch(network.uuid),
         port_mac=names.mac(network.uuid, "private-port"),
         altname=names.altname("private", network.name),
-        bridge=network.bridge or "",
         mtu=mtu,
     )
 
 
-def _upstream_patch(network: Network, upstream: Upstream, namespace: str, mtu: int) -> Patch:
+def private_port(network: Network) -> Port:
+    """What connects a network's bridge with its namespace."""
+    return Port(names.private_patch(network.uuid), network.bridge or "")
+
+
+def _upstream_port(network: Network, upstream: Upstream) -> Port:
+    # Hairpin: a forward of one's own, asked for by the host's address.  Where bridged
+    # frames pass through iptables, the host translates on the bridge itself.
+    hairpin = upstream.kind == "host"
+    return Port(names.upstream_patch(network.uuid), upstream.bridge or "", hairpin)
+
+
+def _upstream_patch(network: Network, namespace: str, mtu: int) -> Patch:
     return Patch(
         namespace=namespace,
         link=names.UPSTREAM_LINK,
@@ -335,11 +374,7 @@ def _upstream_patch(network: Network, upstream: Upstream, namespace: str, mtu: i
         port=names.upstream_patch(network.uuid),
         port_mac=names.mac(network.uuid, "upstream-port"),
         altname=names.altname("upstream", network.name),
-        bridge=upstream.bridge or "",
         mtu=mtu,
-        # A forward of one's own, asked for by the host's address: where bridged
-        # frames pass through iptables, the host translates on the bridge itself.
-        hairpin=upstream.kind == "host",
     )
 
 

@@ -2,6 +2,7 @@
 """Carrying out a plan: what is changed, in which order, and how it is taken back."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ ADDRESS = IPv4Interface("10.0.0.1/24")
 NAMESPACE = p.Namespace("nat-a", UUID)
 UP = p.LinkUp("nat-a", "virbr10")
 WITHDRAWAL = p.Withdrawal("virbr10", ADDRESS)
-PATCH = p.Patch("nat-a", "virbr10", "0a:0", "natin-1", "fe:0", "natns-private-a", "virbr10", 1500)
+PATCH = p.Patch("nat-a", "virbr10", "0a:0", "natin-1", "fe:0", "natns-private-a", 1500)
 ANNOUNCEMENT = p.Announcement("nat-a", "upstream", IPv4Address("192.0.2.1"), "0a:0")
 
 
@@ -36,6 +37,15 @@ class FakeKernel:
         self.patched = False
         self.up = False
         self.host = {ADDRESS}
+
+    def work(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def looking(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def forget(self) -> None:
+        pass
 
     def _note(self, change: str) -> None:
         self.done.append(change)
@@ -66,9 +76,6 @@ class FakeKernel:
     def delete_link(self, name: str) -> None:
         self.patched = False
         self._note(f"delete {name}")
-
-    def attach(self, *_: object) -> None:
-        self._note("attach")
 
     def link_differences(self, *_: object) -> list[str]:
         return [] if self.up else ["link is down"]
@@ -225,6 +232,7 @@ class FakeBackend:
         self.name = name
         self.held = ""
         self.fails = False
+        self.listed = 0
 
     def render(self, rules: object) -> str:
         return f"{self.name} {rules}"
@@ -238,7 +246,11 @@ class FakeBackend:
         self.held = ""
 
     def listing(self, namespace: str) -> str:
+        self.listed += 1
         return self.held
+
+    def generation(self, namespace: str) -> str:
+        return "" if self.name == "iptables" else firewall.fingerprint(self.held)
 
 
 @pytest.fixture
@@ -256,10 +268,52 @@ def rules(backend: str) -> p.Firewall:
 def test_rules_are_loaded_once_and_again_when_altered(backends: dict[str, FakeBackend]) -> None:
     kernel = FakeKernel()
     assert carry_out(kernel, rules("nftables")) == ["firewall of nat-a is missing or was altered"]
+    assert backends["nftables"].listed == 1
     assert carry_out(kernel, rules("nftables")) == []
+    # As long as the kernel counts no change, the rules need not be listed.
+    assert backends["nftables"].listed == 1
     backends["nftables"].held += " and more"
     assert carry_out(kernel, rules("nftables"))
     assert "more" not in backends["nftables"].held
+
+
+def test_a_change_elsewhere_in_the_namespace_is_none_of_the_rules(
+    backends: dict[str, FakeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = FakeKernel()
+    carry_out(kernel, rules("nftables"))
+    monkeypatch.setattr(backends["nftables"], "generation", lambda _: "another")
+    assert carry_out(kernel, rules("nftables")) == []
+    assert backends["nftables"].listed == 2
+
+
+def test_what_was_loaded_into_another_namespace_does_not_count(
+    backends: dict[str, FakeBackend],
+) -> None:
+    kernel = FakeKernel()
+    carry_out(kernel, NAMESPACE, rules("nftables"))
+    assert executor._fingerprint_file(UUID).exists()
+    kernel.owner = None
+    carry_out(kernel, NAMESPACE)
+    assert not executor._fingerprint_file(UUID).exists()
+
+
+def test_what_was_done_is_not_looked_at() -> None:
+    kernel = FakeKernel()
+    assert carry_out(kernel, NAMESPACE, PATCH, UP, done=(NAMESPACE, PATCH)) == []
+    assert kernel.done == ["set up"]
+
+
+def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    announced: list[object] = []
+    monkeypatch.setattr(executor.netns, "entered", lambda _: nullcontext())
+    monkeypatch.setattr(executor.arp, "announce", lambda *told: announced.append(told[0]))
+    kept: list[Callable[[], None]] = []
+    carry_out(FakeKernel(), UP, ANNOUNCEMENT, later=kept.append)
+    assert not announced
+    for work in kept:
+        work()
+    assert announced == ["upstream"]
 
 
 def test_another_backend_takes_over_even_after_a_failure(backends: dict[str, FakeBackend]) -> None:

@@ -25,12 +25,13 @@ PROVIDER = Upstream(
 )
 DAEMON = Daemon(UUID, "nat-a", "virbr10", None)
 AROUND = Surroundings(private_mtu=1500, upstream_mtu=1400, backend="nftables", dnsmasq=None)
-SYSCTLS = len(plan.SYSCTLS)
 
 STOCK = """\
 namespace nat-a
-patch natin-910a6529e (natns-private-a) on bridge virbr10 to virbr10 in nat-a, MTU 1500
-patch natup-910a6529e (natns-upstream-a) on bridge br0 to upstream in nat-a, MTU 1400
+patch natin-910a6529e (natns-private-a) to virbr10 in nat-a, MTU 1500
+patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400
+patch natin-910a6529e on bridge virbr10
+patch natup-910a6529e on bridge br0
 firewall of nat-a: {rules} rules, nftables
 no address 10.0.0.1/24 on virbr10 in the host
 address 10.0.0.1/24 on virbr10 in nat-a
@@ -44,8 +45,10 @@ announce 192.168.0.100 to the neighbours on upstream
 
 MORE = """\
 namespace nat-a
-patch natin-910a6529e (natns-private-a) on bridge virbr10 to virbr10 in nat-a, MTU 1500
-patch natup-910a6529e (natns-upstream-a) on bridge br0 to upstream in nat-a, MTU 1400
+patch natin-910a6529e (natns-private-a) to virbr10 in nat-a, MTU 1500
+patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400
+patch natin-910a6529e on bridge virbr10
+patch natup-910a6529e on bridge br0
 firewall of nat-a: {rules} rules, nftables
 no address 10.0.0.1/24 on virbr10 in the host
 no address 10.1.0.1/24 on virbr10 in the host
@@ -91,7 +94,7 @@ def rules(operations: plan.Plan) -> int:
 def test_stock_network() -> None:
     made = make(NETWORK, PROVIDER, ADDRESS, AROUND)
     assert words(made) == STOCK.format(rules=rules(made))
-    assert len(of(made, plan.Sysctl)) == SYSCTLS
+    assert of(made, plan.Settings) == [plan.Settings("nat-a", plan.SYSCTLS)]
     assert rules(made) > 0
 
 
@@ -127,8 +130,7 @@ def test_no_packet_passes_unfiltered() -> None:
     made = make(NETWORK, PROVIDER, ADDRESS, AROUND)
     kinds = [type(operation) for operation in made]
     assert kinds.index(plan.Firewall) < kinds.index(plan.LinkUp)
-    (first, *_) = of(made, plan.Sysctl)
-    assert first == plan.Sysctl("nat-a", "net/ipv4/ip_forward", "1")
+    assert plan.SYSCTLS[0] == ("net/ipv4/ip_forward", "1")
 
 
 def test_host_ends_and_namespace_ends_differ() -> None:

@@ -10,6 +10,10 @@ were when it started, and would have the helper delete each of them at the time
 it then was to end, renewed or not.  So its helper process is ended; it does
 without.  Known limit: a network with DHCPv6 needs that helper, and can miss a
 renewed lease in virsh's list until the guest renews it again.
+
+A dnsmasq takes 20 ms and more until it serves, most of it in libvirt's helper.
+Whoever does not wait for that leaves a note of the process that is starting:
+until it is over, that one counts as the network's dnsmasq.
 """
 
 import os
@@ -22,11 +26,14 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from libvirt_natns import dnsmasq_config, names, netns
 from libvirt_natns.dnsmasq_config import Files
 from libvirt_natns.errors import DnsmasqError
+from libvirt_natns.later import Later, at_once
 
 LIBVIRT_DIRECTORY = Path("/var/lib/libvirt/dnsmasq")
 LIBVIRT_RUN_DIRECTORY = Path("/run/libvirt/network")
@@ -111,13 +118,16 @@ def _present(uuid: str) -> Files:
     return Files(*(_read(path) or "" for path in (files.configuration, files.hosts, files.records)))
 
 
-def ensure(daemon: Daemon) -> None:
+def ensure(daemon: Daemon, later: Later = at_once) -> None:
     """Run dnsmasq with the wanted configuration: start, restart, reload, or leave alone.
 
-    Raises DnsmasqError with dnsmasq's own complaint.
+    Raises DnsmasqError with dnsmasq's own complaint.  One that is started is
+    waited for by ``later``.
     """
     if not differences(daemon):
         return
+    # It would take a signal to read its hosts again for its end.
+    _settle(daemon.uuid, START_LIMIT)
     files = daemon.files
     pid = running(daemon.uuid, daemon.namespace)
     if files and pid and _present(daemon.uuid).configuration == files.configuration:
@@ -131,7 +141,7 @@ def ensure(daemon: Daemon) -> None:
     if files:
         _write_hosts(daemon.uuid, files)
         _write_configuration(daemon.uuid, files)
-        _start(daemon)
+        _start(daemon, later)
 
 
 def _write_hosts(uuid: str, files: Files) -> None:
@@ -149,33 +159,70 @@ def _write_configuration(uuid: str, files: Files) -> None:
     dnsmasq_config.paths(uuid).configuration.write_text(files.configuration)
 
 
-def _start(daemon: Daemon) -> None:
-    environment = {"PATH": BARE_PATH, "VIR_BRIDGE_NAME": daemon.bridge}
+def _start(daemon: Daemon, later: Later) -> None:
     # A file, not a pipe: a daemon that kept the pipe open would never end us.
-    with tempfile.TemporaryFile("w+") as complaint, netns.entered(daemon.namespace):
-        try:
-            done = subprocess.run(
-                [
-                    program(),
-                    f"--conf-file={dnsmasq_config.paths(daemon.uuid).configuration}",
-                    *_leases(daemon),
-                ],
-                env=environment,
+    complaint = tempfile.TemporaryFile("w+")  # noqa: SIM115 it goes with who waits
+    command = [
+        program(),
+        f"--conf-file={dnsmasq_config.paths(daemon.uuid).configuration}",
+        *_leases(daemon),
+    ]
+    try:
+        with netns.entered(daemon.namespace):
+            process = subprocess.Popen(
+                command,
+                env={"PATH": BARE_PATH, "VIR_BRIDGE_NAME": daemon.bridge},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=complaint,
-                timeout=START_LIMIT,
-                check=False,
                 cwd="/",
+                # Until it is a daemon, what ends us must not end it.
+                start_new_session=True,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise DnsmasqError(f"cannot start dnsmasq in {daemon.namespace}", str(error)) from error
-        if done.returncode != 0:
+    except OSError as error:
+        complaint.close()
+        raise DnsmasqError(f"cannot start dnsmasq in {daemon.namespace}", str(error)) from error
+    _note(daemon.uuid).write_text(str(process.pid))
+    later(partial(_await_daemon, daemon.namespace, process, complaint))
+
+
+def _await_daemon(namespace: str, process: subprocess.Popen[bytes], complaint: IO[str]) -> None:
+    """Wait until dnsmasq serves.  Raises DnsmasqError with its complaint if it will not."""
+    with complaint:
+        descriptor = os.pidfd_open(process.pid)
+        try:
+            # Popen.wait would sleep for up to 50 ms at a time.
+            if not _ended(descriptor, time.monotonic() + START_LIMIT):
+                process.kill()
+        finally:
+            os.close(descriptor)
+        status = process.wait()
+        if status != 0:
             complaint.seek(0)
-            said = complaint.read().strip() or f"exit status {done.returncode}"
-            raise DnsmasqError(
-                f"dnsmasq refuses to start in {daemon.namespace}", said.splitlines()[-1]
-            )
+            said = complaint.read().strip() or f"exit status {status}"
+            raise DnsmasqError(f"dnsmasq refuses to start in {namespace}", said.splitlines()[-1])
+
+
+def _note(uuid: str) -> Path:
+    """Where the process is noted that becomes, or became, a network's dnsmasq."""
+    return dnsmasq_config.paths(uuid).pid.with_suffix(".starting")
+
+
+def _starting(uuid: str) -> int | None:
+    """The process that is about to become a network's dnsmasq."""
+    pid = _read_pid(_note(uuid))
+    return pid if pid and _has_read(pid, dnsmasq_config.paths(uuid).configuration) else None
+
+
+def _settle(uuid: str, limit: float) -> None:
+    """Wait, for at most ``limit`` seconds, until a start is over, whoever began it."""
+    pid = _starting(uuid)
+    descriptor = _opened(pid, dnsmasq_config.paths(uuid).configuration) if pid else None
+    if descriptor is not None:
+        try:
+            _ended(descriptor, time.monotonic() + limit)
+        finally:
+            os.close(descriptor)
 
 
 def _leases(daemon: Daemon) -> list[str]:
@@ -197,25 +244,37 @@ def _reload(pid: int) -> None:
 
 
 def running(uuid: str, namespace: str) -> int | None:
-    """The process id of a network's dnsmasq, if it runs in that namespace."""
-    pid = _pid(uuid)
-    if pid is None:
-        return None
+    """The process id of a network's dnsmasq, if it runs in that namespace, or is about to."""
+    # In this order: when the one that starts has gone, the other is there.
+    for found in (_starting, _pid):
+        pid = found(uuid)
+        if pid is not None and _lives_in(pid, namespace):
+            return pid
+    return None
+
+
+def _lives_in(pid: int, namespace: str) -> bool:
     try:
-        lives_in = Path(f"/proc/{pid}/ns/net").stat().st_ino
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino == netns.inode(namespace)
     except OSError:
-        return None
-    return pid if lives_in == netns.inode(namespace) else None
+        return False
 
 
-def stop(uuid: str) -> None:
-    """End a network's dnsmasq and its lease helper; missing is success."""
+def stop(uuid: str, *, search: bool = True) -> None:
+    """End a network's dnsmasq and its lease helper; missing is success.
+
+    Without ``search``, one of which not even a file is left is not looked for
+    among all processes.
+    """
     files = dnsmasq_config.paths(uuid)
+    _settle(uuid, STOP_LIMIT)
     pid = _pid(uuid)
-    # Without a pid file: the strays of a start that was killed.
-    found = _processes() if pid is None else [pid, *_children(pid)]
-    _end(found, files.configuration)
-    for path in (files.pid, files.configuration, files.hosts, files.records):
+    if pid is not None:
+        _end([pid, *_children(pid)], files.configuration)
+    elif search or files.configuration.exists():
+        # The strays of a start that was killed.
+        _end(_processes(), files.configuration)
+    for path in (files.pid, _note(uuid), files.configuration, files.hosts, files.records):
         path.unlink(missing_ok=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The verbs: prepare, up, refresh, down.
+"""The verbs: prepare, build, up, refresh, down.
 
 Each converges on what the recorded network needs and can be called again at
 any time; each takes back what it created when it fails.  Who asked (a hook, a
@@ -26,15 +26,18 @@ from libvirt_natns import (
     glance,
     host,
     names,
+    netns,
     plan,
     pool,
     publication,
     selection,
 )
+from libvirt_natns.built import Built
 from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
 from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
+from libvirt_natns.later import Later, at_once
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Config, Network, Upstream
 from libvirt_natns.observer import HOST, NOBODY, Observer
@@ -51,7 +54,8 @@ class Engine:
     """All verbs over one configuration, one state database, one kernel session.
 
     ``before`` is called ahead of every change, for tests; ``observer`` is told
-    what is being changed and what has been.
+    what is being changed and what has been.  A resident process has a ``later``
+    for what nobody waits for, and keeps in ``built`` what ``build`` has made.
     """
 
     config: Config
@@ -59,6 +63,8 @@ class Engine:
     kernel: Kernel
     before: Step | None = None
     observer: Observer = NOBODY
+    later: Later = at_once
+    built: Built | None = None
 
     @property
     def planner(self) -> Planner:
@@ -76,7 +82,8 @@ class Engine:
     def _changing(self, verb: str, uuid: str, name: str) -> Iterator[list[str]]:
         """Hold a network's lock; what the body puts into the list, it has changed."""
         changed: list[str] = []
-        with locked(names.network_directory(uuid)), self.observer.changing(uuid):
+        directory = names.network_directory(uuid)
+        with locked(directory), self.observer.changing(uuid), self.kernel.work():
             start = time.monotonic()
             yield changed
             taken = time.monotonic() - start
@@ -103,6 +110,59 @@ class Engine:
             done.append(f"reserved {self.store.lease(upstream.name, network.uuid)}")
             undo.pop_all()
 
+    def build(self, network: Network, xml: bytes) -> Record | None:
+        """Make ahead all that needs nothing of libvirt's, which ``up`` then joins.
+
+        For a thread of a resident process, right after ``prepare``, while
+        libvirt makes its bridge.  Raises a NatnsError and takes back what it
+        created; ``up`` does all of it then.  Returns the start's record, for
+        ``give_up``; None where that start is over already.
+        """
+        upstream = self.planner.upstream(network)
+        with self._changing("build", network.uuid, network.name) as done, Undo() as undo:
+            record = self.store.network(network.uuid)
+            if self.built is None or not record or not _starts(record, xml):
+                self._discard_lock(network.uuid)
+                return None
+            undo.add(_empty_directory, network.uuid)
+            address = self._address(network, upstream)
+            self.ensure_host()
+            operations = self.planner.plan_ahead(network, upstream, address)
+            done += executor.carry_out(self.kernel, operations, undo, self.before, later=self.later)
+            self.built.keep(network.uuid, record.since, operations)
+            undo.pop_all()
+        return record
+
+    def _joined(self, uuid: str) -> plan.Plan:
+        """What ``build`` has made for the start that goes on."""
+        record = self.store.network(uuid)
+        if self.built is None or record is None:
+            return ()
+        made = self.built.take(uuid, record.since)
+        goes_on = self._state(uuid) == "starting" and netns.exists(record.namespace)
+        return made if goes_on else ()
+
+    def give_up(self, start: Record) -> bool:
+        """Take back a start that came to no `started`, as if there had been none.
+
+        No hook tells that a start has failed: it counts as dead ``START_LIMIT``
+        after its `start`.  Returns whether it did: not if anything has happened
+        to the network since the record was made.
+        """
+        with self._changing("give up", start.uuid, start.name) as done:
+            record = self.store.network(start.uuid)
+            if not record or (record.state, record.since) != ("starting", start.since):
+                self._discard_lock(start.uuid)
+                return False
+            self._end(start.uuid, start.namespace)
+            done.append("removed a start that came to no end")
+        return True
+
+    def _discard_lock(self, uuid: str) -> None:
+        """Leave no directory behind that was only made to be locked."""
+        if self._state(uuid) == "down":
+            _discard_directory(uuid)
+
     def up(self, network: Network, xml: bytes) -> list[str]:
         """Make the network's namespace and all that is in it; returns what differed.
 
@@ -115,14 +175,19 @@ class Engine:
             self._check(network, upstream)
             self._end_rivals(network, active=True)
         with self._changing("up", network.uuid, network.name) as repaired, Undo() as undo:
+            made = self._joined(network.uuid)
             self._admit(network, xml, upstream, undo)
+            if made:
+                undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
             undo.add(self._return_routes, network)
             repaired += self._take_over(network, undo)
             address = self._address(network, upstream)
             self.registry.move(network.uuid, address)
             self._adjust_host(network.uuid)
             operations = self.planner.plan(network, upstream, address)
-            repaired += executor.carry_out(self.kernel, operations, undo, self.before)
+            repaired += executor.carry_out(
+                self.kernel, operations, undo, self.before, later=self.later, done=made
+            )
             if repaired or self._state(network.uuid) != "up":
                 self._step("note that it is up")
                 self.store.set_state(network.uuid, "up")
@@ -158,7 +223,7 @@ class Engine:
         if state == "starting":
             undo.add(self.store.set_state, network.uuid, "down")
         known = self.store.network(network.uuid)
-        if state == "starting" or known is None or _changed(known, network, upstream):
+        if state == "starting" or known is None or _changed(known, network, xml, upstream):
             self._step("record the network")
             self.store.put(_record(network, xml, upstream, state))
 
@@ -348,6 +413,8 @@ class Engine:
         return left
 
     def _end(self, uuid: str, namespace: str | None, *, shared: bool = True) -> None:
+        if self.built is not None:
+            self.built.drop(uuid)
         remove(self.kernel, uuid, namespace, self.before)
         record = self.store.network(uuid)
         if record and record.state != "down":
@@ -422,10 +489,17 @@ def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> R
     )
 
 
-def _changed(known: Record, network: Network, upstream: Upstream) -> bool:
+def _starts(record: Record, xml: bytes) -> bool:
+    """Whether a network is on its way from `start` to `started`, by that very XML."""
+    return record.state == "starting" and record.this_boot and record.document == xml
+
+
+def _changed(known: Record, network: Network, xml: bytes, upstream: Upstream) -> bool:
     """Whether a record says something else than today's XML and configuration."""
     if known.upstream != upstream.name:
         return True
+    if known.document == xml:
+        return False
     with suppress(NatnsError):
         return document.parse_network(known.document) != network
     return True
@@ -444,7 +518,7 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         ("delete the upstream patch", partial(kernel.delete_link, names.upstream_patch(uuid))),
         ("delete the private patch", partial(kernel.delete_link, names.private_patch(uuid))),
-        ("end dnsmasq", partial(dnsmasq.stop, uuid)),
+        ("end dnsmasq", partial(dnsmasq.stop, uuid, search=_exists(namespace))),
         ("delete the namespace", partial(_delete_own_namespace, kernel, uuid, namespace)),
         ("empty the directory", partial(_empty_directory, uuid)),
     )
@@ -458,6 +532,10 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _exists(namespace: str | None) -> bool:
+    return namespace is not None and netns.exists(namespace)
 
 
 def _delete_own_namespace(kernel: Kernel, uuid: str, namespace: str | None) -> None:

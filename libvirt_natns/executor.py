@@ -16,19 +16,10 @@ from libvirt_natns import arp, dnsmasq, firewall, names, netns
 from libvirt_natns import plan as p
 from libvirt_natns.errors import ConflictError, KernelError, NatnsError
 from libvirt_natns.kernel import Kernel
+from libvirt_natns.later import Later, at_once
 
 Step = Callable[[p.Operation | str], None]
 """Is told what is about to be changed: an operation, or in words what is none."""
-
-
-Later = Callable[[Callable[[], None]], None]
-"""Takes what nobody needs to wait for, which may raise a NatnsError: runs it at
-once, or, in a resident process, in a thread of its own."""
-
-
-def at_once(work: Callable[[], None]) -> None:
-    """Keeps nothing for later: for a process that is about to end."""
-    work()
 
 
 class Undo(ExitStack):
@@ -49,11 +40,17 @@ def _quietly(step: Callable[..., object], *arguments: object) -> None:
 
 @dataclass(slots=True)
 class Call:
-    """One call of ``carry_out``; ``fresh`` are the namespaces that it has made."""
+    """One call of ``carry_out``; ``fresh`` are the namespaces that it has made.
+
+    ``later`` takes what need not be waited for, ``starting`` tells that no guest
+    can be waiting yet; ``done`` was carried out a moment ago.
+    """
 
     kernel: Kernel
     undo: Undo
     later: Later = at_once
+    starting: bool = False
+    done: Collection[p.Operation] = ()
     fresh: set[str] = field(default_factory=set)
 
     def is_fresh(self, operation: p.Operation) -> bool:
@@ -97,14 +94,15 @@ def carry_out(
 
     ``undo`` receives what takes back each thing that this call created.
     ``before``, for tests and for logs, is called ahead of each change.  ``done``
-    was carried out a moment ago and is not looked at.
+    was carried out a moment ago and is not looked at, but for dnsmasq, which may
+    have given up meanwhile.
     """
-    call = Call(kernel, undo, later)
-    repaired: list[str] = []
     whole = any(isinstance(operation, p.Namespace) for operation in done)
+    call = Call(kernel, undo, later, starting=whole, done=done)
+    repaired: list[str] = []
     with kernel.work():
         for operation in plan:
-            if operation in done:
+            if operation in done and not isinstance(operation, p.Dnsmasq):
                 continue
             different = _why(call, operation, repaired)
             if not different:
@@ -179,6 +177,7 @@ def _ensure_namespace(call: Call, operation: p.Namespace) -> None:
     kernel.create_namespace(operation.name, operation.owner)
     note.unlink()
     call.fresh.add(operation.name)
+    call.starting = True
 
 
 def _sysctl_differs(kernel: Kernel, operation: p.Sysctl) -> list[str]:
@@ -400,7 +399,9 @@ def _ensure_dnsmasq(call: Call, operation: p.Dnsmasq) -> None:
     daemon = operation.daemon
     if dnsmasq.running(daemon.uuid, daemon.namespace) is None:
         call.undo.add(dnsmasq.stop, daemon.uuid)
-    dnsmasq.ensure(daemon)
+    # Guests wait for one that has gone, and a user for why one has given up.
+    waited_for = not call.starting or operation in call.done
+    dnsmasq.ensure(daemon, at_once if waited_for else call.later)
 
 
 def _idle_differs(kernel: Kernel, operation: p.IdleDnsmasq) -> list[str]:

@@ -24,7 +24,15 @@ from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Forward, Network, Upstream
-from libvirt_natns.plan import Plan, Published, Surroundings, make, path_mtu
+from libvirt_natns.plan import (
+    Plan,
+    Published,
+    Surroundings,
+    make,
+    path_mtu,
+    private_port,
+    withdrawals,
+)
 from libvirt_natns.registry import Registry
 from libvirt_natns.resolvers import Resolvers
 from libvirt_natns.store import Store, User
@@ -59,6 +67,15 @@ class Planner:
         around = self._surroundings(network, upstream)
         return make(network, upstream, address, around, self._published(network, upstream, address))
 
+    def plan_ahead(self, network: Network, upstream: Upstream, address: IPv4Address) -> Plan:
+        """What of it can be made before libvirt has made the network's bridge."""
+        around = self._surroundings(network, upstream, ahead=True)
+        whole = make(
+            network, upstream, address, around, self._published(network, upstream, address)
+        )
+        needs_libvirt = (*withdrawals(network), private_port(network))
+        return tuple(operation for operation in whole if operation not in needs_libvirt)
+
     def _published(self, network: Network, upstream: Upstream, address: IPv4Address) -> Published:
         """What the namespace translates; the host's part is in ``host_needs``."""
         found = self.registry.forwards(network.uuid)
@@ -75,8 +92,12 @@ class Planner:
             )
         return Published(found, self.registry.static_nats(network.uuid))
 
-    def _surroundings(self, network: Network, upstream: Upstream) -> Surroundings:
-        private = self.kernel.mtu(network.bridge or "")
+    def _surroundings(
+        self, network: Network, upstream: Upstream, *, ahead: bool = False
+    ) -> Surroundings:
+        """``ahead``: libvirt has not made its bridge yet, nor written its files."""
+        unknown = ahead and network.taken_over
+        private = network.mtu or ETHERNET_MTU if ahead else self.kernel.mtu(network.bridge or "")
         outside = self.kernel.mtu(upstream.bridge or "")
         if private is None or outside is None:
             missing = network.bridge if private is None else upstream.bridge
@@ -85,8 +106,10 @@ class Planner:
             private_mtu=private,
             upstream_mtu=outside,
             backend=self.backend(),
-            dnsmasq=self._daemon(network, upstream, path_mtu(private, outside)),
-            idle=self._has_idle_dnsmasq(network),
+            dnsmasq=None
+            if unknown
+            else self._daemon(network, upstream, path_mtu(private, outside)),
+            idle=not unknown and self._has_idle_dnsmasq(network),
         )
 
     @staticmethod

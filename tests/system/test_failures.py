@@ -10,9 +10,10 @@ import os
 import re
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import arp, config, dnsmasq, document, plan, reconcile, store
+from libvirt_natns import arp, config, dnsmasq, document, netns, plan, reconcile, store
+from libvirt_natns.built import Built
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import KernelError
+from libvirt_natns.errors import DnsmasqError, KernelError, NatnsError
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.store import Store
@@ -377,9 +379,14 @@ def test_a_hook_that_is_killed(kind: str, synced: bool, world: Provider) -> None
 
 @dataclass
 class Bench:
-    """libvirt's part, played by the test: a bridge with its address, and dnsmasq's files."""
+    """libvirt's part, played by the test: a bridge with its address, and dnsmasq's files.
+
+    ``service``: the engine is a resident process's, which builds ahead of `started`.
+    """
 
     xml: bytes
+    service: bool = False
+    address: str | None = "10.0.0.1/24"
 
     @property
     def uuid(self) -> str:
@@ -388,18 +395,28 @@ class Bench:
     @contextmanager
     def engine(self, before: Callable[[object], None] | None = None) -> Iterator[Engine]:
         opened = Store()
+        threads: list[threading.Thread] = []
+
+        def later(work: Callable[[], None]) -> None:
+            threads.append(threading.Thread(target=quietly, args=[work]))
+            threads[-1].start()
+
+        more: dict[str, Any] = {"later": later, "built": Built()} if self.service else {}
         try:
-            with Kernel() as kernel:
-                yield Engine(config.load(), opened, kernel, before)
+            with spares(self.service) as kept, Kernel(kept) as kernel:
+                yield Engine(config.load(), opened, kernel, before, **more)
         finally:
             opened.close()
+            for thread in threads:
+                thread.join()
 
     def make_bridge(self) -> None:
         """As libvirt does between `start` and `started`; fails where the bridge exists."""
         run("ip", "link", "add", "virbr10", "address", "52:54:00:aa:bb:cc", "type", "bridge")
         run("ip", "link", "set", "virbr10", "up")
-        run("ip", "address", "add", "10.0.0.1/24", "broadcast", "10.0.0.255", "dev", "virbr10")
-        run("ip", "route", "add", "10.9.0.0/16", "via", "10.0.0.9", "metric", "1")
+        if self.address:
+            run("ip", "address", "add", self.address, "broadcast", "10.0.0.255", "dev", "virbr10")
+            run("ip", "route", "add", "10.9.0.0/16", "via", "10.0.0.9", "metric", "1")
 
     @staticmethod
     def delete_bridge() -> None:
@@ -410,6 +427,8 @@ class Bench:
         network = document.parse_network(self.xml)
         with self.engine(before) as verbs:
             verbs.prepare(network, self.xml)
+            if self.service:
+                verbs.build(network, self.xml)
             self.make_bridge()
             verbs.up(network, self.xml)
 
@@ -426,6 +445,21 @@ class Bench:
             assert record is not None
             assert record.state == "up"
             return reconcile.differences(verbs, record) + reconcile.host_differences(verbs)
+
+
+def quietly(work: Callable[[], None]) -> None:
+    """What is done later may find its network gone."""
+    with suppress(NatnsError):
+        work()
+
+
+@contextmanager
+def spares(wanted: bool) -> Iterator[netns.Spares | None]:
+    """Namespaces made ahead of time, if they are wanted."""
+    kept = netns.Spares() if wanted else None
+    yield kept
+    if kept is not None:
+        kept.close()
 
 
 @pytest.fixture(scope="module")
@@ -461,6 +495,23 @@ def setting(request: pytest.FixtureRequest, world: Provider) -> Iterator[str]:
 @pytest.fixture
 def bench(libvirts_files: bytes, setting: str) -> Bench:
     return Bench(libvirts_files)
+
+
+IP = (
+    '<natns:ip address="10.0.0.1" prefix="24"><natns:dhcp>'
+    '<natns:range start="10.0.0.100" end="10.0.0.200"/></natns:dhcp></natns:ip>'
+)
+
+
+@pytest.fixture(params=["libvirt's address", "address in the metadata"])
+def ahead(bench: Bench, request: pytest.FixtureRequest) -> Bench:
+    """A bench of a resident process, for both kinds of networks."""
+    if request.param == "libvirt's address":
+        return Bench(bench.xml, service=True)
+    uuid = "c0ffee00-0000-4000-8000-00000000000a"
+    xml = isolated("bench", "virbr10", address=None, metadata=nat(IP), uuid=uuid)
+    xml = xml.replace("<bridge", '<mac address="52:54:00:aa:bb:cc"/><bridge')
+    return Bench(xml.encode(), service=True, address=None)
 
 
 def interesting(steps: list[object], setting: str) -> list[int]:
@@ -615,6 +666,143 @@ def test_a_repair_that_fails_can_be_repeated(bench: Bench) -> None:
     settles_as(before)
 
 
+# -- built ahead -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["nftables", "host upstream"], indirect=True)
+def test_started_joins_what_was_built(ahead: Bench) -> None:
+    before = snapshot()
+    network = document.parse_network(ahead.xml)
+    noted = FailAt()
+    with ahead.engine(noted) as verbs:
+        verbs.prepare(network, ahead.xml)
+        verbs.build(network, ahead.xml)
+        assert any(isinstance(step, plan.LinkUp) for step in noted.steps)
+        noted.steps.clear()
+        ahead.make_bridge()
+        verbs.up(network, ahead.xml)
+        kinds = {type(step) for step in noted.steps} - {str}
+        assert kinds <= {plan.Port, plan.Withdrawal, plan.Dnsmasq, plan.IdleDnsmasq}
+        assert (plan.Dnsmasq in kinds) == network.taken_over
+        # Twice is once.
+        assert verbs.build(network, ahead.xml) is None
+        assert verbs.up(network, ahead.xml) == []
+        assert ahead.differences() == []
+    assert dnsmasq.running(ahead.uuid, "nat-bench")
+    ahead.stop()
+    settles_as(before)
+
+
+@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
+def test_a_bridge_of_another_mtu_than_expected(ahead: Bench) -> None:
+    network = document.parse_network(ahead.xml)
+    with ahead.engine() as verbs:
+        verbs.prepare(network, ahead.xml)
+        verbs.build(network, ahead.xml)
+        ahead.make_bridge()
+        run("ip", "link", "set", "virbr10", "mtu", "9000")
+        verbs.up(network, ahead.xml)
+    for command in (["ip", "-n", "nat-bench"], ["ip"]):
+        assert "mtu 9000" in run(*command, "link", "show", "type", "veth").stdout
+    assert "option:mtu,1500" in dnsmasq._present(ahead.uuid).configuration
+    assert ahead.differences() == []
+    ahead.stop()
+
+
+@pytest.mark.parametrize("setting", ["nftables", "host upstream"], indirect=True)
+def test_a_start_that_libvirt_gave_up(ahead: Bench) -> None:
+    """Nothing stays of what was built, unless something else has come of it."""
+    before = snapshot()
+    network = document.parse_network(ahead.xml)
+    with ahead.engine() as verbs:
+        verbs.prepare(network, ahead.xml)
+        first = verbs.build(network, ahead.xml)
+        # The next start finds what the first has left.
+        verbs.prepare(network, ahead.xml)
+        second = verbs.build(network, ahead.xml)
+        assert first is not None
+        assert second is not None
+        assert not verbs.give_up(first)
+        assert verbs.give_up(second)
+        assert not verbs.give_up(second)
+        settles_as(before)
+        # A libvirt that is only slow gets its router all the same.
+        ahead.make_bridge()
+        verbs.up(network, ahead.xml)
+        assert not verbs.give_up(second)
+        assert ahead.differences() == []
+    ahead.stop()
+    settles_as(before)
+
+
+@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
+def test_whatever_fails_while_building_is_made_when_started(ahead: Bench) -> None:
+    network = document.parse_network(ahead.xml)
+    before = snapshot()
+    rehearsal = FailAt()
+    with ahead.engine(rehearsal) as verbs:
+        verbs.prepare(network, ahead.xml)
+        first = len(rehearsal.steps)
+        verbs.build(network, ahead.xml)
+        built = len(rehearsal.steps)
+        ahead.make_bridge()
+        verbs.up(network, ahead.xml)
+        last = len(rehearsal.steps)
+    ahead.stop()
+    settles_as(before)
+    assert built - first > 10
+    for index in range(first, last):
+        failing = FailAt(index)
+        with ahead.engine(failing) as verbs:
+            verbs.prepare(network, ahead.xml)
+            if index < built:
+                with pytest.raises(InjectedError):
+                    verbs.build(network, ahead.xml)
+                assert "nat-bench" not in run("ip", "netns", "list").stdout
+                links = run("ip", "-br", "link").stdout
+                assert "natin-" not in links and "natup-" not in links
+                ahead.make_bridge()
+                verbs.up(network, ahead.xml)
+                assert ahead.differences() == []
+            else:
+                verbs.build(network, ahead.xml)
+                ahead.make_bridge()
+                with pytest.raises(InjectedError):
+                    verbs.up(network, ahead.xml)
+        ahead.stop()
+        settles_as(before)
+
+
+@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
+@pytest.mark.parametrize("ahead", ["address in the metadata"], indirect=True)
+def test_dnsmasq_that_gives_up_while_nobody_looks(ahead: Bench) -> None:
+    """`started` tells of it.  Where libvirt's own has read the same, it would not be up."""
+    network = document.parse_network(ahead.xml)
+    before = snapshot()
+    refusing = Path("/run/tmp/refusing")
+    refusing.write_text('#!/bin/sh\necho "out of luck" >&2\nexit 3\n')
+    refusing.chmod(0o755)
+    told: list[str] = []
+    with covered(DNSMASQ, refusing), ahead.engine() as verbs:
+
+        def later(work: Callable[[], None]) -> None:
+            try:
+                work()
+            except NatnsError as error:
+                told.append(str(error))
+
+        verbs = replace(verbs, later=later)
+        verbs.prepare(network, ahead.xml)
+        verbs.build(network, ahead.xml)
+        assert told == ["dnsmasq refuses to start in nat-bench: out of luck"]
+        ahead.make_bridge()
+        with pytest.raises(DnsmasqError, match="refuses to start in nat-bench"):
+            verbs.up(network, ahead.xml)
+    refusing.unlink()
+    ahead.stop()
+    settles_as(before)
+
+
 # -- killed ------------------------------------------------------------------
 
 
@@ -699,6 +887,20 @@ def test_killed_while_starting(remedy: Callable[[Bench], None], bench: Bench, se
     for index in indexes:
         assert dies(bench.start, index), rehearsal.steps[index]
         remedy(bench)
+        settles_as(before)
+
+
+@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
+@pytest.mark.parametrize("remedy", [start_again, sync], ids=lambda remedy: remedy.__name__)
+def test_killed_while_building(remedy: Callable[[Bench], None], ahead: Bench) -> None:
+    rehearsal = FailAt()
+    before = snapshot()
+    ahead.start(rehearsal)
+    ahead.stop()
+    settles_as(before)
+    for index in interesting(rehearsal.steps, "nftables"):
+        assert dies(ahead.start, index), rehearsal.steps[index]
+        remedy(ahead)
         settles_as(before)
 
 

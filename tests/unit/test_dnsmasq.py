@@ -321,7 +321,7 @@ def test_libvirts_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What becomes of a dnsmasq that runs as soon as it is started, in words."""
     events: list[str] = []
-    monkeypatch.setattr(dnsmasq, "_start", lambda daemon: events.append("started"))
+    monkeypatch.setattr(dnsmasq, "_start", lambda *_: events.append("started"))
     monkeypatch.setattr(dnsmasq, "_reload", lambda pid: events.append("reloaded"))
     monkeypatch.setattr(dnsmasq, "running", lambda *_: 7 if events else None)
     return events

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Namespaces, links, addresses, routes and sysctls: the only user of pyroute2.
 
-One netlink socket for the host and one for each namespace, opened inside it
-and usable from outside: nothing jumps between namespaces to make a change.  A
-socket keeps its namespace from ending, whoever deletes it: those of namespaces
-are closed at the end of each piece of work.
+pyroute2 makes the changes; looking is ``rtnetlink``'s.  Sockets for the host and
+for each namespace are opened inside and usable from outside: nothing jumps
+between namespaces to make a change.  A socket keeps its namespace from ending,
+whoever deletes it: those of namespaces are closed at the end of each piece of
+work.
 
 Every verb states what it wants and changes only what differs; deleting what is
 missing is success.
@@ -21,12 +22,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.exceptions import NetlinkError
 
-from libvirt_natns import names, netns
+from libvirt_natns import names, netns, rtnetlink
 from libvirt_natns.errors import KernelError
+from libvirt_natns.rtnetlink import Address, InterruptedDumpError, Link, Route
 
-IFF_UP = 1
 BRIDGE_PORTS = 1023
 """The most ports that a Linux bridge takes."""
 
@@ -39,7 +40,6 @@ LOOPBACK = 1
 MAIN_TABLE = 254
 RTPROT_BOOT = 3
 SCOPE_GLOBAL = 0
-Link = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -52,6 +52,7 @@ class Kernel:
 
     def __init__(self, spares: netns.Spares | None = None) -> None:
         self._sockets: dict[str | None, Any] = {}
+        self._sessions: dict[str | None, rtnetlink.Session] = {}
         self._spares = spares
         self._depth = 0
         self._memory: dict[tuple[str, str | None, str], Any] = {}
@@ -70,8 +71,7 @@ class Kernel:
 
     def close(self) -> None:
         """Close all sockets."""
-        while self._sockets:
-            self._sockets.popitem()[1].close()
+        self._leave(*{*self._sockets, *self._sessions})
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -86,13 +86,14 @@ class Kernel:
             self._depth -= 1
             if self._depth == 0:
                 self.forget()
-                self._leave(*(name for name in self._sockets if name is not None))
+                self._leave(*{*self._sockets, *self._sessions} - {None})
 
-    def _leave(self, *namespaces: str) -> None:
+    def _leave(self, *namespaces: str | None) -> None:
         for name in namespaces:
-            found = self._sockets.pop(name, None)
-            if found is not None:
-                found.close()
+            for opened in (self._sockets, self._sessions):
+                found = opened.pop(name, None)
+                if found is not None:
+                    found.close()
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -125,12 +126,37 @@ class Kernel:
                 self._sockets[namespace] = IPRoute()
         return self._sockets[namespace]
 
-    def _listed(self, listing: Callable[[], Iterable[Any]]) -> list[Any]:
+    def _session(self, namespace: str | None) -> rtnetlink.Session:
+        if namespace not in self._sessions:
+            with netns.entered(namespace):
+                self._sessions[namespace] = rtnetlink.Session()
+        return self._sessions[namespace]
+
+    def _listed(self, what: str, namespace: str | None, listing: Callable[[], list[T]]) -> list[T]:
         """All of a listing, such as that of links; whole, although others make changes."""
-        for _ in range(DUMP_TRIES):
-            with suppress(NetlinkDumpInterrupted):
-                return list(listing())
-        raise KernelError("the kernel's network settings change all the time", "try again")
+
+        def whole() -> list[T]:
+            for _ in range(DUMP_TRIES):
+                with suppress(InterruptedDumpError):
+                    return listing()
+            raise KernelError("the kernel's network settings change all the time", "try again")
+
+        try:
+            return self._look(what, namespace, "", whole)
+        except OSError as error:
+            raise KernelError(f"cannot list the {what}", error.strerror or str(error)) from error
+
+    def _links(self) -> list[Link]:
+        """All links of the host."""
+        return self._listed("links", None, self._session(None).links)
+
+    def _addresses(self, namespace: str | None) -> list[Address]:
+        return self._listed("addresses", namespace, self._session(namespace).addresses)
+
+    def _routes(self, namespace: str | None) -> list[Route]:
+        """All routes of the main table."""
+        found = self._listed("routes", namespace, self._session(namespace).routes)
+        return [route for route in found if route.table == MAIN_TABLE]
 
     def _ask(self, what: str, call: Callable[[], T]) -> T:
         """Run one request; a refusal becomes a KernelError that says what it was for."""
@@ -170,9 +196,9 @@ class Kernel:
         if not netns.exists(name):
             return None
         with self.work():
-            link = self.link(name, "lo") or {}
-        alias = _attribute(link, "IFLA_IFALIAS") or ""
-        return str(alias).removeprefix(_tag("")) if str(alias).startswith(_tag("")) else ""
+            link = self.link(name, "lo")
+        alias = link.alias if link else ""
+        return alias.removeprefix(_tag("")) if alias.startswith(_tag("")) else ""
 
     # -- links -------------------------------------------------------------
 
@@ -182,12 +208,11 @@ class Kernel:
 
     def _link(self, namespace: str | None, name: str) -> Link | None:
         try:
-            found = list(self._socket(namespace).link("get", ifname=name))
-        except NetlinkError as error:
-            if error.code == errno.ENODEV:
-                return None
-            raise KernelError(f"cannot look at link {name}", os.strerror(error.code)) from error
-        return found[0] if found else None
+            return self._session(namespace).link(name)
+        except OSError as error:
+            raise KernelError(
+                f"cannot look at link {name}", error.strerror or str(error)
+            ) from error
 
     def _index(self, namespace: str | None, name: str) -> int:
         # Asking netlink for all that is to be said of a link takes ten times as long.
@@ -200,23 +225,22 @@ class Kernel:
     def mtu(self, name: str) -> int | None:
         """The MTU, in octets, of a link of the host."""
         link = self.link(None, name)
-        return int(_attribute(link, "IFLA_MTU")) if link else None
+        return link.mtu if link else None
 
     def mac(self, name: str) -> str | None:
         """The MAC address of a link of the host, in lower case."""
         link = self.link(None, name)
-        return str(_attribute(link, "IFLA_ADDRESS")).lower() if link else None
+        return link.mac if link else None
 
     def is_up(self, name: str) -> bool:
         """Whether a link of the host is set up."""
         link = self.link(None, name)
-        return bool(link and link["flags"] & IFF_UP)
+        return link is not None and link.up
 
     def is_bridge(self, name: str) -> bool:
         """Whether a link of the host is a Linux bridge."""
-        return (Path("/sys/class/net") / name / "bridge").is_dir() or _kind(
-            self.link(None, name)
-        ) == "bridge"
+        link = self.link(None, name)
+        return link is not None and link.kind == "bridge"
 
     def port_count(self, bridge: str) -> int:
         """How many ports a bridge of the host has."""
@@ -226,8 +250,7 @@ class Kernel:
             with os.scandir(ports) as entries:
                 return sum(1 for _ in entries)
         index = self._index(None, bridge)
-        links = self._listed(self._socket(None).get_links)
-        return sum(_attribute(link, "IFLA_MASTER") == index for link in links)
+        return sum(link.master == index for link in self._links())
 
     def delete_link(self, name: str, namespace: str | None = None) -> None:
         """Delete a link, and with one end of a veth pair the other one too."""
@@ -235,7 +258,7 @@ class Kernel:
         if link is None:
             return
         try:
-            self._socket(namespace).link("del", index=link["index"])
+            self._socket(namespace).link("del", index=link.index)
         except NetlinkError as error:
             if error.code not in (errno.ENODEV, errno.ENXIO):
                 raise KernelError(f"cannot delete link {name}", os.strerror(error.code)) from error
@@ -254,7 +277,7 @@ class Kernel:
         where = namespace or "the host"
         if link is None:
             return [f"link {name} is missing in {where}"]
-        return [] if link["flags"] & IFF_UP else [f"link {name} is down in {where}"]
+        return [] if link.up else [f"link {name} is down in {where}"]
 
     # -- patches -----------------------------------------------------------
 
@@ -264,20 +287,19 @@ class Kernel:
         inner = self.link(namespace, link)
         if outer is None:
             return [f"patch {port} is missing"]
-        if inner is None or _attribute(outer, "IFLA_LINK") != inner["index"]:
+        if inner is None or outer.peer != inner.index:
             return [f"patch {port} does not lead to {link} in {namespace}"]
         found = []
         for end, of in ((outer, port), (inner, f"{link} in {namespace}")):
-            actual = _attribute(end, "IFLA_MTU")
-            if actual != mtu:
-                found.append(f"{of} has MTU {actual} instead of {mtu}")
+            if end.mtu != mtu:
+                found.append(f"{of} has MTU {end.mtu} instead of {mtu}")
         return found
 
     def has_patch(self, namespace: str, link: str, port: str) -> bool:
         """Whether both ends of a veth pair are there, and are each other's."""
         outer = self.link(None, port)
         inner = self.link(namespace, link)
-        return bool(outer and inner and _attribute(outer, "IFLA_LINK") == inner["index"])
+        return outer is not None and inner is not None and outer.peer == inner.index
 
     def create_patch(
         self,
@@ -314,7 +336,7 @@ class Kernel:
         with suppress(KernelError):
             self.set_sysctl(None, f"net/ipv6/conf/{port}/disable_ipv6", "1")
 
-    def _create_veth(self, outer: Link, inner: Link, namespace: str) -> None:
+    def _create_veth(self, outer: dict[str, Any], inner: dict[str, Any], namespace: str) -> None:
         descriptor = os.open(names.namespace_path(namespace), os.O_RDONLY | os.O_CLOEXEC)
         try:
             peer = {**inner, "net_ns_fd": descriptor}
@@ -339,11 +361,11 @@ class Kernel:
         if link is None:
             return [f"patch {port} is missing"]
         found = []
-        if _attribute(link, "IFLA_MASTER") != master["index"]:
+        if link.master != master.index:
             found.append(f"patch {port} is not a port of bridge {bridge}")
-        elif hairpin and not _is_hairpin(link):
+        elif hairpin and not link.hairpin:
             found.append(f"patch {port} is not in hairpin mode")
-        if not link["flags"] & IFF_UP:
+        if not link.up:
             found.append(f"patch {port} is down")
         return found
 
@@ -395,20 +417,12 @@ class Kernel:
         """All IPv4 addresses of a link, with their prefixes."""
         index = self._index(namespace, link)
         return {
-            IPv4Interface((_attribute(entry, "IFA_LOCAL"), entry["prefixlen"]))
-            for entry in self._all_addresses(namespace)
-            if entry["index"] == index
+            address.interface for address in self._addresses(namespace) if address.link == index
         }
-
-    def _all_addresses(self, namespace: str | None) -> list[Any]:
-        def listing() -> list[Any]:
-            return self._listed(lambda: self._socket(namespace).get_addr(family=socket.AF_INET))
-
-        return self._look("addresses", namespace, "", listing)
 
     def host_addresses(self) -> set[IPv4Address]:
         """All IPv4 addresses of the host itself."""
-        return {IPv4Address(_attribute(entry, "IFA_LOCAL")) for entry in self._all_addresses(None)}
+        return {address.interface.ip for address in self._addresses(None)}
 
     def set_addresses(
         self, namespace: str | None, link: str, wanted: Iterable[IPv4Interface]
@@ -447,7 +461,7 @@ class Kernel:
         try:
             self._socket(namespace).addr(
                 "del",
-                index=found["index"],
+                index=found.index,
                 address=str(address.ip),
                 prefixlen=address.network.prefixlen,
             )
@@ -465,18 +479,11 @@ class Kernel:
         """Whether the main table leads to ``destination`` through this gateway alone."""
         index = self._index(namespace, link)
         found = [
-            (_attribute(entry, "RTA_GATEWAY"), _attribute(entry, "RTA_OIF"))
-            for entry in self._routes(namespace)
-            if _destination(entry) == destination
+            (route.gateway, route.link)
+            for route in self._routes(namespace)
+            if route.destination == destination
         ]
-        return found == [(str(gateway), index)]
-
-    def _routes(self, namespace: str | None) -> list[Any]:
-        def listing() -> list[Any]:
-            return self._listed(lambda: self._socket(namespace).get_routes(family=socket.AF_INET))
-
-        entries = self._look("routes", namespace, "", listing)
-        return [entry for entry in entries if _attribute(entry, "RTA_TABLE") == MAIN_TABLE]
+        return found == [(gateway, index)]
 
     def set_route(
         self,
@@ -498,20 +505,20 @@ class Kernel:
                 "replace", dst=str(destination), gateway=str(gateway), oif=index
             ),
         )
-        wanted = (str(gateway), index, None)
-        for entry in [] if alone else self._routes(namespace):
-            found = [_attribute(entry, f"RTA_{name}") for name in ("GATEWAY", "OIF", "PRIORITY")]
-            if _destination(entry) == destination and tuple(found) != wanted:
-                self._delete_route(namespace, entry)
+        for route in [] if alone else self._routes(namespace):
+            found = (route.gateway, route.link, route.priority)
+            if route.destination == destination and found != (gateway, index, None):
+                self._delete_route(namespace, route)
 
-    def _delete_route(self, namespace: str | None, entry: Any) -> None:  # noqa: ANN401
+    def _delete_route(self, namespace: str | None, route: Route) -> None:
         """Delete one route as the kernel listed it; missing is success."""
-        priority = _attribute(entry, "RTA_PRIORITY")
-        metric = {} if priority is None else {"priority": priority}
+        metric = {} if route.priority is None else {"priority": route.priority}
         # A route that leads nowhere has a type of its own, and no other is deleted.
-        same = {key: entry[key] for key in ("type", "scope", "tos", "proto")}
+        same = {
+            "type": route.kind, "scope": route.scope, "tos": route.tos, "proto": route.protocol,
+        }  # fmt: skip
         with suppress(NetlinkError):
-            self._socket(namespace).route("del", dst=str(_destination(entry)), **same, **metric)
+            self._socket(namespace).route("del", dst=str(route.destination), **same, **metric)
 
     def add_route(
         self, namespace: str | None, destination: IPv4Network, gateway: IPv4Address, link: str
@@ -533,11 +540,11 @@ class Kernel:
 
         Links named in ``without`` do not count.
         """
-        ignored = {link["index"] for name in without if (link := self.link(None, name))}
+        ignored = {link.index for name in without if (link := self.link(None, name))}
         return {
-            _destination(entry)
-            for entry in self._routes(None)
-            if _attribute(entry, "RTA_OIF") not in ignored and entry["dst_len"] > 0
+            route.destination
+            for route in self._routes(None)
+            if route.link not in ignored and route.destination.prefixlen > 0
         }
 
     def routed_links(self) -> set[str]:
@@ -579,22 +586,3 @@ class Kernel:
 
 def _tag(owner: str) -> str:
     return f"libvirt-natns {owner}"
-
-
-def _attribute(message: Any, name: str) -> Any:  # noqa: ANN401
-    return message.get_attr(name) if message is not None else None
-
-
-def _is_hairpin(port: Link) -> bool:
-    """Whether a bridge sends back through a port what came in by it."""
-    settings = _attribute(_attribute(port, "IFLA_LINKINFO"), "IFLA_INFO_SLAVE_DATA")
-    return bool(_attribute(settings, "IFLA_BRPORT_MODE"))
-
-
-def _kind(link: Link | None) -> str | None:
-    info = _attribute(link, "IFLA_LINKINFO") if link else None
-    return _attribute(info, "IFLA_INFO_KIND") if info else None
-
-
-def _destination(entry: Any) -> IPv4Network:  # noqa: ANN401
-    return IPv4Network((_attribute(entry, "RTA_DST") or "0.0.0.0", entry["dst_len"]))

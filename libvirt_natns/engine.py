@@ -516,8 +516,7 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
     before the first error is raised.
     """
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("delete the upstream patch", partial(kernel.delete_link, names.upstream_patch(uuid))),
-        ("delete the private patch", partial(kernel.delete_link, names.private_patch(uuid))),
+        ("delete the patches", partial(_delete_patches, kernel, uuid)),
         ("end dnsmasq", partial(dnsmasq.stop, uuid, search=_exists(namespace))),
         ("delete the namespace", partial(_delete_own_namespace, kernel, uuid, namespace)),
         ("empty the directory", partial(_empty_directory, uuid)),
@@ -532,6 +531,11 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _delete_patches(kernel: Kernel, uuid: str) -> None:
+    ports = (names.upstream_patch(uuid), names.private_patch(uuid))
+    kernel.delete_links(names.link_group(uuid), *ports)
 
 
 def _exists(namespace: str | None) -> bool:

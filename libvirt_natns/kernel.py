@@ -263,6 +263,23 @@ class Kernel:
             if error.code not in (errno.ENODEV, errno.ENXIO):
                 raise KernelError(f"cannot delete link {name}", os.strerror(error.code)) from error
 
+    def delete_links(self, group: int, *names: str) -> None:
+        """Delete links of the host, where they are there; ``group`` is a number of theirs alone.
+
+        All at once: the kernel waits for each deletion to have gone round (8 ms
+        and more), and for those of a group once.
+        """
+        try:
+            for name in names:
+                with suppress(KernelError):
+                    index = self._index(None, name)
+                    self._socket(None).link("set", index=index, group=group)
+            self._socket(None).link("del", group=group)
+        except NetlinkError:
+            # One of them has just gone by itself, or there was none.
+            for name in names:
+                self.delete_link(name)
+
     def set_up(self, namespace: str | None, name: str) -> None:
         """Set a link up."""
         index = self._index(namespace, name)

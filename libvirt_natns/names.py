@@ -68,6 +68,11 @@ def upstream_patch(uuid: str) -> str:
     return UPSTREAM_PREFIX + digest(uuid, IFNAMSIZ - len(UPSTREAM_PREFIX))
 
 
+def link_group(uuid: str) -> int:
+    """A network's own number for a group of links (ip-link(8)), out of the way of others'."""
+    return 1 << 30 | int(digest(uuid, 7), 16)
+
+
 def altname(patch: str, network: str) -> str:
     """What a patch's host end is, in full; ``patch`` is "private" or "upstream"."""
     return f"natns-{patch}-{slug(network)}"

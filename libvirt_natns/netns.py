@@ -14,6 +14,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -54,10 +55,7 @@ def _setns(descriptor: int) -> None:
         os.setns(descriptor, CLONE_NEWNET)
         return
     # Python before 3.12 has no os.setns.
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(descriptor, CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    _call("setns", descriptor, CLONE_NEWNET)
 
 
 def leave() -> None:
@@ -71,10 +69,14 @@ def leave() -> None:
         raise KernelError("the kernel gives no network namespace", str(error)) from error
 
 
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _call(function: str, *arguments: object) -> None:
     """Call a function of the C library that Python lacks.  Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if getattr(libc, function)(*arguments) != 0:
+    if getattr(_library(), function)(*arguments) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

@@ -376,8 +376,10 @@ def run(namespace: str | None, script: str) -> None:
 
 def require() -> None:
     """Raise FirewallError, with a remedy, where this backend cannot work."""
+    # A long script needs the program, whatever the library can do.
+    _required_program()
     # nft reads all elements of all sets, whatever it is asked for.
-    if program() and nfnetlink.works():
+    if nfnetlink.works():
         return
     done = _nft(None, "list tables")
     if done.returncode != 0:
@@ -425,20 +427,25 @@ def generation(namespace: str | None) -> str:
 
 
 def _nft(namespace: str | None, commands: str, *options: str) -> Answer:
+    try:
+        if libnftables.available() and len(commands) < LONG_SCRIPT:
+            return libnftables.run(namespace, commands, *options)
+        return _run_program(namespace, commands, options)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise FirewallError("cannot run nft", str(error)) from error
+
+
+def _required_program() -> str:
     path = program()
     if path is None:
         raise FirewallError(
             "the program nft is missing", 'install nftables, or set firewall = "iptables"'
         )
-    try:
-        if libnftables.available() and len(commands) < LONG_SCRIPT:
-            return libnftables.run(namespace, commands, *options)
-        return _run_program(path, namespace, commands, options)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise FirewallError("cannot run nft", str(error)) from error
+    return path
 
 
-def _run_program(path: str, namespace: str | None, commands: str, options: Iterable[str]) -> Answer:
+def _run_program(namespace: str | None, commands: str, options: Iterable[str]) -> Answer:
+    path = _required_program()
     # A child belongs to the namespace of the thread that starts it.
     with netns.entered(namespace):
         done = subprocess.run(

@@ -12,12 +12,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from pyroute2.conntrack import Conntrack
-from pyroute2.netlink.exceptions import NetlinkError
-
 from libvirt_natns import netns
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.netlink import NetlinkError
 
 PROTOCOLS = {
     "tcp": socket.IPPROTO_TCP,
@@ -46,6 +44,9 @@ def _cut(
 ) -> None:
     if not claims:
         return
+    # Few hooks have a flow to end, and libvirt waits for each.
+    from pyroute2.conntrack import Conntrack
+
     with netns.entered(namespace):
         tracker = Conntrack()
     try:

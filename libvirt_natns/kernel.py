@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Namespaces, links, addresses, routes and sysctls: the only user of pyroute2.
+"""Namespaces, links, addresses, routes and sysctls: the only user of pyroute2's route socket.
 
 pyroute2 makes the changes; looking is ``rtnetlink``'s.  Sockets for the host and
 for each namespace are opened inside and usable from outside: nothing jumps
@@ -21,11 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from libvirt_natns import names, netns, rtnetlink
 from libvirt_natns.errors import KernelError
+from libvirt_natns.netlink import IPRoute, NetlinkError
 from libvirt_natns.rtnetlink import Address, InterruptedDumpError, Link, Route
 
 BRIDGE_PORTS = 1023

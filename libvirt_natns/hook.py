@@ -136,6 +136,10 @@ def _relay(answer: "Answer", refuses: bool) -> int:
 
 
 def _do(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:
+    import gc
+
+    # The process ends soon: looking for garbage takes longer than it brings.
+    gc.disable()
     try:
         import site
 

@@ -8,6 +8,7 @@ later) also runs what it finds in a directory next to it, and ours goes there.
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -52,8 +53,11 @@ def library() -> Path:
 
 def render(hook: str) -> str:
     """The text of a hook for this machine: its interpreter and where the package is."""
-    text = template(hook).replace('LIBRARY = ""', f"LIBRARY = {str(library())!r}", 1)
-    return re.sub(r"\A#!.*", lambda _: f"#!{interpreter()} -IS", text, count=1)
+    text = template(hook)
+    for name, value in (("library", str(library())), ("python", interpreter())):
+        line = f"{name}={shlex.quote(value)}"
+        text = re.sub(rf"(?m)^{name}=.*$", lambda _, line=line: line, text, count=1)
+    return text
 
 
 def interpreter() -> str:

@@ -79,7 +79,7 @@ def test_pip_installs_all_that_is_needed() -> None:
         echo "== install"
         /run/prefix/local/bin/virt-natns install
         echo "== library"
-        grep "^LIBRARY = '$PYTHONPATH'" /etc/libvirt/hooks/network
+        grep "^library=$PYTHONPATH$" /etc/libvirt/hooks/network
         unset PYTHONPATH
         {TWINS}
         echo "== namespaces"

@@ -38,9 +38,16 @@ INPUTS = {
 def run(
     kind: str, *arguments: str, data: bytes = b"", script: Path | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a hook as libvirt does, but with the interpreter of the tests."""
-    command = [sys.executable, "-IS", str(script or HOOKS / kind), *arguments]
+    """Run a hook as libvirt does."""
+    command = [str(script or HOOKS / kind), *arguments]
     return subprocess.run(command, input=data, capture_output=True, check=False, env={})
+
+
+def in_place_of_run(kind: str, directory: Path) -> str:
+    """A hook's text, with its state in a directory of the test's own."""
+    text = (HOOKS / kind).read_text()
+    assert f"\nrun={hook.RUN_DIRECTORY}\n" in text
+    return text.replace(f"\nrun={hook.RUN_DIRECTORY}\n", f"\nrun={directory}\n")
 
 
 def network(inside: str) -> bytes:
@@ -123,12 +130,158 @@ def test_what_is_not_ours_loads_next_to_nothing() -> None:
     assert not {"lxml", "pyroute2", "sqlite3", "subprocess", "pathlib", "re"} & set(modules)
 
 
+def test_an_event_of_ours_loads_no_more_than_it_needs() -> None:
+    """Without the service all of this is loaded anew for each hook, and libvirt waits for it."""
+    program = (
+        "import sys; sys.path.append(sys.argv.pop()); import site; site.main();"
+        " from libvirt_natns import dispatch; print(*sys.modules)"
+    )
+    command = [sys.executable, "-IS", "-c", program, str(CHECKOUT)]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "libvirt_natns.engine" in loaded
+    assert not loaded & {
+        "argparse",
+        "asyncio",
+        "dataclasses",
+        "difflib",
+        "http",
+        "importlib.metadata",
+        "iptc",
+        "libvirt",
+        "libvirt_natns.cli",
+        "multiprocessing",
+        "platform",
+        "pyroute2.ndb",
+        "pyroute2.netlink.rtnl.tcmsg",
+        "ssl",
+        "tomllib",
+        "unittest",
+    }
+
+
+def test_what_is_not_loaded_of_pyroute2_can_be_later() -> None:
+    program = (
+        "import sys; sys.path.append(sys.argv.pop()); from libvirt_natns import netlink;"
+        " import platform, multiprocessing; platform.system(), multiprocessing.Lock;"
+        " import pyroute2; assert pyroute2.IPRoute is netlink.IPRoute; pyroute2.NDB;"
+        " from pyroute2.conntrack import Conntrack;"
+        " from pyroute2.netlink.rtnl.tcmsg import plugins; assert plugins;"
+        " assert not hasattr(pyroute2, 'nonsense')"
+    )
+    subprocess.run([sys.executable, "-c", program, str(CHECKOUT)], check=True)
+
+
+# What the hooks decide before there is an interpreter
+
+
+def spread(document: bytes) -> bytes:
+    """As libvirt writes it: a line for each element."""
+    return document.replace(b"><", b">\n  <")
+
+
+def asks_python(kind: str, directory: Path, operation: str, when: str, data: bytes) -> bool:
+    """Whether a hook leaves an event to hook.py."""
+    script = directory / kind
+    text = in_place_of_run(kind, directory)
+    script.write_text(text.replace("\npython=/usr/bin/python3\n", "\npython=/bin/echo\n"))
+    script.chmod(0o755)
+    done = run(kind, "a", operation, when, "-", data=data, script=script)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return bool(done.stdout)
+
+
+@pytest.mark.parametrize("kind", ["network", "qemu", "lxc"])
+def test_both_know_the_same_events(kind: str, tmp_path: Path) -> None:
+    events = hook.NETWORK_EVENTS if kind == "network" else hook.GUEST_EVENTS
+    for state in ("networks", "guests"):
+        (tmp_path / state / UUID).mkdir(parents=True)
+    port = f"<networkport><owner><uuid>{UUID}</uuid></owner></networkport></hookData>".encode()
+    data = spread(network("").replace(b"</hookData>", port))
+    for operation in {*NETWORK_OPERATIONS, *GUEST_OPERATIONS, "plugged", "unplugged"}:
+        for when in ("begin", "end", "-"):
+            expected = (operation, when) in events
+            assert asks_python(kind, tmp_path, operation, when, data) == expected, operation
+
+
+def test_other_guests_never_start_an_interpreter(tmp_path: Path) -> None:
+    other = b"<domain type='kvm'><name>a</name><uuid>%s</uuid>%s</domain>"
+    plain = spread(other % (UUID.encode(), b"<metadata><a:b xmlns:a='urn:b'/></metadata>"))
+    ours = spread(other % (UUID.encode(), f"<metadata>{ENABLED}</metadata>".encode()))
+    port = spread(
+        network("").replace(
+            b"</hookData>",
+            b"<networkport><uuid>1</uuid><owner><name>a</name><uuid>%s</uuid></owner>"
+            b"</networkport></hookData>" % UUID[::-1].encode(),
+        )
+    )
+    for data in (plain, ours):
+        assert not asks_python("qemu", tmp_path, "prepare", "begin", data)
+    assert not asks_python("network", tmp_path, "port-created", "begin", port)
+    (tmp_path / "guests" / "another").mkdir(parents=True)
+    assert not asks_python("qemu", tmp_path, "prepare", "begin", plain)
+    assert not asks_python("network", tmp_path, "port-created", "begin", port)
+    assert asks_python("qemu", tmp_path, "prepare", "begin", ours)
+    assert asks_python("qemu", tmp_path, "prepare", "begin", b"<domain><name>a</name></domain>")
+    (tmp_path / "guests" / UUID).mkdir()
+    assert asks_python("qemu", tmp_path, "prepare", "begin", plain)
+    assert not asks_python("network", tmp_path, "port-created", "begin", port)
+    (tmp_path / "guests" / UUID[::-1]).mkdir()
+    assert asks_python("network", tmp_path, "port-created", "begin", port)
+
+
+def test_other_networks_never_start_an_interpreter(tmp_path: Path) -> None:
+    forward = "<forward mode='nat'><nat/></forward>"
+    inside = f"<metadata><x xmlns='urn:x'>{forward}</x></metadata><dns><forwarder addr='1'/></dns>"
+    ours, other = spread(network(inside)), spread(network(inside + forward))
+    for operation in ("start", "started"):
+        assert asks_python("network", tmp_path, operation, "begin", ours)
+        assert not asks_python("network", tmp_path, operation, "begin", other)
+    (tmp_path / "networks").mkdir()
+    for data in (ours, other):
+        assert not asks_python("network", tmp_path, "updated", "begin", data)
+        assert not asks_python("network", tmp_path, "stopped", "end", data)
+    (tmp_path / "networks" / UUID).mkdir()
+    for event in (("start", "begin"), ("updated", "begin"), ("stopped", "end")):
+        assert asks_python("network", tmp_path, *event, other)
+
+
+@pytest.mark.parametrize("kind", ["network", "qemu"])
+def test_the_document_arrives_whole(kind: str, tmp_path: Path) -> None:
+    """Whatever a shell could take for its own."""
+    odd = "<!-- $HOME `id` $(id) \\ \\n * ? [a-z] %s \u00e9 XML\nXML\n -->" + "<x/>" * 50_000
+    data = network(ENABLED + odd)
+    (tmp_path / "guests").mkdir()
+    script = tmp_path / kind
+    text = in_place_of_run(kind, tmp_path)
+    script.write_text(text.replace("\npython=/usr/bin/python3\n", f"\npython={tmp_path}/cat\n"))
+    (tmp_path / "cat").write_text("#!/bin/sh\nexec cat\n")
+    for file in (script, tmp_path / "cat"):
+        file.chmod(0o755)
+    done = run(kind, "a", "start", "begin", "-", data=data, script=script)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == data + b"\n"
+
+
+@pytest.mark.parametrize("kind", ["network", "qemu"])
+def test_without_an_interpreter_the_hooks_are_harmless(kind: str, tmp_path: Path) -> None:
+    script = tmp_path / kind
+    text = in_place_of_run(kind, tmp_path)
+    script.write_text(text.replace("\npython=/usr/bin/python3\n", "\npython=/gone\n"))
+    script.chmod(0o755)
+    (tmp_path / "guests").mkdir()
+    done = run(kind, "a", "start", "begin", "-", data=network(ENABLED), script=script)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (0, b"", 1)
+
+
 @pytest.mark.parametrize("kind", ["network", "qemu"])
 def test_without_the_package_the_hooks_are_harmless(kind: str, tmp_path: Path) -> None:
     script = tmp_path / "hooks" / kind
     script.parent.mkdir()
-    shutil.copy(HOOKS / kind, script)
-    done = run(kind, "a", "start", "begin", "-", data=network(""), script=script)
+    script.write_text(in_place_of_run(kind, tmp_path))
+    script.chmod(0o755)
+    (tmp_path / "guests").mkdir()
+    done = run(kind, "a", "start", "begin", "-", data=network(ENABLED), script=script)
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"libvirt-natns is not installed" in done.stderr
     assert done.stderr.count(b"\n") == 1
@@ -151,9 +304,10 @@ def test_a_missing_library_is_told_in_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["network", "qemu"])
 def test_closed_descriptors_do_no_harm(kind: str) -> None:
-    script = f"exec {sys.executable} -IS {HOOKS / kind} a started end - <&- >&-"
+    script = f"exec {HOOKS / kind} a start begin - <&- >&-"
     done = subprocess.run(["sh", "-c", script], capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+    refused = kind == "network"
+    assert (done.returncode, done.stderr.count(b"\n")) == (refused, refused)
 
 
 # At first sight

@@ -9,7 +9,8 @@ take it for the guest's XML); the one line of a refusal goes to standard error,
 which libvirt shows to the user.
 """
 
-import os
+# Not os: without site nothing has loaded it yet, and it takes as long as all of this.
+import posix
 import sys
 
 TYPE_CHECKING = False
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 RUN_DIRECTORY = "/run/libvirt-natns"
 SOCKET = f"{RUN_DIRECTORY}/service.sock"
+
+# As in the module stat.
+S_IFMT, S_IFDIR = 0o170000, 0o040000
 
 # Whether failing may stop libvirt: it never may once the thing has happened.
 NETWORK_EVENTS = {
@@ -65,10 +69,10 @@ def _guest(event: tuple[str, str], data: bytes) -> int:
     from libvirt_natns import glance
 
     # A guest may outlive its network: it can be known where no network is left.
-    if not any(os.path.isdir(f"{RUN_DIRECTORY}/{each}") for each in ("networks", "guests")):
+    if not any(_is_directory(f"{RUN_DIRECTORY}/{each}") for each in ("networks", "guests")):
         return 0
     seen = glance.at_domain(data)
-    known = bool(seen.uuid) and os.path.isdir(f"{RUN_DIRECTORY}/guests/{seen.uuid}")
+    known = bool(seen.uuid) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.uuid}")
     ends = event[0] in ("stopped", "release")
     if not known and (ends or not seen.annotated):
         return 0
@@ -80,7 +84,7 @@ def _network(event: tuple[str, str], data: bytes) -> int:
 
     seen = glance.at_network(data)
     if event[0] in PORT_EVENTS:
-        known = bool(seen.owner) and os.path.isdir(f"{RUN_DIRECTORY}/guests/{seen.owner}")
+        known = bool(seen.owner) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.owner}")
         return _handle("network", event, data, False) if known else 0
     if not _concerns_us(event[0], seen.uuid, seen.untouched):
         return 0
@@ -89,10 +93,17 @@ def _network(event: tuple[str, str], data: bytes) -> int:
 
 
 def _silence_stdout() -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 1)
+    null = posix.open("/dev/null", posix.O_RDWR)
+    posix.dup2(null, 1)
     if null > 2:
-        os.close(null)
+        posix.close(null)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return posix.stat(path).st_mode & S_IFMT == S_IFDIR
+    except OSError:
+        return False
 
 
 def _read_input() -> bytes:
@@ -113,7 +124,7 @@ def _concerns_us(operation: str, uuid: str, untouched: bool) -> bool:
     """
     if operation in ("start", "started") and not untouched:
         return True
-    return bool(uuid) and os.path.isdir(f"{RUN_DIRECTORY}/networks/{uuid}")
+    return bool(uuid) and _is_directory(f"{RUN_DIRECTORY}/networks/{uuid}")
 
 
 def _handle(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:

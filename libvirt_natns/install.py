@@ -55,8 +55,8 @@ def render(hook: str) -> str:
     """The text of a hook for this machine: its interpreter and where the package is."""
     text = template(hook)
     for name, value in (("library", str(library())), ("python", interpreter())):
-        line = f"{name}={shlex.quote(value)}"
-        text = re.sub(rf"(?m)^{name}=.*$", lambda _, line=line: line, text, count=1)
+        line = f"{name}={shlex.quote(value)}".replace("\\", r"\\")
+        text = re.sub(rf"(?m)^{name}=.*$", line, text, count=1)
     return text
 
 

@@ -126,7 +126,7 @@ def record(name: str, **changes: object) -> Record:
         f"uuid-{name}", name, f"nat-{name}", f"virbr-{name}", "host", "host", (), True,
         "up", boot_id(), now(), b"<network/>",
     )  # fmt: skip
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
 def test_nics_in_networks_of_ours(choices: Choices) -> None:

@@ -33,7 +33,7 @@ def forward(owner: str, first: int, last: int = 0, **changes: object) -> Forward
     plain = Forward(
         owner, f"guest {owner}", "a", "tcp", A, first, last or first, GUEST, first, last or first
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
 def claim(

@@ -52,7 +52,7 @@ def record(name: str, **changes: object) -> Record:
         since=now(),
         document=b"<network/>",
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
 def lease(store: Store, name: str, address: IPv4Address, upstream: str = "provider") -> bool:

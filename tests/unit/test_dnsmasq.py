@@ -8,13 +8,15 @@ the same), and what we make of it.
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from libvirt_natns import dnsmasq, document, names
+from libvirt_natns import dnsmasq, document, names, netns
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.dnsmasq_config import Files, make, paths
 from libvirt_natns.errors import DnsmasqError, DocumentError
@@ -360,3 +362,53 @@ def test_process_files_can_be_read_by_the_user_that_dnsmasq_becomes(told: list[s
         assert file.stat().st_mode & 0o777 == 0o644
     for directory in (names.network_directory(UUID), *names.network_directory(UUID).parents[:2]):
         assert directory.stat().st_mode & 0o777 == 0o755
+
+
+def test_process_that_starts_counts_and_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(UUID, "nat-a", "virbr10", Files("x\n"))
+    starting = pretender(f"--conf-file={paths(UUID).configuration}")
+    monkeypatch.setattr(netns, "inode", lambda _: Path(f"/proc/{os.getpid()}/ns/net").stat().st_ino)
+    dnsmasq._note(UUID).write_text(f"{starting.pid}\n")
+    paths(UUID).configuration.write_text("x\n")
+    assert dnsmasq.running(UUID, "nat-a") == starting.pid
+    assert dnsmasq.differences(daemon) == []
+    timer = threading.Timer(0.2, finish, [starting])
+    timer.start()
+    dnsmasq.stop(UUID)
+    timer.join()
+    # It was not ended, but has ended.
+    assert starting.returncode == 0
+    assert dnsmasq.running(UUID, "nat-a") is None
+    assert not dnsmasq._note(UUID).exists()
+
+
+def test_process_of_which_nothing_is_left_is_not_searched_for() -> None:
+    stray = pretender(f"--conf-file={paths(UUID).configuration}")
+    dnsmasq.stop(UUID, search=False)
+    assert stray.poll() is None
+    paths(UUID).configuration.write_text("x\n")
+    dnsmasq.stop(UUID, search=False)
+    assert stray.wait(timeout=5) < 0
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"), [("exit 0", ""), ("echo no luck >&2; exit 3", "no luck")]
+)
+def test_process_is_waited_for_later(
+    script: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "dnsmasq"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(dnsmasq, "program", lambda: str(program))
+    monkeypatch.setattr(dnsmasq, "_leases", lambda _: [])
+    monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
+    kept: list[Callable[[], None]] = []
+    daemon = Daemon(UUID, "nat-a", "virbr10", Files("x\n"))
+    dnsmasq.ensure(daemon, kept.append)
+    (work,) = kept
+    if complaint:
+        with pytest.raises(DnsmasqError, match=f"refuses to start in nat-a: {complaint}"):
+            work()
+    else:
+        work()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What holds in a process that lives on: sessions, spare namespaces, many threads.
+
+The engine itself is driven, with bridges made by the test.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from lab import Provider, isolated, remove_config, run, snapshot, wait_for, write_config
+
+from libvirt_natns import config, dnsmasq, document, names, netns, reconcile
+from libvirt_natns.built import Built
+from libvirt_natns.engine import Engine
+from libvirt_natns.errors import FirewallError, NatnsError
+from libvirt_natns.firewall import libnftables, nftables
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.store import Store
+
+OWNER = "c0ffee00-0000-4000-8000-000000000001"
+METADATA = (
+    '<natns:nat xmlns:natns="urn:libvirt-natns:1"><natns:ip address="10.0.0.1" prefix="24">'
+    '<natns:dhcp><natns:range start="10.0.0.100" end="10.0.0.200"/></natns:dhcp></natns:ip>'
+    '<natns:portForward guestAddress="10.0.0.5"><natns:range start="{port}" to="80"/>'
+    "</natns:portForward></natns:nat>"
+)
+WORKERS = 4
+NETWORKS = 12
+
+
+@pytest.fixture
+def upstream(provider: Provider) -> Iterator[Provider]:
+    write_config(provider.config(more="probe = 0"))
+    yield provider
+    remove_config()
+
+
+@pytest.fixture
+def spares() -> Iterator[netns.Spares]:
+    kept = netns.Spares(2)
+    yield kept
+    kept.close()
+
+
+def settles_as(before: object) -> None:
+    wait_for(lambda: snapshot() == before, interval=0.1)
+
+
+# -- namespaces ------------------------------------------------------------------
+
+
+def test_a_spare_namespace_is_as_good_as_a_new_one(spares: netns.Spares) -> None:
+    wait_for(lambda: len(spares._kept) == 2)
+    assert "nat-" not in run("ip", "netns", "list").stdout
+    with Kernel(spares) as spared, Kernel() as plain:
+        spared.create_namespace("nat-spared", OWNER)
+        plain.create_namespace("nat-plain", OWNER)
+        inodes = {name: netns.inode(name) for name in ("nat-spared", "nat-plain", None)}
+        assert len(set(inodes.values())) == 3
+        for name in ("nat-spared", "nat-plain"):
+            # ip(8) knows them as its own.
+            assert name in run("ip", "netns", "list").stdout
+            assert run("ip", "-n", name, "-br", "link").stdout.split()[:2] == ["lo", "DOWN"]
+            assert plain.namespace_owner(name) == OWNER
+            run("ip", "netns", "delete", name)
+            assert plain.namespace_owner(name) is None
+            # Missing is success.
+            plain.delete_namespace(name)
+
+
+def test_a_session_does_not_keep_a_namespace_that_another_deletes() -> None:
+    """Its end shows in that of its links."""
+    with Kernel() as first, Kernel() as second:
+        with first.work():
+            first.create_namespace("nat-shared", OWNER)
+            mac = names.mac(OWNER, "inner")
+            first.create_patch("nat-shared", "inner", mac, "outer", mac, "natns-test", 1500)
+            first.set_up("nat-shared", "inner")
+            assert first.addresses("nat-shared", "inner") == set()
+        assert second.namespace_owner("nat-shared") == OWNER
+        second.delete_namespace("nat-shared")
+        wait_for(lambda: second.link(None, "outer") is None)
+        # One of the same name is not taken for the first.
+        second.create_namespace("nat-shared", OWNER)
+        assert first.link("nat-shared", "inner") is None
+        second.delete_namespace("nat-shared")
+
+
+# -- firewall --------------------------------------------------------------------
+
+
+def test_the_library_says_what_the_program_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert libnftables.available()
+    script = "table inet natns {\n chain x {\n  meta l4proto { tcp, udp } counter accept\n }\n}\n"
+    found = {}
+    run("ip", "netns", "add", "rules")
+    try:
+        for library in (True, False):
+            with monkeypatch.context() as patch:
+                patch.setattr(libnftables, "available", lambda library=library: library)
+                nftables.clear("rules")
+                before = nftables.generation("rules")
+                nftables.run("rules", script)
+                assert nftables.generation("rules") != before
+                listing = nftables.listing("rules")
+                assert nftables.generation("rules") == nftables.generation("rules")
+                with pytest.raises(FirewallError) as refused:
+                    nftables.run("rules", "add rule inet natns nowhere accept\n")
+                found[library] = (listing, refused.value.fact, refused.value.remedy)
+                assert nftables.listing("rules") == listing
+        assert found[True] == found[False]
+        assert "meta l4proto { 6, 17 } counter" in found[True][0]
+    finally:
+        run("ip", "netns", "delete", "rules")
+
+
+# -- many threads ----------------------------------------------------------------
+
+
+class Resident:
+    """What a resident process shares between its threads; each has an engine of its own."""
+
+    def __init__(self, spares: netns.Spares) -> None:
+        self._spares = spares
+        self._built = Built()
+        self._own = threading.local()
+        self._opened: list[Engine] = []
+        self._threads: list[threading.Thread] = []
+
+    def later(self, work: Callable[[], None]) -> None:
+        def quietly() -> None:
+            # What is done later may find its network gone.
+            with suppress(NatnsError):
+                work()
+
+        self._threads.append(threading.Thread(target=quietly))
+        self._threads[-1].start()
+
+    @property
+    def engine(self) -> Engine:
+        if not hasattr(self._own, "engine"):
+            kernel = Kernel(self._spares)
+            self._own.engine = Engine(
+                config.load(), Store(), kernel, later=self.later, built=self._built
+            )
+            self._opened.append(self._own.engine)
+        found: Engine = self._own.engine
+        return found
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        for engine in self._opened:
+            engine.kernel.close()
+
+
+def xml_of(number: int) -> bytes:
+    uuid = f"c0ffee00-0000-4000-8000-{number:012x}"
+    metadata = METADATA.format(port=8000 + number)
+    return isolated(
+        f"n{number}", f"virbr{50 + number}", address=None, metadata=metadata, uuid=uuid
+    ).encode()
+
+
+def test_threads_that_share_a_process(upstream: Provider, spares: netns.Spares) -> None:
+    before = snapshot()
+    resident = Resident(spares)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+
+    def start(number: int) -> None:
+        xml = xml_of(number)
+        network = document.parse_network(xml)
+        resident.engine.prepare(network, xml)
+        resident.engine.build(network, xml)
+        run("ip", "link", "add", network.bridge or "", "type", "bridge")
+        run("ip", "link", "set", network.bridge or "", "up")
+        resident.engine.up(network, xml)
+
+    def check(number: int) -> list[str]:
+        network = document.parse_network(xml_of(number))
+        record = resident.engine.store.network(network.uuid)
+        assert record is not None
+        assert dnsmasq.running(network.uuid, record.namespace)
+        return reconcile.differences(resident.engine, record)
+
+    def stop(number: int) -> None:
+        network = document.parse_network(xml_of(number))
+        run("ip", "link", "delete", network.bridge or "")
+        resident.engine.down(network.uuid)
+
+    with ThreadPoolExecutor(WORKERS) as workers:
+        for _ in range(2):
+            list(workers.map(start, range(NETWORKS)))
+            assert list(workers.map(check, range(NETWORKS))) == [[]] * NETWORKS
+            list(workers.map(stop, range(NETWORKS)))
+            settles_as(before)
+    resident.close()
+    # A database each and the spares; nothing for each network.
+    assert len(list(Path("/proc/self/fd").iterdir())) < descriptors + 4 * WORKERS + 4

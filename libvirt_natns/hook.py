@@ -21,7 +21,7 @@ RUN_DIRECTORY = "/run/libvirt-natns"
 SOCKET = f"{RUN_DIRECTORY}/service.sock"
 
 # As in the module stat.
-S_IFMT, S_IFDIR = 0o170000, 0o040000
+S_IFMT, S_IFDIR, S_IFSOCK = 0o170000, 0o040000, 0o140000
 
 # Whether failing may stop libvirt: it never may once the thing has happened.
 NETWORK_EVENTS = {
@@ -99,11 +99,16 @@ def _silence_stdout() -> None:
         posix.close(null)
 
 
-def _is_directory(path: str) -> bool:
+def _is_a(kind: int, path: str) -> bool:
+    """Whether a file is there and of that kind."""
     try:
-        return posix.stat(path).st_mode & S_IFMT == S_IFDIR
+        return posix.stat(path).st_mode & S_IFMT == kind
     except OSError:
         return False
+
+
+def _is_directory(path: str) -> bool:
+    return _is_a(S_IFDIR, path)
 
 
 def _read_input() -> bytes:
@@ -129,7 +134,7 @@ def _concerns_us(operation: str, uuid: str, untouched: bool) -> bool:
 
 def _handle(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:
     """Have the service answer an event of ours, or do it here where there is none."""
-    if os.path.exists(SOCKET):
+    if _is_a(S_IFSOCK, SOCKET):
         from libvirt_natns import client
 
         answer = client.ask(kind, event, data)

@@ -87,7 +87,8 @@ class Kept:
         settings = settings or config.load()
         session = self._take()
         try:
-            yield Engine(settings, session.store, session.kernel, observer=self.observer)
+            with session.kernel.work():
+                yield Engine(settings, session.store, session.kernel, observer=self.observer)
         except BaseException:
             # The fault may be its own.
             session.close()
@@ -106,8 +107,6 @@ class Kept:
         return _Session()
 
     def _give_back(self, session: _Session) -> None:
-        # A socket keeps its namespace alive after it was deleted.
-        session.kernel.leave_namespaces()
         with self._lock:
             if len(self._idle) < IDLE:
                 self._idle.append(session)

@@ -127,19 +127,24 @@ def _listen(
     return found
 
 
-def announce(link: str, address: IPv4Address, mac: str) -> None:
+def announce(link: str, address: IPv4Address, mac: str, probing: float = 0.0) -> bool:
     """Tell all neighbours on the link who has ``address`` now (RFC 5227, 2.3).
 
     Sent twice, without the RFC's pause of two seconds.  ``link`` is an
-    interface of the calling namespace.  Raises UpstreamError where it cannot be
-    used.
+    interface of the calling namespace, and may have the address already: what
+    is sent through it does not come back.  With ``probing``, in seconds, others
+    are asked first: returns False, and says nothing, where one of them has it.
+    Raises UpstreamError where the link cannot be used.
     """
     frame = _frame(bytes.fromhex(mac.replace(":", "")), address, address)
     with _opened(link, f"announce {address}") as packet:
         _await_carrier(packet, link)
+        if probing and _ask(packet, {address}, probing / (PROBES + 1)):
+            return False
         packet.send(frame)
         time.sleep(POLL)
         packet.send(frame)
+    return True
 
 
 def _await_carrier(packet: socket.socket, link: str) -> None:

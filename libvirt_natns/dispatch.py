@@ -8,7 +8,7 @@ must know it without importing this.
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 from libvirt_natns import config, document, engine, names
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
@@ -17,8 +17,8 @@ from libvirt_natns.guests import Guests, in_ours
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network, Nic
 from libvirt_natns.selection import verdict
-from libvirt_natns.sessions import Once, Sessions
-from libvirt_natns.store import Store
+from libvirt_natns.sessions import Once, Resident, Sessions
+from libvirt_natns.store import START_LIMIT, Record, Store
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,32 @@ class Event:
         return network
 
 
-FollowUp = Callable[[], None]
+FollowUp = Callable[[Resident], None]
 """What may be done once libvirt has its answer, by who lives that long."""
 
 Verb = Callable[[Event], FollowUp | None]
 
 
-def _prepare(event: Event) -> None:
+def _prepare(event: Event) -> FollowUp | None:
     settings = config.load()
-    if _handled(event, settings):
-        with event.sessions.engine(settings) as verbs:
-            verbs.prepare(event.network, event.xml)
+    if not _handled(event, settings):
+        return None
+    with event.sessions.engine(settings) as verbs:
+        verbs.prepare(event.network, event.xml)
+    return partial(_build, event)
+
+
+def _build(event: Event, resident: Resident) -> None:
+    """Go on while libvirt makes the bridge; libvirt may also give up, and says so to nobody."""
+    with resident.engine() as verbs:
+        start = verbs.build(event.network, event.xml)
+    if start is not None:
+        resident.after(START_LIMIT, partial(_give_up, resident, start))
+
+
+def _give_up(resident: Resident, start: Record) -> None:
+    with resident.engine() as verbs:
+        verbs.give_up(start)
 
 
 def _up(event: Event) -> None:

@@ -45,6 +45,9 @@ from libvirt_natns.planner import Planner, resolvers_of
 from libvirt_natns.registry import Registry
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 
+FIRST_LOOK = 0.01
+"""Seconds in which nearly every station of a local network has answered."""
+
 POLL = 0.02
 """Seconds between two looks at whether another network's start is over."""
 
@@ -320,23 +323,54 @@ class Engine:
         if leased is None:
             undo.add(self.store.release, upstream.name, network.uuid)
 
-        def probe(addresses: Collection[IPv4Address]) -> set[IPv4Address]:
-            if upstream.probe == 0:
-                return set()
-            return arp.probe(upstream.bridge or "", addresses, upstream.probe)
-
         self._step("lease an address")
         address = pool.reserve(
             self.store,
             selection.applicant(network),
             upstream,
-            probe,
+            partial(self._probe, upstream),
             self.kernel.host_addresses(),
         )
         if network.nat and network.nat.forwards:
             undo.add(self.registry.drop_claims, network.uuid)
             choices = publication.Choices(self.config, self.store, self.kernel)
             publication.claim_for_network(choices, network, upstream, address)
+
+    def _probe(self, upstream: Upstream, addresses: Collection[IPv4Address]) -> set[IPv4Address]:
+        """Those of the addresses that other stations have.
+
+        A process that stays asks at length when it announces the address.
+        """
+        if upstream.probe == 0:
+            return set()
+        resident = self.later is not at_once
+        seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
+        return arp.probe(upstream.bridge or "", addresses, seconds)
+
+    def relocate(self, uuid: str, taken: IPv4Address) -> list[str]:
+        """Give a network another address than one that another station has.
+
+        Returns what was changed: nothing, where it has another one by now.
+        Raises LeaseError where there is no other, or it is the one that was asked for.
+        """
+        record = self.store.network(uuid)
+        if record is None or not record.runs:
+            return []
+        network = document.parse_network(record.document)
+        upstream = self.planner.upstream(network)
+        with self._changing("relocate", uuid, record.name) as done:
+            if self.store.lease(upstream.name, uuid) != taken:
+                return []
+
+            def probe(addresses: Collection[IPv4Address]) -> set[IPv4Address]:
+                return {taken}.intersection(addresses) | self._probe(upstream, addresses)
+
+            own = self.kernel.host_addresses()
+            applicant = selection.applicant(network)
+            address = pool.reserve(self.store, applicant, upstream, probe, own)
+            done.append(f"moved from {taken} to {address}")
+        # A start that goes on takes the new address by itself.
+        return [*done, *self.up(network, record.document)] if record.state == "up" else done
 
     def _await_turn(self, network: Network, xml: bytes, upstream: Upstream) -> None:
         self._step("await its turn")

@@ -46,6 +46,18 @@ class StoreError(NatnsError):
     """The state database cannot be read or written."""
 
 
+class AddressTakenError(NatnsError):
+    """Another station has an upstream address that was leased to a network.
+
+    ``namespace`` is the network's, ``address`` as text.
+    """
+
+    def __init__(self, namespace: str, address: str) -> None:
+        super().__init__(f"address {address} of {namespace} is in use by another machine")
+        self.namespace = namespace
+        self.address = address
+
+
 class LockError(NatnsError):
     """Another process holds a lock and does not end."""
 

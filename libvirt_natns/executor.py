@@ -14,7 +14,7 @@ from typing import Any
 
 from libvirt_natns import arp, dnsmasq, firewall, names, netns
 from libvirt_natns import plan as p
-from libvirt_natns.errors import ConflictError, KernelError, NatnsError
+from libvirt_natns.errors import AddressTakenError, ConflictError, KernelError, NatnsError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import Later, at_once
 
@@ -315,9 +315,14 @@ def _ensure_route(call: Call, operation: p.Route) -> None:
 
 
 def _announce(call: Call, operation: p.Announcement) -> None:
+    # Who does it at once has probed in full before.
+    probing = 0.0 if call.later is at_once else operation.probing
+
     def announce() -> None:
         with netns.entered(operation.namespace):
-            arp.announce(operation.link, operation.address, operation.mac)
+            told = arp.announce(operation.link, operation.address, operation.mac, probing)
+        if not told:
+            raise AddressTakenError(operation.namespace, str(operation.address))
 
     # It waits for the kernel to see the link's carrier, which takes up to 20 ms.
     call.later(announce)

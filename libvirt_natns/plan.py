@@ -155,12 +155,17 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Gratuitous ARP for a link's address, each time it is set up."""
+    """Gratuitous ARP for a link's address, each time it is set up.
+
+    ``probing``: seconds for which the neighbours are asked first by who has
+    not had the time before.
+    """
 
     namespace: str
     link: str
     address: IPv4Address
     mac: str
+    probing: float = 0.0
 
     def describe(self) -> str:
         return f"announce {self.address} to the neighbours on {self.link}"
@@ -309,7 +314,10 @@ def make(
         Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address), *own)),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
         *_routes(network, upstream, namespace),
-        *(Announcement(namespace, names.UPSTREAM_LINK, each, mac) for each in outside),
+        *(
+            Announcement(namespace, names.UPSTREAM_LINK, each, mac, upstream.probe)
+            for each in outside
+        ),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
         *([IdleDnsmasq(network.name)] if around.idle else []),
     )

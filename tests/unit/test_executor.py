@@ -11,7 +11,12 @@ import pytest
 
 from libvirt_natns import executor, firewall, names
 from libvirt_natns import plan as p
-from libvirt_natns.errors import ConflictError, FirewallError, KernelError
+from libvirt_natns.errors import (
+    AddressTakenError,
+    ConflictError,
+    FirewallError,
+    KernelError,
+)
 from libvirt_natns.executor import Undo
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -21,7 +26,7 @@ NAMESPACE = p.Namespace("nat-a", UUID)
 UP = p.LinkUp("nat-a", "virbr10")
 WITHDRAWAL = p.Withdrawal("virbr10", ADDRESS)
 PATCH = p.Patch("nat-a", "virbr10", "0a:0", "natin-1", "fe:0", "natns-private-a", 1500)
-ANNOUNCEMENT = p.Announcement("nat-a", "upstream", IPv4Address("192.0.2.1"), "0a:0")
+ANNOUNCEMENT = p.Announcement("nat-a", "upstream", IPv4Address("192.0.2.1"), "0a:0", 0.2)
 
 
 class FakeKernel:
@@ -306,14 +311,22 @@ def test_what_was_done_is_not_looked_at() -> None:
 
 def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[object] = []
+
+    def announce(link: str, address: object, mac: str, probing: float) -> bool:
+        announced.append((link, probing))
+        return len(announced) < 2
+
     monkeypatch.setattr(executor.netns, "entered", lambda _: nullcontext())
-    monkeypatch.setattr(executor.arp, "announce", lambda *told: announced.append(told[0]))
+    monkeypatch.setattr(executor.arp, "announce", announce)
     kept: list[Callable[[], None]] = []
     carry_out(FakeKernel(), UP, ANNOUNCEMENT, later=kept.append)
     assert not announced
-    for work in kept:
+    (work,) = kept
+    work()
+    # Who goes on has time to ask first.
+    assert announced == [("upstream", ANNOUNCEMENT.probing)]
+    with pytest.raises(AddressTakenError, match="192.0.2.1 of nat-a is in use"):
         work()
-    assert announced == ["upstream"]
 
 
 def test_another_backend_takes_over_even_after_a_failure(backends: dict[str, FakeBackend]) -> None:

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What one network adds to the host's rules: the scripts by which it comes and goes."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from libvirt_natns.firewall import host_parts
+from libvirt_natns.firewall.host import HostForward, HostPolicy, Private, Provider, Transit
+from libvirt_natns.firewall.host_parts import Part
+
+TRANSIT = Transit("natns-host", IPv4Network("198.19.252.0/22"))
+INSIDE = IPv4Address("198.19.252.7")
+SSH = HostForward("tcp", None, 2222, 2222, INSIDE, TRANSIT.bridge)
+ALLOWED = replace(SSH, first=80, last=80, sources=(IPv4Network("192.168.0.0/24"),))
+ON_HOST = HostPolicy(
+    transits=(TRANSIT,), private=(Private("virbr1"),), bridge_nf=True, forwards=(SSH,)
+)
+ON_BRIDGE = HostPolicy(
+    private=(Private("virbr1"),),
+    provider=(Provider("br0", IPv4Address("192.168.0.100")),),
+    bridge_nf=True,
+)
+PARENTS = ["ip filter"]
+
+
+def test_a_network_without_anything_is_no_part() -> None:
+    assert host_parts.make(HostPolicy()) == Part()
+    assert host_parts.dump(Part()) == ""
+    assert host_parts.load("") == Part()
+
+
+def test_parts_are_kept_as_text() -> None:
+    part = host_parts.make(ON_HOST)
+    assert host_parts.load(host_parts.dump(part)) == part
+
+
+def test_elements_come_and_go() -> None:
+    part = host_parts.make(ON_HOST)
+    assert (host_parts.script(Part(), part, []) or "").splitlines() == [
+        "add element inet natns local_ports { tcp . 2222 : 198.19.252.7 . 2222 }",
+        'add element inet natns untracked { "virbr1" }',
+    ]
+    gone = host_parts.script(part, Part(), [])
+    assert gone == (host_parts.script(Part(), part, []) or "").replace("add el", "delete el")
+    assert host_parts.script(part, part, []) == ""
+
+
+def test_a_port_that_leads_elsewhere_is_first_taken_out() -> None:
+    old = host_parts.make(ON_HOST)
+    new = host_parts.make(replace(ON_HOST, forwards=(replace(SSH, target=INSIDE + 1),)))
+    verbs = [line.split()[0] for line in (host_parts.script(old, new, []) or "").splitlines()]
+    assert verbs == ["delete", "add"]
+
+
+def test_foreign_tables_get_rules_that_cannot_be_taken_out_alone() -> None:
+    part = host_parts.make(ON_BRIDGE)
+    lines = (host_parts.script(Part(), part, PARENTS) or "").splitlines()
+    assert len([line for line in lines if line.startswith("add rule ip filter NATNS-")]) == 3
+    assert host_parts.script(part, Part(), PARENTS) is None
+    assert host_parts.script(part, Part(), []) is not None
+
+
+def test_rules_for_certain_clients_do_not_come_alone() -> None:
+    limited = host_parts.make(replace(ON_HOST, forwards=(ALLOWED,)))
+    assert limited.rest
+    assert host_parts.script(Part(), limited, []) is None
+
+
+def test_what_networks_have_in_common_is_counted() -> None:
+    counts = host_parts.make(ON_HOST).counts()
+    assert counts["transit natns-host"] == counts["published natns-host"] == 1
+    assert counts["untracked"] == 1
+    assert not host_parts.make(ON_BRIDGE).counts()["transit natns-host"]
+    assert host_parts.make(ON_BRIDGE).counts()["accepts"] == 3

@@ -13,14 +13,17 @@ from uuid import UUID
 
 import libvirt
 
-from libvirt_natns import names
+from libvirt_natns import daemons, names
+from libvirt_natns.daemons import Driver
 from libvirt_natns.errors import LibvirtError
 
 URIS = ("qemu:///system", "network:///system", "lxc:///system")
 """The monolithic daemon answers the first, a modular one for networks the second."""
 
+ASLEEP = "its daemon does not run"
 
-def _quiet(context: object, error: object) -> None:
+
+def quiet(context: object, error: object) -> None:
     """libvirt's own printing of errors; they are raised all the same."""
 
 
@@ -34,14 +37,15 @@ AFFECT = {"live": libvirt.VIR_DOMAIN_AFFECT_LIVE, "config": libvirt.VIR_DOMAIN_A
 
 
 @contextmanager
-def connected() -> Iterator[Any]:
+def connected(*, wake: bool = True) -> Iterator[Any]:
     """A read-only connection to the libvirt that has the networks.
 
-    Raises LibvirtError where none answers.
+    ``wake`` False leaves a daemon that systemd would start for us asleep.  Raises
+    LibvirtError where none answers.
     """
-    libvirt.registerErrorHandler(_quiet, None)
+    libvirt.registerErrorHandler(quiet, None)
     reasons = []
-    for uri in URIS:
+    for uri in URIS if wake else _awake(daemons.NETWORK):
         try:
             connection = libvirt.openReadOnly(uri)
         except libvirt.libvirtError as error:
@@ -54,12 +58,18 @@ def connected() -> Iterator[Any]:
         finally:
             connection.close()
         return
-    raise LibvirtError("libvirt does not answer", reasons[0])
+    raise LibvirtError("libvirt does not answer", reasons[0] if reasons else ASLEEP)
 
 
-def active_networks() -> dict[str, bytes]:
-    """The XML of every active network, by uuid."""
-    return {n.UUIDString(): xml for n, xml in _listed(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)}
+def _awake(driver: Driver) -> tuple[str, ...]:
+    daemon = driver.daemon()
+    return (daemon.uri,) if daemon else ()
+
+
+def active_networks(*, wake: bool = True) -> dict[str, bytes]:
+    """The XML of every active network, by uuid; ``wake`` as for ``connected``."""
+    flags = libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE
+    return {network.UUIDString(): xml for network, xml in _listed(flags, wake=wake)}
 
 
 def networks() -> dict[str, bytes]:
@@ -67,8 +77,8 @@ def networks() -> dict[str, bytes]:
     return {network.name(): xml for network, xml in _listed(0)}
 
 
-def _listed(flags: int) -> list[tuple[Any, bytes]]:
-    with connected() as connection:
+def _listed(flags: int, *, wake: bool = True) -> list[tuple[Any, bytes]]:
+    with connected(wake=wake) as connection:
         listed = [(network, _xml(network)) for network in connection.listAllNetworks(flags)]
     return [(network, xml) for network, xml in listed if xml is not None]
 
@@ -158,7 +168,7 @@ def guest(named: str) -> Iterator[Guest]:
 
     Raises LibvirtError where there is none, or no libvirt answers.
     """
-    libvirt.registerErrorHandler(_quiet, None)
+    libvirt.registerErrorHandler(quiet, None)
     reasons = []
     answered = False
     for uri in GUEST_URIS:
@@ -208,14 +218,20 @@ class Running:
         return GUEST_URIS[container] in self.silent
 
 
-def active_domains() -> Running:
-    """All domains that run.  Raises LibvirtError where no libvirt answers."""
-    libvirt.registerErrorHandler(_quiet, None)
+def active_domains(*, wake: bool = True) -> Running:
+    """All domains that run; ``wake`` as for ``connected``.
+
+    Raises LibvirtError where no libvirt answers.
+    """
+    libvirt.registerErrorHandler(quiet, None)
     found: dict[str, bytes] = {}
-    reasons = {}
-    for uri in GUEST_URIS:
+    reasons = dict.fromkeys(GUEST_URIS, ASLEEP)
+    for uri, driver in zip(GUEST_URIS, (daemons.QEMU, daemons.LXC), strict=True):
         try:
-            found |= _active_at(uri)
+            for address in (uri,) if wake else _awake(driver):
+                found |= _active_at(address)
+                # Else it is silent: nobody can tell what runs there.
+                del reasons[uri]
         except libvirt.libvirtError as error:
             reasons[uri] = str(error)
     if len(reasons) == len(GUEST_URIS):

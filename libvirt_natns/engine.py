@@ -39,10 +39,10 @@ from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.later import Later, at_once
 from libvirt_natns.locks import locked
-from libvirt_natns.model import Config, Network, Upstream
+from libvirt_natns.model import Config, Network, PortForward, Upstream
 from libvirt_natns.observer import HOST, NOBODY, Observer
 from libvirt_natns.planner import Planner, resolvers_of
-from libvirt_natns.registry import Registry
+from libvirt_natns.registry import Claims, Registry
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 
 FIRST_LOOK = 0.01
@@ -229,6 +229,22 @@ class Engine:
         if state == "starting" or known is None or _changed(known, network, xml, upstream):
             self._step("record the network")
             self.store.put(_record(network, xml, upstream, state))
+            if state == "up" and known is not None:
+                self._publish_anew(known, network, upstream, undo)
+
+    def _publish_anew(
+        self, known: Record, network: Network, upstream: Upstream, undo: Undo
+    ) -> None:
+        """Take what a running network's edited metadata publishes, in place of what it did."""
+        with suppress(NatnsError):
+            if _forwards(document.parse_network(known.document)) == _forwards(network):
+                return
+        undo.add(self.store.put, known)
+        before = Claims(network.uuid, self.registry.forwards(owner=network.uuid))
+        undo.add(self.registry.claim, before, publication.scopes(self.store, [network.uuid]), True)
+        choices = publication.Choices(self.config, self.store, self.kernel)
+        address = self._address(network, upstream)
+        publication.claim_for_network(choices, network, upstream, address, before.forwards)
 
     def _check(self, network: Network, upstream: Upstream) -> None:
         """Refuse what could not come up, as far as that can be seen now."""
@@ -526,6 +542,10 @@ def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> R
 def _starts(record: Record, xml: bytes) -> bool:
     """Whether a network is on its way from `start` to `started`, by that very XML."""
     return record.state == "starting" and record.this_boot and record.document == xml
+
+
+def _forwards(network: Network) -> tuple[PortForward, ...]:
+    return network.nat.forwards if network.nat else ()
 
 
 def _changed(known: Record, network: Network, xml: bytes, upstream: Upstream) -> bool:

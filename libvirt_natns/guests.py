@@ -6,11 +6,11 @@ in a network of ours.  What it publishes is part of the plan of the network
 concerned, so ``check`` and ``sync`` know it without being told.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from libvirt_natns import conntrack, document, forwards, names
+from libvirt_natns import conntrack, document, forwards, glance, names
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.executor import Undo
@@ -63,7 +63,7 @@ class Guests:
         if (domain.nat is None or not attachments) and not self.registry.guest(domain.uuid):
             return []
         with self._locked(domain.uuid):
-            before = self._held(domain.uuid)
+            before = self.held(domain.uuid)
             with Undo() as undo:
                 undo.add(self._restore, before)
                 self._undo_reservations(attachments, undo)
@@ -82,7 +82,7 @@ class Guests:
         if self.registry.guest(uuid) is None:
             return
         with self._locked(uuid):
-            before = self._held(uuid)
+            before = self.held(uuid)
             self.registry.set_published(uuid, False)
             try:
                 self._apply(self._networks(before))
@@ -127,7 +127,7 @@ class Guests:
         owner = record.uuid
         attachments = self.attachments(document.parse_domain_nics(record.document))
         with self._locked(owner):
-            before = self._held(owner)
+            before = self.held(owner)
             rest = self._without(before, nic, attachments)
             self.registry.claim(rest, self._scopes(rest), published=True)
             self.registry.put_guest(owner, record.name, xml, published=True)
@@ -188,8 +188,8 @@ class Guests:
         except NatnsError as error:
             return [str(error)]
         return [
-            *(f"is not published: {what}" for what in _only(wanted, self._held(plain.uuid))),
-            *(f"is published still: {what}" for what in _only(self._held(plain.uuid), wanted)),
+            *(f"is not published: {what}" for what in _only(wanted, self.held(plain.uuid))),
+            *(f"is published still: {what}" for what in _only(self.held(plain.uuid), wanted)),
         ]
 
     def converge(self, xml: bytes, known: bool) -> list[str]:
@@ -201,9 +201,9 @@ class Guests:
         plain = document.parse_domain_nics(xml)
         if not self._concerned(plain) or (known and self.registry.guest(plain.uuid) is None):
             return []
-        before = self._held(plain.uuid)
+        before = self.held(plain.uuid)
         changed = self.publish(document.parse_domain(xml), xml)
-        after = self._held(plain.uuid)
+        after = self.held(plain.uuid)
         told = [f"{what}: published" for what in _only(after, before)]
         told += [f"{what}: not published any more" for what in _only(before, after)]
         return told or changed
@@ -214,6 +214,30 @@ class Guests:
             return []
         self.forget(record.uuid)
         return ["is not active in libvirt any more: removed"] if record.this_boot else []
+
+    def follow(self, uuid: str, ask: Callable[[], bytes | None]) -> list[str]:
+        """Bring one guest to what libvirt says of it; returns what was wrong.
+
+        ``ask`` gets its XML from libvirt, None where it does not run.  It is asked
+        after the record was read, see ``converge``.  What is recorded in the
+        meantime makes libvirt tell of the guest again.
+        """
+        record = self.registry.guest(uuid)
+        xml = ask()
+        if xml is None:
+            return self.end(record) if record else []
+        if record is None:
+            return self.converge(xml, False) if glance.at_domain(xml).annotated else []
+        if _says_the_same(record, xml):
+            return []
+        self._unplug_missing(record, document.parse_domain_nics(xml))
+        return self.converge(xml, True)
+
+    def _unplug_missing(self, record: GuestRecord, plain: Domain) -> None:
+        """Withdraw what leads to NICs that have gone, of which a bridge's tell no hook."""
+        for nic in document.parse_domain_nics(record.document).nics:
+            if not any(_same(nic, each) for each in plain.nics):
+                self.unplug(record.uuid, nic)
 
     def _concerned(self, plain: Domain) -> bool:
         return bool(self.attachments(plain)) or self.registry.guest(plain.uuid) is not None
@@ -257,7 +281,8 @@ class Guests:
 
     # -- applying ----------------------------------------------------------
 
-    def _held(self, owner: str) -> Claims:
+    def held(self, owner: str) -> Claims:
+        """What a guest, or a network itself, has published or taken."""
         return Claims(
             owner,
             self.registry.forwards(owner=owner),
@@ -282,6 +307,10 @@ class Guests:
     def _restore(self, claims: Claims) -> None:
         self.registry.claim(claims, self._scopes(claims), published=True)
         self._apply(self._networks(claims))
+
+    def cut_since(self, before: Claims) -> None:
+        """End the flows of what its owner held and does not any more."""
+        self._cut(before, self.held(before.owner))
 
     def _cut(self, before: Claims, after: Claims) -> None:
         """End the flows of what is published no more, and of nothing else."""
@@ -338,6 +367,15 @@ def _of_nic(store: Store, nic: Nic) -> list[Record]:
 
 def _same(one: Nic, other: Nic) -> bool:
     return (one.mac, one.network) == (other.mac, other.network)
+
+
+def _says_the_same(record: GuestRecord, xml: bytes) -> bool:
+    """Whether a guest's XML says no more or less than what is published."""
+    if not (record.published and record.this_boot):
+        return False
+    with suppress(DocumentError):
+        return document.parse_domain(record.document) == document.parse_domain(xml)
+    return False
 
 
 def _discard_directory(uuid: str) -> None:

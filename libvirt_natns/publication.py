@@ -18,7 +18,7 @@ from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.forwards import Attachment
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import AddressRequest, Config, Domain, Network, Upstream
+from libvirt_natns.model import AddressRequest, Config, Domain, Forward, Network, Upstream
 from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.selection import Applicant
 from libvirt_natns.store import Store
@@ -193,13 +193,18 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[IP
 
 
 def claim_for_network(
-    choices: Choices, network: Network, upstream: Upstream, address: IPv4Address
+    choices: Choices,
+    network: Network,
+    upstream: Upstream,
+    address: IPv4Address,
+    held: Collection[Forward] = (),
 ) -> None:
-    """Take all that a network's own metadata publishes.
+    """Take all that a network's own metadata publishes; ``held`` is in force already.
 
     Raises DocumentError or ConflictError.
     """
     claims = forwards.of_network(network, upstream, address, choices)
     where = scopes(choices.store, [network.uuid])
-    check_host(claims, where, choices.kernel.host_addresses())
+    fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
+    check_host(fresh, where, choices.kernel.host_addresses())
     Registry(choices.store).claim(claims, where, published=True)

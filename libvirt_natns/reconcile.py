@@ -14,7 +14,7 @@ answer, for dnsmasq, and for the kernel.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -27,7 +27,7 @@ from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Network
 from libvirt_natns.registry import GuestRecord
 from libvirt_natns.selection import verdict
-from libvirt_natns.store import Record, Store
+from libvirt_natns.store import Record, Store, now
 
 Active = Mapping[str, bytes]
 """Networks that libvirt has active: their XML by uuid."""
@@ -64,6 +64,9 @@ Repair = tuple[str, Callable[[Engine], list[str]]]
 
 WORKERS = 8
 """How many networks are repaired at once."""
+
+RECENT = 5.0
+"""Seconds within which libvirt tells others of a start that its hooks told us of."""
 
 NOT_ACTIVE = "is not active in libvirt any more"
 NO_ROUTER = "is active in libvirt, but has no router"
@@ -357,6 +360,40 @@ def _up(engine: Engine, network: Network, xml: bytes) -> list[str]:
         if not owner or owner == network.uuid or not engine.tidy(owner, namespace):
             raise
     return engine.up(network, xml)
+
+
+def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) -> list[str]:
+    """Bring one network to what libvirt says of it; returns what was wrong.
+
+    ``ask`` gets its XML from libvirt, None where it is not active.  It is asked
+    after the record was read, as for all of them.
+    """
+    record = engine.store.network(uuid)
+    xml = ask()
+    if xml is None:
+        ended = record is not None and record.state != "down" and not record.unfinished
+        return _end(record, engine) if record and ended else []
+    if record and _has_just_started(record, xml):
+        return []
+    guests = Guests(engine)
+    before = guests.held(uuid)
+    try:
+        repaired = _repair(engine, uuid, xml)
+    except NatnsError:
+        if ask() is None:
+            return []
+        raise
+    guests.cut_since(before)
+    return repaired
+
+
+def _has_just_started(record: Record, xml: bytes) -> bool:
+    """Whether hooks have told of a network's start, so there is nothing to look after."""
+    if record.state != "up" or not record.this_boot or now() - record.since > RECENT:
+        return False
+    with suppress(NatnsError):
+        return document.parse_network(record.document) == document.parse_network(xml)
+    return False
 
 
 def release(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:

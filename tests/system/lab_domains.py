@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Literal
 
 from lab import (
+    Node,
     Provider,
     Result,
+    Snapshot,
     define_network,
+    forward_at_once,
     remove_config,
     run,
+    snapshot,
     virsh,
+    wait_for,
     write_config,
 )
 
@@ -130,6 +135,23 @@ def asked(
             return None
 
 
+def greeted(client: Node, address: str, port: int) -> socket.socket:
+    """A connection to such a server, which has answered."""
+    stream = client.connect(address, port)
+    stream.settimeout(1.0)
+    assert stream.recv(100)
+    return stream
+
+
+def carries(stream: socket.socket) -> bool:
+    """Whether an open connection to such a server still does."""
+    try:
+        stream.sendall(b"still there?")
+        return stream.recv(100) == b"still there?"
+    except OSError:
+        return False
+
+
 def uuid_of(network: str) -> str:
     return virsh("net-uuid", network).stdout.strip()
 
@@ -143,6 +165,19 @@ def tap_count(bridge: str) -> int:
     """How many ports of real domains a bridge has."""
     listed = run("ip", "-o", "link", "show", "master", bridge).stdout
     return sum(" vnet" in f" {line.split()[1]}" for line in listed.splitlines())
+
+
+def settle(bridge: str) -> None:
+    """Have a bridge up at once, not when STP has let its first port forward."""
+    forward_at_once(bridge)
+    state = Path("/sys/class/net", bridge, "operstate")
+    wait_for(lambda: state.read_text() == "up\n", what=f"{bridge} to be up")
+
+
+def unordered() -> Snapshot:
+    """The host's state; where libvirtd starts again, its own rules come in any order."""
+    found = snapshot()
+    return Snapshot({**found.sections, "nftables": tuple(sorted(found["nftables"]))})
 
 
 def upstream(address: str, more: str = "") -> str:

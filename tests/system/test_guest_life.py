@@ -21,31 +21,32 @@ from lab import (
     Node,
     Provider,
     RealGuest,
-    Snapshot,
     clear,
-    forward_at_once,
     isolated,
     natns,
     objects,
     run,
-    snapshot,
     virsh,
     wait_for,
     write_config,
 )
 from lab_domains import (
     asked,
+    carries,
     create,
     define,
     destroy,
     domain,
+    greeted,
     nat,
     networks,
     nic,
     ports,
     provider_world,
     refusal,
+    settle,
     start,
+    unordered,
     upstream,
 )
 
@@ -71,33 +72,12 @@ class World:
         return carries(self.stream)
 
 
-def carries(stream: socket.socket) -> bool:
-    try:
-        stream.sendall(b"still there?")
-        return stream.recv(100) == b"still there?"
-    except OSError:
-        return False
-
-
-def greeted(client: Node, address: str, port: int) -> socket.socket:
-    stream = client.connect(address, port)
-    stream.settimeout(1.0)
-    assert stream.recv(100)
-    return stream
-
-
 def serving(bridge: str, name: str) -> FastGuest:
     guest = FastGuest(bridge, MAC, name)
     guest.dhcp()
     guest.serve("tcp", 22)
     guest.serve("udp", 22)
     return guest
-
-
-def unordered() -> Snapshot:
-    """The host's state; where libvirtd starts again, its own rules come in any order."""
-    found = snapshot()
-    return Snapshot({**found.sections, "nftables": tuple(sorted(found["nftables"]))})
 
 
 @pytest.fixture(autouse=True)
@@ -109,13 +89,6 @@ def nothing_left(libvirtd: Libvirtd) -> Iterator[None]:
     with suppress(LabError):
         wait_for(lambda: unordered() == before, interval=0.1)
     assert not before.diff(unordered())
-
-
-def settle(bridge: str) -> None:
-    """Have a bridge up at once, not when STP has let its first port forward."""
-    forward_at_once(bridge)
-    state = Path("/sys/class/net", bridge, "operstate")
-    wait_for(lambda: state.read_text() == "up\n", what=f"{bridge} to be up")
 
 
 @pytest.fixture(scope="module")

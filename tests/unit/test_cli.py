@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import cli, config, connection, firewall, names
+import libvirt_natns
+from libvirt_natns import cli, client, config, connection, firewall, names
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import Kernel
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 XML = CHECKOUT / "xml"
-COMMANDS = ("install", "uninstall", "status", "check", "sync", "plan", "exec", "diagram", "doctor")
+COMMANDS = (
+    "install", "uninstall", "status", "check", "sync", "plan", "exec", "diagram", "doctor",
+    "metrics", "serve",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +30,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path / "run")
     monkeypatch.setattr(names, "NETNS_DIRECTORY", tmp_path / "netns")
     monkeypatch.setattr(config.load, "__defaults__", (names.CONFIG_FILE,))
+    nobody = os.fspath(tmp_path / "service.sock")
+    monkeypatch.setattr(client, "SOCKET", nobody)
+    monkeypatch.setattr(client.ask, "__defaults__", (b"", nobody))
     monkeypatch.setattr(firewall, "choose", lambda _: nftables)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(connection, "connected", unreachable)
@@ -36,7 +43,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def unreachable() -> None:
+def unreachable(**_: object) -> None:
     raise LibvirtError("libvirt does not answer", "no socket")
 
 
@@ -76,9 +83,25 @@ def test_looking_makes_no_state(machine: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["status"]) == 0
     assert capsys.readouterr().out.startswith("no network has been handled yet")
     assert cli.main(["check"]) == 0
+    assert cli.main(["metrics"]) == 0
     assert cli.main(["diagram"]) == 0
     assert cli.main(["plan", os.fspath(XML / "twin-a.xml")]) == 0
     assert not (machine / "lib").exists()
+
+
+def test_a_missing_library_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    for module in ("metrics", "service"):
+        monkeypatch.delitem(sys.modules, f"libvirt_natns.{module}", raising=False)
+        monkeypatch.delattr(libvirt_natns, module, raising=False)
+    for command in ("metrics", "serve"):
+        assert cli.main([command]) == 1
+        assert capsys.readouterr().err == (
+            "virt-natns: the Python module prometheus_client is missing:"
+            " install python3-prometheus-client\n"
+        )
 
 
 def test_plan_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:

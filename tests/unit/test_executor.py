@@ -325,7 +325,7 @@ def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
     work()
     # Who goes on has time to ask first.
     assert announced == [("upstream", ANNOUNCEMENT.probing)]
-    with pytest.raises(AddressTakenError, match="192.0.2.1 of nat-a is in use"):
+    with pytest.raises(AddressTakenError, match=r"192\.0\.2\.1 of nat-a is in use"):
         work()
 
 

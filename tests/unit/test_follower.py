@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Following libvirt without one: the agenda, patience, and which daemons run."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import daemons, follower
+from libvirt_natns.agenda import Agenda
+from libvirt_natns.daemons import LXC, NETWORK, QEMU, Daemon
+from libvirt_natns.follower import Patience, Subject
+
+# -- the agenda ------------------------------------------------------------------
+
+
+def test_equal_tasks_wait_once() -> None:
+    agenda: Agenda[Subject] = Agenda()
+    agenda.put(Subject(QEMU, "guest", "1", "web"))
+    agenda.put(Subject(QEMU, "guest", "1", "renamed"))
+    agenda.put(Subject(QEMU, "guest", "2", "other"))
+    taken = [agenda.take(), agenda.take()]
+    assert [task and task.uuid for task in taken] == ["1", "2"]
+    agenda.close()
+    assert agenda.take() is None
+
+
+def test_earlier_of_two_times_counts() -> None:
+    agenda: Agenda[str] = Agenda()
+    agenda.put("late", 3600)
+    agenda.put("soon", 0.02)
+    agenda.put("late", 0.0)
+    agenda.put("late", 3600)
+    assert [agenda.take(), agenda.take()] == ["late", "soon"]
+
+
+def test_task_in_work_is_given_out_when_it_is_over() -> None:
+    """Another that changes meanwhile is not held up by it."""
+    agenda: Agenda[str] = Agenda()
+    agenda.put("slow")
+    assert agenda.take() == "slow"
+    agenda.put("slow")
+    agenda.put("other")
+    assert agenda.take() == "other"
+    taken: list[str | None] = []
+    waiting = threading.Thread(target=lambda: taken.append(agenda.take()))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    agenda.done("slow")
+    waiting.join(10)
+    assert taken == ["slow"]
+
+
+def test_every_worker_gets_its_share() -> None:
+    agenda: Agenda[int] = Agenda()
+    done: list[int] = []
+
+    def work() -> None:
+        while (task := agenda.take()) is not None:
+            done.append(task)
+            agenda.done(task)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for number in range(200):
+        agenda.put(number, number % 7 / 1000)
+    deadline = time.monotonic() + 10
+    while len(done) < 200 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    agenda.close()
+    for worker in workers:
+        worker.join(10)
+    assert sorted(done) == list(range(200))
+
+
+# -- patience --------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(follower.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_patience_grows_to_its_limit(clock: list[float]) -> None:
+    patience = Patience()
+    assert patience.allows(7)
+    assert patience.refused(7)
+    waits = []
+    for _ in range(9):
+        begin = clock[0]
+        while not patience.allows(7):
+            clock[0] += 0.5
+        waits.append(clock[0] - begin)
+        assert not patience.refused(7)
+    assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_next_daemon_is_tried_at_once(clock: list[float]) -> None:
+    patience = Patience()
+    for _ in range(9):
+        patience.refused(7)
+    assert not patience.allows(7)
+    assert patience.allows(8)
+    assert patience.refused(8)
+    clock[0] += 0.5
+    assert patience.allows(8)
+
+
+# -- daemons ---------------------------------------------------------------------
+
+
+class Host:
+    """A host's pid files and processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.run = root / "run"
+        self.processes = root / "proc"
+        self.run.mkdir()
+
+    def write(self, daemon: str, pid: object) -> None:
+        (self.run / f"{daemon}.pid").write_text(f"{pid}\n")
+
+    def start(self, daemon: str, pid: int, command: str | None = None) -> None:
+        self.write(daemon, pid)
+        (self.processes / str(pid)).mkdir(parents=True)
+        (self.processes / str(pid) / "comm").write_text(f"{command or daemon}\n")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    found = Host(tmp_path)
+    monkeypatch.setattr(daemons, "RUN", found.run)
+    monkeypatch.setattr(daemons, "PROCESSES", found.processes)
+    yield found
+
+
+def test_monolithic_daemon_has_all_drivers(host: Host) -> None:
+    host.start("libvirtd", 5)
+    assert QEMU.daemon() == Daemon("qemu:///system?mode=legacy", 5)
+    assert LXC.daemon() == Daemon("lxc:///system?mode=legacy", 5)
+    assert NETWORK.daemon() == Daemon("network:///system?mode=legacy", 5)
+
+
+def test_modular_daemons_come_first(host: Host) -> None:
+    """Those that sleep are none, whatever another driver's daemon does."""
+    host.start("virtqemud", 5)
+    host.start("virtnetworkd", 6)
+    assert QEMU.daemon() == Daemon("qemu:///system?mode=direct", 5)
+    assert NETWORK.daemon() == Daemon("network:///system?mode=direct", 6)
+    assert LXC.daemon() is None
+    host.start("libvirtd", 7)
+    assert QEMU.daemon() == Daemon("qemu:///system?mode=direct", 5)
+    assert LXC.daemon() == Daemon("lxc:///system?mode=legacy", 7)
+
+
+def test_daemons_that_have_ended(host: Host) -> None:
+    """No file, one that was left behind, or whose number another process has by now."""
+    assert QEMU.daemon() is None
+    host.write("virtqemud", 5)
+    assert QEMU.daemon() is None
+    host.write("virtqemud", "")
+    assert QEMU.daemon() is None
+    host.start("libvirtd", 6, "bash")
+    assert QEMU.daemon() is None

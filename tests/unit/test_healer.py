@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""When a network is looked at, and when it is given up."""
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+
+from libvirt_natns import healer
+from libvirt_natns.engine import Engine
+from libvirt_natns.errors import KernelError, NatnsError
+from libvirt_natns.healer import Healer, _Repairer
+from libvirt_natns.journal import Journal
+from libvirt_natns.model import Config
+from libvirt_natns.observer import HOST
+from libvirt_natns.store import Record
+
+LIMIT = 10.0
+
+
+class Nothing:
+    """Sessions, and engines, that know no network."""
+
+    store = cast(Any, None)
+
+    @contextmanager
+    def engine(self, settings: Config | None = None) -> Iterator[Engine]:
+        yield cast(Engine, self)
+
+
+class Scripted(Healer):
+    """Finds what it is told to find; for a network "x-1", named "x"."""
+
+    def __init__(self, look: Callable[[str], list[str]]) -> None:
+        self.log = io.StringIO()
+        self.looked: list[tuple[str, float]] = []
+        self.healed: list[float] = []
+        self.failures: list[str] = []
+        self.script = look
+        super().__init__(
+            Nothing(),
+            Journal(self.log),
+            on_heal=self.healed.append,
+            on_failure=self.failures.append,
+        )
+
+    def _look(self, uuid: str) -> None:
+        start = time.monotonic()
+        self.looked.append((uuid, start))
+        name = uuid.partition("-")[0]
+        try:
+            found = self.script(uuid)
+        except NatnsError as error:
+            self._failed(uuid, name, error)
+        else:
+            self._looked(uuid, name, found, time.monotonic() - start)
+
+    def times(self, uuid: str) -> int:
+        return sum(each == uuid for each, _ in self.looked)
+
+    def events(self) -> list[str]:
+        return [line.split("network=")[0] for line in self.log.getvalue().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same proportions, but faster."""
+    for name in ("DELAY", "HOST_DELAY", "HOST_PAUSE", "AGAIN", "RECHECK", "BRIDGE_PAUSE"):
+        monkeypatch.setattr(healer, name, getattr(healer, name) / 50)
+
+
+@contextmanager
+def running(look: Callable[[str], list[str]]) -> Iterator[Scripted]:
+    made = Scripted(look)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.002)
+
+
+def test_what_is_well_is_not_spoken_of() -> None:
+    with running(lambda uuid: []) as made:
+        for _ in range(100):
+            made.suspect("x-1")
+        until(lambda: made.looked)
+    assert made.times("x-1") == 1
+    assert made.log.getvalue() == ""
+    assert made.healed == []
+    assert made.health() == {}
+
+
+def test_a_repair_is_told_and_looked_at_once_more() -> None:
+    answers = [["route is missing", "link is down"], []]
+    with running(lambda uuid: answers.pop(0)) as made:
+        made.suspect("x-1")
+        until(lambda: not answers)
+    assert made.log.getvalue().count("\n") == 1
+    assert 'event=healed network=x wrong="route is missing; link is down" seconds=' in (
+        made.log.getvalue()
+    )
+    assert len(made.healed) == 1
+
+
+def test_who_keeps_undoing_it_wins_loudly() -> None:
+    with running(lambda uuid: ["rules are missing"]) as made:
+        made.suspect("x-1")
+        until(made.health)
+        assert made.health() == {
+            "x-1": "is undone again and again: rules are missing (repaired 6 times within 60 s)"
+        }
+        looked = made.times("x-1")
+        assert looked == healer.REPAIRS + 1
+        made.suspect("x-1")
+        made.suspect("y-1")
+        until(lambda: made.times("y-1"))
+        assert made.times("x-1") == looked
+        assert made.events()[looked] == 'level=error event="given up" '
+        assert made.failures[:1] == ["heal"]
+        made.relent("x")
+        assert "x-1" not in made.health()
+        made.suspect("x-1")
+        until(lambda: made.times("x-1") > looked)
+
+
+def test_repairs_of_different_things_are_no_fight() -> None:
+    answers = [[f"thing {number} is missing"] for number in range(healer.REPAIRS * 2)] + [[]]
+    with running(lambda uuid: answers.pop(0)) as made:
+        made.suspect("x-1")
+        until(lambda: not answers)
+        assert made.health() == {}
+
+
+def test_anything_again_and_again_is_one() -> None:
+    numbers = iter(range(1000))
+    with running(lambda uuid: [f"foreign address {next(numbers)}"]) as made:
+        made.suspect("x-1")
+        until(made.health)
+        assert made.times("x-1") == healer.ALL_REPAIRS + 1
+
+
+def refuse(uuid: str) -> list[str]:
+    raise KernelError("bridge virbr10 is missing")
+
+
+def test_what_cannot_be_repaired_is_tried_again_ever_more_seldom() -> None:
+    with running(refuse) as made:
+        made.suspect("x-1")
+        until(made.health)
+        assert made.health() == {"x-1": "cannot be repaired: bridge virbr10 is missing"}
+        moments = [moment for _, moment in made.looked]
+        pauses = [after - before for before, after in pairwise(moments)]
+        assert len(moments) == healer.REPAIRS + 1
+        assert all(pause >= healer.AGAIN * 2**tried for tried, pause in enumerate(pauses))
+        assert made.events() == [
+            'level=warning event="not healed" ',
+            'level=error event="given up" ',
+        ]
+        # Something has changed, and now it works.
+        made.script = lambda uuid: []
+        made.suspect("x-1")
+        until(lambda: not made.health())
+        until(lambda: len(made.events()) == 3)
+        assert made.events()[2] == "level=notice event=recovered "
+
+
+def test_a_change_that_does_not_help_is_not_told_of() -> None:
+    with running(refuse) as made:
+        made.suspect("x-1")
+        until(made.health)
+        looked = made.times("x-1")
+        made.suspect("x-1")
+        until(lambda: made.times("x-1") > looked)
+        until(lambda: not made._busy)
+        assert len(made.events()) == 2
+        assert made.health()
+
+
+def test_a_slow_network_delays_no_other() -> None:
+    release = threading.Event()
+
+    def look(uuid: str) -> list[str]:
+        if uuid == "slow-1":
+            assert release.wait(LIMIT)
+        return []
+
+    with running(look) as made:
+        made.suspect("slow-1")
+        until(lambda: made.times("slow-1"))
+        for number in range(5):
+            made.suspect(f"x-{number}")
+        until(lambda: len(made.looked) == 6)
+        # Never twice at once.
+        made.suspect("slow-1")
+        made.suspect("y-1")
+        until(lambda: made.times("y-1"))
+        assert made.times("slow-1") == 1
+        release.set()
+        until(lambda: made.times("slow-1") == 2)
+
+
+def test_the_host_comes_first_and_alone() -> None:
+    release = threading.Event()
+
+    def look(uuid: str) -> list[str]:
+        if uuid == HOST:
+            assert release.wait(LIMIT)
+        return []
+
+    with running(look) as made:
+        made._host_looked = time.monotonic() + LIMIT
+        made.suspect(HOST)
+        made.suspect("x-1")
+        until(lambda: made.looked)
+        time.sleep(healer.DELAY * 5)  # the network is long due
+        assert [uuid for uuid, _ in made.looked] == [HOST]
+        release.set()
+        until(lambda: made.times("x-1"))
+
+
+def test_its_own_verbs_are_told_from_others() -> None:
+    at_work = []
+
+    def look(uuid: str) -> list[str]:
+        at_work.append(made.at_work)
+        made.relent("x")
+        return ["rules are missing"]
+
+    with running(look) as made:
+        made.suspect("x-1")
+        until(made.health)
+        assert all(at_work)
+        assert not made.at_work
+
+
+def test_only_what_is_up_is_brought_up() -> None:
+    """The names by which the verb is held back are the engine's."""
+    for name in ("_admit", "_end_rivals"):
+        assert name in Engine.__dict__
+        assert name in _Repairer.__dict__
+
+
+@pytest.mark.parametrize("state", ["down", "starting", "preparing"])
+def test_a_network_in_another_state_is_not_admitted(state: str) -> None:
+    class Store:
+        def network(self, uuid: str) -> Record:
+            return cast(Record, Known())
+
+    class Known:
+        uuid = name = "x"
+        this_boot = True
+
+        def __init__(self) -> None:
+            self.state = state
+
+    cast_any = cast(Any, None)
+    repairer = _Repairer(cast_any, cast(Any, Store()), cast_any)
+    with pytest.raises(NatnsError, match="is not up"):
+        repairer._admit(cast(Any, Known()), b"", cast_any, cast_any)
+    with pytest.raises(NatnsError, match="is not up"):
+        repairer._end_rivals(cast(Any, Known()), active=True)

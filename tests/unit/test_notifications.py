@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is read of the kernel's messages."""
+
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import notifications as n
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    padded = value + bytes(-len(value) % 4)
+    return n.ATTRIBUTE.pack(n.ATTRIBUTE.size + len(value), kind) + padded
+
+
+def number(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("=I", value))
+
+
+def message(kind: int, body: bytes) -> bytes:
+    whole = n.HEADER.pack(n.HEADER.size + len(body), kind, 0, 0, 0) + body
+    return whole + bytes(-len(whole) % 4)
+
+
+def link(name: str, *, up: bool = True, master: int = 0, mtu: int = 1500, index: int = 7) -> bytes:
+    body = n.IFINFO.pack(socket.AF_UNSPEC, 1, index, n.IFF_UP if up else 0, 0)
+    body += attribute(n.IFLA_IFNAME, name.encode() + b"\0") + number(n.IFLA_MTU, mtu)
+    return body + (number(n.IFLA_MASTER, master) if master else b"")
+
+
+def bridge_port(hairpin: int) -> bytes:
+    mode = attribute(n.IFLA_BRPORT_MODE, bytes([hairpin]))
+    body = n.IFINFO.pack(socket.AF_BRIDGE, 1, 7, n.IFF_UP, 0)
+    return body + attribute(n.IFLA_PROTINFO | 0x8000, mode)
+
+
+def test_messages_of_a_datagram_and_their_attributes() -> None:
+    datagram = memoryview(message(16, link("virbr10")) + message(24, b"abc") + message(3, b""))
+    found = list(n.messages(datagram))
+    assert [(kind, len(body)) for kind, body in found] == [
+        (16, len(link("virbr10"))),
+        (24, 3),
+        (3, 0),
+    ]
+    assert n.attributes(found[0][1], n.IFINFO.size).keys() == {n.IFLA_IFNAME, n.IFLA_MTU}
+
+
+@pytest.mark.parametrize("datagram", [b"", b"\1\2\3", bytes(16), message(1, b"")[:10]])
+def test_a_datagram_that_is_cut_short(datagram: bytes) -> None:
+    assert list(n.messages(memoryview(datagram))) == []
+
+
+def test_attributes_that_are_cut_short() -> None:
+    whole = number(1, 5) + number(2, 6)
+    assert n.attributes(memoryview(whole + b"\0\0\0\0"), 0).keys() == {1, 2}
+    assert n.attributes(memoryview(whole[:10]), 0).keys() == {1}
+
+
+def test_a_link_and_what_becomes_of_it() -> None:
+    body = memoryview(link("natin-1", master=3))
+    assert n.link_index(body) == 7
+    known = n.link(n.RTM_NEWLINK, body, None)
+    assert known == n.Link("natin-1", True, 3, 1500)
+    assert n.link(n.RTM_NEWLINK, memoryview(link("natin-1", master=3)), known) == known
+    for changed in (link("natin-1"), link("natin-1", up=False, master=3), link("x", master=3)):
+        assert n.link(n.RTM_NEWLINK, memoryview(changed), known) != known
+    assert n.link(n.RTM_DELLINK, body, known) is None
+
+
+def test_what_a_bridge_tells_of_its_port() -> None:
+    known = n.Link("natup-1", True, 3, 1500)
+    hairpin = n.link(n.RTM_NEWLINK, memoryview(bridge_port(1)), known)
+    assert hairpin == known._replace(hairpin=True)
+    # Messages about the link itself do not say.
+    assert n.link(n.RTM_NEWLINK, memoryview(link("natup-1", master=3)), hairpin) == hairpin
+    # It leaves the bridge, and goes on.
+    assert n.link(n.RTM_DELLINK, memoryview(bridge_port(0)), hairpin) == hairpin
+
+
+def test_forwarding_that_is_switched_off() -> None:
+    def netconf(*attributes: bytes) -> memoryview:
+        return memoryview(bytes([socket.AF_INET, 0, 0, 0]) + b"".join(attributes))
+
+    index = number(n.NETCONFA_IFINDEX, 4)
+    off, on = number(n.NETCONFA_FORWARDING, 0), number(n.NETCONFA_FORWARDING, 1)
+    assert n.stops_forwarding(netconf(index, off))
+    assert not n.stops_forwarding(netconf(index, on))
+    # A new link.
+    assert not n.stops_forwarding(netconf(index, off, number(3, 1)))
+
+
+def test_changes_of_rules_that_do_not_concern_us() -> None:
+    def table(name: str) -> memoryview:
+        return memoryview(bytes(4) + attribute(1, name.encode() + b"\0"))
+
+    rule, element, generation = 0xA06, 0xA0C, 0xA0F
+    assert n.alters_rules(rule, table("filter"))
+    assert n.alters_rules(rule, table("natns"))
+    assert not n.alters_rules(rule, table("libvirt_network"))
+    assert not n.alters_rules(element, table("f2b"))
+    assert not n.alters_rules(generation, memoryview(bytes(4)))
+
+
+def test_a_directory_that_comes_and_goes(tmp_path: Path) -> None:
+    path = tmp_path / "netns"
+    directory = n.Directory(path)
+    try:
+        assert list(directory.changes()) == []
+        path.mkdir()
+        (path / "early").touch()
+        (tmp_path / "other").touch()
+        assert ("early", True) in list(directory.changes())
+        (path / "late").touch()
+        (path / "early").unlink()
+        assert list(directory.changes()) == [("late", True), ("early", False)]
+        (path / "late").unlink()
+        path.rmdir()
+        assert list(directory.changes()) == [("late", False)]
+        path.mkdir()
+        list(directory.changes())
+        (path / "again").touch()
+        assert ("again", True) in list(directory.changes())
+    finally:
+        directory.close()

@@ -32,6 +32,9 @@ REQUEST_LIMIT = 10.0
 STOP_LIMIT = 60.0
 """Seconds that connections in progress get when the service is to end."""
 
+SHORTAGE = 0.2
+"""Seconds of rest where the process is short of descriptors or threads."""
+
 CREDENTIALS = struct.Struct("3i")
 
 Question = Callable[[], str]
@@ -108,12 +111,28 @@ class Answering:
         self._finish()
 
     def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):
+        try:
             link, _ = listener.accept()
-            thread = Thread(target=self._serve, args=(link,), daemon=True)
-            with self._lock:
-                self._threads.add(thread)
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            self._short_of("descriptors", error)
+            return
+        thread = Thread(target=self._serve, args=(link,), daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        try:
             thread.start()
+        except RuntimeError as error:
+            # The hook does the work itself then.
+            link.close()
+            self._threads.discard(thread)
+            self._short_of("threads", error)
+
+    def _short_of(self, what: str, error: Exception) -> None:
+        self._journal.say("error", "overload", short_of=what, error=error)
+        # The connection still waits, and would be noticed again at once.
+        time.sleep(SHORTAGE)
 
     def _finish(self) -> None:
         deadline = time.monotonic() + STOP_LIMIT
@@ -125,18 +144,21 @@ class Answering:
     def _serve(self, link: socket.socket) -> None:
         """One connection, from its greeting to what is done after the answer."""
         try:
-            with link:
+            # An OSError: the client has gone, and what was begun is done.
+            with suppress(OSError), link:
                 follow_up = self._converse(link)
-            if follow_up is not None:
-                follow_up()
-        except OSError:
-            # The client has gone; what was begun is done.
-            pass
-        except Exception as error:
-            self._log_failure("after the answer", error)
+                link.close()
+                if follow_up is not None:
+                    self._go_on(follow_up)
         finally:
             with self._lock:
                 self._threads.discard(current_thread())
+
+    def _go_on(self, follow_up: dispatch.FollowUp) -> None:
+        try:
+            follow_up()
+        except Exception as error:  # a fault here must not end without a word
+            self._log_failure("after the answer", error)
 
     def _converse(self, link: socket.socket) -> dispatch.FollowUp | None:
         if _peer(link) != 0:

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from libvirt_natns import (
     __version__,
+    client,
     config,
     connection,
     diagram,
@@ -30,6 +31,7 @@ from libvirt_natns import (
     plan,
     reconcile,
     selection,
+    service_status,
     status,
 )
 from libvirt_natns.engine import Engine
@@ -97,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         "forward", help="list, add or remove published ports of guests", description=FORWARD
     )
     forward_cli.add_parser(sub, _engine)
+    add("metrics", _metrics, "print what there is and what has happened, for Prometheus")
+    add("serve", _serve, "be the resident service, in the foreground; systemd starts it so")
     sub = add("exec", _exec, "run a command inside a network's namespace")
     sub.add_argument("network")
     sub.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
@@ -160,6 +164,7 @@ def _install(options: argparse.Namespace) -> int:
         print(f"installed {file}")
     told = install.reload_daemons()
     print(f"told {', '.join(told)} to look for hooks" if told else "no libvirt daemon runs now")
+    print(service_status.start())
     with _engine() as engine:
         try:
             _explain(engine, connection.networks())
@@ -206,6 +211,10 @@ def _uninstall(options: argparse.Namespace) -> int:
     except ConfigError:
         # All networks go, whatever it says.
         settings = Config()
+    # It would bring back what goes now.
+    ended = service_status.end()
+    if ended:
+        print(ended)
     ask = _asker()
     with _engine(settings) as engine:
         outcome = reconcile.release(engine, ask, renew=bool(install.daemons()))
@@ -231,19 +240,29 @@ def _uninstall(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    health = _health()
     with _engine(look_only=True) as engine:
-        found = status.collect(engine, _known(), options.network)
+        found = service_status.with_health(
+            status.collect(engine, _known(), options.network), health
+        )
         if options.network and not found:
             raise NatnsError(
                 f"there is no network {options.network} that was handled",
                 "virt-natns status lists all",
             )
-        host = reconcile.host_differences(engine)
+        host = reconcile.host_differences(engine) + service_status.of_host(health)
         missed = [] if options.network else reconcile.missed(engine, _asker())
         guests = [] if options.network else reconcile.guest_differences(engine, _ask_guests)
-    show = status.as_json if options.json else status.text
-    print(show(found, host, missed, guests))
+    if options.json:
+        print(status.as_json(found, host, missed, guests, service_status.as_object(health)))
+    else:
+        print(status.text(found, host, missed, guests, str(health)))
     return 0
+
+
+def _health() -> service_status.Health:
+    _require_root()
+    return service_status.ask()
 
 
 def _known() -> frozenset[str] | None:
@@ -349,6 +368,40 @@ def _diagram(options: argparse.Namespace) -> int:
     with _engine(look_only=True) as engine:
         print(diagram.draw(diagram.collect(engine)), end="")
     return 0
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    _require_root()
+    answer = client.ask("question", ("metrics", "-"))
+    if answer is not None and answer.done:
+        print(answer.text, end="")
+        return 0
+    with _imported("prometheus_client", "python3-prometheus-client"):
+        from libvirt_natns import metrics
+    with _engine(look_only=True) as engine:
+        print(metrics.WITHOUT_SERVICE + metrics.gauges(engine), end="")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    _require_root()
+    # Much is imported there that no other command needs.
+    with _imported("prometheus_client", "python3-prometheus-client"):
+        from libvirt_natns import service
+    return service.main()
+
+
+@contextmanager
+def _imported(module: str, package: str) -> Iterator[None]:
+    """Say which package is to be installed where the body cannot import a module."""
+    try:
+        yield
+    except ImportError as error:
+        if error.name != module:
+            raise
+        raise InstallError(
+            f"the Python module {module} is missing", f"install {package}"
+        ) from error
 
 
 def _exec(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ GREETING = b"libvirt-natns 1\n"
 DONE, REFUSED = b"done", b"refused"
 BLOCK = 65536
 
-GREETING_LIMIT = 1.0
+GREETING_LIMIT = 2.0
 """Seconds within which a service that is alive greets."""
 
 LIMITS = {

@@ -24,6 +24,7 @@ from libvirt_natns import (
     names,
     netns,
     reconcile,
+    service_status,
 )
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConfigError, InstallError, LibvirtError, NatnsError, UpstreamError
@@ -34,6 +35,9 @@ from libvirt_natns.store import Store
 
 DROP_IN_SINCE = (6, 5, 0)
 """The libvirt that first looked into hooks/network.d."""
+
+OWN_MODULES = {"libvirt": "python3-libvirt", "prometheus_client": "python3-prometheus-client"}
+"""What the command and the service need, and the hooks do not."""
 
 Examination = Callable[[], str]
 """Says what it found; a NatnsError says what is broken and how to mend it."""
@@ -89,6 +93,7 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
         ("upstream", lambda: _upstream(settings)),
         ("state database", _store),
         ("hooks", _hooks),
+        ("service", service_status.examine),
         ("libvirt", _libvirt),
         ("hooks in libvirt", _seen),
         ("host's firewall", lambda: _host(engine, settings)),
@@ -102,8 +107,9 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
 
 def _modules() -> str:
     """Whether the hooks' own interpreter finds what it needs: not always this one."""
-    if importlib.util.find_spec("libvirt") is None:
-        raise InstallError("libvirt-python is missing", "install python3-libvirt")
+    for module, package in OWN_MODULES.items():
+        if importlib.util.find_spec(module) is None:
+            raise InstallError(f"the module {module} is missing", f"install {package}")
     interpreter = install.interpreter()
     library = str(install.library())
     program = f"import sys; sys.path.append({library!r}); {install.NEEDED}"

@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +23,8 @@ class Status:
 
     ``state`` is "up", "preparing" and "starting" on the way there, or "down";
     ``leases`` counts its guests' DHCP leases that have not expired; ``health``
-    is "ok" or "damaged (N)" for one that is up, and its state for any other;
+    is "ok", "damaged (N)" or "given up (WHY)" for one that is up, and its state
+    for any other;
     ``forwards`` are those in force.
     """
 
@@ -101,18 +102,25 @@ def dhcp_leases(bridge: str) -> int:
 
 
 def text(
-    statuses: list[Status], host: list[str], missed: list[Finding], guests: list[Finding]
+    statuses: list[Status],
+    host: list[str],
+    missed: list[Finding],
+    guests: list[Finding],
+    service: str = "",
 ) -> str:
     """The statuses as a table, each difference below its network, the rest below it.
 
     ``host`` is what differs there, ``missed`` what no hook told of; ``guests`` are
-    those whose metadata says something else than is published.
+    those whose metadata says something else than is published; ``service`` says
+    how the resident service is.
     """
     lines = table(statuses) if statuses else [NONE]
     others = [("host", what) for what in host] + missed + guests
     lines += [f"  ! {name}: {what}" for name, what in others]
     if others or any(status.differences for status in statuses):
         lines.append('"virt-natns sync" repairs what is marked with "!".')
+    if service:
+        lines.append(f"service: {service}")
     return "\n".join(lines)
 
 
@@ -144,13 +152,18 @@ def _row(status: Status) -> tuple[str, ...]:
 
 
 def as_json(
-    statuses: list[Status], host: list[str], missed: list[Finding], guests: list[Finding]
+    statuses: list[Status],
+    host: list[str],
+    missed: list[Finding],
+    guests: list[Finding],
+    service: Mapping[str, object] | None = None,
 ) -> str:
-    """The same for programs: an object with "networks", "host", "missed" and "guests"."""
+    """The same for programs: an object with "networks", "host", "missed", "guests", "service"."""
     document = {
         "networks": [asdict(status) for status in statuses],
         "host": host,
         "missed": [{"network": name, "difference": what} for name, what in missed],
         "guests": [{"guest": name, "difference": what} for name, what in guests],
+        "service": service,
     }
     return json.dumps(document, indent=2)

@@ -191,7 +191,10 @@ def _existing() -> list[str]:
 def _locked() -> Iterator[None]:
     # libiptc reads a table, changes it and writes it back: two that do so at once
     # lose one change, or fail.
-    with Path(os.environ.get("XTABLES_LOCKFILE", LOCK)).open("a") as lock:
+    # For root alone, as iptables has it: who can open it can keep others waiting.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    descriptor = os.open(os.environ.get("XTABLES_LOCKFILE", LOCK), flags, 0o600)
+    with os.fdopen(descriptor, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -84,6 +84,15 @@ def installed(libvirtd: lab.Libvirtd) -> Iterator[None]:
     lab.uninstall_natns()
 
 
+@pytest.fixture
+def service(installed: None, provider: lab.Provider) -> Iterator[lab.Service]:
+    """The resident service, over the provider's bridge as the default upstream."""
+    lab.write_config(provider.config())
+    with lab.Service() as resident:
+        yield resident
+    lab.remove_config()
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, None, None]:
     """Add the end of libvirtd's log to the report of a failed test."""
@@ -91,3 +100,4 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, None, None]:
     report = outcome.get_result()  # type: ignore[attr-defined]
     if report.failed:
         report.sections.append(("libvirtd.log", lab.Libvirtd().log()[-4000:]))
+        report.sections.append(("service.log", lab.Service().log()[-4000:]))

@@ -38,6 +38,7 @@ from lab_libvirt import (
 )
 from lab_nodes import INTERNET, Capture, FastGuest, Node, Provider, forward_at_once
 from lab_servers import ECHO_PORT, WEB_PORT, Contact, Server
+from lab_service import Service
 from lab_snapshot import Snapshot, snapshot
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "RealGuest",
     "Result",
     "Server",
+    "Service",
     "Snapshot",
     "clear",
     "define_network",

@@ -331,12 +331,14 @@ def test_status_of_what_is_well(world: World, command: Command) -> None:
 NETWORK  NAMESPACE  SUBNET       UPSTREAM  ADDRESS        LEASES  HEALTH
 a        nat-a      10.0.0.0/24  provider  192.168.0.100  1       ok
 b        nat-b      10.0.0.0/24  provider  192.168.0.101  1       ok
+service: not running: hooks do the work themselves
 """, "")  # fmt: skip
     one = command("status", "b").out.splitlines()
-    assert [line.split()[0] for line in one] == ["NETWORK", "b"]
+    assert [line.split()[0] for line in one] == ["NETWORK", "b", "service:"]
     assert command("status", world.b.uuid).out.splitlines() == one
     described = json.loads(command("status", "--json").out)
-    assert described.keys() == {"networks", "host", "missed", "guests"}
+    assert described.keys() == {"networks", "host", "missed", "guests", "service"}
+    assert described["service"]["state"] == "absent"
     assert described["networks"][0] == {
         "network": "a",
         "uuid": world.a.uuid,
@@ -372,6 +374,7 @@ b        nat-b      10.0.0.0/24  provider  192.168.0.101  1       damaged (1)
   ! route default via 192.168.0.1 on upstream in nat-b is missing or not the only one
 c        -          10.0.0.0/24  provider  192.168.0.150  -       down
 "virt-natns sync" repairs what is marked with "!".
+service: not running: hooks do the work themselves
 """
     )
     virsh("net-undefine", "c")

@@ -8,6 +8,7 @@ what the machine has.
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,7 @@ def test_contrib_install_and_uninstall() -> None:
     """)
     assert "installed /usr/local/bin/virt-natns\n" in said["start"]
     assert "scope = annotated\n" in said["start"]
+    assert "no systemd runs here: to have the service, start virt-natns serve\n" in said["start"]
     assert "scope = isolated\n" in said["again"]
     assert said["version"].startswith("virt-natns ")
     pages = sorted(f"./man{page.suffix[1:]}/{page.name}" for page in (CHECKOUT / "man").iterdir())
@@ -156,6 +158,70 @@ def test_contrib_install_and_uninstall() -> None:
     assert said["left"] == ""
     assert "10.0.0.1/24" in said["bridge"]
     assert said["nothing to uninstall"] == ""
+
+
+SYSTEMCTL = """
+    mkdir -p /run/systemd/system /run/bin
+    cat >/run/bin/systemctl <<'END'
+#!/bin/sh
+while case $1 in --*) true ;; *) false ;; esac; do shift; done
+echo "$*" >>/run/asked
+[ "$1" != cat ] || test -e /usr/local/lib/systemd/system/"$2"
+END
+    chmod +x /run/bin/systemctl
+    PATH=/run/bin:$PATH
+"""
+BOTH = "libvirt-natns.socket libvirt-natns.service"
+
+
+def test_contrib_install_has_systemd_run_the_service() -> None:
+    said = inside(f"""
+        {CLONE}
+        {WRITABLE}
+        {SYSTEMCTL}
+        rm -rf /usr/local/lib/systemd
+        echo "== install"
+        /run/clone/contrib/install
+        echo "== units"
+        (cd /usr/local/lib/systemd/system && for unit in *; do
+            stat -c "%n %a" $unit
+            diff $unit {CHECKOUT}/contrib/systemd/$unit
+        done)
+        echo "== asked"
+        grep -v ^cat /run/asked
+        rm /run/asked
+        echo "== uninstall"
+        /run/clone/contrib/install --uninstall
+        echo "== then asked"
+        grep -v ^cat /run/asked
+        echo "== left"
+        ls -d /usr/local/lib/systemd 2>/dev/null || :
+    """)
+    assert f"systemd runs {BOTH.replace(' ', ' and ')}\n" in said["install"]
+    assert said["units"].splitlines() == ["libvirt-natns.service 644", "libvirt-natns.socket 644"]
+    assert said["asked"].splitlines() == [
+        "daemon-reload",
+        # A newer version takes over at once.
+        "try-restart libvirt-natns.service",
+        f"enable --now {BOTH}",
+    ]
+    assert f"stopped {BOTH.replace(' ', ' and ')}\n" in said["uninstall"]
+    assert said["then asked"].splitlines() == [f"disable --now {BOTH}", "daemon-reload"]
+    assert said["left"] == ""
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_systemd_takes_the_units() -> None:
+    said = inside(f"""
+        {CLONE}
+        {WRITABLE}
+        /run/clone/contrib/install >/dev/null
+        for file in /usr/local/lib/systemd/system/libvirt-natns.* {CHECKOUT}/contrib/systemd/*; do
+            # Its complaints are about other units, too.
+            systemd-analyze verify --man=no $file 2>&1 | grep libvirt-natns || :
+        done
+    """)
+    assert said["start"] == ""
 
 
 def test_contrib_install_removes_what_an_older_python_had() -> None:

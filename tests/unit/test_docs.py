@@ -23,15 +23,21 @@ from lxml import etree
 from libvirt_natns import (
     __version__,
     cli,
+    client,
     config,
     document,
     forward_edit,
     forward_list,
     hook,
+    journal,
+    metrics,
     names,
     schema,
 )
+from libvirt_natns.engine import Engine
+from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Upstream
+from libvirt_natns.store import Store
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
@@ -227,6 +233,69 @@ def test_forward_columns_and_fields() -> None:
     assert re.findall(r"(?m)^\| ([A-Z]+) ", text)[1:] == list(forward_list.HEADINGS)
     for field in forward_list.Row.__dataclass_fields__:
         assert f"`{field}`" in text
+
+
+# The service
+
+
+SERVICE = REFERENCE / "service.md"
+
+
+def test_reference_has_the_metrics(tmp_path: Path) -> None:
+    counted = metrics.Metrics()
+    counted.failed("heal")
+    store = Store(tmp_path)
+    told = counted.text(Engine(Config(), store, Kernel()))
+    store.close()
+    listed = rows(sections(SERVICE)["Metrics"])
+    assert set(listed) == set(re.findall(r"(?m)^# TYPE (\S+) ", told))
+
+
+def logged_events() -> set[str]:
+    """The events that any module writes into the log, those named by a variable apart."""
+    found = set()
+    for module in (CHECKOUT / "libvirt_natns").glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "say"
+                and isinstance(node.args[1], ast.Constant)
+            ):
+                found.add(str(node.args[1].value))
+    return found
+
+
+def changing_verbs() -> set[str]:
+    """The verbs of which the engine tells who looks on."""
+    engine = (CHECKOUT / "libvirt_natns" / "engine.py").read_text()
+    return set(re.findall(r'self\._changing\("(\w+)"', engine))
+
+
+def test_reference_has_the_log() -> None:
+    listed = rows(sections(SERVICE)["Log"])
+    assert set(listed) == logged_events() | changing_verbs()
+    for event, (level, _) in listed.items():
+        assert level in journal.PRIORITIES, event
+    text = " ".join(map(str, listed.values()))
+    examples = re.findall(r"`(level=[^`]*)`", text)
+    for example in examples:
+        assert re.fullmatch(
+            r'level=\w+ event=(\w[\w-]*|"[\w ]+")( \w+=([^" =]+|"[^"]*"))*', example
+        )
+    told = {match[1].strip('"') for each in examples if (match := re.search(LOGGED, each))}
+    assert told == set(listed)
+
+
+LOGGED = r'event=("[^"]*"|\S+)'
+
+
+def test_reference_has_the_services_limits() -> None:
+    text = sections(SERVICE)
+    assert f"`{client.SOCKET}`" in text["The socket"]
+    for seconds in (client.GREETING_LIMIT, client.LIMIT, *client.LIMITS.values()):
+        assert re.search(rf"\| +{seconds:.0f} +\|", text["The socket"])
+    assert client.GREETING.decode().strip() in SERVICE.read_text()
 
 
 def commands_of(block: Block) -> list[str]:

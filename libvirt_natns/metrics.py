@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Metrics in Prometheus' text format: the only user of prometheus-client.
+
+What there is now is counted when somebody asks.  What has happened is counted
+as it happens, by the service alone.  No counter has a label for the network:
+hosts that start a transient network for each job would have ever more of them.
+The log tells which network it was.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from libvirt_natns import __version__, census
+from libvirt_natns.engine import Engine
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Seconds: from an event that changes nothing to the longest wait for another network."""
+
+WITHOUT_SERVICE = "# The service does not answer: nothing has counted answers, changes and heals.\n"
+
+Row = tuple[tuple[str, ...], float | None]
+"""A gauge's labels and value; None leaves it out."""
+
+
+class _Registry(CollectorRegistry):
+    """Leaves out the series with each counter's time of birth, which nobody asks for."""
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``CollectorRegistry``."""
+        for family in super().collect():
+            family.samples = [
+                sample for sample in family.samples if not sample.name.endswith("_created")
+            ]
+            yield family
+
+
+class Metrics:
+    """What the service counts; safe for threads."""
+
+    def __init__(self) -> None:
+        self._registry = _Registry()
+        ProcessCollector(registry=self._registry)
+        self._answers = self._histogram(
+            "hook_duration_seconds",
+            "Time in which the service answered hooks, and questions.",
+            ("hook", "operation", "outcome"),
+        )
+        self._changes = self._histogram(
+            "change_duration_seconds", "Time that changes of networks took.", ("verb",)
+        )
+        self._heals = self._histogram(
+            "heal_duration_seconds", "Time that healing a network took, or what all share.", ()
+        )
+        self._failures = Counter(
+            "libvirt_natns_failures_total",
+            "What the service tried in vain.",
+            ("what",),
+            registry=self._registry,
+        )
+
+    def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
+        return Histogram(
+            f"libvirt_natns_{name}", text, labels, buckets=BUCKETS, registry=self._registry
+        )
+
+    def answered(self, hook: str, operation: str, outcome: str, seconds: float) -> None:
+        """A hook's event, or a question, was answered, with "done" or "refused"."""
+        self._answers.labels(hook, operation, outcome).observe(seconds)
+
+    def changed(self, verb: str, seconds: float) -> None:
+        """A verb has ended well."""
+        self._changes.labels(verb).observe(seconds)
+
+    def healed(self, seconds: float) -> None:
+        """Something that was broken behind our back is whole again."""
+        self._heals.observe(seconds)
+
+    def failed(self, what: str) -> None:
+        """Something was tried in vain; ``what`` is one of a few words."""
+        self._failures.labels(what).inc()
+
+    def text(self, engine: Engine, given_up: Collection[str] = ()) -> str:
+        """All metrics; ``given_up`` are the networks that are not healed any more.
+
+        Raises StoreError.
+        """
+        counted: bytes = generate_latest(self._registry)
+        return gauges(engine, given_up) + counted.decode()
+
+
+def gauges(engine: Engine, given_up: Collection[str] | None = None) -> str:
+    """What there is now; ``given_up`` None where no service could tell.
+
+    Raises StoreError.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Gauges(census.take(engine), given_up))
+    told: bytes = generate_latest(registry)
+    return told.decode()
+
+
+class _Gauges(Collector):
+    """Turns a census into families of gauges."""
+
+    def __init__(self, counted: census.Census, given_up: Collection[str] | None) -> None:
+        self._counted = counted
+        self._given_up = given_up
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``Collector``."""
+        yield _gauge("build_info", "The version.", ("version",), [((__version__,), 1)])
+        yield from self._all_networks()
+        yield from self._pools()
+        yield from self._each_network()
+
+    def _all_networks(self) -> Iterator[Metric]:
+        states = [((state,), number) for state, number in self._counted.networks.items()]
+        yield _gauge("networks", "Networks that are known, by state.", ("state",), states)
+        if self._given_up is not None:
+            text = "Networks, and what all share, that the service has given up healing."
+            yield _gauge("networks_given_up", text, (), [((), len(self._given_up))])
+        text = "Running guests that publish something."
+        yield _gauge("guests", text, (), [((), self._counted.guests)])
+
+    def _pools(self) -> Iterator[Metric]:
+        pools = self._counted.pools.items()
+        for name, text, rows in (
+            (
+                "pool_addresses",
+                "Addresses that an upstream's pool can lease.",
+                [((name,), pool.size) for name, pool in pools],
+            ),
+            (
+                "pool_leased_addresses",
+                "Upstream addresses that are leased, those of networks at rest included.",
+                [((name,), pool.leased) for name, pool in pools],
+            ),
+            (
+                "pool_used_addresses",
+                "Leased upstream addresses of networks and guests that run.",
+                [((name,), pool.in_use) for name, pool in pools],
+            ),
+        ):
+            yield _gauge(name, text, ("upstream",), rows)
+
+    def _each_network(self) -> Iterator[Metric]:
+        routers = self._counted.routers
+        for name, text, rows in (
+            (
+                "forwards",
+                "Published ports and ranges that are in force.",
+                [((each.name,), each.forwards) for each in routers],
+            ),
+            (
+                "dhcp_leases",
+                "DHCP leases of guests that have not expired.",
+                [((each.name,), each.dhcp_leases) for each in routers],
+            ),
+            (
+                "dnsmasq_running",
+                "Whether the dnsmasq that the network needs runs.",
+                [((each.name,), each.dnsmasq) for each in routers],
+            ),
+            (
+                "conntrack_entries",
+                "Connections that are tracked in the network's namespace.",
+                [((each.name,), each.connections) for each in routers],
+            ),
+            (
+                "conntrack_entries_limit",
+                "Connections that can be tracked in the network's namespace.",
+                [((each.name,), each.limit) for each in routers],
+            ),
+        ):
+            yield _gauge(name, text, ("network",), rows)
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], rows: Iterable[Row]) -> Metric:
+    family = GaugeMetricFamily(f"libvirt_natns_{name}", text, labels=labels)
+    for values, value in rows:
+        if value is not None:
+            family.add_metric(values, value)
+    return family

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The resident service: answers hooks, applies changes, heals damage.
+
+Each event is answered in a thread of its own by the very code that a hook runs
+without the service, so networks wait for each other only where their locks make
+them.  Nothing on that way asks libvirt, which waits for the answer.
+
+What it learns otherwise comes from three sides: ``follower`` listens to libvirt,
+``watch`` to the kernel, and a reconciliation after each connection to libvirt
+finds what both have missed.
+"""
+
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from pathlib import Path
+from threading import Lock
+from types import FrameType
+
+from libvirt_natns import __version__, connection, reconcile, systemd
+from libvirt_natns.answering import Answering
+from libvirt_natns.client import SOCKET
+from libvirt_natns.errors import LibvirtError, NatnsError, ServiceError
+from libvirt_natns.follower import Follower
+from libvirt_natns.healer import Healer
+from libvirt_natns.journal import Journal
+from libvirt_natns.metrics import Metrics
+from libvirt_natns.sessions import Kept
+from libvirt_natns.watch import Watch, Watched
+
+TELLING = 300
+"""Characters of what a verb changed that the log shows."""
+
+
+class Witness:
+    """Observes the verbs: for the watch, the log and the metrics."""
+
+    def __init__(self, journal: Journal, metrics: Metrics) -> None:
+        self._journal = journal
+        self._metrics = metrics
+        self.watch: Watch | None = None
+
+    def changing(self, uuid: str) -> AbstractContextManager[None]:
+        """See ``Observer``."""
+        assert self.watch is not None
+        return self.watch.changing(uuid)
+
+    def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
+        """See ``Observer``."""
+        self._metrics.changed(verb, seconds)
+        if changed:
+            told = "; ".join(changed)
+            self._journal.say("info", verb, network=name, changed=told[:TELLING], seconds=seconds)
+
+
+class Service:
+    """All parts of the service, and how they hang together."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.metrics = Metrics()
+        witness = Witness(journal, self.metrics)
+        self.sessions = Kept(witness)
+        self.healer = Healer(
+            self.sessions, journal, on_heal=self.metrics.healed, on_failure=self.metrics.failed
+        )
+        self.watch = Watch(self._describe, self.healer.suspect)
+        witness.watch = self.watch
+        self.follower = Follower(self.sessions, journal, self.reconcile)
+        self.answering = Answering(
+            self.sessions,
+            journal,
+            self.metrics,
+            {"metrics": self._say_metrics, "health": self._say_health},
+        )
+        self._since = time.time()
+        self._reconciling = Lock()
+
+    # -- running -----------------------------------------------------------
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve until a signal ends it (SIGTERM, SIGINT)."""
+        with ExitStack() as parts:
+            for part in (self.watch, self.healer, self.follower):
+                part.start()
+                parts.callback(part.stop)
+            self._look_after_all()
+            signal.signal(signal.SIGHUP, self._on_hangup)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: self.answering.stop())
+            # What was imported and made so far stays: the collector need not look at it.
+            gc.freeze()
+            systemd.notify("READY=1")
+            self.journal.say("notice", "started", version=__version__, pid=os.getpid())
+            self.answering.run(listener, systemd.watchdog_interval())
+            systemd.notify("STOPPING=1")
+        self.sessions.close()
+        self.journal.say("notice", "ended", pid=os.getpid())
+
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        self.follower.reconcile_soon()
+
+    def _look_after_all(self) -> None:
+        """Watch what is up, and repair what was damaged meanwhile."""
+        try:
+            with self.sessions.engine() as engine:
+                up = [record.uuid for record in engine.store.networks("up") if record.this_boot]
+        except NatnsError as error:
+            self.journal.say("error", "startup", error=error)
+            return
+        self.watch.follow(up)
+        for uuid in up:
+            self.healer.suspect(uuid)
+
+    # -- what the parts ask ------------------------------------------------
+
+    def _describe(self, uuid: str) -> Watched | None:
+        with self.sessions.engine() as engine:
+            record = engine.store.network(uuid)
+        return Watched.of(record) if record and record.state == "up" else None
+
+    def reconcile(self) -> None:
+        """Repair all that differs, as ``virt-natns sync`` does."""
+        start = time.monotonic()
+        with self._reconciling, self.sessions.engine() as engine:
+            outcome = reconcile.sync(engine, _ask_networks, _ask_guests)
+        for name, what in outcome.repaired:
+            self.journal.say("warning", "reconciled", network=name, repaired=what)
+        for error in outcome.errors:
+            self.metrics.failed("reconcile")
+            self.journal.say("error", "reconcile", error=error)
+        taken = time.monotonic() - start
+        self.journal.say("info", "reconciled", repaired=len(outcome.repaired), seconds=taken)
+
+    # -- what people ask ---------------------------------------------------
+
+    def _say_metrics(self) -> str:
+        with self.sessions.engine() as engine:
+            return self.metrics.text(engine, given_up=self.healer.health())
+
+    def _say_health(self) -> str:
+        return json.dumps(
+            {
+                "pid": os.getpid(),
+                "version": __version__,
+                "since": self._since,
+                "given_up": dict(self.healer.health()),
+            }
+        )
+
+
+def _ask_networks() -> reconcile.Active | None:
+    with suppress(LibvirtError):
+        return connection.active_networks()
+    return None
+
+
+def _ask_guests() -> connection.Running | None:
+    with suppress(LibvirtError):
+        return connection.active_domains()
+    return None
+
+
+# -- the process -------------------------------------------------------------
+
+
+def main() -> int:
+    """Run the service in the foreground; returns the exit status."""
+    _raise_limits()
+    with ExitStack() as cleanup:
+        listener = systemd.passed_socket() or _own_socket(cleanup)
+        Service(Journal()).run(listener)
+    return 0
+
+
+def _raise_limits() -> None:
+    """A network takes a few file descriptors, and the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _own_socket(cleanup: ExitStack) -> socket.socket:
+    """Listen where hooks ask; ``cleanup`` takes the socket away again.
+
+    Raises ServiceError where another service listens already.
+    """
+    path = Path(SOCKET)
+    if _answers(path):
+        raise ServiceError(f"a service listens on {path} already", "end that one first")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # What a service that was killed has left.
+        path.unlink(missing_ok=True)
+        # Nobody but root can connect, from the first moment on.
+        mask = os.umask(0o177)
+        listener.bind(os.fspath(path))
+        os.umask(mask)
+        listener.listen(socket.SOMAXCONN)
+    except OSError as error:
+        raise ServiceError(f"cannot listen on {path}", error.strerror or str(error)) from error
+    cleanup.callback(_remove_socket, path, path.stat().st_ino)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(1.0)
+        try:
+            link.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True
+
+
+def _remove_socket(path: Path, inode: int) -> None:
+    with suppress(OSError):
+        if path.stat().st_ino == inode:
+            path.unlink()
+            # Only where no network runs is the directory empty.
+            path.parent.rmdir()

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whether the resident service runs, what it says of itself, and how to start and end it."""
+
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from libvirt_natns import __version__, client
+from libvirt_natns.errors import InstallError, ServiceError
+from libvirt_natns.observer import HOST
+from libvirt_natns.status import Status
+
+SYSTEMD = Path("/run/systemd/system")
+"""Is there where systemd runs, see sd_booted(3)."""
+
+UNITS = ("libvirt-natns.socket", "libvirt-natns.service")
+STOP_LIMIT = 90.0
+"""Seconds that a service gets to end: events that it is answering have 60."""
+
+NOT_RUNNING = "not running: hooks do the work themselves"
+STUCK = "does not answer: hooks do the work themselves"
+GIVEN_UP = "given up"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is known of the service.
+
+    ``since`` is when it was started, in seconds since the epoch; ``given_up``
+    says of networks that it does not heal any more, by uuid, why (``HOST``: of
+    what they share).
+    """
+
+    state: Literal["running", "stuck", "absent"]
+    pid: int | None = None
+    version: str | None = None
+    since: float | None = None
+    given_up: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if self.state == "absent":
+            return NOT_RUNNING
+        if self.state == "stuck":
+            return STUCK
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"running (pid {self.pid}, version {self.version}, since {when})"
+
+
+def ask() -> Health:
+    """Ask the service how it is.  Raises ServiceError where it makes no sense."""
+    answer = client.ask("question", ("health", "-"))
+    if answer is None:
+        return Health("stuck" if _listens() else "absent")
+    try:
+        told = json.loads(answer.text)
+        return Health("running", told["pid"], told["version"], told["since"], told["given_up"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServiceError(
+            f"the service answers what cannot be understood ({answer.text[:80]})",
+            "systemctl restart libvirt-natns",
+        ) from error
+
+
+def _listens() -> bool:
+    """Whether anybody listens on the socket; one that was killed leaves it behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(client.GREETING_LIMIT)
+        try:
+            link.connect(client.SOCKET)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
+# -- what status and doctor show ---------------------------------------------
+
+
+def with_health(statuses: Sequence[Status], health: Health) -> list[Status]:
+    """The statuses, with those that the service has given up shown as such."""
+    return [
+        replace(each, health=f"{GIVEN_UP} ({health.given_up[each.uuid]})")
+        if each.uuid in health.given_up
+        else each
+        for each in statuses
+    ]
+
+
+def of_host(health: Health) -> list[str]:
+    """What is to be said of the host: whether what networks share is given up."""
+    why = health.given_up.get(HOST)
+    return [f"{GIVEN_UP} ({why})"] if why else []
+
+
+def as_object(health: Health) -> dict[str, Any]:
+    """The service for ``status --json``."""
+    return {
+        "state": health.state,
+        "pid": health.pid,
+        "version": health.version,
+        "since": health.since,
+    }
+
+
+def examine() -> str:
+    """What ``doctor`` says.  Raises ServiceError where something is broken."""
+    _check_socket()
+    health = ask()
+    if health.state == "stuck":
+        raise ServiceError("it does not answer", "systemctl restart libvirt-natns")
+    if health.state == "running" and health.version != __version__:
+        raise ServiceError(
+            f"version {health.version} runs, and {__version__} is installed",
+            "systemctl restart libvirt-natns",
+        )
+    if health.given_up:
+        raise ServiceError(
+            f"it has given up healing ({'; '.join(health.given_up.values())})",
+            "see virt-natns status",
+        )
+    return str(health)
+
+
+def _check_socket() -> None:
+    try:
+        found = Path(client.SOCKET).lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ServiceError(f"{client.SOCKET} is no socket", "remove it, and start the service")
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != 0 or mode & 0o077:
+        raise ServiceError(
+            f"{client.SOCKET} is not root's alone (owner {found.st_uid}, mode {mode:04o})",
+            f"chown root {client.SOCKET}; chmod 0600 {client.SOCKET}",
+        )
+
+
+# -- starting and ending -----------------------------------------------------
+
+
+def start() -> str:
+    """Have systemd start the service now and at each boot; says what became of it.
+
+    Raises InstallError where systemd knows the units and cannot.
+    """
+    if not SYSTEMD.is_dir():
+        return "no systemd runs here: to have the service, start virt-natns serve"
+    if not all(_systemctl("cat", unit).returncode == 0 for unit in UNITS):
+        return "systemd does not know the service's units: see contrib/systemd"
+    done = _systemctl("enable", "--now", *UNITS)
+    if done.returncode != 0:
+        raise InstallError("systemd cannot start the service", done.stderr.strip())
+    return f"systemd runs {' and '.join(UNITS)}"
+
+
+def end() -> str | None:
+    """End the service, now and for good; says what was ended, if anything was.
+
+    Raises InstallError where it does not end.
+    """
+    if SYSTEMD.is_dir() and _systemctl("cat", UNITS[0]).returncode == 0:
+        done = _systemctl("disable", "--now", *UNITS)
+        if done.returncode != 0:
+            raise InstallError("systemd cannot stop the service", done.stderr.strip())
+        return f"stopped {' and '.join(UNITS)}"
+    health = ask()
+    if health.state == "stuck":
+        raise InstallError("the service does not answer", "end it (virt-natns serve) by hand")
+    if health.pid is None:
+        return None
+    _terminate(health.pid)
+    return f"ended the service (pid {health.pid})"
+
+
+def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            ["systemctl", "--no-ask-password", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise InstallError("cannot run systemctl", str(error)) from error
+
+
+def _terminate(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(STOP_LIMIT * 1000):
+                raise InstallError(f"the service (pid {pid}) does not end", f"kill {pid}")
+        finally:
+            os.close(descriptor)

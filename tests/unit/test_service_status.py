@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What status and doctor say of the service, and how it is started and ended."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import __version__, client, service_status
+from libvirt_natns.errors import InstallError, ServiceError
+from libvirt_natns.service_status import Health, as_object, end, examine, start, with_health
+from libvirt_natns.status import Status
+
+UUID = "c0ffee00-0000-4000-8000-000000000001"
+Speak = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the service listens; nobody does yet, and there is no systemd."""
+    path = tmp_path / "s"
+    monkeypatch.setattr(client, "SOCKET", os.fspath(path))
+    monkeypatch.setattr(client.ask, "__defaults__", (b"", os.fspath(path)))
+    monkeypatch.setattr(client, "GREETING_LIMIT", 0.3)
+    monkeypatch.setattr(service_status, "SYSTEMD", tmp_path / "no")
+    return path
+
+
+@pytest.fixture
+def speak(path: Path) -> Iterator[Speak]:
+    """Call it to have a service answer every question with a text; None keeps silent."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.fspath(path))
+    path.chmod(0o600)
+    said: list[str | None] = [None]
+    links = []
+
+    def serve() -> None:
+        while True:
+            try:
+                link, _ = listener.accept()
+            except OSError:
+                return
+            text = said[0]
+            if text is None:
+                links.append(link)
+                continue
+            with link:
+                link.sendall(client.GREETING)
+                assert link.recv(1024) in (b"question health - 0\n", b"")
+                link.sendall(b"done\n" + text.encode())
+
+    thread = threading.Thread(target=serve)
+
+    def begin(text: str | None) -> None:
+        said[0] = text
+        if not thread.is_alive():
+            listener.listen()
+            thread.start()
+
+    yield begin
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    for link in links:
+        link.close()
+    if thread.is_alive():
+        thread.join()
+
+
+def told(**changes: object) -> str:
+    known = {"pid": 77, "version": __version__, "since": 0.0, "given_up": {}}
+    return json.dumps({**known, **changes})
+
+
+# -- how it is -----------------------------------------------------------------
+
+
+def test_absent(path: Path) -> None:
+    assert str(service_status.ask()) == "not running: hooks do the work themselves"
+    # One that was killed leaves its socket behind.
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(os.fspath(path))
+    assert service_status.ask() == Health("absent")
+
+
+def test_stuck(speak: Speak) -> None:
+    speak(None)
+    assert str(service_status.ask()) == "does not answer: hooks do the work themselves"
+    with pytest.raises(ServiceError, match="does not answer: systemctl restart libvirt-natns"):
+        examine()
+
+
+def test_running(speak: Speak, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    speak(told(given_up={UUID: "nft table inet natns is deleted again and again"}))
+    health = service_status.ask()
+    assert str(health).startswith(f"running (pid 77, version {__version__}, since 1970-01-01 ")
+    assert as_object(health) == {
+        "state": "running", "pid": 77, "version": __version__, "since": 0.0,
+    }  # fmt: skip
+    assert health.given_up == {UUID: "nft table inet natns is deleted again and again"}
+
+
+@pytest.mark.parametrize("text", ["", "null", "{}", "[]", "\N{SNOWMAN}"])
+def test_nonsense_is_an_error(text: str, speak: Speak) -> None:
+    speak(text)
+    with pytest.raises(ServiceError, match="cannot be understood"):
+        service_status.ask()
+
+
+def test_given_up_stands_for_health() -> None:
+    one = Status(
+        "a", UUID, "up", "nat-a", "virbr10", (), "host", None, 0, "damaged (1)", ("x is missing",)
+    )
+    other = Status("b", "u", "up", "nat-b", "virbr11", (), "host", None, 0, "ok", ())
+    shown = with_health([one, other], Health("running", 1, "0", 0.0, {UUID: "x goes again"}))
+    assert [each.health for each in shown] == ["given up (x goes again)", "ok"]
+    assert shown[0].differences == ("x is missing",)
+    assert service_status.of_host(Health("running", 1, "0", 0.0, {"": "y"})) == ["given up (y)"]
+    assert service_status.of_host(Health("running", 1, "0", 0.0, {UUID: "y"})) == []
+
+
+# -- doctor --------------------------------------------------------------------
+
+
+def test_doctor_takes_a_missing_service_for_well() -> None:
+    assert examine() == "not running: hooks do the work themselves"
+
+
+def test_doctor_on_a_service(speak: Speak, path: Path) -> None:
+    speak(told())
+    assert examine().startswith("running (pid 77, ")
+    speak(told(version="0.0.1"))
+    with pytest.raises(ServiceError, match=r"version 0\.0\.1 runs, and .* is installed: systemctl"):
+        examine()
+    speak(told(given_up={UUID: "x goes again"}))
+    with pytest.raises(ServiceError, match=r"given up healing \(x goes again\)"):
+        examine()
+    path.chmod(0o666)
+    with pytest.raises(ServiceError, match=r"is not root's alone \(owner 0, mode 0666\)"):
+        examine()
+
+
+def test_doctor_on_a_file_in_the_sockets_place(path: Path) -> None:
+    path.touch(mode=0o600)
+    with pytest.raises(ServiceError, match="is no socket"):
+        examine()
+
+
+# -- starting and ending -------------------------------------------------------
+
+SYSTEMCTL = """\
+#!/bin/sh
+echo "$*" >>{log}
+case $* in *" cat "*) exit {known} ;; *) echo "no bus" >&2; exit {status} ;; esac
+"""
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Path]:
+    """Call it to have a systemd that knows the units, and does as told, by exit status."""
+
+    def make(known: int, status: int) -> Path:
+        log = tmp_path / "log"
+        program = tmp_path / "systemctl"
+        program.write_text(SYSTEMCTL.format(log=log, known=known, status=status))
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", os.fspath(tmp_path), prepend=":")
+        monkeypatch.setattr(service_status, "SYSTEMD", tmp_path)
+        return log
+
+    return make
+
+
+def test_start_and_end_by_systemd(systemd: Callable[[int, int], Path]) -> None:
+    log = systemd(0, 0)
+    assert start() == "systemd runs libvirt-natns.socket and libvirt-natns.service"
+    assert end() == "stopped libvirt-natns.socket and libvirt-natns.service"
+    both = "libvirt-natns.socket libvirt-natns.service"
+    asked = [line.removeprefix("--no-ask-password ") for line in log.read_text().splitlines()]
+    assert [line for line in asked if not line.startswith("cat")] == [
+        f"enable --now {both}",
+        f"disable --now {both}",
+    ]
+
+
+def test_systemd_that_cannot(systemd: Callable[[int, int], Path]) -> None:
+    systemd(0, 1)
+    with pytest.raises(InstallError, match="systemd cannot start the service: no bus"):
+        start()
+    with pytest.raises(InstallError, match="systemd cannot stop the service: no bus"):
+        end()
+
+
+def test_systemd_without_the_units(systemd: Callable[[int, int], Path]) -> None:
+    log = systemd(1, 1)
+    assert start() == "systemd does not know the service's units: see contrib/systemd"
+    assert end() is None
+    assert all("cat" in line for line in log.read_text().splitlines())
+
+
+def test_without_systemd() -> None:
+    assert start() == "no systemd runs here: to have the service, start virt-natns serve"
+    assert end() is None
+
+
+def test_end_of_one_that_was_started_by_hand(speak: Speak) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        speak(told(pid=process.pid))
+        reaper = threading.Thread(target=process.wait)
+        reaper.start()
+        assert end() == f"ended the service (pid {process.pid})"
+        reaper.join()
+        assert process.returncode == -15
+
+
+def test_end_of_one_that_is_stuck(speak: Speak) -> None:
+    speak(None)
+    with pytest.raises(InstallError, match="does not answer: end it"):
+        end()

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""systemd's units: what they must say, and must not."""
+
+import re
+from pathlib import Path
+
+from libvirt_natns import answering, client, service_status
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+UNITS = CHECKOUT / "contrib" / "systemd"
+
+NEW_MOUNT_NAMESPACE = (
+    "BindPaths", "BindReadOnlyPaths", "DynamicUser", "ExecPaths", "InaccessiblePaths",
+    "MountAPIVFS", "MountFlags", "NoExecPaths", "PrivateDevices", "PrivateMounts",
+    "PrivateNetwork", "PrivateTmp", "ProcSubset", "ProtectControlGroups", "ProtectHome",
+    "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables",
+    "ProtectProc", "ProtectSystem", "ReadOnlyPaths", "ReadWritePaths", "RootDirectory",
+    "RootImage", "TemporaryFileSystem",
+)  # fmt: skip
+"""Settings after which the host would not see the namespaces that the service makes."""
+
+
+def settings(unit: str) -> dict[str, list[str]]:
+    """The values of each setting, in their order."""
+    found: dict[str, list[str]] = {}
+    for line in (UNITS / unit).read_text().splitlines():
+        match = re.match(r"(\w+)=(.*)", line)
+        if match:
+            found.setdefault(match[1], []).append(match[2])
+    return found
+
+
+def test_names_are_those_that_the_program_knows() -> None:
+    assert all((UNITS / unit).is_file() for unit in service_status.UNITS)
+    assert settings("libvirt-natns.socket")["ListenStream"] == [client.SOCKET]
+    program = re.search(r"(?m)^command=(.*)$", (CHECKOUT / "contrib" / "install").read_text())
+    assert program
+    assert settings("libvirt-natns.service")["ExecStart"] == [f"{program[1]} serve"]
+
+
+def test_the_socket_is_roots() -> None:
+    assert settings("libvirt-natns.socket")["SocketMode"] == ["0600"]
+
+
+def test_dnsmasq_outlives_the_service() -> None:
+    service = settings("libvirt-natns.service")
+    assert service["KillMode"] == ["process"]
+    assert service["OOMPolicy"] == ["continue"]
+    # Its own files are there, too.
+    assert "RuntimeDirectory" not in service
+
+
+def test_the_host_sees_the_namespaces() -> None:
+    assert not set(NEW_MOUNT_NAMESPACE) & set(settings("libvirt-natns.service"))
+
+
+def test_hooks_are_answered_to_their_end() -> None:
+    limit = float(settings("libvirt-natns.service")["TimeoutStopSec"][0])
+    assert limit > answering.STOP_LIMIT
+    assert service_status.STOP_LIMIT > answering.STOP_LIMIT
+
+
+def test_licenses_are_named() -> None:
+    for unit in UNITS.iterdir():
+        assert unit.read_text().startswith("# SPDX-License-Identifier: LGPL-2.1-or-later\n")

@@ -20,7 +20,7 @@ from libvirt_natns.client import DONE, GREETING, REFUSED
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.glance import at_domain, at_network
 from libvirt_natns.journal import Journal, Level
-from libvirt_natns.sessions import Sessions
+from libvirt_natns.sessions import Resident
 
 HEADER_LIMIT = 256
 DATA_LIMIT = 1 << 26
@@ -68,7 +68,7 @@ class Answering:
 
     def __init__(
         self,
-        sessions: Sessions,
+        sessions: Resident,
         journal: Journal,
         meter: Meter,
         questions: Mapping[str, Question],
@@ -156,7 +156,7 @@ class Answering:
 
     def _go_on(self, follow_up: dispatch.FollowUp) -> None:
         try:
-            follow_up()
+            follow_up(self._sessions)
         except Exception as error:  # a fault here must not end without a word
             self._log_failure("after the answer", error)
 

@@ -14,9 +14,21 @@ from typing import Any
 
 from libvirt_natns import arp, dnsmasq, firewall, names, netns
 from libvirt_natns import plan as p
-from libvirt_natns.errors import AddressTakenError, ConflictError, KernelError, NatnsError
+from libvirt_natns.errors import (
+    AddressTakenError,
+    ConflictError,
+    FirewallError,
+    KernelError,
+    NatnsError,
+)
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import Later, at_once
+
+LOADS = 3
+"""How often rules are loaded again that somebody else has changed meanwhile."""
+
+NOTHING = "nothing"
+"""Stands in a fingerprint for a kernel that holds no rules."""
 
 Step = Callable[[p.Operation | str], None]
 """Is told what is about to be changed: an operation, or in words what is none."""
@@ -341,7 +353,9 @@ def _fingerprint(operation: p.Firewall) -> str:
     Only the kernel's own listing, taken right after loading, tells later
     whether somebody altered the rules: no two versions of nft word it alike.
     """
-    shown = firewall.fingerprint(firewall.named(operation.backend).listing(operation.namespace))
+    listing = firewall.named(operation.backend).listing(operation.namespace)
+    # Nothing at all is never what was wanted, whoever took it away.
+    shown = firewall.fingerprint(listing) if listing else NOTHING
     return f"{_wanted(operation)} {shown}"
 
 
@@ -380,6 +394,8 @@ def _is_loaded(operation: p.Firewall) -> bool:
     # Listing the rules takes as long as all else that is looked at.
     generation = firewall.named(operation.backend).generation(operation.namespace)
     unchanged = recorded != "" and recorded == generation
+    if NOTHING in fingerprint:
+        return False
     return unchanged or " ".join(fingerprint) == _fingerprint(operation)
 
 
@@ -389,11 +405,27 @@ def _ensure_firewall(call: Call, operation: p.Firewall) -> None:
     file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     # Differs from any fingerprint, and keeps in mind whose rules there are.
     file.write_text(earlier or operation.backend)
-    firewall.named(operation.backend).apply(operation.namespace, operation.rules)
+    _load(operation)
     if earlier not in ("", operation.backend):
         # The configured backend has changed; its rules go once the new ones stand.
         firewall.named(earlier).clear(operation.namespace)
     file.write_text(_dated_fingerprint(operation))
+
+
+def _load(operation: p.Firewall) -> None:
+    """Load rules that nobody else has a hand in: what is recorded next counts as ours."""
+    backend = firewall.named(operation.backend)
+    for _ in range(LOADS):
+        before = backend.generation(operation.namespace)
+        backend.apply(operation.namespace, operation.rules)
+        after = backend.generation(operation.namespace)
+        # One load is one change.
+        if not before or (int(after or 0) - int(before)) % 2**32 == 1:
+            return
+    raise FirewallError(
+        f"somebody changes the rules of {operation.namespace} while they are loaded",
+        "find out who (nft monitor)",
+    )
 
 
 def _dnsmasq_differs(kernel: Kernel, operation: p.Dnsmasq) -> list[str]:

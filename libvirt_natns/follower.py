@@ -27,7 +27,7 @@ from libvirt_natns.engine import Engine
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.guests import Guests
 from libvirt_natns.journal import Journal, Level
-from libvirt_natns.sessions import Kept
+from libvirt_natns.sessions import Sessions
 
 DRIVERS = (daemons.QEMU, daemons.LXC, daemons.NETWORK)
 WORKERS = 3
@@ -68,7 +68,7 @@ Task = Subject | Literal["everything"]
 class Follower:
     """Listens to libvirt and applies what it tells, until it is stopped."""
 
-    def __init__(self, sessions: Kept, journal: Journal, reconcile: Callable[[], None]) -> None:
+    def __init__(self, sessions: Sessions, journal: Journal, reconcile: Callable[[], None]) -> None:
         """``reconcile`` looks after all networks and guests; it may take its time."""
         self._sessions = sessions
         self._journal = journal

@@ -328,7 +328,8 @@ def _repair_active(uuid: str, xml: bytes, ask: Ask, engine: Engine) -> list[str]
     try:
         return _repair(engine, uuid, xml)
     except NatnsError:
-        if uuid in (ask() or {uuid: b""}):
+        active = ask()
+        if active is None or uuid in active:
             raise
     return []
 

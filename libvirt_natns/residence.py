@@ -15,6 +15,7 @@ from libvirt_natns.background import Background
 from libvirt_natns.built import Built
 from libvirt_natns.engine import Engine
 from libvirt_natns.kernel import Kernel
+from libvirt_natns.later import at_once
 from libvirt_natns.model import Config
 from libvirt_natns.netns import Spares
 from libvirt_natns.observer import NOBODY, Observer
@@ -53,10 +54,10 @@ class Kept:
     """Keeps sessions open, and what else only a process that stays can have.
 
     Spare namespaces, threads for what nobody waits for, and what was built ahead.
-    Safe for threads.
+    Without a ``background``, everything is waited for.  Safe for threads.
     """
 
-    def __init__(self, background: Background, observer: Observer = NOBODY) -> None:
+    def __init__(self, observer: Observer = NOBODY, background: Background | None = None) -> None:
         self.observer = observer
         self._background = background
         self._built = Built()
@@ -76,7 +77,7 @@ class Kept:
                     session.store,
                     session.kernel,
                     observer=self.observer,
-                    later=self._background.soon,
+                    later=self._background.soon if self._background else at_once,
                     built=self._built,
                 )
         except BaseException:
@@ -105,7 +106,8 @@ class Kept:
 
     def after(self, seconds: float, work: Callable[[], None]) -> None:
         """Have something done later, if the process lives that long."""
-        self._background.after(seconds, work)
+        if self._background:
+            self._background.after(seconds, work)
 
     def close(self) -> None:
         """Close what is not in use."""

@@ -18,20 +18,23 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 from threading import Lock
 from types import FrameType
 
-from libvirt_natns import __version__, connection, reconcile, systemd
+from libvirt_natns import __version__, connection, hook, reconcile, systemd
 from libvirt_natns.answering import Answering
+from libvirt_natns.background import Background
 from libvirt_natns.client import SOCKET
-from libvirt_natns.errors import LibvirtError, NatnsError, ServiceError
+from libvirt_natns.errors import AddressTakenError, LibvirtError, NatnsError, ServiceError
 from libvirt_natns.follower import Follower
 from libvirt_natns.healer import Healer
 from libvirt_natns.journal import Journal
 from libvirt_natns.metrics import Metrics
-from libvirt_natns.sessions import Kept
+from libvirt_natns.residence import Kept
+from libvirt_natns.store import Store
 from libvirt_natns.watch import Watch, Watched
 
 TELLING = 300
@@ -39,22 +42,29 @@ TELLING = 300
 
 
 class Witness:
-    """Observes the verbs: for the watch, the log and the metrics."""
+    """Observes the verbs: for the watch, the healer, the log and the metrics."""
 
     def __init__(self, journal: Journal, metrics: Metrics) -> None:
         self._journal = journal
         self._metrics = metrics
-        self.watch: Watch | None = None
+        self._healer: Healer | None = None
+        self._watch: Watch | None = None
+
+    def tell(self, healer: Healer, watch: Watch) -> None:
+        """Whom to tell: they themselves use what this observes."""
+        self._healer, self._watch = healer, watch
 
     def changing(self, uuid: str) -> AbstractContextManager[None]:
         """See ``Observer``."""
-        assert self.watch is not None
-        return self.watch.changing(uuid)
+        return self._watch.changing(uuid) if self._watch else nullcontext()
 
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         """See ``Observer``."""
         self._metrics.changed(verb, seconds)
-        if changed:
+        # A repair says itself what was wrong.
+        if changed and not (self._healer and self._healer.at_work):
+            if self._healer:
+                self._healer.relent(name)
             told = "; ".join(changed)
             self._journal.say("info", verb, network=name, changed=told[:TELLING], seconds=seconds)
 
@@ -66,12 +76,13 @@ class Service:
         self.journal = journal
         self.metrics = Metrics()
         witness = Witness(journal, self.metrics)
-        self.sessions = Kept(witness)
+        self.background = Background(self._failed)
+        self.sessions = Kept(witness, self.background)
         self.healer = Healer(
             self.sessions, journal, on_heal=self.metrics.healed, on_failure=self.metrics.failed
         )
-        self.watch = Watch(self._describe, self.healer.suspect)
-        witness.watch = self.watch
+        self.watch = Watch(self._describe, self.healer.suspect, self.healer.appeared)
+        witness.tell(self.healer, self.watch)
         self.follower = Follower(self.sessions, journal, self.reconcile)
         self.answering = Answering(
             self.sessions,
@@ -87,7 +98,7 @@ class Service:
     def run(self, listener: socket.socket) -> None:
         """Serve until a signal ends it (SIGTERM, SIGINT)."""
         with ExitStack() as parts:
-            for part in (self.watch, self.healer, self.follower):
+            for part in (self.background, self.watch, self.healer, self.follower):
                 part.start()
                 parts.callback(part.stop)
             self._look_after_all()
@@ -121,8 +132,8 @@ class Service:
     # -- what the parts ask ------------------------------------------------
 
     def _describe(self, uuid: str) -> Watched | None:
-        with self.sessions.engine() as engine:
-            record = engine.store.network(uuid)
+        with closing(Store()) as store:
+            record = store.network(uuid)
         return Watched.of(record) if record and record.state == "up" else None
 
     def reconcile(self) -> None:
@@ -137,6 +148,26 @@ class Service:
             self.journal.say("error", "reconcile", error=error)
         taken = time.monotonic() - start
         self.journal.say("info", "reconciled", repaired=len(outcome.repaired), seconds=taken)
+
+    def _failed(self, error: Exception) -> None:
+        """What nobody waited for has failed."""
+        line, more = hook.said(error)
+        self.metrics.failed("background")
+        self.journal.say("error", "failed", when="in the background", error=line)
+        for each in more:
+            self.journal.say("error", "traceback", line=each)
+        if isinstance(error, AddressTakenError):
+            self._relocate(error)
+
+    def _relocate(self, error: AddressTakenError) -> None:
+        """Another station has answered for a network's address after all."""
+        try:
+            with self.sessions.engine() as engine:
+                for record in engine.store.networks("starting", "up"):
+                    if record.namespace == error.namespace and record.this_boot:
+                        engine.relocate(record.uuid, IPv4Address(error.address))
+        except NatnsError as fault:
+            self.journal.say("error", "relocate", network=error.namespace, error=fault)
 
     # -- what people ask ---------------------------------------------------
 
@@ -155,15 +186,18 @@ class Service:
         )
 
 
+# A daemon that sleeps is not woken: it has no networks and no guests that are not known.
+
+
 def _ask_networks() -> reconcile.Active | None:
     with suppress(LibvirtError):
-        return connection.active_networks()
+        return connection.active_networks(wake=False)
     return None
 
 
 def _ask_guests() -> connection.Running | None:
     with suppress(LibvirtError):
-        return connection.active_domains()
+        return connection.active_domains(wake=False)
     return None
 
 

@@ -25,7 +25,7 @@ from libvirt_natns import dnsmasq, names, netns, reconcile
 from libvirt_natns.healer import Healer
 from libvirt_natns.journal import Journal
 from libvirt_natns.observer import HOST, Nobody
-from libvirt_natns.sessions import Kept
+from libvirt_natns.residence import Kept
 from libvirt_natns.watch import Watch, Watched
 
 PROMISE = 2.0

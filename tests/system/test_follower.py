@@ -51,7 +51,7 @@ from libvirt_natns import connection, connection_events, reconcile
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.follower import Follower
 from libvirt_natns.journal import Journal
-from libvirt_natns.sessions import Kept
+from libvirt_natns.residence import Kept
 
 MAC, SECOND = "52:54:00:00:00:05", "52:54:00:00:00:15"
 A, B = "192.168.0.150", "192.168.0.160"

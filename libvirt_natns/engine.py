@@ -191,6 +191,7 @@ class Engine:
             repaired += executor.carry_out(
                 self.kernel, operations, undo, self.before, later=self.later, done=made
             )
+            repaired += ["joined what was built ahead"] if made else []
             if repaired or self._state(network.uuid) != "up":
                 self._step("note that it is up")
                 self.store.set_state(network.uuid, "up")

@@ -39,7 +39,7 @@ class Backend(Protocol):
         """What the kernel holds, in a form that only changes with the rules; "" if nothing."""
 
     def generation(self, namespace: str, /) -> str:
-        """What changes with every change of the kernel's rules; "" where nothing tells."""
+        """A number that each change of the kernel's rules raises by one; "" where nothing tells."""
 
     def require(self) -> None:
         """Raise FirewallError with a remedy where the backend cannot work."""

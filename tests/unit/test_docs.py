@@ -269,7 +269,7 @@ def logged_events() -> set[str]:
 def changing_verbs() -> set[str]:
     """The verbs of which the engine tells who looks on."""
     engine = (CHECKOUT / "libvirt_natns" / "engine.py").read_text()
-    return set(re.findall(r'self\._changing\("(\w+)"', engine))
+    return set(re.findall(r'self\._changing\("([^"]+)"', engine))
 
 
 def test_reference_has_the_log() -> None:

@@ -238,6 +238,9 @@ class FakeBackend:
         self.held = ""
         self.fails = False
         self.listed = 0
+        self.meddler: Callable[[], None] = lambda: None
+        self._changes = 0
+        self._seen = ""
 
     def render(self, rules: object) -> str:
         return f"{self.name} {rules}"
@@ -245,7 +248,9 @@ class FakeBackend:
     def apply(self, namespace: str, rules: object) -> None:
         if self.fails:
             raise FirewallError("it refuses")
-        self.held = self.render(rules)
+        self.held = self._seen = self.render(rules)
+        self._changes += 1
+        self.meddler()
 
     def clear(self, namespace: str) -> None:
         self.held = ""
@@ -255,7 +260,10 @@ class FakeBackend:
         return self.held
 
     def generation(self, namespace: str) -> str:
-        return "" if self.name == "iptables" else firewall.fingerprint(self.held)
+        if self.held != self._seen:
+            self._seen = self.held
+            self._changes += 1
+        return "" if self.name == "iptables" else str(self._changes)
 
 
 @pytest.fixture
@@ -307,6 +315,51 @@ def test_what_was_done_is_not_looked_at() -> None:
     kernel = FakeKernel()
     assert carry_out(kernel, NAMESPACE, PATCH, UP, done=(NAMESPACE, PATCH)) == []
     assert kernel.done == ["set up"]
+
+
+def test_rules_that_somebody_changes_meanwhile_are_loaded_again(
+    backends: dict[str, FakeBackend],
+) -> None:
+    kernel = FakeKernel()
+    backend = backends["nftables"]
+    meddled: list[str] = []
+
+    def meddle() -> None:
+        if len(meddled) < 2:
+            meddled.append(backend.held)
+            backend.held = "somebody else's"
+
+    backend.meddler = meddle
+    carry_out(kernel, rules("nftables"))
+    assert len(meddled) == 2
+    assert backend.held == meddled[0]
+    assert not executor.differences(kernel, [rules("nftables")])
+
+
+def test_rules_that_somebody_always_changes_are_given_up(backends: dict[str, FakeBackend]) -> None:
+    backend = backends["nftables"]
+
+    def meddle() -> None:
+        backend.held += "!"
+
+    backend.meddler = meddle
+    with pytest.raises(FirewallError, match="somebody changes the rules"):
+        carry_out(FakeKernel(), rules("nftables"))
+
+
+@pytest.mark.parametrize("name", ["nftables", "iptables"])
+def test_no_rules_at_all_are_never_what_was_wanted(
+    backends: dict[str, FakeBackend], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken away between loading and listing, by somebody who is seen by no number."""
+    kernel, backend = FakeKernel(), backends[name]
+    monkeypatch.setattr(backend, "generation", lambda _: "")
+    backend.meddler = lambda: setattr(backend, "held", "")
+    carry_out(kernel, rules(name))
+    assert executor.differences(kernel, [rules(name)])
+    backend.meddler = lambda: None
+    carry_out(kernel, rules(name))
+    assert not executor.differences(kernel, [rules(name)])
 
 
 def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:

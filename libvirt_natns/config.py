@@ -10,10 +10,8 @@ exists is found out when a network needs it.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -98,6 +96,9 @@ def parse(text: str, where: str) -> Config:
 
     ConfigError if it says something wrong.
     """
+    # Needless where there is no configuration: hooks are waited for.
+    import tomllib
+
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -128,6 +129,8 @@ class Table:
         known = sorted(keys)
         for key in self.data:
             if key not in known:
+                from difflib import get_close_matches
+
                 close = get_close_matches(key, known, n=1)
                 hint = f"{close[0]} (did you mean that?)" if close else alternatives(known)
                 name = key if UPSTREAM_NAME.fullmatch(key) else shown(key)

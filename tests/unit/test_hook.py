@@ -146,7 +146,6 @@ def test_an_event_of_ours_loads_no_more_than_it_needs() -> None:
     assert not loaded & {
         "argparse",
         "asyncio",
-        "dataclasses",
         "difflib",
         "http",
         "importlib.metadata",

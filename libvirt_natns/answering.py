@@ -10,7 +10,6 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from selectors import EVENT_READ, DefaultSelector
 from threading import Lock, Thread, current_thread
 from typing import Protocol
@@ -20,6 +19,7 @@ from libvirt_natns.client import DONE, GREETING, REFUSED
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.glance import at_domain, at_network
 from libvirt_natns.journal import Journal, Level
+from libvirt_natns.records import dataclass
 from libvirt_natns.sessions import Resident
 
 HEADER_LIMIT = 256

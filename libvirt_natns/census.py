@@ -8,7 +8,6 @@ thousand networks take a fraction of a second.
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +15,7 @@ from libvirt_natns import dnsmasq, dnsmasq_config, netns, status, transit
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Config, Upstream
+from libvirt_natns.records import dataclass
 from libvirt_natns.selection import reserved_addresses
 from libvirt_natns.store import GUESTS, RUNNING, Record, State, Store, boot_id
 

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,6 +37,7 @@ from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConfigError, InstallError, LibvirtError, NatnsError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network
+from libvirt_natns.records import replace
 from libvirt_natns.store import Record, Store
 
 Command = Callable[[argparse.Namespace], int]

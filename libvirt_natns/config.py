@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -36,6 +35,7 @@ from libvirt_natns.model import (
     UpstreamKind,
 )
 from libvirt_natns.names import CONFIG_FILE
+from libvirt_natns.records import dataclass
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives, shown
 
 KEYS = ("scope", "firewall", "upstream", "auto_ports", "upstreams")

@@ -7,7 +7,6 @@ Read-only connections, but for a guest's metadata.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
@@ -16,6 +15,7 @@ import libvirt
 from libvirt_natns import daemons, names
 from libvirt_natns.daemons import Driver
 from libvirt_natns.errors import LibvirtError
+from libvirt_natns.records import dataclass
 
 URIS = ("qemu:///system", "network:///system", "lxc:///system")
 """The monolithic daemon answers the first, a modular one for networks the second."""

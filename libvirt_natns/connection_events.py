@@ -8,7 +8,6 @@ would wait for its own answer: it only passes on what concerns whom.
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from threading import Thread
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import libvirt
 from libvirt_natns import names
 from libvirt_natns.connection import quiet
 from libvirt_natns.errors import LibvirtError
+from libvirt_natns.records import dataclass
 
 KEEPALIVE = 5, 3
 """Seconds of silence before libvirt is asked for a sign of life, and how many such

@@ -8,7 +8,6 @@ the same address get its traffic.
 
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -16,6 +15,7 @@ from libvirt_natns import netns
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.netlink import NetlinkError
+from libvirt_natns.records import replace
 
 PROTOCOLS = {
     "tcp": socket.IPPROTO_TCP,

@@ -7,8 +7,9 @@ libvirt's own choice between the monolithic daemon and those of the drivers goes
 by the sockets alone.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from libvirt_natns.records import dataclass
 
 RUN = Path("/run")
 PROCESSES = Path("/proc")

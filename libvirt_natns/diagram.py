@@ -5,12 +5,12 @@ One box a namespace, with its network above and its upstream's bridge below.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from libvirt_natns import document, forward_list, transit
 from libvirt_natns.engine import Engine
 from libvirt_natns.forwards import ports
+from libvirt_natns.records import dataclass
 from libvirt_natns.store import Record
 
 NONE = "no network is up: start one (virsh net-start)\n"

@@ -7,7 +7,6 @@ must know it without importing this.
 
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 from libvirt_natns import config, document, engine, names
@@ -16,6 +15,7 @@ from libvirt_natns.glance import Glance, at_network
 from libvirt_natns.guests import Guests, in_ours
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network, Nic
+from libvirt_natns.records import dataclass, field
 from libvirt_natns.selection import verdict
 from libvirt_natns.sessions import Once, Resident, Sessions
 from libvirt_natns.store import START_LIMIT, Record, Store

@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -34,6 +33,7 @@ from libvirt_natns import dnsmasq_config, names, netns
 from libvirt_natns.dnsmasq_config import Files
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.later import Later, at_once
+from libvirt_natns.records import dataclass
 
 LIBVIRT_DIRECTORY = Path("/var/lib/libvirt/dnsmasq")
 LIBVIRT_RUN_DIRECTORY = Path("/run/libvirt/network")

@@ -14,13 +14,13 @@ Limits: IPv6 ranges stay with libvirt's dnsmasq, a namespace has no IPv6 yet.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from types import MappingProxyType
 
 from libvirt_natns import names
 from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet
+from libvirt_natns.records import dataclass
 from libvirt_natns.resolvers import Resolvers
 
 EMPTY: Mapping[str, IPv4Address] = MappingProxyType({})

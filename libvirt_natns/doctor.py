@@ -10,7 +10,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
@@ -31,6 +30,7 @@ from libvirt_natns.errors import ConfigError, InstallError, LibvirtError, NatnsE
 from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config
+from libvirt_natns.records import dataclass
 from libvirt_natns.store import Store
 
 DROP_IN_SINCE = (6, 5, 0)

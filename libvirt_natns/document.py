@@ -20,7 +20,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -40,6 +39,7 @@ from libvirt_natns.elements import (
 )
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model import Dns, Domain, NatMetadata, Network, Nic, StaticRoute, Subnet
+from libvirt_natns.records import dataclass, replace
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives, shown
 
 MAX_DOCUMENT = 8 * 1024 * 1024

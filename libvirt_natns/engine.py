@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 
@@ -42,6 +41,7 @@ from libvirt_natns.locks import locked
 from libvirt_natns.model import Config, Network, PortForward, Upstream
 from libvirt_natns.observer import HOST, NOBODY, Observer
 from libvirt_natns.planner import Planner, resolvers_of
+from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 

@@ -8,7 +8,6 @@ changes nothing.
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from libvirt_natns.errors import (
 )
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import Later, at_once
+from libvirt_natns.records import dataclass, field
 
 LOADS = 3
 """How often rules are loaded again that somebody else has changed meanwhile."""

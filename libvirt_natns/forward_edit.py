@@ -7,7 +7,6 @@ Only what was asked for is changed: other forwards, comments and everything else
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import AddressValueError, IPv4Address
 from typing import cast
@@ -17,6 +16,7 @@ from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.forwards import ports
 from libvirt_natns.metadata import MAX_PORT
 from libvirt_natns.model import Protocol
+from libvirt_natns.records import dataclass
 
 PATTERN = re.compile(
     r"(?:(?P<address>[0-9]+(?:\.[0-9]+){3}|\*):)?(?P<listen>auto|[0-9]+(?:-[0-9]+)?)"

@@ -3,11 +3,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Literal
 
 from libvirt_natns.forwards import listening, ports
 from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.registry import Registry
 from libvirt_natns.store import Store
 

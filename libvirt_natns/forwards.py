@@ -6,7 +6,6 @@ one's own) comes through ``Choices``.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from libvirt_natns.model import (
     StaticNat,
     Upstream,
 )
+from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims
 
 Span = tuple[int, int, int, int]

@@ -8,7 +8,6 @@ concerned, so ``check`` and ``sync`` know it without being told.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 
 from libvirt_natns import conntrack, document, forwards, glance, names
 from libvirt_natns.engine import Engine
@@ -18,6 +17,7 @@ from libvirt_natns.forwards import ANY, Attachment
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Domain, Forward, Nic, StaticNat
 from libvirt_natns.publication import Choices, check_host, known_address, scopes
+from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
 from libvirt_natns.store import Record, Store
 

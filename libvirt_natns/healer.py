@@ -18,7 +18,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from threading import Condition, Thread
 
 from libvirt_natns import document, reconcile
@@ -28,6 +27,7 @@ from libvirt_natns.executor import Undo
 from libvirt_natns.journal import Journal
 from libvirt_natns.model import Network, Upstream
 from libvirt_natns.observer import HOST
+from libvirt_natns.records import dataclass, field
 from libvirt_natns.sessions import Sessions
 from libvirt_natns.store import Record
 

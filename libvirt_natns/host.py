@@ -19,7 +19,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from libvirt_natns import executor, glance, names, plan
@@ -30,6 +29,7 @@ from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Upstream
+from libvirt_natns.records import asdict, dataclass, field
 from libvirt_natns.store import Store
 
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns import config, names
 from libvirt_natns.errors import ConfigError, InstallError
+from libvirt_natns.records import dataclass
 
 HOOKS = ("network", "qemu", "lxc")
 HOOKS_DIRECTORY = Path("/etc/libvirt/hooks")

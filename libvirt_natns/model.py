@@ -5,7 +5,6 @@ Everything here is frozen and already validated by its maker: ``document`` for
 networks, ``config`` for upstreams.
 """
 
-from dataclasses import dataclass, field
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -15,6 +14,8 @@ from ipaddress import (
     IPv6Network,
 )
 from typing import Literal
+
+from libvirt_natns.records import dataclass, field
 
 Protocol = Literal["tcp", "udp", "sctp"]
 UpstreamKind = Literal["bridge", "host", "router"]

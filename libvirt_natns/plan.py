@@ -9,13 +9,13 @@ the machine.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from libvirt_natns import names
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
 from libvirt_natns.model import Forward, Network, StaticNat, Upstream
+from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ but for a transit subnet, which is chosen when it is first needed.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns import (
@@ -33,6 +32,7 @@ from libvirt_natns.plan import (
     private_port,
     withdrawals,
 )
+from libvirt_natns.records import dataclass, replace
 from libvirt_natns.registry import Registry
 from libvirt_natns.resolvers import Resolvers
 from libvirt_natns.store import Store, User

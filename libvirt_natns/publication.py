@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.forwards import Attachment
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import AddressRequest, Config, Domain, Forward, Network, Upstream
+from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.selection import Applicant
 from libvirt_natns.store import Store

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -25,6 +24,7 @@ from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.guests import Guests
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Network
+from libvirt_natns.records import dataclass, replace
 from libvirt_natns.registry import GuestRecord
 from libvirt_natns.selection import verdict
 from libvirt_natns.store import Record, Store, now

@@ -8,12 +8,12 @@ many hooks run at once.
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import cast
 
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.records import dataclass
 from libvirt_natns.store import Store, boot_id
 
 

@@ -6,9 +6,10 @@ namespace can reach; the programs that put it there keep the real servers in a
 file of their own.  Servers in IPv6 do not count: a namespace has no IPv6 yet.
 """
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+
+from libvirt_natns.records import dataclass
 
 SOURCES = (
     Path("/etc/resolv.conf"),

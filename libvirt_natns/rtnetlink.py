@@ -12,8 +12,9 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from libvirt_natns.records import dataclass
 
 NLMSG_ERROR = 2
 NLMSG_DONE = 3

@@ -6,12 +6,12 @@ depends on the machine is ``engine``'s.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns import names
 from libvirt_natns.errors import ConfigError, DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model import Config, Network, Upstream
+from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from libvirt_natns import __version__, client
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.observer import HOST
+from libvirt_natns.records import dataclass, field, replace
 from libvirt_natns.status import Status
 
 SYSTEMD = Path("/run/systemd/system")

@@ -4,13 +4,13 @@
 import json
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from libvirt_natns import forward_list, reconcile
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.engine import Engine
 from libvirt_natns.reconcile import Finding
+from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.store import Record
 
 HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")

@@ -18,7 +18,6 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Literal
 from libvirt_natns import names
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
+from libvirt_natns.records import dataclass
 from libvirt_natns.tables import MIGRATIONS, SCHEMA, VERSION
 
 State = Literal["preparing", "starting", "up", "down"]

@@ -8,13 +8,13 @@ private ones that home routers rarely use; each holds 1021 namespaces, nearly
 as many as a bridge has ports (1023).
 """
 
-from dataclasses import replace
 from ipaddress import IPv4Network
 
 from libvirt_natns import names
 from libvirt_natns.errors import UpstreamError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import AddressRange, Network, Upstream
+from libvirt_natns.records import replace
 from libvirt_natns.store import Store
 
 CANDIDATES = tuple(

@@ -27,7 +27,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Self
 
@@ -36,6 +35,7 @@ from libvirt_natns import notifications as n
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import iptables
 from libvirt_natns.observer import HOST
+from libvirt_natns.records import dataclass, field
 from libvirt_natns.store import Record
 
 AUDIT = 600.0

@@ -38,7 +38,6 @@ two that bear the same addresses and identification can mix.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
@@ -46,6 +45,7 @@ from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host_iptables, host_nftables
 from libvirt_natns.firewall.rules import Rule, checked_interface, limited, single
 from libvirt_natns.model import Protocol as TransportProtocol
+from libvirt_natns.records import dataclass
 
 COMMENT = "libvirt-natns"
 

@@ -10,13 +10,13 @@ an error, because nobody can tell what it drops.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import Any
 
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables
 from libvirt_natns.firewall.iptables import Entry
 from libvirt_natns.firewall.rules import Chain, Rule
+from libvirt_natns.records import asdict
 
 PREFIX = "NATNS-"
 

@@ -11,13 +11,13 @@ Comparing is by text: rules are written the way nft lists them.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import nftables
 from libvirt_natns.firewall.nftables import MAKE_ROOM, TABLE, Hook, Layout
 from libvirt_natns.firewall.rules import Rule
+from libvirt_natns.records import dataclass, field
 
 CHAIN = "NATNS-FORWARD"
 """Our chain in a foreign table."""

@@ -15,11 +15,11 @@ each published port.
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 
 from libvirt_natns.firewall import host, host_nftables, iptables, nftables
 from libvirt_natns.firewall.nfnetlink import fingerprint
 from libvirt_natns.firewall.nftables import TABLE
+from libvirt_natns.records import asdict, dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
 from libvirt_natns import netns
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.rules import Chain, Rule
+from libvirt_natns.records import asdict, dataclass
 
 TABLE_NAMES = Path("/proc/thread-self/net/ip_tables_names")
 

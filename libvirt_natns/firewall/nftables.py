@@ -17,7 +17,6 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
 from libvirt_natns import netns
@@ -25,6 +24,7 @@ from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import libnftables, nfnetlink
 from libvirt_natns.firewall.libnftables import Answer
 from libvirt_natns.firewall.rules import EVERYWHERE, Chain, Rule
+from libvirt_natns.records import dataclass, replace
 
 TABLE = "inet natns"
 

@@ -26,7 +26,6 @@ not answered: from here, that address is a guest's.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 from operator import attrgetter
@@ -35,6 +34,7 @@ from typing import Literal
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.names import IFNAMSIZ
+from libvirt_natns.records import dataclass
 
 Chain = Literal["raw", "dstnat", "input", "clamp", "forward", "srcnat", "guard"]
 """Where a packet meets a rule, in the order in which a forwarded one does:

@@ -14,7 +14,6 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -50,6 +49,8 @@ from packets import (
     small_world,
     udp,
 )
+
+from libvirt_natns.records import replace
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 

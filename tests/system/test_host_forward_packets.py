@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -51,6 +50,8 @@ from packets import (
     tcp,
     udp,
 )
+
+from libvirt_natns.records import dataclass, replace
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 

@@ -32,6 +32,7 @@ from libvirt_natns import (
     journal,
     metrics,
     names,
+    records,
     schema,
 )
 from libvirt_natns.engine import Engine
@@ -214,7 +215,7 @@ def test_status_columns_and_fields() -> None:
 
     text = sections(REFERENCE / "commands.md")["status"]
     assert re.findall(r"(?m)^\| ([A-Z]+) ", text) == list(status.HEADINGS)
-    for field in status.Status.__dataclass_fields__:
+    for field in records.fields(status.Status):
         assert f"`{field}`" in text
 
 
@@ -231,7 +232,7 @@ def test_forwards_as_they_are_typed() -> None:
 def test_forward_columns_and_fields() -> None:
     text = sections(REFERENCE / "commands.md")["forward"]
     assert re.findall(r"(?m)^\| ([A-Z]+) ", text)[1:] == list(forward_list.HEADINGS)
-    for field in forward_list.Row.__dataclass_fields__:
+    for field in records.fields(forward_list.Row):
         assert f"`{field}`" in text
 
 

@@ -5,7 +5,6 @@ import difflib
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -16,6 +15,7 @@ from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host, host_iptables, host_nftables, iptables, nftables
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.records import replace
 
 GUEST = IPv4Address("10.0.0.5")
 

@@ -4,7 +4,6 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import cast
@@ -27,6 +26,7 @@ from libvirt_natns.model import (
     Subnet,
 )
 from libvirt_natns.publication import Choices
+from libvirt_natns.records import replace
 from libvirt_natns.store import Record, Store, boot_id, now
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"

@@ -145,6 +145,7 @@ def test_an_event_of_ours_loads_no_more_than_it_needs() -> None:
     assert "libvirt_natns.engine" in loaded
     assert not loaded & {
         "argparse",
+        "dataclasses",
         "asyncio",
         "difflib",
         "http",

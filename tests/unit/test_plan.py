@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A network's plan, in the words of ``virt-natns plan``."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
@@ -10,6 +9,7 @@ from libvirt_natns import names, plan
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.model import Network, StaticRoute, Subnet, Upstream
 from libvirt_natns.plan import Surroundings, describe, make, path_mtu, transit
+from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"
 ADDRESS = IPv4Address("192.168.0.100")

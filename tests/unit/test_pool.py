@@ -3,7 +3,7 @@
 
 import multiprocessing
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from libvirt_natns import pool
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import AddressRange, NatMetadata, Network, Subnet, Upstream
+from libvirt_natns.records import replace
 from libvirt_natns.selection import Applicant, applicant
 from libvirt_natns.store import Record, State, Store, boot_id, now
 

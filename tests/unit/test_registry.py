@@ -3,7 +3,6 @@
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from libvirt_natns import registry as module
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.model import Forward, PortSet, StaticNat
+from libvirt_natns.records import replace
 from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.store import Store
 

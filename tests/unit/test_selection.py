@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which networks are handled, and which can never work."""
 
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 import pytest
@@ -17,6 +16,7 @@ from libvirt_natns.model import (
     Subnet,
     Upstream,
 )
+from libvirt_natns.records import replace
 from libvirt_natns.selection import (
     applicant,
     check_addresses,

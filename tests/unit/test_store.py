@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from libvirt_natns import store as store_module
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
+from libvirt_natns.records import replace
 from libvirt_natns.registry import Registry
 from libvirt_natns.store import START_LIMIT, Record, Store, boot_id, now
 from libvirt_natns.tables import SCHEMA, VERSION

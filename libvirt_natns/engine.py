@@ -129,7 +129,7 @@ class Engine:
                 return None
             undo.add(_empty_directory, network.uuid)
             address = self._address(network, upstream)
-            self.ensure_host()
+            self._adjust_host(network.uuid)
             operations = self.planner.plan_ahead(network, upstream, address)
             done += executor.carry_out(self.kernel, operations, undo, self.before, later=self.later)
             self.built.keep(network.uuid, record.since, operations)

@@ -14,6 +14,7 @@ Limits: IPv6 ranges stay with libvirt's dnsmasq, a namespace has no IPv6 yet.
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from types import MappingProxyType
@@ -51,6 +52,7 @@ class Paths:
     pid: Path
 
 
+@lru_cache(maxsize=64)
 def paths(uuid: str) -> Paths:
     """The files of a network's dnsmasq, in its run-time directory."""
     stem = names.network_directory(uuid) / "dnsmasq"

@@ -45,7 +45,7 @@ from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 
-FIRST_LOOK = 0.01
+FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
 
 POLL = 0.02
@@ -362,7 +362,7 @@ class Engine:
             return set()
         resident = self.later is not at_once
         seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
-        return arp.probe(upstream.bridge or "", addresses, seconds)
+        return arp.probe(upstream.bridge or "", addresses, seconds, self.later)
 
     def relocate(self, uuid: str, taken: IPv4Address) -> list[str]:
         """Give a network another address than one that another station has.

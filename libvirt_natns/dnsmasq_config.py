@@ -14,7 +14,6 @@ Limits: IPv6 ranges stay with libvirt's dnsmasq, a namespace has no IPv6 yet.
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from types import MappingProxyType
@@ -52,12 +51,10 @@ class Paths:
     pid: Path
 
 
-@lru_cache(maxsize=64)
 def paths(uuid: str) -> Paths:
     """The files of a network's dnsmasq, in its run-time directory."""
-    stem = names.network_directory(uuid) / "dnsmasq"
-    suffixes = (".conf", ".hosts", ".records", ".pid")
-    return Paths(*(stem.with_suffix(suffix) for suffix in suffixes))
+    stem = f"{names.network_directory(uuid)}/dnsmasq"
+    return Paths(*[Path(stem + suffix) for suffix in (".conf", ".hosts", ".records", ".pid")])
 
 
 def make(

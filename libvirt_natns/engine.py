@@ -88,7 +88,10 @@ class Engine:
         directory = names.network_directory(uuid)
         with locked(directory), self.observer.changing(uuid), self.kernel.work():
             start = time.monotonic()
-            yield changed
+            try:
+                yield changed
+            finally:
+                self._discard_lock(uuid)
             taken = time.monotonic() - start
         self.observer.done(verb, name, changed, taken)
 
@@ -125,7 +128,6 @@ class Engine:
         with self._changing("build", network.uuid, network.name) as done, Undo() as undo:
             record = self.store.network(network.uuid)
             if self.built is None or not record or not _starts(record, xml):
-                self._discard_lock(network.uuid)
                 return None
             undo.add(_empty_directory, network.uuid)
             address = self._address(network, upstream)
@@ -155,7 +157,6 @@ class Engine:
         with self._changing("give up", start.uuid, start.name) as done:
             record = self.store.network(start.uuid)
             if not record or (record.state, record.since) != ("starting", start.since):
-                self._discard_lock(start.uuid)
                 return False
             self._end(start.uuid, start.namespace)
             done.append("removed a start that came to no end")

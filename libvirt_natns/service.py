@@ -32,6 +32,7 @@ from libvirt_natns.errors import AddressTakenError, LibvirtError, NatnsError, Se
 from libvirt_natns.follower import Follower
 from libvirt_natns.healer import Healer
 from libvirt_natns.journal import Journal
+from libvirt_natns.locks import OURS, make_directory
 from libvirt_natns.metrics import Metrics
 from libvirt_natns.residence import Kept
 from libvirt_natns.store import Store
@@ -229,7 +230,9 @@ def _own_socket(cleanup: ExitStack) -> socket.socket:
         raise ServiceError(f"a service listens on {path} already", "end that one first")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_directory(path.parent)
+        # One that an earlier version has made may be open to all.
+        path.parent.chmod(OURS)
         # What a service that was killed has left.
         path.unlink(missing_ok=True)
         # Nobody but root can connect, from the first moment on.

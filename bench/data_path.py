@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Part 5: packets through the namespace, beside libvirt's native NAT; many forwards.
+
+Guests are namespaces on libvirt's bridges, of one kind on both networks; the
+far end is one more, on the provider's bridge.  All load stays between these.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import lab
+from report import Goal, Line, Part
+from views import upstream_address
+from world import (
+    GUEST,
+    Hooks,
+    Options,
+    defined,
+    native,
+    own,
+    provider,
+    settle,
+    timed,
+)
+
+FAR = "192.168.0.50"
+IPERF_PORT, SOCKPERF_PORT, CONNECT_PORT = 5201, 11111, 9000
+STREAMS = (1, 8)
+CLIENTS = 4
+TOOL = Path(__file__).resolve().parent / "connections.py"
+GUEST_PORT = 80
+"""Where the guests behind forwards serve; see ``world.forwards``."""
+
+ABOUT = """\
+Guests are namespaces, so the figures are those of the paths, not of emulated machines. Outwards is from the guest.
+Load on two sides and the paths between share the same CPUs."""
+
+
+def pair(key: str, label: str, unit: str, goal: Goal) -> Iterator[Line]:
+    """The same measured on native NAT and through the namespace."""
+    yield Line(f"nat-{key}", f"{label}, native NAT", unit)
+    yield Line(f"own-{key}", f"{label}, namespace", unit, (goal,))
+
+
+def lines(options: Options) -> Iterator[Line]:
+    for streams in STREAMS:
+        for way in ("out", "in"):
+            key = f"{way}{streams}"
+            goal = Goal(1.0, f"nat-{key}", at_least=True)
+            name = f"{streams} {'stream' if streams == 1 else 'streams'} {way}wards"
+            yield from pair(key, name, "Gbit/s", goal)
+    more = {"exchange": "requests and responses", "rate": f"new connections, {CLIENTS} clients"}
+    for key, label in more.items():
+        yield from pair(key, label, "1/s", Goal(1.0, f"nat-{key}", at_least=True))
+    yield from pair("latency", "one new connection", "us", Goal(1.0, "nat-latency"))
+    count = f"{options.forwards:,}"
+    yield Line("one-rate", f"new connections, {CLIENTS} clients, 1 forward", "1/s")
+    rate = Goal(0.95, "one-rate", at_least=True)
+    yield Line("many-rate", f"new connections, {CLIENTS} clients, {count} forwards", "1/s", (rate,))
+    yield Line("one-latency", "one new connection, 1 forward", "us")
+    latency = Goal(1 / 0.95, "one-latency")
+    yield Line("many-latency", f"one new connection, {count} forwards", "us", (latency,))
+    yield Line("many-start", f"net-start with {count} forwards (once)", "ms")
+
+
+def measure(options: Options, hooks: Hooks) -> Part:
+    part = Part("data-path", "The data path", ABOUT, list(lines(options)))
+    with ExitStack() as stack:
+        world = stack.enter_context(provider("probe = 0"))
+        stack.enter_context(hooks.ours())
+        far = world.neighbour("far", f"{FAR}/24")
+        rounds = options.rounds_or(5)
+        _paths(part, far, options.seconds, rounds)
+        _forwards(part, far, options, rounds)
+    return part
+
+
+# -- tools -----------------------------------------------------------------------
+
+
+@contextmanager
+def serving(node: lab.Node, port: int, *command: str) -> Iterator[None]:
+    """A server in a node, once it listens."""
+    process = lab.spawn(*command, namespace=node.name)
+    try:
+        words = ("ss", "-Hltn", f"sport = :{port}")
+        lab.wait_for(lambda: node.run(*words).stdout.strip(), what=" ".join(command))
+        yield
+    finally:
+        # The server's own children end with its namespace's processes.
+        for pid in lab.run("ip", "netns", "pids", node.name).stdout.split():
+            if _command(pid) == list(command):
+                lab.run("kill", pid, check=False)
+        lab.end_process(process)
+
+
+def _command(pid: str) -> list[str]:
+    file = Path(f"/proc/{pid}/cmdline")
+    return file.read_text().split("\0")[:-1] if file.exists() else []
+
+
+def throughput(guest: lab.Node, seconds: float, streams: int, inwards: bool) -> float:
+    """Gbit/s that arrive."""
+    way = ("-R",) if inwards else ()
+    count = ("-P", str(streams))
+    words = ("iperf3", "-c", FAR, "-J", "-t", f"{seconds:.1f}", *count, *way)
+    found = json.loads(guest.run(*words, timeout=seconds + 30).stdout)
+    return float(found["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def exchanges(guest: lab.Node, seconds: float) -> float:
+    """Requests a second that got their response, one at a time on one connection."""
+    words = ("sockperf", "ping-pong", "--tcp", "-i", FAR, "-p", str(SOCKPERF_PORT))
+    whole = max(1, round(seconds))
+    output = guest.run(*words, "-t", str(whole), timeout=whole + 30).stdout
+    found = re.search(r"Summary: Latency is ([\d.]+) usec", output)
+    if found is None:
+        raise lab.LabError(f"sockperf said: {output[-1000:]}")
+    return 1e6 / (2 * float(found[1]))  # it tells half a round trip
+
+
+def connections(
+    client: lab.Node, address: str, port: int, seconds: float, clients: int
+) -> dict[str, float]:
+    words = ("connect", address, str(port), str(seconds), str(clients))
+    done = client.run(lab.PYTHON, TOOL, *words, timeout=seconds + 30)
+    return dict(json.loads(done.stdout))
+
+
+# -- out and in, beside native NAT -----------------------------------------------
+
+
+@contextmanager
+def far_servers(far: lab.Node) -> Iterator[None]:
+    tool = (lab.PYTHON, str(TOOL), "serve", str(CONNECT_PORT))
+    sockperf = ("sockperf", "server", "--tcp", "-p", str(SOCKPERF_PORT))
+    with serving(far, IPERF_PORT, "iperf3", "-s"), serving(far, CONNECT_PORT, *tool):
+        with serving(far, SOCKPERF_PORT, *sockperf):
+            yield
+
+
+def _paths(part: Part, far: lab.Node, seconds: float, rounds: int) -> None:
+    with defined(native("nat", "virbrN"), own("own", "virbrO")):
+        for name in ("nat", "own"):
+            lab.virsh("net-start", name)
+        with lab.FastGuest("virbrN", name="g-nat") as nat, lab.FastGuest("virbrO", name="g-own") as ours:
+            nat.static("192.168.77.5/24", "192.168.77.1")
+            ours.static(f"{GUEST}/24", "10.0.0.1")
+            guests = {"nat": nat, "own": ours}
+            for guest in guests.values():
+                lab.wait_for(lambda guest=guest: guest.ping(FAR), what="a way to the far end")  # type: ignore[misc]
+            with far_servers(far):
+                for number in range(rounds):
+                    _round(part, guests, seconds, number)
+
+
+def _round(part: Part, guests: dict[str, lab.FastGuest], seconds: float, number: int) -> None:
+    """Everything once on both; who begins changes from round to round."""
+    turn = sorted(guests, reverse=bool(number % 2))
+    for streams in STREAMS:
+        for way in ("out", "in"):
+            for name in turn:
+                found = throughput(guests[name], seconds, streams, way == "in")
+                part.note(f"{name}-{way}{streams}", found)
+    for name in turn:
+        part.note(f"{name}-exchange", exchanges(guests[name], seconds))
+    for name in turn:
+        _connections(part, name, guests[name], (FAR, CONNECT_PORT), seconds)
+
+
+def _connections(
+    part: Part, name: str, client: lab.Node, to: tuple[str, int], seconds: float
+) -> None:
+    part.note(f"{name}-rate", connections(client, *to, seconds, CLIENTS)["rate"])
+    part.note(f"{name}-latency", connections(client, *to, seconds / 2, 1)["microseconds"])
+
+
+# -- many forwards ---------------------------------------------------------------
+
+
+def _forwards(part: Part, far: lab.Node, options: Options, rounds: int) -> None:
+    one, many = own("one", "virbrO", 1), own("many", "virbrM", options.forwards)
+    tool = (lab.PYTHON, str(TOOL), "serve", str(GUEST_PORT))
+    with ExitStack() as stack:
+        stack.enter_context(defined(one, many))
+        lab.virsh("net-start", "one")
+        part.note("many-start", timed(lambda: lab.virsh("net-start", "many", timeout=300)))
+        for bridge, name in (("virbrO", "g-one"), ("virbrM", "g-many")):
+            guest = stack.enter_context(lab.FastGuest(bridge, name=name))
+            guest.static(f"{GUEST}/24", "10.0.0.1")
+            stack.enter_context(serving(guest, GUEST_PORT, *tool))
+        # An even one, in the middle, which leads to the guest's server.
+        middle = 8000 + 2 * (options.forwards // 4 * 2)
+        targets = {"one": (upstream_address("one"), 8000), "many": (upstream_address("many"), middle)}
+        settle(1)
+        for number in range(rounds):
+            for name in sorted(targets, reverse=bool(number % 2)):
+                _connections(part, name, far, targets[name], options.seconds)
+

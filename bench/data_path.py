@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import lab
@@ -22,7 +23,6 @@ from world import (
     native,
     own,
     provider,
-    settle,
     timed,
 )
 
@@ -30,13 +30,16 @@ FAR = "192.168.0.50"
 IPERF_PORT, SOCKPERF_PORT, CONNECT_PORT = 5201, 11111, 9000
 STREAMS = (1, 8)
 CLIENTS = 4
+ONE_CPU = ("taskset", "-c", "0")
 TOOL = Path(__file__).resolve().parent / "connections.py"
 GUEST_PORT = 80
 """Where the guests behind forwards serve; see ``world.forwards``."""
 
 ABOUT = """\
-Guests are namespaces, so the figures are those of the paths, not of emulated machines. Outwards is from the guest.
-Load on two sides and the paths between share the same CPUs."""
+Guests are namespaces, so the figures are those of the paths, not of emulated machines. Outwards
+is from the guest. Both ends and the paths between share the CPUs. Where one thing waits for
+another (requests and responses, one new connection) both ends are held on one CPU: waking
+another one costs more than any path, and happens by chance."""
 
 
 def pair(key: str, label: str, unit: str, goal: Goal) -> Iterator[Line]:
@@ -92,7 +95,8 @@ def serving(node: lab.Node, port: int, *command: str) -> Iterator[None]:
     finally:
         # The server's own children end with its namespace's processes.
         for pid in lab.run("ip", "netns", "pids", node.name).stdout.split():
-            if _command(pid) == list(command):
+            found = _command(pid)
+            if found and found == list(command[-len(found) :]):  # without taskset
                 lab.run("kill", pid, check=False)
         lab.end_process(process)
 
@@ -102,31 +106,29 @@ def _command(pid: str) -> list[str]:
     return file.read_text().split("\0")[:-1] if file.exists() else []
 
 
-def throughput(guest: lab.Node, seconds: float, streams: int, inwards: bool) -> float:
+def throughput(guest: lab.Node, seconds: int, streams: int, inwards: bool) -> float:
     """Gbit/s that arrive."""
     way = ("-R",) if inwards else ()
     count = ("-P", str(streams))
-    words = ("iperf3", "-c", FAR, "-J", "-t", f"{seconds:.1f}", *count, *way)
+    words = ("iperf3", "-c", FAR, "-J", "-t", str(seconds), *count, *way)
     found = json.loads(guest.run(*words, timeout=seconds + 30).stdout)
     return float(found["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-def exchanges(guest: lab.Node, seconds: float) -> float:
+def exchanges(guest: lab.Node, seconds: int) -> float:
     """Requests a second that got their response, one at a time on one connection."""
     words = ("sockperf", "ping-pong", "--tcp", "-i", FAR, "-p", str(SOCKPERF_PORT))
-    whole = max(1, round(seconds))
-    output = guest.run(*words, "-t", str(whole), timeout=whole + 30).stdout
+    output = guest.run(*ONE_CPU, *words, "-t", str(seconds), timeout=seconds + 30).stdout
     found = re.search(r"Summary: Latency is ([\d.]+) usec", output)
     if found is None:
         raise lab.LabError(f"sockperf said: {output[-1000:]}")
     return 1e6 / (2 * float(found[1]))  # it tells half a round trip
 
 
-def connections(
-    client: lab.Node, address: str, port: int, seconds: float, clients: int
-) -> dict[str, float]:
-    words = ("connect", address, str(port), str(seconds), str(clients))
-    done = client.run(lab.PYTHON, TOOL, *words, timeout=seconds + 30)
+def connections(client: lab.Node, to: "Target", seconds: float, clients: int) -> dict[str, float]:
+    words = ("connect", to.address, str(to.port), str(seconds), str(clients))
+    placed = ONE_CPU if clients == 1 else ()
+    done = client.run(*placed, lab.PYTHON, str(TOOL), *words, timeout=seconds + 30)
     return dict(json.loads(done.stdout))
 
 
@@ -135,29 +137,35 @@ def connections(
 
 @contextmanager
 def far_servers(far: lab.Node) -> Iterator[None]:
-    tool = (lab.PYTHON, str(TOOL), "serve", str(CONNECT_PORT))
     sockperf = ("sockperf", "server", "--tcp", "-p", str(SOCKPERF_PORT))
-    with serving(far, IPERF_PORT, "iperf3", "-s"), serving(far, CONNECT_PORT, *tool):
-        with serving(far, SOCKPERF_PORT, *sockperf):
-            yield
+    with ExitStack() as stack:
+        stack.enter_context(serving(far, IPERF_PORT, "iperf3", "-s"))
+        stack.enter_context(serving(far, SOCKPERF_PORT, *ONE_CPU, *sockperf))
+        yield
 
 
-def _paths(part: Part, far: lab.Node, seconds: float, rounds: int) -> None:
+def _paths(part: Part, far: lab.Node, seconds: int, rounds: int) -> None:
     with defined(native("nat", "virbrN"), own("own", "virbrO")):
         for name in ("nat", "own"):
             lab.virsh("net-start", name)
-        with lab.FastGuest("virbrN", name="g-nat") as nat, lab.FastGuest("virbrO", name="g-own") as ours:
+        with (
+            lab.FastGuest("virbrN", name="g-nat") as nat,
+            lab.FastGuest("virbrO", name="g-own") as ours,
+        ):
             nat.static("192.168.77.5/24", "192.168.77.1")
             ours.static(f"{GUEST}/24", "10.0.0.1")
             guests = {"nat": nat, "own": ours}
             for guest in guests.values():
                 lab.wait_for(lambda guest=guest: guest.ping(FAR), what="a way to the far end")  # type: ignore[misc]
             with far_servers(far):
+                target = Target(far, CONNECT_PORT, FAR, CONNECT_PORT)
                 for number in range(rounds):
-                    _round(part, guests, seconds, number)
+                    _round(part, guests, target, seconds, number)
 
 
-def _round(part: Part, guests: dict[str, lab.FastGuest], seconds: float, number: int) -> None:
+def _round(
+    part: Part, guests: dict[str, lab.FastGuest], far: "Target", seconds: int, number: int
+) -> None:
     """Everything once on both; who begins changes from round to round."""
     turn = sorted(guests, reverse=bool(number % 2))
     for streams in STREAMS:
@@ -168,14 +176,31 @@ def _round(part: Part, guests: dict[str, lab.FastGuest], seconds: float, number:
     for name in turn:
         part.note(f"{name}-exchange", exchanges(guests[name], seconds))
     for name in turn:
-        _connections(part, name, guests[name], (FAR, CONNECT_PORT), seconds)
+        _connections(part, name, guests[name], far, seconds)
 
 
-def _connections(
-    part: Part, name: str, client: lab.Node, to: tuple[str, int], seconds: float
-) -> None:
-    part.note(f"{name}-rate", connections(client, *to, seconds, CLIENTS)["rate"])
-    part.note(f"{name}-latency", connections(client, *to, seconds / 2, 1)["microseconds"])
+@dataclass(frozen=True)
+class Target:
+    """A server's node and port, and where its clients find it."""
+
+    node: lab.Node
+    listens: int
+    address: str
+    port: int
+
+    @property
+    def server(self) -> tuple[str, ...]:
+        return (lab.PYTHON, str(TOOL), "serve", str(self.listens))
+
+
+def _connections(part: Part, name: str, client: lab.Node, to: Target, seconds: float) -> None:
+    """How many there are of many clients, and how long one takes."""
+    with serving(to.node, to.listens, *to.server):
+        many = connections(client, to, seconds, CLIENTS)
+    with serving(to.node, to.listens, *ONE_CPU, *to.server):
+        one = connections(client, to, seconds / 2, 1)
+    part.note(f"{name}-rate", many["rate"])
+    part.note(f"{name}-latency", one["microseconds"])
 
 
 # -- many forwards ---------------------------------------------------------------
@@ -183,20 +208,17 @@ def _connections(
 
 def _forwards(part: Part, far: lab.Node, options: Options, rounds: int) -> None:
     one, many = own("one", "virbrO", 1), own("many", "virbrM", options.forwards)
-    tool = (lab.PYTHON, str(TOOL), "serve", str(GUEST_PORT))
     with ExitStack() as stack:
         stack.enter_context(defined(one, many))
         lab.virsh("net-start", "one")
         part.note("many-start", timed(lambda: lab.virsh("net-start", "many", timeout=300)))
-        for bridge, name in (("virbrO", "g-one"), ("virbrM", "g-many")):
-            guest = stack.enter_context(lab.FastGuest(bridge, name=name))
-            guest.static(f"{GUEST}/24", "10.0.0.1")
-            stack.enter_context(serving(guest, GUEST_PORT, *tool))
         # An even one, in the middle, which leads to the guest's server.
         middle = 8000 + 2 * (options.forwards // 4 * 2)
-        targets = {"one": (upstream_address("one"), 8000), "many": (upstream_address("many"), middle)}
-        settle(1)
+        targets = {}
+        for name, bridge, port in (("one", "virbrO", 8000), ("many", "virbrM", middle)):
+            guest = stack.enter_context(lab.FastGuest(bridge, name=f"g-{name}"))
+            guest.static(f"{GUEST}/24", "10.0.0.1")
+            targets[name] = Target(guest, GUEST_PORT, upstream_address(name), port)
         for number in range(rounds):
             for name in sorted(targets, reverse=bool(number % 2)):
                 _connections(part, name, far, targets[name], options.seconds)
-

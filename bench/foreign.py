@@ -26,8 +26,8 @@ from world import (
 from libvirt_natns.install import HOOKS_DIRECTORY
 
 ABOUT = """\
-A network of ours is up, so nothing can be decided by its absence. The guest is a real one, emulated, paused and
-of 16 MiB; its start runs four hooks, and more for the network's port."""
+A network of ours is up, so nothing can be decided by its absence. The guest is a real one,
+emulated, paused and of 16 MiB; its start runs four hooks, and more for the network's port."""
 
 MAC = "52:54:00:00:00:07"
 OUR_MAC = "52:54:00:00:00:05"
@@ -68,7 +68,9 @@ def processes() -> dict[str, Callable[[], float]]:
     return {
         "python": lambda: process_time([lab.PYTHON, "-I", "-S", "-c", "pass"]),
         "sh": lambda: process_time(["/bin/sh", "-c", ":"]),
-        "network": lambda: process_time([hooks["network"], "nat", "started", "begin", "-"], network),
+        "network": lambda: process_time(
+            [hooks["network"], "nat", "started", "begin", "-"], network
+        ),
         "qemu": lambda: process_time([hooks["qemu"], "guest", "prepare", "begin", "-"], guest),
     }
 

@@ -20,8 +20,9 @@ from world import (
 )
 
 ABOUT = """\
-The configuration is the usual one, so an address is asked for by ARP for 0.2 s before it is used, but where it
-says `probe = 0`. Native NAT and networks without hooks have libvirt's DHCP server."""
+The configuration is the usual one, so an address is asked for by ARP for 0.2 s before it is
+used, but where it says `probe = 0`. Native NAT and networks without hooks have libvirt's DHCP
+server."""
 
 DOCUMENTS = {
     "nat": native("nat", "virbrN"),

@@ -17,7 +17,8 @@ NARROWEST, WIDEST = 1 / 8, 8.0
 """Of the distances that are drawn to scale; others end at the edge."""
 
 STYLE = """text { font: 12px sans-serif; fill: #222 } .part { font-weight: bold }
-.met { fill: #4a9d5b } .missed { fill: #c8553d } .between { stroke: #222 } .limit { stroke: #555 }"""
+.met { fill: #4a9d5b } .missed { fill: #c8553d }
+.between { stroke: #222 } .limit { stroke: #555 }"""
 
 
 def x_of(distance: float) -> float:
@@ -31,7 +32,7 @@ def draw(report: Report, file: Path) -> None:
     parts = [(part, list(part.verdicts())) for part in report.parts]
     height = MARGIN + sum(HEAD + ROW * len(verdicts) for _, verdicts in parts if verdicts)
     size = {"width": str(LEFT + SPAN + MARGIN), "height": str(height)}
-    root = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", **size)
+    root = ElementTree.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **size})
     root.append(ElementTree.Comment(" SPDX-License-Identifier: LGPL-2.1-or-later "))
     ElementTree.SubElement(root, "style").text = STYLE
     ElementTree.SubElement(root, "rect", width="100%", height="100%", fill="#fff")
@@ -74,6 +75,8 @@ def _scale(y: float) -> Iterator[ElementTree.Element]:
 
 
 def _text(x: float, y: float, text: str, kind: str) -> ElementTree.Element:
-    element = ElementTree.Element("text", {"class": kind} if kind else {}, x=f"{x:.0f}", y=f"{y:.0f}")
+    element = ElementTree.Element(
+        "text", {"class": kind} if kind else {}, x=f"{x:.0f}", y=f"{y:.0f}"
+    )
     element.text = text
     return element

@@ -151,7 +151,7 @@ def interval(goal: Goal, mine: Sequence[float], others: Sequence[float]) -> tupl
     Rounds are drawn for both sides together where each has one figure a round:
     what slowed the machine down slowed both.
     """
-    draw = random.Random(len(mine))  # noqa: S311 - the same data, the same interval
+    draw = random.Random(len(mine))  # the same data, the same interval
     paired = len(mine) == len(others)
     found = []
     for _ in range(DRAWS):

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -56,8 +55,9 @@ WORLD = {
 POOL = 'pool = ["172.20.1.0-172.20.16.255"]'
 
 ABOUT = """\
-Every network has the same subnet, a `<natns:ip>` with DHCP and no forward, and all are on one upstream bridge. sync is
-the command, from its start to its end. The goals for 500 networks are held against the time per network."""
+Every network has the same subnet, a `<natns:ip>` with DHCP and no forward, and all are on one
+upstream bridge. sync is the command, from its start to its end. The goals for 500 networks are
+held against the time per network."""
 
 
 def lines(count: int, ends: int) -> Iterator[Line]:
@@ -129,7 +129,7 @@ def measure(options: Options, hooks: Hooks) -> Part:
         made = stack.enter_context(networks(count))
         before = _service_before() if with_service else 0.0
         _set_up(part, made, ends)
-        _sync(part, count, options.rounds_or(5))
+        _sync(part, count, options.rounds_or(3))
         if with_service:
             _service_after(part, before, count)
         _reboot(part, count)
@@ -252,15 +252,17 @@ def _batch(command: str, names: list[str]) -> None:
 
 
 def _namespaces_ended() -> None:
-    """Wait for the kernel, which ends namespaces in its own time."""
+    """Wait for the kernel, which ends namespaces in its own time: no other begins meanwhile."""
     settle(0.5)
-    lab.wait_for(lambda: timed(_namespace) < 50, timeout=60, what="the end of all namespaces")
+    lab.wait_for(lambda: _namespace() < 50, timeout=60, what="the end of all namespaces")
 
 
-def _namespace() -> None:
-    lab.run("ip", "netns", "add", "settled")
+def _namespace() -> float:
+    """Milliseconds that making a namespace takes."""
+    taken = timed(lambda: lab.run("ip", "netns", "add", "settled"))
     lab.run("ip", "netns", "del", "settled")
-    time.sleep(0.05)
+    settle()
+    return taken
 
 
 def _take_down(part: Part, made: Networks) -> None:

@@ -40,10 +40,11 @@ Variant = tuple[Callable[[], object], Callable[[], object]]
 """What is timed, and what undoes it."""
 
 ABOUT = """\
-Ours is a namespace, two patches, routing, a loaded firewall, DHCP and DNS, ten forwards, checks and the lease in
-the state database; nobody is asked by ARP whether the address is free, which is waiting (`probe = 0`), but where
-it says so. The recipe has neither DHCP nor DNS nor forwards. CNI has ten forwards and an address from a file, but
-no DHCP server and no DNS; netavark ten forwards and a given address, no DHCP, no DNS."""
+Ours is a namespace, two patches, routing, a loaded firewall, DHCP and DNS, ten forwards, checks
+and the lease in the state database; nobody is asked by ARP whether the address is free, which is
+waiting (`probe = 0`), but where it says so. The recipe has neither DHCP nor DNS nor forwards.
+CNI has ten forwards and an address from a file, but no DHCP server and no DNS; netavark ten
+forwards and a given address, no DHCP, no DNS."""
 
 
 def make_part(with_service: bool) -> Part:

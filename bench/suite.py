@@ -43,8 +43,8 @@ PARTS: dict[str, Callable[[Options, Hooks], Part]] = {
     "data-path": data_path.measure,
 }
 
-USUAL = Options(rounds=None, networks=100, forwards=10_000, seconds=1.5)
-QUICK = Options(rounds=3, networks=20, forwards=1_000, seconds=0.5)
+USUAL = Options(rounds=None, networks=100, forwards=10_000, seconds=2)
+QUICK = Options(rounds=3, networks=20, forwards=1_000, seconds=1)
 
 PACKAGES = (
     "libvirt-daemon", "python3-pyroute2", "nftables", "dnsmasq-base", "iproute2",
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="of each part (usually 5 to 15)")
     parser.add_argument("--networks", type=int, help="of the part scale, at most 1000 (100)")
     parser.add_argument("--forwards", type=int, help="of the part data-path (10000)")
-    parser.add_argument("--seconds", type=float, help="of each measure of the data path (1.5)")
+    parser.add_argument("--seconds", type=int, help="of each measure of the data path (2)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
     parser.add_argument("--markdown", action="store_true", help="print the last run's tables")
     parser.add_argument("--docs", action="store_true", help=f"put them into {PAGE.name}")

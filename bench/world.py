@@ -39,7 +39,7 @@ class Options:
     rounds: int | None
     networks: int
     forwards: int
-    seconds: float
+    seconds: int
 
     def rounds_or(self, usual: int) -> int:
         return self.rounds or usual

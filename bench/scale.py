@@ -126,8 +126,9 @@ def measure(options: Options, hooks: Hooks) -> Part:
         world = stack.enter_context(provider(**WORLD))
         config = world.config(pool=POOL.split('"')[1], more="probe = 0")
         lab.write_config(config)
-        made = stack.enter_context(networks(count))
+        # Ahead of the networks, which it would set up.
         before = _service_before() if with_service else 0.0
+        made = stack.enter_context(networks(count))
         _set_up(part, made, ends)
         _sync(part, count, options.rounds_or(3))
         if with_service:

@@ -4,6 +4,7 @@
 All on a bridge that is there, from nothing to done; tear-down is not timed.
 """
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -33,7 +34,8 @@ from libvirt_natns.engine import Engine
 from libvirt_natns.install import HOOKS_DIRECTORY
 
 FORWARDS = 10
-NAMES = {"own": "virbrO", "stock": "virbrS"}
+BRIDGE = "virbrO"
+STOCK, STOCK_BRIDGE = "stock", "virbrS"
 NO_PROBE = "probe = 0"
 
 Variant = tuple[Callable[[], object], Callable[[], object]]
@@ -114,20 +116,38 @@ def of_hooks(name: str, xml: bytes) -> Variant:
 
 
 @contextmanager
-def peers() -> Iterator[dict[str, Variant]]:
-    recipe, cni, netavark = Recipe(NAMES["stock"]), Cni(), Netavark()
+def bridge(name: str) -> Iterator[None]:
+    """A bridge that libvirt does not know: with the service, nothing of its own is going on."""
+    lab.run("ip", "link", "add", name, "type", "bridge")
+    lab.run("ip", "link", "set", name, "up")
     try:
-        yield {
-            "recipe": (recipe.up, recipe.down),
-            "cni": (cni.up, cni.down),
-            "netavark": (netavark.up, netavark.down),
-        }
+        yield
+    finally:
+        lab.run("ip", "link", "del", name)
+
+
+@contextmanager
+def peers() -> Iterator[dict[str, Variant]]:
+    """Those that need no bridge of libvirt's."""
+    cni, netavark = Cni(), Netavark()
+    try:
+        yield {"cni": (cni.up, cni.down), "netavark": (netavark.up, netavark.down)}
     finally:
         netavark.close()
 
 
+@contextmanager
+def libvirts() -> Iterator[bytes]:
+    """The stock network, started without hooks: its address is on its bridge."""
+    lab.virsh("net-start", STOCK)
+    try:
+        yield hook_data(STOCK)
+    finally:
+        lab.virsh("net-destroy", STOCK)
+
+
 def once(part: Part, variants: dict[str, Variant], keep: bool) -> None:
-    """One round; the first of all only warms up."""
+    """Each variant once; the first time of all only warms up."""
     for key, (up, down) in variants.items():
         taken = timed(up)
         down()
@@ -140,32 +160,38 @@ def measure(options: Options, hooks: Hooks) -> Part:
     part = make_part(has_service())
     with ExitStack() as stack:
         world = stack.enter_context(provider(NO_PROBE))
-        documents = [own("own", NAMES["own"], FORWARDS), stock("stock", NAMES["stock"], FORWARDS)]
-        stack.enter_context(defined(*documents))
-        for name in NAMES:
-            lab.virsh("net-start", name)  # without hooks: bridges that are ready
+        stack.enter_context(bridge(BRIDGE))
+        stack.enter_context(defined(stock(STOCK, STOCK_BRIDGE, FORWARDS)))
         others = stack.enter_context(peers())
-        for number in range(options.rounds_or(15) + 1):
-            once(part, others, keep=number > 0)
-            _ours(part, world, hooks, keep=number > 0)
+        own_xml = own("own", BRIDGE, FORWARDS, uuid=str(uuid.uuid4()))
+        xml = f"<hookData>{own_xml}</hookData>".encode()
+        for number in range(options.rounds_or(11) + 1):
+            keep = number > 0
+            once(part, others, keep)
+            _warm(part, xml, keep)
+            with hooks.ours():
+                _through_hooks(part, xml, keep)
+            lab.write_config(world.config())
+            with engine() as verbs:
+                once(part, {"probe": of_engine(verbs, xml)}, keep)
+            lab.write_config(world.config(more=NO_PROBE))
     return part
 
 
-def _ours(part: Part, world: lab.Provider, hooks: Hooks, keep: bool) -> None:
-    xml = {name: hook_data(name) for name in NAMES}
-    with engine() as verbs:
-        warm = of_engine(verbs, xml["own"])
-        variants = {"engine": warm, "engine-stock": of_engine(verbs, xml["stock"])}
-        once(Part("", ""), {"": warm}, keep=False)
-        once(part, variants, keep)
-    with hooks.ours():
-        once(part, {"hooks": of_hooks("own", xml["own"])}, keep)
-        if any(line.key == "service" for line in part.lines):
-            with service():
-                asked = {"service": of_service(xml["own"])}
-                once(part, asked, keep=False)
-                once(part, asked | {"hooks-service": of_hooks("own", xml["own"])}, keep)
-    lab.write_config(world.config())
-    with engine() as verbs:
-        once(part, {"probe": of_engine(verbs, xml["own"])}, keep)
-    lab.write_config(world.config(more=NO_PROBE))
+def _warm(part: Part, xml: bytes, keep: bool) -> None:
+    """In this process, and by hand."""
+    with engine() as verbs, libvirts() as taken_over:
+        warm = of_engine(verbs, xml)
+        recipe = Recipe(STOCK_BRIDGE)
+        once(part, {"engine": warm}, keep=False)
+        once(part, {"engine": warm, "engine-stock": of_engine(verbs, taken_over)}, keep)
+        once(part, {"recipe": (recipe.up, recipe.down)}, keep)
+
+
+def _through_hooks(part: Part, xml: bytes, keep: bool) -> None:
+    once(part, {"hooks": of_hooks("own", xml)}, keep)
+    if any(line.key == "service" for line in part.lines):
+        with service():
+            asked = {"service": of_service(xml)}
+            once(part, asked, keep=False)
+            once(part, asked | {"hooks-service": of_hooks("own", xml)}, keep)

@@ -75,9 +75,8 @@ def measure(options: Options, hooks: Hooks) -> Part:
         world = stack.enter_context(provider("probe = 0"))
         stack.enter_context(hooks.ours())
         far = world.neighbour("far", f"{FAR}/24")
-        rounds = options.rounds_or(5)
-        _paths(part, far, options.seconds, rounds)
-        _forwards(part, far, options, rounds)
+        _paths(part, far, options)
+        _forwards(part, far, options)
     return part
 
 
@@ -144,7 +143,7 @@ def far_servers(far: lab.Node) -> Iterator[None]:
         yield
 
 
-def _paths(part: Part, far: lab.Node, seconds: int, rounds: int) -> None:
+def _paths(part: Part, far: lab.Node, options: Options) -> None:
     with defined(native("nat", "virbrN"), own("own", "virbrO")):
         for name in ("nat", "own"):
             lab.virsh("net-start", name)
@@ -159,8 +158,8 @@ def _paths(part: Part, far: lab.Node, seconds: int, rounds: int) -> None:
                 lab.wait_for(lambda guest=guest: guest.ping(FAR), what="a way to the far end")  # type: ignore[misc]
             with far_servers(far):
                 target = Target(far, CONNECT_PORT, FAR, CONNECT_PORT)
-                for number in range(rounds):
-                    _round(part, guests, target, seconds, number)
+                for number in options.turns(5, 130):
+                    _round(part, guests, target, options.seconds, number)
 
 
 def _round(
@@ -206,7 +205,7 @@ def _connections(part: Part, name: str, client: lab.Node, to: Target, seconds: f
 # -- many forwards ---------------------------------------------------------------
 
 
-def _forwards(part: Part, far: lab.Node, options: Options, rounds: int) -> None:
+def _forwards(part: Part, far: lab.Node, options: Options) -> None:
     one, many = own("one", "virbrO", 1), own("many", "virbrM", options.forwards)
     with ExitStack() as stack:
         stack.enter_context(defined(one, many))
@@ -219,6 +218,6 @@ def _forwards(part: Part, far: lab.Node, options: Options, rounds: int) -> None:
             guest = stack.enter_context(lab.FastGuest(bridge, name=f"g-{name}"))
             guest.static(f"{GUEST}/24", "10.0.0.1")
             targets[name] = Target(guest, GUEST_PORT, upstream_address(name), port)
-        for number in range(rounds):
+        for number in options.turns(5, 40):
             for name in sorted(targets, reverse=bool(number % 2)):
                 _connections(part, name, far, targets[name], options.seconds)

@@ -94,7 +94,7 @@ def measure(options: Options, hooks: Hooks) -> Part:
             lab.virsh("net-start", name)
         _define_guests(stack)
         # In turns of a few: a hook takes far less than the start of a service.
-        for _ in range(options.rounds_or(9)):
+        for _ in options.turns(9, 80):
             _processes(part, "", 5)
             _guests(part, hooks, "guest", "none")
             _guests(part, hooks, "hooked-guest", "ours")

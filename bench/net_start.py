@@ -69,11 +69,12 @@ def measure(options: Options, hooks: Hooks) -> Part:
     for key, (label, _, _, goals) in (VARIANTS | served).items():
         part.add(Line(key, label, "ms", goals))
     with provider() as world, defined(*DOCUMENTS.values()):
-        for number in range(options.rounds_or(11) + 1):
-            _round(part, world, hooks, list(VARIANTS), keep=number > 0)
+        _round(part, world, hooks, list(VARIANTS), keep=False)
+        for _ in options.turns(11, 100):
+            _round(part, world, hooks, list(VARIANTS), keep=True)
             if served:
                 with service():
-                    _round(part, world, hooks, list(served), keep=number > 0)
+                    _round(part, world, hooks, list(served), keep=True)
     return part
 
 

@@ -8,6 +8,7 @@ what they run; the documents stand in bench/peers/.
 import json
 import os
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,10 @@ COMMANDS = {
 
 
 def shown() -> dict[str, str]:
-    """The same, with the documents."""
-    files = {f"bench/peers/{file.name}": file.read_text().strip() for file in PEERS.glob("*.json")}
-    return COMMANDS | dict(sorted(files.items()))
+    """The same, with the documents, each on as few lines as may be."""
+    files = {f"bench/peers/{file.name}": file.read_text() for file in sorted(PEERS.glob("*.json"))}
+    return COMMANDS | {name: _narrow(json.loads(text)) for name, text in files.items()}
+
+
+def _narrow(document: dict[str, Any]) -> str:
+    return textwrap.fill(json.dumps(document), 110, break_on_hyphens=False)

@@ -78,5 +78,5 @@ def _text(x: float, y: float, text: str, kind: str) -> ElementTree.Element:
     element = ElementTree.Element(
         "text", {"class": kind} if kind else {}, x=f"{x:.0f}", y=f"{y:.0f}"
     )
-    element.text = text
+    element.text = text.replace("`", "")
     return element

@@ -37,6 +37,10 @@ class Goal:
     how: How = "ratio"
     at_least: bool = False
 
+    def __post_init__(self) -> None:
+        if bool(self.against) == (self.how == "value"):
+            raise ValueError(f"a {self.how} is held against {self.against or 'nothing'}")
+
     def met_by(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
 
@@ -268,14 +272,14 @@ def text_of(part: Part) -> str:
     rows = [_row(line) for line in part.measured]
     goals = [_goal_row(verdict) for verdict in part.verdicts()]
     missing = [f"  left out: {what}" for what in part.left_out]
-    return "\n".join([head, "-" * len(head), *rows, *goals, *missing])
+    return "\n".join([head, "-" * len(head), *rows, *goals, *missing]).replace("`", "")
 
 
 def _row(line: Line) -> str:
     first, third = map(number, line.quartiles)
     least = number(min(line.values))
     middle = f"{number(line.median):>9}{first + ' .. ' + third:>18}{least:>9}"
-    return f"  {line.label:{WIDTH - 2}}{line.unit:<8}{middle}"
+    return f"  {line.label.replace('`', ''):{WIDTH - 2}}{line.unit:<8}{middle}"
 
 
 def _goal_row(verdict: Verdict) -> str:
@@ -288,7 +292,14 @@ def markdown_of(report: Report) -> str:
     machine = [f"* {key}: {value}" for key, value in report.machine.items()]
     taken = f"* the run took {report.seconds:.0f} s, with {_options(report)}"
     parts = [block for part in report.parts for block in _markdown_part(part)]
-    return "\n".join([*machine, taken, *parts]) + "\n"
+    peers = [f"{name}:\n\n```\n{ran}\n```\n" for name, ran in report.peers.items()]
+    told = [f"\n{summary(report)}", *parts, "\n### What the peers run\n", *peers]
+    return "\n".join([*machine, taken, *told])
+
+
+def summary(report: Report) -> str:
+    verdicts = [verdict for part in report.parts for verdict in part.verdicts()]
+    return f"{sum(verdict.met for verdict in verdicts)} of {len(verdicts)} goals met."
 
 
 def _options(report: Report) -> str:

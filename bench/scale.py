@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from world import (
     NO_SERVICE,
     Hooks,
     Options,
+    Service,
     engine,
     has_service,
     own,
@@ -45,6 +47,9 @@ BATCH = 50
 IDLE = 5.0
 """Seconds over which the service's idling is watched."""
 
+QUIET_LIMIT = 60.0
+"""Seconds that it is waited for until it idles."""
+
 PING_INTERVAL = 0.01
 
 WORLD = {
@@ -52,7 +57,7 @@ WORLD = {
     "gateway": "172.20.0.1",
     "host_address": "172.20.0.2/16",
 }
-POOL = 'pool = ["172.20.1.0-172.20.16.255"]'
+POOL = "172.20.1.0-172.20.16.255"
 
 ABOUT = """\
 Every network has the same subnet, a `<natns:ip>` with DHCP and no forward, and all are on one
@@ -81,10 +86,10 @@ def served_lines() -> Iterator[Line]:
 
 
 class Networks:
-    """``count`` networks that libvirt runs; ``documents`` is what it would give our hooks."""
+    """Networks that libvirt runs; ``documents`` is what it would give our hooks."""
 
-    def __init__(self, count: int) -> None:
-        self.names = [f"n{number}" for number in range(count)]
+    def __init__(self, numbers: range) -> None:
+        self.names = [f"n{number}" for number in numbers]
         plain = [own(name, f"virbr-{name}", uuid=str(uuid.uuid4())) for name in self.names]
         self.documents = [f"<hookData>{xml}</hookData>".encode() for xml in plain]
         FILES.mkdir(parents=True, exist_ok=True)
@@ -101,12 +106,11 @@ class Networks:
 
     def close(self) -> None:
         self._each("net-destroy", self.names)
-        shutil.rmtree(FILES)
 
 
 @contextmanager
-def networks(count: int) -> Iterator[Networks]:
-    made = Networks(count)
+def networks(numbers: range) -> Iterator[Networks]:
+    made = Networks(numbers)
     try:
         yield made
     finally:
@@ -124,29 +128,36 @@ def measure(options: Options, hooks: Hooks) -> Part:
         part.left_out.append(f"memory and idling of the service: {NO_SERVICE}")
     with ExitStack() as stack:
         world = stack.enter_context(provider(**WORLD))
-        config = world.config(pool=POOL.split('"')[1], more="probe = 0")
+        config = world.config(pool=POOL, more="probe = 0")
         lab.write_config(config)
-        # Ahead of the networks, which it would set up.
-        before = _service_before() if with_service else 0.0
-        made = stack.enter_context(networks(count))
-        _set_up(part, made, ends)
-        _sync(part, count, options.rounds_or(3))
+        # Before there are networks, which it would set up.
+        memory = [_memory()] if with_service else []
+        few = stack.enter_context(networks(range(max(1, count // 10))))
+        taken = _set_up(few, warm_up=True)
+        memory += [_memory()] if with_service else []
+        rest = stack.enter_context(networks(range(len(few.names), count)))
+        taken += _set_up(rest)
+        part.line("first").values += taken[:ends]
+        part.line("last").values += taken[-ends:]
+        _sync(part, count, options)
         if with_service:
-            _service_after(part, before, count)
+            _idle(part)
+            memory.append(_memory())
+            _note_memory(part, memory, len(rest.names))
         _reboot(part, count)
-        _take_down(part, made)
+        _take_down(part, few.documents + rest.documents)
     return part
 
 
-def _set_up(part: Part, made: Networks, ends: int) -> None:
+def _set_up(made: Networks, warm_up: bool = False) -> list[float]:
+    """Milliseconds for each."""
     with engine() as verbs:
-        for _ in range(3):  # not counted: libraries and files warm up
-            engine_up(verbs, made.documents[0])
-            engine_down(verbs, made.documents[0])
+        for xml in made.documents[:1] * (3 if warm_up else 1):
+            # Libraries and files warm up; not counted.
+            engine_up(verbs, xml)
+            engine_down(verbs, xml)
             settle()
-        taken = [timed(lambda xml=xml: engine_up(verbs, xml)) for xml in made.documents]  # type: ignore[misc]
-    part.line("first").values += taken[:ends]
-    part.line("last").values += taken[-ends:]
+        return [timed(lambda xml=xml: engine_up(verbs, xml)) for xml in made.documents]  # type: ignore[misc]
 
 
 # -- sync ------------------------------------------------------------------------
@@ -159,12 +170,12 @@ def _sync_time() -> float:
 SYNC = (lab.PYTHON, "-m", "libvirt_natns", "sync")
 
 
-def _sync(part: Part, count: int, rounds: int) -> None:
+def _sync(part: Part, count: int, options: Options) -> None:
     _sync_time()  # what libvirt adds to the documents is recorded now
     with lab.FastGuest("virbr-n0", name="pinger") as guest:
         guest.static("10.0.0.5/24", "10.0.0.1")
         lab.wait_for(lambda: guest.ping(lab.INTERNET), what="a way out of the first network")
-        for _ in range(rounds):
+        for _ in options.turns(5, 40):
             with Pings(guest) as pings:
                 taken = _sync_time()
             part.note("sync", taken / count)
@@ -197,21 +208,39 @@ class Pings:
 # -- the service -----------------------------------------------------------------
 
 
-def _service_before() -> float:
+def _quiet(running: Service) -> None:
+    """Wait until a service that has just started has looked at everything."""
+    end = time.monotonic() + QUIET_LIMIT
+    while time.monotonic() < end and _share(running, 1.0) > 0.5:
+        pass
+
+
+def _share(running: Service, seconds: float) -> float:
+    """Per cent of one CPU that it uses."""
+    before = running.cpu
+    settle(seconds)
+    return 100 * (running.cpu - before) / seconds
+
+
+def _memory() -> float:
+    """Of a service that has looked at all networks there are, in kB."""
     with service() as running:
-        settle(1)
+        _quiet(running)
         return running.memory
 
 
-def _service_after(part: Part, before: float, count: int) -> None:
+def _idle(part: Part) -> None:
     with service() as running:
-        settle(3)  # it looks at all networks first
-        begin = running.cpu
-        settle(IDLE)
-        part.note("idle", 100 * (running.cpu - begin) / IDLE)
-        part.note("empty", before / 1000)
-        part.note("full", running.memory / 1000)
-        part.note("each", (running.memory - before) / count)
+        _quiet(running)
+        part.note("idle", _share(running, IDLE))
+
+
+def _note_memory(part: Part, memory: list[float], more: int) -> None:
+    """``memory`` is that with no network, with some, and with ``more`` of them."""
+    none, few, many = memory
+    part.note("empty", none / 1000)
+    part.note("full", many / 1000)
+    part.note("each", (many - few) / more)
 
 
 # -- after a reboot --------------------------------------------------------------
@@ -266,7 +295,7 @@ def _namespace() -> float:
     return taken
 
 
-def _take_down(part: Part, made: Networks) -> None:
+def _take_down(part: Part, documents: list[bytes]) -> None:
     with engine() as verbs:
-        for xml in made.documents:
+        for xml in documents:
             part.note("down", timed(lambda xml=xml: engine_down(verbs, xml)))  # type: ignore[misc]

@@ -165,17 +165,23 @@ def measure(options: Options, hooks: Hooks) -> Part:
         others = stack.enter_context(peers())
         own_xml = own("own", BRIDGE, FORWARDS, uuid=str(uuid.uuid4()))
         xml = f"<hookData>{own_xml}</hookData>".encode()
-        for number in range(options.rounds_or(11) + 1):
-            keep = number > 0
-            once(part, others, keep)
-            _warm(part, xml, keep)
-            with hooks.ours():
-                _through_hooks(part, xml, keep)
+        _round(part, hooks, others, xml, keep=False)
+        for _ in options.turns(11, 90):
+            _round(part, hooks, others, xml)
             lab.write_config(world.config())
             with engine() as verbs:
-                once(part, {"probe": of_engine(verbs, xml)}, keep)
+                once(part, {"probe": of_engine(verbs, xml)}, keep=True)
             lab.write_config(world.config(more=NO_PROBE))
     return part
+
+
+def _round(
+    part: Part, hooks: Hooks, others: dict[str, Variant], xml: bytes, keep: bool = True
+) -> None:
+    once(part, others, keep)
+    _warm(part, xml, keep)
+    with hooks.ours():
+        _through_hooks(part, xml, keep)
 
 
 def _warm(part: Part, xml: bytes, keep: bool) -> None:

@@ -26,7 +26,7 @@ import peers
 import plot
 import scale
 import set_up
-from report import Part, Report, markdown_of, read, text_of
+from report import Part, Report, markdown_of, read, summary, text_of
 from world import Hooks, Options, has_service
 
 BENCH = Path(__file__).resolve().parent
@@ -56,8 +56,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/run", description="How fast it is, and others.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="few rounds: does it run at all?")
-    parser.add_argument("--rounds", type=int, help="of each part (usually 5 to 15)")
-    parser.add_argument("--networks", type=int, help="of the part scale, at most 1000 (100)")
+    parser.add_argument("--rounds", type=int, help="of each part (usually 5 to 11)")
+    parser.add_argument("--networks", type=int, help="of the part scale, 10 to 1000 (100)")
     parser.add_argument("--forwards", type=int, help="of the part data-path (10000)")
     parser.add_argument("--seconds", type=int, help="of each measure of the data path (2)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
@@ -74,7 +74,7 @@ def options_of(given: argparse.Namespace) -> Options:
     usual = QUICK if given.quick else USUAL
     return Options(
         rounds=given.rounds or usual.rounds,
-        networks=min(given.networks or usual.networks, 1000),
+        networks=min(max(given.networks or usual.networks, 10), 1000),
         forwards=given.forwards or usual.forwards,
         seconds=given.seconds or usual.seconds,
     )
@@ -132,9 +132,7 @@ def tell(report: Report, directory: Path) -> None:
     print("What the peers run:\n")
     for name, commands in report.peers.items():
         print(f"{name}:\n    " + commands.replace("\n", "\n    ") + "\n")
-    verdicts = [verdict for part in report.parts for verdict in part.verdicts()]
-    met = sum(verdict.met for verdict in verdicts)
-    print(f"{met} of {len(verdicts)} goals met; {report.seconds:.0f} s; see {directory}/report.*")
+    print(f"{summary(report)} {report.seconds:.0f} s; see {directory}/report.*")
     directory.mkdir(parents=True, exist_ok=True)
     report.write(directory / "report.json")
     plot.draw(report, directory / "report.svg")

@@ -29,20 +29,32 @@ SETTLING = 0.1
 """Seconds between two rounds.  The kernel ends a namespace after the command that deletes
 it, and lets no other begin meanwhile: that is nobody's set-up time."""
 
+LEAST = 3
+"""Rounds that a part takes even on a slow machine."""
+
 NO_SERVICE = "this version has no `virt-natns serve`"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured; a part takes its own number of rounds where none is asked for."""
+    """How much is measured; a part has its own number of rounds where none is asked for."""
 
     rounds: int | None
     networks: int
     forwards: int
     seconds: int
 
-    def rounds_or(self, usual: int) -> int:
-        return self.rounds or usual
+    def turns(self, usual: int, budget: float) -> Iterator[int]:
+        """The numbers of rounds, from 0.
+
+        As many as were asked for; else ``usual``, or fewer where they take longer
+        than ``budget`` seconds.
+        """
+        end = time.monotonic() + budget
+        for number in range(self.rounds or usual):
+            if not self.rounds and number >= LEAST and time.monotonic() > end:
+                break
+            yield number
 
 
 # -- time ------------------------------------------------------------------------

@@ -73,6 +73,7 @@ def lines(count: int, ends: int) -> Iterator[Line]:
     yield Line("sync", f"`virt-natns sync` of {count} healthy networks, per network", "ms", sync)
     yield Line("loss", "packets lost meanwhile", "", (Goal(0, how="value"),))
     yield Line("sent", "of a stream of pings, packets sent", "")
+    yield Line("queues", "packets that full queues of CPUs dropped meanwhile, anybody's", "")
     rebuilt = (Goal(30000 / 500, how="value"),)
     yield Line("rebuild", "all from nothing by `virt-natns sync`, per network", "ms", rebuilt)
     yield Line("down", "tear-down, per network", "ms")
@@ -175,12 +176,20 @@ def _sync(part: Part, count: int, options: Options) -> None:
     with lab.FastGuest("virbr-n0", name="pinger") as guest:
         guest.static("10.0.0.5/24", "10.0.0.1")
         lab.wait_for(lambda: guest.ping(lab.INTERNET), what="a way out of the first network")
-        for _ in options.turns(5, 40):
+        for _ in options.turns(5, 40, least=1):
+            dropped = queue_drops()
             with Pings(guest) as pings:
                 taken = _sync_time()
+            part.note("queues", queue_drops() - dropped)
             part.note("sync", taken / count)
             part.note("loss", pings.sent - pings.answered)
             part.note("sent", pings.sent)
+
+
+def queue_drops() -> int:
+    """Packets that did not fit into a CPU's queue, which all namespaces of the machine share."""
+    lines = Path("/proc/net/softnet_stat").read_text().splitlines()
+    return sum(int(line.split()[1], 16) for line in lines)
 
 
 class Pings:

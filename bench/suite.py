@@ -43,7 +43,7 @@ PARTS: dict[str, Callable[[Options, Hooks], Part]] = {
     "data-path": data_path.measure,
 }
 
-USUAL = Options(rounds=None, networks=100, forwards=10_000, seconds=2)
+USUAL = Options(rounds=None, networks=100, forwards=10_000, seconds=1)
 QUICK = Options(rounds=3, networks=20, forwards=1_000, seconds=1)
 
 PACKAGES = (
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="of each part (usually 5 to 11)")
     parser.add_argument("--networks", type=int, help="of the part scale, 10 to 1000 (100)")
     parser.add_argument("--forwards", type=int, help="of the part data-path (10000)")
-    parser.add_argument("--seconds", type=int, help="of each measure of the data path (2)")
+    parser.add_argument("--seconds", type=int, help="of each measure of the data path (1)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
     parser.add_argument("--markdown", action="store_true", help="print the last run's tables")
     parser.add_argument("--docs", action="store_true", help=f"put them into {PAGE.name}")

@@ -44,15 +44,15 @@ class Options:
     forwards: int
     seconds: int
 
-    def turns(self, usual: int, budget: float) -> Iterator[int]:
+    def turns(self, usual: int, budget: float, least: int = LEAST) -> Iterator[int]:
         """The numbers of rounds, from 0.
 
-        As many as were asked for; else ``usual``, or fewer where they take longer
-        than ``budget`` seconds.
+        As many as were asked for; else ``usual``, or fewer, ``least`` at the least,
+        where they take longer than ``budget`` seconds.
         """
         end = time.monotonic() + budget
         for number in range(self.rounds or usual):
-            if not self.rounds and number >= LEAST and time.monotonic() > end:
+            if not self.rounds and number >= least and time.monotonic() > end:
                 break
             yield number
 

@@ -24,6 +24,7 @@ from world import (
     own,
     provider,
     timed,
+    wide_forwards,
 )
 
 FAR = "192.168.0.50"
@@ -243,13 +244,12 @@ def _connections(part: Part, name: str, client: lab.Node, to: Target, seconds: f
 
 
 def _forwards(part: Part, far: lab.Node, options: Options) -> None:
-    one, many = own("one", "virbrO", 1), own("many", "virbrM", options.forwards)
+    one, many = own("one", "virbrO", 1), own("many", "virbrM", more=wide_forwards(options.forwards))
     with ExitStack() as stack:
         stack.enter_context(defined(one, many))
         lab.virsh("net-start", "one")
         part.note("many-start", timed(lambda: lab.virsh("net-start", "many", timeout=300)))
-        # An even one, in the middle, which leads to the guest's server.
-        middle = 8000 + 2 * (options.forwards // 4 * 2)
+        middle = 8000 + 5 * (options.forwards // 8)
         targets = {}
         for name, bridge, port in (("one", "virbrO", 8000), ("many", "virbrM", middle)):
             guest = stack.enter_context(lab.FastGuest(bridge, name=f"g-{name}"))

@@ -106,6 +106,7 @@ class Part:
     lines: list[Line] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    failed: str = ""
 
     def add(self, line: Line) -> Line:
         self.lines.append(line)
@@ -218,6 +219,7 @@ def _part_document(part: Part) -> dict[str, Any]:
         "about": part.about,
         "seconds": round(part.seconds, 1),
         "left_out": part.left_out,
+        "failed": part.failed,
         "lines": [_line_document(line) for line in part.measured],
         "goals": [_verdict_document(verdict) for verdict in part.verdicts()],
     }
@@ -256,6 +258,7 @@ def read(file: Path) -> Report:
 def _part_of(document: dict[str, Any]) -> Part:
     part = Part(document["name"], document["title"], document["about"])
     part.left_out, part.seconds = document["left_out"], document["seconds"]
+    part.failed = document["failed"]
     for each in document["lines"]:
         goals = tuple(Goal(**goal) for goal in each["goals"])
         known = {key: each[key] for key in ("key", "label", "unit", "note", "values")}
@@ -272,6 +275,7 @@ def text_of(part: Part) -> str:
     rows = [_row(line) for line in part.measured]
     goals = [_goal_row(verdict) for verdict in part.verdicts()]
     missing = [f"  left out: {what}" for what in part.left_out]
+    missing += [f"  FAILED: {part.failed}"] if part.failed else []
     return "\n".join([head, "-" * len(head), *rows, *goals, *missing]).replace("`", "")
 
 
@@ -325,3 +329,5 @@ def _markdown_part(part: Part) -> Iterator[str]:
         yield f"| {found.text} | {number(found.value)} | {between} | {word} |"
     for what in part.left_out:
         yield f"\nLeft out: {what}"
+    if part.failed:
+        yield f"\n**Failed**: {part.failed}"

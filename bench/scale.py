@@ -73,7 +73,7 @@ def lines(count: int, ends: int) -> Iterator[Line]:
     yield Line("sync", f"`virt-natns sync` of {count} healthy networks, per network", "ms", sync)
     yield Line("loss", "packets lost meanwhile", "", (Goal(0, how="value"),))
     yield Line("sent", "of a stream of pings, packets sent", "")
-    yield Line("queues", "packets that full queues of CPUs dropped meanwhile, anybody's", "")
+    yield Line("queues", "dropped by full queues of CPUs, anybody's", "")
     rebuilt = (Goal(30000 / 500, how="value"),)
     yield Line("rebuild", "all from nothing by `virt-natns sync`, per network", "ms", rebuilt)
     yield Line("down", "tear-down, per network", "ms")

@@ -29,6 +29,8 @@ import set_up
 from report import Part, Report, markdown_of, read, summary, text_of
 from world import Hooks, Options, has_service
 
+from libvirt_natns.errors import NatnsError
+
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results"
 PAGE = lab.CHECKOUT / "docs" / "reference" / "benchmarks.md"
@@ -119,12 +121,22 @@ def run(options: Options, parts: list[str]) -> Report:
     for name in parts:
         print(f"... {name}", file=sys.stderr, flush=True)
         start = time.monotonic()
-        part = PARTS[name](options, hooks)
+        part = _measured(name, options, hooks)
         part.seconds = time.monotonic() - start
         report.parts.append(part)
         print(f"{text_of(part)}\n", flush=True)
     report.seconds = time.monotonic() - begin
     return report
+
+
+def _measured(name: str, options: Options, hooks: Hooks) -> Part:
+    """One part; where it fails, that is told, and the others go on."""
+    try:
+        return PARTS[name](options, hooks)
+    except (lab.LabError, NatnsError) as error:
+        hooks.use("none")
+        print(f"bench/run: {name}: {error}", file=sys.stderr, flush=True)
+        return Part(name, name, failed=str(error).strip().splitlines()[0])
 
 
 def tell(report: Report, directory: Path) -> None:
@@ -160,8 +172,9 @@ def main() -> int:
         if given.markdown:
             print(markdown_of(report), end="")
         return 0
-    tell(run(options_of(given), given.parts or list(PARTS)), given.output)
-    return 0
+    report = run(options_of(given), given.parts or list(PARTS))
+    tell(report, given.output)
+    return 1 if any(part.failed for part in report.parts) else 0
 
 
 if __name__ == "__main__":

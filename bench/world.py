@@ -229,14 +229,23 @@ def forwards(count: int) -> str:
     return f'<natns:portForward guestAddress="{GUEST}">{ranges}</natns:portForward>'
 
 
+def wide_forwards(count: int) -> str:
+    """The same in ranges of four that do not meet: metadata may have 256 kB, not more."""
+    ranges = "".join(
+        f'<natns:range start="{start}" end="{start + 3}" to="80"/>'
+        for start in range(8000, 8000 + 5 * (count // 4), 5)
+    )
+    return f'<natns:portForward guestAddress="{GUEST}">{ranges}</natns:portForward>'
+
+
 def stock(name: str, bridge: str, count: int = 0) -> str:
     """An isolated network as virt-manager makes it, with ``count`` forwards."""
     return lab.isolated(name, bridge, metadata=nat(forwards(count)) if count else "")
 
 
-def own(name: str, bridge: str, count: int = 0, uuid: str | None = None) -> str:
-    """One whose address stands in our metadata."""
-    inside = f'<natns:ip address="10.0.0.1" prefix="24">{DHCP}</natns:ip>'
+def own(name: str, bridge: str, count: int = 0, uuid: str | None = None, more: str = "") -> str:
+    """One whose address stands in our metadata; ``more`` is added there."""
+    inside = f'<natns:ip address="10.0.0.1" prefix="24">{DHCP}</natns:ip>{more}'
     inside += forwards(count) if count else ""
     return lab.isolated(name, bridge, address=None, metadata=nat(inside), uuid=uuid)
 

@@ -22,7 +22,15 @@ NO_TESTS = 5
 """pytest's exit status where an argument such as -k leaves nothing of a file."""
 
 # Those that take longest begin first, so that none is left to run alone.
-FIRST = ("test_parallel", "test_dhcp_dns", "test_commands", "test_firewall_packets")
+FIRST = (
+    "test_healing",
+    "test_monitoring",
+    "test_parallel",
+    "test_failures",
+    "test_dhcp_dns",
+    "test_commands",
+    "test_firewall_packets",
+)
 
 
 @dataclass(frozen=True)

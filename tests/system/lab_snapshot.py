@@ -80,11 +80,16 @@ OWN_ACCEPT = 'accept comment "libvirt-natns"'
 """Ends a rule of ours in somebody else's table: whichever comes first, all of them accept."""
 
 
+def _is_own_accept(line: str) -> bool:
+    return line.endswith(OWN_ACCEPT)
+
+
 def _nftables() -> list[str]:
     lines = run("nft", "-s", "list", "ruleset").stdout.splitlines()
     found: list[str] = []
-    for ours, group in groupby(lines, lambda line: line.endswith(OWN_ACCEPT)):
-        found += sorted(group) if ours else group
+    groups = ((ours, list(group)) for ours, group in groupby(lines, _is_own_accept))
+    for ours, rules in groups:
+        found += sorted(rules) if ours else rules
     return found
 
 

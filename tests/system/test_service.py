@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from lab import (
     ECHO_PORT,
     FastGuest,
     Libvirtd,
+    Node,
     Provider,
     Service,
     define_network,
@@ -34,9 +36,9 @@ from lab import (
     wait_for,
     write_config,
 )
-from lab_domains import create, destroy, domain, nic, ports, uuid_of
+from lab_domains import asked, create, destroy, domain, nic, ports, uuid_of
 from lab_service import SOCKET
-from views import namespaces, refusal, settled
+from views import namespaces, refusal, settled, upstream_address
 
 from libvirt_natns.locks import locked
 from libvirt_natns.names import network_directory
@@ -349,3 +351,62 @@ def test_nobody_else_can_hold_a_lock(service: Service) -> None:
     virsh("net-update", "a", "add", "ip-dhcp-host", f"<host mac='{MAC}' ip='{GUEST}'/>", "--live")
     with FastGuest("virbr10", MAC) as guest:
         assert guest.dhcp()["ip"] == GUEST
+
+
+# -- addresses -----------------------------------------------------------------
+
+
+ARP_REQUEST, ARP_REPLY = 1, 2
+
+
+@contextmanager
+def answering_late(node: Node, address: str, delay: float) -> Iterator[None]:
+    """Have a machine answer for an address ``delay`` seconds after it was asked for it."""
+    mac, wanted = bytes.fromhex(node.mac.replace(":", "")), IPv4Address(address).packed
+    over = threading.Event()
+
+    def answer() -> None:
+        while not over.is_set():
+            try:
+                frame = packet.recv(2048)
+            except TimeoutError:
+                continue
+            if frame[12:14] != b"\x08\x06" or frame[21] != ARP_REQUEST or frame[38:42] != wanted:
+                continue
+            asker = frame[6:12]
+            time.sleep(delay)
+            head = asker + mac + frame[12:20] + bytes([0, ARP_REPLY])
+            packet.send(head + mac + wanted + asker + frame[28:32])
+
+    with node.packet_socket(timeout=0.1) as packet:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(5)
+
+
+def test_an_address_that_is_claimed_late_is_given_up(service: Service, provider: Provider) -> None:
+    """A machine that answers too late for `start` to wait for it keeps its address."""
+    forward = '<natns:portForward guestAddress="10.0.0.5"><natns:range start="8080" to="7"/>'
+    metadata = (
+        f'<natns:nat xmlns:natns="urn:libvirt-natns:1">{forward}</natns:portForward></natns:nat>'
+    )
+    define_network(isolated("a", "virbr10", metadata=metadata))
+    virsh("net-start", "a")
+    first = upstream_address("a")
+    virsh("net-destroy", "a")
+    sleepy = provider.neighbour("sleepy", "192.168.0.60/24")
+    with answering_late(sleepy, first, 0.05):
+        virsh("net-start", "a")
+        wait_for(lambda: upstream_address("a") != first, timeout=10)
+        wait_for(lambda: natns("check", check=False).returncode == 0, timeout=10)
+    second = upstream_address("a")
+    assert service.logged("event=relocate", "network=a", first, second), service.log()
+    with FastGuest("virbr10", MAC) as guest:
+        guest.static(f"{GUEST}/24", "10.0.0.1")
+        guest.serve("tcp", ECHO_PORT)
+        wait_for(lambda: asked(sleepy.name, "tcp", second, 8080) is not None)
+        assert asked(sleepy.name, "tcp", first, 8080) is None

@@ -27,6 +27,7 @@ from lab import (
 )
 
 from libvirt_natns import cli
+from libvirt_natns.store import boot_id
 
 MAC = "52:54:00:00:00:05"
 HOOKS = Path("/etc/libvirt/hooks")
@@ -175,8 +176,11 @@ def another_boot(number: int) -> Iterator[None]:
     file = Path("/run/tmp/boot_id")
     file.write_text(f"00000000-0000-4000-8000-{number:012}\n")
     run("mount", "--bind", file, BOOT_ID)
+    # No process has ever seen two.
+    boot_id.cache_clear()
     try:
         yield
     finally:
         run("umount", BOOT_ID)
         file.unlink()
+        boot_id.cache_clear()

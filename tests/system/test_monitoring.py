@@ -216,7 +216,7 @@ def test_the_units_capabilities_suffice(installed: None, provider: Provider, bac
         start_network(NETWORK)
         forward_at_once("virbr10")
         # It was not the hook itself.
-        assert service.logged("event=up", "network=a", "is missing", since=marked)
+        assert service.logged("event=up", "network=a", since=marked)
         with FastGuest("virbr10", MAC) as guest:
             guest.dhcp()
             assert guest.curl(f"http://{provider.gateway}/").startswith("192.168.0.1")

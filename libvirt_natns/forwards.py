@@ -53,7 +53,7 @@ class Owner:
 class Choices(Protocol):
     """What is decided once and kept."""
 
-    def target(self, attachment: Attachment) -> IPv4Address:
+    def target(self, owner: str, attachment: Attachment) -> IPv4Address:
         """The NIC's DHCP address, reserved for it if it has none yet."""
 
     def port(
@@ -178,7 +178,7 @@ def _listen(
 
 def _target(domain: Domain, wanted: PortForward, at: Attachment, choices: Choices) -> IPv4Address:
     if wanted.guest_address is None:
-        return choices.target(at)
+        return choices.target(domain.uuid, at)
     reachable = [subnet.network for subnet in at.network.subnets]
     reachable += [route.destination for route in at.network.routes]
     gateways = {subnet.gateway for subnet in at.network.subnets}
@@ -231,7 +231,7 @@ def _static(
         f"guest {domain.name}",
         at.network.uuid,
         choices.address(request, domain, at),
-        choices.target(at),
+        choices.target(domain.uuid, at),
         request.ports,
     )
 

@@ -7,9 +7,10 @@ same ever after.
 
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address
+from itertools import chain
 from pathlib import Path
 
 from libvirt_natns import arp, forwards, model, names, pool, sockets
@@ -36,26 +37,42 @@ class Choices:
     def registry(self) -> Registry:
         return Registry(self.store)
 
-    def target(self, attachment: Attachment) -> IPv4Address:
+    def target(self, owner: str, attachment: Attachment) -> IPv4Address:
         network, mac = attachment.network, attachment.nic.mac
         fixed = fixed_address(network, mac)
         kept = self.registry.reservation(network.uuid, mac)
-        if fixed is None and kept is not None and _tenable(attachment, kept):
-            return kept
-        self.registry.drop_reservation(network.uuid, mac)
-        return fixed or self._reserve(attachment)
+        if fixed is not None or kept is None or not _tenable(attachment, kept):
+            self.registry.drop_reservation(network.uuid, mac)
+        return fixed or self._reserve(owner, attachment)
 
-    def _reserve(self, attachment: Attachment) -> IPv4Address:
+    def _reserve(self, owner: str, attachment: Attachment) -> IPv4Address:
         network, mac = attachment.network, attachment.nic.mac
+        if kept := self.registry.reservation(network.uuid, mac):
+            return self.registry.reserve(network.uuid, mac, owner, [kept], lambda _: False)
         if not any(subnet.ranges for subnet in network.subnets):
             raise ConflictError(
                 f"network {network.name} has no DHCP range to reserve an address from",
                 "give guestAddress in <natns:portForward>, or a <range> in the network's <dhcp>",
             )
         try:
-            return self.registry.reserve(network.uuid, mac, _free_addresses(attachment))
+            return self._reserve_free(owner, attachment)
         except ConflictError as error:
             raise ConflictError(f"network {network.name}: {error.fact}", error.remedy) from error
+
+    def _reserve_free(self, owner: str, attachment: Attachment) -> IPv4Address:
+        network, mac = attachment.network, attachment.nic.mac
+        leased, fixed = _leases(network.bridge or ""), _fixed(network)
+        spans = [span for subnet in network.subnets for span in subnet.ranges]
+
+        def usable(address: IPv4Address) -> bool:
+            inside = any(address in span for span in spans)
+            return inside and address not in fixed and leased.get(address, mac) == mac
+
+        # Its present lease first, then what nobody holds.
+        own = [address for address, holder in leased.items() if holder == mac]
+        numbers = (n for span in spans for n in range(int(span.first), int(span.last) + 1))
+        candidates = filter(usable, chain(own, map(IPv4Address, numbers)))
+        return self.registry.reserve(network.uuid, mac, owner, candidates, usable)
 
     def port(
         self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
@@ -121,29 +138,16 @@ def _tenable(attachment: Attachment, address: IPv4Address) -> bool:
     when the guest starts: somebody else may have leased the address just before.
     """
     network = attachment.network
-    taken = {host.ip for subnet in network.subnets for host in subnet.hosts}
-    taken |= {subnet.gateway for subnet in network.subnets}
+    taken = _fixed(network)
     inside = any(address in subnet.network for subnet in network.subnets)
     holder = _leases(network.bridge or "").get(address, attachment.nic.mac)
     return inside and address not in taken and holder == attachment.nic.mac
 
 
-def _free_addresses(attachment: Attachment) -> Iterator[IPv4Address]:
-    """Where a NIC's reservation may be: its present lease first, then what nobody holds."""
-    network, mac = attachment.network, attachment.nic.mac
-    fixed = {host.ip for subnet in network.subnets for host in subnet.hosts}
-    fixed |= {subnet.gateway for subnet in network.subnets}
-    leased = _leases(network.bridge or "")
-    for address, holder in leased.items():
-        inside = any(address in span for subnet in network.subnets for span in subnet.ranges)
-        if holder == mac and inside and address not in fixed:
-            yield address
-    for subnet in network.subnets:
-        for span in subnet.ranges:
-            for number in range(int(span.first), int(span.last) + 1):
-                address = IPv4Address(number)
-                if address not in fixed and address not in leased:
-                    yield address
+def _fixed(network: Network) -> set[IPv4Address]:
+    """Addresses that the network's own XML has given away."""
+    hosts = {host.ip for subnet in network.subnets for host in subnet.hosts}
+    return hosts | {subnet.gateway for subnet in network.subnets}
 
 
 def _leases(bridge: str) -> dict[IPv4Address, str]:

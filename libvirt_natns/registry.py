@@ -7,7 +7,7 @@ many hooks run at once.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import cast
 
@@ -15,6 +15,14 @@ from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import dataclass
 from libvirt_natns.store import Store, boot_id
+
+# Of a reservation; takes the boot's id twice.
+IN_FORCE = (
+    "(EXISTS (SELECT 1 FROM forward WHERE owner = reservation.owner AND boot = ? AND published)"
+    " OR EXISTS (SELECT 1 FROM static_nat"
+    " WHERE owner = reservation.owner AND boot = ? AND published))"
+)
+LATEST = "(SELECT coalesce(max(used), 0) + 1 FROM reservation)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +220,8 @@ class Registry:
                     f"UPDATE {table} SET published = ? WHERE owner = ?", (int(published), owner)
                 )
             db.execute("UPDATE guest SET published = ? WHERE uuid = ?", (int(published), owner))
+            if not published:
+                db.execute(f"UPDATE reservation SET used = {LATEST} WHERE owner = ?", (owner,))
 
     def move(self, network: str, address: IPv4Address) -> None:
         """Have what listens on a network's former upstream address listen on this one.
@@ -290,25 +300,77 @@ class Registry:
         )
         return {row["mac"]: IPv4Address(row["address"]) for row in rows}
 
-    def reserve(self, network: str, mac: str, candidates: Iterable[IPv4Address]) -> IPv4Address:
-        """Keep the first candidate that nobody else has for a NIC, for good.
+    def reservations_known(self, network: str, most: int) -> dict[str, IPv4Address]:
+        """Those that DHCP must know, by MAC.
 
-        Raises ConflictError where there is none.
+        All of guests that have published something, and of others the latest used,
+        as long as they are ``most`` together: strangers find no room else.
+        """
+        rows = self._store.select(
+            f"SELECT mac, address, {IN_FORCE} AS present FROM reservation WHERE network = ?"
+            " ORDER BY present DESC, used DESC",
+            boot_id(),
+            boot_id(),
+            network,
+        )
+        count = max(most, sum(row["present"] for row in rows))
+        known = sorted(rows[:count], key=lambda row: int(row["address"]))
+        return {row["mac"]: IPv4Address(row["address"]) for row in known}
+
+    def reserve(
+        self,
+        network: str,
+        mac: str,
+        owner: str,
+        candidates: Iterable[IPv4Address],
+        usable: Callable[[IPv4Address], bool],
+    ) -> IPv4Address:
+        """Keep the first candidate that nobody else has for a guest's NIC, for good.
+
+        Where there is none, a ``usable`` one is taken from a guest that does not
+        run, the longest unused first.  Raises ConflictError where there is none,
+        either.
         """
         with self._store.transaction() as db:
-            kept = self.reservation(network, mac)
-            if kept is not None:
-                return kept
+            address = self.reservation(network, mac)
+            if address is not None:
+                # The definition it was made for may be gone, and the NIC another guest's.
+                db.execute(
+                    "UPDATE reservation SET owner = ? WHERE network = ? AND mac = ? AND owner != ?",
+                    (owner, network, mac, owner),
+                )
+                return address
             taken = set(self.reservations(network).values())
-            for candidate in candidates:
-                if candidate not in taken:
-                    db.execute(
-                        "INSERT INTO reservation VALUES (?, ?, ?)", (network, mac, int(candidate))
-                    )
-                    return candidate
-        raise ConflictError(
-            f"no DHCP address is left for {mac}", "enlarge the network's <dhcp> range"
+            address = next((each for each in candidates if each not in taken), None)
+            if address is None:
+                address = next(filter(usable, self._reclaimable(network)), None)
+            if address is None:
+                raise ConflictError(
+                    f"no DHCP address is left for {mac}", "enlarge the network's <dhcp> range"
+                )
+            db.execute(
+                "DELETE FROM reservation WHERE network = ? AND address = ?", (network, int(address))
+            )
+            db.execute(
+                f"INSERT INTO reservation VALUES (?, ?, ?, ?, {LATEST})",
+                (network, mac, int(address), owner),
+            )
+            return address
+
+    def _reclaimable(self, network: str) -> list[IPv4Address]:
+        """Addresses of guests that do not run, the longest unused first.
+
+        Guests that ran when the machine went down come last: they probably start
+        again in a moment.
+        """
+        rows = self._store.select(
+            "SELECT address FROM reservation LEFT JOIN guest ON guest.uuid = owner"
+            " WHERE network = ? AND coalesce(boot != ?, TRUE)"
+            " ORDER BY guest.uuid IS NOT NULL, used",
+            network,
+            boot_id(),
         )
+        return [IPv4Address(row["address"]) for row in rows]
 
     def drop_reservation(self, network: str, mac: str) -> None:
         """Give a NIC's DHCP address up: the network's own XML has other plans for it."""

@@ -382,12 +382,18 @@ class Store:
         return bool(rows)
 
     def _forget(self, which: str, uuid: str) -> None:
-        """Drop the networks, among these, of which nothing is kept any more."""
-        self._db.execute(
+        """Drop the networks, among these, of which no lease is kept any more.
+
+        What is kept for guests in them goes along.
+        """
+        gone = self._db.execute(
             f"DELETE FROM network WHERE {which} AND state = 'down'"
-            " AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.network = network.uuid)",
+            " AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.network = network.uuid)"
+            " RETURNING uuid",
             (uuid,),
-        )
+        ).fetchall()
+        for row in gone:
+            self._db.execute("DELETE FROM reservation WHERE network = ?", (row["uuid"],))
 
     def release(self, upstream: str, uuid: str) -> None:
         """Give a lease back to the pool."""

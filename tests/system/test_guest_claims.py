@@ -109,6 +109,20 @@ def test_reservation_is_kept_for_good(plain: Provider) -> None:
         destroy("kept")
 
 
+def test_reservations_of_guests_that_are_gone_leave_room(plain: Provider) -> None:
+    """For one more guest that publishes something, and for one that does not."""
+    with networks(isolated("a", "virbr10", dhcp=("10.0.0.100", "10.0.0.102"))):
+        for number in range(4):
+            name, mac = f"job{number}", f"52:54:00:00:01:{number:02x}"
+            create(domain(name, nic("a", mac), publishes=ports(f"start='222{number}' to='22'")))
+            assert hosts_of("a")[mac]
+            destroy(name)
+        assert list(hosts_of("a")) == [mac]
+        assert natns("check", check=False).returncode == 0
+        with FastGuest("virbr10", OTHER, "other") as other:
+            assert other.dhcp(apply=False)["ip"]
+
+
 def lease_of(network: str) -> str:
     """The network's upstream address."""
     words = run("ip", "-o", "-4", "-n", f"nat-{network}", "address", "show", "upstream").stdout

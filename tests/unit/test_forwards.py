@@ -41,7 +41,7 @@ BOTH = [attachment("a", "m1", A), attachment("b", "m2", B)]
 class Choices:
     """What is always decided the same."""
 
-    def target(self, attachment: Attachment) -> IPv4Address:
+    def target(self, owner: str, attachment: Attachment) -> IPv4Address:
         return TARGET
 
     def port(

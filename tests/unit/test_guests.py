@@ -63,8 +63,8 @@ def attachment(*hosts: DhcpHost, mac: str = MAC, first: int = 100, last: int = 1
 
 
 def test_host_of_the_xml_comes_first(choices: Choices) -> None:
-    assert choices.target(attachment()) == ip(100)
-    assert choices.target(attachment(DhcpHost(ip(7), MAC))) == ip(7)
+    assert choices.target("web", attachment()) == ip(100)
+    assert choices.target("web", attachment(DhcpHost(ip(7), MAC))) == ip(7)
     # Nor is the address kept, which somebody else may have now.
     assert choices.registry.reservations("n") == {}
 
@@ -77,37 +77,56 @@ def test_host_of_the_xml_comes_first(choices: Choices) -> None:
     ],
 )
 def test_reservation_that_became_somebody_elses(choices: Choices, changed: Attachment) -> None:
-    assert choices.target(attachment()) == ip(100)
-    assert choices.target(changed) == ip(101)
-    assert choices.target(attachment()) == ip(101)
+    assert choices.target("web", attachment()) == ip(100)
+    assert choices.target("web", changed) == ip(101)
+    assert choices.target("web", attachment()) == ip(101)
 
 
 def test_reservation_in_a_subnet_that_is_gone(choices: Choices) -> None:
-    choices.registry.reserve("n", MAC, [IPv4Address("172.16.0.5")])
-    assert choices.target(attachment()) == ip(100)
+    choices.registry.reserve("n", MAC, "web", [IPv4Address("172.16.0.5")], lambda _: True)
+    assert choices.target("web", attachment()) == ip(100)
 
 
 def test_leases_of_others_are_left_alone(choices: Choices, tmp_path: Path) -> None:
     lease(tmp_path, 100, OTHER)
-    assert choices.target(attachment()) == ip(101)
+    assert choices.target("web", attachment()) == ip(101)
     # Also where somebody got it before dnsmasq knew of the reservation.
     lease(tmp_path, 101, OTHER)
-    assert choices.target(attachment()) == ip(100)
+    assert choices.target("web", attachment()) == ip(100)
     lease(tmp_path, 100, OTHER, seconds=-1)
-    assert choices.target(attachment()) == ip(100)
+    assert choices.target("web", attachment()) == ip(100)
 
 
 def test_its_own_lease_is_kept(choices: Choices, tmp_path: Path) -> None:
     lease(tmp_path, 102, MAC)
-    assert choices.target(attachment()) == ip(102)
+    assert choices.target("web", attachment()) == ip(102)
 
 
 def test_no_address_left(choices: Choices) -> None:
-    assert choices.target(attachment(last=100)) == ip(100)
+    assert choices.target("web", attachment(last=100)) == ip(100)
+    choices.registry.put_guest("web", "web", b"<domain/>", published=False)
     with pytest.raises(ConflictError, match="network a: no DHCP address is left"):
-        choices.target(attachment(mac=OTHER, last=100))
+        choices.target("mail", attachment(mac=OTHER, last=100))
     with pytest.raises(ConflictError, match="network a has no DHCP range"):
-        choices.target(attachment(mac=OTHER, last=0))
+        choices.target("web", attachment(mac=OTHER, last=0))
+
+
+def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_path: Path) -> None:
+    """The longest unused first; none that is leased, and none outside the ranges."""
+    macs = [f"52:54:00:00:01:{number:02x}" for number in range(5)]
+    choices.registry.reserve("n", macs[4], "far", [ip(200)], lambda _: True)
+    for number, mac in enumerate(macs[:3]):
+        assert choices.target(f"job{number}", attachment(mac=mac)) == ip(100 + number)
+        choices.registry.put_guest(f"job{number}", "job", b"<domain/>", published=True)
+    for number in (1, 2, 0):
+        choices.registry.set_published(f"job{number}", False)
+        choices.registry.forget_guest(f"job{number}")
+    lease(tmp_path, 101, macs[1])
+    assert choices.target("late", attachment(mac=macs[3])) == ip(102)
+    assert choices.registry.reservation("n", macs[2]) is None
+    # Who is back gets another, and the same ever after.
+    assert choices.target("job2", attachment(mac=macs[2])) == ip(100)
+    assert choices.target("job2", attachment(mac=macs[2])) == ip(100)
 
 
 def test_automatic_ports(choices: Choices) -> None:

@@ -143,18 +143,60 @@ def test_a_network_that_moves_takes_its_forwards_along(registry: Registry) -> No
     assert {(each.first, each.address) for each in registry.forwards()} == {(1, moved), (2, B)}
 
 
+FREE = [IPv4Address("10.0.0.100"), IPv4Address("10.0.0.101")]
+
+
+def reserve(registry: Registry, network: str, mac: str, owner: str = "") -> IPv4Address:
+    return registry.reserve(network, mac, owner or f"guest-{mac}", FREE, lambda _: True)
+
+
 def test_reservations_are_unique_and_kept(registry: Registry) -> None:
-    free = [IPv4Address("10.0.0.100"), IPv4Address("10.0.0.101")]
-    assert registry.reserve("a", "m1", free) == free[0]
-    assert registry.reserve("a", "m2", free) == free[1]
-    assert registry.reserve("a", "m1", reversed(free)) == free[0]
-    assert registry.reserve("b", "m2", free) == free[0]
+    for mac in ("m1", "m2", "m3"):
+        registry.put_guest(f"guest-{mac}", mac, b"<domain/>", published=True)
+    assert reserve(registry, "a", "m1") == FREE[0]
+    assert reserve(registry, "a", "m2") == FREE[1]
+    assert registry.reserve("a", "m1", "guest-m1", reversed(FREE), lambda _: True) == FREE[0]
+    assert reserve(registry, "b", "m2") == FREE[0]
     with pytest.raises(ConflictError, match="no DHCP address is left for m3"):
-        registry.reserve("a", "m3", free)
+        reserve(registry, "a", "m3")
     registry.forget_guest("whoever")
-    assert registry.reservations("a") == {"m1": free[0], "m2": free[1]}
+    assert registry.reservations("a") == {"m1": FREE[0], "m2": FREE[1]}
     registry.drop_reservation("a", "m1")
-    assert registry.reserve("a", "m3", free) == free[0]
+    assert reserve(registry, "a", "m3") == FREE[0]
+
+
+def test_reservations_of_guests_that_ran_before_the_reboot_are_taken_last(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.put_guest("ran", "ran", b"<domain/>", published=True)
+    reserve(registry, "a", "m1", "ran")
+    reserve(registry, "a", "m2", "gone")
+    monkeypatch.setattr(module, "boot_id", lambda: "the next")
+    assert reserve(registry, "a", "m3") == FREE[1]
+
+
+def test_reservation_goes_over_to_another_guest_with_that_mac(registry: Registry) -> None:
+    reserve(registry, "a", "m1", "former")
+    assert reserve(registry, "a", "m1", "now") == FREE[0]
+    reserve(registry, "a", "m2")
+    registry.put_guest("now", "now", b"<domain/>", published=True)
+    assert reserve(registry, "a", "m3") == FREE[1]
+
+
+def test_dhcp_knows_of_some_reservations_of_guests_that_are_gone(registry: Registry) -> None:
+    """Those of guests that have published something, others as long as there is room."""
+    for mac, owner in (("m1", "web"), ("m2", "gone")):
+        reserve(registry, "a", mac, owner)
+    claim(registry, forward("web", 2222))
+    assert registry.reservations_known("a", 0) == {"m1": FREE[0]}
+    assert registry.reservations_known("a", 1) == {"m1": FREE[0]}
+    assert registry.reservations_known("a", 2) == {"m1": FREE[0], "m2": FREE[1]}
+    registry.set_published("web", False)
+    assert registry.reservations_known("a", 0) == {}
+    # The one that was used last.
+    assert registry.reservations_known("a", 1) == {"m1": FREE[0]}
+    registry.forget_guest("web")
+    assert registry.reservations_known("a", 1) == {"m1": FREE[0]}
 
 
 def test_guests_are_forgotten_but_for_their_ports(registry: Registry) -> None:

@@ -140,6 +140,9 @@ WHEN EXISTS (
     AND claimed = NEW.claimed
     AND first <= NEW.last AND last >= NEW.first
 ) BEGIN SELECT RAISE(ABORT, 'claimed'); END;
+DROP TABLE reservation;
+CREATE TABLE reservation (network TEXT NOT NULL, mac TEXT NOT NULL, address INTEGER NOT NULL,
+    PRIMARY KEY (network, mac), UNIQUE (network, address));
 PRAGMA user_version = 1;
 """
 """Format 1 as it was."""
@@ -155,14 +158,23 @@ def test_database_of_the_earlier_format_keeps_all_it_has(tmp_path: Path) -> None
     old.mkdir()
     with closing(sqlite3.connect(old / "state.db")) as db:
         db.executescript(EARLIER)
-    # Nothing but its version tells format 1 from today's: rows are the same.
     with closing(sqlite3.connect(old / "state.db", isolation_level=None)) as db:
         db.execute("INSERT INTO lease VALUES ('provider', 'br0', 77, 'uuid-a', 1)")
         db.execute("INSERT INTO transit VALUES ('host', '198.19.252.0/22')")
+        # Of a guest that runs meanwhile, and of one that does not.
+        db.execute("INSERT INTO reservation VALUES ('a', 'm1', 5), ('a', 'm2', 6)")
+        db.execute(
+            "INSERT INTO forward VALUES ('', 'web', 'guest web', 'a', 'tcp', 0, 0, 80, 80, 5,"
+            " 80, 80, '', 1, ?)",
+            (boot_id(),),
+        )
     Store(fresh).close()
     store = Store(old)
     assert store.lease("provider", "uuid-a") == IPv4Address(77)
     assert store.transit("host") == IPv4Network("198.19.252.0/22")
+    registry = Registry(store)
+    assert registry.reservations("a") == {"m1": IPv4Address(5), "m2": IPv4Address(6)}
+    assert registry.reservations_known("a", 0) == {"m1": IPv4Address(5)}
     store.close()
     assert _schema(old) == _schema(fresh)
 
@@ -206,6 +218,9 @@ def test_no_start_reads_all_rows_of_a_table(store: Store) -> None:
         registry.static_nats(owner=mine.uuid)
         registry.guests_in(mine.uuid)
         registry.networks_of(mine.uuid)
+        registry.reserve(mine.uuid, "m1", "web", [FIRST], lambda _: True)
+        registry.reservations_known(mine.uuid, 5)
+        registry.set_published("web", False)
         registry.drop_claims(mine.uuid)
 
     plans = _plans(store, start)
@@ -409,6 +424,19 @@ def test_lease_of_an_upstream_that_a_network_has_left(store: Store) -> None:
     store.put(record("a", upstream="other"))
     assert store.reclaimable(SEGMENT) == [FIRST]
     assert store.lease("provider", "uuid-a") == FIRST
+
+
+def test_what_guests_keep_goes_with_their_network(store: Store) -> None:
+    registry = Registry(store)
+    for name, address in (("a", FIRST), ("b", SECOND)):
+        store.put(record(name, state="down"))
+        lease(store, name, address)
+        registry.reserve(f"uuid-{name}", "m1", "web", [THIRD], lambda _: True)
+    store.put(record("c"))
+    lease(store, "c", FIRST)
+    assert store.network("uuid-a") is None
+    assert registry.reservations("uuid-a") == {}
+    assert registry.reservations("uuid-b") == {"m1": THIRD}
 
 
 def test_release(store: Store) -> None:

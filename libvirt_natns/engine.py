@@ -243,7 +243,7 @@ class Engine:
         undo.add(self.store.put, known)
         before = Claims(network.uuid, self.registry.forwards(owner=network.uuid))
         undo.add(self.registry.claim, before, publication.scopes(self.store, [network.uuid]), True)
-        choices = publication.Choices(self.config, self.store, self.kernel)
+        choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
         address = self._address(network, upstream)
         publication.claim_for_network(choices, network, upstream, address, before.forwards)
 
@@ -350,7 +350,7 @@ class Engine:
         )
         if network.nat and network.nat.forwards:
             undo.add(self.registry.drop_claims, network.uuid)
-            choices = publication.Choices(self.config, self.store, self.kernel)
+            choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
             publication.claim_for_network(choices, network, upstream, address)
 
     def _probe(self, upstream: Upstream, addresses: Collection[IPv4Address]) -> set[IPv4Address]:

@@ -11,9 +11,9 @@ from functools import partial
 from ipaddress import AddressValueError, IPv4Address
 from typing import cast
 
-from libvirt_natns.elements import NS, Element, MutableElement
+from libvirt_natns.elements import NS, Element, MutableElement, mac
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.forwards import ports
+from libvirt_natns.forwards import Selector, ports
 from libvirt_natns.metadata import MAX_PORT
 from libvirt_natns.model import Protocol
 from libvirt_natns.records import dataclass
@@ -60,12 +60,12 @@ class Surroundings:
     """What a forward's listing shows and the metadata does not say.
 
     ``listen`` tells the default address of the NIC that a forward's ``network`` and
-    ``mac`` select, ``chosen`` the port chosen there for a protocol and a target.
+    ``mac`` select, ``chosen`` the port chosen for a forward, a protocol and a target.
     Either is None where it is not known, the network being down.
     """
 
     listen: Callable[[str | None, str | None], str | None]
-    chosen: Callable[[str | None, str | None, Protocol, int], int | None]
+    chosen: Callable[[Selector, Protocol, int], int | None]
 
 
 # -- what is typed -------------------------------------------------------------
@@ -224,9 +224,15 @@ def _is_meant(forward: Element, each: Element, spec: Spec, around: Surroundings)
     to = int(each.attrib["to"])
     if spec.listen is None:
         return spec.target == (to, to)
-    selected = forward.attrib.get("network"), forward.attrib.get("mac")
-    chosen = around.chosen(*selected, spec.proto, to)
+    chosen = around.chosen(_selector(forward), spec.proto, to)
     return chosen is not None and spec.listen == (chosen, chosen)
+
+
+def _selector(forward: Element) -> Selector:
+    given = forward.attrib
+    return Selector(
+        given.get("network"), mac(given.get("mac")), given.get("address"), given.get("guestAddress")
+    )
 
 
 def _exclude(forward: MutableElement, span: Span) -> None:

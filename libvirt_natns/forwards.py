@@ -15,6 +15,7 @@ from libvirt_natns.model import (
     AddressRequest,
     Domain,
     Forward,
+    NatMetadata,
     Network,
     Nic,
     PortForward,
@@ -23,7 +24,7 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import dataclass
-from libvirt_natns.registry import Claims
+from libvirt_natns.registry import Claims, PortKey
 
 Span = tuple[int, int, int, int]
 """First and last port, and the first and last port that they lead to."""
@@ -48,6 +49,56 @@ class Owner:
 
     uuid: str
     name: str
+    forwards: tuple[PortForward, ...]
+
+    def fixed(self, proto: model.Protocol) -> tuple[tuple[int, int], ...]:
+        """The ports that it wants by number."""
+        mine = (each for each in self.forwards if each.proto == proto)
+        return tuple((first, last) for each in mine for first, last, _, _ in spans(each))
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """What tells one forward from another of the same owner, as its metadata has it."""
+
+    network: str | None
+    mac: str | None
+    address: str | None
+    guest_address: str | None
+
+    def __str__(self) -> str:
+        given = (
+            ("network", self.network),
+            ("mac", self.mac),
+            ("address", self.address),
+            ("guestAddress", self.guest_address),
+        )
+        return " ".join(f"{name}={value}" for name, value in given if value is not None)
+
+
+def selector(wanted: PortForward) -> Selector:
+    """The selector of a forward."""
+    address, guest = wanted.address, wanted.guest_address
+    return Selector(
+        wanted.network,
+        wanted.mac,
+        None if address is None else str(address),
+        None if guest is None else str(guest),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A range with start="auto".
+
+    ``listen`` is where; ``avoided`` are the owner's own fixed ports of that protocol.
+    """
+
+    key: PortKey
+    owner_name: str
+    attachment: Attachment
+    listen: IPv4Address
+    avoided: tuple[tuple[int, int], ...]
 
 
 class Choices(Protocol):
@@ -56,10 +107,8 @@ class Choices(Protocol):
     def target(self, owner: str, attachment: Attachment) -> IPv4Address:
         """The NIC's DHCP address, reserved for it if it has none yet."""
 
-    def port(
-        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
-    ) -> int:
-        """A free port for start="auto", always the same for one owner and target."""
+    def port(self, wish: Wish) -> int:
+        """A free port for start="auto", the same for one key unless somebody else has it."""
 
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment
@@ -82,7 +131,7 @@ def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> 
     forwards = tuple(
         forward
         for wanted in domain.nat.forwards
-        for forward in _forwards(domain, wanted, attachments, statics, choices)
+        for forward in _forwards(domain, domain.nat, wanted, attachments, statics, choices)
     )
     return Claims(domain.uuid, forwards, statics)
 
@@ -92,13 +141,14 @@ def of_network(
 ) -> Claims:
     """What a network's own metadata publishes."""
     at = Attachment(Nic(""), network, upstream, address)
-    owner = Owner(network.uuid, f"network {network.name}")
+    wishes = network.nat.forwards if network.nat else ()
+    owner = Owner(network.uuid, f"network {network.name}", wishes)
     found = []
-    for wanted in network.nat.forwards if network.nat else ():
+    for wanted in wishes:
         listen = _listen(owner.name, wanted.address, upstream, {address})
         # The document is refused without one.
         target = wanted.guest_address or address
-        found += list(_made(owner, wanted, at, listen, target, choices))
+        found += list(_made(owner, wanted, at, listen or address, target, choices))
     return Claims(network.uuid, tuple(found))
 
 
@@ -119,6 +169,7 @@ def _select(
 
 def _forwards(
     domain: Domain,
+    nat: NatMetadata,
     wanted: PortForward,
     attachments: list[Attachment],
     statics: tuple[StaticNat, ...],
@@ -129,21 +180,24 @@ def _forwards(
     who = f"guest {domain.name}"
     listen = _listen(who, wanted.address, at.upstream, {at.address, *own})
     target = _target(domain, wanted, at, choices)
-    return _made(Owner(domain.uuid, who), wanted, at, listen, target, choices)
+    owner = Owner(domain.uuid, who, nat.forwards)
+    return _made(owner, wanted, at, listen or at.address, target, choices)
 
 
 def _made(
     owner: Owner,
     wanted: PortForward,
     at: Attachment,
-    listen: IPv4Address | None,
+    listen: IPv4Address,
     target: IPv4Address,
     choices: Choices,
 ) -> Iterator[Forward]:
     chosen = []
     for span in wanted.ranges:
         if span.auto:
-            port = choices.port(owner.uuid, at, wanted.proto, span.to)
+            which = str(selector(wanted))
+            key = PortKey(owner.uuid, at.network.uuid, wanted.proto, which, span.to)
+            port = choices.port(Wish(key, owner.name, at, listen, owner.fixed(wanted.proto)))
             chosen.append((port, port, span.to, span.to))
     for first, last, to, to_last in [*spans(wanted), *chosen]:
         yield Forward(
@@ -151,7 +205,7 @@ def _made(
             owner.name,
             at.network.uuid,
             wanted.proto,
-            listen if listen is not None else at.address,
+            listen,
             first,
             last,
             target,

@@ -13,12 +13,13 @@ from ipaddress import AddressValueError, IPv4Address
 from itertools import chain
 from pathlib import Path
 
-from libvirt_natns import arp, forwards, model, names, pool, sockets
+from libvirt_natns import arp, forwards, names, pool, sockets
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.errors import ConflictError, DocumentError
-from libvirt_natns.forwards import Attachment
+from libvirt_natns.forwards import Attachment, Wish
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import AddressRequest, Config, Domain, Forward, Network, Upstream
+from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.selection import Applicant
@@ -32,6 +33,7 @@ class Choices:
     config: Config
     store: Store
     kernel: Kernel
+    observer: Observer = NOBODY
 
     @property
     def registry(self) -> Registry:
@@ -74,32 +76,56 @@ class Choices:
         candidates = filter(usable, chain(own, map(IPv4Address, numbers)))
         return self.registry.reserve(network.uuid, mac, owner, candidates, usable)
 
-    def port(
-        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
-    ) -> int:
-        network = attachment.network.uuid
-        kept = self.registry.chosen_port(owner, network, proto, target_port)
-        if kept is not None:
-            return kept
+    def port(self, wish: Wish) -> int:
+        kept = self.registry.chosen_port(wish.key)
         # In one transaction, or two starts at once would choose the same.
         with self.store.transaction():
-            port = self._free_port(proto)
+            fits = kept is not None and self._is_free_still(wish, kept)
+            port = kept if fits else self._free_port(wish)
             if port is not None:
-                self.registry.choose_port(owner, network, proto, target_port, port)
-                return port
-        first, last = self.config.auto_ports
-        raise ConflictError(
-            f"no {proto} port from {first} to {last} is free for start='auto'",
-            f"enlarge auto_ports in {names.CONFIG_FILE}",
-        )
+                self.registry.choose_port(wish.key, port)
+        if port is None:
+            first, last = self.config.auto_ports
+            raise ConflictError(
+                f"no {wish.key.proto} port from {first} to {last} is free for start='auto'",
+                f"enlarge auto_ports in {names.CONFIG_FILE}",
+            )
+        if kept not in (None, port):
+            said = f"{wish.owner_name}: {wish.key.proto} port {kept} is taken, {port} instead"
+            self.observer.done("choose a port", wish.attachment.network.name, [said], 0.0)
+        return port
 
-    def _free_port(self, proto: model.Protocol) -> int | None:
-        """The first port for start="auto" that nobody uses and that is kept for nobody."""
-        taken = {port for kind, port in self.registry.chosen_ports() if kind == proto}
-        taken |= sockets.listening(proto)
-        taken |= self.registry.ports_claimed(proto)
+    def _is_free_still(self, wish: Wish, port: int) -> bool:
+        """Whether nobody has taken a port that was chosen, while its owner did not use it."""
+        shared = wish.attachment.upstream.kind == "host"
+        scope = Scope("" if shared else wish.attachment.upstream.name, shared)
+        if _lies_in(port, wish.avoided):
+            return False
+        if self.registry.is_claimed(wish.key, scope, wish.listen, port):
+            return False
+        if not shared or any(
+            each.proto == wish.key.proto and each.first == port
+            for each in self.registry.forwards(owner=wish.key.owner)
+        ):
+            # In force already: it stays so, whatever has come up in the host since.
+            return True
+        return port not in sockets.listening(wish.key.proto)
+
+    def _free_port(self, wish: Wish) -> int | None:
+        """The first port for start="auto" that nobody uses and that is kept for nobody.
+
+        Where there is none, one that was kept for somebody who is not there any more.
+        """
+        proto = wish.key.proto
+        kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
+        used = sockets.listening(proto) | self.registry.ports_claimed(proto)
         first, last = self.config.auto_ports
-        return next((port for port in range(first, last + 1) if port not in taken), None)
+
+        def usable(port: int) -> bool:
+            return first <= port <= last and port not in used and not _lies_in(port, wish.avoided)
+
+        fresh = (port for port in range(first, last + 1) if port not in kept)
+        return next(filter(usable, chain(fresh, self.registry.reclaimable_ports(proto))), None)
 
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment
@@ -118,6 +144,10 @@ class Choices:
 
         guest = Applicant(key, f"guest {domain.name}", request.address, "natns:address")
         return pool.reserve(self.store, guest, upstream, probe, self.kernel.host_addresses())
+
+
+def _lies_in(port: int, spans: Iterable[tuple[int, int]]) -> bool:
+    return any(first <= port <= last for first, last in spans)
 
 
 def fixed_address(network: Network, mac: str) -> IPv4Address | None:

@@ -15,6 +15,7 @@ from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import dataclass
 from libvirt_natns.store import Store, boot_id
+from libvirt_natns.tables import ANY_SELECTOR
 
 # Of a reservation; takes the boot's id twice.
 IN_FORCE = (
@@ -59,6 +60,17 @@ class Scope:
 
     upstream: str
     shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PortKey:
+    """What a port is chosen for: ``selector`` tells the owner's forwards to one port apart."""
+
+    owner: str
+    network: str
+    proto: Protocol
+    selector: str
+    target_port: int
 
 
 class Registry:
@@ -122,7 +134,7 @@ class Registry:
     def _insert(
         self, db: sqlite3.Connection, forward: Forward, scope: Scope, published: bool
     ) -> None:
-        claimed = 0 if scope.shared else int(forward.address)
+        claimed = _claimed(scope, forward.address)
         row = (
             scope.upstream,
             forward.owner,
@@ -379,32 +391,64 @@ class Registry:
 
     # -- chosen ports ------------------------------------------------------
 
-    def chosen_port(self, owner: str, network: str, proto: str, target_port: int) -> int | None:
+    def chosen_port(self, key: PortKey) -> int | None:
         """The port that was chosen for a range with start="auto"."""
         rows = self._store.select(
-            "SELECT port FROM chosen_port"
-            " WHERE owner = ? AND network = ? AND proto = ? AND target_port = ?",
-            owner,
-            network,
-            proto,
-            target_port,
+            "SELECT port FROM chosen_port WHERE owner = ? AND network = ? AND proto = ?"
+            " AND selector IN (?, ?) AND target_port = ? ORDER BY selector = ? LIMIT 1",
+            key.owner,
+            key.network,
+            key.proto,
+            key.selector,
+            ANY_SELECTOR,
+            key.target_port,
+            ANY_SELECTOR,
         )
         return int(rows[0]["port"]) if rows else None
 
-    def choose_port(
-        self, owner: str, network: str, proto: str, target_port: int, port: int
-    ) -> None:
-        """Keep a chosen port for good."""
+    def choose_port(self, key: PortKey, port: int) -> None:
+        """Keep a chosen port, in place of an earlier one, and from whomever it was kept for."""
         with self._store.transaction() as db:
             db.execute(
-                "INSERT OR REPLACE INTO chosen_port VALUES (?, ?, ?, ?, ?)",
-                (owner, network, proto, target_port, port),
+                "INSERT OR REPLACE INTO chosen_port VALUES"
+                " (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(used), 0) + 1 FROM chosen_port))",
+                (key.owner, key.network, key.proto, key.selector, key.target_port, port),
             )
+
+    def reclaimable_ports(self, proto: Protocol) -> list[int]:
+        """Chosen ports of guests and networks that are not recorded, the longest unused first."""
+        rows = self._store.select(
+            "SELECT port FROM chosen_port WHERE proto = ?"
+            " AND NOT EXISTS (SELECT 1 FROM guest WHERE uuid = owner)"
+            " AND NOT EXISTS (SELECT 1 FROM network WHERE uuid = owner) ORDER BY used",
+            proto,
+        )
+        return [int(row["port"]) for row in rows]
+
+    def is_claimed(self, key: PortKey, scope: Scope, address: IPv4Address, port: int) -> bool:
+        """Whether somebody else than a chosen port's owner has it where that listens."""
+        rows = self._store.select(
+            "SELECT 1 FROM forward WHERE scope = ? AND proto = ? AND claimed = ?"
+            " AND first <= ? AND last >= ? AND owner != ? AND boot = ?",
+            scope.upstream,
+            key.proto,
+            _claimed(scope, address),
+            port,
+            port,
+            key.owner,
+            boot_id(),
+        )
+        return bool(rows)
 
     def chosen_ports(self) -> set[tuple[str, int]]:
         """All ports that are kept for somebody, with their protocols."""
         rows = self._store.select("SELECT proto, port FROM chosen_port")
         return {(row["proto"], row["port"]) for row in rows}
+
+
+def _claimed(scope: Scope, address: IPv4Address) -> int:
+    """Where the ports of an address must be unique: 0 for all that share the host's."""
+    return 0 if scope.shared else int(address)
 
 
 def _guest(row: sqlite3.Row) -> GuestRecord:

@@ -393,7 +393,8 @@ class Store:
             (uuid,),
         ).fetchall()
         for row in gone:
-            self._db.execute("DELETE FROM reservation WHERE network = ?", (row["uuid"],))
+            for table in ("reservation", "chosen_port"):
+                self._db.execute(f"DELETE FROM {table} WHERE network = ?", (row["uuid"],))
 
     def release(self, upstream: str, uuid: str) -> None:
         """Give a lease back to the pool."""

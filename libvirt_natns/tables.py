@@ -20,12 +20,34 @@ CREATE TABLE IF NOT EXISTS reservation (
 );
 """
 
+CHOSEN_PORT = """
+CREATE TABLE IF NOT EXISTS chosen_port (
+    owner TEXT NOT NULL,
+    network TEXT NOT NULL,
+    proto TEXT NOT NULL,
+    selector TEXT NOT NULL,
+    target_port INTEGER NOT NULL,
+    port INTEGER NOT NULL,
+    used INTEGER NOT NULL,
+    PRIMARY KEY (owner, network, proto, selector, target_port),
+    UNIQUE (proto, port)
+);
+"""
+
+ANY_SELECTOR = "*"
+"""Of a port that was chosen before it was noted for which of several forwards."""
+
 MIGRATIONS = {
     # Indexes and the trigger were other ones, which SCHEMA makes.  Whose a
     # reservation is was not noted: it shows where its guest runs.
     1: f"""
 DROP TRIGGER IF EXISTS one_claim;
 DROP INDEX IF EXISTS forward_claim;
+ALTER TABLE chosen_port RENAME TO former_port;
+{CHOSEN_PORT}
+INSERT OR IGNORE INTO chosen_port
+    SELECT owner, network, proto, '{ANY_SELECTOR}', target_port, port, 0 FROM former_port;
+DROP TABLE former_port;
 ALTER TABLE reservation RENAME TO former_reservation;
 {RESERVATION}
 INSERT INTO reservation SELECT network, mac, address, coalesce(
@@ -128,13 +150,8 @@ CREATE INDEX IF NOT EXISTS static_nat_owner ON static_nat (owner);
 {RESERVATION}
 CREATE INDEX IF NOT EXISTS reservation_owner ON reservation (owner);
 CREATE INDEX IF NOT EXISTS reservation_used ON reservation (used);
-CREATE TABLE IF NOT EXISTS chosen_port (
-    owner TEXT NOT NULL,
-    network TEXT NOT NULL,
-    proto TEXT NOT NULL,
-    target_port INTEGER NOT NULL,
-    port INTEGER NOT NULL,
-    PRIMARY KEY (owner, network, proto, target_port)
-);
+{CHOSEN_PORT}
+CREATE INDEX IF NOT EXISTS chosen_port_network ON chosen_port (network);
+CREATE INDEX IF NOT EXISTS chosen_port_used ON chosen_port (used);
 PRAGMA user_version = {VERSION};
 """

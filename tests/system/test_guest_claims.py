@@ -210,6 +210,23 @@ def test_two_automatic_ports_at_once(plain: Provider) -> None:
         start("one")
         assert ports_in_force("a") == chosen
         destroy("one", "two")
+        # Whose port somebody else has taken meanwhile gets another, and keeps that.
+        create(one("rude", FIXED, "start='20000' end='20001' to='22'"))
+        list(threads.map(start, xmls))
+        assert set(ports_in_force("a")) == {20000, 20001, 20002, 20003}
+        others = {port: to for port, to in ports_in_force("a").items() if port > 20001}
+        destroy("one", "two", "rude")
+        list(threads.map(start, xmls))
+        assert ports_in_force("a") == others
+        destroy("one", "two")
+
+
+def test_automatic_ports_of_a_network_for_several_guests(plain: Provider) -> None:
+    own = "".join(
+        ports("start='auto' to='22'", more=f"guestAddress='10.0.0.{number}'") for number in (50, 51)
+    )
+    with networks(isolated("a", "virbr10", metadata=upstream(A, own))):
+        assert ports_in_force("a") == {20000: "10.0.0.50 . 22", 20001: "10.0.0.51 . 22"}
 
 
 def ports_in_force(network: str) -> dict[int, str]:

@@ -10,9 +10,10 @@ from libvirt_natns.forward_edit import Options, Spec, Surroundings, parse_new, p
 
 HEAD = '<natns:nat xmlns:natns="urn:libvirt-natns:1">'
 FOREIGN = '<my:note xmlns:my="urn:mine"><my:nat a="1"/></my:note>'
+CHOSEN = {("", "tcp", 22): 20000, ("guestAddress=10.0.0.7", "tcp", 22): 20001}
 AROUND = Surroundings(
     lambda network, mac: "192.168.0.101" if network == "b" else "192.168.0.100",
-    lambda network, mac, proto, to: 20000 if (network, proto, to) == (None, "tcp", 22) else None,
+    lambda which, proto, to: CHOSEN.get((str(which), proto, to)),
 )
 
 
@@ -161,6 +162,14 @@ def test_chosen_port() -> None:
     for other in ("20001", "20000/udp", "auto:23", "192.168.0.101:20000"):
         with pytest.raises(LookupError):
             removed(auto, other)
+
+
+def test_chosen_ports_of_several_targets() -> None:
+    """Each forward has its own."""
+    auto = '<natns:range start="auto" to="22"/>'
+    one, other = forward(auto), forward(auto, ' guestAddress="10.0.0.7"')
+    assert removed(one + other, "20000") == f"<nat>{plain(other)}</nat>"
+    assert removed(one + other, "20001") == f"<nat>{plain(one)}</nat>"
 
 
 def test_the_address_tells_networks_apart() -> None:

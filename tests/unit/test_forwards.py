@@ -5,9 +5,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from libvirt_natns import model
 from libvirt_natns.errors import ConflictError, DocumentError
-from libvirt_natns.forwards import ANY, Attachment, of_network, resolve, spans
+from libvirt_natns.forwards import ANY, Attachment, Wish, of_network, resolve, spans
 from libvirt_natns.model import (
     HOST_UPSTREAM,
     AddressRequest,
@@ -44,10 +43,8 @@ class Choices:
     def target(self, owner: str, attachment: Attachment) -> IPv4Address:
         return TARGET
 
-    def port(
-        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
-    ) -> int:
-        return 20000 + target_port
+    def port(self, wish: Wish) -> int:
+        return 20000 + wish.key.target_port
 
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment
@@ -99,6 +96,29 @@ def test_the_first_nic_unless_another_is_named() -> None:
 def test_automatic_ports() -> None:
     wanted = PortForward("udp", (PortRange(0, 0, 53, auto=True),))
     assert resolved(wanted) == [("uuid-a", str(A), 20053, 20053, str(TARGET), 53, 53)]
+
+
+def test_what_automatic_ports_are_chosen_for() -> None:
+    """Each forward to one port has a key of its own, and no fixed port of its owner's."""
+    wishes: list[Wish] = []
+
+    class Listening(Choices):
+        def port(self, wish: Wish) -> int:
+            wishes.append(wish)
+            return super().port(wish)
+
+    auto = (PortRange(0, 0, 22, auto=True),)
+    forwards = (
+        PortForward("tcp", auto),
+        PortForward("tcp", auto, guest_address=IPv4Address("10.0.0.7")),
+        PortForward("tcp", auto, mac="m1", address=A),
+        PortForward("tcp", (SSH,), network="b"),
+        PortForward("udp", (PortRange(1, 9, 1),)),
+    )
+    resolve(Domain("u", "web", nat=NatMetadata(forwards=forwards)), BOTH, Listening())
+    selectors = ["", "guestAddress=10.0.0.7", f"mac=m1 address={A}"]
+    assert [each.key.selector for each in wishes] == selectors
+    assert {each.avoided for each in wishes} == {((2222, 2222),)}
 
 
 @pytest.mark.parametrize(

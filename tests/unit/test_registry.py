@@ -12,7 +12,7 @@ from libvirt_natns import registry as module
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.model import Forward, PortSet, StaticNat
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Claims, Registry, Scope
+from libvirt_natns.registry import Claims, PortKey, Registry, Scope
 from libvirt_natns.store import Store
 
 A, B = IPv4Address("192.168.0.100"), IPv4Address("192.168.0.101")
@@ -201,10 +201,11 @@ def test_dhcp_knows_of_some_reservations_of_guests_that_are_gone(registry: Regis
 
 def test_guests_are_forgotten_but_for_their_ports(registry: Registry) -> None:
     registry.put_guest("web", "web", b"<domain/>", published=True)
-    registry.choose_port("web", "a", "tcp", 22, 20000)
+    key = PortKey("web", "a", "tcp", "", 22)
+    registry.choose_port(key, 20000)
     claim(registry, forward("web", 20000))
     registry.forget_guest("web")
     assert registry.guest("web") is None
     assert registry.forwards(published=False) == ()
-    assert registry.chosen_port("web", "a", "tcp", 22) == 20000
+    assert registry.chosen_port(key) == 20000
     assert registry.chosen_ports() == {("tcp", 20000)}

@@ -16,7 +16,7 @@ from libvirt_natns import store as store_module
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Registry
+from libvirt_natns.registry import PortKey, Registry
 from libvirt_natns.store import START_LIMIT, Record, Store, boot_id, now
 from libvirt_natns.tables import SCHEMA, VERSION
 
@@ -140,7 +140,10 @@ WHEN EXISTS (
     AND claimed = NEW.claimed
     AND first <= NEW.last AND last >= NEW.first
 ) BEGIN SELECT RAISE(ABORT, 'claimed'); END;
-DROP TABLE reservation;
+DROP TABLE reservation; DROP TABLE chosen_port;
+CREATE TABLE chosen_port (owner TEXT NOT NULL, network TEXT NOT NULL, proto TEXT NOT NULL,
+    target_port INTEGER NOT NULL, port INTEGER NOT NULL,
+    PRIMARY KEY (owner, network, proto, target_port));
 CREATE TABLE reservation (network TEXT NOT NULL, mac TEXT NOT NULL, address INTEGER NOT NULL,
     PRIMARY KEY (network, mac), UNIQUE (network, address));
 PRAGMA user_version = 1;
@@ -161,6 +164,7 @@ def test_database_of_the_earlier_format_keeps_all_it_has(tmp_path: Path) -> None
     with closing(sqlite3.connect(old / "state.db", isolation_level=None)) as db:
         db.execute("INSERT INTO lease VALUES ('provider', 'br0', 77, 'uuid-a', 1)")
         db.execute("INSERT INTO transit VALUES ('host', '198.19.252.0/22')")
+        db.execute("INSERT INTO chosen_port VALUES ('web', 'a', 'tcp', 22, 20000)")
         # Of a guest that runs meanwhile, and of one that does not.
         db.execute("INSERT INTO reservation VALUES ('a', 'm1', 5), ('a', 'm2', 6)")
         db.execute(
@@ -175,6 +179,11 @@ def test_database_of_the_earlier_format_keeps_all_it_has(tmp_path: Path) -> None
     registry = Registry(store)
     assert registry.reservations("a") == {"m1": IPv4Address(5), "m2": IPv4Address(6)}
     assert registry.reservations_known("a", 0) == {"m1": IPv4Address(5)}
+    # Goes to the first forward to that port that asks for it.
+    mine, other = (PortKey("web", "a", "tcp", which, 22) for which in ("mac=m1", "mac=m2"))
+    assert registry.chosen_port(mine) == 20000
+    registry.choose_port(mine, 20000)
+    assert (registry.chosen_port(mine), registry.chosen_port(other)) == (20000, None)
     store.close()
     assert _schema(old) == _schema(fresh)
 
@@ -432,11 +441,13 @@ def test_what_guests_keep_goes_with_their_network(store: Store) -> None:
         store.put(record(name, state="down"))
         lease(store, name, address)
         registry.reserve(f"uuid-{name}", "m1", "web", [THIRD], lambda _: True)
+        registry.choose_port(PortKey("web", f"uuid-{name}", "tcp", "", 22), int(address) % 100)
     store.put(record("c"))
     lease(store, "c", FIRST)
     assert store.network("uuid-a") is None
     assert registry.reservations("uuid-a") == {}
     assert registry.reservations("uuid-b") == {"m1": THIRD}
+    assert len(registry.chosen_ports()) == 1
 
 
 def test_release(store: Store) -> None:

@@ -333,12 +333,14 @@ class Engine:
 
     def _reserve(self, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
         """Record the network and lease its address; ``undo`` takes back both."""
+        earlier = self.store.leases_of(network.uuid)
         leased = self.store.lease(upstream.name, network.uuid)
         self._step("record the network")
         undo.add(self.store.set_state, network.uuid, "down")
         self.store.put(_record(network, xml, upstream, "preparing"))
         if leased is None:
             undo.add(self.store.release, upstream.name, network.uuid)
+        undo.add(self.store.restore_leases, earlier)
 
         self._step("lease an address")
         address = pool.reserve(
@@ -397,13 +399,13 @@ class Engine:
     def _address(self, network: Network, upstream: Upstream) -> IPv4Address:
         """The leased address; a new one where the configuration has moved on."""
         leased = self.store.lease(upstream.name, network.uuid)
-        if leased is not None and upstream.subnet and leased in upstream.subnet:
+        if leased is not None and selection.can_keep(leased, upstream):
             return leased
         return pool.reserve(
             self.store,
             selection.applicant(network),
             upstream,
-            lambda _: set(),
+            partial(self._probe, upstream),
             self.kernel.host_addresses(),
         )
 

@@ -125,6 +125,7 @@ def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> 
     """
     if domain.nat is None or not attachments:
         return Claims(domain.uuid)
+    _check_requests(domain, attachments)
     statics = tuple(
         _static(domain, request, attachments, choices) for request in domain.nat.addresses
     )
@@ -268,6 +269,27 @@ def _without(span: PortRange, excluded: list[tuple[int, int]]) -> list[Span]:
             found.append((start, end, to, to if span.onto_one else to + end - start))
         start = max(start, last + 1)
     return found
+
+
+def _check_requests(domain: Domain, attachments: list[Attachment]) -> None:
+    """Refuse two addresses for one NIC, and one for two, which the metadata alone does not show."""
+    nics, addresses = set(), set()
+    for request in domain.nat.addresses if domain.nat else ():
+        at = _select(domain, "address", request.network, request.mac, attachments)
+        nic, address = (at.network.uuid, at.nic.mac), (at.upstream.name, request.address)
+        if nic in nics:
+            raise DocumentError(
+                f"guest {domain.name}: two <natns:address> are for the NIC {at.nic.mac} in network"
+                f" {at.network.name}",
+                "remove one of them",
+            )
+        if request.address is not None and address in addresses:
+            raise DocumentError(
+                f"guest {domain.name}: two <natns:address> ask for {request.address}",
+                "choose another for one of them, or address='auto'",
+            )
+        nics.add(nic)
+        addresses.add(address)
 
 
 def _static(

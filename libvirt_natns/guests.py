@@ -20,7 +20,7 @@ from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.publication import Choices, check_host, known_address, scopes
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
-from libvirt_natns.store import Record, Store
+from libvirt_natns.store import Lease, Record, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Guests:
         with self._locked(domain.uuid):
             before = self.held(domain.uuid)
             with Undo() as undo:
-                undo.add(self._restore, before)
+                undo.add(self._restore, before, self.engine.store.leases_of(domain.uuid))
                 self._undo_reservations(attachments, undo)
                 claims = self._resolve(domain, attachments)
                 self.registry.claim(claims, self._scopes(claims), published=True)
@@ -309,7 +309,8 @@ class Guests:
                 changed += self.engine.up(network, record.document)
         return changed
 
-    def _restore(self, claims: Claims) -> None:
+    def _restore(self, claims: Claims, leases: list[Lease]) -> None:
+        self.engine.store.restore_leases(leases)
         self.registry.claim(claims, self._scopes(claims), published=True)
         self._apply(self._networks(claims))
 

@@ -132,7 +132,8 @@ class Choices:
     ) -> IPv4Address:
         upstream = attachment.upstream
         if request.address is not None:
-            self.registry.check_static(upstream.name, request.address, f"guest {domain.name}")
+            who = f"guest {domain.name}"
+            self.registry.check_static(upstream.name, request.address, domain.uuid, who)
         key = f"{domain.uuid}/{attachment.nic.mac}"
         mine = self.registry.static_nats(attachment.network.uuid, domain.uuid)
         present = {static.address for static in mine}

@@ -184,10 +184,20 @@ class Registry:
     def _insert_static(
         self, db: sqlite3.Connection, static: StaticNat, scope: str, published: bool
     ) -> None:
-        self.check_static(scope, static.address, static.owner_name)
+        self.check_static(scope, static.address, static.owner, static.owner_name)
+        if not self._store.has_leased(scope, static.owner, static.address):
+            # Between the lease and this claim nothing has shown that it is in use.
+            raise ConflictError(
+                f"{static.owner_name}: address {static.address} was leased to another meanwhile",
+                "try again, or choose another",
+            )
+        db.execute(
+            "DELETE FROM static_nat WHERE scope = ? AND address = ? AND boot != ?",
+            (scope, int(static.address), boot_id()),
+        )
         ports = " ".join(f"{p.proto}:{p.first}-{p.last}" for p in static.ports)
         db.execute(
-            "INSERT OR REPLACE INTO static_nat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO static_nat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 scope,
                 int(static.address),
@@ -201,24 +211,22 @@ class Registry:
             ),
         )
 
-    def check_static(self, scope: str, address: IPv4Address, owner_name: str) -> None:
+    def check_static(self, scope: str, address: IPv4Address, owner: str, owner_name: str) -> None:
         """Refuse an address that is another guest's.  Raises ConflictError."""
-        holder = self.static_holder(scope, address)
-        if holder is not None and holder != owner_name:
-            raise ConflictError(
-                f"{owner_name}: address {address} belongs to {holder} already",
-                "choose another, or address='auto'",
-            )
-
-    def static_holder(self, scope: str, address: IPv4Address) -> str | None:
-        """The name of the guest that an upstream address belongs to."""
+        # By uuid: a name changes, and two drivers may each have a guest of that name.
         rows = self._store.select(
-            "SELECT owner_name FROM static_nat WHERE scope = ? AND address = ? AND boot = ?",
+            "SELECT owner_name FROM static_nat"
+            " WHERE scope = ? AND address = ? AND boot = ? AND owner != ?",
             scope,
             int(address),
             boot_id(),
+            owner,
         )
-        return str(rows[0]["owner_name"]) if rows else None
+        if rows:
+            raise ConflictError(
+                f"{owner_name}: address {address} belongs to {rows[0]['owner_name']} already",
+                "choose another, or address='auto'",
+            )
 
     def drop_claims(self, owner: str) -> None:
         """Give all claims of an owner back."""

@@ -156,6 +156,12 @@ def check_wanted(who: Applicant, upstream: Upstream, wanted: IPv4Address) -> Non
     )
 
 
+def can_keep(address: IPv4Address, upstream: Upstream) -> bool:
+    """Whether a network that runs can keep its address, whatever the pool is today."""
+    inside = upstream.subnet is not None and address in upstream.subnet
+    return inside and address not in reserved_addresses(upstream)
+
+
 def reserved_addresses(upstream: Upstream) -> dict[IPv4Address, str]:
     """Addresses of an upstream's subnet that no network may have, and what they are."""
     subnet: IPv4Network | None = upstream.subnet

@@ -158,6 +158,27 @@ def test_addresses_to_listen_on() -> None:
         resolve(Domain("u", "web", nat=nat), hosts, Choices())
 
 
+@pytest.mark.parametrize(
+    ("requests", "said"),
+    [
+        ((AddressRequest(), AddressRequest(network="a")), "are for the NIC m1 in network a"),
+        ((AddressRequest(mac="m2"), AddressRequest(network="b")), "are for the NIC m2 in network"),
+        (
+            (AddressRequest(OWN), AddressRequest(OWN, network="b")),
+            f"two <natns:address> ask for {OWN}",
+        ),
+    ],
+)
+def test_addresses_that_cannot_be_told_apart(
+    requests: tuple[AddressRequest, ...], said: str
+) -> None:
+    with pytest.raises(DocumentError, match=said):
+        resolve(Domain("u", "web", nat=NatMetadata(addresses=requests)), BOTH, Choices())
+    several = (AddressRequest(network="a"), AddressRequest(OWN, network="b"))
+    nat = NatMetadata(addresses=several)
+    assert len(resolve(Domain("u", "web", nat=nat), BOTH, Choices()).addresses) == 2
+
+
 def test_without_a_nic_of_ours_nothing_counts() -> None:
     nonsense = PortForward("tcp", (SSH,), network="nowhere", address=B)
     assert resolved(nonsense, among=[]) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import registry as module
+from libvirt_natns import store as store_module
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.model import Forward, PortSet, StaticNat
 from libvirt_natns.records import replace
@@ -23,10 +24,15 @@ PROCESSES = 8
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    store = Store(tmp_path)
-    yield Registry(store)
-    store.close()
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    return Registry(store)
 
 
 def forward(owner: str, first: int, last: int = 0, **changes: object) -> Forward:
@@ -121,8 +127,9 @@ def test_of_many_at_once_one_wins(tmp_path: Path) -> None:
     assert len(list(filter(None, won))) == 1
 
 
-def test_addresses_of_guests_own(registry: Registry) -> None:
+def test_addresses_of_guests_own(registry: Registry, store: Store) -> None:
     static = StaticNat("web", "guest web", "a", B, GUEST, (PortSet("tcp", 80, 90),))
+    assert store.reserve("provider", "br0", "web/m1", B)
     registry.claim(Claims("web", (), (static,)), BRIDGE, published=True)
     assert registry.static_nats("a") == (static,)
     late = replace(static, owner="late", owner_name="guest late")
@@ -130,11 +137,43 @@ def test_addresses_of_guests_own(registry: Registry) -> None:
         registry.claim(Claims("late", (), (late,)), BRIDGE, published=True)
     registry.set_published("web", False)
     assert registry.static_nats("a") == ()
-    # Kept as long as it is claimed at all.
-    assert registry.static_holder("provider", B) == "guest web"
+    # Kept as long as it is claimed at all; by uuid, for names change, and two may have one.
+    registry.check_static("provider", B, "web", "guest renamed")
+    registry.claim(
+        Claims("web", (), (replace(static, owner_name="guest renamed"),)), BRIDGE, published=False
+    )
+    namesake = replace(late, owner_name="guest renamed")
+    with pytest.raises(ConflictError, match="belongs to guest renamed already"):
+        registry.claim(Claims("late", (), (namesake,)), BRIDGE, published=True)
+    assert [each.owner for each in registry.static_nats(published=False)] == ["web"]
 
 
-def test_a_network_that_moves_takes_its_forwards_along(registry: Registry) -> None:
+def test_address_that_a_network_leased_ahead_of_the_claim(registry: Registry, store: Store) -> None:
+    """A guest's lease counts as in use from its claim on, so it must be there still."""
+    assert store.reserve("provider", "br0", "web/m1", B)
+    assert store.reserve("provider", "br0", "uuid-of-a-network", B)
+    static = StaticNat("web", "guest web", "a", B, GUEST)
+    with pytest.raises(ConflictError, match=f"guest web: address {B} was leased to another mean"):
+        registry.claim(Claims("web", (), (static,)), BRIDGE, published=False)
+    assert registry.static_nats(published=False) == ()
+
+
+def test_address_of_an_earlier_boot_is_nobodys(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static = StaticNat("web", "guest web", "a", B, GUEST)
+    assert store.reserve("provider", "br0", "web/m1", B)
+    registry.claim(Claims("web", (), (static,)), BRIDGE, published=True)
+    for each in (module, store_module):
+        monkeypatch.setattr(each, "boot_id", lambda: "the next")
+    assert store.reserve("provider", "br0", "late/m2", B)
+    late = replace(static, owner="late", owner_name="guest late")
+    registry.claim(Claims("late", (), (late,)), BRIDGE, published=True)
+    assert registry.static_nats() == (late,)
+
+
+def test_a_network_that_moves_takes_its_forwards_along(registry: Registry, store: Store) -> None:
+    assert store.reserve("provider", "br0", "web/m1", B)
     own = StaticNat("web", "guest web", "a", B, GUEST)
     claims = Claims("web", (forward("web", 1), forward("web", 2, address=B)), (own,))
     registry.claim(claims, BRIDGE, published=True)

@@ -15,8 +15,9 @@ import pytest
 from libvirt_natns import store as store_module
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
+from libvirt_natns.model import StaticNat
 from libvirt_natns.records import replace
-from libvirt_natns.registry import PortKey, Registry
+from libvirt_natns.registry import Claims, PortKey, Registry, Scope
 from libvirt_natns.store import START_LIMIT, Record, Store, boot_id, now
 from libvirt_natns.tables import SCHEMA, VERSION
 
@@ -230,6 +231,8 @@ def test_no_start_reads_all_rows_of_a_table(store: Store) -> None:
         registry.reserve(mine.uuid, "m1", "web", [FIRST], lambda _: True)
         registry.reservations_known(mine.uuid, 5)
         registry.set_published("web", False)
+        store.restore_leases(store.leases_of(mine.uuid))
+        store.has_leased("provider", "web", FIRST)
         registry.drop_claims(mine.uuid)
 
     plans = _plans(store, start)
@@ -448,6 +451,41 @@ def test_what_guests_keep_goes_with_their_network(store: Store) -> None:
     assert registry.reservations("uuid-a") == {}
     assert registry.reservations("uuid-b") == {"m1": THIRD}
     assert len(registry.chosen_ports()) == 1
+
+
+def test_replaced_lease_is_given_back(store: Store) -> None:
+    """As long as nobody has it; a guest has one for each NIC that asks."""
+    keys = ("guest/m1", "guest/m2", "guest2/m1", "guest")
+    for number, key in enumerate(keys):
+        assert store.reserve("provider", SEGMENT, key, FIRST + number)
+    before = store.leases_of("guest")
+    assert {each.network for each in before} == {"guest/m1", "guest/m2", "guest"}
+    assert store.has_leased("provider", "guest", FIRST)
+    assert not store.has_leased("provider", "guest", FIRST + 2)
+    for key in keys[:2]:
+        assert store.reserve("provider", SEGMENT, key, FIRST + 10 + len(key))
+        store.restore_leases(before)
+        assert store.leases_of("guest") == before
+    assert store.reserve("provider", SEGMENT, "guest/m1", FIRST + 20)
+    assert store.reserve("provider", SEGMENT, "late", FIRST)
+    store.restore_leases(before)
+    assert store.lease("provider", "guest/m1") == FIRST + 20
+    assert store.lease("provider", "late") == FIRST
+
+
+def test_address_of_a_guest_whose_lease_is_being_changed(store: Store) -> None:
+    """It is the guest's until its claim says otherwise."""
+    static = StaticNat("guest", "guest web", "uuid-a", FIRST, THIRD)
+    assert store.reserve("provider", SEGMENT, "guest/m1", FIRST)
+    Registry(store).claim(
+        Claims("guest", (), (static,)), {"uuid-a": Scope("provider", False)}, published=True
+    )
+    assert not store.reserve("other", SEGMENT, "uuid-b", FIRST)
+    assert store.reserve("provider", SEGMENT, "guest/m1", SECOND)
+    assert not store.reserve("provider", SEGMENT, "uuid-b", FIRST)
+    assert store.guest_holder("provider", SEGMENT, "uuid-b", FIRST) == "guest web"
+    # Another NIC of the guest's own may have it.
+    assert store.reserve("provider", SEGMENT, "guest/m2", FIRST)
 
 
 def test_release(store: Store) -> None:

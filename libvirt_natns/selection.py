@@ -59,6 +59,16 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             f"add [upstreams.{name}] to {names.CONFIG_FILE}, or name one of "
             + ", ".join(sorted(config.upstreams)),
         )
+    check_served(upstream)
+    return upstream
+
+
+def check_served(upstream: Upstream) -> None:
+    """Refuse an upstream of a kind that this version does not serve.
+
+    Raises UpstreamError or ConfigError.
+    """
+    name = upstream.name
     if upstream.kind == "router":
         raise UpstreamError(
             f"upstream {name}: kind 'router' is not served by this version",
@@ -69,7 +79,6 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             f"upstream {name}: pool 'dhcp' is not served by this version",
             "give a range of addresses",
         )
-    return upstream
 
 
 def check_addresses(network: Network, upstream: Upstream) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from libvirt_natns import document, forward_edit
 from libvirt_natns.elements import MutableElement
-from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.forward_edit import Options, Spec, Surroundings, parse_new, parse_old
 
 HEAD = '<natns:nat xmlns:natns="urn:libvirt-natns:1">'
@@ -186,6 +186,29 @@ def test_only_that_protocol() -> None:
     udp = forward('<natns:range start="1"/>', ' proto="udp"')
     both = udp + forward('<natns:range start="1"/>')
     assert removed(both, "1") == f"<nat>{plain(udp)}</nat>"
+
+
+@pytest.mark.parametrize(
+    ("ports", "said"),
+    [
+        ('end="22"', "<natns:range> has start=None"),
+        ('start="abc"', "<natns:range> has start='abc'"),
+        ('start="80" end="x"', "<natns:range> has end='x'"),
+        ('start="80" to="22" end=""', "<natns:range> has end=''"),
+        ('start="auto"', "<natns:range> has to=None"),
+        ('start="auto" to="-1"', "<natns:range> has to='-1'"),
+        ('start="9" exclude="yes" end="x"', "<natns:range> has end='x'"),
+    ],
+)
+def test_metadata_that_nobody_has_checked(ports: str, said: str) -> None:
+    """One line, whatever is to be removed."""
+    nat = forward(f"<natns:range {ports}/>") + forward('<natns:range start="80"/>')
+    for spec in ("80", "auto:22"):
+        with pytest.raises(DocumentError, match=said) as caught:
+            removed(nat, spec)
+        assert "\n" not in str(caught.value)
+        if "auto" not in ports:
+            break
 
 
 def test_another_prefix_and_a_default_namespace() -> None:

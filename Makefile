@@ -14,7 +14,7 @@ test:           # everything (root)
 check:          # linters and unit tests, without root
 	contrib/check
 
-bench:          # how long net-start takes (root)
+bench:          # how fast it is, beside others (root)
 	bench/run
 
 install:        # on this machine (root)

@@ -1,106 +1,89 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How long ``virsh net-start`` takes: without hooks, with ours, and beside the recipe.
+"""Part 2: the whole of `virsh net-start`, as its user waits for it."""
 
-    contrib/sandbox /usr/bin/python3 bench/net_start.py [RUNS]
-
-All in one run and in turn, so that the machine's mood is everybody's.  Times
-are milliseconds of wall clock for the whole command; ratios are to a plain
-isolated network without hooks.
-"""
-
-import os
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-
-CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path[1:1] = [os.fspath(CHECKOUT / "tests" / "system"), os.fspath(CHECKOUT)]
-
-import lab  # noqa: E402 - needs the path above
-
-NAME = "bench"
-BRIDGE = "virbrB"
-NATNS_IP = (
-    '<natns:nat xmlns:natns="urn:libvirt-natns:1"><natns:ip address="10.0.0.1" prefix="24">'
-    '<natns:dhcp><natns:range start="10.0.0.100" end="10.0.0.200"/></natns:dhcp>'
-    "</natns:ip></natns:nat>"
+import lab
+from report import Goal, Line, Part
+from world import (
+    NO_SERVICE,
+    Hooks,
+    Mode,
+    Options,
+    defined,
+    has_service,
+    native,
+    own,
+    provider,
+    service,
+    settle,
+    stock,
+    timed,
 )
 
+ABOUT = """\
+The configuration is the usual one, so an address is asked for by ARP for 0.2 s before it is
+used, but where it says `probe = 0`. Native NAT and networks without hooks have libvirt's DHCP
+server."""
 
-def timed(call: Callable[[], object]) -> float:
-    """Milliseconds that a call takes."""
-    start = time.perf_counter()
-    call()
-    return (time.perf_counter() - start) * 1000
+DOCUMENTS = {
+    "nat": native("nat", "virbrN"),
+    "plain": lab.isolated("plain", "virbrP", dhcp=None),
+    "stock": stock("stock", "virbrS"),
+    "own": own("own", "virbrO"),
+}
+
+VARIANTS: dict[str, tuple[str, str, Mode, tuple[Goal, ...]]] = {
+    "nat": ("native `<forward mode='nat'/>`, no hooks", "nat", "none", ()),
+    "plain": ("isolated without `<dhcp>`, no hooks", "plain", "none", ()),
+    "stock": ("isolated with `<dhcp>`, no hooks", "stock", "none", ()),
+    "empty": ("isolated with `<dhcp>`, an empty /bin/sh hook", "stock", "empty", ()),
+    "hooks-stock": ("stock `<ip>`, our hooks alone", "stock", "ours", ()),
+    "hooks-own": ("`<natns:ip>`, our hooks alone", "own", "ours", ()),
+    "hooks-own-unprobed": ("`<natns:ip>`, our hooks alone, `probe = 0`", "own", "ours", ()),
+}
+"""By key: the label, the network, the hooks, the goals."""
+
+SERVED: dict[str, tuple[str, str, Mode, tuple[Goal, ...]]] = {
+    "served-nat": ("native NAT, our hooks and the service", "nat", "ours", ()),
+    "served-stock": ("stock `<ip>`, hooks and service", "stock", "ours", (Goal(1.25, "nat"),)),
+    "served-own": ("`<natns:ip>`, hooks and service", "own", "ours", (Goal(1.0, "nat"),)),
+    "served-own-unprobed": (
+        "`<natns:ip>`, hooks and service, `probe = 0`", "own", "ours", (Goal(1.0, "nat"),)
+    ),
+}  # fmt: skip
+"""The same with the service running."""
 
 
-def net_start() -> float:
-    """Start and destroy the defined network once; returns the start's time."""
-    taken = timed(lambda: lab.virsh("net-start", NAME))
-    lab.virsh("net-destroy", NAME)
+def start(name: str) -> float:
+    """Start and destroy a network; returns what the start took."""
+    taken = timed(lambda: lab.virsh("net-start", name))
+    lab.virsh("net-destroy", name)
+    settle()
     return taken
 
 
-def defined(xml: str) -> None:
-    """Make ``xml`` the network that ``net_start`` starts."""
-    lab.virsh("net-undefine", NAME, check=False)
-    lab.define_network(xml)
+def measure(options: Options, hooks: Hooks) -> Part:
+    part = Part("net-start", "virsh net-start", ABOUT)
+    served = SERVED if has_service() else {}
+    if not served:
+        part.left_out.append(f"with the service: {NO_SERVICE}")
+    for key, (label, _, _, goals) in (VARIANTS | served).items():
+        part.add(Line(key, label, "ms", goals))
+    with provider() as world, defined(*DOCUMENTS.values()):
+        _round(part, world, hooks, list(VARIANTS), keep=False)
+        for _ in options.turns(11, 100):
+            _round(part, world, hooks, list(VARIANTS), keep=True)
+            if served:
+                with service():
+                    _round(part, world, hooks, list(served), keep=True)
+    return part
 
 
-def recipe() -> float:
-    """Run the recipe by hand on a started network without hooks."""
-    lab.virsh("net-start", NAME)
-    taken = timed(lambda: lab.run(CHECKOUT / "bench" / "recipe-up", BRIDGE))
-    lab.run("ip", "netns", "del", f"hand-{BRIDGE}")
-    for end in ("i", "u"):
-        lab.run("ip", "link", "del", f"{BRIDGE}-{end}", check=False)
-    lab.virsh("net-destroy", NAME)
-    return taken
-
-
-def measure(runs: int) -> dict[str, list[float]]:
-    """All variants, in turn, ``runs`` times."""
-    stock = lab.isolated(NAME, BRIDGE)
-    own = lab.isolated(NAME, BRIDGE, address=None, metadata=NATNS_IP)
-    results: dict[str, list[float]] = {}
-
-    def note(what: str, value: float) -> None:
-        results.setdefault(what, []).append(value)
-
-    for _ in range(runs):
-        defined(stock)
-        note("net-start, stock <ip>, no hooks", net_start())
-        note("  the recipe by hand, after it", recipe())
-        defined(own)
-        note("net-start, no <ip>, no hooks", net_start())
-        lab.install_natns()
-        defined(stock)
-        note("net-start, stock <ip>, with hooks", net_start())
-        defined(own)
-        note("net-start, <natns:ip>, with hooks", net_start())
-        lab.virsh("net-undefine", NAME)
-        lab.uninstall_natns()
-    return results
-
-
-def main() -> None:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    daemon = lab.Libvirtd()
-    daemon.start()
-    daemon.prime()
-    with lab.Provider() as provider:
-        lab.write_config(provider.config())
-        results = measure(runs)
-    base = statistics.median(results["net-start, stock <ip>, no hooks"])
-    print(f"{runs} runs each, in turn; milliseconds")
-    print(f"{'':36}{'median':>8}{'min':>8}{'max':>8}{'ratio':>8}")
-    for what, values in results.items():
-        median = statistics.median(values)
-        low, high = min(values), max(values)
-        print(f"{what:36}{median:8.0f}{low:8.0f}{high:8.0f}{median / base:8.2f}")
-
-
-if __name__ == "__main__":
-    main()
+def _round(part: Part, world: lab.Provider, hooks: Hooks, keys: list[str], keep: bool) -> None:
+    for key in keys:
+        _, name, mode, _ = (VARIANTS | SERVED)[key]
+        lab.write_config(world.config(more="probe = 0" if key.endswith("unprobed") else ""))
+        hooks.use(mode)
+        taken = start(name)
+        hooks.use("none")
+        if keep:
+            part.note(key, taken)

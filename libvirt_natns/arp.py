@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 
 from libvirt_natns.errors import UpstreamError
+from libvirt_natns.later import Later, at_once
 
 ETH_P_ARP = 0x0806
 BROADCAST = b"\xff" * 6
@@ -64,25 +65,34 @@ def _claimed(frame: bytes, own: bytes, wanted: Collection[IPv4Address]) -> IPv4A
 
 
 @contextmanager
-def _opened(link: str, purpose: str) -> Iterator[socket.socket]:
-    """A raw socket for ARP on a link; what fails with it is an UpstreamError."""
+def _opened(link: str, purpose: str, later: Later = at_once) -> Iterator[socket.socket]:
+    """A raw socket for ARP on a link; what fails with it is an UpstreamError.
+
+    The kernel takes some 10 ms to close one, for which it waits until no CPU is
+    handling a packet any more: ``later`` does it.
+    """
     try:
         # Protocol 0 hears nothing, so no other link's packets are there when it is bound.
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packet:
+        packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        try:
             packet.bind((link, ETH_P_ARP))
             yield packet
+        finally:
+            later(packet.close)
     except OSError as error:
         raise UpstreamError(f"cannot {purpose} on {link}", error.strerror or str(error)) from error
 
 
-def probe(link: str, addresses: Collection[IPv4Address], seconds: float) -> set[IPv4Address]:
+def probe(
+    link: str, addresses: Collection[IPv4Address], seconds: float, later: Later = at_once
+) -> set[IPv4Address]:
     """Those of ``addresses`` that a station on the link's segment answers for.
 
     ``link`` is an interface of the calling network namespace; takes up to
     ``seconds``, less once every address was answered for.
     Raises UpstreamError where the link cannot be used.
     """
-    with _opened(link, "probe for addresses") as packet:
+    with _opened(link, "probe for addresses", later) as packet:
         packet.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         return _ask(packet, set(addresses), seconds / (PROBES + 1))
 

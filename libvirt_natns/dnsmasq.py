@@ -33,6 +33,7 @@ from libvirt_natns import dnsmasq_config, names, netns
 from libvirt_natns.dnsmasq_config import Files
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.later import Later, at_once
+from libvirt_natns.locks import OURS, make_directory
 from libvirt_natns.records import dataclass
 
 LIBVIRT_DIRECTORY = Path("/var/lib/libvirt/dnsmasq")
@@ -146,10 +147,10 @@ def ensure(daemon: Daemon, later: Later = at_once) -> None:
 
 def _write_hosts(uuid: str, files: Files) -> None:
     to = dnsmasq_config.paths(uuid)
-    to.pid.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(to.pid.parent)
     # dnsmasq reads the hosts again after it has dropped its privileges.
     for directory in (to.pid.parent, *to.pid.parent.parents[:2]):
-        directory.chmod(0o755)
+        directory.chmod(OURS)
     for path, text in ((to.hosts, files.hosts), (to.records, files.records)):
         path.write_text(text)
         path.chmod(0o644)

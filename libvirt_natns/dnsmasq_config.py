@@ -59,9 +59,8 @@ class Paths:
 
 def paths(uuid: str) -> Paths:
     """The files of a network's dnsmasq, in its run-time directory."""
-    stem = names.network_directory(uuid) / "dnsmasq"
-    suffixes = (".conf", ".hosts", ".records", ".pid")
-    return Paths(*(stem.with_suffix(suffix) for suffix in suffixes))
+    stem = f"{names.network_directory(uuid)}/dnsmasq"
+    return Paths(*[Path(stem + suffix) for suffix in (".conf", ".hosts", ".records", ".pid")])
 
 
 def make(

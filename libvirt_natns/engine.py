@@ -45,7 +45,7 @@ from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 
-FIRST_LOOK = 0.01
+FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
 
 POLL = 0.02
@@ -88,7 +88,10 @@ class Engine:
         directory = names.network_directory(uuid)
         with locked(directory), self.observer.changing(uuid), self.kernel.work():
             start = time.monotonic()
-            yield changed
+            try:
+                yield changed
+            finally:
+                self._discard_lock(uuid)
             taken = time.monotonic() - start
         self.observer.done(verb, name, changed, taken)
 
@@ -125,11 +128,10 @@ class Engine:
         with self._changing("build", network.uuid, network.name) as done, Undo() as undo:
             record = self.store.network(network.uuid)
             if self.built is None or not record or not _starts(record, xml):
-                self._discard_lock(network.uuid)
                 return None
             undo.add(_empty_directory, network.uuid)
             address = self._address(network, upstream)
-            self.ensure_host()
+            self._adjust_host(network.uuid)
             operations = self.planner.plan_ahead(network, upstream, address)
             done += executor.carry_out(self.kernel, operations, undo, self.before, later=self.later)
             self.built.keep(network.uuid, record.since, operations)
@@ -155,7 +157,6 @@ class Engine:
         with self._changing("give up", start.uuid, start.name) as done:
             record = self.store.network(start.uuid)
             if not record or (record.state, record.since) != ("starting", start.since):
-                self._discard_lock(start.uuid)
                 return False
             self._end(start.uuid, start.namespace)
             done.append("removed a start that came to no end")
@@ -364,7 +365,7 @@ class Engine:
             return set()
         resident = self.later is not at_once
         seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
-        return arp.probe(upstream.bridge or "", addresses, seconds)
+        return arp.probe(upstream.bridge or "", addresses, seconds, self.later)
 
     def relocate(self, uuid: str, taken: IPv4Address) -> list[str]:
         """Give a network another address than one that another station has.

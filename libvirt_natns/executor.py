@@ -22,6 +22,7 @@ from libvirt_natns.errors import (
 )
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import Later, at_once
+from libvirt_natns.locks import make_directory
 from libvirt_natns.records import dataclass, field
 
 LOADS = 3
@@ -182,7 +183,7 @@ def _ensure_namespace(call: Call, operation: p.Namespace) -> None:
     note = _note(operation.owner)
     undo.add(note.unlink, True)
     undo.add(kernel.delete_namespace, operation.name)
-    note.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_directory(note.parent)
     note.touch()
     # What it says was true of another namespace.
     _fingerprint_file(operation.owner).unlink(missing_ok=True)
@@ -402,7 +403,7 @@ def _is_loaded(operation: p.Firewall) -> bool:
 def _ensure_firewall(call: Call, operation: p.Firewall) -> None:
     earlier = _recorded_fingerprint(operation.owner).partition(" ")[0]
     file = _fingerprint_file(operation.owner)
-    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_directory(file.parent)
     # Differs from any fingerprint, and keeps in mind whose rules there are.
     file.write_text(earlier or operation.backend)
     _load(operation)

@@ -12,11 +12,15 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, repeat
 from pathlib import Path
 
+from libvirt_natns import names
 from libvirt_natns.errors import LockError
+
+OURS = 0o711
+"""The mode of our run-time directories."""
 
 LIMIT = 60.0
 """Seconds after which a holder counts as stuck."""
@@ -38,10 +42,29 @@ def locked(directory: Path, limit: float = LIMIT) -> Iterator[None]:
         os.close(descriptor)
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory to lock or to put run-time files into, unless it is there.
+
+    Who may open a directory may lock it, and keep all others waiting; so those
+    of our own are made for root to open, and for others (a dnsmasq that has
+    dropped its privileges) to pass through only.
+    """
+    if not directory.is_relative_to(names.RUN_DIRECTORY):
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return
+    inside = directory.relative_to(names.RUN_DIRECTORY)
+    for each in (*reversed(inside.parents), inside):
+        made = names.RUN_DIRECTORY / each
+        with suppress(FileExistsError):
+            made.mkdir(mode=OURS, parents=each == Path())
+            # Whatever the umask leaves of it.
+            made.chmod(OURS)
+
+
 def _acquire(directory: Path, deadline: float) -> int:
     while True:
         try:
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_directory(directory)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock, Thread, Timer
 
 from libvirt_natns import names
 from libvirt_natns.errors import KernelError
@@ -148,6 +148,10 @@ def remove(name: str) -> None:
     Path(path).unlink(missing_ok=True)
 
 
+PAUSE = 1.0
+"""Seconds until what was taken is made up for: libvirt needs the processors now."""
+
+
 class Spares:
     """A few namespaces without a name, made ahead of time: for a resident process.
 
@@ -177,7 +181,9 @@ class Spares:
             needed = not (self._refilling or self._closed) and len(self._kept) < self._count
             self._refilling = self._refilling or needed
         if needed:
-            Thread(target=self._fill, name="spare namespaces", daemon=True).start()
+            timer = Timer(PAUSE, self._fill)
+            timer.daemon = True
+            timer.start()
 
     def _fill(self) -> None:
         while True:

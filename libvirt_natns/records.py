@@ -110,8 +110,9 @@ def _complete(
     if len(found) != len(names):
         odd = sorted(found.keys() ^ set(names))
         raise TypeError(f"{cls.__qualname__} got too few or unknown fields: {', '.join(odd)}")
-    ordered = [found[name] for name in names]
-    return tuple(each.make() if isinstance(each, _Factory) else each for each in ordered)
+    return tuple(
+        [each.make() if each.__class__ is _Factory else each for each in map(found.get, names)]
+    )
 
 
 def _add_methods(cls: type, names: tuple[str, ...], frozen: bool) -> None:

@@ -16,6 +16,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.append(os.fspath(CHECKOUT))
 
 import lab  # noqa: E402 - needs the checkout on the path
+import lab_service  # noqa: E402
 
 SETTLING = 5.0
 """Seconds for what the kernel does later: it removes namespaces in its own time."""
@@ -100,4 +101,4 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, None, None]:
     report = outcome.get_result()  # type: ignore[attr-defined]
     if report.failed:
         report.sections.append(("libvirtd.log", lab.Libvirtd().log()[-4000:]))
-        report.sections.append(("service.log", lab.Service().log()[-4000:]))
+        report.sections.append(("service.log", lab_service.services_log()[-4000:]))

@@ -21,6 +21,11 @@ CONNECTED = "03"
 GREETING = b"libvirt-natns 1\n"
 
 
+def services_log() -> str:
+    """What all services of this sandbox have logged."""
+    return LOG.read_text(errors="replace") if LOG.exists() else ""
+
+
 class Service:
     """``virt-natns serve`` from the checkout; use it in a ``with``.
 
@@ -31,6 +36,7 @@ class Service:
     def __init__(self, *prefix: str) -> None:
         self._prefix = prefix
         self._process: subprocess.Popen[bytes] | None = None
+        self._begin = len(services_log())
 
     def __enter__(self) -> Self:
         self.start()
@@ -58,13 +64,13 @@ class Service:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        with LOG.open("ab") as log:
+        with LOG.open("ab") as written:
             self._process = subprocess.Popen(
                 [*self._prefix, PYTHON, "-m", "libvirt_natns", "serve"],
                 cwd=CHECKOUT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=log,
+                stderr=written,
                 # A test's signals must not reach it, nor its end our terminal.
                 start_new_session=True,
             )
@@ -102,8 +108,8 @@ class Service:
         os.kill(self.pid, number)
 
     def log(self) -> str:
-        """What the services of this sandbox have logged."""
-        return LOG.read_text(errors="replace") if LOG.exists() else ""
+        """What it has logged since it was first started."""
+        return services_log()[self._begin :]
 
     def logged(self, *words: str, since: int = 0) -> list[str]:
         """Lines that contain all of ``words``, past the first ``since`` characters."""

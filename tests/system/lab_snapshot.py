@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def snapshot() -> Snapshot:
         "routes": _routes(),
         "rules": _ip("rule", "show") + _ip("-6", "rule", "show"),
         "namespaces": [line.split()[0] for line in _ip("netns", "list")],
-        "nftables": run("nft", "-s", "list", "ruleset").stdout.splitlines(),
+        "nftables": _nftables(),
         "iptables": _legacy_iptables(),
         "processes": _processes(),
         "files": _files(),
@@ -73,6 +74,18 @@ def snapshot() -> Snapshot:
             for name, lines in sections.items()
         }
     )
+
+
+OWN_ACCEPT = 'accept comment "libvirt-natns"'
+"""Ends a rule of ours in somebody else's table: whichever comes first, all of them accept."""
+
+
+def _nftables() -> list[str]:
+    lines = run("nft", "-s", "list", "ruleset").stdout.splitlines()
+    found: list[str] = []
+    for ours, group in groupby(lines, lambda line: line.endswith(OWN_ACCEPT)):
+        found += sorted(group) if ours else group
+    return found
 
 
 def _ip(*arguments: str) -> list[str]:

@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from libvirt_natns.engine import Engine
 from libvirt_natns.errors import DnsmasqError, KernelError, NatnsError
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.records import dataclass, replace
+from libvirt_natns.records import replace
 from libvirt_natns.store import Store
 
 MAC = "52:54:00:00:00:05"

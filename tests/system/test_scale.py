@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -206,7 +207,7 @@ def test_many_networks(world: World) -> None:
     with FastGuest("virbr1", name="first") as first, FastGuest(f"virbr{MANY}", name="last") as last:
         for guest in (first, last):
             guest.static("10.0.0.5/24", "10.0.0.1")
-            wait_for(lambda guest=guest: guest.ping(world.provider.gateway))
+            wait_for(partial(guest.ping, world.provider.gateway))
         with packets(first, world) as lost:
             assert world.sync() == reconcile.Outcome([], [])
         assert lost == []
@@ -217,7 +218,7 @@ def test_many_networks(world: World) -> None:
         told = {name for name, what in outcome.repaired if what.startswith(reconcile.NO_ROUTER)}
         assert told == {f"n{number}" for number in range(1, MANY + 1)}
         for guest in (first, last):
-            wait_for(lambda guest=guest: guest.ping(world.provider.gateway))
+            wait_for(partial(guest.ping, world.provider.gateway))
         assert world.sync() == reconcile.Outcome([], [])
 
 

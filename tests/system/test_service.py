@@ -130,11 +130,12 @@ def test_a_second_one_refuses_to_run(service: Service) -> None:
 def test_a_slow_network_delays_no_other(service: Service, provider: Provider) -> None:
     for name, bridge in (("slow", "virbr10"), ("b", "virbr11")):
         define_network(isolated(name, bridge, address=None, metadata=NATNS_IP))
-    # libvirt looks for a name by locking one network after the other.
-    with locked(network_directory(uuid_of("slow"))):
-        waiting = spawn("virsh", "net-start", "--network", uuid_of("slow"))
+    # By uuid: libvirt looks for a name by locking one network after the other.
+    slow, other = uuid_of("slow"), uuid_of("b")
+    with locked(network_directory(slow)):
+        waiting = spawn("virsh", "net-start", "--network", slow)
         wait_for(lambda: service.answering)
-        virsh("net-start", "--network", uuid_of("b"))
+        virsh("net-start", "--network", other)
         with FastGuest("virbr11", MAC) as guest:
             guest.dhcp()
             assert guest.ping(provider.gateway)
@@ -327,3 +328,24 @@ def test_events_in_progress_are_answered_before_it_ends(service: Service) -> Non
     wait_for(lambda: not service.runs)
     check_well("a")
     assert service.logged("event=prepare", "network=a"), service.log()
+
+
+# -- others on the machine -----------------------------------------------------
+
+
+def test_nobody_else_can_hold_a_lock(service: Service) -> None:
+    """Whoever could open the directories could lock them, and stop all networks from starting."""
+    define_network(isolated("a", "virbr10"))
+    virsh("net-start", "a")
+    directories = [Path("/run/libvirt-natns"), network_directory(uuid_of("a"))]
+    for directory in (*directories, directories[1].parent):
+        tried = run(
+            "setpriv", "--reuid=65534", "--clear-groups", "flock", "-n", "-x",
+            os.fspath(directory), "true", check=False,
+        )  # fmt: skip
+        assert tried.returncode != 0, directory
+        assert "Permission denied" in tried.stderr
+    # dnsmasq still reads its hosts, as whoever it has become.
+    virsh("net-update", "a", "add", "ip-dhcp-host", f"<host mac='{MAC}' ip='{GUEST}'/>", "--live")
+    with FastGuest("virbr10", MAC) as guest:
+        assert guest.dhcp()["ip"] == GUEST

@@ -383,7 +383,7 @@ def test_process_files_can_be_read_by_the_user_that_dnsmasq_becomes(told: list[s
     for file in (written.hosts, written.records):
         assert file.stat().st_mode & 0o777 == 0o644
     for directory in (names.network_directory(UUID), *names.network_directory(UUID).parents[:2]):
-        assert directory.stat().st_mode & 0o777 == 0o755
+        assert directory.stat().st_mode & 0o777 == 0o711
 
 
 def test_process_that_starts_counts_and_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +421,7 @@ def test_process_is_waited_for_later(
 ) -> None:
     program = tmp_path / "dnsmasq"
     program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
+    program.chmod(0o711)
     monkeypatch.setattr(dnsmasq, "program", lambda: str(program))
     monkeypatch.setattr(dnsmasq, "_leases", lambda _: [])
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import executor, firewall, names
+from libvirt_natns import arp, executor, firewall, names, netns
 from libvirt_natns import plan as p
 from libvirt_natns.errors import (
     AddressTakenError,
@@ -333,7 +333,7 @@ def test_rules_that_somebody_changes_meanwhile_are_loaded_again(
     carry_out(kernel, rules("nftables"))
     assert len(meddled) == 2
     assert backend.held == meddled[0]
-    assert not executor.differences(kernel, [rules("nftables")])
+    assert not executor.differences(kernel, [rules("nftables")])  # type: ignore[arg-type]
 
 
 def test_rules_that_somebody_always_changes_are_given_up(backends: dict[str, FakeBackend]) -> None:
@@ -356,10 +356,10 @@ def test_no_rules_at_all_are_never_what_was_wanted(
     monkeypatch.setattr(backend, "generation", lambda _: "")
     backend.meddler = lambda: setattr(backend, "held", "")
     carry_out(kernel, rules(name))
-    assert executor.differences(kernel, [rules(name)])
+    assert executor.differences(kernel, [rules(name)])  # type: ignore[arg-type]
     backend.meddler = lambda: None
     carry_out(kernel, rules(name))
-    assert not executor.differences(kernel, [rules(name)])
+    assert not executor.differences(kernel, [rules(name)])  # type: ignore[arg-type]
 
 
 def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,8 +369,8 @@ def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
         announced.append((link, probing))
         return len(announced) < 2
 
-    monkeypatch.setattr(executor.netns, "entered", lambda _: nullcontext())
-    monkeypatch.setattr(executor.arp, "announce", announce)
+    monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
+    monkeypatch.setattr(arp, "announce", announce)
     kept: list[Callable[[], None]] = []
     carry_out(FakeKernel(), UP, ANNOUNCEMENT, later=kept.append)
     assert not announced

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import daemons, follower
+from libvirt_natns import daemons
 from libvirt_natns.agenda import Agenda
 from libvirt_natns.daemons import LXC, NETWORK, QEMU, Daemon
 from libvirt_natns.follower import Patience, Subject
@@ -83,7 +83,7 @@ def test_every_worker_gets_its_share() -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(follower.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 

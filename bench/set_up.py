@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Part 1: our own work for a whole set-up, beside what others do for theirs.
+
+All on a bridge that is there, from nothing to done; tear-down is not timed.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import lab
+from peers import Cni, Netavark, Recipe
+from report import Goal, Line, Part
+from world import (
+    NO_SERVICE,
+    Hooks,
+    Options,
+    client,
+    defined,
+    engine,
+    has_service,
+    hook_data,
+    own,
+    process_time,
+    provider,
+    service,
+    settle,
+    stock,
+    timed,
+)
+
+from libvirt_natns import document
+from libvirt_natns.engine import Engine
+from libvirt_natns.install import HOOKS_DIRECTORY
+
+FORWARDS = 10
+BRIDGE = "virbrO"
+STOCK, STOCK_BRIDGE = "stock", "virbrS"
+NO_PROBE = "probe = 0"
+
+Variant = tuple[Callable[[], object], Callable[[], object]]
+"""What is timed, and what undoes it."""
+
+ABOUT = """\
+Ours is a namespace, two patches, routing, a loaded firewall, DHCP and DNS, ten forwards, checks
+and the lease in the state database; nobody is asked by ARP whether the address is free, which is
+waiting (`probe = 0`), but where it says so. The recipe has neither DHCP nor DNS nor forwards.
+CNI has ten forwards and an address from a file, but no DHCP server and no DNS; netavark ten
+forwards and a given address, no DHCP, no DNS."""
+
+
+def make_part(with_service: bool) -> Part:
+    part = Part("set-up", "Set-up of one network", ABOUT)
+    least = (Goal(1 / 3, "recipe"), Goal(1.0, "cni"), Goal(1.0, "netavark"))
+    lines = {
+        "recipe": ("the recipe by hand", ()),
+        "cni": ("CNI, bridge and portmap", ()),
+        "netavark": ("netavark", ()),
+        "engine": ("ours, `<natns:ip>`, in a warm process", least),
+        "engine-stock": ("ours, stock `<ip>`, in a warm process", ()),
+        "service": ("ours, `<natns:ip>`, asked of the service", least),
+        "hooks-service": ("ours, two hooks, with the service", ()),
+        "hooks": ("ours, two hooks, without the service", (Goal(250, how="value"),)),
+        "probe": ("ours, in a warm process, with the usual probe", ()),
+    }
+    for key, (label, goals) in lines.items():
+        if with_service or "service" not in key:
+            part.add(Line(key, label, "ms", goals))
+    if not with_service:
+        part.left_out.append(f"the service: {NO_SERVICE}")
+    return part
+
+
+def engine_up(verbs: Engine, xml: bytes) -> None:
+    """All that happens between libvirt's `start` and the end of its `started`."""
+    network = document.parse_hook_data(xml).network
+    verbs.prepare(network, xml)
+    build = getattr(verbs, "build", None)
+    if build is not None:
+        build(network, xml)
+    verbs.up(network, xml)
+
+
+def engine_down(verbs: Engine, xml: bytes) -> None:
+    verbs.hand_back(document.parse_hook_data(xml).network)
+
+
+def of_engine(verbs: Engine, xml: bytes) -> Variant:
+    return (lambda: engine_up(verbs, xml), lambda: engine_down(verbs, xml))
+
+
+def of_service(xml: bytes) -> Variant:
+    asked = client()
+
+    def ask(*event: str) -> None:
+        answer = asked.ask("network", event, xml)
+        if answer is None or not answer.done:
+            raise lab.LabError(f"the service does not do {event}: {answer and answer.text}")
+
+    def up() -> None:
+        ask("start", "begin")
+        ask("started", "begin")
+
+    return up, lambda: ask("stopped", "end")
+
+
+def of_hooks(name: str, xml: bytes) -> Variant:
+    def hook(*event: str) -> None:
+        process_time([str(HOOKS_DIRECTORY / "network"), name, *event, "-"], xml)
+
+    def up() -> None:
+        hook("start", "begin")
+        hook("started", "begin")
+
+    return up, lambda: hook("stopped", "end")
+
+
+@contextmanager
+def bridge(name: str) -> Iterator[None]:
+    """A bridge that libvirt does not know: with the service, nothing of its own is going on."""
+    lab.run("ip", "link", "add", name, "type", "bridge")
+    lab.run("ip", "link", "set", name, "up")
+    try:
+        yield
+    finally:
+        lab.run("ip", "link", "del", name)
+
+
+@contextmanager
+def peers() -> Iterator[dict[str, Variant]]:
+    """Those that need no bridge of libvirt's."""
+    cni, netavark = Cni(), Netavark()
+    try:
+        yield {"cni": (cni.up, cni.down), "netavark": (netavark.up, netavark.down)}
+    finally:
+        netavark.close()
+
+
+@contextmanager
+def libvirts() -> Iterator[bytes]:
+    """The stock network, started without hooks: its address is on its bridge."""
+    lab.virsh("net-start", STOCK)
+    try:
+        yield hook_data(STOCK)
+    finally:
+        lab.virsh("net-destroy", STOCK)
+
+
+def once(part: Part, variants: dict[str, Variant], keep: bool) -> None:
+    """Each variant once; the first time of all only warms up."""
+    for key, (up, down) in variants.items():
+        taken = timed(up)
+        down()
+        settle()
+        if keep:
+            part.note(key, taken)
+
+
+def measure(options: Options, hooks: Hooks) -> Part:
+    part = make_part(has_service())
+    with ExitStack() as stack:
+        world = stack.enter_context(provider(NO_PROBE))
+        stack.enter_context(bridge(BRIDGE))
+        stack.enter_context(defined(stock(STOCK, STOCK_BRIDGE, FORWARDS)))
+        others = stack.enter_context(peers())
+        own_xml = own("own", BRIDGE, FORWARDS, uuid=str(uuid.uuid4()))
+        xml = f"<hookData>{own_xml}</hookData>".encode()
+        _round(part, hooks, others, xml, keep=False)
+        for _ in options.turns(11, 90):
+            _round(part, hooks, others, xml)
+            lab.write_config(world.config())
+            with engine() as verbs:
+                once(part, {"probe": of_engine(verbs, xml)}, keep=True)
+            lab.write_config(world.config(more=NO_PROBE))
+    return part
+
+
+def _round(
+    part: Part, hooks: Hooks, others: dict[str, Variant], xml: bytes, keep: bool = True
+) -> None:
+    once(part, others, keep)
+    _warm(part, xml, keep)
+    with hooks.ours():
+        _through_hooks(part, xml, keep)
+
+
+def _warm(part: Part, xml: bytes, keep: bool) -> None:
+    """In this process, and by hand."""
+    with engine() as verbs, libvirts() as taken_over:
+        warm = of_engine(verbs, xml)
+        recipe = Recipe(STOCK_BRIDGE)
+        once(part, {"engine": warm}, keep=False)
+        once(part, {"engine": warm, "engine-stock": of_engine(verbs, taken_over)}, keep)
+        once(part, {"recipe": (recipe.up, recipe.down)}, keep)
+
+
+def _through_hooks(part: Part, xml: bytes, keep: bool) -> None:
+    once(part, {"hooks": of_hooks("own", xml)}, keep)
+    if any(line.key == "service" for line in part.lines):
+        with service():
+            asked = {"service": of_service(xml)}
+            once(part, asked, keep=False)
+            once(part, asked | {"hooks-service": of_hooks("own", xml)}, keep)

@@ -84,7 +84,8 @@ def _nftables() -> list[str]:
     lines = run("nft", "-s", "list", "ruleset").stdout.splitlines()
     found: list[str] = []
     for ours, group in groupby(lines, lambda line: line.endswith(OWN_ACCEPT)):
-        found += sorted(group) if ours else group
+        same = list(group)
+        found += sorted(same) if ours else same
     return found
 
 

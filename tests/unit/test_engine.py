@@ -46,7 +46,7 @@ class Host:
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    def probe(bridge: str, addresses: Collection[IPv4Address], seconds: float) -> set[IPv4Address]:
+    def probe(bridge: str, addresses: Collection[IPv4Address], *_: object) -> set[IPv4Address]:
         return {FIRST} & set(addresses)
 
     monkeypatch.setattr("libvirt_natns.arp.probe", probe)

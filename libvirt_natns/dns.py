@@ -3,7 +3,8 @@
 
 libvirt turns them into dnsmasq's syntax for a network with an ``<ip>``; for one
 with ``<natns:ip>`` we do, so each value must be what it claims to be: one with
-a comma or a line break in it would say something else to dnsmasq.
+a comma or a line break in it would say something else to dnsmasq.  The text of a
+``<txt>`` may be anything that fits in a line.
 ``dnsmasq:options`` may say anything, a line each, as with libvirt itself.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from libvirt_natns.dnsmasq_config import LONGEST_LINE, text_record
 from libvirt_natns.elements import CONTROL, Element, error, value_error
 from libvirt_natns.model import Dns, DnsHost, Forwarder, ServiceRecord, TextRecord
 
@@ -80,7 +82,11 @@ def _text(element: Element) -> TextRecord:
     value = element.attrib.get("value", "")
     if CONTROL.search(value):
         raise value_error(element, "value", "a value without control characters")
-    return TextRecord(_required(element, "name"), value)
+    record = TextRecord(_required(element, "name"), value)
+    excess = len(text_record(record).encode()) - LONGEST_LINE
+    if excess > 0:
+        raise value_error(element, "value", f"a value that is {excess} octets shorter")
+    return record
 
 
 def _service(element: Element) -> ServiceRecord:

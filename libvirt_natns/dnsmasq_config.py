@@ -19,13 +19,19 @@ from pathlib import Path
 from types import MappingProxyType
 
 from libvirt_natns import names
-from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet
+from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet, TextRecord
 from libvirt_natns.records import dataclass
 from libvirt_natns.resolvers import Resolvers
 
 EMPTY: Mapping[str, IPv4Address] = MappingProxyType({})
 
 MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
+
+
+SPECIAL = re.compile(r"""[",#\\]|^ | $""")
+
+LONGEST_LINE = 1000
+"""Octets of a line of its configuration that dnsmasq reads whole, with some to spare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +182,7 @@ def _write(network: Network) -> list[str]:
         "except-interface=lo",
         "bind-dynamic",
         f"interface={network.bridge}",
-        *(f"txt-record={text.name},{text.value}" for text in (dns.texts if dns else ())),
+        *(text_record(text) for text in (dns.texts if dns else ())),
         *(_service(record) for record in (dns.services if dns else ())),
         *_dhcp(network),
         *([f"addn-hosts={paths(network.uuid).records}"] if dns else []),
@@ -198,6 +204,19 @@ def _domain(network: Network) -> Iterable[str]:
         yield f"local=/{network.domain}/"
     yield f"domain={network.domain}"
     yield "expand-hosts"
+
+
+def text_record(record: TextRecord) -> str:
+    """A <txt>, which dnsmasq gives out octet by octet.
+
+    In its syntax a comma begins another string, "#" a comment, blanks at the ends are
+    nothing: inside of quotes they are themselves, and there are escapes.  libvirt writes
+    no quotes, so that we do only where they are needed.
+    """
+    value = record.value
+    if SPECIAL.search(value):
+        value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"txt-record={record.name},{value}"
 
 
 def _service(record: ServiceRecord) -> str:

@@ -23,6 +23,7 @@ from libvirt_natns import (
     names,
     netns,
     reconcile,
+    selection,
     service_status,
 )
 from libvirt_natns.engine import Engine
@@ -177,6 +178,7 @@ def with_kernel(trial: Callable[[Kernel], object]) -> None:
 
 def _upstream(settings: Config) -> str:
     upstream = settings.upstreams[settings.upstream]
+    selection.check_served(upstream)
     if upstream.kind == "host":
         return f"{upstream.name}, routed by this host itself"
     with Kernel() as kernel:

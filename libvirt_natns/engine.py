@@ -244,7 +244,7 @@ class Engine:
         undo.add(self.store.put, known)
         before = Claims(network.uuid, self.registry.forwards(owner=network.uuid))
         undo.add(self.registry.claim, before, publication.scopes(self.store, [network.uuid]), True)
-        choices = publication.Choices(self.config, self.store, self.kernel)
+        choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
         address = self._address(network, upstream)
         publication.claim_for_network(choices, network, upstream, address, before.forwards)
 
@@ -334,12 +334,14 @@ class Engine:
 
     def _reserve(self, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
         """Record the network and lease its address; ``undo`` takes back both."""
+        earlier = self.store.leases_of(network.uuid)
         leased = self.store.lease(upstream.name, network.uuid)
         self._step("record the network")
         undo.add(self.store.set_state, network.uuid, "down")
         self.store.put(_record(network, xml, upstream, "preparing"))
         if leased is None:
             undo.add(self.store.release, upstream.name, network.uuid)
+        undo.add(self.store.restore_leases, earlier)
 
         self._step("lease an address")
         address = pool.reserve(
@@ -351,7 +353,7 @@ class Engine:
         )
         if network.nat and network.nat.forwards:
             undo.add(self.registry.drop_claims, network.uuid)
-            choices = publication.Choices(self.config, self.store, self.kernel)
+            choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
             publication.claim_for_network(choices, network, upstream, address)
 
     def _probe(self, upstream: Upstream, addresses: Collection[IPv4Address]) -> set[IPv4Address]:
@@ -398,13 +400,13 @@ class Engine:
     def _address(self, network: Network, upstream: Upstream) -> IPv4Address:
         """The leased address; a new one where the configuration has moved on."""
         leased = self.store.lease(upstream.name, network.uuid)
-        if leased is not None and upstream.subnet and leased in upstream.subnet:
+        if leased is not None and selection.can_keep(leased, upstream):
             return leased
         return pool.reserve(
             self.store,
             selection.applicant(network),
             upstream,
-            lambda _: set(),
+            partial(self._probe, upstream),
             self.kernel.host_addresses(),
         )
 

@@ -21,10 +21,11 @@ from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.executor import Undo
 from libvirt_natns.forward_edit import Options, Spec, Surroundings
-from libvirt_natns.forwards import ANY, Attachment, listening, said
+from libvirt_natns.forwards import ANY, Attachment, Selector, listening, said
 from libvirt_natns.guests import Guests
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Forward, Protocol
+from libvirt_natns.registry import PortKey
 
 Engines = Callable[..., AbstractContextManager[Engine]]
 """Makes an engine; with ``look_only`` one that makes no state database."""
@@ -211,9 +212,12 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
             return None
         return listening(ANY if at.upstream.kind == "host" else at.address)
 
-    def chosen(network: str | None, mac: str | None, proto: Protocol, to: int) -> int | None:
-        at = select(network, mac)
-        return guests.registry.chosen_port(plain.uuid, at.network.uuid, proto, to) if at else None
+    def chosen(which: Selector, proto: Protocol, to: int) -> int | None:
+        at = select(which.network, which.mac)
+        if at is None:
+            return None
+        key = PortKey(plain.uuid, at.network.uuid, proto, str(which), to)
+        return guests.registry.chosen_port(key)
 
     return Surroundings(listen, chosen)
 

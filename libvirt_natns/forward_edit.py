@@ -11,9 +11,9 @@ from functools import partial
 from ipaddress import AddressValueError, IPv4Address
 from typing import cast
 
-from libvirt_natns.elements import NS, Element, MutableElement
+from libvirt_natns.elements import NS, Element, MutableElement, mac, value_error
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.forwards import ports
+from libvirt_natns.forwards import Selector, ports
 from libvirt_natns.metadata import MAX_PORT
 from libvirt_natns.model import Protocol
 from libvirt_natns.records import dataclass
@@ -22,6 +22,8 @@ PATTERN = re.compile(
     r"(?:(?P<address>[0-9]+(?:\.[0-9]+){3}|\*):)?(?P<listen>auto|[0-9]+(?:-[0-9]+)?)"
     r"(?::(?P<target>[0-9]+(?:-[0-9]+)?))?(?:/(?P<proto>tcp|udp|sctp))?"
 )
+
+NUMBER = re.compile(r"[0-9]{1,5}")
 
 Span = tuple[int, int]
 """First and last port."""
@@ -60,12 +62,12 @@ class Surroundings:
     """What a forward's listing shows and the metadata does not say.
 
     ``listen`` tells the default address of the NIC that a forward's ``network`` and
-    ``mac`` select, ``chosen`` the port chosen there for a protocol and a target.
+    ``mac`` select, ``chosen`` the port chosen for a forward, a protocol and a target.
     Either is None where it is not known, the network being down.
     """
 
     listen: Callable[[str | None, str | None], str | None]
-    chosen: Callable[[str | None, str | None, Protocol, int], int | None]
+    chosen: Callable[[Selector, Protocol, int], int | None]
 
 
 # -- what is typed -------------------------------------------------------------
@@ -171,7 +173,7 @@ def _range_attributes(spec: Spec) -> dict[str, str]:
 def remove(nat: MutableElement, spec: Spec, around: Surroundings) -> bool:
     """Take one forward out of a ``<natns:nat>``; returns whether it was there.
 
-    Raises NatnsError where several are meant.
+    Raises NatnsError where several are meant, and DocumentError for ports that are none.
     """
     found = [
         step
@@ -221,12 +223,18 @@ def _removals(
 
 def _is_meant(forward: Element, each: Element, spec: Spec, around: Surroundings) -> bool:
     """Whether a range with start="auto" is the one that was typed."""
-    to = int(each.attrib["to"])
+    to = _number(each, "to")
     if spec.listen is None:
         return spec.target == (to, to)
-    selected = forward.attrib.get("network"), forward.attrib.get("mac")
-    chosen = around.chosen(*selected, spec.proto, to)
+    chosen = around.chosen(_selector(forward), spec.proto, to)
     return chosen is not None and spec.listen == (chosen, chosen)
+
+
+def _selector(forward: Element) -> Selector:
+    given = forward.attrib
+    return Selector(
+        given.get("network"), mac(given.get("mac")), given.get("address"), given.get("guestAddress")
+    )
 
 
 def _exclude(forward: MutableElement, span: Span) -> None:
@@ -235,7 +243,7 @@ def _exclude(forward: MutableElement, span: Span) -> None:
 
 
 def _autos(forward: Element) -> list[Element]:
-    return [each for each in forward.findall(f"{NS}range") if each.attrib["start"] == "auto"]
+    return [each for each in forward.findall(f"{NS}range") if each.attrib.get("start") == "auto"]
 
 
 def _ranges(forward: Element, excluded: str = "no") -> list[Element]:
@@ -243,13 +251,21 @@ def _ranges(forward: Element, excluded: str = "no") -> list[Element]:
     return [
         each
         for each in forward.findall(f"{NS}range")
-        if each.attrib["start"] != "auto" and each.attrib.get("exclude", "no") == excluded
+        if each.attrib.get("start") != "auto" and each.attrib.get("exclude", "no") == excluded
     ]
 
 
 def _of(each: Element) -> Span:
-    first = int(each.attrib["start"])
-    return first, int(each.attrib.get("end", first))
+    first = _number(each, "start")
+    return first, _number(each, "end") if "end" in each.attrib else first
+
+
+def _number(each: Element, attribute: str) -> int:
+    """A port; DocumentError where there is none: nobody has checked this document."""
+    value = each.attrib.get(attribute, "")
+    if not NUMBER.fullmatch(value):
+        raise value_error(each, attribute, f"a port from 1 to {MAX_PORT}")
+    return int(value)
 
 
 def _spans(forward: Element) -> Iterator[Span]:

@@ -15,6 +15,7 @@ from libvirt_natns.model import (
     AddressRequest,
     Domain,
     Forward,
+    NatMetadata,
     Network,
     Nic,
     PortForward,
@@ -23,7 +24,7 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import dataclass
-from libvirt_natns.registry import Claims
+from libvirt_natns.registry import Claims, PortKey
 
 Span = tuple[int, int, int, int]
 """First and last port, and the first and last port that they lead to."""
@@ -48,18 +49,66 @@ class Owner:
 
     uuid: str
     name: str
+    forwards: tuple[PortForward, ...]
+
+    def fixed(self, proto: model.Protocol) -> tuple[tuple[int, int], ...]:
+        """The ports that it wants by number."""
+        mine = (each for each in self.forwards if each.proto == proto)
+        return tuple((first, last) for each in mine for first, last, _, _ in spans(each))
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """What tells one forward from another of the same owner, as its metadata has it."""
+
+    network: str | None
+    mac: str | None
+    address: str | None
+    guest_address: str | None
+
+    def __str__(self) -> str:
+        given = (
+            ("network", self.network),
+            ("mac", self.mac),
+            ("address", self.address),
+            ("guestAddress", self.guest_address),
+        )
+        return " ".join(f"{name}={value}" for name, value in given if value is not None)
+
+
+def selector(wanted: PortForward) -> Selector:
+    """The selector of a forward."""
+    address, guest = wanted.address, wanted.guest_address
+    return Selector(
+        wanted.network,
+        wanted.mac,
+        None if address is None else str(address),
+        None if guest is None else str(guest),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A range with start="auto".
+
+    ``listen`` is where; ``avoided`` are the owner's own fixed ports of that protocol.
+    """
+
+    key: PortKey
+    owner_name: str
+    attachment: Attachment
+    listen: IPv4Address
+    avoided: tuple[tuple[int, int], ...]
 
 
 class Choices(Protocol):
     """What is decided once and kept."""
 
-    def target(self, attachment: Attachment) -> IPv4Address:
+    def target(self, owner: str, attachment: Attachment) -> IPv4Address:
         """The NIC's DHCP address, reserved for it if it has none yet."""
 
-    def port(
-        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
-    ) -> int:
-        """A free port for start="auto", always the same for one owner and target."""
+    def port(self, wish: Wish) -> int:
+        """A free port for start="auto", the same for one key unless somebody else has it."""
 
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment
@@ -76,13 +125,14 @@ def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> 
     """
     if domain.nat is None or not attachments:
         return Claims(domain.uuid)
+    _check_requests(domain, attachments)
     statics = tuple(
         _static(domain, request, attachments, choices) for request in domain.nat.addresses
     )
     forwards = tuple(
         forward
         for wanted in domain.nat.forwards
-        for forward in _forwards(domain, wanted, attachments, statics, choices)
+        for forward in _forwards(domain, domain.nat, wanted, attachments, statics, choices)
     )
     return Claims(domain.uuid, forwards, statics)
 
@@ -92,13 +142,14 @@ def of_network(
 ) -> Claims:
     """What a network's own metadata publishes."""
     at = Attachment(Nic(""), network, upstream, address)
-    owner = Owner(network.uuid, f"network {network.name}")
+    wishes = network.nat.forwards if network.nat else ()
+    owner = Owner(network.uuid, f"network {network.name}", wishes)
     found = []
-    for wanted in network.nat.forwards if network.nat else ():
+    for wanted in wishes:
         listen = _listen(owner.name, wanted.address, upstream, {address})
         # The document is refused without one.
         target = wanted.guest_address or address
-        found += list(_made(owner, wanted, at, listen, target, choices))
+        found += list(_made(owner, wanted, at, listen or address, target, choices))
     return Claims(network.uuid, tuple(found))
 
 
@@ -119,6 +170,7 @@ def _select(
 
 def _forwards(
     domain: Domain,
+    nat: NatMetadata,
     wanted: PortForward,
     attachments: list[Attachment],
     statics: tuple[StaticNat, ...],
@@ -129,21 +181,24 @@ def _forwards(
     who = f"guest {domain.name}"
     listen = _listen(who, wanted.address, at.upstream, {at.address, *own})
     target = _target(domain, wanted, at, choices)
-    return _made(Owner(domain.uuid, who), wanted, at, listen, target, choices)
+    owner = Owner(domain.uuid, who, nat.forwards)
+    return _made(owner, wanted, at, listen or at.address, target, choices)
 
 
 def _made(
     owner: Owner,
     wanted: PortForward,
     at: Attachment,
-    listen: IPv4Address | None,
+    listen: IPv4Address,
     target: IPv4Address,
     choices: Choices,
 ) -> Iterator[Forward]:
     chosen = []
     for span in wanted.ranges:
         if span.auto:
-            port = choices.port(owner.uuid, at, wanted.proto, span.to)
+            which = str(selector(wanted))
+            key = PortKey(owner.uuid, at.network.uuid, wanted.proto, which, span.to)
+            port = choices.port(Wish(key, owner.name, at, listen, owner.fixed(wanted.proto)))
             chosen.append((port, port, span.to, span.to))
     for first, last, to, to_last in [*spans(wanted), *chosen]:
         yield Forward(
@@ -151,7 +206,7 @@ def _made(
             owner.name,
             at.network.uuid,
             wanted.proto,
-            listen if listen is not None else at.address,
+            listen,
             first,
             last,
             target,
@@ -178,7 +233,7 @@ def _listen(
 
 def _target(domain: Domain, wanted: PortForward, at: Attachment, choices: Choices) -> IPv4Address:
     if wanted.guest_address is None:
-        return choices.target(at)
+        return choices.target(domain.uuid, at)
     reachable = [subnet.network for subnet in at.network.subnets]
     reachable += [route.destination for route in at.network.routes]
     gateways = {subnet.gateway for subnet in at.network.subnets}
@@ -216,6 +271,27 @@ def _without(span: PortRange, excluded: list[tuple[int, int]]) -> list[Span]:
     return found
 
 
+def _check_requests(domain: Domain, attachments: list[Attachment]) -> None:
+    """Refuse two addresses for one NIC, and one for two, which the metadata alone does not show."""
+    nics, addresses = set(), set()
+    for request in domain.nat.addresses if domain.nat else ():
+        at = _select(domain, "address", request.network, request.mac, attachments)
+        nic, address = (at.network.uuid, at.nic.mac), (at.upstream.name, request.address)
+        if nic in nics:
+            raise DocumentError(
+                f"guest {domain.name}: two <natns:address> are for the NIC {at.nic.mac} in network"
+                f" {at.network.name}",
+                "remove one of them",
+            )
+        if request.address is not None and address in addresses:
+            raise DocumentError(
+                f"guest {domain.name}: two <natns:address> ask for {request.address}",
+                "choose another for one of them, or address='auto'",
+            )
+        nics.add(nic)
+        addresses.add(address)
+
+
 def _static(
     domain: Domain, request: AddressRequest, attachments: list[Attachment], choices: Choices
 ) -> StaticNat:
@@ -231,7 +307,7 @@ def _static(
         f"guest {domain.name}",
         at.network.uuid,
         choices.address(request, domain, at),
-        choices.target(at),
+        choices.target(domain.uuid, at),
         request.ports,
     )
 

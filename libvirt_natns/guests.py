@@ -16,10 +16,11 @@ from libvirt_natns.executor import Undo
 from libvirt_natns.forwards import ANY, Attachment
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Domain, Forward, Nic, StaticNat
+from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.publication import Choices, check_host, known_address, scopes
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
-from libvirt_natns.store import Record, Store
+from libvirt_natns.store import Lease, Record, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Guests:
         with self._locked(domain.uuid):
             before = self.held(domain.uuid)
             with Undo() as undo:
-                undo.add(self._restore, before)
+                undo.add(self._restore, before, self.engine.store.leases_of(domain.uuid))
                 self._undo_reservations(attachments, undo)
                 claims = self._resolve(domain, attachments)
                 self.registry.claim(claims, self._scopes(claims), published=True)
@@ -171,7 +172,7 @@ class Guests:
         """
         found: list[Claims] = []
         with suppress(_TrialOver), self.engine.store.transaction():
-            claims = self._resolve(domain, self.attachments(domain))
+            claims = self._resolve(domain, self.attachments(domain), NOBODY)
             self.registry.claim(claims, self._scopes(claims), published=True)
             found.append(claims)
             # Takes all of it back, the ports and addresses chosen by the way included.
@@ -263,8 +264,12 @@ class Guests:
 
     # -- resolving ---------------------------------------------------------
 
-    def _resolve(self, domain: Domain, attachments: list[Attachment]) -> Claims:
-        choices = Choices(self.engine.config, self.engine.store, self.engine.kernel)
+    def _resolve(
+        self, domain: Domain, attachments: list[Attachment], observer: Observer | None = None
+    ) -> Claims:
+        engine = self.engine
+        told = observer or engine.observer
+        choices = Choices(engine.config, engine.store, engine.kernel, told)
         claims = forwards.resolve(domain, attachments, choices)
         # What is in force already stays so, whatever has come up in the host since.
         held = set(self.registry.forwards(owner=domain.uuid))
@@ -304,7 +309,8 @@ class Guests:
                 changed += self.engine.up(network, record.document)
         return changed
 
-    def _restore(self, claims: Claims) -> None:
+    def _restore(self, claims: Claims, leases: list[Lease]) -> None:
+        self.engine.store.restore_leases(leases)
         self.registry.claim(claims, self._scopes(claims), published=True)
         self._apply(self._networks(claims))
 

@@ -130,7 +130,10 @@ class Planner:
 
     def _files(self, network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq_config.Files:
         libvirts = dnsmasq.read_libvirts(network.name) if network.taken_over else None
-        kept = self.registry.reservations(network.uuid)
+        # At least half is left to guests that publish nothing, as long as those that
+        # do and run now need no more.
+        half = sum(span.size for subnet in network.subnets for span in subnet.ranges) // 2
+        kept = self.registry.reservations_known(network.uuid, half)
         return dnsmasq_config.make(network, libvirts, resolvers_of(upstream), mtu, kept)
 
     def preview(self, network: Network) -> Plan:

@@ -76,10 +76,14 @@ def _reserve_wanted(
             f"{asked} is leased to network {holder.name}",
             "choose another, or stop that network",
         )
+    guest = store.guest_holder(upstream.name, _segment(upstream), applicant.key, wanted)
+    if guest is not None:
+        # Its network answers for it, so that a probe would find but another machine.
+        raise LeaseError(f"{asked} belongs to {guest}", "choose another, or stop that guest")
     if probe([wanted]):
         raise LeaseError(f"{asked} is in use by another machine", "choose another, or free it")
     if not _take(store, applicant, upstream, wanted):
-        raise LeaseError(f"{asked} was leased to another network meanwhile", "choose another")
+        raise LeaseError(f"{asked} was leased to another meanwhile", "choose another")
     return wanted
 
 

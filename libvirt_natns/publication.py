@@ -7,17 +7,19 @@ same ever after.
 
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address
+from itertools import chain
 from pathlib import Path
 
-from libvirt_natns import arp, forwards, model, names, pool, sockets
+from libvirt_natns import arp, forwards, names, pool, sockets
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.errors import ConflictError, DocumentError
-from libvirt_natns.forwards import Attachment
+from libvirt_natns.forwards import Attachment, Wish
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import AddressRequest, Config, Domain, Forward, Network, Upstream
+from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.selection import Applicant
@@ -31,65 +33,107 @@ class Choices:
     config: Config
     store: Store
     kernel: Kernel
+    observer: Observer = NOBODY
 
     @property
     def registry(self) -> Registry:
         return Registry(self.store)
 
-    def target(self, attachment: Attachment) -> IPv4Address:
+    def target(self, owner: str, attachment: Attachment) -> IPv4Address:
         network, mac = attachment.network, attachment.nic.mac
         fixed = fixed_address(network, mac)
         kept = self.registry.reservation(network.uuid, mac)
-        if fixed is None and kept is not None and _tenable(attachment, kept):
-            return kept
-        self.registry.drop_reservation(network.uuid, mac)
-        return fixed or self._reserve(attachment)
+        if fixed is not None or kept is None or not _tenable(attachment, kept):
+            self.registry.drop_reservation(network.uuid, mac)
+        return fixed or self._reserve(owner, attachment)
 
-    def _reserve(self, attachment: Attachment) -> IPv4Address:
+    def _reserve(self, owner: str, attachment: Attachment) -> IPv4Address:
         network, mac = attachment.network, attachment.nic.mac
+        if kept := self.registry.reservation(network.uuid, mac):
+            return self.registry.reserve(network.uuid, mac, owner, [kept], lambda _: False)
         if not any(subnet.ranges for subnet in network.subnets):
             raise ConflictError(
                 f"network {network.name} has no DHCP range to reserve an address from",
                 "give guestAddress in <natns:portForward>, or a <range> in the network's <dhcp>",
             )
         try:
-            return self.registry.reserve(network.uuid, mac, _free_addresses(attachment))
+            return self._reserve_free(owner, attachment)
         except ConflictError as error:
             raise ConflictError(f"network {network.name}: {error.fact}", error.remedy) from error
 
-    def port(
-        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
-    ) -> int:
-        network = attachment.network.uuid
-        kept = self.registry.chosen_port(owner, network, proto, target_port)
-        if kept is not None:
-            return kept
+    def _reserve_free(self, owner: str, attachment: Attachment) -> IPv4Address:
+        network, mac = attachment.network, attachment.nic.mac
+        leased, fixed = _leases(network.bridge or ""), _fixed(network)
+        spans = [span for subnet in network.subnets for span in subnet.ranges]
+
+        def usable(address: IPv4Address) -> bool:
+            inside = any(address in span for span in spans)
+            return inside and address not in fixed and leased.get(address, mac) == mac
+
+        # Its present lease first, then what nobody holds.
+        own = [address for address, holder in leased.items() if holder == mac]
+        numbers = (n for span in spans for n in range(int(span.first), int(span.last) + 1))
+        candidates = filter(usable, chain(own, map(IPv4Address, numbers)))
+        return self.registry.reserve(network.uuid, mac, owner, candidates, usable)
+
+    def port(self, wish: Wish) -> int:
+        kept = self.registry.chosen_port(wish.key)
         # In one transaction, or two starts at once would choose the same.
         with self.store.transaction():
-            port = self._free_port(proto)
+            fits = kept is not None and self._is_free_still(wish, kept)
+            port = kept if fits else self._free_port(wish)
             if port is not None:
-                self.registry.choose_port(owner, network, proto, target_port, port)
-                return port
-        first, last = self.config.auto_ports
-        raise ConflictError(
-            f"no {proto} port from {first} to {last} is free for start='auto'",
-            f"enlarge auto_ports in {names.CONFIG_FILE}",
-        )
+                self.registry.choose_port(wish.key, port)
+        if port is None:
+            first, last = self.config.auto_ports
+            raise ConflictError(
+                f"no {wish.key.proto} port from {first} to {last} is free for start='auto'",
+                f"enlarge auto_ports in {names.CONFIG_FILE}",
+            )
+        if kept not in (None, port):
+            said = f"{wish.owner_name}: {wish.key.proto} port {kept} is taken, {port} instead"
+            self.observer.done("choose a port", wish.attachment.network.name, [said], 0.0)
+        return port
 
-    def _free_port(self, proto: model.Protocol) -> int | None:
-        """The first port for start="auto" that nobody uses and that is kept for nobody."""
-        taken = {port for kind, port in self.registry.chosen_ports() if kind == proto}
-        taken |= sockets.listening(proto)
-        taken |= self.registry.ports_claimed(proto)
+    def _is_free_still(self, wish: Wish, port: int) -> bool:
+        """Whether nobody has taken a port that was chosen, while its owner did not use it."""
+        shared = wish.attachment.upstream.kind == "host"
+        scope = Scope("" if shared else wish.attachment.upstream.name, shared)
+        if _lies_in(port, wish.avoided):
+            return False
+        if self.registry.is_claimed(wish.key, scope, wish.listen, port):
+            return False
+        if not shared or any(
+            each.proto == wish.key.proto and each.first == port
+            for each in self.registry.forwards(owner=wish.key.owner)
+        ):
+            # In force already: it stays so, whatever has come up in the host since.
+            return True
+        return port not in sockets.listening(wish.key.proto)
+
+    def _free_port(self, wish: Wish) -> int | None:
+        """The first port for start="auto" that nobody uses and that is kept for nobody.
+
+        Where there is none, one that was kept for somebody who is not there any more.
+        """
+        proto = wish.key.proto
+        kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
+        used = sockets.listening(proto) | self.registry.ports_claimed(proto)
         first, last = self.config.auto_ports
-        return next((port for port in range(first, last + 1) if port not in taken), None)
+
+        def usable(port: int) -> bool:
+            return first <= port <= last and port not in used and not _lies_in(port, wish.avoided)
+
+        fresh = (port for port in range(first, last + 1) if port not in kept)
+        return next(filter(usable, chain(fresh, self.registry.reclaimable_ports(proto))), None)
 
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment
     ) -> IPv4Address:
         upstream = attachment.upstream
         if request.address is not None:
-            self.registry.check_static(upstream.name, request.address, f"guest {domain.name}")
+            who = f"guest {domain.name}"
+            self.registry.check_static(upstream.name, request.address, domain.uuid, who)
         key = f"{domain.uuid}/{attachment.nic.mac}"
         mine = self.registry.static_nats(attachment.network.uuid, domain.uuid)
         present = {static.address for static in mine}
@@ -101,6 +145,10 @@ class Choices:
 
         guest = Applicant(key, f"guest {domain.name}", request.address, "natns:address")
         return pool.reserve(self.store, guest, upstream, probe, self.kernel.host_addresses())
+
+
+def _lies_in(port: int, spans: Iterable[tuple[int, int]]) -> bool:
+    return any(first <= port <= last for first, last in spans)
 
 
 def fixed_address(network: Network, mac: str) -> IPv4Address | None:
@@ -121,29 +169,16 @@ def _tenable(attachment: Attachment, address: IPv4Address) -> bool:
     when the guest starts: somebody else may have leased the address just before.
     """
     network = attachment.network
-    taken = {host.ip for subnet in network.subnets for host in subnet.hosts}
-    taken |= {subnet.gateway for subnet in network.subnets}
+    taken = _fixed(network)
     inside = any(address in subnet.network for subnet in network.subnets)
     holder = _leases(network.bridge or "").get(address, attachment.nic.mac)
     return inside and address not in taken and holder == attachment.nic.mac
 
 
-def _free_addresses(attachment: Attachment) -> Iterator[IPv4Address]:
-    """Where a NIC's reservation may be: its present lease first, then what nobody holds."""
-    network, mac = attachment.network, attachment.nic.mac
-    fixed = {host.ip for subnet in network.subnets for host in subnet.hosts}
-    fixed |= {subnet.gateway for subnet in network.subnets}
-    leased = _leases(network.bridge or "")
-    for address, holder in leased.items():
-        inside = any(address in span for subnet in network.subnets for span in subnet.ranges)
-        if holder == mac and inside and address not in fixed:
-            yield address
-    for subnet in network.subnets:
-        for span in subnet.ranges:
-            for number in range(int(span.first), int(span.last) + 1):
-                address = IPv4Address(number)
-                if address not in fixed and address not in leased:
-                    yield address
+def _fixed(network: Network) -> set[IPv4Address]:
+    """Addresses that the network's own XML has given away."""
+    hosts = {host.ip for subnet in network.subnets for host in subnet.hosts}
+    return hosts | {subnet.gateway for subnet in network.subnets}
 
 
 def _leases(bridge: str) -> dict[IPv4Address, str]:

@@ -7,7 +7,7 @@ many hooks run at once.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import cast
 
@@ -15,6 +15,15 @@ from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import dataclass
 from libvirt_natns.store import Store, boot_id
+from libvirt_natns.tables import ANY_SELECTOR
+
+# Of a reservation; takes the boot's id twice.
+IN_FORCE = (
+    "(EXISTS (SELECT 1 FROM forward WHERE owner = reservation.owner AND boot = ? AND published)"
+    " OR EXISTS (SELECT 1 FROM static_nat"
+    " WHERE owner = reservation.owner AND boot = ? AND published))"
+)
+LATEST = "(SELECT coalesce(max(used), 0) + 1 FROM reservation)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,17 @@ class Scope:
 
     upstream: str
     shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PortKey:
+    """What a port is chosen for: ``selector`` tells the owner's forwards to one port apart."""
+
+    owner: str
+    network: str
+    proto: Protocol
+    selector: str
+    target_port: int
 
 
 class Registry:
@@ -114,7 +134,7 @@ class Registry:
     def _insert(
         self, db: sqlite3.Connection, forward: Forward, scope: Scope, published: bool
     ) -> None:
-        claimed = 0 if scope.shared else int(forward.address)
+        claimed = _claimed(scope, forward.address)
         row = (
             scope.upstream,
             forward.owner,
@@ -164,10 +184,20 @@ class Registry:
     def _insert_static(
         self, db: sqlite3.Connection, static: StaticNat, scope: str, published: bool
     ) -> None:
-        self.check_static(scope, static.address, static.owner_name)
+        self.check_static(scope, static.address, static.owner, static.owner_name)
+        if not self._store.has_leased(scope, static.owner, static.address):
+            # Between the lease and this claim nothing has shown that it is in use.
+            raise ConflictError(
+                f"{static.owner_name}: address {static.address} was leased to another meanwhile",
+                "try again, or choose another",
+            )
+        db.execute(
+            "DELETE FROM static_nat WHERE scope = ? AND address = ? AND boot != ?",
+            (scope, int(static.address), boot_id()),
+        )
         ports = " ".join(f"{p.proto}:{p.first}-{p.last}" for p in static.ports)
         db.execute(
-            "INSERT OR REPLACE INTO static_nat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO static_nat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 scope,
                 int(static.address),
@@ -181,24 +211,22 @@ class Registry:
             ),
         )
 
-    def check_static(self, scope: str, address: IPv4Address, owner_name: str) -> None:
+    def check_static(self, scope: str, address: IPv4Address, owner: str, owner_name: str) -> None:
         """Refuse an address that is another guest's.  Raises ConflictError."""
-        holder = self.static_holder(scope, address)
-        if holder is not None and holder != owner_name:
-            raise ConflictError(
-                f"{owner_name}: address {address} belongs to {holder} already",
-                "choose another, or address='auto'",
-            )
-
-    def static_holder(self, scope: str, address: IPv4Address) -> str | None:
-        """The name of the guest that an upstream address belongs to."""
+        # By uuid: a name changes, and two drivers may each have a guest of that name.
         rows = self._store.select(
-            "SELECT owner_name FROM static_nat WHERE scope = ? AND address = ? AND boot = ?",
+            "SELECT owner_name FROM static_nat"
+            " WHERE scope = ? AND address = ? AND boot = ? AND owner != ?",
             scope,
             int(address),
             boot_id(),
+            owner,
         )
-        return str(rows[0]["owner_name"]) if rows else None
+        if rows:
+            raise ConflictError(
+                f"{owner_name}: address {address} belongs to {rows[0]['owner_name']} already",
+                "choose another, or address='auto'",
+            )
 
     def drop_claims(self, owner: str) -> None:
         """Give all claims of an owner back."""
@@ -212,6 +240,8 @@ class Registry:
                     f"UPDATE {table} SET published = ? WHERE owner = ?", (int(published), owner)
                 )
             db.execute("UPDATE guest SET published = ? WHERE uuid = ?", (int(published), owner))
+            if not published:
+                db.execute(f"UPDATE reservation SET used = {LATEST} WHERE owner = ?", (owner,))
 
     def move(self, network: str, address: IPv4Address) -> None:
         """Have what listens on a network's former upstream address listen on this one.
@@ -290,25 +320,77 @@ class Registry:
         )
         return {row["mac"]: IPv4Address(row["address"]) for row in rows}
 
-    def reserve(self, network: str, mac: str, candidates: Iterable[IPv4Address]) -> IPv4Address:
-        """Keep the first candidate that nobody else has for a NIC, for good.
+    def reservations_known(self, network: str, most: int) -> dict[str, IPv4Address]:
+        """Those that DHCP must know, by MAC.
 
-        Raises ConflictError where there is none.
+        All of guests that have published something, and of others the latest used,
+        as long as they are ``most`` together: strangers find no room else.
+        """
+        rows = self._store.select(
+            f"SELECT mac, address, {IN_FORCE} AS present FROM reservation WHERE network = ?"
+            " ORDER BY present DESC, used DESC",
+            boot_id(),
+            boot_id(),
+            network,
+        )
+        count = max(most, sum(row["present"] for row in rows))
+        known = sorted(rows[:count], key=lambda row: int(row["address"]))
+        return {row["mac"]: IPv4Address(row["address"]) for row in known}
+
+    def reserve(
+        self,
+        network: str,
+        mac: str,
+        owner: str,
+        candidates: Iterable[IPv4Address],
+        usable: Callable[[IPv4Address], bool],
+    ) -> IPv4Address:
+        """Keep the first candidate that nobody else has for a guest's NIC, for good.
+
+        Where there is none, a ``usable`` one is taken from a guest that does not
+        run, the longest unused first.  Raises ConflictError where there is none,
+        either.
         """
         with self._store.transaction() as db:
-            kept = self.reservation(network, mac)
-            if kept is not None:
-                return kept
+            address = self.reservation(network, mac)
+            if address is not None:
+                # The definition it was made for may be gone, and the NIC another guest's.
+                db.execute(
+                    "UPDATE reservation SET owner = ? WHERE network = ? AND mac = ? AND owner != ?",
+                    (owner, network, mac, owner),
+                )
+                return address
             taken = set(self.reservations(network).values())
-            for candidate in candidates:
-                if candidate not in taken:
-                    db.execute(
-                        "INSERT INTO reservation VALUES (?, ?, ?)", (network, mac, int(candidate))
-                    )
-                    return candidate
-        raise ConflictError(
-            f"no DHCP address is left for {mac}", "enlarge the network's <dhcp> range"
+            address = next((each for each in candidates if each not in taken), None)
+            if address is None:
+                address = next(filter(usable, self._reclaimable(network)), None)
+            if address is None:
+                raise ConflictError(
+                    f"no DHCP address is left for {mac}", "enlarge the network's <dhcp> range"
+                )
+            db.execute(
+                "DELETE FROM reservation WHERE network = ? AND address = ?", (network, int(address))
+            )
+            db.execute(
+                f"INSERT INTO reservation VALUES (?, ?, ?, ?, {LATEST})",
+                (network, mac, int(address), owner),
+            )
+            return address
+
+    def _reclaimable(self, network: str) -> list[IPv4Address]:
+        """Addresses of guests that do not run, the longest unused first.
+
+        Guests that ran when the machine went down come last: they probably start
+        again in a moment.
+        """
+        rows = self._store.select(
+            "SELECT address FROM reservation LEFT JOIN guest ON guest.uuid = owner"
+            " WHERE network = ? AND coalesce(boot != ?, TRUE)"
+            " ORDER BY guest.uuid IS NOT NULL, used",
+            network,
+            boot_id(),
         )
+        return [IPv4Address(row["address"]) for row in rows]
 
     def drop_reservation(self, network: str, mac: str) -> None:
         """Give a NIC's DHCP address up: the network's own XML has other plans for it."""
@@ -317,32 +399,64 @@ class Registry:
 
     # -- chosen ports ------------------------------------------------------
 
-    def chosen_port(self, owner: str, network: str, proto: str, target_port: int) -> int | None:
+    def chosen_port(self, key: PortKey) -> int | None:
         """The port that was chosen for a range with start="auto"."""
         rows = self._store.select(
-            "SELECT port FROM chosen_port"
-            " WHERE owner = ? AND network = ? AND proto = ? AND target_port = ?",
-            owner,
-            network,
-            proto,
-            target_port,
+            "SELECT port FROM chosen_port WHERE owner = ? AND network = ? AND proto = ?"
+            " AND selector IN (?, ?) AND target_port = ? ORDER BY selector = ? LIMIT 1",
+            key.owner,
+            key.network,
+            key.proto,
+            key.selector,
+            ANY_SELECTOR,
+            key.target_port,
+            ANY_SELECTOR,
         )
         return int(rows[0]["port"]) if rows else None
 
-    def choose_port(
-        self, owner: str, network: str, proto: str, target_port: int, port: int
-    ) -> None:
-        """Keep a chosen port for good."""
+    def choose_port(self, key: PortKey, port: int) -> None:
+        """Keep a chosen port, in place of an earlier one, and from whomever it was kept for."""
         with self._store.transaction() as db:
             db.execute(
-                "INSERT OR REPLACE INTO chosen_port VALUES (?, ?, ?, ?, ?)",
-                (owner, network, proto, target_port, port),
+                "INSERT OR REPLACE INTO chosen_port VALUES"
+                " (?, ?, ?, ?, ?, ?, (SELECT coalesce(max(used), 0) + 1 FROM chosen_port))",
+                (key.owner, key.network, key.proto, key.selector, key.target_port, port),
             )
+
+    def reclaimable_ports(self, proto: Protocol) -> list[int]:
+        """Chosen ports of guests and networks that are not recorded, the longest unused first."""
+        rows = self._store.select(
+            "SELECT port FROM chosen_port WHERE proto = ?"
+            " AND NOT EXISTS (SELECT 1 FROM guest WHERE uuid = owner)"
+            " AND NOT EXISTS (SELECT 1 FROM network WHERE uuid = owner) ORDER BY used",
+            proto,
+        )
+        return [int(row["port"]) for row in rows]
+
+    def is_claimed(self, key: PortKey, scope: Scope, address: IPv4Address, port: int) -> bool:
+        """Whether somebody else than a chosen port's owner has it where that listens."""
+        rows = self._store.select(
+            "SELECT 1 FROM forward WHERE scope = ? AND proto = ? AND claimed = ?"
+            " AND first <= ? AND last >= ? AND owner != ? AND boot = ?",
+            scope.upstream,
+            key.proto,
+            _claimed(scope, address),
+            port,
+            port,
+            key.owner,
+            boot_id(),
+        )
+        return bool(rows)
 
     def chosen_ports(self) -> set[tuple[str, int]]:
         """All ports that are kept for somebody, with their protocols."""
         rows = self._store.select("SELECT proto, port FROM chosen_port")
         return {(row["proto"], row["port"]) for row in rows}
+
+
+def _claimed(scope: Scope, address: IPv4Address) -> int:
+    """Where the ports of an address must be unique: 0 for all that share the host's."""
+    return 0 if scope.shared else int(address)
 
 
 def _guest(row: sqlite3.Row) -> GuestRecord:

@@ -59,6 +59,16 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             f"add [upstreams.{name}] to {names.CONFIG_FILE}, or name one of "
             + ", ".join(sorted(config.upstreams)),
         )
+    check_served(upstream)
+    return upstream
+
+
+def check_served(upstream: Upstream) -> None:
+    """Refuse an upstream of a kind that this version does not serve.
+
+    Raises UpstreamError or ConfigError.
+    """
+    name = upstream.name
     if upstream.kind == "router":
         raise UpstreamError(
             f"upstream {name}: kind 'router' is not served by this version",
@@ -69,7 +79,6 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             f"upstream {name}: pool 'dhcp' is not served by this version",
             "give a range of addresses",
         )
-    return upstream
 
 
 def check_addresses(network: Network, upstream: Upstream) -> None:
@@ -154,6 +163,12 @@ def check_wanted(who: Applicant, upstream: Upstream, wanted: IPv4Address) -> Non
         f"{who.who}: the wanted address {wanted} of upstream {upstream.name} {problem}",
         f"choose another in <{who.element} address='...'/>",
     )
+
+
+def can_keep(address: IPv4Address, upstream: Upstream) -> bool:
+    """Whether a network that runs can keep its address, whatever the pool is today."""
+    inside = upstream.subnet is not None and address in upstream.subnet
+    return inside and address not in reserved_addresses(upstream)
 
 
 def reserved_addresses(upstream: Upstream) -> dict[IPv4Address, str]:

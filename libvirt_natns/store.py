@@ -107,6 +107,27 @@ class User:
     address: IPv4Address | None
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An upstream address, and whose it is: a network's, or as "GUEST/MAC" a guest's own."""
+
+    upstream: str
+    segment: str
+    address: int
+    network: str
+    used: int
+
+
+def owner_of(key: str) -> str:
+    """The network or guest that a lease is filed under."""
+    return key.partition("/")[0]
+
+
+def _keys(owner: str) -> tuple[str, str]:
+    """What is less and what is more than all keys of a guest's leases: "0" follows "/"."""
+    return f"{owner}/", f"{owner}0"
+
+
 @cache
 def boot_id() -> str:
     """The kernel's id of the running boot."""
@@ -356,7 +377,9 @@ class Store:
         """
         with self.transaction() as db:
             holder = self.holder(segment, address)
-            if (holder and holder.uuid != uuid) or self._is_guests(segment, address, uuid):
+            if holder and holder.uuid != uuid:
+                return False
+            if self.guest_holder(upstream, segment, uuid, address):
                 return False
             mine = "segment = ? AND address = ? OR upstream = ? AND network = ?"
             which = (segment, int(address), upstream, uuid)
@@ -370,24 +393,75 @@ class Store:
                 self._forget("uuid = ?", row["network"])
         return True
 
-    def _is_guests(self, segment: str, address: IPv4Address, uuid: str) -> bool:
-        """Whether an address is in use as another guest's own."""
+    def guest_holder(
+        self, upstream: str, segment: str, uuid: str, address: IPv4Address
+    ) -> str | None:
+        """Another guest, in words, that has an address as its own now."""
+        # Also by another upstream of that segment; and while its lease is being changed.
         rows = self.select(
-            f"SELECT 1 FROM lease WHERE segment = ? AND address = ? AND network != ? AND {GUESTS}",
-            segment,
+            "SELECT owner_name FROM static_nat"
+            " WHERE scope = ? AND address = ? AND boot = ? AND owner != ?"
+            " UNION SELECT owner_name FROM lease JOIN static_nat ON scope = lease.upstream"
+            " AND static_nat.address = lease.address"
+            " WHERE segment = ? AND lease.address = ? AND boot = ? AND owner != ?",
+            *(upstream, int(address), boot_id(), owner_of(uuid)),
+            *(segment, int(address), boot_id(), owner_of(uuid)),
+        )
+        return str(rows[0]["owner_name"]) if rows else None
+
+    def has_leased(self, upstream: str, owner: str, address: IPv4Address) -> bool:
+        """Whether a guest leases an address for any of its NICs."""
+        rows = self.select(
+            "SELECT 1 FROM lease"
+            " WHERE upstream = ? AND address = ? AND network > ? AND network < ?",
+            upstream,
             int(address),
-            uuid,
-            boot_id(),
+            *_keys(owner),
         )
         return bool(rows)
 
-    def _forget(self, which: str, uuid: str) -> None:
-        """Drop the networks, among these, of which nothing is kept any more."""
-        self._db.execute(
-            f"DELETE FROM network WHERE {which} AND state = 'down'"
-            " AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.network = network.uuid)",
-            (uuid,),
+    def leases_of(self, owner: str) -> list[Lease]:
+        """All leases of a network, or of a guest's NICs."""
+        rows = self.select(
+            "SELECT * FROM lease WHERE network = ? UNION"
+            " SELECT * FROM lease WHERE network > ? AND network < ?",
+            owner,
+            *_keys(owner),
         )
+        return [Lease(**dict(row)) for row in rows]
+
+    def restore_leases(self, leases: Iterable[Lease]) -> None:
+        """Give leases back to whom they were replaced for, unless somebody has them by now."""
+        with self.transaction() as db:
+            for lease in leases:
+                holders = db.execute(
+                    "SELECT network FROM lease WHERE segment = ? AND address = ?",
+                    (lease.segment, lease.address),
+                ).fetchall()
+                if not holders:
+                    db.execute(
+                        "DELETE FROM lease WHERE upstream = ? AND network = ?",
+                        (lease.upstream, lease.network),
+                    )
+                    db.execute(
+                        "INSERT INTO lease VALUES (?, ?, ?, ?, ?)",
+                        (lease.upstream, lease.segment, lease.address, lease.network, lease.used),
+                    )
+
+    def _forget(self, which: str, uuid: str) -> None:
+        """Drop the networks, among these, of which no lease is kept any more.
+
+        What is kept for guests in them goes along.
+        """
+        gone = self._db.execute(
+            f"DELETE FROM network WHERE {which} AND state = 'down'"
+            " AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.network = network.uuid)"
+            " RETURNING uuid",
+            (uuid,),
+        ).fetchall()
+        for row in gone:
+            for table in ("reservation", "chosen_port"):
+                self._db.execute(f"DELETE FROM {table} WHERE network = ?", (row["uuid"],))
 
     def release(self, upstream: str, uuid: str) -> None:
         """Give a lease back to the pool."""

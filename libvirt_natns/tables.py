@@ -8,11 +8,53 @@ so that it costs the same however many there are.
 
 VERSION = 2
 
+RESERVATION = """
+CREATE TABLE IF NOT EXISTS reservation (
+    network TEXT NOT NULL,
+    mac TEXT NOT NULL,
+    address INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    used INTEGER NOT NULL,
+    PRIMARY KEY (network, mac),
+    UNIQUE (network, address)
+);
+"""
+
+CHOSEN_PORT = """
+CREATE TABLE IF NOT EXISTS chosen_port (
+    owner TEXT NOT NULL,
+    network TEXT NOT NULL,
+    proto TEXT NOT NULL,
+    selector TEXT NOT NULL,
+    target_port INTEGER NOT NULL,
+    port INTEGER NOT NULL,
+    used INTEGER NOT NULL,
+    PRIMARY KEY (owner, network, proto, selector, target_port),
+    UNIQUE (proto, port)
+);
+"""
+
+ANY_SELECTOR = "*"
+"""Of a port that was chosen before it was noted for which of several forwards."""
+
 MIGRATIONS = {
-    # Only indexes and the trigger were other ones; SCHEMA makes what is missing.
-    1: """
+    # Indexes and the trigger were other ones, which SCHEMA makes.  Whose a
+    # reservation is was not noted: it shows where its guest runs.
+    1: f"""
 DROP TRIGGER IF EXISTS one_claim;
 DROP INDEX IF EXISTS forward_claim;
+ALTER TABLE chosen_port RENAME TO former_port;
+{CHOSEN_PORT}
+INSERT OR IGNORE INTO chosen_port
+    SELECT owner, network, proto, '{ANY_SELECTOR}', target_port, port, 0 FROM former_port;
+DROP TABLE former_port;
+ALTER TABLE reservation RENAME TO former_reservation;
+{RESERVATION}
+INSERT INTO reservation SELECT network, mac, address, coalesce(
+    (SELECT owner FROM forward WHERE network = former.network AND target = former.address),
+    (SELECT owner FROM static_nat WHERE network = former.network AND target = former.address),
+    ''), 0 FROM former_reservation AS former;
+DROP TABLE former_reservation;
 """,
 }
 """What leads from an earlier format to ``SCHEMA``, which is run after it."""
@@ -105,20 +147,11 @@ CREATE TABLE IF NOT EXISTS static_nat (
 );
 CREATE INDEX IF NOT EXISTS static_nat_network ON static_nat (network);
 CREATE INDEX IF NOT EXISTS static_nat_owner ON static_nat (owner);
-CREATE TABLE IF NOT EXISTS reservation (
-    network TEXT NOT NULL,
-    mac TEXT NOT NULL,
-    address INTEGER NOT NULL,
-    PRIMARY KEY (network, mac),
-    UNIQUE (network, address)
-);
-CREATE TABLE IF NOT EXISTS chosen_port (
-    owner TEXT NOT NULL,
-    network TEXT NOT NULL,
-    proto TEXT NOT NULL,
-    target_port INTEGER NOT NULL,
-    port INTEGER NOT NULL,
-    PRIMARY KEY (owner, network, proto, target_port)
-);
+{RESERVATION}
+CREATE INDEX IF NOT EXISTS reservation_owner ON reservation (owner);
+CREATE INDEX IF NOT EXISTS reservation_used ON reservation (used);
+{CHOSEN_PORT}
+CREATE INDEX IF NOT EXISTS chosen_port_network ON chosen_port (network);
+CREATE INDEX IF NOT EXISTS chosen_port_used ON chosen_port (used);
 PRAGMA user_version = {VERSION};
 """

@@ -287,6 +287,22 @@ def udp(source: int, target: int, data: bytes = b"forged") -> bytes:
     return struct.pack("!HHHH", source, target, 8 + len(data), 0) + data
 
 
+def crc32c(data: bytes) -> int:
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def sctp_init(source: int, target: int, *, answer_to: int = 0) -> bytes:
+    """An INIT, or the INIT ACK to one that bore this tag."""
+    chunk = struct.pack("!BBHIIHHI", 2 if answer_to else 1, 0, 20, 77, 65535, 1, 1, 1)
+    packet = struct.pack("!HHII", source, target, answer_to, 0) + chunk
+    return packet[:8] + struct.pack("<I", crc32c(packet)) + packet[12:]
+
+
 def inject(node: str, packet: bytes, *, frame: tuple[str, bytes] | None = None) -> None:
     """Send an IP packet as it is: by the node's routes, or in a frame to a MAC on a link."""
     if frame:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import pytest
 from lab import (
@@ -116,6 +117,16 @@ RECORDS = """<dns>
   <srv service='ldap' protocol='tcp' domain='lab' target='db.lab' port='389' priority='1'
        weight='5'/>
 </dns>"""
+
+
+TEXTS = {
+    "sender": "v=spf1 include:x # ~all",
+    "quote": 'a "b',
+    "dkim": "k=rsa; t=s,y; p=MIGf/0G+=",
+    "slash": "a\\b \\n \\",
+    "blanks": " a  b ",
+}
+"""What has a meaning in dnsmasq's configuration."""
 
 
 def test_guests_get_a_router_a_resolver_and_names(world: Provider) -> None:
@@ -363,9 +374,11 @@ def test_networks_that_libvirt_gives_no_address(world: Provider, stack: ExitStac
     dhcp = f"<natns:host mac='{WEB.mac}' name='web' ip='10.0.0.5'/>"
     served = "<natns:range start='10.0.0.100' end='10.0.0.200'/>" + dhcp
     users = options("address=/fixed.test/3.3.3.3", "dhcp-option=42,10.0.0.8")
+    texts = "".join(f"<txt name='{name}' value={quoteattr(TEXTS[name])}/>" for name in TEXTS)
+    records = RECORDS.replace("</dns>", f"{texts}</dns>")
     start_network(
         isolated("a", "virbr10", address=None, domain=None, metadata=natns_ip(served),
-                 more="<domain name='lab' localOnly='yes'/>" + RECORDS + users)
+                 more="<domain name='lab' localOnly='yes'/>" + records + users)
     )  # fmt: skip
     start_network(isolated("b", "virbr11", address=None, metadata=natns_ip(dhcp), domain=None))
     guest = stack.enter_context(FastGuest("virbr10", name="g-a"))
@@ -376,6 +389,9 @@ def test_networks_that_libvirt_gives_no_address(world: Provider, stack: ExitStac
     assert guest.dig("client.lab") == [offer["ip"]]
     assert guest.dig("db.lab") == ["10.0.0.7"]
     assert guest.dig("note", "TXT") == ['"some text"']
+    for name, value in TEXTS.items():
+        shown = value.replace("\\", "\\\\").replace('"', '\\"')
+        assert guest.dig(name, "TXT") == [f'"{shown}"']
     assert guest.dig("_ldap._tcp.lab", "SRV") == ["1 5 389 db.lab."]
     assert guest.dig("fixed.test") == ["3.3.3.3"]
     assert guest.dig("missing.lab") == []

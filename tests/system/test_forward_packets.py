@@ -10,7 +10,6 @@ is, where it was asked and whom it saw.
 """
 
 import os
-import struct
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -44,6 +43,7 @@ from packets import (
     opened,
     patch,
     pings,
+    sctp_init,
     sh,
     silent,
     small_world,
@@ -215,22 +215,6 @@ def test_sources(backend: firewall.Backend) -> None:
 # -- SCTP ------------------------------------------------------------------------
 
 SCTP = 132
-
-
-def crc32c(data: bytes) -> int:
-    value = 0xFFFFFFFF
-    for byte in data:
-        value ^= byte
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-    return value ^ 0xFFFFFFFF
-
-
-def sctp_init(source: int, target: int, *, answer_to: int = 0) -> bytes:
-    """An INIT, or the INIT ACK to one that bore this tag."""
-    chunk = struct.pack("!BBHIIHHI", 2 if answer_to else 1, 0, 20, 77, 65535, 1, 1, 1)
-    packet = struct.pack("!HHII", source, target, answer_to, 0) + chunk
-    return packet[:8] + struct.pack("<I", crc32c(packet)) + packet[12:]
 
 
 def test_sctp(backend: firewall.Backend) -> None:

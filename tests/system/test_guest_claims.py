@@ -109,6 +109,20 @@ def test_reservation_is_kept_for_good(plain: Provider) -> None:
         destroy("kept")
 
 
+def test_reservations_of_guests_that_are_gone_leave_room(plain: Provider) -> None:
+    """For one more guest that publishes something, and for one that does not."""
+    with networks(isolated("a", "virbr10", dhcp=("10.0.0.100", "10.0.0.102"))):
+        for number in range(4):
+            name, mac = f"job{number}", f"52:54:00:00:01:{number:02x}"
+            create(domain(name, nic("a", mac), publishes=ports(f"start='222{number}' to='22'")))
+            assert hosts_of("a")[mac]
+            destroy(name)
+        assert list(hosts_of("a")) == [mac]
+        assert natns("check", check=False).returncode == 0
+        with FastGuest("virbr10", OTHER, "other") as other:
+            assert other.dhcp(apply=False)["ip"]
+
+
 def lease_of(network: str) -> str:
     """The network's upstream address."""
     words = run("ip", "-o", "-4", "-n", f"nat-{network}", "address", "show", "upstream").stdout
@@ -196,6 +210,23 @@ def test_two_automatic_ports_at_once(plain: Provider) -> None:
         start("one")
         assert ports_in_force("a") == chosen
         destroy("one", "two")
+        # Whose port somebody else has taken meanwhile gets another, and keeps that.
+        create(one("rude", FIXED, "start='20000' end='20001' to='22'"))
+        list(threads.map(start, xmls))
+        assert set(ports_in_force("a")) == {20000, 20001, 20002, 20003}
+        others = {port: to for port, to in ports_in_force("a").items() if port > 20001}
+        destroy("one", "two", "rude")
+        list(threads.map(start, xmls))
+        assert ports_in_force("a") == others
+        destroy("one", "two")
+
+
+def test_automatic_ports_of_a_network_for_several_guests(plain: Provider) -> None:
+    own = "".join(
+        ports("start='auto' to='22'", more=f"guestAddress='10.0.0.{number}'") for number in (50, 51)
+    )
+    with networks(isolated("a", "virbr10", metadata=upstream(A, own))):
+        assert ports_in_force("a") == {20000: "10.0.0.50 . 22", 20001: "10.0.0.51 . 22"}
 
 
 def ports_in_force(network: str) -> dict[int, str]:

@@ -41,12 +41,16 @@ from lab_domains import (
     provider_world,
     upstream,
 )
+from packets import sctp_init
+
+from libvirt_natns.netns import entered
 
 MAC = "52:54:00:00:00:05"
 SECOND = "52:54:00:00:00:15"
 STATIC = "52:54:00:00:00:50"
 BRIEF = "52:54:00:00:00:33"
 A, B = "192.168.0.150", "192.168.0.160"
+SCTP = 132
 CLIENT, HOST = "192.168.0.77", "192.168.0.2"
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -221,7 +225,9 @@ def test_check_finds_nothing_wrong(world: World) -> None:
 
 def test_stopping_one_cuts_its_flows_only(world: World) -> None:
     """Both ways to a third guest, and nothing of the others, nor what it asks for itself."""
-    published = ports("start='7777' to='22'") + ports("start='7777' to='22'", more="proto='udp'")
+    published = ports("start='7777' to='22'")
+    for proto in ("udp", "sctp"):
+        published += ports("start='7777' to='22'", more=f"proto='{proto}'")
     create(domain("brief", nic("a", BRIEF), publishes=published))
     with ExitStack() as opened:
         opened.callback(destroy, "brief")
@@ -235,12 +241,21 @@ def test_stopping_one_cuts_its_flows_only(world: World) -> None:
         for each in (*gone, *staying):
             opened.enter_context(each)
             assert alive(each)
+        with entered("client"), socket.socket(socket.AF_INET, socket.SOCK_RAW, SCTP) as raw:
+            raw.sendto(sctp_init(5000, 7777), (A, 0))
+            raw.sendto(sctp_init(5000, 7777), (B, 0))
+        assert f"{SCTP} " in tracked("nat-a", 7777)
         virsh("destroy", "brief")
         assert not any(map(alive, gone))
         assert all(map(alive, staying))
-        entries = run("conntrack", "-L", "--orig-dst", A, namespace="nat-a").stdout
-        assert "dport=2222" in entries
-        assert "dport=7777" not in entries
+        assert tracked("nat-a", 2222)
+        assert tracked("nat-a", 7777) == ""
+
+
+def tracked(namespace: str, port: int) -> str:
+    """The tracked flows that began towards a port of the network's address."""
+    lines = run("conntrack", "-L", "--orig-dst", A, namespace=namespace).stdout.splitlines()
+    return "\n".join(line for line in lines if f"dport={port} " in line.partition(" src=")[2])
 
 
 def flow(client: Node, proto: Literal["tcp", "udp"], address: str, port: int) -> socket.socket:

@@ -2,6 +2,7 @@
 """Upstream addresses that belong to one guest, in both directions."""
 
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,11 +23,21 @@ from lab_domains import (
     start,
     upstream,
 )
+from packets import sctp_init
+
+from libvirt_natns.netns import entered
 
 MAC, MAIL, THIRD = "52:54:00:00:00:05", "52:54:00:00:00:06", "52:54:00:00:00:07"
 A, GIVEN, CLIENT = "192.168.0.150", "192.168.0.180", "192.168.0.77"
 ROUTER = "192.168.0.1"
 POOL = "192.168.0.150-192.168.0.155"
+RAW = socket.SOCK_RAW
+STRANGE = {
+    47: struct.pack("!HHHHI", 0x2001, 0x880B, 4, 7, 1) + bytes(4),  # GRE, as of PPTP
+    132: sctp_init(5000, 2222),
+    136: struct.pack("!HHHH", 5000, 53, 8, 0),  # UDP-Lite
+    112: b"VRRP or so",
+}
 AUTO = '<natns:address address="auto"/>'
 LIMITED = (
     f'<natns:address address="{GIVEN}"><natns:allow start="25"/>'
@@ -119,7 +130,7 @@ def test_conflicts(world: World) -> None:
     said = refusal(domain("late", nic("a", THIRD), publishes=f'<natns:address address="{GIVEN}"/>'))
     assert "guest mail" in said
     # Nor is it given to a network, asked for or not.
-    with pytest.raises(Exception, match=GIVEN):
+    with pytest.raises(Exception, match=f"{GIVEN} of upstream provider belongs to guest mail: "):
         with networks(isolated("b", "virbr11", metadata=upstream(GIVEN))):
             pass
     with networks(isolated("b", "virbr11")):
@@ -144,7 +155,13 @@ def test_sticky_and_cut_at_the_end(world: World) -> None:
             for stream in (inward, outward, others):
                 stream.settimeout(0.7)
                 assert stream.recv(100)
+            # A neighbour's packets of protocols with and without ports, ahead of all others.
+            for protocol, data in STRANGE.items():
+                with entered("client"), socket.socket(socket.AF_INET, RAW, protocol) as raw:
+                    raw.sendto(data, (own, 0))
+            assert "gre " in tracked(own)
             virsh("destroy", "brief")
+            assert tracked(own) == ""
             assert not carries(inward)
             assert not carries(outward)
             assert carries(others)
@@ -156,6 +173,12 @@ def test_sticky_and_cut_at_the_end(world: World) -> None:
     finally:
         virsh("destroy", "brief", check=False)
         virsh("undefine", "brief")
+
+
+def tracked(address: str) -> str:
+    """The tracked flows that began towards an address, or whose answers go there."""
+    lines = run("conntrack", "-L", namespace="nat-a").stdout.splitlines()
+    return "\n".join(line for line in lines if f"dst={address} " in line)
 
 
 def carries(stream: socket.socket) -> bool:

@@ -18,9 +18,9 @@ import pytest
 
 from libvirt_natns import dnsmasq, document, names, netns
 from libvirt_natns.dnsmasq import Daemon
-from libvirt_natns.dnsmasq_config import Files, make, paths
+from libvirt_natns.dnsmasq_config import Files, make, paths, text_record
 from libvirt_natns.errors import DnsmasqError, DocumentError
-from libvirt_natns.model import Network
+from libvirt_natns.model import Network, TextRecord
 from libvirt_natns.resolvers import Resolvers
 
 GOLDEN = sorted((Path(__file__).parent / "dnsmasq").glob("*.txt"))
@@ -175,9 +175,29 @@ def test_written_as_libvirt_does(path: Path) -> None:
     network = document.parse_network(natns_ip(parts_of(path)["network"]))
     assert not network.taken_over
     files = make(network, None, ASKED, None)
-    assert files.configuration == parts_of(path)["our configuration"]
+    # But for what dnsmasq would not give out as it stands.
+    quoted = r'txt-record=t2,"a, b \"c\""'
+    expected = parts_of(path)["our configuration"].replace('txt-record=t2,a, b "c"', quoted)
+    assert files.configuration == expected
     assert files.hosts == libvirts(path).hosts
     assert files.records.split() == libvirts(path).records.split()
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("some text", "some text"),
+        ("it's k=v; 100% ünïcode", "it's k=v; 100% ünïcode"),
+        ("v=spf1 include:x # ~all", '"v=spf1 include:x # ~all"'),
+        ('a "b', r'"a \"b"'),
+        ("a,b", '"a,b"'),
+        ("back\\slash", r'"back\\slash"'),
+        (" first", '" first"'),
+        ("last ", '"last "'),
+    ],
+)
+def test_texts(value: str, written: str) -> None:
+    assert text_record(TextRecord("n.example", value)) == f"txt-record=n.example,{written}"
 
 
 def natns_network(content: str = "", dhcp: str = "") -> Network:
@@ -211,6 +231,8 @@ def test_no_dnsmasq_where_libvirt_runs_none() -> None:
         ("<dns><txt name='a,b' value='x'/></dns>", "<txt> has name='a,b'"),
         ("<dns><txt name='a' value='x&#10;y'/></dns>", "<txt> has value="),
         ("<dns><txt value='x'/></dns>", "<txt> has no name"),
+        (f"<dns><txt name='a' value='{'x' * 988}'/></dns>", "expected a value that is 1 octets"),
+        (f"<dns><txt name='a' value='{',&quot;' * 400}'/></dns>", "is 215 octets shorter"),
         ("<dns><srv service='a,b' protocol='tcp'/></dns>", "<srv> has service='a,b'"),
         ("<dns><srv service='a' protocol='t p'/></dns>", "<srv> has protocol='t p'"),
         ("<dns><srv service='a' protocol='tcp' target='b,1'/></dns>", "<srv> has target='b,1'"),

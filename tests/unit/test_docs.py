@@ -268,9 +268,10 @@ def logged_events() -> set[str]:
 
 
 def changing_verbs() -> set[str]:
-    """The verbs of which the engine tells who looks on."""
-    engine = (CHECKOUT / "libvirt_natns" / "engine.py").read_text()
-    return set(re.findall(r'self\._changing\("([^"]+)"', engine))
+    """The verbs of which those who look on are told."""
+    texts = [module.read_text() for module in (CHECKOUT / "libvirt_natns").glob("*.py")]
+    told = r'(?:self\._changing|observer\.done)\("([^"]+)"'
+    return {verb for text in texts for verb in re.findall(told, text)}
 
 
 def test_reference_has_the_log() -> None:

@@ -5,14 +5,15 @@ import pytest
 
 from libvirt_natns import document, forward_edit
 from libvirt_natns.elements import MutableElement
-from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.forward_edit import Options, Spec, Surroundings, parse_new, parse_old
 
 HEAD = '<natns:nat xmlns:natns="urn:libvirt-natns:1">'
 FOREIGN = '<my:note xmlns:my="urn:mine"><my:nat a="1"/></my:note>'
+CHOSEN = {("", "tcp", 22): 20000, ("guestAddress=10.0.0.7", "tcp", 22): 20001}
 AROUND = Surroundings(
     lambda network, mac: "192.168.0.101" if network == "b" else "192.168.0.100",
-    lambda network, mac, proto, to: 20000 if (network, proto, to) == (None, "tcp", 22) else None,
+    lambda which, proto, to: CHOSEN.get((str(which), proto, to)),
 )
 
 
@@ -163,6 +164,14 @@ def test_chosen_port() -> None:
             removed(auto, other)
 
 
+def test_chosen_ports_of_several_targets() -> None:
+    """Each forward has its own."""
+    auto = '<natns:range start="auto" to="22"/>'
+    one, other = forward(auto), forward(auto, ' guestAddress="10.0.0.7"')
+    assert removed(one + other, "20000") == f"<nat>{plain(other)}</nat>"
+    assert removed(one + other, "20001") == f"<nat>{plain(one)}</nat>"
+
+
 def test_the_address_tells_networks_apart() -> None:
     one = forward('<natns:range start="1"/>')
     both = one + forward('<natns:range start="1"/>', ' network="b"')
@@ -177,6 +186,29 @@ def test_only_that_protocol() -> None:
     udp = forward('<natns:range start="1"/>', ' proto="udp"')
     both = udp + forward('<natns:range start="1"/>')
     assert removed(both, "1") == f"<nat>{plain(udp)}</nat>"
+
+
+@pytest.mark.parametrize(
+    ("ports", "said"),
+    [
+        ('end="22"', "<natns:range> has start=None"),
+        ('start="abc"', "<natns:range> has start='abc'"),
+        ('start="80" end="x"', "<natns:range> has end='x'"),
+        ('start="80" to="22" end=""', "<natns:range> has end=''"),
+        ('start="auto"', "<natns:range> has to=None"),
+        ('start="auto" to="-1"', "<natns:range> has to='-1'"),
+        ('start="9" exclude="yes" end="x"', "<natns:range> has end='x'"),
+    ],
+)
+def test_metadata_that_nobody_has_checked(ports: str, said: str) -> None:
+    """One line, whatever is to be removed."""
+    nat = forward(f"<natns:range {ports}/>") + forward('<natns:range start="80"/>')
+    for spec in ("80", "auto:22"):
+        with pytest.raises(DocumentError, match=said) as caught:
+            removed(nat, spec)
+        assert "\n" not in str(caught.value)
+        if "auto" not in ports:
+            break
 
 
 def test_another_prefix_and_a_default_namespace() -> None:

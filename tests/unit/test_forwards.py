@@ -5,9 +5,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from libvirt_natns import model
 from libvirt_natns.errors import ConflictError, DocumentError
-from libvirt_natns.forwards import ANY, Attachment, of_network, resolve, spans
+from libvirt_natns.forwards import ANY, Attachment, Wish, of_network, resolve, spans
 from libvirt_natns.model import (
     HOST_UPSTREAM,
     AddressRequest,
@@ -41,13 +40,11 @@ BOTH = [attachment("a", "m1", A), attachment("b", "m2", B)]
 class Choices:
     """What is always decided the same."""
 
-    def target(self, attachment: Attachment) -> IPv4Address:
+    def target(self, owner: str, attachment: Attachment) -> IPv4Address:
         return TARGET
 
-    def port(
-        self, owner: str, attachment: Attachment, proto: model.Protocol, target_port: int
-    ) -> int:
-        return 20000 + target_port
+    def port(self, wish: Wish) -> int:
+        return 20000 + wish.key.target_port
 
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment
@@ -101,6 +98,29 @@ def test_automatic_ports() -> None:
     assert resolved(wanted) == [("uuid-a", str(A), 20053, 20053, str(TARGET), 53, 53)]
 
 
+def test_what_automatic_ports_are_chosen_for() -> None:
+    """Each forward to one port has a key of its own, and no fixed port of its owner's."""
+    wishes: list[Wish] = []
+
+    class Listening(Choices):
+        def port(self, wish: Wish) -> int:
+            wishes.append(wish)
+            return super().port(wish)
+
+    auto = (PortRange(0, 0, 22, auto=True),)
+    forwards = (
+        PortForward("tcp", auto),
+        PortForward("tcp", auto, guest_address=IPv4Address("10.0.0.7")),
+        PortForward("tcp", auto, mac="m1", address=A),
+        PortForward("tcp", (SSH,), network="b"),
+        PortForward("udp", (PortRange(1, 9, 1),)),
+    )
+    resolve(Domain("u", "web", nat=NatMetadata(forwards=forwards)), BOTH, Listening())
+    selectors = ["", "guestAddress=10.0.0.7", f"mac=m1 address={A}"]
+    assert [each.key.selector for each in wishes] == selectors
+    assert {each.avoided for each in wishes} == {((2222, 2222),)}
+
+
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
@@ -136,6 +156,27 @@ def test_addresses_to_listen_on() -> None:
     assert [row[1] for row in found] == [str(ANY), str(local)]
     with pytest.raises(ConflictError, match="has no addresses to give away"):
         resolve(Domain("u", "web", nat=nat), hosts, Choices())
+
+
+@pytest.mark.parametrize(
+    ("requests", "said"),
+    [
+        ((AddressRequest(), AddressRequest(network="a")), "are for the NIC m1 in network a"),
+        ((AddressRequest(mac="m2"), AddressRequest(network="b")), "are for the NIC m2 in network"),
+        (
+            (AddressRequest(OWN), AddressRequest(OWN, network="b")),
+            f"two <natns:address> ask for {OWN}",
+        ),
+    ],
+)
+def test_addresses_that_cannot_be_told_apart(
+    requests: tuple[AddressRequest, ...], said: str
+) -> None:
+    with pytest.raises(DocumentError, match=said):
+        resolve(Domain("u", "web", nat=NatMetadata(addresses=requests)), BOTH, Choices())
+    several = (AddressRequest(network="a"), AddressRequest(OWN, network="b"))
+    nat = NatMetadata(addresses=several)
+    assert len(resolve(Domain("u", "web", nat=nat), BOTH, Choices()).addresses) == 2
 
 
 def test_without_a_nic_of_ours_nothing_counts() -> None:

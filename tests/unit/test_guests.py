@@ -3,7 +3,8 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import cast
@@ -12,7 +13,7 @@ import pytest
 
 from libvirt_natns import document, publication, sockets
 from libvirt_natns.errors import ConflictError
-from libvirt_natns.forwards import Attachment
+from libvirt_natns.forwards import ANY, Attachment, Wish
 from libvirt_natns.guests import in_ours
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import (
@@ -21,12 +22,15 @@ from libvirt_natns.model import (
     Config,
     DhcpHost,
     Domain,
+    Forward,
     Network,
     Nic,
+    Protocol,
     Subnet,
 )
 from libvirt_natns.publication import Choices
 from libvirt_natns.records import replace
+from libvirt_natns.registry import Claims, PortKey, Scope
 from libvirt_natns.store import Record, Store, boot_id, now
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
@@ -63,8 +67,8 @@ def attachment(*hosts: DhcpHost, mac: str = MAC, first: int = 100, last: int = 1
 
 
 def test_host_of_the_xml_comes_first(choices: Choices) -> None:
-    assert choices.target(attachment()) == ip(100)
-    assert choices.target(attachment(DhcpHost(ip(7), MAC))) == ip(7)
+    assert choices.target("web", attachment()) == ip(100)
+    assert choices.target("web", attachment(DhcpHost(ip(7), MAC))) == ip(7)
     # Nor is the address kept, which somebody else may have now.
     assert choices.registry.reservations("n") == {}
 
@@ -77,48 +81,144 @@ def test_host_of_the_xml_comes_first(choices: Choices) -> None:
     ],
 )
 def test_reservation_that_became_somebody_elses(choices: Choices, changed: Attachment) -> None:
-    assert choices.target(attachment()) == ip(100)
-    assert choices.target(changed) == ip(101)
-    assert choices.target(attachment()) == ip(101)
+    assert choices.target("web", attachment()) == ip(100)
+    assert choices.target("web", changed) == ip(101)
+    assert choices.target("web", attachment()) == ip(101)
 
 
 def test_reservation_in_a_subnet_that_is_gone(choices: Choices) -> None:
-    choices.registry.reserve("n", MAC, [IPv4Address("172.16.0.5")])
-    assert choices.target(attachment()) == ip(100)
+    choices.registry.reserve("n", MAC, "web", [IPv4Address("172.16.0.5")], lambda _: True)
+    assert choices.target("web", attachment()) == ip(100)
 
 
 def test_leases_of_others_are_left_alone(choices: Choices, tmp_path: Path) -> None:
     lease(tmp_path, 100, OTHER)
-    assert choices.target(attachment()) == ip(101)
+    assert choices.target("web", attachment()) == ip(101)
     # Also where somebody got it before dnsmasq knew of the reservation.
     lease(tmp_path, 101, OTHER)
-    assert choices.target(attachment()) == ip(100)
+    assert choices.target("web", attachment()) == ip(100)
     lease(tmp_path, 100, OTHER, seconds=-1)
-    assert choices.target(attachment()) == ip(100)
+    assert choices.target("web", attachment()) == ip(100)
 
 
 def test_its_own_lease_is_kept(choices: Choices, tmp_path: Path) -> None:
     lease(tmp_path, 102, MAC)
-    assert choices.target(attachment()) == ip(102)
+    assert choices.target("web", attachment()) == ip(102)
 
 
 def test_no_address_left(choices: Choices) -> None:
-    assert choices.target(attachment(last=100)) == ip(100)
+    assert choices.target("web", attachment(last=100)) == ip(100)
+    choices.registry.put_guest("web", "web", b"<domain/>", published=False)
     with pytest.raises(ConflictError, match="network a: no DHCP address is left"):
-        choices.target(attachment(mac=OTHER, last=100))
+        choices.target("mail", attachment(mac=OTHER, last=100))
     with pytest.raises(ConflictError, match="network a has no DHCP range"):
-        choices.target(attachment(mac=OTHER, last=0))
+        choices.target("web", attachment(mac=OTHER, last=0))
+
+
+def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_path: Path) -> None:
+    """The longest unused first; none that is leased, and none outside the ranges."""
+    macs = [f"52:54:00:00:01:{number:02x}" for number in range(5)]
+    choices.registry.reserve("n", macs[4], "far", [ip(200)], lambda _: True)
+    for number, mac in enumerate(macs[:3]):
+        assert choices.target(f"job{number}", attachment(mac=mac)) == ip(100 + number)
+        choices.registry.put_guest(f"job{number}", "job", b"<domain/>", published=True)
+    for number in (1, 2, 0):
+        choices.registry.set_published(f"job{number}", False)
+        choices.registry.forget_guest(f"job{number}")
+    lease(tmp_path, 101, macs[1])
+    assert choices.target("late", attachment(mac=macs[3])) == ip(102)
+    assert choices.registry.reservation("n", macs[2]) is None
+    # Who is back gets another, and the same ever after.
+    assert choices.target("job2", attachment(mac=macs[2])) == ip(100)
+    assert choices.target("job2", attachment(mac=macs[2])) == ip(100)
+
+
+def wish(
+    owner: str,
+    target: int = 22,
+    proto: Protocol = "tcp",
+    which: str = "",
+    avoided: tuple[tuple[int, int], ...] = (),
+) -> Wish:
+    key = PortKey(owner, "n", proto, which, target)
+    return Wish(key, f"guest {owner}", attachment(), ANY, avoided)
 
 
 def test_automatic_ports(choices: Choices) -> None:
     """20000 is a program's; each target has its own, and keeps it."""
-    at = attachment()
-    assert choices.port("web", at, "tcp", 22) == 20001
-    assert choices.port("web", at, "tcp", 80) == 20002
-    assert choices.port("web", at, "tcp", 22) == 20001
-    assert choices.port("web", at, "udp", 22) == 20000
+    choices.registry.put_guest("web", "web", b"<domain/>", published=True)
+    assert choices.port(wish("web")) == 20001
+    assert choices.port(wish("web", 80)) == 20002
+    assert choices.port(wish("web")) == 20001
+    assert choices.port(wish("web", proto="udp")) == 20000
     with pytest.raises(ConflictError, match="no tcp port from 20000 to 20002 is free"):
-        choices.port("mail", at, "tcp", 22)
+        choices.port(wish("mail"))
+
+
+def test_automatic_ports_of_several_targets(choices: Choices) -> None:
+    assert choices.port(wish("web")) == 20001
+    assert choices.port(wish("web", which="guestAddress=10.0.0.7")) == 20002
+    assert choices.port(wish("web")) == 20001
+
+
+def test_automatic_ports_of_who_is_gone_are_taken_over(choices: Choices) -> None:
+    """The longest unused first; those of recorded guests and networks never."""
+    store = choices.store
+    store.put(record("a", state="down"))
+    assert choices.port(wish("uuid-a")) == 20001
+    assert choices.port(wish("gone", proto="udp")) == 20000
+    assert choices.port(wish("here", proto="udp")) == 20001
+    choices.registry.put_guest("here", "here", b"<domain/>", published=True)
+    assert choices.port(wish("left", proto="udp")) == 20002
+    assert choices.port(wish("gone", proto="udp")) == 20000
+    assert [choices.port(wish(name, proto="udp")) for name in ("x", "y")] == [20002, 20000]
+    assert choices.port(wish("left")) == 20002
+    assert choices.port(wish("x")) == 20002
+
+
+class Told:
+    """Keeps what the verbs tell."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def changing(self, uuid: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
+        self.lines += [f"{verb} {name}: {what}" for what in changed]
+
+
+def test_automatic_port_that_somebody_took(choices: Choices) -> None:
+    """Another one is chosen, and told of; not where the other one listens elsewhere."""
+    told = Told()
+    choices = replace(choices, observer=told)
+    assert choices.port(wish("web")) == 20001
+    taken = Forward("mail", "guest mail", "n", "tcp", ANY, 20001, 20001, ip(6), 25, 25)
+    choices.registry.claim(Claims("mail", (taken,)), {"n": Scope("wan", False)}, published=True)
+    assert choices.port(wish("web")) == 20001
+    choices.registry.claim(Claims("mail", (taken,)), {"n": Scope("", True)}, published=True)
+    assert [choices.port(wish("web")), choices.port(wish("web"))] == [20002, 20002]
+    assert told.lines == ["choose a port a: guest web: tcp port 20001 is taken, 20002 instead"]
+
+
+def test_automatic_port_that_a_program_took(
+    choices: Choices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the forward was there first: then it stays."""
+    assert choices.port(wish("web")) == 20001
+    held = Forward("web", "guest web", "n", "tcp", ANY, 20001, 20001, ip(6), 22, 22)
+    choices.registry.claim(Claims("web", (held,)), {"n": Scope("", True)}, published=True)
+    monkeypatch.setattr(sockets, "listening", lambda proto: {20000, 20001})
+    assert choices.port(wish("web")) == 20001
+    choices.registry.drop_claims("web")
+    assert choices.port(wish("web")) == 20002
+
+
+def test_automatic_port_beside_fixed_ones_of_the_same_guest(choices: Choices) -> None:
+    assert choices.port(wish("web", avoided=((80, 80), (20001, 20001)))) == 20002
+    # Also where the fixed one was written later.
+    assert choices.port(wish("web", avoided=((20002, 20003),))) == 20001
 
 
 def record(name: str, **changes: object) -> Record:

@@ -11,8 +11,16 @@ import pytest
 
 from libvirt_natns import pool
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import AddressRange, NatMetadata, Network, Subnet, Upstream
+from libvirt_natns.model import (
+    AddressRange,
+    NatMetadata,
+    Network,
+    StaticNat,
+    Subnet,
+    Upstream,
+)
 from libvirt_natns.records import replace
+from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.selection import Applicant, applicant
 from libvirt_natns.store import Record, State, Store, boot_id, now
 
@@ -327,3 +335,17 @@ def test_a_guest_is_called_a_guest(store: Store) -> None:
     ) as told:
         pool.reserve(store, guest, PROVIDER, lambda _: set())
     assert "<natns:address address='...'/>" in told.value.remedy
+
+
+def test_wanted_address_that_a_guest_has(store: Store, segment: Segment) -> None:
+    """Its namespace answers for it, yet it is no other machine's."""
+    own = IPv4Address("192.168.0.150")
+    assert store.reserve("provider", "br0", "web/m1", own)
+    static = StaticNat("web", "guest web", "n", own, IPv4Address("10.0.0.5"))
+    scopes = {"n": Scope("provider", False)}
+    Registry(store).claim(Claims("web", (), (static,)), scopes, published=True)
+    segment.taken = {str(own)}
+    for who in (applicant(network("a", str(own))), Applicant("mail/m2", "guest mail", own)):
+        with pytest.raises(LeaseError, match=f"{own} of upstream provider belongs to guest web: "):
+            pool.reserve(store, who, PROVIDER, segment.probe)
+    assert segment.asked == []

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import registry as module
+from libvirt_natns import store as store_module
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.model import Forward, PortSet, StaticNat
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Claims, Registry, Scope
+from libvirt_natns.registry import Claims, PortKey, Registry, Scope
 from libvirt_natns.store import Store
 
 A, B = IPv4Address("192.168.0.100"), IPv4Address("192.168.0.101")
@@ -23,10 +24,15 @@ PROCESSES = 8
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    store = Store(tmp_path)
-    yield Registry(store)
-    store.close()
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    return Registry(store)
 
 
 def forward(owner: str, first: int, last: int = 0, **changes: object) -> Forward:
@@ -121,8 +127,9 @@ def test_of_many_at_once_one_wins(tmp_path: Path) -> None:
     assert len(list(filter(None, won))) == 1
 
 
-def test_addresses_of_guests_own(registry: Registry) -> None:
+def test_addresses_of_guests_own(registry: Registry, store: Store) -> None:
     static = StaticNat("web", "guest web", "a", B, GUEST, (PortSet("tcp", 80, 90),))
+    assert store.reserve("provider", "br0", "web/m1", B)
     registry.claim(Claims("web", (), (static,)), BRIDGE, published=True)
     assert registry.static_nats("a") == (static,)
     late = replace(static, owner="late", owner_name="guest late")
@@ -130,11 +137,43 @@ def test_addresses_of_guests_own(registry: Registry) -> None:
         registry.claim(Claims("late", (), (late,)), BRIDGE, published=True)
     registry.set_published("web", False)
     assert registry.static_nats("a") == ()
-    # Kept as long as it is claimed at all.
-    assert registry.static_holder("provider", B) == "guest web"
+    # Kept as long as it is claimed at all; by uuid, for names change, and two may have one.
+    registry.check_static("provider", B, "web", "guest renamed")
+    registry.claim(
+        Claims("web", (), (replace(static, owner_name="guest renamed"),)), BRIDGE, published=False
+    )
+    namesake = replace(late, owner_name="guest renamed")
+    with pytest.raises(ConflictError, match="belongs to guest renamed already"):
+        registry.claim(Claims("late", (), (namesake,)), BRIDGE, published=True)
+    assert [each.owner for each in registry.static_nats(published=False)] == ["web"]
 
 
-def test_a_network_that_moves_takes_its_forwards_along(registry: Registry) -> None:
+def test_address_that_a_network_leased_ahead_of_the_claim(registry: Registry, store: Store) -> None:
+    """A guest's lease counts as in use from its claim on, so it must be there still."""
+    assert store.reserve("provider", "br0", "web/m1", B)
+    assert store.reserve("provider", "br0", "uuid-of-a-network", B)
+    static = StaticNat("web", "guest web", "a", B, GUEST)
+    with pytest.raises(ConflictError, match=f"guest web: address {B} was leased to another mean"):
+        registry.claim(Claims("web", (), (static,)), BRIDGE, published=False)
+    assert registry.static_nats(published=False) == ()
+
+
+def test_address_of_an_earlier_boot_is_nobodys(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static = StaticNat("web", "guest web", "a", B, GUEST)
+    assert store.reserve("provider", "br0", "web/m1", B)
+    registry.claim(Claims("web", (), (static,)), BRIDGE, published=True)
+    for each in (module, store_module):
+        monkeypatch.setattr(each, "boot_id", lambda: "the next")
+    assert store.reserve("provider", "br0", "late/m2", B)
+    late = replace(static, owner="late", owner_name="guest late")
+    registry.claim(Claims("late", (), (late,)), BRIDGE, published=True)
+    assert registry.static_nats() == (late,)
+
+
+def test_a_network_that_moves_takes_its_forwards_along(registry: Registry, store: Store) -> None:
+    assert store.reserve("provider", "br0", "web/m1", B)
     own = StaticNat("web", "guest web", "a", B, GUEST)
     claims = Claims("web", (forward("web", 1), forward("web", 2, address=B)), (own,))
     registry.claim(claims, BRIDGE, published=True)
@@ -143,26 +182,69 @@ def test_a_network_that_moves_takes_its_forwards_along(registry: Registry) -> No
     assert {(each.first, each.address) for each in registry.forwards()} == {(1, moved), (2, B)}
 
 
+FREE = [IPv4Address("10.0.0.100"), IPv4Address("10.0.0.101")]
+
+
+def reserve(registry: Registry, network: str, mac: str, owner: str = "") -> IPv4Address:
+    return registry.reserve(network, mac, owner or f"guest-{mac}", FREE, lambda _: True)
+
+
 def test_reservations_are_unique_and_kept(registry: Registry) -> None:
-    free = [IPv4Address("10.0.0.100"), IPv4Address("10.0.0.101")]
-    assert registry.reserve("a", "m1", free) == free[0]
-    assert registry.reserve("a", "m2", free) == free[1]
-    assert registry.reserve("a", "m1", reversed(free)) == free[0]
-    assert registry.reserve("b", "m2", free) == free[0]
+    for mac in ("m1", "m2", "m3"):
+        registry.put_guest(f"guest-{mac}", mac, b"<domain/>", published=True)
+    assert reserve(registry, "a", "m1") == FREE[0]
+    assert reserve(registry, "a", "m2") == FREE[1]
+    assert registry.reserve("a", "m1", "guest-m1", reversed(FREE), lambda _: True) == FREE[0]
+    assert reserve(registry, "b", "m2") == FREE[0]
     with pytest.raises(ConflictError, match="no DHCP address is left for m3"):
-        registry.reserve("a", "m3", free)
+        reserve(registry, "a", "m3")
     registry.forget_guest("whoever")
-    assert registry.reservations("a") == {"m1": free[0], "m2": free[1]}
+    assert registry.reservations("a") == {"m1": FREE[0], "m2": FREE[1]}
     registry.drop_reservation("a", "m1")
-    assert registry.reserve("a", "m3", free) == free[0]
+    assert reserve(registry, "a", "m3") == FREE[0]
+
+
+def test_reservations_of_guests_that_ran_before_the_reboot_are_taken_last(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.put_guest("ran", "ran", b"<domain/>", published=True)
+    reserve(registry, "a", "m1", "ran")
+    reserve(registry, "a", "m2", "gone")
+    monkeypatch.setattr(module, "boot_id", lambda: "the next")
+    assert reserve(registry, "a", "m3") == FREE[1]
+
+
+def test_reservation_goes_over_to_another_guest_with_that_mac(registry: Registry) -> None:
+    reserve(registry, "a", "m1", "former")
+    assert reserve(registry, "a", "m1", "now") == FREE[0]
+    reserve(registry, "a", "m2")
+    registry.put_guest("now", "now", b"<domain/>", published=True)
+    assert reserve(registry, "a", "m3") == FREE[1]
+
+
+def test_dhcp_knows_of_some_reservations_of_guests_that_are_gone(registry: Registry) -> None:
+    """Those of guests that have published something, others as long as there is room."""
+    for mac, owner in (("m1", "web"), ("m2", "gone")):
+        reserve(registry, "a", mac, owner)
+    claim(registry, forward("web", 2222))
+    assert registry.reservations_known("a", 0) == {"m1": FREE[0]}
+    assert registry.reservations_known("a", 1) == {"m1": FREE[0]}
+    assert registry.reservations_known("a", 2) == {"m1": FREE[0], "m2": FREE[1]}
+    registry.set_published("web", False)
+    assert registry.reservations_known("a", 0) == {}
+    # The one that was used last.
+    assert registry.reservations_known("a", 1) == {"m1": FREE[0]}
+    registry.forget_guest("web")
+    assert registry.reservations_known("a", 1) == {"m1": FREE[0]}
 
 
 def test_guests_are_forgotten_but_for_their_ports(registry: Registry) -> None:
     registry.put_guest("web", "web", b"<domain/>", published=True)
-    registry.choose_port("web", "a", "tcp", 22, 20000)
+    key = PortKey("web", "a", "tcp", "", 22)
+    registry.choose_port(key, 20000)
     claim(registry, forward("web", 20000))
     registry.forget_guest("web")
     assert registry.guest("web") is None
     assert registry.forwards(published=False) == ()
-    assert registry.chosen_port("web", "a", "tcp", 22) == 20000
+    assert registry.chosen_port(key) == 20000
     assert registry.chosen_ports() == {("tcp", 20000)}

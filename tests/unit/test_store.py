@@ -15,8 +15,9 @@ import pytest
 from libvirt_natns import store as store_module
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
+from libvirt_natns.model import StaticNat
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Registry
+from libvirt_natns.registry import Claims, PortKey, Registry, Scope
 from libvirt_natns.store import START_LIMIT, Record, Store, boot_id, now
 from libvirt_natns.tables import SCHEMA, VERSION
 
@@ -140,6 +141,12 @@ WHEN EXISTS (
     AND claimed = NEW.claimed
     AND first <= NEW.last AND last >= NEW.first
 ) BEGIN SELECT RAISE(ABORT, 'claimed'); END;
+DROP TABLE reservation; DROP TABLE chosen_port;
+CREATE TABLE chosen_port (owner TEXT NOT NULL, network TEXT NOT NULL, proto TEXT NOT NULL,
+    target_port INTEGER NOT NULL, port INTEGER NOT NULL,
+    PRIMARY KEY (owner, network, proto, target_port));
+CREATE TABLE reservation (network TEXT NOT NULL, mac TEXT NOT NULL, address INTEGER NOT NULL,
+    PRIMARY KEY (network, mac), UNIQUE (network, address));
 PRAGMA user_version = 1;
 """
 """Format 1 as it was."""
@@ -155,14 +162,29 @@ def test_database_of_the_earlier_format_keeps_all_it_has(tmp_path: Path) -> None
     old.mkdir()
     with closing(sqlite3.connect(old / "state.db")) as db:
         db.executescript(EARLIER)
-    # Nothing but its version tells format 1 from today's: rows are the same.
     with closing(sqlite3.connect(old / "state.db", isolation_level=None)) as db:
         db.execute("INSERT INTO lease VALUES ('provider', 'br0', 77, 'uuid-a', 1)")
         db.execute("INSERT INTO transit VALUES ('host', '198.19.252.0/22')")
+        db.execute("INSERT INTO chosen_port VALUES ('web', 'a', 'tcp', 22, 20000)")
+        # Of a guest that runs meanwhile, and of one that does not.
+        db.execute("INSERT INTO reservation VALUES ('a', 'm1', 5), ('a', 'm2', 6)")
+        db.execute(
+            "INSERT INTO forward VALUES ('', 'web', 'guest web', 'a', 'tcp', 0, 0, 80, 80, 5,"
+            " 80, 80, '', 1, ?)",
+            (boot_id(),),
+        )
     Store(fresh).close()
     store = Store(old)
     assert store.lease("provider", "uuid-a") == IPv4Address(77)
     assert store.transit("host") == IPv4Network("198.19.252.0/22")
+    registry = Registry(store)
+    assert registry.reservations("a") == {"m1": IPv4Address(5), "m2": IPv4Address(6)}
+    assert registry.reservations_known("a", 0) == {"m1": IPv4Address(5)}
+    # Goes to the first forward to that port that asks for it.
+    mine, other = (PortKey("web", "a", "tcp", which, 22) for which in ("mac=m1", "mac=m2"))
+    assert registry.chosen_port(mine) == 20000
+    registry.choose_port(mine, 20000)
+    assert (registry.chosen_port(mine), registry.chosen_port(other)) == (20000, None)
     store.close()
     assert _schema(old) == _schema(fresh)
 
@@ -206,6 +228,11 @@ def test_no_start_reads_all_rows_of_a_table(store: Store) -> None:
         registry.static_nats(owner=mine.uuid)
         registry.guests_in(mine.uuid)
         registry.networks_of(mine.uuid)
+        registry.reserve(mine.uuid, "m1", "web", [FIRST], lambda _: True)
+        registry.reservations_known(mine.uuid, 5)
+        registry.set_published("web", False)
+        store.restore_leases(store.leases_of(mine.uuid))
+        store.has_leased("provider", "web", FIRST)
         registry.drop_claims(mine.uuid)
 
     plans = _plans(store, start)
@@ -409,6 +436,56 @@ def test_lease_of_an_upstream_that_a_network_has_left(store: Store) -> None:
     store.put(record("a", upstream="other"))
     assert store.reclaimable(SEGMENT) == [FIRST]
     assert store.lease("provider", "uuid-a") == FIRST
+
+
+def test_what_guests_keep_goes_with_their_network(store: Store) -> None:
+    registry = Registry(store)
+    for name, address in (("a", FIRST), ("b", SECOND)):
+        store.put(record(name, state="down"))
+        lease(store, name, address)
+        registry.reserve(f"uuid-{name}", "m1", "web", [THIRD], lambda _: True)
+        registry.choose_port(PortKey("web", f"uuid-{name}", "tcp", "", 22), int(address) % 100)
+    store.put(record("c"))
+    lease(store, "c", FIRST)
+    assert store.network("uuid-a") is None
+    assert registry.reservations("uuid-a") == {}
+    assert registry.reservations("uuid-b") == {"m1": THIRD}
+    assert len(registry.chosen_ports()) == 1
+
+
+def test_replaced_lease_is_given_back(store: Store) -> None:
+    """As long as nobody has it; a guest has one for each NIC that asks."""
+    keys = ("guest/m1", "guest/m2", "guest2/m1", "guest")
+    for number, key in enumerate(keys):
+        assert store.reserve("provider", SEGMENT, key, FIRST + number)
+    before = store.leases_of("guest")
+    assert {each.network for each in before} == {"guest/m1", "guest/m2", "guest"}
+    assert store.has_leased("provider", "guest", FIRST)
+    assert not store.has_leased("provider", "guest", FIRST + 2)
+    for key in keys[:2]:
+        assert store.reserve("provider", SEGMENT, key, FIRST + 10 + len(key))
+        store.restore_leases(before)
+        assert store.leases_of("guest") == before
+    assert store.reserve("provider", SEGMENT, "guest/m1", FIRST + 20)
+    assert store.reserve("provider", SEGMENT, "late", FIRST)
+    store.restore_leases(before)
+    assert store.lease("provider", "guest/m1") == FIRST + 20
+    assert store.lease("provider", "late") == FIRST
+
+
+def test_address_of_a_guest_whose_lease_is_being_changed(store: Store) -> None:
+    """It is the guest's until its claim says otherwise."""
+    static = StaticNat("guest", "guest web", "uuid-a", FIRST, THIRD)
+    assert store.reserve("provider", SEGMENT, "guest/m1", FIRST)
+    Registry(store).claim(
+        Claims("guest", (), (static,)), {"uuid-a": Scope("provider", False)}, published=True
+    )
+    assert not store.reserve("other", SEGMENT, "uuid-b", FIRST)
+    assert store.reserve("provider", SEGMENT, "guest/m1", SECOND)
+    assert not store.reserve("provider", SEGMENT, "uuid-b", FIRST)
+    assert store.guest_holder("provider", SEGMENT, "uuid-b", FIRST) == "guest web"
+    # Another NIC of the guest's own may have it.
+    assert store.reserve("provider", SEGMENT, "guest/m2", FIRST)
 
 
 def test_release(store: Store) -> None:

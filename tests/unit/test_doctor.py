@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What doctor says of an upstream that no network could use."""
+
+from typing import cast
+
+import pytest
+
+from libvirt_natns import doctor
+from libvirt_natns.errors import NatnsError
+from libvirt_natns.model import HOST_UPSTREAM, Config, Upstream
+
+
+@pytest.mark.parametrize(
+    ("upstream", "said"),
+    [
+        (Upstream("wan", "router", nic="ens3"), "upstream wan: kind 'router' is not served by"),
+        (
+            Upstream("wan", "bridge", bridge="lo", pool="dhcp"),
+            "upstream wan: pool 'dhcp' is not served by",
+        ),
+    ],
+)
+def test_upstreams_that_this_version_does_not_serve(upstream: Upstream, said: str) -> None:
+    settings = Config(upstream="wan", upstreams={"host": HOST_UPSTREAM, "wan": upstream})
+    no_engine = cast("doctor.Engines", None)
+    examination = dict(doctor._examinations(no_engine, settings))["upstream"]
+    with pytest.raises(NatnsError, match=said):
+        examination()

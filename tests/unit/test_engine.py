@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which upstream address the engine keeps, takes and gives back."""
+
+from collections.abc import Collection, Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from libvirt_natns.engine import Engine
+from libvirt_natns.errors import DocumentError
+from libvirt_natns.executor import Undo
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.model import (
+    AddressRange,
+    Config,
+    NatMetadata,
+    Network,
+    PortForward,
+    PortRange,
+    Subnet,
+    Upstream,
+)
+from libvirt_natns.records import replace
+from libvirt_natns.store import Store
+
+FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
+GUEST = IPv4Address("10.0.0.5")
+PROVIDER = Upstream(
+    "provider",
+    "bridge",
+    bridge="br0",
+    subnet=IPv4Network("192.168.0.0/24"),
+    pool=(AddressRange(FIRST, OTHER),),
+)
+NETWORK = Network("a", "a", "virbr10", subnets=(Subnet(IPv4Interface("10.0.0.1/24")),))
+
+
+class Host:
+    """A machine of which only its addresses are asked."""
+
+    def host_addresses(self) -> set[IPv4Address]:
+        return set()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    def probe(bridge: str, addresses: Collection[IPv4Address], *_: object) -> set[IPv4Address]:
+        return {FIRST} & set(addresses)
+
+    monkeypatch.setattr("libvirt_natns.arp.probe", probe)
+    store = Store(tmp_path)
+    yield Engine(Config(), store, cast("Kernel", Host()))
+    store.close()
+
+
+def lease(engine: Engine, address: IPv4Address) -> None:
+    assert engine.store.reserve("provider", "br0", NETWORK.uuid, address)
+
+
+def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
+    lease(engine, FIRST)
+    wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
+    network = replace(NETWORK, nat=NatMetadata(address=OTHER, forwards=(wanted,)))
+    with pytest.raises(DocumentError, match="is not an address of its network"), Undo() as undo:
+        engine._reserve(network, b"", PROVIDER, undo)
+    assert engine.store.lease("provider", "a") == FIRST
+
+
+def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
+    wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
+    network = replace(NETWORK, nat=NatMetadata(forwards=(wanted,)))
+    with pytest.raises(DocumentError), Undo() as undo:
+        engine._reserve(network, b"", PROVIDER, undo)
+    assert engine.store.leases_of("a") == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(PROVIDER, subnet=IPv4Network("192.168.0.0/25")),
+        replace(PROVIDER, gateway=FOREIGN),
+        replace(PROVIDER, dns=(FOREIGN,)),
+    ],
+)
+def test_address_that_the_configuration_forbids_by_now(engine: Engine, changed: Upstream) -> None:
+    """Another one is asked for on the wire, as ever: the first one answers."""
+    lease(engine, FOREIGN)
+    assert engine._address(NETWORK, changed) == OTHER
+
+
+def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine) -> None:
+    lease(engine, FOREIGN)
+    assert engine._address(NETWORK, PROVIDER) == FOREIGN

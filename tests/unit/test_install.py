@@ -2,6 +2,7 @@
 """Where the hooks go, what is overwritten (nothing foreign), and the scope's line."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -179,7 +180,10 @@ def test_daemons_are_told_from_their_like() -> None:
 
 
 def test_a_daemon_is_blind_until_it_is_told(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As nohup(1) has it, which the sleeper would inherit.
+    heeded = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sleeper = subprocess.Popen(["sleep", "60"])
+    signal.signal(signal.SIGHUP, heeded)
     monkeypatch.setattr(install, "DAEMONS", ("sleep",))
     try:
         hooks = install.install_hooks()

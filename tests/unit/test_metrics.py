@@ -101,7 +101,7 @@ def samples(text: str) -> Samples:
     """All samples by name and labels, as Prometheus would read them."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
         for sample in family.samples
     }
 
@@ -242,7 +242,7 @@ def test_names_are_ours_and_once(engine: Engine) -> None:
     counted = metrics.Metrics()
     counted.answered("network", "start", "done", 0.02)
     record(engine, "a", "up")
-    families = [family.name for family in text_string_to_metric_families(counted.text(engine))]
+    families = [family.name for family in text_string_to_metric_families(counted.text(engine))]  # type: ignore[no-untyped-call]
     assert len(families) == len(set(families))
     assert all(name.startswith(("libvirt_natns_", "process_")) for name in families)
     assert not [name for name in families if name.endswith("_created")]

@@ -326,14 +326,14 @@ KILLED_HOOK = """\
 #!/usr/bin/python3 -I
 import functools, os, signal, sys
 sys.path.append({checkout!r})
-from libvirt_natns import dispatch, engine, hook, plan
+from libvirt_natns import engine, hook, plan, sessions
 
 def before(step):
     if isinstance(step, plan.{kind}):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[2] == "started":
-    dispatch.Engine = functools.partial(engine.Engine, before=before)
+    sessions.Engine = functools.partial(engine.Engine, before=before)
 sys.exit(hook.main("network", sys.argv[1:]))
 """
 

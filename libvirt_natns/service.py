@@ -18,8 +18,9 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from threading import Lock
@@ -42,6 +43,9 @@ from libvirt_natns.watch import Watch, Watched
 M_ARENA_MAX = -8
 """Of malloc.h."""
 
+REST = 5.0
+"""Seconds after some work until its memory is given back."""
+
 TELLING = 300
 """Characters of what a verb changed that the log shows."""
 
@@ -49,9 +53,10 @@ TELLING = 300
 class Witness:
     """Observes the verbs: for the watch, the healer, the log and the metrics."""
 
-    def __init__(self, journal: Journal, metrics: Metrics) -> None:
+    def __init__(self, journal: Journal, metrics: Metrics, after_work: Callable[[], None]) -> None:
         self._journal = journal
         self._metrics = metrics
+        self._after_work = after_work
         self._healer: Healer | None = None
         self._watch: Watch | None = None
 
@@ -66,6 +71,7 @@ class Witness:
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         """See ``Observer``."""
         self._metrics.changed(verb, seconds)
+        self._after_work()
         # A repair says itself what was wrong.
         if changed and not (self._healer and self._healer.at_work):
             if self._healer:
@@ -80,8 +86,10 @@ class Service:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.metrics = Metrics()
-        witness = Witness(journal, self.metrics)
         self.background = Background(self._failed)
+        # Once for all that is done within that time.
+        tidy = partial(self.background.after, REST, _give_memory_back)
+        witness = Witness(journal, self.metrics, tidy)
         self.sessions = Kept(witness, self.background)
         self.healer = Healer(
             self.sessions, journal, on_heal=self.metrics.healed, on_failure=self.metrics.failed
@@ -230,6 +238,12 @@ def _save_memory() -> None:
     with suppress(AttributeError):
         # Other C libraries have no such function, and no such heaps.
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
+def _give_memory_back() -> None:
+    """What the last work needed is the machine's again; glibc keeps it otherwise."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _own_socket(cleanup: ExitStack) -> socket.socket:

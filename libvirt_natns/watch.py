@@ -38,7 +38,7 @@ from libvirt_natns.observer import HOST
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.store import Record
 
-AUDIT = 600.0
+AUDIT = 1800.0
 """Seconds in which each network is looked at once ..."""
 
 AUDIT_PAUSE = 5.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""pyroute2's route socket and its namespaces, and as little else of it as can be.
+"""pyroute2's route socket, and as little else of it as can be.
 
 A hook is a fresh process that libvirt waits for.  ``import pyroute2`` loads all
 that the library can do (its database, ethtool, an HTTP server ...), which costs a
@@ -83,7 +83,6 @@ def _load_little() -> None:
     try:
         with _stand_ins():
             importlib.import_module("pyroute2.iproute.linux")
-            importlib.import_module("pyroute2.netns")
     except (ImportError, AttributeError):
         for name in [name for name in sys.modules if name.split(".")[0] == LIBRARY]:
             del sys.modules[name]
@@ -92,8 +91,7 @@ def _load_little() -> None:
 if LIBRARY not in sys.modules:
     _load_little()
 
-from pyroute2 import netns  # noqa: E402
 from pyroute2.iproute.linux import IPRoute  # noqa: E402
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError  # noqa: E402
+from pyroute2.netlink.exceptions import NetlinkError  # noqa: E402
 
-__all__ = ["IPRoute", "NetlinkDumpInterrupted", "NetlinkError", "netns"]
+__all__ = ["IPRoute", "NetlinkError"]

@@ -261,16 +261,6 @@ class Registry:
                     "DELETE FROM forward WHERE claimed = ? AND boot != ?", (int(address), boot_id())
                 )
 
-    def networks_of(self, owner: str) -> set[str]:
-        """The uuids of the networks that an owner's claims concern."""
-        rows = self._store.select(
-            "SELECT network FROM forward WHERE owner = ?"
-            " UNION SELECT network FROM static_nat WHERE owner = ?",
-            owner,
-            owner,
-        )
-        return {row["network"] for row in rows}
-
     def forwards(
         self, network: str | None = None, owner: str | None = None, published: bool = True
     ) -> tuple[Forward, ...]:

@@ -227,7 +227,6 @@ def test_no_start_reads_all_rows_of_a_table(store: Store) -> None:
         registry.forwards(mine.uuid)
         registry.static_nats(owner=mine.uuid)
         registry.guests_in(mine.uuid)
-        registry.networks_of(mine.uuid)
         registry.reserve(mine.uuid, "m1", "web", [FIRST], lambda _: True)
         registry.reservations_known(mine.uuid, 5)
         registry.set_published("web", False)

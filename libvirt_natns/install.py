@@ -14,7 +14,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from libvirt_natns import config, names
@@ -31,6 +33,11 @@ NEEDED = "import lxml, pyroute2, libvirt_natns"
 DAEMONS = ("libvirtd", "virtnetworkd", "virtqemud", "virtlxcd")
 DISTRIBUTION_PYTHON = "/usr/bin/python3"
 SCOPE_FILE_HEAD = '# Written by "virt-natns install"; see virt-natns(8).\n'
+
+RELOAD_LIMIT = 10.0
+"""Seconds that a daemon's reload may take: it renews the firewall rules of every network."""
+RELOAD_BEGINS = 0.3
+"""Seconds within which a daemon begins to reload; one that does not is busy otherwise."""
 
 TABLE_HEAD = re.compile(r"^[ \t]*\[", re.MULTILINE)
 SCOPE_LINE = re.compile(r"""^([ \t]*scope[ \t]*=[ \t]*)("[^"\n]*"|'[^'\n]*')""", re.MULTILINE)
@@ -253,15 +260,48 @@ def reload_daemons() -> tuple[str, ...]:
     """
     told = []
     for daemon in daemons():
+        # A daemon that reloads already looked before our files changed, and ignores
+        # a second signal until it is done.
+        _await(partial(_at_rest, daemon.pid), RELOAD_LIMIT)
         try:
             os.kill(daemon.pid, signal.SIGHUP)
         except ProcessLookupError:
             continue
         told.append(daemon)
+    for daemon in told:
+        # Whoever reloads after us must not be ignored either.  One that has begun
+        # and ended between two looks is done as well.
+        if _await(partial(_reloads, daemon.pid), RELOAD_BEGINS):
+            _await(partial(_at_rest, daemon.pid), RELOAD_LIMIT)
     note = {"told": [[daemon.pid, daemon.started] for daemon in told]}
     names.STATE_DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
     _note_file().write_text(json.dumps(note))
     return tuple(daemon.name for daemon in told)
+
+
+def _reloads(pid: int) -> bool:
+    """Whether a daemon is reloading: libvirt has a thread of its own for it."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/comm"):
+        try:
+            if thread.read_text().strip() == "daemon-reload":
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _at_rest(pid: int) -> bool:
+    return not _reloads(pid)
+
+
+def _await(condition: Callable[[], bool], limit: float) -> bool:
+    """Wait until something is so, at most ``limit`` seconds; whether it is."""
+    end = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
 
 
 def blind_daemons() -> tuple[str, ...]:

@@ -183,6 +183,30 @@ def test_doctor_tells_whether_libvirt_has_seen_the_hooks(command: Command) -> No
     assert command("doctor").status == 0
 
 
+def test_hooks_are_seen_by_a_libvirtd_that_was_reloading(
+    command: Command, provider: Provider
+) -> None:
+    # It looks for hooks first, then renews every network's rules, and meanwhile
+    # ignores whoever tells it to look again.
+    natted = isolated("natted", "virbr-natted", address="172.31.254.1", more="<forward/>")
+    start_network(natted)
+    write_config(provider.config())
+    pid = Libvirtd().pid
+    assert pid is not None
+    for _ in range(3):
+        os.kill(pid, signal.SIGHUP)
+        assert command("install").status == 0
+        start_network(isolated("a", "virbr10"))
+        assert Path("/run/netns/nat-a").exists()
+        virsh("net-destroy", "a")
+        virsh("net-undefine", "a")
+        assert command("uninstall").status == 0
+    virsh("net-destroy", "natted")
+    virsh("net-undefine", "natted")
+    # libvirt switches it on, and never off again.
+    run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+
+
 # -- scope -------------------------------------------------------------------
 
 

@@ -9,9 +9,10 @@ the machine.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network
 
 from libvirt_natns import names
+from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
 from libvirt_natns.model import Forward, Network, StaticNat, Upstream
@@ -108,7 +109,7 @@ class Withdrawal:
     """An address that libvirt set on its bridge and that moves into the namespace."""
 
     bridge: str
-    address: IPv4Interface
+    address: Interface
 
     def describe(self) -> str:
         return f"no address {self.address} on {self.bridge} in the host"
@@ -120,7 +121,7 @@ class Addresses:
 
     namespace: str | None
     link: str
-    addresses: tuple[IPv4Interface, ...]
+    addresses: tuple[Interface, ...]
 
     def describe(self) -> str:
         listed = ", ".join(map(str, self.addresses))
@@ -143,8 +144,8 @@ class Route:
     """A route of a namespace through a gateway."""
 
     namespace: str
-    destination: IPv4Network
-    gateway: IPv4Address
+    destination: IPNetwork
+    gateway: Address
     link: str
 
     def describe(self) -> str:
@@ -163,7 +164,7 @@ class Announcement:
 
     namespace: str
     link: str
-    address: IPv4Address
+    address: Address
     mac: str
     probing: float = 0.0
 
@@ -276,7 +277,7 @@ class Published:
     statics: tuple[StaticNat, ...] = ()
 
     @property
-    def addresses(self) -> tuple[IPv4Address, ...]:
+    def addresses(self) -> tuple[Address, ...]:
         """Upstream addresses of guests' own."""
         return tuple(dict.fromkeys(static.address for static in self.statics))
 
@@ -284,7 +285,7 @@ class Published:
 def make(
     network: Network,
     upstream: Upstream,
-    address: IPv4Address,
+    address: Address,
     around: Surroundings,
     published: Published = Published(),
 ) -> Plan:
@@ -329,7 +330,7 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     return tuple(Withdrawal(network.bridge or "", subnet.interface) for subnet in taken)
 
 
-def policy(network: Network, address: IPv4Address, published: Published) -> Policy:
+def policy(network: Network, address: Address, published: Published) -> Policy:
     """What the firewall of a network's namespace must do."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -343,7 +344,7 @@ def policy(network: Network, address: IPv4Address, published: Published) -> Poli
     )
 
 
-def _on(upstream: Upstream, address: IPv4Address) -> IPv4Interface:
+def _on(upstream: Upstream, address: Address) -> Interface:
     assert upstream.subnet is not None
     return IPv4Interface((address, upstream.subnet.prefixlen))
 

@@ -328,6 +328,23 @@ class Upstream:
         return self.pool if isinstance(self.pool, tuple) else ()
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a network has on its upstream.
+
+    ``address`` and ``address6`` are the namespace's own there, which private
+    subnets of that family leave by; None: nothing of that family, or not yet.
+    The network's own subnets that leave as they are, untranslated: ``routed``
+    ones, which somebody routes to the namespace, and ``proxied`` ones, for whose
+    addresses it answers on the upstream's link.
+    """
+
+    address: IPv4Address | None = None
+    address6: IPv6Address | None = None
+    routed: tuple[IPv6Network, ...] = ()
+    proxied: tuple[IPv6Network, ...] = ()
+
+
 HOST_UPSTREAM = Upstream(name="host", kind="host")
 """Built in: the host itself routes and masquerades a private transit bridge."""
 
@@ -366,6 +383,7 @@ __all__ = [
     "NatMetadata",
     "Network",
     "Nic",
+    "Outside",
     "PortForward",
     "PortRange",
     "PortSet",

@@ -26,7 +26,7 @@ not answered: from here, that address is a guest's.
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from itertools import pairwise
 from operator import attrgetter
 from typing import Literal
@@ -165,7 +165,8 @@ class Policy:
     ``inner`` is its interface on the private bridge, ``upstream`` the one to the
     outside.  ``subnets`` are all private subnets, routed ones included,
     ``gateways`` the namespace's own addresses on ``inner``, and ``address`` the
-    one that it has on ``upstream``; it has those of ``statics`` besides.
+    one that it has on ``upstream``, ``address6`` the same in IPv6; it has those of
+    ``statics`` besides.  ``public`` are those of the subnets that pass untranslated.
     Each of ``forwards`` listens on one of these addresses, no two on one port.
     """
 
@@ -173,9 +174,11 @@ class Policy:
     upstream: str
     subnets: tuple[IPNetwork, ...]
     gateways: tuple[Address, ...]
-    address: Address
+    address: Address | None
     forwards: tuple[Forward, ...] = ()
     statics: tuple[StaticNat, ...] = ()
+    address6: IPv6Address | None = None
+    public: tuple[IPv6Network, ...] = ()
 
     def __post_init__(self) -> None:
         # An empty match would not be "nobody", but "everybody".
@@ -194,7 +197,10 @@ class Policy:
     @property
     def addresses(self) -> frozenset[Address]:
         """All addresses that the namespace answers to on ``upstream``."""
-        return frozenset((self.address, *(static.address for static in self.statics)))
+        own = (self.address, self.address6)
+        return frozenset(
+            (*(each for each in own if each), *(static.address for static in self.statics))
+        )
 
 
 def ruleset(policy: Policy) -> tuple[Rule, ...]:

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 from libvirt_natns import (
+    attachment,
     config,
     connection,
     dnsmasq,
@@ -182,13 +183,13 @@ def _upstream(settings: Config) -> str:
     if upstream.kind == "host":
         return f"{upstream.name}, routed by this host itself"
     with Kernel() as kernel:
-        bridge = upstream.bridge or ""
-        if kernel.link(None, bridge) is None or not kernel.is_bridge(bridge):
-            raise UpstreamError(
-                f"{bridge} of upstream {upstream.name} is no bridge of this host",
-                f"make one, or mend {names.CONFIG_FILE}",
-            )
-    return f"{upstream.name}, by bridge {bridge}"
+        problem = attachment.problem(kernel, upstream)
+    if problem:
+        raise UpstreamError(
+            f"{upstream.segment} of upstream {upstream.name} {problem[0]}", problem[1]
+        )
+    how = "macvlan on " if upstream.attach == "macvlan" else ""
+    return f"{upstream.name}, by {how}{upstream.segment}"
 
 
 def _store() -> str:

@@ -246,6 +246,22 @@ def _ensure_patch(call: Call, operation: p.Patch) -> None:
     )
 
 
+def _macvlan_differs(kernel: Kernel, operation: p.Macvlan) -> list[str]:
+    return kernel.macvlan_differences(
+        operation.namespace, operation.link, operation.parent, operation.mtu
+    )
+
+
+def _ensure_macvlan(call: Call, operation: p.Macvlan) -> None:
+    kernel, undo = call.kernel, call.undo
+    namespace, link, parent = operation.namespace, operation.link, operation.parent
+    if not call.is_fresh(operation) and kernel.has_macvlan(namespace, link, parent):
+        kernel.set_mtu(namespace, link, operation.mtu)
+        return
+    undo.add(kernel.delete_link, link, namespace)
+    kernel.create_macvlan(namespace, link, operation.mac, parent, operation.mtu)
+
+
 def _port_differs(kernel: Kernel, operation: p.Port) -> list[str]:
     return kernel.port_differences(operation.port, operation.bridge, hairpin=operation.hairpin)
 
@@ -459,6 +475,7 @@ _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
     p.Sysctl: (_sysctl_differs, _ensure_sysctl),
     p.Settings: (_settings_differ, _ensure_settings),
     p.Patch: (_patch_differs, _ensure_patch),
+    p.Macvlan: (_macvlan_differs, _ensure_macvlan),
     p.Port: (_port_differs, _ensure_port),
     p.Firewall: (_firewall_differs, _ensure_firewall),
     p.Withdrawal: (_withdrawal_differs, _ensure_withdrawal),

@@ -359,6 +359,49 @@ class Kernel:
         finally:
             os.close(descriptor)
 
+    # -- macvlans ----------------------------------------------------------
+
+    def macvlan_differences(self, namespace: str, link: str, parent: str, mtu: int) -> list[str]:
+        """What is wrong with a namespace's macvlan on a link of the host."""
+        if self.link(None, parent) is None:
+            return [f"interface {parent} is missing"]
+        if not self.has_macvlan(namespace, link, parent):
+            return [f"{link} in {namespace} is no macvlan on {parent}"]
+        found = self.link(namespace, link)
+        if found is None or found.mtu == mtu:
+            return []
+        return [f"{link} in {namespace} has MTU {found.mtu} instead of {mtu}"]
+
+    def has_macvlan(self, namespace: str, link: str, parent: str) -> bool:
+        """Whether a namespace's link is a macvlan on that link of the host."""
+        lower, found = self.link(None, parent), self.link(namespace, link)
+        if lower is None or found is None:
+            return False
+        return found.kind == "macvlan" and found.peer == lower.index
+
+    def create_macvlan(self, namespace: str, link: str, mac: str, parent: str, mtu: int) -> None:
+        """Make a macvlan in a namespace on a link of the host, down, in place of what is there."""
+        self.delete_link(link, namespace)
+        index = self._index(None, parent)
+        descriptor = os.open(names.namespace_path(namespace), os.O_RDONLY | os.O_CLOEXEC)
+        request = {"ifname": link, "address": mac, "mtu": mtu, "link": index}
+        try:
+            self._ask(
+                f"to make a macvlan on {parent}",
+                lambda: self._socket(None).link(
+                    "add", kind="macvlan", macvlan_mode="bridge", net_ns_fd=descriptor, **request
+                ),
+            )
+        finally:
+            os.close(descriptor)
+
+    def master_of(self, name: str) -> Link | None:
+        """The link of the host, such as a bridge, that another one belongs to."""
+        link = self.link(None, name)
+        if link is None or link.master is None:
+            return None
+        return next((each for each in self._links() if each.index == link.master), None)
+
     def set_mtu(self, namespace: str | None, name: str, mtu: int) -> None:
         """Set a link's MTU, in octets."""
         index = self._index(namespace, name)

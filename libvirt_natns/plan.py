@@ -76,6 +76,24 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
+class Macvlan:
+    """A link of the namespace with a MAC address of its own on a link of the host.
+
+    In macvlan's mode "bridge": those on one ``parent`` reach each other, but
+    not the host.  ``mtu``, in octets, is at most the parent's.
+    """
+
+    namespace: str
+    link: str
+    mac: str
+    parent: str
+    mtu: int
+
+    def describe(self) -> str:
+        return f"macvlan {self.link} on {self.parent} in {self.namespace}, MTU {self.mtu}"
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """The host end of a patch, which is up and a port of a bridge.
 
@@ -209,6 +227,7 @@ Operation = (
     | Sysctl
     | Settings
     | Patch
+    | Macvlan
     | Port
     | Firewall
     | Withdrawal
@@ -305,9 +324,9 @@ def make(
         Namespace(namespace, network.uuid),
         Settings(namespace, SYSCTLS),
         _private_patch(network, namespace, around.private_mtu),
-        _upstream_patch(network, namespace, around.upstream_mtu),
+        _upstream_link(network, upstream, around.upstream_mtu),
         private_port(network),
-        _upstream_port(network, upstream),
+        *_upstream_port(network, upstream),
         Firewall(namespace, network.uuid, around.backend, rules),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
@@ -367,18 +386,24 @@ def private_port(network: Network) -> Port:
     return Port(names.private_patch(network.uuid), network.bridge or "")
 
 
-def _upstream_port(network: Network, upstream: Upstream) -> Port:
+def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
+    if upstream.attach == "macvlan":
+        return
     # Hairpin: a forward of one's own, asked for by the host's address.  Where bridged
     # frames pass through iptables, the host translates on the bridge itself.
     hairpin = upstream.kind == "host"
-    return Port(names.upstream_patch(network.uuid), upstream.bridge or "", hairpin)
+    yield Port(names.upstream_patch(network.uuid), upstream.bridge or "", hairpin)
 
 
-def _upstream_patch(network: Network, namespace: str, mtu: int) -> Patch:
+def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Macvlan:
+    namespace = names.namespace(network.name)
+    mac = names.mac(network.uuid, "upstream")
+    if upstream.attach == "macvlan":
+        return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge or "", mtu)
     return Patch(
         namespace=namespace,
         link=names.UPSTREAM_LINK,
-        mac=names.mac(network.uuid, "upstream"),
+        mac=mac,
         port=names.upstream_patch(network.uuid),
         port_mac=names.mac(network.uuid, "upstream-port"),
         altname=names.altname("upstream", network.name),

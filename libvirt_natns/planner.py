@@ -100,8 +100,8 @@ class Planner:
         private = network.mtu or ETHERNET_MTU if ahead else self.kernel.mtu(network.bridge or "")
         outside = self.kernel.mtu(upstream.bridge or "")
         if private is None or outside is None:
-            missing = network.bridge if private is None else upstream.bridge
-            raise KernelError(f"network {network.name}: bridge {missing} is missing")
+            missing = f"bridge {network.bridge}" if private is None else upstream.segment
+            raise KernelError(f"network {network.name}: {missing} is missing")
         return Surroundings(
             private_mtu=private,
             upstream_mtu=outside,
@@ -197,6 +197,9 @@ def _needs(
         found = (_host_forward(each, upstream, user.address) for each in forwards if user.address)
         return replace(needs, transits=(upstream,), forwards=tuple(found))
     if upstream.kind == "host" or not (upstream.bridge and user.address):
+        return needs
+    if upstream.attach == "macvlan":
+        # No bridge of the host forwards its frames, so that the host's rules see none.
         return needs
     provider = (Provider(upstream.bridge, each) for each in (user.address, *statics))
     return replace(needs, provider=tuple(provider))

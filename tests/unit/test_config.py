@@ -194,7 +194,7 @@ def test_refused(text: str, expected: str) -> None:
         ("bridge", '"sixteen-letters-"', "is 'sixteen-letters-': expected an interface name"),
         ("bridge", "0", "is 0: expected an interface name"),
         ("brigde", '"br0"', 'unknown key of an upstream of kind "bridge": expected bridge (did'),
-        ("nic", '"ens3"', 'unknown key of an upstream of kind "bridge": expected bridge, dns'),
+        ("nic", '"ens3"', 'unknown key of an upstream of kind "bridge": expected attach, bridge'),
         ("subnet", None, "missing: expected the upstream's subnet"),
         ("subnet", '"192.168.0.1/24"', "is '192.168.0.1/24': expected 192.168.0.0/24, the whole"),
         ("subnet", '"192.168.0.0/31"', "is '192.168.0.0/31': expected a prefix length up to 30"),

@@ -126,6 +126,9 @@ def test_packets(provider: Provider, nic: str, parent: str, firewall: str) -> No
             assert seen.startswith(f"{own}:")
             assert echoed(guest, addresses[other]) == own
             assert echoed(guest, own) == "10.0.0.1"
+            # But not the host itself, whose frames go to the wire only.
+            host = run("curl", "-s", "--max-time", "0.3", f"http://{own}:8080/", check=False)
+            assert host.returncode == 28
             uuid = virsh("net-uuid", name).stdout.strip()
             assert names.mac(uuid, "upstream") in neighbour.run("ip", "neighbour").stdout
     assert natns("check").returncode == 0

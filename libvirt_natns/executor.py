@@ -343,6 +343,24 @@ def _ensure_route(call: Call, operation: p.Route) -> None:
     )
 
 
+def _limit_differs(kernel: Kernel, operation: p.SendLimit) -> list[str]:
+    found = kernel.unlimited_routes(
+        operation.namespace, operation.destinations, operation.link, operation.mtu
+    )
+    wanted = f"of at most {operation.mtu} octets" if operation.mtu else "as large as the link's"
+    return [f"packets to {each} in {operation.namespace} are not {wanted}" for each in found]
+
+
+def _ensure_limit(call: Call, operation: p.SendLimit) -> None:
+    namespace, link, mtu = operation.namespace, operation.link, operation.mtu
+    if call.is_fresh(operation) and mtu is None:
+        return
+    for subnet in operation.subnets:
+        call.kernel.limit_subnet(namespace, subnet, link, mtu)
+    for route in operation.routes:
+        call.kernel.limit_route(namespace, route.destination, route.gateway, link, mtu)
+
+
 def _announce(call: Call, operation: p.Announcement) -> None:
     # Who does it at once has probed in full before.
     probing = 0.0 if call.later is at_once else operation.probing
@@ -482,6 +500,7 @@ _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
     p.Addresses: (_addresses_differ, _ensure_addresses),
     p.LinkUp: (_link_differs, _ensure_link),
     p.Route: (_route_differs, _ensure_route),
+    p.SendLimit: (_limit_differs, _ensure_limit),
     p.Announcement: (_holds, _announce),
     p.Dnsmasq: (_dnsmasq_differs, _ensure_dnsmasq),
     p.IdleDnsmasq: (_idle_differs, _ensure_idle),

@@ -36,8 +36,13 @@ LOOPBACK = 1
 """The index of ``lo``, the first link of every namespace."""
 
 MAIN_TABLE = 254
+RTPROT_KERNEL = 2
 RTPROT_BOOT = 3
 SCOPE_GLOBAL = 0
+SCOPE_LINK = 253
+
+GUEST_PREFIX = "vnet"
+"""How libvirt calls guests' ends of a bridge: taps, and veth pairs of containers."""
 T = TypeVar("T")
 
 
@@ -242,13 +247,31 @@ class Kernel:
 
     def port_count(self, bridge: str) -> int:
         """How many ports a bridge of the host has."""
+        return len(self._ports(bridge))
+
+    def _ports(self, bridge: str) -> list[str]:
         ports = Path("/sys/class/net", bridge, "brif")
         if ports.is_dir():
             # Listing all links takes 0.2 s with a few hundred of them.
             with os.scandir(ports) as entries:
-                return sum(1 for _ in entries)
+                return [entry.name for entry in entries]
         index = self._index(None, bridge)
-        return sum(link.master == index for link in self._links())
+        return [link.name for link in self._links() if link.master == index]
+
+    def foreign_mtu(self, bridge: str, own: str) -> int | None:
+        """The smallest MTU, in octets, of a bridge's ports that lead to somewhere else.
+
+        Neither to a guest nor, by the port ``own``, to a namespace.  The kernel
+        makes it the bridge's own MTU, but not where somebody has set that one, as
+        libvirt does for ``<mtu size>``.
+        """
+        others = [
+            link
+            for name in self._ports(bridge)
+            if name != own and not name.startswith(GUEST_PREFIX)
+            if (link := self.link(None, name)) and link.kind != "tun"
+        ]
+        return min((link.mtu for link in others), default=None)
 
     def delete_link(self, name: str, namespace: str | None = None) -> None:
         """Delete a link, and with one end of a veth pair the other one too."""
@@ -592,6 +615,48 @@ class Kernel:
                 priority=1,
                 proto=RTPROT_BOOT,
             )
+
+    def unlimited_routes(
+        self, namespace: str, routes: Iterable[IPv4Network], link: str, mtu: int | None
+    ) -> list[IPv4Network]:
+        """Those destinations to which other sizes of packets are sent than ``mtu`` allows.
+
+        In octets; None is the link's own.
+        """
+        index = self._index(namespace, link)
+        limits = {
+            route.destination: route.mtu
+            for route in self._routes(namespace)
+            if route.link == index and route.priority is None
+        }
+        return [each for each in routes if each not in limits or limits[each] != mtu]
+
+    def limit_subnet(
+        self, namespace: str, subnet: IPv4Interface, link: str, mtu: int | None
+    ) -> None:
+        """Send packets of at most ``mtu`` octets (None: the link's own) to a link's subnet."""
+        how = {"prefsrc": str(subnet.ip), "proto": RTPROT_KERNEL, "scope": SCOPE_LINK}
+        self._limit(namespace, subnet.network, link, mtu, how)
+
+    def limit_route(
+        self, namespace: str, destination: IPv4Network, gateway: IPv4Address, link: str,
+        mtu: int | None,
+    ) -> None:  # fmt: skip
+        """The same for a route through a gateway."""
+        self._limit(namespace, destination, link, mtu, {"gateway": str(gateway)})
+
+    def _limit(
+        self, namespace: str, destination: IPv4Network, link: str, mtu: int | None,
+        how: dict[str, Any],
+    ) -> None:  # fmt: skip
+        index = self._index(namespace, link)
+        metrics = {"metrics": {"mtu": mtu}} if mtu else {}
+        self._ask(
+            f"the route to {destination} with MTU {mtu or 'of its link'}",
+            lambda: self._socket(namespace).route(
+                "replace", dst=str(destination), oif=index, **how, **metrics
+            ),
+        )
 
     def host_routes(self, without: Iterable[str] = ()) -> set[IPv4Network]:
         """Destinations that the host has routes to, the default route left out.

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from libvirt_natns import names
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import Forward, Network, StaticNat, Upstream
+from libvirt_natns.model import Forward, Network, StaticNat, StaticRoute, Upstream
 from libvirt_natns.records import dataclass
 
 
@@ -172,6 +172,35 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class SendLimit:
+    """How large packets from the namespace to the private side may be.
+
+    ``mtu``, in octets, is less than the MTU of ``link``, or None for just that.  What
+    comes from there may be larger: a guest that was never told goes on.  A smaller
+    MTU of the link itself would drop it, as a veth pair takes from its other end
+    what it would send.
+    """
+
+    namespace: str
+    link: str
+    subnets: tuple[IPv4Interface, ...]
+    routes: tuple[StaticRoute, ...]
+    mtu: int | None
+
+    @property
+    def destinations(self) -> tuple[IPv4Network, ...]:
+        """All that lies on the private side."""
+        direct = (subnet.network for subnet in self.subnets)
+        return (*direct, *(route.destination for route in self.routes))
+
+    def describe(self) -> str:
+        if self.mtu is None:
+            return ""
+        listed = ", ".join(map(str, self.destinations))
+        return f"packets to {listed} of at most {self.mtu} octets in {self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
 class Announcement:
     """Gratuitous ARP for a link's address, each time it is set up.
 
@@ -234,6 +263,7 @@ Operation = (
     | Addresses
     | LinkUp
     | Route
+    | SendLimit
     | Announcement
     | Dnsmasq
     | IdleDnsmasq
@@ -270,9 +300,10 @@ SYSCTLS = (
 class Surroundings:
     """What ``make`` must know of the machine.
 
-    Both bridges' MTU in octets, the firewall's backend, dnsmasq's configuration
+    Both patches' MTU in octets, the firewall's backend, dnsmasq's configuration
     (None where there is none), and whether libvirt runs a dnsmasq that has
-    nothing to do any more.
+    nothing to do any more.  ``carried`` is the MTU of the private bridge where it is
+    smaller than that of its patch.
     """
 
     private_mtu: int
@@ -280,11 +311,13 @@ class Surroundings:
     backend: str
     dnsmasq: Daemon | None
     idle: bool = False
+    carried: int | None = None
 
 
-def path_mtu(private: int, upstream: int) -> int | None:
-    """The MTU that guests must be told: the upstream's, where it is the smaller."""
-    return upstream if upstream < private else None
+def path_mtu(private: int, upstream: int, assumed: int) -> int | None:
+    """The MTU that guests must be told: the smallest, unless it is what they assume."""
+    smallest = min(private, upstream)
+    return smallest if smallest < assumed else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +366,7 @@ def make(
         Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address), *own)),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
         *_routes(network, upstream, namespace),
+        _send_limit(network, namespace, around.carried),
         *(
             Announcement(namespace, names.UPSTREAM_LINK, each, mac, upstream.probe)
             for each in outside
@@ -418,6 +452,11 @@ def _routes(network: Network, upstream: Upstream, namespace: str) -> Iterable[Ro
         yield Route(namespace, DEFAULT_ROUTE, upstream.gateway, names.UPSTREAM_LINK)
 
 
+def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
+    subnets = tuple(subnet.interface for subnet in network.subnets)
+    return SendLimit(namespace, network.bridge or "", subnets, network.routes, mtu)
+
+
 def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
     """What the host itself needs for a completed upstream of kind "host".
 
@@ -443,4 +482,5 @@ def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
 
 def describe(plan: Iterable[Operation]) -> str:
     """The plan in words, an operation a line."""
-    return "".join(f"{operation.describe()}\n" for operation in plan)
+    told = (operation.describe() for operation in plan)
+    return "".join(f"{text}\n" for text in told if text)

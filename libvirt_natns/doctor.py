@@ -90,7 +90,7 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
     return [
         ("program dnsmasq", dnsmasq.program),
         ("Python modules", _modules),
-        ("namespaces and links", _links),
+        ("namespaces and links", lambda: _links(settings)),
         ("firewall", lambda: _firewall(settings)),
         ("upstream", lambda: _upstream(settings)),
         ("state database", _store),
@@ -127,9 +127,11 @@ def _modules() -> str:
     return f"all there for {interpreter}"
 
 
-def _links() -> str:
-    with_kernel(lambda kernel: kernel.try_links())
-    return "this kernel has network namespaces, bridges and veth"
+def _links(settings: Config) -> str:
+    macvlan = any(each.attach == "macvlan" for each in settings.upstreams.values())
+    with_kernel(lambda kernel: kernel.try_links(macvlan=macvlan))
+    kinds = "bridges, veth and macvlan" if macvlan else "bridges and veth"
+    return f"this kernel has network namespaces, {kinds}"
 
 
 def _firewall(settings: Config) -> str:

@@ -40,9 +40,6 @@ RTPROT_KERNEL = 2
 RTPROT_BOOT = 3
 SCOPE_GLOBAL = 0
 SCOPE_LINK = 253
-
-GUEST_PREFIX = "vnet"
-"""How libvirt calls guests' ends of a bridge: taps, and veth pairs of containers."""
 T = TypeVar("T")
 
 
@@ -268,7 +265,7 @@ class Kernel:
         others = [
             link
             for name in self._ports(bridge)
-            if name != own and not name.startswith(GUEST_PREFIX)
+            if name != own and not name.startswith(names.GUEST_PREFIX)
             if (link := self.link(None, name)) and link.kind != "tun"
         ]
         return min((link.mtu for link in others), default=None)
@@ -479,7 +476,7 @@ class Kernel:
             self._socket(None).link("property_add", index=self._index(None, name), altname=altname)
         self.set_up(None, name)
 
-    def try_links(self) -> None:
+    def try_links(self, *, macvlan: bool = False) -> None:
         """Make the kinds of links that a network needs: for a namespace that ends soon.
 
         Raises KernelError where this kernel lacks one.
@@ -491,6 +488,14 @@ class Kernel:
                 "add", ifname="outer", kind="veth", peer={"ifname": "inner"}
             ),
         )
+        if macvlan:
+            parent = self._index(None, "outer")
+            self._ask(
+                "to make a macvlan",
+                lambda: self._socket(None).link(
+                    "add", ifname="macvlan", kind="macvlan", link=parent, macvlan_mode="bridge"
+                ),
+            )
 
     # -- addresses ---------------------------------------------------------
 

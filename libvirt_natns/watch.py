@@ -54,6 +54,9 @@ TICK_EACH = 0.005
 NAMESPACE_PREFIX = "nat-"
 TRANSIT_PREFIX = "natns-"
 
+NEVER_NARROW = (names.GUEST_PREFIX, names.PRIVATE_PREFIX, names.UPSTREAM_PREFIX)
+"""Ports that come and go with guests and networks, and lead nowhere else."""
+
 ENDED = 0
 """Stands for the pid of a dnsmasq that has ended."""
 
@@ -300,11 +303,17 @@ class Watch:
             self._on_port(before, after)
 
     def _on_port(self, before: n.Link | None, after: n.Link | None) -> None:
-        """A bridge whose MTU somebody has set keeps it, whatever its ports take."""
+        """A port to somewhere else may take less than the bridge says, if somebody set that.
+
+        Never our own doing, so it is told even while we change something.
+        """
         for port in (before, after):
-            bridge = self._links.get(port.master) if port else None
-            if port and bridge and port.mtu < bridge.mtu:
-                self._suspect(self._by_name.get(bridge.name))
+            if port is None or port.name.startswith(NEVER_NARROW):
+                continue
+            bridge = self._links.get(port.master)
+            uuid = self._by_name.get(bridge.name) if bridge else None
+            if uuid is not None:
+                self._tell(uuid)
 
     def _on_change_of(self, link: str) -> None:
         if link.startswith(TRANSIT_PREFIX):

@@ -27,6 +27,7 @@ from libvirt_natns.model import (
     DEFAULT_AUTO_PORTS,
     HOST_UPSTREAM,
     AddressRange,
+    Attach,
     Config,
     FirewallChoice,
     Scope,
@@ -43,7 +44,7 @@ ADDRESS_KEYS = ("subnet", "gateway", "pool", "dns", "probe")
 ADDRESS_KEYS6 = ("subnet6", "gateway6", "pool6", "prefixes6")
 
 UPSTREAM_KEYS: dict[UpstreamKind, tuple[str, ...]] = {
-    "bridge": ("kind", "bridge", *ADDRESS_KEYS, *ADDRESS_KEYS6),
+    "bridge": ("kind", "bridge", "attach", *ADDRESS_KEYS, *ADDRESS_KEYS6),
     "host": ("kind", "subnet", "dns"),
     "router": ("kind", "nic", *ADDRESS_KEYS, *ADDRESS_KEYS6),
 }
@@ -251,6 +252,7 @@ def _upstream(name: str, table: Table) -> Upstream:
         gateway6=table.one("gateway6", _address6, EXPECTED["gateway6"]),
         pool6=_pool6(table),
         prefixes6=_prefixes6(table),
+        attach=cast("Attach", table.choice("attach", get_args(Attach), "bridge")),
     )
     _check_required(table, upstream)
     _check_ipv4(table, upstream)

@@ -93,6 +93,7 @@ def _upstream(engine: Engine, name: str) -> tuple[str, str]:
         subnet = upstream.subnet or engine.store.transit(name)
         upstream = transit.complete(upstream, subnet) if subnet else upstream
         said += ", routed by the host"
+    said += ", by macvlan" if upstream.attach == "macvlan" else ""
     said += f", {upstream.subnet}" if upstream.subnet else ""
     said += f", gateway {upstream.gateway}" if upstream.gateway else ""
     return upstream.bridge or "?", said

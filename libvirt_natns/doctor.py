@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 from libvirt_natns import (
+    attachment,
     config,
     connection,
     dnsmasq,
@@ -89,7 +90,7 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
     return [
         ("program dnsmasq", dnsmasq.program),
         ("Python modules", _modules),
-        ("namespaces and links", _links),
+        ("namespaces and links", lambda: _links(settings)),
         ("firewall", lambda: _firewall(settings)),
         ("upstream", lambda: _upstream(settings)),
         ("state database", _store),
@@ -126,9 +127,11 @@ def _modules() -> str:
     return f"all there for {interpreter}"
 
 
-def _links() -> str:
-    with_kernel(lambda kernel: kernel.try_links())
-    return "this kernel has network namespaces, bridges and veth"
+def _links(settings: Config) -> str:
+    macvlan = any(each.attach == "macvlan" for each in settings.upstreams.values())
+    with_kernel(lambda kernel: kernel.try_links(macvlan=macvlan))
+    kinds = "bridges, veth and macvlan" if macvlan else "bridges and veth"
+    return f"this kernel has network namespaces, {kinds}"
 
 
 def _firewall(settings: Config) -> str:
@@ -182,13 +185,13 @@ def _upstream(settings: Config) -> str:
     if upstream.kind == "host":
         return f"{upstream.name}, routed by this host itself"
     with Kernel() as kernel:
-        bridge = upstream.bridge or ""
-        if kernel.link(None, bridge) is None or not kernel.is_bridge(bridge):
-            raise UpstreamError(
-                f"{bridge} of upstream {upstream.name} is no bridge of this host",
-                f"make one, or mend {names.CONFIG_FILE}",
-            )
-    return f"{upstream.name}, by bridge {bridge}"
+        problem = attachment.problem(kernel, upstream)
+    if problem:
+        raise UpstreamError(
+            f"{upstream.segment} of upstream {upstream.name} {problem[0]}", problem[1]
+        )
+    how = "macvlan on " if upstream.attach == "macvlan" else ""
+    return f"{upstream.name}, by {how}{upstream.segment}"
 
 
 def _store() -> str:

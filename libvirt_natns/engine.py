@@ -18,6 +18,7 @@ from functools import partial
 
 from libvirt_natns import (
     arp,
+    attachment,
     dnsmasq,
     document,
     executor,
@@ -35,7 +36,7 @@ from libvirt_natns.built import Built
 from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
 from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
-from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
+from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import Later, at_once
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Config, Network, PortForward, Upstream
@@ -258,27 +259,16 @@ class Engine:
         self._check_bridge(network, upstream)
 
     def _check_bridge(self, network: Network, upstream: Upstream) -> None:
-        """Refuse an upstream bridge that could not take another port."""
+        """Refuse an upstream's bridge or NIC that could not take another network."""
         if upstream.kind == "host" and self.kernel.link(None, upstream.bridge or "") is None:
             return
-        problem = self._bridge_problem(upstream.bridge or "")
+        problem = attachment.problem(self.kernel, upstream)
         if problem:
             raise UpstreamError(
-                f"network {network.name}: bridge {upstream.bridge} of upstream"
+                f"network {network.name}: {upstream.segment} of upstream"
                 f" {upstream.name} {problem[0]}",
                 problem[1],
             )
-
-    def _bridge_problem(self, bridge: str) -> tuple[str, str] | None:
-        if self.kernel.link(None, bridge) is None:
-            return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
-        if not self.kernel.is_bridge(bridge):
-            return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}"
-        if not self.kernel.is_up(bridge):
-            return "is down", f"set it up (ip link set {bridge} up)"
-        if self.kernel.port_count(bridge) >= BRIDGE_PORTS:
-            return f"is full, it has {BRIDGE_PORTS} ports", "use another bridge"
-        return None
 
     def _end_rivals(self, network: Network, *, active: bool) -> None:
         """Take down networks whose end nobody noticed, as this one's start shows.
@@ -575,6 +565,7 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
     """
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         ("delete the patches", partial(_delete_patches, kernel, uuid)),
+        ("delete the macvlan", partial(_delete_macvlan, kernel, uuid, namespace)),
         ("end dnsmasq", partial(dnsmasq.stop, uuid, search=_exists(namespace))),
         ("delete the namespace", partial(_delete_own_namespace, kernel, uuid, namespace)),
         ("empty the directory", partial(_empty_directory, uuid)),
@@ -594,6 +585,14 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
 def _delete_patches(kernel: Kernel, uuid: str) -> None:
     ports = (names.upstream_patch(uuid), names.private_patch(uuid))
     kernel.delete_links(names.link_group(uuid), *ports)
+
+
+def _delete_macvlan(kernel: Kernel, uuid: str, namespace: str | None) -> None:
+    """Delete the upstream's link where it has no end in the host, and so is still there."""
+    if namespace is None or not _exists(namespace):
+        return
+    if kernel.namespace_owner(namespace) == uuid:
+        kernel.delete_link(names.UPSTREAM_LINK, namespace)
 
 
 def _exists(namespace: str | None) -> bool:

@@ -246,6 +246,22 @@ def _ensure_patch(call: Call, operation: p.Patch) -> None:
     )
 
 
+def _macvlan_differs(kernel: Kernel, operation: p.Macvlan) -> list[str]:
+    return kernel.macvlan_differences(
+        operation.namespace, operation.link, operation.parent, operation.mtu
+    )
+
+
+def _ensure_macvlan(call: Call, operation: p.Macvlan) -> None:
+    kernel, undo = call.kernel, call.undo
+    namespace, link, parent = operation.namespace, operation.link, operation.parent
+    if not call.is_fresh(operation) and kernel.has_macvlan(namespace, link, parent):
+        kernel.set_mtu(namespace, link, operation.mtu)
+        return
+    undo.add(kernel.delete_link, link, namespace)
+    kernel.create_macvlan(namespace, link, operation.mac, parent, operation.mtu)
+
+
 def _port_differs(kernel: Kernel, operation: p.Port) -> list[str]:
     return kernel.port_differences(operation.port, operation.bridge, hairpin=operation.hairpin)
 
@@ -325,6 +341,24 @@ def _ensure_route(call: Call, operation: p.Route) -> None:
         operation.link,
         alone=call.is_fresh(operation),
     )
+
+
+def _limit_differs(kernel: Kernel, operation: p.SendLimit) -> list[str]:
+    found = kernel.unlimited_routes(
+        operation.namespace, operation.destinations, operation.link, operation.mtu
+    )
+    wanted = f"of at most {operation.mtu} octets" if operation.mtu else "as large as the link's"
+    return [f"packets to {each} in {operation.namespace} are not {wanted}" for each in found]
+
+
+def _ensure_limit(call: Call, operation: p.SendLimit) -> None:
+    namespace, link, mtu = operation.namespace, operation.link, operation.mtu
+    if call.is_fresh(operation) and mtu is None:
+        return
+    for subnet in operation.subnets:
+        call.kernel.limit_subnet(namespace, subnet, link, mtu)
+    for route in operation.routes:
+        call.kernel.limit_route(namespace, route.destination, route.gateway, link, mtu)
 
 
 def _announce(call: Call, operation: p.Announcement) -> None:
@@ -459,12 +493,14 @@ _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
     p.Sysctl: (_sysctl_differs, _ensure_sysctl),
     p.Settings: (_settings_differ, _ensure_settings),
     p.Patch: (_patch_differs, _ensure_patch),
+    p.Macvlan: (_macvlan_differs, _ensure_macvlan),
     p.Port: (_port_differs, _ensure_port),
     p.Firewall: (_firewall_differs, _ensure_firewall),
     p.Withdrawal: (_withdrawal_differs, _ensure_withdrawal),
     p.Addresses: (_addresses_differ, _ensure_addresses),
     p.LinkUp: (_link_differs, _ensure_link),
     p.Route: (_route_differs, _ensure_route),
+    p.SendLimit: (_limit_differs, _ensure_limit),
     p.Announcement: (_holds, _announce),
     p.Dnsmasq: (_dnsmasq_differs, _ensure_dnsmasq),
     p.IdleDnsmasq: (_idle_differs, _ensure_idle),

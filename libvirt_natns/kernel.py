@@ -36,8 +36,10 @@ LOOPBACK = 1
 """The index of ``lo``, the first link of every namespace."""
 
 MAIN_TABLE = 254
+RTPROT_KERNEL = 2
 RTPROT_BOOT = 3
 SCOPE_GLOBAL = 0
+SCOPE_LINK = 253
 T = TypeVar("T")
 
 
@@ -242,13 +244,31 @@ class Kernel:
 
     def port_count(self, bridge: str) -> int:
         """How many ports a bridge of the host has."""
+        return len(self._ports(bridge))
+
+    def _ports(self, bridge: str) -> list[str]:
         ports = Path("/sys/class/net", bridge, "brif")
         if ports.is_dir():
             # Listing all links takes 0.2 s with a few hundred of them.
             with os.scandir(ports) as entries:
-                return sum(1 for _ in entries)
+                return [entry.name for entry in entries]
         index = self._index(None, bridge)
-        return sum(link.master == index for link in self._links())
+        return [link.name for link in self._links() if link.master == index]
+
+    def foreign_mtu(self, bridge: str, own: str) -> int | None:
+        """The smallest MTU, in octets, of a bridge's ports that lead to somewhere else.
+
+        Neither to a guest nor, by the port ``own``, to a namespace.  The kernel
+        makes it the bridge's own MTU, but not where somebody has set that one, as
+        libvirt does for ``<mtu size>``.
+        """
+        others = [
+            link
+            for name in self._ports(bridge)
+            if name != own and not name.startswith(names.GUEST_PREFIX)
+            if (link := self.link(None, name)) and link.kind != "tun"
+        ]
+        return min((link.mtu for link in others), default=None)
 
     def delete_link(self, name: str, namespace: str | None = None) -> None:
         """Delete a link, and with one end of a veth pair the other one too."""
@@ -359,6 +379,49 @@ class Kernel:
         finally:
             os.close(descriptor)
 
+    # -- macvlans ----------------------------------------------------------
+
+    def macvlan_differences(self, namespace: str, link: str, parent: str, mtu: int) -> list[str]:
+        """What is wrong with a namespace's macvlan on a link of the host."""
+        if self.link(None, parent) is None:
+            return [f"interface {parent} is missing"]
+        if not self.has_macvlan(namespace, link, parent):
+            return [f"{link} in {namespace} is no macvlan on {parent}"]
+        found = self.link(namespace, link)
+        if found is None or found.mtu == mtu:
+            return []
+        return [f"{link} in {namespace} has MTU {found.mtu} instead of {mtu}"]
+
+    def has_macvlan(self, namespace: str, link: str, parent: str) -> bool:
+        """Whether a namespace's link is a macvlan on that link of the host."""
+        lower, found = self.link(None, parent), self.link(namespace, link)
+        if lower is None or found is None:
+            return False
+        return found.kind == "macvlan" and found.peer == lower.index
+
+    def create_macvlan(self, namespace: str, link: str, mac: str, parent: str, mtu: int) -> None:
+        """Make a macvlan in a namespace on a link of the host, down, in place of what is there."""
+        self.delete_link(link, namespace)
+        index = self._index(None, parent)
+        descriptor = os.open(names.namespace_path(namespace), os.O_RDONLY | os.O_CLOEXEC)
+        request = {"ifname": link, "address": mac, "mtu": mtu, "link": index}
+        try:
+            self._ask(
+                f"to make a macvlan on {parent}",
+                lambda: self._socket(None).link(
+                    "add", kind="macvlan", macvlan_mode="bridge", net_ns_fd=descriptor, **request
+                ),
+            )
+        finally:
+            os.close(descriptor)
+
+    def master_of(self, name: str) -> Link | None:
+        """The link of the host, such as a bridge, that another one belongs to."""
+        link = self.link(None, name)
+        if link is None or link.master is None:
+            return None
+        return next((each for each in self._links() if each.index == link.master), None)
+
     def set_mtu(self, namespace: str | None, name: str, mtu: int) -> None:
         """Set a link's MTU, in octets."""
         index = self._index(namespace, name)
@@ -413,7 +476,7 @@ class Kernel:
             self._socket(None).link("property_add", index=self._index(None, name), altname=altname)
         self.set_up(None, name)
 
-    def try_links(self) -> None:
+    def try_links(self, *, macvlan: bool = False) -> None:
         """Make the kinds of links that a network needs: for a namespace that ends soon.
 
         Raises KernelError where this kernel lacks one.
@@ -425,6 +488,14 @@ class Kernel:
                 "add", ifname="outer", kind="veth", peer={"ifname": "inner"}
             ),
         )
+        if macvlan:
+            parent = self._index(None, "outer")
+            self._ask(
+                "to make a macvlan",
+                lambda: self._socket(None).link(
+                    "add", ifname="macvlan", kind="macvlan", link=parent, macvlan_mode="bridge"
+                ),
+            )
 
     # -- addresses ---------------------------------------------------------
 
@@ -547,6 +618,48 @@ class Kernel:
                 priority=1,
                 proto=RTPROT_BOOT,
             )
+
+    def unlimited_routes(
+        self, namespace: str, routes: Iterable[IPNetwork], link: str, mtu: int | None
+    ) -> list[IPNetwork]:
+        """Those destinations to which other sizes of packets are sent than ``mtu`` allows.
+
+        In octets; None is the link's own.
+        """
+        index = self._index(namespace, link)
+        limits = {
+            route.destination: route.mtu
+            for route in self._routes(namespace)
+            if route.link == index and route.priority is None
+        }
+        return [each for each in routes if each not in limits or limits[each] != mtu]
+
+    def limit_subnet(
+        self, namespace: str, subnet: Interface, link: str, mtu: int | None
+    ) -> None:
+        """Send packets of at most ``mtu`` octets (None: the link's own) to a link's subnet."""
+        how = {"prefsrc": str(subnet.ip), "proto": RTPROT_KERNEL, "scope": SCOPE_LINK}
+        self._limit(namespace, subnet.network, link, mtu, how)
+
+    def limit_route(
+        self, namespace: str, destination: IPNetwork, gateway: Address, link: str,
+        mtu: int | None,
+    ) -> None:  # fmt: skip
+        """The same for a route through a gateway."""
+        self._limit(namespace, destination, link, mtu, {"gateway": str(gateway)})
+
+    def _limit(
+        self, namespace: str, destination: IPNetwork, link: str, mtu: int | None,
+        how: dict[str, Any],
+    ) -> None:  # fmt: skip
+        index = self._index(namespace, link)
+        metrics = {"metrics": {"mtu": mtu}} if mtu else {}
+        self._ask(
+            f"the route to {destination} with MTU {mtu or 'of its link'}",
+            lambda: self._socket(namespace).route(
+                "replace", dst=str(destination), oif=index, **how, **metrics
+            ),
+        )
 
     def host_routes(self, without: Iterable[str] = ()) -> set[IPNetwork]:
         """Destinations that the host has routes to, the default route left out.

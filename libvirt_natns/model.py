@@ -13,6 +13,7 @@ from libvirt_natns.records import dataclass, field
 
 Protocol = Literal["tcp", "udp", "sctp"]
 UpstreamKind = Literal["bridge", "host", "router"]
+Attach = Literal["bridge", "macvlan"]
 Scope = Literal["isolated", "annotated"]
 FirewallChoice = Literal["auto", "nftables", "iptables"]
 
@@ -305,7 +306,8 @@ class Upstream:
 
     ``pool`` is a tuple of ranges, or "dhcp".  ``dns`` empty means the host's
     own resolvers.  ``probe`` is how long, in seconds, an address is asked for
-    by ARP before it is handed out.
+    by ARP before it is handed out.  ``attach`` tells what a namespace has on
+    ``bridge``: a port of it, or a macvlan, for which it may be a NIC as well.
     """
 
     name: str
@@ -321,6 +323,13 @@ class Upstream:
     gateway6: IPv6Address | None = None
     pool6: tuple[AddressRange, ...] = ()
     prefixes6: tuple[IPv6Network, ...] = ()
+    attach: Attach = "bridge"
+
+    @property
+    def segment(self) -> str:
+        """What namespaces are attached to, for messages."""
+        what = "interface" if self.attach == "macvlan" else "bridge"
+        return f"{what} {self.bridge}"
 
     @property
     def ranges(self) -> tuple[AddressRange, ...]:
@@ -371,6 +380,7 @@ __all__ = [
     "HOST_UPSTREAM",
     "AddressRange",
     "AddressRequest",
+    "Attach",
     "Config",
     "DhcpHost",
     "Dns",

@@ -34,6 +34,9 @@ SLUG_LENGTH = 32
 PRIVATE_PREFIX = "natin-"
 UPSTREAM_PREFIX = "natup-"
 
+GUEST_PREFIX = "vnet"
+"""How libvirt calls guests' ports of a bridge: taps, and containers' veth pairs."""
+
 
 def digest(text: str, length: int = 8) -> str:
     """The first ``length`` hexadecimal digits of the text's SHA-256."""

@@ -15,7 +15,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import Forward, Network, StaticNat, Upstream
+from libvirt_natns.model import Forward, Network, StaticNat, StaticRoute, Upstream
 from libvirt_natns.records import dataclass
 
 
@@ -74,6 +74,24 @@ class Patch:
         return (
             f"patch {self.port} ({self.altname}) to {self.link} in {self.namespace}, MTU {self.mtu}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Macvlan:
+    """A link of the namespace with a MAC address of its own on a link of the host.
+
+    In macvlan's mode "bridge": those on one ``parent`` reach each other, but
+    not the host.  ``mtu``, in octets, is at most the parent's.
+    """
+
+    namespace: str
+    link: str
+    mac: str
+    parent: str
+    mtu: int
+
+    def describe(self) -> str:
+        return f"macvlan {self.link} on {self.parent} in {self.namespace}, MTU {self.mtu}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +173,35 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class SendLimit:
+    """How large packets from the namespace to the private side may be.
+
+    ``mtu``, in octets, is less than the MTU of ``link``, or None for just that.  What
+    comes from there may be larger: a guest that was never told goes on.  A smaller
+    MTU of the link itself would drop it, as a veth pair takes from its other end
+    what it would send.
+    """
+
+    namespace: str
+    link: str
+    subnets: tuple[Interface, ...]
+    routes: tuple[StaticRoute, ...]
+    mtu: int | None
+
+    @property
+    def destinations(self) -> tuple[IPNetwork, ...]:
+        """All that lies on the private side."""
+        direct = (subnet.network for subnet in self.subnets)
+        return (*direct, *(route.destination for route in self.routes))
+
+    def describe(self) -> str:
+        if self.mtu is None:
+            return ""
+        listed = ", ".join(map(str, self.destinations))
+        return f"packets to {listed} of at most {self.mtu} octets in {self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
 class Announcement:
     """Gratuitous ARP for a link's address, each time it is set up.
 
@@ -210,12 +257,14 @@ Operation = (
     | Sysctl
     | Settings
     | Patch
+    | Macvlan
     | Port
     | Firewall
     | Withdrawal
     | Addresses
     | LinkUp
     | Route
+    | SendLimit
     | Announcement
     | Dnsmasq
     | IdleDnsmasq
@@ -252,9 +301,10 @@ SYSCTLS = (
 class Surroundings:
     """What ``make`` must know of the machine.
 
-    Both bridges' MTU in octets, the firewall's backend, dnsmasq's configuration
+    Both patches' MTU in octets, the firewall's backend, dnsmasq's configuration
     (None where there is none), and whether libvirt runs a dnsmasq that has
-    nothing to do any more.
+    nothing to do any more.  ``carried`` is the MTU of the private bridge where it is
+    smaller than that of its patch.
     """
 
     private_mtu: int
@@ -262,11 +312,13 @@ class Surroundings:
     backend: str
     dnsmasq: Daemon | None
     idle: bool = False
+    carried: int | None = None
 
 
-def path_mtu(private: int, upstream: int) -> int | None:
-    """The MTU that guests must be told: the upstream's, where it is the smaller."""
-    return upstream if upstream < private else None
+def path_mtu(private: int, upstream: int, assumed: int) -> int | None:
+    """The MTU that guests must be told: the smallest, unless it is what they assume."""
+    smallest = min(private, upstream)
+    return smallest if smallest < assumed else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,15 +358,16 @@ def make(
         Namespace(namespace, network.uuid),
         Settings(namespace, SYSCTLS),
         _private_patch(network, namespace, around.private_mtu),
-        _upstream_patch(network, namespace, around.upstream_mtu),
+        _upstream_link(network, upstream, around.upstream_mtu),
         private_port(network),
-        _upstream_port(network, upstream),
+        *_upstream_port(network, upstream),
         Firewall(namespace, network.uuid, around.backend, rules),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
         Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address), *own)),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
         *_routes(network, upstream, namespace),
+        _send_limit(network, namespace, around.carried),
         *(
             Announcement(namespace, names.UPSTREAM_LINK, each, mac, upstream.probe)
             for each in outside
@@ -368,18 +421,24 @@ def private_port(network: Network) -> Port:
     return Port(names.private_patch(network.uuid), network.bridge or "")
 
 
-def _upstream_port(network: Network, upstream: Upstream) -> Port:
+def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
+    if upstream.attach == "macvlan":
+        return
     # Hairpin: a forward of one's own, asked for by the host's address.  Where bridged
     # frames pass through iptables, the host translates on the bridge itself.
     hairpin = upstream.kind == "host"
-    return Port(names.upstream_patch(network.uuid), upstream.bridge or "", hairpin)
+    yield Port(names.upstream_patch(network.uuid), upstream.bridge or "", hairpin)
 
 
-def _upstream_patch(network: Network, namespace: str, mtu: int) -> Patch:
+def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Macvlan:
+    namespace = names.namespace(network.name)
+    mac = names.mac(network.uuid, "upstream")
+    if upstream.attach == "macvlan":
+        return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge or "", mtu)
     return Patch(
         namespace=namespace,
         link=names.UPSTREAM_LINK,
-        mac=names.mac(network.uuid, "upstream"),
+        mac=mac,
         port=names.upstream_patch(network.uuid),
         port_mac=names.mac(network.uuid, "upstream-port"),
         altname=names.altname("upstream", network.name),
@@ -392,6 +451,11 @@ def _routes(network: Network, upstream: Upstream, namespace: str) -> Iterable[Ro
         yield Route(namespace, route.destination, route.gateway, network.bridge or "")
     if upstream.gateway is not None:
         yield Route(namespace, DEFAULT_ROUTE, upstream.gateway, names.UPSTREAM_LINK)
+
+
+def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
+    subnets = tuple(subnet.interface for subnet in network.subnets)
+    return SendLimit(namespace, network.bridge or "", subnets, network.routes, mtu)
 
 
 def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
@@ -419,4 +483,5 @@ def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
 
 def describe(plan: Iterable[Operation]) -> str:
     """The plan in words, an operation a line."""
-    return "".join(f"{operation.describe()}\n" for operation in plan)
+    told = (operation.describe() for operation in plan)
+    return "".join(f"{text}\n" for text in told if text)

@@ -42,6 +42,25 @@ ETHERNET_MTU = 1500
 
 
 @dataclass(frozen=True, slots=True)
+class PrivateMtu:
+    """The MTU of a namespace's patch into its private bridge, and what that one carries."""
+
+    patch: int
+    carried: int
+
+    @property
+    def limit(self) -> int | None:
+        """What is carried, where it is less than what the patch takes."""
+        return self.carried if self.carried < self.patch else None
+
+
+def _usual(network: Network) -> PrivateMtu:
+    """What libvirt gives a network's bridge, and guests assume."""
+    mtu = network.mtu or ETHERNET_MTU
+    return PrivateMtu(mtu, mtu)
+
+
+@dataclass(frozen=True, slots=True)
 class Planner:
     """Plans over one configuration, one state database, one kernel session."""
 
@@ -98,20 +117,30 @@ class Planner:
     ) -> Surroundings:
         """``ahead``: libvirt has not made its bridge yet, nor written its files."""
         unknown = ahead and network.taken_over
-        private = network.mtu or ETHERNET_MTU if ahead else self.kernel.mtu(network.bridge or "")
+        private = _usual(network) if ahead else self._private(network)
         outside = self.kernel.mtu(upstream.bridge or "")
         if private is None or outside is None:
-            missing = network.bridge if private is None else upstream.bridge
-            raise KernelError(f"network {network.name}: bridge {missing} is missing")
+            missing = f"bridge {network.bridge}" if private is None else upstream.segment
+            raise KernelError(f"network {network.name}: {missing} is missing")
+        told = path_mtu(private.carried, outside, private.patch)
         return Surroundings(
-            private_mtu=private,
+            private_mtu=private.patch,
             upstream_mtu=outside,
             backend=self.backend(),
-            dnsmasq=None
-            if unknown
-            else self._daemon(network, upstream, path_mtu(private, outside)),
+            dnsmasq=None if unknown else self._daemon(network, upstream, told),
             idle=not unknown and self._has_idle_dnsmasq(network),
+            carried=private.limit,
         )
+
+    def _private(self, network: Network) -> PrivateMtu | None:
+        """What a network's bridge takes now; None where there is no bridge."""
+        bridge = network.bridge or ""
+        mtu = self.kernel.mtu(bridge)
+        if mtu is None:
+            return None
+        foreign = self.kernel.foreign_mtu(bridge, names.private_patch(network.uuid))
+        # The patch must not be what keeps the bridge's MTU small.
+        return PrivateMtu(max(mtu, _usual(network).patch), min(mtu, foreign or mtu))
 
     @staticmethod
     def _has_idle_dnsmasq(network: Network) -> bool:
@@ -148,11 +177,13 @@ class Planner:
         files = dnsmasq_config.Files("") if network.has_dnsmasq else None
         namespace = names.namespace(network.name)
         daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
+        private = self._private(network) or _usual(network)
         around = Surroundings(
-            self.kernel.mtu(network.bridge or "") or network.mtu or ETHERNET_MTU,
+            private.patch,
             self.kernel.mtu(upstream.bridge or "") or ETHERNET_MTU,
             self.backend(),
             daemon,
+            carried=private.limit,
         )
         shared = host.plan_of(self.kernel, upstream)
         return (*shared, *make(network, upstream, address, around))
@@ -198,6 +229,9 @@ def _needs(
         found = (_host_forward(each, upstream, user.address) for each in forwards if user.address)
         return replace(needs, transits=(upstream,), forwards=tuple(found))
     if upstream.kind == "host" or not (upstream.bridge and user.address):
+        return needs
+    if upstream.attach == "macvlan":
+        # No bridge of the host forwards its frames, so that the host's rules see none.
         return needs
     provider = (Provider(upstream.bridge, each) for each in (user.address, *statics))
     return replace(needs, provider=tuple(provider))

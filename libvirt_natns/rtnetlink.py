@@ -46,7 +46,9 @@ RTA_DST = 1
 RTA_OIF = 4
 RTA_GATEWAY = 5
 RTA_PRIORITY = 6
+RTA_METRICS = 8
 RTA_TABLE = 15
+RTAX_MTU = 2
 
 IFF_UP = 1
 IFNAMSIZ = 16
@@ -92,7 +94,10 @@ class LinkAddress:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An IPv4 route; ``kind``, ``scope``, ``tos`` and ``protocol`` are the kernel's numbers."""
+    """An IPv4 route; ``kind``, ``scope``, ``tos`` and ``protocol`` are the kernel's numbers.
+
+    ``mtu``, in octets, limits what is sent by it to less than its link takes.
+    """
 
     destination: IPNetwork
     gateway: Address | None
@@ -103,6 +108,7 @@ class Route:
     scope: int
     tos: int
     protocol: int
+    mtu: int | None = None
 
 
 class Session:
@@ -246,4 +252,5 @@ def _route(body: bytes) -> Route:
         scope=scope,
         tos=tos,
         protocol=protocol,
+        mtu=_number(_attributes(found.get(RTA_METRICS, b"")), RTAX_MTU),
     )

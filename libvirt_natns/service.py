@@ -26,11 +26,17 @@ from pathlib import Path
 from threading import Lock
 from types import FrameType
 
-from libvirt_natns import __version__, connection, hook, reconcile, systemd
+from libvirt_natns import __version__, config, connection, hook, reconcile, systemd
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
 from libvirt_natns.client import SOCKET
-from libvirt_natns.errors import AddressTakenError, LibvirtError, NatnsError, ServiceError
+from libvirt_natns.errors import (
+    AddressTakenError,
+    ConfigError,
+    LibvirtError,
+    NatnsError,
+    ServiceError,
+)
 from libvirt_natns.follower import Follower
 from libvirt_natns.healer import Healer
 from libvirt_natns.journal import Journal
@@ -147,7 +153,9 @@ class Service:
     def _describe(self, uuid: str) -> Watched | None:
         with closing(Store()) as store:
             record = store.network(uuid)
-        return Watched.of(record) if record and record.state == "up" else None
+        if record is None or record.state != "up":
+            return None
+        return Watched.of(record, _parent(record.upstream))
 
     def reconcile(self) -> None:
         """Repair all that differs, as ``virt-natns sync`` does."""
@@ -200,6 +208,14 @@ class Service:
 
 
 # A daemon that sleeps is not woken: it has no networks and no guests that are not known.
+
+
+def _parent(upstream: str) -> str:
+    """The link of the host that an upstream is; "" where the configuration does not tell."""
+    with suppress(ConfigError):
+        known = config.load().upstreams.get(upstream)
+        return (known.bridge if known else None) or ""
+    return ""
 
 
 def _ask_networks() -> reconcile.Active | None:

@@ -24,7 +24,7 @@ by as many others of the same size.
 import os
 import select
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Condition, Thread
@@ -54,6 +54,9 @@ TICK_EACH = 0.005
 NAMESPACE_PREFIX = "nat-"
 TRANSIT_PREFIX = "natns-"
 
+NEVER_NARROW = (names.GUEST_PREFIX, names.PRIVATE_PREFIX, names.UPSTREAM_PREFIX)
+"""Ports that come and go with guests and networks, and lead nowhere else."""
+
 ENDED = 0
 """Stands for the pid of a dnsmasq that has ended."""
 
@@ -63,7 +66,8 @@ class Watched:
     """What there is to watch of a network that is up.
 
     ``ports`` are its patches' host ends.  ``dnsmasq`` is a process id, ENDED for
-    one that should run but does not, None where there is none.
+    one that should run but does not, None where there is none.  ``parent`` is the
+    host's link that its upstream is, which others may share.
     """
 
     uuid: str
@@ -72,16 +76,17 @@ class Watched:
     ports: tuple[str, ...]
     dnsmasq: int | None = None
     firewall: str = ""
+    parent: str = ""
 
     @classmethod
-    def of(cls, record: Record) -> Self:
-        """What a recorded network looks like now."""
+    def of(cls, record: Record, parent: str = "") -> Self:
+        """What a recorded network, on that upstream, looks like now."""
         uuid, namespace = record.uuid, record.namespace
         daemon = None
         if dnsmasq_config.paths(uuid).pid.exists():
             daemon = dnsmasq.running(uuid, namespace) or ENDED
         ports = (names.private_patch(uuid), names.upstream_patch(uuid))
-        return cls(uuid, namespace, record.bridge, ports, daemon, _backend(uuid))
+        return cls(uuid, namespace, record.bridge, ports, daemon, _backend(uuid), parent)
 
 
 def _backend(uuid: str) -> str:
@@ -143,6 +148,7 @@ class Watch:
         self._by_nsid: dict[int, str] = {}
         self._by_name: dict[str, str] = {}
         self._by_process: dict[int, str] = {}
+        self._by_parent: defaultdict[str, set[str]] = defaultdict(set)
         self._links: dict[int, n.Link] = {}
         self._host_tables = -1
         self._host_size = 0
@@ -294,11 +300,27 @@ class Watch:
         if before != after:
             for link in {link.name for link in (before, after) if link}:
                 self._on_change_of(link)
+            self._on_port(before, after)
+
+    def _on_port(self, before: n.Link | None, after: n.Link | None) -> None:
+        """A port to somewhere else may take less than the bridge says, if somebody set that.
+
+        Never our own doing, so it is told even while we change something.
+        """
+        for port in (before, after):
+            if port is None or port.name.startswith(NEVER_NARROW):
+                continue
+            bridge = self._links.get(port.master)
+            uuid = self._by_name.get(bridge.name) if bridge else None
+            if uuid is not None:
+                self._tell(uuid)
 
     def _on_change_of(self, link: str) -> None:
         if link.startswith(TRANSIT_PREFIX):
             self._suspect(HOST)
         self._suspect(self._by_name.get(link))
+        for uuid in self._by_parent.get(link, ()):
+            self._suspect(uuid)
 
     def _on_address(self, kind: int, body: memoryview) -> None:
         link = self._links.get(n.address_index(body))
@@ -373,6 +395,8 @@ class Watch:
             self._epoll.register(process, select.EPOLLIN)
         for name in (*watched.ports, watched.bridge, _key(watched.namespace)):
             self._by_name[name] = watched.uuid
+        if watched.parent:
+            self._by_parent[watched.parent].add(watched.uuid)
         if not whole and (earlier is None or earlier.whole):
             self._suspect(watched.uuid)
 
@@ -408,6 +432,7 @@ class Watch:
             # Another network may have that bridge by now.
             if self._by_name.get(name) == uuid:
                 del self._by_name[name]
+        self._by_parent[watched.parent].discard(uuid)
         return one
 
     # -- time --------------------------------------------------------------

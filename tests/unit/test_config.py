@@ -194,7 +194,10 @@ def test_refused(text: str, expected: str) -> None:
         ("bridge", '"sixteen-letters-"', "is 'sixteen-letters-': expected an interface name"),
         ("bridge", "0", "is 0: expected an interface name"),
         ("brigde", '"br0"', 'unknown key of an upstream of kind "bridge": expected bridge (did'),
-        ("nic", '"ens3"', 'unknown key of an upstream of kind "bridge": expected bridge, dns'),
+        ("nic", '"ens3"', 'unknown key of an upstream of kind "bridge": expected attach, bridge'),
+        ("attach", '"MACVLAN"', """is 'MACVLAN': expected "bridge" or "macvlan\""""),
+        ("attach", "true", "is True: expected"),
+        ("attach", '["macvlan"]', "is ['macvlan']: expected"),
         ("subnet", None, "missing: expected the upstream's subnet"),
         ("subnet", '"192.168.0.1/24"', "is '192.168.0.1/24': expected 192.168.0.0/24, the whole"),
         ("subnet", '"192.168.0.0/31"', "is '192.168.0.0/31': expected a prefix length up to 30"),
@@ -242,6 +245,19 @@ def test_refused_in_an_upstream(key: str, value: str | None, expected: str) -> N
     message = refusal(table(**{key: value}))
     assert message.startswith(f"upstreams.provider.{key}")
     assert expected in message
+
+
+def test_attach() -> None:
+    assert upstream().attach == "bridge"
+    assert upstream().segment == "bridge br0"
+    found = upstream(attach='"macvlan"', bridge='"eth1"')
+    assert found.attach == "macvlan"
+    assert found.segment == "interface eth1"
+    for text in (
+        '[upstreams.host]\nattach = "macvlan"\n',
+        '[upstreams.wan]\nkind = "router"\nnic = "ens3"\nattach = "macvlan"\n',
+    ):
+        assert "attach: unknown key of an upstream of kind" in refusal(text)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,8 @@ def test_reference_has_the_defaults() -> None:
         value = getattr(upstream, key)
         if key == "probe":
             assert default == f"`{value}`"
+        elif key == "attach":
+            assert default == f'`"{value}"`'
         elif key != "kind":
             assert not value
             assert default in ("", "`[]`")

@@ -108,6 +108,25 @@ def test_several_subnets_and_routes() -> None:
     assert words(made) == MORE.format(rules=rules(made))
 
 
+def test_a_private_bridge_that_carries_less_than_its_patch_takes() -> None:
+    network = replace(
+        NETWORK, routes=(StaticRoute(IPv4Network("10.9.0.0/24"), IPv4Address("10.0.0.9")),)
+    )
+    told = describe(make(network, PROVIDER, ADDRESS, replace(AROUND, carried=1450)))
+    assert "to virbr10 in nat-a, MTU 1500\n" in told
+    assert "packets to 10.0.0.0/24, 10.9.0.0/24 of at most 1450 octets in nat-a\n" in told
+    assert "octets" not in describe(make(network, PROVIDER, ADDRESS, AROUND))
+
+
+def test_macvlan() -> None:
+    made = make(NETWORK, replace(PROVIDER, bridge="eth1", attach="macvlan"), ADDRESS, AROUND)
+    wanted = STOCK.replace(
+        "patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400",
+        "macvlan upstream on eth1 in nat-a, MTU 1400",
+    ).replace("patch natup-910a6529e on bridge br0\n", "")
+    assert words(made) == wanted.format(rules=rules(made))
+
+
 def test_nothing_is_taken_from_a_bridge_that_has_no_address() -> None:
     made = make(replace(NETWORK, taken_over=False), PROVIDER, ADDRESS, AROUND)
     assert not of(made, plan.Withdrawal)
@@ -161,7 +180,19 @@ def test_transit_of_an_upstream_of_kind_host() -> None:
 
 
 @pytest.mark.parametrize(
-    ("private", "upstream", "told"), [(1500, 1500, None), (1500, 1400, 1400), (1400, 1500, None)]
+    ("private", "upstream", "assumed", "told"),
+    [
+        (1500, 1500, 1500, None),
+        (1500, 1400, 1500, 1400),
+        (1400, 1500, 1400, None),
+        (1450, 1500, 1500, 1450),
+        (1450, 1400, 1500, 1400),
+        (9000, 1500, 9000, 1500),
+        (9000, 1450, 9000, 1450),
+        (1300, 1400, 1400, 1300),
+    ],
 )
-def test_mtu_that_guests_are_told(private: int, upstream: int, told: int | None) -> None:
-    assert path_mtu(private, upstream) == told
+def test_mtu_that_guests_are_told(
+    private: int, upstream: int, assumed: int, told: int | None
+) -> None:
+    assert path_mtu(private, upstream, assumed) == told

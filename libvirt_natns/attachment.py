@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whether a network can be attached to its upstream's bridge or NIC now.
+
+A namespace is attached by a patch that becomes a port of a bridge, or by a
+macvlan on a bridge or NIC (``attach``).  A macvlan takes no port, of which a
+bridge has 1023, and needs no bridge; but whoever is on the other end of the
+wire must accept several MAC addresses, and the host itself is out of reach: the
+kernel hands what the host and its macvlans send to the wire only.
+
+Known limit: a probe that is sent by the host's own end (``arp``) meets no other
+macvlan on the same parent, for the same reason.  The announcement of a resident
+process asks by the macvlan itself, and meets them.
+"""
+
+from libvirt_natns import names
+from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
+from libvirt_natns.model import Upstream
+
+Problem = tuple[str, str]
+"""What is wrong with a bridge or NIC, and what to do."""
+
+HARMLESS_MASTER = "vrf"
+"""Any other kind of master takes for itself what a link of its receives."""
+
+
+def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
+    """Why the upstream's bridge or NIC could not take another network."""
+    name = upstream.bridge or ""
+    if kernel.link(None, name) is None:
+        return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
+    specific = _parents_problem if upstream.attach == "macvlan" else _bridges_problem
+    found = specific(kernel, upstream)
+    if found:
+        return found
+    if not kernel.is_up(name):
+        return "is down", f"set it up (ip link set {name} up)"
+    return None
+
+
+def _bridges_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
+    bridge = upstream.bridge or ""
+    if not kernel.is_bridge(bridge):
+        remedy = f'name a bridge in {names.CONFIG_FILE}, or set attach = "macvlan"'
+        return "is not a bridge", remedy
+    if kernel.port_count(bridge) >= BRIDGE_PORTS:
+        other = ', or attach = "macvlan"' if upstream.kind == "bridge" else ""
+        return f"is full, it has {BRIDGE_PORTS} ports", f"use another bridge{other}"
+    return None
+
+
+def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
+    parent = upstream.bridge or ""
+    if parent == "lo":
+        return "is the loopback interface", f"name a NIC or bridge in {names.CONFIG_FILE}"
+    master = kernel.master_of(parent)
+    if master is not None and master.kind != HARMLESS_MASTER:
+        remedy = f"name {master.name} in {names.CONFIG_FILE}"
+        return f"belongs to {master.kind} {master.name}", remedy
+    if upstream.gateway in kernel.host_addresses():
+        return (
+            f"cannot lead to the gateway {upstream.gateway}, an address of this host",
+            'set attach = "bridge", or name the provider\'s router',
+        )
+    return None

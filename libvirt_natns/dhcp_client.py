@@ -6,8 +6,10 @@ script writes down what the server says, and runs the command ``on_change`` wher
 that is something new, or has come to its end.  Whoever started the client need not
 live on; the lease is in files:
 
-    script   what the client runs
-    pid      its process id
+    script   what the client runs at each event
+    command  what that runs when the lease has changed: ``on_change``
+    awaited  is there while somebody waits for the lease, who need not be told of it
+    pid      the client's process id
     lease    what the server said, NAME=VALUE a line, as long as it is valid
     times    the client that got it, when (seconds since boot), for how many seconds
 
@@ -50,6 +52,9 @@ NEIGHBOUR_LIMIT = 0.3
 POLL = 0.01
 """Seconds between two looks at whether there is a lease."""
 
+MAX_PROBE = 2.0
+"""Longest time, in seconds, for which a client asks whether an address is in use."""
+
 LEAST_MTU = 576
 """What every IPv4 host can take, in octets: a server that names less is not believed."""
 
@@ -69,7 +74,7 @@ cd "${0%/*}" || exit 1
 
 changed() {
     # Not waited for: it may want to end the very client that waits for this.
-    COMMAND </dev/null >/dev/null 2>&1 &
+    [ -e awaited ] || sh ./command </dev/null >/dev/null 2>&1 &
 }
 
 # The lease's client, when it got it, and for how long; 0 without a lease.
@@ -124,7 +129,7 @@ class Client:
 
     ``client_id`` is DHCP's option 61 in hexadecimal digits; ``directory`` is
     the client's alone.  ``probe``: seconds for which an address is asked for by
-    ARP before it is taken, at most 2; 0 for not at all.
+    ARP before it is taken, MAX_PROBE at most; 0 for not at all.
     """
 
     namespace: str
@@ -228,7 +233,15 @@ def await_lease(client: Client, seconds: float) -> Lease | None:
 
     Raises DhcpError where the client ends instead.
     """
-    deadline = time.monotonic() + seconds
+    awaited = client.directory / "awaited"
+    awaited.touch()
+    try:
+        return _await_lease(client, time.monotonic() + seconds)
+    finally:
+        awaited.unlink(missing_ok=True)
+
+
+def _await_lease(client: Client, deadline: float) -> Lease | None:
     while (found := lease(client.directory)) is None:
         if running(client) is None:
             raise DhcpError(
@@ -256,8 +269,13 @@ def program() -> list[str]:
 
 def running(client: Client) -> int | None:
     """The process id of a client, if it runs in its namespace."""
-    pid = _pid(client.directory)
-    return pid if pid is not None and processes.lives_in(pid, client.namespace) else None
+    return process(client.directory, client.namespace)
+
+
+def process(directory: Path, namespace: str) -> int | None:
+    """The same of whatever client has that directory."""
+    pid = _pid(directory)
+    return pid if pid is not None and processes.lives_in(pid, namespace) else None
 
 
 def _pid(directory: Path) -> int | None:
@@ -277,7 +295,7 @@ def differences(client: Client) -> list[str]:
         return [f"DHCP client of {client.namespace} is not running"]
     present = processes.command(pid)
     same = all(word in present for word in (client.link, f"61:{client.client_id}"))
-    if not same or _read(client.directory / "script") != script(client):
+    if not same or _read(client.directory / "script") != SCRIPT:
         return [f"DHCP client of {client.namespace} runs with other settings"]
     return []
 
@@ -287,11 +305,6 @@ def _read(path: Path) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def script(client: Client) -> str:
-    """The text of a client's script."""
-    return SCRIPT.replace("COMMAND", shlex.join(client.on_change))
 
 
 def ensure(client: Client, request: IPv4Address | None = None) -> None:
@@ -304,11 +317,17 @@ def ensure(client: Client, request: IPv4Address | None = None) -> None:
     if _pid(client.directory) is not None:
         # Its address is wanted again in a moment.
         _end(client.directory)
-    make_directory(client.directory)
-    file = client.directory / "script"
-    file.write_text(script(client))
-    file.chmod(0o755)
+    write_files(client)
     _start(client, request)
+
+
+def write_files(client: Client) -> None:
+    """Write what a client and its script need."""
+    make_directory(client.directory)
+    (client.directory / "command").write_text(f"exec {shlex.join(client.on_change)}\n")
+    file = client.directory / "script"
+    file.write_text(SCRIPT)
+    file.chmod(0o755)
 
 
 def _start(client: Client, request: IPv4Address | None) -> None:
@@ -398,8 +417,9 @@ __all__ = [
     "ensure",
     "lease",
     "parse",
+    "process",
     "program",
     "running",
-    "script",
     "stop",
+    "write_files",
 ]

@@ -16,6 +16,7 @@ from typing import Literal
 from libvirt_natns import (
     config,
     connection,
+    dhcp_client,
     dnsmasq,
     firewall,
     host,
@@ -188,7 +189,13 @@ def _upstream(settings: Config) -> str:
                 f"{bridge} of upstream {upstream.name} is no bridge of this host",
                 f"make one, or mend {names.CONFIG_FILE}",
             )
+    if upstream.by_dhcp:
+        return f"{upstream.name}, by bridge {bridge}; addresses by DHCP, which takes {_udhcpc()}"
     return f"{upstream.name}, by bridge {bridge}"
+
+
+def _udhcpc() -> str:
+    return " ".join(dhcp_client.program())
 
 
 def _store() -> str:

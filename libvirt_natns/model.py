@@ -20,7 +20,20 @@ from libvirt_natns.records import dataclass, field
 Protocol = Literal["tcp", "udp", "sctp"]
 UpstreamKind = Literal["bridge", "host", "router"]
 Scope = Literal["isolated", "annotated"]
+DhcpMode = Literal["required", "background"]
 FirewallChoice = Literal["auto", "nftables", "iptables"]
+
+
+STAND_INS = range(1, 1 << 24)
+"""As addresses 0.0.0.1 to 0.255.255.255, which no machine can have (RFC 1122)."""
+
+
+def is_stand_in(address: IPv4Address) -> bool:
+    """Whether an address only stands for one that a DHCP server has yet to lease.
+
+    What is published on it comes into force when the address is known.
+    """
+    return int(address) in STAND_INS
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +330,11 @@ class Upstream:
     ``pool`` is a tuple of ranges, or "dhcp".  ``dns`` empty means the host's
     own resolvers.  ``probe`` is how long, in seconds, an address is asked for
     by ARP before it is handed out.
+
+    Where ``pool`` is "dhcp", ``dhcp`` says whether a network starts without a
+    lease, and ``dhcp_timeout`` for how many seconds its start waits for one.
+    ``leased`` is the address of one network's lease; then ``subnet``, ``gateway``,
+    ``routes``, ``dns`` and ``mtu``, in octets, are that lease's, too.
     """
 
     name: str
@@ -332,6 +350,21 @@ class Upstream:
     gateway6: IPv6Address | None = None
     pool6: tuple[AddressRange6, ...] = ()
     prefixes6: tuple[IPv6Network, ...] = ()
+    dhcp: DhcpMode = "required"
+    dhcp_timeout: float = 10.0
+    leased: IPv4Address | None = None
+    mtu: int | None = None
+    routes: tuple[StaticRoute, ...] = ()
+
+    @property
+    def by_dhcp(self) -> bool:
+        """Whether the provider leases the addresses itself."""
+        return self.pool == "dhcp"
+
+    @property
+    def known(self) -> bool:
+        """Whether its subnet and resolvers are known by now: a lease may have to name them."""
+        return not self.by_dhcp or self.leased is not None
 
     @property
     def ranges(self) -> tuple[AddressRange, ...]:
@@ -368,6 +401,7 @@ __all__ = [
     "AddressRequest",
     "Config",
     "DhcpHost",
+    "DhcpMode",
     "Dns",
     "DnsHost",
     "Domain",
@@ -390,4 +424,5 @@ __all__ = [
     "TextRecord",
     "Upstream",
     "UpstreamKind",
+    "is_stand_in",
 ]

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from libvirt_natns import names
+from libvirt_natns.dhcp_client import Client
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import Forward, Network, StaticNat, Upstream
+from libvirt_natns.model import Forward, Network, StaticNat, Upstream, is_stand_in
 from libvirt_natns.records import dataclass
 
 
@@ -58,7 +59,8 @@ class Settings:
 class Patch:
     """A veth pair: ``port`` in the host, ``link`` in the namespace.
 
-    ``mtu``, in octets, is that of the bridge whose port it becomes.
+    ``mtu``, in octets, is that of the bridge whose port it becomes; ``link_mtu`` is
+    the namespace's end's, where that must be less: a bridge takes the least of its ports'.
     """
 
     namespace: str
@@ -68,10 +70,13 @@ class Patch:
     port_mac: str
     altname: str
     mtu: int
+    link_mtu: int | None = None
 
     def describe(self) -> str:
+        less = f" ({self.link_mtu} there)" if self.link_mtu else ""
         return (
-            f"patch {self.port} ({self.altname}) to {self.link} in {self.namespace}, MTU {self.mtu}"
+            f"patch {self.port} ({self.altname}) to {self.link} in {self.namespace},"
+            f" MTU {self.mtu}{less}"
         )
 
 
@@ -123,7 +128,7 @@ class Addresses:
     addresses: tuple[IPv4Interface, ...]
 
     def describe(self) -> str:
-        listed = ", ".join(map(str, self.addresses))
+        listed = ", ".join(map(str, self.addresses)) or "none"
         return f"address {listed} on {self.link} in {self.namespace or 'the host'}"
 
 
@@ -151,6 +156,33 @@ class Route:
         default = self.destination.prefixlen == 0
         destination = "default" if default else str(self.destination)
         return f"route {destination} via {self.gateway} on {self.link} in {self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gateways:
+    """All routes of a namespace through gateways on a link; any other there is removed.
+
+    A gateway need not be in the link's subnet: some providers lease an address alone.
+    """
+
+    namespace: str
+    link: str
+    routes: tuple[tuple[IPv4Network, IPv4Address], ...]
+
+    def describe(self) -> str:
+        each = (Route(self.namespace, to, by, self.link).describe() for to, by in self.routes)
+        return "\n".join(each) or f"no route through {self.link} in {self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
+class Leasing:
+    """A DHCP client that runs; one that starts asks for the address ``request`` first."""
+
+    client: Client
+    request: IPv4Address | None = None
+
+    def describe(self) -> str:
+        return f"DHCP client on {self.client.link} in {self.client.namespace}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +247,8 @@ Operation = (
     | Addresses
     | LinkUp
     | Route
+    | Gateways
+    | Leasing
     | Announcement
     | Dnsmasq
     | IdleDnsmasq
@@ -252,8 +286,8 @@ class Surroundings:
     """What ``make`` must know of the machine.
 
     Both bridges' MTU in octets, the firewall's backend, dnsmasq's configuration
-    (None where there is none), and whether libvirt runs a dnsmasq that has
-    nothing to do any more.
+    (None where there is none), whether libvirt runs a dnsmasq that has
+    nothing to do any more, and the DHCP client, where the upstream asks for one.
     """
 
     private_mtu: int
@@ -261,6 +295,7 @@ class Surroundings:
     backend: str
     dnsmasq: Daemon | None
     idle: bool = False
+    leasing: Leasing | None = None
 
 
 def path_mtu(private: int, upstream: int) -> int | None:
@@ -292,12 +327,15 @@ def make(
 
     ``upstream`` is complete here: its bridge and subnet are known, also for the
     kind "host".  The firewall is loaded before any link of the namespace is up,
-    so not one packet passes unfiltered.
+    so not one packet passes unfiltered.  Without a lease, ``address`` is a stand-in:
+    nothing gets in or out then.
     """
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
     mac = names.mac(network.uuid, "upstream")
-    outside = (address, *published.addresses)
+    outside = (*_known(address), *published.addresses)
+    # A DHCP client has asked the neighbours itself.
+    probing = 0.0 if upstream.by_dhcp else upstream.probe
     # Without the subnet's prefix, or masquerading might take one of them.
     own = (IPv4Interface(each) for each in published.addresses)
     rules = ruleset(policy(network, address, published))
@@ -305,21 +343,36 @@ def make(
         Namespace(namespace, network.uuid),
         Settings(namespace, SYSCTLS),
         _private_patch(network, namespace, around.private_mtu),
-        _upstream_patch(network, namespace, around.upstream_mtu),
+        _upstream_patch(network, namespace, around.upstream_mtu, upstream.mtu),
         private_port(network),
         _upstream_port(network, upstream),
         Firewall(namespace, network.uuid, around.backend, rules),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
-        Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address), *own)),
+        Addresses(
+            namespace,
+            names.UPSTREAM_LINK,
+            (*(_on(upstream, each) for each in _known(address)), *own),
+        ),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
         *_routes(network, upstream, namespace),
-        *(
-            Announcement(namespace, names.UPSTREAM_LINK, each, mac, upstream.probe)
-            for each in outside
-        ),
+        *([around.leasing] if around.leasing else []),
+        *(Announcement(namespace, names.UPSTREAM_LINK, each, mac, probing) for each in outside),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
         *([IdleDnsmasq(network.name)] if around.idle else []),
+    )
+
+
+def ahead_of_lease(network: Network, upstream: Upstream, mtu: int, leasing: Leasing) -> Plan:
+    """What a DHCP client needs, and the client: no address yet, so nothing to filter."""
+    namespace = names.namespace(network.name)
+    return (
+        Namespace(namespace, network.uuid),
+        Settings(namespace, SYSCTLS),
+        _upstream_patch(network, namespace, mtu, upstream.mtu),
+        _upstream_port(network, upstream),
+        LinkUp(namespace, names.UPSTREAM_LINK),
+        leasing,
     )
 
 
@@ -341,6 +394,11 @@ def policy(network: Network, address: IPv4Address, published: Published) -> Poli
         forwards=published.forwards,
         statics=published.statics,
     )
+
+
+def _known(address: IPv4Address) -> tuple[IPv4Address, ...]:
+    """An address, unless it is a stand-in."""
+    return () if is_stand_in(address) else (address,)
 
 
 def _on(upstream: Upstream, address: IPv4Address) -> IPv4Interface:
@@ -374,7 +432,7 @@ def _upstream_port(network: Network, upstream: Upstream) -> Port:
     return Port(names.upstream_patch(network.uuid), upstream.bridge or "", hairpin)
 
 
-def _upstream_patch(network: Network, namespace: str, mtu: int) -> Patch:
+def _upstream_patch(network: Network, namespace: str, mtu: int, least: int | None) -> Patch:
     return Patch(
         namespace=namespace,
         link=names.UPSTREAM_LINK,
@@ -383,14 +441,25 @@ def _upstream_patch(network: Network, namespace: str, mtu: int) -> Patch:
         port_mac=names.mac(network.uuid, "upstream-port"),
         altname=names.altname("upstream", network.name),
         mtu=mtu,
+        link_mtu=least if least and least < mtu else None,
     )
 
 
-def _routes(network: Network, upstream: Upstream, namespace: str) -> Iterable[Route]:
+def _routes(network: Network, upstream: Upstream, namespace: str) -> Iterable[Route | Gateways]:
     for route in network.routes:
         yield Route(namespace, route.destination, route.gateway, network.bridge or "")
-    if upstream.gateway is not None:
+    if upstream.by_dhcp:
+        yield Gateways(namespace, names.UPSTREAM_LINK, _learnt(upstream))
+    elif upstream.gateway is not None:
         yield Route(namespace, DEFAULT_ROUTE, upstream.gateway, names.UPSTREAM_LINK)
+
+
+def _learnt(upstream: Upstream) -> tuple[tuple[IPv4Network, IPv4Address], ...]:
+    """What a lease says of ways out."""
+    if upstream.leased is None:
+        return ()
+    default = [(DEFAULT_ROUTE, upstream.gateway)] if upstream.gateway else []
+    return (*default, *((route.destination, route.gateway) for route in upstream.routes))
 
 
 def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns import (
+    dhcp_upstream,
     dnsmasq,
     dnsmasq_config,
     firewall,
@@ -22,11 +23,12 @@ from libvirt_natns import (
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config, Forward, Network, Upstream
+from libvirt_natns.model import Config, Forward, Network, Upstream, is_stand_in
 from libvirt_natns.plan import (
     Plan,
     Published,
     Surroundings,
+    ahead_of_lease,
     make,
     path_mtu,
     private_port,
@@ -53,7 +55,7 @@ class Planner:
         upstream = selection.upstream_of(network, self.config)
         if upstream.kind == "host":
             return transit.choose(self.kernel, self.store, network, upstream)
-        return upstream
+        return dhcp_upstream.complete(network, upstream) if upstream.by_dhcp else upstream
 
     @property
     def registry(self) -> Registry:
@@ -75,6 +77,18 @@ class Planner:
         )
         needs_libvirt = (*withdrawals(network), private_port(network))
         return tuple(operation for operation in whole if operation not in needs_libvirt)
+
+    def plan_ahead_of_lease(self, network: Network, upstream: Upstream) -> Plan:
+        """What must be there for a DHCP server to be asked.
+
+        Raises KernelError where the upstream's bridge is missing.
+        """
+        leasing = dhcp_upstream.leasing(self.store, network, upstream)
+        assert leasing is not None
+        mtu = self.kernel.mtu(upstream.bridge or "")
+        if mtu is None:
+            raise KernelError(f"network {network.name}: bridge {upstream.bridge} is missing")
+        return ahead_of_lease(network, upstream, mtu, leasing)
 
     def _published(self, network: Network, upstream: Upstream, address: IPv4Address) -> Published:
         """What the namespace translates; the host's part is in ``host_needs``."""
@@ -108,8 +122,11 @@ class Planner:
             backend=self.backend(),
             dnsmasq=None
             if unknown
-            else self._daemon(network, upstream, path_mtu(private, outside)),
+            else self._daemon(
+                network, upstream, path_mtu(private, min(outside, upstream.mtu or outside))
+            ),
             idle=not unknown and self._has_idle_dnsmasq(network),
+            leasing=dhcp_upstream.leasing(self.store, network, upstream),
         )
 
     @staticmethod
@@ -140,9 +157,7 @@ class Planner:
         """What would be done for a network that need not exist; changes and leases nothing."""
         upstream = self._preview_upstream(network)
         selection.check_addresses(network, upstream)
-        address = self.store.lease(upstream.name, network.uuid) or pool.next_address(
-            self.store, selection.applicant(network), upstream, self.kernel.host_addresses()
-        )
+        address = self._preview_address(network, upstream)
         # What libvirt will write is not known yet.
         files = dnsmasq_config.Files("") if network.has_dnsmasq else None
         namespace = names.namespace(network.name)
@@ -152,12 +167,23 @@ class Planner:
             self.kernel.mtu(upstream.bridge or "") or ETHERNET_MTU,
             self.backend(),
             daemon,
+            leasing=dhcp_upstream.leasing(self.store, network, upstream),
         )
         shared = host.plan_of(self.kernel, upstream)
         return (*shared, *make(network, upstream, address, around))
 
+    def _preview_address(self, network: Network, upstream: Upstream) -> IPv4Address:
+        if upstream.by_dhcp:
+            # What a server would lease, only the server knows.
+            return upstream.leased or next(dhcp_upstream.stand_ins(network.uuid))
+        return self.store.lease(upstream.name, network.uuid) or pool.next_address(
+            self.store, selection.applicant(network), upstream, self.kernel.host_addresses()
+        )
+
     def _preview_upstream(self, network: Network) -> Upstream:
         upstream = selection.upstream_of(network, self.config)
+        if upstream.by_dhcp:
+            return dhcp_upstream.complete(network, upstream)
         if upstream.kind != "host":
             return upstream
         known = upstream.subnet or self.store.transit(upstream.name)
@@ -197,6 +223,8 @@ def _needs(
         found = (_host_forward(each, upstream, user.address) for each in forwards if user.address)
         return replace(needs, transits=(upstream,), forwards=tuple(found))
     if upstream.kind == "host" or not (upstream.bridge and user.address):
+        return needs
+    if is_stand_in(user.address):
         return needs
     provider = (Provider(upstream.bridge, each) for each in (user.address, *statics))
     return replace(needs, provider=tuple(provider))

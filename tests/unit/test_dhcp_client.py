@@ -99,10 +99,7 @@ def test_classless_routes_without_a_default() -> None:
 def client(tmp_path: Path) -> Client:
     command = ("sh", "-c", f"echo >>{shlex.quote(str(tmp_path / 'told it'))}")
     made = Client("nat-a", "upstream", names.client_id("u"), tmp_path / "a b", command)
-    made.directory.mkdir()
-    script = made.directory / "script"
-    script.write_text(dhcp_client.script(made))
-    script.chmod(0o755)
+    dhcp_client.write_files(made)
     return made
 
 
@@ -141,6 +138,13 @@ def test_renewal_that_brings_nothing_new_is_not_told(client: Client) -> None:
     assert told(client) == 1
     event(client, "renew", **OFFER | {"router": "192.168.0.9"})
     assert told(client) == 2
+
+
+def test_who_waits_for_a_lease_is_not_told_of_it(client: Client) -> None:
+    (client.directory / "awaited").touch()
+    event(client, "bound", **OFFER)
+    assert told(client) == 0
+    assert dhcp_client.lease(client.directory) is not None
 
 
 def test_a_lease_is_lost_by_its_own_client_alone(client: Client) -> None:

@@ -610,7 +610,7 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
     """
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         # While the server can still hear that the address is free.
-        ("end the DHCP client", partial(dhcp_client.stop, names.dhcp_directory(uuid), namespace)),
+        ("end the DHCP client", partial(_end_client, kernel, uuid, namespace)),
         ("delete the patches", partial(_delete_patches, kernel, uuid)),
         ("end dnsmasq", partial(dnsmasq.stop, uuid, search=_exists(namespace))),
         ("delete the namespace", partial(_delete_own_namespace, kernel, uuid, namespace)),
@@ -626,6 +626,10 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
+    executor.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
 
 
 def _delete_patches(kernel: Kernel, uuid: str) -> None:

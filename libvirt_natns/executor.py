@@ -351,8 +351,21 @@ def _leasing_differs(kernel: Kernel, operation: p.Leasing) -> list[str]:
 def _ensure_leasing(call: Call, operation: p.Leasing) -> None:
     client = operation.client
     if dhcp_client.running(client) is None:
-        call.undo.add(dhcp_client.stop, client.directory, client.namespace)
+        call.undo.add(end_client, call.kernel, client.directory, client.namespace, client.link)
     dhcp_client.ensure(client, operation.request)
+
+
+def end_client(kernel: Kernel, directory: Path, namespace: str | None, link: str) -> None:
+    """End a DHCP client, if there is one; the server hears that its lease is free.
+
+    It is told from the leased address, which need not be in force: a start may
+    have been refused for it.  Raises DhcpError.
+    """
+    held = dhcp_client.lease(directory)
+    if held is not None and namespace is not None:
+        with suppress(KernelError):
+            kernel.add_address(namespace, link, held.address)
+    dhcp_client.stop(directory, namespace)
 
 
 def _announce(call: Call, operation: p.Announcement) -> None:

@@ -338,7 +338,7 @@ def make(
     probing = 0.0 if upstream.by_dhcp else upstream.probe
     # Without the subnet's prefix, or masquerading might take one of them.
     own = (IPv4Interface(each) for each in published.addresses)
-    rules = ruleset(policy(network, address, published))
+    rules = ruleset(policy(network, address, published, by_dhcp=upstream.by_dhcp))
     return (
         Namespace(namespace, network.uuid),
         Settings(namespace, SYSCTLS),
@@ -382,7 +382,9 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     return tuple(Withdrawal(network.bridge or "", subnet.interface) for subnet in taken)
 
 
-def policy(network: Network, address: IPv4Address, published: Published) -> Policy:
+def policy(
+    network: Network, address: IPv4Address, published: Published, *, by_dhcp: bool = False
+) -> Policy:
     """What the firewall of a network's namespace must do."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -393,6 +395,7 @@ def policy(network: Network, address: IPv4Address, published: Published) -> Poli
         address=address,
         forwards=published.forwards,
         statics=published.statics,
+        by_dhcp=by_dhcp,
     )
 
 

@@ -29,6 +29,8 @@ LIMITS = {
     "start": 60.0,
     "started": 60.0,
     "stopped": 60.0,
+    # And so may be the network's own.
+    "changed": 60.0,
 }
 """Seconds that an event's answer may take."""
 

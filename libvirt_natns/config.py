@@ -29,6 +29,7 @@ from libvirt_natns.model import (
     AddressRange,
     Attach,
     Config,
+    DhcpMode,
     FirewallChoice,
     Scope,
     Upstream,
@@ -41,10 +42,11 @@ from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives, sh
 KEYS = ("scope", "firewall", "upstream", "auto_ports", "upstreams")
 
 ADDRESS_KEYS = ("subnet", "gateway", "pool", "dns", "probe")
+DHCP_KEYS = ("dhcp", "dhcp_timeout")
 ADDRESS_KEYS6 = ("subnet6", "gateway6", "pool6", "prefixes6")
 
 UPSTREAM_KEYS: dict[UpstreamKind, tuple[str, ...]] = {
-    "bridge": ("kind", "bridge", "attach", *ADDRESS_KEYS, *ADDRESS_KEYS6),
+    "bridge": ("kind", "bridge", "attach", *ADDRESS_KEYS, *DHCP_KEYS, *ADDRESS_KEYS6),
     "host": ("kind", "subnet", "dns"),
     "router": ("kind", "nic", *ADDRESS_KEYS, *ADDRESS_KEYS6),
 }
@@ -63,6 +65,13 @@ EXPECTED = {
 
 MAX_PROBE = 5.0
 """Longest time that an address is asked for, in seconds."""
+
+MAX_DHCP_TIMEOUT = 30.0
+"""Longest time that a start waits for a lease, in seconds: libvirt waits, too, and
+after that time a start counts as dead."""
+
+DHCP_TIMEOUTS: dict[DhcpMode, float] = {"required": 10.0, "background": 1.0}
+"""How long it waits by default."""
 
 AUTO_PORTS = re.compile(r"[0-9]{1,5}-[0-9]{1,5}")
 AUTO_PORTS_EXPECTED = 'a range of ports such as "20000-29999"'
@@ -253,6 +262,8 @@ def _upstream(name: str, table: Table) -> Upstream:
         pool6=_pool6(table),
         prefixes6=_prefixes6(table),
         attach=cast("Attach", table.choice("attach", get_args(Attach), "bridge")),
+        dhcp=_dhcp_mode(table),
+        dhcp_timeout=_dhcp_timeout(table),
     )
     _check_required(table, upstream)
     _check_ipv4(table, upstream)
@@ -284,11 +295,32 @@ def _check_required(table: Table, upstream: Upstream) -> None:
 
 
 def _probe(table: Table) -> float:
-    value = table.data.get("probe", HOST_UPSTREAM.probe)
+    return _seconds(table, "probe", HOST_UPSTREAM.probe, MAX_PROBE)
+
+
+def _seconds(table: Table, key: str, default: float, most: float) -> float:
+    value = table.data.get(key, default)
     # A bool is an int to Python, and nan is in no range.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_PROBE:
-        raise table.wrong("probe", value, f"seconds from 0 to {MAX_PROBE:g}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise table.wrong(key, value, f"seconds from 0 to {most:g}")
     return float(value)
+
+
+def _dhcp_mode(table: Table) -> DhcpMode:
+    _check_by_dhcp(table, "dhcp")
+    return cast("DhcpMode", table.choice("dhcp", get_args(DhcpMode), "required"))
+
+
+def _dhcp_timeout(table: Table) -> float:
+    _check_by_dhcp(table, "dhcp_timeout")
+    default = DHCP_TIMEOUTS[_dhcp_mode(table)]
+    return _seconds(table, "dhcp_timeout", default, MAX_DHCP_TIMEOUT)
+
+
+def _check_by_dhcp(table: Table, key: str) -> None:
+    """Refuse a key that means something where addresses come by DHCP, and only there."""
+    if key in table.data and table.data.get("pool") != "dhcp":
+        raise table.error(key, "means nothing here", 'pool = "dhcp" with it')
 
 
 def _resolver(text: str) -> IPv4Address | IPv6Address:

@@ -10,6 +10,7 @@ from itertools import groupby
 from libvirt_natns import document, forward_list, transit
 from libvirt_natns.engine import Engine
 from libvirt_natns.forwards import ports
+from libvirt_natns.model import is_stand_in
 from libvirt_natns.records import dataclass
 from libvirt_natns.store import Record
 
@@ -64,10 +65,15 @@ def _router(engine: Engine, record: Record) -> Router:
         record.bridge,
         record.namespace,
         tuple(str(subnet.interface) for subnet in network.subnets),
-        str(engine.store.lease(record.upstream, record.uuid) or "no address"),
+        _address(engine, record),
         record.upstream,
         _forwards(engine, record),
     )
+
+
+def _address(engine: Engine, record: Record) -> str:
+    address = engine.store.lease(record.upstream, record.uuid)
+    return "no address" if address is None or is_stand_in(address) else str(address)
 
 
 def _forwards(engine: Engine, record: Record) -> tuple[str, ...]:

@@ -169,6 +169,12 @@ def _forget(event: Event) -> None:
         Guests(verbs).forget(document.parse_domain_nics(event.xml).uuid)
 
 
+def _follow_lease(event: Event) -> None:
+    """``event.xml`` is no XML here, but the network's uuid."""
+    with event.sessions.engine() as verbs:
+        verbs.follow_lease(event.xml.decode())
+
+
 GUEST: dict[tuple[str, str], Verb] = {
     ("prepare", "begin"): _claim,
     ("start", "begin"): _publish,
@@ -189,10 +195,16 @@ NETWORK: dict[tuple[str, str], Verb] = {
     ("unplugged", "begin"): _unplug,
 }
 
+LEASE: dict[tuple[str, str], Verb] = {("changed", "-"): _follow_lease}
+
+TABLES = {"network": NETWORK, "guest": GUEST, "lease": LEASE}
+
 
 def answer(
     kind: str, event: tuple[str, str], data: bytes, sessions: Sessions | None = None
 ) -> FollowUp | None:
-    """Answer one event of a "network" or a "guest".  Raises a NatnsError to refuse it."""
-    table = NETWORK if kind == "network" else GUEST
-    return table[event](Event(data, sessions or Once()))
+    """Answer one event of a "network", a "guest" or a "lease".
+
+    Raises a NatnsError to refuse it.
+    """
+    return TABLES[kind][event](Event(data, sessions or Once()))

@@ -17,6 +17,7 @@ from libvirt_natns import (
     attachment,
     config,
     connection,
+    dhcp_client,
     dnsmasq,
     firewall,
     host,
@@ -191,7 +192,12 @@ def _upstream(settings: Config) -> str:
             f"{upstream.segment} of upstream {upstream.name} {problem[0]}", problem[1]
         )
     how = "macvlan on " if upstream.attach == "macvlan" else ""
-    return f"{upstream.name}, by {how}{upstream.segment}"
+    by = f"{upstream.name}, by {how}{upstream.segment}"
+    return f"{by}; addresses by DHCP, which takes {_udhcpc()}" if upstream.by_dhcp else by
+
+
+def _udhcpc() -> str:
+    return " ".join(dhcp_client.program())
 
 
 def _store() -> str:

@@ -19,6 +19,8 @@ from functools import partial
 from libvirt_natns import (
     arp,
     attachment,
+    dhcp_client,
+    dhcp_upstream,
     dnsmasq,
     document,
     executor,
@@ -182,7 +184,8 @@ class Engine:
         with self._changing("up", network.uuid, network.name) as repaired, Undo() as undo:
             made = self._joined(network.uuid)
             self._admit(network, xml, upstream, undo)
-            if made:
+            upstream = self._as_leased(network, upstream)
+            if made or (upstream.by_dhcp and self._state(network.uuid) == "starting"):
                 undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
             undo.add(self._return_routes, network)
             repaired += self._take_over(network, undo)
@@ -199,6 +202,23 @@ class Engine:
                 self.store.set_state(network.uuid, "up")
             undo.pop_all()
         return repaired
+
+    def _as_leased(self, network: Network, upstream: Upstream) -> Upstream:
+        """The upstream again, by what a DHCP server has leased since."""
+        return self.planner.upstream(network) if upstream.by_dhcp else upstream
+
+    def follow_lease(self, uuid: str) -> list[str]:
+        """Bring a network to what its DHCP client has leased, or lost; returns what differed.
+
+        A start that goes on looks for itself.
+        """
+        record = self.store.network(uuid)
+        if record is None or record.state != "up" or not record.this_boot:
+            return []
+        if self.kernel.link(None, record.bridge) is None:
+            # It is being stopped.
+            return []
+        return self.up(document.parse_network(record.document), record.document)
 
     def _take_over(self, network: Network, undo: Undo) -> list[str]:
         """Take libvirt's addresses off the bridge, ahead of all else.
@@ -255,7 +275,10 @@ class Engine:
         if network.has_dnsmasq:
             dnsmasq.program()
         selection.check_addresses(network, upstream)
-        selection.check_resolvers(network, upstream, resolvers_of(upstream).servers)
+        if upstream.known:
+            selection.check_resolvers(network, upstream, resolvers_of(upstream).servers)
+        if upstream.by_dhcp:
+            dhcp_client.program()
         self._check_bridge(network, upstream)
 
     def _check_bridge(self, network: Network, upstream: Upstream) -> None:
@@ -334,17 +357,31 @@ class Engine:
         undo.add(self.store.restore_leases, earlier)
 
         self._step("lease an address")
-        address = pool.reserve(
+        upstream, address = self._lease(network, upstream, undo)
+        if network.nat and network.nat.forwards:
+            undo.add(self.registry.drop_claims, network.uuid)
+            choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
+            publication.claim_for_network(choices, network, upstream, address)
+
+    def _lease(self, network: Network, upstream: Upstream, undo: Undo) -> tuple[Upstream, Address]:
+        """The network's address, and the upstream as it is known with it."""
+        if not upstream.by_dhcp:
+            return upstream, self._reserve_address(network, upstream)
+        operations = self.planner.plan_ahead_of_lease(network, upstream)
+        executor.carry_out(self.kernel, operations, undo, self.before)
+        self._step("await a DHCP lease")
+        dhcp_upstream.await_lease(network, upstream)
+        upstream = self.planner.upstream(network)
+        return upstream, dhcp_upstream.settle_first(self.store, network, upstream)
+
+    def _reserve_address(self, network: Network, upstream: Upstream) -> Address:
+        return pool.reserve(
             self.store,
             selection.applicant(network),
             upstream,
             partial(self._probe, upstream),
             self.kernel.host_addresses(),
         )
-        if network.nat and network.nat.forwards:
-            undo.add(self.registry.drop_claims, network.uuid)
-            choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
-            publication.claim_for_network(choices, network, upstream, address)
 
     def _probe(self, upstream: Upstream, addresses: Collection[Address]) -> set[Address]:
         """Those of the addresses that other stations have.
@@ -389,16 +426,12 @@ class Engine:
 
     def _address(self, network: Network, upstream: Upstream) -> Address:
         """The leased address; a new one where the configuration has moved on."""
+        if upstream.by_dhcp:
+            return dhcp_upstream.settle(self.store, network, upstream)
         leased = self.store.lease(upstream.name, network.uuid)
         if leased is not None and selection.can_keep(leased, upstream):
             return leased
-        return pool.reserve(
-            self.store,
-            selection.applicant(network),
-            upstream,
-            partial(self._probe, upstream),
-            self.kernel.host_addresses(),
-        )
+        return self._reserve_address(network, upstream)
 
     # -- refresh -----------------------------------------------------------
 
@@ -564,6 +597,8 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
     before the first error is raised.
     """
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
+        # While the server can still hear that the address is free.
+        ("end the DHCP client", partial(_end_client, kernel, uuid, namespace)),
         ("delete the patches", partial(_delete_patches, kernel, uuid)),
         ("delete the macvlan", partial(_delete_macvlan, kernel, uuid, namespace)),
         ("end dnsmasq", partial(dnsmasq.stop, uuid, search=_exists(namespace))),
@@ -580,6 +615,10 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
+    executor.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
 
 
 def _delete_patches(kernel: Kernel, uuid: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns import arp, dnsmasq, firewall, names, netns
+from libvirt_natns import arp, dhcp_client, dnsmasq, firewall, names, netns
 from libvirt_natns import plan as p
 from libvirt_natns.errors import (
     AddressTakenError,
@@ -223,7 +223,7 @@ def _ensure_settings(call: Call, operation: p.Settings) -> None:
 
 def _patch_differs(kernel: Kernel, operation: p.Patch) -> list[str]:
     return kernel.patch_differences(
-        operation.namespace, operation.link, operation.port, operation.mtu
+        operation.namespace, operation.link, operation.port, operation.mtu, operation.link_mtu
     )
 
 
@@ -231,8 +231,9 @@ def _ensure_patch(call: Call, operation: p.Patch) -> None:
     kernel, undo = call.kernel, call.undo
     namespace, link, port = operation.namespace, operation.link, operation.port
     if not call.is_fresh(operation) and kernel.has_patch(namespace, link, port):
-        for where, name in ((namespace, link), (None, port)):
-            kernel.set_mtu(where, name, operation.mtu)
+        inner = operation.link_mtu or operation.mtu
+        for where, name, mtu in ((namespace, link, inner), (None, port, operation.mtu)):
+            kernel.set_mtu(where, name, mtu)
         return
     undo.add(kernel.delete_link, port)
     kernel.create_patch(
@@ -243,6 +244,7 @@ def _ensure_patch(call: Call, operation: p.Patch) -> None:
         operation.port_mac,
         operation.altname,
         operation.mtu,
+        operation.link_mtu,
     )
 
 
@@ -359,6 +361,45 @@ def _ensure_limit(call: Call, operation: p.SendLimit) -> None:
         call.kernel.limit_subnet(namespace, subnet, link, mtu)
     for route in operation.routes:
         call.kernel.limit_route(namespace, route.destination, route.gateway, link, mtu)
+
+
+def _gateways_differ(kernel: Kernel, operation: p.Gateways) -> list[str]:
+    found = kernel.gateways(operation.namespace, operation.link)
+    where = f"on {operation.link} in {operation.namespace}"
+    return [
+        *(f"route {to} via {by} {where} is missing" for to, by in operation.routes
+          if (to, by) not in found),
+        *(f"route {to} via {by} {where} is foreign" for to, by in found
+          if (to, by) not in operation.routes),
+    ]  # fmt: skip
+
+
+def _ensure_gateways(call: Call, operation: p.Gateways) -> None:
+    call.kernel.set_gateways(operation.namespace, operation.link, operation.routes)
+
+
+def _leasing_differs(kernel: Kernel, operation: p.Leasing) -> list[str]:
+    return dhcp_client.differences(operation.client)
+
+
+def _ensure_leasing(call: Call, operation: p.Leasing) -> None:
+    client = operation.client
+    if dhcp_client.running(client) is None:
+        call.undo.add(end_client, call.kernel, client.directory, client.namespace, client.link)
+    dhcp_client.ensure(client, operation.request)
+
+
+def end_client(kernel: Kernel, directory: Path, namespace: str | None, link: str) -> None:
+    """End a DHCP client, if there is one; the server hears that its lease is free.
+
+    It is told from the leased address, which need not be in force: a start may
+    have been refused for it.  Raises DhcpError.
+    """
+    held = dhcp_client.lease(directory)
+    if held is not None and namespace is not None:
+        with suppress(KernelError):
+            kernel.add_address(namespace, link, held.address)
+    dhcp_client.stop(directory, namespace)
 
 
 def _announce(call: Call, operation: p.Announcement) -> None:
@@ -501,6 +542,8 @@ _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
     p.LinkUp: (_link_differs, _ensure_link),
     p.Route: (_route_differs, _ensure_route),
     p.SendLimit: (_limit_differs, _ensure_limit),
+    p.Gateways: (_gateways_differ, _ensure_gateways),
+    p.Leasing: (_leasing_differs, _ensure_leasing),
     p.Announcement: (_holds, _announce),
     p.Dnsmasq: (_dnsmasq_differs, _ensure_dnsmasq),
     p.IdleDnsmasq: (_idle_differs, _ensure_idle),

@@ -23,6 +23,7 @@ from libvirt_natns.model import (
     PortRange,
     StaticNat,
     Upstream,
+    is_stand_in,
 )
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, PortKey
@@ -319,6 +320,8 @@ def ports(first: int, last: int) -> str:
 
 def listening(address: Address) -> str:
     """Where a forward listens: its address, or "*" for all of the host's."""
+    if is_stand_in(address):
+        return "(no lease)"
     return str(address) if int(address) else "*"
 
 

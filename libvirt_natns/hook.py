@@ -64,6 +64,15 @@ def main(kind: str, arguments: list[str]) -> int:
     return _network(event, data) if event in NETWORK_EVENTS else 0
 
 
+def on_lease(uuid: str) -> int:
+    """A network's DHCP client says, from inside the namespace, that its lease has changed."""
+    from libvirt_natns import netns
+
+    _silence_stdout()
+    netns.go_to_host()
+    return _handle("lease", ("changed", "-"), uuid.encode(), False)
+
+
 def _guest(event: tuple[str, str], data: bytes) -> int:
     """An event of the hooks qemu and lxc."""
     from libvirt_natns import glance

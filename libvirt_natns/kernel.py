@@ -14,8 +14,9 @@ missing is success.
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -38,6 +39,7 @@ LOOPBACK = 1
 MAIN_TABLE = 254
 RTPROT_KERNEL = 2
 RTPROT_BOOT = 3
+RTNH_F_ONLINK = 4
 SCOPE_GLOBAL = 0
 SCOPE_LINK = 253
 T = TypeVar("T")
@@ -316,8 +318,13 @@ class Kernel:
 
     # -- patches -----------------------------------------------------------
 
-    def patch_differences(self, namespace: str, link: str, port: str, mtu: int) -> list[str]:
-        """What is wrong with a veth pair between the host and a namespace."""
+    def patch_differences(
+        self, namespace: str, link: str, port: str, mtu: int, link_mtu: int | None = None
+    ) -> list[str]:
+        """What is wrong with a veth pair between the host and a namespace.
+
+        ``link_mtu`` is the namespace's end's, where that is another one.
+        """
         outer = self.link(None, port)
         inner = self.link(namespace, link)
         if outer is None:
@@ -325,9 +332,10 @@ class Kernel:
         if inner is None or outer.peer != inner.index:
             return [f"patch {port} does not lead to {link} in {namespace}"]
         found = []
-        for end, of in ((outer, port), (inner, f"{link} in {namespace}")):
-            if end.mtu != mtu:
-                found.append(f"{of} has MTU {end.mtu} instead of {mtu}")
+        ends = ((outer, port, mtu), (inner, f"{link} in {namespace}", link_mtu or mtu))
+        for end, of, wanted in ends:
+            if end.mtu != wanted:
+                found.append(f"{of} has MTU {end.mtu} instead of {wanted}")
         return found
 
     def has_patch(self, namespace: str, link: str, port: str) -> bool:
@@ -345,10 +353,11 @@ class Kernel:
         port_mac: str,
         altname: str,
         mtu: int,
+        link_mtu: int | None = None,
     ) -> None:
         """Make a veth pair with one end in the host and one in a namespace, both down."""
         outer = {"ifname": port, "address": port_mac, "mtu": mtu}
-        inner = {"ifname": link, "address": mac, "mtu": mtu}
+        inner = {"ifname": link, "address": mac, "mtu": link_mtu or mtu}
         try:
             self._create_veth(outer, inner, namespace)
         except NetlinkError as error:
@@ -594,6 +603,30 @@ class Kernel:
             if route.destination == destination and found != (gateway, index, None):
                 self._delete_route(namespace, route)
 
+    def gateways(self, namespace: str, link: str) -> set[tuple[IPNetwork, Address]]:
+        """All routes of the main table through gateways on a link."""
+        return {(route.destination, by) for route, by in self._gateways(namespace, link)}
+
+    def _gateways(self, namespace: str, link: str) -> list[tuple[Route, Address]]:
+        index = self._index(namespace, link)
+        found = ((route, route.gateway) for route in self._routes(namespace))
+        return [(route, by) for route, by in found if by is not None and route.link == index]
+
+    def set_gateways(
+        self, namespace: str, link: str, wanted: Collection[tuple[IPNetwork, Address]]
+    ) -> None:
+        """Have exactly these routes through gateways on a link, be they in its subnet or not."""
+        index = self._index(namespace, link)
+        for route, by in self._gateways(namespace, link):
+            if (route.destination, by) not in wanted:
+                self._delete_route(namespace, route)
+        for destination, gateway in wanted:
+            where: dict[str, Any] = {"dst": str(destination), "gateway": str(gateway)}
+            replace = partial(self._socket(namespace).route, "replace", **where, oif=index)
+            self._ask(
+                f"the route to {destination} via {gateway}", partial(replace, flags=RTNH_F_ONLINK)
+            )
+
     def _delete_route(self, namespace: str | None, route: Route) -> None:
         """Delete one route as the kernel listed it; missing is success."""
         metric = {} if route.priority is None else {"priority": route.priority}
@@ -634,9 +667,7 @@ class Kernel:
         }
         return [each for each in routes if each not in limits or limits[each] != mtu]
 
-    def limit_subnet(
-        self, namespace: str, subnet: Interface, link: str, mtu: int | None
-    ) -> None:
+    def limit_subnet(self, namespace: str, subnet: Interface, link: str, mtu: int | None) -> None:
         """Send packets of at most ``mtu`` octets (None: the link's own) to a link's subnet."""
         how = {"prefsrc": str(subnet.ip), "proto": RTPROT_KERNEL, "scope": SCOPE_LINK}
         self._limit(namespace, subnet.network, link, mtu, how)

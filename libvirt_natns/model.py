@@ -15,7 +15,20 @@ Protocol = Literal["tcp", "udp", "sctp"]
 UpstreamKind = Literal["bridge", "host", "router"]
 Attach = Literal["bridge", "macvlan"]
 Scope = Literal["isolated", "annotated"]
+DhcpMode = Literal["required", "background"]
 FirewallChoice = Literal["auto", "nftables", "iptables"]
+
+
+STAND_INS = range(1, 1 << 24)
+"""As addresses 0.0.0.1 to 0.255.255.255, which no machine can have (RFC 1122)."""
+
+
+def is_stand_in(address: Address) -> bool:
+    """Whether an address only stands for one that a DHCP server has yet to lease.
+
+    What is published on it comes into force when the address is known.
+    """
+    return address.version == 4 and int(address) in STAND_INS
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +321,11 @@ class Upstream:
     own resolvers.  ``probe`` is how long, in seconds, an address is asked for
     by ARP before it is handed out.  ``attach`` tells what a namespace has on
     ``bridge``: a port of it, or a macvlan, for which it may be a NIC as well.
+
+    Where ``pool`` is "dhcp", ``dhcp`` says whether a network starts without a
+    lease, and ``dhcp_timeout`` for how many seconds its start waits for one.
+    ``leased`` is the address of one network's lease; then ``subnet``, ``gateway``,
+    ``routes``, ``dns`` and ``mtu``, in octets, are that lease's, too.
     """
 
     name: str
@@ -330,6 +348,22 @@ class Upstream:
         """What namespaces are attached to, for messages."""
         what = "interface" if self.attach == "macvlan" else "bridge"
         return f"{what} {self.bridge}"
+
+    dhcp: DhcpMode = "required"
+    dhcp_timeout: float = 10.0
+    leased: IPv4Address | None = None
+    mtu: int | None = None
+    routes: tuple[StaticRoute, ...] = ()
+
+    @property
+    def by_dhcp(self) -> bool:
+        """Whether the provider leases the addresses itself."""
+        return self.pool == "dhcp"
+
+    @property
+    def known(self) -> bool:
+        """Whether its subnet and resolvers are known by now: a lease may have to name them."""
+        return not self.by_dhcp or self.leased is not None
 
     @property
     def ranges(self) -> tuple[AddressRange, ...]:
@@ -383,6 +417,7 @@ __all__ = [
     "Attach",
     "Config",
     "DhcpHost",
+    "DhcpMode",
     "Dns",
     "DnsHost",
     "Domain",
@@ -406,4 +441,5 @@ __all__ = [
     "TextRecord",
     "Upstream",
     "UpstreamKind",
+    "is_stand_in",
 ]

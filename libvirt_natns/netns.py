@@ -58,6 +58,18 @@ def _setns(descriptor: int) -> None:
     _call("setns", descriptor, CLONE_NEWNET)
 
 
+def go_to_host() -> None:
+    """Move the calling thread into the host's namespace, that of the first process, for good.
+
+    Raises OSError.
+    """
+    descriptor = os.open("/proc/1/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _setns(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def leave() -> None:
     """Move the calling thread into a fresh namespace, which ends with the thread.
 

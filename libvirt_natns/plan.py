@@ -9,13 +9,14 @@ the machine.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, Interface, IPNetwork
+from libvirt_natns.dhcp_client import Client
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import Forward, Network, StaticNat, StaticRoute, Upstream
+from libvirt_natns.model import Forward, Network, StaticNat, StaticRoute, Upstream, is_stand_in
 from libvirt_natns.records import dataclass
 
 
@@ -59,7 +60,8 @@ class Settings:
 class Patch:
     """A veth pair: ``port`` in the host, ``link`` in the namespace.
 
-    ``mtu``, in octets, is that of the bridge whose port it becomes.
+    ``mtu``, in octets, is that of the bridge whose port it becomes; ``link_mtu`` is
+    the namespace's end's, where that must be less: a bridge takes the least of its ports'.
     """
 
     namespace: str
@@ -69,10 +71,13 @@ class Patch:
     port_mac: str
     altname: str
     mtu: int
+    link_mtu: int | None = None
 
     def describe(self) -> str:
+        less = f" ({self.link_mtu} there)" if self.link_mtu else ""
         return (
-            f"patch {self.port} ({self.altname}) to {self.link} in {self.namespace}, MTU {self.mtu}"
+            f"patch {self.port} ({self.altname}) to {self.link} in {self.namespace},"
+            f" MTU {self.mtu}{less}"
         )
 
 
@@ -142,7 +147,7 @@ class Addresses:
     addresses: tuple[Interface, ...]
 
     def describe(self) -> str:
-        listed = ", ".join(map(str, self.addresses))
+        listed = ", ".join(map(str, self.addresses)) or "none"
         return f"address {listed} on {self.link} in {self.namespace or 'the host'}"
 
 
@@ -199,6 +204,33 @@ class SendLimit:
             return ""
         listed = ", ".join(map(str, self.destinations))
         return f"packets to {listed} of at most {self.mtu} octets in {self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gateways:
+    """All routes of a namespace through gateways on a link; any other there is removed.
+
+    A gateway need not be in the link's subnet: some providers lease an address alone.
+    """
+
+    namespace: str
+    link: str
+    routes: tuple[tuple[IPNetwork, Address], ...]
+
+    def describe(self) -> str:
+        each = (Route(self.namespace, to, by, self.link).describe() for to, by in self.routes)
+        return "\n".join(each) or f"no route through {self.link} in {self.namespace}"
+
+
+@dataclass(frozen=True, slots=True)
+class Leasing:
+    """A DHCP client that runs; one that starts asks for the address ``request`` first."""
+
+    client: Client
+    request: IPv4Address | None = None
+
+    def describe(self) -> str:
+        return f"DHCP client on {self.client.link} in {self.client.namespace}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +297,8 @@ Operation = (
     | LinkUp
     | Route
     | SendLimit
+    | Gateways
+    | Leasing
     | Announcement
     | Dnsmasq
     | IdleDnsmasq
@@ -304,7 +338,8 @@ class Surroundings:
     Both patches' MTU in octets, the firewall's backend, dnsmasq's configuration
     (None where there is none), and whether libvirt runs a dnsmasq that has
     nothing to do any more.  ``carried`` is the MTU of the private bridge where it is
-    smaller than that of its patch.
+    smaller than that of its patch, ``leasing`` the DHCP client, where the upstream
+    asks for one.
     """
 
     private_mtu: int
@@ -313,6 +348,7 @@ class Surroundings:
     dnsmasq: Daemon | None
     idle: bool = False
     carried: int | None = None
+    leasing: Leasing | None = None
 
 
 def path_mtu(private: int, upstream: int, assumed: int) -> int | None:
@@ -345,15 +381,18 @@ def make(
 
     ``upstream`` is complete here: its bridge and subnet are known, also for the
     kind "host".  The firewall is loaded before any link of the namespace is up,
-    so not one packet passes unfiltered.
+    so not one packet passes unfiltered.  Without a lease, ``address`` is a stand-in:
+    nothing gets in or out then.
     """
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
     mac = names.mac(network.uuid, "upstream")
-    outside = (address, *published.addresses)
+    outside = (*_known(address), *published.addresses)
+    # A DHCP client has asked the neighbours itself.
+    probing = 0.0 if upstream.by_dhcp else upstream.probe
     # Without the subnet's prefix, or masquerading might take one of them.
     own = (IPv4Interface(each) for each in published.addresses)
-    rules = ruleset(policy(network, address, published))
+    rules = ruleset(policy(network, address, published, by_dhcp=upstream.by_dhcp))
     return (
         Namespace(namespace, network.uuid),
         Settings(namespace, SYSCTLS),
@@ -364,16 +403,31 @@ def make(
         Firewall(namespace, network.uuid, around.backend, rules),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
-        Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address), *own)),
+        Addresses(
+            namespace,
+            names.UPSTREAM_LINK,
+            (*(_on(upstream, each) for each in _known(address)), *own),
+        ),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
         *_routes(network, upstream, namespace),
         _send_limit(network, namespace, around.carried),
-        *(
-            Announcement(namespace, names.UPSTREAM_LINK, each, mac, upstream.probe)
-            for each in outside
-        ),
+        *([around.leasing] if around.leasing else []),
+        *(Announcement(namespace, names.UPSTREAM_LINK, each, mac, probing) for each in outside),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
         *([IdleDnsmasq(network.name)] if around.idle else []),
+    )
+
+
+def ahead_of_lease(network: Network, upstream: Upstream, mtu: int, leasing: Leasing) -> Plan:
+    """What a DHCP client needs, and the client: no address yet, so nothing to filter."""
+    namespace = names.namespace(network.name)
+    return (
+        Namespace(namespace, network.uuid),
+        Settings(namespace, SYSCTLS),
+        _upstream_link(network, upstream, mtu),
+        *_upstream_port(network, upstream),
+        LinkUp(namespace, names.UPSTREAM_LINK),
+        leasing,
     )
 
 
@@ -383,7 +437,9 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     return tuple(Withdrawal(network.bridge or "", subnet.interface) for subnet in taken)
 
 
-def policy(network: Network, address: Address, published: Published) -> Policy:
+def policy(
+    network: Network, address: Address, published: Published, *, by_dhcp: bool = False
+) -> Policy:
     """What the firewall of a network's namespace must do."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -394,7 +450,13 @@ def policy(network: Network, address: Address, published: Published) -> Policy:
         address=address,
         forwards=published.forwards,
         statics=published.statics,
+        by_dhcp=by_dhcp,
     )
+
+
+def _known(address: Address) -> tuple[Address, ...]:
+    """An address, unless it is a stand-in."""
+    return () if is_stand_in(address) else (address,)
 
 
 def _on(upstream: Upstream, address: Address) -> Interface:
@@ -433,8 +495,10 @@ def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
 def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Macvlan:
     namespace = names.namespace(network.name)
     mac = names.mac(network.uuid, "upstream")
+    # What a lease says is less than what the other end may send.
+    least = upstream.mtu if upstream.mtu and upstream.mtu < mtu else None
     if upstream.attach == "macvlan":
-        return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge or "", mtu)
+        return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge or "", least or mtu)
     return Patch(
         namespace=namespace,
         link=names.UPSTREAM_LINK,
@@ -443,19 +507,30 @@ def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Ma
         port_mac=names.mac(network.uuid, "upstream-port"),
         altname=names.altname("upstream", network.name),
         mtu=mtu,
+        link_mtu=least,
     )
 
 
-def _routes(network: Network, upstream: Upstream, namespace: str) -> Iterable[Route]:
+def _routes(network: Network, upstream: Upstream, namespace: str) -> Iterable[Route | Gateways]:
     for route in network.routes:
         yield Route(namespace, route.destination, route.gateway, network.bridge or "")
-    if upstream.gateway is not None:
+    if upstream.by_dhcp:
+        yield Gateways(namespace, names.UPSTREAM_LINK, _learnt(upstream))
+    elif upstream.gateway is not None:
         yield Route(namespace, DEFAULT_ROUTE, upstream.gateway, names.UPSTREAM_LINK)
 
 
 def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
     subnets = tuple(subnet.interface for subnet in network.subnets)
     return SendLimit(namespace, network.bridge or "", subnets, network.routes, mtu)
+
+
+def _learnt(upstream: Upstream) -> tuple[tuple[IPNetwork, Address], ...]:
+    """What a lease says of ways out."""
+    if upstream.leased is None:
+        return ()
+    default = [(DEFAULT_ROUTE, upstream.gateway)] if upstream.gateway else []
+    return (*default, *((route.destination, route.gateway) for route in upstream.routes))
 
 
 def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:

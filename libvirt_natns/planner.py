@@ -9,6 +9,7 @@ from collections import defaultdict
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns import (
+    dhcp_upstream,
     dnsmasq,
     dnsmasq_config,
     firewall,
@@ -23,11 +24,12 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config, Forward, Network, Upstream
+from libvirt_natns.model import Config, Forward, Network, Upstream, is_stand_in
 from libvirt_natns.plan import (
     Plan,
     Published,
     Surroundings,
+    ahead_of_lease,
     make,
     path_mtu,
     private_port,
@@ -73,7 +75,7 @@ class Planner:
         upstream = selection.upstream_of(network, self.config)
         if upstream.kind == "host":
             return transit.choose(self.kernel, self.store, network, upstream)
-        return upstream
+        return dhcp_upstream.complete(network, upstream) if upstream.by_dhcp else upstream
 
     @property
     def registry(self) -> Registry:
@@ -95,6 +97,18 @@ class Planner:
         )
         needs_libvirt = (*withdrawals(network), private_port(network))
         return tuple(operation for operation in whole if operation not in needs_libvirt)
+
+    def plan_ahead_of_lease(self, network: Network, upstream: Upstream) -> Plan:
+        """What must be there for a DHCP server to be asked.
+
+        Raises KernelError where the upstream's bridge is missing.
+        """
+        leasing = dhcp_upstream.leasing(self.store, network, upstream)
+        assert leasing is not None
+        mtu = self.kernel.mtu(upstream.bridge or "")
+        if mtu is None:
+            raise KernelError(f"network {network.name}: bridge {upstream.bridge} is missing")
+        return ahead_of_lease(network, upstream, mtu, leasing)
 
     def _published(self, network: Network, upstream: Upstream, address: Address) -> Published:
         """What the namespace translates; the host's part is in ``host_needs``."""
@@ -130,6 +144,7 @@ class Planner:
             dnsmasq=None if unknown else self._daemon(network, upstream, told),
             idle=not unknown and self._has_idle_dnsmasq(network),
             carried=private.limit,
+            leasing=dhcp_upstream.leasing(self.store, network, upstream),
         )
 
     def _private(self, network: Network) -> PrivateMtu | None:
@@ -170,9 +185,7 @@ class Planner:
         """What would be done for a network that need not exist; changes and leases nothing."""
         upstream = self._preview_upstream(network)
         selection.check_addresses(network, upstream)
-        address = self.store.lease(upstream.name, network.uuid) or pool.next_address(
-            self.store, selection.applicant(network), upstream, self.kernel.host_addresses()
-        )
+        address = self._preview_address(network, upstream)
         # What libvirt will write is not known yet.
         files = dnsmasq_config.Files("") if network.has_dnsmasq else None
         namespace = names.namespace(network.name)
@@ -184,12 +197,23 @@ class Planner:
             self.backend(),
             daemon,
             carried=private.limit,
+            leasing=dhcp_upstream.leasing(self.store, network, upstream),
         )
         shared = host.plan_of(self.kernel, upstream)
         return (*shared, *make(network, upstream, address, around))
 
+    def _preview_address(self, network: Network, upstream: Upstream) -> Address:
+        if upstream.by_dhcp:
+            # What a server would lease, only the server knows.
+            return upstream.leased or next(dhcp_upstream.stand_ins(network.uuid))
+        return self.store.lease(upstream.name, network.uuid) or pool.next_address(
+            self.store, selection.applicant(network), upstream, self.kernel.host_addresses()
+        )
+
     def _preview_upstream(self, network: Network) -> Upstream:
         upstream = selection.upstream_of(network, self.config)
+        if upstream.by_dhcp:
+            return dhcp_upstream.complete(network, upstream)
         if upstream.kind != "host":
             return upstream
         known = upstream.subnet or self.store.transit(upstream.name)
@@ -230,8 +254,8 @@ def _needs(
         return replace(needs, transits=(upstream,), forwards=tuple(found))
     if upstream.kind == "host" or not (upstream.bridge and user.address):
         return needs
-    if upstream.attach == "macvlan":
-        # No bridge of the host forwards its frames, so that the host's rules see none.
+    if is_stand_in(user.address) or upstream.attach == "macvlan":
+        # Nothing to let through yet; or no bridge of the host forwards its frames.
         return needs
     provider = (Provider(upstream.bridge, each) for each in (user.address, *statics))
     return replace(needs, provider=tuple(provider))

@@ -50,13 +50,14 @@ def reserve(
     return _reserve_new(store, applicant, upstream, probe, excluded)
 
 
-def _segment(upstream: Upstream) -> str:
+def segment(upstream: Upstream) -> str:
+    """Where an upstream's addresses must be unique."""
     return upstream.bridge or upstream.name
 
 
 def _take(store: Store, applicant: Applicant, upstream: Upstream, address: Address) -> bool:
     """Lease an address, unless another network was faster."""
-    return store.reserve(upstream.name, _segment(upstream), applicant.key, address)
+    return store.reserve(upstream.name, segment(upstream), applicant.key, address)
 
 
 def _reserve_wanted(
@@ -71,13 +72,13 @@ def _reserve_wanted(
     asked = f"{applicant.who}: the wanted address {wanted} of upstream {upstream.name}"
     if wanted in excluded:
         raise LeaseError(f"{asked} is the host's own", "choose another")
-    holder = store.holder(_segment(upstream), wanted)
+    holder = store.holder(segment(upstream), wanted)
     if holder is not None and holder.uuid != applicant.key:
         raise LeaseError(
             f"{asked} is leased to network {holder.name}",
             "choose another, or stop that network",
         )
-    guest = store.guest_holder(upstream.name, _segment(upstream), applicant.key, wanted)
+    guest = store.guest_holder(upstream.name, segment(upstream), applicant.key, wanted)
     if guest is not None:
         # Its network answers for it, so that a probe would find but another machine.
         raise LeaseError(f"{asked} belongs to {guest}", "choose another, or stop that guest")
@@ -138,13 +139,13 @@ def _candidates(
 
     Lazy: a pool may have millions.
     """
-    leased = store.leased(_segment(upstream))
+    leased = store.leased(segment(upstream))
     unusable = {*excluded, *reserved_addresses(upstream)}
     for span in upstream.ranges:
         for number in range(int(span.first), int(span.last) + 1):
             if number not in leased and (address := IPv4Address(number)) not in unusable:
                 yield address
-    for kept in store.reclaimable(_segment(upstream)):
+    for kept in store.reclaimable(segment(upstream)):
         if _usable(upstream, kept, excluded):
             yield kept
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from libvirt_natns import arp, forwards, names, pool, sockets
 from libvirt_natns.addresses import Address
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
-from libvirt_natns.errors import ConflictError, DocumentError
+from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
 from libvirt_natns.forwards import Attachment, Wish
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import AddressRequest, Config, Domain, Forward, Network, Upstream
@@ -130,6 +130,12 @@ class Choices:
 
     def address(self, request: AddressRequest, domain: Domain, attachment: Attachment) -> Address:
         upstream = attachment.upstream
+        if upstream.by_dhcp:
+            raise LeaseError(
+                f"guest {domain.name}: there are no addresses for <natns:address> on upstream"
+                f" {upstream.name}, whose DHCP server leases one to each network",
+                "publish ports with <natns:portForward>, or use an upstream with a pool",
+            )
         if request.address is not None:
             who = f"guest {domain.name}"
             self.registry.check_static(upstream.name, request.address, domain.uuid, who)

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.errors import ConfigError, DocumentError, LeaseError, UpstreamError
+from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model import Config, Network, Upstream
 from libvirt_natns.records import dataclass
 
@@ -67,34 +67,30 @@ def upstream_of(network: Network, config: Config) -> Upstream:
 def check_served(upstream: Upstream) -> None:
     """Refuse an upstream of a kind that this version does not serve.
 
-    Raises UpstreamError or ConfigError.
+    Raises UpstreamError.
     """
-    name = upstream.name
     if upstream.kind == "router":
         raise UpstreamError(
-            f"upstream {name}: kind 'router' is not served by this version",
+            f"upstream {upstream.name}: kind 'router' is not served by this version",
             "use an upstream of kind 'bridge' or 'host'",
-        )
-    if upstream.pool == "dhcp":
-        raise ConfigError(
-            f"upstream {name}: pool 'dhcp' is not served by this version",
-            "give a range of addresses",
         )
 
 
 def check_addresses(network: Network, upstream: Upstream) -> None:
-    """Refuse what could never work between a network and a completed upstream.
+    """Refuse what could never work between a network and an upstream, as far as that is known.
 
     Raises DocumentError for private subnets, and routes to further ones, that
     overlap the upstream's (the namespace could not tell the two sides apart),
     and for a bridge named like the namespace's other interfaces.
     """
-    assert upstream.subnet is not None
     if network.bridge in (names.UPSTREAM_LINK, "lo"):
         raise DocumentError(
             f"network {network.name}: a bridge cannot be called {network.bridge}",
             "give it another name in <bridge name='...'/>",
         )
+    if upstream.subnet is None:
+        # That is the DHCP server's to say.
+        return
     private = [subnet.network for subnet in network.subnets]
     private += [route.destination for route in network.routes]
     for subnet in private:

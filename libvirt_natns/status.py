@@ -6,9 +6,10 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from libvirt_natns import forward_list, reconcile
+from libvirt_natns import dhcp_upstream, forward_list, reconcile
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.engine import Engine
+from libvirt_natns.model import is_stand_in
 from libvirt_natns.reconcile import Finding
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.store import Record
@@ -25,7 +26,8 @@ class Status:
     ``leases`` counts its guests' DHCP leases that have not expired; ``health``
     is "ok", "damaged (N)" or "given up (WHY)" for one that is up, and its state
     for any other;
-    ``forwards`` are those in force.
+    ``forwards`` are those in force.  ``lease_seconds`` is for how many seconds the DHCP lease
+    of ``address`` still holds; None where there is none, or it never ends.
     """
 
     network: str
@@ -40,6 +42,7 @@ class Status:
     health: str
     differences: tuple[str, ...]
     forwards: tuple[forward_list.Row, ...] = ()
+    lease_seconds: int | None = None
 
 
 def collect(
@@ -75,11 +78,12 @@ def _status(engine: Engine, record: Record) -> Status:
         bridge=record.bridge,
         subnets=tuple(map(str, record.subnets)),
         upstream=record.upstream,
-        address=str(address) if address else None,
+        address=str(address) if address and not is_stand_in(address) else None,
         leases=dhcp_leases(record.bridge) if state == "up" else 0,
         health=_health(state, found),
         differences=found,
         forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
+        lease_seconds=dhcp_upstream.remaining(record.uuid) if state == "up" else None,
     )
 
 
@@ -145,10 +149,24 @@ def _row(status: Status) -> tuple[str, ...]:
         status.namespace if up else "-",
         ", ".join(status.subnets) or "-",
         status.upstream,
-        status.address or "-",
+        _address(status),
         str(status.leases) if up else "-",
         status.health,
     )
+
+
+def _address(status: Status) -> str:
+    """The upstream address, and for how long a DHCP server has leased it."""
+    left = f" ({_duration(status.lease_seconds)} left)" if status.lease_seconds is not None else ""
+    return f"{status.address}{left}" if status.address else "-"
+
+
+def _duration(seconds: int) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        # From the double on: "90 min" says more than "1 h".
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
 
 
 def as_json(

@@ -30,7 +30,7 @@ from contextlib import contextmanager, suppress
 from threading import Condition, Thread
 from typing import Self
 
-from libvirt_natns import dnsmasq, dnsmasq_config, names
+from libvirt_natns import dhcp_client, dnsmasq, dnsmasq_config, names
 from libvirt_natns import notifications as n
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import iptables
@@ -58,16 +58,17 @@ NEVER_NARROW = (names.GUEST_PREFIX, names.PRIVATE_PREFIX, names.UPSTREAM_PREFIX)
 """Ports that come and go with guests and networks, and lead nowhere else."""
 
 ENDED = 0
-"""Stands for the pid of a dnsmasq that has ended."""
+"""Stands for the pid of a process that has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
     """What there is to watch of a network that is up.
 
-    ``ports`` are its patches' host ends.  ``dnsmasq`` is a process id, ENDED for
-    one that should run but does not, None where there is none.  ``parent`` is the
-    host's link that its upstream is, which others may share.
+    ``ports`` are its patches' host ends.  ``dnsmasq`` and ``client``, which asks for an
+    upstream address, are process ids, ENDED for one that should run but does not, None
+    where there is none.  ``parent`` is the host's link that its upstream is, which
+    others may share.
     """
 
     uuid: str
@@ -77,6 +78,12 @@ class Watched:
     dnsmasq: int | None = None
     firewall: str = ""
     parent: str = ""
+    client: int | None = None
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """Those that should run."""
+        return tuple(pid for pid in (self.dnsmasq, self.client) if pid is not None)
 
     @classmethod
     def of(cls, record: Record, parent: str = "") -> Self:
@@ -86,7 +93,10 @@ class Watched:
         if dnsmasq_config.paths(uuid).pid.exists():
             daemon = dnsmasq.running(uuid, namespace) or ENDED
         ports = (names.private_patch(uuid), names.upstream_patch(uuid))
-        return cls(uuid, namespace, record.bridge, ports, daemon, _backend(uuid), parent)
+        client = None
+        if (directory := names.dhcp_directory(uuid)).exists():
+            client = dhcp_client.process(directory, namespace) or ENDED
+        return cls(uuid, namespace, record.bridge, ports, daemon, _backend(uuid), parent, client)
 
 
 def _backend(uuid: str) -> str:
@@ -107,7 +117,7 @@ class _Followed:
 
     watched: Watched
     nsid: int | None
-    process: int
+    processes: list[int]
     tables: int
     size: int
     whole: bool
@@ -343,7 +353,7 @@ class Watch:
         uuid = self._by_process.pop(descriptor, None)
         if uuid is None:
             return
-        self._followed[uuid].process = -1
+        self._followed[uuid].processes.remove(descriptor)
         self._followed[uuid].whole = False
         self._close(descriptor)
         self._suspect(uuid)
@@ -383,14 +393,15 @@ class Watch:
 
     def _follow(self, watched: Watched, earlier: _Followed | None) -> None:
         nsid = self._inside.nsid(names.namespace_path(watched.namespace))
-        process = self._open_process(watched.dnsmasq)
-        whole = nsid is not None and (process >= 0) == (watched.dnsmasq is not None)
-        one = _Followed(watched, nsid, process, -1, 0, whole)
+        opened = [self._open_process(pid) for pid in watched.processes]
+        processes = [process for process in opened if process >= 0]
+        whole = nsid is not None and processes == opened
+        one = _Followed(watched, nsid, processes, -1, 0, whole)
         self._followed[watched.uuid] = one
         if nsid is not None:
             self._by_nsid[nsid] = watched.uuid
             self._open_tables(one)
-        if process >= 0:
+        for process in processes:
             self._by_process[process] = watched.uuid
             self._epoll.register(process, select.EPOLLIN)
         for name in (*watched.ports, watched.bridge, _key(watched.namespace)):
@@ -401,8 +412,8 @@ class Watch:
             self._suspect(watched.uuid)
 
     @staticmethod
-    def _open_process(pid: int | None) -> int:
-        if not pid:
+    def _open_process(pid: int) -> int:
+        if pid == ENDED:
             return -1
         try:
             return os.pidfd_open(pid)
@@ -422,9 +433,9 @@ class Watch:
             return None
         if one.nsid is not None and self._by_nsid.get(one.nsid) == uuid:
             del self._by_nsid[one.nsid]
-        if one.process >= 0:
-            self._by_process.pop(one.process, None)
-            self._close(one.process)
+        for process in one.processes:
+            self._by_process.pop(process, None)
+            self._close(process)
         if one.tables >= 0:
             os.close(one.tables)
         watched = one.watched

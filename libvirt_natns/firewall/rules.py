@@ -57,6 +57,8 @@ State = Literal["new", "established", "related", "invalid"]
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 """All of IPv4, and nothing else."""
 
+BROADCAST = IPv4Network("255.255.255.255/32")
+
 BY_PORT = attrgetter("address", "proto", "first")
 
 INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.:@=+,-]*")
@@ -168,6 +170,7 @@ class Policy:
     one that it has on ``upstream``, ``address6`` the same in IPv6; it has those of
     ``statics`` besides.  ``public`` are those of the subnets that pass untranslated.
     Each of ``forwards`` listens on one of these addresses, no two on one port.
+    ``by_dhcp``: a DHCP client of the namespace's own keeps ``address``.
     """
 
     inner: str
@@ -179,6 +182,7 @@ class Policy:
     statics: tuple[StaticNat, ...] = ()
     address6: IPv6Address | None = None
     public: tuple[IPv6Network, ...] = ()
+    by_dhcp: bool = False
 
     def __post_init__(self) -> None:
         # An empty match would not be "nobody", but "everybody".
@@ -286,6 +290,7 @@ def _edge(policy: Policy) -> tuple[Rule, ...]:
         # subnet would still be sent redirects and "time exceeded", and could
         # fill the conntrack table.
         Rule(chain="raw", iif=policy.upstream, destinations=own, action="accept"),
+        *_refused_lease(policy, "raw"),
         Rule(
             chain="raw",
             iif=policy.upstream,
@@ -306,6 +311,20 @@ def _edge(policy: Policy) -> tuple[Rule, ...]:
             comment="not translated",
         ),
     )
+
+
+def _refused_lease(policy: Policy, chain: Chain) -> Iterator[Rule]:
+    """A server refuses to renew a lease by broadcast, whatever the address is (RFC 2131)."""
+    if policy.by_dhcp:
+        yield Rule(
+            chain=chain,
+            iif=policy.upstream,
+            destinations=(BROADCAST,),
+            protocol="udp",
+            ports=(68,),
+            action="accept",
+            comment="DHCP",
+        )
 
 
 def _forward(policy: Policy) -> tuple[Rule, ...]:
@@ -371,6 +390,7 @@ def _input(policy: Policy) -> tuple[Rule, ...]:
         Rule(chain="input", iif=inner, sources=policy.subnets, protocol="tcp", action="reject"),
         Rule(chain="input", iif=inner, sources=policy.subnets, protocol="udp", action="reject"),
         _ping(policy.upstream, _own(policy)),
+        *_refused_lease(policy, "input"),
     )
 
 

@@ -105,6 +105,30 @@ def test_pool(pool: str, expected: list[str] | None) -> None:
 def test_pool_by_dhcp() -> None:
     found = upstream(pool='"dhcp"', subnet=None, gateway=None)
     assert (found.pool, found.subnet) == ("dhcp", None)
+    assert (found.dhcp, found.dhcp_timeout) == ("required", 10.0)
+    assert found.by_dhcp
+    assert not found.known
+
+
+def test_pool_by_dhcp_in_the_background() -> None:
+    found = upstream(pool='"dhcp"', dhcp='"background"')
+    assert (found.dhcp, found.dhcp_timeout) == ("background", 1.0)
+    found = upstream(pool='"dhcp"', dhcp='"background"', dhcp_timeout="0")
+    assert found.dhcp_timeout == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"dhcp": '"never"'}, '.dhcp: is \'never\': expected "required" or "background"'),
+        ({"dhcp_timeout": "31"}, ".dhcp_timeout: is 31: expected seconds from 0 to 30"),
+        ({"dhcp_timeout": "true"}, ".dhcp_timeout: is True: expected seconds from 0 to 30"),
+    ],
+)
+def test_refused_with_dhcp(keys: dict[str, str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        upstream(pool='"dhcp"', **keys)
+    assert expected in str(caught.value)
 
 
 def test_link_local_gateway() -> None:
@@ -227,6 +251,8 @@ def test_refused(text: str, expected: str) -> None:
         ("dns", '["0.0.0.0"]', "[0]: is '0.0.0.0': expected the address"),
         ("dns", '["fe80::1%eth0\\nx"]', r"[0]: is 'fe80::1%eth0\nx': expected the address"),
         ("dns", '["dns.example"]', "[0]: is 'dns.example': expected the address"),
+        ("dhcp", '"background"', 'means nothing here: expected pool = "dhcp" with it'),
+        ("dhcp_timeout", "5", 'means nothing here: expected pool = "dhcp" with it'),
         ("probe", "-0.1", "is -0.1: expected seconds from 0 to 5"),
         ("probe", "5.5", "is 5.5: expected seconds"),
         ("probe", "nan", "is nan: expected seconds"),

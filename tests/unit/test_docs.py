@@ -137,9 +137,9 @@ def test_reference_has_the_defaults() -> None:
     assert TOP_LEVEL["auto_ports"][1] == '`"{}-{}"`'.format(*top.auto_ports)
     for key, (_, default, _, _) in OF_UPSTREAMS.items():
         value = getattr(upstream, key)
-        if key == "probe":
-            assert default == f"`{value}`"
-        elif key == "attach":
+        if key in ("probe", "dhcp_timeout"):
+            assert default == f"`{value:g}`"
+        elif key in ("dhcp", "attach"):
             assert default == f'`"{value}"`'
         elif key != "kind":
             assert not value

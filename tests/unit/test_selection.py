@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 import pytest
 
-from libvirt_natns.errors import ConfigError, DocumentError, LeaseError, UpstreamError
+from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model import (
     Config,
     Dns,
@@ -99,9 +99,13 @@ def test_upstreams_that_this_version_does_not_serve() -> None:
     router = Upstream(name="wan", kind="router", nic="ens3")
     with pytest.raises(UpstreamError, match="'router' is not served"):
         upstream_of(NETWORK, config_with(router, default="wan"))
-    dhcp = replace(PROVIDER, pool="dhcp")
-    with pytest.raises(ConfigError, match="pool 'dhcp' is not served"):
-        upstream_of(NETWORK, config_with(dhcp, default="provider"))
+
+
+def test_what_a_lease_has_yet_to_say_is_not_checked() -> None:
+    dhcp = replace(PROVIDER, pool="dhcp", subnet=None)
+    check_addresses(on("192.168.0.1/24"), dhcp)
+    with pytest.raises(DocumentError, match=r"overlaps 192\.168\.0\.0/24"):
+        check_addresses(on("192.168.0.1/24"), replace(dhcp, subnet=PROVIDER.subnet))
 
 
 # -- addresses -----------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_json_keeps_its_keys() -> None:
     assert shown["missed"] == [{"network": "b", "difference": "z"}]
     assert list(shown["networks"][0]) == [
         "network", "uuid", "state", "namespace", "bridge", "subnets", "upstream", "address",
-        "leases", "health", "differences", "forwards",
+        "leases", "health", "differences", "forwards", "lease_seconds",
     ]  # fmt: skip
 
 

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Upstreams whose addresses a provider's DHCP server leases: ``pool = "dhcp"``.
+
+Each network has a client of its own on its upstream link, known to the server by a
+MAC address and a client-id that never change, so the server gives it the same
+address again.  What the lease says completes the upstream for that one network.
+
+As long as there is no lease, the network's address is a stand-in (see ``model``):
+what is published on it is in the tables, and moves to the real one when that is known.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import cast
+
+from libvirt_natns import dhcp_client, names, pool, resolvers, selection
+from libvirt_natns.addresses import Address
+from libvirt_natns.dhcp_client import Client, Lease
+from libvirt_natns.errors import LeaseError, NatnsError
+from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
+from libvirt_natns.plan import Leasing
+from libvirt_natns.records import replace
+from libvirt_natns.store import Record, Store, now
+
+FOLLOW = (
+    "import sys; sys.path.append(sys.argv[1]);"
+    " from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[2]))"
+)
+"""What the client's script has Python do when the lease has changed."""
+
+
+# -- the lease ---------------------------------------------------------------
+
+
+def complete(network: Network, upstream: Upstream) -> Upstream:
+    """The upstream as a network's lease has it; as it is where there is none of use."""
+    lease = held(network.uuid)
+    if lease is None or problem(network, upstream, lease) is not None:
+        return upstream
+    return completed(upstream, lease)
+
+
+def held(uuid: str) -> Lease | None:
+    """What a network's client has leased."""
+    return dhcp_client.lease(names.dhcp_directory(uuid))
+
+
+def completed(upstream: Upstream, lease: Lease) -> Upstream:
+    """The upstream with all that a lease says; what the configuration says goes first."""
+    return replace(
+        upstream,
+        leased=lease.address.ip,
+        subnet=lease.address.network,
+        gateway=upstream.gateway or lease.gateway,
+        dns=upstream.dns or lease.dns,
+        mtu=lease.mtu,
+        routes=lease.routes,
+    )
+
+
+def problem(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | None:
+    """Why a network cannot use what it has leased; None where it can."""
+    if upstream.subnet is not None and lease.address.ip not in upstream.subnet:
+        return LeaseError(
+            f"network {network.name}: the DHCP server of upstream {upstream.name} gives"
+            f" {lease.address}, which is not in {upstream.subnet}",
+            f"mend 'subnet' in [upstreams.{upstream.name}] of {names.CONFIG_FILE}",
+        )
+    known = completed(upstream, lease)
+    try:
+        selection.check_addresses(network, known)
+        selection.check_resolvers(network, known, _servers(known))
+    except NatnsError as error:
+        return error
+    return None
+
+
+def _servers(known: Upstream) -> Sequence[IPv4Address]:
+    """The resolvers that a network's guests depend on."""
+    own = [server for server in known.dns if isinstance(server, IPv4Address)]
+    return own or resolvers.host_resolvers().servers
+
+
+def remaining(uuid: str) -> int | None:
+    """For how many seconds a network's lease is still valid; None without end or lease."""
+    lease = held(uuid)
+    return max(0, int(lease.until - now())) if lease and lease.until is not None else None
+
+
+# -- the client --------------------------------------------------------------
+
+
+def client(network: Network, upstream: Upstream) -> Client:
+    """A network's own client."""
+    library = str(Path(__file__).resolve().parent.parent)
+    return Client(
+        namespace=names.namespace(network.name),
+        link=names.UPSTREAM_LINK,
+        client_id=names.client_id(network.uuid),
+        directory=names.dhcp_directory(network.uuid),
+        on_change=(sys.executable, "-IS", "-c", FOLLOW, library, network.uuid),
+        probe=min(upstream.probe, dhcp_client.MAX_PROBE),
+    )
+
+
+def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | None:
+    """A network's client as part of its plan; None where its upstream needs none."""
+    if not upstream.by_dhcp:
+        return None
+    wanted = selection.applicant(network).wanted or store.lease(upstream.name, network.uuid)
+    known = isinstance(wanted, IPv4Address) and not is_stand_in(wanted)
+    return Leasing(client(network, upstream), cast("IPv4Address", wanted) if known else None)
+
+
+def await_lease(network: Network, upstream: Upstream) -> None:
+    """Wait for a lease as long as the configuration says.
+
+    Raises LeaseError where there is none and the network needs one, or where it
+    cannot use what it gets; DhcpError where the client ends.
+    """
+    lease = dhcp_client.await_lease(client(network, upstream), upstream.dhcp_timeout)
+    if lease is not None:
+        found = problem(network, upstream, lease) or _not_wanted(network, upstream, lease)
+        if found is not None:
+            raise found
+    elif upstream.dhcp == "required":
+        raise LeaseError(
+            f"network {network.name}: no DHCP server on bridge {upstream.bridge} of upstream"
+            f" {upstream.name} has leased an address within {upstream.dhcp_timeout:g} s",
+            f'mend that, or set dhcp = "background" in [upstreams.{upstream.name}]'
+            f" of {names.CONFIG_FILE}",
+        )
+
+
+def _not_wanted(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | None:
+    wanted = selection.applicant(network).wanted
+    if wanted in (None, lease.address.ip):
+        return None
+    return LeaseError(
+        f"network {network.name}: the DHCP server of upstream {upstream.name} gives"
+        f" {lease.address.ip} instead of the wanted address {wanted}",
+        f"reserve that one there for {names.mac(network.uuid, names.UPSTREAM_LINK)},"
+        " or choose another in <natns:upstream address='...'/>",
+    )
+
+
+# -- the address -------------------------------------------------------------
+
+
+def settle(store: Store, network: Network, upstream: Upstream) -> Address:
+    """Record the address that a network has leased, or a stand-in; returns it."""
+    leased = upstream.leased
+    if leased is not None and _take(store, network, upstream, leased):
+        return leased
+    present = store.lease(upstream.name, network.uuid)
+    if present is not None and is_stand_in(present):
+        return present
+    return next(each for each in stand_ins(network.uuid) if _take(store, network, upstream, each))
+
+
+def settle_first(store: Store, network: Network, upstream: Upstream) -> Address:
+    """The same for a network that starts.
+
+    Raises LeaseError where another network has the address.
+    """
+    address = settle(store, network, upstream)
+    if upstream.leased not in (None, address):
+        raise _taken(store, network.name, upstream)
+    return address
+
+
+def _take(store: Store, network: Network, upstream: Upstream, address: IPv4Address) -> bool:
+    return store.reserve(upstream.name, pool.segment(upstream), network.uuid, address)
+
+
+def _taken(store: Store, name: str, upstream: Upstream) -> LeaseError:
+    assert upstream.leased is not None
+    holder = store.holder(pool.segment(upstream), upstream.leased)
+    return LeaseError(
+        f"network {name}: the DHCP server of upstream {upstream.name} gives {upstream.leased},"
+        f" which network {holder.name if holder else '?'} has",
+        "see that its range and the pools of that segment do not overlap",
+    )
+
+
+def stand_ins(uuid: str) -> Iterator[IPv4Address]:
+    """Stand-ins for a network's address, the likeliest free one first."""
+    first = int(names.digest(uuid), 16)
+    return (IPv4Address(STAND_INS[(first + n) % len(STAND_INS)]) for n in range(len(STAND_INS)))
+
+
+def differences(store: Store, record: Record, network: Network, upstream: Upstream) -> list[str]:
+    """Why a network that is up has no address, or not the leased one, in words."""
+    if not upstream.by_dhcp:
+        return []
+    lease = held(record.uuid)
+    if lease is None:
+        return [f"no DHCP server on bridge {upstream.bridge} has leased an address yet"]
+    # By the configuration's own upstream: the completed one is what the lease has it.
+    found = problem(network, upstream, lease) if upstream.leased is None else None
+    found = found or _not_wanted(network, upstream, lease)
+    if found is None and upstream.leased != store.lease(upstream.name, record.uuid):
+        found = _taken(store, record.name, upstream)
+    return [str(found)] if found else []

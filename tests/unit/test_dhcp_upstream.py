@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From a lease to a network's upstream and plan: no server, no kernel."""
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import dhcp_upstream, names, plan
+from libvirt_natns.dhcp_client import Lease
+from libvirt_natns.errors import LeaseError
+from libvirt_natns.firewall import iptables, nftables
+from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.model import (
+    NatMetadata,
+    Network,
+    StaticRoute,
+    Subnet,
+    Upstream,
+    is_stand_in,
+)
+from libvirt_natns.records import replace
+from libvirt_natns.store import Record, Store, boot_id
+
+OFFICE = Upstream("office", "bridge", bridge="br0", pool="dhcp", probe=0.0)
+NETWORK = Network(
+    "6f2b9c1e-0000-4000-8000-0000000000d1",
+    "a",
+    "virbr10",
+    subnets=(Subnet(IPv4Interface("10.0.0.1/24")),),
+)
+LEASE = Lease(
+    IPv4Interface("192.168.0.50/24"),
+    server=IPv4Address("192.168.0.1"),
+    gateway=IPv4Address("192.168.0.1"),
+    dns=(IPv4Address("192.168.0.1"),),
+    mtu=1400,
+    routes=(StaticRoute(IPv4Network("172.30.0.0/16"), IPv4Address("192.168.0.7")),),
+)
+AROUND = plan.Surroundings(1500, 1500, "nftables", None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def operations(upstream: Upstream, address: IPv4Address, kind: type) -> list[plan.Operation]:
+    made = plan.make(NETWORK, upstream, address, AROUND)
+    return [operation for operation in made if isinstance(operation, kind)]
+
+
+# -- the upstream --------------------------------------------------------------
+
+
+def test_a_lease_completes_the_upstream() -> None:
+    assert not OFFICE.known
+    found = dhcp_upstream.completed(OFFICE, LEASE)
+    assert found.known
+    assert found.leased == IPv4Address("192.168.0.50")
+    assert found.subnet == IPv4Network("192.168.0.0/24")
+    assert (found.gateway, found.dns, found.mtu) == (LEASE.gateway, LEASE.dns, 1400)
+
+
+def test_what_is_configured_goes_first() -> None:
+    gateway, dns = IPv4Address("192.168.0.254"), (IPv4Address("9.9.9.9"),)
+    found = dhcp_upstream.completed(replace(OFFICE, gateway=gateway, dns=dns), LEASE)
+    assert (found.gateway, found.dns) == (gateway, dns)
+
+
+@pytest.mark.parametrize(
+    ("network", "upstream", "said"),
+    [
+        (NETWORK, OFFICE, None),
+        (
+            replace(NETWORK, subnets=(Subnet(IPv4Interface("192.168.0.1/24")),)),
+            OFFICE,
+            "overlaps 192.168.0.0/24",
+        ),
+        (NETWORK, replace(OFFICE, subnet=IPv4Network("10.9.0.0/16")), "not in 10.9.0.0/16"),
+    ],
+)
+def test_leases_that_cannot_be_used(network: Network, upstream: Upstream, said: str | None) -> None:
+    found = dhcp_upstream.problem(network, upstream, LEASE)
+    assert said in str(found) if said else found is None
+
+
+# -- the plan ------------------------------------------------------------------
+
+
+def test_plan_with_a_lease() -> None:
+    found = dhcp_upstream.completed(OFFICE, LEASE)
+    address = IPv4Address("192.168.0.50")
+    (gateways,) = operations(found, address, plan.Gateways)
+    assert gateways.describe().splitlines() == [
+        "route default via 192.168.0.1 on upstream in nat-a",
+        "route 172.30.0.0/16 via 192.168.0.7 on upstream in nat-a",
+    ]
+    told = plan.describe(plan.make(NETWORK, found, address, AROUND))
+    assert "to upstream in nat-a, MTU 1500 (1400 there)\n" in told
+    assert "address 192.168.0.50/24 on upstream in nat-a\n" in told
+    assert "announce 192.168.0.50 " in told
+
+
+def test_plan_without_a_lease() -> None:
+    stand_in = next(dhcp_upstream.stand_ins(NETWORK.uuid))
+    told = plan.describe(plan.make(NETWORK, OFFICE, stand_in, AROUND))
+    assert "address none on upstream in nat-a\n" in told
+    assert "no route through upstream in nat-a\n" in told
+    assert "announce 0" not in told
+    assert str(stand_in) not in told
+
+
+def test_a_lease_for_the_upstream_patch_alone() -> None:
+    client = dhcp_upstream.client(NETWORK, OFFICE)
+    told = plan.describe(plan.ahead_of_lease(NETWORK, OFFICE, 1500, plan.Leasing(client)))
+    assert "virbr10" not in told
+    assert told.endswith("link upstream up in nat-a\nDHCP client on upstream in nat-a\n")
+
+
+@pytest.mark.parametrize("backend", [nftables, iptables])
+def test_a_server_that_says_no_is_heard(backend: object) -> None:
+    inner, gateway = (IPv4Network("10.0.0.0/24"),), (IPv4Address("10.0.0.1"),)
+    policy = Policy("virbr10", "upstream", inner, gateway, IPv4Address("192.168.0.50"))
+    without = str(backend.render(ruleset(policy)))  # type: ignore[attr-defined]
+    found = str(backend.render(ruleset(replace(policy, by_dhcp=True))))  # type: ignore[attr-defined]
+    assert "255.255.255.255" not in without
+    assert found.count("255.255.255.255") == 2
+
+
+# -- the address ---------------------------------------------------------------
+
+
+def record(uuid: str, name: str) -> Record:
+    return Record(uuid, name, f"nat-{name}", f"br-{name}", "office", "bridge",
+                  (), True, "up", boot_id(), 0.0, b"")  # fmt: skip
+
+
+def test_stand_ins_are_nobodys_address_and_unique(store: Store) -> None:
+    store.put(record(NETWORK.uuid, "a"))
+    first = dhcp_upstream.settle(store, NETWORK, OFFICE)
+    assert is_stand_in(first)
+    assert first in IPv4Network("0.0.0.0/8")
+    assert dhcp_upstream.settle(store, NETWORK, OFFICE) == first
+    # Another network whose likeliest one is taken.
+    other = replace(NETWORK, uuid="other", name="b")
+    store.put(record("other", "b"))
+    store.reserve("office", "br0", NETWORK.uuid, next(dhcp_upstream.stand_ins("other")))
+    assert dhcp_upstream.settle(store, other, OFFICE) != store.lease("office", NETWORK.uuid)
+
+
+def test_a_leased_address_is_recorded(store: Store) -> None:
+    store.put(record(NETWORK.uuid, "a"))
+    known = dhcp_upstream.completed(OFFICE, LEASE)
+    assert dhcp_upstream.settle(store, NETWORK, known) == LEASE.address.ip
+    assert store.lease("office", NETWORK.uuid) == LEASE.address.ip
+    lost = dhcp_upstream.settle(store, NETWORK, OFFICE)
+    assert is_stand_in(lost)
+
+
+def test_an_address_that_another_network_has_is_not_used(store: Store) -> None:
+    store.put(record("other", "b"))
+    assert store.reserve("office", "br0", "other", LEASE.address.ip)
+    known = dhcp_upstream.completed(OFFICE, LEASE)
+    with pytest.raises(LeaseError, match=r"gives 192\.168\.0\.50, which network b has"):
+        dhcp_upstream.settle_first(store, NETWORK, known)
+    assert is_stand_in(dhcp_upstream.settle(store, NETWORK, known))
+
+
+def test_a_client_asks_for_what_it_had(store: Store) -> None:
+    assert dhcp_upstream.leasing(store, NETWORK, replace(OFFICE, pool=())) is None
+    fresh = dhcp_upstream.leasing(store, NETWORK, OFFICE)
+    assert fresh is not None
+    assert fresh.request is None
+    store.put(record(NETWORK.uuid, "a"))
+    dhcp_upstream.settle(store, NETWORK, OFFICE)
+    again = dhcp_upstream.leasing(store, NETWORK, OFFICE)
+    assert again == fresh, "nobody asks for a stand-in"
+    dhcp_upstream.settle(store, NETWORK, dhcp_upstream.completed(OFFICE, LEASE))
+    kept = dhcp_upstream.leasing(store, NETWORK, OFFICE)
+    assert kept is not None
+    assert kept.request == LEASE.address.ip
+    wanted = replace(NETWORK, nat=NatMetadata(address=IPv4Address("192.168.0.77")))
+    asked = dhcp_upstream.leasing(store, wanted, OFFICE)
+    assert asked is not None
+    assert asked.request == IPv4Address("192.168.0.77")
+    assert asked.client.client_id == names.client_id(NETWORK.uuid)

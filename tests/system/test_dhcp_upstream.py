@@ -26,6 +26,7 @@ from lab import (
     write_config,
 )
 from lab_dhcp import DhcpServer
+from test_failures import Bench, FailAt, InjectedError, settles_as
 from views import (
     addresses,
     links,
@@ -38,7 +39,7 @@ from views import (
     upstream_address,
 )
 
-from libvirt_natns import dhcp_client, names
+from libvirt_natns import dhcp_client, document, names, plan
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000d1"
 DIRECTORY = names.dhcp_directory(UUID)
@@ -50,6 +51,7 @@ PUBLISHED = NAT.format(
 # With an address of its own dnsmasq does not look for a free one first, for 3 s.
 GUEST = Host("52:54:00:0a:00:05", "10.0.0.5")
 GATEWAY = "10.0.0.1"
+BRIDGE_MAC = '<mac address="52:54:00:aa:bb:cc"/>'
 NO_LEASE = "no DHCP server on bridge br0 has leased an address yet"
 
 
@@ -248,18 +250,6 @@ def loses_its_lease(guest: FastGuest) -> None:
 # -- nobody answers ------------------------------------------------------------
 
 
-def test_without_a_server_a_start_is_refused_in_time(configured: None) -> None:
-    configure("dhcp_timeout = 0.5")
-    define_network(network())
-    before = settled()
-    assert refusal("a") == (
-        "network a: no DHCP server on bridge br0 of upstream office has leased an address within"
-        ' 0.5 s: mend that, or set dhcp = "background" in [upstreams.office] of'
-        " /etc/libvirt-natns/config.toml"
-    )
-    assert settled() == before
-
-
 def test_in_the_background(configured: None, provider: Provider) -> None:
     """Inside all works at once; outside it does as soon as there is a server."""
     configure('dhcp = "background"', "dhcp_timeout = 0")
@@ -279,6 +269,49 @@ def test_in_the_background(configured: None, provider: Provider) -> None:
             assert gets_out(guest) == address
             wait_for(lambda: natns("check", check=False).stdout == "")
             virsh("net-destroy", "a")
+
+
+# -- failing -------------------------------------------------------------------
+
+
+def test_whichever_step_fails_nothing_stays(configured: None, provider: Provider) -> None:
+    """Neither a client nor, at the server, a lease."""
+    configure("probe = 0")
+    inside = f'<natns:ip address="{GATEWAY}" prefix="24"/>'
+    xml = isolated("a", "virbr10", uuid=UUID, address=None, metadata=NAT.format(inside))
+    bench = Bench(xml.replace("<bridge", f"{BRIDGE_MAC}<bridge").encode(), address=None)
+    parsed = document.parse_network(bench.xml)
+    with DhcpServer() as server:
+        before = settled()
+        rehearsal = FailAt()
+        bench.start(rehearsal)
+        assert bench.differences() == []
+        bench.stop()
+        settles_as(before)
+        for index in telling(rehearsal.steps):
+            failing = FailAt(index)
+            bench.make_bridge()
+            with bench.engine(failing) as verbs, pytest.raises(InjectedError):
+                verbs.prepare(parsed, bench.xml)
+                verbs.up(parsed, bench.xml)
+            bench.delete_bridge()
+            settles_as(before)
+            assert not server.leased()
+        # The same by a process that builds ahead.
+        resident = Bench(bench.xml, service=True, address=None)
+        resident.start()
+        assert resident.differences() == []
+        resident.stop()
+        settles_as(before)
+
+
+def telling(steps: list[object]) -> list[int]:
+    """The first step of each kind from the lease on."""
+    kinds = [step if isinstance(step, str) else type(step) for step in steps]
+    first = kinds.index("lease an address")
+    found = {kind: number for number, kind in reversed(list(enumerate(kinds))) if number >= first}
+    assert plan.Leasing in found
+    return sorted(found.values())
 
 
 # -- commands ------------------------------------------------------------------

@@ -184,6 +184,9 @@ class Engine:
             made = self._joined(network.uuid)
             self._admit(network, xml, upstream, undo)
             upstream = self._as_leased(network, upstream)
+            if not upstream.by_dhcp:
+                # The configuration may have been another one.
+                _end_client(self.kernel, network.uuid, names.namespace(network.name))
             if made:
                 undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
             undo.add(self._return_routes, network)

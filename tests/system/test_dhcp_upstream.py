@@ -4,6 +4,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lab import (
     isolated,
     natns,
     remove_config,
+    run,
     start_network,
     uninstall_natns,
     virsh,
@@ -109,7 +111,8 @@ def test_a_network_lives_by_its_lease(configured: None, provider: Provider) -> N
         "--dhcp-option=121,0.0.0.0/0,192.168.0.1,172.30.0.0/16,192.168.0.7",
     )
     with DhcpServer("192.168.0.50", "192.168.0.90", *options) as server:
-        start_network(network())
+        with as_on_debian():
+            start_network(network())
         address = upstream_address("a")
         found = status("a")
         assert (found["address"], found["health"]) == (address, "ok")
@@ -139,6 +142,16 @@ def test_a_network_lives_by_its_lease(configured: None, provider: Provider) -> N
         assert server.leased() == ids
         virsh("net-destroy", "a")
     assert settled() == before
+
+
+@contextmanager
+def as_on_debian() -> Iterator[None]:
+    """Nothing below /run can be run itself."""
+    run("mount", "-o", "remount,noexec", "/run")
+    try:
+        yield
+    finally:
+        run("mount", "-o", "remount,exec", "/run")
 
 
 def test_wanted_addresses(configured: None, provider: Provider) -> None:
@@ -224,9 +237,9 @@ def test_a_changed_address_is_followed(
             wait_for(lambda: answers(provider.router, after), timeout=10)
             assert not answers(provider.router, before)
             assert gets_out(guest) == after
-            wait_for(lambda: status("a")["health"] == "ok", timeout=10)
-            assert status("a")["address"] == after
-            assert f"{after}:tcp" in natns("diagram").stdout
+            found = status("a")
+            assert (found["address"], found["health"]) == (after, "ok")
+            assert found["forwards"][0]["address"] == after
             virsh("net-destroy", "a")
 
 
@@ -242,7 +255,6 @@ def loses_its_lease(guest: FastGuest) -> None:
     assert guest.ping(GATEWAY)
     wait_for(lambda: "default" not in routes("nat-a"))
     wait_for(lambda: status("a")["differences"] == [NO_LEASE], timeout=10)
-    assert f"a: {NO_LEASE}\n" in natns("check", check=False).stdout
     found = status("a")
     assert (found["address"], found["lease_seconds"]) == (None, None)
 
@@ -306,12 +318,13 @@ def test_whichever_step_fails_nothing_stays(configured: None, provider: Provider
 
 
 def telling(steps: list[object]) -> list[int]:
-    """The first step of each kind from the lease on."""
+    """The first step of each kind that a lease has a part in."""
     kinds = [step if isinstance(step, str) else type(step) for step in steps]
     first = kinds.index("lease an address")
-    found = {kind: number for number, kind in reversed(list(enumerate(kinds))) if number >= first}
-    assert plan.Leasing in found
-    return sorted(found.values())
+    later = kinds[first:]
+    concerned = [plan.Leasing, plan.Firewall, plan.Addresses, plan.Gateways, plan.Announcement]
+    chosen = [*concerned, *(kind for kind in later if isinstance(kind, str))]
+    return sorted({kinds.index(kind, first) for kind in chosen})
 
 
 # -- commands ------------------------------------------------------------------

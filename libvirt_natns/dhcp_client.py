@@ -6,7 +6,7 @@ script writes down what the server says, and runs the command ``on_change`` wher
 that is something new, or has come to its end.  Whoever started the client need not
 live on; the lease is in files:
 
-    script   what the client runs at each event
+    script   what the client runs at each event, whose name is a link to it
     command  what that runs when the lease has changed: ``on_change``
     awaited  is there while somebody waits for the lease, who need not be told of it
     pid      the client's process id
@@ -17,6 +17,10 @@ A client that starts says so as if it had lost a lease.  It is told from one tha
 has by ``times``: the lease of a client that was killed is kept, for the next one asks
 for the same address.  Should nobody answer that one, the lease ends in time all
 the same: the script looks at each round of questions that came to nothing.
+
+udhcpc runs a program with the event as its argument.  That program is the shell, and
+the event a file in the client's working directory: on Debian, nothing below /run can
+be run itself (noexec).
 
 Known limits: udhcpc renews at half of the lease's time, whatever T1 and T2 the
 server names; it knows no forced renewal by the server.
@@ -64,13 +68,14 @@ PATIENCE = ("-t", "5", "-T", "2", "-A", "10")
 NO_ADDRESS = IPv4Address(0)
 DISCARD = 9
 
+EVENTS = ("deconfig", "bound", "renew", "leasefail", "nak")
+
 SCRIPT = """\
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# libvirt-natns: udhcpc runs this at each event, with what the server said in the
-# environment, and waits for it.  A renewal that brings nothing new costs one mv.
-
-cd "${0%/*}" || exit 1
+# libvirt-natns: udhcpc runs this in its own directory at each event, with what the
+# server said in the environment, and waits for it.  The event is the script's name.
+# A renewal that brings nothing new costs one mv.
 
 changed() {
     # Not waited for: it may want to end the very client that waits for this.
@@ -89,7 +94,7 @@ lost() {
     changed
 }
 
-case $1 in
+case ${0##*/} in
 bound | renew)
     new="ip=$ip
 mask=$mask
@@ -280,12 +285,13 @@ def process(directory: Path, namespace: str) -> int | None:
 
 def _pid(directory: Path) -> int | None:
     pid = processes.read_pid(directory / "pid")
-    known = pid is not None and _script(directory) in processes.command(pid)
+    known = pid is not None and _mark(directory) in processes.command(pid)
     return pid if known else None
 
 
-def _script(directory: Path) -> str:
-    return os.fspath(directory / "script")
+def _mark(directory: Path) -> str:
+    """What no other process has in its command line: it names its own pid file."""
+    return os.fspath(directory / "pid")
 
 
 def differences(client: Client) -> list[str]:
@@ -325,15 +331,16 @@ def write_files(client: Client) -> None:
     """Write what a client and its script need."""
     make_directory(client.directory)
     (client.directory / "command").write_text(f"exec {shlex.join(client.on_change)}\n")
-    file = client.directory / "script"
-    file.write_text(SCRIPT)
-    file.chmod(0o755)
+    (client.directory / "script").write_text(SCRIPT)
+    for event in EVENTS:
+        with suppress(FileExistsError):
+            (client.directory / event).symlink_to("script")
 
 
 def _start(client: Client, request: IPv4Address | None) -> None:
     command = [
         *program(),
-        *("-f", "-R", "-S", "-i", client.link, "-s", _script(client.directory)),
+        *("-f", "-R", "-S", "-i", client.link, "-s", "/bin/sh", "-p", _mark(client.directory)),
         *("-x", f"61:{client.client_id}", "-O", "mtu", "-O", "staticroutes", *PATIENCE),
         *((f"-a{int(client.probe * 1000)}",) if client.probe else ()),
         *(("-r", str(request)) if request else ()),
@@ -344,12 +351,12 @@ def _start(client: Client, request: IPv4Address | None) -> None:
     try:
         with netns.entered(client.namespace):
             subprocess.run(
-                ["/bin/sh", "-c", detach, os.fspath(client.directory / "pid"), *command],
+                ["/bin/sh", "-c", detach, _mark(client.directory), *command],
                 env={"PATH": BARE_PATH},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                cwd="/",
+                cwd=client.directory,
                 start_new_session=True,
                 check=True,
                 timeout=START_LIMIT,
@@ -380,7 +387,7 @@ def stop(directory: Path, namespace: str | None = None) -> None:
 
 def _end(directory: Path) -> None:
     pid = _pid(directory)
-    descriptor = processes.opened(pid, _script(directory)) if pid else None
+    descriptor = processes.opened(pid, _mark(directory)) if pid else None
     if descriptor is None:
         return
     try:

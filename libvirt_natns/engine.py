@@ -185,7 +185,10 @@ class Engine:
             made = self._joined(network.uuid)
             self._admit(network, xml, upstream, undo)
             upstream = self._as_leased(network, upstream)
-            if made or (upstream.by_dhcp and self._state(network.uuid) == "starting"):
+            if not upstream.by_dhcp:
+                # The configuration may have been another one.
+                _end_client(self.kernel, network.uuid, names.namespace(network.name))
+            if made:
                 undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
             undo.add(self._return_routes, network)
             repaired += self._take_over(network, undo)
@@ -248,6 +251,9 @@ class Engine:
             return
         if state == "starting":
             undo.add(self.store.set_state, network.uuid, "down")
+            if upstream.by_dhcp:
+                # Its `start` has made part of it, to be leased an address.
+                undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
         known = self.store.network(network.uuid)
         if state == "starting" or known is None or _changed(known, network, xml, upstream):
             self._step("record the network")

@@ -146,6 +146,9 @@ class Cause:
     concerns_all: bool = True
 
 
+NOBODY = 'kind = "bridge"\nbridge = "br0"\npool = "dhcp"\ndhcp_timeout = 0.1'
+
+
 def with_upstream(provider: Provider, table: str) -> str:
     return f'upstream = "x"\n[upstreams.x]\n{table}\n'
 
@@ -213,11 +216,10 @@ CAUSES = {
         "upstream x: kind 'router' is not served by this version",
         "use an upstream of kind 'bridge' or 'host'",
     ),
-    "pool dhcp": Cause(
-        lambda p: configured(p, with_upstream(p, 'kind = "bridge"\nbridge = "br0"\npool = "dhcp"')),
-        "upstream x: pool 'dhcp' is not served by this version",
-        "give a range of addresses",
-        concerns_all=False,
+    "no DHCP server": Cause(
+        lambda p: configured(p, with_upstream(p, NOBODY)),
+        "network a: no DHCP server on bridge br0 of upstream x has leased an address within 0.1 s",
+        r'mend that, or set dhcp = "background" in \[upstreams.x\] of .*',
     ),
 }
 

@@ -40,8 +40,8 @@ def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
 def _bridges_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
     bridge = upstream.bridge or ""
     if not kernel.is_bridge(bridge):
-        remedy = f'name a bridge in {names.CONFIG_FILE}, or set attach = "macvlan"'
-        return "is not a bridge", remedy
+        other = "" if bridge == "lo" else ', or set attach = "macvlan" there'
+        return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}{other}"
     if kernel.port_count(bridge) >= BRIDGE_PORTS:
         other = ', or attach = "macvlan"' if upstream.kind == "bridge" else ""
         return f"is full, it has {BRIDGE_PORTS} ports", f"use another bridge{other}"

@@ -510,8 +510,8 @@ def test_doctor_names_what_is_broken(world: World, command: Command) -> None:
     config.write_text(kept.replace('"br0"', '"br7"'))
     lines = broken()
     assert (
-        "upstream: br7 of upstream provider is no bridge of this host:"
-        f" make one, or mend {config}" in lines
+        "upstream: bridge br7 of upstream provider does not exist:"
+        f" create it, or mend {config}" in lines
     )
     config.write_text(kept)
     run("mount", "--bind", "/dev/null", os.path.realpath("/usr/sbin/dnsmasq"))

@@ -484,12 +484,14 @@ def libvirts_files(world: Provider) -> Iterator[bytes]:
         file.unlink()
 
 
-@pytest.fixture(params=["host upstream", "iptables"])
+@pytest.fixture(params=["host upstream", "iptables", "macvlan"])
 def setting(request: pytest.FixtureRequest, world: Provider) -> Iterator[str]:
-    """The built-in upstream with nftables, which needs every kind of step, and iptables."""
+    """The built-in upstream with nftables, with nearly every kind of step, and the others."""
     name = str(request.param)
     text = 'firewall = "nftables"\n'
-    if name != "host upstream":
+    if name == "macvlan":
+        text = world.config(firewall="nftables", more='probe = 0\nattach = "macvlan"')
+    elif name != "host upstream":
         text = world.config(firewall=name, more="probe = 0")
     with configured(world, text):
         yield name
@@ -521,16 +523,17 @@ def interesting(steps: list[object], setting: str) -> list[int]:
     """The steps at which a failure tells something new.
 
     Of steps of one kind in a row the first; not those that find nothing to
-    delete; of those that another setting has as well only the firewall and what
-    follows it.
+    delete; of those that another setting has as well only the firewall, or the
+    macvlan, and what follows it.
     """
     found = []
     for index, step in enumerate(steps):
         last = steps[index - 1] if index else None
         again = type(step) is type(last) and not isinstance(step, plan.Patch | str)
         idle = isinstance(step, str) and step.startswith(("delete", "end", "empty"))
-        own = isinstance(step, plan.Firewall) or isinstance(last, plan.Firewall)
-        if not again and not idle and (own or setting != "iptables"):
+        kind = {"iptables": plan.Firewall, "macvlan": plan.Macvlan}.get(setting, object)
+        own = isinstance(step, kind) or isinstance(last, kind)
+        if not again and not idle and own:
             found.append(index)
     return found
 

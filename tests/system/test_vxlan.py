@@ -26,7 +26,7 @@ from lab import (
     wait_for,
     write_config,
 )
-from test_mtu import TCP_HEADERS, mss, transfers
+from test_mtu import TCP_HEADERS, mss, mtu_of, transfers
 from test_tutorial import Step, squeezed
 
 PAGE = CHECKOUT / "docs" / "how-to" / "two-hosts-vxlan.md"
@@ -102,6 +102,12 @@ def check_guests(provider: Provider, near: FastGuest, far: FarGuest) -> None:
     offer = far.dhcp()
     assert (offer["ip"], offer["router"], offer["serverid"]) == ("10.0.0.6",) + ("10.0.0.1",) * 2
     assert offer["mtu"] == str(SMALL)
+    for node in (near, far):
+        node.serve("http", 80)
+        node.serve("tcp", ECHO_PORT)
+    # Between guests, TCP fits before the nearer one has heard of the smaller MTU.
+    assert mtu_of("eth0", near.name) == LARGE
+    exchange(near, far, "10.0.0.6")
     assert near.dhcp(hostname="near")["mtu"] == str(SMALL)
     here = near.addresses()[0].partition("/")[0]
     assert far.dig("near.span") == [here]
@@ -109,9 +115,6 @@ def check_guests(provider: Provider, near: FastGuest, far: FarGuest) -> None:
     assert far.dig("www.example.test") == [INTERNET]
     assert near.ping("10.0.0.6", "-s", str(SMALL - 28))
     assert far.ping(here, "-s", str(SMALL - 28))
-    for node in (near, far):
-        node.serve("http", 80)
-        node.serve("tcp", ECHO_PORT)
     places = (None, NAMESPACE, "nat-span", near.name, far.name)
     before = [fragments(place) for place in places]
     exchange(near, far, "10.0.0.6")

@@ -136,7 +136,7 @@ class Planner:
         if private is None or outside is None:
             missing = f"bridge {network.bridge}" if private is None else upstream.segment
             raise KernelError(f"network {network.name}: {missing} is missing")
-        told = path_mtu(private.carried, outside, private.patch)
+        told = path_mtu(private.carried, min(outside, upstream.mtu or outside), private.patch)
         return Surroundings(
             private_mtu=private.patch,
             upstream_mtu=outside,

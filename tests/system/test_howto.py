@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Each situation's page, typed as it stands on a machine that is in that situation."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from lab import (
+    CHECKOUT,
+    INTERNET,
+    FastGuest,
+    Libvirtd,
+    Provider,
+    define_network,
+    isolated,
+    run,
+    virsh,
+)
+from lab_documents import clone_of, type_page
+from test_packaging import WRITABLE
+
+PAGES = CHECKOUT / "docs" / "how-to"
+PROGRAM = Path("/usr/local/bin/virt-natns")
+BRIDGE = "virbr10"
+GUEST_MAC = "52:54:00:00:00:05"
+
+
+@pytest.fixture(scope="module")
+def machine(libvirtd: Libvirtd) -> None:
+    """/usr/local of our own: pages install the program as anybody does."""
+    run("sh", "-euc", WRITABLE)
+
+
+@pytest.fixture
+def clone(machine: None, tmp_path: Path) -> Iterator[Path]:
+    """A clone that pages are typed in; what they have installed is taken away again."""
+    yield clone_of(CHECKOUT, tmp_path / "clone")
+    virsh("net-destroy", "lab", check=False)
+    virsh("net-undefine", "lab", check=False)
+    if PROGRAM.exists():
+        run(CHECKOUT / "contrib" / "install", "--uninstall")
+    Path("/etc/libvirt-natns/config.toml").unlink(missing_ok=True)
+
+
+def lab_is_active() -> None:
+    """The network "lab" as virt-manager makes one, and as libvirt alone runs it."""
+    define_network(isolated("lab", BRIDGE))
+    virsh("net-start", "lab")
+
+
+@contextmanager
+def guest_in_lab() -> Iterator[FastGuest]:
+    """A guest that has booted there, and reaches the outside."""
+    with FastGuest(BRIDGE, GUEST_MAC) as guest:
+        guest.dhcp()
+        assert guest.curl(f"http://{INTERNET}/")
+        yield guest
+
+
+def test_home_server_with_a_bridge(clone: Path) -> None:
+    with Provider() as provider:
+        lab_is_active()
+        type_page(PAGES / "bridge-at-home.md", clone)
+        desk = provider.neighbour("desk", "192.168.0.20/24")
+        with guest_in_lab() as guest:
+            guest.serve("http", 80)
+            assert desk.curl("http://192.168.0.150:8080/")
+
+
+def test_laptop_on_wifi(clone: Path) -> None:
+    with ExitStack() as stack:
+        provider = stack.enter_context(Provider(host_address=None))
+        # A card of its own, and no bridge that the host has an address on.
+        run("ip", "link", "add", "wlan0", "type", "veth", "peer", "name", "radio")
+        stack.callback(run, "ip", "link", "delete", "wlan0")
+        run("ip", "link", "set", "radio", "master", provider.bridge, "up")
+        run("ip", "address", "add", "192.168.0.2/24", "dev", "wlan0")
+        run("ip", "link", "set", "wlan0", "up")
+        run("ip", "route", "add", "default", "via", "192.168.0.1")
+        lab_is_active()
+        type_page(PAGES / "laptop.md", clone)
+        with guest_in_lab():
+            pass

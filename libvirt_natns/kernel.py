@@ -634,7 +634,7 @@ class Kernel:
             for route in self._routes(namespace)
             if route.link == index and route.priority is None
         }
-        return [each for each in routes if each not in limits or limits[each] != mtu]
+        return [each for each in routes if limits.get(each) != mtu]
 
     def limit_subnet(
         self, namespace: str, subnet: IPv4Interface, link: str, mtu: int | None

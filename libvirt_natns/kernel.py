@@ -665,7 +665,7 @@ class Kernel:
             for route in self._routes(namespace)
             if route.link == index and route.priority is None
         }
-        return [each for each in routes if each not in limits or limits[each] != mtu]
+        return [each for each in routes if limits.get(each) != mtu]
 
     def limit_subnet(self, namespace: str, subnet: Interface, link: str, mtu: int | None) -> None:
         """Send packets of at most ``mtu`` octets (None: the link's own) to a link's subnet."""

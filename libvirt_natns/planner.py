@@ -222,9 +222,11 @@ def _needs(
     if upstream.kind == "host" and upstream.subnet is not None:
         found = (_host_forward(each, upstream, user.address) for each in forwards if user.address)
         return replace(needs, transits=(upstream,), forwards=tuple(found))
-    if upstream.kind == "host" or not (upstream.bridge and user.address):
+    if upstream.kind == "host" or not upstream.bridge:
         return needs
-    if is_stand_in(user.address):
+    if upstream.by_dhcp:
+        needs = replace(needs, dhcp=(upstream.bridge,))
+    if user.address is None or is_stand_in(user.address):
         return needs
     provider = (Provider(upstream.bridge, each) for each in (user.address, *statics))
     return replace(needs, provider=tuple(provider))

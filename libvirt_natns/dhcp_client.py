@@ -340,7 +340,20 @@ def write_files(client: Client) -> None:
 def _start(client: Client, request: IPv4Address | None) -> None:
     command = [
         *program(),
-        *("-f", "-R", "-S", "-i", client.link, "-s", "/bin/sh", "-p", _mark(client.directory)),
+        # Answered by broadcast (-B): a host that filters what its bridges carry lets that
+        # through, and cannot know which address will be offered.
+        *(
+            "-f",
+            "-R",
+            "-S",
+            "-B",
+            "-i",
+            client.link,
+            "-s",
+            "/bin/sh",
+            "-p",
+            _mark(client.directory),
+        ),
         *("-x", f"61:{client.client_id}", "-O", "mtu", "-O", "staticroutes", *PATIENCE),
         *((f"-a{int(client.probe * 1000)}",) if client.probe else ()),
         *(("-r", str(request)) if request else ()),

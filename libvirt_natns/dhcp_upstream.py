@@ -201,6 +201,10 @@ def differences(store: Store, record: Record, network: Network, upstream: Upstre
     # By the configuration's own upstream: the completed one is what the lease has it.
     found = problem(network, upstream, lease) if upstream.leased is None else None
     found = found or _not_wanted(network, upstream, lease)
-    if found is None and upstream.leased != store.lease(upstream.name, record.uuid):
-        found = _taken(store, record.name, upstream)
-    return [str(found)] if found else []
+    if found is not None:
+        return [str(found)]
+    if upstream.leased in (None, store.lease(upstream.name, record.uuid)):
+        return []
+    if store.holder(pool.segment(upstream), upstream.leased):
+        return [str(_taken(store, record.name, upstream))]
+    return [f"the leased address {upstream.leased} is not in force"]

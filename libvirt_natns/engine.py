@@ -211,11 +211,13 @@ class Engine:
         return self.planner.upstream(network) if upstream.by_dhcp else upstream
 
     def follow_lease(self, uuid: str) -> list[str]:
-        """Bring a network to what its DHCP client has leased, or lost; returns what differed.
-
-        A start that goes on looks for itself.
-        """
-        record = self.store.network(uuid)
+        """Bring a network to what its DHCP client has leased, or lost; returns what differed."""
+        if self._state(uuid) == "down":
+            return []
+        # A start looks for itself, but may have done so a moment ago.
+        with locked(names.network_directory(uuid)):
+            self._discard_lock(uuid)
+            record = self.store.network(uuid)
         if record is None or record.state != "up" or not record.this_boot:
             return []
         if self.kernel.link(None, record.bridge) is None:
@@ -356,6 +358,8 @@ class Engine:
         earlier = self.store.leases_of(network.uuid)
         leased = self.store.lease(upstream.name, network.uuid)
         self._step("record the network")
+        if upstream.by_dhcp:
+            undo.add(self._adjust_host, network.uuid)
         undo.add(self.store.set_state, network.uuid, "down")
         self.store.put(_record(network, xml, upstream, "preparing"))
         if leased is None:
@@ -373,6 +377,8 @@ class Engine:
         """The network's address, and the upstream as it is known with it."""
         if not upstream.by_dhcp:
             return upstream, self._reserve_address(network, upstream)
+        # Nobody would hear the client where the host filters what bridges carry.
+        self._adjust_host(network.uuid)
         operations = self.planner.plan_ahead_of_lease(network, upstream)
         executor.carry_out(self.kernel, operations, undo, self.before)
         self._step("await a DHCP lease")

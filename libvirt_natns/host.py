@@ -43,13 +43,15 @@ LEFT_RULES = "firewall rules are left over"
 class Needs:
     """What a network that runs, or all of them together, need of the host.
 
-    ``transits`` are completed upstreams of kind "host".
+    ``transits`` are completed upstreams of kind "host", ``dhcp`` bridges on which a
+    DHCP server leases addresses.
     """
 
     transits: tuple[Upstream, ...] = ()
     private: tuple[rules.Private, ...] = ()
     provider: tuple[rules.Provider, ...] = ()
     forwards: tuple[rules.HostForward, ...] = ()
+    dhcp: tuple[str, ...] = ()
 
 
 def together(all_needs: Iterable[Needs]) -> Needs:
@@ -60,6 +62,7 @@ def together(all_needs: Iterable[Needs]) -> Needs:
         tuple(each for part in parts for each in part.private),
         tuple(each for part in parts for each in part.provider),
         tuple(each for part in parts for each in part.forwards),
+        tuple(dict.fromkeys(each for part in parts for each in part.dhcp)),
     )
 
 
@@ -325,6 +328,7 @@ def _policy(kernel: Kernel, needs: Needs) -> rules.HostPolicy:
         provider=needs.provider if bridge_nf else (),
         bridge_nf=bridge_nf and bool(needs.private),
         forwards=needs.forwards,
+        dhcp=needs.dhcp if bridge_nf else (),
     )
 
 

@@ -252,10 +252,14 @@ def _needs(
     if upstream.kind == "host" and upstream.subnet is not None:
         found = (_host_forward(each, upstream, user.address) for each in forwards if user.address)
         return replace(needs, transits=(upstream,), forwards=tuple(found))
-    if upstream.kind == "host" or not (upstream.bridge and user.address):
+    if upstream.kind == "host" or not upstream.bridge:
         return needs
-    if is_stand_in(user.address) or upstream.attach == "macvlan":
-        # Nothing to let through yet; or no bridge of the host forwards its frames.
+    if upstream.attach == "macvlan":
+        # No bridge of the host forwards its frames, so that the host's rules see none.
+        return needs
+    if upstream.by_dhcp:
+        needs = replace(needs, dhcp=(upstream.bridge,))
+    if user.address is None or is_stand_in(user.address):
         return needs
     provider = (Provider(upstream.bridge, each) for each in (user.address, *statics))
     return replace(needs, provider=tuple(provider))

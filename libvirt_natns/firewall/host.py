@@ -52,6 +52,9 @@ COMMENT = "libvirt-natns"
 
 Announce = Callable[[], None]
 
+DHCP = (IPv4Address("0.0.0.0"), IPv4Address("255.255.255.255"))
+"""What a client asks from as long as it has no address, and where it is answered."""
+
 LOOPBACK = (IPv4Network("127.0.0.0/8"),)
 
 
@@ -101,7 +104,8 @@ class HostForward:
 class HostPolicy:
     """What the host must let through, for all networks that are up.
 
-    ``bridge_nf`` is whether net.bridge.bridge-nf-call-iptables is 1.
+    ``bridge_nf`` is whether net.bridge.bridge-nf-call-iptables is 1.  ``dhcp`` are bridges on
+    which networks ask a DHCP server, who have no address then.
     """
 
     transits: tuple[Transit, ...] = ()
@@ -109,6 +113,7 @@ class HostPolicy:
     provider: tuple[Provider, ...] = ()
     bridge_nf: bool = False
     forwards: tuple[HostForward, ...] = ()
+    dhcp: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         attached: tuple[Transit | Private | Provider, ...] = (
@@ -116,8 +121,8 @@ class HostPolicy:
             *self.private,
             *self.provider,
         )
-        for end in attached:
-            checked_interface(end.bridge)
+        for bridge in (*(end.bridge for end in attached), *self.dhcp):
+            checked_interface(bridge)
         if not {forward.bridge for forward in self.forwards} <= {t.bridge for t in self.transits}:
             raise FirewallError("a port is forwarded to a bridge that is no transit")
 
@@ -187,6 +192,8 @@ def _transit(transit: Transit, published: bool) -> Iterator[Rule]:
 def accepts(policy: HostPolicy) -> tuple[Rule, ...]:
     """What a foreign chain must not drop; one address a rule, as iptables lists them."""
     found = [rule for transit in policy.transits for rule in _transit_accepts(transit)]
+    asked = (Provider(bridge, each) for bridge in policy.dhcp for each in DHCP)
+    found += [rule for each in asked for rule in _provider_accepts(each)]
     return (*found, *own_accepts(policy))
 
 

@@ -26,13 +26,15 @@ from libvirt_natns.records import asdict, dataclass, field
 class Part:
     """A network's own: elements by set, accepts in foreign tables, and the ``rest``.
 
-    ``transit`` is the transit bridge that it is on, "" for none.
+    ``transit`` is the transit bridge that it is on, ``dhcp`` the bridge where it asks a DHCP
+    server; "" for none.
     """
 
     transit: str = ""
     elements: Mapping[str, list[str]] = field(default_factory=dict)
     accepts: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
+    dhcp: str = ""
 
     def counts(self) -> Counter[str]:
         """How often it needs each thing that networks have in common."""
@@ -41,6 +43,8 @@ class Part:
             found[f"transit {self.transit}"] = 1
             published = sum(found[kind.name] for kind in nftables.MAPS.values()) + len(self.rest)
             found[f"published {self.transit}"] = published
+        if self.dhcp:
+            found[f"dhcp {self.dhcp}"] = 1
         found["accepts"] = len(self.accepts)
         return +found
 
@@ -54,6 +58,7 @@ def make(policy: host.HostPolicy) -> Part:
         elements={kind.name: members for kind, members in elements.items()},
         accepts=[nftables.statement(rule) for rule in host.own_accepts(policy)],
         rest=[nftables.statement(rule) for rule in rest],
+        dhcp=policy.dhcp[0] if policy.dhcp else "",
     )
 
 

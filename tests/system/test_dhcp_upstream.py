@@ -28,6 +28,7 @@ from lab import (
     write_config,
 )
 from lab_dhcp import DhcpServer
+from packets import FOREIGN
 from test_failures import Bench, FailAt, InjectedError, settles_as
 from views import (
     addresses,
@@ -141,7 +142,7 @@ def test_a_network_lives_by_its_lease(configured: None, provider: Provider) -> N
         assert upstream_address("a") == address
         assert server.leased() == ids
         virsh("net-destroy", "a")
-    assert settled() == before
+    settles_as(before)
 
 
 @contextmanager
@@ -166,10 +167,32 @@ def test_wanted_addresses(configured: None, provider: Provider) -> None:
         said = refusal("a")
         assert "instead of the wanted address 192.168.0.99" in said
         assert names.mac(UUID, "upstream") in said
-        assert settled() == before
+        settles_as(before)
         # What it got all the same was given back.
         wait_for(lambda: not server.leased())
         assert namespaces() == set()
+
+
+@pytest.mark.parametrize("firewall", ["iptables-nft", "iptables-legacy"])
+def test_past_a_firewall_that_drops(
+    configured: None, provider: Provider, request: pytest.FixtureRequest, firewall: str
+) -> None:
+    """Docker has the host's firewall drop what bridges carry: DHCP gets through all the same."""
+    run("sh", "-c", FOREIGN[firewall])
+    undo = FOREIGN[firewall].replace("FORWARD DROP", "FORWARD ACCEPT").replace(" -A ", " -D ")
+    request.addfinalizer(lambda: run("sh", "-c", undo))
+    with DhcpServer():
+        start_network(network())
+        start_network(isolated("b", "virbr11"))
+        assert status("b")["health"] == "ok"
+        assert natns("check").stdout == ""
+        virsh("net-destroy", "b")
+        assert natns("check").stdout == ""
+        renew()
+        with FastGuest("virbr10", GUEST.mac) as guest:
+            guest.static(f"{GUEST.ip}/24", GATEWAY)
+            assert gets_out(guest) == upstream_address("a")
+        virsh("net-destroy", "a")
 
 
 def test_an_overlapping_lease_is_refused(configured: None, provider: Provider) -> None:

@@ -185,3 +185,31 @@ def test_a_client_asks_for_what_it_had(store: Store) -> None:
     assert asked is not None
     assert asked.request == IPv4Address("192.168.0.77")
     assert asked.client.client_id == names.client_id(NETWORK.uuid)
+
+
+def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    mine = record(NETWORK.uuid, "a")
+    store.put(mine)
+
+    def said(network: Network = NETWORK) -> list[str]:
+        upstream = dhcp_upstream.complete(network, OFFICE)
+        return dhcp_upstream.differences(store, mine, network, upstream)
+
+    assert said() == ["no DHCP server on bridge br0 has leased an address yet"]
+    directory = names.dhcp_directory(NETWORK.uuid)
+    directory.mkdir(parents=True)
+    (directory / "lease").write_text("ip=192.168.0.50\nmask=24\n")
+    assert said() == ["the leased address 192.168.0.50 is not in force"]
+    dhcp_upstream.settle(store, NETWORK, dhcp_upstream.complete(NETWORK, OFFICE))
+    assert said() == []
+    (told,) = said(replace(NETWORK, nat=NatMetadata(address=IPv4Address("192.168.0.9"))))
+    assert "gives 192.168.0.50 instead of the wanted address 192.168.0.9" in told
+    (told,) = said(replace(NETWORK, subnets=(Subnet(IPv4Interface("192.168.0.1/16")),)))
+    assert "its subnet 192.168.0.0/16 overlaps 192.168.0.0/24 of upstream office" in told
+    # Given to somebody else of ours meanwhile.
+    store.put(record("other", "b"))
+    dhcp_upstream.settle(store, NETWORK, OFFICE)
+    assert store.reserve("office", "br0", "other", LEASE.address.ip)
+    (told,) = said()
+    assert "gives 192.168.0.50, which network b has" in told

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv4Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, Interface, IPNetwork
+from libvirt_natns.addresses import Address, Interface, IPNetwork, on_link
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import Forward, Network, StaticNat, Upstream
+from libvirt_natns.model import Forward, Network, Outside, StaticNat, Upstream
 from libvirt_natns.records import dataclass
 
 
@@ -285,7 +285,7 @@ class Published:
 def make(
     network: Network,
     upstream: Upstream,
-    address: Address,
+    outside: Outside,
     around: Surroundings,
     published: Published = Published(),
 ) -> Plan:
@@ -297,11 +297,7 @@ def make(
     """
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
-    mac = names.mac(network.uuid, "upstream")
-    outside = (address, *published.addresses)
-    # Without the subnet's prefix, or masquerading might take one of them.
-    own = (IPv4Interface(each) for each in published.addresses)
-    rules = ruleset(policy(network, address, published))
+    rules = ruleset(policy(network, outside, published))
     return (
         Namespace(namespace, network.uuid),
         Settings(namespace, SYSCTLS),
@@ -312,13 +308,10 @@ def make(
         Firewall(namespace, network.uuid, around.backend, rules),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
-        Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address), *own)),
+        Addresses(namespace, names.UPSTREAM_LINK, _on_upstream(upstream, outside, published)),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
         *_routes(network, upstream, namespace),
-        *(
-            Announcement(namespace, names.UPSTREAM_LINK, each, mac, upstream.probe)
-            for each in outside
-        ),
+        *_announcements(network, upstream, outside, published),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
         *([IdleDnsmasq(network.name)] if around.idle else []),
     )
@@ -330,7 +323,7 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     return tuple(Withdrawal(network.bridge or "", subnet.interface) for subnet in taken)
 
 
-def policy(network: Network, address: Address, published: Published) -> Policy:
+def policy(network: Network, outside: Outside, published: Published) -> Policy:
     """What the firewall of a network's namespace must do."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -338,15 +331,32 @@ def policy(network: Network, address: Address, published: Published) -> Policy:
         upstream=names.UPSTREAM_LINK,
         subnets=(*(subnet.network for subnet in network.subnets), *routed),
         gateways=tuple(subnet.gateway for subnet in network.subnets),
-        address=address,
+        address=outside.address,
         forwards=published.forwards,
         statics=published.statics,
+        address6=outside.address6,
+        public=(*outside.routed, *outside.proxied),
     )
 
 
-def _on(upstream: Upstream, address: Address) -> Interface:
-    assert upstream.subnet is not None
-    return IPv4Interface((address, upstream.subnet.prefixlen))
+def _on_upstream(
+    upstream: Upstream, outside: Outside, published: Published
+) -> tuple[Interface, ...]:
+    """All addresses of the namespace on its upstream."""
+    own = []
+    if outside.address is not None and upstream.subnet is not None:
+        own.append(on_link(outside.address, upstream.subnet.prefixlen))
+    # Guests' ones are without the subnet's prefix, or masquerading might take one of them.
+    return (*own, *(on_link(each, each.max_prefixlen) for each in published.addresses))
+
+
+def _announcements(
+    network: Network, upstream: Upstream, outside: Outside, published: Published
+) -> Iterable[Announcement]:
+    namespace, mac = names.namespace(network.name), names.mac(network.uuid, "upstream")
+    for address in (outside.address, *published.addresses):
+        if address is not None:
+            yield Announcement(namespace, names.UPSTREAM_LINK, address, mac, upstream.probe)
 
 
 def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:

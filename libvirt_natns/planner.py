@@ -23,7 +23,7 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config, Forward, Network, Upstream
+from libvirt_natns.model import Config, Forward, Network, Outside, Upstream
 from libvirt_natns.plan import (
     Plan,
     Published,
@@ -66,14 +66,14 @@ class Planner:
         Raises KernelError where one of its two bridges is not.
         """
         around = self._surroundings(network, upstream)
-        return make(network, upstream, address, around, self._published(network, upstream, address))
+        published = self._published(network, upstream, address)
+        return make(network, upstream, _outside(address), around, published)
 
     def plan_ahead(self, network: Network, upstream: Upstream, address: Address) -> Plan:
         """What of it can be made before libvirt has made the network's bridge."""
         around = self._surroundings(network, upstream, ahead=True)
-        whole = make(
-            network, upstream, address, around, self._published(network, upstream, address)
-        )
+        published = self._published(network, upstream, address)
+        whole = make(network, upstream, _outside(address), around, published)
         needs_libvirt = (*withdrawals(network), private_port(network))
         return tuple(operation for operation in whole if operation not in needs_libvirt)
 
@@ -155,7 +155,7 @@ class Planner:
             daemon,
         )
         shared = host.plan_of(self.kernel, upstream)
-        return (*shared, *make(network, upstream, address, around))
+        return (*shared, *make(network, upstream, _outside(address), around))
 
     def _preview_upstream(self, network: Network) -> Upstream:
         upstream = selection.upstream_of(network, self.config)
@@ -187,6 +187,11 @@ class Planner:
             return upstream
         subnet = upstream.subnet or self.store.transit(upstream.name)
         return upstream if subnet is None else transit.complete(upstream, subnet)
+
+
+def _outside(address: Address) -> Outside:
+    """What a network has outside by its one lease."""
+    return Outside(address) if isinstance(address, IPv4Address) else Outside(address6=address)
 
 
 def _needs(

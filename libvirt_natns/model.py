@@ -41,16 +41,20 @@ class AddressRange:
 
 @dataclass(frozen=True, slots=True)
 class DhcpHost:
-    """A fixed DHCP address: libvirt's ``<host>``."""
+    """A fixed DHCP address: libvirt's ``<host>``.
+
+    ``id`` is the client's DUID, in DHCPv6.
+    """
 
     ip: Address
     mac: str | None = None
     name: str | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One IPv4 ``<ip>`` of a network: the gateway's address with its prefix.
+    """One ``<ip>`` of a network, of either family: the gateway's address with its prefix.
 
     ``ranges`` and ``hosts`` are filled for ``<natns:ip>`` and for libvirt's own
     ``<ip>`` alike.
@@ -165,6 +169,12 @@ class PortForward:
     guest_address: Address | None = None
     sources: tuple[IPNetwork, ...] = ()
 
+    @property
+    def family(self) -> Family | None:
+        """The one family of all its addresses; None where it names none."""
+        named = (self.address, self.guest_address, *self.sources)
+        return next((each.version for each in named if each is not None), None)
+
 
 @dataclass(frozen=True, slots=True)
 class PortSet:
@@ -191,12 +201,16 @@ class AddressRequest:
 
 @dataclass(frozen=True, slots=True)
 class NatMetadata:
-    """The ``<natns:nat>`` element of a network or a domain."""
+    """The ``<natns:nat>`` element of a network or a domain.
+
+    ``subnets`` are its ``<natns:ip>`` elements, one a family at most.
+    """
 
     enabled: bool = True
     upstream: str | None = None
     address: Address | None = None
-    subnet: Subnet | None = None
+    address6: IPv6Address | None = None
+    subnets: tuple[Subnet, ...] = ()
     forwards: tuple[PortForward, ...] = ()
     addresses: tuple[AddressRequest, ...] = ()
 
@@ -274,9 +288,9 @@ class Network:
     """A libvirt network, as far as it concerns us.
 
     ``forward_mode`` is None where there is no ``<forward>`` element.  ``subnets``
-    holds the IPv4 ``<ip>`` elements, or the single ``<natns:ip>`` where libvirt
-    has none; ``taken_over`` tells the two apart: True when libvirt sets the
-    address on the bridge and we move it.  ``dns`` is None where the network
+    holds the ``<ip>`` elements of both families, or the ``<natns:ip>`` elements where
+    libvirt has none; ``taken_over`` tells the two apart: True when libvirt sets the
+    addresses on the bridge and we move them.  ``dns`` is None where the network
     turns DNS off; what is in it is read for ``<natns:ip>`` only, otherwise
     libvirt translates it.  ``dnsmasq_options`` are the user's own.
     """

@@ -36,7 +36,7 @@ def verdict(network: Network, config: Config) -> Verdict:
         return Verdict(False, "scope is 'annotated' and its metadata has no <natns:nat>")
     if not network.subnets:
         if network.nat is None:
-            return Verdict(False, "has no IPv4 address")
+            return Verdict(False, "has no address")
         raise DocumentError(
             f"network {network.name} has neither <ip> nor <natns:ip>",
             "give it one, or remove <natns:nat> from its metadata",

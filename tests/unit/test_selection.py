@@ -58,7 +58,7 @@ ANNOTATED = Config(scope="annotated")
         ),
         (replace(NETWORK, nat=NatMetadata(enabled=False)), Config(), False, "enabled='no'"),
         (replace(NETWORK, nat=NatMetadata(enabled=False)), ANNOTATED, False, "enabled='no'"),
-        (replace(NETWORK, subnets=()), Config(), False, "has no IPv4 address"),
+        (replace(NETWORK, subnets=()), Config(), False, "has no address"),
         (replace(NETWORK, bridge=None), Config(), False, "has no bridge"),
     ],
 )

@@ -30,7 +30,9 @@ PoolKey = tuple[str, LeaseKind]
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """An upstream's addresses of a family, or prefixes: all that may be leased, leased, and of these in use now.
+    """An upstream's addresses of a family, or prefixes.
+
+    All that may be leased, leased, and of these in use now.
 
     ``size`` is None where the configuration does not have the upstream any more,
     or its subnet has not been chosen yet.

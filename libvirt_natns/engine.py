@@ -415,7 +415,8 @@ class Engine:
     def _renew_leases(self, network: Network, upstream: Upstream) -> None:
         """Keep what is leased; lease anew where the configuration has moved on."""
         leased = self.store.leases(upstream.name, network.uuid)
-        for family, address in ((4, leased.address), (6, leased.address6)):
+        for family in FAMILIES:
+            address = leased.of(family)
             keeps = address is not None and selection.can_keep(address, upstream)
             if not keeps and selection.leases_address(network, upstream, family):
                 self._lease(network, upstream, family)

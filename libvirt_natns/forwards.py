@@ -278,9 +278,7 @@ def _forward(owner: Owner, wanted: PortForward, at: Attachment, way: Way, span: 
     )
 
 
-def _way(
-    who: str, wanted: PortForward, at: Attachment, target: Address, own: set[Address]
-) -> Way:
+def _way(who: str, wanted: PortForward, at: Attachment, target: Address, own: set[Address]) -> Way:
     """How a guest's address is reached: by one of the network's, or of its ``own``."""
     family: Family = 4 if target.version == 4 else 6
     public = at.is_public(target)

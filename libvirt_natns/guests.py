@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from libvirt_natns import conntrack, document, forwards, glance, names
+from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.executor import Undo
-from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.forwards import ANY, ANY6, Attachment
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Domain, Forward, Nic, StaticNat
@@ -138,9 +138,7 @@ class Guests:
             finally:
                 self._cut(before, rest)
 
-    def _without(
-        self, held: Claims, nic: Nic, name: str, attachments: list[Attachment]
-    ) -> Claims:
+    def _without(self, held: Claims, nic: Nic, name: str, attachments: list[Attachment]) -> Claims:
         """What is left of a guest's claims without one of its NICs."""
         mine = [each for each in attachments if _same(each.nic, nic)]
         others = {each.network.uuid for each in attachments if not _same(each.nic, nic)}

@@ -141,7 +141,7 @@ class _Gauges(Collector):
             ),
             (
                 "pool_leased_addresses",
-                "Upstream addresses, or prefixes, that are leased, those of networks at rest included.",
+                "Upstream addresses, or prefixes, that are leased, also those of networks at rest.",
                 [(key, pool.leased) for key, pool in pools],
             ),
             (

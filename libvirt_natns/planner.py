@@ -77,11 +77,10 @@ class Planner:
     def lacks(self, network: Network, upstream: Upstream) -> list[str]:
         """What a network should lease from its upstream and does not, in words."""
         leased = self.store.leases(upstream.name, network.uuid)
-        have = {4: leased.address, 6: leased.address6}
         missing = [
             "address" if family == 4 else "IPv6 address"
             for family in FAMILIES
-            if selection.leases_address(network, upstream, family) and have[family] is None
+            if selection.leases_address(network, upstream, family) and leased.of(family) is None
         ]
         if selection.leases_prefix(network, upstream) and leased.prefix is None:
             missing.append("prefix")
@@ -138,9 +137,7 @@ class Planner:
     @staticmethod
     def _has_idle_dnsmasq(network: Network) -> bool:
         """Whether libvirt's own dnsmasq has lost all that it served."""
-        if not (network.taken_over and network.has_dnsmasq):
-            return False
-        return not dnsmasq_config.has_dhcpv6(dnsmasq.read_libvirts(network.name).configuration)
+        return network.taken_over and network.has_dnsmasq
 
     def backend(self) -> str:
         """The name of the firewall backend.  Raises FirewallError where it cannot work."""
@@ -160,7 +157,13 @@ class Planner:
         kept = [pair for family in FAMILIES for pair in self._reserved(network, family)]
         servers = resolvers_of(upstream, families_of(outside))
         return dnsmasq_config.make(
-            network, libvirts, servers, mtu, kept, proxied=outside.proxied
+            network,
+            libvirts,
+            servers,
+            mtu,
+            kept,
+            proxied=outside.proxied,
+            router6=6 in families_of(outside),
         )
 
     def _reserved(self, network: Network, family: Family) -> Collection[tuple[str, Address]]:
@@ -253,18 +256,11 @@ class Planner:
         )
 
 
-def _outside(address: Address) -> Outside:
-    """What a network has outside by its one lease."""
-    return Outside(address) if isinstance(address, IPv4Address) else Outside(address6=address)
-
-
 def _outside(network: Network, upstream: Upstream, leased: Leased) -> Outside:
     routed = selection.routed(network, upstream)
     if leased.prefix is not None and not routed and selection.leases_prefix(network, upstream):
         routed = (leased.prefix,)
-    has = {
-        family: selection.leases_address(network, upstream, family) for family in FAMILIES
-    }
+    has = {family: selection.leases_address(network, upstream, family) for family in FAMILIES}
     return Outside(
         leased.address if has[4] else None,
         leased.address6 if has[6] else None,
@@ -310,9 +306,7 @@ def _needs(
     leased = user.leased
     if upstream.kind == "host" and upstream.subnet is not None:
         found = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
-        return replace(
-            needs, transits=(upstream,), forwards=tuple(each for each in found if each)
-        )
+        return replace(needs, transits=(upstream,), forwards=tuple(each for each in found if each))
     if upstream.kind == "host" or not upstream.bridge:
         return needs
     provider = (Provider(upstream.bridge, each) for each in (*leased.addresses, *statics))

@@ -49,9 +49,8 @@ def reserve(
         return _reserve_wanted(store, applicant, upstream, probe, excluded, applicant.wanted)
     last = leased(store, applicant, upstream)
     again = last is not None and _usable(applicant, upstream, last, excluded)
-    if last is not None and again and not probe([last]):
-        if _take(store, applicant, upstream, last):
-            return last
+    if last is not None and again and not probe([last]) and _take(store, applicant, upstream, last):
+        return last
     return _reserve_new(store, applicant, upstream, probe, excluded)
 
 
@@ -211,9 +210,9 @@ def reserve_prefix(
             raise LeaseError(f"{asked} was leased to another meanwhile", "choose another")
         return wanted
     last = store.leases(upstream.name, applicant.key).prefix
-    if last is not None and _fits(upstream, last, excluded):
-        if _take(store, applicant, upstream, last):
-            return last
+    fits = last is not None and _fits(upstream, last, excluded)
+    if last is not None and fits and _take(store, applicant, upstream, last):
+        return last
     for prefix in _prefixes(store, upstream, excluded):
         if _take(store, applicant, upstream, prefix):
             return prefix

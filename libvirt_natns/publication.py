@@ -65,9 +65,7 @@ class Choices:
     def _reserve(self, owner: str, attachment: Attachment, family: Family) -> Address:
         network, mac = attachment.network, attachment.nic.mac
         if kept := self.registry.reservation(network.uuid, mac, family):
-            return self.registry.reserve(
-                network.uuid, mac, owner, [kept], lambda _: False, family
-            )
+            return self.registry.reserve(network.uuid, mac, owner, [kept], lambda _: False, family)
         if not ranges_of(network, family):
             which = "DHCP" if family == 4 else "DHCPv6"
             raise ConflictError(
@@ -207,13 +205,10 @@ def _bears(host: DhcpHost, name: str) -> bool:
     return host.mac is None and host.id is None and host.name == name
 
 
-def known_addresses(
-    registry: Registry, network: Network, mac: str, name: str
-) -> set[Address]:
+def known_addresses(registry: Registry, network: Network, mac: str, name: str) -> set[Address]:
     """The DHCP addresses of a NIC: by the network's XML, else those kept for it."""
     found = {
-        fixed_address(network, mac, family, name)
-        or registry.reservation(network.uuid, mac, family)
+        fixed_address(network, mac, family, name) or registry.reservation(network.uuid, mac, family)
         for family in FAMILIES
     }
     return {each for each in found if each is not None}
@@ -274,13 +269,15 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Ad
     ConflictError.
     """
     shared = [
-        forward
-        for forward in claims.forwards
-        if where[forward.network].shared and not forward.own
+        forward for forward in claims.forwards if where[forward.network].shared and not forward.own
     ]
     for forward in shared:
         listens = forward.address
-        if listens not in (forwards.ANY, forwards.ANY6) and not listens.is_loopback and listens not in addresses:
+        if (
+            listens not in (forwards.ANY, forwards.ANY6)
+            and not listens.is_loopback
+            and listens not in addresses
+        ):
             raise DocumentError(
                 f"{forward.owner_name}: <natns:portForward address='{listens}'> is not an address"
                 " of the host",

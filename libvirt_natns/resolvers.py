@@ -11,7 +11,7 @@ from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
 
-from libvirt_natns.addresses import Address, Family
+from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.records import dataclass
 
 SOURCES = (
@@ -49,7 +49,7 @@ def _nameservers(text: str) -> list[Address]:
 
 
 def host_resolvers(
-    sources: tuple[Path, ...] = SOURCES, families: Collection[Family] = (4,)
+    sources: tuple[Path, ...] = SOURCES, families: Collection[Family] = FAMILIES[:1]
 ) -> Resolvers:
     """The resolvers of the first source that names one outside the host.
 

@@ -37,12 +37,12 @@ class Status:
     subnets: tuple[str, ...]
     upstream: str
     address: str | None
-    address6: str | None
-    prefix: str | None
     leases: int
     health: str
     differences: tuple[str, ...]
     forwards: tuple[forward_list.Row, ...] = ()
+    address6: str | None = None
+    prefix: str | None = None
 
 
 def collect(

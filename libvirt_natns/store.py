@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, IPNetwork, address_of, network_of, stored
+from libvirt_natns.addresses import Address, Family, IPNetwork, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
 from libvirt_natns.records import asdict, dataclass
@@ -114,6 +114,10 @@ class Leased:
     def addresses(self) -> tuple[Address, ...]:
         """The addresses among it."""
         return tuple(each for each in (self.address, self.address6) if each)
+
+    def of(self, family: Family) -> Address | None:
+        """The address of one family."""
+        return self.address if family == 4 else self.address6
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +245,7 @@ class Store:
             if found in (0, *MIGRATIONS):
                 self._db.execute("PRAGMA journal_mode = WAL")
                 steps = "".join(MIGRATIONS.get(each, "") for each in range(found, VERSION))
-                self._db.executescript(
-                    f"BEGIN IMMEDIATE;{steps if found else ''}{SCHEMA}COMMIT;"
-                )
+                self._db.executescript(f"BEGIN IMMEDIATE;{steps if found else ''}{SCHEMA}COMMIT;")
 
     def close(self) -> None:
         self._db.close()
@@ -400,7 +402,7 @@ class Store:
         """
         rows = self.select(
             "SELECT address FROM lease LEFT JOIN network ON network.uuid = lease.network"
-            f" WHERE segment = ? AND kind = ? AND NOT coalesce({RUNNING}, FALSE) AND NOT {GUESTS}"
+            f" WHERE segment = ? AND lease.kind = ? AND NOT coalesce({RUNNING}, FALSE) AND NOT {GUESTS}"
             " ORDER BY coalesce(state != 'down' AND boot != ?, FALSE), used",
             segment,
             kind,
@@ -531,7 +533,7 @@ class Store:
     def users(self, uuid: str | None = None) -> list[User]:
         """Networks that run or start, all or one of them, with their leases."""
         rows = self.select(
-            "SELECT uuid, bridge, network.upstream, subnets, kind, address, state, boot, since"
+            "SELECT uuid, bridge, network.upstream, subnets, lease.kind, address, state, boot, since"
             " FROM network LEFT JOIN lease"
             " ON lease.network = uuid AND lease.upstream = network.upstream"
             f" WHERE state != 'down' AND boot = ? {'' if uuid is None else 'AND uuid = ?'}"
@@ -598,9 +600,7 @@ class Store:
     def choose_transit6(self, upstream: str, candidate: IPv6Network) -> IPv6Network:
         """Choose a transit prefix for good, unless another was chosen meanwhile."""
         with self.transaction() as db:
-            db.execute(
-                "INSERT OR IGNORE INTO transit6 VALUES (?, ?)", (upstream, str(candidate))
-            )
+            db.execute("INSERT OR IGNORE INTO transit6 VALUES (?, ?)", (upstream, str(candidate)))
             return self.transit6(upstream) or candidate
 
     def in_use(self, upstream: str) -> bool:

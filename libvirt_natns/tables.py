@@ -3,8 +3,8 @@
 
 An address of IPv4 is stored as its number, one of IPv6 as its text, for SQLite's
 integers hold 64 bits; so is a prefix.  Uniqueness is theirs: primary keys, unique
-indexes, and for ranges of ports a trigger.  What is asked when one network or guest comes or goes has an index,
-so that it costs the same however many there are.
+indexes, and for ranges of ports a trigger.  What is asked when one network or guest
+comes or goes has an index, so that it costs the same however many there are.
 """
 
 VERSION = 3

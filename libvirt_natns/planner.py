@@ -116,26 +116,25 @@ class Planner:
     @staticmethod
     def _has_idle_dnsmasq(network: Network) -> bool:
         """Whether libvirt's own dnsmasq has lost all that it served."""
-        if not (network.taken_over and network.has_dnsmasq):
-            return False
-        return not dnsmasq_config.has_dhcpv6(dnsmasq.read_libvirts(network.name).configuration)
+        return network.taken_over and network.has_dnsmasq
 
     def backend(self) -> str:
         """The name of the firewall backend.  Raises FirewallError where it cannot work."""
         return firewall.choose(self.config.firewall).name
 
     def _daemon(self, network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq.Daemon:
-        files = self._files(network, upstream, mtu) if network.has_dnsmasq else None
+        files = self._files(network, upstream, mtu) if network.needs_dnsmasq else None
         namespace = names.namespace(network.name)
         return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
 
     def _files(self, network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq_config.Files:
-        libvirts = dnsmasq.read_libvirts(network.name) if network.taken_over else None
+        taken_over = network.taken_over and network.has_dnsmasq
+        libvirts = dnsmasq.read_libvirts(network.name) if taken_over else None
         # At least half is left to guests that publish nothing, as long as those that
         # do and run now need no more.
         half = sum(span.size for subnet in network.subnets for span in subnet.ranges) // 2
         kept = self.registry.reservations_known(network.uuid, half)
-        return dnsmasq_config.make(network, libvirts, resolvers_of(upstream), mtu, kept)
+        return dnsmasq_config.make(network, libvirts, resolvers_of(upstream), mtu, kept.items())
 
     def preview(self, network: Network) -> Plan:
         """What would be done for a network that need not exist; changes and leases nothing."""
@@ -145,7 +144,7 @@ class Planner:
             self.store, selection.applicant(network), upstream, self.kernel.host_addresses()
         )
         # What libvirt will write is not known yet.
-        files = dnsmasq_config.Files("") if network.has_dnsmasq else None
+        files = dnsmasq_config.Files("") if network.needs_dnsmasq else None
         namespace = names.namespace(network.name)
         daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
         around = Surroundings(

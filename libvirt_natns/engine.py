@@ -267,7 +267,7 @@ class Engine:
     def _check(self, network: Network, upstream: Upstream) -> None:
         """Refuse what could not come up, as far as that can be seen now."""
         self.planner.backend()
-        if network.has_dnsmasq:
+        if network.needs_dnsmasq:
             dnsmasq.program()
         selection.check_addresses(network, upstream)
         families = selection.families(network, upstream)

@@ -77,6 +77,11 @@ class Subnet:
         """Whether anybody can get an address: an empty ``<dhcp>`` serves nobody."""
         return bool(self.ranges or self.hosts)
 
+    @property
+    def autonomous(self) -> bool:
+        """Whether guests make their own addresses, as IPv6 has it for 64 bits alone."""
+        return self.network.version == 6 and self.network.prefixlen == 64 and not self.dhcp
+
 
 @dataclass(frozen=True, slots=True)
 class Forwarder:
@@ -317,6 +322,11 @@ class Network:
         DNS turned off and no DHCP.
         """
         return any(self.dns or subnet.dhcp for subnet in self.subnets)
+
+    @property
+    def needs_dnsmasq(self) -> bool:
+        """Whether we give it one: in IPv6 guests are not told of their router otherwise."""
+        return self.has_dnsmasq or any(subnet.autonomous for subnet in self.subnets)
 
 
 @dataclass(frozen=True, slots=True)

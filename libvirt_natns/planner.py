@@ -146,14 +146,15 @@ class Planner:
     def _daemon(
         self, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
     ) -> dnsmasq.Daemon:
-        files = self._files(network, upstream, outside, mtu) if network.has_dnsmasq else None
+        files = self._files(network, upstream, outside, mtu) if network.needs_dnsmasq else None
         namespace = names.namespace(network.name)
         return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
 
     def _files(
         self, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
     ) -> dnsmasq_config.Files:
-        libvirts = dnsmasq.read_libvirts(network.name) if network.taken_over else None
+        taken_over = network.taken_over and network.has_dnsmasq
+        libvirts = dnsmasq.read_libvirts(network.name) if taken_over else None
         kept = [pair for family in FAMILIES for pair in self._reserved(network, family)]
         servers = resolvers_of(upstream, families_of(outside))
         return dnsmasq_config.make(
@@ -183,7 +184,7 @@ class Planner:
             _completed(network, upstream, leased),
         )
         # What libvirt will write is not known yet.
-        files = dnsmasq_config.Files("") if network.has_dnsmasq else None
+        files = dnsmasq_config.Files("") if network.needs_dnsmasq else None
         namespace = names.namespace(network.name)
         daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
         around = Surroundings(

@@ -17,13 +17,14 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from libvirt_natns import (
-    arp,
     dnsmasq,
     document,
     executor,
     glance,
     host,
     names,
+    ndppd,
+    neighbours,
     netns,
     plan,
     pool,
@@ -365,7 +366,7 @@ class Engine:
             return set()
         resident = self.later is not at_once
         seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
-        return arp.probe(upstream.bridge or "", addresses, seconds, self.later)
+        return neighbours.probe(upstream.bridge or "", addresses, seconds, self.later)
 
     def relocate(self, uuid: str, taken: Address) -> list[str]:
         """Give a network another address than one that another station has.
@@ -575,6 +576,7 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
     """
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         ("delete the patches", partial(_delete_patches, kernel, uuid)),
+        ("end ndppd", partial(ndppd.stop, uuid)),
         ("end dnsmasq", partial(dnsmasq.stop, uuid, search=_exists(namespace))),
         ("delete the namespace", partial(_delete_own_namespace, kernel, uuid, namespace)),
         ("empty the directory", partial(_empty_directory, uuid)),

@@ -13,7 +13,7 @@ from ipaddress import AddressValueError, IPv4Address
 from itertools import chain
 from pathlib import Path
 
-from libvirt_natns import arp, forwards, names, pool, sockets
+from libvirt_natns import forwards, names, neighbours, pool, sockets
 from libvirt_natns.addresses import Address
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.errors import ConflictError, DocumentError
@@ -140,7 +140,9 @@ class Choices:
         def probe(addresses: Collection[Address]) -> set[Address]:
             # The namespace itself answers for those in force.
             asked = [address for address in addresses if address not in present]
-            return arp.probe(upstream.bridge or "", asked, upstream.probe) if asked else set()
+            return (
+                neighbours.probe(upstream.bridge or "", asked, upstream.probe) if asked else set()
+            )
 
         guest = Applicant(key, f"guest {domain.name}", request.address, "natns:address")
         return pool.reserve(self.store, guest, upstream, probe, self.kernel.host_addresses())

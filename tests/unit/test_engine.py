@@ -49,7 +49,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     def probe(bridge: str, addresses: Collection[IPv4Address], *_: object) -> set[IPv4Address]:
         return {FIRST} & set(addresses)
 
-    monkeypatch.setattr("libvirt_natns.arp.probe", probe)
+    monkeypatch.setattr("libvirt_natns.neighbours.probe", probe)
     store = Store(tmp_path)
     yield Engine(Config(), store, cast("Kernel", Host()))
     store.close()

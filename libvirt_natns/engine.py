@@ -24,6 +24,7 @@ from libvirt_natns import (
     glance,
     host,
     names,
+    ndppd,
     neighbours,
     netns,
     plan,
@@ -616,6 +617,7 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
     """
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         ("delete the patches", partial(_delete_patches, kernel, uuid)),
+        ("end ndppd", partial(ndppd.stop, uuid)),
         ("end dnsmasq", partial(dnsmasq.stop, uuid, search=_exists(namespace))),
         ("delete the namespace", partial(_delete_own_namespace, kernel, uuid, namespace)),
         ("empty the directory", partial(_empty_directory, uuid)),

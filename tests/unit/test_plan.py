@@ -94,7 +94,9 @@ def rules(operations: plan.Plan) -> int:
 def test_stock_network() -> None:
     made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
     assert words(made) == STOCK.format(rules=rules(made))
-    assert of(made, plan.Settings) == [plan.Settings("nat-a", plan.SYSCTLS)]
+    assert of(made, plan.Settings) == [
+        plan.Settings("nat-a", plan.SYSCTLS + plan.SYSCTLS_WITHOUT_IPV6)
+    ]
     assert rules(made) > 0
 
 

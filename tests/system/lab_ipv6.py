@@ -84,7 +84,7 @@ def addresses6(node: Node, scope: str = "global") -> list[str]:
     """IPv6 addresses of a machine's eth0 that can be used, without prefix."""
     told = node.run("ip", "-j", "-6", "address", "show", INTERFACE, "scope", scope).stdout
     found = [entry for link in json.loads(told or "[]") for entry in link.get("addr_info", [])]
-    return [str(entry["local"]) for entry in found if "tentative" not in entry]
+    return [str(entry["local"]) for entry in found if "local" in entry and "tentative" not in entry]
 
 
 def link_local(node: Node) -> str:

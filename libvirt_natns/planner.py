@@ -7,7 +7,7 @@ but for a transit subnet, which is chosen when it is first needed.
 
 from collections import defaultdict
 from collections.abc import Collection
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from libvirt_natns import (
     dnsmasq,
@@ -28,6 +28,7 @@ from libvirt_natns.model import Config, Forward, Network, Outside, Subnet, Upstr
 from libvirt_natns.plan import (
     Plan,
     Published,
+    Route,
     Surroundings,
     make,
     path_mtu,
@@ -239,10 +240,36 @@ class Planner:
         for static in self.registry.static_nats(network):
             statics[static.network].append(static.address)
         return {
-            user.uuid: _needs(user, upstream, forwards[user.uuid], statics[user.uuid])
+            user.uuid: self._needs(user, upstream, forwards[user.uuid], statics[user.uuid])
             for user in self.store.users(network)
             if (upstream := upstreams.get(user.upstream)) is not None
         }
+
+    def _needs(
+        self, user: User, upstream: Upstream, forwards: list[Forward], statics: list[Address]
+    ) -> host.Needs:
+        """What one network needs of the host."""
+        needs = host.Needs(private=(Private(user.bridge, user.subnets),))
+        leased, bridge = user.leased, upstream.bridge or ""
+        if upstream.kind == "host" and upstream.subnet is not None:
+            found = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
+            routes = _routes(bridge, leased.prefix, leased.address6)
+            return replace(
+                needs,
+                transits=(upstream,),
+                forwards=tuple(each for each in found if each),
+                public=tuple(Provider(bridge, route.destination) for route in routes),
+                routes=routes,
+                routes6=leased.address6 is not None,
+            )
+        if upstream.kind == "host" or not bridge:
+            return needs
+        routes = ()
+        if self.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") == "0":
+            routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
+        provider = [Provider(bridge, each) for each in (*leased.addresses, *statics)]
+        provider += [Provider(bridge, route.destination, routed=True) for route in routes]
+        return replace(needs, provider=tuple(provider), routes=routes, routes6=bool(routes))
 
     def _transit(self, upstream: Upstream) -> Upstream:
         """The upstream as it is known by now: completed, once its subnet is chosen."""
@@ -299,19 +326,23 @@ def _behind_host(forward: Forward, upstream: Upstream, outside: Outside) -> Forw
     return replace(forward, address=address, sources=sources)
 
 
-def _needs(
-    user: User, upstream: Upstream, forwards: list[Forward], statics: list[Address]
-) -> host.Needs:
-    """What one network needs of the host."""
-    needs = host.Needs(private=(Private(user.bridge, user.subnets),))
-    leased = user.leased
-    if upstream.kind == "host" and upstream.subnet is not None:
-        found = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
-        return replace(needs, transits=(upstream,), forwards=tuple(each for each in found if each))
-    if upstream.kind == "host" or not upstream.bridge:
-        return needs
-    provider = (Provider(upstream.bridge, each) for each in (*leased.addresses, *statics))
-    return replace(needs, provider=tuple(provider))
+def _routes(
+    bridge: str, prefix: IPv6Network | None, gateway: IPv6Address | None
+) -> tuple[Route, ...]:
+    """The host's route to a network's prefix, by its namespace's address on a bridge."""
+    if prefix is None or gateway is None:
+        return ()
+    return (Route(None, prefix, gateway, bridge),)
+
+
+def _own_address(uuid: str) -> IPv6Address:
+    """The link-local address of a network's namespace on its upstream.
+
+    The kernel makes it of the MAC address (RFC 4291, appendix A).
+    """
+    octets = bytearray.fromhex(names.mac(uuid, "upstream").replace(":", ""))
+    octets[0] ^= 2
+    return IPv6Address(b"\xfe\x80" + bytes(6) + octets[:3] + b"\xff\xfe" + octets[3:])
 
 
 def _host_forward(forward: Forward, upstream: Upstream, leased: Leased) -> HostForward | None:

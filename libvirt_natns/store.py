@@ -402,7 +402,8 @@ class Store:
         """
         rows = self.select(
             "SELECT address FROM lease LEFT JOIN network ON network.uuid = lease.network"
-            f" WHERE segment = ? AND lease.kind = ? AND NOT coalesce({RUNNING}, FALSE) AND NOT {GUESTS}"
+            " WHERE segment = ? AND lease.kind = ?"
+            f" AND NOT coalesce({RUNNING}, FALSE) AND NOT {GUESTS}"
             " ORDER BY coalesce(state != 'down' AND boot != ?, FALSE), used",
             segment,
             kind,
@@ -533,7 +534,8 @@ class Store:
     def users(self, uuid: str | None = None) -> list[User]:
         """Networks that run or start, all or one of them, with their leases."""
         rows = self.select(
-            "SELECT uuid, bridge, network.upstream, subnets, lease.kind, address, state, boot, since"
+            "SELECT uuid, bridge, network.upstream, subnets, lease.kind, address,"
+            " state, boot, since"
             " FROM network LEFT JOIN lease"
             " ON lease.network = uuid AND lease.upstream = network.upstream"
             f" WHERE state != 'down' AND boot = ? {'' if uuid is None else 'AND uuid = ?'}"

@@ -84,7 +84,8 @@ def make(policy: host.HostPolicy) -> Part:
 
 
 def _statements(rules: Iterable[Rule]) -> list[str]:
-    return [nftables.statement(rule) for rule in rules]
+    # What is for both families and what is for IPv6 alone read the same in a table of that.
+    return list(dict.fromkeys(nftables.statement(rule) for rule in rules))
 
 
 def load(text: str) -> Part:

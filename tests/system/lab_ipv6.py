@@ -129,3 +129,11 @@ def dual(
     if not ipv4:
         return isolated(name, bridge, address=None, metadata=metadata, more=six)
     return isolated(name, bridge, hosts=hosts, metadata=metadata, more=six)
+
+
+def route_to_host(provider: DualProvider, prefix: str = PREFIXES6) -> None:
+    """Have the provider's router lead a prefix to the host."""
+    told = run("ip", "-j", "-6", "address", "show", provider.bridge, "scope", "link").stdout
+    found = [entry for link in json.loads(told) for entry in link.get("addr_info", [])]
+    host = next(entry["local"] for entry in found if "local" in entry)
+    run("ip", "-n", "upstream", "-6", "route", "replace", prefix, "via", host, "dev", INTERFACE)

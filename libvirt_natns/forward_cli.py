@@ -210,7 +210,9 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
         at = select(network, mac)
         if at is None:
             return None
-        return listening(ANY if at.upstream.kind == "host" else at.address)
+        if at.upstream.kind == "host":
+            return listening(ANY)
+        return next((str(address) for address in at.outside.addresses), None)
 
     def chosen(which: Selector, proto: Protocol, to: int) -> int | None:
         at = select(which.network, which.mac)

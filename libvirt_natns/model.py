@@ -246,7 +246,8 @@ class Forward:
     ``network`` is the uuid of the network whose namespace translates: ports
     ``first`` to ``last`` of ``address`` go to ports ``to`` to ``to_last`` of
     ``target``, one by one or all of them onto the single port ``to``.
-    ``owner`` is the uuid of the guest, or of the network itself.
+    ``owner`` is the uuid of the guest, or of the network itself.  Where ``address``
+    and ``target`` are the same, that is a guest's own address, in a public subnet.
     """
 
     owner: str
@@ -260,6 +261,11 @@ class Forward:
     to: int
     to_last: int
     sources: tuple[IPNetwork, ...] = ()
+
+    @property
+    def own(self) -> bool:
+        """Whether it lets in what is addressed to the guest's own address, untranslated."""
+        return self.address == self.target
 
     @property
     def shifts(self) -> bool:
@@ -324,12 +330,23 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Side:
+    """An upstream in one family; without a subnet it has no addresses of that family."""
+
+    family: Family
+    subnet: IPNetwork | None = None
+    gateway: Address | None = None
+    ranges: tuple[AddressRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Upstream:
     """A way to the outside: ``[upstreams.NAME]`` of the configuration.
 
     ``pool`` is a tuple of ranges, or "dhcp".  ``dns`` empty means the host's
     own resolvers.  ``probe`` is how long, in seconds, an address is asked for
-    by ARP before it is handed out.
+    by ARP before it is handed out.  ``host6`` is the host's own subnet, of
+    an upstream of kind "host", whose ``subnet6`` is between the host and namespaces.
     """
 
     name: str
@@ -345,11 +362,23 @@ class Upstream:
     gateway6: IPv6Address | None = None
     pool6: tuple[AddressRange, ...] = ()
     prefixes6: tuple[IPv6Network, ...] = ()
+    host6: IPv6Network | None = None
+
+    @property
+    def own6(self) -> IPv6Network | None:
+        """The outside's own subnet in IPv6, a part of which a network may be."""
+        return self.host6 if self.kind == "host" else self.subnet6
 
     @property
     def ranges(self) -> tuple[AddressRange, ...]:
         """The pool's ranges; none where the provider leases addresses itself."""
         return self.pool if isinstance(self.pool, tuple) else ()
+
+    def side(self, family: Family) -> Side:
+        """What it has in one family."""
+        if family == 4:
+            return Side(4, self.subnet, self.gateway, self.ranges)
+        return Side(6, self.subnet6, self.gateway6, self.pool6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +396,20 @@ class Outside:
     address6: IPv6Address | None = None
     routed: tuple[IPv6Network, ...] = ()
     proxied: tuple[IPv6Network, ...] = ()
+
+    @property
+    def public(self) -> tuple[IPv6Network, ...]:
+        """The subnets of which the outside knows each address."""
+        return (*self.routed, *self.proxied)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The namespace's own addresses there."""
+        return tuple(each for each in (self.address, self.address6) if each is not None)
+
+    def of(self, family: Family) -> Address | None:
+        """The address of one family."""
+        return self.address if family == 4 else self.address6
 
 
 HOST_UPSTREAM = Upstream(name="host", kind="host")
@@ -414,6 +457,7 @@ __all__ = [
     "Protocol",
     "Scope",
     "ServiceRecord",
+    "Side",
     "StaticNat",
     "StaticRoute",
     "Subnet",

@@ -49,7 +49,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     def probe(bridge: str, addresses: Collection[IPv4Address], *_: object) -> set[IPv4Address]:
         return {FIRST} & set(addresses)
 
-    monkeypatch.setattr("libvirt_natns.arp.probe", probe)
+    monkeypatch.setattr("libvirt_natns.neighbours.probe", probe)
     store = Store(tmp_path)
     yield Engine(Config(), store, cast("Kernel", Host()))
     store.close()
@@ -65,7 +65,7 @@ def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
     network = replace(NETWORK, nat=NatMetadata(address=OTHER, forwards=(wanted,)))
     with pytest.raises(DocumentError, match="is not an address of its network"), Undo() as undo:
         engine._reserve(network, b"", PROVIDER, undo)
-    assert engine.store.lease("provider", "a") == FIRST
+    assert engine.store.leases("provider", "a").address == FIRST
 
 
 def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:

@@ -7,12 +7,12 @@ import pytest
 
 from libvirt_natns import names, plan
 from libvirt_natns.dnsmasq import Daemon
-from libvirt_natns.model import Network, StaticRoute, Subnet, Upstream
+from libvirt_natns.model import Network, Outside, StaticRoute, Subnet, Upstream
 from libvirt_natns.plan import Surroundings, describe, make, path_mtu, transit
 from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"
-ADDRESS = IPv4Address("192.168.0.100")
+OUTSIDE = Outside(IPv4Address("192.168.0.100"))
 NETWORK = Network(
     uuid=UUID, name="a", bridge="virbr10", subnets=(Subnet(IPv4Interface("10.0.0.1/24")),)
 )
@@ -92,9 +92,11 @@ def rules(operations: plan.Plan) -> int:
 
 
 def test_stock_network() -> None:
-    made = make(NETWORK, PROVIDER, ADDRESS, AROUND)
+    made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
     assert words(made) == STOCK.format(rules=rules(made))
-    assert of(made, plan.Settings) == [plan.Settings("nat-a", plan.SYSCTLS)]
+    assert of(made, plan.Settings) == [
+        plan.Settings("nat-a", plan.SYSCTLS + plan.SYSCTLS_WITHOUT_IPV6)
+    ]
     assert rules(made) > 0
 
 
@@ -104,37 +106,37 @@ def test_several_subnets_and_routes() -> None:
         subnets=(*NETWORK.subnets, Subnet(IPv4Interface("10.1.0.1/24"))),
         routes=(StaticRoute(IPv4Network("10.9.0.0/24"), IPv4Address("10.0.0.9")),),
     )
-    made = make(network, PROVIDER, ADDRESS, AROUND)
+    made = make(network, PROVIDER, OUTSIDE, AROUND)
     assert words(made) == MORE.format(rules=rules(made))
 
 
 def test_nothing_is_taken_from_a_bridge_that_has_no_address() -> None:
-    made = make(replace(NETWORK, taken_over=False), PROVIDER, ADDRESS, AROUND)
+    made = make(replace(NETWORK, taken_over=False), PROVIDER, OUTSIDE, AROUND)
     assert not of(made, plan.Withdrawal)
     assert "address 10.0.0.1/24 on virbr10 in nat-a" in describe(made)
 
 
 def test_upstream_without_a_gateway() -> None:
-    made = make(NETWORK, replace(PROVIDER, gateway=None), ADDRESS, AROUND)
+    made = make(NETWORK, replace(PROVIDER, gateway=None), OUTSIDE, AROUND)
     assert not of(made, plan.Route)
 
 
 def test_dnsmasq_comes_last() -> None:
-    made = make(NETWORK, PROVIDER, ADDRESS, replace(AROUND, dnsmasq=DAEMON))
+    made = make(NETWORK, PROVIDER, OUTSIDE, replace(AROUND, dnsmasq=DAEMON))
     assert made[-1] == plan.Dnsmasq(DAEMON)
 
 
 def test_no_packet_passes_unfiltered() -> None:
     """Not one link is up before the firewall is loaded; forwarding is the first sysctl,
     since writing it resets others."""
-    made = make(NETWORK, PROVIDER, ADDRESS, AROUND)
+    made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
     kinds = [type(operation) for operation in made]
     assert kinds.index(plan.Firewall) < kinds.index(plan.LinkUp)
     assert plan.SYSCTLS[0] == ("net/ipv4/ip_forward", "1")
 
 
 def test_host_ends_and_namespace_ends_differ() -> None:
-    patches = of(make(NETWORK, PROVIDER, ADDRESS, AROUND), plan.Patch)
+    patches = of(make(NETWORK, PROVIDER, OUTSIDE, AROUND), plan.Patch)
     macs = {
         mac for each in patches if isinstance(each, plan.Patch) for mac in (each.mac, each.port_mac)
     }
@@ -142,7 +144,7 @@ def test_host_ends_and_namespace_ends_differ() -> None:
 
 
 def test_the_announced_mac_is_the_links() -> None:
-    made = make(NETWORK, PROVIDER, ADDRESS, AROUND)
+    made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
     (announcement,) = of(made, plan.Announcement)
     patches = {each.link: each.mac for each in made if isinstance(each, plan.Patch)}
     assert isinstance(announcement, plan.Announcement)

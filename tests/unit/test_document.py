@@ -920,7 +920,11 @@ def allow(*ranges: str) -> str:
         ("<natns:address network='a'/><natns:address network='a'/>", "", "selects the same NIC"),
         ("<natns:address address=''/>", "", "address='': expected auto, or an IPv4 or IPv6"),
         ("<natns:address address='any'/>", "", "address='any': expected auto, or an IPv4 or IPv6"),
-        ("<natns:address address='::1'/>", "", "address='::1': expected the address of a single host"),
+        (
+            "<natns:address address='::1'/>",
+            "",
+            "address='::1': expected the address of a single host",
+        ),
         ("<natns:address address='127.0.0.1'/>", "", "expected the address of a single host"),
         ("<natns:address proto='tcp'/>", "", "attribute 'proto': expected only address, mac or n"),
         ("<natns:address><natns:range start='1'/></natns:address>", "", "expected only allow"),

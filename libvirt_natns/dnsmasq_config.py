@@ -32,6 +32,9 @@ LEAST_IPV6_MTU = 1280
 MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
 
 
+LEASED_FOR = "1h"
+"""How long guests keep an address of a leased prefix after its last advertisement."""
+
 SPECIAL = re.compile(r"""[",#\\]|^ | $""")
 
 LONGEST_LINE = 1000
@@ -343,7 +346,7 @@ def _advertised(lines: list[str], users: list[str], network: Network) -> Iterabl
     starts = [IPv6Address(words[place]) for words in said for place in _ipv6_places(words)[:1]]
     for subnet in network.subnets:
         if subnet.autonomous and not any(start in subnet.network for start in starts):
-            yield _ra_only(subnet)
+            yield f"{_ra_only(subnet)},64,{LEASED_FOR}"
 
 
 def _off_link(line: str, proxied: tuple[IPv6Network, ...]) -> str:

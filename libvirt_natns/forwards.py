@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from libvirt_natns import model
-from libvirt_natns.addresses import FAMILIES, Address, Family, by_family
+from libvirt_natns.addresses import FAMILIES, Address, Family, bracketed, by_family
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model import (
     AddressRequest,
@@ -421,5 +421,4 @@ def said(claim: Forward | StaticNat) -> str:
 
 def at_port(address: Address, port: str) -> str:
     """An address with ports, as in a URL: "192.0.2.1:80", "[2001:db8::1]:80", "*:80"."""
-    said = listening(address)
-    return f"[{said}]:{port}" if ":" in said else f"{said}:{port}"
+    return f"{bracketed(listening(address))}:{port}"

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 from itertools import pairwise
 from typing import cast
 
-from libvirt_natns.addresses import Address, Family, IPNetwork, network_of
+from libvirt_natns.addresses import FAMILIES, Address, Family, IPNetwork, network_of
 from libvirt_natns.elements import (
     CONTROL,
     NS,
@@ -338,10 +338,12 @@ def _check_ranges(forward: Element, ranges: list[tuple[PortRange, Element]]) -> 
     _check_apart([each for ports, each in ranges if not (ports.exclude or ports.auto)])
 
 
-def _listener(forward: PortForward) -> tuple[object, ...]:
+def _listeners(forward: PortForward) -> list[tuple[object, ...]]:
     """Where a forward's ports are published, as far as the metadata tells."""
-    family = forward.family or 4
-    return forward.proto, family, forward.address, forward.network, forward.mac
+    # One that names no family is for both.
+    families = FAMILIES if forward.family is None else (forward.family,)
+    place = (forward.proto, forward.address, forward.network, forward.mac)
+    return [(family, *place) for family in families]
 
 
 def _published(forward: PortForward) -> int:
@@ -360,17 +362,24 @@ def _check_claims(forwards: list[tuple[PortForward, Element]]) -> None:
     """No port stands in two forwards that listen in the same place."""
     claimed: dict[tuple[object, ...], int] = {}
     for forward, element in forwards:
-        listener, ports = _listener(forward), _published(forward)
-        both = ports & claimed.get(listener, 0)
-        if both:
-            line = next(
-                each.sourceline
-                for other, each in forwards
-                if _listener(other) == listener and _published(other) & both
-            )
-            fact = f"publishes {forward.proto} port {(both & -both).bit_length() - 1}"
-            raise error(element, fact, f"ports other than those of the one in line {line}")
-        claimed[listener] = claimed.get(listener, 0) | ports
+        for listener in _listeners(forward):
+            both = _published(forward) & claimed.get(listener, 0)
+            if both:
+                line = _first_claim(forwards, listener, both)
+                fact = f"publishes {forward.proto} port {(both & -both).bit_length() - 1}"
+                raise error(element, fact, f"ports other than those of the one in line {line}")
+            claimed[listener] = claimed.get(listener, 0) | _published(forward)
+
+
+def _first_claim(
+    forwards: list[tuple[PortForward, Element]], listener: tuple[object, ...], ports: int
+) -> int:
+    """The line of the first forward that claims some of those ports."""
+    return next(
+        element.sourceline
+        for forward, element in forwards
+        if listener in _listeners(forward) and _published(forward) & ports
+    )
 
 
 def _check_chosen(forwards: list[tuple[PortForward, Element]]) -> None:
@@ -378,7 +387,8 @@ def _check_chosen(forwards: list[tuple[PortForward, Element]]) -> None:
     chosen: set[tuple[object, ...]] = set()
     for forward, element in forwards:
         for ports in (each for each in forward.ranges if each.auto):
-            key = (*_listener(forward), forward.guest_address, ports.to)
+            place = (forward.proto, forward.address, forward.network, forward.mac)
+            key = (*place, forward.guest_address, ports.to)
             if key in chosen:
                 fact = f"has start='auto' to='{ports.to}', for {forward.proto}, a second time"
                 raise error(element, fact, "each port of the guest once")
@@ -421,11 +431,13 @@ def _is_guest(address: Address, subnet: Subnet) -> bool:
 
 
 def _requests(nat: Element) -> tuple[AddressRequest, ...]:
-    lines: dict[tuple[str | None, str | None], int] = {}
+    lines: dict[tuple[object, ...], int] = {}
     requests = []
     for element in nat.findall(f"{NS}address"):
         request = _request(element)
-        selector = (request.network, request.mac)
+        # "auto" is of IPv4, but where the network has none.
+        family = request.address.version if request.address else 4
+        selector = (request.network, request.mac, family)
         if selector in lines:
             fact = f"selects the same NIC as the one in line {lines[selector]}"
             raise error(element, fact, "another network or mac")
@@ -437,7 +449,7 @@ def _requests(nat: Element) -> tuple[AddressRequest, ...]:
 def _request(element: Element) -> AddressRequest:
     auto = element.attrib.get("address", "auto") == "auto"
     return AddressRequest(
-        address=None if auto else _host_address(element, "address", 4),
+        address=None if auto else _host_address(element, "address"),
         network=element.attrib.get("network"),
         mac=mac(element.attrib.get("mac")),
         ports=_allowed(element),

@@ -193,8 +193,8 @@ def test_router_and_mtu(name: str, mtu: int | None, router6: bool, expected: lis
             "fd00:1::/64",
             [
                 "dhcp-range=fd00:1::100,fd00:1::1ff,off-link,64",
-                "dhcp-range=fd00:2::1,ra-only",
-                "dhcp-range=fd00:3::1,ra-only",
+                "dhcp-range=fd00:2::1,ra-only,64,1h",
+                "dhcp-range=fd00:3::1,ra-only,64,1h",
             ],
         ),
         (
@@ -202,8 +202,8 @@ def test_router_and_mtu(name: str, mtu: int | None, router6: bool, expected: lis
             "fd00:3::/64",
             [
                 "dhcp-range=fd00:1::100,fd00:1::1ff,64",
-                "dhcp-range=fd00:2::1,ra-only",
-                "dhcp-range=fd00:3::1,off-link,ra-only",
+                "dhcp-range=fd00:2::1,ra-only,64,1h",
+                "dhcp-range=fd00:3::1,off-link,ra-only,64,1h",
             ],
         ),
     ],
@@ -221,9 +221,9 @@ def test_a_leased_subnet_is_advertised(name: str) -> None:
     network = golden_network(golden(name))
     network = replace(network, subnets=(*network.subnets, LEASED))
     lines = make(network, libvirts(golden(name)), ASKED, None).configuration.splitlines()
-    assert about(lines, "dhcp-range")[-1] == "dhcp-range=2001:db8:0:7::1,ra-only"
+    assert about(lines, "dhcp-range")[-1] == "dhcp-range=2001:db8:0:7::1,ra-only,64,1h"
     added = [line for line in lines if line not in configuration(name)]
-    assert added == ["dhcp-range=2001:db8:0:7::1,ra-only"]
+    assert added == ["dhcp-range=2001:db8:0:7::1,ra-only,64,1h"]
 
 
 @pytest.mark.parametrize(

@@ -918,9 +918,13 @@ def allow(*ranges: str) -> str:
             "same NIC as the one in line 1: expected another network or mac",
         ),
         ("<natns:address network='a'/><natns:address network='a'/>", "", "selects the same NIC"),
-        ("<natns:address address=''/>", "", "address='': expected auto, or an IPv4 address"),
-        ("<natns:address address='any'/>", "", "address='any': expected auto, or an IPv4 address"),
-        ("<natns:address address='::1'/>", "", "address='::1': expected auto, or an IPv4 address"),
+        ("<natns:address address=''/>", "", "address='': expected auto, or an IPv4 or IPv6"),
+        ("<natns:address address='any'/>", "", "address='any': expected auto, or an IPv4 or IPv6"),
+        (
+            "<natns:address address='::1'/>",
+            "",
+            "address='::1': expected the address of a single host",
+        ),
         ("<natns:address address='127.0.0.1'/>", "", "expected the address of a single host"),
         ("<natns:address proto='tcp'/>", "", "attribute 'proto': expected only address, mac or n"),
         ("<natns:address><natns:range start='1'/></natns:address>", "", "expected only allow"),
@@ -998,7 +1002,23 @@ def test_one_port_in_both_families() -> None:
     assert "publishes tcp port 80" in refusal("", own + "".join(forwards + forwards[1:]))
 
 
-def test_clients_in_both_families() -> None:
+def test_a_forward_without_a_family_is_of_both() -> None:
+    forwards = FORWARDS.format("", "start='80'") + FORWARDS.format(
+        "guestAddress='fd00::5'", "start='80'"
+    )
+    assert "publishes tcp port 80" in domain_refusal(forwards)
+
+
+def test_an_address_of_each_family_for_a_guest() -> None:
+    six = "<natns:address address='2001:db8::5'/>"
+    both = domain_metadata("<natns:address/>" + six).addresses
+    assert [each.address for each in both] == [None, IPv6Address("2001:db8::5")]
+    four = "<natns:address/><natns:address address='192.168.0.9'/>"
+    for twice in (four, six + six.replace("::5", "::6")):
+        assert "selects the same NIC" in domain_refusal(twice)
+
+
+def test_clients_of_one_family() -> None:
     text = FORWARDS.format("guestAddress='fd00::5' source='2001:db8::/32, fd00::9'", "start='80'")
     (forward,) = metadata(natns_ip6() + text, "").forwards
     assert forward.sources == (IPv6Network("2001:db8::/32"), IPv6Network("fd00::9/128"))

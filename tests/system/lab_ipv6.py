@@ -2,7 +2,10 @@
 """The provider's network in both families, and networks whose guests have both."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from lab_base import run, wait_for
 from lab_libvirt import Host
@@ -112,6 +115,25 @@ def slaac(guest: FastGuest, prefix: str) -> str:
         return next((each for each in addresses6(guest) if each.startswith(prefix)), "")
 
     return wait_for(own, timeout=10, what=f"an address in {prefix} of {guest.name}")
+
+
+def leased6(node: Node, limit: int = 15) -> dict[str, str]:
+    """What DHCPv6 gives, in the words of dhclient's environment; the address is set."""
+    client = ("timeout", str(limit), "dhclient", "-6", "-1", "-v", "-D", "LL")
+    directory = Path(tempfile.mkdtemp(prefix="dhcpv6-"))
+    script = directory / "script"
+    script.write_text('#!/bin/sh\n[ "$reason" != BOUND6 ] || env >"${0%/*}/env"\n')
+    script.chmod(0o755)
+    files = ("-lf", str(directory / "leases"), "-pf", str(directory / "pid"))
+    try:
+        node.run(*client, "-sf", script, *files, "eth0")
+        node.run("dhclient", "-6", "-x", *files, "eth0", check=False)
+        lines = (directory / "env").read_text().splitlines()
+        found = dict(line.split("=", 1) for line in lines if line.startswith("new_"))
+    finally:
+        shutil.rmtree(directory)
+    node.run("ip", "address", "replace", f"{found['new_ip6_address']}/128", "dev", "eth0")
+    return found
 
 
 def dual(

@@ -24,7 +24,6 @@ from lab import (
     natns,
     remove_config,
     run,
-    virsh,
     wait_for,
     write_config,
 )

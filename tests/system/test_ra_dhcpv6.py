@@ -8,14 +8,13 @@ A network of libvirt's, whose addresses a namespace of the test's own has taken 
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
-from pathlib import Path
 
 import pytest
 from lab import CommandError, FastGuest, Node, run, start_network, virsh, wait_for
+from lab_ipv6 import leased6
 
 from libvirt_natns import dnsmasq, document, names
 from libvirt_natns.addresses import Address
@@ -32,7 +31,9 @@ LEASED = Subnet(IPv6Interface("2001:db8:0:7::1/64"))
 RANGE = "<dhcp><range start='fd00:1::100' end='fd00:1::1ff'/>{}</dhcp>"
 FIXED = "<host id='0:3:0:1:52:54:0:0:0:6' name='fixed' ip='fd00:1::6'/>"
 NATNS = """<metadata><natns:nat xmlns:natns='urn:libvirt-natns:1'>
-  <natns:ip family='ipv6' address='fd00:1::1' prefix='64'/></natns:nat></metadata>"""
+  <natns:ip family='ipv6' address='fd00:1::1' prefix='64'><natns:dhcp>
+    <natns:host mac='52:54:00:00:00:05' name='web' ip='fd00:1::5'/>
+  </natns:dhcp></natns:ip></natns:nat></metadata>"""
 PATIENCE = 15
 
 
@@ -127,25 +128,6 @@ def advertised(node: Node) -> str:
     return node.run("rdisc6", "-1", "-r", "5", "-w", "2000", "eth0").stdout
 
 
-def leased(node: Node, limit: int = PATIENCE) -> dict[str, str]:
-    """What DHCPv6 gives, in the words of dhclient's environment; the address is set."""
-    client = ("timeout", str(limit), "dhclient", "-6", "-1", "-v", "-D", "LL")
-    directory = Path(tempfile.mkdtemp(prefix="dhcpv6-"))
-    script = directory / "script"
-    script.write_text('#!/bin/sh\n[ "$reason" != BOUND6 ] || env >"${0%/*}/env"\n')
-    script.chmod(0o755)
-    files = ("-lf", str(directory / "leases"), "-pf", str(directory / "pid"))
-    try:
-        node.run(*client, "-sf", script, *files, "eth0")
-        node.run("dhclient", "-6", "-x", *files, "eth0", check=False)
-        lines = (directory / "env").read_text().splitlines()
-        found = dict(line.split("=", 1) for line in lines if line.startswith("new_"))
-    finally:
-        shutil.rmtree(directory)
-    node.run("ip", "address", "replace", f"{found['new_ip6_address']}/128", "dev", "eth0")
-    return found
-
-
 # -- addresses that guests make themselves ----------------------------------------
 
 
@@ -181,13 +163,6 @@ def test_without_a_way_out_nobody_is_told_to_leave() -> None:
         assert asks.ping("fd00:1::1")
 
 
-def test_a_network_of_natns_ip_is_advertised() -> None:
-    xml = re.sub(r"  <ip.*</ip>", NATNS, network_xml(), flags=re.DOTALL)
-    with router(started(xml)) as node, guest() as asks:
-        wait_for(lambda: addresses(asks), timeout=PATIENCE, what="an address")
-        assert routes(asks) == {PREFIX: None, "default": link_local(node)}
-
-
 # -- addresses by DHCPv6 ------------------------------------------------------------
 
 
@@ -203,13 +178,13 @@ def test_leases_by_chance_by_mac_and_by_duid() -> None:
         assert [each.network for each in addresses(by_mac)] == [LEASED.network]
         assert routes(by_mac)["default"] == link_local(node)
         assert routes(by_mac)[PREFIX] is None
-        assert leased(by_mac)["new_ip6_address"] == "fd00:1::7"
+        assert leased6(by_mac)["new_ip6_address"] == "fd00:1::7"
         assert by_mac.dhcp()["ip"] == "10.0.0.7"
         with guest(OTHER, "fixed") as fixed, guest("52:54:00:00:00:99", "any") as anybody:
-            found = leased(fixed)
+            found = leased6(fixed)
             assert found["new_ip6_address"] == "fd00:1::6"
             assert found["new_dhcp6_name_servers"] == "fd00:1::1"
-            by_chance = IPv6Address(leased(anybody)["new_ip6_address"])
+            by_chance = IPv6Address(leased6(anybody)["new_ip6_address"])
             assert IPv6Address("fd00:1::100") <= by_chance <= IPv6Address("fd00:1::1ff")
             assert anybody.ping("fd00:1::6")
             assert anybody.dig("fixed.a", "AAAA", server="fd00:1::1") == ["fd00:1::6"]
@@ -218,12 +193,21 @@ def test_leases_by_chance_by_mac_and_by_duid() -> None:
             assert f" {address} " in shown
 
 
+def test_natns_ip_knows_a_guest_by_its_mac() -> None:
+    xml = re.sub(r"  <ip.*</ip>", NATNS, network_xml(), flags=re.DOTALL)
+    with router(started(xml)) as node, guest() as asks:
+        wait_for(lambda: "default" in routes(asks), timeout=PATIENCE, what="a router")
+        assert routes(asks) == {PREFIX: None, "default": link_local(node)}
+        assert leased6(asks)["new_ip6_address"] == "fd00:1::5"
+        assert asks.dig("web.a", "AAAA", server="fd00:1::1") == ["fd00:1::5"]
+
+
 def test_a_prefix_that_leaves_no_room_for_addresses_of_ones_own() -> None:
     with router(started(network_xml(RANGE.format(""), 80))) as node, guest() as asks:
         wait_for(lambda: "default" in routes(asks), timeout=PATIENCE, what="a router")
         assert routes(asks) == {"fd00:1::/80": None, "default": link_local(node)}
         assert addresses(asks) == []
-        assert IPv6Address(leased(asks)["new_ip6_address"]) in IPv6Network("fd00:1::100/120")
+        assert IPv6Address(leased6(asks)["new_ip6_address"]) in IPv6Network("fd00:1::100/120")
         assert asks.ping("fd00:1::1")
 
 
@@ -233,6 +217,6 @@ def test_libvirts_own_dnsmasq_serves_nobody_any_more() -> None:
     with guest() as asks, asks.sniff("udp port 547 or icmp6[icmp6type]==134") as seen:
         assert asks.run("rdisc6", "-r", "2", "-w", "500", "eth0", check=False).returncode != 0
         with pytest.raises(CommandError):
-            leased(asks, limit=2)
+            leased6(asks, limit=2)
         assert seen.lines()
         assert [line for line in seen.lines() if " > ff02::1:2.547: " not in line] == []

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import dnsmasq, document, names, netns
+from libvirt_natns.addresses import Address
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.dnsmasq_config import Files, make, paths, text_record
 from libvirt_natns.errors import DnsmasqError, DocumentError
@@ -250,7 +251,10 @@ def test_router_of_a_network_without_names_and_without_dhcp() -> None:
 
 def test_reservations_of_both_families() -> None:
     mac = "52:54:00:00:00:05"
-    kept = [(mac, IPv4Address("10.0.0.5")), (mac, IPv6Address("fd00:1::5"))]
+    kept: list[tuple[str, Address]] = [
+        (mac, IPv4Address("10.0.0.5")),
+        (mac, IPv6Address("fd00:1::5")),
+    ]
     files = make(golden_network(golden("ipv6")), libvirts(golden("ipv6")), ASKED, None, kept)
     assert files.hosts.splitlines()[1:] == [f"{mac},10.0.0.5", f"{mac},[fd00:1::5]"]
 

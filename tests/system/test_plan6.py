@@ -23,6 +23,7 @@ from libvirt_natns.executor import Undo
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import AddressRange, Network, Outside, Subnet, Upstream
 from libvirt_natns.records import replace
+from libvirt_natns.watch import ENDED, Watch, Watched
 
 UUID = "6a8f7f0e-6c1c-4e64-9f3c-0d8c4e6f0a66"
 BRIDGE, PRIVATE = "br0", "virbr60"
@@ -78,12 +79,7 @@ class World:
         upstream: Upstream = UPSTREAM,
         network: Network = NETWORK,
     ) -> plan.Plan:
-        made = tuple(
-            operation
-            for operation in plan.make(network, upstream, outside, AROUND)
-            # What the rules let through is test_firewall_packets6's.
-            if not isinstance(operation, plan.Firewall)
-        )
+        made = plan.make(network, upstream, outside, AROUND)
         self.carry_out(made)
         assert executor.differences(self.kernel, made) == []
         return made
@@ -317,3 +313,40 @@ def test_a_proxy_in_the_host(world: World) -> None:
             ndppd.stop(UUID)
             run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=0")
     assert ndppd.running(UUID, None) is None
+
+
+# -- the watch -----------------------------------------------------------------
+
+
+def test_what_the_kernel_does_by_itself_alarms_nobody(world: World) -> None:
+    world.up(PROXY_OUTSIDE, network=PROXY)
+    pid = ndppd.running(UUID, NAMESPACE)
+    suspected: list[str] = []
+    ports = (names.private_patch(UUID), names.upstream_patch(UUID))
+    seen = Watched(UUID, NAMESPACE, PRIVATE, ports, proxies=(pid or ENDED,))
+    watch = Watch(lambda _: seen, suspected.append)
+    watch.start()
+
+    def noticed(*command: str) -> None:
+        suspected.clear()
+        run(*command)
+        wait_for(lambda: UUID in suspected, what=f"an alarm after {' '.join(command)}")
+
+    try:
+        watch.follow([UUID])
+        assert watch.settled(5.0)
+        assert suspected == []
+        inside = ("ip", "-n", NAMESPACE)
+        run(*inside, "address", "add", "fe80::5/64", "dev", "upstream", "nodad")
+        run(*inside, "address", "del", "fe80::5/64", "dev", "upstream")
+        run(*inside, "route", "add", "default", "via", "fe80::9", "dev", "upstream",
+            "proto", "ra", "metric", "2048")  # fmt: skip
+        run("ip", "address", "add", "fe80::5/64", "dev", PRIVATE, "nodad")
+        # What comes later is heard later.
+        noticed(*inside, "route", "del", f"{ROUTER}/128", "dev", "upstream")
+        assert suspected == [UUID]
+        noticed(*inside, "address", "del", f"{OWN}/128", "dev", "upstream")
+        noticed("ip", "address", "add", str(PROXIED), "dev", PRIVATE)
+        noticed("kill", str(pid))
+    finally:
+        watch.stop()

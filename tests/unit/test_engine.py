@@ -87,9 +87,11 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
 def test_address_that_the_configuration_forbids_by_now(engine: Engine, changed: Upstream) -> None:
     """Another one is asked for on the wire, as ever: the first one answers."""
     lease(engine, FOREIGN)
-    assert engine._address(NETWORK, changed) == OTHER
+    engine._renew_leases(NETWORK, changed)
+    assert engine.store.leases("provider", "a").address == OTHER
 
 
 def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine) -> None:
     lease(engine, FOREIGN)
-    assert engine._address(NETWORK, PROVIDER) == FOREIGN
+    engine._renew_leases(NETWORK, PROVIDER)
+    assert engine.store.leases("provider", "a").address == FOREIGN

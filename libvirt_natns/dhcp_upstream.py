@@ -77,9 +77,9 @@ def problem(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | 
     return None
 
 
-def _servers(known: Upstream) -> Sequence[IPv4Address]:
+def _servers(known: Upstream) -> Sequence[Address]:
     """The resolvers that a network's guests depend on."""
-    own = [server for server in known.dns if isinstance(server, IPv4Address)]
+    own = [server for server in known.dns if server.version == 4]
     return own or resolvers.host_resolvers().servers
 
 
@@ -109,7 +109,9 @@ def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | Non
     """A network's client as part of its plan; None where its upstream needs none."""
     if not upstream.by_dhcp:
         return None
-    wanted = selection.applicant(network).wanted or store.lease(upstream.name, network.uuid)
+    wanted = (
+        selection.applicant(network).wanted or store.leases(upstream.name, network.uuid).address
+    )
     known = isinstance(wanted, IPv4Address) and not is_stand_in(wanted)
     return Leasing(client(network, upstream), cast("IPv4Address", wanted) if known else None)
 
@@ -149,18 +151,18 @@ def _not_wanted(network: Network, upstream: Upstream, lease: Lease) -> NatnsErro
 # -- the address -------------------------------------------------------------
 
 
-def settle(store: Store, network: Network, upstream: Upstream) -> Address:
+def settle(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
     """Record the address that a network has leased, or a stand-in; returns it."""
     leased = upstream.leased
     if leased is not None and _take(store, network, upstream, leased):
         return leased
-    present = store.lease(upstream.name, network.uuid)
+    present = store.leases(upstream.name, network.uuid).address
     if present is not None and is_stand_in(present):
         return present
     return next(each for each in stand_ins(network.uuid) if _take(store, network, upstream, each))
 
 
-def settle_first(store: Store, network: Network, upstream: Upstream) -> Address:
+def settle_first(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
     """The same for a network that starts.
 
     Raises LeaseError where another network has the address.
@@ -203,7 +205,7 @@ def differences(store: Store, record: Record, network: Network, upstream: Upstre
     found = found or _not_wanted(network, upstream, lease)
     if found is not None:
         return [str(found)]
-    if upstream.leased in (None, store.lease(upstream.name, record.uuid)):
+    if upstream.leased in (None, store.leases(upstream.name, record.uuid).address):
         return []
     if store.holder(pool.segment(upstream), upstream.leased):
         return [str(_taken(store, record.name, upstream))]

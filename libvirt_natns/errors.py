@@ -82,6 +82,10 @@ class DhcpError(NatnsError):
     """A DHCP client could not be started or ended, or nobody answers it."""
 
 
+class ProxyError(NatnsError):
+    """ndppd could not be started or ended."""
+
+
 class LibvirtError(NatnsError):
     """libvirt could not be reached, or refused a request."""
 

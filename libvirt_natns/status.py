@@ -9,7 +9,7 @@ from pathlib import Path
 from libvirt_natns import dhcp_upstream, forward_list, reconcile
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.engine import Engine
-from libvirt_natns.model import is_stand_in
+from libvirt_natns.model import known
 from libvirt_natns.reconcile import Finding
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.store import Record
@@ -23,6 +23,7 @@ class Status:
     """One network.
 
     ``state`` is "up", "preparing" and "starting" on the way there, or "down";
+    ``prefix`` is what it leases of what is routed to its upstream;
     ``leases`` counts its guests' DHCP leases that have not expired; ``health``
     is "ok", "damaged (N)" or "given up (WHY)" for one that is up, and its state
     for any other;
@@ -42,6 +43,8 @@ class Status:
     health: str
     differences: tuple[str, ...]
     forwards: tuple[forward_list.Row, ...] = ()
+    address6: str | None = None
+    prefix: str | None = None
     lease_seconds: int | None = None
 
 
@@ -69,7 +72,8 @@ def _age(record: Record) -> tuple[bool, bool, float]:
 def _status(engine: Engine, record: Record) -> Status:
     state = record.state if record.runs else "down"
     found = tuple(reconcile.differences(engine, record)) if state == "up" else ()
-    address = engine.store.lease(record.upstream, record.uuid)
+    leased = engine.store.leases(record.upstream, record.uuid)
+    address = known(leased.address)
     return Status(
         network=record.name,
         uuid=record.uuid,
@@ -78,7 +82,9 @@ def _status(engine: Engine, record: Record) -> Status:
         bridge=record.bridge,
         subnets=tuple(map(str, record.subnets)),
         upstream=record.upstream,
-        address=str(address) if address and not is_stand_in(address) else None,
+        address=str(address) if address else None,
+        address6=str(leased.address6) if leased.address6 else None,
+        prefix=str(leased.prefix) if leased.prefix else None,
         leases=dhcp_leases(record.bridge) if state == "up" else 0,
         health=_health(state, found),
         differences=found,
@@ -147,18 +153,18 @@ def _row(status: Status) -> tuple[str, ...]:
     return (
         status.network,
         status.namespace if up else "-",
-        ", ".join(status.subnets) or "-",
+        ", ".join(_subnets(status)) or "-",
         status.upstream,
-        _address(status),
+        ", ".join(each for each in (_address(status), status.address6) if each) or "-",
         str(status.leases) if up else "-",
         status.health,
     )
 
 
-def _address(status: Status) -> str:
+def _address(status: Status) -> str | None:
     """The upstream address, and for how long a DHCP server has leased it."""
     left = f" ({_duration(status.lease_seconds)} left)" if status.lease_seconds is not None else ""
-    return f"{status.address}{left}" if status.address else "-"
+    return f"{status.address}{left}" if status.address else None
 
 
 def _duration(seconds: int) -> str:
@@ -167,6 +173,12 @@ def _duration(seconds: int) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length} {unit}"
     return f"{seconds} s"
+
+
+def _subnets(status: Status) -> tuple[str, ...]:
+    """Its own, and the prefix that it leases."""
+    leased = [status.prefix] if status.prefix and status.prefix not in status.subnets else []
+    return (*status.subnets, *leased)
 
 
 def as_json(

@@ -30,7 +30,7 @@ from contextlib import contextmanager, suppress
 from threading import Condition, Thread
 from typing import Self
 
-from libvirt_natns import dhcp_client, dnsmasq, dnsmasq_config, names
+from libvirt_natns import dhcp_client, dnsmasq, dnsmasq_config, names, ndppd
 from libvirt_natns import notifications as n
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import iptables
@@ -68,7 +68,8 @@ class Watched:
     ``ports`` are its patches' host ends.  ``dnsmasq`` and ``client``, which asks for an
     upstream address, are process ids, ENDED for one that should run but does not, None
     where there is none.  ``parent`` is the host's link that its upstream is, which
-    others may share.
+    others may share.  ``proxies`` are those
+    that answer for guests (ndppd).
     """
 
     uuid: str
@@ -79,11 +80,13 @@ class Watched:
     firewall: str = ""
     parent: str = ""
     client: int | None = None
+    proxies: tuple[int, ...] = ()
 
     @property
     def processes(self) -> tuple[int, ...]:
         """Those that should run."""
-        return tuple(pid for pid in (self.dnsmasq, self.client) if pid is not None)
+        own = (pid for pid in (self.dnsmasq, self.client) if pid is not None)
+        return (*own, *self.proxies)
 
     @classmethod
     def of(cls, record: Record, parent: str = "") -> Self:
@@ -96,7 +99,14 @@ class Watched:
         client = None
         if (directory := names.dhcp_directory(uuid)).exists():
             client = dhcp_client.process(directory, namespace) or ENDED
-        return cls(uuid, namespace, record.bridge, ports, daemon, _backend(uuid), parent, client)
+        proxies = tuple(
+            ndppd.running(uuid, where) or ENDED
+            for where in (namespace, None)
+            if ndppd.is_wanted(uuid, where)
+        )
+        return cls(
+            uuid, namespace, record.bridge, ports, daemon, _backend(uuid), parent, client, proxies
+        )
 
 
 def _backend(uuid: str) -> str:
@@ -280,7 +290,11 @@ class Watch:
             self._on_name(name, come)
 
     def _read_inside(self, channel: n.Channel) -> None:
-        heard = {nsid for nsid, _ in channel.received()}
+        heard = {
+            nsid
+            for nsid, datagram in channel.received()
+            if not all(n.kernels_own(*message) for message in n.messages(datagram))
+        }
         for nsid in heard:
             self._suspect(self._by_nsid.get(nsid) if nsid is not None else None)
 
@@ -290,7 +304,8 @@ class Watch:
                 if kind in (n.RTM_NEWLINK, n.RTM_DELLINK):
                     self._on_link(kind, body)
                 elif kind in (n.RTM_NEWADDR, n.RTM_DELADDR):
-                    self._on_address(kind, body)
+                    if not n.kernels_own(kind, body):
+                        self._on_address(kind, body)
                 elif kind == n.RTM_NEWNETCONF and n.stops_forwarding(body):
                     self._suspect(HOST)
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Protocol
 
+from libvirt_natns.addresses import Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
@@ -41,8 +42,8 @@ class Backend(Protocol):
     def generation(self, namespace: str, /) -> str:
         """A number that each change of the kernel's rules raises by one; "" where nothing tells."""
 
-    def require(self) -> None:
-        """Raise FirewallError with a remedy where the backend cannot work."""
+    def require(self, family: Family = 4, /) -> None:
+        """Raise FirewallError with a remedy where the backend cannot work with that family."""
 
 
 def choose(choice: FirewallChoice) -> Backend:

@@ -28,7 +28,13 @@ Everything of ours is in the table ``inet natns`` or in chains called NATNS-*,
 and is found again by these names; callers hold a lock, so that one at a time
 compares and changes.
 
-Limits: IPv4 only.  A client of a published port whose address lies in the private
+IPv6 is the same with a transit bridge that has a private subnet of that, too.  The kernel
+takes ::1 from no link but lo and routes it nowhere, so a published port is not reached
+there, and what the host itself has on that address is left alone.  Where bridged frames
+pass through ip6tables, neighbours must find each other on a bridge to the outside:
+link-local addresses and groups pass there.
+
+Limits: A client of a published port whose address lies in the private
 subnet behind it is not answered.  A legacy table that this module was the first to use stays,
 empty, for the kernel cannot drop one.  Foreign chains in nft are seen only
 where the program nft is.  The check that a foreign chain begins with our jump
@@ -38,13 +44,20 @@ two that bear the same addresses and identification can mix.
 """
 
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Protocol
 
-from libvirt_natns.addresses import Address, IPNetwork
+from libvirt_natns.addresses import Address, Family, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host_iptables, host_nftables
-from libvirt_natns.firewall.rules import Rule, checked_interface, limited, single
+from libvirt_natns.firewall.rules import (
+    LINK_LOCAL,
+    MULTICAST,
+    Rule,
+    checked_interface,
+    limited,
+    single,
+)
 from libvirt_natns.model import Protocol as TransportProtocol
 from libvirt_natns.records import dataclass
 
@@ -56,11 +69,15 @@ DHCP = (IPv4Address("0.0.0.0"), IPv4Address("255.255.255.255"))
 """What a client asks from as long as it has no address, and where it is answered."""
 
 LOOPBACK = (IPv4Network("127.0.0.0/8"),)
+LOOPBACK6 = (IPv6Network("::1"),)
 
 
 @dataclass(frozen=True, slots=True)
 class Transit:
-    """A private transit bridge and the subnet of its namespaces' upstream addresses."""
+    """A private transit bridge and the subnet of its namespaces' upstream addresses.
+
+    A bridge with subnets of both families is there once for each.
+    """
 
     bridge: str
     subnet: IPNetwork
@@ -76,10 +93,14 @@ class Private:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A network's upstream address on an existing bridge to the outside."""
+    """A network's upstream address on an existing bridge to the outside.
+
+    Or a subnet that passes there untranslated; ``routed``: which the host routes.
+    """
 
     bridge: str
-    address: Address
+    address: Address | IPNetwork
+    routed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +125,11 @@ class HostForward:
 class HostPolicy:
     """What the host must let through, for all networks that are up.
 
-    ``bridge_nf`` is whether net.bridge.bridge-nf-call-iptables is 1.  ``dhcp`` are bridges on
-    which networks ask a DHCP server, who have no address then.
+    ``bridge_nf`` is whether net.bridge.bridge-nf-call-iptables is 1, ``bridge_nf6``
+    the same of bridge-nf-call-ip6tables; what is in ``private`` and ``provider``
+    matters with the one of its family only.  ``public`` are subnets behind a transit
+    bridge that pass untranslated: what of them gets in, their namespaces decide.  ``dhcp`` are
+    bridges on which networks ask a DHCP server, who have no address then.
     """
 
     transits: tuple[Transit, ...] = ()
@@ -114,6 +138,14 @@ class HostPolicy:
     bridge_nf: bool = False
     forwards: tuple[HostForward, ...] = ()
     dhcp: tuple[str, ...] = ()
+    bridge_nf6: bool = False
+    public: tuple[Provider, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the host needs no rules at all."""
+        routed = any(each.routed for each in self.provider)
+        return not (self.transits or self.bridge_nf or self.bridge_nf6 or routed)
 
     def __post_init__(self) -> None:
         attached: tuple[Transit | Private | Provider, ...] = (
@@ -129,14 +161,19 @@ class HostPolicy:
 
 def rules(policy: HostPolicy) -> tuple[Rule, ...]:
     """The host's own rules: what is translated, and what goes in and out of a transit."""
-    published = {forward.bridge for forward in policy.forwards}
+    bridges: dict[str, list[Transit]] = {}
+    for transit in policy.transits:
+        bridges.setdefault(transit.bridge, []).append(transit)
     shared = [
-        rule
-        for transit in policy.transits
-        for rule in _transit(transit, transit.bridge in published)
+        rule for bridge, transits in bridges.items() for rule in _transit(policy, bridge, transits)
     ]
     translated, untracked = _dnats(policy), _notracks(policy)
     return (*translated, *shared, *untracked)
+
+
+def _published(policy: HostPolicy, bridge: str) -> set[int]:
+    """The families that some port is published in, on a transit bridge."""
+    return {each.target.version for each in policy.forwards if each.bridge == bridge}
 
 
 def own_rules(policy: HostPolicy) -> tuple[Rule, ...]:
@@ -144,24 +181,47 @@ def own_rules(policy: HostPolicy) -> tuple[Rule, ...]:
     return (*_dnats(policy), *_notracks(policy))
 
 
+def public_rules(policy: HostPolicy) -> list[Rule]:
+    """What lets subnets behind transit bridges pass untranslated, also a single network's."""
+    return [rule for each in policy.public for rule in _passing(each)]
+
+
+def _passing(public: Provider) -> list[Rule]:
+    """What lets a subnet behind a transit bridge pass untranslated."""
+    bridge, subnet = public.bridge, single(public.address)
+    return [
+        Rule(chain="forward", iif=bridge, sources=subnet, action="accept"),
+        Rule(chain="forward", oif=bridge, destinations=subnet, action="accept"),
+    ]
+
+
 def _dnats(policy: HostPolicy) -> list[Rule]:
     return [rule for forward in policy.forwards for rule in _dnat(forward)]
 
 
 def _notracks(policy: HostPolicy) -> list[Rule]:
+    # One for both families, which is one element: what is not bridged never comes from there.
     return [
         Rule(chain="raw", iif=private.bridge, action="notrack", unique=True)
-        for private in (policy.private if policy.bridge_nf else ())
+        for private in policy.private
+        if policy.bridge_nf or _filtered6(policy, private)
     ]
 
 
+def _filtered6(policy: HostPolicy, private: Private) -> bool:
+    """Whether frames of IPv6 on a private bridge meet the host's rules."""
+    return policy.bridge_nf6 and any(subnet.version == 6 for subnet in private.subnets)
+
+
 def _dnat(forward: HostForward) -> Iterator[Rule]:
+    lo = LOOPBACK6 if forward.address is None and forward.target.version == 6 else ()
     # One source a rule, since nft lists several in its own order, and merged.
     for source in limited(forward.sources) or (None,):
         yield Rule(
             chain="dstnat",
             sources=(source,) if source else (),
-            destinations=single(forward.address) if forward.address else (),
+            destinations=single(forward.address) if forward.address else lo,
+            not_destinations=bool(lo),
             local=forward.address is None,
             protocol=forward.proto,
             span=(forward.first, forward.last),
@@ -171,17 +231,16 @@ def _dnat(forward: HostForward) -> Iterator[Rule]:
         )
 
 
-def _transit(transit: Transit, published: bool) -> Iterator[Rule]:
-    bridge, subnet = transit.bridge, (transit.subnet,)
-    # From anywhere: the kernel drops them, too, but only after they were translated.
-    yield Rule(chain="raw", iif="lo", not_iif=True, destinations=LOOPBACK, action="drop")
-    yield Rule(chain="raw", iif=bridge, sources=LOOPBACK, action="drop")
-    for sources in (subnet, LOOPBACK) if published else ():
-        yield Rule(
-            chain="srcnat", oif=bridge, sources=sources, translated=True, action="masquerade"
-        )
-    yield Rule(chain="srcnat", oif=bridge, not_oif=True, sources=subnet, action="masquerade")
-    yield Rule(chain="forward", iif=bridge, sources=subnet, action="accept")
+def _transit(policy: HostPolicy, bridge: str, transits: list[Transit]) -> Iterator[Rule]:
+    published = _published(policy, bridge)
+    yield from _loopback(bridge)
+    for transit in transits:
+        yield from _sources(transit, transit.subnet.version in published)
+    for transit in transits:
+        yield Rule(chain="forward", iif=bridge, sources=(transit.subnet,), action="accept")
+    for public in policy.public:
+        if public.bridge == bridge:
+            yield from _passing(public)
     yield Rule(chain="forward", iif=bridge, action="drop")
     yield Rule(chain="forward", oif=bridge, states=("established", "related"), action="accept")
     if published:
@@ -189,44 +248,91 @@ def _transit(transit: Transit, published: bool) -> Iterator[Rule]:
     yield Rule(chain="forward", oif=bridge, action="drop")
 
 
+def _loopback(bridge: str) -> Iterator[Rule]:
+    # From anywhere: the kernel drops them, too, but only after they were translated.
+    yield Rule(chain="raw", iif="lo", not_iif=True, destinations=LOOPBACK, action="drop")
+    yield Rule(chain="raw", iif=bridge, sources=LOOPBACK, action="drop")
+
+
+def _sources(transit: Transit, published: bool) -> Iterator[Rule]:
+    """Whom a service sees, and whom the outside sees."""
+    bridge, subnet = transit.bridge, (transit.subnet,)
+    seen = (subnet, LOOPBACK) if transit.subnet.version == 4 else (subnet,)
+    for sources in seen if published else ():
+        yield Rule(
+            chain="srcnat", oif=bridge, sources=sources, translated=True, action="masquerade"
+        )
+    yield Rule(chain="srcnat", oif=bridge, not_oif=True, sources=subnet, action="masquerade")
+
+
 def accepts(policy: HostPolicy) -> tuple[Rule, ...]:
     """What a foreign chain must not drop; one address a rule, as iptables lists them."""
     found = [rule for transit in policy.transits for rule in _transit_accepts(transit)]
     asked = (Provider(bridge, each) for bridge in policy.dhcp for each in DHCP)
     found += [rule for each in asked for rule in _provider_accepts(each)]
+    found += [rule for bridge in links6(policy) for rule in _neighbours(bridge)]
     return (*found, *own_accepts(policy))
+
+
+def links6(policy: HostPolicy) -> list[str]:
+    """The bridges to the outside on which neighbours of IPv6 meet the host's rules."""
+    outside = policy.provider if policy.bridge_nf6 else ()
+    return sorted({each.bridge for each in outside if each.address.version == 6})
+
+
+def _neighbours(bridge: str) -> Iterator[Rule]:
+    yield _bridged(bridge, sources=(LINK_LOCAL,))
+    for destination in (LINK_LOCAL, MULTICAST):
+        yield _bridged(bridge, destinations=(destination,))
 
 
 def own_accepts(policy: HostPolicy) -> list[Rule]:
     """Those of the accepts that are a single network's."""
-    found: list[Rule] = []
+    found = [rule for private in policy.private for rule in _private(policy, private)]
+    for provider in policy.provider:
+        filtered = policy.bridge_nf6 if provider.address.version == 6 else policy.bridge_nf
+        if provider.routed or filtered:
+            found += _provider_accepts(provider)
+    found += [rule for public in policy.public for rule in _transit_accepts(public)]
+    return list(dict.fromkeys(found))
+
+
+def _private(policy: HostPolicy, private: Private) -> Iterator[Rule]:
     if policy.bridge_nf:
-        found += [
-            Rule(chain="forward", iif=bridge, oif=bridge, action="accept", comment=COMMENT)
-            for bridge in dict.fromkeys(private.bridge for private in policy.private)
-        ]
-        found += [rule for provider in policy.provider for rule in _provider_accepts(provider)]
-    return found
+        yield _bridged(private.bridge)
+    if _filtered6(policy, private):
+        yield _bridged(private.bridge, only=6)
 
 
-def _transit_accepts(transit: Transit) -> Iterator[Rule]:
-    bridge, subnet = transit.bridge, (transit.subnet,)
+def _transit_accepts(behind: Transit | Provider) -> Iterator[Rule]:
+    bridge = behind.bridge
+    subnet = (behind.subnet,) if isinstance(behind, Transit) else single(behind.address)
     yield Rule(chain="forward", iif=bridge, sources=subnet, action="accept", comment=COMMENT)
     yield Rule(chain="forward", oif=bridge, destinations=subnet, action="accept", comment=COMMENT)
 
 
 def _provider_accepts(provider: Provider) -> Iterator[Rule]:
     bridge, address = provider.bridge, single(provider.address)
-    for sources, destinations in ((address, ()), ((), address)):
-        yield Rule(
-            chain="forward",
-            iif=bridge,
-            oif=bridge,
-            sources=sources,
-            destinations=destinations,
-            action="accept",
-            comment=COMMENT,
-        )
+    yield _bridged(bridge, sources=address)
+    yield _bridged(bridge, destinations=address)
+
+
+def _bridged(
+    bridge: str,
+    sources: tuple[IPNetwork, ...] = (),
+    destinations: tuple[IPNetwork, ...] = (),
+    only: Family | None = None,
+) -> Rule:
+    return Rule(
+        chain="forward",
+        iif=bridge,
+        oif=bridge,
+        sources=sources,
+        destinations=destinations,
+        only=only,
+        action="accept",
+        comment=COMMENT,
+    )
 
 
 def ensure(

@@ -12,6 +12,7 @@ an error, because nobody can tell what it drops.
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables
 from libvirt_natns.firewall.iptables import Entry
@@ -42,7 +43,7 @@ def ensure(
     found = differences(own, accepts)
     if found:
         announce()
-        iptables.call(None, "own", prefix=PREFIX, tables=tables(_wanted(own, accepts)))
+        _call("own", tables(_wanted(own, accepts)))
     return found
 
 
@@ -50,8 +51,14 @@ def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, 
     """What ``ensure`` would change, one line each."""
     wanted = tables(_wanted(own, accepts))
     if _concerned(wanted):
-        return tuple(iptables.call(None, "compare", prefix=PREFIX, tables=wanted).splitlines())
+        return tuple(_call("compare", wanted).splitlines())
     return ()
+
+
+def _call(verb: str, wanted: list[dict[str, Any]]) -> str:
+    # Where a family has tables, something of ours may be left over in them.
+    families = sorted({table["family"] for table in wanted} | set(iptables.used(None)))
+    return iptables.call(None, verb, families=families, prefix=PREFIX, tables=wanted)
 
 
 def remove() -> None:
@@ -69,27 +76,43 @@ def _concerned(wanted: list[dict[str, Any]]) -> bool:
             )
         return True
     # Without the library, nothing of ours can have got in.
-    return bool(iptables.in_use(None)) and iptables.library_found()
+    return bool(iptables.used(None)) and iptables.library_found()
 
 
-def _wanted(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    # Looking into a table would create it, so one that is not in use is left alone.
-    foreign = own or "filter" in iptables.in_use(None)
-    return (*own, *accepts) if foreign else own
+Wanted = dict[Family, tuple[Rule, ...]]
 
 
-def tables(rules: Iterable[Rule]) -> list[dict[str, Any]]:
+def _wanted(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Wanted:
+    """The rules of each family that is to have some."""
+    mine, theirs = iptables.families(own), iptables.families(accepts)
+    wanted = {}
+    for family in FAMILIES:
+        # Looking into a table would create it, so one that is not in use is left alone.
+        foreign = family in theirs and (
+            (own and family in mine) or "filter" in iptables.in_use(None, family)
+        )
+        rules = (*(own if family in mine else ()), *(accepts if foreign else ()))
+        wanted[family] = tuple(rule for rule in rules if rule.family in (None, family))
+    return wanted
+
+
+def tables(wanted: Wanted) -> list[dict[str, Any]]:
     """Tables with our chains and jumps, as ``iptables_child`` takes them."""
+    return [table for family, rules in wanted.items() for table in _tables(rules, family)]
+
+
+def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
     chains: dict[Chain, list[Entry]] = {}
     for rule in rules:
-        chains.setdefault(rule.chain, []).extend(iptables.entries(rule))
+        chains.setdefault(rule.chain, []).extend(iptables.entries(rule, family))
     made: dict[str, dict[str, Any]] = {}
     for chain, (name, suffix, builtins) in PLACES.items():
         if chain in chains:
-            table = made.setdefault(name, {"name": name, "chains": {}, "jumps": {}})
+            empty: dict[str, Any] = {"family": family, "name": name, "chains": {}, "jumps": {}}
+            table = made.setdefault(name, empty)
             table["chains"][PREFIX + suffix] = [asdict(entry) for entry in chains[chain]]
             table["jumps"] |= {builtin: asdict(_jump(PREFIX + suffix)) for builtin in builtins}
-    return list(made.values())
+    return made.values()
 
 
 def _jump(target: str) -> Entry:

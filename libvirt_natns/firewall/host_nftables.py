@@ -17,7 +17,7 @@ from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import nftables
 from libvirt_natns.firewall.nftables import MAKE_ROOM, TABLE, Hook, Layout
 from libvirt_natns.firewall.rules import Rule
-from libvirt_natns.records import dataclass, field
+from libvirt_natns.records import dataclass, field, replace
 
 CHAIN = "NATNS-FORWARD"
 """Our chain in a foreign table."""
@@ -68,7 +68,7 @@ class Base:
         """Whether it may drop what it does not know, now or once Docker is started."""
         return (
             self.drops
-            or str(self) == "ip filter FORWARD"
+            or str(self) in ("ip filter FORWARD", "ip6 filter FORWARD")
             or any(_refuses_all(rule) for rule in self.rules)
         )
 
@@ -108,7 +108,7 @@ def parse(text: str) -> Found:
     bases = {
         (base.family, base.table, base.chain): base
         for base in (_base(chain) for chain in chains if chain.get("hook") == "forward")
-        if base.family in ("ip", "inet") and base.parent != TABLE
+        if base.family in ("ip", "ip6", "inet") and base.parent != TABLE
     }
     for rule in (item["rule"] for item in items if "rule" in item):
         base = bases.get((rule["family"], rule["table"], rule["chain"]))
@@ -129,10 +129,10 @@ def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[Repair
     """What is not as ``own`` and ``accepts`` want it, and how to mend it."""
     found = parse(nftables.ruleset_json())
     yield from _own_table(found, own)
-    blocking = [base for base in found.bases if base.blocks] if accepts else []
+    blocking = [base for base in found.bases if base.blocks and _concerns(accepts, base.parent)]
     wanted = {base.parent for base in blocking}
     for parent in sorted(wanted):
-        yield from _own_chain(parent, parent in found.chains, accepts)
+        yield from _own_chain(parent, parent in found.chains, seen_in(accepts, parent))
     for base in found.bases:
         yield from _jump(base, base in blocking)
     for parent in sorted(found.chains - wanted):
@@ -140,6 +140,22 @@ def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[Repair
             f"nftables: chain {CHAIN} in table {parent} is left over",
             f"flush chain {parent} {CHAIN}\ndelete chain {parent} {CHAIN}\n",
         )
+
+
+def seen_in(accepts: Iterable[Rule], parent: str) -> tuple[Rule, ...]:
+    """Those of the accepts that a foreign table sees packets for, in its own words."""
+    word = parent.partition(" ")[0]
+    if word == "inet":
+        return tuple(accepts)
+    family = 6 if word == "ip6" else 4
+    fitting = (rule for rule in accepts if rule.family in (None, family))
+    # Such a table needs no telling what it is for.
+    return tuple(replace(rule, only=None) if rule.only else rule for rule in fitting)
+
+
+def _concerns(accepts: tuple[Rule, ...], parent: str) -> bool:
+    """Whether a table could drop what is to pass; one of IPv6 alone only where there is some."""
+    return any(rule.family == 6 or not parent.startswith("ip6 ") for rule in accepts)
 
 
 def _own_table(found: Found, own: tuple[Rule, ...]) -> Iterator[Repair]:

@@ -14,11 +14,12 @@ each published port.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from libvirt_natns.firewall import host, host_nftables, iptables, nftables
 from libvirt_natns.firewall.nfnetlink import fingerprint
 from libvirt_natns.firewall.nftables import TABLE
+from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.records import asdict, dataclass, field
 
 
@@ -26,8 +27,12 @@ from libvirt_natns.records import asdict, dataclass, field
 class Part:
     """A network's own: elements by set, accepts in foreign tables, and the ``rest``.
 
-    ``transit`` is the transit bridge that it is on, ``dhcp`` the bridge where it asks a DHCP
-    server; "" for none.
+    ``transit`` is the transit bridge that it is on, "" for none, ``dhcp`` the bridge
+    where it asks a DHCP server.  ``accepts`` are what
+    foreign tables for IPv4 get, ``accepts6`` those for IPv6; those for both get
+    the first, and ``only6``.  ``links6`` are bridges on which neighbours must pass.
+    ``public`` are rules for subnets that pass untranslated, ``routes`` the routes to
+    them, and ``routes6`` tells whether the host must forward IPv6 for it.
     """
 
     transit: str = ""
@@ -35,6 +40,12 @@ class Part:
     accepts: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
     dhcp: str = ""
+    accepts6: list[str] = field(default_factory=list)
+    only6: list[str] = field(default_factory=list)
+    links6: list[str] = field(default_factory=list)
+    public: list[str] = field(default_factory=list)
+    routes: list[list[str]] = field(default_factory=list)
+    routes6: bool = False
 
     def counts(self) -> Counter[str]:
         """How often it needs each thing that networks have in common."""
@@ -46,20 +57,40 @@ class Part:
         if self.dhcp:
             found[f"dhcp {self.dhcp}"] = 1
         found["accepts"] = len(self.accepts)
+        found["only6"] = len(self.only6)
+        found["routes6"] = int(self.routes6)
+        found.update(f"neighbours {bridge}" for bridge in self.links6)
         return +found
+
+    def accepts_in(self, parent: str) -> list[str]:
+        """Its accepts in a foreign table."""
+        word = parent.partition(" ")[0]
+        if word == "inet":
+            return [*self.accepts, *self.only6]
+        return self.accepts6 if word == "ip6" else self.accepts
 
 
 def make(policy: host.HostPolicy) -> Part:
     """The part of the only network in ``policy``."""
     own = host.own_rules(policy)
     elements, rest = nftables.looked_up(own)
+    accepts = host.own_accepts(policy)
     return Part(
         transit=policy.transits[0].bridge if policy.transits else "",
         elements={kind.name: members for kind, members in elements.items()},
-        accepts=[nftables.statement(rule) for rule in host.own_accepts(policy)],
-        rest=[nftables.statement(rule) for rule in rest],
+        accepts=_statements(host_nftables.seen_in(accepts, "ip")),
+        rest=_statements(rest),
+        public=_statements(host.public_rules(policy)),
+        accepts6=_statements(host_nftables.seen_in(accepts, "ip6")),
+        only6=_statements(rule for rule in accepts if rule.family == 6),
+        links6=host.links6(policy),
         dhcp=policy.dhcp[0] if policy.dhcp else "",
     )
+
+
+def _statements(rules: Iterable[Rule]) -> list[str]:
+    # What is for both families and what is for IPv6 alone read the same in a table of that.
+    return list(dict.fromkeys(nftables.statement(rule) for rule in rules))
 
 
 def load(text: str) -> Part:
@@ -75,7 +106,7 @@ def dump(part: Part) -> str:
 def seen() -> str:
     """The fingerprint of the host's rules as they are; "" where only all of them will do."""
     # With legacy iptables nothing changes alone.
-    return "" if iptables.in_use(None) else fingerprint(TABLE, host_nftables.CHAIN)
+    return "" if iptables.used(None) else fingerprint(TABLE, host_nftables.CHAIN)
 
 
 def script(old: Part, new: Part, parents: list[str]) -> str | None:
@@ -83,7 +114,9 @@ def script(old: Part, new: Part, parents: list[str]) -> str | None:
 
     ``parents`` are the foreign tables that our chain is in.
     """
-    if old.rest != new.rest or (parents and set(old.accepts) - set(new.accepts)):
+    if (old.rest, old.public) != (new.rest, new.public):
+        return None
+    if any(set(old.accepts_in(parent)) - set(new.accepts_in(parent)) for parent in parents):
         return None
     lines = []
     for verb, of, without in (("delete", old, new), ("add", new, old)):
@@ -94,7 +127,7 @@ def script(old: Part, new: Part, parents: list[str]) -> str | None:
     lines += [
         f"add rule {parent} {host_nftables.CHAIN} {accept}\n"
         for parent in parents
-        for accept in new.accepts
-        if accept not in old.accepts
+        for accept in new.accepts_in(parent)
+        if accept not in old.accepts_in(parent)
     ]
     return "".join(lines)

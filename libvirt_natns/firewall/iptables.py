@@ -14,7 +14,10 @@ what conntrack has recorded.  A packet may leave if its connection's recorded
 translation gives it an allowed source, or if it is the first of its
 connection: then NAT, which comes next, is about to decide.
 
-Limits: IPv4 only.  A table once used stays in the namespace, empty, until the
+IPv6 has tables of its own, which ip6tables knows.  They are made where a rule asks for
+IPv6, and kept from then on: what no rule is about must not pass there.
+
+Limits: A table once used stays in the namespace until the
 namespace goes: the kernel cannot drop one.
 """
 
@@ -28,11 +31,16 @@ from itertools import product
 from pathlib import Path
 
 from libvirt_natns import netns
+from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall.rules import Chain, Rule
+from libvirt_natns.firewall.rules import Chain, IcmpType, Rule
 from libvirt_natns.records import asdict, dataclass
 
-TABLE_NAMES = Path("/proc/thread-self/net/ip_tables_names")
+TABLE_NAMES: dict[Family, Path] = {
+    4: Path("/proc/thread-self/net/ip_tables_names"),
+    6: Path("/proc/thread-self/net/ip6_tables_names"),
+}
+MODULES: dict[Family, str] = {4: "ip_tables", 6: "ip6_tables"}
 
 TIME_LIMIT = 30.0
 """Seconds after which the child counts as stuck; it may wait for iptables' lock."""
@@ -74,7 +82,24 @@ TARGETS: dict[str, tuple[str, Parameters]] = {
     "notrack": ("CT", {"notrack": ""}),
 }
 
-REJECTIONS = {"tcp": "tcp-reset", "udp": "icmp-port-unreachable"}
+REJECTIONS: dict[Family, dict[str, str]] = {
+    4: {"tcp": "tcp-reset", "udp": "icmp-port-unreachable", "": "icmp-admin-prohibited"},
+    6: {"tcp": "tcp-reset", "udp": "icmp6-port-unreachable", "": "icmp6-adm-prohibited"},
+}
+
+ICMPV6: dict[IcmpType, int] = {
+    "echo-request": 128,
+    "mld-listener-query": 130,
+    "mld-listener-report": 131,
+    "mld-listener-done": 132,
+    "nd-router-solicit": 133,
+    "nd-router-advert": 134,
+    "nd-neighbor-solicit": 135,
+    "nd-neighbor-advert": 136,
+    "nd-redirect": 137,
+    "mld2-listener-report": 143,
+}
+"""ip6tables has no names for some of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +131,11 @@ class Entry:
 
 
 def _option(option: str, value: str) -> str:
-    return f"! {option} {value[1:]}" if value.startswith("!") else f"{option} {value}".rstrip()
+    return (
+        f"! {option} {value[1:].lstrip()}"
+        if value.startswith("!")
+        else f"{option} {value}".rstrip()
+    )
 
 
 def _parameters(values: Parameters) -> str:
@@ -126,28 +155,46 @@ class Table:
     name: str
     chains: dict[str, list[Entry]]
     policies: dict[str, str]
+    family: Family = 4
 
 
-def tables(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> tuple[Table, ...]:
-    """The tables that ``rules`` make, in the order in which they must be committed."""
+def families(rules: Iterable[Rule]) -> tuple[Family, ...]:
+    """The families whose tables rules need."""
+    return FAMILIES if any(rule.family == 6 for rule in rules) else FAMILIES[:1]
+
+
+def tables(
+    rules: Iterable[Rule], layout: Layout = NAMESPACE, *, ipv6: bool = False
+) -> tuple[Table, ...]:
+    """The tables that ``rules`` make, in the order in which they must be committed.
+
+    Those of IPv6 where a rule is about it, or with ``ipv6``.
+    """
+    rules = tuple(rules)
+    wanted = FAMILIES if ipv6 else families(rules)
+    return tuple(table for family in wanted for table in _tables(rules, layout, family))
+
+
+def _tables(rules: Iterable[Rule], layout: Layout, family: Family) -> Iterable[Table]:
     made: dict[str, Table] = {}
     for place in layout.values():
-        table = made.setdefault(place.table, Table(place.table, {}, {}))
+        table = made.setdefault(place.table, Table(place.table, {}, {}, family))
         table.chains[place.chain] = []
         table.policies[place.chain] = place.policy
     for rule in rules:
-        place = layout[rule.chain]
-        made[place.table].chains[place.chain].extend(entries(rule))
-    return tuple(made.values())
+        if rule.family in (None, family):
+            place = layout[rule.chain]
+            made[place.table].chains[place.chain].extend(entries(rule, family))
+    return made.values()
 
 
-def entries(rule: Rule) -> Iterator[Entry]:
-    """The entries that one rule makes: one for each pair of source and destination."""
-    if rule.chain == "guard":
+def entries(rule: Rule, family: Family = 4) -> Iterator[Entry]:
+    """The entries that one rule makes: for each source, destination and type of ICMP."""
+    if rule.chain == "guard" and rule.not_sources:
         yield from _guard(rule)
         return
-    for source, destination in product(
-        _addresses(rule, "sources"), _addresses(rule, "destinations")
+    for source, destination, icmp in product(
+        _addresses(rule, "sources"), _addresses(rule, "destinations"), rule.icmp or (None,)
     ):
         yield Entry(
             source=source,
@@ -155,8 +202,8 @@ def entries(rule: Rule) -> Iterator[Entry]:
             iif=("!" if rule.not_iif else "") + rule.iif,
             oif=("!" if rule.not_oif else "") + rule.oif,
             protocol=rule.protocol or "",
-            matches=tuple(_matches(rule)),
-            target=_target(rule),
+            matches=tuple(_matches(rule, icmp)),
+            target=_target(rule, family),
         )
 
 
@@ -169,11 +216,15 @@ def _addresses(rule: Rule, field: str) -> list[str]:
     return [f"!{network}" for network in networks]
 
 
-def _matches(rule: Rule) -> Iterator[tuple[str, Parameters]]:
-    if rule.syn:
-        yield "tcp", {"tcp-flags": ["SYN,RST", "SYN"]}
-    if rule.icmp:
-        yield "icmp", {"icmp-type": rule.icmp}
+def _matches(rule: Rule, icmp: IcmpType | None) -> Iterator[tuple[str, Parameters]]:
+    if rule.syn or rule.not_syn:
+        yield "tcp", {"tcp-flags": [*([] if rule.syn else ["!"]), "SYN,RST", "SYN"]}
+    if icmp and rule.protocol == "icmpv6":
+        yield "icmp6", {"icmpv6-type": str(ICMPV6[icmp])}
+    elif icmp:
+        yield "icmp", {"icmp-type": icmp}
+    if rule.hop_limit is not None:
+        yield "hl", {"hl-eq": str(rule.hop_limit)}
     if rule.local:
         yield "addrtype", {"dst-type": "LOCAL"}
     yield from _ports(rule)
@@ -196,12 +247,14 @@ def _ports(rule: Rule) -> Iterator[tuple[str, Parameters]]:
         yield str(rule.protocol), {"dport": ports}
 
 
-def _target(rule: Rule) -> tuple[str, Parameters]:
+def _target(rule: Rule, family: Family) -> tuple[str, Parameters]:
     if rule.action == "reject":
-        reason = REJECTIONS.get(rule.protocol or "", "icmp-admin-prohibited")
-        return "REJECT", {"reject-with": reason}
+        reasons = REJECTIONS[family]
+        return "REJECT", {"reject-with": reasons.get(rule.protocol or "", reasons[""])}
     if rule.action == "dnat":
-        return "DNAT", {"to-destination": f"{rule.to}{_to_ports(rule)}"}
+        ports = _to_ports(rule)
+        to = f"[{rule.to}]" if ports and family == 6 else rule.to
+        return "DNAT", {"to-destination": f"{to}{ports}"}
     if rule.action == "snat":
         return "SNAT", {"to-source": str(rule.to)}
     return TARGETS[rule.action]
@@ -227,17 +280,18 @@ def _guard(rule: Rule) -> Iterator[Entry]:
     # rule is confirmed, and caught below.
     yield entry("ACCEPT", ctstatus="!CONFIRMED")
     for network in rule.sources:
-        address = str(network.network_address)
+        alone = network.prefixlen == network.max_prefixlen
+        address = str(network.network_address if alone else network)
         yield entry("ACCEPT", ctrepldst=address, ctdir="ORIGINAL")
         yield entry("ACCEPT", ctorigdst=address, ctdir="REPLY")
     yield entry("DROP")
 
 
 def render(rules: Iterable[Rule]) -> str:
-    """The rules as iptables-save would print them, for people and for tests."""
+    """The rules as iptables-save would print them, then ip6tables-save, for people and tests."""
     lines = []
     for table in tables(rules):
-        lines.append(f"*{table.name}")
+        lines.append(f"*{table.name}" if table.family == 4 else f"*{table.name} # IPv6")
         lines += [f":{chain} {policy} [0:0]" for chain, policy in table.policies.items()]
         for chain, members in table.chains.items():
             lines += [f"-A {chain} {entry}" for entry in members]
@@ -251,13 +305,17 @@ def apply(namespace: str | None, rules: Iterable[Rule]) -> None:
     Raises FirewallError when python-iptables is missing or the kernel refuses
     a table, KernelError when the namespace is missing.
     """
-    call(namespace, "replace", tables=[asdict(table) for table in tables(rules)])
+    ipv6 = bool(in_use(namespace, 6))
+    wanted = tables(rules, ipv6=ipv6)
+    concerned = sorted({table.family for table in wanted})
+    call(namespace, "replace", families=concerned, tables=[asdict(table) for table in wanted])
 
 
 def clear(namespace: str | None) -> None:
     """Empty the tables of ``namespace`` that exist; success where there are none."""
-    if in_use(namespace):
-        call(namespace, "clear")
+    found = used(namespace)
+    if found:
+        call(namespace, "clear", families=found)
 
 
 def generation(namespace: str | None) -> str:
@@ -272,23 +330,30 @@ def listing(namespace: str | None) -> str:
     Raises FirewallError when python-iptables is missing, KernelError when the
     namespace is missing.
     """
-    return call(namespace, "list") if in_use(namespace) else ""
+    found = used(namespace)
+    return call(namespace, "list", families=found) if found else ""
 
 
-def in_use(namespace: str | None) -> frozenset[str]:
-    """The tables that exist in ``namespace``; asking creates none."""
+def in_use(namespace: str | None, family: Family = 4) -> frozenset[str]:
+    """The tables of a family that exist in ``namespace``; asking creates none."""
     with netns.entered(namespace):
         try:
-            return frozenset(TABLE_NAMES.read_text().split())
+            return frozenset(TABLE_NAMES[family].read_text().split())
         except FileNotFoundError:
             return frozenset()
 
 
-def require() -> None:
-    """Raise FirewallError, with a remedy, where this backend cannot work."""
-    if not _kernel_has_legacy():
+def used(namespace: str | None) -> list[Family]:
+    """The families that have a table in ``namespace``."""
+    return [family for family in FAMILIES if in_use(namespace, family)]
+
+
+def require(family: Family = 4) -> None:
+    """Raise FirewallError, with a remedy, where this backend cannot work with that family."""
+    if not _kernel_has_legacy(family):
+        what = "iptables" if family == 4 else "ip6tables"
         raise FirewallError(
-            "this kernel has no legacy iptables (ip_tables)",
+            f"this kernel has no legacy {what} ({MODULES[family]})",
             'install nftables and set firewall = "nftables"',
         )
     if not library_found():
@@ -304,12 +369,12 @@ def library_found() -> bool:
     return importlib.util.find_spec("iptc") is not None or bool(call(None, "find"))
 
 
-def _kernel_has_legacy() -> bool:
-    if TABLE_NAMES.exists():
+def _kernel_has_legacy(family: Family) -> bool:
+    if TABLE_NAMES[family].exists():
         return True
     # Not loaded yet; python-iptables loads it.
     modules = Path("/lib/modules") / os.uname().release / "modules.dep"
-    return modules.exists() and "/ip_tables.ko" in modules.read_text()
+    return modules.exists() and f"/{MODULES[family]}.ko" in modules.read_text()
 
 
 def call(namespace: str | None, verb: str, **values: object) -> str:

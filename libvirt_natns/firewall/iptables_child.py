@@ -6,6 +6,9 @@ has opened, with the namespace it was opened in.  Reads one request as JSON,
 does one verb, writes its result to stdout and its error as one line to stderr.
 It uses nothing of the package around it, so that it starts quickly.
 
+Each family has a process of its own: what libxtables loads for one, it does not
+find for the other.
+
 python-iptables asks every table that the kernel knows whether a target is a
 chain of it, and asking creates the table.  The subclasses here let a rule ask
 its own table only.
@@ -22,6 +25,7 @@ import sysconfig
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,12 @@ from typing import Any
 LOCK = "/run/xtables.lock"
 """The lock under which iptables itself changes tables, on Debian and Fedora alike."""
 
-TABLE_NAMES = Path("/proc/thread-self/net/ip_tables_names")
+TABLE_NAMES = {
+    4: Path("/proc/thread-self/net/ip_tables_names"),
+    6: Path("/proc/thread-self/net/ip6_tables_names"),
+}
+PROGRAMS = {4: "iptables", 6: "ip6tables"}
+"""What changes a family's tables by hand."""
 
 SONAMES = {
     "c": "libc.so.6",
@@ -52,8 +61,30 @@ Module = Any
 
 
 def main(request: Request) -> int:
-    """Do what ``request`` asks for: the exit code of the process."""
+    """Do what ``request`` asks for, a family after the other: the exit code of the process."""
     sys.path += [entry for entry in request["path"] if entry not in sys.path]
+    *others, last = request.get("families") or [4]
+    for family in others:
+        code = _apart(request | {"family": family})
+        if code:
+            return code
+    return _do(request | {"family": last})
+
+
+def _apart(request: Request) -> int:
+    """The same in a process that ends with it; what is slow to load has been loaded before."""
+    with suppress(Exception):
+        _iptc()
+    process = os.fork()
+    if not process:
+        code = _do(request)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _do(request: Request) -> int:
     try:
         sys.stdout.write(VERBS[request["verb"]](request))
     except Exception as error:
@@ -71,8 +102,8 @@ def find(_request: Request) -> str:
 
 def replace(request: Request) -> str:
     """Replace whole tables, in the given order, each in one transaction."""
-    for wanted in request["tables"]:
-        table = _table(wanted["name"])
+    for wanted in _wanted(request):
+        table = _table(request, wanted["name"])
         table.flush()
         for chain, policy in wanted["policies"].items():
             table.set_policy(chain, policy)
@@ -82,10 +113,10 @@ def replace(request: Request) -> str:
     return ""
 
 
-def clear(_request: Request) -> str:
+def clear(request: Request) -> str:
     """Empty all tables that exist; the filter last, which stops forwarding meanwhile."""
-    for name in sorted(_existing(), key=lambda name: name == "filter"):
-        table = _table(name)
+    for name in sorted(_existing(request), key=lambda name: name == "filter"):
+        table = _table(request, name)
         table.flush()
         for chain in table.chains:
             if chain.is_builtin():
@@ -94,17 +125,18 @@ def clear(_request: Request) -> str:
     return ""
 
 
-def listing(_request: Request) -> str:
+def listing(request: Request) -> str:
     """All tables that exist and hold something."""
-    return "".join(_dump(_table(name)) for name in sorted(_existing()))
+    note = " # IPv6" if request["family"] == 6 else ""
+    return "".join(_dump(_table(request, name), note) for name in sorted(_existing(request)))
 
 
 def own(request: Request) -> str:
     """Bring our chains and the jumps to them to what is wanted, a transaction a table."""
     with _locked():
         for wanted in _concerned(request):
-            table = _table(wanted["name"])
-            if any(_differences(table, wanted, request["prefix"])):
+            table = _table(request, wanted["name"])
+            if any(_differences(table, wanted, request)):
                 _rebuild(table, wanted, request["prefix"])
                 table.commit()
     return ""
@@ -112,21 +144,26 @@ def own(request: Request) -> str:
 
 def compare(request: Request) -> str:
     """What ``own`` would change, one line each."""
-    existing = _existing()
+    existing = _existing(request)
     lines: list[str] = []
     for wanted in _concerned(request):
         if wanted["name"] in existing:
-            lines += _differences(_table(wanted["name"]), wanted, request["prefix"])
+            lines += _differences(_table(request, wanted["name"]), wanted, request)
         else:
-            lines.append(f"iptables: table {wanted['name']} is missing")
+            lines.append(f"{PROGRAMS[request['family']]}: table {wanted['name']} is missing")
     return "".join(f"{line}\n" for line in lines)
 
 
 def _concerned(request: Request) -> list[Request]:
     """The wanted tables, then those that exist and may hold something left over."""
-    wanted = [table["name"] for table in request["tables"]]
-    rest = [name for name in sorted(_existing()) if name not in wanted]
-    return [*request["tables"], *({"name": name, "chains": {}, "jumps": {}} for name in rest)]
+    wanted = _wanted(request)
+    names = [table["name"] for table in wanted]
+    rest = [name for name in sorted(_existing(request)) if name not in names]
+    return [*wanted, *({"name": name, "chains": {}, "jumps": {}} for name in rest)]
+
+
+def _wanted(request: Request) -> list[Request]:
+    return [table for table in request["tables"] if table["family"] == request["family"]]
 
 
 def _ours(table: Table, prefix: str) -> list[str]:
@@ -149,13 +186,14 @@ def _rebuild(table: Table, wanted: Request, prefix: str) -> None:
         chain.insert_rule(_rule(jump, chain))
 
 
-def _differences(table: Table, wanted: Request, prefix: str) -> Iterator[str]:
-    found = _ours(table, prefix)
+def _differences(table: Table, wanted: Request, request: Request) -> Iterator[str]:
+    found = _ours(table, request["prefix"])
+    program = PROGRAMS[request["family"]]
     for name in found:
         if name not in wanted["chains"]:
-            yield f"iptables: chain {name} in table {table.name} is left over"
+            yield f"{program}: chain {name} in table {table.name} is left over"
     for name, entries in wanted["chains"].items():
-        place = f"iptables: chain {name} in table {table.name}"
+        place = f"{program}: chain {name} in table {table.name}"
         if name not in found:
             yield f"{place} is missing"
         elif not _holds(_chain(table, name), entries):
@@ -164,12 +202,12 @@ def _differences(table: Table, wanted: Request, prefix: str) -> Iterator[str]:
         own = jump["target"][0].encode()
         targets = [table.get_target(entry) for entry in _raw(table, builtin)]
         if targets[:1] != [own] or targets.count(own) != 1:
-            yield f"iptables: {builtin} in table {table.name} does not begin with our jump"
+            yield f"{program}: {builtin} in table {table.name} does not begin with our jump"
 
 
 def _holds(chain: Chain, entries: list[Request]) -> bool:
     # Both sides in the words of the same library.
-    held = [_text(_rule_class()(entry, chain)) for entry in _raw(chain.table, chain.name)]
+    held = [_text(_known_rule(entry, chain)) for entry in _raw(chain.table, chain.name)]
     return held == [_text(_rule(entry, chain)) for entry in entries]
 
 
@@ -183,8 +221,9 @@ VERBS = {
 }
 
 
-def _existing() -> list[str]:
-    return TABLE_NAMES.read_text().split() if TABLE_NAMES.exists() else []
+def _existing(request: Request) -> list[str]:
+    names = TABLE_NAMES[request["family"]]
+    return names.read_text().split() if names.exists() else []
 
 
 @contextmanager
@@ -208,9 +247,7 @@ def _iptc() -> Iptc:
         ctypes.util.find_library = _find_library
         for directory in filter(Path.is_dir, _extensions()):
             os.environ.setdefault("XTABLES_LIBDIR", os.fspath(directory))
-        import iptc.xtables
-
-        _adapt(iptc.xtables)
+        import iptc  # noqa: F401 - returned from there
     return sys.modules["iptc"]
 
 
@@ -231,12 +268,14 @@ def _find_library(name: str, otherwise: Search = ctypes.util.find_library) -> st
     return None if "xtwrapper" in name else otherwise(name)
 
 
-def _adapt(library: Library) -> None:
+@cache
+def _adapt(family: int) -> None:
     """Let python-iptables 1.0.1 read the option tables of libxtables 1.8.11.
 
     Their entries have become longer by one field, so that it finds the first
     option of an extension and no other.
     """
+    library: Library = sys.modules["iptc.xtables"]
     short = library.xt_option_entry
 
     class LongEntry(ctypes.Structure):
@@ -249,14 +288,17 @@ def _adapt(library: Library) -> None:
 
     # TCPMSS has two options, and the first has nothing in the new field: what follows a
     # short entry is the next one's name, or that nothing.
-    options = library.xtables(library.NFPROTO_IPV4).find_target("TCPMSS")[0].x6_options
+    protocol = library.NFPROTO_IPV4 if family == 4 else library.NFPROTO_IPV6
+    options = library.xtables(protocol).find_target("TCPMSS")[0].x6_options
     words = ctypes.cast(options, ctypes.POINTER(ctypes.c_void_p))
     if not words[ctypes.sizeof(short) // ctypes.sizeof(ctypes.c_void_p)]:
         library.xtables._option_lookup = lookup
 
 
-def _rule_class() -> type[Rule]:
-    class OwnTableRule(_iptc().Rule):  # type: ignore[misc]
+def _rule_class(table: Table) -> type[Rule]:
+    base = _iptc().Rule6 if isinstance(table, _iptc().Table6) else _iptc().Rule
+
+    class OwnTableRule(base):  # type: ignore[misc, valid-type]
         @property
         def tables(self) -> list[Table]:
             return [self.chain.table]
@@ -264,9 +306,15 @@ def _rule_class() -> type[Rule]:
     return OwnTableRule
 
 
-def _table(name: str) -> Table:
+def _known_rule(entry: Any, chain: Chain) -> Rule:  # noqa: ANN401
+    return _rule_class(chain.table)(entry, chain)
+
+
+def _table(request: Request, name: str) -> Table:
+    kind = _iptc().Table if request["family"] == 4 else _iptc().Table6
+    _adapt(request["family"])
     # Otherwise each step would be a transaction of its own.
-    return _iptc().Table(name, autocommit=False)
+    return kind(name, autocommit=False)
 
 
 def _chain(table: Table, name: str) -> Chain:
@@ -280,7 +328,7 @@ def _append(table: Table, name: str, entries: list[Request]) -> None:
 
 
 def _rule(entry: Request, chain: Chain) -> Rule:
-    rule = _rule_class()(chain=chain)
+    rule = _rule_class(chain.table)(chain=chain)
     fields = {
         "src": entry["source"],
         "dst": entry["destination"],
@@ -295,7 +343,19 @@ def _rule(entry: Request, chain: Chain) -> Rule:
         _set(rule.create_match(module), parameters)
     name, parameters = entry["target"]
     _set(rule.create_target(name), parameters)
+    _compare_whole_names(rule)
     return rule
+
+
+def _compare_whole_names(rule: Rule) -> None:
+    """Have the kernel compare all bits of interfaces' names.
+
+    For IPv6, python-iptables 1.0.1 asks for the lowest bit of each letter: "lo" would be
+    "virbr10", too.
+    """
+    for field in ("iniface_mask", "outiface_mask"):
+        mask = getattr(rule.get_ip(), field)
+        setattr(rule.get_ip(), field, b"\xff" * len(mask))
 
 
 def _set(module: Module, parameters: dict[str, str | list[str]]) -> None:
@@ -326,21 +386,21 @@ def _delete(table: Table, chain: str, index: int) -> None:
         raise OSError(f"cannot delete rule {index + 1} of {chain}: {table.strerror()}")
 
 
-def _dump(table: Table) -> str:
+def _dump(table: Table, note: str) -> str:
     chains = table.chains
     lines = []
     for chain in chains:
         policy = chain.get_policy().name if chain.is_builtin() else "-"
-        rules = [_text(_rule_class()(rule, chain)) for rule in _raw(table, chain.name)]
+        rules = [_text(_known_rule(rule, chain)) for rule in _raw(table, chain.name)]
         if rules or policy != "ACCEPT":
             lines += [f":{chain.name} {policy}", *(f"-A {chain.name} {rule}" for rule in rules)]
-    return "".join(f"{line}\n" for line in [f"*{table.name}", *lines] if lines)
+    return "".join(f"{line}\n" for line in [f"*{table.name}{note}", *lines] if lines)
 
 
 def _text(rule: Rule) -> str:
     options = {
-        "-s": rule.src.removesuffix("0.0.0.0/0.0.0.0"),
-        "-d": rule.dst.removesuffix("0.0.0.0/0.0.0.0"),
+        "-s": _unless_all(rule.src),
+        "-d": _unless_all(rule.dst),
         "-i": rule.in_interface or "",
         "-o": rule.out_interface or "",
         "-p": "" if rule.protocol == "ip" else rule.protocol,
@@ -348,6 +408,10 @@ def _text(rule: Rule) -> str:
     parts = [f"{option} {value}" for option, value in options.items() if value]
     parts += [_module_text("-m", match) for match in rule.matches]
     return " ".join([*parts, _module_text("-j", rule.target)])
+
+
+def _unless_all(network: str) -> str:
+    return "" if network in ("0.0.0.0/0.0.0.0", "::/0") else network
 
 
 def _module_text(option: str, module: Module) -> str:

@@ -29,7 +29,9 @@ CHAIN_TABLE, CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 1, 2, 3, 4, 5
 HOOK_NUMBER = 1
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE = 1, 2, 3
 NF_INET_FORWARD = 2
-NFPROTO_INET, NFPROTO_IPV4 = 1, 2
+NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
+FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
+"""Those whose chains see packets of IP, as nft calls them."""
 NLA_TYPE = 0x3FFF
 BUFFER = 1 << 18
 
@@ -42,8 +44,9 @@ def fingerprint(table: str, chain: str) -> str:
     ``table`` is ours, "family name"; ``chain`` is the name of ours in foreign tables.
     "" where the kernel does not tell.
     """
-    family, _, name = table.partition(" ")
-    ours = ({"inet": NFPROTO_INET, "ip": NFPROTO_IPV4}[family], name.encode())
+    word, _, name = table.partition(" ")
+    family = next(number for number, each in FAMILIES.items() if each == word)
+    ours = (family, name.encode())
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
             digest = hashlib.sha256()
@@ -65,16 +68,15 @@ def works() -> bool:
 
 def parents(chain: str) -> list[str]:
     """The tables that have a chain of that name, as nft calls them: "family table"."""
-    families = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip"}
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
             found = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
     except OSError:
         return []
     return sorted(
-        f"{families[family]} {_text(each, CHAIN_TABLE).decode()}"
+        f"{FAMILIES[family]} {_text(each, CHAIN_TABLE).decode()}"
         for family, each in found
-        if family in families and _text(each, CHAIN_NAME) == chain.encode()
+        if family in FAMILIES and _text(each, CHAIN_NAME) == chain.encode()
     )
 
 
@@ -85,7 +87,7 @@ def _lines(session: socket.socket, ours: tuple[int, bytes], chain: bytes) -> Ite
         said = repr((family, table, name, each.get(CHAIN_HANDLE), each.get(CHAIN_POLICY))).encode()
         if (family, table) == ours:
             yield said + each.get(CHAIN_HOOK, b"")
-        elif family in (NFPROTO_INET, NFPROTO_IPV4) and (name == chain or _forwards(each)):
+        elif family in FAMILIES and (name == chain or _forwards(each)):
             yield said
             if name != chain:
                 yield from _handles(session, family, table, name)

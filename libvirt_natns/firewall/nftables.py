@@ -19,11 +19,11 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 
 from libvirt_natns import netns
-from libvirt_natns.addresses import IPNetwork
+from libvirt_natns.addresses import FAMILIES, Family, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import libnftables, nfnetlink
 from libvirt_natns.firewall.libnftables import Answer
-from libvirt_natns.firewall.rules import EVERYWHERE, Chain, Rule
+from libvirt_natns.firewall.rules import Chain, Rule
 from libvirt_natns.records import dataclass, replace
 
 TABLE = "inet natns"
@@ -120,36 +120,35 @@ class Map:
         return f"{self.lookup} map @{self.name}" if self.data else self.lookup
 
 
-# By whether the rule is for any local address, and whether it leaves a run of
-# ports as they are: such a run is one element, any other an element a port.
+IP = {4: "ip", 6: "ip6"}
+"""What nft calls the families, in conditions and translations."""
+
+
+def _map(family: Family, local: bool, interval: bool) -> Map:
+    protocol = IP[family]
+    address = f"{'ipv4' if family == 4 else 'ipv6'}_addr"
+    port = "inet_proto . inet_service"
+    # The kernel takes ::1 from no link but lo.
+    which = f"{'ip6 daddr != ::1 ' if family == 6 else ''}fib daddr type local " if local else ""
+    where = "" if local else f"{protocol} daddr . "
+    return Map(
+        f"{'local_' if local else ''}{'ranges' if interval else 'ports'}"
+        f"{'' if family == 4 else '6'}",
+        port if local else f"{address} . {port}",
+        address if interval else f"{address} . inet_service",
+        f"{which}dnat {protocol} to {where}meta l4proto . th dport",
+        interval=interval,
+    )
+
+
 MAPS = {
-    (False, False): Map(
-        "ports",
-        "ipv4_addr . inet_proto . inet_service",
-        "ipv4_addr . inet_service",
-        "dnat ip to ip daddr . meta l4proto . th dport",
-    ),
-    (False, True): Map(
-        "ranges",
-        "ipv4_addr . inet_proto . inet_service",
-        "ipv4_addr",
-        "dnat ip to ip daddr . meta l4proto . th dport",
-        interval=True,
-    ),
-    (True, False): Map(
-        "local_ports",
-        "inet_proto . inet_service",
-        "ipv4_addr . inet_service",
-        "fib daddr type local dnat ip to meta l4proto . th dport",
-    ),
-    (True, True): Map(
-        "local_ranges",
-        "inet_proto . inet_service",
-        "ipv4_addr",
-        "fib daddr type local dnat ip to meta l4proto . th dport",
-        interval=True,
-    ),
+    (family, local, interval): _map(family, local, interval)
+    for family in FAMILIES
+    for local in (False, True)
+    for interval in (False, True)
 }
+"""By family, by whether the rule is for any local address, and by whether it leaves a
+run of ports as they are: such a run is one element, any other an element a port."""
 
 
 UNTRACKED = Map("untracked", "ifname", "", "iifname @untracked notrack", chain="raw")
@@ -205,8 +204,8 @@ def _map_of(rule: Rule) -> Map | None:
         return None
     if rule.action == "notrack":
         return UNTRACKED
-    if rule.local or len(rule.destinations) == 1:
-        return MAPS[rule.local, rule.width > 1 and rule.to_ports is None]
+    if rule.to and (rule.local or len(rule.destinations) == 1):
+        return MAPS[rule.to.version, rule.local, rule.width > 1 and rule.to_ports is None]
     return None
 
 
@@ -226,7 +225,8 @@ def _elements(rule: Rule, kind: Map) -> Iterator[str]:
 
 def statement(rule: Rule) -> str:
     """One rule in nft's syntax, without table and chain."""
-    parts = [*_interfaces(rule), *_addresses(rule), *_protocol(rule)]
+    parts = [f"meta nfproto ipv{rule.only}"] if rule.only else []
+    parts += [*_interfaces(rule), *_addresses(rule), *_protocol(rule)]
     if rule.translated:
         parts.append("ct status dnat")
     if rule.states:
@@ -253,11 +253,15 @@ def _addresses(rule: Rule) -> list[str]:
         ("saddr", rule.sources, rule.not_sources),
         ("daddr", rule.destinations, rule.not_destinations),
     ):
-        if networks == (EVERYWHERE,):
+        if networks and networks[0].prefixlen == 0:
             # There is nothing in an address to compare then.
-            parts.append("meta nfproto ipv4")
+            parts.append(f"meta nfproto ipv{networks[0].version}")
         elif networks:
-            parts.append(f"ip {field} {'!= ' if negated else ''}{_set(map(_network, networks))}")
+            protocol = IP[networks[0].version]
+            members = _set(map(_network, networks))
+            parts.append(f"{protocol} {field} {'!= ' if negated else ''}{members}")
+    if rule.hop_limit is not None:
+        parts.append(f"ip6 hoplimit {rule.hop_limit}")
     if rule.local:
         parts.append("fib daddr type local")
     return parts
@@ -269,9 +273,9 @@ def _protocol(rule: Rule) -> list[str]:
     if rule.ports:
         return [f"{rule.protocol} dport {_set(map(str, rule.ports))}"]
     if rule.icmp:
-        return [f"icmp type {rule.icmp}"]
-    if rule.syn:
-        return ["tcp flags & (syn|rst) == syn"]
+        return [f"{rule.protocol} type {_set(rule.icmp)}"]
+    if rule.syn or rule.not_syn:
+        return [f"tcp flags & (syn|rst) {'==' if rule.syn else '!='} syn"]
     return [f"meta l4proto {rule.protocol}"] if rule.protocol else []
 
 
@@ -279,7 +283,7 @@ def _verdict(rule: Rule) -> str:
     if rule.action == "reject":
         return f"reject with {REJECTIONS.get(rule.protocol or '', 'icmpx admin-prohibited')}"
     if rule.to:
-        return f"{rule.action} ip to {_new_destination(rule)}"
+        return f"{rule.action} {IP[rule.to.version]} to {_new_destination(rule)}"
     return VERDICTS[rule.action]
 
 
@@ -287,7 +291,7 @@ def _new_destination(rule: Rule) -> str:
     if rule.to_ports is None:
         return str(rule.to)
     if rule.to_ports[0] == rule.to_ports[1]:
-        return f"{rule.to}:{rule.to_ports[0]}"
+        return f"{f'[{rule.to}]' if rule.family == 6 else rule.to}:{rule.to_ports[0]}"
     pairs = (f"{port} : {rule.to} . {to_port}" for port, to_port in rule.port_pairs)
     return f"{rule.protocol} dport map {{ {', '.join(pairs)} }}"
 
@@ -374,8 +378,8 @@ def run(namespace: str | None, script: str) -> None:
         raise FirewallError("nft refused the rules", condensed(done.stderr))
 
 
-def require() -> None:
-    """Raise FirewallError, with a remedy, where this backend cannot work."""
+def require(_family: Family = 4) -> None:
+    """Raise FirewallError, with a remedy, where this backend cannot work; with either family."""
     # A long script needs the program, whatever the library can do.
     _required_program()
     # nft reads all elements of all sets, whatever it is asked for.

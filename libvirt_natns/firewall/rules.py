@@ -17,21 +17,35 @@ past the namespace.  ``sources`` of a forward are the addresses that clients
 have here: of a guest behind the same namespace its private address, so
 it gets in only if that is among them.
 
-Limits: IPv4 only.  Nothing in the namespace speaks IPv6 yet, so a rule without
-an address says nothing about the family.  Expected connections of conntrack
+IPv6 is as IPv4 where a subnet is private: it leaves by the upstream address.  Public
+subnets pass as they are: out goes all, in comes what is published, and echo requests
+and errors, as RFC 4890 asks.  Between neighbours, Neighbour Discovery and MLD pass,
+which conntrack does not track; redirects do not, in either direction.  A policy without IPv6 has
+no rule about it: the namespace has none then.
+
+Limits: Expected connections of conntrack
 helpers (active FTP and the like) are followed only where an administrator
 assigned the helper.  A client outside whose address lies in a private subnet is
-not answered: from here, that address is a guest's.
+not answered: from here, that address is a guest's.  A connection of TCP that conntrack
+does not know cannot be gone on with from a public subnet: what has been
+published would live on from inside otherwise, when it is published no more.
 """
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import pairwise
-from operator import attrgetter
 from typing import Literal
 
-from libvirt_natns.addresses import Address, IPNetwork, by_family, host_network
+from libvirt_natns.addresses import (
+    FAMILIES,
+    Address,
+    Family,
+    IPNetwork,
+    by_family,
+    default_route,
+    host_network,
+)
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.names import IFNAMSIZ
@@ -51,15 +65,40 @@ guard    leaving, after NAT: the source is the one that the wire will see
 """
 
 Action = Literal["accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "notrack"]
-Transport = Literal["tcp", "udp", "sctp", "icmp"]
+Transport = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
 State = Literal["new", "established", "related", "invalid"]
+IcmpType = Literal[
+    "echo-request",
+    "mld-listener-query",
+    "mld-listener-report",
+    "mld-listener-done",
+    "mld2-listener-report",
+    "nd-router-solicit",
+    "nd-router-advert",
+    "nd-neighbor-solicit",
+    "nd-neighbor-advert",
+    "nd-redirect",
+]
+"""Types of either ICMP, in nft's words."""
 
-EVERYWHERE = IPv4Network("0.0.0.0/0")
-"""All of IPv4, and nothing else."""
+LINK_LOCAL = IPv6Network("fe80::/10")
+MULTICAST = IPv6Network("ff02::/16")
+"""Groups of one link, as routers and neighbours are asked by."""
+UNSPECIFIED = IPv6Network("::")
+"""The source of who has no address yet."""
 
 BROADCAST = IPv4Network("255.255.255.255/32")
 
-BY_PORT = attrgetter("address", "proto", "first")
+HOP_LIMIT = 255
+"""Of Neighbour Discovery: a router would have taken one off."""
+
+NEIGHBOURS: tuple[IcmpType, ...] = ("nd-neighbor-solicit", "nd-neighbor-advert")
+LISTENERS: tuple[IcmpType, ...] = (
+    "mld-listener-query",
+    "mld-listener-report",
+    "mld-listener-done",
+    "mld2-listener-report",
+)
 
 INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.:@=+,-]*")
 COMMENT = re.compile(r"[A-Za-z0-9 .,:;()/'-]{0,80}", re.ASCII)
@@ -73,7 +112,8 @@ class Rule:
     round.  ``local`` matches what goes to any address of the machine.
     ``ports`` are destination ports, ``span`` is the first and the last of a
     run of them.  ``translated`` matches flows whose destination a dnat changed.
-    ``syn`` matches the first segment of each direction of a TCP connection.
+    ``syn`` matches the first segment of each direction of a TCP connection, ``not_syn``
+    any other.  ``only`` limits to one family what no address does.
 
     A reject answers TCP with a reset, UDP with "port unreachable", and where no
     protocol is named with "administratively prohibited".  A dnat or snat puts the
@@ -100,9 +140,12 @@ class Rule:
     not_destinations: bool = False
     protocol: Transport | None = None
     ports: tuple[int, ...] = ()
-    icmp: Literal["", "echo-request"] = ""
+    icmp: tuple[IcmpType, ...] = ()
     states: tuple[State, ...] = ()
+    only: Family | None = None
+    hop_limit: int | None = None
     syn: bool = False
+    not_syn: bool = False
     local: bool = False
     span: tuple[int, int] | None = None
     translated: bool = False
@@ -118,9 +161,27 @@ class Rule:
             raise FirewallError(f"{self.comment!r} cannot be the comment of a firewall rule")
         if (self.ports or self.span) and self.protocol not in ("tcp", "udp", "sctp"):
             raise FirewallError("a firewall rule with ports needs tcp, udp or sctp")
-        if self.chain == "guard" and not (self.oif and self.sources and self.not_sources):
+        if self.chain == "guard" and not (self.oif and self.sources):
             raise FirewallError("a guard names an interface and the sources it lets out")
+        if len(self._families) > 1:
+            raise FirewallError("a firewall rule has addresses of one family")
         _check_translation(self)
+
+    @property
+    def _families(self) -> set[Family]:
+        found: set[Family] = {each.version for each in (*self.sources, *self.destinations)}
+        if self.to:
+            found.add(self.to.version)
+        if self.only:
+            found.add(self.only)
+        if self.protocol in ("icmp", "icmpv6"):
+            found.add(4 if self.protocol == "icmp" else 6)
+        return found
+
+    @property
+    def family(self) -> Family | None:
+        """The only family that it matches, if it is not for both."""
+        return next(iter(self._families), None)
 
     @property
     def width(self) -> int:
@@ -169,7 +230,11 @@ class Policy:
     ``gateways`` the namespace's own addresses on ``inner``, and ``address`` the
     one that it has on ``upstream``, ``address6`` the same in IPv6; it has those of
     ``statics`` besides.  ``public`` are those of the subnets that pass untranslated.
-    Each of ``forwards`` listens on one of these addresses, no two on one port.
+    Each of ``forwards`` listens on one of these addresses, no two on one port; or
+    lets in to an address of ``public``, which is its target, too.
+
+    A family without subnets and without an address has no rules.  One without an
+    address that is not ``public`` stays inside.
     ``by_dhcp``: a DHCP client of the namespace's own keeps ``address``.
     """
 
@@ -189,9 +254,8 @@ class Policy:
         if not (self.inner and self.upstream and self.subnets and self.gateways):
             raise FirewallError("a namespace without interfaces or subnets has no firewall policy")
         for forward in self.forwards:
-            if forward.address not in self.addresses:
-                raise FirewallError(f"no port of {forward.address} can be published here")
-        for forward, rival in pairwise(sorted(self.forwards, key=BY_PORT)):
+            _check_forward(self, forward)
+        for forward, rival in pairwise(sorted(self.forwards, key=by_port)):
             listener = (forward.address, forward.proto)
             if listener == (rival.address, rival.proto) and rival.first <= forward.last:
                 raise FirewallError(
@@ -207,40 +271,143 @@ class Policy:
         )
 
 
+def by_port(forward: Forward) -> tuple[int, int, str, int]:
+    """What sorts forwards, whoever asked first."""
+    return *by_family(forward.address), forward.proto, forward.first
+
+
+def _check_forward(policy: Policy, forward: Forward) -> None:
+    if forward.address not in policy.addresses and not _lets_in(policy, forward):
+        raise FirewallError(f"no port of {forward.address} can be published here")
+    family = forward.address.version
+    if any(each.version != family for each in (forward.target, *forward.sources)):
+        raise FirewallError(f"{forward.address} and what it forwards to are of two families")
+
+
+def _lets_in(policy: Policy, forward: Forward) -> bool:
+    """Whether a forward publishes a guest's own address, untranslated."""
+    return (
+        forward.address == forward.target
+        and (forward.first, forward.last) == (forward.to, forward.to_last)
+        and any(forward.address in subnet for subnet in policy.public)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What a policy says of one family; ``both`` is whether it says something of the other.
+
+    ``address`` is what private subnets leave by, ``own`` are all of the namespace's
+    addresses on the upstream, ``public`` the subnets that pass as they are, and
+    ``outgoing`` all that may leave.
+    """
+
+    family: Family
+    both: bool
+    policy: Policy
+    address: Address | None
+    subnets: tuple[IPNetwork, ...]
+    gateways: tuple[IPNetwork, ...]
+    own: tuple[IPNetwork, ...]
+    public: tuple[IPNetwork, ...]
+    outgoing: tuple[IPNetwork, ...]
+
+    @property
+    def only(self) -> Family | None:
+        """What limits a rule without addresses, where that says anything."""
+        return self.family if self.both else None
+
+    @property
+    def outside(self) -> tuple[IPNetwork, ...]:
+        """All addresses of ours that the outside may see."""
+        return (*self.own, *self.public)
+
+
+def _halves(policy: Policy) -> tuple[Half, ...]:
+    present = [family for family in FAMILIES if _subnets(policy, family) or _own(policy, family)]
+    return tuple(_half(policy, family, len(present) > 1) for family in present)
+
+
+def _half(policy: Policy, family: Family, both: bool) -> Half:
+    subnets, public = _subnets(policy, family), policy.public if family == 6 else ()
+    address = policy.address if family == 4 else policy.address6
+    targets = (host_network(s.target) for s in policy.statics if s.target.version == family)
+    return Half(
+        family=family,
+        both=both,
+        policy=policy,
+        address=address,
+        subnets=subnets,
+        gateways=tuple(host_network(each) for each in policy.gateways if each.version == family),
+        own=_own(policy, family),
+        public=public,
+        outgoing=subnets if address else (*public, *targets),
+    )
+
+
+def _subnets(policy: Policy, family: Family) -> tuple[IPNetwork, ...]:
+    return tuple(subnet for subnet in policy.subnets if subnet.version == family)
+
+
+def _own(policy: Policy, family: Family) -> tuple[IPNetwork, ...]:
+    own = sorted(policy.addresses, key=by_family)
+    return tuple(host_network(address) for address in own if address.version == family)
+
+
 def ruleset(policy: Policy) -> tuple[Rule, ...]:
     """All rules of one namespace, in an order that keeps each chain's own."""
-    return (*_published(policy), *_edge(policy), *_forward(policy), *_input(policy))
+    halves = _halves(policy)
+    return (
+        *_published(policy, halves),
+        *_edge(policy, halves),
+        *_forward(policy, halves),
+        *_input(halves),
+    )
 
 
-def single(address: Address) -> tuple[IPNetwork, ...]:
-    """One address as the networks of a rule."""
-    return (host_network(address),)
+def single(address: Address | IPNetwork) -> tuple[IPNetwork, ...]:
+    """One address, or a network as it is, as the networks of a rule."""
+    if isinstance(address, IPv4Address | IPv6Address):
+        return (host_network(address),)
+    return (address,)
 
 
 def limited(sources: tuple[IPNetwork, ...]) -> tuple[IPNetwork, ...]:
     """The same clients as the networks of a rule, where everybody is no network at all."""
-    return () if EVERYWHERE in sources else sources
+    return () if any(source.prefixlen == 0 for source in sources) else sources
 
 
-def _own(policy: Policy) -> tuple[IPNetwork, ...]:
-    return tuple(map(host_network, sorted(policy.addresses, key=by_family)))
+# -- what is published -----------------------------------------------------------
 
 
-def _published(policy: Policy) -> Iterator[Rule]:
-    """Where a published port or address really is, and hairpins' way back."""
+def _translating(policy: Policy) -> list[Forward]:
     # In an order that does not depend on who asked first.
-    yield from map(_dnat, sorted(policy.forwards, key=BY_PORT))
-    for static in sorted(policy.statics, key=attrgetter("address")):
+    found = (each for each in policy.forwards if not _lets_in(policy, each))
+    return sorted(found, key=by_port)
+
+
+def _published(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
+    """Where a published port or address really is, and hairpins' way back."""
+    forwards = _translating(policy)
+    yield from map(_dnat, forwards)
+    for static in sorted(policy.statics, key=_by_address):
         yield from _static(policy, static)
-    if policy.forwards or policy.statics:
-        yield Rule(
-            chain="srcnat",
-            oif=policy.inner,
-            sources=policy.subnets,
-            translated=True,
-            action="masquerade",
-            comment="hairpin",
-        )
+    translated = {each.address.version for each in forwards}
+    translated |= {each.address.version for each in policy.statics}
+    for half in halves:
+        if half.family in translated and half.subnets:
+            yield Rule(
+                chain="srcnat",
+                oif=policy.inner,
+                sources=half.subnets,
+                translated=True,
+                action="masquerade",
+                comment="hairpin",
+            )
+
+
+def _by_address(static: StaticNat) -> tuple[int, int]:
+    return by_family(static.address)
 
 
 def _dnat(forward: Forward) -> Rule:
@@ -282,40 +449,55 @@ def _static(policy: Policy, static: StaticNat) -> Iterator[Rule]:
     )
 
 
-def _edge(policy: Policy) -> tuple[Rule, ...]:
+# -- what crosses the upstream ---------------------------------------------------
+
+
+def _edge(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
     """What crosses the upstream bears an upstream address, in both directions."""
-    own = _own(policy)
-    return (
-        # Ahead of conntrack and routing, or a neighbour with a route to the private
-        # subnet would still be sent redirects and "time exceeded", and could
-        # fill the conntrack table.
-        Rule(chain="raw", iif=policy.upstream, destinations=own, action="accept"),
-        *_refused_lease(policy, "raw"),
-        Rule(
+    for half in halves:
+        yield from _arrival(half)
+    yield Rule(chain="clamp", protocol="tcp", syn=True, action="clamp-mss")
+    for half in halves:
+        yield from _source(policy, half)
+        yield from _guard(policy, half)
+
+
+def _arrival(half: Half) -> Iterator[Rule]:
+    # Ahead of conntrack and routing, or a neighbour with a route to the private
+    # subnet would still be sent redirects and "time exceeded", and could
+    # fill the conntrack table.
+    upstream = half.policy.upstream
+    if half.family == 6:
+        # Conntrack counts those to a flow that it knows: "related" would let them in.
+        yield Rule(chain="raw", protocol="icmpv6", icmp=("nd-redirect",), action="drop")
+        # In IPv4, the kernel itself takes nobody else's packets for its own.
+        forged = (*half.gateways, *half.own)
+        yield Rule(chain="raw", iif=half.policy.inner, sources=forged, action="drop")
+    if half.outside:
+        yield Rule(chain="raw", iif=upstream, destinations=half.outside, action="accept")
+    if half.outside and half.family == 6:
+        yield Rule(
             chain="raw",
-            iif=policy.upstream,
-            destinations=(EVERYWHERE,),
-            action="drop",
-            comment="not addressed to an upstream address",
-        ),
-        Rule(chain="clamp", protocol="tcp", syn=True, action="clamp-mss"),
-        Rule(chain="srcnat", oif=policy.upstream, action="masquerade"),
-        # NAT leaves alone what conntrack calls invalid, and flows that began
-        # before its rules were there.
-        Rule(
-            chain="guard",
-            oif=policy.upstream,
-            sources=own,
-            not_sources=True,
-            action="drop",
-            comment="not translated",
-        ),
+            iif=upstream,
+            destinations=(LINK_LOCAL, MULTICAST),
+            protocol="icmpv6",
+            action="accept",
+            comment="neighbours",
+        )
+    yield from _refused_lease(half, "raw")
+    yield Rule(
+        chain="raw",
+        iif=upstream,
+        destinations=(default_route(half.family),),
+        action="drop",
+        comment="not addressed to an upstream address",
     )
 
 
-def _refused_lease(policy: Policy, chain: Chain) -> Iterator[Rule]:
+def _refused_lease(half: Half, chain: Chain) -> Iterator[Rule]:
     """A server refuses to renew a lease by broadcast, whatever the address is (RFC 2131)."""
-    if policy.by_dhcp:
+    policy = half.policy
+    if policy.by_dhcp and half.family == 4:
         yield Rule(
             chain=chain,
             iif=policy.upstream,
@@ -327,42 +509,125 @@ def _refused_lease(policy: Policy, chain: Chain) -> Iterator[Rule]:
         )
 
 
-def _forward(policy: Policy) -> tuple[Rule, ...]:
+def _source(policy: Policy, half: Half) -> Iterator[Rule]:
+    """Which source address a flow gets that leaves by the upstream."""
+    if half.public:
+        yield Rule(chain="srcnat", oif=policy.upstream, sources=half.public, action="accept")
+    if half.family == 4 and half.address:
+        yield Rule(chain="srcnat", oif=policy.upstream, only=half.only, action="masquerade")
+    elif half.address:
+        # Masquerading would take any address of the link's, that of a guest, too.
+        yield Rule(
+            chain="srcnat",
+            oif=policy.upstream,
+            sources=(LINK_LOCAL,),
+            not_sources=True,
+            action="snat",
+            to=half.address,
+        )
+
+
+def _guard(policy: Policy, half: Half) -> Iterator[Rule]:
+    if not half.outside:
+        everything = (default_route(half.family),)
+        yield Rule(chain="guard", oif=policy.upstream, sources=everything, action="drop")
+        return
+    if half.family == 6:
+        yield from _neighbours_out(policy)
+    if not half.address and (kept := _kept(half)):
+        yield Rule(chain="guard", oif=policy.upstream, sources=kept, action="drop")
+    # NAT leaves alone what conntrack calls invalid, and flows that began
+    # before its rules were there.
+    yield Rule(
+        chain="guard",
+        oif=policy.upstream,
+        sources=half.outside,
+        not_sources=True,
+        action="drop",
+        comment="not translated",
+    )
+
+
+def _neighbours_out(policy: Policy) -> Iterator[Rule]:
+    # Conntrack has nothing to do with these, so NAT has not either.
+    yield Rule(
+        chain="guard",
+        oif=policy.upstream,
+        sources=(LINK_LOCAL, UNSPECIFIED, *_own(policy, 6)),
+        protocol="icmpv6",
+        icmp=(*NEIGHBOURS, "nd-router-solicit", *LISTENERS[1:]),
+        action="accept",
+        comment="neighbours",
+    )
+
+
+def _kept(half: Half) -> tuple[IPNetwork, ...]:
+    """The namespace's own addresses that nothing translates: forwarded ones never get here."""
+    return tuple(each for each in half.gateways if each not in _public_gateways(half))
+
+
+def _public_gateways(half: Half) -> list[IPNetwork]:
+    return [each for each in half.gateways if any(map(each.overlaps, half.public))]
+
+
+# -- what is forwarded -----------------------------------------------------------
+
+
+def _forward(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
     """What may pass; the rest is dropped without a word.
 
     Only forged sources and what conntrack calls invalid come that far.  An answer
     to the first would hit a stranger, one to the second a connection that is well.
     """
-    subnets = policy.subnets
-    return (
-        # Between two subnets of one bridge, as libvirt allows.  Ahead of the states:
-        # replies may take another way, and conntrack calls what it sees of
-        # such a flow invalid.
-        Rule(
-            chain="forward",
-            iif=policy.inner,
-            oif=policy.inner,
-            sources=subnets,
-            destinations=subnets,
-            action="accept",
-            comment="between private subnets",
-        ),
-        Rule(chain="forward", states=("established", "related"), action="accept"),
-        Rule(
+    # Between two subnets of one bridge, as libvirt allows.  Ahead of the states:
+    # replies may take another way, and conntrack calls what it sees of
+    # such a flow invalid.
+    for half in halves:
+        if half.subnets:
+            yield Rule(
+                chain="forward",
+                iif=policy.inner,
+                oif=policy.inner,
+                sources=half.subnets,
+                destinations=half.subnets,
+                action="accept",
+                comment="between private subnets",
+            )
+    yield Rule(chain="forward", states=("established", "related"), action="accept")
+    for half in halves:
+        if half.outgoing:
+            yield from _let_out(policy, half)
+    yield from _let_in(policy, halves)
+
+
+def _let_out(policy: Policy, half: Half) -> Iterator[Rule]:
+    if half.public:
+        # The middle of a connection is none that began here, and the client whose
+        # own has been cut must not get on.
+        yield Rule(
             chain="forward",
             iif=policy.inner,
             oif=policy.upstream,
-            sources=subnets,
+            sources=half.public,
+            protocol="tcp",
+            not_syn=True,
             states=("new",),
-            action="accept",
-        ),
-        *_let_in(policy),
+            action="reject",
+            comment="cut",
+        )
+    yield Rule(
+        chain="forward",
+        iif=policy.inner,
+        oif=policy.upstream,
+        sources=half.outgoing,
+        states=("new",),
+        action="accept",
     )
 
 
-def _let_in(policy: Policy) -> Iterator[Rule]:
+def _let_in(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
     # Hairpins pass as what they then are: packets between private subnets.
-    if policy.forwards or policy.statics:
+    if _translating(policy) or policy.statics:
         yield Rule(
             chain="forward",
             iif=policy.upstream,
@@ -372,51 +637,126 @@ def _let_in(policy: Policy) -> Iterator[Rule]:
             action="accept",
             comment="published",
         )
+    for forward in sorted(policy.forwards, key=by_port):
+        if _lets_in(policy, forward):
+            yield _opened(policy, forward)
+    for half in halves:
+        if half.public:
+            yield Rule(
+                chain="forward",
+                iif=policy.upstream,
+                oif=policy.inner,
+                destinations=half.public,
+                protocol="icmpv6",
+                icmp=("echo-request",),
+                states=("new",),
+                action="accept",
+            )
 
 
-def _input(policy: Policy) -> tuple[Rule, ...]:
-    inner = policy.inner
-    return (
-        Rule(chain="input", iif="lo", action="accept"),
-        Rule(chain="input", states=("established", "related"), action="accept"),
-        # A client without an address asks from 0.0.0.0, by broadcast.
-        Rule(
-            chain="input", iif=inner, protocol="udp", ports=(67,), action="accept", comment="DHCP"
-        ),
-        _service(policy, "udp", 53, 69),
-        _service(policy, "tcp", 53),
-        _ping(inner, _gateways(policy)),
-        # Told at once, or a guest that tries another port waits for a time-out.
-        Rule(chain="input", iif=inner, sources=policy.subnets, protocol="tcp", action="reject"),
-        Rule(chain="input", iif=inner, sources=policy.subnets, protocol="udp", action="reject"),
-        _ping(policy.upstream, _own(policy)),
-        *_refused_lease(policy, "input"),
+def _opened(policy: Policy, forward: Forward) -> Rule:
+    return Rule(
+        chain="forward",
+        iif=policy.upstream,
+        oif=policy.inner,
+        sources=limited(forward.sources),
+        destinations=single(forward.target),
+        protocol=forward.proto,
+        span=(forward.first, forward.last),
+        states=("new",),
+        action="accept",
+        unique=True,
     )
 
 
-def _gateways(policy: Policy) -> tuple[IPNetwork, ...]:
-    return tuple(host_network(gateway) for gateway in policy.gateways)
+# -- what is for the namespace itself --------------------------------------------
 
 
-def _service(policy: Policy, protocol: Transport, *ports: int) -> Rule:
+def _input(halves: tuple[Half, ...]) -> Iterator[Rule]:
+    yield Rule(chain="input", iif="lo", action="accept")
+    yield Rule(chain="input", states=("established", "related"), action="accept")
+    for half in halves:
+        yield from _neighbours_in(half) if half.family == 6 else ()
+        yield from _inside(half) if half.subnets else ()
+        yield from _ping(half, half.policy.upstream, _pinged(half))
+        yield from _refused_lease(half, "input")
+
+
+def _neighbours_in(half: Half) -> Iterator[Rule]:
+    inner, upstream = half.policy.inner, half.policy.upstream
+    types: dict[str, tuple[IcmpType, ...]] = {
+        inner: (*NEIGHBOURS, "nd-router-solicit"),
+        upstream: (*NEIGHBOURS, "nd-router-advert"),
+    }
+    for link in (inner, upstream) if half.outside else (inner,):
+        yield Rule(
+            chain="input",
+            iif=link,
+            protocol="icmpv6",
+            icmp=types[link],
+            hop_limit=HOP_LIMIT,
+            action="accept",
+        )
+    yield Rule(
+        chain="input", sources=(LINK_LOCAL,), protocol="icmpv6", icmp=LISTENERS, action="accept"
+    )
+
+
+def _inside(half: Half) -> Iterator[Rule]:
+    inner = half.policy.inner
+    yield _dhcp(half)
+    if half.gateways:
+        yield _service(half, "udp", 53, 69)
+        yield _service(half, "tcp", 53)
+    gateways = half.gateways if half.family == 4 else (*half.gateways, LINK_LOCAL)
+    yield from _ping(half, inner, gateways)
+    # Told at once, or a guest that tries another port waits for a time-out.
+    for protocol in ("tcp", "udp"):
+        yield Rule(
+            chain="input", iif=inner, sources=half.subnets, protocol=protocol, action="reject"
+        )
+
+
+def _dhcp(half: Half) -> Rule:
+    # A client without an address asks from 0.0.0.0, by broadcast; in IPv6 from its
+    # address on the link, by multicast, and relays from one of their own.
+    return Rule(
+        chain="input",
+        iif=half.policy.inner,
+        only=half.only,
+        sources=() if half.family == 4 else (LINK_LOCAL, *half.subnets),
+        protocol="udp",
+        ports=(67,) if half.family == 4 else (547,),
+        action="accept",
+        comment="DHCP",
+    )
+
+
+def _service(half: Half, protocol: Transport, *ports: int) -> Rule:
     """DNS and TFTP, for the private subnets only."""
     return Rule(
         chain="input",
-        iif=policy.inner,
-        sources=policy.subnets,
-        destinations=_gateways(policy),
+        iif=half.policy.inner,
+        sources=half.subnets,
+        destinations=half.gateways,
         protocol=protocol,
         ports=ports,
         action="accept",
     )
 
 
-def _ping(interface: str, targets: tuple[IPNetwork, ...]) -> Rule:
-    return Rule(
-        chain="input",
-        iif=interface,
-        destinations=targets,
-        protocol="icmp",
-        icmp="echo-request",
-        action="accept",
-    )
+def _pinged(half: Half) -> tuple[IPNetwork, ...]:
+    """The namespace's own addresses that the outside may know."""
+    return (*half.own, *_public_gateways(half))
+
+
+def _ping(half: Half, interface: str, targets: tuple[IPNetwork, ...]) -> Iterator[Rule]:
+    if targets:
+        yield Rule(
+            chain="input",
+            iif=interface,
+            destinations=targets,
+            protocol="icmp" if half.family == 4 else "icmpv6",
+            icmp=("echo-request",),
+            action="accept",
+        )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import arp, executor, firewall, names, netns
+from libvirt_natns import executor, firewall, names, neighbours, netns
 from libvirt_natns import plan as p
 from libvirt_natns.errors import (
     AddressTakenError,
@@ -370,7 +370,7 @@ def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
         return len(announced) < 2
 
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
-    monkeypatch.setattr(arp, "announce", announce)
+    monkeypatch.setattr(neighbours, "announce", announce)
     kept: list[Callable[[], None]] = []
     carry_out(FakeKernel(), UP, ANNOUNCEMENT, later=kept.append)
     assert not announced

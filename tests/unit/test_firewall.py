@@ -446,10 +446,10 @@ def test_missing_parts_come_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(FirewallError, match="install nftables"):
         firewall.choose("nftables")
     monkeypatch.setattr(iptables, "library_found", lambda: False)
-    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda: True)
+    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda _: True)
     with pytest.raises(FirewallError, match="install python3-iptables"):
         firewall.choose("auto")
-    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda: False)
+    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda _: False)
     with pytest.raises(FirewallError, match="no legacy iptables"):
         firewall.choose("iptables")
 
@@ -500,8 +500,12 @@ def test_bridged_frames_need_nothing_where_they_are_not_filtered() -> None:
     assert host.accepts(quiet) == ()
 
 
+def _host_tables(policy: host.HostPolicy) -> list[dict[str, Any]]:
+    return host_iptables.tables({4: host.rules(policy)})
+
+
 def test_host_chains_of_legacy_iptables() -> None:
-    tables = {table["name"]: table for table in host_iptables.tables(host.rules(HOST_POLICY))}
+    tables = {table["name"]: table for table in _host_tables(HOST_POLICY)}
     assert list(tables) == ["nat", "raw", "filter"]
     assert list(tables["raw"]["chains"]) == ["NATNS-PREROUTING"]
     assert tables["nat"]["jumps"]["POSTROUTING"]["target"] == ("NATNS-POSTROUTING", {})
@@ -511,7 +515,7 @@ def test_host_chains_of_legacy_iptables() -> None:
 
 def test_published_ports_in_chains_of_legacy_iptables() -> None:
     policy = replace(HOST_POLICY, forwards=HOST_FORWARDS)
-    nat, *_ = host_iptables.tables(host.rules(policy))
+    nat, *_ = _host_tables(policy)
     assert list(nat["chains"]) == ["NATNS-DNAT", "NATNS-POSTROUTING"]
     targets = {builtin: jump["target"][0] for builtin, jump in nat["jumps"].items()}
     assert targets == {
@@ -587,7 +591,8 @@ MATCH = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "e
         ([chain("inet filter", "forward", "drop")], True),
         ([chain("inet filter", "forward", "drop", hook="input")], False),
         ([chain("bridge filter", "forward", "drop")], False),
-        ([chain("ip6 filter", "FORWARD", "drop")], False),
+        ([chain("ip6 filter", "FORWARD")], True),
+        ([chain("ip6 mangle", "FORWARD")], False),
         ([chain("inet natns", "forward", "drop")], False),
         ([chain("inet x", "f"), rule("inet x", "f", 1, {"counter": {}}, {"reject": {}})], True),
         ([chain("inet x", "f"), rule("inet x", "f", 1, MATCH, {"drop": None})], False),

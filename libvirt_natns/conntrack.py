@@ -15,10 +15,10 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from errno import ENOENT
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from libvirt_natns import netns
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.records import dataclass, replace
@@ -41,7 +41,9 @@ TUPLE_ORIG, TUPLE_REPLY, ID, ZONE = 1, 2, 12, 18
 NAMING = (TUPLE_ORIG, ID, ZONE)
 """The attributes that name one entry, and no later one with the same addresses and ports."""
 TUPLE_IP, TUPLE_PROTO = 1, 2
-IP_SOURCE, IP_TARGET = 1, 2
+ENDS = ((1, 2, IPv4Address), (3, 4, IPv6Address))
+"""By family: the attributes of source and target, and what they hold."""
+SOCKET_FAMILY: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 PROTO_NUMBER, PROTO_TARGET_PORT = 1, 3
 
 
@@ -60,26 +62,34 @@ class Entry:
     name: bytes
 
 
-def cut(namespace: str, gone: Iterable[Forward | StaticNat], address: Address) -> None:
+def cut(namespace: str, gone: Iterable[Forward | StaticNat], *addresses: Address) -> None:
     """Delete the conntrack entries of these forwards and addresses, and no others.
 
-    ``address`` is the network's upstream address: where a forward that listens on
+    ``addresses`` are the network's upstream addresses: where a forward that listens on
     the host's own arrives in the namespace.  Raises KernelError.
     """
-    _cut(namespace, tuple(gone), address)
+    _cut(namespace, tuple(gone), frozenset(addresses))
 
 
-def cut_on_host(gone: Iterable[Forward | StaticNat], address: Address) -> None:
-    """The same in the host, which leads them to a network's upstream address."""
-    moved = [replace(claim, target=address) for claim in gone if isinstance(claim, Forward)]
+def cut_on_host(gone: Iterable[Forward | StaticNat], *addresses: Address) -> None:
+    """The same in the host, which leads them to a network's upstream addresses."""
+    moved = [
+        replace(claim, target=address)
+        for claim in gone
+        for address in addresses
+        if isinstance(claim, Forward) and claim.target.version == address.version
+    ]
     _cut(None, moved, None)
 
 
 def _cut(
-    namespace: str | None, claims: Sequence[Forward | StaticNat], address: Address | None
+    namespace: str | None,
+    claims: Sequence[Forward | StaticNat],
+    addresses: frozenset[Address] | None,
 ) -> None:
     if not claims:
         return
+    families = sorted({claim.target.version for claim in claims})
     with netns.entered(namespace):
         session = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     try:
@@ -88,8 +98,9 @@ def _cut(
                 session,
                 [
                     entry
-                    for entry in _entries(session)
-                    if any(_concerns(claim, entry, address) for claim in claims)
+                    for family in families
+                    for entry in _entries(session, family)
+                    if any(_concerns(claim, entry, addresses) for claim in claims)
                 ],
             )
     except OSError as error:
@@ -102,7 +113,8 @@ def _delete_all(session: socket.socket, entries: Iterable[Entry]) -> None:
     errors = []
     for entry in entries:
         try:
-            for _ in _request(session, DELETE, REQUEST_ACK, entry.name):
+            family = entry.asked.version
+            for _ in _request(session, DELETE, REQUEST_ACK, family, entry.name):
                 pass
         except OSError as error:
             if error.errno != ENOENT:  # it has ended by itself
@@ -111,7 +123,9 @@ def _delete_all(session: socket.socket, entries: Iterable[Entry]) -> None:
         raise errors[0]
 
 
-def _concerns(claim: Forward | StaticNat, entry: Entry, address: Address | None) -> bool:
+def _concerns(
+    claim: Forward | StaticNat, entry: Entry, addresses: frozenset[Address] | None
+) -> bool:
     source, target = entry.answered
     if isinstance(claim, StaticNat):
         return claim.address in (entry.asked, target)
@@ -119,18 +133,23 @@ def _concerns(claim: Forward | StaticNat, entry: Entry, address: Address | None)
         return False
     if not claim.first <= entry.port <= claim.last:
         return False
-    # What answers is the target, not what was asked.
-    if source != claim.target or entry.asked == source:
+    if source != claim.target:
         return False
-    return address is None or entry.asked in (claim.address, address)
+    if claim.address == claim.target:
+        # A guest's own address, which is let in to as it is.
+        return entry.asked == source
+    # What answers is the target, not what was asked.
+    if entry.asked == source:
+        return False
+    return addresses is None or entry.asked == claim.address or entry.asked in addresses
 
 
 # -- the kernel's messages -------------------------------------------------------
 
 
-def _entries(session: socket.socket) -> list[Entry]:
-    """All flows of IPv4.  Raises OSError."""
-    return [_entry(body) for body in _request(session, GET, REQUEST_DUMP)]
+def _entries(session: socket.socket, family: Family) -> list[Entry]:
+    """All flows of a family.  Raises OSError."""
+    return [_entry(body) for body in _request(session, GET, REQUEST_DUMP, family)]
 
 
 def _entry(body: bytes) -> Entry:
@@ -150,16 +169,18 @@ def _entry(body: bytes) -> Entry:
 def _addresses(direction: dict[int, bytes]) -> tuple[Address, Address]:
     """The source and the target of one direction."""
     pair = dict(_attributes(direction[TUPLE_IP][4:]))
-    return IPv4Address(pair[IP_SOURCE][4:]), IPv4Address(pair[IP_TARGET][4:])
+    source, target, address = next(ends for ends in ENDS if ends[0] in pair)
+    return address(pair[source][4:]), address(pair[target][4:])
 
 
 def _request(
-    session: socket.socket, what: int, flags: int, attributes: bytes = b""
+    session: socket.socket, what: int, flags: int, family: Family, attributes: bytes = b""
 ) -> Iterator[bytes]:
     """The attributes of each entry of the answer.  Raises OSError."""
     kind = NFNL_SUBSYS_CTNETLINK << 8 | what
     header = struct.pack("=IHHII", 20 + len(attributes), kind, flags, 1, 0)
-    session.sendto(header + struct.pack("!BBH", socket.AF_INET, 0, 0) + attributes, (0, 0))
+    about = struct.pack("!BBH", SOCKET_FAMILY[family], 0, 0)
+    session.sendto(header + about + attributes, (0, 0))
     while True:
         data = session.recv(BUFFER)
         offset = 0

@@ -342,6 +342,8 @@ def _proxied_differ(kernel: Kernel, operation: p.ProxiedNeighbours) -> list[str]
 
 
 def _ensure_proxied(call: Call, operation: p.ProxiedNeighbours) -> None:
+    if call.is_fresh(operation) and not operation.addresses:
+        return
     call.kernel.set_proxied(operation.namespace, operation.link, operation.addresses)
 
 

@@ -146,6 +146,11 @@ def running(uuid: str, namespace: str | None) -> int | None:
     return pid if pid is not None and _lives_in(pid, namespace) else None
 
 
+def is_wanted(uuid: str, namespace: str | None) -> bool:
+    """Whether a network was given an ndppd there that has not been stopped since."""
+    return _file(uuid, "conf", in_host=namespace is None).exists()
+
+
 def _known(uuid: str, *, in_host: bool) -> int | None:
     """The process that the pid file names, if it is that ndppd."""
     pid = processes.read_pid(_file(uuid, "pid", in_host=in_host))

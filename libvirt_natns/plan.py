@@ -449,8 +449,9 @@ def _stations(upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
     covered = outside.address6 is not None and _shares_subnet6(upstream, outside)
     known = (upstream.gateway6, *(each for each in upstream.dns if each in subnet))
     for each in dict.fromkeys(known):
-        here = covered and each in subnet
-        if isinstance(each, IPv6Address) and not each.is_link_local and not here:
+        if not isinstance(each, IPv6Address) or each.is_link_local:
+            continue
+        if not (covered and each in subnet):
             yield each
 
 

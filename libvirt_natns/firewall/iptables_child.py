@@ -343,7 +343,19 @@ def _rule(entry: Request, chain: Chain) -> Rule:
         _set(rule.create_match(module), parameters)
     name, parameters = entry["target"]
     _set(rule.create_target(name), parameters)
+    _compare_whole_names(rule)
     return rule
+
+
+def _compare_whole_names(rule: Rule) -> None:
+    """Have the kernel compare all bits of interfaces' names.
+
+    For IPv6, python-iptables 1.0.1 asks for the lowest bit of each letter: "lo" would be
+    "virbr10", too.
+    """
+    for field in ("iniface_mask", "outiface_mask"):
+        mask = getattr(rule.get_ip(), field)
+        setattr(rule.get_ip(), field, b"\xff" * len(mask))
 
 
 def _set(module: Module, parameters: dict[str, str | list[str]]) -> None:

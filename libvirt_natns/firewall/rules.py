@@ -466,6 +466,9 @@ def _arrival(half: Half) -> Iterator[Rule]:
     if half.family == 6:
         # Conntrack counts those to a flow that it knows: "related" would let them in.
         yield Rule(chain="raw", protocol="icmpv6", icmp=("nd-redirect",), action="drop")
+        # In IPv4, the kernel itself takes nobody else's packets for its own.
+        forged = (*half.gateways, *half.own)
+        yield Rule(chain="raw", iif=half.policy.inner, sources=forged, action="drop")
     if half.outside:
         yield Rule(chain="raw", iif=upstream, destinations=half.outside, action="accept")
     if half.outside and half.family == 6:

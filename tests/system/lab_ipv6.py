@@ -16,6 +16,7 @@ SUBNET6 = "2001:db8:77::/64"
 GATEWAY6 = "2001:db8:77::1"
 HOST6 = "2001:db8:77::2"
 PREFIXES6 = "2001:db8:100::/56"
+BRIDGE_MAC = "52:54:00:ff:00:01"
 INTERNET6 = "2001:db8:ffff::80"
 """A server beyond the provider's router."""
 
@@ -37,6 +38,8 @@ class DualProvider(Provider):
         self.link_local = link_local(self.router)
 
     def _start_dns(self, dhcp: tuple[str, str] | None) -> None:
+        # As a bridge with a NIC of its own: else it would change with each new port.
+        run("ip", "link", "set", self.bridge, "address", BRIDGE_MAC)
         self.dns_records["www6.example.test"] = INTERNET6
         settle(self.router)
         for address, link in ((f"{GATEWAY6}/64", INTERFACE), (f"{INTERNET6}/128", "lo")):
@@ -96,7 +99,8 @@ def link_local(node: Node) -> str:
 
 
 def static6(node: Node, address: str, gateway: str | None = None) -> None:
-    """Give a machine an address with prefix, and a default route."""
+    """Give a machine an address with prefix, and a default route; it makes none itself."""
+    node.run("sysctl", "-qw", f"net.ipv6.conf.{INTERFACE}.accept_ra=0")
     run("ip", "-n", node.name, "address", "add", address, "dev", INTERFACE, "nodad")
     if gateway:
         run("ip", "-n", node.name, "-6", "route", "replace", "default", "via", gateway,

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ import pytest
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from libvirt_natns import netns
+from libvirt_natns.addresses import network_of, parsed
 from libvirt_natns.model import Forward, Protocol
 from libvirt_natns.plan import SYSCTLS
 
@@ -129,22 +129,29 @@ def small_world() -> Iterator[ExitStack]:
 
 
 def opened(
-    node: str | None, kind: int, address: str = "", port: int = 0, patience: float = SOON
+    node: str | None,
+    kind: int,
+    address: str = "",
+    port: int = 0,
+    patience: float = SOON,
 ) -> socket.socket:
+    """A bound socket; of IPv6 where the address is, be it "::"."""
     with netns.entered(node):
-        made = socket.socket(socket.AF_INET, kind)
+        made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if ":" in address:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     made.settimeout(patience)
     made.bind((address, port))
     return made
 
 
 @contextmanager
-def serving(node: str, port: int = PORT) -> Iterator[None]:
+def serving(node: str | None, port: int = PORT, address: str = "") -> Iterator[None]:
     """TCP and UDP services that answer with the address they saw."""
     with (
-        opened(node, socket.SOCK_STREAM, port=port) as tcp,
-        opened(node, socket.SOCK_DGRAM, port=port) as udp,
+        opened(node, socket.SOCK_STREAM, address, port) as tcp,
+        opened(node, socket.SOCK_DGRAM, address, port) as udp,
     ):
         tcp.listen(32)
         done = threading.Event()
@@ -174,21 +181,23 @@ def serving(node: str, port: int = PORT) -> Iterator[None]:
 
 def seen_by(
     target: str,
-    guest: str,
+    guest: str | None,
     kind: int,
     port: int = PORT,
     source: int = 0,
     patience: float = SOON,
+    address: str = "",
 ) -> str:
     """The address that a service at ``target`` sees when ``guest`` asks it."""
-    with opened(guest, kind, port=source, patience=patience) as client:
+    address = address or ("::" if ":" in target else "")
+    with opened(guest, kind, address, source, patience) as client:
         client.connect((target, port))
         if kind == socket.SOCK_DGRAM:
             client.send(b"?")
         return client.recv(64).decode()
 
 
-def ignored(target: str, client: str, kind: int, port: int = PORT) -> bool:
+def ignored(target: str, client: str | None, kind: int, port: int = PORT) -> bool:
     """Whether ``client`` gets no answer at all, not even an error."""
     try:
         seen_by(target, client, kind, port, patience=QUIET)
@@ -326,14 +335,16 @@ def mac(node: str | None, link: str) -> bytes:
 
 
 @contextmanager
-def answering(*nodes: str | None, ports: tuple[int, ...] = PORTS) -> Iterator[None]:
+def answering(
+    *nodes: str | None, ports: tuple[int, ...] = PORTS, address: str = ""
+) -> Iterator[None]:
     """Services in several nodes that say "node:port saw client"; then they talk on."""
     with ExitStack() as stack:
         listeners: dict[socket.socket, str] = {}
         for name in nodes:
             for port in ports:
                 for kind in KINDS:
-                    made = stack.enter_context(opened(name, kind, port=port))
+                    made = stack.enter_context(opened(name, kind, address, port))
                     listeners[made] = f"{name or 'host'}:{port}"
                     if kind == STREAM:
                         made.listen(32)
@@ -375,9 +386,9 @@ def _echo(
         del connections[connection]
 
 
-def asked(client: str | None, target: str, port: int, kind: int) -> str:
-    """What the service says that ``client`` reaches at ``target``."""
-    with opened(client, kind) as question:
+def asked(client: str | None, target: str, port: int, kind: int, address: str = "") -> str:
+    """What the service says that ``client`` reaches at ``target``, from an address of its own."""
+    with opened(client, kind, address or ("::" if ":" in target else "")) as question:
         question.connect((target, port))
         return again(question) if kind == DATAGRAM else question.recv(64).decode()
 
@@ -396,7 +407,7 @@ def silent(client: str | None, *targets: Target) -> list[Target]:
     with ExitStack() as stack:
         questions = {}
         for target, port, kind in targets:
-            question = stack.enter_context(opened(client, kind))
+            question = stack.enter_context(opened(client, kind, "::" if ":" in target else ""))
             question.setblocking(False)
             question.connect_ex((target, port))
             if kind == DATAGRAM:
@@ -443,13 +454,13 @@ def forward(
         owner_name="",
         network="",
         proto=proto,
-        address=IPv4Address(address),
+        address=parsed(address),
         first=first,
         last=last,
-        target=IPv4Address(target),
+        target=parsed(target),
         to=_span(to or ports)[0],
         to_last=_span(to or ports)[1],
-        sources=tuple(map(IPv4Network, sources)),
+        sources=tuple(map(network_of, sources)),
     )
 
 

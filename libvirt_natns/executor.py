@@ -126,7 +126,8 @@ def carry_out(
             _HOW[type(operation)][1](call, operation)
             kernel.forget()
             # That a new namespace has nothing in it goes without saying.
-            repaired += different if not whole else []
+            if not whole and not isinstance(operation, p.Announcement):
+                repaired += different
             whole = whole or isinstance(operation, p.Namespace)
     return repaired
 

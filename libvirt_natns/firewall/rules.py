@@ -702,7 +702,7 @@ def _dhcp(half: Half) -> Rule:
     return Rule(
         chain="input",
         iif=half.policy.inner,
-        only=half.only,
+        only=half.only if half.family == 4 else None,
         sources=() if half.family == 4 else (LINK_LOCAL, *half.subnets),
         protocol="udp",
         ports=(67,) if half.family == 4 else (547,),

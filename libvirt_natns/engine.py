@@ -271,6 +271,9 @@ class Engine:
         if network.needs_dnsmasq:
             dnsmasq.program()
         selection.check_addresses(network, upstream)
+        self.planner.check_proxied(network, upstream)
+        if selection.proxied(network, upstream):
+            ndppd.program()
         families = selection.families(network, upstream)
         selection.check_resolvers(network, upstream, resolvers_of(upstream, families).servers)
         self._check_bridge(network, upstream)

@@ -175,9 +175,12 @@ class Planner:
         """Whether libvirt's own dnsmasq has lost all that it served."""
         return network.taken_over and network.has_dnsmasq
 
-    def backend(self) -> str:
-        """The name of the firewall backend.  Raises FirewallError where it cannot work."""
-        return firewall.choose(self.config.firewall).name
+    def backend(self, *, ipv6: bool = False) -> str:
+        """The name of the firewall backend.
+
+        Raises FirewallError where it cannot work, with ``ipv6`` in both families.
+        """
+        return firewall.choose(self.config.firewall, ipv6=ipv6).name
 
     def _daemon(
         self, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
@@ -285,7 +288,7 @@ class Planner:
     ) -> host.Needs:
         """What one network needs of the host."""
         needs = host.Needs(private=(Private(user.bridge, user.subnets),))
-        leased, bridge = user.leased, upstream.bridge or ""
+        leased, bridge = _in_use(user, upstream), upstream.bridge or ""
         if upstream.kind == "host" and upstream.subnet is not None:
             found = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
             routes = _routes(bridge, leased.prefix, leased.address6)
@@ -396,6 +399,17 @@ def _behind_host(forward: Forward, upstream: Upstream, outside: Outside) -> Forw
     if sources and gateway is not None:
         sources = (*sources, host_network(gateway))
     return replace(forward, address=address, sources=sources)
+
+
+def _in_use(user: User, upstream: Upstream) -> Leased:
+    """What a network leases and still has a use for."""
+    leased = user.leased
+    if not any(subnet.version == 6 for subnet in user.subnets):
+        return Leased(leased.address)
+    prefix = leased.prefix
+    if prefix is not None and not any(prefix.subnet_of(each) for each in upstream.prefixes6):
+        return replace(leased, prefix=None)
+    return leased
 
 
 def _routes(

@@ -376,7 +376,6 @@ class Registry:
             db.execute(
                 "DELETE FROM reservation WHERE network = ? AND address = ?",
                 (network, stored(address)),
-                (network, stored(address)),
             )
             db.execute(
                 f"INSERT INTO reservation VALUES (?, ?, ?, ?, ?, {LATEST})",

@@ -258,6 +258,16 @@ def _ensure_port(call: Call, operation: p.Port) -> None:
         call.kernel.set_hairpin(operation.port)
 
 
+def _multicast_differs(kernel: Kernel, operation: p.AllMulticast) -> list[str]:
+    if kernel.gets_all_multicast(operation.port):
+        return []
+    return [f"patch {operation.port} does not get all multicast"]
+
+
+def _ensure_multicast(call: Call, operation: p.AllMulticast) -> None:
+    call.kernel.set_all_multicast(operation.port)
+
+
 def _link_differs(kernel: Kernel, operation: p.LinkUp) -> list[str]:
     return kernel.link_differences(operation.namespace, operation.link)
 
@@ -498,6 +508,7 @@ _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
     p.Settings: (_settings_differ, _ensure_settings),
     p.Patch: (_patch_differs, _ensure_patch),
     p.Port: (_port_differs, _ensure_port),
+    p.AllMulticast: (_multicast_differs, _ensure_multicast),
     p.Firewall: (_firewall_differs, _ensure_firewall),
     p.Withdrawal: (_withdrawal_differs, _ensure_withdrawal),
     p.Addresses: (_addresses_differ, _ensure_addresses),

@@ -26,6 +26,7 @@ from libvirt_natns.addresses import Address, Family, Interface, IPNetwork, by_fa
 from libvirt_natns.errors import KernelError
 from libvirt_natns.netlink import IPRoute, NetlinkError
 from libvirt_natns.rtnetlink import (
+    MULTICAST_ROUTER_ALWAYS,
     NTF_PROXY,
     InterruptedDumpError,
     Link,
@@ -418,6 +419,21 @@ class Kernel:
         self._ask(
             f"hairpin mode on {port}",
             lambda: self._socket(None).brport("set", index=index, mode=1),
+        )
+
+    def gets_all_multicast(self, port: str) -> bool:
+        """Whether a bridge sends all multicast to a port, also what nobody there asked for."""
+        link = self.link(None, port)
+        return link is not None and link.all_multicast
+
+    def set_all_multicast(self, port: str) -> None:
+        """Have a bridge that watches who asks for which multicast not do so for a port."""
+        index = self._index(None, port)
+        self._ask(
+            f"all multicast for {port}",
+            lambda: self._socket(None).brport(
+                "set", index=index, multicast_router=MULTICAST_ROUTER_ALWAYS
+            ),
         )
 
     def create_bridge(self, name: str, altname: str, mac: str) -> None:

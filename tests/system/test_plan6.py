@@ -320,6 +320,29 @@ def test_guests_in_the_providers_own_prefix(world: World) -> None:
     assert world.router.ping(PROXIED_GUEST)
 
 
+def test_a_bridge_that_sends_multicast_only_where_it_was_asked_for(world: World) -> None:
+    """Guests' groups are joined on the guests' side alone; the provider's bridge snoops."""
+    made = world.up(PROXY_OUTSIDE, network=PROXY)
+    static(world.guest, f"{PROXIED_GUEST}/64", str(PROXIED.ip))
+    # Who asks for queries must have an address; then it takes a tenth of a second.
+    for key, value in (("accept_dad", "0"), ("disable_ipv6", "0")):
+        run("sysctl", "-qw", f"net.ipv6.conf.{BRIDGE}.{key}={value}")
+    run("ip", "link", "set", BRIDGE, "type", "bridge", "mcast_query_response_interval", "10",
+        "mcast_snooping", "1", "mcast_querier", "1")  # fmt: skip
+    port = names.upstream_patch(UUID)
+
+    def found() -> bool:
+        world.router.run("ip", "neighbour", "flush", "dev", "eth0")
+        return world.router.ping(PROXIED_GUEST)
+
+    assert found()
+    run("bridge", "link", "set", "dev", port, "mcast_router", "1")
+    wait_for(lambda: not found(), timeout=30, what="the bridge to hold it back")
+    assert executor.differences(world.kernel, made) == [f"patch {port} does not get all multicast"]
+    world.carry_out(made)
+    assert found()
+
+
 def test_a_proxy_that_is_not_wanted_any_more_ends(world: World) -> None:
     world.up(PROXY_OUTSIDE, network=PROXY)
     pid = ndppd.running(UUID, NAMESPACE)

@@ -19,12 +19,14 @@ from libvirt_natns.records import replace
 
 GUEST = IPv4Address("10.0.0.5")
 
+ADDRESS = IPv4Address("192.168.0.100")
+
 POLICY = Policy(
     inner="virbr10",
     upstream="upstream",
     subnets=(IPv4Network("10.0.0.0/24"), IPv4Network("10.9.0.0/16")),
     gateways=(IPv4Address("10.0.0.1"),),
-    address=IPv4Address("192.168.0.100"),
+    address=ADDRESS,
 )
 
 NFTABLES = """\
@@ -113,7 +115,7 @@ def forward(proto: Protocol, ports: tuple[int, int], to: tuple[int, int], *sourc
     """Ports of the policy's address, to 10.0.0.5."""
     limits = tuple(map(IPv4Network, sources))
     own = "uuid", "guest web", "net"
-    return Forward(*own, proto, POLICY.address, *ports, GUEST, *to, limits)
+    return Forward(*own, proto, ADDRESS, *ports, GUEST, *to, limits)
 
 
 def static(address: str, target: str, *ports: PortSet) -> StaticNat:

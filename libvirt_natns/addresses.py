@@ -43,6 +43,11 @@ def parsed(text: str) -> Address:
     return IPv6Address(text) if ":" in text else IPv4Address(text)
 
 
+def bracketed(address: Address | str) -> str:
+    """An address as it stands ahead of a port: of IPv6 in brackets."""
+    return f"[{address}]" if ":" in str(address) else str(address)
+
+
 def host_network(address: Address) -> IPNetwork:
     """The network of one address alone."""
     return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)

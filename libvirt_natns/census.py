@@ -12,20 +12,27 @@ from pathlib import Path
 from typing import get_args
 
 from libvirt_natns import dnsmasq, dnsmasq_config, netns, status, transit
+from libvirt_natns.addresses import Family
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.selection import reserved_addresses
-from libvirt_natns.store import GUESTS, RUNNING, Record, State, Store, boot_id
+from libvirt_natns.store import GUESTS, RUNNING, LeaseKind, Record, State, Store, boot_id
 
 CONNTRACK = Path("/proc/sys/net/netfilter")
 STATES: tuple[State, ...] = get_args(State)
 
 
+PoolKey = tuple[str, LeaseKind]
+"""An upstream's name, and what is leased there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """An upstream's addresses: all that may be leased, leased, and of these in use now.
+    """An upstream's addresses of a family, or prefixes.
+
+    All that may be leased, leased, and of these in use now.
 
     ``size`` is None where the configuration does not have the upstream any more,
     or its subnet has not been chosen yet.
@@ -59,7 +66,7 @@ class Census:
 
     networks: Mapping[State, int]
     guests: int
-    pools: Mapping[str, Pool]
+    pools: Mapping[PoolKey, Pool]
     routers: tuple[Router, ...]
 
 
@@ -104,36 +111,53 @@ def _guests(store: Store) -> int:
 # -- pools -------------------------------------------------------------------
 
 
-def _pools(config: Config, store: Store) -> dict[str, Pool]:
+def _pools(config: Config, store: Store) -> dict[PoolKey, Pool]:
     rows = store.select(
-        f"SELECT lease.upstream, count(*) AS leased, sum(coalesce({RUNNING}, FALSE) OR {GUESTS})"
-        " AS in_use FROM lease LEFT JOIN network ON network.uuid = lease.network"
-        " GROUP BY lease.upstream",
+        "SELECT lease.upstream, lease.kind, count(*) AS leased,"
+        f" sum(coalesce({RUNNING}, FALSE) OR {GUESTS}) AS in_use"
+        " FROM lease LEFT JOIN network ON network.uuid = lease.network"
+        " GROUP BY lease.upstream, lease.kind",
         boot_id(),
         boot_id(),
     )
-    leases = {row["upstream"]: (row["leased"], row["in_use"]) for row in rows}
-    sizes = {name: _size(store, upstream) for name, upstream in config.upstreams.items()}
+    leases = {(row["upstream"], row["kind"]): (row["leased"], row["in_use"]) for row in rows}
+    sizes: dict[PoolKey, int | None] = {}
+    for name, upstream in config.upstreams.items():
+        sizes |= {(name, kind): size for kind, size in _sizes(store, upstream).items()}
     return {
-        name: Pool(sizes.get(name), *leases.get(name, (0, 0))) for name in sorted({*leases, *sizes})
+        key: Pool(sizes.get(key), *leases.get(key, (0, 0))) for key in sorted({*leases, *sizes})
     }
 
 
-def _size(store: Store, upstream: Upstream) -> int | None:
-    """How many addresses a pool can lease."""
+def _sizes(store: Store, upstream: Upstream) -> dict[LeaseKind, int | None]:
+    """How much of each kind a pool can lease; those that it has not are left out.
+
+    IPv4 is always told, with None where it is not known.
+    """
     if upstream.kind == "host":
         subnet = upstream.subnet or store.transit(upstream.name)
         if subnet is None:
-            return None
-        upstream = transit.complete(upstream, subnet)
-    if upstream.subnet is None or not upstream.ranges:
+            return {"ipv4": None}
+        upstream = transit.complete(upstream, subnet, store.transit6(upstream.name))
+    found: dict[LeaseKind, int | None] = {"ipv4": _size(upstream, 4)}
+    if upstream.pool6:
+        found["ipv6"] = _size(upstream, 6)
+    if upstream.prefixes6:
+        found["prefix"] = sum(1 << 64 - each.prefixlen for each in upstream.prefixes6)
+    return found
+
+
+def _size(upstream: Upstream, family: Family) -> int | None:
+    """How many addresses of a family a pool can lease."""
+    side = upstream.side(family)
+    if side.subnet is None or not side.ranges:
         return None
     unusable = [
         address
-        for address in reserved_addresses(upstream)
-        if any(address in span for span in upstream.ranges)
+        for address in reserved_addresses(upstream, family)
+        if any(address in span for span in side.ranges)
     ]
-    return sum(span.size for span in upstream.ranges) - len(unusable)
+    return sum(span.size for span in side.ranges) - len(unusable)
 
 
 # -- networks ----------------------------------------------------------------

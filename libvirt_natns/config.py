@@ -42,9 +42,13 @@ KEYS = ("scope", "firewall", "upstream", "auto_ports", "upstreams")
 ADDRESS_KEYS = ("subnet", "gateway", "pool", "dns", "probe")
 ADDRESS_KEYS6 = ("subnet6", "gateway6", "pool6", "prefixes6")
 
+IPV4_KEYS = {"subnet", "gateway", "pool"}
+OUTSIDE6 = {"pool6", "prefixes6"}
+"""One of these is enough for an upstream that has IPv6 alone."""
+
 UPSTREAM_KEYS: dict[UpstreamKind, tuple[str, ...]] = {
     "bridge": ("kind", "bridge", *ADDRESS_KEYS, *ADDRESS_KEYS6),
-    "host": ("kind", "subnet", "dns"),
+    "host": ("kind", "subnet", "dns", "subnet6", "prefixes6"),
     "router": ("kind", "nic", *ADDRESS_KEYS, *ADDRESS_KEYS6),
 }
 """What an upstream of each kind may say; anything else would be ignored."""
@@ -224,11 +228,29 @@ def _upstreams(table: Table) -> dict[str, Upstream]:
 def _check_shared(table: Table, upstreams: dict[str, Upstream]) -> None:
     """No address in two upstreams of one bridge: both would hand it out."""
     for first, second in combinations(upstreams.values(), 2):
-        shared = _overlap(_spans(first.ranges + second.ranges))
-        if first.bridge and first.bridge == second.bridge and shared:
-            found = f"shares {shared.text} with upstreams.{first.name}.pool"
-            expected = f"addresses of its own, as both are on {first.bridge}"
-            raise table.error(f"upstreams.{second.name}.pool", found, expected)
+        if not first.bridge or first.bridge != second.bridge:
+            continue
+        for key, spans in (("pool", _pool_spans), ("pool6", _pool6_spans), ("prefixes6", _parts6)):
+            shared = _overlap(spans(first) + spans(second))
+            if shared:
+                found = f"shares {shared.text} with upstreams.{first.name}.{key}"
+                expected = f"addresses of its own, as both are on {first.bridge}"
+                raise table.error(f"upstreams.{second.name}.{key}", found, expected)
+
+
+def _pool_spans(upstream: Upstream) -> list[Span]:
+    return _spans(upstream.ranges)
+
+
+def _pool6_spans(upstream: Upstream) -> list[Span]:
+    return _spans(upstream.pool6)
+
+
+def _parts6(upstream: Upstream) -> list[Span]:
+    return [
+        Span(int(each.network_address), int(each.broadcast_address), str(each))
+        for each in upstream.prefixes6
+    ]
 
 
 # One upstream
@@ -275,9 +297,11 @@ def _check_required(table: Table, upstream: Upstream) -> None:
         "host": {},
         "router": {"nic": 'the NIC to the upstream network, such as "ens3"'},
     }
+    only6 = not IPV4_KEYS & table.data.keys() and bool(OUTSIDE6 & table.data.keys())
     for key, expected in required[upstream.kind].items():
         by_dhcp = key == "subnet" and upstream.pool == "dhcp"
-        if key not in table.data and not by_dhcp:
+        spared = by_dhcp or (only6 and key in IPV4_KEYS)
+        if key not in table.data and not spared:
             raise table.error(key, "missing", expected)
 
 
@@ -403,11 +427,20 @@ def _check_ipv6(table: Table, upstream: Upstream) -> None:
     # Many a provider's router has a link-local address only.
     if gateway and subnet and gateway not in subnet and not gateway.is_link_local:
         raise table.wrong("gateway6", str(gateway), f"an address in {subnet}, or link-local")
+    for prefix in upstream.prefixes6:
+        if subnet is not None and prefix.overlaps(subnet):
+            expected = "what is routed to the subnet, and no part of it"
+            raise table.error("prefixes6", f"{prefix} overlaps subnet6", expected)
     if not upstream.pool6:
         return
     if subnet is None:
         raise table.error("subnet6", "missing", "the subnet that pool6 is part of")
     _check_spans(table, "pool6", _spans(upstream.pool6), subnet)
+    unusable = {subnet.network_address, gateway}
+    lost = sum(any(address in span for span in upstream.pool6) for address in unusable)
+    if sum(span.last - span.first + 1 for span in _spans(upstream.pool6)) <= lost:
+        expected = "at least one that is neither the gateway's nor all routers'"
+        raise table.error("pool6", "has no usable address", expected)
 
 
 # Ranges as plain numbers: a pool may have 2**64 addresses

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 from libvirt_natns import document, forward_list, transit
+from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine import Engine
 from libvirt_natns.forwards import ports
+from libvirt_natns.model import Network
 from libvirt_natns.records import dataclass
-from libvirt_natns.store import Record
+from libvirt_natns.store import Leased, Record
 
 NONE = "no network is up: start one (virsh net-start)\n"
 GAP = "   "
@@ -20,20 +22,20 @@ MOST_FORWARDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """One network's namespace; ``gateways`` with their prefixes."""
+    """One network's namespace; ``gateways`` with their prefixes, ``addresses`` outside."""
 
     network: str
     bridge: str
     namespace: str
     gateways: tuple[str, ...]
-    address: str
+    addresses: tuple[str, ...]
     upstream: str
     forwards: tuple[str, ...] = ()
 
     @property
     def content(self) -> tuple[str, ...]:
         """What stands in its box."""
-        return (self.namespace, *self.gateways, self.address, *self.forwards)
+        return (self.namespace, *self.gateways, *self.addresses, *self.forwards)
 
     @property
     def width(self) -> int:
@@ -59,15 +61,24 @@ def collect(engine: Engine) -> Picture:
 
 def _router(engine: Engine, record: Record) -> Router:
     network = document.parse_network(record.document)
+    leased = engine.store.leases(record.upstream, record.uuid)
     return Router(
         record.name,
         record.bridge,
         record.namespace,
-        tuple(str(subnet.interface) for subnet in network.subnets),
-        str(engine.store.lease(record.upstream, record.uuid) or "no address"),
+        (*(str(subnet.interface) for subnet in network.subnets), *_prefix(network, leased)),
+        tuple(map(str, leased.addresses)) or ("no address",),
         record.upstream,
         _forwards(engine, record),
     )
+
+
+def _prefix(network: Network, leased: Leased) -> list[str]:
+    """The gateway in the prefix that a network leases, unless its own XML has it."""
+    prefix = leased.prefix
+    if prefix is None or any(prefix.overlaps(subnet.network) for subnet in network.subnets):
+        return []
+    return [f"{prefix[1]}/{prefix.prefixlen}"]
 
 
 def _forwards(engine: Engine, record: Record) -> tuple[str, ...]:
@@ -91,10 +102,14 @@ def _upstream(engine: Engine, name: str) -> tuple[str, str]:
     said = f"upstream {name}"
     if upstream.kind == "host":
         subnet = upstream.subnet or engine.store.transit(name)
-        upstream = transit.complete(upstream, subnet) if subnet else upstream
+        upstream = (
+            transit.complete(upstream, subnet, engine.store.transit6(name)) if subnet else upstream
+        )
         said += ", routed by the host"
-    said += f", {upstream.subnet}" if upstream.subnet else ""
-    said += f", gateway {upstream.gateway}" if upstream.gateway else ""
+    for side in map(upstream.side, FAMILIES):
+        said += f", {side.subnet}" if side.subnet else ""
+        said += f", gateway {side.gateway}" if side.gateway else ""
+    said += f", prefixes {', '.join(map(str, upstream.prefixes6))}" if upstream.prefixes6 else ""
     return upstream.bridge or "?", said
 
 

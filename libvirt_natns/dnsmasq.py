@@ -8,8 +8,7 @@ Leases go to libvirt's own helper, so ``virsh net-dhcp-leases`` shows them.
 libvirt's own dnsmasq serves nobody any more, but it has read the leases there
 were when it started, and would have the helper delete each of them at the time
 it then was to end, renewed or not.  So its helper process is ended; it does
-without.  Known limit: a network with DHCPv6 needs that helper, and can miss a
-renewed lease in virsh's list until the guest renews it again.
+without.
 
 A dnsmasq takes 20 ms and more until it serves, most of it in libvirt's helper.
 Whoever does not wait for that leaves a note of the process that is starting:

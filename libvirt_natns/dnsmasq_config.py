@@ -9,14 +9,16 @@ is it written here, in libvirt's own words and order.
 
 What the user's own ``<dnsmasq:options>`` say always wins over what is added.
 
-Limits: IPv6 ranges stay with libvirt's dnsmasq, a namespace has no IPv6 yet.
+In IPv6, dnsmasq is what tells guests of their gateway, by router advertisements:
+each subnet of 64 bits is in them.  Guests make their own addresses there, but where
+it has a range or fixed addresses of DHCPv6.  The rest is dnsmasq's default: it names
+itself as DNS server.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from ipaddress import AddressValueError, IPv6Address
+from collections.abc import Iterable
+from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from pathlib import Path
-from types import MappingProxyType
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
@@ -24,10 +26,14 @@ from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet, TextRecord
 from libvirt_natns.records import dataclass
 from libvirt_natns.resolvers import Resolvers
 
-EMPTY: Mapping[str, Address] = MappingProxyType({})
+LEAST_IPV6_MTU = 1280
+"""What every link must carry in IPv6; guests ignore less."""
 
 MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
 
+
+LEASED_FOR = "1h"
+"""How long guests keep an address of a leased prefix after its last advertisement."""
 
 SPECIAL = re.compile(r"""[",#\\]|^ | $""")
 
@@ -69,25 +75,33 @@ def make(
     libvirts: Files | None,
     resolvers: Resolvers,
     mtu: int | None,
-    kept: Mapping[str, Address] = EMPTY,
+    kept: Iterable[tuple[str, Address]] = (),
+    *,
+    proxied: tuple[IPv6Network, ...] = (),
+    router6: bool = True,
 ) -> Files:
     """All that the dnsmasq of a network reads.
 
-    ``libvirts`` are libvirt's own files, None for ``<natns:ip>``; ``mtu``, in
-    octets, is announced by DHCP where the path outside is narrower than the
-    private bridge.  ``kept`` are addresses reserved for guests' NICs, by MAC.
+    ``libvirts`` are libvirt's own files, None where it has written none; ``mtu``, in
+    octets, is announced where the path outside is narrower than the private bridge.
+    ``kept`` are addresses reserved for guests' NICs, by MAC, of both families.  The
+    ``proxied`` subnets are advertised as not on the guests' link, so that they reach
+    the other part of it, outside, through their gateway.  Without ``router6`` they
+    are not told to leave by it in IPv6.
     """
     mine = paths(network.uuid)
     if libvirts is None:
         lines, users = _write(network), _options(network)
     else:
         lines, users = _derive(network, libvirts)
-    lines = [*_with_mtu(lines, users, network, mtu), *_resolution(lines, users, resolvers)]
+    lines = [_off_link(line, proxied) for line in _with_mtu(lines, users, network, mtu)]
+    lines += [_off_link(line, proxied) for line in _advertised(lines, users, network)]
+    lines += [*_ra_param(users, network, mtu, router6), *_resolution(lines, users, resolvers)]
     lines += [f"pid-file={mine.pid}", *(line for line in users if _key(line) != "pid-file")]
     if f"dhcp-hostsfile={mine.hosts}" not in lines and any(s.dhcp for s in network.subnets):
         # libvirt names one only where the network has <host>s.
         lines.append(f"dhcp-hostsfile={mine.hosts}")
-    reserved = "".join(f"{mac},{address}\n" for mac, address in kept.items())
+    reserved = "".join(f"{mac},{_in_hosts(address)}\n" for mac, address in kept)
     return Files(
         "\n".join(lines) + "\n",
         hosts=(_hosts(network) if libvirts is None else libvirts.hosts) + reserved,
@@ -111,24 +125,13 @@ def _statements(text: str) -> list[str]:
 
 
 def _options(network: Network) -> list[str]:
-    """The lines of the user's ``<dnsmasq:options>``, but for those about IPv6."""
-    return [line for line in _all_options(network) if not _concerns_ipv6(line)]
-
-
-def _all_options(network: Network) -> list[str]:
+    """The lines of the user's ``<dnsmasq:options>``."""
     return [line for option in network.dnsmasq_options for line in _statements(option)]
 
 
-def has_dhcpv6(configuration: str) -> bool:
-    """Whether a configuration hands out IPv6 addresses."""
-    lines = configuration.splitlines()
-    return any(_key(line) == "dhcp-range" and _concerns_ipv6(line) for line in lines)
-
-
-def _concerns_ipv6(line: str) -> bool:
-    if _key(line) in ("enable-ra", "ra-param"):
-        return True
-    return _key(line) == "dhcp-range" and any(map(_is_ipv6, _value(line).split(",")))
+def _ipv6_places(words: list[str]) -> list[int]:
+    """Which of the words are addresses of IPv6."""
+    return [place for place, word in enumerate(words) if _is_ipv6(word)]
 
 
 def _is_ipv6(text: str) -> bool:
@@ -145,21 +148,20 @@ def _is_ipv6(text: str) -> bool:
 def _derive(network: Network, libvirts: Files) -> tuple[list[str], list[str]]:
     """libvirt's lines fit for a router, and the user's, which libvirt writes last."""
     lines = _statements(libvirts.configuration)
-    users = _all_options(network)
+    users = _options(network)
     end = len(lines) - len(users)
     if lines[end:] != users:
         # Not a text of this network's: better keep what may be the user's.
         end = len(lines)
     own = [_moved(line, network.uuid) for line in lines[:end] if not _unwanted(line)]
-    return own, _options(network) if end < len(lines) else []
+    return own, lines[end:]
 
 
 def _unwanted(line: str) -> bool:
-    """Whether a line of libvirt's own is about isolation, IPv6, or its process."""
-    # An empty option 3 tells guests that there is no router.
-    if line in ("dhcp-option=3", "no-resolv"):
-        return True
-    return _key(line) == "pid-file" or _concerns_ipv6(line)
+    """Whether a line of libvirt's own is about isolation or its process."""
+    # An empty option 3 tells guests that there is no router, as does the lifetime of
+    # 0 seconds in router advertisements.
+    return line in ("dhcp-option=3", "no-resolv", "ra-param=*,0,0") or _key(line) == "pid-file"
 
 
 def _moved(line: str, uuid: str) -> str:
@@ -188,6 +190,7 @@ def _write(network: Network) -> list[str]:
         *_dhcp(network),
         *([f"addn-hosts={paths(network.uuid).records}"] if dns else []),
         *([_mtu_option(network.mtu)] if network.mtu else []),
+        *_advertising(network),
     ]
 
 
@@ -237,9 +240,10 @@ def _dhcp(network: Network) -> Iterable[str]:
     served = [subnet for subnet in network.subnets if subnet.dhcp]
     if not served:
         return
-    for subnet in served:
+    for subnet in sorted(served, key=lambda each: each.network.version):
         yield from _ranges(subnet)
-    yield from ("dhcp-no-override", "dhcp-authoritative")
+        if subnet.network.version == 4:
+            yield from ("dhcp-no-override", "dhcp-authoritative")
     size = sum(span.size for subnet in served for span in subnet.ranges)
     if size:
         yield f"dhcp-lease-max={size}"
@@ -247,20 +251,45 @@ def _dhcp(network: Network) -> Iterable[str]:
 
 
 def _ranges(subnet: Subnet) -> Iterable[str]:
+    six = subnet.network.version == 6
     for span in subnet.ranges:
-        yield f"dhcp-range={span.first},{span.last},{subnet.network.netmask}"
+        size = subnet.network.prefixlen if six else subnet.network.netmask
+        yield f"dhcp-range={span.first},{span.last},{size}"
     if not subnet.ranges:
         # No address for strangers, yet dnsmasq must know that it serves here.
-        yield f"dhcp-range={subnet.gateway},static"
+        yield f"dhcp-range={subnet.gateway},static" + (
+            f",{subnet.network.prefixlen}" if six else ""
+        )
+
+
+def _advertising(network: Network) -> Iterable[str]:
+    six = [subnet for subnet in network.subnets if subnet.network.version == 6]
+    if any(subnet.dhcp for subnet in six):
+        yield "enable-ra"
+    else:
+        yield from (_ra_only(subnet) for subnet in six if subnet.autonomous)
+
+
+def _ra_only(subnet: Subnet) -> str:
+    return f"dhcp-range={subnet.gateway},ra-only"
 
 
 def _hosts(network: Network) -> str:
     """The ``dhcp-hostsfile``: who gets which fixed address."""
     lines = []
     for host in (host for subnet in network.subnets for host in subnet.hosts):
-        words = (host.mac, str(host.ip), host.name) if host.mac else (host.name, str(host.ip))
+        address = _in_hosts(host.ip)
+        if host.ip.version == 6:
+            words = [host.mac, host.id and f"id:{host.id}", host.name, address]
+        else:
+            words = [host.mac, address, host.name] if host.mac else [host.name, address]
         lines.append(",".join(word for word in words if word))
     return "".join(f"{line}\n" for line in lines)
+
+
+def _in_hosts(address: Address) -> str:
+    """An address in a ``dhcp-hostsfile``."""
+    return str(address) if address.version == 4 else f"[{address}]"
 
 
 def _records(dns: Dns | None) -> str:
@@ -302,3 +331,39 @@ def _with_mtu(lines: list[str], users: list[str], network: Network, mtu: int | N
         return lines
     announced = _mtu_option(network.mtu) if network.mtu else None
     return [*(line for line in lines if line != announced), _mtu_option(mtu)]
+
+
+def _advertised(lines: list[str], users: list[str], network: Network) -> Iterable[str]:
+    """What makes subnets known to guests of which no line says anything yet.
+
+    Those are leased ones, which libvirt knows nothing of, and those beside one with
+    DHCPv6, which it leaves to guests that are configured by hand.
+    """
+    said = [_value(line).split(",") for line in [*lines, *users] if _key(line) == "dhcp-range"]
+    if any(word.strip().startswith("constructor:") for words in said for word in words):
+        # The user's: for whatever subnets there are.
+        return
+    starts = [IPv6Address(words[place]) for words in said for place in _ipv6_places(words)[:1]]
+    for subnet in network.subnets:
+        if subnet.autonomous and not any(start in subnet.network for start in starts):
+            yield f"{_ra_only(subnet)},64,{LEASED_FOR}"
+
+
+def _off_link(line: str, proxied: tuple[IPv6Network, ...]) -> str:
+    """A line, or, for a range of a proxied subnet, one that says so."""
+    words = _value(line).split(",")
+    places = _ipv6_places(words) if _key(line) == "dhcp-range" else []
+    if not any(IPv6Address(words[place]) in each for place in places for each in proxied):
+        return line
+    words.insert(places[-1] + 1, "off-link")
+    return f"{_key(line)}={','.join(words)}"
+
+
+def _ra_param(users: list[str], network: Network, mtu: int | None, router6: bool) -> Iterable[str]:
+    """What router advertisements say beyond dnsmasq's defaults."""
+    six = any(subnet.network.version == 6 for subnet in network.subnets)
+    if not six or (mtu is None and router6) or any(_key(line) == "ra-param" for line in users):
+        return
+    size = "" if mtu is None else f"mtu:{max(mtu, LEAST_IPV6_MTU)},"
+    # The usual interval, and unless otherwise said the usual lifetime of the router.
+    yield f"ra-param=*,{size}0" + ("" if router6 else ",0")

@@ -3,7 +3,7 @@
 
 Three documents are read: what libvirt hands to a network hook, a network, and a
 domain.  libvirt validated its own part of them, so what is unknown there is
-ignored, and so are addresses in IPv6 (a limit of this version).  Our part, the
+ignored.  Our part, the
 ``<natns:nat>`` element in ``<metadata>``, is a user's own text: it must satisfy
 the RELAX NG schema in xml/ and what ``metadata`` checks on top of it.
 
@@ -293,10 +293,10 @@ def _network_element(root: Element) -> Element:
 
 
 def _network(element: Element) -> Network:
-    ips = [each for each in element.findall("ip") if _is_ipv4(each) and "address" in each.attrib]
+    ips = [each for each in element.findall("ip") if "address" in each.attrib]
     subnets = tuple(elements.subnet(ip) for ip in ips)
     nat = _network_metadata(element, subnets)
-    own = nat.subnet if nat else None
+    own = nat.subnets if nat else ()
     return Network(
         uuid=_uuid(element, "uuid"),
         name=_name(element),
@@ -307,9 +307,9 @@ def _network(element: Element) -> Network:
         domain_local=attribute_of(element, "domain", "localOnly") == "yes",
         dns=_dns(element, own),
         dnsmasq_options=dns.options(element),
-        subnets=(own,) if own else subnets,
-        routes=tuple(_route(each) for each in element.findall("route") if _is_ipv4(each)),
-        taken_over=own is None,
+        subnets=own or subnets,
+        routes=tuple(_route(each) for each in element.findall("route")),
+        taken_over=not own,
         nat=nat,
     )
 
@@ -397,8 +397,8 @@ def _domain(element: Element) -> str | None:
     return None
 
 
-def _dns(element: Element, own: Subnet | None) -> Dns | None:
-    if own is not None and _forward_mode(element) is None:
+def _dns(element: Element, own: tuple[Subnet, ...]) -> Dns | None:
+    if own and _forward_mode(element) is None:
         dns.check_options(element)
         return dns.parse(element)
     # libvirt itself translates it: not ours to judge.
@@ -406,12 +406,8 @@ def _dns(element: Element, own: Subnet | None) -> Dns | None:
 
 
 def _route(element: Element) -> StaticRoute:
-    gateway = elements.ipv4(element, "gateway")
+    gateway = elements.address_in(element, "gateway", elements.family_of(element))
     return StaticRoute(elements.interface(element).network, gateway)
-
-
-def _is_ipv4(element: Element) -> bool:
-    return element.attrib.get("family") != "ipv6"
 
 
 # Our part

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Interface
+from contextlib import suppress
+from ipaddress import IPv6Address
 from typing import Protocol
 
-from libvirt_natns.addresses import Address, Interface
+from libvirt_natns.addresses import Address, Family, Interface, on_link, parsed
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model import AddressRange, DhcpHost, Subnet
 from libvirt_natns.names import XML_NAMESPACE
@@ -23,6 +24,7 @@ NS = f"{{{XML_NAMESPACE}}}"
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 MAC = re.compile(r"[0-9A-Fa-f]{1,2}(?::[0-9A-Fa-f]{1,2}){5}")
+DUID = re.compile(r"[0-9A-Fa-f]{1,2}(?::[0-9A-Fa-f]{1,2})+")
 PLAIN_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 
 
@@ -105,12 +107,27 @@ def attribute_of(element: Element, path: str, attribute: str) -> str | None:
     return None if child is None else child.attrib.get(attribute)
 
 
-def ipv4(element: Element, attribute: str) -> Address:
-    """The address in an attribute; DocumentError where there is none."""
-    try:
-        return IPv4Address(element.attrib.get(attribute, ""))
-    except ValueError:
-        raise value_error(element, attribute, "an IPv4 address such as 10.0.0.1") from None
+EXAMPLES = {
+    None: "an IPv4 or IPv6 address such as 10.0.0.1 or fd00::1",
+    4: "an IPv4 address such as 10.0.0.1",
+    6: "an IPv6 address such as fd00::1",
+}
+
+
+def address_in(element: Element, attribute: str, family: Family | None = None) -> Address:
+    """The address in an attribute, of that family; DocumentError where there is none."""
+    value = element.attrib.get(attribute, "")
+    with suppress(ValueError):
+        address = parsed(value)
+        # Python takes an IPv6 address with a zone for one.
+        if family in (None, address.version) and "%" not in value:
+            return address
+    raise value_error(element, attribute, EXAMPLES[family])
+
+
+def family_of(element: Element) -> Family:
+    """The family of libvirt's ``<ip>`` and ``<route>``: IPv4 unless they say otherwise."""
+    return 6 if element.attrib.get("family") == "ipv6" else 4
 
 
 def mac(value: str | None) -> str | None:
@@ -122,19 +139,25 @@ def mac(value: str | None) -> str | None:
 
 def interface(element: Element) -> Interface:
     """The attribute ``address`` with the prefix that libvirt gives it."""
-    address = ipv4(element, "address")
-    return IPv4Interface((address, _prefix_length(element, address)))
+    family = family_of(element)
+    address = address_in(element, "address", family)
+    return on_link(address, _prefix_length(element, address))
 
 
 def _prefix_length(element: Element, address: Address) -> int:
     """libvirt's rule (virSocketAddrGetIPPrefix): prefix, else netmask, else by class."""
-    prefix = element.attrib.get("prefix", "0")
-    if not re.fullmatch(r"[0-9]{1,2}", prefix) or int(prefix) > 32:
-        raise value_error(element, "prefix", "a prefix length from 0 to 32")
+    prefix, longest = element.attrib.get("prefix", "0"), address.max_prefixlen
+    if not re.fullmatch(r"[0-9]{1,3}", prefix) or int(prefix) > longest:
+        raise value_error(element, "prefix", f"a prefix length from 0 to {longest}")
     if int(prefix):
         return int(prefix)
-    if "netmask" in element.attrib:
-        return _netmask_length(element)
+    if isinstance(address, IPv6Address):
+        return 64 if int(address) else 0
+    return _netmask_length(element) if "netmask" in element.attrib else _class_length(element)
+
+
+def _class_length(element: Element) -> int:
+    address = address_in(element, "address", 4)
     if not int(address):
         return 0
     first = int(address) >> 24
@@ -145,7 +168,7 @@ def _prefix_length(element: Element, address: Address) -> int:
 
 
 def _netmask_length(element: Element) -> int:
-    mask = int(ipv4(element, "netmask"))
+    mask = int(address_in(element, "netmask", 4))
     length = mask.bit_count()
     if mask != (0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF:
         raise value_error(element, "netmask", "a netmask such as 255.255.255.0")
@@ -157,22 +180,25 @@ def subnet(element: Element, ns: str = "") -> Subnet:
     dhcp = element.find(f"{ns}dhcp")
     inside = [] if dhcp is None else list(dhcp)
     hosts = [each for each in inside if each.tag == f"{ns}host"]
+    family = family_of(element)
     return Subnet(
         interface=interface(element),
-        ranges=tuple(_range(each) for each in inside if each.tag == f"{ns}range"),
-        # libvirt knows hosts without an address: those by a DHCPv6 "id" for one.
-        hosts=tuple(_host(each) for each in hosts if "ip" in each.attrib),
+        ranges=tuple(_range(each, family) for each in inside if each.tag == f"{ns}range"),
+        # libvirt knows hosts without an address.
+        hosts=tuple(_host(each, family) for each in hosts if "ip" in each.attrib),
     )
 
 
-def _range(element: Element) -> AddressRange:
-    return AddressRange(ipv4(element, "start"), ipv4(element, "end"))
+def _range(element: Element, family: Family) -> AddressRange:
+    first, last = (address_in(element, end, family) for end in ("start", "end"))
+    return AddressRange(first, last)
 
 
-def _host(element: Element) -> DhcpHost:
-    name = element.attrib.get("name", "")
+def _host(element: Element, family: Family) -> DhcpHost:
+    name, duid = element.attrib.get("name", ""), element.attrib.get("id", "")
     return DhcpHost(
-        ip=ipv4(element, "ip"),
+        ip=address_in(element, "ip", family),
         mac=mac(element.attrib.get("mac")),
         name=name if PLAIN_HOST.fullmatch(name) else None,
+        id=duid if DUID.fullmatch(duid) else None,
     )

@@ -15,22 +15,24 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import get_args
 
 from libvirt_natns import (
-    arp,
     dnsmasq,
     document,
     executor,
     glance,
     host,
     names,
+    ndppd,
+    neighbours,
     netns,
     plan,
     pool,
     publication,
     selection,
 )
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.built import Built
 from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
 from libvirt_natns.executor import Step, Undo
@@ -38,12 +40,12 @@ from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.later import Later, at_once
 from libvirt_natns.locks import locked
-from libvirt_natns.model import Config, Network, PortForward, Upstream
+from libvirt_natns.model import Config, Forward, Network, PortForward, Upstream
 from libvirt_natns.observer import HOST, NOBODY, Observer
 from libvirt_natns.planner import Planner, resolvers_of
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
-from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
+from libvirt_natns.store import START_LIMIT, LeaseKind, Record, State, Store, boot_id, now
 
 FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
@@ -113,7 +115,7 @@ class Engine:
             self._clear(network, xml)
             self._reserve(network, xml, upstream, undo)
             self._await_turn(network, xml, upstream)
-            done.append(f"reserved {self.store.lease(upstream.name, network.uuid)}")
+            done.append(f"reserved {self._said(network, upstream)}")
             undo.pop_all()
 
     def build(self, network: Network, xml: bytes) -> Record | None:
@@ -130,9 +132,9 @@ class Engine:
             if self.built is None or not record or not _starts(record, xml):
                 return None
             undo.add(_empty_directory, network.uuid)
-            address = self._address(network, upstream)
+            self._renew_leases(network, upstream)
             self._adjust_host(network.uuid)
-            operations = self.planner.plan_ahead(network, upstream, address)
+            operations = self.planner.plan_ahead(network, upstream)
             done += executor.carry_out(self.kernel, operations, undo, self.before, later=self.later)
             self.built.keep(network.uuid, record.since, operations)
             undo.pop_all()
@@ -185,10 +187,11 @@ class Engine:
                 undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
             undo.add(self._return_routes, network)
             repaired += self._take_over(network, undo)
-            address = self._address(network, upstream)
-            self.registry.move(network.uuid, address)
+            self._renew_leases(network, upstream)
+            for address in self.planner.outside(network, upstream).addresses:
+                self.registry.move(network.uuid, address)
             self._adjust_host(network.uuid)
-            operations = self.planner.plan(network, upstream, address)
+            operations = self.planner.plan(network, upstream)
             repaired += executor.carry_out(
                 self.kernel, operations, undo, self.before, later=self.later, done=made
             )
@@ -245,16 +248,31 @@ class Engine:
         before = Claims(network.uuid, self.registry.forwards(owner=network.uuid))
         undo.add(self.registry.claim, before, publication.scopes(self.store, [network.uuid]), True)
         choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
-        address = self._address(network, upstream)
-        publication.claim_for_network(choices, network, upstream, address, before.forwards)
+        self._renew_leases(network, upstream)
+        self._claim(choices, network, upstream, before.forwards)
+
+    def _claim(
+        self,
+        choices: publication.Choices,
+        network: Network,
+        upstream: Upstream,
+        held: Collection[Forward] = (),
+    ) -> None:
+        """Take what a network's own metadata publishes."""
+        outside, whole = (
+            self.planner.outside(network, upstream),
+            self.planner.completed(network, upstream),
+        )
+        publication.claim_for_network(choices, whole, upstream, outside, held)
 
     def _check(self, network: Network, upstream: Upstream) -> None:
         """Refuse what could not come up, as far as that can be seen now."""
         self.planner.backend()
-        if network.has_dnsmasq:
+        if network.needs_dnsmasq:
             dnsmasq.program()
         selection.check_addresses(network, upstream)
-        selection.check_resolvers(network, upstream, resolvers_of(upstream).servers)
+        families = selection.families(network, upstream)
+        selection.check_resolvers(network, upstream, resolvers_of(upstream, families).servers)
         self._check_bridge(network, upstream)
 
     def _check_bridge(self, network: Network, upstream: Upstream) -> None:
@@ -333,28 +351,26 @@ class Engine:
             abandon(self.kernel, seen.name, seen.bridge)
 
     def _reserve(self, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
-        """Record the network and lease its address; ``undo`` takes back both."""
+        """Record the network and lease what it needs; ``undo`` takes back both."""
         earlier = self.store.leases_of(network.uuid)
-        leased = self.store.lease(upstream.name, network.uuid)
+        had = {lease.kind for lease in earlier if lease.upstream == upstream.name}
         self._step("record the network")
         undo.add(self.store.set_state, network.uuid, "down")
         self.store.put(_record(network, xml, upstream, "preparing"))
-        if leased is None:
-            undo.add(self.store.release, upstream.name, network.uuid)
+        for kind in set(get_args(LeaseKind)) - had:
+            undo.add(self.store.release, upstream.name, network.uuid, kind)
         undo.add(self.store.restore_leases, earlier)
 
         self._step("lease an address")
-        address = pool.reserve(
-            self.store,
-            selection.applicant(network),
-            upstream,
-            partial(self._probe, upstream),
-            self.kernel.host_addresses(),
-        )
+        for family in FAMILIES:
+            if selection.leases_address(network, upstream, family):
+                self._lease(network, upstream, family)
+        if selection.leases_prefix(network, upstream):
+            self._lease_prefix(network, upstream)
         if network.nat and network.nat.forwards:
             undo.add(self.registry.drop_claims, network.uuid)
             choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
-            publication.claim_for_network(choices, network, upstream, address)
+            self._claim(choices, network, upstream)
 
     def _probe(self, upstream: Upstream, addresses: Collection[Address]) -> set[Address]:
         """Those of the addresses that other stations have.
@@ -365,7 +381,7 @@ class Engine:
             return set()
         resident = self.later is not at_once
         seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
-        return arp.probe(upstream.bridge or "", addresses, seconds, self.later)
+        return neighbours.probe(upstream.bridge or "", addresses, seconds, self.later)
 
     def relocate(self, uuid: str, taken: Address) -> list[str]:
         """Give a network another address than one that another station has.
@@ -379,14 +395,14 @@ class Engine:
         network = document.parse_network(record.document)
         upstream = self.planner.upstream(network)
         with self._changing("relocate", uuid, record.name) as done:
-            if self.store.lease(upstream.name, uuid) != taken:
+            if taken not in self.store.leases(upstream.name, uuid).addresses:
                 return []
 
             def probe(addresses: Collection[Address]) -> set[Address]:
                 return {taken}.intersection(addresses) | self._probe(upstream, addresses)
 
             own = self.kernel.host_addresses()
-            applicant = selection.applicant(network)
+            applicant = selection.applicant(network, 4 if taken.version == 4 else 6)
             address = pool.reserve(self.store, applicant, upstream, probe, own)
             done.append(f"moved from {taken} to {address}")
         # A start that goes on takes the new address by itself.
@@ -397,18 +413,44 @@ class Engine:
         while self.store.enter_start(_record(network, xml, upstream, "starting")):
             time.sleep(POLL)
 
-    def _address(self, network: Network, upstream: Upstream) -> Address:
-        """The leased address; a new one where the configuration has moved on."""
-        leased = self.store.lease(upstream.name, network.uuid)
-        if leased is not None and selection.can_keep(leased, upstream):
-            return leased
-        return pool.reserve(
+    def _renew_leases(self, network: Network, upstream: Upstream) -> None:
+        """Keep what is leased; lease anew where the configuration has moved on."""
+        leased = self.store.leases(upstream.name, network.uuid)
+        for family in FAMILIES:
+            address = leased.of(family)
+            keeps = address is not None and selection.can_keep(address, upstream)
+            if not keeps and selection.leases_address(network, upstream, family):
+                self._lease(network, upstream, family)
+        if selection.leases_prefix(network, upstream):
+            prefix = leased.prefix
+            if prefix is None or not selection.can_keep_prefix(prefix, network, upstream):
+                self._lease_prefix(network, upstream)
+
+    def _lease(self, network: Network, upstream: Upstream, family: Family) -> None:
+        """Lease the network's address of a family.  Raises LeaseError."""
+        pool.reserve(
             self.store,
-            selection.applicant(network),
+            selection.applicant(network, family),
             upstream,
             partial(self._probe, upstream),
             self.kernel.host_addresses(),
         )
+
+    def _lease_prefix(self, network: Network, upstream: Upstream) -> None:
+        """Lease the network's prefix.  Raises LeaseError."""
+        pool.reserve_prefix(
+            self.store,
+            selection.applicant(network),
+            upstream,
+            selection.wanted_prefix(network, upstream),
+            self.kernel.host_addresses(),
+        )
+
+    def _said(self, network: Network, upstream: Upstream) -> str:
+        """What a network has outside, in words."""
+        leased = self.store.leases(upstream.name, network.uuid)
+        found = [*leased.addresses, *([leased.prefix] if leased.prefix else [])]
+        return " and ".join(map(str, found)) or "nothing outside"
 
     # -- refresh -----------------------------------------------------------
 
@@ -575,6 +617,7 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
     """
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         ("delete the patches", partial(_delete_patches, kernel, uuid)),
+        ("end ndppd", partial(ndppd.stop, uuid)),
         ("end dnsmasq", partial(dnsmasq.stop, uuid, search=_exists(namespace))),
         ("delete the namespace", partial(_delete_own_namespace, kernel, uuid, namespace)),
         ("empty the directory", partial(_empty_directory, uuid)),

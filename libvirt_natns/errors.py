@@ -78,6 +78,10 @@ class DnsmasqError(NatnsError):
     """dnsmasq could not be started, reached or ended."""
 
 
+class ProxyError(NatnsError):
+    """ndppd could not be started or ended."""
+
+
 class LibvirtError(NatnsError):
     """libvirt could not be reached, or refused a request."""
 

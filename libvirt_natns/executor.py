@@ -11,8 +11,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns import arp, dnsmasq, firewall, names, netns
+from libvirt_natns import dnsmasq, firewall, names, ndppd, neighbours, netns
 from libvirt_natns import plan as p
+from libvirt_natns.addresses import Interface, by_family
 from libvirt_natns.errors import (
     AddressTakenError,
     ConflictError,
@@ -125,7 +126,8 @@ def carry_out(
             _HOW[type(operation)][1](call, operation)
             kernel.forget()
             # That a new namespace has nothing in it goes without saying.
-            repaired += different if not whole else []
+            if not whole and not isinstance(operation, p.Announcement):
+                repaired += different
             whole = whole or isinstance(operation, p.Namespace)
     return repaired
 
@@ -294,11 +296,16 @@ def _ensure_withdrawal(call: Call, operation: p.Withdrawal) -> None:
 def _addresses_differ(kernel: Kernel, operation: p.Addresses) -> list[str]:
     where = f"{operation.link} in {operation.namespace or 'the host'}"
     present = kernel.addresses(operation.namespace, operation.link)
-    wanted = set(operation.addresses)
+    foreign = kernel.foreign_addresses(operation.namespace, operation.link, operation.addresses)
+    lacking = set(operation.addresses) - present
     return [
-        *(f"{where} lacks the address {address}" for address in sorted(wanted - present)),
-        *(f"{where} has the foreign address {address}" for address in sorted(present - wanted)),
+        *(f"{where} lacks the address {address}" for address in _sorted(lacking)),
+        *(f"{where} has the foreign address {address}" for address in _sorted(foreign)),
     ]
+
+
+def _sorted(addresses: Iterable[Interface]) -> list[Interface]:
+    return sorted(addresses, key=lambda each: (by_family(each.ip), each.network.prefixlen))
 
 
 def _ensure_addresses(call: Call, operation: p.Addresses) -> None:
@@ -318,6 +325,8 @@ def _route_differs(kernel: Kernel, operation: p.Route) -> list[str]:
 
 
 def _ensure_route(call: Call, operation: p.Route) -> None:
+    if operation.namespace is None:
+        call.undo.add(call.kernel.remove_route, None, operation.destination, operation.link)
     call.kernel.set_route(
         operation.namespace,
         operation.destination,
@@ -327,13 +336,42 @@ def _ensure_route(call: Call, operation: p.Route) -> None:
     )
 
 
+def _proxied_differ(kernel: Kernel, operation: p.ProxiedNeighbours) -> list[str]:
+    if kernel.proxied(operation.namespace, operation.link) == set(operation.addresses):
+        return []
+    return [f"{operation.describe()}: not so, or more than that"]
+
+
+def _ensure_proxied(call: Call, operation: p.ProxiedNeighbours) -> None:
+    if call.is_fresh(operation) and not operation.addresses:
+        return
+    call.kernel.set_proxied(operation.namespace, operation.link, operation.addresses)
+
+
+def _indexes(kernel: Kernel, daemon: ndppd.Proxy) -> tuple[int, int]:
+    """Which links of those names there are now; 0 is none."""
+    outer, inner = (kernel.link(daemon.namespace, name) for name in (daemon.link, daemon.inner))
+    return outer.index if outer else 0, inner.index if inner else 0
+
+
+def _proxy_differs(kernel: Kernel, operation: p.NeighbourProxy) -> list[str]:
+    return ndppd.differences(operation.daemon, _indexes(kernel, operation.daemon))
+
+
+def _ensure_proxy(call: Call, operation: p.NeighbourProxy) -> None:
+    daemon = operation.daemon
+    if ndppd.running(daemon.uuid, daemon.namespace) is None:
+        call.undo.add(ndppd.stop, daemon.uuid)
+    ndppd.ensure(daemon, _indexes(call.kernel, daemon))
+
+
 def _announce(call: Call, operation: p.Announcement) -> None:
     # Who does it at once has probed in full before.
     probing = 0.0 if call.later is at_once else operation.probing
 
     def announce() -> None:
         with netns.entered(operation.namespace):
-            told = arp.announce(operation.link, operation.address, operation.mac, probing)
+            told = neighbours.announce(operation.link, operation.address, operation.mac, probing)
         if not told:
             raise AddressTakenError(operation.namespace, str(operation.address))
 
@@ -465,6 +503,8 @@ _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
     p.Addresses: (_addresses_differ, _ensure_addresses),
     p.LinkUp: (_link_differs, _ensure_link),
     p.Route: (_route_differs, _ensure_route),
+    p.ProxiedNeighbours: (_proxied_differ, _ensure_proxied),
+    p.NeighbourProxy: (_proxy_differs, _ensure_proxy),
     p.Announcement: (_holds, _announce),
     p.Dnsmasq: (_dnsmasq_differs, _ensure_dnsmasq),
     p.IdleDnsmasq: (_idle_differs, _ensure_idle),

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from libvirt_natns import connection, document, forward_edit, forward_list, names
+from libvirt_natns.addresses import parsed
 from libvirt_natns.connection import Guest, Where
 from libvirt_natns.document import Edited
 from libvirt_natns.elements import MutableElement
@@ -25,6 +26,7 @@ from libvirt_natns.forwards import ANY, Attachment, Selector, listening, said
 from libvirt_natns.guests import Guests
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Forward, Protocol
+from libvirt_natns.publication import known_addresses
 from libvirt_natns.registry import PortKey
 
 Engines = Callable[..., AbstractContextManager[Engine]]
@@ -37,7 +39,7 @@ T = TypeVar("T")
 
 SPEC = (
     "[ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|udp|sctp]: 2222:22, 8000-8010, 8000-8010:9000-9010,"
-    " 8000-8010:80 (all onto one), auto:22, 192.168.0.150:53/udp"
+    " 8000-8010:80 (all onto one), auto:22, 192.168.0.150:53/udp, [2001:db8::5]:80"
 )
 
 
@@ -206,11 +208,16 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
                 return at
         return None
 
-    def listen(network: str | None, mac: str | None) -> str | None:
-        at = select(network, mac)
+    def listens(which: Selector) -> set[str]:
+        at = select(which.network, which.mac)
         if at is None:
-            return None
-        return listening(ANY if at.upstream.kind == "host" else at.address)
+            return set()
+        known = known_addresses(guests.registry, at.network, at.nic.mac, plain.name)
+        targets = {parsed(which.guest_address)} if which.guest_address else known
+        public = {str(target) for target in targets if at.is_public(target)}
+        if at.upstream.kind == "host":
+            return {listening(ANY), *public}
+        return {*map(str, at.outside.addresses), *public}
 
     def chosen(which: Selector, proto: Protocol, to: int) -> int | None:
         at = select(which.network, which.mac)
@@ -219,7 +226,7 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
         key = PortKey(plain.uuid, at.network.uuid, proto, str(which), to)
         return guests.registry.chosen_port(key)
 
-    return Surroundings(listen, chosen)
+    return Surroundings(listens, chosen)
 
 
 def _apply(guests: Guests, guest: Guest, edits: dict[Where, Edited]) -> None:

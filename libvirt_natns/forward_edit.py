@@ -6,11 +6,13 @@ Only what was asked for is changed: other forwards, comments and everything else
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from functools import partial
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import cast
 
+from libvirt_natns.addresses import Family, bracketed, parsed
 from libvirt_natns.elements import NS, Element, MutableElement, mac, value_error
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.forwards import Selector, ports
@@ -19,7 +21,7 @@ from libvirt_natns.model import Protocol
 from libvirt_natns.records import dataclass
 
 PATTERN = re.compile(
-    r"(?:(?P<address>[0-9]+(?:\.[0-9]+){3}|\*):)?(?P<listen>auto|[0-9]+(?:-[0-9]+)?)"
+    r"(?:(?P<address>[0-9]+(?:\.[0-9]+){3}|\*|\[[0-9A-Fa-f:.]+\]):)?(?P<listen>auto|[0-9]+(?:-[0-9]+)?)"
     r"(?::(?P<target>[0-9]+(?:-[0-9]+)?))?(?:/(?P<proto>tcp|udp|sctp))?"
 )
 
@@ -33,7 +35,8 @@ Span = tuple[int, int]
 class Spec:
     """``[ADDRESS:]PORTS[:PORTS][/PROTO]``; ``listen`` None stands for "auto".
 
-    ``address`` "*", which only a listing writes, means all addresses of the host.
+    ``address`` "*", which only a listing writes, means all addresses of the host.  One of
+    IPv6 stands in brackets, which are left out here.
     """
 
     proto: Protocol
@@ -42,7 +45,7 @@ class Spec:
     target: Span | None
 
     def __str__(self) -> str:
-        where = f"{self.address}:" if self.address else ""
+        where = f"{bracketed(self.address)}:" if self.address else ""
         told = ports(*self.listen) if self.listen else f"auto:{self.target and self.target[0]}"
         return f"{self.proto} {where}{told}"
 
@@ -61,12 +64,12 @@ class Options:
 class Surroundings:
     """What a forward's listing shows and the metadata does not say.
 
-    ``listen`` tells the default address of the NIC that a forward's ``network`` and
-    ``mac`` select, ``chosen`` the port chosen for a forward, a protocol and a target.
-    Either is None where it is not known, the network being down.
+    ``listens`` tells where a forward without ``address`` may listen, ``chosen`` the port
+    chosen for a forward, a protocol and a target.  That is nowhere, or None, where it is
+    not known, the network being down.
     """
 
-    listen: Callable[[str | None, str | None], str | None]
+    listens: Callable[[Selector], Collection[str]]
     chosen: Callable[[Selector, Protocol, int], int | None]
 
 
@@ -77,14 +80,11 @@ def parse(text: str) -> Spec:
     """What was typed; ValueError, in words, where it makes no sense."""
     match = PATTERN.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no [ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|udp|sctp]")
-    address, listen = match["address"], match["listen"]
+        hint = ": an address of IPv6 stands in brackets" if "::" in text and "[" not in text else ""
+        form = "[ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|udp|sctp]"
+        raise ValueError(f"{text!r} is no {form}{hint}")
+    address, listen = _address(match["address"]), match["listen"]
     target = _span(match["target"]) if match["target"] else None
-    if address not in (None, "*"):
-        try:
-            IPv4Address(address)
-        except AddressValueError as error:
-            raise ValueError(f"{address!r} is no IPv4 address") from error
     proto = cast("Protocol", match["proto"] or "tcp")
     if listen != "auto":
         return Spec(proto, address, _span(listen), target)
@@ -111,6 +111,17 @@ def parse_old(text: str) -> Spec:
     if spec.listen and spec.target:
         raise ValueError("what to remove is named by where it listens: [ADDRESS:]PORT[-PORT]")
     return spec
+
+
+def _address(text: str | None) -> str | None:
+    """An address without brackets, in its usual spelling."""
+    if text in (None, "*"):
+        return text
+    try:
+        # What is in brackets is of IPv6, and nothing else is.
+        return str(IPv6Address(text[1:-1]) if text.startswith("[") else IPv4Address(text))
+    except AddressValueError as error:
+        raise ValueError(f"{text!r} is no IP address") from error
 
 
 def _span(text: str) -> Span:
@@ -198,10 +209,29 @@ def _listens(forward: Element, spec: Spec, around: Surroundings) -> bool:
     """Whether a forward is of the protocol and the address that were typed."""
     if forward.attrib.get("proto", "tcp") != spec.proto:
         return False
-    if spec.address in (None, forward.attrib.get("address")):
-        return True
-    default = around.listen(forward.attrib.get("network"), forward.attrib.get("mac"))
-    return "address" not in forward.attrib and default == spec.address
+    given = _usual(forward.attrib.get("address"))
+    if given is not None or spec.address is None:
+        return spec.address in (None, given)
+    family = _family(forward)
+    return any(
+        each == spec.address and (family is None or each == "*" or (":" in each) == (family == 6))
+        for each in around.listens(_selector(forward))
+    )
+
+
+def _family(forward: Element) -> Family | None:
+    """The family of a forward's guest, or of its clients; None where neither is named."""
+    named = forward.attrib.get("guestAddress") or forward.attrib.get("source")
+    if not named:
+        return None
+    return 6 if ":" in named else 4
+
+
+def _usual(address: str | None) -> str | None:
+    """An address as the rest of the world spells it; what is none stays."""
+    with suppress(ValueError):
+        return str(parsed(address or ""))
+    return address
 
 
 def _removals(
@@ -233,7 +263,10 @@ def _is_meant(forward: Element, each: Element, spec: Spec, around: Surroundings)
 def _selector(forward: Element) -> Selector:
     given = forward.attrib
     return Selector(
-        given.get("network"), mac(given.get("mac")), given.get("address"), given.get("guestAddress")
+        given.get("network"),
+        mac(given.get("mac")),
+        _usual(given.get("address")),
+        _usual(given.get("guestAddress")),
     )
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
+from libvirt_natns.addresses import bracketed
 from libvirt_natns.forwards import listening, ports
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
@@ -45,9 +46,9 @@ class Row:
         """What the table shows."""
         listen, target = self.address or "*", self.target
         if self.first is not None and self.last is not None:
-            listen += f":{ports(self.first, self.last)}"
+            listen = f"{bracketed(listen)}:{ports(self.first, self.last)}"
         if self.target_first is not None and self.target_last is not None:
-            target += f":{ports(self.target_first, self.target_last)}"
+            target = f"{bracketed(target)}:{ports(self.target_first, self.target_last)}"
         if self.allowed:
             listen += f" ({', '.join(self.allowed)})"
         sources = ", ".join(self.sources) or "any"

@@ -6,11 +6,11 @@ one's own) comes through ``Choices``.
 """
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from libvirt_natns import model
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import FAMILIES, Address, Family, bracketed, by_family
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model import (
     AddressRequest,
@@ -19,6 +19,7 @@ from libvirt_natns.model import (
     NatMetadata,
     Network,
     Nic,
+    Outside,
     PortForward,
     PortRange,
     StaticNat,
@@ -31,17 +32,45 @@ Span = tuple[int, int, int, int]
 """First and last port, and the first and last port that they lead to."""
 
 ANY = IPv4Address(0)
-"""Stands for all addresses of the host, where an upstream of kind "host" listens."""
+ANY6 = IPv6Address(0)
+"""Stand for all addresses of the host, where an upstream of kind "host" listens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A guest's NIC in a network of ours; ``address`` is the network's upstream address."""
+    """A guest's NIC in a network of ours, and what that has on its upstream."""
 
     nic: Nic
     network: Network
     upstream: Upstream
-    address: Address
+    outside: Outside
+
+    def is_public(self, address: Address) -> bool:
+        """Whether the outside knows an address in the network as it is."""
+        return any(address in subnet for subnet in self.outside.public)
+
+    def reached_by(self, family: Family) -> bool:
+        """Whether anybody outside gets to the network by that family."""
+        public = family == 6 and bool(self.outside.public)
+        return public or self.outside.of(family) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where a forward listens (None: nowhere), and where it leads to.
+
+    ``direct``: clients may use the target's own address, on ports that stay as they are.
+    """
+
+    listen: Address | None
+    target: Address
+    direct: bool = False
+
+    def address(self, span: Span) -> Address | None:
+        """Where these ports listen."""
+        first, last, to, to_last = span
+        unchanged = (first, last) == (to, to_last)
+        return self.target if self.direct and unchanged else self.listen
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +121,31 @@ def selector(wanted: PortForward) -> Selector:
 class Wish:
     """A range with start="auto".
 
-    ``listen`` is where; ``avoided`` are the owner's own fixed ports of that protocol.
+    ``listens`` is where; ``avoided`` are the owner's own fixed ports of that protocol.
     """
 
     key: PortKey
     owner_name: str
     attachment: Attachment
-    listen: Address
+    listens: tuple[Address, ...]
     avoided: tuple[tuple[int, int], ...]
 
 
 class Choices(Protocol):
     """What is decided once and kept."""
 
-    def target(self, owner: str, attachment: Attachment) -> Address:
+    def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
+        """Whether the NIC's address of a family can be known."""
+
+    def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
         """The NIC's DHCP address, reserved for it if it has none yet."""
 
     def port(self, wish: Wish) -> int:
         """A free port for start="auto", the same for one key unless somebody else has it."""
 
-    def address(self, request: AddressRequest, domain: Domain, attachment: Attachment) -> Address:
+    def address(
+        self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
+    ) -> Address:
         """The upstream address of a guest's own."""
 
 
@@ -136,17 +170,17 @@ def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> 
     return Claims(domain.uuid, forwards, statics)
 
 
-def of_network(network: Network, upstream: Upstream, address: Address, choices: Choices) -> Claims:
+def of_network(network: Network, upstream: Upstream, outside: Outside, choices: Choices) -> Claims:
     """What a network's own metadata publishes."""
-    at = Attachment(Nic(""), network, upstream, address)
+    at = Attachment(Nic(""), network, upstream, outside)
     wishes = network.nat.forwards if network.nat else ()
     owner = Owner(network.uuid, f"network {network.name}", wishes)
-    found = []
+    found: list[Forward] = []
     for wanted in wishes:
-        listen = _listen(owner.name, wanted.address, upstream, {address})
         # The document is refused without one.
-        target = wanted.guest_address or address
-        found += list(_made(owner, wanted, at, listen or address, target, choices))
+        if wanted.guest_address is not None:
+            way = _way(owner.name, wanted, at, wanted.guest_address, set())
+            found += _made(owner, wanted, at, [way], choices)
     return Claims(network.uuid, tuple(found))
 
 
@@ -176,61 +210,104 @@ def _forwards(
     at = _select(domain, "portForward", wanted.network, wanted.mac, attachments)
     own = {static.address for static in statics if static.network == at.network.uuid}
     who = f"guest {domain.name}"
-    listen = _listen(who, wanted.address, at.upstream, {at.address, *own})
-    target = _target(domain, wanted, at, choices)
+    ways = [
+        _way(who, wanted, at, _target(domain, wanted, at, choices, family), own)
+        for family in _families(domain, wanted, at, choices)
+    ]
     owner = Owner(domain.uuid, who, nat.forwards)
-    return _made(owner, wanted, at, listen or at.address, target, choices)
+    return _made(owner, wanted, at, ways, choices)
+
+
+def _families(
+    domain: Domain, wanted: PortForward, at: Attachment, choices: Choices
+) -> list[Family]:
+    """The families in which something is published.
+
+    The one that it names; else all in which the network is reached and the guest's
+    address can be known.  Raises ConflictError where there is none.
+    """
+    asked = (wanted.family,) if wanted.family else FAMILIES
+    reached = [family for family in asked if at.reached_by(family)]
+    if not reached:
+        raise ConflictError(
+            f"guest {domain.name}: network {at.network.name} has no"
+            f" {' or '.join(f'IPv{family}' for family in asked)} on upstream {at.upstream.name}",
+            "publish nothing there, or give the upstream addresses of that family",
+        )
+    known = [family for family in reached if choices.knows(domain, at, family)]
+    return reached if wanted.guest_address else known or reached[:1]
 
 
 def _made(
-    owner: Owner,
-    wanted: PortForward,
-    at: Attachment,
-    listen: Address,
-    target: Address,
-    choices: Choices,
+    owner: Owner, wanted: PortForward, at: Attachment, ways: list[Way], choices: Choices
 ) -> Iterator[Forward]:
-    chosen = []
+    chosen: list[Span] = []
     for span in wanted.ranges:
         if span.auto:
             which = str(selector(wanted))
             key = PortKey(owner.uuid, at.network.uuid, wanted.proto, which, span.to)
-            port = choices.port(Wish(key, owner.name, at, listen, owner.fixed(wanted.proto)))
+            listens = tuple(way.listen or way.target for way in ways)
+            port = choices.port(Wish(key, owner.name, at, listens, owner.fixed(wanted.proto)))
             chosen.append((port, port, span.to, span.to))
-    for first, last, to, to_last in [*spans(wanted), *chosen]:
-        yield Forward(
-            owner.uuid,
-            owner.name,
-            at.network.uuid,
-            wanted.proto,
-            listen,
-            first,
-            last,
-            target,
-            to,
-            to_last,
-            wanted.sources,
+    for way in ways:
+        for each in [*spans(wanted), *chosen]:
+            yield _forward(owner, wanted, at, way, each)
+
+
+def _forward(owner: Owner, wanted: PortForward, at: Attachment, way: Way, span: Span) -> Forward:
+    address = way.address(span)
+    first, last, to, to_last = span
+    if address is None:
+        raise DocumentError(
+            f"{owner.name}: {wanted.proto} port {ports(first, last)} of {way.target} cannot lead"
+            f" to {ports(to, to_last)}, as the network has no address of its own to listen on",
+            f"leave the port as it is, or give upstream {at.upstream.name} a pool6",
         )
-
-
-def _listen(
-    who: str, wanted: Address | None, upstream: Upstream, own: set[Address]
-) -> Address | None:
-    """Where to listen; None for the network's upstream address."""
-    if upstream.kind == "host":
-        # Any address of the host's, 127.0.0.1 too; whether it has it only the host knows.
-        return wanted or ANY
-    if wanted is None or wanted in own:
-        return wanted
-    raise DocumentError(
-        f"{who}: <natns:portForward address='{wanted}'> is not an address of its network",
-        f"use one of {', '.join(map(str, sorted(own)))}, or leave it out",
+    return Forward(
+        owner.uuid,
+        owner.name,
+        at.network.uuid,
+        wanted.proto,
+        address,
+        first,
+        last,
+        way.target,
+        to,
+        to_last,
+        wanted.sources,
     )
 
 
-def _target(domain: Domain, wanted: PortForward, at: Attachment, choices: Choices) -> Address:
+def _way(who: str, wanted: PortForward, at: Attachment, target: Address, own: set[Address]) -> Way:
+    """How a guest's address is reached: by one of the network's, or of its ``own``."""
+    family: Family = 4 if target.version == 4 else 6
+    public = at.is_public(target)
+    if wanted.address is None:
+        everywhere = at.upstream.kind == "host" and at.outside.of(family) is not None
+        listen = (ANY if family == 4 else ANY6) if everywhere else at.outside.of(family)
+        return Way(listen, target, public)
+    if public and wanted.address == target:
+        return Way(None, target, True)
+    # Any address of the host's, 127.0.0.1 too; whether it has it only the host knows.
+    if at.upstream.kind != "host":
+        _check_listen(who, wanted.address, {*at.outside.addresses, *own})
+    return Way(wanted.address, target)
+
+
+def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:
+    if wanted not in own:
+        listed = ", ".join(map(str, sorted(own, key=by_family)))
+        raise DocumentError(
+            f"{who}: <natns:portForward address='{wanted}'> is not an address of its network",
+            f"use one of {listed}, or leave it out",
+        )
+
+
+def _target(
+    domain: Domain, wanted: PortForward, at: Attachment, choices: Choices, family: Family
+) -> Address:
     if wanted.guest_address is None:
-        return choices.target(domain.uuid, at)
+        return choices.target(domain, at, family)
     reachable = [subnet.network for subnet in at.network.subnets]
     reachable += [route.destination for route in at.network.routes]
     gateways = {subnet.gateway for subnet in at.network.subnets}
@@ -273,7 +350,8 @@ def _check_requests(domain: Domain, attachments: list[Attachment]) -> None:
     nics, addresses = set(), set()
     for request in domain.nat.addresses if domain.nat else ():
         at = _select(domain, "address", request.network, request.mac, attachments)
-        nic, address = (at.network.uuid, at.nic.mac), (at.upstream.name, request.address)
+        nic = (at.network.uuid, at.nic.mac, _family_of(request, at))
+        address = (at.upstream.name, request.address)
         if nic in nics:
             raise DocumentError(
                 f"guest {domain.name}: two <natns:address> are for the NIC {at.nic.mac} in network"
@@ -299,14 +377,22 @@ def _static(
             " has no addresses to give away",
             "use an upstream of kind 'bridge' for <natns:address>",
         )
+    family = _family_of(request, at)
     return StaticNat(
         domain.uuid,
         f"guest {domain.name}",
         at.network.uuid,
-        choices.address(request, domain, at),
-        choices.target(domain.uuid, at),
+        choices.address(request, domain, at, family),
+        choices.target(domain, at, family),
         request.ports,
     )
+
+
+def _family_of(request: AddressRequest, at: Attachment) -> Family:
+    """The family of an address of a guest's own: "auto" is IPv4, where there is any."""
+    if request.address is not None:
+        return 4 if request.address.version == 4 else 6
+    return 4 if at.outside.address is not None or at.outside.address6 is None else 6
 
 
 # -- in words ------------------------------------------------------------------
@@ -328,7 +414,11 @@ def said(claim: Forward | StaticNat) -> str:
         allowed = ", ".join(f"{each.proto} {ports(each.first, each.last)}" for each in claim.ports)
         return f"address {claim.address} -> {claim.target}" + (f" ({allowed})" if allowed else "")
     sources = f" from {', '.join(map(str, claim.sources))}" if claim.sources else ""
-    return (
-        f"{claim.proto} {listening(claim.address)}:{ports(claim.first, claim.last)}"
-        f" -> {claim.target}:{ports(claim.to, claim.to_last)}{sources}"
-    )
+    listen = at_port(claim.address, ports(claim.first, claim.last))
+    target = at_port(claim.target, ports(claim.to, claim.to_last))
+    return f"{claim.proto} {listen} -> {target}{sources}"
+
+
+def at_port(address: Address, port: str) -> str:
+    """An address with ports, as in a URL: "192.0.2.1:80", "[2001:db8::1]:80", "*:80"."""
+    return f"{bracketed(listening(address))}:{port}"

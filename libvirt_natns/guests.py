@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from libvirt_natns import conntrack, document, forwards, glance, names
+from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.executor import Undo
-from libvirt_natns.forwards import ANY, Attachment
+from libvirt_natns.forwards import ANY, ANY6, Attachment
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Domain, Forward, Nic, StaticNat
 from libvirt_natns.observer import NOBODY, Observer
-from libvirt_natns.publication import Choices, check_host, known_address, scopes
+from libvirt_natns.publication import Choices, check_host, known_addresses, scopes
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
 from libvirt_natns.store import Lease, Record, Store
@@ -129,7 +130,7 @@ class Guests:
         attachments = self.attachments(document.parse_domain_nics(record.document))
         with self._locked(owner):
             before = self.held(owner)
-            rest = self._without(before, nic, attachments)
+            rest = self._without(before, nic, record.name, attachments)
             self.registry.claim(rest, self._scopes(rest), published=True)
             self.registry.put_guest(owner, record.name, xml, published=True)
             try:
@@ -137,7 +138,7 @@ class Guests:
             finally:
                 self._cut(before, rest)
 
-    def _without(self, held: Claims, nic: Nic, attachments: list[Attachment]) -> Claims:
+    def _without(self, held: Claims, nic: Nic, name: str, attachments: list[Attachment]) -> Claims:
         """What is left of a guest's claims without one of its NICs."""
         mine = [each for each in attachments if _same(each.nic, nic)]
         others = {each.network.uuid for each in attachments if not _same(each.nic, nic)}
@@ -146,8 +147,8 @@ class Guests:
             for network in (each.network for each in mine):
                 if claim.network == network.uuid:
                     # Another NIC in that network keeps what leads to itself.
-                    address = known_address(self.registry, network, nic.mac)
-                    return network.uuid in others and claim.target != address
+                    known = known_addresses(self.registry, network, nic.mac, name)
+                    return network.uuid in others and claim.target not in known
             return True
 
         return Claims(
@@ -250,14 +251,15 @@ class Guests:
         return [self._attachment(nic, record) for nic, record in in_ours(self.engine.store, domain)]
 
     def _attachment(self, nic: Nic, record: Record) -> Attachment:
+        planner = self.engine.planner
         network = document.parse_network(record.document)
-        upstream = self.engine.planner.upstream(network)
-        address = self.engine.store.lease(upstream.name, record.uuid)
-        if address is None:
+        upstream = planner.upstream(network)
+        if planner.lacks(network, upstream):
             raise ConflictError(
                 f"network {network.name} has no upstream address", "run virt-natns sync"
             )
-        return Attachment(nic, network, upstream, address)
+        outside = planner.outside(network, upstream)
+        return Attachment(nic, planner.completed(network, upstream), upstream, outside)
 
     def _scopes(self, claims: Claims) -> dict[str, Scope]:
         return scopes(self.engine.store, self._networks(claims))
@@ -281,8 +283,9 @@ class Guests:
         """Have ``undo`` give up the DHCP addresses that are reserved from here on."""
         for attachment in attachments:
             network, mac = attachment.network.uuid, attachment.nic.mac
-            if self.registry.reservation(network, mac) is None:
-                undo.add(self.registry.drop_reservation, network, mac)
+            for family in FAMILIES:
+                if self.registry.reservation(network, mac, family) is None:
+                    undo.add(self.registry.drop_reservation, network, mac, family)
 
     # -- applying ----------------------------------------------------------
 
@@ -326,11 +329,18 @@ class Guests:
             record = self.engine.store.network(uuid)
             if record is None or record.state != "up":
                 continue
-            address = self.engine.store.lease(record.upstream, uuid)
+            leased = self.engine.store.leases(record.upstream, uuid)
             here = [claim for claim in gone if claim.network == uuid]
-            conntrack.cut(record.namespace, here, address or ANY)
-            if record.kind == "host" and address is not None:
-                conntrack.cut_on_host(here, address)
+            for family, address, any_address in (
+                (4, leased.address, ANY),
+                (6, leased.address6, ANY6),
+            ):
+                mine = [claim for claim in here if claim.target.version == family]
+                if not mine:
+                    continue
+                conntrack.cut(record.namespace, mine, address or any_address)
+                if record.kind == "host" and address is not None:
+                    conntrack.cut_on_host(mine, address)
 
     def _forget(self, uuid: str) -> None:
         self.registry.forget_guest(uuid)

@@ -7,7 +7,8 @@ so whoever comes after a kill knows what to remove.
 
 Forwarding is switched on for the interfaces concerned alone, not for the whole
 host: a host whose administrator, or another program, switched it on for all
-meanwhile is told apart by the global value, and left as it is then.
+meanwhile is told apart by the global value, and left as it is then.  In IPv6 there is
+but the global one (``host_ipv6``).
 
 Networks come and go one by one, and there may be a thousand: ``adjust`` adds and
 removes what one of them needs, as long as nothing else differs from what ``ensure``
@@ -17,11 +18,12 @@ state database; whether it is still so, the rules' fingerprint tells.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns import executor, glance, names, plan
+from libvirt_natns import executor, glance, host_ipv6, names, plan
+from libvirt_natns.addresses import FAMILIES, network_of
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host as rules
 from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables
@@ -29,10 +31,11 @@ from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Upstream
-from libvirt_natns.records import asdict, dataclass, field
+from libvirt_natns.records import asdict, dataclass, field, replace
 from libvirt_natns.store import Store
 
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
+BRIDGE_NF6 = "net/bridge/bridge-nf-call-ip6tables"
 GLOBAL_FORWARDING = "net/ipv4/conf/all/forwarding"
 LIBVIRT_STATUS = Path("/run/libvirt/network")
 LOADED = "loaded"
@@ -43,13 +46,18 @@ LEFT_RULES = "firewall rules are left over"
 class Needs:
     """What a network that runs, or all of them together, need of the host.
 
-    ``transits`` are completed upstreams of kind "host".
+    ``transits`` are completed upstreams of kind "host", ``public`` are subnets that
+    pass its bridge untranslated.  ``routes`` lead to those that the host routes, and
+    ``routes6`` tells whether it must forward IPv6 at all.
     """
 
     transits: tuple[Upstream, ...] = ()
     private: tuple[rules.Private, ...] = ()
     provider: tuple[rules.Provider, ...] = ()
     forwards: tuple[rules.HostForward, ...] = ()
+    public: tuple[rules.Provider, ...] = ()
+    routes: tuple[plan.Route, ...] = ()
+    routes6: bool = False
 
 
 def together(all_needs: Iterable[Needs]) -> Needs:
@@ -60,6 +68,9 @@ def together(all_needs: Iterable[Needs]) -> Needs:
         tuple(each for part in parts for each in part.private),
         tuple(each for part in parts for each in part.provider),
         tuple(each for part in parts for each in part.forwards),
+        tuple(each for part in parts for each in part.public),
+        tuple(each for part in parts for each in part.routes),
+        any(part.routes6 for part in parts),
     )
 
 
@@ -70,7 +81,9 @@ class Made:
     ``policy`` is "" unless there are rules of ours.  ``seen`` is their fingerprint
     as it was when all that the database says was in them; "" while that is not
     sure.  ``counts`` tell how often networks need what they have in common, and
-    ``parents`` are the foreign tables that have a chain of ours.
+    ``parents`` are the foreign tables that have a chain of ours.  ``routes`` are routes
+    to networks' prefixes, each as destination, gateway and link, and ``settings`` what
+    the sysctls were that we changed for IPv6.
     """
 
     bridges: list[str] = field(default_factory=list)
@@ -79,6 +92,8 @@ class Made:
     seen: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     parents: list[str] = field(default_factory=list)
+    routes: list[list[str]] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 def _file() -> Path:
@@ -152,7 +167,9 @@ class Host:
             return self._ensure() if found is None else found
 
     def _part(self, needs: Needs) -> Part:
-        return host_parts.make(_policy(self.kernel, needs))
+        part = host_parts.make(_policy(self.kernel, needs))
+        routes = [_words(route) for route in needs.routes]
+        return replace(part, routes=routes, routes6=needs.routes6)
 
     def _adjust(self, network: str, made: Made) -> list[str] | None:
         """The same, or None where it takes more."""
@@ -166,7 +183,8 @@ class Host:
         if script is None or not same or not made.seen or made.seen != host_parts.seen():
             return None
         seen = made.seen
-        found = self._add(needs.transits, needs.private, made)
+        found = self._add(needs, made)
+        self._remove_routes([each for each in old.routes if each not in new.routes], made)
         if old != new:
             made.seen = ""
             _save(made)
@@ -198,7 +216,7 @@ class Host:
         made = _load()
         before = asdict(made)
         made.seen = ""
-        found = self._add(needs.transits, needs.private, made)
+        found = self._add(needs, made)
         found += self._remove_unneeded(needs, made)
         found += self._ensure_rules(needs, made)
         self._note_parts(parts, made)
@@ -219,6 +237,7 @@ class Host:
         there = bool(made.bridges or made.policy)
         made.counts = dict(counts) if there else {}
         made.parents = nfnetlink.parents(host_nftables.CHAIN) if there else []
+        there = there or bool(made.routes or made.settings)
         made.seen = host_parts.seen() if there and self.backend() == nftables.name else ""
 
     def differences(self) -> list[str]:
@@ -229,10 +248,12 @@ class Host:
             found += executor.differences(
                 self.kernel, plan_of(self.kernel, upstream, needs.private)
             )
+        found += executor.differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
         made = _load()
         found += [f"bridge {bridge} is left over" for bridge in _unneeded(needs, made)]
+        found += [f"the route to {route[0]} is left over" for route in _stray(needs, made)]
         policy = _policy(self.kernel, needs)
-        if policy.transits or policy.bridge_nf:
+        if not policy.is_empty:
             found += rules.differences(policy, self.backend())
         elif made.policy:
             found.append(LEFT_RULES)
@@ -240,17 +261,42 @@ class Host:
 
     # -- bridges and forwarding --------------------------------------------
 
-    def _add(
-        self, transits: Iterable[Upstream], private: Iterable[rules.Private], made: Made
-    ) -> list[str]:
+    def _add(self, needs: Needs, made: Made) -> list[str]:
         found: list[str] = []
-        for upstream in transits:
-            operations = plan_of(self.kernel, upstream, private)
+        plans = [plan_of(self.kernel, each, needs.private) for each in needs.transits]
+        for operations in plans:
             self._note(operations, made)
             # Nothing is taken back: what a failed start made, the next call finds
             # noted and not needed.
             found += executor.carry_out(self.kernel, operations, executor.Undo(), self.before)
-        return found
+        operations = host_ipv6.plan_of(self.kernel, needs)
+        self._note_ipv6(operations, made)
+        return [
+            *found,
+            *executor.carry_out(self.kernel, operations, executor.Undo(), self.before),
+        ]
+
+    def _note_ipv6(self, operations: Iterable[plan.Operation], made: Made) -> None:
+        """The same for routes and the sysctls of IPv6."""
+        routes, settings = list(made.routes), dict(made.settings)
+        for operation in operations:
+            if isinstance(operation, plan.Route):
+                routes += [_words(operation)] if _words(operation) not in routes else []
+            elif isinstance(operation, plan.Sysctl) and executor.differs(self.kernel, operation):
+                former = self.kernel.sysctl(None, operation.key) or ""
+                settings.setdefault(operation.key, former)
+        if (routes, settings) != (made.routes, made.settings):
+            made.routes, made.settings, made.seen = routes, settings, ""
+            _save(made)
+
+    def _remove_routes(self, routes: Iterable[list[str]], made: Made) -> None:
+        for route in routes:
+            destination, _, link = route
+            self._announce(f"remove the route to {destination}")
+            self.kernel.remove_route(None, network_of(destination), link)
+            if route in made.routes:
+                made.routes.remove(route)
+                _save(made)
 
     def _note(self, operations: Iterable[plan.Operation], made: Made) -> None:
         """Write down what is about to be changed, before it is."""
@@ -278,7 +324,15 @@ class Host:
                 for link in made.forwarding:
                     self.kernel.set_sysctl(None, forwarding_of(link), "0")
             made.forwarding = []
-        return [f"bridge {bridge} was left over" for bridge in unneeded]
+        stray = _stray(needs, made)
+        self._remove_routes(stray, made)
+        if not needs.routes6 and made.settings:
+            self._announce("forward no IPv6 any more")
+            if not any(each.forwards for each in _active_networks()):
+                host_ipv6.put_back(self.kernel, made.settings)
+            made.settings = {}
+        found = [f"bridge {bridge} was left over" for bridge in unneeded]
+        return found + [f"the route to {route[0]} was left over" for route in stray]
 
     # -- rules -------------------------------------------------------------
 
@@ -288,7 +342,7 @@ class Host:
 
     def _ensure_rules(self, needs: Needs, made: Made) -> list[str]:
         policy = _policy(self.kernel, needs)
-        if not policy.transits and not policy.bridge_nf:
+        if policy.is_empty:
             return self._remove_rules(made)
 
         def announce() -> None:
@@ -307,6 +361,16 @@ class Host:
         return [LEFT_RULES]
 
 
+def _words(route: plan.Route) -> list[str]:
+    return [str(route.destination), str(route.gateway), route.link]
+
+
+def _stray(needs: Needs, made: Made) -> list[list[str]]:
+    """Routes of ours to networks that do not need them."""
+    needed = [_words(route) for route in needs.routes]
+    return [route for route in made.routes if route not in needed]
+
+
 def _unneeded(needs: Needs, made: Made) -> list[str]:
     needed = {upstream.bridge for upstream in needs.transits}
     return [bridge for bridge in made.bridges if bridge not in needed]
@@ -314,17 +378,27 @@ def _unneeded(needs: Needs, made: Made) -> list[str]:
 
 def _policy(kernel: Kernel, needs: Needs) -> rules.HostPolicy:
     bridge_nf = kernel.sysctl(None, BRIDGE_NF) == "1"
+    bridge_nf6 = kernel.sysctl(None, BRIDGE_NF6) == "1"
+    six = [each for each in needs.private if any(net.version == 6 for net in each.subnets)]
+    # Without bridge-nf, bridged frames never meet the host's rules.
+    private = needs.private if bridge_nf else tuple(six) if bridge_nf6 else ()
     return rules.HostPolicy(
         transits=tuple(
-            rules.Transit(upstream.bridge, upstream.subnet)
+            rules.Transit(upstream.bridge, side.subnet)
             for upstream in needs.transits
-            if upstream.bridge and upstream.subnet
+            for side in map(upstream.side, FAMILIES)
+            if upstream.bridge and side.subnet
         ),
-        # Without bridge-nf, bridged frames never meet the host's rules.
-        private=needs.private if bridge_nf else (),
-        provider=needs.provider if bridge_nf else (),
+        private=private,
+        provider=tuple(
+            each
+            for each in needs.provider
+            if each.routed or (bridge_nf6 if each.address.version == 6 else bridge_nf)
+        ),
         bridge_nf=bridge_nf and bool(needs.private),
         forwards=needs.forwards,
+        bridge_nf6=bridge_nf6 and bool(six),
+        public=needs.public,
     )
 
 
@@ -354,9 +428,11 @@ def isolated_bridges() -> set[str]:
 
     By its status files, for a hook cannot ask libvirt.
     """
-    found = set()
+    return {seen.bridge for seen in _active_networks() if not seen.forwards} - {""}
+
+
+def _active_networks() -> Iterator[glance.Glance]:
+    """libvirt's active networks, by its status files."""
     for file in LIBVIRT_STATUS.glob("*.xml"):
         with suppress(OSError):
-            seen = glance.at_network(file.read_bytes())
-            found |= set() if seen.forwards else {seen.bridge}
-    return found - {""}
+            yield glance.at_network(file.read_bytes())

@@ -16,15 +16,23 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import IPv6Network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libvirt_natns import names, netns, rtnetlink
-from libvirt_natns.addresses import Address, Interface, IPNetwork
+from libvirt_natns.addresses import Address, Family, Interface, IPNetwork, by_family
 from libvirt_natns.errors import KernelError
 from libvirt_natns.netlink import IPRoute, NetlinkError
-from libvirt_natns.rtnetlink import InterruptedDumpError, Link, LinkAddress, Route
+from libvirt_natns.rtnetlink import (
+    NTF_PROXY,
+    InterruptedDumpError,
+    Link,
+    LinkAddress,
+    ProxiedNeighbour,
+    Route,
+)
 
 BRIDGE_PORTS = 1023
 """The most ports that a Linux bridge takes."""
@@ -38,6 +46,13 @@ LOOPBACK = 1
 MAIN_TABLE = 254
 RTPROT_BOOT = 3
 SCOPE_GLOBAL = 0
+IFA_F_NODAD = 2
+METRICS: dict[Family, int | None] = {4: None, 6: 1024}
+"""The metric of a route for which none is asked, as the kernel tells it."""
+
+IPV6_ROUTES = "/proc/thread-self/net/ipv6_route"
+RTF_ANYCAST = 0x100000
+RTF_LOCAL = 0x80000000
 T = TypeVar("T")
 
 
@@ -151,9 +166,13 @@ class Kernel:
     def _addresses(self, namespace: str | None) -> list[LinkAddress]:
         return self._listed("addresses", namespace, self._session(namespace).addresses)
 
-    def _routes(self, namespace: str | None) -> list[Route]:
-        """All routes of the main table."""
-        found = self._listed("routes", namespace, self._session(namespace).routes)
+    def _routes(self, namespace: str | None, *families: Family) -> list[Route]:
+        """All routes of the main table, of these families or both."""
+        found = self._listed(
+            f"IPv{families[0]} routes" if families else "routes",
+            namespace,
+            lambda: self._session(namespace).routes(*families),
+        )
         return [route for route in found if route.table == MAIN_TABLE]
 
     def _ask(self, what: str, call: Callable[[], T]) -> T:
@@ -429,33 +448,47 @@ class Kernel:
     # -- addresses ---------------------------------------------------------
 
     def addresses(self, namespace: str | None, link: str) -> set[Interface]:
-        """All IPv4 addresses of a link, with their prefixes."""
+        """All addresses of a link, with their prefixes."""
         index = self._index(namespace, link)
         return {
             address.interface for address in self._addresses(namespace) if address.link == index
         }
 
     def host_addresses(self) -> set[Address]:
-        """All IPv4 addresses of the host itself."""
+        """All addresses of the host itself."""
         return {address.interface.ip for address in self._addresses(None)}
 
+    def foreign_addresses(
+        self, namespace: str | None, link: str, wanted: Iterable[Interface]
+    ) -> set[Interface]:
+        """The addresses of a link that are not wanted, the kernel's own making apart."""
+        return {
+            address
+            for address in self.addresses(namespace, link) - set(wanted)
+            if address.version == 4 or not address.is_link_local
+        }
+
     def set_addresses(self, namespace: str | None, link: str, wanted: Iterable[Interface]) -> None:
-        """Give a link exactly these IPv4 addresses."""
+        """Give a link exactly these addresses, and those that the kernel makes itself."""
         # Foreign ones first: with the oldest of a subnet the kernel removes all others.
-        present = self.addresses(namespace, link)
-        foreign = present - set(wanted)
+        foreign = self.foreign_addresses(namespace, link, wanted)
         for address in foreign:
             self.remove_address(namespace, link, address)
-        present = self.addresses(namespace, link) if foreign else present
+        present = self.addresses(namespace, link)
         for address in wanted:
             if address not in present:
                 self.add_address(namespace, link, address)
 
     def add_address(self, namespace: str | None, link: str, address: Interface) -> None:
-        """Add an address to a link, unless it has it."""
+        """Add an address to a link, unless it has it; one of IPv6 answers at once."""
         index = self._index(namespace, link)
-        request = {"address": str(address.ip), "prefixlen": address.network.prefixlen}
-        if address.network.prefixlen < 31:
+        request: dict[str, Any] = {
+            "address": str(address.ip), "prefixlen": address.network.prefixlen,
+        }  # fmt: skip
+        if address.version == 6:
+            # Whoever is to have it knows already that nobody else does.
+            request["flags"] = IFA_F_NODAD
+        elif address.network.prefixlen < 31:
             request["broadcast"] = str(address.network.broadcast_address)
         try:
             self._socket(namespace).addr("add", index=index, **request)
@@ -487,13 +520,16 @@ class Kernel:
     # -- routes ------------------------------------------------------------
 
     def has_route(
-        self, namespace: str | None, destination: IPNetwork, gateway: Address, link: str
+        self, namespace: str | None, destination: IPNetwork, gateway: Address | None, link: str
     ) -> bool:
-        """Whether the main table leads to ``destination`` through this gateway alone."""
+        """Whether the main table leads to ``destination`` through this gateway alone.
+
+        ``gateway`` None: directly, over the link.
+        """
         index = self._index(namespace, link)
         found = [
             (route.gateway, route.link)
-            for route in self._routes(namespace)
+            for route in self._routes(namespace, _family(destination))
             if route.destination == destination
         ]
         return found == [(gateway, index)]
@@ -502,36 +538,52 @@ class Kernel:
         self,
         namespace: str | None,
         destination: IPNetwork,
-        gateway: Address,
+        gateway: Address | None,
         link: str,
         *,
         alone: bool = False,
     ) -> None:
-        """Lead ``destination`` through this gateway, and through no other.
+        """Lead ``destination`` through this gateway, or directly, and in no other way.
 
         ``alone``: there is no other, as the namespace is new.
         """
         index = self._index(namespace, link)
+        metric = METRICS[_family(destination)]
+        request: dict[str, Any] = {"dst": str(destination), "oif": index}
+        if gateway is not None:
+            request["gateway"] = str(gateway)
+        if metric is not None:
+            request["priority"] = metric
         self._ask(
-            f"the route to {destination} via {gateway}",
-            lambda: self._socket(namespace).route(
-                "replace", dst=str(destination), gateway=str(gateway), oif=index
-            ),
+            f"the route to {destination}{f' via {gateway}' if gateway else ''}",
+            lambda: self._socket(namespace).route("replace", **request),
         )
-        for route in [] if alone else self._routes(namespace):
+        for route in [] if alone else self._routes(namespace, _family(destination)):
             found = (route.gateway, route.link, route.priority)
-            if route.destination == destination and found != (gateway, index, None):
+            if route.destination == destination and found != (gateway, index, metric):
                 self._delete_route(namespace, route)
 
     def _delete_route(self, namespace: str | None, route: Route) -> None:
         """Delete one route as the kernel listed it; missing is success."""
-        metric = {} if route.priority is None else {"priority": route.priority}
         # A route that leads nowhere has a type of its own, and no other is deleted.
-        same = {
+        same: dict[str, Any] = {
             "type": route.kind, "scope": route.scope, "tos": route.tos, "proto": route.protocol,
         }  # fmt: skip
+        if route.priority is not None:
+            same["priority"] = route.priority
+        if route.destination.version == 6:
+            # There may be several with one metric.
+            same |= {"oif": route.link} if route.link else {}
+            same |= {"gateway": str(route.gateway)} if route.gateway else {}
         with suppress(NetlinkError):
-            self._socket(namespace).route("del", dst=str(route.destination), **same, **metric)
+            self._socket(namespace).route("del", dst=str(route.destination), **same)
+
+    def remove_route(self, namespace: str | None, destination: IPNetwork, link: str) -> None:
+        """Remove what leads to ``destination`` over a link; missing is success."""
+        found = self.link(namespace, link)
+        for route in self._routes(namespace, _family(destination)) if found else ():
+            if found and (route.destination, route.link) == (destination, found.index):
+                self._delete_route(namespace, route)
 
     def add_route(
         self, namespace: str | None, destination: IPNetwork, gateway: Address, link: str
@@ -549,22 +601,62 @@ class Kernel:
             )
 
     def host_routes(self, without: Iterable[str] = ()) -> set[IPNetwork]:
-        """Destinations that the host has routes to, the default route left out.
+        """Destinations that the host has routes to, of both families.
 
-        Links named in ``without`` do not count.
+        Default routes and those within a link do not count, nor do links named in
+        ``without``.
         """
         ignored = {link.index for name in without if (link := self.link(None, name))}
         return {
             route.destination
             for route in self._routes(None)
-            if route.link not in ignored and route.destination.prefixlen > 0
+            if route.link not in ignored
+            and route.destination.prefixlen > 0
+            and not _within_link(route.destination)
         }
 
-    def routed_links(self) -> set[str]:
-        """Names of the host's links that any of its IPv4 routes leads over."""
+    def routed_links(self, family: Family = 4) -> set[str]:
+        """Names of the host's links that any of its routes of a family leads over."""
         # By name at once; listing all links takes 0.2 s with a few hundred of them.
+        if family == 6:
+            return _ipv6_routed_links()
         lines = Path("/proc/thread-self/net/route").read_text().splitlines()[1:]
         return {line.split()[0] for line in lines if line.strip()} - {"*"}
+
+    # -- neighbours --------------------------------------------------------
+
+    def proxied(self, namespace: str | None, link: str) -> set[Address]:
+        """The IPv6 addresses that neighbours on a link are answered for by proxy."""
+        index = self._index(namespace, link)
+        return {each.address for each in self._proxied(namespace) if each.link == index}
+
+    def _proxied(self, namespace: str | None) -> list[ProxiedNeighbour]:
+        return self._listed("neighbours", namespace, self._session(namespace).proxied_neighbours)
+
+    def set_proxied(self, namespace: str | None, link: str, wanted: Iterable[Address]) -> None:
+        """Have neighbours on a link answered for exactly these IPv6 addresses.
+
+        The kernel does so only where the link's sysctl ``proxy_ndp`` is 1 and the
+        way to the address leads over another link.
+        """
+        index = self._index(namespace, link)
+        present, asked = self.proxied(namespace, link), set(wanted)
+        changes = [("add", asked - present), ("del", present - asked)]
+        for verb, addresses in changes:
+            for address in sorted(addresses, key=by_family):
+                self._proxy(verb, namespace, index, address)
+
+    def _proxy(self, verb: str, namespace: str | None, index: int, address: Address) -> None:
+        try:
+            self._socket(namespace).neigh(
+                verb, family=socket.AF_INET6, dst=str(address), ifindex=index, flags=NTF_PROXY
+            )
+        except NetlinkError as error:
+            if error.code not in (errno.EEXIST, errno.ENOENT):
+                raise KernelError(
+                    f"the kernel refuses to {verb} the proxy for {address}",
+                    os.strerror(error.code),
+                ) from error
 
     # -- sysctls -----------------------------------------------------------
 
@@ -595,6 +687,32 @@ class Kernel:
                     continue
                 except OSError as error:
                     raise KernelError(f"cannot set {key} to {value}", str(error)) from error
+
+
+def _family(destination: IPNetwork) -> Family:
+    return 4 if destination.version == 4 else 6
+
+
+def _within_link(destination: IPNetwork) -> bool:
+    """Whether every link has a route to it of the kernel's own making."""
+    return destination.version == 6 and (destination.is_link_local or destination.is_multicast)
+
+
+def _ipv6_routed_links() -> set[str]:
+    """The same in IPv6: what the kernel makes for every address and link does not count."""
+    try:
+        lines = Path(IPV6_ROUTES).read_text().splitlines()
+    except FileNotFoundError:
+        # A kernel without IPv6.
+        return set()
+    found = set()
+    for line in lines:
+        destination, length, *_, flags, link = line.split()
+        there = IPv6Network((bytes.fromhex(destination), int(length, 16)))
+        if not int(flags, 16) & (RTF_LOCAL | RTF_ANYCAST) and not _within_link(there):
+            found.add(link)
+    # An unreachable destination is led to lo.
+    return found - {"lo"}
 
 
 def _tag(owner: str) -> str:

@@ -11,17 +11,18 @@ here, nor are a guest's networks known: that needs the networks' bridges.
 from __future__ import annotations
 
 from collections.abc import Collection
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 from itertools import pairwise
 from typing import cast
 
-from libvirt_natns.addresses import Address, IPNetwork
+from libvirt_natns.addresses import FAMILIES, Address, Family, IPNetwork, network_of
 from libvirt_natns.elements import (
     CONTROL,
     NS,
     Element,
+    address_in,
     error,
-    ipv4,
+    family_of,
     local_name,
     mac,
     subnet,
@@ -39,6 +40,12 @@ from libvirt_natns.model import (
 from libvirt_natns.values import alternatives, shown
 
 MAX_PORT = 65535
+
+IPV6_PREFIXES = range(64, 127)
+"""Those that dnsmasq serves: shorter ones it refuses, in longer ones nobody else fits."""
+
+LARGEST_RANGE = 1 << 16
+"""Addresses of a range of DHCPv6: libvirt's own limit."""
 
 # dnsmasq reads these in the place of a host's name as orders.
 DNSMASQ_KEYWORDS = {"ignore", "infinite"}
@@ -59,14 +66,15 @@ def of_network(nat: Element, subnets: tuple[Subnet, ...]) -> NatMetadata:
 
     DocumentError where it makes no sense, in itself or in that network.
     """
-    upstream, ip = nat.find(f"{NS}upstream"), nat.find(f"{NS}ip")
-    own = None if ip is None else _own_subnet(ip, subnets)
-    _check_targets(nat, (own,) if own else subnets)
+    upstream = nat.find(f"{NS}upstream")
+    own = _own_subnets(nat, subnets)
+    _check_targets(nat, own or subnets)
     return NatMetadata(
         enabled=nat.attrib.get("enabled") != "no",
         upstream=None if upstream is None else upstream.attrib.get("name"),
-        address=None if upstream is None else _host_address(upstream, "address"),
-        subnet=own,
+        address=None if upstream is None else _host_address(upstream, "address", 4),
+        address6=None if upstream is None else _address6(upstream),
+        subnets=own,
         forwards=_forwards(nat),
     )
 
@@ -87,14 +95,31 @@ def check_combinations(nat: Element) -> None:
         if ("prefix" in ip.attrib) == ("netmask" in ip.attrib):
             has = "both prefix and" if "prefix" in ip.attrib else "neither prefix nor"
             raise error(ip, f"has {has} netmask", "one of the two")
+        if family_of(ip) == 6 and "netmask" in ip.attrib:
+            raise error(ip, "has family='ipv6' and netmask", "prefix instead")
+        _check_prefix(ip)
     for host in nat.iter(f"{NS}host"):
-        if not {"mac", "name"} & set(host.attrib):
-            raise error(host, "has neither mac nor name", "at least one of the two")
+        _check_host_attributes(host)
     for element in nat:
         if {"network", "mac"} <= set(element.attrib):
             raise error(element, "has both network and mac", "one of the two at most")
     for ports in nat.findall(f"{NS}portForward/{NS}range"):
         _check_range_attributes(ports)
+
+
+def _check_prefix(ip: Element) -> None:
+    """The schema allows those of both families where it does not know which it is."""
+    if family_of(ip) == 6 and int(ip.attrib["prefix"]) not in IPV6_PREFIXES:
+        raise value_error(ip, "prefix", "a prefix length from 64 to 126")
+    if family_of(ip) == 4 and int(ip.attrib.get("prefix", 1)) > 30:
+        raise value_error(ip, "prefix", "a prefix length from 1 to 30, or family='ipv6'")
+
+
+def _check_host_attributes(host: Element) -> None:
+    if {"mac", "id"} <= set(host.attrib):
+        raise error(host, "has both mac and id", "one of the two at most")
+    if not {"mac", "id", "name"} & set(host.attrib):
+        raise error(host, "has neither mac nor name", "at least one of the two")
 
 
 def _check_range_attributes(ports: Element) -> None:
@@ -118,76 +143,102 @@ def _check_range_attributes(ports: Element) -> None:
 
 def _is_host_in(address: Address, network: IPNetwork) -> bool:
     """Whether a host in ``network`` may have ``address``."""
-    ends = (network.network_address, network.broadcast_address)
-    return address in network and address not in ends
+    # In IPv6 the first address is all routers', and nothing is broadcast.
+    taken = {network.network_address}
+    if isinstance(network, IPv4Network):
+        taken.add(network.broadcast_address)
+    return address in network and address not in taken
 
 
 def _is_special(address: Address) -> bool:
-    """Whether no host can be reached by ``address``."""
-    return (
-        address.is_multicast
-        or address.is_loopback
-        or address.is_reserved
-        or address in IPv4Network("0.0.0.0/8")
-    )
+    """Whether no host can be reached by ``address``, from other links at least."""
+    if address.is_multicast or address.is_loopback or address.is_reserved:
+        return True
+    if isinstance(address, IPv6Address):
+        return address.is_link_local
+    return address in IPv4Network("0.0.0.0/8")
 
 
-def _host_address(element: Element, attribute: str) -> Address | None:
+def _host_address(element: Element, attribute: str, family: Family | None = None) -> Address | None:
     """The address of a single host, None without the attribute."""
     if attribute not in element.attrib:
         return None
-    address = ipv4(element, attribute)
+    address = address_in(element, attribute, family)
     if _is_special(address):
         raise value_error(element, attribute, "the address of a single host")
     return address
 
 
+def _address6(upstream: Element) -> IPv6Address | None:
+    address = _host_address(upstream, "address6", 6)
+    return address if isinstance(address, IPv6Address) else None
+
+
 # <natns:ip>
 
 
-def _own_subnet(element: Element, others: tuple[Subnet, ...]) -> Subnet:
-    if others:
-        fact = f"address={shown(element.attrib['address'])} stands beside libvirt's own "
-        fact += f"<ip address={shown(str(others[0].gateway))}>"
-        raise error(element, fact, "one of the two: remove the other")
+def _own_subnets(nat: Element, others: tuple[Subnet, ...]) -> tuple[Subnet, ...]:
+    found: dict[Family, Element] = {}
+    for element in nat.findall(f"{NS}ip"):
+        if others:
+            fact = f"address={shown(element.attrib['address'])} stands beside libvirt's own "
+            fact += f"<ip address={shown(str(others[0].gateway))}>"
+            raise error(element, fact, "one of the two: remove the other")
+        first = found.setdefault(family_of(element), element)
+        if first is not element:
+            fact = f"is the second of IPv{family_of(element)}, after the one in line "
+            raise error(element, f"{fact}{first.sourceline}", "one of each family at most")
+    return tuple(_own_subnet(each) for each in found.values())
+
+
+def _own_subnet(element: Element) -> Subnet:
     own = subnet(element, NS)
     network = own.network
-    if not 1 <= network.prefixlen <= 30:
+    if network.version == 4 and not 1 <= network.prefixlen <= 30:
         raise value_error(element, "netmask", "one from 128.0.0.0 to 255.255.255.252")
     if not _is_host_in(own.gateway, network) or _is_special(own.gateway):
         raise value_error(element, "address", f"a host's address in {network}")
     for each in element.iter(f"{NS}range"):
-        _check_range(each, network)
+        _check_range(each, own)
     for each in element.iter(f"{NS}host"):
         _check_host(each, own)
     _check_unique(element)
     return own
 
 
-def _check_range(element: Element, network: IPNetwork) -> None:
-    for end in ("start", "end"):
-        if not _is_host_in(ipv4(element, end), network):
+def _check_range(element: Element, own: Subnet) -> None:
+    network = own.network
+    first, last = (address_in(element, end, own.gateway.version) for end in ("start", "end"))
+    for end, address in (("start", first), ("end", last)):
+        if not _is_host_in(address, network):
             raise value_error(element, end, f"a host's address in {network}")
-    if int(ipv4(element, "start")) > int(ipv4(element, "end")):
+    if int(first) > int(last):
         raise value_error(element, "end", f"{element.attrib['start']} or higher")
+    if isinstance(first, IPv6Address) and int(last) - int(first) >= LARGEST_RANGE:
+        highest = IPv6Address(int(first) + LARGEST_RANGE - 1)
+        raise value_error(element, "end", f"{highest} at most, for {LARGEST_RANGE} addresses")
 
 
 def _check_host(element: Element, own: Subnet) -> None:
-    address = ipv4(element, "ip")
+    address = address_in(element, "ip", own.gateway.version)
     if not _is_host_in(address, own.network):
         raise value_error(element, "ip", f"a host's address in {own.network}")
     if address == own.gateway:
         raise value_error(element, "ip", "an address other than the gateway's")
     if element.attrib.get("name", "").lower() in DNSMASQ_KEYWORDS:
         raise value_error(element, "name", "a name that is no keyword of dnsmasq's")
+    if "id" in element.attrib and own.gateway.version == 4:
+        raise error(element, "has an attribute 'id'", "it with family='ipv6' only")
 
 
 def _check_unique(ip: Element) -> None:
     """No two fixed addresses alike: dnsmasq would not start."""
-    lines: dict[str, int] = {}
+    lines: dict[Address | str, int] = {}
     for element in ip.iter(f"{NS}host"):
-        for attribute in {"ip", "mac"} & set(element.attrib):
-            value = element.attrib[attribute].lower()
+        given = {
+            each: element.attrib[each].lower() for each in ("mac", "id") if each in element.attrib
+        }
+        for attribute, value in {"ip": address_in(element, "ip"), **given}.items():
             if value in lines:
                 expected = f"another than the <natns:host> in line {lines[value]}"
                 raise value_error(element, attribute, expected)
@@ -207,7 +258,7 @@ def _forwards(nat: Element) -> tuple[PortForward, ...]:
 def _forward(element: Element) -> PortForward:
     ranges = [(_port_range(each), each) for each in element.findall(f"{NS}range")]
     _check_ranges(element, ranges)
-    return PortForward(
+    forward = PortForward(
         proto=_protocol(element),
         ranges=tuple(ports for ports, _ in ranges),
         address=_listen_address(element),
@@ -216,6 +267,20 @@ def _forward(element: Element) -> PortForward:
         guest_address=_host_address(element, "guestAddress"),
         sources=_sources(element),
     )
+    _check_family(element, forward)
+    return forward
+
+
+def _check_family(element: Element, forward: PortForward) -> None:
+    """Nothing is translated from one family into the other."""
+    found = {"address": forward.address, "guestAddress": forward.guest_address}
+    named = {name: each.version for name, each in found.items() if each is not None}
+    named |= {f"source {each}": each.version for each in forward.sources}
+    for name, version in named.items():
+        if version != forward.family:
+            first = next(iter(named))
+            fact = f"has {first} in IPv{forward.family} and {name} in IPv{version}"
+            raise error(element, fact, "one family in all of a forward")
 
 
 def _protocol(element: Element) -> Protocol:
@@ -223,9 +288,12 @@ def _protocol(element: Element) -> Protocol:
 
 
 def _listen_address(element: Element) -> Address | None:
-    # With the upstream "host", forwards listen on the host's own addresses.
-    if "address" in element.attrib and ipv4(element, "address").is_loopback:
-        return ipv4(element, "address")
+    if "address" in element.attrib:
+        # With the upstream "host", forwards listen on the host's own addresses.  The
+        # kernel lets nobody leave from ::1.
+        address = address_in(element, "address")
+        if isinstance(address, IPv4Address) and address.is_loopback:
+            return address
     return _host_address(element, "address")
 
 
@@ -270,9 +338,12 @@ def _check_ranges(forward: Element, ranges: list[tuple[PortRange, Element]]) -> 
     _check_apart([each for ports, each in ranges if not (ports.exclude or ports.auto)])
 
 
-def _listener(forward: PortForward) -> tuple[object, ...]:
+def _listeners(forward: PortForward) -> list[tuple[object, ...]]:
     """Where a forward's ports are published, as far as the metadata tells."""
-    return forward.proto, forward.address, forward.network, forward.mac
+    # One that names no family is for both.
+    families = FAMILIES if forward.family is None else (forward.family,)
+    place = (forward.proto, forward.address, forward.network, forward.mac)
+    return [(family, *place) for family in families]
 
 
 def _published(forward: PortForward) -> int:
@@ -291,17 +362,24 @@ def _check_claims(forwards: list[tuple[PortForward, Element]]) -> None:
     """No port stands in two forwards that listen in the same place."""
     claimed: dict[tuple[object, ...], int] = {}
     for forward, element in forwards:
-        listener, ports = _listener(forward), _published(forward)
-        both = ports & claimed.get(listener, 0)
-        if both:
-            line = next(
-                each.sourceline
-                for other, each in forwards
-                if _listener(other) == listener and _published(other) & both
-            )
-            fact = f"publishes {forward.proto} port {(both & -both).bit_length() - 1}"
-            raise error(element, fact, f"ports other than those of the one in line {line}")
-        claimed[listener] = claimed.get(listener, 0) | ports
+        for listener in _listeners(forward):
+            both = _published(forward) & claimed.get(listener, 0)
+            if both:
+                line = _first_claim(forwards, listener, both)
+                fact = f"publishes {forward.proto} port {(both & -both).bit_length() - 1}"
+                raise error(element, fact, f"ports other than those of the one in line {line}")
+            claimed[listener] = claimed.get(listener, 0) | _published(forward)
+
+
+def _first_claim(
+    forwards: list[tuple[PortForward, Element]], listener: tuple[object, ...], ports: int
+) -> int:
+    """The line of the first forward that claims some of those ports."""
+    return next(
+        element.sourceline
+        for forward, element in forwards
+        if listener in _listeners(forward) and _published(forward) & ports
+    )
 
 
 def _check_chosen(forwards: list[tuple[PortForward, Element]]) -> None:
@@ -309,7 +387,8 @@ def _check_chosen(forwards: list[tuple[PortForward, Element]]) -> None:
     chosen: set[tuple[object, ...]] = set()
     for forward, element in forwards:
         for ports in (each for each in forward.ranges if each.auto):
-            key = (*_listener(forward), forward.guest_address, ports.to)
+            place = (forward.proto, forward.address, forward.network, forward.mac)
+            key = (*place, forward.guest_address, ports.to)
             if key in chosen:
                 fact = f"has start='auto' to='{ports.to}', for {forward.proto}, a second time"
                 raise error(element, fact, "each port of the guest once")
@@ -319,10 +398,10 @@ def _check_chosen(forwards: list[tuple[PortForward, Element]]) -> None:
 def _sources(element: Element) -> tuple[IPNetwork, ...]:
     texts = element.attrib.get("source", "").replace(",", " ").split()
     try:
-        return tuple(IPv4Network(text) for text in texts)
+        return tuple(network_of(text) for text in texts)
     except ValueError:
         # The schema saw to the form; what is left are host bits beside the prefix.
-        right = [str(IPv4Network(text, strict=False)) for text in texts]
+        right = [str(ip_network(text, strict=False)) for text in texts]
         raise value_error(element, "source", f"whole subnets: {', '.join(right)}") from None
 
 
@@ -337,7 +416,7 @@ def _check_nic(element: Element, macs: Collection[str]) -> None:
 def _check_targets(nat: Element, subnets: tuple[Subnet, ...]) -> None:
     """A network's own forwards go to guests in it."""
     for each in nat.findall(f"{NS}portForward"):
-        address = ipv4(each, "guestAddress")
+        address = address_in(each, "guestAddress")
         if not any(_is_guest(address, subnet) for subnet in subnets):
             networks = [str(subnet.network) for subnet in subnets]
             place = alternatives(networks) if networks else "an <ip>, which is missing"
@@ -352,11 +431,13 @@ def _is_guest(address: Address, subnet: Subnet) -> bool:
 
 
 def _requests(nat: Element) -> tuple[AddressRequest, ...]:
-    lines: dict[tuple[str | None, str | None], int] = {}
+    lines: dict[tuple[object, ...], int] = {}
     requests = []
     for element in nat.findall(f"{NS}address"):
         request = _request(element)
-        selector = (request.network, request.mac)
+        # "auto" is of IPv4, but where the network has none.
+        family = request.address.version if request.address else 4
+        selector = (request.network, request.mac, family)
         if selector in lines:
             fact = f"selects the same NIC as the one in line {lines[selector]}"
             raise error(element, fact, "another network or mac")

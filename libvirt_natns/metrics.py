@@ -136,21 +136,21 @@ class _Gauges(Collector):
         for name, text, rows in (
             (
                 "pool_addresses",
-                "Addresses that an upstream's pool can lease.",
-                [((name,), pool.size) for name, pool in pools],
+                "Addresses, or prefixes, that an upstream's pool can lease.",
+                [(key, pool.size) for key, pool in pools],
             ),
             (
                 "pool_leased_addresses",
-                "Upstream addresses that are leased, those of networks at rest included.",
-                [((name,), pool.leased) for name, pool in pools],
+                "Upstream addresses, or prefixes, that are leased, also those of networks at rest.",
+                [(key, pool.leased) for key, pool in pools],
             ),
             (
                 "pool_used_addresses",
-                "Leased upstream addresses of networks and guests that run.",
-                [((name,), pool.in_use) for name, pool in pools],
+                "Leased upstream addresses, or prefixes, of networks and guests that run.",
+                [(key, pool.in_use) for key, pool in pools],
             ),
         ):
-            yield _gauge(name, text, ("upstream",), rows)
+            yield _gauge(name, text, ("upstream", "kind"), rows)
 
     def _each_network(self) -> Iterator[Metric]:
         routers = self._counted.routers

@@ -8,7 +8,7 @@ networks, ``config`` for upstreams.
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
 
-from libvirt_natns.addresses import Address, Interface, IPNetwork
+from libvirt_natns.addresses import Address, Family, Interface, IPNetwork
 from libvirt_natns.records import dataclass, field
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -41,16 +41,20 @@ class AddressRange:
 
 @dataclass(frozen=True, slots=True)
 class DhcpHost:
-    """A fixed DHCP address: libvirt's ``<host>``."""
+    """A fixed DHCP address: libvirt's ``<host>``.
+
+    ``id`` is the client's DUID, in DHCPv6.
+    """
 
     ip: Address
     mac: str | None = None
     name: str | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One IPv4 ``<ip>`` of a network: the gateway's address with its prefix.
+    """One ``<ip>`` of a network, of either family: the gateway's address with its prefix.
 
     ``ranges`` and ``hosts`` are filled for ``<natns:ip>`` and for libvirt's own
     ``<ip>`` alike.
@@ -72,6 +76,11 @@ class Subnet:
     def dhcp(self) -> bool:
         """Whether anybody can get an address: an empty ``<dhcp>`` serves nobody."""
         return bool(self.ranges or self.hosts)
+
+    @property
+    def autonomous(self) -> bool:
+        """Whether guests make their own addresses, as IPv6 has it for 64 bits alone."""
+        return self.network.version == 6 and self.network.prefixlen == 64 and not self.dhcp
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +174,12 @@ class PortForward:
     guest_address: Address | None = None
     sources: tuple[IPNetwork, ...] = ()
 
+    @property
+    def family(self) -> Family | None:
+        """The one family of all its addresses; None where it names none."""
+        named = (self.address, self.guest_address, *self.sources)
+        return next((each.version for each in named if each is not None), None)
+
 
 @dataclass(frozen=True, slots=True)
 class PortSet:
@@ -191,12 +206,16 @@ class AddressRequest:
 
 @dataclass(frozen=True, slots=True)
 class NatMetadata:
-    """The ``<natns:nat>`` element of a network or a domain."""
+    """The ``<natns:nat>`` element of a network or a domain.
+
+    ``subnets`` are its ``<natns:ip>`` elements, one a family at most.
+    """
 
     enabled: bool = True
     upstream: str | None = None
     address: Address | None = None
-    subnet: Subnet | None = None
+    address6: IPv6Address | None = None
+    subnets: tuple[Subnet, ...] = ()
     forwards: tuple[PortForward, ...] = ()
     addresses: tuple[AddressRequest, ...] = ()
 
@@ -227,7 +246,8 @@ class Forward:
     ``network`` is the uuid of the network whose namespace translates: ports
     ``first`` to ``last`` of ``address`` go to ports ``to`` to ``to_last`` of
     ``target``, one by one or all of them onto the single port ``to``.
-    ``owner`` is the uuid of the guest, or of the network itself.
+    ``owner`` is the uuid of the guest, or of the network itself.  Where ``address``
+    and ``target`` are the same, that is a guest's own address, in a public subnet.
     """
 
     owner: str
@@ -241,6 +261,11 @@ class Forward:
     to: int
     to_last: int
     sources: tuple[IPNetwork, ...] = ()
+
+    @property
+    def own(self) -> bool:
+        """Whether it lets in what is addressed to the guest's own address, untranslated."""
+        return self.address == self.target
 
     @property
     def shifts(self) -> bool:
@@ -268,9 +293,9 @@ class Network:
     """A libvirt network, as far as it concerns us.
 
     ``forward_mode`` is None where there is no ``<forward>`` element.  ``subnets``
-    holds the IPv4 ``<ip>`` elements, or the single ``<natns:ip>`` where libvirt
-    has none; ``taken_over`` tells the two apart: True when libvirt sets the
-    address on the bridge and we move it.  ``dns`` is None where the network
+    holds the ``<ip>`` elements of both families, or the ``<natns:ip>`` elements where
+    libvirt has none; ``taken_over`` tells the two apart: True when libvirt sets the
+    addresses on the bridge and we move them.  ``dns`` is None where the network
     turns DNS off; what is in it is read for ``<natns:ip>`` only, otherwise
     libvirt translates it.  ``dnsmasq_options`` are the user's own.
     """
@@ -298,6 +323,21 @@ class Network:
         """
         return any(self.dns or subnet.dhcp for subnet in self.subnets)
 
+    @property
+    def needs_dnsmasq(self) -> bool:
+        """Whether we give it one: in IPv6 guests are not told of their router otherwise."""
+        return self.has_dnsmasq or any(subnet.autonomous for subnet in self.subnets)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """An upstream in one family; without a subnet it has no addresses of that family."""
+
+    family: Family
+    subnet: IPNetwork | None = None
+    gateway: Address | None = None
+    ranges: tuple[AddressRange, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
@@ -305,7 +345,8 @@ class Upstream:
 
     ``pool`` is a tuple of ranges, or "dhcp".  ``dns`` empty means the host's
     own resolvers.  ``probe`` is how long, in seconds, an address is asked for
-    by ARP before it is handed out.
+    by ARP before it is handed out.  ``host6`` is the host's own subnet, of
+    an upstream of kind "host", whose ``subnet6`` is between the host and namespaces.
     """
 
     name: str
@@ -321,11 +362,23 @@ class Upstream:
     gateway6: IPv6Address | None = None
     pool6: tuple[AddressRange, ...] = ()
     prefixes6: tuple[IPv6Network, ...] = ()
+    host6: IPv6Network | None = None
+
+    @property
+    def own6(self) -> IPv6Network | None:
+        """The outside's own subnet in IPv6, a part of which a network may be."""
+        return self.host6 if self.kind == "host" else self.subnet6
 
     @property
     def ranges(self) -> tuple[AddressRange, ...]:
         """The pool's ranges; none where the provider leases addresses itself."""
         return self.pool if isinstance(self.pool, tuple) else ()
+
+    def side(self, family: Family) -> Side:
+        """What it has in one family."""
+        if family == 4:
+            return Side(4, self.subnet, self.gateway, self.ranges)
+        return Side(6, self.subnet6, self.gateway6, self.pool6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +396,20 @@ class Outside:
     address6: IPv6Address | None = None
     routed: tuple[IPv6Network, ...] = ()
     proxied: tuple[IPv6Network, ...] = ()
+
+    @property
+    def public(self) -> tuple[IPv6Network, ...]:
+        """The subnets of which the outside knows each address."""
+        return (*self.routed, *self.proxied)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The namespace's own addresses there."""
+        return tuple(each for each in (self.address, self.address6) if each is not None)
+
+    def of(self, family: Family) -> Address | None:
+        """The address of one family."""
+        return self.address if family == 4 else self.address6
 
 
 HOST_UPSTREAM = Upstream(name="host", kind="host")
@@ -390,6 +457,7 @@ __all__ = [
     "Protocol",
     "Scope",
     "ServiceRecord",
+    "Side",
     "StaticNat",
     "StaticRoute",
     "Subnet",

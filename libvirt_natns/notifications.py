@@ -39,6 +39,8 @@ RTM_DELLINK = 17
 RTM_GETLINK = 18
 RTM_NEWADDR = 20
 RTM_DELADDR = 21
+RTM_NEWROUTE = 24
+RTM_DELROUTE = 25
 RTM_NEWNETCONF = 80
 RTM_NEWNSID = 88
 RTM_GETNSID = 90
@@ -47,6 +49,7 @@ RTNLGRP_LINK = 1
 RTNLGRP_IPV4_IFADDR = 5
 RTNLGRP_IPV4_ROUTE = 7
 RTNLGRP_IPV6_IFADDR = 9
+RTNLGRP_IPV6_ROUTE = 11
 RTNLGRP_IPV4_NETCONF = 24
 RTNLGRP_IPV6_NETCONF = 25
 NFNLGRP_NFTABLES = 7
@@ -56,12 +59,19 @@ INSIDE = (
     RTNLGRP_IPV4_IFADDR,
     RTNLGRP_IPV4_ROUTE,
     RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
     RTNLGRP_IPV4_NETCONF,
     RTNLGRP_IPV6_NETCONF,
 )
 """What is heard of a namespace: all of it is ours."""
 
-OUTSIDE = (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_NETCONF)
+OUTSIDE = (
+    RTNLGRP_LINK,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV4_NETCONF,
+    RTNLGRP_IPV6_NETCONF,
+)
 """What is heard of the host."""
 
 NETNSA_NSID = 1
@@ -74,6 +84,9 @@ IFLA_MASTER = 10
 IFLA_PROTINFO = 12
 IFLA_BRPORT_MODE = 4
 IFF_UP = 1
+IFA_ADDRESS = 1
+RTA_DST = 1
+RTPROT_RA = 9
 NETCONFA_IFINDEX = 1
 NETCONFA_FORWARDING = 2
 NLA_TYPE_MASK = 0x3FFF
@@ -87,6 +100,7 @@ LIBVIRTS = (b"libvirt_network\0", b"LIBVIRT_")
 HEADER = struct.Struct("=IHHII")
 IFINFO = struct.Struct("=BxHiII")
 IFADDR = struct.Struct("=BBBBI")
+RTMSG = struct.Struct("=BBBBBBBBI")
 ATTRIBUTE = struct.Struct("=HH")
 NUMBER = struct.Struct("=i")
 
@@ -310,6 +324,30 @@ def link(kind: int, body: memoryview, known: Link | None) -> Link | None:
 def address_index(body: memoryview) -> int:
     """The index of the link that an address came to or went from."""
     return int(IFADDR.unpack_from(body)[4])
+
+
+def kernels_own(kind: int, body: memoryview) -> bool:
+    """Whether a message tells of what the kernel does in IPv6 by itself.
+
+    Link-local addresses and multicast come and go with a link's carrier, and a
+    default route as its router advertises it.
+    """
+    if kind in (RTM_NEWADDR, RTM_DELADDR):
+        return body[0] == socket.AF_INET6 and _within_link(body, IFADDR.size, IFA_ADDRESS)
+    if kind in (RTM_NEWROUTE, RTM_DELROUTE):
+        advertised = RTMSG.unpack_from(body)[5] == RTPROT_RA
+        return body[0] == socket.AF_INET6 and (
+            advertised or _within_link(body, RTMSG.size, RTA_DST)
+        )
+    return False
+
+
+def _within_link(body: memoryview, start: int, kind: int) -> bool:
+    """Whether an address in a message is in fe80::/10 or ff00::/8."""
+    address = bytes(attributes(body, start).get(kind, b""))[:2]
+    return address[:1] == b"\xff" or (
+        len(address) == 2 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
+    )
 
 
 def stops_forwarding(body: memoryview) -> bool:

@@ -8,14 +8,22 @@ differs, ``describe`` is what ``virt-natns plan`` prints.  Nothing here looks at
 the machine.
 """
 
-from collections.abc import Iterable
-from ipaddress import IPv4Interface, IPv4Network
+from collections.abc import Container, Iterable
+from ipaddress import IPv6Address
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, Interface, IPNetwork
+from libvirt_natns.addresses import (
+    Address,
+    Interface,
+    IPNetwork,
+    default_route,
+    host_network,
+    on_link,
+)
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import Forward, Network, StaticNat, Upstream
+from libvirt_natns.model import AddressRange, Forward, Network, Outside, StaticNat, Upstream
+from libvirt_natns.ndppd import Proxy
 from libvirt_natns.records import dataclass
 
 
@@ -117,7 +125,7 @@ class Withdrawal:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """All IPv4 addresses of a link; any other is removed."""
+    """All addresses of a link; any other is removed, but for those of the kernel's making."""
 
     namespace: str | None
     link: str
@@ -141,22 +149,48 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of a namespace through a gateway."""
+    """A route through a gateway, or straight over a link; ``namespace`` None is the host."""
 
-    namespace: str
+    namespace: str | None
     destination: IPNetwork
-    gateway: Address
+    gateway: Address | None
     link: str
 
     def describe(self) -> str:
         default = self.destination.prefixlen == 0
-        destination = "default" if default else str(self.destination)
-        return f"route {destination} via {self.gateway} on {self.link} in {self.namespace}"
+        single = self.destination.prefixlen == self.destination.max_prefixlen
+        destination = self.destination.network_address if single else self.destination
+        via = f" via {self.gateway}" if self.gateway else ""
+        where = self.namespace or "the host"
+        return f"route {'default' if default else destination}{via} on {self.link} in {where}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxiedNeighbours:
+    """IPv6 addresses that the kernel answers for on a link, in their owners' place."""
+
+    namespace: str | None
+    link: str
+    addresses: tuple[Address, ...]
+
+    def describe(self) -> str:
+        listed = ", ".join(map(str, self.addresses)) or "no neighbour"
+        return f"answer for {listed} on {self.link} in {self.namespace or 'the host'}"
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourProxy:
+    """The ndppd that answers on a link for guests behind another one, or that there is none."""
+
+    daemon: Proxy
+
+    def describe(self) -> str:
+        return self.daemon.describe()
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Gratuitous ARP for a link's address, each time it is set up.
+    """Tells the neighbours who has a link's address now, each time it is set up.
 
     ``probing``: seconds for which the neighbours are asked first by who has
     not had the time before.
@@ -216,14 +250,14 @@ Operation = (
     | Addresses
     | LinkUp
     | Route
+    | ProxiedNeighbours
+    | NeighbourProxy
     | Announcement
     | Dnsmasq
     | IdleDnsmasq
     | TransitBridge
 )
 Plan = tuple[Operation, ...]
-
-DEFAULT_ROUTE = IPv4Network("0.0.0.0/0")
 
 # A namespace starts with a copy of the host's settings, so none is left to
 # chance.  ip_forward comes first: writing it resets the others.
@@ -242,9 +276,42 @@ SYSCTLS = (
     ("net/ipv4/conf/default/send_redirects", "0"),
     ("net/ipv4/conf/all/accept_source_route", "0"),
     ("net/ipv4/conf/default/accept_source_route", "0"),
-    # IPv6 stays as libvirt has it for an isolated network: inside the bridge.
+)
+
+# Without a subnet of it, IPv6 stays as libvirt has it for an isolated network:
+# inside the bridge.
+SYSCTLS_WITHOUT_IPV6 = (
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
+)
+
+# Those of "all" reach links that are there; the others, links that are to come.
+SYSCTLS_WITH_IPV6 = (
+    ("net/ipv6/conf/all/forwarding", "1"),
+    ("net/ipv6/conf/all/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/accept_redirects", "0"),
+    ("net/ipv6/conf/all/disable_ipv6", "0"),
+    ("net/ipv6/conf/default/disable_ipv6", "0"),
+)
+
+# In this order: what counts when a link begins to speak IPv6 comes before that it does.
+LINK_SYSCTLS = (
+    # The link's own address follows from its MAC, which is nobody else's, and is
+    # usable at once: whoever waits for it need not wait for two seconds more.
+    ("addr_gen_mode", "0"),
+    ("accept_dad", "0"),
+    ("autoconf", "0"),
+    ("accept_redirects", "0"),
+)
+
+# A router tells the way by its advertisements, and nothing else.
+ADVERTISED = (
+    ("accept_ra", "2"),
+    ("accept_ra_defrtr", "1"),
+    ("accept_ra_pinfo", "0"),
+    # The first question may come before the bridge lets it through.
+    ("router_solicitation_interval", "1"),
 )
 
 
@@ -285,7 +352,7 @@ class Published:
 def make(
     network: Network,
     upstream: Upstream,
-    address: Address,
+    outside: Outside,
     around: Surroundings,
     published: Published = Published(),
 ) -> Plan:
@@ -297,31 +364,38 @@ def make(
     """
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
-    mac = names.mac(network.uuid, "upstream")
-    outside = (address, *published.addresses)
-    # Without the subnet's prefix, or masquerading might take one of them.
-    own = (IPv4Interface(each) for each in published.addresses)
-    rules = ruleset(policy(network, address, published))
+    ipv6 = has_ipv6(network)
+    rules = ruleset(policy(network, outside, published))
     return (
         Namespace(namespace, network.uuid),
-        Settings(namespace, SYSCTLS),
+        Settings(namespace, SYSCTLS + (SYSCTLS_WITH_IPV6 if ipv6 else SYSCTLS_WITHOUT_IPV6)),
         _private_patch(network, namespace, around.private_mtu),
         _upstream_patch(network, namespace, around.upstream_mtu),
+        *([_link_settings(network, upstream, outside)] if ipv6 else []),
         private_port(network),
         _upstream_port(network, upstream),
         Firewall(namespace, network.uuid, around.backend, rules),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
-        Addresses(namespace, names.UPSTREAM_LINK, (_on(upstream, address), *own)),
+        Addresses(namespace, names.UPSTREAM_LINK, _on_upstream(upstream, outside, published)),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
-        *_routes(network, upstream, namespace),
-        *(
-            Announcement(namespace, names.UPSTREAM_LINK, each, mac, upstream.probe)
-            for each in outside
-        ),
+        *_routes(network, upstream, outside),
+        *(_neighbours(network, upstream, outside) if ipv6 else []),
+        *_announcements(network, upstream, outside, published),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
         *([IdleDnsmasq(network.name)] if around.idle else []),
     )
+
+
+def has_ipv6(network: Network) -> bool:
+    """Whether a network's namespace speaks IPv6 at all."""
+    return any(subnet.interface.version == 6 for subnet in network.subnets)
+
+
+def _leaves(network: Network, outside: Outside) -> bool:
+    """Whether anything of the network leaves, or arrives, in IPv6."""
+    own = outside.address6 or outside.routed or outside.proxied
+    return has_ipv6(network) and bool(own)
 
 
 def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
@@ -330,7 +404,7 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     return tuple(Withdrawal(network.bridge or "", subnet.interface) for subnet in taken)
 
 
-def policy(network: Network, address: Address, published: Published) -> Policy:
+def policy(network: Network, outside: Outside, published: Published) -> Policy:
     """What the firewall of a network's namespace must do."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -338,15 +412,110 @@ def policy(network: Network, address: Address, published: Published) -> Policy:
         upstream=names.UPSTREAM_LINK,
         subnets=(*(subnet.network for subnet in network.subnets), *routed),
         gateways=tuple(subnet.gateway for subnet in network.subnets),
-        address=address,
+        address=outside.address,
         forwards=published.forwards,
         statics=published.statics,
+        address6=outside.address6,
+        public=(*outside.routed, *outside.proxied),
     )
 
 
-def _on(upstream: Upstream, address: Address) -> Interface:
-    assert upstream.subnet is not None
-    return IPv4Interface((address, upstream.subnet.prefixlen))
+def _on_upstream(
+    upstream: Upstream, outside: Outside, published: Published
+) -> tuple[Interface, ...]:
+    """All addresses of the namespace on its upstream."""
+    own = []
+    if outside.address is not None and upstream.subnet is not None:
+        own.append(on_link(outside.address, upstream.subnet.prefixlen))
+    if outside.address6 is not None:
+        on = upstream.subnet6 if _shares_subnet6(upstream, outside) else None
+        own.append(on_link(outside.address6, on.prefixlen if on else 128))
+    # Guests' ones are without the subnet's prefix, or masquerading might take one of them.
+    return (*own, *(on_link(each, each.max_prefixlen) for each in published.addresses))
+
+
+def _shares_subnet6(upstream: Upstream, outside: Outside) -> bool:
+    """Whether the upstream's IPv6 subnet is the upstream link's alone.
+
+    It is not where guests have all of it: then it leads to them.
+    """
+    subnet = upstream.subnet6
+    return subnet is not None and not any(map(subnet.subnet_of, outside.proxied))
+
+
+def _stations(upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
+    """Known stations on the upstream that the namespace has no on-link prefix for."""
+    subnet = _subnet6(upstream)
+    covered = outside.address6 is not None and _shares_subnet6(upstream, outside)
+    known = (upstream.gateway6, *(each for each in upstream.dns if each in subnet))
+    for each in dict.fromkeys(known):
+        if not isinstance(each, IPv6Address) or each.is_link_local:
+            continue
+        if not (covered and each in subnet):
+            yield each
+
+
+def _subnet6(upstream: Upstream) -> Container[object]:
+    return upstream.subnet6 if upstream.subnet6 is not None else ()
+
+
+def _link_settings(network: Network, upstream: Upstream, outside: Outside) -> Settings:
+    """How both links of a namespace speak IPv6."""
+    advertised = upstream.gateway6 is None
+    more = ADVERTISED if advertised else (("accept_ra", "0"),)
+    off = "0" if _leaves(network, outside) else "1"
+    inner, out = network.bridge or "", names.UPSTREAM_LINK
+    proxy = "1" if any(_answered(network, upstream, outside)) else "0"
+    return Settings(
+        names.namespace(network.name),
+        (
+            *_of_link(inner, (*LINK_SYSCTLS, ("accept_ra", "0"), ("proxy_ndp", proxy))),
+            (f"net/ipv6/neigh/{inner}/proxy_delay", "0"),
+            *_of_link(inner, (("disable_ipv6", "0"),)),
+            *_of_link(out, (*LINK_SYSCTLS, *more, ("disable_ipv6", off))),
+        ),
+    )
+
+
+def _of_link(link: str, values: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    return ((f"net/ipv6/conf/{link}/{key}", value) for key, value in values)
+
+
+def _answered(network: Network, upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
+    """Stations outside that guests believe to be on their own link."""
+    for station in _stations(upstream, outside):
+        if any(station in prefix for prefix in outside.proxied):
+            yield station
+
+
+def _neighbours(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Operation]:
+    """What answers for guests to the upstream, and for the upstream's stations to them."""
+    namespace = names.namespace(network.name)
+    inner = network.bridge or ""
+    yield ProxiedNeighbours(namespace, inner, tuple(_answered(network, upstream, outside)))
+    own = (outside.address6, *_stations(upstream, outside), upstream.gateway6)
+    yield NeighbourProxy(
+        Proxy(
+            uuid=network.uuid,
+            namespace=namespace,
+            link=names.UPSTREAM_LINK,
+            inner=inner,
+            prefixes=outside.proxied,
+            without=(
+                *(AddressRange(each, each) for each in dict.fromkeys(own) if each is not None),
+                *upstream.pool6,
+            ),
+        )
+    )
+
+
+def _announcements(
+    network: Network, upstream: Upstream, outside: Outside, published: Published
+) -> Iterable[Announcement]:
+    namespace, mac = names.namespace(network.name), names.mac(network.uuid, "upstream")
+    for address in (outside.address, outside.address6, *published.addresses):
+        if address is not None:
+            yield Announcement(namespace, names.UPSTREAM_LINK, address, mac, upstream.probe)
 
 
 def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
@@ -387,21 +556,31 @@ def _upstream_patch(network: Network, namespace: str, mtu: int) -> Patch:
     )
 
 
-def _routes(network: Network, upstream: Upstream, namespace: str) -> Iterable[Route]:
+def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Route]:
+    namespace, out = names.namespace(network.name), names.UPSTREAM_LINK
     for route in network.routes:
         yield Route(namespace, route.destination, route.gateway, network.bridge or "")
-    if upstream.gateway is not None:
-        yield Route(namespace, DEFAULT_ROUTE, upstream.gateway, names.UPSTREAM_LINK)
+    if upstream.gateway is not None and outside.address is not None:
+        yield Route(namespace, default_route(4), upstream.gateway, out)
+    if not _leaves(network, outside):
+        return
+    for station in _stations(upstream, outside):
+        yield Route(namespace, host_network(station), None, out)
+    if upstream.gateway6 is not None:
+        yield Route(namespace, default_route(6), upstream.gateway6, out)
 
 
 def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
     """What the host itself needs for a completed upstream of kind "host".
 
-    ``forwarding`` names the interfaces that must forward besides the bridge:
-    those that the host's own routes to the outside use.
+    ``forwarding`` names the interfaces that must forward IPv4 besides the bridge:
+    those that the host's own routes to the outside use.  In IPv6 forwarding is
+    a matter of the whole host, and not decided here.
     """
     assert upstream.bridge and upstream.subnet and upstream.gateway
-    gateway = IPv4Interface((upstream.gateway, upstream.subnet.prefixlen))
+    gateways: list[Interface] = [on_link(upstream.gateway, upstream.subnet.prefixlen)]
+    if upstream.subnet6 and upstream.gateway6:
+        gateways.append(on_link(upstream.gateway6, upstream.subnet6.prefixlen))
     keys = [f"net/ipv4/conf/{link}/forwarding" for link in (upstream.bridge, *forwarding)]
     return (
         TransitBridge(
@@ -409,12 +588,19 @@ def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
             f"natns-transit-{upstream.name}",
             names.mac(upstream.name, "transit"),
         ),
-        Addresses(None, upstream.bridge, (gateway,)),
+        *([] if len(gateways) < 2 else _transit6(upstream.bridge)),
+        Addresses(None, upstream.bridge, tuple(gateways)),
         *(Sysctl(None, key, "1") for key in keys),
         # So that forwards answer on 127.0.0.1, too; the rules keep the bridge's
         # other side from using it.
         Sysctl(None, f"net/ipv4/conf/{upstream.bridge}/route_localnet", "1"),
     )
+
+
+def _transit6(bridge: str) -> Iterable[Sysctl]:
+    """A transit bridge that speaks IPv6 and believes nobody on it."""
+    for key, value in (("accept_ra", "0"), ("accept_redirects", "0"), ("disable_ipv6", "0")):
+        yield Sysctl(None, f"net/ipv6/conf/{bridge}/{key}", value)
 
 
 def describe(plan: Iterable[Operation]) -> str:

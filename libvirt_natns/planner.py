@@ -6,7 +6,8 @@ but for a transit subnet, which is chosen when it is first needed.
 """
 
 from collections import defaultdict
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from libvirt_natns import (
     dnsmasq,
@@ -19,24 +20,26 @@ from libvirt_natns import (
     selection,
     transit,
 )
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import FAMILIES, Address, Family, host_network, on_link
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config, Forward, Network, Upstream
+from libvirt_natns.model import Config, Forward, Network, Outside, Subnet, Upstream
 from libvirt_natns.plan import (
     Plan,
     Published,
+    Route,
     Surroundings,
     make,
     path_mtu,
     private_port,
     withdrawals,
 )
+from libvirt_natns.publication import ranges_of
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.registry import Registry
 from libvirt_natns.resolvers import Resolvers
-from libvirt_natns.store import Store, User
+from libvirt_natns.store import Leased, Store, User
 
 ETHERNET_MTU = 1500
 
@@ -60,92 +63,129 @@ class Planner:
     def registry(self) -> Registry:
         return Registry(self.store)
 
-    def plan(self, network: Network, upstream: Upstream, address: Address) -> Plan:
+    # -- what a network has outside ------------------------------------------
+
+    def outside(self, network: Network, upstream: Upstream) -> Outside:
+        """What a network has on its completed upstream, by its leases."""
+        leased = self.store.leases(upstream.name, network.uuid)
+        return _outside(network, upstream, leased)
+
+    def completed(self, network: Network, upstream: Upstream) -> Network:
+        """The network with the prefix that it leases as one more subnet."""
+        leased = self.store.leases(upstream.name, network.uuid)
+        return _completed(network, upstream, leased)
+
+    def lacks(self, network: Network, upstream: Upstream) -> list[str]:
+        """What a network should lease from its upstream and does not, in words."""
+        leased = self.store.leases(upstream.name, network.uuid)
+        missing = [
+            "address" if family == 4 else "IPv6 address"
+            for family in FAMILIES
+            if selection.leases_address(network, upstream, family) and leased.of(family) is None
+        ]
+        if selection.leases_prefix(network, upstream) and leased.prefix is None:
+            missing.append("prefix")
+        return missing
+
+    # -- plans ---------------------------------------------------------------
+
+    def plan(self, network: Network, upstream: Upstream) -> Plan:
         """What must exist for a network whose bridge is there.
 
         Raises KernelError where one of its two bridges is not.
         """
-        around = self._surroundings(network, upstream)
-        return make(network, upstream, address, around, self._published(network, upstream, address))
+        outside, whole = self.outside(network, upstream), self.completed(network, upstream)
+        around = self._surroundings(whole, upstream, outside)
+        return make(whole, upstream, outside, around, self._published(whole, upstream, outside))
 
-    def plan_ahead(self, network: Network, upstream: Upstream, address: Address) -> Plan:
+    def plan_ahead(self, network: Network, upstream: Upstream) -> Plan:
         """What of it can be made before libvirt has made the network's bridge."""
-        around = self._surroundings(network, upstream, ahead=True)
-        whole = make(
-            network, upstream, address, around, self._published(network, upstream, address)
-        )
-        needs_libvirt = (*withdrawals(network), private_port(network))
-        return tuple(operation for operation in whole if operation not in needs_libvirt)
+        outside, whole = self.outside(network, upstream), self.completed(network, upstream)
+        around = self._surroundings(whole, upstream, outside, ahead=True)
+        published = self._published(whole, upstream, outside)
+        needs_libvirt = (*withdrawals(whole), private_port(whole))
+        plan = make(whole, upstream, outside, around, published)
+        return tuple(operation for operation in plan if operation not in needs_libvirt)
 
-    def _published(self, network: Network, upstream: Upstream, address: Address) -> Published:
+    def _published(self, network: Network, upstream: Upstream, outside: Outside) -> Published:
         """What the namespace translates; the host's part is in ``host_needs``."""
         found = self.registry.forwards(network.uuid)
         if upstream.kind == "host":
             # The host has looked at the address, and at the clients that it masquerades.
-            gateway = IPv4Network(upstream.gateway or address)
-            found = tuple(
-                replace(
-                    each,
-                    address=address,
-                    sources=(*each.sources, gateway) if each.sources else (),
-                )
-                for each in found
-            )
+            found = tuple(_behind_host(each, upstream, outside) for each in found)
         return Published(found, self.registry.static_nats(network.uuid))
 
     def _surroundings(
-        self, network: Network, upstream: Upstream, *, ahead: bool = False
+        self, network: Network, upstream: Upstream, outside: Outside, *, ahead: bool = False
     ) -> Surroundings:
         """``ahead``: libvirt has not made its bridge yet, nor written its files."""
         unknown = ahead and network.taken_over
         private = network.mtu or ETHERNET_MTU if ahead else self.kernel.mtu(network.bridge or "")
-        outside = self.kernel.mtu(upstream.bridge or "")
-        if private is None or outside is None:
+        outer = self.kernel.mtu(upstream.bridge or "")
+        if private is None or outer is None:
             missing = network.bridge if private is None else upstream.bridge
             raise KernelError(f"network {network.name}: bridge {missing} is missing")
         return Surroundings(
             private_mtu=private,
-            upstream_mtu=outside,
+            upstream_mtu=outer,
             backend=self.backend(),
             dnsmasq=None
             if unknown
-            else self._daemon(network, upstream, path_mtu(private, outside)),
+            else self._daemon(network, upstream, outside, path_mtu(private, outer)),
             idle=not unknown and self._has_idle_dnsmasq(network),
         )
 
     @staticmethod
     def _has_idle_dnsmasq(network: Network) -> bool:
         """Whether libvirt's own dnsmasq has lost all that it served."""
-        if not (network.taken_over and network.has_dnsmasq):
-            return False
-        return not dnsmasq_config.has_dhcpv6(dnsmasq.read_libvirts(network.name).configuration)
+        return network.taken_over and network.has_dnsmasq
 
     def backend(self) -> str:
         """The name of the firewall backend.  Raises FirewallError where it cannot work."""
         return firewall.choose(self.config.firewall).name
 
-    def _daemon(self, network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq.Daemon:
-        files = self._files(network, upstream, mtu) if network.has_dnsmasq else None
+    def _daemon(
+        self, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+    ) -> dnsmasq.Daemon:
+        files = self._files(network, upstream, outside, mtu) if network.needs_dnsmasq else None
         namespace = names.namespace(network.name)
         return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
 
-    def _files(self, network: Network, upstream: Upstream, mtu: int | None) -> dnsmasq_config.Files:
-        libvirts = dnsmasq.read_libvirts(network.name) if network.taken_over else None
+    def _files(
+        self, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+    ) -> dnsmasq_config.Files:
+        taken_over = network.taken_over and network.has_dnsmasq
+        libvirts = dnsmasq.read_libvirts(network.name) if taken_over else None
+        kept = [pair for family in FAMILIES for pair in self._reserved(network, family)]
+        servers = resolvers_of(upstream, families_of(outside))
+        return dnsmasq_config.make(
+            network,
+            libvirts,
+            servers,
+            mtu,
+            kept,
+            proxied=outside.proxied,
+            router6=6 in families_of(outside),
+        )
+
+    def _reserved(self, network: Network, family: Family) -> Collection[tuple[str, Address]]:
+        """The addresses of guests that DHCP must know, with their MACs."""
         # At least half is left to guests that publish nothing, as long as those that
         # do and run now need no more.
-        half = sum(span.size for subnet in network.subnets for span in subnet.ranges) // 2
-        kept = self.registry.reservations_known(network.uuid, half)
-        return dnsmasq_config.make(network, libvirts, resolvers_of(upstream), mtu, kept)
+        half = sum(span.size for span in ranges_of(network, family)) // 2
+        return self.registry.reservations_known(network.uuid, half, family).items()
 
     def preview(self, network: Network) -> Plan:
         """What would be done for a network that need not exist; changes and leases nothing."""
         upstream = self._preview_upstream(network)
         selection.check_addresses(network, upstream)
-        address = self.store.lease(upstream.name, network.uuid) or pool.next_address(
-            self.store, selection.applicant(network), upstream, self.kernel.host_addresses()
+        leased = self._preview_leases(network, upstream)
+        outside, network = (
+            _outside(network, upstream, leased),
+            _completed(network, upstream, leased),
         )
         # What libvirt will write is not known yet.
-        files = dnsmasq_config.Files("") if network.has_dnsmasq else None
+        files = dnsmasq_config.Files("") if network.needs_dnsmasq else None
         namespace = names.namespace(network.name)
         daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
         around = Surroundings(
@@ -155,7 +195,28 @@ class Planner:
             daemon,
         )
         shared = host.plan_of(self.kernel, upstream)
-        return (*shared, *make(network, upstream, address, around))
+        return (*shared, *make(network, upstream, outside, around))
+
+    def _preview_leases(self, network: Network, upstream: Upstream) -> Leased:
+        """What a network leases, or would lease next."""
+        leased = self.store.leases(upstream.name, network.uuid)
+        own = self.kernel.host_addresses()
+        for family in FAMILIES:
+            if not selection.leases_address(network, upstream, family):
+                continue
+            who = selection.applicant(network, family)
+            if pool.leased(self.store, who, upstream) is None:
+                address = pool.next_address(self.store, who, upstream, own)
+                if isinstance(address, IPv4Address):
+                    leased = replace(leased, address=address)
+                else:
+                    leased = replace(leased, address6=address)
+        if selection.leases_prefix(network, upstream) and leased.prefix is None:
+            who = selection.applicant(network)
+            prefix = selection.wanted_prefix(network, upstream)
+            found = prefix or pool.next_prefix(self.store, who, upstream, own)
+            leased = replace(leased, prefix=found)
+        return leased
 
     def _preview_upstream(self, network: Network) -> Upstream:
         upstream = selection.upstream_of(network, self.config)
@@ -164,7 +225,10 @@ class Planner:
         known = upstream.subnet or self.store.transit(upstream.name)
         if known is None:
             known = transit.free(self.kernel, network, upstream)[0]
-        return transit.complete(upstream, known)
+        subnet6 = None
+        if transit.needs_ipv6(self.kernel, network):
+            subnet6 = self.store.transit6(upstream.name) or transit.free6(network)
+        return transit.complete(upstream, known, subnet6)
 
     def host_needs(self, network: str | None = None) -> dict[str, host.Needs]:
         """What each network that runs or starts, or this one, needs of the host."""
@@ -176,35 +240,116 @@ class Planner:
         for static in self.registry.static_nats(network):
             statics[static.network].append(static.address)
         return {
-            user.uuid: _needs(user, upstream, forwards[user.uuid], statics[user.uuid])
+            user.uuid: self._needs(user, upstream, forwards[user.uuid], statics[user.uuid])
             for user in self.store.users(network)
             if (upstream := upstreams.get(user.upstream)) is not None
         }
+
+    def _needs(
+        self, user: User, upstream: Upstream, forwards: list[Forward], statics: list[Address]
+    ) -> host.Needs:
+        """What one network needs of the host."""
+        needs = host.Needs(private=(Private(user.bridge, user.subnets),))
+        leased, bridge = user.leased, upstream.bridge or ""
+        if upstream.kind == "host" and upstream.subnet is not None:
+            found = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
+            routes = _routes(bridge, leased.prefix, leased.address6)
+            return replace(
+                needs,
+                transits=(upstream,),
+                forwards=tuple(each for each in found if each),
+                public=tuple(Provider(bridge, route.destination) for route in routes),
+                routes=routes,
+                routes6=leased.address6 is not None,
+            )
+        if upstream.kind == "host" or not bridge:
+            return needs
+        routes = ()
+        if self.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") == "0":
+            routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
+        provider = [Provider(bridge, each) for each in (*leased.addresses, *statics)]
+        provider += [Provider(bridge, route.destination, routed=True) for route in routes]
+        return replace(needs, provider=tuple(provider), routes=routes, routes6=bool(routes))
 
     def _transit(self, upstream: Upstream) -> Upstream:
         """The upstream as it is known by now: completed, once its subnet is chosen."""
         if upstream.kind != "host":
             return upstream
         subnet = upstream.subnet or self.store.transit(upstream.name)
-        return upstream if subnet is None else transit.complete(upstream, subnet)
+        if subnet is None:
+            return upstream
+        six = transit.has_ipv6(self.kernel)
+        return transit.complete(
+            upstream, subnet, self.store.transit6(upstream.name) if six else None
+        )
 
 
-def _needs(
-    user: User, upstream: Upstream, forwards: list[Forward], statics: list[Address]
-) -> host.Needs:
-    """What one network needs of the host."""
-    needs = host.Needs(private=(Private(user.bridge, user.subnets),))
-    if upstream.kind == "host" and upstream.subnet is not None:
-        found = (_host_forward(each, upstream, user.address) for each in forwards if user.address)
-        return replace(needs, transits=(upstream,), forwards=tuple(found))
-    if upstream.kind == "host" or not (upstream.bridge and user.address):
-        return needs
-    provider = (Provider(upstream.bridge, each) for each in (user.address, *statics))
-    return replace(needs, provider=tuple(provider))
+def _outside(network: Network, upstream: Upstream, leased: Leased) -> Outside:
+    routed = selection.routed(network, upstream)
+    if leased.prefix is not None and not routed and selection.leases_prefix(network, upstream):
+        routed = (leased.prefix,)
+    has = {family: selection.leases_address(network, upstream, family) for family in FAMILIES}
+    return Outside(
+        leased.address if has[4] else None,
+        leased.address6 if has[6] else None,
+        routed,
+        selection.proxied(network, upstream),
+    )
 
 
-def _host_forward(forward: Forward, upstream: Upstream, address: Address) -> HostForward:
+def _completed(network: Network, upstream: Upstream, leased: Leased) -> Network:
+    if leased.prefix is None or not selection.leases_prefix(network, upstream):
+        return network
+    if selection.wanted_prefix(network, upstream) is not None:
+        return network
+    prefix = leased.prefix
+    subnet = Subnet(on_link(prefix[1], prefix.prefixlen))
+    return replace(network, subnets=(*network.subnets, subnet))
+
+
+def families_of(outside: Outside) -> tuple[Family, ...]:
+    """The families in which a network gets to the outside."""
+    six = outside.address6 is not None or bool(outside.public)
+    ways: tuple[tuple[Family, bool], ...] = ((4, outside.address is not None), (6, six))
+    return tuple(family for family, way in ways if way)
+
+
+def _behind_host(forward: Forward, upstream: Upstream, outside: Outside) -> Forward:
+    """A forward as the namespace sees it on a transit bridge."""
+    family: Family = 4 if forward.target.version == 4 else 6
+    address, gateway = outside.of(family), upstream.side(family).gateway
+    if forward.own or address is None:
+        return forward
+    sources = forward.sources
+    if sources and gateway is not None:
+        sources = (*sources, host_network(gateway))
+    return replace(forward, address=address, sources=sources)
+
+
+def _routes(
+    bridge: str, prefix: IPv6Network | None, gateway: IPv6Address | None
+) -> tuple[Route, ...]:
+    """The host's route to a network's prefix, by its namespace's address on a bridge."""
+    if prefix is None or gateway is None:
+        return ()
+    return (Route(None, prefix, gateway, bridge),)
+
+
+def _own_address(uuid: str) -> IPv6Address:
+    """The link-local address of a network's namespace on its upstream.
+
+    The kernel makes it of the MAC address (RFC 4291, appendix A).
+    """
+    octets = bytearray.fromhex(names.mac(uuid, "upstream").replace(":", ""))
+    octets[0] ^= 2
+    return IPv6Address(b"\xfe\x80" + bytes(6) + octets[:3] + b"\xff\xfe" + octets[3:])
+
+
+def _host_forward(forward: Forward, upstream: Upstream, leased: Leased) -> HostForward | None:
     """The host's part of what a network on a transit bridge publishes."""
+    address = leased.address if forward.target.version == 4 else leased.address6
+    if address is None:
+        return None
     return HostForward(
         forward.proto,
         forward.address if int(forward.address) else None,
@@ -216,7 +361,10 @@ def _host_forward(forward: Forward, upstream: Upstream, address: Address) -> Hos
     )
 
 
-def resolvers_of(upstream: Upstream) -> Resolvers:
-    """Whom the namespaces on an upstream ask: its own resolvers, else the host's."""
-    servers = tuple(server for server in upstream.dns if isinstance(server, IPv4Address))
-    return Resolvers(servers) if servers else resolvers.host_resolvers()
+def resolvers_of(upstream: Upstream, families: Collection[Family]) -> Resolvers:
+    """Whom the namespaces on an upstream ask: its own resolvers, else the host's.
+
+    ``families`` are those in which they get there.
+    """
+    servers = tuple(server for server in upstream.dns if server.version in families)
+    return Resolvers(servers) if servers else resolvers.host_resolvers(families=families)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Leasing upstream addresses: sticky, unique, and asked for before they are used.
+"""Leasing upstream addresses and prefixes: sticky, unique, addresses asked for beforehand.
 
 A network keeps its address for good.  Only when a pool has nothing else left
 is the address of a network that does not run given away, the longest unused
@@ -7,23 +7,27 @@ first: else a host that starts a new transient network for each job would run
 out after a day.
 
 Which of several networks gets an address is decided in the database, after the
-probe: one that comes too late tries the next.
+probe: one that comes too late tries the next.  Prefixes are never asked for:
+nobody but us gives them away.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from ipaddress import IPv4Address
+from collections.abc import Callable, Collection, Iterable, Iterator
+from ipaddress import IPv6Network
 from itertools import chain, islice, repeat
 
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, address_of
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import Upstream
+from libvirt_natns.model import AddressRange, Upstream
 from libvirt_natns.selection import Applicant, check_wanted, reserved_addresses
-from libvirt_natns.store import Store
+from libvirt_natns.store import Leasable, LeaseKind, Store, kept
 
 FIRST_BATCHES = (1, 16)
 BATCH = 128
 """How many addresses are probed for at once: a few first, since most often the
 first one is free, and then as many as answer without overflowing the socket."""
+
+PREFIX_LENGTH = 64
+"""Of a network's own prefix: guests make addresses of their own in nothing else."""
 
 Probe = Callable[[Collection[Address]], set[Address]]
 """Tells which of some addresses answer on the upstream's segment."""
@@ -43,18 +47,24 @@ def reserve(
     """
     if applicant.wanted is not None:
         return _reserve_wanted(store, applicant, upstream, probe, excluded, applicant.wanted)
-    kept = store.lease(upstream.name, applicant.key)
-    again = kept is not None and _usable(upstream, kept, excluded) and not probe([kept])
-    if kept is not None and again and _take(store, applicant, upstream, kept):
-        return kept
+    last = leased(store, applicant, upstream)
+    again = last is not None and _usable(applicant, upstream, last, excluded)
+    if last is not None and again and not probe([last]) and _take(store, applicant, upstream, last):
+        return last
     return _reserve_new(store, applicant, upstream, probe, excluded)
+
+
+def leased(store: Store, applicant: Applicant, upstream: Upstream) -> Address | None:
+    """The address of its family that an applicant leases already."""
+    found = store.leases(upstream.name, applicant.key)
+    return found.address if applicant.family == 4 else found.address6
 
 
 def _segment(upstream: Upstream) -> str:
     return upstream.bridge or upstream.name
 
 
-def _take(store: Store, applicant: Applicant, upstream: Upstream, address: Address) -> bool:
+def _take(store: Store, applicant: Applicant, upstream: Upstream, address: Leasable) -> bool:
     """Lease an address, unless another network was faster."""
     return store.reserve(upstream.name, _segment(upstream), applicant.key, address)
 
@@ -71,12 +81,7 @@ def _reserve_wanted(
     asked = f"{applicant.who}: the wanted address {wanted} of upstream {upstream.name}"
     if wanted in excluded:
         raise LeaseError(f"{asked} is the host's own", "choose another")
-    holder = store.holder(_segment(upstream), wanted)
-    if holder is not None and holder.uuid != applicant.key:
-        raise LeaseError(
-            f"{asked} is leased to network {holder.name}",
-            "choose another, or stop that network",
-        )
+    _check_free(store, applicant, upstream, wanted, asked)
     guest = store.guest_holder(upstream.name, _segment(upstream), applicant.key, wanted)
     if guest is not None:
         # Its network answers for it, so that a probe would find but another machine.
@@ -88,10 +93,24 @@ def _reserve_wanted(
     return wanted
 
 
-def _usable(upstream: Upstream, address: Address, excluded: Collection[Address]) -> bool:
+def _check_free(
+    store: Store, applicant: Applicant, upstream: Upstream, wanted: Leasable, asked: str
+) -> None:
+    """Refuse what another network uses now."""
+    holder = store.holder(_segment(upstream), wanted)
+    if holder is not None and holder.uuid != applicant.key:
+        raise LeaseError(
+            f"{asked} is leased to network {holder.name}",
+            "choose another, or stop that network",
+        )
+
+
+def _usable(
+    applicant: Applicant, upstream: Upstream, address: Address, excluded: Collection[Address]
+) -> bool:
     return (
-        any(address in span for span in upstream.ranges)
-        and address not in reserved_addresses(upstream)
+        any(address in span for span in upstream.side(applicant.family).ranges)
+        and address not in reserved_addresses(upstream, applicant.family)
         and address not in excluded
     )
 
@@ -105,7 +124,8 @@ def _reserve_new(
 ) -> Address:
     occupied: set[Address] = set()
     for count in chain(FIRST_BATCHES, repeat(BATCH)):
-        batch = list(islice(_candidates(store, upstream, {*excluded, *occupied}), count))
+        free = _candidates(store, applicant, upstream, {*excluded, *occupied})
+        batch = list(islice(free, count))
         if not batch:
             break
         answered = probe(batch)
@@ -126,34 +146,113 @@ def next_address(
     if applicant.wanted is not None:
         check_wanted(applicant, upstream, applicant.wanted)
         return applicant.wanted
-    for address in _candidates(store, upstream, excluded):
+    for address in _candidates(store, applicant, upstream, excluded):
         return address
     raise _exhausted(applicant, upstream, ())
 
 
 def _candidates(
-    store: Store, upstream: Upstream, excluded: Collection[Address]
+    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
 ) -> Iterator[Address]:
     """Addresses never leased, in the pool's order; then those of networks at rest.
 
     Lazy: a pool may have millions.
     """
-    leased = store.leased(_segment(upstream))
-    unusable = {*excluded, *reserved_addresses(upstream)}
-    for span in upstream.ranges:
+    taken = store.leased(_segment(upstream))
+    unusable = {*excluded, *reserved_addresses(upstream, applicant.family)}
+    for address in listed(upstream.side(applicant.family).ranges):
+        if address not in unusable and kept(address) not in taken:
+            yield address
+    kind: LeaseKind = "ipv4" if applicant.family == 4 else "ipv6"
+    for address in map(address_of, store.reclaimable(_segment(upstream), kind)):
+        if _usable(applicant, upstream, address, excluded):
+            yield address
+
+
+def listed(ranges: Iterable[AddressRange]) -> Iterator[Address]:
+    """All addresses of some ranges, in their order."""
+    for span in ranges:
+        address_class = type(span.first)
         for number in range(int(span.first), int(span.last) + 1):
-            if number not in leased and (address := IPv4Address(number)) not in unusable:
-                yield address
-    for kept in store.reclaimable(_segment(upstream)):
-        if _usable(upstream, kept, excluded):
-            yield kept
+            yield address_class(number)
 
 
 def _exhausted(
     applicant: Applicant, upstream: Upstream, occupied: Collection[Address]
 ) -> LeaseError:
     others = f", {len(occupied)} of them by other machines" if occupied else ""
+    ranges = upstream.side(applicant.family).ranges
     return LeaseError(
         f"{applicant.who}: no address of upstream {upstream.name} is free, all are in use{others}",
-        f"enlarge its pool ({', '.join(map(str, upstream.ranges))}) or stop a network",
+        f"enlarge its pool ({', '.join(map(str, ranges))}) or stop a network",
+    )
+
+
+# -- prefixes ------------------------------------------------------------------
+
+
+def reserve_prefix(
+    store: Store,
+    applicant: Applicant,
+    upstream: Upstream,
+    wanted: IPv6Network | None,
+    excluded: Collection[Address] = (),
+) -> IPv6Network:
+    """The prefix of a network: wanted, kept from last time, or new from ``prefixes6``.
+
+    None that the host itself has an address in, which ``excluded`` holds.
+    Raises LeaseError where the wanted one cannot be had or all are used up.
+    """
+    if wanted is not None:
+        asked = f"{applicant.who}: the prefix {wanted} of upstream {upstream.name}"
+        _check_free(store, applicant, upstream, wanted, asked)
+        if not _take(store, applicant, upstream, wanted):
+            raise LeaseError(f"{asked} was leased to another meanwhile", "choose another")
+        return wanted
+    last = store.leases(upstream.name, applicant.key).prefix
+    fits = last is not None and _fits(upstream, last, excluded)
+    if last is not None and fits and _take(store, applicant, upstream, last):
+        return last
+    for prefix in _prefixes(store, upstream, excluded):
+        if _take(store, applicant, upstream, prefix):
+            return prefix
+    raise _no_prefix(applicant, upstream)
+
+
+def next_prefix(
+    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
+) -> IPv6Network:
+    """The prefix that ``reserve_prefix`` would try first; leases nothing.
+
+    Raises LeaseError.
+    """
+    for prefix in _prefixes(store, upstream, excluded):
+        return prefix
+    raise _no_prefix(applicant, upstream)
+
+
+def _fits(upstream: Upstream, prefix: IPv6Network, excluded: Collection[Address]) -> bool:
+    inside = any(prefix.subnet_of(each) for each in upstream.prefixes6)
+    return inside and not any(address in prefix for address in excluded)
+
+
+def _prefixes(
+    store: Store, upstream: Upstream, excluded: Collection[Address]
+) -> Iterator[IPv6Network]:
+    """Prefixes never leased, in their order; then those of networks at rest."""
+    taken = store.leased(_segment(upstream))
+    for whole in upstream.prefixes6:
+        for prefix in whole.subnets(new_prefix=PREFIX_LENGTH):
+            if str(prefix) not in taken and _fits(upstream, prefix, excluded):
+                yield prefix
+    for text in store.reclaimable(_segment(upstream), "prefix"):
+        prefix = IPv6Network(text)
+        if _fits(upstream, prefix, excluded):
+            yield prefix
+
+
+def _no_prefix(applicant: Applicant, upstream: Upstream) -> LeaseError:
+    return LeaseError(
+        f"{applicant.who}: no prefix of upstream {upstream.name} is free, all are in use",
+        f"enlarge its prefixes6 ({', '.join(map(str, upstream.prefixes6))}) or stop a network",
     )

@@ -9,17 +9,26 @@ import json
 import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from ipaddress import AddressValueError, IPv4Address
 from itertools import chain
 from pathlib import Path
 
-from libvirt_natns import arp, forwards, names, pool, sockets
-from libvirt_natns.addresses import Address
+from libvirt_natns import forwards, names, neighbours, pool, sockets
+from libvirt_natns.addresses import FAMILIES, Address, Family, parsed
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.forwards import Attachment, Wish
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import AddressRequest, Config, Domain, Forward, Network, Upstream
+from libvirt_natns.model import (
+    AddressRange,
+    AddressRequest,
+    Config,
+    DhcpHost,
+    Domain,
+    Forward,
+    Network,
+    Outside,
+    Upstream,
+)
 from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry, Scope
@@ -40,32 +49,40 @@ class Choices:
     def registry(self) -> Registry:
         return Registry(self.store)
 
-    def target(self, owner: str, attachment: Attachment) -> Address:
+    def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
         network, mac = attachment.network, attachment.nic.mac
-        fixed = fixed_address(network, mac)
-        kept = self.registry.reservation(network.uuid, mac)
-        if fixed is not None or kept is None or not _tenable(attachment, kept):
-            self.registry.drop_reservation(network.uuid, mac)
-        return fixed or self._reserve(owner, attachment)
+        fixed = fixed_address(network, mac, family, domain.name)
+        return fixed is not None or bool(ranges_of(network, family))
 
-    def _reserve(self, owner: str, attachment: Attachment) -> Address:
+    def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
         network, mac = attachment.network, attachment.nic.mac
-        if kept := self.registry.reservation(network.uuid, mac):
-            return self.registry.reserve(network.uuid, mac, owner, [kept], lambda _: False)
-        if not any(subnet.ranges for subnet in network.subnets):
+        fixed = fixed_address(network, mac, family, domain.name)
+        kept = self.registry.reservation(network.uuid, mac, family)
+        if fixed is not None or kept is None or not _tenable(attachment, kept):
+            self.registry.drop_reservation(network.uuid, mac, family)
+        return fixed or self._reserve(domain.uuid, attachment, family)
+
+    def _reserve(self, owner: str, attachment: Attachment, family: Family) -> Address:
+        network, mac = attachment.network, attachment.nic.mac
+        if kept := self.registry.reservation(network.uuid, mac, family):
+            return self.registry.reserve(network.uuid, mac, owner, [kept], lambda _: False, family)
+        if not ranges_of(network, family):
+            which = "DHCP" if family == 4 else "DHCPv6"
             raise ConflictError(
-                f"network {network.name} has no DHCP range to reserve an address from",
+                f"network {network.name} has no {which} range to reserve an address from",
                 "give guestAddress in <natns:portForward>, or a <range> in the network's <dhcp>",
             )
         try:
-            return self._reserve_free(owner, attachment)
+            return self._reserve_free(owner, attachment, family)
         except ConflictError as error:
             raise ConflictError(f"network {network.name}: {error.fact}", error.remedy) from error
 
-    def _reserve_free(self, owner: str, attachment: Attachment) -> Address:
+    def _reserve_free(self, owner: str, attachment: Attachment, family: Family) -> Address:
         network, mac = attachment.network, attachment.nic.mac
         leased, fixed = _leases(network.bridge or ""), _fixed(network)
-        spans = [span for subnet in network.subnets for span in subnet.ranges]
+        spans = ranges_of(network, family)
+        # Where the outside knows the addresses as they are, nothing is translated.
+        spans.sort(key=lambda span: not attachment.is_public(span.first))
 
         def usable(address: Address) -> bool:
             inside = any(address in span for span in spans)
@@ -73,9 +90,8 @@ class Choices:
 
         # Its present lease first, then what nobody holds.
         own = [address for address, holder in leased.items() if holder == mac]
-        numbers = (n for span in spans for n in range(int(span.first), int(span.last) + 1))
-        candidates = filter(usable, chain(own, map(IPv4Address, numbers)))
-        return self.registry.reserve(network.uuid, mac, owner, candidates, usable)
+        candidates = filter(usable, chain(own, pool.listed(spans)))
+        return self.registry.reserve(network.uuid, mac, owner, candidates, usable, family)
 
     def port(self, wish: Wish) -> int:
         kept = self.registry.chosen_port(wish.key)
@@ -102,7 +118,7 @@ class Choices:
         scope = Scope("" if shared else wish.attachment.upstream.name, shared)
         if _lies_in(port, wish.avoided):
             return False
-        if self.registry.is_claimed(wish.key, scope, wish.listen, port):
+        if any(self.registry.is_claimed(wish.key, scope, each, port) for each in wish.listens):
             return False
         if not shared or any(
             each.proto == wish.key.proto and each.first == port
@@ -128,7 +144,9 @@ class Choices:
         fresh = (port for port in range(first, last + 1) if port not in kept)
         return next(filter(usable, chain(fresh, self.registry.reclaimable_ports(proto))), None)
 
-    def address(self, request: AddressRequest, domain: Domain, attachment: Attachment) -> Address:
+    def address(
+        self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
+    ) -> Address:
         upstream = attachment.upstream
         if request.address is not None:
             who = f"guest {domain.name}"
@@ -140,9 +158,13 @@ class Choices:
         def probe(addresses: Collection[Address]) -> set[Address]:
             # The namespace itself answers for those in force.
             asked = [address for address in addresses if address not in present]
-            return arp.probe(upstream.bridge or "", asked, upstream.probe) if asked else set()
+            if not asked or not upstream.probe:
+                return set()
+            return neighbours.probe(upstream.bridge or "", asked, upstream.probe)
 
-        guest = Applicant(key, f"guest {domain.name}", request.address, "natns:address")
+        guest = Applicant(
+            key, f"guest {domain.name}", request.address, "natns:address", family=family
+        )
         return pool.reserve(self.store, guest, upstream, probe, self.kernel.host_addresses())
 
 
@@ -150,15 +172,46 @@ def _lies_in(port: int, spans: Iterable[tuple[int, int]]) -> bool:
     return any(first <= port <= last for first, last in spans)
 
 
-def fixed_address(network: Network, mac: str) -> Address | None:
-    """The address that a network's own XML gives a NIC."""
+def ranges_of(network: Network, family: Family) -> list[AddressRange]:
+    """A network's DHCP ranges of a family."""
+    spans = [span for subnet in network.subnets for span in subnet.ranges]
+    return [span for span in spans if span.first.version == family]
+
+
+def fixed_address(
+    network: Network, mac: str, family: Family = 4, name: str | None = None
+) -> Address | None:
+    """The address that a network's own XML gives a NIC.
+
+    DHCPv6 has no MAC addresses: there it is whoever bears the guest's ``name``, or an
+    identifier that was made of the NIC's.
+    """
     hosts = [host for subnet in network.subnets for host in subnet.hosts]
-    return next((host.ip for host in hosts if host.mac == mac), None)
+    own = [host for host in hosts if host.ip.version == family]
+    found = [host for host in own if host.mac == mac or _is_made_of(mac, host.id)]
+    if family == 6:
+        found += [host for host in own if name and _bears(host, name)]
+    return next((host.ip for host in found), None)
 
 
-def known_address(registry: Registry, network: Network, mac: str) -> Address | None:
-    """The DHCP address of a NIC: by the network's XML, else the one kept for it."""
-    return fixed_address(network, mac) or registry.reservation(network.uuid, mac)
+def _is_made_of(mac: str, identifier: str | None) -> bool:
+    """Whether a DUID is one of those that hold a link-layer address (RFC 8415, 11.2, 11.4)."""
+    if identifier is None or not identifier.lower().endswith(mac):
+        return False
+    return identifier.startswith(("00:01:00:01:", "00:03:00:01:", "0:1:0:1:", "0:3:0:1:"))
+
+
+def _bears(host: DhcpHost, name: str) -> bool:
+    return host.mac is None and host.id is None and host.name == name
+
+
+def known_addresses(registry: Registry, network: Network, mac: str, name: str) -> set[Address]:
+    """The DHCP addresses of a NIC: by the network's XML, else those kept for it."""
+    found = {
+        fixed_address(network, mac, family, name) or registry.reservation(network.uuid, mac, family)
+        for family in FAMILIES
+    }
+    return {each for each in found if each is not None}
 
 
 def _tenable(attachment: Attachment, address: Address) -> bool:
@@ -171,7 +224,8 @@ def _tenable(attachment: Attachment, address: Address) -> bool:
     taken = _fixed(network)
     inside = any(address in subnet.network for subnet in network.subnets)
     holder = _leases(network.bridge or "").get(address, attachment.nic.mac)
-    return inside and address not in taken and holder == attachment.nic.mac
+    # Of some clients of DHCPv6 nobody learns the MAC address.
+    return inside and address not in taken and holder in (attachment.nic.mac, "")
 
 
 def _fixed(network: Network) -> set[Address]:
@@ -190,8 +244,8 @@ def _leases(bridge: str) -> dict[Address, str]:
     for entry in entries:
         expiry = entry.get("expiry-time", 0)
         if expiry == 0 or expiry > time.time():
-            with suppress(AddressValueError, KeyError):
-                found[IPv4Address(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
+            with suppress(ValueError, KeyError):
+                found[parsed(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
     return found
 
 
@@ -214,10 +268,16 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Ad
     would take a port away from one of its programs.  Raises DocumentError or
     ConflictError.
     """
-    shared = [forward for forward in claims.forwards if where[forward.network].shared]
+    shared = [
+        forward for forward in claims.forwards if where[forward.network].shared and not forward.own
+    ]
     for forward in shared:
         listens = forward.address
-        if listens != forwards.ANY and not listens.is_loopback and listens not in addresses:
+        if (
+            listens not in (forwards.ANY, forwards.ANY6)
+            and not listens.is_loopback
+            and listens not in addresses
+        ):
             raise DocumentError(
                 f"{forward.owner_name}: <natns:portForward address='{listens}'> is not an address"
                 " of the host",
@@ -230,14 +290,14 @@ def claim_for_network(
     choices: Choices,
     network: Network,
     upstream: Upstream,
-    address: Address,
+    outside: Outside,
     held: Collection[Forward] = (),
 ) -> None:
     """Take all that a network's own metadata publishes; ``held`` is in force already.
 
     Raises DocumentError or ConflictError.
     """
-    claims = forwards.of_network(network, upstream, address, choices)
+    claims = forwards.of_network(network, upstream, outside, choices)
     where = scopes(choices.store, [network.uuid])
     fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
     check_host(fresh, where, choices.kernel.host_addresses())

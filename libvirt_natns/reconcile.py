@@ -83,10 +83,10 @@ def differences(engine: Engine, record: Record) -> list[str]:
     try:
         network = document.parse_network(record.document)
         upstream = engine.planner.upstream(network)
-        address = engine.store.lease(upstream.name, record.uuid)
-        if address is None:
-            return [f"no address of upstream {upstream.name} is leased"]
-        plan = engine.planner.plan(network, upstream, address)
+        lacks = engine.planner.lacks(network, upstream)
+        if lacks:
+            return [f"no {what} of upstream {upstream.name} is leased" for what in lacks]
+        plan = engine.planner.plan(network, upstream)
         return executor.differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]

@@ -8,10 +8,9 @@ many hooks run at once.
 
 import sqlite3
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv4Network
 from typing import cast
 
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, Family, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import dataclass
@@ -25,6 +24,9 @@ IN_FORCE = (
     " WHERE owner = reservation.owner AND boot = ? AND published))"
 )
 LATEST = "(SELECT coalesce(max(used), 0) + 1 FROM reservation)"
+
+EVERYWHERE = (0, "::")
+"""All of the host's addresses, a family each, as they are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +137,18 @@ class Registry:
     def _insert(
         self, db: sqlite3.Connection, forward: Forward, scope: Scope, published: bool
     ) -> None:
-        claimed = _claimed(scope, forward.address)
+        claimed = _claimed(scope, forward.address, own=forward.own)
         row = (
             scope.upstream,
             forward.owner,
             forward.owner_name,
             forward.network,
             forward.proto,
-            int(forward.address),
+            stored(forward.address),
             claimed,
             forward.first,
             forward.last,
-            int(forward.target),
+            stored(forward.target),
             forward.to,
             forward.to_last,
             " ".join(map(str, forward.sources)),
@@ -163,7 +165,9 @@ class Registry:
             except sqlite3.IntegrityError as error:
                 raise StoreError("the state database refuses a forward", str(error)) from error
 
-    def _evict(self, db: sqlite3.Connection, forward: Forward, upstream: str, claimed: int) -> None:
+    def _evict(
+        self, db: sqlite3.Connection, forward: Forward, upstream: str, claimed: int | str
+    ) -> None:
         """Remove claims of an earlier boot that are in the way; refuse for any other."""
         rivals = db.execute(
             "SELECT rowid AS id, * FROM forward WHERE scope = ? AND proto = ?"
@@ -175,7 +179,7 @@ class Registry:
                 db.execute("DELETE FROM forward WHERE rowid = ?", (rival["id"],))
                 continue
             ports = _ports(max(rival["first"], forward.first), min(rival["last"], forward.last))
-            where = forward.address if claimed else "the host"
+            where = "the host" if claimed in EVERYWHERE else forward.address
             raise ConflictError(
                 f"{forward.owner_name}: {forward.proto} port {ports} of {where}"
                 f" is forwarded to {rival['owner_name']} already",
@@ -194,18 +198,18 @@ class Registry:
             )
         db.execute(
             "DELETE FROM static_nat WHERE scope = ? AND address = ? AND boot != ?",
-            (scope, int(static.address), boot_id()),
+            (scope, stored(static.address), boot_id()),
         )
         ports = " ".join(f"{p.proto}:{p.first}-{p.last}" for p in static.ports)
         db.execute(
             "INSERT INTO static_nat VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 scope,
-                int(static.address),
+                stored(static.address),
                 static.owner,
                 static.owner_name,
                 static.network,
-                int(static.target),
+                stored(static.target),
                 ports,
                 int(published),
                 boot_id(),
@@ -219,7 +223,7 @@ class Registry:
             "SELECT owner_name FROM static_nat"
             " WHERE scope = ? AND address = ? AND boot = ? AND owner != ?",
             scope,
-            int(address),
+            stored(address),
             boot_id(),
             owner,
         )
@@ -247,20 +251,21 @@ class Registry:
     def move(self, network: str, address: Address) -> None:
         """Have what listens on a network's former upstream address listen on this one.
 
-        Addresses of guests' own, and the host's, are no such.
+        Addresses of guests' own, and the host's, are no such; nor are those of the
+        other family.
         """
+        here = stored(address)
         with self._store.transaction() as db:
             moved = db.execute(
-                "UPDATE forward SET address = ?, claimed = ? WHERE network = ? AND claimed != 0"
-                " AND address != ? AND address NOT IN"
+                "UPDATE forward SET address = ?, claimed = ? WHERE network = ?"
+                f" AND claimed NOT IN {EVERYWHERE} AND typeof(address) = typeof(?)"
+                " AND address NOT IN (?, target) AND address NOT IN"
                 " (SELECT address FROM static_nat WHERE network = forward.network)",
-                (int(address), int(address), network, int(address)),
+                (here, here, network, here, here),
             ).rowcount
             if moved:
                 # What was claimed there before a reboot is void, and none may overlap.
-                db.execute(
-                    "DELETE FROM forward WHERE claimed = ? AND boot != ?", (int(address), boot_id())
-                )
+                db.execute("DELETE FROM forward WHERE claimed = ? AND boot != ?", (here, boot_id()))
 
     def forwards(
         self, network: str | None = None, owner: str | None = None, published: bool = True
@@ -297,36 +302,43 @@ class Registry:
 
     # -- reservations ------------------------------------------------------
 
-    def reservation(self, network: str, mac: str) -> Address | None:
-        """The DHCP address kept for a NIC in a network."""
+    def reservation(self, network: str, mac: str, family: Family = 4) -> Address | None:
+        """The DHCP address of a family that is kept for a NIC in a network."""
         rows = self._store.select(
-            "SELECT address FROM reservation WHERE network = ? AND mac = ?", network, mac
+            "SELECT address FROM reservation WHERE network = ? AND mac = ? AND family = ?",
+            network,
+            mac,
+            family,
         )
-        return IPv4Address(rows[0]["address"]) if rows else None
+        return address_of(rows[0]["address"]) if rows else None
 
-    def reservations(self, network: str) -> dict[str, Address]:
-        """All DHCP addresses kept in a network, by MAC."""
+    def reservations(self, network: str, family: Family = 4) -> dict[str, Address]:
+        """All DHCP addresses of a family that are kept in a network, by MAC."""
         rows = self._store.select(
-            "SELECT mac, address FROM reservation WHERE network = ? ORDER BY address", network
+            "SELECT mac, address FROM reservation WHERE network = ? AND family = ?"
+            " ORDER BY address",
+            network,
+            family,
         )
-        return {row["mac"]: IPv4Address(row["address"]) for row in rows}
+        return {row["mac"]: address_of(row["address"]) for row in rows}
 
-    def reservations_known(self, network: str, most: int) -> dict[str, Address]:
-        """Those that DHCP must know, by MAC.
+    def reservations_known(self, network: str, most: int, family: Family = 4) -> dict[str, Address]:
+        """Those of a family that DHCP must know, by MAC.
 
         All of guests that have published something, and of others the latest used,
         as long as they are ``most`` together: strangers find no room else.
         """
         rows = self._store.select(
             f"SELECT mac, address, {IN_FORCE} AS present FROM reservation WHERE network = ?"
-            " ORDER BY present DESC, used DESC",
+            " AND family = ? ORDER BY present DESC, used DESC",
             boot_id(),
             boot_id(),
             network,
+            family,
         )
         count = max(most, sum(row["present"] for row in rows))
-        known = sorted(rows[:count], key=lambda row: int(row["address"]))
-        return {row["mac"]: IPv4Address(row["address"]) for row in known}
+        known = sorted(rows[:count], key=lambda row: int(address_of(row["address"])))
+        return {row["mac"]: address_of(row["address"]) for row in known}
 
     def reserve(
         self,
@@ -335,6 +347,7 @@ class Registry:
         owner: str,
         candidates: Iterable[Address],
         usable: Callable[[Address], bool],
+        family: Family = 4,
     ) -> Address:
         """Keep the first candidate that nobody else has for a guest's NIC, for good.
 
@@ -343,32 +356,33 @@ class Registry:
         either.
         """
         with self._store.transaction() as db:
-            address = self.reservation(network, mac)
+            address = self.reservation(network, mac, family)
             if address is not None:
                 # The definition it was made for may be gone, and the NIC another guest's.
                 db.execute(
-                    "UPDATE reservation SET owner = ? WHERE network = ? AND mac = ? AND owner != ?",
-                    (owner, network, mac, owner),
+                    "UPDATE reservation SET owner = ?"
+                    " WHERE network = ? AND mac = ? AND family = ? AND owner != ?",
+                    (owner, network, mac, family, owner),
                 )
                 return address
-            taken = set(self.reservations(network).values())
+            taken = set(self.reservations(network, family).values())
             address = next((each for each in candidates if each not in taken), None)
             if address is None:
-                address = next(filter(usable, self._reclaimable(network)), None)
+                address = next(filter(usable, self._reclaimable(network, family)), None)
             if address is None:
                 raise ConflictError(
                     f"no DHCP address is left for {mac}", "enlarge the network's <dhcp> range"
                 )
             db.execute(
-                "DELETE FROM reservation WHERE network = ? AND address = ?", (network, int(address))
+                "DELETE FROM reservation WHERE network = ? AND address = ?", (network, stored(address))
             )
             db.execute(
-                f"INSERT INTO reservation VALUES (?, ?, ?, ?, {LATEST})",
-                (network, mac, int(address), owner),
+                f"INSERT INTO reservation VALUES (?, ?, ?, ?, ?, {LATEST})",
+                (network, mac, family, stored(address), owner),
             )
             return address
 
-    def _reclaimable(self, network: str) -> list[Address]:
+    def _reclaimable(self, network: str, family: Family) -> list[Address]:
         """Addresses of guests that do not run, the longest unused first.
 
         Guests that ran when the machine went down come last: they probably start
@@ -376,17 +390,21 @@ class Registry:
         """
         rows = self._store.select(
             "SELECT address FROM reservation LEFT JOIN guest ON guest.uuid = owner"
-            " WHERE network = ? AND coalesce(boot != ?, TRUE)"
+            " WHERE network = ? AND family = ? AND coalesce(boot != ?, TRUE)"
             " ORDER BY guest.uuid IS NOT NULL, used",
             network,
+            family,
             boot_id(),
         )
-        return [IPv4Address(row["address"]) for row in rows]
+        return [address_of(row["address"]) for row in rows]
 
-    def drop_reservation(self, network: str, mac: str) -> None:
+    def drop_reservation(self, network: str, mac: str, family: Family = 4) -> None:
         """Give a NIC's DHCP address up: the network's own XML has other plans for it."""
         with self._store.transaction() as db:
-            db.execute("DELETE FROM reservation WHERE network = ? AND mac = ?", (network, mac))
+            db.execute(
+                "DELETE FROM reservation WHERE network = ? AND mac = ? AND family = ?",
+                (network, mac, family),
+            )
 
     # -- chosen ports ------------------------------------------------------
 
@@ -445,9 +463,12 @@ class Registry:
         return {(row["proto"], row["port"]) for row in rows}
 
 
-def _claimed(scope: Scope, address: Address) -> int:
-    """Where the ports of an address must be unique: 0 for all that share the host's."""
-    return 0 if scope.shared else int(address)
+def _claimed(scope: Scope, address: Address, *, own: bool = False) -> int | str:
+    """Where the ports of an address must be unique: one place a family in the host.
+
+    ``own``: it is the guest's own, not the host's.
+    """
+    return EVERYWHERE[address.version == 6] if scope.shared and not own else stored(address)
 
 
 def _guest(row: sqlite3.Row) -> GuestRecord:
@@ -461,13 +482,13 @@ def _forward(row: sqlite3.Row) -> Forward:
         owner_name=row["owner_name"],
         network=row["network"],
         proto=cast(Protocol, row["proto"]),
-        address=IPv4Address(row["address"]),
+        address=address_of(row["address"]),
         first=row["first"],
         last=row["last"],
-        target=IPv4Address(row["target"]),
+        target=address_of(row["target"]),
         to=row["target_port"],
         to_last=row["target_last"],
-        sources=tuple(IPv4Network(text) for text in row["sources"].split()),
+        sources=tuple(map(network_of, row["sources"].split())),
     )
 
 
@@ -481,8 +502,8 @@ def _static(row: sqlite3.Row) -> StaticNat:
         owner=row["owner"],
         owner_name=row["owner_name"],
         network=row["network"],
-        address=IPv4Address(row["address"]),
-        target=IPv4Address(row["target"]),
+        address=address_of(row["address"]),
+        target=address_of(row["target"]),
         ports=tuple(ports),
     )
 

@@ -3,12 +3,15 @@
 
 /etc/resolv.conf may name only a stub on the loopback interface, which no
 namespace can reach; the programs that put it there keep the real servers in a
-file of their own.  Servers in IPv6 do not count: a namespace has no IPv6 yet.
+file of their own.  Servers count that can be reached by a family which the namespace
+has outside; one with a link-local address never does, for that is another link there.
 """
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Collection
+from ipaddress import ip_address
 from pathlib import Path
 
+from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.records import dataclass
 
 SOURCES = (
@@ -25,15 +28,15 @@ class Resolvers:
     """Whom a namespace's dnsmasq asks: a file that it polls, or fixed servers.
 
     The file is used where dnsmasq can take it as it is, so that a laptop that
-    changes networks takes its guests along.  It passes over servers in IPv6,
-    which it cannot reach, but would ask a stub that is not there.
+    changes networks takes its guests along.  It passes over servers of a family
+    by which it reaches nobody, but would ask a stub that is not there.
     """
 
-    servers: tuple[IPv4Address, ...] = ()
+    servers: tuple[Address, ...] = ()
     file: Path | None = None
 
 
-def _nameservers(text: str) -> list[IPv4Address | IPv6Address]:
+def _nameservers(text: str) -> list[Address]:
     found = []
     for line in text.splitlines():
         words = line.split()
@@ -45,15 +48,25 @@ def _nameservers(text: str) -> list[IPv4Address | IPv6Address]:
     return found
 
 
-def host_resolvers(sources: tuple[Path, ...] = SOURCES) -> Resolvers:
-    """The resolvers of the first source that names one outside the host."""
+def host_resolvers(
+    sources: tuple[Path, ...] = SOURCES, families: Collection[Family] = FAMILIES[:1]
+) -> Resolvers:
+    """The resolvers of the first source that names one outside the host.
+
+    ``families`` are those that count.
+    """
     for source in sources:
         try:
             listed = _nameservers(source.read_text(errors="replace"))
         except OSError:
             continue
-        usable = [a for a in listed if isinstance(a, IPv4Address) and not a.is_loopback]
+        usable = [a for a in listed if _is_outside(a) and a.version in families]
         if usable:
             stub = any(address.is_loopback for address in listed)
             return Resolvers(tuple(usable), None if stub else source)
     return Resolvers()
+
+
+def _is_outside(address: Address) -> bool:
+    """Whether an address means the same in another namespace."""
+    return not (address.is_loopback or address.is_link_local)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Looking at links, addresses and routes, and nothing else (rtnetlink(7)).
+"""Looking at links, addresses, routes and neighbours, and nothing else (rtnetlink(7)).
 
 pyroute2 takes 0.3 ms of computing to tell of a link all that can be told; what
 is asked here, of every network again and again, takes 0.03 ms.  A change is
@@ -12,9 +12,9 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from libvirt_natns.addresses import Address, Interface, IPNetwork
+from libvirt_natns.addresses import FAMILIES, Address, Family, Interface, IPNetwork, on_link
 from libvirt_natns.records import dataclass
 
 NLMSG_ERROR = 2
@@ -22,6 +22,7 @@ NLMSG_DONE = 3
 RTM_GETLINK = 18
 RTM_GETADDR = 22
 RTM_GETROUTE = 26
+RTM_GETNEIGH = 30
 NLM_F_REQUEST = 1
 NLM_F_DUMP = 0x300
 NLM_F_DUMP_INTR = 0x10
@@ -40,6 +41,7 @@ IFLA_INFO_KIND = 1
 IFLA_INFO_SLAVE_DATA = 5
 IFLA_BRPORT_MODE = 4
 
+IFA_ADDRESS = 1
 IFA_LOCAL = 2
 
 RTA_DST = 1
@@ -47,6 +49,10 @@ RTA_OIF = 4
 RTA_GATEWAY = 5
 RTA_PRIORITY = 6
 RTA_TABLE = 15
+RTM_F_CLONED = 0x200
+
+NDA_DST = 1
+NTF_PROXY = 8
 
 IFF_UP = 1
 IFNAMSIZ = 16
@@ -84,7 +90,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class LinkAddress:
-    """An IPv4 address of a link."""
+    """An address of a link."""
 
     link: int
     interface: Interface
@@ -92,7 +98,7 @@ class LinkAddress:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An IPv4 route; ``kind``, ``scope``, ``tos`` and ``protocol`` are the kernel's numbers."""
+    """A route; ``kind``, ``scope``, ``tos`` and ``protocol`` are the kernel's numbers."""
 
     destination: IPNetwork
     gateway: Address | None
@@ -103,6 +109,18 @@ class Route:
     scope: int
     tos: int
     protocol: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProxiedNeighbour:
+    """An address that neighbours on a link are answered for, in somebody else's place."""
+
+    link: int
+    address: Address
+
+
+_SOCKET_FAMILIES: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+_VERSIONS = {number: version for version, number in _SOCKET_FAMILIES.items()}
 
 
 class Session:
@@ -135,14 +153,34 @@ class Session:
         return [_link(each) for each in self._ask(RTM_GETLINK, bytes(16) + _NO_STATISTICS)]
 
     def addresses(self) -> list[LinkAddress]:
-        """All IPv4 addresses.  Raises OSError and InterruptedDumpError."""
-        request = struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0)
-        return [_address(each) for each in self._ask(RTM_GETADDR, request)]
+        """All addresses of both families.  Raises OSError and InterruptedDumpError."""
+        request = struct.pack("=BBBBI", socket.AF_UNSPEC, 0, 0, 0, 0)
+        answers = self._ask(RTM_GETADDR, request)
+        return [_address(each) for each in answers if each[0] in _VERSIONS]
 
-    def routes(self) -> list[Route]:
-        """All IPv4 routes of all tables.  Raises OSError and InterruptedDumpError."""
-        request = struct.pack("=BBBBBBBBI", socket.AF_INET, *[0] * 8)
-        return [_route(each) for each in self._ask(RTM_GETROUTE, request)]
+    def routes(self, *families: Family) -> list[Route]:
+        """All routes of all tables, of these families or both.
+
+        Raises OSError and InterruptedDumpError.
+        """
+        return [route for family in families or FAMILIES for route in self._routes(family)]
+
+    def _routes(self, family: Family) -> Iterator[Route]:
+        request = struct.pack("=BBBBBBBBI", _SOCKET_FAMILIES[family], *[0] * 8)
+        for each in self._ask(RTM_GETROUTE, request):
+            # What the kernel has noted of a single destination, as its path's MTU.
+            if not struct.unpack_from("=8xI", each)[0] & RTM_F_CLONED:
+                yield _route(each)
+
+    def proxied_neighbours(self) -> list[ProxiedNeighbour]:
+        """All IPv6 addresses that are answered for.  Raises OSError and InterruptedDumpError."""
+        request = struct.pack("=BxxxiHBB", socket.AF_INET6, 0, 0, NTF_PROXY, 0)
+        return [
+            ProxiedNeighbour(
+                struct.unpack_from("=4xi", each)[0], IPv6Address(_attributes(each[12:])[NDA_DST])
+            )
+            for each in self._ask(RTM_GETNEIGH, request)
+        ]
 
     def _ask(self, kind: int, request: bytes, how: int = NLM_F_DUMP) -> list[bytes]:
         """The bodies of all messages that the kernel answers with."""
@@ -228,17 +266,30 @@ def _link(body: bytes) -> Link:
 
 def _address(body: bytes) -> LinkAddress:
     prefix, link = struct.unpack_from("=xBxxI", body)
-    local = IPv4Address(_attributes(body[8:])[IFA_LOCAL])
-    return LinkAddress(link, IPv4Interface((local, prefix)))
+    found = _attributes(body[8:])
+    # IPv6 tells of a local address only where there is a peer.
+    own = found.get(IFA_LOCAL) or found[IFA_ADDRESS]
+    return LinkAddress(link, on_link(_packed(own), prefix))
+
+
+def _packed(address: bytes) -> Address:
+    return IPv4Address(address) if len(address) == 4 else IPv6Address(address)
+
+
+def _destination(family: int, address: bytes | None, length: int) -> IPNetwork:
+    """A default route's destination is told by its length alone."""
+    if family == socket.AF_INET:
+        return IPv4Network((address or bytes(4), length))
+    return IPv6Network((address or bytes(16), length))
 
 
 def _route(body: bytes) -> Route:
-    length, tos, table, protocol, scope, kind = struct.unpack_from("=xBxBBBBB", body)
+    family, length, tos, table, protocol, scope, kind = struct.unpack_from("=BBxBBBBB", body)
     found = _attributes(body[12:])
     gateway = found.get(RTA_GATEWAY)
     return Route(
-        destination=IPv4Network((found.get(RTA_DST, bytes(4)), length)),
-        gateway=IPv4Address(gateway) if gateway is not None else None,
+        destination=_destination(family, found.get(RTA_DST), length),
+        gateway=_packed(gateway) if gateway is not None else None,
         link=_number(found, RTA_OIF),
         priority=_number(found, RTA_PRIORITY),
         table=_number(found, RTA_TABLE) or table,

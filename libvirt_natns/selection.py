@@ -6,10 +6,10 @@ depends on the machine is ``engine``'s.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address
+from ipaddress import IPv6Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
 from libvirt_natns.errors import ConfigError, DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model import Config, Network, Upstream
 from libvirt_natns.records import dataclass
@@ -36,7 +36,7 @@ def verdict(network: Network, config: Config) -> Verdict:
         return Verdict(False, "scope is 'annotated' and its metadata has no <natns:nat>")
     if not network.subnets:
         if network.nat is None:
-            return Verdict(False, "has no IPv4 address")
+            return Verdict(False, "has no address")
         raise DocumentError(
             f"network {network.name} has neither <ip> nor <natns:ip>",
             "give it one, or remove <natns:nat> from its metadata",
@@ -82,28 +82,121 @@ def check_served(upstream: Upstream) -> None:
         )
 
 
+# -- how subnets leave ---------------------------------------------------------
+
+
+def wanted_prefix(network: Network, upstream: Upstream) -> IPv6Network | None:
+    """The prefix that a network's own XML takes from those routed to the upstream."""
+    for subnet in _subnets6(network):
+        if any(subnet.subnet_of(each) for each in upstream.prefixes6):
+            return subnet if subnet.prefixlen <= 64 else subnet.supernet(new_prefix=64)
+    return None
+
+
+def routed(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
+    """A network's own subnets that are routed to it."""
+    return tuple(
+        subnet
+        for subnet in _subnets6(network)
+        if any(subnet.subnet_of(each) for each in upstream.prefixes6)
+    )
+
+
+def proxied(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
+    """Those that are part of the upstream's own subnet, where each address is answered for."""
+    own = upstream.own6
+    return tuple(subnet for subnet in _subnets6(network) if own and subnet.subnet_of(own))
+
+
+def leases_prefix(network: Network, upstream: Upstream) -> bool:
+    """Whether a network has a prefix from those routed to the upstream.
+
+    One that its XML names, or, where it has IPv6 that is not known outside, any.
+    """
+    if not upstream.prefixes6 or not has_family(network, 6):
+        return False
+    return wanted_prefix(network, upstream) is not None or not proxied(network, upstream)
+
+
+def has_family(network: Network, family: Family) -> bool:
+    """Whether a network has a subnet of that family."""
+    return any(subnet.network.version == family for subnet in network.subnets)
+
+
+def leases_address(network: Network, upstream: Upstream, family: Family) -> bool:
+    """Whether a network leases an address of that family from a completed upstream."""
+    if not has_family(network, family):
+        return False
+    return bool(upstream.side(family).ranges) or _wanted(network, family) is not None
+
+
+def families(network: Network, upstream: Upstream) -> tuple[Family, ...]:
+    """The families in which a network gets to the outside."""
+    public = routed(network, upstream) or proxied(network, upstream)
+    six = bool(public) or leases_prefix(network, upstream)
+    ways: tuple[tuple[Family, bool], ...] = (
+        (4, leases_address(network, upstream, 4)),
+        (6, six or leases_address(network, upstream, 6)),
+    )
+    return tuple(family for family, way in ways if way)
+
+
+def _subnets6(network: Network) -> list[IPv6Network]:
+    own = (subnet.network for subnet in network.subnets)
+    return [subnet for subnet in own if isinstance(subnet, IPv6Network)]
+
+
 def check_addresses(network: Network, upstream: Upstream) -> None:
     """Refuse what could never work between a network and a completed upstream.
 
     Raises DocumentError for private subnets, and routes to further ones, that
     overlap the upstream's (the namespace could not tell the two sides apart),
-    and for a bridge named like the namespace's other interfaces.
+    and for a bridge named like the namespace's other interfaces.  A subnet that
+    is a part of the upstream's in IPv6 is no private one.
     """
-    assert upstream.subnet is not None
     if network.bridge in (names.UPSTREAM_LINK, "lo"):
         raise DocumentError(
             f"network {network.name}: a bridge cannot be called {network.bridge}",
             "give it another name in <bridge name='...'/>",
         )
-    private = [subnet.network for subnet in network.subnets]
-    private += [route.destination for route in network.routes]
+    public = {*routed(network, upstream), *proxied(network, upstream)}
+    private = [subnet.network for subnet in network.subnets if subnet.network not in public]
+    private += [route.destination for route in network.routes if route.destination not in public]
     for subnet in private:
-        if subnet.overlaps(upstream.subnet):
-            raise DocumentError(
-                f"network {network.name}: its subnet {subnet} overlaps {upstream.subnet}"
-                f" of upstream {upstream.name}",
-                "give one of them another subnet",
-            )
+        for outside in _outside(upstream):
+            if subnet.overlaps(outside):
+                raise DocumentError(
+                    f"network {network.name}: its subnet {subnet} overlaps {outside}"
+                    f" of upstream {upstream.name}",
+                    "give one of them another subnet",
+                )
+    _check_routed(network, upstream)
+
+
+def _outside(upstream: Upstream) -> list[IPNetwork]:
+    """What is on the upstream's side, or comes to it."""
+    subnets = (upstream.subnet, upstream.subnet6, upstream.own6, *upstream.prefixes6)
+    return [subnet for subnet in subnets if subnet is not None]
+
+
+def _check_routed(network: Network, upstream: Upstream) -> None:
+    """Refuse more than a network can lease of what is routed to the upstream.
+
+    Raises DocumentError.
+    """
+    found = routed(network, upstream)
+    if any(subnet.prefixlen < 64 for subnet in found):
+        raise DocumentError(
+            f"network {network.name}: its subnet {found[0]} is more than a /64 of prefixes6"
+            f" of upstream {upstream.name}",
+            "give it a /64",
+        )
+    if len(found) > 1:
+        raise DocumentError(
+            f"network {network.name}: both {found[0]} and {found[1]} are in prefixes6"
+            f" of upstream {upstream.name}",
+            "a network can have one of them",
+        )
 
 
 def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Address]) -> None:
@@ -120,8 +213,8 @@ def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Addr
     hidden = {server for server in asked for subnet in private if server in subnet}
     if hidden and hidden.issuperset(asked):
         raise DocumentError(
-            f"network {network.name}: the DNS server {min(hidden)} of upstream {upstream.name}"
-            " is in its own subnet",
+            f"network {network.name}: the DNS server {min(hidden, key=by_family)}"
+            f" of upstream {upstream.name} is in its own subnet",
             f"set 'dns' in [upstreams.{upstream.name}] of {names.CONFIG_FILE},"
             " or give the network another subnet",
         )
@@ -132,19 +225,32 @@ class Applicant:
     """Whoever leases an upstream address: a network, or a guest for one of its own.
 
     ``key`` is what the lease is filed under, ``who`` says it in messages;
-    ``element`` is where the ``wanted`` address stands.
+    ``element`` and its ``attribute`` are where the ``wanted`` address stands.
     """
 
     key: str
     who: str
     wanted: Address | None = None
     element: str = "natns:upstream"
+    attribute: str = "address"
+    family: Family = 4
 
 
-def applicant(network: Network) -> Applicant:
-    """A network, as one that leases its upstream address."""
-    wanted = network.nat.address if network.nat else None
-    return Applicant(network.uuid, f"network {network.name}", wanted)
+def applicant(network: Network, family: Family = 4) -> Applicant:
+    """A network, as one that leases its upstream address of a family."""
+    return Applicant(
+        network.uuid,
+        f"network {network.name}",
+        _wanted(network, family),
+        attribute="address" if family == 4 else "address6",
+        family=family,
+    )
+
+
+def _wanted(network: Network, family: Family) -> Address | None:
+    if network.nat is None:
+        return None
+    return network.nat.address if family == 4 else network.nat.address6
 
 
 def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
@@ -152,37 +258,51 @@ def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
 
     Raises LeaseError.
     """
-    assert upstream.subnet is not None
-    reserved = reserved_addresses(upstream)
-    if wanted not in upstream.subnet:
-        problem = f"is not in its subnet {upstream.subnet}"
+    subnet = upstream.side(who.family).subnet
+    reserved = reserved_addresses(upstream, who.family)
+    if subnet is None:
+        problem = f"cannot be had, as it has no subnet of IPv{who.family}"
+    elif wanted not in subnet:
+        problem = f"is not in its subnet {subnet}"
     elif wanted in reserved:
         problem = f"is its {reserved[wanted]}"
     else:
         return
     raise LeaseError(
         f"{who.who}: the wanted address {wanted} of upstream {upstream.name} {problem}",
-        f"choose another in <{who.element} address='...'/>",
+        f"choose another in <{who.element} {who.attribute}='...'/>",
     )
 
 
 def can_keep(address: Address, upstream: Upstream) -> bool:
     """Whether a network that runs can keep its address, whatever the pool is today."""
-    inside = upstream.subnet is not None and address in upstream.subnet
-    return inside and address not in reserved_addresses(upstream)
+    family: Family = 4 if address.version == 4 else 6
+    subnet = upstream.side(family).subnet
+    inside = subnet is not None and address in subnet
+    return inside and address not in reserved_addresses(upstream, family)
 
 
-def reserved_addresses(upstream: Upstream) -> dict[Address, str]:
+def can_keep_prefix(prefix: IPv6Network, network: Network, upstream: Upstream) -> bool:
+    """The same for its prefix."""
+    wanted = wanted_prefix(network, upstream)
+    return wanted == prefix or (
+        wanted is None and any(prefix.subnet_of(each) for each in upstream.prefixes6)
+    )
+
+
+def reserved_addresses(upstream: Upstream, family: Family = 4) -> dict[Address, str]:
     """Addresses of an upstream's subnet that no network may have, and what they are."""
-    subnet = upstream.subnet
-    assert subnet is not None
+    side = upstream.side(family)
     reserved: dict[Address, str] = {}
-    if subnet.prefixlen < 31:
-        reserved[subnet.network_address] = "network address"
-        reserved[subnet.broadcast_address] = "broadcast address"
+    if side.subnet is not None and side.subnet.prefixlen < side.subnet.max_prefixlen - 1:
+        if family == 4:
+            reserved[side.subnet.broadcast_address] = "broadcast address"
+        # In IPv6 it means any router there (RFC 4291, 2.6.1).
+        first = "network address" if family == 4 else "anycast address"
+        reserved[side.subnet.network_address] = first
     for server in upstream.dns:
-        if isinstance(server, IPv4Address):
+        if server.version == family:
             reserved[server] = "DNS server"
-    if upstream.gateway is not None:
-        reserved[upstream.gateway] = "gateway"
+    if side.gateway is not None:
+        reserved[side.gateway] = "gateway"
     return reserved

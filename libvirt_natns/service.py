@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from functools import partial
-from ipaddress import IPv4Address
 from pathlib import Path
 from threading import Lock
 from types import FrameType
 
 from libvirt_natns import __version__, connection, hook, reconcile, systemd
+from libvirt_natns.addresses import parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
 from libvirt_natns.client import SOCKET
@@ -178,7 +178,7 @@ class Service:
             with self.sessions.engine() as engine:
                 for record in engine.store.networks("starting", "up"):
                     if record.namespace == error.namespace and record.this_boot:
-                        engine.relocate(record.uuid, IPv4Address(error.address))
+                        engine.relocate(record.uuid, parsed(error.address))
         except NatnsError as fault:
             self.journal.say("error", "relocate", network=error.namespace, error=fault)
 

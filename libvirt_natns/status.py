@@ -22,6 +22,7 @@ class Status:
     """One network.
 
     ``state`` is "up", "preparing" and "starting" on the way there, or "down";
+    ``prefix`` is what it leases of what is routed to its upstream;
     ``leases`` counts its guests' DHCP leases that have not expired; ``health``
     is "ok", "damaged (N)" or "given up (WHY)" for one that is up, and its state
     for any other;
@@ -40,6 +41,8 @@ class Status:
     health: str
     differences: tuple[str, ...]
     forwards: tuple[forward_list.Row, ...] = ()
+    address6: str | None = None
+    prefix: str | None = None
 
 
 def collect(
@@ -66,7 +69,7 @@ def _age(record: Record) -> tuple[bool, bool, float]:
 def _status(engine: Engine, record: Record) -> Status:
     state = record.state if record.runs else "down"
     found = tuple(reconcile.differences(engine, record)) if state == "up" else ()
-    address = engine.store.lease(record.upstream, record.uuid)
+    leased = engine.store.leases(record.upstream, record.uuid)
     return Status(
         network=record.name,
         uuid=record.uuid,
@@ -75,7 +78,9 @@ def _status(engine: Engine, record: Record) -> Status:
         bridge=record.bridge,
         subnets=tuple(map(str, record.subnets)),
         upstream=record.upstream,
-        address=str(address) if address else None,
+        address=str(leased.address) if leased.address else None,
+        address6=str(leased.address6) if leased.address6 else None,
+        prefix=str(leased.prefix) if leased.prefix else None,
         leases=dhcp_leases(record.bridge) if state == "up" else 0,
         health=_health(state, found),
         differences=found,
@@ -143,12 +148,18 @@ def _row(status: Status) -> tuple[str, ...]:
     return (
         status.network,
         status.namespace if up else "-",
-        ", ".join(status.subnets) or "-",
+        ", ".join(_subnets(status)) or "-",
         status.upstream,
-        status.address or "-",
+        ", ".join(each for each in (status.address, status.address6) if each) or "-",
         str(status.leases) if up else "-",
         status.health,
     )
+
+
+def _subnets(status: Status) -> tuple[str, ...]:
+    """Its own, and the prefix that it leases."""
+    leased = [status.prefix] if status.prefix and status.prefix not in status.subnets else []
+    return (*status.subnets, *leased)
 
 
 def as_json(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Lasting state: which networks were seen, and which upstream address each leases.
+"""Lasting state: which networks were seen, and which upstream addresses each leases.
 
 One SQLite database under /var/lib/libvirt-natns.  Hooks of several networks
 run at once, in several processes: that no two hold one address, or one
@@ -19,19 +19,24 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, IPNetwork, network_of
+from libvirt_natns.addresses import Address, Family, IPNetwork, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
-from libvirt_natns.records import dataclass
+from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.tables import MIGRATIONS, SCHEMA, VERSION
 
 State = Literal["preparing", "starting", "up", "down"]
 """``preparing``: inside our `start` hook; ``starting``: from its end to `started`."""
+
+LeaseKind = Literal["ipv4", "ipv6", "prefix"]
+"""What is leased: an address of either family, or a prefix that is routed."""
+
+Leasable = Address | IPv6Network
 
 BUSY_TIMEOUT = 30.0
 """How long, in seconds, a process waits for another one's transaction."""
@@ -98,6 +103,24 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Leased:
+    """What a network leases from an upstream: an address a family, and a prefix."""
+
+    address: IPv4Address | None = None
+    address6: IPv6Address | None = None
+    prefix: IPv6Network | None = None
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The addresses among it."""
+        return tuple(each for each in (self.address, self.address6) if each)
+
+    def of(self, family: Family) -> Address | None:
+        """The address of one family."""
+        return self.address if family == 4 else self.address6
+
+
+@dataclass(frozen=True, slots=True)
 class User:
     """A network that runs or starts, as far as the host is concerned."""
 
@@ -105,16 +128,20 @@ class User:
     bridge: str
     upstream: str
     subnets: tuple[IPNetwork, ...]
-    address: Address | None
+    leased: Leased
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """An upstream address, and whose it is: a network's, or as "GUEST/MAC" a guest's own."""
+    """An upstream address or a prefix as it is stored, and whose it is.
+
+    A network's, or as "GUEST/MAC" a guest's own.
+    """
 
     upstream: str
     segment: str
-    address: int
+    kind: LeaseKind
+    address: int | str
     network: str
     used: int
 
@@ -127,6 +154,33 @@ def owner_of(key: str) -> str:
 def _keys(owner: str) -> tuple[str, str]:
     """What is less and what is more than all keys of a guest's leases: "0" follows "/"."""
     return f"{owner}/", f"{owner}0"
+
+
+def kind_of(leased: Leasable) -> LeaseKind:
+    """What sort of lease it is."""
+    if isinstance(leased, IPv6Network):
+        return "prefix"
+    return "ipv4" if isinstance(leased, IPv4Address) else "ipv6"
+
+
+def kept(leased: Leasable) -> int | str:
+    """An address or a prefix as it is stored."""
+    return str(leased) if isinstance(leased, IPv6Network) else stored(leased)
+
+
+def _leased(rows: Iterable[tuple[str | None, int | str | None]]) -> Leased:
+    """What is leased, by its kind."""
+    found = {kind: value for kind, value in rows if value is not None}
+    prefix = found.get("prefix")
+    return Leased(
+        cast("IPv4Address | None", _address(found.get("ipv4"))),
+        cast("IPv6Address | None", _address(found.get("ipv6"))),
+        IPv6Network(cast(str, prefix)) if prefix else None,
+    )
+
+
+def _address(value: int | str | None) -> Address | None:
+    return None if value is None else address_of(value)
 
 
 @cache
@@ -190,9 +244,8 @@ class Store:
             found = self._version()
             if found in (0, *MIGRATIONS):
                 self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.executescript(
-                    f"BEGIN IMMEDIATE;{MIGRATIONS.get(found, '')}{SCHEMA}COMMIT;"
-                )
+                steps = "".join(MIGRATIONS.get(each, "") for each in range(found, VERSION))
+                self._db.executescript(f"BEGIN IMMEDIATE;{steps if found else ''}{SCHEMA}COMMIT;")
 
     def close(self) -> None:
         self._db.close()
@@ -329,52 +382,54 @@ class Store:
     # A segment is where addresses must be unique: an upstream's bridge, which
     # several upstreams of the configuration may share.
 
-    def lease(self, upstream: str, uuid: str) -> Address | None:
-        """The address that a network leases from an upstream."""
+    def leases(self, upstream: str, uuid: str) -> Leased:
+        """What a network, or a guest's NIC, leases from an upstream."""
         rows = self.select(
-            "SELECT address FROM lease WHERE upstream = ? AND network = ?", upstream, uuid
+            "SELECT kind, address FROM lease WHERE upstream = ? AND network = ?", upstream, uuid
         )
-        return IPv4Address(rows[0]["address"]) if rows else None
+        return _leased((row["kind"], row["address"]) for row in rows)
 
-    def leased(self, segment: str) -> set[int]:
-        """All leased addresses of a segment, as numbers."""
+    def leased(self, segment: str) -> set[int | str]:
+        """All that is leased in a segment, as it is stored."""
         rows = self.select("SELECT address FROM lease WHERE segment = ?", segment)
         return {row[0] for row in rows}
 
-    def reclaimable(self, segment: str) -> list[Address]:
-        """Leases that no network uses now, the longest unused first.
+    def reclaimable(self, segment: str, kind: LeaseKind) -> list[int | str]:
+        """Leases that no network uses now, as they are stored, the longest unused first.
 
         Networks that ran when the machine went down come last: they probably
         start again in a moment.
         """
         rows = self.select(
             "SELECT address FROM lease LEFT JOIN network ON network.uuid = lease.network"
-            f" WHERE segment = ? AND NOT coalesce({RUNNING}, FALSE) AND NOT {GUESTS}"
+            " WHERE segment = ? AND lease.kind = ?"
+            f" AND NOT coalesce({RUNNING}, FALSE) AND NOT {GUESTS}"
             " ORDER BY coalesce(state != 'down' AND boot != ?, FALSE), used",
             segment,
+            kind,
             boot_id(),
             boot_id(),
             boot_id(),
         )
-        return [IPv4Address(row["address"]) for row in rows]
+        return [row["address"] for row in rows]
 
-    def holder(self, segment: str, address: Address) -> Record | None:
+    def holder(self, segment: str, address: Leasable) -> Record | None:
         """The network that uses a leased address now: it runs, starts or is about to."""
         rows = self.select(
             "SELECT network.* FROM lease JOIN network ON network.uuid = lease.network"
             f" WHERE segment = ? AND address = ? AND {RUNNING}",
             segment,
-            int(address),
+            kept(address),
             boot_id(),
         )
         return _record(rows[0]) if rows else None
 
-    def reserve(self, upstream: str, segment: str, uuid: str, address: Address) -> bool:
-        """Lease an address to a network, for good.
+    def reserve(self, upstream: str, segment: str, uuid: str, address: Leasable) -> bool:
+        """Lease an address, or a prefix, to a network, for good.
 
-        Replaces the network's earlier lease from that upstream, and takes the
-        address from a network that does not use it.  False where one that does
-        holds it.
+        Replaces the network's earlier lease of that kind from that upstream, and
+        takes the address from a network that does not use it.  False where one that
+        does holds it.
         """
         with self.transaction() as db:
             holder = self.holder(segment, address)
@@ -382,19 +437,20 @@ class Store:
                 return False
             if self.guest_holder(upstream, segment, uuid, address):
                 return False
-            mine = "segment = ? AND address = ? OR upstream = ? AND network = ?"
-            which = (segment, int(address), upstream, uuid)
+            kind, value = kind_of(address), kept(address)
+            mine = "segment = ? AND address = ? OR upstream = ? AND network = ? AND kind = ?"
+            which = (segment, value, upstream, uuid, kind)
             losers = db.execute(f"SELECT network FROM lease WHERE {mine}", which).fetchall()
             db.execute(f"DELETE FROM lease WHERE {mine}", which)
             db.execute(
-                f"INSERT INTO lease VALUES (?, ?, ?, ?, {NEXT_USE})",
-                (upstream, segment, int(address), uuid),
+                f"INSERT INTO lease VALUES (?, ?, ?, ?, ?, {NEXT_USE})",
+                (upstream, segment, kind, value, uuid),
             )
             for row in losers:
                 self._forget("uuid = ?", row["network"])
         return True
 
-    def guest_holder(self, upstream: str, segment: str, uuid: str, address: Address) -> str | None:
+    def guest_holder(self, upstream: str, segment: str, uuid: str, address: Leasable) -> str | None:
         """Another guest, in words, that has an address as its own now."""
         # Also by another upstream of that segment; and while its lease is being changed.
         rows = self.select(
@@ -403,8 +459,8 @@ class Store:
             " UNION SELECT owner_name FROM lease JOIN static_nat ON scope = lease.upstream"
             " AND static_nat.address = lease.address"
             " WHERE segment = ? AND lease.address = ? AND boot = ? AND owner != ?",
-            *(upstream, int(address), boot_id(), owner_of(uuid)),
-            *(segment, int(address), boot_id(), owner_of(uuid)),
+            *(upstream, kept(address), boot_id(), owner_of(uuid)),
+            *(segment, kept(address), boot_id(), owner_of(uuid)),
         )
         return str(rows[0]["owner_name"]) if rows else None
 
@@ -414,7 +470,7 @@ class Store:
             "SELECT 1 FROM lease"
             " WHERE upstream = ? AND address = ? AND network > ? AND network < ?",
             upstream,
-            int(address),
+            kept(address),
             *_keys(owner),
         )
         return bool(rows)
@@ -439,12 +495,13 @@ class Store:
                 ).fetchall()
                 if not holders:
                     db.execute(
-                        "DELETE FROM lease WHERE upstream = ? AND network = ?",
-                        (lease.upstream, lease.network),
+                        "DELETE FROM lease WHERE upstream = ? AND network = ? AND kind = ?",
+                        (lease.upstream, lease.network, lease.kind),
                     )
                     db.execute(
-                        "INSERT INTO lease VALUES (?, ?, ?, ?, ?)",
-                        (lease.upstream, lease.segment, lease.address, lease.network, lease.used),
+                        "INSERT INTO lease VALUES (:upstream, :segment, :kind, :address,"
+                        " :network, :used)",
+                        asdict(lease),
                     )
 
     def _forget(self, which: str, uuid: str) -> None:
@@ -462,19 +519,23 @@ class Store:
             for table in ("reservation", "chosen_port"):
                 self._db.execute(f"DELETE FROM {table} WHERE network = ?", (row["uuid"],))
 
-    def release(self, upstream: str, uuid: str) -> None:
+    def release(self, upstream: str, uuid: str, kind: LeaseKind) -> None:
         """Give a lease back to the pool."""
         with self.transaction() as db:
             # Others that failed to start before; this one may not be down yet.
             self._forget("uuid != ?", uuid)
-            db.execute("DELETE FROM lease WHERE upstream = ? AND network = ?", (upstream, uuid))
+            db.execute(
+                "DELETE FROM lease WHERE upstream = ? AND network = ? AND kind = ?",
+                (upstream, uuid, kind),
+            )
 
     # -- what the host has -------------------------------------------------
 
     def users(self, uuid: str | None = None) -> list[User]:
         """Networks that run or start, all or one of them, with their leases."""
         rows = self.select(
-            "SELECT uuid, bridge, network.upstream, subnets, address, state, boot, since"
+            "SELECT uuid, bridge, network.upstream, subnets, lease.kind, address,"
+            " state, boot, since"
             " FROM network LEFT JOIN lease"
             " ON lease.network = uuid AND lease.upstream = network.upstream"
             f" WHERE state != 'down' AND boot = ? {'' if uuid is None else 'AND uuid = ?'}"
@@ -482,12 +543,11 @@ class Store:
             boot_id(),
             *(() if uuid is None else (uuid,)),
         )
-        return [
-            User(row["uuid"], row["bridge"], row["upstream"], _subnets(row["subnets"]), address)
-            for row in rows
-            if row["state"] == "up" or now() - row["since"] < STALLED
-            for address in [IPv4Address(row["address"]) if row["address"] else None]
-        ]
+        alive = [row for row in rows if row["state"] == "up" or now() - row["since"] < STALLED]
+        found: dict[str, list[sqlite3.Row]] = {}
+        for row in alive:
+            found.setdefault(row["uuid"], []).append(row)
+        return [_user(each) for each in found.values()]
 
     def host_part(self, uuid: str) -> str:
         """What the host holds for a network since this boot; "" for nothing."""
@@ -530,9 +590,20 @@ class Store:
             if chosen is not None and (chosen != instead_of or self.in_use(upstream)):
                 return chosen
             chosen = next(iter(candidates))
-            db.execute("DELETE FROM lease WHERE upstream = ?", (upstream,))
+            db.execute("DELETE FROM lease WHERE upstream = ? AND kind = 'ipv4'", (upstream,))
             db.execute("INSERT OR REPLACE INTO transit VALUES (?, ?)", (upstream, str(chosen)))
         return chosen
+
+    def transit6(self, upstream: str) -> IPv6Network | None:
+        """The transit prefix chosen for an upstream of kind "host"."""
+        rows = self.select("SELECT subnet FROM transit6 WHERE upstream = ?", upstream)
+        return IPv6Network(rows[0]["subnet"]) if rows else None
+
+    def choose_transit6(self, upstream: str, candidate: IPv6Network) -> IPv6Network:
+        """Choose a transit prefix for good, unless another was chosen meanwhile."""
+        with self.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO transit6 VALUES (?, ?)", (upstream, str(candidate)))
+            return self.transit6(upstream) or candidate
 
     def in_use(self, upstream: str) -> bool:
         """Whether any network runs on an upstream, or is about to."""
@@ -543,6 +614,15 @@ class Store:
                 boot_id(),
             )
         )
+
+
+def _user(rows: list[sqlite3.Row]) -> User:
+    """A network, by a row for each of its leases."""
+    first = rows[0]
+    leased = _leased((row["kind"], row["address"]) for row in rows)
+    return User(
+        first["uuid"], first["bridge"], first["upstream"], _subnets(first["subnets"]), leased
+    )
 
 
 def _blocks(other: Record, mine: Record) -> bool:

@@ -1,14 +1,41 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The tables of the state database: networks' (``store``) and guests' (``registry``).
 
-Uniqueness is theirs: primary keys, unique indexes, and for ranges of ports a
-trigger.  What is asked when one network or guest comes or goes has an index,
-so that it costs the same however many there are.
+An address of IPv4 is stored as its number, one of IPv6 as its text, for SQLite's
+integers hold 64 bits; so is a prefix.  Uniqueness is theirs: primary keys, unique
+indexes, and for ranges of ports a trigger.  What is asked when one network or guest
+comes or goes has an index, so that it costs the same however many there are.
 """
 
-VERSION = 2
+VERSION = 3
+
+LEASE = """
+CREATE TABLE IF NOT EXISTS lease (
+    upstream TEXT NOT NULL,
+    segment TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('ipv4', 'ipv6', 'prefix')),
+    address INTEGER NOT NULL,
+    network TEXT NOT NULL,
+    used INTEGER NOT NULL,
+    PRIMARY KEY (segment, address),
+    UNIQUE (upstream, network, kind)
+);
+"""
 
 RESERVATION = """
+CREATE TABLE IF NOT EXISTS reservation (
+    network TEXT NOT NULL,
+    mac TEXT NOT NULL,
+    family INTEGER NOT NULL CHECK (family IN (4, 6)),
+    address INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    used INTEGER NOT NULL,
+    PRIMARY KEY (network, mac, family),
+    UNIQUE (network, address)
+);
+"""
+
+FORMER_RESERVATION = """
 CREATE TABLE IF NOT EXISTS reservation (
     network TEXT NOT NULL,
     mac TEXT NOT NULL,
@@ -49,15 +76,26 @@ INSERT OR IGNORE INTO chosen_port
     SELECT owner, network, proto, '{ANY_SELECTOR}', target_port, port, 0 FROM former_port;
 DROP TABLE former_port;
 ALTER TABLE reservation RENAME TO former_reservation;
-{RESERVATION}
+{FORMER_RESERVATION}
 INSERT INTO reservation SELECT network, mac, address, coalesce(
     (SELECT owner FROM forward WHERE network = former.network AND target = former.address),
     (SELECT owner FROM static_nat WHERE network = former.network AND target = former.address),
     ''), 0 FROM former_reservation AS former;
 DROP TABLE former_reservation;
 """,
+    # All was IPv4.
+    2: f"""
+ALTER TABLE lease RENAME TO former_lease;
+{LEASE}
+INSERT INTO lease SELECT upstream, segment, 'ipv4', address, network, used FROM former_lease;
+DROP TABLE former_lease;
+ALTER TABLE reservation RENAME TO former_reservation;
+{RESERVATION}
+INSERT INTO reservation SELECT network, mac, 4, address, owner, used FROM former_reservation;
+DROP TABLE former_reservation;
+""",
 }
-"""What leads from an earlier format to ``SCHEMA``, which is run after it."""
+"""What leads from each earlier format to the next; ``SCHEMA`` is run after the last."""
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS network (
@@ -78,18 +116,14 @@ CREATE UNIQUE INDEX IF NOT EXISTS one_namespace ON network (namespace) WHERE sta
 CREATE UNIQUE INDEX IF NOT EXISTS one_bridge ON network (bridge) WHERE state != 'down';
 CREATE INDEX IF NOT EXISTS network_start ON network (state) WHERE state = 'starting';
 CREATE INDEX IF NOT EXISTS network_user ON network (upstream) WHERE state != 'down';
-CREATE TABLE IF NOT EXISTS lease (
-    upstream TEXT NOT NULL,
-    segment TEXT NOT NULL,
-    address INTEGER NOT NULL,
-    network TEXT NOT NULL,
-    used INTEGER NOT NULL,
-    PRIMARY KEY (segment, address),
-    UNIQUE (upstream, network)
-);
+{LEASE}
 CREATE INDEX IF NOT EXISTS lease_network ON lease (network);
 CREATE INDEX IF NOT EXISTS lease_used ON lease (used);
 CREATE TABLE IF NOT EXISTS transit (
+    upstream TEXT PRIMARY KEY,
+    subnet TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS transit6 (
     upstream TEXT PRIMARY KEY,
     subnet TEXT NOT NULL
 );

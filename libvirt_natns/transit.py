@@ -6,9 +6,13 @@ first of a few that the host has no route into, chosen once and kept.  The
 subnets are from the block set aside for benchmarks (RFC 2544) and from
 private ones that home routers rarely use; each holds 1021 namespaces, nearly
 as many as a bridge has ports (1023).
+
+In IPv6 it is a prefix of unique local addresses (RFC 4193) that is made up once
+and kept.  Only a network with IPv6 gets any, and only where the host has it.
 """
 
-from ipaddress import IPv4Network
+import os
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from libvirt_natns import names
 from libvirt_natns.addresses import IPNetwork
@@ -23,19 +27,76 @@ CANDIDATES = tuple(
 )
 
 
+PREFIXES6 = IPv6Network("fd00::/8")
+SUBNET6_LENGTH = 64
+POOL6_SIZE = 0xFFFF
+DISABLED = "net/ipv6/conf/all/disable_ipv6"
+
+
 def choose(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -> Upstream:
-    """An upstream of kind "host", completed with bridge, subnet, gateway and pool.
+    """An upstream of kind "host", completed with bridge, subnets, gateways and pools.
 
     Raises UpstreamError where every candidate subnet is in use on this host.
     """
+    subnet = _chosen(kernel, store, network, upstream)
+    subnet6 = store.transit6(upstream.name)
+    if subnet6 is None and needs_ipv6(kernel, network):
+        subnet6 = store.choose_transit6(upstream.name, free6(network))
+    return complete(upstream, subnet, subnet6 if needs_ipv6(kernel, network) else None)
+
+
+def needs_ipv6(kernel: Kernel, network: Network) -> bool:
+    """Whether a network has IPv6 and the host, too."""
+    has = any(subnet.network.version == 6 for subnet in network.subnets)
+    return has and has_ipv6(kernel)
+
+
+def has_ipv6(kernel: Kernel) -> bool:
+    """Whether the host has IPv6 at all."""
+    return kernel.sysctl(None, DISABLED) == "0"
+
+
+def free6(network: Network) -> IPv6Network:
+    """A prefix that nobody has, made up of 40 random bits (RFC 4193, 3.2.2).
+
+    And none of the network's own, although that is hardly possible.
+    """
+    private = [subnet.network for subnet in network.subnets]
+    private += [route.destination for route in network.routes]
+    while True:
+        chosen = int(PREFIXES6.network_address) | int.from_bytes(os.urandom(5)) << 80
+        found = IPv6Network((chosen, SUBNET6_LENGTH))
+        if not any(map(found.overlaps, private)):
+            return found
+
+
+def _chosen(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -> IPv4Network:
+    """The transit subnet in IPv4, chosen by now."""
     known = upstream.subnet or store.transit(upstream.name)
     if known is None or (upstream.subnet is None and _stale(kernel, store, upstream, known)):
         known = _choose(kernel, store, network, upstream, known)
-    return complete(upstream, known)
+    return known
 
 
-def complete(upstream: Upstream, subnet: IPv4Network) -> Upstream:
-    """The upstream with all that follows from its transit subnet."""
+def complete(
+    upstream: Upstream, subnet: IPv4Network, subnet6: IPv6Network | None = None
+) -> Upstream:
+    """The upstream with all that follows from its transit subnets."""
+    whole = _complete4(upstream, subnet)
+    whole = replace(whole, subnet6=None, host6=upstream.subnet6)
+    if subnet6 is None:
+        # Nothing is routed or answered for by a host without IPv6.
+        return replace(whole, host6=None, prefixes6=())
+    first, last = subnet6[1], subnet6[POOL6_SIZE]
+    return replace(
+        whole,
+        subnet6=subnet6,
+        gateway6=first,
+        pool6=(AddressRange(IPv6Address(first + 1), IPv6Address(last)),),
+    )
+
+
+def _complete4(upstream: Upstream, subnet: IPv4Network) -> Upstream:
     hosts = subnet.num_addresses - 2
     first = subnet.network_address + 1
     return replace(

@@ -30,7 +30,7 @@ from contextlib import contextmanager, suppress
 from threading import Condition, Thread
 from typing import Self
 
-from libvirt_natns import dnsmasq, dnsmasq_config, names
+from libvirt_natns import dnsmasq, dnsmasq_config, names, ndppd
 from libvirt_natns import notifications as n
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import iptables
@@ -55,7 +55,7 @@ NAMESPACE_PREFIX = "nat-"
 TRANSIT_PREFIX = "natns-"
 
 ENDED = 0
-"""Stands for the pid of a dnsmasq that has ended."""
+"""Stands for the pid of a process that has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class Watched:
     """What there is to watch of a network that is up.
 
     ``ports`` are its patches' host ends.  ``dnsmasq`` is a process id, ENDED for
-    one that should run but does not, None where there is none.
+    one that should run but does not, None where there is none; so are ``proxies``,
+    which answer for guests (ndppd), those that there are.
     """
 
     uuid: str
@@ -72,6 +73,13 @@ class Watched:
     ports: tuple[str, ...]
     dnsmasq: int | None = None
     firewall: str = ""
+    proxies: tuple[int, ...] = ()
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """Those that should run."""
+        own = () if self.dnsmasq is None else (self.dnsmasq,)
+        return (*own, *self.proxies)
 
     @classmethod
     def of(cls, record: Record) -> Self:
@@ -81,7 +89,12 @@ class Watched:
         if dnsmasq_config.paths(uuid).pid.exists():
             daemon = dnsmasq.running(uuid, namespace) or ENDED
         ports = (names.private_patch(uuid), names.upstream_patch(uuid))
-        return cls(uuid, namespace, record.bridge, ports, daemon, _backend(uuid))
+        proxies = tuple(
+            ndppd.running(uuid, where) or ENDED
+            for where in (namespace, None)
+            if ndppd.is_wanted(uuid, where)
+        )
+        return cls(uuid, namespace, record.bridge, ports, daemon, _backend(uuid), proxies)
 
 
 def _backend(uuid: str) -> str:
@@ -102,7 +115,7 @@ class _Followed:
 
     watched: Watched
     nsid: int | None
-    process: int
+    processes: list[int]
     tables: int
     size: int
     whole: bool
@@ -264,7 +277,11 @@ class Watch:
             self._on_name(name, come)
 
     def _read_inside(self, channel: n.Channel) -> None:
-        heard = {nsid for nsid, _ in channel.received()}
+        heard = {
+            nsid
+            for nsid, datagram in channel.received()
+            if not all(n.kernels_own(*message) for message in n.messages(datagram))
+        }
         for nsid in heard:
             self._suspect(self._by_nsid.get(nsid) if nsid is not None else None)
 
@@ -274,7 +291,8 @@ class Watch:
                 if kind in (n.RTM_NEWLINK, n.RTM_DELLINK):
                     self._on_link(kind, body)
                 elif kind in (n.RTM_NEWADDR, n.RTM_DELADDR):
-                    self._on_address(kind, body)
+                    if not n.kernels_own(kind, body):
+                        self._on_address(kind, body)
                 elif kind == n.RTM_NEWNETCONF and n.stops_forwarding(body):
                     self._suspect(HOST)
 
@@ -321,7 +339,7 @@ class Watch:
         uuid = self._by_process.pop(descriptor, None)
         if uuid is None:
             return
-        self._followed[uuid].process = -1
+        self._followed[uuid].processes.remove(descriptor)
         self._followed[uuid].whole = False
         self._close(descriptor)
         self._suspect(uuid)
@@ -361,14 +379,15 @@ class Watch:
 
     def _follow(self, watched: Watched, earlier: _Followed | None) -> None:
         nsid = self._inside.nsid(names.namespace_path(watched.namespace))
-        process = self._open_process(watched.dnsmasq)
-        whole = nsid is not None and (process >= 0) == (watched.dnsmasq is not None)
-        one = _Followed(watched, nsid, process, -1, 0, whole)
+        opened = [self._open_process(pid) for pid in watched.processes]
+        processes = [process for process in opened if process >= 0]
+        whole = nsid is not None and processes == opened
+        one = _Followed(watched, nsid, processes, -1, 0, whole)
         self._followed[watched.uuid] = one
         if nsid is not None:
             self._by_nsid[nsid] = watched.uuid
             self._open_tables(one)
-        if process >= 0:
+        for process in processes:
             self._by_process[process] = watched.uuid
             self._epoll.register(process, select.EPOLLIN)
         for name in (*watched.ports, watched.bridge, _key(watched.namespace)):
@@ -377,8 +396,8 @@ class Watch:
             self._suspect(watched.uuid)
 
     @staticmethod
-    def _open_process(pid: int | None) -> int:
-        if not pid:
+    def _open_process(pid: int) -> int:
+        if pid == ENDED:
             return -1
         try:
             return os.pidfd_open(pid)
@@ -398,9 +417,9 @@ class Watch:
             return None
         if one.nsid is not None and self._by_nsid.get(one.nsid) == uuid:
             del self._by_nsid[one.nsid]
-        if one.process >= 0:
-            self._by_process.pop(one.process, None)
-            self._close(one.process)
+        for process in one.processes:
+            self._by_process.pop(process, None)
+            self._close(process)
         if one.tables >= 0:
             os.close(one.tables)
         watched = one.watched

@@ -92,11 +92,12 @@ class Private:
 class Provider:
     """A network's upstream address on an existing bridge to the outside.
 
-    Or a subnet that passes there untranslated.
+    Or a subnet that passes there untranslated; ``routed``: which the host routes.
     """
 
     bridge: str
     address: Address | IPNetwork
+    routed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ class HostPolicy:
 
     ``bridge_nf`` is whether net.bridge.bridge-nf-call-iptables is 1, ``bridge_nf6``
     the same of bridge-nf-call-ip6tables; what is in ``private`` and ``provider``
-    matters with the one of its family only.
+    matters with the one of its family only.  ``public`` are subnets behind a transit
+    bridge that pass untranslated: what of them gets in, their namespaces decide.
     """
 
     transits: tuple[Transit, ...] = ()
@@ -132,6 +134,13 @@ class HostPolicy:
     bridge_nf: bool = False
     forwards: tuple[HostForward, ...] = ()
     bridge_nf6: bool = False
+    public: tuple[Provider, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the host needs no rules at all."""
+        routed = any(each.routed for each in self.provider)
+        return not (self.transits or self.bridge_nf or self.bridge_nf6 or routed)
 
     def __post_init__(self) -> None:
         attached: tuple[Transit | Private | Provider, ...] = (
@@ -151,9 +160,7 @@ def rules(policy: HostPolicy) -> tuple[Rule, ...]:
     for transit in policy.transits:
         bridges.setdefault(transit.bridge, []).append(transit)
     shared = [
-        rule
-        for bridge, transits in bridges.items()
-        for rule in _transit(bridge, transits, _published(policy, bridge))
+        rule for bridge, transits in bridges.items() for rule in _transit(policy, bridge, transits)
     ]
     translated, untracked = _dnats(policy), _notracks(policy)
     return (*translated, *shared, *untracked)
@@ -167,6 +174,20 @@ def _published(policy: HostPolicy, bridge: str) -> set[int]:
 def own_rules(policy: HostPolicy) -> tuple[Rule, ...]:
     """Those of the rules that are a single network's."""
     return (*_dnats(policy), *_notracks(policy))
+
+
+def public_rules(policy: HostPolicy) -> list[Rule]:
+    """What lets subnets behind transit bridges pass untranslated, also a single network's."""
+    return [rule for each in policy.public for rule in _passing(each)]
+
+
+def _passing(public: Provider) -> list[Rule]:
+    """What lets a subnet behind a transit bridge pass untranslated."""
+    bridge, subnet = public.bridge, single(public.address)
+    return [
+        Rule(chain="forward", iif=bridge, sources=subnet, action="accept"),
+        Rule(chain="forward", oif=bridge, destinations=subnet, action="accept"),
+    ]
 
 
 def _dnats(policy: HostPolicy) -> list[Rule]:
@@ -205,12 +226,16 @@ def _dnat(forward: HostForward) -> Iterator[Rule]:
         )
 
 
-def _transit(bridge: str, transits: list[Transit], published: set[int]) -> Iterator[Rule]:
+def _transit(policy: HostPolicy, bridge: str, transits: list[Transit]) -> Iterator[Rule]:
+    published = _published(policy, bridge)
     yield from _loopback(bridge)
     for transit in transits:
         yield from _sources(transit, transit.subnet.version in published)
     for transit in transits:
         yield Rule(chain="forward", iif=bridge, sources=(transit.subnet,), action="accept")
+    for public in policy.public:
+        if public.bridge == bridge:
+            yield from _passing(public)
     yield Rule(chain="forward", iif=bridge, action="drop")
     yield Rule(chain="forward", oif=bridge, states=("established", "related"), action="accept")
     if published:
@@ -258,8 +283,10 @@ def own_accepts(policy: HostPolicy) -> list[Rule]:
     """Those of the accepts that are a single network's."""
     found = [rule for private in policy.private for rule in _private(policy, private)]
     for provider in policy.provider:
-        if policy.bridge_nf6 if provider.address.version == 6 else policy.bridge_nf:
+        filtered = policy.bridge_nf6 if provider.address.version == 6 else policy.bridge_nf
+        if provider.routed or filtered:
             found += _provider_accepts(provider)
+    found += [rule for public in policy.public for rule in _transit_accepts(public)]
     return list(dict.fromkeys(found))
 
 
@@ -270,8 +297,9 @@ def _private(policy: HostPolicy, private: Private) -> Iterator[Rule]:
         yield _bridged(private.bridge, only=6)
 
 
-def _transit_accepts(transit: Transit) -> Iterator[Rule]:
-    bridge, subnet = transit.bridge, (transit.subnet,)
+def _transit_accepts(behind: Transit | Provider) -> Iterator[Rule]:
+    bridge = behind.bridge
+    subnet = (behind.subnet,) if isinstance(behind, Transit) else single(behind.address)
     yield Rule(chain="forward", iif=bridge, sources=subnet, action="accept", comment=COMMENT)
     yield Rule(chain="forward", oif=bridge, destinations=subnet, action="accept", comment=COMMENT)
 

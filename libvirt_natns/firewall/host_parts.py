@@ -30,6 +30,8 @@ class Part:
     ``transit`` is the transit bridge that it is on, "" for none.  ``accepts`` are what
     foreign tables for IPv4 get, ``accepts6`` those for IPv6; those for both get
     the first, and ``only6``.  ``links6`` are bridges on which neighbours must pass.
+    ``public`` are rules for subnets that pass untranslated, ``routes`` the routes to
+    them, and ``routes6`` tells whether the host must forward IPv6 for it.
     """
 
     transit: str = ""
@@ -39,6 +41,9 @@ class Part:
     accepts6: list[str] = field(default_factory=list)
     only6: list[str] = field(default_factory=list)
     links6: list[str] = field(default_factory=list)
+    public: list[str] = field(default_factory=list)
+    routes: list[list[str]] = field(default_factory=list)
+    routes6: bool = False
 
     def counts(self) -> Counter[str]:
         """How often it needs each thing that networks have in common."""
@@ -49,6 +54,7 @@ class Part:
             found[f"published {self.transit}"] = published
         found["accepts"] = len(self.accepts)
         found["only6"] = len(self.only6)
+        found["routes6"] = int(self.routes6)
         found.update(f"neighbours {bridge}" for bridge in self.links6)
         return +found
 
@@ -70,6 +76,7 @@ def make(policy: host.HostPolicy) -> Part:
         elements={kind.name: members for kind, members in elements.items()},
         accepts=_statements(host_nftables.seen_in(accepts, "ip")),
         rest=_statements(rest),
+        public=_statements(host.public_rules(policy)),
         accepts6=_statements(host_nftables.seen_in(accepts, "ip6")),
         only6=_statements(rule for rule in accepts if rule.family == 6),
         links6=host.links6(policy),
@@ -77,7 +84,8 @@ def make(policy: host.HostPolicy) -> Part:
 
 
 def _statements(rules: Iterable[Rule]) -> list[str]:
-    return [nftables.statement(rule) for rule in rules]
+    # What is for both families and what is for IPv6 alone read the same in a table of that.
+    return list(dict.fromkeys(nftables.statement(rule) for rule in rules))
 
 
 def load(text: str) -> Part:
@@ -101,7 +109,7 @@ def script(old: Part, new: Part, parents: list[str]) -> str | None:
 
     ``parents`` are the foreign tables that our chain is in.
     """
-    if old.rest != new.rest:
+    if (old.rest, old.public) != (new.rest, new.public):
         return None
     if any(set(old.accepts_in(parent)) - set(new.accepts_in(parent)) for parent in parents):
         return None

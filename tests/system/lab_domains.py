@@ -123,7 +123,7 @@ def asked(
     """
     kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
     with entered(namespace):
-        opened = socket.socket(socket.AF_INET, kind)
+        opened = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
     with opened:
         opened.settimeout(timeout)
         try:

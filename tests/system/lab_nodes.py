@@ -186,7 +186,7 @@ class Node:
         """A socket in this namespace, bound to a source port; the caller closes it."""
         kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
         with entered(self.name):
-            opened = socket.socket(socket.AF_INET, kind)
+            opened = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.settimeout(timeout)
         opened.bind((address, port))
@@ -196,7 +196,8 @@ class Node:
         self, address: str, port: int, source_port: int = 0, *, timeout: float = 3.0
     ) -> socket.socket:
         """A TCP connection from a given source port; raises OSError as connect does."""
-        opened = self.open_socket("tcp", source_port, timeout=timeout)
+        here = "::" if ":" in address else ""
+        opened = self.open_socket("tcp", source_port, address=here, timeout=timeout)
         try:
             opened.connect((address, port))
         except OSError:

@@ -42,6 +42,14 @@ class _Threads:
     block_on_close = False
     name: str
     contacts: list[Contact]
+    socket: socket.socket
+    address_family: int
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            # Or "::" would be IPv4's addresses, too.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        super().server_bind()  # type: ignore[misc]
 
 
 class _TcpServer(_Threads, socketserver.ThreadingTCPServer):

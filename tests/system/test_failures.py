@@ -36,7 +36,7 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import arp, config, dnsmasq, document, netns, plan, reconcile, store
+from libvirt_natns import config, dnsmasq, document, neighbours, netns, plan, reconcile, store
 from libvirt_natns.built import Built
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import DnsmasqError, KernelError, NatnsError
@@ -607,7 +607,7 @@ OPERATIONS = {
     "add_address": (Kernel, 2),
     "set_up": (Kernel, 2),
     "set_route": (Kernel, 1),
-    "announce": (arp, 1),
+    "announce": (neighbours, 1),
     "_start": (dnsmasq, 1),
     "put": (Store, 2),
     "set_state": (Store, 1),

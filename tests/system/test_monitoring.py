@@ -81,7 +81,7 @@ def test_metrics_without_a_service(alone: Provider, guest: FastGuest) -> None:
     metric = Metrics()
     assert metric.text.startswith("# The service does not answer: ")
     assert metric("networks", state="up") == 1
-    assert metric("pool_used_addresses", upstream="provider") == 1
+    assert metric("pool_used_addresses", upstream="provider", kind="ipv4") == 1
     assert metric("dhcp_leases", network="a") == 0
     assert metric("dnsmasq_running", network="a") == 1
     limit = Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text()
@@ -97,8 +97,8 @@ def test_metrics_without_a_service(alone: Provider, guest: FastGuest) -> None:
     metric = Metrics()
     assert metric("networks", state="up") == 0
     assert metric("dnsmasq_running", network="a") is None
-    assert metric("pool_used_addresses", upstream="provider") == 0
-    assert (metric("pool_leased_addresses", upstream="provider") or 0) >= 1
+    assert metric("pool_used_addresses", upstream="provider", kind="ipv4") == 0
+    assert (metric("pool_leased_addresses", upstream="provider", kind="ipv4") or 0) >= 1
 
 
 def test_status_and_doctor_without_a_service(alone: Provider) -> None:

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What an ARP packet says about an address; that it is sent, system tests see."""
 
-import time
 from ipaddress import IPv4Address
 
 import pytest
 
 from libvirt_natns import arp
-from libvirt_natns.errors import UpstreamError
 
 OWN = bytes.fromhex("0a0000000001")
 OTHER = bytes.fromhex("525400000002")
@@ -31,7 +29,7 @@ def packet(mac: bytes, sender: IPv4Address, target: IPv4Address, operation: int 
 
 def test_probe_as_bytes() -> None:
     """RFC 5227, 1.1: sender address zero, sender hardware address our own."""
-    frame = arp._frame(OWN, NOBODY, A)
+    frame = arp.question(OWN, A)
     assert frame.hex(" ", 2) == (
         "ffff ffff ffff 0a00 0000 0001 0806 0001 0800 0604 0001"
         " 0a00 0000 0001 0000 0000 0000 0000 0000 c0a8 0064"
@@ -39,7 +37,7 @@ def test_probe_as_bytes() -> None:
 
 
 def test_announcement_names_the_address_twice() -> None:
-    frame = arp._frame(OWN, A, A)
+    frame = arp.announcement(OWN, A)
     assert frame[28:32] == frame[38:42] == A.packed
 
 
@@ -66,47 +64,4 @@ def test_announcement_names_the_address_twice() -> None:
     ],
 )
 def test_who_claims_an_address(frame: bytes, claimed: IPv4Address | None) -> None:
-    assert arp._claimed(frame, OWN, {A}) == claimed
-
-
-class Wire:
-    """A socket that answers each probe after a number of tries."""
-
-    def __init__(self, answers: dict[IPv4Address, int]) -> None:
-        self.answers = answers
-        self.asked: list[IPv4Address] = []
-
-    def getsockname(self) -> tuple[object, ...]:
-        return ("br0", 0x0806, 0, 1, OWN)
-
-    def send(self, frame: bytes) -> None:
-        self.asked.append(IPv4Address(frame[38:42]))
-
-
-def listen(
-    packet: Wire, own: bytes, wanted: set[IPv4Address], deadline: float, overtime: float
-) -> set[IPv4Address]:
-    assert deadline - time.monotonic() <= 1
-    return {each for each in wanted if packet.asked.count(each) >= packet.answers.get(each, 99)}
-
-
-def test_three_probes_for_each_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arp, "_listen", listen)
-    wire = Wire({A: 2})
-    assert arp._ask(wire, {A, B}, 0.01) == {A}  # type: ignore[arg-type]
-    assert (wire.asked.count(A), wire.asked.count(B)) == (2, 3)
-
-
-def test_no_more_probes_once_all_have_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arp, "_listen", listen)
-    wire = Wire({A: 1, B: 1})
-    assert arp._ask(wire, {A, B}, 0.01) == {A, B}  # type: ignore[arg-type]
-    assert len(wire.asked) == 2
-
-
-def test_a_link_that_is_not_there() -> None:
-    """Also for who may not open the socket at all."""
-    with pytest.raises(UpstreamError, match="cannot probe for addresses on nosuchlink"):
-        arp.probe("nosuchlink", [A], 0.01)
-    with pytest.raises(UpstreamError, match=r"cannot announce 192\.168\.0\.100 on nosuchlink"):
-        arp.announce("nosuchlink", A, "0a:00:00:00:00:01")
+    assert arp.claimed(frame, OWN, {A}) == claimed

@@ -11,24 +11,27 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from libvirt_natns import dnsmasq, document, names, netns
+from libvirt_natns.addresses import Address
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.dnsmasq_config import Files, make, paths, text_record
 from libvirt_natns.errors import DnsmasqError, DocumentError
-from libvirt_natns.model import Network, TextRecord
+from libvirt_natns.model import Network, Subnet, TextRecord
+from libvirt_natns.records import replace
 from libvirt_natns.resolvers import Resolvers
 
 GOLDEN = sorted((Path(__file__).parent / "dnsmasq").glob("*.txt"))
 ASKED = Resolvers((IPv4Address("192.168.0.1"),))
+PREFIX = IPv6Network("fd00:1::/64")
 UUID = "00000000-0000-4000-8000-000000000001"
 
 # What <natns:ip> cannot say.
-LIBVIRT_ONLY = {"hosts", "ipv6", "several-subnets", "tftp"}
+LIBVIRT_ONLY = {"hosts", "ipv6-several", "several-subnets", "tftp"}
 
 
 def parts_of(golden: Path) -> dict[str, str]:
@@ -58,6 +61,8 @@ def configuration(
     *options: str,
     asked: Resolvers = ASKED,
     mtu: int | None = None,
+    proxied: tuple[IPv6Network, ...] = (),
+    router6: bool = True,
 ) -> list[str]:
     """Our lines for a golden network, with ``<dnsmasq:options>`` added to it."""
     xml = parts_of(golden(name))["network"].replace(
@@ -68,7 +73,8 @@ def configuration(
     )
     written = libvirts(golden(name)).configuration + "".join(f"{line}\n" for line in options)
     network = document.parse_network(xml.encode())
-    return make(network, Files(written), asked, mtu).configuration.splitlines()
+    files = make(network, Files(written), asked, mtu, proxied=proxied, router6=router6)
+    return files.configuration.splitlines()
 
 
 def about(lines: list[str], *keys: str) -> list[str]:
@@ -79,7 +85,7 @@ def about(lines: list[str], *keys: str) -> list[str]:
 
 
 def test_there_are_golden_texts() -> None:
-    assert len(GOLDEN) >= 15
+    assert len(GOLDEN) >= 22
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
@@ -122,9 +128,11 @@ def test_users_options_stay_and_come_last() -> None:
     assert configuration("plain", *options)[-3:] == options[:3]
 
 
-def test_options_about_ipv6_stay_with_libvirts_dnsmasq() -> None:
-    options = ["enable-ra", "dhcp-range=fd00::10,fd00::20", "dhcp-range=::, ra-stateless"]
-    assert configuration("plain", *options) == configuration("plain")
+def test_users_options_about_ipv6_stay_as_they_are() -> None:
+    options = ["ra-param=*,0,0", "dhcp-range=fd00:1::1, ra-stateless", "enable-ra"]
+    lines = configuration("ipv6-advertised", *options, mtu=1400, proxied=(PREFIX,), router6=False)
+    assert lines[-3:] == options
+    assert about(lines, "ra-param") == options[:1]
 
 
 def test_text_that_is_not_of_this_network() -> None:
@@ -154,6 +162,101 @@ def test_text_that_is_not_of_this_network() -> None:
 def test_mtu(name: str, options: list[str], mtu: int | None, expected: list[str]) -> None:
     lines = configuration(name, *options, mtu=mtu)
     assert about(lines, "dhcp-option", "dhcp-option-force") == expected
+
+
+# -- IPv6 ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "mtu", "router6", "expected"),
+    [
+        ("ipv6-advertised", None, True, []),
+        ("ipv6-advertised", 1400, True, ["ra-param=*,mtu:1400,0"]),
+        ("ipv6-advertised", 1200, True, ["ra-param=*,mtu:1280,0"]),
+        ("ipv6-advertised", None, False, ["ra-param=*,0,0"]),
+        ("ipv6-advertised", 1400, False, ["ra-param=*,mtu:1400,0,0"]),
+        ("plain", 1400, False, []),
+    ],
+)
+def test_router_and_mtu(name: str, mtu: int | None, router6: bool, expected: list[str]) -> None:
+    assert about(configuration(name, mtu=mtu, router6=router6), "ra-param") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "proxied", "expected"),
+    [
+        ("ipv6-advertised", "fd00:1::/64", ["dhcp-range=fd00:1::1,off-link,ra-only"]),
+        ("ipv6-advertised", "fd00::/16", ["dhcp-range=fd00:1::1,off-link,ra-only"]),
+        ("ipv6-advertised", "fd00:2::/64", ["dhcp-range=fd00:1::1,ra-only"]),
+        ("ipv6-static", "fd00:1::/64", ["dhcp-range=fd00:1::1,off-link,static,64"]),
+        (
+            "ipv6-several",
+            "fd00:1::/64",
+            [
+                "dhcp-range=fd00:1::100,fd00:1::1ff,off-link,64",
+                "dhcp-range=fd00:2::1,ra-only,64,1h",
+                "dhcp-range=fd00:3::1,ra-only,64,1h",
+            ],
+        ),
+        (
+            "ipv6-several",
+            "fd00:3::/64",
+            [
+                "dhcp-range=fd00:1::100,fd00:1::1ff,64",
+                "dhcp-range=fd00:2::1,ra-only,64,1h",
+                "dhcp-range=fd00:3::1,off-link,ra-only,64,1h",
+            ],
+        ),
+    ],
+)
+def test_proxied_subnets_are_not_on_the_link(name: str, proxied: str, expected: list[str]) -> None:
+    lines = about(configuration(name, proxied=(IPv6Network(proxied),)), "dhcp-range")
+    assert [line for line in lines if "fd00:" in line] == expected
+
+
+LEASED = Subnet(IPv6Interface("2001:db8:0:7::1/64"))
+
+
+@pytest.mark.parametrize("name", ["plain", "ipv6", "ipv6-advertised"])
+def test_a_leased_subnet_is_advertised(name: str) -> None:
+    network = golden_network(golden(name))
+    network = replace(network, subnets=(*network.subnets, LEASED))
+    lines = make(network, libvirts(golden(name)), ASKED, None).configuration.splitlines()
+    assert about(lines, "dhcp-range")[-1] == "dhcp-range=2001:db8:0:7::1,ra-only,64,1h"
+    added = [line for line in lines if line not in configuration(name)]
+    assert added == ["dhcp-range=2001:db8:0:7::1,ra-only,64,1h"]
+
+
+@pytest.mark.parametrize(
+    "option", ["dhcp-range=::,constructor:virbr10,ra-stateless", "dhcp-range=2001:db8:0:7::,slaac"]
+)
+def test_a_subnet_that_the_user_advertises_is_not_advertised_twice(option: str) -> None:
+    network = golden_network(golden("plain"))
+    network = replace(network, subnets=(*network.subnets, LEASED), dnsmasq_options=(option,))
+    files = Files(libvirts(golden("plain")).configuration + f"{option}\n")
+    lines = make(network, files, ASKED, None).configuration.splitlines()
+    assert about(lines, "dhcp-range")[1:] == [option]
+
+
+def test_router_of_a_network_without_names_and_without_dhcp() -> None:
+    """libvirt has no dnsmasq there."""
+    network = document.parse_network(
+        f"<network><name>a</name><uuid>{UUID}</uuid><bridge name='virbr10'/><dns enable='no'/>"
+        "<ip family='ipv6' address='fd00:1::1' prefix='64'/></network>".encode()
+    )
+    assert (network.has_dnsmasq, network.needs_dnsmasq) == (False, True)
+    lines = make(network, None, Resolvers(), None).configuration.splitlines()
+    assert {"port=0", "dhcp-range=fd00:1::1,ra-only"} < set(lines)
+
+
+def test_reservations_of_both_families() -> None:
+    mac = "52:54:00:00:00:05"
+    kept: list[tuple[str, Address]] = [
+        (mac, IPv4Address("10.0.0.5")),
+        (mac, IPv6Address("fd00:1::5")),
+    ]
+    files = make(golden_network(golden("ipv6")), libvirts(golden("ipv6")), ASKED, None, kept)
+    assert files.hosts.splitlines()[1:] == [f"{mac},10.0.0.5", f"{mac},[fd00:1::5]"]
 
 
 # -- written as libvirt would ----------------------------------------------------
@@ -216,6 +319,23 @@ def test_hosts_by_mac_and_by_name() -> None:
     assert (
         files.hosts == "52:54:00:00:00:05,10.0.0.5,web\ndb,10.0.0.6\n52:54:00:00:00:07,10.0.0.7\n"
     )
+
+
+def test_hosts_of_dhcpv6() -> None:
+    dhcp = """<natns:host mac='52:54:00:00:00:05' name='web' ip='fd00::5'/>
+      <natns:host id='00:03:00:01:02:03' name='db' ip='fd00::6'/>
+      <natns:host name='mail' ip='fd00::7'/><natns:host id='0:1:2' ip='fd00::8'/>"""
+    xml = f"""<network><name>a</name><uuid>{UUID}</uuid><bridge name='virbr10'/>
+        <metadata><natns:nat xmlns:natns='urn:libvirt-natns:1'>
+        <natns:ip family='ipv6' address='fd00::1' prefix='64'><natns:dhcp>{dhcp}</natns:dhcp>
+        </natns:ip></natns:nat></metadata></network>"""
+    files = make(document.parse_network(xml.encode()), None, ASKED, None)
+    assert files.hosts.splitlines() == [
+        "52:54:00:00:00:05,web,[fd00::5]",
+        "id:00:03:00:01:02:03,db,[fd00::6]",
+        "mail,[fd00::7]",
+        "id:0:1:2,[fd00::8]",
+    ]
 
 
 def test_no_dnsmasq_where_libvirt_runs_none() -> None:

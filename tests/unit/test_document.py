@@ -3,7 +3,14 @@
 
 import random
 import re
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from pathlib import Path
 
 import pytest
@@ -138,8 +145,12 @@ def test_hook_data() -> None:
     assert (lab.name, lab.uuid) == ("lab & more", "4dea22b3-1d52-d8f3-2516-782e98ab3fa0")
     assert (lab.bridge, lab.forward_mode, lab.mtu) == ("virbr10", "route", 1400)
     assert (lab.domain, lab.dns, lab.taken_over, lab.nat) == ("lab.example", None, True, None)
-    assert lab.routes == (StaticRoute(IPv4Network("10.1.0.0/16"), IPv4Address("10.0.0.2")),)
-    first, second = lab.subnets
+    assert lab.routes == (
+        StaticRoute(IPv4Network("10.1.0.0/16"), IPv4Address("10.0.0.2")),
+        StaticRoute(IPv6Network("2001:db8:1::/64"), IPv6Address("2001:db8::2")),
+    )
+    first, six, second = lab.subnets
+    assert (six.interface, six.dhcp) == (IPv6Interface("2001:db8::1/64"), False)
     assert (first.interface, first.dhcp) == (IPv4Interface("10.0.0.1/24"), True)
     assert [str(each) for each in first.ranges] == [
         "10.0.0.100-10.0.0.150",
@@ -193,6 +204,9 @@ def test_least_network() -> None:
         ("address='223.0.0.1'", "223.0.0.1/24"),
         ("address='192.168.0.1' prefix='0' netmask='255.255.0.0'", "192.168.0.1/16"),
         ("address='10.0.0.1' prefix='31'", "10.0.0.1/31"),
+        ("family='ipv6' address='fd00::1' prefix='48'", "fd00::1/48"),
+        ("family='ipv6' address='fd00::1'", "fd00::1/64"),
+        ("family='ipv6' address='fd00::1' prefix='128'", "fd00::1/128"),
     ],
 )
 def test_prefix_as_libvirt_reads_it(attributes: str, expected: str) -> None:
@@ -209,6 +223,10 @@ def test_prefix_as_libvirt_reads_it(attributes: str, expected: str) -> None:
         ("<ip address='10.0.0.1' netmask='255.0.255.0'/>", "netmask='255.0.255.0'"),
         ("<ip address='10.0.0.1'><dhcp><range start='10.0.0.2'/></dhcp></ip>", "end=None"),
         ("<route address='10.0.0.0' gateway='x'/>", "gateway='x'"),
+        ("<route family='ipv6' address='fd00::' gateway='10.0.0.1'/>", "gateway='10.0.0.1'"),
+        ("<ip family='ipv6' address='10.0.0.1'/>", "address='10.0.0.1'"),
+        ("<ip family='ipv6' address='fd00::1' prefix='129'/>", "prefix='129'"),
+        ("<ip address='fd00::1' prefix='24'/>", "address='fd00::1'"),
         ("<mtu size='big'/>", "size='big'"),
         ("<uuid>123</uuid>", "uuid '123'"),
         ("<bridge name='a/b'/>", "name='a/b'"),
@@ -567,7 +585,7 @@ def test_own_subnet() -> None:
     )
     lab = network("", NATNS_IP.format("<natns:range start='10.0.0.1' end='10.0.0.254'/>" + hosts))
     assert lab.nat is not None
-    assert (lab.taken_over, lab.subnets) == (False, (lab.nat.subnet,))
+    assert (lab.taken_over, lab.subnets) == (False, lab.nat.subnets)
     subnet = lab.subnets[0]
     assert (subnet.interface, subnet.dhcp) == (IPv4Interface("10.0.0.1/24"), True)
     assert subnet.ranges == (AddressRange(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.254")),)
@@ -577,9 +595,30 @@ def test_own_subnet() -> None:
     )
 
 
-def test_own_subnet_beside_libvirts_ipv6() -> None:
-    six = "<ip family='ipv6' address='2001:db8::1' prefix='64'/>"
-    assert not network(six, NATNS_IP.format("")).taken_over
+def test_own_subnet_in_both_families() -> None:
+    hosts = (
+        "<natns:host mac='52:54:00:AA:00:05' ip='FD00::5'/>"
+        "<natns:host id='00:03:00:01:02:03' name='b' ip='fd00::6'/>"
+        "<natns:host name='c' ip='fd00:0:0::ffff:ffff:ffff:ffff'/>"
+    )
+    ranges = "<natns:range start='fd00::1:0' end='fd00::1:ffff'/>"
+    lab = network("", NATNS_IP.format("") + natns_ip6(ranges + hosts))
+    assert lab.nat is not None
+    assert (lab.taken_over, lab.subnets) == (False, lab.nat.subnets)
+    four, six = lab.subnets
+    assert four.interface == IPv4Interface("10.0.0.1/24")
+    assert (six.interface, six.dhcp) == (IPv6Interface("fd00::1/64"), True)
+    assert str(six.ranges[0]) == "fd00::1:0-fd00::1:ffff"
+    assert six.hosts == (
+        DhcpHost(IPv6Address("fd00::5"), mac="52:54:00:aa:00:05"),
+        DhcpHost(IPv6Address("fd00::6"), name="b", id="00:03:00:01:02:03"),
+        DhcpHost(IPv6Address("fd00::ffff:ffff:ffff:ffff"), name="c"),
+    )
+
+
+def test_own_subnet_in_ipv6_alone() -> None:
+    (only,) = network("", "<natns:ip family='ipv6' address='fd00::1' prefix='126'/>").subnets
+    assert only.interface == IPv6Interface("fd00::1/126")
 
 
 def test_own_subnet_by_netmask_without_dhcp() -> None:
@@ -608,6 +647,19 @@ def host(attributes: str) -> str:
     return NATNS_IP.format(f"<natns:host {attributes}/>")
 
 
+def natns_ip6(inside: str = "", attributes: str = "address='fd00::1' prefix='64'") -> str:
+    dhcp = f"<natns:dhcp>{inside}</natns:dhcp>"
+    return f"<natns:ip family='ipv6' {attributes}>{dhcp}</natns:ip>"
+
+
+def host6(attributes: str) -> str:
+    return natns_ip6(f"<natns:host {attributes}/>")
+
+
+def dhcp_range6(start: str, end: str) -> str:
+    return natns_ip6(f"<natns:range start='{start}' end='{end}'/>")
+
+
 def dhcp_range(start: str, end: str) -> str:
     return NATNS_IP.format(f"<natns:range start='{start}' end='{end}'/>")
 
@@ -622,7 +674,7 @@ def dhcp_range(start: str, end: str) -> str:
         ("<natns:upstream address='10.0.0.256'/>", "address='10.0.0.256'", "an IPv4 address"),
         ("<natns:upstream address=' 10.0.0.2'/>", "address=' 10.0.0.2'", "an IPv4 address"),
         ("<natns:upstream address='224.0.0.1'/>", "address='224.0.0.1'", "of a single host"),
-        ("<natns:upstream nam='a'/>", "has an attribute 'nam'", "only address or name"),
+        ("<natns:upstream nam='a'/>", "has an attribute 'nam'", "only address, address6 or name"),
         ("<natns:upstream/><natns:upstream/>", "<natns:upstream> stands there twice", "one at"),
         ("<natns:upstream><x/></natns:upstream>", "<x> is not known in <natns:upstr", "no elem"),
         ("<natns:address/>", "<natns:address> is not known", "only ip, portForward or upstream"),
@@ -636,7 +688,7 @@ def dhcp_range(start: str, end: str) -> str:
             "both prefix and netmask",
             "one of the two",
         ),
-        ("<natns:ip prefix='8'/>", "<natns:ip> has no attribute 'address'", "an IPv4 address"),
+        ("<natns:ip prefix='8'/>", "<natns:ip> has no attribute 'address'", "an IPv4 or IPv6"),
         ("<natns:ip address='10.0.0.1' prefix='31'/>", "prefix='31'", "from 1 to 30"),
         ("<natns:ip address='10.0.0.1' prefix='0'/>", "prefix='0'", "from 1 to 30"),
         ("<natns:ip address='10.0.0.0' prefix='24'/>", "address='10.0.0.0'", "in 10.0.0.0/24"),
@@ -653,16 +705,58 @@ def dhcp_range(start: str, end: str) -> str:
             "netmask='255.255.255.254'",
             "to 255.255.255.252",
         ),
-        ("<natns:ip address='10.0.0.1' prefix='8' family='ipv6'/>", "family='ipv6'", "ipv4"),
-        (NATNS_IP.format("") * 2, "<natns:ip> stands there twice", "one at most"),
-        (NATNS_IP.format("<natns:range start='10.0.0.2'/>"), "no attribute 'end'", "an IPv4 add"),
+        ("<natns:ip address='10.0.0.1' prefix='8' family='ipx'/>", "family='ipx'", "ipv4 or ipv6"),
+        (NATNS_IP.format("") * 2, "is the second of IPv4, after the one in line 2", "one of each"),
+        (natns_ip6() * 2, "is the second of IPv6, after the one in line 2", "one of each"),
+        (natns_ip6("", "address='10.0.0.1' prefix='64'"), "address='10.0.0.1'", "an IPv6 address"),
+        (natns_ip6("", "address='fd00::1' prefix='48'"), "prefix='48'", "to 30 or with family="),
+        (natns_ip6("", "address='fd00::1' prefix='24'"), "prefix='24'", "from 64 to 126"),
+        (natns_ip6("", "address='fd00::1' prefix='127'"), "prefix='127'", "from 64 to 126"),
+        (natns_ip6("", "address='fd00::1'"), "neither prefix nor netmask", "one of the two"),
+        (
+            natns_ip6("", "address='fd00::1' netmask='255.0.0.0'"),
+            "family='ipv6' and netmask",
+            "prefix instead",
+        ),
+        ("<natns:ip address='fd00::1' prefix='64'/>", "prefix='64'", "or family='ipv6'"),
+        ("<natns:ip address='fd00::1' prefix='24'/>", "address='fd00::1'", "an IPv4 address"),
+        (natns_ip6("", "address='fd00::' prefix='64'"), "address='fd00::'", "address in fd00::/64"),
+        (natns_ip6("", "address='fe80::1' prefix='64'"), "address='fe80::1'", "a host's address"),
+        (natns_ip6("", "address='ff02::1' prefix='64'"), "address='ff02::1'", "a host's address"),
+        (natns_ip6("", "address='fd00::1%a' prefix='64'"), "address='fd00::1%a'", "or IPv6 addr"),
+        (natns_ip6("", "address='12345::1' prefix='64'"), "address='12345::1'", "or IPv6 address"),
+        (dhcp_range6("fd00::2", "10.0.0.2"), "end='10.0.0.2'", "an IPv6 address"),
+        (dhcp_range("10.0.0.2", "fd00::2"), "end='fd00::2'", "an IPv4 address"),
+        (dhcp_range6("fd00::9", "fd00::8"), "end='fd00::8'", "fd00::9 or higher"),
+        (dhcp_range6("fd00::9", "fd00:0:0:1::"), "end='fd00:0:0:1::'", "address in fd00::/64"),
+        (dhcp_range6("fd00::2", "fd00::1:2"), "end='fd00::1:2'", "fd00::1:1 at most, for 65536"),
+        (host6("ip='fd00::5'"), "neither mac nor name", "at least one"),
+        (host6("id='0:1:2' mac='52:54:00:00:00:01' ip='fd00::5'"), "both mac and id", "one of"),
+        (host6("id='x' ip='fd00::5'"), "id='x'", "a DUID such as"),
+        (host6("name='a' ip='10.0.0.5'"), "ip='10.0.0.5'", "an IPv6 address"),
+        (host6("name='a' ip='fd00::1'"), "ip='fd00::1'", "other than the gateway's"),
+        (host("id='0:1:2' ip='10.0.0.5'"), "has an attribute 'id'", "with family='ipv6' only"),
+        (
+            natns_ip6("<natns:host name='a' ip='fd00::5'/><natns:host name='b' ip='fd00:0::5'/>"),
+            "ip='fd00:0::5'",
+            "another than the <natns:host> in line 2",
+        ),
+        (
+            natns_ip6("<natns:host id='0:1:A' ip='fd00::5'/><natns:host id='0:1:a' ip='fd00::6'/>"),
+            "id='0:1:a'",
+            "another than the <natns:host> in line 2",
+        ),
+        ("<natns:upstream address='fd00::5'/>", "address='fd00::5'", "an IPv4 address"),
+        ("<natns:upstream address6='10.0.0.5'/>", "address6='10.0.0.5'", "an IPv6 address"),
+        ("<natns:upstream address6='ff02::5'/>", "address6='ff02::5'", "of a single host"),
+        (NATNS_IP.format("<natns:range start='10.0.0.2'/>"), "no attribute 'end'", "an IPv4 or"),
         (dhcp_range("10.0.0.9", "10.0.0.8"), "end='10.0.0.8'", "10.0.0.9 or higher"),
         (dhcp_range("10.0.1.2", "10.0.1.3"), "start='10.0.1.2'", "a host's address in 10.0.0.0/24"),
         (dhcp_range("10.0.0.2", "10.0.0.255"), "end='10.0.0.255'", "a host's address"),
         (dhcp_range("10.0.0.0", "10.0.0.9"), "start='10.0.0.0'", "a host's address"),
-        (dhcp_range("10.0.0.2", "10.0.0.9,lo"), "end='10.0.0.9,lo'", "an IPv4 address"),
+        (dhcp_range("10.0.0.2", "10.0.0.9,lo"), "end='10.0.0.9,lo'", "an IPv4 or IPv6"),
         (host("ip='10.0.0.5'"), "<natns:host> has neither mac nor name", "at least one"),
-        (host("name='a'"), "has no attribute 'ip'", "an IPv4 address"),
+        (host("name='a'"), "has no attribute 'ip'", "an IPv4 or IPv6"),
         (host("name='a' ip='10.0.0.1'"), "ip='10.0.0.1'", "other than the gateway's"),
         (host("name='a' ip='10.0.1.5'"), "ip='10.0.1.5'", "a host's address in 10.0.0.0/24"),
         (host("name='a,b' ip='10.0.0.5'"), "name='a,b'", "a host name"),
@@ -739,12 +833,17 @@ def test_refused_in_a_network(nat: str, fact: str, expected: str) -> None:
         ("proto='icmp'", "start='1'", "proto='icmp'", "tcp, udp or sctp"),
         ("proto='TCP'", "start='1'", "proto='TCP'", "tcp, udp or sctp"),
         ("dev='eth0'", "start='1'", "has an attribute 'dev'", "only address, guestAddress"),
-        ("address='::1'", "start='1'", "address='::1'", "an IPv4 address"),
+        ("address='::1'", "start='1'", "address='::1'", "of a single host"),
+        ("address='fe80::1'", "start='1'", "address='fe80::1'", "of a single host"),
+        ("address='fd00::1'", "start='1'", "address in IPv6 and guestAddress in IPv4", "one fam"),
+        ("source='fd00::/8'", "start='1'", "guestAddress in IPv4 and source fd00::/8 in", "one"),
+        ("source='fd00::1/8'", "start='1'", "source='fd00::1/8'", "whole subnets: fd00::/8"),
+        ("source='fd00::/129'", "start='1'", "source='fd00::/129'", "subnets such as"),
         ("address='0.0.0.0'", "start='1'", "address='0.0.0.0'", "of a single host"),
         ("source='10.0.0.1/24'", "start='1'", "source='10.0.0.1/24'", "whole subnets: 10.0.0.0/24"),
-        ("source='10.0.0.0/33'", "start='1'", "source='10.0.0.0/33'", "IPv4 subnets such as"),
-        ("source='10.0.0.0/8;'", "start='1'", "source='10.0.0.0/8;'", "IPv4 subnets such as"),
-        ("source=''", "start='1'", "source=''", "IPv4 subnets such as"),
+        ("source='10.0.0.0/33'", "start='1'", "source='10.0.0.0/33'", "subnets such as"),
+        ("source='10.0.0.0/8;'", "start='1'", "source='10.0.0.0/8;'", "subnets such as"),
+        ("source=''", "start='1'", "source=''", "subnets such as"),
     ],
 )
 def test_forwards_refused_everywhere(
@@ -784,7 +883,7 @@ def test_a_networks_forward_has_no_nic(attribute: str) -> None:
 
 def test_a_networks_forward_needs_its_target() -> None:
     nat = "<natns:portForward><natns:range start='1'/></natns:portForward>"
-    assert "has no attribute 'guestAddress': expected an IPv4 address" in refusal(IP, nat)
+    assert "has no attribute 'guestAddress': expected an IPv4 or" in refusal(IP, nat)
 
 
 def allow(*ranges: str) -> str:
@@ -819,9 +918,13 @@ def allow(*ranges: str) -> str:
             "same NIC as the one in line 1: expected another network or mac",
         ),
         ("<natns:address network='a'/><natns:address network='a'/>", "", "selects the same NIC"),
-        ("<natns:address address=''/>", "", "address='': expected auto, or an IPv4 address"),
-        ("<natns:address address='any'/>", "", "address='any': expected auto, or an IPv4 address"),
-        ("<natns:address address='::1'/>", "", "address='::1': expected auto, or an IPv4 address"),
+        ("<natns:address address=''/>", "", "address='': expected auto, or an IPv4 or IPv6"),
+        ("<natns:address address='any'/>", "", "address='any': expected auto, or an IPv4 or IPv6"),
+        (
+            "<natns:address address='::1'/>",
+            "",
+            "address='::1': expected the address of a single host",
+        ),
         ("<natns:address address='127.0.0.1'/>", "", "expected the address of a single host"),
         ("<natns:address proto='tcp'/>", "", "attribute 'proto': expected only address, mac or n"),
         ("<natns:address><natns:range start='1'/></natns:address>", "", "expected only allow"),
@@ -888,6 +991,43 @@ def test_two_forwards_of_one_port_in_a_network() -> None:
     text = FORWARD.format("<natns:range start='1' end='9'/>")
     message = refusal(IP, f"{text}{text}")
     assert "publishes tcp port 1: expected ports other than those of the one in line 2" in message
+
+
+def test_one_port_in_both_families() -> None:
+    inside = ("10.0.0.5", "fd00::5")
+    forwards = [FORWARDS.format(f"guestAddress='{each}'", "start='80'") for each in inside]
+    own = NATNS_IP.format("") + natns_ip6()
+    found = metadata(own + "".join(forwards), "").forwards
+    assert [each.family for each in found] == [4, 6]
+    assert "publishes tcp port 80" in refusal("", own + "".join(forwards + forwards[1:]))
+
+
+def test_a_forward_without_a_family_is_of_both() -> None:
+    forwards = FORWARDS.format("", "start='80'") + FORWARDS.format(
+        "guestAddress='fd00::5'", "start='80'"
+    )
+    assert "publishes tcp port 80" in domain_refusal(forwards)
+
+
+def test_an_address_of_each_family_for_a_guest() -> None:
+    six = "<natns:address address='2001:db8::5'/>"
+    both = domain_metadata("<natns:address/>" + six).addresses
+    assert [each.address for each in both] == [None, IPv6Address("2001:db8::5")]
+    four = "<natns:address/><natns:address address='192.168.0.9'/>"
+    for twice in (four, six + six.replace("::5", "::6")):
+        assert "selects the same NIC" in domain_refusal(twice)
+
+
+def test_clients_of_one_family() -> None:
+    text = FORWARDS.format("guestAddress='fd00::5' source='2001:db8::/32, fd00::9'", "start='80'")
+    (forward,) = metadata(natns_ip6() + text, "").forwards
+    assert forward.sources == (IPv6Network("2001:db8::/32"), IPv6Network("fd00::9/128"))
+
+
+@pytest.mark.parametrize("ip", [IP, "<ip family='ipv6' address='2001:db8::1' prefix='64'/>"])
+def test_own_subnet_of_the_other_family_beside_libvirts(ip: str) -> None:
+    for own in (NATNS_IP.format(""), natns_ip6()):
+        assert refusal(ip, own).endswith("one of the two: remove the other")
 
 
 def test_both_kinds_of_ip() -> None:

@@ -49,7 +49,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     def probe(bridge: str, addresses: Collection[IPv4Address], *_: object) -> set[IPv4Address]:
         return {FIRST} & set(addresses)
 
-    monkeypatch.setattr("libvirt_natns.arp.probe", probe)
+    monkeypatch.setattr("libvirt_natns.neighbours.probe", probe)
     store = Store(tmp_path)
     yield Engine(Config(), store, cast("Kernel", Host()))
     store.close()
@@ -65,7 +65,7 @@ def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
     network = replace(NETWORK, nat=NatMetadata(address=OTHER, forwards=(wanted,)))
     with pytest.raises(DocumentError, match="is not an address of its network"), Undo() as undo:
         engine._reserve(network, b"", PROVIDER, undo)
-    assert engine.store.lease("provider", "a") == FIRST
+    assert engine.store.leases("provider", "a").address == FIRST
 
 
 def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
@@ -87,9 +87,11 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
 def test_address_that_the_configuration_forbids_by_now(engine: Engine, changed: Upstream) -> None:
     """Another one is asked for on the wire, as ever: the first one answers."""
     lease(engine, FOREIGN)
-    assert engine._address(NETWORK, changed) == OTHER
+    engine._renew_leases(NETWORK, changed)
+    assert engine.store.leases("provider", "a").address == OTHER
 
 
 def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine) -> None:
     lease(engine, FOREIGN)
-    assert engine._address(NETWORK, PROVIDER) == FOREIGN
+    engine._renew_leases(NETWORK, PROVIDER)
+    assert engine.store.leases("provider", "a").address == FOREIGN

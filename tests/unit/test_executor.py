@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import arp, executor, firewall, names, netns
+from libvirt_natns import executor, firewall, names, neighbours, netns
 from libvirt_natns import plan as p
 from libvirt_natns.errors import (
     AddressTakenError,
@@ -18,6 +18,7 @@ from libvirt_natns.errors import (
     KernelError,
 )
 from libvirt_natns.executor import Undo
+from libvirt_natns.records import replace
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"
@@ -208,8 +209,10 @@ def test_neighbours_are_told_only_when_something_was_done(monkeypatch: pytest.Mo
     assert carry_out(kernel, UP, ANNOUNCEMENT) == []
     assert not announced
     kernel.up = False
-    carry_out(kernel, UP, ANNOUNCEMENT)
-    assert announced
+    second = replace(ANNOUNCEMENT, address=ANNOUNCEMENT.address + 1)
+    # Telling so is no repair of its own.
+    assert carry_out(kernel, UP, ANNOUNCEMENT, second) == ["link is down"]
+    assert len(announced) == 2
 
 
 def test_differences_go_on_after_an_error_but_not_into_a_missing_namespace() -> None:
@@ -370,7 +373,7 @@ def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
         return len(announced) < 2
 
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
-    monkeypatch.setattr(arp, "announce", announce)
+    monkeypatch.setattr(neighbours, "announce", announce)
     kept: list[Callable[[], None]] = []
     carry_out(FakeKernel(), UP, ANNOUNCEMENT, later=kept.append)
     assert not announced

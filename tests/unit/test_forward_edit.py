@@ -12,7 +12,7 @@ HEAD = '<natns:nat xmlns:natns="urn:libvirt-natns:1">'
 FOREIGN = '<my:note xmlns:my="urn:mine"><my:nat a="1"/></my:note>'
 CHOSEN = {("", "tcp", 22): 20000, ("guestAddress=10.0.0.7", "tcp", 22): 20001}
 AROUND = Surroundings(
-    lambda network, mac: "192.168.0.101" if network == "b" else "192.168.0.100",
+    lambda which: {"192.168.0.101" if which.network == "b" else "192.168.0.100", "2001:db8::100"},
     lambda which, proto, to: CHOSEN.get((str(which), proto, to)),
 )
 
@@ -64,6 +64,8 @@ def removed(content: str, spec: str) -> str | None:
         ("10.0.0.1:1-3:4-6/sctp", Spec("sctp", "10.0.0.1", (1, 3), (4, 6))),
         ("1-3:80/tcp", Spec("tcp", None, (1, 3), (80, 80))),
         ("auto:22", Spec("tcp", None, None, (22, 22))),
+        ("[2001:DB8:0::1]:8080:80", Spec("tcp", "2001:db8::1", (8080, 8080), (80, 80))),
+        ("[2001:db8::1]:auto:22/udp", Spec("udp", "2001:db8::1", None, (22, 22))),
     ],
 )
 def test_what_can_be_typed(text: str, spec: Spec) -> None:
@@ -75,6 +77,7 @@ def test_what_can_be_typed(text: str, spec: Spec) -> None:
     [
         "", "ssh", "0", "65536", "3-1", "1:2:3", "1-2:1-3", "22:1-3", "auto", "auto:1-2", "22/icmp",
         "256.0.0.1:22", "*:22", "-1", "22:0", "22/", " 22", "10.0.0.1", "٢",
+        "2001:db8::1:22", "[2001:db8::1]", "[10.0.0.1]:22", "[1::2::3]:22", "[fe80::1%a]:22",
     ],
 )  # fmt: skip
 def test_what_cannot(text: str) -> None:
@@ -115,6 +118,22 @@ def test_added_attributes() -> None:
         '<nat><portForward proto="udp" address="192.168.0.100" network="a" guestAddress="10.0.0.9"'
         ' source="10.0.0.0/8,192.168.0.0/24"><range start="53"/></portForward></nat>'
     )
+
+
+def test_an_address_of_ipv6_stands_in_brackets() -> None:
+    with pytest.raises(ValueError, match="stands in brackets"):
+        parse_new("2001:db8::1:8080")
+    assert str(parse_old("[2001:db8::1]:8080")) == "tcp [2001:db8::1]:8080"
+
+
+def test_added_in_ipv6() -> None:
+    options = Options(source="2001:db8::/32", guest_address="fd00::5")
+    assert added(None, "[2001:db8::1]:80", options).element == (
+        '<nat><portForward proto="tcp" address="2001:db8::1" guestAddress="fd00::5"'
+        ' source="2001:db8::/32"><range start="80"/></portForward></nat>'
+    )
+    with pytest.raises(DocumentError, match="one family in all of a forward"):
+        added(None, "192.168.0.9:80", options)
 
 
 def test_adding_keeps_everything_else() -> None:
@@ -180,6 +199,18 @@ def test_the_address_tells_networks_apart() -> None:
     assert removed(both, "192.168.0.101:1") == f"<nat>{plain(one)}</nat>"
     with pytest.raises(LookupError):
         removed(both, "192.168.0.102:1")
+
+
+def test_the_address_tells_families_apart() -> None:
+    four = forward('<natns:range start="1"/>', ' guestAddress="10.0.0.5"')
+    six = forward('<natns:range start="1"/>', ' guestAddress="fd00::5"')
+    there = forward('<natns:range start="1"/>', ' address="2001:DB8::9" source="::/0"')
+    all_three = four + six + there
+    assert removed(all_three, "192.168.0.100:1") == f"<nat>{plain(six + there)}</nat>"
+    assert removed(all_three, "[2001:db8::100]:1") == f"<nat>{plain(four + there)}</nat>"
+    assert removed(all_three, "[2001:db8::9]:1") == f"<nat>{plain(four + six)}</nat>"
+    with pytest.raises(NatnsError, match="3 times"):
+        removed(all_three, "1")
 
 
 def test_only_that_protocol() -> None:

@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
+from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.forwards import ANY, Attachment, Wish, of_network, resolve, spans
 from libvirt_natns.model import (
@@ -14,6 +15,7 @@ from libvirt_natns.model import (
     NatMetadata,
     Network,
     Nic,
+    Outside,
     PortForward,
     PortRange,
     Subnet,
@@ -31,7 +33,7 @@ def attachment(
 ) -> Attachment:
     subnet = Subnet(IPv4Interface("10.0.0.1/24"))
     network = Network(f"uuid-{name}", name, f"virbr-{name}", subnets=(subnet,))
-    return Attachment(Nic(mac, name), network, upstream, address)
+    return Attachment(Nic(mac, name), network, upstream, Outside(address))
 
 
 BOTH = [attachment("a", "m1", A), attachment("b", "m2", B)]
@@ -40,15 +42,18 @@ BOTH = [attachment("a", "m1", A), attachment("b", "m2", B)]
 class Choices:
     """What is always decided the same."""
 
-    def target(self, owner: str, attachment: Attachment) -> IPv4Address:
+    def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
+        return family == 4
+
+    def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
         return TARGET
 
     def port(self, wish: Wish) -> int:
         return 20000 + wish.key.target_port
 
     def address(
-        self, request: AddressRequest, domain: Domain, attachment: Attachment
-    ) -> IPv4Address:
+        self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
+    ) -> Address:
         return request.address or OWN
 
 
@@ -187,6 +192,6 @@ def test_without_a_nic_of_ours_nothing_counts() -> None:
 def test_a_networks_own() -> None:
     wanted = PortForward("tcp", (SSH,), guest_address=TARGET)
     network = Network("n", "a", "virbr10", nat=NatMetadata(forwards=(wanted,)))
-    claims = of_network(network, PROVIDER, A, Choices())
+    claims = of_network(network, PROVIDER, Outside(A), Choices())
     found = [(each.owner, each.owner_name, each.address, each.target) for each in claims.forwards]
     assert found == [("n", "network a", A, TARGET)]

@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 
 from libvirt_natns import document, publication, sockets
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.forwards import ANY, Attachment, Wish
 from libvirt_natns.guests import in_ours
@@ -25,6 +26,7 @@ from libvirt_natns.model import (
     Forward,
     Network,
     Nic,
+    Outside,
     Protocol,
     Subnet,
 )
@@ -63,12 +65,16 @@ def attachment(*hosts: DhcpHost, mac: str = MAC, first: int = 100, last: int = 1
     ranges = (AddressRange(ip(first), ip(last)),) if last else ()
     subnet = Subnet(IPv4Interface("10.0.0.1/24"), ranges, hosts)
     network = Network("n", "a", "virbr10", subnets=(subnet,))
-    return Attachment(Nic(mac, "a"), network, HOST_UPSTREAM, IPv4Address("192.168.0.100"))
+    return Attachment(Nic(mac, "a"), network, HOST_UPSTREAM, Outside(IPv4Address("192.168.0.100")))
+
+
+def target(choices: Choices, owner: str, at: Attachment) -> Address:
+    return choices.target(Domain(owner, owner), at, 4)
 
 
 def test_host_of_the_xml_comes_first(choices: Choices) -> None:
-    assert choices.target("web", attachment()) == ip(100)
-    assert choices.target("web", attachment(DhcpHost(ip(7), MAC))) == ip(7)
+    assert target(choices, "web", attachment()) == ip(100)
+    assert target(choices, "web", attachment(DhcpHost(ip(7), MAC))) == ip(7)
     # Nor is the address kept, which somebody else may have now.
     assert choices.registry.reservations("n") == {}
 
@@ -81,38 +87,38 @@ def test_host_of_the_xml_comes_first(choices: Choices) -> None:
     ],
 )
 def test_reservation_that_became_somebody_elses(choices: Choices, changed: Attachment) -> None:
-    assert choices.target("web", attachment()) == ip(100)
-    assert choices.target("web", changed) == ip(101)
-    assert choices.target("web", attachment()) == ip(101)
+    assert target(choices, "web", attachment()) == ip(100)
+    assert target(choices, "web", changed) == ip(101)
+    assert target(choices, "web", attachment()) == ip(101)
 
 
 def test_reservation_in_a_subnet_that_is_gone(choices: Choices) -> None:
     choices.registry.reserve("n", MAC, "web", [IPv4Address("172.16.0.5")], lambda _: True)
-    assert choices.target("web", attachment()) == ip(100)
+    assert target(choices, "web", attachment()) == ip(100)
 
 
 def test_leases_of_others_are_left_alone(choices: Choices, tmp_path: Path) -> None:
     lease(tmp_path, 100, OTHER)
-    assert choices.target("web", attachment()) == ip(101)
+    assert target(choices, "web", attachment()) == ip(101)
     # Also where somebody got it before dnsmasq knew of the reservation.
     lease(tmp_path, 101, OTHER)
-    assert choices.target("web", attachment()) == ip(100)
+    assert target(choices, "web", attachment()) == ip(100)
     lease(tmp_path, 100, OTHER, seconds=-1)
-    assert choices.target("web", attachment()) == ip(100)
+    assert target(choices, "web", attachment()) == ip(100)
 
 
 def test_its_own_lease_is_kept(choices: Choices, tmp_path: Path) -> None:
     lease(tmp_path, 102, MAC)
-    assert choices.target("web", attachment()) == ip(102)
+    assert target(choices, "web", attachment()) == ip(102)
 
 
 def test_no_address_left(choices: Choices) -> None:
-    assert choices.target("web", attachment(last=100)) == ip(100)
+    assert target(choices, "web", attachment(last=100)) == ip(100)
     choices.registry.put_guest("web", "web", b"<domain/>", published=False)
     with pytest.raises(ConflictError, match="network a: no DHCP address is left"):
-        choices.target("mail", attachment(mac=OTHER, last=100))
+        target(choices, "mail", attachment(mac=OTHER, last=100))
     with pytest.raises(ConflictError, match="network a has no DHCP range"):
-        choices.target("web", attachment(mac=OTHER, last=0))
+        target(choices, "web", attachment(mac=OTHER, last=0))
 
 
 def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_path: Path) -> None:
@@ -120,17 +126,17 @@ def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_
     macs = [f"52:54:00:00:01:{number:02x}" for number in range(5)]
     choices.registry.reserve("n", macs[4], "far", [ip(200)], lambda _: True)
     for number, mac in enumerate(macs[:3]):
-        assert choices.target(f"job{number}", attachment(mac=mac)) == ip(100 + number)
+        assert target(choices, f"job{number}", attachment(mac=mac)) == ip(100 + number)
         choices.registry.put_guest(f"job{number}", "job", b"<domain/>", published=True)
     for number in (1, 2, 0):
         choices.registry.set_published(f"job{number}", False)
         choices.registry.forget_guest(f"job{number}")
     lease(tmp_path, 101, macs[1])
-    assert choices.target("late", attachment(mac=macs[3])) == ip(102)
+    assert target(choices, "late", attachment(mac=macs[3])) == ip(102)
     assert choices.registry.reservation("n", macs[2]) is None
     # Who is back gets another, and the same ever after.
-    assert choices.target("job2", attachment(mac=macs[2])) == ip(100)
-    assert choices.target("job2", attachment(mac=macs[2])) == ip(100)
+    assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
+    assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
 
 
 def wish(
@@ -141,7 +147,7 @@ def wish(
     avoided: tuple[tuple[int, int], ...] = (),
 ) -> Wish:
     key = PortKey(owner, "n", proto, which, target)
-    return Wish(key, f"guest {owner}", attachment(), ANY, avoided)
+    return Wish(key, f"guest {owner}", attachment(), (ANY,), avoided)
 
 
 def test_automatic_ports(choices: Choices) -> None:

@@ -119,8 +119,8 @@ def test_nothing_yet(engine: Engine) -> None:
     for state in ("preparing", "starting", "up", "down"):
         assert value(told, "networks", state=state) == 0
     assert value(told, "guests") == 0
-    assert value(told, "pool_addresses", upstream="provider") == 9
-    assert value(told, "pool_leased_addresses", upstream="provider") == 0
+    assert value(told, "pool_addresses", upstream="provider", kind="ipv4") == 9
+    assert value(told, "pool_leased_addresses", upstream="provider", kind="ipv4") == 0
     assert not [name for name, labels in samples(told) if "network" in dict(labels)]
 
 
@@ -144,17 +144,17 @@ def test_use_of_pools(engine: Engine) -> None:
     record(engine, "old", "down", upstream="gone")
     lease(engine, "old", 200, "gone")
     told = metrics.gauges(engine)
-    assert value(told, "pool_leased_addresses", upstream="provider") == 3
-    assert value(told, "pool_used_addresses", upstream="provider") == 2
-    assert value(told, "pool_leased_addresses", upstream="gone") == 1
-    assert value(told, "pool_addresses", upstream="gone") is None
+    assert value(told, "pool_leased_addresses", upstream="provider", kind="ipv4") == 3
+    assert value(told, "pool_used_addresses", upstream="provider", kind="ipv4") == 2
+    assert value(told, "pool_leased_addresses", upstream="gone", kind="ipv4") == 1
+    assert value(told, "pool_addresses", upstream="gone", kind="ipv4") is None
 
 
 def test_pool_of_the_host(engine: Engine) -> None:
     with_host = Engine(Config(), engine.store, engine.kernel)
-    assert value(metrics.gauges(with_host), "pool_addresses", upstream="host") is None
+    assert value(metrics.gauges(with_host), "pool_addresses", upstream="host", kind="ipv4") is None
     engine.store.choose_transit("host", [IPv4Network("198.19.252.0/22")], None)
-    assert value(metrics.gauges(with_host), "pool_addresses", upstream="host") == 1021
+    assert value(metrics.gauges(with_host), "pool_addresses", upstream="host", kind="ipv4") == 1021
 
 
 def test_forwards_and_guests(engine: Engine) -> None:

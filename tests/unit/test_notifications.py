@@ -3,6 +3,7 @@
 
 import socket
 import struct
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,35 @@ def test_forwarding_that_is_switched_off() -> None:
     assert not n.stops_forwarding(netconf(index, on))
     # A new link.
     assert not n.stops_forwarding(netconf(index, off, number(3, 1)))
+
+
+def address(text: str) -> memoryview:
+    found = ip_interface(text)
+    family = socket.AF_INET if found.version == 4 else socket.AF_INET6
+    body = n.IFADDR.pack(family, found.network.prefixlen, 0, 0, 7)
+    return memoryview(body + attribute(n.IFA_ADDRESS, found.packed))
+
+
+def route(text: str, protocol: int = 3) -> memoryview:
+    to = ip_network(text)
+    family = socket.AF_INET if to.version == 4 else socket.AF_INET6
+    body = n.RTMSG.pack(family, to.prefixlen, 0, 0, 254, protocol, 0, 1, 0)
+    told = attribute(n.RTA_DST, to.network_address.packed) if to.prefixlen else b""
+    return memoryview(body + told)
+
+
+def test_what_the_kernel_does_by_itself_in_ipv6() -> None:
+    come, gone = n.RTM_NEWADDR, n.RTM_DELADDR
+    assert n.kernels_own(come, address("fe80::1/64"))
+    assert n.kernels_own(gone, address("febf::1/64"))
+    for text in ("2001:db8::1/64", "fd00::1/64", "fec0::1/64", "169.254.0.1/16", "10.0.0.1/24"):
+        assert not n.kernels_own(come, address(text)), text
+    assert n.kernels_own(n.RTM_NEWROUTE, route("fe80::/64"))
+    assert n.kernels_own(n.RTM_NEWROUTE, route("ff00::/8"))
+    assert n.kernels_own(n.RTM_DELROUTE, route("::/0", n.RTPROT_RA))
+    for text in ("::/0", "2001:db8::/64", "0.0.0.0/0", "254.0.0.0/8"):
+        assert not n.kernels_own(n.RTM_DELROUTE, route(text)), text
+    assert not n.kernels_own(n.RTM_NEWLINK, memoryview(link("virbr10")))
 
 
 def test_changes_of_rules_that_do_not_concern_us() -> None:

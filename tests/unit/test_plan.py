@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A network's plan, in the words of ``virt-natns plan``."""
 
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 
 import pytest
 
 from libvirt_natns import names, plan
 from libvirt_natns.dnsmasq import Daemon
-from libvirt_natns.model import Network, StaticRoute, Subnet, Upstream
+from libvirt_natns.model import AddressRange, Network, Outside, StaticRoute, Subnet, Upstream
 from libvirt_natns.plan import Surroundings, describe, make, path_mtu, transit
 from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"
-ADDRESS = IPv4Address("192.168.0.100")
+OUTSIDE = Outside(IPv4Address("192.168.0.100"))
 NETWORK = Network(
     uuid=UUID, name="a", bridge="virbr10", subnets=(Subnet(IPv4Interface("10.0.0.1/24")),)
 )
@@ -23,6 +30,14 @@ PROVIDER = Upstream(
     subnet=IPv4Network("192.168.0.0/24"),
     gateway=IPv4Address("192.168.0.1"),
 )
+PROVIDER6 = replace(
+    PROVIDER,
+    subnet6=IPv6Network("2001:db8:77::/64"),
+    gateway6=IPv6Address("2001:db8:77::1"),
+    pool6=(AddressRange(IPv6Address("2001:db8:77::100"), IPv6Address("2001:db8:77::1ff")),),
+)
+OUTSIDE6 = replace(OUTSIDE, address6=IPv6Address("2001:db8:77::100"))
+DUAL_NETWORK = replace(NETWORK, subnets=(*NETWORK.subnets, Subnet(IPv6Interface("fd00:1::1/64"))))
 DAEMON = Daemon(UUID, "nat-a", "virbr10", None)
 AROUND = Surroundings(private_mtu=1500, upstream_mtu=1400, backend="nftables", dnsmasq=None)
 
@@ -62,6 +77,39 @@ route default via 192.168.0.1 on upstream in nat-a
 announce 192.168.0.100 to the neighbours on upstream
 """
 
+DUAL = """\
+namespace nat-a
+patch natin-910a6529e (natns-private-a) to virbr10 in nat-a, MTU 1500
+patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400
+patch natin-910a6529e on bridge virbr10
+patch natup-910a6529e on bridge br0
+firewall of nat-a: {rules} rules, nftables
+no address 10.0.0.1/24 on virbr10 in the host
+no address fd00:1::1/64 on virbr10 in the host
+address 10.0.0.1/24, fd00:1::1/64 on virbr10 in nat-a
+address 192.168.0.100/24, 2001:db8:77::100/64 on upstream in nat-a
+link lo up in nat-a
+link virbr10 up in nat-a
+link upstream up in nat-a
+route default via 192.168.0.1 on upstream in nat-a
+route default via 2001:db8:77::1 on upstream in nat-a
+answer for no neighbour on virbr10 in nat-a
+no ndppd on upstream in nat-a
+announce 192.168.0.100 to the neighbours on upstream
+announce 2001:db8:77::100 to the neighbours on upstream
+"""
+
+PROXIED = """\
+address 10.0.0.1/24, 2001:db8:77::2/64 on virbr10 in nat-a
+address 192.168.0.100/24, 2001:db8:77::100/128 on upstream in nat-a
+route default via 192.168.0.1 on upstream in nat-a
+route 2001:db8:77::1 on upstream in nat-a
+route 2001:db8:77::53 on upstream in nat-a
+route default via 2001:db8:77::1 on upstream in nat-a
+answer for 2001:db8:77::1, 2001:db8:77::53 on virbr10 in nat-a
+ndppd on upstream in nat-a for 2001:db8:77::/64 behind virbr10
+"""
+
 TRANSIT = """\
 transit bridge natns-host (natns-transit-host)
 address 198.19.252.1/22 on natns-host in the host
@@ -92,9 +140,11 @@ def rules(operations: plan.Plan) -> int:
 
 
 def test_stock_network() -> None:
-    made = make(NETWORK, PROVIDER, ADDRESS, AROUND)
+    made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
     assert words(made) == STOCK.format(rules=rules(made))
-    assert of(made, plan.Settings) == [plan.Settings("nat-a", plan.SYSCTLS)]
+    assert of(made, plan.Settings) == [
+        plan.Settings("nat-a", plan.SYSCTLS + plan.SYSCTLS_WITHOUT_IPV6)
+    ]
     assert rules(made) > 0
 
 
@@ -104,37 +154,37 @@ def test_several_subnets_and_routes() -> None:
         subnets=(*NETWORK.subnets, Subnet(IPv4Interface("10.1.0.1/24"))),
         routes=(StaticRoute(IPv4Network("10.9.0.0/24"), IPv4Address("10.0.0.9")),),
     )
-    made = make(network, PROVIDER, ADDRESS, AROUND)
+    made = make(network, PROVIDER, OUTSIDE, AROUND)
     assert words(made) == MORE.format(rules=rules(made))
 
 
 def test_nothing_is_taken_from_a_bridge_that_has_no_address() -> None:
-    made = make(replace(NETWORK, taken_over=False), PROVIDER, ADDRESS, AROUND)
+    made = make(replace(NETWORK, taken_over=False), PROVIDER, OUTSIDE, AROUND)
     assert not of(made, plan.Withdrawal)
     assert "address 10.0.0.1/24 on virbr10 in nat-a" in describe(made)
 
 
 def test_upstream_without_a_gateway() -> None:
-    made = make(NETWORK, replace(PROVIDER, gateway=None), ADDRESS, AROUND)
+    made = make(NETWORK, replace(PROVIDER, gateway=None), OUTSIDE, AROUND)
     assert not of(made, plan.Route)
 
 
 def test_dnsmasq_comes_last() -> None:
-    made = make(NETWORK, PROVIDER, ADDRESS, replace(AROUND, dnsmasq=DAEMON))
+    made = make(NETWORK, PROVIDER, OUTSIDE, replace(AROUND, dnsmasq=DAEMON))
     assert made[-1] == plan.Dnsmasq(DAEMON)
 
 
 def test_no_packet_passes_unfiltered() -> None:
     """Not one link is up before the firewall is loaded; forwarding is the first sysctl,
     since writing it resets others."""
-    made = make(NETWORK, PROVIDER, ADDRESS, AROUND)
+    made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
     kinds = [type(operation) for operation in made]
     assert kinds.index(plan.Firewall) < kinds.index(plan.LinkUp)
     assert plan.SYSCTLS[0] == ("net/ipv4/ip_forward", "1")
 
 
 def test_host_ends_and_namespace_ends_differ() -> None:
-    patches = of(make(NETWORK, PROVIDER, ADDRESS, AROUND), plan.Patch)
+    patches = of(make(NETWORK, PROVIDER, OUTSIDE, AROUND), plan.Patch)
     macs = {
         mac for each in patches if isinstance(each, plan.Patch) for mac in (each.mac, each.port_mac)
     }
@@ -142,7 +192,7 @@ def test_host_ends_and_namespace_ends_differ() -> None:
 
 
 def test_the_announced_mac_is_the_links() -> None:
-    made = make(NETWORK, PROVIDER, ADDRESS, AROUND)
+    made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
     (announcement,) = of(made, plan.Announcement)
     patches = {each.link: each.mac for each in made if isinstance(each, plan.Patch)}
     assert isinstance(announcement, plan.Announcement)
@@ -158,6 +208,126 @@ def test_transit_of_an_upstream_of_kind_host() -> None:
         gateway=IPv4Address("198.19.252.1"),
     )
     assert describe(transit(upstream, ["eth0", "wlan0"])) == TRANSIT
+
+
+# -- IPv6 ----------------------------------------------------------------------
+
+
+def set_on(made: plan.Plan, link: str) -> dict[str, str]:
+    """The settings of IPv6 of a link of the namespace."""
+    prefix = f"net/ipv6/conf/{link}/"
+    return {
+        key.removeprefix(prefix): value
+        for each in made
+        if isinstance(each, plan.Settings)
+        for key, value in each.values
+        if key.startswith(prefix)
+    }
+
+
+def lines(made: plan.Plan, *beginnings: str) -> str:
+    return "".join(
+        f"{line}\n" for line in describe(made).splitlines() if line.startswith(beginnings)
+    )
+
+
+def test_dual_stack() -> None:
+    made = make(DUAL_NETWORK, PROVIDER6, OUTSIDE6, AROUND)
+    assert words(made) == DUAL.format(rules=rules(made))
+    settings = of(made, plan.Settings)
+    assert settings[0] == plan.Settings("nat-a", plan.SYSCTLS + plan.SYSCTLS_WITH_IPV6)
+    assert made.index(settings[1]) < min(made.index(each) for each in of(made, plan.LinkUp))
+    for link in ("virbr10", "upstream"):
+        found = set_on(made, link)
+        assert found.items() >= {
+            "accept_ra": "0", "autoconf": "0", "accept_redirects": "0", "accept_dad": "0",
+            "disable_ipv6": "0",
+        }.items()  # fmt: skip
+
+
+def test_ipv6_alone() -> None:
+    network = replace(NETWORK, subnets=DUAL_NETWORK.subnets[1:])
+    upstream = replace(PROVIDER6, subnet=None, gateway=None)
+    made = make(network, upstream, Outside(address6=OUTSIDE6.address6), AROUND)
+    assert "192.168" not in describe(made)
+    assert "route default via 2001:db8:77::1 on upstream in nat-a" in describe(made)
+
+
+def test_ipv6_of_a_network_whose_upstream_has_none() -> None:
+    made = make(DUAL_NETWORK, PROVIDER, OUTSIDE, AROUND)
+    assert set_on(made, "upstream")["disable_ipv6"] == "1"
+    assert set_on(made, "virbr10")["disable_ipv6"] == "0"
+    assert lines(made, "route", "announce") == (
+        "route default via 192.168.0.1 on upstream in nat-a\n"
+        "announce 192.168.0.100 to the neighbours on upstream\n"
+    )
+
+
+def test_no_way_out_by_a_family_in_which_there_is_no_address() -> None:
+    made = make(DUAL_NETWORK, PROVIDER6, Outside(address6=OUTSIDE6.address6), AROUND)
+    assert "via 192.168.0.1" not in describe(made)
+
+
+def test_a_router_that_advertises_itself() -> None:
+    made = make(DUAL_NETWORK, replace(PROVIDER6, gateway6=None), OUTSIDE6, AROUND)
+    assert set_on(made, "upstream").items() >= dict(plan.ADVERTISED).items()
+    assert set_on(made, "virbr10")["accept_ra"] == "0"
+    assert "route default via 2001" not in describe(made)
+
+
+@pytest.mark.parametrize(
+    ("gateway", "direct"), [("2001:db8:77::1", "route 2001:db8:77::1 on"), ("fe80::1", "")]
+)
+def test_a_routed_prefix_needs_no_address(gateway: str, direct: str) -> None:
+    """The router is a neighbour all the same."""
+    upstream = replace(PROVIDER6, gateway6=IPv6Address(gateway))
+    made = make(DUAL_NETWORK, upstream, Outside(routed=(IPv6Network("fd00:1::/64"),)), AROUND)
+    route = f"route default via {gateway} on upstream in nat-a\n"
+    before = f"{direct} upstream in nat-a\n" if direct else ""
+    assert lines(made, "route") == before + route
+    assert set_on(made, "upstream")["disable_ipv6"] == "0"
+
+
+def test_guests_in_the_providers_prefix() -> None:
+    upstream = replace(PROVIDER6, dns=(IPv6Address("2001:db8:77::53"), IPv6Address("2001:db8::53")))
+    network = replace(
+        NETWORK, subnets=(*NETWORK.subnets, Subnet(IPv6Interface("2001:db8:77::2/64")))
+    )
+    outside = replace(OUTSIDE6, proxied=(IPv6Network("2001:db8:77::/64"),))
+    made = make(network, upstream, outside, AROUND)
+    assert lines(made, "address", "route", "answer", "ndppd") == PROXIED
+    assert set_on(made, "virbr10")["proxy_ndp"] == "1"
+    (proxy,) = of(made, plan.NeighbourProxy)
+    assert isinstance(proxy, plan.NeighbourProxy)
+    for known in ("::1", "::53", "::100", "::1ff"):
+        address = IPv6Address("2001:db8:77" + known)
+        assert not any(address in part for part in proxy.daemon.answered)
+    assert any(IPv6Address("2001:db8:77::200") in part for part in proxy.daemon.answered)
+
+
+def test_guests_in_a_part_of_the_providers_prefix() -> None:
+    """It is the more specific: the rest of the subnet is on the upstream's link."""
+    part = IPv6Network("2001:db8:77:0:1::/80")
+    network = replace(NETWORK, subnets=(Subnet(IPv6Interface("2001:db8:77:0:1::1/80")),))
+    made = make(network, PROVIDER6, replace(OUTSIDE6, address=None, proxied=(part,)), AROUND)
+    assert "address 2001:db8:77::100/64 on upstream" in describe(made)
+    assert set_on(made, "virbr10")["proxy_ndp"] == "0"
+    assert lines(made, "route") == "route default via 2001:db8:77::1 on upstream in nat-a\n"
+
+
+def test_transit_in_both_families() -> None:
+    upstream = Upstream(
+        name="host",
+        kind="host",
+        bridge="natns-host",
+        subnet=IPv4Network("198.19.252.0/22"),
+        gateway=IPv4Address("198.19.252.1"),
+        subnet6=IPv6Network("fd12:3456:789a::/64"),
+        gateway6=IPv6Address("fd12:3456:789a::1"),
+    )
+    made = describe(transit(upstream, ["eth0"]))
+    assert "address 198.19.252.1/22, fd12:3456:789a::1/64 on natns-host in the host\n" in made
+    assert "sysctl net/ipv6/conf/natns-host/accept_ra = 0 in the host\n" in made
 
 
 @pytest.mark.parametrize(

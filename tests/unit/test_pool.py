@@ -277,7 +277,7 @@ def test_wanted_address_is_refused(
     start(store, segment, "holder")
     with pytest.raises(LeaseError, match=f"network a: the wanted address {wanted}.*{problem}"):
         start(store, segment, "a", wanted)
-    assert store.lease("provider", "uuid-a") is None
+    assert store.leases("provider", "uuid-a").address is None
 
 
 def test_wanted_address_of_a_network_at_rest(store: Store, segment: Segment) -> None:

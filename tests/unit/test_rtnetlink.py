@@ -10,6 +10,10 @@ import pytest
 
 from libvirt_natns import rtnetlink
 
+IF_INET6 = Path("/proc/net/if_inet6")
+IPV6_ROUTE = Path("/proc/net/ipv6_route")
+RTF_CACHE = 0x01000000
+
 
 @pytest.fixture
 def session() -> rtnetlink.Session:
@@ -30,6 +34,19 @@ def test_the_loopback_interface(session: rtnetlink.Session) -> None:
         assert loopback in session.addresses()
 
 
+def test_addresses_of_ipv6_as_the_kernel_shows_them_to_all(session: rtnetlink.Session) -> None:
+    shown = set()
+    for line in IF_INET6.read_text().splitlines() if IF_INET6.exists() else []:
+        address, index, length, *_ = line.split()
+        shown.add((int(index, 16), bytes.fromhex(address), int(length, 16)))
+    found = {
+        (each.link, each.interface.packed, each.interface.network.prefixlen)
+        for each in session.addresses()
+        if each.interface.version == 6
+    }
+    assert found == shown
+
+
 @pytest.mark.parametrize("name", ["", "no-such-link", "longer than fifteen characters"])
 def test_links_that_are_not_there(name: str, session: rtnetlink.Session) -> None:
     assert session.link(name) is None
@@ -48,10 +65,34 @@ def test_routes_as_the_kernel_shows_them_to_all(session: rtnetlink.Session) -> N
             route.destination.prefixlen,
             (route.gateway or ip_address("0.0.0.0")).packed,
         )
-        for route in session.routes()
+        for route in session.routes(4)
         if route.table == 254 and route.link is not None
     }
     assert found == shown
+
+
+def test_routes_of_ipv6_as_the_kernel_shows_them_to_all(session: rtnetlink.Session) -> None:
+    shown = set()
+    for line in IPV6_ROUTE.read_text().splitlines() if IPV6_ROUTE.exists() else []:
+        destination, length, _, _, gateway, metric, _, _, flags, link = line.split()
+        there = bytes.fromhex(destination), int(length, 16)
+        # What is led nowhere is led to lo here, and what the kernel notes of a path is left out.
+        if link != "lo" and not int(flags, 16) & RTF_CACHE:
+            shown.add((link, *there, bytes.fromhex(gateway), int(metric, 16)))
+    found = {
+        (
+            socket.if_indextoname(route.link),
+            route.destination.network_address.packed,
+            route.destination.prefixlen,
+            (route.gateway or ip_address("::")).packed,
+            route.priority or 0,
+        )
+        for route in session.routes(6)
+        if route.link is not None and socket.if_indextoname(route.link) != "lo"
+    }
+    assert found == shown
+    both = session.routes()
+    assert both == [*session.routes(4), *session.routes(6)]
 
 
 def test_an_answer_to_an_earlier_question_is_passed_over(session: rtnetlink.Session) -> None:

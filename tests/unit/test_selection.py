@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which networks are handled, and which can never work."""
 
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 
 import pytest
 
@@ -28,6 +28,7 @@ from libvirt_natns.selection import (
 )
 
 SUBNET = Subnet(IPv4Interface("10.0.0.1/24"))
+SIX = Subnet(IPv6Interface("fd00:10::1/64"))
 NETWORK = Network(
     uuid="c7308e5b-a296-4b40-a0cb-069d4253d364", name="a", bridge="virbr10", subnets=(SUBNET,)
 )
@@ -58,7 +59,8 @@ ANNOTATED = Config(scope="annotated")
         ),
         (replace(NETWORK, nat=NatMetadata(enabled=False)), Config(), False, "enabled='no'"),
         (replace(NETWORK, nat=NatMetadata(enabled=False)), ANNOTATED, False, "enabled='no'"),
-        (replace(NETWORK, subnets=()), Config(), False, "has no IPv4 address"),
+        (replace(NETWORK, subnets=()), Config(), False, "has no address"),
+        (replace(NETWORK, subnets=(SIX,)), Config(), True, "isolated"),
         (replace(NETWORK, bridge=None), Config(), False, "has no bridge"),
     ],
 )

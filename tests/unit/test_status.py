@@ -75,7 +75,7 @@ def test_json_keeps_its_keys() -> None:
     assert shown["missed"] == [{"network": "b", "difference": "z"}]
     assert list(shown["networks"][0]) == [
         "network", "uuid", "state", "namespace", "bridge", "subnets", "upstream", "address",
-        "leases", "health", "differences", "forwards",
+        "leases", "health", "differences", "forwards", "address6", "prefix",
     ]  # fmt: skip
 
 
@@ -95,14 +95,14 @@ def test_leases_that_have_not_expired_count(
 
 
 def router(name: str, upstream: str = "provider") -> Router:
-    return Router(name, "virbr10", f"nat-{name}", ("10.0.0.1/24",), "192.168.0.100", upstream)
+    return Router(name, "virbr10", f"nat-{name}", ("10.0.0.1/24",), ("192.168.0.100",), upstream)
 
 
 UPSTREAMS = {"provider": ("br0", "upstream provider"), "wan": ("br1", "upstream wan")}
 
 
 def test_picture() -> None:
-    two_gateways = Router("b", "virbr11", "nat-b", ("10.0.0.1/24", "10.1.0.1/24"), "x", "provider")
+    two_gateways = Router("b", "virbr11", "nat-b", ("10.0.0.1/24", "10.1.0.1/24"), ("x",), "provider")
     assert (
         diagram.draw(Picture((router("a"), two_gateways), UPSTREAMS))
         == """\

@@ -141,7 +141,10 @@ WHEN EXISTS (
     AND claimed = NEW.claimed
     AND first <= NEW.last AND last >= NEW.first
 ) BEGIN SELECT RAISE(ABORT, 'claimed'); END;
-DROP TABLE reservation; DROP TABLE chosen_port;
+DROP TABLE reservation; DROP TABLE chosen_port; DROP TABLE lease; DROP TABLE transit6;
+CREATE TABLE lease (upstream TEXT NOT NULL, segment TEXT NOT NULL, address INTEGER NOT NULL,
+    network TEXT NOT NULL, used INTEGER NOT NULL,
+    PRIMARY KEY (segment, address), UNIQUE (upstream, network));
 CREATE TABLE chosen_port (owner TEXT NOT NULL, network TEXT NOT NULL, proto TEXT NOT NULL,
     target_port INTEGER NOT NULL, port INTEGER NOT NULL,
     PRIMARY KEY (owner, network, proto, target_port));
@@ -175,7 +178,7 @@ def test_database_of_the_earlier_format_keeps_all_it_has(tmp_path: Path) -> None
         )
     Store(fresh).close()
     store = Store(old)
-    assert store.lease("provider", "uuid-a") == IPv4Address(77)
+    assert store.leases("provider", "uuid-a").address == IPv4Address(77)
     assert store.transit("host") == IPv4Network("198.19.252.0/22")
     registry = Registry(store)
     assert registry.reservations("a") == {"m1": IPv4Address(5), "m2": IPv4Address(6)}
@@ -262,7 +265,7 @@ def test_failed_transaction_changes_nothing(store: Store) -> None:
 
     with pytest.raises(ConflictError):
         fail_halfway()
-    assert store.lease("provider", "uuid-a") is None
+    assert store.leases("provider", "uuid-a").address is None
     assert [found.state for found in store.networks()] == ["up"]
 
 
@@ -375,7 +378,7 @@ def test_an_address_has_one_holder(store: Store) -> None:
     store.put(record("b"))
     assert lease(store, "a", FIRST)
     assert not lease(store, "b", FIRST)
-    assert store.lease("provider", "uuid-b") is None
+    assert store.leases("provider", "uuid-b").address is None
     holder = store.holder(SEGMENT, FIRST)
     assert holder is not None
     assert holder.name == "a"
@@ -386,7 +389,7 @@ def test_a_network_has_one_address(store: Store) -> None:
     store.put(record("a"))
     assert lease(store, "a", FIRST)
     assert lease(store, "a", SECOND)
-    assert store.lease("provider", "uuid-a") == SECOND
+    assert store.leases("provider", "uuid-a").address == SECOND
     assert store.leased(SEGMENT) == {int(SECOND)}
 
 
@@ -404,14 +407,14 @@ def test_only_resting_networks_lose_their_address(store: Store) -> None:
         lease(store, name, address)
     for name in ("c", "a"):
         store.set_state(f"uuid-{name}", "down")
-    assert store.reclaimable(SEGMENT) == [THIRD, FIRST]
+    assert store.reclaimable(SEGMENT, "ipv4") == [int(THIRD), int(FIRST)]
     # Used once more, the first one to have stopped is the last one to lose it.
     store.set_state("uuid-c", "up")
     store.set_state("uuid-c", "down")
-    assert store.reclaimable(SEGMENT) == [FIRST, THIRD]
+    assert store.reclaimable(SEGMENT, "ipv4") == [int(FIRST), int(THIRD)]
     store.put(record("d"))
     assert lease(store, "d", FIRST)
-    assert store.lease("provider", "uuid-a") is None
+    assert store.leases("provider", "uuid-a").address is None
 
 
 def test_after_a_reboot_those_that_ran_lose_theirs_last(
@@ -421,20 +424,20 @@ def test_after_a_reboot_those_that_ran_lose_theirs_last(
         store.put(record(name))
         lease(store, name, address)
     store.set_state("uuid-b", "down")
-    assert store.reclaimable(SEGMENT) == [SECOND]
+    assert store.reclaimable(SEGMENT, "ipv4") == [int(SECOND)]
     reboot()
-    assert store.reclaimable(SEGMENT) == [SECOND, FIRST]
-    assert store.lease("provider", "uuid-a") == FIRST
+    assert store.reclaimable(SEGMENT, "ipv4") == [int(SECOND), int(FIRST)]
+    assert store.leases("provider", "uuid-a").address == FIRST
     assert store.holder(SEGMENT, FIRST) is None
 
 
 def test_lease_of_an_upstream_that_a_network_has_left(store: Store) -> None:
     store.put(record("a"))
     lease(store, "a", FIRST)
-    assert store.reclaimable(SEGMENT) == []
+    assert store.reclaimable(SEGMENT, "ipv4") == []
     store.put(record("a", upstream="other"))
-    assert store.reclaimable(SEGMENT) == [FIRST]
-    assert store.lease("provider", "uuid-a") == FIRST
+    assert store.reclaimable(SEGMENT, "ipv4") == [int(FIRST)]
+    assert store.leases("provider", "uuid-a").address == FIRST
 
 
 def test_what_guests_keep_goes_with_their_network(store: Store) -> None:
@@ -468,8 +471,8 @@ def test_replaced_lease_is_given_back(store: Store) -> None:
     assert store.reserve("provider", SEGMENT, "guest/m1", FIRST + 20)
     assert store.reserve("provider", SEGMENT, "late", FIRST)
     store.restore_leases(before)
-    assert store.lease("provider", "guest/m1") == FIRST + 20
-    assert store.lease("provider", "late") == FIRST
+    assert store.leases("provider", "guest/m1").address == FIRST + 20
+    assert store.leases("provider", "late").address == FIRST
 
 
 def test_address_of_a_guest_whose_lease_is_being_changed(store: Store) -> None:
@@ -490,8 +493,8 @@ def test_address_of_a_guest_whose_lease_is_being_changed(store: Store) -> None:
 def test_release(store: Store) -> None:
     store.put(record("a"))
     lease(store, "a", FIRST)
-    store.release("provider", "uuid-a")
-    assert store.lease("provider", "uuid-a") is None
+    store.release("provider", "uuid-a", "ipv4")
+    assert store.leases("provider", "uuid-a").address is None
     assert store.leased(SEGMENT) == set()
 
 
@@ -512,7 +515,7 @@ def test_transit_is_replaced_with_its_leases(store: Store) -> None:
     store.put(record("a", upstream="host", state="down"))
     store.reserve("host", "natns-host", "uuid-a", IPv4Address("198.19.252.2"))
     assert store.choose_transit("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[1]
-    assert store.lease("host", "uuid-a") is None
+    assert store.leases("host", "uuid-a").address is None
 
 
 def test_transit_that_has_come_into_use_stays(store: Store, reboot: Callable[[], None]) -> None:

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The neighbour discovery proxy of a network (ndppd): its process and its configuration.
+
+Guests whose addresses are in the provider's own prefix are asked for on the provider's
+link.  ndppd hears the question, asks it again on the guests' side, and answers
+only when somebody there does: so guests that choose their addresses themselves are
+found, and an address that nobody has is not answered for.
+
+Stations that are known to be outside are cut out of its prefixes, or a guest could claim
+the provider's router.  ndppd's sockets belong to links, not to names: its
+configuration bears their indexes, so that a link that was made again shows.
+
+Known limits of ndppd 0.2.5: it does not answer the question by which another
+station finds out whether an address is free (RFC 4862), and goes on answering
+for up to half a minute for a guest that has gone.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from ipaddress import IPv6Address, IPv6Network, summarize_address_range
+from pathlib import Path
+
+from libvirt_natns import names, netns, processes
+from libvirt_natns.addresses import by_family
+from libvirt_natns.errors import ProxyError
+from libvirt_natns.locks import make_directory
+from libvirt_natns.model import AddressRange
+from libvirt_natns.records import dataclass
+
+BARE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+START_LIMIT = 10.0
+STOP_LIMIT = 3.0
+POLL = 0.002
+
+WAIT = 500
+"""Milliseconds for which a guest may take its time to answer."""
+
+KEPT = 30000
+"""Milliseconds for which an answer is good for more questions."""
+
+SOCKET = re.compile(r"socket:\[(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """One ndppd: it answers on ``link`` for stations behind ``inner``.
+
+    ``namespace`` None is the host.  ``prefixes`` are answered for but for ``without``; with no
+    prefix at all, none must run.
+    """
+
+    uuid: str
+    namespace: str | None
+    link: str
+    inner: str
+    prefixes: tuple[IPv6Network, ...]
+    without: tuple[AddressRange, ...] = ()
+
+    def describe(self) -> str:
+        where = f"on {self.link} in {self.namespace or 'the host'}"
+        if not self.prefixes:
+            return f"no ndppd {where}"
+        return f"ndppd {where} for {', '.join(map(str, self.prefixes))} behind {self.inner}"
+
+    @property
+    def in_host(self) -> bool:
+        return self.namespace is None
+
+    def file(self, suffix: str) -> Path:
+        """Its configuration ("conf"), or where its process id is noted ("pid")."""
+        return _file(self.uuid, suffix, in_host=self.in_host)
+
+    @property
+    def answered(self) -> tuple[IPv6Network, ...]:
+        """The prefixes without what is known to be elsewhere."""
+        return tuple(part for prefix in self.prefixes for part in _parts(prefix, self.without))
+
+
+def _parts(prefix: IPv6Network, without: Iterable[AddressRange]) -> Iterator[IPv6Network]:
+    start, end = int(prefix.network_address), int(prefix.broadcast_address)
+    for span in sorted(without, key=lambda span: by_family(span.first)):
+        if span.first.version == 6 and int(span.first) <= end and int(span.last) >= start:
+            yield from _between(start, int(span.first) - 1)
+            start = int(span.last) + 1
+    yield from _between(start, end)
+
+
+def _between(first: int, last: int) -> Iterator[IPv6Network]:
+    if first <= last:
+        yield from summarize_address_range(IPv6Address(first), IPv6Address(last))
+
+
+def configuration(proxy: Proxy, indexes: tuple[int, int]) -> str:
+    """What ndppd reads; ``indexes`` are those of ``link`` and ``inner``."""
+    rules = "".join(
+        f"    rule {part} {{\n        iface {proxy.inner}\n    }}\n" for part in proxy.answered
+    )
+    return (
+        f"# {proxy.link} is link {indexes[0]}, {proxy.inner} is link {indexes[1]}\n"
+        f"proxy {proxy.link} {{\n"
+        # Of the guests none is a router to those outside.
+        f"    router no\n    timeout {WAIT}\n    ttl {KEPT}\n{rules}}}\n"
+    )
+
+
+# -- process -----------------------------------------------------------------
+
+
+def program() -> str:
+    """Where ndppd is.  Raises ProxyError where it is not installed."""
+    found = shutil.which("ndppd", path=os.environ.get("PATH", "") + ":" + BARE_PATH)
+    if not found:
+        raise ProxyError(
+            "ndppd is not installed, which answers for guests in a provider's own IPv6 prefix",
+            "install the package ndppd",
+        )
+    return found
+
+
+def _file(uuid: str, suffix: str, *, in_host: bool) -> Path:
+    """A file of the ndppd that a network has in its namespace, or in the host."""
+    return names.network_directory(uuid) / f"ndppd{'-host' if in_host else ''}.{suffix}"
+
+
+def differences(proxy: Proxy, indexes: tuple[int, int]) -> list[str]:
+    """What is wrong with a network's ndppd, in words; nothing where all is well."""
+    where = proxy.namespace or "the host"
+    alive = running(proxy.uuid, proxy.namespace) is not None
+    if not proxy.prefixes:
+        return [f"ndppd in {where} runs for no reason"] if alive else []
+    if not alive:
+        return [f"ndppd on {proxy.link} in {where} is not running"]
+    if _read(proxy.file("conf")) != configuration(proxy, indexes):
+        return [f"ndppd on {proxy.link} in {where} runs with an outdated configuration"]
+    return []
+
+
+def running(uuid: str, namespace: str | None) -> int | None:
+    """The process id of a network's ndppd in its namespace, or in the host, if it runs."""
+    pid = _known(uuid, in_host=namespace is None)
+    return pid if pid is not None and _lives_in(pid, namespace) else None
+
+
+def is_wanted(uuid: str, namespace: str | None) -> bool:
+    """Whether a network was given an ndppd there that has not been stopped since."""
+    return _file(uuid, "conf", in_host=namespace is None).exists()
+
+
+def _known(uuid: str, *, in_host: bool) -> int | None:
+    """The process that the pid file names, if it is that ndppd."""
+    pid = processes.read_pid(_file(uuid, "pid", in_host=in_host))
+    word = str(_file(uuid, "conf", in_host=in_host))
+    return pid if pid is not None and word in processes.command(pid) else None
+
+
+def _lives_in(pid: int, namespace: str | None) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino == netns.inode(namespace)
+    return False
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def ensure(proxy: Proxy, indexes: tuple[int, int]) -> None:
+    """Have a network's ndppd run as it should; it reads its configuration only once.
+
+    Raises ProxyError where it cannot.
+    """
+    if not differences(proxy, indexes):
+        return
+    _stop(proxy.uuid, in_host=proxy.in_host)
+    if proxy.prefixes:
+        file = proxy.file("conf")
+        make_directory(file.parent)
+        file.write_text(configuration(proxy, indexes))
+        _start(proxy)
+
+
+def _start(proxy: Proxy) -> None:
+    where = f"on {proxy.link} in {proxy.namespace or 'the host'}"
+    command = [program(), "-d"]
+    for option, suffix in (("-c", "conf"), ("-p", "pid")):
+        command += [option, str(proxy.file(suffix))]
+    try:
+        with netns.entered(proxy.namespace):
+            status = subprocess.run(
+                command,
+                env={"PATH": BARE_PATH},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+                timeout=START_LIMIT,
+                check=False,
+            ).returncode
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ProxyError(f"cannot start ndppd {where}", str(error)) from error
+    if status or not _await_sockets(proxy):
+        raise ProxyError(f"ndppd does not start {where}", "see what it says in the system's log")
+
+
+def _await_sockets(proxy: Proxy) -> bool:
+    """Wait until ndppd listens: it goes into the background before it opens anything."""
+    deadline = time.monotonic() + START_LIMIT
+    while time.monotonic() < deadline:
+        pid = _known(proxy.uuid, in_host=proxy.in_host)
+        if pid is not None and _listens(pid):
+            return True
+        time.sleep(POLL)
+    return False
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a packet socket."""
+    try:
+        lines = Path(f"/proc/{pid}/net/packet").read_text().splitlines()[1:]
+        opened = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return False
+    own = {found[1] for each in opened if (found := SOCKET.fullmatch(each))}
+    return any(line.split()[-1] in own for line in lines)
+
+
+def stop(uuid: str) -> None:
+    """End a network's ndppd, in its namespace and in the host; missing is success.
+
+    Raises ProxyError where one does not end.
+    """
+    for in_host in (False, True):
+        _stop(uuid, in_host=in_host)
+
+
+def _stop(uuid: str, *, in_host: bool) -> None:
+    file = _file(uuid, "conf", in_host=in_host)
+    pid = _known(uuid, in_host=in_host)
+    descriptor = processes.opened(pid, str(file)) if pid is not None else None
+    if descriptor is not None:
+        try:
+            if not processes.end(descriptor, STOP_LIMIT):
+                raise ProxyError(f"ndppd with {file} does not end", "end it by hand")
+        finally:
+            os.close(descriptor)
+    for suffix in ("pid", "conf"):
+        _file(uuid, suffix, in_host=in_host).unlink(missing_ok=True)

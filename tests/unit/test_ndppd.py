@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What ndppd is told, and whom it is taken for; that it answers, system tests see."""
+
+import subprocess
+from collections.abc import Iterator
+from ipaddress import IPv6Address, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import names, ndppd
+from libvirt_natns.errors import ProxyError
+from libvirt_natns.model import AddressRange
+from libvirt_natns.records import replace
+
+UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"
+SUBNET = IPv6Network("2001:db8:77::/64")
+PROXY = ndppd.Proxy(UUID, None, "upstream", "virbr10", (SUBNET,))
+
+CONFIGURATION = """\
+# upstream is link 3, virbr10 is link 2
+proxy upstream {
+    router no
+    timeout 500
+    ttl 30000
+    rule 2001:db8:77::/64 {
+        iface virbr10
+    }
+}
+"""
+
+
+def span(first: str, last: str = "") -> AddressRange:
+    return AddressRange(IPv6Address(first), IPv6Address(last or first))
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    made = names.network_directory(UUID)
+    made.mkdir(parents=True)
+    return made
+
+
+def test_configuration() -> None:
+    assert ndppd.configuration(PROXY, (3, 2)) == CONFIGURATION
+    assert ndppd.configuration(PROXY, (5, 2)) != CONFIGURATION
+
+
+@pytest.mark.parametrize(
+    ("without", "outside", "inside"),
+    [
+        ([span("2001:db8:77::1")], ["::1"], ["::", "::2", ":0:ffff:ffff:ffff:ffff"]),
+        # They overlap, and touch both ends.
+        (
+            [span("2001:db8:77::", "2001:db8:77::1ff"), span("2001:db8:77::100"),
+             span("2001:db8:77::f000", "2001:db8:77:ffff::")],
+            ["::", "::1ff", "::f000", ":0:ffff:ffff:ffff:ffff"],
+            ["::200", "::efff"],
+        ),
+        ([span("2001:db8:78::1"), span("fe80::1")], [], ["::", ":0:ffff:ffff:ffff:ffff"]),
+        ([span("::", "ffff::")], ["::", "::1"], []),
+    ],
+)  # fmt: skip
+def test_what_is_known_to_be_elsewhere(
+    without: list[AddressRange], outside: list[str], inside: list[str]
+) -> None:
+    parts = replace(PROXY, without=tuple(without)).answered
+    for texts, answered in ((outside, False), (inside, True)):
+        for text in texts:
+            address = IPv6Address(f"2001:db8:77{text}")
+            assert any(address in part for part in parts) == answered, text
+    assert all(part.subnet_of(SUBNET) for part in parts)
+
+
+@pytest.fixture
+def somebody(directory: Path) -> Iterator[int]:
+    """A process that another one's pid file names."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        (directory / "ndppd-host.pid").write_text(f"{process.pid}\n")
+        yield process.pid
+        assert process.poll() is None
+        process.kill()
+
+
+def test_a_process_that_is_none_of_ours(somebody: int) -> None:
+    """Its number was ndppd's once.  It is not stopped, either."""
+    assert ndppd.running(UUID, None) is None
+    assert ndppd.differences(PROXY, (3, 2)) == ["ndppd on upstream in the host is not running"]
+    ndppd.stop(UUID)
+    assert ndppd.running(UUID, None) is None
+
+
+def test_files_that_are_no_pid_files(directory: Path) -> None:
+    for content in (b"", b"none", b"0", b"\xff", b"1"):
+        (directory / "ndppd-host.pid").write_bytes(content)
+        assert ndppd.running(UUID, None) is None
+
+
+def test_nothing_is_wrong_where_none_is_wanted() -> None:
+    assert ndppd.differences(replace(PROXY, prefixes=()), (3, 2)) == []
+    assert not ndppd.is_wanted(UUID, None)
+    ndppd.stop(UUID)
+
+
+def test_a_program_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(ndppd, "BARE_PATH", "/nowhere")
+    with pytest.raises(ProxyError, match="install the package ndppd"):
+        ndppd.ensure(PROXY, (3, 2))

@@ -267,7 +267,7 @@ class Engine:
 
     def _check(self, network: Network, upstream: Upstream) -> None:
         """Refuse what could not come up, as far as that can be seen now."""
-        self.planner.backend()
+        self.planner.backend(ipv6=any(each.network.version == 6 for each in network.subnets))
         if network.needs_dnsmasq:
             dnsmasq.program()
         selection.check_addresses(network, upstream)

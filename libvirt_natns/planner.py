@@ -140,9 +140,9 @@ class Planner:
         """Whether libvirt's own dnsmasq has lost all that it served."""
         return network.taken_over and network.has_dnsmasq
 
-    def backend(self) -> str:
+    def backend(self, *, ipv6: bool = False) -> str:
         """The name of the firewall backend.  Raises FirewallError where it cannot work."""
-        return firewall.choose(self.config.firewall).name
+        return firewall.choose(self.config.firewall, ipv6=ipv6).name
 
     def _daemon(
         self, network: Network, upstream: Upstream, outside: Outside, mtu: int | None

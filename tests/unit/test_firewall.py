@@ -448,10 +448,10 @@ def test_missing_parts_come_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(FirewallError, match="install nftables"):
         firewall.choose("nftables")
     monkeypatch.setattr(iptables, "library_found", lambda: False)
-    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda _: True)
+    monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     with pytest.raises(FirewallError, match="install python3-iptables"):
         firewall.choose("auto")
-    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda _: False)
+    monkeypatch.setattr(iptables, "kernel_has", lambda _: False)
     with pytest.raises(FirewallError, match="no legacy iptables"):
         firewall.choose("iptables")
 

@@ -426,6 +426,7 @@ def test_bridged_frames_of_ipv6() -> None:
 def test_each_family_has_its_own_chains_in_legacy_iptables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     held: dict[int, frozenset[str]] = {4: frozenset(), 6: frozenset({"filter"})}
     monkeypatch.setattr(iptables, "in_use", lambda _, family=4: held[family])
     wanted = host_iptables._wanted(host.rules(HOST_POLICY), host.accepts(HOST_POLICY))
@@ -439,6 +440,11 @@ def test_each_family_has_its_own_chains_in_legacy_iptables(
     ]
     (dnat,) = tables[6, "nat"]["NATNS-DNAT"]
     assert dnat["target"] == ("DNAT", {"to-destination": "fd00:20::2"})
+    # A kernel without ip6_tables has networks of IPv4.
+    monkeypatch.setattr(iptables, "kernel_has", lambda family: family == 4)
+    wanted = host_iptables._wanted(host.rules(HOST_POLICY), host.accepts(HOST_POLICY))
+    assert {table["family"] for table in host_iptables.tables(wanted)} == {4}
+    monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     # With nftables, only what others drop in legacy tables is a matter of these.
     wanted = host_iptables._wanted((), host.accepts(HOST_POLICY))
     assert {table["family"] for table in host_iptables.tables(wanted)} == {6}

@@ -126,7 +126,8 @@ def carry_out(
             _HOW[type(operation)][1](call, operation)
             kernel.forget()
             # That a new namespace has nothing in it goes without saying.
-            repaired += different if not whole else []
+            if not whole and not isinstance(operation, p.Announcement):
+                repaired += different
             whole = whole or isinstance(operation, p.Namespace)
     return repaired
 
@@ -273,6 +274,16 @@ def _ensure_port(call: Call, operation: p.Port) -> None:
     call.kernel.attach(operation.port, operation.bridge)
     if operation.hairpin:
         call.kernel.set_hairpin(operation.port)
+
+
+def _multicast_differs(kernel: Kernel, operation: p.AllMulticast) -> list[str]:
+    if kernel.gets_all_multicast(operation.port):
+        return []
+    return [f"patch {operation.port} does not get all multicast"]
+
+
+def _ensure_multicast(call: Call, operation: p.AllMulticast) -> None:
+    call.kernel.set_all_multicast(operation.port)
 
 
 def _link_differs(kernel: Kernel, operation: p.LinkUp) -> list[str]:
@@ -573,6 +584,7 @@ _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
     p.Patch: (_patch_differs, _ensure_patch),
     p.Macvlan: (_macvlan_differs, _ensure_macvlan),
     p.Port: (_port_differs, _ensure_port),
+    p.AllMulticast: (_multicast_differs, _ensure_multicast),
     p.Firewall: (_firewall_differs, _ensure_firewall),
     p.Withdrawal: (_withdrawal_differs, _ensure_withdrawal),
     p.Addresses: (_addresses_differ, _ensure_addresses),

@@ -27,6 +27,7 @@ from libvirt_natns.addresses import Address, Family, Interface, IPNetwork, by_fa
 from libvirt_natns.errors import KernelError
 from libvirt_natns.netlink import IPRoute, NetlinkError
 from libvirt_natns.rtnetlink import (
+    MULTICAST_ROUTER_ALWAYS,
     NTF_PROXY,
     InterruptedDumpError,
     Link,
@@ -492,6 +493,21 @@ class Kernel:
             lambda: self._socket(None).brport("set", index=index, mode=1),
         )
 
+    def gets_all_multicast(self, port: str) -> bool:
+        """Whether a bridge sends all multicast to a port, also what nobody there asked for."""
+        link = self.link(None, port)
+        return link is not None and link.all_multicast
+
+    def set_all_multicast(self, port: str) -> None:
+        """Have a bridge that watches who asks for which multicast not do so for a port."""
+        index = self._index(None, port)
+        self._ask(
+            f"all multicast for {port}",
+            lambda: self._socket(None).brport(
+                "set", index=index, multicast_router=MULTICAST_ROUTER_ALWAYS
+            ),
+        )
+
     def create_bridge(self, name: str, altname: str, mac: str) -> None:
         """Make a bridge in the host, without spanning tree, and set it up."""
         self._ask(
@@ -537,6 +553,16 @@ class Kernel:
     def host_addresses(self) -> set[Address]:
         """All addresses of the host itself."""
         return {address.interface.ip for address in self._addresses(None)}
+
+    def host_link_in(self, subnet: IPNetwork) -> str | None:
+        """The name of the host's first link with an address in a subnet."""
+        found = [each.link for each in self._addresses(None) if each.interface.ip in subnet]
+        return next((each.name for each in self._links() if each.index in found), None)
+
+    def host_gateways(self, family: Family) -> set[Address]:
+        """The routers of the host's default routes in a family."""
+        routes = (each for each in self._routes(None, family) if each.destination.prefixlen == 0)
+        return {route.gateway for route in routes if route.gateway is not None}
 
     def foreign_addresses(
         self, namespace: str | None, link: str, wanted: Iterable[Interface]

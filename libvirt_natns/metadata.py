@@ -194,7 +194,7 @@ def _own_subnets(nat: Element, others: tuple[Subnet, ...]) -> tuple[Subnet, ...]
 def _own_subnet(element: Element) -> Subnet:
     own = subnet(element, NS)
     network = own.network
-    if not 1 <= network.prefixlen <= (30 if network.version == 4 else IPV6_PREFIXES[-1]):
+    if network.version == 4 and not 1 <= network.prefixlen <= 30:
         raise value_error(element, "netmask", "one from 128.0.0.0 to 255.255.255.252")
     if not _is_host_in(own.gateway, network) or _is_special(own.gateway):
         raise value_error(element, "address", f"a host's address in {network}")

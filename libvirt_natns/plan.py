@@ -131,6 +131,16 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class AllMulticast:
+    """A port that its bridge sends all multicast to, also what nobody there asked for."""
+
+    port: str
+
+    def describe(self) -> str:
+        return f"all multicast to patch {self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Firewall:
     """The whole rule set of a namespace."""
 
@@ -333,6 +343,7 @@ Operation = (
     | Patch
     | Macvlan
     | Port
+    | AllMulticast
     | Firewall
     | Withdrawal
     | Addresses
@@ -607,6 +618,9 @@ def _neighbours(network: Network, upstream: Upstream, outside: Outside) -> Itera
     """What answers for guests to the upstream, and for the upstream's stations to them."""
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
+    if outside.proxied:
+        # Guests' addresses are asked for in groups that nobody on this side joins.
+        yield AllMulticast(names.upstream_patch(network.uuid))
     yield ProxiedNeighbours(namespace, inner, tuple(_answered(network, upstream, outside)))
     own = (outside.address6, *_stations(upstream, outside), upstream.gateway6)
     yield NeighbourProxy(

@@ -40,6 +40,8 @@ SKIP_STATISTICS = 8
 IFLA_INFO_KIND = 1
 IFLA_INFO_SLAVE_DATA = 5
 IFLA_BRPORT_MODE = 4
+IFLA_BRPORT_MULTICAST_ROUTER = 25
+MULTICAST_ROUTER_ALWAYS = 2
 
 IFA_ADDRESS = 1
 IFA_LOCAL = 2
@@ -75,7 +77,8 @@ class InterruptedDumpError(Exception):
 class Link:
     """A link: the indexes of its bridge and of its peer, if any; ``mtu`` in octets.
 
-    ``hairpin``: it is a bridge's port that may send back what came in by it.
+    ``hairpin``: it is a bridge's port that may send back what came in by it;
+    ``all_multicast``: one that gets all multicast, whether it asked for it or not.
     """
 
     index: int
@@ -88,6 +91,7 @@ class Link:
     master: int | None
     peer: int | None
     hairpin: bool
+    all_multicast: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +271,7 @@ def _link(body: bytes) -> Link:
         master=_number(found, IFLA_MASTER),
         peer=_number(found, IFLA_LINK),
         hairpin=bool(_number(slave, IFLA_BRPORT_MODE)),
+        all_multicast=_number(slave, IFLA_BRPORT_MULTICAST_ROUTER) == MULTICAST_ROUTER_ALWAYS,
     )
 
 

@@ -46,8 +46,8 @@ class Backend(Protocol):
         """Raise FirewallError with a remedy where the backend cannot work with that family."""
 
 
-def choose(choice: FirewallChoice) -> Backend:
-    """The backend for a configured choice, ready to work.
+def choose(choice: FirewallChoice, *, ipv6: bool = False) -> Backend:
+    """The backend for a configured choice, ready to work, with ``ipv6`` in both families.
 
     "auto" takes nftables wherever the program nft is, else iptables.  Costs one
     question to nft's library (0.1 ms) or some look-ups of files.  Raises FirewallError, with a
@@ -57,6 +57,8 @@ def choose(choice: FirewallChoice) -> Backend:
         choice = "nftables" if nftables.program() else "iptables"
     backend = named(choice)
     backend.require()
+    if ipv6:
+        backend.require(6)
     return backend
 
 

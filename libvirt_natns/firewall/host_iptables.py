@@ -87,6 +87,9 @@ def _wanted(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Wanted:
     mine, theirs = iptables.families(own), iptables.families(accepts)
     wanted = {}
     for family in FAMILIES:
+        # A transit bridge has its IPv6 from before; no network can use it there.
+        if family == 6 and 6 in (*mine, *theirs) and not iptables.kernel_has(6):
+            continue
         # Looking into a table would create it, so one that is not in use is left alone.
         foreign = family in theirs and (
             (own and family in mine) or "filter" in iptables.in_use(None, family)

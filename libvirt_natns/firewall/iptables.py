@@ -350,7 +350,7 @@ def used(namespace: str | None) -> list[Family]:
 
 def require(family: Family = 4) -> None:
     """Raise FirewallError, with a remedy, where this backend cannot work with that family."""
-    if not _kernel_has_legacy(family):
+    if not kernel_has(family):
         what = "iptables" if family == 4 else "ip6tables"
         raise FirewallError(
             f"this kernel has no legacy {what} ({MODULES[family]})",
@@ -369,7 +369,8 @@ def library_found() -> bool:
     return importlib.util.find_spec("iptc") is not None or bool(call(None, "find"))
 
 
-def _kernel_has_legacy(family: Family) -> bool:
+def kernel_has(family: Family) -> bool:
+    """Whether the kernel has legacy tables of that family, or a module with them."""
     if TABLE_NAMES[family].exists():
         return True
     # Not loaded yet; python-iptables loads it.

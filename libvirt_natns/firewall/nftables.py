@@ -155,6 +155,14 @@ UNTRACKED = Map("untracked", "ifname", "", "iifname @untracked notrack", chain="
 """Bridges whose frames stay out of conntrack."""
 
 
+def _opened(rule: Rule) -> Map:
+    """The guests' own addresses and ports that are let in to, between two interfaces."""
+    link = f'iifname "{rule.iif}" oifname "{rule.oif}" ct state new'
+    key = "ipv6_addr . inet_proto . inet_service"
+    lookup = f"{link} ip6 daddr . meta l4proto . th dport @opened accept"
+    return Map("opened", key, "", lookup, interval=True, chain="forward")
+
+
 def looked_up(rules: Iterable[Rule]) -> tuple[dict[Map, list[str]], list[Rule]]:
     """The elements of each map that has some, and the rules that are in none."""
     elements: dict[Map, list[str]] = {kind: [] for kind in (*MAPS.values(), UNTRACKED)}
@@ -164,7 +172,7 @@ def looked_up(rules: Iterable[Rule]) -> tuple[dict[Map, list[str]], list[Rule]]:
         if kind is None:
             rest.append(rule)
         else:
-            elements[kind] += _elements(rule, kind)
+            elements.setdefault(kind, []).extend(_elements(rule, kind))
     return {kind: members for kind, members in elements.items() if members}, rest
 
 
@@ -204,6 +212,8 @@ def _map_of(rule: Rule) -> Map | None:
         return None
     if rule.action == "notrack":
         return UNTRACKED
+    if rule.action == "accept":
+        return _opened(rule)
     if rule.to and (rule.local or len(rule.destinations) == 1):
         return MAPS[rule.to.version, rule.local, rule.width > 1 and rule.to_ports is None]
     return None
@@ -216,6 +226,9 @@ def _elements(rule: Rule, kind: Map) -> Iterator[str]:
     key = f"{rule.protocol} . "
     if not rule.local:
         key = f"{_network(rule.destinations[0])} . {key}"
+    if not kind.data and rule.span:
+        yield f"{key}{'-'.join(map(str, dict.fromkeys(rule.span)))}"
+        return
     if kind.interval and rule.span:
         yield f"{key}{rule.span[0]}-{rule.span[1]} : {rule.to}"
         return

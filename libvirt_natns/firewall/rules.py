@@ -81,6 +81,8 @@ IcmpType = Literal[
 ]
 """Types of either ICMP, in nft's words."""
 
+ICMP: dict[Transport | None, Family] = {"icmp": 4, "icmpv6": 6}
+
 LINK_LOCAL = IPv6Network("fe80::/10")
 MULTICAST = IPv6Network("ff02::/16")
 """Groups of one link, as routers and neighbours are asked by."""
@@ -169,13 +171,13 @@ class Rule:
 
     @property
     def _families(self) -> set[Family]:
-        found: set[Family] = {each.version for each in (*self.sources, *self.destinations)}
-        if self.to:
+        found: set[Family] = {self.only} if self.only else set()
+        for each in (*self.sources, *self.destinations):
+            found.add(each.version)
+        if self.to is not None:
             found.add(self.to.version)
-        if self.only:
-            found.add(self.only)
-        if self.protocol in ("icmp", "icmpv6"):
-            found.add(4 if self.protocol == "icmp" else 6)
+        if self.protocol in ICMP:
+            found.add(ICMP[self.protocol])
         return found
 
     @property
@@ -253,8 +255,11 @@ class Policy:
         # An empty match would not be "nobody", but "everybody".
         if not (self.inner and self.upstream and self.subnets and self.gateways):
             raise FirewallError("a namespace without interfaces or subnets has no firewall policy")
+        addresses = self.addresses
         for forward in self.forwards:
-            _check_forward(self, forward)
+            if forward.address not in addresses and not _lets_in(self, forward):
+                raise FirewallError(f"no port of {forward.address} can be published here")
+            _check_families(forward)
         for forward, rival in pairwise(sorted(self.forwards, key=by_port)):
             listener = (forward.address, forward.proto)
             if listener == (rival.address, rival.proto) and rival.first <= forward.last:
@@ -276,18 +281,17 @@ def by_port(forward: Forward) -> tuple[int, int, str, int]:
     return *by_family(forward.address), forward.proto, forward.first
 
 
-def _check_forward(policy: Policy, forward: Forward) -> None:
-    if forward.address not in policy.addresses and not _lets_in(policy, forward):
-        raise FirewallError(f"no port of {forward.address} can be published here")
+def _check_families(forward: Forward) -> None:
     family = forward.address.version
-    if any(each.version != family for each in (forward.target, *forward.sources)):
+    if forward.target.version != family or any(each.version != family for each in forward.sources):
         raise FirewallError(f"{forward.address} and what it forwards to are of two families")
 
 
 def _lets_in(policy: Policy, forward: Forward) -> bool:
     """Whether a forward publishes a guest's own address, untranslated."""
     return (
-        forward.address == forward.target
+        bool(policy.public)
+        and forward.address == forward.target
         and (forward.first, forward.last) == (forward.to, forward.to_last)
         and any(forward.address in subnet for subnet in policy.public)
     )
@@ -382,8 +386,11 @@ def limited(sources: tuple[IPNetwork, ...]) -> tuple[IPNetwork, ...]:
 
 def _translating(policy: Policy) -> list[Forward]:
     # In an order that does not depend on who asked first.
-    found = (each for each in policy.forwards if not _lets_in(policy, each))
-    return sorted(found, key=by_port)
+    return sorted(_translated(policy), key=by_port)
+
+
+def _translated(policy: Policy) -> Iterator[Forward]:
+    return (each for each in policy.forwards if not _lets_in(policy, each))
 
 
 def _published(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
@@ -627,7 +634,7 @@ def _let_out(policy: Policy, half: Half) -> Iterator[Rule]:
 
 def _let_in(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
     # Hairpins pass as what they then are: packets between private subnets.
-    if _translating(policy) or policy.statics:
+    if policy.statics or any(True for _ in _translated(policy)):
         yield Rule(
             chain="forward",
             iif=policy.upstream,
@@ -637,9 +644,9 @@ def _let_in(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
             action="accept",
             comment="published",
         )
-    for forward in sorted(policy.forwards, key=by_port):
-        if _lets_in(policy, forward):
-            yield _opened(policy, forward)
+    opened = [each for each in policy.forwards if _lets_in(policy, each)]
+    for forward in sorted(opened, key=by_port):
+        yield _opened(policy, forward)
     for half in halves:
         if half.public:
             yield Rule(
@@ -723,7 +730,7 @@ def _dhcp(half: Half) -> Rule:
     return Rule(
         chain="input",
         iif=half.policy.inner,
-        only=half.only,
+        only=half.only if half.family == 4 else None,
         sources=() if half.family == 4 else (LINK_LOCAL, *half.subnets),
         protocol="udp",
         ports=(67,) if half.family == 4 else (547,),

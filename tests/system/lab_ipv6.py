@@ -109,6 +109,7 @@ def static6(node: Node, address: str, gateway: str | None = None) -> None:
 
 def slaac(guest: FastGuest, prefix: str) -> str:
     """Have a guest make itself an address from what its router advertises."""
+    guest.run("sysctl", "-qw", f"net.ipv6.conf.{INTERFACE}.accept_ra=1")
     settle(guest)
 
     def own() -> str:

@@ -148,8 +148,10 @@ class Capture:
             while True:
                 data, address = self.socket.recvfrom(65535)
                 if address[1] == ETHERTYPE and not self._among_neighbours(data):
-                    ends = (socket.inet_ntop(socket.AF_INET6, data[at : at + 16]) for at in (8, 24))
-                    found.append(Packet(*ends, data[6], data[40:]))
+                    source, target = (
+                        socket.inet_ntop(socket.AF_INET6, data[at : at + 16]) for at in (8, 24)
+                    )
+                    found.append(Packet(source, target, data[6], data[40:]))
         except TimeoutError:
             return found
 

@@ -140,6 +140,48 @@ def test_a_routed_prefix_both_ways_at_once(world: World) -> None:
     assert world.router.ping(GUEST)
 
 
+def test_private_prefixes_leave_by_the_upstream_address(world: World) -> None:
+    """In both families, and nothing leads back to the guest's own address."""
+    private = IPv6Interface("fd00:1::1/64")
+    world.up(
+        replace(OUTSIDE, routed=()),
+        network=replace(NETWORK, subnets=(NETWORK.subnets[0], Subnet(private))),
+    )
+    static(world.guest, "fd00:1::5/64", str(private.ip))
+    world.guest.add_address("10.0.0.5/24")
+    world.guest.add_route("default", "10.0.0.1")
+    with world.router.sniff(f"ip6 host {OWN} and icmp6 and ip6[40]==128") as seen:
+        assert world.guest.ping(str(ROUTER))
+        assert world.guest.ping("192.168.0.1")
+        wait_for(lambda: seen.lines(), what="the translated packet")
+
+
+def test_what_the_host_has(world: World) -> None:
+    """What the kernel makes for every link and address does not count."""
+    address, prefix = IPv6Address("2001:db8:5::1"), IPv6Network("2001:db8:5::/64")
+    far, gateway = IPv6Network("2001:db8:6::/64"), IPv6Address("2001:db8:5::9")
+    kernel = world.kernel
+    run("sysctl", "-qw", f"net.ipv6.conf.{BRIDGE}.disable_ipv6=0")
+    try:
+        kernel.add_address(None, BRIDGE, IPv6Interface((address, 64)))
+        kernel.add_route(None, far, gateway, BRIDGE)
+        assert kernel.has_route(None, far, gateway, BRIDGE)
+        assert {address, ROUTED.ip, IPv4Address("10.0.0.1")} <= kernel.host_addresses()
+        assert {prefix, far, ROUTED.network} <= kernel.host_routes()
+        assert not {prefix, far} & kernel.host_routes(without=[BRIDGE])
+        assert not [to for to in kernel.host_routes() if to.is_link_local or to.is_multicast]
+        assert kernel.routed_links(6) == {BRIDGE, PRIVATE}
+        assert kernel.routed_links() == {PRIVATE}
+        kernel.set_route(None, far, None, PRIVATE)
+        assert kernel.has_route(None, far, None, PRIVATE)
+        kernel.remove_route(None, far, PRIVATE)
+        kernel.remove_route(None, far, PRIVATE)
+        assert far not in kernel.host_routes()
+        assert kernel.foreign_addresses(None, BRIDGE, []) == {IPv6Interface((address, 64))}
+    finally:
+        run("sysctl", "-qw", f"net.ipv6.conf.{BRIDGE}.disable_ipv6=1")
+
+
 def test_neighbours_are_told_and_found(world: World) -> None:
     """Who has known the address by another MAC believes the newcomer."""
     run("ip", "-n", "router", "neighbour", "replace", str(OWN), "lladdr", "02:00:00:00:00:99",
@@ -276,6 +318,29 @@ def test_guests_in_the_providers_own_prefix(world: World) -> None:
     world.carry_out(made)
     assert executor.differences(world.kernel, made) == []
     assert world.router.ping(PROXIED_GUEST)
+
+
+def test_a_bridge_that_sends_multicast_only_where_it_was_asked_for(world: World) -> None:
+    """Guests' groups are joined on the guests' side alone; the provider's bridge snoops."""
+    made = world.up(PROXY_OUTSIDE, network=PROXY)
+    static(world.guest, f"{PROXIED_GUEST}/64", str(PROXIED.ip))
+    # Who asks for queries must have an address; then it takes a tenth of a second.
+    for key, value in (("accept_dad", "0"), ("disable_ipv6", "0")):
+        run("sysctl", "-qw", f"net.ipv6.conf.{BRIDGE}.{key}={value}")
+    run("ip", "link", "set", BRIDGE, "type", "bridge", "mcast_query_response_interval", "10",
+        "mcast_snooping", "1", "mcast_querier", "1")  # fmt: skip
+    port = names.upstream_patch(UUID)
+
+    def found() -> bool:
+        world.router.run("ip", "neighbour", "flush", "dev", "eth0")
+        return world.router.ping(PROXIED_GUEST)
+
+    assert found()
+    run("bridge", "link", "set", "dev", port, "mcast_router", "1")
+    wait_for(lambda: not found(), timeout=30, what="the bridge to hold it back")
+    assert executor.differences(world.kernel, made) == [f"patch {port} does not get all multicast"]
+    world.carry_out(made)
+    assert found()
 
 
 def test_a_proxy_that_is_not_wanted_any_more_ends(world: World) -> None:

@@ -193,6 +193,18 @@ def test_leases_by_chance_by_mac_and_by_duid() -> None:
             assert f" {address} " in shown
 
 
+def test_leases_outlive_the_dnsmasq_that_gave_them() -> None:
+    network = started(network_xml(RANGE.format("")))
+    with router(network), guest() as asks:
+        first = leased6(asks)
+        files = make(network, dnsmasq.read_libvirts("a"), Resolvers(), 1400)
+        dnsmasq.ensure(Daemon(network.uuid, "router", BRIDGE, files))
+        again = leased6(asks)
+        for known in ("new_ip6_address", "new_dhcp6_server_id"):
+            assert again[known] == first[known]
+        assert virsh("net-dhcp-leases", "a").stdout.count(" ipv6 ") == 1
+
+
 def test_natns_ip_knows_a_guest_by_its_mac() -> None:
     xml = re.sub(r"  <ip.*</ip>", NATNS, network_xml(), flags=re.DOTALL)
     with router(started(xml)) as node, guest() as asks:

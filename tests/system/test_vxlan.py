@@ -26,8 +26,8 @@ from lab import (
     wait_for,
     write_config,
 )
+from lab_documents import Step, squeezed
 from test_mtu import TCP_HEADERS, mss, mtu_of, transfers
-from test_tutorial import Step, squeezed
 
 PAGE = CHECKOUT / "docs" / "how-to" / "two-hosts-vxlan.md"
 HOOK = Path("/etc/libvirt/hooks/network.d/10-vxlan-span")

@@ -33,7 +33,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nobody = os.fspath(tmp_path / "service.sock")
     monkeypatch.setattr(client, "SOCKET", nobody)
     monkeypatch.setattr(client.ask, "__defaults__", (b"", nobody))
-    monkeypatch.setattr(firewall, "choose", lambda _: nftables)
+    monkeypatch.setattr(firewall, "choose", lambda *_, **__: nftables)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(connection, "connected", unreachable)
     for name, answer in (("link", None), ("mtu", None), ("host_addresses", set())):

@@ -14,6 +14,7 @@ from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.model import (
     NatMetadata,
     Network,
+    Outside,
     StaticRoute,
     Subnet,
     Upstream,

@@ -18,6 +18,7 @@ from libvirt_natns.errors import (
     KernelError,
 )
 from libvirt_natns.executor import Undo
+from libvirt_natns.records import replace
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"
@@ -208,8 +209,10 @@ def test_neighbours_are_told_only_when_something_was_done(monkeypatch: pytest.Mo
     assert carry_out(kernel, UP, ANNOUNCEMENT) == []
     assert not announced
     kernel.up = False
-    carry_out(kernel, UP, ANNOUNCEMENT)
-    assert announced
+    second = replace(ANNOUNCEMENT, address=ANNOUNCEMENT.address + 1)
+    # Telling so is no repair of its own.
+    assert carry_out(kernel, UP, ANNOUNCEMENT, second) == ["link is down"]
+    assert len(announced) == 2
 
 
 def test_differences_go_on_after_an_error_but_not_into_a_missing_namespace() -> None:

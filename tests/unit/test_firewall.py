@@ -19,12 +19,14 @@ from libvirt_natns.records import replace
 
 GUEST = IPv4Address("10.0.0.5")
 
+ADDRESS = IPv4Address("192.168.0.100")
+
 POLICY = Policy(
     inner="virbr10",
     upstream="upstream",
     subnets=(IPv4Network("10.0.0.0/24"), IPv4Network("10.9.0.0/16")),
     gateways=(IPv4Address("10.0.0.1"),),
-    address=IPv4Address("192.168.0.100"),
+    address=ADDRESS,
 )
 
 NFTABLES = """\
@@ -113,7 +115,7 @@ def forward(proto: Protocol, ports: tuple[int, int], to: tuple[int, int], *sourc
     """Ports of the policy's address, to 10.0.0.5."""
     limits = tuple(map(IPv4Network, sources))
     own = "uuid", "guest web", "net"
-    return Forward(*own, proto, POLICY.address, *ports, GUEST, *to, limits)
+    return Forward(*own, proto, ADDRESS, *ports, GUEST, *to, limits)
 
 
 def static(address: str, target: str, *ports: PortSet) -> StaticNat:
@@ -446,10 +448,10 @@ def test_missing_parts_come_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(FirewallError, match="install nftables"):
         firewall.choose("nftables")
     monkeypatch.setattr(iptables, "library_found", lambda: False)
-    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda _: True)
+    monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     with pytest.raises(FirewallError, match="install python3-iptables"):
         firewall.choose("auto")
-    monkeypatch.setattr(iptables, "_kernel_has_legacy", lambda _: False)
+    monkeypatch.setattr(iptables, "kernel_has", lambda _: False)
     with pytest.raises(FirewallError, match="no legacy iptables"):
         firewall.choose("iptables")
 

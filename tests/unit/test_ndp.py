@@ -27,7 +27,7 @@ def summed(frame: bytes) -> int:
     """What a receiver computes of a frame's addresses, length and message: 0xFFFF if right."""
     message = frame[54:]
     data = frame[22:54] + struct.pack("!II", len(message), 58) + message
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

@@ -315,6 +315,7 @@ def test_guests_in_the_providers_prefix() -> None:
     outside = replace(OUTSIDE6, proxied=(IPv6Network("2001:db8:77::/64"),))
     made = make(network, upstream, outside, AROUND)
     assert lines(made, "address", "route", "answer", "ndppd") == PROXIED
+    assert of(made, plan.AllMulticast) == [plan.AllMulticast(names.upstream_patch(UUID))]
     assert set_on(made, "virbr10")["proxy_ndp"] == "1"
     (proxy,) = of(made, plan.NeighbourProxy)
     assert isinstance(proxy, plan.NeighbourProxy)

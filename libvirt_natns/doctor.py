@@ -21,13 +21,22 @@ from libvirt_natns import (
     host,
     install,
     names,
+    ndppd,
     netns,
     reconcile,
     selection,
     service_status,
+    transit,
 )
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import ConfigError, InstallError, LibvirtError, NatnsError, UpstreamError
+from libvirt_natns.errors import (
+    ConfigError,
+    FirewallError,
+    InstallError,
+    LibvirtError,
+    NatnsError,
+    UpstreamError,
+)
 from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config
@@ -92,6 +101,7 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
         ("namespaces and links", _links),
         ("firewall", lambda: _firewall(settings)),
         ("upstream", lambda: _upstream(settings)),
+        ("IPv6", lambda: _ipv6(settings)),
         ("state database", _store),
         ("hooks", _hooks),
         ("service", service_status.examine),
@@ -189,6 +199,30 @@ def _upstream(settings: Config) -> str:
                 f"make one, or mend {names.CONFIG_FILE}",
             )
     return f"{upstream.name}, by bridge {bridge}"
+
+
+def _ipv6(settings: Config) -> str:
+    """What the default upstream needs for IPv6, where it has any."""
+    upstream = settings.upstreams[settings.upstream]
+    own = upstream.subnet6 or upstream.prefixes6
+    if not own and upstream.kind != "host":
+        return f"upstream {upstream.name} has none"
+    with Kernel() as kernel:
+        if upstream.kind == "host" and not transit.has_ipv6(kernel):
+            return "the host has none, nor have networks"
+    try:
+        firewall.choose(settings.firewall, ipv6=True)
+    except FirewallError as error:
+        if own:
+            raise
+        # Nobody has asked for any yet.
+        return f"networks cannot have any: {error}"
+    if upstream.subnet6 is not None:
+        ndppd.program()
+    ways = ["NAT66"] if upstream.pool6 or upstream.kind == "host" else []
+    ways += ["routed prefixes"] if upstream.prefixes6 else []
+    ways += ["parts of the upstream's subnet, by ndppd"] if upstream.subnet6 else []
+    return ", ".join(ways)
 
 
 def _store() -> str:

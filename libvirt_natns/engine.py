@@ -267,10 +267,13 @@ class Engine:
 
     def _check(self, network: Network, upstream: Upstream) -> None:
         """Refuse what could not come up, as far as that can be seen now."""
-        self.planner.backend(ipv6=any(each.network.version == 6 for each in network.subnets))
+        self.planner.backend(ipv6=plan.has_ipv6(network))
         if network.needs_dnsmasq:
             dnsmasq.program()
         selection.check_addresses(network, upstream)
+        self.planner.check_proxied(network, upstream)
+        if selection.proxied(network, upstream):
+            ndppd.program()
         families = selection.families(network, upstream)
         selection.check_resolvers(network, upstream, resolvers_of(upstream, families).servers)
         self._check_bridge(network, upstream)

@@ -340,7 +340,8 @@ class Guests:
                     continue
                 conntrack.cut(record.namespace, mine, address or any_address)
                 if record.kind == "host" and address is not None:
-                    conntrack.cut_on_host(mine, address)
+                    translated = [each for each in mine if each.address != each.target]
+                    conntrack.cut_on_host(translated, address)
 
     def _forget(self, uuid: str) -> None:
         self.registry.forget_guest(uuid)

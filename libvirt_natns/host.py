@@ -362,7 +362,7 @@ class Host:
 
 
 def _words(route: plan.Route) -> list[str]:
-    return [str(route.destination), str(route.gateway), route.link]
+    return [str(route.destination), str(route.gateway or ""), route.link]
 
 
 def _stray(needs: Needs, made: Made) -> list[list[str]]:

@@ -458,6 +458,16 @@ class Kernel:
         """All addresses of the host itself."""
         return {address.interface.ip for address in self._addresses(None)}
 
+    def host_link_in(self, subnet: IPNetwork) -> str | None:
+        """The name of the host's first link with an address in a subnet."""
+        found = [each.link for each in self._addresses(None) if each.interface.ip in subnet]
+        return next((each.name for each in self._links() if each.index in found), None)
+
+    def host_gateways(self, family: Family) -> set[Address]:
+        """The routers of the host's default routes in a family."""
+        routes = (each for each in self._routes(None, family) if each.destination.prefixlen == 0)
+        return {route.gateway for route in routes if route.gateway is not None}
+
     def foreign_addresses(
         self, namespace: str | None, link: str, wanted: Iterable[Interface]
     ) -> set[Interface]:

@@ -20,16 +20,27 @@ from libvirt_natns import (
     selection,
     transit,
 )
-from libvirt_natns.addresses import FAMILIES, Address, Family, host_network, on_link
-from libvirt_natns.errors import KernelError
+from libvirt_natns.addresses import (
+    FAMILIES,
+    Address,
+    Family,
+    IPNetwork,
+    by_family,
+    host_network,
+    on_link,
+)
+from libvirt_natns.errors import DocumentError, KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config, Forward, Network, Outside, Subnet, Upstream
+from libvirt_natns.model import AddressRange, Config, Forward, Network, Outside, Subnet, Upstream
+from libvirt_natns.ndppd import Proxy
 from libvirt_natns.plan import (
+    NeighbourProxy,
     Plan,
     Published,
     Route,
     Surroundings,
+    has_ipv6,
     make,
     path_mtu,
     private_port,
@@ -96,7 +107,31 @@ class Planner:
         """
         outside, whole = self.outside(network, upstream), self.completed(network, upstream)
         around = self._surroundings(whole, upstream, outside)
-        return make(whole, upstream, outside, around, self._published(whole, upstream, outside))
+        published = self._published(whole, upstream, outside)
+        made = make(whole, upstream, outside, around, published)
+        return (*made, *self._proxy_in_host(whole, upstream, outside))
+
+    def _proxy_in_host(self, network: Network, upstream: Upstream, outside: Outside) -> Plan:
+        """What answers on the host's own link for guests behind a transit bridge."""
+        if not has_ipv6(network):
+            return ()
+        known: set[Address] = set()
+        link, prefixes = "", outside.proxied if upstream.kind == "host" else ()
+        if prefixes and upstream.host6 is not None:
+            link = self.kernel.host_link_in(upstream.host6) or ""
+            known = self.kernel.host_addresses() | self.kernel.host_gateways(6)
+        if not link:
+            prefixes = ()
+        without = tuple(AddressRange(each, each) for each in sorted(known, key=by_family))
+        daemon = Proxy(network.uuid, None, link, upstream.bridge or "", prefixes, without)
+        # The host and its routers are no guests, although they have addresses like them.
+        namespace, here = names.namespace(network.name), names.UPSTREAM_LINK
+        beyond = (
+            Route(namespace, host_network(each), upstream.gateway6, here)
+            for each in sorted(known, key=by_family)
+            if any(each in prefix for prefix in prefixes)
+        )
+        return (*beyond, NeighbourProxy(daemon))
 
     def plan_ahead(self, network: Network, upstream: Upstream) -> Plan:
         """What of it can be made before libvirt has made the network's bridge."""
@@ -141,7 +176,10 @@ class Planner:
         return network.taken_over and network.has_dnsmasq
 
     def backend(self, *, ipv6: bool = False) -> str:
-        """The name of the firewall backend.  Raises FirewallError where it cannot work."""
+        """The name of the firewall backend.
+
+        Raises FirewallError where it cannot work, with ``ipv6`` in both families.
+        """
         return firewall.choose(self.config.firewall, ipv6=ipv6).name
 
     def _daemon(
@@ -250,15 +288,18 @@ class Planner:
     ) -> host.Needs:
         """What one network needs of the host."""
         needs = host.Needs(private=(Private(user.bridge, user.subnets),))
-        leased, bridge = user.leased, upstream.bridge or ""
+        leased, bridge = _in_use(user, upstream), upstream.bridge or ""
         if upstream.kind == "host" and upstream.subnet is not None:
             found = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
             routes = _routes(bridge, leased.prefix, leased.address6)
+            routes += self._proxied_routes(user, upstream)
             return replace(
                 needs,
                 transits=(upstream,),
                 forwards=tuple(each for each in found if each),
-                public=tuple(Provider(bridge, route.destination) for route in routes),
+                public=tuple(
+                    Provider(bridge, route.destination) for route in routes if route.gateway
+                ),
                 routes=routes,
                 routes6=leased.address6 is not None,
             )
@@ -270,6 +311,40 @@ class Planner:
         provider = [Provider(bridge, each) for each in (*leased.addresses, *statics)]
         provider += [Provider(bridge, route.destination, routed=True) for route in routes]
         return replace(needs, provider=tuple(provider), routes=routes, routes6=bool(routes))
+
+    def _proxied_routes(self, user: User, upstream: Upstream) -> tuple[Route, ...]:
+        """The host's routes to what a network has of its own subnet."""
+        whole, gateway, bridge = upstream.host6, user.leased.address6, upstream.bridge or ""
+        if whole is None or gateway is None:
+            return ()
+        parts: list[IPNetwork] = []
+        for subnet in user.subnets:
+            if isinstance(subnet, IPv6Network) and subnet.subnet_of(whole):
+                # Of the host's own link's route only something longer gets ahead.
+                parts += subnet.subnets() if subnet == whole else [subnet]
+        found = [Route(None, part, gateway, bridge) for part in parts]
+        link = self.kernel.host_link_in(whole) if parts else None
+        for router in self.kernel.host_gateways(6) if link else ():
+            if link and any(router in part for part in parts):
+                found.append(Route(None, host_network(router), None, link))
+        return tuple(found)
+
+    def check_proxied(self, network: Network, upstream: Upstream) -> None:
+        """Refuse a part of the host's own subnet that another network has.
+
+        Raises DocumentError.
+        """
+        mine = selection.proxied(network, upstream) if upstream.kind == "host" else ()
+        for user in self.store.users() if mine else ():
+            theirs = self.config.upstreams.get(user.upstream)
+            if user.uuid == network.uuid or theirs is None or theirs.kind != "host":
+                continue
+            for subnet in mine:
+                if any(subnet.overlaps(other) for other in user.subnets):
+                    raise DocumentError(
+                        f"network {network.name}: another network has a part of {subnet}",
+                        "give each of them a part of its own",
+                    )
 
     def _transit(self, upstream: Upstream) -> Upstream:
         """The upstream as it is known by now: completed, once its subnet is chosen."""
@@ -324,6 +399,17 @@ def _behind_host(forward: Forward, upstream: Upstream, outside: Outside) -> Forw
     if sources and gateway is not None:
         sources = (*sources, host_network(gateway))
     return replace(forward, address=address, sources=sources)
+
+
+def _in_use(user: User, upstream: Upstream) -> Leased:
+    """What a network leases and still has a use for."""
+    leased = user.leased
+    if not any(subnet.version == 6 for subnet in user.subnets):
+        return Leased(leased.address)
+    prefix = leased.prefix
+    if prefix is not None and not any(prefix.subnet_of(each) for each in upstream.prefixes6):
+        return replace(leased, prefix=None)
+    return leased
 
 
 def _routes(

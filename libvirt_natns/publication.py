@@ -273,6 +273,12 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Ad
     ]
     for forward in shared:
         listens = forward.address
+        if listens.is_loopback and listens.version == 6:
+            raise DocumentError(
+                f"{forward.owner_name}: <natns:portForward address='{listens}'> cannot be"
+                " published, as the kernel routes it nowhere",
+                "use 127.0.0.1, or another address of the host",
+            )
         if (
             listens not in (forwards.ANY, forwards.ANY6)
             and not listens.is_loopback

@@ -374,7 +374,8 @@ class Registry:
                     f"no DHCP address is left for {mac}", "enlarge the network's <dhcp> range"
                 )
             db.execute(
-                "DELETE FROM reservation WHERE network = ? AND address = ?", (network, stored(address))
+                "DELETE FROM reservation WHERE network = ? AND address = ?",
+                (network, stored(address)),
             )
             db.execute(
                 f"INSERT INTO reservation VALUES (?, ?, ?, ?, ?, {LATEST})",

@@ -24,6 +24,7 @@ from lab_ipv6 import (
     GATEWAY6,
     HOST6,
     INTERNET6,
+    SUBNET6,
     DualProvider,
     dual,
     route_to_host,
@@ -192,6 +193,36 @@ def test_a_proxied_subnet(provider: DualProvider) -> None:
             assert provider.router.ping(address)
             # Nobody answers for an address that no guest has.
             assert not provider.router.ping("2001:db8:77:0:5054:ff:fe00:6")
+            assert natns("check").stdout == ""
+        finally:
+            destroy("web")
+
+
+@pytest.mark.parametrize(
+    ("address6", "prefix"), [("2001:db8:77:0:a::1", 80), ("2001:db8:77::a", 64)]
+)
+def test_a_part_of_the_hosts_own_subnet(provider: DualProvider, address6: str, prefix: int) -> None:
+    """The provider's router finds guests by the host, which answers for them."""
+    write_config(HOST_KIND + f'[upstreams.host]\nsubnet6 = "{SUBNET6}"\n')
+    made = "2001:db8:77:0:5054:ff:fe00:5"
+    guest_address = made if prefix == 64 else "2001:db8:77:0:a::15"
+    publishes = ports("start='22'", more=f"guestAddress='{guest_address}'")
+    network = dual("a", "virbr10", address6=address6, prefix=prefix)
+    with networks(network), FastGuest("virbr10", MAC, "guest") as guest:
+        create(domain("web", nic("a", MAC), publishes=publishes))
+        try:
+            if prefix == 64:
+                assert slaac(guest, "2001:db8:77:") == made
+            else:
+                static6(guest, f"{guest_address}/{prefix}", address6)
+            guest.serve("tcp", 22, address="::")
+            guest.serve("tcp", 23, address="::")
+            # Two proxies ask one after the other, the first time.
+            wait_for(lambda: guest.ping(INTERNET6), what="the first answer")
+            assert asked("guest", "tcp", INTERNET6, ECHO_PORT) == guest_address
+            assert asked("upstream", "tcp", guest_address, 22) == GATEWAY6
+            assert asked("upstream", "tcp", guest_address, 23, timeout=0.3) is None
+            assert asked(None, "tcp", GATEWAY6, ECHO_PORT) == HOST6
             assert natns("check").stdout == ""
         finally:
             destroy("web")

@@ -124,8 +124,10 @@ def carry_out(
                 before(operation)
             _HOW[type(operation)][1](call, operation)
             kernel.forget()
-            # That a new namespace has nothing in it goes without saying.
-            repaired += different if not whole else []
+            # That a new namespace has nothing in it goes without saying, and what has
+            # an address announced again was said before.
+            if not whole and different is not repaired:
+                repaired += different
             whole = whole or isinstance(operation, p.Namespace)
     return repaired
 

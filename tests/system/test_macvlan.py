@@ -195,6 +195,10 @@ def test_refusals(provider: Provider, nic: str, command: Command) -> None:
     run("ip", "link", "set", nic, "down")
     refused(f"interface {nic}", "is down", f"ip link set {nic} up")
     run("ip", "link", "set", nic, "up")
+    run("ip", "tuntap", "add", "tun0", "mode", "tun")
+    write_config(config(provider, "tun0"))
+    refused("interface tun0", "takes no macvlan (Invalid argument)", "name another in")
+    run("ip", "link", "del", "tun0")
     write_config(config(provider, nic, attach="bridge"))
     refused(f"bridge {nic}", "is not a bridge", 'attach = "macvlan"')
     doctor = command("doctor").out

@@ -13,6 +13,7 @@ process asks by the macvlan itself, and meets them.
 """
 
 from libvirt_natns import names
+from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.model import Upstream
 
@@ -61,4 +62,10 @@ def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
             f"cannot lead to the gateway {upstream.gateway}, an address of this host",
             'set attach = "bridge", or name the provider\'s router',
         )
+    try:
+        # Not each kernel has them, and there are links that take none.
+        kernel.try_macvlan(parent)
+    except KernelError as error:
+        why = error.remedy or error.fact
+        return f"takes no macvlan ({why})", f"name another in {names.CONFIG_FILE}, or a bridge"
     return None

@@ -431,18 +431,36 @@ class Kernel:
     def create_macvlan(self, namespace: str, link: str, mac: str, parent: str, mtu: int) -> None:
         """Make a macvlan in a namespace on a link of the host, down, in place of what is there."""
         self.delete_link(link, namespace)
-        index = self._index(None, parent)
         descriptor = os.open(names.namespace_path(namespace), os.O_RDONLY | os.O_CLOEXEC)
-        request = {"ifname": link, "address": mac, "mtu": mtu, "link": index}
         try:
-            self._ask(
-                f"to make a macvlan on {parent}",
-                lambda: self._socket(None).link(
-                    "add", kind="macvlan", macvlan_mode="bridge", net_ns_fd=descriptor, **request
-                ),
-            )
+            self._add_macvlan(descriptor, parent, {"ifname": link, "address": mac, "mtu": mtu})
         finally:
             os.close(descriptor)
+
+    def try_macvlan(self, parent: str) -> None:
+        """Make a macvlan on a link of the host, in a namespace that ends with this call.
+
+        Raises KernelError where the kernel, or that link, has none.
+        """
+        descriptor = netns.make()
+        try:
+            self._add_macvlan(descriptor, parent, {"ifname": names.UPSTREAM_LINK})
+        finally:
+            os.close(descriptor)
+
+    def _add_macvlan(self, namespace: int, parent: str, request: dict[str, Any]) -> None:
+        index = self._index(None, parent)
+        self._ask(
+            f"to make a macvlan on {parent}",
+            lambda: self._socket(None).link(
+                "add",
+                kind="macvlan",
+                macvlan_mode="bridge",
+                net_ns_fd=namespace,
+                link=index,
+                **request,
+            ),
+        )
 
     def master_of(self, name: str) -> Link | None:
         """The link of the host, such as a bridge, that another one belongs to."""

@@ -20,12 +20,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from types import FrameType
 
-from libvirt_natns import __version__, config, connection, hook, reconcile, systemd
+from libvirt_natns import __version__, config, connection, hook, names, reconcile, systemd
 from libvirt_natns.addresses import parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
@@ -212,10 +212,19 @@ class Service:
 
 def _parent(upstream: str) -> str:
     """The link of the host that an upstream is; "" where the configuration does not tell."""
-    with suppress(ConfigError):
-        known = config.load().upstreams.get(upstream)
-        return (known.bridge if known else None) or ""
+    with suppress(OSError):
+        status = names.CONFIG_FILE.stat()
+        return _parents(status.st_ino, status.st_mtime_ns, status.st_size).get(upstream, "")
     return ""
+
+
+@lru_cache(maxsize=1)
+def _parents(*version: int) -> dict[str, str]:
+    """All of them, of a version of the file: reading it takes longer than all else here."""
+    with suppress(ConfigError):
+        upstreams = config.load().upstreams.values()
+        return {upstream.name: upstream.bridge or "" for upstream in upstreams}
+    return {}
 
 
 def _ask_networks() -> reconcile.Active | None:

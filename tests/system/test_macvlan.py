@@ -15,14 +15,13 @@ from lab import (
     Service,
     define_network,
     isolated,
-    natns,
     run,
     start_network,
     virsh,
     wait_for,
     write_config,
 )
-from lab_sides import in_process
+from lab_sides import Command, in_process, networks
 
 from libvirt_natns import names
 
@@ -77,9 +76,15 @@ def is_macvlan(parent: str, namespace: str = "nat-a") -> bool:
     return on_parent and kind["info_data"]["mode"] == "bridge" and "UP" in str(found["flags"])
 
 
-def address_of(name: str) -> str:
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """``virt-natns`` in this process."""
+    return in_process(capsys)
+
+
+def address_of(command: Command, name: str) -> str:
     """The address of a network on the upstream."""
-    listed = json.loads(natns("status", "--json").stdout)["networks"]
+    listed = networks(command)
     return next(str(each["address"]) for each in listed if each["network"] == name)
 
 
@@ -120,7 +125,9 @@ def echoed(asker: FastGuest, address: str) -> str:
 
 
 @pytest.mark.parametrize(("parent", "firewall"), [(NIC, "nftables"), ("br0", "iptables")])
-def test_packets(provider: Provider, nic: str, parent: str, firewall: str) -> None:
+def test_packets(
+    provider: Provider, nic: str, command: Command, parent: str, firewall: str
+) -> None:
     # The pool's first address is another machine's, as a probe by the parent finds out.
     neighbour = provider.neighbour("near", "192.168.0.100/24")
     write_config(config(provider, parent, firewall))
@@ -133,7 +140,7 @@ def test_packets(provider: Provider, nic: str, parent: str, firewall: str) -> No
             bridge = f"virbr1{number}"
             start_network(isolated(name, bridge, hosts=[WEB], metadata=FORWARD))
             guests[name] = cleanup.enter_context(guest_of(bridge, f"guest-{name}"))
-            addresses[name] = address_of(name)
+            addresses[name] = address_of(command, name)
             assert addresses[name] != "192.168.0.100"
             assert is_macvlan(parent, f"nat-{name}")
         assert "natup-" not in run("bridge", "link").stdout
@@ -155,12 +162,12 @@ def test_packets(provider: Provider, nic: str, parent: str, firewall: str) -> No
         # The host itself gets no answer: what it sends goes to the wire only.
         assert answers(parent, "192.168.0.100")
         assert not answers(parent, addresses["a"])
-    assert natns("check").returncode == 0
-    assert f"upstream provider, by macvlan, {provider.subnet}" in natns("diagram").stdout
-    plan = natns("plan", "a").stdout
+    assert command("check").status == 0
+    assert f"upstream provider, by macvlan, {provider.subnet}" in command("diagram").out
+    plan = command("plan", "a").out
     assert f"macvlan upstream on {parent} in nat-a, MTU {LARGE}" in plan
     assert "natup-" not in plan
-    doctor = natns("doctor", check=False).stdout
+    doctor = command("doctor").out
     assert f"upstream: provider, by macvlan on interface {parent}\n" in doctor
     assert "this kernel has network namespaces, bridges, veth and macvlan\n" in doctor
     virsh("net-destroy", "a")
@@ -168,7 +175,7 @@ def test_packets(provider: Provider, nic: str, parent: str, firewall: str) -> No
     assert "promiscuity 0" in run("ip", "-d", "link", "show", parent).stdout
 
 
-def test_refusals(provider: Provider, nic: str) -> None:
+def test_refusals(provider: Provider, nic: str, command: Command) -> None:
     define_network(isolated("a", "virbr10"))
 
     def refused(*words: str) -> None:
@@ -188,9 +195,13 @@ def test_refusals(provider: Provider, nic: str) -> None:
     run("ip", "link", "set", nic, "down")
     refused(f"interface {nic}", "is down", f"ip link set {nic} up")
     run("ip", "link", "set", nic, "up")
+    run("ip", "tuntap", "add", "tun0", "mode", "tun")
+    write_config(config(provider, "tun0"))
+    refused("interface tun0", "takes no macvlan (Invalid argument)", "name another in")
+    run("ip", "link", "del", "tun0")
     write_config(config(provider, nic, attach="bridge"))
     refused(f"bridge {nic}", "is not a bridge", 'attach = "macvlan"')
-    doctor = natns("doctor", check=False).stdout
+    doctor = command("doctor").out
     assert f"broken  upstream: bridge {nic} of upstream provider is not a bridge" in doctor
     assert "this kernel has network namespaces, bridges and veth\n" in doctor
     write_config(
@@ -215,7 +226,7 @@ def filled(bridge: str) -> Iterator[None]:
         run("ip", "link", "del", "group", "77")
 
 
-def test_a_full_bridge(provider: Provider) -> None:
+def test_a_full_bridge(provider: Provider, command: Command) -> None:
     with filled(provider.bridge):
         write_config(provider.config())
         with pytest.raises(CommandError) as error:
@@ -226,17 +237,16 @@ def test_a_full_bridge(provider: Provider) -> None:
         virsh("net-start", "a")
         with FastGuest("virbr10") as guest:
             guest.static("10.0.0.5/24", "10.0.0.1")
-            assert guest.curl(f"http://{provider.gateway}/").startswith(f"{address_of('a')}:")
+            assert guest.curl(f"http://{provider.gateway}/").startswith(
+                f"{address_of(command, 'a')}:"
+            )
         virsh("net-destroy", "a")
 
 
-def test_sync_moves_a_running_network(
-    provider: Provider, nic: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = in_process(capsys)
+def test_sync_moves_a_running_network(provider: Provider, nic: str, command: Command) -> None:
     write_config(provider.config())
     start_network(isolated("a", "virbr10", hosts=[WEB], metadata=FORWARD))
-    own = address_of("a")
+    own = address_of(command, "a")
     with guest_of("virbr10", "guest-a") as guest:
         for attach, parent in (("macvlan", nic), ("macvlan", "br0"), ("bridge", "br0")):
             write_config(config(provider, parent, attach=attach))
@@ -250,10 +260,7 @@ def test_sync_moves_a_running_network(
             assert answer.startswith("192.168.0.1:")
 
 
-def test_service_heals(
-    service: Service, provider: Provider, nic: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = in_process(capsys)
+def test_service_heals(service: Service, provider: Provider, nic: str, command: Command) -> None:
     write_config(config(provider, nic))
     start_network(isolated("a", "virbr10", hosts=[WEB]))
 
@@ -284,4 +291,4 @@ def test_service_heals(
         run("ip", "link", "set", "switch0", "master", provider.bridge, "up")
         run("ip", "link", "set", NIC, "up")
         wait_for(works, timeout=30, what="the macvlan on a new NIC")
-        assert guest.curl(f"http://{provider.gateway}/").startswith(f"{address_of('a')}:")
+        assert guest.curl(f"http://{provider.gateway}/").startswith(f"{address_of(command, 'a')}:")

@@ -256,6 +256,9 @@ class Engine:
                 # Its `start` has made part of it, to be leased an address.
                 undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
         known = self.store.network(network.uuid)
+        if known is not None and known.upstream != upstream.name:
+            # What another upstream's server has leased is nothing here.
+            _end_client(self.kernel, network.uuid, known.namespace)
         if state == "starting" or known is None or _changed(known, network, xml, upstream):
             self._step("record the network")
             self.store.put(_record(network, xml, upstream, state))
@@ -429,6 +432,9 @@ class Engine:
             return []
         network = document.parse_network(record.document)
         upstream = self.planner.upstream(network)
+        if upstream.by_dhcp:
+            # The client asks the neighbours, and declines what they have.
+            return []
         with self._changing("relocate", uuid, record.name) as done:
             if self.store.lease(upstream.name, uuid) != taken:
                 return []

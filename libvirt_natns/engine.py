@@ -395,9 +395,10 @@ class Engine:
         # Nobody would hear the client where the host filters what bridges carry.
         self._adjust_host(network.uuid)
         operations = self.planner.plan_ahead_of_lease(network, upstream)
-        executor.carry_out(self.kernel, operations, undo, self.before)
-        self._step("await a DHCP lease")
-        dhcp_upstream.await_lease(network, upstream)
+        with dhcp_client.awaiting(names.dhcp_directory(network.uuid)):
+            executor.carry_out(self.kernel, operations, undo, self.before)
+            self._step("await a DHCP lease")
+            dhcp_upstream.await_lease(network, upstream)
         upstream = self.planner.upstream(network)
         return upstream, dhcp_upstream.settle_first(self.store, network, upstream)
 

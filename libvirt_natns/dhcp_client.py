@@ -32,8 +32,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
@@ -233,20 +233,30 @@ def _until(directory: Path) -> float | None:
     return obtained + seconds if 0 < seconds < 2**32 - 1 else None
 
 
+@contextmanager
+def awaiting(directory: Path) -> Iterator[None]:
+    """Have no ``on_change`` run as long as the body does, which looks at the lease itself.
+
+    Around the client's start, too, or a quick server's answer would be told.
+    """
+    awaited = directory / "awaited"
+    make_directory(directory)
+    awaited.touch()
+    try:
+        yield
+    finally:
+        awaited.unlink(missing_ok=True)
+        with suppress(OSError):
+            # It is empty where no client was started.
+            directory.rmdir()
+
+
 def await_lease(client: Client, seconds: float) -> Lease | None:
     """The client's lease, as soon as there is one; None where there is none in time.
 
     Raises DhcpError where the client ends instead.
     """
-    awaited = client.directory / "awaited"
-    awaited.touch()
-    try:
-        return _await_lease(client, time.monotonic() + seconds)
-    finally:
-        awaited.unlink(missing_ok=True)
-
-
-def _await_lease(client: Client, deadline: float) -> Lease | None:
+    deadline = time.monotonic() + seconds
     while (found := lease(client.directory)) is None:
         if running(client) is None:
             raise DhcpError(
@@ -393,9 +403,6 @@ def stop(directory: Path, namespace: str | None = None) -> None:
         _meet(namespace, held.server)
     _end(directory)
     shutil.rmtree(directory, ignore_errors=True)
-    with suppress(OSError):
-        # Only the last one finds it empty.
-        directory.parent.rmdir()
 
 
 def _end(directory: Path) -> None:
@@ -433,6 +440,7 @@ __all__ = [
     "Client",
     "Lease",
     "await_lease",
+    "awaiting",
     "differences",
     "ensure",
     "lease",

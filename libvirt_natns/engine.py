@@ -260,6 +260,9 @@ class Engine:
                 # Its `start` has made part of it, to be leased an address.
                 undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
         known = self.store.network(network.uuid)
+        if known is not None and known.upstream != upstream.name:
+            # What another upstream's server has leased is nothing here.
+            _end_client(self.kernel, network.uuid, known.namespace)
         if state == "starting" or known is None or _changed(known, network, xml, upstream):
             self._step("record the network")
             self.store.put(_record(network, xml, upstream, state))
@@ -405,9 +408,10 @@ class Engine:
         # Nobody would hear the client where the host filters what bridges carry.
         self._adjust_host(network.uuid)
         operations = self.planner.plan_ahead_of_lease(network, upstream)
-        executor.carry_out(self.kernel, operations, undo, self.before)
-        self._step("await a DHCP lease")
-        dhcp_upstream.await_lease(network, upstream)
+        with dhcp_client.awaiting(names.dhcp_directory(network.uuid)):
+            executor.carry_out(self.kernel, operations, undo, self.before)
+            self._step("await a DHCP lease")
+            dhcp_upstream.await_lease(network, upstream)
         upstream = self.planner.upstream(network)
         dhcp_upstream.settle_first(self.store, network, upstream)
         return upstream
@@ -434,6 +438,9 @@ class Engine:
             return []
         network = document.parse_network(record.document)
         upstream = self.planner.upstream(network)
+        if upstream.by_dhcp:
+            # The client asks the neighbours, and declines what they have.
+            return []
         with self._changing("relocate", uuid, record.name) as done:
             if taken not in self.store.leases(upstream.name, uuid).addresses:
                 return []

@@ -134,5 +134,6 @@ def network_directory(uuid: str) -> Path:
 
 
 def dhcp_directory(uuid: str) -> Path:
-    """Run-time files of a network's DHCP client; they outlive a start that failed half-way."""
-    return RUN_DIRECTORY / "dhcp" / uuid
+    """Run-time files of a network's DHCP client; only who ends that one may remove them."""
+    # No directory for all of them: one that goes with the last would be in the way of the next.
+    return RUN_DIRECTORY / f"dhcp-{uuid}"

@@ -189,9 +189,21 @@ def test_client_id_is_a_networks_own() -> None:
 
 def test_stop_without_a_client(tmp_path: Path) -> None:
     dhcp_client.stop(tmp_path / "missing")
-    (tmp_path / "dhcp" / "a").mkdir(parents=True)
-    dhcp_client.stop(tmp_path / "dhcp" / "a")
-    assert not (tmp_path / "dhcp").exists()
+    (tmp_path / "a").mkdir()
+    dhcp_client.stop(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_waiting_leaves_nothing_of_a_client_that_was_not_started(client: Client) -> None:
+    directory = client.directory.parent / "other"
+    with dhcp_client.awaiting(directory):
+        assert (directory / "awaited").exists()
+    assert not directory.exists()
+    with dhcp_client.awaiting(client.directory):
+        event(client, "bound", **OFFER)
+    assert told(client) == 0
+    event(client, "renew", **OFFER | {"router": "192.168.0.9"})
+    assert told(client) == 1
 
 
 def test_no_client_is_a_difference(client: Client) -> None:

@@ -25,11 +25,15 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.model import (
     DEFAULT_AUTO_PORTS,
+    DEFAULT_HOST_PORTS,
+    DEFAULT_HOST_SUBNET,
     HOST_UPSTREAM,
     AddressRange,
     AddressRange6,
     Config,
     FirewallChoice,
+    PortSet,
+    Protocol,
     Scope,
     Upstream,
     UpstreamKind,
@@ -41,12 +45,13 @@ from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives, sh
 KEYS = ("scope", "firewall", "upstream", "auto_ports", "upstreams")
 
 ADDRESS_KEYS = ("subnet", "gateway", "pool", "dns", "probe")
+ROUTER_KEYS = ("host_subnet", "host_ports", "host_address6")
 ADDRESS_KEYS6 = ("subnet6", "gateway6", "pool6", "prefixes6")
 
 UPSTREAM_KEYS: dict[UpstreamKind, tuple[str, ...]] = {
     "bridge": ("kind", "bridge", *ADDRESS_KEYS, *ADDRESS_KEYS6),
     "host": ("kind", "subnet", "dns"),
-    "router": ("kind", "nic", *ADDRESS_KEYS, *ADDRESS_KEYS6),
+    "router": ("kind", "nic", "subnet", "dns", *ROUTER_KEYS, *ADDRESS_KEYS6),
 }
 """What an upstream of each kind may say; anything else would be ignored."""
 
@@ -58,6 +63,9 @@ EXPECTED = {
     "subnet6": "an IPv6 subnet such as 2001:db8:77::/64",
     "gateway6": "an IPv6 address such as 2001:db8:77::1",
     "pool6": 'a range such as "2001:db8:77::100-2001:db8:77::1ff", an address or a subnet',
+    "host_subnet": "an IPv4 subnet such as 192.168.158.0/24",
+    "host_ports": 'a protocol with a port or a range, such as "tcp/22" or "udp/60000-61000"',
+    "host_address6": "one of the host's IPv6 addresses, such as 2001:db8:77::2",
     "prefixes6": "an IPv6 prefix of /64 or shorter, such as 2001:db8:100::/56",
 }
 
@@ -66,6 +74,8 @@ MAX_PROBE = 5.0
 
 AUTO_PORTS = re.compile(r"[0-9]{1,5}-[0-9]{1,5}")
 AUTO_PORTS_EXPECTED = 'a range of ports such as "20000-29999"'
+
+PORT_SET = re.compile(r"(tcp|udp|sctp)/([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -252,6 +262,9 @@ def _upstream(name: str, table: Table) -> Upstream:
         gateway6=table.one("gateway6", _address6, EXPECTED["gateway6"]),
         pool6=_pool6(table),
         prefixes6=_prefixes6(table),
+        host_subnet=_subnet(table, "host_subnet", IPv4Network, 30) or DEFAULT_HOST_SUBNET,
+        host_ports=_host_ports(table),
+        host_address6=table.one("host_address6", _address6, EXPECTED["host_address6"]),
     )
     _check_required(table, upstream)
     _check_ipv4(table, upstream)
@@ -280,6 +293,22 @@ def _check_required(table: Table, upstream: Upstream) -> None:
         by_dhcp = key == "subnet" and upstream.pool == "dhcp"
         if key not in table.data and not by_dhcp:
             raise table.error(key, "missing", expected)
+
+
+def _host_ports(table: Table) -> tuple[PortSet, ...]:
+    if "host_ports" not in table.data:
+        return DEFAULT_HOST_PORTS
+    return table.several("host_ports", _port_set, EXPECTED["host_ports"])
+
+
+def _port_set(text: str) -> PortSet:
+    found = PORT_SET.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    first, last = int(found[2]), int(found[3] or found[2])
+    if not 1 <= first <= last <= 65535:
+        raise ValueError(text)
+    return PortSet(cast("Protocol", found[1]), first, last)
 
 
 def _probe(table: Table) -> float:

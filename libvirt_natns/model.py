@@ -310,13 +310,19 @@ class Network:
         return any(self.dns or subnet.dhcp for subnet in self.subnets)
 
 
+DEFAULT_HOST_SUBNET = IPv4Network("192.168.158.0/24")
+DEFAULT_HOST_PORTS = (PortSet("tcp", 22, 22),)
+
+
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """A way to the outside: ``[upstreams.NAME]`` of the configuration.
 
     ``pool`` is a tuple of ranges, or "dhcp".  ``dns`` empty means the host's
     own resolvers.  ``probe`` is how long, in seconds, an address is asked for
-    by ARP before it is handed out.
+    by ARP before it is handed out.  ``host_subnet`` lies between a router namespace and
+    the host, ``host_ports`` are what it forwards there; ``host_address6`` None are
+    all of the NIC's.
     """
 
     name: str
@@ -332,6 +338,9 @@ class Upstream:
     gateway6: IPv6Address | None = None
     pool6: tuple[AddressRange6, ...] = ()
     prefixes6: tuple[IPv6Network, ...] = ()
+    host_subnet: IPv4Network = DEFAULT_HOST_SUBNET
+    host_ports: tuple[PortSet, ...] = DEFAULT_HOST_PORTS
+    host_address6: IPv6Address | None = None
 
     @property
     def ranges(self) -> tuple[AddressRange, ...]:
@@ -362,6 +371,8 @@ class Config:
 
 __all__ = [
     "DEFAULT_AUTO_PORTS",
+    "DEFAULT_HOST_PORTS",
+    "DEFAULT_HOST_SUBNET",
     "HOST_UPSTREAM",
     "AddressRange",
     "AddressRange6",

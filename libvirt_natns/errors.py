@@ -78,6 +78,10 @@ class DnsmasqError(NatnsError):
     """dnsmasq could not be started, reached or ended."""
 
 
+class DhcpError(NatnsError):
+    """A DHCP client could not be started or ended, or nobody answers it."""
+
+
 class LibvirtError(NatnsError):
     """libvirt could not be reached, or refused a request."""
 

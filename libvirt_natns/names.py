@@ -133,6 +133,15 @@ def mac(uuid: str, end: str) -> str:
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
+def client_id(uuid: str) -> str:
+    """What a network calls itself to a DHCP server (option 61), in hexadecimal digits.
+
+    Of the form of RFC 4361, with a uuid (RFC 6355) that is the network's and the
+    machine's: see ``mac``.
+    """
+    return "ff" + "00000001" + "0004" + digest(f"dhcp {uuid} {machine_id()}", 32)
+
+
 def guest_directory(uuid: str) -> Path:
     """Run-time mark of a guest whose metadata is looked after; its lock."""
     return RUN_DIRECTORY / "guests" / uuid
@@ -141,3 +150,8 @@ def guest_directory(uuid: str) -> Path:
 def network_directory(uuid: str) -> Path:
     """Run-time files of one network."""
     return RUN_DIRECTORY / "networks" / uuid
+
+
+def dhcp_directory(uuid: str) -> Path:
+    """Run-time files of a network's DHCP client; they outlive a start that failed half-way."""
+    return RUN_DIRECTORY / "dhcp" / uuid

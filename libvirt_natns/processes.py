@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Finding again, and ending, what runs on its own: daemons that nobody waits for.
+
+A process id alone names nobody: its number may be another's by now.  A process is
+known by a word of its command line that no other one has, and is held by a
+descriptor (pidfd) while it is signalled and waited for.
+"""
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+from libvirt_natns import netns
+
+
+def read_pid(path: Path) -> int | None:
+    """The process id in a file; None where there is none."""
+    try:
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(text) if text.isdigit() and int(text) > 1 else None
+
+
+def command(pid: int) -> list[str]:
+    """The command line of a process; empty for one that has ended."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in words]
+
+
+def lives_in(pid: int, namespace: str) -> bool:
+    """Whether a process runs in a network namespace."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino == netns.inode(namespace)
+    except OSError:
+        return False
+
+
+def opened(pid: int, word: str) -> int | None:
+    """A descriptor of the process with that word in its command line; the caller closes it.
+
+    From here on the process id cannot be another's.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if word in command(pid):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def end(descriptor: int, limit: float) -> bool:
+    """End a process, politely first; whether it has, ``limit`` seconds after each signal."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            signal.pidfd_send_signal(descriptor, number)
+        except ProcessLookupError:
+            return True
+        if has_ended(descriptor, time.monotonic() + limit):
+            return True
+    return False
+
+
+def has_ended(descriptor: int, deadline: float) -> bool:
+    """Wait until a process has ended, or until a time of the monotonic clock; whether it has."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a DHCP server says, and the script that writes it down: without a server."""
+
+import os
+import shlex
+import subprocess
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import dhcp_client, names
+from libvirt_natns.dhcp_client import Client, Lease, parse
+from libvirt_natns.model import StaticRoute
+
+OFFER = {
+    "ip": "192.168.0.50",
+    "mask": "24",
+    "router": "192.168.0.1 192.168.0.254",
+    "dns": "192.168.0.1 9.9.9.9",
+    "mtu": "1400",
+    "staticroutes": "",
+    "serverid": "192.168.0.1",
+    "lease": "3600",
+}
+
+
+def lease_of(**values: str) -> Lease | None:
+    return parse("".join(f"{name}={value}\n" for name, value in values.items()))
+
+
+# -- parsing -------------------------------------------------------------------
+
+
+def test_whole_lease() -> None:
+    assert lease_of(
+        ip="192.168.0.50", mask="24", router="192.168.0.1 192.168.0.254", mtu="1400",
+        dns="192.168.0.1 9.9.9.9", server="192.168.0.2",
+    ) == Lease(
+        IPv4Interface("192.168.0.50/24"),
+        server=IPv4Address("192.168.0.2"),
+        gateway=IPv4Address("192.168.0.1"),
+        dns=(IPv4Address("192.168.0.1"), IPv4Address("9.9.9.9")),
+        mtu=1400,
+    )  # fmt: skip
+
+
+def test_an_address_alone_is_a_lease() -> None:
+    assert lease_of(ip="192.0.2.9", mask="", router="", mtu="") == Lease(
+        IPv4Interface("192.0.2.9/32")
+    )
+
+
+@pytest.mark.parametrize("ip", ["", "192.168.0", "2001:db8::1", "192.168.0.1/24"])
+def test_without_an_address_there_is_no_lease(ip: str) -> None:
+    assert lease_of(ip=ip, mask="24", router="192.168.0.1") is None
+
+
+def test_nonsense_is_left_out() -> None:
+    found = lease_of(
+        ip="192.0.2.9", mask="24", router="0.0.0.0", dns="127.0.0.53 one 9.9.9.9",
+        mtu="500", server="nobody",
+    )  # fmt: skip
+    assert found == Lease(IPv4Interface("192.0.2.9/24"), dns=(IPv4Address("9.9.9.9"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "mtu"), [("576", 576), ("575", None), ("65536", None), ("-1", None)]
+)
+def test_mtu(text: str, mtu: int | None) -> None:
+    found = lease_of(ip="192.0.2.9", mtu=text)
+    assert found is not None
+    assert found.mtu == mtu
+
+
+def test_classless_routes_replace_the_router() -> None:
+    found = lease_of(
+        ip="10.128.0.5",
+        mask="32",
+        router="10.9.9.9",
+        routes="10.128.0.1/32 0.0.0.0 0.0.0.0/0 10.128.0.1 172.16.0.0/12 10.128.0.7",
+    )
+    assert found is not None
+    assert found.gateway == IPv4Address("10.128.0.1")
+    assert found.routes == (StaticRoute(IPv4Network("172.16.0.0/12"), IPv4Address("10.128.0.7")),)
+
+
+def test_classless_routes_without_a_default() -> None:
+    found = lease_of(ip="192.0.2.9", mask="24", router="192.0.2.1", routes="10.0.0.0/8 192.0.2.7 x")
+    assert found is not None
+    assert found.gateway is None
+    assert found.routes == (StaticRoute(IPv4Network("10.0.0.0/8"), IPv4Address("192.0.2.7")),)
+
+
+# -- the script ----------------------------------------------------------------
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Client:
+    command = ("sh", "-c", f"echo >>{shlex.quote(str(tmp_path / 'told it'))}")
+    made = Client("nat-a", "upstream", names.client_id("u"), tmp_path / "a b", command)
+    made.directory.mkdir()
+    script = made.directory / "script"
+    script.write_text(dhcp_client.script(made))
+    script.chmod(0o755)
+    return made
+
+
+def told(client: Client) -> int:
+    """How often ``on_change`` was run."""
+    file = client.directory.parent / "told it"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def event(client: Client, *events: str, **values: str) -> None:
+    """Run the script as one client does, for one event after the other."""
+    script = shlex.quote(str(client.directory / "script"))
+    # What is run when the lease has changed keeps the pipe open to its end; the last
+    # command keeps the shell from being replaced by the script, and so its process id.
+    lines = "; ".join(f"{script} {each} 9>&1" for each in events)
+    subprocess.run(
+        ["sh", "-c", f"{{ {lines}; :; }} | cat"],
+        env={"PATH": os.environ["PATH"], **values},
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_lease_is_written_down(client: Client) -> None:
+    event(client, "bound", **OFFER)
+    found = dhcp_client.lease(client.directory)
+    assert found is not None
+    assert found.address == IPv4Interface("192.168.0.50/24")
+    assert (found.mtu, found.gateway) == (1400, IPv4Address("192.168.0.1"))
+    assert found.until is not None
+    assert told(client) == 1
+
+
+def test_renewal_that_brings_nothing_new_is_not_told(client: Client) -> None:
+    event(client, "bound", "renew", "renew", **OFFER)
+    assert told(client) == 1
+    event(client, "renew", **OFFER | {"router": "192.168.0.9"})
+    assert told(client) == 2
+
+
+def test_a_lease_is_lost_by_its_own_client_alone(client: Client) -> None:
+    event(client, "deconfig", **OFFER)
+    assert told(client) == 0, "each client begins so"
+    event(client, "bound", **OFFER)
+    event(client, "deconfig", **OFFER)
+    assert dhcp_client.lease(client.directory) is not None, "of a client that was killed"
+    event(client, "bound", "deconfig", **OFFER)
+    assert dhcp_client.lease(client.directory) is None
+    assert told(client) == 2
+
+
+def test_a_lease_ends_where_nobody_answers_the_next_client(client: Client) -> None:
+    event(client, "bound", **OFFER)
+    event(client, "leasefail")
+    assert dhcp_client.lease(client.directory) is not None, "it is valid still"
+    (client.directory / "times").write_text("1 0 1\n")
+    event(client, "leasefail")
+    assert dhcp_client.lease(client.directory) is None
+    assert told(client) == 2
+
+
+@pytest.mark.parametrize("seconds", ["0", str(2**32 - 1)])
+def test_lease_for_ever(client: Client, seconds: str) -> None:
+    event(client, "bound", **OFFER | {"lease": seconds})
+    found = dhcp_client.lease(client.directory)
+    assert found is not None
+    assert found.until is None
+
+
+# -- identity ------------------------------------------------------------------
+
+
+def test_client_id_is_a_networks_own() -> None:
+    one, other = names.client_id("a"), names.client_id("b")
+    assert one != other
+    assert one == names.client_id("a")
+    assert len(bytes.fromhex(one)) == 1 + 4 + 2 + 16
+    assert one.startswith("ff000000010004")
+
+
+def test_stop_without_a_client(tmp_path: Path) -> None:
+    dhcp_client.stop(tmp_path / "missing")
+    (tmp_path / "dhcp" / "a").mkdir(parents=True)
+    dhcp_client.stop(tmp_path / "dhcp" / "a")
+    assert not (tmp_path / "dhcp").exists()
+
+
+def test_no_client_is_a_difference(client: Client) -> None:
+    assert dhcp_client.differences(client) == ["DHCP client of nat-a is not running"]
+    # A process id alone is nobody's.
+    (client.directory / "pid").write_text(f"{os.getpid()}\n")
+    assert dhcp_client.differences(client) == ["DHCP client of nat-a is not running"]

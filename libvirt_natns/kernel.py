@@ -401,17 +401,20 @@ class Kernel:
             lambda: self._socket(None).brport("set", index=index, mode=1),
         )
 
-    def create_bridge(self, name: str, altname: str, mac: str) -> None:
-        """Make a bridge in the host, without spanning tree, and set it up."""
+    def create_bridge(
+        self, name: str, altname: str, mac: str, namespace: str | None = None
+    ) -> None:
+        """Make a bridge in a namespace (None: the host), without spanning tree; set it up."""
         self._ask(
             f"to make the bridge {name}",
-            lambda: self._socket(None).link(
+            lambda: self._socket(namespace).link(
                 "add", ifname=name, kind="bridge", address=mac, br_stp_state=0, br_forward_delay=0
             ),
         )
         with suppress(NetlinkError):
-            self._socket(None).link("property_add", index=self._index(None, name), altname=altname)
-        self.set_up(None, name)
+            index = self._index(namespace, name)
+            self._socket(namespace).link("property_add", index=index, altname=altname)
+        self.set_up(namespace, name)
 
     def try_links(self) -> None:
         """Make the kinds of links that a network needs: for a namespace that ends soon.

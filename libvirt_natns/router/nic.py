@@ -41,10 +41,10 @@ FLAGS = IFF_UP | 0x80 | 0x100 | 0x200 | 0x1000
 
 SETTINGS = ("ipv6/conf", "ipv4/conf", "ipv4/neigh", "ipv6/neigh")
 """Below /proc/sys/net, where each link has a directory."""
-DISABLE6 = "ipv6/conf/disable_ipv6"
 ACCEPT_DAD = "ipv6/conf/accept_dad"
 
 TRIES = 100
+DONE_ALREADY = (errno.EEXIST, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL)
 PASSES = 16
 """How often routes are tried again: each may need another one first."""
 
@@ -290,6 +290,17 @@ def _settings(namespace: str | None, name: str) -> dict[str, str]:
     return found
 
 
+def drops(namespace: str, name: str) -> dict[str, int]:
+    """Frames that a NIC has lost, by direction.  Raises KernelError."""
+    with netns.entered(namespace):
+        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+            link, _, counters = line.partition(":")
+            if link.strip() == name:
+                numbers = [int(word) for word in counters.split()]
+                return {"in": numbers[3], "out": numbers[11]}
+    return {}
+
+
 # -- obstacles ---------------------------------------------------------------
 
 
@@ -368,18 +379,22 @@ def move(name: str, source: str | None, target: str | None) -> None:
         os.close(descriptor)
 
 
-def put(namespace: str | None, wanted: Capture) -> None:
-    """Make a NIC, wherever it is by now, what a capture says.  Raises KernelError."""
+def put(namespace: str | None, wanted: Capture, *, alone: bool = True) -> None:
+    """Make a NIC, wherever it is by now, what a capture says.  Raises KernelError.
+
+    Unless ``alone``, what else the NIC has stays.
+    """
     elapsed = max(0.0, clock() - wanted.at)
     with session(namespace) as opened:
         link = find(opened, wanted.name)
         if link is None:
             raise KernelError(f"there is no link {wanted.name} in {namespace or 'the host'}")
         settings = dict(wanted.settings)
-        write_settings(namespace, wanted.name, {k: v for k, v in settings.items() if k == DISABLE6})
-        _put_link(opened, link, wanted)
         # These addresses were in use all the time: nobody need be asked.
         write_settings(namespace, wanted.name, {**settings, ACCEPT_DAD: "0"})
+        _put_link(opened, link, wanted)
+        if alone:
+            _remove_others(opened, link.index, wanted)
         _put_addresses(opened, link.index, wanted, elapsed)
         _put_neighbours(opened, link.index, wanted)
         _put_routes(opened, link.index, wanted, elapsed)
@@ -426,39 +441,43 @@ def _change_altnames(opened: Wire, link: Link, wanted: Iterable[str]) -> None:
             opened.change(kind, wire.set_link(link.index, [properties]), flags)
 
 
-def _put_addresses(opened: Wire, link: int, wanted: Capture, elapsed: float) -> None:
-    bodies = [each.body for each in wanted.addresses]
-    for each in list(_addresses(opened, link)):
+def _remove_others(opened: Wire, link: int, wanted: Capture) -> None:
+    """Addresses, neighbours and routes that are not part of a capture."""
+    addresses = {each.body for each in wanted.addresses}
+    for address in list(_addresses(opened, link)):
         # The kernel makes link-local ones by itself.
-        if each.body not in bodies and (each.is_global or each.family == objects.AF_INET):
-            _try(opened, wire.RTM_DELADDR, each.request(link, 0), 0, errno.EADDRNOTAVAIL)
-    # With the oldest of a subnet the kernel may have removed others.
+        local = address.family == objects.AF_INET6 and not address.is_global
+        if address.body not in addresses and not local:
+            attempt(opened, wire.RTM_DELADDR, address.request(link, 0))
+    neighbours = {each.body for each in wanted.neighbours}
+    for neighbour in list(_neighbours(opened, link)):
+        if neighbour.body not in neighbours:
+            attempt(opened, wire.RTM_DELNEIGH, neighbour.request(link))
+    # Routes only now: some have gone with the addresses.
+    routes = {each.body for each in wanted.routes}
+    for route in list(_routes(opened, link)):
+        if route.body not in routes and not _is_link_local(route):
+            attempt(opened, wire.RTM_DELROUTE, route.request(link))
+
+
+def _put_addresses(opened: Wire, link: int, wanted: Capture, elapsed: float) -> None:
     present = {each.body for each in _addresses(opened, link)}
     for each in wanted.addresses:
         if each.body not in present:
-            flags = wire.NLM_F_CREATE | wire.NLM_F_EXCL
-            _try(opened, wire.RTM_NEWADDR, each.request(link, elapsed), flags, errno.EEXIST)
+            request = each.request(link, elapsed)
+            attempt(opened, wire.RTM_NEWADDR, request, wire.NLM_F_CREATE | wire.NLM_F_EXCL)
 
 
 def _put_neighbours(opened: Wire, link: int, wanted: Capture) -> None:
-    present = {each.body: each for each in _neighbours(opened, link)}
-    kept = {each.body for each in wanted.neighbours}
-    for body, each in present.items():
-        if body not in kept:
-            _try(opened, wire.RTM_DELNEIGH, each.request(link), 0, errno.ENOENT)
+    present = {each.body for each in _neighbours(opened, link)}
     for each in wanted.neighbours:
         if each.body not in present:
             # Not EXCL: the kernel may have found it out itself meanwhile.
-            opened.change(wire.RTM_NEWNEIGH, each.request(link), wire.NLM_F_CREATE | 0x100)
+            opened.change(wire.RTM_NEWNEIGH, each.request(link), wire.REPLACE)
 
 
 def _put_routes(opened: Wire, link: int, wanted: Capture, elapsed: float) -> None:
-    present = {each.body: each for each in _routes(opened, link)}
-    kept = {each.body for each in wanted.routes}
-    for body, each in present.items():
-        if body not in kept and not _is_link_local(each):
-            _try(opened, wire.RTM_DELROUTE, each.request(link), 0, errno.ESRCH)
-    present = {each.body: each for each in _routes(opened, link)}
+    present = {each.body for each in _routes(opened, link)}
     foreign = {objects.route(body, -1).body for body in _route_bodies(opened)}
     missing = [each for each in wanted.routes if each.body not in present]
     missing += [each for each in wanted.foreign if each.body not in foreign]
@@ -478,7 +497,7 @@ def _add_routes(opened: Wire, link: int, missing: list[Route], elapsed: float) -
             try:
                 flags = wire.NLM_F_CREATE | wire.NLM_F_APPEND
                 request = each.request(link, elapsed)
-                _try(opened, wire.RTM_NEWROUTE, request, flags, errno.EEXIST)
+                attempt(opened, wire.RTM_NEWROUTE, request, flags)
             except OSError as error:
                 problem = error
                 left.append(each)
@@ -496,15 +515,15 @@ def _put_rules(opened: Wire, wanted: Capture) -> None:
     for each in wanted.rules:
         if each.body not in present:
             flags = wire.NLM_F_CREATE | wire.NLM_F_EXCL
-            _try(opened, wire.RTM_NEWRULE, bytes.fromhex(each.body), flags, errno.EEXIST)
+            attempt(opened, wire.RTM_NEWRULE, bytes.fromhex(each.body), flags)
 
 
-def _try(opened: Wire, kind: int, body: bytes, flags: int, harmless: int) -> None:
-    """A change that may have come about already.  Raises OSError."""
+def attempt(opened: Wire, kind: int, body: bytes, flags: int = 0) -> None:
+    """A change that may have come about already.  Raises OSError for any other reason."""
     try:
         opened.change(kind, body, flags)
     except OSError as error:
-        if error.errno != harmless:
+        if error.errno not in DONE_ALREADY:
             raise
 
 
@@ -554,9 +573,7 @@ def inside(taken: Capture, hosts: Iterable[str], settings: dict[str, str]) -> Ca
     """
     moved = set(hosts)
     known = {key for key, _ in taken.settings}
-    routes = tuple(
-        each.without_source() if each.source in moved else each for each in taken.routes
-    )
+    routes = tuple(each.without_source() if each.source in moved else each for each in taken.routes)
     merged = dict(taken.settings) | {k: v for k, v in settings.items() if k in known}
     return replace(
         taken,

@@ -81,7 +81,12 @@ class Address:
         body = bytes.fromhex(self.body)
         times = [_left(each, elapsed) for each in (self.preferred, self.valid)]
         lifetimes = struct.pack("=IIII", *times, 0, 0)
-        return body[:4] + struct.pack("=I", link) + body[8:] + wire.packed([(IFA_CACHEINFO, lifetimes)])
+        return (
+            body[:4]
+            + struct.pack("=I", link)
+            + body[8:]
+            + wire.packed([(IFA_CACHEINFO, lifetimes)])
+        )
 
 
 def _left(seconds: int, elapsed: float) -> int:

@@ -34,7 +34,9 @@ def look(file: Path = FILE) -> Resolver:
     if file.is_symlink():
         return Resolver(link=os.fspath(file.readlink()))
     try:
-        return Resolver(text=file.read_text(errors="surrogateescape"), mode=file.stat().st_mode & 0o777)
+        return Resolver(
+            text=file.read_text(errors="surrogateescape"), mode=file.stat().st_mode & 0o777
+        )
     except FileNotFoundError:
         return Resolver()
 
@@ -56,7 +58,9 @@ def restore(before: Resolver, file: Path = FILE) -> None:
     fresh.replace(file)
 
 
-def servers(before: Resolver, configured: tuple[str, ...] = (), file: Path = FILE) -> list[str] | None:
+def servers(
+    before: Resolver, configured: tuple[str, ...] = (), file: Path = FILE
+) -> list[str] | None:
     """The servers that the file must name instead; None where it can stay.
 
     An empty list where it cannot stay and no server is known.
@@ -95,9 +99,10 @@ def wanted(named: tuple[str, ...], before: Resolver, file: Path = FILE) -> Resol
         earlier = (before.text if before.link is None else file.read_text()) or ""
     except OSError:
         earlier = ""
-    search = [line for line in earlier.splitlines() if line.split()[:1] in (["search"], ["domain"])]
+    kept = (["search"], ["domain"], ["options"])
+    search = [line for line in earlier.splitlines() if line.split()[:1] in kept]
     lines = [
-        "# libvirt-natns: while the router namespace is up; virt-natns router down puts back the former",
+        "# libvirt-natns: as long as the router is up; virt-natns router down puts back the former",
         *(f"nameserver {server}" for server in named),
         *search,
     ]

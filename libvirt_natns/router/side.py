@@ -5,7 +5,6 @@ Made by us from nothing, unlike the NIC's: an address is known by itself and its
 prefix, a route by its destination and gateway.
 """
 
-import errno
 import struct
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface, ip_network
@@ -19,14 +18,14 @@ IFA_F_NODAD = 2
 RTPROT_STATIC = 4
 SCOPE_LINK = 253
 RTN_UNICAST = 1
-REPLACE = wire.NLM_F_CREATE | 0x100
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
     """A link that is up, with its addresses and routes (destination, gateway).
 
-    ``settings`` as in ``nic.Capture``.
+    ``settings`` as in ``nic.Capture``; ``onlink``: gateways are on the link, whatever
+    its addresses say.
     """
 
     namespace: str | None
@@ -34,6 +33,7 @@ class Side:
     addresses: tuple[str, ...]
     routes: tuple[tuple[str, str], ...]
     settings: tuple[tuple[str, str], ...]
+    onlink: bool = False
 
 
 def ensure(side: Side) -> None:
@@ -47,9 +47,16 @@ def ensure(side: Side) -> None:
             body = wire.set_link(link.index, (), nic.IFF_UP, nic.IFF_UP)
             opened.change(wire.RTM_NEWLINK, body)
         for address in side.addresses:
-            opened.change(wire.RTM_NEWADDR, _address(link.index, address), REPLACE)
+            opened.change(wire.RTM_NEWADDR, _address(link.index, address), wire.REPLACE)
+        present = _routes(nic.capture(side.namespace, side.link))
         for destination, gateway in side.routes:
-            _ensure_route(opened, link.index, destination, gateway)
+            if (destination, gateway) not in present:
+                flags = objects.RTNH_F_ONLINK if side.onlink else 0
+                _add_route(opened, link.index, destination, gateway, flags)
+
+
+def _routes(found: nic.Capture) -> set[tuple[str, str | None]]:
+    return {(each.destination, each.gateway) for each in found.routes}
 
 
 def differences(side: Side) -> list[str]:
@@ -68,7 +75,7 @@ def _differences(side: Side, found: nic.Capture, where: str) -> Iterator[str]:
     for address in side.addresses:
         if str(ip_interface(address)) not in present:
             yield f"{where} lacks the address {address}"
-    routes = {(each.destination, each.gateway) for each in found.routes}
+    routes = _routes(found)
     for destination, gateway in side.routes:
         if (destination, gateway) not in routes:
             yield f"the route {destination} via {gateway} on {where} is missing"
@@ -90,21 +97,16 @@ def _address(link: int, text: str) -> bytes:
     return header + wire.packed(attributes)
 
 
-def _ensure_route(opened: Wire, link: int, destination: str, gateway: str) -> None:
+def _add_route(opened: Wire, link: int, destination: str, gateway: str, hop: int) -> None:
     to = ip_network(destination)
     family = objects.AF_INET if to.version == 4 else objects.AF_INET6
-    header = struct.pack(
-        "=BBBBBBBBI", family, to.prefixlen, 0, 0, objects.MAIN_TABLE, RTPROT_STATIC, 0, RTN_UNICAST, 0
-    )
+    kind = (objects.MAIN_TABLE, RTPROT_STATIC, 0, RTN_UNICAST, hop)
     attributes = [(objects.RTA_DST, to.network_address.packed)] if to.prefixlen else []
     attributes += [
         (objects.RTA_GATEWAY, ip_address(gateway).packed),
         (objects.RTA_OIF, struct.pack("=i", link)),
     ]
-    # Beside those of other links, of which a default route is none of ours to replace.
-    flags = wire.NLM_F_CREATE | (wire.NLM_F_APPEND if family == objects.AF_INET6 else 0)
-    try:
-        opened.change(wire.RTM_NEWROUTE, header + wire.packed(attributes), flags)
-    except OSError as error:
-        if error.errno != errno.EEXIST:
-            raise
+    body = struct.pack("=BBBBBBBBI", family, to.prefixlen, 0, 0, *kind) + wire.packed(attributes)
+    # Beside those of other links, which are none of ours to replace; ahead of them in IPv4.
+    append = wire.NLM_F_APPEND if family == objects.AF_INET6 else 0
+    nic.attempt(opened, wire.RTM_NEWROUTE, body, wire.NLM_F_CREATE | append)

@@ -92,7 +92,7 @@ def inside(target: Target, before: Capture) -> Capture:
     )
     settings = {**NIC_SETTINGS, "ipv6/conf/accept_ra": "2" if by_ra else "0"}
     found = nic.inside(before, target.addresses6, settings)
-    return lease.without_leased(found) if target.leased else found
+    return lease.without_leased(found) if lease.current(target) else found
 
 
 def _is_by_ra(route: objects.Route) -> bool:
@@ -146,15 +146,17 @@ def _settings_differ(work: Work) -> list[str]:
     if not netns.exists(work.target.namespace):
         return []
     found = work.kernel.sysctls(work.target.namespace, [key for key, _ in SYSCTLS])
-    return [
+    wrong = [
         f"sysctl {key} is {found[key]} in {work.target.namespace}"
         for key, value in SYSCTLS
         if found.get(key, value) != value
     ]
+    return wrong + work.kernel.link_differences(work.target.namespace, "lo")
 
 
 def _set_settings(work: Work) -> None:
     work.kernel.set_sysctls(work.target.namespace, SYSCTLS)
+    work.kernel.set_up(work.target.namespace, "lo")
 
 
 def _nothing(work: Work) -> None:
@@ -261,7 +263,7 @@ def _nic_differs(work: Work) -> list[str]:
 
 
 def _set_nic(work: Work) -> None:
-    nic.put(work.target.namespace, work.inside)
+    nic.put(work.target.namespace, work.inside, alone=not work.target.leased)
 
 
 # -- the host's side ---------------------------------------------------------
@@ -344,7 +346,7 @@ STEPS = (
     Step("set the resolvers", _resolver_differs, _set_resolver, _return_resolver),
     Step(
         "keep the DHCP lease",
-        lambda work: lease.differences(work.target),
+        lambda work: lease.differences(work.target, work.before),
         lambda work: lease.ensure(work.target, work.before),
         lambda work: lease.end(work.target),
     ),

@@ -20,6 +20,7 @@ NLM_F_ACK = 4
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800
+REPLACE = NLM_F_CREATE | 0x100
 
 RTM_NEWLINK = 16
 RTM_GETLINK = 18
@@ -113,7 +114,9 @@ class Wire(Session):
                 return
 
 
-def set_link(index: int, attributes: Iterable[Attribute] = (), flags: int = 0, mask: int = 0) -> bytes:
+def set_link(
+    index: int, attributes: Iterable[Attribute] = (), flags: int = 0, mask: int = 0
+) -> bytes:
     """The body of a request that changes a link: attributes, and flags where ``mask`` has them."""
     return struct.pack("=BxHiII", 0, 0, index, flags, mask) + packed(attributes)
 

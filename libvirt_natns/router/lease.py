@@ -95,12 +95,17 @@ def apply(target: Target) -> None:
     For good, not until it ends: the client tells only of what is new.
     """
     held = current(target)
-    if held is not None:
-        side.ensure(_side(target, held))
-    elif not (_directory(target) / "times").exists():
-        # It has just started, and what the NIC had holds on.
+    mark = _directory(target) / "applied"
+    if held is None and not mark.exists():
+        # The client has just started, and what the NIC had holds on.
         return
+    # First: with the oldest address of a subnet the kernel removes all others.
     _remove_others(target, held)
+    if held is None:
+        mark.unlink()
+        return
+    side.ensure(_side(target, held))
+    mark.touch()
 
 
 def _remove_others(target: Target, held: Lease | None) -> None:

@@ -7,20 +7,24 @@ a client and servers under addresses of their own.
 """
 
 import json
+import re
+import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lab_base import run, wait_for
+from lab_base import natns, run, wait_for
 from lab_nodes import INTERNET, Capture
 from lab_servers import ECHO_PORT, Server
+from lab_snapshot import Snapshot, snapshot
 
 from libvirt_natns.netns import entered
 
 NAMESPACE = "provider"
+STATE = Path("/var/lib/libvirt-natns/routers")
 NIC = "ens3"
 MAC = "52:54:00:00:03:10"
 ADDRESS = "198.51.100.10"
@@ -45,9 +49,9 @@ def provider(*command: str, check: bool = True) -> str:
 
 
 class Vps:
-    """The world; ``ipv6`` False for a provider without it."""
+    """The world; ``ipv6`` False for a provider without it, ``serving`` for one with servers."""
 
-    def __init__(self, *, ipv6: bool = True, configured: bool = True) -> None:
+    def __init__(self, *, ipv6: bool = True, configured: bool = True, serving: bool = True) -> None:
         self.ipv6 = ipv6
         run("ip", "netns", "add", NAMESPACE)
         try:
@@ -55,8 +59,8 @@ class Vps:
             if configured:
                 self.configure()
             self.servers = [
-                Server(NAMESPACE, "tcp", ECHO_PORT),
-                Server(NAMESPACE, "tcp", ECHO_PORT + 1, address="::"),
+                Server(NAMESPACE, "tcp", ECHO_PORT, address=address)
+                for address in ((INTERNET, INTERNET6) if serving else ())
             ]
         except Exception:
             self.down()
@@ -113,11 +117,55 @@ class Vps:
         self.down()
 
     def down(self) -> None:
+        """Remove everything again, a router that a failed test left up as well."""
+        if list(STATE.glob("*.json")):
+            natns("router", "down", "wan", "--force", check=False)
         for server in getattr(self, "servers", []):
             server.close()
         run("ip", "link", "del", NIC, check=False)
         run("ip", "netns", "del", NAMESPACE, check=False)
         wait_for(lambda: not Path("/sys/class/net", NIC).exists())
+        shutil.rmtree(STATE, ignore_errors=True)
+
+
+def state_of_host() -> Snapshot:
+    """All of the host, and all of its NIC, that a router must put back as it was."""
+    shown = {
+        "link": ("-d", "link", "show", NIC),
+        "addresses of the NIC": ("address", "show", NIC),
+        "neighbours": ("neighbour", "show", "nud", "permanent"),
+        "proxies": ("neighbour", "show", "proxy"),
+        "proxies in IPv6": ("-6", "neighbour", "show", "proxy"),
+    }
+    sections = {name: _lines(*command) for name, command in shown.items()}
+    sections["settings"] = tuple(_settings())
+    sections["resolv.conf"] = _resolv_conf()
+    whole = snapshot().sections
+    # What routers are confirmed is remembered, as leases are.
+    files = tuple(line for line in whole["files"] if not line.startswith(str(STATE)))
+    return Snapshot({**whole, "files": files, **sections})
+
+
+def _lines(*command: str) -> tuple[str, ...]:
+    text = run("ip", "-o", *command, check=False).stdout
+    # Lifetimes go on, and interfaces are numbered anew.
+    text = re.sub(r"(valid_lft|preferred_lft) \d+sec", r"\1 some", text)
+    text = re.sub(r"^\d+: |@if\d+|link-netnsid \d+| state \w+", "", text, flags=re.M)
+    return tuple(sorted(" ".join(line.split()) for line in text.splitlines()))
+
+
+def _settings() -> Iterator[str]:
+    for kind in ("ipv4/conf", "ipv6/conf", "ipv4/neigh", "ipv6/neigh"):
+        for file in sorted(Path("/proc/sys/net", kind, NIC).iterdir()):
+            with suppress(OSError):
+                yield f"{kind}/{file.name} = {file.read_text().strip()}"
+
+
+def _resolv_conf() -> tuple[str, ...]:
+    file = Path("/etc/resolv.conf")
+    if file.is_symlink():
+        return (f"-> {file.readlink()}",)
+    return (oct(file.stat().st_mode), *file.read_text().splitlines()) if file.exists() else ()
 
 
 def provider_mac() -> str:
@@ -141,3 +189,14 @@ def greeting(
             return client.recv(200).decode().rsplit(":", 1)[0]
         except OSError:
             return ""
+
+
+def connection(address: str, port: int, namespace: str | None = None) -> socket.socket:
+    """A connection to an echo server, past its greeting; the caller closes it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with entered(namespace):
+        client = socket.socket(family, socket.SOCK_STREAM)
+    client.settimeout(5.0)
+    client.connect((address, port))
+    client.recv(200)
+    return client

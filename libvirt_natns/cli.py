@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,6 +40,7 @@ from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
 from libvirt_natns.router import cli as router_cli
+from libvirt_natns.router import networks
 from libvirt_natns.router.machine import Machine
 from libvirt_natns.store import Record, Store
 
@@ -138,7 +140,13 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
 def _machine() -> Iterator[Machine]:
     """The verbs of routers."""
     with _engine(look_only=True) as engine:
-        yield Machine(engine.config, engine.kernel)
+        store = engine.store
+        yield Machine(
+            engine.config,
+            engine.kernel,
+            partial(networks.forwards, store),
+            partial(networks.users, store),
+        )
 
 
 def _asker() -> reconcile.Ask:

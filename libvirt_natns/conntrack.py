@@ -68,10 +68,12 @@ def cut(namespace: str, gone: Iterable[Forward | StaticNat], address: IPv4Addres
     _cut(namespace, tuple(gone), address)
 
 
-def cut_on_host(gone: Iterable[Forward | StaticNat], address: IPv4Address) -> None:
-    """The same in the host, which leads them to a network's upstream address."""
+def cut_on_host(
+    gone: Iterable[Forward | StaticNat], address: IPv4Address, router: str | None = None
+) -> None:
+    """The same in the host, or a router namespace, which leads them to a network's address."""
     moved = [replace(claim, target=address) for claim in gone if isinstance(claim, Forward)]
-    _cut(None, moved, None)
+    _cut(router, moved, None)
 
 
 def _cut(

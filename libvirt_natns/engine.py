@@ -43,6 +43,7 @@ from libvirt_natns.observer import HOST, NOBODY, Observer
 from libvirt_natns.planner import Planner, resolvers_of
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
+from libvirt_natns.router import networks
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 
 FIRST_LOOK = 0.006
@@ -261,7 +262,9 @@ class Engine:
         """Refuse an upstream bridge that could not take another port."""
         if upstream.kind == "host" and self.kernel.link(None, upstream.bridge or "") is None:
             return
-        problem = self._bridge_problem(upstream.bridge or "")
+        problem = self._bridge_problem(upstream.bridge or "", plan.outer(upstream))
+        if problem and upstream.kind == "router":
+            problem = problem[0], f"virt-natns router up {upstream.name}"
         if problem:
             raise UpstreamError(
                 f"network {network.name}: bridge {upstream.bridge} of upstream"
@@ -269,14 +272,16 @@ class Engine:
                 problem[1],
             )
 
-    def _bridge_problem(self, bridge: str) -> tuple[str, str] | None:
-        if self.kernel.link(None, bridge) is None:
+    def _bridge_problem(self, bridge: str, namespace: str | None) -> tuple[str, str] | None:
+        missing = namespace is not None and not netns.exists(namespace)
+        link = None if missing else self.kernel.link(namespace, bridge)
+        if link is None:
             return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
-        if not self.kernel.is_bridge(bridge):
+        if link.kind != "bridge":
             return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}"
-        if not self.kernel.is_up(bridge):
+        if not link.up:
             return "is down", f"set it up (ip link set {bridge} up)"
-        if self.kernel.port_count(bridge) >= BRIDGE_PORTS:
+        if self.kernel.port_count(bridge, namespace) >= BRIDGE_PORTS:
             return f"is full, it has {BRIDGE_PORTS} ports", "use another bridge"
         return None
 
@@ -486,7 +491,7 @@ class Engine:
     def ensure_host(self) -> list[str]:
         """Make the host as the networks need it; returns what differed."""
         with self.observer.changing(HOST):
-            return self._host.ensure()
+            return self._host.ensure() + self._ensure_routers()
 
     def host_differences(self) -> list[str]:
         """How the host differs from what the networks need, in words."""
@@ -501,9 +506,14 @@ class Engine:
         """The same where one network alone has come, gone or changed."""
         if self._host.is_adjusted(uuid):
             self._host.leave()
-            return
-        with self.observer.changing(HOST):
-            self._host.adjust(uuid)
+        else:
+            with self.observer.changing(HOST):
+                self._host.adjust(uuid)
+        self._ensure_routers()
+
+    def _ensure_routers(self) -> list[str]:
+        """Bring the rules of routers to what their networks publish; returns what differed."""
+        return networks.ensure(self.store, self._step)
 
     def hand_back(self, network: Network, *, renew: bool = False) -> None:
         """Take a running network down and give libvirt's bridge its addresses back.
@@ -594,6 +604,9 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
 def _delete_patches(kernel: Kernel, uuid: str) -> None:
     ports = (names.upstream_patch(uuid), names.private_patch(uuid))
     kernel.delete_links(names.link_group(uuid), *ports)
+    for file in names.NETNS_DIRECTORY.glob(f"{names.ROUTER_PREFIX}*"):
+        if netns.exists(file.name):
+            kernel.delete_link(names.upstream_patch(uuid), file.name)
 
 
 def _exists(namespace: str | None) -> bool:

@@ -223,18 +223,19 @@ def _ensure_settings(call: Call, operation: p.Settings) -> None:
 
 def _patch_differs(kernel: Kernel, operation: p.Patch) -> list[str]:
     return kernel.patch_differences(
-        operation.namespace, operation.link, operation.port, operation.mtu
+        operation.namespace, operation.link, operation.port, operation.mtu, operation.outer
     )
 
 
 def _ensure_patch(call: Call, operation: p.Patch) -> None:
     kernel, undo = call.kernel, call.undo
     namespace, link, port = operation.namespace, operation.link, operation.port
-    if not call.is_fresh(operation) and kernel.has_patch(namespace, link, port):
-        for where, name in ((namespace, link), (None, port)):
+    outer = operation.outer
+    if not call.is_fresh(operation) and kernel.has_patch(namespace, link, port, outer):
+        for where, name in ((namespace, link), (outer, port)):
             kernel.set_mtu(where, name, operation.mtu)
         return
-    undo.add(kernel.delete_link, port)
+    undo.add(kernel.delete_link, port, outer)
     kernel.create_patch(
         namespace,
         link,
@@ -243,17 +244,20 @@ def _ensure_patch(call: Call, operation: p.Patch) -> None:
         operation.port_mac,
         operation.altname,
         operation.mtu,
+        outer,
     )
 
 
 def _port_differs(kernel: Kernel, operation: p.Port) -> list[str]:
-    return kernel.port_differences(operation.port, operation.bridge, hairpin=operation.hairpin)
+    return kernel.port_differences(
+        operation.port, operation.bridge, hairpin=operation.hairpin, outer=operation.outer
+    )
 
 
 def _ensure_port(call: Call, operation: p.Port) -> None:
-    call.kernel.attach(operation.port, operation.bridge)
+    call.kernel.attach(operation.port, operation.bridge, operation.outer)
     if operation.hairpin:
-        call.kernel.set_hairpin(operation.port)
+        call.kernel.set_hairpin(operation.port, operation.outer)
 
 
 def _link_differs(kernel: Kernel, operation: p.LinkUp) -> list[str]:

@@ -210,7 +210,7 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
         at = select(network, mac)
         if at is None:
             return None
-        return listening(ANY if at.upstream.kind == "host" else at.address)
+        return listening(ANY if at.upstream.is_transit else at.address)
 
     def chosen(which: Selector, proto: Protocol, to: int) -> int | None:
         at = select(which.network, which.mac)

@@ -220,7 +220,7 @@ def _listen(
     who: str, wanted: IPv4Address | None, upstream: Upstream, own: set[IPv4Address]
 ) -> IPv4Address | None:
     """Where to listen; None for the network's upstream address."""
-    if upstream.kind == "host":
+    if upstream.is_transit:
         # Any address of the host's, 127.0.0.1 too; whether it has it only the host knows.
         return wanted or ANY
     if wanted is None or wanted in own:
@@ -296,7 +296,7 @@ def _static(
     domain: Domain, request: AddressRequest, attachments: list[Attachment], choices: Choices
 ) -> StaticNat:
     at = _select(domain, "address", request.network, request.mac, attachments)
-    if at.upstream.kind == "host":
+    if at.upstream.is_transit:
         raise ConflictError(
             f"guest {domain.name}: upstream {at.upstream.name} of network {at.network.name}"
             " has no addresses to give away",

@@ -329,8 +329,9 @@ class Guests:
             address = self.engine.store.lease(record.upstream, uuid)
             here = [claim for claim in gone if claim.network == uuid]
             conntrack.cut(record.namespace, here, address or ANY)
-            if record.kind == "host" and address is not None:
-                conntrack.cut_on_host(here, address)
+            if record.kind in ("host", "router") and address is not None:
+                router = record.kind == "router" and names.router_namespace(record.upstream)
+                conntrack.cut_on_host(here, address, router or None)
 
     def _forget(self, uuid: str) -> None:
         self.registry.forget_guest(uuid)

@@ -144,9 +144,9 @@ class Kernel:
         except OSError as error:
             raise KernelError(f"cannot list the {what}", error.strerror or str(error)) from error
 
-    def _links(self) -> list[Link]:
-        """All links of the host."""
-        return self._listed("links", None, self._session(None).links)
+    def _links(self, namespace: str | None = None) -> list[Link]:
+        """All links of the host, or of a namespace."""
+        return self._listed("links", namespace, self._session(namespace).links)
 
     def _addresses(self, namespace: str | None) -> list[Address]:
         return self._listed("addresses", namespace, self._session(namespace).addresses)
@@ -240,15 +240,15 @@ class Kernel:
         link = self.link(None, name)
         return link is not None and link.kind == "bridge"
 
-    def port_count(self, bridge: str) -> int:
-        """How many ports a bridge of the host has."""
+    def port_count(self, bridge: str, namespace: str | None = None) -> int:
+        """How many ports a bridge has."""
         ports = Path("/sys/class/net", bridge, "brif")
-        if ports.is_dir():
+        if namespace is None and ports.is_dir():
             # Listing all links takes 0.2 s with a few hundred of them.
             with os.scandir(ports) as entries:
                 return sum(1 for _ in entries)
-        index = self._index(None, bridge)
-        return sum(link.master == index for link in self._links())
+        index = self._index(namespace, bridge)
+        return sum(link.master == index for link in self._links(namespace))
 
     def delete_link(self, name: str, namespace: str | None = None) -> None:
         """Delete a link, and with one end of a veth pair the other one too."""
@@ -296,9 +296,11 @@ class Kernel:
 
     # -- patches -----------------------------------------------------------
 
-    def patch_differences(self, namespace: str, link: str, port: str, mtu: int) -> list[str]:
-        """What is wrong with a veth pair between the host and a namespace."""
-        outer = self.link(None, port)
+    def patch_differences(
+        self, namespace: str, link: str, port: str, mtu: int, where: str | None = None
+    ) -> list[str]:
+        """What is wrong with a veth pair between the host, or ``where``, and a namespace."""
+        outer = self.link(where, port)
         inner = self.link(namespace, link)
         if outer is None:
             return [f"patch {port} is missing"]
@@ -310,9 +312,9 @@ class Kernel:
                 found.append(f"{of} has MTU {end.mtu} instead of {mtu}")
         return found
 
-    def has_patch(self, namespace: str, link: str, port: str) -> bool:
+    def has_patch(self, namespace: str, link: str, port: str, where: str | None = None) -> bool:
         """Whether both ends of a veth pair are there, and are each other's."""
-        outer = self.link(None, port)
+        outer = self.link(where, port)
         inner = self.link(namespace, link)
         return outer is not None and inner is not None and outer.peer == inner.index
 
@@ -325,12 +327,16 @@ class Kernel:
         port_mac: str,
         altname: str,
         mtu: int,
+        where: str | None = None,
     ) -> None:
-        """Make a veth pair with one end in the host and one in a namespace, both down."""
+        """Make a veth pair with one end in the host and one in a namespace, both down.
+
+        ``where`` is another namespace for the end in the host.
+        """
         outer = {"ifname": port, "address": port_mac, "mtu": mtu}
         inner = {"ifname": link, "address": mac, "mtu": mtu}
         try:
-            self._create_veth(outer, inner, namespace)
+            self._create_veth(outer, inner, namespace, where)
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise KernelError(
@@ -338,24 +344,27 @@ class Kernel:
                 ) from error
             # A namespace's end outlives its deletion for a while, and so does the
             # host's: both names must be free.
-            self.delete_link(port)
+            self.delete_link(port, where)
             self.delete_link(link, namespace)
             self._ask(
-                f"to make the patch {port}", lambda: self._create_veth(outer, inner, namespace)
+                f"to make the patch {port}",
+                lambda: self._create_veth(outer, inner, namespace, where),
             )
-        index = self._index(None, port)
+        index = self._index(where, port)
         # Kernels before 5.5 have no altnames; nothing depends on them.
         with suppress(NetlinkError):
-            self._socket(None).link("property_add", index=index, altname=altname)
+            self._socket(where).link("property_add", index=index, altname=altname)
         # A bridge port speaks no IP of its own.
         with suppress(KernelError):
-            self.set_sysctl(None, f"net/ipv6/conf/{port}/disable_ipv6", "1")
+            self.set_sysctl(where, f"net/ipv6/conf/{port}/disable_ipv6", "1")
 
-    def _create_veth(self, outer: dict[str, Any], inner: dict[str, Any], namespace: str) -> None:
+    def _create_veth(
+        self, outer: dict[str, Any], inner: dict[str, Any], namespace: str, where: str | None
+    ) -> None:
         descriptor = os.open(names.namespace_path(namespace), os.O_RDONLY | os.O_CLOEXEC)
         try:
             peer = {**inner, "net_ns_fd": descriptor}
-            self._socket(None).link("add", kind="veth", **outer, peer=peer)
+            self._socket(where).link("add", kind="veth", **outer, peer=peer)
         finally:
             os.close(descriptor)
 
@@ -367,10 +376,12 @@ class Kernel:
             lambda: self._socket(namespace).link("set", index=index, mtu=mtu),
         )
 
-    def port_differences(self, port: str, bridge: str, *, hairpin: bool) -> list[str]:
-        """Why a link of the host does not serve as a port of a bridge."""
-        link = self.link(None, port)
-        master = self.link(None, bridge)
+    def port_differences(
+        self, port: str, bridge: str, *, hairpin: bool, outer: str | None = None
+    ) -> list[str]:
+        """Why a link of the host, or of another namespace, does not serve as a bridge's port."""
+        link = self.link(outer, port)
+        master = self.link(outer, bridge)
         if master is None:
             return [f"bridge {bridge} is missing"]
         if link is None:
@@ -384,21 +395,21 @@ class Kernel:
             found.append(f"patch {port} is down")
         return found
 
-    def attach(self, port: str, bridge: str) -> None:
-        """Make a link of the host a port of a bridge, and set it up."""
-        master = self._index(None, bridge)
-        index = self._index(None, port)
+    def attach(self, port: str, bridge: str, outer: str | None = None) -> None:
+        """Make a link of the host, or of another namespace, a port of a bridge; set it up."""
+        master = self._index(outer, bridge)
+        index = self._index(outer, port)
         self._ask(
             f"to attach {port} to bridge {bridge}",
-            lambda: self._socket(None).link("set", index=index, master=master, state="up"),
+            lambda: self._socket(outer).link("set", index=index, master=master, state="up"),
         )
 
-    def set_hairpin(self, port: str) -> None:
+    def set_hairpin(self, port: str, outer: str | None = None) -> None:
         """Have a bridge send back through a port what came in by it."""
-        index = self._index(None, port)
+        index = self._index(outer, port)
         self._ask(
             f"hairpin mode on {port}",
-            lambda: self._socket(None).brport("set", index=index, mode=1),
+            lambda: self._socket(outer).brport("set", index=index, mode=1),
         )
 
     def create_bridge(

@@ -343,6 +343,11 @@ class Upstream:
     host_address6: IPv6Address | None = None
 
     @property
+    def is_transit(self) -> bool:
+        """Whether its bridge is ours, and somebody else translates to the outside once more."""
+        return self.kind in ("host", "router")
+
+    @property
     def ranges(self) -> tuple[AddressRange, ...]:
         """The pool's ranges; none where the provider leases addresses itself."""
         return self.pool if isinstance(self.pool, tuple) else ()

@@ -58,7 +58,8 @@ class Settings:
 class Patch:
     """A veth pair: ``port`` in the host, ``link`` in the namespace.
 
-    ``mtu``, in octets, is that of the bridge whose port it becomes.
+    ``mtu``, in octets, is that of the bridge whose port it becomes.  ``outer`` is the
+    namespace of the port, None for the host.
     """
 
     namespace: str
@@ -68,26 +69,33 @@ class Patch:
     port_mac: str
     altname: str
     mtu: int
+    outer: str | None = None
 
     def describe(self) -> str:
+        where = f" in {self.outer}" if self.outer else ""
         return (
-            f"patch {self.port} ({self.altname}) to {self.link} in {self.namespace}, MTU {self.mtu}"
+            f"patch {self.port} ({self.altname}){where} to {self.link} in {self.namespace},"
+            f" MTU {self.mtu}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """The host end of a patch, which is up and a port of a bridge.
+    """The outer end of a patch, which is up and a port of a bridge.
 
-    ``hairpin``: the bridge may send back through it what came in by it.
+    ``hairpin``: the bridge may send back through it what came in by it.  Both are in
+    the namespace ``outer``, None for the host.
     """
 
     port: str
     bridge: str
     hairpin: bool = False
+    outer: str | None = None
 
     def describe(self) -> str:
-        return f"patch {self.port} on bridge {self.bridge}{', hairpin' if self.hairpin else ''}"
+        where = f" in {self.outer}" if self.outer else ""
+        hairpin = ", hairpin" if self.hairpin else ""
+        return f"patch {self.port} on bridge {self.bridge}{where}{hairpin}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +313,7 @@ def make(
         Namespace(namespace, network.uuid),
         Settings(namespace, SYSCTLS),
         _private_patch(network, namespace, around.private_mtu),
-        _upstream_patch(network, namespace, around.upstream_mtu),
+        _upstream_patch(network, namespace, around.upstream_mtu, outer(upstream)),
         private_port(network),
         _upstream_port(network, upstream),
         Firewall(namespace, network.uuid, around.backend, rules),
@@ -370,11 +378,16 @@ def private_port(network: Network) -> Port:
 def _upstream_port(network: Network, upstream: Upstream) -> Port:
     # Hairpin: a forward of one's own, asked for by the host's address.  Where bridged
     # frames pass through iptables, the host translates on the bridge itself.
-    hairpin = upstream.kind == "host"
-    return Port(names.upstream_patch(network.uuid), upstream.bridge or "", hairpin)
+    port = names.upstream_patch(network.uuid)
+    return Port(port, upstream.bridge or "", upstream.is_transit, outer(upstream))
 
 
-def _upstream_patch(network: Network, namespace: str, mtu: int) -> Patch:
+def outer(upstream: Upstream) -> str | None:
+    """The namespace that has an upstream's bridge; None for the host."""
+    return names.router_namespace(upstream.name) if upstream.kind == "router" else None
+
+
+def _upstream_patch(network: Network, namespace: str, mtu: int, where: str | None) -> Patch:
     return Patch(
         namespace=namespace,
         link=names.UPSTREAM_LINK,
@@ -383,6 +396,7 @@ def _upstream_patch(network: Network, namespace: str, mtu: int) -> Patch:
         port_mac=names.mac(network.uuid, "upstream-port"),
         altname=names.altname("upstream", network.name),
         mtu=mtu,
+        outer=where,
     )
 
 

@@ -28,6 +28,7 @@ from libvirt_natns.plan import (
     Published,
     Surroundings,
     make,
+    outer,
     path_mtu,
     private_port,
     withdrawals,
@@ -35,6 +36,7 @@ from libvirt_natns.plan import (
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.registry import Registry
 from libvirt_natns.resolvers import Resolvers
+from libvirt_natns.router import networks
 from libvirt_natns.store import Store, User
 
 ETHERNET_MTU = 1500
@@ -53,7 +55,7 @@ class Planner:
         upstream = selection.upstream_of(network, self.config)
         if upstream.kind == "host":
             return transit.choose(self.kernel, self.store, network, upstream)
-        return upstream
+        return networks.complete(upstream) if upstream.kind == "router" else upstream
 
     @property
     def registry(self) -> Registry:
@@ -77,10 +79,13 @@ class Planner:
         return tuple(operation for operation in whole if operation not in needs_libvirt)
 
     def _published(self, network: Network, upstream: Upstream, address: IPv4Address) -> Published:
-        """What the namespace translates; the host's part is in ``host_needs``."""
+        """What the namespace translates; the host's part is in ``host_needs``.
+
+        That of a router is in its own rules.
+        """
         found = self.registry.forwards(network.uuid)
-        if upstream.kind == "host":
-            # The host has looked at the address, and at the clients that it masquerades.
+        if upstream.is_transit:
+            # Who routes it has looked at the address, and at the clients that it masquerades.
             gateway = IPv4Network(upstream.gateway or address)
             found = tuple(
                 replace(
@@ -98,7 +103,7 @@ class Planner:
         """``ahead``: libvirt has not made its bridge yet, nor written its files."""
         unknown = ahead and network.taken_over
         private = network.mtu or ETHERNET_MTU if ahead else self.kernel.mtu(network.bridge or "")
-        outside = self.kernel.mtu(upstream.bridge or "")
+        outside = self._outside_mtu(upstream)
         if private is None or outside is None:
             missing = network.bridge if private is None else upstream.bridge
             raise KernelError(f"network {network.name}: bridge {missing} is missing")
@@ -111,6 +116,11 @@ class Planner:
             else self._daemon(network, upstream, path_mtu(private, outside)),
             idle=not unknown and self._has_idle_dnsmasq(network),
         )
+
+    def _outside_mtu(self, upstream: Upstream) -> int | None:
+        """The MTU of the upstream's bridge, in octets; None where it is missing."""
+        link = self.kernel.link(outer(upstream), upstream.bridge or "")
+        return link.mtu if link else None
 
     @staticmethod
     def _has_idle_dnsmasq(network: Network) -> bool:
@@ -149,7 +159,7 @@ class Planner:
         daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
         around = Surroundings(
             self.kernel.mtu(network.bridge or "") or network.mtu or ETHERNET_MTU,
-            self.kernel.mtu(upstream.bridge or "") or ETHERNET_MTU,
+            self._outside_mtu(upstream) or ETHERNET_MTU,
             self.backend(),
             daemon,
         )
@@ -158,6 +168,8 @@ class Planner:
 
     def _preview_upstream(self, network: Network) -> Upstream:
         upstream = selection.upstream_of(network, self.config)
+        if upstream.kind == "router":
+            return networks.complete(upstream)
         if upstream.kind != "host":
             return upstream
         known = upstream.subnet or self.store.transit(upstream.name)
@@ -196,7 +208,7 @@ def _needs(
     if upstream.kind == "host" and upstream.subnet is not None:
         found = (_host_forward(each, upstream, user.address) for each in forwards if user.address)
         return replace(needs, transits=(upstream,), forwards=tuple(found))
-    if upstream.kind == "host" or not (upstream.bridge and user.address):
+    if upstream.is_transit or not (upstream.bridge and user.address):
         return needs
     provider = (Provider(upstream.bridge, each) for each in (user.address, *statics))
     return replace(needs, provider=tuple(provider))

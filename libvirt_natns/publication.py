@@ -22,6 +22,7 @@ from libvirt_natns.model import AddressRequest, Config, Domain, Forward, Network
 from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry, Scope
+from libvirt_natns.router import networks as routed
 from libvirt_natns.selection import Applicant
 from libvirt_natns.store import Store
 
@@ -97,8 +98,9 @@ class Choices:
 
     def _is_free_still(self, wish: Wish, port: int) -> bool:
         """Whether nobody has taken a port that was chosen, while its owner did not use it."""
-        shared = wish.attachment.upstream.kind == "host"
-        scope = Scope("" if shared else wish.attachment.upstream.name, shared)
+        upstream = wish.attachment.upstream
+        shared = upstream.kind == "host"
+        scope = Scope("" if shared else upstream.name, upstream.is_transit)
         if _lies_in(port, wish.avoided):
             return False
         if self.registry.is_claimed(wish.key, scope, wish.listen, port):
@@ -119,6 +121,8 @@ class Choices:
         proto = wish.key.proto
         kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
         used = sockets.listening(proto) | self.registry.ports_claimed(proto)
+        if wish.attachment.upstream.kind == "router":
+            used |= routed.ports_of_host(wish.attachment.upstream.name, proto)
         first, last = self.config.auto_ports
 
         def usable(port: int) -> bool:
@@ -199,11 +203,14 @@ def _leases(bridge: str) -> dict[IPv4Address, str]:
 def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
     """Where the claims of each of these networks must be unique, by its uuid.
 
-    All upstreams of kind "host" are one: they share the host's addresses.
+    All upstreams of kind "host" are one: they share the host's addresses.  Networks
+    on a router share that one's.
     """
     records = [record for uuid in networks if (record := store.network(uuid))]
     return {
-        record.uuid: Scope("", True) if record.kind == "host" else Scope(record.upstream, False)
+        record.uuid: Scope("", True)
+        if record.kind == "host"
+        else Scope(record.upstream, record.kind == "router")
         for record in records
     }
 
@@ -215,7 +222,9 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[IP
     would take a port away from one of its programs.  Raises DocumentError or
     ConflictError.
     """
-    shared = [forward for forward in claims.forwards if where[forward.network].shared]
+    routers = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
+    routed.check_claims(claims.forwards, {uuid: name for uuid, name in routers.items() if name})
+    shared = [forward for forward in claims.forwards if routers.get(forward.network) == ""]
     for forward in shared:
         listens = forward.address
         if listens != forwards.ANY and not listens.is_loopback and listens not in addresses:

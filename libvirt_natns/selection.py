@@ -69,11 +69,6 @@ def check_served(upstream: Upstream) -> None:
     Raises UpstreamError or ConfigError.
     """
     name = upstream.name
-    if upstream.kind == "router":
-        raise UpstreamError(
-            f"upstream {name}: kind 'router' is not served by this version",
-            "use an upstream of kind 'bridge' or 'host'",
-        )
     if upstream.pool == "dhcp":
         raise ConfigError(
             f"upstream {name}: pool 'dhcp' is not served by this version",

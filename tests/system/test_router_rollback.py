@@ -67,7 +67,6 @@ def vps() -> Iterator[Vps]:
         ):
             path, _, value = key.format(NIC).partition("=")
             Path("/proc/sys/net", path).write_text(value)
-        wait_for(lambda: "tentative" not in run("ip", "address", "show", NIC).stdout)
         stub = Path("/run/stub-resolv.conf")
         stub.write_text(f"nameserver 127.0.0.53\nnameserver {GATEWAY}\nsearch example.test\n")
         kept = (RESOLV.read_bytes(), RESOLV.is_symlink())

@@ -11,12 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
-from libvirt_natns import dnsmasq, dnsmasq_config, netns, status, transit
+from libvirt_natns import dnsmasq, dnsmasq_config, netns, routers, status, transit
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import networks
 from libvirt_natns.selection import reserved_addresses
 from libvirt_natns.store import GUESTS, RUNNING, Record, State, Store, boot_id
 
@@ -129,7 +128,7 @@ def _size(store: Store, upstream: Upstream) -> int | None:
         upstream = transit.complete(upstream, subnet)
     if upstream.kind == "router":
         with suppress(NatnsError):
-            upstream = networks.complete(upstream)
+            upstream = routers.complete(upstream)
     if upstream.subnet is None or not upstream.ranges:
         return None
     unusable = [

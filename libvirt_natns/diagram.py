@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 
-from libvirt_natns import document, forward_list, names, transit
+from libvirt_natns import document, forward_list, names, routers, transit
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.forwards import ports
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import networks
 from libvirt_natns.store import Record
 
 NONE = "no network is up: start one (virsh net-start)\n"
@@ -98,7 +97,7 @@ def _upstream(engine: Engine, name: str) -> tuple[str, str]:
         said += ", routed by the host"
     elif upstream.kind == "router":
         with suppress(NatnsError):
-            upstream = networks.complete(upstream)
+            upstream = routers.complete(upstream)
         said += f", routed by {names.router_namespace(name)} with {upstream.nic}"
     said += f", {upstream.subnet}" if upstream.subnet else ""
     said += f", gateway {upstream.gateway}" if upstream.gateway else ""

@@ -29,6 +29,7 @@ from libvirt_natns import (
     plan,
     pool,
     publication,
+    routers,
     selection,
 )
 from libvirt_natns.built import Built
@@ -43,7 +44,6 @@ from libvirt_natns.observer import HOST, NOBODY, Observer
 from libvirt_natns.planner import Planner, resolvers_of
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
-from libvirt_natns.router import networks
 from libvirt_natns.store import START_LIMIT, Record, State, Store, boot_id, now
 
 FIRST_LOOK = 0.006
@@ -513,7 +513,7 @@ class Engine:
 
     def _ensure_routers(self) -> list[str]:
         """Bring the rules of routers to what their networks publish; returns what differed."""
-        return networks.ensure(self.store, self._step)
+        return routers.ensure(self.store, self._step)
 
     def hand_back(self, network: Network, *, renew: bool = False) -> None:
         """Take a running network down and give libvirt's bridge its addresses back.

@@ -16,6 +16,7 @@ from libvirt_natns import (
     names,
     pool,
     resolvers,
+    routers,
     selection,
     transit,
 )
@@ -36,7 +37,6 @@ from libvirt_natns.plan import (
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.registry import Registry
 from libvirt_natns.resolvers import Resolvers
-from libvirt_natns.router import networks
 from libvirt_natns.store import Store, User
 
 ETHERNET_MTU = 1500
@@ -55,7 +55,7 @@ class Planner:
         upstream = selection.upstream_of(network, self.config)
         if upstream.kind == "host":
             return transit.choose(self.kernel, self.store, network, upstream)
-        return networks.complete(upstream) if upstream.kind == "router" else upstream
+        return routers.complete(upstream) if upstream.kind == "router" else upstream
 
     @property
     def registry(self) -> Registry:
@@ -169,7 +169,7 @@ class Planner:
     def _preview_upstream(self, network: Network) -> Upstream:
         upstream = selection.upstream_of(network, self.config)
         if upstream.kind == "router":
-            return networks.complete(upstream)
+            return routers.complete(upstream)
         if upstream.kind != "host":
             return upstream
         known = upstream.subnet or self.store.transit(upstream.name)

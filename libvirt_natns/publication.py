@@ -13,7 +13,7 @@ from ipaddress import AddressValueError, IPv4Address
 from itertools import chain
 from pathlib import Path
 
-from libvirt_natns import arp, forwards, names, pool, sockets
+from libvirt_natns import arp, forwards, names, pool, routers, sockets
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.forwards import Attachment, Wish
@@ -22,7 +22,6 @@ from libvirt_natns.model import AddressRequest, Config, Domain, Forward, Network
 from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry, Scope
-from libvirt_natns.router import networks as routed
 from libvirt_natns.selection import Applicant
 from libvirt_natns.store import Store
 
@@ -121,8 +120,7 @@ class Choices:
         proto = wish.key.proto
         kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
         used = sockets.listening(proto) | self.registry.ports_claimed(proto)
-        if wish.attachment.upstream.kind == "router":
-            used |= routed.ports_of_host(wish.attachment.upstream.name, proto)
+        used |= routers.ports_of_host(wish.attachment.upstream, proto)
         first, last = self.config.auto_ports
 
         def usable(port: int) -> bool:
@@ -222,9 +220,9 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[IP
     would take a port away from one of its programs.  Raises DocumentError or
     ConflictError.
     """
-    routers = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
-    routed.check_claims(claims.forwards, {uuid: name for uuid, name in routers.items() if name})
-    shared = [forward for forward in claims.forwards if routers.get(forward.network) == ""]
+    sharing = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
+    routers.check_claims(claims.forwards, {uuid: name for uuid, name in sharing.items() if name})
+    shared = [forward for forward in claims.forwards if sharing.get(forward.network) == ""]
     for forward in shared:
         listens = forward.address
         if listens != forwards.ANY and not listens.is_loopback and listens not in addresses:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""virt-natns router up, down, confirm and status; and two commands that only we call."""
+"""virt-natns router up, down, confirm and status."""
 
 import argparse
 import json
@@ -7,18 +7,23 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterError
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import journal, machine, nic, timer
+from libvirt_natns.router import journal, machine, nic
 from libvirt_natns.router.journal import Record, Target
 from libvirt_natns.router.machine import Machine
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")
 LONGEST = 3600.0
+DRIVER_LIMIT = 30.0
+"""Seconds after which a NIC that is not there yet is not expected any more."""
+
+POLL = 0.1
 
 Machines = Callable[[], AbstractContextManager[Machine]]
 
@@ -51,14 +56,6 @@ def add_parser(parser: argparse.ArgumentParser, machines: Machines) -> None:
     sub = add("status", _status, "show how the router is")
     sub.add_argument("name", nargs="?")
     sub.add_argument("--json", action="store_true", help="for programs")
-    # Without a help text argparse does not list them.
-    sub = commands.add_parser("expire")
-    sub.add_argument("name")
-    sub.add_argument("deadline", type=float)
-    sub.set_defaults(command=Bound(_expire, machines))
-    sub = commands.add_parser("lease")
-    sub.add_argument("name")
-    sub.set_defaults(command=Bound(_lease, machines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +114,8 @@ def _up(opened: Machine, options: argparse.Namespace) -> int:
     if options.boot and not machine.is_confirmed(name):
         _say(f"router {name} was never confirmed: virt-natns router up {name}")
         return 0
+    if options.boot:
+        _await(opened.upstream(name).nic or "", name)
     with undisturbed():
         done = opened.up(name, options.confirm_within)
     for line in done or [f"router {name} is up already"]:
@@ -127,6 +126,13 @@ def _up(opened: Machine, options: argparse.Namespace) -> int:
             f" (within {options.confirm_within:g} s, or all goes back)"
         )
     return 0
+
+
+def _await(link: str, name: str) -> None:
+    """Give a NIC's driver time, at a boot; what is missing then is refused as always."""
+    deadline = nic.clock() + DRIVER_LIMIT
+    while nic.clock() < deadline and journal.load(name) is None and not nic.exists(None, link):
+        time.sleep(POLL)
 
 
 def _confirm(opened: Machine, options: argparse.Namespace) -> int:
@@ -143,21 +149,6 @@ def _down(opened: Machine, options: argparse.Namespace) -> int:
     _say(f"router {name} is down")
     for line in found:
         print(f"virt-natns: {line}", file=sys.stderr)
-    return 0
-
-
-def _expire(opened: Machine, options: argparse.Namespace) -> int:
-    with undisturbed():
-        timer.wait(
-            options.name,
-            options.deadline,
-            lambda: opened.expire(options.name, options.deadline),
-        )
-    return 0
-
-
-def _lease(opened: Machine, options: argparse.Namespace) -> int:
-    opened.follow_lease(options.name)
     return 0
 
 

@@ -2,7 +2,7 @@
 """The DHCP lease of a router's NIC, where the NIC had one when it was taken.
 
 The address goes on as it was; a client in the namespace asks for the same one and renews
-it from then on.  The client runs ``virt-natns router lease NAME`` when something has changed.
+it from then on.  The client tells ``attend`` when something has changed.
 
 When the router goes down the client is killed, not ended: it would give the lease back
 that the host's own client is to go on with.
@@ -37,7 +37,7 @@ def _client(target: Target, mac: str) -> Client:
         link=target.nic,
         client_id=ETHERNET + mac.replace(":", ""),
         directory=_directory(target),
-        on_change=command.line("router", "lease", target.name),
+        on_change=command.line("lease", target.name),
     )
 
 

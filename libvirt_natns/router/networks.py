@@ -7,9 +7,8 @@ without a router, a network on it cannot start.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 
 from libvirt_natns import names, transit
 from libvirt_natns.errors import ConflictError, DocumentError, UpstreamError
@@ -81,9 +80,8 @@ def _published(forward: Forward, address: IPv4Address) -> HostForward:
 
 
 def _running() -> Iterator[Record]:
-    """The routers that are up; asks for nothing where there never was one."""
-    if Path(names.STATE_DIRECTORY, "routers").is_dir():
-        yield from (record for record in journal.load_all() if record.is_whole)
+    """The routers that are up."""
+    yield from (record for record in journal.load_all() if record.is_whole)
 
 
 def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
@@ -116,7 +114,7 @@ def _load(store: Store, record: Record, announce: Callable[[str], None]) -> list
 # -- claims ------------------------------------------------------------------
 
 
-def check_claims(claims: Iterable[Forward], routers: dict[str, str]) -> None:
+def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
     """Refuse forwards that a router cannot serve.
 
     Those that take a port of the host's, or listen on an address that the router does not

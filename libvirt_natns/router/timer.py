@@ -28,7 +28,7 @@ TRIES = 12
 
 def arm(name: str, deadline: float) -> None:
     """Start what takes a router back at its deadline.  Raises RouterError."""
-    waiting = command.line("router", "expire", name, str(deadline))
+    waiting = command.line("expire", name, str(deadline))
     if SYSTEMD.is_dir() and _as_unit(name, waiting):
         return
     try:

@@ -239,7 +239,7 @@ def of_nic() -> set[str]:
 
 def waiting() -> list[str]:
     """The processes that wait for a confirmation."""
-    return run("pgrep", "-f", "router expire wan", check=False).stdout.split()
+    return run("pgrep", "-f", "expire wan", check=False).stdout.split()
 
 
 def test_unconfirmed(vps: Vps) -> None:

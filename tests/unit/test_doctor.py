@@ -13,7 +13,7 @@ from libvirt_natns.model import HOST_UPSTREAM, Config, Upstream
 @pytest.mark.parametrize(
     ("upstream", "said"),
     [
-        (Upstream("wan", "router", nic="ens3"), "upstream wan: kind 'router' is not served by"),
+        (Upstream("wan", "router", nic="ens3"), "the router of upstream wan is down"),
         (
             Upstream("wan", "bridge", bridge="lo", pool="dhcp"),
             "upstream wan: pool 'dhcp' is not served by",

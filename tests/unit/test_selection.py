@@ -96,9 +96,6 @@ def test_unknown_upstream_names_the_known_ones() -> None:
 
 
 def test_upstreams_that_this_version_does_not_serve() -> None:
-    router = Upstream(name="wan", kind="router", nic="ens3")
-    with pytest.raises(UpstreamError, match="'router' is not served"):
-        upstream_of(NETWORK, config_with(router, default="wan"))
     dhcp = replace(PROVIDER, pool="dhcp")
     with pytest.raises(ConfigError, match="pool 'dhcp' is not served"):
         upstream_of(NETWORK, config_with(dhcp, default="provider"))

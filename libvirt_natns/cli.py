@@ -30,6 +30,7 @@ from libvirt_natns import (
     netns,
     plan,
     reconcile,
+    routers,
     selection,
     service_status,
     status,
@@ -146,6 +147,7 @@ def _machine() -> Iterator[Machine]:
             engine.kernel,
             partial(networks.forwards, store),
             partial(networks.users, store),
+            partial(networks.reattach, store, engine.up),
         )
 
 
@@ -226,6 +228,7 @@ def _verdict(engine: Engine, xml: bytes) -> selection.Verdict:
 
 def _uninstall(options: argparse.Namespace) -> int:
     _require_root()
+    routers.check_none()
     try:
         settings = config.load()
     except ConfigError:

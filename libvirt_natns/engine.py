@@ -491,11 +491,13 @@ class Engine:
     def ensure_host(self) -> list[str]:
         """Make the host as the networks need it; returns what differed."""
         with self.observer.changing(HOST):
-            return self._host.ensure() + self._ensure_routers()
+            found = self._host.ensure() + self._ensure_routers()
+            return found + routers.repair(self.config, self.kernel, self.store)
 
     def host_differences(self) -> list[str]:
         """How the host differs from what the networks need, in words."""
-        return self._host.differences()
+        found = self._host.differences()
+        return found + routers.differences(self.config, self.kernel, self.store)
 
     @property
     def _host(self) -> host.Host:

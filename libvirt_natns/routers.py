@@ -5,10 +5,17 @@ Most hosts have none, and a hook that libvirt waits for need not read how one is
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 from libvirt_natns import names
-from libvirt_natns.model import Forward, Upstream
+from libvirt_natns.errors import RouterError
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.model import Config, Forward, Upstream
 from libvirt_natns.store import Store
+
+if TYPE_CHECKING:
+    from libvirt_natns.router.machine import Machine
 
 
 def complete(upstream: Upstream) -> Upstream:
@@ -25,6 +32,33 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     from libvirt_natns.router import networks
 
     return networks.ensure(store, announce)
+
+
+def differences(config: Config, kernel: Kernel, store: Store) -> list[str]:
+    """What differs of the routers that are up, in words."""
+    machine = _machine(config, kernel, store)
+    return machine.all_differences() if machine else []
+
+
+def repair(config: Config, kernel: Kernel, store: Store) -> list[str]:
+    """Repair the routers that are up; returns what differed.  Raises a NatnsError."""
+    machine = _machine(config, kernel, store)
+    return machine.repair_all() if machine else []
+
+
+def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":
+    if not (names.STATE_DIRECTORY / "routers").is_dir():
+        return None
+    from libvirt_natns.router import networks
+    from libvirt_natns.router.machine import Machine
+
+    return Machine(config, kernel, partial(networks.forwards, store))
+
+
+def check_none() -> None:
+    """Refuse to forget what puts a host's NIC back.  Raises RouterError."""
+    for file in sorted((names.STATE_DIRECTORY / "routers").glob("*.json")):
+        raise RouterError(f"router {file.stem} is up", f"virt-natns router down {file.stem}")
 
 
 def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:

@@ -24,6 +24,7 @@ DRIVER_LIMIT = 30.0
 """Seconds after which a NIC that is not there yet is not expected any more."""
 
 POLL = 0.1
+ENDINGS = (signal.SIGHUP, signal.SIGTERM)
 
 Machines = Callable[[], AbstractContextManager[Machine]]
 
@@ -81,15 +82,16 @@ def duration(text: str) -> float:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let the work go on when the connection ends over which it was ordered."""
+    """Let the work go on when the session ends from which it was ordered."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in ENDINGS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _say(line: str) -> None:
@@ -117,13 +119,15 @@ def _up(opened: Machine, options: argparse.Namespace) -> int:
     if options.boot:
         _await(opened.upstream(name).nic or "", name)
     with undisturbed():
-        done = opened.up(name, options.confirm_within)
+        done = opened.up(name, options.confirm_within, boot=options.boot)
+        done += opened.reattach(name)
     for line in done or [f"router {name} is up already"]:
         _say(line)
-    if options.confirm_within and done:
+    record = journal.load(name)
+    if record is not None and record.deadline is not None:
         _say(
             f"log in once more and say: virt-natns router confirm {name}"
-            f" (within {options.confirm_within:g} s, or all goes back)"
+            f" (within {record.deadline - nic.clock():.0f} s, or all goes back)"
         )
     return 0
 

@@ -8,6 +8,7 @@ from libvirt_natns import firewall, names, netns, transit
 from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Upstream
+from libvirt_natns.records import replace
 from libvirt_natns.router import lease, nic, objects, resolver
 from libvirt_natns.router.journal import Target
 from libvirt_natns.router.nic import Capture
@@ -32,14 +33,15 @@ def upstream(config: Config, name: str | None) -> Upstream:
 
 
 def target(
-    config: Config, kernel: Kernel, wanted: Upstream, kept: Capture | None
+    config: Config, kernel: Kernel, wanted: Upstream, kept: Capture | None, *, boot: bool = False
 ) -> tuple[Target, Capture, Resolver]:
     """What a router is to be, and what the host has now.  Raises RouterError.
 
-    ``kept`` are the NIC's settings for a boot in which nobody has given it any.
+    ``kept`` are the NIC's settings where nobody has given it any, or, at a ``boot``,
+    not all of them yet.
     """
     name = wanted.nic or ""
-    before = _capture(wanted, kept)
+    before = _capture(wanted, kept, boot)
     _check_names(kernel, wanted)
     _check_subnets(kernel, wanted, before)
     leased = any(each.leased for each in before.ipv4)
@@ -67,7 +69,7 @@ def _refuse(wanted: Upstream, fact: str, remedy: str = "") -> RouterError:
     return RouterError(f"router {wanted.name}: {fact}", remedy)
 
 
-def _capture(wanted: Upstream, kept: Capture | None) -> Capture:
+def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
     name = wanted.nic or ""
     if name in RESERVED:
         raise _refuse(wanted, f"a NIC cannot be called {name}", "rename it (ip link set NIC name)")
@@ -75,8 +77,10 @@ def _capture(wanted: Upstream, kept: Capture | None) -> Capture:
     if found:
         raise _refuse(wanted, f"{name} {found[0]}", found[1])
     before = nic.capture(None, name)
-    if before.is_bare and kept is not None and kept.name == name:
-        return kept
+    if kept is not None and kept.name == name and (before.is_bare or boot):
+        lacks4 = bool(kept.ipv4) and not before.ipv4
+        if lacks4 or (bool(kept.ipv6) and not before.ipv6):
+            return replace(kept, index=before.index)
     if before.is_bare:
         raise _refuse(wanted, f"{name} has no address", "configure it first, as it is to be used")
     if not before.flags & nic.IFF_UP:
@@ -124,8 +128,9 @@ def _reached(before: Capture) -> Iterator[IPv4Network]:
 def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
     """The subnet behind the router for networks."""
     taken = [*kernel.host_routes(), *_reached(before), wanted.host_subnet]
-    # From the other end than the host's own, so that the two seldom meet.
-    candidates = [wanted.subnet] if wanted.subnet else list(reversed(transit.CANDIDATES))
+    # The host's own takes the first, and the two need not meet.
+    first, *others = transit.CANDIDATES
+    candidates = [wanted.subnet] if wanted.subnet else [*others, first]
     for subnet in candidates:
         if not any(map(subnet.overlaps, taken)):
             return subnet

@@ -36,13 +36,15 @@ class Machine:
     """The verbs over one configuration and one kernel session.
 
     ``forwards`` are what the networks on a router publish, ``users`` who they are, by
-    the router's name.  ``before`` is called ahead of each step, for tests.
+    the router's name; ``reattach`` hangs them on it again, where it is a new one.
+    ``before`` is called ahead of each step, for tests.
     """
 
     config: Config
     kernel: Kernel
     forwards: Forwards = _no_forwards
     users: Callable[[str], list[str]] = lambda _: []
+    reattach: Callable[[str], list[str]] = lambda _: []
     before: Before | None = None
 
     def upstream(self, name: str | None) -> Upstream:
@@ -51,18 +53,19 @@ class Machine:
 
     # -- up ----------------------------------------------------------------
 
-    def up(self, name: str, within: float | None = None) -> list[str]:
+    def up(self, name: str, within: float | None = None, *, boot: bool = False) -> list[str]:
         """Make a router, or repair the one there is; returns what was done, in words.
 
         Unless it is confirmed ``within`` so many seconds, it is taken back; so it
-        is at once where any step fails.  Raises a NatnsError.
+        is at once where any step fails.  At a ``boot`` the NIC's configuration may not
+        be complete yet.  Raises a NatnsError.
         """
         upstream = self.upstream(name)
         with journal.lock(), self.kernel.work():
             done: list[str] = []
             record = self._settled(name, done)
             if record is None:
-                return [*done, *self._make(upstream, within)]
+                return [*done, *self._make(upstream, within, boot)]
             return [*done, *self._repair(record)]
 
     def _settled(self, name: str, done: list[str]) -> Record | None:
@@ -83,9 +86,9 @@ class Machine:
     def _unsettled(record: Record) -> str:
         return "never confirmed" if record.is_whole else f"interrupted {record.state}"
 
-    def _make(self, upstream: Upstream, within: float | None) -> list[str]:
+    def _make(self, upstream: Upstream, within: float | None, boot: bool) -> list[str]:
         kept = journal.kept(upstream.name)
-        target, before, resolv = examine.target(self.config, self.kernel, upstream, kept)
+        target, before, resolv = examine.target(self.config, self.kernel, upstream, kept, boot=boot)
         deadline = None if within is None else nic.clock() + within
         record = Record(target, before, resolv, "going up", boot_id(), deadline=deadline)
         journal.save(record)
@@ -207,7 +210,23 @@ class Machine:
             resolver.restore(record.resolver)
         journal.discard(record.target.name)
 
+    def repair_all(self) -> list[str]:
+        """Repair all routers that are up; returns what differed.  Raises a NatnsError."""
+        found = []
+        for record in journal.load_all():
+            if record.is_whole and not record.is_overdue and self.differences(record.target.name):
+                found += [f"router {record.target.name}: {e}" for e in self.up(record.target.name)]
+        return found
+
     # -- looking -----------------------------------------------------------
+
+    def all_differences(self) -> list[str]:
+        """What differs of all routers that are up."""
+        return [
+            f"router {record.target.name}: {what}"
+            for record in journal.load_all()
+            for what in self.differences(record.target.name)
+        ]
 
     def differences(self, name: str) -> list[str]:
         """What of a router that is up is not as it should be, in words."""

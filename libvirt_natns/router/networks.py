@@ -10,17 +10,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
-from libvirt_natns import names, transit
-from libvirt_natns.errors import ConflictError, DocumentError, UpstreamError
+from libvirt_natns import document, names, transit
+from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
 from libvirt_natns.firewall.host import HostForward
-from libvirt_natns.model import Forward, Upstream
+from libvirt_natns.model import Forward, Network, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.registry import Registry
 from libvirt_natns.router import journal, rules
 from libvirt_natns.router.journal import Record, Target
 from libvirt_natns.store import Store
 
-Forwards = Callable[[str], tuple[HostForward, ...]]
+Up = Callable[[Network, bytes], list[str]]
 
 
 def record_of(upstream: str) -> Record | None:
@@ -74,6 +74,22 @@ def _published(forward: Forward, address: IPv4Address) -> HostForward:
         names.ROUTER_TRANSIT,
         forward.sources,
     )
+
+
+def reattach(store: Store, up: Up, upstream: str) -> list[str]:
+    """Hang the networks that are up on a router that is a new one; returns what differed.
+
+    Where one cannot be, the reason is among it.
+    """
+    found = []
+    for record in store.networks("up"):
+        if record.this_boot and record.upstream == upstream:
+            try:
+                changed = up(document.parse_network(record.document), record.document)
+            except NatnsError as error:
+                changed = [str(error)]
+            found += [f"{record.name}: {what}" for what in changed]
+    return found
 
 
 # -- rules -------------------------------------------------------------------

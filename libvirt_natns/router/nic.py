@@ -30,7 +30,8 @@ from libvirt_natns.rtnetlink import InterruptedDumpError
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_NET_NS_FD = 13, 18, 20, 27, 28
-IFLA_EXT_MASK, IFLA_XDP, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 29, 43, 52, 53
+IFLA_EXT_MASK, IFLA_LINK_NETNSID, IFLA_XDP, IFLA_NEW_IFINDEX = 29, 37, 43, 49
+IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
 IFLA_INFO_KIND = 1
 IFLA_XDP_ATTACHED = 2
 SKIP_STATISTICS = 8
@@ -43,6 +44,7 @@ SETTINGS = ("ipv6/conf", "ipv4/conf", "ipv4/neigh", "ipv6/neigh")
 """Below /proc/sys/net, where each link has a directory."""
 ACCEPT_DAD = "ipv6/conf/accept_dad"
 
+TIED = ("bridge", "bond", "team")
 TRIES = 100
 DONE_ALREADY = (errno.EEXIST, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL)
 PASSES = 16
@@ -55,12 +57,14 @@ T = TypeVar("T")
 class Capture:
     """A NIC, as it was ``at`` a time (seconds since boot, sleep included).
 
+    ``index`` is its number, by which rules and programs may know it.
     ``settings`` by their directory and key, without the NIC's name.  ``foreign``
     routes lead over other links and go with the NIC's addresses, which
     packets bear that leave by them.
     """
 
     name: str
+    index: int
     mac: str
     mtu: int
     flags: int
@@ -215,6 +219,7 @@ def _capture(opened: Wire, namespace: str | None, name: str) -> Capture:
     routes = tuple(_routes(opened, link.index))
     return Capture(
         name=name,
+        index=link.index,
         mac=link.mac,
         mtu=link.number(IFLA_MTU) or 0,
         flags=link.flags & FLAGS,
@@ -314,6 +319,8 @@ def obstacle(name: str) -> tuple[str, str] | None:
             return "does not exist", "ip link lists those that do"
         if link.number(IFLA_MASTER):
             return "is part of a bridge or bond", 'use an upstream of kind "bridge"'
+        if link.kind in TIED:
+            return f"is a {link.kind}, which cannot move with its ports", "name a single NIC"
         upper = _upper(opened, link)
         if upper:
             return f"carries {upper}, which would stay behind", f"remove {upper} first"
@@ -329,7 +336,11 @@ def _upper(opened: Wire, link: Link) -> str:
     for body in _listed(opened, wire.RTM_GETLINK, bytes(16) + _skip_statistics()):
         other = _link(body)
         below = other.number(IFLA_LINK) == link.index and other.index != link.index
-        if below and other.kind != "veth" and wire.value(other.attributes, 37) is None:
+        if (
+            below
+            and other.kind != "veth"
+            and wire.value(other.attributes, IFLA_LINK_NETNSID) is None
+        ):
             return other.text(IFLA_IFNAME)
     return ""
 
@@ -359,11 +370,12 @@ def _route_obstacle(opened: Wire, link: int) -> tuple[str, str] | None:
 # -- putting back ------------------------------------------------------------
 
 
-def move(name: str, source: str | None, target: str | None) -> None:
+def move(name: str, source: str | None, target: str | None, index: int = 0) -> None:
     """Move a NIC between namespaces, without its alternative names, and thereby set it down.
 
     Before Linux 6.6 these stay registered where they were, and block
-    the way back.  Raises KernelError.
+    the way back.  ``index`` is the number that it gets there, if that is free and
+    the kernel can (5.14).  Raises KernelError.
     """
     path = os.fspath(netns.OWN) if target is None else f"/run/netns/{target}"
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -374,9 +386,18 @@ def move(name: str, source: str | None, target: str | None) -> None:
                 raise KernelError(f"there is no link {name} in {source or 'the host'}")
             _change_altnames(opened, link, ())
             namespace = (IFLA_NET_NS_FD, struct.pack("=i", descriptor))
-            opened.change(wire.RTM_NEWLINK, wire.set_link(link.index, [namespace]))
+            _move(opened, link.index, namespace, index)
     finally:
         os.close(descriptor)
+
+
+def _move(opened: Wire, link: int, namespace: wire.Attribute, index: int) -> None:
+    numbered = [namespace, (IFLA_NEW_IFINDEX, struct.pack("=i", index))]
+    if index:
+        with suppress(OSError):
+            opened.change(wire.RTM_NEWLINK, wire.set_link(link, numbered))
+            return
+    opened.change(wire.RTM_NEWLINK, wire.set_link(link, [namespace]))
 
 
 def put(namespace: str | None, wanted: Capture, *, alone: bool = True) -> None:

@@ -251,7 +251,7 @@ def _take_nic(work: Work) -> None:
 def _return_nic(work: Work) -> None:
     target = work.target
     if nic.exists(target.namespace, target.nic):
-        nic.move(target.nic, target.namespace, None)
+        nic.move(target.nic, target.namespace, None, work.before.index)
     nic.put(None, work.before)
 
 

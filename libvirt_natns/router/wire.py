@@ -10,6 +10,7 @@ Numbers of links are left out of what is kept: a link that moves between
 namespaces may come back with another one.
 """
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -96,7 +97,7 @@ class Wire(Session):
         try:
             (answer,) = self._ask(kind, body, 0)
         except OSError as error:
-            if error.errno in (19, 2):
+            if error.errno in (errno.ENODEV, errno.ENOENT):
                 return None
             raise
         return answer

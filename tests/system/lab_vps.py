@@ -150,7 +150,7 @@ def _lines(*command: str) -> tuple[str, ...]:
     text = run("ip", "-o", *command, check=False).stdout
     # Lifetimes go on, and interfaces are numbered anew.
     text = re.sub(r"(valid_lft|preferred_lft) \d+sec", r"\1 some", text)
-    text = re.sub(r"^\d+: |@if\d+|link-netnsid \d+| state \w+| tentative", "", text, flags=re.M)
+    text = re.sub(r"@if\d+|link-netnsid \d+| state \w+| tentative", "", text, flags=re.M)
     return tuple(sorted(" ".join(line.split()) for line in text.splitlines()))
 
 

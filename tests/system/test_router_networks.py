@@ -89,7 +89,7 @@ def echo(guest: FastGuest, address: str, port: int) -> str:
 @pytest.mark.parametrize("vps", ["nftables", "iptables"], indirect=True)
 def test_packets(vps: Vps, guests: dict[str, FastGuest], command: Command) -> None:
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "0", "the host routes"
-    at_host = lab_vps.Capture(None, HOST_LINK, "host 10.0.0.5 or net 10.213.252.0/22")
+    at_host = lab_vps.Capture(None, HOST_LINK, "host 10.0.0.5 or net 198.19.248.0/22")
     with vps.sniff() as seen, closing(at_host):
         for _, guest in guests.items():
             assert echo(guest, INTERNET, ECHO_PORT) == ADDRESS
@@ -103,8 +103,8 @@ def test_packets(vps: Vps, guests: dict[str, FastGuest], command: Command) -> No
         assert vps.sources(seen) == {MAC}
         assert at_host.lines() == []
     # Nobody gets at a namespace's own address.
-    lab_vps.provider("ip", "route", "add", "10.213.252.0/22", "via", ADDRESS)
-    assert not greeting("10.213.252.2", 8001, NAMESPACE, timeout=0.5)
+    lab_vps.provider("ip", "route", "add", "198.19.248.0/22", "via", ADDRESS)
+    assert not greeting("198.19.248.2", 8001, NAMESPACE, timeout=0.5)
     assert "8001" in run("ip", "netns", "exec", ROUTER, "sh", "-c",
                          "nft list ruleset; iptables-legacy -t nat -S").stdout  # fmt: skip
     virsh("net-destroy", "b")
@@ -121,13 +121,17 @@ def test_looking_and_repairing(vps: Vps, guests: dict[str, FastGuest], command: 
     refused = command("router", "down")
     assert (refused.status, refused.err.count("\n")) == (1, 1)
     assert "serves a, b" in refused.err and "--force" in refused.err
-    # The router is made anew under them; sync hangs them on it again.
+    # The router is made anew under them, and hangs them on it again.
     assert command("router", "down", "--force").status == 0
     assert greeting(INTERNET, ECHO_PORT) == ADDRESS
     assert command("check").status == 1
     assert command("router", "up").status == 0
+    assert command("check").status == 0
+    run("nft", "flush", "ruleset", namespace=ROUTER)
+    assert "host: router wan: firewall" in command("check").out
     assert command("sync").status == 0
     assert command("check").status == 0
+    assert "router wan is up: virt-natns router down wan" in command("uninstall").err
     assert all(echo(guest, INTERNET, ECHO_PORT) == ADDRESS for guest in guests.values())
     assert greeting(ADDRESS, 8002, NAMESPACE)
 

@@ -96,6 +96,7 @@ def test_a_route_leads_over_the_link_that_it_is_given() -> None:
 def test_a_capture_survives_its_file() -> None:
     capture = Capture(
         name="ens3",
+        index=2,
         mac="52:54:00:00:00:01",
         mtu=1500,
         flags=1,

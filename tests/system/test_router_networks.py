@@ -21,6 +21,7 @@ import pytest
 from lab import (
     ECHO_PORT,
     INTERNET,
+    Capture,
     FastGuest,
     Host,
     Server,
@@ -89,7 +90,7 @@ def echo(guest: FastGuest, address: str, port: int) -> str:
 @pytest.mark.parametrize("vps", ["nftables", "iptables"], indirect=True)
 def test_packets(vps: Vps, guests: dict[str, FastGuest], command: Command) -> None:
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "0", "the host routes"
-    at_host = lab_vps.Capture(None, HOST_LINK, "host 10.0.0.5 or net 198.19.248.0/22")
+    at_host = Capture(None, HOST_LINK, "host 10.0.0.5 or net 198.19.248.0/22")
     with vps.sniff() as seen, closing(at_host):
         for _, guest in guests.items():
             assert echo(guest, INTERNET, ECHO_PORT) == ADDRESS

@@ -229,9 +229,11 @@ def test_killed_between_any_two_changes_of_the_nic(
 def of_nic() -> set[str]:
     """The NIC as the product sees it: quicker to look at than the whole host."""
     found = nic.capture(None, NIC)
-    objects = (*found.addresses, *found.routes, *found.foreign, *found.neighbours, *found.rules)
+    routes = (*found.routes, *found.foreign)
+    bodies = {each.body for each in found.addresses} | {each.body for each in routes}
+    bodies |= {each.body for each in found.neighbours} | {each.body for each in found.rules}
     simple = replace(found, addresses=(), routes=(), foreign=(), neighbours=(), rules=(), at=0.0)
-    return {str(simple), *(f"{each} {each.body}" for each in objects)}
+    return {str(simple), *bodies}
 
 
 # -- nobody confirms ---------------------------------------------------------

@@ -12,10 +12,12 @@ macvlan on the same parent, for the same reason.  The announcement of a resident
 process asks by the macvlan itself, and meets them.
 """
 
-from libvirt_natns import names
+from libvirt_natns import names, netns
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.model import Upstream
+from libvirt_natns.plan import outer
+from libvirt_natns.rtnetlink import Link
 
 Problem = tuple[str, str]
 """What is wrong with a bridge or NIC, and what to do."""
@@ -27,23 +29,28 @@ HARMLESS_MASTER = "vrf"
 def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
     """Why the upstream's bridge or NIC could not take another network."""
     name = upstream.bridge or ""
-    if kernel.link(None, name) is None:
+    where = outer(upstream)
+    missing = where is not None and not netns.exists(where)
+    link = None if missing else kernel.link(where, name)
+    if link is None:
         return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
-    specific = _parents_problem if upstream.attach == "macvlan" else _bridges_problem
-    found = specific(kernel, upstream)
+    if upstream.attach == "macvlan":
+        found = _parents_problem(kernel, upstream)
+    else:
+        found = _bridges_problem(kernel, upstream, link)
     if found:
         return found
-    if not kernel.is_up(name):
+    if not link.up:
         return "is down", f"set it up (ip link set {name} up)"
     return None
 
 
-def _bridges_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
+def _bridges_problem(kernel: Kernel, upstream: Upstream, link: Link) -> Problem | None:
     bridge = upstream.bridge or ""
-    if not kernel.is_bridge(bridge):
+    if link.kind != "bridge":
         other = "" if bridge == "lo" else ', or set attach = "macvlan" there'
         return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}{other}"
-    if kernel.port_count(bridge) >= BRIDGE_PORTS:
+    if kernel.port_count(bridge, outer(upstream)) >= BRIDGE_PORTS:
         other = ', or attach = "macvlan"' if upstream.kind == "bridge" else ""
         return f"is full, it has {BRIDGE_PORTS} ports", f"use another bridge{other}"
     return None

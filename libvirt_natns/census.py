@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
-from libvirt_natns import dnsmasq, dnsmasq_config, netns, status, transit
+from libvirt_natns import dnsmasq, dnsmasq_config, netns, routers, status, transit
 from libvirt_natns.addresses import Family
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import KernelError
+from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.selection import reserved_addresses
@@ -139,6 +139,9 @@ def _sizes(store: Store, upstream: Upstream) -> dict[LeaseKind, int | None]:
         if subnet is None:
             return {"ipv4": None}
         upstream = transit.complete(upstream, subnet, store.transit6(upstream.name))
+    if upstream.kind == "router":
+        with suppress(NatnsError):
+            upstream = routers.complete(upstream)
     found: dict[LeaseKind, int | None] = {"ipv4": _size(upstream, 4)}
     if upstream.pool6:
         found["ipv6"] = _size(upstream, 6)

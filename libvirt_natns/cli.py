@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,6 +30,7 @@ from libvirt_natns import (
     netns,
     plan,
     reconcile,
+    routers,
     selection,
     service_status,
     status,
@@ -38,10 +40,14 @@ from libvirt_natns.errors import ConfigError, InstallError, LibvirtError, NatnsE
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
+from libvirt_natns.router import cli as router_cli
+from libvirt_natns.router import networks
+from libvirt_natns.router.machine import Machine
 from libvirt_natns.store import Record, Store
 
 Command = Callable[[argparse.Namespace], int]
 
+ROUTER = "The router namespace of a host's only NIC: an upstream of kind router."
 FORWARD = "Published ports of guests, which stand in their domains' metadata."
 
 
@@ -99,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         "forward", help="list, add or remove published ports of guests", description=FORWARD
     )
     forward_cli.add_parser(sub, _engine)
+    sub = commands.add_parser("router", help="up, down, confirm or status", description=ROUTER)
+    router_cli.add_parser(sub, _machine)
     add("metrics", _metrics, "print what there is and what has happened, for Prometheus")
     add("serve", _serve, "be the resident service, in the foreground; systemd starts it so")
     sub = add("exec", _exec, "run a command inside a network's namespace")
@@ -127,6 +135,20 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
         store = Store(directory)
         cleanup.callback(store.close)
         yield Engine(settings, store, cleanup.enter_context(Kernel()))
+
+
+@contextmanager
+def _machine() -> Iterator[Machine]:
+    """The verbs of routers."""
+    with _engine(look_only=True) as engine:
+        store = engine.store
+        yield Machine(
+            engine.config,
+            engine.kernel,
+            partial(networks.forwards, store),
+            partial(networks.users, store),
+            partial(networks.reattach, store, engine.up),
+        )
 
 
 def _asker() -> reconcile.Ask:
@@ -206,6 +228,7 @@ def _verdict(engine: Engine, xml: bytes) -> selection.Verdict:
 
 def _uninstall(options: argparse.Namespace) -> int:
     _require_root()
+    routers.check_none()
     try:
         settings = config.load()
     except ConfigError:

@@ -25,12 +25,16 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.model import (
     DEFAULT_AUTO_PORTS,
+    DEFAULT_HOST_PORTS,
+    DEFAULT_HOST_SUBNET,
     HOST_UPSTREAM,
     AddressRange,
     Attach,
     Config,
     DhcpMode,
     FirewallChoice,
+    PortSet,
+    Protocol,
     Scope,
     Upstream,
     UpstreamKind,
@@ -43,6 +47,7 @@ KEYS = ("scope", "firewall", "upstream", "auto_ports", "upstreams")
 
 ADDRESS_KEYS = ("subnet", "gateway", "pool", "dns", "probe")
 DHCP_KEYS = ("dhcp", "dhcp_timeout")
+ROUTER_KEYS = ("host_subnet", "host_ports", "host_address6")
 ADDRESS_KEYS6 = ("subnet6", "gateway6", "pool6", "prefixes6")
 
 IPV4_KEYS = {"subnet", "gateway", "pool"}
@@ -52,7 +57,7 @@ OUTSIDE6 = {"pool6", "prefixes6"}
 UPSTREAM_KEYS: dict[UpstreamKind, tuple[str, ...]] = {
     "bridge": ("kind", "bridge", "attach", *ADDRESS_KEYS, *DHCP_KEYS, *ADDRESS_KEYS6),
     "host": ("kind", "subnet", "dns", "subnet6", "prefixes6"),
-    "router": ("kind", "nic", *ADDRESS_KEYS, *ADDRESS_KEYS6),
+    "router": ("kind", "nic", "subnet", "dns", *ROUTER_KEYS, *ADDRESS_KEYS6),
 }
 """What an upstream of each kind may say; anything else would be ignored."""
 
@@ -64,6 +69,9 @@ EXPECTED = {
     "subnet6": "an IPv6 subnet such as 2001:db8:77::/64",
     "gateway6": "an IPv6 address such as 2001:db8:77::1",
     "pool6": 'a range such as "2001:db8:77::100-2001:db8:77::1ff", an address or a subnet',
+    "host_subnet": "an IPv4 subnet such as 192.168.158.0/24",
+    "host_ports": 'a protocol with a port or a range, such as "tcp/22" or "udp/60000-61000"',
+    "host_address6": "one of the host's IPv6 addresses, such as 2001:db8:77::2",
     "prefixes6": "an IPv6 prefix of /64 or shorter, such as 2001:db8:100::/56",
 }
 
@@ -79,6 +87,8 @@ DHCP_TIMEOUTS: dict[DhcpMode, float] = {"required": 10.0, "background": 1.0}
 
 AUTO_PORTS = re.compile(r"[0-9]{1,5}-[0-9]{1,5}")
 AUTO_PORTS_EXPECTED = 'a range of ports such as "20000-29999"'
+
+PORT_SET = re.compile(r"(tcp|udp|sctp)/([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -286,6 +296,9 @@ def _upstream(name: str, table: Table) -> Upstream:
         attach=cast("Attach", table.choice("attach", get_args(Attach), "bridge")),
         dhcp=_dhcp_mode(table),
         dhcp_timeout=_dhcp_timeout(table),
+        host_subnet=_subnet(table, "host_subnet", IPv4Network, 30) or DEFAULT_HOST_SUBNET,
+        host_ports=_host_ports(table),
+        host_address6=table.one("host_address6", _address6, EXPECTED["host_address6"]),
     )
     _check_required(table, upstream)
     _check_ipv4(table, upstream)
@@ -316,6 +329,22 @@ def _check_required(table: Table, upstream: Upstream) -> None:
         spared = by_dhcp or (only6 and key in IPV4_KEYS)
         if key not in table.data and not spared:
             raise table.error(key, "missing", expected)
+
+
+def _host_ports(table: Table) -> tuple[PortSet, ...]:
+    if "host_ports" not in table.data:
+        return DEFAULT_HOST_PORTS
+    return table.several("host_ports", _port_set, EXPECTED["host_ports"])
+
+
+def _port_set(text: str) -> PortSet:
+    found = PORT_SET.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    first, last = int(found[2]), int(found[3] or found[2])
+    if not 1 <= first <= last <= 65535:
+        raise ValueError(text)
+    return PortSet(cast("Protocol", found[1]), first, last)
 
 
 def _probe(table: Table) -> float:

@@ -71,15 +71,17 @@ def cut(namespace: str, gone: Iterable[Forward | StaticNat], *addresses: Address
     _cut(namespace, tuple(gone), frozenset(addresses))
 
 
-def cut_on_host(gone: Iterable[Forward | StaticNat], *addresses: Address) -> None:
-    """The same in the host, which leads them to a network's upstream addresses."""
+def cut_on_host(
+    gone: Iterable[Forward | StaticNat], *addresses: Address, router: str | None = None
+) -> None:
+    """The same in the host, or a router namespace, which leads them to a network's addresses."""
     moved = [
         replace(claim, target=address)
         for claim in gone
         for address in addresses
         if isinstance(claim, Forward) and claim.target.version == address.version
     ]
-    _cut(None, moved, None)
+    _cut(router, moved, None)
 
 
 def _cut(

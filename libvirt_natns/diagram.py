@@ -5,11 +5,13 @@ One box a namespace, with its network above and its upstream's bridge below.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 
-from libvirt_natns import document, forward_list, transit
+from libvirt_natns import document, forward_list, names, routers, transit
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine import Engine
+from libvirt_natns.errors import NatnsError
 from libvirt_natns.forwards import ports
 from libvirt_natns.model import Network, is_stand_in
 from libvirt_natns.records import dataclass
@@ -106,6 +108,10 @@ def _upstream(engine: Engine, name: str) -> tuple[str, str]:
             transit.complete(upstream, subnet, engine.store.transit6(name)) if subnet else upstream
         )
         said += ", routed by the host"
+    elif upstream.kind == "router":
+        with suppress(NatnsError):
+            upstream = routers.complete(upstream)
+        said += f", routed by {names.router_namespace(name)} with {upstream.nic}"
     said += ", by macvlan" if upstream.attach == "macvlan" else ""
     for side in map(upstream.side, FAMILIES):
         said += f", {side.subnet}" if side.subnet else ""

@@ -41,8 +41,9 @@ from libvirt_natns.errors import (
 )
 from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config
+from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
+from libvirt_natns.router.machine import Machine
 from libvirt_natns.store import Store
 
 DROP_IN_SINCE = (6, 5, 0)
@@ -195,6 +196,8 @@ def _upstream(settings: Config) -> str:
     selection.check_served(upstream)
     if upstream.kind == "host":
         return f"{upstream.name}, routed by this host itself"
+    if upstream.kind == "router":
+        return _router(settings, upstream)
     with Kernel() as kernel:
         problem = attachment.problem(kernel, upstream)
     if problem:
@@ -232,6 +235,18 @@ def _ipv6(settings: Config) -> str:
     ways += ["routed prefixes"] if upstream.prefixes6 else []
     ways += ["parts of the upstream's subnet, by ndppd"] if upstream.subnet6 else []
     return ", ".join(ways)
+
+
+def _router(settings: Config, upstream: Upstream) -> str:
+    with Kernel() as kernel:
+        health, record, found = Machine(settings, kernel).health(upstream.name)
+    if health not in ("up", "unconfirmed") or record is None:
+        said = f"{health} ({found[0]})" if found else health
+        raise UpstreamError(
+            f"the router of upstream {upstream.name} is {said}",
+            f"virt-natns router up {upstream.name}",
+        )
+    return f"{upstream.name}, by {upstream.nic} in {record.target.namespace}"
 
 
 def _store() -> str:

@@ -33,6 +33,7 @@ from libvirt_natns import (
     plan,
     pool,
     publication,
+    routers,
     selection,
 )
 from libvirt_natns.addresses import FAMILIES, Address, Family
@@ -318,6 +319,8 @@ class Engine:
         if upstream.kind == "host" and self.kernel.link(None, upstream.bridge or "") is None:
             return
         problem = attachment.problem(self.kernel, upstream)
+        if problem and upstream.kind == "router":
+            problem = problem[0], f"virt-natns router up {upstream.name}"
         if problem:
             raise UpstreamError(
                 f"network {network.name}: {upstream.segment} of upstream"
@@ -579,11 +582,13 @@ class Engine:
     def ensure_host(self) -> list[str]:
         """Make the host as the networks need it; returns what differed."""
         with self.observer.changing(HOST):
-            return self._host.ensure()
+            found = self._host.ensure() + self._ensure_routers()
+            return found + routers.repair(self.config, self.kernel, self.store)
 
     def host_differences(self) -> list[str]:
         """How the host differs from what the networks need, in words."""
-        return self._host.differences()
+        found = self._host.differences()
+        return found + routers.differences(self.config, self.kernel, self.store)
 
     @property
     def _host(self) -> host.Host:
@@ -594,9 +599,14 @@ class Engine:
         """The same where one network alone has come, gone or changed."""
         if self._host.is_adjusted(uuid):
             self._host.leave()
-            return
-        with self.observer.changing(HOST):
-            self._host.adjust(uuid)
+        else:
+            with self.observer.changing(HOST):
+                self._host.adjust(uuid)
+        self._ensure_routers()
+
+    def _ensure_routers(self) -> list[str]:
+        """Bring the rules of routers to what their networks publish; returns what differed."""
+        return routers.ensure(self.store, self._step)
 
     def hand_back(self, network: Network, *, renew: bool = False) -> None:
         """Take a running network down and give libvirt's bridge its addresses back.
@@ -695,6 +705,9 @@ def _end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
 def _delete_patches(kernel: Kernel, uuid: str) -> None:
     ports = (names.upstream_patch(uuid), names.private_patch(uuid))
     kernel.delete_links(names.link_group(uuid), *ports)
+    for file in names.NETNS_DIRECTORY.glob(f"{names.ROUTER_PREFIX}*"):
+        if netns.exists(file.name):
+            kernel.delete_link(names.upstream_patch(uuid), file.name)
 
 
 def _delete_macvlan(kernel: Kernel, uuid: str, namespace: str | None) -> None:

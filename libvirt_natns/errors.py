@@ -38,6 +38,10 @@ class UpstreamError(NatnsError):
     """The upstream that a network names is missing or unusable."""
 
 
+class RouterError(NatnsError):
+    """A router namespace cannot be made, or not as things are."""
+
+
 class ConflictError(NatnsError):
     """Two networks, or a network and something foreign, claim the same thing."""
 

@@ -225,19 +225,25 @@ def _ensure_settings(call: Call, operation: p.Settings) -> None:
 
 def _patch_differs(kernel: Kernel, operation: p.Patch) -> list[str]:
     return kernel.patch_differences(
-        operation.namespace, operation.link, operation.port, operation.mtu, operation.link_mtu
+        operation.namespace,
+        operation.link,
+        operation.port,
+        operation.mtu,
+        operation.link_mtu,
+        operation.outer,
     )
 
 
 def _ensure_patch(call: Call, operation: p.Patch) -> None:
     kernel, undo = call.kernel, call.undo
     namespace, link, port = operation.namespace, operation.link, operation.port
-    if not call.is_fresh(operation) and kernel.has_patch(namespace, link, port):
+    outer = operation.outer
+    if not call.is_fresh(operation) and kernel.has_patch(namespace, link, port, outer):
         inner = operation.link_mtu or operation.mtu
-        for where, name, mtu in ((namespace, link, inner), (None, port, operation.mtu)):
+        for where, name, mtu in ((namespace, link, inner), (outer, port, operation.mtu)):
             kernel.set_mtu(where, name, mtu)
         return
-    undo.add(kernel.delete_link, port)
+    undo.add(kernel.delete_link, port, outer)
     kernel.create_patch(
         namespace,
         link,
@@ -247,6 +253,7 @@ def _ensure_patch(call: Call, operation: p.Patch) -> None:
         operation.altname,
         operation.mtu,
         operation.link_mtu,
+        outer,
     )
 
 
@@ -267,13 +274,15 @@ def _ensure_macvlan(call: Call, operation: p.Macvlan) -> None:
 
 
 def _port_differs(kernel: Kernel, operation: p.Port) -> list[str]:
-    return kernel.port_differences(operation.port, operation.bridge, hairpin=operation.hairpin)
+    return kernel.port_differences(
+        operation.port, operation.bridge, hairpin=operation.hairpin, outer=operation.outer
+    )
 
 
 def _ensure_port(call: Call, operation: p.Port) -> None:
-    call.kernel.attach(operation.port, operation.bridge)
+    call.kernel.attach(operation.port, operation.bridge, operation.outer)
     if operation.hairpin:
-        call.kernel.set_hairpin(operation.port)
+        call.kernel.set_hairpin(operation.port, operation.outer)
 
 
 def _multicast_differs(kernel: Kernel, operation: p.AllMulticast) -> list[str]:

@@ -215,7 +215,7 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
         known = known_addresses(guests.registry, at.network, at.nic.mac, plain.name)
         targets = {parsed(which.guest_address)} if which.guest_address else known
         public = {str(target) for target in targets if at.is_public(target)}
-        if at.upstream.kind == "host":
+        if at.upstream.is_transit:
             return {listening(ANY), *public}
         return {*map(str, at.outside.addresses), *public}
 

@@ -284,7 +284,7 @@ def _way(who: str, wanted: PortForward, at: Attachment, target: Address, own: se
     family: Family = 4 if target.version == 4 else 6
     public = at.is_public(target)
     if wanted.address is None:
-        everywhere = at.upstream.kind == "host" and at.outside.of(family) is not None
+        everywhere = at.upstream.is_transit and at.outside.of(family) is not None
         listen = (ANY if family == 4 else ANY6) if everywhere else at.outside.of(family)
         return Way(listen, target, public)
     if public and wanted.address == target:
@@ -372,7 +372,7 @@ def _static(
     domain: Domain, request: AddressRequest, attachments: list[Attachment], choices: Choices
 ) -> StaticNat:
     at = _select(domain, "address", request.network, request.mac, attachments)
-    if at.upstream.kind == "host":
+    if at.upstream.is_transit:
         raise ConflictError(
             f"guest {domain.name}: upstream {at.upstream.name} of network {at.network.name}"
             " has no addresses to give away",

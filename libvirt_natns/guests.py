@@ -339,9 +339,9 @@ class Guests:
                 if not mine:
                     continue
                 conntrack.cut(record.namespace, mine, address or any_address)
-                if record.kind == "host" and address is not None:
+                if record.kind in ("host", "router") and address is not None:
                     translated = [each for each in mine if each.address != each.target]
-                    conntrack.cut_on_host(translated, address)
+                    conntrack.cut_on_host(translated, address, router=_router(record))
 
     def _forget(self, uuid: str) -> None:
         self.registry.forget_guest(uuid)
@@ -351,6 +351,11 @@ class Guests:
     def _locked(self, uuid: str) -> Iterator[None]:
         with locked(names.guest_directory(uuid)):
             yield
+
+
+def _router(record: Record) -> str | None:
+    """The router namespace that leads to a network; None for the host."""
+    return names.router_namespace(record.upstream) if record.kind == "router" else None
 
 
 class _TrialOver(Exception):

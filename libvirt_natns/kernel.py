@@ -164,9 +164,9 @@ class Kernel:
         except OSError as error:
             raise KernelError(f"cannot list the {what}", error.strerror or str(error)) from error
 
-    def _links(self) -> list[Link]:
-        """All links of the host."""
-        return self._listed("links", None, self._session(None).links)
+    def _links(self, namespace: str | None = None) -> list[Link]:
+        """All links of the host, or of a namespace."""
+        return self._listed("links", namespace, self._session(namespace).links)
 
     def _addresses(self, namespace: str | None) -> list[LinkAddress]:
         return self._listed("addresses", namespace, self._session(namespace).addresses)
@@ -264,18 +264,18 @@ class Kernel:
         link = self.link(None, name)
         return link is not None and link.kind == "bridge"
 
-    def port_count(self, bridge: str) -> int:
-        """How many ports a bridge of the host has."""
-        return len(self._ports(bridge))
+    def port_count(self, bridge: str, namespace: str | None = None) -> int:
+        """How many ports a bridge has."""
+        return len(self._ports(bridge, namespace))
 
-    def _ports(self, bridge: str) -> list[str]:
+    def _ports(self, bridge: str, namespace: str | None = None) -> list[str]:
         ports = Path("/sys/class/net", bridge, "brif")
-        if ports.is_dir():
+        if namespace is None and ports.is_dir():
             # Listing all links takes 0.2 s with a few hundred of them.
             with os.scandir(ports) as entries:
                 return [entry.name for entry in entries]
-        index = self._index(None, bridge)
-        return [link.name for link in self._links() if link.master == index]
+        index = self._index(namespace, bridge)
+        return [link.name for link in self._links(namespace) if link.master == index]
 
     def foreign_mtu(self, bridge: str, own: str) -> int | None:
         """The smallest MTU, in octets, of a bridge's ports that lead to somewhere else.
@@ -339,13 +339,19 @@ class Kernel:
     # -- patches -----------------------------------------------------------
 
     def patch_differences(
-        self, namespace: str, link: str, port: str, mtu: int, link_mtu: int | None = None
+        self,
+        namespace: str,
+        link: str,
+        port: str,
+        mtu: int,
+        link_mtu: int | None = None,
+        where: str | None = None,
     ) -> list[str]:
-        """What is wrong with a veth pair between the host and a namespace.
+        """What is wrong with a veth pair between the host, or ``where``, and a namespace.
 
         ``link_mtu`` is the namespace's end's, where that is another one.
         """
-        outer = self.link(None, port)
+        outer = self.link(where, port)
         inner = self.link(namespace, link)
         if outer is None:
             return [f"patch {port} is missing"]
@@ -358,9 +364,9 @@ class Kernel:
                 found.append(f"{of} has MTU {end.mtu} instead of {wanted}")
         return found
 
-    def has_patch(self, namespace: str, link: str, port: str) -> bool:
+    def has_patch(self, namespace: str, link: str, port: str, where: str | None = None) -> bool:
         """Whether both ends of a veth pair are there, and are each other's."""
-        outer = self.link(None, port)
+        outer = self.link(where, port)
         inner = self.link(namespace, link)
         return outer is not None and inner is not None and outer.peer == inner.index
 
@@ -374,12 +380,16 @@ class Kernel:
         altname: str,
         mtu: int,
         link_mtu: int | None = None,
+        where: str | None = None,
     ) -> None:
-        """Make a veth pair with one end in the host and one in a namespace, both down."""
+        """Make a veth pair with one end in the host and one in a namespace, both down.
+
+        ``where`` is another namespace for the end in the host.
+        """
         outer = {"ifname": port, "address": port_mac, "mtu": mtu}
         inner = {"ifname": link, "address": mac, "mtu": link_mtu or mtu}
         try:
-            self._create_veth(outer, inner, namespace)
+            self._create_veth(outer, inner, namespace, where)
         except NetlinkError as error:
             if error.code != errno.EEXIST:
                 raise KernelError(
@@ -387,24 +397,27 @@ class Kernel:
                 ) from error
             # A namespace's end outlives its deletion for a while, and so does the
             # host's: both names must be free.
-            self.delete_link(port)
+            self.delete_link(port, where)
             self.delete_link(link, namespace)
             self._ask(
-                f"to make the patch {port}", lambda: self._create_veth(outer, inner, namespace)
+                f"to make the patch {port}",
+                lambda: self._create_veth(outer, inner, namespace, where),
             )
-        index = self._index(None, port)
+        index = self._index(where, port)
         # Kernels before 5.5 have no altnames; nothing depends on them.
         with suppress(NetlinkError):
-            self._socket(None).link("property_add", index=index, altname=altname)
+            self._socket(where).link("property_add", index=index, altname=altname)
         # A bridge port speaks no IP of its own.
         with suppress(KernelError):
-            self.set_sysctl(None, f"net/ipv6/conf/{port}/disable_ipv6", "1")
+            self.set_sysctl(where, f"net/ipv6/conf/{port}/disable_ipv6", "1")
 
-    def _create_veth(self, outer: dict[str, Any], inner: dict[str, Any], namespace: str) -> None:
+    def _create_veth(
+        self, outer: dict[str, Any], inner: dict[str, Any], namespace: str, where: str | None
+    ) -> None:
         descriptor = os.open(names.namespace_path(namespace), os.O_RDONLY | os.O_CLOEXEC)
         try:
             peer = {**inner, "net_ns_fd": descriptor}
-            self._socket(None).link("add", kind="veth", **outer, peer=peer)
+            self._socket(where).link("add", kind="veth", **outer, peer=peer)
         finally:
             os.close(descriptor)
 
@@ -477,10 +490,12 @@ class Kernel:
             lambda: self._socket(namespace).link("set", index=index, mtu=mtu),
         )
 
-    def port_differences(self, port: str, bridge: str, *, hairpin: bool) -> list[str]:
-        """Why a link of the host does not serve as a port of a bridge."""
-        link = self.link(None, port)
-        master = self.link(None, bridge)
+    def port_differences(
+        self, port: str, bridge: str, *, hairpin: bool, outer: str | None = None
+    ) -> list[str]:
+        """Why a link of the host, or of another namespace, does not serve as a bridge's port."""
+        link = self.link(outer, port)
+        master = self.link(outer, bridge)
         if master is None:
             return [f"bridge {bridge} is missing"]
         if link is None:
@@ -494,21 +509,21 @@ class Kernel:
             found.append(f"patch {port} is down")
         return found
 
-    def attach(self, port: str, bridge: str) -> None:
-        """Make a link of the host a port of a bridge, and set it up."""
-        master = self._index(None, bridge)
-        index = self._index(None, port)
+    def attach(self, port: str, bridge: str, outer: str | None = None) -> None:
+        """Make a link of the host, or of another namespace, a port of a bridge; set it up."""
+        master = self._index(outer, bridge)
+        index = self._index(outer, port)
         self._ask(
             f"to attach {port} to bridge {bridge}",
-            lambda: self._socket(None).link("set", index=index, master=master, state="up"),
+            lambda: self._socket(outer).link("set", index=index, master=master, state="up"),
         )
 
-    def set_hairpin(self, port: str) -> None:
+    def set_hairpin(self, port: str, outer: str | None = None) -> None:
         """Have a bridge send back through a port what came in by it."""
-        index = self._index(None, port)
+        index = self._index(outer, port)
         self._ask(
             f"hairpin mode on {port}",
-            lambda: self._socket(None).brport("set", index=index, mode=1),
+            lambda: self._socket(outer).brport("set", index=index, mode=1),
         )
 
     def gets_all_multicast(self, port: str) -> bool:
@@ -526,17 +541,20 @@ class Kernel:
             ),
         )
 
-    def create_bridge(self, name: str, altname: str, mac: str) -> None:
-        """Make a bridge in the host, without spanning tree, and set it up."""
+    def create_bridge(
+        self, name: str, altname: str, mac: str, namespace: str | None = None
+    ) -> None:
+        """Make a bridge in a namespace (None: the host), without spanning tree; set it up."""
         self._ask(
             f"to make the bridge {name}",
-            lambda: self._socket(None).link(
+            lambda: self._socket(namespace).link(
                 "add", ifname=name, kind="bridge", address=mac, br_stp_state=0, br_forward_delay=0
             ),
         )
         with suppress(NetlinkError):
-            self._socket(None).link("property_add", index=self._index(None, name), altname=altname)
-        self.set_up(None, name)
+            index = self._index(namespace, name)
+            self._socket(namespace).link("property_add", index=index, altname=altname)
+        self.set_up(namespace, name)
 
     def try_links(self, *, macvlan: bool = False) -> None:
         """Make the kinds of links that a network needs: for a namespace that ends soon.

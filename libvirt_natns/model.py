@@ -358,6 +358,10 @@ class Side:
     ranges: tuple[AddressRange, ...] = ()
 
 
+DEFAULT_HOST_SUBNET = IPv4Network("192.168.158.0/24")
+DEFAULT_HOST_PORTS = (PortSet("tcp", 22, 22),)
+
+
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """A way to the outside: ``[upstreams.NAME]`` of the configuration.
@@ -373,6 +377,9 @@ class Upstream:
     lease, and ``dhcp_timeout`` for how many seconds its start waits for one.
     ``leased`` is the address of one network's lease; then ``subnet``, ``gateway``,
     ``routes``, ``dns`` and ``mtu``, in octets, are that lease's, too.
+
+    ``host_subnet`` lies between a router namespace and the host, ``host_ports`` are
+    what it forwards there; ``host_address6`` None are all of the NIC's.
     """
 
     name: str
@@ -395,6 +402,9 @@ class Upstream:
     mtu: int | None = None
     routes: tuple[StaticRoute, ...] = ()
     host6: IPv6Network | None = None
+    host_subnet: IPv4Network = DEFAULT_HOST_SUBNET
+    host_ports: tuple[PortSet, ...] = DEFAULT_HOST_PORTS
+    host_address6: IPv6Address | None = None
 
     @property
     def segment(self) -> str:
@@ -416,6 +426,11 @@ class Upstream:
     def own6(self) -> IPv6Network | None:
         """The outside's own subnet in IPv6, a part of which a network may be."""
         return self.host6 if self.kind == "host" else self.subnet6
+
+    @property
+    def is_transit(self) -> bool:
+        """Whether its bridge is ours, and somebody else translates to the outside once more."""
+        return self.kind in ("host", "router")
 
     @property
     def ranges(self) -> tuple[AddressRange, ...]:
@@ -483,6 +498,8 @@ class Config:
 
 __all__ = [
     "DEFAULT_AUTO_PORTS",
+    "DEFAULT_HOST_PORTS",
+    "DEFAULT_HOST_SUBNET",
     "HOST_UPSTREAM",
     "AddressRange",
     "AddressRequest",

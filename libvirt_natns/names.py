@@ -31,6 +31,13 @@ ALTIFNAMSIZ = 127
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 SLUG_LENGTH = 32
 
+ROUTER_PREFIX = "natns-router-"
+ROUTER_HOST_LINK = "host"
+"""The router namespace's end of the patch to the host."""
+
+ROUTER_TRANSIT = "transit"
+"""The bridge in the router namespace to which namespaces of networks attach."""
+
 PRIVATE_PREFIX = "natin-"
 UPSTREAM_PREFIX = "natup-"
 
@@ -86,6 +93,21 @@ def transit_bridge(upstream: str) -> str:
     name = f"natns-{upstream}"
     plain = re.fullmatch(r"[a-z0-9-]+", upstream) and len(name) <= IFNAMSIZ
     return name if plain else f"natns-{digest(upstream)}"
+
+
+def router_namespace(upstream: str) -> str:
+    """The namespace of an upstream of kind "router"."""
+    return f"{ROUTER_PREFIX}{slug(upstream)}"
+
+
+def router_patch(upstream: str) -> str:
+    """Host end of the patch between the host and its router namespace."""
+    return transit_bridge(upstream)
+
+
+def router_file(upstream: str, kind: str) -> Path:
+    """Lasting state of a router namespace; ``kind`` is the file's suffix."""
+    return STATE_DIRECTORY / "routers" / f"{slug(upstream)}.{kind}"
 
 
 @cache

@@ -78,6 +78,7 @@ class Patch:
 
     ``mtu``, in octets, is that of the bridge whose port it becomes; ``link_mtu`` is
     the namespace's end's, where that must be less: a bridge takes the least of its ports'.
+    ``outer`` is the namespace of the port, None for the host.
     """
 
     namespace: str
@@ -88,11 +89,13 @@ class Patch:
     altname: str
     mtu: int
     link_mtu: int | None = None
+    outer: str | None = None
 
     def describe(self) -> str:
         less = f" ({self.link_mtu} there)" if self.link_mtu else ""
+        where = f" in {self.outer}" if self.outer else ""
         return (
-            f"patch {self.port} ({self.altname}) to {self.link} in {self.namespace},"
+            f"patch {self.port} ({self.altname}){where} to {self.link} in {self.namespace},"
             f" MTU {self.mtu}{less}"
         )
 
@@ -117,17 +120,21 @@ class Macvlan:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """The host end of a patch, which is up and a port of a bridge.
+    """The outer end of a patch, which is up and a port of a bridge.
 
-    ``hairpin``: the bridge may send back through it what came in by it.
+    ``hairpin``: the bridge may send back through it what came in by it.  Both are in
+    the namespace ``outer``, None for the host.
     """
 
     port: str
     bridge: str
     hairpin: bool = False
+    outer: str | None = None
 
     def describe(self) -> str:
-        return f"patch {self.port} on bridge {self.bridge}{', hairpin' if self.hairpin else ''}"
+        where = f" in {self.outer}" if self.outer else ""
+        hairpin = ", hairpin" if self.hairpin else ""
+        return f"patch {self.port} on bridge {self.bridge}{where}{hairpin}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -673,8 +680,13 @@ def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
         return
     # Hairpin: a forward of one's own, asked for by the host's address.  Where bridged
     # frames pass through iptables, the host translates on the bridge itself.
-    hairpin = upstream.kind == "host"
-    yield Port(names.upstream_patch(network.uuid), upstream.bridge or "", hairpin)
+    port = names.upstream_patch(network.uuid)
+    yield Port(port, upstream.bridge or "", upstream.is_transit, outer(upstream))
+
+
+def outer(upstream: Upstream) -> str | None:
+    """The namespace that has an upstream's bridge; None for the host."""
+    return names.router_namespace(upstream.name) if upstream.kind == "router" else None
 
 
 def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Macvlan:
@@ -693,6 +705,7 @@ def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Ma
         altname=names.altname("upstream", network.name),
         mtu=mtu,
         link_mtu=least,
+        outer=outer(upstream),
     )
 
 

@@ -18,6 +18,7 @@ from libvirt_natns import (
     names,
     pool,
     resolvers,
+    routers,
     selection,
     transit,
 )
@@ -54,6 +55,7 @@ from libvirt_natns.plan import (
     ahead_of_lease,
     has_ipv6,
     make,
+    outer,
     path_mtu,
     private_port,
     withdrawals,
@@ -99,6 +101,8 @@ class Planner:
         upstream = selection.upstream_of(network, self.config)
         if upstream.kind == "host":
             return transit.choose(self.kernel, self.store, network, upstream)
+        if upstream.kind == "router":
+            return routers.complete(upstream)
         return dhcp_upstream.complete(network, upstream) if upstream.by_dhcp else upstream
 
     @property
@@ -186,12 +190,15 @@ class Planner:
         return ahead_of_lease(network, upstream, mtu, leasing)
 
     def _published(self, network: Network, upstream: Upstream, outside: Outside) -> Published:
-        """What the namespace translates; the host's part is in ``host_needs``."""
+        """What the namespace translates; the host's part is in ``host_needs``.
+
+        That of a router is in its own rules.
+        """
         found = tuple(
             each for each in self.registry.forwards(network.uuid) if not is_stand_in(each.address)
         )
-        if upstream.kind == "host":
-            # The host has looked at the address, and at the clients that it masquerades.
+        if upstream.is_transit:
+            # Who routes it has looked at the address, and at the clients that it masquerades.
             found = tuple(_behind_host(each, upstream, outside) for each in found)
         return Published(found, self.registry.static_nats(network.uuid))
 
@@ -201,14 +208,14 @@ class Planner:
         """``ahead``: libvirt has not made its bridge yet, nor written its files."""
         unknown = ahead and network.taken_over
         private = _usual(network) if ahead else self._private(network)
-        outer = self.kernel.mtu(upstream.bridge or "")
-        if private is None or outer is None:
+        out = self._outside_mtu(upstream)
+        if private is None or out is None:
             missing = f"bridge {network.bridge}" if private is None else upstream.segment
             raise KernelError(f"network {network.name}: {missing} is missing")
-        told = path_mtu(private.carried, min(outer, upstream.mtu or outer), private.patch)
+        told = path_mtu(private.carried, min(out, upstream.mtu or out), private.patch)
         return Surroundings(
             private_mtu=private.patch,
-            upstream_mtu=outer,
+            upstream_mtu=out,
             backend=self.backend(),
             dnsmasq=None if unknown else self._daemon(network, upstream, outside, told),
             idle=not unknown and self._has_idle_dnsmasq(network),
@@ -225,6 +232,11 @@ class Planner:
         foreign = self.kernel.foreign_mtu(bridge, names.private_patch(network.uuid))
         # The patch must not be what keeps the bridge's MTU small.
         return PrivateMtu(max(mtu, _usual(network).patch), min(mtu, foreign or mtu))
+
+    def _outside_mtu(self, upstream: Upstream) -> int | None:
+        """The MTU of the upstream's bridge, in octets; None where it is missing."""
+        link = self.kernel.link(outer(upstream), upstream.bridge or "")
+        return link.mtu if link else None
 
     @staticmethod
     def _has_idle_dnsmasq(network: Network) -> bool:
@@ -285,7 +297,7 @@ class Planner:
         private = self._private(network) or _usual(network)
         around = Surroundings(
             private.patch,
-            self.kernel.mtu(upstream.bridge or "") or ETHERNET_MTU,
+            self._outside_mtu(upstream) or ETHERNET_MTU,
             self.backend(),
             daemon,
             carried=private.limit,
@@ -323,6 +335,8 @@ class Planner:
         upstream = selection.upstream_of(network, self.config)
         if upstream.by_dhcp:
             return dhcp_upstream.complete(network, upstream)
+        if upstream.kind == "router":
+            return routers.complete(upstream)
         if upstream.kind != "host":
             return upstream
         known = upstream.subnet or self.store.transit(upstream.name)
@@ -368,7 +382,7 @@ class Planner:
                 routes=routes,
                 routes6=leased.address6 is not None,
             )
-        if upstream.kind == "host" or not bridge or upstream.attach == "macvlan":
+        if upstream.is_transit or not bridge or upstream.attach == "macvlan":
             # No bridge of the host forwards a macvlan's frames: its rules see none.
             return needs
         if upstream.by_dhcp:

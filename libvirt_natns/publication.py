@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from libvirt_natns import forwards, names, neighbours, pool, sockets
+from libvirt_natns import forwards, names, neighbours, pool, routers, sockets
 from libvirt_natns.addresses import FAMILIES, Address, Family, parsed
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
@@ -114,8 +114,9 @@ class Choices:
 
     def _is_free_still(self, wish: Wish, port: int) -> bool:
         """Whether nobody has taken a port that was chosen, while its owner did not use it."""
-        shared = wish.attachment.upstream.kind == "host"
-        scope = Scope("" if shared else wish.attachment.upstream.name, shared)
+        upstream = wish.attachment.upstream
+        shared = upstream.kind == "host"
+        scope = Scope("" if shared else upstream.name, upstream.is_transit)
         if _lies_in(port, wish.avoided):
             return False
         if any(self.registry.is_claimed(wish.key, scope, each, port) for each in wish.listens):
@@ -136,6 +137,7 @@ class Choices:
         proto = wish.key.proto
         kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
         used = sockets.listening(proto) | self.registry.ports_claimed(proto)
+        used |= routers.ports_of_host(wish.attachment.upstream, proto)
         first, last = self.config.auto_ports
 
         def usable(port: int) -> bool:
@@ -258,11 +260,14 @@ def _leases(bridge: str) -> dict[Address, str]:
 def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
     """Where the claims of each of these networks must be unique, by its uuid.
 
-    All upstreams of kind "host" are one: they share the host's addresses.
+    All upstreams of kind "host" are one: they share the host's addresses.  Networks
+    on a router share that one's.
     """
     records = [record for uuid in networks if (record := store.network(uuid))]
     return {
-        record.uuid: Scope("", True) if record.kind == "host" else Scope(record.upstream, False)
+        record.uuid: Scope("", True)
+        if record.kind == "host"
+        else Scope(record.upstream, record.kind == "router")
         for record in records
     }
 
@@ -274,8 +279,12 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Ad
     would take a port away from one of its programs.  Raises DocumentError or
     ConflictError.
     """
+    sharing = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
+    routers.check_claims(claims.forwards, {uuid: name for uuid, name in sharing.items() if name})
     shared = [
-        forward for forward in claims.forwards if where[forward.network].shared and not forward.own
+        forward
+        for forward in claims.forwards
+        if sharing.get(forward.network) == "" and not forward.own
     ]
     for forward in shared:
         listens = forward.address

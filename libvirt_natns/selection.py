@@ -69,11 +69,6 @@ def check_served(upstream: Upstream) -> None:
 
     Raises UpstreamError.
     """
-    if upstream.kind == "router":
-        raise UpstreamError(
-            f"upstream {upstream.name}: kind 'router' is not served by this version",
-            "use an upstream of kind 'bridge' or 'host'",
-        )
 
 
 # -- how subnets leave ---------------------------------------------------------

@@ -198,7 +198,8 @@ def test_contrib_install_has_systemd_run_the_service() -> None:
         ls -d /usr/local/lib/systemd 2>/dev/null || :
     """)
     assert f"systemd runs {BOTH.replace(' ', ' and ')}\n" in said["install"]
-    assert said["units"].splitlines() == ["libvirt-natns.service 644", "libvirt-natns.socket 644"]
+    units = ("libvirt-natns-router@.service", "libvirt-natns.service", "libvirt-natns.socket")
+    assert said["units"].splitlines() == [f"{unit} 644" for unit in units]
     assert said["asked"].splitlines() == [
         "daemon-reload",
         # A newer version takes over at once.

@@ -9,7 +9,7 @@ import pytest
 
 from libvirt_natns import config
 from libvirt_natns.errors import ConfigError
-from libvirt_natns.model import HOST_UPSTREAM, AddressRange, Config, Upstream
+from libvirt_natns.model import HOST_UPSTREAM, AddressRange, Config, PortSet, Upstream
 
 BRIDGE = {
     "kind": '"bridge"',
@@ -155,6 +155,24 @@ def test_router() -> None:
     text = '[upstreams.wan]\nkind = "router"\nnic = "ens3"\n'
     wan = config.parse(text, "x").upstreams["wan"]
     assert (wan.kind, wan.nic, wan.ranges) == ("router", "ens3", ())
+    assert str(wan.host_subnet) == "192.168.158.0/24"
+    assert wan.host_ports == (PortSet("tcp", 22, 22),)
+    assert wan.host_address6 is None
+
+
+def test_router_and_its_host() -> None:
+    text = (
+        '[upstreams.wan]\nkind = "router"\nnic = "ens3"\nhost_subnet = "10.9.8.0/29"\n'
+        'host_ports = ["tcp/22", "udp/60000-61000"]\nhost_address6 = "2001:db8::2"\n'
+    )
+    wan = config.parse(text, "x").upstreams["wan"]
+    assert str(wan.host_subnet) == "10.9.8.0/29"
+    assert wan.host_ports == (PortSet("tcp", 22, 22), PortSet("udp", 60000, 61000))
+    assert str(wan.host_address6) == "2001:db8::2"
+    for ports in ("22", "tcp/0", "tcp/9-8", "icmp/1", "tcp/70000"):
+        wrong = text.replace("tcp/22", ports)
+        with pytest.raises(ConfigError, match=r"host_ports\[0\]: is .*expected a protocol with"):
+            config.parse(wrong, "x")
 
 
 def test_two_upstreams_on_one_bridge() -> None:
@@ -195,8 +213,12 @@ def test_equal_pools_on_different_bridges() -> None:
             'upstreams.host.bridge: unknown key of an upstream of kind "host": expected dns,',
         ),
         (
+            '[upstreams.a]\nkind = "bridge"\nbridge = "br0"\npool = ["192.168.0.5"]',
+            "upstreams.a.subnet: missing: expected the upstream's subnet",
+        ),
+        (
             '[upstreams.a]\nkind = "router"\nnic = "ens3"\npool = ["192.168.0.5"]',
-            "upstreams.a.subnet: missing: expected the subnet that the pool is part of",
+            'upstreams.a.pool: unknown key of an upstream of kind "router"',
         ),
         ("scope =", "not valid TOML: Invalid value (at end of document)"),
         ("a = 1\na = 2", "not valid TOML: Cannot overwrite a value (at"),

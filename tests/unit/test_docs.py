@@ -139,8 +139,11 @@ def test_reference_has_the_defaults() -> None:
         value = getattr(upstream, key)
         if key in ("probe", "dhcp_timeout"):
             assert default == f"`{value:g}`"
-        elif key in ("dhcp", "attach"):
+        elif key in ("dhcp", "attach") or key == "host_subnet":
             assert default == f'`"{value}"`'
+        elif key == "host_ports":
+            listed = ", ".join(f'"{each.proto}/{each.first}"' for each in value)
+            assert default == f"`[{listed}]`"
         elif key != "kind":
             assert not value
             assert default in ("", "`[]`")

@@ -12,7 +12,7 @@ from libvirt_natns.model import HOST_UPSTREAM, Config, Upstream
 
 @pytest.mark.parametrize(
     ("upstream", "said"),
-    [(Upstream("wan", "router", nic="ens3"), "upstream wan: kind 'router' is not served by")],
+    [(Upstream("wan", "router", nic="ens3"), "the router of upstream wan is down")],
 )
 def test_upstreams_that_this_version_does_not_serve(upstream: Upstream, said: str) -> None:
     settings = Config(upstream="wan", upstreams={"host": HOST_UPSTREAM, "wan": upstream})

@@ -79,7 +79,7 @@ class FakeKernel:
         self.patched = True
         self._note("create patch")
 
-    def delete_link(self, name: str) -> None:
+    def delete_link(self, name: str, _: str | None = None) -> None:
         self.patched = False
         self._note(f"delete {name}")
 

@@ -97,12 +97,6 @@ def test_unknown_upstream_names_the_known_ones() -> None:
         upstream_of(wants, config_with(PROVIDER))
 
 
-def test_upstreams_that_this_version_does_not_serve() -> None:
-    router = Upstream(name="wan", kind="router", nic="ens3")
-    with pytest.raises(UpstreamError, match="'router' is not served"):
-        upstream_of(NETWORK, config_with(router, default="wan"))
-
-
 def test_what_a_lease_has_yet_to_say_is_not_checked() -> None:
     dhcp = replace(PROVIDER, pool="dhcp", subnet=None)
     check_addresses(on("192.168.0.1/24"), dhcp)

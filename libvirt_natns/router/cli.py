@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""virt-natns router up, down, confirm and status."""
+
+import argparse
+import json
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+
+from libvirt_natns import names
+from libvirt_natns.errors import NatnsError, RouterError
+from libvirt_natns.records import dataclass
+from libvirt_natns.router import journal, machine, nic
+from libvirt_natns.router.journal import Record, Target
+from libvirt_natns.router.machine import Machine
+
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")
+LONGEST = 3600.0
+DRIVER_LIMIT = 30.0
+"""Seconds after which a NIC that is not there yet is not expected any more."""
+
+POLL = 0.1
+ENDINGS = (signal.SIGHUP, signal.SIGTERM)
+
+Machines = Callable[[], AbstractContextManager[Machine]]
+
+
+def add_parser(parser: argparse.ArgumentParser, machines: Machines) -> None:
+    """Add the commands; ``machines`` opens a Machine over the machine's state."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=Bound(run, machines))
+        return added
+
+    sub = add("up", _up, "move the NIC into its router namespace, or repair what is there")
+    sub.add_argument("name", nargs="?", help="the upstream of kind router; the only one without")
+    sub.add_argument(
+        "--confirm-within",
+        metavar="TIME",
+        type=duration,
+        help="take it back unless it is confirmed in time, such as 60s",
+    )
+    sub.add_argument(
+        "--boot", action="store_true", help="only a router that was confirmed once; else nothing"
+    )
+    sub = add("confirm", _confirm, "let a router stay that waits for that")
+    sub.add_argument("name", nargs="?")
+    sub = add("down", _down, "put the NIC, all addresses, routes and resolvers back")
+    sub.add_argument("name", nargs="?")
+    sub.add_argument("--force", action="store_true", help="although networks use it")
+    sub = add("status", _status, "show how the router is")
+    sub.add_argument("name", nargs="?")
+    sub.add_argument("--json", action="store_true", help="for programs")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A command with what opens a Machine."""
+
+    run: Callable[..., int]
+    machines: Machines
+
+    def __call__(self, options: argparse.Namespace) -> int:
+        with self.machines() as opened:
+            return self.run(opened, options)
+
+
+def duration(text: str) -> float:
+    """Seconds out of "60", "60s" or "2m"; ArgumentTypeError for anything else."""
+    found = DURATION.fullmatch(text.strip())
+    seconds = float(found[1]) * (1 if found[2] in (None, "s") else 60) if found else 0.0
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time up to an hour, such as 60s or 2m")
+    return seconds
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let the work go on when the session ends from which it was ordered."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in ENDINGS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _say(line: str) -> None:
+    # The terminal may be gone by now.
+    with suppress(OSError):
+        print(line)
+        sys.stdout.flush()
+
+
+def _name(opened: Machine, options: argparse.Namespace) -> str:
+    """The router that is meant, also one that is recorded and not configured any more."""
+    if options.name is not None and journal.load(options.name) is not None:
+        return str(options.name)
+    return opened.upstream(options.name).name
+
+
+# -- commands ----------------------------------------------------------------
+
+
+def _up(opened: Machine, options: argparse.Namespace) -> int:
+    name = opened.upstream(options.name).name
+    if options.boot and not machine.is_confirmed(name):
+        _say(f"router {name} was never confirmed: virt-natns router up {name}")
+        return 0
+    if options.boot:
+        _await(opened.upstream(name).nic or "", name)
+    with undisturbed():
+        done = opened.up(name, options.confirm_within, boot=options.boot)
+        done += opened.reattach(name)
+    for line in done or [f"router {name} is up already"]:
+        _say(line)
+    record = journal.load(name)
+    if record is not None and record.deadline is not None:
+        _say(
+            f"log in once more and say: virt-natns router confirm {name}"
+            f" (within {record.deadline - nic.clock():.0f} s, or all goes back)"
+        )
+    return 0
+
+
+def _await(link: str, name: str) -> None:
+    """Give a NIC's driver time, at a boot; what is missing then is refused as always."""
+    deadline = nic.clock() + DRIVER_LIMIT
+    while nic.clock() < deadline and journal.load(name) is None and not nic.exists(None, link):
+        time.sleep(POLL)
+
+
+def _confirm(opened: Machine, options: argparse.Namespace) -> int:
+    name = _name(opened, options)
+    waited = opened.confirm(name)
+    _say(f"router {name} stays" if waited else f"router {name} is confirmed already")
+    return 0
+
+
+def _down(opened: Machine, options: argparse.Namespace) -> int:
+    name = _name(opened, options)
+    with undisturbed():
+        found = opened.down(name, force=options.force)
+    _say(f"router {name} is down")
+    for line in found:
+        print(f"virt-natns: {line}", file=sys.stderr)
+    return 0
+
+
+def _status(opened: Machine, options: argparse.Namespace) -> int:
+    if options.name is None:
+        configured = [n for n, u in opened.config.upstreams.items() if u.kind == "router"]
+        recorded = [record.target.name for record in journal.load_all()]
+        named = sorted({*configured, *recorded})
+        if not named:
+            raise RouterError(
+                "no router is configured",
+                f'add [upstreams.wan] with kind = "router" and nic to {names.CONFIG_FILE}',
+            )
+    else:
+        named = [_name(opened, options)]
+    found = [describe(opened, name) for name in named]
+    if options.json:
+        print(json.dumps({"routers": found}, indent=2))
+    else:
+        print("\n".join(_text(each) for each in found))
+    return 0
+
+
+# -- status ------------------------------------------------------------------
+
+
+def describe(opened: Machine, name: str) -> dict[str, object]:
+    """How a router is, for programs."""
+    health, record, found = opened.health(name)
+    described: dict[str, object] = {
+        "router": name,
+        "state": health,
+        "differences": found,
+        "confirmed": machine.is_confirmed(name),
+    }
+    if record is not None:
+        described |= _details(opened, record)
+    return described
+
+
+def _details(opened: Machine, record: Record) -> dict[str, object]:
+    target, before = record.target, record.before
+    left = None if record.deadline is None else max(0.0, record.deadline - nic.clock())
+    return {
+        "step": record.step,
+        "seconds_left": left,
+        "nic": target.nic,
+        "mac": before.mac,
+        "namespace": target.namespace,
+        "addresses": _router_addresses(target, before),
+        "host": {
+            "link": target.link,
+            "address": str(target.host),
+            "addresses6": list(target.addresses6),
+            "ports": [f"{p}/{a}" if a == b else f"{p}/{a}-{b}" for p, a, b in target.ports],
+        },
+        "transit": target.transit,
+        "networks": opened.users(target.name),
+        "dropped": dropped(target.namespace, target.nic),
+    }
+
+
+def _router_addresses(target: Target, before: nic.Capture) -> list[str]:
+    with suppress(NatnsError):
+        before = nic.capture(target.namespace, target.nic)
+    return [f"{each.ip}/{each.prefix}" for each in (*before.ipv4, *before.ipv6)]
+
+
+def dropped(namespace: str, name: str) -> dict[str, int]:
+    """Frames that the NIC has dropped or could not send, by direction."""
+    with suppress(NatnsError, OSError):
+        return nic.drops(namespace, name)
+    return {}
+
+
+MEANING = {
+    "down": "down",
+    "half-done": "half-done (killed at: {step}); virt-natns router up or down mends it",
+    "overdue": "not confirmed in time; virt-natns router up or down takes it back",
+    "unconfirmed": "up, taken back in {left:.0f} s unless confirmed",
+    "up": "up",
+    "damaged": "damaged; virt-natns router up repairs it",
+}
+
+
+def _text(found: dict[str, object]) -> str:
+    left = found.get("seconds_left") or 0.0
+    said = MEANING[str(found["state"])].format(step=found.get("step"), left=left)
+    lines = [f"router {found['router']}: {said}"]
+    if "nic" in found:
+        lines += _detail_lines(found)
+    differences = found["differences"]
+    assert isinstance(differences, list)
+    lines += [f"  ! {what}" for what in differences]
+    return "\n".join(lines)
+
+
+def _detail_lines(found: dict[str, object]) -> Iterator[str]:
+    host, networks = found["host"], found["networks"]
+    addresses, drops = found["addresses"], found["dropped"]
+    assert isinstance(host, dict) and isinstance(networks, list)
+    assert isinstance(addresses, list) and isinstance(drops, dict)
+    yield f"  NIC       {found['nic']}, {found['mac']}, in {found['namespace']}"
+    yield f"  router    {', '.join(addresses) or 'no address'}"
+    own = ", ".join([host["address"], *host["addresses6"]])
+    yield f"  host      {own} on {host['link']}; gets {', '.join(host['ports']) or 'no port'}"
+    yield f"  networks  {', '.join(networks) or 'none'}, on {found['transit']}"
+    counted = ", ".join(f"{what} {number}" for what, number in drops.items())
+    yield f"  dropped   {counted or 'unknown'}"

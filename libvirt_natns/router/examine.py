@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Everything that can be refused about a router, looked at before anything is changed."""
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+
+from libvirt_natns import firewall, names, netns, transit
+from libvirt_natns.errors import RouterError
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.model import Config, Upstream
+from libvirt_natns.records import replace
+from libvirt_natns.router import lease, nic, objects, resolver
+from libvirt_natns.router.journal import Target
+from libvirt_natns.router.nic import Capture
+from libvirt_natns.router.resolver import Resolver
+
+RESERVED = ("lo", names.ROUTER_HOST_LINK, names.ROUTER_TRANSIT)
+
+
+def upstream(config: Config, name: str | None) -> Upstream:
+    """The upstream of kind "router" of that name, or the only one.  Raises RouterError."""
+    routers = {each.name: each for each in config.upstreams.values() if each.kind == "router"}
+    if name is None and len(routers) == 1:
+        return next(iter(routers.values()))
+    if name in routers:
+        return routers[name]
+    if name is None:
+        fact = "several routers are configured" if routers else "no router is configured"
+    else:
+        fact = f"upstream {name} is no router"
+    add = f'add [upstreams.{name or "wan"}] with kind = "router" and nic to {names.CONFIG_FILE}'
+    raise RouterError(fact, f"name one of {', '.join(sorted(routers))}" if routers else add)
+
+
+def target(
+    config: Config, kernel: Kernel, wanted: Upstream, kept: Capture | None, *, boot: bool = False
+) -> tuple[Target, Capture, Resolver]:
+    """What a router is to be, and what the host has now.  Raises RouterError.
+
+    ``kept`` are the NIC's settings where nobody has given it any, or, at a ``boot``,
+    not all of them yet.
+    """
+    name = wanted.nic or ""
+    before = _capture(wanted, kept, boot)
+    _check_names(kernel, wanted)
+    _check_subnets(kernel, wanted, before)
+    leased = any(each.leased for each in before.ipv4)
+    if leased:
+        lease.require()
+    resolv = resolver.look()
+    return (
+        Target(
+            name=wanted.name,
+            nic=name,
+            backend=firewall.choose(config.firewall).name,
+            host_subnet=str(wanted.host_subnet),
+            ports=tuple((each.proto, each.first, each.last) for each in wanted.host_ports),
+            addresses6=_addresses6(wanted, before),
+            transit=str(_transit(kernel, wanted, before)),
+            servers=_servers(wanted, resolv),
+            leased=leased,
+        ),
+        before,
+        resolv,
+    )
+
+
+def _refuse(wanted: Upstream, fact: str, remedy: str = "") -> RouterError:
+    return RouterError(f"router {wanted.name}: {fact}", remedy)
+
+
+def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
+    name = wanted.nic or ""
+    if name in RESERVED:
+        raise _refuse(wanted, f"a NIC cannot be called {name}", "rename it (ip link set NIC name)")
+    found = nic.obstacle(name)
+    if found:
+        raise _refuse(wanted, f"{name} {found[0]}", found[1])
+    before = nic.capture(None, name)
+    if kept is not None and kept.name == name and (before.is_bare or boot):
+        lacks4 = bool(kept.ipv4) and not before.ipv4
+        if lacks4 or (bool(kept.ipv6) and not before.ipv6):
+            return replace(kept, index=before.index)
+    if before.is_bare:
+        raise _refuse(wanted, f"{name} has no address", "configure it first, as it is to be used")
+    if not before.flags & nic.IFF_UP:
+        raise _refuse(wanted, f"{name} is down", f"ip link set {name} up")
+    if not any(route.is_default for route in before.routes):
+        raise _refuse(
+            wanted, f"no default route leads over {name}", "name the NIC to the outside in 'nic'"
+        )
+    return before
+
+
+def _check_names(kernel: Kernel, wanted: Upstream) -> None:
+    """Nobody else has what we are about to make.  Of ours, a kill may have left something."""
+    namespace = names.router_namespace(wanted.name)
+    owner = kernel.namespace_owner(namespace)
+    if netns.exists(namespace) and owner not in (None, f"router {wanted.name}"):
+        raise _refuse(wanted, f"namespace {namespace} is not ours", f"ip netns delete {namespace}")
+    link = names.router_patch(wanted.name)
+    if kernel.link(None, link) is not None:
+        raise _refuse(wanted, f"a link {link} exists", f"ip link delete {link}")
+
+
+def _check_subnets(kernel: Kernel, wanted: Upstream, before: Capture) -> None:
+    """The host's private subnet is nobody else's."""
+    for taken in (*kernel.host_routes(), *_reached(before)):
+        if wanted.host_subnet.overlaps(taken):
+            raise _refuse(
+                wanted,
+                f"the host has a route to {taken}, which overlaps {wanted.host_subnet}",
+                f"choose another with 'host_subnet' in [upstreams.{wanted.name}]"
+                f" of {names.CONFIG_FILE}",
+            )
+
+
+def _reached(before: Capture) -> Iterator[IPv4Network]:
+    """What is found through the NIC, in particular."""
+    for route in before.routes:
+        to = ip_network(route.destination)
+        if isinstance(to, IPv4Network) and to.prefixlen:
+            yield to
+        if route.family == objects.AF_INET and route.gateway:
+            yield IPv4Network(IPv4Address(route.gateway))
+
+
+def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
+    """The subnet behind the router for networks."""
+    taken = [*kernel.host_routes(), *_reached(before), wanted.host_subnet]
+    # The host's own takes the first, and the two need not meet.
+    first, *others = transit.CANDIDATES
+    candidates = [wanted.subnet] if wanted.subnet else [*others, first]
+    for subnet in candidates:
+        if not any(map(subnet.overlaps, taken)):
+            return subnet
+    raise _refuse(
+        wanted,
+        f"the host has routes into {', '.join(map(str, candidates))}",
+        f"choose a free one with 'subnet' in [upstreams.{wanted.name}] of {names.CONFIG_FILE}",
+    )
+
+
+def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
+    """The host's own IPv6 addresses: those that it has, unless one is given."""
+    if wanted.host_address6 is None:
+        return tuple(each.ip for each in before.ipv6)
+    subnets = [ip_network(f"{each.ip}/{each.prefix}", strict=False) for each in before.ipv6]
+    if not any(wanted.host_address6 in subnet for subnet in subnets):
+        raise _refuse(
+            wanted,
+            f"host_address6 {wanted.host_address6} is in no IPv6 subnet of {wanted.nic}",
+            f"choose one of {', '.join(map(str, subnets)) or 'none: remove it'}",
+        )
+    return (str(wanted.host_address6),)
+
+
+def _servers(wanted: Upstream, before: Resolver) -> tuple[str, ...]:
+    named = tuple(str(each) for each in wanted.dns)
+    found = resolver.servers(before, named)
+    if found is None:
+        return ()
+    if not any(_is_server(each) for each in found):
+        raise _refuse(
+            wanted,
+            f"{resolver.FILE} names no server that the host reaches without {wanted.nic}",
+            f"set 'dns' in [upstreams.{wanted.name}] of {names.CONFIG_FILE}",
+        )
+    return tuple(found)
+
+
+def _is_server(text: str) -> bool:
+    return not ip_address(text).is_loopback

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The DHCP lease of a router's NIC, where the NIC had one when it was taken.
+
+The address goes on as it was; a client in the namespace asks for the same one and renews
+it from then on.  The client tells ``attend`` when something has changed.
+
+When the router goes down the client is killed, not ended: it would give the lease back
+that the host's own client is to go on with.
+"""
+
+import os
+import shutil
+import signal
+from contextlib import suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from libvirt_natns import dhcp_client, names
+from libvirt_natns.dhcp_client import Client, Lease
+from libvirt_natns.records import replace
+from libvirt_natns.router import command, nic, objects, side, wire
+from libvirt_natns.router.journal import Target
+from libvirt_natns.router.nic import Capture
+from libvirt_natns.router.side import Side
+
+ETHERNET = "01"
+"""The type of hardware in front of a client-id made of a MAC: what most clients send."""
+
+
+def _directory(target: Target) -> Path:
+    return names.RUN_DIRECTORY / "routers" / names.slug(target.name)
+
+
+def _client(target: Target, mac: str) -> Client:
+    return Client(
+        namespace=target.namespace,
+        link=target.nic,
+        client_id=ETHERNET + mac.replace(":", ""),
+        directory=_directory(target),
+        on_change=command.line("lease", target.name),
+    )
+
+
+def require() -> None:
+    """Raise DhcpError, with a remedy, where there is no client."""
+    dhcp_client.program()
+
+
+def current(target: Target) -> Lease | None:
+    """The lease that the client holds."""
+    return dhcp_client.lease(_directory(target)) if target.leased else None
+
+
+def ensure(target: Target, before: Capture) -> None:
+    """Have the client run, and put its lease in force, if there is one.  Raises DhcpError."""
+    if not target.leased:
+        return
+    wanted = next((IPv4Address(each.ip) for each in before.ipv4 if each.leased), None)
+    dhcp_client.ensure(_client(target, before.mac), wanted)
+    apply(target)
+
+
+def end(target: Target) -> None:
+    """End the client without a word to the server, and remove its files."""
+    directory = _directory(target)
+    pid = dhcp_client.running(_client(target, ""))
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(directory, ignore_errors=True)
+    for each in (directory.parent, names.RUN_DIRECTORY):
+        with suppress(OSError):
+            each.rmdir()
+
+
+def differences(target: Target, before: Capture) -> list[str]:
+    """What is wrong with the client, or differs from its lease."""
+    if not target.leased:
+        return []
+    held = current(target)
+    found = dhcp_client.differences(_client(target, before.mac))
+    return found + (side.differences(_side(target, held)) if held else [])
+
+
+def _side(target: Target, held: Lease) -> Side:
+    routes = [(str(each.destination), str(each.gateway)) for each in held.routes]
+    if held.gateway:
+        routes.append(("0.0.0.0/0", str(held.gateway)))
+    return Side(target.namespace, target.nic, (str(held.address),), tuple(routes), (), onlink=True)
+
+
+def apply(target: Target) -> None:
+    """Put the client's lease in force in place of an earlier one; without one, the address goes.
+
+    For good, not until it ends: the client tells only of what is new.
+    """
+    held = current(target)
+    mark = _directory(target) / "applied"
+    if held is None and not mark.exists():
+        # The client has just started, and what the NIC had holds on.
+        return
+    # First: with the oldest address of a subnet the kernel removes all others.
+    _remove_others(target, held)
+    if held is None:
+        mark.unlink()
+        return
+    side.ensure(_side(target, held))
+    mark.touch()
+
+
+def _remove_others(target: Target, held: Lease | None) -> None:
+    keep = str(held.address.ip) if held else ""
+    gateway = str(held.gateway) if held else ""
+    with nic.session(target.namespace) as opened:
+        link = nic.find(opened, target.nic)
+        found = nic.capture(target.namespace, target.nic)
+        index = link.index if link else 0
+        for each in found.addresses:
+            if each.family == objects.AF_INET and each.ip != keep:
+                nic.attempt(opened, wire.RTM_DELADDR, each.request(index, 0))
+        for route in found.routes:
+            default = route.family == objects.AF_INET and route.is_default
+            if default and route.gateway != gateway:
+                nic.attempt(opened, wire.RTM_DELROUTE, route.request(index))
+
+
+def without_leased(found: Capture) -> Capture:
+    """A NIC without what a lease says: its IPv4 address, the routes of that, default routes."""
+    ours = {each.ip for each in found.ipv4 if each.leased}
+    return replace(
+        found,
+        addresses=tuple(each for each in found.addresses if each.ip not in ours),
+        routes=tuple(
+            each
+            for each in found.routes
+            if each.source not in ours
+            and not (each.family == objects.AF_INET and (each.is_default or each.gateway))
+        ),
+    )

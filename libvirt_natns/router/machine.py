@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The verbs of a router: up, confirm, down, and how it is.
+
+All of it is done under one lock.  A router that a kill left between two states is
+taken back first, by the journal, whatever was asked for; one of an earlier boot has left
+nothing but, perhaps, its resolv.conf.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+
+from libvirt_natns import names
+from libvirt_natns.errors import NatnsError, RouterError
+from libvirt_natns.firewall.host import HostForward
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.model import Config, Upstream
+from libvirt_natns.records import dataclass
+from libvirt_natns.router import examine, journal, lease, nic, resolver, timer
+from libvirt_natns.router.journal import Record
+from libvirt_natns.router.steps import STEPS, Work
+from libvirt_natns.store import boot_id
+
+Before = Callable[[str], None]
+Forwards = Callable[[str], tuple[HostForward, ...]]
+
+Health = Literal["down", "half-done", "overdue", "unconfirmed", "up", "damaged"]
+
+
+def _no_forwards(_: str) -> tuple[HostForward, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The verbs over one configuration and one kernel session.
+
+    ``forwards`` are what the networks on a router publish, ``users`` who they are, by
+    the router's name; ``reattach`` hangs them on it again, where it is a new one.
+    ``before`` is called ahead of each step, for tests.
+    """
+
+    config: Config
+    kernel: Kernel
+    forwards: Forwards = _no_forwards
+    users: Callable[[str], list[str]] = lambda _: []
+    reattach: Callable[[str], list[str]] = lambda _: []
+    before: Before | None = None
+
+    def upstream(self, name: str | None) -> Upstream:
+        """The upstream of a router, the only one without a name.  Raises RouterError."""
+        return examine.upstream(self.config, name)
+
+    # -- up ----------------------------------------------------------------
+
+    def up(self, name: str, within: float | None = None, *, boot: bool = False) -> list[str]:
+        """Make a router, or repair the one there is; returns what was done, in words.
+
+        Unless it is confirmed ``within`` so many seconds, it is taken back; so it
+        is at once where any step fails.  At a ``boot`` the NIC's configuration may not
+        be complete yet.  Raises a NatnsError.
+        """
+        upstream = self.upstream(name)
+        with journal.lock(), self.kernel.work():
+            done: list[str] = []
+            record = self._settled(name, done)
+            if record is None:
+                return [*done, *self._make(upstream, within, boot)]
+            return [*done, *self._repair(record)]
+
+    def _settled(self, name: str, done: list[str]) -> Record | None:
+        """The record of a router that is up; any other is taken back first."""
+        record = journal.load(name)
+        if record is None:
+            return None
+        if not record.this_boot:
+            self._forget(record)
+            return None
+        if record.is_whole and not record.is_overdue:
+            return record
+        done.append(f"took back router {name}, which was {self._unsettled(record)}")
+        self._take_back(record)
+        return None
+
+    @staticmethod
+    def _unsettled(record: Record) -> str:
+        return "never confirmed" if record.is_whole else f"interrupted {record.state}"
+
+    def _make(self, upstream: Upstream, within: float | None, boot: bool) -> list[str]:
+        kept = journal.kept(upstream.name)
+        target, before, resolv = examine.target(self.config, self.kernel, upstream, kept, boot=boot)
+        deadline = None if within is None else nic.clock() + within
+        record = Record(target, before, resolv, "going up", boot_id(), deadline=deadline)
+        journal.save(record)
+        try:
+            if deadline is not None:
+                timer.arm(upstream.name, deadline)
+            for step in STEPS:
+                self._announce(step.what)
+                record = journal.advance(record, step=step.what)
+                step.do(self._work(record))
+            self._announce("note that it is up")
+            record = journal.advance(record, state="up", step="")
+            if deadline is None:
+                journal.keep(record)
+        except BaseException as error:
+            self._take_back(record)
+            if isinstance(error, NatnsError | OSError):
+                fact = error.fact if isinstance(error, NatnsError) else str(error)
+                remedy = error.remedy if isinstance(error, NatnsError) else ""
+                told = f"{record.step}: {fact}" + (f": {remedy}" if remedy else "")
+                raise RouterError(
+                    f"router {upstream.name}: cannot {told}", "everything is as it was"
+                ) from error
+            raise
+        return [f"router {upstream.name} is up: {target.nic} is in {target.namespace}"]
+
+    def _repair(self, record: Record) -> list[str]:
+        work = self._work(record)
+        done = []
+        for step in STEPS:
+            found = step.differs(work)
+            if found:
+                self._announce(step.what)
+                step.do(work)
+                done += found
+        return done
+
+    def _work(self, record: Record) -> Work:
+        return Work(self.kernel, record, lambda: self.forwards(record.target.name))
+
+    def _announce(self, what: str) -> None:
+        if self.before is not None:
+            self.before(what)
+
+    # -- confirm -----------------------------------------------------------
+
+    def confirm(self, name: str) -> bool:
+        """Let a router stay; returns whether it was waiting for that.  Raises RouterError."""
+        with journal.lock():
+            record = journal.load(name)
+            if record is None or not record.is_whole:
+                raise RouterError(f"router {name} is not up", f"virt-natns router up {name}")
+            if record.deadline is None:
+                return False
+            journal.keep(journal.advance(record, deadline=None))
+            return True
+
+    def expire(self, name: str, deadline: float) -> None:
+        """Take a router back whose deadline, this one, has passed."""
+        with journal.lock(), self.kernel.work():
+            record = journal.load(name)
+            if record is not None and record.deadline == deadline and record.this_boot:
+                self._take_back(record)
+
+    def follow_lease(self, name: str) -> None:
+        """Put a changed DHCP lease of a router in force."""
+        with journal.lock(), self.kernel.work():
+            record = journal.load(name)
+            if record is not None and record.is_whole:
+                lease.apply(record.target)
+
+    # -- down --------------------------------------------------------------
+
+    def down(self, name: str, *, force: bool = False) -> list[str]:
+        """Put everything back as it was; returns how the NIC differs from that all the same.
+
+        That the router is down is success.  Raises RouterError while networks
+        use it, unless ``force``.
+        """
+        with journal.lock(), self.kernel.work():
+            record = journal.load(name)
+            if record is None:
+                return []
+            users = [] if force else self.users(name)
+            if users and record.is_whole:
+                raise RouterError(
+                    f"router {name} serves {', '.join(users)}",
+                    "stop these networks (virsh net-destroy), or say --force",
+                )
+            if not record.this_boot:
+                self._forget(record)
+                return []
+            return self._take_back(record)
+
+    def _take_back(self, record: Record) -> list[str]:
+        """Undo all steps; everything is tried before the first error is raised."""
+        with suppress(OSError):
+            # A full disk must not keep the NIC away.
+            record = journal.advance(record, state="going down")
+        work = self._work(record)
+        errors: list[Exception] = []
+        for step in reversed(STEPS):
+            self._announce(f"take back: {step.what}")
+            try:
+                step.undo(work)
+            except (NatnsError, OSError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        self._announce("forget the router")
+        journal.discard(record.target.name)
+        return nic.differences(None, record.before)
+
+    @staticmethod
+    def _forget(record: Record) -> None:
+        """Settle a router of an earlier boot: only files have outlived that."""
+        named = record.target.servers
+        if named and resolver.look() == resolver.wanted(named, record.resolver):
+            resolver.restore(record.resolver)
+        journal.discard(record.target.name)
+
+    def repair_all(self) -> list[str]:
+        """Repair all routers that are up; returns what differed.  Raises a NatnsError."""
+        found = []
+        for record in journal.load_all():
+            if record.is_whole and not record.is_overdue and self.differences(record.target.name):
+                found += [f"router {record.target.name}: {e}" for e in self.up(record.target.name)]
+        return found
+
+    # -- looking -----------------------------------------------------------
+
+    def all_differences(self) -> list[str]:
+        """What differs of all routers that are up."""
+        return [
+            f"router {record.target.name}: {what}"
+            for record in journal.load_all()
+            for what in self.differences(record.target.name)
+        ]
+
+    def differences(self, name: str) -> list[str]:
+        """What of a router that is up is not as it should be, in words."""
+        record = journal.load(name)
+        if record is None or not record.is_whole:
+            return []
+        with self.kernel.work():
+            work = self._work(record)
+            found: list[str] = []
+            for step in STEPS:
+                found += step.differs(work)
+        return found
+
+    def health(self, name: str) -> tuple[Health, Record | None, list[str]]:
+        """How a router is, what is recorded of it, and what differs."""
+        record = journal.load(name)
+        if record is None or not record.this_boot:
+            return "down", None, []
+        if not record.is_whole:
+            return "half-done", record, []
+        if record.is_overdue:
+            return "overdue", record, []
+        found = self.differences(name)
+        if found:
+            return "damaged", record, found
+        return ("up" if record.deadline is None else "unconfirmed"), record, []
+
+
+def is_confirmed(name: str) -> bool:
+    """Whether a router was confirmed once, so that a boot may bring it up."""
+    return names.router_file(name, "kept").exists()

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Networks on a router: their transit bridge is in its namespace, and their forwards are its rules.
+
+A network's upstream patch ends there, not in the host, so what it sends never
+passes through the host.  The subnet is the router's own choice, made when it comes up;
+without a router, a network on it cannot start.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network
+
+from libvirt_natns import document, names, transit
+from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
+from libvirt_natns.firewall.host import HostForward
+from libvirt_natns.model import Forward, Network, Upstream
+from libvirt_natns.records import replace
+from libvirt_natns.registry import Registry
+from libvirt_natns.router import journal, rules
+from libvirt_natns.router.journal import Record, Target
+from libvirt_natns.store import Store
+
+Up = Callable[[Network, bytes], list[str]]
+
+
+def record_of(upstream: str) -> Record | None:
+    """What is recorded of a router that is up."""
+    record = journal.load(upstream)
+    return record if record is not None and record.is_whole else None
+
+
+def complete(upstream: Upstream) -> Upstream:
+    """An upstream of kind "router" with its transit bridge and subnet.
+
+    Raises UpstreamError where its router is not up.
+    """
+    record = record_of(upstream.name)
+    if record is None:
+        raise UpstreamError(
+            f"upstream {upstream.name}: its router is not up",
+            f"virt-natns router up {upstream.name}",
+        )
+    return replace(
+        transit.complete(upstream, IPv4Network(record.target.transit)),
+        bridge=names.ROUTER_TRANSIT,
+        dns=upstream.dns,
+    )
+
+
+def forwards(store: Store, upstream: str) -> tuple[HostForward, ...]:
+    """What the networks that run on a router publish, as its rules take it."""
+    users = {
+        user.uuid: user.leased.address
+        for user in store.users()
+        if user.upstream == upstream and user.leased.address
+    }
+    found = (
+        each
+        for each in Registry(store).forwards()
+        if each.network in users and each.target.version == 4
+    )
+    return tuple(_published(each, users[each.network]) for each in found)
+
+
+def users(store: Store, upstream: str) -> list[str]:
+    """The names of the networks that run on a router."""
+    running = [user.uuid for user in store.users() if user.upstream == upstream]
+    return sorted(record.name for uuid in running if (record := store.network(uuid)))
+
+
+def _published(forward: Forward, address: IPv4Address) -> HostForward:
+    return HostForward(
+        forward.proto,
+        forward.address if int(forward.address) else None,
+        forward.first,
+        forward.last,
+        address,
+        names.ROUTER_TRANSIT,
+        forward.sources,
+    )
+
+
+def reattach(store: Store, up: Up, upstream: str) -> list[str]:
+    """Hang the networks that are up on a router that is a new one; returns what differed.
+
+    Where one cannot be, the reason is among it.
+    """
+    found = []
+    for record in store.networks("up"):
+        if record.this_boot and record.upstream == upstream:
+            try:
+                changed = up(document.parse_network(record.document), record.document)
+            except NatnsError as error:
+                changed = [str(error)]
+            found += [f"{record.name}: {what}" for what in changed]
+    return found
+
+
+# -- rules -------------------------------------------------------------------
+
+
+def _running() -> Iterator[Record]:
+    """The routers that are up."""
+    yield from (record for record in journal.load_all() if record.is_whole)
+
+
+def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
+    """Bring the rules of all routers to what their networks publish; returns what differed.
+
+    Rules that somebody has altered are not looked at here.  Raises FirewallError.
+    """
+    found = []
+    for record in _running():
+        wanted = rules.rules(record.target, forwards(store, record.target.name))
+        if not rules.is_current(record.target, wanted):
+            found += _load(store, record, announce)
+    return found
+
+
+def _load(store: Store, record: Record, announce: Callable[[str], None]) -> list[str]:
+    name = record.target.name
+    with journal.lock():
+        # It may have gone meanwhile, and what is published have changed.
+        if record_of(name) is None:
+            return []
+        wanted = rules.rules(record.target, forwards(store, name))
+        if rules.is_current(record.target, wanted):
+            return []
+        announce(f"load the rules of router {name}")
+        rules.load(record.target, wanted)
+    return [f"rules of router {name} were not what its networks publish"]
+
+
+# -- claims ------------------------------------------------------------------
+
+
+def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
+    """Refuse forwards that a router cannot serve.
+
+    Those that take a port of the host's, or listen on an address that the router does not
+    have.  ``routers`` are the routers' names by network.  Raises a NatnsError.
+    """
+    by_router: defaultdict[str, list[Forward]] = defaultdict(list)
+    for forward in claims:
+        if forward.network in routers:
+            by_router[routers[forward.network]].append(forward)
+    for name, listed in by_router.items():
+        record = record_of(name)
+        for forward in listed if record else ():
+            assert record is not None
+            _check(forward, record)
+
+
+def _check(forward: Forward, record: Record) -> None:
+    target = record.target
+    taken = _port_of_host(forward, target)
+    if taken is not None:
+        raise ConflictError(
+            f"{forward.owner_name}: {forward.proto} port {taken} of router {target.name} is the"
+            " host's own (host_ports)",
+            "choose another port, or start='auto'",
+        )
+    own = {each.ip for each in record.before.ipv4}
+    if int(forward.address) and not target.leased and str(forward.address) not in own:
+        raise DocumentError(
+            f"{forward.owner_name}: <natns:portForward address='{forward.address}'> is not an"
+            f" address of router {target.name}",
+            "leave it out to listen on all of them",
+        )
+
+
+def _port_of_host(forward: Forward, target: Target) -> int | None:
+    for protocol, first, last in target.ports:
+        if protocol == forward.proto and first <= forward.last and forward.first <= last:
+            return max(first, forward.first)
+    return None
+
+
+def ports_of_host(upstream: str, protocol: str) -> set[int]:
+    """Ports of a router that lead to the host."""
+    record = record_of(upstream)
+    return {
+        port
+        for proto, first, last in (record.target.ports if record else ())
+        if proto == protocol
+        for port in range(first, last + 1)
+    }

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The deadline of a router that nobody has confirmed: a process that waits and takes it back.
+
+It must outlive the session of whoever started it: that one's connection may be what
+the router has cut.  Where systemd runs it is a unit of its own, because logind may end all
+processes of a session; elsewhere a process with a session of its own.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from libvirt_natns import names
+from libvirt_natns.errors import NatnsError, RouterError
+from libvirt_natns.router import command, journal, nic
+
+SYSTEMD = Path("/run/systemd/system")
+POLL = 0.1
+"""Seconds between two looks at whether somebody has confirmed."""
+
+AGAIN = 5.0
+"""Seconds until a taking back that failed is tried again."""
+
+TRIES = 12
+
+
+def arm(name: str, deadline: float) -> None:
+    """Start what takes a router back at its deadline.  Raises RouterError."""
+    waiting = command.line("expire", name, str(deadline))
+    if SYSTEMD.is_dir() and _as_unit(name, waiting):
+        return
+    try:
+        subprocess.Popen(
+            waiting,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise RouterError("cannot start what takes the router back in time", str(error)) from error
+
+
+def _as_unit(name: str, waiting: tuple[str, ...]) -> bool:
+    unit = f"{names.router_namespace(name)}-{os.getpid()}"
+    try:
+        done = subprocess.run(
+            ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--", *waiting],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
+
+
+def wait(name: str, deadline: float, take_back: Callable[[], object]) -> None:
+    """Take a router back at its deadline, unless it is another one by then, or confirmed."""
+    while nic.clock() < deadline:
+        time.sleep(min(POLL, max(0.0, deadline - nic.clock())))
+        if not _pending(name, deadline):
+            return
+    for _ in range(TRIES):
+        try:
+            take_back()
+            return
+        except NatnsError:
+            time.sleep(AGAIN)
+
+
+def _pending(name: str, deadline: float) -> bool:
+    record = journal.load(name)
+    return record is not None and record.deadline == deadline

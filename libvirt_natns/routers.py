@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What networks need of router namespaces; loaded only where there is one.
+
+Most hosts have none, and a hook that libvirt waits for need not read how one is made.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from libvirt_natns import names
+from libvirt_natns.errors import RouterError
+from libvirt_natns.kernel import Kernel
+from libvirt_natns.model import Config, Forward, Upstream
+from libvirt_natns.store import Store
+
+if TYPE_CHECKING:
+    from libvirt_natns.router.machine import Machine
+
+
+def complete(upstream: Upstream) -> Upstream:
+    """An upstream of kind "router" with all that its router has.  Raises UpstreamError."""
+    from libvirt_natns.router import networks
+
+    return networks.complete(upstream)
+
+
+def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
+    """Bring the rules of all routers to what their networks publish; returns what differed."""
+    if not (names.STATE_DIRECTORY / "routers").is_dir():
+        return []
+    from libvirt_natns.router import networks
+
+    return networks.ensure(store, announce)
+
+
+def differences(config: Config, kernel: Kernel, store: Store) -> list[str]:
+    """What differs of the routers that are up, in words."""
+    machine = _machine(config, kernel, store)
+    return machine.all_differences() if machine else []
+
+
+def repair(config: Config, kernel: Kernel, store: Store) -> list[str]:
+    """Repair the routers that are up; returns what differed.  Raises a NatnsError."""
+    machine = _machine(config, kernel, store)
+    return machine.repair_all() if machine else []
+
+
+def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":
+    if not (names.STATE_DIRECTORY / "routers").is_dir():
+        return None
+    from libvirt_natns.router import networks
+    from libvirt_natns.router.machine import Machine
+
+    return Machine(config, kernel, partial(networks.forwards, store))
+
+
+def check_none() -> None:
+    """Refuse to forget what puts a host's NIC back.  Raises RouterError."""
+    for file in sorted((names.STATE_DIRECTORY / "routers").glob("*.json")):
+        raise RouterError(f"router {file.stem} is up", f"virt-natns router down {file.stem}")
+
+
+def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
+    """Refuse forwards that a router cannot serve; ``routers`` by network.  Raises NatnsError."""
+    if not routers:
+        return
+    from libvirt_natns.router import networks
+
+    networks.check_claims(claims, routers)
+
+
+def ports_of_host(upstream: Upstream, protocol: str) -> set[int]:
+    """Ports of an upstream's router that lead to the host; none for other kinds."""
+    if upstream.kind != "router":
+        return set()
+    from libvirt_natns.router import networks
+
+    return networks.ports_of_host(upstream.name, protocol)

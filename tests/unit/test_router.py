@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The pure parts of router namespaces: times, what is kept of a NIC, rules, resolvers."""
+
+import argparse
+import json
+import struct
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns.firewall import iptables, nftables
+from libvirt_natns.firewall.host import HostForward
+from libvirt_natns.router import nic, objects, resolver, rules, wire
+from libvirt_natns.router.cli import duration
+from libvirt_natns.router.journal import Target
+from libvirt_natns.router.nic import Capture
+from libvirt_natns.router.resolver import Resolver
+
+TARGET = Target(
+    name="wan",
+    nic="ens3",
+    backend="nftables",
+    host_subnet="192.168.158.0/24",
+    ports=(("tcp", 22, 22), ("udp", 60000, 61000)),
+    addresses6=("2001:db8::2",),
+    transit="10.213.252.0/22",
+)
+PUBLISHED = HostForward("tcp", None, 8080, 8080, IPv4Address("10.213.252.2"), "transit")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("60", 60.0), ("60s", 60.0), ("1.5s", 1.5), ("2m", 120.0)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "60x", "2h", "9999999"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="no time up to an hour"):
+        duration(text)
+
+
+def test_addresses_of_a_target() -> None:
+    assert (str(TARGET.host), str(TARGET.gateway)) == ("192.168.158.2/24", "192.168.158.1/24")
+    assert str(TARGET.transit_gateway) == "10.213.252.1"
+    assert (TARGET.namespace, TARGET.link) == ("natns-router-wan", "natns-wan")
+
+
+# -- what is kept of a NIC -----------------------------------------------------
+
+
+def address(valid: int, link: int = 7) -> bytes:
+    """An address of 192.0.2.1/24 as the kernel lists it."""
+    return struct.pack("=BBBBI", 2, 24, 0x80, 0, link) + wire.packed(
+        [
+            (objects.IFA_ADDRESS, bytes([192, 0, 2, 1])),
+            (objects.IFA_LOCAL, bytes([192, 0, 2, 1])),
+            (objects.IFA_FLAGS, struct.pack("=I", 0x280)),
+            (objects.IFA_CACHEINFO, struct.pack("=IIII", valid, valid, 1, 2)),
+        ]
+    )
+
+
+def test_an_address_is_itself_on_any_link_at_any_time() -> None:
+    one, other = objects.address(address(600)), objects.address(address(300, link=9))
+    assert one.body == other.body
+    assert (one.ip, one.prefix, one.leased) == ("192.0.2.1", 24, True)
+
+
+@pytest.mark.parametrize(("elapsed", "left"), [(0, 600), (100, 500), (1000, objects.SOON)])
+def test_a_lifetime_goes_on_while_an_address_is_away(elapsed: int, left: int) -> None:
+    request = objects.address(address(600)).request(4, elapsed)
+    assert struct.unpack_from("=I", request, 4) == (4,)
+    times = wire.value(wire.attributes(request[8:]), objects.IFA_CACHEINFO)
+    assert times is not None
+    assert struct.unpack_from("=II", times) == (left, left)
+    forever = objects.address(address(objects.FOREVER)).request(4, elapsed)
+    times = wire.value(wire.attributes(forever[8:]), objects.IFA_CACHEINFO)
+    assert times is not None
+    assert struct.unpack_from("=I", times) == (objects.FOREVER,)
+
+
+def test_a_route_leads_over_the_link_that_it_is_given() -> None:
+    hops = struct.pack("=HBBi", 8, 1, 0, 7) + struct.pack("=HBBi", 8, 0, 3, 5)
+    listed = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 3, 0, 1, 0x10) + wire.packed(
+        [(objects.RTA_OIF, struct.pack("=i", 7)), (objects.RTA_MULTIPATH, hops)]
+    )
+    assert objects.links_of_route(listed) == {5, 7}
+    found = objects.route(listed, 7)
+    assert (found.destination, found.is_default, found.gateway) == ("0.0.0.0/0", True, None)
+    assert objects.links_of_route(found.request(12)) == {5, 12}
+
+
+def test_a_capture_survives_its_file() -> None:
+    capture = Capture(
+        name="ens3",
+        index=2,
+        mac="52:54:00:00:00:01",
+        mtu=1500,
+        flags=1,
+        queue=1000,
+        group=0,
+        alias="",
+        altnames=("enp0s3",),
+        settings=(("ipv4/conf/rp_filter", "2"),),
+        addresses=(objects.address(address(600)),),
+        neighbours=(objects.proxy("2001:db8::2"),),
+    )
+    written = json.dumps(nic.as_object(capture))
+    assert nic.from_object(json.loads(written)) == capture
+    inside = nic.inside(capture, ["192.0.2.1"], {"ipv4/conf/rp_filter": "1", "unknown": "1"})
+    assert inside.addresses == ()
+    assert [each.ip for each in inside.neighbours] == ["2001:db8::2", "192.0.2.1"]
+    assert inside.settings == (("ipv4/conf/rp_filter", "1"),)
+
+
+# -- rules ---------------------------------------------------------------------
+
+
+def test_rules_in_nftables() -> None:
+    text = nftables.render(rules.rules(TARGET, [PUBLISHED]), rules.LAYOUT)
+    assert "elements = { tcp . 22 : 192.168.158.2 . 22, tcp . 8080 : 10.213.252.2 . 8080 }" in text
+    assert "elements = { udp . 60000-61000 : 192.168.158.2 }" in text
+    chain = text.partition("chain forward {")[2].partition("}")[0]
+    *_, neighbours, rest = [line.strip() for line in chain.splitlines() if line.strip()]
+    assert neighbours == 'iifname "ens3" oifname "ens3" drop'
+    assert rest == "meta nfproto ipv4 drop", "IPv6 for the host passes"
+    assert "hook input" not in text
+
+
+def test_rules_in_iptables() -> None:
+    made = iptables.tables(rules.rules(TARGET, [PUBLISHED]), rules.LEGACY)
+    assert [table.name for table in made] == ["nat", "mangle", "filter"]
+    texts = {table.name: [str(e) for c in table.chains.values() for e in c] for table in made}
+    assert texts["filter"][-1] == "-d 0.0.0.0/0 -j DROP"
+    assert any("--to-destination 10.213.252.2" in text for text in texts["nat"])
+
+
+# -- resolvers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nameserver 192.0.2.53\n", None),
+        ("nameserver 127.0.0.53\nnameserver 192.0.2.53\n", None),
+        ("nameserver fe80::1%ens3\nnameserver 127.0.0.1\n", []),
+    ],
+)
+def test_what_an_own_file_must_name(text: str, expected: list[str] | None, tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text(text)
+    found = resolver.servers(resolver.look(file), file=file)
+    assert (found is None) == (expected is None)
+
+
+def test_a_link_is_replaced_and_comes_back(tmp_path: Path) -> None:
+    stub, file = tmp_path / "stub", tmp_path / "resolv.conf"
+    stub.write_text("nameserver 127.0.0.53\nnameserver 192.0.2.53\nsearch example.test\n")
+    file.symlink_to(stub)
+    before = resolver.look(file)
+    assert before == Resolver(link=str(stub))
+    assert resolver.servers(before, file=file) == ["192.0.2.53"]
+    wanted = resolver.wanted(("192.0.2.53",), before, file)
+    resolver.restore(wanted, file)
+    assert not file.is_symlink()
+    assert "nameserver 192.0.2.53\nsearch example.test\n" in file.read_text()
+    resolver.restore(before, file)
+    assert file.readlink() == stub
+    resolver.restore(Resolver(), file)
+    assert not file.is_symlink()

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import UpstreamError
 from libvirt_natns.later import Later, at_once
 
@@ -38,7 +39,7 @@ BUFFER = 1 << 20
 """Octets that the kernel may hold back: answers to a whole batch come at once."""
 
 
-def _frame(mac: bytes, sender: IPv4Address, target: IPv4Address) -> bytes:
+def _frame(mac: bytes, sender: Address, target: Address) -> bytes:
     """A broadcast ARP request of 42 octets, Ethernet header included."""
     ethernet = BROADCAST + mac + struct.pack("!H", ETH_P_ARP)
     return ethernet + struct.pack(
@@ -46,7 +47,7 @@ def _frame(mac: bytes, sender: IPv4Address, target: IPv4Address) -> bytes:
     )
 
 
-def _claimed(frame: bytes, own: bytes, wanted: Collection[IPv4Address]) -> IPv4Address | None:
+def _claimed(frame: bytes, own: bytes, wanted: Collection[Address]) -> Address | None:
     """The wanted address that a received frame shows to be somebody else's.
 
     RFC 5227, 2.1.1: any ARP packet whose sender address is the wanted one, or
@@ -84,8 +85,8 @@ def _opened(link: str, purpose: str, later: Later = at_once) -> Iterator[socket.
 
 
 def probe(
-    link: str, addresses: Collection[IPv4Address], seconds: float, later: Later = at_once
-) -> set[IPv4Address]:
+    link: str, addresses: Collection[Address], seconds: float, later: Later = at_once
+) -> set[Address]:
     """Those of ``addresses`` that a station on the link's segment answers for.
 
     ``link`` is an interface of the calling network namespace; takes up to
@@ -97,10 +98,10 @@ def probe(
         return _ask(packet, set(addresses), seconds / (PROBES + 1))
 
 
-def _ask(packet: socket.socket, addresses: set[IPv4Address], step: float) -> set[IPv4Address]:
+def _ask(packet: socket.socket, addresses: set[Address], step: float) -> set[Address]:
     """Send all probes, ``step`` seconds apart, and listen; returns the claimed addresses."""
     mac = packet.getsockname()[4]
-    found: set[IPv4Address] = set()
+    found: set[Address] = set()
     start = time.monotonic()
     for number in range(1, PROBES + 2):
         if found == addresses:
@@ -115,16 +116,16 @@ def _ask(packet: socket.socket, addresses: set[IPv4Address], step: float) -> set
 def _listen(
     packet: socket.socket,
     own: bytes,
-    wanted: set[IPv4Address],
+    wanted: set[Address],
     deadline: float,
     overtime: float,
-) -> set[IPv4Address]:
+) -> set[Address]:
     """Those of ``wanted`` that are claimed until ``deadline``.
 
     What has come by then is read also when this process was kept from running;
     ``overtime``, in seconds, ends that where packets never cease.
     """
-    found: set[IPv4Address] = set()
+    found: set[Address] = set()
     poll = select.poll()
     poll.register(packet, select.POLLIN)
     while found != wanted:
@@ -137,7 +138,7 @@ def _listen(
     return found
 
 
-def announce(link: str, address: IPv4Address, mac: str, probing: float = 0.0) -> bool:
+def announce(link: str, address: Address, mac: str, probing: float = 0.0) -> bool:
     """Tell all neighbours on the link who has ``address`` now (RFC 5227, 2.3).
 
     Sent twice, without the RFC's pause of two seconds.  ``link`` is an

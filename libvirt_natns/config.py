@@ -27,7 +27,6 @@ from libvirt_natns.model import (
     DEFAULT_AUTO_PORTS,
     HOST_UPSTREAM,
     AddressRange,
-    AddressRange6,
     Attach,
     Config,
     FirewallChoice,
@@ -375,15 +374,15 @@ def _address6(text: str) -> IPv6Address:
     return address
 
 
-def _pool6(table: Table) -> tuple[AddressRange6, ...]:
+def _pool6(table: Table) -> tuple[AddressRange, ...]:
     return table.several("pool6", _range6, EXPECTED["pool6"])
 
 
-def _range6(text: str) -> AddressRange6:
+def _range6(text: str) -> AddressRange:
     if "/" in text:
         network = IPv6Network(text)
-        return AddressRange6(network.network_address, network.broadcast_address)
-    return AddressRange6(*_ends(text, _address6))
+        return AddressRange(network.network_address, network.broadcast_address)
+    return AddressRange(*_ends(text, _address6))
 
 
 def _prefixes6(table: Table) -> tuple[IPv6Network, ...]:
@@ -424,7 +423,7 @@ class Span(NamedTuple):
     text: str
 
 
-def _spans(ranges: Iterable[AddressRange | AddressRange6]) -> list[Span]:
+def _spans(ranges: Iterable[AddressRange]) -> list[Span]:
     return [Span(int(each.first), int(each.last), f"{each.first}-{each.last}") for each in ranges]
 
 

@@ -18,6 +18,7 @@ from errno import ENOENT
 from ipaddress import IPv4Address
 
 from libvirt_natns import netns
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.records import dataclass, replace
@@ -53,13 +54,13 @@ class Entry:
     """
 
     protocol: int
-    asked: IPv4Address
+    asked: Address
     port: int
-    answered: tuple[IPv4Address, IPv4Address]
+    answered: tuple[Address, Address]
     name: bytes
 
 
-def cut(namespace: str, gone: Iterable[Forward | StaticNat], address: IPv4Address) -> None:
+def cut(namespace: str, gone: Iterable[Forward | StaticNat], address: Address) -> None:
     """Delete the conntrack entries of these forwards and addresses, and no others.
 
     ``address`` is the network's upstream address: where a forward that listens on
@@ -68,14 +69,14 @@ def cut(namespace: str, gone: Iterable[Forward | StaticNat], address: IPv4Addres
     _cut(namespace, tuple(gone), address)
 
 
-def cut_on_host(gone: Iterable[Forward | StaticNat], address: IPv4Address) -> None:
+def cut_on_host(gone: Iterable[Forward | StaticNat], address: Address) -> None:
     """The same in the host, which leads them to a network's upstream address."""
     moved = [replace(claim, target=address) for claim in gone if isinstance(claim, Forward)]
     _cut(None, moved, None)
 
 
 def _cut(
-    namespace: str | None, claims: Sequence[Forward | StaticNat], address: IPv4Address | None
+    namespace: str | None, claims: Sequence[Forward | StaticNat], address: Address | None
 ) -> None:
     if not claims:
         return
@@ -110,7 +111,7 @@ def _delete_all(session: socket.socket, entries: Iterable[Entry]) -> None:
         raise errors[0]
 
 
-def _concerns(claim: Forward | StaticNat, entry: Entry, address: IPv4Address | None) -> bool:
+def _concerns(claim: Forward | StaticNat, entry: Entry, address: Address | None) -> bool:
     source, target = entry.answered
     if isinstance(claim, StaticNat):
         return claim.address in (entry.asked, target)
@@ -146,7 +147,7 @@ def _entry(body: bytes) -> Entry:
     )
 
 
-def _addresses(direction: dict[int, bytes]) -> tuple[IPv4Address, IPv4Address]:
+def _addresses(direction: dict[int, bytes]) -> tuple[Address, Address]:
     """The source and the target of one direction."""
     pair = dict(_attributes(direction[TUPLE_IP][4:]))
     return IPv4Address(pair[IP_SOURCE][4:]), IPv4Address(pair[IP_TARGET][4:])

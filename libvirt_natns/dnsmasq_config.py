@@ -14,16 +14,17 @@ Limits: IPv6 ranges stay with libvirt's dnsmasq, a namespace has no IPv6 yet.
 
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
 from types import MappingProxyType
 
 from libvirt_natns import names
+from libvirt_natns.addresses import Address
 from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet, TextRecord
 from libvirt_natns.records import dataclass
 from libvirt_natns.resolvers import Resolvers
 
-EMPTY: Mapping[str, IPv4Address] = MappingProxyType({})
+EMPTY: Mapping[str, Address] = MappingProxyType({})
 
 MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
 
@@ -68,7 +69,7 @@ def make(
     libvirts: Files | None,
     resolvers: Resolvers,
     mtu: int | None,
-    kept: Mapping[str, IPv4Address] = EMPTY,
+    kept: Mapping[str, Address] = EMPTY,
 ) -> Files:
     """All that the dnsmasq of a network reads.
 

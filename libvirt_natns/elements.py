@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Protocol
 
+from libvirt_natns.addresses import Address, Interface
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model import AddressRange, DhcpHost, Subnet
 from libvirt_natns.names import XML_NAMESPACE
@@ -104,7 +105,7 @@ def attribute_of(element: Element, path: str, attribute: str) -> str | None:
     return None if child is None else child.attrib.get(attribute)
 
 
-def ipv4(element: Element, attribute: str) -> IPv4Address:
+def ipv4(element: Element, attribute: str) -> Address:
     """The address in an attribute; DocumentError where there is none."""
     try:
         return IPv4Address(element.attrib.get(attribute, ""))
@@ -119,13 +120,13 @@ def mac(value: str | None) -> str | None:
     return ":".join(f"{int(octet, 16):02x}" for octet in value.split(":"))
 
 
-def interface(element: Element) -> IPv4Interface:
+def interface(element: Element) -> Interface:
     """The attribute ``address`` with the prefix that libvirt gives it."""
     address = ipv4(element, "address")
     return IPv4Interface((address, _prefix_length(element, address)))
 
 
-def _prefix_length(element: Element, address: IPv4Address) -> int:
+def _prefix_length(element: Element, address: Address) -> int:
     """libvirt's rule (virSocketAddrGetIPPrefix): prefix, else netmask, else by class."""
     prefix = element.attrib.get("prefix", "0")
     if not re.fullmatch(r"[0-9]{1,2}", prefix) or int(prefix) > 32:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from ipaddress import IPv4Address
 
 from libvirt_natns import (
     arp,
@@ -32,6 +31,7 @@ from libvirt_natns import (
     publication,
     selection,
 )
+from libvirt_natns.addresses import Address
 from libvirt_natns.built import Built
 from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
 from libvirt_natns.executor import Step, Undo
@@ -346,7 +346,7 @@ class Engine:
             choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
             publication.claim_for_network(choices, network, upstream, address)
 
-    def _probe(self, upstream: Upstream, addresses: Collection[IPv4Address]) -> set[IPv4Address]:
+    def _probe(self, upstream: Upstream, addresses: Collection[Address]) -> set[Address]:
         """Those of the addresses that other stations have.
 
         A process that stays asks at length when it announces the address.
@@ -357,7 +357,7 @@ class Engine:
         seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
         return arp.probe(upstream.bridge or "", addresses, seconds, self.later)
 
-    def relocate(self, uuid: str, taken: IPv4Address) -> list[str]:
+    def relocate(self, uuid: str, taken: Address) -> list[str]:
         """Give a network another address than one that another station has.
 
         Returns what was changed: nothing, where it has another one by now.
@@ -372,7 +372,7 @@ class Engine:
             if self.store.lease(upstream.name, uuid) != taken:
                 return []
 
-            def probe(addresses: Collection[IPv4Address]) -> set[IPv4Address]:
+            def probe(addresses: Collection[Address]) -> set[Address]:
                 return {taken}.intersection(addresses) | self._probe(upstream, addresses)
 
             own = self.kernel.host_addresses()
@@ -387,7 +387,7 @@ class Engine:
         while self.store.enter_start(_record(network, xml, upstream, "starting")):
             time.sleep(POLL)
 
-    def _address(self, network: Network, upstream: Upstream) -> IPv4Address:
+    def _address(self, network: Network, upstream: Upstream) -> Address:
         """The leased address; a new one where the configuration has moved on."""
         leased = self.store.lease(upstream.name, network.uuid)
         if leased is not None and selection.can_keep(leased, upstream):

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from libvirt_natns import model
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model import (
     AddressRequest,
@@ -40,7 +41,7 @@ class Attachment:
     nic: Nic
     network: Network
     upstream: Upstream
-    address: IPv4Address
+    address: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +98,20 @@ class Wish:
     key: PortKey
     owner_name: str
     attachment: Attachment
-    listen: IPv4Address
+    listen: Address
     avoided: tuple[tuple[int, int], ...]
 
 
 class Choices(Protocol):
     """What is decided once and kept."""
 
-    def target(self, owner: str, attachment: Attachment) -> IPv4Address:
+    def target(self, owner: str, attachment: Attachment) -> Address:
         """The NIC's DHCP address, reserved for it if it has none yet."""
 
     def port(self, wish: Wish) -> int:
         """A free port for start="auto", the same for one key unless somebody else has it."""
 
-    def address(
-        self, request: AddressRequest, domain: Domain, attachment: Attachment
-    ) -> IPv4Address:
+    def address(self, request: AddressRequest, domain: Domain, attachment: Attachment) -> Address:
         """The upstream address of a guest's own."""
 
 
@@ -137,9 +136,7 @@ def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> 
     return Claims(domain.uuid, forwards, statics)
 
 
-def of_network(
-    network: Network, upstream: Upstream, address: IPv4Address, choices: Choices
-) -> Claims:
+def of_network(network: Network, upstream: Upstream, address: Address, choices: Choices) -> Claims:
     """What a network's own metadata publishes."""
     at = Attachment(Nic(""), network, upstream, address)
     wishes = network.nat.forwards if network.nat else ()
@@ -189,8 +186,8 @@ def _made(
     owner: Owner,
     wanted: PortForward,
     at: Attachment,
-    listen: IPv4Address,
-    target: IPv4Address,
+    listen: Address,
+    target: Address,
     choices: Choices,
 ) -> Iterator[Forward]:
     chosen = []
@@ -217,8 +214,8 @@ def _made(
 
 
 def _listen(
-    who: str, wanted: IPv4Address | None, upstream: Upstream, own: set[IPv4Address]
-) -> IPv4Address | None:
+    who: str, wanted: Address | None, upstream: Upstream, own: set[Address]
+) -> Address | None:
     """Where to listen; None for the network's upstream address."""
     if upstream.kind == "host":
         # Any address of the host's, 127.0.0.1 too; whether it has it only the host knows.
@@ -231,7 +228,7 @@ def _listen(
     )
 
 
-def _target(domain: Domain, wanted: PortForward, at: Attachment, choices: Choices) -> IPv4Address:
+def _target(domain: Domain, wanted: PortForward, at: Attachment, choices: Choices) -> Address:
     if wanted.guest_address is None:
         return choices.target(domain.uuid, at)
     reachable = [subnet.network for subnet in at.network.subnets]
@@ -320,7 +317,7 @@ def ports(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def listening(address: IPv4Address) -> str:
+def listening(address: Address) -> str:
     """Where a forward listens: its address, or "*" for all of the host's."""
     return str(address) if int(address) else "*"
 

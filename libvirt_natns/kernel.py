@@ -16,15 +16,15 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libvirt_natns import names, netns, rtnetlink
+from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.errors import KernelError
 from libvirt_natns.netlink import IPRoute, NetlinkError
-from libvirt_natns.rtnetlink import Address, InterruptedDumpError, Link, Route
+from libvirt_natns.rtnetlink import InterruptedDumpError, Link, LinkAddress, Route
 
 BRIDGE_PORTS = 1023
 """The most ports that a Linux bridge takes."""
@@ -150,7 +150,7 @@ class Kernel:
         """All links of the host."""
         return self._listed("links", None, self._session(None).links)
 
-    def _addresses(self, namespace: str | None) -> list[Address]:
+    def _addresses(self, namespace: str | None) -> list[LinkAddress]:
         return self._listed("addresses", namespace, self._session(namespace).addresses)
 
     def _routes(self, namespace: str | None) -> list[Route]:
@@ -517,20 +517,18 @@ class Kernel:
 
     # -- addresses ---------------------------------------------------------
 
-    def addresses(self, namespace: str | None, link: str) -> set[IPv4Interface]:
+    def addresses(self, namespace: str | None, link: str) -> set[Interface]:
         """All IPv4 addresses of a link, with their prefixes."""
         index = self._index(namespace, link)
         return {
             address.interface for address in self._addresses(namespace) if address.link == index
         }
 
-    def host_addresses(self) -> set[IPv4Address]:
+    def host_addresses(self) -> set[Address]:
         """All IPv4 addresses of the host itself."""
         return {address.interface.ip for address in self._addresses(None)}
 
-    def set_addresses(
-        self, namespace: str | None, link: str, wanted: Iterable[IPv4Interface]
-    ) -> None:
+    def set_addresses(self, namespace: str | None, link: str, wanted: Iterable[Interface]) -> None:
         """Give a link exactly these IPv4 addresses."""
         # Foreign ones first: with the oldest of a subnet the kernel removes all others.
         present = self.addresses(namespace, link)
@@ -542,7 +540,7 @@ class Kernel:
             if address not in present:
                 self.add_address(namespace, link, address)
 
-    def add_address(self, namespace: str | None, link: str, address: IPv4Interface) -> None:
+    def add_address(self, namespace: str | None, link: str, address: Interface) -> None:
         """Add an address to a link, unless it has it."""
         index = self._index(namespace, link)
         request = {"address": str(address.ip), "prefixlen": address.network.prefixlen}
@@ -557,7 +555,7 @@ class Kernel:
                     os.strerror(error.code),
                 ) from error
 
-    def remove_address(self, namespace: str | None, link: str, address: IPv4Interface) -> None:
+    def remove_address(self, namespace: str | None, link: str, address: Interface) -> None:
         """Remove an address from a link, if both are there."""
         found = self.link(namespace, link)
         if found is None:
@@ -578,7 +576,7 @@ class Kernel:
     # -- routes ------------------------------------------------------------
 
     def has_route(
-        self, namespace: str | None, destination: IPv4Network, gateway: IPv4Address, link: str
+        self, namespace: str | None, destination: IPNetwork, gateway: Address, link: str
     ) -> bool:
         """Whether the main table leads to ``destination`` through this gateway alone."""
         index = self._index(namespace, link)
@@ -592,8 +590,8 @@ class Kernel:
     def set_route(
         self,
         namespace: str | None,
-        destination: IPv4Network,
-        gateway: IPv4Address,
+        destination: IPNetwork,
+        gateway: Address,
         link: str,
         *,
         alone: bool = False,
@@ -625,7 +623,7 @@ class Kernel:
             self._socket(namespace).route("del", dst=str(route.destination), **same, **metric)
 
     def add_route(
-        self, namespace: str | None, destination: IPv4Network, gateway: IPv4Address, link: str
+        self, namespace: str | None, destination: IPNetwork, gateway: Address, link: str
     ) -> None:
         """Add a route as libvirt does for ``<route>``, with its metric and origin."""
         index = self._index(namespace, link)
@@ -640,8 +638,8 @@ class Kernel:
             )
 
     def unlimited_routes(
-        self, namespace: str, routes: Iterable[IPv4Network], link: str, mtu: int | None
-    ) -> list[IPv4Network]:
+        self, namespace: str, routes: Iterable[IPNetwork], link: str, mtu: int | None
+    ) -> list[IPNetwork]:
         """Those destinations to which other sizes of packets are sent than ``mtu`` allows.
 
         In octets; None is the link's own.
@@ -654,22 +652,20 @@ class Kernel:
         }
         return [each for each in routes if limits.get(each) != mtu]
 
-    def limit_subnet(
-        self, namespace: str, subnet: IPv4Interface, link: str, mtu: int | None
-    ) -> None:
+    def limit_subnet(self, namespace: str, subnet: Interface, link: str, mtu: int | None) -> None:
         """Send packets of at most ``mtu`` octets (None: the link's own) to a link's subnet."""
         how = {"prefsrc": str(subnet.ip), "proto": RTPROT_KERNEL, "scope": SCOPE_LINK}
         self._limit(namespace, subnet.network, link, mtu, how)
 
     def limit_route(
-        self, namespace: str, destination: IPv4Network, gateway: IPv4Address, link: str,
+        self, namespace: str, destination: IPNetwork, gateway: Address, link: str,
         mtu: int | None,
     ) -> None:  # fmt: skip
         """The same for a route through a gateway."""
         self._limit(namespace, destination, link, mtu, {"gateway": str(gateway)})
 
     def _limit(
-        self, namespace: str, destination: IPv4Network, link: str, mtu: int | None,
+        self, namespace: str, destination: IPNetwork, link: str, mtu: int | None,
         how: dict[str, Any],
     ) -> None:  # fmt: skip
         index = self._index(namespace, link)
@@ -681,7 +677,7 @@ class Kernel:
             ),
         )
 
-    def host_routes(self, without: Iterable[str] = ()) -> set[IPv4Network]:
+    def host_routes(self, without: Iterable[str] = ()) -> set[IPNetwork]:
         """Destinations that the host has routes to, the default route left out.
 
         Links named in ``without`` do not count.

@@ -11,10 +11,11 @@ here, nor are a guest's networks known: that needs the networks' bridges.
 from __future__ import annotations
 
 from collections.abc import Collection
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from itertools import pairwise
 from typing import cast
 
+from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.elements import (
     CONTROL,
     NS,
@@ -115,13 +116,13 @@ def _check_range_attributes(ports: Element) -> None:
 # Addresses
 
 
-def _is_host_in(address: IPv4Address, network: IPv4Network) -> bool:
+def _is_host_in(address: Address, network: IPNetwork) -> bool:
     """Whether a host in ``network`` may have ``address``."""
     ends = (network.network_address, network.broadcast_address)
     return address in network and address not in ends
 
 
-def _is_special(address: IPv4Address) -> bool:
+def _is_special(address: Address) -> bool:
     """Whether no host can be reached by ``address``."""
     return (
         address.is_multicast
@@ -131,7 +132,7 @@ def _is_special(address: IPv4Address) -> bool:
     )
 
 
-def _host_address(element: Element, attribute: str) -> IPv4Address | None:
+def _host_address(element: Element, attribute: str) -> Address | None:
     """The address of a single host, None without the attribute."""
     if attribute not in element.attrib:
         return None
@@ -163,11 +164,11 @@ def _own_subnet(element: Element, others: tuple[Subnet, ...]) -> Subnet:
     return own
 
 
-def _check_range(element: Element, network: IPv4Network) -> None:
+def _check_range(element: Element, network: IPNetwork) -> None:
     for end in ("start", "end"):
         if not _is_host_in(ipv4(element, end), network):
             raise value_error(element, end, f"a host's address in {network}")
-    if ipv4(element, "start") > ipv4(element, "end"):
+    if int(ipv4(element, "start")) > int(ipv4(element, "end")):
         raise value_error(element, "end", f"{element.attrib['start']} or higher")
 
 
@@ -221,7 +222,7 @@ def _protocol(element: Element) -> Protocol:
     return cast("Protocol", element.attrib.get("proto", "tcp"))
 
 
-def _listen_address(element: Element) -> IPv4Address | None:
+def _listen_address(element: Element) -> Address | None:
     # With the upstream "host", forwards listen on the host's own addresses.
     if "address" in element.attrib and ipv4(element, "address").is_loopback:
         return ipv4(element, "address")
@@ -315,7 +316,7 @@ def _check_chosen(forwards: list[tuple[PortForward, Element]]) -> None:
             chosen.add(key)
 
 
-def _sources(element: Element) -> tuple[IPv4Network, ...]:
+def _sources(element: Element) -> tuple[IPNetwork, ...]:
     texts = element.attrib.get("source", "").replace(",", " ").split()
     try:
         return tuple(IPv4Network(text) for text in texts)
@@ -343,7 +344,7 @@ def _check_targets(nat: Element, subnets: tuple[Subnet, ...]) -> None:
             raise value_error(each, "guestAddress", f"a guest's address in {place}")
 
 
-def _is_guest(address: IPv4Address, subnet: Subnet) -> bool:
+def _is_guest(address: Address, subnet: Subnet) -> bool:
     return _is_host_in(address, subnet.network) and address != subnet.gateway
 
 

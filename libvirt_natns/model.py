@@ -5,16 +5,10 @@ Everything here is frozen and already validated by its maker: ``document`` for
 networks, ``config`` for upstreams.
 """
 
-from ipaddress import (
-    IPv4Address,
-    IPv4Interface,
-    IPv4Network,
-    IPv6Address,
-    IPv6Interface,
-    IPv6Network,
-)
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
 
+from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.records import dataclass, field
 
 Protocol = Literal["tcp", "udp", "sctp"]
@@ -26,13 +20,16 @@ FirewallChoice = Literal["auto", "nftables", "iptables"]
 
 @dataclass(frozen=True, slots=True)
 class AddressRange:
-    """Addresses from ``first`` to ``last``, both included."""
+    """Addresses from ``first`` to ``last``, both included, of one family."""
 
-    first: IPv4Address
-    last: IPv4Address
+    first: Address
+    last: Address
 
     def __contains__(self, address: object) -> bool:
-        return isinstance(address, IPv4Address) and self.first <= address <= self.last
+        if not isinstance(address, IPv4Address | IPv6Address):
+            return False
+        same = address.version == self.first.version
+        return same and int(self.first) <= int(address) <= int(self.last)
 
     @property
     def size(self) -> int:
@@ -44,18 +41,10 @@ class AddressRange:
 
 
 @dataclass(frozen=True, slots=True)
-class AddressRange6:
-    """The same in IPv6."""
-
-    first: IPv6Address
-    last: IPv6Address
-
-
-@dataclass(frozen=True, slots=True)
 class DhcpHost:
     """A fixed DHCP address: libvirt's ``<host>``."""
 
-    ip: IPv4Address
+    ip: Address
     mac: str | None = None
     name: str | None = None
 
@@ -68,16 +57,16 @@ class Subnet:
     ``<ip>`` alike.
     """
 
-    interface: IPv4Interface
+    interface: Interface
     ranges: tuple[AddressRange, ...] = ()
     hosts: tuple[DhcpHost, ...] = ()
 
     @property
-    def network(self) -> IPv4Network:
+    def network(self) -> IPNetwork:
         return self.interface.network
 
     @property
-    def gateway(self) -> IPv4Address:
+    def gateway(self) -> Address:
         return self.interface.ip
 
     @property
@@ -94,14 +83,14 @@ class Forwarder:
     """
 
     domain: str | None = None
-    address: IPv4Address | IPv6Address | None = None
+    address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DnsHost:
     """libvirt's ``<host>`` in ``<dns>``: names for an address."""
 
-    ip: IPv4Address | IPv6Address
+    ip: Address
     names: tuple[str, ...]
 
 
@@ -144,8 +133,8 @@ class Dns:
 class StaticRoute:
     """libvirt's ``<route>``: a further private subnet behind a guest."""
 
-    destination: IPv4Network
-    gateway: IPv4Address
+    destination: IPNetwork
+    gateway: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +160,11 @@ class PortForward:
 
     proto: Protocol
     ranges: tuple[PortRange, ...]
-    address: IPv4Address | None = None
+    address: Address | None = None
     network: str | None = None
     mac: str | None = None
-    guest_address: IPv4Address | None = None
-    sources: tuple[IPv4Network, ...] = ()
+    guest_address: Address | None = None
+    sources: tuple[IPNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +184,7 @@ class AddressRequest:
     what comes in; empty means everything.
     """
 
-    address: IPv4Address | None = None
+    address: Address | None = None
     network: str | None = None
     mac: str | None = None
     ports: tuple[PortSet, ...] = ()
@@ -207,7 +196,7 @@ class NatMetadata:
 
     enabled: bool = True
     upstream: str | None = None
-    address: IPv4Address | None = None
+    address: Address | None = None
     subnet: Subnet | None = None
     forwards: tuple[PortForward, ...] = ()
     addresses: tuple[AddressRequest, ...] = ()
@@ -246,13 +235,13 @@ class Forward:
     owner_name: str
     network: str
     proto: Protocol
-    address: IPv4Address
+    address: Address
     first: int
     last: int
-    target: IPv4Address
+    target: Address
     to: int
     to_last: int
-    sources: tuple[IPv4Network, ...] = ()
+    sources: tuple[IPNetwork, ...] = ()
 
     @property
     def shifts(self) -> bool:
@@ -270,8 +259,8 @@ class StaticNat:
     owner: str
     owner_name: str
     network: str
-    address: IPv4Address
-    target: IPv4Address
+    address: Address
+    target: Address
     ports: tuple[PortSet, ...] = ()
 
 
@@ -328,11 +317,11 @@ class Upstream:
     subnet: IPv4Network | None = None
     gateway: IPv4Address | None = None
     pool: tuple[AddressRange, ...] | Literal["dhcp"] = ()
-    dns: tuple[IPv4Address | IPv6Address, ...] = ()
+    dns: tuple[Address, ...] = ()
     probe: float = 0.2
     subnet6: IPv6Network | None = None
     gateway6: IPv6Address | None = None
-    pool6: tuple[AddressRange6, ...] = ()
+    pool6: tuple[AddressRange, ...] = ()
     prefixes6: tuple[IPv6Network, ...] = ()
     attach: Attach = "bridge"
 
@@ -346,6 +335,23 @@ class Upstream:
     def ranges(self) -> tuple[AddressRange, ...]:
         """The pool's ranges; none where the provider leases addresses itself."""
         return self.pool if isinstance(self.pool, tuple) else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a network has on its upstream.
+
+    ``address`` and ``address6`` are the namespace's own there, which private
+    subnets of that family leave by; None: nothing of that family, or not yet.
+    The network's own subnets that leave as they are, untranslated: ``routed``
+    ones, which somebody routes to the namespace, and ``proxied`` ones, for whose
+    addresses it answers on the upstream's link.
+    """
+
+    address: IPv4Address | None = None
+    address6: IPv6Address | None = None
+    routed: tuple[IPv6Network, ...] = ()
+    proxied: tuple[IPv6Network, ...] = ()
 
 
 HOST_UPSTREAM = Upstream(name="host", kind="host")
@@ -373,7 +379,6 @@ __all__ = [
     "DEFAULT_AUTO_PORTS",
     "HOST_UPSTREAM",
     "AddressRange",
-    "AddressRange6",
     "AddressRequest",
     "Attach",
     "Config",
@@ -388,6 +393,7 @@ __all__ = [
     "NatMetadata",
     "Network",
     "Nic",
+    "Outside",
     "PortForward",
     "PortRange",
     "PortSet",

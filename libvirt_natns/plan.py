@@ -9,9 +9,10 @@ the machine.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network
 
 from libvirt_natns import names
+from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
 from libvirt_natns.model import Forward, Network, StaticNat, StaticRoute, Upstream
@@ -126,7 +127,7 @@ class Withdrawal:
     """An address that libvirt set on its bridge and that moves into the namespace."""
 
     bridge: str
-    address: IPv4Interface
+    address: Interface
 
     def describe(self) -> str:
         return f"no address {self.address} on {self.bridge} in the host"
@@ -138,7 +139,7 @@ class Addresses:
 
     namespace: str | None
     link: str
-    addresses: tuple[IPv4Interface, ...]
+    addresses: tuple[Interface, ...]
 
     def describe(self) -> str:
         listed = ", ".join(map(str, self.addresses))
@@ -161,8 +162,8 @@ class Route:
     """A route of a namespace through a gateway."""
 
     namespace: str
-    destination: IPv4Network
-    gateway: IPv4Address
+    destination: IPNetwork
+    gateway: Address
     link: str
 
     def describe(self) -> str:
@@ -183,12 +184,12 @@ class SendLimit:
 
     namespace: str
     link: str
-    subnets: tuple[IPv4Interface, ...]
+    subnets: tuple[Interface, ...]
     routes: tuple[StaticRoute, ...]
     mtu: int | None
 
     @property
-    def destinations(self) -> tuple[IPv4Network, ...]:
+    def destinations(self) -> tuple[IPNetwork, ...]:
         """All that lies on the private side."""
         direct = (subnet.network for subnet in self.subnets)
         return (*direct, *(route.destination for route in self.routes))
@@ -210,7 +211,7 @@ class Announcement:
 
     namespace: str
     link: str
-    address: IPv4Address
+    address: Address
     mac: str
     probing: float = 0.0
 
@@ -328,7 +329,7 @@ class Published:
     statics: tuple[StaticNat, ...] = ()
 
     @property
-    def addresses(self) -> tuple[IPv4Address, ...]:
+    def addresses(self) -> tuple[Address, ...]:
         """Upstream addresses of guests' own."""
         return tuple(dict.fromkeys(static.address for static in self.statics))
 
@@ -336,7 +337,7 @@ class Published:
 def make(
     network: Network,
     upstream: Upstream,
-    address: IPv4Address,
+    address: Address,
     around: Surroundings,
     published: Published = Published(),
 ) -> Plan:
@@ -382,7 +383,7 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     return tuple(Withdrawal(network.bridge or "", subnet.interface) for subnet in taken)
 
 
-def policy(network: Network, address: IPv4Address, published: Published) -> Policy:
+def policy(network: Network, address: Address, published: Published) -> Policy:
     """What the firewall of a network's namespace must do."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -396,7 +397,7 @@ def policy(network: Network, address: IPv4Address, published: Published) -> Poli
     )
 
 
-def _on(upstream: Upstream, address: IPv4Address) -> IPv4Interface:
+def _on(upstream: Upstream, address: Address) -> Interface:
     assert upstream.subnet is not None
     return IPv4Interface((address, upstream.subnet.prefixlen))
 
@@ -453,8 +454,10 @@ def _routes(network: Network, upstream: Upstream, namespace: str) -> Iterable[Ro
 
 
 def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
-    subnets = tuple(subnet.interface for subnet in network.subnets)
-    return SendLimit(namespace, network.bridge or "", subnets, network.routes, mtu)
+    # Of IPv4 alone: in IPv6, a link has an MTU of its own for what is sent.
+    subnets = tuple(each.interface for each in network.subnets if each.interface.version == 4)
+    routes = tuple(each for each in network.routes if each.destination.version == 4)
+    return SendLimit(namespace, network.bridge or "", subnets, routes, mtu)
 
 
 def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:

@@ -19,6 +19,7 @@ from libvirt_natns import (
     selection,
     transit,
 )
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel import Kernel
@@ -78,7 +79,7 @@ class Planner:
     def registry(self) -> Registry:
         return Registry(self.store)
 
-    def plan(self, network: Network, upstream: Upstream, address: IPv4Address) -> Plan:
+    def plan(self, network: Network, upstream: Upstream, address: Address) -> Plan:
         """What must exist for a network whose bridge is there.
 
         Raises KernelError where one of its two bridges is not.
@@ -86,7 +87,7 @@ class Planner:
         around = self._surroundings(network, upstream)
         return make(network, upstream, address, around, self._published(network, upstream, address))
 
-    def plan_ahead(self, network: Network, upstream: Upstream, address: IPv4Address) -> Plan:
+    def plan_ahead(self, network: Network, upstream: Upstream, address: Address) -> Plan:
         """What of it can be made before libvirt has made the network's bridge."""
         around = self._surroundings(network, upstream, ahead=True)
         whole = make(
@@ -95,7 +96,7 @@ class Planner:
         needs_libvirt = (*withdrawals(network), private_port(network))
         return tuple(operation for operation in whole if operation not in needs_libvirt)
 
-    def _published(self, network: Network, upstream: Upstream, address: IPv4Address) -> Published:
+    def _published(self, network: Network, upstream: Upstream, address: Address) -> Published:
         """What the namespace translates; the host's part is in ``host_needs``."""
         found = self.registry.forwards(network.uuid)
         if upstream.kind == "host":
@@ -200,7 +201,7 @@ class Planner:
         """What each network that runs or starts, or this one, needs of the host."""
         upstreams = {name: self._transit(each) for name, each in self.config.upstreams.items()}
         forwards: defaultdict[str, list[Forward]] = defaultdict(list)
-        statics: defaultdict[str, list[IPv4Address]] = defaultdict(list)
+        statics: defaultdict[str, list[Address]] = defaultdict(list)
         for forward in self.registry.forwards(network):
             forwards[forward.network].append(forward)
         for static in self.registry.static_nats(network):
@@ -220,7 +221,7 @@ class Planner:
 
 
 def _needs(
-    user: User, upstream: Upstream, forwards: list[Forward], statics: list[IPv4Address]
+    user: User, upstream: Upstream, forwards: list[Forward], statics: list[Address]
 ) -> host.Needs:
     """What one network needs of the host."""
     needs = host.Needs(private=(Private(user.bridge, user.subnets),))
@@ -236,7 +237,7 @@ def _needs(
     return replace(needs, provider=tuple(provider))
 
 
-def _host_forward(forward: Forward, upstream: Upstream, address: IPv4Address) -> HostForward:
+def _host_forward(forward: Forward, upstream: Upstream, address: Address) -> HostForward:
     """The host's part of what a network on a transit bridge publishes."""
     return HostForward(
         forward.proto,

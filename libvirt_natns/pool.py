@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from ipaddress import IPv4Address
 from itertools import chain, islice, repeat
 
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import Upstream
 from libvirt_natns.selection import Applicant, check_wanted, reserved_addresses
@@ -24,7 +25,7 @@ BATCH = 128
 """How many addresses are probed for at once: a few first, since most often the
 first one is free, and then as many as answer without overflowing the socket."""
 
-Probe = Callable[[Collection[IPv4Address]], set[IPv4Address]]
+Probe = Callable[[Collection[Address]], set[Address]]
 """Tells which of some addresses answer on the upstream's segment."""
 
 
@@ -33,8 +34,8 @@ def reserve(
     applicant: Applicant,
     upstream: Upstream,
     probe: Probe,
-    excluded: Collection[IPv4Address] = (),
-) -> IPv4Address:
+    excluded: Collection[Address] = (),
+) -> Address:
     """The address of a network or guest: wanted, kept from last time, or new from the pool.
 
     ``excluded`` are further addresses in use, the host's own among them.
@@ -53,7 +54,7 @@ def _segment(upstream: Upstream) -> str:
     return upstream.bridge or upstream.name
 
 
-def _take(store: Store, applicant: Applicant, upstream: Upstream, address: IPv4Address) -> bool:
+def _take(store: Store, applicant: Applicant, upstream: Upstream, address: Address) -> bool:
     """Lease an address, unless another network was faster."""
     return store.reserve(upstream.name, _segment(upstream), applicant.key, address)
 
@@ -63,9 +64,9 @@ def _reserve_wanted(
     applicant: Applicant,
     upstream: Upstream,
     probe: Probe,
-    excluded: Collection[IPv4Address],
-    wanted: IPv4Address,
-) -> IPv4Address:
+    excluded: Collection[Address],
+    wanted: Address,
+) -> Address:
     check_wanted(applicant, upstream, wanted)
     asked = f"{applicant.who}: the wanted address {wanted} of upstream {upstream.name}"
     if wanted in excluded:
@@ -87,7 +88,7 @@ def _reserve_wanted(
     return wanted
 
 
-def _usable(upstream: Upstream, address: IPv4Address, excluded: Collection[IPv4Address]) -> bool:
+def _usable(upstream: Upstream, address: Address, excluded: Collection[Address]) -> bool:
     return (
         any(address in span for span in upstream.ranges)
         and address not in reserved_addresses(upstream)
@@ -100,9 +101,9 @@ def _reserve_new(
     applicant: Applicant,
     upstream: Upstream,
     probe: Probe,
-    excluded: Collection[IPv4Address],
-) -> IPv4Address:
-    occupied: set[IPv4Address] = set()
+    excluded: Collection[Address],
+) -> Address:
+    occupied: set[Address] = set()
     for count in chain(FIRST_BATCHES, repeat(BATCH)):
         batch = list(islice(_candidates(store, upstream, {*excluded, *occupied}), count))
         if not batch:
@@ -116,8 +117,8 @@ def _reserve_new(
 
 
 def next_address(
-    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[IPv4Address]
-) -> IPv4Address:
+    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
+) -> Address:
     """The address that ``reserve`` would try first; leases nothing.
 
     Raises LeaseError.
@@ -131,8 +132,8 @@ def next_address(
 
 
 def _candidates(
-    store: Store, upstream: Upstream, excluded: Collection[IPv4Address]
-) -> Iterator[IPv4Address]:
+    store: Store, upstream: Upstream, excluded: Collection[Address]
+) -> Iterator[Address]:
     """Addresses never leased, in the pool's order; then those of networks at rest.
 
     Lazy: a pool may have millions.
@@ -143,13 +144,13 @@ def _candidates(
         for number in range(int(span.first), int(span.last) + 1):
             if number not in leased and (address := IPv4Address(number)) not in unusable:
                 yield address
-    for address in store.reclaimable(_segment(upstream)):
-        if _usable(upstream, address, excluded):
-            yield address
+    for kept in store.reclaimable(_segment(upstream)):
+        if _usable(upstream, kept, excluded):
+            yield kept
 
 
 def _exhausted(
-    applicant: Applicant, upstream: Upstream, occupied: Collection[IPv4Address]
+    applicant: Applicant, upstream: Upstream, occupied: Collection[Address]
 ) -> LeaseError:
     others = f", {len(occupied)} of them by other machines" if occupied else ""
     return LeaseError(

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from libvirt_natns import arp, forwards, names, pool, sockets
+from libvirt_natns.addresses import Address
 from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.forwards import Attachment, Wish
@@ -39,7 +40,7 @@ class Choices:
     def registry(self) -> Registry:
         return Registry(self.store)
 
-    def target(self, owner: str, attachment: Attachment) -> IPv4Address:
+    def target(self, owner: str, attachment: Attachment) -> Address:
         network, mac = attachment.network, attachment.nic.mac
         fixed = fixed_address(network, mac)
         kept = self.registry.reservation(network.uuid, mac)
@@ -47,7 +48,7 @@ class Choices:
             self.registry.drop_reservation(network.uuid, mac)
         return fixed or self._reserve(owner, attachment)
 
-    def _reserve(self, owner: str, attachment: Attachment) -> IPv4Address:
+    def _reserve(self, owner: str, attachment: Attachment) -> Address:
         network, mac = attachment.network, attachment.nic.mac
         if kept := self.registry.reservation(network.uuid, mac):
             return self.registry.reserve(network.uuid, mac, owner, [kept], lambda _: False)
@@ -61,12 +62,12 @@ class Choices:
         except ConflictError as error:
             raise ConflictError(f"network {network.name}: {error.fact}", error.remedy) from error
 
-    def _reserve_free(self, owner: str, attachment: Attachment) -> IPv4Address:
+    def _reserve_free(self, owner: str, attachment: Attachment) -> Address:
         network, mac = attachment.network, attachment.nic.mac
         leased, fixed = _leases(network.bridge or ""), _fixed(network)
         spans = [span for subnet in network.subnets for span in subnet.ranges]
 
-        def usable(address: IPv4Address) -> bool:
+        def usable(address: Address) -> bool:
             inside = any(address in span for span in spans)
             return inside and address not in fixed and leased.get(address, mac) == mac
 
@@ -127,9 +128,7 @@ class Choices:
         fresh = (port for port in range(first, last + 1) if port not in kept)
         return next(filter(usable, chain(fresh, self.registry.reclaimable_ports(proto))), None)
 
-    def address(
-        self, request: AddressRequest, domain: Domain, attachment: Attachment
-    ) -> IPv4Address:
+    def address(self, request: AddressRequest, domain: Domain, attachment: Attachment) -> Address:
         upstream = attachment.upstream
         if request.address is not None:
             who = f"guest {domain.name}"
@@ -138,7 +137,7 @@ class Choices:
         mine = self.registry.static_nats(attachment.network.uuid, domain.uuid)
         present = {static.address for static in mine}
 
-        def probe(addresses: Collection[IPv4Address]) -> set[IPv4Address]:
+        def probe(addresses: Collection[Address]) -> set[Address]:
             # The namespace itself answers for those in force.
             asked = [address for address in addresses if address not in present]
             return arp.probe(upstream.bridge or "", asked, upstream.probe) if asked else set()
@@ -151,18 +150,18 @@ def _lies_in(port: int, spans: Iterable[tuple[int, int]]) -> bool:
     return any(first <= port <= last for first, last in spans)
 
 
-def fixed_address(network: Network, mac: str) -> IPv4Address | None:
+def fixed_address(network: Network, mac: str) -> Address | None:
     """The address that a network's own XML gives a NIC."""
     hosts = [host for subnet in network.subnets for host in subnet.hosts]
     return next((host.ip for host in hosts if host.mac == mac), None)
 
 
-def known_address(registry: Registry, network: Network, mac: str) -> IPv4Address | None:
+def known_address(registry: Registry, network: Network, mac: str) -> Address | None:
     """The DHCP address of a NIC: by the network's XML, else the one kept for it."""
     return fixed_address(network, mac) or registry.reservation(network.uuid, mac)
 
 
-def _tenable(attachment: Attachment, address: IPv4Address) -> bool:
+def _tenable(attachment: Attachment, address: Address) -> bool:
     """Whether a reservation still holds.
 
     The network's XML may have changed.  And dnsmasq learns of a reservation only
@@ -175,19 +174,19 @@ def _tenable(attachment: Attachment, address: IPv4Address) -> bool:
     return inside and address not in taken and holder == attachment.nic.mac
 
 
-def _fixed(network: Network) -> set[IPv4Address]:
+def _fixed(network: Network) -> set[Address]:
     """Addresses that the network's own XML has given away."""
     hosts = {host.ip for subnet in network.subnets for host in subnet.hosts}
     return hosts | {subnet.gateway for subnet in network.subnets}
 
 
-def _leases(bridge: str) -> dict[IPv4Address, str]:
+def _leases(bridge: str) -> dict[Address, str]:
     """Present DHCP leases by address, as libvirt's helper has them on file."""
     try:
         entries = json.loads(Path(LIBVIRT_DIRECTORY, f"{bridge}.status").read_text() or "[]")
     except (OSError, ValueError):
         return {}
-    found = {}
+    found: dict[Address, str] = {}
     for entry in entries:
         expiry = entry.get("expiry-time", 0)
         if expiry == 0 or expiry > time.time():
@@ -208,7 +207,7 @@ def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
     }
 
 
-def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[IPv4Address]) -> None:
+def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Address]) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
     Those that listen on an address that is none of the host's ``addresses``, or
@@ -231,7 +230,7 @@ def claim_for_network(
     choices: Choices,
     network: Network,
     upstream: Upstream,
-    address: IPv4Address,
+    address: Address,
     held: Collection[Forward] = (),
 ) -> None:
     """Take all that a network's own metadata publishes; ``held`` is in force already.

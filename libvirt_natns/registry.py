@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import cast
 
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import dataclass
@@ -211,7 +212,7 @@ class Registry:
             ),
         )
 
-    def check_static(self, scope: str, address: IPv4Address, owner: str, owner_name: str) -> None:
+    def check_static(self, scope: str, address: Address, owner: str, owner_name: str) -> None:
         """Refuse an address that is another guest's.  Raises ConflictError."""
         # By uuid: a name changes, and two drivers may each have a guest of that name.
         rows = self._store.select(
@@ -243,7 +244,7 @@ class Registry:
             if not published:
                 db.execute(f"UPDATE reservation SET used = {LATEST} WHERE owner = ?", (owner,))
 
-    def move(self, network: str, address: IPv4Address) -> None:
+    def move(self, network: str, address: Address) -> None:
         """Have what listens on a network's former upstream address listen on this one.
 
         Addresses of guests' own, and the host's, are no such.
@@ -296,21 +297,21 @@ class Registry:
 
     # -- reservations ------------------------------------------------------
 
-    def reservation(self, network: str, mac: str) -> IPv4Address | None:
+    def reservation(self, network: str, mac: str) -> Address | None:
         """The DHCP address kept for a NIC in a network."""
         rows = self._store.select(
             "SELECT address FROM reservation WHERE network = ? AND mac = ?", network, mac
         )
         return IPv4Address(rows[0]["address"]) if rows else None
 
-    def reservations(self, network: str) -> dict[str, IPv4Address]:
+    def reservations(self, network: str) -> dict[str, Address]:
         """All DHCP addresses kept in a network, by MAC."""
         rows = self._store.select(
             "SELECT mac, address FROM reservation WHERE network = ? ORDER BY address", network
         )
         return {row["mac"]: IPv4Address(row["address"]) for row in rows}
 
-    def reservations_known(self, network: str, most: int) -> dict[str, IPv4Address]:
+    def reservations_known(self, network: str, most: int) -> dict[str, Address]:
         """Those that DHCP must know, by MAC.
 
         All of guests that have published something, and of others the latest used,
@@ -332,9 +333,9 @@ class Registry:
         network: str,
         mac: str,
         owner: str,
-        candidates: Iterable[IPv4Address],
-        usable: Callable[[IPv4Address], bool],
-    ) -> IPv4Address:
+        candidates: Iterable[Address],
+        usable: Callable[[Address], bool],
+    ) -> Address:
         """Keep the first candidate that nobody else has for a guest's NIC, for good.
 
         Where there is none, a ``usable`` one is taken from a guest that does not
@@ -367,7 +368,7 @@ class Registry:
             )
             return address
 
-    def _reclaimable(self, network: str) -> list[IPv4Address]:
+    def _reclaimable(self, network: str) -> list[Address]:
         """Addresses of guests that do not run, the longest unused first.
 
         Guests that ran when the machine went down come last: they probably start
@@ -423,7 +424,7 @@ class Registry:
         )
         return [int(row["port"]) for row in rows]
 
-    def is_claimed(self, key: PortKey, scope: Scope, address: IPv4Address, port: int) -> bool:
+    def is_claimed(self, key: PortKey, scope: Scope, address: Address, port: int) -> bool:
         """Whether somebody else than a chosen port's owner has it where that listens."""
         rows = self._store.select(
             "SELECT 1 FROM forward WHERE scope = ? AND proto = ? AND claimed = ?"
@@ -444,7 +445,7 @@ class Registry:
         return {(row["proto"], row["port"]) for row in rows}
 
 
-def _claimed(scope: Scope, address: IPv4Address) -> int:
+def _claimed(scope: Scope, address: Address) -> int:
     """Where the ports of an address must be unique: 0 for all that share the host's."""
     return 0 if scope.shared else int(address)
 

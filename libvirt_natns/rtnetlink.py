@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
+from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.records import dataclass
 
 NLMSG_ERROR = 2
@@ -84,11 +85,11 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class LinkAddress:
     """An IPv4 address of a link."""
 
     link: int
-    interface: IPv4Interface
+    interface: Interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,8 @@ class Route:
     ``mtu``, in octets, limits what is sent by it to less than its link takes.
     """
 
-    destination: IPv4Network
-    gateway: IPv4Address | None
+    destination: IPNetwork
+    gateway: Address | None
     link: int | None
     priority: int | None
     table: int
@@ -139,7 +140,7 @@ class Session:
         """All links.  Raises OSError and InterruptedDumpError."""
         return [_link(each) for each in self._ask(RTM_GETLINK, bytes(16) + _NO_STATISTICS)]
 
-    def addresses(self) -> list[Address]:
+    def addresses(self) -> list[LinkAddress]:
         """All IPv4 addresses.  Raises OSError and InterruptedDumpError."""
         request = struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0)
         return [_address(each) for each in self._ask(RTM_GETADDR, request)]
@@ -231,10 +232,10 @@ def _link(body: bytes) -> Link:
     )
 
 
-def _address(body: bytes) -> Address:
+def _address(body: bytes) -> LinkAddress:
     prefix, link = struct.unpack_from("=xBxxI", body)
     local = IPv4Address(_attributes(body[8:])[IFA_LOCAL])
-    return Address(link, IPv4Interface((local, prefix)))
+    return LinkAddress(link, IPv4Interface((local, prefix)))
 
 
 def _route(body: bytes) -> Route:

@@ -6,9 +6,10 @@ depends on the machine is ``engine``'s.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 from libvirt_natns import names
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConfigError, DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model import Config, Network, Upstream
 from libvirt_natns.records import dataclass
@@ -105,7 +106,7 @@ def check_addresses(network: Network, upstream: Upstream) -> None:
             )
 
 
-def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[IPv4Address]) -> None:
+def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Address]) -> None:
     """Refuse a network that hides the resolvers its guests depend on.
 
     ``servers`` are asked through the upstream; one whose address is in a private
@@ -136,7 +137,7 @@ class Applicant:
 
     key: str
     who: str
-    wanted: IPv4Address | None = None
+    wanted: Address | None = None
     element: str = "natns:upstream"
 
 
@@ -146,7 +147,7 @@ def applicant(network: Network) -> Applicant:
     return Applicant(network.uuid, f"network {network.name}", wanted)
 
 
-def check_wanted(who: Applicant, upstream: Upstream, wanted: IPv4Address) -> None:
+def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
     """Refuse an upstream address that somebody asks for and cannot have.
 
     Raises LeaseError.
@@ -165,17 +166,17 @@ def check_wanted(who: Applicant, upstream: Upstream, wanted: IPv4Address) -> Non
     )
 
 
-def can_keep(address: IPv4Address, upstream: Upstream) -> bool:
+def can_keep(address: Address, upstream: Upstream) -> bool:
     """Whether a network that runs can keep its address, whatever the pool is today."""
     inside = upstream.subnet is not None and address in upstream.subnet
     return inside and address not in reserved_addresses(upstream)
 
 
-def reserved_addresses(upstream: Upstream) -> dict[IPv4Address, str]:
+def reserved_addresses(upstream: Upstream) -> dict[Address, str]:
     """Addresses of an upstream's subnet that no network may have, and what they are."""
-    subnet: IPv4Network | None = upstream.subnet
+    subnet = upstream.subnet
     assert subnet is not None
-    reserved = {}
+    reserved: dict[Address, str] = {}
     if subnet.prefixlen < 31:
         reserved[subnet.network_address] = "network address"
         reserved[subnet.broadcast_address] = "broadcast address"

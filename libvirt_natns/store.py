@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from libvirt_natns import names
+from libvirt_natns.addresses import Address, IPNetwork, network_of
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.locks import locked
 from libvirt_natns.records import dataclass
@@ -72,7 +73,7 @@ class Record:
     bridge: str
     upstream: str
     kind: str
-    subnets: tuple[IPv4Network, ...]
+    subnets: tuple[IPNetwork, ...]
     taken_over: bool
     state: State
     boot: str
@@ -103,8 +104,8 @@ class User:
     uuid: str
     bridge: str
     upstream: str
-    subnets: tuple[IPv4Network, ...]
-    address: IPv4Address | None
+    subnets: tuple[IPNetwork, ...]
+    address: Address | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +148,9 @@ def _record(row: sqlite3.Row) -> Record:
 
 
 @lru_cache(maxsize=256)
-def _subnets(text: str) -> tuple[IPv4Network, ...]:
+def _subnets(text: str) -> tuple[IPNetwork, ...]:
     """A record's subnets; most networks of a host have the same few."""
-    return tuple(map(IPv4Network, text.split()))
+    return tuple(map(network_of, text.split()))
 
 
 class Store:
@@ -328,7 +329,7 @@ class Store:
     # A segment is where addresses must be unique: an upstream's bridge, which
     # several upstreams of the configuration may share.
 
-    def lease(self, upstream: str, uuid: str) -> IPv4Address | None:
+    def lease(self, upstream: str, uuid: str) -> Address | None:
         """The address that a network leases from an upstream."""
         rows = self.select(
             "SELECT address FROM lease WHERE upstream = ? AND network = ?", upstream, uuid
@@ -340,7 +341,7 @@ class Store:
         rows = self.select("SELECT address FROM lease WHERE segment = ?", segment)
         return {row[0] for row in rows}
 
-    def reclaimable(self, segment: str) -> list[IPv4Address]:
+    def reclaimable(self, segment: str) -> list[Address]:
         """Leases that no network uses now, the longest unused first.
 
         Networks that ran when the machine went down come last: they probably
@@ -357,7 +358,7 @@ class Store:
         )
         return [IPv4Address(row["address"]) for row in rows]
 
-    def holder(self, segment: str, address: IPv4Address) -> Record | None:
+    def holder(self, segment: str, address: Address) -> Record | None:
         """The network that uses a leased address now: it runs, starts or is about to."""
         rows = self.select(
             "SELECT network.* FROM lease JOIN network ON network.uuid = lease.network"
@@ -368,7 +369,7 @@ class Store:
         )
         return _record(rows[0]) if rows else None
 
-    def reserve(self, upstream: str, segment: str, uuid: str, address: IPv4Address) -> bool:
+    def reserve(self, upstream: str, segment: str, uuid: str, address: Address) -> bool:
         """Lease an address to a network, for good.
 
         Replaces the network's earlier lease from that upstream, and takes the
@@ -393,9 +394,7 @@ class Store:
                 self._forget("uuid = ?", row["network"])
         return True
 
-    def guest_holder(
-        self, upstream: str, segment: str, uuid: str, address: IPv4Address
-    ) -> str | None:
+    def guest_holder(self, upstream: str, segment: str, uuid: str, address: Address) -> str | None:
         """Another guest, in words, that has an address as its own now."""
         # Also by another upstream of that segment; and while its lease is being changed.
         rows = self.select(
@@ -409,7 +408,7 @@ class Store:
         )
         return str(rows[0]["owner_name"]) if rows else None
 
-    def has_leased(self, upstream: str, owner: str, address: IPv4Address) -> bool:
+    def has_leased(self, upstream: str, owner: str, address: Address) -> bool:
         """Whether a guest leases an address for any of its NICs."""
         rows = self.select(
             "SELECT 1 FROM lease"

@@ -11,6 +11,7 @@ as many as a bridge has ports (1023).
 from ipaddress import IPv4Network
 
 from libvirt_natns import names
+from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.errors import UpstreamError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import AddressRange, Network, Upstream
@@ -55,7 +56,7 @@ def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network
     return any(map(subnet.overlaps, _routes(kernel, upstream)))
 
 
-def _routes(kernel: Kernel, upstream: Upstream) -> set[IPv4Network]:
+def _routes(kernel: Kernel, upstream: Upstream) -> set[IPNetwork]:
     """Where the host has routes to, those of the transit bridge itself apart."""
     return kernel.host_routes(without=[names.transit_bridge(upstream.name)])
 

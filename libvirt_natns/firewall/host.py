@@ -38,9 +38,10 @@ two that bear the same addresses and identification can mix.
 """
 
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Protocol
 
+from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host_iptables, host_nftables
 from libvirt_natns.firewall.rules import Rule, checked_interface, limited, single
@@ -59,7 +60,7 @@ class Transit:
     """A private transit bridge and the subnet of its namespaces' upstream addresses."""
 
     bridge: str
-    subnet: IPv4Network
+    subnet: IPNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Private:
     """The private bridge of a network that is up, with its subnets."""
 
     bridge: str
-    subnets: tuple[IPv4Network, ...] = ()
+    subnets: tuple[IPNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Provider:
     """A network's upstream address on an existing bridge to the outside."""
 
     bridge: str
-    address: IPv4Address
+    address: Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +89,12 @@ class HostForward:
     """
 
     proto: TransportProtocol
-    address: IPv4Address | None
+    address: Address | None
     first: int
     last: int
-    target: IPv4Address
+    target: Address
     bridge: str
-    sources: tuple[IPv4Network, ...] = ()
+    sources: tuple[IPNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

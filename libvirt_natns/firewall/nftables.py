@@ -17,9 +17,9 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Network
 
 from libvirt_natns import netns
+from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import libnftables, nfnetlink
 from libvirt_natns.firewall.libnftables import Answer
@@ -292,7 +292,7 @@ def _new_destination(rule: Rule) -> str:
     return f"{rule.protocol} dport map {{ {', '.join(pairs)} }}"
 
 
-def _network(network: IPv4Network) -> str:
+def _network(network: IPNetwork) -> str:
     return str(network if network.prefixlen < network.max_prefixlen else network.network_address)
 
 

@@ -26,11 +26,12 @@ not answered: from here, that address is a guest's.
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from itertools import pairwise
 from operator import attrgetter
 from typing import Literal
 
+from libvirt_natns.addresses import Address, IPNetwork, by_family, host_network
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.names import IFNAMSIZ
@@ -91,9 +92,9 @@ class Rule:
     oif: str = ""
     not_oif: bool = False
     not_iif: bool = False
-    sources: tuple[IPv4Network, ...] = ()
+    sources: tuple[IPNetwork, ...] = ()
     not_sources: bool = False
-    destinations: tuple[IPv4Network, ...] = ()
+    destinations: tuple[IPNetwork, ...] = ()
     not_destinations: bool = False
     protocol: Transport | None = None
     ports: tuple[int, ...] = ()
@@ -103,7 +104,7 @@ class Rule:
     local: bool = False
     span: tuple[int, int] | None = None
     translated: bool = False
-    to: IPv4Address | None = None
+    to: Address | None = None
     to_ports: tuple[int, int] | None = None
     unique: bool = False
 
@@ -164,17 +165,20 @@ class Policy:
     ``inner`` is its interface on the private bridge, ``upstream`` the one to the
     outside.  ``subnets`` are all private subnets, routed ones included,
     ``gateways`` the namespace's own addresses on ``inner``, and ``address`` the
-    one that it has on ``upstream``; it has those of ``statics`` besides.
+    one that it has on ``upstream``, ``address6`` the same in IPv6; it has those of
+    ``statics`` besides.  ``public`` are those of the subnets that pass untranslated.
     Each of ``forwards`` listens on one of these addresses, no two on one port.
     """
 
     inner: str
     upstream: str
-    subnets: tuple[IPv4Network, ...]
-    gateways: tuple[IPv4Address, ...]
-    address: IPv4Address
+    subnets: tuple[IPNetwork, ...]
+    gateways: tuple[Address, ...]
+    address: Address | None
     forwards: tuple[Forward, ...] = ()
     statics: tuple[StaticNat, ...] = ()
+    address6: IPv6Address | None = None
+    public: tuple[IPv6Network, ...] = ()
 
     def __post_init__(self) -> None:
         # An empty match would not be "nobody", but "everybody".
@@ -191,9 +195,12 @@ class Policy:
                 )
 
     @property
-    def addresses(self) -> frozenset[IPv4Address]:
+    def addresses(self) -> frozenset[Address]:
         """All addresses that the namespace answers to on ``upstream``."""
-        return frozenset((self.address, *(static.address for static in self.statics)))
+        own = (self.address, self.address6)
+        return frozenset(
+            (*(each for each in own if each), *(static.address for static in self.statics))
+        )
 
 
 def ruleset(policy: Policy) -> tuple[Rule, ...]:
@@ -201,18 +208,18 @@ def ruleset(policy: Policy) -> tuple[Rule, ...]:
     return (*_published(policy), *_edge(policy), *_forward(policy), *_input(policy))
 
 
-def single(address: IPv4Address) -> tuple[IPv4Network, ...]:
+def single(address: Address) -> tuple[IPNetwork, ...]:
     """One address as the networks of a rule."""
-    return (IPv4Network(address),)
+    return (host_network(address),)
 
 
-def limited(sources: tuple[IPv4Network, ...]) -> tuple[IPv4Network, ...]:
+def limited(sources: tuple[IPNetwork, ...]) -> tuple[IPNetwork, ...]:
     """The same clients as the networks of a rule, where everybody is no network at all."""
     return () if EVERYWHERE in sources else sources
 
 
-def _own(policy: Policy) -> tuple[IPv4Network, ...]:
-    return tuple(map(IPv4Network, sorted(policy.addresses)))
+def _own(policy: Policy) -> tuple[IPNetwork, ...]:
+    return tuple(map(host_network, sorted(policy.addresses, key=by_family)))
 
 
 def _published(policy: Policy) -> Iterator[Rule]:
@@ -367,8 +374,8 @@ def _input(policy: Policy) -> tuple[Rule, ...]:
     )
 
 
-def _gateways(policy: Policy) -> tuple[IPv4Network, ...]:
-    return tuple(IPv4Network(gateway) for gateway in policy.gateways)
+def _gateways(policy: Policy) -> tuple[IPNetwork, ...]:
+    return tuple(host_network(gateway) for gateway in policy.gateways)
 
 
 def _service(policy: Policy, protocol: Transport, *ports: int) -> Rule:
@@ -384,7 +391,7 @@ def _service(policy: Policy, protocol: Transport, *ports: int) -> Rule:
     )
 
 
-def _ping(interface: str, targets: tuple[IPv4Network, ...]) -> Rule:
+def _ping(interface: str, targets: tuple[IPNetwork, ...]) -> Rule:
     return Rule(
         chain="input",
         iif=interface,

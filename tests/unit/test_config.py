@@ -9,7 +9,7 @@ import pytest
 
 from libvirt_natns import config
 from libvirt_natns.errors import ConfigError
-from libvirt_natns.model import HOST_UPSTREAM, AddressRange6, Config, Upstream
+from libvirt_natns.model import HOST_UPSTREAM, AddressRange, Config, Upstream
 
 BRIDGE = {
     "kind": '"bridge"',
@@ -83,7 +83,7 @@ def test_everything() -> None:
     assert provider.subnet6 == IPv6Network("2001:db8:77::/64")
     assert provider.gateway6 == IPv6Address("2001:db8:77::1")
     ends = (IPv6Address("2001:db8:77::100"), IPv6Address("2001:db8:77::1ff"))
-    assert provider.pool6 == (AddressRange6(*ends),)
+    assert provider.pool6 == (AddressRange(*ends),)
     assert provider.prefixes6 == (IPv6Network("2001:db8:100::/56"),)
 
 

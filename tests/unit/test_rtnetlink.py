@@ -26,7 +26,7 @@ def test_the_loopback_interface(session: rtnetlink.Session) -> None:
     assert link in session.links()
     assert {link.name for link in session.links()} == {name for _, name in socket.if_nameindex()}
     if link.up:
-        loopback = rtnetlink.Address(1, IPv4Interface("127.0.0.1/8"))
+        loopback = rtnetlink.LinkAddress(1, IPv4Interface("127.0.0.1/8"))
         assert loopback in session.addresses()
 
 

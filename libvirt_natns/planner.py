@@ -305,9 +305,9 @@ class Planner:
             )
         if upstream.kind == "host" or not bridge:
             return needs
-        routes = ()
-        if self.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") == "0":
-            routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
+        routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
+        if routes and self.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") != "0":
+            routes = ()
         provider = [Provider(bridge, each) for each in (*leased.addresses, *statics)]
         provider += [Provider(bridge, route.destination, routed=True) for route in routes]
         return replace(needs, provider=tuple(provider), routes=routes, routes6=bool(routes))

@@ -324,11 +324,16 @@ def test_a_bridge_that_sends_multicast_only_where_it_was_asked_for(world: World)
     """Guests' groups are joined on the guests' side alone; the provider's bridge snoops."""
     made = world.up(PROXY_OUTSIDE, network=PROXY)
     static(world.guest, f"{PROXIED_GUEST}/64", str(PROXIED.ip))
-    # Who asks for queries must have an address; then it takes a tenth of a second.
     for key, value in (("accept_dad", "0"), ("disable_ipv6", "0")):
         run("sysctl", "-qw", f"net.ipv6.conf.{BRIDGE}.{key}={value}")
-    run("ip", "link", "set", BRIDGE, "type", "bridge", "mcast_query_response_interval", "10",
-        "mcast_snooping", "1", "mcast_querier", "1")  # fmt: skip
+    own = ("ip", "-6", "address", "show", "dev", BRIDGE, "scope", "link", "-tentative")
+    # Without an address to ask from, the bridge would try again in half a minute only.
+    wait_for(lambda: run(*own).stdout, what="the bridge's own address")
+    for option, value in (
+        ("mcast_query_response_interval", "10"), ("mcast_startup_query_interval", "10"),
+        ("mcast_snooping", "1"), ("mcast_querier", "1"),
+    ):  # fmt: skip
+        run("ip", "link", "set", BRIDGE, "type", "bridge", option, value)
     port = names.upstream_patch(UUID)
 
     def found() -> bool:

@@ -69,6 +69,7 @@ OUTSIDE = (
     RTNLGRP_LINK,
     RTNLGRP_IPV4_IFADDR,
     RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
     RTNLGRP_IPV4_NETCONF,
     RTNLGRP_IPV6_NETCONF,
 )
@@ -86,6 +87,7 @@ IFLA_BRPORT_MODE = 4
 IFF_UP = 1
 IFA_ADDRESS = 1
 RTA_DST = 1
+RTPROT_STATIC = 4
 RTPROT_RA = 9
 NETCONFA_IFINDEX = 1
 NETCONFA_FORWARDING = 2
@@ -356,6 +358,15 @@ def stops_forwarding(body: memoryview) -> bool:
     # A new link comes with all of its settings.
     changed = found.keys() == {NETCONFA_IFINDEX, NETCONFA_FORWARDING}
     return changed and _number(found[NETCONFA_FORWARDING]) == 0
+
+
+def loses_prefix(body: memoryview) -> bool:
+    """Whether a route that has gone may have been one of ours to a network's prefix.
+
+    A router's may come and go all day long; they are neither static nor that long.
+    """
+    fields = RTMSG.unpack_from(body)
+    return bool(fields[0] == socket.AF_INET6 and fields[1] >= 64 and fields[5] == RTPROT_STATIC)
 
 
 def alters_rules(kind: int, body: memoryview) -> bool:

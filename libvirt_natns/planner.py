@@ -387,9 +387,9 @@ class Planner:
             return needs
         if upstream.by_dhcp:
             needs = replace(needs, dhcp=(bridge,))
-        routes = ()
-        if self.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") == "0":
-            routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
+        routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
+        if routes and self.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") != "0":
+            routes = ()
         there = (each for each in (*leased.addresses, *statics) if not is_stand_in(each))
         provider = [Provider(bridge, each) for each in there]
         provider += [Provider(bridge, route.destination, routed=True) for route in routes]

@@ -308,6 +308,8 @@ class Watch:
                         self._on_address(kind, body)
                 elif kind == n.RTM_NEWNETCONF and n.stops_forwarding(body):
                     self._suspect(HOST)
+                elif kind == n.RTM_DELROUTE and n.loses_prefix(body):
+                    self._suspect(HOST)
 
     def _read_rules(self, channel: n.Channel) -> None:
         for _, datagram in channel.received():

@@ -258,6 +258,7 @@ def test_the_service_heals(provider: DualProvider) -> None:
         for damage in (
             "ip -n nat-a -6 address flush dev upstream scope global",
             "ip -n nat-a -6 route del default",
+            "ip -n nat-a -6 address del fd00:10::1/64 dev virbr10",
         ):
             run(*damage.split())
             wait_for(
@@ -265,4 +266,10 @@ def test_the_service_heals(provider: DualProvider) -> None:
                 timeout=10,
                 what=f"the mending of {damage}",
             )
+        run(*"ip -6 route del 2001:db8:100::/64".split())
+        wait_for(
+            lambda: "2001:db8:100::/64" in run("ip", "-6", "route").stdout,
+            timeout=10,
+            what="the host's route",
+        )
         assert natns("check").stdout == ""

@@ -36,6 +36,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from signal import Signals
 
 from libvirt_natns import netns, processes
 from libvirt_natns.dnsmasq import BARE_PATH
@@ -61,6 +62,10 @@ MAX_PROBE = 2.0
 
 LEAST_MTU = 576
 """What every IPv4 host can take, in octets: a server that names less is not believed."""
+
+MANNER = ("-f", "-R", "-S", "-B", "-s", "/bin/sh")
+"""In the foreground, released at its end, known to the system log, answered by broadcast:
+a host that filters what its bridges carry cannot know which address will be offered."""
 
 PATIENCE = ("-t", "5", "-T", "2", "-A", "10")
 """Five questions, one each 2 s, then a pause of 10 s: again and again."""
@@ -330,9 +335,8 @@ def ensure(client: Client, request: IPv4Address | None = None) -> None:
     """
     if not differences(client):
         return
-    if _pid(client.directory) is not None:
-        # Its address is wanted again in a moment.
-        _end(client.directory)
+    # Without a chance to give back a lease that the next one goes on with.
+    _end(client.directory, processes.AT_ONCE)
     write_files(client)
     _start(client, request)
 
@@ -350,20 +354,8 @@ def write_files(client: Client) -> None:
 def _start(client: Client, request: IPv4Address | None) -> None:
     command = [
         *program(),
-        # Answered by broadcast (-B): a host that filters what its bridges carry lets that
-        # through, and cannot know which address will be offered.
-        *(
-            "-f",
-            "-R",
-            "-S",
-            "-B",
-            "-i",
-            client.link,
-            "-s",
-            "/bin/sh",
-            "-p",
-            _mark(client.directory),
-        ),
+        *MANNER,
+        *("-i", client.link, "-p", _mark(client.directory)),
         *("-x", f"61:{client.client_id}", "-O", "mtu", "-O", "staticroutes", *PATIENCE),
         *((f"-a{int(client.probe * 1000)}",) if client.probe else ()),
         *(("-r", str(request)) if request else ()),
@@ -405,13 +397,13 @@ def stop(directory: Path, namespace: str | None = None) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _end(directory: Path) -> None:
+def _end(directory: Path, signals: tuple[Signals, ...] = processes.POLITELY) -> None:
     pid = _pid(directory)
     descriptor = processes.opened(pid, _mark(directory)) if pid else None
     if descriptor is None:
         return
     try:
-        if not processes.end(descriptor, STOP_LIMIT):
+        if not processes.end(descriptor, STOP_LIMIT, signals):
             raise DhcpError(f"the DHCP client {pid} does not end", "end it by hand")
     finally:
         os.close(descriptor)

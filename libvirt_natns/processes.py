@@ -56,9 +56,13 @@ def opened(pid: int, word: str) -> int | None:
     return None
 
 
-def end(descriptor: int, limit: float) -> bool:
-    """End a process, politely first; whether it has, ``limit`` seconds after each signal."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+POLITELY = (signal.SIGTERM, signal.SIGKILL)
+AT_ONCE = (signal.SIGKILL,)
+
+
+def end(descriptor: int, limit: float, signals: tuple[signal.Signals, ...] = POLITELY) -> bool:
+    """End a process; whether it has, ``limit`` seconds after one of the signals."""
+    for number in signals:
         try:
             signal.pidfd_send_signal(descriptor, number)
         except ProcessLookupError:

@@ -389,6 +389,11 @@ def test_another_configuration_has_another_way_out(configured: None, provider: P
         configure()
         natns("sync")
         wait_for(lambda: held().startswith(f"{leased}/"), what="the address that it had")
+        released = server.seen("DHCPRELEASE")
+        (DIRECTORY / "script").write_text("# of an earlier version\n")
+        assert "DHCP client of nat-a runs with other settings" in natns("sync").stdout
+        assert held().startswith(f"{leased}/")
+        assert server.seen("DHCPRELEASE") == released
         run("ip", "netns", "del", "nat-a")
         assert "namespace nat-a is missing" in natns("sync").stdout
         wait_for(lambda: held().startswith(f"{leased}/"))

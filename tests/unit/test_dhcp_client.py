@@ -11,6 +11,7 @@ import pytest
 
 from libvirt_natns import dhcp_client, names
 from libvirt_natns.dhcp_client import Client, Lease, parse
+from libvirt_natns.errors import DhcpError
 from libvirt_natns.model import StaticRoute
 
 OFFER = {
@@ -211,3 +212,28 @@ def test_no_client_is_a_difference(client: Client) -> None:
     # A process id alone is nobody's.
     (client.directory / "pid").write_text(f"{os.getpid()}\n")
     assert dhcp_client.differences(client) == ["DHCP client of nat-a is not running"]
+
+
+# -- the program ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        ({"udhcpc", "busybox"}, ["/sbin/udhcpc"]),
+        ({"busybox"}, ["/sbin/busybox", "udhcpc"]),
+        (set[str](), None),
+    ],
+)
+def test_program(
+    installed: set[str], expected: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def which(name: str, path: str) -> str | None:
+        return f"/sbin/{name}" if name in installed else None
+
+    monkeypatch.setattr(dhcp_client.shutil, "which", which)
+    if expected is not None:
+        assert dhcp_client.program() == expected
+        return
+    with pytest.raises(DhcpError, match="udhcpc is not installed: install the package udhcpc"):
+        dhcp_client.program()

@@ -352,6 +352,7 @@ service: not running: hooks do the work themselves
         "health": "ok",
         "differences": [],
         "forwards": [],
+        "lease_seconds": None,
     }
     assert (described["host"], described["missed"], described["guests"]) == ([], [], [])
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from libvirt_natns import dhcp_client, names
+from libvirt_natns import dhcp_client, names, processes
 from libvirt_natns.dhcp_client import Client, Lease
 from libvirt_natns.records import replace
 from libvirt_natns.router import command, nic, objects, side, wire
@@ -63,8 +63,9 @@ def ensure(target: Target, before: Capture) -> None:
 def end(target: Target) -> None:
     """End the client without a word to the server, and remove its files."""
     directory = _directory(target)
-    pid = dhcp_client.running(_client(target, ""))
-    if pid is not None:
+    pid = processes.read_pid(directory / "pid")
+    # Also where its namespace has lost the name, which it alone keeps from ending then.
+    if pid is not None and str(directory / "script") in processes.command(pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     shutil.rmtree(directory, ignore_errors=True)

@@ -183,10 +183,16 @@ def session(namespace: str | None) -> Iterator[Wire]:
 
 
 def _listed(link: Wire, kind: int, header: bytes) -> list[bytes]:
-    """A whole listing, although others make changes."""
+    """A whole listing, although others make changes; nothing of a family that the kernel lacks."""
     for _ in range(TRIES):
-        with suppress(InterruptedDumpError):
+        try:
             return link.listing(kind, header)
+        except InterruptedDumpError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+                raise
+            return []
     raise KernelError("the kernel's network settings change all the time", "try again")
 
 
@@ -246,7 +252,8 @@ def _addresses(opened: Wire, link: int) -> Iterator[Address]:
 def _route_bodies(opened: Wire) -> Iterator[bytes]:
     for family in (objects.AF_INET, objects.AF_INET6):
         for body in _listed(opened, wire.RTM_GETROUTE, bytes([family]) + bytes(11)):
-            if not objects.is_kernels_route(body):
+            # Asked for a family that it lacks, the kernel lists the others again.
+            if body[0] == family and not objects.is_kernels_route(body):
                 yield body
 
 

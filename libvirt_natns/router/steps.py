@@ -6,6 +6,7 @@ does nothing where nothing is to be done.  What was in the host before stands in
 journal; it is never asked of the kernel again once the first step was begun.
 """
 
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Network
 
@@ -25,6 +26,10 @@ LINK_LOCAL_HOST = "fe80::2"
 EVERYTHING = "0.0.0.0/0"
 EVERYTHING6 = "::/0"
 RTPROT_RA = 9
+RETURN_LIMIT = 2.0
+"""Seconds in which the kernel ends a namespace, and a NIC comes out of it."""
+
+POLL = 0.02
 
 SYSCTLS = (
     # First, for writing it resets others.
@@ -125,6 +130,8 @@ def _make_namespace(work: Work) -> None:
     name = work.target.namespace
     if work.kernel.namespace_owner(name) == _owner(work.target):
         return
+    # A client in a namespace that somebody has taken the name from keeps the NIC there.
+    lease.end(work.target)
     # The empty file that a kill between its making and its mounting leaves, or
     # one that was not tagged yet; the checks have refused a stranger's.
     work.kernel.delete_namespace(name)
@@ -245,6 +252,7 @@ def _nic_away(work: Work) -> list[str]:
 def _take_nic(work: Work) -> None:
     target = work.target
     if not nic.exists(target.namespace, target.nic):
+        _await_nic(target)
         nic.move(target.nic, None, target.namespace)
 
 
@@ -252,7 +260,19 @@ def _return_nic(work: Work) -> None:
     target = work.target
     if nic.exists(target.namespace, target.nic):
         nic.move(target.nic, target.namespace, None, work.before.index)
-    nic.put(None, work.before)
+    # One that was unplugged meanwhile must not keep all else from going back.
+    if _await_nic(target):
+        nic.put(None, work.before)
+
+
+def _await_nic(target: Target) -> bool:
+    """Whether the NIC is in the host, where the kernel puts it when its namespace has ended."""
+    deadline = nic.clock() + RETURN_LIMIT
+    while not nic.exists(None, target.nic):
+        if nic.clock() >= deadline:
+            return False
+        time.sleep(POLL)
+    return True
 
 
 def _nic_differs(work: Work) -> list[str]:

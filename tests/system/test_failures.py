@@ -211,10 +211,10 @@ CAUSES = {
         "the program nft is missing",
         'install nftables, or set firewall = "iptables"',
     ),
-    "kind router": Cause(
+    "no router": Cause(
         lambda p: configured(p, with_upstream(p, 'kind = "router"\nnic = "ens3"')),
-        "upstream x: kind 'router' is not served by this version",
-        "use an upstream of kind 'bridge' or 'host'",
+        "upstream x: its router is not up",
+        "virt-natns router up x",
     ),
     "no DHCP server": Cause(
         lambda p: configured(p, with_upstream(p, NOBODY)),

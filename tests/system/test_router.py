@@ -184,6 +184,25 @@ def test_namespace_deleted(vps: Vps, command: Command) -> None:
     command("router", "down")
 
 
+def test_without_ipv6(vps: Vps, command: Command) -> None:
+    """A host that has turned IPv6 off gets none by a router."""
+    for name in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+    try:
+        configure()
+        before = state_of_host()
+        assert command("router", "up").err == ""
+        assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+        assert run("ip", "-6", "address", "show", HOST_LINK).stdout == ""
+        assert "wan: up\n" in command("router", "status").out
+        assert command("router", "down").err == ""
+        after = state_of_host()
+        assert after == before, before.diff(after)
+    finally:
+        for name in ("all", "default"):
+            Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("0")
+
+
 def test_another_address_for_the_host(vps: Vps, command: Command) -> None:
     """The router keeps the NIC's IPv6 address where the host has another one."""
     configure(more='host_address6 = "2001:db8:1::22"\n')

@@ -3,7 +3,9 @@
 
 import argparse
 import json
+import os
 import struct
+import time
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
-from libvirt_natns.router import nic, objects, resolver, rules, wire
+from libvirt_natns.router import command, nic, objects, resolver, rules, timer, wire
 from libvirt_natns.router.cli import duration
 from libvirt_natns.router.journal import Target
 from libvirt_natns.router.nic import Capture
@@ -171,3 +173,52 @@ def test_a_link_is_replaced_and_comes_back(tmp_path: Path) -> None:
     assert file.readlink() == stub
     resolver.restore(Resolver(), file)
     assert not file.is_symlink()
+
+
+# -- the timer -----------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine on which systemd runs, and what waits writes down how it was started."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setattr(timer, "SYSTEMD", tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    script = f'echo "waiting $(cut -d" " -f6 /proc/self/stat) $*" >>{tmp_path / "said"}'
+    monkeypatch.setattr(command, "line", lambda *words: ("sh", "-c", script, *words))
+    return tmp_path
+
+
+def systemd_run(machine: Path, does: str) -> None:
+    program = machine / "bin" / "systemd-run"
+    program.write_text(f'#!/bin/sh\necho "unit $*" >>{machine / "said"}\n{does}\n')
+    program.chmod(0o755)
+
+
+def said(machine: Path) -> list[str]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        lines = (machine / "said").read_text().splitlines() if (machine / "said").exists() else []
+        if lines:
+            return lines
+        time.sleep(0.01)
+    raise AssertionError("nothing was started")
+
+
+def test_the_timer_is_a_unit_where_systemd_runs(machine: Path) -> None:
+    systemd_run(machine, "exit 0")
+    timer.arm("wan", 12.5)
+    (line,) = said(machine)
+    assert line.startswith("unit --quiet --collect --unit=natns-router-wan-")
+    assert line.endswith("wan 12.5")
+
+
+def test_the_timer_has_a_session_of_its_own_elsewhere(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timer, "SYSTEMD", machine / "missing")
+    timer.arm("wan", 12.5)
+    (line,) = said(machine)
+    _, session, *words = line.split()
+    assert int(session) != os.getsid(0)
+    assert words == ["wan", "12.5"]

@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from libvirt_natns import answering, client, service_status
+from libvirt_natns import answering, cli, client, names, service_status
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = CHECKOUT / "contrib" / "systemd"
@@ -63,3 +63,18 @@ def test_hooks_are_answered_to_their_end() -> None:
 def test_licenses_are_named() -> None:
     for unit in UNITS.iterdir():
         assert unit.read_text().startswith("# SPDX-License-Identifier: LGPL-2.1-or-later\n")
+
+
+def test_a_router_comes_up_ahead_of_all_that_uses_it() -> None:
+    router = settings("libvirt-natns-router@.service")
+    ahead = set(" ".join(router["Before"]).split())
+    assert {"network-online.target", "libvirtd.service", "virtnetworkd.service"} <= ahead
+    assert "libvirt-natns.service" in ahead
+    (condition,) = router["ConditionPathExists"]
+    assert condition.replace("%i", "wan") == str(names.router_file("wan", "kept"))
+    assert not set(NEW_MOUNT_NAMESPACE) & set(router)
+    # The namespace would end with the unit otherwise.
+    assert router["RemainAfterExit"] == ["yes"]
+    for verb in ("ExecStart", "ExecStop"):
+        words = router[verb][0].removeprefix("/usr/local/bin/virt-natns ").replace("%i", "wan")
+        assert cli._parser().parse_args(words.split()).name == "wan"

@@ -104,7 +104,6 @@ def test_an_upstream_with_ipv4_alone(provider: DualProvider) -> None:
 
 def test_a_network_with_ipv6_alone(provider: DualProvider) -> None:
     write_config(provider.config6(gateway6=None))
-    run("ip", "netns", "exec", "upstream", "true")
     with networks(dual("a", "virbr10", ipv4=False)), guest_in("virbr10") as guest:
         assert leased("a") == (None, "2001:db8:77::100", None)
         # Without a gateway there is only the link.
@@ -266,7 +265,7 @@ def test_the_service_heals(provider: DualProvider) -> None:
                 timeout=10,
                 what=f"the mending of {damage}",
             )
-        run(*"ip -6 route del 2001:db8:100::/64".split())
+        run(*["ip", "-6", "route", "del", "2001:db8:100::/64"])
         wait_for(
             lambda: "2001:db8:100::/64" in run("ip", "-6", "route").stdout,
             timeout=10,

@@ -18,7 +18,7 @@ from typing import cast
 import pytest
 
 from libvirt_natns import config, host_ipv6, pool, publication, selection, transit
-from libvirt_natns.addresses import Address, Family
+from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.forwards import ANY, ANY6, Attachment, Wish, resolve, said
 from libvirt_natns.host import Needs
@@ -84,7 +84,7 @@ def note(store: Store, name: str, state: str = "up") -> None:
         Record(
             uuid=name, name=name, namespace=f"nat-{name}", bridge=f"virbr-{name}",
             upstream="provider", kind="bridge", subnets=(IPv6Network("fd00:10::/64"),),
-            taken_over=True, state=state, boot=boot_id(), since=now(), document=b"",  # type: ignore[arg-type]
+            taken_over=True, state=state, boot=boot_id(), since=now(), document=b"",
         )
     )  # fmt: skip
 
@@ -102,8 +102,8 @@ def test_addresses_of_both_families_and_a_prefix_are_leased_at_once(store: Store
     for name in "nm":
         network = replace(NETWORK, uuid=name)
         note(store, name)
-        for family in (4, 6):
-            pool.reserve(store, applicant(network, family), PROVIDER, nobody, own)  # type: ignore[arg-type]
+        for family in FAMILIES:
+            pool.reserve(store, applicant(network, family), PROVIDER, nobody, own)
         pool.reserve_prefix(store, applicant(network), PROVIDER, None)
     first = Leased(
         IPv4Address("192.168.0.100"), six("2001:db8:77::2"), IPv6Network("2001:db8:100::/64")
@@ -364,8 +364,12 @@ def test_claims_of_both_families(store: Store) -> None:
 
 def test_claims_move_with_the_address_of_their_family(store: Store) -> None:
     registry = Registry(store)
-    own = (six("2001:db8:77::5"), IPv4Address("192.168.0.5"), six("2001:db8:100::5"))
-    targets = (six("fd00:10::5"), IPv4Address("10.0.0.5"), own[2])
+    own: tuple[Address, ...] = (
+        six("2001:db8:77::5"),
+        IPv4Address("192.168.0.5"),
+        six("2001:db8:100::5"),
+    )
+    targets: tuple[Address, ...] = (six("fd00:10::5"), IPv4Address("10.0.0.5"), own[2])
     found = tuple(
         Forward("web", "web", "n", "tcp", address, 22, 22, target, 22, 22)
         for address, target in zip(own, targets, strict=True)
@@ -436,8 +440,8 @@ def test_resolvers_by_family(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     file.write_text("nameserver 2001:db8::53\nnameserver fe80::1%eth0\nnameserver 192.168.0.53\n")
     four, other = IPv4Address("192.168.0.53"), six("2001:db8::53")
-    assert host_resolvers((file,), (6,)).servers == (other,)
-    assert host_resolvers((file,), (4, 6)).servers == (other, four)
+    assert host_resolvers((file,), FAMILIES[1:]).servers == (other,)
+    assert host_resolvers((file,), FAMILIES).servers == (other, four)
     assert host_resolvers((file,), ()).servers == ()
 
 

@@ -102,7 +102,9 @@ UPSTREAMS = {"provider": ("br0", "upstream provider"), "wan": ("br1", "upstream 
 
 
 def test_picture() -> None:
-    two_gateways = Router("b", "virbr11", "nat-b", ("10.0.0.1/24", "10.1.0.1/24"), ("x",), "provider")
+    two_gateways = Router(
+        "b", "virbr11", "nat-b", ("10.0.0.1/24", "10.1.0.1/24"), ("x",), "provider"
+    )
     assert (
         diagram.draw(Picture((router("a"), two_gateways), UPSTREAMS))
         == """\

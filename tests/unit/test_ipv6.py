@@ -45,7 +45,7 @@ from libvirt_natns.records import replace
 from libvirt_natns.registry import Claims, PortKey, Registry, Scope
 from libvirt_natns.resolvers import host_resolvers
 from libvirt_natns.selection import Applicant, applicant
-from libvirt_natns.store import Leased, Record, Store, boot_id, now
+from libvirt_natns.store import Leased, Record, State, Store, boot_id, now
 from libvirt_natns.tables import SCHEMA
 
 MAC = "52:54:00:00:00:05"
@@ -79,7 +79,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def note(store: Store, name: str, state: str = "up") -> None:
+def note(store: Store, name: str, state: State = "up") -> None:
     store.put(
         Record(
             uuid=name, name=name, namespace=f"nat-{name}", bridge=f"virbr-{name}",

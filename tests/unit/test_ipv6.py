@@ -227,6 +227,15 @@ def test_subnets_that_can_never_work(subnets: tuple[str, ...], problem: str) -> 
         selection.check_addresses(replace(NETWORK, subnets=found), PROVIDER)
 
 
+def test_resolvers_in_the_providers_own_subnet() -> None:
+    servers = [six("2001:db8:77::53")]
+    whole = replace(NETWORK, subnets=(Subnet(IPv6Interface("2001:db8:77::a/64")),))
+    selection.check_resolvers(whole, PROVIDER, servers)
+    hidden = replace(NETWORK, subnets=(Subnet(IPv6Interface("fd00:10::1/64")),))
+    with pytest.raises(DocumentError, match="the DNS server fd00:10::53 of upstream provider"):
+        selection.check_resolvers(hidden, PROVIDER, [six("fd00:10::53")])
+
+
 def test_a_further_route_into_the_upstream() -> None:
     route = StaticRoute(IPv6Network("2001:db8:77::/80"), six("fd00:10::9"))
     with pytest.raises(DocumentError, match="2001:db8:77::/80 overlaps 2001:db8:77::/64"):

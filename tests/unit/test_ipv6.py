@@ -180,6 +180,20 @@ def test_a_database_of_ipv4_alone(tmp_path: Path) -> None:
         assert len(store.leases_of("n")) == 2
 
 
+def test_a_start_waits_for_none_of_the_same_prefix(store: Store) -> None:
+    """libvirt starts both at once, unless they have an IPv4 subnet in common."""
+    note(store, "a", "starting")
+    other = store.network("a")
+    assert other is not None
+    mine = replace(other, uuid="b", name="b", namespace="nat-b", bridge="virbr-b")
+    assert store.enter_start(mine) is None
+    both = (IPv4Network("10.0.0.0/24"), IPv6Network("fd00:10::/64"))
+    for name in "cd":
+        late = replace(mine, uuid=name, name=name, namespace=name, bridge=name, subnets=both)
+        blocker = store.enter_start(late)
+        assert (blocker.name if blocker else None) == {"c": None, "d": "c"}[name]
+
+
 # -- ways out ------------------------------------------------------------------
 
 
@@ -526,6 +540,11 @@ def test_an_upstream_of_ipv6_alone() -> None:
             + IPV6_ALONE.replace("provider", "other")
             + 'prefixes6 = ["2001:db8::/60"]\n',
             "shares 2001:db8::/56 with upstreams.provider.prefixes6",
+        ),
+        (
+            '[upstreams.host]\nprefixes6 = ["2001:db8::/56"]\n'
+            '[upstreams.other]\nkind = "host"\nprefixes6 = ["2001:db8::/60"]\n',
+            "expected addresses of its own, as both are the host's",
         ),
     ],
 )

@@ -248,13 +248,15 @@ def _upstreams(table: Table) -> dict[str, Upstream]:
 def _check_shared(table: Table, upstreams: dict[str, Upstream]) -> None:
     """No address in two upstreams of one bridge: both would hand it out."""
     for first, second in combinations(upstreams.values(), 2):
-        if not first.bridge or first.bridge != second.bridge:
+        hosts = first.kind == second.kind == "host"
+        if not hosts and (not first.bridge or first.bridge != second.bridge):
             continue
         for key, spans in (("pool", _pool_spans), ("pool6", _pool6_spans), ("prefixes6", _parts6)):
             shared = _overlap(spans(first) + spans(second))
             if shared:
                 found = f"shares {shared.text} with upstreams.{first.name}.{key}"
-                expected = f"addresses of its own, as both are on {first.bridge}"
+                where = "the host's" if hosts else f"on {first.bridge}"
+                expected = f"addresses of its own, as both are {where}"
                 raise table.error(f"upstreams.{second.name}.{key}", found, expected)
 
 

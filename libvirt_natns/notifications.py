@@ -360,6 +360,13 @@ def stops_forwarding(body: memoryview) -> bool:
     return changed and _number(found[NETCONFA_FORWARDING]) == 0
 
 
+def stops_routing(kind: int, body: memoryview) -> bool:
+    """Whether a message tells that the host may lead less to networks than before."""
+    if kind == RTM_NEWNETCONF:
+        return stops_forwarding(body)
+    return kind == RTM_DELROUTE and loses_prefix(body)
+
+
 def loses_prefix(body: memoryview) -> bool:
     """Whether a route that has gone may have been one of ours to a network's prefix.
 

@@ -15,6 +15,7 @@ from libvirt_natns import (
     dnsmasq_config,
     firewall,
     host,
+    host_ipv6,
     names,
     pool,
     resolvers,
@@ -303,7 +304,13 @@ class Planner:
             carried=private.limit,
             leasing=dhcp_upstream.leasing(self.store, network, upstream),
         )
-        shared = host.plan_of(self.kernel, upstream)
+        subnets = tuple(subnet.network for subnet in network.subnets)
+        user = User(network.uuid, network.bridge or "", upstream.name, subnets, leased)
+        needs = self._needs(user, upstream, [], [])
+        shared = (
+            *host.plan_of(self.kernel, upstream),
+            *host_ipv6.plan_of(self.kernel, needs),
+        )
         return (*shared, *make(network, upstream, outside, around))
 
     def _preview_leases(self, network: Network, upstream: Upstream) -> Leased:

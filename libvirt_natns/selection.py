@@ -199,7 +199,9 @@ def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Addr
         # Nobody is asked, or those that the network's own XML names.
         return
     asked = list(servers)
-    private = [subnet.network for subnet in network.subnets]
+    # In a part of the provider's own subnet, its resolvers are known to be outside.
+    outside = proxied(network, upstream)
+    private = [subnet.network for subnet in network.subnets if subnet.network not in outside]
     hidden = {server for server in asked for subnet in private if server in subnet}
     if hidden and hidden.issuperset(asked):
         raise DocumentError(

@@ -629,5 +629,7 @@ def _blocks(other: Record, mine: Record) -> bool:
     """Whether ``other`` is between libvirt's `start` and `started` on my subnet."""
     waiting = other.taken_over and mine.taken_over and other.this_boot
     alive = now() - other.since < START_LIMIT
-    overlap = any(a.overlaps(b) for a in other.subnets for b in mine.subnets)
+    # In IPv6 libvirt refuses nothing.
+    ours = [each for each in mine.subnets if each.version == 4]
+    overlap = any(a.overlaps(b) for a in other.subnets for b in ours)
     return waiting and alive and overlap

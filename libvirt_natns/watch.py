@@ -306,9 +306,7 @@ class Watch:
                 elif kind in (n.RTM_NEWADDR, n.RTM_DELADDR):
                     if not n.kernels_own(kind, body):
                         self._on_address(kind, body)
-                elif kind == n.RTM_NEWNETCONF and n.stops_forwarding(body):
-                    self._suspect(HOST)
-                elif kind == n.RTM_DELROUTE and n.loses_prefix(body):
+                elif n.stops_routing(kind, body):
                     self._suspect(HOST)
 
     def _read_rules(self, channel: n.Channel) -> None:

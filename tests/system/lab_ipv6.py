@@ -53,6 +53,12 @@ class DualProvider(Provider):
         self.udp6 = self.router.serve("udp", ECHO_PORT, address="::")
         super()._start_dns(dhcp)
 
+    def _advertising(self) -> list[str]:
+        if not self._advertised:
+            return []
+        subnet = SUBNET6.partition("/")[0]
+        return ["--enable-ra", f"--dhcp-range={subnet},ra-only,64,1h", "--ra-param=*,4,600"]
+
     def config6(
         self,
         *,

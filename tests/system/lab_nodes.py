@@ -392,9 +392,14 @@ class Provider:
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=",
             "--user=root", "--no-resolv", "--no-hosts", "--bind-interfaces", "--log-queries",
             f"--interface={INTERFACE}", "--except-interface=lo",
-            f"--log-facility={self._queries}", *records, *lease, namespace="upstream",
+            f"--log-facility={self._queries}", *records, *lease, *self._advertising(),
+            namespace="upstream",
         )  # fmt: skip
         wait_for(lambda: "started" in self._log(), what="the provider's dnsmasq")
+
+    def _advertising(self) -> list[str]:
+        """What makes its router tell of itself in IPv6: nothing here."""
+        return []
 
     def _log(self) -> str:
         if self._dns and self._dns.poll() is not None:

@@ -104,7 +104,6 @@ def test_an_upstream_with_ipv4_alone(provider: DualProvider) -> None:
 
 def test_a_network_with_ipv6_alone(provider: DualProvider) -> None:
     write_config(provider.config6(gateway6=None))
-    run("ip", "netns", "exec", "upstream", "true")
     with networks(dual("a", "virbr10", ipv4=False)), guest_in("virbr10") as guest:
         assert leased("a") == (None, "2001:db8:77::100", None)
         # Without a gateway there is only the link.
@@ -228,6 +227,31 @@ def test_a_part_of_the_hosts_own_subnet(provider: DualProvider, address6: str, p
             destroy("web")
 
 
+# -- a router that advertises itself ---------------------------------------------
+
+
+def test_a_host_that_believes_its_router() -> None:
+    """It goes on to, as long as it is a router itself; and so do namespaces."""
+
+    def learned() -> str:
+        return run("ip", "-6", "route", "show", "default", "proto", "ra").stdout
+
+    with DualProvider(advertised=True, host6=False) as provider:
+        wait_for(learned, timeout=15, what="the host's router")
+        write_config(provider.config6(gateway6=None, prefixes6=["2001:db8:100::/56"]))
+        route_to_host(provider)
+        try:
+            with networks(dual("a", "virbr10")), guest_in("virbr10") as guest:
+                assert learned()
+                assert FORWARDING.read_text() == "1\n"
+                wait_for(lambda: guest.ping(INTERNET6), timeout=15, what="a way out")
+                run("ip", "-6", "route", "flush", "proto", "ra")
+                wait_for(learned, timeout=15, what="the host's router, again")
+            assert FORWARDING.read_text() == "0\n"
+        finally:
+            remove_config()
+
+
 # -- lasting -------------------------------------------------------------------
 
 
@@ -251,6 +275,13 @@ def test_an_address_that_somebody_has_is_not_taken(provider: DualProvider) -> No
         assert leased("a")[1] == "2001:db8:77::101"
 
 
+def whole() -> bool:
+    """Whether the namespace has its addresses and its way out."""
+    told = run("ip", "-n", "nat-a", "-6", "address").stdout
+    told += run("ip", "-n", "nat-a", "-6", "route").stdout
+    return all(each in told for each in ("2001:db8:77::100/64", "fd00:10::1/64", "default via"))
+
+
 def test_the_service_heals(provider: DualProvider) -> None:
     write_config(provider.config6(prefixes6=["2001:db8:100::/56"]))
     with Service(), networks(dual("a", "virbr10")), guest_in("virbr10"):
@@ -261,12 +292,10 @@ def test_the_service_heals(provider: DualProvider) -> None:
             "ip -n nat-a -6 address del fd00:10::1/64 dev virbr10",
         ):
             run(*damage.split())
-            wait_for(
-                lambda: asked("guest", "tcp", INTERNET6, ECHO_PORT, timeout=0.3),
-                timeout=10,
-                what=f"the mending of {damage}",
-            )
-        run(*"ip -6 route del 2001:db8:100::/64".split())
+            # Flows are translated to the address even while it is not there.
+            wait_for(whole, timeout=10, what=f"the mending of {damage}")
+            assert asked("guest", "tcp", INTERNET6, ECHO_PORT, timeout=3)
+        run(*["ip", "-6", "route", "del", "2001:db8:100::/64"])
         wait_for(
             lambda: "2001:db8:100::/64" in run("ip", "-6", "route").stdout,
             timeout=10,

@@ -18,7 +18,7 @@ from typing import cast
 import pytest
 
 from libvirt_natns import config, host_ipv6, pool, publication, selection, transit
-from libvirt_natns.addresses import Address, Family
+from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.forwards import ANY, ANY6, Attachment, Wish, resolve, said
 from libvirt_natns.host import Needs
@@ -45,7 +45,7 @@ from libvirt_natns.records import replace
 from libvirt_natns.registry import Claims, PortKey, Registry, Scope
 from libvirt_natns.resolvers import host_resolvers
 from libvirt_natns.selection import Applicant, applicant
-from libvirt_natns.store import Leased, Record, Store, boot_id, now
+from libvirt_natns.store import Leased, Record, State, Store, boot_id, now
 from libvirt_natns.tables import SCHEMA
 
 MAC = "52:54:00:00:00:05"
@@ -79,12 +79,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def note(store: Store, name: str, state: str = "up") -> None:
+def note(store: Store, name: str, state: State = "up") -> None:
     store.put(
         Record(
             uuid=name, name=name, namespace=f"nat-{name}", bridge=f"virbr-{name}",
             upstream="provider", kind="bridge", subnets=(IPv6Network("fd00:10::/64"),),
-            taken_over=True, state=state, boot=boot_id(), since=now(), document=b"",  # type: ignore[arg-type]
+            taken_over=True, state=state, boot=boot_id(), since=now(), document=b"",
         )
     )  # fmt: skip
 
@@ -102,8 +102,8 @@ def test_addresses_of_both_families_and_a_prefix_are_leased_at_once(store: Store
     for name in "nm":
         network = replace(NETWORK, uuid=name)
         note(store, name)
-        for family in (4, 6):
-            pool.reserve(store, applicant(network, family), PROVIDER, nobody, own)  # type: ignore[arg-type]
+        for family in FAMILIES:
+            pool.reserve(store, applicant(network, family), PROVIDER, nobody, own)
         pool.reserve_prefix(store, applicant(network), PROVIDER, None)
     first = Leased(
         IPv4Address("192.168.0.100"), six("2001:db8:77::2"), IPv6Network("2001:db8:100::/64")
@@ -180,6 +180,20 @@ def test_a_database_of_ipv4_alone(tmp_path: Path) -> None:
         assert len(store.leases_of("n")) == 2
 
 
+def test_a_start_waits_for_none_of_the_same_prefix(store: Store) -> None:
+    """libvirt starts both at once, unless they have an IPv4 subnet in common."""
+    note(store, "a", "starting")
+    other = store.network("a")
+    assert other is not None
+    mine = replace(other, uuid="b", name="b", namespace="nat-b", bridge="virbr-b")
+    assert store.enter_start(mine) is None
+    both = (IPv4Network("10.0.0.0/24"), IPv6Network("fd00:10::/64"))
+    for name in "cd":
+        late = replace(mine, uuid=name, name=name, namespace=name, bridge=name, subnets=both)
+        blocker = store.enter_start(late)
+        assert (blocker.name if blocker else None) == {"c": None, "d": "c"}[name]
+
+
 # -- ways out ------------------------------------------------------------------
 
 
@@ -225,6 +239,15 @@ def test_subnets_that_can_never_work(subnets: tuple[str, ...], problem: str) -> 
     found = tuple(Subnet(IPv6Interface(subnet)) for subnet in subnets)
     with pytest.raises(DocumentError, match=problem):
         selection.check_addresses(replace(NETWORK, subnets=found), PROVIDER)
+
+
+def test_resolvers_in_the_providers_own_subnet() -> None:
+    servers = [six("2001:db8:77::53")]
+    whole = replace(NETWORK, subnets=(Subnet(IPv6Interface("2001:db8:77::a/64")),))
+    selection.check_resolvers(whole, PROVIDER, servers)
+    hidden = replace(NETWORK, subnets=(Subnet(IPv6Interface("fd00:10::1/64")),))
+    with pytest.raises(DocumentError, match="the DNS server fd00:10::53 of upstream provider"):
+        selection.check_resolvers(hidden, PROVIDER, [six("fd00:10::53")])
 
 
 def test_a_further_route_into_the_upstream() -> None:
@@ -364,8 +387,12 @@ def test_claims_of_both_families(store: Store) -> None:
 
 def test_claims_move_with_the_address_of_their_family(store: Store) -> None:
     registry = Registry(store)
-    own = (six("2001:db8:77::5"), IPv4Address("192.168.0.5"), six("2001:db8:100::5"))
-    targets = (six("fd00:10::5"), IPv4Address("10.0.0.5"), own[2])
+    own: tuple[Address, ...] = (
+        six("2001:db8:77::5"),
+        IPv4Address("192.168.0.5"),
+        six("2001:db8:100::5"),
+    )
+    targets: tuple[Address, ...] = (six("fd00:10::5"), IPv4Address("10.0.0.5"), own[2])
     found = tuple(
         Forward("web", "web", "n", "tcp", address, 22, 22, target, 22, 22)
         for address, target in zip(own, targets, strict=True)
@@ -436,8 +463,8 @@ def test_resolvers_by_family(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     file.write_text("nameserver 2001:db8::53\nnameserver fe80::1%eth0\nnameserver 192.168.0.53\n")
     four, other = IPv4Address("192.168.0.53"), six("2001:db8::53")
-    assert host_resolvers((file,), (6,)).servers == (other,)
-    assert host_resolvers((file,), (4, 6)).servers == (other, four)
+    assert host_resolvers((file,), FAMILIES[1:]).servers == (other,)
+    assert host_resolvers((file,), FAMILIES).servers == (other, four)
     assert host_resolvers((file,), ()).servers == ()
 
 
@@ -513,6 +540,11 @@ def test_an_upstream_of_ipv6_alone() -> None:
             + IPV6_ALONE.replace("provider", "other")
             + 'prefixes6 = ["2001:db8::/60"]\n',
             "shares 2001:db8::/56 with upstreams.provider.prefixes6",
+        ),
+        (
+            '[upstreams.host]\nprefixes6 = ["2001:db8::/56"]\n'
+            '[upstreams.other]\nkind = "host"\nprefixes6 = ["2001:db8::/60"]\n',
+            "expected addresses of its own, as both are the host's",
         ),
     ],
 )

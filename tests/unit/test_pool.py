@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import pool
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import (
     AddressRange,
@@ -49,7 +50,7 @@ class Segment:
     taken: set[str] = field(default_factory=set)
     asked: list[list[str]] = field(default_factory=list)
 
-    def probe(self, addresses: Collection[IPv4Address]) -> set[IPv4Address]:
+    def probe(self, addresses: Collection[Address]) -> set[Address]:
         self.asked.append([str(address) for address in addresses])
         return {address for address in addresses if str(address) in self.taken}
 

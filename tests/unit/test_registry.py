@@ -10,6 +10,7 @@ import pytest
 
 from libvirt_natns import registry as module
 from libvirt_natns import store as store_module
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.model import Forward, PortSet, StaticNat
 from libvirt_natns.records import replace
@@ -185,7 +186,7 @@ def test_a_network_that_moves_takes_its_forwards_along(registry: Registry, store
 FREE = [IPv4Address("10.0.0.100"), IPv4Address("10.0.0.101")]
 
 
-def reserve(registry: Registry, network: str, mac: str, owner: str = "") -> IPv4Address:
+def reserve(registry: Registry, network: str, mac: str, owner: str = "") -> Address:
     return registry.reserve(network, mac, owner or f"guest-{mac}", FREE, lambda _: True)
 
 

@@ -266,7 +266,7 @@ def test_the_service_heals(provider: DualProvider) -> None:
                 timeout=10,
                 what=f"the mending of {damage}",
             )
-        run(*"ip -6 route del 2001:db8:100::/64".split())
+        run(*["ip", "-6", "route", "del", "2001:db8:100::/64"])
         wait_for(
             lambda: "2001:db8:100::/64" in run("ip", "-6", "route").stdout,
             timeout=10,

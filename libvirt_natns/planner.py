@@ -117,6 +117,10 @@ class Planner:
         leased = self.store.leases(upstream.name, network.uuid)
         return _outside(network, upstream, leased)
 
+    def in_force(self, network: Network, upstream: Upstream) -> Outside:
+        """The same, as far as it is known by now: no stand-ins for what is yet to be leased."""
+        return _in_force(self.outside(network, upstream))
+
     def completed(self, network: Network, upstream: Upstream) -> Network:
         """The network with the prefix that it leases as one more subnet."""
         leased = self.store.leases(upstream.name, network.uuid)
@@ -141,7 +145,7 @@ class Planner:
 
         Raises KernelError where one of its two bridges is not.
         """
-        outside, whole = self.outside(network, upstream), self.completed(network, upstream)
+        outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
         around = self._surroundings(whole, upstream, outside)
         published = self._published(whole, upstream, outside)
         made = make(whole, upstream, outside, around, published)
@@ -171,7 +175,7 @@ class Planner:
 
     def plan_ahead(self, network: Network, upstream: Upstream) -> Plan:
         """What of it can be made before libvirt has made the network's bridge."""
-        outside, whole = self.outside(network, upstream), self.completed(network, upstream)
+        outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
         around = self._surroundings(whole, upstream, outside, ahead=True)
         published = self._published(whole, upstream, outside)
         needs_libvirt = (*withdrawals(whole), private_port(whole))
@@ -288,7 +292,7 @@ class Planner:
         selection.check_addresses(network, upstream)
         leased = self._preview_leases(network, upstream)
         outside, network = (
-            _outside(network, upstream, leased),
+            _in_force(_outside(network, upstream, leased)),
             _completed(network, upstream, leased),
         )
         # What libvirt will write is not known yet.
@@ -449,13 +453,17 @@ class Planner:
         )
 
 
+def _in_force(outside: Outside) -> Outside:
+    return replace(outside, address=known(outside.address))
+
+
 def _outside(network: Network, upstream: Upstream, leased: Leased) -> Outside:
     routed = selection.routed(network, upstream)
     if leased.prefix is not None and not routed and selection.leases_prefix(network, upstream):
         routed = (leased.prefix,)
     has = {family: selection.leases_address(network, upstream, family) for family in FAMILIES}
     return Outside(
-        known(leased.address) if has[4] else None,
+        leased.address if has[4] else None,
         leased.address6 if has[6] else None,
         routed,
         selection.proxied(network, upstream),

@@ -45,9 +45,15 @@ def squeezed(output: str) -> str:
     return "".join(" ".join(line.split()) + "\n" for line in output.splitlines() if line.strip())
 
 
-def steps(page: Path) -> list[Step]:
-    """All that a page has one do, in its order."""
+def steps(page: Path, section: str | None = None) -> list[Step]:
+    """All that a page, or the section under a heading, has one do, in its order.
+
+    The section "" is what stands ahead of the first heading.
+    """
     text = page.read_text()
+    if section is not None:
+        parts = dict(part.split("\n", 1) for part in f"\n{text}".split("\n## ")[1:])
+        text = parts[section] if section else text.partition("\n## ")[0]
     found: list[Step] = []
     for block in BLOCK.finditer(text):
         inside = dedent(block["text"])
@@ -88,13 +94,13 @@ def compare(todo: Sequence[Step], printed: str) -> None:
 
 
 def type_page(
-    page: Path, directory: Path, *, namespace: str | None = None, timeout: float = 120
+    page: Path, directory: Path, section: str | None = None, timeout: float = 120
 ) -> None:
-    """Type a page in the calling sandbox, in one shell in that directory."""
-    todo = steps(page)
+    """Type a page, or a section of it, in the calling sandbox, in one shell in that directory."""
+    todo = steps(page, section)
     assert todo, page
     shell = f"cd {directory}\nexec 2>&1 </dev/null\n{script(todo)}"
-    compare(todo, run("bash", "-c", shell, namespace=namespace, timeout=timeout).stdout)
+    compare(todo, run("bash", "-c", shell, timeout=timeout).stdout)
 
 
 def clone_of(checkout: Path, directory: Path, more: Mapping[str, str] | None = None) -> Path:

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lab import CHECKOUT, run
+from lab import CHECKOUT, Libvirtd, natns, run
+from lab_vps import ADDRESS, ROUTER, Vps
 from test_packaging import WRITABLE
 
 ROLE = CHECKOUT / "contrib" / "ansible"
@@ -119,6 +120,36 @@ XML
 def published(xml: str) -> set[str]:
     found = re.findall(r"""<natns:range start=['"](\w+)['"] to=['"](\d+)['"]/>""", xml)
     return {f"{start}:{to}" for start, to in found}
+
+
+def test_the_role_brings_up_a_router(libvirtd: Libvirtd, tmp_path: Path) -> None:
+    """In this sandbox itself, whose only NIC moves under Ansible's feet."""
+    run("sh", "-euc", WRITABLE)
+    wanted = {
+        "natns_source": str(CHECKOUT),
+        "natns_config": {
+            "upstream": "wan",
+            "upstreams": {"wan": {"kind": "router", "nic": "ens3", "host_ports": ["tcp/22"]}},
+        },
+        "natns_router": "wan",
+        "natns_router_confirm_within": 60,
+    }
+    Path("/run/vars.json").write_text(json.dumps(wanted))
+    with Vps():
+        first, second = (
+            run("sh", "-c", f"cd {ROLE} && HOME={tmp_path} {PLAY} site.yml", timeout=200).stdout
+            for _ in range(2)
+        )
+        try:
+            assert changed(first) > 0
+            assert changed(second) == 0, second
+            (router,) = json.loads(natns("router", "status", "--json").stdout)["routers"]
+            assert (router["state"], router["confirmed"]) == ("up", True)
+            assert f"{ADDRESS}/24" in run("ip", "-n", ROUTER, "address").stdout
+        finally:
+            natns("router", "down", "wan")
+            run(CHECKOUT / "contrib" / "install", "--uninstall")
+            Path("/etc/libvirt-natns/config.toml").unlink()
 
 
 def test_every_variable_is_described() -> None:

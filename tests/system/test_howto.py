@@ -10,6 +10,7 @@ from lab import (
     CHECKOUT,
     INTERNET,
     FastGuest,
+    Host,
     Libvirtd,
     Provider,
     define_network,
@@ -18,6 +19,8 @@ from lab import (
     virsh,
 )
 from lab_documents import clone_of, type_page
+from lab_domains import define, domain, nic
+from lab_vps import ADDRESS, MAC, NAMESPACE, Vps
 from test_packaging import WRITABLE
 
 PAGES = CHECKOUT / "docs" / "how-to"
@@ -82,3 +85,32 @@ def test_laptop_on_wifi(clone: Path) -> None:
         type_page(PAGES / "laptop.md", clone)
         with guest_in_lab():
             pass
+
+
+def test_a_data_centre_with_dhcp(clone: Path) -> None:
+    with Provider(dhcp=("192.168.0.50", "192.168.0.50")):
+        lab_is_active()
+        type_page(PAGES / "data-centre.md", clone)
+        with guest_in_lab():
+            pass
+
+
+def test_a_vps(clone: Path) -> None:
+    page = PAGES / "vps.md"
+    with Vps() as vps, vps.sniff() as seen:
+        define_network(isolated("lab", BRIDGE, hosts=[Host(GUEST_MAC, "10.0.0.5")]))
+        define(domain("web", nic("lab", GUEST_MAC)))
+        try:
+            type_page(page, clone, "")
+            virsh("start", "--paused", "web")
+            with FastGuest(BRIDGE, GUEST_MAC) as guest:
+                guest.dhcp()
+                guest.serve("http", 80)
+                assert guest.ping(INTERNET)
+                assert run("curl", "-s", f"http://{ADDRESS}:8080/", namespace=NAMESPACE).stdout
+            virsh("destroy", "web")
+            type_page(page, clone, "Take it back")
+        finally:
+            virsh("destroy", "web", check=False)
+            virsh("undefine", "web", check=False)
+        assert vps.sources(seen) == {MAC}

@@ -237,10 +237,9 @@ class Host:
         counts: Counter[str] = Counter()
         for part in parts.values():
             counts.update(part.counts())
-        there = bool(made.bridges or made.policy)
+        there = bool(made.bridges or made.policy or made.routes or made.settings)
         made.counts = dict(counts) if there else {}
         made.parents = nfnetlink.parents(host_nftables.CHAIN) if there else []
-        there = there or bool(made.routes or made.settings)
         made.seen = host_parts.seen() if there and self.backend() == nftables.name else ""
 
     def differences(self) -> list[str]:

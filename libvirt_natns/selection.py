@@ -60,15 +60,7 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             f"add [upstreams.{name}] to {names.CONFIG_FILE}, or name one of "
             + ", ".join(sorted(config.upstreams)),
         )
-    check_served(upstream)
     return upstream
-
-
-def check_served(upstream: Upstream) -> None:
-    """Refuse an upstream of a kind that this version does not serve.
-
-    Raises UpstreamError.
-    """
 
 
 # -- how subnets leave ---------------------------------------------------------

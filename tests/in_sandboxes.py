@@ -23,13 +23,15 @@ NO_TESTS = 5
 
 # Those that take longest begin first, so that none is left to run alone.
 FIRST = (
-    "test_healing",
-    "test_monitoring",
-    "test_parallel",
     "test_failures",
-    "test_dhcp_dns",
-    "test_commands",
+    "test_parallel",
+    "test_guest_claims",
+    "test_service",
     "test_firewall_packets",
+    "test_dhcp_dns",
+    "test_monitoring",
+    "test_dhcp_upstream",
+    "test_ansible",
 )
 
 

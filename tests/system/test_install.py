@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -369,7 +370,9 @@ def power_off(world: World) -> None:
     for side in (world.a, world.b):
         virsh("net-destroy", side.name)
         for pid in run("ip", "netns", "pids", side.namespace).stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+            # One may have been on its way out.
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
         for patch in ("private", "upstream"):
             run("ip", "link", "delete", side.port(patch))
         run("ip", "netns", "delete", side.namespace)

@@ -15,6 +15,12 @@ from test_packaging import WRITABLE
 
 ROLE = CHECKOUT / "contrib" / "ansible"
 
+# Nothing is left in the home of whoever runs the tests.
+HOME = (
+    "export ANSIBLE_HOME=/run/home ANSIBLE_REMOTE_TEMP=/run/home/tmp"
+    " ANSIBLE_ASYNC_DIR=/run/home/async HOME=/run/home"
+    " ANSIBLE_LOCALHOST_WARNING=False LC_ALL=C.UTF-8; mkdir -p /run/home"
+)
 PLAY = "ansible-playbook -i localhost, -c local -e @/run/vars.json"
 
 VARS: dict[str, Any] = {
@@ -72,8 +78,7 @@ def test_the_role_installs_configures_and_changes_nothing_the_second_time() -> N
     said = machine(f"""
         {WRITABLE}
         cp -R {ROLE} /run/ansible
-        mkdir -p /run/home
-        export HOME=/run/home ANSIBLE_LOCALHOST_WARNING=False LC_ALL=C.UTF-8
+        {HOME}
         cat >/run/web.xml <<'XML'
 {GUEST}
 XML
@@ -122,7 +127,7 @@ def published(xml: str) -> set[str]:
     return {f"{start}:{to}" for start, to in found}
 
 
-def test_the_role_brings_up_a_router(libvirtd: Libvirtd, tmp_path: Path) -> None:
+def test_the_role_brings_up_a_router(libvirtd: Libvirtd) -> None:
     """In this sandbox itself, whose only NIC moves under Ansible's feet."""
     run("sh", "-euc", WRITABLE)
     wanted = {
@@ -137,7 +142,7 @@ def test_the_role_brings_up_a_router(libvirtd: Libvirtd, tmp_path: Path) -> None
     Path("/run/vars.json").write_text(json.dumps(wanted))
     with Vps():
         first, second = (
-            run("sh", "-c", f"cd {ROLE} && HOME={tmp_path} {PLAY} site.yml", timeout=200).stdout
+            run("sh", "-c", f"{HOME}; cd {ROLE}; {PLAY} site.yml", timeout=200).stdout
             for _ in range(2)
         )
         try:

@@ -40,7 +40,7 @@ from lab_sides import Answer, in_process
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
 A, B, OWN = "2001:db8:77::150", "2001:db8:77::160", "2001:db8:77::180"
-A4 = "192.168.0.150"
+A4, OWN4 = "192.168.0.150", "192.168.0.100"
 CLIENT, CLIENT4 = "2001:db8:77::77", "192.168.0.77"
 STATIC = "fd00:10::6"
 PUBLIC_A, PUBLIC_B = "2001:db8:100::", "2001:db8:100:1::"
@@ -65,7 +65,7 @@ PUBLISHES = (
     + ports("start='5555' to='22'", more=f"guestAddress='{STATIC}' source='{CLIENT}/128'")
     + ports("start='22'", more=f"guestAddress='{PUBLIC_A}5'")
     + ports("start='auto' to='80'")
-    + f'<natns:address address="{OWN}"/>'
+    + f'<natns:address address="{OWN}"/><natns:address address="auto"/>'
 )
 
 
@@ -112,12 +112,14 @@ def world(request: pytest.FixtureRequest, installed: None) -> Iterator[World]:
 
 
 def test_two_networks_of_one_prefix_leave_by_addresses_of_their_own(world: World) -> None:
-    for guest, own, own4 in ((world.web, OWN, A4), (world.other, A, A4), (world.twin, B, "")):
+    for guest, own, own4 in (
+        (world.web, OWN, OWN4),
+        (world.other, A, A4),
+        (world.twin, B, "192.168.0.160"),
+    ):
         for protocol in ("tcp", "udp"):
             assert asked(guest.name, protocol, GATEWAY6, ECHO_PORT) == own
-            assert asked(guest.name, protocol, "192.168.0.1", ECHO_PORT) == (
-                own4 or "192.168.0.160"
-            )
+            assert asked(guest.name, protocol, "192.168.0.1", ECHO_PORT) == own4
         assert asked(guest.name, "tcp", INTERNET6, ECHO_PORT) == own
         assert guest.ping(INTERNET6)
         assert guest.dig("www6.example.test", "AAAA") == [INTERNET6]
@@ -145,6 +147,7 @@ def test_an_address_of_a_guests_own(world: World) -> None:
     for protocol in ("tcp", "udp"):
         assert asked("client", protocol, OWN, 22) == CLIENT
         assert asked("twin", protocol, OWN, 22) == B
+        assert asked("client", protocol, OWN4, 22) == CLIENT4
     assert world.client.ping(OWN)
 
 

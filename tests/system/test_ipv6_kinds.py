@@ -142,8 +142,10 @@ def test_by_the_host(provider: DualProvider, client: Node) -> None:
     assert FORWARDING.read_text() == "0\n"
 
 
-def test_a_prefix_routed_by_the_host(provider: DualProvider, client: Node) -> None:
-    write_config(HOST_KIND + '[upstreams.host]\nprefixes6 = ["2001:db8:100::/60"]\n')
+@pytest.mark.parametrize("firewall", ["nftables", "iptables"])
+def test_a_prefix_routed_by_the_host(provider: DualProvider, client: Node, firewall: str) -> None:
+    chosen = f'firewall = "{firewall}"\n' + HOST_KIND
+    write_config(chosen + '[upstreams.host]\nprefixes6 = ["2001:db8:100::/60"]\n')
     route_to_host(provider, "2001:db8:100::/60")
     publishes = ports("start='22'", more="guestAddress='2001:db8:100::5'")
     with networks(dual("a", "virbr10")), guest_in("virbr10") as guest:

@@ -766,8 +766,17 @@ def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
 
 
 def _transit6(bridge: str) -> Iterable[Sysctl]:
-    """A transit bridge that speaks IPv6 and believes nobody on it."""
-    for key, value in (("accept_ra", "0"), ("accept_redirects", "0"), ("disable_ipv6", "0")):
+    """A transit bridge that speaks IPv6 and believes nobody on it.
+
+    Nobody else has its addresses.  Looked for all the same, they would not be there yet
+    when the first network's first packets come: the look begins with the first port.
+    """
+    for key, value in (
+        ("accept_dad", "0"),
+        ("accept_ra", "0"),
+        ("accept_redirects", "0"),
+        ("disable_ipv6", "0"),
+    ):
         yield Sysctl(None, f"net/ipv6/conf/{bridge}/{key}", value)
 
 

@@ -20,6 +20,8 @@ import pytest
 from libvirt_natns import config, host_ipv6, pool, publication, selection, transit
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
+from libvirt_natns.firewall import host_parts
+from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules
 from libvirt_natns.forwards import ANY, ANY6, Attachment, Wish, resolve, said
 from libvirt_natns.host import Needs
 from libvirt_natns.kernel import Kernel
@@ -552,3 +554,42 @@ def test_wrong_upstreams(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config.parse(text, "x")
     assert problem in str(caught.value)
+
+
+# -- the host's rules ------------------------------------------------------------
+
+
+def test_public_subnets_pass_the_host_untranslated() -> None:
+    prefix = IPv6Network("2001:db8:100::/64")
+    policy = HostPolicy(
+        transits=(Transit("natns-host", IPv6Network("fd00:1::/64")),),
+        public=(Provider("natns-host", prefix),),
+    )
+    passing = [rule for rule in rules(policy) if rule.chain == "forward"]
+    ours = [
+        number
+        for number, rule in enumerate(passing)
+        if prefix in (*rule.sources, *rule.destinations) and rule.action == "accept"
+    ]
+    first_drop = next(n for n, rule in enumerate(passing) if rule.action == "drop")
+    assert len(ours) == 2 and max(ours) < first_drop
+    assert not any(prefix in rule.sources for rule in rules(policy) if rule.chain == "srcnat")
+    part = host_parts.make(policy)
+    assert len(part.public) == 2
+    # Rules in the middle of a chain do not come and go alone.
+    assert host_parts.script(host_parts.Part(), part, []) is None
+    assert host_parts.load(host_parts.dump(part)) == part
+
+
+def test_what_the_host_routes_on_a_bridge_needs_a_way_past_foreign_chains() -> None:
+    prefix = IPv6Network("2001:db8:100::/64")
+    bridged = HostPolicy(provider=(Provider("br0", prefix),))
+    assert bridged.is_empty
+    assert accepts(bridged) == ()
+    routed = HostPolicy(provider=(Provider("br0", prefix, routed=True),))
+    assert not routed.is_empty
+    assert rules(routed) == ()
+    assert {(rule.sources, rule.destinations) for rule in accepts(routed)} == {
+        ((prefix,), ()),
+        ((), (prefix,)),
+    }

@@ -145,7 +145,7 @@ def _machine() -> Iterator[Machine]:
         yield Machine(
             engine.config,
             engine.kernel,
-            partial(networks.forwards, store),
+            partial(networks.needs, store),
             partial(networks.users, store),
             partial(networks.reattach, store, engine.up),
         )

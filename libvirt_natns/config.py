@@ -57,7 +57,7 @@ OUTSIDE6 = {"pool6", "prefixes6"}
 UPSTREAM_KEYS: dict[UpstreamKind, tuple[str, ...]] = {
     "bridge": ("kind", "bridge", "attach", *ADDRESS_KEYS, *DHCP_KEYS, *ADDRESS_KEYS6),
     "host": ("kind", "subnet", "dns", "subnet6", "prefixes6"),
-    "router": ("kind", "nic", "subnet", "dns", *ROUTER_KEYS, *ADDRESS_KEYS6),
+    "router": ("kind", "nic", "subnet", "dns", *ROUTER_KEYS, "subnet6", "prefixes6"),
 }
 """What an upstream of each kind may say; anything else would be ignored."""
 

@@ -9,7 +9,7 @@ import importlib.util
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
@@ -26,6 +26,7 @@ from libvirt_natns import (
     ndppd,
     netns,
     reconcile,
+    routers,
     service_status,
     transit,
 )
@@ -36,6 +37,7 @@ from libvirt_natns.errors import (
     InstallError,
     LibvirtError,
     NatnsError,
+    ProxyError,
     UpstreamError,
 )
 from libvirt_natns.firewall.rules import Policy, ruleset
@@ -214,6 +216,8 @@ def _udhcpc() -> str:
 def _ipv6(settings: Config) -> str:
     """What the default upstream needs for IPv6, where it has any."""
     upstream = settings.upstreams[settings.upstream]
+    if upstream.kind == "router":
+        return _ipv6_of_router(upstream)
     own = upstream.subnet6 or upstream.prefixes6
     if not own and upstream.kind != "host":
         return f"upstream {upstream.name} has none"
@@ -232,6 +236,19 @@ def _ipv6(settings: Config) -> str:
     ways = ["NAT66"] if upstream.pool6 or upstream.kind == "host" else []
     ways += ["routed prefixes"] if upstream.prefixes6 else []
     ways += ["parts of the upstream's subnet, by ndppd"] if upstream.subnet6 else []
+    return ", ".join(ways)
+
+
+def _ipv6_of_router(upstream: Upstream) -> str:
+    whole = routers.complete(upstream)
+    if whole.subnet6 is None:
+        return f"upstream {upstream.name} has none"
+    ways = ["NAT66"]
+    ways += ["routed prefixes"] if whole.prefixes6 else []
+    if whole.own6 is not None:
+        with suppress(ProxyError):
+            ndppd.program()
+            ways.append(f"parts of {whole.own6}, by ndppd")
     return ", ".join(ways)
 
 

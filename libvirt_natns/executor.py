@@ -286,13 +286,13 @@ def _ensure_port(call: Call, operation: p.Port) -> None:
 
 
 def _multicast_differs(kernel: Kernel, operation: p.AllMulticast) -> list[str]:
-    if kernel.gets_all_multicast(operation.port):
+    if kernel.gets_all_multicast(operation.port, operation.outer):
         return []
     return [f"patch {operation.port} does not get all multicast"]
 
 
 def _ensure_multicast(call: Call, operation: p.AllMulticast) -> None:
-    call.kernel.set_all_multicast(operation.port)
+    call.kernel.set_all_multicast(operation.port, operation.outer)
 
 
 def _link_differs(kernel: Kernel, operation: p.LinkUp) -> list[str]:

@@ -289,7 +289,7 @@ def _way(who: str, wanted: PortForward, at: Attachment, target: Address, own: se
         return Way(listen, target, public)
     if public and wanted.address == target:
         return Way(None, target, True)
-    # Any address of the host's, 127.0.0.1 too; whether it has it only the host knows.
+    # Any address of the host's, 127.0.0.1 too, or of the router's: who has it, checks it.
     if not at.upstream.is_transit:
         _check_listen(who, wanted.address, {*at.outside.addresses, *own})
     return Way(wanted.address, target)

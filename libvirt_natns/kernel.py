@@ -526,17 +526,17 @@ class Kernel:
             lambda: self._socket(outer).brport("set", index=index, mode=1),
         )
 
-    def gets_all_multicast(self, port: str) -> bool:
+    def gets_all_multicast(self, port: str, outer: str | None = None) -> bool:
         """Whether a bridge sends all multicast to a port, also what nobody there asked for."""
-        link = self.link(None, port)
+        link = self.link(outer, port)
         return link is not None and link.all_multicast
 
-    def set_all_multicast(self, port: str) -> None:
+    def set_all_multicast(self, port: str, outer: str | None = None) -> None:
         """Have a bridge that watches who asks for which multicast not do so for a port."""
-        index = self._index(None, port)
+        index = self._index(outer, port)
         self._ask(
             f"all multicast for {port}",
-            lambda: self._socket(None).brport(
+            lambda: self._socket(outer).brport(
                 "set", index=index, multicast_router=MULTICAST_ROUTER_ALWAYS
             ),
         )

@@ -370,8 +370,8 @@ class Upstream:
     own resolvers.  ``probe`` is how long, in seconds, an address is asked for
     by ARP before it is handed out.  ``attach`` tells what a namespace has on
     ``bridge``: a port of it, or a macvlan, for which it may be a NIC as well.  ``host6`` is
-    the host's own subnet, of an upstream of kind "host", whose ``subnet6`` is between
-    the host and namespaces.
+    the own subnet of the host, or of the router, behind whose transit bridge namespaces are;
+    ``subnet6`` is that bridge's then.
 
     Where ``pool`` is "dhcp", ``dhcp`` says whether a network starts without a
     lease, and ``dhcp_timeout`` for how many seconds its start waits for one.
@@ -425,7 +425,7 @@ class Upstream:
     @property
     def own6(self) -> IPv6Network | None:
         """The outside's own subnet in IPv6, a part of which a network may be."""
-        return self.host6 if self.kind == "host" else self.subnet6
+        return self.host6 if self.is_transit else self.subnet6
 
     @property
     def is_transit(self) -> bool:

@@ -50,8 +50,8 @@ SOCKET = re.compile(r"socket:\[(\d+)\]")
 class Proxy:
     """One ndppd: it answers on ``link`` for stations behind ``inner``.
 
-    ``namespace`` None is the host.  ``prefixes`` are answered for but for ``without``; with no
-    prefix at all, none must run.
+    ``namespace`` None is the host; it may be a router's, too.  ``prefixes`` are answered for
+    but for ``without``; with no prefix at all, none must run.
     """
 
     uuid: str
@@ -69,7 +69,7 @@ class Proxy:
 
     @property
     def in_host(self) -> bool:
-        return self.namespace is None
+        return is_beyond(self.namespace)
 
     def file(self, suffix: str) -> Path:
         """Its configuration ("conf"), or where its process id is noted ("pid")."""
@@ -79,6 +79,11 @@ class Proxy:
     def answered(self) -> tuple[IPv6Network, ...]:
         """The prefixes without what is known to be elsewhere."""
         return tuple(part for prefix in self.prefixes for part in _parts(prefix, self.without))
+
+
+def is_beyond(namespace: str | None) -> bool:
+    """Whether a namespace is that of who routes a transit bridge: the host, or a router."""
+    return namespace is None or namespace.startswith(names.ROUTER_PREFIX)
 
 
 def _parts(prefix: IPv6Network, without: Iterable[AddressRange]) -> Iterator[IPv6Network]:
@@ -123,7 +128,7 @@ def program() -> str:
 
 
 def _file(uuid: str, suffix: str, *, in_host: bool) -> Path:
-    """A file of the ndppd that a network has in its namespace, or in the host."""
+    """A file of the ndppd that a network has in its namespace, or beyond the transit bridge."""
     return names.network_directory(uuid) / f"ndppd{'-host' if in_host else ''}.{suffix}"
 
 
@@ -142,13 +147,13 @@ def differences(proxy: Proxy, indexes: tuple[int, int]) -> list[str]:
 
 def running(uuid: str, namespace: str | None) -> int | None:
     """The process id of a network's ndppd in its namespace, or in the host, if it runs."""
-    pid = _known(uuid, in_host=namespace is None)
+    pid = _known(uuid, in_host=is_beyond(namespace))
     return pid if pid is not None and _lives_in(pid, namespace) else None
 
 
 def is_wanted(uuid: str, namespace: str | None) -> bool:
     """Whether a network was given an ndppd there that has not been stopped since."""
-    return _file(uuid, "conf", in_host=namespace is None).exists()
+    return _file(uuid, "conf", in_host=is_beyond(namespace)).exists()
 
 
 def _known(uuid: str, *, in_host: bool) -> int | None:
@@ -239,6 +244,14 @@ def stop(uuid: str) -> None:
     """
     for in_host in (False, True):
         _stop(uuid, in_host=in_host)
+
+
+def stop_in(namespace: str) -> None:
+    """End what all networks have in a router's namespace.  Raises ProxyError."""
+    for file in names.RUN_DIRECTORY.glob("networks/*/ndppd-host.conf"):
+        uuid = file.parent.name
+        if running(uuid, namespace) is not None:
+            _stop(uuid, in_host=True)
 
 
 def _stop(uuid: str, *, in_host: bool) -> None:

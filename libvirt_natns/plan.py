@@ -142,6 +142,7 @@ class AllMulticast:
     """A port that its bridge sends all multicast to, also what nobody there asked for."""
 
     port: str
+    outer: str | None = None
 
     def describe(self) -> str:
         return f"all multicast to patch {self.port}"
@@ -627,7 +628,7 @@ def _neighbours(network: Network, upstream: Upstream, outside: Outside) -> Itera
     inner = network.bridge or ""
     if outside.proxied:
         # Guests' addresses are asked for in groups that nobody on this side joins.
-        yield AllMulticast(names.upstream_patch(network.uuid))
+        yield AllMulticast(names.upstream_patch(network.uuid), outer(upstream))
     yield ProxiedNeighbours(namespace, inner, tuple(_answered(network, upstream, outside)))
     own = (outside.address6, *_stations(upstream, outside), upstream.gateway6)
     yield NeighbourProxy(

@@ -149,21 +149,24 @@ class Planner:
         around = self._surroundings(whole, upstream, outside)
         published = self._published(whole, upstream, outside)
         made = make(whole, upstream, outside, around, published)
-        return (*made, *self._proxy_in_host(whole, upstream, outside))
+        return (*made, *self._proxy_beyond(whole, upstream, outside))
 
-    def _proxy_in_host(self, network: Network, upstream: Upstream, outside: Outside) -> Plan:
-        """What answers on the host's own link for guests behind a transit bridge."""
+    def _proxy_beyond(self, network: Network, upstream: Upstream, outside: Outside) -> Plan:
+        """What answers on the host's, or router's, own link for guests behind a transit bridge."""
         if not has_ipv6(network):
             return ()
         known: set[Address] = set()
-        link, prefixes = "", outside.proxied if upstream.kind == "host" else ()
-        if prefixes and upstream.host6 is not None:
+        link, prefixes = "", outside.proxied if upstream.is_transit else ()
+        if prefixes and upstream.kind == "router":
+            link, known = upstream.nic or "", routers.neighbours(upstream)
+        elif prefixes and upstream.host6 is not None:
             link = self.kernel.host_link_in(upstream.host6) or ""
             known = self.kernel.host_addresses() | self.kernel.host_gateways(6)
         if not link:
             prefixes = ()
         without = tuple(AddressRange(each, each) for each in sorted(known, key=by_family))
-        daemon = Proxy(network.uuid, None, link, upstream.bridge or "", prefixes, without)
+        bridge = upstream.bridge or ""
+        daemon = Proxy(network.uuid, outer(upstream), link, bridge, prefixes, without)
         # The host and its routers are no guests, although they have addresses like them.
         namespace, here = names.namespace(network.name), names.UPSTREAM_LINK
         beyond = (
@@ -424,14 +427,14 @@ class Planner:
         return tuple(found)
 
     def check_proxied(self, network: Network, upstream: Upstream) -> None:
-        """Refuse a part of the host's own subnet that another network has.
+        """Refuse a part of the host's, or router's, own subnet that another network has.
 
         Raises DocumentError.
         """
-        mine = selection.proxied(network, upstream) if upstream.kind == "host" else ()
+        mine = selection.proxied(network, upstream) if upstream.is_transit else ()
         for user in self.store.users() if mine else ():
             theirs = self.config.upstreams.get(user.upstream)
-            if user.uuid == network.uuid or theirs is None or theirs.kind != "host":
+            if user.uuid == network.uuid or theirs is None or not theirs.is_transit:
                 continue
             for subnet in mine:
                 if any(subnet.overlaps(other) for other in user.subnets):

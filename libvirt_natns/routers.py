@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from libvirt_natns import names
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Forward, Upstream
@@ -23,6 +24,13 @@ def complete(upstream: Upstream) -> Upstream:
     from libvirt_natns.router import networks
 
     return networks.complete(upstream)
+
+
+def neighbours(upstream: Upstream) -> set[Address]:
+    """Known stations on the link of a router's NIC, the host and itself among them."""
+    from libvirt_natns.router import networks
+
+    return networks.neighbours(upstream.name)
 
 
 def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
@@ -52,7 +60,7 @@ def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":
     from libvirt_natns.router import networks
     from libvirt_natns.router.machine import Machine
 
-    return Machine(config, kernel, partial(networks.forwards, store))
+    return Machine(config, kernel, partial(networks.needs, store))
 
 
 def check_none() -> None:

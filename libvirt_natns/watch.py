@@ -101,12 +101,17 @@ class Watched:
             client = dhcp_client.process(directory, namespace) or ENDED
         proxies = tuple(
             ndppd.running(uuid, where) or ENDED
-            for where in (namespace, None)
+            for where in (namespace, _beyond(record))
             if ndppd.is_wanted(uuid, where)
         )
         return cls(
             uuid, namespace, record.bridge, ports, daemon, _backend(uuid), parent, client, proxies
         )
+
+
+def _beyond(record: Record) -> str | None:
+    """The namespace behind a network's upstream: a router's, or the host with None."""
+    return names.router_namespace(record.upstream) if record.kind == "router" else None
 
 
 def _backend(uuid: str) -> str:

@@ -210,6 +210,8 @@ def _details(opened: Machine, record: Record) -> dict[str, object]:
             "ports": [f"{p}/{a}" if a == b else f"{p}/{a}-{b}" for p, a, b in target.ports],
         },
         "transit": target.transit,
+        "transit6": target.transit6 or None,
+        "subnet6": target.subnet6 or None,
         "networks": opened.users(target.name),
         "dropped": dropped(target.namespace, target.nic),
     }
@@ -259,6 +261,7 @@ def _detail_lines(found: dict[str, object]) -> Iterator[str]:
     yield f"  router    {', '.join(addresses) or 'no address'}"
     own = ", ".join([host["address"], *host["addresses6"]])
     yield f"  host      {own} on {host['link']}; gets {', '.join(host['ports']) or 'no port'}"
-    yield f"  networks  {', '.join(networks) or 'none'}, on {found['transit']}"
+    bridged = " and ".join(str(each) for each in (found["transit"], found["transit6"]) if each)
+    yield f"  networks  {', '.join(networks) or 'none'}, on {bridged}"
     counted = ", ".join(f"{what} {number}" for what, number in drops.items())
     yield f"  dropped   {counted or 'unknown'}"

@@ -9,7 +9,7 @@ from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.router import lease, nic, objects, resolver
+from libvirt_natns.router import ipv6, lease, nic, objects, resolver
 from libvirt_natns.router.journal import Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.resolver import Resolver
@@ -48,6 +48,8 @@ def target(
     if leased:
         lease.require()
     resolv = resolver.look()
+    addresses6 = _addresses6(wanted, before)
+    six = ipv6.choose(config, wanted, before, addresses6)
     return (
         Target(
             name=wanted.name,
@@ -55,10 +57,13 @@ def target(
             backend=firewall.choose(config.firewall).name,
             host_subnet=str(wanted.host_subnet),
             ports=tuple((each.proto, each.first, each.last) for each in wanted.host_ports),
-            addresses6=_addresses6(wanted, before),
+            addresses6=addresses6,
             transit=str(_transit(kernel, wanted, before)),
             servers=_servers(wanted, resolv),
             leased=leased,
+            transit6=six.transit,
+            subnet6=six.subnet,
+            own6=six.own,
         ),
         before,
         resolv,

@@ -38,6 +38,10 @@ class Target:
     ``ports`` go to the host: protocol, first, last.  ``addresses6`` are the
     host's own; ``servers`` are the resolvers that its resolv.conf is to name, none where it
     stays as it is.  ``leased``: the NIC's IPv4 address came by DHCP.
+
+    Empty where networks get no IPv6: ``transit6`` is the private prefix between the router and
+    networks, ``own6`` the address that the router takes besides what the NIC keeps.
+    ``subnet6`` is the NIC's own subnet, of which networks can have parts.
     """
 
     name: str
@@ -49,6 +53,9 @@ class Target:
     transit: str
     servers: tuple[str, ...] = ()
     leased: bool = False
+    transit6: str = ""
+    subnet6: str = ""
+    own6: str = ""
 
     @property
     def namespace(self) -> str:

@@ -12,37 +12,37 @@ from typing import Literal
 
 from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterError
-from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.router import examine, journal, lease, nic, resolver, timer
-from libvirt_natns.router.journal import Record
+from libvirt_natns.router.behind import Needs
+from libvirt_natns.router.journal import Record, Target
 from libvirt_natns.router.steps import STEPS, Work
 from libvirt_natns.store import boot_id
 
 Before = Callable[[str], None]
-Forwards = Callable[[str], tuple[HostForward, ...]]
+NeedsOf = Callable[[Target], Needs]
 
 Health = Literal["down", "half-done", "overdue", "unconfirmed", "up", "damaged"]
 
 
-def _no_forwards(_: str) -> tuple[HostForward, ...]:
-    return ()
+def _no_needs(_: Target) -> Needs:
+    return Needs()
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """The verbs over one configuration and one kernel session.
 
-    ``forwards`` are what the networks on a router publish, ``users`` who they are, by
+    ``needs`` is what the networks on a router need of it, ``users`` who they are, by
     the router's name; ``reattach`` hangs them on it again, where it is a new one.
     ``before`` is called ahead of each step, for tests.
     """
 
     config: Config
     kernel: Kernel
-    forwards: Forwards = _no_forwards
+    needs: NeedsOf = _no_needs
     users: Callable[[str], list[str]] = lambda _: []
     reattach: Callable[[str], list[str]] = lambda _: []
     before: Before | None = None
@@ -127,7 +127,7 @@ class Machine:
         return done
 
     def _work(self, record: Record) -> Work:
-        return Work(self.kernel, record, lambda: self.forwards(record.target.name))
+        return Work(self.kernel, record, lambda: self.needs(record.target))
 
     def _announce(self, what: str) -> None:
         if self.before is not None:

@@ -8,17 +8,19 @@ without a router, a network on it cannot start.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from libvirt_natns import document, names, transit
+from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.model import Forward, Network, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.registry import Registry
-from libvirt_natns.router import journal, rules
+from libvirt_natns.router import behind, journal, objects, rules, side
+from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Record, Target
-from libvirt_natns.store import Store
+from libvirt_natns.store import Store, User
 
 Up = Callable[[Network, bytes], list[str]]
 
@@ -30,7 +32,7 @@ def record_of(upstream: str) -> Record | None:
 
 
 def complete(upstream: Upstream) -> Upstream:
-    """An upstream of kind "router" with its transit bridge and subnet.
+    """An upstream of kind "router" with its transit bridge and subnets.
 
     Raises UpstreamError where its router is not up.
     """
@@ -40,26 +42,45 @@ def complete(upstream: Upstream) -> Upstream:
             f"upstream {upstream.name}: its router is not up",
             f"virt-natns router up {upstream.name}",
         )
+    target = record.target
+    upstream = replace(upstream, subnet6=IPv6Network(target.subnet6) if target.subnet6 else None)
+    subnet6 = IPv6Network(target.transit6) if target.transit6 else None
     return replace(
-        transit.complete(upstream, IPv4Network(record.target.transit)),
+        transit.complete(upstream, IPv4Network(target.transit), subnet6),
         bridge=names.ROUTER_TRANSIT,
         dns=upstream.dns,
     )
 
 
-def forwards(store: Store, upstream: str) -> tuple[HostForward, ...]:
-    """What the networks that run on a router publish, as its rules take it."""
-    users = {
-        user.uuid: user.leased.address
-        for user in store.users()
-        if user.upstream == upstream and user.leased.address
-    }
-    found = (
-        each
-        for each in Registry(store).forwards()
-        if each.network in users and each.target.version == 4
+def neighbours(upstream: str) -> set[Address]:
+    """Known stations on the link of a router's NIC, the host and the router among them."""
+    record = record_of(upstream)
+    if record is None:
+        return set()
+    routes = (each for each in record.before.routes if each.family == objects.AF_INET6)
+    known = {*record.target.addresses6, *(each.ip for each in record.before.ipv6)}
+    known |= {each.gateway for each in routes if each.gateway}
+    known |= {record.target.own6} if record.target.own6 else set()
+    return {ip_address(each) for each in known}
+
+
+def needs(store: Store, target: Target) -> Needs:
+    """What the networks that run on a router need of it."""
+    users = {user.uuid: user for user in store.users() if user.upstream == target.name}
+    found = (_published(each, users) for each in Registry(store).forwards())
+    return Needs(
+        tuple(each for each in found if each),
+        tuple(each for user in users.values() for each in _prefixes(target, user)),
     )
-    return tuple(_published(each, users[each.network]) for each in found)
+
+
+def _prefixes(target: Target, user: User) -> tuple[tuple[str, str], ...]:
+    """What the outside knows of a network, with its namespace's address."""
+    own = tuple(each for each in user.subnets if isinstance(each, IPv6Network))
+    gateway = user.leased.address6
+    if not (own and gateway and target.transit6):
+        return ()
+    return behind.prefixes(target, own, user.leased.prefix, str(gateway))
 
 
 def users(store: Store, upstream: str) -> list[str]:
@@ -68,7 +89,13 @@ def users(store: Store, upstream: str) -> list[str]:
     return sorted(record.name for uuid in running if (record := store.network(uuid)))
 
 
-def _published(forward: Forward, address: IPv4Address) -> HostForward:
+def _published(forward: Forward, users: Mapping[str, User]) -> HostForward | None:
+    """The router's part of a forward: none of that to a guest's own address."""
+    user = users.get(forward.network)
+    leased = user.leased if user else None
+    address = leased.of(4 if forward.target.version == 4 else 6) if leased else None
+    if address is None or forward.own:
+        return None
     return HostForward(
         forward.proto,
         forward.address if int(forward.address) else None,
@@ -111,7 +138,7 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     """
     found = []
     for record in _running():
-        wanted = rules.rules(record.target, forwards(store, record.target.name))
+        wanted = rules.rules(record.target, needs(store, record.target))
         if not rules.is_current(record.target, wanted):
             found += _load(store, record, announce)
     return found
@@ -123,10 +150,13 @@ def _load(store: Store, record: Record, announce: Callable[[str], None]) -> list
         # It may have gone meanwhile, and what is published have changed.
         if record_of(name) is None:
             return []
-        wanted = rules.rules(record.target, forwards(store, name))
+        now = needs(store, record.target)
+        wanted = rules.rules(record.target, now)
         if rules.is_current(record.target, wanted):
             return []
         announce(f"load the rules of router {name}")
+        # Routes first: whoever finds the rules as they should be, need not look at them.
+        side.ensure(behind.transit(record.target, now))
         rules.load(record.target, wanted)
     return [f"rules of router {name} were not what its networks publish"]
 
@@ -160,8 +190,7 @@ def _check(forward: Forward, record: Record) -> None:
             " host's own (host_ports)",
             "choose another port, or start='auto'",
         )
-    own = {each.ip for each in record.before.ipv4}
-    if int(forward.address) and not target.leased and str(forward.address) not in own:
+    if int(forward.address) and not forward.own and not _listens(record, forward.address):
         raise DocumentError(
             f"{forward.owner_name}: <natns:portForward address='{forward.address}'> is not an"
             f" address of router {target.name}",
@@ -169,7 +198,19 @@ def _check(forward: Forward, record: Record) -> None:
         )
 
 
+def _listens(record: Record, address: Address) -> bool:
+    """Whether a router has an address, as far as that is known."""
+    target, before = record.target, record.before
+    if address.version == 4:
+        return target.leased or str(address) in {each.ip for each in before.ipv4}
+    kept = {each.ip for each in before.ipv6} - set(target.addresses6)
+    return str(address) in kept | {target.own6}
+
+
 def _port_of_host(forward: Forward, target: Target) -> int | None:
+    """A port that leads to the host in IPv4; in IPv6 that one has addresses of its own."""
+    if forward.target.version != 4:
+        return None
     for protocol, first, last in target.ports:
         if protocol == forward.proto and first <= forward.last and forward.first <= last:
             return max(first, forward.first)

@@ -20,6 +20,7 @@ SOON = 120
 """Seconds that an address gets which would have expired meanwhile: until somebody renews it."""
 
 IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 6, 8
+IFA_F_NODAD = 2
 # NODAD, HOMEADDRESS, MANAGETEMPADDR, NOPREFIXROUTE, MCAUTOJOIN: what a request may say.
 ADDRESS_FLAGS = 0x02 | 0x10 | 0x100 | 0x200 | 0x400
 
@@ -105,6 +106,16 @@ def address(body: bytes) -> Address:
     kept = [*wire.without(found, IFA_CACHEINFO, IFA_FLAGS), (IFA_FLAGS, struct.pack("=I", flags))]
     header = bytes([body[0], body[1], 0, body[3]]) + bytes(4)
     return Address((header + wire.packed(kept)).hex(), preferred, valid)
+
+
+def single(ip: str) -> Address:
+    """An IPv6 address without a subnet, that nobody need be asked about, as the kernel lists it."""
+    header = struct.pack("=BBBBI", AF_INET6, 128, 0, 0, 0)
+    said = [
+        (IFA_ADDRESS, ip_address(ip).packed),
+        (IFA_FLAGS, struct.pack("=I", IFA_F_NODAD)),
+    ]
+    return Address((header + wire.packed(said)).hex())
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,18 @@
   router has, to whoever asks: clients outside, the host itself and guests.
   Behind the router the last two are seen by the router's address.
 * Nothing else passes in IPv4.  In IPv6 all that the NIC gets for the host's own
-  addresses does, as it did before: filtering it is the host's.
+  addresses does, as it did before: filtering it is the host's.  What networks have of
+  prefixes that the outside knows passes both ways, too: their namespaces filter it.
 
 Nothing listens in the namespace, so nothing need be said about what is addressed to it.
 
-Limits: legacy iptables says nothing about IPv6, so there a packet that comes in for an address
-that nobody has is looked for on the NIC's link, and dropped after that.
+Limits: where networks get no IPv6, legacy iptables says nothing about it, so there a packet
+that comes in for an address that nobody has is looked for on the NIC's link, and dropped after
+that.
 """
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import firewall, names
 from libvirt_natns.addresses import default_route
@@ -26,7 +28,10 @@ from libvirt_natns.firewall.iptables import Place
 from libvirt_natns.firewall.nftables import Hook
 from libvirt_natns.firewall.rules import Rule, limited, single
 from libvirt_natns.records import asdict
+from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Target
+
+NOTHING = Needs()
 
 LAYOUT: nftables.Layout = {
     "dstnat": Hook("nat", "prerouting", "dstnat"),
@@ -43,13 +48,14 @@ LEGACY: iptables.Layout = {
 }
 
 
-def rules(target: Target, forwards: Iterable[HostForward] = ()) -> tuple[Rule, ...]:
-    """All rules of a router; ``forwards`` are what its networks publish."""
+def rules(target: Target, needs: Needs = NOTHING) -> tuple[Rule, ...]:
+    """All rules of a router with what its networks need."""
     return (
-        *_translated(target, forwards),
+        *_translated(target, needs.forwards),
         Rule(chain="clamp", protocol="tcp", syn=True, action="clamp-mss"),
         *_masqueraded(target),
-        *_passing(target),
+        *(_masqueraded6(target) if target.transit6 else ()),
+        *_passing(target, _passing6(target, needs) if target.transit6 else ()),
     )
 
 
@@ -99,7 +105,15 @@ def _masqueraded(target: Target) -> Iterator[Rule]:
         yield Rule(chain="srcnat", oif=target.nic, sources=subnets, action="masquerade")
 
 
-def _passing(target: Target) -> Iterator[Rule]:
+def _masqueraded6(target: Target) -> Iterator[Rule]:
+    """What bears an address of the transit bridge is seen by the router's own."""
+    sources = (IPv6Network(target.transit6),)
+    # On the bridge, too: the reply would find the short way, past the router.
+    for link in (target.nic, names.ROUTER_HOST_LINK, names.ROUTER_TRANSIT):
+        yield Rule(chain="srcnat", oif=link, sources=sources, action="masquerade")
+
+
+def _passing(target: Target, six: Iterable[Rule]) -> Iterator[Rule]:
     yield Rule(chain="forward", states=("established", "related"), action="accept")
     for link, subnets in _insides(target):
         yield Rule(chain="forward", iif=link, oif=target.nic, sources=subnets, action="accept")
@@ -112,9 +126,32 @@ def _passing(target: Target) -> Iterator[Rule]:
             action="accept",
             comment="published",
         )
+    yield from six
     # IPv6, too: nobody is a router to the NIC's neighbours.
     yield Rule(chain="forward", iif=target.nic, oif=target.nic, action="drop")
     yield Rule(chain="forward", destinations=(default_route(4),), action="drop")
+
+
+def _passing6(target: Target, needs: Needs) -> Iterator[Rule]:
+    """In and out of the transit bridge in IPv6: what networks' addresses are, and no more."""
+    bridge, own = names.ROUTER_TRANSIT, (IPv6Network(target.transit6),)
+    yield Rule(chain="forward", iif=bridge, sources=own, action="accept")
+    for prefix, gateway in needs.prefixes:
+        # With a gateway that has changed the routes have, too: see ``is_current``.
+        public, by = (IPv6Network(prefix),), f"by {gateway}"
+        yield Rule(chain="forward", iif=bridge, sources=public, action="accept", comment=by)
+        yield Rule(chain="forward", oif=bridge, destinations=public, action="accept", comment=by)
+    yield Rule(
+        chain="forward",
+        oif=bridge,
+        destinations=own,
+        translated=True,
+        states=("new",),
+        action="accept",
+        comment="published",
+    )
+    yield Rule(chain="forward", iif=bridge, only=6, action="drop")
+    yield Rule(chain="forward", oif=bridge, only=6, action="drop")
 
 
 # -- loading -----------------------------------------------------------------
@@ -155,6 +192,8 @@ def load(target: Target, wanted: tuple[Rule, ...]) -> None:
     if target.backend == nftables.name:
         nftables.run(target.namespace, nftables.render(wanted, LAYOUT))
     else:
-        made = [asdict(table) for table in iptables.tables(wanted, LEGACY)]
-        iptables.call(target.namespace, "replace", tables=made)
+        made = iptables.tables(wanted, LEGACY)
+        families = sorted({table.family for table in made})
+        tables = [asdict(table) for table in made]
+        iptables.call(target.namespace, "replace", families=families, tables=tables)
     file.write_text(f"{_wanted(target, wanted)} {_shown(target)}")

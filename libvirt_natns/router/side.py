@@ -16,6 +16,8 @@ from libvirt_natns.router.wire import Wire
 
 IFA_F_NODAD = 2
 RTPROT_STATIC = 4
+PROTOCOL = 5
+"""Where a route's message says who has made it."""
 SCOPE_LINK = 253
 RTN_UNICAST = 1
 
@@ -24,16 +26,18 @@ RTN_UNICAST = 1
 class Side:
     """A link that is up, with its addresses and routes (destination, gateway).
 
-    ``settings`` as in ``nic.Capture``; ``onlink``: gateways are on the link, whatever
-    its addresses say.
+    A gateway None: what is on the link itself.  ``settings`` as in ``nic.Capture``;
+    ``onlink``: gateways are on the link, whatever its addresses say.  ``alone``: it has no
+    other routes than these and those of its addresses.
     """
 
     namespace: str | None
     link: str
     addresses: tuple[str, ...]
-    routes: tuple[tuple[str, str], ...]
+    routes: tuple[tuple[str, str | None], ...]
     settings: tuple[tuple[str, str], ...]
     onlink: bool = False
+    alone: bool = False
 
 
 def ensure(side: Side) -> None:
@@ -48,7 +52,10 @@ def ensure(side: Side) -> None:
             opened.change(wire.RTM_NEWLINK, body)
         for address in side.addresses:
             opened.change(wire.RTM_NEWADDR, _address(link.index, address), wire.REPLACE)
-        present = _routes(nic.capture(side.namespace, side.link))
+        found = nic.capture(side.namespace, side.link)
+        for stray in _strays(side, found):
+            nic.attempt(opened, wire.RTM_DELROUTE, stray.request(link.index))
+        present = _routes(found)
         for destination, gateway in side.routes:
             if (destination, gateway) not in present:
                 flags = objects.RTNH_F_ONLINK if side.onlink else 0
@@ -57,6 +64,14 @@ def ensure(side: Side) -> None:
 
 def _routes(found: nic.Capture) -> set[tuple[str, str | None]]:
     return {(each.destination, each.gateway) for each in found.routes}
+
+
+def _strays(side: Side, found: nic.Capture) -> list[objects.Route]:
+    """Routes that somebody has entered, and that are not wanted."""
+    if not side.alone:
+        return []
+    entered = (each for each in found.routes if bytes.fromhex(each.body)[PROTOCOL] == RTPROT_STATIC)
+    return [each for each in entered if (each.destination, each.gateway) not in side.routes]
 
 
 def differences(side: Side) -> list[str]:
@@ -78,7 +93,10 @@ def _differences(side: Side, found: nic.Capture, where: str) -> Iterator[str]:
     routes = _routes(found)
     for destination, gateway in side.routes:
         if (destination, gateway) not in routes:
-            yield f"the route {destination} via {gateway} on {where} is missing"
+            via = f" via {gateway}" if gateway else ""
+            yield f"the route {destination}{via} on {where} is missing"
+    for stray in _strays(side, found):
+        yield f"the {stray} on {where} is left over"
     settings = dict(found.settings)
     for key, text in side.settings:
         if settings.get(key, text) != text:
@@ -97,15 +115,13 @@ def _address(link: int, text: str) -> bytes:
     return header + wire.packed(attributes)
 
 
-def _add_route(opened: Wire, link: int, destination: str, gateway: str, hop: int) -> None:
+def _add_route(opened: Wire, link: int, destination: str, gateway: str | None, hop: int) -> None:
     to = ip_network(destination)
     family = objects.AF_INET if to.version == 4 else objects.AF_INET6
     kind = (objects.MAIN_TABLE, RTPROT_STATIC, 0, RTN_UNICAST, hop)
     attributes = [(objects.RTA_DST, to.network_address.packed)] if to.prefixlen else []
-    attributes += [
-        (objects.RTA_GATEWAY, ip_address(gateway).packed),
-        (objects.RTA_OIF, struct.pack("=i", link)),
-    ]
+    attributes += [(objects.RTA_GATEWAY, ip_address(gateway).packed)] if gateway else []
+    attributes.append((objects.RTA_OIF, struct.pack("=i", link)))
     body = struct.pack("=BBBBBBBBI", family, to.prefixlen, 0, 0, *kind) + wire.packed(attributes)
     # Beside those of other links, which are none of ours to replace; ahead of them in IPv4.
     append = wire.NLM_F_APPEND if family == objects.AF_INET6 else 0

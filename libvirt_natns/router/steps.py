@@ -8,15 +8,14 @@ journal; it is never asked of the kernel again once the first step was begun.
 
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Network
 
-from libvirt_natns import names, netns
+from libvirt_natns import names, ndppd, netns
 from libvirt_natns.errors import ConflictError
-from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.records import dataclass, field
-from libvirt_natns.router import lease, nic, objects, resolver, rules, side
+from libvirt_natns.records import dataclass, replace
+from libvirt_natns.router import behind, lease, nic, objects, resolver, rules, side
+from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Record, Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.side import Side
@@ -66,11 +65,11 @@ NIC_SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What all steps work with.  ``forwards`` are what the router's networks publish."""
+    """What all steps work with.  ``needs`` is what the router's networks need of it."""
 
     kernel: Kernel
     record: Record
-    forwards: Callable[[], tuple[HostForward, ...]] = field(default_factory=lambda: tuple)
+    needs: Callable[[], Needs] = Needs
 
     @property
     def target(self) -> Target:
@@ -87,7 +86,7 @@ class Work:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        return rules.rules(self.target, self.forwards())
+        return rules.rules(self.target, self.needs())
 
 
 def inside(target: Target, before: Capture) -> Capture:
@@ -97,6 +96,13 @@ def inside(target: Target, before: Capture) -> Capture:
     )
     settings = {**NIC_SETTINGS, "ipv6/conf/accept_ra": "2" if by_ra else "0"}
     found = nic.inside(before, target.addresses6, settings)
+    if target.transit6:
+        found = replace(
+            found,
+            # For ndppd, each of which would switch it off for the others when it ends.
+            flags=found.flags | nic.IFF_ALLMULTI,
+            addresses=(*found.addresses, *map(objects.single, filter(None, [target.own6]))),
+        )
     return lease.without_leased(found) if lease.current(target) else found
 
 
@@ -145,6 +151,7 @@ def _end_namespace(work: Work) -> None:
         raise ConflictError(
             f"{target.nic} is still in {target.namespace}", f"virt-natns router down {target.name}"
         )
+    ndppd.stop_in(target.namespace)
     work.kernel.delete_namespace(target.namespace)
     names.router_file(target.name, "rules").unlink(missing_ok=True)
 
@@ -203,13 +210,6 @@ def _end_patch(work: Work) -> None:
     work.kernel.delete_link(work.target.link)
 
 
-def _transit_side(work: Work) -> Side:
-    subnet = IPv4Network(work.target.transit)
-    address = f"{work.target.transit_gateway}/{subnet.prefixlen}"
-    settings = (("ipv6/conf/disable_ipv6", "1"),)
-    return Side(work.target.namespace, names.ROUTER_TRANSIT, (address,), (), settings)
-
-
 def _make_transit(work: Work) -> None:
     namespace, kernel = work.target.namespace, work.kernel
     if kernel.link(namespace, names.ROUTER_TRANSIT) is None:
@@ -217,11 +217,11 @@ def _make_transit(work: Work) -> None:
         altname = f"natns-transit-{names.slug(work.target.name)}"
         kernel.create_bridge(names.ROUTER_TRANSIT, altname, mac, namespace)
     kernel.set_mtu(namespace, names.ROUTER_TRANSIT, work.before.mtu)
-    side.ensure(_transit_side(work))
+    side.ensure(behind.transit(work.target, work.needs()))
 
 
 def _transit_differs(work: Work) -> list[str]:
-    return side.differences(_transit_side(work))
+    return side.differences(behind.transit(work.target, work.needs()))
 
 
 # -- rules -------------------------------------------------------------------
@@ -279,11 +279,16 @@ def _nic_differs(work: Work) -> list[str]:
     target = work.target
     if not nic.exists(target.namespace, target.nic):
         return []
-    return nic.differences(target.namespace, work.inside)
+    ways = behind.gateways(target, work.before)
+    found = side.differences(ways) if ways else []
+    return nic.differences(target.namespace, work.inside) + found
 
 
 def _set_nic(work: Work) -> None:
     nic.put(work.target.namespace, work.inside, alone=not work.target.leased)
+    ways = behind.gateways(work.target, work.before)
+    if ways:
+        side.ensure(ways)
 
 
 # -- the host's side ---------------------------------------------------------

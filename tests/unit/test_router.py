@@ -6,14 +6,17 @@ import json
 import os
 import struct
 import time
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
-from libvirt_natns.router import command, nic, objects, resolver, rules, timer, wire
+from libvirt_natns.model import Config, Upstream
+from libvirt_natns.records import replace
+from libvirt_natns.router import behind, command, ipv6, nic, objects, resolver, rules, timer, wire
+from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.cli import duration
 from libvirt_natns.router.journal import Target
 from libvirt_natns.router.nic import Capture
@@ -122,7 +125,7 @@ def test_a_capture_survives_its_file() -> None:
 
 
 def test_rules_in_nftables() -> None:
-    text = nftables.render(rules.rules(TARGET, [PUBLISHED]), rules.LAYOUT)
+    text = nftables.render(rules.rules(TARGET, Needs((PUBLISHED,))), rules.LAYOUT)
     assert "elements = { tcp . 22 : 192.168.158.2 . 22, tcp . 8080 : 10.213.252.2 . 8080 }" in text
     assert "elements = { udp . 60000-61000 : 192.168.158.2 }" in text
     chain = text.partition("chain forward {")[2].partition("}")[0]
@@ -133,7 +136,7 @@ def test_rules_in_nftables() -> None:
 
 
 def test_rules_in_iptables() -> None:
-    made = iptables.tables(rules.rules(TARGET, [PUBLISHED]), rules.LEGACY)
+    made = iptables.tables(rules.rules(TARGET, Needs((PUBLISHED,))), rules.LEGACY)
     assert [table.name for table in made] == ["nat", "mangle", "filter"]
     texts = {table.name: [str(e) for c in table.chains.values() for e in c] for table in made}
     assert texts["filter"][-1].endswith("-j DROP")
@@ -222,3 +225,72 @@ def test_the_timer_has_a_session_of_its_own_elsewhere(
     _, session, *words = line.split()
     assert int(session) != os.getsid(0)
     assert words == ["wan", "12.5"]
+
+
+# -- IPv6 of networks ------------------------------------------------------------
+
+
+def capture6(*bodies: tuple[str, int]) -> Capture:
+    made = []
+    for ip, prefix in bodies:
+        header = struct.pack("=BBBBI", objects.AF_INET6, prefix, 0x80, 0, 7)
+        body = header + wire.packed([(objects.IFA_ADDRESS, IPv6Address(ip).packed)])
+        made.append(objects.address(body))
+    nic_of = {"mac": "52:54:00:00:00:01", "mtu": 1500, "flags": 1, "queue": 1000, "group": 0}
+    return Capture(name="absent", index=2, alias="", addresses=tuple(made), **nic_of)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "hosts", "subnet6", "subnet", "own"),
+    [
+        ([], [], None, "", False),
+        ([("2001:db8::2", 64)], ["2001:db8::2"], None, "2001:db8::/64", True),
+        ([("2001:db8::2", 64)], ["2001:db8::3"], None, "2001:db8::/64", False),
+        ([("fd00::2", 64), ("2001:db8::2", 64)], ["2001:db8::2", "fd00::2"], None,
+         "2001:db8::/64", True),
+        ([("2001:db8::2", 128)], ["2001:db8::2"], None, "", False),
+        ([("2001:db8::2", 128)], ["2001:db8::2"], "2001:db8::/64", "2001:db8::/64", True),
+        ([("2001:db8::2", 124)], ["2001:db8::2"], None, "", False),
+    ],
+)  # fmt: skip
+def test_what_networks_get(
+    addresses: list[tuple[str, int]], hosts: list[str], subnet6: str | None, subnet: str, own: bool
+) -> None:
+    wanted = Upstream("wan", "router", subnet6=IPv6Network(subnet6) if subnet6 else None)
+    chosen = [
+        ipv6.choose(Config(firewall="nftables"), wanted, capture6(*addresses), hosts)
+        for _ in range(2)
+    ]
+    assert chosen[0] == chosen[1], "the same each time"
+    assert (chosen[0].subnet, bool(chosen[0].own)) == (subnet, own)
+    if own:
+        assert IPv6Address(chosen[0].own) in IPv6Network(subnet)
+    none = not subnet
+    assert bool(chosen[0].transit) != none
+    assert none or IPv6Network(chosen[0].transit).subnet_of(IPv6Network("fd00::/8"))
+
+
+def test_rules_for_networks_in_ipv6() -> None:
+    target = replace(TARGET, transit6="fd00:1:2::/64", subnet6="2001:db8::/64")
+    to = HostForward("tcp", None, 8080, 8080, IPv6Address("fd00:1:2::2"), "transit")
+    needs = Needs((to,), (("2001:db8:0:0:a::/80", "fd00:1:2::2"),))
+    text = nftables.render(rules.rules(target, needs), rules.LAYOUT)
+    chain = text.partition("chain forward {")[2].partition("}")[0]
+    lines = [line.strip() for line in chain.splitlines()]
+    drop = lines.index('meta nfproto ipv6 iifname "transit" drop')
+    assert lines.index('iifname "transit" ip6 saddr fd00:1:2::/64 accept') < drop
+    assert any("ip6 saddr 2001:db8:0:0:a::/80 accept" in line for line in lines[:drop])
+    assert "tcp . 8080 : fd00:1:2::2 . 8080" in text
+    moved = replace(needs, prefixes=((needs.prefixes[0][0], "fd00:1:2::3"),))
+    assert nftables.render(rules.rules(target, moved), rules.LAYOUT) != text, "routes are looked at"
+
+
+def test_all_of_a_subnet_gets_ahead_of_the_nics_route() -> None:
+    target = replace(TARGET, transit6="fd00:1:2::/64", subnet6="2001:db8::/64")
+    whole = (IPv6Network("2001:db8::/64"), IPv6Network("fd00::/64"))
+    found = behind.prefixes(target, whole, IPv6Network("2001:db8:9::/64"), "fd00:1:2::2")
+    assert [prefix for prefix, _ in found] == [
+        "2001:db8:9::/64",
+        "2001:db8::/65",
+        "2001:db8:0:0:8000::/65",
+    ]

@@ -8,7 +8,6 @@ from libvirt_natns import firewall, names, netns, transit
 from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Upstream
-from libvirt_natns.records import replace
 from libvirt_natns.router import ipv6, lease, nic, objects, resolver
 from libvirt_natns.router.journal import Target
 from libvirt_natns.router.nic import Capture
@@ -83,9 +82,7 @@ def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
         raise _refuse(wanted, f"{name} {found[0]}", found[1])
     before = nic.capture(None, name)
     if kept is not None and kept.name == name and (before.is_bare or boot):
-        lacks4 = bool(kept.ipv4) and not before.ipv4
-        if lacks4 or (bool(kept.ipv6) and not before.ipv6):
-            return replace(kept, index=before.index)
+        before = nic.completed(before, kept)
     if before.is_bare:
         raise _refuse(wanted, f"{name} has no address", "configure it first, as it is to be used")
     if not before.flags & nic.IFF_UP:

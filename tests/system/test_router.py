@@ -231,6 +231,48 @@ def test_after_a_boot_without_addresses(vps: Vps, command: Command) -> None:
     wait_for(lambda: state_of_host() == before)
 
 
+def test_after_a_boot_on_another_machine(vps: Vps, command: Command) -> None:
+    """The server was made anew, with a MAC and an address of its own, and IPv6 is yet to come."""
+    configure()
+    command("router", "up")
+    command("router", "down")
+    mac, address = "52:54:00:00:03:33", "198.51.100.33"
+    provider("bridge", "fdb", "replace", mac, "dev", lab_vps.PORT, "master", "static")
+    run("ip", "address", "flush", "dev", NIC)
+    run("ip", "link", "set", NIC, "down", "address", mac)
+    run("ip", "link", "set", NIC, "up")
+    run("ip", "address", "add", f"{address}/24", "dev", NIC)
+    run("ip", "route", "add", "default", "via", GATEWAY)
+    assert command("router", "up", "--boot").err == ""
+    assert mac in run("ip", "link", "show", NIC, namespace=ROUTER).stdout
+    assert greeting(INTERNET, ECHO_PORT) == address
+    assert ADDRESS6 not in run("ip", "address", "show", HOST_LINK).stdout
+    command("router", "down")
+
+
+def test_after_a_boot_with_ipv6_still_to_come(vps: Vps, command: Command) -> None:
+    """What is missing is completed; the MAC is the hardware's also where nothing was configured."""
+    configure()
+    command("router", "up")
+    command("router", "down")
+    run("ip", "-6", "address", "flush", "dev", NIC, "scope", "global")
+    run("ip", "-6", "route", "flush", "default")
+    assert command("router", "up", "--boot").err == ""
+    assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+    assert greeting(INTERNET6, ECHO_PORT) == ADDRESS6
+    command("router", "down")
+    mac = "52:54:00:00:03:33"
+    provider("bridge", "fdb", "replace", mac, "dev", lab_vps.PORT, "master", "static")
+    run("ip", "address", "flush", "dev", NIC)
+    run("ip", "link", "set", NIC, "down", "address", mac)
+    assert command("router", "up", "--boot").err == ""
+    shown = run("ip", "address", "show", NIC, namespace=ROUTER).stdout
+    assert mac in shown
+    assert "fe80::5054:ff:fe00:310/" not in shown, "it is of the MAC that was"
+    assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+    command("router", "down")
+
+
 REFUSALS = (
     ("link add br9 type bridge", f"link set {NIC} master br9", "is part of a bridge",
      f"link set {NIC} nomaster", "link del br9"),

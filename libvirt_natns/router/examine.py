@@ -2,14 +2,16 @@
 """Everything that can be refused about a router, looked at before anything is changed."""
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from typing import cast
 
 from libvirt_natns import firewall, names, netns, transit
 from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model import Config, PortSet, Protocol, Upstream
+from libvirt_natns.records import replace
 from libvirt_natns.router import ipv6, lease, nic, objects, resolver
-from libvirt_natns.router.journal import Target
+from libvirt_natns.router.journal import Kept, Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.resolver import Resolver
 
@@ -29,6 +31,21 @@ def upstream(config: Config, name: str | None) -> Upstream:
         fact = f"upstream {name} is no router"
     add = f'add [upstreams.{name or "wan"}] with kind = "router" and nic to {names.CONFIG_FILE}'
     raise RouterError(fact, f"name one of {', '.join(sorted(routers))}" if routers else add)
+
+
+def confirmed(wanted: Upstream, kept: Kept) -> Upstream:
+    """An upstream with what was confirmed of it, whatever the configuration says by now."""
+    known = kept.target
+    if known is None:
+        return wanted
+    every = known.addresses6 == tuple(each.ip for each in kept.before.ipv6)
+    return replace(
+        wanted,
+        host_subnet=IPv4Network(known.host_subnet),
+        host_ports=tuple(PortSet(cast("Protocol", p), a, b) for p, a, b in known.ports),
+        host_address6=None if every else IPv6Address(known.addresses6[0]),
+        dns=tuple(map(ip_address, known.servers)),
+    )
 
 
 def target(

@@ -57,8 +57,8 @@ class Machine:
         """Make a router, or repair the one there is; returns what was done, in words.
 
         Unless it is confirmed ``within`` so many seconds, it is taken back; so it
-        is at once where any step fails.  At a ``boot`` the NIC's configuration may not
-        be complete yet.  Raises a NatnsError.
+        is at once where any step fails.  At a ``boot`` it is made as it was confirmed, and
+        the NIC's configuration may not be complete yet.  Raises a NatnsError.
         """
         upstream = self.upstream(name)
         with journal.lock(), self.kernel.work():
@@ -88,7 +88,10 @@ class Machine:
 
     def _make(self, upstream: Upstream, within: float | None, boot: bool) -> list[str]:
         kept = journal.kept(upstream.name)
-        target, before, resolv = examine.target(self.config, self.kernel, upstream, kept, boot=boot)
+        if boot and kept is not None:
+            upstream = examine.confirmed(upstream, kept)
+        had = kept.before if kept is not None else None
+        target, before, resolv = examine.target(self.config, self.kernel, upstream, had, boot=boot)
         deadline = None if within is None else nic.clock() + within
         record = Record(target, before, resolv, "going up", boot_id(), deadline=deadline)
         journal.save(record)
@@ -101,7 +104,7 @@ class Machine:
                 step.do(self._work(record))
             self._announce("note that it is up")
             record = journal.advance(record, state="up", step="")
-            if deadline is None:
+            if deadline is None and not boot:
                 journal.keep(record)
         except BaseException as error:
             self._take_back(record)

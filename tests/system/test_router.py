@@ -273,6 +273,41 @@ def test_after_a_boot_with_ipv6_still_to_come(vps: Vps, command: Command) -> Non
     command("router", "down")
 
 
+def test_a_boot_makes_what_was_confirmed(vps: Vps, command: Command) -> None:
+    """A configuration that nobody confirmed shuts nobody out."""
+    configure()
+    command("router", "up")
+    command("router", "down")
+    kept = (lab_vps.STATE / "wan.kept").read_bytes()
+    configure(more='host_ports = []\nhost_subnet = "10.99.0.0/24"\ndns = ["192.0.2.53"]\n')
+    assert command("router", "up", "--boot").err == ""
+    with closing(Server(None, "tcp", SSH)):
+        assert greeting(ADDRESS, SSH, NAMESPACE, source=INTERNET) == INTERNET
+    assert "192.168.158.2/24" in run("ip", "address", "show", HOST_LINK).stdout
+    assert "192.0.2.53" not in Path("/etc/resolv.conf").read_text()
+    command("router", "down")
+    assert (lab_vps.STATE / "wan.kept").read_bytes() == kept, "a boot confirms nothing"
+    # As an earlier version has kept it.
+    old = json.loads(kept)
+    del old["target"]
+    (lab_vps.STATE / "wan.kept").write_text(json.dumps(old))
+    configure()
+    run("ip", "address", "flush", "dev", NIC)
+    assert command("router", "up", "--boot").err == ""
+    assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+    command("router", "down")
+
+
+def test_a_boot_keeps_to_the_confirmed_address_of_the_host(vps: Vps, command: Command) -> None:
+    configure(more='host_address6 = "2001:db8:1::22"\n')
+    command("router", "up")
+    command("router", "down")
+    configure()
+    assert command("router", "up", "--boot").err == ""
+    assert greeting(INTERNET6, ECHO_PORT) == "2001:db8:1::22"
+    command("router", "down")
+
+
 REFUSALS = (
     ("link add br9 type bridge", f"link set {NIC} master br9", "is part of a bridge",
      f"link set {NIC} nomaster", "link del br9"),

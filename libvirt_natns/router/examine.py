@@ -6,11 +6,13 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_netw
 from typing import cast
 
 from libvirt_natns import firewall, names, netns, transit
-from libvirt_natns.errors import RouterError
+from libvirt_natns.errors import ConflictError, RouterError
+from libvirt_natns.firewall.rules import Transport
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, PortSet, Protocol, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.router import ipv6, lease, nic, objects, resolver
+from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Kept, Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.resolver import Resolver
@@ -48,6 +50,41 @@ def confirmed(wanted: Upstream, kept: Kept) -> Upstream:
     )
 
 
+def ports(wanted: Upstream) -> tuple[tuple[Transport, int, int], ...]:
+    """The host's ports, as a target has them."""
+    return tuple((each.proto, each.first, each.last) for each in wanted.host_ports)
+
+
+def check_published(target: Target, needs: Needs) -> None:
+    """Refuse ports of the host's that a network publishes.  Raises ConflictError."""
+    for each in needs.forwards:
+        if each.target.version != 4:
+            continue
+        for protocol, first, last in target.ports:
+            if protocol == each.proto and first <= each.last and each.first <= last:
+                raise ConflictError(
+                    f"router {target.name}: a network publishes {protocol} port"
+                    f" {max(first, each.first)}, which host_ports name now",
+                    f"choose others in [upstreams.{target.name}] of {names.CONFIG_FILE}",
+                )
+
+
+def unapplied(wanted: Upstream, target: Target, before: Capture) -> list[str]:
+    """What is configured otherwise than in a router that is up, and only a new one can have."""
+    own = wanted.host_address6
+    addresses6 = tuple(each.ip for each in before.ipv6) if own is None else (str(own),)
+    changed = {
+        "nic": wanted.nic != target.nic,
+        "host_subnet": str(wanted.host_subnet) != target.host_subnet,
+        "host_address6": addresses6 != target.addresses6,
+    }
+    return [
+        f"{key} differs from the configuration: virt-natns router down {target.name}, then up"
+        for key, differs in changed.items()
+        if differs
+    ]
+
+
 def target(
     config: Config, kernel: Kernel, wanted: Upstream, kept: Capture | None, *, boot: bool = False
 ) -> tuple[Target, Capture, Resolver]:
@@ -72,7 +109,7 @@ def target(
             nic=name,
             backend=firewall.choose(config.firewall).name,
             host_subnet=str(wanted.host_subnet),
-            ports=tuple((each.proto, each.first, each.last) for each in wanted.host_ports),
+            ports=ports(wanted),
             addresses6=addresses6,
             transit=str(_transit(kernel, wanted, before)),
             servers=_servers(wanted, resolv),

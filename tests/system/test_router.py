@@ -280,7 +280,7 @@ def test_a_boot_makes_what_was_confirmed(vps: Vps, command: Command) -> None:
     command("router", "down")
     kept = (lab_vps.STATE / "wan.kept").read_bytes()
     configure(more='host_ports = []\nhost_subnet = "10.99.0.0/24"\ndns = ["192.0.2.53"]\n')
-    assert command("router", "up", "--boot").err == ""
+    assert command("router", "up", "--boot").status == 0
     with closing(Server(None, "tcp", SSH)):
         assert greeting(ADDRESS, SSH, NAMESPACE, source=INTERNET) == INTERNET
     assert "192.168.158.2/24" in run("ip", "address", "show", HOST_LINK).stdout
@@ -303,8 +303,48 @@ def test_a_boot_keeps_to_the_confirmed_address_of_the_host(vps: Vps, command: Co
     command("router", "up")
     command("router", "down")
     configure()
-    assert command("router", "up", "--boot").err == ""
+    assert "host_address6 differs" in command("router", "up", "--boot").err
     assert greeting(INTERNET6, ECHO_PORT) == "2001:db8:1::22"
+    command("router", "down")
+
+
+def test_changed_ports(vps: Vps, command: Command) -> None:
+    """They are reported, applied to a router that is up, and wait for confirmation if told to."""
+    configure()
+    command("router", "up")
+    kept = (lab_vps.STATE / "wan.kept").read_text()
+    with closing(Server(None, "tcp", SSH)), closing(Server(None, "tcp", OTHER)):
+        configure(more=f'host_ports = ["tcp/{OTHER}"]\n')
+        assert "host_ports differ from the configuration" in command("router", "status").out
+        assert "host_ports differ" in command("check").out
+        assert command("router", "up", "--boot").status == 0
+        assert greeting(ADDRESS, SSH, NAMESPACE), "nobody has ordered them yet"
+        assert command("router", "up", "--confirm-within", "60s").status == 0
+        assert greeting(ADDRESS, OTHER, NAMESPACE)
+        assert not greeting(ADDRESS, SSH, NAMESPACE, timeout=0.5)
+        assert (lab_vps.STATE / "wan.kept").read_text() == kept
+        assert command("router", "confirm").status == 0
+        assert (lab_vps.STATE / "wan.kept").read_text() != kept
+        assert "wan: up\n" in command("router", "status").out
+        configure(more=f'host_ports = ["tcp/{SSH}"]\n')
+        assert "host_ports differ" in command("sync").out
+        assert greeting(ADDRESS, SSH, NAMESPACE)
+        assert "is up already" in command("router", "up").out
+        assert (lab_vps.STATE / "wan.kept").read_text() == kept
+    command("router", "down")
+
+
+def test_changes_for_a_new_router(vps: Vps, command: Command) -> None:
+    configure()
+    command("router", "up")
+    configure(more='host_subnet = "10.99.0.0/24"\nhost_address6 = "2001:db8:1::22"\n')
+    for key in ("host_subnet", "host_address6"):
+        said = f"{key} differs from the configuration: virt-natns router down wan, then up"
+        assert said in command("router", "status").out
+        assert said in command("router", "up").err
+    command("router", "down")
+    assert command("router", "up").err == ""
+    assert "wan: up\n" in command("router", "status").out
     command("router", "down")
 
 

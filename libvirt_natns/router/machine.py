@@ -102,7 +102,16 @@ class Machine:
         if boot and kept is not None:
             upstream = examine.confirmed(upstream, kept)
         had = kept.before if kept is not None else None
-        target, before, resolv = examine.target(self.config, self.kernel, upstream, had, boot=boot)
+        try:
+            target, before, resolv = examine.target(
+                self.config, self.kernel, upstream, had, boot=boot
+            )
+        except NatnsError:
+            if boot and had is not None and had.name == upstream.nic:
+                # Whatever becomes of that, the refusal is what must be told.
+                with suppress(NatnsError, OSError):
+                    nic.configure_bare(had)
+            raise
         deadline = None if within is None else nic.clock() + within
         record = Record(target, before, resolv, "going up", boot_id(), deadline=deadline)
         journal.save(record)

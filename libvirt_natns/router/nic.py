@@ -580,6 +580,21 @@ def completed(found: Capture, kept: Capture) -> Capture:
     return found
 
 
+def configure_bare(kept: Capture) -> None:
+    """Give a NIC of the host what was kept of it, where it is there, single and has no address.
+
+    At a boot nobody else does, and without it nobody gets in to mend what is wrong.
+    Raises KernelError.
+    """
+    with session(None) as opened:
+        link = find(opened, kept.name)
+    if link is None or link.number(IFLA_MASTER):
+        return
+    found = capture(None, kept.name)
+    if found.is_bare:
+        put(None, completed(found, kept))
+
+
 def _lacks(found: Capture, kept: Capture, family: int) -> bool:
     def has(capture: Capture) -> tuple[bool, bool]:
         addresses = any(each.family == family for each in (*capture.ipv4, *capture.ipv6))

@@ -308,6 +308,34 @@ def test_a_boot_keeps_to_the_confirmed_address_of_the_host(vps: Vps, command: Co
     command("router", "down")
 
 
+def test_refused_at_a_boot(vps: Vps, command: Command) -> None:
+    """Where nobody else configures the NIC, the host has its addresses all the same."""
+    configure()
+    command("router", "up")
+    command("router", "down")
+    mac = "52:54:00:00:03:33"
+    provider("bridge", "fdb", "replace", mac, "dev", lab_vps.PORT, "master", "static")
+    run("ip", "address", "flush", "dev", NIC)
+    run("ip", "link", "set", NIC, "down", "address", mac)
+    run("ip", "route", "add", "192.168.158.128/25", "dev", "lo")
+    try:
+        refused = command("router", "up", "--boot")
+        assert refused.status == 1
+        assert "overlaps 192.168.158.0/24" in refused.err
+        assert mac in run("ip", "link", "show", NIC).stdout
+        assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+        assert greeting(INTERNET6, ECHO_PORT) == ADDRESS6
+        # One in a bridge has none for a reason.
+        run("ip", "address", "flush", "dev", NIC)
+        run("ip", "link", "add", "br9", "type", "bridge")
+        run("ip", "link", "set", NIC, "master", "br9")
+        assert "is part of a bridge" in command("router", "up", "--boot").err
+        assert ADDRESS not in run("ip", "address", "show", NIC).stdout
+    finally:
+        run("ip", "link", "del", "br9", check=False)
+        run("ip", "route", "del", "192.168.158.128/25", "dev", "lo")
+
+
 def test_changed_ports(vps: Vps, command: Command) -> None:
     """They are reported, applied to a router that is up, and wait for confirmation if told to."""
     configure()

@@ -11,11 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_natns.errors import ConflictError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.router import behind, command, ipv6, nic, objects, resolver, rules, timer, wire
+from libvirt_natns.router import (
+    behind,
+    command,
+    examine,
+    ipv6,
+    nic,
+    objects,
+    resolver,
+    rules,
+    timer,
+    wire,
+)
 from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.cli import duration
 from libvirt_natns.router.journal import Target
@@ -51,6 +63,14 @@ def test_addresses_of_a_target() -> None:
     assert (str(TARGET.host), str(TARGET.gateway)) == ("192.168.158.2/24", "192.168.158.1/24")
     assert str(TARGET.transit_gateway) == "10.213.252.1"
     assert (TARGET.namespace, TARGET.link) == ("natns-router-wan", "natns-wan")
+
+
+def test_ports_of_the_host_that_a_network_publishes() -> None:
+    needs = Needs(forwards=(PUBLISHED,))
+    examine.check_published(TARGET, needs)
+    examine.check_published(replace(TARGET, ports=(("udp", 8080, 8080),)), needs)
+    with pytest.raises(ConflictError, match="publishes tcp port 8080"):
+        examine.check_published(replace(TARGET, ports=(("tcp", 8000, 9000),)), needs)
 
 
 # -- what is kept of a NIC -----------------------------------------------------

@@ -49,8 +49,7 @@ def verdict(network: Network, config: Config) -> Verdict:
 def upstream_of(network: Network, config: Config) -> Upstream:
     """The upstream that a network uses.
 
-    Raises UpstreamError for one that is not configured, or of a kind that this
-    version does not serve.
+    Raises UpstreamError for one that is not configured.
     """
     name = (network.nat.upstream if network.nat else None) or config.upstream
     upstream = config.upstreams.get(name)

@@ -12,7 +12,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
 from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model import Config, Network, Upstream
-from libvirt_natns.records import dataclass
+from libvirt_natns.records import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,9 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             f"add [upstreams.{name}] to {names.CONFIG_FILE}, or name one of "
             + ", ".join(sorted(config.upstreams)),
         )
+    if upstream.by_dhcp and not has_family(network, 4):
+        # DHCP is of IPv4: nobody is asked for what the network has no use for.
+        return replace(upstream, pool=())
     return upstream
 
 

@@ -8,9 +8,10 @@ journal; it is never asked of the kernel again once the first step was begun.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from libvirt_natns import names, ndppd, netns
-from libvirt_natns.errors import ConflictError
+from libvirt_natns.errors import ConflictError, ProxyError
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.records import dataclass, replace
@@ -140,6 +141,7 @@ def _make_namespace(work: Work) -> None:
     lease.end(work.target)
     # The empty file that a kill between its making and its mounting leaves, or
     # one that was not tagged yet; the checks have refused a stranger's.
+    ndppd.stop_in(name)
     work.kernel.delete_namespace(name)
     work.kernel.create_namespace(name, _owner(work.target))
 
@@ -258,6 +260,8 @@ def _take_nic(work: Work) -> None:
 
 def _return_nic(work: Work) -> None:
     target = work.target
+    with suppress(ProxyError):
+        ndppd.stop_in(target.namespace)
     if nic.exists(target.namespace, target.nic):
         nic.move(target.nic, target.namespace, None, work.before.index)
     # One that was unplugged meanwhile must not keep all else from going back.

@@ -236,8 +236,7 @@ def capture6(*bodies: tuple[str, int]) -> Capture:
         header = struct.pack("=BBBBI", objects.AF_INET6, prefix, 0x80, 0, 7)
         body = header + wire.packed([(objects.IFA_ADDRESS, IPv6Address(ip).packed)])
         made.append(objects.address(body))
-    nic_of = {"mac": "52:54:00:00:00:01", "mtu": 1500, "flags": 1, "queue": 1000, "group": 0}
-    return Capture(name="absent", index=2, alias="", addresses=tuple(made), **nic_of)
+    return Capture("absent", 2, "52:54:00:00:00:01", 1500, 1, 1000, 0, "", addresses=tuple(made))
 
 
 @pytest.mark.parametrize(

@@ -485,7 +485,8 @@ def _remove_others(opened: Wire, link: int, wanted: Capture) -> None:
     # Routes only now: some have gone with the addresses.
     routes = {each.body for each in wanted.routes}
     for route in list(_routes(opened, link)):
-        if route.body not in routes and not _is_link_local(route):
+        # One that expires was told by a router meanwhile, and is newer than what we know.
+        if route.body not in routes and route.lasts and not _is_link_local(route):
             attempt(opened, wire.RTM_DELROUTE, route.request(link))
 
 
@@ -595,12 +596,28 @@ def _objects_differ(found: Capture, wanted: Capture) -> list[str]:
     return listed
 
 
+def lasting(wanted: Capture) -> Capture:
+    """A NIC without the routes that expire: others may have come in their place by now."""
+    return replace(wanted, routes=tuple(each for each in wanted.routes if each.lasts))
+
+
+def is_up(namespace: str, name: str) -> bool:
+    """Whether a NIC is up.  Raises KernelError where there is none of that name."""
+    with session(namespace) as opened:
+        link = find(opened, name)
+    if link is None:
+        raise KernelError(f"there is no link {name} in {namespace}")
+    return bool(link.flags & IFF_UP)
+
+
 def inside(taken: Capture, hosts: Iterable[str], settings: dict[str, str]) -> Capture:
     """A NIC as it is in its router namespace: without the host's own IPv6 addresses.
 
-    These are answered for instead.
+    These are answered for instead.  Those that stay do so for good: advertisements are
+    not to make addresses there, and so do not renew any.
     """
     moved = set(hosts)
+    kept = (each for each in taken.addresses if each.ip not in moved)
     known = {key for key, _ in taken.settings}
     routes = tuple(each.without_source() if each.source in moved else each for each in taken.routes)
     merged = dict(taken.settings) | {k: v for k, v in settings.items() if k in known}
@@ -608,7 +625,9 @@ def inside(taken: Capture, hosts: Iterable[str], settings: dict[str, str]) -> Ca
         taken,
         flags=taken.flags | IFF_UP,
         settings=tuple(sorted(merged.items())),
-        addresses=tuple(each for each in taken.addresses if each.ip not in moved),
+        addresses=tuple(
+            each.for_good() if each.family == objects.AF_INET6 else each for each in kept
+        ),
         routes=routes,
         foreign=(),
         neighbours=(*taken.neighbours, *map(objects.proxy, sorted(moved))),

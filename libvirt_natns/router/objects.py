@@ -74,6 +74,10 @@ class Address:
         """Whether it ends by itself."""
         return self.valid != FOREVER
 
+    def for_good(self) -> "Address":
+        """The same without an end; one that is not to be used any more stays so."""
+        return replace(self, preferred=self.preferred and FOREVER, valid=FOREVER)
+
     def __str__(self) -> str:
         return f"address {self.ip}/{self.prefix}"
 
@@ -136,6 +140,11 @@ class Route:
     @property
     def table(self) -> int:
         return wire.number(self.attributes, RTA_TABLE) or bytes.fromhex(self.body)[4]
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it does not end by itself, unless whoever told of it tells again."""
+        return not self.expires
 
     @property
     def is_default(self) -> bool:
@@ -206,7 +215,9 @@ def route(body: bytes, link: int) -> Route:
     expires = 0
     times = wire.value(found, RTA_CACHEINFO)
     if times and body[0] == AF_INET6:
-        expires = max(0, struct.unpack_from("=i", times, 8)[0]) // USER_HZ
+        (ticks,) = struct.unpack_from("=i", times, 8)
+        # 0 is never, so none in its last second.
+        expires = max(1, ticks // USER_HZ) if ticks else 0
     kept = []
     for kind, data in wire.without(found, RTA_CACHEINFO, RTA_EXPIRES):
         if kind & wire.NLA_TYPE == RTA_OIF and struct.unpack("=i", data)[0] == link:

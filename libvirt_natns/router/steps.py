@@ -281,11 +281,15 @@ def _nic_differs(work: Work) -> list[str]:
         return []
     ways = behind.gateways(target, work.before)
     found = side.differences(ways) if ways else []
-    return nic.differences(target.namespace, work.inside) + found
+    return nic.differences(target.namespace, nic.lasting(work.inside)) + found
 
 
 def _set_nic(work: Work) -> None:
-    nic.put(work.target.namespace, work.inside, alone=not work.target.leased)
+    target, wanted = work.target, work.inside
+    if work.record.is_whole and nic.is_up(target.namespace, target.nic):
+        # It listens to advertisements; one that was down has lost what they told.
+        wanted = nic.lasting(wanted)
+    nic.put(target.namespace, wanted, alone=not target.leased)
     ways = behind.gateways(work.target, work.before)
     if ways:
         side.ensure(ways)

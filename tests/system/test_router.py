@@ -352,6 +352,41 @@ def test_router_advertisements(command: Command) -> None:
             end(advertiser)
 
 
+def test_advertised_routes_are_not_repaired(vps: Vps, command: Command) -> None:
+    """The provider's router is another one by now: a repair keeps what the kernel has learnt."""
+    learnt = ("proto", "ra", "dev", NIC, "expires", "900")
+    run("ip", "-6", "route", "del", "default")
+    run("ip", "-6", "route", "add", "default", "via", "fe80::aa", *learnt)
+    run("ip", "address", "change", f"{ADDRESS6}/64", "dev", NIC, "valid_lft", "900",
+        "preferred_lft", "900")  # fmt: skip
+    configure(more='host_address6 = "2001:db8:1::22"\n')
+    command("router", "up")
+    assert default_routers() == {"fe80::aa"}
+    run("ip", "-n", ROUTER, "-6", "route", "del", "default")
+    run("ip", "-n", ROUTER, "-6", "route", "add", "default", "via", "fe80::bb", *learnt)
+    assert "wan: up\n" in command("router", "status").out
+    run("ip", "-n", ROUTER, "address", "add", "192.0.2.1/32", "dev", NIC)
+    run("ip", "-n", ROUTER, "-6", "neighbour", "del", "proxy", "2001:db8:1::22", "dev", NIC)
+    assert "damaged" in command("router", "status").out
+    assert command("router", "up").status == 0
+    assert "192.0.2.1" not in nic_addresses()
+    assert default_routers() == {"fe80::bb"}
+    addresses = run("ip", "-6", "-o", "address", "show", NIC, "scope", "global", namespace=ROUTER)
+    assert ADDRESS6 in addresses.stdout
+    assert "900sec" not in addresses.stdout, "nobody renews it"
+    assert "sec " not in addresses.stdout.replace("forever", "")
+    # What a NIC that was down has lost is put back, for want of anything newer.
+    run("ip", "-n", ROUTER, "link", "set", NIC, "down")
+    assert command("router", "up").status == 0
+    assert default_routers() == {"fe80::aa"}
+    command("router", "down")
+
+
+def default_routers() -> set[str]:
+    shown = run("ip", "-6", "-j", "route", "show", "default", namespace=ROUTER).stdout
+    return {each["gateway"] for each in json.loads(shown)}
+
+
 def solicit() -> None:
     """Ask for an advertisement, rather than wait for the next one."""
     with entered(ROUTER):

@@ -65,7 +65,8 @@ def end(target: Target) -> None:
     directory = _directory(target)
     pid = processes.read_pid(directory / "pid")
     # Also where its namespace has lost the name, which it alone keeps from ending then.
-    if pid is not None and str(directory / "script") in processes.command(pid):
+    # It names its own pid file, and no other process does.
+    if pid is not None and str(directory / "pid") in processes.command(pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     shutil.rmtree(directory, ignore_errors=True)

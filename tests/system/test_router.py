@@ -43,6 +43,7 @@ from lab_vps import (
 
 from libvirt_natns.netns import entered
 
+STATIC = ("203.0.113.77/32", "198.51.100.12/24")
 SSH = 22
 OTHER = 2222
 
@@ -275,19 +276,26 @@ def test_dhcp(vps: Vps, command: Command) -> None:
     run("ip", "-4", "address", "flush", "dev", NIC)
     run("ip", "address", "add", f"{ADDRESS}/24", "dev", NIC, "valid_lft", "600",
         "preferred_lft", "600")  # fmt: skip
+    # Others that nobody leases, one of them in the lease's subnet.
+    for static in STATIC:
+        run("ip", "address", "add", static, "dev", NIC)
     run("ip", "route", "add", "default", "via", GATEWAY)
     before = state_of_host()
     configure()
+    applied = Path("/run/libvirt-natns/routers/wan/applied")
     with dhcp_server(ADDRESS):
         assert command("router", "up").err == ""
         assert greeting(INTERNET, ECHO_PORT) == ADDRESS
-        wait_for(lambda: "forever" in nic_addresses(), what="a lease that is kept up")
+        wait_for(lambda: applied.exists(), what="a lease that is kept up")
+        assert all(each in nic_addresses() for each in (ADDRESS, *STATIC))
+        assert "600sec" not in nic_addresses()
         assert "wan: up\n" in command("router", "status").out
     with dhcp_server("198.51.100.33"):
         # A minute later it would have renewed; that is refused, and it asks for another.
         os.kill(int(Path("/run/libvirt-natns/routers/wan/pid").read_text()), signal.SIGUSR1)
         wait_for(lambda: "198.51.100.33" in nic_addresses(), timeout=30, what="the new address")
-        assert ADDRESS not in nic_addresses()
+        assert f"{ADDRESS}/" not in nic_addresses()
+        wait_for(lambda: all(each in nic_addresses() for each in STATIC), what="the others")
         wait_for(lambda: greeting(INTERNET, ECHO_PORT) == "198.51.100.33")
         assert "wan: up\n" in command("router", "status").out
     command("router", "down")

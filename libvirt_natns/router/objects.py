@@ -7,7 +7,7 @@ are the same whatever is left of theirs.
 """
 
 import struct
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.router import wire
@@ -28,6 +28,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_EXPIRES, RTA_NH_ID = 9, 12, 15, 23, 30
 RTNH_F_ONLINK = 4
 RTPROT_KERNEL = 2
+RTN_UNICAST = 1
 KERNELS_OWN = (2, 3, 4, 5)
 """Types local, broadcast, anycast and multicast: the kernel makes them with the address."""
 USER_HZ = 100
@@ -149,6 +150,13 @@ class Route:
     @property
     def is_default(self) -> bool:
         return bytes.fromhex(self.body)[1] == 0 and self.table == MAIN_TABLE
+
+    @property
+    def is_way(self) -> bool:
+        """Whether it leads to others, in the main table, and not only for link-local use."""
+        to = ip_network(self.destination)
+        unicast = bytes.fromhex(self.body)[7] == RTN_UNICAST
+        return unicast and self.table == MAIN_TABLE and not (to.is_link_local or to.is_multicast)
 
     @property
     def destination(self) -> str:

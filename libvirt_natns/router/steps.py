@@ -327,12 +327,23 @@ def _sides(work: Work) -> tuple[Side, Side]:
             target.link,
             hosts,
             (
-                (EVERYTHING, str(target.gateway.ip)),
-                *([(EVERYTHING6, LINK_LOCAL_ROUTER)] if own else []),
+                *_ways(work, objects.AF_INET, str(target.gateway.ip)),
+                *(_ways(work, objects.AF_INET6, LINK_LOCAL_ROUTER) if own else ()),
             ),
             quiet,
         ),
     )
+
+
+def _ways(work: Work, family: int, gateway: str) -> list[tuple[str, str]]:
+    """The host's routes through the router: for everything, or what only the NIC led to.
+
+    Where the default route leads over another link, that one stays the host's.
+    """
+    routes = [each for each in work.before.routes if each.family == family]
+    if any(each.is_default for each in routes):
+        return [(EVERYTHING if family == objects.AF_INET else EVERYTHING6, gateway)]
+    return [(to, gateway) for to in sorted({e.destination for e in routes if e.is_way})]
 
 
 def _sides_differ(work: Work) -> list[str]:

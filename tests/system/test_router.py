@@ -216,6 +216,70 @@ def test_another_address_for_the_host(vps: Vps, command: Command) -> None:
     command("router", "down")
 
 
+OTHER_NETWORK = """\
+link add other type veth peer other-peer
+link set other up
+link set other-peer up
+address add 203.0.113.2/24 dev other
+route add default via 203.0.113.1
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_another_link_leads_the_default_route(vps: Vps, command: Command, own: bool) -> None:
+    """The NIC leads IPv6 only: in IPv4 the router gets what the NIC led to, and no more."""
+    if not own:
+        run("ip", "-4", "address", "flush", "dev", NIC)
+    else:
+        run("ip", "-4", "route", "del", "default")
+        run("ip", "route", "add", "192.0.2.0/24", "via", GATEWAY)
+    try:
+        for line in OTHER_NETWORK.splitlines():
+            run("ip", *line.split())
+        before = state_of_host()
+        configure()
+        assert command("router", "up").err == ""
+        assert way_of("203.0.114.1") == way_of("203.0.113.1") == "other"
+        assert way_of("192.0.2.1") == way_of(GATEWAY) == (HOST_LINK if own else "other")
+        assert way_of(INTERNET6) == HOST_LINK
+        assert greeting(INTERNET6, ECHO_PORT) == ADDRESS6
+        assert "wan: up\n" in command("router", "status").out
+        if own:
+            with closing(Server(None, "tcp", SSH)):
+                assert greeting(ADDRESS, SSH, NAMESPACE) == GATEWAY
+        command("router", "down")
+        after = state_of_host()
+        assert after == before, before.diff(after)
+    finally:
+        run("ip", "link", "del", "other", check=False)
+
+
+def test_another_link_leads_the_default_route_of_ipv6(vps: Vps, command: Command) -> None:
+    run("ip", "-6", "route", "del", "default")
+    run("ip", "link", "add", "other", "type", "veth", "peer", "other-peer")
+    try:
+        for link in ("other", "other-peer"):
+            run("ip", "link", "set", link, "up")
+        run("ip", "-6", "route", "add", "default", "via", "fe80::99", "dev", "other")
+        before = state_of_host()
+        configure()
+        assert command("router", "up").err == ""
+        assert way_of(INTERNET6) == "other"
+        assert way_of("2001:db8:1::77") == way_of(INTERNET) == HOST_LINK
+        assert "wan: up\n" in command("router", "status").out
+        command("router", "down")
+        after = state_of_host()
+        assert after == before, before.diff(after)
+    finally:
+        run("ip", "link", "del", "other", check=False)
+
+
+def way_of(address: str) -> str:
+    """The link by which the host sends to an address."""
+    (found,) = json.loads(run("ip", "-j", "route", "get", address).stdout)
+    return str(found["dev"])
+
+
 def test_after_a_boot_without_addresses(vps: Vps, command: Command) -> None:
     """Nobody configures the NIC: what it had when it was confirmed counts."""
     configure()

@@ -171,6 +171,11 @@ class Route:
         return str(ip_address(data)) if data else None
 
     @property
+    def links(self) -> set[int]:
+        """The other links that it leads over."""
+        return links_of_route(bytes.fromhex(self.body))
+
+    @property
     def source(self) -> str | None:
         """The address that packets bear which leave by it."""
         data = wire.value(self.attributes, RTA_PREFSRC)

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import lab_vps
 import pytest
@@ -272,6 +273,43 @@ def test_another_link_leads_the_default_route_of_ipv6(vps: Vps, command: Command
         assert after == before, before.diff(after)
     finally:
         run("ip", "link", "del", "other", check=False)
+
+
+GONE = {
+    "deleted": ("link del other",),
+    "reused": ("link del other", "link add newer index {index} up type bridge"),
+    "down": ("link set other down",),
+}
+
+
+@pytest.mark.parametrize("gone", GONE.values(), ids=GONE)
+def test_a_link_of_a_foreign_route_has_gone(
+    vps: Vps, command: Command, gone: tuple[str, ...]
+) -> None:
+    """The way back ends all the same, whoever has the link's number now."""
+    run("ip", "link", "add", "other", "up", "type", "bridge")
+    try:
+        (index,) = (each["ifindex"] for each in links() if each["ifname"] == "other")
+        run("ip", "route", "add", "192.0.2.64/26", "dev", "other", "src", ADDRESS)
+        run("ip", "rule", "add", "from", ADDRESS, "iif", NIC, "priority", "1000", "lookup", "main")
+        rules = run("ip", "rule").stdout
+        configure()
+        command("router", "up")
+        for line in gone:
+            run("ip", *line.format(index=index).split())
+        assert command("router", "down").err == ""
+        assert "192.0.2.64" not in run("ip", "route").stdout
+        assert run("ip", "rule").stdout == rules
+        assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+    finally:
+        run("ip", "rule", "del", "priority", "1000", check=False)
+        for link in ("other", "newer"):
+            run("ip", "link", "del", link, check=False)
+
+
+def links() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run("ip", "-j", "link").stdout)
+    return found
 
 
 def way_of(address: str) -> str:

@@ -588,11 +588,15 @@ class Engine:
         record = self.store.network(uuid)
         return record.name if record else uuid
 
-    def ensure_host(self) -> list[str]:
-        """Make the host as the networks need it; returns what differed."""
+    def ensure_host(self, *, configured: bool = False) -> list[str]:
+        """Make the host as the networks need it; returns what differed.
+
+        Routers that are up are made as ``configured`` by now, or stay as they came up.
+        """
         with self.observer.changing(HOST):
             found = self._host.ensure() + self._ensure_routers()
-            return found + routers.repair(self.config, self.kernel, self.store)
+            repaired = routers.repair(self.config, self.kernel, self.store, configured=configured)
+            return found + repaired
 
     def host_differences(self) -> list[str]:
         """How the host differs from what the networks need, in words."""

@@ -216,7 +216,7 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
         # First, for their names and bridges may be another network's by now.
         _carry_out(engine, _endings(engine, records, here)),
         _carry_out(engine, ((_name(here[uuid]), _active(uuid, here[uuid], ask)) for uuid in here)),
-        _carry_out(engine, [("host", Engine.ensure_host)]),
+        _carry_out(engine, [("host", partial(Engine.ensure_host, configured=True))]),
     ]
     if running is not None:
         # Their networks are there by now.

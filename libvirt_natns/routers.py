@@ -48,10 +48,13 @@ def differences(config: Config, kernel: Kernel, store: Store) -> list[str]:
     return machine.all_differences() if machine else []
 
 
-def repair(config: Config, kernel: Kernel, store: Store) -> list[str]:
-    """Repair the routers that are up; returns what differed.  Raises a NatnsError."""
+def repair(config: Config, kernel: Kernel, store: Store, *, configured: bool) -> list[str]:
+    """Repair the routers that are up; returns what differed.  Raises a NatnsError.
+
+    Where they are to be as ``configured``, changed ``host_ports`` come into force.
+    """
     machine = _machine(config, kernel, store)
-    return machine.repair_all() if machine else []
+    return machine.repair_all(configured=configured) if machine else []
 
 
 def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":

@@ -123,6 +123,8 @@ def _up(opened: Machine, options: argparse.Namespace) -> int:
         done += opened.reattach(name)
     for line in done or [f"router {name} is up already"]:
         _say(line)
+    for line in opened.unapplied(name):
+        print(f"virt-natns: router {name}: {line}", file=sys.stderr)
     record = journal.load(name)
     if record is not None and record.deadline is not None:
         _say(

@@ -2,15 +2,18 @@
 """Everything that can be refused about a router, looked at before anything is changed."""
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from typing import cast
 
 from libvirt_natns import firewall, names, netns, transit
-from libvirt_natns.errors import RouterError
+from libvirt_natns.errors import ConflictError, RouterError
+from libvirt_natns.firewall.rules import Transport
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model import Config, PortSet, Protocol, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.router import ipv6, lease, nic, objects, resolver
-from libvirt_natns.router.journal import Target
+from libvirt_natns.router.behind import Needs
+from libvirt_natns.router.journal import Kept, Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.resolver import Resolver
 
@@ -30,6 +33,56 @@ def upstream(config: Config, name: str | None) -> Upstream:
         fact = f"upstream {name} is no router"
     add = f'add [upstreams.{name or "wan"}] with kind = "router" and nic to {names.CONFIG_FILE}'
     raise RouterError(fact, f"name one of {', '.join(sorted(routers))}" if routers else add)
+
+
+def confirmed(wanted: Upstream, kept: Kept) -> Upstream:
+    """An upstream with what was confirmed of it, whatever the configuration says by now."""
+    known = kept.target
+    if known is None:
+        return wanted
+    every = known.addresses6 == tuple(each.ip for each in kept.before.ipv6)
+    return replace(
+        wanted,
+        host_subnet=IPv4Network(known.host_subnet),
+        host_ports=tuple(PortSet(cast("Protocol", p), a, b) for p, a, b in known.ports),
+        host_address6=None if every else IPv6Address(known.addresses6[0]),
+        dns=tuple(map(ip_address, known.servers)),
+    )
+
+
+def ports(wanted: Upstream) -> tuple[tuple[Transport, int, int], ...]:
+    """The host's ports, as a target has them."""
+    return tuple((each.proto, each.first, each.last) for each in wanted.host_ports)
+
+
+def check_published(target: Target, needs: Needs) -> None:
+    """Refuse ports of the host's that a network publishes.  Raises ConflictError."""
+    for each in needs.forwards:
+        if each.target.version != 4:
+            continue
+        for protocol, first, last in target.ports:
+            if protocol == each.proto and first <= each.last and each.first <= last:
+                raise ConflictError(
+                    f"router {target.name}: a network publishes {protocol} port"
+                    f" {max(first, each.first)}, which host_ports name now",
+                    f"choose others in [upstreams.{target.name}] of {names.CONFIG_FILE}",
+                )
+
+
+def unapplied(wanted: Upstream, target: Target, before: Capture) -> list[str]:
+    """What is configured otherwise than in a router that is up, and only a new one can have."""
+    own = wanted.host_address6
+    addresses6 = tuple(each.ip for each in before.ipv6) if own is None else (str(own),)
+    changed = {
+        "nic": wanted.nic != target.nic,
+        "host_subnet": str(wanted.host_subnet) != target.host_subnet,
+        "host_address6": addresses6 != target.addresses6,
+    }
+    return [
+        f"{key} differs from the configuration: virt-natns router down {target.name}, then up"
+        for key, differs in changed.items()
+        if differs
+    ]
 
 
 def target(
@@ -57,7 +110,7 @@ def target(
             nic=name,
             backend=firewall.choose(config.firewall).name,
             host_subnet=str(wanted.host_subnet),
-            ports=tuple((each.proto, each.first, each.last) for each in wanted.host_ports),
+            ports=ports(wanted),
             addresses6=addresses6,
             transit=str(_transit(kernel, wanted, before)),
             servers=_servers(wanted, resolv),
@@ -84,9 +137,7 @@ def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
         raise _refuse(wanted, f"{name} {found[0]}", found[1])
     before = nic.capture(None, name)
     if kept is not None and kept.name == name and (before.is_bare or boot):
-        lacks4 = bool(kept.ipv4) and not before.ipv4
-        if lacks4 or (bool(kept.ipv6) and not before.ipv6):
-            return replace(kept, index=before.index)
+        before = nic.completed(before, kept)
     if before.is_bare:
         raise _refuse(wanted, f"{name} has no address", "configure it first, as it is to be used")
     if not before.flags & nic.IFF_UP:

@@ -6,8 +6,8 @@ the NIC was before, what the router is to be, how far one has come, and by when
 somebody must confirm.  A kill leaves the file, and whoever comes next puts
 everything back by it.
 
-A second file keeps the NIC's settings of a router that was confirmed, for a boot
-in which nobody else gives the NIC an address.
+A second file keeps what was confirmed: what the router is to be, which is what a boot
+makes of it, and the NIC's settings, where nobody else gives the NIC an address then.
 """
 
 import json
@@ -114,6 +114,14 @@ class Record:
         return self.deadline is not None and (not self.this_boot or nic.clock() >= self.deadline)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What was confirmed last; ``target`` is None where an earlier version has kept it."""
+
+    before: Capture
+    target: Target | None = None
+
+
 # -- files -------------------------------------------------------------------
 
 
@@ -158,16 +166,20 @@ def discard(name: str) -> None:
 
 
 def keep(record: Record) -> None:
-    """Keep a confirmed router's settings of its NIC."""
-    _write(names.router_file(record.target.name, "kept"), nic.as_object(record.before))
+    """Keep a router that is confirmed."""
+    made = {**nic.as_object(record.before), "target": asdict(record.target)}
+    _write(names.router_file(record.target.name, "kept"), made)
 
 
-def kept(name: str) -> Capture | None:
-    """The settings that were kept; None without any.  Raises StoreError."""
+def kept(name: str) -> Kept | None:
+    """What was kept; None without anything.  Raises StoreError."""
     file = names.router_file(name, "kept")
     data = _read(file)
+    if data is None:
+        return None
+    target = data.pop("target", None)
     try:
-        return nic.from_object(data) if data is not None else None
+        return Kept(nic.from_object(data), _target(target) if target is not None else None)
     except (TypeError, KeyError, ValueError) as error:
         raise _broken(file) from error
 
@@ -176,14 +188,18 @@ def _as_object(record: Record) -> dict[str, Any]:
     return {**asdict(record), "before": nic.as_object(record.before)}
 
 
+def _target(data: dict[str, Any]) -> Target:
+    target = dict(data)
+    target["ports"] = tuple(tuple(each) for each in target["ports"])
+    target["addresses6"] = tuple(target["addresses6"])
+    target["servers"] = tuple(target["servers"])
+    return Target(**target)
+
+
 def _record(data: dict[str, Any]) -> Record:
     try:
         made = dict(data)
-        target = dict(made["target"])
-        target["ports"] = tuple(tuple(each) for each in target["ports"])
-        target["addresses6"] = tuple(target["addresses6"])
-        target["servers"] = tuple(target["servers"])
-        made["target"] = Target(**target)
+        made["target"] = _target(made["target"])
         made["before"] = nic.from_object(made["before"])
         made["resolver"] = Resolver(**made["resolver"])
         return Record(**made)

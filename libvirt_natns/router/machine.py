@@ -14,7 +14,7 @@ from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Upstream
-from libvirt_natns.records import dataclass
+from libvirt_natns.records import dataclass, replace
 from libvirt_natns.router import examine, journal, lease, nic, resolver, timer
 from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Record, Target
@@ -25,6 +25,8 @@ Before = Callable[[str], None]
 NeedsOf = Callable[[Target], Needs]
 
 Health = Literal["down", "half-done", "overdue", "unconfirmed", "up", "damaged"]
+
+PORTS_DIFFER = "host_ports differ from the configuration"
 
 
 def _no_needs(_: Target) -> Needs:
@@ -53,12 +55,20 @@ class Machine:
 
     # -- up ----------------------------------------------------------------
 
-    def up(self, name: str, within: float | None = None, *, boot: bool = False) -> list[str]:
+    def up(
+        self,
+        name: str,
+        within: float | None = None,
+        *,
+        boot: bool = False,
+        configured: bool = True,
+    ) -> list[str]:
         """Make a router, or repair the one there is; returns what was done, in words.
 
-        Unless it is confirmed ``within`` so many seconds, it is taken back; so it
-        is at once where any step fails.  At a ``boot`` the NIC's configuration may not
-        be complete yet.  Raises a NatnsError.
+        One that is up gets changed ``host_ports`` where it is to be as ``configured``.
+        Unless it is confirmed ``within`` so many seconds, it is taken back; so a new one
+        is at once where any step fails.  At a ``boot`` it is made as it was confirmed,
+        and the NIC's configuration may not be complete yet.  Raises a NatnsError.
         """
         upstream = self.upstream(name)
         with journal.lock(), self.kernel.work():
@@ -66,7 +76,8 @@ class Machine:
             record = self._settled(name, done)
             if record is None:
                 return [*done, *self._make(upstream, within, boot)]
-            return [*done, *self._repair(record)]
+            done += self._repair(record)
+            return done if boot or not configured else done + self._apply(record, within)
 
     def _settled(self, name: str, done: list[str]) -> Record | None:
         """The record of a router that is up; any other is taken back first."""
@@ -88,7 +99,10 @@ class Machine:
 
     def _make(self, upstream: Upstream, within: float | None, boot: bool) -> list[str]:
         kept = journal.kept(upstream.name)
-        target, before, resolv = examine.target(self.config, self.kernel, upstream, kept, boot=boot)
+        if boot and kept is not None:
+            upstream = examine.confirmed(upstream, kept)
+        had = kept.before if kept is not None else None
+        target, before, resolv = examine.target(self.config, self.kernel, upstream, had, boot=boot)
         deadline = None if within is None else nic.clock() + within
         record = Record(target, before, resolv, "going up", boot_id(), deadline=deadline)
         journal.save(record)
@@ -101,7 +115,7 @@ class Machine:
                 step.do(self._work(record))
             self._announce("note that it is up")
             record = journal.advance(record, state="up", step="")
-            if deadline is None:
+            if deadline is None and not boot:
                 journal.keep(record)
         except BaseException as error:
             self._take_back(record)
@@ -125,6 +139,28 @@ class Machine:
                 step.do(work)
                 done += found
         return done
+
+    def _apply(self, record: Record, within: float | None) -> list[str]:
+        """Put changed ``host_ports`` in force; all is as it was where that fails."""
+        name = record.target.name
+        target = replace(record.target, ports=examine.ports(self.upstream(name)))
+        if target == record.target:
+            return []
+        examine.check_published(target, self.needs(target))
+        deadline = record.deadline
+        if deadline is None and within is not None:
+            deadline = nic.clock() + within
+        changed = journal.advance(record, target=target, deadline=deadline)
+        try:
+            if deadline is not None and record.deadline is None:
+                timer.arm(name, deadline)
+            self._repair(changed)
+        except BaseException:
+            self._repair(journal.advance(record))
+            raise
+        if deadline is None:
+            journal.keep(changed)
+        return [PORTS_DIFFER]
 
     def _work(self, record: Record) -> Work:
         return Work(self.kernel, record, lambda: self.needs(record.target))
@@ -210,12 +246,17 @@ class Machine:
             resolver.restore(record.resolver)
         journal.discard(record.target.name)
 
-    def repair_all(self) -> list[str]:
-        """Repair all routers that are up; returns what differed.  Raises a NatnsError."""
+    def repair_all(self, *, configured: bool = False) -> list[str]:
+        """Repair all routers that are up; returns what differed.  Raises a NatnsError.
+
+        What is ``configured`` otherwise by now comes only with the administrator's word.
+        """
         found = []
         for record in journal.load_all():
-            if record.is_whole and not record.is_overdue and self.differences(record.target.name):
-                found += [f"router {record.target.name}: {e}" for e in self.up(record.target.name)]
+            name = record.target.name
+            if record.is_whole and not record.is_overdue and self.differences(name):
+                done = self.up(name, configured=configured)
+                found += [f"router {name}: {each}" for each in done]
         return found
 
     # -- looking -----------------------------------------------------------
@@ -238,7 +279,21 @@ class Machine:
             found: list[str] = []
             for step in STEPS:
                 found += step.differs(work)
-        return found
+        wanted = self._configured(name)
+        if wanted is not None and examine.ports(wanted) != record.target.ports:
+            found.append(PORTS_DIFFER)
+        return found + self.unapplied(name)
+
+    def unapplied(self, name: str) -> list[str]:
+        """What is configured otherwise, and only a router that is made anew can have."""
+        record, wanted = journal.load(name), self._configured(name)
+        if record is None or not record.is_whole or wanted is None:
+            return []
+        return examine.unapplied(wanted, record.target, record.before)
+
+    def _configured(self, name: str) -> Upstream | None:
+        found = self.config.upstreams.get(name)
+        return found if found is not None and found.kind == "router" else None
 
     def health(self, name: str) -> tuple[Health, Record | None, list[str]]:
         """How a router is, what is recorded of it, and what differs."""

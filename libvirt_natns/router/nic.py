@@ -588,6 +588,72 @@ def attempt(opened: Wire, kind: int, body: bytes, flags: int = 0) -> None:
             raise
 
 
+# -- completing --------------------------------------------------------------
+
+
+def completed(found: Capture, kept: Capture) -> Capture:
+    """A NIC with what it was given ``kept``, and by now lacks: all of a family, or its way out.
+
+    One that has a global address which it did not have then is another one, or was given
+    others: it stays as it is.  What the hardware is, and what it is called, is never
+    taken from what was kept, nor are link-local addresses of another MAC.
+    """
+    if not {each.ip for each in (*found.ipv4, *found.ipv6)} <= {
+        each.ip for each in (*kept.ipv4, *kept.ipv6)
+    }:
+        return found
+    wanted = kept if found.mac == kept.mac else _without_link_local(kept)
+    if found.is_bare:
+        own = {"index": found.index, "mac": found.mac, "altnames": found.altnames}
+        return replace(wanted, **own, at=found.at)
+    for family, directory in ((objects.AF_INET, "ipv4/"), (objects.AF_INET6, "ipv6/")):
+        if _lacks(found, kept, family):
+            found = _with_family(found, wanted, family, directory)
+    return found
+
+
+def _lacks(found: Capture, kept: Capture, family: int) -> bool:
+    def has(capture: Capture) -> tuple[bool, bool]:
+        addresses = any(each.family == family for each in (*capture.ipv4, *capture.ipv6))
+        return addresses, any(each.is_default and each.family == family for each in capture.routes)
+
+    return any(had and not now for had, now in zip(has(kept), has(found), strict=True))
+
+
+def _without_link_local(capture: Capture) -> Capture:
+    stay = (e for e in capture.addresses if e.family == objects.AF_INET or e.is_global)
+    return replace(capture, addresses=tuple(stay))
+
+
+def _with_family(found: Capture, kept: Capture, family: int, directory: str) -> Capture:
+    """A NIC with all that was kept of one family besides what it has."""
+    changes: dict[str, Any] = {
+        key: _joined(getattr(found, key), getattr(kept, key), family)
+        for key in ("routes", "foreign", "neighbours", "rules")
+    }
+    present = {each.ip for each in found.addresses}
+    missing = [e for e in kept.addresses if e.family == family and e.ip not in present]
+    settings = {key: text for key, text in kept.settings if key.startswith(directory)}
+    return replace(
+        found,
+        flags=found.flags | kept.flags & IFF_UP,
+        addresses=(*found.addresses, *missing),
+        settings=tuple(sorted((dict(found.settings) | settings).items())),
+        **changes,
+    )
+
+
+def _joined(found: tuple[T, ...], kept: tuple[T, ...], family: int) -> tuple[T, ...]:
+    present = {_body(each) for each in found}
+    others = (e for e in kept if bytes.fromhex(_body(e))[0] == family and _body(e) not in present)
+    return (*found, *others)
+
+
+def _body(listed: Any) -> str:  # noqa: ANN401
+    """A route, neighbour or rule as the kernel lists it; its family is the first byte."""
+    return str(listed.body)
+
+
 # -- comparing ---------------------------------------------------------------
 
 

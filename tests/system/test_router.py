@@ -334,6 +334,123 @@ def test_after_a_boot_without_addresses(vps: Vps, command: Command) -> None:
     wait_for(lambda: state_of_host() == before)
 
 
+def test_after_a_boot_on_another_machine(vps: Vps, command: Command) -> None:
+    """The server was made anew, with a MAC and an address of its own, and IPv6 is yet to come."""
+    configure()
+    command("router", "up")
+    command("router", "down")
+    mac, address = "52:54:00:00:03:33", "198.51.100.33"
+    provider("bridge", "fdb", "replace", mac, "dev", lab_vps.PORT, "master", "static")
+    run("ip", "address", "flush", "dev", NIC)
+    run("ip", "link", "set", NIC, "down", "address", mac)
+    run("ip", "link", "set", NIC, "up")
+    run("ip", "address", "add", f"{address}/24", "dev", NIC)
+    run("ip", "route", "add", "default", "via", GATEWAY)
+    assert command("router", "up", "--boot").err == ""
+    assert mac in run("ip", "link", "show", NIC, namespace=ROUTER).stdout
+    assert greeting(INTERNET, ECHO_PORT) == address
+    assert ADDRESS6 not in run("ip", "address", "show", HOST_LINK).stdout
+    command("router", "down")
+
+
+def test_after_a_boot_with_ipv6_still_to_come(vps: Vps, command: Command) -> None:
+    """What is missing is completed; the MAC is the hardware's also where nothing was configured."""
+    configure()
+    command("router", "up")
+    command("router", "down")
+    run("ip", "-6", "address", "flush", "dev", NIC, "scope", "global")
+    run("ip", "-6", "route", "flush", "default")
+    assert command("router", "up", "--boot").err == ""
+    assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+    assert greeting(INTERNET6, ECHO_PORT) == ADDRESS6
+    command("router", "down")
+    mac = "52:54:00:00:03:33"
+    provider("bridge", "fdb", "replace", mac, "dev", lab_vps.PORT, "master", "static")
+    run("ip", "address", "flush", "dev", NIC)
+    run("ip", "link", "set", NIC, "down", "address", mac)
+    assert command("router", "up", "--boot").err == ""
+    shown = run("ip", "address", "show", NIC, namespace=ROUTER).stdout
+    assert mac in shown
+    assert "fe80::5054:ff:fe00:310/" not in shown, "it is of the MAC that was"
+    assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+    command("router", "down")
+
+
+def test_a_boot_makes_what_was_confirmed(vps: Vps, command: Command) -> None:
+    """A configuration that nobody confirmed shuts nobody out."""
+    configure()
+    command("router", "up")
+    command("router", "down")
+    kept = (lab_vps.STATE / "wan.kept").read_bytes()
+    configure(more='host_ports = []\nhost_subnet = "10.99.0.0/24"\ndns = ["192.0.2.53"]\n')
+    assert command("router", "up", "--boot").status == 0
+    with closing(Server(None, "tcp", SSH)):
+        assert greeting(ADDRESS, SSH, NAMESPACE, source=INTERNET) == INTERNET
+    assert "192.168.158.2/24" in run("ip", "address", "show", HOST_LINK).stdout
+    assert "192.0.2.53" not in Path("/etc/resolv.conf").read_text()
+    command("router", "down")
+    assert (lab_vps.STATE / "wan.kept").read_bytes() == kept, "a boot confirms nothing"
+    # As an earlier version has kept it.
+    old = json.loads(kept)
+    del old["target"]
+    (lab_vps.STATE / "wan.kept").write_text(json.dumps(old))
+    configure()
+    run("ip", "address", "flush", "dev", NIC)
+    assert command("router", "up", "--boot").err == ""
+    assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+    command("router", "down")
+
+
+def test_a_boot_keeps_to_the_confirmed_address_of_the_host(vps: Vps, command: Command) -> None:
+    configure(more='host_address6 = "2001:db8:1::22"\n')
+    command("router", "up")
+    command("router", "down")
+    configure()
+    assert "host_address6 differs" in command("router", "up", "--boot").err
+    assert greeting(INTERNET6, ECHO_PORT) == "2001:db8:1::22"
+    command("router", "down")
+
+
+def test_changed_ports(vps: Vps, command: Command) -> None:
+    """They are reported, applied to a router that is up, and wait for confirmation if told to."""
+    configure()
+    command("router", "up")
+    kept = (lab_vps.STATE / "wan.kept").read_text()
+    with closing(Server(None, "tcp", SSH)), closing(Server(None, "tcp", OTHER)):
+        configure(more=f'host_ports = ["tcp/{OTHER}"]\n')
+        assert "host_ports differ from the configuration" in command("router", "status").out
+        assert "host_ports differ" in command("check").out
+        assert command("router", "up", "--boot").status == 0
+        assert greeting(ADDRESS, SSH, NAMESPACE), "nobody has ordered them yet"
+        assert command("router", "up", "--confirm-within", "60s").status == 0
+        assert greeting(ADDRESS, OTHER, NAMESPACE)
+        assert not greeting(ADDRESS, SSH, NAMESPACE, timeout=0.5)
+        assert (lab_vps.STATE / "wan.kept").read_text() == kept
+        assert command("router", "confirm").status == 0
+        assert (lab_vps.STATE / "wan.kept").read_text() != kept
+        assert "wan: up\n" in command("router", "status").out
+        configure(more=f'host_ports = ["tcp/{SSH}"]\n')
+        assert "host_ports differ" in command("sync").out
+        assert greeting(ADDRESS, SSH, NAMESPACE)
+        assert "is up already" in command("router", "up").out
+        assert (lab_vps.STATE / "wan.kept").read_text() == kept
+    command("router", "down")
+
+
+def test_changes_for_a_new_router(vps: Vps, command: Command) -> None:
+    configure()
+    command("router", "up")
+    configure(more='host_subnet = "10.99.0.0/24"\nhost_address6 = "2001:db8:1::22"\n')
+    for key in ("host_subnet", "host_address6"):
+        said = f"{key} differs from the configuration: virt-natns router down wan, then up"
+        assert said in command("router", "status").out
+        assert said in command("router", "up").err
+    command("router", "down")
+    assert command("router", "up").err == ""
+    assert "wan: up\n" in command("router", "status").out
+    command("router", "down")
+
+
 REFUSALS = (
     ("link add br9 type bridge", f"link set {NIC} master br9", "is part of a bridge",
      f"link set {NIC} nomaster", "link del br9"),

@@ -2,13 +2,13 @@
 """What a DHCP server says, and the script that writes it down: without a server."""
 
 import os
-import pytest
 import shlex
 import shutil
 import subprocess
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
+import pytest
 
 from libvirt_natns import dhcp_client, names
 from libvirt_natns.dhcp_client import Client, Lease, parse

@@ -64,9 +64,11 @@ def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
     if master is not None and master.kind != HARMLESS_MASTER:
         remedy = f"name {master.name} in {names.CONFIG_FILE}"
         return f"belongs to {master.kind} {master.name}", remedy
-    if upstream.gateway in kernel.host_addresses():
+    own = kernel.host_addresses()
+    gateway = next((each for each in (upstream.gateway, upstream.gateway6) if each in own), None)
+    if gateway is not None:
         return (
-            f"cannot lead to the gateway {upstream.gateway}, an address of this host",
+            f"cannot lead to the gateway {gateway}, an address of this host",
             'set attach = "bridge", or name the provider\'s router',
         )
     try:

@@ -492,6 +492,9 @@ def _check_ipv6(table: Table, upstream: Upstream) -> None:
     # Many a provider's router has a link-local address only.
     if gateway and subnet and gateway not in subnet and not gateway.is_link_local:
         raise table.wrong("gateway6", str(gateway), f"an address in {subnet}, or link-local")
+    if upstream.prefixes6 and upstream.attach == "macvlan":
+        # The host, which has the route to each network's, does not reach it by that link.
+        raise table.error("prefixes6", "is of no use to a macvlan", 'attach = "bridge", or none')
     for prefix in upstream.prefixes6:
         if subnet is not None and prefix.overlaps(subnet):
             expected = "what is routed to the subnet, and no part of it"

@@ -188,9 +188,8 @@ class Engine:
             made = self._joined(network.uuid)
             self._admit(network, xml, upstream, undo)
             upstream = self._as_leased(network, upstream)
-            if not upstream.by_dhcp:
-                # The configuration may have been another one.
-                _end_client(self.kernel, network.uuid, names.namespace(network.name))
+            if not upstream.by_dhcp and names.dhcp_directory(network.uuid).is_dir():
+                self._end_leasing(network, upstream, undo)
             if made:
                 undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
             undo.add(self._return_routes, network)
@@ -209,6 +208,16 @@ class Engine:
                 self.store.set_state(network.uuid, "up")
             undo.pop_all()
         return repaired
+
+    def _end_leasing(self, network: Network, upstream: Upstream, undo: Undo) -> None:
+        """Give back what a DHCP server has leased: the configuration was another one."""
+        held = dhcp_upstream.held(network.uuid)
+        _end_client(self.kernel, network.uuid, names.namespace(network.name))
+        leased = self.store.leases(upstream.name, network.uuid).address
+        if held is not None and held.address.ip == leased:
+            # The server may give it to anybody from now on.
+            undo.add(self.store.restore_leases, self.store.leases_of(network.uuid))
+            self.store.release(upstream.name, network.uuid, "ipv4")
 
     def _as_leased(self, network: Network, upstream: Upstream) -> Upstream:
         """The upstream again, by what a DHCP server has leased since."""
@@ -441,7 +450,7 @@ class Engine:
             return []
         network = document.parse_network(record.document)
         upstream = self.planner.upstream(network)
-        if upstream.by_dhcp:
+        if upstream.by_dhcp and taken.version == 4:
             # The client asks the neighbours, and declines what they have.
             return []
         with self._changing("relocate", uuid, record.name) as done:

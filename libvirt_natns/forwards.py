@@ -297,7 +297,8 @@ def _way(who: str, wanted: PortForward, at: Attachment, target: Address, own: se
 
 def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:
     if wanted not in own:
-        listed = ", ".join(map(str, sorted(own, key=by_family)))
+        known = [each for each in own if not is_stand_in(each)]
+        listed = ", ".join(map(str, sorted(known, key=by_family))) or "those that it will have"
         raise DocumentError(
             f"{who}: <natns:portForward address='{wanted}'> is not an address of its network",
             f"use one of {listed}, or leave it out",

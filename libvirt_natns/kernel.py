@@ -54,6 +54,8 @@ SCOPE_LINK = 253
 IFA_F_NODAD = 2
 METRICS: dict[Family, int | None] = {4: None, 6: 1024}
 """The metric of a route for which none is asked, as the kernel tells it."""
+SUBNET_METRICS: dict[Family, int | None] = {4: None, 6: 256}
+"""That of the route to a link's own subnet, which the kernel makes."""
 
 IPV6_ROUTES = "/proc/thread-self/net/ipv6_route"
 RTF_ANYCAST = 0x100000
@@ -706,12 +708,12 @@ class Kernel:
                 self._delete_route(namespace, route)
 
     def gateways(self, namespace: str, link: str) -> set[tuple[IPNetwork, Address]]:
-        """All routes of the main table through gateways on a link."""
+        """All routes of IPv4, in the main table, through gateways on a link."""
         return {(route.destination, by) for route, by in self._gateways(namespace, link)}
 
     def _gateways(self, namespace: str, link: str) -> list[tuple[Route, Address]]:
         index = self._index(namespace, link)
-        found = ((route, route.gateway) for route in self._routes(namespace))
+        found = ((route, route.gateway) for route in self._routes(namespace, 4))
         return [(route, by) for route, by in found if by is not None and route.link == index]
 
     def set_gateways(
@@ -777,13 +779,18 @@ class Kernel:
         limits = {
             route.destination: route.mtu
             for route in self._routes(namespace)
-            if route.link == index and route.priority is None
+            if route.link == index and route.priority == _usual_metric(route)
         }
         return [each for each in routes if limits.get(each) != mtu]
 
     def limit_subnet(self, namespace: str, subnet: Interface, link: str, mtu: int | None) -> None:
         """Send packets of at most ``mtu`` octets (None: the link's own) to a link's subnet."""
-        how = {"prefsrc": str(subnet.ip), "proto": RTPROT_KERNEL, "scope": SCOPE_LINK}
+        how: dict[str, Any] = {"proto": RTPROT_KERNEL}
+        if subnet.version == 4:
+            how |= {"prefsrc": str(subnet.ip), "scope": SCOPE_LINK}
+        else:
+            # Another metric would make a second route, which is never used.
+            how["priority"] = SUBNET_METRICS[6]
         self._limit(namespace, subnet.network, link, mtu, how)
 
     def limit_route(
@@ -791,7 +798,10 @@ class Kernel:
         mtu: int | None,
     ) -> None:  # fmt: skip
         """The same for a route through a gateway."""
-        self._limit(namespace, destination, link, mtu, {"gateway": str(gateway)})
+        how: dict[str, Any] = {"gateway": str(gateway)}
+        if destination.version == 6:
+            how["priority"] = METRICS[6]
+        self._limit(namespace, destination, link, mtu, how)
 
     def _limit(
         self, namespace: str, destination: IPNetwork, link: str, mtu: int | None,
@@ -897,6 +907,11 @@ class Kernel:
 
 def _family(destination: IPNetwork) -> Family:
     return 4 if destination.version == 4 else 6
+
+
+def _usual_metric(route: Route) -> int | None:
+    metrics = SUBNET_METRICS if route.gateway is None else METRICS
+    return metrics[_family(route.destination)]
 
 
 def _within_link(destination: IPNetwork) -> bool:

@@ -247,10 +247,16 @@ def stop(uuid: str) -> None:
 
 
 def stop_in(namespace: str) -> None:
-    """End what all networks have in a router's namespace.  Raises ProxyError."""
+    """End what all networks have in a router's namespace.  Raises ProxyError.
+
+    Also where that has lost its name, and only its processes keep it from ending.
+    """
+    routers = names.NETNS_DIRECTORY.glob(f"{names.ROUTER_PREFIX}*")
+    others = (None, *(each.name for each in routers if each.name != namespace))
     for file in names.RUN_DIRECTORY.glob("networks/*/ndppd-host.conf"):
         uuid = file.parent.name
-        if running(uuid, namespace) is not None:
+        pid = _known(uuid, in_host=True)
+        if pid is not None and not any(_lives_in(pid, other) for other in others):
             _stop(uuid, in_host=True)
 
 

@@ -484,13 +484,14 @@ def make(
     rules = ruleset(policy(network, outside, published, by_dhcp=upstream.by_dhcp))
     return (
         Namespace(namespace, network.uuid),
-        Settings(namespace, SYSCTLS + (SYSCTLS_WITH_IPV6 if ipv6 else SYSCTLS_WITHOUT_IPV6)),
+        _settings(network),
         _private_patch(network, namespace, around.private_mtu),
         _upstream_link(network, upstream, around.upstream_mtu),
-        *([_link_settings(network, upstream, outside)] if ipv6 else []),
         private_port(network),
         *_upstream_port(network, upstream),
         Firewall(namespace, network.uuid, around.backend, rules),
+        # A DHCP client's link is up by now, and speaks no IPv6 before this.
+        *([_link_settings(network, upstream, outside)] if ipv6 else []),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
         Addresses(namespace, names.UPSTREAM_LINK, _on_upstream(upstream, outside, published)),
@@ -506,16 +507,27 @@ def make(
 
 
 def ahead_of_lease(network: Network, upstream: Upstream, mtu: int, leasing: Leasing) -> Plan:
-    """What a DHCP client needs, and the client: no address yet, so nothing to filter."""
+    """What a DHCP client needs, and the client: no address yet, so nothing to filter.
+
+    Nor in IPv6, of which the link speaks none until the rules are there: it would
+    make itself an address, and routes, from whatever a router advertises.
+    """
     namespace = names.namespace(network.name)
+    silent = (f"net/ipv6/conf/{names.UPSTREAM_LINK}/disable_ipv6", "1")
     return (
         Namespace(namespace, network.uuid),
-        Settings(namespace, SYSCTLS),
+        _settings(network),
         _upstream_link(network, upstream, mtu),
+        Settings(namespace, (silent,)),
         *_upstream_port(network, upstream),
         LinkUp(namespace, names.UPSTREAM_LINK),
         leasing,
     )
+
+
+def _settings(network: Network) -> Settings:
+    more = SYSCTLS_WITH_IPV6 if has_ipv6(network) else SYSCTLS_WITHOUT_IPV6
+    return Settings(names.namespace(network.name), SYSCTLS + more)
 
 
 def has_ipv6(network: Network) -> bool:
@@ -626,7 +638,7 @@ def _neighbours(network: Network, upstream: Upstream, outside: Outside) -> Itera
     """What answers for guests to the upstream, and for the upstream's stations to them."""
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
-    if outside.proxied:
+    if outside.proxied and upstream.attach != "macvlan":
         # Guests' addresses are asked for in groups that nobody on this side joins.
         yield AllMulticast(names.upstream_patch(network.uuid), outer(upstream))
     yield ProxiedNeighbours(namespace, inner, tuple(_answered(network, upstream, outside)))

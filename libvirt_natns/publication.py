@@ -150,7 +150,7 @@ class Choices:
         self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
     ) -> Address:
         upstream = attachment.upstream
-        if upstream.by_dhcp:
+        if upstream.by_dhcp and family == 4:
             raise LeaseError(
                 f"guest {domain.name}: there are no addresses for <natns:address> on upstream"
                 f" {upstream.name}, whose DHCP server leases one to each network",

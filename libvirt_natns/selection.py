@@ -12,7 +12,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
 from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model import Config, Network, Upstream
-from libvirt_natns.records import dataclass
+from libvirt_natns.records import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,7 @@ def verdict(network: Network, config: Config) -> Verdict:
 def upstream_of(network: Network, config: Config) -> Upstream:
     """The upstream that a network uses.
 
-    Raises UpstreamError for one that is not configured, or of a kind that this
-    version does not serve.
+    Raises UpstreamError for one that is not configured.
     """
     name = (network.nat.upstream if network.nat else None) or config.upstream
     upstream = config.upstreams.get(name)
@@ -60,6 +59,9 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             f"add [upstreams.{name}] to {names.CONFIG_FILE}, or name one of "
             + ", ".join(sorted(config.upstreams)),
         )
+    if upstream.by_dhcp and not has_family(network, 4):
+        # DHCP is of IPv4: nobody is asked for what the network has no use for.
+        return replace(upstream, pool=())
     return upstream
 
 

@@ -102,7 +102,8 @@ def target(
         lease.require()
     resolv = resolver.look()
     addresses6 = _addresses6(wanted, before)
-    six = ipv6.choose(config, wanted, before, addresses6)
+    has_ipv6 = transit.has_ipv6(kernel)
+    six = ipv6.choose(config, wanted, before, addresses6) if has_ipv6 else ipv6.Ipv6()
     return (
         Target(
             name=wanted.name,

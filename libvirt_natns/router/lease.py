@@ -57,7 +57,7 @@ def ensure(target: Target, before: Capture) -> None:
         return
     wanted = next((IPv4Address(each.ip) for each in before.ipv4 if each.leased), None)
     dhcp_client.ensure(_client(target, before.mac), wanted)
-    apply(target)
+    apply(target, before)
 
 
 def end(target: Target) -> None:
@@ -65,7 +65,8 @@ def end(target: Target) -> None:
     directory = _directory(target)
     pid = processes.read_pid(directory / "pid")
     # Also where its namespace has lost the name, which it alone keeps from ending then.
-    if pid is not None and str(directory / "script") in processes.command(pid):
+    # It names its own pid file, and no other process does.
+    if pid is not None and str(directory / "pid") in processes.command(pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     shutil.rmtree(directory, ignore_errors=True)
@@ -90,10 +91,11 @@ def _side(target: Target, held: Lease) -> Side:
     return Side(target.namespace, target.nic, (str(held.address),), tuple(routes), (), onlink=True)
 
 
-def apply(target: Target) -> None:
+def apply(target: Target, before: Capture) -> None:
     """Put the client's lease in force in place of an earlier one; without one, the address goes.
 
-    For good, not until it ends: the client tells only of what is new.
+    For good, not until it ends: the client tells only of what is new.  What the NIC had
+    ``before`` that was not leased, stays.
     """
     held = current(target)
     mark = _directory(target) / "applied"
@@ -101,23 +103,38 @@ def apply(target: Target) -> None:
         # The client has just started, and what the NIC had holds on.
         return
     # First: with the oldest address of a subnet the kernel removes all others.
-    _remove_others(target, held)
+    static = [e for e in before.addresses if e.family == objects.AF_INET and not e.leased]
+    _remove_others(target, held, {each.ip for each in static})
+    if held is not None:
+        side.ensure(_side(target, held))
+    # After the lease's: packets bear the oldest address of a subnet.
+    _add(target, static)
     if held is None:
         mark.unlink()
-        return
-    side.ensure(_side(target, held))
-    mark.touch()
+    else:
+        mark.touch()
 
 
-def _remove_others(target: Target, held: Lease | None) -> None:
-    keep = str(held.address.ip) if held else ""
+def _add(target: Target, addresses: list[objects.Address]) -> None:
+    with nic.session(target.namespace) as opened:
+        link = nic.find(opened, target.nic)
+        for each in addresses if link else ():
+            request = each.request(link.index if link else 0, 0)
+            nic.attempt(opened, wire.RTM_NEWADDR, request, wire.NLM_F_CREATE | wire.NLM_F_EXCL)
+
+
+def _remove_others(target: Target, held: Lease | None, static: set[str]) -> None:
+    leased = {str(held.address.ip)} if held else set()
     gateway = str(held.gateway) if held else ""
     with nic.session(target.namespace) as opened:
         link = nic.find(opened, target.nic)
         found = nic.capture(target.namespace, target.nic)
         index = link.index if link else 0
+        keep = static | leased
+        if held and not leased & {each.ip for each in found.addresses}:
+            keep = {each for each in static if IPv4Address(each) not in held.address.network}
         for each in found.addresses:
-            if each.family == objects.AF_INET and each.ip != keep:
+            if each.family == objects.AF_INET and each.ip not in keep:
                 nic.attempt(opened, wire.RTM_DELADDR, each.request(index, 0))
         for route in found.routes:
             default = route.family == objects.AF_INET and route.is_default

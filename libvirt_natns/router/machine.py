@@ -203,7 +203,7 @@ class Machine:
         with journal.lock(), self.kernel.work():
             record = journal.load(name)
             if record is not None and record.is_whole:
-                lease.apply(record.target)
+                lease.apply(record.target, record.before)
 
     # -- down --------------------------------------------------------------
 

@@ -61,7 +61,7 @@ class Capture:
     ``index`` is its number, by which rules and programs may know it.
     ``settings`` by their directory and key, without the NIC's name.  ``foreign``
     routes lead over other links and go with the NIC's addresses, which
-    packets bear that leave by them.
+    packets bear that leave by them; ``links`` are these, by number and name.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Capture:
     neighbours: tuple[Neighbour, ...] = ()
     rules: tuple[Rule, ...] = ()
     at: float = 0.0
+    links: tuple[tuple[int, str], ...] = ()
 
     @property
     def ipv4(self) -> tuple[Address, ...]:
@@ -112,6 +113,8 @@ def from_object(data: dict[str, Any]) -> Capture:
     for key, make in makers.items():
         made[key] = tuple(make(**each) for each in data[key])
     made["altnames"] = tuple(data["altnames"])
+    # Captures of earlier versions have none.
+    made["links"] = tuple((index, name) for index, name in data.get("links", ()))
     made["settings"] = tuple((key, text) for key, text in data["settings"])
     return Capture(**made)
 
@@ -224,6 +227,7 @@ def _capture(opened: Wire, namespace: str | None, name: str) -> Capture:
         raise KernelError(f"there is no link {name} in {namespace or 'the host'}")
     addresses = tuple(_addresses(opened, link.index))
     routes = tuple(_routes(opened, link.index))
+    foreign = tuple(_foreign(opened, link.index, {each.ip for each in addresses}))
     return Capture(
         name=name,
         index=link.index,
@@ -237,10 +241,11 @@ def _capture(opened: Wire, namespace: str | None, name: str) -> Capture:
         settings=tuple(sorted(_settings(namespace, name).items())),
         addresses=addresses,
         routes=routes,
-        foreign=tuple(_foreign(opened, link.index, {each.ip for each in addresses})),
+        foreign=foreign,
         neighbours=tuple(_neighbours(opened, link.index)),
         rules=tuple(_rules(opened, name, {route.table for route in routes})),
         at=clock(),
+        links=tuple(sorted(_links_of(opened, foreign))),
     )
 
 
@@ -270,6 +275,18 @@ def _foreign(opened: Wire, link: int, addresses: set[str]) -> Iterator[Route]:
             found = objects.route(body, -1)
             if found.source in addresses:
                 yield found
+
+
+def _links_of(opened: Wire, foreign: tuple[Route, ...]) -> Iterator[tuple[int, str]]:
+    wanted = {index for each in foreign for index in each.links}
+    for each in _links(opened) if wanted else ():
+        if each.index in wanted:
+            yield each.index, each.text(IFLA_IFNAME)
+
+
+def _links(opened: Wire) -> Iterator[Link]:
+    for body in _listed(opened, wire.RTM_GETLINK, bytes(16) + _skip_statistics()):
+        yield _link(body)
 
 
 def _neighbours(opened: Wire, link: int) -> Iterator[Neighbour]:
@@ -341,8 +358,7 @@ def obstacle(name: str) -> tuple[str, str] | None:
 
 def _upper(opened: Wire, link: Link) -> str:
     """A link that is made on top of another one, such as a VLAN."""
-    for body in _listed(opened, wire.RTM_GETLINK, bytes(16) + _skip_statistics()):
-        other = _link(body)
+    for other in _links(opened):
         below = other.number(IFLA_LINK) == link.index and other.index != link.index
         if (
             below
@@ -485,7 +501,8 @@ def _remove_others(opened: Wire, link: int, wanted: Capture) -> None:
     # Routes only now: some have gone with the addresses.
     routes = {each.body for each in wanted.routes}
     for route in list(_routes(opened, link)):
-        if route.body not in routes and not _is_link_local(route):
+        # One that expires was told by a router meanwhile, and is newer than what we know.
+        if route.body not in routes and route.lasts and not _is_link_local(route):
             attempt(opened, wire.RTM_DELROUTE, route.request(link))
 
 
@@ -509,8 +526,23 @@ def _put_routes(opened: Wire, link: int, wanted: Capture, elapsed: float) -> Non
     present = {each.body for each in _routes(opened, link)}
     foreign = {objects.route(body, -1).body for body in _route_bodies(opened)}
     missing = [each for each in wanted.routes if each.body not in present]
-    missing += [each for each in wanted.foreign if each.body not in foreign]
+    possible = _possible(opened, wanted) if wanted.foreign else ()
+    missing += [each for each in possible if each.body not in foreign]
     _add_routes(opened, link, missing, elapsed)
+
+
+def _possible(opened: Wire, wanted: Capture) -> list[Route]:
+    """The foreign routes whose links are still there, and up.
+
+    By number and name: a number may be another link's by now.
+    """
+    names = dict(wanted.links)
+    there = {
+        each.index
+        for each in _links(opened)
+        if each.flags & IFF_UP and names.get(each.index, "") in ("", each.text(IFLA_IFNAME))
+    }
+    return [each for each in wanted.foreign if each.links <= there]
 
 
 def _is_link_local(route: Route) -> bool:
@@ -676,12 +708,28 @@ def _objects_differ(found: Capture, wanted: Capture) -> list[str]:
     return listed
 
 
+def lasting(wanted: Capture) -> Capture:
+    """A NIC without the routes that expire: others may have come in their place by now."""
+    return replace(wanted, routes=tuple(each for each in wanted.routes if each.lasts))
+
+
+def is_up(namespace: str, name: str) -> bool:
+    """Whether a NIC is up.  Raises KernelError where there is none of that name."""
+    with session(namespace) as opened:
+        link = find(opened, name)
+    if link is None:
+        raise KernelError(f"there is no link {name} in {namespace}")
+    return bool(link.flags & IFF_UP)
+
+
 def inside(taken: Capture, hosts: Iterable[str], settings: dict[str, str]) -> Capture:
     """A NIC as it is in its router namespace: without the host's own IPv6 addresses.
 
-    These are answered for instead.
+    These are answered for instead.  Those that stay do so for good: advertisements are
+    not to make addresses there, and so do not renew any.
     """
     moved = set(hosts)
+    kept = (each for each in taken.addresses if each.ip not in moved)
     known = {key for key, _ in taken.settings}
     routes = tuple(each.without_source() if each.source in moved else each for each in taken.routes)
     merged = dict(taken.settings) | {k: v for k, v in settings.items() if k in known}
@@ -689,8 +737,11 @@ def inside(taken: Capture, hosts: Iterable[str], settings: dict[str, str]) -> Ca
         taken,
         flags=taken.flags | IFF_UP,
         settings=tuple(sorted(merged.items())),
-        addresses=tuple(each for each in taken.addresses if each.ip not in moved),
+        addresses=tuple(
+            each.for_good() if each.family == objects.AF_INET6 else each for each in kept
+        ),
         routes=routes,
         foreign=(),
+        links=(),
         neighbours=(*taken.neighbours, *map(objects.proxy, sorted(moved))),
     )

@@ -7,7 +7,7 @@ are the same whatever is left of theirs.
 """
 
 import struct
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.router import wire
@@ -28,6 +28,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_EXPIRES, RTA_NH_ID = 9, 12, 15, 23, 30
 RTNH_F_ONLINK = 4
 RTPROT_KERNEL = 2
+RTN_UNICAST = 1
 KERNELS_OWN = (2, 3, 4, 5)
 """Types local, broadcast, anycast and multicast: the kernel makes them with the address."""
 USER_HZ = 100
@@ -73,6 +74,10 @@ class Address:
     def leased(self) -> bool:
         """Whether it ends by itself."""
         return self.valid != FOREVER
+
+    def for_good(self) -> "Address":
+        """The same without an end; one that is not to be used any more stays so."""
+        return replace(self, preferred=self.preferred and FOREVER, valid=FOREVER)
 
     def __str__(self) -> str:
         return f"address {self.ip}/{self.prefix}"
@@ -138,8 +143,20 @@ class Route:
         return wire.number(self.attributes, RTA_TABLE) or bytes.fromhex(self.body)[4]
 
     @property
+    def lasts(self) -> bool:
+        """Whether it does not end by itself, unless whoever told of it tells again."""
+        return not self.expires
+
+    @property
     def is_default(self) -> bool:
         return bytes.fromhex(self.body)[1] == 0 and self.table == MAIN_TABLE
+
+    @property
+    def is_way(self) -> bool:
+        """Whether it leads to others, in the main table, and not only for link-local use."""
+        to = ip_network(self.destination)
+        unicast = bytes.fromhex(self.body)[7] == RTN_UNICAST
+        return unicast and self.table == MAIN_TABLE and not (to.is_link_local or to.is_multicast)
 
     @property
     def destination(self) -> str:
@@ -152,6 +169,11 @@ class Route:
     def gateway(self) -> str | None:
         data = wire.value(self.attributes, RTA_GATEWAY)
         return str(ip_address(data)) if data else None
+
+    @property
+    def links(self) -> set[int]:
+        """The other links that it leads over."""
+        return links_of_route(bytes.fromhex(self.body))
 
     @property
     def source(self) -> str | None:
@@ -206,7 +228,9 @@ def route(body: bytes, link: int) -> Route:
     expires = 0
     times = wire.value(found, RTA_CACHEINFO)
     if times and body[0] == AF_INET6:
-        expires = max(0, struct.unpack_from("=i", times, 8)[0]) // USER_HZ
+        (ticks,) = struct.unpack_from("=i", times, 8)
+        # 0 is never, so none in its last second.
+        expires = max(1, ticks // USER_HZ) if ticks else 0
     kept = []
     for kind, data in wire.without(found, RTA_CACHEINFO, RTA_EXPIRES):
         if kind & wire.NLA_TYPE == RTA_OIF and struct.unpack("=i", data)[0] == link:

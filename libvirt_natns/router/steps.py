@@ -8,9 +8,10 @@ journal; it is never asked of the kernel again once the first step was begun.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from libvirt_natns import names, ndppd, netns
-from libvirt_natns.errors import ConflictError
+from libvirt_natns.errors import ConflictError, ProxyError
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.records import dataclass, replace
@@ -140,6 +141,7 @@ def _make_namespace(work: Work) -> None:
     lease.end(work.target)
     # The empty file that a kill between its making and its mounting leaves, or
     # one that was not tagged yet; the checks have refused a stranger's.
+    ndppd.stop_in(name)
     work.kernel.delete_namespace(name)
     work.kernel.create_namespace(name, _owner(work.target))
 
@@ -258,6 +260,8 @@ def _take_nic(work: Work) -> None:
 
 def _return_nic(work: Work) -> None:
     target = work.target
+    with suppress(ProxyError):
+        ndppd.stop_in(target.namespace)
     if nic.exists(target.namespace, target.nic):
         nic.move(target.nic, target.namespace, None, work.before.index)
     # One that was unplugged meanwhile must not keep all else from going back.
@@ -281,11 +285,15 @@ def _nic_differs(work: Work) -> list[str]:
         return []
     ways = behind.gateways(target, work.before)
     found = side.differences(ways) if ways else []
-    return nic.differences(target.namespace, work.inside) + found
+    return nic.differences(target.namespace, nic.lasting(work.inside)) + found
 
 
 def _set_nic(work: Work) -> None:
-    nic.put(work.target.namespace, work.inside, alone=not work.target.leased)
+    target, wanted = work.target, work.inside
+    if work.record.is_whole and nic.is_up(target.namespace, target.nic):
+        # It listens to advertisements; one that was down has lost what they told.
+        wanted = nic.lasting(wanted)
+    nic.put(target.namespace, wanted, alone=not target.leased)
     ways = behind.gateways(work.target, work.before)
     if ways:
         side.ensure(ways)
@@ -323,12 +331,23 @@ def _sides(work: Work) -> tuple[Side, Side]:
             target.link,
             hosts,
             (
-                (EVERYTHING, str(target.gateway.ip)),
-                *([(EVERYTHING6, LINK_LOCAL_ROUTER)] if own else []),
+                *_ways(work, objects.AF_INET, str(target.gateway.ip)),
+                *(_ways(work, objects.AF_INET6, LINK_LOCAL_ROUTER) if own else ()),
             ),
             quiet,
         ),
     )
+
+
+def _ways(work: Work, family: int, gateway: str) -> list[tuple[str, str]]:
+    """The host's routes through the router: for everything, or what only the NIC led to.
+
+    Where the default route leads over another link, that one stays the host's.
+    """
+    routes = [each for each in work.before.routes if each.family == family]
+    if any(each.is_default for each in routes):
+        return [(EVERYTHING if family == objects.AF_INET else EVERYTHING6, gateway)]
+    return [(to, gateway) for to in sorted({e.destination for e in routes if e.is_way})]
 
 
 def _sides_differ(work: Work) -> list[str]:

@@ -69,7 +69,7 @@ def wait(name: str, deadline: float, take_back: Callable[[], object]) -> None:
         try:
             take_back()
             return
-        except NatnsError:
+        except (NatnsError, OSError):
             time.sleep(AGAIN)
 
 

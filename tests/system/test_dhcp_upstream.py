@@ -390,8 +390,13 @@ def test_another_configuration_has_another_way_out(configured: None, provider: P
         natns("sync")
         wait_for(lambda: held().startswith(f"{leased}/"), what="the address that it had")
         released = server.seen("DHCPRELEASE")
-        (DIRECTORY / "script").write_text("# of an earlier version\n")
-        assert "DHCP client of nat-a runs with other settings" in natns("sync").stdout
+
+        def told() -> bool:
+            (DIRECTORY / "script").write_text("# of an earlier version\n")
+            return "DHCP client of nat-a runs with other settings" in natns("sync").stdout
+
+        # Who follows the lease may be at it still, and mends that by the way.
+        wait_for(told, timeout=15)
         assert held().startswith(f"{leased}/")
         assert server.seen("DHCPRELEASE") == released
         run("ip", "netns", "del", "nat-a")

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import lab_vps
 import pytest
@@ -43,6 +44,7 @@ from lab_vps import (
 
 from libvirt_natns.netns import entered
 
+STATIC = ("203.0.113.77/32", "198.51.100.12/24")
 SSH = 22
 OTHER = 2222
 
@@ -213,6 +215,107 @@ def test_another_address_for_the_host(vps: Vps, command: Command) -> None:
     assert greeting(INTERNET6, ECHO_PORT) == "2001:db8:1::22"
     assert provider("busybox", "ping", "-c1", "-W2", ADDRESS6)
     command("router", "down")
+
+
+OTHER_NETWORK = """\
+link add other type veth peer other-peer
+link set other up
+link set other-peer up
+address add 203.0.113.2/24 dev other
+route add default via 203.0.113.1
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_another_link_leads_the_default_route(vps: Vps, command: Command, own: bool) -> None:
+    """The NIC leads IPv6 only: in IPv4 the router gets what the NIC led to, and no more."""
+    if not own:
+        run("ip", "-4", "address", "flush", "dev", NIC)
+    else:
+        run("ip", "-4", "route", "del", "default")
+        run("ip", "route", "add", "192.0.2.0/24", "via", GATEWAY)
+    try:
+        for line in OTHER_NETWORK.splitlines():
+            run("ip", *line.split())
+        before = state_of_host()
+        configure()
+        assert command("router", "up").err == ""
+        assert way_of("203.0.114.1") == way_of("203.0.113.1") == "other"
+        assert way_of("192.0.2.1") == way_of(GATEWAY) == (HOST_LINK if own else "other")
+        assert way_of(INTERNET6) == HOST_LINK
+        assert greeting(INTERNET6, ECHO_PORT) == ADDRESS6
+        assert "wan: up\n" in command("router", "status").out
+        if own:
+            with closing(Server(None, "tcp", SSH)):
+                assert greeting(ADDRESS, SSH, NAMESPACE) == GATEWAY
+        command("router", "down")
+        after = state_of_host()
+        assert after == before, before.diff(after)
+    finally:
+        run("ip", "link", "del", "other", check=False)
+
+
+def test_another_link_leads_the_default_route_of_ipv6(vps: Vps, command: Command) -> None:
+    run("ip", "-6", "route", "del", "default")
+    run("ip", "link", "add", "other", "type", "veth", "peer", "other-peer")
+    try:
+        for link in ("other", "other-peer"):
+            run("ip", "link", "set", link, "up")
+        run("ip", "-6", "route", "add", "default", "via", "fe80::99", "dev", "other")
+        before = state_of_host()
+        configure()
+        assert command("router", "up").err == ""
+        assert way_of(INTERNET6) == "other"
+        assert way_of("2001:db8:1::77") == way_of(INTERNET) == HOST_LINK
+        assert "wan: up\n" in command("router", "status").out
+        command("router", "down")
+        after = state_of_host()
+        assert after == before, before.diff(after)
+    finally:
+        run("ip", "link", "del", "other", check=False)
+
+
+GONE = {
+    "deleted": ("link del other",),
+    "reused": ("link del other", "link add newer index {index} up type bridge"),
+    "down": ("link set other down",),
+}
+
+
+@pytest.mark.parametrize("gone", GONE.values(), ids=GONE)
+def test_a_link_of_a_foreign_route_has_gone(
+    vps: Vps, command: Command, gone: tuple[str, ...]
+) -> None:
+    """The way back ends all the same, whoever has the link's number now."""
+    run("ip", "link", "add", "other", "up", "type", "bridge")
+    try:
+        (index,) = (each["ifindex"] for each in links() if each["ifname"] == "other")
+        run("ip", "route", "add", "192.0.2.64/26", "dev", "other", "src", ADDRESS)
+        run("ip", "rule", "add", "from", ADDRESS, "iif", NIC, "priority", "1000", "lookup", "main")
+        rules = run("ip", "rule").stdout
+        configure()
+        command("router", "up")
+        for line in gone:
+            run("ip", *line.format(index=index).split())
+        assert command("router", "down").err == ""
+        assert "192.0.2.64" not in run("ip", "route").stdout
+        assert run("ip", "rule").stdout == rules
+        assert greeting(INTERNET, ECHO_PORT) == ADDRESS
+    finally:
+        run("ip", "rule", "del", "priority", "1000", check=False)
+        for link in ("other", "newer"):
+            run("ip", "link", "del", link, check=False)
+
+
+def links() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run("ip", "-j", "link").stdout)
+    return found
+
+
+def way_of(address: str) -> str:
+    """The link by which the host sends to an address."""
+    (found,) = json.loads(run("ip", "-j", "route", "get", address).stdout)
+    return str(found["dev"])
 
 
 def test_after_a_boot_without_addresses(vps: Vps, command: Command) -> None:
@@ -420,19 +523,26 @@ def test_dhcp(vps: Vps, command: Command) -> None:
     run("ip", "-4", "address", "flush", "dev", NIC)
     run("ip", "address", "add", f"{ADDRESS}/24", "dev", NIC, "valid_lft", "600",
         "preferred_lft", "600")  # fmt: skip
+    # Others that nobody leases, one of them in the lease's subnet.
+    for static in STATIC:
+        run("ip", "address", "add", static, "dev", NIC)
     run("ip", "route", "add", "default", "via", GATEWAY)
     before = state_of_host()
     configure()
+    applied = Path("/run/libvirt-natns/routers/wan/applied")
     with dhcp_server(ADDRESS):
         assert command("router", "up").err == ""
         assert greeting(INTERNET, ECHO_PORT) == ADDRESS
-        wait_for(lambda: "forever" in nic_addresses(), what="a lease that is kept up")
+        wait_for(lambda: applied.exists(), what="a lease that is kept up")
+        assert all(each in nic_addresses() for each in (ADDRESS, *STATIC))
+        assert "600sec" not in nic_addresses()
         assert "wan: up\n" in command("router", "status").out
     with dhcp_server("198.51.100.33"):
         # A minute later it would have renewed; that is refused, and it asks for another.
         os.kill(int(Path("/run/libvirt-natns/routers/wan/pid").read_text()), signal.SIGUSR1)
         wait_for(lambda: "198.51.100.33" in nic_addresses(), timeout=30, what="the new address")
-        assert ADDRESS not in nic_addresses()
+        assert f"{ADDRESS}/" not in nic_addresses()
+        wait_for(lambda: all(each in nic_addresses() for each in STATIC), what="the others")
         wait_for(lambda: greeting(INTERNET, ECHO_PORT) == "198.51.100.33")
         assert "wan: up\n" in command("router", "status").out
     command("router", "down")
@@ -495,6 +605,41 @@ def test_router_advertisements(command: Command) -> None:
             assert after == before, before.diff(after)
         finally:
             end(advertiser)
+
+
+def test_advertised_routes_are_not_repaired(vps: Vps, command: Command) -> None:
+    """The provider's router is another one by now: a repair keeps what the kernel has learnt."""
+    learnt = ("proto", "ra", "dev", NIC, "expires", "900")
+    run("ip", "-6", "route", "del", "default")
+    run("ip", "-6", "route", "add", "default", "via", "fe80::aa", *learnt)
+    run("ip", "address", "change", f"{ADDRESS6}/64", "dev", NIC, "valid_lft", "900",
+        "preferred_lft", "900")  # fmt: skip
+    configure(more='host_address6 = "2001:db8:1::22"\n')
+    command("router", "up")
+    assert default_routers() == {"fe80::aa"}
+    run("ip", "-n", ROUTER, "-6", "route", "del", "default")
+    run("ip", "-n", ROUTER, "-6", "route", "add", "default", "via", "fe80::bb", *learnt)
+    assert "wan: up\n" in command("router", "status").out
+    run("ip", "-n", ROUTER, "address", "add", "192.0.2.1/32", "dev", NIC)
+    run("ip", "-n", ROUTER, "-6", "neighbour", "del", "proxy", "2001:db8:1::22", "dev", NIC)
+    assert "damaged" in command("router", "status").out
+    assert command("router", "up").status == 0
+    assert "192.0.2.1" not in nic_addresses()
+    assert default_routers() == {"fe80::bb"}
+    addresses = run("ip", "-6", "-o", "address", "show", NIC, "scope", "global", namespace=ROUTER)
+    assert ADDRESS6 in addresses.stdout
+    assert "900sec" not in addresses.stdout, "nobody renews it"
+    assert "sec " not in addresses.stdout.replace("forever", "")
+    # What a NIC that was down has lost is put back, for want of anything newer.
+    run("ip", "-n", ROUTER, "link", "set", NIC, "down")
+    assert command("router", "up").status == 0
+    assert default_routers() == {"fe80::aa"}
+    command("router", "down")
+
+
+def default_routers() -> set[str]:
+    shown = run("ip", "-6", "-j", "route", "show", "default", namespace=ROUTER).stdout
+    return {each["gateway"] for each in json.loads(shown)}
 
 
 def solicit() -> None:

@@ -3,6 +3,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -231,7 +232,7 @@ def test_program(
     def which(name: str, path: str) -> str | None:
         return f"/sbin/{name}" if name in installed else None
 
-    monkeypatch.setattr(dhcp_client.shutil, "which", which)
+    monkeypatch.setattr(shutil, "which", which)
     if expected is not None:
         assert dhcp_client.program() == expected
         return

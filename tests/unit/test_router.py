@@ -2,6 +2,7 @@
 """The pure parts of router namespaces: times, what is kept of a NIC, rules, resolvers."""
 
 import argparse
+import errno
 import json
 import os
 import struct
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.errors import ConflictError
+from libvirt_natns.errors import ConflictError, KernelError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.model import Config, Upstream
@@ -132,9 +133,13 @@ def test_a_capture_survives_its_file() -> None:
         settings=(("ipv4/conf/rp_filter", "2"),),
         addresses=(objects.address(address(600)),),
         neighbours=(objects.proxy("2001:db8::2"),),
+        links=((7, "other"),),
     )
     written = json.dumps(nic.as_object(capture))
     assert nic.from_object(json.loads(written)) == capture
+    earlier = json.loads(written)
+    del earlier["links"]
+    assert nic.from_object(earlier) == replace(capture, links=())
     inside = nic.inside(capture, ["192.0.2.1"], {"ipv4/conf/rp_filter": "1", "unknown": "1"})
     assert inside.addresses == ()
     assert [each.ip for each in inside.neighbours] == ["2001:db8::2", "192.0.2.1"]
@@ -247,6 +252,19 @@ def test_the_timer_has_a_session_of_its_own_elsewhere(
     assert words == ["wan", "12.5"]
 
 
+@pytest.mark.parametrize("error", [KernelError("not now"), OSError(errno.ENOSPC, "full")])
+def test_the_timer_tries_again(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timer, "AGAIN", 0.0)
+    problems = [error, error]
+
+    def take_back() -> None:
+        if problems:
+            raise problems.pop()
+
+    timer.wait("wan", 0.0, take_back)
+    assert not problems
+
+
 # -- IPv6 of networks ------------------------------------------------------------
 
 
@@ -256,8 +274,7 @@ def capture6(*bodies: tuple[str, int]) -> Capture:
         header = struct.pack("=BBBBI", objects.AF_INET6, prefix, 0x80, 0, 7)
         body = header + wire.packed([(objects.IFA_ADDRESS, IPv6Address(ip).packed)])
         made.append(objects.address(body))
-    nic_of = {"mac": "52:54:00:00:00:01", "mtu": 1500, "flags": 1, "queue": 1000, "group": 0}
-    return Capture(name="absent", index=2, alias="", addresses=tuple(made), **nic_of)
+    return Capture("absent", 2, "52:54:00:00:00:01", 1500, 1, 1000, 0, "", addresses=tuple(made))
 
 
 @pytest.mark.parametrize(

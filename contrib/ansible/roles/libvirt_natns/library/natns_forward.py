@@ -94,8 +94,10 @@ def published(xml: bytes) -> dict[Any, Any]:
     for forward in nat.forwards if nat else ():
         for ports in forward.ranges:
             listens = (ports.to if ports.auto else (ports.start, ports.end), ports.exclude)
-            key = (forward.proto, forward.address, ports.auto, listens)
-            rest = (forward.network, forward.mac, forward.guest_address, forward.sources)
+            # The same port may listen in several of the guest's networks.
+            nic = (forward.network, forward.mac)
+            key = (forward.proto, forward.address, *nic, ports.auto, listens)
+            rest = (forward.guest_address, forward.sources)
             found[key] = (ports.to, ports.onto_one, *rest)
     return found
 

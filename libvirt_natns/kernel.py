@@ -589,8 +589,13 @@ class Kernel:
         }
 
     def host_addresses(self) -> set[Address]:
-        """All addresses of the host itself."""
-        return {address.interface.ip for address in self._addresses(None)}
+        """All addresses of the host itself, but for those of one link alone.
+
+        Each bridge with IPv6 has such a one, and there may be a thousand bridges.
+        """
+        listing = partial(self._session(None).addresses, link_local=False)
+        found = self._listed("addresses of the host", None, listing)
+        return {address.interface.ip for address in found}
 
     def host_link_in(self, subnet: IPNetwork) -> str | None:
         """The name of the host's first link with an address in a subnet."""

@@ -54,6 +54,7 @@ RTA_METRICS = 8
 RTA_TABLE = 15
 RTAX_MTU = 2
 RTM_F_CLONED = 0x200
+RT_SCOPE_LINK = 253
 
 NDA_DST = 1
 NTF_PROXY = 8
@@ -162,11 +163,18 @@ class Session:
         """All links.  Raises OSError and InterruptedDumpError."""
         return [_link(each) for each in self._ask(RTM_GETLINK, bytes(16) + _NO_STATISTICS)]
 
-    def addresses(self) -> list[LinkAddress]:
-        """All addresses of both families.  Raises OSError and InterruptedDumpError."""
+    def addresses(self, *, link_local: bool = True) -> list[LinkAddress]:
+        """All addresses of both families, or without those that a link has for itself.
+
+        Raises OSError and InterruptedDumpError.
+        """
         request = struct.pack("=BBBBI", socket.AF_UNSPEC, 0, 0, 0, 0)
         answers = self._ask(RTM_GETADDR, request)
-        return [_address(each) for each in answers if each[0] in _VERSIONS]
+        return [
+            _address(each)
+            for each in answers
+            if each[0] in _VERSIONS and (link_local or each[3] != RT_SCOPE_LINK)
+        ]
 
     def routes(self, *families: Family) -> list[Route]:
         """All routes of all tables, of these families or both.

@@ -29,9 +29,9 @@ def vps(nothing_left: None) -> Iterator[Vps]:
             f'#!/bin/sh\nPYTHONPATH={CHECKOUT} exec {PYTHON} -m libvirt_natns "$@"\n'
         )
         command.chmod(0o755)
-        # Where ifupdown looks, and contrib/install puts it beside.
-        run("mount", "--bind", COMMANDS, "/usr/local/sbin")
-        cleanup.callback(run, "umount", "/usr/local/sbin")
+        # Where contrib/install puts it.
+        run("mount", "--bind", COMMANDS, "/usr/local/bin")
+        cleanup.callback(run, "umount", "/usr/local/bin")
         Path("/run/network").mkdir(exist_ok=True)
         write_config(CONFIG)
         yield cleanup.enter_context(Vps(configured=False))

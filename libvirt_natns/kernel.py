@@ -17,7 +17,6 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from ipaddress import IPv6Network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -60,6 +59,8 @@ SUBNET_METRICS: dict[Family, int | None] = {4: None, 6: 256}
 IPV6_ROUTES = "/proc/thread-self/net/ipv6_route"
 RTF_ANYCAST = 0x100000
 RTF_LOCAL = 0x80000000
+WITHIN_LINK = ("fe8", "fe9", "fea", "feb", "ff")
+"""How link-local and multicast destinations begin there."""
 T = TypeVar("T")
 
 
@@ -584,9 +585,13 @@ class Kernel:
     def addresses(self, namespace: str | None, link: str) -> set[Interface]:
         """All addresses of a link, with their prefixes."""
         index = self._index(namespace, link)
-        return {
-            address.interface for address in self._addresses(namespace) if address.link == index
-        }
+        if namespace is None:
+            # A host has many links: what others have need not even be read.
+            listing = partial(self._session(None).addresses, index)
+            found = self._listed(f"addresses of link {index}", None, listing)
+        else:
+            found = self._addresses(namespace)
+        return {address.interface for address in found if address.link == index}
 
     def host_addresses(self) -> set[Address]:
         """All addresses of the host itself, but for those of one link alone.
@@ -933,9 +938,11 @@ def _ipv6_routed_links() -> set[str]:
         return set()
     found = set()
     for line in lines:
-        destination, length, *_, flags, link = line.split()
-        there = IPv6Network((bytes.fromhex(destination), int(length, 16)))
-        if not int(flags, 16) & (RTF_LOCAL | RTF_ANYCAST) and not _within_link(there):
+        # Each bridge has several of its own: only the others are worth a look.
+        if line.startswith(WITHIN_LINK):
+            continue
+        *_, flags, link = line.split()
+        if not int(flags, 16) & (RTF_LOCAL | RTF_ANYCAST):
             found.add(link)
     # An unreachable destination is led to lo.
     return found - {"lo"}

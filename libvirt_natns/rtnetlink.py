@@ -163,8 +163,8 @@ class Session:
         """All links.  Raises OSError and InterruptedDumpError."""
         return [_link(each) for each in self._ask(RTM_GETLINK, bytes(16) + _NO_STATISTICS)]
 
-    def addresses(self, *, link_local: bool = True) -> list[LinkAddress]:
-        """All addresses of both families, or without those that a link has for itself.
+    def addresses(self, link: int | None = None, *, link_local: bool = True) -> list[LinkAddress]:
+        """All addresses of both families, or of one link, or without those for one link alone.
 
         Raises OSError and InterruptedDumpError.
         """
@@ -173,7 +173,9 @@ class Session:
         return [
             _address(each)
             for each in answers
-            if each[0] in _VERSIONS and (link_local or each[3] != RT_SCOPE_LINK)
+            if each[0] in _VERSIONS
+            and (link_local or each[3] != RT_SCOPE_LINK)
+            and link in (None, int.from_bytes(each[4:8], sys.byteorder))
         ]
 
     def routes(self, *families: Family) -> list[Route]:

@@ -57,6 +57,9 @@ NEIGHBOUR_LIMIT = 0.3
 POLL = 0.01
 """Seconds between two looks at whether there is a lease."""
 
+ABSENT_LOOKS = 10
+"""How often in a row a client is not found that has ended."""
+
 MAX_PROBE = 2.0
 """Longest time, in seconds, for which a client asks whether an address is in use."""
 
@@ -262,8 +265,11 @@ def await_lease(client: Client, seconds: float) -> Lease | None:
     Raises DhcpError where the client ends instead.
     """
     deadline = time.monotonic() + seconds
+    absent = 0
     while (found := lease(client.directory)) is None:
-        if running(client) is None:
+        # As it starts it writes its process id anew, and is not found for a moment.
+        absent = absent + 1 if running(client) is None else 0
+        if absent > ABSENT_LOOKS:
             raise DhcpError(
                 f"the DHCP client of {client.namespace} has ended", "see the system log"
             )

@@ -238,3 +238,19 @@ def test_program(
         return
     with pytest.raises(DhcpError, match="udhcpc is not installed: install the package udhcpc"):
         dhcp_client.program()
+
+
+def test_a_client_that_notes_its_process_id_has_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client("nat-a", "upstream", "ff", tmp_path, ("true",))
+    leased = Lease(IPv4Interface("192.168.0.50/24"))
+    found = iter([None, None, None])
+    pids = iter([None, 5, None])
+    monkeypatch.setattr(dhcp_client, "lease", lambda directory: next(found, leased))
+    monkeypatch.setattr(dhcp_client, "running", lambda client: next(pids))
+    assert dhcp_client.await_lease(client, 5) == leased
+    monkeypatch.setattr(dhcp_client, "lease", lambda directory: None)
+    monkeypatch.setattr(dhcp_client, "running", lambda client: None)
+    with pytest.raises(DhcpError, match="the DHCP client of nat-a has ended"):
+        dhcp_client.await_lease(client, 5)

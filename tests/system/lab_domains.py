@@ -115,9 +115,12 @@ def asked(
     proto: Literal["tcp", "udp"],
     address: str,
     port: int,
-    timeout: float = 1.0,
+    timeout: float = 3.0,
 ) -> str | None:
     """As whom a server behind a port sees somebody in a namespace; None for no answer.
+
+    A first packet may be lost while neighbours look for each other, and TCP sends it
+    again after a second.
 
     For servers of ``Node.serve`` with ``tcp`` and ``udp``, which say that first.
     """

@@ -7,6 +7,7 @@ and the search for a free address ends.
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -15,6 +16,7 @@ from lab import (
     FastGuest,
     Service,
     define_network,
+    isolated,
     natns,
     remove_config,
     virsh,
@@ -24,7 +26,7 @@ from lab import (
 from lab_domains import create, destroy, domain, nic, ports
 from lab_ipv6 import DualProvider, dual
 from lab_liars import lying
-from views import addresses, upstream_address
+from views import addresses, refusal, upstream_address
 
 MAC = "52:54:00:00:00:05"
 LATE = 0.02
@@ -103,3 +105,54 @@ def test_a_start_moves_once(dual_service: tuple[DualProvider, Service]) -> None:
         assert upstream_address("a") == stays
     assert natns("check", check=False).returncode == 0
     virsh("net-destroy", "a")
+
+
+PATIENCE = 20.0
+"""Seconds within which a hook refuses: libvirt's own patience is a multiple of it."""
+
+
+def test_a_station_that_answers_for_every_address(installed: None) -> None:
+    """Pools without an end, in both families: the start is refused in time, and says why."""
+    wide = "2001:db8:77:0:1::-2001:db8:77:0:1:ffff:ffff:ffff"
+    with DualProvider() as provider, ExitStack() as cleanup:
+        cleanup.callback(remove_config)
+        liar = provider.neighbour("liar", "192.168.0.60/24")
+        define_network(isolated("a", "virbr10"))
+        define_network(dual("b", "virbr11", ipv4=False))
+        four = provider.config(pool="10.9.0.1-10.9.255.254").replace(
+            "192.168.0.0/24", "10.9.0.0/16"
+        )
+        six = provider.config6(ipv4=False, pool6=wide)
+        heard = cleanup.enter_context(lying(liar, lambda _: True))
+        for network, config in (("a", four.replace('gateway = "192.168.0.1"', "")), ("b", six)):
+            write_config(config)
+            heard.answered.clear()
+            began = time.monotonic()
+            told = refusal(network)
+            assert time.monotonic() - began < PATIENCE
+            assert "answered for every address" in told, told
+            assert "br0" in told
+            # Some hundreds, and none from the start again.
+            assert len(set(heard.answered)) < 1500
+
+
+def test_the_service_ends_the_search_as_well(dual_service: tuple[DualProvider, Service]) -> None:
+    """Its first look is short, so the start may go on: the background's search is bounded."""
+    provider, service = dual_service
+    wide = "2001:db8:77:0:1::-2001:db8:77:0:1:ffff:ffff:ffff"
+    write_config(provider.config6(ipv4=False, pool6=wide))
+    liar = provider.neighbour("liar", "192.168.0.60/24")
+    define_network(dual("b", "virbr11", ipv4=False))
+    with lying(liar, lambda _: True) as heard:
+        began = time.monotonic()
+        virsh("net-start", "b", check=False)
+
+        def ended() -> bool:
+            """No free address was found, or a free one that turned out to be claimed late."""
+            told = service.logged("answered for every address")
+            return bool(told or service.logged("event=conflict", "network=b"))
+
+        wait_for(ended, timeout=PATIENCE)
+        assert time.monotonic() - began < PATIENCE
+        service.idle()
+        assert len(heard.answered) < 4000

@@ -195,6 +195,9 @@ class Engine:
             undo.add(self._return_routes, network)
             repaired += self._take_over(network, undo)
             self._renew_leases(network, upstream)
+            if upstream.by_dhcp:
+                configured = selection.upstream_of(network, self.config)
+                repaired += dhcp_upstream.news(network, configured)
             for address in self.planner.outside(network, upstream).addresses:
                 self.registry.move(network.uuid, address)
             self._adjust_host(network.uuid)

@@ -275,7 +275,7 @@ class Machine:
         return [
             f"router {record.target.name}: {what}"
             for record in journal.load_all()
-            for what in self.differences(record.target.name)
+            for what in (*self.differences(record.target.name), *lease.left_out(record.target))
         ]
 
     def differences(self, name: str) -> list[str]:

@@ -188,7 +188,7 @@ def _report(error: Exception, refuses: bool) -> None:
 
 def said(error: Exception) -> tuple[str, list[str]]:
     """An error in one line, and what else the log should have of it."""
-    from libvirt_natns.errors import NatnsError
+    from libvirt_natns.errors import NatnsError, printable
 
     line = str(error)
     if isinstance(error, NatnsError):
@@ -198,7 +198,7 @@ def said(error: Exception) -> tuple[str, list[str]]:
         return told, [f"{told} ({error})"]
     import traceback
 
-    told = f"{type(error).__name__}: {' '.join(line.split())}"
+    told = f"{type(error).__name__}: {printable(line)}"
     lines = "".join(traceback.format_exception(error)).splitlines()
     return f"internal error ({told}): see the system log and report it", lines
 

@@ -50,6 +50,10 @@ class StoreError(NatnsError):
     """The state database cannot be read or written."""
 
 
+class FormatError(StoreError):
+    """The state database was written by another version."""
+
+
 class AddressTakenError(NatnsError):
     """Another station has an upstream address that was leased to a network.
 

@@ -35,8 +35,8 @@ class _Session:
 
     @property
     def current(self) -> bool:
-        """Whether the state database is still the one on disk."""
-        return _inode(self.store.path) == self._inode
+        """Whether the state database is still the one on disk, and of this version."""
+        return _inode(self.store.path) == self._inode and self.store.is_of_this_version
 
     def close(self) -> None:
         self.kernel.close()

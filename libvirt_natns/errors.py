@@ -50,8 +50,12 @@ class StoreError(NatnsError):
     """The state database cannot be read or written."""
 
 
+class DamagedError(StoreError):
+    """The state database is damaged, or missing although networks run."""
+
+
 class FormatError(StoreError):
-    """The state database was written by another version."""
+    """The state database is whole, but of a later version's format."""
 
 
 class AddressTakenError(NatnsError):

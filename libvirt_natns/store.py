@@ -239,11 +239,6 @@ class Store:
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
-    @property
-    def is_of_this_version(self) -> bool:
-        """Whether the database's format is still this version's.  Raises StoreError."""
-        return int(self.select("PRAGMA user_version")[0][0]) == VERSION
-
     def _create(self, directory: Path) -> None:
         """Make the database, or bring one of an earlier format to today's."""
         # SQLite does not wait for another process that changes the journal's

@@ -156,7 +156,7 @@ def _relay(answer: "Answer", refuses: bool) -> int:
     """The service has logged it already."""
     if answer.done:
         return 0
-    sys.stderr.write(f"libvirt-natns: {answer.text}\n")
+    _tell(answer.text)
     return 1 if refuses else 0
 
 
@@ -182,8 +182,17 @@ def _do(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:
 def _report(error: Exception, refuses: bool) -> None:
     """One line for libvirt's user; for the log what that user does not see."""
     line, more = said(error)
-    sys.stderr.write(f"libvirt-natns: {line}\n")
+    _tell(line)
     _log(more if more or refuses else [line])
+
+
+def _tell(line: str) -> None:
+    """Tell libvirt's user, if anybody reads: the exit status must not depend on it."""
+    try:
+        sys.stderr.write(f"libvirt-natns: {line}\n")
+    except (OSError, ValueError, AttributeError):
+        # A full disk, a libvirtd that has ended; None where there is no such stream.
+        return
 
 
 def said(error: Exception) -> tuple[str, list[str]]:

@@ -187,7 +187,9 @@ class Answering:
         with suppress(OSError):
             link.sendall(verdict + b"\n" + text.encode())
         taken = time.monotonic() - start
-        self._meter.answered(request.kind, request.event[0], verdict.decode(), taken)
+        # What follows an answer must not depend on its being counted.
+        with suppress(Exception):
+            self._meter.answered(request.kind, request.event[0], verdict.decode(), taken)
         return follow_up
 
     def _check_format(self) -> None:

@@ -45,7 +45,7 @@ from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import Later, at_once
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Config, Forward, Network, PortForward, Upstream
-from libvirt_natns.observer import HOST, NOBODY, Observer
+from libvirt_natns.observer import HOST, NOBODY, Observer, tell
 from libvirt_natns.planner import Planner, resolvers_of
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
@@ -99,7 +99,7 @@ class Engine:
             finally:
                 self._discard_lock(uuid)
             taken = time.monotonic() - start
-        self.observer.done(verb, name, changed, taken)
+        tell(self.observer, verb, name, changed, taken)
 
     # -- up ----------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from libvirt_natns.model import (
     Outside,
     Upstream,
 )
-from libvirt_natns.observer import NOBODY, Observer
+from libvirt_natns.observer import NOBODY, Observer, tell
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.selection import Applicant
@@ -109,7 +109,7 @@ class Choices:
             )
         if kept not in (None, port):
             said = f"{wish.owner_name}: {wish.key.proto} port {kept} is taken, {port} instead"
-            self.observer.done("choose a port", wish.attachment.network.name, [said], 0.0)
+            tell(self.observer, "choose a port", wish.attachment.network.name, [said])
         return port
 
     def _is_free_still(self, wish: Wish, port: int) -> bool:

@@ -78,6 +78,12 @@ class Witness:
 
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         """See ``Observer``."""
+        try:
+            self._note(verb, name, changed, seconds)
+        except Exception as error:  # the work is done, whatever is wrong with its account
+            self._journal.say("error", "failed", when=f"telling of {verb}", error=error)
+
+    def _note(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         self._metrics.changed(verb, seconds)
         self._after_work()
         # A repair says itself what was wrong.
@@ -258,12 +264,27 @@ def _ask_guests() -> connection.Running | None:
 
 def main() -> int:
     """Run the service in the foreground; returns the exit status."""
+    _fill_standard_streams()
     _raise_limits()
     _save_memory()
     with ExitStack() as cleanup:
         listener = systemd.passed_socket() or _own_socket(cleanup)
         Service(Journal()).run(listener)
     return 0
+
+
+def _fill_standard_streams() -> None:
+    """Have something behind standard error, where the service was started without it.
+
+    Else a socket or the state database gets its number, and libraries and children
+    write their complaints there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, so this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _raise_limits() -> None:

@@ -265,7 +265,7 @@ def logged_events() -> set[str]:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr == "say"
+                and node.func.attr in ("say", "_line")
                 and isinstance(node.args[1], ast.Constant)
             ):
                 found.add(str(node.args[1].value))
@@ -275,7 +275,7 @@ def logged_events() -> set[str]:
 def changing_verbs() -> set[str]:
     """The verbs of which those who look on are told."""
     texts = [module.read_text() for module in (CHECKOUT / "libvirt_natns").glob("*.py")]
-    told = r'(?:self\._changing|observer\.done)\("([^"]+)"'
+    told = r'(?:self\._changing\(|tell\(self\.observer, )"([^"]+)"'
     return {verb for text in texts for verb in re.findall(told, text)}
 
 

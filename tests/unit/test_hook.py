@@ -430,3 +430,17 @@ def test_every_event_says_whether_it_may_refuse() -> None:
     assert hook.NETWORK_EVENTS.keys() == NETWORK.keys()
     refusing = {operation for (operation, _), refuses in hook.NETWORK_EVENTS.items() if refuses}
     assert refusing == {"start", "started"}
+
+
+def test_an_end_succeeds_where_nobody_reads_what_is_told() -> None:
+    broken = "; ".join(
+        (
+            "import os, sys",
+            f"sys.path.append({str(CHECKOUT)!r})",
+            "from libvirt_natns import hook",
+            "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)",
+            "hook._report(ValueError('a'), False)",
+            "hook._tell('b')",
+        )
+    )
+    assert subprocess.run([sys.executable, "-c", broken], check=False).returncode == 0

@@ -1253,6 +1253,4 @@ def test_edited_documents_keep_what_is_not_ascii() -> None:
     edited = document.edit_domain(xml, lambda nat: None)
     assert "<!-- preț -->" in edited.document.decode()
     assert document.nat_text(edited.document) == edited.element
-    assert "preț='1'" in document.with_nic(xml, document.Nic("52:54:00:00:00:05")).decode().replace(
-        '"', "'"
-    )
+    assert "preț='1'" in document.with_nic(xml, Nic("52:54:00:00:00:05")).decode().replace('"', "'")

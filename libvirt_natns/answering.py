@@ -241,7 +241,7 @@ def _request(link: socket.socket) -> Request | None:
     """What the client wants; None where it has gone, or makes no sense."""
     with link.makefile("rb") as stream:
         header = stream.readline(HEADER_LIMIT).decode(errors="replace").split()
-        if len(header) != 4 or not header[3].isdigit():
+        if len(header) != 4 or not header[3].isdecimal():
             return None
         kind, operation, sub_operation, length = header
         if int(length) > DATA_LIMIT:

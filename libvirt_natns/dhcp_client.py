@@ -27,6 +27,7 @@ server names; it knows no forced renewal by the server.
 """
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -63,6 +64,7 @@ ABSENT_LOOKS = 10
 MAX_PROBE = 2.0
 """Longest time, in seconds, for which a client asks whether an address is in use."""
 
+MTU = re.compile(r"[0-9]{1,5}")
 LEAST_MTU = 576
 """What every IPv4 host can take, in octets: a server that names less is not believed."""
 
@@ -245,7 +247,7 @@ def _routes(words: list[str]) -> list[tuple[IPv4Network, IPv4Address]]:
 
 
 def _mtu(text: str) -> int | None:
-    return int(text) if text.isdecimal() and LEAST_MTU <= int(text) <= 65535 else None
+    return int(text) if MTU.fullmatch(text) and LEAST_MTU <= int(text) <= 65535 else None
 
 
 def _until(directory: Path) -> float | None:

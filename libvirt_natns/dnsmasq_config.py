@@ -35,6 +35,9 @@ MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
 LEASED_FOR = "1h"
 """How long guests keep an address of a leased prefix after its last advertisement."""
 
+BLANKS = " \t\v\f\r"
+"""What dnsmasq passes over at the ends of a keyword and its value."""
+
 SPECIAL = re.compile(r"""[",#\\]|^ | $""")
 
 LONGEST_LINE = 1000
@@ -113,15 +116,16 @@ def make(
 
 
 def _key(line: str) -> str:
-    return line.partition("=")[0].strip()
+    return line.partition("=")[0].strip(BLANKS)
 
 
 def _value(line: str) -> str:
-    return line.partition("=")[2].strip()
+    return line.partition("=")[2].strip(BLANKS)
 
 
 def _statements(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+    # Neither dnsmasq nor libvirt takes any other character for a line's end.
+    return [line for line in text.split("\n") if line and not line.startswith("#")]
 
 
 def _options(network: Network) -> list[str]:

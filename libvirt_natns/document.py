@@ -28,6 +28,7 @@ from typing import cast
 from lxml import etree
 
 from libvirt_natns import dns, elements, metadata, schema
+from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.dictionary import bounded
 from libvirt_natns.elements import (
     CONTROL,
@@ -169,9 +170,9 @@ def edit_domain(data: bytes, change: Callable[[MutableElement], None]) -> Edited
     nat = found[0] if found else etree.SubElement(holder, f"{NS}nat", nsmap={"natns": NS[1:-1]})
     change(cast("MutableElement", nat))
     if len(nat) or nat.attrib:
-        return Edited(etree.tostring(root), _bare(nat))
+        return Edited(_octets(root), _bare(nat))
     holder.remove(nat)
-    return Edited(etree.tostring(root), None)
+    return Edited(_octets(root), None)
 
 
 @bounded
@@ -181,6 +182,11 @@ def nat_text(data: bytes) -> str | None:
         f"metadata/{NS}nat"
     )
     return None if nat is None else _bare(nat)
+
+
+def _octets(root: etree._Element) -> bytes:
+    """A document as it is read: in UTF-8, for names and comments have no other spelling."""
+    return bytes(etree.tostring(root, encoding="utf-8", xml_declaration=False))
 
 
 def _bare(nat: etree._Element) -> str:
@@ -208,7 +214,7 @@ def with_nic(data: bytes, nic: Nic) -> bytes:
     interface = etree.SubElement(devices, "interface", {"type": "network"})
     etree.SubElement(interface, "mac", {"address": nic.mac})
     etree.SubElement(interface, "source", {"network": nic.network or ""})
-    return bytes(etree.tostring(root))
+    return _octets(root)
 
 
 @bounded
@@ -220,7 +226,7 @@ def without_nic(data: bytes, nic: Nic) -> bytes:
             found = _nic(cast("Element", interface))
             if (found.mac, found.network) == (nic.mac, nic.network):
                 devices.remove(interface)
-    return bytes(etree.tostring(root))
+    return _octets(root)
 
 
 def resource_path(name: str) -> Path:
@@ -319,7 +325,7 @@ def _network(element: Element) -> Network:
         dns=_dns(element, own),
         dnsmasq_options=dns.options(element),
         subnets=own or subnets,
-        routes=tuple(_route(each) for each in element.findall("route")),
+        routes=_routes(element),
         taken_over=not own,
         nat=nat,
     )
@@ -414,6 +420,21 @@ def _dns(element: Element, own: tuple[Subnet, ...]) -> Dns | None:
         return dns.parse(element)
     # libvirt itself translates it: not ours to judge.
     return None if attribute_of(element, "dns", "enable") == "no" else Dns()
+
+
+def _routes(element: Element) -> tuple[StaticRoute, ...]:
+    """The ``<route>``s, of several to one destination the one of the least metric."""
+    routes: dict[IPNetwork, StaticRoute] = {}
+    for each in sorted(element.findall("route"), key=_metric):
+        route = _route(each)
+        routes.setdefault(route.destination, route)
+    return tuple(routes.values())
+
+
+def _metric(route: Element) -> int:
+    metric = route.attrib.get("metric", "")
+    # libvirt's own default; it takes no more than 32 bits.
+    return int(metric) if re.fullmatch(r"[0-9]{1,10}", metric) else 1
 
 
 def _route(element: Element) -> StaticRoute:

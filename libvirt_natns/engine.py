@@ -22,6 +22,7 @@ from libvirt_natns import (
     dhcp_client,
     dhcp_upstream,
     dnsmasq,
+    dnsmasq_check,
     document,
     executor,
     glance,
@@ -44,9 +45,9 @@ from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import Later, at_once
 from libvirt_natns.locks import locked
-from libvirt_natns.model import Config, Forward, Network, PortForward, Upstream
+from libvirt_natns.model import Config, Forward, Network, Outside, PortForward, Upstream
 from libvirt_natns.observer import HOST, NOBODY, Observer, tell
-from libvirt_natns.planner import Planner, resolvers_of
+from libvirt_natns.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
 from libvirt_natns.store import START_LIMIT, LeaseKind, Record, State, Store, boot_id, now
@@ -206,6 +207,8 @@ class Engine:
                 self.kernel, operations, undo, self.before, later=self.later, done=made
             )
             repaired += ["joined what was built ahead"] if made else []
+            if network.needs_dnsmasq:
+                dnsmasq.check_started(network.uuid, names.namespace(network.name))
             if repaired or self._state(network.uuid) != "up":
                 self._step("note that it is up")
                 self.store.set_state(network.uuid, "up")
@@ -312,10 +315,13 @@ class Engine:
 
     def _check(self, network: Network, upstream: Upstream) -> None:
         """Refuse what could not come up, as far as that can be seen now."""
-        self.planner.backend(ipv6=plan.has_ipv6(network))
+        backend = self.planner.backend(ipv6=plan.has_ipv6(network))
         if network.needs_dnsmasq:
-            dnsmasq.program()
+            dnsmasq_check.check(network)
         selection.check_addresses(network, upstream)
+        # What no rule can express is refused here, not when the rules are loaded.
+        around = plan.Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None)
+        plan.make(network, upstream, Outside(), around)
         self.planner.check_proxied(network, upstream)
         if selection.proxied(network, upstream):
             ndppd.program()

@@ -6,18 +6,25 @@ the single line that virsh or the shell shows.  The module that owns a library
 or a program converts that one's errors; nothing above it sees them.
 """
 
+LONGEST = 900
+"""Characters of a fact, and of a remedy: both quote names of any length."""
+
 
 def printable(text: str) -> str:
     """Return ``text`` as one line without control or format characters.
 
     Runs of blanks and line breaks become one blank.  Other characters that do not
     print are escaped: control characters would command the terminal, and
-    bidirectional ones would reorder the line.
+    bidirectional ones would reorder the line.  What is longer than ``LONGEST`` loses
+    its middle.
     """
     line = " ".join(text.split())
-    if line.isprintable():
+    if not line.isprintable():
+        line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+    if len(line) <= LONGEST:
         return line
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+    half = (LONGEST - 3) // 2
+    return f"{line[:half]}...{line[-half:]}"
 
 
 class NatnsError(Exception):

@@ -333,6 +333,15 @@ class Network:
     taken_over: bool = True
     nat: NatMetadata | None = None
 
+    def next_hop(self, route: StaticRoute) -> Address | None:
+        """Return the gateway of a route; None where the gateway is the network's own.
+
+        The destination then lies on the private link itself: so the kernel reads such a
+        route of IPv4, while it refuses one of IPv6.
+        """
+        own = any(route.gateway == subnet.gateway for subnet in self.subnets)
+        return None if own else route.gateway
+
     @property
     def has_dnsmasq(self) -> bool:
         """Whether libvirt's rule gives this network a dnsmasq.
@@ -346,6 +355,11 @@ class Network:
     def needs_dnsmasq(self) -> bool:
         """Whether we give it one: in IPv6 guests are not told of their router otherwise."""
         return self.has_dnsmasq or any(subnet.autonomous for subnet in self.subnets)
+
+    @property
+    def writes_dnsmasq(self) -> bool:
+        """True if its dnsmasq's configuration is ours, not derived from libvirt's."""
+        return self.needs_dnsmasq and not (self.taken_over and self.has_dnsmasq)
 
 
 @dataclass(frozen=True, slots=True)

@@ -725,7 +725,7 @@ def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Ma
 def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Route | Gateways]:
     namespace, out = names.namespace(network.name), names.UPSTREAM_LINK
     for route in network.routes:
-        yield Route(namespace, route.destination, route.gateway, network.bridge or "")
+        yield Route(namespace, route.destination, network.next_hop(route), network.bridge or "")
     if upstream.by_dhcp:
         yield Gateways(namespace, out, _learnt(upstream))
     elif upstream.gateway is not None and outside.address is not None:
@@ -740,7 +740,8 @@ def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[
 
 def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
     subnets = tuple(subnet.interface for subnet in network.subnets)
-    return SendLimit(namespace, network.bridge or "", subnets, network.routes, mtu)
+    routes = tuple(route for route in network.routes if network.next_hop(route))
+    return SendLimit(namespace, network.bridge or "", subnets, routes, mtu)
 
 
 def _learnt(upstream: Upstream) -> tuple[tuple[IPNetwork, Address], ...]:

@@ -4,7 +4,7 @@
 import pytest
 
 from libvirt_natns import document, hook
-from libvirt_natns.errors import DocumentError, NatnsError, printable
+from libvirt_natns.errors import LONGEST, DocumentError, NatnsError, printable
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,13 @@ def test_printable(text: str, expected: str) -> None:
     error = NatnsError(text, text)
     assert str(error) == f"{expected}: {expected}"
     assert str(error).isprintable()
+
+
+def test_a_long_name_does_not_make_a_long_message() -> None:
+    error = NatnsError(f"begin {'x' * 5000} end", f"do {chr(0x9B) * 5000} now")
+    assert error.fact.startswith("begin x")
+    assert error.fact.endswith("x end")
+    assert len(str(error)) <= 2 * LONGEST + len(": ")
 
 
 def test_an_internal_error_prints_as_well() -> None:

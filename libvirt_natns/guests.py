@@ -48,6 +48,8 @@ class Guests:
         # It does not run: what is still in force is of an end that nobody noticed.
         self.withdraw(domain.uuid)
         with self._locked(domain.uuid), Undo() as undo:
+            # Also where the state database is what fails.
+            undo.add(_discard_directory, domain.uuid)
             undo.add(self._forget, domain.uuid)
             self._undo_reservations(attachments, undo)
             claims = self._resolve(domain, attachments)

@@ -7,6 +7,7 @@ rest is run as libvirt runs a hook.
 """
 
 import shutil
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -25,7 +26,9 @@ from lab import (
     natns,
     remove_config,
     run,
+    snapshot,
     virsh,
+    wait_for,
     write_config,
 )
 from lab_base import CONFIG_FILE
@@ -49,9 +52,13 @@ TYPO = "upstream = provider\n"
 @pytest.fixture(scope="module")
 def world(installed: None) -> Iterator[Provider]:
     """The provider network and the hooks, for all tests of this file."""
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward")
     with Provider() as provider:
         write_config(provider.config(more="probe = 0"))
+        # libvirt switches it on for its first NAT network, and leaves it so.
+        forwarding.write_text("1")
         yield provider
+        forwarding.write_text("0")
         remove_config()
 
 
@@ -264,20 +271,28 @@ def run_hook(kind: str, operation: str, when: str, data: bytes) -> tuple[int, st
     return done.returncode, told
 
 
-def check_foreign(breakage: str) -> None:
-    """Each event of all that is not ours succeeds."""
-    for name, data in FOREIGN_NETWORKS.items():
-        port = (
-            f"<networkport><owner><uuid>{UUID.format(99)}</uuid></owner></networkport></hookData>"
-        )
+USUAL_NETWORKS = ("forward", "enabled=no", "without address")
+USUAL_GUESTS = ("without metadata", "in another network")
+
+
+def check_networks(breakage: str, *which: str) -> None:
+    """Each event of a network that is not ours succeeds."""
+    owner = f"<networkport><owner><uuid>{UUID.format(99)}</uuid></owner></networkport></hookData>"
+    for name in which or FOREIGN_NETWORKS:
+        data = FOREIGN_NETWORKS[name]
+        with_port = data.replace(b"</hookData>", spread(owner))
         for operation, when in hook.NETWORK_EVENTS:
-            whole = data.replace(b"</hookData>", port.encode()) if "p" in operation else data
+            whole = with_port if operation in hook.PORT_EVENTS else data
             status, _ = run_hook("network", operation, when, whole)
             assert status == 0, (breakage, name, operation)
-    for name, data in FOREIGN_GUESTS.items():
-        for kind in ("qemu", "lxc"):
+
+
+def check_guests(breakage: str, *which: str) -> None:
+    """Each event of a guest that is not ours succeeds."""
+    for name in which or FOREIGN_GUESTS:
+        for kind in ("qemu", "lxc") if name == USUAL_GUESTS[-1] else ("qemu",):
             for operation, when in (*hook.GUEST_EVENTS, ("migrate", "begin"), ("restore", "begin")):
-                status, _ = run_hook(kind, operation, when, data)
+                status, _ = run_hook(kind, operation, when, FOREIGN_GUESTS[name])
                 assert status == 0, (breakage, name, kind, operation)
 
 
@@ -382,7 +397,8 @@ def test_what_is_broken_without_the_service(name: str, world: Provider) -> None:
     breakage = BREAKAGES[name]
     with running(world) as found:
         with breakage.broken():
-            check_foreign(name)
+            check_networks(name, *USUAL_NETWORKS)
+            check_guests(name, *USUAL_GUESTS)
             check_libvirts_own()
             check_ours(breakage, world)
             found.check_goes_on(name)
@@ -390,3 +406,136 @@ def test_what_is_broken_without_the_service(name: str, world: Provider) -> None:
         assert natns("check").stdout == ""
         assert found.talks()
         assert {mark.name for mark in MARKS.glob("*")} == {UUID.format(50)}
+
+
+# -- with the service ----------------------------------------------------------
+
+
+@contextmanager
+def stuck(service: Service) -> Iterator[None]:
+    """A service that does not answer any more."""
+    service.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        service.signal(signal.SIGCONT)
+
+
+# What the service has loaded is not missing; it ends where it finds a later format.
+SERVED = {
+    "configuration": BREAKAGES["configuration"],
+    "database": BREAKAGES["database"],
+    "database of a later version": BREAKAGES["database of a later version"],
+    "lxml": Breakage(BREAKAGES["lxml"].broken, ours="starts", plain="starts"),
+}
+
+
+@pytest.mark.parametrize("name", [*SERVED, "service is stuck"])
+def test_what_is_broken_with_the_service(name: str, world: Provider) -> None:
+    with Service() as service, running(world) as found:
+        breakage = SERVED.get(name) or Breakage(
+            lambda: stuck(service), ours="starts", plain="starts"
+        )
+        with breakage.broken():
+            check_libvirts_own()
+            check_ours(breakage, world)
+            found.check_goes_on(name)
+        if name == "database of a later version":
+            # systemd would start the version that is installed by then.
+            wait_for(lambda: not service.runs, timeout=10)
+            service.start()
+        assert natns("sync").returncode == 0
+        assert natns("check").stdout == ""
+        assert found.talks()
+
+
+# -- scopes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typo", ["", TYPO], ids=["well", "with a typo"])
+def test_scope_annotated_leaves_others_alone(typo: str, world: Provider) -> None:
+    """Whatever their XML says, and whatever the configuration says elsewhere."""
+    with configured(lambda text: f'scope = "annotated"\n{typo}{text}'):
+        for name, data in UNANNOTATED.items():
+            for operation, when in hook.NETWORK_EVENTS:
+                assert run_hook("network", operation, when, data) == (0, ""), (name, operation)
+        for name, domain_name, bridge in (("a", "my lab", "virbr11"), ("b", "b", "lab#1")):
+            define_network(isolated(name, bridge, address="10.0.1.1", domain=domain_name))
+            virsh("net-start", name)
+            assert namespaces() == set()
+            virsh("net-destroy", name)
+
+
+def test_a_network_that_was_handled_is_refused_with_a_typo(world: Provider) -> None:
+    """Without its router it would not be what it was."""
+    define_network(isolated("a", "virbr11", address="10.0.1.1"))
+    virsh("net-start", "a")
+    virsh("net-destroy", "a")
+    with configured(lambda text: TYPO + text):
+        done = virsh("net-start", "a", check=False)
+        assert done.returncode != 0
+        assert "not valid TOML" in reason(done)
+    virsh("net-start", "a")
+    assert namespaces() == {"nat-a"}
+
+
+def test_what_started_without_a_router_gets_one_afterwards(world: Provider) -> None:
+    define_network(isolated("a", "virbr11", address="10.0.1.1"))
+    with configured(lambda text: TYPO + text):
+        virsh("net-start", "a")
+        assert namespaces() == set()
+    assert natns("sync").stdout == "a: is active in libvirt, but has no router: it has got one\n"
+    assert namespaces() == {"nat-a"}
+
+
+@pytest.mark.parametrize("typo", ["", TYPO], ids=["well", "with a typo"])
+def test_no_document_that_is_not_ours_is_refused(typo: str, world: Provider) -> None:
+    with running(world) as found, configured(lambda text: typo + text):
+        check_networks(typo)
+        check_guests(typo)
+        found.check_goes_on(typo)
+
+
+# -- documents -----------------------------------------------------------------
+
+
+ODD = "<x:pre\u021b xmlns:x='urn:x'/>"
+
+
+def test_names_that_expat_does_not_know(world: Provider) -> None:
+    """libvirt takes them; nothing is left at the end, and guests publish."""
+    before = snapshot()
+    define_network(isolated("a", "virbr11", address="10.0.1.1", metadata=ODD + nat("")))
+    virsh("net-start", "a")
+    assert namespaces() == {"nat-a"}
+    create(domain("web", nic("a", MAC), metadata=ODD + nat(FORWARD)))
+    assert "8080" in natns("forward", "list").stdout
+    destroy("web")
+    assert "8080" not in natns("forward", "list").stdout
+    virsh("net-destroy", "a")
+    assert namespaces() == set()
+    virsh("net-undefine", "a")
+    wait_for(lambda: snapshot() == before)
+
+
+def test_a_guest_that_is_refused_leaves_no_mark(world: Provider) -> None:
+    define_network(isolated("a", "virbr11", address="10.0.1.1"))
+    virsh("net-start", "a")
+    for publishes in (
+        "<bogus/>",
+        FORWARD + FORWARD,
+        ports('start="8080" to="80"', more='network="b"'),
+    ):
+        done = create(domain("web", nic("a", MAC), publishes=publishes), check=False)
+        assert done.returncode != 0
+        assert reason(done)
+        assert not any(MARKS.glob("*")), publishes
+    xml = spread(domain("web", nic("a", MAC), uuid=UUID.format(60), publishes="<bogus/>"))
+    assert run_hook("qemu", "prepare", "begin", xml)[0] == 1
+    assert not any(MARKS.glob("*"))
+    xml = spread(domain("web", nic("a", MAC), uuid=UUID.format(60), publishes=FORWARD + FORWARD))
+    assert run_hook("qemu", "prepare", "begin", xml)[0] == 1
+    assert not any(MARKS.glob("*"))
+    with damaged():
+        assert run_hook("qemu", "prepare", "begin", xml)[0] == 1
+    assert not any(MARKS.glob("*"))

@@ -19,6 +19,7 @@ from libvirt_natns import (
     client,
     config,
     connection,
+    database,
     diagram,
     doctor,
     document,
@@ -29,6 +30,7 @@ from libvirt_natns import (
     names,
     netns,
     plan,
+    rebuild,
     reconcile,
     routers,
     selection,
@@ -36,7 +38,13 @@ from libvirt_natns import (
     status,
 )
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import ConfigError, InstallError, LibvirtError, NatnsError
+from libvirt_natns.errors import (
+    ConfigError,
+    InstallError,
+    LibvirtError,
+    NatnsError,
+    StoreError,
+)
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
@@ -129,6 +137,7 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
     _require_root()
     with ExitStack() as cleanup:
         directory = names.STATE_DIRECTORY
+        database.check_there(directory)
         if look_only and not (directory / "state.db").exists():
             directory = Path(cleanup.enter_context(TemporaryDirectory(prefix="virt-natns-")))
         settings = settings or config.load()
@@ -187,6 +196,9 @@ def _install(options: argparse.Namespace) -> int:
     told = install.reload_daemons()
     print(f"told {', '.join(told)} to look for hooks" if told else "no libvirt daemon runs now")
     print(service_status.start())
+    with suppress(LibvirtError, StoreError):
+        # Without libvirt it is sync's to do.
+        _rebuild()
     with _engine() as engine:
         try:
             _explain(engine, connection.networks())
@@ -368,8 +380,19 @@ def _complete(network: Network) -> Network:
 
 
 def _sync(options: argparse.Namespace) -> int:
+    _rebuild()
     with _engine() as engine:
         return _report(reconcile.sync(engine, _asker(), _ask_guests))
+
+
+def _rebuild() -> None:
+    """Rebuild a damaged state database from what runs; an error there ends nothing."""
+    _require_root()
+    outcome = rebuild.rebuild(config.load(), _asker(), _ask_guests)
+    for name, what in outcome.found:
+        print(f"{name}: {what}")
+    for error in outcome.errors:
+        print(f"virt-natns: {error}", file=sys.stderr)
 
 
 def _report(outcome: reconcile.Outcome) -> int:

@@ -711,6 +711,17 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
         raise errors[0]
 
 
+def remove_unrecorded(kernel: Kernel, uuid: str, namespace: str) -> None:
+    """The same where the state database cannot be read: what the names tell.
+
+    The host's own part stays until ``sync``.
+    """
+    try:
+        remove(kernel, uuid, namespace)
+    finally:
+        _discard_directory(uuid)
+
+
 def _end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
     executor.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
 

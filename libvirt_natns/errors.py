@@ -50,6 +50,14 @@ class StoreError(NatnsError):
     """The state database cannot be read or written."""
 
 
+class DamagedError(StoreError):
+    """The state database is damaged, or missing although networks run."""
+
+
+class FormatError(StoreError):
+    """The state database is whole, but of a later version's format."""
+
+
 class AddressTakenError(NatnsError):
     """Another station has an upstream address that was leased to a network.
 

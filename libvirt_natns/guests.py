@@ -217,6 +217,15 @@ class Guests:
         self.forget(record.uuid)
         return ["is not active in libvirt any more: removed"] if record.this_boot else []
 
+    def tidy(self) -> None:
+        """Remove the run-time marks of guests that are not recorded any more."""
+        marks = names.guest_directory("").glob("*")
+        for uuid in {mark.name for mark in marks} - {g.uuid for g in self.registry.guests()}:
+            with self._locked(uuid):
+                # It may have begun to start.
+                if self.registry.guest(uuid) is None:
+                    _discard_directory(uuid)
+
     def follow(self, uuid: str, ask: Callable[[], bytes | None]) -> list[str]:
         """Bring one guest to what libvirt says of it; returns what was wrong.
 

@@ -76,8 +76,8 @@ def failure(path: Path, verb: str, error: Exception) -> StoreError:
     if code in DAMAGE or "no such table" in str(error) or "no such column" in str(error):
         return DamagedError(f"state database {path}: is damaged ({error})", REBUILD)
     told = str(error)
-    if code == sqlite3.SQLITE_FULL:
-        told += "; free some space"
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        told += f"; see to its file system (df {path.parent})"
     return StoreError(f"cannot {verb} the state database {path}", told)
 
 

@@ -10,6 +10,7 @@ A network's own lock is taken before the host's, and never two networks' at
 once.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -38,7 +39,7 @@ from libvirt_natns import (
 )
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.built import Built
-from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
+from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
 from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import Kernel
@@ -53,6 +54,9 @@ from libvirt_natns.store import START_LIMIT, LeaseKind, Record, State, Store, bo
 
 FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
+
+ROOM = 64 << 10
+"""Octets that a network's run-time files may take: most are those of its dnsmasq."""
 
 POLL = 0.02
 """Seconds between two looks at whether another network's start is over."""
@@ -116,6 +120,7 @@ class Engine:
         self._end_rivals(network, active=False)
         with self._changing("prepare", network.uuid, network.name) as done, Undo() as undo:
             undo.add(_discard_directory, network.uuid)
+            _check_room(network)
             self._clear(network, xml)
             self._reserve(network, xml, upstream, undo)
             self._await_turn(network, xml, upstream)
@@ -640,6 +645,25 @@ class Engine:
         """libvirt's <route>s, which go with the last address of its bridge."""
         for route in network.routes if network.taken_over else ():
             self.kernel.add_route(None, route.destination, route.gateway, network.bridge or "")
+
+
+def _check_room(network: Network) -> None:
+    """Refuse a start whose run-time files have no room: `started` is too late for that.
+
+    Raises StoreError.
+    """
+    probe = names.network_directory(network.uuid) / "room"
+    try:
+        with probe.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, ROOM)
+    except OSError as error:
+        raise StoreError(
+            f"network {network.name}: {probe.parent} has no room for {ROOM >> 10} KiB"
+            f" ({error.strerror})",
+            f"free some space (df {names.RUN_DIRECTORY}; df -i {names.RUN_DIRECTORY})",
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> Record:

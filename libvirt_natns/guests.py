@@ -353,8 +353,10 @@ class Guests:
                     conntrack.cut_on_host(translated, address, router=_router(record))
 
     def _forget(self, uuid: str) -> None:
-        self.registry.forget_guest(uuid)
-        _discard_directory(uuid)
+        try:
+            self.registry.forget_guest(uuid)
+        finally:
+            _discard_directory(uuid)
 
     @contextmanager
     def _locked(self, uuid: str) -> Iterator[None]:

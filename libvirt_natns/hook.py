@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 RUN_DIRECTORY = "/run/libvirt-natns"
 SOCKET = f"{RUN_DIRECTORY}/service.sock"
 
+NO_ROOM = (28, 30, 122)
+"""ENOSPC, EROFS and EDQUOT: a file system's trouble, and no fault of ours."""
+
 # As in the module stat.
 S_IFMT, S_IFDIR, S_IFSOCK = 0o170000, 0o040000, 0o140000
 
@@ -202,6 +205,9 @@ def said(error: Exception) -> tuple[str, list[str]]:
     line = str(error)
     if isinstance(error, NatnsError):
         return line, []
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        where = error.filename or "a file"
+        return f"cannot write {where} ({error.strerror}): free some space", []
     if isinstance(error, ImportError):
         told = f"cannot load {error.name or 'a module'}: install it for {sys.executable}"
         return told, [f"{told} ({error})"]

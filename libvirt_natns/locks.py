@@ -33,7 +33,7 @@ POLLS = (0.001, 0.002, 0.005, 0.01)
 def locked(directory: Path, limit: float = LIMIT) -> Iterator[None]:
     """Hold the exclusive lock of a directory, which is made where it is missing.
 
-    Raises LockError after ``limit`` seconds.
+    Raises LockError after ``limit`` seconds, or where there can be no directory.
     """
     descriptor = _acquire(directory, time.monotonic() + limit)
     try:
@@ -68,6 +68,11 @@ def _acquire(directory: Path, deadline: float) -> int:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise LockError(
+                f"cannot make or open {directory} to lock it ({error.strerror})",
+                f"see to its file system (df -i {directory.parent})",
+            ) from error
         try:
             _lock(descriptor, directory, deadline)
         except BaseException:

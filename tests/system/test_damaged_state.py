@@ -2,7 +2,6 @@
 """A damaged state database: what runs goes on, and ``sync`` rebuilds it from what runs."""
 
 import os
-import signal
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,16 +12,12 @@ from pathlib import Path
 import pytest
 from lab import (
     FastGuest,
-    Libvirtd,
     Node,
-    Service,
-    define_network,
     isolated,
     natns,
     remove_config,
     run,
     virsh,
-    wait_for,
     write_config,
 )
 from lab_domains import (
@@ -40,7 +35,6 @@ from lab_domains import (
     uuid_of,
 )
 from lab_ipv6 import GATEWAY6, DualProvider, dual, route_to_host, static6
-from views import namespaces, refusal
 
 FILE = STATE / "state.db"
 CLIENT, CLIENT6 = "192.168.0.77", "2001:db8:77::77"
@@ -279,74 +273,6 @@ def test_a_later_format_is_never_put_aside(world: World) -> None:
             db.execute("DELETE FROM writer WHERE format = 99")
             db.commit()
     checked()
-
-
-@pytest.mark.parametrize("world", ["nftables"], indirect=True)
-def test_without_libvirt_it_is_left_as_it_is(world: World, libvirtd: Libvirtd) -> None:
-    kept = {network: inside(network) for network in ("a", "b", "c")}
-    garble()
-    libvirtd.stop()
-    try:
-        done = natns("sync", check=False)
-    finally:
-        libvirtd.start()
-    assert done.returncode == 1
-    assert f"state database {FILE}: is damaged (file is not a database): start li" in done.stderr
-    assert not list(STATE.glob("state.db.*"))
-    remove()
-    libvirtd.stop()
-    try:
-        assert natns("sync", check=False).returncode == 1
-    finally:
-        libvirtd.start()
-    assert {network: inside(network) for network in kept} == kept
-    natns("sync")
-    checked()
-    assert {network: inside(network) for network in kept} == kept
-    anew_at_rest()
-
-
-# -- meanwhile -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("damage", ["garbage", "missing", "networks"])
-@pytest.mark.parametrize("serve", [False, True], ids=["hooks", "service"])
-def test_hooks_meanwhile(damage: str, serve: bool, installed: None) -> None:
-    """Starts are refused, ends succeed, and nothing is left after ``sync``."""
-    with DualProvider() as provider, ExitStack() as cleanup:
-        write_config(provider.config(more="probe = 0"))
-        cleanup.callback(remove_config)
-        cleanup.callback(forget_damaged)
-        service = cleanup.enter_context(Service()) if serve else None
-        define_network(isolated("new", "virbr15"))
-        before = unordered()
-        with networks(isolated("a", "virbr10"), dual("c", "virbr12", metadata=ON_HOST)):
-            cleanup.callback(destroy, "web")
-            create(domain("web", nic("a", WEB), publishes=ports("start='2222' to='22'")))
-            if service:
-                # What follows a start is done.
-                service.idle()
-            DAMAGES[damage]()
-            assert "run virt-natns sync, which" in refusal("new").replace("sync\n", "sync, which")
-            assert (
-                f"broken  state database: state database {FILE}: is "
-                in natns("doctor", check=False).stdout
-            )
-            assert natns("status", check=False).returncode == 1
-            virsh("destroy", "web")
-            virsh("net-destroy", "a")
-            assert namespaces() == {"nat-c"}
-            # What a guest of another network gets is what it had.
-            if not service:
-                natns("sync")
-                checked()
-            else:
-                service.signal(signal.SIGHUP)
-                wait_for(lambda: service.logged("event=rebuilt"), timeout=20, what="a rebuild")
-                wait_for(lambda: natns("check", check=False).returncode == 0, timeout=20)
-            virsh("net-start", "new")
-            virsh("net-destroy", "new")
-        wait_for(lambda: not before.diff(unordered()), timeout=10, what="the host as it was")
 
 
 def anew_at_rest() -> None:

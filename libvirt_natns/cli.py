@@ -29,6 +29,7 @@ from libvirt_natns import (
     install,
     names,
     netns,
+    output,
     plan,
     rebuild,
     reconcile,
@@ -64,16 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
-        result = command(options)
-        sys.stdout.flush()
-        return result
+        with output.lenient():
+            return command(options)
     except NatnsError as error:
-        print(f"virt-natns: {error}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"virt-natns: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # The reader, head(1) for one, has had enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except KeyboardInterrupt:
         return 130
 

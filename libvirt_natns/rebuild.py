@@ -122,15 +122,16 @@ def salvage(damaged: Path, store: Store) -> None:
     """Add what can be read of a damaged database and contradicts nothing in ``store``."""
     if not damaged.exists():
         return
-    with suppress(sqlite3.Error, NatnsError), closing(sqlite3.connect(damaged)) as old:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(damaged)) as old:
         if old.execute("PRAGMA user_version").fetchone()[0] != VERSION:
             return
-        with store.transaction() as db:
-            for table in SALVAGED:
+        for table in SALVAGED:
+            # All of a table, or nothing: a value may be damaged, too.
+            with suppress(NatnsError), store.transaction() as db:
                 _copy(old, db, table)
+                store.check()
+        with store.transaction() as db:
             _name_owners(old, db)
-            # All of it, or nothing: a value may be damaged, too.
-            store.check()
 
 
 def _copy(old: sqlite3.Connection, db: sqlite3.Connection, table: str) -> None:

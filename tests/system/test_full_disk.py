@@ -25,7 +25,7 @@ from lab import (
     wait_for,
     write_config,
 )
-from lab_domains import create, destroy, domain, nat, networks, nic, ports, unordered
+from lab_domains import create, destroy, domain, nat, networks, nic, ports, settle, unordered
 from views import namespaces, refusal
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
@@ -152,6 +152,8 @@ def test_starts_are_refused_and_ends_succeed(case: str, serve: bool, upstream: P
         cleanup.enter_context(networks(isolated("a", "virbr10"), dual_host("c", "virbr12")))
         cleanup.callback(destroy, "web")
         create(domain("web", nic("a", MAC), publishes=ports("start='2222' to='22'")))
+        for bridge in ("virbr10", "virbr12"):
+            settle(bridge)
         guest = cleanup.enter_context(FastGuest("virbr10", MAC))
         with fill(directory):
             guest.dhcp()

@@ -19,6 +19,7 @@ from libvirt_natns import (
     client,
     config,
     connection,
+    database,
     diagram,
     doctor,
     document,
@@ -28,7 +29,9 @@ from libvirt_natns import (
     install,
     names,
     netns,
+    output,
     plan,
+    rebuild,
     reconcile,
     selection,
     service_status,
@@ -36,7 +39,12 @@ from libvirt_natns import (
     uninstall,
 )
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import InstallError, LibvirtError, NatnsError
+from libvirt_natns.errors import (
+    InstallError,
+    LibvirtError,
+    NatnsError,
+    StoreError,
+)
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
@@ -56,16 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
-        result = command(options)
-        sys.stdout.flush()
-        return result
+        with output.lenient():
+            return command(options)
     except NatnsError as error:
-        print(f"virt-natns: {error}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"virt-natns: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # The reader, head(1) for one, has had enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except KeyboardInterrupt:
         return 130
 
@@ -129,6 +133,7 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
     _require_root()
     with ExitStack() as cleanup:
         directory = names.STATE_DIRECTORY
+        database.check_there(directory)
         if look_only and not (directory / "state.db").exists():
             directory = Path(cleanup.enter_context(TemporaryDirectory(prefix="virt-natns-")))
         settings = settings or config.load()
@@ -187,6 +192,9 @@ def _install(options: argparse.Namespace) -> int:
     told = install.reload_daemons()
     print(f"told {', '.join(told)} to look for hooks" if told else "no libvirt daemon runs now")
     print(service_status.start())
+    with suppress(LibvirtError, StoreError):
+        # Without libvirt it is sync's to do.
+        _rebuild()
     with _engine() as engine:
         try:
             _explain(engine, connection.networks())
@@ -341,8 +349,19 @@ def _complete(network: Network) -> Network:
 
 
 def _sync(options: argparse.Namespace) -> int:
+    _rebuild()
     with _engine() as engine:
         return _report(reconcile.sync(engine, _asker(), _ask_guests))
+
+
+def _rebuild() -> None:
+    """Rebuild a damaged state database from what runs; an error there ends nothing."""
+    _require_root()
+    outcome = rebuild.rebuild(config.load(), _asker(), _ask_guests)
+    for name, what in outcome.found:
+        print(f"{name}: {what}")
+    for error in outcome.errors:
+        print(f"virt-natns: {error}", file=sys.stderr)
 
 
 def _report(outcome: reconcile.Outcome) -> int:

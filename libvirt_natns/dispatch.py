@@ -101,7 +101,7 @@ def _down(event: Event) -> None:
             verbs.down(seen.uuid, seen.name)
     except StoreError:
         with Kernel() as kernel:
-            engine.remove(kernel, seen.uuid, names.namespace(seen.name))
+            engine.remove_unrecorded(kernel, seen.uuid, names.namespace(seen.name))
         raise
 
 

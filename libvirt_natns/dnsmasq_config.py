@@ -17,11 +17,12 @@ itself as DNS server.
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet, TextRecord
 from libvirt_natns.records import dataclass
 from libvirt_natns.resolvers import Resolvers
@@ -37,6 +38,8 @@ LEASED_FOR = "1h"
 
 BLANKS = " \t\v\f\r"
 """What dnsmasq passes over at the ends of a keyword and its value."""
+
+MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 
 SPECIAL = re.compile(r"""[",#\\]|^ | $""")
 
@@ -294,6 +297,15 @@ def _hosts(network: Network) -> str:
 def _in_hosts(address: Address) -> str:
     """An address in a ``dhcp-hostsfile``."""
     return str(address) if address.version == 4 else f"[{address}]"
+
+
+def reserved(text: str) -> Iterable[tuple[str, Address]]:
+    """MACs with their addresses from a ``dhcp-hostsfile``: of entries of nothing else."""
+    for line in text.splitlines():
+        mac, comma, address = line.partition(",")
+        if comma and MAC.fullmatch(mac):
+            with suppress(ValueError):
+                yield mac.lower(), parsed(address.strip("[]"))
 
 
 def _records(dns: Dns | None) -> str:

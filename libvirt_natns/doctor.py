@@ -17,6 +17,7 @@ from libvirt_natns import (
     attachment,
     config,
     connection,
+    database,
     dhcp_client,
     dnsmasq,
     firewall,
@@ -265,10 +266,12 @@ def _router(settings: Config, upstream: Upstream) -> str:
 
 
 def _store() -> str:
+    database.check_there()
     if not (names.STATE_DIRECTORY / "state.db").exists():
         return "none yet, made when it is needed"
     store = Store()
     try:
+        store.check()
         with store.transaction():
             return f"{store.path}, {len(store.networks())} networks"
     finally:

@@ -10,6 +10,7 @@ A network's own lock is taken before the host's, and never two networks' at
 once.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -39,7 +40,7 @@ from libvirt_natns import (
 )
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.built import Built
-from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
+from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
 from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import Kernel
@@ -54,6 +55,9 @@ from libvirt_natns.store import START_LIMIT, LeaseKind, Record, State, Store, bo
 
 FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
+
+ROOM = 64 << 10
+"""Octets that a network's run-time files may take: most are those of its dnsmasq."""
 
 POLL = 0.02
 """Seconds between two looks at whether another network's start is over."""
@@ -117,6 +121,7 @@ class Engine:
         self._end_rivals(network, active=False)
         with self._changing("prepare", network.uuid, network.name) as done, Undo() as undo:
             undo.add(_discard_directory, network.uuid)
+            _check_room(network)
             self._clear(network, xml)
             self._reserve(network, xml, upstream, undo)
             self._await_turn(network, xml, upstream)
@@ -667,6 +672,25 @@ class Engine:
             self.kernel.add_route(None, route.destination, route.gateway, network.bridge or "")
 
 
+def _check_room(network: Network) -> None:
+    """Refuse a start whose run-time files have no room: `started` is too late for that.
+
+    Raises StoreError.
+    """
+    probe = names.network_directory(network.uuid) / "room"
+    try:
+        with probe.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, ROOM)
+    except OSError as error:
+        raise StoreError(
+            f"network {network.name}: {probe.parent} has no room for {ROOM >> 10} KiB"
+            f" ({error.strerror})",
+            f"free some space (df {names.RUN_DIRECTORY}; df -i {names.RUN_DIRECTORY})",
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> Record:
     return Record(
         uuid=network.uuid,
@@ -734,6 +758,17 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def remove_unrecorded(kernel: Kernel, uuid: str, namespace: str) -> None:
+    """The same where the state database cannot be read: what the names tell.
+
+    The host's own part stays until ``sync``.
+    """
+    try:
+        remove(kernel, uuid, namespace)
+    finally:
+        _discard_directory(uuid)
 
 
 def _end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:

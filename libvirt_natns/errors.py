@@ -67,7 +67,7 @@ class ConflictError(NatnsError):
 
 
 class StoreError(NatnsError):
-    """The state database cannot be read or written."""
+    """The state database, or run-time state, cannot be read or written."""
 
 
 class DamagedError(StoreError):

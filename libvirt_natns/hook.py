@@ -29,6 +29,9 @@ SOCKET = f"{RUN_DIRECTORY}/service.sock"
 LIMIT = 60.0
 """Seconds that an event may take: waiting for the service and then for locks, together."""
 
+NO_ROOM = (28, 30, 122)
+"""ENOSPC, EROFS and EDQUOT: a file system's trouble, and no fault of ours."""
+
 # As in the module stat.
 S_IFMT, S_IFDIR, S_IFSOCK = 0o170000, 0o040000, 0o140000
 
@@ -248,6 +251,9 @@ def said(error: Exception) -> tuple[str, list[str]]:
     line = str(error)
     if isinstance(error, NatnsError):
         return line, []
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        where = error.filename or "a file"
+        return f"cannot write {where} ({error.strerror}): free some space", []
     if isinstance(error, ImportError):
         told = f"cannot load {error.name or 'a module'}: install it for {sys.executable}"
         return told, [f"{told} ({error})"]

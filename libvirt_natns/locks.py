@@ -52,7 +52,7 @@ def at_most(seconds: float) -> float:
 def locked(directory: Path, limit: float = LIMIT) -> Iterator[None]:
     """Hold the exclusive lock of a directory, which is made where it is missing.
 
-    Raises LockError after ``limit`` seconds.
+    Raises LockError after ``limit`` seconds, or where there can be no directory.
     """
     descriptor = _acquire(directory, time.monotonic() + at_most(limit))
     try:
@@ -87,6 +87,11 @@ def _acquire(directory: Path, deadline: float) -> int:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise LockError(
+                f"cannot make or open {directory} to lock it ({error.strerror})",
+                f"see to its file system (df -i {directory.parent})",
+            ) from error
         try:
             _lock(descriptor, directory, deadline)
         except BaseException:

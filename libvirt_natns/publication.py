@@ -38,12 +38,17 @@ from libvirt_natns.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What is chosen for guests, and kept in the tables."""
+    """What is chosen for guests, and kept in the tables.
+
+    ``asks`` False asks no neighbours whether an address is free: inside a transaction,
+    all other writers would wait for the answer.
+    """
 
     config: Config
     store: Store
     kernel: Kernel
     observer: Observer = NOBODY
+    asks: bool = True
 
     @property
     def registry(self) -> Registry:
@@ -166,7 +171,7 @@ class Choices:
         def probe(addresses: Collection[Address]) -> set[Address]:
             # The namespace itself answers for those in force.
             asked = [address for address in addresses if address not in present]
-            if not asked or not upstream.probe:
+            if not asked or not upstream.probe or not self.asks:
                 return set()
             return neighbours.probe(upstream.bridge or "", asked, upstream.probe)
 

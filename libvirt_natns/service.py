@@ -25,7 +25,17 @@ from pathlib import Path
 from threading import Lock
 from types import FrameType
 
-from libvirt_natns import __version__, config, connection, hook, names, netns, reconcile, systemd
+from libvirt_natns import (
+    __version__,
+    config,
+    connection,
+    hook,
+    names,
+    netns,
+    rebuild,
+    reconcile,
+    systemd,
+)
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
@@ -169,11 +179,15 @@ class Service:
     def reconcile(self) -> None:
         """Repair all that differs, as ``virt-natns sync`` does."""
         start = time.monotonic()
-        with self._reconciling, self.sessions.engine() as engine:
-            outcome = reconcile.sync(engine, _ask_networks, _ask_guests)
-        for name, what in outcome.repaired:
+        with self._reconciling:
+            rebuilt = rebuild.rebuild(config.load(), _ask_networks, _ask_guests)
+            for _, what in rebuilt.found[:1]:
+                self.journal.say("warning", "rebuilt", database=what)
+            with self.sessions.engine() as engine:
+                outcome = reconcile.sync(engine, _ask_networks, _ask_guests)
+        for name, what in [*rebuilt.found[1:], *outcome.repaired]:
             self.journal.say("warning", "reconciled", network=name, repaired=what)
-        for error in outcome.errors:
+        for error in [*rebuilt.errors, *outcome.errors]:
             self.metrics.failed("reconcile")
             self.journal.say("error", "reconcile", error=error)
         taken = time.monotonic() - start

@@ -193,8 +193,8 @@ CAUSES = {
     ),
     "corrupt state": Cause(
         lambda p: corrupt_database(),
-        f"cannot open the state database {STATE}",
-        "file is not a database; repair or move it away",
+        rf"state database {STATE}: is damaged \(file is not a database\)",
+        "run virt-natns sync, which keeps the damaged file and rebuilds the database",
     ),
     "unwritable state": Cause(
         lambda p: read_only_database(),

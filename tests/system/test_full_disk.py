@@ -6,6 +6,7 @@ recorded, and leaves nothing; what runs goes on, and always ends.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,9 +25,10 @@ from lab import (
     wait_for,
     write_config,
 )
-from views import namespaces
+from lab_domains import create, destroy, domain, nat, networks, nic, ports, settle, unordered
+from views import namespaces, refusal
 
-MAC = "52:54:00:00:00:05"
+MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
 DISK = Path("/run/tmp/disk")
 
 
@@ -111,3 +113,76 @@ def test_no_log_at_all(command: str, upstream: Provider) -> None:
         assert service.runs
         streams = [os.fspath(Path(f"/proc/{service.pid}/fd/{n}").readlink()) for n in range(3)]
         assert not any("socket:" in each or "state.db" in each for each in streams), streams
+
+
+# -- what is recorded ----------------------------------------------------------
+
+
+@contextmanager
+def without_inodes(directory: Path) -> Iterator[None]:
+    """No file more in a file system."""
+    made = []
+    with suppress(OSError):
+        while True:
+            file = directory / f"filler-{len(made)}"
+            file.touch()
+            made.append(file)
+    try:
+        yield
+    finally:
+        for file in made:
+            file.unlink()
+
+
+CASES = {
+    "database": (Path("/var/lib/libvirt-natns"), "size=8m", filled),
+    "run": (Path("/run/libvirt-natns"), "size=192k", filled),
+    "inodes": (Path("/run/libvirt-natns"), "size=1m,nr_inodes=60", without_inodes),
+}
+
+
+@pytest.mark.parametrize("serve", [False, True], ids=["hooks", "service"])
+@pytest.mark.parametrize("case", CASES)
+def test_starts_are_refused_and_ends_succeed(case: str, serve: bool, upstream: Provider) -> None:
+    directory, options, fill = CASES[case]
+    define_network(isolated("new", "virbr15"))
+    with mounted(directory, options), ExitStack() as cleanup:
+        if serve:
+            cleanup.enter_context(Service())
+        cleanup.enter_context(networks(isolated("a", "virbr10"), dual_host("c", "virbr12")))
+        cleanup.callback(destroy, "web")
+        create(domain("web", nic("a", MAC), publishes=ports("start='2222' to='22'")))
+        for bridge in ("virbr10", "virbr12"):
+            settle(bridge)
+        guest = cleanup.enter_context(FastGuest("virbr10", MAC))
+        with fill(directory):
+            guest.dhcp()
+            assert guest.ping(upstream.gateway)
+            before = unordered()
+            for _ in range(2):
+                told = refusal("new")
+                assert "internal error" not in told, told
+                assert re.search(r"full|No space|disk I/O|unable to open", told), told
+            assert not before.diff(unordered())
+            second = domain("mail", nic("a", OTHER), publishes=ports("start='2525' to='25'"))
+            # A guest needs no room in files, but its mark and its record.
+            started = create(second, check=False).returncode == 0
+            assert started == (case == "run")
+            destroy("mail")
+            assert not before.diff(unordered())
+            assert guest.ping(upstream.gateway)
+            virsh("destroy", "web")
+            virsh("net-destroy", "c")
+            virsh("net-destroy", "a")
+            assert namespaces() == set()
+            assert not run("ip", "-o", "link", "show", "type", "veth").stdout.count("natin-")
+        natns("sync")
+        checked = natns("check", check=False)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        virsh("net-start", "new")
+        virsh("net-destroy", "new")
+
+
+def dual_host(name: str, bridge: str) -> str:
+    """A network behind the host's own upstream."""
+    return isolated(name, bridge, metadata=nat('<natns:upstream name="host"/>'))

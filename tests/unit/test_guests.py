@@ -5,8 +5,9 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -20,6 +21,7 @@ from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import (
     HOST_UPSTREAM,
     AddressRange,
+    AddressRequest,
     Config,
     DhcpHost,
     Domain,
@@ -29,6 +31,7 @@ from libvirt_natns.model import (
     Outside,
     Protocol,
     Subnet,
+    Upstream,
 )
 from libvirt_natns.publication import Choices
 from libvirt_natns.records import replace
@@ -137,6 +140,26 @@ def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_
     # Who is back gets another, and the same ever after.
     assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
     assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
+
+
+def test_a_trial_asks_no_neighbours(choices: Choices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take their time to answer, and a trial keeps the database locked."""
+    asked: list[Address] = []
+
+    def probe(bridge: str, addresses: Sequence[Address], seconds: float) -> set[Address]:
+        asked.extend(addresses)
+        return set()
+
+    monkeypatch.setattr(publication.neighbours, "probe", probe)
+    own = IPv4Address("192.168.0.150")
+    upstream = Upstream("provider", "bridge", "br0", subnet=IPv4Network("192.168.0.0/24"))
+    at = replace(attachment(), upstream=upstream)
+    kernel = SimpleNamespace(host_addresses=set)
+    for asks in (False, True):
+        choosing = replace(choices, kernel=cast("Kernel", kernel), asks=asks)
+        with choices.store.transaction():
+            assert choosing.address(AddressRequest(own), Domain("web", "web"), at, 4) == own
+        assert bool(asked) == asks
 
 
 def wish(

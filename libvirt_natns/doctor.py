@@ -25,6 +25,7 @@ from libvirt_natns import (
     install,
     names,
     ndppd,
+    neighbour_tables,
     netns,
     reconcile,
     routers,
@@ -114,6 +115,7 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
         ("hooks in libvirt", _seen),
         ("host's firewall", lambda: _host(engine, settings)),
         ("networks", lambda: _networks(engine, settings)),
+        ("neighbour tables", lambda: _neighbour_tables(engine, settings)),
         ("guests", lambda: _guests(engine, settings)),
     ]
 
@@ -334,6 +336,12 @@ def _networks(engine: Engines, settings: Config) -> str:
         told = "; ".join(f"{name} {what}" for name, what in missed)
         raise NatnsError(told, "run virt-natns sync")
     return "those that are active in libvirt have their routers"
+
+
+def _neighbour_tables(engine: Engines, settings: Config) -> str:
+    with engine(settings) as verbs:
+        networks = len(verbs.store.users())
+    return neighbour_tables.examine(networks)
 
 
 def _guests(engine: Engines, settings: Config) -> str:

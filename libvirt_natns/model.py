@@ -17,6 +17,7 @@ Attach = Literal["bridge", "macvlan"]
 Scope = Literal["isolated", "annotated"]
 DhcpMode = Literal["required", "background"]
 FirewallChoice = Literal["auto", "nftables", "iptables"]
+LinkLocal = Literal["reject", "forward"]
 
 
 STAND_INS = range(1, 1 << 24)
@@ -372,6 +373,7 @@ class Side:
     ranges: tuple[AddressRange, ...] = ()
 
 
+DEFAULT_MAX_FLOWS = 32768
 DEFAULT_HOST_SUBNET = IPv4Network("192.168.158.0/24")
 DEFAULT_HOST_PORTS = (PortSet("tcp", 22, 22),)
 
@@ -391,6 +393,9 @@ class Upstream:
     lease, and ``dhcp_timeout`` for how many seconds its start waits for one.
     ``leased`` is the address of one network's lease; then ``subnet``, ``gateway``,
     ``routes``, ``dns`` and ``mtu``, in octets, are that lease's, too.
+
+    ``link_local`` says what becomes of packets to link-local addresses outside, and
+    ``max_flows`` how many flows a network may have at one time.
 
     ``host_subnet`` lies between a router namespace and the host, ``host_ports`` are
     what it forwards there; ``host_address6`` None are all of the NIC's.
@@ -416,6 +421,8 @@ class Upstream:
     mtu: int | None = None
     routes: tuple[StaticRoute, ...] = ()
     host6: IPv6Network | None = None
+    link_local: LinkLocal = "reject"
+    max_flows: int = DEFAULT_MAX_FLOWS
     host_subnet: IPv4Network = DEFAULT_HOST_SUBNET
     host_ports: tuple[PortSet, ...] = DEFAULT_HOST_PORTS
     host_address6: IPv6Address | None = None
@@ -514,6 +521,7 @@ __all__ = [
     "DEFAULT_AUTO_PORTS",
     "DEFAULT_HOST_PORTS",
     "DEFAULT_HOST_SUBNET",
+    "DEFAULT_MAX_FLOWS",
     "HOST_UPSTREAM",
     "AddressRange",
     "AddressRequest",
@@ -528,6 +536,7 @@ __all__ = [
     "Forward",
     "Forwarder",
     "IPv6Interface",
+    "LinkLocal",
     "NatMetadata",
     "Network",
     "Nic",

@@ -139,7 +139,9 @@ def test_reference_has_the_defaults() -> None:
         value = getattr(upstream, key)
         if key in ("probe", "dhcp_timeout"):
             assert default == f"`{value:g}`"
-        elif key in ("dhcp", "attach") or key == "host_subnet":
+        elif key == "max_flows":
+            assert default == f"`{value}`"
+        elif key in ("dhcp", "attach", "link_local") or key == "host_subnet":
             assert default == f'`"{value}"`'
         elif key == "host_ports":
             listed = ", ".join(f'"{each.proto}/{each.first}"' for each in value)

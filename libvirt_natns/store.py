@@ -214,6 +214,9 @@ class Store:
         self.path = directory / "state.db"
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if directory.stat().st_mode & 0o077:
+                # Who may read a database may hold its locks, and keep all others waiting.
+                directory.chmod(0o700)
             # The service hands it from thread to thread; never two use it at once.
             self._db = sqlite3.connect(
                 self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False

@@ -48,6 +48,9 @@ def opened(directory: Path, *, anew: bool = False) -> sqlite3.Connection:
     path = directory / FILE
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_mode & 0o077:
+            # A user who may read a database may hold its locks, and keep all others waiting.
+            directory.chmod(0o700)
         # The service hands it from thread to thread; never two use it at once.
         db = sqlite3.connect(
             path, timeout=at_most(BUSY_TIMEOUT), isolation_level=None, check_same_thread=False

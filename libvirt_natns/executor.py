@@ -11,7 +11,16 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns import dhcp_client, dnsmasq, firewall, names, ndppd, neighbours, netns
+from libvirt_natns import (
+    dhcp_client,
+    dnsmasq,
+    firewall,
+    guest_leases,
+    names,
+    ndppd,
+    neighbours,
+    netns,
+)
 from libvirt_natns import plan as p
 from libvirt_natns.addresses import Address, Interface, by_family
 from libvirt_natns.errors import (
@@ -574,13 +583,23 @@ def _load(operation: p.Firewall) -> None:
 
 
 def _dnsmasq_differs(kernel: Kernel, operation: p.Dnsmasq) -> list[str]:
-    return dnsmasq.differences(operation.daemon)
+    daemon = operation.daemon
+    found = dnsmasq.differences(daemon)
+    return found or [
+        f"{address} is reserved, but leased to {mac}, which is no guest's"
+        for mac, address in guest_leases.squatted(daemon)
+    ]
 
 
 def _ensure_dnsmasq(call: Call, operation: p.Dnsmasq) -> None:
     daemon = operation.daemon
     if dnsmasq.running(daemon.uuid, daemon.namespace) is None:
         call.undo.add(dnsmasq.stop, daemon.uuid)
+    if squatted := guest_leases.squatted(daemon):
+        # It would write all of its leases down again.
+        dnsmasq.stop(daemon.uuid)
+        for mac, address in squatted:
+            guest_leases.forget(daemon.bridge, mac, address)
     # Guests wait for one that has gone, and a user for why one has given up.
     waited_for = not call.starting or operation in call.done
     dnsmasq.ensure(daemon, at_once if waited_for else call.later)

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import document, publication, sockets
+from libvirt_natns import document, guest_leases, publication, sockets
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.forwards import ANY, Attachment, Wish
@@ -48,7 +48,7 @@ def ip(number: int) -> IPv4Address:
 @pytest.fixture
 def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Choices]:
     """With the leases that ``lease`` writes, and nothing listening on the host."""
-    monkeypatch.setattr(publication, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(guest_leases, "LIBVIRT_DIRECTORY", tmp_path)
     monkeypatch.setattr(sockets, "listening", lambda proto: {20000} if proto == "tcp" else set())
     store = Store(tmp_path)
     yield Choices(Config(auto_ports=(20000, 20002)), store, cast("Kernel", None))
@@ -122,6 +122,35 @@ def test_no_address_left(choices: Choices) -> None:
         target(choices, "mail", attachment(mac=OTHER, last=100))
     with pytest.raises(ConflictError, match="network a has no DHCP range"):
         target(choices, "web", attachment(mac=OTHER, last=0))
+
+
+def test_a_strangers_lease_yields_where_no_address_is_left(
+    choices: Choices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest may lease all addresses under made-up MACs; that of a NIC there is stays."""
+    lease(tmp_path, 100, OTHER)
+    links = tmp_path / "links"
+    (links / "virbr10" / "brif" / "vnet0").mkdir(parents=True)
+    (links / "vnet0").mkdir()
+    (links / "vnet0" / "address").write_text(f"fe:{OTHER[3:]}\n")
+    monkeypatch.setattr(guest_leases, "LINKS", links)
+    with pytest.raises(ConflictError, match="no DHCP address is left"):
+        target(choices, "web", attachment(last=100))
+    (links / "vnet0" / "address").write_text("fe:54:00:00:99:99\n")
+    assert target(choices, "web", attachment(last=100)) == ip(100)
+    # A MAC that its bridge knows alone on a port is a container's.
+    choices.registry.drop_reservation("n", MAC)
+    mac = bytes.fromhex(OTHER.replace(":", ""))
+
+    def entry(mac: bytes, port: int, local: int = 0) -> bytes:
+        return mac + bytes([port, local]) + bytes(8)
+
+    table = links / "virbr10" / "brforward"
+    table.write_bytes(entry(mac, 1) + entry(mac[:5] + b"\xff", 1, local=1))
+    with pytest.raises(ConflictError, match="no DHCP address is left"):
+        target(choices, "web", attachment(last=100))
+    table.write_bytes(entry(mac, 1) + entry(mac[:5] + b"\xfe", 1))
+    assert target(choices, "web", attachment(last=100)) == ip(100)
 
 
 def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ class StoreError(NatnsError):
     """The state database cannot be read or written."""
 
 
+class DamagedError(StoreError):
+    """A file of ours has a content that this version cannot read."""
+
+
 class AddressTakenError(NatnsError):
     """Another station has an upstream address that was leased to a network.
 

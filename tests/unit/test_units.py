@@ -70,8 +70,11 @@ def test_a_router_comes_up_ahead_of_all_that_uses_it() -> None:
     ahead = set(" ".join(router["Before"]).split())
     assert {"network-online.target", "libvirtd.service", "virtnetworkd.service"} <= ahead
     assert "libvirt-natns.service" in ahead
-    (condition,) = router["ConditionPathExists"]
-    assert condition.replace("%i", "wan") == str(names.router_file("wan", "kept"))
+    conditions = {each.replace("%i", "wan") for each in router["ConditionPathExists"]}
+    kinds = ("kept", "restore", "json")
+    assert conditions == {f"|{names.router_file('wan', kind)}" for kind in kinds}
+    (after,) = router["ExecStopPost"]
+    assert after.replace("%i", "wan") == f"-/bin/sh {names.router_file('wan', 'restore')}"
     assert not set(NEW_MOUNT_NAMESPACE) & set(router)
     # The namespace would end with the unit otherwise.
     assert router["RemainAfterExit"] == ["yes"]

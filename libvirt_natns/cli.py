@@ -218,6 +218,9 @@ def _install(options: argparse.Namespace) -> int:
         print(f"wrote {install.write_scope(options.scope)}: scope = {options.scope}")
     for file in install.install_hooks():
         print(f"installed {file}")
+    code = doctor.trusted()
+    if code.state != "ok":
+        print(f"virt-natns: {code.said}", file=sys.stderr)
     told = install.reload_daemons()
     print(f"told {', '.join(told)} to look for hooks" if told else "no libvirt daemon runs now")
     print(service_status.start())

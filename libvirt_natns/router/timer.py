@@ -14,7 +14,7 @@ from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
 
-from libvirt_natns import names
+from libvirt_natns import names, processes
 from libvirt_natns.errors import RouterError
 from libvirt_natns.router import command, nic
 
@@ -45,10 +45,11 @@ def arm(name: str, deadline: float) -> None:
 
 
 def _as_unit(name: str, waiting: tuple[str, ...]) -> bool:
+    program = processes.program("systemd-run") or "systemd-run"
     unit = f"{names.router_namespace(name)}-{os.getpid()}"
     try:
         done = subprocess.run(
-            ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--", *waiting],
+            [program, "--quiet", "--collect", f"--unit={unit}", "--", *waiting],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

@@ -37,7 +37,7 @@ from lab_vps import (
     provider,
 )
 
-from libvirt_natns import cli, config, names
+from libvirt_natns import cli, config, names, routers
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.router import boot, hardware, journal, nic
@@ -596,6 +596,22 @@ def test_the_unit_takes_back_whose_timer_was_killed(vps: Vps, command: Command) 
     assert "took back" in command("router", "up", "--boot", "wan").out
     assert is_router(), "what was confirmed before comes up"
     assert talks()
+
+
+def test_the_service_takes_back_whose_timer_was_killed(vps: Vps, command: Command) -> None:
+    """By what the service calls every few seconds."""
+    unconfirmed(command, "600s")
+    for process in run("pgrep", "-f", "expire wan", check=False).stdout.split():
+        os.kill(int(process), signal.SIGKILL)
+    assert routers.expire_overdue() == [], "its time is not over"
+    record = journal.load("wan")
+    assert record is not None
+    journal.advance(record, deadline=nic.clock() - 1)
+    (line,) = routers.expire_overdue()
+    assert line == "took back router wan, which was never confirmed"
+    assert is_back()
+    assert talks()
+    assert routers.expire_overdue() == []
 
 
 PROGRAM = f"PYTHONPATH={CHECKOUT} exec {PYTHON} -m libvirt_natns"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import names
+from libvirt_natns import names, processes
 from libvirt_natns.errors import ConflictError, DamagedError, KernelError, StoreError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
@@ -215,6 +215,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine on which systemd runs, and what waits writes down how it was started."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setattr(timer, "SYSTEMD", tmp_path)
+    monkeypatch.setattr(processes, "PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     script = f'echo "waiting $(cut -d" " -f6 /proc/self/stat) $*" >>{tmp_path / "said"}'
     monkeypatch.setattr(command, "line", lambda *words: ("sh", "-c", script, *words))

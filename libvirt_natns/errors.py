@@ -50,10 +50,6 @@ class StoreError(NatnsError):
     """The state database cannot be read or written."""
 
 
-class DamagedError(StoreError):
-    """A file of ours has a content that this version cannot read."""
-
-
 class AddressTakenError(NatnsError):
     """Another station has an upstream address that was leased to a network.
 
@@ -100,3 +96,7 @@ class LibvirtError(NatnsError):
 
 class InstallError(NatnsError):
     """Installing or removing the hooks failed."""
+
+
+class RouterFileError(StoreError):
+    """A router's file has a content that this version cannot read."""

@@ -11,7 +11,7 @@ makes of it, and the NIC's settings, where nobody else gives the NIC an address 
 ``restore`` makes a third one, a shell script, of the same.
 
 A file that is damaged is put aside, under another name, by the verbs that can go on
-without it; the others raise DamagedError.
+without it; the others raise RouterFileError.
 """
 
 import errno
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from libvirt_natns import names
-from libvirt_natns.errors import DamagedError, StoreError
+from libvirt_natns.errors import RouterFileError, StoreError
 from libvirt_natns.firewall.rules import Transport
 from libvirt_natns.locks import locked
 from libvirt_natns.records import asdict, dataclass, replace
@@ -164,7 +164,7 @@ def lock() -> Iterator[None]:
 def load(name: str) -> Record | None:
     """The record of a router; None where nothing was begun.
 
-    Raises DamagedError for one that makes no sense, StoreError where it cannot be read.
+    Raises RouterFileError for one that makes no sense, StoreError where it cannot be read.
     """
     file = names.router_file(name, "json")
     data = _read(file)
@@ -309,8 +309,8 @@ def _record(file: Path, data: dict[str, Any]) -> Record:
         raise _broken(file) from error
 
 
-def _broken(file: Path) -> DamagedError:
-    return DamagedError(
+def _broken(file: Path) -> RouterFileError:
+    return RouterFileError(
         f"{file} is damaged, or of another version",
         f"virt-natns router down {file.stem} goes on without it",
     )

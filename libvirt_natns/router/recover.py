@@ -12,7 +12,7 @@ from contextlib import suppress
 from ipaddress import ip_address, ip_network
 
 from libvirt_natns import names, netns
-from libvirt_natns.errors import DamagedError, NatnsError, StoreError
+from libvirt_natns.errors import NatnsError, RouterFileError, StoreError
 from libvirt_natns.model import DEFAULT_HOST_SUBNET
 from libvirt_natns.records import replace
 from libvirt_natns.router import hardware, journal, nic, objects, resolver
@@ -60,7 +60,7 @@ def _patiently(name: str) -> Record | None:
         try:
             return journal.load(name)
         except StoreError as error:
-            if isinstance(error, DamagedError) or time.monotonic() >= deadline:
+            if isinstance(error, RouterFileError) or time.monotonic() >= deadline:
                 raise
         time.sleep(POLL)
 
@@ -81,7 +81,7 @@ def kept(name: str, say: Say = quiet) -> Kept | None:
     """What was confirmed of a router, also by its journal; a damaged file is put aside."""
     try:
         found = journal.kept(name)
-    except DamagedError as error:
+    except RouterFileError as error:
         aside = _put_aside(name, "kept")
         say(f"{error.fact}{f'; it is kept as {aside}' if aside else ''}")
         found = None

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names, processes
-from libvirt_natns.errors import ConflictError, DamagedError, KernelError, StoreError
+from libvirt_natns.errors import ConflictError, KernelError, RouterFileError, StoreError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.model import Config, Upstream
@@ -296,9 +296,9 @@ def test_a_damaged_file_of_a_router(
     (tmp_path / "routers").mkdir()
     for kind in ("json", "kept"):
         names.router_file("wan", kind).write_text(content)
-    with pytest.raises(DamagedError, match=r"wan\.json is damaged"):
+    with pytest.raises(RouterFileError, match=r"wan\.json is damaged"):
         journal.load("wan")
-    with pytest.raises(DamagedError, match=r"wan\.kept is damaged"):
+    with pytest.raises(RouterFileError, match=r"wan\.kept is damaged"):
         journal.kept("wan")
     assert journal.load_all() == []
     assert set(journal.damaged()) == {"wan"}

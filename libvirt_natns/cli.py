@@ -32,19 +32,13 @@ from libvirt_natns import (
     netns,
     plan,
     reconcile,
-    routers,
     selection,
     service_status,
     status,
+    uninstall,
 )
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import (
-    ConfigError,
-    InstallError,
-    LibvirtError,
-    NatnsError,
-    StoreError,
-)
+from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
@@ -265,34 +259,7 @@ def _verdict(engine: Engine, xml: bytes) -> selection.Verdict:
 
 def _uninstall(options: argparse.Namespace) -> int:
     _require_root()
-    routers.check_none()
-    try:
-        settings = config.load()
-    except ConfigError:
-        # All networks go, whatever it says.
-        settings = Config()
-    # It would bring back what goes now.
-    ended = service_status.end()
-    if ended:
-        print(ended)
-    ask = _asker()
-    with _engine(settings) as engine:
-        outcome = reconcile.release(engine, ask, renew=bool(install.daemons()))
-        removed = install.remove_hooks()
-        # For what it has got back, libvirt now starts its own dnsmasq again: it heeds
-        # no second signal while it reloads, so the networks have gone first.
-        told = install.reload_daemons()
-        # What was started in between.
-        late = reconcile.release(engine, ask, renew=False)
-    for file in removed:
-        print(f"removed {file}")
-    if told:
-        print(f"told {', '.join(told)}")
-    for name, what in outcome.repaired + late.repaired:
-        print(f"{name}: {what}")
-    if late.errors:
-        raise InstallError("; ".join(late.errors), "mend that and run virt-natns uninstall again")
-    install.remove_state()
+    uninstall.run(_asker())
     return 0
 
 

@@ -128,6 +128,9 @@ def parse(text: str, where: str) -> Config:
         raise ConfigError(f"{where}: not valid TOML", str(error)) from error
     except RecursionError:
         raise ConfigError(f"{where}: not valid TOML", "too deeply nested") from None
+    except ValueError:
+        # Python converts no decimal integer of more than 4300 digits.
+        raise ConfigError(f"{where}: not valid TOML", "a number is too long") from None
     return _config(Table(where, "", data))
 
 

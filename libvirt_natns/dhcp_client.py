@@ -178,7 +178,8 @@ class Lease:
     """What a server said.
 
     ``until`` is when it ends, in seconds since boot, suspended time included;
-    None for never.  ``mtu`` is in octets.
+    None for never.  ``mtu`` is in octets.  ``on_link`` are destinations that the server
+    says need no gateway.  See ``lease_check`` for which values make sense.
     """
 
     address: IPv4Interface
@@ -188,6 +189,7 @@ class Lease:
     mtu: int | None = None
     routes: tuple[StaticRoute, ...] = ()
     until: float | None = None
+    on_link: tuple[IPv4Network, ...] = ()
 
 
 # -- the lease ---------------------------------------------------------------
@@ -210,7 +212,7 @@ def parse(text: str, until: float | None = None) -> Lease | None:
     values = dict(line.partition("=")[::2] for line in text.splitlines())
     mask = values.get("mask") or "32"
     try:
-        address = IPv4Interface(f"{values.get('ip', '')}/{mask}")
+        address = IPv4Interface(f"{values.get('ip', '')}/{_prefix(mask)}")
     except ValueError:
         return None
     routes = _routes(values.get("routes", "").split())
@@ -228,7 +230,21 @@ def parse(text: str, until: float | None = None) -> Lease | None:
             StaticRoute(to, gate) for to, gate in routes if to.prefixlen and gate != NO_ADDRESS
         ),
         until=until,
+        on_link=tuple(to for to, gate in routes if to.prefixlen and gate == NO_ADDRESS),
     )
+
+
+def _prefix(mask: str) -> str:
+    """A mask as its prefix length; ValueError where it is none.
+
+    ``ipaddress`` would take a wildcard mask, 0.0.0.255, for a /24 as well.
+    """
+    if mask.isdecimal():
+        return mask
+    bits = int(IPv4Address(mask)) ^ 0xFFFFFFFF
+    if bits & (bits + 1):
+        raise ValueError(f"{mask} is no subnet mask")
+    return str(32 - bits.bit_length())
 
 
 def _addresses(text: str) -> Iterable[IPv4Address]:

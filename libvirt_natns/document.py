@@ -8,7 +8,8 @@ ignored.  Our part, the
 the RELAX NG schema in xml/ and what ``metadata`` checks on top of it.
 
 No document can make the parser read another file or grow in memory: document
-types, and with them entities, are refused before libxml2 sees them.
+types, and with them entities, are refused before libxml2 sees them.  What libxml2
+keeps of documents that were read is bounded by ``dictionary``.
 
 Every error is a DocumentError of one line that says where, what, and what was
 expected instead.
@@ -27,6 +28,7 @@ from typing import cast
 from lxml import etree
 
 from libvirt_natns import dns, elements, metadata, schema
+from libvirt_natns.dictionary import bounded
 from libvirt_natns.elements import (
     CONTROL,
     NS,
@@ -80,6 +82,7 @@ class HookData:
     port: NetworkPort | None = None
 
 
+@bounded
 def parse_hook_data(data: bytes) -> HookData:
     """The hook's ``<hookData>``; DocumentError for anything that is not acceptable."""
     root = _parse(data, ("hookData",))
@@ -102,11 +105,13 @@ def parse_network(data: bytes, where: str = "") -> Network:
 
 
 @lru_cache(maxsize=16)
+@bounded
 def _parsed_network(data: bytes) -> Network:
     """The same; several steps of one event ask for one and the same document."""
     return _network(_network_element(_parse(data, ("network", "hookData"))))
 
 
+@bounded
 def parse_domain(data: bytes, where: str = "") -> Domain:
     """A ``<domain>`` as the qemu and lxc hooks get it and ``virsh dumpxml`` prints it.
 
@@ -126,6 +131,7 @@ def parse_domain(data: bytes, where: str = "") -> Domain:
         return replace(guest, nat=metadata.of_domain(nat, macs))
 
 
+@bounded
 def parse_domain_nics(data: bytes) -> Domain:
     """The same without its metadata, whatever that says: ``nat`` is None.
 
@@ -147,6 +153,7 @@ class Edited:
     element: str | None
 
 
+@bounded
 def edit_domain(data: bytes, change: Callable[[MutableElement], None]) -> Edited:
     """A domain whose ``<natns:nat>`` was changed; it is made where it is missing.
 
@@ -167,6 +174,7 @@ def edit_domain(data: bytes, change: Callable[[MutableElement], None]) -> Edited
     return Edited(etree.tostring(root), None)
 
 
+@bounded
 def nat_text(data: bytes) -> str | None:
     """A domain's ``<natns:nat>`` as ``Edited.element`` has it."""
     nat = cast("etree._Element", _parse(data, ("domain",), keep_comments=True)).find(
@@ -185,11 +193,13 @@ def _bare(nat: etree._Element) -> str:
     return cast("str", etree.tostring(copy, with_tail=False, encoding="unicode"))
 
 
+@bounded
 def is_container(data: bytes) -> bool:
     """Whether a domain is LXC's."""
     return _parse(data, ("domain",)).attrib.get("type") == "lxc"
 
 
+@bounded
 def with_nic(data: bytes, nic: Nic) -> bytes:
     """A ``<domain>`` with one more NIC, in a network."""
     root = cast("etree._Element", _parse(data, ("domain",)))
@@ -201,6 +211,7 @@ def with_nic(data: bytes, nic: Nic) -> bytes:
     return bytes(etree.tostring(root))
 
 
+@bounded
 def without_nic(data: bytes, nic: Nic) -> bytes:
     """A ``<domain>`` without one of its NICs in a network."""
     root = cast("etree._Element", _parse(data, ("domain",)))

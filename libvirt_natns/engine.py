@@ -195,6 +195,9 @@ class Engine:
             undo.add(self._return_routes, network)
             repaired += self._take_over(network, undo)
             self._renew_leases(network, upstream)
+            if upstream.by_dhcp:
+                configured = selection.upstream_of(network, self.config)
+                repaired += dhcp_upstream.news(network, configured)
             for address in self.planner.outside(network, upstream).addresses:
                 self.registry.move(network.uuid, address)
             self._adjust_host(network.uuid)
@@ -439,9 +442,12 @@ class Engine:
         seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
         return neighbours.probe(upstream.bridge or "", addresses, seconds, self.later)
 
-    def relocate(self, uuid: str, taken: Address) -> list[str]:
+    def relocate(self, uuid: str, taken: Address, avoided: Collection[Address] = ()) -> list[str]:
         """Give a network another address than one that another station has.
 
+        ``avoided`` are addresses that other stations answered for lately.  The caller
+        limits how often a network moves.  No hook waits: the new address is probed for
+        in full, and then announced without another probe, so one move leads to no other.
         Returns what was changed: nothing, where it has another one by now.
         Raises LeaseError where there is no other, or it is the one that was asked for.
         """
@@ -453,19 +459,32 @@ class Engine:
         if upstream.by_dhcp and taken.version == 4:
             # The client asks the neighbours, and declines what they have.
             return []
+        waiting = Engine(self.config, self.store, self.kernel, self.before, self.observer)
         with self._changing("relocate", uuid, record.name) as done:
             if taken not in self.store.leases(upstream.name, uuid).addresses:
                 return []
 
             def probe(addresses: Collection[Address]) -> set[Address]:
-                return {taken}.intersection(addresses) | self._probe(upstream, addresses)
+                known = {taken, *avoided}.intersection(addresses)
+                return known | waiting._probe(
+                    upstream, [each for each in addresses if each not in known]
+                )
 
             own = self.kernel.host_addresses()
             applicant = selection.applicant(network, 4 if taken.version == 4 else 6)
             address = pool.reserve(self.store, applicant, upstream, probe, own)
             done.append(f"moved from {taken} to {address}")
         # A start that goes on takes the new address by itself.
-        return [*done, *self.up(network, record.document)] if record.state == "up" else done
+        return [*done, *waiting.up(network, record.document)] if record.state == "up" else done
+
+    def defend(self, record: Record, address: Address) -> None:
+        """Announce an address that a network has and another station answers for.
+
+        Raises UpstreamError or KernelError.
+        """
+        mac = names.mac(record.uuid, names.UPSTREAM_LINK)
+        with netns.entered(record.namespace):
+            neighbours.announce(names.UPSTREAM_LINK, address, mac)
 
     def _await_turn(self, network: Network, xml: bytes, upstream: Upstream) -> None:
         self._step("await its turn")

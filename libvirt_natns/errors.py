@@ -7,6 +7,19 @@ or a program converts that one's errors; nothing above it sees them.
 """
 
 
+def printable(text: str) -> str:
+    """Return ``text`` as one line without control or format characters.
+
+    Runs of blanks and line breaks become one blank.  Other characters that do not
+    print are escaped: control characters would command the terminal, and
+    bidirectional ones would reorder the line.
+    """
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+
+
 class NatnsError(Exception):
     """Base of all errors that a person is meant to read.
 
@@ -15,8 +28,8 @@ class NatnsError(Exception):
 
     def __init__(self, fact: str, remedy: str = "") -> None:
         super().__init__(fact, remedy)
-        self.fact = " ".join(fact.split())
-        self.remedy = " ".join(remedy.split())
+        self.fact = printable(fact)
+        self.remedy = printable(remedy)
 
     def __str__(self) -> str:
         return f"{self.fact}: {self.remedy}" if self.remedy else self.fact
@@ -48,6 +61,14 @@ class ConflictError(NatnsError):
 
 class StoreError(NatnsError):
     """The state database cannot be read or written."""
+
+
+class DamagedError(StoreError):
+    """The state database is damaged, or missing although networks run."""
+
+
+class FormatError(StoreError):
+    """The state database is whole, but of a later version's format."""
 
 
 class AddressTakenError(NatnsError):

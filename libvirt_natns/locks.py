@@ -28,6 +28,25 @@ LIMIT = 60.0
 POLLS = (0.001, 0.002, 0.005, 0.01)
 """Seconds between two looks; the last of them again and again."""
 
+LEAST = 1.0
+"""Seconds that may be waited in any case: what has failed is still to be taken back."""
+
+_ends: list[float] = []
+"""When all waiting of this process is to be over, on the monotonic clock."""
+
+
+def end_waiting_in(seconds: float) -> None:
+    """Bound all waiting of this process from now on, together.
+
+    For a hook: libvirt waits for it, whatever number of locks it takes.
+    """
+    _ends.append(time.monotonic() + seconds)
+
+
+def at_most(seconds: float) -> float:
+    """Return how many of these seconds, more than ``LEAST``, this process may wait."""
+    return max(LEAST, min([seconds, *(end - time.monotonic() for end in _ends)]))
+
 
 @contextmanager
 def locked(directory: Path, limit: float = LIMIT) -> Iterator[None]:
@@ -35,7 +54,7 @@ def locked(directory: Path, limit: float = LIMIT) -> Iterator[None]:
 
     Raises LockError after ``limit`` seconds.
     """
-    descriptor = _acquire(directory, time.monotonic() + limit)
+    descriptor = _acquire(directory, time.monotonic() + at_most(limit))
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
-from libvirt_natns import dhcp_upstream, document, executor, glance, names
+from libvirt_natns import dhcp_upstream, document, executor, glance, names, selection
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.guests import Guests
@@ -87,7 +87,8 @@ def differences(engine: Engine, record: Record) -> list[str]:
         if lacks:
             return [f"no {what} of upstream {upstream.name} is leased" for what in lacks]
         plan = engine.planner.plan(network, upstream)
-        found = dhcp_upstream.differences(engine.store, record, network, upstream)
+        configured = selection.upstream_of(network, engine.config)
+        found = dhcp_upstream.differences(engine.store, record, network, upstream, configured)
         return found + executor.differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Forward, Upstream
 from libvirt_natns.store import Store
@@ -80,12 +79,6 @@ def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":
     from libvirt_natns.router.machine import Machine
 
     return Machine(config, kernel, partial(networks.needs, store))
-
-
-def check_none() -> None:
-    """Refuse to forget what puts a host's NIC back.  Raises RouterError."""
-    for file in sorted((names.STATE_DIRECTORY / "routers").glob("*.json")):
-        raise RouterError(f"router {file.stem} is up", f"virt-natns router down {file.stem}")
 
 
 def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:

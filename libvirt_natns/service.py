@@ -31,14 +31,17 @@ from libvirt_natns import (
     connection,
     hook,
     names,
+    netns,
     reconcile,
     routers,
     systemd,
 )
-from libvirt_natns.addresses import parsed
+from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
 from libvirt_natns.client import SOCKET
+from libvirt_natns.conflicts import Conflicts
+from libvirt_natns.engine import Engine
 from libvirt_natns.errors import (
     AddressTakenError,
     ConfigError,
@@ -52,7 +55,7 @@ from libvirt_natns.journal import Journal
 from libvirt_natns.locks import OURS, make_directory
 from libvirt_natns.metrics import Metrics
 from libvirt_natns.residence import Kept
-from libvirt_natns.store import Store
+from libvirt_natns.store import Record, Store
 from libvirt_natns.watch import Watch, Watched
 
 M_ARENA_MAX = -8
@@ -121,6 +124,7 @@ class Service:
             self.metrics,
             {"metrics": self._say_metrics, "health": self._say_health},
         )
+        self.conflicts = Conflicts()
         self._since = time.time()
         self._reconciling = Lock()
 
@@ -202,14 +206,25 @@ class Service:
             self._relocate(error)
 
     def _relocate(self, error: AddressTakenError) -> None:
-        """Another station has answered for a network's address after all."""
+        """Move a start away from an address that is taken: once, then keep and defend it."""
         try:
             with self.sessions.engine() as engine:
                 for record in engine.store.networks("starting", "up"):
                     if record.namespace == error.namespace and record.this_boot:
-                        engine.relocate(record.uuid, parsed(error.address))
+                        self._settle(engine, record, parsed(error.address))
         except NatnsError as fault:
             self.journal.say("error", "relocate", network=error.namespace, error=fault)
+
+    def _settle(self, engine: Engine, record: Record, address: Address) -> None:
+        self.conflicts.note(record.upstream, address)
+        own = engine.store.leases(record.upstream, record.uuid).addresses
+        inode = netns.inode(record.namespace)
+        # A guest's own address was probed for in full before the guest started.
+        if address in own and self.conflicts.may_move(record.uuid, inode):
+            engine.relocate(record.uuid, address, self.conflicts.taken(record.upstream))
+            return
+        engine.defend(record, address)
+        self.journal.say("warning", "conflict", network=record.name, kept=address)
 
     # -- what people ask ---------------------------------------------------
 

@@ -25,8 +25,8 @@ from typing import Literal, cast
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, IPNetwork, address_of, network_of, stored
-from libvirt_natns.errors import ConflictError, StoreError
-from libvirt_natns.locks import locked
+from libvirt_natns.errors import ConflictError, FormatError, StoreError
+from libvirt_natns.locks import at_most, locked
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.tables import MIGRATIONS, SCHEMA, VERSION
 
@@ -216,7 +216,10 @@ class Store:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # The service hands it from thread to thread; never two use it at once.
             self._db = sqlite3.connect(
-                self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+                self.path,
+                timeout=at_most(BUSY_TIMEOUT),
+                isolation_level=None,
+                check_same_thread=False,
             )
             self._db.row_factory = sqlite3.Row
             if self._version() in (0, *MIGRATIONS):
@@ -227,7 +230,7 @@ class Store:
                 f"cannot open the state database {self.path}", f"{error}; repair or move it away"
             ) from error
         if self._version() != VERSION:
-            raise StoreError(
+            raise FormatError(
                 f"the state database {self.path} was written by another version"
                 f" (format {self._version()} instead of {VERSION})",
                 "install that version again, or move the file away",

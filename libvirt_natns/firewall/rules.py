@@ -48,8 +48,8 @@ from libvirt_natns.addresses import (
 )
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.model import Forward, StaticNat
-from libvirt_natns.names import IFNAMSIZ
 from libvirt_natns.records import dataclass
+from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, shown
 
 Chain = Literal["raw", "dstnat", "input", "clamp", "forward", "srcnat", "guard"]
 """Where a packet meets a rule, in the order in which a forwarded one does:
@@ -102,7 +102,6 @@ LISTENERS: tuple[IcmpType, ...] = (
     "mld2-listener-report",
 )
 
-INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.:@=+,-]*")
 COMMENT = re.compile(r"[A-Za-z0-9 .,:;()/'-]{0,80}", re.ASCII)
 
 
@@ -218,9 +217,10 @@ def checked_interface(name: str) -> str:
     iptables, and quotes, spaces or an asterisk mean something to nft.
     Raises FirewallError.
     """
-    if INTERFACE.fullmatch(name) and len(name) <= IFNAMSIZ and not name.endswith("+"):
+    if INTERFACE.fullmatch(name):
         return name
-    raise FirewallError(f"{name!r} cannot be the interface of a firewall rule", "rename it")
+    fact = f"{shown(name)} cannot be the interface of a firewall rule"
+    raise FirewallError(fact, f"rename it to {INTERFACE_EXPECTED}")
 
 
 @dataclass(frozen=True, slots=True)

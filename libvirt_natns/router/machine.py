@@ -314,7 +314,7 @@ class Machine:
         found = [
             f"router {record.target.name}: {what}"
             for record in journal.load_all()
-            for what in self.differences(record.target.name)
+            for what in (*self.differences(record.target.name), *lease.left_out(record.target))
         ]
         return found + [f"router {name}: {error}" for name, error in journal.damaged().items()]
 

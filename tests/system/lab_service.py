@@ -18,7 +18,7 @@ LOG = Path("/run/tmp/service.log")
 CONNECTED = "03"
 """A socket's state, in /proc/net/unix."""
 
-GREETING = b"libvirt-natns 1\n"
+GREETING = b"libvirt-natns 1 3\n"
 
 
 def services_log() -> str:

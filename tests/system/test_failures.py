@@ -188,6 +188,8 @@ CAUSES = {
         lambda p: configured(p, p.config().replace("192.168.0.0/24", "192.168.0.0/240")),
         "/etc/libvirt-natns/config.toml: upstreams.provider.subnet: is '192.168.0.0/240'",
         "expected an IPv4 subnet such as 192.168.0.0/24",
+        # Without it, a network that was never handled starts without a router.
+        nat(""),
     ),
     "corrupt state": Cause(
         lambda p: corrupt_database(),

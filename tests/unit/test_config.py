@@ -223,6 +223,10 @@ def test_equal_pools_on_different_bridges() -> None:
         ("scope =", "not valid TOML: Invalid value (at end of document)"),
         ("a = 1\na = 2", "not valid TOML: Cannot overwrite a value (at"),
         (f"a = {'[' * 5000}", "not valid TOML: too deeply nested"),
+        (f"a = {'9' * 5000}", "not valid TOML: a number is too long"),
+        (f"scope = 0x{'f' * 5000}", "scope: is an integer of 20000 bits: expected"),
+        (f"upstream = [0x{'f' * 5000}]", "upstream: is [an integer of 20000 bits]: expected"),
+        ("upstream = 0o" + "7" * 9000, "upstream: is an integer of 27000 bits: expected"),
     ],
 )
 def test_refused(text: str, expected: str) -> None:
@@ -239,6 +243,7 @@ def test_refused(text: str, expected: str) -> None:
         ("bridge", '".."', "is '..': expected an interface name"),
         ("bridge", '"sixteen-letters-"', "is 'sixteen-letters-': expected an interface name"),
         ("bridge", "0", "is 0: expected an interface name"),
+        ("bridge", '"br+"', "is 'br+': expected an interface name"),
         ("brigde", '"br0"', 'unknown key of an upstream of kind "bridge": expected bridge (did'),
         ("nic", '"ens3"', 'unknown key of an upstream of kind "bridge": expected attach, bridge'),
         ("attach", '"MACVLAN"', """is 'MACVLAN': expected "bridge" or "macvlan\""""),

@@ -374,7 +374,8 @@ def test_nothing_but_named_interfaces_and_states_is_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ['a"b', "a b", "a\nb", "a;b", "a{b", "$a", "a*", "virbr+", "!a", "-a", "a" * 16]
+    "name",
+    ['a"b', "a b", "a\nb", "a;b", "a{b", "$a", "a*", "virbr+", "a:b", "a,b", "!a", "-a", "a" * 16],
 )
 def test_interfaces_that_syntax_could_misread_are_refused(name: str) -> None:
     with pytest.raises(FirewallError, match="cannot be the interface"):
@@ -383,7 +384,9 @@ def test_interfaces_that_syntax_could_misread_are_refused(name: str) -> None:
         host.HostPolicy(provider=(host.Provider(name, IPv4Address("10.0.0.1")),))
 
 
-@pytest.mark.parametrize("name", ["virbr10", "br-0123456789ab", "eth0.100", "a:b", "br+x", "br@x"])
+@pytest.mark.parametrize(
+    "name", ["virbr10", "br-0123456789ab", "eth0.100", "br~0", "=x", "+br", "br+x", "br@x"]
+)
 def test_usual_interfaces_are_taken(name: str) -> None:
     assert Rule(chain="forward", iif=name, action="accept").iif == name
 

@@ -7,12 +7,14 @@ what to do), 2 wrong usage.
 
 import argparse
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 from libvirt_natns import (
     __version__,
@@ -39,12 +41,7 @@ from libvirt_natns import (
     uninstall,
 )
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import (
-    InstallError,
-    LibvirtError,
-    NatnsError,
-    StoreError,
-)
+from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
@@ -144,8 +141,20 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
 
 @contextmanager
 def _machine() -> Iterator[Machine]:
-    """The verbs of routers."""
-    with _engine(look_only=True) as engine:
+    """The verbs of routers, which know what to do without configuration and database."""
+    _require_root()
+    settings, faults = Config(), list[NatnsError]()
+    try:
+        settings = config.load()
+    except (NatnsError, OSError, ValueError) as error:
+        faults.append(_as_fault(error, str(names.CONFIG_FILE)))
+    with ExitStack() as cleanup:
+        try:
+            engine = cleanup.enter_context(_engine(settings, look_only=True))
+        except (NatnsError, OSError, sqlite3.Error) as error:
+            faults.append(_as_fault(error, str(names.STATE_DIRECTORY / "state.db")))
+            yield _bare_machine(settings, cleanup.enter_context(Kernel()), faults)
+            return
         store = engine.store
         yield Machine(
             engine.config,
@@ -153,7 +162,21 @@ def _machine() -> Iterator[Machine]:
             partial(networks.needs, store),
             partial(networks.users, store),
             partial(networks.reattach, store, engine.up),
+            tuple(faults),
         )
+
+
+def _as_fault(error: Exception, where: str) -> NatnsError:
+    return error if isinstance(error, NatnsError) else NatnsError(f"cannot read {where}: {error}")
+
+
+def _bare_machine(settings: Config, kernel: Kernel, faults: list[NatnsError]) -> Machine:
+    """The verbs without the database, which alone knows the networks of a router."""
+
+    def unknown(*_: object) -> NoReturn:
+        raise StoreError(faults[-1].fact, faults[-1].remedy)
+
+    return Machine(settings, kernel, unknown, unknown, unknown, tuple(faults))
 
 
 def _asker() -> reconcile.Ask:
@@ -189,6 +212,9 @@ def _install(options: argparse.Namespace) -> int:
         print(f"wrote {install.write_scope(options.scope)}: scope = {options.scope}")
     for file in install.install_hooks():
         print(f"installed {file}")
+    code = doctor.trusted()
+    if code.state != "ok":
+        print(f"virt-natns: {code.said}", file=sys.stderr)
     told = install.reload_daemons()
     print(f"told {', '.join(told)} to look for hooks" if told else "no libvirt daemon runs now")
     print(service_status.start())

@@ -40,7 +40,6 @@ from pathlib import Path
 from signal import Signals
 
 from libvirt_natns import netns, processes
-from libvirt_natns.dnsmasq import BARE_PATH
 from libvirt_natns.errors import DhcpError, NatnsError
 from libvirt_natns.locks import make_directory
 from libvirt_natns.model import StaticRoute
@@ -88,8 +87,8 @@ SCRIPT = """\
 # A renewal that brings nothing new costs one mv.
 
 changed() {
-    # Not waited for: it may want to end the very client that waits for this.
-    [ -e awaited ] || sh ./command </dev/null >/dev/null 2>&1 &
+    # Told to the listener, which has what the client and this have not: all capabilities.
+    [ -e awaited ] || echo >&9
 }
 
 # The lease's client, when it got it, and for how long; 0 without a lease.
@@ -135,6 +134,27 @@ leasefail)
     [ "$seconds" -eq 0 ] || [ "$now" -lt $((obtained + seconds)) ] || lost
     ;;
 esac
+"""
+
+
+CAPABILITIES = ("net_raw", "net_bind_service")
+"""What udhcpc needs: packet sockets on one link, and the client's port."""
+
+DETACH = """\
+rm -f told
+mkfifo told || exit
+sh -c 'while read -r _; do sh ./command </dev/null; done' <told >/dev/null 2>&1 &
+exec 9>told
+rm -f told
+"$@" </dev/null >/dev/null 2>&1 &
+echo $! >"$0"
+"""
+"""Starts a client beside a listener, which runs the command where the client's script says so.
+
+The client reads what comes from the network, so it lacks the capabilities that the command
+needs.  The listener reads lines of a pipe alone, and ends with the client, its writer; udhcpc
+has descriptors 3 and 4 for itself.  The shell is the parent of both for a moment only;
+whatever ends us, the process is noted.
 """
 
 
@@ -302,11 +322,10 @@ def await_lease(client: Client, seconds: float) -> Lease | None:
 
 def program() -> list[str]:
     """The command that is udhcpc.  Raises DhcpError where it is not installed."""
-    path = os.environ.get("PATH", "") + ":" + BARE_PATH
-    if found := shutil.which("udhcpc", path=path):
+    if found := processes.program("udhcpc"):
         return [found]
     # Other distributions have the one program alone.
-    if found := shutil.which("busybox", path=path):
+    if found := processes.program("busybox"):
         return [found, "udhcpc"]
     raise DhcpError("udhcpc is not installed", "install the package udhcpc (busybox)")
 
@@ -377,6 +396,7 @@ def write_files(client: Client) -> None:
 
 def _start(client: Client, request: IPv4Address | None) -> None:
     command = [
+        *processes.confined(*CAPABILITIES),
         *program(),
         *MANNER,
         *("-i", client.link, "-p", _mark(client.directory)),
@@ -384,14 +404,11 @@ def _start(client: Client, request: IPv4Address | None) -> None:
         *((f"-a{int(client.probe * 1000)}",) if client.probe else ()),
         *(("-r", str(request)) if request else ()),
     ]
-    # The shell is its parent for a moment only, so that it is nobody's child; whatever
-    # ends us, the process is noted.
-    detach = '"$@" </dev/null >/dev/null 2>&1 & echo $! >"$0"'
     try:
         with netns.entered(client.namespace):
             subprocess.run(
-                ["/bin/sh", "-c", detach, _mark(client.directory), *command],
-                env={"PATH": BARE_PATH},
+                ["/bin/sh", "-c", DETACH, _mark(client.directory), *command],
+                env={"PATH": processes.PATH},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -17,7 +17,6 @@ until it is over, that one counts as the network's dnsmasq.
 
 import os
 import select
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -28,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from libvirt_natns import dnsmasq_config, names, netns
+from libvirt_natns import dnsmasq_config, names, netns, processes
 from libvirt_natns.dnsmasq_config import Files
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.later import Later, at_once
@@ -41,7 +40,15 @@ HELPERS = tuple(
     Path(directory, "libvirt_leaseshelper")
     for directory in ("/usr/lib/libvirt", "/usr/libexec", "/usr/lib64/libvirt")
 )
-BARE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CAPABILITIES = (
+    "net_admin", "net_raw", "net_bind_service", "setuid", "setgid", "setpcap", "chown",
+    "dac_override",
+)  # fmt: skip
+"""What dnsmasq needs until it is another user, and libvirt's lease helper, which stays root.
+
+The process that reads packets has the first three.
+"""
+
 START_LIMIT = 20.0
 STOP_LIMIT = 3.0
 POLL = 0.001
@@ -93,7 +100,7 @@ def _reason(error: Exception) -> str:
 
 def program() -> str:
     """Where dnsmasq is.  Raises DnsmasqError where it is not installed."""
-    found = shutil.which("dnsmasq", path=os.environ.get("PATH", "") + ":" + BARE_PATH)
+    found = processes.program("dnsmasq")
     if not found:
         raise DnsmasqError("dnsmasq is not installed", "install the package dnsmasq-base")
     return found
@@ -165,6 +172,7 @@ def _start(daemon: Daemon, later: Later) -> None:
     # A file, not a pipe: a daemon that kept the pipe open would never end us.
     complaint = tempfile.TemporaryFile("w+")  # noqa: SIM115 it goes with who waits
     command = [
+        *processes.confined(*CAPABILITIES),
         program(),
         f"--conf-file={dnsmasq_config.paths(daemon.uuid).configuration}",
         *_leases(daemon),
@@ -173,7 +181,7 @@ def _start(daemon: Daemon, later: Later) -> None:
         with netns.entered(daemon.namespace):
             process = subprocess.Popen(
                 command,
-                env={"PATH": BARE_PATH, "VIR_BRIDGE_NAME": daemon.bridge},
+                env={"PATH": processes.PATH, "VIR_BRIDGE_NAME": daemon.bridge},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=complaint,

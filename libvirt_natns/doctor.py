@@ -31,6 +31,7 @@ from libvirt_natns import (
     routers,
     service_status,
     transit,
+    trust,
 )
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import (
@@ -67,7 +68,7 @@ class Finding:
     """One line: what was looked at, and what is to be said of it."""
 
     what: str
-    state: Literal["ok", "broken"]
+    state: Literal["ok", "warn", "broken"]
     said: str
 
 
@@ -80,7 +81,20 @@ def examine(engine: Engines) -> list[Finding]:
             found.append(Finding(what, "ok", examination()))
         except NatnsError as error:
             found.append(Finding(what, "broken", str(error)))
-    return found
+    return [*found, trusted()]
+
+
+def trusted() -> Finding:
+    """Whether the code that hooks run as root is root's alone."""
+    found = trust.findings()
+    if not found:
+        return Finding("code", "ok", "root alone may write the package and the interpreter")
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return Finding(
+        "code",
+        "warn",
+        f"hooks run it as root, and {found[0]}{more}: install it where root alone may write",
+    )
 
 
 def text(findings: Iterable[Finding]) -> str:

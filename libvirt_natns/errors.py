@@ -124,3 +124,7 @@ class LibvirtError(NatnsError):
 
 class InstallError(NatnsError):
     """Installing or removing the hooks failed."""
+
+
+class RouterFileError(StoreError):
+    """A router's file has a content that this version cannot read."""

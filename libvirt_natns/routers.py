@@ -56,6 +56,22 @@ def repair(config: Config, kernel: Kernel, store: Store, *, configured: bool) ->
     return machine.repair_all(configured=configured) if machine else []
 
 
+def expire_overdue() -> list[str]:
+    """Take back the routers that were not confirmed in time; returns what was done.
+
+    Their timer may have been killed.  Raises a NatnsError or OSError.
+    """
+    if not any((names.STATE_DIRECTORY / "routers").glob("*.json")):
+        return []
+    from libvirt_natns.router import journal
+    from libvirt_natns.router.machine import Machine
+
+    if not any(record.is_overdue for record in journal.load_all()):
+        return []
+    with Kernel() as kernel:
+        return Machine(Config(), kernel).expire_overdue()
+
+
 def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":
     if not (names.STATE_DIRECTORY / "routers").is_dir():
         return None

@@ -34,6 +34,7 @@ from libvirt_natns import (
     netns,
     rebuild,
     reconcile,
+    routers,
     systemd,
 )
 from libvirt_natns.addresses import Address, parsed
@@ -63,6 +64,9 @@ M_ARENA_MAX = -8
 
 REST = 5.0
 """Seconds after some work until its memory is given back."""
+
+ROUTERS = 10.0
+"""Seconds between two looks for routers that were not confirmed in time."""
 
 TELLING = 300
 """Characters of what a verb changed that the log shows."""
@@ -140,6 +144,7 @@ class Service:
                 part.start()
                 parts.callback(part.stop)
             self._look_after_all()
+            self.background.soon(self._expire_routers)
             signal.signal(signal.SIGHUP, self._on_hangup)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.answering.stop())
@@ -166,6 +171,14 @@ class Service:
         self.watch.follow(up)
         for uuid in up:
             self.healer.suspect(uuid)
+
+    def _expire_routers(self) -> None:
+        """Take overdue routers back, whose own timers have been killed; again in a while."""
+        try:
+            for line in routers.expire_overdue():
+                self.journal.say("warning", "expired", repaired=line)
+        finally:
+            self.background.after(ROUTERS, self._expire_routers)
 
     # -- what the parts ask ------------------------------------------------
 

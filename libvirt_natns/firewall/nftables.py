@@ -12,15 +12,13 @@ Limits: ``listing`` shows our tables alone, so a foreign table in the namespace
 goes unnoticed.
 """
 
-import os
 import re
-import shutil
 import socket
 import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 
-from libvirt_natns import netns
+from libvirt_natns import netns, processes
 from libvirt_natns.addresses import FAMILIES, Family, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import libnftables, limits, nfnetlink
@@ -35,7 +33,7 @@ MAKE_ROOM = f"add table {TABLE}\ndelete table {TABLE}\n"
 MAKE_ROOM_ARP = MAKE_ROOM.replace(TABLE, limits.ARP_TABLE)
 
 PROGRAM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
-"""Where programs are looked for besides PATH: libvirt runs hooks with hardly any."""
+"""Where nft looks for programs."""
 
 TIME_LIMIT = 30.0
 """Seconds after which nft counts as stuck."""
@@ -454,8 +452,7 @@ def require(_family: Family = 4) -> None:
 
 def program() -> str | None:
     """The path of nft, or None."""
-    search = os.environ.get("PATH", "") + os.pathsep + PROGRAM_PATH
-    return shutil.which("nft", path=search)
+    return processes.program("nft")
 
 
 def condensed(stderr: str) -> str:

@@ -10,7 +10,6 @@ that the host's own client is to go on with.
 
 import os
 import shutil
-import signal
 import syslog
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
@@ -23,6 +22,9 @@ from libvirt_natns.router import command, nic, objects, side, wire
 from libvirt_natns.router.journal import Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.side import Side
+
+END_LIMIT = 2.0
+"""Seconds for a client that was killed to end."""
 
 ETHERNET = "01"
 """The type of hardware in front of a client-id made of a MAC: what most clients send."""
@@ -72,9 +74,12 @@ def end(target: Target) -> None:
     pid = processes.read_pid(directory / "pid")
     # Also where its namespace has lost the name, which it alone keeps from ending then.
     # It names its own pid file, and no other process does.
-    if pid is not None and str(directory / "pid") in processes.command(pid):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    descriptor = processes.opened(pid, str(directory / "pid")) if pid is not None else None
+    if descriptor is not None:
+        try:
+            processes.end(descriptor, END_LIMIT, processes.AT_ONCE)
+        finally:
+            os.close(descriptor)
     shutil.rmtree(directory, ignore_errors=True)
     for each in (directory.parent, names.RUN_DIRECTORY):
         with suppress(OSError):

@@ -17,8 +17,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns import dnsmasq, dnsmasq_config
-from libvirt_natns.dnsmasq import BARE_PATH, START_LIMIT
+from libvirt_natns import dnsmasq, dnsmasq_config, processes
+from libvirt_natns.dnsmasq import START_LIMIT
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.locks import make_directory
 from libvirt_natns.model import Network
@@ -56,7 +56,7 @@ def _check_syntax(network: Network, configuration: str) -> None:
         done = subprocess.run(
             [dnsmasq.program(), "--test", "--conf-file=-", *dnsmasq.lease_options()],
             # Without a locale, as dnsmasq starts: the locale decides which names it takes.
-            env={"PATH": BARE_PATH},
+            env={"PATH": processes.PATH},
             input=configuration.encode(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -112,7 +112,7 @@ def _run(configuration: Path, bridge: str) -> tuple[int, bytes]:
         try:
             done = subprocess.run(
                 [*command, *dnsmasq.lease_options()],
-                env={"PATH": BARE_PATH, "VIR_BRIDGE_NAME": bridge},
+                env={"PATH": processes.PATH, "VIR_BRIDGE_NAME": bridge},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=complaint,

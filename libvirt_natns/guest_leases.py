@@ -16,8 +16,9 @@ from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
+from libvirt_natns import processes
 from libvirt_natns.addresses import Address, parsed
-from libvirt_natns.dnsmasq import BARE_PATH, HELPERS, LIBVIRT_DIRECTORY, Daemon
+from libvirt_natns.dnsmasq import HELPERS, LIBVIRT_DIRECTORY, Daemon
 from libvirt_natns.errors import DnsmasqError
 
 LINKS = Path("/sys/class/net")
@@ -115,7 +116,7 @@ def forget(bridge: str, mac: str, address: Address) -> None:
     try:
         subprocess.run(
             [helper, "del", mac, str(address)],
-            env={"PATH": BARE_PATH, "VIR_BRIDGE_NAME": bridge, "DNSMASQ_INTERFACE": bridge},
+            env={"PATH": processes.PATH, "VIR_BRIDGE_NAME": bridge, "DNSMASQ_INTERFACE": bridge},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

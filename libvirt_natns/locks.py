@@ -44,8 +44,9 @@ def end_waiting_in(seconds: float) -> None:
 
 
 def at_most(seconds: float) -> float:
-    """Return how many of these seconds, more than ``LEAST``, this process may wait."""
-    return max(LEAST, min([seconds, *(end - time.monotonic() for end in _ends)]))
+    """Return how many of these seconds this process may wait; ``LEAST`` is always left."""
+    left = min((end - time.monotonic() for end in _ends), default=seconds)
+    return min(seconds, max(LEAST, left))
 
 
 @contextmanager

@@ -352,7 +352,7 @@ def _pid(uuid: str) -> int | None:
 
 def _has_read(pid: int, configuration: Path) -> bool:
     """Whether a process is a dnsmasq with that configuration, or its lease helper."""
-    return f"--conf-file={configuration}" in _command(pid)
+    return f"--conf-file={configuration}" in processes.command(pid)
 
 
 def _processes() -> list[int]:
@@ -426,14 +426,6 @@ def _exactly(path: Path) -> str:
 def _read_pid(path: Path) -> int | None:
     text = (_read(path) or "").strip()
     return int(text) if text.isdigit() and int(text) > 1 else None
-
-
-def _command(pid: int) -> list[str]:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-    return [word.decode(errors="replace") for word in words]
 
 
 def _children(pid: int) -> list[int]:

@@ -21,6 +21,13 @@ from libvirt_natns import netns
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for first: su(1) keeps the PATH of a user."""
 
+EXEC_LIMIT = 0.1
+"""Seconds that execve(2) may take to set a command line."""
+EXEC_POLL = 0.001
+
+PF_KTHREAD = 0x00200000
+"""A flag of the kernel's own threads, from linux/sched.h."""
+
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -62,11 +69,25 @@ def read_pid(path: Path) -> int | None:
 
 def command(pid: int) -> list[str]:
     """The command line of a process; empty for one that has ended."""
+    deadline = time.monotonic() + EXEC_LIMIT
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        while not (line := Path(f"/proc/{pid}/cmdline").read_bytes()) and _has_a_line(pid):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(EXEC_POLL)
     except OSError:
         return []
-    return [word.decode(errors="replace") for word in words]
+    return [word.decode(errors="replace") for word in line.split(b"\0")]
+
+
+def _has_a_line(pid: int) -> bool:
+    """True if a process is about to have a command line.  Raises OSError.
+
+    The kernel shows none for a moment while execve(2) replaces a program, as setpriv(1) is
+    by the daemon.  Zombies and the kernel's own threads never have a command line.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0] not in "ZX" and not int(fields[6]) & PF_KTHREAD
 
 
 def lives_in(pid: int, namespace: str) -> bool:

@@ -25,6 +25,7 @@ from libvirt_natns import (
     dnsmasq,
     dnsmasq_check,
     document,
+    elsewhere,
     executor,
     glance,
     host,
@@ -556,6 +557,35 @@ class Engine:
         if record is None or record.state != "up":
             return []
         return self.up(network, xml)
+
+    def look_elsewhere(self, uuid: str) -> list[str]:
+        """Cut what stations outside have out of what a network's ndppd answers for.
+
+        Returns what differed.  Asks as long as the upstream's ``probe`` says where a guest
+        has an address in the provider's own prefix.  Raises a NatnsError.
+        """
+        record = self.store.network(uuid)
+        if record is None or record.state != "up" or not record.this_boot:
+            return []
+        network = document.parse_network(record.document)
+        upstream = self.planner.upstream(network)
+        proxy = elsewhere.outermost(self.planner.plan(network, upstream))
+        if proxy is None:
+            return []
+        held = self.kernel.neighbours6(record.namespace, record.bridge)
+        found = elsewhere.look(proxy, held, upstream.probe)
+        if found is None:
+            return []
+        with locked(names.network_directory(uuid)):
+            self._discard_lock(uuid)
+            if self._state(uuid) != "up":
+                return []
+            elsewhere.note(uuid, found)
+        told = ", ".join(map(str, found)) or "none"
+        return [
+            f"addresses outside, of what guests have: {told}",
+            *self.up(network, record.document),
+        ]
 
     # -- down --------------------------------------------------------------
 

@@ -6,6 +6,7 @@ addresses that guests have are asked for outside, too, and an address that is an
 there is cut out of ndppd's prefixes.
 """
 
+import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from ipaddress import IPv6Address, IPv6Network
@@ -17,6 +18,24 @@ from libvirt_natns.plan import NeighbourProxy, Plan
 
 MOST = 256
 """Addresses of a network that are asked for at a time, and that are kept as outside."""
+
+AGAIN = 60.0
+"""Seconds after which an address is asked for again: its owner may have been switched on."""
+
+
+class Asked:
+    """When each address was asked for last, for a process that asks again and again."""
+
+    def __init__(self) -> None:
+        self._asked: dict[IPv6Address, float] = {}
+
+    def due(self, addresses: Iterable[IPv6Address]) -> list[IPv6Address]:
+        """Return the addresses that were not asked for within ``AGAIN``, and note them."""
+        now = time.monotonic()
+        self._asked = {each: at for each, at in self._asked.items() if now - at < AGAIN}
+        found = [each for each in addresses if each not in self._asked]
+        self._asked |= dict.fromkeys(found, now)
+        return found
 
 
 def _file(uuid: str) -> Path:
@@ -50,14 +69,14 @@ def outermost(plan: Plan) -> ndppd.Proxy | None:
 
 
 def look(
-    proxy: ndppd.Proxy, held: Iterable[Address], seconds: float
+    proxy: ndppd.Proxy, held: Iterable[Address], seconds: float, asked: Asked
 ) -> tuple[IPv6Address, ...] | None:
     """Ask outside for the addresses that guests have; None where nothing has changed.
 
-    ``held`` are all neighbours on the guests' side.  Takes ``seconds`` where there is a
-    guest to ask for.  Raises UpstreamError or KernelError.
+    ``held`` are all neighbours on the guests' side.  Takes ``seconds`` where there is an
+    address to ask for.  Raises UpstreamError or KernelError.
     """
-    mine = _inside(held, proxy.prefixes)[:MOST]
+    mine = asked.due(_inside(held, proxy.prefixes))[:MOST]
     before = known(proxy.uuid)
     answered: set[Address] = set()
     if mine and seconds:

@@ -558,7 +558,7 @@ class Engine:
             return []
         return self.up(network, xml)
 
-    def look_elsewhere(self, uuid: str) -> list[str]:
+    def look_elsewhere(self, uuid: str, asked: elsewhere.Asked) -> list[str]:
         """Cut what stations outside have out of what a network's ndppd answers for.
 
         Returns what differed.  Asks as long as the upstream's ``probe`` says where a guest
@@ -573,7 +573,7 @@ class Engine:
         if proxy is None:
             return []
         held = self.kernel.neighbours6(record.namespace, record.bridge)
-        found = elsewhere.look(proxy, held, upstream.probe)
+        found = elsewhere.look(proxy, held, upstream.probe, asked)
         if found is None:
             return []
         with locked(names.network_directory(uuid)):

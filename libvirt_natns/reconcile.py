@@ -232,7 +232,7 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
 
 
 def _look_elsewhere(uuid: str, engine: Engine) -> list[str]:
-    return engine.look_elsewhere(uuid)
+    return engine.look_elsewhere(uuid, elsewhere.Asked())
 
 
 def _guest_repairs(recorded: list[GuestRecord], running: Running) -> Iterator[Repair]:

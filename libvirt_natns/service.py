@@ -118,6 +118,7 @@ class Service:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.metrics = Metrics()
+        self._asked = elsewhere.Asked()
         self.background = Background(self._failed)
         # Once for all that is done within that time.
         witness = Witness(journal, self.metrics, self._after_work)
@@ -221,7 +222,7 @@ class Service:
             for uuid in found:
                 with self.sessions.engine() as engine:
                     record = engine.store.network(uuid)
-                    changed = engine.look_elsewhere(uuid)
+                    changed = engine.look_elsewhere(uuid, self._asked)
                 if changed and record:
                     told = "; ".join(changed)
                     self.journal.say("warning", "claimed", network=record.name, changed=told)

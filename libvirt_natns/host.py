@@ -283,6 +283,10 @@ class Host:
             found.append(LEFT_RULES)
         return found
 
+    def obstacles(self) -> tuple[str, ...]:
+        """Chains of an administrator's that drop the networks' packets, one line each."""
+        return rules.obstacles(_policy(self.kernel, together(self.needs_of(None).values()), {}))
+
     # -- bridges and forwarding --------------------------------------------
 
     def _noted(self, needs: Needs, made: Made) -> list[plan.Plan]:

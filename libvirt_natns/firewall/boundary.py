@@ -103,15 +103,20 @@ def closed(ways: Ways | None, *, kinds: bool) -> Iterator[Rule]:
     if ways.closed:
         yield from _begun(4)
         for link in ways.closed:
-            yield Rule(chain="forward", iif=link, only=4, action="drop")
+            yield _crossing(link, 4)
     if ways.closed6:
         yield from _begun(6)
         for link in ways.outward if kinds else ways.links:
-            yield Rule(chain="forward", iif=link, only=6, action="drop")
+            yield _crossing(link, 6)
         if kinds:
             # Other bridges are for guests and containers of others, who forward for them.
             yield Rule(chain="forward", iif_kind=BRIDGE, only=6, action="accept")
             yield Rule(chain="forward", only=6, action="drop")
+
+
+def _crossing(link: str, family: Family) -> Rule:
+    """Drop what leaves by another link: with bridge-nf, bridged frames leave by the same."""
+    return Rule(chain="forward", iif=link, oif=link, not_oif=True, only=family, action="drop")
 
 
 def _begun(family: Family) -> Iterator[Rule]:

@@ -24,6 +24,7 @@ def check_kinds(world: House, kind: str) -> None:
 
 def check_later_network(world: House) -> None:
     """One that starts when ours has been up for long, without anybody looking."""
+    natns("sync")
     start_network(isolated("late", "virbr59", address="10.8.0.1", metadata=NOT_OURS))
     try:
         with FastGuest("virbr59", name="late") as guest:

@@ -313,8 +313,8 @@ def obstacles(accepts: tuple[Rule, ...]) -> tuple[str, ...]:
         if base.refuses and not base.is_shared and not base.names(links)
     )
     return tuple(
-        f"nftables: {base} drops what it does not know, the networks' packets too;"
-        f" it accepts them by: {_lines_for(seen_in(accepts, base.parent))}"
+        f"nftables: {base} drops packets of the networks: add to it"
+        f" {_lines_for(seen_in(accepts, base.parent))}"
         for base in foreign
         if _concerns(accepts, base.parent)
     )

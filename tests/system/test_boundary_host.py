@@ -21,7 +21,7 @@ from lab import (
 from lab_boundary import MGMT, NOT_OURS, on_a_link, reaches
 from lab_domains import create, domain, nic
 from lab_ipv6 import DualProvider, dual, settle, static6
-from lab_nodes import forward_at_once
+from lab_nodes import Capture, forward_at_once
 from lab_servers import WEB_PORT
 
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
@@ -152,13 +152,11 @@ def test_network_filters_hold() -> None:
         assert natns("check").stdout == ""
 
 
-def frames_at(tap: str, client: Node, port: int) -> int:
-    """The number of frames that the kernel hands to a guest while a client connects."""
-    counter = Path(f"/sys/class/net/{tap}/statistics")
-
-    def count() -> int:
-        return sum(int((counter / name).read_text()) for name in ("tx_packets", "tx_dropped"))
-
-    before = count()
-    assert not reaches(client, "10.0.0.9", port), "a paused guest answers nothing"
-    return count() - before
+def frames_at(tap: str, client: Node, port: int) -> list[str]:
+    """Return the frames that the bridge hands to a guest while a client connects."""
+    seen = Capture(None, tap, f"tcp dst port {port}")
+    try:
+        assert not reaches(client, "10.0.0.9", port), "a paused guest answers nothing"
+        return seen.lines()
+    finally:
+        seen.close()

@@ -225,7 +225,7 @@ def _is_behind(table: Table, builtin: str, place: int) -> bool:
     """Whether no rule that may refuse something stands between a place and the end."""
     end = _end(table, builtin)
     entries = list(_raw(table, builtin))[place + 1 : end]
-    return place < end and all(table.get_target(entry) in HARMLESS for entry in entries)
+    return place <= end and all(table.get_target(entry) in HARMLESS for entry in entries)
 
 
 def _refuses_all(table: Table, chain: str, entry: Any) -> bool:  # noqa: ANN401

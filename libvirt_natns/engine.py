@@ -633,6 +633,10 @@ class Engine:
         found = self._host.differences()
         return found + routers.differences(self.config, self.kernel, self.store)
 
+    def host_obstacles(self) -> tuple[str, ...]:
+        """Name the chains of others that drop the networks' packets, with the accepts to add."""
+        return self._host.obstacles()
+
     @property
     def _host(self) -> host.Host:
         planner = self.planner

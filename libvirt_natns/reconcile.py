@@ -103,6 +103,17 @@ def host_differences(engine: Engine) -> list[str]:
         return [str(error)]
 
 
+def host_obstacles(engine: Engine) -> tuple[str, ...]:
+    """Return a note for each chain of others that drops the networks' packets.
+
+    Notes are no differences: the chain is an administrator's, and no repair changes it.
+    """
+    try:
+        return engine.host_obstacles()
+    except NatnsError as error:
+        return (str(error),)
+
+
 def missed(engine: Engine, ask: Ask) -> list[Finding]:
     """Starts and stops that no hook told of, and what a lost record has left behind."""
     records = engine.store.networks("preparing", "starting", "up")

@@ -84,7 +84,6 @@ TARGETS: dict[str, tuple[str, Parameters]] = {
     "drop": ("DROP", {}),
     "masquerade": ("MASQUERADE", {}),
     "clamp-mss": ("TCPMSS", {"clamp-mss-to-pmtu": ""}),
-    "notrack": ("CT", {"notrack": ""}),
 }
 
 REJECTIONS: dict[Family, dict[str, str]] = {
@@ -195,6 +194,8 @@ def _tables(rules: Iterable[Rule], layout: Layout, family: Family) -> Iterable[T
 
 def entries(rule: Rule, family: Family = 4) -> Iterator[Entry]:
     """The entries that one rule makes: for each source, destination and type of ICMP."""
+    if rule.iif_kind or rule.oif_kind:
+        raise FirewallError("iptables cannot tell the kinds of links")
     if rule.chain == "guard" and rule.not_sources:
         yield from _guard(rule)
         return
@@ -317,6 +318,11 @@ def _target(rule: Rule, family: Family) -> tuple[str, Parameters]:
         return "DNAT", {"to-destination": f"{to}{ports}"}
     if rule.action == "snat":
         return "SNAT", {"to-source": str(rule.to)}
+    if rule.action == "zone":
+        return "CT", {"zone": str(rule.zone)}
+    if rule.action == "keep":
+        # A prefix of no bits: all of the address stays.
+        return "NETMAP", {"to": "0.0.0.0/0" if family == 4 else "::/0"}
     return TARGETS[rule.action]
 
 

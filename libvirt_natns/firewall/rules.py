@@ -60,20 +60,38 @@ from libvirt_natns.model import DEFAULT_MAX_FLOWS, Forward, StaticNat
 from libvirt_natns.records import dataclass
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, shown
 
-Chain = Literal["raw", "dstnat", "input", "clamp", "forward", "srcnat", "guard"]
+Chain = Literal[
+    "raw",
+    "bridged_in",
+    "dstnat",
+    "input",
+    "clamp",
+    "forward",
+    "foreign",
+    "output",
+    "bridged_out",
+    "srcnat",
+    "guard",
+]
 """Where a packet meets a rule, in the order in which a forwarded one does:
 
 raw      on arrival, before conntrack and NAT see it
+bridged_in   in the host, ahead of all translation on arrival
 dstnat   first packet of a flow: where it really goes.  On arrival; in the host, also
          what the host itself sends
 input    addressed to the machine or namespace itself; what no rule accepts is dropped
 clamp    forwarded, ahead of the verdicts: where the MSS of TCP is adjusted
 forward  forwarded; in a namespace, what no rule accepts is dropped
+foreign  in the host, the same in the chains of others
+output   in the host, sent by the host itself
+bridged_out  in the host, ahead of all translation of sources
 srcnat   leaving, first packet of a flow: which source address it gets
 guard    leaving, after NAT: the source is the one that the wire will see
 """
 
-Action = Literal["accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "notrack"]
+Action = Literal[
+    "accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "zone", "keep"
+]
 Transport = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
 State = Literal["new", "established", "related", "invalid"]
 IcmpType = Literal[
@@ -132,9 +150,13 @@ class Rule:
     any other.  ``only`` limits to one family what no address does.
 
     A reject answers TCP with a reset, UDP with "port unreachable", and where no
-    protocol is named with "administratively prohibited".  A dnat or snat puts the
-    address ``to`` in place; a dnat with ``to_ports`` also a port: the one that
-    is as far from the first as in ``span``, or always the same if there is one only.
+    protocol is named with "administratively prohibited".  A "zone" gives connections a
+    table of their own in conntrack, number ``zone``; a "keep" settles that NAT leaves
+    the destination (on arrival) or the source (on leaving) as it is.
+    ``iif_kind`` and ``oif_kind`` are the kernel's names for kinds of links, as "bridge".
+    A dnat or snat puts the address ``to`` in place; a dnat with ``to_ports`` also a port:
+    the one that is as far from the first as in ``span``, or always the same if there is
+    one only.
 
     ``fresh`` drops packets whose source, or destination, was not met lately, as far as
     there are too many such addresses.  ``flows`` matches the first packet of a flow
@@ -152,6 +174,8 @@ class Rule:
     comment: str = ""
     iif: str = ""
     oif: str = ""
+    iif_kind: str = ""
+    oif_kind: str = ""
     not_oif: bool = False
     not_iif: bool = False
     sources: tuple[IPNetwork, ...] = ()
@@ -174,6 +198,7 @@ class Rule:
     to: Address | None = None
     to_ports: tuple[int, int] | None = None
     unique: bool = False
+    zone: int = 0
 
     def __post_init__(self) -> None:
         for name in (self.iif, self.oif):

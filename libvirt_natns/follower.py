@@ -104,6 +104,14 @@ class Follower:
         """Have all reconciled, once for all who ask at about the same time."""
         self._agenda.put("everything", GATHER)
 
+    def is_active(self, uuid: str) -> bool | None:
+        """Ask libvirt for a network; None without a connection.
+
+        Waits while libvirt starts or stops that network.  Raises LibvirtError.
+        """
+        link = self._keepers[daemons.NETWORK].link
+        return None if link is None else link.xml("network", uuid) is not None
+
     # -- working -----------------------------------------------------------
 
     def _work(self) -> None:

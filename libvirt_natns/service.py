@@ -43,6 +43,7 @@ from libvirt_natns.journal import Journal
 from libvirt_natns.locks import OURS, make_directory
 from libvirt_natns.metrics import Metrics
 from libvirt_natns.residence import Kept
+from libvirt_natns.starts import Starts
 from libvirt_natns.store import Store
 from libvirt_natns.watch import Watch, Watched
 
@@ -103,6 +104,8 @@ class Service:
         self.watch = Watch(self._describe, self.healer.suspect, self.healer.appeared)
         witness.tell(self.healer, self.watch)
         self.follower = Follower(self.sessions, journal, self.reconcile)
+        self.starts = Starts(self.sessions, journal, self.follower.is_active)
+        self.sessions.expect = self.starts.expect
         self.answering = Answering(
             self.sessions,
             journal,
@@ -117,7 +120,7 @@ class Service:
     def run(self, listener: socket.socket) -> None:
         """Serve until a signal ends it (SIGTERM, SIGINT)."""
         with ExitStack() as parts:
-            for part in (self.background, self.watch, self.healer, self.follower):
+            for part in (self.background, self.watch, self.healer, self.follower, self.starts):
                 part.start()
                 parts.callback(part.stop)
             self._look_after_all()
@@ -140,13 +143,17 @@ class Service:
         """Watch what is up, and repair what was damaged meanwhile."""
         try:
             with self.sessions.engine() as engine:
-                up = [record.uuid for record in engine.store.networks("up") if record.this_boot]
+                found = engine.store.networks("preparing", "starting", "up")
         except NatnsError as error:
             self.journal.say("error", "startup", error=error)
             return
+        up = [record.uuid for record in found if record.state == "up" and record.this_boot]
         self.watch.follow(up)
         for uuid in up:
             self.healer.suspect(uuid)
+        for record in found:
+            if record.state != "up":
+                self.starts.expect(record.uuid)
 
     # -- what the parts ask ------------------------------------------------
 

@@ -72,6 +72,7 @@ def _up(event: Event) -> None:
         if _handled(event, settings):
             with event.sessions.engine(settings) as verbs:
                 verbs.up(event.network, event.xml)
+                Guests(verbs).rejoin(event.network)
                 verbs.end_given_up(event.network.uuid)
     except BaseException:
         _abandon(event.seen)

@@ -165,9 +165,13 @@ class Follower:
     def _follow_network(self, engine: Engine, uuid: str, ask: Ask) -> list[str]:
         ran = _runs(engine, uuid)
         changed = reconcile.network_changed(engine, uuid, ask)
-        if not ran and _runs(engine, uuid):
+        runs = _runs(engine, uuid)
+        if not ran and runs:
             # No hook told of it: nor, then, of guests that run in it.
             self.reconcile_soon()
+        if not runs:
+            # Guests that still run publish nothing there.
+            Guests(engine).refresh(uuid)
         return changed
 
 

@@ -16,7 +16,7 @@ from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.executor import Undo
 from libvirt_natns.forwards import ANY, ANY6, Attachment
 from libvirt_natns.locks import locked
-from libvirt_natns.model import Domain, Forward, Nic, StaticNat
+from libvirt_natns.model import Domain, Forward, Network, Nic, StaticNat
 from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.publication import Choices, check_host, known_addresses, scopes
 from libvirt_natns.records import dataclass
@@ -80,23 +80,31 @@ class Guests:
         return changed
 
     def withdraw(self, uuid: str) -> None:
-        """Take out of force all that a guest publishes, and cut its flows."""
-        if self.registry.guest(uuid) is None:
+        """Take out of force all that a guest publishes, and cut its flows.
+
+        A guest whose start has failed published nothing, but DHCP is to know the
+        addresses that were reserved for it, and stay so.
+        """
+        record = self.registry.guest(uuid)
+        if record is None:
             return
         with self._locked(uuid):
             before = self.held(uuid)
+            networks = self._networks(self.held(uuid, published=record.published))
             self.registry.set_published(uuid, False)
             try:
-                self._apply(self._networks(before))
+                self._apply(networks)
             finally:
                 self._cut(before, Claims(uuid))
 
     def forget(self, uuid: str) -> None:
         """Withdraw a guest and give its claims back; reservations stay."""
-        if self.registry.guest(uuid) is None:
+        record = self.registry.guest(uuid)
+        if record is None:
             return
         try:
-            self.withdraw(uuid)
+            if record.published:
+                self.withdraw(uuid)
         finally:
             with self._locked(uuid):
                 self._forget(uuid)
@@ -163,6 +171,20 @@ class Guests:
                     # One that cannot be resolved any more must not keep the others back.
                     everybody.callback(self._publish_again, record)
 
+    def rejoin(self, network: Network) -> None:
+        """Publish again what running guests publish in a network that was down meanwhile.
+
+        The network may have another name by now, and the guest a NIC in it no more.
+        A guest that cannot be published again keeps nobody from starting a network:
+        ``check`` tells of it.
+        """
+        for record in self.registry.guests():
+            if record.published and record.this_boot:
+                claims = network.uuid in self._networks(self.held(record.uuid))
+                if claims != _has_nic(record, network):
+                    with suppress(NatnsError):
+                        self._publish_again(record)
+
     def _publish_again(self, record: GuestRecord) -> None:
         self.publish(document.parse_domain(record.document), record.document)
 
@@ -189,9 +211,10 @@ class Guests:
             wanted = self.trial(document.parse_domain(xml))
         except NatnsError as error:
             return [str(error)]
+        held = self._in_force(self.held(plain.uuid))
         return [
-            *(f"is not published: {what}" for what in _only(wanted, self.held(plain.uuid))),
-            *(f"is published still: {what}" for what in _only(self.held(plain.uuid), wanted)),
+            *(f"is not published: {what}" for what in _only(wanted, held)),
+            *(f"is published still: {what}" for what in _only(held, wanted)),
         ]
 
     def converge(self, xml: bytes, known: bool) -> list[str]:
@@ -214,6 +237,7 @@ class Guests:
         """Forget a guest that has stopped, unless it was started again since."""
         if self.registry.guest(record.uuid) != record:
             return []
+        self.withdraw(record.uuid)
         self.forget(record.uuid)
         return ["is not active in libvirt any more: removed"] if record.this_boot else []
 
@@ -289,12 +313,22 @@ class Guests:
 
     # -- applying ----------------------------------------------------------
 
-    def held(self, owner: str) -> Claims:
-        """What a guest, or a network itself, has published or taken."""
+    def held(self, owner: str, *, published: bool = True) -> Claims:
+        """What a guest, or a network itself, has published; else also what it has taken."""
         return Claims(
             owner,
-            self.registry.forwards(owner=owner),
-            self.registry.static_nats(owner=owner),
+            self.registry.forwards(owner=owner, published=published),
+            self.registry.static_nats(owner=owner, published=published),
+        )
+
+    def _in_force(self, claims: Claims) -> Claims:
+        """Claims in networks that run: a network that is down publishes nothing."""
+        found = {uuid: self.engine.store.network(uuid) for uuid in self._networks(claims)}
+        run = {uuid for uuid, record in found.items() if record and record.runs}
+        return Claims(
+            claims.owner,
+            tuple(each for each in claims.forwards if each.network in run),
+            tuple(each for each in claims.addresses if each.network in run),
         )
 
     @staticmethod
@@ -385,6 +419,14 @@ def _of_nic(store: Store, nic: Nic) -> list[Record]:
         found = store.holders(namespace=names.namespace(nic.network))
         return [record for record in found if record.name == nic.network]
     return store.holders(bridge=nic.bridge) if nic.bridge else []
+
+
+def _has_nic(record: GuestRecord, network: Network) -> bool:
+    """True if one of a guest's NICs is in a network, by name or by bridge."""
+    return any(
+        nic.network == network.name if nic.network else nic.bridge == network.bridge
+        for nic in document.parse_domain_nics(record.document).nics
+    )
 
 
 def _same(one: Nic, other: Nic) -> bool:

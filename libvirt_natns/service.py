@@ -186,6 +186,16 @@ class Service:
             self.journal.say("error", "traceback", line=each)
         if isinstance(error, AddressTakenError):
             self._relocate(error)
+        else:
+            # The error does not name its network.
+            self._suspect_all()
+
+    def _suspect_all(self) -> None:
+        """Have every network that is up compared with what it needs."""
+        with suppress(NatnsError), self.sessions.engine() as engine:
+            for record in engine.store.networks("up"):
+                if record.this_boot:
+                    self.healer.suspect(record.uuid)
 
     def _relocate(self, error: AddressTakenError) -> None:
         """Another station has answered for a network's address after all."""

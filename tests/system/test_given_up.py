@@ -6,8 +6,9 @@ With the service, a second later.  Without it, after the next event of any netwo
 
 import os
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,30 @@ from lab import (
     remove_config,
     run,
     spawn,
+    start_network,
     virsh,
     wait_for,
     write_config,
 )
-from lab_domains import STATE, file_of, networks, settle, unordered
+from lab_domains import (
+    STATE,
+    create,
+    destroy,
+    domain,
+    file_of,
+    networks,
+    nic,
+    ports,
+    settle,
+    unordered,
+)
 from views import namespaces
 
 PROMISE = 1.0
 """Seconds from libvirt's refusal until nothing is left, with the service."""
 
 NETWORKS = Path("/run/libvirt-natns/networks")
+GUESTS = Path("/run/libvirt-natns/guests")
 OPTION = (
     '<dnsmasq:options xmlns:dnsmasq="http://libvirt.org/schemas/network/dnsmasq/1.0">'
     '<dnsmasq:option value="no-such-option"/></dnsmasq:options>'
@@ -197,9 +211,12 @@ def test_a_network_that_was_renamed_since(upstream: Provider) -> None:
             service.kill()
             starting.wait(timeout=20)
         assert namespaces() == {"nat-bad"}
-    with networks(isolated("renamed", "virbr20", uuid=UUID)):
-        assert namespaces() == {"nat-renamed"}
-        assert check() == ""
+        virsh("net-undefine", "bad")
+        with networks(isolated("renamed", "virbr20", uuid=UUID)):
+            assert namespaces() == {"nat-renamed"}
+            assert check() == ""
+        # For its socket.
+        service.start()
 
 
 def test_libvirtd_is_killed_while_a_network_starts(
@@ -226,7 +243,7 @@ def test_slow_starts_are_no_failed_ones(upstream: Provider) -> None:
     """One takes longer than starts usually have; its twin waits for it."""
     slow = isolated("slow", "virbr20", more=BANDWIDTH)
     with Service() as service, defined(slow, isolated("twin", "virbr21")):
-        with tc("sleep 3"):
+        with tc("sleep 0.6"):
             first = spawn("virsh", "net-start", "slow")
             wait_for(lambda: Path("/sys/class/net/virbr20").exists())
             second = spawn("virsh", "net-start", "twin")
@@ -238,3 +255,51 @@ def test_slow_starts_are_no_failed_ones(upstream: Provider) -> None:
         assert len(service.logged("event=up", "joined what was built ahead")) == 2
         virsh("net-destroy", "slow")
         virsh("net-destroy", "twin")
+
+
+# -- guests --------------------------------------------------------------------
+
+LOGGED = "<serial type='pty'><log file='/run/tmp/guest.log' append='off'/></serial></devices>"
+
+
+def guest(name: str, mac: str, port: int, *, logs: bool = False) -> str:
+    """A guest that publishes its port 80; ``logs``: into a file that only one can have."""
+    xml = domain(name, nic("good", mac), publishes=ports(f'start="{port}" to="80"'))
+    return xml.replace("</devices>", LOGGED) if logs else xml
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["service", "hooks"])
+def test_a_guest_whose_start_fails_after_prepare(resident: bool, good: str) -> None:
+    with Service() if resident else nullcontext():
+        assert create(guest("first", "52:54:00:00:00:05", 8080, logs=True)).returncode == 0
+        done = create(guest("second", "52:54:00:00:00:06", 8081, logs=True), check=False)
+        assert "guest.log" in done.stderr
+        assert check() == ""
+        assert len(list(GUESTS.glob("*"))) == 1
+        # Nothing of it is in the way of another.
+        assert create(guest("third", "52:54:00:00:00:07", 8081)).returncode == 0
+        destroy("first", "third")
+        assert check() == ""
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["service", "hooks"])
+def test_a_network_that_goes_under_a_running_guest(
+    resident: bool, good: str, upstream: Provider
+) -> None:
+    """Nothing counts as published; what the guest publishes comes back with the network."""
+    with Service() if resident else nullcontext():
+        create(guest("first", "52:54:00:00:00:05", 8080))
+        xml = virsh("net-dumpxml", "good").stdout
+        virsh("net-destroy", "good")
+        virsh("net-undefine", "good")
+        assert check() == ""
+        if resident:
+            time.sleep(0.5)
+        natns("sync")
+        assert check() == ""
+        start_network(xml)
+        assert check() == ""
+        assert "8080" in natns("status", "good").stdout
+        destroy("first")
+        assert check() == ""
+        assert not GUESTS.exists()

@@ -1,8 +1,36 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``python3 -m libvirt_natns`` is the command virt-natns."""
+"""The command virt-natns, and ``python3 -m libvirt_natns``.
 
+Where a library is missing, ``uninstall`` still removes what needs none.
+"""
+
+import os
 import sys
 
-from libvirt_natns.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run one command; returns the exit status."""
+    try:
+        from libvirt_natns import cli
+    except ImportError as error:
+        return _without_libraries(error)
+    return cli.main()
+
+
+def _without_libraries(error: ImportError) -> int:
+    from libvirt_natns import hook, uninstall
+    from libvirt_natns.errors import NatnsError
+
+    told = hook.said(error)[0]
+    if sys.argv[1:] == ["uninstall"] and os.geteuid() == 0:
+        try:
+            uninstall.run(lambda: None)
+            return 0
+        except NatnsError as failure:
+            told = str(failure)
+    print(f"virt-natns: {told}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

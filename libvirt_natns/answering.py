@@ -16,9 +16,10 @@ from typing import Protocol
 
 from libvirt_natns import dispatch, hook, systemd
 from libvirt_natns.client import DONE, GREETING, REFUSED
-from libvirt_natns.errors import NatnsError
+from libvirt_natns.errors import FormatError, NatnsError
 from libvirt_natns.glance import at_domain, at_network
 from libvirt_natns.journal import Journal, Level
+from libvirt_natns.model import Config
 from libvirt_natns.records import dataclass
 from libvirt_natns.sessions import Resident
 
@@ -165,16 +166,42 @@ class Answering:
             return None
         link.settimeout(REQUEST_LIMIT)
         link.sendall(GREETING)
+        try:
+            return self._reply(link)
+        except FormatError as error:
+            # Another version is installed by now: its hooks do the work, and systemd
+            # starts its service in our place.
+            self._journal.say("error", "outdated", error=error)
+            self.stop()
+        return None
+
+    def _reply(self, link: socket.socket) -> dispatch.FollowUp | None:
+        """Answer what the client wants.  Raises FormatError, and answers nothing then."""
         request = _request(link)
         if request is None:
+            # It may be a hook of another version, which did not like the greeting.
+            self._check_format()
             return None
         start = time.monotonic()
         verdict, text, follow_up = self._answer(request)
         with suppress(OSError):
             link.sendall(verdict + b"\n" + text.encode())
         taken = time.monotonic() - start
-        self._meter.answered(request.kind, request.event[0], verdict.decode(), taken)
+        # What follows an answer must not depend on its being counted.
+        with suppress(Exception):
+            self._meter.answered(request.kind, request.event[0], verdict.decode(), taken)
         return follow_up
+
+    def _check_format(self) -> None:
+        """Raise FormatError where the state database is another version's."""
+        try:
+            with self._sessions.engine(Config()):
+                return
+        except FormatError:
+            raise
+        except NatnsError:
+            # Who needs it will say so.
+            return
 
     # -- answers -----------------------------------------------------------
 
@@ -183,6 +210,8 @@ class Answering:
             if request.kind == "question":
                 return DONE, self._questions[request.event[0]](), None
             answered = dispatch.answer(request.kind, request.event, request.data, self._sessions)
+        except FormatError:
+            raise
         except Exception as error:  # the service must answer, whatever it is
             line, more = hook.said(error)
             self._journal.say(
@@ -212,7 +241,7 @@ def _request(link: socket.socket) -> Request | None:
     """What the client wants; None where it has gone, or makes no sense."""
     with link.makefile("rb") as stream:
         header = stream.readline(HEADER_LIMIT).decode(errors="replace").split()
-        if len(header) != 4 or not header[3].isdigit():
+        if len(header) != 4 or not header[3].isdecimal():
             return None
         kind, operation, sub_operation, length = header
         if int(length) > DATA_LIMIT:

@@ -7,18 +7,21 @@ what to do), 2 wrong usage.
 
 import argparse
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 from libvirt_natns import (
     __version__,
     client,
     config,
     connection,
+    database,
     diagram,
     doctor,
     document,
@@ -28,15 +31,17 @@ from libvirt_natns import (
     install,
     names,
     netns,
+    output,
     plan,
+    rebuild,
     reconcile,
-    routers,
     selection,
     service_status,
     status,
+    uninstall,
 )
 from libvirt_natns.engine import Engine
-from libvirt_natns.errors import ConfigError, InstallError, LibvirtError, NatnsError
+from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
@@ -56,16 +61,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
-        result = command(options)
-        sys.stdout.flush()
-        return result
+        with output.lenient():
+            return command(options)
     except NatnsError as error:
-        print(f"virt-natns: {error}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"virt-natns: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # The reader, head(1) for one, has had enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except KeyboardInterrupt:
         return 130
 
@@ -129,6 +130,7 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
     _require_root()
     with ExitStack() as cleanup:
         directory = names.STATE_DIRECTORY
+        database.check_there(directory)
         if look_only and not (directory / "state.db").exists():
             directory = Path(cleanup.enter_context(TemporaryDirectory(prefix="virt-natns-")))
         settings = settings or config.load()
@@ -139,8 +141,20 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
 
 @contextmanager
 def _machine() -> Iterator[Machine]:
-    """The verbs of routers."""
-    with _engine(look_only=True) as engine:
+    """The verbs of routers, which know what to do without configuration and database."""
+    _require_root()
+    settings, faults = Config(), list[NatnsError]()
+    try:
+        settings = config.load()
+    except (NatnsError, OSError, ValueError) as error:
+        faults.append(_as_fault(error, str(names.CONFIG_FILE)))
+    with ExitStack() as cleanup:
+        try:
+            engine = cleanup.enter_context(_engine(settings, look_only=True))
+        except (NatnsError, OSError, sqlite3.Error) as error:
+            faults.append(_as_fault(error, str(names.STATE_DIRECTORY / "state.db")))
+            yield _bare_machine(settings, cleanup.enter_context(Kernel()), faults)
+            return
         store = engine.store
         yield Machine(
             engine.config,
@@ -148,7 +162,21 @@ def _machine() -> Iterator[Machine]:
             partial(networks.needs, store),
             partial(networks.users, store),
             partial(networks.reattach, store, engine.up),
+            tuple(faults),
         )
+
+
+def _as_fault(error: Exception, where: str) -> NatnsError:
+    return error if isinstance(error, NatnsError) else NatnsError(f"cannot read {where}: {error}")
+
+
+def _bare_machine(settings: Config, kernel: Kernel, faults: list[NatnsError]) -> Machine:
+    """The verbs without the database, which alone knows the networks of a router."""
+
+    def unknown(*_: object) -> NoReturn:
+        raise StoreError(faults[-1].fact, faults[-1].remedy)
+
+    return Machine(settings, kernel, unknown, unknown, unknown, tuple(faults))
 
 
 def _asker() -> reconcile.Ask:
@@ -184,9 +212,15 @@ def _install(options: argparse.Namespace) -> int:
         print(f"wrote {install.write_scope(options.scope)}: scope = {options.scope}")
     for file in install.install_hooks():
         print(f"installed {file}")
+    code = doctor.trusted()
+    if code.state != "ok":
+        print(f"virt-natns: {code.said}", file=sys.stderr)
     told = install.reload_daemons()
     print(f"told {', '.join(told)} to look for hooks" if told else "no libvirt daemon runs now")
     print(service_status.start())
+    with suppress(LibvirtError, StoreError):
+        # Without libvirt it is sync's to do.
+        _rebuild()
     with _engine() as engine:
         try:
             _explain(engine, connection.networks())
@@ -228,34 +262,7 @@ def _verdict(engine: Engine, xml: bytes) -> selection.Verdict:
 
 def _uninstall(options: argparse.Namespace) -> int:
     _require_root()
-    routers.check_none()
-    try:
-        settings = config.load()
-    except ConfigError:
-        # All networks go, whatever it says.
-        settings = Config()
-    # It would bring back what goes now.
-    ended = service_status.end()
-    if ended:
-        print(ended)
-    ask = _asker()
-    with _engine(settings) as engine:
-        outcome = reconcile.release(engine, ask, renew=bool(install.daemons()))
-        removed = install.remove_hooks()
-        # For what it has got back, libvirt now starts its own dnsmasq again: it heeds
-        # no second signal while it reloads, so the networks have gone first.
-        told = install.reload_daemons()
-        # What was started in between.
-        late = reconcile.release(engine, ask, renew=False)
-    for file in removed:
-        print(f"removed {file}")
-    if told:
-        print(f"told {', '.join(told)}")
-    for name, what in outcome.repaired + late.repaired:
-        print(f"{name}: {what}")
-    if late.errors:
-        raise InstallError("; ".join(late.errors), "mend that and run virt-natns uninstall again")
-    install.remove_state()
+    uninstall.run(_asker())
     return 0
 
 
@@ -368,8 +375,19 @@ def _complete(network: Network) -> Network:
 
 
 def _sync(options: argparse.Namespace) -> int:
+    _rebuild()
     with _engine() as engine:
         return _report(reconcile.sync(engine, _asker(), _ask_guests))
+
+
+def _rebuild() -> None:
+    """Rebuild a damaged state database from what runs; an error there ends nothing."""
+    _require_root()
+    outcome = rebuild.rebuild(config.load(), _asker(), _ask_guests)
+    for name, what in outcome.found:
+        print(f"{name}: {what}")
+    for error in outcome.errors:
+        print(f"virt-natns: {error}", file=sys.stderr)
 
 
 def _report(outcome: reconcile.Outcome) -> int:

@@ -4,7 +4,8 @@
 The service speaks first: only a greeting that comes in time shows that it is
 alive and of this version, and only then is it given any work.  So a service that
 is stuck, or older than the hook, never does anything late that the hook has
-meanwhile done itself.
+meanwhile done itself.  The greeting has the state database's format, too: a service
+cannot work on what a hook of another version has written.
 
     service: GREETING
     client:  KIND OPERATION SUB-OPERATION LENGTH newline, LENGTH octets
@@ -15,9 +16,13 @@ import than an interpreter to start.
 """
 
 import _socket
+import time
 
 SOCKET = "/run/libvirt-natns/service.sock"
-GREETING = b"libvirt-natns 1\n"
+FORMAT = 3
+"""The state database's format, ``tables.VERSION``, which takes longer to import."""
+
+GREETING = b"libvirt-natns 1 %d\n" % FORMAT
 DONE, REFUSED = b"done", b"refused"
 BLOCK = 65536
 
@@ -32,7 +37,7 @@ LIMITS = {
     # And so may be the network's own.
     "changed": 60.0,
 }
-"""Seconds that an event's answer may take."""
+"""Seconds that an event may take, from the greeting to the end of the answer."""
 
 LIMIT = 30.0
 """The same for all others."""
@@ -53,19 +58,31 @@ def ask(kind: str, event: tuple[str, str], data: bytes = b"", path: str = SOCKET
 
     Whatever it had begun by then, doing the same again converges.
     """
-    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    end = time.monotonic() + LIMITS.get(event[0], LIMIT)
+    try:
+        link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    except OSError:
+        return None
     try:
         link.settimeout(GREETING_LIMIT)
         link.connect(path)
         if _read_line(link) != GREETING:
             return None
-        link.settimeout(LIMITS.get(event[0], LIMIT))
+        link.settimeout(_left(end))
         link.sendall(f"{kind} {event[0]} {event[1]} {len(data)}\n".encode() + data)
-        return _answer(_read_all(link))
+        return _answer(_read_all(link, end))
     except OSError:
         return None
     finally:
         link.close()
+
+
+def _left(end: float) -> float:
+    """Seconds until ``end``, of the monotonic clock.  Raises TimeoutError past it."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _read_line(link: _socket.socket) -> bytes:
@@ -73,10 +90,11 @@ def _read_line(link: _socket.socket) -> bytes:
     return link.recv(len(GREETING))
 
 
-def _read_all(link: _socket.socket) -> bytes:
+def _read_all(link: _socket.socket, end: float) -> bytes:
     found = []
     while block := link.recv(BLOCK):
         found.append(block)
+        link.settimeout(_left(end))
     return b"".join(found)
 
 

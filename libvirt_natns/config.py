@@ -33,6 +33,7 @@ from libvirt_natns.model import (
     Config,
     DhcpMode,
     FirewallChoice,
+    LinkLocal,
     PortSet,
     Protocol,
     Scope,
@@ -48,6 +49,7 @@ KEYS = ("scope", "firewall", "upstream", "auto_ports", "upstreams")
 ADDRESS_KEYS = ("subnet", "gateway", "pool", "dns", "probe")
 DHCP_KEYS = ("dhcp", "dhcp_timeout")
 ROUTER_KEYS = ("host_subnet", "host_ports", "host_address6")
+LIMIT_KEYS = ("link_local", "max_flows")
 ADDRESS_KEYS6 = ("subnet6", "gateway6", "pool6", "prefixes6")
 
 IPV4_KEYS = {"subnet", "gateway", "pool"}
@@ -55,9 +57,9 @@ OUTSIDE6 = {"pool6", "prefixes6"}
 """One of these is enough for an upstream that has IPv6 alone."""
 
 UPSTREAM_KEYS: dict[UpstreamKind, tuple[str, ...]] = {
-    "bridge": ("kind", "bridge", "attach", *ADDRESS_KEYS, *DHCP_KEYS, *ADDRESS_KEYS6),
-    "host": ("kind", "subnet", "dns", "subnet6", "prefixes6"),
-    "router": ("kind", "nic", "subnet", "dns", *ROUTER_KEYS, "subnet6", "prefixes6"),
+    "bridge": ("kind", "bridge", "attach", *ADDRESS_KEYS, *DHCP_KEYS, *ADDRESS_KEYS6, *LIMIT_KEYS),
+    "host": ("kind", "subnet", "dns", "subnet6", "prefixes6", *LIMIT_KEYS),
+    "router": ("kind", "nic", "subnet", "dns", *ROUTER_KEYS, "subnet6", "prefixes6", *LIMIT_KEYS),
 }
 """What an upstream of each kind may say; anything else would be ignored."""
 
@@ -77,6 +79,10 @@ EXPECTED = {
 
 MAX_PROBE = 5.0
 """Longest time that an address is asked for, in seconds."""
+
+MAX_FLOWS = range(64, (1 << 20) + 1)
+"""Numbers of flows that a network may have at one time; the kernel's own limit is 262144
+on most machines."""
 
 MAX_DHCP_TIMEOUT = 30.0
 """Longest time that a start waits for a lease, in seconds: libvirt waits, too, and
@@ -128,6 +134,9 @@ def parse(text: str, where: str) -> Config:
         raise ConfigError(f"{where}: not valid TOML", str(error)) from error
     except RecursionError:
         raise ConfigError(f"{where}: not valid TOML", "too deeply nested") from None
+    except ValueError:
+        # Python converts no decimal integer of more than 4300 digits.
+        raise ConfigError(f"{where}: not valid TOML", "a number is too long") from None
     return _config(Table(where, "", data))
 
 
@@ -298,6 +307,8 @@ def _upstream(name: str, table: Table) -> Upstream:
         attach=cast("Attach", table.choice("attach", get_args(Attach), "bridge")),
         dhcp=_dhcp_mode(table),
         dhcp_timeout=_dhcp_timeout(table),
+        link_local=cast("LinkLocal", table.choice("link_local", get_args(LinkLocal), "reject")),
+        max_flows=_max_flows(table),
         host_subnet=_subnet(table, "host_subnet", IPv4Network, 30) or DEFAULT_HOST_SUBNET,
         host_ports=_host_ports(table),
         host_address6=table.one("host_address6", _address6, EXPECTED["host_address6"]),
@@ -359,6 +370,14 @@ def _seconds(table: Table, key: str, default: float, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise table.wrong(key, value, f"seconds from 0 to {most:g}")
     return float(value)
+
+
+def _max_flows(table: Table) -> int:
+    value = table.data.get("max_flows", HOST_UPSTREAM.max_flows)
+    if isinstance(value, bool) or not isinstance(value, int) or value not in MAX_FLOWS:
+        expected = f"a number from {MAX_FLOWS[0]} to {MAX_FLOWS[-1]}"
+        raise table.wrong("max_flows", value, expected)
+    return value
 
 
 def _dhcp_mode(table: Table) -> DhcpMode:

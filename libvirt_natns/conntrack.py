@@ -8,13 +8,16 @@ the same address get its traffic.
 An entry is deleted by the very attributes with which the kernel names it, not by
 what we understand of them: it refuses to delete one whose protocol has a key (of
 GRE, for one) that is not given.  Source: linux/netfilter/nfnetlink_conntrack.h.
+
+The kernel filters the dump by address and protocol (since Linux 5.8): a table may have
+hundreds of thousands of entries, and libvirt waits.  An older kernel sends all entries.
 """
 
 import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from errno import ENOENT
+from errno import EINVAL, ENOENT, EOPNOTSUPP
 from ipaddress import IPv4Address, IPv6Address
 
 from libvirt_natns import netns
@@ -34,7 +37,7 @@ NFNL_SUBSYS_CTNETLINK = 1
 GET, DELETE = 1, 2
 REQUEST_DUMP, REQUEST_ACK = 0x301, 0x5
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLA_TYPE = 0x3FFF
+NLA_TYPE, NLA_NESTED = 0x3FFF, 0x8000
 BUFFER = 1 << 18
 
 TUPLE_ORIG, TUPLE_REPLY, ID, ZONE = 1, 2, 12, 18
@@ -45,6 +48,13 @@ ENDS = ((1, 2, IPv4Address), (3, 4, IPv6Address))
 """By family: the attributes of source and target, and what they hold."""
 SOCKET_FAMILY: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 PROTO_NUMBER, PROTO_TARGET_PORT = 1, 3
+FILTER, FILTER_FLAGS = 25, {TUPLE_ORIG: 1, TUPLE_REPLY: 2}
+"""The attribute that makes a filter of a tuple, and its own attributes by direction."""
+BY_ADDRESS, BY_PROTOCOL = (1 << 0, 1 << 1), 1 << 3
+"""Flags of a filter: the source and the target count, and the protocol does."""
+
+MOST_QUESTIONS = 16
+"""Filtered dumps above which one whole dump is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,44 @@ class Entry:
     port: int
     answered: tuple[Address, Address]
     name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A filter of a dump: one address in one direction of a flow.
+
+    ``end`` is 0 for the direction's source and 1 for its target; ``protocol`` 0 is any.
+    """
+
+    direction: int
+    end: int
+    address: Address
+    protocol: int = 0
+
+    @property
+    def attributes(self) -> bytes:
+        """The attributes of the request."""
+        address = self.address
+        source, target, _ = next(ends for ends in ENDS if isinstance(address, ends[2]))
+        kind = target if self.end else source
+        content = _nested(TUPLE_IP, _attribute(kind, address.packed))
+        flags = BY_ADDRESS[self.end]
+        if self.protocol:
+            number = _attribute(PROTO_NUMBER, bytes([self.protocol]))
+            content += _nested(TUPLE_PROTO, number)
+            flags |= BY_PROTOCOL
+        mask = _attribute(FILTER_FLAGS[self.direction], struct.pack("=I", flags))
+        return _nested(self.direction, content) + _nested(FILTER, mask)
+
+
+def questions(claim: Forward | StaticNat) -> tuple[Question, ...]:
+    """The filters that find all flows of a claim, and few others."""
+    if isinstance(claim, StaticNat):
+        return (
+            Question(TUPLE_ORIG, 1, claim.address),
+            Question(TUPLE_REPLY, 1, claim.address),
+        )
+    return (Question(TUPLE_REPLY, 0, claim.target, PROTOCOLS[claim.proto]),)
 
 
 def cut(namespace: str, gone: Iterable[Forward | StaticNat], *addresses: Address) -> None:
@@ -91,7 +139,6 @@ def _cut(
 ) -> None:
     if not claims:
         return
-    families = sorted({claim.target.version for claim in claims})
     with netns.entered(namespace):
         session = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     try:
@@ -100,8 +147,7 @@ def _cut(
                 session,
                 [
                     entry
-                    for family in families
-                    for entry in _entries(session, family)
+                    for entry in _candidates(session, claims)
                     if any(_concerns(claim, entry, addresses) for claim in claims)
                 ],
             )
@@ -149,9 +195,27 @@ def _concerns(
 # -- the kernel's messages -------------------------------------------------------
 
 
-def _entries(session: socket.socket, family: Family) -> list[Entry]:
-    """All flows of a family.  Raises OSError."""
-    return [_entry(body) for body in _request(session, GET, REQUEST_DUMP, family)]
+def _candidates(session: socket.socket, claims: Sequence[Forward | StaticNat]) -> Iterable[Entry]:
+    """All flows that may be a claim's, each once.  Raises OSError."""
+    asked = dict.fromkeys(question for claim in claims for question in questions(claim))
+    try:
+        if len(asked) <= MOST_QUESTIONS:
+            found = [
+                entry
+                for question in asked
+                for entry in _entries(session, question.address.version, question.attributes)
+            ]
+            return {entry.name: entry for entry in found}.values()
+    except OSError as error:
+        if error.errno not in (EINVAL, EOPNOTSUPP):
+            raise
+    families = sorted({claim.target.version for claim in claims})
+    return [entry for family in families for entry in _entries(session, family)]
+
+
+def _entries(session: socket.socket, family: Family, attributes: bytes = b"") -> list[Entry]:
+    """The flows of a family that the attributes of a filter match.  Raises OSError."""
+    return [_entry(body) for body in _request(session, GET, REQUEST_DUMP, family, attributes)]
 
 
 def _entry(body: bytes) -> Entry:
@@ -204,6 +268,14 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         length, kind = struct.unpack_from("=HH", data, offset)
         yield kind & NLA_TYPE, data[offset : offset + length]
         offset += _aligned(max(length, 4))
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _padded(struct.pack("=HH", 4 + len(value), kind) + value)
+
+
+def _nested(kind: int, content: bytes) -> bytes:
+    return _attribute(kind | NLA_NESTED, content)
 
 
 def _padded(attribute: bytes) -> bytes:

@@ -27,6 +27,7 @@ server names; it knows no forced renewal by the server.
 """
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -39,7 +40,6 @@ from pathlib import Path
 from signal import Signals
 
 from libvirt_natns import netns, processes
-from libvirt_natns.dnsmasq import BARE_PATH
 from libvirt_natns.errors import DhcpError, NatnsError
 from libvirt_natns.locks import make_directory
 from libvirt_natns.model import StaticRoute
@@ -63,6 +63,7 @@ ABSENT_LOOKS = 10
 MAX_PROBE = 2.0
 """Longest time, in seconds, for which a client asks whether an address is in use."""
 
+MTU = re.compile(r"[0-9]{1,5}")
 LEAST_MTU = 576
 """What every IPv4 host can take, in octets: a server that names less is not believed."""
 
@@ -86,8 +87,8 @@ SCRIPT = """\
 # A renewal that brings nothing new costs one mv.
 
 changed() {
-    # Not waited for: it may want to end the very client that waits for this.
-    [ -e awaited ] || sh ./command </dev/null >/dev/null 2>&1 &
+    # Told to the listener, which has what the client and this have not: all capabilities.
+    [ -e awaited ] || echo >&9
 }
 
 # The lease's client, when it got it, and for how long; 0 without a lease.
@@ -136,6 +137,27 @@ esac
 """
 
 
+CAPABILITIES = ("net_raw", "net_bind_service")
+"""What udhcpc needs: packet sockets on one link, and the client's port."""
+
+DETACH = """\
+rm -f told
+mkfifo told || exit
+sh -c 'while read -r _; do sh ./command </dev/null; done' <told >/dev/null 2>&1 &
+exec 9>told
+rm -f told
+"$@" </dev/null >/dev/null 2>&1 &
+echo $! >"$0"
+"""
+"""Starts a client beside a listener, which runs the command where the client's script says so.
+
+The client reads what comes from the network, so it lacks the capabilities that the command
+needs.  The listener reads lines of a pipe alone, and ends with the client, its writer; udhcpc
+has descriptors 3 and 4 for itself.  The shell is the parent of both for a moment only;
+whatever ends us, the process is noted.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """A client that runs: where, as whom, and what it runs when its lease has changed.
@@ -158,7 +180,8 @@ class Lease:
     """What a server said.
 
     ``until`` is when it ends, in seconds since boot, suspended time included;
-    None for never.  ``mtu`` is in octets.
+    None for never.  ``mtu`` is in octets.  ``on_link`` are destinations that the server
+    says need no gateway.  See ``lease_check`` for which values make sense.
     """
 
     address: IPv4Interface
@@ -168,6 +191,7 @@ class Lease:
     mtu: int | None = None
     routes: tuple[StaticRoute, ...] = ()
     until: float | None = None
+    on_link: tuple[IPv4Network, ...] = ()
 
 
 # -- the lease ---------------------------------------------------------------
@@ -190,7 +214,7 @@ def parse(text: str, until: float | None = None) -> Lease | None:
     values = dict(line.partition("=")[::2] for line in text.splitlines())
     mask = values.get("mask") or "32"
     try:
-        address = IPv4Interface(f"{values.get('ip', '')}/{mask}")
+        address = IPv4Interface(f"{values.get('ip', '')}/{_prefix(mask)}")
     except ValueError:
         return None
     routes = _routes(values.get("routes", "").split())
@@ -208,7 +232,21 @@ def parse(text: str, until: float | None = None) -> Lease | None:
             StaticRoute(to, gate) for to, gate in routes if to.prefixlen and gate != NO_ADDRESS
         ),
         until=until,
+        on_link=tuple(to for to, gate in routes if to.prefixlen and gate == NO_ADDRESS),
     )
+
+
+def _prefix(mask: str) -> str:
+    """A mask as its prefix length; ValueError where it is none.
+
+    ``ipaddress`` would take a wildcard mask, 0.0.0.255, for a /24 as well.
+    """
+    if mask.isdecimal():
+        return mask
+    bits = int(IPv4Address(mask)) ^ 0xFFFFFFFF
+    if bits & (bits + 1):
+        raise ValueError(f"{mask} is no subnet mask")
+    return str(32 - bits.bit_length())
 
 
 def _addresses(text: str) -> Iterable[IPv4Address]:
@@ -229,7 +267,7 @@ def _routes(words: list[str]) -> list[tuple[IPv4Network, IPv4Address]]:
 
 
 def _mtu(text: str) -> int | None:
-    return int(text) if text.isdecimal() and LEAST_MTU <= int(text) <= 65535 else None
+    return int(text) if MTU.fullmatch(text) and LEAST_MTU <= int(text) <= 65535 else None
 
 
 def _until(directory: Path) -> float | None:
@@ -284,11 +322,10 @@ def await_lease(client: Client, seconds: float) -> Lease | None:
 
 def program() -> list[str]:
     """The command that is udhcpc.  Raises DhcpError where it is not installed."""
-    path = os.environ.get("PATH", "") + ":" + BARE_PATH
-    if found := shutil.which("udhcpc", path=path):
+    if found := processes.program("udhcpc"):
         return [found]
     # Other distributions have the one program alone.
-    if found := shutil.which("busybox", path=path):
+    if found := processes.program("busybox"):
         return [found, "udhcpc"]
     raise DhcpError("udhcpc is not installed", "install the package udhcpc (busybox)")
 
@@ -359,6 +396,7 @@ def write_files(client: Client) -> None:
 
 def _start(client: Client, request: IPv4Address | None) -> None:
     command = [
+        *processes.confined(*CAPABILITIES),
         *program(),
         *MANNER,
         *("-i", client.link, "-p", _mark(client.directory)),
@@ -366,14 +404,11 @@ def _start(client: Client, request: IPv4Address | None) -> None:
         *((f"-a{int(client.probe * 1000)}",) if client.probe else ()),
         *(("-r", str(request)) if request else ()),
     ]
-    # The shell is its parent for a moment only, so that it is nobody's child; whatever
-    # ends us, the process is noted.
-    detach = '"$@" </dev/null >/dev/null 2>&1 & echo $! >"$0"'
     try:
         with netns.entered(client.namespace):
             subprocess.run(
-                ["/bin/sh", "-c", detach, _mark(client.directory), *command],
-                env={"PATH": BARE_PATH},
+                ["/bin/sh", "-c", DETACH, _mark(client.directory), *command],
+                env={"PATH": processes.PATH},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

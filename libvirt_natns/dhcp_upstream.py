@@ -11,12 +11,13 @@ what is published on it is in the tables, and moves to the real one when that is
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import cast
 
-from libvirt_natns import dhcp_client, names, pool, resolvers, selection
-from libvirt_natns.addresses import Address
+from libvirt_natns import dhcp_client, lease_check, names, pool, resolvers, selection
+from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.dhcp_client import Client, Lease
 from libvirt_natns.errors import LeaseError, NatnsError
 from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
@@ -31,15 +32,112 @@ FOLLOW = (
 """What the client's script has Python do when the lease has changed."""
 
 
+ACCEPTED, REFUSED = "accepted", "refused"
+UNTIL = "until"
+TOLD = "told"
+"""Files in a client's directory that are ours, and a key of the first."""
+
+
 # -- the lease ---------------------------------------------------------------
 
 
 def complete(network: Network, upstream: Upstream) -> Upstream:
-    """The upstream as a network's lease has it; as it is where there is none of use."""
+    """The upstream as a network's lease has it; as it is where there is none of use.
+
+    A network that runs keeps what it has where a renewal brings what cannot be used.
+    """
     lease = held(network.uuid)
-    if lease is None or problem(network, upstream, lease) is not None:
+    if lease is None and not (names.dhcp_directory(network.uuid) / REFUSED).exists():
         return upstream
-    return completed(upstream, lease)
+    if lease is not None and problem(network, upstream, lease) is None:
+        return completed(upstream, _bounded(network, lease).lease)
+    earlier = _accepted(network.uuid, lease)
+    if earlier is None or problem(network, upstream, earlier) is not None:
+        return upstream
+    return completed(upstream, _bounded(network, earlier).lease)
+
+
+def _private(network: Network) -> list[IPNetwork]:
+    """What only the network's own side has."""
+    routed = (route.destination for route in network.routes)
+    return [*(subnet.network for subnet in network.subnets), *routed]
+
+
+def _bounded(network: Network, lease: Lease) -> lease_check.Checked:
+    return lease_check.bounded(lease, _private(network))
+
+
+def cuts(network: Network, upstream: Upstream) -> list[str]:
+    """What a network does not use of what its client has leased, in words."""
+    lease = held(network.uuid)
+    if lease is None:
+        return []
+    if found := problem(network, upstream, lease):
+        return [str(found)]
+    return list(lease_check.said(_bounded(network, lease).cuts))
+
+
+def news(network: Network, upstream: Upstream) -> list[str]:
+    """``cuts`` that were not told before: for the log, once each."""
+    found = cuts(network, upstream)
+    text = "".join(f"{line}\n" for line in found)
+    file = names.dhcp_directory(network.uuid) / TOLD
+    if text == _read(file):
+        return []
+    with suppress(OSError):
+        file.write_text(text)
+    return found
+
+
+def _note(network: Network, upstream: Upstream) -> None:
+    """Keep a lease that is of use, for renewals that bring one that is not.
+
+    A lease that is lost takes the address along.  A lease that was refused does not.
+    """
+    directory = names.dhcp_directory(network.uuid)
+    accepted, refused = directory / ACCEPTED, directory / REFUSED
+    lease = held(network.uuid)
+    with suppress(OSError):
+        if lease is None:
+            if not refused.exists():
+                accepted.unlink(missing_ok=True)
+            return
+        text = _read(directory / "lease")
+        if problem(network, upstream, lease) is None:
+            refused.unlink(missing_ok=True)
+        else:
+            refused.touch()
+            earlier = _accepted(network.uuid, lease)
+            if earlier is None or earlier.address.ip != lease.address.ip:
+                return
+            # The address was renewed, if with other values: how long it is valid counts.
+            text = _read(accepted).partition(f"{UNTIL}=")[0]
+        text += "" if lease.until is None else f"{UNTIL}={int(lease.until)}\n"
+        if text != _read(accepted):
+            accepted.write_text(text)
+
+
+def _accepted(uuid: str, present: Lease | None) -> Lease | None:
+    """The last lease that was of use, while it is valid.
+
+    A server that has renewed its address, whatever else it said, has renewed all of it.
+    """
+    text = _read(names.dhcp_directory(uuid) / ACCEPTED)
+    *_, last = ["", *text.splitlines()]
+    key, _, seconds = last.partition("=")
+    until = float(seconds) if key == UNTIL and seconds.isdecimal() else None
+    lease = dhcp_client.parse(text, until) if text else None
+    if lease is not None and present is not None and lease.address.ip == present.address.ip:
+        return replace(lease, until=present.until)
+    expired = lease is not None and lease.until is not None and lease.until < now()
+    return None if expired else lease
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def held(uuid: str) -> Lease | None:
@@ -68,7 +166,13 @@ def problem(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | 
             f" {lease.address}, which is not in {upstream.subnet}",
             f"mend 'subnet' in [upstreams.{upstream.name}] of {names.CONFIG_FILE}",
         )
-    known = completed(upstream, lease)
+    if why := lease_check.refused(lease, ()):
+        return LeaseError(
+            f"network {network.name}: the lease of the DHCP server of upstream {upstream.name}"
+            f" is not used: {why}",
+            f"find that server (tcpdump -n -i {upstream.bridge} port 67)",
+        )
+    known = completed(upstream, _bounded(network, lease).lease)
     try:
         selection.check_addresses(network, known)
         selection.check_resolvers(network, known, _servers(known))
@@ -154,6 +258,7 @@ def _not_wanted(network: Network, upstream: Upstream, lease: Lease) -> NatnsErro
 def settle(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
     """Record the address that a network has leased, or a stand-in; returns it."""
     leased = upstream.leased
+    _note(network, upstream)
     if leased is not None and _take(store, network, upstream, leased):
         return leased
     present = store.leases(upstream.name, network.uuid).address
@@ -193,16 +298,21 @@ def stand_ins(uuid: str) -> Iterator[IPv4Address]:
     return (IPv4Address(STAND_INS[(first + n) % len(STAND_INS)]) for n in range(len(STAND_INS)))
 
 
-def differences(store: Store, record: Record, network: Network, upstream: Upstream) -> list[str]:
-    """Why a network that is up has no address, or not the leased one, in words."""
+def differences(
+    store: Store, record: Record, network: Network, upstream: Upstream, configured: Upstream
+) -> list[str]:
+    """Why a network that is up has no address, or not all that was leased, in words.
+
+    ``upstream`` is completed by the lease in force, ``configured`` is without any lease.
+    """
     if not upstream.by_dhcp:
         return []
     lease = held(record.uuid)
     if lease is None:
         return [f"no DHCP server on bridge {upstream.bridge} has leased an address yet"]
-    # By the configuration's own upstream: the completed one is what the lease has it.
-    found = problem(network, upstream, lease) if upstream.leased is None else None
-    found = found or _not_wanted(network, upstream, lease)
+    if left_out := cuts(network, configured):
+        return left_out
+    found = _not_wanted(network, upstream, lease)
     if found is not None:
         return [str(found)]
     if upstream.leased in (None, store.leases(upstream.name, record.uuid).address):

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import cached_property, partial
 
-from libvirt_natns import config, document, engine, names
+from libvirt_natns import config, document, engine, names, ownership
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
-from libvirt_natns.glance import Glance, at_network
+from libvirt_natns.glance import Glance, at_domain, at_network
 from libvirt_natns.guests import Guests, in_ours
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Network, Nic
@@ -101,24 +101,31 @@ def _down(event: Event) -> None:
             verbs.end_given_up(seen.uuid, wait=True)
     except StoreError:
         with Kernel() as kernel:
-            engine.remove(kernel, seen.uuid, names.namespace(seen.name))
+            engine.remove_unrecorded(kernel, seen.uuid, names.namespace(seen.name))
         raise
 
 
 def _handled(event: Event, settings: Config) -> bool:
-    """Whether a network that starts is ours; what a missed end has left goes, if it is not."""
-    if verdict(event.network, settings).handled:
+    """Whether a network that starts is ours; what a missed end has left goes, if it is not.
+
+    The content of what is not ours is not judged.
+    """
+    seen = event.seen
+    if seen.ours(settings.scope) and verdict(event.network, settings).handled:
         return True
-    if names.network_directory(event.network.uuid).is_dir():
+    if seen.uuid and names.network_directory(seen.uuid).is_dir():
         # A network that is not ours starts also where this fails; sync tries again.
         with suppress(NatnsError), event.sessions.engine(settings) as verbs:
-            verbs.down(event.network.uuid)
+            verbs.down(seen.uuid)
     return False
 
 
 def _abandon(seen: Glance) -> None:
-    """Clear up behind libvirt, which does not, after a `started` that failed."""
-    if not seen.untouched:
+    """Clear up behind libvirt, which does not, after a `started` that failed.
+
+    Only where libvirt is told of the failure: what is not ours goes on.
+    """
+    if ownership.of_network(seen):
         with Kernel() as kernel:
             engine.abandon(kernel, seen.name, seen.bridge)
 
@@ -154,19 +161,25 @@ def _publish(event: Event) -> None:
 
 
 def _is_ours(event: Event) -> bool:
-    """Whether a guest has a NIC in a network of ours; no configuration is asked."""
+    """Whether a guest has a NIC in a network of ours; no configuration is asked.
+
+    Raises StoreError; ``ownership`` tells then whether that may stop the guest.
+    """
     with closing(Store()) as store:
         return bool(in_ours(store, document.parse_domain_nics(event.xml)))
 
 
+# A guest that ends is known by its uuid: its document may not be acceptable any more.
+
+
 def _withdraw(event: Event) -> None:
     with event.sessions.engine() as verbs:
-        Guests(verbs).withdraw(document.parse_domain_nics(event.xml).uuid)
+        Guests(verbs).withdraw(at_domain(event.xml).uuid)
 
 
 def _forget(event: Event) -> None:
     with event.sessions.engine() as verbs:
-        Guests(verbs).forget(document.parse_domain_nics(event.xml).uuid)
+        Guests(verbs).forget(at_domain(event.xml).uuid)
 
 
 def _follow_lease(event: Event) -> None:

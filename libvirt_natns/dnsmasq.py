@@ -17,7 +17,6 @@ until it is over, that one counts as the network's dnsmasq.
 
 import os
 import select
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -28,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from libvirt_natns import dnsmasq_config, names, netns
+from libvirt_natns import dnsmasq_config, names, netns, processes
 from libvirt_natns.dnsmasq_config import Files
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.later import Later, at_once
@@ -41,9 +40,19 @@ HELPERS = tuple(
     Path(directory, "libvirt_leaseshelper")
     for directory in ("/usr/lib/libvirt", "/usr/libexec", "/usr/lib64/libvirt")
 )
-BARE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CAPABILITIES = (
+    "net_admin", "net_raw", "net_bind_service", "setuid", "setgid", "setpcap", "chown",
+    "dac_override",
+)  # fmt: skip
+"""What dnsmasq needs until it is another user, and libvirt's lease helper, which stays root.
+
+The process that reads packets has the first three.
+"""
+
 START_LIMIT = 20.0
 STOP_LIMIT = 3.0
+POLL = 0.001
+"""Seconds between two looks at a dnsmasq that starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,7 @@ def read_libvirts(network: str) -> Files:
     """
     path = libvirt_file(network, "conf")
     try:
-        configuration = path.read_text()
+        configuration = _exactly(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DnsmasqError(
             f"cannot read libvirt's dnsmasq configuration {path}", _reason(error)
@@ -91,7 +100,7 @@ def _reason(error: Exception) -> str:
 
 def program() -> str:
     """Where dnsmasq is.  Raises DnsmasqError where it is not installed."""
-    found = shutil.which("dnsmasq", path=os.environ.get("PATH", "") + ":" + BARE_PATH)
+    found = processes.program("dnsmasq")
     if not found:
         raise DnsmasqError("dnsmasq is not installed", "install the package dnsmasq-base")
     return found
@@ -151,18 +160,19 @@ def _write_hosts(uuid: str, files: Files) -> None:
     for directory in (to.pid.parent, *to.pid.parent.parents[:2]):
         directory.chmod(OURS)
     for path, text in ((to.hosts, files.hosts), (to.records, files.records)):
-        path.write_text(text)
+        path.write_bytes(text.encode())
         path.chmod(0o644)
 
 
 def _write_configuration(uuid: str, files: Files) -> None:
-    dnsmasq_config.paths(uuid).configuration.write_text(files.configuration)
+    dnsmasq_config.paths(uuid).configuration.write_bytes(files.configuration.encode())
 
 
 def _start(daemon: Daemon, later: Later) -> None:
     # A file, not a pipe: a daemon that kept the pipe open would never end us.
     complaint = tempfile.TemporaryFile("w+")  # noqa: SIM115 it goes with who waits
     command = [
+        *processes.confined(*CAPABILITIES),
         program(),
         f"--conf-file={dnsmasq_config.paths(daemon.uuid).configuration}",
         *_leases(daemon),
@@ -171,7 +181,7 @@ def _start(daemon: Daemon, later: Later) -> None:
         with netns.entered(daemon.namespace):
             process = subprocess.Popen(
                 command,
-                env={"PATH": BARE_PATH, "VIR_BRIDGE_NAME": daemon.bridge},
+                env={"PATH": processes.PATH, "VIR_BRIDGE_NAME": daemon.bridge},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=complaint,
@@ -200,7 +210,24 @@ def _await_daemon(namespace: str, process: subprocess.Popen[bytes], complaint: I
         if status != 0:
             complaint.seek(0)
             said = complaint.read().strip() or f"exit status {status}"
-            raise DnsmasqError(f"dnsmasq refuses to start in {namespace}", said.splitlines()[-1])
+            raise DnsmasqError(f"dnsmasq refuses to start in {namespace}", said.split("\n")[-1])
+
+
+def check_started(uuid: str, namespace: str) -> None:
+    """Wait until a network's dnsmasq has read its configuration and opened its sockets.
+
+    It then runs libvirt's lease helper, or is a daemon already.  Raises DnsmasqError
+    where it has ended instead; returns at once where it is missing altogether.
+    """
+    deadline = time.monotonic() + START_LIMIT
+    while (pid := _starting(uuid)) is not None and not _children(pid):
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(POLL)
+    if running(uuid, namespace) is None and _note(uuid).exists():
+        raise DnsmasqError(
+            f"dnsmasq of {namespace} has ended as it started", "see the system log for the reason"
+        )
 
 
 def _note(uuid: str) -> Path:
@@ -225,12 +252,18 @@ def _settle(uuid: str, limit: float) -> None:
             os.close(descriptor)
 
 
+def lease_options() -> list[str]:
+    """The options that leave leases to libvirt's helper; none where it is missing."""
+    helper = next((each for each in HELPERS if os.access(each, os.X_OK)), None)
+    return [] if helper is None else ["--leasefile-ro", f"--dhcp-script={helper}"]
+
+
 def _leases(daemon: Daemon) -> list[str]:
-    for helper in HELPERS:
-        if os.access(helper, os.X_OK):
-            # The helper's files go there.  libvirt itself makes it with its first dnsmasq.
-            LIBVIRT_DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
-            return ["--leasefile-ro", f"--dhcp-script={helper}"]
+    options = lease_options()
+    if options:
+        # The helper's files go there.  libvirt itself makes it with its first dnsmasq.
+        LIBVIRT_DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return options
     # Without libvirt's helper, virsh does not see the leases; guests do not care.
     directory = names.STATE_DIRECTORY / "leases"
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -270,19 +303,24 @@ def stop(uuid: str, *, search: bool = True) -> None:
     _settle(uuid, STOP_LIMIT)
     pid = _pid(uuid)
     if pid is not None:
-        _end([pid, *_children(pid)], files.configuration)
+        end([pid, *_children(pid)], files.configuration)
     elif search or files.configuration.exists():
         # The strays of a start that was killed.
-        _end(_processes(), files.configuration)
+        end(_processes(), files.configuration)
     for path in (files.pid, _note(uuid), files.configuration, files.hosts, files.records):
         path.unlink(missing_ok=True)
+
+
+def end_all(pid: int, configuration: Path) -> None:
+    """End a dnsmasq with that configuration, and its lease helper."""
+    end([pid, *_children(pid)], configuration)
 
 
 def stop_libvirts(network: str) -> None:
     """End libvirt's own dnsmasq of a network whose start has failed."""
     pid = _read_pid(LIBVIRT_RUN_DIRECTORY / f"{network}.pid")
     if pid is not None:
-        _end([pid, *_children(pid)], libvirt_file(network, "conf"))
+        end([pid, *_children(pid)], libvirt_file(network, "conf"))
 
 
 def idle_differences(network: str) -> list[str]:
@@ -295,7 +333,7 @@ def idle_differences(network: str) -> list[str]:
 def idle_libvirts(network: str) -> None:
     """End the lease helper of libvirt's own dnsmasq, which goes on without it."""
     # The helper ignores SIGTERM, so as to report what dnsmasq does on its own.
-    _end(_libvirts_helpers(network), libvirt_file(network, "conf"), (signal.SIGKILL,))
+    end(_libvirts_helpers(network), libvirt_file(network, "conf"), (signal.SIGKILL,))
 
 
 def _libvirts_helpers(network: str) -> list[int]:
@@ -321,7 +359,7 @@ def _processes() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def _end(
+def end(
     pids: Iterable[int],
     configuration: Path,
     signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGKILL),
@@ -372,9 +410,17 @@ def _ended(descriptor: int, deadline: float) -> bool:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return _exactly(path)
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def _exactly(path: Path) -> str:
+    """Return a file's text with each of its characters.
+
+    Reading as text would turn CR into a line's end, which it is not to dnsmasq.
+    """
+    return path.read_bytes().decode()
 
 
 def _read_pid(path: Path) -> int | None:

@@ -17,11 +17,12 @@ itself as DNS server.
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet, TextRecord
 from libvirt_natns.records import dataclass
 from libvirt_natns.resolvers import Resolvers
@@ -34,6 +35,11 @@ MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
 
 LEASED_FOR = "1h"
 """How long guests keep an address of a leased prefix after its last advertisement."""
+
+BLANKS = " \t\v\f\r"
+"""What dnsmasq passes over at the ends of a keyword and its value."""
+
+MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 
 SPECIAL = re.compile(r"""[",#\\]|^ | $""")
 
@@ -113,15 +119,16 @@ def make(
 
 
 def _key(line: str) -> str:
-    return line.partition("=")[0].strip()
+    return line.partition("=")[0].strip(BLANKS)
 
 
 def _value(line: str) -> str:
-    return line.partition("=")[2].strip()
+    return line.partition("=")[2].strip(BLANKS)
 
 
 def _statements(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+    # Neither dnsmasq nor libvirt takes any other character for a line's end.
+    return [line for line in text.split("\n") if line and not line.startswith("#")]
 
 
 def _options(network: Network) -> list[str]:
@@ -290,6 +297,15 @@ def _hosts(network: Network) -> str:
 def _in_hosts(address: Address) -> str:
     """An address in a ``dhcp-hostsfile``."""
     return str(address) if address.version == 4 else f"[{address}]"
+
+
+def reserved(text: str) -> Iterable[tuple[str, Address]]:
+    """MACs with their addresses from a ``dhcp-hostsfile``: of entries of nothing else."""
+    for line in text.splitlines():
+        mac, comma, address = line.partition(",")
+        if comma and MAC.fullmatch(mac):
+            with suppress(ValueError):
+                yield mac.lower(), parsed(address.strip("[]"))
 
 
 def _records(dns: Dns | None) -> str:

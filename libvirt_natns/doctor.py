@@ -17,6 +17,7 @@ from libvirt_natns import (
     attachment,
     config,
     connection,
+    database,
     dhcp_client,
     dnsmasq,
     firewall,
@@ -24,11 +25,13 @@ from libvirt_natns import (
     install,
     names,
     ndppd,
+    neighbour_tables,
     netns,
     reconcile,
     routers,
     service_status,
     transit,
+    trust,
 )
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import (
@@ -65,7 +68,7 @@ class Finding:
     """One line: what was looked at, and what is to be said of it."""
 
     what: str
-    state: Literal["ok", "broken"]
+    state: Literal["ok", "warn", "broken"]
     said: str
 
 
@@ -78,7 +81,20 @@ def examine(engine: Engines) -> list[Finding]:
             found.append(Finding(what, "ok", examination()))
         except NatnsError as error:
             found.append(Finding(what, "broken", str(error)))
-    return found
+    return [*found, trusted()]
+
+
+def trusted() -> Finding:
+    """Whether the code that hooks run as root is root's alone."""
+    found = trust.findings()
+    if not found:
+        return Finding("code", "ok", "root alone may write the package and the interpreter")
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return Finding(
+        "code",
+        "warn",
+        f"hooks run it as root, and {found[0]}{more}: install it where root alone may write",
+    )
 
 
 def text(findings: Iterable[Finding]) -> str:
@@ -113,6 +129,7 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
         ("hooks in libvirt", _seen),
         ("host's firewall", lambda: _host(engine, settings)),
         ("networks", lambda: _networks(engine, settings)),
+        ("neighbour tables", lambda: _neighbour_tables(engine, settings)),
         ("guests", lambda: _guests(engine, settings)),
     ]
 
@@ -265,10 +282,12 @@ def _router(settings: Config, upstream: Upstream) -> str:
 
 
 def _store() -> str:
+    database.check_there()
     if not (names.STATE_DIRECTORY / "state.db").exists():
         return "none yet, made when it is needed"
     store = Store()
     try:
+        store.check()
         with store.transaction():
             return f"{store.path}, {len(store.networks())} networks"
     finally:
@@ -331,6 +350,12 @@ def _networks(engine: Engines, settings: Config) -> str:
         told = "; ".join(f"{name} {what}" for name, what in missed)
         raise NatnsError(told, "run virt-natns sync")
     return "those that are active in libvirt have their routers"
+
+
+def _neighbour_tables(engine: Engines, settings: Config) -> str:
+    with engine(settings) as verbs:
+        networks = len(verbs.store.users())
+    return neighbour_tables.examine(networks)
 
 
 def _guests(engine: Engines, settings: Config) -> str:

@@ -8,7 +8,8 @@ ignored.  Our part, the
 the RELAX NG schema in xml/ and what ``metadata`` checks on top of it.
 
 No document can make the parser read another file or grow in memory: document
-types, and with them entities, are refused before libxml2 sees them.
+types, and with them entities, are refused before libxml2 sees them.  What libxml2
+keeps of documents that were read is bounded by ``dictionary``.
 
 Every error is a DocumentError of one line that says where, what, and what was
 expected instead.
@@ -27,6 +28,8 @@ from typing import cast
 from lxml import etree
 
 from libvirt_natns import dns, elements, metadata, schema
+from libvirt_natns.addresses import IPNetwork
+from libvirt_natns.dictionary import bounded
 from libvirt_natns.elements import (
     CONTROL,
     NS,
@@ -80,6 +83,7 @@ class HookData:
     port: NetworkPort | None = None
 
 
+@bounded
 def parse_hook_data(data: bytes) -> HookData:
     """The hook's ``<hookData>``; DocumentError for anything that is not acceptable."""
     root = _parse(data, ("hookData",))
@@ -102,11 +106,13 @@ def parse_network(data: bytes, where: str = "") -> Network:
 
 
 @lru_cache(maxsize=16)
+@bounded
 def _parsed_network(data: bytes) -> Network:
     """The same; several steps of one event ask for one and the same document."""
     return _network(_network_element(_parse(data, ("network", "hookData"))))
 
 
+@bounded
 def parse_domain(data: bytes, where: str = "") -> Domain:
     """A ``<domain>`` as the qemu and lxc hooks get it and ``virsh dumpxml`` prints it.
 
@@ -126,6 +132,7 @@ def parse_domain(data: bytes, where: str = "") -> Domain:
         return replace(guest, nat=metadata.of_domain(nat, macs))
 
 
+@bounded
 def parse_domain_nics(data: bytes) -> Domain:
     """The same without its metadata, whatever that says: ``nat`` is None.
 
@@ -147,6 +154,7 @@ class Edited:
     element: str | None
 
 
+@bounded
 def edit_domain(data: bytes, change: Callable[[MutableElement], None]) -> Edited:
     """A domain whose ``<natns:nat>`` was changed; it is made where it is missing.
 
@@ -162,17 +170,23 @@ def edit_domain(data: bytes, change: Callable[[MutableElement], None]) -> Edited
     nat = found[0] if found else etree.SubElement(holder, f"{NS}nat", nsmap={"natns": NS[1:-1]})
     change(cast("MutableElement", nat))
     if len(nat) or nat.attrib:
-        return Edited(etree.tostring(root), _bare(nat))
+        return Edited(_octets(root), _bare(nat))
     holder.remove(nat)
-    return Edited(etree.tostring(root), None)
+    return Edited(_octets(root), None)
 
 
+@bounded
 def nat_text(data: bytes) -> str | None:
     """A domain's ``<natns:nat>`` as ``Edited.element`` has it."""
     nat = cast("etree._Element", _parse(data, ("domain",), keep_comments=True)).find(
         f"metadata/{NS}nat"
     )
     return None if nat is None else _bare(nat)
+
+
+def _octets(root: etree._Element) -> bytes:
+    """A document as it is read: in UTF-8, for names and comments have no other spelling."""
+    return bytes(etree.tostring(root, encoding="utf-8", xml_declaration=False))
 
 
 def _bare(nat: etree._Element) -> str:
@@ -185,11 +199,13 @@ def _bare(nat: etree._Element) -> str:
     return cast("str", etree.tostring(copy, with_tail=False, encoding="unicode"))
 
 
+@bounded
 def is_container(data: bytes) -> bool:
     """Whether a domain is LXC's."""
     return _parse(data, ("domain",)).attrib.get("type") == "lxc"
 
 
+@bounded
 def with_nic(data: bytes, nic: Nic) -> bytes:
     """A ``<domain>`` with one more NIC, in a network."""
     root = cast("etree._Element", _parse(data, ("domain",)))
@@ -198,9 +214,10 @@ def with_nic(data: bytes, nic: Nic) -> bytes:
     interface = etree.SubElement(devices, "interface", {"type": "network"})
     etree.SubElement(interface, "mac", {"address": nic.mac})
     etree.SubElement(interface, "source", {"network": nic.network or ""})
-    return bytes(etree.tostring(root))
+    return _octets(root)
 
 
+@bounded
 def without_nic(data: bytes, nic: Nic) -> bytes:
     """A ``<domain>`` without one of its NICs in a network."""
     root = cast("etree._Element", _parse(data, ("domain",)))
@@ -209,7 +226,7 @@ def without_nic(data: bytes, nic: Nic) -> bytes:
             found = _nic(cast("Element", interface))
             if (found.mac, found.network) == (nic.mac, nic.network):
                 devices.remove(interface)
-    return bytes(etree.tostring(root))
+    return _octets(root)
 
 
 def resource_path(name: str) -> Path:
@@ -308,7 +325,7 @@ def _network(element: Element) -> Network:
         dns=_dns(element, own),
         dnsmasq_options=dns.options(element),
         subnets=own or subnets,
-        routes=tuple(_route(each) for each in element.findall("route")),
+        routes=_routes(element),
         taken_over=not own,
         nat=nat,
     )
@@ -403,6 +420,21 @@ def _dns(element: Element, own: tuple[Subnet, ...]) -> Dns | None:
         return dns.parse(element)
     # libvirt itself translates it: not ours to judge.
     return None if attribute_of(element, "dns", "enable") == "no" else Dns()
+
+
+def _routes(element: Element) -> tuple[StaticRoute, ...]:
+    """The ``<route>``s, of several to one destination the one of the least metric."""
+    routes: dict[IPNetwork, StaticRoute] = {}
+    for each in sorted(element.findall("route"), key=_metric):
+        route = _route(each)
+        routes.setdefault(route.destination, route)
+    return tuple(routes.values())
+
+
+def _metric(route: Element) -> int:
+    metric = route.attrib.get("metric", "")
+    # libvirt's own default; it takes no more than 32 bits.
+    return int(metric) if re.fullmatch(r"[0-9]{1,10}", metric) else 1
 
 
 def _route(element: Element) -> StaticRoute:

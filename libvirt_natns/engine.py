@@ -10,6 +10,7 @@ A network's own lock is taken before the host's, and never two networks' at
 once.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -22,6 +23,7 @@ from libvirt_natns import (
     dhcp_client,
     dhcp_upstream,
     dnsmasq,
+    dnsmasq_check,
     document,
     executor,
     given_up,
@@ -39,21 +41,24 @@ from libvirt_natns import (
 )
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.built import Built
-from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
+from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
 from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import Later, at_once
 from libvirt_natns.locks import locked
-from libvirt_natns.model import Config, Forward, Network, PortForward, Upstream
-from libvirt_natns.observer import HOST, NOBODY, Observer
-from libvirt_natns.planner import Planner, resolvers_of
+from libvirt_natns.model import Config, Forward, Network, Outside, PortForward, Upstream
+from libvirt_natns.observer import HOST, NOBODY, Observer, tell
+from libvirt_natns.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
 from libvirt_natns.store import LeaseKind, Record, State, Store, boot_id, now
 
 FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
+
+ROOM = 64 << 10
+"""Octets that a network's run-time files may take: most are those of its dnsmasq."""
 
 POLL = 0.02
 """Seconds between two looks at whether another network's start is over."""
@@ -100,7 +105,7 @@ class Engine:
             finally:
                 self._discard_lock(uuid)
             taken = time.monotonic() - start
-        self.observer.done(verb, name, changed, taken)
+        tell(self.observer, verb, name, changed, taken)
 
     # -- up ----------------------------------------------------------------
 
@@ -117,6 +122,7 @@ class Engine:
         self._end_rivals(network, active=False)
         with self._changing("prepare", network.uuid, network.name) as done, Undo() as undo:
             undo.add(_discard_directory, network.uuid)
+            _check_room(network)
             self._clear(network, xml)
             self._reserve(network, xml, upstream, undo)
             self._await_turn(network, xml, upstream)
@@ -214,6 +220,9 @@ class Engine:
             undo.add(self._return_routes, network)
             repaired += self._take_over(network, undo)
             self._renew_leases(network, upstream)
+            if upstream.by_dhcp:
+                configured = selection.upstream_of(network, self.config)
+                repaired += dhcp_upstream.news(network, configured)
             for address in self.planner.outside(network, upstream).addresses:
                 self.registry.move(network.uuid, address)
             self._adjust_host(network.uuid)
@@ -222,6 +231,8 @@ class Engine:
                 self.kernel, operations, undo, self.before, later=self.later, done=made
             )
             repaired += ["joined what was built ahead"] if made else []
+            if network.needs_dnsmasq:
+                dnsmasq.check_started(network.uuid, names.namespace(network.name))
             if repaired or self._state(network.uuid) != "up":
                 self._step("note that it is up")
                 self.store.set_state(network.uuid, "up")
@@ -328,10 +339,13 @@ class Engine:
 
     def _check(self, network: Network, upstream: Upstream) -> None:
         """Refuse what could not come up, as far as that can be seen now."""
-        self.planner.backend(ipv6=plan.has_ipv6(network))
+        backend = self.planner.backend(ipv6=plan.has_ipv6(network))
         if network.needs_dnsmasq:
-            dnsmasq.program()
+            dnsmasq_check.check(network)
         selection.check_addresses(network, upstream)
+        # What no rule can express is refused here, not when the rules are loaded.
+        around = plan.Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None)
+        plan.make(network, upstream, Outside(), around)
         self.planner.check_proxied(network, upstream)
         if selection.proxied(network, upstream):
             ndppd.program()
@@ -468,9 +482,12 @@ class Engine:
         seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
         return neighbours.probe(upstream.bridge or "", addresses, seconds, self.later)
 
-    def relocate(self, uuid: str, taken: Address) -> list[str]:
+    def relocate(self, uuid: str, taken: Address, avoided: Collection[Address] = ()) -> list[str]:
         """Give a network another address than one that another station has.
 
+        ``avoided`` are addresses that other stations answered for lately.  The caller
+        limits how often a network moves.  No hook waits: the new address is probed for
+        in full, and then announced without another probe, so one move leads to no other.
         Returns what was changed: nothing, where it has another one by now.
         Raises LeaseError where there is no other, or it is the one that was asked for.
         """
@@ -482,19 +499,32 @@ class Engine:
         if upstream.by_dhcp and taken.version == 4:
             # The client asks the neighbours, and declines what they have.
             return []
+        waiting = Engine(self.config, self.store, self.kernel, self.before, self.observer)
         with self._changing("relocate", uuid, record.name) as done:
             if taken not in self.store.leases(upstream.name, uuid).addresses:
                 return []
 
             def probe(addresses: Collection[Address]) -> set[Address]:
-                return {taken}.intersection(addresses) | self._probe(upstream, addresses)
+                known = {taken, *avoided}.intersection(addresses)
+                return known | waiting._probe(
+                    upstream, [each for each in addresses if each not in known]
+                )
 
             own = self.kernel.host_addresses()
             applicant = selection.applicant(network, 4 if taken.version == 4 else 6)
             address = pool.reserve(self.store, applicant, upstream, probe, own)
             done.append(f"moved from {taken} to {address}")
         # A start that goes on takes the new address by itself.
-        return [*done, *self.up(network, record.document)] if record.state == "up" else done
+        return [*done, *waiting.up(network, record.document)] if record.state == "up" else done
+
+    def defend(self, record: Record, address: Address) -> None:
+        """Announce an address that a network has and another station answers for.
+
+        Raises UpstreamError or KernelError.
+        """
+        mac = names.mac(record.uuid, names.UPSTREAM_LINK)
+        with netns.entered(record.namespace):
+            neighbours.announce(names.UPSTREAM_LINK, address, mac)
 
     def _await_turn(self, network: Network, xml: bytes, upstream: Upstream) -> None:
         self._step("await its turn")
@@ -671,6 +701,25 @@ class Engine:
             self.kernel.add_route(None, route.destination, route.gateway, network.bridge or "")
 
 
+def _check_room(network: Network) -> None:
+    """Refuse a start whose run-time files have no room: `started` is too late for that.
+
+    Raises StoreError.
+    """
+    probe = names.network_directory(network.uuid) / "room"
+    try:
+        with probe.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, ROOM)
+    except OSError as error:
+        raise StoreError(
+            f"network {network.name}: {probe.parent} has no room for {ROOM >> 10} KiB"
+            f" ({error.strerror})",
+            f"free some space (df {names.RUN_DIRECTORY}; df -i {names.RUN_DIRECTORY})",
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> Record:
     return Record(
         uuid=network.uuid,
@@ -738,6 +787,17 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def remove_unrecorded(kernel: Kernel, uuid: str, namespace: str) -> None:
+    """The same where the state database cannot be read: what the names tell.
+
+    The host's own part stays until ``sync``.
+    """
+    try:
+        remove(kernel, uuid, namespace)
+    finally:
+        _discard_directory(uuid)
 
 
 def _end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:

@@ -6,6 +6,26 @@ the single line that virsh or the shell shows.  The module that owns a library
 or a program converts that one's errors; nothing above it sees them.
 """
 
+LONGEST = 900
+"""Characters of a fact, and of a remedy: both quote names of any length."""
+
+
+def printable(text: str) -> str:
+    """Return ``text`` as one line without control or format characters.
+
+    Runs of blanks and line breaks become one blank.  Other characters that do not
+    print are escaped: control characters would command the terminal, and
+    bidirectional ones would reorder the line.  What is longer than ``LONGEST`` loses
+    its middle.
+    """
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+    if len(line) <= LONGEST:
+        return line
+    half = (LONGEST - 3) // 2
+    return f"{line[:half]}...{line[-half:]}"
+
 
 class NatnsError(Exception):
     """Base of all errors that a person is meant to read.
@@ -15,8 +35,8 @@ class NatnsError(Exception):
 
     def __init__(self, fact: str, remedy: str = "") -> None:
         super().__init__(fact, remedy)
-        self.fact = " ".join(fact.split())
-        self.remedy = " ".join(remedy.split())
+        self.fact = printable(fact)
+        self.remedy = printable(remedy)
 
     def __str__(self) -> str:
         return f"{self.fact}: {self.remedy}" if self.remedy else self.fact
@@ -47,7 +67,15 @@ class ConflictError(NatnsError):
 
 
 class StoreError(NatnsError):
-    """The state database cannot be read or written."""
+    """The state database, or run-time state, cannot be read or written."""
+
+
+class DamagedError(StoreError):
+    """The state database is damaged, or missing although networks run."""
+
+
+class FormatError(StoreError):
+    """The state database is whole, but of a later version's format."""
 
 
 class AddressTakenError(NatnsError):
@@ -96,3 +124,7 @@ class LibvirtError(NatnsError):
 
 class InstallError(NatnsError):
     """Installing or removing the hooks failed."""
+
+
+class RouterFileError(StoreError):
+    """A router's file has a content that this version cannot read."""

@@ -11,9 +11,18 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns import dhcp_client, dnsmasq, firewall, names, ndppd, neighbours, netns
+from libvirt_natns import (
+    dhcp_client,
+    dnsmasq,
+    firewall,
+    guest_leases,
+    names,
+    ndppd,
+    neighbours,
+    netns,
+)
 from libvirt_natns import plan as p
-from libvirt_natns.addresses import Interface, by_family
+from libvirt_natns.addresses import Address, Interface, by_family
 from libvirt_natns.errors import (
     AddressTakenError,
     ConflictError,
@@ -57,7 +66,8 @@ class Call:
     """One call of ``carry_out``; ``fresh`` are the namespaces that it has made.
 
     ``later`` takes what need not be waited for, ``starting`` tells that no guest
-    can be waiting yet; ``done`` was carried out a moment ago.
+    can be waiting yet; ``done`` was carried out a moment ago.  ``added`` are the
+    addresses that this call has set, each with its namespace.
     """
 
     kernel: Kernel
@@ -66,10 +76,16 @@ class Call:
     starting: bool = False
     done: Collection[p.Operation] = ()
     fresh: set[str] = field(default_factory=set)
+    added: set[tuple[str | None, Address]] = field(default_factory=set)
 
     def is_fresh(self, operation: p.Operation) -> bool:
         """Whether it cannot hold yet, as it is about a namespace in which nothing is."""
         return getattr(operation, "namespace", None) in self.fresh
+
+    def has_added(self, operation: p.Announcement) -> bool:
+        """True if this call set the address: a moment ago a neighbour might have had it."""
+        added = (operation.namespace, operation.address) in self.added
+        return added or self.is_fresh(operation)
 
 
 def differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
@@ -137,7 +153,7 @@ def _why(call: Call, operation: p.Operation, repaired: list[str]) -> list[str]:
     if call.is_fresh(operation):
         return ["it is new"]
     if isinstance(operation, p.Announcement):
-        return repaired
+        return ["it is new"] if call.has_added(operation) else repaired
     with call.kernel.looking():
         return differs(call.kernel, operation)
 
@@ -350,7 +366,10 @@ def _ensure_addresses(call: Call, operation: p.Addresses) -> None:
         for address in operation.addresses:
             call.kernel.add_address(operation.namespace, operation.link, address)
         return
+    present = call.kernel.addresses(operation.namespace, operation.link)
     call.kernel.set_addresses(operation.namespace, operation.link, operation.addresses)
+    lacking = set(operation.addresses) - present
+    call.added.update((operation.namespace, address.ip) for address in lacking)
 
 
 def _route_differs(kernel: Kernel, operation: p.Route) -> list[str]:
@@ -460,8 +479,10 @@ def _ensure_proxy(call: Call, operation: p.NeighbourProxy) -> None:
 
 
 def _announce(call: Call, operation: p.Announcement) -> None:
-    # Who does it at once has probed in full before.
-    probing = 0.0 if call.later is at_once else operation.probing
+    # A caller without a background has probed in full before.  An address that was in
+    # force is not given up because a neighbour answers for it (RFC 5227, 2.4).
+    waits = call.later is at_once or not call.has_added(operation)
+    probing = 0.0 if waits else operation.probing
 
     def announce() -> None:
         with netns.entered(operation.namespace):
@@ -562,13 +583,23 @@ def _load(operation: p.Firewall) -> None:
 
 
 def _dnsmasq_differs(kernel: Kernel, operation: p.Dnsmasq) -> list[str]:
-    return dnsmasq.differences(operation.daemon)
+    daemon = operation.daemon
+    found = dnsmasq.differences(daemon)
+    return found or [
+        f"{address} is reserved, but leased to {mac}, which is no guest's"
+        for mac, address in guest_leases.squatted(daemon)
+    ]
 
 
 def _ensure_dnsmasq(call: Call, operation: p.Dnsmasq) -> None:
     daemon = operation.daemon
     if dnsmasq.running(daemon.uuid, daemon.namespace) is None:
         call.undo.add(dnsmasq.stop, daemon.uuid)
+    if squatted := guest_leases.squatted(daemon):
+        # It would write all of its leases down again.
+        dnsmasq.stop(daemon.uuid)
+        for mac, address in squatted:
+            guest_leases.forget(daemon.bridge, mac, address)
     # Guests wait for one that has gone, and a user for why one has given up.
     waited_for = not call.starting or operation in call.done
     dnsmasq.ensure(daemon, at_once if waited_for else call.later)

@@ -122,7 +122,8 @@ def selector(wanted: PortForward) -> Selector:
 class Wish:
     """A range with start="auto".
 
-    ``listens`` is where; ``avoided`` are the owner's own fixed ports of that protocol.
+    ``listens`` is where, ``targets`` where it leads to; ``avoided`` are the owner's own
+    fixed ports of that protocol.
     """
 
     key: PortKey
@@ -130,6 +131,7 @@ class Wish:
     attachment: Attachment
     listens: tuple[Address, ...]
     avoided: tuple[tuple[int, int], ...]
+    targets: tuple[Address, ...] = ()
 
 
 class Choices(Protocol):
@@ -248,7 +250,8 @@ def _made(
             which = str(selector(wanted))
             key = PortKey(owner.uuid, at.network.uuid, wanted.proto, which, span.to)
             listens = tuple(way.listen or way.target for way in ways)
-            port = choices.port(Wish(key, owner.name, at, listens, owner.fixed(wanted.proto)))
+            fixed, targets = owner.fixed(wanted.proto), tuple(way.target for way in ways)
+            port = choices.port(Wish(key, owner.name, at, listens, fixed, targets))
             chosen.append((port, port, span.to, span.to))
     for way in ways:
         for each in [*spans(wanted), *chosen]:

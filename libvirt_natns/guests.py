@@ -17,7 +17,7 @@ from libvirt_natns.executor import Undo
 from libvirt_natns.forwards import ANY, ANY6, Attachment
 from libvirt_natns.locks import locked
 from libvirt_natns.model import Domain, Forward, Network, Nic, StaticNat
-from libvirt_natns.observer import NOBODY, Observer
+from libvirt_natns.observer import NOBODY
 from libvirt_natns.publication import Choices, check_host, known_addresses, scopes
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
@@ -48,6 +48,8 @@ class Guests:
         # It does not run: what is still in force is of an end that nobody noticed.
         self.withdraw(domain.uuid)
         with self._locked(domain.uuid), Undo() as undo:
+            # Also where the state database is what fails.
+            undo.add(_discard_directory, domain.uuid)
             undo.add(self._forget, domain.uuid)
             self._undo_reservations(attachments, undo)
             claims = self._resolve(domain, attachments)
@@ -189,13 +191,13 @@ class Guests:
         self.publish(document.parse_domain(record.document), record.document)
 
     def trial(self, domain: Domain) -> Claims:
-        """What ``publish`` would put into force; nothing is taken or kept.
+        """What ``publish`` would put into force; nothing is taken, kept or asked for.
 
         Raises what ``claim`` does.
         """
         found: list[Claims] = []
         with suppress(_TrialOver), self.engine.store.transaction():
-            claims = self._resolve(domain, self.attachments(domain), NOBODY)
+            claims = self._resolve(domain, self.attachments(domain), trial=True)
             self.registry.claim(claims, self._scopes(claims), published=True)
             found.append(claims)
             # Takes all of it back, the ports and addresses chosen by the way included.
@@ -240,6 +242,15 @@ class Guests:
         self.withdraw(record.uuid)
         self.forget(record.uuid)
         return ["is not active in libvirt any more: removed"] if record.this_boot else []
+
+    def tidy(self) -> None:
+        """Remove the run-time marks of guests that are not recorded any more."""
+        marks = names.guest_directory("").glob("*")
+        for uuid in {mark.name for mark in marks} - {g.uuid for g in self.registry.guests()}:
+            with self._locked(uuid):
+                # It may have begun to start.
+                if self.registry.guest(uuid) is None:
+                    _discard_directory(uuid)
 
     def follow(self, uuid: str, ask: Callable[[], bytes | None]) -> list[str]:
         """Bring one guest to what libvirt says of it; returns what was wrong.
@@ -291,11 +302,11 @@ class Guests:
     # -- resolving ---------------------------------------------------------
 
     def _resolve(
-        self, domain: Domain, attachments: list[Attachment], observer: Observer | None = None
+        self, domain: Domain, attachments: list[Attachment], *, trial: bool = False
     ) -> Claims:
         engine = self.engine
-        told = observer or engine.observer
-        choices = Choices(engine.config, engine.store, engine.kernel, told)
+        told = NOBODY if trial else engine.observer
+        choices = Choices(engine.config, engine.store, engine.kernel, told, not trial)
         claims = forwards.resolve(domain, attachments, choices)
         # What is in force already stays so, whatever has come up in the host since.
         held = set(self.registry.forwards(owner=domain.uuid))
@@ -378,8 +389,10 @@ class Guests:
                     conntrack.cut_on_host(translated, address, router=_router(record))
 
     def _forget(self, uuid: str) -> None:
-        self.registry.forget_guest(uuid)
-        _discard_directory(uuid)
+        try:
+            self.registry.forget_guest(uuid)
+        finally:
+            _discard_directory(uuid)
 
     @contextmanager
     def _locked(self, uuid: str) -> Iterator[None]:

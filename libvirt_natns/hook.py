@@ -15,15 +15,28 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from libvirt_natns.client import Answer
+    from libvirt_natns.glance import Glance
+
+    MayRefuse = Callable[[], bool]
+    """Tells, where something has failed, whether that may stop libvirt."""
 
 RUN_DIRECTORY = "/run/libvirt-natns"
 SOCKET = f"{RUN_DIRECTORY}/service.sock"
 
+LIMIT = 60.0
+"""Seconds that an event may take: waiting for the service and then for locks, together."""
+
+NO_ROOM = (28, 30, 122)
+"""ENOSPC, EROFS and EDQUOT: a file system's trouble, and no fault of ours."""
+
 # As in the module stat.
 S_IFMT, S_IFDIR, S_IFSOCK = 0o170000, 0o040000, 0o140000
 
-# Whether failing may stop libvirt: it never may once the thing has happened.
+# Whether failing may stop libvirt, where the network or guest is ours (``ownership``):
+# it never may once the thing has happened.
 NETWORK_EVENTS = {
     ("start", "begin"): True,
     ("started", "begin"): True,
@@ -59,9 +72,13 @@ def main(kind: str, arguments: list[str]) -> int:
     if len(arguments) < 3:
         return 0
     event = (arguments[1], arguments[2])
-    if kind != "network":
-        return _guest(event, data) if event in GUEST_EVENTS else 0
-    return _network(event, data) if event in NETWORK_EVENTS else 0
+    look = _network if kind == "network" else _guest
+    try:
+        return look(event, data)
+    except Exception as error:
+        # The first look itself has failed, so the event is not known to be ours.
+        _report(error, refuses=False)
+        return 0
 
 
 def on_lease(uuid: str) -> int:
@@ -70,35 +87,55 @@ def on_lease(uuid: str) -> int:
 
     _silence_stdout()
     netns.go_to_host()
-    return _handle("lease", ("changed", "-"), uuid.encode(), False)
+    return _handle("lease", ("changed", "-"), uuid.encode(), _never)
+
+
+def _never() -> bool:
+    return False
 
 
 def _guest(event: tuple[str, str], data: bytes) -> int:
     """An event of the hooks qemu and lxc."""
-    from libvirt_natns import glance
-
+    if event not in GUEST_EVENTS:
+        return 0
     # A guest may outlive its network: it can be known where no network is left.
     if not any(_is_directory(f"{RUN_DIRECTORY}/{each}") for each in ("networks", "guests")):
         return 0
+    from libvirt_natns import glance
+
     seen = glance.at_domain(data)
     known = bool(seen.uuid) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.uuid}")
     ends = event[0] in ("stopped", "release")
     if not known and (ends or not seen.annotated):
         return 0
-    return _handle("guest", event, data, GUEST_EVENTS[event])
+
+    def is_ours() -> bool:
+        from libvirt_natns import ownership
+
+        return ownership.of_guest(seen)
+
+    return _handle("guest", event, data, is_ours if GUEST_EVENTS[event] else _never)
 
 
 def _network(event: tuple[str, str], data: bytes) -> int:
+    """An event of the hook network."""
+    if event not in NETWORK_EVENTS:
+        return 0
     from libvirt_natns import glance
 
     seen = glance.at_network(data)
     if event[0] in PORT_EVENTS:
         known = bool(seen.owner) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.owner}")
-        return _handle("network", event, data, False) if known else 0
-    if not _concerns_us(event[0], seen.uuid, seen.untouched):
+        return _handle("network", event, data, _never) if known else 0
+    if not _concerns_us(event[0], seen):
         return 0
-    # What is not ours starts whatever is broken here.
-    return _handle("network", event, data, NETWORK_EVENTS[event] and not seen.untouched)
+
+    def is_ours() -> bool:
+        from libvirt_natns import ownership
+
+        return ownership.of_network(seen)
+
+    return _handle("network", event, data, is_ours if NETWORK_EVENTS[event] else _never)
 
 
 def _silence_stdout() -> None:
@@ -129,38 +166,49 @@ def _read_input() -> bytes:
         return b""
 
 
-def _concerns_us(operation: str, uuid: str, untouched: bool) -> bool:
-    """Whether a network's event could be ours, from its XML alone.
+def _concerns_us(operation: str, seen: "Glance") -> bool:
+    """Whether a network's event could be ours, ahead of any judgement on its XML.
 
     A network that was handled when it last ran has a directory.  It is made at
     `start`; a `started` without one can still be ours, when the hooks were
     installed in between.
     """
-    if operation in ("start", "started") and not untouched:
+    if seen.uuid and _is_directory(f"{RUN_DIRECTORY}/networks/{seen.uuid}"):
         return True
-    return bool(uuid) and _is_directory(f"{RUN_DIRECTORY}/networks/{uuid}")
+    if operation not in ("start", "started") or seen.untouched:
+        return False
+    if seen.annotated:
+        return True
+    from libvirt_natns import ownership
+
+    return seen.ours(ownership.scope())
 
 
-def _handle(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:
+def _handle(kind: str, event: tuple[str, str], data: bytes, may_refuse: "MayRefuse") -> int:
     """Have the service answer an event of ours, or do it here where there is none."""
+    import time
+
+    start = time.monotonic()
     if _is_a(S_IFSOCK, SOCKET):
         from libvirt_natns import client
 
         answer = client.ask(kind, event, data)
         if answer is not None:
-            return _relay(answer, refuses)
-    return _do(kind, event, data, refuses)
+            return _relay(answer, may_refuse)
+    return _do(kind, event, data, may_refuse, LIMIT - (time.monotonic() - start))
 
 
-def _relay(answer: "Answer", refuses: bool) -> int:
+def _relay(answer: "Answer", may_refuse: "MayRefuse") -> int:
     """The service has logged it already."""
     if answer.done:
         return 0
-    sys.stderr.write(f"libvirt-natns: {answer.text}\n")
-    return 1 if refuses else 0
+    _tell(answer.text)
+    return 1 if may_refuse() else 0
 
 
-def _do(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:
+def _do(
+    kind: str, event: tuple[str, str], data: bytes, may_refuse: "MayRefuse", seconds: float
+) -> int:
     import gc
 
     # The process ends soon: looking for garbage takes longer than it brings.
@@ -170,35 +218,48 @@ def _do(kind: str, event: tuple[str, str], data: bytes, refuses: bool) -> int:
 
         # The interpreter was started without it, for speed; now other packages count.
         site.main()
-        from libvirt_natns import dispatch
+        from libvirt_natns import dispatch, locks
 
+        locks.end_waiting_in(seconds)
         dispatch.answer(kind, event, data)
     except Exception as error:  # the only broad one: a hook must answer
+        refuses = may_refuse()
         _report(error, refuses)
         return 1 if refuses else 0
     return 0
 
 
+def _tell(line: str) -> None:
+    """Show a line to libvirt's user, where standard error can be written."""
+    try:
+        posix.write(2, f"libvirt-natns: {line}\n".encode(errors="replace"))
+    except OSError:
+        return
+
+
 def _report(error: Exception, refuses: bool) -> None:
     """One line for libvirt's user; for the log what that user does not see."""
     line, more = said(error)
-    sys.stderr.write(f"libvirt-natns: {line}\n")
+    _tell(line)
     _log(more if more or refuses else [line])
 
 
 def said(error: Exception) -> tuple[str, list[str]]:
     """An error in one line, and what else the log should have of it."""
-    from libvirt_natns.errors import NatnsError
+    from libvirt_natns.errors import NatnsError, printable
 
     line = str(error)
     if isinstance(error, NatnsError):
         return line, []
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        where = error.filename or "a file"
+        return f"cannot write {where} ({error.strerror}): free some space", []
     if isinstance(error, ImportError):
         told = f"cannot load {error.name or 'a module'}: install it for {sys.executable}"
         return told, [f"{told} ({error})"]
     import traceback
 
-    told = f"{type(error).__name__}: {' '.join(line.split())}"
+    told = f"{type(error).__name__}: {printable(line)}"
     lines = "".join(traceback.format_exception(error)).splitlines()
     return f"internal error ({told}): see the system log and report it", lines
 

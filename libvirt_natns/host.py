@@ -114,8 +114,16 @@ def _save(made: Made) -> None:
     if made == Made():
         _file().unlink(missing_ok=True)
         return
-    fresh = _file().with_suffix(".new")
-    fresh.write_text(json.dumps(asdict(made)))
+    text, fresh = json.dumps(asdict(made)), _file().with_suffix(".new")
+    try:
+        fresh.write_text(text)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        # No room for a second file, yet a network that ends must be able to say so.
+        with _file().open("r+") as present:
+            present.write(text)
+            present.truncate()
+        return
     fresh.replace(_file())
 
 

@@ -132,18 +132,22 @@ def _remove(file: Path) -> None:
 
 
 def remove_hooks() -> tuple[Path, ...]:
-    """Remove our hooks, and no others; returns what was removed."""
+    """Remove our hooks, and no others; returns what was removed.
+
+    Tries all of them.  Raises InstallError for those that stay.
+    """
     removed = []
-    try:
-        for hook in HOOKS:
-            for file in places(hook):
+    problems = []
+    for hook in HOOKS:
+        for file in places(hook):
+            try:
                 if is_ours(file):
                     _remove(file)
                     removed.append(file)
-    except OSError as error:
-        raise InstallError(
-            f"cannot remove {error.filename}", f"{error.strerror}; are you root?"
-        ) from error
+            except OSError as error:
+                problems.append(f"cannot remove {error.filename} ({error.strerror})")
+    if problems:
+        raise InstallError("; ".join(problems), "are you root?")
     return tuple(removed)
 
 
@@ -210,12 +214,11 @@ def remove_state() -> None:
     for directory in (names.STATE_DIRECTORY, names.RUN_DIRECTORY):
         shutil.rmtree(directory, ignore_errors=True)
     file = names.CONFIG_FILE
-    if file.exists() and re.fullmatch(
-        re.escape(SCOPE_FILE_HEAD) + r'scope = "\w+"\n', file.read_text()
-    ):
-        file.unlink()
-        with suppress(OSError):
-            # Somebody else's files may be in there.
+    ours = re.escape(SCOPE_FILE_HEAD) + r'scope = "\w+"\n'
+    # Somebody else's file may be in any encoding, and its directory have more of them.
+    with suppress(OSError):
+        if re.fullmatch(ours, file.read_text(errors="replace")):
+            file.unlink()
             file.parent.rmdir()
 
 
@@ -274,8 +277,10 @@ def reload_daemons() -> tuple[str, ...]:
         if _await(partial(_reloads, daemon.pid), RELOAD_BEGINS):
             _await(partial(_at_rest, daemon.pid), RELOAD_LIMIT)
     note = {"told": [[daemon.pid, daemon.started] for daemon in told]}
-    names.STATE_DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _note_file().write_text(json.dumps(note))
+    # Without the note, doctor asks for one reload more than is needed.
+    with suppress(OSError):
+        names.STATE_DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _note_file().write_text(json.dumps(note))
     return tuple(daemon.name for daemon in told)
 
 

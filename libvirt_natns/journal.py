@@ -4,9 +4,15 @@
 In logfmt (KEY=VALUE, values quoted where they must be), which journald and
 people read alike.  Under systemd a line starts with its priority, as
 sd-daemon(3) has it.
+
+A log that cannot be written fails no work and delays none for long: its disk may be
+full, its reader may have ended or may read no more.  Lines are lost then and
+counted; the next line that can be written comes after their number.
 """
 
+import io
 import os
+import select
 import sys
 from threading import Lock
 from typing import Literal, TextIO
@@ -14,13 +20,20 @@ from typing import Literal, TextIO
 Level = Literal["error", "warning", "notice", "info", "debug"]
 PRIORITIES: dict[Level, int] = {"error": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
 
+PATIENCE = 0.5
+"""Seconds that a line waits for a reader that does not read; while lines are being
+lost, none waits."""
+
 
 class Journal:
-    """Writes lines; safe for threads."""
+    """Writes lines; safe for threads.  Nothing that it does raises OSError."""
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO | None = sys.stderr) -> None:
         self._stream = stream
         self._lock = Lock()
+        self._lost = 0
+        # A line that was cut off must not run into the next one.
+        self._within_line = False
         # systemd sets it where the stream is the journal's.
         self._under_systemd = "JOURNAL_STREAM" in os.environ
 
@@ -29,13 +42,56 @@ class Journal:
 
         Times are given in seconds, as numbers.
         """
+        line = self._line(level, what, fields)
+        with self._lock:
+            gap = "\n" if self._within_line else ""
+            if self._lost:
+                gap += self._line("warning", "lost", {"lines": self._lost})
+            if self._write(gap + line):
+                self._lost = 0
+            else:
+                self._lost += 1
+
+    def _line(self, level: Level, what: str, fields: dict[str, object]) -> str:
         given = {key: value for key, value in fields.items() if value is not None}
         pairs = {"level": level, "event": what, **given}
         line = " ".join(f"{key}={_value(value)}" for key, value in pairs.items())
         prefix = f"<{PRIORITIES[level]}>" if self._under_systemd else ""
-        with self._lock:
-            self._stream.write(f"{prefix}{line}\n")
+        return f"{prefix}{line}\n"
+
+    def _write(self, text: str) -> bool:
+        """Write to the stream; False where not all of the text could be written."""
+        # Python sets no standard error where the process was started without one.
+        if self._stream is None:
+            return False
+        try:
+            descriptor = self._stream.fileno()
+        except (io.UnsupportedOperation, ValueError):
+            return self._write_buffered(text)
+        octets = memoryview(text.encode(errors="replace"))
+        try:
+            # Past Python's buffer, which keeps what it could not write, and grows.
+            while octets and self._takes_more(descriptor):
+                octets = octets[os.write(descriptor, octets[: select.PIPE_BUF]) :]
+                self._within_line = bool(octets)
+        except OSError:
+            return False
+        return not octets
+
+    def _takes_more(self, descriptor: int) -> bool:
+        """True if a write of ``PIPE_BUF`` octets would not block, after some patience."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        return bool(poll.poll(0 if self._lost else PATIENCE * 1000))
+
+    def _write_buffered(self, text: str) -> bool:
+        try:
+            assert self._stream is not None
+            self._stream.write(text)
             self._stream.flush()
+        except (OSError, ValueError):
+            return False
+        return True
 
 
 def _value(value: object) -> str:

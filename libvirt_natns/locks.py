@@ -28,14 +28,34 @@ LIMIT = 60.0
 POLLS = (0.001, 0.002, 0.005, 0.01)
 """Seconds between two looks; the last of them again and again."""
 
+LEAST = 1.0
+"""Seconds that may be waited in any case: what has failed is still to be taken back."""
+
+_ends: list[float] = []
+"""When all waiting of this process is to be over, on the monotonic clock."""
+
+
+def end_waiting_in(seconds: float) -> None:
+    """Bound all waiting of this process from now on, together.
+
+    For a hook: libvirt waits for it, whatever number of locks it takes.
+    """
+    _ends.append(time.monotonic() + seconds)
+
+
+def at_most(seconds: float) -> float:
+    """Return how many of these seconds this process may wait; ``LEAST`` is always left."""
+    left = min((end - time.monotonic() for end in _ends), default=seconds)
+    return min(seconds, max(LEAST, left))
+
 
 @contextmanager
 def locked(directory: Path, limit: float = LIMIT) -> Iterator[None]:
     """Hold the exclusive lock of a directory, which is made where it is missing.
 
-    Raises LockError after ``limit`` seconds.
+    Raises LockError after ``limit`` seconds, or where there can be no directory.
     """
-    descriptor = _acquire(directory, time.monotonic() + limit)
+    descriptor = _acquire(directory, time.monotonic() + at_most(limit))
     try:
         yield
     finally:
@@ -68,6 +88,11 @@ def _acquire(directory: Path, deadline: float) -> int:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise LockError(
+                f"cannot make or open {directory} to lock it ({error.strerror})",
+                f"see to its file system (df -i {directory.parent})",
+            ) from error
         try:
             _lock(descriptor, directory, deadline)
         except BaseException:

@@ -17,6 +17,7 @@ Attach = Literal["bridge", "macvlan"]
 Scope = Literal["isolated", "annotated"]
 DhcpMode = Literal["required", "background"]
 FirewallChoice = Literal["auto", "nftables", "iptables"]
+LinkLocal = Literal["reject", "forward"]
 
 
 STAND_INS = range(1, 1 << 24)
@@ -333,6 +334,15 @@ class Network:
     taken_over: bool = True
     nat: NatMetadata | None = None
 
+    def next_hop(self, route: StaticRoute) -> Address | None:
+        """Return the gateway of a route; None where the gateway is the network's own.
+
+        The destination then lies on the private link itself: so the kernel reads such a
+        route of IPv4, while it refuses one of IPv6.
+        """
+        own = any(route.gateway == subnet.gateway for subnet in self.subnets)
+        return None if own else route.gateway
+
     @property
     def has_dnsmasq(self) -> bool:
         """Whether libvirt's rule gives this network a dnsmasq.
@@ -347,6 +357,11 @@ class Network:
         """Whether we give it one: in IPv6 guests are not told of their router otherwise."""
         return self.has_dnsmasq or any(subnet.autonomous for subnet in self.subnets)
 
+    @property
+    def writes_dnsmasq(self) -> bool:
+        """True if its dnsmasq's configuration is ours, not derived from libvirt's."""
+        return self.needs_dnsmasq and not (self.taken_over and self.has_dnsmasq)
+
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -358,6 +373,7 @@ class Side:
     ranges: tuple[AddressRange, ...] = ()
 
 
+DEFAULT_MAX_FLOWS = 32768
 DEFAULT_HOST_SUBNET = IPv4Network("192.168.158.0/24")
 DEFAULT_HOST_PORTS = (PortSet("tcp", 22, 22),)
 
@@ -377,6 +393,9 @@ class Upstream:
     lease, and ``dhcp_timeout`` for how many seconds its start waits for one.
     ``leased`` is the address of one network's lease; then ``subnet``, ``gateway``,
     ``routes``, ``dns`` and ``mtu``, in octets, are that lease's, too.
+
+    ``link_local`` says what becomes of packets to link-local addresses outside, and
+    ``max_flows`` how many flows a network may have at one time.
 
     ``host_subnet`` lies between a router namespace and the host, ``host_ports`` are
     what it forwards there; ``host_address6`` None are all of the NIC's.
@@ -402,6 +421,8 @@ class Upstream:
     mtu: int | None = None
     routes: tuple[StaticRoute, ...] = ()
     host6: IPv6Network | None = None
+    link_local: LinkLocal = "reject"
+    max_flows: int = DEFAULT_MAX_FLOWS
     host_subnet: IPv4Network = DEFAULT_HOST_SUBNET
     host_ports: tuple[PortSet, ...] = DEFAULT_HOST_PORTS
     host_address6: IPv6Address | None = None
@@ -500,6 +521,7 @@ __all__ = [
     "DEFAULT_AUTO_PORTS",
     "DEFAULT_HOST_PORTS",
     "DEFAULT_HOST_SUBNET",
+    "DEFAULT_MAX_FLOWS",
     "HOST_UPSTREAM",
     "AddressRange",
     "AddressRequest",
@@ -514,6 +536,7 @@ __all__ = [
     "Forward",
     "Forwarder",
     "IPv6Interface",
+    "LinkLocal",
     "NatMetadata",
     "Network",
     "Nic",

@@ -17,7 +17,6 @@ for up to half a minute for a guest that has gone.
 
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -32,10 +31,12 @@ from libvirt_natns.locks import make_directory
 from libvirt_natns.model import AddressRange
 from libvirt_natns.records import dataclass
 
-BARE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT = 10.0
 STOP_LIMIT = 3.0
 POLL = 0.002
+
+CAPABILITIES = ("net_admin", "net_raw")
+"""What ndppd needs: links that receive all multicast, and packet sockets."""
 
 WAIT = 500
 """Milliseconds for which a guest may take its time to answer."""
@@ -118,7 +119,7 @@ def configuration(proxy: Proxy, indexes: tuple[int, int]) -> str:
 
 def program() -> str:
     """Where ndppd is.  Raises ProxyError where it is not installed."""
-    found = shutil.which("ndppd", path=os.environ.get("PATH", "") + ":" + BARE_PATH)
+    found = processes.program("ndppd")
     if not found:
         raise ProxyError(
             "ndppd is not installed, which answers for guests in a provider's own IPv6 prefix",
@@ -193,14 +194,14 @@ def ensure(proxy: Proxy, indexes: tuple[int, int]) -> None:
 
 def _start(proxy: Proxy) -> None:
     where = f"on {proxy.link} in {proxy.namespace or 'the host'}"
-    command = [program(), "-d"]
+    command = [*processes.confined(*CAPABILITIES), program(), "-d"]
     for option, suffix in (("-c", "conf"), ("-p", "pid")):
         command += [option, str(proxy.file(suffix))]
     try:
         with netns.entered(proxy.namespace):
             status = subprocess.run(
                 command,
-                env={"PATH": BARE_PATH},
+                env={"PATH": processes.PATH},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

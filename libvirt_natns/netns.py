@@ -13,14 +13,14 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock, Thread, Timer
 
 from libvirt_natns import names
-from libvirt_natns.errors import KernelError
-from libvirt_natns.locks import locked
+from libvirt_natns.errors import KernelError, LockError
+from libvirt_natns.locks import locked, make_directory
 
 CLONE_NEWNET = 0x40000000
 MS_BIND = 0x1000
@@ -28,6 +28,9 @@ MS_REC = 0x4000
 MS_SHARED = 0x100000
 MNT_DETACH = 2
 OWN = Path("/proc/thread-self/ns/net")
+
+IP_LIMIT = 0.1
+"""Seconds for which an ip(8) that makes the first namespace of a boot is waited for."""
 
 
 def exists(name: str) -> bool:
@@ -118,31 +121,61 @@ def make() -> int:
 
 
 def bind(name: str, descriptor: int) -> None:
-    """Give a namespace a name.  Raises OSError, also where the name is taken."""
+    """Give a namespace a name.
+
+    Raises OSError, also where the name is taken, and LockError.
+    """
     path = names.namespace_path(name)
-    # The first namespace of a boot turns /run/netns into a mount of its own; two
-    # that do it at once would hide each other's.  ip(8) takes the same lock.
-    with locked(names.NETNS_DIRECTORY):
-        _share(os.fspath(names.NETNS_DIRECTORY).encode())
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
-        try:
-            source = f"/proc/self/fd/{descriptor}".encode()
-            _call("mount", source, path.encode(), b"none", MS_BIND, None)
-        except OSError:
-            Path(path).unlink()
-            raise
+    _prepare_directory()
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    try:
+        source = f"/proc/self/fd/{descriptor}".encode()
+        _call("mount", source, path.encode(), b"none", MS_BIND, None)
+    except OSError:
+        Path(path).unlink()
+        raise
 
 
-def _share(directory: bytes) -> None:
-    """Let all mount namespaces see what is mounted below, and see it go, too."""
+def _prepare_directory() -> None:
+    """Have all mount namespaces see what is mounted below /run/netns, and see it go.
+
+    The first namespace of a boot turns the directory into a mount of its own.  Two
+    processes that do so at once would hide each other's.
+    """
+    make_directory(names.NETNS_DIRECTORY)
+    directory = os.fspath(names.NETNS_DIRECTORY).encode()
+    if _share(directory):
+        return
+    lock = names.RUN_DIRECTORY / "netns"
+    with locked(lock), _locked_for_ip():
+        if not _share(directory):
+            _call("mount", directory, directory, b"none", MS_BIND | MS_REC, None)
+            _share(directory)
+        with suppress(OSError):
+            lock.rmdir()
+
+
+def _share(directory: bytes) -> bool:
+    """Make a mount shared; False for a directory that is no mount point.  Raises OSError."""
     try:
         _call("mount", b"", directory, b"none", MS_SHARED | MS_REC, None)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        # It is no mount point yet.
-        _call("mount", directory, directory, b"none", MS_BIND | MS_REC, None)
-        _call("mount", b"", directory, b"none", MS_SHARED | MS_REC, None)
+        return False
+    return True
+
+
+@contextmanager
+def _locked_for_ip() -> Iterator[None]:
+    """Hold the lock that ip(8) takes on /run/netns, or go on without it after ``IP_LIMIT``.
+
+    Each user may open that directory, and so hold the lock for ever.
+    """
+    with ExitStack() as stack:
+        with suppress(LockError):
+            stack.enter_context(locked(names.NETNS_DIRECTORY, IP_LIMIT))
+        yield
 
 
 def remove(name: str) -> None:

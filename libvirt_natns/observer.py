@@ -2,10 +2,11 @@
 """Who looks on while the verbs change things: nobody, or the resident service.
 
 The service must tell its own changes from damage, and tells of each in its log.
+Telling comes after the work and never fails the work: see ``tell``.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 HOST = ""
@@ -33,3 +34,12 @@ class Nobody:
 
 
 NOBODY = Nobody()
+
+
+def tell(
+    observer: Observer, verb: str, name: str, changed: Sequence[str], seconds: float = 0.0
+) -> None:
+    """Tell an observer that a verb has ended well, whatever becomes of that."""
+    # The caller would take back, or do again, work that is done.
+    with suppress(Exception):
+        observer.done(verb, name, changed, seconds)

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from libvirt_natns import names
 from libvirt_natns.addresses import (
+    FAMILIES,
     Address,
     Interface,
     IPNetwork,
@@ -370,22 +371,39 @@ Operation = (
 Plan = tuple[Operation, ...]
 
 # A namespace starts with a copy of the host's settings, so none is left to
-# chance.  ip_forward comes first: writing it resets the others.
+# chance.  ip_forward comes first: writing it resets the others.  Those of "all" reach
+# links that are there, and most take effect on any link where "all" has them; those of
+# "default" reach links that are to come.
 SYSCTLS = (
     ("net/ipv4/ip_forward", "1"),
-    ("net/ipv4/conf/all/rp_filter", "1"),
-    ("net/ipv4/conf/default/rp_filter", "1"),
-    # The gateway's address must not be answered for on the upstream's side.
-    ("net/ipv4/conf/all/arp_ignore", "1"),
-    ("net/ipv4/conf/all/arp_announce", "2"),
-    # A router that serves one bridge never knows a better one for its guests,
-    # and believes no neighbour who says so.
-    ("net/ipv4/conf/all/accept_redirects", "0"),
-    ("net/ipv4/conf/default/accept_redirects", "0"),
-    ("net/ipv4/conf/all/send_redirects", "0"),
-    ("net/ipv4/conf/default/send_redirects", "0"),
-    ("net/ipv4/conf/all/accept_source_route", "0"),
-    ("net/ipv4/conf/default/accept_source_route", "0"),
+    ("net/ipv4/icmp_echo_ignore_broadcasts", "1"),
+    *(
+        (f"net/ipv4/conf/{which}/{key}", value)
+        for key, value in (
+            ("rp_filter", "1"),
+            # The gateway's address must not be answered for on the upstream's side,
+            # nor any private address.
+            ("arp_ignore", "1"),
+            ("arp_announce", "2"),
+            ("arp_filter", "0"),
+            ("proxy_arp", "0"),
+            ("proxy_arp_pvlan", "0"),
+            # No entry of a neighbour that was not asked for.
+            ("arp_accept", "0"),
+            ("accept_local", "0"),
+            ("route_localnet", "0"),
+            ("bc_forwarding", "0"),
+            # A router that serves one bridge never knows a better one for its guests,
+            # and believes no neighbour who says so.
+            ("accept_redirects", "0"),
+            ("secure_redirects", "0"),
+            ("send_redirects", "0"),
+            ("accept_source_route", "0"),
+            # The kernel's log is the host's.
+            ("log_martians", "0"),
+        )
+        for which in ("all", "default")
+    ),
 )
 
 # Without a subnet of it, IPv6 stays as libvirt has it for an isolated network:
@@ -400,7 +418,11 @@ SYSCTLS_WITH_IPV6 = (
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
-    ("net/ipv6/conf/default/accept_redirects", "0"),
+    *(
+        (f"net/ipv6/conf/{which}/{key}", "0")
+        for key in ("accept_redirects", "accept_source_route", "proxy_ndp")
+        for which in ("all", "default")
+    ),
     ("net/ipv6/conf/all/disable_ipv6", "0"),
     ("net/ipv6/conf/default/disable_ipv6", "0"),
 )
@@ -481,7 +503,7 @@ def make(
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
     ipv6 = has_ipv6(network)
-    rules = ruleset(policy(network, outside, published, by_dhcp=upstream.by_dhcp))
+    rules = ruleset(policy(network, upstream, outside, published))
     return (
         Namespace(namespace, network.uuid),
         _settings(network),
@@ -547,9 +569,7 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     return tuple(Withdrawal(network.bridge or "", subnet.interface) for subnet in taken)
 
 
-def policy(
-    network: Network, outside: Outside, published: Published, *, by_dhcp: bool = False
-) -> Policy:
+def policy(network: Network, upstream: Upstream, outside: Outside, published: Published) -> Policy:
     """What the firewall of a network's namespace must do."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -562,7 +582,30 @@ def policy(
         statics=published.statics,
         address6=outside.address6,
         public=(*outside.routed, *outside.proxied),
-        by_dhcp=by_dhcp,
+        by_dhcp=upstream.by_dhcp,
+        segments=_segments(upstream, outside),
+        transit=_gateways(upstream) if upstream.is_transit else (),
+        link_local=upstream.link_local == "forward",
+        max_flows=upstream.max_flows,
+    )
+
+
+def _segments(upstream: Upstream, outside: Outside) -> tuple[IPNetwork, ...]:
+    """The subnets whose stations the namespace asks for on its upstream."""
+    segments: list[IPNetwork] = []
+    if upstream.subnet is not None and outside.address is not None:
+        segments.append(upstream.subnet)
+    if upstream.subnet6 is not None and _shares_subnet6(upstream, outside):
+        segments.append(upstream.subnet6)
+    return tuple(segments)
+
+
+def _gateways(upstream: Upstream) -> tuple[Interface, ...]:
+    """The gateway's addresses, each with the upstream's subnet of that family."""
+    return tuple(
+        on_link(side.gateway, side.subnet.prefixlen)
+        for side in map(upstream.side, FAMILIES)
+        if side.gateway is not None and side.subnet is not None
     )
 
 
@@ -725,7 +768,7 @@ def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Ma
 def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Route | Gateways]:
     namespace, out = names.namespace(network.name), names.UPSTREAM_LINK
     for route in network.routes:
-        yield Route(namespace, route.destination, route.gateway, network.bridge or "")
+        yield Route(namespace, route.destination, network.next_hop(route), network.bridge or "")
     if upstream.by_dhcp:
         yield Gateways(namespace, out, _learnt(upstream))
     elif upstream.gateway is not None and outside.address is not None:
@@ -740,7 +783,8 @@ def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[
 
 def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
     subnets = tuple(subnet.interface for subnet in network.subnets)
-    return SendLimit(namespace, network.bridge or "", subnets, network.routes, mtu)
+    routes = tuple(route for route in network.routes if network.next_hop(route))
+    return SendLimit(namespace, network.bridge or "", subnets, routes, mtu)
 
 
 def _learnt(upstream: Upstream) -> tuple[tuple[IPNetwork, Address], ...]:

@@ -11,6 +11,7 @@ probe: one that comes too late tries the next.  Prefixes are never asked for:
 nobody but us gives them away.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv6Network
 from itertools import chain, islice, repeat
@@ -25,6 +26,13 @@ FIRST_BATCHES = (1, 16)
 BATCH = 128
 """How many addresses are probed for at once: a few first, since most often the
 first one is free, and then as many as answer without overflowing the socket."""
+
+MOST_ANSWERED = 10
+"""Whole batches in a row of which each address is answered for, until a search ends: a
+station that answers for everything would keep it going through all of a pool."""
+
+SEARCH_LIMIT = 10.0
+"""Seconds after which a search probes no more: a hook, and libvirt behind it, waits."""
 
 PREFIX_LENGTH = 64
 """Of a network's own prefix: guests make addresses of their own in nothing else."""
@@ -124,17 +132,22 @@ def _reserve_new(
     excluded: Collection[Address],
 ) -> Address:
     occupied: set[Address] = set()
+    deadline = time.monotonic() + SEARCH_LIMIT
+    in_a_row = 0
+    free = _candidates(store, applicant, upstream, excluded)
     for count in chain(FIRST_BATCHES, repeat(BATCH)):
-        free = _candidates(store, applicant, upstream, {*excluded, *occupied})
         batch = list(islice(free, count))
         if not batch:
-            break
+            raise _exhausted(applicant, upstream, occupied)
         answered = probe(batch)
         occupied |= answered
         for address in batch:
             if address not in answered and _take(store, applicant, upstream, address):
                 return address
-    raise _exhausted(applicant, upstream, occupied)
+        in_a_row = in_a_row + 1 if len(answered) == BATCH else 0
+        if in_a_row == MOST_ANSWERED or time.monotonic() > deadline:
+            break
+    raise _all_answered(applicant, upstream, len(occupied))
 
 
 def next_address(
@@ -186,6 +199,14 @@ def _exhausted(
     return LeaseError(
         f"{applicant.who}: no address of upstream {upstream.name} is free, all are in use{others}",
         f"enlarge its pool ({', '.join(map(str, ranges))}) or stop a network",
+    )
+
+
+def _all_answered(applicant: Applicant, upstream: Upstream, count: int) -> LeaseError:
+    return LeaseError(
+        f"{applicant.who}: all {count} addresses of upstream {upstream.name} that were probed for"
+        f" are answered for, as if a station on {upstream.segment} answered for every address",
+        f"find that station (arping, ndisc6), or move the pool in [upstreams.{upstream.name}]",
     )
 
 

@@ -4,15 +4,51 @@
 A process id alone names nobody: its number may be another's by now.  A process is
 known by a word of its command line that no other one has, and is held by a
 descriptor (pidfd) while it is signalled and waited for.
+
+Daemons read packets of guests and of the upstream.  ``confined`` starts a daemon with the
+capabilities that it needs, and no others: neither it nor its children can gain more.
 """
 
 import os
 import select
+import shutil
 import signal
 import time
 from pathlib import Path
 
 from libvirt_natns import netns
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for first: su(1) keeps the PATH of a user."""
+
+OOM_SCORE = Path("/proc/self/oom_score_adj")
+
+
+def program(name: str) -> str | None:
+    """The path of a program; None where it is not installed."""
+    return shutil.which(name, path=PATH + os.pathsep + os.environ.get("PATH", ""))
+
+
+def confined(*capabilities: str) -> tuple[str, ...]:
+    """The words before a command that leave it these capabilities alone (setpriv(1)).
+
+    The command is also killed like any other program where memory runs out (choom(1)),
+    though systemd spares the service.  Without these programs nothing is left out.
+    """
+    setpriv, choom = program("setpriv"), program("choom")
+    words = [choom, "-n", "0", "--"] if choom and _is_spared() else []
+    if setpriv:
+        kept = ",".join(("-all", *(f"+{each}" for each in capabilities)))
+        words += [setpriv, "--no-new-privs", "--inh-caps", "-all", "--bounding-set", kept, "--"]
+    return tuple(words)
+
+
+def _is_spared() -> bool:
+    """True if the kernel ends other programs first; only then may the value be raised to 0."""
+    try:
+        return int(OOM_SCORE.read_text()) < 0
+    except (OSError, ValueError):
+        return False
 
 
 def read_pid(path: Path) -> int | None:

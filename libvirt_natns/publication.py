@@ -5,16 +5,11 @@ Addresses by DHCP, free ports, addresses of a guest's own: decided once, and the
 same ever after.
 """
 
-import json
-import time
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from itertools import chain
-from pathlib import Path
 
-from libvirt_natns import forwards, names, neighbours, pool, routers, sockets
-from libvirt_natns.addresses import FAMILIES, Address, Family, parsed
-from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
+from libvirt_natns import forwards, guest_leases, names, neighbours, pool, routers, sockets
+from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
 from libvirt_natns.forwards import Attachment, Wish
 from libvirt_natns.kernel import Kernel
@@ -29,7 +24,7 @@ from libvirt_natns.model import (
     Outside,
     Upstream,
 )
-from libvirt_natns.observer import NOBODY, Observer
+from libvirt_natns.observer import NOBODY, Observer, tell
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.selection import Applicant
@@ -38,12 +33,17 @@ from libvirt_natns.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What is chosen for guests, and kept in the tables."""
+    """What is chosen for guests, and kept in the tables.
+
+    ``asks`` False asks no neighbours whether an address is free: inside a transaction,
+    all other writers would wait for the answer.
+    """
 
     config: Config
     store: Store
     kernel: Kernel
     observer: Observer = NOBODY
+    asks: bool = True
 
     @property
     def registry(self) -> Registry:
@@ -79,18 +79,29 @@ class Choices:
 
     def _reserve_free(self, owner: str, attachment: Attachment, family: Family) -> Address:
         network, mac = attachment.network, attachment.nic.mac
-        leased, fixed = _leases(network.bridge or ""), _fixed(network)
+        leased, fixed = guest_leases.present(network.bridge or ""), _fixed(network)
         spans = ranges_of(network, family)
         # Where the outside knows the addresses as they are, nothing is translated.
         spans.sort(key=lambda span: not attachment.is_public(span.first))
 
-        def usable(address: Address) -> bool:
-            inside = any(address in span for span in spans)
-            return inside and address not in fixed and leased.get(address, mac) == mac
+        known = {mac, *self.registry.reservations(network.uuid, family), *_fixed_macs(network)}
 
-        # Its present lease first, then what nobody holds.
+        def inside(address: Address) -> bool:
+            return address not in fixed and any(address in span for span in spans)
+
+        def is_free(address: Address) -> bool:
+            return inside(address) and leased.get(address, mac) == mac
+
+        def usable(address: Address) -> bool:
+            if not inside(address):
+                return False
+            holder = leased.get(address, mac)
+            stranger = guest_leases.is_stranger(network.bridge or "", holder, known)
+            return holder == mac or stranger
+
+        # Its present lease first, then what nobody holds, then what a stranger does.
         own = [address for address, holder in leased.items() if holder == mac]
-        candidates = filter(usable, chain(own, pool.listed(spans)))
+        candidates = chain(filter(is_free, chain(own, pool.listed(spans))), filter(usable, leased))
         return self.registry.reserve(network.uuid, mac, owner, candidates, usable, family)
 
     def port(self, wish: Wish) -> int:
@@ -109,7 +120,7 @@ class Choices:
             )
         if kept not in (None, port):
             said = f"{wish.owner_name}: {wish.key.proto} port {kept} is taken, {port} instead"
-            self.observer.done("choose a port", wish.attachment.network.name, [said], 0.0)
+            tell(self.observer, "choose a port", wish.attachment.network.name, [said])
         return port
 
     def _is_free_still(self, wish: Wish, port: int) -> bool:
@@ -166,7 +177,7 @@ class Choices:
         def probe(addresses: Collection[Address]) -> set[Address]:
             # The namespace itself answers for those in force.
             asked = [address for address in addresses if address not in present]
-            if not asked or not upstream.probe:
+            if not asked or not upstream.probe or not self.asks:
                 return set()
             return neighbours.probe(upstream.bridge or "", asked, upstream.probe)
 
@@ -231,30 +242,20 @@ def _tenable(attachment: Attachment, address: Address) -> bool:
     network = attachment.network
     taken = _fixed(network)
     inside = any(address in subnet.network for subnet in network.subnets)
-    holder = _leases(network.bridge or "").get(address, attachment.nic.mac)
+    holder = guest_leases.present(network.bridge or "").get(address, attachment.nic.mac)
     # Of some clients of DHCPv6 nobody learns the MAC address.
     return inside and address not in taken and holder in (attachment.nic.mac, "")
+
+
+def _fixed_macs(network: Network) -> set[str]:
+    """MAC addresses that the network's own XML names."""
+    return {host.mac for subnet in network.subnets for host in subnet.hosts if host.mac}
 
 
 def _fixed(network: Network) -> set[Address]:
     """Addresses that the network's own XML has given away."""
     hosts = {host.ip for subnet in network.subnets for host in subnet.hosts}
     return hosts | {subnet.gateway for subnet in network.subnets}
-
-
-def _leases(bridge: str) -> dict[Address, str]:
-    """Present DHCP leases by address, as libvirt's helper has them on file."""
-    try:
-        entries = json.loads(Path(LIBVIRT_DIRECTORY, f"{bridge}.status").read_text() or "[]")
-    except (OSError, ValueError):
-        return {}
-    found: dict[Address, str] = {}
-    for entry in entries:
-        expiry = entry.get("expiry-time", 0)
-        if expiry == 0 or expiry > time.time():
-            with suppress(ValueError, KeyError):
-                found[parsed(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
-    return found
 
 
 def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:

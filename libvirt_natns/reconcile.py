@@ -18,7 +18,8 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
-from libvirt_natns import dhcp_upstream, document, executor, given_up, glance, names
+from libvirt_natns import dhcp_upstream, document, executor, given_up, glance, names, selection
+from libvirt_natns.adoption import adopt
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.guests import Guests
@@ -88,7 +89,8 @@ def differences(engine: Engine, record: Record) -> list[str]:
         if lacks:
             return [f"no {what} of upstream {upstream.name} is leased" for what in lacks]
         plan = engine.planner.plan(network, upstream)
-        found = dhcp_upstream.differences(engine.store, record, network, upstream)
+        configured = selection.upstream_of(network, engine.config)
+        found = dhcp_upstream.differences(engine.store, record, network, upstream, configured)
         return found + executor.differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]
@@ -214,15 +216,18 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
     recorded = Guests(engine).registry.guests()
     active, running = ask(), ask_guests()
     here = _running(engine, records, active)
+    adopted = adopt(engine, active or {}, running.domains if running else {})
     done = [
+        Outcome(adopted.found, adopted.errors),
         # First, for their names and bridges may be another network's by now.
-        _carry_out(engine, _endings(engine, records, here)),
+        _carry_out(engine, _endings(engine, records, here, asked=active is not None)),
         _carry_out(engine, ((_name(here[uuid]), _active(uuid, here[uuid], ask)) for uuid in here)),
         _carry_out(engine, [("host", partial(Engine.ensure_host, configured=True))]),
     ]
     if running is not None:
         # Their networks are there by now.
         done.append(_carry_out(engine, _guest_repairs(recorded, running)))
+        done.append(_carry_out(engine, [("guests", _tidy_guests)]))
     return _together(done)
 
 
@@ -232,6 +237,11 @@ def _guest_repairs(recorded: list[GuestRecord], running: Running) -> Iterator[Re
     known = {record.uuid for record in recorded}
     for uuid, xml in running.domains.items():
         yield glance.at_domain(xml).name, partial(_converge_guest, xml, uuid in known)
+
+
+def _tidy_guests(engine: Engine) -> list[str]:
+    Guests(engine).tidy()
+    return []
 
 
 def _end_guest(record: GuestRecord, engine: Engine) -> list[str]:
@@ -303,14 +313,20 @@ def _running(engine: Engine, records: list[Record], active: Active | None) -> di
 
 
 def _endings(
-    engine: Engine, records: list[Record], running: Mapping[str, bytes]
+    engine: Engine, records: list[Record], running: Mapping[str, bytes], *, asked: bool
 ) -> Iterator[Repair]:
     for record in records:
         if record.uuid not in running:
             yield record.name, partial(_end, record)
     for uuid, namespace in _leftovers(engine):
-        if uuid not in running:
+        # Without a record and without libvirt, the bridge tells.
+        if uuid not in running and (asked or not _on_a_bridge(engine, uuid)):
             yield namespace or uuid, partial(_tidy, uuid, namespace)
+
+
+def _on_a_bridge(engine: Engine, uuid: str) -> bool:
+    """Whether a network's namespace is connected with the bridge that libvirt made."""
+    return engine.kernel.master_of(names.private_patch(uuid)) is not None
 
 
 def _active(uuid: str, xml: bytes, ask: Ask) -> Callable[[Engine], list[str]]:

@@ -97,11 +97,12 @@ class Registry:
             network,
             network,
         )
-        return [_guest(row) for row in rows]
+        return self._store.made(_guest, rows)
 
     def guests(self) -> list[GuestRecord]:
         """All recorded guests, by name."""
-        return [_guest(row) for row in self._store.select("SELECT * FROM guest ORDER BY name")]
+        rows = self._store.select("SELECT * FROM guest ORDER BY name")
+        return self._store.made(_guest, rows)
 
     def put_guest(self, uuid: str, name: str, document: bytes, published: bool) -> None:
         """Record a guest that is about to run, or runs."""
@@ -272,14 +273,14 @@ class Registry:
     ) -> tuple[Forward, ...]:
         """Claimed forwards, of a network or an owner; by default only those in force."""
         rows = self._claimed("forward", "proto, address, first", network, owner, published)
-        return tuple(map(_forward, rows))
+        return tuple(self._store.made(_forward, rows))
 
     def static_nats(
         self, network: str | None = None, owner: str | None = None, published: bool = True
     ) -> tuple[StaticNat, ...]:
         """The same for addresses of guests' own."""
         rows = self._claimed("static_nat", "address", network, owner, published)
-        return tuple(map(_static, rows))
+        return tuple(self._store.made(_static, rows))
 
     def _claimed(
         self, table: str, order: str, network: str | None, owner: str | None, published: bool

@@ -6,7 +6,7 @@ namespaces; what was built ahead of libvirt.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -14,12 +14,14 @@ from libvirt_natns import config
 from libvirt_natns.background import Background
 from libvirt_natns.built import Built
 from libvirt_natns.engine import Engine
+from libvirt_natns.errors import StoreError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import at_once
 from libvirt_natns.model import Config
 from libvirt_natns.netns import Spares
 from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.store import Store
+from libvirt_natns.tables import VERSION
 
 IDLE = 4
 """How many sessions are kept for later."""
@@ -35,8 +37,13 @@ class _Session:
 
     @property
     def current(self) -> bool:
-        """Whether the state database is still the one on disk."""
-        return _inode(self.store.path) == self._inode
+        """Whether the state database is still the one on disk, and of this version."""
+        if _inode(self.store.path) != self._inode:
+            return False
+        # One of another version may have brought it to its own format.
+        with suppress(StoreError):
+            return bool(self.store.select("PRAGMA user_version")[0][0] == VERSION)
+        return False
 
     def close(self) -> None:
         self.kernel.close()

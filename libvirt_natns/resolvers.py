@@ -38,7 +38,7 @@ class Resolvers:
 
 def _nameservers(text: str) -> list[Address]:
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         words = line.split()
         if len(words) >= 2 and words[0] == "nameserver":
             try:
@@ -57,7 +57,7 @@ def host_resolvers(
     """
     for source in sources:
         try:
-            listed = _nameservers(source.read_text(errors="replace"))
+            listed = _nameservers(source.read_bytes().decode(errors="replace"))
         except OSError:
             continue
         usable = [a for a in listed if _is_outside(a) and a.version in families]

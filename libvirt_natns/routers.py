@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Forward, Upstream
 from libvirt_natns.store import Store
@@ -57,6 +56,22 @@ def repair(config: Config, kernel: Kernel, store: Store, *, configured: bool) ->
     return machine.repair_all(configured=configured) if machine else []
 
 
+def expire_overdue() -> list[str]:
+    """Take back the routers that were not confirmed in time; returns what was done.
+
+    Their timer may have been killed.  Raises a NatnsError or OSError.
+    """
+    if not any((names.STATE_DIRECTORY / "routers").glob("*.json")):
+        return []
+    from libvirt_natns.router import journal
+    from libvirt_natns.router.machine import Machine
+
+    if not any(record.is_overdue for record in journal.load_all()):
+        return []
+    with Kernel() as kernel:
+        return Machine(Config(), kernel).expire_overdue()
+
+
 def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":
     if not (names.STATE_DIRECTORY / "routers").is_dir():
         return None
@@ -64,12 +79,6 @@ def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":
     from libvirt_natns.router.machine import Machine
 
     return Machine(config, kernel, partial(networks.needs, store))
-
-
-def check_none() -> None:
-    """Refuse to forget what puts a host's NIC back.  Raises RouterError."""
-    for file in sorted((names.STATE_DIRECTORY / "routers").glob("*.json")):
-        raise RouterError(f"router {file.stem} is up", f"virt-natns router down {file.stem}")
 
 
 def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:

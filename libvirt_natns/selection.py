@@ -14,6 +14,8 @@ from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model import Config, Network, Upstream
 from libvirt_natns.records import dataclass, replace
 
+LINK_LOCAL = IPv6Network("fe80::/10")
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -143,6 +145,7 @@ def check_addresses(network: Network, upstream: Upstream) -> None:
             f"network {network.name}: a bridge cannot be called {network.bridge}",
             "give it another name in <bridge name='...'/>",
         )
+    _check_own(network)
     public = {*routed(network, upstream), *proxied(network, upstream)}
     private = [subnet.network for subnet in network.subnets if subnet.network not in public]
     private += [route.destination for route in network.routes if route.destination not in public]
@@ -155,6 +158,34 @@ def check_addresses(network: Network, upstream: Upstream) -> None:
                     "give one of them another subnet",
                 )
     _check_routed(network, upstream)
+
+
+def _check_own(network: Network) -> None:
+    """Refuse addresses and routes that libvirt takes, and the kernel or dnsmasq does not.
+
+    Raises DocumentError.
+    """
+    for subnet in network.subnets:
+        gateway = subnet.gateway
+        if gateway.is_unspecified or (gateway.version == 6 and gateway.ipv4_mapped):
+            raise DocumentError(
+                f"network {network.name}: no host can have its address {gateway}",
+                "give it another one in <ip address='...'/>",
+            )
+    for route in network.routes:
+        if route.destination.version == 6 and route.destination.overlaps(LINK_LOCAL):
+            raise DocumentError(
+                f"network {network.name}: no <route> can lead to link-local addresses"
+                f" ({route.destination})",
+                "remove it",
+            )
+        for subnet in network.subnets:
+            if subnet.network.version == 4 and route.gateway == subnet.network.broadcast_address:
+                raise DocumentError(
+                    f"network {network.name}: the gateway {route.gateway} of its <route> is the"
+                    f" broadcast address of {subnet.network}",
+                    "name the address of a guest",
+                )
 
 
 def _outside(upstream: Upstream) -> list[IPNetwork]:

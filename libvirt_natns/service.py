@@ -25,11 +25,24 @@ from pathlib import Path
 from threading import Lock
 from types import FrameType
 
-from libvirt_natns import __version__, config, connection, hook, names, reconcile, systemd
-from libvirt_natns.addresses import parsed
+from libvirt_natns import (
+    __version__,
+    config,
+    connection,
+    hook,
+    names,
+    netns,
+    rebuild,
+    reconcile,
+    routers,
+    systemd,
+)
+from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
 from libvirt_natns.client import SOCKET
+from libvirt_natns.conflicts import Conflicts
+from libvirt_natns.engine import Engine
 from libvirt_natns.errors import (
     AddressTakenError,
     ConfigError,
@@ -44,7 +57,7 @@ from libvirt_natns.locks import OURS, make_directory
 from libvirt_natns.metrics import Metrics
 from libvirt_natns.residence import Kept
 from libvirt_natns.starts import Starts
-from libvirt_natns.store import Store
+from libvirt_natns.store import Record, Store
 from libvirt_natns.watch import Watch, Watched
 
 M_ARENA_MAX = -8
@@ -52,6 +65,9 @@ M_ARENA_MAX = -8
 
 REST = 5.0
 """Seconds after some work until its memory is given back."""
+
+ROUTERS = 10.0
+"""Seconds between two looks for routers that were not confirmed in time."""
 
 TELLING = 300
 """Characters of what a verb changed that the log shows."""
@@ -77,6 +93,12 @@ class Witness:
 
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         """See ``Observer``."""
+        try:
+            self._note(verb, name, changed, seconds)
+        except Exception as error:  # the work is done, whatever is wrong with its account
+            self._journal.say("error", "failed", when=f"telling of {verb}", error=error)
+
+    def _note(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         self._metrics.changed(verb, seconds)
         self._after_work()
         # A repair says itself what was wrong.
@@ -112,6 +134,7 @@ class Service:
             self.metrics,
             {"metrics": self._say_metrics, "health": self._say_health},
         )
+        self.conflicts = Conflicts()
         self._since = time.time()
         self._reconciling = Lock()
 
@@ -124,6 +147,7 @@ class Service:
                 part.start()
                 parts.callback(part.stop)
             self._look_after_all()
+            self.background.soon(self._expire_routers)
             signal.signal(signal.SIGHUP, self._on_hangup)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.answering.stop())
@@ -155,6 +179,14 @@ class Service:
             if record.state != "up":
                 self.starts.expect(record.uuid)
 
+    def _expire_routers(self) -> None:
+        """Take overdue routers back, whose own timers have been killed; again in a while."""
+        try:
+            for line in routers.expire_overdue():
+                self.journal.say("warning", "expired", repaired=line)
+        finally:
+            self.background.after(ROUTERS, self._expire_routers)
+
     # -- what the parts ask ------------------------------------------------
 
     def _describe(self, uuid: str) -> Watched | None:
@@ -167,11 +199,15 @@ class Service:
     def reconcile(self) -> None:
         """Repair all that differs, as ``virt-natns sync`` does."""
         start = time.monotonic()
-        with self._reconciling, self.sessions.engine() as engine:
-            outcome = reconcile.sync(engine, _ask_networks, _ask_guests)
-        for name, what in outcome.repaired:
+        with self._reconciling:
+            rebuilt = rebuild.rebuild(config.load(), _ask_networks, _ask_guests)
+            for _, what in rebuilt.found[:1]:
+                self.journal.say("warning", "rebuilt", database=what)
+            with self.sessions.engine() as engine:
+                outcome = reconcile.sync(engine, _ask_networks, _ask_guests)
+        for name, what in [*rebuilt.found[1:], *outcome.repaired]:
             self.journal.say("warning", "reconciled", network=name, repaired=what)
-        for error in outcome.errors:
+        for error in [*rebuilt.errors, *outcome.errors]:
             self.metrics.failed("reconcile")
             self.journal.say("error", "reconcile", error=error)
         taken = time.monotonic() - start
@@ -198,14 +234,25 @@ class Service:
                     self.healer.suspect(record.uuid)
 
     def _relocate(self, error: AddressTakenError) -> None:
-        """Another station has answered for a network's address after all."""
+        """Move a start away from an address that is taken: once, then keep and defend it."""
         try:
             with self.sessions.engine() as engine:
                 for record in engine.store.networks("starting", "up"):
                     if record.namespace == error.namespace and record.this_boot:
-                        engine.relocate(record.uuid, parsed(error.address))
+                        self._settle(engine, record, parsed(error.address))
         except NatnsError as fault:
             self.journal.say("error", "relocate", network=error.namespace, error=fault)
+
+    def _settle(self, engine: Engine, record: Record, address: Address) -> None:
+        self.conflicts.note(record.upstream, address)
+        own = engine.store.leases(record.upstream, record.uuid).addresses
+        inode = netns.inode(record.namespace)
+        # A guest's own address was probed for in full before the guest started.
+        if address in own and self.conflicts.may_move(record.uuid, inode):
+            engine.relocate(record.uuid, address, self.conflicts.taken(record.upstream))
+            return
+        engine.defend(record, address)
+        self.journal.say("warning", "conflict", network=record.name, kept=address)
 
     # -- what people ask ---------------------------------------------------
 
@@ -261,12 +308,27 @@ def _ask_guests() -> connection.Running | None:
 
 def main() -> int:
     """Run the service in the foreground; returns the exit status."""
+    _fill_standard_streams()
     _raise_limits()
     _save_memory()
     with ExitStack() as cleanup:
         listener = systemd.passed_socket() or _own_socket(cleanup)
         Service(Journal()).run(listener)
     return 0
+
+
+def _fill_standard_streams() -> None:
+    """Have something behind standard error, where the service was started without it.
+
+    Else a socket or the state database gets its number, and libraries and children
+    write their complaints there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number, so this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _raise_limits() -> None:

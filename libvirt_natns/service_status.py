@@ -7,18 +7,22 @@ import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from libvirt_natns import __version__, client
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.observer import HOST
 from libvirt_natns.records import dataclass, field, replace
-from libvirt_natns.status import Status
+
+if TYPE_CHECKING:
+    # It needs libraries, without which a service can still be ended.
+    from libvirt_natns.status import Status
 
 SYSTEMD = Path("/run/systemd/system")
 """Is there where systemd runs, see sd_booted(3)."""
@@ -26,6 +30,10 @@ SYSTEMD = Path("/run/systemd/system")
 UNITS = ("libvirt-natns.socket", "libvirt-natns.service")
 STOP_LIMIT = 90.0
 """Seconds that a service gets to end: events that it is answering have 60."""
+STUCK_LIMIT = 5.0
+"""The same for one that does not answer."""
+PEER = struct.Struct("3i")
+"""SO_PEERCRED: the process, user and group that listen."""
 
 NOT_RUNNING = "not running: hooks do the work themselves"
 STUCK = "does not answer: hooks do the work themselves"
@@ -87,7 +95,7 @@ def _listens() -> bool:
 # -- what status and doctor show ---------------------------------------------
 
 
-def with_health(statuses: Sequence[Status], health: Health) -> list[Status]:
+def with_health(statuses: "Sequence[Status]", health: Health) -> "list[Status]":
     """The statuses, with those that the service has given up shown as such."""
     return [
         replace(each, health=f"{GIVEN_UP} ({health.given_up[each.uuid]})")
@@ -176,12 +184,27 @@ def end() -> str | None:
             raise InstallError("systemd cannot stop the service", done.stderr.strip())
         return f"stopped {' and '.join(UNITS)}"
     health = ask()
-    if health.state == "stuck":
+    pid = _listener() if health.state == "stuck" else health.pid
+    if health.state == "stuck" and pid is None:
         raise InstallError("the service does not answer", "end it (virt-natns serve) by hand")
-    if health.pid is None:
+    if pid is None:
         return None
-    _terminate(health.pid)
-    return f"ended the service (pid {health.pid})"
+    _terminate(pid, STOP_LIMIT if health.state == "running" else STUCK_LIMIT)
+    return f"ended the service (pid {pid})"
+
+
+def _listener() -> int | None:
+    """The process of a service that does not answer, or is of another version."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(client.GREETING_LIMIT)
+        try:
+            link.connect(client.SOCKET)
+            pid = PEER.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))[0]
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return None
+    named = any(b"virt-natns" in word or b"libvirt_natns" in word for word in words)
+    return int(pid) if named and b"serve" in words else None
 
 
 def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -197,14 +220,27 @@ def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
         raise InstallError("cannot run systemctl", str(error)) from error
 
 
-def _terminate(pid: int) -> None:
+def _terminate(pid: int, limit: float) -> None:
+    """End a service; one that does not within ``limit`` seconds is killed.
+
+    Killing loses nothing: hooks do what a service had begun.
+    """
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
-            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if not poll.poll(STOP_LIMIT * 1000):
+            # One that was stopped sees no other signal than the last.
+            for number in (signal.SIGTERM, signal.SIGCONT):
+                signal.pidfd_send_signal(descriptor, number)
+            if _has_ended(descriptor, limit):
+                return
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            if not _has_ended(descriptor, limit):
                 raise InstallError(f"the service (pid {pid}) does not end", f"kill {pid}")
         finally:
             os.close(descriptor)
+
+
+def _has_ended(descriptor: int, limit: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(limit * 1000))

@@ -16,19 +16,20 @@ the database grows with the pools, not with the networks that ever ran.
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
-from libvirt_natns import names
+from libvirt_natns import database, names
 from libvirt_natns.addresses import Address, Family, IPNetwork, address_of, network_of, stored
-from libvirt_natns.errors import ConflictError, StoreError
-from libvirt_natns.locks import locked
+from libvirt_natns.errors import ConflictError
 from libvirt_natns.records import asdict, dataclass
-from libvirt_natns.tables import MIGRATIONS, SCHEMA, VERSION
+
+R = TypeVar("R")
+T = TypeVar("T")
 
 State = Literal["preparing", "starting", "up", "down"]
 """``preparing``: inside our `start` hook; ``starting``: from its end to `started`."""
@@ -37,9 +38,6 @@ LeaseKind = Literal["ipv4", "ipv6", "prefix"]
 """What is leased: an address of either family, or a prefix that is routed."""
 
 Leasable = Address | IPv6Network
-
-BUSY_TIMEOUT = 30.0
-"""How long, in seconds, a process waits for another one's transaction."""
 
 START_LIMIT = 10.0
 """How long, in seconds, a network may take from libvirt's `start` to `started`
@@ -168,6 +166,10 @@ def kept(leased: Leasable) -> int | str:
     return str(leased) if isinstance(leased, IPv6Network) else stored(leased)
 
 
+def _leased_in(rows: list[sqlite3.Row]) -> Leased:
+    return _leased((row["kind"], row["address"]) for row in rows)
+
+
 def _leased(rows: Iterable[tuple[str | None, int | str | None]]) -> Leased:
     """What is leased, by its kind."""
     found = {kind: value for kind, value in rows if value is not None}
@@ -181,6 +183,21 @@ def _leased(rows: Iterable[tuple[str | None, int | str | None]]) -> Leased:
 
 def _address(value: int | str | None) -> Address | None:
     return None if value is None else address_of(value)
+
+
+VALUES: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
+    ("lease", "CASE WHEN kind != 'prefix' THEN address END", address_of),
+    ("lease", "CASE WHEN kind = 'prefix' THEN address END", IPv6Network),
+    ("transit", "subnet", IPv4Network),
+    ("transit6", "subnet", IPv6Network),
+    ("reservation", "address", address_of),
+    ("forward", "address", address_of),
+    ("forward", "target", address_of),
+    ("static_nat", "address", address_of),
+    ("static_nat", "target", address_of),
+    ("guest", "document", bytes),
+)
+"""Values that have a form, each by its table and column, with what reads it."""
 
 
 @cache
@@ -210,45 +227,26 @@ def _subnets(text: str) -> tuple[IPNetwork, ...]:
 class Store:
     """The state database.  Every method is one transaction unless inside one."""
 
-    def __init__(self, directory: Path = names.STATE_DIRECTORY) -> None:
-        self.path = directory / "state.db"
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # The service hands it from thread to thread; never two use it at once.
-            self._db = sqlite3.connect(
-                self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-            )
-            self._db.row_factory = sqlite3.Row
-            if self._version() in (0, *MIGRATIONS):
-                self._create(directory)
-            self._db.execute("PRAGMA synchronous = NORMAL")
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(
-                f"cannot open the state database {self.path}", f"{error}; repair or move it away"
-            ) from error
-        if self._version() != VERSION:
-            raise StoreError(
-                f"the state database {self.path} was written by another version"
-                f" (format {self._version()} instead of {VERSION})",
-                "install that version again, or move the file away",
-            )
+    def __init__(self, directory: Path = names.STATE_DIRECTORY, *, anew: bool = False) -> None:
+        """Open the database in a directory.
 
-    def _version(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
-
-    def _create(self, directory: Path) -> None:
-        """Make the database, or bring one of an earlier format to today's."""
-        # SQLite does not wait for another process that changes the journal's
-        # mode at the same moment, but fails: the lock makes it wait.
-        with locked(directory):
-            found = self._version()
-            if found in (0, *MIGRATIONS):
-                self._db.execute("PRAGMA journal_mode = WAL")
-                steps = "".join(MIGRATIONS.get(each, "") for each in range(found, VERSION))
-                self._db.executescript(f"BEGIN IMMEDIATE;{steps if found else ''}{SCHEMA}COMMIT;")
+        ``anew`` makes one also where it is missing although networks run.  Raises
+        DamagedError, FormatError or StoreError.
+        """
+        self.path = directory / database.FILE
+        self._db = database.opened(directory, anew=anew)
 
     def close(self) -> None:
         self._db.close()
+
+    def check(self) -> None:
+        """Read everything.  Raises DamagedError where SQLite, or a value, shows damage."""
+        database.check(self._db, self.path)
+        self.networks()
+        self.users()
+        for table, column, make in VALUES:
+            rows = self.select(f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL")
+            self.made(make, [row[0] for row in rows])
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -261,28 +259,35 @@ class Store:
             with self._db:
                 yield self._db
         except sqlite3.Error as error:
-            raise StoreError(f"cannot change the state database {self.path}", str(error)) from error
+            raise database.failure(self.path, "change", error) from error
 
     def select(self, query: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query.  Raises StoreError."""
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(f"cannot read the state database {self.path}", str(error)) from error
+            raise database.failure(self.path, "read", error) from error
+
+    def made(self, make: Callable[[R], T], rows: Iterable[R]) -> list[T]:
+        """Objects from rows.  Raises DamagedError for a value that can be none of ours."""
+        return database.made(make, rows, self.path)
+
+    def _records(self, rows: Iterable[sqlite3.Row]) -> list[Record]:
+        return self.made(_record, rows)
 
     # -- networks ----------------------------------------------------------
 
     def network(self, uuid: str) -> Record | None:
         """The record of one network."""
         rows = self.select("SELECT * FROM network WHERE uuid = ?", uuid)
-        return _record(rows[0]) if rows else None
+        return next(iter(self._records(rows)), None)
 
     def networks(self, *states: State) -> list[Record]:
         """All records in these states (all, where none is named), by name."""
         marks = ", ".join("?" * len(states))
         where = f"WHERE state IN ({marks})" if states else ""
         rows = self.select(f"SELECT * FROM network {where} ORDER BY name, uuid", *states)
-        return [_record(row) for row in rows]
+        return self._records(rows)
 
     def rivals(self, record: Record) -> list[Record]:
         """Others that are not down, since this boot, and claim this one's namespace or bridge."""
@@ -298,7 +303,7 @@ class Store:
             namespace,
             bridge,
         )
-        return [_record(row) for row in rows]
+        return self._records(rows)
 
     def put(self, record: Record) -> None:
         """Write a record whole.
@@ -372,7 +377,7 @@ class Store:
     def _blocker(self, record: Record) -> Record | None:
         # A literal, for SQLite matches no parameter with the condition of a partial index.
         rows = self.select("SELECT * FROM network WHERE state = 'starting' ORDER BY name, uuid")
-        for other in map(_record, rows):
+        for other in self._records(rows):
             if other.uuid != record.uuid and _blocks(other, record):
                 return other
         return None
@@ -387,7 +392,7 @@ class Store:
         rows = self.select(
             "SELECT kind, address FROM lease WHERE upstream = ? AND network = ?", upstream, uuid
         )
-        return _leased((row["kind"], row["address"]) for row in rows)
+        return self.made(_leased_in, [rows])[0]
 
     def leased(self, segment: str) -> set[int | str]:
         """All that is leased in a segment, as it is stored."""
@@ -422,7 +427,7 @@ class Store:
             kept(address),
             boot_id(),
         )
-        return _record(rows[0]) if rows else None
+        return next(iter(self._records(rows)), None)
 
     def reserve(self, upstream: str, segment: str, uuid: str, address: Leasable) -> bool:
         """Lease an address, or a prefix, to a network, for good.
@@ -547,7 +552,7 @@ class Store:
         found: dict[str, list[sqlite3.Row]] = {}
         for row in alive:
             found.setdefault(row["uuid"], []).append(row)
-        return [_user(each) for each in found.values()]
+        return self.made(_user, found.values())
 
     def host_part(self, uuid: str) -> str:
         """What the host holds for a network since this boot; "" for nothing."""
@@ -619,7 +624,7 @@ class Store:
 def _user(rows: list[sqlite3.Row]) -> User:
     """A network, by a row for each of its leases."""
     first = rows[0]
-    leased = _leased((row["kind"], row["address"]) for row in rows)
+    leased = _leased_in(rows)
     return User(
         first["uuid"], first["bridge"], first["upstream"], _subnets(first["subnets"]), leased
     )

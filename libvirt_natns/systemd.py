@@ -11,6 +11,9 @@ from contextlib import suppress
 FIRST_PASSED = 3
 """The first file descriptor that systemd passes."""
 
+NOTIFY_LIMIT = 1.0
+"""Seconds that a message to systemd may wait for room."""
+
 
 def passed_socket() -> socket.socket | None:
     """The listening socket that systemd holds for the service, if it does."""
@@ -31,6 +34,8 @@ def notify(message: str) -> None:
         # An abstract socket's name starts with a zero.
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+        # A systemd that does not read must not keep the service from answering.
+        link.settimeout(NOTIFY_LIMIT)
         link.sendto(message.encode(), address)
 
 

@@ -97,7 +97,17 @@ DROP TABLE former_reservation;
 }
 """What leads from each earlier format to the next; ``SCHEMA`` is run after the last."""
 
+WRITER = """
+CREATE TABLE IF NOT EXISTS writer (
+    format INTEGER PRIMARY KEY,
+    version TEXT NOT NULL
+);
+"""
+"""Which version brought the database to which format.  This table stays as it is in
+every format to come: an earlier version reads it to say which one is needed."""
+
 SCHEMA = f"""
+{WRITER}
 CREATE TABLE IF NOT EXISTS network (
     uuid TEXT PRIMARY KEY,
     name TEXT NOT NULL,

@@ -9,12 +9,31 @@ from collections.abc import Iterable
 from libvirt_natns.names import IFNAMSIZ
 
 # Narrower than the kernel's own rule: these names end up in rule sets and in
-# dnsmasq's configuration.
-INTERFACE = re.compile(rf"(?!\.{{1,2}}$)[A-Za-z0-9_.+@=~][A-Za-z0-9_.+@=~-]{{0,{IFNAMSIZ - 1}}}")
-INTERFACE_EXPECTED = f"an interface name: up to {IFNAMSIZ} of A-Z a-z 0-9 and _.+@=~-"
+# dnsmasq's configuration.  A trailing + makes a name a wildcard to iptables.
+INTERFACE = re.compile(
+    rf"(?!\.{{1,2}}$)[A-Za-z0-9_.+@=~][A-Za-z0-9_.+@=~-]{{0,{IFNAMSIZ - 1}}}(?<!\+)"
+)
+INTERFACE_EXPECTED = (
+    f"an interface name: up to {IFNAMSIZ} of A-Z a-z 0-9 and _.+@=~-, the last of which is no +"
+)
 
-_shown = reprlib.Repr()
-_shown.maxstring = 80
+
+class _Shown(reprlib.Repr):
+    """Short representations of values that a person wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:
+            # Python converts no integer of more than 4300 digits to decimal.
+            return f"an integer of {x.bit_length()} bits"
+
+
+_shown = _Shown()
 
 
 def shown(value: object) -> str:

@@ -17,7 +17,11 @@ connection: then NAT, which comes next, is about to decide.
 IPv6 has tables of its own, which ip6tables knows.  They are made where a rule asks for
 IPv6, and kept from then on: what no rule is about must not pass there.
 
-Limits: A table once used stays in the namespace until the
+New addresses are remembered by xt_recent, 100 of them, and flows are counted by samples:
+see ``limits``.
+
+Limits: ARP is not limited, nor are the senders of IPv4 packets: xt_recent would forget
+guests of a large network.  A table once used stays in the namespace until the
 namespace goes: the kernel cannot drop one.
 """
 
@@ -33,8 +37,9 @@ from pathlib import Path
 from libvirt_natns import netns
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import limits
 from libvirt_natns.firewall.rules import Chain, IcmpType, Rule
-from libvirt_natns.records import asdict, dataclass
+from libvirt_natns.records import asdict, dataclass, replace
 
 TABLE_NAMES: dict[Family, Path] = {
     4: Path("/proc/thread-self/net/ip_tables_names"),
@@ -132,7 +137,7 @@ class Entry:
 
 def _option(option: str, value: str) -> str:
     return (
-        f"! {option} {value[1:].lstrip()}"
+        f"! {option} {value[1:].lstrip()}".rstrip()
         if value.startswith("!")
         else f"{option} {value}".rstrip()
     )
@@ -193,10 +198,15 @@ def entries(rule: Rule, family: Family = 4) -> Iterator[Entry]:
     if rule.chain == "guard" and rule.not_sources:
         yield from _guard(rule)
         return
+    if rule.flows:
+        yield from _counted(rule, family)
+        return
+    if rule.fresh == "source" and not rule.icmp:
+        return
     for source, destination, icmp in product(
         _addresses(rule, "sources"), _addresses(rule, "destinations"), rule.icmp or (None,)
     ):
-        yield Entry(
+        entry = Entry(
             source=source,
             destination=destination,
             iif=("!" if rule.not_iif else "") + rule.iif,
@@ -205,6 +215,56 @@ def entries(rule: Rule, family: Family = 4) -> Iterator[Entry]:
             matches=tuple(_matches(rule, icmp)),
             target=_target(rule, family),
         )
+        yield from _fresh(rule, entry, family) if rule.fresh else (entry,)
+
+
+def _fresh(rule: Rule, entry: Entry, family: Family) -> Iterator[Entry]:
+    """Drop new addresses over the limit, then remember those that are left."""
+    side = "rsource" if rule.fresh == "source" else "rdest"
+    # A list has the mask of the rule that makes it: one of IPv4 compares 32 bits.
+    name: Parameters = {"name": f"natns-{side}{family}", side: ""}
+    seconds = str(limits.REMEMBERED)
+    new: tuple[str, Parameters] = ("recent", {"rcheck": "!", "seconds": seconds, **name})
+    over: tuple[str, Parameters] = (
+        "hashlimit",
+        {
+            "hashlimit-above": f"{limits.RATE}/sec",
+            "hashlimit-burst": str(limits.BURST),
+            "hashlimit-name": f"natns-{side}{family}",
+            # python-iptables leaves 0 otherwise, which the kernel refuses.
+            "hashlimit-htable-expire": "10000",
+        },
+    )
+    yield replace(entry, matches=(*entry.matches, new, over))
+    remembered: tuple[str, Parameters] = ("recent", {"set": "", **name})
+    # A target is needed; this one changes nothing and goes on.
+    going_on: tuple[str, Parameters] = ("MARK", {"set-xmark": "0x0/0x0"})
+    yield replace(entry, matches=(*entry.matches, remembered), target=going_on)
+
+
+def _counted(rule: Rule, family: Family) -> Iterator[Entry]:
+    """Refuse new flows for a while when a sample of the flows has too many."""
+    assert rule.flows
+    # One entry for everybody: no bit of the address counts.
+    name: Parameters = {"name": "natns-full", "mask": "0.0.0.0" if family == 4 else "::"}
+    new: tuple[str, Parameters] = ("conntrack", {"ctstate": "NEW"})
+    first: tuple[str, Parameters] = ("conntrack", {"ctstatus": "!CONFIRMED"})
+    sample: tuple[str, Parameters] = (
+        "statistic",
+        {"mode": "nth", "every": str(limits.SAMPLE), "packet": "0"},
+    )
+    most = str(max(1, rule.flows // limits.SAMPLE))
+    many: tuple[str, Parameters] = (
+        "connlimit",
+        {"connlimit-above": most, "connlimit-mask": "0"},
+    )
+    full: tuple[str, Parameters] = ("recent", {"set": "", **name})
+    closed: tuple[str, Parameters] = (
+        "recent",
+        {"rcheck": "", "seconds": str(limits.PAUSE), **name},
+    )
+    yield Entry(matches=(new, first, sample, many, full), target=("DROP", {}))
+    yield Entry(matches=(new, closed), target=("DROP", {}))
 
 
 def _addresses(rule: Rule, field: str) -> list[str]:

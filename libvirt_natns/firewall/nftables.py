@@ -4,24 +4,24 @@
 The only caller of nft: of its library where that can be loaded, for it takes a
 fifth of the time, else of the program.  A script declares, deletes and redefines
 the table ``inet natns``, which the kernel does in one transaction: no packet
-meets half of it, and a script with an error changes nothing.
+meets half of it, and a script with an error changes nothing.  In the namespace of a
+network the table ``arp natns`` limits ARP requests.  A kernel without nftables' family
+arp works without this table.
 
-Limits: ``listing`` shows our table alone, so a foreign table in the namespace
+Limits: ``listing`` shows our tables alone, so a foreign table in the namespace
 goes unnoticed.
 """
 
-import os
 import re
-import shutil
 import socket
 import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 
-from libvirt_natns import netns
+from libvirt_natns import netns, processes
 from libvirt_natns.addresses import FAMILIES, Family, IPNetwork
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import libnftables, nfnetlink
+from libvirt_natns.firewall import libnftables, limits, nfnetlink
 from libvirt_natns.firewall.libnftables import Answer
 from libvirt_natns.firewall.rules import Chain, Rule
 from libvirt_natns.records import dataclass, replace
@@ -30,9 +30,10 @@ TABLE = "inet natns"
 
 MAKE_ROOM = f"add table {TABLE}\ndelete table {TABLE}\n"
 """Takes our table out, whether it is there or not."""
+MAKE_ROOM_ARP = MAKE_ROOM.replace(TABLE, limits.ARP_TABLE)
 
 PROGRAM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
-"""Where programs are looked for besides PATH: libvirt runs hooks with hardly any."""
+"""Where nft looks for programs."""
 
 TIME_LIMIT = 30.0
 """Seconds after which nft counts as stuck."""
@@ -46,6 +47,8 @@ GET_GENERATION = struct.pack("=IHHII4x", 20, (10 << 8) | 16, 1, 0, 0)
 
 MISSING = "No such file or directory"
 
+MET = re.compile(r"(flags dynamic[^}]*?)\n\t*elements = \{[^}]*\}")
+"""What packets put into a set, which is no rule."""
 ELEMENTS = re.compile(r"elements = \{([^}]*)\}")
 PROTOCOL = re.compile(r"\b(tcp|udp|sctp)\b")
 NUMBERS = {"tcp": "6", "udp": "17", "sctp": "132"}
@@ -183,14 +186,27 @@ def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
     for kind in filled:
         chains[kind.chain].append(kind.statement)
     for rule in rest:
-        chains[rule.chain].append(statement(rule))
-    lines = [f"table {TABLE} {{"]
+        chains[rule.chain].extend(statements(rule))
+    lines = [f"table {TABLE} {{", *_sets(rest)]
     for kind, members in filled.items():
         lines += kind.declaration(members)
     for chain, hook in layout.items():
         if chains[chain] or hook.policy != "accept":
             lines += _chain(chain, hook, chains[chain])
-    return MAKE_ROOM + "\n".join([*lines, "}", ""])
+    arp = layout is NAMESPACE
+    room = MAKE_ROOM + MAKE_ROOM_ARP if arp else MAKE_ROOM
+    return room + "\n".join([*lines, "}", ""]) + (limits.arp_table() if arp else "")
+
+
+def _sets(rules: Iterable[Rule]) -> Iterator[str]:
+    """The declarations of what packets fill."""
+    rules = tuple(rules)
+    for family in FAMILIES:
+        if any(rule.fresh and rule.family == family for rule in rules):
+            yield from limits.known_set(family)
+    flows = next((rule.flows for rule in rules if rule.flows), None)
+    if flows:
+        yield from limits.flow_set(flows)
 
 
 def _chain(chain: str, hook: Hook, statements: Iterable[str]) -> Iterator[str]:
@@ -236,17 +252,29 @@ def _elements(rule: Rule, kind: Map) -> Iterator[str]:
         yield f"{key}{port} : {rule.to} . {to_port}"
 
 
+def statements(rule: Rule) -> Iterable[str]:
+    """One rule in nft's syntax, without table and chain, as one statement or two."""
+    if not rule.fresh or rule.family is None:
+        return (statement(rule),)
+    field = f"{IP[rule.family]} {'saddr' if rule.fresh == 'source' else 'daddr'}"
+    return limits.fresh_statements(rule.family, _condition(rule), field)
+
+
 def statement(rule: Rule) -> str:
-    """One rule in nft's syntax, without table and chain."""
+    """A rule that is one statement in nft's syntax, without table and chain."""
+    comment = f' comment "{rule.comment}"' if rule.comment else ""
+    return f"{_condition(rule)} {_verdict(rule)}{comment}".lstrip()
+
+
+def _condition(rule: Rule) -> str:
     parts = [f"meta nfproto ipv{rule.only}"] if rule.only else []
     parts += [*_interfaces(rule), *_addresses(rule), *_protocol(rule)]
     if rule.translated:
         parts.append("ct status dnat")
     if rule.states:
         parts.append(f"ct state {','.join(rule.states)}")
-    parts.append(_verdict(rule))
-    if rule.comment:
-        parts.append(f'comment "{rule.comment}"')
+    if rule.flows:
+        parts.append(limits.flow_statement(rule.flows))
     return " ".join(parts)
 
 
@@ -325,30 +353,46 @@ def apply(namespace: str | None, rules: Iterable[Rule]) -> None:
     when the namespace is missing.
     """
     script = render(rules)
-    if f"table {TABLE}" not in _nft(namespace, "list tables").stdout.splitlines():
+    tables = _nft(namespace, "list tables").stdout.splitlines()
+    if not {f"table {TABLE}", f"table {limits.ARP_TABLE}"} & set(tables):
         # Deleting even an empty table makes the kernel wait (10 ms), and a new
         # namespace has none to delete; "create" makes sure of that.
         script = script.replace(MAKE_ROOM, f"create table {TABLE}\n", 1)
-    run(namespace, script)
+        script = script.replace(MAKE_ROOM_ARP, "", 1)
+    _run_with_arp(namespace, script)
 
 
 def clear(namespace: str | None) -> None:
-    """Take our table out of ``namespace``; that it is missing is success."""
-    run(namespace, MAKE_ROOM)
+    """Take our tables out of ``namespace``; that one is missing is success."""
+    _run_with_arp(namespace, MAKE_ROOM + MAKE_ROOM_ARP)
+
+
+def _run_with_arp(namespace: str | None, script: str) -> None:
+    """Run a script; without its part for ARP where the kernel lacks nftables' family arp."""
+    try:
+        run(namespace, script)
+    except FirewallError:
+        without = script.replace(MAKE_ROOM_ARP, "").replace(limits.arp_table(), "")
+        # With an error of its own where ARP is not to blame.
+        run(namespace, without)
 
 
 def listing(namespace: str | None) -> str:
-    """Our table as the kernel holds it, without counters; "" when it is missing.
+    """Our tables as the kernel holds them, without counters; "" when there is none.
 
     Raises FirewallError when nft cannot be run, KernelError when the namespace
     is missing.
     """
-    done = _nft(namespace, f"list table {TABLE}", "-s", "-p")
+    return "".join(_listed(namespace, table) for table in (TABLE, limits.ARP_TABLE))
+
+
+def _listed(namespace: str | None, table: str) -> str:
+    done = _nft(namespace, f"list table {table}", "-s", "-p")
     if done.returncode == 0:
         return canonical(done.stdout)
-    if MISSING in done.stderr:
+    if MISSING in done.stderr or table == limits.ARP_TABLE:
         return ""
-    raise FirewallError(f"nft cannot list the table {TABLE}", condensed(done.stderr))
+    raise FirewallError(f"nft cannot list the table {table}", condensed(done.stderr))
 
 
 def canonical(text: str) -> str:
@@ -358,7 +402,7 @@ def canonical(text: str) -> str:
     protocols where the machine has an /etc/protocols, and numbers them elsewhere.
     nft 1.0.6 knows no name for the priority of a dnat on output, 1.1 writes one.
     """
-    return ELEMENTS.sub(_sorted_elements, text).replace(
+    return ELEMENTS.sub(_sorted_elements, MET.sub(r"\1", text)).replace(
         "hook output priority dstnat;", "hook output priority -100;"
     )
 
@@ -408,8 +452,7 @@ def require(_family: Family = 4) -> None:
 
 def program() -> str | None:
     """The path of nft, or None."""
-    search = os.environ.get("PATH", "") + os.pathsep + PROGRAM_PATH
-    return shutil.which("nft", path=search)
+    return processes.program("nft")
 
 
 def condensed(stderr: str) -> str:

@@ -23,6 +23,14 @@ and errors, as RFC 4890 asks.  Between neighbours, Neighbour Discovery and MLD p
 which conntrack does not track; redirects do not, in either direction.  A policy without IPv6 has
 no rule about it: the namespace has none then.
 
+Packets between two ports of the private bridge do not pass the namespace within one
+subnet: an isolated port would reach its siblings otherwise.  Link-local destinations,
+where clouds keep their metadata, are refused unless the upstream allows them.  On a
+transit bridge, sibling namespaces reach an upstream address only by the gateway, which
+looks at listen addresses and sources.
+
+The neighbour tables and the conntrack hash are the machine's: see ``limits``.
+
 Limits: Expected connections of conntrack
 helpers (active FTP and the like) are followed only where an administrator
 assigned the helper.  A client outside whose address lies in a private subnet is
@@ -41,15 +49,16 @@ from libvirt_natns.addresses import (
     FAMILIES,
     Address,
     Family,
+    Interface,
     IPNetwork,
     by_family,
     default_route,
     host_network,
 )
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.model import Forward, StaticNat
-from libvirt_natns.names import IFNAMSIZ
+from libvirt_natns.model import DEFAULT_MAX_FLOWS, Forward, StaticNat
 from libvirt_natns.records import dataclass
+from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, shown
 
 Chain = Literal["raw", "dstnat", "input", "clamp", "forward", "srcnat", "guard"]
 """Where a packet meets a rule, in the order in which a forwarded one does:
@@ -89,6 +98,12 @@ MULTICAST = IPv6Network("ff02::/16")
 UNSPECIFIED = IPv6Network("::")
 """The source of who has no address yet."""
 
+LINK_LOCAL4 = IPv4Network("169.254.0.0/16")
+METADATA6 = (IPv6Network("fd00:ec2::254"), IPv6Network("fd20:ce::254"))
+"""Metadata services of clouds (AWS, Google), outside the link-local prefix.
+
+The kernel itself forwards nothing to ``LINK_LOCAL``."""
+
 BROADCAST = IPv4Network("255.255.255.255/32")
 
 HOP_LIMIT = 255
@@ -102,7 +117,6 @@ LISTENERS: tuple[IcmpType, ...] = (
     "mld2-listener-report",
 )
 
-INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.:@=+,-]*")
 COMMENT = re.compile(r"[A-Za-z0-9 .,:;()/'-]{0,80}", re.ASCII)
 
 
@@ -121,6 +135,10 @@ class Rule:
     protocol is named with "administratively prohibited".  A dnat or snat puts the
     address ``to`` in place; a dnat with ``to_ports`` also a port: the one that
     is as far from the first as in ``span``, or always the same if there is one only.
+
+    ``fresh`` drops packets whose source, or destination, was not met lately, as far as
+    there are too many such addresses.  ``flows`` matches the first packet of a flow
+    while so many flows exist.  ``limits`` has the numbers of both.
 
     ``unique`` promises that no other rule of the chain matches the same packet,
     so that a backend may look such rules up instead of trying one after the other.
@@ -151,6 +169,8 @@ class Rule:
     local: bool = False
     span: tuple[int, int] | None = None
     translated: bool = False
+    fresh: Literal["", "source", "destination"] = ""
+    flows: int | None = None
     to: Address | None = None
     to_ports: tuple[int, int] | None = None
     unique: bool = False
@@ -165,6 +185,12 @@ class Rule:
             raise FirewallError("a firewall rule with ports needs tcp, udp or sctp")
         if self.chain == "guard" and not (self.oif and self.sources):
             raise FirewallError("a guard names an interface and the sources it lets out")
+        if (self.fresh and (self.action != "drop" or not self.family)) or (
+            self.flows is not None and self.action != "drop"
+        ):
+            raise FirewallError(
+                "a limit of new addresses, or of flows, drops; the first has a family"
+            )
         if len(self._families) > 1:
             raise FirewallError("a firewall rule has addresses of one family")
         _check_translation(self)
@@ -218,9 +244,10 @@ def checked_interface(name: str) -> str:
     iptables, and quotes, spaces or an asterisk mean something to nft.
     Raises FirewallError.
     """
-    if INTERFACE.fullmatch(name) and len(name) <= IFNAMSIZ and not name.endswith("+"):
+    if INTERFACE.fullmatch(name):
         return name
-    raise FirewallError(f"{name!r} cannot be the interface of a firewall rule", "rename it")
+    fact = f"{shown(name)} cannot be the interface of a firewall rule"
+    raise FirewallError(fact, f"rename it to {INTERFACE_EXPECTED}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +265,12 @@ class Policy:
     A family without subnets and without an address has no rules.  One without an
     address that is not ``public`` stays inside.
     ``by_dhcp``: a DHCP client of the namespace's own keeps ``address``.
+
+    ``segments`` are the subnets that the namespace has on-link on ``upstream``.
+    ``transit`` are the gateway's addresses on a transit bridge, with its subnets: the
+    only station there that may ask for published ports.
+    ``link_local``: link-local destinations outside are forwarded.  ``max_flows`` is
+    about the number of flows tracked at one time.
     """
 
     inner: str
@@ -250,6 +283,10 @@ class Policy:
     address6: IPv6Address | None = None
     public: tuple[IPv6Network, ...] = ()
     by_dhcp: bool = False
+    segments: tuple[IPNetwork, ...] = ()
+    transit: tuple[Interface, ...] = ()
+    link_local: bool = False
+    max_flows: int = DEFAULT_MAX_FLOWS
 
     def __post_init__(self) -> None:
         # An empty match would not be "nobody", but "everybody".
@@ -320,6 +357,12 @@ class Half:
     def only(self) -> Family | None:
         """What limits a rule without addresses, where that says anything."""
         return self.family if self.both else None
+
+    @property
+    def on_link(self) -> tuple[IPNetwork, ...]:
+        """All whose addresses the namespace itself asks for by ARP or Neighbour Discovery."""
+        segments = self.policy.segments
+        return (*self.subnets, *(each for each in segments if each.version == self.family))
 
     @property
     def outside(self) -> tuple[IPNetwork, ...]:
@@ -480,6 +523,7 @@ def _arrival(half: Half) -> Iterator[Rule]:
         # In IPv4, the kernel itself takes nobody else's packets for its own.
         forged = (*half.gateways, *half.own)
         yield Rule(chain="raw", iif=half.policy.inner, sources=forged, action="drop")
+    yield from _siblings(half)
     if half.outside:
         yield Rule(chain="raw", iif=upstream, destinations=half.outside, action="accept")
     if half.outside and half.family == 6:
@@ -499,6 +543,38 @@ def _arrival(half: Half) -> Iterator[Rule]:
         action="drop",
         comment="not addressed to an upstream address",
     )
+
+
+def _siblings(half: Half) -> Iterator[Rule]:
+    """On a transit bridge, only the gateway asks for the upstream addresses.
+
+    Listen addresses and sources of forwards were looked at there.  The gateway
+    masquerades what it leads from one namespace to another.
+    """
+    policy = half.policy
+    for gateway in policy.transit:
+        if gateway.version != half.family or not half.own:
+            continue
+        yield Rule(
+            chain="raw",
+            iif=policy.upstream,
+            sources=single(gateway.ip),
+            destinations=half.outside,
+            action="accept",
+        )
+        siblings: tuple[tuple[str, tuple[IPNetwork, ...]], ...] = (
+            (policy.upstream, (gateway.network,)),
+            (policy.inner, ()),
+        )
+        for link, sources in siblings:
+            yield Rule(
+                chain="raw",
+                iif=link,
+                sources=sources,
+                destinations=half.own,
+                action="drop",
+                comment="not by the gateway",
+            )
 
 
 def _refused_lease(half: Half, chain: Chain) -> Iterator[Rule]:
@@ -586,25 +662,77 @@ def _forward(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
     Only forged sources and what conntrack calls invalid come that far.  An answer
     to the first would hit a stranger, one to the second a connection that is well.
     """
-    # Between two subnets of one bridge, as libvirt allows.  Ahead of the states:
-    # replies may take another way, and conntrack calls what it sees of
-    # such a flow invalid.
-    for half in halves:
-        if half.subnets:
-            yield Rule(
-                chain="forward",
-                iif=policy.inner,
-                oif=policy.inner,
-                sources=half.subnets,
-                destinations=half.subnets,
-                action="accept",
-                comment="between private subnets",
-            )
     yield Rule(chain="forward", states=("established", "related"), action="accept")
+    yield _counted(policy, "forward")
+    for half in halves:
+        yield from _senders(half, "forward")
+        yield from _link_local(policy, half)
+    yield from _translated_in(policy, halves)
+    for half in halves:
+        yield from _across(policy, half)
     for half in halves:
         if half.outgoing:
             yield from _let_out(policy, half)
     yield from _let_in(policy, halves)
+
+
+def _counted(policy: Policy, chain: Chain) -> Rule:
+    return Rule(chain=chain, states=("new",), flows=policy.max_flows, action="drop")
+
+
+def _link_local(policy: Policy, half: Half) -> Iterator[Rule]:
+    """Refuse link-local destinations: a cloud's metadata speak of the host, not of a guest.
+
+    Refused at once: a guest that looks for metadata while it boots would wait otherwise.
+    """
+    if half.outgoing and not policy.link_local:
+        yield Rule(
+            chain="forward",
+            iif=policy.inner,
+            oif=policy.upstream,
+            sources=half.outgoing,
+            destinations=(LINK_LOCAL4,) if half.family == 4 else METADATA6,
+            action="reject",
+            comment="link-local",
+        )
+
+
+def _senders(half: Half, chain: Chain) -> Iterator[Rule]:
+    """Limit made-up senders: the namespace would ask for each to send it a reply."""
+    link = (LINK_LOCAL,) if half.family == 6 and chain == "input" else ()
+    if half.on_link:
+        yield Rule(chain=chain, sources=(*half.on_link, *link), fresh="source", action="drop")
+
+
+def _across(policy: Policy, half: Half) -> Iterator[Rule]:
+    """Between two subnets of one bridge, as libvirt allows; and where neighbours are asked for.
+
+    Without a state: replies may take another way, and conntrack calls invalid what it
+    sees of such a flow.
+    """
+    several = len(half.subnets) > 1
+    for subnet in half.subnets if several else ():
+        yield Rule(
+            chain="forward",
+            iif=policy.inner,
+            oif=policy.inner,
+            sources=(subnet,),
+            destinations=(subnet,),
+            action="drop",
+            comment="within one subnet",
+        )
+    if half.on_link:
+        yield Rule(chain="forward", destinations=half.on_link, fresh="destination", action="drop")
+    if several:
+        yield Rule(
+            chain="forward",
+            iif=policy.inner,
+            oif=policy.inner,
+            sources=half.subnets,
+            destinations=half.subnets,
+            action="accept",
+            comment="between private subnets",
+        )
 
 
 def _let_out(policy: Policy, half: Half) -> Iterator[Rule]:
@@ -632,18 +760,36 @@ def _let_out(policy: Policy, half: Half) -> Iterator[Rule]:
     )
 
 
+def _translated_in(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
+    """What is published, for clients outside and for guests (hairpins)."""
+    families = {each.address.version for each in _translated(policy)}
+    families |= {each.address.version for each in policy.statics}
+    if not families:
+        return
+    yield Rule(
+        chain="forward",
+        iif=policy.upstream,
+        oif=policy.inner,
+        translated=True,
+        states=("new",),
+        action="accept",
+        comment="published",
+    )
+    for half in halves:
+        if half.family in families and half.subnets:
+            yield Rule(
+                chain="forward",
+                iif=policy.inner,
+                oif=policy.inner,
+                sources=half.subnets,
+                translated=True,
+                states=("new",),
+                action="accept",
+                comment="hairpin",
+            )
+
+
 def _let_in(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
-    # Hairpins pass as what they then are: packets between private subnets.
-    if policy.statics or any(True for _ in _translated(policy)):
-        yield Rule(
-            chain="forward",
-            iif=policy.upstream,
-            oif=policy.inner,
-            translated=True,
-            states=("new",),
-            action="accept",
-            comment="published",
-        )
     opened = [each for each in policy.forwards if _lets_in(policy, each)]
     for forward in sorted(opened, key=by_port):
         yield _opened(policy, forward)
@@ -684,6 +830,10 @@ def _input(halves: tuple[Half, ...]) -> Iterator[Rule]:
     yield Rule(chain="input", states=("established", "related"), action="accept")
     for half in halves:
         yield from _neighbours_in(half) if half.family == 6 else ()
+        yield from _senders(half, "input")
+    if halves:
+        yield _counted(halves[0].policy, "input")
+    for half in halves:
         yield from _inside(half) if half.subnets else ()
         yield from _ping(half, half.policy.upstream, _pinged(half))
         yield from _refused_lease(half, "input")
@@ -695,6 +845,14 @@ def _neighbours_in(half: Half) -> Iterator[Rule]:
         inner: (*NEIGHBOURS, "nd-router-solicit"),
         upstream: (*NEIGHBOURS, "nd-router-advert"),
     }
+    # Each makes an entry of its sender before anything answers.
+    yield Rule(
+        chain="input",
+        protocol="icmpv6",
+        icmp=("nd-neighbor-solicit",),
+        fresh="source",
+        action="drop",
+    )
     for link in (inner, upstream) if half.outside else (inner,):
         yield Rule(
             chain="input",

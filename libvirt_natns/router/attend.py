@@ -11,7 +11,8 @@ import sys
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config
-from libvirt_natns.router import timer
+from libvirt_natns.router import journal, recover, timer
+from libvirt_natns.router.journal import Record
 from libvirt_natns.router.machine import Machine
 
 
@@ -23,11 +24,36 @@ def main(arguments: list[str]) -> int:
         machine = Machine(Config(), kernel)
         try:
             if verb == "expire":
-                deadline = float(rest[0])
-                timer.wait(name, deadline, lambda: machine.expire(name, deadline))
+                waiting = _Waiting(machine, name, float(rest[0]))
+                timer.wait(float(rest[0]), waiting.is_pending, waiting.take_back)
             else:
                 machine.follow_lease(name)
         except NatnsError as error:
             print(f"virt-natns: {error}", file=sys.stderr)
             return 1
     return 0
+
+
+class _Waiting:
+    """A router that waits for its deadline.
+
+    Its record is remembered, should the journal be lost or damaged meanwhile.
+    """
+
+    def __init__(self, machine: Machine, name: str, deadline: float) -> None:
+        self._machine, self._name, self._deadline = machine, name, deadline
+        self._remembered: Record | None = None
+
+    def is_pending(self) -> bool:
+        """True if the router has not been confirmed.  Raises StoreError where that is unknown."""
+        record = journal.load(self._name)
+        if record is None:
+            # One that is missing while the NIC is away was lost.
+            return recover.is_lost(self._name)
+        if record.deadline == self._deadline:
+            self._remembered = record
+            return True
+        return False
+
+    def take_back(self) -> None:
+        self._machine.expire(self._name, self._deadline, self._remembered)

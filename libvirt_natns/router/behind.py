@@ -8,10 +8,10 @@ routed by it, untranslated.
 
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from libvirt_natns import names
+from libvirt_natns import names, netns
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import objects
+from libvirt_natns.router import nic, objects
 from libvirt_natns.router.journal import Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.side import Side
@@ -79,3 +79,13 @@ def gateways(target: Target, before: Capture) -> Side | None:
     }
     routes = tuple((f"{each}/128", None) for each in sorted(found))
     return Side(target.namespace, target.nic, (), routes, ()) if routes else None
+
+
+def attached(target: Target) -> list[str]:
+    """The links of networks on the transit bridge.  Raises KernelError."""
+    if not netns.exists(target.namespace):
+        return []
+    with nic.session(target.namespace) as opened:
+        bridge = nic.find(opened, names.ROUTER_TRANSIT)
+        listed = nic.links(opened) if bridge else ()
+        return [e.name for e in listed if bridge and e.number(nic.IFLA_MASTER) == bridge.index]

@@ -7,23 +7,18 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from libvirt_natns import names
-from libvirt_natns.errors import NatnsError, RouterError
+from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import journal, machine, nic
+from libvirt_natns.router import boot, journal, machine, nic
 from libvirt_natns.router.journal import Record, Target
 from libvirt_natns.router.machine import Machine
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")
 LONGEST = 3600.0
-DRIVER_LIMIT = 30.0
-"""Seconds after which a NIC that is not there yet is not expected any more."""
-
-POLL = 0.1
 ENDINGS = (signal.SIGHUP, signal.SIGTERM)
 
 Machines = Callable[[], AbstractContextManager[Machine]]
@@ -68,6 +63,9 @@ class Bound:
 
     def __call__(self, options: argparse.Namespace) -> int:
         with self.machines() as opened:
+            if self.run is not _up or options.boot:
+                for fault in opened.faults:
+                    _warn(str(fault))
             return self.run(opened, options)
 
 
@@ -101,30 +99,37 @@ def _say(line: str) -> None:
         sys.stdout.flush()
 
 
+def _warn(line: str) -> None:
+    with suppress(OSError):
+        print(f"virt-natns: {line}", file=sys.stderr)
+
+
 def _name(opened: Machine, options: argparse.Namespace) -> str:
     """The router that is meant, also one that is recorded and not configured any more."""
-    if options.name is not None and journal.load(options.name) is not None:
+    known = journal.known_names()
+    if options.name is not None and names.slug(options.name) in known:
         return str(options.name)
-    return opened.upstream(options.name).name
+    try:
+        return opened.upstream(options.name).name
+    except RouterError:
+        if options.name is None and len(known) == 1:
+            return known[0]
+        raise
 
 
 # -- commands ----------------------------------------------------------------
 
 
 def _up(opened: Machine, options: argparse.Namespace) -> int:
-    name = opened.upstream(options.name).name
-    if options.boot and not machine.is_confirmed(name):
-        _say(f"router {name} was never confirmed: virt-natns router up {name}")
-        return 0
     if options.boot:
-        _await(opened.upstream(name).nic or "", name)
+        return _boot(opened, options)
+    for fault in opened.faults:
+        raise fault
+    name = opened.upstream(options.name).name
     with undisturbed():
-        done = opened.up(name, options.confirm_within, boot=options.boot)
+        done = opened.up(name, options.confirm_within)
         done += opened.reattach(name)
-    for line in done or [f"router {name} is up already"]:
-        _say(line)
-    for line in opened.unapplied(name):
-        print(f"virt-natns: router {name}: {line}", file=sys.stderr)
+    _tell(opened, name, done)
     record = journal.load(name)
     if record is not None and record.deadline is not None:
         _say(
@@ -134,11 +139,30 @@ def _up(opened: Machine, options: argparse.Namespace) -> int:
     return 0
 
 
-def _await(link: str, name: str) -> None:
-    """Give a NIC's driver time, at a boot; what is missing then is refused as always."""
-    deadline = nic.clock() + DRIVER_LIMIT
-    while nic.clock() < deadline and journal.load(name) is None and not nic.exists(None, link):
-        time.sleep(POLL)
+def _boot(opened: Machine, options: argparse.Namespace) -> int:
+    name = _name(opened, options)
+    with undisturbed():
+        for line in opened.expire_overdue():
+            _say(line)
+        if not machine.is_confirmed(name):
+            with suppress(StoreError):
+                opened.forget_earlier(name)
+            _say(f"router {name} was never confirmed: virt-natns router up {name}")
+            return 0
+        done = boot.up(opened, name, _warn)
+        try:
+            done += opened.reattach(name)
+        except StoreError as error:
+            _warn(str(error))
+    _tell(opened, name, done)
+    return 0
+
+
+def _tell(opened: Machine, name: str, done: list[str]) -> None:
+    for line in done or [f"router {name} is up already"]:
+        _say(line)
+    for line in opened.unapplied(name):
+        _warn(f"router {name}: {line}")
 
 
 def _confirm(opened: Machine, options: argparse.Namespace) -> int:
@@ -162,6 +186,7 @@ def _status(opened: Machine, options: argparse.Namespace) -> int:
     if options.name is None:
         configured = [n for n, u in opened.config.upstreams.items() if u.kind == "router"]
         recorded = [record.target.name for record in journal.load_all()]
+        recorded += journal.damaged()
         named = sorted({*configured, *recorded})
         if not named:
             raise RouterError(
@@ -214,7 +239,7 @@ def _details(opened: Machine, record: Record) -> dict[str, object]:
         "transit": target.transit,
         "transit6": target.transit6 or None,
         "subnet6": target.subnet6 or None,
-        "networks": opened.users(target.name),
+        "networks": opened.users_of(record),
         "dropped": dropped(target.namespace, target.nic),
     }
 

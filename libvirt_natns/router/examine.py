@@ -17,8 +17,6 @@ from libvirt_natns.router.journal import Kept, Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.resolver import Resolver
 
-RESERVED = ("lo", names.ROUTER_HOST_LINK, names.ROUTER_TRANSIT)
-
 
 def upstream(config: Config, name: str | None) -> Upstream:
     """The upstream of kind "router" of that name, or the only one.  Raises RouterError."""
@@ -130,7 +128,7 @@ def _refuse(wanted: Upstream, fact: str, remedy: str = "") -> RouterError:
 
 def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
     name = wanted.nic or ""
-    if name in RESERVED:
+    if name in nic.RESERVED:
         raise _refuse(wanted, f"a NIC cannot be called {name}", "rename it (ip link set NIC name)")
     found = nic.obstacle(name)
     if found:

@@ -10,18 +10,21 @@ that the host's own client is to go on with.
 
 import os
 import shutil
-import signal
+import syslog
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from libvirt_natns import dhcp_client, names, processes
+from libvirt_natns import dhcp_client, lease_check, names, processes
 from libvirt_natns.dhcp_client import Client, Lease
 from libvirt_natns.records import replace
 from libvirt_natns.router import command, nic, objects, side, wire
 from libvirt_natns.router.journal import Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.side import Side
+
+END_LIMIT = 2.0
+"""Seconds for a client that was killed to end."""
 
 ETHERNET = "01"
 """The type of hardware in front of a client-id made of a MAC: what most clients send."""
@@ -51,6 +54,11 @@ def current(target: Target) -> Lease | None:
     return dhcp_client.lease(_directory(target)) if target.leased else None
 
 
+def _private(target: Target) -> tuple[IPv4Network, ...]:
+    """What only the router's own sides have."""
+    return IPv4Network(target.host_subnet), IPv4Network(target.transit)
+
+
 def ensure(target: Target, before: Capture) -> None:
     """Have the client run, and put its lease in force, if there is one.  Raises DhcpError."""
     if not target.leased:
@@ -66,9 +74,12 @@ def end(target: Target) -> None:
     pid = processes.read_pid(directory / "pid")
     # Also where its namespace has lost the name, which it alone keeps from ending then.
     # It names its own pid file, and no other process does.
-    if pid is not None and str(directory / "pid") in processes.command(pid):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    descriptor = processes.opened(pid, str(directory / "pid")) if pid is not None else None
+    if descriptor is not None:
+        try:
+            processes.end(descriptor, END_LIMIT, processes.AT_ONCE)
+        finally:
+            os.close(descriptor)
     shutil.rmtree(directory, ignore_errors=True)
     for each in (directory.parent, names.RUN_DIRECTORY):
         with suppress(OSError):
@@ -81,7 +92,25 @@ def differences(target: Target, before: Capture) -> list[str]:
         return []
     held = current(target)
     found = dhcp_client.differences(_client(target, before.mac))
-    return found + (side.differences(_side(target, held)) if held else [])
+    used = _used(target, held)
+    return found + (side.differences(_side(target, used)) if used else [])
+
+
+def _used(target: Target, held: Lease | None) -> Lease | None:
+    """A lease without what must not be used; None where all of it is refused."""
+    if held is None or lease_check.refused(held, _private(target)):
+        return None
+    return lease_check.bounded(held, _private(target)).lease
+
+
+def left_out(target: Target) -> list[str]:
+    """Return in words what of the client's lease is not used."""
+    held = current(target)
+    if held is None:
+        return []
+    if why := lease_check.refused(held, _private(target)):
+        return [f"the DHCP lease is not used: {why}"]
+    return list(lease_check.said(lease_check.bounded(held, _private(target)).cuts))
 
 
 def _side(target: Target, held: Lease) -> Side:
@@ -101,6 +130,11 @@ def apply(target: Target, before: Capture) -> None:
     mark = _directory(target) / "applied"
     if held is None and not mark.exists():
         # The client has just started, and what the NIC had holds on.
+        return
+    for line in left_out(target):
+        syslog.syslog(syslog.LOG_WARNING, f"libvirt-natns: router {target.name}: {line}")
+    if held is not None and (held := _used(target, held)) is None:
+        # What is in force stays: the server's next word may make sense again.
         return
     # First: with the oldest address of a subnet the kernel removes all others.
     static = [e for e in before.addresses if e.family == objects.AF_INET and not e.leased]

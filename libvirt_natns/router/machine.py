@@ -11,13 +11,14 @@ from contextlib import suppress
 from typing import Literal
 
 from libvirt_natns import names
-from libvirt_natns.errors import NatnsError, RouterError
+from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.router import examine, journal, lease, nic, resolver, timer
+from libvirt_natns.router import behind, examine, journal, lease, nic, recover, resolver, timer
 from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Record, Target
+from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.steps import STEPS, Work
 from libvirt_natns.store import boot_id
 
@@ -39,7 +40,8 @@ class Machine:
 
     ``needs`` is what the networks on a router need of it, ``users`` who they are, by
     the router's name; ``reattach`` hangs them on it again, where it is a new one.
-    ``before`` is called ahead of each step, for tests.
+    ``before`` is called ahead of each step, for tests.  ``faults`` are why the configuration
+    or the database cannot be read: a new router needs both, and nothing else does.
     """
 
     config: Config
@@ -47,6 +49,7 @@ class Machine:
     needs: NeedsOf = _no_needs
     users: Callable[[str], list[str]] = lambda _: []
     reattach: Callable[[str], list[str]] = lambda _: []
+    faults: tuple[NatnsError, ...] = ()
     before: Before | None = None
 
     def upstream(self, name: str | None) -> Upstream:
@@ -60,28 +63,42 @@ class Machine:
         name: str,
         within: float | None = None,
         *,
-        boot: bool = False,
         configured: bool = True,
     ) -> list[str]:
         """Make a router, or repair the one there is; returns what was done, in words.
 
         One that is up gets changed ``host_ports`` where it is to be as ``configured``.
         Unless it is confirmed ``within`` so many seconds, it is taken back; so a new one
-        is at once where any step fails.  At a ``boot`` it is made as it was confirmed,
-        and the NIC's configuration may not be complete yet.  Raises a NatnsError.
+        is at once where any step fails.  Raises a NatnsError.
         """
+        for fault in self.faults:
+            raise fault
         upstream = self.upstream(name)
         with journal.lock(), self.kernel.work():
             done: list[str] = []
             record = self._settled(name, done)
             if record is None:
-                return [*done, *self._make(upstream, within, boot)]
+                kept = journal.kept(name)
+                return [*done, *self._make(upstream, kept.before if kept else None, within)]
             done += self._repair(record)
-            return done if boot or not configured else done + self._apply(record, within)
+            return done if not configured else done + self._apply(record, within)
+
+    def boot(self, upstream: Upstream, had: Capture) -> list[str]:
+        """Make a router as it was confirmed, or repair the one there is.
+
+        The NIC's configuration may not be complete yet: it ``had`` these settings when
+        the router was confirmed.  Raises a NatnsError.
+        """
+        with journal.lock(), self.kernel.work():
+            done: list[str] = []
+            record = self._settled(upstream.name, done)
+            if record is not None:
+                return done + self._repair(record)
+            return [*done, *self._make(upstream, had, boot=True)]
 
     def _settled(self, name: str, done: list[str]) -> Record | None:
         """The record of a router that is up; any other is taken back first."""
-        record = journal.load(name)
+        record = recover.load(name, done.append)
         if record is None:
             return None
         if not record.this_boot:
@@ -97,21 +114,15 @@ class Machine:
     def _unsettled(record: Record) -> str:
         return "never confirmed" if record.is_whole else f"interrupted {record.state}"
 
-    def _make(self, upstream: Upstream, within: float | None, boot: bool) -> list[str]:
-        kept = journal.kept(upstream.name)
-        if boot and kept is not None:
-            upstream = examine.confirmed(upstream, kept)
-        had = kept.before if kept is not None else None
-        try:
-            target, before, resolv = examine.target(
-                self.config, self.kernel, upstream, had, boot=boot
-            )
-        except NatnsError:
-            if boot and had is not None and had.name == upstream.nic:
-                # Whatever becomes of that, the refusal is what must be told.
-                with suppress(NatnsError, OSError):
-                    nic.configure_bare(had)
-            raise
+    def _make(
+        self,
+        upstream: Upstream,
+        had: Capture | None,
+        within: float | None = None,
+        *,
+        boot: bool = False,
+    ) -> list[str]:
+        target, before, resolv = examine.target(self.config, self.kernel, upstream, had, boot=boot)
         deadline = None if within is None else nic.clock() + within
         record = Record(target, before, resolv, "going up", boot_id(), deadline=deadline)
         journal.save(record)
@@ -183,7 +194,7 @@ class Machine:
     def confirm(self, name: str) -> bool:
         """Let a router stay; returns whether it was waiting for that.  Raises RouterError."""
         with journal.lock():
-            record = journal.load(name)
+            record = recover.load(name)
             if record is None or not record.is_whole:
                 raise RouterError(f"router {name} is not up", f"virt-natns router up {name}")
             if record.deadline is None:
@@ -191,12 +202,32 @@ class Machine:
             journal.keep(journal.advance(record, deadline=None))
             return True
 
-    def expire(self, name: str, deadline: float) -> None:
-        """Take a router back whose deadline, this one, has passed."""
+    def expire(self, name: str, deadline: float, remembered: Record | None = None) -> None:
+        """Take a router back whose deadline, this one, has passed.
+
+        ``remembered`` is its record as its timer knows it, for a journal that has been
+        lost or damaged meanwhile.  Raises a NatnsError or OSError.
+        """
         with journal.lock(), self.kernel.work():
-            record = journal.load(name)
-            if record is not None and record.deadline == deadline and record.this_boot:
+            record = recover.overdue(name, deadline, remembered)
+            if record is not None:
                 self._take_back(record)
+
+    def forget_earlier(self, name: str) -> None:
+        """Forget a router of an earlier boot, but for its resolv.conf, which goes back."""
+        with journal.lock():
+            record = journal.load(name)
+            if record is not None and not record.this_boot:
+                self._forget(record)
+
+    def expire_overdue(self) -> list[str]:
+        """Take all routers back that were not confirmed in time; returns what was done."""
+        done = []
+        for record in journal.load_all():
+            if record.is_overdue and record.this_boot and record.deadline is not None:
+                self.expire(record.target.name, record.deadline)
+                done.append(f"took back router {record.target.name}, which was never confirmed")
+        return done
 
     def follow_lease(self, name: str) -> None:
         """Put a changed DHCP lease of a router in force."""
@@ -214,10 +245,10 @@ class Machine:
         use it, unless ``force``.
         """
         with journal.lock(), self.kernel.work():
-            record = journal.load(name)
+            record = recover.load(name)
             if record is None:
                 return []
-            users = [] if force else self.users(name)
+            users = [] if force else self.users_of(record)
             if users and record.is_whole:
                 raise RouterError(
                     f"router {name} serves {', '.join(users)}",
@@ -227,6 +258,14 @@ class Machine:
                 self._forget(record)
                 return []
             return self._take_back(record)
+
+    def users_of(self, record: Record) -> list[str]:
+        """The networks that use a router; without the database, by their links."""
+        try:
+            return self.users(record.target.name)
+        except StoreError as error:
+            links = behind.attached(record.target)
+            return [f"{len(links)} networks ({error.fact})"] if links else []
 
     def _take_back(self, record: Record) -> list[str]:
         """Undo all steps; everything is tried before the first error is raised."""
@@ -272,11 +311,12 @@ class Machine:
 
     def all_differences(self) -> list[str]:
         """What differs of all routers that are up."""
-        return [
+        found = [
             f"router {record.target.name}: {what}"
             for record in journal.load_all()
-            for what in self.differences(record.target.name)
+            for what in (*self.differences(record.target.name), *lease.left_out(record.target))
         ]
+        return found + [f"router {name}: {error}" for name, error in journal.damaged().items()]
 
     def differences(self, name: str) -> list[str]:
         """What of a router that is up is not as it should be, in words."""
@@ -306,14 +346,23 @@ class Machine:
 
     def health(self, name: str) -> tuple[Health, Record | None, list[str]]:
         """How a router is, what is recorded of it, and what differs."""
-        record = journal.load(name)
+        try:
+            record = journal.load(name)
+        except StoreError as error:
+            return "damaged", None, [str(error)]
+        if record is None and recover.is_lost(name):
+            return "damaged", None, [f"the journal of router {name} is missing"]
         if record is None or not record.this_boot:
             return "down", None, []
         if not record.is_whole:
             return "half-done", record, []
         if record.is_overdue:
             return "overdue", record, []
-        found = self.differences(name)
+        try:
+            found = self.differences(name)
+        except StoreError as error:
+            # What its networks need stands in the database.
+            found = [str(error)]
         if found:
             return "damaged", record, found
         return ("up" if record.deadline is None else "unconfirmed"), record, []
@@ -321,4 +370,5 @@ class Machine:
 
 def is_confirmed(name: str) -> bool:
     """Whether a router was confirmed once, so that a boot may bring it up."""
-    return names.router_file(name, "kept").exists()
+    files = (names.router_file(name, kind) for kind in ("kept", "restore"))
+    return any(file.exists() for file in files) or recover.kept(name) is not None

@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from libvirt_natns import netns
+from libvirt_natns import names, netns
 from libvirt_natns.errors import KernelError
-from libvirt_natns.records import asdict, dataclass, replace
+from libvirt_natns.records import asdict, dataclass, fields, replace
 from libvirt_natns.router import objects, wire
 from libvirt_natns.router.objects import Address, Neighbour, Route, Rule
 from libvirt_natns.router.wire import Wire
@@ -31,7 +31,7 @@ from libvirt_natns.rtnetlink import InterruptedDumpError
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_NET_NS_FD = 13, 18, 20, 27, 28
 IFLA_EXT_MASK, IFLA_LINK_NETNSID, IFLA_XDP, IFLA_NEW_IFINDEX = 29, 37, 43, 49
-IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
+IFLA_PROP_LIST, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS = 52, 53, 54
 IFLA_INFO_KIND = 1
 IFLA_XDP_ATTACHED = 2
 SKIP_STATISTICS = 8
@@ -46,6 +46,9 @@ SETTINGS = ("ipv6/conf", "ipv4/conf", "ipv4/neigh", "ipv6/neigh")
 ACCEPT_DAD = "ipv6/conf/accept_dad"
 
 TIED = ("bridge", "bond", "team")
+RESERVED = ("lo", names.ROUTER_HOST_LINK, names.ROUTER_TRANSIT)
+"""Names that a NIC cannot have: links in a router namespace have them."""
+
 TRIES = 100
 DONE_ALREADY = (errno.EEXIST, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL)
 PASSES = 16
@@ -58,7 +61,8 @@ T = TypeVar("T")
 class Capture:
     """A NIC, as it was ``at`` a time (seconds since boot, sleep included).
 
-    ``index`` is its number, by which rules and programs may know it.
+    ``index`` is its number, by which rules and programs may know it; ``permanent`` is
+    the MAC address that the hardware came with, "" where the kernel knows none.
     ``settings`` by their directory and key, without the NIC's name.  ``foreign``
     routes lead over other links and go with the NIC's addresses, which
     packets bear that leave by them; ``links`` are these, by number and name.
@@ -81,6 +85,7 @@ class Capture:
     rules: tuple[Rule, ...] = ()
     at: float = 0.0
     links: tuple[tuple[int, str], ...] = ()
+    permanent: str = ""
 
     @property
     def ipv4(self) -> tuple[Address, ...]:
@@ -104,19 +109,28 @@ def as_object(capture: Capture) -> dict[str, Any]:
 
 
 def from_object(data: dict[str, Any]) -> Capture:
-    """A capture as ``as_object`` made it.  Raises TypeError or KeyError for anything else."""
-    makers: dict[str, Callable[..., object]] = {
+    """A capture as ``as_object`` made it, of another version too: fields that are unknown
+    here are left out.  Raises TypeError, KeyError, AttributeError or ValueError for anything else.
+    """
+    makers: dict[str, Callable[..., Any]] = {
         "addresses": Address, "routes": Route, "foreign": Route,
         "neighbours": Neighbour, "rules": Rule,
     }  # fmt: skip
-    made: dict[str, Any] = dict(data)
+    made = known_fields(Capture, data)
     for key, make in makers.items():
-        made[key] = tuple(make(**each) for each in data[key])
+        made[key] = tuple(make(**known_fields(make, each)) for each in data[key])
+        for each in made[key]:
+            bytes.fromhex(each.body)
     made["altnames"] = tuple(data["altnames"])
     # Captures of earlier versions have none.
     made["links"] = tuple((index, name) for index, name in data.get("links", ()))
     made["settings"] = tuple((key, text) for key, text in data["settings"])
     return Capture(**made)
+
+
+def known_fields(kind: object, data: dict[str, Any]) -> dict[str, Any]:
+    """What of an object of JSON is a field of that record."""
+    return {key: data[key] for key in fields(kind) if key in data}
 
 
 def clock() -> float:
@@ -144,8 +158,17 @@ class Link:
         return wire.number(self.attributes, kind)
 
     @property
+    def name(self) -> str:
+        return self.text(IFLA_IFNAME)
+
+    @property
     def mac(self) -> str:
         return (wire.value(self.attributes, IFLA_ADDRESS) or b"").hex(":")
+
+    @property
+    def permanent(self) -> str:
+        """The MAC address that the hardware came with; "" where the kernel knows none."""
+        return (wire.value(self.attributes, IFLA_PERM_ADDRESS) or b"").hex(":")
 
     @property
     def kind(self) -> str:
@@ -232,6 +255,7 @@ def _capture(opened: Wire, namespace: str | None, name: str) -> Capture:
         name=name,
         index=link.index,
         mac=link.mac,
+        permanent=link.permanent,
         mtu=link.number(IFLA_MTU) or 0,
         flags=link.flags & FLAGS,
         queue=link.number(IFLA_TXQLEN) or 0,
@@ -279,12 +303,13 @@ def _foreign(opened: Wire, link: int, addresses: set[str]) -> Iterator[Route]:
 
 def _links_of(opened: Wire, foreign: tuple[Route, ...]) -> Iterator[tuple[int, str]]:
     wanted = {index for each in foreign for index in each.links}
-    for each in _links(opened) if wanted else ():
+    for each in links(opened) if wanted else ():
         if each.index in wanted:
             yield each.index, each.text(IFLA_IFNAME)
 
 
-def _links(opened: Wire) -> Iterator[Link]:
+def links(opened: Wire) -> Iterator[Link]:
+    """All links of the session's namespace."""
     for body in _listed(opened, wire.RTM_GETLINK, bytes(16) + _skip_statistics()):
         yield _link(body)
 
@@ -358,7 +383,7 @@ def obstacle(name: str) -> tuple[str, str] | None:
 
 def _upper(opened: Wire, link: Link) -> str:
     """A link that is made on top of another one, such as a VLAN."""
-    for other in _links(opened):
+    for other in links(opened):
         below = other.number(IFLA_LINK) == link.index and other.index != link.index
         if (
             below
@@ -539,7 +564,7 @@ def _possible(opened: Wire, wanted: Capture) -> list[Route]:
     names = dict(wanted.links)
     there = {
         each.index
-        for each in _links(opened)
+        for each in links(opened)
         if each.flags & IFF_UP and names.get(each.index, "") in ("", each.text(IFLA_IFNAME))
     }
     return [each for each in wanted.foreign if each.links <= there]
@@ -602,6 +627,7 @@ def completed(found: Capture, kept: Capture) -> Capture:
         each.ip for each in (*kept.ipv4, *kept.ipv6)
     }:
         return found
+    kept = replace(kept, name=found.name)
     wanted = kept if found.mac == kept.mac else _without_link_local(kept)
     if found.is_bare:
         own = {"index": found.index, "mac": found.mac, "altnames": found.altnames}
@@ -610,21 +636,6 @@ def completed(found: Capture, kept: Capture) -> Capture:
         if _lacks(found, kept, family):
             found = _with_family(found, wanted, family, directory)
     return found
-
-
-def configure_bare(kept: Capture) -> None:
-    """Give a NIC of the host what was kept of it, where it is there, single and has no address.
-
-    At a boot nobody else does, and without it nobody gets in to mend what is wrong.
-    Raises KernelError.
-    """
-    with session(None) as opened:
-        link = find(opened, kept.name)
-    if link is None or link.number(IFLA_MASTER):
-        return
-    found = capture(None, kept.name)
-    if found.is_bare:
-        put(None, completed(found, kept))
 
 
 def _lacks(found: Capture, kept: Capture, family: int) -> bool:

@@ -19,7 +19,7 @@ FOREVER = 0xFFFFFFFF
 SOON = 120
 """Seconds that an address gets which would have expired meanwhile: until somebody renews it."""
 
-IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 6, 8
+IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_CACHEINFO, IFA_FLAGS = 1, 2, 3, 6, 8
 IFA_F_NODAD = 2
 # NODAD, HOMEADDRESS, MANAGETEMPADDR, NOPREFIXROUTE, MCAUTOJOIN: what a request may say.
 ADDRESS_FLAGS = 0x02 | 0x10 | 0x100 | 0x200 | 0x400
@@ -39,6 +39,7 @@ NUD_PERMANENT = 0x80
 NTF_PROXY = 8
 
 FRA_IIFNAME, FRA_PRIORITY, FRA_TABLE, FRA_OIFNAME = 3, 6, 15, 17
+NAMES_OF_LINKS = (FRA_IIFNAME, FRA_OIFNAME)
 FIB_RULE_INVERT = 2
 DEFAULT_PRIORITIES = (0, 32766, 32767)
 
@@ -79,6 +80,17 @@ class Address:
         """The same without an end; one that is not to be used any more stays so."""
         return replace(self, preferred=self.preferred and FOREVER, valid=FOREVER)
 
+    def relabelled(self, old: str, new: str) -> "Address":
+        """The same on a link of another name, which its label (``ens3:1``) starts with."""
+        body = bytes.fromhex(self.body)
+        kept = [
+            (kind, _relabel(data, old.encode(), new.encode()))
+            if kind & wire.NLA_TYPE == IFA_LABEL
+            else (kind, data)
+            for kind, data in wire.attributes(body[8:])
+        ]
+        return replace(self, body=(body[:8] + wire.packed(kept)).hex())
+
     def __str__(self) -> str:
         return f"address {self.ip}/{self.prefix}"
 
@@ -93,6 +105,16 @@ class Address:
             + body[8:]
             + wire.packed([(IFA_CACHEINFO, lifetimes)])
         )
+
+
+LABEL_LENGTH = 15
+
+
+def _relabel(label: bytes, old: bytes, new: bytes) -> bytes:
+    text = label.rstrip(b"\0")
+    if text != old and not text.startswith(old + b":"):
+        return label
+    return (new + text[len(old) :])[:LABEL_LENGTH] + b"\0"
 
 
 def _left(seconds: int, elapsed: float) -> int:
@@ -113,9 +135,12 @@ def address(body: bytes) -> Address:
     return Address((header + wire.packed(kept)).hex(), preferred, valid)
 
 
-def single(ip: str) -> Address:
-    """An IPv6 address without a subnet, that nobody need be asked about, as the kernel lists it."""
-    header = struct.pack("=BBBBI", AF_INET6, 128, 0, 0, 0)
+def single(ip: str, length: int = 128) -> Address:
+    """An IPv6 address, without a subnet by default, that nobody need be asked about.
+
+    As the kernel lists it.
+    """
+    header = struct.pack("=BBBBI", AF_INET6, length, 0, 0, 0)
     said = [
         (IFA_ADDRESS, ip_address(ip).packed),
         (IFA_FLAGS, struct.pack("=I", IFA_F_NODAD)),
@@ -324,6 +349,16 @@ class Rule:
 
     def __str__(self) -> str:
         return f"rule {self.priority} for table {self.table}"
+
+    def renamed(self, old: str, new: str) -> "Rule":
+        """The same about a link that has another name."""
+        body = bytes.fromhex(self.body)
+        before, after = old.encode() + b"\0", new.encode() + b"\0"
+        kept = [
+            (kind, after if kind & wire.NLA_TYPE in NAMES_OF_LINKS and data == before else data)
+            for kind, data in wire.attributes(body[12:])
+        ]
+        return Rule((body[:12] + wire.packed(kept)).hex())
 
     def names(self, link: str) -> bool:
         """Whether it is about a link, given by its name."""

@@ -28,6 +28,7 @@ from libvirt_natns.firewall.iptables import Place
 from libvirt_natns.firewall.nftables import Hook
 from libvirt_natns.firewall.rules import Rule, limited, single
 from libvirt_natns.records import asdict
+from libvirt_natns.router import journal
 from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Target
 
@@ -181,14 +182,15 @@ def differences(target: Target, wanted: tuple[Rule, ...]) -> list[str]:
 def _recorded(target: Target) -> str:
     try:
         return names.router_file(target.name, "rules").read_text()
-    except FileNotFoundError:
+    except (OSError, UnicodeDecodeError):
+        # Then the rules are loaded anew.
         return ""
 
 
 def load(target: Target, wanted: tuple[Rule, ...]) -> None:
     """Put the rules in force, all of them or none.  Raises FirewallError."""
     file = names.router_file(target.name, "rules")
-    file.unlink(missing_ok=True)
+    journal.remove(file)
     if target.backend == nftables.name:
         nftables.run(target.namespace, nftables.render(wanted, LAYOUT))
     else:

@@ -15,7 +15,7 @@ from libvirt_natns.errors import ConflictError, ProxyError
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.router import behind, lease, nic, objects, resolver, rules, side
+from libvirt_natns.router import behind, journal, lease, nic, objects, resolver, rules, side
 from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Record, Target
 from libvirt_natns.router.nic import Capture
@@ -155,7 +155,7 @@ def _end_namespace(work: Work) -> None:
         )
     ndppd.stop_in(target.namespace)
     work.kernel.delete_namespace(target.namespace)
-    names.router_file(target.name, "rules").unlink(missing_ok=True)
+    journal.remove(names.router_file(target.name, "rules"))
 
 
 def _settings_differ(work: Work) -> list[str]:

@@ -10,20 +10,20 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
 
-from libvirt_natns import names
-from libvirt_natns.errors import NatnsError, RouterError
-from libvirt_natns.router import command, journal, nic
+from libvirt_natns import names, processes
+from libvirt_natns.errors import RouterError
+from libvirt_natns.router import command, nic
 
 SYSTEMD = Path("/run/systemd/system")
 POLL = 0.1
 """Seconds between two looks at whether somebody has confirmed."""
 
-AGAIN = 5.0
-"""Seconds until a taking back that failed is tried again."""
-
-TRIES = 12
+PAUSES = (1.0, 2.0, 5.0, 10.0)
+"""Seconds until a taking back that failed is tried again; the last of them for ever."""
 
 
 def arm(name: str, deadline: float) -> None:
@@ -45,10 +45,11 @@ def arm(name: str, deadline: float) -> None:
 
 
 def _as_unit(name: str, waiting: tuple[str, ...]) -> bool:
+    program = processes.program("systemd-run") or "systemd-run"
     unit = f"{names.router_namespace(name)}-{os.getpid()}"
     try:
         done = subprocess.run(
-            ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--", *waiting],
+            [program, "--quiet", "--collect", f"--unit={unit}", "--", *waiting],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -59,20 +60,28 @@ def _as_unit(name: str, waiting: tuple[str, ...]) -> bool:
     return done.returncode == 0
 
 
-def wait(name: str, deadline: float, take_back: Callable[[], object]) -> None:
-    """Take a router back at its deadline, unless it is another one by then, or confirmed."""
+def wait(deadline: float, pending: Callable[[], bool], take_back: Callable[[], object]) -> None:
+    """Take a router back at its deadline, unless it is another one by then, or confirmed.
+
+    ``pending`` tells whether it still waits; what cannot be told counts as waiting.  A
+    ``take_back`` that fails is tried again for as long as the router waits.
+    """
     while nic.clock() < deadline:
         time.sleep(min(POLL, max(0.0, deadline - nic.clock())))
-        if not _pending(name, deadline):
+        if not _waits(pending):
             return
-    for _ in range(TRIES):
-        try:
+    for pause in chain(PAUSES, repeat(PAUSES[-1])):
+        # Whatever fails: nobody else may be left to take the NIC back.
+        with suppress(Exception):
             take_back()
             return
-        except (NatnsError, OSError):
-            time.sleep(AGAIN)
+        time.sleep(pause)
+        if not _waits(pending):
+            return
 
 
-def _pending(name: str, deadline: float) -> bool:
-    record = journal.load(name)
-    return record is not None and record.deadline == deadline
+def _waits(pending: Callable[[], bool]) -> bool:
+    try:
+        return pending()
+    except Exception:  # an unreadable journal tells nothing, and least of all that all is well
+        return True

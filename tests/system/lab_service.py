@@ -18,7 +18,7 @@ LOG = Path("/run/tmp/service.log")
 CONNECTED = "03"
 """A socket's state, in /proc/net/unix."""
 
-GREETING = b"libvirt-natns 1\n"
+GREETING = b"libvirt-natns 1 3\n"
 
 
 def services_log() -> str:
@@ -30,11 +30,12 @@ class Service:
     """``virt-natns serve`` from the checkout; use it in a ``with``.
 
     ``prefix`` is a command that runs the one after it in its own place, as
-    setpriv(1) does.
+    setpriv(1) does; ``log`` is the file that its standard error goes to.
     """
 
-    def __init__(self, *prefix: str) -> None:
+    def __init__(self, *prefix: str, log: Path = LOG) -> None:
         self._prefix = prefix
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._begin = len(services_log())
 
@@ -64,7 +65,7 @@ class Service:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        with LOG.open("ab") as written:
+        with self._log.open("ab") as written:
             self._process = subprocess.Popen(
                 [*self._prefix, PYTHON, "-m", "libvirt_natns", "serve"],
                 cwd=CHECKOUT,

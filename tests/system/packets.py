@@ -419,6 +419,22 @@ def silent(client: str | None, *targets: Target) -> list[Target]:
         return [questions[question] for question in {*answered[0], *answered[1]}]
 
 
+def datagram_refused(client: str, target: str, port: int, address: str) -> bool:
+    """True if the target refuses ``client``.
+
+    The kernel limits the rate of ICMP errors, so a question without an answer is asked again.
+    """
+    for _ in range(3):
+        try:
+            asked(client, target, port, DATAGRAM, address)
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            continue
+        return False
+    return False
+
+
 def closed(client: str | None, target: str, port: int, kind: int) -> bool:
     """Whether it is refused at once."""
     start = time.monotonic()

@@ -188,11 +188,13 @@ CAUSES = {
         lambda p: configured(p, p.config().replace("192.168.0.0/24", "192.168.0.0/240")),
         "/etc/libvirt-natns/config.toml: upstreams.provider.subnet: is '192.168.0.0/240'",
         "expected an IPv4 subnet such as 192.168.0.0/24",
+        # Without it, a network that was never handled starts without a router.
+        nat(""),
     ),
     "corrupt state": Cause(
         lambda p: corrupt_database(),
-        f"cannot open the state database {STATE}",
-        "file is not a database; repair or move it away",
+        rf"state database {STATE}: is damaged \(file is not a database\)",
+        "run virt-natns sync, which keeps the damaged file and rebuilds the database",
     ),
     "unwritable state": Cause(
         lambda p: read_only_database(),

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -116,6 +116,8 @@ POLICY = Policy(
     subnets=(IPv4Network("10.0.0.0/24"),),
     gateways=(IPv4Address(GATEWAY),),
     address=IPv4Address(NAT_T),
+    segments=(IPv4Network("192.168.150.0/24"),),
+    transit=(IPv4Interface(f"{TRANSIT}/24"),),
     forwards=(
         forward("tcp", "2222", "22", address=NAT_T),
         forward("udp", "2222", "22", address=NAT_T),
@@ -256,6 +258,14 @@ def test_sources(chosen: Chosen) -> None:
     assert asked("guest-u", HOST, 3000, STREAM) == f"guest-t:22 saw {TRANSIT}"
     for client in ("server", "guest-v", None):
         assert closed(client, HOST, 3000, STREAM)
+
+
+@pytest.mark.parametrize("client", ["guest-u", "guest-v", "nat-u"])
+def test_the_transit_address_is_the_gateways_alone(chosen: Chosen, client: str) -> None:
+    """A listen address and a list of sources hold beside the host, too."""
+    targets = [(NAT_T, port, kind) for port in (2222, 3000, 3001, 3002) for kind in KINDS]
+    assert silent(client, *targets) == []
+    assert asked(client, HOST, 2222, STREAM) == f"guest-t:22 saw {TRANSIT}"
 
 
 def test_everything_else_is_as_it_was(chosen: Chosen) -> None:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -79,6 +79,8 @@ POLICY = Policy(
     gateways=(IPv6Address(GATEWAY),),
     address=None,
     address6=IPv6Address(NAT_T),
+    segments=(IPv6Network("fd00:20::/64"),),
+    transit=(IPv6Interface(f"{TRANSIT}/64"),),
     forwards=(
         forward("tcp", "2222", "22", address=NAT_T, target=GUEST),
         forward("udp", "2222", "22", address=NAT_T, target=GUEST),

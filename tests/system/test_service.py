@@ -37,7 +37,7 @@ from lab import (
     write_config,
 )
 from lab_domains import asked, create, destroy, domain, nic, ports, uuid_of
-from lab_service import SOCKET
+from lab_service import GREETING, SOCKET
 from views import addresses, namespaces, refusal, settled, upstream_address
 
 from libvirt_natns.locks import locked
@@ -186,8 +186,8 @@ class Impostor:
 
 @pytest.mark.parametrize(
     "says",
-    [b"", b"libvirt-natns 0\n", b"libvirt-natns 1\n", b"libvirt-natns 1\ndone"],
-    ids=["nothing", "another version", "no answer", "half an answer"],
+    [b"", b"libvirt-natns 1\n", b"libvirt-natns 1 2\n", GREETING, GREETING + b"done"],
+    ids=["nothing", "another version", "another format", "no answer", "half an answer"],
 )
 def test_the_hook_does_the_work_where_the_service_does_not(upstream: Provider, says: bytes) -> None:
     define_network(isolated("a", "virbr10"))

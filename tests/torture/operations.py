@@ -11,7 +11,7 @@ from threading import Thread
 
 import libvirt
 from lab import FastGuest
-from lab_domains import asked, nat, nic
+from lab_domains import asked, nic
 from model import MOST_RUNNING, Choice, Net
 from views import upstream_address
 from world import RefusedError, World

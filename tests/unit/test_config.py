@@ -65,6 +65,8 @@ def test_everything() -> None:
         + table(
             dns='["192.168.0.1", "2001:db8::53"]',
             probe="1",
+            link_local='"forward"',
+            max_flows="4096",
             subnet6='"2001:db8:77::/64"',
             gateway6='"2001:db8:77::1"',
             pool6='["2001:db8:77::100-2001:db8:77::1ff"]',
@@ -80,6 +82,7 @@ def test_everything() -> None:
     assert provider.gateway == IPv4Address("192.168.0.1")
     assert provider.dns == (IPv4Address("192.168.0.1"), IPv6Address("2001:db8::53"))
     assert provider.probe == 1.0
+    assert (provider.link_local, provider.max_flows) == ("forward", 4096)
     assert provider.subnet6 == IPv6Network("2001:db8:77::/64")
     assert provider.gateway6 == IPv6Address("2001:db8:77::1")
     ends = (IPv6Address("2001:db8:77::100"), IPv6Address("2001:db8:77::1ff"))
@@ -223,6 +226,10 @@ def test_equal_pools_on_different_bridges() -> None:
         ("scope =", "not valid TOML: Invalid value (at end of document)"),
         ("a = 1\na = 2", "not valid TOML: Cannot overwrite a value (at"),
         (f"a = {'[' * 5000}", "not valid TOML: too deeply nested"),
+        (f"a = {'9' * 5000}", "not valid TOML: a number is too long"),
+        (f"scope = 0x{'f' * 5000}", "scope: is an integer of 20000 bits: expected"),
+        (f"upstream = [0x{'f' * 5000}]", "upstream: is [an integer of 20000 bits]: expected"),
+        ("upstream = 0o" + "7" * 9000, "upstream: is an integer of 27000 bits: expected"),
     ],
 )
 def test_refused(text: str, expected: str) -> None:
@@ -239,6 +246,7 @@ def test_refused(text: str, expected: str) -> None:
         ("bridge", '".."', "is '..': expected an interface name"),
         ("bridge", '"sixteen-letters-"', "is 'sixteen-letters-': expected an interface name"),
         ("bridge", "0", "is 0: expected an interface name"),
+        ("bridge", '"br+"', "is 'br+': expected an interface name"),
         ("brigde", '"br0"', 'unknown key of an upstream of kind "bridge": expected bridge (did'),
         ("nic", '"ens3"', 'unknown key of an upstream of kind "bridge": expected attach, bridge'),
         ("attach", '"MACVLAN"', """is 'MACVLAN': expected "bridge" or "macvlan\""""),
@@ -280,6 +288,11 @@ def test_refused(text: str, expected: str) -> None:
         ("probe", "nan", "is nan: expected seconds"),
         ("probe", "true", "is True: expected seconds"),
         ("probe", '"1"', "is '1': expected seconds"),
+        ("link_local", '"drop"', 'is \'drop\': expected "reject" or "forward"'),
+        ("max_flows", "63", "is 63: expected a number from 64 to 1048576"),
+        ("max_flows", "1048577", "is 1048577: expected a number"),
+        ("max_flows", "true", "is True: expected a number"),
+        ("max_flows", '"4096"', "is '4096': expected a number"),
         ("subnet6", '"2001:db8::1/64"', "is '2001:db8::1/64': expected 2001:db8::/64, the whole"),
         ("subnet6", '"10.0.0.0/8"', "is '10.0.0.0/8': expected an IPv6 subnet"),
         ("gateway6", '"fe80::1%eth0"', "is 'fe80::1%eth0': expected an IPv6 address"),

@@ -13,6 +13,7 @@ import pytest
 from libvirt_natns import conntrack
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.records import replace
 
 NETWORK, OWN = IPv4Address("192.168.0.150"), IPv4Address("192.168.0.151")
 GUEST, OTHER, CLIENT = (IPv4Address(f"10.0.0.{number}") for number in (5, 6, 77))
@@ -51,6 +52,8 @@ class Kernel:
         self.flows = list(flows)
         self.refused: dict[int, int] = {}
         self.deleted: list[bytes] = []
+        self.filters: list[bytes] = []
+        self.filtering = True
         self._answer = b""
 
     def __enter__(self) -> "Kernel":
@@ -61,7 +64,11 @@ class Kernel:
 
     def sendto(self, data: bytes, address: tuple[int, int]) -> None:
         kind, flags = struct.unpack_from("=HH", data, 4)
+        if kind == 0x101 and len(data) > 20 and not self.filtering:
+            self._answer = self._message(2, struct.pack("=i", -errno.EINVAL) + data[:16])
+            return
         if kind == 0x101:
+            self.filters.append(data[20:])
             self._answer = b"".join(self._message(kind, bytes(4) + each) for each in self.flows)
             self._answer += self._message(3, bytes(4))
             return
@@ -137,3 +144,34 @@ def test_flow_that_has_ended_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(flow(GRE, OWN, 1, GUEST))
     kernel.refused = {1: errno.ENOENT}
     assert len(cut(monkeypatch, kernel, STATIC)) == 1
+
+
+def test_the_kernel_filters_by_address_and_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(flow(socket.IPPROTO_SCTP, NETWORK, 36412, GUEST))
+    assert len(cut(monkeypatch, kernel, SCTP_FORWARD, SCTP_FORWARD)) == 1
+    source = attribute(0x8001, attribute(1, GUEST.packed))
+    sctp = attribute(0x8002, attribute(1, bytes([socket.IPPROTO_SCTP])))
+    flags = attribute(2, struct.pack("=I", 1 << 0 | 1 << 3))
+    assert kernel.filters == [attribute(0x8002, source + sctp) + attribute(0x8000 | 25, flags)]
+
+
+def test_both_directions_of_a_guests_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(flow(GRE, OWN, 7, GUEST))
+    # Both filters find the flow, which is deleted once.
+    assert len(cut(monkeypatch, kernel, STATIC)) == 1
+    flags = [filtered[-8:] for filtered in kernel.filters]
+    assert flags == [attribute(kind, struct.pack("=I", 1 << 1)) for kind in (1, 2)]
+
+
+def test_a_kernel_that_does_not_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(flow(socket.IPPROTO_SCTP, NETWORK, 36412, GUEST))
+    kernel.filtering = False
+    assert len(cut(monkeypatch, kernel, SCTP_FORWARD)) == 1
+    assert kernel.filters == [b""]
+
+
+def test_many_claims_are_one_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(flow(socket.IPPROTO_SCTP, NETWORK, 36412, GUEST))
+    claims = [replace(SCTP_FORWARD, target=GUEST + number) for number in range(17)]
+    assert len(cut(monkeypatch, kernel, *claims)) == 1
+    assert kernel.filters == [b""]

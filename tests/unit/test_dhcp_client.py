@@ -113,11 +113,11 @@ def told(client: Client) -> int:
 
 def event(client: Client, *events: str, **values: str) -> None:
     """Run the script as one client does, for one event after the other."""
-    # What is run when the lease has changed keeps the pipe open to its end; the last
-    # command keeps the shell from being replaced by the script, and so its process id.
+    # The listener is at the other end of the pipe; the last command keeps the shell from
+    # being replaced by the script, and so its process id.
     lines = "; ".join(f"/bin/sh {each} 9>&1" for each in events)
     subprocess.run(
-        ["sh", "-c", f"{{ {lines}; :; }} | cat"],
+        ["sh", "-c", f"{{ {lines}; :; }} | while read -r _; do sh ./command; done"],
         env={"PATH": os.environ["PATH"], **values},
         cwd=client.directory,
         check=True,

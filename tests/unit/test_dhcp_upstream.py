@@ -195,7 +195,7 @@ def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
 
     def said(network: Network = NETWORK) -> list[str]:
         upstream = dhcp_upstream.complete(network, OFFICE)
-        return dhcp_upstream.differences(store, mine, network, upstream)
+        return dhcp_upstream.differences(store, mine, network, upstream, OFFICE)
 
     assert said() == ["no DHCP server on bridge br0 has leased an address yet"]
     directory = names.dhcp_directory(NETWORK.uuid)
@@ -214,3 +214,95 @@ def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
     assert store.reserve("office", "br0", "other", LEASE.address.ip)
     (told,) = said()
     assert "gives 192.168.0.50, which network b has" in told
+
+
+# -- hostile renewals ----------------------------------------------------------
+
+
+def leased(directory: Path, *lines: str, until: int | None = None) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "lease").write_text("".join(f"{line}\n" for line in lines))
+    seconds = 0 if until is None else until
+    (directory / "times").write_text(f"1 0 {seconds}\n")
+
+
+@pytest.mark.parametrize(
+    "renewed",
+    [
+        ("ip=192.168.0.50", "mask=0"),
+        ("ip=192.168.0.50", "mask=32", "router=10.0.0.1", "routes=x"),
+        ("ip=127.0.0.1", "mask=8"),
+        ("ip=192.168.0.255", "mask=24"),
+        ("ip=10.0.0.1", "mask=24"),
+    ],
+)
+def test_a_network_keeps_what_it_has(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renewed: tuple[str, ...]
+) -> None:
+    """Whatever a renewal brings: the address stays, and the log hears of it once."""
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    store.put(record(NETWORK.uuid, "a"))
+    directory = names.dhcp_directory(NETWORK.uuid)
+    good = ("ip=192.168.0.50", "mask=24", "router=192.168.0.1")
+    leased(directory, *good, until=1 << 30)
+    first = dhcp_upstream.complete(NETWORK, OFFICE)
+    assert dhcp_upstream.settle(store, NETWORK, first) == IPv4Address("192.168.0.50")
+    assert dhcp_upstream.news(NETWORK, OFFICE) == []
+
+    leased(directory, *renewed, until=1 << 30)
+    found = dhcp_upstream.complete(NETWORK, OFFICE)
+    assert found.leased == IPv4Address("192.168.0.50")
+    assert dhcp_upstream.settle(store, NETWORK, found) == IPv4Address("192.168.0.50")
+    if "mask=32" not in renewed:
+        assert found == first
+        (told,) = dhcp_upstream.news(NETWORK, OFFICE)
+        assert "is not used" in told or "overlaps" in told
+        assert dhcp_upstream.news(NETWORK, OFFICE) == []
+    # And makes sense again.
+    leased(directory, *good, until=1 << 30)
+    assert dhcp_upstream.complete(NETWORK, OFFICE) == first
+
+
+def test_a_lost_lease_is_lost(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease of use that is over serves no more, nor where the client has none at all."""
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    store.put(record(NETWORK.uuid, "a"))
+    directory = names.dhcp_directory(NETWORK.uuid)
+    leased(directory, "ip=192.168.0.50", "mask=24", until=1)
+    dhcp_upstream.settle(store, NETWORK, dhcp_upstream.complete(NETWORK, OFFICE))
+    leased(directory, "ip=10.0.0.1", "mask=24", until=1 << 30)
+    assert dhcp_upstream.complete(NETWORK, OFFICE).leased is None
+    (directory / "lease").unlink()
+    assert dhcp_upstream.complete(NETWORK, OFFICE).leased is None
+
+
+def test_the_end_of_a_refused_lease_is_no_loss(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client gives up what could not be used, and asks anew: the address stays."""
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    store.put(record(NETWORK.uuid, "a"))
+    directory = names.dhcp_directory(NETWORK.uuid)
+
+    def follow() -> IPv4Address | None:
+        upstream = dhcp_upstream.complete(NETWORK, OFFICE)
+        dhcp_upstream.settle(store, NETWORK, upstream)
+        return upstream.leased
+
+    leased(directory, "ip=192.168.0.50", "mask=24", until=1 << 30)
+    assert follow() == LEASE.address.ip
+    leased(directory, "ip=127.0.0.1", "mask=8", until=1 << 30)
+    assert follow() == LEASE.address.ip
+    (directory / "lease").unlink()
+    assert follow() == LEASE.address.ip
+    leased(directory, "ip=10.0.0.1", "mask=24", until=1 << 30)
+    assert follow() == LEASE.address.ip
+    leased(directory, "ip=192.168.0.60", "mask=24", until=1 << 30)
+    assert follow() == IPv4Address("192.168.0.60")
+    # A lease that was of use, and is lost, does not come back by a refused one.
+    (directory / "lease").unlink()
+    assert follow() is None
+    leased(directory, "ip=10.0.0.1", "mask=24", until=1 << 30)
+    assert follow() is None

@@ -7,6 +7,7 @@ the same), and what we make of it.
 
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import dnsmasq, document, names, netns
+from libvirt_natns import dnsmasq, dnsmasq_check, document, names, netns
 from libvirt_natns.addresses import Address
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.dnsmasq_config import Files, make, paths, text_record
@@ -554,3 +555,66 @@ def test_process_is_waited_for_later(
             work()
     else:
         work()
+
+
+# -- what ends a line ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\v", "\f", "\x1c", "\r"])
+def test_only_a_line_feed_ends_a_line(character: str) -> None:
+    """As for libvirt and dnsmasq."""
+    line = f"txt-record=a,b{character}enable-tftp"
+    theirs = Files(f"strict-order\n{line}\nno-resolv\n")
+    network = replace(golden_network(golden("plain")), dnsmasq_options=())
+    assert line in make(network, theirs, ASKED, None).configuration.split("\n")
+    options = replace(network, dnsmasq_options=(line,))
+    assert line in make(options, None, ASKED, None).configuration.split("\n")
+
+
+def test_libvirts_text_is_read_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dnsmasq, "LIBVIRT_DIRECTORY", tmp_path)
+    text = "srv-host=_a._tcp.x,y\rz,1\r\nlocal=/\u2028/\n"
+    (tmp_path / "a.conf").write_bytes(text.encode())
+    assert dnsmasq.read_libvirts("a").configuration == text
+
+
+# -- what dnsmasq refuses ------------------------------------------------------------
+
+REAL = pytest.mark.skipif(not shutil.which("dnsmasq"), reason="needs dnsmasq")
+
+
+def own_network(inside: str = "") -> Network:
+    """A network of <natns:ip>, whose configuration is ours alone."""
+    return document.parse_network(
+        f"""<network xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'>
+        <name>a</name><uuid>{UUID}</uuid><metadata>
+        <natns:nat xmlns:natns='urn:libvirt-natns:1'><natns:ip address='10.0.0.1' prefix='24'/>
+        </natns:nat></metadata><bridge name='virbr10'/>{inside}</network>""".encode()
+    )
+
+
+@REAL
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        (
+            "<dnsmasq:options><dnsmasq:option value='bogus=1'/></dnsmasq:options>",
+            "network a: dnsmasq refuses 'bogus=1': bad option; change",
+        ),
+        (f"<domain name='{'a' * 64}.x'/>", "dnsmasq refuses 'domain=aaaa"),
+        ("<dns><txt name='\u00e9' value='a'/></dns>", "bad TXT record"),
+        (
+            "<dnsmasq:options><dnsmasq:option value='no-daemon'/></dnsmasq:options>",
+            "dnsmasq is no daemon with 'no-daemon'",
+        ),
+    ],
+)
+def test_what_dnsmasq_refuses_is_found_out_ahead(inside: str, expected: str) -> None:
+    with pytest.raises(DnsmasqError) as raised:
+        dnsmasq_check.check(own_network(inside))
+    assert expected in str(raised.value)
+
+
+@REAL
+def test_what_dnsmasq_takes_is_taken() -> None:
+    dnsmasq_check.check(own_network("<dns><txt name='x' value='a, \"b\"'/></dns>"))

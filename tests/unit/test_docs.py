@@ -139,7 +139,9 @@ def test_reference_has_the_defaults() -> None:
         value = getattr(upstream, key)
         if key in ("probe", "dhcp_timeout"):
             assert default == f"`{value:g}`"
-        elif key in ("dhcp", "attach") or key == "host_subnet":
+        elif key == "max_flows":
+            assert default == f"`{value}`"
+        elif key in ("dhcp", "attach", "link_local") or key == "host_subnet":
             assert default == f'`"{value}"`'
         elif key == "host_ports":
             listed = ", ".join(f'"{each.proto}/{each.first}"' for each in value)
@@ -265,7 +267,7 @@ def logged_events() -> set[str]:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr == "say"
+                and node.func.attr in ("say", "_line")
                 and isinstance(node.args[1], ast.Constant)
             ):
                 found.add(str(node.args[1].value))
@@ -275,7 +277,7 @@ def logged_events() -> set[str]:
 def changing_verbs() -> set[str]:
     """The verbs of which those who look on are told."""
     texts = [module.read_text() for module in (CHECKOUT / "libvirt_natns").glob("*.py")]
-    told = r'(?:self\._changing|observer\.done)\("([^"]+)"'
+    told = r'(?:self\._changing\(|tell\(self\.observer, )"([^"]+)"'
     return {verb for text in texts for verb in re.findall(told, text)}
 
 

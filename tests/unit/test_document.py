@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import document
+from libvirt_natns import document, selection
 from libvirt_natns.document import (
     NetworkPort,
     parse_domain,
@@ -24,6 +24,7 @@ from libvirt_natns.document import (
 )
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model import (
+    HOST_UPSTREAM,
     AddressRange,
     AddressRequest,
     DhcpHost,
@@ -1197,3 +1198,59 @@ def test_missing_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert "natns-network.rng" in refusal(IP, "")
     finally:
         document._validator.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "chosen"),
+    [(("", ""), 2), (("7", ""), 3), (("7", "2"), 3), (("2", "7"), 2), (("x", "9" * 5000), 2)],
+)
+def test_one_route_counts_for_each_destination(metrics: tuple[str, str], chosen: int) -> None:
+    routes = "".join(
+        f"<route address='10.1.0.0' prefix='16' gateway='10.0.0.{last}' metric='{metric}'/>"
+        for last, metric in enumerate(metrics, 2)
+    )
+    found = document.parse_network(f"<network><name>a</name>{routes}</network>".encode())
+    assert [str(route.gateway) for route in found.routes] == [f"10.0.0.{chosen}"]
+
+
+def test_a_route_by_the_network_itself_has_no_gateway() -> None:
+    found = document.parse_network(
+        b"<network><name>a</name><ip address='10.0.0.1' prefix='24'/>"
+        b"<route address='10.1.0.0' prefix='16' gateway='10.0.0.1'/>"
+        b"<route address='10.2.0.0' prefix='16' gateway='10.0.0.2'/></network>"
+    )
+    assert [str(found.next_hop(route)) for route in found.routes] == ["None", "10.0.0.2"]
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ("<ip address='0.0.0.0' prefix='24'/>", "no host can have its address 0.0.0.0"),
+        ("<ip family='ipv6' address='::ffff:10.0.0.1' prefix='120'/>", "no host can have"),
+        (
+            "<ip address='10.0.0.1' prefix='24'/>"
+            "<route address='10.1.0.0' prefix='16' gateway='10.0.0.255'/>",
+            "the gateway 10.0.0.255 of its <route> is the broadcast address",
+        ),
+        (
+            "<ip family='ipv6' address='fd00::1' prefix='64'/>"
+            "<route family='ipv6' address='fe80::' prefix='64' gateway='fd00::2'/>",
+            "no <route> can lead to link-local addresses (fe80::/64)",
+        ),
+    ],
+)
+def test_what_the_kernel_does_not_take_is_refused(inside: str, expected: str) -> None:
+    found = document.parse_network(f"<network><name>a</name>{inside}</network>".encode())
+    with pytest.raises(DocumentError, match=re.escape(expected)):
+        selection.check_addresses(found, HOST_UPSTREAM)
+
+
+def test_edited_documents_keep_what_is_not_ascii() -> None:
+    """A comment has no other spelling for its characters."""
+    inside = "<!-- preț --><natns:portForward><natns:range start='1'/></natns:portForward>"
+    nat = f"<natns:nat xmlns:natns='urn:libvirt-natns:1'>{inside}</natns:nat>"
+    xml = f"<domain><name>a</name><metadata>{nat}<x preț='1'/></metadata></domain>".encode()
+    edited = document.edit_domain(xml, lambda nat: None)
+    assert "<!-- preț -->" in edited.document.decode()
+    assert document.nat_text(edited.document) == edited.element
+    assert "preț='1'" in document.with_nic(xml, Nic("52:54:00:00:00:05")).decode().replace('"', "'")

@@ -97,6 +97,15 @@ class FakeKernel:
         self.host.discard(address)
         self._note("remove address")
 
+    def set_addresses(
+        self, namespace: str | None, link: str, addresses: tuple[IPv4Interface, ...]
+    ) -> None:
+        self.host = set(addresses)
+        self._note("set addresses")
+
+    def foreign_addresses(self, *_: object) -> set[IPv4Interface]:
+        return set()
+
     def add_address(self, namespace: str | None, link: str, address: IPv4Interface) -> None:
         self.host.add(address)
         self._note("add address")
@@ -375,7 +384,7 @@ def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
     monkeypatch.setattr(neighbours, "announce", announce)
     kept: list[Callable[[], None]] = []
-    carry_out(FakeKernel(), UP, ANNOUNCEMENT, later=kept.append)
+    carry_out(FakeKernel(), NAMESPACE, ANNOUNCEMENT, later=kept.append)
     assert not announced
     (work,) = kept
     work()
@@ -383,6 +392,49 @@ def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
     assert announced == [("upstream", ANNOUNCEMENT.probing)]
     with pytest.raises(AddressTakenError, match=r"192\.0\.2\.1 of nat-a is in use"):
         work()
+
+
+def test_only_a_new_address_is_probed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address in force is announced after a repair, and never given up to a neighbour."""
+    announced: list[object] = []
+
+    def announce(link: str, address: object, mac: str, probing: float) -> bool:
+        announced.append((address, probing))
+        return True
+
+    monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
+    monkeypatch.setattr(neighbours, "announce", announce)
+    kernel = FakeKernel()
+    held = IPv4Interface("192.0.2.1/24")
+    kernel.host = {held}
+    new = IPv4Interface("192.0.2.2/32")
+    addresses = p.Addresses("nat-a", "upstream", (held, new))
+    other = replace(ANNOUNCEMENT, address=new.ip)
+    carry_out(kernel, addresses, ANNOUNCEMENT, other, later=lambda work: work())
+    assert announced == [(held.ip, 0.0), (new.ip, ANNOUNCEMENT.probing)]
+    announced.clear()
+    carry_out(kernel, addresses, ANNOUNCEMENT, other, later=lambda work: work())
+    assert announced == []
+    carry_out(kernel, UP, ANNOUNCEMENT, later=lambda work: work())
+    assert announced == [(held.ip, 0.0)]
+
+
+def test_a_new_address_of_a_start_that_was_built_ahead_is_announced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    announced: list[object] = []
+
+    def announce(link: str, address: object, mac: str, probing: float) -> bool:
+        announced.append(address)
+        return True
+
+    monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
+    monkeypatch.setattr(neighbours, "announce", announce)
+    kernel = FakeKernel()
+    kernel.owner = UUID
+    moved = p.Addresses("nat-a", "upstream", (IPv4Interface("192.0.2.1/24"),))
+    carry_out(kernel, NAMESPACE, moved, ANNOUNCEMENT, done=[NAMESPACE])
+    assert announced == [ANNOUNCEMENT.address]
 
 
 def test_another_backend_takes_over_even_after_a_failure(backends: dict[str, FakeBackend]) -> None:

@@ -32,7 +32,20 @@ POLICY = Policy(
 NFTABLES = """\
 add table inet natns
 delete table inet natns
+add table arp natns
+delete table arp natns
 table inet natns {
+	set known {
+		type ipv4_addr
+		size 32768
+		flags dynamic,timeout
+		timeout 5m
+	}
+	set flows {
+		type mark
+		size 512
+		flags dynamic
+	}
 	chain raw {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "upstream" ip daddr 192.168.0.100 accept
@@ -42,6 +55,9 @@ table inet natns {
 		type filter hook input priority filter; policy drop;
 		iifname "lo" accept
 		ct state established,related accept
+		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip saddr != @known limit rate over 20/second burst 100 packets drop
+		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } update @known { ip saddr }
+		ct state new ct status & confirmed == 0 add @flows { numgen inc mod 512 ct count over 64 } drop
 		iifname "virbr10" udp dport 67 accept comment "DHCP"
 		iifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr 10.0.0.1 udp dport { 53, 69 } accept
 		iifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr 10.0.0.1 tcp dport 53 accept
@@ -56,8 +72,16 @@ table inet natns {
 	}
 	chain forward {
 		type filter hook forward priority filter; policy drop;
-		iifname "virbr10" oifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr { 10.0.0.0/24, 10.9.0.0/16 } accept comment "between private subnets"
 		ct state established,related accept
+		ct state new ct status & confirmed == 0 add @flows { numgen inc mod 512 ct count over 64 } drop
+		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip saddr != @known limit rate over 20/second burst 100 packets drop
+		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } update @known { ip saddr }
+		iifname "virbr10" oifname "upstream" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited comment "link-local"
+		iifname "virbr10" oifname "virbr10" ip saddr 10.0.0.0/24 ip daddr 10.0.0.0/24 drop comment "within one subnet"
+		iifname "virbr10" oifname "virbr10" ip saddr 10.9.0.0/16 ip daddr 10.9.0.0/16 drop comment "within one subnet"
+		ip daddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr != @known limit rate over 20/second burst 100 packets drop
+		ip daddr { 10.0.0.0/24, 10.9.0.0/16 } update @known { ip daddr }
+		iifname "virbr10" oifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr { 10.0.0.0/24, 10.9.0.0/16 } accept comment "between private subnets"
 		iifname "virbr10" oifname "upstream" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ct state new accept
 	}
 	chain srcnat {
@@ -67,6 +91,19 @@ table inet natns {
 	chain guard {
 		type filter hook postrouting priority srcnat + 10; policy accept;
 		oifname "upstream" ip saddr != 192.168.0.100 drop comment "not translated"
+	}
+}
+table arp natns {
+	set known {
+		type ipv4_addr
+		size 32768
+		flags dynamic,timeout
+		timeout 5m
+	}
+	chain input {
+		type filter hook input priority filter; policy accept;
+		arp operation request arp saddr ip != @known limit rate over 20/second burst 100 packets drop
+		arp operation request update @known { arp saddr ip }
 	}
 }
 """  # noqa: E501 - as nft lists it
@@ -97,6 +134,8 @@ COMMIT
 :FORWARD DROP [0:0]
 -A INPUT -i lo -j ACCEPT
 -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+-A INPUT -m conntrack --ctstate NEW -m conntrack ! --ctstatus CONFIRMED -m statistic --mode nth --every 64 --packet 0 -m connlimit --connlimit-above 512 --connlimit-mask 0 -m recent --set --name natns-full --mask 0.0.0.0 -j DROP
+-A INPUT -m conntrack --ctstate NEW -m recent --rcheck --seconds 30 --name natns-full --mask 0.0.0.0 -j DROP
 -A INPUT -i virbr10 -p udp -m udp --dport 67 -m comment --comment DHCP -j ACCEPT
 -A INPUT -s 10.0.0.0/24 -d 10.0.0.1/32 -i virbr10 -p udp -m multiport --dports 53,69 -j ACCEPT
 -A INPUT -s 10.0.0.0/24 -d 10.0.0.1/32 -i virbr10 -p tcp -m tcp --dport 53 -j ACCEPT
@@ -104,8 +143,12 @@ COMMIT
 -A INPUT -s 10.0.0.0/24 -i virbr10 -p tcp -j REJECT --reject-with tcp-reset
 -A INPUT -s 10.0.0.0/24 -i virbr10 -p udp -j REJECT --reject-with icmp-port-unreachable
 -A INPUT -d 192.168.0.100/32 -i upstream -p icmp -m icmp --icmp-type echo-request -j ACCEPT
--A FORWARD -s 10.0.0.0/24 -d 10.0.0.0/24 -i virbr10 -o virbr10 -m comment --comment "between private subnets" -j ACCEPT
 -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+-A FORWARD -m conntrack --ctstate NEW -m conntrack ! --ctstatus CONFIRMED -m statistic --mode nth --every 64 --packet 0 -m connlimit --connlimit-above 512 --connlimit-mask 0 -m recent --set --name natns-full --mask 0.0.0.0 -j DROP
+-A FORWARD -m conntrack --ctstate NEW -m recent --rcheck --seconds 30 --name natns-full --mask 0.0.0.0 -j DROP
+-A FORWARD -s 10.0.0.0/24 -d 169.254.0.0/16 -i virbr10 -o upstream -m comment --comment link-local -j REJECT --reject-with icmp-admin-prohibited
+-A FORWARD -d 10.0.0.0/24 -m recent ! --rcheck --seconds 300 --name natns-rdest4 --rdest -m hashlimit --hashlimit-above 20/sec --hashlimit-burst 100 --hashlimit-name natns-rdest4 --hashlimit-htable-expire 10000 -j DROP
+-A FORWARD -d 10.0.0.0/24 -m recent --set --name natns-rdest4 --rdest -j MARK --set-xmark 0x0/0x0
 -A FORWARD -s 10.0.0.0/24 -i virbr10 -o upstream -m conntrack --ctstate NEW -j ACCEPT
 COMMIT
 """  # noqa: E501 - as iptables-save prints it
@@ -154,6 +197,7 @@ PUBLISHED_NFTABLES = """\
 		ip daddr 192.168.0.111 udp dport 5000-5010 dnat ip to 10.0.0.7
 		iifname "upstream" ip daddr { 192.168.0.100, 192.168.0.110, 192.168.0.111 } icmp type echo-request accept
 		iifname "upstream" oifname "virbr10" ct status dnat ct state new accept comment "published"
+		iifname "virbr10" oifname "virbr10" ip saddr 10.0.0.0/24 ct status dnat ct state new accept comment "hairpin"
 		oifname "upstream" ip saddr 10.0.0.6 snat ip to 192.168.0.110
 		oifname "upstream" ip saddr 10.0.0.7 snat ip to 192.168.0.111
 		oifname "virbr10" ip saddr 10.0.0.0/24 ct status dnat masquerade comment "hairpin"
@@ -182,6 +226,7 @@ PUBLISHED_IPTABLES = """\
 -A INPUT -d 192.168.0.110/32 -i upstream -p icmp -m icmp --icmp-type echo-request -j ACCEPT
 -A INPUT -d 192.168.0.111/32 -i upstream -p icmp -m icmp --icmp-type echo-request -j ACCEPT
 -A FORWARD -i upstream -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment published -j ACCEPT
+-A FORWARD -s 10.0.0.0/24 -i virbr10 -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment hairpin -j ACCEPT
 """  # noqa: E501 - as iptables-save prints it
 
 HOST_POLICY = host.HostPolicy(
@@ -374,7 +419,8 @@ def test_nothing_but_named_interfaces_and_states_is_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ['a"b', "a b", "a\nb", "a;b", "a{b", "$a", "a*", "virbr+", "!a", "-a", "a" * 16]
+    "name",
+    ['a"b', "a b", "a\nb", "a;b", "a{b", "$a", "a*", "virbr+", "a:b", "a,b", "!a", "-a", "a" * 16],
 )
 def test_interfaces_that_syntax_could_misread_are_refused(name: str) -> None:
     with pytest.raises(FirewallError, match="cannot be the interface"):
@@ -383,7 +429,9 @@ def test_interfaces_that_syntax_could_misread_are_refused(name: str) -> None:
         host.HostPolicy(provider=(host.Provider(name, IPv4Address("10.0.0.1")),))
 
 
-@pytest.mark.parametrize("name", ["virbr10", "br-0123456789ab", "eth0.100", "a:b", "br+x", "br@x"])
+@pytest.mark.parametrize(
+    "name", ["virbr10", "br-0123456789ab", "eth0.100", "br~0", "=x", "+br", "br+x", "br@x"]
+)
 def test_usual_interfaces_are_taken(name: str) -> None:
     assert Rule(chain="forward", iif=name, action="accept").iif == name
 

@@ -45,7 +45,26 @@ BOTH = replace(
 NFTABLES = """\
 add table inet natns
 delete table inet natns
+add table arp natns
+delete table arp natns
 table inet natns {
+	set known {
+		type ipv4_addr
+		size 32768
+		flags dynamic,timeout
+		timeout 5m
+	}
+	set known6 {
+		type ipv6_addr
+		size 32768
+		flags dynamic,timeout
+		timeout 5m
+	}
+	set flows {
+		type mark
+		size 512
+		flags dynamic
+	}
 	chain raw {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "upstream" ip daddr 192.168.0.100 accept
@@ -60,6 +79,16 @@ table inet natns {
 		type filter hook input priority filter; policy drop;
 		iifname "lo" accept
 		ct state established,related accept
+		ip saddr 10.0.0.0/24 ip saddr != @known limit rate over 20/second burst 100 packets drop
+		ip saddr 10.0.0.0/24 update @known { ip saddr }
+		icmpv6 type nd-neighbor-solicit ip6 saddr != @known6 limit rate over 20/second burst 100 packets drop
+		icmpv6 type nd-neighbor-solicit update @known6 { ip6 saddr }
+		iifname "virbr10" ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept
+		iifname "upstream" ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
+		ip6 saddr fe80::/10 icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } accept
+		ip6 saddr { fd00:10::/64, 2001:db8:100::/64, fe80::/10 } ip6 saddr != @known6 limit rate over 20/second burst 100 packets drop
+		ip6 saddr { fd00:10::/64, 2001:db8:100::/64, fe80::/10 } update @known6 { ip6 saddr }
+		ct state new ct status & confirmed == 0 add @flows { numgen inc mod 512 ct count over 64 } drop
 		meta nfproto ipv4 iifname "virbr10" udp dport 67 accept comment "DHCP"
 		iifname "virbr10" ip saddr 10.0.0.0/24 ip daddr 10.0.0.1 udp dport { 53, 69 } accept
 		iifname "virbr10" ip saddr 10.0.0.0/24 ip daddr 10.0.0.1 tcp dport 53 accept
@@ -67,9 +96,6 @@ table inet natns {
 		iifname "virbr10" ip saddr 10.0.0.0/24 meta l4proto tcp reject with tcp reset
 		iifname "virbr10" ip saddr 10.0.0.0/24 meta l4proto udp reject with icmpx port-unreachable
 		iifname "upstream" ip daddr 192.168.0.100 icmp type echo-request accept
-		iifname "virbr10" ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept
-		iifname "upstream" ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
-		ip6 saddr fe80::/10 icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } accept
 		iifname "virbr10" ip6 saddr { fe80::/10, fd00:10::/64, 2001:db8:100::/64 } udp dport 547 accept comment "DHCP"
 		iifname "virbr10" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr { fd00:10::1, 2001:db8:100::1 } udp dport { 53, 69 } accept
 		iifname "virbr10" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr { fd00:10::1, 2001:db8:100::1 } tcp dport 53 accept
@@ -84,9 +110,21 @@ table inet natns {
 	}
 	chain forward {
 		type filter hook forward priority filter; policy drop;
-		iifname "virbr10" oifname "virbr10" ip saddr 10.0.0.0/24 ip daddr 10.0.0.0/24 accept comment "between private subnets"
-		iifname "virbr10" oifname "virbr10" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr { fd00:10::/64, 2001:db8:100::/64 } accept comment "between private subnets"
 		ct state established,related accept
+		ct state new ct status & confirmed == 0 add @flows { numgen inc mod 512 ct count over 64 } drop
+		ip saddr 10.0.0.0/24 ip saddr != @known limit rate over 20/second burst 100 packets drop
+		ip saddr 10.0.0.0/24 update @known { ip saddr }
+		iifname "virbr10" oifname "upstream" ip saddr 10.0.0.0/24 ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited comment "link-local"
+		ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 saddr != @known6 limit rate over 20/second burst 100 packets drop
+		ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } update @known6 { ip6 saddr }
+		iifname "virbr10" oifname "upstream" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr { fd00:ec2::254, fd20:ce::254 } reject with icmpx admin-prohibited comment "link-local"
+		ip daddr 10.0.0.0/24 ip daddr != @known limit rate over 20/second burst 100 packets drop
+		ip daddr 10.0.0.0/24 update @known { ip daddr }
+		iifname "virbr10" oifname "virbr10" ip6 saddr fd00:10::/64 ip6 daddr fd00:10::/64 drop comment "within one subnet"
+		iifname "virbr10" oifname "virbr10" ip6 saddr 2001:db8:100::/64 ip6 daddr 2001:db8:100::/64 drop comment "within one subnet"
+		ip6 daddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr != @known6 limit rate over 20/second burst 100 packets drop
+		ip6 daddr { fd00:10::/64, 2001:db8:100::/64 } update @known6 { ip6 daddr }
+		iifname "virbr10" oifname "virbr10" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr { fd00:10::/64, 2001:db8:100::/64 } accept comment "between private subnets"
 		iifname "virbr10" oifname "upstream" ip saddr 10.0.0.0/24 ct state new accept
 		iifname "virbr10" oifname "upstream" ip6 saddr 2001:db8:100::/64 tcp flags & (syn|rst) != syn ct state new reject with tcp reset comment "cut"
 		iifname "virbr10" oifname "upstream" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ct state new accept
@@ -103,6 +141,19 @@ table inet natns {
 		oifname "upstream" ip saddr != 192.168.0.100 drop comment "not translated"
 		oifname "upstream" ip6 saddr { fe80::/10, ::, 2001:db8:77::100 } icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld-listener-done, mld2-listener-report } accept comment "neighbours"
 		oifname "upstream" ip6 saddr != { 2001:db8:77::100, 2001:db8:100::/64 } drop comment "not translated"
+	}
+}
+table arp natns {
+	set known {
+		type ipv4_addr
+		size 32768
+		flags dynamic,timeout
+		timeout 5m
+	}
+	chain input {
+		type filter hook input priority filter; policy accept;
+		arp operation request arp saddr ip != @known limit rate over 20/second burst 100 packets drop
+		arp operation request update @known { arp saddr ip }
 	}
 }
 """  # noqa: E501 - as nft lists it
@@ -134,6 +185,8 @@ PUBLISHED_NFTABLES = """\
 		iifname "upstream" ip6 daddr { 2001:db8:77::100, 2001:db8:77::110, 2001:db8:100::1 } icmpv6 type echo-request accept
 		iifname "upstream" oifname "virbr10" ct state new ip6 daddr . meta l4proto . th dport @opened accept
 		iifname "upstream" oifname "virbr10" ct status dnat ct state new accept comment "published"
+		iifname "virbr10" oifname "virbr10" ip saddr 10.0.0.0/24 ct status dnat ct state new accept comment "hairpin"
+		iifname "virbr10" oifname "virbr10" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ct status dnat ct state new accept comment "hairpin"
 		iifname "upstream" oifname "virbr10" ip6 saddr 2001:db8:77::/64 ip6 daddr 2001:db8:100::5 tcp dport 443 ct state new accept
 		oifname "upstream" ip6 saddr fd00:10::6 snat ip6 to 2001:db8:77::110
 		oifname "virbr10" ip saddr 10.0.0.0/24 ct status dnat masquerade comment "hairpin"
@@ -146,6 +199,7 @@ PUBLISHED_IPTABLES = """\
 -A PREROUTING -d 192.168.0.100/32 -p tcp -m tcp --dport 2222 -j DNAT --to-destination 10.0.0.5:22
 -A POSTROUTING -s 10.0.0.0/24 -o virbr10 -m conntrack --ctstate DNAT -m comment --comment hairpin -j MASQUERADE
 -A FORWARD -i upstream -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment published -j ACCEPT
+-A FORWARD -s 10.0.0.0/24 -i virbr10 -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment hairpin -j ACCEPT
 -A PREROUTING -d 2001:db8:77::100/128 -p tcp -m tcp --dport 2222 -j DNAT --to-destination [fd00:10::5]:22
 -A PREROUTING -s 2001:db8::/32 -d 2001:db8:77::100/128 -p tcp -m tcp --dport 3000:3001 -j DNAT --to-destination [fd00:10::5]:22-23/3000
 -A PREROUTING -d 2001:db8:77::100/128 -p udp -m udp --dport 8000:8010 -j DNAT --to-destination fd00:10::5
@@ -159,6 +213,8 @@ PUBLISHED_IPTABLES = """\
 -A PREROUTING -d 2001:db8:77::110/128 -i upstream -j ACCEPT
 -A INPUT -d 2001:db8:77::110/128 -i upstream -p icmpv6 -m icmp6 --icmpv6-type 128 -j ACCEPT
 -A FORWARD -i upstream -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment published -j ACCEPT
+-A FORWARD -s fd00:10::/64 -i virbr10 -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment hairpin -j ACCEPT
+-A FORWARD -s 2001:db8:100::/64 -i virbr10 -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment hairpin -j ACCEPT
 -A FORWARD -d 2001:db8:100::5/128 -i upstream -o virbr10 -p tcp -m tcp --dport 80:81 -m conntrack --ctstate NEW -j ACCEPT
 -A FORWARD -s 2001:db8:77::/64 -d 2001:db8:100::5/128 -i upstream -o virbr10 -p tcp -m tcp --dport 443 -m conntrack --ctstate NEW -j ACCEPT
 """  # noqa: E501 - as ip6tables-save prints it
@@ -250,7 +306,7 @@ def test_what_published_ports_and_addresses_add() -> None:
 def test_nothing_of_ipv6_without_it() -> None:
     for name in ("nftables", "iptables"):
         text = firewall.named(name).render(ruleset(ONLY4))
-        assert "6" not in text.replace("192.168", "").replace("67", "").replace("69", "")
+        assert not any(word in text for word in ("ip6", "ipv6", "icmp6", "known6", "::"))
         assert "nfproto" not in text.replace("meta nfproto ipv4 drop", "")
     assert {table.family for table in iptables.tables(ruleset(ONLY4))} == {4}
     assert {table.family for table in iptables.tables(ruleset(BOTH))} == {4, 6}
@@ -275,7 +331,9 @@ def test_tables_that_are_there_stay_closed() -> None:
     (filters,) = (table for table in tables if (table.family, table.name) == (6, "filter"))
     assert filters.policies == {"INPUT": "DROP", "FORWARD": "DROP"}
     assert [str(entry) for entry in filters.chains["FORWARD"]] == [
-        "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
+        "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+        # The limit of flows, which accepts nothing.
+        *map(str, iptables.entries(next(rule for rule in ruleset(ONLY4) if rule.flows), 6)),
     ]
 
 
@@ -300,8 +358,8 @@ def test_a_family_without_an_address_stays_inside(family: int) -> None:
 def test_public_subnets_alone_leave() -> None:
     """Without an address to translate to, the private one stays inside."""
     rules = ruleset(replace(BOTH, address6=None))
-    out = [r.sources for r in rules if r.chain == "forward" and r.oif == "upstream" and r.family]
-    assert out == [ONLY4.subnets, (PUBLIC,), (PUBLIC,)]
+    passing = [r for r in rules if r.chain == "forward" and r.oif == "upstream" and r.states]
+    assert [r.sources for r in passing] == [ONLY4.subnets, (PUBLIC,), (PUBLIC,)]
     assert not any(rule.action == "snat" for rule in rules)
     (kept,) = (r for r in rules if r.chain == "guard" and r.sources == (IPv6Network("fd00:10::1"),))
     assert kept.action == "drop"

@@ -5,13 +5,14 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from libvirt_natns import document, publication, sockets
+from libvirt_natns import document, guest_leases, publication, sockets
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.forwards import ANY, Attachment, Wish
@@ -20,6 +21,7 @@ from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import (
     HOST_UPSTREAM,
     AddressRange,
+    AddressRequest,
     Config,
     DhcpHost,
     Domain,
@@ -29,6 +31,7 @@ from libvirt_natns.model import (
     Outside,
     Protocol,
     Subnet,
+    Upstream,
 )
 from libvirt_natns.publication import Choices
 from libvirt_natns.records import replace
@@ -45,7 +48,7 @@ def ip(number: int) -> IPv4Address:
 @pytest.fixture
 def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Choices]:
     """With the leases that ``lease`` writes, and nothing listening on the host."""
-    monkeypatch.setattr(publication, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(guest_leases, "LIBVIRT_DIRECTORY", tmp_path)
     monkeypatch.setattr(sockets, "listening", lambda proto: {20000} if proto == "tcp" else set())
     store = Store(tmp_path)
     yield Choices(Config(auto_ports=(20000, 20002)), store, cast("Kernel", None))
@@ -121,6 +124,35 @@ def test_no_address_left(choices: Choices) -> None:
         target(choices, "web", attachment(mac=OTHER, last=0))
 
 
+def test_a_strangers_lease_yields_where_no_address_is_left(
+    choices: Choices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest may lease all addresses under made-up MACs; that of a NIC there is stays."""
+    lease(tmp_path, 100, OTHER)
+    links = tmp_path / "links"
+    (links / "virbr10" / "brif" / "vnet0").mkdir(parents=True)
+    (links / "vnet0").mkdir()
+    (links / "vnet0" / "address").write_text(f"fe:{OTHER[3:]}\n")
+    monkeypatch.setattr(guest_leases, "LINKS", links)
+    with pytest.raises(ConflictError, match="no DHCP address is left"):
+        target(choices, "web", attachment(last=100))
+    (links / "vnet0" / "address").write_text("fe:54:00:00:99:99\n")
+    assert target(choices, "web", attachment(last=100)) == ip(100)
+    # A MAC that its bridge knows alone on a port is a container's.
+    choices.registry.drop_reservation("n", MAC)
+    mac = bytes.fromhex(OTHER.replace(":", ""))
+
+    def entry(mac: bytes, port: int, local: int = 0) -> bytes:
+        return mac + bytes([port, local]) + bytes(8)
+
+    table = links / "virbr10" / "brforward"
+    table.write_bytes(entry(mac, 1) + entry(mac[:5] + b"\xff", 1, local=1))
+    with pytest.raises(ConflictError, match="no DHCP address is left"):
+        target(choices, "web", attachment(last=100))
+    table.write_bytes(entry(mac, 1) + entry(mac[:5] + b"\xfe", 1))
+    assert target(choices, "web", attachment(last=100)) == ip(100)
+
+
 def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_path: Path) -> None:
     """The longest unused first; none that is leased, and none outside the ranges."""
     macs = [f"52:54:00:00:01:{number:02x}" for number in range(5)]
@@ -137,6 +169,26 @@ def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_
     # Who is back gets another, and the same ever after.
     assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
     assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
+
+
+def test_a_trial_asks_no_neighbours(choices: Choices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take their time to answer, and a trial keeps the database locked."""
+    asked: list[Address] = []
+
+    def probe(bridge: str, addresses: Sequence[Address], seconds: float) -> set[Address]:
+        asked.extend(addresses)
+        return set()
+
+    monkeypatch.setattr(publication.neighbours, "probe", probe)
+    own = IPv4Address("192.168.0.150")
+    upstream = Upstream("provider", "bridge", "br0", subnet=IPv4Network("192.168.0.0/24"))
+    at = replace(attachment(), upstream=upstream)
+    kernel = SimpleNamespace(host_addresses=set)
+    for asks in (False, True):
+        choosing = replace(choices, kernel=cast("Kernel", kernel), asks=asks)
+        with choices.store.transaction():
+            assert choosing.address(AddressRequest(own), Domain("web", "web"), at, 4) == own
+        assert bool(asked) == asks
 
 
 def wish(

@@ -4,11 +4,12 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from libvirt_natns import glance, hook
+from libvirt_natns import client, dispatch, glance, hook, locks
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HOOKS = CHECKOUT / "hooks"
@@ -16,6 +17,8 @@ UUID = "c0ffee00-0000-4000-8000-000000000001"
 NAT = '<natns:nat xmlns:natns="urn:libvirt-natns:1"{}/>'
 ENABLED = NAT.format(' enabled="yes"')
 DISABLED = NAT.format(' enabled="no"')
+
+IP = b"<ip address='10.0.0.1' netmask='255.255.255.0'/>"
 
 NETWORK_OPERATIONS = ("start", "started", "updated", "stopped", "port-created", "port-deleted")
 GUEST_OPERATIONS = ("prepare", "start", "started", "stopped", "release", "migrate", "restore",
@@ -28,10 +31,13 @@ INPUTS = {
     "not UTF-8": b"<hookData><network><name>\xff</name></network></hookData>",
     "entities": b'<!DOCTYPE a [<!ENTITY b "b">]><hookData><network><name>&b;</name></network>'
     b"</hookData>",
-    "no uuid": b"<hookData><network><name>a</name></network></hookData>",
-    "odd uuid": b"<hookData><network><uuid>../../etc</uuid></network></hookData>",
-    "large": b"<hookData><network>" + b"<x/>" * 100_000 + b"</network></hookData>",
+    "no uuid": b"<hookData><network><name>a</name>%s</network></hookData>" % IP,
+    "odd uuid": b"<hookData><network><uuid>../../etc</uuid>%s</network></hookData>" % IP,
+    "large": b"<hookData><network>" + b"<x/>" * 100_000 + IP + b"</network></hookData>",
     "domain": b"<domain type='kvm'><name>a</name></domain>",
+    "encoding": b'<?xml version="1.0" encoding="foo"?><hookData><network>%s</network></hookData>'
+    % IP,
+    "unbound prefix": b"<hookData><network><foo:bar/>%s</network></hookData>" % IP,
 }
 
 
@@ -53,7 +59,7 @@ def in_place_of_run(kind: str, directory: Path) -> str:
 def network(inside: str) -> bytes:
     return (
         f"<hookData><network><name>a</name><uuid>{UUID}</uuid>{inside}"
-        "<bridge name='virbr10'/></network></hookData>"
+        f"<bridge name='virbr10'/>{IP.decode()}</network></hookData>"
     ).encode()
 
 
@@ -103,9 +109,22 @@ def test_a_network_without_sense_is_refused_in_a_line(odd: str) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("inside", ["<forward mode='nat'/>", f"<metadata>{NAT}</metadata>"])
-def test_what_is_not_ours_is_let_alone(inside: str) -> None:
-    data = network(inside.format(" enabled='no'"))
+NOT_OURS = {
+    "forward": "<forward mode='nat'/>",
+    "disabled": f"<metadata>{DISABLED}</metadata>",
+    "odd names": f"<metadata>{DISABLED}</metadata><domain name='my lab'/><bridge name='lab#1'/>",
+    "unbound prefix": f"<metadata>{DISABLED}<foo:bar/></metadata>",
+    "name that expat does not know": f"<metadata>{DISABLED}<pre\u021b/></metadata>",
+    "two uuids": "<uuid>c0ffee00-0000-4000-8000-000000000002</uuid><forward/>",
+    "large": "<forward/><x>" + "x" * 9_000_000 + "</x>",
+    "deep": "<forward/>" + "<x>" * 50_000 + "</x>" * 50_000,
+}
+
+
+@pytest.mark.parametrize("inside", NOT_OURS.values(), ids=NOT_OURS)
+@pytest.mark.parametrize("declaration", ["", "<?xml version='1.0' encoding='foo'?>"])
+def test_what_is_not_ours_is_let_alone(inside: str, declaration: str) -> None:
+    data = declaration.encode() + network(inside)
     for operation in NETWORK_OPERATIONS:
         when = "end" if operation == "stopped" else "begin"
         done = run("network", "a", operation, when, "-", data=data)
@@ -277,6 +296,32 @@ def test_without_an_interpreter_the_hooks_are_harmless(kind: str, tmp_path: Path
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (0, b"", 1)
 
 
+def test_a_network_without_address_is_not_ours() -> None:
+    data = network("<domain name='my lab'/>").replace(IP, b"")
+    done = run("network", "a", "start", "begin", "-", data=data)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("kind", ["network", "qemu"])
+@pytest.mark.parametrize("name", ["hook", "glance", "__init__"])
+def test_half_a_package_is_harmless(kind: str, name: str, tmp_path: Path) -> None:
+    """As a disk that was full when it was installed leaves it."""
+    package = tmp_path / "libvirt_natns"
+    package.mkdir()
+    for module in ("__init__", "hook", "glance", "errors"):
+        shutil.copy(CHECKOUT / "libvirt_natns" / f"{module}.py", package)
+    (package / f"{name}.py").write_text("def half(\n")
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "guests" / UUID).mkdir(parents=True)
+    script = tmp_path / "hooks" / kind
+    script.write_text(in_place_of_run(kind, tmp_path))
+    script.chmod(0o755)
+    operation = "start" if kind == "network" else "reconnect"
+    done = run(kind, "a", operation, "begin", "-", data=network(ENABLED), script=script)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr.count(b"\n") <= 1
+
+
 @pytest.mark.parametrize("kind", ["network", "qemu"])
 def test_without_the_package_the_hooks_are_harmless(kind: str, tmp_path: Path) -> None:
     script = tmp_path / "hooks" / kind
@@ -311,6 +356,33 @@ def test_closed_descriptors_do_no_harm(kind: str) -> None:
     done = subprocess.run(["sh", "-c", script], capture_output=True, check=False)
     refused = kind == "network"
     assert (done.returncode, done.stderr.count(b"\n")) == (refused, refused)
+    done = subprocess.run(["sh", "-c", f"{script} 2>&-"], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (refused, b"")
+
+
+def test_what_the_service_has_taken_is_not_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """libvirt waits for a hook, whatever the hook waits for."""
+    now = 1000.0
+
+    def ask(*_: object) -> None:
+        nonlocal now
+        now += 45.0
+
+    def answer(*_: object) -> None:
+        left.append(locks.at_most(locks.LIMIT))
+
+    left: list[float] = []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(hook, "_is_a", lambda *_: True)
+    monkeypatch.setattr(client, "ask", ask)
+    monkeypatch.setattr(dispatch, "answer", answer)
+    monkeypatch.setattr(locks, "_ends", [])
+    assert hook._handle("network", ("start", "begin"), b"", hook._never) == 0
+    assert left == [15.0]
+    assert hook._handle("network", ("start", "begin"), b"", hook._never) == 0
+    assert left == [15.0, locks.LEAST]
 
 
 # At first sight
@@ -358,3 +430,17 @@ def test_every_event_says_whether_it_may_refuse() -> None:
     assert hook.NETWORK_EVENTS.keys() == NETWORK.keys()
     refusing = {operation for (operation, _), refuses in hook.NETWORK_EVENTS.items() if refuses}
     assert refusing == {"start", "started"}
+
+
+def test_an_end_succeeds_where_nobody_reads_what_is_told() -> None:
+    broken = "; ".join(
+        (
+            "import os, sys",
+            f"sys.path.append({str(CHECKOUT)!r})",
+            "from libvirt_natns import hook",
+            "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)",
+            "hook._report(ValueError('a'), False)",
+            "hook._tell('b')",
+        )
+    )
+    assert subprocess.run([sys.executable, "-c", broken], check=False).returncode == 0

@@ -200,3 +200,26 @@ def test_a_daemon_is_blind_until_it_is_told(machine: Path, monkeypatch: pytest.M
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+def test_one_hook_that_stays_keeps_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def remove(file: Path) -> None:
+        if file.name == "network":
+            raise PermissionError(1, "Operation not permitted", str(file))
+        file.unlink()
+
+    install.install_hooks()
+    monkeypatch.setattr(install, "_remove", remove)
+    with pytest.raises(InstallError, match=r"cannot remove .*/network \(Operation not permitted\)"):
+        install.remove_hooks()
+    assert [file.name for file in install.installed_hooks()] == ["network"]
+
+
+def test_a_note_that_cannot_be_written_ends_no_reload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(install, "daemons", list)
+    monkeypatch.setattr(names, "STATE_DIRECTORY", Path("/dev/null/state"))
+    assert install.reload_daemons() == ()

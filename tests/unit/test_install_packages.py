@@ -73,3 +73,18 @@ def test_nothing_left_to_install(policy: Path) -> None:
     assert run(policy, "exit 1") == 0
     assert policy.read_text() == ADMINISTRATORS
     assert not policy.with_name("policy-rc.d.kept-by-natns").exists()
+
+
+def test_a_link_that_leads_nowhere_is_not_written_through(policy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere"
+    policy.unlink()
+    policy.symlink_to(target)
+    assert run(policy, f"cp -P {policy} {policy}.seen; test ! -e {target}") == 0
+    assert not policy.with_name("policy-rc.d.seen").is_symlink()
+    assert policy.is_symlink()
+    assert not target.exists()
+    # Nor is what it leads to taken for ours.
+    target.write_text(ADMINISTRATORS)
+    assert run(policy, "exit 0") == 0
+    assert policy.is_symlink()
+    assert target.read_text() == ADMINISTRATORS

@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import config, host_ipv6, pool, publication, selection, transit
+from libvirt_natns import config, guest_leases, host_ipv6, pool, publication, selection, transit
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.firewall import host_parts
@@ -427,7 +427,7 @@ def ranged(*hosts: DhcpHost) -> Attachment:
 def test_known_by_the_networks_own_xml(
     store: Store, host: DhcpHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(guest_leases, "LIBVIRT_DIRECTORY", tmp_path)
     choices = publication.Choices(Config(), store, cast("Kernel", None))
     web = Domain("web", "web")
     assert choices.target(web, ranged(host), 6) == six("fd00:10::7")
@@ -440,7 +440,7 @@ def test_known_by_the_networks_own_xml(
 def test_reservations_of_both_families(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(guest_leases, "LIBVIRT_DIRECTORY", tmp_path)
     # Of some clients of DHCPv6 libvirt's helper does not know the MAC address.
     (tmp_path / "virbr10.status").write_text(
         '[{"ip-address": "fd00:10::100", "iaid": "1", "expiry-time": 0}]'

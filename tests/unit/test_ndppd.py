@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import names, ndppd
+from libvirt_natns import names, ndppd, processes
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.model import AddressRange
 from libvirt_natns.records import replace
@@ -105,6 +105,22 @@ def test_nothing_is_wrong_where_none_is_wanted() -> None:
 
 def test_a_program_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(ndppd, "BARE_PATH", "/nowhere")
+    monkeypatch.setattr(processes, "PATH", "/nowhere")
     with pytest.raises(ProxyError, match="install the package ndppd"):
         ndppd.ensure(PROXY, (3, 2))
+
+
+def test_a_daemon_is_not_spared_where_memory_runs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = tmp_path / "score"
+    monkeypatch.setattr(processes, "OOM_SCORE", score)
+    for spared in (True, False):
+        score.write_text("-500\n" if spared else "200\n")
+        words = processes.confined("net_raw", "net_admin")
+        assert ("-n" in words) == spared, "root may not lower it again everywhere"
+        assert words[-2:] == ("-all,+net_raw,+net_admin", "--")
+        assert "--no-new-privs" in words
+    monkeypatch.setattr(processes, "PATH", "/nowhere")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert processes.confined("net_raw") == ()

@@ -15,7 +15,7 @@ import pytest
 from libvirt_natns import names, plan
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.model import AddressRange, Network, Outside, StaticRoute, Subnet, Upstream
-from libvirt_natns.plan import Surroundings, describe, make, path_mtu, transit
+from libvirt_natns.plan import Published, Surroundings, describe, make, path_mtu, transit
 from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"
@@ -367,3 +367,32 @@ def test_mtu_that_guests_are_told(
     private: int, upstream: int, assumed: int, told: int | None
 ) -> None:
     assert path_mtu(private, upstream, assumed) == told
+
+
+def test_policy_knows_the_upstreams_segment_and_gateway() -> None:
+    rules = plan.policy(DUAL_NETWORK, PROVIDER6, OUTSIDE6, Published())
+    assert rules.segments == (PROVIDER6.subnet, PROVIDER6.subnet6)
+    assert rules.transit == ()
+    assert (rules.link_local, rules.max_flows) == (False, 32768)
+    behind = replace(PROVIDER6, kind="host", link_local="forward", max_flows=64)
+    rules = plan.policy(DUAL_NETWORK, behind, OUTSIDE6, Published())
+    assert rules.transit == (
+        IPv4Interface("192.168.0.1/24"),
+        IPv6Interface("2001:db8:77::1/64"),
+    )
+    assert (rules.link_local, rules.max_flows) == (True, 64)
+
+
+def test_a_subnet_that_guests_have_is_no_segment() -> None:
+    proxied = replace(OUTSIDE6, proxied=(IPv6Network("2001:db8:77::/64"),))
+    rules = plan.policy(DUAL_NETWORK, PROVIDER6, proxied, Published())
+    assert rules.segments == (PROVIDER6.subnet,)
+
+
+def test_no_setting_of_links_is_left_to_chance() -> None:
+    keys = [key for key, _ in plan.SYSCTLS + plan.SYSCTLS_WITH_IPV6]
+    assert len(keys) == len(set(keys))
+    assert keys[0] == "net/ipv4/ip_forward", "writing it resets the others"
+    for key in ("proxy_arp", "route_localnet", "accept_local", "arp_accept", "arp_filter"):
+        for which in ("all", "default"):
+            assert (f"net/ipv4/conf/{which}/{key}", "0") in plan.SYSCTLS

@@ -2,15 +2,16 @@
 """Which address a network gets; the segment is a set of addresses that answer."""
 
 import multiprocessing
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from libvirt_natns import pool
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, Family, parsed
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import (
     AddressRange,
@@ -350,3 +351,45 @@ def test_wanted_address_that_a_guest_has(store: Store, segment: Segment) -> None
         with pytest.raises(LeaseError, match=f"{own} of upstream provider belongs to guest web: "):
             pool.reserve(store, who, PROVIDER, segment.probe)
     assert segment.asked == []
+
+
+@pytest.mark.parametrize(
+    "first, last",
+    [("10.0.0.0", "10.255.255.255"), ("2001:db8::1:0:0:0", "2001:db8::1:ffff:ffff:ffff")],
+)
+def test_a_station_that_answers_for_every_address_ends_the_search(
+    store: Store, first: str, last: str
+) -> None:
+    """However large the pool is: a few hundred questions, and no address twice."""
+    family: Family = 6 if ":" in first else 4
+    huge = AddressRange(parsed(first), parsed(last))
+    many = (
+        replace(PROVIDER, pool6=(huge,), subnet6=IPv6Network("2001:db8::/64"))
+        if family == 6
+        else replace(PROVIDER, subnet=IPv4Network("10.0.0.0/8"), pool=(huge,), gateway=None)
+    )
+    note(store, "a", "preparing", many)
+    asked: list[Address] = []
+
+    def liar(addresses: Collection[Address]) -> set[Address]:
+        asked.extend(addresses)
+        return set(addresses)
+
+    began = time.monotonic()
+    with pytest.raises(LeaseError, match="as if a station on bridge br0 answered for every"):
+        pool.reserve(store, applicant(network("a"), family), many, liar, {HOST})
+    assert time.monotonic() - began < 1
+    assert len(asked) == len(set(asked)) < 1500
+    assert store.leases("provider", "uuid-a").of(family) is None
+
+
+def test_a_search_ends_in_time(
+    store: Store, segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A station that is slow to claim addresses costs a hook no more than the limit."""
+    monkeypatch.setattr(pool, "SEARCH_LIMIT", 0.0)
+    large = replace(PROVIDER, pool=(span("192.168.0.100", "192.168.0.199"),))
+    segment.taken = {f"192.168.0.{last}" for last in range(100, 200)}
+    with pytest.raises(LeaseError, match="all 1 addresses of upstream provider"):
+        start(store, segment, "a", upstream=large)
+    assert len(segment.asked) == 1

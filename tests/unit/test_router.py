@@ -6,13 +6,15 @@ import errno
 import json
 import os
 import struct
+import subprocess
 import time
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
 
-from libvirt_natns.errors import ConflictError, KernelError
+from libvirt_natns import names, processes
+from libvirt_natns.errors import ConflictError, KernelError, RouterFileError, StoreError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.model import Config, Upstream
@@ -22,9 +24,11 @@ from libvirt_natns.router import (
     command,
     examine,
     ipv6,
+    journal,
     nic,
     objects,
     resolver,
+    restore,
     rules,
     timer,
     wire,
@@ -211,6 +215,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine on which systemd runs, and what waits writes down how it was started."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setattr(timer, "SYSTEMD", tmp_path)
+    monkeypatch.setattr(processes, "PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     script = f'echo "waiting $(cut -d" " -f6 /proc/self/stat) $*" >>{tmp_path / "said"}'
     monkeypatch.setattr(command, "line", lambda *words: ("sh", "-c", script, *words))
@@ -252,17 +257,84 @@ def test_the_timer_has_a_session_of_its_own_elsewhere(
     assert words == ["wan", "12.5"]
 
 
-@pytest.mark.parametrize("error", [KernelError("not now"), OSError(errno.ENOSPC, "full")])
+@pytest.mark.parametrize(
+    "error", [KernelError("not now"), OSError(errno.ENOSPC, "full"), RuntimeError("a bug")]
+)
 def test_the_timer_tries_again(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timer, "AGAIN", 0.0)
-    problems = [error, error]
+    """For as long as it takes, and for as long as the journal does not tell that it may stop."""
+    monkeypatch.setattr(timer, "PAUSES", (0.0, 0.0))
+    problems = [error] * 50
 
     def take_back() -> None:
         if problems:
             raise problems.pop()
 
-    timer.wait("wan", 0.0, take_back)
+    def pending() -> bool:
+        raise StoreError("the journal cannot be read")
+
+    timer.wait(0.0, pending, take_back)
     assert not problems
+
+
+def test_the_timer_ends_with_a_confirmation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timer, "PAUSES", (0.0,))
+    answers = [True, True, False]
+
+    def take_back() -> None:
+        raise KernelError("not now")
+
+    timer.wait(0.0, lambda: answers.pop(0), take_back)
+    assert not answers
+    timer.wait(nic.clock() + 60.0, lambda: False, take_back)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"target": 1}', "\0\1", "1" * 5000])
+def test_a_damaged_file_of_a_router(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path)
+    (tmp_path / "routers").mkdir()
+    for kind in ("json", "kept"):
+        names.router_file("wan", kind).write_text(content)
+    with pytest.raises(RouterFileError, match=r"wan\.json is damaged"):
+        journal.load("wan")
+    with pytest.raises(RouterFileError, match=r"wan\.kept is damaged"):
+        journal.kept("wan")
+    assert journal.load_all() == []
+    assert set(journal.damaged()) == {"wan"}
+    asides = [journal.put_aside(names.router_file("wan", "kept")).name]
+    for _ in range(journal.MOST_ASIDE + 2):
+        names.router_file("wan", "kept").write_text("another")
+        asides.append(journal.put_aside(names.router_file("wan", "kept")).name)
+    assert asides[:2] == ["wan.kept.damaged", "wan.kept.damaged-2"]
+    assert len(set(asides)) == journal.MOST_ASIDE
+
+
+def test_a_nic_by_another_name() -> None:
+    header = struct.pack("=BBBBI", objects.AF_INET, 24, 0x80, 0, 7)
+    labels = {b"ens3": b"enp1s0", b"ens3:1": b"enp1s0:1", b"ens33": b"ens33"}
+    for label, expected in labels.items():
+        said = [(objects.IFA_LOCAL, bytes(4)), (objects.IFA_LABEL, label + b"\0")]
+        made = objects.address(header + wire.packed(said)).relabelled("ens3", "enp1s0")
+        found = wire.value(wire.attributes(bytes.fromhex(made.body)[8:]), objects.IFA_LABEL)
+        assert found == expected + b"\0"
+    rule = objects.Rule(
+        (bytes(12) + wire.packed([(objects.FRA_IIFNAME, b"ens3\0"), (6, b"\1\0\0\0")])).hex()
+    )
+    assert rule.names("ens3")
+    assert rule.renamed("ens3", "enp1s0").names("enp1s0")
+    assert not rule.renamed("ens3", "enp1s0").names("ens3")
+
+
+def test_the_script_is_plain_shell(tmp_path: Path) -> None:
+    """Whatever a link is called, nothing of it is run."""
+    for name in ("ens3", "a b;id", "$(id)", "'"):
+        before = replace(capture6(("2001:db8::2", 64)), name=name, altnames=("x y", "`id`"))
+        file = tmp_path / "restore"
+        file.write_text(restore.script("natns-router-wan", "natns-wan", before))
+        subprocess.run(["/bin/sh", "-n", file], check=True)
+        assert "python" not in file.read_text().lower().replace("without python", "")
+        assert "@" not in file.read_text().replace("%%@*", "").replace("%@*", "").replace("$@", "")
 
 
 # -- IPv6 of networks ------------------------------------------------------------

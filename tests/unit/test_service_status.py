@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -224,3 +225,32 @@ def test_end_of_one_that_is_stuck(speak: Speak) -> None:
     speak(None)
     with pytest.raises(InstallError, match="does not answer: end it"):
         end()
+
+
+LISTENER = """
+import signal, socket, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in sys.argv else signal.SIG_DFL)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listens", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("state", ["deaf", "silent", "stopped"])
+def test_end_of_a_service_that_is_stuck(
+    state: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_status, "STUCK_LIMIT", 0.3)
+    command = [sys.executable, "-c", LISTENER, os.fspath(path), "virt-natns", "serve", state]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"listens\n"
+        if state == "stopped":
+            process.send_signal(signal.SIGSTOP)
+        reaper = threading.Thread(target=process.wait)
+        reaper.start()
+        assert end() == f"ended the service (pid {process.pid})"
+        reaper.join()
+        assert process.returncode == (-9 if state == "deaf" else -15)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_natns import __version__, database, names
 from libvirt_natns import store as store_module
-from libvirt_natns.errors import ConflictError, StoreError
+from libvirt_natns.errors import ConflictError, DamagedError, FormatError, StoreError
 from libvirt_natns.locks import locked
 from libvirt_natns.model import StaticNat
 from libvirt_natns.records import replace
@@ -121,12 +122,34 @@ def test_records_outlive_the_process(tmp_path: Path) -> None:
     again.close()
 
 
-def test_database_of_another_version(tmp_path: Path) -> None:
+def rewritten(directory: Path, *statements: str) -> None:
+    """Change a database behind everybody's back."""
+    with closing(sqlite3.connect(directory / "state.db", isolation_level=None)) as db:
+        for statement in statements:
+            db.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("statement", "writer"),
+    [
+        (f"INSERT INTO writer VALUES ({VERSION + 1}, '7.1.0')", "version 7.1.0"),
+        ("SELECT 1", "a later version"),
+        ("DROP TABLE writer", "a later version"),
+    ],
+)
+def test_database_of_a_later_version(statement: str, writer: str, tmp_path: Path) -> None:
     Store(tmp_path).close()
-    with sqlite3.connect(tmp_path / "state.db") as db:
-        db.execute(f"PRAGMA user_version = {VERSION + 1}")
-    with pytest.raises(StoreError, match="written by another version"):
+    rewritten(tmp_path, f"PRAGMA user_version = {VERSION + 1}", statement)
+    with pytest.raises(FormatError) as caught:
         Store(tmp_path)
+    assert f"has format {VERSION + 1}, written by {writer} (version" in str(caught.value)
+    assert f": install {writer} again, or move the file away and run virt" in str(caught.value)
+
+
+def test_database_tells_which_version_wrote_it(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        assert db.execute("SELECT * FROM writer").fetchall() == [(VERSION, __version__)]
 
 
 EARLIER = f"""
@@ -192,6 +215,28 @@ def test_database_of_the_earlier_format_keeps_all_it_has(tmp_path: Path) -> None
     assert _schema(old) == _schema(fresh)
 
 
+def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        db.executescript(EARLIER)
+    # Two leases of one kind, which no later format takes.
+    rewritten(
+        tmp_path,
+        "DROP TABLE lease",
+        "CREATE TABLE lease (upstream, segment, address, network, used)",
+        "INSERT INTO lease VALUES ('p', 'br0', 1, 'a', 1), ('p', 'br0', 1, 'a', 1)",
+    )
+    before = _schema(tmp_path)
+    for _ in range(2):
+        with pytest.raises(StoreError) as caught:
+            Store(tmp_path)
+        assert not isinstance(caught.value, DamagedError)
+        assert f"cannot be brought from format 1 to {VERSION} (UNIQUE" in str(caught.value)
+    assert _schema(tmp_path) == before
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert len(db.execute("SELECT * FROM lease").fetchall()) == 2
+
+
 def test_two_processes_migrate_at_once(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "state.db")) as db:
         db.executescript(EARLIER)
@@ -242,10 +287,100 @@ def test_no_start_reads_all_rows_of_a_table(store: Store) -> None:
     assert [plan for plan in plans if plan.startswith("SCAN")] == []
 
 
-def test_damaged_database(tmp_path: Path) -> None:
-    (tmp_path / "state.db").write_bytes(b"no database at all, but long enough to be one" * 50)
-    with pytest.raises(StoreError, match=r"cannot open the state database .*: .*repair"):
+def overwritten(file: Path, where: int, octets: bytes) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(where)
+        stream.write(octets)
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but long enough " * 50, bytes(8192)])
+def test_no_database(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(content)
+    with pytest.raises(DamagedError, match=r"state.db: is damaged \(file is not .*: run virt-nat"):
         Store(tmp_path)
+
+
+def test_damage_that_shows_later(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for number in range(100):
+        store.put(replace(record(f"n{number}"), document=b"x" * 2000))
+    store.check()
+    store.close()
+    file = tmp_path / "state.db"
+    # Half of it: the tables' names stand at the beginning.
+    half = file.stat().st_size // 2
+    overwritten(file, half, b"\xff" * half)
+    with closing(Store(tmp_path)) as store:
+        with pytest.raises(DamagedError, match="is damaged"):
+            store.networks()
+        with pytest.raises(DamagedError, match="is damaged"):
+            for number in range(100):
+                store.put(replace(record(f"n{number}"), document=b""))
+        with pytest.raises(DamagedError, match="is damaged"):
+            store.check()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE network SET subnets = '10.0.0.0/240'",
+        "UPDATE lease SET address = 'x'",
+        "INSERT INTO transit VALUES ('host', '198.19.252.x/22')",
+        "INSERT INTO transit6 VALUES ('host', 'fd00:')",
+        "INSERT INTO reservation VALUES ('a', 'm', 4, 'x', '', 1)",
+        "INSERT INTO static_nat VALUES ('p', 1, 'w', 'w', 'a', 'x', '', 1, '')",
+        "DROP TABLE forward",
+    ],
+)
+def test_values_that_make_no_sense(statement: str, tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        store.put(record("a"))
+        assert store.reserve("provider", SEGMENT, "uuid-a", FIRST)
+        store.check()
+    rewritten(tmp_path, statement)
+    with (
+        closing(Store(tmp_path)) as store,
+        pytest.raises(DamagedError, match=r"is damaged \(.*\): run virt-natns sync"),
+    ):
+        store.check()
+
+
+def test_put_aside_with_its_companions(tmp_path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / f"state.db{suffix}").write_text(suffix)
+    aside = database.put_aside(tmp_path, "today")
+    assert aside == tmp_path / "state.db.damaged-today"
+    (tmp_path / "state.db").write_text("second")
+    assert database.put_aside(tmp_path, "today").name == "state.db.damaged-today+"
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "state.db.damaged-today": "",
+        "state.db.damaged-today-wal": "-wal",
+        "state.db.damaged-today-shm": "-shm",
+        "state.db.damaged-today+": "second",
+    }
+
+
+def test_a_missing_database_while_networks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "state")
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path / "run")
+    monkeypatch.setattr(names, "NETNS_DIRECTORY", tmp_path / "netns")
+    (tmp_path / "netns/nat-a").mkdir(parents=True)
+    Store(names.STATE_DIRECTORY).close()
+    names.network_directory("uuid-a").mkdir(parents=True)
+    Store(names.STATE_DIRECTORY).close()
+    for file in names.STATE_DIRECTORY.iterdir():
+        file.unlink()
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="is missing, although networks run: run virt-natns"):
+            Store(names.STATE_DIRECTORY)
+        with pytest.raises(DamagedError, match="is missing"):
+            database.check_there(names.STATE_DIRECTORY)
+    # Of another directory nothing can be said.
+    Store(tmp_path / "other").close()
+    Store(names.STATE_DIRECTORY, anew=True).close()
+    database.check_there(names.STATE_DIRECTORY)
 
 
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 """systemd's units: what they must say, and must not."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from libvirt_natns import answering, cli, client, names, service_status
 
@@ -70,11 +74,42 @@ def test_a_router_comes_up_ahead_of_all_that_uses_it() -> None:
     ahead = set(" ".join(router["Before"]).split())
     assert {"network-online.target", "libvirtd.service", "virtnetworkd.service"} <= ahead
     assert "libvirt-natns.service" in ahead
-    (condition,) = router["ConditionPathExists"]
-    assert condition.replace("%i", "wan") == str(names.router_file("wan", "kept"))
+    conditions = {each.replace("%i", "wan") for each in router["ConditionPathExists"]}
+    kinds = ("kept", "restore", "json")
+    assert conditions == {f"|{names.router_file('wan', kind)}" for kind in kinds}
+    (after,) = router["ExecStopPost"]
+    assert after.replace("%i", "wan") == f"-/bin/sh {names.router_file('wan', 'restore')}"
     assert not set(NEW_MOUNT_NAMESPACE) & set(router)
     # The namespace would end with the unit otherwise.
     assert router["RemainAfterExit"] == ["yes"]
     for verb in ("ExecStart", "ExecStop"):
         words = router[verb][0].removeprefix("/usr/local/bin/virt-natns ").replace("%i", "wan")
         assert cli._parser().parse_args(words.split()).name == "wan"
+
+
+def test_both_units_have_the_same_bounds() -> None:
+    """A router's boot does what the service does, and is held by the same limits."""
+    service, router = settings("libvirt-natns.service"), settings("libvirt-natns-router@.service")
+    for key in (
+        "CapabilityBoundingSet", "NoNewPrivileges", "RestrictNamespaces", "SystemCallFilter",
+        "KeyringMode", "LockPersonality", "RestrictAddressFamilies", "SystemCallArchitectures",
+    ):  # fmt: skip
+        assert service[key] == router[key], key
+    assert service["RestrictNamespaces"] == ["net"]
+    # dnsmasq and DHCP clients are in the service's cgroup.
+    assert "IPAddressDeny" not in service
+
+
+def test_systemd_takes_the_units() -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("no systemd-analyze here")
+    for unit in ("libvirt-natns.service", "libvirt-natns-router@.service"):
+        done = subprocess.run(
+            [program, "security", "--offline=yes", "--threshold=70", UNITS / unit],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if "unrecognized option" in done.stderr:
+            pytest.skip("an older systemd-analyze")
+        assert done.returncode == 0, done.stdout[-200:] + done.stderr
+        assert "Unknown" not in done.stderr

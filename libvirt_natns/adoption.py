@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Adopting what runs without a record: the state database was lost, or lost a part.
+
+libvirt tells which networks and guests are active.  The kernel tells what they have:
+a namespace's addresses become leases again, its rules tell chosen ports and guests' own
+addresses, its dnsmasq's hosts file tells reservations.  Nothing that runs is changed;
+``Engine.up`` then finds nothing to repair.
+
+Limit: networks and guests that do not run have left nothing in the kernel.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Network, IPv6Network
+
+from libvirt_natns import (
+    dhcp_upstream,
+    dnsmasq_config,
+    document,
+    forwards,
+    glance,
+    names,
+    pool,
+    selection,
+    transit,
+)
+from libvirt_natns.addresses import Address, Family, Interface
+from libvirt_natns.engine import Engine
+from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.firewall import translations
+from libvirt_natns.firewall.translations import Translations
+from libvirt_natns.forwards import Attachment, Wish
+from libvirt_natns.guests import Guests
+from libvirt_natns.locks import locked
+from libvirt_natns.model import AddressRequest, Domain, Network, Upstream
+from libvirt_natns.publication import Choices, fixed_address, scopes
+from libvirt_natns.records import dataclass
+from libvirt_natns.store import Leasable, Record, boot_id, now
+
+ADOPTED = "runs without a record: adopted as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What was adopted, and in words what could not be."""
+
+    found: list[tuple[str, str]]
+    errors: list[str]
+
+
+def adopt(engine: Engine, active: Mapping[str, bytes], domains: Mapping[str, bytes]) -> Adopted:
+    """Record active networks whose namespaces run unrecorded, and active guests in them.
+
+    Both by uuid, as libvirt describes them.
+    """
+    outcome = Adopted([], [])
+    adopted: set[str] = set()
+    unrecorded = {uuid: xml for uuid, xml in active.items() if _runs_unrecorded(engine, uuid, xml)}
+    if unrecorded:
+        _adopt_transits(engine)
+    for uuid, xml in unrecorded.items():
+        name = glance.at_network(xml).name
+        with _noting(outcome, name), locked(names.network_directory(uuid)):
+            if _runs_unrecorded(engine, uuid, xml):
+                _adopt_network(engine, xml, domains)
+                adopted.add(uuid)
+                outcome.found.append((name, ADOPTED))
+    for xml in domains.values() if adopted else ():
+        name = glance.at_domain(xml).name
+        with _noting(outcome, name):
+            if _adopt_guest(engine, xml, adopted):
+                outcome.found.append((name, ADOPTED))
+    return outcome
+
+
+@contextmanager
+def _noting(outcome: Adopted, name: str) -> Iterator[None]:
+    """Note an error of the body, instead of raising it."""
+    try:
+        yield
+    except NatnsError as error:
+        told = str(error)
+        outcome.errors.append(told if name in told else f"{name}: {told}")
+
+
+# -- networks ------------------------------------------------------------------
+
+
+def _runs_unrecorded(engine: Engine, uuid: str, xml: bytes) -> bool:
+    """Whether an active network has a namespace of ours, and no record that says so."""
+    record = engine.store.network(uuid)
+    if record is not None and record.runs:
+        return False
+    namespace = names.namespace(glance.at_network(xml).name)
+    return engine.kernel.namespace_owner(namespace) == uuid
+
+
+def _record(engine: Engine, network: Network, xml: bytes) -> None:
+    upstream = selection.upstream_of(network, engine.config)
+    engine.store.put(
+        Record(
+            uuid=network.uuid,
+            name=network.name,
+            namespace=names.namespace(network.name),
+            bridge=network.bridge or "",
+            upstream=upstream.name,
+            kind=upstream.kind,
+            subnets=tuple(subnet.network for subnet in network.subnets),
+            taken_over=network.taken_over,
+            state="up",
+            boot=boot_id(),
+            since=now(),
+            document=xml,
+        )
+    )
+
+
+def _adopt_transits(engine: Engine) -> None:
+    """Choose again the transit subnets that the host's transit bridges have."""
+    for upstream in engine.config.upstreams.values():
+        bridge = names.transit_bridge(upstream.name)
+        if upstream.kind != "host" or engine.kernel.link(None, bridge) is None:
+            continue
+        for interface in engine.kernel.addresses(None, bridge):
+            subnet = interface.network
+            if isinstance(subnet, IPv4Network) and upstream.subnet is None:
+                engine.store.choose_transit(upstream.name, [subnet], None)
+            elif isinstance(subnet, IPv6Network) and subnet.subnet_of(transit.PREFIXES6):
+                engine.store.choose_transit6(upstream.name, subnet)
+
+
+def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> None:
+    """Record a network with its leases, reservations and own forwards."""
+    network = document.parse_network(xml)
+    # Ahead of the leases: a transit subnet that is in use is not chosen anew.
+    _record(engine, network, xml)
+    upstream = engine.planner.upstream(network)
+    rules = translations.of_namespace(names.namespace(network.name))
+    for lease in _leases(engine, network, upstream, rules):
+        _lease(engine, upstream, network.uuid, f"network {network.name}", lease)
+    _adopt_reservations(engine, network, domains)
+    if network.nat is None or not network.nat.forwards:
+        return
+    planner = engine.planner
+    choices = _Found(Choices(engine.config, engine.store, engine.kernel), rules)
+    whole, outside = planner.completed(network, upstream), planner.outside(network, upstream)
+    claims = forwards.of_network(whole, upstream, outside, choices)
+    engine.registry.claim(claims, scopes(engine.store, [network.uuid]), published=True)
+
+
+def _lease(engine: Engine, upstream: Upstream, key: str, who: str, leased: Leasable) -> None:
+    if not engine.store.reserve(upstream.name, pool.segment(upstream), key, leased):
+        raise ConflictError(f"{who}: {leased} of upstream {upstream.name} is another's already")
+
+
+def _leases(
+    engine: Engine, network: Network, upstream: Upstream, rules: Translations
+) -> Iterator[Leasable]:
+    """What a network has on its upstream, by the addresses in its namespace."""
+    namespace = names.namespace(network.name)
+    if upstream.by_dhcp:
+        yield dhcp_upstream.settle(engine.store, network, upstream)
+    outer = engine.kernel.addresses(namespace, names.UPSTREAM_LINK)
+    families: tuple[Family, ...] = (6,) if upstream.by_dhcp else (4, 6)
+    for family in families:
+        address = _own(outer, family, rules)
+        if address is not None and selection.can_keep(address, upstream):
+            yield address
+    prefix = _prefix(engine, network, upstream)
+    if prefix is not None:
+        yield prefix
+
+
+def _own(found: Iterable[Interface], family: Family, rules: Translations) -> Address | None:
+    """The network's own among a namespace's upstream addresses, beside those of guests."""
+    guests = set(rules.own.values())
+    mine = [each for each in found if each.version == family and each.ip not in guests]
+    mine = [each for each in mine if not each.ip.is_link_local]
+    # Guests' ones bear no prefix.
+    return min(mine, key=lambda each: each.network.prefixlen).ip if mine else None
+
+
+def _prefix(engine: Engine, network: Network, upstream: Upstream) -> IPv6Network | None:
+    """The prefix that is routed to a network, by the address of its namespace in it."""
+    if not selection.leases_prefix(network, upstream):
+        return None
+    wanted = selection.wanted_prefix(network, upstream)
+    if wanted is not None:
+        return wanted
+    inner = engine.kernel.addresses(names.namespace(network.name), network.bridge or "")
+    for interface in inner:
+        subnet = interface.network
+        if isinstance(subnet, IPv6Network) and any(map(subnet.subnet_of, upstream.prefixes6)):
+            return subnet
+    return None
+
+
+def _adopt_reservations(engine: Engine, network: Network, domains: Mapping[str, bytes]) -> None:
+    """Keep the DHCP addresses that the namespace's dnsmasq has for guests' NICs."""
+    try:
+        text = dnsmasq_config.paths(network.uuid).hosts.read_text()
+    except OSError:
+        return
+    owners = _owners(domains)
+    for mac, address in dnsmasq_config.reserved(text):
+        family: Family = 4 if address.version == 4 else 6
+        if fixed_address(network, mac, family) is None:
+            engine.registry.reserve(
+                network.uuid, mac, owners.get(mac, ""), [address], lambda _: False, family
+            )
+
+
+def _owners(domains: Mapping[str, bytes]) -> dict[str, str]:
+    """The uuids of running guests, by the MAC addresses of their NICs."""
+    owners: dict[str, str] = {}
+    for xml in domains.values():
+        with suppress(NatnsError):
+            plain = document.parse_domain_nics(xml)
+            owners |= {nic.mac: plain.uuid for nic in plain.nics}
+    return owners
+
+
+# -- guests --------------------------------------------------------------------
+
+
+def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
+    """Take over what a running guest publishes in these networks; whether there is any."""
+    plain = document.parse_domain_nics(xml)
+    if not glance.at_domain(xml).annotated or engine.registry.guest(plain.uuid) is not None:
+        return False
+    guests = Guests(engine)
+    attachments = guests.attachments(plain)
+    if not any(each.network.uuid in networks for each in attachments):
+        return False
+    domain = document.parse_domain(xml)
+    if domain.nat is None:
+        return False
+    rules = [translations.of_namespace(names.namespace(each.network.name)) for each in attachments]
+    choices = _Found(Choices(engine.config, engine.store, engine.kernel), *rules)
+    with locked(names.guest_directory(domain.uuid)):
+        claims = forwards.resolve(domain, attachments, choices)
+        where = scopes(engine.store, {each.network.uuid for each in attachments})
+        engine.registry.claim(claims, where, published=True)
+        engine.registry.put_guest(domain.uuid, domain.name, xml, published=True)
+    return True
+
+
+class _Found:
+    """Choices as they are in force already; what is not in force yet is chosen anew."""
+
+    def __init__(self, choices: Choices, *rules: Translations) -> None:
+        self._choices = choices
+        self._ports = [port for each in rules for port in each.ports]
+        self._own = {target: own for each in rules for target, own in each.own.items()}
+
+    def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
+        return self._choices.knows(domain, attachment, family)
+
+    def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
+        return self._choices.target(domain, attachment, family)
+
+    def port(self, wish: Wish) -> int:
+        """The port that leads to the wish's target, unless it is another range's."""
+        key, registry = wish.key, self._choices.registry
+        kept = {port for proto, port in registry.chosen_ports() if proto == key.proto}
+        for each in self._ports:
+            meant = (each.proto, each.to) == (key.proto, key.target_port)
+            fixed = any(first <= each.port <= last for first, last in wish.avoided)
+            if meant and each.target in wish.targets and not fixed and each.port not in kept:
+                registry.choose_port(key, each.port)
+                return each.port
+        return self._choices.port(wish)
+
+    def address(
+        self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
+    ) -> Address:
+        """The guest's own address, which its namespace answers for: nobody is asked."""
+        own = self._own.get(self.target(domain, attachment, family))
+        if own is None or request.address not in (None, own):
+            return self._choices.address(request, domain, attachment, family)
+        who = f"guest {domain.name}"
+        key = f"{domain.uuid}/{attachment.nic.mac}"
+        store, upstream = self._choices.store, attachment.upstream
+        if not store.reserve(upstream.name, pool.segment(upstream), key, own):
+            raise ConflictError(f"{who}: {own} of upstream {upstream.name} is another's already")
+        return own

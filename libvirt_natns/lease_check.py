@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Values of a DHCP lease, judged by sense: refused as a whole, or cut to what is harmless.
+
+Any station of a segment can pose as its DHCP server.  A route must not lead into what is
+private here; the kernel would put it in place of its own.
+"""
+
+from collections.abc import Collection, Iterator
+from ipaddress import IPv4Address, IPv4Network
+
+from libvirt_natns.addresses import IPNetwork
+from libvirt_natns.dhcp_client import Lease
+from libvirt_natns.model import StaticRoute
+from libvirt_natns.records import dataclass, replace
+
+SHORTEST_PREFIX = 8
+"""Of the leased subnet: no Ethernet has more stations, and 0 would hide everything."""
+
+MOST_ROUTES = 64
+MOST_SERVERS = 8
+"""Resolvers that dnsmasq is told of: it asks all of them at times."""
+
+MOST_SAID = 4
+"""Cuts that are told each by itself."""
+
+SPECIAL = tuple(
+    map(
+        IPv4Network,
+        # This network, loopback, link-local, multicast, reserved: RFC 6890.
+        ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A lease as far as it is used, and in words each value that was left out."""
+
+    lease: Lease
+    cuts: tuple[str, ...] = ()
+
+
+def refused(lease: Lease, private: Collection[IPNetwork]) -> str | None:
+    """Return why a lease cannot be used at all, in words; None where it can.
+
+    ``private`` are the subnets that only this side has.
+    """
+    address, subnet = lease.address.ip, lease.address.network
+    if subnet.prefixlen < SHORTEST_PREFIX:
+        return f"{lease.address} has a subnet wider than /{SHORTEST_PREFIX}"
+    if any(address in each for each in SPECIAL):
+        return f"{lease.address} is no address of a station"
+    if _is_edge(address, subnet):
+        return f"{lease.address} is the subnet's own or broadcast address"
+    if hit := next((each for each in _fours(private) if each.overlaps(subnet)), None):
+        return f"{lease.address} overlaps the private subnet {hit}"
+    return None
+
+
+def bounded(lease: Lease, private: Collection[IPNetwork]) -> Checked:
+    """Return a lease without the values that must not be used."""
+    ours = _fours(private)
+    cuts: list[str] = []
+    gateway = lease.gateway
+    if gateway is not None and (why := _no_gateway(gateway, lease, ours)):
+        cuts.append(f"gateway {gateway}: {why}")
+        gateway = None
+    routes = _routes(lease, ours, cuts)
+    servers = _servers(lease, ours, cuts)
+    return Checked(replace(lease, gateway=gateway, routes=routes, dns=servers), _summary(cuts))
+
+
+def _fours(private: Collection[IPNetwork]) -> list[IPv4Network]:
+    return [each for each in private if isinstance(each, IPv4Network)]
+
+
+def _is_edge(address: IPv4Address, subnet: IPv4Network) -> bool:
+    """True for the first and last address of a subnet; RFC 3021 has stations there in a /31."""
+    edges = (subnet.network_address, subnet.broadcast_address)
+    return subnet.prefixlen < 31 and address in edges
+
+
+def _no_gateway(gateway: IPv4Address, lease: Lease, ours: Collection[IPv4Network]) -> str | None:
+    """Return why a gateway cannot be one, in words."""
+    subnet = lease.address.network
+    if gateway == lease.address.ip:
+        return "is the leased address itself"
+    if any(gateway in each for each in SPECIAL if not each.is_link_local):
+        return "is no address of a station"
+    if _is_edge(gateway, subnet):
+        return "is the subnet's own or broadcast address"
+    if any(gateway in each for each in ours):
+        return "is in a private subnet"
+    # Clouds lease an address alone (/32), with a gateway that is on the link all the same.
+    on_link = gateway in subnet or subnet.prefixlen == 32
+    if not on_link and not any(gateway in each for each in lease.on_link):
+        return f"is not in {subnet}"
+    return None
+
+
+def _routes(
+    lease: Lease, ours: Collection[IPv4Network], cuts: list[str]
+) -> tuple[StaticRoute, ...]:
+    kept: dict[IPNetwork, StaticRoute] = {}
+    for route in lease.routes:
+        why = _no_route(route, lease, ours)
+        if why is None and route.destination in kept:
+            why = "is there already"
+        if why is None and len(kept) == MOST_ROUTES:
+            why = f"is beyond the first {MOST_ROUTES}"
+        if why is None:
+            kept[route.destination] = route
+        else:
+            cuts.append(f"route {route.destination} via {route.gateway}: {why}")
+    return tuple(kept.values())
+
+
+def _no_route(route: StaticRoute, lease: Lease, ours: Collection[IPv4Network]) -> str | None:
+    """Return why a route must not be set, in words.
+
+    A wider route than a private subnet is harmless: the kernel prefers the longer prefix.
+    """
+    if not (isinstance(route.destination, IPv4Network) and isinstance(route.gateway, IPv4Address)):
+        return "is not of IPv4"
+    for name, networks in (
+        ("the private subnet", ours),
+        ("the leased subnet", [lease.address.network]),
+        ("the special range", SPECIAL),
+    ):
+        if hit := next((each for each in networks if route.destination.subnet_of(each)), None):
+            return f"leads into {name} {hit}"
+    why = _no_gateway(route.gateway, lease, ours)
+    return f"its gateway {why}" if why else None
+
+
+def _servers(
+    lease: Lease, ours: Collection[IPv4Network], cuts: list[str]
+) -> tuple[IPv4Address, ...]:
+    kept: dict[IPv4Address, None] = {}
+    for server in lease.dns:
+        if server in kept:
+            continue
+        # Some clouds have their resolver at a link-local address.
+        special = any(server in each for each in SPECIAL if not each.is_link_local)
+        if server == lease.address.ip or special:
+            cuts.append(f"DNS server {server}: is no address of another station")
+        elif len(kept) == MOST_SERVERS:
+            cuts.append(f"DNS server {server}: is beyond the first {MOST_SERVERS}")
+        else:
+            kept[server] = None
+    return tuple(kept)
+
+
+def _summary(cuts: list[str]) -> tuple[str, ...]:
+    """The first cuts, and how many more there are: a server may send a thousand routes."""
+    more = len(cuts) - MOST_SAID
+    return (*cuts[:MOST_SAID], *([f"{more} more"] if more > 0 else []))
+
+
+def said(cuts: Collection[str]) -> Iterator[str]:
+    """Yield the line for `check` and the log, if anything was left out."""
+    if cuts:
+        yield f"the DHCP lease is used without: {'; '.join(cuts)}"

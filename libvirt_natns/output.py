@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What commands print: a reader that has gone, or a full disk, ends no work halfway."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import TextIO, cast
+
+from libvirt_natns.errors import NatnsError
+
+
+class Lenient:
+    """A text stream that keeps its first error instead of raising it.
+
+    All but writing is the stream's own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or do nothing after an error."""
+        if self.error is None:
+            try:
+                return self._stream.write(text)
+            except OSError as error:
+                self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do nothing after an error."""
+        if self.error is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self.error = error
+        # Or Python fails to flush what is left when it ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextmanager
+def lenient() -> Iterator[None]:
+    """Print leniently in the body.
+
+    Raises NatnsError after it where standard output could not be written: the work is
+    done.  A reader that has gone, head(1) for one, has had enough.
+    """
+    with ExitStack() as opened:
+        # Python sets neither where the process was started without them.
+        nowhere = opened.enter_context(Path(os.devnull).open("w"))
+        out, told = Lenient(sys.stdout or nowhere), Lenient(sys.stderr or nowhere)
+        opened.enter_context(redirect_stdout(cast("TextIO", out)))
+        opened.enter_context(redirect_stderr(cast("TextIO", told)))
+        opened.callback(told.flush)
+        opened.callback(out.flush)
+        yield
+    if out.error is not None and not isinstance(out.error, BrokenPipeError):
+        raise NatnsError("cannot write the output", out.error.strerror or str(out.error))

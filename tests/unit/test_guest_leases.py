@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Leases that stand in a reservation's way."""
+
+import json
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import guest_leases
+from libvirt_natns.dnsmasq import Daemon
+from libvirt_natns.dnsmasq_config import Files
+
+STRANGER, WEB, MAIL = "02:00:00:00:00:01", "52:54:00:00:00:05", "52:54:00:00:00:06"
+HOSTS = (
+    f"{WEB},10.0.0.5,web\n{MAIL},[fd00::6]\nid:00:03:00:01:02,[fd00::7]\nprinter,10.0.0.8\n"
+    f"{MAIL.upper()},10.0.0.6\n"
+)
+
+
+def squatted(tmp_path: Path, leases: dict[str, str]) -> list[tuple[str, object]]:
+    entries = [
+        {"ip-address": address, "mac-address": mac, "expiry-time": 0}
+        for address, mac in leases.items()
+    ]
+    (tmp_path / "virbr10.status").write_text(json.dumps(entries))
+    return [*guest_leases.squatted(Daemon("u", "nat-a", "virbr10", Files("", HOSTS)))]
+
+
+def test_only_strangers_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_leases, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(guest_leases, "LINKS", tmp_path / "links")
+    assert squatted(tmp_path, {}) == []
+    assert squatted(tmp_path, {"10.0.0.5": WEB, "fd00::6": MAIL, "10.0.0.9": STRANGER}) == []
+    assert squatted(tmp_path, {"10.0.0.5": STRANGER}) == [(STRANGER, IPv4Address("10.0.0.5"))]
+    assert squatted(tmp_path, {"fd00::6": STRANGER}) == [(STRANGER, IPv6Address("fd00::6"))]
+    # Another guest that has a reservation, and a client of DHCPv6 that is not known.
+    assert squatted(tmp_path, {"10.0.0.5": MAIL, "fd00::6": ""}) == []
+
+
+def test_without_reservations_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_leases, "present", lambda _: 1 / 0)
+    assert guest_leases.squatted(Daemon("u", "nat-a", "virbr10", None)) == []
+    assert guest_leases.squatted(Daemon("u", "nat-a", "virbr10", Files(""))) == []

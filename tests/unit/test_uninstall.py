@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Removing all of it, whatever is broken: each part is tried, and none needs another."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from libvirt_natns import install, names, reconcile, service_status, uninstall
+from libvirt_natns.errors import FormatError, InstallError, NatnsError, RouterError
+from libvirt_natns.firewall import host
+from libvirt_natns.reconcile import Outcome
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PARTS = ("end the service", "release", "remove hooks", "reload", "release", "remove state")
+
+
+class Parts:
+    """What was called, in order; a part named in ``broken`` fails."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+        self.stores: list[Path] = []
+        self.broken: dict[str, Exception] = {}
+        self.errors: list[str] = []
+
+    def part(self, name: str, result: object) -> Callable[..., object]:
+        def do(*_: object, **__: object) -> object:
+            self.called.append(name)
+            if name in self.broken:
+                raise self.broken[name]
+            return result
+
+        return do
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """No part does anything."""
+    found = Parts()
+
+    @contextmanager
+    def engine(_settings: object, directory: Path) -> Iterator[None]:
+        found.stores.append(directory)
+        if directory == names.STATE_DIRECTORY and "store" in found.broken:
+            raise found.broken["store"]
+        yield
+
+    monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "state")
+    monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "config.toml")
+    monkeypatch.setattr(uninstall, "_engine", engine)
+    monkeypatch.setattr(service_status, "end", found.part("end the service", "ended"))
+    monkeypatch.setattr(
+        reconcile, "release", found.part("release", Outcome([("a", "given back")], found.errors))
+    )
+    monkeypatch.setattr(install, "daemons", list)
+    monkeypatch.setattr(install, "installed_hooks", lambda: (Path("/gone/network"),))
+    monkeypatch.setattr(install, "remove_hooks", found.part("remove hooks", ()))
+    monkeypatch.setattr(install, "reload_daemons", found.part("reload", ("libvirtd",)))
+    monkeypatch.setattr(install, "remove_state", found.part("remove state", None))
+    monkeypatch.setattr(host, "remove", found.part("remove rules", None))
+    return found
+
+
+def test_all_of_it_in_order(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    uninstall.run(lambda: None)
+    assert tuple(parts.called) == PARTS
+    assert capsys.readouterr().out == (
+        "ended\nremoved /gone/network\ntold libvirtd\na: given back\na: given back\n"
+    )
+
+
+@pytest.mark.parametrize("broken", ["end the service", "release", "remove hooks", "reload"])
+@pytest.mark.parametrize(
+    "error", [NatnsError("it is", "broken"), ModuleNotFoundError(name="lxml"), ValueError("it is")]
+)
+def test_whatever_fails_the_rest_goes(broken: str, error: Exception, parts: Parts) -> None:
+    parts.broken[broken] = error
+    with pytest.raises(InstallError, match="run virt-natns uninstall again") as caught:
+        uninstall.run(lambda: None)
+    assert set(PARTS) - {"remove state"} <= set(parts.called)
+    assert "remove state" not in parts.called
+    assert "\n" not in str(caught.value)
+    # Rules do not need what networks need.
+    assert ("remove rules" in parts.called) == (broken == "release")
+
+
+def test_a_database_that_cannot_be_read_is_done_without(parts: Parts) -> None:
+    parts.broken["store"] = FormatError("the state database", "is newer")
+    uninstall.run(lambda: None)
+    assert parts.called[-1] == "remove state"
+    assert "remove rules" in parts.called
+    assert [each == names.STATE_DIRECTORY for each in parts.stores] == [True, False] * 2
+    assert not any(each.exists() for each in parts.stores)
+
+
+def test_what_the_records_cannot_give_back_the_kernel_shows(parts: Parts) -> None:
+    parts.errors.append("network a: the state database is damaged")
+    with pytest.raises(InstallError, match="network a"):
+        uninstall.run(lambda: None)
+    assert len(parts.stores) == 4
+
+
+@pytest.mark.parametrize("text", ['scope = "isolated', "upstream = 5\n"])
+def test_a_broken_configuration_does_not_matter(text: str, parts: Parts) -> None:
+    names.CONFIG_FILE.write_text(text)
+    uninstall.run(lambda: None)
+    assert parts.called[-1] == "remove state"
+
+
+def test_a_router_is_put_back_first(parts: Parts) -> None:
+    routers = names.STATE_DIRECTORY / "routers"
+    routers.mkdir(parents=True)
+    (routers / "wan.json").touch()
+    with pytest.raises(RouterError, match="virt-natns router down wan"):
+        uninstall.run(lambda: None)
+    assert not parts.called
+
+
+PROGRAM = """
+import sys
+sys.path.append(sys.argv[1])
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lxml", "pyroute2", "iptc", "libvirt", "prometheus_client"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Gone())
+from libvirt_natns import __main__, service_status, uninstall
+from libvirt_natns.firewall import host
+uninstall.run = lambda ask: print("uninstalled", ask())
+sys.argv[1:] = sys.argv[2:]
+sys.exit(__main__.main())
+"""
+
+
+def without_libraries(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-c", PROGRAM, str(CHECKOUT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_without_libraries_it_uninstalls_all_the_same() -> None:
+    done = without_libraries("uninstall")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "uninstalled None\n", "")
+
+
+@pytest.mark.parametrize("command", ["status", "check", "sync"])
+def test_without_libraries_other_commands_say_so(command: str) -> None:
+    done = without_libraries(command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("virt-natns: cannot load ")
+    assert done.stderr.count("\n") == 1

@@ -238,7 +238,9 @@ def _note(uuid: str) -> Path:
 def _starting(uuid: str) -> int | None:
     """The process that is about to become a network's dnsmasq."""
     pid = _read_pid(_note(uuid))
-    return pid if pid and _has_read(pid, dnsmasq_config.paths(uuid).configuration) else None
+    word = _word(dnsmasq_config.paths(uuid).configuration)
+    # Programs that confine it may be in its place just now.
+    return pid if pid and word in processes.command(pid) else None
 
 
 def _settle(uuid: str, limit: float) -> None:
@@ -352,7 +354,12 @@ def _pid(uuid: str) -> int | None:
 
 def _has_read(pid: int, configuration: Path) -> bool:
     """Whether a process is a dnsmasq with that configuration, or its lease helper."""
-    return f"--conf-file={configuration}" in _command(pid)
+    return _word(configuration) in _command(pid)
+
+
+def _word(configuration: Path) -> str:
+    """What no other process has in its command line."""
+    return f"--conf-file={configuration}"
 
 
 def _processes() -> list[int]:

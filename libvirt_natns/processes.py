@@ -21,6 +21,10 @@ from libvirt_natns import netns
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for first: su(1) keeps the PATH of a user."""
 
+PROCESSES = Path("/proc")
+EXEC_LIMIT = 0.5
+EXEC_POLL = 0.001
+
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -61,12 +65,33 @@ def read_pid(path: Path) -> int | None:
 
 
 def command(pid: int) -> list[str]:
-    """The command line of a process; empty for one that has ended."""
+    """The command line of a process; empty for one that has ended.
+
+    execve(2) shows an empty one for a moment, and ``confined`` puts two more of
+    them before a daemon: that is waited for, ``EXEC_LIMIT`` seconds at most.
+    """
+    deadline = time.monotonic() + EXEC_LIMIT
+    while not (line := _command_line(pid)) and _has_program(pid):
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(EXEC_POLL)
+    return [word.decode(errors="replace") for word in line.split(b"\0")] if line else []
+
+
+def _command_line(pid: int) -> bytes:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return (PROCESSES / str(pid) / "cmdline").read_bytes()
     except OSError:
-        return []
-    return [word.decode(errors="replace") for word in words]
+        return b""
+
+
+def _has_program(pid: int) -> bool:
+    """True unless a process has ended, or is the kernel's own."""
+    try:
+        (PROCESSES / str(pid) / "exe").readlink()
+    except OSError:
+        return False
+    return True
 
 
 def lives_in(pid: int, namespace: str) -> bool:

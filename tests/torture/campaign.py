@@ -65,7 +65,13 @@ class Campaign:
             if step % REPORT_EACH == 0:
                 rate = step / (time.monotonic() - began)
                 say(f"{step} operations, {rate:.1f} a second: {dict(self.done)}")
-        return []
+        return self._end()
+
+    def _end(self) -> list[str]:
+        """End everything: nothing may be left."""
+        self.world.end_all()
+        self.latest.append("the end of all")
+        return self._converge(whole=True)
 
     def _step(self, choice: Choice) -> list[str]:
         began = time.monotonic()
@@ -73,7 +79,9 @@ class Campaign:
         operation, _ = ALL[choice.kind]
         try:
             fault = operation(self.world, choice)
-            wrong = self._converge(choice, fault)
+            if fault and not self.world.resident:
+                natns("sync")
+            wrong = self._converge(whole=fault or choice.step % CHECK_EACH == 0)
         except (RefusedError, WrongError, LabError) as error:
             wrong = [f"{type(error).__name__}: {error}"]
         except Exception:  # a fault of the campaign's own is to be seen with its step
@@ -84,11 +92,8 @@ class Campaign:
             say(self.latest[-1])
         return wrong
 
-    def _converge(self, choice: Choice, fault: bool) -> list[str]:
-        """Wait until all is well, and return what is not."""
-        if fault and not self.world.resident:
-            natns("sync")
-        whole = fault or choice.step % CHECK_EACH == 0
+    def _converge(self, *, whole: bool) -> list[str]:
+        """Wait until all is well, and return what is not; ``whole``: as `check` says, too."""
         deadline = time.monotonic() + LIMIT
         while True:
             wrong = invariants.problems(self.world)

@@ -86,9 +86,15 @@ def transient(world: World, choice: Choice) -> bool:
 
 
 def rename(world: World, choice: Choice) -> bool:
-    """Define a network anew under another name, with its uuid."""
-    undefine(world, choice)
+    """Define a network anew under another name, with its uuid.
+
+    Not under a guest that runs: its NIC names a network that is nobody's then, and
+    `check` says so for good.
+    """
     net = world.model.nets[choice.slot]
+    if any(f"<source network='{net.name}'" in xml for xml in world.active_guests().values()):
+        return False
+    undefine(world, choice)
     net.name = f"net{net.slot}" if net.name.endswith("x") else f"net{net.slot}x"
     if len(world.active()) < MOST_RUNNING:
         begin(world, net)

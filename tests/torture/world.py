@@ -104,10 +104,12 @@ class World:
         self.provider = self._stack.enter_context(Provider())
         write_config(self.provider.config(firewall=self.backend, more="probe = 0"))
         run("nft", "-f", "-", input=ADMIN)
+        self._stack.callback(run, "nft", "delete", "table", "inet", "admin", check=False)
         if self.resident:
             self.service = Service()
             self.service.start()
         self.create_network(STOCK)
+        self._stack.callback(run, "virsh", "net-destroy", "stock", check=False)
         forward_at_once("virbr-stock")
         self._add_stream("stock", "virbr-stock", "192.168.122.50/24", "192.168.122.1")
         for net in self.model.nets:
@@ -139,6 +141,19 @@ class World:
             if self.service is not None:
                 self.service.stop()
         self._stack.close()
+
+    def end_all(self) -> None:
+        """Destroy all guests, then destroy and undefine all networks."""
+        for name in self.active_guests():
+            self.domain(name).destroy()
+        for net in self.model.nets:
+            if self.is_active(net):
+                self.destroy(net)
+            if self.is_defined(net):
+                self.undefine(net)
+        for stream in self.streams.values():
+            stream.close()
+        self.streams.clear()
 
     # -- libvirt -----------------------------------------------------------
 

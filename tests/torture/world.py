@@ -21,7 +21,9 @@ from lab import (
     Service,
     forward_at_once,
     install_natns,
+    remove_config,
     run,
+    uninstall_natns,
     wait_for,
     write_config,
 )
@@ -101,6 +103,8 @@ class World:
         self.libvirtd.start()
         self.libvirtd.prime()
         install_natns()
+        self._stack.callback(uninstall_natns)
+        self._stack.callback(remove_config)
         self.provider = self._stack.enter_context(Provider())
         write_config(self.provider.config(firewall=self.backend, more="probe = 0"))
         run("nft", "-f", "-", input=ADMIN)

@@ -238,9 +238,7 @@ def _note(uuid: str) -> Path:
 def _starting(uuid: str) -> int | None:
     """The process that is about to become a network's dnsmasq."""
     pid = _read_pid(_note(uuid))
-    word = _word(dnsmasq_config.paths(uuid).configuration)
-    # Programs that confine it may be in its place just now.
-    return pid if pid and word in processes.command(pid) else None
+    return pid if pid and _has_read(pid, dnsmasq_config.paths(uuid).configuration) else None
 
 
 def _settle(uuid: str, limit: float) -> None:
@@ -354,12 +352,7 @@ def _pid(uuid: str) -> int | None:
 
 def _has_read(pid: int, configuration: Path) -> bool:
     """Whether a process is a dnsmasq with that configuration, or its lease helper."""
-    return _word(configuration) in _command(pid)
-
-
-def _word(configuration: Path) -> str:
-    """What no other process has in its command line."""
-    return f"--conf-file={configuration}"
+    return f"--conf-file={configuration}" in processes.command(pid)
 
 
 def _processes() -> list[int]:
@@ -433,14 +426,6 @@ def _exactly(path: Path) -> str:
 def _read_pid(path: Path) -> int | None:
     text = (_read(path) or "").strip()
     return int(text) if text.isdigit() and int(text) > 1 else None
-
-
-def _command(pid: int) -> list[str]:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-    return [word.decode(errors="replace") for word in words]
 
 
 def _children(pid: int) -> list[int]:

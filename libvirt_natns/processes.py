@@ -21,9 +21,12 @@ from libvirt_natns import netns
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for first: su(1) keeps the PATH of a user."""
 
-PROCESSES = Path("/proc")
-EXEC_LIMIT = 0.5
+EXEC_LIMIT = 0.1
+"""Seconds that execve(2) may take to set a command line."""
 EXEC_POLL = 0.001
+
+PF_KTHREAD = 0x00200000
+"""A flag of the kernel's own threads, from linux/sched.h."""
 
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 
@@ -65,33 +68,26 @@ def read_pid(path: Path) -> int | None:
 
 
 def command(pid: int) -> list[str]:
-    """The command line of a process; empty for one that has ended.
-
-    execve(2) shows an empty one for a moment, and ``confined`` puts two more of
-    them before a daemon: that is waited for, ``EXEC_LIMIT`` seconds at most.
-    """
+    """The command line of a process; empty for one that has ended."""
     deadline = time.monotonic() + EXEC_LIMIT
-    while not (line := _command_line(pid)) and _has_program(pid):
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(EXEC_POLL)
-    return [word.decode(errors="replace") for word in line.split(b"\0")] if line else []
-
-
-def _command_line(pid: int) -> bytes:
     try:
-        return (PROCESSES / str(pid) / "cmdline").read_bytes()
+        while not (line := Path(f"/proc/{pid}/cmdline").read_bytes()) and _has_a_line(pid):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(EXEC_POLL)
     except OSError:
-        return b""
+        return []
+    return [word.decode(errors="replace") for word in line.split(b"\0")]
 
 
-def _has_program(pid: int) -> bool:
-    """True unless a process has ended, or is the kernel's own."""
-    try:
-        (PROCESSES / str(pid) / "exe").readlink()
-    except OSError:
-        return False
-    return True
+def _has_a_line(pid: int) -> bool:
+    """True if a process is about to have a command line.  Raises OSError.
+
+    The kernel shows none for a moment while execve(2) replaces a program, as setpriv(1) is
+    by the daemon.  Zombies and the kernel's own threads never have a command line.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0] not in "ZX" and not int(fields[6]) & PF_KTHREAD
 
 
 def lives_in(pid: int, namespace: str) -> bool:

@@ -35,6 +35,7 @@ from lab_domains import (
     uuid_of,
 )
 from lab_ipv6 import GATEWAY6, DualProvider, dual, route_to_host, static6
+from views import rules_of
 
 FILE = STATE / "state.db"
 CLIENT, CLIENT6 = "192.168.0.77", "2001:db8:77::77"
@@ -143,10 +144,10 @@ def inside(network: str) -> str:
         ("ip", "-d", "link"),
         ("ip", "address"),
         ("ip", "route"),
-        ("nft", "list", "ruleset"),
     )
     pids = run("ip", "netns", "pids", f"nat-{network}").stdout
     texts = [run(*command, namespace=f"nat-{network}").stdout for command in commands]
+    texts.append(rules_of(network))
     lines = [line for text in texts for line in text.splitlines()]
     kept = [line for line in lines if "valid_lft" not in line and not line.startswith((":", "#"))]
     inode = Path(f"/run/netns/nat-{network}").stat().st_ino

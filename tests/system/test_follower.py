@@ -25,7 +25,6 @@ from lab import (
     isolated,
     natns,
     objects,
-    run,
     virsh,
     wait_for,
 )
@@ -46,6 +45,7 @@ from lab_domains import (
     upstream,
     uuid_of,
 )
+from views import rules_of
 
 from libvirt_natns import connection, connection_events, reconcile
 from libvirt_natns.errors import NatnsError
@@ -173,7 +173,7 @@ def forwards(*ranges: str) -> str:
 
 
 def rules(network: str = "a") -> str:
-    return run("nft", "-s", "list", "ruleset", namespace=f"nat-{network}").stdout
+    return rules_of(network)
 
 
 def gone(port: str) -> bool:

@@ -49,6 +49,7 @@ from lab_domains import (
     unordered,
     upstream,
 )
+from views import rules_of
 
 MAC, SECOND = "52:54:00:00:00:05", "52:54:00:00:00:15"
 A, B = "192.168.0.150", "192.168.0.160"
@@ -130,7 +131,7 @@ def web(world: World) -> Iterator[FastGuest]:
 
 
 def rules(network: str = "a") -> str:
-    return run("nft", "-s", "list", "ruleset", namespace=f"nat-{network}").stdout
+    return rules_of(network)
 
 
 def test_crash(world: World, web: FastGuest) -> None:

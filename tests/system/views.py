@@ -23,6 +23,16 @@ def links(namespace: str | None = None) -> dict[str, dict[str, Any]]:
     return {link["ifname"]: link for link in _ip(namespace, "link")}
 
 
+MET = re.compile(r"(flags dynamic[^}]*?)\n\t*elements = \{[^}]*\}")
+"""What packets put into a set, which is no rule."""
+
+
+def rules_of(network: str) -> str:
+    """The rules in the namespace of a network, without counters and what packets put into sets."""
+    listed = run("nft", "-s", "list", "ruleset", namespace=f"nat-{network}").stdout
+    return MET.sub(r"\1", listed)
+
+
 def by_altname(altname: str) -> dict[str, Any]:
     """The host's link with an alternative name."""
     return dict(_ip(None, "link", "show", "dev", altname)[0])

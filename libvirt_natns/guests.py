@@ -16,10 +16,18 @@ from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.executor import Undo
 from libvirt_natns.forwards import ANY, ANY6, Attachment
 from libvirt_natns.locks import locked
-from libvirt_natns.model import Domain, Forward, Network, Nic, StaticNat
+from libvirt_natns.model import (
+    AddressRequest,
+    Domain,
+    Forward,
+    Network,
+    Nic,
+    PortForward,
+    StaticNat,
+)
 from libvirt_natns.observer import NOBODY
 from libvirt_natns.publication import Choices, check_host, known_addresses, scopes
-from libvirt_natns.records import dataclass
+from libvirt_natns.records import dataclass, replace
 from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
 from libvirt_natns.store import Lease, Record, Store
 
@@ -71,7 +79,7 @@ class Guests:
             with Undo() as undo:
                 undo.add(self._restore, before, self.engine.store.leases_of(domain.uuid))
                 self._undo_reservations(attachments, undo)
-                claims = self._resolve(domain, attachments)
+                claims = self._resolve(self._of_what_runs(domain, attachments), attachments)
                 self.registry.claim(claims, self._scopes(claims), published=True)
                 changed = self._apply(self._networks(before) | self._networks(claims))
                 undo.pop_all()
@@ -197,7 +205,9 @@ class Guests:
         """
         found: list[Claims] = []
         with suppress(_TrialOver), self.engine.store.transaction():
-            claims = self._resolve(domain, self.attachments(domain), trial=True)
+            attachments = self.attachments(domain)
+            wanted = self._of_what_runs(domain, attachments)
+            claims = self._resolve(wanted, attachments, trial=True)
             self.registry.claim(claims, self._scopes(claims), published=True)
             found.append(claims)
             # Takes all of it back, the ports and addresses chosen by the way included.
@@ -313,6 +323,32 @@ class Guests:
         fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
         check_host(fresh, self._scopes(fresh), self.engine.kernel.host_addresses())
         return claims
+
+    def _of_what_runs(self, domain: Domain, attachments: list[Attachment]) -> Domain:
+        """A running guest without what it says of networks of ours that are down.
+
+        It is published again once they run.
+        """
+        absent = [nic for nic in domain.nics if not any(_same(nic, at.nic) for at in attachments)]
+        if domain.nat is None or not absent:
+            return domain
+        down = [each for each in self.engine.store.networks() if not each.runs]
+        stopped = [(nic, each) for nic in absent for each in down if _is_in(nic, each)]
+
+        def stays(wish: PortForward | AddressRequest) -> bool:
+            if wish.network is None and wish.mac is None:
+                return True
+            return not any(
+                wish.network in (None, record.name) and wish.mac in (None, nic.mac)
+                for nic, record in stopped
+            )
+
+        nat = replace(
+            domain.nat,
+            forwards=tuple(filter(stays, domain.nat.forwards)),
+            addresses=tuple(filter(stays, domain.nat.addresses)),
+        )
+        return replace(domain, nat=nat)
 
     def _undo_reservations(self, attachments: list[Attachment], undo: Undo) -> None:
         """Have ``undo`` give up the DHCP addresses that are reserved from here on."""
@@ -436,10 +472,11 @@ def _of_nic(store: Store, nic: Nic) -> list[Record]:
 
 def _has_nic(record: GuestRecord, network: Network) -> bool:
     """True if one of a guest's NICs is in a network, by name or by bridge."""
-    return any(
-        nic.network == network.name if nic.network else nic.bridge == network.bridge
-        for nic in document.parse_domain_nics(record.document).nics
-    )
+    return any(_is_in(nic, network) for nic in document.parse_domain_nics(record.document).nics)
+
+
+def _is_in(nic: Nic, network: Network | Record) -> bool:
+    return nic.network == network.name if nic.network else nic.bridge == network.bridge
 
 
 def _same(one: Nic, other: Nic) -> bool:

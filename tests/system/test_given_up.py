@@ -303,3 +303,27 @@ def test_a_network_that_goes_under_a_running_guest(
         destroy("first")
         assert check() == ""
         assert not GUESTS.exists()
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["service", "hooks"])
+def test_one_of_a_guests_networks_goes(resident: bool, good: str) -> None:
+    """What the guest publishes through its other NIC stays; the rest comes back."""
+    one, other = "52:54:00:00:00:05", "52:54:00:00:00:06"
+    published = ports('start="8080" to="80"', more=f'mac="{one}"')
+    published += ports('start="8081" to="80"', more=f'mac="{other}"')
+    both = nic("good", one) + nic("next", other)
+    with (
+        Service() if resident else nullcontext(),
+        networks(isolated("next", "virbr11", address="10.9.1.1")),
+    ):
+        create(domain("first", both, publishes=published))
+        virsh("net-destroy", "good")
+        wait_for(lambda: check() == "", what="nothing wrong")
+        natns("sync")
+        assert check() == ""
+        assert "8081" in natns("status", "next").stdout
+        virsh("net-start", "good")
+        assert check() == ""
+        assert "8080" in natns("status", "good").stdout
+        destroy("first")
+        assert check() == ""

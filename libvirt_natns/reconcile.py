@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
-from libvirt_natns import dhcp_upstream, document, executor, glance, names, selection
+from libvirt_natns import dhcp_upstream, document, executor, given_up, glance, names, selection
 from libvirt_natns.adoption import adopt
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
@@ -70,6 +70,7 @@ RECENT = 5.0
 """Seconds within which libvirt tells others of a start that its hooks told us of."""
 
 NOT_ACTIVE = "is not active in libvirt any more"
+GIVEN_UP = "is left over from a start that libvirt gave up"
 NO_ROUTER = "is active in libvirt, but has no router"
 NOT_OURS = "is not to be handled any more"
 
@@ -120,7 +121,7 @@ def missed(engine: Engine, ask: Ask) -> list[Finding]:
     active = ask()
     # What was up before a reboot has left nothing.
     found = [
-        (record.name, NOT_ACTIVE)
+        (record.name, _why_over(record))
         for record in records
         if record.this_boot and not _is_active(engine, record, active)
     ]
@@ -197,10 +198,11 @@ def _leftovers(engine: Engine) -> Iterator[tuple[str, str | None]]:
 
 
 def _is_active(engine: Engine, record: Record, active: Active | None) -> bool:
-    if record.unfinished:
-        return True
     if active is not None:
+        # libvirt tells of a network once its start is over.
         return record.uuid in active
+    if record.unfinished:
+        return not given_up.is_given_up(record)
     return engine.kernel.link(None, record.bridge) is not None
 
 
@@ -325,7 +327,7 @@ def _endings(
     engine: Engine, records: list[Record], running: Mapping[str, bytes], *, asked: bool
 ) -> Iterator[Repair]:
     for record in records:
-        if record.uuid not in running and not record.unfinished:
+        if record.uuid not in running:
             yield record.name, partial(_end, record)
     for uuid, namespace in _leftovers(engine):
         # Without a record and without libvirt, the bridge tells.
@@ -344,7 +346,11 @@ def _active(uuid: str, xml: bytes, ask: Ask) -> Callable[[Engine], list[str]]:
 
 def _end(record: Record, engine: Engine) -> list[str]:
     ended = engine.down_unless_changed(record)
-    return [f"{NOT_ACTIVE}: removed"] if ended and record.this_boot else []
+    return [f"{_why_over(record)}: removed"] if ended and record.this_boot else []
+
+
+def _why_over(record: Record) -> str:
+    return NOT_ACTIVE if record.state == "up" else GIVEN_UP
 
 
 def _tidy(uuid: str, namespace: str | None, engine: Engine) -> list[str]:
@@ -400,8 +406,7 @@ def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) 
     record = engine.store.network(uuid)
     xml = ask()
     if xml is None:
-        ended = record is not None and record.state != "down" and not record.unfinished
-        return _end(record, engine) if record and ended else []
+        return _end(record, engine) if record and record.state != "down" else []
     if record and _has_just_started(record, xml):
         return []
     guests = Guests(engine)

@@ -309,8 +309,11 @@ def _check(options: argparse.Namespace) -> int:
         found = _found(engine, options.network, ask)
         # A network that starts or ends meanwhile differs for a moment only.
         again = set(_found(engine, options.network, ask)) if found else set()
+        notes = reconcile.host_obstacles(engine)
     for name, what in (finding for finding in found if finding in again):
         print(f"{name}: {what}")
+    for note in notes:
+        print(f"note: {note}")
     return 1 if again.intersection(found) else 0
 
 

@@ -18,7 +18,7 @@ from libvirt_natns.model import Config, Network, Nic
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.selection import verdict
 from libvirt_natns.sessions import Once, Resident, Sessions
-from libvirt_natns.store import START_LIMIT, Record, Store
+from libvirt_natns.store import Store
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,18 @@ def _prepare(event: Event) -> FollowUp | None:
     if not _handled(event, settings):
         return None
     with event.sessions.engine(settings) as verbs:
+        verbs.end_given_up(event.network.uuid)
         verbs.prepare(event.network, event.xml)
     return partial(_build, event)
 
 
 def _build(event: Event, resident: Resident) -> None:
     """Go on while libvirt makes the bridge; libvirt may also give up, and says so to nobody."""
-    with resident.engine() as verbs:
-        start = verbs.build(event.network, event.xml)
-    if start is not None:
-        resident.after(START_LIMIT, partial(_give_up, resident, start))
-
-
-def _give_up(resident: Resident, start: Record) -> None:
-    with resident.engine() as verbs:
-        verbs.give_up(start)
+    try:
+        with resident.engine() as verbs:
+            verbs.build(event.network, event.xml)
+    finally:
+        resident.expect(event.network.uuid)
 
 
 def _up(event: Event) -> None:
@@ -75,6 +72,8 @@ def _up(event: Event) -> None:
         if _handled(event, settings):
             with event.sessions.engine(settings) as verbs:
                 verbs.up(event.network, event.xml)
+                Guests(verbs).rejoin(event.network)
+                verbs.end_given_up(event.network.uuid)
     except BaseException:
         _abandon(event.seen)
         raise
@@ -99,6 +98,7 @@ def _down(event: Event) -> None:
             raise
         with event.sessions.engine(settings) as verbs:
             verbs.down(seen.uuid, seen.name)
+            verbs.end_given_up(seen.uuid, wait=True)
     except StoreError:
         with Kernel() as kernel:
             engine.remove_unrecorded(kernel, seen.uuid, names.namespace(seen.name))

@@ -81,7 +81,7 @@ def examine(engine: Engines) -> list[Finding]:
             found.append(Finding(what, "ok", examination()))
         except NatnsError as error:
             found.append(Finding(what, "broken", str(error)))
-    return [*found, trusted()]
+    return [*found, *_obstacles(engine, settings), trusted()]
 
 
 def trusted() -> Finding:
@@ -341,6 +341,17 @@ def _host(engine: Engines, settings: Config) -> str:
     if bridged:
         return "sees bridged frames (bridge-nf-call-iptables is 1); ours are let through"
     return "does not see bridged frames"
+
+
+def _obstacles(engine: Engines, settings: Config) -> list[Finding]:
+    """Warn of chains of an administrator's that drop the networks' packets."""
+    try:
+        with engine(settings) as verbs:
+            notes = reconcile.host_obstacles(verbs)
+    except NatnsError:
+        # An examination above says why.
+        return []
+    return [Finding("others' chains", "warn", note) for note in notes]
 
 
 def _networks(engine: Engines, settings: Config) -> str:

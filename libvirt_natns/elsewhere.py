@@ -7,9 +7,9 @@ there is cut out of ndppd's prefixes.
 """
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from libvirt_natns import names, ndppd, neighbours, netns
@@ -29,13 +29,20 @@ class Asked:
     def __init__(self) -> None:
         self._asked: dict[IPv6Address, float] = {}
 
-    def due(self, addresses: Iterable[IPv6Address]) -> list[IPv6Address]:
-        """Return the addresses that were not asked for within ``AGAIN``, and note them."""
+    def due(self, addresses: Iterable[Address]) -> list[IPv6Address]:
+        """Return the global addresses that were not asked for within ``AGAIN``."""
         now = time.monotonic()
         self._asked = {each: at for each, at in self._asked.items() if now - at < AGAIN}
-        found = [each for each in addresses if each not in self._asked]
-        self._asked |= dict.fromkeys(found, now)
-        return found
+        found = {
+            each
+            for each in addresses
+            if isinstance(each, IPv6Address) and not each.is_link_local and each not in self._asked
+        }
+        return sorted(found)
+
+    def note(self, addresses: Iterable[IPv6Address]) -> None:
+        """Note that the addresses are asked for now."""
+        self._asked |= dict.fromkeys(addresses, time.monotonic())
 
 
 def _file(uuid: str) -> Path:
@@ -69,14 +76,14 @@ def outermost(plan: Plan) -> ndppd.Proxy | None:
 
 
 def look(
-    proxy: ndppd.Proxy, held: Iterable[Address], seconds: float, asked: Asked
+    proxy: ndppd.Proxy, due: Sequence[IPv6Address], seconds: float
 ) -> tuple[IPv6Address, ...] | None:
-    """Ask outside for the addresses that guests have; None where nothing has changed.
+    """Ask outside for addresses on the guests' side; None where nothing has changed.
 
-    ``held`` are all neighbours on the guests' side.  Takes ``seconds`` where there is an
-    address to ask for.  Raises UpstreamError or KernelError.
+    Takes ``seconds`` where an address is in the proxy's prefixes.  Raises UpstreamError
+    or KernelError.
     """
-    mine = asked.due(_inside(held, proxy.prefixes))[:MOST]
+    mine = [each for each in due if any(each in prefix for prefix in proxy.prefixes)]
     before = known(proxy.uuid)
     answered: set[Address] = set()
     if mine and seconds:
@@ -87,15 +94,6 @@ def look(
     fresh = [each for each in mine if each in answered and each not in kept]
     found = tuple((*kept, *fresh)[-MOST:])
     return None if found == before else found
-
-
-def _inside(held: Iterable[Address], prefixes: Collection[IPv6Network]) -> list[IPv6Address]:
-    found = {
-        each
-        for each in held
-        if isinstance(each, IPv6Address) and any(each in prefix for prefix in prefixes)
-    }
-    return sorted(found)
 
 
 def note(uuid: str, addresses: Iterable[IPv6Address]) -> None:

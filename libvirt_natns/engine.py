@@ -27,6 +27,7 @@ from libvirt_natns import (
     document,
     elsewhere,
     executor,
+    given_up,
     glance,
     host,
     names,
@@ -52,7 +53,7 @@ from libvirt_natns.observer import HOST, NOBODY, Observer, tell
 from libvirt_natns.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry
-from libvirt_natns.store import START_LIMIT, LeaseKind, Record, State, Store, boot_id, now
+from libvirt_natns.store import LeaseKind, Record, State, Store, boot_id, now
 
 FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
@@ -129,19 +130,19 @@ class Engine:
             done.append(f"reserved {self._said(network, upstream)}")
             undo.pop_all()
 
-    def build(self, network: Network, xml: bytes) -> Record | None:
+    def build(self, network: Network, xml: bytes) -> bool:
         """Make ahead all that needs nothing of libvirt's, which ``up`` then joins.
 
         For a thread of a resident process, right after ``prepare``, while
         libvirt makes its bridge.  Raises a NatnsError and takes back what it
-        created; ``up`` does all of it then.  Returns the start's record, for
-        ``give_up``; None where that start is over already.
+        created; ``up`` does all of it then.  Returns False where that start is
+        over already.
         """
         upstream = self.planner.upstream(network)
         with self._changing("build", network.uuid, network.name) as done, Undo() as undo:
             record = self.store.network(network.uuid)
             if self.built is None or not record or not _starts(record, xml):
-                return None
+                return False
             undo.add(_empty_directory, network.uuid)
             self._renew_leases(network, upstream)
             self._adjust_host(network.uuid)
@@ -149,7 +150,7 @@ class Engine:
             done += executor.carry_out(self.kernel, operations, undo, self.before, later=self.later)
             self.built.keep(network.uuid, record.since, operations)
             undo.pop_all()
-        return record
+        return True
 
     def _joined(self, uuid: str) -> plan.Plan:
         """What ``build`` has made for the start that goes on."""
@@ -160,20 +161,38 @@ class Engine:
         goes_on = self._state(uuid) == "starting" and netns.exists(record.namespace)
         return made if goes_on else ()
 
-    def give_up(self, start: Record) -> bool:
-        """Take back a start that came to no `started`, as if there had been none.
+    def give_up(self, start: Record, *, orphaned: bool = False) -> bool:
+        """Take back a start that libvirt has given up, as if there had been none.
 
-        No hook tells that a start has failed: it counts as dead ``START_LIMIT``
-        after its `start`.  Returns whether it did: not if anything has happened
-        to the network since the record was made.
+        ``orphaned``: the network is surely inactive in libvirt, so a bridge of
+        libvirt's that is still there goes as well.  Returns False, and does
+        nothing, if anything has happened to the network since the record was made.
         """
         with self._changing("give up", start.uuid, start.name) as done:
             record = self.store.network(start.uuid)
-            if not record or (record.state, record.since) != ("starting", start.since):
+            if not record or (record.state, record.since) != (start.state, start.since):
                 return False
+            if orphaned:
+                self._remove_orphan(record.document)
             self._end(start.uuid, start.namespace)
-            done.append("removed a start that came to no end")
+            done.append("removed a start that libvirt gave up")
         return True
+
+    def end_given_up(self, but: str = "", *, wait: bool = False) -> None:
+        """Take back the starts of other networks than ``but`` that libvirt has given up.
+
+        libvirt tells nobody of them: without the service, the next event does.  What
+        cannot be removed is left to ``sync``.  ``wait``: await the bridge of a start
+        that has none yet, for as long as ``given_up.BRIDGE_LIMIT``.
+        """
+        for record in self.store.networks("preparing", "starting"):
+            if record.uuid == but:
+                continue
+            while wait and self.later is at_once and given_up.may_be_given_up(record):
+                time.sleep(POLL)
+            if given_up.is_given_up(record):
+                with suppress(NatnsError):
+                    self.give_up(record)
 
     def _discard_lock(self, uuid: str) -> None:
         """Leave no directory behind that was only made to be locked."""
@@ -375,8 +394,10 @@ class Engine:
             return False
         if active:
             return True
-        gone = self.kernel.link(None, rival.bridge) is None
-        return gone and (rival.state == "up" or now() - rival.since > START_LIMIT)
+        if self.kernel.link(None, rival.bridge) is not None:
+            return False
+        # libvirt has no two networks with a bridge of one name.
+        return rival.state in ("starting", "up") or given_up.is_given_up(rival)
 
     def _clear(self, network: Network, xml: bytes) -> None:
         """Remove what an earlier run of this network left, and refuse what is foreign."""
@@ -387,11 +408,19 @@ class Engine:
                 f"rename the network, or delete it (ip netns delete {namespace.name})",
             )
         remove(self.kernel, network.uuid, namespace.name, self.before)
+        self._remove_former_name(network)
         if self._state(network.uuid) != "down":
             self._remove_orphan(xml)
             self._step("note that it is down")
             self.store.set_state(network.uuid, "down")
             self._adjust_host(network.uuid)
+
+    def _remove_former_name(self, network: Network) -> None:
+        """Remove the namespace that a network had under another name."""
+        record = self.store.network(network.uuid)
+        former = record.namespace if record else ""
+        if former and former != names.namespace(network.name) and netns.exists(former):
+            _delete_own_namespace(self.kernel, network.uuid, former)
 
     def _remove_orphan(self, xml: bytes) -> None:
         """Remove what libvirt left of a network whose `started` was killed.
@@ -567,13 +596,20 @@ class Engine:
         record = self.store.network(uuid)
         if record is None or record.state != "up" or not record.this_boot:
             return []
+        if self.kernel.link(record.namespace, record.bridge) is None:
+            # The network is stopping, or is to be repaired.
+            return []
+        due = asked.due(self.kernel.neighbours6(record.namespace, record.bridge))
+        due = due[: elsewhere.MOST]
+        if not due:
+            return []
+        asked.note(due)
         network = document.parse_network(record.document)
         upstream = self.planner.upstream(network)
         proxy = elsewhere.outermost(self.planner.plan(network, upstream))
         if proxy is None:
             return []
-        held = self.kernel.neighbours6(record.namespace, record.bridge)
-        found = elsewhere.look(proxy, held, upstream.probe, asked)
+        found = elsewhere.look(proxy, due, upstream.probe)
         if found is None:
             return []
         with locked(names.network_directory(uuid)):
@@ -662,6 +698,10 @@ class Engine:
         """How the host differs from what the networks need, in words."""
         found = self._host.differences()
         return found + routers.differences(self.config, self.kernel, self.store)
+
+    def host_obstacles(self) -> tuple[str, ...]:
+        """Name the chains of others that drop the networks' packets, with the accepts to add."""
+        return self._host.obstacles()
 
     @property
     def _host(self) -> host.Host:

@@ -104,6 +104,14 @@ class Follower:
         """Have all reconciled, once for all who ask at about the same time."""
         self._agenda.put("everything", GATHER)
 
+    def is_active(self, uuid: str) -> bool | None:
+        """Ask libvirt for a network; None without a connection.
+
+        Waits while libvirt starts or stops that network.  Raises LibvirtError.
+        """
+        link = self._keepers[daemons.NETWORK].link
+        return None if link is None else link.xml("network", uuid) is not None
+
     # -- working -----------------------------------------------------------
 
     def _work(self) -> None:
@@ -157,9 +165,13 @@ class Follower:
     def _follow_network(self, engine: Engine, uuid: str, ask: Ask) -> list[str]:
         ran = _runs(engine, uuid)
         changed = reconcile.network_changed(engine, uuid, ask)
-        if not ran and _runs(engine, uuid):
+        runs = _runs(engine, uuid)
+        if not ran and runs:
             # No hook told of it: nor, then, of guests that run in it.
             self.reconcile_soon()
+        if not runs:
+            # Guests that still run publish nothing there.
+            Guests(engine).refresh(uuid)
         return changed
 
 

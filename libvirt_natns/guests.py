@@ -16,10 +16,18 @@ from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.executor import Undo
 from libvirt_natns.forwards import ANY, ANY6, Attachment
 from libvirt_natns.locks import locked
-from libvirt_natns.model import Domain, Forward, Nic, StaticNat
+from libvirt_natns.model import (
+    AddressRequest,
+    Domain,
+    Forward,
+    Network,
+    Nic,
+    PortForward,
+    StaticNat,
+)
 from libvirt_natns.observer import NOBODY
 from libvirt_natns.publication import Choices, check_host, known_addresses, scopes
-from libvirt_natns.records import dataclass
+from libvirt_natns.records import dataclass, replace
 from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
 from libvirt_natns.store import Lease, Record, Store
 
@@ -71,7 +79,7 @@ class Guests:
             with Undo() as undo:
                 undo.add(self._restore, before, self.engine.store.leases_of(domain.uuid))
                 self._undo_reservations(attachments, undo)
-                claims = self._resolve(domain, attachments)
+                claims = self._resolve(self._of_what_runs(domain, attachments), attachments)
                 self.registry.claim(claims, self._scopes(claims), published=True)
                 changed = self._apply(self._networks(before) | self._networks(claims))
                 undo.pop_all()
@@ -82,23 +90,31 @@ class Guests:
         return changed
 
     def withdraw(self, uuid: str) -> None:
-        """Take out of force all that a guest publishes, and cut its flows."""
-        if self.registry.guest(uuid) is None:
+        """Take out of force all that a guest publishes, and cut its flows.
+
+        A guest whose start has failed published nothing, but DHCP is to know the
+        addresses that were reserved for it, and stay so.
+        """
+        record = self.registry.guest(uuid)
+        if record is None:
             return
         with self._locked(uuid):
             before = self.held(uuid)
+            networks = self._networks(self.held(uuid, published=record.published))
             self.registry.set_published(uuid, False)
             try:
-                self._apply(self._networks(before))
+                self._apply(networks)
             finally:
                 self._cut(before, Claims(uuid))
 
     def forget(self, uuid: str) -> None:
         """Withdraw a guest and give its claims back; reservations stay."""
-        if self.registry.guest(uuid) is None:
+        record = self.registry.guest(uuid)
+        if record is None:
             return
         try:
-            self.withdraw(uuid)
+            if record.published:
+                self.withdraw(uuid)
         finally:
             with self._locked(uuid):
                 self._forget(uuid)
@@ -165,6 +181,20 @@ class Guests:
                     # One that cannot be resolved any more must not keep the others back.
                     everybody.callback(self._publish_again, record)
 
+    def rejoin(self, network: Network) -> None:
+        """Publish again what running guests publish in a network that was down meanwhile.
+
+        The network may have another name by now, and the guest a NIC in it no more.
+        A guest that cannot be published again keeps nobody from starting a network:
+        ``check`` tells of it.
+        """
+        for record in self.registry.guests():
+            if record.published and record.this_boot:
+                claims = network.uuid in self._networks(self.held(record.uuid))
+                if claims != _has_nic(record, network):
+                    with suppress(NatnsError):
+                        self._publish_again(record)
+
     def _publish_again(self, record: GuestRecord) -> None:
         self.publish(document.parse_domain(record.document), record.document)
 
@@ -175,7 +205,9 @@ class Guests:
         """
         found: list[Claims] = []
         with suppress(_TrialOver), self.engine.store.transaction():
-            claims = self._resolve(domain, self.attachments(domain), trial=True)
+            attachments = self.attachments(domain)
+            wanted = self._of_what_runs(domain, attachments)
+            claims = self._resolve(wanted, attachments, trial=True)
             self.registry.claim(claims, self._scopes(claims), published=True)
             found.append(claims)
             # Takes all of it back, the ports and addresses chosen by the way included.
@@ -191,9 +223,10 @@ class Guests:
             wanted = self.trial(document.parse_domain(xml))
         except NatnsError as error:
             return [str(error)]
+        held = self._in_force(self.held(plain.uuid))
         return [
-            *(f"is not published: {what}" for what in _only(wanted, self.held(plain.uuid))),
-            *(f"is published still: {what}" for what in _only(self.held(plain.uuid), wanted)),
+            *(f"is not published: {what}" for what in _only(wanted, held)),
+            *(f"is published still: {what}" for what in _only(held, wanted)),
         ]
 
     def converge(self, xml: bytes, known: bool) -> list[str]:
@@ -216,6 +249,7 @@ class Guests:
         """Forget a guest that has stopped, unless it was started again since."""
         if self.registry.guest(record.uuid) != record:
             return []
+        self.withdraw(record.uuid)
         self.forget(record.uuid)
         return ["is not active in libvirt any more: removed"] if record.this_boot else []
 
@@ -290,6 +324,32 @@ class Guests:
         check_host(fresh, self._scopes(fresh), self.engine.kernel.host_addresses())
         return claims
 
+    def _of_what_runs(self, domain: Domain, attachments: list[Attachment]) -> Domain:
+        """A running guest without what it says of networks of ours that are down.
+
+        It is published again once they run.
+        """
+        absent = [nic for nic in domain.nics if not any(_same(nic, at.nic) for at in attachments)]
+        if domain.nat is None or not absent:
+            return domain
+        down = [each for each in self.engine.store.networks() if not each.runs]
+        stopped = [(nic, each) for nic in absent for each in down if _is_in(nic, each)]
+
+        def stays(wish: PortForward | AddressRequest) -> bool:
+            if wish.network is None and wish.mac is None:
+                return True
+            return not any(
+                wish.network in (None, record.name) and wish.mac in (None, nic.mac)
+                for nic, record in stopped
+            )
+
+        nat = replace(
+            domain.nat,
+            forwards=tuple(filter(stays, domain.nat.forwards)),
+            addresses=tuple(filter(stays, domain.nat.addresses)),
+        )
+        return replace(domain, nat=nat)
+
     def _undo_reservations(self, attachments: list[Attachment], undo: Undo) -> None:
         """Have ``undo`` give up the DHCP addresses that are reserved from here on."""
         for attachment in attachments:
@@ -300,12 +360,22 @@ class Guests:
 
     # -- applying ----------------------------------------------------------
 
-    def held(self, owner: str) -> Claims:
-        """What a guest, or a network itself, has published or taken."""
+    def held(self, owner: str, *, published: bool = True) -> Claims:
+        """What a guest, or a network itself, has published; else also what it has taken."""
         return Claims(
             owner,
-            self.registry.forwards(owner=owner),
-            self.registry.static_nats(owner=owner),
+            self.registry.forwards(owner=owner, published=published),
+            self.registry.static_nats(owner=owner, published=published),
+        )
+
+    def _in_force(self, claims: Claims) -> Claims:
+        """Claims in networks that run: a network that is down publishes nothing."""
+        found = {uuid: self.engine.store.network(uuid) for uuid in self._networks(claims)}
+        run = {uuid for uuid, record in found.items() if record and record.runs}
+        return Claims(
+            claims.owner,
+            tuple(each for each in claims.forwards if each.network in run),
+            tuple(each for each in claims.addresses if each.network in run),
         )
 
     @staticmethod
@@ -398,6 +468,15 @@ def _of_nic(store: Store, nic: Nic) -> list[Record]:
         found = store.holders(namespace=names.namespace(nic.network))
         return [record for record in found if record.name == nic.network]
     return store.holders(bridge=nic.bridge) if nic.bridge else []
+
+
+def _has_nic(record: GuestRecord, network: Network) -> bool:
+    """True if one of a guest's NICs is in a network, by name or by bridge."""
+    return any(_is_in(nic, network) for nic in document.parse_domain_nics(record.document).nics)
+
+
+def _is_in(nic: Nic, network: Network | Record) -> bool:
+    return nic.network == network.name if nic.network else nic.bridge == network.bridge
 
 
 def _same(one: Nic, other: Nic) -> bool:

@@ -6,9 +6,9 @@ What was made is noted in a file of the run-time directory before it is made,
 so whoever comes after a kill knows what to remove.
 
 Forwarding is switched on for the interfaces concerned alone, not for the whole
-host: a host whose administrator, or another program, switched it on for all
-meanwhile is told apart by the global value, and left as it is then.  In IPv6 there is
-but the global one (``host_ipv6``).
+host, and rules see to it that they forward for a transit bridge alone.  A host whose
+administrator, or another program, switched it on for all meanwhile is told apart by the
+global value, and left as it is then.  In IPv6 there is but the global one (``host_ipv6``).
 
 Networks come and go one by one, and there may be a thousand: ``adjust`` adds and
 removes what one of them needs, as long as nothing else differs from what ``ensure``
@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns import executor, glance, host_ipv6, names, plan
+from libvirt_natns import executor, glance, host_ipv6, names, outward, plan
 from libvirt_natns.addresses import FAMILIES, network_of
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host as rules
-from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables
+from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables, zones
 from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.locks import locked
@@ -81,9 +81,10 @@ def together(all_needs: Iterable[Needs]) -> Needs:
 class Made:
     """What is in the host because of us.
 
-    ``policy`` is "" unless there are rules of ours.  ``seen`` is their fingerprint
-    as it was when all that the database says was in them; "" while that is not
-    sure.  ``counts`` tell how often networks need what they have in common, and
+    ``zones`` are the numbers that private bridges have in conntrack, ``ways`` what the rules
+    took for links that lead out.  ``policy`` is "" unless there are rules of ours.
+    ``seen`` is their fingerprint as it was when all that the database says was in them; ""
+    while that is not sure.  ``counts`` tell how often networks need what they have in common, and
     ``parents`` are the foreign tables that have a chain of ours.  ``routes`` are routes
     to networks' prefixes, each as destination, gateway and link, and ``settings`` what
     the sysctls were that we changed for IPv6.
@@ -97,6 +98,8 @@ class Made:
     parents: list[str] = field(default_factory=list)
     routes: list[list[str]] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
+    zones: dict[str, int] = field(default_factory=dict)
+    ways: dict[str, object] = field(default_factory=dict)
 
 
 def _file() -> Path:
@@ -154,7 +157,7 @@ class Host:
         if made != Made() and not made.seen:
             return False
         needs = self.needs_of(network).get(network, Needs())
-        return self._part(needs) == Part() and not self.store.host_part(network)
+        return self._part(needs, made) == Part() and not self.store.host_part(network)
 
     def leave(self) -> None:
         """Remove the run-time directory, if nothing is in it any more."""
@@ -177,15 +180,16 @@ class Host:
                 found = None
             return self._ensure() if found is None else found
 
-    def _part(self, needs: Needs) -> Part:
-        part = host_parts.make(_policy(self.kernel, needs))
+    def _part(self, needs: Needs, made: Made) -> Part:
+        part = host_parts.make(_policy(self.kernel, needs, made.zones))
         routes = [_words(route) for route in needs.routes]
         return replace(part, routes=routes, routes6=needs.routes6)
 
     def _adjust(self, network: str, made: Made) -> list[str] | None:
         """The same, or None where it takes more."""
         needs = self.needs_of(network).get(network, Needs())
-        old, new = host_parts.load(self.store.host_part(network)), self._part(needs)
+        _assign_zones(needs, made)
+        old, new = host_parts.load(self.store.host_part(network)), self._part(needs, made)
         counts = Counter(made.counts)
         counts.update(new.counts())
         counts.subtract(old.counts())
@@ -194,7 +198,11 @@ class Host:
         if script is None or not same or not made.seen or made.seen != host_parts.seen():
             return None
         seen = made.seen
-        found = self._add(needs, made)
+        plans = self._noted(needs, made)
+        if self._facts(needs, made) != made.ways:
+            # The rules come first, or for a moment more would be forwarded.
+            return None
+        found = self._carry_out(plans)
         self._remove_routes([each for each in old.routes if each not in new.routes], made)
         if old != new:
             made.seen = ""
@@ -227,9 +235,13 @@ class Host:
         made = _load()
         before = asdict(made)
         made.seen = ""
-        found = self._add(needs, made)
-        found += self._remove_unneeded(needs, made)
+        made.zones = zones.assigned({each.bridge for each in needs.private}, made.zones)
+        plans = self._noted(needs, made)
+        found = self._remove_unneeded(needs, made)
+        made.ways = self._facts(needs, made)
+        # Ahead of the forwarding that they limit.
         found += self._ensure_rules(needs, made)
+        found += self._carry_out(plans)
         self._note_parts(parts, made)
         if asdict(made) != before:
             _save(made)
@@ -240,12 +252,14 @@ class Host:
 
     def _note_parts(self, all_needs: Mapping[str, Needs], made: Made) -> None:
         """Note what the host holds for each network by now."""
-        parts = {uuid: self._part(needs) for uuid, needs in all_needs.items()}
+        parts = {uuid: self._part(needs, made) for uuid, needs in all_needs.items()}
         self.store.put_host_parts({uuid: host_parts.dump(part) for uuid, part in parts.items()})
         counts: Counter[str] = Counter()
         for part in parts.values():
             counts.update(part.counts())
         there = bool(made.bridges or made.policy or made.routes or made.settings)
+        if not there:
+            made.zones = {}
         made.counts = dict(counts) if there else {}
         made.parents = nfnetlink.parents(host_nftables.CHAIN) if there else []
         made.seen = host_parts.seen() if there and self.backend() == nftables.name else ""
@@ -262,29 +276,67 @@ class Host:
         made = _load()
         found += [f"bridge {bridge} is left over" for bridge in _unneeded(needs, made)]
         found += [f"the route to {route[0]} is left over" for route in _stray(needs, made)]
-        policy = _policy(self.kernel, needs)
+        policy = self._policy(needs, made)
         if not policy.is_empty:
             found += rules.differences(policy, self.backend())
         elif made.policy:
             found.append(LEFT_RULES)
         return found
 
+    def obstacles(self) -> tuple[str, ...]:
+        """Chains of an administrator's that drop the networks' packets, one line each."""
+        return rules.obstacles(_policy(self.kernel, together(self.needs_of(None).values()), {}))
+
     # -- bridges and forwarding --------------------------------------------
 
-    def _add(self, needs: Needs, made: Made) -> list[str]:
-        found: list[str] = []
+    def _noted(self, needs: Needs, made: Made) -> list[plan.Plan]:
+        """What is to be there besides rules; what of it will be changed is noted."""
         plans = [plan_of(self.kernel, each, needs.private) for each in needs.transits]
         for operations in plans:
             self._note(operations, made)
-            # Nothing is taken back: what a failed start made, the next call finds
-            # noted and not needed.
-            found += executor.carry_out(self.kernel, operations, executor.Undo(), self.before)
         operations = host_ipv6.plan_of(self.kernel, needs)
         self._note_ipv6(operations, made)
+        return [*plans, operations]
+
+    def _carry_out(self, plans: Iterable[plan.Plan]) -> list[str]:
+        # Nothing is taken back: what a failed start made, the next call finds noted and
+        # not needed.
         return [
-            *found,
-            *executor.carry_out(self.kernel, operations, executor.Undo(), self.before),
+            line
+            for operations in plans
+            for line in executor.carry_out(self.kernel, operations, executor.Undo(), self.before)
         ]
+
+    def _facts(self, needs: Needs, made: Made) -> dict[str, object]:
+        """What the rules depend on besides the networks, as cheap to ask as that can be."""
+        if not (made.bridges or made.settings):
+            return {}
+        inner = {*made.bridges, *(each.bridge for each in needs.private)}
+        alone = self.kernel.sysctl(None, GLOBAL_FORWARDING) == "0"
+        return {
+            "bridges": list(outward.bridges(inner)),
+            "closed": made.forwarding if alone else [],
+            "closed6": made.settings.get(host_ipv6.FORWARDING) == "0",
+        }
+
+    def _policy(self, needs: Needs, made: Made) -> rules.HostPolicy:
+        """What the host must let through, and no more."""
+        policy = _policy(self.kernel, needs, made.zones)
+        facts = self._facts(needs, made)
+        if not facts:
+            return policy
+        active = list(_active_networks())
+        inner = {*made.bridges, *(each.bridge for each in needs.private)}
+        # A bridge that libvirt itself made has a MAC address in its network's XML.
+        inner |= {each.bridge for each in active if each.mac}
+        by_name = self.backend() != nftables.name
+        ways = rules.Ways(
+            outward=outward.bridges(inner),
+            links=outward.links(inner) if by_name else (),
+            closed=tuple(made.forwarding) if facts["closed"] else (),
+            closed6=bool(facts["closed6"]) and not any(each.forwards for each in active),
+        )
+        return replace(policy, ways=ways)
 
     def _note_ipv6(self, operations: Iterable[plan.Operation], made: Made) -> None:
         """The same for routes and the sysctls of IPv6."""
@@ -351,7 +403,7 @@ class Host:
             self.before(what)
 
     def _ensure_rules(self, needs: Needs, made: Made) -> list[str]:
-        policy = _policy(self.kernel, needs)
+        policy = self._policy(needs, made)
         if policy.is_empty:
             return self._remove_rules(made)
 
@@ -386,12 +438,19 @@ def _unneeded(needs: Needs, made: Made) -> list[str]:
     return [bridge for bridge in made.bridges if bridge not in needed]
 
 
-def _policy(kernel: Kernel, needs: Needs) -> rules.HostPolicy:
+def _assign_zones(needs: Needs, made: Made) -> None:
+    """Give the bridges of one network their zones, besides those of all others."""
+    found = zones.assigned({each.bridge for each in needs.private}, made.zones)
+    made.zones = {**made.zones, **found}
+
+
+def _policy(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> rules.HostPolicy:
     bridge_nf = kernel.sysctl(None, BRIDGE_NF) == "1"
     bridge_nf6 = kernel.sysctl(None, BRIDGE_NF6) == "1"
     six = [each for each in needs.private if any(net.version == 6 for net in each.subnets)]
     # Without bridge-nf, bridged frames never meet the host's rules.
     private = needs.private if bridge_nf else tuple(six) if bridge_nf6 else ()
+    private = tuple(replace(each, zone=taken.get(each.bridge, 0)) for each in private)
     return rules.HostPolicy(
         transits=tuple(
             rules.Transit(upstream.bridge, side.subnet)

@@ -18,7 +18,16 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
-from libvirt_natns import dhcp_upstream, document, elsewhere, executor, glance, names, selection
+from libvirt_natns import (
+    dhcp_upstream,
+    document,
+    elsewhere,
+    executor,
+    given_up,
+    glance,
+    names,
+    selection,
+)
 from libvirt_natns.adoption import adopt
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
@@ -70,6 +79,7 @@ RECENT = 5.0
 """Seconds within which libvirt tells others of a start that its hooks told us of."""
 
 NOT_ACTIVE = "is not active in libvirt any more"
+GIVEN_UP = "is left over from a start that libvirt gave up"
 NO_ROUTER = "is active in libvirt, but has no router"
 NOT_OURS = "is not to be handled any more"
 
@@ -103,13 +113,24 @@ def host_differences(engine: Engine) -> list[str]:
         return [str(error)]
 
 
+def host_obstacles(engine: Engine) -> tuple[str, ...]:
+    """Return a note for each chain of others that drops the networks' packets.
+
+    Notes are no differences: the chain is an administrator's, and no repair changes it.
+    """
+    try:
+        return engine.host_obstacles()
+    except NatnsError as error:
+        return (str(error),)
+
+
 def missed(engine: Engine, ask: Ask) -> list[Finding]:
     """Starts and stops that no hook told of, and what a lost record has left behind."""
     records = engine.store.networks("preparing", "starting", "up")
     active = ask()
     # What was up before a reboot has left nothing.
     found = [
-        (record.name, NOT_ACTIVE)
+        (record.name, _why_over(record))
         for record in records
         if record.this_boot and not _is_active(engine, record, active)
     ]
@@ -186,10 +207,11 @@ def _leftovers(engine: Engine) -> Iterator[tuple[str, str | None]]:
 
 
 def _is_active(engine: Engine, record: Record, active: Active | None) -> bool:
-    if record.unfinished:
-        return True
     if active is not None:
+        # libvirt tells of a network once its start is over.
         return record.uuid in active
+    if record.unfinished:
+        return not given_up.is_given_up(record)
     return engine.kernel.link(None, record.bridge) is not None
 
 
@@ -221,9 +243,10 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
         _carry_out(engine, _endings(engine, records, here, asked=active is not None)),
         _carry_out(engine, ((_name(here[uuid]), _active(uuid, here[uuid], ask)) for uuid in here)),
         _carry_out(engine, [("host", partial(Engine.ensure_host, configured=True))]),
+        _carry_out(
+            engine, ((uuid, partial(_look_elsewhere, uuid)) for uuid in elsewhere.networks())
+        ),
     ]
-    for uuid in elsewhere.networks():
-        done.append(_carry_out(engine, [(uuid, partial(_look_elsewhere, uuid))]))
     if running is not None:
         # Their networks are there by now.
         done.append(_carry_out(engine, _guest_repairs(recorded, running)))
@@ -320,7 +343,7 @@ def _endings(
     engine: Engine, records: list[Record], running: Mapping[str, bytes], *, asked: bool
 ) -> Iterator[Repair]:
     for record in records:
-        if record.uuid not in running and not record.unfinished:
+        if record.uuid not in running:
             yield record.name, partial(_end, record)
     for uuid, namespace in _leftovers(engine):
         # Without a record and without libvirt, the bridge tells.
@@ -339,7 +362,11 @@ def _active(uuid: str, xml: bytes, ask: Ask) -> Callable[[Engine], list[str]]:
 
 def _end(record: Record, engine: Engine) -> list[str]:
     ended = engine.down_unless_changed(record)
-    return [f"{NOT_ACTIVE}: removed"] if ended and record.this_boot else []
+    return [f"{_why_over(record)}: removed"] if ended and record.this_boot else []
+
+
+def _why_over(record: Record) -> str:
+    return NOT_ACTIVE if record.state == "up" else GIVEN_UP
 
 
 def _tidy(uuid: str, namespace: str | None, engine: Engine) -> list[str]:
@@ -395,8 +422,7 @@ def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) 
     record = engine.store.network(uuid)
     xml = ask()
     if xml is None:
-        ended = record is not None and record.state != "down" and not record.unfinished
-        return _end(record, engine) if record and ended else []
+        return _end(record, engine) if record and record.state != "down" else []
     if record and _has_just_started(record, xml):
         return []
     guests = Guests(engine)

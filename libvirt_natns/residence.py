@@ -61,11 +61,13 @@ class Kept:
     """Keeps sessions open, and what else only a process that stays can have.
 
     Spare namespaces, threads for what nobody waits for, and what was built ahead.
-    Without a ``background``, everything is waited for.  Safe for threads.
+    Without a ``background``, everything is waited for.  ``expect`` is called with
+    the uuid of each network whose start goes on.  Safe for threads.
     """
 
     def __init__(self, observer: Observer = NOBODY, background: Background | None = None) -> None:
         self.observer = observer
+        self.expect: Callable[[str], None] = lambda uuid: None
         self._background = background
         self._built = Built()
         self._spares = Spares()
@@ -110,11 +112,6 @@ class Kept:
                 self._idle.append(session)
                 return
         session.close()
-
-    def after(self, seconds: float, work: Callable[[], None]) -> None:
-        """Have something done later, if the process lives that long."""
-        if self._background:
-            self._background.after(seconds, work)
 
     def close(self) -> None:
         """Close what is not in use."""

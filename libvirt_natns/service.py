@@ -57,6 +57,7 @@ from libvirt_natns.journal import Journal
 from libvirt_natns.locks import OURS, make_directory
 from libvirt_natns.metrics import Metrics
 from libvirt_natns.residence import Kept
+from libvirt_natns.starts import Starts
 from libvirt_natns.store import Record, Store
 from libvirt_natns.watch import Watch, Watched
 
@@ -129,6 +130,8 @@ class Service:
         self.watch = Watch(self._describe, self.healer.suspect, self.healer.appeared)
         witness.tell(self.healer, self.watch)
         self.follower = Follower(self.sessions, journal, self.reconcile)
+        self.starts = Starts(self.sessions, journal, self.follower.is_active)
+        self.sessions.expect = self.starts.expect
         self.answering = Answering(
             self.sessions,
             journal,
@@ -144,7 +147,7 @@ class Service:
     def run(self, listener: socket.socket) -> None:
         """Serve until a signal ends it (SIGTERM, SIGINT)."""
         with ExitStack() as parts:
-            for part in (self.background, self.watch, self.healer, self.follower):
+            for part in (self.background, self.watch, self.healer, self.follower, self.starts):
                 part.start()
                 parts.callback(part.stop)
             self._look_after_all()
@@ -168,13 +171,17 @@ class Service:
         """Watch what is up, and repair what was damaged meanwhile."""
         try:
             with self.sessions.engine() as engine:
-                up = [record.uuid for record in engine.store.networks("up") if record.this_boot]
+                found = engine.store.networks("preparing", "starting", "up")
         except NatnsError as error:
             self.journal.say("error", "startup", error=error)
             return
+        up = [record.uuid for record in found if record.state == "up" and record.this_boot]
         self.watch.follow(up)
         for uuid in up:
             self.healer.suspect(uuid)
+        for record in found:
+            if record.state != "up":
+                self.starts.expect(record.uuid)
 
     def _expire_routers(self) -> None:
         """Take overdue routers back, whose own timers have been killed; again in a while."""
@@ -239,6 +246,16 @@ class Service:
             self.journal.say("error", "traceback", line=each)
         if isinstance(error, AddressTakenError):
             self._relocate(error)
+        else:
+            # The error does not name its network.
+            self._suspect_all()
+
+    def _suspect_all(self) -> None:
+        """Have every network that is up compared with what it needs."""
+        with suppress(NatnsError), self.sessions.engine() as engine:
+            for record in engine.store.networks("up"):
+                if record.this_boot:
+                    self.healer.suspect(record.uuid)
 
     def _relocate(self, error: AddressTakenError) -> None:
         """Move a start away from an address that is taken: once, then keep and defend it."""

@@ -5,7 +5,7 @@ A hook, or a command, opens them for one piece of work (``Once``); how the resid
 service keeps them open in between is in ``residence``, which a hook need not load.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -29,8 +29,8 @@ class Sessions(Protocol):
 class Resident(Sessions, Protocol):
     """The same, of a process that goes on."""
 
-    def after(self, seconds: float, work: Callable[[], None]) -> None:
-        """Have something done later, if the process lives that long."""
+    def expect(self, uuid: str) -> None:
+        """Look at a network's start until it is over: libvirt may give it up."""
 
 
 class Once:

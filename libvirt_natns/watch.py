@@ -93,7 +93,8 @@ class Watched:
         """What a recorded network, on that upstream, looks like now."""
         uuid, namespace = record.uuid, record.namespace
         daemon = None
-        if dnsmasq_config.paths(uuid).pid.exists():
+        # Its pid file comes only once it serves, which nobody has waited for.
+        if dnsmasq_config.paths(uuid).configuration.exists():
             daemon = dnsmasq.running(uuid, namespace) or ENDED
         ports = (names.private_patch(uuid), names.upstream_patch(uuid))
         client = None
@@ -374,9 +375,10 @@ class Watch:
         if uuid is None:
             return
         self._followed[uuid].processes.remove(descriptor)
-        self._followed[uuid].whole = False
         self._close(descriptor)
-        self._suspect(uuid)
+        if not self._own.going_on[uuid]:
+            # The process that has started a daemon ends as well: look for that one.
+            self._refresh(uuid)
 
     def _close(self, descriptor: int) -> None:
         with suppress(OSError):

@@ -2,16 +2,21 @@
 """The few rules that the host's own namespace needs.
 
 * Transit bridges (upstreams of kind "host"): routed and masqueraded, replies in,
-  and what is addressed to a published port of the host's; nothing else.
+  and what is addressed to a published port of the host's; nothing else.  A flow that
+  begins there leaves by links that lead out of the host.  Bridges for guests and
+  containers of others are closed to it, unless the host itself published something there.
+* Links whose forwarding was switched on for a transit bridge forward for that alone.
 * Published ports answer on the host's addresses, to whoever asks: clients
   outside, the host itself, and guests, whose namespaces it takes for clients.
   Ports stay what they are; the namespace knows whose they are.
 * Where bridged frames pass through iptables (bridge-nf-call-iptables, which is
-  never written here): private frames stay out of the host's conntrack, which
-  would take twins with one address for one flow.
-* A way past foreign chains that drop what they do not know, Docker's above all:
-  an accept of ours does not undo another chain's drop, so such a chain gets one
-  jump at its top to a chain of ours.
+  never written here): private frames have a zone of conntrack for each bridge, or
+  twins with one address would be one flow; and the host's NAT leaves them alone.
+* A way past foreign chains that drop what they do not know, Docker's above all: an accept
+  of ours does not undo another chain's drop, so a chain that libvirt's networks share
+  gets one jump to a chain of ours: the last rule, or the last ahead of one that refuses
+  everything.  So explicit rules of others decide first.  An administrator's own chains
+  are never changed: what they drop stays dropped (``host_nftables.obstacles``).
 
 A client's own address is kept, except where the reply could not find back: of
 namespaces (two on one bridge would answer each other directly) and of 127.0.0.1
@@ -37,10 +42,12 @@ link-local addresses and groups pass there.
 Limits: A client of a published port whose address lies in the private
 subnet behind it is not answered.  A legacy table that this module was the first to use stays,
 empty, for the kernel cannot drop one.  Foreign chains in nft are seen only
-where the program nft is.  The check that a foreign chain begins with our jump
-holds for the moment: whoever reloads it later drops the jump.  With legacy
-iptables, fragments of twins' packets are put together before ``notrack``, so
-two that bear the same addresses and identification can mix.
+where the program nft is.  The check of our jump in a foreign chain holds for the moment:
+reloading that chain drops the jump.  With legacy iptables, fragments of twins' packets
+are put together before they have a zone, so two that bear the same addresses and
+identification can mix.  With the backend iptables, NAT rules that iptables-nft gets
+later than our own come ahead of them; and links that come later are closed to guests
+until the next change of a network, or the service, notices them.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,7 +56,7 @@ from typing import Protocol
 
 from libvirt_natns.addresses import Address, Family, IPNetwork
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import host_iptables, host_nftables
+from libvirt_natns.firewall import boundary, host_iptables, host_nftables, zones
 from libvirt_natns.firewall.rules import (
     LINK_LOCAL,
     MULTICAST,
@@ -85,10 +92,14 @@ class Transit:
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """The private bridge of a network that is up, with its subnets."""
+    """The private bridge of a network that is up, with its subnets.
+
+    ``zone`` is its number in conntrack, 0 for the one that its name prefers.
+    """
 
     bridge: str
     subnets: tuple[IPNetwork, ...] = ()
+    zone: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,22 @@ class HostForward:
 
 
 @dataclass(frozen=True, slots=True)
+class Ways:
+    """Where transit bridges may lead, and what is closed besides (``boundary``).
+
+    ``outward`` are bridges that lead out of the host, ``links`` all links that do
+    (for iptables, which cannot tell a bridge).  ``closed`` are links that forward IPv4
+    because of a transit bridge alone; ``closed6`` tells that the host forwards
+    IPv6 because of networks alone, and then ``links`` are those that it came to.
+    """
+
+    outward: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
+    closed6: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class HostPolicy:
     """What the host must let through, for all networks that are up.
 
@@ -129,7 +156,8 @@ class HostPolicy:
     the same of bridge-nf-call-ip6tables; what is in ``private`` and ``provider``
     matters with the one of its family only.  ``public`` are subnets behind a transit
     bridge that pass untranslated: what of them gets in, their namespaces decide.  ``dhcp`` are
-    bridges on which networks ask a DHCP server, who have no address then.
+    bridges on which networks ask a DHCP server, who have no address then.  Without
+    ``ways`` a transit bridge may lead anywhere.
     """
 
     transits: tuple[Transit, ...] = ()
@@ -140,6 +168,7 @@ class HostPolicy:
     dhcp: tuple[str, ...] = ()
     bridge_nf6: bool = False
     public: tuple[Provider, ...] = ()
+    ways: Ways | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -153,22 +182,29 @@ class HostPolicy:
             *self.private,
             *self.provider,
         )
-        for bridge in (*(end.bridge for end in attached), *self.dhcp):
+        ways = self.ways or Ways()
+        links = (*ways.outward, *ways.links, *ways.closed)
+        for bridge in (*(end.bridge for end in attached), *self.dhcp, *links):
             checked_interface(bridge)
         if not {forward.bridge for forward in self.forwards} <= {t.bridge for t in self.transits}:
             raise FirewallError("a port is forwarded to a bridge that is no transit")
 
 
-def rules(policy: HostPolicy) -> tuple[Rule, ...]:
+def rules(policy: HostPolicy, backend_name: str = host_nftables.name) -> tuple[Rule, ...]:
     """The host's own rules: what is translated, and what goes in and out of a transit."""
     bridges: dict[str, list[Transit]] = {}
     for transit in policy.transits:
         bridges.setdefault(transit.bridge, []).append(transit)
+    kinds = backend_name == host_nftables.name
     shared = [
-        rule for bridge, transits in bridges.items() for rule in _transit(policy, bridge, transits)
+        rule
+        for bridge, transits in bridges.items()
+        for rule in _transit(policy, bridge, transits, kinds=kinds)
     ]
-    translated, untracked = _dnats(policy), _notracks(policy)
-    return (*translated, *shared, *untracked)
+    if policy.ways is not None and policy.ways.closed6:
+        shared += [rule for each in policy.provider if each.routed for rule in _passing(each)]
+    shared += boundary.closed(policy.ways, kinds=kinds)
+    return (*_dnats(policy), *shared, *_zoned(policy))
 
 
 def _published(policy: HostPolicy, bridge: str) -> set[int]:
@@ -178,16 +214,17 @@ def _published(policy: HostPolicy, bridge: str) -> set[int]:
 
 def own_rules(policy: HostPolicy) -> tuple[Rule, ...]:
     """Those of the rules that are a single network's."""
-    return (*_dnats(policy), *_notracks(policy))
+    return (*_dnats(policy), *_zoned(policy))
 
 
 def public_rules(policy: HostPolicy) -> list[Rule]:
-    """What lets subnets behind transit bridges pass untranslated, also a single network's."""
-    return [rule for each in policy.public for rule in _passing(each)]
+    """What lets a single network's subnets pass untranslated."""
+    routed = (each for each in policy.provider if each.routed)
+    return [rule for each in (*policy.public, *routed) for rule in _passing(each)]
 
 
 def _passing(public: Provider) -> list[Rule]:
-    """What lets a subnet behind a transit bridge pass untranslated."""
+    """What lets a subnet behind a bridge pass untranslated."""
     bridge, subnet = public.bridge, single(public.address)
     return [
         Rule(chain="forward", iif=bridge, sources=subnet, action="accept"),
@@ -199,13 +236,21 @@ def _dnats(policy: HostPolicy) -> list[Rule]:
     return [rule for forward in policy.forwards for rule in _dnat(forward)]
 
 
-def _notracks(policy: HostPolicy) -> list[Rule]:
+def _zoned(policy: HostPolicy) -> list[Rule]:
     # One for both families, which is one element: what is not bridged never comes from there.
     return [
-        Rule(chain="raw", iif=private.bridge, action="notrack", unique=True)
+        rule
         for private in policy.private
         if policy.bridge_nf or _filtered6(policy, private)
+        for rule in _apart(private.bridge, private.zone or zones.preferred(private.bridge))
     ]
+
+
+def _apart(bridge: str, zone: int) -> Iterator[Rule]:
+    """Connections of a bridge's own, which no NAT of the host's changes."""
+    yield Rule(chain="raw", iif=bridge, action="zone", zone=zone, unique=True)
+    yield Rule(chain="bridged_in", iif=bridge, action="keep", unique=True)
+    yield Rule(chain="bridged_out", oif=bridge, action="keep", unique=True)
 
 
 def _filtered6(policy: HostPolicy, private: Private) -> bool:
@@ -231,21 +276,24 @@ def _dnat(forward: HostForward) -> Iterator[Rule]:
         )
 
 
-def _transit(policy: HostPolicy, bridge: str, transits: list[Transit]) -> Iterator[Rule]:
+def _transit(
+    policy: HostPolicy, bridge: str, transits: list[Transit], *, kinds: bool
+) -> Iterator[Rule]:
     published = _published(policy, bridge)
     yield from _loopback(bridge)
     for transit in transits:
         yield from _sources(transit, transit.subnet.version in published)
-    for transit in transits:
-        yield Rule(chain="forward", iif=bridge, sources=(transit.subnet,), action="accept")
-    for public in policy.public:
-        if public.bridge == bridge:
-            yield from _passing(public)
-    yield Rule(chain="forward", iif=bridge, action="drop")
+    behind: list[boundary.Subnets] = [(transit.subnet,) for transit in transits]
+    public = [each for each in policy.public if each.bridge == bridge]
+    behind += [single(each.address) for each in public]
+    yield from boundary.outward(bridge, behind, policy.ways, kinds=kinds)
+    for each in public:
+        yield Rule(chain="forward", oif=bridge, destinations=single(each.address), action="accept")
     yield Rule(chain="forward", oif=bridge, states=("established", "related"), action="accept")
     if published:
         yield Rule(chain="forward", oif=bridge, translated=True, states=("new",), action="accept")
     yield Rule(chain="forward", oif=bridge, action="drop")
+    yield from boundary.from_host(bridge, [(transit.subnet,) for transit in transits])
 
 
 def _loopback(bridge: str) -> Iterator[Rule]:
@@ -307,8 +355,8 @@ def _private(policy: HostPolicy, private: Private) -> Iterator[Rule]:
 def _transit_accepts(behind: Transit | Provider) -> Iterator[Rule]:
     bridge = behind.bridge
     subnet = (behind.subnet,) if isinstance(behind, Transit) else single(behind.address)
-    yield Rule(chain="forward", iif=bridge, sources=subnet, action="accept", comment=COMMENT)
-    yield Rule(chain="forward", oif=bridge, destinations=subnet, action="accept", comment=COMMENT)
+    yield Rule(chain="foreign", iif=bridge, sources=subnet, action="accept", comment=COMMENT)
+    yield Rule(chain="foreign", oif=bridge, destinations=subnet, action="accept", comment=COMMENT)
 
 
 def _provider_accepts(provider: Provider) -> Iterator[Rule]:
@@ -324,7 +372,7 @@ def _bridged(
     only: Family | None = None,
 ) -> Rule:
     return Rule(
-        chain="forward",
+        chain="foreign",
         iif=bridge,
         oif=bridge,
         sources=sources,
@@ -362,6 +410,11 @@ def differences(policy: HostPolicy, backend_name: str) -> tuple[str, ...]:
     )
 
 
+def obstacles(policy: HostPolicy) -> tuple[str, ...]:
+    """Others' chains that stop the networks' packets and are not ours to change, one line each."""
+    return host_nftables.obstacles(accepts(policy))
+
+
 def remove() -> None:
     """Take out everything of ours in both frameworks; nothing there is success."""
     host_nftables.remove()
@@ -394,4 +447,4 @@ def _frameworks(backend_name: str) -> list[Framework]:
 
 
 def _own(policy: HostPolicy, framework: Framework, backend_name: str) -> tuple[Rule, ...]:
-    return rules(policy) if framework.name == backend_name else ()
+    return rules(policy, backend_name) if framework.name == backend_name else ()

@@ -17,18 +17,30 @@ from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables
 from libvirt_natns.firewall.iptables import Entry
 from libvirt_natns.firewall.rules import Chain, Rule
-from libvirt_natns.records import asdict
+from libvirt_natns.records import asdict, replace
 
 PREFIX = "NATNS-"
 
 PLACES: dict[Chain, tuple[str, str, tuple[str, ...]]] = {
+    "bridged_in": ("nat", "DNAT", ("PREROUTING",)),
     "dstnat": ("nat", "DNAT", ("PREROUTING", "OUTPUT")),
+    "bridged_out": ("nat", "POSTROUTING", ("POSTROUTING",)),
     "srcnat": ("nat", "POSTROUTING", ("POSTROUTING",)),
     "raw": ("raw", "PREROUTING", ("PREROUTING",)),
-    "forward": ("filter", "FORWARD", ("FORWARD",)),
+    "forward": ("mangle", "GUARD", ("FORWARD",)),
+    "output": ("mangle", "OUT", ("POSTROUTING",)),
+    "foreign": ("filter", "FORWARD", ("FORWARD",)),
 }
 """Table, end of our chain's name, and the built-in chains that jump to it, in the
-order in which tables are committed."""
+order in which tables are committed.
+
+What is ours to drop is dropped in mangle, which accepts of others in filter do not undo;
+for what the host sends, where its NAT has been."""
+
+LAST = {"filter": ["FORWARD"]}
+"""Built-in chains whose rules come ahead of ours."""
+
+RETURN: tuple[str, iptables.Parameters] = ("RETURN", {})
 
 name = iptables.name
 
@@ -109,13 +121,22 @@ def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
     for rule in rules:
         chains.setdefault(rule.chain, []).extend(iptables.entries(rule, family))
     made: dict[str, dict[str, Any]] = {}
+    empty: dict[str, Any]
     for chain, (name, suffix, builtins) in PLACES.items():
         if chain in chains:
-            empty: dict[str, Any] = {"family": family, "name": name, "chains": {}, "jumps": {}}
+            last = LAST.get(name, [])
+            empty = {"family": family, "name": name, "chains": {}, "jumps": {}, "last": last}
             table = made.setdefault(name, empty)
-            table["chains"][PREFIX + suffix] = [asdict(entry) for entry in chains[chain]]
+            entries = table["chains"].setdefault(PREFIX + suffix, [])
+            entries += [asdict(_own(entry, name)) for entry in chains[chain]]
             table["jumps"] |= {builtin: asdict(_jump(PREFIX + suffix)) for builtin in builtins}
     return made.values()
+
+
+def _own(entry: Entry, table: str) -> Entry:
+    """An accept in a chain of our own ends that chain alone."""
+    accepts = entry.target[0] == "ACCEPT" and table not in LAST
+    return replace(entry, target=RETURN) if accepts else entry
 
 
 def _jump(target: str) -> Entry:

@@ -6,6 +6,11 @@ each difference, a line for people and the script that mends it.  ``ensure``
 runs all of these scripts as one.
 
 Comparing is by text: rules are written the way nft lists them.
+
+Foreign chains that get a jump are those that libvirt's own networks pass as well:
+iptables' FORWARD, and firewalld's unless it keeps its table to itself.  There our jump comes
+behind all rules that may refuse something, and ahead of what refuses everything.  Chains of
+an administrator's stay as they are; ``obstacles`` names those that may drop our packets.
 """
 
 import json
@@ -30,12 +35,27 @@ HOST: Layout = {
     # Ahead even of reassembly (-400), which leaves alone what is not tracked:
     # fragments of twins would be put together into one packet.
     "raw": Hook("filter", "prerouting", "-450"),
+    # The first chain of NAT with a binding decides, whosever the next ones are.
+    "bridged_in": Hook("nat", "prerouting", "dstnat - 1"),
     "dstnat": Hook("nat", "prerouting", "dstnat", also=Hook("nat", "output", "-100")),
     "forward": Hook("filter", "forward", "filter"),
+    "output": Hook("filter", "output", "filter"),
+    "bridged_out": Hook("nat", "postrouting", "srcnat - 1"),
     "srcnat": Hook("nat", "postrouting", "srcnat"),
 }
 
+IPTABLES = ("ip filter FORWARD", "ip6 filter FORWARD")
+FIREWALLD = "inet firewalld filter_FORWARD"
+ZONES = "ZONES"
+"""The end of the names of firewalld's chains that decide by zones, the default zone included."""
+
+VERDICTS = frozenset({"accept", "drop", "reject", "jump", "goto", "queue", "return"})
+SHOWN = 4
+"""Rules that a note suggests at most."""
+
 name = nftables.name
+
+Statements = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +68,19 @@ class Repair:
 
 @dataclass(slots=True)
 class Base:
-    """A foreign chain that the kernel calls for forwarded packets."""
+    """A foreign chain that the kernel calls for forwarded packets.
+
+    ``chains`` are the rules of its table's other chains, ``owned``: its table may be
+    changed by its owner alone.
+    """
 
     family: str
     table: str
     chain: str
     drops: bool
     rules: list[dict[str, Any]] = field(default_factory=list)
+    chains: dict[str, list[Statements]] = field(default_factory=dict)
+    owned: bool = False
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.chain}"
@@ -64,13 +90,15 @@ class Base:
         return f"{self.family} {self.table}"
 
     @property
-    def blocks(self) -> bool:
-        """Whether it may drop what it does not know, now or once Docker is started."""
-        return (
-            self.drops
-            or str(self) in ("ip filter FORWARD", "ip6 filter FORWARD")
-            or any(_refuses_all(rule) for rule in self.rules)
-        )
+    def is_shared(self) -> bool:
+        """Whether libvirt's own networks pass it, and we may change it."""
+        # iptables' own in any case: its policy is another one once Docker is started.
+        return str(self) in IPTABLES or (str(self) == FIREWALLD and not self.owned and self.refuses)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it drops what it does not know."""
+        return self.drops or any(self._refuses_all(rule["expr"]) for rule in self.rules)
 
     @property
     def jumps(self) -> list[int]:
@@ -78,8 +106,42 @@ class Base:
         return [rule["handle"] for rule in self.rules if _is_jump(rule)]
 
     @property
-    def begins_with_jump(self) -> bool:
-        return len(self.jumps) == 1 and _is_jump(self.rules[0])
+    def end(self) -> int | None:
+        """The handle of the first rule that leaves nothing to decide; None without one."""
+        found = (rule["handle"] for rule in self.rules if self._is_end(rule["expr"]))
+        return next(found, None)
+
+    @property
+    def has_jump(self) -> bool:
+        """Whether our jump is there once, behind all that may refuse something."""
+        places = [i for i, rule in enumerate(self.rules) if _is_jump(rule)]
+        if len(places) != 1:
+            return False
+        ends = (i for i, rule in enumerate(self.rules) if self._is_end(rule["expr"]))
+        end = next(ends, len(self.rules))
+        behind = self.rules[places[0] + 1 : end]
+        return places[0] < end and all(_is_harmless(rule["expr"]) for rule in behind)
+
+    def names(self, links: Iterable[str]) -> bool:
+        """Whether any rule of its table asks for one of these links."""
+        told = json.dumps([*(rule["expr"] for rule in self.rules), *self.chains.values()])
+        return any(json.dumps(link) in told for link in links)
+
+    def _is_end(self, statements: Statements) -> bool:
+        return self._refuses_all(statements) or (
+            str(self) == FIREWALLD and any(target.endswith(ZONES) for target in _calls(statements))
+        )
+
+    def _refuses_all(self, statements: Statements) -> bool:
+        """Whether a rule refuses each packet: by itself, or by a chain that does nothing else."""
+        said = {_word(each) for each in statements} - {"counter", "log", "comment"}
+        if said in ({"drop"}, {"reject"}):
+            return True
+        if said not in ({"jump"}, {"goto"}):
+            return False
+        inside = [each for target in _calls(statements) for each in self.chains.get(target, [])]
+        telling = [each for each in inside if VERDICTS & {_word(word) for word in each}]
+        return bool(telling) and self._refuses_all(telling[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +154,29 @@ class Found:
 
 
 def _is_jump(rule: dict[str, Any]) -> bool:
-    return any(statement.get("jump", {}).get("target") == CHAIN for statement in rule["expr"])
+    return CHAIN in _calls(rule["expr"])
 
 
-def _refuses_all(rule: dict[str, Any]) -> bool:
-    said = {key for statement in rule["expr"] for key in statement}
-    return bool(said & {"drop", "reject"}) and said <= {"drop", "reject", "counter", "log"}
+def _calls(statements: Statements) -> list[str]:
+    """The chains that a rule calls."""
+    return [
+        statement[verb]["target"]
+        for statement in statements
+        for verb in ("jump", "goto")
+        if verb in statement
+    ]
+
+
+def _word(statement: dict[str, Any]) -> str:
+    """What a statement is, by iptables' targets and matches their own names."""
+    (key,) = statement
+    extension = statement[key] if key == "xt" else None
+    return str(extension.get("name", key)).lower() if extension else str(key)
+
+
+def _is_harmless(statements: Statements) -> bool:
+    """Whether a rule refuses nothing."""
+    return not {_word(each) for each in statements} & (VERDICTS - {"accept"} | {"nfqueue"})
 
 
 def parse(text: str) -> Found:
@@ -105,20 +184,33 @@ def parse(text: str) -> Found:
     items = json.loads(text)["nftables"]
     tables = [item["table"] for item in items if "table" in item]
     chains = [item["chain"] for item in items if "chain" in item]
+    rules = [item["rule"] for item in items if "rule" in item]
+    owned = {f"{each['family']} {each['name']}" for each in tables if "owner" in _flags(each)}
     bases = {
         (base.family, base.table, base.chain): base
         for base in (_base(chain) for chain in chains if chain.get("hook") == "forward")
         if base.family in ("ip", "ip6", "inet") and base.parent != TABLE
     }
-    for rule in (item["rule"] for item in items if "rule" in item):
+    called: dict[str, dict[str, list[Statements]]] = {}
+    for rule in rules:
         base = bases.get((rule["family"], rule["table"], rule["chain"]))
         if base:
             base.rules.append(rule)
+        beside = called.setdefault(f"{rule['family']} {rule['table']}", {})
+        beside.setdefault(rule["chain"], []).append(rule["expr"])
+    for base in bases.values():
+        base.owned = base.parent in owned
+        base.chains = called.get(base.parent, {})
     return Found(
         own_table=any(f"{table['family']} {table['name']}" == TABLE for table in tables),
         chains=frozenset(f"{c['family']} {c['table']}" for c in chains if c["name"] == CHAIN),
         bases=tuple(bases.values()),
     )
+
+
+def _flags(table: dict[str, Any]) -> list[str]:
+    flags = table.get("flags", [])
+    return [flags] if isinstance(flags, str) else flags
 
 
 def _base(chain: dict[str, Any]) -> Base:
@@ -129,12 +221,12 @@ def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[Repair
     """What is not as ``own`` and ``accepts`` want it, and how to mend it."""
     found = parse(nftables.ruleset_json())
     yield from _own_table(found, own)
-    blocking = [base for base in found.bases if base.blocks and _concerns(accepts, base.parent)]
-    wanted = {base.parent for base in blocking}
+    shared = [base for base in found.bases if base.is_shared and _concerns(accepts, base.parent)]
+    wanted = {base.parent for base in shared}
     for parent in sorted(wanted):
         yield from _own_chain(parent, parent in found.chains, seen_in(accepts, parent))
     for base in found.bases:
-        yield from _jump(base, base in blocking)
+        yield from _jump(base, base in shared)
     for parent in sorted(found.chains - wanted):
         yield Repair(
             f"nftables: chain {CHAIN} in table {parent} is left over",
@@ -192,14 +284,46 @@ def _own_chain(parent: str, exists: bool, accepts: tuple[Rule, ...]) -> Iterator
 
 
 def _jump(base: Base, wanted: bool) -> Iterator[Repair]:
-    if base.begins_with_jump if wanted else not base.jumps:
+    if base.has_jump if wanted else not base.jumps:
         return
     script = "".join(f"delete rule {base} handle {handle}\n" for handle in base.jumps)
-    if wanted:
-        line = f"nftables: {base} does not begin with our jump"
-        yield Repair(line, f"{script}insert rule {base} {JUMP}\n")
-    else:
+    if not wanted:
         yield Repair(f"nftables: our jump in {base} is left over", script)
+        return
+    _checked(base.parent)
+    added = (
+        f"add rule {base} {JUMP}\n"
+        if base.end is None
+        else f"insert rule {base} handle {base.end} {JUMP}\n"
+    )
+    yield Repair(f"nftables: {base} has not our jump at its end", script + added)
+
+
+def obstacles(accepts: tuple[Rule, ...]) -> tuple[str, ...]:
+    """Chains of an administrator's that may drop what is to pass, and what lets it pass there.
+
+    One line each; a chain whose table speaks of a link of ours is taken to know what it does.
+    """
+    if not (accepts and nftables.program()):
+        return ()
+    links = {link for rule in accepts for link in (rule.iif, rule.oif) if link}
+    foreign = (
+        base
+        for base in parse(nftables.ruleset_json()).bases
+        if base.refuses and not base.is_shared and not base.names(links)
+    )
+    return tuple(
+        f"nftables: {base} drops packets of the networks: add to it"
+        f" {_lines_for(seen_in(accepts, base.parent))}"
+        for base in foreign
+        if _concerns(accepts, base.parent)
+    )
+
+
+def _lines_for(accepts: Iterable[Rule]) -> str:
+    lines = [nftables.statement(replace(rule, comment="")) for rule in accepts]
+    more = [f"({len(lines) - SHOWN} more)"] if len(lines) > SHOWN else []
+    return "; ".join([*lines[:SHOWN], *more])
 
 
 def _checked(parent: str) -> str:

@@ -40,6 +40,10 @@ TABLE_NAMES = {
 PROGRAMS = {4: "iptables", 6: "ip6tables"}
 """What changes a family's tables by hand."""
 
+REFUSALS = ("DROP", "REJECT")
+HARMLESS = (b"ACCEPT", b"LOG", b"")
+"""Targets that refuse nothing."""
+
 SONAMES = {
     "c": "libc.so.6",
     "xtables": "libxtables.so.12",
@@ -159,7 +163,7 @@ def _concerned(request: Request) -> list[Request]:
     wanted = _wanted(request)
     names = [table["name"] for table in wanted]
     rest = [name for name in sorted(_existing(request)) if name not in names]
-    return [*wanted, *({"name": name, "chains": {}, "jumps": {}} for name in rest)]
+    return [*wanted, *({"name": name, "chains": {}, "jumps": {}, "last": []} for name in rest)]
 
 
 def _wanted(request: Request) -> list[Request]:
@@ -183,7 +187,8 @@ def _rebuild(table: Table, wanted: Request, prefix: str) -> None:
         _append(table, name, entries)
     for builtin, jump in wanted["jumps"].items():
         chain = _chain(table, builtin)
-        chain.insert_rule(_rule(jump, chain))
+        last = builtin in wanted["last"]
+        chain.insert_rule(_rule(jump, chain), _end(table, builtin) if last else 0)
 
 
 def _differences(table: Table, wanted: Request, request: Request) -> Iterator[str]:
@@ -201,8 +206,40 @@ def _differences(table: Table, wanted: Request, request: Request) -> Iterator[st
     for builtin, jump in wanted["jumps"].items():
         own = jump["target"][0].encode()
         targets = [table.get_target(entry) for entry in _raw(table, builtin)]
-        if targets[:1] != [own] or targets.count(own) != 1:
-            yield f"{program}: {builtin} in table {table.name} does not begin with our jump"
+        last = builtin in wanted["last"]
+        place = "at its end" if last else "at its beginning"
+        if targets.count(own) != 1 or not (
+            _is_behind(table, builtin, targets.index(own)) if last else targets[0] == own
+        ):
+            yield f"{program}: {builtin} in table {table.name} has not our jump {place}"
+
+
+def _end(table: Table, builtin: str) -> int:
+    """The number of rules ahead of the first that refuses everything."""
+    entries = list(_raw(table, builtin))
+    refusing = (i for i, entry in enumerate(entries) if _refuses_all(table, builtin, entry))
+    return next(refusing, len(entries))
+
+
+def _is_behind(table: Table, builtin: str, place: int) -> bool:
+    """Whether no rule that may refuse something stands between a place and the end."""
+    end = _end(table, builtin)
+    entries = list(_raw(table, builtin))[place + 1 : end]
+    return place <= end and all(table.get_target(entry) in HARMLESS for entry in entries)
+
+
+def _refuses_all(table: Table, chain: str, entry: Any) -> bool:  # noqa: ANN401
+    """Whether a rule refuses each packet: by itself, or by a chain that does nothing else."""
+    rule = _known_rule(entry, _chain(table, chain))
+    target = table.get_target(entry).decode()
+    matches = [match for match in rule.matches if match.name != "comment"]
+    if matches or not _text(rule).startswith(("-j ", "-m comment")):
+        return False
+    if target in REFUSALS:
+        return True
+    inside = list(_raw(table, target)) if target in {each.name for each in table.chains} else []
+    telling = [each for each in inside if table.get_target(each) != b"LOG"]
+    return bool(telling) and _refuses_all(table, target, telling[0])
 
 
 def _holds(chain: Chain, entries: list[Request]) -> bool:

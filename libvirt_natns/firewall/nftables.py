@@ -51,6 +51,7 @@ MET = re.compile(r"(flags dynamic[^}]*?)\n\t*elements = \{[^}]*\}")
 """What packets put into a set, which is no rule."""
 ELEMENTS = re.compile(r"elements = \{([^}]*)\}")
 PROTOCOL = re.compile(r"\b(tcp|udp|sctp)\b")
+TRANSPORT = re.compile(r"(meta l4proto )(tcp|udp|sctp)\b")
 NUMBERS = {"tcp": "6", "udp": "17", "sctp": "132"}
 
 name = "nftables"
@@ -91,7 +92,6 @@ VERDICTS = {
     "drop": "drop",
     "masquerade": "masquerade",
     "clamp-mss": "tcp option maxseg size set rt mtu",
-    "notrack": "notrack",
 }
 
 
@@ -105,22 +105,31 @@ class Map:
     lookup: str
     interval: bool = False
     chain: Chain = "dstnat"
+    typeof: str = ""
+    also: tuple[tuple[Chain, str], ...] = ()
 
     def declaration(self, elements: Iterable[str]) -> list[str]:
         """The map with its elements, as lines."""
         flags = ["\t\tflags interval"] if self.interval else []
         return [
             f"\t{'map' if self.data else 'set'} {self.name} {{",
-            f"\t\ttype {self.key} : {self.data}" if self.data else f"\t\ttype {self.key}",
+            f"\t\t{self._type}",
             *flags,
             f"\t\telements = {{ {', '.join(elements)} }}",
             "\t}",
         ]
 
     @property
-    def statement(self) -> str:
-        """The rule that looks it up."""
-        return f"{self.lookup} map @{self.name}" if self.data else self.lookup
+    def _type(self) -> str:
+        if self.typeof:
+            return f"typeof {self.typeof}"
+        return f"type {self.key} : {self.data}" if self.data else f"type {self.key}"
+
+    @property
+    def statements(self) -> Iterator[tuple[Chain, str]]:
+        """The rules that look it up, with the chain of each."""
+        yield self.chain, f"{self.lookup} map @{self.name}" if self.data else self.lookup
+        yield from self.also
 
 
 IP = {4: "ip", 6: "ip6"}
@@ -154,8 +163,24 @@ MAPS = {
 run of ports as they are: such a run is one element, any other an element a port."""
 
 
-UNTRACKED = Map("untracked", "ifname", "", "iifname @untracked notrack", chain="raw")
-"""Bridges whose frames stay out of conntrack."""
+ZONES = Map(
+    "zones", "ifname", "zone", "ct zone set iifname", chain="raw", typeof="iifname : ct zone"
+)
+"""Bridges whose frames have a zone of conntrack for themselves."""
+
+KEPT = Map(
+    "kept",
+    "ifname",
+    "",
+    "iifname @kept dnat ip to ip daddr",
+    chain="bridged_in",
+    also=(
+        ("bridged_in", "iifname @kept dnat ip6 to ip6 daddr"),
+        ("bridged_out", "oifname @kept snat ip to ip saddr"),
+        ("bridged_out", "oifname @kept snat ip6 to ip6 saddr"),
+    ),
+)
+"""Bridges whose frames no NAT changes: a binding to what is there settles it."""
 
 
 def _opened(rule: Rule) -> Map:
@@ -168,7 +193,7 @@ def _opened(rule: Rule) -> Map:
 
 def looked_up(rules: Iterable[Rule]) -> tuple[dict[Map, list[str]], list[Rule]]:
     """The elements of each map that has some, and the rules that are in none."""
-    elements: dict[Map, list[str]] = {kind: [] for kind in (*MAPS.values(), UNTRACKED)}
+    elements: dict[Map, list[str]] = {kind: [] for kind in (*MAPS.values(), ZONES, KEPT)}
     rest = []
     for rule in rules:
         kind = _map_of(rule)
@@ -176,7 +201,8 @@ def looked_up(rules: Iterable[Rule]) -> tuple[dict[Map, list[str]], list[Rule]]:
             rest.append(rule)
         else:
             elements.setdefault(kind, []).extend(_elements(rule, kind))
-    return {kind: members for kind, members in elements.items() if members}, rest
+    filled = {kind: list(dict.fromkeys(members)) for kind, members in elements.items() if members}
+    return filled, rest
 
 
 def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
@@ -184,7 +210,8 @@ def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
     chains: dict[Chain, list[str]] = {chain: [] for chain in layout}
     filled, rest = looked_up(rules)
     for kind in filled:
-        chains[kind.chain].append(kind.statement)
+        for chain, line in kind.statements:
+            chains[chain].append(line)
     for rule in rest:
         chains[rule.chain].extend(statements(rule))
     lines = [f"table {TABLE} {{", *_sets(rest)]
@@ -226,8 +253,10 @@ def _map_of(rule: Rule) -> Map | None:
     """The map of a rule about which nothing decides but its destination, or its bridge."""
     if not rule.unique or rule.sources:
         return None
-    if rule.action == "notrack":
-        return UNTRACKED
+    if rule.action == "zone":
+        return ZONES
+    if rule.action == "keep":
+        return KEPT
     if rule.action == "accept":
         return _opened(rule)
     if rule.to and (rule.local or len(rule.destinations) == 1):
@@ -236,8 +265,8 @@ def _map_of(rule: Rule) -> Map | None:
 
 
 def _elements(rule: Rule, kind: Map) -> Iterator[str]:
-    if kind is UNTRACKED:
-        yield f'"{rule.iif}"'
+    if kind in (ZONES, KEPT):
+        yield f'"{rule.iif or rule.oif}"' + (f" : {rule.zone}" if kind is ZONES else "")
         return
     key = f"{rule.protocol} . "
     if not rule.local:
@@ -263,7 +292,8 @@ def statements(rule: Rule) -> Iterable[str]:
 def statement(rule: Rule) -> str:
     """A rule that is one statement in nft's syntax, without table and chain."""
     comment = f' comment "{rule.comment}"' if rule.comment else ""
-    return f"{_condition(rule)} {_verdict(rule)}{comment}".lstrip()
+    pace = f" {limits.OVER}" if rule.paced else ""
+    return f"{_condition(rule)}{pace} {_verdict(rule)}{comment}".lstrip()
 
 
 def _condition(rule: Rule) -> str:
@@ -285,6 +315,8 @@ def _interfaces(rule: Rule) -> list[str]:
         parts.append(f'iifname {"!= " if rule.not_iif else ""}"{rule.iif}"')
     if rule.oif:
         parts.append(f'oifname {"!= " if rule.not_oif else ""}"{rule.oif}"')
+    parts += [f'meta iifkind "{rule.iif_kind}"'] if rule.iif_kind else []
+    parts += [f'meta oifkind "{rule.oif_kind}"'] if rule.oif_kind else []
     return parts
 
 
@@ -402,6 +434,7 @@ def canonical(text: str) -> str:
     protocols where the machine has an /etc/protocols, and numbers them elsewhere.
     nft 1.0.6 knows no name for the priority of a dnat on output, 1.1 writes one.
     """
+    text = TRANSPORT.sub(lambda match: f"{match[1]}{NUMBERS[match[2]]}", text)
     return ELEMENTS.sub(_sorted_elements, MET.sub(r"\1", text)).replace(
         "hook output priority dstnat;", "hook output priority -100;"
     )

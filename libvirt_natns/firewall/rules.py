@@ -60,20 +60,38 @@ from libvirt_natns.model import DEFAULT_MAX_FLOWS, Forward, StaticNat
 from libvirt_natns.records import dataclass
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, shown
 
-Chain = Literal["raw", "dstnat", "input", "clamp", "forward", "srcnat", "guard"]
+Chain = Literal[
+    "raw",
+    "bridged_in",
+    "dstnat",
+    "input",
+    "clamp",
+    "forward",
+    "foreign",
+    "output",
+    "bridged_out",
+    "srcnat",
+    "guard",
+]
 """Where a packet meets a rule, in the order in which a forwarded one does:
 
 raw      on arrival, before conntrack and NAT see it
+bridged_in   in the host, ahead of all translation on arrival
 dstnat   first packet of a flow: where it really goes.  On arrival; in the host, also
          what the host itself sends
 input    addressed to the machine or namespace itself; what no rule accepts is dropped
 clamp    forwarded, ahead of the verdicts: where the MSS of TCP is adjusted
 forward  forwarded; in a namespace, what no rule accepts is dropped
+foreign  in the host, the same in the chains of others
+output   in the host, sent by the host itself
+bridged_out  in the host, ahead of all translation of sources
 srcnat   leaving, first packet of a flow: which source address it gets
 guard    leaving, after NAT: the source is the one that the wire will see
 """
 
-Action = Literal["accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "notrack"]
+Action = Literal[
+    "accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "zone", "keep"
+]
 Transport = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
 State = Literal["new", "established", "related", "invalid"]
 IcmpType = Literal[
@@ -132,13 +150,18 @@ class Rule:
     any other.  ``only`` limits to one family what no address does.
 
     A reject answers TCP with a reset, UDP with "port unreachable", and where no
-    protocol is named with "administratively prohibited".  A dnat or snat puts the
-    address ``to`` in place; a dnat with ``to_ports`` also a port: the one that
-    is as far from the first as in ``span``, or always the same if there is one only.
+    protocol is named with "administratively prohibited".  A "zone" gives connections a
+    table of their own in conntrack, number ``zone``; a "keep" settles that NAT leaves
+    the destination (on arrival) or the source (on leaving) as it is.
+    ``iif_kind`` and ``oif_kind`` are the kernel's names for kinds of links, as "bridge".
+    A dnat or snat puts the address ``to`` in place; a dnat with ``to_ports`` also a port:
+    the one that is as far from the first as in ``span``, or always the same if there is
+    one only.
 
     ``fresh`` drops packets whose source, or destination, was not met lately, as far as
     there are too many such addresses.  ``flows`` matches the first packet of a flow
-    while so many flows exist.  ``limits`` has the numbers of both.
+    while so many flows exist.  ``paced`` drops what comes faster than new addresses may,
+    whoever sends it.  ``limits`` has the numbers of all three.
 
     ``unique`` promises that no other rule of the chain matches the same packet,
     so that a backend may look such rules up instead of trying one after the other.
@@ -152,6 +175,8 @@ class Rule:
     comment: str = ""
     iif: str = ""
     oif: str = ""
+    iif_kind: str = ""
+    oif_kind: str = ""
     not_oif: bool = False
     not_iif: bool = False
     sources: tuple[IPNetwork, ...] = ()
@@ -171,9 +196,11 @@ class Rule:
     translated: bool = False
     fresh: Literal["", "source", "destination"] = ""
     flows: int | None = None
+    paced: bool = False
     to: Address | None = None
     to_ports: tuple[int, int] | None = None
     unique: bool = False
+    zone: int = 0
 
     def __post_init__(self) -> None:
         for name in (self.iif, self.oif):
@@ -185,9 +212,8 @@ class Rule:
             raise FirewallError("a firewall rule with ports needs tcp, udp or sctp")
         if self.chain == "guard" and not (self.oif and self.sources):
             raise FirewallError("a guard names an interface and the sources it lets out")
-        if (self.fresh and (self.action != "drop" or not self.family)) or (
-            self.flows is not None and self.action != "drop"
-        ):
+        dropping = self.fresh or self.paced or self.flows is not None
+        if (dropping and self.action != "drop") or (self.fresh and not self.family):
             raise FirewallError(
                 "a limit of new addresses, or of flows, drops; the first has a family"
             )
@@ -851,6 +877,15 @@ def _neighbours_in(half: Half) -> Iterator[Rule]:
         protocol="icmpv6",
         icmp=("nd-neighbor-solicit",),
         fresh="source",
+        action="drop",
+    )
+    # The kernel makes entries of their targets where it accepts untracked ones.
+    yield Rule(
+        chain="input",
+        iif=inner,
+        protocol="icmpv6",
+        icmp=("nd-neighbor-advert",),
+        paced=True,
         action="drop",
     )
     for link in (inner, upstream) if half.outside else (inner,):

@@ -493,8 +493,11 @@ FOREIGN = {
     " -m conntrack --ctstate NEW -m comment --comment 'two words' -j ACCEPT",
     "nft": "nft 'table inet filter { chain forward { type filter hook forward priority 5;"
     ' policy drop; iifname "docker0" accept; }; }\'',
-    "firewalld": "nft 'table inet firewalld { chain filter_FORWARD { type filter hook forward"
-    " priority 10; ct state established,related accept; reject with icmpx admin-prohibited; }; }'",
+    "firewalld": "nft 'table inet firewalld { chain filter_FWD_public {"
+    " reject with icmpx admin-prohibited; }; chain filter_FORWARD_ZONES {"
+    " goto filter_FWD_public; }; chain filter_FORWARD { type filter hook forward"
+    " priority 10; ct state established,related accept; ct state invalid drop;"
+    " jump filter_FORWARD_ZONES; reject with icmpx admin-prohibited; }; }'",
 }
 
 

@@ -163,6 +163,19 @@ class Breakage:
     fact: str = ""
 
 
+@contextmanager
+def mounted_over(file: Path) -> Iterator[None]:
+    """Something that is no file in a file's place."""
+    kept = file.read_text()
+    file.unlink()
+    file.mkdir()
+    try:
+        yield
+    finally:
+        file.rmdir()
+        file.write_text(kept)
+
+
 BREAKAGES = {
     "configuration": Breakage(
         lambda: configured(lambda text: TYPO + text), plain="passed over", fact="not valid TOML"
@@ -177,19 +190,6 @@ BREAKAGES = {
     "pyroute2": Breakage(lambda: without("pyroute2"), fact="cannot load pyroute2"),
     "service is dead": Breakage(dead_service, ours="starts", plain="starts"),
 }
-
-
-@contextmanager
-def mounted_over(file: Path) -> Iterator[None]:
-    """Something that is no file in a file's place."""
-    kept = file.read_text()
-    file.unlink()
-    file.mkdir()
-    try:
-        yield
-    finally:
-        file.rmdir()
-        file.write_text(kept)
 
 
 # -- objects -------------------------------------------------------------------

@@ -191,6 +191,21 @@ def garble() -> None:
     FILE.write_text("this is no database\n" * 100)
 
 
+def zero() -> None:
+    close()
+    FILE.write_bytes(bytes(FILE.stat().st_size))
+
+
+def empty() -> None:
+    remove()
+    FILE.touch()
+
+
+def truncate() -> None:
+    close()
+    os.truncate(FILE, 8192)
+
+
 def nonsense() -> None:
     with closing(sqlite3.connect(FILE)) as db, db:
         db.execute("UPDATE network SET subnets = 'x'")
@@ -198,10 +213,10 @@ def nonsense() -> None:
 
 DAMAGES: dict[str, Callable[[], object]] = {
     "garbage": garble,
-    "zeros": lambda: (close(), FILE.write_bytes(bytes(FILE.stat().st_size))),
+    "zeros": zero,
     "missing": remove,
-    "empty": lambda: (remove(), FILE.touch()),
-    "truncated": lambda: (close(), os.truncate(FILE, 8192)),
+    "empty": empty,
+    "truncated": truncate,
     "leases": lambda: break_table("lease"),
     "networks": lambda: break_table("network"),
     "nonsense": nonsense,

@@ -693,7 +693,7 @@ def test_started_joins_what_was_built(ahead: Bench) -> None:
         assert kinds <= {plan.Port, plan.Withdrawal, plan.Dnsmasq, plan.IdleDnsmasq}
         assert (plan.Dnsmasq in kinds) == network.taken_over
         # Twice is once.
-        assert verbs.build(network, ahead.xml) is None
+        assert not verbs.build(network, ahead.xml)
         assert verbs.up(network, ahead.xml) == []
         assert ahead.differences() == []
     assert dnsmasq.running(ahead.uuid, "nat-bench")
@@ -724,10 +724,12 @@ def test_a_start_that_libvirt_gave_up(ahead: Bench) -> None:
     network = document.parse_network(ahead.xml)
     with ahead.engine() as verbs:
         verbs.prepare(network, ahead.xml)
-        first = verbs.build(network, ahead.xml)
+        assert verbs.build(network, ahead.xml)
+        first = verbs.store.network(ahead.uuid)
         # The next start finds what the first has left.
         verbs.prepare(network, ahead.xml)
-        second = verbs.build(network, ahead.xml)
+        assert verbs.build(network, ahead.xml)
+        second = verbs.store.network(ahead.uuid)
         assert first is not None
         assert second is not None
         assert not verbs.give_up(first)

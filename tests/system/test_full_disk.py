@@ -121,7 +121,7 @@ def test_no_log_at_all(command: str, upstream: Provider) -> None:
 @contextmanager
 def without_inodes(directory: Path) -> Iterator[None]:
     """No file more in a file system."""
-    made = []
+    made: list[Path] = []
     with suppress(OSError):
         while True:
             file = directory / f"filler-{len(made)}"

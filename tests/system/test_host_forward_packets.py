@@ -86,7 +86,7 @@ def world() -> Iterator[None]:
         guest(stack, "v", "virbr20", "10.0.0.6")
         for drop in ("iptables-nft", "iptables-legacy"):
             sh(FOREIGN[drop])
-        for table in ("nat", "raw"):
+        for table in ("nat", "raw", "mangle"):
             # A legacy table once used stays for good: have them before.
             sh(f"iptables-legacy -t {table} -S")
         yield

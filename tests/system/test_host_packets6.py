@@ -69,7 +69,6 @@ FOREIGN6 = {
     .replace("iptables", "ip6tables")
     .replace("172.17.0.0/16", "fd00:17::/64"),
     "iptables-legacy": FOREIGN["iptables-legacy"].replace("iptables", "ip6tables"),
-    "nft": FOREIGN["nft"],
 }
 
 POLICY = Policy(
@@ -137,7 +136,7 @@ def world() -> Iterator[ExitStack]:
         patch("virbr20", "p-t", "guest-t", "eth0", GUEST)
         in_node("guest-t", f"ip route add default via {GATEWAY}")
         for program in ("iptables-legacy", "ip6tables-legacy"):
-            for table in ("filter", "nat", "raw"):
+            for table in ("filter", "nat", "raw", "mangle"):
                 # A legacy table once used stays for good: have them before.
                 sh(f"{program} -t {table} -S")
         wait_for(lambda: " UP " in sh(f"ip -br link show {BRIDGE}"))
@@ -184,14 +183,16 @@ def test_guests_and_published_ports(name: str, foreign: str) -> None:
 
 
 def state6() -> str:
-    legacy = "".join(sh(f"ip6tables-legacy-save -t {t}") for t in ("filter", "nat", "raw"))
+    legacy = "".join(
+        sh(f"ip6tables-legacy-save -t {t}") for t in ("filter", "nat", "raw", "mangle")
+    )
     kept = [line.split(" [")[0] for line in legacy.splitlines() if not line.startswith("#")]
     return "\n".join([state(), *kept])
 
 
 TAMPERING = {
     "nftables": "nft flush chain ip6 filter NATNS-FORWARD; nft delete table inet natns;"
-    " ip6tables-nft -I FORWARD -i docker1 -j DROP",
+    " ip6tables-nft -A FORWARD -i docker1 -j DROP; ip6tables-nft -I FORWARD -i docker2 -j DROP",
     "iptables": "ip6tables-legacy -t nat -F NATNS-POSTROUTING;"
     " ip6tables-legacy -I NATNS-FORWARD -j DROP; ip6tables-nft -F FORWARD",
 }

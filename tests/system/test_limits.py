@@ -129,7 +129,7 @@ def by_ipv4(source: str, target: str, *, node: str = "guest", port: int = 9) -> 
     ends = zip(*(many(end) for end in (source, target)), strict=True)
     udp, echo = packets.udp(9, port), b"\x08\0\xf7\xff" + bytes(4)
     protocol, payload = (1, echo) if target == GATEWAY else (17, udp)
-    made = (packets.ip_packet(*pair, protocol, payload) for pair in ends)
+    made = (packets.ip_packet(one, other, protocol, payload) for one, other in ends)
     frames(node, 0x0800, mac("nat", "virbr10" if node == "guest" else "upstream"), made)
 
 

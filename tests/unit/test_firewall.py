@@ -240,15 +240,24 @@ HOST_TABLE = """\
 add table inet natns
 delete table inet natns
 table inet natns {
-	set untracked {
+	map zones {
+		typeof iifname : ct zone
+		elements = { "virbr10" : 59098, "virbr11" : 58188 }
+	}
+	set kept {
 		type ifname
 		elements = { "virbr10", "virbr11" }
 	}
 	chain raw {
 		type filter hook prerouting priority -450; policy accept;
-		iifname @untracked notrack
+		ct zone set iifname map @zones
 		iifname != "lo" ip daddr 127.0.0.0/8 drop
 		iifname "natns-host" ip saddr 127.0.0.0/8 drop
+	}
+	chain bridged_in {
+		type nat hook prerouting priority dstnat - 1; policy accept;
+		iifname @kept dnat ip to ip daddr
+		iifname @kept dnat ip6 to ip6 daddr
 	}
 	chain forward {
 		type filter hook forward priority filter; policy accept;
@@ -256,6 +265,19 @@ table inet natns {
 		iifname "natns-host" drop
 		oifname "natns-host" ct state established,related accept
 		oifname "natns-host" drop
+	}
+	chain output {
+		type filter hook output priority filter; policy accept;
+		oifname "natns-host" ct status dnat accept
+		oifname "natns-host" ct state established,related accept
+		oifname "natns-host" ip daddr 192.168.150.0/24 meta l4proto tcp drop
+		oifname "natns-host" ip daddr 192.168.150.0/24 meta l4proto udp drop
+		oifname "natns-host" ip daddr 192.168.150.0/24 meta l4proto sctp drop
+	}
+	chain bridged_out {
+		type nat hook postrouting priority srcnat - 1; policy accept;
+		oifname @kept snat ip to ip saddr
+		oifname @kept snat ip6 to ip6 saddr
 	}
 	chain srcnat {
 		type nat hook postrouting priority srcnat; policy accept;
@@ -556,10 +578,11 @@ def _host_tables(policy: host.HostPolicy) -> list[dict[str, Any]]:
 
 def test_host_chains_of_legacy_iptables() -> None:
     tables = {table["name"]: table for table in _host_tables(HOST_POLICY)}
-    assert list(tables) == ["nat", "raw", "filter"]
+    assert list(tables) == ["nat", "raw", "mangle"]
     assert list(tables["raw"]["chains"]) == ["NATNS-PREROUTING"]
     assert tables["nat"]["jumps"]["POSTROUTING"]["target"] == ("NATNS-POSTROUTING", {})
-    (entry,) = tables["nat"]["chains"]["NATNS-POSTROUTING"]
+    *kept, entry = tables["nat"]["chains"]["NATNS-POSTROUTING"]
+    assert [each["oif"] for each in kept] == ["virbr10", "virbr11"]
     assert (entry["oif"], entry["source"]) == ("!natns-host", "192.168.150.0/24")
 
 
@@ -574,6 +597,9 @@ def test_published_ports_in_chains_of_legacy_iptables() -> None:
         "POSTROUTING": "NATNS-POSTROUTING",
     }
     lines = [str(iptables.Entry(**entry)) for entry in nat["chains"]["NATNS-DNAT"]]
+    # What is private first: nothing else is to translate it.
+    assert lines[:2] == [f"-i {each} -j NETMAP --to 0.0.0.0/0" for each in ("virbr10", "virbr11")]
+    del lines[:2]
     to = "-j DNAT --to-destination"
     assert lines == [
         f"-p tcp -m addrtype --dst-type LOCAL -m tcp --dport 2222 {to} 192.168.150.2",
@@ -633,24 +659,92 @@ JUMP = {"jump": {"target": "NATNS-FORWARD"}}
 MATCH = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "eth0"}}
 
 
+REJECT = {"xt": {"type": "target", "name": "REJECT"}}
+FIREWALLD = [chain("inet firewalld", "filter_FORWARD")]
+FIREWALLD.append(rule("inet firewalld", "filter_FORWARD", 1, {"reject": None}))
+OWNED = {"table": {"family": "inet", "name": "firewalld", "flags": ["owner"]}}
+
+
 @pytest.mark.parametrize(
-    ("items", "blocking"),
+    ("items", "shared"),
     [
         ([chain("ip filter", "FORWARD")], True),
         ([chain("ip mangle", "FORWARD")], False),
-        ([chain("inet filter", "forward", "drop")], True),
+        (FIREWALLD, True),
+        (FIREWALLD[:1], False),
+        ([OWNED, *FIREWALLD], False),
+        # An administrator's own.
+        ([chain("inet filter", "forward", "drop")], False),
         ([chain("inet filter", "forward", "drop", hook="input")], False),
         ([chain("bridge filter", "forward", "drop")], False),
         ([chain("ip6 filter", "FORWARD")], True),
         ([chain("ip6 mangle", "FORWARD")], False),
         ([chain("inet natns", "forward", "drop")], False),
-        ([chain("inet x", "f"), rule("inet x", "f", 1, {"counter": {}}, {"reject": {}})], True),
-        ([chain("inet x", "f"), rule("inet x", "f", 1, MATCH, {"drop": None})], False),
+        ([chain("inet x", "f"), rule("inet x", "f", 1, {"counter": {}}, {"reject": {}})], False),
     ],
 )
-def test_which_foreign_chains_get_a_jump(items: list[dict[str, Any]], blocking: bool) -> None:
+def test_which_foreign_chains_get_a_jump(items: list[dict[str, Any]], shared: bool) -> None:
     found = host_nftables.parse(listing(*items))
-    assert any(base.blocks for base in found.bases) is blocking
+    assert any(base.is_shared for base in found.bases) is shared
+
+
+LOG = {"log": {"prefix": "x"}}
+CALL = {"jump": {"target": "last"}}
+DROP, ACCEPT = {"drop": None}, {"accept": None}
+
+
+@pytest.mark.parametrize(
+    ("rules", "last", "end"),
+    [
+        ([[MATCH, DROP], [MATCH, REJECT], [ACCEPT]], [], None),
+        ([[MATCH, DROP], [LOG], [{"counter": None}, REJECT]], [], 3),
+        ([[{"xt": {"type": "match", "name": "comment"}}, DROP], [DROP]], [], 1),
+        ([[{"limit": {"rate": 3}}, DROP], [DROP]], [], 2),
+        # As ufw has it: a chain that may refuse all, or hold nothing.
+        ([[MATCH, CALL], [CALL], [ACCEPT]], [[LOG], [REJECT]], 2),
+        ([[CALL]], [], None),
+        ([[CALL]], [[MATCH, ACCEPT], [DROP]], None),
+    ],
+)
+def test_where_a_chain_ends(
+    rules: list[list[dict[str, Any]]], last: list[list[dict[str, Any]]], end: int | None
+) -> None:
+    items = [chain("ip filter", "FORWARD")]
+    items += [rule("ip filter", "FORWARD", i + 1, *each) for i, each in enumerate(rules)]
+    items += [rule("ip filter", "last", 20 + i, *each) for i, each in enumerate(last)]
+    (base,) = host_nftables.parse(listing(*items)).bases
+    assert base.end == end
+
+
+@pytest.mark.parametrize(
+    ("rules", "right"),
+    [
+        ([[MATCH, DROP], [JUMP]], True),
+        ([[JUMP], [MATCH, ACCEPT], [LOG], [DROP], [MATCH, DROP]], True),
+        ([[JUMP], [MATCH, DROP]], False),
+        ([[JUMP], [MATCH, CALL]], False),
+        ([[DROP], [JUMP]], False),
+        ([[JUMP], [JUMP]], False),
+        ([[DROP]], False),
+    ],
+)
+def test_where_our_jump_may_stand(rules: list[list[dict[str, Any]]], right: bool) -> None:
+    items = [chain("ip filter", "FORWARD")]
+    items += [rule("ip filter", "FORWARD", i + 1, *each) for i, each in enumerate(rules)]
+    (base,) = host_nftables.parse(listing(*items)).bases
+    assert base.has_jump is right
+
+
+def test_obstacles_are_named(kernel: dict[str, str]) -> None:
+    drops = chain("inet guard", "forward", "drop")
+    kernel["json"] = listing(chain("ip filter", "FORWARD", "drop"), drops)
+    (line,) = host_nftables.obstacles(host.accepts(HOST_POLICY))
+    assert "inet guard forward drops" in line
+    assert 'iifname "natns-host" ip saddr 192.168.150.0/24 accept;' in line
+    speaks = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "natns-host"}}
+    kernel["json"] = listing(drops, rule("inet guard", "forward", 1, speaks, {"accept": None}))
+    assert host_nftables.obstacles(host.accepts(HOST_POLICY)) == ()
+    assert script() == HOST_TABLE
 
 
 @pytest.fixture
@@ -673,24 +767,27 @@ def test_a_host_without_foreign_chains_gets_our_table_only(kernel: dict[str, str
     assert script() == HOST_TABLE
 
 
-def test_a_foreign_chain_gets_one_jump_at_its_top(kernel: dict[str, str]) -> None:
+def test_a_foreign_chain_gets_one_jump_at_its_end(kernel: dict[str, str]) -> None:
     kernel["json"] = listing(
         chain("ip filter", "FORWARD", "drop"),
-        rule("ip filter", "FORWARD", 5, MATCH, {"accept": None}),
         rule("ip filter", "FORWARD", 6, JUMP),
+        rule("ip filter", "FORWARD", 7, MATCH, {"drop": None}),
+        rule("ip filter", "FORWARD", 8, REJECT),
     )
     expected = "add chain ip filter NATNS-FORWARD\nflush chain ip filter NATNS-FORWARD\n"
     expected += "".join(
         f"add rule ip filter NATNS-FORWARD {line}\n" for line in ACCEPTS.splitlines()
     )
     expected += "delete rule ip filter FORWARD handle 6\n"
-    expected += 'insert rule ip filter FORWARD jump NATNS-FORWARD comment "libvirt-natns"\n'
+    jump = 'jump NATNS-FORWARD comment "libvirt-natns"'
+    expected += f"insert rule ip filter FORWARD handle 8 {jump}\n"
     assert script() == HOST_TABLE + expected
 
 
 def test_what_is_right_is_left_alone(kernel: dict[str, str]) -> None:
     accepts = "".join(f"\t\t{line}\n" for line in ACCEPTS.splitlines())
-    kernel["inet natns"] = HOST_TABLE.partition("delete table inet natns\n")[2]
+    table = HOST_TABLE.partition("delete table inet natns\n")[2]
+    kernel["inet natns"] = nftables.canonical(table)
     kernel["ip filter NATNS-FORWARD"] = (
         f"table ip filter {{\n\tchain NATNS-FORWARD {{\n{accepts}\t}}\n}}\n"
     )
@@ -707,9 +804,9 @@ def test_what_is_right_is_left_alone(kernel: dict[str, str]) -> None:
     ]
 
 
-def test_a_foreign_table_with_an_odd_name_is_refused(kernel: dict[str, str]) -> None:
+def test_a_foreign_table_with_an_odd_name_is_left_alone(kernel: dict[str, str]) -> None:
     item = chain("inet x", "forward", "drop")
     item["chain"]["table"] = 'a"; flush ruleset'
     kernel["json"] = listing(item)
-    with pytest.raises(FirewallError, match="cannot take"):
-        script()
+    # It is not ours to change, whatever it is called.
+    assert script() == HOST_TABLE

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import document, guest_leases, publication, sockets
+from libvirt_natns import document, guest_leases, neighbours, sockets
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.forwards import ANY, Attachment, Wish
@@ -179,7 +179,7 @@ def test_a_trial_asks_no_neighbours(choices: Choices, monkeypatch: pytest.Monkey
         asked.extend(addresses)
         return set()
 
-    monkeypatch.setattr(publication.neighbours, "probe", probe)
+    monkeypatch.setattr(neighbours, "probe", probe)
     own = IPv4Address("192.168.0.150")
     upstream = Upstream("provider", "bridge", "br0", subnet=IPv4Network("192.168.0.0/24"))
     at = replace(attachment(), upstream=upstream)

@@ -38,7 +38,8 @@ def test_elements_come_and_go() -> None:
     part = host_parts.make(ON_HOST)
     assert (host_parts.script(Part(), part, []) or "").splitlines() == [
         "add element inet natns local_ports { tcp . 2222 : 198.19.252.7 . 2222 }",
-        'add element inet natns untracked { "virbr1" }',
+        'add element inet natns zones { "virbr1" : 28276 }',
+        'add element inet natns kept { "virbr1" }',
     ]
     gone = host_parts.script(part, Part(), [])
     assert gone == (host_parts.script(Part(), part, []) or "").replace("add el", "delete el")
@@ -69,7 +70,7 @@ def test_rules_for_certain_clients_do_not_come_alone() -> None:
 def test_what_networks_have_in_common_is_counted() -> None:
     counts = host_parts.make(ON_HOST).counts()
     assert counts["transit natns-host"] == counts["published natns-host"] == 1
-    assert counts["untracked"] == 1
+    assert counts["zones"] == counts["kept"] == 1
     assert not host_parts.make(ON_BRIDGE).counts()["transit natns-host"]
     assert host_parts.make(ON_BRIDGE).counts()["accepts"] == 3
 

@@ -571,8 +571,11 @@ def test_public_subnets_pass_the_host_untranslated() -> None:
         for number, rule in enumerate(passing)
         if prefix in (*rule.sources, *rule.destinations) and rule.action == "accept"
     ]
-    first_drop = next(n for n, rule in enumerate(passing) if rule.action == "drop")
-    assert len(ours) == 2 and max(ours) < first_drop
+    out, back = (
+        next(n for n, rule in enumerate(passing) if rule.action == "drop" and getattr(rule, link))
+        for link in ("iif", "oif")
+    )
+    assert len(ours) == 2 and ours[0] < out < ours[1] < back
     assert not any(prefix in rule.sources for rule in rules(policy) if rule.chain == "srcnat")
     part = host_parts.make(policy)
     assert len(part.public) == 2

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Reading translations back from what the backends load, and list."""
 
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
 import pytest
 
@@ -34,7 +34,7 @@ POLICY = Policy(
     subnets=(ip_network("10.0.0.0/24"), ip_network("fd01::/64")),
     gateways=(ip_address("10.0.0.1"), ip_address("fd01::1")),
     address=ip_address(OUT),
-    address6=ip_address(OUT6),
+    address6=IPv6Address(OUT6),
     forwards=(
         forward("tcp", OUT, 8080, WEB, 80),
         forward("tcp", OUT, 22, WEB, 22),

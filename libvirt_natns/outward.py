@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which links lead out of the host, as the kernel's files tell it.
+
+A bridge leads out where a gateway is reached by it, or where a port of it is no guest's:
+a NIC, a bond, a VLAN.  All other bridges are for guests and containers of this host.
+A link that is no bridge, and no port of one, leads out, be it a NIC, a tunnel or a modem.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+LINKS = Path("/sys/class/net")
+ROUTES = Path("/proc/thread-self/net/route")
+ROUTES6 = Path("/proc/thread-self/net/ipv6_route")
+RTF_GATEWAY = 0x2
+NO_GATEWAY = "0" * 8
+
+
+def bridges(but: Iterable[str]) -> tuple[str, ...]:
+    """The bridges that lead out of the host, but for some that are known not to."""
+    routed = dict(_routes())
+    inner = set(but)
+    return tuple(
+        sorted(
+            link
+            for link in routed.keys() - inner
+            if _is_bridge(link) and (routed[link] or _has_outer_port(link))
+        )
+    )
+
+
+def links(but: Iterable[str]) -> tuple[str, ...]:
+    """All links that lead out of the host, bridges among them."""
+    inner = {"lo", *but}
+    outer = set(bridges(inner))
+    found = (link.name for link in LINKS.iterdir() if link.name not in inner)
+    return tuple(
+        sorted(
+            link
+            for link in found
+            if link in outer or not (_is_bridge(link) or (LINKS / link / "brport").exists())
+        )
+    )
+
+
+def _routes() -> Iterator[tuple[str, bool]]:
+    """The links of the host's routes, and for each whether a gateway is behind it; that last."""
+    found: dict[str, bool] = {}
+    with suppress(OSError):
+        for line in ROUTES.read_text().splitlines()[1:]:
+            link, _, gateway, *_ = line.split()
+            found[link] = found.get(link, False) or gateway != NO_GATEWAY
+    with suppress(OSError):
+        for line in ROUTES6.read_text().splitlines():
+            *_, flags, link = line.split()
+            found[link] = found.get(link, False) or bool(int(flags, 16) & RTF_GATEWAY)
+    yield from found.items()
+
+
+def _is_bridge(link: str) -> bool:
+    return (LINKS / link / "bridge").is_dir()
+
+
+def _has_outer_port(bridge: str) -> bool:
+    with suppress(OSError):
+        return any(_is_outer(port.name) for port in (LINKS / bridge / "brif").iterdir())
+    return False
+
+
+def _is_outer(port: str) -> bool:
+    """Whether a port is a NIC, or stands on one; a VXLAN leads to guests elsewhere."""
+    place = LINKS / port
+    if (place / "device").exists():
+        return True
+    lower = any(place.glob("lower_*"))
+    return lower and "DEVTYPE=vxlan" not in (place / "uevent").read_text()

@@ -64,7 +64,7 @@ def claiming() -> Iterator[FastGuest]:
 def told(provider: DualProvider, address: str) -> set[str]:
     """The MAC address by which the provider's router reaches an address, asked anew."""
     run("ip", "-n", "upstream", "-6", "neigh", "flush", "dev", INTERFACE, "to", address)
-    provider.router.run("ping", "-c1", "-W1", address, check=False)
+    provider.router.ping(address)
     shown = run("ip", "-n", "upstream", "-6", "neigh", "show", address, "dev", INTERFACE).stdout
     return {mac.lower() for mac in re.findall(r"lladdr (\S+)", shown)}
 
@@ -91,7 +91,7 @@ def test_claimed_addresses_stay_their_owners(
                 wait_for(partial(owned_by, provider, address, macs), timeout=10, what=address)
             # The guest's own address is answered for, by the one that answered for the others.
             assert told(provider, HONEST)
-            assert guest.ping(GATEWAY6)
+            wait_for(partial(guest.ping, GATEWAY6, "-I", HONEST), what="its way out")
             assert natns("check").stdout == ""
 
 

@@ -45,9 +45,9 @@ def client(provider: DualProvider) -> Node:
     return node
 
 
-def configure(provider: DualProvider, kind: str) -> None:
+def configure(provider: DualProvider, kind: str, firewall: str = "auto") -> None:
     of_host = f'upstream = "host"\n[upstreams.host]\nsubnet6 = "{SUBNET6}"\n'
-    write_config(provider.config6() if kind == "bridge" else of_host)
+    write_config(provider.config6(firewall=firewall) if kind == "bridge" else of_host)
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def test_a_machine_that_comes_later_has_its_address(provider: DualProvider, kind
 
 
 def test_without_the_service_sync_looks(provider: DualProvider, client: Node) -> None:
-    configure(provider, "bridge")
+    configure(provider, "bridge", "iptables")
     own = {mac_of(client, INTERFACE)}
     with networks(dual("a", "virbr10", address6="2001:db8:77::a", ipv4=True)):
         with claiming():

@@ -25,6 +25,7 @@ from libvirt_natns import (
     dnsmasq,
     dnsmasq_check,
     document,
+    elsewhere,
     executor,
     given_up,
     glance,
@@ -585,6 +586,42 @@ class Engine:
         if record is None or record.state != "up":
             return []
         return self.up(network, xml)
+
+    def look_elsewhere(self, uuid: str, asked: elsewhere.Asked) -> list[str]:
+        """Cut what stations outside have out of what a network's ndppd answers for.
+
+        Returns what differed.  Asks as long as the upstream's ``probe`` says where a guest
+        has an address in the provider's own prefix.  Raises a NatnsError.
+        """
+        record = self.store.network(uuid)
+        if record is None or record.state != "up" or not record.this_boot:
+            return []
+        if self.kernel.link(record.namespace, record.bridge) is None:
+            # The network is stopping, or is to be repaired.
+            return []
+        due = asked.due(self.kernel.neighbours6(record.namespace, record.bridge))
+        due = due[: elsewhere.MOST]
+        if not due:
+            return []
+        asked.note(due)
+        network = document.parse_network(record.document)
+        upstream = self.planner.upstream(network)
+        proxy = elsewhere.outermost(self.planner.plan(network, upstream))
+        if proxy is None:
+            return []
+        found = elsewhere.look(proxy, due, upstream.probe)
+        if found is None:
+            return []
+        with locked(names.network_directory(uuid)):
+            self._discard_lock(uuid)
+            if self._state(uuid) != "up":
+                return []
+            elsewhere.note(uuid, found)
+        told = ", ".join(map(str, found)) or "none"
+        return [
+            f"addresses outside, of what guests have: {told}",
+            *self.up(network, record.document),
+        ]
 
     # -- down --------------------------------------------------------------
 

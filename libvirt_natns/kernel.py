@@ -856,6 +856,12 @@ class Kernel:
         index = self._index(namespace, link)
         return {each.address for each in self._proxied(namespace) if each.link == index}
 
+    def neighbours6(self, namespace: str | None, link: str) -> list[Address]:
+        """The IPv6 addresses of stations on a link that have answered, or spoken."""
+        index = self._index(namespace, link)
+        listing = partial(self._session(namespace).neighbours, index)
+        return self._listed(f"stations on {link}", namespace, listing)
+
     def _proxied(self, namespace: str | None) -> list[ProxiedNeighbour]:
         return self._listed("neighbours", namespace, self._session(namespace).proxied_neighbours)
 

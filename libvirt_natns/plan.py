@@ -655,10 +655,13 @@ def _link_settings(network: Network, upstream: Upstream, outside: Outside) -> Se
     off = "0" if _leaves(network, outside) else "1"
     inner, out = network.bridge or "", names.UPSTREAM_LINK
     proxy = "1" if any(_answered(network, upstream, outside)) else "0"
+    # ndppd hears guests claim addresses; the kernel learns of them only so.
+    heard = "1" if outside.proxied else "0"
     return Settings(
         names.namespace(network.name),
         (
             *_of_link(inner, (*LINK_SYSCTLS, ("accept_ra", "0"), ("proxy_ndp", proxy))),
+            (f"net/ipv6/conf/{inner}/accept_untracked_na", heard),
             (f"net/ipv6/neigh/{inner}/proxy_delay", "0"),
             *_of_link(inner, (("disable_ipv6", "0"),)),
             *_of_link(out, (*LINK_SYSCTLS, *more, ("disable_ipv6", off))),

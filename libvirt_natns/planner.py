@@ -13,6 +13,7 @@ from libvirt_natns import (
     dhcp_upstream,
     dnsmasq,
     dnsmasq_config,
+    elsewhere,
     firewall,
     host,
     host_ipv6,
@@ -49,6 +50,7 @@ from libvirt_natns.model import (
 from libvirt_natns.ndppd import Proxy
 from libvirt_natns.plan import (
     NeighbourProxy,
+    Operation,
     Plan,
     Published,
     Route,
@@ -149,7 +151,20 @@ class Planner:
         around = self._surroundings(whole, upstream, outside)
         published = self._published(whole, upstream, outside)
         made = make(whole, upstream, outside, around, published)
-        return (*made, *self._proxy_beyond(whole, upstream, outside))
+        plan = (*made, *self._proxy_beyond(whole, upstream, outside))
+        return tuple(self._without_others(each, upstream) for each in plan)
+
+    def _without_others(self, operation: Operation, upstream: Upstream) -> Operation:
+        """An operation, with the ndppd that the provider hears cut by what others have."""
+        if not isinstance(operation, NeighbourProxy) or not operation.daemon.prefixes:
+            return operation
+        daemon = operation.daemon
+        if upstream.is_transit and not daemon.in_host:
+            # It is asked by the host, or the router, alone.
+            return operation
+        others = {*elsewhere.known(daemon.uuid), *self.kernel.host_addresses()}
+        spans = tuple(AddressRange(each, each) for each in sorted(others, key=by_family))
+        return NeighbourProxy(replace(daemon, without=(*daemon.without, *spans)))
 
     def _proxy_beyond(self, network: Network, upstream: Upstream, outside: Outside) -> Plan:
         """What answers on the host's, or router's, own link for guests behind a transit bridge."""

@@ -18,7 +18,16 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
-from libvirt_natns import dhcp_upstream, document, executor, given_up, glance, names, selection
+from libvirt_natns import (
+    dhcp_upstream,
+    document,
+    elsewhere,
+    executor,
+    given_up,
+    glance,
+    names,
+    selection,
+)
 from libvirt_natns.adoption import adopt
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
@@ -234,12 +243,19 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
         _carry_out(engine, _endings(engine, records, here, asked=active is not None)),
         _carry_out(engine, ((_name(here[uuid]), _active(uuid, here[uuid], ask)) for uuid in here)),
         _carry_out(engine, [("host", partial(Engine.ensure_host, configured=True))]),
+        _carry_out(
+            engine, ((uuid, partial(_look_elsewhere, uuid)) for uuid in elsewhere.networks())
+        ),
     ]
     if running is not None:
         # Their networks are there by now.
         done.append(_carry_out(engine, _guest_repairs(recorded, running)))
         done.append(_carry_out(engine, [("guests", _tidy_guests)]))
     return _together(done)
+
+
+def _look_elsewhere(uuid: str, engine: Engine) -> list[str]:
+    return engine.look_elsewhere(uuid, elsewhere.Asked())
 
 
 def _guest_repairs(recorded: list[GuestRecord], running: Running) -> Iterator[Repair]:

@@ -58,6 +58,8 @@ RT_SCOPE_LINK = 253
 
 NDA_DST = 1
 NTF_PROXY = 8
+NUD_KNOWN = 0x02 | 0x04 | 0x08 | 0x10
+"""Reachable, stale, delay or probe: the neighbour has answered, or has spoken."""
 
 IFF_UP = 1
 IFNAMSIZ = 16
@@ -201,6 +203,16 @@ class Session:
             )
             for each in self._ask(RTM_GETNEIGH, request)
         ]
+
+    def neighbours(self, link: int) -> list[Address]:
+        """The IPv6 neighbours on a link that have answered.  Raises as above."""
+        request = struct.pack("=BxxxiHBB", socket.AF_INET6, 0, 0, 0, 0)
+        found = []
+        for each in self._ask(RTM_GETNEIGH, request):
+            index, state = struct.unpack_from("=4xiH", each)
+            if index == link and state & NUD_KNOWN:
+                found.append(_packed(_attributes(each[12:])[NDA_DST]))
+        return found
 
     def _ask(self, kind: int, request: bytes, how: int = NLM_F_DUMP) -> list[bytes]:
         """The bodies of all messages that the kernel answers with."""

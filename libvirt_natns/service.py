@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from types import FrameType
@@ -29,6 +29,7 @@ from libvirt_natns import (
     __version__,
     config,
     connection,
+    elsewhere,
     hook,
     names,
     netns,
@@ -68,6 +69,9 @@ REST = 5.0
 
 ROUTERS = 10.0
 """Seconds between two looks for routers that were not confirmed in time."""
+
+LOOK = 1.0
+"""Seconds between two looks at what guests in a provider's own IPv6 prefix have claimed."""
 
 TELLING = 300
 """Characters of what a verb changed that the log shows."""
@@ -115,10 +119,10 @@ class Service:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.metrics = Metrics()
+        self._asked = elsewhere.Asked()
         self.background = Background(self._failed)
         # Once for all that is done within that time.
-        tidy = partial(self.background.after, REST, _give_memory_back)
-        witness = Witness(journal, self.metrics, tidy)
+        witness = Witness(journal, self.metrics, self._after_work)
         self.sessions = Kept(witness, self.background)
         self.healer = Healer(
             self.sessions, journal, on_heal=self.metrics.healed, on_failure=self.metrics.failed
@@ -212,6 +216,26 @@ class Service:
             self.journal.say("error", "reconcile", error=error)
         taken = time.monotonic() - start
         self.journal.say("info", "reconciled", repaired=len(outcome.repaired), seconds=taken)
+
+    def _after_work(self) -> None:
+        self.background.after(REST, _give_memory_back)
+        if elsewhere.networks():
+            self.background.after(LOOK, self._look_elsewhere)
+
+    def _look_elsewhere(self) -> None:
+        """Have addresses that guests took and stations outside have answered for no more."""
+        found = elsewhere.networks()
+        try:
+            for uuid in found:
+                with self.sessions.engine() as engine:
+                    record = engine.store.network(uuid)
+                    changed = engine.look_elsewhere(uuid, self._asked)
+                if changed and record:
+                    told = "; ".join(changed)
+                    self.journal.say("warning", "claimed", network=record.name, changed=told)
+        finally:
+            if found:
+                self.background.after(LOOK, self._look_elsewhere)
 
     def _failed(self, error: Exception) -> None:
         """What nobody waited for has failed."""

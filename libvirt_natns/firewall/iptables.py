@@ -226,21 +226,26 @@ def _fresh(rule: Rule, entry: Entry, family: Family) -> Iterator[Entry]:
     name: Parameters = {"name": f"natns-{side}{family}", side: ""}
     seconds = str(limits.REMEMBERED)
     new: tuple[str, Parameters] = ("recent", {"rcheck": "!", "seconds": seconds, **name})
-    over: tuple[str, Parameters] = (
-        "hashlimit",
-        {
-            "hashlimit-above": f"{limits.RATE}/sec",
-            "hashlimit-burst": str(limits.BURST),
-            "hashlimit-name": f"natns-{side}{family}",
-            # python-iptables leaves 0 otherwise, which the kernel refuses.
-            "hashlimit-htable-expire": "10000",
-        },
-    )
+    over = _over(f"natns-{side}{family}")
     yield replace(entry, matches=(*entry.matches, new, over))
     remembered: tuple[str, Parameters] = ("recent", {"set": "", **name})
     # A target is needed; this one changes nothing and goes on.
     going_on: tuple[str, Parameters] = ("MARK", {"set-xmark": "0x0/0x0"})
     yield replace(entry, matches=(*entry.matches, remembered), target=going_on)
+
+
+def _over(name: str) -> tuple[str, Parameters]:
+    """The match of packets that come faster than new addresses may."""
+    return (
+        "hashlimit",
+        {
+            "hashlimit-above": f"{limits.RATE}/sec",
+            "hashlimit-burst": str(limits.BURST),
+            "hashlimit-name": name,
+            # python-iptables leaves 0 otherwise, which the kernel refuses.
+            "hashlimit-htable-expire": "10000",
+        },
+    )
 
 
 def _counted(rule: Rule, family: Family) -> Iterator[Entry]:
@@ -284,18 +289,24 @@ def _matches(rule: Rule, icmp: IcmpType | None) -> Iterator[tuple[str, Parameter
         yield "icmp6", {"icmpv6-type": str(ICMPV6[icmp])}
     elif icmp:
         yield "icmp", {"icmp-type": icmp}
+    if rule.paced:
+        yield _over(f"natns-{icmp}"[:15])
     if rule.hop_limit is not None:
         yield "hl", {"hl-eq": str(rule.hop_limit)}
     if rule.local:
         yield "addrtype", {"dst-type": "LOCAL"}
     yield from _ports(rule)
+    yield from _states(rule)
+    if rule.comment:
+        yield "comment", {"comment": rule.comment}
+
+
+def _states(rule: Rule) -> Iterator[tuple[str, Parameters]]:
     if rule.translated:
         # A state of its own here, and states given together are alternatives.
         yield "conntrack", {"ctstate": "DNAT"}
     if rule.states:
         yield "conntrack", {"ctstate": ",".join(rule.states).upper()}
-    if rule.comment:
-        yield "comment", {"comment": rule.comment}
 
 
 def _ports(rule: Rule) -> Iterator[tuple[str, Parameters]]:

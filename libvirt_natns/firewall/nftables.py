@@ -292,7 +292,8 @@ def statements(rule: Rule) -> Iterable[str]:
 def statement(rule: Rule) -> str:
     """A rule that is one statement in nft's syntax, without table and chain."""
     comment = f' comment "{rule.comment}"' if rule.comment else ""
-    return f"{_condition(rule)} {_verdict(rule)}{comment}".lstrip()
+    pace = f" {limits.OVER}" if rule.paced else ""
+    return f"{_condition(rule)}{pace} {_verdict(rule)}{comment}".lstrip()
 
 
 def _condition(rule: Rule) -> str:

@@ -160,7 +160,8 @@ class Rule:
 
     ``fresh`` drops packets whose source, or destination, was not met lately, as far as
     there are too many such addresses.  ``flows`` matches the first packet of a flow
-    while so many flows exist.  ``limits`` has the numbers of both.
+    while so many flows exist.  ``paced`` drops what comes faster than new addresses may,
+    whoever sends it.  ``limits`` has the numbers of all three.
 
     ``unique`` promises that no other rule of the chain matches the same packet,
     so that a backend may look such rules up instead of trying one after the other.
@@ -195,6 +196,7 @@ class Rule:
     translated: bool = False
     fresh: Literal["", "source", "destination"] = ""
     flows: int | None = None
+    paced: bool = False
     to: Address | None = None
     to_ports: tuple[int, int] | None = None
     unique: bool = False
@@ -210,9 +212,8 @@ class Rule:
             raise FirewallError("a firewall rule with ports needs tcp, udp or sctp")
         if self.chain == "guard" and not (self.oif and self.sources):
             raise FirewallError("a guard names an interface and the sources it lets out")
-        if (self.fresh and (self.action != "drop" or not self.family)) or (
-            self.flows is not None and self.action != "drop"
-        ):
+        dropping = self.fresh or self.paced or self.flows is not None
+        if (dropping and self.action != "drop") or (self.fresh and not self.family):
             raise FirewallError(
                 "a limit of new addresses, or of flows, drops; the first has a family"
             )
@@ -876,6 +877,15 @@ def _neighbours_in(half: Half) -> Iterator[Rule]:
         protocol="icmpv6",
         icmp=("nd-neighbor-solicit",),
         fresh="source",
+        action="drop",
+    )
+    # The kernel makes entries of their targets where it accepts untracked ones.
+    yield Rule(
+        chain="input",
+        iif=inner,
+        protocol="icmpv6",
+        icmp=("nd-neighbor-advert",),
+        paced=True,
         action="drop",
     )
     for link in (inner, upstream) if half.outside else (inner,):

@@ -83,6 +83,7 @@ table inet natns {
 		ip saddr 10.0.0.0/24 update @known { ip saddr }
 		icmpv6 type nd-neighbor-solicit ip6 saddr != @known6 limit rate over 20/second burst 100 packets drop
 		icmpv6 type nd-neighbor-solicit update @known6 { ip6 saddr }
+		iifname "virbr10" icmpv6 type nd-neighbor-advert limit rate over 20/second burst 100 packets drop
 		iifname "virbr10" ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept
 		iifname "upstream" ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
 		ip6 saddr fe80::/10 icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } accept

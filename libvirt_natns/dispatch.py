@@ -72,11 +72,23 @@ def _up(event: Event) -> None:
         if _handled(event, settings):
             with event.sessions.engine(settings) as verbs:
                 verbs.up(event.network, event.xml)
-                Guests(verbs).rejoin(event.network)
-                verbs.end_given_up(event.network.uuid)
+                _beside(verbs, event.network)
     except BaseException:
         _abandon(event.seen)
         raise
+
+
+def _beside(verbs: engine.Engine, network: Network) -> None:
+    """Do what a start is the occasion for; the network is up whatever becomes of it."""
+    works = (
+        ("guests are published again", partial(Guests(verbs).rejoin, network)),
+        ("starts that libvirt gave up end", partial(verbs.end_given_up, network.uuid)),
+    )
+    for when, work in works:
+        try:
+            work()
+        except Exception as error:  # an error would take back a network that is well
+            verbs.observer.failed(when, error)
 
 
 def _refresh(event: Event) -> None:

@@ -47,7 +47,7 @@ from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.later import Later, at_once
-from libvirt_natns.locks import locked
+from libvirt_natns.locks import LIMIT, locked
 from libvirt_natns.model import Config, Forward, Network, Outside, PortForward, Upstream
 from libvirt_natns.observer import HOST, NOBODY, Observer, tell
 from libvirt_natns.planner import ETHERNET_MTU, Planner, resolvers_of
@@ -95,11 +95,13 @@ class Engine:
             self.before(what)
 
     @contextmanager
-    def _changing(self, verb: str, uuid: str, name: str) -> Iterator[list[str]]:
+    def _changing(
+        self, verb: str, uuid: str, name: str, limit: float = LIMIT
+    ) -> Iterator[list[str]]:
         """Hold a network's lock; what the body puts into the list, it has changed."""
         changed: list[str] = []
         directory = names.network_directory(uuid)
-        with locked(directory), self.observer.changing(uuid), self.kernel.work():
+        with locked(directory, limit), self.observer.changing(uuid), self.kernel.work():
             start = time.monotonic()
             try:
                 yield changed
@@ -161,14 +163,14 @@ class Engine:
         goes_on = self._state(uuid) == "starting" and netns.exists(record.namespace)
         return made if goes_on else ()
 
-    def give_up(self, start: Record, *, orphaned: bool = False) -> bool:
+    def give_up(self, start: Record, *, orphaned: bool = False, limit: float = LIMIT) -> bool:
         """Take back a start that libvirt has given up, as if there had been none.
 
         ``orphaned``: the network is surely inactive in libvirt, so a bridge of
         libvirt's that is still there goes as well.  Returns False, and does
         nothing, if anything has happened to the network since the record was made.
         """
-        with self._changing("give up", start.uuid, start.name) as done:
+        with self._changing("give up", start.uuid, start.name, limit) as done:
             record = self.store.network(start.uuid)
             if not record or (record.state, record.since) != (start.state, start.since):
                 return False
@@ -191,8 +193,9 @@ class Engine:
             while wait and self.later is at_once and given_up.may_be_given_up(record):
                 time.sleep(POLL)
             if given_up.is_given_up(record):
+                # The holder of its lock may have to wait for a DHCP server.
                 with suppress(NatnsError):
-                    self.give_up(record)
+                    self.give_up(record, limit=POLL)
 
     def _discard_lock(self, uuid: str) -> None:
         """Leave no directory behind that was only made to be locked."""

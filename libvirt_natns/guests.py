@@ -188,12 +188,16 @@ class Guests:
         A guest that cannot be published again keeps nobody from starting a network:
         ``check`` tells of it.
         """
+        claiming = {record.uuid for record in self.registry.guests_in(network.uuid)}
         for record in self.registry.guests():
-            if record.published and record.this_boot:
-                claims = network.uuid in self._networks(self.held(record.uuid))
-                if claims != _has_nic(record, network):
-                    with suppress(NatnsError):
-                        self._publish_again(record)
+            if not record.published or not record.this_boot:
+                continue
+            if record.uuid not in claiming and not _may_name(record.document, network):
+                continue
+            # One guest that cannot be published again must not keep the others back.
+            with suppress(NatnsError, OSError):
+                if (record.uuid in claiming) != _has_nic(record, network):
+                    self._publish_again(record)
 
     def _publish_again(self, record: GuestRecord) -> None:
         self.publish(document.parse_domain(record.document), record.document)
@@ -468,6 +472,14 @@ def _of_nic(store: Store, nic: Nic) -> list[Record]:
         found = store.holders(namespace=names.namespace(nic.network))
         return [record for record in found if record.name == nic.network]
     return store.holders(bridge=nic.bridge) if nic.bridge else []
+
+
+def _may_name(xml: bytes, network: Network) -> bool:
+    """False if a guest's XML surely has no NIC in a network: parsing takes far longer."""
+    # libvirt writes UTF-8, and these characters of a name as entities.
+    if any(letter in network.name for letter in "&<>'\""):
+        return True
+    return any(name.encode() in xml for name in (network.name, network.bridge) if name)
 
 
 def _has_nic(record: GuestRecord, network: Network) -> bool:

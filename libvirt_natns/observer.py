@@ -22,6 +22,9 @@ class Observer(Protocol):
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         """A verb has ended well: the network's name, what it changed, and how long it took."""
 
+    def failed(self, when: str, error: Exception) -> None:
+        """Work beside a verb has failed, and the verb goes on."""
+
 
 class Nobody:
     """Looks away."""
@@ -30,6 +33,9 @@ class Nobody:
         return nullcontext()
 
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
+        pass
+
+    def failed(self, when: str, error: Exception) -> None:
         pass
 
 

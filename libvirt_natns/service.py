@@ -102,6 +102,10 @@ class Witness:
         except Exception as error:  # the work is done, whatever is wrong with its account
             self._journal.say("error", "failed", when=f"telling of {verb}", error=error)
 
+    def failed(self, when: str, error: Exception) -> None:
+        """See ``Observer``."""
+        self._journal.say("warning", "failed", when=when, error=error)
+
     def _note(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         self._metrics.changed(verb, seconds)
         self._after_work()

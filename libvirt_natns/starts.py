@@ -14,13 +14,16 @@ from collections.abc import Callable
 from threading import Condition, Thread
 
 from libvirt_natns import daemons, given_up
-from libvirt_natns.errors import LibvirtError, NatnsError
+from libvirt_natns.errors import LibvirtError
 from libvirt_natns.journal import Journal
 from libvirt_natns.sessions import Sessions
 from libvirt_natns.store import START_LIMIT, Record, now
 
 LOOK = 0.25
 """Seconds between two looks at a start that goes on."""
+
+BROKEN = 2.0
+"""Seconds until libvirt is asked again after a connection has broken."""
 
 ASKERS = 2
 """Threads: one may wait for libvirt, which is busy with a slow start."""
@@ -78,8 +81,8 @@ class Starts:
                 again = self._goes_on(uuid)
             except LibvirtError:
                 # The connection has broken: the next one tells, or the daemon's end.
-                self._look_again(uuid, LOOK)
-            except NatnsError as error:
+                self._look_again(uuid, BROKEN)
+            except Exception as error:  # the other starts are still to be followed
                 self._journal.say("error", "start", network=uuid, error=error)
                 self._look_again(uuid, START_LIMIT)
             else:
@@ -116,7 +119,10 @@ class Starts:
             return True
         else:
             active = self._ask(record.uuid)
-        if active is None and (record.state == "up" or record.unfinished):
+        if active is None and record.state == "up":
+            # All networks are compared with libvirt once it answers again.
+            return False
+        if active is None and record.unfinished:
             return True
         if not active:
             with self._sessions.engine() as engine:

@@ -16,7 +16,7 @@ from libvirt_natns import document, guest_leases, neighbours, sockets
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.forwards import ANY, Attachment, Wish
-from libvirt_natns.guests import in_ours
+from libvirt_natns.guests import _may_name, in_ours
 from libvirt_natns.kernel import Kernel
 from libvirt_natns.model import (
     HOST_UPSTREAM,
@@ -246,6 +246,9 @@ class Told:
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         self.lines += [f"{verb} {name}: {what}" for what in changed]
 
+    def failed(self, when: str, error: Exception) -> None:
+        """Look away."""
+
 
 def test_automatic_port_that_somebody_took(choices: Choices) -> None:
     """Another one is chosen, and told of; not where the other one listens elsewhere."""
@@ -315,3 +318,17 @@ def test_nics_that_come_and_go() -> None:
     assert document.parse_domain_nics(less).nics == (Nic(MAC, "b"),)
     bare = document.with_nic(b"<domain><name>web</name></domain>", Nic(MAC, "a"))
     assert document.parse_domain_nics(bare).nics == (Nic(MAC, "a"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "xml", "named"),
+    [
+        ("lab", b"<source network='lab'/>", True),
+        ("lab", b"<source bridge='virbr7'/>", True),
+        ("lab", b"<source network='other' bridge='virbr8'/>", False),
+        ("r&d", b"<source network='r&amp;d'/>", True),
+    ],
+)
+def test_a_document_that_names_no_network_is_not_parsed(name: str, xml: bytes, named: bool) -> None:
+    network = cast("Network", SimpleNamespace(name=name, bridge="virbr7"))
+    assert _may_name(xml, network) == named

@@ -10,6 +10,9 @@ class Broken(Nobody):
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         raise OSError(28, "No space left on device")
 
+    def failed(self, when: str, error: Exception) -> None:
+        """Look away."""
+
 
 def test_telling_fails_no_work() -> None:
     tell(Broken(), "up", "lab", ["namespace nat-lab is missing"])

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Work that a network's start is the occasion for."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from libvirt_natns import dispatch
+from libvirt_natns.engine import Engine
+from libvirt_natns.guests import Guests
+from libvirt_natns.model import Network
+
+
+def test_a_failure_beside_a_start_is_told_and_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    ended: list[str] = []
+
+    def rejoin(_self: Guests, _network: Network) -> None:
+        raise OSError(28, "No space left on device")
+
+    def failed(when: str, error: Exception) -> None:
+        told.append(f"{when}: {error}")
+
+    monkeypatch.setattr(Guests, "rejoin", rejoin)
+    monkeypatch.setattr(dispatch, "Guests", lambda _engine: Guests.__new__(Guests))
+    observer = SimpleNamespace(failed=failed)
+    engine = cast("Engine", SimpleNamespace(observer=observer, end_given_up=ended.append))
+    network = cast("Network", SimpleNamespace(uuid="a"))
+    dispatch._beside(engine, network)
+    assert told == ["guests are published again: [Errno 28] No space left on device"]
+    assert ended == ["a"]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What must hold in every house of ``lab_boundary``, whatever iptables and backend it has."""
 
-from lab import FastGuest, isolated, natns, run, start_network, virsh
-from lab_boundary import NOT_OURS, House, chain, reaches
+from lab import FastGuest, isolated, run, start_network, virsh
+from lab_boundary import NOT_OURS, House, chain, command, reaches, sync
 from lab_servers import WEB_PORT
+from lab_sides import Answer
 
 JUMP = "NATNS-FORWARD"
 
@@ -33,12 +34,12 @@ def check_kinds(world: House, kind: str) -> None:
             assert container <= ours
         assert not {name for name in control if name.endswith("transit")}
         assert host == HOST_REACHES
-        assert natns("check", check=False).stdout == ""
+        assert command("check").out == ""
 
 
 def check_later_network(world: House) -> None:
     """One that starts when ours has been up for long, without anybody looking."""
-    natns("sync")
+    sync()
     start_network(isolated("late", "virbr59", address="10.8.0.1", metadata=NOT_OURS))
     try:
         with FastGuest("virbr59", name="late") as guest:
@@ -54,18 +55,18 @@ def check_later_network(world: House) -> None:
 
 def check_notes(world: House) -> None:
     """An administrator's own chain that drops is named, with rules that let the networks pass."""
-    natns("sync")
-    chain = "{ type filter hook forward priority 10; policy drop; }"
-    run("nft", f"add table inet guard; add chain inet guard forward {chain}")
+    sync()
+    hook = "{ type filter hook forward priority 10; policy drop; }"
+    run("nft", f"add table inet guard; add chain inet guard forward {hook}")
     try:
         assert "world" not in world.reached().ours
-        (note,) = natns("check").stdout.splitlines()
+        (note,) = command("check").out.splitlines()
         what = "nftables: inet guard forward drops packets of the networks: add to it "
         assert note.startswith(f"note: {what}")
         assert warnings() == [note.replace("note: ", "others' chains: ")]
         for rule in note.rpartition(what)[2].split("; "):
             run("nft", f"add rule inet guard forward {rule}")
-        assert natns("check").stdout == ""
+        assert command("check") == Answer(0, "", "")
         assert warnings() == []
         assert "world" in world.reached().ours
     finally:
@@ -74,7 +75,7 @@ def check_notes(world: House) -> None:
 
 def warnings() -> list[str]:
     """What doctor warns of, the chains of others alone."""
-    told = natns("doctor", check=False).stdout.splitlines()
+    told = command("doctor").out.splitlines()
     found = [line.removeprefix("warn").strip() for line in told if line.startswith("warn ")]
     return [line for line in found if line.startswith("others")]
 
@@ -85,15 +86,15 @@ def check_order(world: House) -> None:
         assert JUMP in chain("FORWARD")[-2]
         before = chain("FORWARD")
         run("iptables", "-I", "FORWARD", "-d", "203.0.113.0/24", "-j", "REJECT")
-        assert natns("check", check=False).stdout == ""
-        natns("sync")
+        assert command("check").out == ""
+        sync()
         assert chain("FORWARD")[1:] == before
         assert "world" not in world.reached().ours
         run("iptables", "-D", "FORWARD", "1")
         # As an earlier version had it, and behind the end.
         for change in ("-I FORWARD", "-A FORWARD"):
             run("sh", "-ec", f"iptables -D FORWARD {len(before) - 1}; iptables {change} -j {JUMP}")
-            assert "our jump" in natns("check", check=False).stdout
-            natns("sync")
+            assert "our jump" in command("check").out
+            sync()
             assert chain("FORWARD") == before
         assert "world" in world.reached().ours

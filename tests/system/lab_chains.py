@@ -54,11 +54,12 @@ def _of_nft(lines: Iterable[str]) -> Chains:
 def _of_iptables(lines: Iterable[str]) -> Chains:
     """Tables of IPv6 come behind those of IPv4."""
     chains: Chains = {}
+    tables: set[str] = set()
     table = ""
     for line in lines:
         if line.startswith("*"):
-            table = f"{'ip6' if ('ip' + line, '') in chains else 'ip'}{line}"
-            chains[table, ""] = []
+            table = f"{'ip6' if 'ip' + line in tables else 'ip'}{line}"
+            tables.add(table)
         elif line.startswith(":"):
             name, policy = line[1:].split()[:2]
             chains[table, name] = [policy]

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 from boundary import check_kinds, check_later_network, check_order
-from lab_boundary import KINDS, House, house, nothing_more
+from lab_boundary import House, house, nothing_more
+from lab_firewalls import KINDS
 
 
 @pytest.fixture(scope="module", params=["nftables", "iptables"])

@@ -11,7 +11,8 @@
   Ports stay what they are; the namespace knows whose they are.
 * Where bridged frames pass through iptables (bridge-nf-call-iptables, which is
   never written here): private frames have a zone of conntrack for each bridge, or
-  twins with one address would be one flow; and the host's NAT leaves them alone.
+  twins with one address would be one flow; and the host's NAT leaves them alone.  With the
+  backend iptables, a table of ours in nft keeps off the NAT that others have there.
 * A way past foreign chains that drop what they do not know, Docker's above all: an accept
   of ours does not undo another chain's drop, so a chain that libvirt's networks share
   gets one jump to a chain of ours: the last rule, or the last ahead of one that refuses
@@ -46,7 +47,8 @@ where the program nft is.  The check of our jump in a foreign chain holds for th
 reloading that chain drops the jump.  With legacy iptables, fragments of twins' packets
 are put together before they have a zone, so two that bear the same addresses and
 identification can mix.  With the backend iptables, NAT rules that iptables-nft gets
-later than our own come ahead of them; and links that come later are closed to guests
+later than our own come ahead of published ports, and where the program nft is missing they
+translate bridged frames, too; and links that come later are closed to guests
 until the next change of a network, or the service, notices them.
 """
 
@@ -447,4 +449,9 @@ def _frameworks(backend_name: str) -> list[Framework]:
 
 
 def _own(policy: HostPolicy, framework: Framework, backend_name: str) -> tuple[Rule, ...]:
-    return rules(policy, backend_name) if framework.name == backend_name else ()
+    if framework.name == backend_name:
+        return rules(policy, backend_name)
+    if framework.name == host_nftables.name:
+        # NAT of iptables-nft comes ahead of legacy NAT where its chain is the younger one.
+        return tuple(rule for rule in _zoned(policy) if rule.action == "keep")
+    return ()

@@ -146,11 +146,15 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What of interest the kernel holds; ``chains`` are tables that have our chain."""
+    """What of interest the kernel holds; ``chains`` are tables that have our chain.
+
+    ``translates``: others have a chain of NAT.
+    """
 
     own_table: bool
     chains: frozenset[str]
     bases: tuple[Base, ...]
+    translates: bool = False
 
 
 def _is_jump(rule: dict[str, Any]) -> bool:
@@ -205,6 +209,9 @@ def parse(text: str) -> Found:
         own_table=any(f"{table['family']} {table['name']}" == TABLE for table in tables),
         chains=frozenset(f"{c['family']} {c['table']}" for c in chains if c["name"] == CHAIN),
         bases=tuple(bases.values()),
+        translates=any(
+            c.get("type") == "nat" and f"{c['family']} {c['table']}" != TABLE for c in chains
+        ),
     )
 
 
@@ -220,7 +227,7 @@ def _base(chain: dict[str, Any]) -> Base:
 def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[Repair]:
     """What is not as ``own`` and ``accepts`` want it, and how to mend it."""
     found = parse(nftables.ruleset_json())
-    yield from _own_table(found, own)
+    yield from _own_table(found, own if found.translates or _is_backend(own) else ())
     shared = [base for base in found.bases if base.is_shared and _concerns(accepts, base.parent)]
     wanted = {base.parent for base in shared}
     for parent in sorted(wanted):
@@ -232,6 +239,11 @@ def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[Repair
             f"nftables: chain {CHAIN} in table {parent} is left over",
             f"flush chain {parent} {CHAIN}\ndelete chain {parent} {CHAIN}\n",
         )
+
+
+def _is_backend(own: Iterable[Rule]) -> bool:
+    """Whether all of the host's rules are here; beside iptables it is those against NAT alone."""
+    return any(rule.action != "keep" for rule in own)
 
 
 def seen_in(accepts: Iterable[Rule], parent: str) -> tuple[Rule, ...]:
@@ -342,9 +354,9 @@ def ensure(
     """Mend every difference in one transaction; returns what differed.
 
     ``announce`` is called ahead of it.  Without the program nft there is nothing
-    to do unless ``own`` asks for it.  Raises FirewallError.
+    to do unless nftables is the backend.  Raises FirewallError.
     """
-    if not (own or nftables.program()):
+    if not (_is_backend(own) or nftables.program()):
         return ()
     found = tuple(repairs(own, accepts))
     if found:
@@ -366,7 +378,7 @@ def _mend(found: Iterable[Repair]) -> None:
 
 def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:
     """What ``ensure`` would mend, one line each."""
-    if own or nftables.program():
+    if _is_backend(own) or nftables.program():
         return tuple(repair.line for repair in repairs(own, accepts))
     return ()
 

@@ -1,109 +1,102 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A host with networks that are not ours, and how far guests get on it.
 
-    ours  (lab, virbr10)        \\                     / world, by br0
+    ours, in lab on virbr10     \\                     / world, by br0
     control (libvirt's NAT)      >-- the host ------- {  mgmt 172.30.0.5, by a NIC of its own
-    victim (libvirt's NAT),     /                     \\ box 172.17.0.2, a container on docker0
+    victim (libvirt's NAT)      /                     \\ box 172.17.0.2, a container on docker0
     secret (isolated, enabled="no")
+    twin, in a network like lab, with the same addresses
 
-Every probe goes from our guest and from the control at the same time.
+Every probe goes from our guest, from the control and from the host at the same time: the
+host shows that a victim answers.
 """
 
+import io
 import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 from lab import (
     INTERNET,
     FastGuest,
+    LabError,
     Libvirtd,
     Node,
     Provider,
     isolated,
-    natns,
+    remove_config,
     run,
+    snapshot,
     start_network,
     virsh,
+    wait_for,
     write_config,
 )
+from lab_chains import by_chain
+from lab_firewalls import KINDS
 from lab_servers import WEB_PORT
+from lab_sides import Answer
+
+from libvirt_natns import cli
 
 QUIET = 0.7
 """Seconds of waiting for what should not come."""
 
-MGMT, BOX, SECRET = "172.30.0.5", "172.17.0.2", "10.9.0.5"
+HOST = "192.168.0.2"
+MGMT, BOX, SECRET, VICTIM = "172.30.0.5", "172.17.0.2", "10.9.0.5", "192.168.150.5"
+TWIN_PORT = 84
 NOT_OURS = '<natns:nat xmlns:natns="urn:libvirt-natns:1" enabled="no"/>'
 
-REJECT = "iptables -I FORWARD -d 172.30.0.0/24 -j REJECT"
 
-DOCKER_NAT = """*nat
-:DOCKER - [0:0]
--A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
--A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
--A DOCKER -i docker0 -j RETURN
--A DOCKER ! -i docker0 -p tcp -m tcp --dport 8443 -j DNAT --to-destination 172.17.0.2:443
-COMMIT
-"""
-DOCKER_20 = f"""{DOCKER_NAT}*filter
-:FORWARD DROP [0:0]
-:DOCKER - [0:0]
-:DOCKER-ISOLATION-STAGE-1 - [0:0]
-:DOCKER-ISOLATION-STAGE-2 - [0:0]
-:DOCKER-USER - [0:0]
--I FORWARD -i docker0 -o docker0 -j ACCEPT
--I FORWARD -i docker0 ! -o docker0 -j ACCEPT
--I FORWARD -o docker0 -j DOCKER
--I FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--I FORWARD -j DOCKER-ISOLATION-STAGE-1
--I FORWARD -j DOCKER-USER
--A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 443 -j ACCEPT
--A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
--A DOCKER-ISOLATION-STAGE-1 -j RETURN
--A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
--A DOCKER-ISOLATION-STAGE-2 -j RETURN
--A DOCKER-USER -j RETURN
-COMMIT
-"""
-DOCKER_28 = f"""{DOCKER_NAT}*filter
-:FORWARD DROP [0:0]
-:DOCKER - [0:0]
-:DOCKER-BRIDGE - [0:0]
-:DOCKER-CT - [0:0]
-:DOCKER-FORWARD - [0:0]
-:DOCKER-INTERNAL - [0:0]
-:DOCKER-USER - [0:0]
--I FORWARD -j DOCKER-FORWARD
--I FORWARD -j DOCKER-USER
--A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 443 -j ACCEPT
--A DOCKER ! -i docker0 -o docker0 -j DROP
--A DOCKER-BRIDGE -o docker0 -j DOCKER
--A DOCKER-CT -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A DOCKER-FORWARD -j DOCKER-CT
--A DOCKER-FORWARD -j DOCKER-INTERNAL
--A DOCKER-FORWARD -j DOCKER-BRIDGE
--A DOCKER-FORWARD -i docker0 -j ACCEPT
-COMMIT
-"""
-RESTORE = "iptables-restore --noflush <<'END'\n{}END\n"
+def _forward(port: int, to: int, guest: str, clients: str = "") -> str:
+    return (
+        f"<natns:portForward guestAddress='{guest}' {clients}>"
+        f"<natns:range start='{port}' to='{to}'/></natns:portForward>"
+    )
 
-UFW = """sed -i 's/^IPT_SYSCTL=.*/IPT_SYSCTL=/; s/^IPV6=.*/IPV6=no/' /etc/default/ufw
-sed -i 's/^DEFAULT_FORWARD_POLICY=.*/DEFAULT_FORWARD_POLICY="{policy}"/' /etc/default/ufw
-ufw --force enable; ufw route reject to 172.30.0.0/24
-"""
-"""The program itself, with the rule that stands for all of an administrator's."""
 
-KINDS = {
-    "plain": REJECT,
-    "drops": f"iptables -P FORWARD DROP; {REJECT}",
-    "rejects": f"{REJECT}; iptables -A FORWARD -m comment --comment 'the rest' -j REJECT",
-    "docker-20.10": RESTORE.format(DOCKER_20) + REJECT,
-    "docker-28": RESTORE.format(DOCKER_28) + REJECT,
-    "ufw": UFW.format(policy="DROP"),
-    "ufw-reject": UFW.format(policy="REJECT"),
-}
-"""What hosts have in their FORWARD chain, as commands."""
+def _nat(*forwards: str) -> str:
+    return f"<natns:nat xmlns:natns='urn:libvirt-natns:1'>{''.join(forwards)}</natns:nat>"
+
+
+PUBLISHED = _nat(
+    _forward(8080, WEB_PORT, "10.0.0.5"),
+    _forward(8081, WEB_PORT, "10.0.0.5", "address='127.0.0.1'"),
+    _forward(8082, WEB_PORT, "10.0.0.5", "source='192.168.152.0/24'"),
+    _forward(8083, WEB_PORT, "10.0.0.5", f"source='{HOST}'"),
+)
+TWINS = _nat(_forward(8084, TWIN_PORT, "10.0.0.7"))
+
+Target = tuple[str, int]
+
+BRIDGE_NF = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+def command(*arguments: str) -> Answer:
+    """``virt-natns`` in this very process, which is quicker."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        status = cli.main(list(arguments))
+    return Answer(status, said.getvalue(), "")
+
+
+def sync() -> None:
+    """Put all rules of ours in place."""
+    assert command("sync").status == 0
+
+
+class Reached(NamedTuple):
+    """The names of what each client reaches."""
+
+    ours: set[str]
+    control: set[str]
+    host: set[str]
 
 
 def nat_network(name: str, bridge: str, subnet: str) -> str:
@@ -143,65 +136,124 @@ def on_a_link(stack: ExitStack, name: str, link: str, here: str, there: str) -> 
     return node
 
 
+def transit_address(network: str) -> str:
+    """The address of a network's namespace on the transit bridge."""
+    shown = run("ip", "-o", "-4", "-n", f"nat-{network}", "address", "show", "upstream").stdout
+    return shown.split()[3].partition("/")[0]
+
+
+def guest_on(stack: ExitStack, name: str, bridge: str, address: str) -> FastGuest:
+    """A guest whose gateway is the first address of its subnet."""
+    guest = stack.enter_context(FastGuest(bridge, name=name))
+    guest.static(f"{address}/24", f"{address.rpartition('.')[0]}.1")
+    return guest
+
+
 class House:
-    """Everything above; ``ours`` and ``control`` are the guests that probe."""
+    """Everything above; guests ``ours`` and ``control`` and the host itself probe."""
 
     def __init__(self, stack: ExitStack, firewall: str) -> None:
         self.firewall = firewall
         self.provider = stack.enter_context(Provider())
         write_config(f'firewall = "{firewall}"\n')
-        start_network(nat_network("control", "virbr52", "192.168.152"))
-        start_network(nat_network("victim", "virbr50", "192.168.150"))
-        start_network(isolated("secret", "virbr51", address="10.9.0.1", metadata=NOT_OURS))
-        start_network(isolated("lab", "virbr10"))
-        guests = [("ours", "virbr10"), ("control", "virbr52"), ("victim", "virbr50")]
-        self.ours, self.control, victim = (
-            stack.enter_context(FastGuest(bridge, name=name)) for name, bridge in guests
-        )
-        for guest in (self.ours, self.control, victim):
-            guest.dhcp()
-        secret = stack.enter_context(FastGuest("virbr51", name="secret"))
-        secret.static(f"{SECRET}/24", "10.9.0.1")
+        stack.callback(remove_config)
+        self._start_networks(stack)
+        self.ours = guest_on(stack, "ours", "virbr10", "10.0.0.5")
+        self.control = guest_on(stack, "control", "virbr52", "192.168.152.5")
+        self.targets = self._published(stack) | self._victims(stack)
+
+    @staticmethod
+    def _start_networks(stack: ExitStack) -> None:
+        def started(name: str, xml: str) -> None:
+            stack.callback(virsh, "net-undefine", name, check=False)
+            stack.callback(virsh, "net-destroy", name, check=False)
+            start_network(xml)
+
+        started("control", nat_network("control", "virbr52", "192.168.152"))
+        started("victim", nat_network("victim", "virbr50", "192.168.150"))
+        started("secret", isolated("secret", "virbr51", address="10.9.0.1", metadata=NOT_OURS))
+        started("lab", isolated("lab", "virbr10", metadata=PUBLISHED))
+        started("twin", isolated("twin", "virbr11", metadata=TWINS))
+
+    def _published(self, stack: ExitStack) -> dict[str, Target]:
+        """Ports of ours and of a twin's, who has the address of ours, too."""
+        self.ours.serve("http", WEB_PORT)
+        twin = guest_on(stack, "twin", "virbr11", "10.0.0.7")
+        twin.add_address("10.0.0.5/24")
+        twin.serve("http", TWIN_PORT)
+        transit = transit_address("lab")
+        ports = {"published": 8080, "for 127.0.0.1": 8081, "for control": 8082, "for host": 8083}
+        return {
+            "twin": ("10.0.0.7", TWIN_PORT),
+            "published by twin": (HOST, 8084),
+            "published by twin, transit": (transit_address("twin"), 8084),
+            **{name: (HOST, port) for name, port in ports.items()},
+            **{f"{name}, transit": (transit, port) for name, port in ports.items()},
+        }
+
+    @staticmethod
+    def _victims(stack: ExitStack) -> dict[str, Target]:
+        """What is no business of guests'; and the outside, which is."""
+        victim = guest_on(stack, "victim", "virbr50", VICTIM)
+        secret = guest_on(stack, "secret", "virbr51", SECRET)
         mgmt = on_a_link(stack, "mgmt", "p-mgmt", "172.30.0.1", MGMT)
         box = on_a_link(stack, "box", "docker0", "172.17.0.1", BOX)
         box.serve("http", 443)
         for node in (victim, secret, mgmt, box):
             node.serve("http", WEB_PORT)
-        self.targets = {
+        return {
             "world": (INTERNET, WEB_PORT),
-            "victim": (victim.addresses()[0].partition("/")[0], WEB_PORT),
+            "victim": (VICTIM, WEB_PORT),
             "secret": (SECRET, WEB_PORT),
             "mgmt": (MGMT, WEB_PORT),
             "container": (BOX, WEB_PORT),
-            "published container": ("192.168.0.2", 8443),
+            "published container": (HOST, 8443),
         }
 
-    def reached(self) -> tuple[set[str], set[str]]:
-        """What our guest reaches, and what the control does."""
-        with ThreadPoolExecutor(2 * len(self.targets)) as pool:
-            asked = [
-                {
-                    name: pool.submit(reaches, guest, *target)
-                    for name, target in self.targets.items()
-                }
-                for guest in (self.ours, self.control)
-            ]
-            ours, control = ({n for n, done in each.items() if done.result()} for each in asked)
-        return ours, control
+    def reached(self) -> Reached:
+        """What our guest, the control and the host itself reach."""
+        by_loopback = {
+            f"{name}, loopback": ("127.0.0.1", port)
+            for name, (address, port) in self.targets.items()
+            if address == HOST
+        }
+        with ThreadPoolExecutor(3 * len(self.targets) + len(by_loopback)) as pool:
+            ours, control, host = (
+                {name: pool.submit(reaches, client, *target) for name, target in targets.items()}
+                for client, targets in (
+                    (self.ours, self.targets),
+                    (self.control, self.targets),
+                    (None, self.targets | by_loopback),
+                )
+            )
+            return Reached(
+                *(
+                    {n for n, done in each.items() if done.result()}
+                    for each in (ours, control, host)
+                )
+            )
 
     @contextmanager
     def firewalled(self, kind: str) -> Iterator[None]:
         """The host's FORWARD chain as that kind of host has it, ours in its place."""
-        saved = run("iptables-save").stdout
+        # ufw closes IPv6, too.
+        saved = {each: run(f"{each}-save").stdout for each in ("iptables", "ip6tables")}
+        bridge_nf = BRIDGE_NF.read_text() if BRIDGE_NF.exists() else ""
         try:
+            if bridge_nf:
+                # Docker switches it on.
+                BRIDGE_NF.write_text(f"{kind.startswith('docker'):d}")
             run("sh", "-ec", KINDS[kind])
-            natns("sync")
+            sync()
             yield
         finally:
             if kind.startswith("ufw"):
                 run("sh", "-c", "ufw --force reset; ufw --force disable")
             # The next sync puts ours back.
-            run("iptables-restore", input=without_ours(saved))
+            for program, rules in saved.items():
+                run(f"{program}-restore", input=without_ours(rules))
+            if bridge_nf:
+                BRIDGE_NF.write_text(bridge_nf)
 
 
 def without_ours(saved: str) -> str:
@@ -209,10 +261,13 @@ def without_ours(saved: str) -> str:
     return "\n".join([line for line in saved.splitlines() if "NATNS-" not in line] + [""])
 
 
-def reaches(client: Node, address: str, port: int) -> bool:
-    """Whether a connection comes about."""
+def reaches(client: Node | None, address: str, port: int) -> bool:
+    """Whether a connection comes about, from the host itself where ``client`` is None."""
     try:
-        client.connect(address, port, timeout=QUIET).close()
+        if client:
+            client.connect(address, port, timeout=QUIET).close()
+        else:
+            socket.create_connection((address, port), QUIET).close()
     except OSError:
         return False
     return True
@@ -220,20 +275,34 @@ def reaches(client: Node, address: str, port: int) -> bool:
 
 @contextmanager
 def house(tables: str, firewall: str) -> Iterator[House]:
-    """A whole house on a host whose iptables are the "nft" or "legacy" ones."""
+    """A whole house on a host whose iptables are the "nft" or "legacy" ones.
+
+    Nothing of it is left afterwards.
+    """
     daemon = Libvirtd()
     with ExitStack() as stack:
         if tables != "nft":
             use_iptables(tables)
-            daemon.restart()
             stack.callback(daemon.restart)
             stack.callback(use_iptables, "nft")
-        try:
-            yield House(stack, firewall)
-        finally:
-            for network in ("lab", "secret", "victim", "control"):
-                virsh("net-destroy", network, check=False)
-                virsh("net-undefine", network, check=False)
+            daemon.restart()
+            # libvirt's chains stay.
+            daemon.prime()
+        stack.enter_context(nothing_more(ours=True))
+        # libvirt switches it on for a network with NAT, and leaves it.
+        stack.callback(FORWARDING.write_text, FORWARDING.read_text())
+        yield House(stack, firewall)
+
+
+@contextmanager
+def nothing_more(*, ours: bool) -> Iterator[None]:
+    """The host is the same afterwards; with ``ours`` so are our rules."""
+    before = by_chain(snapshot(), ours=ours)
+    yield
+    try:
+        wait_for(lambda: by_chain(snapshot(), ours=ours) == before, timeout=5.0)
+    except LabError:
+        pytest.fail(f"left behind:\n{before.diff(by_chain(snapshot(), ours=ours))}", pytrace=False)
 
 
 def chain(name: str) -> list[str]:

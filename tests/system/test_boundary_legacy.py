@@ -5,19 +5,21 @@ from collections.abc import Iterator
 
 import pytest
 from boundary import check_kinds, check_later_network, check_order
-from lab import Libvirtd
-from lab_boundary import KINDS, House, house
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(libvirtd: Libvirtd) -> None:
-    """Compare nothing: rules that are restored stand in another order."""
+from lab_boundary import House, house, nothing_more
+from lab_firewalls import KINDS
 
 
 @pytest.fixture(scope="module", params=["nftables", "iptables"])
 def world(request: pytest.FixtureRequest, installed: None) -> Iterator[House]:
     with house("legacy", request.param) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(world: House) -> Iterator[None]:
+    """Compare all but our own rules, which come back with the next sync."""
+    with nothing_more(ours=False):
+        yield
 
 
 @pytest.mark.parametrize("kind", KINDS)

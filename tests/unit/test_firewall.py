@@ -763,6 +763,31 @@ def script() -> str:
     return "".join(repair.script for repair in host_nftables.repairs(own, accepts))
 
 
+def test_beside_iptables_our_table_keeps_others_nat_off(kernel: dict[str, str]) -> None:
+    own = host._own(HOST_POLICY, host_nftables, "iptables")
+    assert {rule.action for rule in own} == {"keep"}
+    # Nothing translates there, so nothing of ours is needed.
+    assert list(host_nftables.repairs(own, ())) == []
+    nat = chain("ip nat", "PREROUTING", hook="prerouting")
+    nat["chain"]["type"] = "nat"
+    kernel["json"] = listing(nat)
+    (repair,) = host_nftables.repairs(own, ())
+    assert repair.line == "nftables: table inet natns is missing"
+    assert "iifname @kept dnat ip to ip daddr" in repair.script
+    assert "masquerade" not in repair.script
+    # When the NAT of others has gone, so does the table.
+    kernel["json"] = listing({"table": {"family": "inet", "name": "natns"}})
+    (repair,) = host_nftables.repairs(own, ())
+    assert repair.script == "delete table inet natns\n"
+
+
+def test_iptables_needs_no_nft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nftables, "program", lambda: None)
+    own = host._own(HOST_POLICY, host_nftables, "iptables")
+    assert host_nftables.ensure(own, ()) == ()
+    assert host_nftables.differences(own, ()) == ()
+
+
 def test_a_host_without_foreign_chains_gets_our_table_only(kernel: dict[str, str]) -> None:
     assert script() == HOST_TABLE
 

@@ -23,15 +23,22 @@ NO_TESTS = 5
 
 # Those that take longest begin first, so that none is left to run alone.
 FIRST = (
-    "test_failures",
+    "test_killed",
+    "test_odd_documents",
+    "test_breakage",
+    "test_damaged_state",
     "test_parallel",
+    "test_router_boot",
     "test_guest_claims",
     "test_service",
-    "test_firewall_packets",
-    "test_dhcp_dns",
     "test_monitoring",
-    "test_dhcp_upstream",
+    "test_failures",
     "test_ansible",
+    "test_firewall_packets",
+    "test_boundary_forward",
+    "test_dhcp_upstream",
+    "test_built_ahead",
+    "test_dhcp_dns",
 )
 
 

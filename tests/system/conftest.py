@@ -15,6 +15,9 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.append(os.fspath(CHECKOUT))
 
+# A plugin of several files, which they import as well.
+pytest.register_assert_rewrite("lab_bench")
+
 import lab  # noqa: E402 - needs the checkout on the path
 import lab_service  # noqa: E402
 

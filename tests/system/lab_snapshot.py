@@ -16,15 +16,17 @@ from typing import Any
 
 from lab_base import run
 
+NAMESPACES = Path("/run/netns")
 DIRECTORIES = (
     Path("/run/libvirt-natns"),
-    Path("/run/netns"),
+    NAMESPACES,
     Path("/var/lib/libvirt-natns"),
 )
 DATABASE = re.compile(r"\.(db|sqlite3?)(-\w+)?$")
 LINK_LOCAL = "fe80:"
 """IPv6 addresses that the kernel makes by itself, as soon as a link has a carrier."""
 KERNELS_OWN_ROUTE = re.compile(rf"{LINK_LOCAL}|(local|anycast|multicast) .*:")
+RULE = re.compile(r"\d+:\s")
 VOLATILE = re.compile(r" (expires \S+|valid_lft \S+|preferred_lft \S+|linkdown|dead)")
 
 
@@ -55,12 +57,15 @@ def _changes(before: Iterable[str], after: Iterable[str]) -> list[str]:
 
 def snapshot() -> Snapshot:
     """The state of the namespace that this is called in (the sandbox's host)."""
+    # Few processes: each test takes two snapshots at least.
+    links = json.loads(run("ip", "-j", "-d", "address").stdout)
+    rules, routes = _routing()
     sections = {
-        "links": _links(),
-        "addresses": _addresses(),
-        "routes": _routes(),
-        "rules": _ip("rule", "show") + _ip("-6", "rule", "show"),
-        "namespaces": [line.split()[0] for line in _ip("netns", "list")],
+        "links": [_link(link) for link in links],
+        "addresses": _addresses(links),
+        "routes": routes,
+        "rules": rules,
+        "namespaces": [entry.name for entry in NAMESPACES.glob("*")],
         "nftables": _nftables(),
         "iptables": _legacy_iptables(),
         "processes": _processes(),
@@ -93,10 +98,20 @@ def _nftables() -> list[str]:
     return found
 
 
-def _ip(*arguments: str) -> list[str]:
-    """Lines of ``ip``; a table or family that does not exist has none."""
-    output = run("ip", "-o", *arguments, check=False).stdout
-    return [" ".join(VOLATILE.sub("", line).split()) for line in output.splitlines()]
+def _routing() -> tuple[list[str], list[str]]:
+    """Rules and routes of both families; one that does not exist has none."""
+    asked = "rule show\nroute show table all\n"
+    rules: list[str] = []
+    routes: list[str] = []
+    for family in ("-4", "-6"):
+        told = run("ip", family, "-o", "-force", "-batch", "-", input=asked, check=False).stdout
+        for line in told.splitlines():
+            kept = " ".join(VOLATILE.sub("", line).split())
+            if RULE.match(line):
+                rules.append(kept)
+            elif not KERNELS_OWN_ROUTE.match(kept):
+                routes.append(kept)
+    return rules, routes
 
 
 def _link(link: dict[str, Any]) -> str:
@@ -111,22 +126,13 @@ def _link(link: dict[str, Any]) -> str:
     return " ".join([link["ifname"], *(f"{key}={value}" for key, value in fields.items() if value)])
 
 
-def _links() -> list[str]:
-    return [_link(link) for link in json.loads(run("ip", "-j", "-d", "link").stdout)]
-
-
-def _addresses() -> list[str]:
+def _addresses(links: Iterable[dict[str, Any]]) -> list[str]:
     found = []
-    for link in json.loads(run("ip", "-j", "address").stdout):
+    for link in links:
         for entry in link.get("addr_info", []):
             if not entry["local"].startswith(LINK_LOCAL):
                 found.append(f"{link['ifname']} {entry['local']}/{entry['prefixlen']}")
     return found
-
-
-def _routes() -> list[str]:
-    lines = _ip("route", "show", "table", "all") + _ip("-6", "route", "show", "table", "all")
-    return [line for line in lines if not KERNELS_OWN_ROUTE.match(line)]
 
 
 def _legacy_iptables() -> list[str]:

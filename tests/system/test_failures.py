@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What goes wrong is refused early, leaves nothing, and is over once it is mended.
 
-Three parts: causes that `start` refuses, on the real libvirt; each step of the
-set-up that fails; and a process that is killed ahead of each step.  The latter
-two drive the engine itself, with a bridge like libvirt's made by the test.
+Causes that `start` refuses, on the real libvirt; and each step of the set-up that
+fails, in the engine itself, with a bridge like libvirt's made by the test.
 """
 
 import os
 import re
-import signal
-import sqlite3
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,61 +23,37 @@ from lab import (
     define_network,
     isolated,
     natns,
-    remove_config,
     run,
     snapshot,
     start_network,
     virsh,
-    wait_for,
-    write_config,
+)
+from lab_bench import (
+    DNSMASQ,
+    STATE,
+    Bench,
+    FailAt,
+    InjectedError,
+    configured,
+    covered,
+    grow_old,
+    interesting,
+    nat,
+    settles_as,
 )
 
-from libvirt_natns import config, dnsmasq, document, neighbours, netns, plan, reconcile, store
-from libvirt_natns.built import Built
-from libvirt_natns.engine import Engine
-from libvirt_natns.errors import DnsmasqError, KernelError, NatnsError
+from libvirt_natns import dnsmasq, document, neighbours, plan
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import Kernel
-from libvirt_natns.records import replace
 from libvirt_natns.store import Store
 
+pytest_plugins = ("lab_bench",)
+
 MAC = "52:54:00:00:00:05"
-STATE = Path("/var/lib/libvirt-natns/state.db")
 NFTABLES = "/usr/sbin/nft"
-DNSMASQ = "/usr/sbin/dnsmasq"
-
-
-@pytest.fixture(scope="module")
-def world(installed: None) -> Iterator[Provider]:
-    """The provider network and the hooks, for all tests of this file."""
-    with Provider() as provider:
-        write_config(provider.config(more="probe = 0"))
-        yield provider
-        remove_config()
 
 
 # -- refused in `start` ------------------------------------------------------
-
-
-@contextmanager
-def configured(provider: Provider, text: str) -> Iterator[None]:
-    """Another configuration while the body runs."""
-    write_config(text)
-    try:
-        yield
-    finally:
-        write_config(provider.config(more="probe = 0"))
-
-
-@contextmanager
-def covered(path: str, content: Path = Path("/dev/null")) -> Iterator[None]:
-    """Another file in a program's place: no PATH leads around that."""
-    real = os.path.realpath(path)
-    run("mount", "--bind", content, real)
-    try:
-        yield
-    finally:
-        run("umount", real)
 
 
 @contextmanager
@@ -126,10 +98,6 @@ def _both(
 ) -> Iterator[None]:
     with first, second:
         yield
-
-
-def nat(inside: str, attributes: str = "") -> str:
-    return f'<natns:nat xmlns:natns="urn:libvirt-natns:1"{attributes}>{inside}</natns:nat>'
 
 
 @dataclass(frozen=True)
@@ -379,192 +347,6 @@ def test_a_hook_that_is_killed(kind: str, synced: bool, world: Provider) -> None
     settles_as(before)
 
 
-# -- a world for the engine --------------------------------------------------
-
-
-@dataclass
-class Bench:
-    """libvirt's part, played by the test: a bridge with its address, and dnsmasq's files.
-
-    ``service``: the engine is a resident process's, which builds ahead of `started`.
-    """
-
-    xml: bytes
-    service: bool = False
-    address: str | None = "10.0.0.1/24"
-
-    @property
-    def uuid(self) -> str:
-        return document.parse_network(self.xml).uuid
-
-    @contextmanager
-    def engine(self, before: Callable[[object], None] | None = None) -> Iterator[Engine]:
-        opened = Store()
-        threads: list[threading.Thread] = []
-
-        def later(work: Callable[[], None]) -> None:
-            threads.append(threading.Thread(target=quietly, args=[work]))
-            threads[-1].start()
-
-        more: dict[str, Any] = {"later": later, "built": Built()} if self.service else {}
-        try:
-            with spares(self.service) as kept, Kernel(kept) as kernel:
-                yield Engine(config.load(), opened, kernel, before, **more)
-        finally:
-            opened.close()
-            for thread in threads:
-                thread.join()
-
-    def make_bridge(self) -> None:
-        """As libvirt does between `start` and `started`; fails where the bridge exists."""
-        run("ip", "link", "add", "virbr10", "address", "52:54:00:aa:bb:cc", "type", "bridge")
-        run("ip", "link", "set", "virbr10", "up")
-        if self.address:
-            run("ip", "address", "add", self.address, "broadcast", "10.0.0.255", "dev", "virbr10")
-            run("ip", "route", "add", "10.9.0.0/16", "via", "10.0.0.9", "metric", "1")
-
-    @staticmethod
-    def delete_bridge() -> None:
-        run("ip", "link", "delete", "virbr10", check=False)
-
-    def start(self, before: Callable[[object], None] | None = None) -> None:
-        """Like net-start, with both hooks."""
-        network = document.parse_network(self.xml)
-        with self.engine(before) as verbs:
-            verbs.prepare(network, self.xml)
-            if self.service:
-                verbs.build(network, self.xml)
-            self.make_bridge()
-            verbs.up(network, self.xml)
-
-    def stop(self, before: Callable[[object], None] | None = None) -> None:
-        """Like net-destroy."""
-        self.delete_bridge()
-        with self.engine(before) as verbs:
-            verbs.down(self.uuid)
-
-    def differences(self) -> list[str]:
-        """What check says of the network."""
-        with self.engine() as verbs:
-            record = verbs.store.network(self.uuid)
-            assert record is not None
-            assert record.state == "up"
-            return reconcile.differences(verbs, record) + reconcile.host_differences(verbs)
-
-
-def quietly(work: Callable[[], None]) -> None:
-    """What is done later may find its network gone."""
-    with suppress(NatnsError):
-        work()
-
-
-@contextmanager
-def spares(wanted: bool) -> Iterator[netns.Spares | None]:
-    """Namespaces made ahead of time, if they are wanted."""
-    kept = netns.Spares() if wanted else None
-    yield kept
-    if kept is not None:
-        kept.close()
-
-
-@pytest.fixture(scope="module")
-def libvirts_files(world: Provider) -> Iterator[bytes]:
-    """A network's XML; libvirt's dnsmasq files of it stay, though libvirt does not run it."""
-    more = '<route address="10.9.0.0" prefix="16" gateway="10.0.0.9"/>'
-    xml = isolated("bench", "virbr10").replace("</network>", f"  {more}\n</network>")
-    xml = xml.replace("<bridge", '<mac address="52:54:00:aa:bb:cc"/><bridge')
-    start_network(xml)
-    directory = dnsmasq.LIBVIRT_DIRECTORY
-    kept = {file: file.read_bytes() for file in directory.glob("bench.*")}
-    dumped = virsh("net-dumpxml", "bench").stdout.encode()
-    virsh("net-destroy", "bench")
-    virsh("net-undefine", "bench")
-    for file, content in kept.items():
-        file.write_bytes(content)
-    yield dumped
-    for file in kept:
-        file.unlink()
-
-
-@pytest.fixture(params=["host upstream", "iptables", "macvlan"])
-def setting(request: pytest.FixtureRequest, world: Provider) -> Iterator[str]:
-    """The built-in upstream with nftables, with nearly every kind of step, and the others."""
-    name = str(request.param)
-    text = 'firewall = "nftables"\n'
-    if name == "macvlan":
-        text = world.config(firewall="nftables", more='probe = 0\nattach = "macvlan"')
-    elif name != "host upstream":
-        text = world.config(firewall=name, more="probe = 0")
-    with configured(world, text):
-        yield name
-
-
-@pytest.fixture
-def bench(libvirts_files: bytes, setting: str) -> Bench:
-    return Bench(libvirts_files)
-
-
-IP = (
-    '<natns:ip address="10.0.0.1" prefix="24"><natns:dhcp>'
-    '<natns:range start="10.0.0.100" end="10.0.0.200"/></natns:dhcp></natns:ip>'
-)
-
-
-@pytest.fixture(params=["libvirt's address", "address in the metadata"])
-def ahead(bench: Bench, request: pytest.FixtureRequest) -> Bench:
-    """A bench of a resident process, for both kinds of networks."""
-    if request.param == "libvirt's address":
-        return Bench(bench.xml, service=True)
-    uuid = "c0ffee00-0000-4000-8000-00000000000a"
-    xml = isolated("bench", "virbr10", address=None, metadata=nat(IP), uuid=uuid)
-    xml = xml.replace("<bridge", '<mac address="52:54:00:aa:bb:cc"/><bridge')
-    return Bench(xml.encode(), service=True, address=None)
-
-
-def interesting(steps: list[object], setting: str) -> list[int]:
-    """The steps at which a failure tells something new.
-
-    Of steps of one kind in a row the first; not those that find nothing to
-    delete; of those that another setting has as well only the firewall, or the
-    macvlan, and what follows it.
-    """
-    found = []
-    for index, step in enumerate(steps):
-        last = steps[index - 1] if index else None
-        again = type(step) is type(last) and not isinstance(step, plan.Patch | str)
-        idle = isinstance(step, str) and step.startswith(("delete", "end", "empty"))
-        kind = {"iptables": plan.Firewall, "macvlan": plan.Macvlan}.get(setting, object)
-        own = isinstance(step, kind) or isinstance(last, kind)
-        if not again and not idle and own:
-            found.append(index)
-    return found
-
-
-class InjectedError(KernelError):
-    """The failure that a test asked for."""
-
-
-class FailAt:
-    """Fails ahead of one step, and notes all."""
-
-    def __init__(self, index: int | None = None) -> None:
-        self.index = index
-        self.steps: list[object] = []
-
-    def __call__(self, step: object) -> None:
-        self.steps.append(step)
-        if len(self.steps) - 1 == self.index:
-            raise InjectedError("as the test wanted", "let it")
-
-
-def settles_as(before: Any) -> None:  # noqa: ANN401
-    """The kernel ends namespaces in its own time."""
-    with suppress(Exception):
-        wait_for(lambda: snapshot() == before, interval=0.05)
-        return
-    pytest.fail(before.diff(snapshot()))
-
-
 # -- each step fails ---------------------------------------------------------
 
 
@@ -670,301 +452,5 @@ def test_a_repair_that_fails_can_be_repeated(bench: Bench) -> None:
         assert verbs.up(network, bench.xml)
     assert bench.differences() == []
     assert dnsmasq.running(bench.uuid, "nat-bench") == pid
-    bench.stop()
-    settles_as(before)
-
-
-# -- built ahead -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("setting", ["nftables", "host upstream"], indirect=True)
-def test_started_joins_what_was_built(ahead: Bench) -> None:
-    before = snapshot()
-    network = document.parse_network(ahead.xml)
-    noted = FailAt()
-    with ahead.engine(noted) as verbs:
-        verbs.prepare(network, ahead.xml)
-        verbs.build(network, ahead.xml)
-        assert any(isinstance(step, plan.LinkUp) for step in noted.steps)
-        noted.steps.clear()
-        ahead.make_bridge()
-        verbs.up(network, ahead.xml)
-        kinds = {type(step) for step in noted.steps} - {str}
-        assert kinds <= {plan.Port, plan.Withdrawal, plan.Dnsmasq, plan.IdleDnsmasq}
-        assert (plan.Dnsmasq in kinds) == network.taken_over
-        # Twice is once.
-        assert not verbs.build(network, ahead.xml)
-        assert verbs.up(network, ahead.xml) == []
-        assert ahead.differences() == []
-    assert dnsmasq.running(ahead.uuid, "nat-bench")
-    ahead.stop()
-    settles_as(before)
-
-
-@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
-def test_a_bridge_of_another_mtu_than_expected(ahead: Bench) -> None:
-    network = document.parse_network(ahead.xml)
-    with ahead.engine() as verbs:
-        verbs.prepare(network, ahead.xml)
-        verbs.build(network, ahead.xml)
-        ahead.make_bridge()
-        run("ip", "link", "set", "virbr10", "mtu", "9000")
-        verbs.up(network, ahead.xml)
-    for command in (["ip", "-n", "nat-bench"], ["ip"]):
-        assert "mtu 9000" in run(*command, "link", "show", "type", "veth").stdout
-    assert "option:mtu,1500" in dnsmasq._present(ahead.uuid).configuration
-    assert ahead.differences() == []
-    ahead.stop()
-
-
-@pytest.mark.parametrize("setting", ["nftables", "host upstream"], indirect=True)
-def test_a_start_that_libvirt_gave_up(ahead: Bench) -> None:
-    """Nothing stays of what was built, unless something else has come of it."""
-    before = snapshot()
-    network = document.parse_network(ahead.xml)
-    with ahead.engine() as verbs:
-        verbs.prepare(network, ahead.xml)
-        assert verbs.build(network, ahead.xml)
-        first = verbs.store.network(ahead.uuid)
-        # The next start finds what the first has left.
-        verbs.prepare(network, ahead.xml)
-        assert verbs.build(network, ahead.xml)
-        second = verbs.store.network(ahead.uuid)
-        assert first is not None
-        assert second is not None
-        assert not verbs.give_up(first)
-        assert verbs.give_up(second)
-        assert not verbs.give_up(second)
-        settles_as(before)
-        # A libvirt that is only slow gets its router all the same.
-        ahead.make_bridge()
-        verbs.up(network, ahead.xml)
-        assert not verbs.give_up(second)
-        assert ahead.differences() == []
-    ahead.stop()
-    settles_as(before)
-
-
-@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
-def test_whatever_fails_while_building_is_made_when_started(ahead: Bench) -> None:
-    network = document.parse_network(ahead.xml)
-    before = snapshot()
-    rehearsal = FailAt()
-    with ahead.engine(rehearsal) as verbs:
-        verbs.prepare(network, ahead.xml)
-        first = len(rehearsal.steps)
-        verbs.build(network, ahead.xml)
-        built = len(rehearsal.steps)
-        ahead.make_bridge()
-        verbs.up(network, ahead.xml)
-        last = len(rehearsal.steps)
-    ahead.stop()
-    settles_as(before)
-    assert built - first > 10
-    for index in range(first, last):
-        failing = FailAt(index)
-        with ahead.engine(failing) as verbs:
-            verbs.prepare(network, ahead.xml)
-            if index < built:
-                with pytest.raises(InjectedError):
-                    verbs.build(network, ahead.xml)
-                assert "nat-bench" not in run("ip", "netns", "list").stdout
-                links = run("ip", "-br", "link").stdout
-                assert "natin-" not in links and "natup-" not in links
-                ahead.make_bridge()
-                verbs.up(network, ahead.xml)
-                assert ahead.differences() == []
-            else:
-                verbs.build(network, ahead.xml)
-                ahead.make_bridge()
-                with pytest.raises(InjectedError):
-                    verbs.up(network, ahead.xml)
-        ahead.stop()
-        settles_as(before)
-
-
-@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
-@pytest.mark.parametrize("ahead", ["address in the metadata"], indirect=True)
-def test_dnsmasq_that_gives_up_while_nobody_looks(ahead: Bench) -> None:
-    """`started` tells of it.  Where libvirt's own has read the same, it would not be up."""
-    network = document.parse_network(ahead.xml)
-    before = snapshot()
-    refusing = Path("/run/tmp/refusing")
-    # Its configuration is right; it fails as it starts.
-    refusing.write_text(
-        '#!/bin/sh\ncase $1 in --test) exit 0 ;; esac\necho "out of luck" >&2\nexit 3\n'
-    )
-    refusing.chmod(0o755)
-    told: list[str] = []
-    with covered(DNSMASQ, refusing), ahead.engine() as verbs:
-
-        def later(work: Callable[[], None]) -> None:
-            try:
-                work()
-            except NatnsError as error:
-                told.append(str(error))
-
-        verbs = replace(verbs, later=later)
-        verbs.prepare(network, ahead.xml)
-        verbs.build(network, ahead.xml)
-        assert told == ["dnsmasq refuses to start in nat-bench: out of luck"]
-        ahead.make_bridge()
-        with pytest.raises(DnsmasqError, match="refuses to start in nat-bench"):
-            verbs.up(network, ahead.xml)
-    refusing.unlink()
-    ahead.stop()
-    settles_as(before)
-
-
-# -- killed ------------------------------------------------------------------
-
-
-def dies(verb: Callable[[Callable[[object], None]], None], index: int) -> bool:
-    """Run a verb in a child that is killed ahead of one step; whether it got there."""
-    child = os.fork()
-    if child == 0:
-        steps = iter(range(1000))
-
-        def before(step: object) -> None:
-            if next(steps) == index:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        with suppress(BaseException):
-            verb(before)
-            os._exit(0)
-        os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def grow_old() -> None:
-    """Let a start that came to no end be longer ago than any start takes."""
-    with sqlite3.connect(STATE) as db:
-        db.execute("UPDATE network SET since = since - ?", (store.STALLED + 1,))
-    db.close()
-
-
-def start_again(bench: Bench) -> None:
-    bench.start()
-    assert bench.differences() == []
-    bench.stop()
-
-
-def stop_again(bench: Bench) -> None:
-    with bench.engine() as verbs:
-        verbs.down(bench.uuid)
-    # libvirt's, if it was a start that was killed: the next start removes it.
-    bench.delete_bridge()
-
-
-def sync(bench: Bench) -> None:
-    """libvirt thinks the network inactive."""
-    grow_old()
-    synchronize(bench, {})
-
-
-def sync_active(bench: Bench) -> None:
-    """libvirt has the network active: the hook was killed, and libvirt as well."""
-    grow_old()
-    synchronize(bench, {bench.uuid: bench.xml})
-    assert bench.differences() == []
-    bench.stop()
-
-
-def synchronize(bench: Bench, active: Mapping[str, bytes]) -> None:
-    with bench.engine() as verbs:
-        assert reconcile.sync(verbs, lambda: active).errors == []
-        assert reconcile.missed(verbs, lambda: active) == []
-        # Twice is once.
-        assert reconcile.sync(verbs, lambda: active) == reconcile.Outcome([], [])
-
-
-REMEDIES = [start_again, stop_again, sync]
-
-
-@pytest.mark.parametrize(
-    ("setting", "remedy"),
-    [*(("host upstream", remedy) for remedy in REMEDIES), ("iptables", start_again)],
-    indirect=["setting"],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_killed_while_starting(remedy: Callable[[Bench], None], bench: Bench, setting: str) -> None:
-    rehearsal = FailAt()
-    before = snapshot()
-    bench.start(rehearsal)
-    bench.stop()
-    settles_as(before)
-    indexes = interesting(rehearsal.steps, setting)
-    assert len(indexes) >= (2 if setting == "iptables" else 15)
-    for index in indexes:
-        assert dies(bench.start, index), rehearsal.steps[index]
-        remedy(bench)
-        settles_as(before)
-
-
-@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
-@pytest.mark.parametrize("remedy", [start_again, sync], ids=lambda remedy: remedy.__name__)
-def test_killed_while_building(remedy: Callable[[Bench], None], ahead: Bench) -> None:
-    rehearsal = FailAt()
-    before = snapshot()
-    ahead.start(rehearsal)
-    ahead.stop()
-    settles_as(before)
-    for index in interesting(rehearsal.steps, "nftables"):
-        assert dies(ahead.start, index), rehearsal.steps[index]
-        remedy(ahead)
-        settles_as(before)
-
-
-@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
-def test_killed_before_libvirt_knew(bench: Bench) -> None:
-    """The network is active in libvirt, and its router is somewhere in between."""
-    rehearsal = FailAt()
-    before = snapshot()
-    bench.start(rehearsal)
-    bench.stop()
-    kinds = (plan.Patch, plan.Withdrawal)
-    indexes = [i for i, step in enumerate(rehearsal.steps) if isinstance(step, kinds)]
-    for index in [*indexes, len(rehearsal.steps) - 1]:
-        assert dies(bench.start, index), rehearsal.steps[index]
-        sync_active(bench)
-        settles_as(before)
-
-
-@pytest.mark.parametrize("setting", ["host upstream"], indirect=True)
-@pytest.mark.parametrize("remedy", REMEDIES, ids=lambda remedy: remedy.__name__)
-def test_killed_while_stopping(remedy: Callable[[Bench], None], bench: Bench) -> None:
-    before = snapshot()
-    index = 0
-    while True:
-        bench.start()
-        killed = dies(bench.stop, index)
-        remedy(bench)
-        settles_as(before)
-        if not killed:
-            break
-        index += 1
-    assert index > 5
-
-
-@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
-def test_killed_while_repairing(bench: Bench) -> None:
-    before = snapshot()
-    bench.start()
-    active = {bench.uuid: bench.xml}
-
-    def repair(step: Callable[[object], None]) -> None:
-        with bench.engine(step) as verbs:
-            reconcile.sync(verbs, lambda: active)
-
-    index, killed = 0, True
-    while killed:
-        run("ip", "netns", "delete", "nat-bench")
-        killed = dies(repair, index)
-        synchronize(bench, active)
-        assert bench.differences() == []
-        index += 8
-    assert index > 16
     bench.stop()
     settles_as(before)

@@ -65,6 +65,8 @@ class Outcome:
 def run(file: Path, arguments: list[str]) -> Outcome:
     """Run one file in a sandbox of its own."""
     sandbox = os.fspath(TESTS.parent / "contrib" / "sandbox")
+    # Hundreds of interpreters load the same modules.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     start = time.monotonic()
     done = subprocess.run(
         [sandbox, "--", *PYTEST, os.fspath(file), *arguments],
@@ -73,6 +75,7 @@ def run(file: Path, arguments: list[str]) -> Outcome:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        env=environment,
         check=False,
     )
     return Outcome(file, done.returncode, done.stdout, time.monotonic() - start)

@@ -27,9 +27,9 @@ from lab import (
     wait_for,
     write_config,
 )
+from lab_bench import Bench, FailAt, InjectedError, settles_as
 from lab_dhcp import DhcpServer
 from packets import FOREIGN
-from test_failures import Bench, FailAt, InjectedError, settles_as
 from views import (
     addresses,
     links,

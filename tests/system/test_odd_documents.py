@@ -19,13 +19,13 @@ from lab import (
     Provider,
     Service,
     define_network,
-    natns,
     remove_config,
     run,
     start_network,
     virsh,
     write_config,
 )
+from lab_sides import in_process
 
 DNSMASQ = 'xmlns:dnsmasq="http://libvirt.org/schemas/network/dnsmasq/1.0"'
 LONG = "a" * 64
@@ -186,11 +186,14 @@ def test_libvirt_alone_starts_them(natively: dict[str, bool]) -> None:
 
 
 @pytest.mark.parametrize("title", [title for title, odd in ODD.items() if not odd.refusal])
-def test_odd_documents_that_start(world: Provider, title: str) -> None:
+def test_odd_documents_that_start(
+    world: Provider, title: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = ODD[title]
     start_network(odd.xml)
     # The namespace is up with all that is in it, dnsmasq included.
-    assert natns("check").stdout == ""
+    checked = in_process(capsys)("check")
+    assert (checked.status, checked.out, checked.err) == (0, "", "")
     pids = run("pgrep", "-fc", "conf-file=/run/libvirt-natns/networks/", check=False)
     assert int(pids.stdout) > 0
     virsh("net-destroy", odd.name)

@@ -318,9 +318,15 @@ def stop(uuid: str, *, search: bool = True) -> None:
         path.unlink(missing_ok=True)
 
 
-def end_all(pid: int, configuration: Path) -> None:
-    """End a dnsmasq with that configuration, and its lease helper."""
-    end([pid, *_children(pid)], configuration)
+def end_all(pid: int | None, configuration: Path) -> None:
+    """End a dnsmasq with that configuration, and its lease helper.
+
+    It is looked for among all processes where ``pid`` is not its process id.
+    """
+    if pid is not None and _has_read(pid, configuration):
+        end([pid, *_children(pid)], configuration)
+    else:
+        end(_processes(), configuration)
 
 
 def stop_libvirts(network: str) -> None:

@@ -179,7 +179,7 @@ def put_aside(directory: Path, stamp: str) -> Path:
     """Rename a database and its companions out of the way; returns its new path.
 
     ``stamp`` becomes part of the name.  The caller holds the directory's lock, so
-    nobody makes a database meanwhile.
+    no other process makes a database meanwhile.
     """
     path = directory / FILE
     aside = path.with_name(f"{FILE}.damaged-{stamp}")

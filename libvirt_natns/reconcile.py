@@ -358,7 +358,7 @@ def _endings(
 
 
 def _on_a_bridge(engine: Engine, uuid: str) -> bool:
-    """Whether a network's namespace is connected with the bridge that libvirt made."""
+    """Return whether a network's namespace is connected with the bridge that libvirt made."""
     return engine.kernel.master_of(names.private_patch(uuid)) is not None
 
 

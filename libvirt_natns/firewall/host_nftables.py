@@ -133,7 +133,7 @@ class Base:
         )
 
     def _refuses_all(self, statements: Statements) -> bool:
-        """Return whether a rule refuses each packet, by itself or by a chain of such rules alone."""
+        """Return whether a rule refuses each packet, by itself or by a chain of such rules."""
         said = {_word(each) for each in statements} - {"counter", "log", "comment"}
         if said in ({"drop"}, {"reject"}):
             return True

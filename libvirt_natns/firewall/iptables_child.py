@@ -229,7 +229,7 @@ def _is_behind(table: Table, builtin: str, place: int) -> bool:
 
 
 def _refuses_all(table: Table, chain: str, entry: Any) -> bool:  # noqa: ANN401
-    """Return whether a rule refuses each packet, by itself or by a chain of such rules alone."""
+    """Return whether a rule refuses each packet, by itself or by a chain of such rules."""
     rule = _known_rule(entry, _chain(table, chain))
     target = table.get_target(entry).decode()
     matches = [match for match in rule.matches if match.name != "comment"]

@@ -365,7 +365,7 @@ def _repair(found: Iterable[Repair]) -> None:
 
 
 def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:
-    """Return what ``ensure`` would repair, one line each."""
+    """What ``ensure`` would mend, one line each."""
     if own or nftables.program():
         return tuple(repair.line for repair in repairs(own, accepts))
     return ()

@@ -87,7 +87,7 @@ def _noting(outcome: Adopted, name: str) -> Iterator[None]:
 
 
 def _runs_unrecorded(engine: Engine, uuid: str, xml: bytes) -> bool:
-    """Whether an active network has a namespace of ours, and no record that says so."""
+    """Return whether an active network has a namespace of ours, and no record that says so."""
     record = engine.store.network(uuid)
     if record is not None and record.runs:
         return False

@@ -39,11 +39,11 @@ DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 REBUILD = "run virt-natns sync, which keeps the damaged file and rebuilds the database"
 
 
-def opened(directory: Path, *, anew: bool = False) -> sqlite3.Connection:
+def opened(directory: Path) -> sqlite3.Connection:
     """Open the database in a directory, in today's format; make it where there is none.
 
-    ``anew`` makes one also where it is missing although networks run.  Raises
-    DamagedError, FormatError or StoreError.
+    Raises DamagedError, also where it is missing although networks run, FormatError or
+    StoreError.
     """
     path = directory / FILE
     try:
@@ -60,7 +60,7 @@ def opened(directory: Path, *, anew: bool = False) -> sqlite3.Connection:
     try:
         db.row_factory = sqlite3.Row
         if _format(db) in (0, *MIGRATIONS):
-            _create(db, directory, anew=anew)
+            _create(db, directory)
         db.execute("PRAGMA synchronous = NORMAL")
         if _format(db) != VERSION:
             raise _later(db, path)
@@ -122,7 +122,7 @@ def _format(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _create(db: sqlite3.Connection, directory: Path, *, anew: bool) -> None:
+def _create(db: sqlite3.Connection, directory: Path) -> None:
     """Make the database, or bring one of an earlier format to today's."""
     # SQLite does not wait for another process that changes the journal's
     # mode at the same moment, but fails: the lock makes it wait.
@@ -130,7 +130,7 @@ def _create(db: sqlite3.Connection, directory: Path, *, anew: bool) -> None:
         found = _format(db)
         if found not in (0, *MIGRATIONS):
             return
-        if not found and not anew and directory == names.STATE_DIRECTORY and _networks_run():
+        if not found and directory == names.STATE_DIRECTORY and _networks_run():
             raise _missing(directory / FILE)
         db.execute("PRAGMA journal_mode = WAL")
         steps = "".join(MIGRATIONS.get(each, "") for each in range(found, VERSION))
@@ -179,7 +179,7 @@ def put_aside(directory: Path, stamp: str) -> Path:
     """Rename a database and its companions out of the way; returns its new path.
 
     ``stamp`` becomes part of the name.  The caller holds the directory's lock, so
-    nobody makes a database meanwhile.
+    no other process makes a database meanwhile.
     """
     path = directory / FILE
     aside = path.with_name(f"{FILE}.damaged-{stamp}")

@@ -164,7 +164,7 @@ def problem(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | 
         return LeaseError(
             f"network {network.name}: the DHCP server of upstream {upstream.name} gives"
             f" {lease.address}, which is not in {upstream.subnet}",
-            f"mend 'subnet' in [upstreams.{upstream.name}] of {names.CONFIG_FILE}",
+            f"correct 'subnet' in [upstreams.{upstream.name}] of {names.CONFIG_FILE}",
         )
     if why := lease_check.refused(lease, ()):
         return LeaseError(
@@ -235,7 +235,7 @@ def await_lease(network: Network, upstream: Upstream) -> None:
         raise LeaseError(
             f"network {network.name}: no DHCP server on bridge {upstream.bridge} of upstream"
             f" {upstream.name} has leased an address within {upstream.dhcp_timeout:g} s",
-            f'mend that, or set dhcp = "background" in [upstreams.{upstream.name}]'
+            f'fix that, or set dhcp = "background" in [upstreams.{upstream.name}]'
             f" of {names.CONFIG_FILE}",
         )
 

@@ -106,6 +106,14 @@ def program() -> str:
     return found
 
 
+def confined_program() -> list[str]:
+    """Return dnsmasq as every start runs it, without options.  Raises DnsmasqError."""
+    # AppArmor's usr.sbin.dnsmasq runs libvirt's lease helper in a child profile (Cx).  The
+    # kernel allows a process with no_new_privs no transition to a profile that is not a
+    # subset of its own, so dnsmasq would give no lease.
+    return [*processes.confined(*CAPABILITIES, no_new_privs=False), program()]
+
+
 def differences(daemon: Daemon) -> list[str]:
     """What is wrong with a dnsmasq, in words; nothing where all is well."""
     alive = running(daemon.uuid, daemon.namespace) is not None
@@ -172,8 +180,7 @@ def _start(daemon: Daemon, later: Later) -> None:
     # A file, not a pipe: a daemon that kept the pipe open would never end us.
     complaint = tempfile.TemporaryFile("w+")  # noqa: SIM115 it goes with who waits
     command = [
-        *processes.confined(*CAPABILITIES),
-        program(),
+        *confined_program(),
         f"--conf-file={dnsmasq_config.paths(daemon.uuid).configuration}",
         *_leases(daemon),
     ]
@@ -311,9 +318,15 @@ def stop(uuid: str, *, search: bool = True) -> None:
         path.unlink(missing_ok=True)
 
 
-def end_all(pid: int, configuration: Path) -> None:
-    """End a dnsmasq with that configuration, and its lease helper."""
-    end([pid, *_children(pid)], configuration)
+def end_all(pid: int | None, configuration: Path) -> None:
+    """End a dnsmasq with that configuration, and its lease helper.
+
+    It is looked for among all processes where ``pid`` is not its process id.
+    """
+    if pid is not None and _has_read(pid, configuration):
+        end([pid, *_children(pid)], configuration)
+    else:
+        end(_processes(), configuration)
 
 
 def stop_libvirts(network: str) -> None:

@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether dnsmasq takes a configuration of ours, found out before a network starts.
+"""Try a configuration of ours on dnsmasq before a network starts.
 
 libvirt's own dnsmasq has read what ours is derived from.  A network of ``<natns:ip>``
 has none, so its configuration is given to ``dnsmasq --test``.  Some values of the
 user's own ``<dnsmasq:options>`` are looked at by a dnsmasq that starts only (users,
 directories, options that exclude each other): with such options, one is started on
-trial, in a network namespace of its own without any link.
+trial, in a network namespace of its own without any link, and with the capabilities of
+every other dnsmasq of ours.
+
+Each trial locks its directory.  The kernel drops the lock with the process, so a directory
+without a lock is one that a kill has left: the next trial removes it, and ends its daemon.
 
 Limits: what is in the hosts files is not looked at; dnsmasq logs a bad line there and
 goes on.  A trial reads and writes the files that the options name, as every start does.
 """
 
 import re
+import shutil
 import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from libvirt_natns import dnsmasq, dnsmasq_config, processes
 from libvirt_natns.dnsmasq import START_LIMIT
-from libvirt_natns.errors import DnsmasqError
-from libvirt_natns.locks import make_directory
+from libvirt_natns.errors import DnsmasqError, LockError, NatnsError
+from libvirt_natns.locks import locked
 from libvirt_natns.model import Network
 from libvirt_natns.names import RUN_DIRECTORY
 from libvirt_natns.resolvers import Resolvers
@@ -33,6 +39,9 @@ FOREGROUND = re.compile(r"\s*(keep-in-foreground|no-daemon|test|version|help)\s*
 """Options with which dnsmasq never becomes a daemon."""
 
 REMEDY = "change what says so in the network's XML"
+
+PREFIX = "trial-"
+"""How the names of trials' directories begin, in the run-time directory."""
 
 
 def check(network: Network) -> None:
@@ -86,19 +95,42 @@ def _refusal(network: Network, configuration: str, stderr: bytes, status: int) -
 
 
 def _try(network: Network, configuration: str) -> None:
-    """Start a dnsmasq where it serves nobody, and end it."""
-    make_directory(RUN_DIRECTORY)
-    with tempfile.TemporaryDirectory(prefix="trial-", dir=RUN_DIRECTORY) as directory:
-        text, pid = Path(directory, "conf"), Path(directory, "pid")
+    """Start a dnsmasq where it has no clients, and end it."""
+    with suppress(NatnsError, OSError):
+        tidy()
+    directory = RUN_DIRECTORY / f"{PREFIX}{uuid4().hex}"
+    with locked(directory):
+        text, pid = directory / "conf", directory / "pid"
         ours = f"pid-file={dnsmasq_config.paths(network.uuid).pid}"
-        text.write_bytes(configuration.replace(ours, f"pid-file={pid}").encode())
         try:
+            text.write_bytes(configuration.replace(ours, f"pid-file={pid}").encode())
             status, complaint = _run(text, network.bridge or "")
         finally:
-            with suppress(OSError, ValueError):
-                dnsmasq.end_all(int(pid.read_text()), text)
+            _remove(directory)
     if status:
         raise _refusal(network, configuration, complaint, status)
+
+
+def tidy() -> list[str]:
+    """End and remove the trials that a kill has left; returns what was done, in words.
+
+    A trial that goes on is left alone.  Raises DnsmasqError where a daemon does not end.
+    """
+    done = []
+    for directory in RUN_DIRECTORY.glob(f"{PREFIX}*"):
+        with suppress(LockError), locked(directory, 0.0):
+            # It may have ended and gone since it was listed.
+            if (directory / "conf").exists():
+                done.append("removed a trial of dnsmasq that was killed")
+            _remove(directory)
+    return done
+
+
+def _remove(directory: Path) -> None:
+    """End a trial's daemon, and remove its directory.  The directory is locked."""
+    # The user's own options may name another pid file, so it need not be there.
+    dnsmasq.end_all(processes.read_pid(directory / "pid"), directory / "conf")
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _run(configuration: Path, bridge: str) -> tuple[int, bytes]:
@@ -106,12 +138,13 @@ def _run(configuration: Path, bridge: str) -> tuple[int, bytes]:
 
     Returns its exit status and its complaint.
     """
-    command = ["unshare", "--net", "--", dnsmasq.program(), f"--conf-file={configuration}"]
+    # As every start of ours: what the capabilities do not permit is refused here, too.
+    command = ["unshare", "--net", "--", *dnsmasq.confined_program()]
     # A file, not a pipe: a daemon that kept the pipe open would keep us waiting.
     with tempfile.TemporaryFile() as complaint:
         try:
             done = subprocess.run(
-                [*command, *dnsmasq.lease_options()],
+                [*command, f"--conf-file={configuration}", *dnsmasq.lease_options()],
                 env={"PATH": processes.PATH, "VIR_BRIDGE_NAME": bridge},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

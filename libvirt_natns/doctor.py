@@ -85,7 +85,7 @@ def examine(engine: Engines) -> list[Finding]:
 
 
 def trusted() -> Finding:
-    """Whether the code that hooks run as root is root's alone."""
+    """Return whether the code that hooks run as root is root's alone."""
     found = trust.findings()
     if not found:
         return Finding("code", "ok", "root alone may write the package and the interpreter")

@@ -145,7 +145,7 @@ class Reader:
 
     @property
     def met(self) -> bool:
-        """Whether there is a network, or domain, at all."""
+        """Return whether there is a network, or domain, at all."""
         return self._objects > 0
 
     def start(self, name: str, attributes: dict[str, str]) -> None:

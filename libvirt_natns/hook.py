@@ -167,7 +167,7 @@ def _read_input() -> bytes:
 
 
 def _concerns_us(operation: str, seen: "Glance") -> bool:
-    """Whether a network's event could be ours, ahead of any judgement on its XML.
+    """Return whether a network's event could be ours, ahead of any judgement on its XML.
 
     A network that was handled when it last ran has a directory.  It is made at
     `start`; a `started` without one can still be ours, when the hooks were

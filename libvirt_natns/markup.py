@@ -100,7 +100,7 @@ class _Scopes:
 
     @property
     def over(self) -> bool:
-        """Whether a document has begun and ended."""
+        """Return whether a document has begun and ended."""
         return self._roots == 1 and not self._open
 
     def enter(self, name: str, attributes: dict[str, str]) -> None:

@@ -80,7 +80,7 @@ def _has_outer_port(bridge: str) -> bool:
 
 
 def _is_outer(port: str) -> bool:
-    """Whether a port is a NIC, or stands on one; a VXLAN leads to guests elsewhere."""
+    """Return whether a port is a NIC, or stands on one; a VXLAN leads to guests elsewhere."""
     place = LINKS / port
     if (place / "device").exists():
         return True

@@ -6,7 +6,8 @@ known by a word of its command line that no other one has, and is held by a
 descriptor (pidfd) while it is signalled and waited for.
 
 Daemons read packets of guests and of the upstream.  ``confined`` starts a daemon with the
-capabilities that it needs, and no others: neither it nor its children can gain more.
+capabilities that it needs, and no others: neither it nor its children can gain one outside
+that set.
 """
 
 import os
@@ -36,9 +37,11 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=PATH + os.pathsep + os.environ.get("PATH", ""))
 
 
-def confined(*capabilities: str) -> tuple[str, ...]:
-    """The words before a command that leave it these capabilities alone (setpriv(1)).
+def confined(*capabilities: str, no_new_privs: bool = True) -> tuple[str, ...]:
+    """Return the words before a command that leave it these capabilities alone (setpriv(1)).
 
+    Switch ``no_new_privs`` off for a daemon whose AppArmor profile gives a helper program a
+    profile of its own: the kernel refuses that execve(2) to a process with no_new_privs.
     The command is also killed like any other program where memory runs out (choom(1)),
     though systemd spares the service.  Without these programs nothing is left out.
     """
@@ -46,7 +49,8 @@ def confined(*capabilities: str) -> tuple[str, ...]:
     words = [choom, "-n", "0", "--"] if choom and _is_spared() else []
     if setpriv:
         kept = ",".join(("-all", *(f"+{each}" for each in capabilities)))
-        words += [setpriv, "--no-new-privs", "--inh-caps", "-all", "--bounding-set", kept, "--"]
+        words += [setpriv, "--no-new-privs"] if no_new_privs else [setpriv]
+        words += ["--inh-caps", "-all", "--bounding-set", kept, "--"]
     return tuple(words)
 
 

@@ -99,7 +99,7 @@ class Choices:
             stranger = guest_leases.is_stranger(network.bridge or "", holder, known)
             return holder == mac or stranger
 
-        # Its present lease first, then what nobody holds, then what a stranger does.
+        # Its present lease first, then free addresses, then leases of strangers.
         own = [address for address, holder in leased.items() if holder == mac]
         candidates = chain(filter(is_free, chain(own, pool.listed(spans))), filter(usable, leased))
         return self.registry.reserve(network.uuid, mac, owner, candidates, usable, family)

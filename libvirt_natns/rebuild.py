@@ -106,7 +106,7 @@ def _rebuild(
 def _swap(fresh: Path, directory: Path) -> Path | None:
     """Put a new database in place of the damaged one; returns what that is called now."""
     path = directory / database.FILE
-    # Nobody makes a database in between.
+    # No other process makes a database in between.
     with locked(directory):
         try:
             there = path.exists() and path.stat().st_size > 0

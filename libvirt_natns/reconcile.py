@@ -20,6 +20,7 @@ from typing import Protocol
 
 from libvirt_natns import (
     dhcp_upstream,
+    dnsmasq_check,
     document,
     elsewhere,
     executor,
@@ -243,6 +244,7 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
         _carry_out(engine, _endings(engine, records, here, asked=active is not None)),
         _carry_out(engine, ((_name(here[uuid]), _active(uuid, here[uuid], ask)) for uuid in here)),
         _carry_out(engine, [("host", partial(Engine.ensure_host, configured=True))]),
+        _carry_out(engine, [("dnsmasq", _tidy_trials)]),
         _carry_out(
             engine, ((uuid, partial(_look_elsewhere, uuid)) for uuid in elsewhere.networks())
         ),
@@ -264,6 +266,10 @@ def _guest_repairs(recorded: list[GuestRecord], running: Running) -> Iterator[Re
     known = {record.uuid for record in recorded}
     for uuid, xml in running.domains.items():
         yield glance.at_domain(xml).name, partial(_converge_guest, xml, uuid in known)
+
+
+def _tidy_trials(_: Engine) -> list[str]:
+    return dnsmasq_check.tidy()
 
 
 def _tidy_guests(engine: Engine) -> list[str]:
@@ -352,7 +358,7 @@ def _endings(
 
 
 def _on_a_bridge(engine: Engine, uuid: str) -> bool:
-    """Whether a network's namespace is connected with the bridge that libvirt made."""
+    """Return whether a network's namespace is connected with the bridge that libvirt made."""
     return engine.kernel.master_of(names.private_patch(uuid)) is not None
 
 
@@ -457,6 +463,7 @@ def release(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
         _carry_out(engine, _releases(engine, records, ask(), renew)),
         _carry_out(engine, _forgettings(engine)),
         _carry_out(engine, [("host", Engine.ensure_host)]),
+        _carry_out(engine, [("dnsmasq", _tidy_trials)]),
     ]
     return _together(done)
 

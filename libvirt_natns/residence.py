@@ -37,7 +37,7 @@ class _Session:
 
     @property
     def current(self) -> bool:
-        """Whether the state database is still the one on disk, and of this version."""
+        """Return whether the state database is still the one on disk, and of this version."""
         if _inode(self.store.path) != self._inode:
             return False
         # One of another version may have brought it to its own format.

@@ -145,6 +145,8 @@ class Service:
         self.conflicts = Conflicts()
         self._since = time.time()
         self._reconciling = Lock()
+        # The last complaint about routers that were not confirmed in time.
+        self._not_expired = ""
 
     # -- running -----------------------------------------------------------
 
@@ -192,6 +194,12 @@ class Service:
         try:
             for line in routers.expire_overdue():
                 self.journal.say("warning", "expired", repaired=line)
+            self._not_expired = ""
+        except Exception as error:  # no network's, so none is suspected
+            # Each look meets it again.
+            if str(error) != self._not_expired:
+                self._report(error, "taking a router back")
+            self._not_expired = str(error)
         finally:
             self.background.after(ROUTERS, self._expire_routers)
 
@@ -242,17 +250,20 @@ class Service:
                 self.background.after(LOOK, self._look_elsewhere)
 
     def _failed(self, error: Exception) -> None:
-        """What nobody waited for has failed."""
-        line, more = hook.said(error)
-        self.metrics.failed("background")
-        self.journal.say("error", "failed", when="in the background", error=line)
-        for each in more:
-            self.journal.say("error", "traceback", line=each)
+        """Report work in the background that has failed, and have the networks compared."""
+        self._report(error, "in the background")
         if isinstance(error, AddressTakenError):
             self._relocate(error)
         else:
             # The error does not name its network.
             self._suspect_all()
+
+    def _report(self, error: Exception, when: str) -> None:
+        line, more = hook.said(error)
+        self.metrics.failed("background")
+        self.journal.say("error", "failed", when=when, error=line)
+        for each in more:
+            self.journal.say("error", "traceback", line=each)
 
     def _suspect_all(self) -> None:
         """Have every network that is up compared with what it needs."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from libvirt_natns import __version__, client
+from libvirt_natns import __version__, client, processes
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.observer import HOST
 from libvirt_natns.records import dataclass, field, replace
@@ -210,7 +210,8 @@ def _listener() -> int | None:
 def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            ["systemctl", "--no-ask-password", *arguments],
+            # The PATH of root may begin with a directory of others.
+            [processes.program("systemctl") or "systemctl", "--no-ask-password", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

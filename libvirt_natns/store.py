@@ -227,14 +227,14 @@ def _subnets(text: str) -> tuple[IPNetwork, ...]:
 class Store:
     """The state database.  Every method is one transaction unless inside one."""
 
-    def __init__(self, directory: Path = names.STATE_DIRECTORY, *, anew: bool = False) -> None:
+    def __init__(self, directory: Path = names.STATE_DIRECTORY) -> None:
         """Open the database in a directory.
 
-        ``anew`` makes one also where it is missing although networks run.  Raises
-        DamagedError, FormatError or StoreError.
+        Raises DamagedError, also where it is missing although networks run, FormatError or
+        StoreError.
         """
         self.path = directory / database.FILE
-        self._db = database.opened(directory, anew=anew)
+        self._db = database.opened(directory)
 
     def close(self) -> None:
         self._db.close()

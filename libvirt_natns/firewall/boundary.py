@@ -44,7 +44,7 @@ class Ways(Protocol):
 
     @property
     def closed6(self) -> bool:
-        """Whether the host forwards IPv6 because of us alone."""
+        """Return whether the host forwards IPv6 because of us alone."""
 
 
 def outward(

@@ -91,13 +91,13 @@ class Base:
 
     @property
     def is_shared(self) -> bool:
-        """Whether libvirt's own networks pass it, and we may change it."""
+        """Return whether libvirt's own networks pass it, and we may change it."""
         # iptables' own in any case: its policy is another one once Docker is started.
         return str(self) in IPTABLES or (str(self) == FIREWALLD and not self.owned and self.refuses)
 
     @property
     def refuses(self) -> bool:
-        """Whether it drops what it does not know."""
+        """Return whether it drops what it does not know."""
         return self.drops or any(self._refuses_all(rule["expr"]) for rule in self.rules)
 
     @property
@@ -113,7 +113,7 @@ class Base:
 
     @property
     def has_jump(self) -> bool:
-        """Whether our jump is there once, behind all that may refuse something."""
+        """Return whether our jump is there once, behind all that may refuse something."""
         places = [i for i, rule in enumerate(self.rules) if _is_jump(rule)]
         if len(places) != 1:
             return False
@@ -123,7 +123,7 @@ class Base:
         return places[0] < end and all(_is_harmless(rule["expr"]) for rule in behind)
 
     def names(self, links: Iterable[str]) -> bool:
-        """Whether any rule of its table asks for one of these links."""
+        """Return whether any rule of its table asks for one of these links."""
         told = json.dumps([*(rule["expr"] for rule in self.rules), *self.chains.values()])
         return any(json.dumps(link) in told for link in links)
 
@@ -133,7 +133,7 @@ class Base:
         )
 
     def _refuses_all(self, statements: Statements) -> bool:
-        """Whether a rule refuses each packet: by itself, or by a chain that does nothing else."""
+        """Return whether a rule refuses each packet, by itself or by a chain of such rules."""
         said = {_word(each) for each in statements} - {"counter", "log", "comment"}
         if said in ({"drop"}, {"reject"}):
             return True
@@ -179,7 +179,7 @@ def _word(statement: dict[str, Any]) -> str:
 
 
 def _is_harmless(statements: Statements) -> bool:
-    """Whether a rule refuses nothing."""
+    """Return whether a rule refuses nothing."""
     return not {_word(each) for each in statements} & (VERDICTS - {"accept"} | {"nfqueue"})
 
 
@@ -225,7 +225,7 @@ def _base(chain: dict[str, Any]) -> Base:
 
 
 def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[Repair]:
-    """What is not as ``own`` and ``accepts`` want it, and how to mend it."""
+    """Return what is not as ``own`` and ``accepts`` want it, and how to repair it."""
     found = parse(nftables.ruleset_json())
     yield from _own_table(found, own if found.translates or _is_backend(own) else ())
     shared = [base for base in found.bases if base.is_shared and _concerns(accepts, base.parent)]
@@ -362,15 +362,15 @@ def ensure(
     if found:
         announce()
     try:
-        _mend(found)
+        _repair(found)
     except FirewallError:
         # Docker and the like may have changed rules since we read them: then the
         # script names what is gone, and as a whole did nothing.
-        _mend(repairs(own, accepts))
+        _repair(repairs(own, accepts))
     return tuple(repair.line for repair in found)
 
 
-def _mend(found: Iterable[Repair]) -> None:
+def _repair(found: Iterable[Repair]) -> None:
     script = "".join(repair.script for repair in found)
     if script:
         nftables.run(None, script)

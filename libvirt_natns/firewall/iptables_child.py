@@ -222,14 +222,14 @@ def _end(table: Table, builtin: str) -> int:
 
 
 def _is_behind(table: Table, builtin: str, place: int) -> bool:
-    """Whether no rule that may refuse something stands between a place and the end."""
+    """Return whether no rule that may refuse something stands between a place and the end."""
     end = _end(table, builtin)
     entries = list(_raw(table, builtin))[place + 1 : end]
     return place <= end and all(table.get_target(entry) in HARMLESS for entry in entries)
 
 
 def _refuses_all(table: Table, chain: str, entry: Any) -> bool:  # noqa: ANN401
-    """Whether a rule refuses each packet: by itself, or by a chain that does nothing else."""
+    """Return whether a rule refuses each packet, by itself or by a chain of such rules."""
     rule = _known_rule(entry, _chain(table, chain))
     target = table.get_target(entry).decode()
     matches = [match for match in rule.matches if match.name != "comment"]

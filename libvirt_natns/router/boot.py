@@ -156,7 +156,7 @@ def _bring_back(machine: Machine, name: str, kept: Kept | None) -> None:
 def configure_bare(kept: Capture) -> str:
     """Give a NIC of the host what was kept of it, where it is there, single and has no address.
 
-    At a boot no other program does, and without it nobody gets in.  Returns the NIC's name, ""
+    At a boot no other program does, and without it no login gets in.  Returns the NIC's name, ""
     where it has no address all the same.  Raises KernelError.
     """
     link = hardware.find(kept)

@@ -142,8 +142,11 @@ def _up(opened: Machine, options: argparse.Namespace) -> int:
 def _boot(opened: Machine, options: argparse.Namespace) -> int:
     name = _name(opened, options)
     with undisturbed():
-        for line in opened.expire_overdue():
-            _say(line)
+        try:
+            for line in opened.expire_overdue():
+                _say(line)
+        except Exception as error:  # of another router: this one comes up, or is rescued
+            _warn(f"cannot take back a router that was not confirmed in time: {error}")
         if not machine.is_confirmed(name):
             with suppress(StoreError):
                 opened.forget_earlier(name)

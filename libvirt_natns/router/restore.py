@@ -14,6 +14,7 @@ over the NIC with one next hop.  Settings below /proc/sys/net and resolv.conf st
 
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -228,7 +229,7 @@ def _rule(rule: Rule, name: str) -> str:
     body = bytes.fromhex(rule.body)
     found = wire.attributes(body[12:])
     others = {kind & wire.NLA_TYPE for kind, data in found if data != UNSET} - RENDERED
-    inverted = int.from_bytes(body[8:12], "little") & objects.FIB_RULE_INVERT
+    inverted = int.from_bytes(body[8:12], sys.byteorder) & objects.FIB_RULE_INVERT
     if others or inverted or body[3] or body[7] != FR_ACT_TO_TBL:
         return ""
     words = ["$ip", _family(body[0]), "rule", "add"]

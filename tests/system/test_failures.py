@@ -189,7 +189,7 @@ CAUSES = {
     "no DHCP server": Cause(
         lambda p: configured(p, with_upstream(p, NOBODY)),
         "network a: no DHCP server on bridge br0 of upstream x has leased an address within 0.1 s",
-        r'mend that, or set dhcp = "background" in \[upstreams.x\] of .*',
+        r'fix that, or set dhcp = "background" in \[upstreams.x\] of .*',
     ),
 }
 

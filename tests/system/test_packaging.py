@@ -161,15 +161,16 @@ def test_contrib_install_and_uninstall() -> None:
 
 
 SYSTEMCTL = """
-    mkdir -p /run/systemd/system /run/bin
-    cat >/run/bin/systemctl <<'END'
+    mkdir -p /run/systemd/system /usr/local/sbin
+    cat >/usr/local/sbin/systemctl <<'END'
 #!/bin/sh
 while case $1 in --*) true ;; *) false ;; esac; do shift; done
 echo "$*" >>/run/asked
 [ "$1" != cat ] || test -e /usr/local/lib/systemd/system/"$2"
 END
-    chmod +x /run/bin/systemctl
-    PATH=/run/bin:$PATH
+    chmod +x /usr/local/sbin/systemctl
+    # The first place of root's PATH, and of ours.
+    PATH=/usr/local/sbin:$PATH
 """
 BOTH = "libvirt-natns.socket libvirt-natns.service"
 

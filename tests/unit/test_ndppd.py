@@ -121,6 +121,9 @@ def test_a_daemon_is_not_spared_where_memory_runs_out(
         assert ("-n" in words) == spared, "root may not lower it again everywhere"
         assert words[-2:] == ("-all,+net_raw,+net_admin", "--")
         assert "--no-new-privs" in words
+        words = processes.confined("net_raw", no_new_privs=False)
+        assert words[-2:] == ("-all,+net_raw", "--")
+        assert "--no-new-privs" not in words
     monkeypatch.setattr(processes, "PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     assert processes.confined("net_raw") == ()

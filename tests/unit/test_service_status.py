@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import __version__, client, service_status
+from libvirt_natns import __version__, client, processes, service_status
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.service_status import Health, as_object, end, examine, start, with_health
 from libvirt_natns.status import Status
@@ -172,7 +172,8 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, i
         program = tmp_path / "systemctl"
         program.write_text(SYSTEMCTL.format(log=log, known=known, status=status))
         program.chmod(0o755)
-        monkeypatch.setenv("PATH", os.fspath(tmp_path), prepend=":")
+        # The system's directories come first, whatever root's PATH says.
+        monkeypatch.setattr(processes, "PATH", os.fspath(tmp_path))
         monkeypatch.setattr(service_status, "SYSTEMD", tmp_path)
         return log
 
@@ -254,3 +255,17 @@ def test_end_of_a_service_that_is_stuck(
         assert end() == f"ended the service (pid {process.pid})"
         reaper.join()
         assert process.returncode == (-9 if state == "deaf" else -15)
+
+
+def test_systemctl_of_the_system_comes_first(
+    systemd: Callable[[int, int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = systemd(0, 0)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "systemctl").write_text(f"#!/bin/sh\ntouch {tmp_path}/wrong\n")
+    (other / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", os.fspath(other), prepend=":")
+    start()
+    assert "enable --now" in log.read_text()
+    assert not (tmp_path / "wrong").exists()

@@ -379,8 +379,6 @@ def test_a_missing_database_while_networks_run(
             database.check_there(names.STATE_DIRECTORY)
     # Of another directory nothing can be said.
     Store(tmp_path / "other").close()
-    Store(names.STATE_DIRECTORY, anew=True).close()
-    database.check_there(names.STATE_DIRECTORY)
 
 
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A router that cannot be taken back concerns neither networks nor other routers."""
+
+import argparse
+import io
+import struct
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from libvirt_natns import routers
+from libvirt_natns.errors import RouterError
+from libvirt_natns.journal import Journal
+from libvirt_natns.router import boot, cli, journal, machine, objects, restore
+from libvirt_natns.service import ROUTERS, Service
+
+
+def test_the_service_complains_once_and_suspects_no_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> list[str]:
+        raise next(errors)
+
+    errors = iter(
+        [RouterError("router wan: busy"), RouterError("router wan: busy"), KeyError("bug")]
+    )
+    log = io.StringIO()
+    service = Service(Journal(log))
+    again: list[float] = []
+    monkeypatch.setattr(routers, "expire_overdue", fail)
+    monkeypatch.setattr(service.background, "after", lambda limit, _: again.append(limit))
+    monkeypatch.setattr(service, "_suspect_all", lambda: pytest.fail("a network is suspected"))
+    for _ in range(3):
+        service._expire_routers()
+    assert log.getvalue().count("router wan: busy") == 1
+    assert "KeyError" in log.getvalue()
+    assert again == [ROUTERS] * 3
+
+
+def test_another_router_does_not_stop_a_boot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> list[str]:
+        raise OSError("no space left on device")
+
+    opened = SimpleNamespace(expire_overdue=fail, reattach=lambda _: [], unapplied=lambda _: [])
+    monkeypatch.setattr(journal, "known_names", lambda: ["lan"])
+    monkeypatch.setattr(machine, "is_confirmed", lambda _: True)
+    monkeypatch.setattr(boot, "up", lambda *_: ["router lan is up"])
+    options = argparse.Namespace(name="lan", boot=True)
+    assert cli._boot(opened, options) == 0  # type: ignore[arg-type]
+    said = capsys.readouterr()
+    assert said.out == "router lan is up\n"
+    assert "cannot take back a router that was not confirmed in time: no space" in said.err
+
+
+def test_inverted_rules_are_known_in_any_byte_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "byteorder", "big")
+    head = bytes([objects.AF_INET, 0, 0, 0, objects.MAIN_TABLE, 0, 0, restore.FR_ACT_TO_TBL])
+    for flags, shown in ((0, True), (objects.FIB_RULE_INVERT, False)):
+        rule = objects.Rule((head + struct.pack(">I", flags)).hex())
+        assert bool(restore._rule(rule, "eth0")) == shown

@@ -81,7 +81,8 @@ def examine(engine: Engines) -> list[Finding]:
             found.append(Finding(what, "ok", examination()))
         except NatnsError as error:
             found.append(Finding(what, "broken", str(error)))
-    return [*found, *_obstacles(engine, settings), trusted()]
+    warnings = (*_obstacles(engine, settings), *_neighbour_tables(engine, settings))
+    return [*found, *warnings, trusted()]
 
 
 def trusted() -> Finding:
@@ -129,7 +130,6 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
         ("hooks in libvirt", _seen),
         ("host's firewall", lambda: _host(engine, settings)),
         ("networks", lambda: _networks(engine, settings)),
-        ("neighbour tables", lambda: _neighbour_tables(engine, settings)),
         ("guests", lambda: _guests(engine, settings)),
     ]
 
@@ -363,10 +363,16 @@ def _networks(engine: Engines, settings: Config) -> str:
     return "those that are active in libvirt have their routers"
 
 
-def _neighbour_tables(engine: Engines, settings: Config) -> str:
-    with engine(settings) as verbs:
-        networks = len(verbs.store.users())
-    return neighbour_tables.examine(networks)
+def _neighbour_tables(engine: Engines, settings: Config) -> list[Finding]:
+    """Warn of tables without room for the networks that there are."""
+    try:
+        with engine(settings) as verbs:
+            networks = len(verbs.store.users())
+    except NatnsError:
+        # An examination above says why.
+        return []
+    room = neighbour_tables.examine(networks)
+    return [Finding("neighbour tables", "warn" if room.tight else "ok", room.said)]
 
 
 def _guests(engine: Engines, settings: Config) -> str:

@@ -7,6 +7,7 @@ administrator's.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 from libvirt_natns.addresses import Family
 from libvirt_natns.firewall import limits
@@ -19,23 +20,50 @@ SIZES: dict[Family, Path] = {
 KEPT = 5
 """Seconds for which the kernel gives up no new entry."""
 
-PER_NETWORK = limits.BURST + KEPT * limits.RATE
-"""Entries that one hostile guest can hold at one time by one way to make them."""
+REACHABLE = 50
+"""Seconds for which it gives up no entry of a neighbour that answered, at most."""
+
+WAYS = 4
+"""Rules with a rate of their own for packets that make entries.
+
+IPv4: forwarded packets by source, the same by destination, packets for the namespace, and
+ARP requests.  IPv6 has neighbour solicitations in place of ARP requests, and echo requests
+from outside besides, which fit in the one set that IPv6 has less.
+"""
+
+PER_NETWORK = (
+    2 * limits.KNOWN_SIZE
+    + WAYS * (limits.BURST + KEPT * limits.RATE)
+    + (limits.BURST + REACHABLE * limits.RATE)
+)
+"""Entries that one network's new flows and ARP can hold at one time by all ways together.
+
+IPv4 has two sets of known addresses, of packets and of ARP.  The last line is replies of
+guests that answer for every address.  Flows that are established are not in it.
+"""
 
 
-def examine(networks: int) -> str:
+class Room(NamedTuple):
+    """A finding: ``tight`` is a warning."""
+
+    tight: bool
+    said: str
+
+
+def examine(networks: int) -> Room:
     """Say whether the tables have room for so many networks."""
     sizes = {path: size for path in SIZES.values() if (size := _size(path)) is not None}
-    wanted = PER_NETWORK * max(networks, 1)
+    wanted = PER_NETWORK * networks
     small = [path for path, size in sizes.items() if size < wanted]
     if not small:
-        return f"room for {networks} networks"
+        return Room(tight=False, said=f"room for {networks} networks")
     rounded = 1 << (wanted - 1).bit_length()
     keys = " ".join(f"{key(path)}={rounded}" for path in small)
     least = min(sizes[path] for path in small)
-    return (
-        f"tight: {least} entries on this host, {networks} networks may take {wanted}:"
-        f" sysctl -w {keys}"
+    return Room(
+        tight=True,
+        said=f"{least} entries on this host, {networks} networks may take {wanted}:"
+        f" sysctl -w {keys}",
     )
 
 

@@ -186,7 +186,8 @@ def _tables(rules: Iterable[Rule], layout: Layout, family: Family) -> Iterable[T
         table.chains[place.chain] = []
         table.policies[place.chain] = place.policy
     for rule in rules:
-        if rule.family in (None, family):
+        # iptables does not see ARP.
+        if rule.family in (None, family) and rule.chain != "arp":
             place = layout[rule.chain]
             made[place.table].chains[place.chain].extend(entries(rule, family))
     return made.values()
@@ -226,8 +227,11 @@ def _fresh(rule: Rule, entry: Entry, family: Family) -> Iterator[Entry]:
     name: Parameters = {"name": f"natns-{side}{family}", side: ""}
     seconds = str(limits.REMEMBERED)
     new: tuple[str, Parameters] = ("recent", {"rcheck": "!", "seconds": seconds, **name})
-    over = _over(f"natns-{side}{family}")
+    # Echo requests from outside must not use up what guests may do.
+    over = _over(f"natns-{side if rule.remembered else 'pinged'}{family}")
     yield replace(entry, matches=(*entry.matches, new, over))
+    if not rule.remembered:
+        return
     remembered: tuple[str, Parameters] = ("recent", {"set": "", **name})
     # A target is needed; this one changes nothing and goes on.
     going_on: tuple[str, Parameters] = ("MARK", {"set-xmark": "0x0/0x0"})

@@ -4,8 +4,8 @@
 The kernel has one neighbour table a family and one conntrack hash for all network
 namespaces.  Rules limit how fast a namespace may add to them:
 
-* ``RATE`` addresses a second, after a burst of ``BURST``, that were not met within
-  the last ``REMEMBERED`` seconds.  Addresses met before are not limited.
+* ``RATE`` packets a second, after a burst of ``BURST``, from or to addresses that are
+  not known.  Packets of known addresses are not limited.
 * a number of flows at one time.
 
 ``ct count`` and connlimit walk a list of all counted flows for each new flow.  With
@@ -13,15 +13,19 @@ namespaces.  Rules limit how fast a namespace may add to them:
 many short lists, by turns.  iptables has no such lists: it counts one flow of
 ``SAMPLE``, and refuses all new flows for ``PAUSE`` seconds when too many were counted.
 
+A packet makes its address known for ``REMEMBERED`` seconds.  A guest can name any
+address, so ``KNOWN_SIZE`` bounds how many are known at one time: when the set is full,
+other addresses stay unknown.  Echo requests from outside make no address known.
+
 Sizes are numbers of elements, times are seconds.
 """
 
-RATE = 20
-BURST = 100
+RATE = 10
+BURST = 50
 REMEMBERED = 300
 
-REMEMBERED_SIZE = 32768
-"""Room for BURST and REMEMBERED * RATE addresses of three rules, and half as much again."""
+KNOWN_SIZE = 256
+"""A neighbour table has 1024 entries by default, for the whole machine."""
 
 LIST_LENGTH = 64
 """Flows in each of nftables' lists."""
@@ -47,7 +51,7 @@ def known_set(family: int) -> list[str]:
     return [
         f"\tset {KNOWN[family]} {{",
         f"\t\ttype {ADDRESS_TYPES[family]}",
-        f"\t\tsize {REMEMBERED_SIZE}",
+        f"\t\tsize {KNOWN_SIZE}",
         "\t\tflags dynamic,timeout",
         f"\t\ttimeout {REMEMBERED // 60}m",
         "\t}",
@@ -66,13 +70,16 @@ def flow_set(flows: int) -> list[str]:
     ]
 
 
-def fresh_statements(family: int, condition: str, field: str) -> tuple[str, str]:
-    """Two nft statements: drop new addresses over the limit, remember the others."""
+def fresh_statements(
+    family: int, condition: str, field: str, *, remembered: bool = True
+) -> tuple[str, ...]:
+    """nft's statements that drop new addresses over the limit, and remember the others.
+
+    The second one matches no packet while the set is full.
+    """
     known = KNOWN[family]
-    return (
-        f"{condition} {field} != @{known} {OVER} drop",
-        f"{condition} update @{known} {{ {field} }}",
-    )
+    drop = f"{condition} {field} != @{known} {OVER} drop"
+    return (drop, f"{condition} update @{known} {{ {field} }}") if remembered else (drop,)
 
 
 def flow_statement(flows: int) -> str:
@@ -82,19 +89,24 @@ def flow_statement(flows: int) -> str:
     return f"ct status & confirmed == 0 add @flows {{ {turn} }}"
 
 
-def arp_table() -> str:
-    """The table that limits new senders of ARP requests, as nft's script.
+def arp_table(own: str) -> str:
+    """The table that limits new senders of ARP, as nft's script.
 
-    The kernel makes an entry for the sender of each request that it answers.
+    ``own`` are the namespace's addresses as an nft expression, "" for none.  The kernel
+    makes an entry for the sender of each request that it answers.  A reply, to whatever
+    address, keeps an entry that exists.
     """
-    drop, remember = fresh_statements(4, "arp operation request", "arp saddr ip")
+    conditions = [f"arp operation request arp daddr ip {own}"] if own else []
     lines = [
         f"table {ARP_TABLE} {{",
         *known_set(4),
         "\tchain input {",
         "\t\ttype filter hook input priority filter; policy accept;",
-        f"\t\t{drop}",
-        f"\t\t{remember}",
+        *(
+            f"\t\t{statement}"
+            for condition in (*conditions, "arp operation reply")
+            for statement in fresh_statements(4, condition, "arp saddr ip")
+        ),
         "\t}",
         "}",
         "",

@@ -212,8 +212,12 @@ def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
     for kind in filled:
         for chain, line in kind.statements:
             chains[chain].append(line)
+    asked = ""
     for rule in rest:
-        chains[rule.chain].extend(statements(rule))
+        if rule.chain == "arp":
+            asked = _set(map(_network, rule.destinations))
+        else:
+            chains[rule.chain].extend(statements(rule))
     lines = [f"table {TABLE} {{", *_sets(rest)]
     for kind, members in filled.items():
         lines += kind.declaration(members)
@@ -222,7 +226,7 @@ def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
             lines += _chain(chain, hook, chains[chain])
     arp = layout is NAMESPACE
     room = MAKE_ROOM + MAKE_ROOM_ARP if arp else MAKE_ROOM
-    return room + "\n".join([*lines, "}", ""]) + (limits.arp_table() if arp else "")
+    return room + "\n".join([*lines, "}", ""]) + (limits.arp_table(asked) if arp else "")
 
 
 def _sets(rules: Iterable[Rule]) -> Iterator[str]:
@@ -286,7 +290,7 @@ def statements(rule: Rule) -> Iterable[str]:
     if not rule.fresh or rule.family is None:
         return (statement(rule),)
     field = f"{IP[rule.family]} {'saddr' if rule.fresh == 'source' else 'daddr'}"
-    return limits.fresh_statements(rule.family, _condition(rule), field)
+    return limits.fresh_statements(rule.family, _condition(rule), field, remembered=rule.remembered)
 
 
 def statement(rule: Rule) -> str:
@@ -404,7 +408,7 @@ def _run_with_arp(namespace: str | None, script: str) -> None:
     try:
         run(namespace, script)
     except FirewallError:
-        without = script.replace(MAKE_ROOM_ARP, "").replace(limits.arp_table(), "")
+        without = script.replace(MAKE_ROOM_ARP, "").partition(f"table {limits.ARP_TABLE} {{")[0]
         # With an error of its own where ARP is not to blame.
         run(namespace, without)
 

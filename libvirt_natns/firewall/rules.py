@@ -57,10 +57,11 @@ from libvirt_natns.addresses import (
 )
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.model import DEFAULT_MAX_FLOWS, Forward, StaticNat
-from libvirt_natns.records import dataclass
+from libvirt_natns.records import dataclass, replace
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, shown
 
 Chain = Literal[
+    "arp",
     "raw",
     "bridged_in",
     "dstnat",
@@ -75,6 +76,7 @@ Chain = Literal[
 ]
 """Where a packet meets a rule, in the order in which a forwarded one does:
 
+arp      ARP for the machine or namespace itself, where the backend has a place for it
 raw      on arrival, before conntrack and NAT see it
 bridged_in   in the host, ahead of all translation on arrival
 dstnat   first packet of a flow: where it really goes.  On arrival; in the host, also
@@ -158,10 +160,10 @@ class Rule:
     the one that is as far from the first as in ``span``, or always the same if there is
     one only.
 
-    ``fresh`` drops packets whose source, or destination, was not met lately, as far as
-    there are too many such addresses.  ``flows`` matches the first packet of a flow
-    while so many flows exist.  ``paced`` drops what comes faster than new addresses may,
-    whoever sends it.  ``limits`` has the numbers of all three.
+    ``fresh`` drops packets whose source, or destination, is not known, as far as there
+    are too many such packets.  It makes the address known if ``remembered``.  ``flows``
+    matches the first packet of a flow while so many flows exist.  ``paced`` drops what
+    comes faster than new addresses may, whoever sends it.  ``limits`` has the numbers.
 
     ``unique`` promises that no other rule of the chain matches the same packet,
     so that a backend may look such rules up instead of trying one after the other.
@@ -195,6 +197,7 @@ class Rule:
     span: tuple[int, int] | None = None
     translated: bool = False
     fresh: Literal["", "source", "destination"] = ""
+    remembered: bool = True
     flows: int | None = None
     paced: bool = False
     to: Address | None = None
@@ -435,7 +438,18 @@ def ruleset(policy: Policy) -> tuple[Rule, ...]:
         *_edge(policy, halves),
         *_forward(policy, halves),
         *_input(halves),
+        *_arp(policy),
     )
+
+
+def _arp(policy: Policy) -> Iterator[Rule]:
+    """Limit new senders of ARP requests for the namespace's own addresses, and of replies."""
+    own = [*policy.gateways, *policy.addresses]
+    destinations = tuple(
+        host_network(each) for each in sorted(own, key=by_family) if each.version == 4
+    )
+    if destinations:
+        yield Rule(chain="arp", destinations=destinations, fresh="source", action="drop")
 
 
 def single(address: Address | IPNetwork) -> tuple[IPNetwork, ...]:
@@ -748,7 +762,14 @@ def _across(policy: Policy, half: Half) -> Iterator[Rule]:
             comment="within one subnet",
         )
     if half.on_link:
-        yield Rule(chain="forward", destinations=half.on_link, fresh="destination", action="drop")
+        # From outside come published ports, whose targets are few, and echo requests.
+        yield Rule(
+            chain="forward",
+            iif=policy.inner,
+            destinations=half.on_link,
+            fresh="destination",
+            action="drop",
+        )
     if several:
         yield Rule(
             chain="forward",
@@ -821,7 +842,7 @@ def _let_in(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
         yield _opened(policy, forward)
     for half in halves:
         if half.public:
-            yield Rule(
+            pinged = Rule(
                 chain="forward",
                 iif=policy.upstream,
                 oif=policy.inner,
@@ -831,6 +852,9 @@ def _let_in(policy: Policy, halves: tuple[Half, ...]) -> Iterator[Rule]:
                 states=("new",),
                 action="accept",
             )
+            # Anyone outside can name addresses that nobody has.
+            yield replace(pinged, action="drop", fresh="destination", remembered=False)
+            yield pinged
 
 
 def _opened(policy: Policy, forward: Forward) -> Rule:

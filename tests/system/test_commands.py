@@ -478,7 +478,9 @@ def test_doctor_finds_all_well(world: World, command: Command) -> None:
     done = command("doctor")
     assert done.status == 0, done.out
     assert done.err == ""
-    assert {line.split()[0] for line in done.out.splitlines()} == {"ok"}
+    # The size of the neighbour tables is the machine's.
+    lines = [line for line in done.out.splitlines() if "neighbour tables" not in line]
+    assert {line.split()[0] for line in lines} == {"ok"}
     assert f"firewall: {world.firewall}, " in done.out
     assert not before.diff(snapshot())
 

@@ -37,6 +37,8 @@ from libvirt_natns.records import replace
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 PACKETS = 250
+GROUP, REST = 50, 0.01
+"""Packets that are sent at once, and the seconds after each group of them."""
 MOST = limits.BURST + 30
 """Entries that a burst may make, with the seconds that the packets take."""
 
@@ -116,8 +118,8 @@ def frames(node: str, ethertype: int, target: bytes, made: Iterator[bytes]) -> N
     with out:
         for number, packet in enumerate(made):
             out.sendto(packet, ("eth0", ethertype, 0, 0, target))
-            if number % 50 == 49:
-                time.sleep(0.01)
+            if number % GROUP == GROUP - 1:
+                time.sleep(REST)
 
 
 def addresses(first: str) -> list[str]:
@@ -212,6 +214,51 @@ def test_new_neighbours(backend: firewall.Backend, name: str) -> None:
         for kind in packets.KINDS:
             assert seen_by(SERVER, "guest", kind) == OUTSIDE
         assert seen_by(GATEWAY, "guest", socket.SOCK_DGRAM, 53) == GUEST
+
+
+@pytest.mark.parametrize(
+    ("backend", "name", "known"),
+    [
+        ("nftables", "subnet-to-subnet", 32),
+        ("nftables", "on-link-outside-6", 32),
+        ("nftables", "on-link-outside", 32),
+        # Nothing that a stranger outside names becomes known.
+        ("nftables", "pings-from-outside", 0),
+        ("iptables", "pings-from-outside", 0),
+    ],
+    indirect=["backend"],
+)
+def test_patience(
+    backend: firewall.Backend, name: str, known: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Addresses that were named one by one cannot all be asked for at once."""
+    here = sys.modules[__name__]
+    monkeypatch.setattr(here, "PACKETS", 150)
+    # With the rate and the size of the product this would take minutes.
+    monkeypatch.setattr(limits, "RATE", 100)
+    monkeypatch.setattr(limits, "BURST", 40)
+    monkeypatch.setattr(limits, "OVER", "limit rate over 100/second burst 40 packets")
+    monkeypatch.setattr(limits, "KNOWN_SIZE", 32)
+    probe, _ = PROBES[name]
+    with world(), serving("server"):
+        backend.apply("nat", ruleset(POLICY))
+        assert seen_by(SERVER, "guest", socket.SOCK_DGRAM) == OUTSIDE
+        with monkeypatch.context() as patiently:
+            patiently.setattr(here, "GROUP", 8)
+            patiently.setattr(here, "REST", 0.1)
+            probe()
+        assert entries() > 140, "the pace is that of the limit"
+        for _ in range(50):
+            if not asked():
+                break
+            time.sleep(0.1)
+        probe()
+        assert 10 < asked() < known + 40 + 30
+
+
+def asked() -> int:
+    """How many neighbours the namespace asks for now."""
+    return len(inside("nat", "ip neigh show nud incomplete").splitlines())
 
 
 def test_addresses_that_packets_bring_are_no_change_of_the_rules(

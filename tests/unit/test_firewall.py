@@ -37,7 +37,7 @@ delete table arp natns
 table inet natns {
 	set known {
 		type ipv4_addr
-		size 32768
+		size 256
 		flags dynamic,timeout
 		timeout 5m
 	}
@@ -55,7 +55,7 @@ table inet natns {
 		type filter hook input priority filter; policy drop;
 		iifname "lo" accept
 		ct state established,related accept
-		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip saddr != @known limit rate over 20/second burst 100 packets drop
+		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip saddr != @known limit rate over 10/second burst 50 packets drop
 		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } update @known { ip saddr }
 		ct state new ct status & confirmed == 0 add @flows { numgen inc mod 512 ct count over 64 } drop
 		iifname "virbr10" udp dport 67 accept comment "DHCP"
@@ -74,13 +74,13 @@ table inet natns {
 		type filter hook forward priority filter; policy drop;
 		ct state established,related accept
 		ct state new ct status & confirmed == 0 add @flows { numgen inc mod 512 ct count over 64 } drop
-		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip saddr != @known limit rate over 20/second burst 100 packets drop
+		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip saddr != @known limit rate over 10/second burst 50 packets drop
 		ip saddr { 10.0.0.0/24, 10.9.0.0/16 } update @known { ip saddr }
 		iifname "virbr10" oifname "upstream" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited comment "link-local"
 		iifname "virbr10" oifname "virbr10" ip saddr 10.0.0.0/24 ip daddr 10.0.0.0/24 drop comment "within one subnet"
 		iifname "virbr10" oifname "virbr10" ip saddr 10.9.0.0/16 ip daddr 10.9.0.0/16 drop comment "within one subnet"
-		ip daddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr != @known limit rate over 20/second burst 100 packets drop
-		ip daddr { 10.0.0.0/24, 10.9.0.0/16 } update @known { ip daddr }
+		iifname "virbr10" ip daddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr != @known limit rate over 10/second burst 50 packets drop
+		iifname "virbr10" ip daddr { 10.0.0.0/24, 10.9.0.0/16 } update @known { ip daddr }
 		iifname "virbr10" oifname "virbr10" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ip daddr { 10.0.0.0/24, 10.9.0.0/16 } accept comment "between private subnets"
 		iifname "virbr10" oifname "upstream" ip saddr { 10.0.0.0/24, 10.9.0.0/16 } ct state new accept
 	}
@@ -96,14 +96,16 @@ table inet natns {
 table arp natns {
 	set known {
 		type ipv4_addr
-		size 32768
+		size 256
 		flags dynamic,timeout
 		timeout 5m
 	}
 	chain input {
 		type filter hook input priority filter; policy accept;
-		arp operation request arp saddr ip != @known limit rate over 20/second burst 100 packets drop
-		arp operation request update @known { arp saddr ip }
+		arp operation request arp daddr ip { 10.0.0.1, 192.168.0.100 } arp saddr ip != @known limit rate over 10/second burst 50 packets drop
+		arp operation request arp daddr ip { 10.0.0.1, 192.168.0.100 } update @known { arp saddr ip }
+		arp operation reply arp saddr ip != @known limit rate over 10/second burst 50 packets drop
+		arp operation reply update @known { arp saddr ip }
 	}
 }
 """  # noqa: E501 - as nft lists it
@@ -147,8 +149,8 @@ COMMIT
 -A FORWARD -m conntrack --ctstate NEW -m conntrack ! --ctstatus CONFIRMED -m statistic --mode nth --every 64 --packet 0 -m connlimit --connlimit-above 512 --connlimit-mask 0 -m recent --set --name natns-full --mask 0.0.0.0 -j DROP
 -A FORWARD -m conntrack --ctstate NEW -m recent --rcheck --seconds 30 --name natns-full --mask 0.0.0.0 -j DROP
 -A FORWARD -s 10.0.0.0/24 -d 169.254.0.0/16 -i virbr10 -o upstream -m comment --comment link-local -j REJECT --reject-with icmp-admin-prohibited
--A FORWARD -d 10.0.0.0/24 -m recent ! --rcheck --seconds 300 --name natns-rdest4 --rdest -m hashlimit --hashlimit-above 20/sec --hashlimit-burst 100 --hashlimit-name natns-rdest4 --hashlimit-htable-expire 10000 -j DROP
--A FORWARD -d 10.0.0.0/24 -m recent --set --name natns-rdest4 --rdest -j MARK --set-xmark 0x0/0x0
+-A FORWARD -d 10.0.0.0/24 -i virbr10 -m recent ! --rcheck --seconds 300 --name natns-rdest4 --rdest -m hashlimit --hashlimit-above 10/sec --hashlimit-burst 50 --hashlimit-name natns-rdest4 --hashlimit-htable-expire 10000 -j DROP
+-A FORWARD -d 10.0.0.0/24 -i virbr10 -m recent --set --name natns-rdest4 --rdest -j MARK --set-xmark 0x0/0x0
 -A FORWARD -s 10.0.0.0/24 -i virbr10 -o upstream -m conntrack --ctstate NEW -j ACCEPT
 COMMIT
 """  # noqa: E501 - as iptables-save prints it
@@ -202,6 +204,8 @@ PUBLISHED_NFTABLES = """\
 		oifname "upstream" ip saddr 10.0.0.7 snat ip to 192.168.0.111
 		oifname "virbr10" ip saddr 10.0.0.0/24 ct status dnat masquerade comment "hairpin"
 		oifname "upstream" ip saddr != { 192.168.0.100, 192.168.0.110, 192.168.0.111 } drop comment "not translated"
+		arp operation request arp daddr ip { 10.0.0.1, 192.168.0.100, 192.168.0.110, 192.168.0.111 } arp saddr ip != @known limit rate over 10/second burst 50 packets drop
+		arp operation request arp daddr ip { 10.0.0.1, 192.168.0.100, 192.168.0.110, 192.168.0.111 } update @known { arp saddr ip }
 """  # noqa: E501 - as nft lists it
 
 PUBLISHED_IPTABLES = """\

@@ -50,13 +50,13 @@ delete table arp natns
 table inet natns {
 	set known {
 		type ipv4_addr
-		size 32768
+		size 256
 		flags dynamic,timeout
 		timeout 5m
 	}
 	set known6 {
 		type ipv6_addr
-		size 32768
+		size 256
 		flags dynamic,timeout
 		timeout 5m
 	}
@@ -79,15 +79,15 @@ table inet natns {
 		type filter hook input priority filter; policy drop;
 		iifname "lo" accept
 		ct state established,related accept
-		ip saddr 10.0.0.0/24 ip saddr != @known limit rate over 20/second burst 100 packets drop
+		ip saddr 10.0.0.0/24 ip saddr != @known limit rate over 10/second burst 50 packets drop
 		ip saddr 10.0.0.0/24 update @known { ip saddr }
-		icmpv6 type nd-neighbor-solicit ip6 saddr != @known6 limit rate over 20/second burst 100 packets drop
+		icmpv6 type nd-neighbor-solicit ip6 saddr != @known6 limit rate over 10/second burst 50 packets drop
 		icmpv6 type nd-neighbor-solicit update @known6 { ip6 saddr }
-		iifname "virbr10" icmpv6 type nd-neighbor-advert limit rate over 20/second burst 100 packets drop
+		iifname "virbr10" icmpv6 type nd-neighbor-advert limit rate over 10/second burst 50 packets drop
 		iifname "virbr10" ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept
 		iifname "upstream" ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
 		ip6 saddr fe80::/10 icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } accept
-		ip6 saddr { fd00:10::/64, 2001:db8:100::/64, fe80::/10 } ip6 saddr != @known6 limit rate over 20/second burst 100 packets drop
+		ip6 saddr { fd00:10::/64, 2001:db8:100::/64, fe80::/10 } ip6 saddr != @known6 limit rate over 10/second burst 50 packets drop
 		ip6 saddr { fd00:10::/64, 2001:db8:100::/64, fe80::/10 } update @known6 { ip6 saddr }
 		ct state new ct status & confirmed == 0 add @flows { numgen inc mod 512 ct count over 64 } drop
 		meta nfproto ipv4 iifname "virbr10" udp dport 67 accept comment "DHCP"
@@ -113,22 +113,23 @@ table inet natns {
 		type filter hook forward priority filter; policy drop;
 		ct state established,related accept
 		ct state new ct status & confirmed == 0 add @flows { numgen inc mod 512 ct count over 64 } drop
-		ip saddr 10.0.0.0/24 ip saddr != @known limit rate over 20/second burst 100 packets drop
+		ip saddr 10.0.0.0/24 ip saddr != @known limit rate over 10/second burst 50 packets drop
 		ip saddr 10.0.0.0/24 update @known { ip saddr }
 		iifname "virbr10" oifname "upstream" ip saddr 10.0.0.0/24 ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited comment "link-local"
-		ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 saddr != @known6 limit rate over 20/second burst 100 packets drop
+		ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 saddr != @known6 limit rate over 10/second burst 50 packets drop
 		ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } update @known6 { ip6 saddr }
 		iifname "virbr10" oifname "upstream" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr { fd00:ec2::254, fd20:ce::254 } reject with icmpx admin-prohibited comment "link-local"
-		ip daddr 10.0.0.0/24 ip daddr != @known limit rate over 20/second burst 100 packets drop
-		ip daddr 10.0.0.0/24 update @known { ip daddr }
+		iifname "virbr10" ip daddr 10.0.0.0/24 ip daddr != @known limit rate over 10/second burst 50 packets drop
+		iifname "virbr10" ip daddr 10.0.0.0/24 update @known { ip daddr }
 		iifname "virbr10" oifname "virbr10" ip6 saddr fd00:10::/64 ip6 daddr fd00:10::/64 drop comment "within one subnet"
 		iifname "virbr10" oifname "virbr10" ip6 saddr 2001:db8:100::/64 ip6 daddr 2001:db8:100::/64 drop comment "within one subnet"
-		ip6 daddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr != @known6 limit rate over 20/second burst 100 packets drop
-		ip6 daddr { fd00:10::/64, 2001:db8:100::/64 } update @known6 { ip6 daddr }
+		iifname "virbr10" ip6 daddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr != @known6 limit rate over 10/second burst 50 packets drop
+		iifname "virbr10" ip6 daddr { fd00:10::/64, 2001:db8:100::/64 } update @known6 { ip6 daddr }
 		iifname "virbr10" oifname "virbr10" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ip6 daddr { fd00:10::/64, 2001:db8:100::/64 } accept comment "between private subnets"
 		iifname "virbr10" oifname "upstream" ip saddr 10.0.0.0/24 ct state new accept
 		iifname "virbr10" oifname "upstream" ip6 saddr 2001:db8:100::/64 tcp flags & (syn|rst) != syn ct state new reject with tcp reset comment "cut"
 		iifname "virbr10" oifname "upstream" ip6 saddr { fd00:10::/64, 2001:db8:100::/64 } ct state new accept
+		iifname "upstream" oifname "virbr10" ip6 daddr 2001:db8:100::/64 icmpv6 type echo-request ct state new ip6 daddr != @known6 limit rate over 10/second burst 50 packets drop
 		iifname "upstream" oifname "virbr10" ip6 daddr 2001:db8:100::/64 icmpv6 type echo-request ct state new accept
 	}
 	chain srcnat {
@@ -147,14 +148,16 @@ table inet natns {
 table arp natns {
 	set known {
 		type ipv4_addr
-		size 32768
+		size 256
 		flags dynamic,timeout
 		timeout 5m
 	}
 	chain input {
 		type filter hook input priority filter; policy accept;
-		arp operation request arp saddr ip != @known limit rate over 20/second burst 100 packets drop
-		arp operation request update @known { arp saddr ip }
+		arp operation request arp daddr ip { 10.0.0.1, 192.168.0.100 } arp saddr ip != @known limit rate over 10/second burst 50 packets drop
+		arp operation request arp daddr ip { 10.0.0.1, 192.168.0.100 } update @known { arp saddr ip }
+		arp operation reply arp saddr ip != @known limit rate over 10/second burst 50 packets drop
+		arp operation reply update @known { arp saddr ip }
 	}
 }
 """  # noqa: E501 - as nft lists it

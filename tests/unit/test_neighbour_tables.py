@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What doctor says of the kernel's neighbour tables."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from libvirt_natns import neighbour_tables
+from libvirt_natns import doctor, neighbour_tables
+from libvirt_natns.model import Config
 
 
 @pytest.fixture
@@ -19,17 +23,28 @@ def sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, Path]:
 
 
 def test_room_for_few_networks(sizes: dict[int, Path]) -> None:
-    for networks in (0, 1, 5):
-        assert neighbour_tables.examine(networks) == f"room for {networks} networks"
+    assert neighbour_tables.examine(0) == (False, "room for 0 networks")
+    for file in sizes.values():
+        file.write_text("8192")
+    assert neighbour_tables.examine(5) == (False, "room for 5 networks")
 
 
 def test_tight_for_many(sizes: dict[int, Path]) -> None:
-    sizes[6].write_text("16384")
+    sizes[6].write_text("32768")
     assert neighbour_tables.examine(20) == (
-        "tight: 1024 entries on this host, 20 networks may take 4000: sysctl -w four=4096"
+        True,
+        "1024 entries on this host, 20 networks may take 29240: sysctl -w four=32768",
     )
     sizes[4].unlink()
-    assert neighbour_tables.examine(20) == "room for 20 networks"
+    assert neighbour_tables.examine(20) == (False, "room for 20 networks")
+
+
+@pytest.mark.parametrize(("networks", "state"), [(0, "ok"), (1, "warn")])
+def test_doctor_warns(sizes: dict[int, Path], networks: int, state: str) -> None:
+    store = SimpleNamespace(users=lambda: range(networks))
+    engine = cast("doctor.Engines", lambda _: nullcontext(SimpleNamespace(store=store)))
+    (finding,) = doctor._neighbour_tables(engine, Config())
+    assert (finding.what, finding.state) == ("neighbour tables", state)
 
 
 def test_names_of_the_settings() -> None:

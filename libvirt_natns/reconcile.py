@@ -12,7 +12,7 @@ answer, for dnsmasq, and for the kernel.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -75,6 +75,9 @@ Repair = tuple[str, Callable[[Engine], list[str]]]
 
 WORKERS = 8
 """How many networks are repaired at once."""
+
+ROUNDS = 3
+"""How often one is repaired at most where libvirt's word changes meanwhile."""
 
 RECENT = 5.0
 """Seconds within which libvirt tells others of a start that its hooks told us of."""
@@ -242,7 +245,7 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
         Outcome(adopted.found, adopted.errors),
         # First, for their names and bridges may be another network's by now.
         _carry_out(engine, _endings(engine, records, here, asked=active is not None)),
-        _carry_out(engine, ((_name(here[uuid]), _active(uuid, here[uuid], ask)) for uuid in here)),
+        _carry_out_latest(engine, here, ask, lambda uuid, xml: _network_repair(uuid, xml, ask)),
         _carry_out(engine, [("host", partial(Engine.ensure_host, configured=True))]),
         _carry_out(engine, [("dnsmasq", _tidy_trials)]),
         _carry_out(
@@ -251,7 +254,16 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
     ]
     if running is not None:
         # Their networks are there by now.
-        done.append(_carry_out(engine, _guest_repairs(recorded, running)))
+        done.append(_carry_out(engine, _guest_endings(recorded, running)))
+        known = {record.uuid for record in recorded}
+        done.append(
+            _carry_out_latest(
+                engine,
+                running.domains,
+                lambda: _domains(ask_guests()),
+                lambda uuid, xml: _guest_repair(uuid, xml, known),
+            )
+        )
         done.append(_carry_out(engine, [("guests", _tidy_guests)]))
     return _together(done)
 
@@ -260,12 +272,21 @@ def _look_elsewhere(uuid: str, engine: Engine) -> list[str]:
     return engine.look_elsewhere(uuid, elsewhere.Asked())
 
 
-def _guest_repairs(recorded: list[GuestRecord], running: Running) -> Iterator[Repair]:
+def _guest_endings(recorded: list[GuestRecord], running: Running) -> Iterator[Repair]:
     for record in _stopped(recorded, running):
         yield record.name, partial(_end_guest, record)
-    known = {record.uuid for record in recorded}
-    for uuid, xml in running.domains.items():
-        yield glance.at_domain(xml).name, partial(_converge_guest, xml, uuid in known)
+
+
+def _guest_repair(uuid: str, xml: bytes, known: Collection[str]) -> Repair:
+    return glance.at_domain(xml).name, partial(_converge_guest, xml, uuid in known)
+
+
+def _network_repair(uuid: str, xml: bytes, ask: Ask) -> Repair:
+    return _name(xml), partial(_repair_active, uuid, xml, ask)
+
+
+def _domains(running: Running | None) -> Mapping[str, bytes] | None:
+    return running.domains if running else None
 
 
 def _tidy_trials(_: Engine) -> list[str]:
@@ -285,8 +306,40 @@ def _converge_guest(xml: bytes, known: bool, engine: Engine) -> list[str]:
     return Guests(engine).converge(xml, known)
 
 
+def _carry_out_latest(
+    engine: Engine,
+    documents: Mapping[str, bytes],
+    ask: Callable[[], Mapping[str, bytes] | None],
+    repair: Callable[[str, bytes], Repair],
+) -> Outcome:
+    """Repair each by its XML, and again those of which libvirt says something else by then.
+
+    An event may bring newer XML, and have it applied, between the listing and the
+    repair: what was repaired by the older one is wrong then, and no event is to come.
+    """
+    done: list[Outcome] = []
+    for _ in range(ROUNDS):
+        outcomes = _outcomes(engine, [repair(*each) for each in documents.items()])
+        by_uuid = dict(zip(documents, outcomes, strict=True))
+        touched = {uuid for uuid, one in by_uuid.items() if one.repaired or one.errors}
+        latest = (ask() if touched else None) or {}
+        documents = {
+            uuid: latest[uuid]
+            for uuid in touched & latest.keys()
+            if latest[uuid] != documents[uuid]
+        }
+        for uuid, one in by_uuid.items():
+            done.append(replace(one, errors=[]) if uuid in documents else one)
+    return _together(done)
+
+
 def _carry_out(engine: Engine, repairs: Iterable[Repair]) -> Outcome:
-    """All of it, several at once and whatever fails on the way; told in order."""
+    """All of it, whatever fails on the way."""
+    return _together(_outcomes(engine, repairs))
+
+
+def _outcomes(engine: Engine, repairs: Iterable[Repair]) -> list[Outcome]:
+    """What came of each repair, in order; several are carried out at once."""
     jobs = list(enumerate(repairs))
     waiting = deque(jobs)
     workers = min(WORKERS, len(jobs))
@@ -309,7 +362,7 @@ def _carry_out(engine: Engine, repairs: Iterable[Repair]) -> Outcome:
         with ThreadPoolExecutor(workers) as pool:
             for future in [pool.submit(work) for _ in range(workers)]:
                 future.result()
-    return _together([outcomes[number] for number, _ in jobs])
+    return [outcomes[number] for number, _ in jobs]
 
 
 def _together(outcomes: Iterable[Outcome]) -> Outcome:
@@ -360,10 +413,6 @@ def _endings(
 def _on_a_bridge(engine: Engine, uuid: str) -> bool:
     """Return whether a network's namespace is connected with the bridge that libvirt made."""
     return engine.kernel.master_of(names.private_patch(uuid)) is not None
-
-
-def _active(uuid: str, xml: bytes, ask: Ask) -> Callable[[Engine], list[str]]:
-    return partial(_repair_active, uuid, xml, ask)
 
 
 def _end(record: Record, engine: Engine) -> list[str]:

@@ -50,6 +50,7 @@ from views import rules_of
 from libvirt_natns import connection, connection_events, reconcile
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.follower import Follower
+from libvirt_natns.guests import Guests
 from libvirt_natns.journal import Journal
 from libvirt_natns.residence import Kept
 
@@ -260,6 +261,32 @@ def republish(world: World, following: Following, *ranges: str) -> None:
     xml = f"{head}<metadata>{inside}</metadata>{rest.partition('</metadata>')[2]}".encode()
     with following.sessions.engine() as engine, suppress(NatnsError):
         reconcile.network_changed(engine, uuid_of("a"), lambda: xml)
+
+
+def test_what_is_followed_during_a_reconciliation_stays(world: World) -> None:
+    """Its listing is older than the event; no other event comes."""
+    create(domain("web", nic("a", MAC), publishes=ports('start="8080" to="22"')))
+    sessions = Kept()
+    uuid = virsh("domuuid", "web").stdout.strip()
+
+    def followed() -> connection.Running:
+        listed = connection.active_domains()
+        if not asked_for:
+            publish(forwards('start="8081" to="22"'))
+            with sessions.engine() as other:
+                Guests(other).follow(uuid, lambda: connection.active_domains().domains[uuid])
+        asked_for.append(listed)
+        return listed
+
+    asked_for: list[connection.Running] = []
+    try:
+        with sessions.engine() as engine:
+            outcome = reconcile.sync(engine, connection.active_networks, followed)
+        assert not outcome.errors
+        assert world.open(8081)
+        assert not world.open(8080)
+    finally:
+        sessions.close()
 
 
 def test_network_metadata(world: World, following: Following) -> None:

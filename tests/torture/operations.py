@@ -6,6 +6,7 @@ it.  It raises WrongError where libvirt, or a hook of ours, decides otherwise th
 the model.
 """
 
+import time
 from collections.abc import Callable
 from threading import Thread
 
@@ -15,6 +16,8 @@ from lab_domains import asked, nic
 from model import MOST_RUNNING, Choice, Net
 from views import upstream_address
 from world import RefusedError, World
+
+from libvirt_natns.store import START_LIMIT
 
 NAMESPACE = "urn:libvirt-natns:1"
 
@@ -148,10 +151,15 @@ def together(world: World, choice: Choice) -> bool:
     refused: list[str] = []
 
     def one(net: Net) -> None:
+        began = time.monotonic()
         try:
             begin(world, net)
         except RefusedError as error:
-            refused.append(f"{net.name}: {error}")
+            if time.monotonic() - began < START_LIMIT:
+                refused.append(f"{net.name}: {error}")
+                return
+            # It has waited for its turn for as long as it may: the machine is too busy.
+            _begin_again(world, net, refused)
 
     threads = [Thread(target=one, args=(net,)) for net in nets]
     for thread in threads:
@@ -161,6 +169,14 @@ def together(world: World, choice: Choice) -> bool:
     if refused:
         raise WrongError(f"refused: {refused}")
     return False
+
+
+def _begin_again(world: World, net: Net, refused: list[str]) -> None:
+    time.sleep(START_LIMIT)
+    try:
+        begin(world, net)
+    except RefusedError as error:
+        refused.append(f"{net.name}, for the second time: {error}")
 
 
 def give_up(world: World, choice: Choice) -> bool:

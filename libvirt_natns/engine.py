@@ -100,6 +100,8 @@ class Engine:
         changed: list[str] = []
         directory = names.network_directory(uuid)
         with locked(directory), self.observer.changing(uuid), self.kernel.work():
+            # Others may have changed the network until its lock was free.
+            self.kernel.forget()
             start = time.monotonic()
             try:
                 yield changed

@@ -41,7 +41,7 @@ def lacks_bridge(record: Record, limit: float = BRIDGE_LIMIT) -> bool:
 
 def may_be_given_up(record: Record) -> bool:
     """True if the bridge is missing, but for so short a time that libvirt may just make it."""
-    return record.state == "starting" and record.unfinished and lacks_bridge(record, 0.0)
+    return record.state == "starting" and lacks_bridge(record, 0.0) and not is_given_up(record)
 
 
 def has_link(name: str) -> bool:

@@ -165,6 +165,7 @@ class Healer:
         self._busy: set[str] = set()
         self._troubles: dict[str, _Trouble] = {}
         self._host_looked = 0.0
+        self._host_waits = 0.0
         self._stopping = False
         self._workers: list[Thread] = []
         self._thread = threading.local()
@@ -293,7 +294,8 @@ class Healer:
             return "", None
         idle = [(due, uuid) for uuid, due in self._due.items() if uuid not in self._busy]
         due, uuid = min(idle, default=(None, ""))
-        return (HOST if HOST in self._due else uuid), due
+        first = HOST in self._due and time.monotonic() >= self._host_waits
+        return (HOST if first else uuid), due
 
     def _look(self, uuid: str) -> None:
         start = time.monotonic()
@@ -340,13 +342,17 @@ class Healer:
     def _repair_host(self, engine: Engine) -> list[str]:
         self._host_looked = time.monotonic()
         if any(each.unfinished for each in engine.store.networks("preparing", "starting")):
-            # Its start sees to it.
+            # Its start sees to most of it, unless it is given up or concerns the host little.
+            self._put_off(HOST, STARTING)
             return []
         return engine.ensure_host() if reconcile.host_differences(engine) else []
 
     def _put_off(self, uuid: str, seconds: float) -> None:
         with self._work:
             self._due[uuid] = time.monotonic() + seconds
+            if uuid == HOST:
+                # Networks that are due sooner must not have it looked at ahead of its time.
+                self._host_waits = self._due[uuid]
             self._work.notify()
 
     # -- what came of it ---------------------------------------------------

@@ -19,7 +19,7 @@ state database; whether it is still so, the rules' fingerprint tells.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from libvirt_natns import executor, glance, host_ipv6, names, outward, plan
@@ -173,7 +173,7 @@ class Host:
         Compares everything where that network is not all that has changed.
         Raises KernelError or FirewallError.
         """
-        with locked(names.RUN_DIRECTORY):
+        with self._alone():
             try:
                 found = self._adjust(network, _load())
             except FirewallError:
@@ -226,8 +226,15 @@ class Host:
         once the second one sees that it is the last.  Raises KernelError or
         FirewallError.
         """
-        with locked(names.RUN_DIRECTORY):
+        with self._alone():
             return self._ensure()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the host's lock; what was seen ahead of it, others may have changed."""
+        with locked(names.RUN_DIRECTORY):
+            self.kernel.forget()
+            yield
 
     def _ensure(self) -> list[str]:
         parts = self.needs_of(None)

@@ -4,11 +4,17 @@
 A bridge leads out where a gateway is reached by it, or where a port of it is no guest's:
 a NIC, a bond, a VLAN.  All other bridges are for guests and containers of this host.
 A link that is no bridge, and no port of one, leads out, be it a NIC, a tunnel or a modem.
+Ports of guests and networks do not: for a moment, each of them has no bridge yet.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from libvirt_natns import names
+
+INWARD = (names.GUEST_PREFIX, names.PRIVATE_PREFIX, names.UPSTREAM_PREFIX)
+"""What the names of ports begin with that lead to guests and networks."""
 
 LINKS = Path("/sys/class/net")
 ROUTES = Path("/proc/thread-self/net/route")
@@ -25,7 +31,7 @@ def bridges(but: Iterable[str]) -> tuple[str, ...]:
         sorted(
             link
             for link in routed.keys() - inner
-            if _is_bridge(link) and (routed[link] or _has_outer_port(link))
+            if is_bridge(link) and (routed[link] or _has_outer_port(link))
         )
     )
 
@@ -34,12 +40,16 @@ def links(but: Iterable[str]) -> tuple[str, ...]:
     """All links that lead out of the host, bridges among them."""
     inner = {"lo", *but}
     outer = set(bridges(inner))
-    found = (link.name for link in LINKS.iterdir() if link.name not in inner)
+    found = (
+        link.name
+        for link in LINKS.iterdir()
+        if link.name not in inner and not link.name.startswith(INWARD)
+    )
     return tuple(
         sorted(
             link
             for link in found
-            if link in outer or not (_is_bridge(link) or (LINKS / link / "brport").exists())
+            if link in outer or not (is_bridge(link) or (LINKS / link / "brport").exists())
         )
     )
 
@@ -58,7 +68,8 @@ def _routes() -> Iterator[tuple[str, bool]]:
     yield from found.items()
 
 
-def _is_bridge(link: str) -> bool:
+def is_bridge(link: str) -> bool:
+    """True if the host has a bridge of that name."""
     return (LINKS / link / "bridge").is_dir()
 
 

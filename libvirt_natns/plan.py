@@ -164,7 +164,7 @@ class Firewall:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """An address that libvirt set on its bridge and that moves into the namespace."""
+    """An address of the namespace's that must not be on libvirt's bridge in the host."""
 
     bridge: str
     address: Interface
@@ -564,9 +564,12 @@ def _leaves(network: Network, outside: Outside) -> bool:
 
 
 def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
-    """What must go from a network's bridge before another can have that subnet."""
-    taken = network.subnets if network.taken_over else ()
-    return tuple(Withdrawal(network.bridge or "", subnet.interface) for subnet in taken)
+    """What must go from a network's bridge before another can have that subnet.
+
+    Where libvirt sets no address, somebody else may have: guests would find two gateways.
+    """
+    bridge = network.bridge or ""
+    return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
 
 
 def policy(network: Network, upstream: Upstream, outside: Outside, published: Published) -> Policy:

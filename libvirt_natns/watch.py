@@ -16,7 +16,8 @@ tells nothing, is asked every second or more often, where it is in use; and an a
 then finds what no event tells, one network at a time.
 
 Known limits: what somebody else does to a network while we change it ourselves
-is taken for ours, until the audit; so are settings of which the kernel tells
+is taken for ours, until the audit; links and routes of the host are looked at once
+our change is over.  Taken for ours are also settings of which the kernel tells
 nothing (arp_ignore and the like) and rules of legacy iptables that are replaced
 by as many others of the same size.
 """
@@ -30,7 +31,7 @@ from contextlib import contextmanager, suppress
 from threading import Condition, Thread
 from typing import Self
 
-from libvirt_natns import dhcp_client, dnsmasq, dnsmasq_config, names, ndppd
+from libvirt_natns import dhcp_client, dnsmasq, dnsmasq_config, names, ndppd, outward
 from libvirt_natns import notifications as n
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import iptables
@@ -53,9 +54,6 @@ TICK_EACH = 0.005
 
 NAMESPACE_PREFIX = "nat-"
 TRANSIT_PREFIX = "natns-"
-
-NEVER_NARROW = (names.GUEST_PREFIX, names.PRIVATE_PREFIX, names.UPSTREAM_PREFIX)
-"""Ports that come and go with guests and networks, and lead nowhere else."""
 
 ENDED = 0
 """Stands for the pid of a process that has ended."""
@@ -141,9 +139,13 @@ class _Followed:
 
 @dataclass(slots=True)
 class _Own:
-    """Our own changes: how many go on by network, and which ended since the last look."""
+    """Our own changes: how many go on by network, and which ended since the last look.
+
+    ``overheard``: something happened to links of the host meanwhile, by whomever.
+    """
 
     going_on: Counter[str] = field(default_factory=Counter)
+    overheard: bool = False
     ended: list[str] = field(default_factory=list)
     all_ended: int = 0
     attended: int = 0
@@ -275,6 +277,13 @@ class Watch:
         if uuid is not None and not self._own.going_on[uuid]:
             self._tell(uuid)
 
+    def _suspect_host(self) -> None:
+        """Something happened to what is the host's besides rules: we change that seldom."""
+        if self._own.going_on[HOST]:
+            self._own.overheard = True
+        else:
+            self._tell(HOST)
+
     def _suspect_all(self) -> None:
         for uuid in (HOST, *self._followed):
             self._suspect(uuid)
@@ -313,7 +322,7 @@ class Watch:
                     if not n.kernels_own(kind, body):
                         self._on_address(kind, body)
                 elif n.stops_routing(kind, body):
-                    self._suspect(HOST)
+                    self._suspect_host()
 
     def _read_rules(self, channel: n.Channel) -> None:
         for _, datagram in channel.received():
@@ -332,6 +341,7 @@ class Watch:
             for link in {link.name for link in (before, after) if link}:
                 self._on_change_of(link)
             self._on_port(before, after)
+            self._on_way(before, after)
 
     def _on_port(self, before: n.Link | None, after: n.Link | None) -> None:
         """A port to somewhere else may take less than the bridge says, if somebody set that.
@@ -339,16 +349,32 @@ class Watch:
         Never our own doing, so it is told even while we change something.
         """
         for port in (before, after):
-            if port is None or port.name.startswith(NEVER_NARROW):
+            if port is None or port.name.startswith(outward.INWARD):
                 continue
             bridge = self._links.get(port.master)
             uuid = self._by_name.get(bridge.name) if bridge else None
             if uuid is not None:
                 self._tell(uuid)
 
+    def _on_way(self, before: n.Link | None, after: n.Link | None) -> None:
+        """The host's rules in legacy iptables name each link that leads out.
+
+        Never our own doing either, and the rules may have been computed a moment ago.
+        """
+        if self._host_tables < 0 or _way(before) == _way(after):
+            return
+        names_of = {link.name for link in (before, after) if link}
+        if not all(self._is_inward(name) for name in names_of):
+            self._tell(HOST)
+
+    def _is_inward(self, link: str) -> bool:
+        """True for a network's own bridge and ports, guests' ports, and for new bridges."""
+        known = link in self._by_name or link.startswith(outward.INWARD)
+        return known or outward.is_bridge(link)
+
     def _on_change_of(self, link: str) -> None:
         if link.startswith(TRANSIT_PREFIX):
-            self._suspect(HOST)
+            self._suspect_host()
         self._suspect(self._by_name.get(link))
         for uuid in self._by_parent.get(link, ()):
             self._suspect(uuid)
@@ -358,7 +384,7 @@ class Watch:
         if link is None:
             return
         if link.name.startswith(TRANSIT_PREFIX):
-            self._suspect(HOST)
+            self._suspect_host()
         elif kind == n.RTM_NEWADDR:
             self._suspect(self._by_name.get(link.name))
 
@@ -394,6 +420,9 @@ class Watch:
             busy = self._own.going_on[uuid] > 0
             if not busy:
                 del self._own.going_on[uuid]
+        if uuid == HOST and not busy and self._own.overheard:
+            self._own.overheard = False
+            self._tell(HOST)
         if not busy:
             self._refresh(uuid)
         with self._changed:
@@ -545,6 +574,11 @@ class Watch:
         if self._host_tables >= 0:
             os.close(self._host_tables)
             self._host_tables = -1
+
+
+def _way(link: n.Link | None) -> tuple[str, bool] | None:
+    """What tells whether a link may lead out: its name, and whether it is a port."""
+    return (link.name, bool(link.master)) if link else None
 
 
 def _key(namespace: str) -> str:

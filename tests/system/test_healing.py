@@ -21,8 +21,10 @@ from lab import (
     FastGuest,
     Provider,
     forward_at_once,
+    isolated,
     remove_config,
     run,
+    start_network,
     virsh,
     wait_for,
     write_config,
@@ -164,6 +166,11 @@ def test_several_at_once_are_one_repair(parts: Parts, pair: tuple[Net, Net]) -> 
     assert len(parts.said("healed", "a")) == earlier + 1
 
 
+OWN_ADDRESS = (
+    '<natns:nat xmlns:natns="urn:libvirt-natns:1"><natns:ip address="10.0.0.1" prefix="24"/>'
+    "</natns:nat>"
+)
+
 HOSTS = {
     "transit bridge": "ip link delete natns-host",
     "transit address": "ip address flush dev natns-host",
@@ -187,6 +194,34 @@ def test_heals_the_hosts_part(parts: Parts, guest: FastGuest) -> None:
             wait_for(lambda: not parts.wrong(net.uuid), timeout=PATIENCE, what=what)
             assert other.ping("192.168.0.1", timeout=5), what
     parts.healer.forget(net.uuid)
+
+
+def test_damage_during_our_own_change_of_the_host_heals(parts: Parts) -> None:
+    metadata = (
+        '<natns:nat xmlns:natns="urn:libvirt-natns:1"><natns:upstream name="host"/></natns:nat>'
+    )
+    with network("shared", "virbr12", metadata) as net:
+        parts.follow(net)
+        wait_for(parts.idle, timeout=PATIENCE)
+        with parts.watch.changing(HOST):
+            run("ip", "address", "flush", "dev", "natns-host")
+            time.sleep(0.2)  # the kernel's messages are read meanwhile
+        wait_for(lambda: not parts.wrong(), timeout=PATIENCE, what="natns-host's address")
+    parts.healer.forget(net.uuid)
+
+
+def test_an_address_where_libvirt_sets_none_heals(parts: Parts) -> None:
+    """A network with its address in the metadata: guests would find two gateways."""
+    xml = isolated("own", "virbr17", address=None, metadata=OWN_ADDRESS)
+    start_network(xml)
+    try:
+        net = Net("own")
+        parts.follow(net)
+        heals(parts, "ip address add 10.0.0.1/24 dev virbr17", net)
+        assert "10.0.0.1" not in run("ip", "address", "show", "dev", "virbr17").stdout
+    finally:
+        virsh("net-destroy", "own", check=False)
+        virsh("net-undefine", "own")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from libvirt_natns.engine import Engine
 from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import libnftables, nftables
 from libvirt_natns.kernel import Kernel
+from libvirt_natns.residence import Kept
 from libvirt_natns.store import Store
 
 OWNER = "c0ffee00-0000-4000-8000-000000000001"
@@ -156,6 +157,32 @@ class Resident:
             thread.join()
         for engine in self._opened:
             engine.kernel.close()
+
+
+def test_what_was_seen_ahead_of_the_lock_is_seen_anew(upstream: Provider) -> None:
+    """Another one may have repaired the network while this one waited for its lock."""
+    xml = xml_of(1)
+    network = document.parse_network(xml)
+    run("ip", "link", "add", network.bridge or "", "type", "bridge")
+    run("ip", "link", "set", network.bridge or "", "up")
+    resident = Kept()
+    try:
+        with resident.engine() as engine:
+            engine.prepare(network, xml)
+            engine.up(network, xml)
+            record = engine.store.network(network.uuid)
+            assert record is not None
+        port = names.private_patch(network.uuid)
+        with resident.engine() as engine:
+            run("ip", "link", "set", port, "nomaster")
+            assert reconcile.differences(engine, record)
+            run("ip", "link", "set", port, "master", network.bridge or "")
+            assert engine.up(network, xml) == []
+    finally:
+        with resident.engine() as engine:
+            engine.down(network.uuid)
+        resident.close()
+        run("ip", "link", "delete", network.bridge or "")
 
 
 def xml_of(number: int) -> bytes:

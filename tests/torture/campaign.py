@@ -2,11 +2,13 @@
 """The campaign: one random operation after the other, and the invariants after each."""
 
 import argparse
+import io
 import os
 import sys
 import time
 import traceback
 from collections import Counter, deque
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -20,12 +22,17 @@ from model import Choice  # noqa: E402
 from operations import OPERATIONS, Operation, WrongError  # noqa: E402
 from world import LIMIT, RefusedError, World, say  # noqa: E402
 
+from libvirt_natns import cli  # noqa: E402
+
 ALL: dict[str, tuple[Operation, int]] = {**OPERATIONS, **FAULTS}
 KEPT = 12
 """Steps that a failure shows."""
 
-CHECK_EACH = 5
-"""Steps between two whole checks where there was no fault."""
+CHECK_EACH = {"nftables": 5, "iptables": 15}
+"""Steps between two whole checks where there was no fault: iptables takes processes."""
+
+POLL = 0.1
+"""Seconds between two looks."""
 
 REPORT_EACH = 250
 
@@ -80,8 +87,9 @@ class Campaign:
         try:
             fault = operation(self.world, choice)
             if fault and not self.world.resident:
-                natns("sync")
-            wrong = self._converge(whole=fault or choice.step % CHECK_EACH == 0)
+                self._sync()
+            due = choice.step % CHECK_EACH[self.options.backend] == 0
+            wrong = self._converge(whole=fault or due)
         except (RefusedError, WrongError, LabError) as error:
             wrong = [f"{type(error).__name__}: {error}"]
         except Exception:  # a fault of the campaign's own is to be seen with its step
@@ -92,18 +100,33 @@ class Campaign:
             say(self.latest[-1])
         return wrong
 
+    def _sync(self) -> None:
+        """Run `virt-natns sync` without starting an interpreter."""
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said):
+            status = cli.main(["sync"])
+        if status:
+            raise WrongError(f"sync: exit status {status}: {said.getvalue()}")
+
     def _converge(self, *, whole: bool) -> list[str]:
-        """Wait until all is well, and return what is not; ``whole``: as `check` says, too."""
+        """Wait until all is well, and return what is not; ``whole``: as `check` says, too.
+
+        Where that takes several looks, what was well in an earlier one is not looked at again.
+        """
         deadline = time.monotonic() + LIMIT
+        concerned: frozenset[str] | None = None
         while True:
             wrong = invariants.problems(self.world)
             if not wrong and whole:
-                wrong = invariants.check()
+                found = invariants.check(concerned)
+                concerned = frozenset(name for name, _ in found)
+                wrong = [f"check: {name}: {what}" for name, what in found]
+            if not wrong and whole and invariants.foreign_rules() != self.rules:
+                # libvirt takes its own out and in again when it is reloaded.
+                wrong = ["the rules of others have changed"]
             if not wrong or time.monotonic() > deadline:
                 break
-            time.sleep(0.05)
-        if whole and not wrong and invariants.foreign_rules() != self.rules:
-            wrong = ["the rules of others have changed"]
+            time.sleep(POLL)
         return wrong + invariants.broken_streams(self.world)
 
 

@@ -3,7 +3,7 @@
 
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -123,23 +123,23 @@ def foreign_rules() -> str:
     return "\n".join(sorted(line for line in lines if "virbr-stock" in line or "admin" in line))
 
 
-def check() -> list[str]:
-    """What `virt-natns check` finds, without starting an interpreter."""
+def check(concerned: Collection[str] | None = None) -> list[reconcile.Finding]:
+    """Return what `virt-natns check` finds, without starting an interpreter.
+
+    ``concerned``: look at these networks alone, and at the host if "host" is among them.
+    """
     with Once().engine() as engine:
-        found = _differences(engine)
-        again = set(_differences(engine)) if found else set()
-    return [f"check: {name}: {what}" for name, what in found if (name, what) in again]
-
-
-def _differences(engine: object) -> list[reconcile.Finding]:
-    from libvirt_natns.engine import Engine
-
-    assert isinstance(engine, Engine)
-    records = [record for record in engine.store.networks("up") if record.this_boot]
-    found = [(r.name, what) for r in records for what in reconcile.differences(engine, r)]
-    found += [("host", what) for what in reconcile.host_differences(engine)]
-    found += reconcile.missed(engine, _active)
-    return found + reconcile.guest_differences(engine, _running)
+        records = [record for record in engine.store.networks("up") if record.this_boot]
+        found = [
+            (record.name, what)
+            for record in records
+            if concerned is None or record.name in concerned
+            for what in reconcile.differences(engine, record)
+        ]
+        if concerned is None or "host" in concerned:
+            found += [("host", what) for what in reconcile.host_differences(engine)]
+        found += reconcile.missed(engine, _active)
+        return found + reconcile.guest_differences(engine, _running)
 
 
 def _active() -> reconcile.Active | None:

@@ -29,10 +29,10 @@ from lab import (
 )
 from model import Model, Net
 
-LIMIT = 20.0
+LIMIT = 40.0
 """Seconds within which all must be well after a fault, on a machine that is busy."""
 
-STREAM_LIMIT = 20.0
+STREAM_LIMIT = 40.0
 """Seconds within which a stream answers: TCP may have to send again."""
 
 STOCK = """<network><name>stock</name><uuid>c0ffee00-0000-4000-a000-000000000001</uuid>

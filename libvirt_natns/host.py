@@ -318,7 +318,8 @@ class Host:
         """What the rules depend on besides the networks, as cheap to ask as that can be."""
         if not (made.bridges or made.settings):
             return {}
-        inner = {*made.bridges, *(each.bridge for each in needs.private)}
+        # Each private bridge has a zone; a look at each of them would take its time.
+        inner = {*made.bridges, *made.zones, *(each.bridge for each in needs.private)}
         alone = self.kernel.sysctl(None, GLOBAL_FORWARDING) == "0"
         return {
             "bridges": list(outward.bridges(inner)),

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from libvirt_natns import config, names
@@ -67,8 +67,12 @@ def render(hook: str) -> str:
     return text
 
 
+@cache
 def interpreter() -> str:
-    """The distribution's Python where it has all that is needed, else this one."""
+    """The distribution's Python where it has all that is needed, else this one.
+
+    Asked for once a process: the answer takes an interpreter's start.
+    """
     own = os.path.realpath(sys.executable)
     if own == os.path.realpath(DISTRIBUTION_PYTHON) and sys.prefix == sys.base_prefix:
         return DISTRIBUTION_PYTHON

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import pytest
@@ -180,21 +181,32 @@ def test_leases_of_twins_are_told_apart(world: Provider, stack: ExitStack, tmp_p
     assert domain_address("guest-b") == ["10.0.0.6/24"]
 
 
+def listing(bridge: str) -> Path:
+    """libvirt's file of the leases that its helper was told of."""
+    return Path(f"/var/lib/libvirt/dnsmasq/{bridge}.status")
+
+
+def listed(bridge: str) -> list[dict[str, Any]]:
+    """The leases in libvirt's file; an empty file has none."""
+    file = listing(bridge)
+    return json.loads(file.read_text() or "[]") if file.exists() else []
+
+
 def test_lease_that_was_renewed_stays_listed(world: Provider) -> None:
     """libvirt's own dnsmasq has read it when it started, and knows of no renewal."""
     define_network(isolated("a", "virbr10", hosts=[WEB]))
     virsh("net-start", "a")
     with FastGuest("virbr10", WEB.mac) as guest:
         guest.dhcp()
+        # dnsmasq answers, and then runs its lease script.
+        (entry,) = wait_for(lambda: listed("virbr10"), what="the lease in libvirt's file")
     virsh("net-destroy", "a")
-    file = Path("/var/lib/libvirt/dnsmasq/virbr10.status")
-    (entry,) = json.loads(file.read_text())
     end = int(time.time()) + 6
-    file.write_text(json.dumps([entry | {"expiry-time": end}]))
+    listing("virbr10").write_text(json.dumps([entry | {"expiry-time": end}]))
     virsh("net-start", "a")
     with FastGuest("virbr10", WEB.mac) as guest:
         guest.dhcp()
-        assert json.loads(file.read_text())[0]["expiry-time"] > end + 60
+        wait_for(lambda: listed("virbr10")[0]["expiry-time"] > end + 60, what="the renewal")
         wait_for(lambda: time.time() > end + 2, timeout=20)
     assert leases("a") == [[WEB.mac, "10.0.0.5/24", "web"]]
 

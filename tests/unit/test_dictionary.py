@@ -12,9 +12,9 @@ from libvirt_natns.errors import DocumentError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-MALFORMED = 6000
-GROWTH = 16
-"""MiB that a process may grow by."""
+MALFORMED = 3000
+GROWTH = 6
+"""MiB that a process may grow by; with names that stay it is 9."""
 
 MEASURE = f"""
 import random

@@ -1084,18 +1084,22 @@ def parse_any(data: bytes) -> object:
     return parse_domain(data)
 
 
+BROKEN, REVALUED = 250, 150
+"""Variants of each example.  tests/fuzz/run makes as many of the kind as there is time for."""
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_broken_bytes_raise_nothing_else(example: Path) -> None:
     dice = random.Random(example.name)
     data = example.read_bytes()
     refused = 0
-    for _ in range(1000):
+    for _ in range(BROKEN):
         try:
             parse_any(mutated(data, dice))
         except DocumentError as error:
             refused += 1
             assert "\n" not in str(error)
-    assert 100 < refused < 1000
+    assert BROKEN / 10 < refused < BROKEN
 
 
 VALUES = [
@@ -1141,14 +1145,14 @@ def test_whatever_the_schema_refuses_is_explained(example: Path) -> None:
     dice = random.Random(example.name)
     data = example.read_bytes()
     refused = 0
-    for _ in range(500):
+    for _ in range(REVALUED):
         try:
             parse_any(with_other_values(data, dice))
         except DocumentError as error:
             refused += 1
             # That is what is said when only libxml2 knows the reason.
             assert "is not valid" not in str(error)
-    assert refused > 50
+    assert refused > REVALUED / 10
 
 
 @pytest.mark.parametrize(

@@ -202,9 +202,9 @@ def test_nics_of_a_guest() -> None:
 @pytest.mark.parametrize(
     "long",
     [
-        "<a>" * 100_000 + "</a>" * 100_000,
-        "<a xmlns:b='c'>" * 100_000 + "</a>" * 100_000,
-        "<a/>" * 200_000,
+        "<a>" * 50_000 + "</a>" * 50_000,
+        "<a xmlns:b='c'>" * 50_000 + "</a>" * 50_000,
+        "<a/>" * 100_000,
         "<!-- -->" * 100_000,
         "<a b='" + "&amp;" * 100_000 + "'/>",
         "x" * 9_000_000,
@@ -217,7 +217,7 @@ def test_the_first_look_takes_no_longer_than_the_document_is_long(long: str, odd
     seen = at_network(data)
     taken = time.process_time() - start
     assert (seen.whole, seen.uuid, seen.forwards) == (True, UUID, True)
-    assert taken < 3.0
+    assert taken < 1.5
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,12 @@ def make() -> int:
     return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
 
+@pytest.fixture(autouse=True)
+def pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares are made a moment later, not a second."""
+    monkeypatch.setattr(netns, "PAUSE", 0.02)
+
+
 def soon(holds: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 10
     while not holds() and time.monotonic() < deadline:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from lab import (
     FastGuest,
+    Node,
     Service,
     define_network,
     isolated,
@@ -60,13 +61,19 @@ def is_well() -> bool:
     return natns("check", check=False).stdout == ""
 
 
+def serve_both(node: Node) -> None:
+    """Have a machine serve in both families."""
+    node.serve("http", WEB_PORT)
+    node.serve("http", WEB_PORT, address="::")
+
+
 class Hosts:
     """A machine on the provider's link, and one behind another NIC of the host's."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.provider = stack.enter_context(DualProvider())
         self.mgmt = on_a_link(stack, "mgmt", "p-mgmt", "172.30.0.1", MGMT)
-        self.mgmt.serve("http", WEB_PORT, address="::")
+        serve_both(self.mgmt)
         run("ip", "address", "add", "fd00:30::1/64", "dev", "p-mgmt", "nodad")
         static6(self.mgmt, f"{MGMT6}/64", "fd00:30::1")
         self.outsider = self.provider.neighbour("outsider", "192.168.0.9/24")
@@ -86,7 +93,7 @@ def routed_guest() -> Iterator[None]:
         settle(guest)
         guest.static(f"{ROUTED}/24", "192.168.170.1")
         static6(guest, f"{ROUTED6}/64", "fd00:70::1")
-        guest.serve("http", WEB_PORT, address="::")
+        serve_both(guest)
         yield
     virsh("net-destroy", "routed")
 
@@ -124,7 +131,7 @@ def test_routed_networks_that_start_later_are_reached(kind_host: str, served: bo
             return all(reaches(hosts.outsider, to, WEB_PORT) for to in (ROUTED, ROUTED6))
 
         with routed_guest():
-            assert is_reached(), "the control"
+            wait_for(is_reached, timeout=SOON, what="the control")
         # libvirt leaves it on.
         for path in (FORWARDING, FORWARDING6):
             path.write_text("0")

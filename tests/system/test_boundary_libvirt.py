@@ -161,5 +161,5 @@ def test_the_service_hears_of_an_administrators_router(kind_host: str) -> None:
         with FastGuest("virbr10") as guest:
             guest.static("10.0.0.5/24", "10.0.0.1")
             wait_for(lambda: reaches(guest, MGMT, WEB_PORT), timeout=SOON)
-        assert not reaches(hosts.outsider, MGMT, WEB_PORT)
+        wait_for(lambda: not reaches(hosts.outsider, MGMT, WEB_PORT), timeout=SOON)
         virsh("net-destroy", "a")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import cached_property, partial
 
-from libvirt_natns import config, document, engine, names, ownership
+from libvirt_natns import config, document, engine, host, names, ownership
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.glance import Glance, at_domain, at_network
 from libvirt_natns.guests import Guests, in_ours
@@ -200,6 +200,18 @@ def _follow_lease(event: Event) -> None:
         verbs.follow_lease(event.xml.decode())
 
 
+def _reopen(event: Event) -> None:
+    """Follow the start of a network of others; libvirt does not wait for this."""
+    if event.seen.forwards6:
+        host.await_status(event.seen.name)
+    _follow_forwarding(event)
+
+
+def _follow_forwarding(event: Event) -> None:
+    with event.sessions.engine() as verbs:
+        verbs.follow_forwarding()
+
+
 GUEST: dict[tuple[str, str], Verb] = {
     ("prepare", "begin"): _claim,
     ("start", "begin"): _publish,
@@ -222,13 +234,18 @@ NETWORK: dict[tuple[str, str], Verb] = {
 
 LEASE: dict[tuple[str, str], Verb] = {("changed", "-"): _follow_lease}
 
-TABLES = {"network": NETWORK, "guest": GUEST, "lease": LEASE}
+HOST: dict[tuple[str, str], Verb] = {
+    ("forwarding", "started"): _reopen,
+    ("forwarding", "stopped"): _follow_forwarding,
+}
+
+TABLES = {"network": NETWORK, "guest": GUEST, "lease": LEASE, "host": HOST}
 
 
 def answer(
     kind: str, event: tuple[str, str], data: bytes, sessions: Sessions | None = None
 ) -> FollowUp | None:
-    """Answer one event of a "network", a "guest" or a "lease".
+    """Answer one event of a "network", a "guest", a "lease" or the "host".
 
     Raises a NatnsError to refuse it.
     """

@@ -699,6 +699,11 @@ class Engine:
             repaired = routers.repair(self.config, self.kernel, self.store, configured=configured)
             return found + repaired
 
+    def follow_forwarding(self) -> None:
+        """Have the host's rules drop no more than what it forwards because of us alone."""
+        with self.observer.changing(HOST):
+            self._host.ensure()
+
     def host_differences(self) -> list[str]:
         """How the host differs from what the networks need, in words."""
         found = self._host.differences()

@@ -20,15 +20,16 @@ class Glance:
     """What a network's or a guest's XML says at first sight; "" for what it does not say.
 
     ``forwards``: it has a ``<forward>``; ``disabled``: its metadata says
-    enabled="no".  ``addressed``: it has an ``<ip>`` with an address.  ``mac`` is the
-    bridge's.  ``annotated``: its metadata has a ``<natns:nat>``.  ``owner`` is the
-    uuid of the guest that a network's port belongs to.  ``networks`` and ``bridges``
-    are those that a guest's NICs name.  ``whole``: the
+    enabled="no".  ``addressed``: it has an ``<ip>`` with an address, ``addressed6``:
+    with one of IPv6.  ``mac`` is the bridge's.  ``annotated``: its metadata has a
+    ``<natns:nat>``.  ``owner`` is the uuid of the guest that a network's port belongs
+    to.  ``networks`` and ``bridges`` are those that a guest's NICs name.  ``whole``: the
     document was read to its end.
     """
 
     __slots__ = (
         "addressed",
+        "addressed6",
         "annotated",
         "bridge",
         "bridges",
@@ -51,6 +52,7 @@ class Glance:
         self.forwards = False
         self.disabled = False
         self.addressed = False
+        self.addressed6 = False
         self.annotated = False
         self.whole = False
         self.networks: list[str] = []
@@ -60,6 +62,11 @@ class Glance:
     def untouched(self) -> bool:
         """Whether it is none of our business, whatever else is right or wrong."""
         return self.forwards or self.disabled
+
+    @property
+    def forwards6(self) -> bool:
+        """Whether libvirt has the host forward IPv6 for it."""
+        return self.forwards and self.addressed6
 
     def ours(self, scope: str) -> bool:
         """Return whether a network is to be handled in this scope.
@@ -188,6 +195,8 @@ class Reader:
             found.forwards = True
         elif inside == ["ip"]:
             found.addressed |= "address" in attributes
+            six = attributes.get("family") == "ipv6" or ":" in attributes.get("address", "")
+            found.addressed6 |= six
         elif inside == ["bridge"] and "bridge" not in self._begun:
             self._begun.add("bridge")
             found.bridge = attributes.get("name", "")

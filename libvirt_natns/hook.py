@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RUN_DIRECTORY = "/run/libvirt-natns"
 SOCKET = f"{RUN_DIRECTORY}/service.sock"
+HOST_FILE = f"{RUN_DIRECTORY}/host.json"
 
 LIMIT = 60.0
 """Seconds that an event may take: waiting for the service and then for locks, together."""
@@ -33,7 +34,7 @@ NO_ROOM = (28, 30, 122)
 """ENOSPC, EROFS and EDQUOT: a file system's trouble, and no fault of ours."""
 
 # As in the module stat.
-S_IFMT, S_IFDIR, S_IFSOCK = 0o170000, 0o040000, 0o140000
+S_IFMT, S_IFDIR, S_IFREG, S_IFSOCK = 0o170000, 0o040000, 0o100000, 0o140000
 
 # Whether failing may stop libvirt, where the network or guest is ours (``ownership``):
 # it never may once the thing has happened.
@@ -57,6 +58,9 @@ GUEST_EVENTS = {
     ("reconnect", "begin"): False,
     ("attach", "begin"): False,
 }
+FORWARD_EVENTS = (("started", "begin"), ("stopped", "end"))
+"""Events of a network with ``<forward>`` that may alter what the host forwards."""
+
 PORT_EVENTS = ("port-created", "port-deleted", "plugged", "unplugged")
 
 
@@ -67,7 +71,7 @@ def main(kind: str, arguments: list[str]) -> int:
     the operation, the sub-operation and something extra.  The object's XML
     comes on standard input.
     """
-    _silence_stdout()
+    _silence(1)
     data = _read_input()
     if len(arguments) < 3:
         return 0
@@ -85,7 +89,7 @@ def on_lease(uuid: str) -> int:
     """A network's DHCP client says, from inside the namespace, that its lease has changed."""
     from libvirt_natns import netns
 
-    _silence_stdout()
+    _silence(1)
     netns.go_to_host()
     return _handle("lease", ("changed", "-"), uuid.encode(), _never)
 
@@ -128,7 +132,7 @@ def _network(event: tuple[str, str], data: bytes) -> int:
         known = bool(seen.owner) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.owner}")
         return _handle("network", event, data, _never) if known else 0
     if not _concerns_us(event[0], seen):
-        return 0
+        return _beside(event, data) if event in FORWARD_EVENTS and _opens(seen) else 0
 
     def is_ours() -> bool:
         from libvirt_natns import ownership
@@ -138,9 +142,32 @@ def _network(event: tuple[str, str], data: bytes) -> int:
     return _handle("network", event, data, is_ours if NETWORK_EVENTS[event] else _never)
 
 
-def _silence_stdout() -> None:
+def _opens(seen: "Glance") -> bool:
+    if not seen.forwards or not _is_a(S_IFREG, HOST_FILE):
+        return False
+    from libvirt_natns import forwarding
+
+    return forwarding.is_altered(seen)
+
+
+def _beside(event: tuple[str, str], data: bytes) -> int:
+    """Make the host's rules right for a network of others, in a process of its own.
+
+    libvirt waits for neither its end nor its words: the network starts at once.
+    """
+    _silence(2)
+    if posix.fork():
+        return 0
+    try:
+        posix.setsid()
+        _handle("host", ("forwarding", event[0]), data, _never)
+    finally:
+        posix._exit(0)
+
+
+def _silence(descriptor: int) -> None:
     null = posix.open("/dev/null", posix.O_RDWR)
-    posix.dup2(null, 1)
+    posix.dup2(null, descriptor)
     if null > 2:
         posix.close(null)
 

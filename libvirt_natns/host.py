@@ -17,6 +17,7 @@ state database; whether it is still so, the rules' fingerprint tells.
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,6 +39,10 @@ BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
 BRIDGE_NF6 = "net/bridge/bridge-nf-call-ip6tables"
 GLOBAL_FORWARDING = "net/ipv4/conf/all/forwarding"
 LIBVIRT_STATUS = Path("/run/libvirt/network")
+STATUS_LIMIT = 5.0
+"""Seconds in which libvirt writes a network's status file, once its hooks have ended."""
+
+STATUS_PAUSE = 0.02
 LOADED = "loaded"
 LEFT_RULES = "firewall rules are left over"
 
@@ -342,7 +347,7 @@ class Host:
             outward=outward.bridges(inner),
             links=outward.links(inner) if by_name else (),
             closed=tuple(made.forwarding) if facts["closed"] else (),
-            closed6=bool(facts["closed6"]) and not any(each.forwards for each in active),
+            closed6=bool(facts["closed6"]) and not any(each.forwards6 for each in active),
         )
         return replace(policy, ways=ways)
 
@@ -398,7 +403,7 @@ class Host:
         self._remove_routes(stray, made)
         if not needs.routes6 and made.settings:
             self._announce("forward no IPv6 any more")
-            if not any(each.forwards for each in _active_networks()):
+            if not any(each.forwards6 for each in _active_networks()):
                 host_ipv6.put_back(self.kernel, made.settings)
             made.settings = {}
         found = [f"bridge {bridge} was left over" for bridge in unneeded]
@@ -514,3 +519,13 @@ def _active_networks() -> Iterator[glance.Glance]:
     for file in LIBVIRT_STATUS.glob("*.xml"):
         with suppress(OSError):
             yield glance.at_network(file.read_bytes())
+
+
+def await_status(network: str) -> None:
+    """Wait for the status file of a network that starts, for ``STATUS_LIMIT`` seconds at most.
+
+    libvirt writes it after the last hook.
+    """
+    end = time.monotonic() + STATUS_LIMIT
+    while not (LIBVIRT_STATUS / f"{network}.xml").exists() and time.monotonic() < end:
+        time.sleep(STATUS_PAUSE)

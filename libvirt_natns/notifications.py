@@ -91,6 +91,7 @@ RTPROT_STATIC = 4
 RTPROT_RA = 9
 NETCONFA_IFINDEX = 1
 NETCONFA_FORWARDING = 2
+NETCONFA_IFINDEX_ALL = -1
 NLA_TYPE_MASK = 0x3FFF
 
 ELEMENTS_AND_GENERATIONS = (12, 14, 15)
@@ -352,18 +353,23 @@ def _within_link(body: memoryview, start: int, kind: int) -> bool:
     )
 
 
-def stops_forwarding(body: memoryview) -> bool:
-    """Whether a change of settings switches forwarding off, somewhere."""
+def alters_forwarding(body: memoryview) -> bool:
+    """Tell whether a change of settings switches forwarding off somewhere, or on for all links.
+
+    A single link that begins to forward takes nothing away, and frees no other link.
+    """
     found = attributes(body, 4)
     # A new link comes with all of its settings.
-    changed = found.keys() == {NETCONFA_IFINDEX, NETCONFA_FORWARDING}
-    return changed and _number(found[NETCONFA_FORWARDING]) == 0
+    if found.keys() != {NETCONFA_IFINDEX, NETCONFA_FORWARDING}:
+        return False
+    on = _number(found[NETCONFA_FORWARDING]) != 0
+    return not on or _number(found[NETCONFA_IFINDEX]) == NETCONFA_IFINDEX_ALL
 
 
-def stops_routing(kind: int, body: memoryview) -> bool:
-    """Whether a message tells that the host may lead less to networks than before."""
+def alters_routing(kind: int, body: memoryview) -> bool:
+    """Tell whether the host may lead less to networks than before, or more to others."""
     if kind == RTM_NEWNETCONF:
-        return stops_forwarding(body)
+        return alters_forwarding(body)
     return kind == RTM_DELROUTE and loses_prefix(body)
 
 

@@ -321,7 +321,7 @@ class Watch:
                 elif kind in (n.RTM_NEWADDR, n.RTM_DELADDR):
                     if not n.kernels_own(kind, body):
                         self._on_address(kind, body)
-                elif n.stops_routing(kind, body):
+                elif n.alters_routing(kind, body):
                     self._suspect_host()
 
     def _read_rules(self, channel: n.Channel) -> None:

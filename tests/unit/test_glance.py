@@ -53,6 +53,20 @@ def test_owner_of_a_port() -> None:
     assert at_network(data.replace("owner", "plug").encode()).owner == ""
 
 
+@pytest.mark.parametrize(
+    ("inside", "six"),
+    [
+        ("<forward/><ip address='10.0.0.1'/>", False),
+        ("<forward/><ip address='10.0.0.1'/><ip family='ipv6' address='fd00::1'/>", True),
+        ("<ip address='fd00::1'/><forward/>", True),
+        ("<ip family='ipv6' address='fd00::1'/>", False),
+        ("<forward/><metadata><ip family='ipv6'/></metadata>", False),
+    ],
+)
+def test_networks_that_libvirt_forwards_ipv6_for(inside: str, six: bool) -> None:
+    assert at_network(f"<network>{inside}</network>".encode()).forwards6 is six
+
+
 # One verdict for both looks, and for both readers of the first
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import client, dispatch, glance, hook, locks
+from libvirt_natns import client, dispatch, forwarding, glance, hook, locks
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HOOKS = CHECKOUT / "hooks"
@@ -266,6 +266,49 @@ def test_other_networks_never_start_an_interpreter(tmp_path: Path) -> None:
     (tmp_path / "networks" / UUID).mkdir()
     for event in (("start", "begin"), ("updated", "begin"), ("stopped", "end")):
         assert asks_python("network", tmp_path, *event, other)
+
+
+def test_other_networks_may_alter_what_the_host_forwards(tmp_path: Path) -> None:
+    other = spread(network("<forward mode='route'/>"))
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "host.json").write_text("{}")
+    for event in (("started", "begin"), ("stopped", "end")):
+        assert asks_python("network", tmp_path, *event, other)
+        assert asks_python("network", tmp_path, *event, spread(network(""))) == (
+            event[0] == "started"
+        )
+    for event in (("start", "begin"), ("updated", "begin")):
+        assert not asks_python("network", tmp_path, *event, other)
+
+
+@pytest.mark.parametrize(
+    ("noted", "ip_forward", "six", "altered"),
+    [
+        ('{"ways": {"closed": ["br0"], "closed6": false}}', "1", False, True),
+        ('{"ways": {"closed": ["br0"], "closed6": false}}', "0", True, False),
+        ('{"ways": {"closed": [], "closed6": true}}', "1", False, False),
+        ('{"ways": {"closed": [], "closed6": true}}', "0", True, True),
+        ('{"ways": {}}', "1", True, False),
+        ('{"ways": []}', "1", True, False),
+        ("[]", "1", True, False),
+        ("{", "1", True, False),
+        ("", "1", True, False),
+    ],
+)
+def test_what_alters_the_hosts_rules(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    noted: str,
+    ip_forward: str,
+    six: bool,
+    altered: bool,
+) -> None:
+    for name, text in (("HOST_FILE", noted), ("IP_FORWARD", ip_forward)):
+        (tmp_path / name).write_text(f"{text}\n")
+        monkeypatch.setattr(forwarding, name, str(tmp_path / name))
+    ip6 = "<ip family='ipv6' address='fd00::1' prefix='64'/>" if six else ""
+    assert forwarding.is_altered(glance.at_network(network(f"<forward/>{ip6}"))) == altered
+    assert not forwarding.is_altered(glance.at_network(network(ip6)))
 
 
 @pytest.mark.parametrize("kind", ["network", "qemu"])

@@ -80,16 +80,19 @@ def test_what_a_bridge_tells_of_its_port() -> None:
     assert n.link(n.RTM_DELLINK, memoryview(bridge_port(0)), hairpin) == hairpin
 
 
-def test_forwarding_that_is_switched_off() -> None:
+def test_forwarding_that_is_switched() -> None:
     def netconf(*attributes: bytes) -> memoryview:
         return memoryview(bytes([socket.AF_INET, 0, 0, 0]) + b"".join(attributes))
 
     index = number(n.NETCONFA_IFINDEX, 4)
     off, on = number(n.NETCONFA_FORWARDING, 0), number(n.NETCONFA_FORWARDING, 1)
-    assert n.stops_forwarding(netconf(index, off))
-    assert not n.stops_forwarding(netconf(index, on))
+    every = attribute(n.NETCONFA_IFINDEX, struct.pack("=i", n.NETCONFA_IFINDEX_ALL))
+    assert n.alters_forwarding(netconf(index, off))
+    assert not n.alters_forwarding(netconf(index, on))
+    assert n.alters_forwarding(netconf(every, off))
+    assert n.alters_forwarding(netconf(every, on))
     # A new link.
-    assert not n.stops_forwarding(netconf(index, off, number(3, 1)))
+    assert not n.alters_forwarding(netconf(index, off, number(3, 1)))
 
 
 def address(text: str) -> memoryview:

@@ -15,13 +15,13 @@ Limits: what is in the hosts files is not looked at; dnsmasq logs a bad line the
 goes on.  A trial reads and writes the files that the options name, as every start does.
 """
 
+import os
 import re
 import shutil
 import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 from libvirt_natns import dnsmasq, dnsmasq_config, processes
 from libvirt_natns.dnsmasq import START_LIMIT
@@ -98,7 +98,7 @@ def _try(network: Network, configuration: str) -> None:
     """Start a dnsmasq where it has no clients, and end it."""
     with suppress(NatnsError, OSError):
         tidy()
-    directory = RUN_DIRECTORY / f"{PREFIX}{uuid4().hex}"
+    directory = RUN_DIRECTORY / f"{PREFIX}{os.urandom(16).hex()}"
     with locked(directory):
         text, pid = directory / "conf", directory / "pid"
         ours = f"pid-file={dnsmasq_config.paths(network.uuid).pid}"

@@ -73,7 +73,7 @@ def test_an_own_pid_file_hides_no_daemon(tmp_path: Path) -> None:
 
 def test_it_is_confined_as_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
     real: EndAll = dnsmasq.end_all
-    found = []
+    found: list[int] = []
 
     def look(pid: int | None, configuration: Path) -> None:
         found.extend(map(capabilities, running()))

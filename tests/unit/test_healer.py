@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from libvirt_natns import healer
+from libvirt_natns import healer, reconcile
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.healer import Healer, _Repairer
@@ -260,7 +260,7 @@ def test_damage_in_the_host_during_a_start_is_repaired_after_it(
 ) -> None:
     shared = Shared(looks=3)
     monkeypatch.setattr(
-        healer.reconcile, "host_differences", lambda engine: [] if shared.repairs else ["lacks it"]
+        reconcile, "host_differences", lambda engine: [] if shared.repairs else ["lacks it"]
     )
     made = Healer(shared, Journal(io.StringIO()))
     made.start()

@@ -12,7 +12,7 @@ answer, for dnsmasq, and for the kernel.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -255,13 +255,13 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
     if running is not None:
         # Their networks are there by now.
         done.append(_carry_out(engine, _guest_endings(recorded, running)))
-        known = {record.uuid for record in recorded}
+        known = {record.uuid: record for record in recorded}
         done.append(
             _carry_out_latest(
                 engine,
                 running.domains,
                 lambda: _domains(ask_guests()),
-                lambda uuid, xml: _guest_repair(uuid, xml, known),
+                lambda uuid, xml: _guest_repair(xml, known.get(uuid)),
             )
         )
         done.append(_carry_out(engine, [("guests", _tidy_guests)]))
@@ -277,8 +277,8 @@ def _guest_endings(recorded: list[GuestRecord], running: Running) -> Iterator[Re
         yield record.name, partial(_end_guest, record)
 
 
-def _guest_repair(uuid: str, xml: bytes, known: Collection[str]) -> Repair:
-    return glance.at_domain(xml).name, partial(_converge_guest, xml, uuid in known)
+def _guest_repair(xml: bytes, record: GuestRecord | None) -> Repair:
+    return glance.at_domain(xml).name, partial(_converge_guest, xml, record)
 
 
 def _network_repair(uuid: str, xml: bytes, ask: Ask) -> Repair:
@@ -302,8 +302,13 @@ def _end_guest(record: GuestRecord, engine: Engine) -> list[str]:
     return Guests(engine).end(record)
 
 
-def _converge_guest(xml: bytes, known: bool, engine: Engine) -> list[str]:
-    return Guests(engine).converge(xml, known)
+def _converge_guest(xml: bytes, record: GuestRecord | None, engine: Engine) -> list[str]:
+    """Bring a guest to its XML, unless an event has brought it to another since ``record``."""
+    guests = Guests(engine)
+    latest = guests.registry.guest(record.uuid) if record else None
+    if record and latest and latest.document != record.document:
+        return []
+    return guests.converge(xml, record is not None)
 
 
 def _carry_out_latest(

@@ -329,11 +329,28 @@ def end_all(pid: int | None, configuration: Path) -> None:
         end(_processes(), configuration)
 
 
-def stop_libvirts(network: str) -> None:
-    """End libvirt's own dnsmasq of a network whose start has failed."""
+def stop_libvirts(network: str, *, search: bool = False) -> None:
+    """End libvirt's own dnsmasq of a network that is not active in libvirt.
+
+    ``search``: also one without a pid file, which it writes after libvirt has run it.
+    """
+    configuration = libvirt_file(network, "conf")
     pid = _read_pid(LIBVIRT_RUN_DIRECTORY / f"{network}.pid")
-    if pid is not None:
-        end([pid, *_children(pid)], libvirt_file(network, "conf"))
+    found = [] if pid is None else [pid, *_children(pid)]
+    if search:
+        found += [pid for pid in _processes() if _has_read(pid, configuration) and _is_here(pid)]
+    if found:
+        end(set(found), configuration)
+
+
+def _is_here(pid: int) -> bool:
+    """Whether a process is the host's own: a container's libvirt may have such a network."""
+    with suppress(OSError):
+        return all(
+            Path(f"/proc/{pid}/ns/{kind}").samefile(f"/proc/self/ns/{kind}")
+            for kind in ("net", "pid")
+        )
+    return False
 
 
 def idle_differences(network: str) -> list[str]:

@@ -413,6 +413,8 @@ class Engine:
                 f"rename the network, or delete it (ip netns delete {namespace.name})",
             )
         remove(self.kernel, network.uuid, namespace.name, self.before)
+        # One that came up just as libvirt was killed would keep the address.
+        dnsmasq.stop_libvirts(network.name)
         self._remove_former_name(network)
         if self._state(network.uuid) != "down":
             self._remove_orphan(xml)
@@ -899,6 +901,11 @@ def _discard_directory(uuid: str) -> None:
         directory.parent.rmdir()
 
 
+def _stop_libvirts(name: str) -> None:
+    with suppress(NatnsError, OSError):
+        dnsmasq.stop_libvirts(name, search=True)
+
+
 def abandon(kernel: Kernel, name: str, bridge: str) -> None:
     """Remove what libvirt itself leaves of a network whose `started` has failed.
 
@@ -910,4 +917,4 @@ def abandon(kernel: Kernel, name: str, bridge: str) -> None:
             everything.add(libvirts.forget, bridge)
             everything.add(kernel.delete_link, bridge)
         if name:
-            everything.add(dnsmasq.stop_libvirts, name)
+            everything.callback(_stop_libvirts, name)

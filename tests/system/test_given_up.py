@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -224,8 +225,9 @@ def test_a_network_that_was_renamed_since(upstream: Provider) -> None:
         service.start()
 
 
+@pytest.mark.parametrize("noted", [True, False], ids=["pid file", "no pid file yet"])
 def test_libvirtd_is_killed_while_a_network_starts(
-    upstream: Provider, libvirtd: Libvirtd, good: str
+    noted: bool, upstream: Provider, libvirtd: Libvirtd, good: str
 ) -> None:
     """Nothing stays of the start, nor of what libvirt had made."""
     with Service() as service, defined(given_up("bandwidth")):
@@ -233,6 +235,8 @@ def test_libvirtd_is_killed_while_a_network_starts(
         with tc("exec sleep 5"):
             starting = spawn("virsh", "net-start", "bad")
             wait_for(lambda: Path("/run/libvirt/network/bad.pid").exists())
+            if not noted:
+                Path("/run/libvirt/network/bad.pid").unlink()
             assert libvirtd.pid
             os.kill(libvirtd.pid, signal.SIGKILL)
             wait_for(lambda: ours() == had, timeout=PROMISE, what="nothing of the start")
@@ -242,6 +246,30 @@ def test_libvirtd_is_killed_while_a_network_starts(
         wait_for(lambda: service.logged("event=connected", "network:"))
         settles_as(before)
         assert check() == ""
+
+
+def test_a_dnsmasq_that_libvirt_knows_nothing_of_any_more(
+    upstream: Provider, libvirtd: Libvirtd
+) -> None:
+    """It would keep the address from the one of the next start."""
+    with defined(isolated("bad", "virbr20", uuid=UUID)):
+        virsh("net-start", "bad")
+        assert libvirtd.pid
+        os.kill(libvirtd.pid, signal.SIGKILL)
+        wait_for(lambda: libvirtd.pid is None, what="libvirtd's end")
+        Path("/run/libvirt/network/bad.xml").unlink()
+        run("ip", "link", "delete", "virbr20")
+        # It would take out the rules of one start only.
+        for program, table in product(("iptables", "ip6tables"), ("filter", "mangle")):
+            for rule in run(program, "-t", table, "-S").stdout.splitlines():
+                if "virbr20" in rule:
+                    run(program, "-t", table, "-D", *rule.split()[1:])
+        libvirtd.start()
+        natns("sync")
+        assert not namespaces()
+        virsh("net-start", "bad")
+        assert check() == ""
+        virsh("net-destroy", "bad")
 
 
 def test_slow_starts_are_no_failed_ones(upstream: Provider) -> None:

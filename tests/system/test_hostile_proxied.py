@@ -55,7 +55,8 @@ def claiming() -> Iterator[FastGuest]:
     """A guest with an address of its own, that takes the host's and a machine's, too."""
     with FastGuest("virbr10", MAC, "guest") as guest:
         assert slaac(guest, "2001:db8:77:") == HONEST
-        assert guest.ping(GATEWAY6)
+        # ndppd asks once, and the first question may come before its answer is of use.
+        wait_for(partial(guest.ping, GATEWAY6), what="a way out")
         for address in (HOST6, CLIENT):
             run("ip", "-n", "guest", "address", "add", f"{address}/128", "dev", INTERFACE, "nodad")
         yield guest

@@ -507,9 +507,11 @@ def _fingerprint(operation: p.Firewall) -> str:
     Only the kernel's own listing, taken right after loading, tells later
     whether somebody altered the rules: no two versions of nft word it alike.
     """
-    listing = firewall.named(operation.backend).listing(operation.namespace)
-    # Nothing at all is never what was wanted, whoever took it away.
-    shown = firewall.fingerprint(listing) if listing else NOTHING
+    backend = firewall.named(operation.backend)
+    listing = backend.listing(operation.namespace)
+    # A table that is missing was wanted, whoever took it away since it was loaded.
+    whole = listing and not firewall.missing_tables(backend.render(operation.rules), listing)
+    shown = firewall.fingerprint(listing) if whole else NOTHING
     return f"{_wanted(operation)} {shown}"
 
 

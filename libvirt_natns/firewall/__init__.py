@@ -70,6 +70,15 @@ def named(name: str) -> Backend:
     return backends[name]
 
 
+def missing_tables(script: str, listing: str) -> set[str]:
+    """Return the heads of nftables' tables that a script makes and a listing lacks."""
+    made, there = (
+        {line for line in text.splitlines() if line.startswith("table ")}
+        for text in (script, listing)
+    )
+    return made - there
+
+
 def fingerprint(listing: str) -> str:
     """What is kept of a listing to see later whether the rules were altered."""
     return hashlib.sha256(listing.encode()).hexdigest()
@@ -81,6 +90,7 @@ __all__ = [
     "Rule",
     "choose",
     "fingerprint",
+    "missing_tables",
     "named",
     "ruleset",
 ]

@@ -12,7 +12,14 @@ import pytest
 
 from libvirt_natns import firewall
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import host, host_iptables, host_nftables, iptables, nftables
+from libvirt_natns.firewall import (
+    host,
+    host_iptables,
+    host_nftables,
+    iptables,
+    missing_tables,
+    nftables,
+)
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import replace
@@ -839,3 +846,14 @@ def test_a_foreign_table_with_an_odd_name_is_left_alone(kernel: dict[str, str]) 
     kernel["json"] = listing(item)
     # It is not ours to change, whatever it is called.
     assert script() == HOST_TABLE
+
+
+def test_a_table_that_went_after_it_was_loaded_is_missing() -> None:
+    """Another one of ours that is still there must not hide that."""
+    script = nftables.render(ruleset(POLICY))
+    heads = {line for line in script.splitlines() if line.startswith("table ")}
+    assert len(heads) > 1
+    assert not missing_tables(script, script)
+    for head in heads:
+        listing = script.replace(head, "table inet other {")
+        assert missing_tables(script, listing) == {head}

@@ -23,22 +23,23 @@ NO_TESTS = 5
 
 # Those that take longest begin first, so that none is left to run alone.
 FIRST = (
-    "test_killed",
-    "test_odd_documents",
     "test_breakage",
     "test_damaged_state",
+    "test_killed",
     "test_parallel",
     "test_router_boot",
-    "test_guest_claims",
+    "test_given_up",
     "test_service",
-    "test_monitoring",
-    "test_failures",
+    "test_healing",
+    "test_odd_documents",
     "test_ansible",
+    "test_guest_claims",
     "test_firewall_packets",
-    "test_boundary_forward",
-    "test_dhcp_upstream",
-    "test_built_ahead",
-    "test_dhcp_dns",
+    "test_ipv6_kinds",
+    "test_failures",
+    "test_hostile_leases",
+    "test_boundary_libvirt",
+    "test_full_disk",
 )
 
 

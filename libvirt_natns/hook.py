@@ -132,7 +132,9 @@ def _network(event: tuple[str, str], data: bytes) -> int:
         known = bool(seen.owner) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.owner}")
         return _handle("network", event, data, _never) if known else 0
     if not _concerns_us(event[0], seen):
-        return _beside(event, data) if event in FORWARD_EVENTS and _opens(seen) else 0
+        if event in FORWARD_EVENTS:
+            _of_others(event, data, seen)
+        return 0
 
     def is_ours() -> bool:
         from libvirt_natns import ownership
@@ -140,6 +142,15 @@ def _network(event: tuple[str, str], data: bytes) -> int:
         return ownership.of_network(seen)
 
     return _handle("network", event, data, is_ours if NETWORK_EVENTS[event] else _never)
+
+
+def _of_others(event: tuple[str, str], data: bytes, seen: "Glance") -> None:
+    """An event of a network that is not ours, and that alters what the host forwards."""
+    try:
+        if _opens(seen):
+            _beside(event, data)
+    except Exception:  # it must start whatever is broken here
+        return
 
 
 def _opens(seen: "Glance") -> bool:
@@ -150,14 +161,15 @@ def _opens(seen: "Glance") -> bool:
     return forwarding.is_altered(seen)
 
 
-def _beside(event: tuple[str, str], data: bytes) -> int:
+def _beside(event: tuple[str, str], data: bytes) -> None:
     """Make the host's rules right for a network of others, in a process of its own.
 
-    libvirt waits for neither its end nor its words: the network starts at once.
+    libvirt waits for neither its end nor its words: the network starts at once.  Raises
+    OSError where there can be no process.
     """
     _silence(2)
     if posix.fork():
-        return 0
+        return
     try:
         posix.setsid()
         _handle("host", ("forwarding", event[0]), data, _never)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The hooks as processes: silent, harmless, and out of the way of what is not ours."""
 
+import posix
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,20 @@ def test_other_networks_may_alter_what_the_host_forwards(tmp_path: Path) -> None
         )
     for event in (("start", "begin"), ("updated", "begin")):
         assert not asks_python("network", tmp_path, *event, other)
+
+
+def test_other_networks_start_where_there_can_be_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fork() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(hook, "_opens", lambda _seen: True)
+    monkeypatch.setattr(hook, "_silence", lambda _descriptor: None)
+    monkeypatch.setattr(posix, "fork", fork)
+    other = network("<forward mode='route'/>")
+    for event in hook.FORWARD_EVENTS:
+        assert hook._network(event, other) == 0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ CONFIG_FILE = Path("/etc/libvirt-natns/config.toml")
 
 MARKER = "LIBVIRT_NATNS_SANDBOX"
 
-FORKED = ("check", "sync", "status")
+FORKED = frozenset({"check", "sync", "status"})
 """Commands that tests run often, and that end by themselves."""
 
 Result = subprocess.CompletedProcess[str]
@@ -169,7 +169,7 @@ def natns(*arguments: str, check: bool = True, timeout: float = 60.0) -> Result:
     """Run ``virt-natns ARGUMENTS`` from the checkout."""
     __tracebackhide__ = True
     command = (PYTHON, "-m", "libvirt_natns", *arguments)
-    if arguments[0] not in FORKED or threading.active_count() > 1:
+    if not FORKED.intersection(arguments[:1]) or threading.active_count() > 1:
         env = {"PYTHONPATH": os.fspath(CHECKOUT)}
         return run(*command, check=check, timeout=timeout, env=env)
     result = _forked(command, arguments, timeout)

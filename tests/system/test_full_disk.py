@@ -158,6 +158,8 @@ def test_starts_are_refused_and_ends_succeed(case: str, serve: bool, upstream: P
         with fill(directory):
             guest.dhcp()
             assert guest.ping(upstream.gateway)
+            # dnsmasq runs its lease script after it has answered.
+            wait_for(lambda: "leaseshelper" not in str(unordered()), what="the lease script's end")
             before = unordered()
             for _ in range(2):
                 told = refusal("new")

@@ -74,7 +74,11 @@ def kill_hook(world: World, choice: Choice) -> bool:
 
 
 def kill_libvirtd(world: World, choice: Choice) -> bool:
-    """Kill libvirtd and start it again."""
+    """Kill libvirtd and start it again.
+
+    Where that cuts the start of a network short, libvirt forgets the bridge it has made.
+    The bridge of a network that is not ours is the administrator's to delete.
+    """
     thread = _meanwhile(world, choice)
     if (pid := world.libvirtd.pid) is not None:
         world.kill(pid)
@@ -83,6 +87,10 @@ def kill_libvirtd(world: World, choice: Choice) -> bool:
     _join(thread)
     wait_for(lambda: not world.processes(HOOKS), timeout=90, what="the hooks' end")
     world.reconnect()
+    active = world.active()
+    for net in world.model.nets:
+        if net.disabled and net not in active:
+            run("ip", "link", "delete", net.bridge, check=False)
     return True
 
 

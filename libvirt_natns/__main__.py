@@ -18,10 +18,10 @@ def main() -> int:
 
 
 def _without_libraries(error: ImportError) -> int:
-    from libvirt_natns import hook, uninstall
-    from libvirt_natns.errors import NatnsError
+    from libvirt_natns import uninstall
+    from libvirt_natns.errors import NatnsError, describe
 
-    told = hook.said(error)[0]
+    told = describe(error)[0]
     if sys.argv[1:] == ["uninstall"] and os.geteuid() == 0:
         try:
             uninstall.run(lambda: None)

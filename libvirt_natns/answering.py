@@ -14,9 +14,9 @@ from selectors import EVENT_READ, DefaultSelector
 from threading import Lock, Thread, current_thread
 from typing import Protocol
 
-from libvirt_natns import dispatch, hook, systemd
+from libvirt_natns import dispatch, systemd
 from libvirt_natns.client import DONE, GREETING, REFUSED
-from libvirt_natns.errors import FormatError, NatnsError
+from libvirt_natns.errors import FormatError, NatnsError, describe
 from libvirt_natns.glance import at_domain, at_network
 from libvirt_natns.journal import Journal, Level
 from libvirt_natns.model import Config
@@ -213,7 +213,7 @@ class Answering:
         except FormatError:
             raise
         except Exception as error:  # the service must answer, whatever it is
-            line, more = hook.said(error)
+            line, more = describe(error)
             self._journal.say(
                 "warning", "refused", hook=request.kind, operation=request.event[0],
                 name=request.name or None, error=line,
@@ -224,7 +224,7 @@ class Answering:
         return DONE, "", answered
 
     def _log_failure(self, when: str, error: Exception) -> None:
-        line, more = hook.said(error)
+        line, more = describe(error)
         level: Level = "warning" if isinstance(error, NatnsError) else "error"
         self._journal.say(level, "failed", when=when, error=line)
         for each in more:

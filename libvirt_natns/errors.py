@@ -6,6 +6,11 @@ the single line that virsh or the shell shows.  The module that owns a library
 or a program converts that one's errors; nothing above it sees them.
 """
 
+import sys
+
+NO_ROOM = (28, 30, 122)
+"""ENOSPC, EROFS and EDQUOT: the file system has no room, or is read-only."""
+
 LONGEST = 900
 """Characters of a fact, and of a remedy: both quote names of any length."""
 
@@ -128,3 +133,24 @@ class InstallError(NatnsError):
 
 class RouterFileError(StoreError):
     """A router's file has a content that this version cannot read."""
+
+
+def describe(error: Exception) -> tuple[str, list[str]]:
+    """Return an error in one line, and further lines for the log alone.
+
+    The log's lines are a traceback where the error is none that a person is meant to read.
+    """
+    line = str(error)
+    if isinstance(error, NatnsError):
+        return line, []
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        file = error.filename or "a file"
+        return f"cannot write {file} ({error.strerror}): free some space", []
+    if isinstance(error, ImportError):
+        missing = f"cannot load {error.name or 'a module'}: install it for {sys.executable}"
+        return missing, [f"{missing} ({error})"]
+    import traceback
+
+    cause = f"{type(error).__name__}: {printable(line)}"
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return f"internal error ({cause}): see the system log and report it", lines

@@ -11,7 +11,6 @@ which libvirt shows to the user.
 
 # Not os: without site nothing has loaded it yet, and it takes as long as all of this.
 import posix
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,9 +28,6 @@ HOST_FILE = f"{RUN_DIRECTORY}/host.json"
 
 LIMIT = 60.0
 """Seconds that an event may take: waiting for the service and then for locks, together."""
-
-NO_ROOM = (28, 30, 122)
-"""ENOSPC, EROFS and EDQUOT: a file system's trouble, and no fault of ours."""
 
 # As in the module stat.
 S_IFMT, S_IFDIR, S_IFREG, S_IFSOCK = 0o170000, 0o040000, 0o100000, 0o140000
@@ -278,29 +274,11 @@ def _tell(line: str) -> None:
 
 def _report(error: Exception, refuses: bool) -> None:
     """One line for libvirt's user; for the log what that user does not see."""
-    line, more = said(error)
+    from libvirt_natns.errors import describe
+
+    line, more = describe(error)
     _tell(line)
     _log(more if more or refuses else [line])
-
-
-def said(error: Exception) -> tuple[str, list[str]]:
-    """An error in one line, and what else the log should have of it."""
-    from libvirt_natns.errors import NatnsError, printable
-
-    line = str(error)
-    if isinstance(error, NatnsError):
-        return line, []
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        where = error.filename or "a file"
-        return f"cannot write {where} ({error.strerror}): free some space", []
-    if isinstance(error, ImportError):
-        told = f"cannot load {error.name or 'a module'}: install it for {sys.executable}"
-        return told, [f"{told} ({error})"]
-    import traceback
-
-    told = f"{type(error).__name__}: {printable(line)}"
-    lines = "".join(traceback.format_exception(error)).splitlines()
-    return f"internal error ({told}): see the system log and report it", lines
 
 
 def _log(lines: list[str]) -> None:

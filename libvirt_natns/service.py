@@ -30,7 +30,6 @@ from libvirt_natns import (
     config,
     connection,
     elsewhere,
-    hook,
     names,
     netns,
     rebuild,
@@ -50,6 +49,7 @@ from libvirt_natns.errors import (
     LibvirtError,
     NatnsError,
     ServiceError,
+    describe,
 )
 from libvirt_natns.follower import Follower
 from libvirt_natns.healer import Healer
@@ -259,7 +259,7 @@ class Service:
             self._suspect_all()
 
     def _report(self, error: Exception, when: str) -> None:
-        line, more = hook.said(error)
+        line, more = describe(error)
         self.metrics.failed("background")
         self.journal.say("error", "failed", when=when, error=line)
         for each in more:

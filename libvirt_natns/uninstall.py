@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
-from libvirt_natns import hook, install, names
-from libvirt_natns.errors import InstallError, RouterError
+from libvirt_natns import install, names
+from libvirt_natns.errors import InstallError, RouterError, describe
 
 if TYPE_CHECKING:
     from libvirt_natns.engine import Engine
@@ -80,7 +80,7 @@ class _Removal:
         try:
             return part()
         except Exception as error:  # whatever is broken, the other parts must go
-            line = hook.said(error)[0]
+            line = describe(error)[0]
             if not again and line not in self.problems:
                 self.problems.append(line)
         return None

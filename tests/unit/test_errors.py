@@ -3,8 +3,8 @@
 
 import pytest
 
-from libvirt_natns import document, hook
-from libvirt_natns.errors import LONGEST, DocumentError, NatnsError, printable
+from libvirt_natns import document
+from libvirt_natns.errors import LONGEST, DocumentError, NatnsError, describe, printable
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_long_name_does_not_make_a_long_message() -> None:
 
 
 def test_an_internal_error_prints_as_well() -> None:
-    line, _ = hook.said(ValueError("\x9b31m\nsecond"))
+    line, _ = describe(ValueError("\x9b31m\nsecond"))
     assert "\\x9b31m second" in line
     assert line.isprintable()
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
-from libvirt_natns import dnsmasq, dnsmasq_config, netns, routers, status, transit
+from libvirt_natns import dnsmasq, dnsmasq_config, lease_file, netns, routers, transit
 from libvirt_natns.addresses import Family
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
@@ -174,7 +174,7 @@ def _router(record: Record, forwards: int) -> Router:
         limit=limit,
         dnsmasq=_dnsmasq(record),
         forwards=forwards,
-        dhcp_leases=status.dhcp_leases(record.bridge),
+        dhcp_leases=len(lease_file.current(record.bridge)),
     )
 
 

@@ -7,18 +7,16 @@ publishes something.  dnsmasq forgets a lease only where it starts without it: i
 leases then from libvirt's helper, which keeps them on file.
 """
 
-import json
 import os
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns import processes
+from libvirt_natns import lease_file, processes
 from libvirt_natns.addresses import Address, parsed
-from libvirt_natns.dnsmasq import HELPERS, LIBVIRT_DIRECTORY, Daemon
+from libvirt_natns.dnsmasq import HELPERS, Daemon
 from libvirt_natns.errors import DnsmasqError
 
 LINKS = Path("/sys/class/net")
@@ -34,16 +32,10 @@ def present(bridge: str) -> dict[Address, str]:
 
     The MAC address is "" where the helper was not told of it, as of some clients of DHCPv6.
     """
-    try:
-        entries = json.loads(Path(LIBVIRT_DIRECTORY, f"{bridge}.status").read_text() or "[]")
-    except (OSError, ValueError):
-        return {}
     found: dict[Address, str] = {}
-    for entry in entries:
-        expiry = entry.get("expiry-time", 0)
-        if expiry == 0 or expiry > time.time():
-            with suppress(ValueError, KeyError):
-                found[parsed(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
+    for entry in lease_file.current(bridge):
+        with suppress(ValueError, KeyError):
+            found[parsed(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
     return found
 
 

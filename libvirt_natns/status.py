@@ -2,12 +2,9 @@
 """What ``virt-natns status`` shows: every known network, and how it is."""
 
 import json
-import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
-from libvirt_natns import dhcp_upstream, forward_list, reconcile
-from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
+from libvirt_natns import dhcp_upstream, forward_list, lease_file, reconcile
 from libvirt_natns.engine import Engine
 from libvirt_natns.model import known
 from libvirt_natns.reconcile import Finding
@@ -85,7 +82,7 @@ def _status(engine: Engine, record: Record) -> Status:
         address=str(address) if address else None,
         address6=str(leased.address6) if leased.address6 else None,
         prefix=str(leased.prefix) if leased.prefix else None,
-        leases=dhcp_leases(record.bridge) if state == "up" else 0,
+        leases=len(lease_file.current(record.bridge)) if state == "up" else 0,
         health=_health(state, found),
         differences=found,
         forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
@@ -97,18 +94,6 @@ def _health(state: str, found: tuple[str, ...]) -> str:
     if state != "up":
         return state
     return f"damaged ({len(found)})" if found else "ok"
-
-
-def dhcp_leases(bridge: str) -> int:
-    """How many DHCP leases libvirt's helper has on file for a bridge."""
-    file = Path(LIBVIRT_DIRECTORY, f"{bridge}.status")
-    try:
-        entries = json.loads(file.read_text() or "[]")
-    except (OSError, ValueError):
-        return 0
-    # An infinite lease expires at 0.
-    times = [entry.get("expiry-time", 0) for entry in entries]
-    return sum(expiry == 0 or expiry > time.time() for expiry in times)
 
 
 def text(

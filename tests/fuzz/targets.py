@@ -28,13 +28,12 @@ from libvirt_natns import (
     document,
     forward_edit,
     glance,
-    hook,
     plan,
     resolvers,
     selection,
 )
 from libvirt_natns.dnsmasq_config import Files
-from libvirt_natns.errors import LONGEST, NatnsError
+from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.model import Domain, Network, Nic, Outside
@@ -253,7 +252,7 @@ def check_hook_data(data: bytes) -> None:
         parsed = document.parse_hook_data(data)
     except NatnsError as error:
         refusal(error)
-        line, more = hook.said(error)
+        line, more = describe(error)
         assert line.isprintable() and not more
         return
     agree(seen, parsed.network)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import guest_leases
+from libvirt_natns import guest_leases, lease_file
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.dnsmasq_config import Files
 
@@ -28,7 +28,7 @@ def squatted(tmp_path: Path, leases: dict[str, str]) -> list[tuple[str, object]]
 
 
 def test_only_strangers_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_leases, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
     monkeypatch.setattr(guest_leases, "LINKS", tmp_path / "links")
     assert squatted(tmp_path, {}) == []
     assert squatted(tmp_path, {"10.0.0.5": WEB, "fd00::6": MAIL, "10.0.0.9": STRANGER}) == []

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import document, guest_leases, neighbours, sockets
+from libvirt_natns import document, guest_leases, lease_file, neighbours, sockets
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.forwards import ANY, Attachment, Wish
@@ -48,7 +48,7 @@ def ip(number: int) -> IPv4Address:
 @pytest.fixture
 def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Choices]:
     """With the leases that ``lease`` writes, and nothing listening on the host."""
-    monkeypatch.setattr(guest_leases, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
     monkeypatch.setattr(sockets, "listening", lambda proto: {20000} if proto == "tcp" else set())
     store = Store(tmp_path)
     yield Choices(Config(auto_ports=(20000, 20002)), store, cast("Kernel", None))

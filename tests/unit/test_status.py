@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import diagram, status
+from libvirt_natns import diagram, lease_file, status
 from libvirt_natns.diagram import Picture, Router
 from libvirt_natns.status import Status
 
@@ -83,12 +83,12 @@ def test_json_keeps_its_keys() -> None:
 def test_leases_that_have_not_expired_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
     entries = [{"expiry-time": 4_000_000_000}, {"expiry-time": 1}, {"expiry-time": 0}]
     (tmp_path / "virbr10.status").write_text(json.dumps(entries))
     (tmp_path / "virbr11.status").write_text("")
     (tmp_path / "virbr12.status").write_text("{half")
-    found = [status.dhcp_leases(f"virbr1{number}") for number in range(4)]
+    found = [len(lease_file.current(f"virbr1{number}")) for number in range(4)]
     assert found == [2, 0, 0, 0]
 
 

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""DHCP leases of guests, as libvirt's lease helper keeps them on file for each bridge."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from libvirt_natns.dnsmasq import LIBVIRT_DIRECTORY
+
+Entry = dict[str, Any]
+"""A lease by the helper's keys: "ip-address", "mac-address" and "expiry-time" among them."""
+
+
+def current(bridge: str) -> list[Entry]:
+    """Return the leases of a bridge that have not expired; none without a readable file."""
+    file = Path(LIBVIRT_DIRECTORY, f"{bridge}.status")
+    try:
+        entries = json.loads(file.read_text() or "[]")
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in entries if _holds(entry)]
+
+
+def _holds(entry: Entry) -> bool:
+    # An infinite lease expires at 0.
+    expiry = entry.get("expiry-time", 0)
+    return bool(expiry == 0 or expiry > time.time())

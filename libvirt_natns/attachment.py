@@ -16,7 +16,6 @@ from libvirt_natns import names, netns
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
 from libvirt_natns.model import Upstream
-from libvirt_natns.plan import outer
 from libvirt_natns.rtnetlink import Link
 
 Problem = tuple[str, str]
@@ -29,7 +28,7 @@ HARMLESS_MASTER = "vrf"
 def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
     """Why the upstream's bridge or NIC could not take another network."""
     name = upstream.bridge or ""
-    where = outer(upstream)
+    where = upstream.bridge_namespace
     missing = where is not None and not netns.exists(where)
     link = None if missing else kernel.link(where, name)
     if link is None:
@@ -50,7 +49,7 @@ def _bridges_problem(kernel: Kernel, upstream: Upstream, link: Link) -> Problem 
     if link.kind != "bridge":
         other = "" if bridge == "lo" else ', or set attach = "macvlan" there'
         return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}{other}"
-    if kernel.port_count(bridge, outer(upstream)) >= BRIDGE_PORTS:
+    if kernel.port_count(bridge, upstream.bridge_namespace) >= BRIDGE_PORTS:
         other = ', or attach = "macvlan"' if upstream.kind == "bridge" else ""
         return f"is full, it has {BRIDGE_PORTS} ports", f"use another bridge{other}"
     return None

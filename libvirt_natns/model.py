@@ -8,6 +8,7 @@ networks, ``config`` for upstreams.
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
 
+from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, Interface, IPNetwork
 from libvirt_natns.records import dataclass, field
 
@@ -432,6 +433,11 @@ class Upstream:
         """What namespaces are attached to, for messages."""
         what = "interface" if self.attach == "macvlan" else "bridge"
         return f"{what} {self.bridge}"
+
+    @property
+    def bridge_namespace(self) -> str | None:
+        """The namespace that has ``bridge``; None for the host."""
+        return names.router_namespace(self.name) if self.kind == "router" else None
 
     @property
     def by_dhcp(self) -> bool:

@@ -689,7 +689,7 @@ def _neighbours(network: Network, upstream: Upstream, outside: Outside) -> Itera
     inner = network.bridge or ""
     if outside.proxied and upstream.attach != "macvlan":
         # Guests' addresses are asked for in groups that nobody on this side joins.
-        yield AllMulticast(names.upstream_patch(network.uuid), outer(upstream))
+        yield AllMulticast(names.upstream_patch(network.uuid), upstream.bridge_namespace)
     yield ProxiedNeighbours(namespace, inner, tuple(_answered(network, upstream, outside)))
     own = (outside.address6, *_stations(upstream, outside), upstream.gateway6)
     yield NeighbourProxy(
@@ -743,12 +743,7 @@ def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
     # Hairpin: a forward of one's own, asked for by the host's address.  Where bridged
     # frames pass through iptables, the host translates on the bridge itself.
     port = names.upstream_patch(network.uuid)
-    yield Port(port, upstream.bridge or "", upstream.is_transit, outer(upstream))
-
-
-def outer(upstream: Upstream) -> str | None:
-    """The namespace that has an upstream's bridge; None for the host."""
-    return names.router_namespace(upstream.name) if upstream.kind == "router" else None
+    yield Port(port, upstream.bridge or "", upstream.is_transit, upstream.bridge_namespace)
 
 
 def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Macvlan:
@@ -767,7 +762,7 @@ def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Ma
         altname=names.altname("upstream", network.name),
         mtu=mtu,
         link_mtu=least,
-        outer=outer(upstream),
+        outer=upstream.bridge_namespace,
     )
 
 

@@ -58,7 +58,6 @@ from libvirt_natns.plan import (
     ahead_of_lease,
     has_ipv6,
     make,
-    outer,
     path_mtu,
     private_port,
     withdrawals,
@@ -181,7 +180,7 @@ class Planner:
             prefixes = ()
         without = tuple(AddressRange(each, each) for each in sorted(known, key=by_family))
         bridge = upstream.bridge or ""
-        daemon = Proxy(network.uuid, outer(upstream), link, bridge, prefixes, without)
+        daemon = Proxy(network.uuid, upstream.bridge_namespace, link, bridge, prefixes, without)
         # The host and its routers are no guests, although they have addresses like them.
         namespace, here = names.namespace(network.name), names.UPSTREAM_LINK
         beyond = (
@@ -258,7 +257,7 @@ class Planner:
 
     def _outside_mtu(self, upstream: Upstream) -> int | None:
         """The MTU of the upstream's bridge, in octets; None where it is missing."""
-        link = self.kernel.link(outer(upstream), upstream.bridge or "")
+        link = self.kernel.link(upstream.bridge_namespace, upstream.bridge or "")
         return link.mtu if link else None
 
     @staticmethod

@@ -14,14 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import cast
 
 from libvirt_natns import dhcp_client, lease_check, names, pool, resolvers, selection
 from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.dhcp_client import Client, Lease
 from libvirt_natns.errors import LeaseError, NatnsError
 from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
-from libvirt_natns.plan import Leasing
 from libvirt_natns.records import replace
 from libvirt_natns.store import Record, Store, now
 
@@ -196,6 +194,14 @@ def remaining(uuid: str) -> int | None:
 # -- the client --------------------------------------------------------------
 
 
+def requested(store: Store, network: Network, upstream: Upstream) -> IPv4Address | None:
+    """Return the address that a network's client asks for: wanted, or leased last time."""
+    wanted = (
+        selection.applicant(network).wanted or store.leases(upstream.name, network.uuid).address
+    )
+    return wanted if isinstance(wanted, IPv4Address) and not is_stand_in(wanted) else None
+
+
 def client(network: Network, upstream: Upstream) -> Client:
     """A network's own client."""
     library = str(Path(__file__).resolve().parent.parent)
@@ -207,17 +213,6 @@ def client(network: Network, upstream: Upstream) -> Client:
         on_change=(sys.executable, "-IS", "-c", FOLLOW, library, network.uuid),
         probe=min(upstream.probe, dhcp_client.MAX_PROBE),
     )
-
-
-def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | None:
-    """A network's client as part of its plan; None where its upstream needs none."""
-    if not upstream.by_dhcp:
-        return None
-    wanted = (
-        selection.applicant(network).wanted or store.leases(upstream.name, network.uuid).address
-    )
-    known = isinstance(wanted, IPv4Address) and not is_stand_in(wanted)
-    return Leasing(client(network, upstream), cast("IPv4Address", wanted) if known else None)
 
 
 def await_lease(network: Network, upstream: Upstream) -> None:

@@ -49,6 +49,7 @@ from libvirt_natns.model import (
 )
 from libvirt_natns.ndppd import Proxy
 from libvirt_natns.plan import (
+    Leasing,
     NeighbourProxy,
     Operation,
     Plan,
@@ -204,12 +205,12 @@ class Planner:
 
         Raises KernelError where the upstream's bridge is missing.
         """
-        leasing = dhcp_upstream.leasing(self.store, network, upstream)
-        assert leasing is not None
+        client = leasing(self.store, network, upstream)
+        assert client is not None
         mtu = self.kernel.mtu(upstream.bridge or "")
         if mtu is None:
             raise KernelError(f"network {network.name}: bridge {upstream.bridge} is missing")
-        return ahead_of_lease(network, upstream, mtu, leasing)
+        return ahead_of_lease(network, upstream, mtu, client)
 
     def _published(self, network: Network, upstream: Upstream, outside: Outside) -> Published:
         """What the namespace translates; the host's part is in ``host_needs``.
@@ -242,7 +243,7 @@ class Planner:
             dnsmasq=None if unknown else self._daemon(network, upstream, outside, told),
             idle=not unknown and self._has_idle_dnsmasq(network),
             carried=private.limit,
-            leasing=dhcp_upstream.leasing(self.store, network, upstream),
+            leasing=leasing(self.store, network, upstream),
         )
 
     def _private(self, network: Network) -> PrivateMtu | None:
@@ -323,7 +324,7 @@ class Planner:
             self.backend(),
             daemon,
             carried=private.limit,
-            leasing=dhcp_upstream.leasing(self.store, network, upstream),
+            leasing=leasing(self.store, network, upstream),
         )
         subnets = tuple(subnet.network for subnet in network.subnets)
         user = User(network.uuid, network.bridge or "", upstream.name, subnets, leased)
@@ -569,3 +570,11 @@ def resolvers_of(upstream: Upstream, families: Collection[Family]) -> Resolvers:
     """
     servers = tuple(server for server in upstream.dns if server.version in families)
     return Resolvers(servers) if servers else resolvers.host_resolvers(families=families)
+
+
+def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | None:
+    """Return a network's DHCP client as a part of its plan, if its upstream has one."""
+    if not upstream.by_dhcp:
+        return None
+    client = dhcp_upstream.client(network, upstream)
+    return Leasing(client, dhcp_upstream.requested(store, network, upstream))

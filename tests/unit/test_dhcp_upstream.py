@@ -169,23 +169,19 @@ def test_an_address_that_another_network_has_is_not_used(store: Store) -> None:
 
 
 def test_a_client_asks_for_what_it_had(store: Store) -> None:
-    assert dhcp_upstream.leasing(store, NETWORK, replace(OFFICE, pool=())) is None
-    fresh = dhcp_upstream.leasing(store, NETWORK, OFFICE)
-    assert fresh is not None
-    assert fresh.request is None
+    def requested(network: Network = NETWORK) -> IPv4Address | None:
+        return dhcp_upstream.requested(store, network, OFFICE)
+
+    assert requested() is None
     store.put(record(NETWORK.uuid, "a"))
     dhcp_upstream.settle(store, NETWORK, OFFICE)
-    again = dhcp_upstream.leasing(store, NETWORK, OFFICE)
-    assert again == fresh, "nobody asks for a stand-in"
+    assert requested() is None, "a placeholder address is asked for"
     dhcp_upstream.settle(store, NETWORK, dhcp_upstream.completed(OFFICE, LEASE))
-    kept = dhcp_upstream.leasing(store, NETWORK, OFFICE)
-    assert kept is not None
-    assert kept.request == LEASE.address.ip
-    wanted = replace(NETWORK, nat=NatMetadata(address=IPv4Address("192.168.0.77")))
-    asked = dhcp_upstream.leasing(store, wanted, OFFICE)
-    assert asked is not None
-    assert asked.request == IPv4Address("192.168.0.77")
-    assert asked.client.client_id == names.client_id(NETWORK.uuid)
+    assert requested() == LEASE.address.ip
+    wanted = IPv4Address("192.168.0.77")
+    assert requested(replace(NETWORK, nat=NatMetadata(address=wanted))) == wanted
+    client = dhcp_upstream.client(NETWORK, OFFICE)
+    assert client.client_id == names.client_id(NETWORK.uuid)
 
 
 def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ As long as there is no lease, the network's address is a stand-in (see ``model``
 what is published on it is in the tables, and moves to the real one when that is known.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address
@@ -23,10 +22,7 @@ from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
 from libvirt_natns.records import replace
 from libvirt_natns.store import Record, Store, now
 
-FOLLOW = (
-    "import sys; sys.path.append(sys.argv[1]);"
-    " from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[2]))"
-)
+FOLLOW = "from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[1]))"
 """What the client's script has Python do when the lease has changed."""
 
 
@@ -204,13 +200,12 @@ def requested(store: Store, network: Network, upstream: Upstream) -> IPv4Address
 
 def client(network: Network, upstream: Upstream) -> Client:
     """A network's own client."""
-    library = str(Path(__file__).resolve().parent.parent)
     return Client(
         namespace=names.namespace(network.name),
         link=names.UPSTREAM_LINK,
         client_id=names.client_id(network.uuid),
         directory=names.dhcp_directory(network.uuid),
-        on_change=(sys.executable, "-IS", "-c", FOLLOW, library, network.uuid),
+        on_change=names.python_command(FOLLOW, network.uuid, options="-IS"),
         probe=min(upstream.probe, dhcp_client.MAX_PROBE),
     )
 

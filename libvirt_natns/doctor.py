@@ -143,7 +143,7 @@ def _modules() -> str:
         if importlib.util.find_spec(module) is None:
             raise InstallError(f"the module {module} is missing", f"install {package}")
     interpreter = install.interpreter()
-    library = str(install.library())
+    library = str(names.library())
     program = f"import sys; sys.path.append({library!r}); {install.NEEDED}"
     done = subprocess.run(
         [interpreter, "-I", "-c", program], capture_output=True, text=True, check=False

@@ -53,15 +53,10 @@ def template(hook: str) -> str:
     raise InstallError(f"the hook {hook} is not part of this installation", "install it again")
 
 
-def library() -> Path:
-    """The directory that holds the package."""
-    return Path(__file__).resolve().parent.parent
-
-
 def render(hook: str) -> str:
     """The text of a hook for this machine: its interpreter and where the package is."""
     text = template(hook)
-    for name, value in (("library", str(library())), ("python", interpreter())):
+    for name, value in (("library", str(names.library())), ("python", interpreter())):
         line = f"{name}={shlex.quote(value)}".replace("\\", r"\\")
         text = re.sub(rf"(?m)^{name}=.*$", line, text, count=1)
     return text
@@ -76,7 +71,7 @@ def interpreter() -> str:
     own = os.path.realpath(sys.executable)
     if own == os.path.realpath(DISTRIBUTION_PYTHON) and sys.prefix == sys.base_prefix:
         return DISTRIBUTION_PYTHON
-    check = f"import sys; sys.path.append({str(library())!r}); {NEEDED}"
+    check = f"import sys; sys.path.append({str(names.library())!r}); {NEEDED}"
     try:
         done = subprocess.run(
             [DISTRIBUTION_PYTHON, "-I", "-c", check], capture_output=True, check=False

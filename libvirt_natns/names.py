@@ -8,6 +8,7 @@ does not fit is replaced by a readable slug with a hash of the whole.
 import hashlib
 import os
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +44,21 @@ UPSTREAM_PREFIX = "natup-"
 
 GUEST_PREFIX = "vnet"
 """How libvirt calls guests' ports of a bridge: taps, and containers' veth pairs."""
+
+
+def library() -> Path:
+    """The directory that holds this very package."""
+    return Path(__file__).resolve().parent.parent
+
+
+def python_command(program: str, *arguments: str, options: str = "-I") -> tuple[str, ...]:
+    """Return the command line of another process that runs a Python program with this package.
+
+    The interpreter and the package are this process's own, whatever PATH and directory are
+    by then.  ``options`` are the interpreter's.
+    """
+    path = f"import sys; sys.path.append({os.fspath(library())!r}); "
+    return (sys.executable, options, "-c", path + program, *arguments)
 
 
 def digest(text: str, length: int = 8) -> str:

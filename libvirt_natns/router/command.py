@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How another process is to run ``attend``: this interpreter, this very library."""
+"""Command line of the process that attends to a router.
 
-import sys
+``attend`` imports what starts that process, so the line stands in a module of its own.
+"""
 
-from libvirt_natns import install
+from libvirt_natns import names
+
+PROGRAM = "from libvirt_natns.router.attend import main; sys.exit(main(sys.argv[1:]))"
 
 
 def line(*arguments: str) -> tuple[str, ...]:
-    """The command line that attends to a router, whatever PATH and directory are by then."""
-    program = (
-        f"import sys; sys.path.append({str(install.library())!r});"
-        " from libvirt_natns.router.attend import main; sys.exit(main(sys.argv[1:]))"
-    )
-    return (sys.executable, "-I", "-c", program, *arguments)
+    """Return the command line of ``attend`` with its arguments."""
+    return names.python_command(PROGRAM, *arguments)

@@ -43,7 +43,7 @@ def test_hooks_come_and_go(machine: Path) -> None:
     for file in written:
         assert os.access(file, os.X_OK)
         assert install.is_current(file)
-        assert f"\nlibrary={install.library()}\n" in file.read_text()
+        assert f"\nlibrary={names.library()}\n" in file.read_text()
         assert f"\npython={install.interpreter()}\n" in file.read_text()
         subprocess.run([file], stdin=subprocess.DEVNULL, check=True)
     after = tree(machine)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import (
+    applicants,
     dhcp_upstream,
     dnsmasq_config,
     document,
@@ -164,7 +165,7 @@ def _leases(
     families: tuple[Family, ...] = (6,) if upstream.by_dhcp else (4, 6)
     for family in families:
         address = _own(outer, family, rules)
-        if address is not None and selection.can_keep(address, upstream):
+        if address is not None and applicants.can_keep(address, upstream):
             yield address
     prefix = _prefix(engine, network, upstream)
     if prefix is not None:

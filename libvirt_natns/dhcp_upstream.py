@@ -14,7 +14,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from libvirt_natns import dhcp_client, lease_check, names, pool, resolvers, selection
+from libvirt_natns import applicants, dhcp_client, lease_check, names, pool, resolvers, selection
 from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.dhcp_client import Client, Lease
 from libvirt_natns.errors import LeaseError, NatnsError
@@ -193,7 +193,7 @@ def remaining(uuid: str) -> int | None:
 def requested(store: Store, network: Network, upstream: Upstream) -> IPv4Address | None:
     """Return the address that a network's client asks for: wanted, or leased last time."""
     wanted = (
-        selection.applicant(network).wanted or store.leases(upstream.name, network.uuid).address
+        applicants.applicant(network).wanted or store.leases(upstream.name, network.uuid).address
     )
     return wanted if isinstance(wanted, IPv4Address) and not is_stand_in(wanted) else None
 
@@ -231,7 +231,7 @@ def await_lease(network: Network, upstream: Upstream) -> None:
 
 
 def _not_wanted(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | None:
-    wanted = selection.applicant(network).wanted
+    wanted = applicants.applicant(network).wanted
     if wanted in (None, lease.address.ip):
         return None
     return LeaseError(

@@ -19,6 +19,7 @@ from functools import partial
 from typing import get_args
 
 from libvirt_natns import (
+    applicants,
     attachment,
     dhcp_client,
     dhcp_upstream,
@@ -519,7 +520,7 @@ class Engine:
                 )
 
             own = self.kernel.host_addresses()
-            applicant = selection.applicant(network, 4 if taken.version == 4 else 6)
+            applicant = applicants.applicant(network, 4 if taken.version == 4 else 6)
             address = pool.reserve(self.store, applicant, upstream, probe, own)
             done.append(f"moved from {taken} to {address}")
         # A start that goes on takes the new address by itself.
@@ -546,7 +547,7 @@ class Engine:
             dhcp_upstream.settle(self.store, network, upstream)
         for family in FAMILIES:
             address = leased.of(family)
-            keeps = address is not None and selection.can_keep(address, upstream)
+            keeps = address is not None and applicants.can_keep(address, upstream)
             if not keeps and selection.leases_address(network, upstream, family):
                 self._lease(network, upstream, family)
         if selection.leases_prefix(network, upstream):
@@ -560,7 +561,7 @@ class Engine:
             return
         pool.reserve(
             self.store,
-            selection.applicant(network, family),
+            applicants.applicant(network, family),
             upstream,
             partial(self._probe, upstream),
             self.kernel.host_addresses(),
@@ -570,7 +571,7 @@ class Engine:
         """Lease the network's prefix.  Raises LeaseError."""
         pool.reserve_prefix(
             self.store,
-            selection.applicant(network),
+            applicants.applicant(network),
             upstream,
             selection.wanted_prefix(network, upstream),
             self.kernel.host_addresses(),

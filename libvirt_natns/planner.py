@@ -10,6 +10,7 @@ from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from libvirt_natns import (
+    applicants,
     dhcp_upstream,
     dnsmasq,
     dnsmasq_config,
@@ -346,7 +347,7 @@ class Planner:
                 # What a server would lease, only the server knows.
                 leased = replace(leased, address=upstream.leased)
                 continue
-            who = selection.applicant(network, family)
+            who = applicants.applicant(network, family)
             if pool.leased(self.store, who, upstream) is None:
                 address = pool.next_address(self.store, who, upstream, own)
                 if isinstance(address, IPv4Address):
@@ -354,7 +355,7 @@ class Planner:
                 else:
                     leased = replace(leased, address6=address)
         if selection.leases_prefix(network, upstream) and leased.prefix is None:
-            who = selection.applicant(network)
+            who = applicants.applicant(network)
             prefix = selection.wanted_prefix(network, upstream)
             found = prefix or pool.next_prefix(self.store, who, upstream, own)
             leased = replace(leased, prefix=found)

@@ -17,9 +17,9 @@ from ipaddress import IPv6Network
 from itertools import chain, islice, repeat
 
 from libvirt_natns.addresses import Address, address_of
+from libvirt_natns.applicants import Applicant, check_wanted, reserved_addresses
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import AddressRange, Upstream
-from libvirt_natns.selection import Applicant, check_wanted, reserved_addresses
 from libvirt_natns.store import Leasable, LeaseKind, Store, kept
 
 FIRST_BATCHES = (1, 16)

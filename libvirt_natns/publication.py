@@ -10,6 +10,7 @@ from itertools import chain
 
 from libvirt_natns import forwards, guest_leases, names, neighbours, pool, routers, sockets
 from libvirt_natns.addresses import FAMILIES, Address, Family
+from libvirt_natns.applicants import Applicant
 from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
 from libvirt_natns.forwards import Attachment, Wish
 from libvirt_natns.kernel import Kernel
@@ -27,7 +28,6 @@ from libvirt_natns.model import (
 from libvirt_natns.observer import NOBODY, Observer, tell
 from libvirt_natns.records import dataclass
 from libvirt_natns.registry import Claims, Registry, Scope
-from libvirt_natns.selection import Applicant
 from libvirt_natns.store import Store
 
 

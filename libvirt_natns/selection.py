@@ -8,9 +8,9 @@ depends on the machine is ``engine``'s.
 from collections.abc import Iterable
 from ipaddress import IPv6Network
 
-from libvirt_natns import names
+from libvirt_natns import applicants, names
 from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
-from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
+from libvirt_natns.errors import DocumentError, UpstreamError
 from libvirt_natns.model import Config, Network, Upstream
 from libvirt_natns.records import dataclass, replace
 
@@ -113,7 +113,11 @@ def leases_address(network: Network, upstream: Upstream, family: Family) -> bool
     if not has_family(network, family):
         return False
     by_dhcp = family == 4 and upstream.by_dhcp
-    return by_dhcp or bool(upstream.side(family).ranges) or _wanted(network, family) is not None
+    return (
+        by_dhcp
+        or bool(upstream.side(family).ranges)
+        or applicants.wanted_address(network, family) is not None
+    )
 
 
 def families(network: Network, upstream: Upstream) -> tuple[Family, ...]:
@@ -237,89 +241,9 @@ def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Addr
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Applicant:
-    """Whoever leases an upstream address: a network, or a guest for one of its own.
-
-    ``key`` is what the lease is filed under, ``who`` says it in messages;
-    ``element`` and its ``attribute`` are where the ``wanted`` address stands.
-    """
-
-    key: str
-    who: str
-    wanted: Address | None = None
-    element: str = "natns:upstream"
-    attribute: str = "address"
-    family: Family = 4
-
-
-def applicant(network: Network, family: Family = 4) -> Applicant:
-    """A network, as one that leases its upstream address of a family."""
-    return Applicant(
-        network.uuid,
-        f"network {network.name}",
-        _wanted(network, family),
-        attribute="address" if family == 4 else "address6",
-        family=family,
-    )
-
-
-def _wanted(network: Network, family: Family) -> Address | None:
-    if network.nat is None:
-        return None
-    return network.nat.address if family == 4 else network.nat.address6
-
-
-def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
-    """Refuse an upstream address that somebody asks for and cannot have.
-
-    Raises LeaseError.
-    """
-    subnet = upstream.side(who.family).subnet
-    reserved = reserved_addresses(upstream, who.family)
-    if subnet is None:
-        problem = f"cannot be had, as it has no subnet of IPv{who.family}"
-    elif wanted not in subnet:
-        problem = f"is not in its subnet {subnet}"
-    elif wanted in reserved:
-        problem = f"is its {reserved[wanted]}"
-    else:
-        return
-    raise LeaseError(
-        f"{who.who}: the wanted address {wanted} of upstream {upstream.name} {problem}",
-        f"choose another in <{who.element} {who.attribute}='...'/>",
-    )
-
-
-def can_keep(address: Address, upstream: Upstream) -> bool:
-    """Whether a network that runs can keep its address, whatever the pool is today."""
-    family: Family = 4 if address.version == 4 else 6
-    subnet = upstream.side(family).subnet
-    inside = subnet is not None and address in subnet
-    return inside and address not in reserved_addresses(upstream, family)
-
-
 def can_keep_prefix(prefix: IPv6Network, network: Network, upstream: Upstream) -> bool:
     """The same for its prefix."""
     wanted = wanted_prefix(network, upstream)
     return wanted == prefix or (
         wanted is None and any(prefix.subnet_of(each) for each in upstream.prefixes6)
     )
-
-
-def reserved_addresses(upstream: Upstream, family: Family = 4) -> dict[Address, str]:
-    """Addresses of an upstream's subnet that no network may have, and what they are."""
-    side = upstream.side(family)
-    reserved: dict[Address, str] = {}
-    if side.subnet is not None and side.subnet.prefixlen < side.subnet.max_prefixlen - 1:
-        if family == 4:
-            reserved[side.subnet.broadcast_address] = "broadcast address"
-        # In IPv6 it means any router there (RFC 4291, 2.6.1).
-        first = "network address" if family == 4 else "anycast address"
-        reserved[side.subnet.network_address] = first
-    for server in upstream.dns:
-        if server.version == family:
-            reserved[server] = "DNS server"
-    if side.gateway is not None:
-        reserved[side.gateway] = "gateway"
-    return reserved

@@ -17,8 +17,9 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import config, guest_leases, host_ipv6, pool, publication, selection, transit
+from libvirt_natns import config, host_ipv6, lease_file, pool, publication, selection, transit
 from libvirt_natns.addresses import FAMILIES, Address, Family
+from libvirt_natns.applicants import Applicant, applicant
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules
@@ -46,7 +47,6 @@ from libvirt_natns.model import (
 from libvirt_natns.records import replace
 from libvirt_natns.registry import Claims, PortKey, Registry, Scope
 from libvirt_natns.resolvers import host_resolvers
-from libvirt_natns.selection import Applicant, applicant
 from libvirt_natns.store import Leased, Record, State, Store, boot_id, now
 from libvirt_natns.tables import SCHEMA
 
@@ -427,7 +427,7 @@ def ranged(*hosts: DhcpHost) -> Attachment:
 def test_known_by_the_networks_own_xml(
     store: Store, host: DhcpHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guest_leases, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
     choices = publication.Choices(Config(), store, cast("Kernel", None))
     web = Domain("web", "web")
     assert choices.target(web, ranged(host), 6) == six("fd00:10::7")
@@ -440,7 +440,7 @@ def test_known_by_the_networks_own_xml(
 def test_reservations_of_both_families(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guest_leases, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
     # Of some clients of DHCPv6 libvirt's helper does not know the MAC address.
     (tmp_path / "virbr10.status").write_text(
         '[{"ip-address": "fd00:10::100", "iaid": "1", "expiry-time": 0}]'

@@ -12,6 +12,7 @@ import pytest
 
 from libvirt_natns import pool
 from libvirt_natns.addresses import Address, Family, parsed
+from libvirt_natns.applicants import Applicant, applicant
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import (
     AddressRange,
@@ -23,7 +24,6 @@ from libvirt_natns.model import (
 )
 from libvirt_natns.records import replace
 from libvirt_natns.registry import Claims, Registry, Scope
-from libvirt_natns.selection import Applicant, applicant
 from libvirt_natns.store import Record, State, Store, boot_id, now
 
 HOST = IPv4Address("192.168.0.2")

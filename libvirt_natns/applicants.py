@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Applicants for upstream addresses, and the addresses that none of them may have."""
+
+from libvirt_natns.addresses import Address, Family
+from libvirt_natns.errors import LeaseError
+from libvirt_natns.model import Network, Upstream
+from libvirt_natns.records import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """A network that leases an upstream address, or a guest that leases one of its own.
+
+    ``key`` is the lease's key in the state database, ``who`` the applicant's name in messages.
+    The ``wanted`` address stands in ``attribute`` of ``element``.
+    """
+
+    key: str
+    who: str
+    wanted: Address | None = None
+    element: str = "natns:upstream"
+    attribute: str = "address"
+    family: Family = 4
+
+
+def applicant(network: Network, family: Family = 4) -> Applicant:
+    """Return a network as the applicant for its upstream address of a family."""
+    return Applicant(
+        network.uuid,
+        f"network {network.name}",
+        wanted_address(network, family),
+        attribute="address" if family == 4 else "address6",
+        family=family,
+    )
+
+
+def wanted_address(network: Network, family: Family) -> Address | None:
+    """Return the upstream address that a network's metadata asks for."""
+    if network.nat is None:
+        return None
+    return network.nat.address if family == 4 else network.nat.address6
+
+
+def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
+    """Refuse an upstream address that an applicant asks for and cannot have.
+
+    Raises LeaseError.
+    """
+    subnet = upstream.side(who.family).subnet
+    reserved = reserved_addresses(upstream, who.family)
+    if subnet is None:
+        problem = f"cannot be had, as it has no subnet of IPv{who.family}"
+    elif wanted not in subnet:
+        problem = f"is not in its subnet {subnet}"
+    elif wanted in reserved:
+        problem = f"is its {reserved[wanted]}"
+    else:
+        return
+    raise LeaseError(
+        f"{who.who}: the wanted address {wanted} of upstream {upstream.name} {problem}",
+        f"choose another in <{who.element} {who.attribute}='...'/>",
+    )
+
+
+def can_keep(address: Address, upstream: Upstream) -> bool:
+    """Whether a network that runs can keep its address, whatever the pool is today."""
+    family: Family = 4 if address.version == 4 else 6
+    subnet = upstream.side(family).subnet
+    inside = subnet is not None and address in subnet
+    return inside and address not in reserved_addresses(upstream, family)
+
+
+def reserved_addresses(upstream: Upstream, family: Family = 4) -> dict[Address, str]:
+    """Addresses of an upstream's subnet that no network may have, and what they are."""
+    side = upstream.side(family)
+    reserved: dict[Address, str] = {}
+    if side.subnet is not None and side.subnet.prefixlen < side.subnet.max_prefixlen - 1:
+        if family == 4:
+            reserved[side.subnet.broadcast_address] = "broadcast address"
+        # In IPv6 it means any router there (RFC 4291, 2.6.1).
+        first = "network address" if family == 4 else "anycast address"
+        reserved[side.subnet.network_address] = first
+    for server in upstream.dns:
+        if server.version == family:
+            reserved[server] = "DNS server"
+    if side.gateway is not None:
+        reserved[side.gateway] = "gateway"
+    return reserved

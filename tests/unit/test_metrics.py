@@ -15,10 +15,10 @@ from libvirt_natns import (
     census,
     dnsmasq,
     dnsmasq_config,
+    lease_file,
     metrics,
     names,
     netns,
-    status,
 )
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError
@@ -43,7 +43,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """An engine over an empty database, and a machine on which nothing runs."""
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path / "run")
-    monkeypatch.setattr(status, "LIBVIRT_DIRECTORY", tmp_path / "leases")
+    monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path / "leases")
     monkeypatch.setattr(census, "CONNTRACK", tmp_path / "conntrack")
     monkeypatch.setattr(netns, "entered", missing)
     settings = Config(upstream="provider", upstreams={"provider": PROVIDER})

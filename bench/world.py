@@ -19,7 +19,7 @@ import lab
 from libvirt_natns import config
 from libvirt_natns.engine import Engine
 from libvirt_natns.install import HOOKS, HOOKS_DIRECTORY
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.store import Store
 
 SOCKET = Path("/run/libvirt-natns/service.sock")

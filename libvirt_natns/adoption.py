@@ -32,7 +32,7 @@ from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.forwards import Attachment, Wish
 from libvirt_natns.guests import Guests
-from libvirt_natns.locks import locked
+from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import AddressRequest, Domain, Network, Upstream
 from libvirt_natns.publication import Choices, fixed_address, scopes
 from libvirt_natns.records import dataclass

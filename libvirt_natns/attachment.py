@@ -12,11 +12,12 @@ macvlan on the same parent, for the same reason.  The announcement of a resident
 process asks by the macvlan itself, and meets them.
 """
 
-from libvirt_natns import names, netns
+from libvirt_natns import names
 from libvirt_natns.errors import KernelError
-from libvirt_natns.kernel import BRIDGE_PORTS, Kernel
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.rtnetlink import Link
+from libvirt_natns.kernel.session import BRIDGE_PORTS, Kernel
 from libvirt_natns.model import Upstream
-from libvirt_natns.rtnetlink import Link
 
 Problem = tuple[str, str]
 """What is wrong with a bridge or NIC, and what to do."""

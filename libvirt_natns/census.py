@@ -11,11 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
-from libvirt_natns import dnsmasq, dnsmasq_config, lease_file, netns, routers, transit
+from libvirt_natns import dnsmasq, dnsmasq_config, lease_file, routers, transit
 from libvirt_natns.addresses import Family
 from libvirt_natns.applicants import reserved_addresses
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
+from libvirt_natns.kernel import netns
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.store import GUESTS, RUNNING, LeaseKind, Record, State, Store, boot_id

@@ -30,7 +30,6 @@ from libvirt_natns import (
     glance,
     install,
     names,
-    netns,
     output,
     plan,
     rebuild,
@@ -42,7 +41,8 @@ from libvirt_natns import (
 )
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
 from libvirt_natns.router import cli as router_cli

@@ -39,9 +39,9 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from signal import Signals
 
-from libvirt_natns import netns, processes
 from libvirt_natns.errors import DhcpError, NatnsError
-from libvirt_natns.locks import make_directory
+from libvirt_natns.kernel import netns, processes
+from libvirt_natns.kernel.locks import make_directory
 from libvirt_natns.model import StaticRoute
 from libvirt_natns.records import dataclass
 

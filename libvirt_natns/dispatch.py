@@ -13,7 +13,7 @@ from libvirt_natns import config, document, engine, host, names, ownership
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.glance import Glance, at_domain, at_network
 from libvirt_natns.guests import Guests, in_ours
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network, Nic
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.selection import verdict

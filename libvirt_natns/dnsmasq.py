@@ -27,11 +27,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from libvirt_natns import dnsmasq_config, names, netns, processes
+from libvirt_natns import dnsmasq_config, names
 from libvirt_natns.dnsmasq_config import Files
 from libvirt_natns.errors import DnsmasqError
-from libvirt_natns.later import Later, at_once
-from libvirt_natns.locks import OURS, make_directory
+from libvirt_natns.kernel import netns, processes
+from libvirt_natns.kernel.defer import Later, at_once
+from libvirt_natns.kernel.locks import OURS, make_directory
 from libvirt_natns.records import dataclass
 
 LIBVIRT_DIRECTORY = Path("/var/lib/libvirt/dnsmasq")

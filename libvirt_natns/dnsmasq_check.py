@@ -23,10 +23,11 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns import dnsmasq, dnsmasq_config, processes
+from libvirt_natns import dnsmasq, dnsmasq_config
 from libvirt_natns.dnsmasq import START_LIMIT
 from libvirt_natns.errors import DnsmasqError, LockError, NatnsError
-from libvirt_natns.locks import locked
+from libvirt_natns.kernel import processes
+from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Network
 from libvirt_natns.names import RUN_DIRECTORY
 from libvirt_natns.resolvers import Resolvers

@@ -26,7 +26,6 @@ from libvirt_natns import (
     names,
     ndppd,
     neighbour_tables,
-    netns,
     reconcile,
     routers,
     service_status,
@@ -44,7 +43,8 @@ from libvirt_natns.errors import (
     UpstreamError,
 )
 from libvirt_natns.firewall.rules import Policy, ruleset
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.router.machine import Machine

@@ -12,8 +12,9 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from libvirt_natns import names, ndppd, neighbours, netns
+from libvirt_natns import names, ndppd
 from libvirt_natns.addresses import Address
+from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.plan import NeighbourProxy, Plan
 
 MOST = 256
@@ -88,7 +89,7 @@ def look(
     answered: set[Address] = set()
     if mine and seconds:
         with netns.entered(proxy.namespace):
-            answered = neighbours.probe(proxy.link, mine, seconds)
+            answered = address_probe.probe(proxy.link, mine, seconds)
     # An address that no guest has now was not asked for: what is known of it stays.
     kept = [each for each in before if each not in mine or each in answered]
     fresh = [each for each in mine if each in answered and each not in kept]

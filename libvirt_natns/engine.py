@@ -33,8 +33,6 @@ from libvirt_natns import (
     host,
     names,
     ndppd,
-    neighbours,
-    netns,
     plan,
     pool,
     publication,
@@ -46,9 +44,10 @@ from libvirt_natns.built import Built
 from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
 from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
-from libvirt_natns.kernel import Kernel
-from libvirt_natns.later import Later, at_once
-from libvirt_natns.locks import LIMIT, locked
+from libvirt_natns.kernel import address_probe, netns
+from libvirt_natns.kernel.defer import Later, at_once
+from libvirt_natns.kernel.locks import LIMIT, locked
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Forward, Network, Outside, PortForward, Upstream
 from libvirt_natns.observer import HOST, NOBODY, Observer, tell
 from libvirt_natns.planner import ETHERNET_MTU, Planner, resolvers_of
@@ -489,7 +488,7 @@ class Engine:
             return set()
         resident = self.later is not at_once
         seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
-        return neighbours.probe(upstream.bridge or "", addresses, seconds, self.later)
+        return address_probe.probe(upstream.bridge or "", addresses, seconds, self.later)
 
     def relocate(self, uuid: str, taken: Address, avoided: Collection[Address] = ()) -> list[str]:
         """Give a network another address than one that another station has.
@@ -533,7 +532,7 @@ class Engine:
         """
         mac = names.mac(record.uuid, names.UPSTREAM_LINK)
         with netns.entered(record.namespace):
-            neighbours.announce(names.UPSTREAM_LINK, address, mac)
+            address_probe.announce(names.UPSTREAM_LINK, address, mac)
 
     def _await_turn(self, network: Network, xml: bytes, upstream: Upstream) -> None:
         self._step("await its turn")

@@ -11,16 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns import (
-    dhcp_client,
-    dnsmasq,
-    firewall,
-    guest_leases,
-    names,
-    ndppd,
-    neighbours,
-    netns,
-)
+from libvirt_natns import dhcp_client, dnsmasq, firewall, guest_leases, names, ndppd
 from libvirt_natns import plan as p
 from libvirt_natns.addresses import Address, Interface, by_family
 from libvirt_natns.errors import (
@@ -30,9 +21,10 @@ from libvirt_natns.errors import (
     KernelError,
     NatnsError,
 )
-from libvirt_natns.kernel import Kernel
-from libvirt_natns.later import Later, at_once
-from libvirt_natns.locks import make_directory
+from libvirt_natns.kernel import address_probe, netns
+from libvirt_natns.kernel.defer import Later, at_once
+from libvirt_natns.kernel.locks import make_directory
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import dataclass, field
 
 LOADS = 3
@@ -486,7 +478,7 @@ def _announce(call: Call, operation: p.Announcement) -> None:
 
     def announce() -> None:
         with netns.entered(operation.namespace):
-            told = neighbours.announce(operation.link, operation.address, operation.mac, probing)
+            told = address_probe.announce(operation.link, operation.address, operation.mac, probing)
         if not told:
             raise AddressTakenError(operation.namespace, str(operation.address))
 

@@ -24,7 +24,7 @@ from libvirt_natns.executor import Undo
 from libvirt_natns.forward_edit import Options, Spec, Surroundings
 from libvirt_natns.forwards import ANY, Attachment, Selector, listening, said
 from libvirt_natns.guests import Guests
-from libvirt_natns.locks import locked
+from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Forward, Protocol
 from libvirt_natns.publication import known_addresses
 from libvirt_natns.registry import PortKey

@@ -9,13 +9,14 @@ concerned, so ``check`` and ``sync`` know it without being told.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from libvirt_natns import conntrack, document, forwards, glance, names
+from libvirt_natns import document, forwards, glance, names
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.executor import Undo
 from libvirt_natns.forwards import ANY, ANY6, Attachment
-from libvirt_natns.locks import locked
+from libvirt_natns.kernel import conntrack
+from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import (
     AddressRequest,
     Domain,

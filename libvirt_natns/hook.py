@@ -83,7 +83,7 @@ def main(kind: str, arguments: list[str]) -> int:
 
 def on_lease(uuid: str) -> int:
     """A network's DHCP client says, from inside the namespace, that its lease has changed."""
-    from libvirt_natns import netns
+    from libvirt_natns.kernel import netns
 
     _silence(1)
     netns.go_to_host()
@@ -253,7 +253,8 @@ def _do(
 
         # The interpreter was started without it, for speed; now other packages count.
         site.main()
-        from libvirt_natns import dispatch, locks
+        from libvirt_natns import dispatch
+        from libvirt_natns.kernel import locks
 
         locks.end_waiting_in(seconds)
         dispatch.answer(kind, event, data)

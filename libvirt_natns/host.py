@@ -23,14 +23,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from libvirt_natns import executor, glance, host_ipv6, names, outward, plan
+from libvirt_natns import executor, glance, host_ipv6, names, plan
 from libvirt_natns.addresses import FAMILIES, network_of
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host as rules
 from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables, zones
 from libvirt_natns.firewall.host_parts import Part
-from libvirt_natns.kernel import Kernel
-from libvirt_natns.locks import locked
+from libvirt_natns.kernel import outward_links
+from libvirt_natns.kernel.locks import locked
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Upstream
 from libvirt_natns.records import asdict, dataclass, field, replace
 from libvirt_natns.store import Store
@@ -327,7 +328,7 @@ class Host:
         inner = {*made.bridges, *made.zones, *(each.bridge for each in needs.private)}
         alone = self.kernel.sysctl(None, GLOBAL_FORWARDING) == "0"
         return {
-            "bridges": list(outward.bridges(inner)),
+            "bridges": list(outward_links.bridges(inner)),
             "closed": made.forwarding if alone else [],
             "closed6": made.settings.get(host_ipv6.FORWARDING) == "0",
         }
@@ -344,8 +345,8 @@ class Host:
         inner |= {each.bridge for each in active if each.mac}
         by_name = self.backend() != nftables.name
         ways = rules.Ways(
-            outward=outward.bridges(inner),
-            links=outward.links(inner) if by_name else (),
+            outward=outward_links.bridges(inner),
+            links=outward_links.links(inner) if by_name else (),
             closed=tuple(made.forwarding) if facts["closed"] else (),
             closed6=bool(facts["closed6"]) and not any(each.forwards6 for each in active),
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from libvirt_natns import plan
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 
 FORWARDING = "net/ipv6/conf/all/forwarding"
 SETTINGS = Path("/proc/sys/net/ipv6/conf")

@@ -21,8 +21,8 @@ from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
-from libvirt_natns import netns
 from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel import netns
 
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1

@@ -36,7 +36,7 @@ from libvirt_natns.addresses import (
 )
 from libvirt_natns.errors import DocumentError, KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     AddressRange,
     Config,

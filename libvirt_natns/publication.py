@@ -8,12 +8,13 @@ same ever after.
 from collections.abc import Collection, Iterable
 from itertools import chain
 
-from libvirt_natns import forwards, guest_leases, names, neighbours, pool, routers, sockets
+from libvirt_natns import forwards, guest_leases, names, pool, routers
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.applicants import Applicant
 from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
 from libvirt_natns.forwards import Attachment, Wish
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import address_probe, listening_ports
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     AddressRange,
     AddressRequest,
@@ -138,7 +139,7 @@ class Choices:
         ):
             # In force already: it stays so, whatever has come up in the host since.
             return True
-        return port not in sockets.listening(wish.key.proto)
+        return port not in listening_ports.listening(wish.key.proto)
 
     def _free_port(self, wish: Wish) -> int | None:
         """The first port for start="auto" that nobody uses and that is kept for nobody.
@@ -147,7 +148,7 @@ class Choices:
         """
         proto = wish.key.proto
         kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
-        used = sockets.listening(proto) | self.registry.ports_claimed(proto)
+        used = listening_ports.listening(proto) | self.registry.ports_claimed(proto)
         used |= routers.ports_of_host(wish.attachment.upstream, proto)
         first, last = self.config.auto_ports
 
@@ -179,7 +180,7 @@ class Choices:
             asked = [address for address in addresses if address not in present]
             if not asked or not upstream.probe or not self.asks:
                 return set()
-            return neighbours.probe(upstream.bridge or "", asked, upstream.probe)
+            return address_probe.probe(upstream.bridge or "", asked, upstream.probe)
 
         guest = Applicant(
             key, f"guest {domain.name}", request.address, "natns:address", family=family
@@ -305,7 +306,7 @@ def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Ad
                 " of the host",
                 "leave it out to listen on all of them",
             )
-    sockets.check_free(shared)
+    listening_ports.check_free(shared)
 
 
 def claim_for_network(

@@ -22,8 +22,8 @@ from libvirt_natns import database, names
 from libvirt_natns.adoption import Adopted, adopt
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import DamagedError, NatnsError, StoreError
-from libvirt_natns.kernel import Kernel
-from libvirt_natns.locks import locked
+from libvirt_natns.kernel.locks import locked
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
 from libvirt_natns.store import Store
 from libvirt_natns.tables import VERSION

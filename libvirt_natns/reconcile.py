@@ -33,7 +33,7 @@ from libvirt_natns.adoption import adopt
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.guests import Guests
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Network
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.registry import GuestRecord

@@ -15,10 +15,10 @@ from libvirt_natns.background import Background
 from libvirt_natns.built import Built
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import StoreError
-from libvirt_natns.kernel import Kernel
-from libvirt_natns.later import at_once
+from libvirt_natns.kernel.defer import at_once
+from libvirt_natns.kernel.netns import Spares
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
-from libvirt_natns.netns import Spares
 from libvirt_natns.observer import NOBODY, Observer
 from libvirt_natns.store import Store
 from libvirt_natns.tables import VERSION

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Forward, Upstream
 from libvirt_natns.store import Store
 

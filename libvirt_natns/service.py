@@ -31,7 +31,6 @@ from libvirt_natns import (
     connection,
     elsewhere,
     names,
-    netns,
     rebuild,
     reconcile,
     routers,
@@ -54,7 +53,8 @@ from libvirt_natns.errors import (
 from libvirt_natns.follower import Follower
 from libvirt_natns.healer import Healer
 from libvirt_natns.journal import Journal
-from libvirt_natns.locks import OURS, make_directory
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.locks import OURS, make_directory
 from libvirt_natns.metrics import Metrics
 from libvirt_natns.residence import Kept
 from libvirt_natns.starts import Starts

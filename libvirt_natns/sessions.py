@@ -11,7 +11,7 @@ from typing import Protocol
 
 from libvirt_natns import config
 from libvirt_natns.engine import Engine
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
 from libvirt_natns.store import Store
 

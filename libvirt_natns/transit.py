@@ -17,7 +17,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from libvirt_natns import names
 from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.errors import UpstreamError
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Network, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.store import Store

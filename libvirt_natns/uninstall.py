@@ -122,7 +122,7 @@ def _release(ask: Ask, *, renew: bool) -> "Outcome":
 @contextmanager
 def _engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
     from libvirt_natns.engine import Engine
-    from libvirt_natns.kernel import Kernel
+    from libvirt_natns.kernel.session import Kernel
     from libvirt_natns.store import Store
 
     with closing(Store(directory)) as store, Kernel() as kernel:

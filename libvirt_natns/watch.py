@@ -31,10 +31,11 @@ from contextlib import contextmanager, suppress
 from threading import Condition, Thread
 from typing import Self
 
-from libvirt_natns import dhcp_client, dnsmasq, dnsmasq_config, names, ndppd, outward
+from libvirt_natns import dhcp_client, dnsmasq, dnsmasq_config, names, ndppd
 from libvirt_natns import notifications as n
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import iptables
+from libvirt_natns.kernel import outward_links
 from libvirt_natns.observer import HOST
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.store import Record
@@ -349,7 +350,7 @@ class Watch:
         Never our own doing, so it is told even while we change something.
         """
         for port in (before, after):
-            if port is None or port.name.startswith(outward.INWARD):
+            if port is None or port.name.startswith(outward_links.INWARD):
                 continue
             bridge = self._links.get(port.master)
             uuid = self._by_name.get(bridge.name) if bridge else None
@@ -369,8 +370,8 @@ class Watch:
 
     def _is_inward(self, link: str) -> bool:
         """True for a network's own bridge and ports, guests' ports, and for new bridges."""
-        known = link in self._by_name or link.startswith(outward.INWARD)
-        return known or outward.is_bridge(link)
+        known = link in self._by_name or link.startswith(outward_links.INWARD)
+        return known or outward_links.is_bridge(link)
 
     def _on_change_of(self, link: str) -> None:
         if link.startswith(TRANSIT_PREFIX):

@@ -34,11 +34,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 
-from libvirt_natns import netns
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import limits
 from libvirt_natns.firewall.rules import Chain, IcmpType, Rule
+from libvirt_natns.kernel import netns
 from libvirt_natns.records import asdict, dataclass, replace
 
 TABLE_NAMES: dict[Family, Path] = {

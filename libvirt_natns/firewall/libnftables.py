@@ -18,7 +18,7 @@ from functools import cache
 from threading import Lock
 from typing import Any, NamedTuple
 
-from libvirt_natns import netns
+from libvirt_natns.kernel import netns
 
 LIBRARY = "libnftables.so.1"
 NETLINK_NETFILTER = 12

@@ -18,12 +18,12 @@ import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 
-from libvirt_natns import netns, processes
 from libvirt_natns.addresses import FAMILIES, Family, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import libnftables, limits, nfnetlink
 from libvirt_natns.firewall.libnftables import Answer
 from libvirt_natns.firewall.rules import Chain, Rule
+from libvirt_natns.kernel import netns, processes
 from libvirt_natns.records import dataclass, replace
 
 TABLE = "inet natns"

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
 from libvirt_natns.router import journal, recover, timer
 from libvirt_natns.router.journal import Record

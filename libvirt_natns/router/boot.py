@@ -12,8 +12,9 @@ import sqlite3
 from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network
 
-from libvirt_natns import names, netns
+from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
+from libvirt_natns.kernel import netns
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.router import examine, hardware, journal, nic, recover, restore

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import cast
 
-from libvirt_natns import firewall, names, netns, transit
+from libvirt_natns import firewall, names, transit
 from libvirt_natns.errors import ConflictError, RouterError
 from libvirt_natns.firewall.rules import Transport
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, PortSet, Protocol, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.router import ipv6, lease, nic, objects, resolver

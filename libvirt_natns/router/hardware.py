@@ -13,10 +13,10 @@ a bounded time.
 import time
 from collections.abc import Iterator
 
+from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import replace
 from libvirt_natns.router import nic
 from libvirt_natns.router.nic import Capture, Link
-from libvirt_natns.router.wire import Wire
 
 DRIVER_LIMIT = 30.0
 """Seconds after which a NIC that is not there yet is not expected any more."""

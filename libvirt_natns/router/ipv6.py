@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator
 from hashlib import sha256
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
-from libvirt_natns import firewall, names, neighbours
+from libvirt_natns import firewall, names
 from libvirt_natns.errors import FirewallError, UpstreamError
+from libvirt_natns.kernel import address_probe
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.router import objects
@@ -95,7 +96,7 @@ def _is_taken(before: Capture, address: IPv6Address) -> bool:
     if str(address) in gateways | {each.ip for each in before.ipv6}:
         return True
     try:
-        return bool(neighbours.probe(before.name, [address], LISTENING))
+        return bool(address_probe.probe(before.name, [address], LISTENING))
     except UpstreamError:
         # At a boot, when the NIC has not been set up yet, nobody can be asked.
         return False

@@ -15,10 +15,11 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from libvirt_natns import dhcp_client, lease_check, names, processes
+from libvirt_natns import dhcp_client, lease_check, names
 from libvirt_natns.dhcp_client import Client, Lease
+from libvirt_natns.kernel import processes, wire
 from libvirt_natns.records import replace
-from libvirt_natns.router import command, nic, objects, side, wire
+from libvirt_natns.router import command, nic, objects, side
 from libvirt_natns.router.journal import Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.side import Side

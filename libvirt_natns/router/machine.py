@@ -12,7 +12,7 @@ from typing import Literal
 
 from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.router import behind, examine, journal, lease, nic, recover, resolver, timer

@@ -20,13 +20,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from libvirt_natns import names, netns
+from libvirt_natns import names
 from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel import netns, wire
+from libvirt_natns.kernel.rtnetlink import InterruptedDumpError
+from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import asdict, dataclass, fields, replace
-from libvirt_natns.router import objects, wire
+from libvirt_natns.router import objects
 from libvirt_natns.router.objects import Address, Neighbour, Route, Rule
-from libvirt_natns.router.wire import Wire
-from libvirt_natns.rtnetlink import InterruptedDumpError
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_NET_NS_FD = 13, 18, 20, 27, 28

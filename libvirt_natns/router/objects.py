@@ -9,9 +9,9 @@ are the same whatever is left of theirs.
 import struct
 from ipaddress import ip_address, ip_network
 
+from libvirt_natns.kernel import wire
+from libvirt_natns.kernel.wire import Attribute
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.router import wire
-from libvirt_natns.router.wire import Attribute
 
 AF_INET = 2
 AF_INET6 = 10

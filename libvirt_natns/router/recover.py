@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 
-from libvirt_natns import names, netns
+from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterFileError, StoreError
+from libvirt_natns.kernel import netns
 from libvirt_natns.model import DEFAULT_HOST_SUBNET
 from libvirt_natns.records import replace
 from libvirt_natns.router import hardware, journal, nic, objects, resolver

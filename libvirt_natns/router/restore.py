@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
-from libvirt_natns.router import objects, wire
+from libvirt_natns.kernel import wire
+from libvirt_natns.router import objects
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.objects import Address, Route, Rule
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 
 from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel import wire
+from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import nic, objects, wire
-from libvirt_natns.router.wire import Wire
+from libvirt_natns.router import nic, objects
 
 IFA_F_NODAD = 2
 RTPROT_STATIC = 4

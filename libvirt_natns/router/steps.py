@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from libvirt_natns import names, ndppd, netns
+from libvirt_natns import names, ndppd
 from libvirt_natns.errors import ConflictError, ProxyError
 from libvirt_natns.firewall.rules import Rule
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.router import behind, journal, lease, nic, objects, resolver, rules, side
 from libvirt_natns.router.behind import Needs

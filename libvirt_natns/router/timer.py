@@ -14,8 +14,9 @@ from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
 
-from libvirt_natns import names, processes
+from libvirt_natns import names
 from libvirt_natns.errors import RouterError
+from libvirt_natns.kernel import processes
 from libvirt_natns.router import command, nic
 
 SYSTEMD = Path("/run/systemd/system")

@@ -9,7 +9,7 @@ from typing import Self
 from lab import CHECKOUT, FastGuest, LabError, Result, forward_at_once, run
 from lab_nodes import INTERFACE
 
-from libvirt_natns.netns import entered
+from libvirt_natns.kernel.netns import entered
 
 NAMESPACE = "host-b"
 """Under which its network namespace is known here."""

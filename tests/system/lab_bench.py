@@ -26,11 +26,12 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import config, dnsmasq, document, netns, plan, reconcile, store
+from libvirt_natns import config, dnsmasq, document, plan, reconcile, store
 from libvirt_natns.built import Built
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.store import Store
 
 STATE = Path("/var/lib/libvirt-natns/state.db")

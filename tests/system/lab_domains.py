@@ -27,7 +27,7 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns.netns import entered
+from libvirt_natns.kernel.netns import entered
 
 NAMESPACE = "urn:libvirt-natns:1"
 DIRECTORY = Path("/run/tmp")

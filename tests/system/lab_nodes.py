@@ -22,7 +22,7 @@ from typing import Literal, Self
 from lab_base import LabError, Result, end, run, spawn, wait_for
 from lab_servers import ECHO_PORT, WEB_PORT, Server
 
-from libvirt_natns.netns import entered
+from libvirt_natns.kernel.netns import entered
 
 INTERFACE = "eth0"
 INTERNET = "203.0.113.80"

@@ -10,7 +10,7 @@ from typing import Self
 
 from lab_nodes import INTERFACE, Node
 
-from libvirt_natns.netns import entered
+from libvirt_natns.kernel.netns import entered
 
 DISCOVER, OFFER, REQUEST, ACK = 1, 2, 3, 5
 COOKIE = bytes.fromhex("63825363")

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from lab_base import LabError
 
-from libvirt_natns.netns import entered
+from libvirt_natns.kernel.netns import entered
 
 WEB_PORT = 80
 ECHO_PORT = 7

@@ -21,7 +21,7 @@ from lab_nodes import INTERNET, Capture
 from lab_servers import ECHO_PORT, Server
 from lab_snapshot import Snapshot, snapshot
 
-from libvirt_natns.netns import entered
+from libvirt_natns.kernel.netns import entered
 
 NAMESPACE = "provider"
 STATE = Path("/var/lib/libvirt-natns/routers")

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 from packets import QUIET, Packet, checksum, in_node, inside, own_network, sh
 
-from libvirt_natns import netns
+from libvirt_natns.kernel import netns
 
 PRIVATE, PUBLIC, OUTSIDE = "fd00:10", "2001:db8:100", "2001:db8:77"
 GATEWAY, PUBLIC_GATEWAY = f"{PRIVATE}::1", f"{PUBLIC}::1"

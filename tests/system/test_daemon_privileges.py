@@ -13,7 +13,8 @@ from lab_base import wait_for
 from lab_dhcp import DhcpServer
 from views import addresses, status
 
-from libvirt_natns import dhcp_client, dnsmasq, names, ndppd, processes
+from libvirt_natns import dhcp_client, dnsmasq, names, ndppd
+from libvirt_natns.kernel import processes
 from libvirt_natns.ndppd import Proxy
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000e1"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from lab import natns
 
-from libvirt_natns import dnsmasq, dnsmasq_check, document, names, processes
+from libvirt_natns import dnsmasq, dnsmasq_check, document, names
 from libvirt_natns.errors import DnsmasqError
+from libvirt_natns.kernel import processes
 from libvirt_natns.model import Network
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000e7"

@@ -42,9 +42,10 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns import dnsmasq, document, neighbours, plan
+from libvirt_natns import dnsmasq, document, plan
 from libvirt_natns.firewall import nftables
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import address_probe
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.store import Store
 
 pytest_plugins = ("lab_bench",)
@@ -396,7 +397,7 @@ OPERATIONS = {
     "add_address": (Kernel, 2),
     "set_up": (Kernel, 2),
     "set_route": (Kernel, 1),
-    "announce": (neighbours, 1),
+    "announce": (address_probe, 1),
     "_start": (dnsmasq, 1),
     "put": (Store, 2),
     "set_state": (Store, 1),

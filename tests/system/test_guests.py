@@ -43,7 +43,7 @@ from lab_domains import (
 )
 from packets import sctp_init
 
-from libvirt_natns.netns import entered
+from libvirt_natns.kernel.netns import entered
 
 MAC = "52:54:00:00:00:05"
 SECOND = "52:54:00:00:00:15"

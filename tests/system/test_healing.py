@@ -30,7 +30,8 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import document, healer, names, netns
+from libvirt_natns import document, healer, names
+from libvirt_natns.kernel import netns
 from libvirt_natns.observer import HOST
 from libvirt_natns.records import replace
 from libvirt_natns.watch import ENDED, Watch, Watched

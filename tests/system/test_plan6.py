@@ -17,10 +17,11 @@ from threading import Timer
 import pytest
 from lab import Node, end_process, run, spawn, wait_for
 
-from libvirt_natns import executor, names, ndp, ndppd, neighbours, plan
+from libvirt_natns import executor, names, ndppd, plan
 from libvirt_natns.engine import remove
 from libvirt_natns.executor import Undo
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import address_probe, ndp
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Network, Outside, Subnet, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.watch import ENDED, Watch, Watched
@@ -194,9 +195,9 @@ def test_neighbours_are_told_and_found(world: World) -> None:
     assert MAC in world.router.run("ip", "neighbour", "show", str(OWN)).stdout
 
     free = OWN + 1
-    assert neighbours.probe(BRIDGE, [OWN, free, ROUTER], 0.4) == {OWN, ROUTER}
+    assert address_probe.probe(BRIDGE, [OWN, free, ROUTER], 0.4) == {OWN, ROUTER}
     other = IPv4Address("192.168.0.1")
-    assert neighbours.probe(BRIDGE, [ROUTER, other], 2.0) == {ROUTER, other}
+    assert address_probe.probe(BRIDGE, [ROUTER, other], 2.0) == {ROUTER, other}
 
 
 def test_another_station_that_looks_for_the_same_address_has_it(world: World) -> None:
@@ -208,7 +209,7 @@ def test_another_station_that_looks_for_the_same_address_has_it(world: World) ->
         timer.start()
         try:
             # It ends as soon as the answer is known.
-            assert neighbours.probe(BRIDGE, [OWN], 10.0) == {OWN}
+            assert address_probe.probe(BRIDGE, [OWN], 10.0) == {OWN}
         finally:
             timer.join()
 

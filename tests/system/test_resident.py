@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from lab import Provider, isolated, remove_config, run, snapshot, wait_for, write_config
 
-from libvirt_natns import config, dnsmasq, document, names, netns, reconcile
+from libvirt_natns import config, dnsmasq, document, names, reconcile
 from libvirt_natns.built import Built
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import libnftables, nftables
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.residence import Kept
 from libvirt_natns.store import Store
 

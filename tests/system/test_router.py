@@ -42,7 +42,7 @@ from lab_vps import (
     state_of_host,
 )
 
-from libvirt_natns.netns import entered
+from libvirt_natns.kernel.netns import entered
 
 STATIC = ("203.0.113.77/32", "198.51.100.12/24")
 SSH = 22

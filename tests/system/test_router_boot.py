@@ -39,7 +39,7 @@ from lab_vps import (
 
 from libvirt_natns import cli, config, names, routers
 from libvirt_natns.errors import KernelError
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.router import boot, hardware, journal, nic
 from libvirt_natns.router.machine import Machine
 

@@ -16,11 +16,11 @@ from lab_vps import ADDRESS, CONFIG, GATEWAY, NIC, ROUTER, Vps, state_of_host
 
 from libvirt_natns import cli, config
 from libvirt_natns.errors import KernelError, RouterError
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import replace
 from libvirt_natns.router import journal, nic
 from libvirt_natns.router.machine import Machine
-from libvirt_natns.router.wire import Wire
 
 STRIDE = 2
 """Every other request, for the time it takes; 1 for all of them."""

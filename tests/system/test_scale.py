@@ -32,7 +32,7 @@ from lab import (
 
 from libvirt_natns import config, document, names, reconcile
 from libvirt_natns.engine import Engine
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.store import Store
 
 MANY = 40

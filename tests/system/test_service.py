@@ -40,7 +40,7 @@ from lab_domains import asked, create, destroy, domain, nic, ports, uuid_of
 from lab_service import GREETING, SOCKET
 from views import addresses, namespaces, refusal, settled, upstream_address
 
-from libvirt_natns.locks import locked
+from libvirt_natns.kernel.locks import locked
 from libvirt_natns.names import network_directory
 
 MAC = "52:54:00:00:00:05"

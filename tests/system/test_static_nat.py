@@ -25,7 +25,7 @@ from lab_domains import (
 )
 from packets import sctp_init
 
-from libvirt_natns.netns import entered
+from libvirt_natns.kernel.netns import entered
 
 MAC, MAIL, THIRD = "52:54:00:00:00:05", "52:54:00:00:00:06", "52:54:00:00:00:07"
 A, GIVEN, CLIENT = "192.168.0.150", "192.168.0.180", "192.168.0.77"

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from libvirt_natns import arp
+from libvirt_natns.kernel import arp
 
 OWN = bytes.fromhex("0a0000000001")
 OTHER = bytes.fromhex("525400000002")

@@ -12,7 +12,7 @@ import libvirt_natns
 from libvirt_natns import cli, client, config, connection, firewall, names
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.firewall import nftables
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 XML = CHECKOUT / "xml"

@@ -10,8 +10,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from libvirt_natns import conntrack
 from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel import conntrack
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.records import replace
 
@@ -94,7 +94,7 @@ def cut(
         yield
 
     with monkeypatch.context() as patch:
-        patch.setattr("libvirt_natns.netns.entered", entered)
+        patch.setattr("libvirt_natns.kernel.netns.entered", entered)
         patch.setattr(socket, "socket", lambda *arguments: kernel)
         conntrack.cut("nat-a", claims, NETWORK)
     return kernel.deleted

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import dnsmasq, dnsmasq_check, document, names, netns
+from libvirt_natns import dnsmasq, dnsmasq_check, document, names
 from libvirt_natns.addresses import Address
 from libvirt_natns.dnsmasq import Daemon
 from libvirt_natns.dnsmasq_config import Files, make, paths, text_record
 from libvirt_natns.errors import DnsmasqError, DocumentError
+from libvirt_natns.kernel import netns
 from libvirt_natns.model import Network, Subnet, TextRecord
 from libvirt_natns.records import replace
 from libvirt_natns.resolvers import Resolvers

@@ -36,7 +36,7 @@ from libvirt_natns import (
     schema,
 )
 from libvirt_natns.engine import Engine
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.store import Store
 

@@ -11,7 +11,7 @@ import pytest
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.executor import Undo
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     AddressRange,
     Config,
@@ -49,7 +49,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     def probe(bridge: str, addresses: Collection[IPv4Address], *_: object) -> set[IPv4Address]:
         return {FIRST} & set(addresses)
 
-    monkeypatch.setattr("libvirt_natns.neighbours.probe", probe)
+    monkeypatch.setattr("libvirt_natns.kernel.address_probe.probe", probe)
     store = Store(tmp_path)
     yield Engine(Config(), store, cast("Kernel", Host()))
     store.close()

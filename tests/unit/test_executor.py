@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import executor, firewall, names, neighbours, netns
+from libvirt_natns import executor, firewall, names
 from libvirt_natns import plan as p
 from libvirt_natns.errors import (
     AddressTakenError,
@@ -18,6 +18,7 @@ from libvirt_natns.errors import (
     KernelError,
 )
 from libvirt_natns.executor import Undo
+from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.records import replace
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -382,7 +383,7 @@ def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
         return len(announced) < 2
 
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
-    monkeypatch.setattr(neighbours, "announce", announce)
+    monkeypatch.setattr(address_probe, "announce", announce)
     kept: list[Callable[[], None]] = []
     carry_out(FakeKernel(), NAMESPACE, ANNOUNCEMENT, later=kept.append)
     assert not announced
@@ -403,7 +404,7 @@ def test_only_a_new_address_is_probed_for(monkeypatch: pytest.MonkeyPatch) -> No
         return True
 
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
-    monkeypatch.setattr(neighbours, "announce", announce)
+    monkeypatch.setattr(address_probe, "announce", announce)
     kernel = FakeKernel()
     held = IPv4Interface("192.0.2.1/24")
     kernel.host = {held}
@@ -429,7 +430,7 @@ def test_a_new_address_of_a_start_that_was_built_ahead_is_announced(
         return True
 
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
-    monkeypatch.setattr(neighbours, "announce", announce)
+    monkeypatch.setattr(address_probe, "announce", announce)
     kernel = FakeKernel()
     kernel.owner = UUID
     moved = p.Addresses("nat-a", "upstream", (IPv4Interface("192.0.2.1/24"),))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import conntrack, firewall
+from libvirt_natns import firewall
 from libvirt_natns.addresses import network_of, parsed
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import (
@@ -22,6 +22,7 @@ from libvirt_natns.firewall import (
     nftables,
 )
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+from libvirt_natns.kernel import conntrack
 from libvirt_natns.model import Forward, Protocol, StaticNat
 from libvirt_natns.records import replace
 

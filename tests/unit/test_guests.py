@@ -12,12 +12,13 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import document, guest_leases, lease_file, neighbours, sockets
+from libvirt_natns import document, guest_leases, lease_file
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.forwards import ANY, Attachment, Wish
 from libvirt_natns.guests import _may_name, in_ours
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import address_probe, listening_ports
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     HOST_UPSTREAM,
     AddressRange,
@@ -49,7 +50,9 @@ def ip(number: int) -> IPv4Address:
 def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Choices]:
     """With the leases that ``lease`` writes, and nothing listening on the host."""
     monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
-    monkeypatch.setattr(sockets, "listening", lambda proto: {20000} if proto == "tcp" else set())
+    monkeypatch.setattr(
+        listening_ports, "listening", lambda proto: {20000} if proto == "tcp" else set()
+    )
     store = Store(tmp_path)
     yield Choices(Config(auto_ports=(20000, 20002)), store, cast("Kernel", None))
     store.close()
@@ -179,7 +182,7 @@ def test_a_trial_asks_no_neighbours(choices: Choices, monkeypatch: pytest.Monkey
         asked.extend(addresses)
         return set()
 
-    monkeypatch.setattr(neighbours, "probe", probe)
+    monkeypatch.setattr(address_probe, "probe", probe)
     own = IPv4Address("192.168.0.150")
     upstream = Upstream("provider", "bridge", "br0", subnet=IPv4Network("192.168.0.0/24"))
     at = replace(attachment(), upstream=upstream)
@@ -270,7 +273,7 @@ def test_automatic_port_that_a_program_took(
     assert choices.port(wish("web")) == 20001
     held = Forward("web", "guest web", "n", "tcp", ANY, 20001, 20001, ip(6), 22, 22)
     choices.registry.claim(Claims("web", (held,)), {"n": Scope("", True)}, published=True)
-    monkeypatch.setattr(sockets, "listening", lambda proto: {20000, 20001})
+    monkeypatch.setattr(listening_ports, "listening", lambda proto: {20000, 20001})
     assert choices.port(wish("web")) == 20001
     choices.registry.drop_claims("web")
     assert choices.port(wish("web")) == 20002

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import client, dispatch, forwarding, glance, hook, locks
+from libvirt_natns import client, dispatch, forwarding, glance, hook
+from libvirt_natns.kernel import locks
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HOOKS = CHECKOUT / "hooks"

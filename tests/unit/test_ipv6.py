@@ -25,7 +25,7 @@ from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules
 from libvirt_natns.forwards import ANY, ANY6, Attachment, Wish, resolve, said
 from libvirt_natns.host import Needs
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     HOST_UPSTREAM,
     AddressRange,

@@ -18,11 +18,11 @@ from libvirt_natns import (
     lease_file,
     metrics,
     names,
-    netns,
 )
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError
-from libvirt_natns.kernel import Kernel
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Config, Forward, Upstream
 from libvirt_natns.registry import Claims, Registry, Scope
 from libvirt_natns.store import Record, State, Store, boot_id, now

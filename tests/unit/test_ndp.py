@@ -6,7 +6,7 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from libvirt_natns import ndp
+from libvirt_natns.kernel import ndp
 
 OWN = bytes.fromhex("0a0000000001")
 OTHER = bytes.fromhex("525400000002")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import names, ndppd, processes
+from libvirt_natns import names, ndppd
 from libvirt_natns.errors import ProxyError
+from libvirt_natns.kernel import processes
 from libvirt_natns.model import AddressRange
 from libvirt_natns.records import replace
 

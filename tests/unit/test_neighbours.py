@@ -8,10 +8,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from libvirt_natns import neighbours
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import UpstreamError
-from libvirt_natns.neighbours import PROTOCOLS
+from libvirt_natns.kernel import address_probe
+from libvirt_natns.kernel.address_probe import PROTOCOLS
 
 OWN = bytes.fromhex("0a0000000001")
 A = IPv4Address("192.168.0.100")
@@ -34,16 +34,16 @@ class Wire(socket.socket):
         return len(frame)
 
 
-def ears(*wanted: Address) -> list[neighbours._Ear]:
+def ears(*wanted: Address) -> list[address_probe._Ear]:
     return [
-        neighbours._Ear(
+        address_probe._Ear(
             Wire(), PROTOCOLS[version], {each for each in wanted if each.version == version}
         )
         for version in sorted({each.version for each in wanted})
     ]
 
 
-def asked(each: Collection[neighbours._Ear]) -> list[Address]:
+def asked(each: Collection[address_probe._Ear]) -> list[Address]:
     found: list[Address] = []
     for ear in each:
         assert isinstance(ear.packet, Wire)
@@ -57,38 +57,38 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[Address, int]:
     told: dict[Address, int] = {}
 
     def listen(
-        each: Collection[neighbours._Ear], wanted: set[Address], deadline: float, overtime: float
+        each: Collection[address_probe._Ear], wanted: set[Address], deadline: float, overtime: float
     ) -> set[Address]:
         assert deadline - time.monotonic() <= 1
         questions = asked(each)
         return {address for address in wanted if questions.count(address) >= told.get(address, 99)}
 
-    monkeypatch.setattr(neighbours, "_listen", listen)
+    monkeypatch.setattr(address_probe, "_listen", listen)
     return told
 
 
 def test_three_questions_for_each_that_is_silent(answers: dict[Address, int]) -> None:
     answers[A] = 2
     each = ears(A, B, C)
-    assert neighbours._ask(each, 0.01) == {A}
+    assert address_probe._ask(each, 0.01) == {A}
     assert [asked(each).count(address) for address in (A, B, C)] == [2, 3, 3]
 
 
 def test_no_more_questions_once_all_have_answered(answers: dict[Address, int]) -> None:
     answers.update({A: 1, C: 1})
     each = ears(A, C)
-    assert neighbours._ask(each, 0.01) == {A, C}
+    assert address_probe._ask(each, 0.01) == {A, C}
     assert len(asked(each)) == 2
 
 
 def test_nobody_is_asked_for_nothing() -> None:
-    assert neighbours.probe("nosuchlink", [], 0.01) == set()
+    assert address_probe.probe("nosuchlink", [], 0.01) == set()
 
 
 @pytest.mark.parametrize("address", [A, C])
 def test_a_link_that_is_not_there(address: Address) -> None:
     """Also for who may not open the socket at all."""
     with pytest.raises(UpstreamError, match="cannot probe for addresses on nosuchlink"):
-        neighbours.probe("nosuchlink", [address], 0.01)
+        address_probe.probe("nosuchlink", [address], 0.01)
     with pytest.raises(UpstreamError, match=f"cannot announce {address} on nosuchlink"):
-        neighbours.announce("nosuchlink", address, "0a:00:00:00:00:01")
+        address_probe.announce("nosuchlink", address, "0a:00:00:00:00:01")

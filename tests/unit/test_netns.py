@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import locks, names, netns
+from libvirt_natns import names
 from libvirt_natns.errors import KernelError
-from libvirt_natns.locks import locked
-from libvirt_natns.netns import Spares
+from libvirt_natns.kernel import locks, netns
+from libvirt_natns.kernel.locks import locked
+from libvirt_natns.kernel.netns import Spares
 
 
 def make() -> int:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import time
 
-from libvirt_natns import processes
+from libvirt_natns.kernel import processes
 
 
 def test_a_program_that_replaces_another_has_a_command_line() -> None:

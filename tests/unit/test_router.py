@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import names, processes
+from libvirt_natns import names
 from libvirt_natns.errors import ConflictError, KernelError, RouterFileError, StoreError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
+from libvirt_natns.kernel import processes, wire
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.router import (
@@ -31,7 +32,6 @@ from libvirt_natns.router import (
     restore,
     rules,
     timer,
-    wire,
 )
 from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.cli import duration

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import rtnetlink
+from libvirt_natns.kernel import rtnetlink
 
 IF_INET6 = Path("/proc/net/if_inet6")
 IPV6_ROUTE = Path("/proc/net/ipv6_route")

@@ -15,7 +15,7 @@ import pytest
 from libvirt_natns import __version__, database, names
 from libvirt_natns import store as store_module
 from libvirt_natns.errors import ConflictError, DamagedError, FormatError, StoreError
-from libvirt_natns.locks import locked
+from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import StaticNat
 from libvirt_natns.records import replace
 from libvirt_natns.registry import Claims, PortKey, Registry, Scope

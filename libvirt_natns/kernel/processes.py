@@ -17,7 +17,7 @@ import signal
 import time
 from pathlib import Path
 
-from libvirt_natns import netns
+from libvirt_natns.kernel import netns
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for first: su(1) keeps the PATH of a user."""

@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 
-from libvirt_natns.rtnetlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR, Session
+from libvirt_natns.kernel.rtnetlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR, Session
 
 NLM_F_ACK = 4
 NLM_F_EXCL = 0x200

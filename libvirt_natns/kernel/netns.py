@@ -20,7 +20,7 @@ from threading import Lock, Thread, Timer
 
 from libvirt_natns import names
 from libvirt_natns.errors import KernelError, LockError
-from libvirt_natns.locks import locked, make_directory
+from libvirt_natns.kernel.locks import locked, make_directory
 
 CLONE_NEWNET = 0x40000000
 MS_BIND = 0x1000

@@ -21,11 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from libvirt_natns import names, netns, rtnetlink
+from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, Interface, IPNetwork, by_family
 from libvirt_natns.errors import KernelError
-from libvirt_natns.netlink import IPRoute, NetlinkError
-from libvirt_natns.rtnetlink import (
+from libvirt_natns.kernel import netns, rtnetlink
+from libvirt_natns.kernel.pyroute2_lite import IPRoute, NetlinkError
+from libvirt_natns.kernel.rtnetlink import (
     MULTICAST_ROUTER_ALWAYS,
     NTF_PROXY,
     InterruptedDumpError,

@@ -14,14 +14,12 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import (
-    applicants,
     dhcp_upstream,
     dnsmasq_config,
     document,
     forwards,
     glance,
     names,
-    pool,
     selection,
     transit,
 )
@@ -36,7 +34,8 @@ from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import AddressRequest, Domain, Network, Upstream
 from libvirt_natns.publication import Choices, fixed_address, scopes
 from libvirt_natns.records import dataclass
-from libvirt_natns.store import Leasable, Record, boot_id, now
+from libvirt_natns.state import applicants, pool
+from libvirt_natns.state.networks import Leasable, Record, boot_id, now
 
 ADOPTED = "runs without a record: adopted as it is"
 

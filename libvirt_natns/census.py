@@ -13,13 +13,13 @@ from typing import get_args
 
 from libvirt_natns import dnsmasq, dnsmasq_config, lease_file, routers, transit
 from libvirt_natns.addresses import Family
-from libvirt_natns.applicants import reserved_addresses
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.store import GUESTS, RUNNING, LeaseKind, Record, State, Store, boot_id
+from libvirt_natns.state.applicants import reserved_addresses
+from libvirt_natns.state.networks import GUESTS, RUNNING, LeaseKind, Record, State, Store, boot_id
 
 CONNTRACK = Path("/proc/sys/net/netfilter")
 STATES: tuple[State, ...] = get_args(State)

@@ -21,7 +21,6 @@ from libvirt_natns import (
     client,
     config,
     connection,
-    database,
     diagram,
     doctor,
     document,
@@ -48,7 +47,8 @@ from libvirt_natns.records import replace
 from libvirt_natns.router import cli as router_cli
 from libvirt_natns.router import networks
 from libvirt_natns.router.machine import Machine
-from libvirt_natns.store import Record, Store
+from libvirt_natns.state import database
+from libvirt_natns.state.networks import Record, Store
 
 Command = Callable[[argparse.Namespace], int]
 

@@ -14,13 +14,14 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from libvirt_natns import applicants, dhcp_client, lease_check, names, pool, resolvers, selection
+from libvirt_natns import dhcp_client, lease_check, names, resolvers, selection
 from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.dhcp_client import Client, Lease
 from libvirt_natns.errors import LeaseError, NatnsError
 from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
 from libvirt_natns.records import replace
-from libvirt_natns.store import Record, Store, now
+from libvirt_natns.state import applicants, pool
+from libvirt_natns.state.networks import Record, Store, now
 
 FOLLOW = "from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[1]))"
 """What the client's script has Python do when the lease has changed."""

@@ -15,7 +15,7 @@ from libvirt_natns.errors import NatnsError
 from libvirt_natns.forwards import ports
 from libvirt_natns.model import Network, is_stand_in
 from libvirt_natns.records import dataclass
-from libvirt_natns.store import Leased, Record
+from libvirt_natns.state.networks import Leased, Record
 
 NONE = "no network is up: start one (virsh net-start)\n"
 GAP = "   "

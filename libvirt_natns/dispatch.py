@@ -18,7 +18,7 @@ from libvirt_natns.model import Config, Network, Nic
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.selection import verdict
 from libvirt_natns.sessions import Once, Resident, Sessions
-from libvirt_natns.store import Store
+from libvirt_natns.state.networks import Store
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from libvirt_natns import (
     attachment,
     config,
     connection,
-    database,
     dhcp_client,
     dnsmasq,
     firewall,
@@ -48,7 +47,8 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.router.machine import Machine
-from libvirt_natns.store import Store
+from libvirt_natns.state import database
+from libvirt_natns.state.networks import Store
 
 DROP_IN_SINCE = (6, 5, 0)
 """The libvirt that first looked into hooks/network.d."""

@@ -19,7 +19,6 @@ from functools import partial
 from typing import get_args
 
 from libvirt_natns import (
-    applicants,
     attachment,
     dhcp_client,
     dhcp_upstream,
@@ -34,7 +33,6 @@ from libvirt_natns import (
     names,
     ndppd,
     plan,
-    pool,
     publication,
     routers,
     selection,
@@ -52,8 +50,9 @@ from libvirt_natns.model import Config, Forward, Network, Outside, PortForward, 
 from libvirt_natns.observer import HOST, NOBODY, Observer, tell
 from libvirt_natns.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.records import dataclass
-from libvirt_natns.registry import Claims, Registry
-from libvirt_natns.store import LeaseKind, Record, State, Store, boot_id, now
+from libvirt_natns.state import applicants, pool
+from libvirt_natns.state.guests import Claims, Registry
+from libvirt_natns.state.networks import LeaseKind, Record, State, Store, boot_id, now
 
 FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""

@@ -27,7 +27,7 @@ from libvirt_natns.guests import Guests
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Forward, Protocol
 from libvirt_natns.publication import known_addresses
-from libvirt_natns.registry import PortKey
+from libvirt_natns.state.guests import PortKey
 
 Engines = Callable[..., AbstractContextManager[Engine]]
 """Makes an engine; with ``look_only`` one that makes no state database."""

@@ -9,8 +9,8 @@ from libvirt_natns.addresses import bracketed
 from libvirt_natns.forwards import listening, ports
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
-from libvirt_natns.registry import Registry
-from libvirt_natns.store import Store
+from libvirt_natns.state.guests import Registry
+from libvirt_natns.state.networks import Store
 
 HEADINGS = ("GUEST", "NETWORK", "PROTO", "LISTEN", "TARGET", "SOURCES", "STATE")
 NONE = "nothing is published: see virt-natns forward add"

@@ -27,7 +27,7 @@ from libvirt_natns.model import (
     is_stand_in,
 )
 from libvirt_natns.records import dataclass
-from libvirt_natns.registry import Claims, PortKey
+from libvirt_natns.state.guests import Claims, PortKey
 
 Span = tuple[int, int, int, int]
 """First and last port, and the first and last port that they lead to."""

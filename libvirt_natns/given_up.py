@@ -15,7 +15,7 @@ from pathlib import Path
 
 from libvirt_natns import daemons
 from libvirt_natns.daemons import Daemon
-from libvirt_natns.store import Record, now
+from libvirt_natns.state.networks import Record, now
 
 BRIDGE_LIMIT = 1.0
 """Seconds from the end of our `start` hook until libvirt has made its bridge.

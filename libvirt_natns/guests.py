@@ -29,8 +29,8 @@ from libvirt_natns.model import (
 from libvirt_natns.observer import NOBODY
 from libvirt_natns.publication import Choices, check_host, known_addresses, scopes
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.registry import Claims, GuestRecord, Registry, Scope
-from libvirt_natns.store import Lease, Record, Store
+from libvirt_natns.state.guests import Claims, GuestRecord, Registry, Scope
+from libvirt_natns.state.networks import Lease, Record, Store
 
 
 @dataclass(frozen=True, slots=True)

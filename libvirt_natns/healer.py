@@ -29,7 +29,7 @@ from libvirt_natns.model import Network, Upstream
 from libvirt_natns.observer import HOST
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.sessions import Sessions
-from libvirt_natns.store import Record
+from libvirt_natns.state.networks import Record
 
 WORKERS = 4
 """How many networks are looked at at once."""

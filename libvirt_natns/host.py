@@ -34,7 +34,7 @@ from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Upstream
 from libvirt_natns.records import asdict, dataclass, field, replace
-from libvirt_natns.store import Store
+from libvirt_natns.state.networks import Store
 
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
 BRIDGE_NF6 = "net/bridge/bridge-nf-call-ip6tables"

@@ -10,7 +10,6 @@ from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from libvirt_natns import (
-    applicants,
     dhcp_upstream,
     dnsmasq,
     dnsmasq_config,
@@ -19,7 +18,6 @@ from libvirt_natns import (
     host,
     host_ipv6,
     names,
-    pool,
     resolvers,
     routers,
     selection,
@@ -66,9 +64,10 @@ from libvirt_natns.plan import (
 )
 from libvirt_natns.publication import ranges_of
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.registry import Registry
 from libvirt_natns.resolvers import Resolvers
-from libvirt_natns.store import Leased, Store, User
+from libvirt_natns.state import applicants, pool
+from libvirt_natns.state.guests import Registry
+from libvirt_natns.state.networks import Leased, Store, User
 
 ETHERNET_MTU = 1500
 

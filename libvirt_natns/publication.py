@@ -8,9 +8,8 @@ same ever after.
 from collections.abc import Collection, Iterable
 from itertools import chain
 
-from libvirt_natns import forwards, guest_leases, names, pool, routers
+from libvirt_natns import forwards, guest_leases, names, routers
 from libvirt_natns.addresses import FAMILIES, Address, Family
-from libvirt_natns.applicants import Applicant
 from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
 from libvirt_natns.forwards import Attachment, Wish
 from libvirt_natns.kernel import address_probe, listening_ports
@@ -28,8 +27,10 @@ from libvirt_natns.model import (
 )
 from libvirt_natns.observer import NOBODY, Observer, tell
 from libvirt_natns.records import dataclass
-from libvirt_natns.registry import Claims, Registry, Scope
-from libvirt_natns.store import Store
+from libvirt_natns.state import pool
+from libvirt_natns.state.applicants import Applicant
+from libvirt_natns.state.guests import Claims, Registry, Scope
+from libvirt_natns.state.networks import Store
 
 
 @dataclass(frozen=True, slots=True)

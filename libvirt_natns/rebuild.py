@@ -18,15 +18,16 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol
 
-from libvirt_natns import database, names
+from libvirt_natns import names
 from libvirt_natns.adoption import Adopted, adopt
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import DamagedError, NatnsError, StoreError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
-from libvirt_natns.store import Store
-from libvirt_natns.tables import VERSION
+from libvirt_natns.state import database
+from libvirt_natns.state.networks import Store
+from libvirt_natns.state.schema import VERSION
 
 NAME = "state database"
 

@@ -36,9 +36,9 @@ from libvirt_natns.guests import Guests
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Network
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.registry import GuestRecord
 from libvirt_natns.selection import verdict
-from libvirt_natns.store import Record, Store, now
+from libvirt_natns.state.guests import GuestRecord
+from libvirt_natns.state.networks import Record, Store, now
 
 Active = Mapping[str, bytes]
 """Networks that libvirt has active: their XML by uuid."""

@@ -20,8 +20,8 @@ from libvirt_natns.kernel.netns import Spares
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
 from libvirt_natns.observer import NOBODY, Observer
-from libvirt_natns.store import Store
-from libvirt_natns.tables import VERSION
+from libvirt_natns.state.networks import Store
+from libvirt_natns.state.schema import VERSION
 
 IDLE = 4
 """How many sessions are kept for later."""

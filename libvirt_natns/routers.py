@@ -12,7 +12,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Forward, Upstream
-from libvirt_natns.store import Store
+from libvirt_natns.state.networks import Store
 
 if TYPE_CHECKING:
     from libvirt_natns.router.machine import Machine

@@ -8,11 +8,12 @@ depends on the machine is ``engine``'s.
 from collections.abc import Iterable
 from ipaddress import IPv6Network
 
-from libvirt_natns import applicants, names
+from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
 from libvirt_natns.errors import DocumentError, UpstreamError
 from libvirt_natns.model import Config, Network, Upstream
 from libvirt_natns.records import dataclass, replace
+from libvirt_natns.state import applicants
 
 LINK_LOCAL = IPv6Network("fe80::/10")
 

@@ -40,7 +40,6 @@ from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
 from libvirt_natns.client import SOCKET
-from libvirt_natns.conflicts import Conflicts
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import (
     AddressTakenError,
@@ -58,7 +57,8 @@ from libvirt_natns.kernel.locks import OURS, make_directory
 from libvirt_natns.metrics import Metrics
 from libvirt_natns.residence import Kept
 from libvirt_natns.starts import Starts
-from libvirt_natns.store import Record, Store
+from libvirt_natns.state.address_conflicts import Conflicts
+from libvirt_natns.state.networks import Record, Store
 from libvirt_natns.watch import Watch, Watched
 
 M_ARENA_MAX = -8

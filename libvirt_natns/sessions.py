@@ -13,7 +13,7 @@ from libvirt_natns import config
 from libvirt_natns.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
-from libvirt_natns.store import Store
+from libvirt_natns.state.networks import Store
 
 
 class Sessions(Protocol):

@@ -17,7 +17,7 @@ from libvirt_natns import daemons, given_up
 from libvirt_natns.errors import LibvirtError
 from libvirt_natns.journal import Journal
 from libvirt_natns.sessions import Sessions
-from libvirt_natns.store import START_LIMIT, Record, now
+from libvirt_natns.state.networks import START_LIMIT, Record, now
 
 LOOK = 0.25
 """Seconds between two looks at a start that goes on."""

@@ -9,7 +9,7 @@ from libvirt_natns.engine import Engine
 from libvirt_natns.model import known
 from libvirt_natns.reconcile import Finding
 from libvirt_natns.records import asdict, dataclass
-from libvirt_natns.store import Record
+from libvirt_natns.state.networks import Record
 
 HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")
 NONE = "no network has been handled yet: start one (virsh net-start), or virt-natns plan NETWORK"

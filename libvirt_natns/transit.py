@@ -20,7 +20,7 @@ from libvirt_natns.errors import UpstreamError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Network, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.store import Store
+from libvirt_natns.state.networks import Store
 
 CANDIDATES = tuple(
     map(IPv4Network, ("198.19.252.0/22", "198.19.248.0/22", "172.31.252.0/22", "10.213.252.0/22"))

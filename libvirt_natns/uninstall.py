@@ -123,7 +123,7 @@ def _release(ask: Ask, *, renew: bool) -> "Outcome":
 def _engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
     from libvirt_natns.engine import Engine
     from libvirt_natns.kernel.session import Kernel
-    from libvirt_natns.store import Store
+    from libvirt_natns.state.networks import Store
 
     with closing(Store(directory)) as store, Kernel() as kernel:
         yield Engine(settings, store, kernel)

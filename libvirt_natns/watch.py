@@ -38,7 +38,7 @@ from libvirt_natns.firewall import iptables
 from libvirt_natns.kernel import outward_links
 from libvirt_natns.observer import HOST
 from libvirt_natns.records import dataclass, field
-from libvirt_natns.store import Record
+from libvirt_natns.state.networks import Record
 
 AUDIT = 1800.0
 """Seconds in which each network is looked at once ..."""

@@ -33,7 +33,7 @@ from libvirt_natns.records import asdict, dataclass, replace
 from libvirt_natns.router import hardware, nic, restore
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.resolver import Resolver
-from libvirt_natns.store import boot_id
+from libvirt_natns.state.networks import boot_id
 
 State = Literal["going up", "up", "going down"]
 

@@ -20,7 +20,7 @@ from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Record, Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.steps import STEPS, Work
-from libvirt_natns.store import boot_id
+from libvirt_natns.state.networks import boot_id
 
 Before = Callable[[str], None]
 NeedsOf = Callable[[Target], Needs]

@@ -16,11 +16,11 @@ from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, Upstr
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.model import Forward, Network, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Registry
 from libvirt_natns.router import behind, journal, objects, rules, side
 from libvirt_natns.router.behind import Needs
 from libvirt_natns.router.journal import Record, Target
-from libvirt_natns.store import Store, User
+from libvirt_natns.state.guests import Registry
+from libvirt_natns.state.networks import Store, User
 
 Up = Callable[[Network, bytes], list[str]]
 

@@ -20,7 +20,7 @@ from libvirt_natns.router import hardware, journal, nic, objects, resolver
 from libvirt_natns.router.journal import Kept, Record, Target
 from libvirt_natns.router.nic import Capture
 from libvirt_natns.router.resolver import Resolver
-from libvirt_natns.store import boot_id
+from libvirt_natns.state.networks import boot_id
 
 STEADY = 3.0
 """Seconds for which a journal that cannot be read is tried again."""

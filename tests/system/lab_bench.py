@@ -26,13 +26,14 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import config, dnsmasq, document, plan, reconcile, store
+from libvirt_natns import config, dnsmasq, document, plan, reconcile
 from libvirt_natns.built import Built
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.store import Store
+from libvirt_natns.state import networks
+from libvirt_natns.state.networks import Store
 
 STATE = Path("/var/lib/libvirt-natns/state.db")
 DNSMASQ = "/usr/sbin/dnsmasq"
@@ -258,5 +259,5 @@ def settles_as(before: Any) -> None:  # noqa: ANN401
 def grow_old() -> None:
     """Let a start that came to no end be longer ago than any start takes."""
     with sqlite3.connect(STATE) as db:
-        db.execute("UPDATE network SET since = since - ?", (store.STALLED + 1,))
+        db.execute("UPDATE network SET since = since - ?", (networks.STALLED + 1,))
     db.close()

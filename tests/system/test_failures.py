@@ -46,7 +46,7 @@ from libvirt_natns import dnsmasq, document, plan
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.store import Store
+from libvirt_natns.state.networks import Store
 
 pytest_plugins = ("lab_bench",)
 

@@ -33,7 +33,7 @@ from lab import (
 from libvirt_natns import config, document, names, reconcile
 from libvirt_natns.engine import Engine
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.store import Store
+from libvirt_natns.state.networks import Store
 
 MANY = 40
 SETTLED = 5

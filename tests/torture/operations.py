@@ -17,7 +17,7 @@ from model import MOST_RUNNING, Choice, Net
 from views import upstream_address
 from world import RefusedError, World
 
-from libvirt_natns.store import START_LIMIT
+from libvirt_natns.state.networks import START_LIMIT
 
 NAMESPACE = "urn:libvirt-natns:1"
 

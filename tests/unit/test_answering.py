@@ -10,12 +10,13 @@ from threading import Thread
 
 import pytest
 
-from libvirt_natns import client, tables
+from libvirt_natns import client
 from libvirt_natns.answering import Answering
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import FormatError, StoreError
 from libvirt_natns.journal import Journal
 from libvirt_natns.model import Config
+from libvirt_natns.state import schema
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the service answers root alone")
 
@@ -74,8 +75,8 @@ def talk(tmp_path: Path) -> Iterator[Talk]:
 
 
 def test_the_greeting_has_the_databases_format() -> None:
-    assert client.FORMAT == tables.VERSION
-    assert client.GREETING.split()[-1] == str(tables.VERSION).encode()
+    assert client.FORMAT == schema.VERSION
+    assert client.GREETING.split()[-1] == str(schema.VERSION).encode()
 
 
 def test_other_errors_are_answers(talk: Talk) -> None:

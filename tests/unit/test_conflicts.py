@@ -3,7 +3,7 @@
 
 from ipaddress import IPv4Address, IPv6Address
 
-from libvirt_natns.conflicts import LIMIT, MEMORY, Conflicts
+from libvirt_natns.state.address_conflicts import LIMIT, MEMORY, Conflicts
 
 A = IPv4Address("192.0.2.1")
 B = IPv6Address("2001:db8::1")

@@ -21,7 +21,7 @@ from libvirt_natns.model import (
     is_stand_in,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.store import Record, Store, boot_id
+from libvirt_natns.state.networks import Record, Store, boot_id
 
 OFFICE = Upstream("office", "bridge", bridge="br0", pool="dhcp", probe=0.0)
 NETWORK = Network(

@@ -38,7 +38,7 @@ from libvirt_natns import (
 from libvirt_natns.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
-from libvirt_natns.store import Store
+from libvirt_natns.state.networks import Store
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"

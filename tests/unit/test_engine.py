@@ -23,7 +23,7 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.store import Store
+from libvirt_natns.state.networks import Store
 
 FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
 GUEST = IPv4Address("10.0.0.5")

@@ -36,8 +36,8 @@ from libvirt_natns.model import (
 )
 from libvirt_natns.publication import Choices
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Claims, PortKey, Scope
-from libvirt_natns.store import Record, Store, boot_id, now
+from libvirt_natns.state.guests import Claims, PortKey, Scope
+from libvirt_natns.state.networks import Record, Store, boot_id, now
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
 

@@ -19,7 +19,7 @@ from libvirt_natns.healer import Healer, _Repairer
 from libvirt_natns.journal import Journal
 from libvirt_natns.model import Config
 from libvirt_natns.observer import HOST, NOBODY
-from libvirt_natns.store import Record
+from libvirt_natns.state.networks import Record
 
 LIMIT = 10.0
 

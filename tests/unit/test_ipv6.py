@@ -17,9 +17,15 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import config, host_ipv6, lease_file, pool, publication, selection, transit
+from libvirt_natns import (
+    config,
+    host_ipv6,
+    lease_file,
+    publication,
+    selection,
+    transit,
+)
 from libvirt_natns.addresses import FAMILIES, Address, Family
-from libvirt_natns.applicants import Applicant, applicant
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules
@@ -45,10 +51,12 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Claims, PortKey, Registry, Scope
 from libvirt_natns.resolvers import host_resolvers
-from libvirt_natns.store import Leased, Record, State, Store, boot_id, now
-from libvirt_natns.tables import SCHEMA
+from libvirt_natns.state import pool
+from libvirt_natns.state.applicants import Applicant, applicant
+from libvirt_natns.state.guests import Claims, PortKey, Registry, Scope
+from libvirt_natns.state.networks import Leased, Record, State, Store, boot_id, now
+from libvirt_natns.state.schema import SCHEMA
 
 MAC = "52:54:00:00:00:05"
 PREFIXES = IPv6Network("2001:db8:100::/62")

@@ -24,8 +24,8 @@ from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Config, Forward, Upstream
-from libvirt_natns.registry import Claims, Registry, Scope
-from libvirt_natns.store import Record, State, Store, boot_id, now
+from libvirt_natns.state.guests import Claims, Registry, Scope
+from libvirt_natns.state.networks import Record, State, Store, boot_id, now
 
 PROVIDER = Upstream(
     name="provider",

@@ -8,7 +8,7 @@ import pytest
 from libvirt_natns import config, model, names, ownership
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.glance import Glance, at_domain, at_network
-from libvirt_natns.store import Record, Store, boot_id, now
+from libvirt_natns.state.networks import Record, Store, boot_id, now
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 IP = "<ip address='10.0.0.1' netmask='255.255.255.0'/>"

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import pool
 from libvirt_natns.addresses import Address, Family, parsed
-from libvirt_natns.applicants import Applicant, applicant
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import (
     AddressRange,
@@ -23,8 +21,10 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Claims, Registry, Scope
-from libvirt_natns.store import Record, State, Store, boot_id, now
+from libvirt_natns.state import pool
+from libvirt_natns.state.applicants import Applicant, applicant
+from libvirt_natns.state.guests import Claims, Registry, Scope
+from libvirt_natns.state.networks import Record, State, Store, boot_id, now
 
 HOST = IPv4Address("192.168.0.2")
 PROCESSES = 16

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns.rebuild import damage, salvage
-from libvirt_natns.registry import PortKey, Registry
-from libvirt_natns.store import Record, Store, boot_id, now
+from libvirt_natns.state.guests import PortKey, Registry
+from libvirt_natns.state.networks import Record, Store, boot_id, now
 
 ADDRESS, OTHER = IPv4Address("192.168.0.100"), IPv4Address("192.168.0.101")
 INNER = IPv4Address("10.0.0.100")

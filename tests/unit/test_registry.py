@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import registry as module
-from libvirt_natns import store as store_module
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.model import Forward, PortSet, StaticNat
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Claims, PortKey, Registry, Scope
-from libvirt_natns.store import Store
+from libvirt_natns.state import guests as module
+from libvirt_natns.state import networks as store_module
+from libvirt_natns.state.guests import Claims, PortKey, Registry, Scope
+from libvirt_natns.state.networks import Store
 
 A, B = IPv4Address("192.168.0.100"), IPv4Address("192.168.0.101")
 GUEST = IPv4Address("10.0.0.5")

@@ -5,7 +5,6 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 import pytest
 
-from libvirt_natns.applicants import applicant, check_wanted, reserved_addresses
 from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model import (
     Config,
@@ -19,6 +18,7 @@ from libvirt_natns.model import (
 )
 from libvirt_natns.records import replace
 from libvirt_natns.selection import check_addresses, check_resolvers, upstream_of, verdict
+from libvirt_natns.state.applicants import applicant, check_wanted, reserved_addresses
 
 SUBNET = Subnet(IPv4Interface("10.0.0.1/24"))
 SIX = Subnet(IPv6Interface("fd00:10::1/64"))

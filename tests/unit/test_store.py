@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import __version__, database, names
-from libvirt_natns import store as store_module
+from libvirt_natns import __version__, names
 from libvirt_natns.errors import ConflictError, DamagedError, FormatError, StoreError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import StaticNat
 from libvirt_natns.records import replace
-from libvirt_natns.registry import Claims, PortKey, Registry, Scope
-from libvirt_natns.store import START_LIMIT, Record, Store, boot_id, now
-from libvirt_natns.tables import SCHEMA, VERSION
+from libvirt_natns.state import database
+from libvirt_natns.state import networks as store_module
+from libvirt_natns.state.guests import Claims, PortKey, Registry, Scope
+from libvirt_natns.state.networks import START_LIMIT, Record, Store, boot_id, now
+from libvirt_natns.state.schema import SCHEMA, VERSION
 
 FIRST = IPv4Address("192.168.0.100")
 SECOND = IPv4Address("192.168.0.101")

@@ -17,10 +17,10 @@ from ipaddress import IPv6Network
 from itertools import chain, islice, repeat
 
 from libvirt_natns.addresses import Address, address_of
-from libvirt_natns.applicants import Applicant, check_wanted, reserved_addresses
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model import AddressRange, Upstream
-from libvirt_natns.store import Leasable, LeaseKind, Store, kept
+from libvirt_natns.state.applicants import Applicant, check_wanted, reserved_addresses
+from libvirt_natns.state.networks import Leasable, LeaseKind, Store, kept
 
 FIRST_BATCHES = (1, 16)
 BATCH = 128

@@ -14,8 +14,8 @@ from libvirt_natns.addresses import Address, Family, address_of, network_of, sto
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import dataclass
-from libvirt_natns.store import Store, boot_id
-from libvirt_natns.tables import ANY_SELECTOR
+from libvirt_natns.state.networks import Store, boot_id
+from libvirt_natns.state.schema import ANY_SELECTOR
 
 # Of a reservation; takes the boot's id twice.
 IN_FORCE = (

@@ -23,10 +23,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from libvirt_natns import database, names
+from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, IPNetwork, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.records import asdict, dataclass
+from libvirt_natns.state import database
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from typing import TypeVar
 from libvirt_natns import __version__, names
 from libvirt_natns.errors import DamagedError, FormatError, StoreError
 from libvirt_natns.kernel.locks import at_most, locked
-from libvirt_natns.tables import MIGRATIONS, SCHEMA, VERSION
+from libvirt_natns.state.schema import MIGRATIONS, SCHEMA, VERSION
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -15,7 +15,6 @@ from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import (
     dhcp_upstream,
-    dnsmasq_config,
     document,
     forwards,
     glance,
@@ -24,6 +23,7 @@ from libvirt_natns import (
     transit,
 )
 from libvirt_natns.addresses import Address, Family, Interface
+from libvirt_natns.daemons import dnsmasq_config
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations

@@ -14,8 +14,9 @@ from selectors import EVENT_READ, DefaultSelector
 from threading import Lock, Thread, current_thread
 from typing import Protocol
 
-from libvirt_natns import dispatch, systemd
+from libvirt_natns import dispatch
 from libvirt_natns.client import DONE, GREETING, REFUSED
+from libvirt_natns.daemons import systemd
 from libvirt_natns.errors import FormatError, NatnsError, describe
 from libvirt_natns.glance import at_domain, at_network
 from libvirt_natns.journal import Journal, Level

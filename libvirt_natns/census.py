@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
-from libvirt_natns import dnsmasq, dnsmasq_config, lease_file, routers, transit
+from libvirt_natns import routers, transit
 from libvirt_natns.addresses import Family
+from libvirt_natns.daemons import dnsmasq, dnsmasq_config, lease_file
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns

@@ -20,7 +20,6 @@ from libvirt_natns import (
     __version__,
     client,
     config,
-    connection,
     diagram,
     doctor,
     document,
@@ -38,6 +37,7 @@ from libvirt_natns import (
     status,
     uninstall,
 )
+from libvirt_natns.daemons import libvirt
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel import netns
@@ -185,7 +185,7 @@ def _asker() -> reconcile.Ask:
 
     def ask() -> reconcile.Active | None:
         try:
-            return connection.active_networks()
+            return libvirt.active_networks()
         except LibvirtError as error:
             if not told:
                 print(f"virt-natns: {error}: going by the bridges that exist", file=sys.stderr)
@@ -195,10 +195,10 @@ def _asker() -> reconcile.Ask:
     return ask
 
 
-def _ask_guests() -> connection.Running | None:
+def _ask_guests() -> libvirt.Running | None:
     """The guests that run; None where libvirt does not answer."""
     with suppress(LibvirtError):
-        return connection.active_domains()
+        return libvirt.active_domains()
     return None
 
 
@@ -223,7 +223,7 @@ def _install(options: argparse.Namespace) -> int:
         _rebuild()
     with _engine() as engine:
         try:
-            _explain(engine, connection.networks())
+            _explain(engine, libvirt.networks())
         except LibvirtError as error:
             print(f"virt-natns: {error}: networks that are active now", file=sys.stderr)
             print("  are handled after virt-natns sync, or when they start again", file=sys.stderr)
@@ -298,7 +298,7 @@ def _health() -> service_status.Health:
 def _known() -> frozenset[str] | None:
     """The uuids of all networks that are defined; None where libvirt does not answer."""
     try:
-        return frozenset(connection.uuids())
+        return frozenset(libvirt.uuids())
     except LibvirtError:
         return None
 
@@ -359,7 +359,7 @@ def _network_to_plan(named: str) -> Network:
         except OSError as error:
             raise NatnsError(f"cannot read {named}", error.strerror or str(error)) from error
     _require_root()
-    xml = connection.network_xml(named)
+    xml = libvirt.network_xml(named)
     if xml is None:
         raise NatnsError(f"there is no file and no network {named}", "see virsh net-list --all")
     return document.parse_network(xml)

@@ -14,9 +14,10 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from libvirt_natns import dhcp_client, lease_check, names, resolvers, selection
+from libvirt_natns import names, selection
 from libvirt_natns.addresses import Address, IPNetwork
-from libvirt_natns.dhcp_client import Client, Lease
+from libvirt_natns.daemons import lease_check, resolv_conf, udhcpc
+from libvirt_natns.daemons.udhcpc import Client, Lease
 from libvirt_natns.errors import LeaseError, NatnsError
 from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
 from libvirt_natns.records import replace
@@ -121,7 +122,7 @@ def _accepted(uuid: str, present: Lease | None) -> Lease | None:
     *_, last = ["", *text.splitlines()]
     key, _, seconds = last.partition("=")
     until = float(seconds) if key == UNTIL and seconds.isdecimal() else None
-    lease = dhcp_client.parse(text, until) if text else None
+    lease = udhcpc.parse(text, until) if text else None
     if lease is not None and present is not None and lease.address.ip == present.address.ip:
         return replace(lease, until=present.until)
     expired = lease is not None and lease.until is not None and lease.until < now()
@@ -137,7 +138,7 @@ def _read(file: Path) -> str:
 
 def held(uuid: str) -> Lease | None:
     """What a network's client has leased."""
-    return dhcp_client.lease(names.dhcp_directory(uuid))
+    return udhcpc.lease(names.dhcp_directory(uuid))
 
 
 def completed(upstream: Upstream, lease: Lease) -> Upstream:
@@ -179,7 +180,7 @@ def problem(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | 
 def _servers(known: Upstream) -> Sequence[Address]:
     """The resolvers that a network's guests depend on."""
     own = [server for server in known.dns if server.version == 4]
-    return own or resolvers.host_resolvers().servers
+    return own or resolv_conf.host_resolvers().servers
 
 
 def remaining(uuid: str) -> int | None:
@@ -207,7 +208,7 @@ def client(network: Network, upstream: Upstream) -> Client:
         client_id=names.client_id(network.uuid),
         directory=names.dhcp_directory(network.uuid),
         on_change=names.python_command(FOLLOW, network.uuid, options="-IS"),
-        probe=min(upstream.probe, dhcp_client.MAX_PROBE),
+        probe=min(upstream.probe, udhcpc.MAX_PROBE),
     )
 
 
@@ -217,7 +218,7 @@ def await_lease(network: Network, upstream: Upstream) -> None:
     Raises LeaseError where there is none and the network needs one, or where it
     cannot use what it gets; DhcpError where the client ends.
     """
-    lease = dhcp_client.await_lease(client(network, upstream), upstream.dhcp_timeout)
+    lease = udhcpc.await_lease(client(network, upstream), upstream.dhcp_timeout)
     if lease is not None:
         found = problem(network, upstream, lease) or _not_wanted(network, upstream, lease)
         if found is not None:

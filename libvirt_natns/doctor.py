@@ -16,14 +16,10 @@ from typing import Literal
 from libvirt_natns import (
     attachment,
     config,
-    connection,
-    dhcp_client,
-    dnsmasq,
     firewall,
     host,
     install,
     names,
-    ndppd,
     neighbour_tables,
     reconcile,
     routers,
@@ -31,6 +27,7 @@ from libvirt_natns import (
     transit,
     trust,
 )
+from libvirt_natns.daemons import dnsmasq, libvirt, ndppd, udhcpc
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import (
     ConfigError,
@@ -227,7 +224,7 @@ def _upstream(settings: Config) -> str:
 
 
 def _udhcpc() -> str:
-    return " ".join(dhcp_client.program())
+    return " ".join(udhcpc.program())
 
 
 def _ipv6(settings: Config) -> str:
@@ -309,7 +306,7 @@ def _hooks() -> str:
 
 
 def _libvirt() -> str:
-    version = connection.version()
+    version = libvirt.version()
     dotted = ".".join(map(str, version))
     beside = [file for file in install.installed_hooks() if file.name == install.DROP_IN]
     if beside and version < DROP_IN_SINCE:
@@ -356,7 +353,7 @@ def _obstacles(engine: Engines, settings: Config) -> list[Finding]:
 
 def _networks(engine: Engines, settings: Config) -> str:
     with engine(settings) as verbs:
-        missed = reconcile.missed(verbs, connection.active_networks)
+        missed = reconcile.missed(verbs, libvirt.active_networks)
     if missed:
         told = "; ".join(f"{name} {what}" for name, what in missed)
         raise NatnsError(told, "run virt-natns sync")
@@ -377,7 +374,7 @@ def _neighbour_tables(engine: Engines, settings: Config) -> list[Finding]:
 
 def _guests(engine: Engines, settings: Config) -> str:
     with engine(settings) as verbs:
-        found = reconcile.guest_differences(verbs, connection.active_domains)
+        found = reconcile.guest_differences(verbs, libvirt.active_domains)
     if found:
         told = "; ".join(f"{name}: {what}" for name, what in found)
         raise NatnsError(told, "run virt-natns sync")

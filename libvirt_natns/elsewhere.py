@@ -12,8 +12,9 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from libvirt_natns import names, ndppd
+from libvirt_natns import names
 from libvirt_natns.addresses import Address
+from libvirt_natns.daemons import ndppd
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.plan import NeighbourProxy, Plan
 

@@ -20,10 +20,7 @@ from typing import get_args
 
 from libvirt_natns import (
     attachment,
-    dhcp_client,
     dhcp_upstream,
-    dnsmasq,
-    dnsmasq_check,
     document,
     elsewhere,
     executor,
@@ -31,7 +28,6 @@ from libvirt_natns import (
     glance,
     host,
     names,
-    ndppd,
     plan,
     publication,
     routers,
@@ -39,6 +35,7 @@ from libvirt_natns import (
 )
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.built import Built
+from libvirt_natns.daemons import dnsmasq, dnsmasq_trial, ndppd, udhcpc
 from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
 from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
@@ -346,7 +343,7 @@ class Engine:
         """Refuse what could not come up, as far as that can be seen now."""
         backend = self.planner.backend(ipv6=plan.has_ipv6(network))
         if network.needs_dnsmasq:
-            dnsmasq_check.check(network)
+            dnsmasq_trial.check(network)
         selection.check_addresses(network, upstream)
         # What no rule can express is refused here, not when the rules are loaded.
         around = plan.Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None)
@@ -358,7 +355,7 @@ class Engine:
             families = selection.families(network, upstream)
             selection.check_resolvers(network, upstream, resolvers_of(upstream, families).servers)
         if upstream.by_dhcp:
-            dhcp_client.program()
+            udhcpc.program()
         self._check_bridge(network, upstream)
 
     def _check_bridge(self, network: Network, upstream: Upstream) -> None:
@@ -470,7 +467,7 @@ class Engine:
         # Nobody would hear the client where the host filters what bridges carry.
         self._adjust_host(network.uuid)
         operations = self.planner.plan_ahead_of_lease(network, upstream)
-        with dhcp_client.awaiting(names.dhcp_directory(network.uuid)):
+        with udhcpc.awaiting(names.dhcp_directory(network.uuid)):
             executor.carry_out(self.kernel, operations, undo, self.before)
             self._step("await a DHCP lease")
             dhcp_upstream.await_lease(network, upstream)

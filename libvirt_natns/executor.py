@@ -11,9 +11,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns import dhcp_client, dnsmasq, firewall, guest_leases, names, ndppd
+from libvirt_natns import firewall, guest_leases, names
 from libvirt_natns import plan as p
 from libvirt_natns.addresses import Address, Interface, by_family
+from libvirt_natns.daemons import dnsmasq, ndppd, udhcpc
 from libvirt_natns.errors import (
     AddressTakenError,
     ConflictError,
@@ -418,14 +419,14 @@ def _ensure_gateways(call: Call, operation: p.Gateways) -> None:
 
 
 def _leasing_differs(kernel: Kernel, operation: p.Leasing) -> list[str]:
-    return dhcp_client.differences(operation.client)
+    return udhcpc.differences(operation.client)
 
 
 def _ensure_leasing(call: Call, operation: p.Leasing) -> None:
     client = operation.client
-    if dhcp_client.running(client) is None:
+    if udhcpc.running(client) is None:
         call.undo.add(end_client, call.kernel, client.directory, client.namespace, client.link)
-    dhcp_client.ensure(client, operation.request)
+    udhcpc.ensure(client, operation.request)
 
 
 def end_client(kernel: Kernel, directory: Path, namespace: str | None, link: str) -> None:
@@ -434,11 +435,11 @@ def end_client(kernel: Kernel, directory: Path, namespace: str | None, link: str
     It is told from the leased address, which need not be in force: a start may
     have been refused for it.  Raises DhcpError.
     """
-    held = dhcp_client.lease(directory)
+    held = udhcpc.lease(directory)
     if held is not None and namespace is not None:
         with suppress(KernelError):
             kernel.add_address(namespace, link, held.address)
-    dhcp_client.stop(directory, namespace)
+    udhcpc.stop(directory, namespace)
 
 
 def _proxied_differ(kernel: Kernel, operation: p.ProxiedNeighbours) -> list[str]:

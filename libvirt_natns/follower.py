@@ -19,17 +19,18 @@ from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import Literal
 
-from libvirt_natns import daemons, reconcile
+from libvirt_natns import reconcile
 from libvirt_natns.agenda import Agenda
-from libvirt_natns.connection_events import Happened, Kind, Link, Loop
-from libvirt_natns.daemons import Daemon, Driver
+from libvirt_natns.daemons import libvirtd
+from libvirt_natns.daemons.libvirt_events import Happened, Kind, Link, Loop
+from libvirt_natns.daemons.libvirtd import Daemon, Driver
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.guests import Guests
 from libvirt_natns.journal import Journal, Level
 from libvirt_natns.sessions import Sessions
 
-DRIVERS = (daemons.QEMU, daemons.LXC, daemons.NETWORK)
+DRIVERS = (libvirtd.QEMU, libvirtd.LXC, libvirtd.NETWORK)
 WORKERS = 3
 """Two may be held up, by a hook or by a reconciliation, without anybody waiting."""
 
@@ -109,7 +110,7 @@ class Follower:
 
         Waits while libvirt starts or stops that network.  Raises LibvirtError.
         """
-        link = self._keepers[daemons.NETWORK].link
+        link = self._keepers[libvirtd.NETWORK].link
         return None if link is None else link.xml("network", uuid) is not None
 
     # -- working -----------------------------------------------------------

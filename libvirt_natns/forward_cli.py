@@ -13,9 +13,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from libvirt_natns import connection, document, forward_edit, forward_list, names
+from libvirt_natns import document, forward_edit, forward_list, names
 from libvirt_natns.addresses import parsed
-from libvirt_natns.connection import Guest, Where
+from libvirt_natns.daemons import libvirt
+from libvirt_natns.daemons.libvirt import Guest, Where
 from libvirt_natns.document import Edited
 from libvirt_natns.elements import MutableElement
 from libvirt_natns.engine import Engine
@@ -95,7 +96,7 @@ def _list(engines: Engines, options: argparse.Namespace) -> int:
         rows = [row for row in rows if options.guest in (row.guest, row.guest_uuid)]
         if not rows:
             # Raises where there is no such guest at all.
-            with connection.guest(options.guest):
+            with libvirt.guest(options.guest):
                 pass
     show = forward_list.as_json if options.json else forward_list.text
     print(show(rows))
@@ -153,7 +154,7 @@ def _remove(engines: Engines, options: argparse.Namespace) -> int:
 @contextmanager
 def _change(engines: Engines, named: str) -> Iterator[tuple[Guests, Guest]]:
     """The guest to be changed, by nobody else meanwhile."""
-    with engines() as engine, connection.guest(named) as guest, locked(LOCK):
+    with engines() as engine, libvirt.guest(named) as guest, locked(LOCK):
         try:
             yield Guests(engine), guest
         finally:

@@ -13,8 +13,8 @@ import os
 import socket
 from pathlib import Path
 
-from libvirt_natns import daemons
-from libvirt_natns.daemons import Daemon
+from libvirt_natns.daemons import libvirtd
+from libvirt_natns.daemons.libvirtd import Daemon
 from libvirt_natns.state.networks import Record, now
 
 BRIDGE_LIMIT = 1.0
@@ -55,7 +55,7 @@ def has_link(name: str) -> bool:
 
 def outlived_daemon(record: Record) -> bool:
     """True if libvirt's daemon for networks was started after the record was made."""
-    daemon = daemons.NETWORK.daemon()
+    daemon = libvirtd.NETWORK.daemon()
     began = daemon and started_at(daemon)
     return bool(began and began > record.since)
 

@@ -14,9 +14,9 @@ from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns import lease_file
 from libvirt_natns.addresses import Address, parsed
-from libvirt_natns.dnsmasq import HELPERS, Daemon
+from libvirt_natns.daemons import lease_file
+from libvirt_natns.daemons.dnsmasq import HELPERS, Daemon
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import processes
 

@@ -21,8 +21,9 @@ from libvirt_natns.addresses import (
     host_network,
     on_link,
 )
-from libvirt_natns.dhcp_client import Client
-from libvirt_natns.dnsmasq import Daemon
+from libvirt_natns.daemons.dnsmasq import Daemon
+from libvirt_natns.daemons.ndppd import Proxy
+from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
 from libvirt_natns.model import (
     AddressRange,
@@ -33,7 +34,6 @@ from libvirt_natns.model import (
     StaticRoute,
     Upstream,
 )
-from libvirt_natns.ndppd import Proxy
 from libvirt_natns.records import dataclass
 
 

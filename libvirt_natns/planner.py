@@ -11,14 +11,11 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from libvirt_natns import (
     dhcp_upstream,
-    dnsmasq,
-    dnsmasq_config,
     elsewhere,
     firewall,
     host,
     host_ipv6,
     names,
-    resolvers,
     routers,
     selection,
     transit,
@@ -32,6 +29,9 @@ from libvirt_natns.addresses import (
     host_network,
     on_link,
 )
+from libvirt_natns.daemons import dnsmasq, dnsmasq_config, resolv_conf
+from libvirt_natns.daemons.ndppd import Proxy
+from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.errors import DocumentError, KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel.session import Kernel
@@ -46,7 +46,6 @@ from libvirt_natns.model import (
     is_stand_in,
     known,
 )
-from libvirt_natns.ndppd import Proxy
 from libvirt_natns.plan import (
     Leasing,
     NeighbourProxy,
@@ -64,7 +63,6 @@ from libvirt_natns.plan import (
 )
 from libvirt_natns.publication import ranges_of
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.resolvers import Resolvers
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.guests import Registry
 from libvirt_natns.state.networks import Leased, Store, User
@@ -569,7 +567,7 @@ def resolvers_of(upstream: Upstream, families: Collection[Family]) -> Resolvers:
     ``families`` are those in which they get there.
     """
     servers = tuple(server for server in upstream.dns if server.version in families)
-    return Resolvers(servers) if servers else resolvers.host_resolvers(families=families)
+    return Resolvers(servers) if servers else resolv_conf.host_resolvers(families=families)
 
 
 def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | None:

@@ -20,7 +20,6 @@ from typing import Protocol
 
 from libvirt_natns import (
     dhcp_upstream,
-    dnsmasq_check,
     document,
     elsewhere,
     executor,
@@ -30,6 +29,7 @@ from libvirt_natns import (
     selection,
 )
 from libvirt_natns.adoption import adopt
+from libvirt_natns.daemons import dnsmasq_trial
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.guests import Guests
@@ -290,7 +290,7 @@ def _domains(running: Running | None) -> Mapping[str, bytes] | None:
 
 
 def _tidy_trials(_: Engine) -> list[str]:
-    return dnsmasq_check.tidy()
+    return dnsmasq_trial.tidy()
 
 
 def _tidy_guests(engine: Engine) -> list[str]:

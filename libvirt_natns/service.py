@@ -28,18 +28,17 @@ from types import FrameType
 from libvirt_natns import (
     __version__,
     config,
-    connection,
     elsewhere,
     names,
     rebuild,
     reconcile,
     routers,
-    systemd,
 )
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
 from libvirt_natns.client import SOCKET
+from libvirt_natns.daemons import libvirt, systemd
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import (
     AddressTakenError,
@@ -332,13 +331,13 @@ def _parents(*version: int) -> dict[str, str]:
 
 def _ask_networks() -> reconcile.Active | None:
     with suppress(LibvirtError):
-        return connection.active_networks(wake=False)
+        return libvirt.active_networks(wake=False)
     return None
 
 
-def _ask_guests() -> connection.Running | None:
+def _ask_guests() -> libvirt.Running | None:
     with suppress(LibvirtError):
-        return connection.active_domains(wake=False)
+        return libvirt.active_domains(wake=False)
     return None
 
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from threading import Condition, Thread
 
-from libvirt_natns import daemons, given_up
+from libvirt_natns import given_up
+from libvirt_natns.daemons import libvirtd
 from libvirt_natns.errors import LibvirtError
 from libvirt_natns.journal import Journal
 from libvirt_natns.sessions import Sessions
@@ -138,7 +139,7 @@ class Starts:
 
     def _note_daemon(self) -> bool:
         """True if a daemon runs."""
-        found = daemons.NETWORK.daemon() is not None
+        found = libvirtd.NETWORK.daemon() is not None
         # Where no pid file ever told of one, its absence means nothing.
         self._knows_daemon |= found
         return found

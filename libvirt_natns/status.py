@@ -4,7 +4,8 @@
 import json
 from collections.abc import Collection, Mapping
 
-from libvirt_natns import dhcp_upstream, forward_list, lease_file, reconcile
+from libvirt_natns import dhcp_upstream, forward_list, reconcile
+from libvirt_natns.daemons import lease_file
 from libvirt_natns.engine import Engine
 from libvirt_natns.model import known
 from libvirt_natns.reconcile import Finding

@@ -31,8 +31,9 @@ from contextlib import contextmanager, suppress
 from threading import Condition, Thread
 from typing import Self
 
-from libvirt_natns import dhcp_client, dnsmasq, dnsmasq_config, names, ndppd
+from libvirt_natns import names
 from libvirt_natns import notifications as n
+from libvirt_natns.daemons import dnsmasq, dnsmasq_config, ndppd, udhcpc
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import iptables
 from libvirt_natns.kernel import outward_links
@@ -98,7 +99,7 @@ class Watched:
         ports = (names.private_patch(uuid), names.upstream_patch(uuid))
         client = None
         if (directory := names.dhcp_directory(uuid)).exists():
-            client = dhcp_client.process(directory, namespace) or ENDED
+            client = udhcpc.process(directory, namespace) or ENDED
         proxies = tuple(
             ndppd.running(uuid, where) or ENDED
             for where in (namespace, _beyond(record))

@@ -15,8 +15,9 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from libvirt_natns import dhcp_client, lease_check, names
-from libvirt_natns.dhcp_client import Client, Lease
+from libvirt_natns import names
+from libvirt_natns.daemons import lease_check, udhcpc
+from libvirt_natns.daemons.udhcpc import Client, Lease
 from libvirt_natns.kernel import processes, wire
 from libvirt_natns.records import replace
 from libvirt_natns.router import command, nic, objects, side
@@ -47,12 +48,12 @@ def _client(target: Target, mac: str) -> Client:
 
 def require() -> None:
     """Raise DhcpError, with a remedy, where there is no client."""
-    dhcp_client.program()
+    udhcpc.program()
 
 
 def current(target: Target) -> Lease | None:
     """The lease that the client holds."""
-    return dhcp_client.lease(_directory(target)) if target.leased else None
+    return udhcpc.lease(_directory(target)) if target.leased else None
 
 
 def _private(target: Target) -> tuple[IPv4Network, ...]:
@@ -65,7 +66,7 @@ def ensure(target: Target, before: Capture) -> None:
     if not target.leased:
         return
     wanted = next((IPv4Address(each.ip) for each in before.ipv4 if each.leased), None)
-    dhcp_client.ensure(_client(target, before.mac), wanted)
+    udhcpc.ensure(_client(target, before.mac), wanted)
     apply(target, before)
 
 
@@ -92,7 +93,7 @@ def differences(target: Target, before: Capture) -> list[str]:
     if not target.leased:
         return []
     held = current(target)
-    found = dhcp_client.differences(_client(target, before.mac))
+    found = udhcpc.differences(_client(target, before.mac))
     used = _used(target, held)
     return found + (side.differences(_side(target, used)) if used else [])
 

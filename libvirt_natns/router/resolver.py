@@ -11,7 +11,7 @@ import os
 from ipaddress import ip_address
 from pathlib import Path
 
-from libvirt_natns import resolvers
+from libvirt_natns.daemons import resolv_conf
 from libvirt_natns.records import dataclass
 
 FILE = Path("/etc/resolv.conf")
@@ -75,7 +75,7 @@ def servers(
         listed = _usable(file.read_text(errors="replace"))
     except OSError:
         listed = []
-    return listed or [str(server) for server in resolvers.host_resolvers().servers]
+    return listed or [str(server) for server in resolv_conf.host_resolvers().servers]
 
 
 def _usable(text: str) -> list[str]:

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from libvirt_natns import names, ndppd
+from libvirt_natns import names
+from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ConflictError, ProxyError
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.kernel import netns

@@ -23,22 +23,20 @@ from libvirt_natns import (
     answering,
     client,
     config,
-    dhcp_client,
-    dnsmasq_config,
     document,
     forward_edit,
     glance,
     plan,
-    resolvers,
     selection,
 )
-from libvirt_natns.dnsmasq_config import Files
+from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
+from libvirt_natns.daemons.dnsmasq_config import Files
+from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.model import Domain, Network, Nic, Outside
 from libvirt_natns.records import replace
-from libvirt_natns.resolvers import Resolvers
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLES = CHECKOUT / "xml"
@@ -384,7 +382,7 @@ def _leases() -> Sequence[bytes]:
 def check_lease(data: bytes) -> None:
     """What a DHCP server says, as the client's script writes it down."""
     text = data.decode(errors="replace")
-    lease = dhcp_client.parse(text)
+    lease = udhcpc.parse(text)
     if lease is None:
         return
     assert lease.mtu is None or 576 <= lease.mtu <= 65535
@@ -411,7 +409,7 @@ def _small() -> Sequence[bytes]:
 def check_small(data: bytes) -> None:
     """A resolv.conf, and a forward as it is typed."""
     text = data.decode(errors="replace")
-    for address in resolvers._nameservers(text):
+    for address in resolv_conf._nameservers(text):
         assert isinstance(address, IPv4Address | IPv6Address)
     for parse in (forward_edit.parse_new, forward_edit.parse_old):
         try:

@@ -21,7 +21,8 @@ from lab import (
     wait_for,
 )
 
-from libvirt_natns import dnsmasq, names, reconcile
+from libvirt_natns import names, reconcile
+from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.healer import Healer
 from libvirt_natns.journal import Journal
 from libvirt_natns.kernel import netns

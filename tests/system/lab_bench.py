@@ -26,8 +26,9 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import config, dnsmasq, document, plan, reconcile
+from libvirt_natns import config, document, plan, reconcile
 from libvirt_natns.built import Built
+from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns

@@ -18,7 +18,8 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns import dnsmasq, document, plan
+from libvirt_natns import document, plan
+from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.errors import DnsmasqError, NatnsError
 from libvirt_natns.records import replace
 

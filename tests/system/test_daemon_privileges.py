@@ -13,9 +13,10 @@ from lab_base import wait_for
 from lab_dhcp import DhcpServer
 from views import addresses, status
 
-from libvirt_natns import dhcp_client, dnsmasq, names, ndppd
+from libvirt_natns import names
+from libvirt_natns.daemons import dnsmasq, ndppd, udhcpc
+from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.kernel import processes
-from libvirt_natns.ndppd import Proxy
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000e1"
 DIRECTORY = names.dhcp_directory(UUID)
@@ -63,10 +64,10 @@ def test_dnsmasq_and_the_dhcp_client(installed: None, spared: None) -> None:
         start_network(isolated("a", "virbr10", uuid=UUID, hosts=[GUEST]))
         # libvirtd runs the hook, which starts both: it is not spared itself.
         served = dnsmasq.running(UUID, "nat-a")
-        asking = dhcp_client.process(DIRECTORY, "nat-a")
+        asking = udhcpc.process(DIRECTORY, "nat-a")
         assert served is not None
         assert asking is not None
-        check(asking, *dhcp_client.CAPABILITIES)
+        check(asking, *udhcpc.CAPABILITIES)
         # With it, the kernel refuses the profile that AppArmor has for libvirt's lease helper.
         check(served, *dnsmasq.CAPABILITIES, no_new_privs=False)
         effective = int(state(served)["CapEff"], 16)
@@ -114,6 +115,6 @@ def test_programs_are_looked_for_in_the_systems_directories_first(
         file.write_text("#!/bin/sh\n")
         file.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    for found in (dnsmasq.program(), ndppd.program(), dhcp_client.program()[0]):
+    for found in (dnsmasq.program(), ndppd.program(), udhcpc.program()[0]):
         assert not found.startswith(str(tmp_path))
     assert processes.program("only-here") == str(tmp_path / "only-here")

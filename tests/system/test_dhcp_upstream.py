@@ -42,7 +42,8 @@ from views import (
     upstream_address,
 )
 
-from libvirt_natns import dhcp_client, document, names, plan
+from libvirt_natns import document, names, plan
+from libvirt_natns.daemons import udhcpc
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000d1"
 DIRECTORY = names.dhcp_directory(UUID)
@@ -79,7 +80,7 @@ def network(name: str = "a", metadata: str = "", address: str = GATEWAY) -> str:
 
 def client() -> int:
     """The process id of the network's DHCP client."""
-    pid = dhcp_client.process(DIRECTORY, "nat-a")
+    pid = udhcpc.process(DIRECTORY, "nat-a")
     assert pid is not None
     return pid
 
@@ -219,7 +220,7 @@ def test_the_client_needs_no_service(provider: Provider, service: Service) -> No
         wait_for(lambda: len(server.seen("DHCPACK")) == 2, what="a renewal")
         assert client() == first
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: dhcp_client.process(DIRECTORY, "nat-a") is None)
+        wait_for(lambda: udhcpc.process(DIRECTORY, "nat-a") is None)
         assert "DHCP client of nat-a is not running" in natns("check", check=False).stdout
         service.start()
         wait_for(lambda: len(server.seen("DHCPACK")) == 3, what="its lease")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from lab import natns
 
-from libvirt_natns import dnsmasq, dnsmasq_check, document, names
+from libvirt_natns import document, names
+from libvirt_natns.daemons import dnsmasq, dnsmasq_trial
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import processes
 from libvirt_natns.model import Network
@@ -55,7 +56,7 @@ def be_killed(tried: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     child = os.fork()
     if child == 0:
         monkeypatch.setattr(dnsmasq, "end_all", die)
-        dnsmasq_check.check(tried)
+        dnsmasq_trial.check(tried)
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
@@ -69,7 +70,7 @@ def clean() -> Iterator[None]:
 
 
 def test_an_own_pid_file_hides_no_daemon(tmp_path: Path) -> None:
-    dnsmasq_check.check(network(f"pid-file={tmp_path}/own"))
+    dnsmasq_trial.check(network(f"pid-file={tmp_path}/own"))
     assert not running()
 
 
@@ -80,12 +81,12 @@ def test_it_is_confined_as_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def look(pid: int | None, configuration: Path) -> None:
         found.extend(map(capabilities, running()))
         # Another network's trial, or sync, meanwhile.
-        assert dnsmasq_check.tidy() == []
+        assert dnsmasq_trial.tidy() == []
         assert configuration.exists()
         real(pid, configuration)
 
     monkeypatch.setattr(dnsmasq, "end_all", look)
-    dnsmasq_check.check(network("log-queries"))
+    dnsmasq_trial.check(network("log-queries"))
     assert found
     # CAP_CHOWN, DAC_OVERRIDE, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_ADMIN, NET_RAW.
     assert set(found) == {sum(1 << bit for bit in (0, 1, 6, 7, 8, 10, 12, 13))}
@@ -99,7 +100,7 @@ def test_one_that_was_killed_goes_with_the_next(
     assert trials()
     assert running()
     with pytest.raises(DnsmasqError, match="no-such-user"):
-        dnsmasq_check.check(network("user=no-such-user"))
+        dnsmasq_trial.check(network("user=no-such-user"))
     Path("/run/own-pid").unlink(missing_ok=True)
 
 
@@ -108,4 +109,4 @@ def test_one_that_was_killed_goes_with_sync(
 ) -> None:
     be_killed(network("log-queries"), monkeypatch)
     assert "dnsmasq: removed a trial of dnsmasq that was killed" in natns("sync").stdout
-    assert dnsmasq_check.tidy() == []
+    assert dnsmasq_trial.tidy() == []

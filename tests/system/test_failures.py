@@ -42,7 +42,8 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns import dnsmasq, document, plan
+from libvirt_natns import document, plan
+from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.session import Kernel

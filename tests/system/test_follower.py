@@ -47,7 +47,8 @@ from lab_domains import (
 )
 from views import rules_of
 
-from libvirt_natns import connection, connection_events, reconcile
+from libvirt_natns import reconcile
+from libvirt_natns.daemons import libvirt, libvirt_events
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.follower import Follower
 from libvirt_natns.guests import Guests
@@ -88,8 +89,8 @@ class Following:
         with self.sessions.engine() as engine:
             reconcile.sync(
                 engine,
-                partial(connection.active_networks, wake=False),
-                partial(connection.active_domains, wake=False),
+                partial(libvirt.active_networks, wake=False),
+                partial(libvirt.active_domains, wake=False),
             )
         self.rounds += 1
 
@@ -253,7 +254,7 @@ def republish(world: World, following: Following, *ranges: str) -> None:
     """Edit the running network a's metadata; before libvirt 9.8, as if that were possible."""
     target = f"guestAddress='{world.web.addresses()[0].partition('/')[0]}'"
     inside = upstream(A, "".join(ports(each, more=target) for each in ranges))
-    if connection_events.NETWORK_METADATA is not None:
+    if libvirt_events.NETWORK_METADATA is not None:
         edited = inside.replace(f' xmlns:natns="{NAMESPACE}"', "").replace("natns:", "")
         virsh("net-metadata", "a", NAMESPACE, "--live", "--key", "natns", "--set", edited)
         return
@@ -269,19 +270,19 @@ def test_what_is_followed_during_a_reconciliation_stays(world: World) -> None:
     sessions = Kept()
     uuid = virsh("domuuid", "web").stdout.strip()
 
-    def followed() -> connection.Running:
-        listed = connection.active_domains()
+    def followed() -> libvirt.Running:
+        listed = libvirt.active_domains()
         if not asked_for:
             publish(forwards('start="8081" to="22"'))
             with sessions.engine() as other:
-                Guests(other).follow(uuid, lambda: connection.active_domains().domains[uuid])
+                Guests(other).follow(uuid, lambda: libvirt.active_domains().domains[uuid])
         asked_for.append(listed)
         return listed
 
-    asked_for: list[connection.Running] = []
+    asked_for: list[libvirt.Running] = []
     try:
         with sessions.engine() as engine:
-            outcome = reconcile.sync(engine, connection.active_networks, followed)
+            outcome = reconcile.sync(engine, libvirt.active_networks, followed)
         assert not outcome.errors
         assert world.open(8081)
         assert not world.open(8080)
@@ -300,7 +301,7 @@ def test_network_metadata(world: World, following: Following) -> None:
         wait_for(lambda: not carries(moved), what="the end of the moved port's connection")
         before = rules()
         republish(world, following, "start='3333' to='22'")
-        if connection_events.NETWORK_METADATA is not None:
+        if libvirt_events.NETWORK_METADATA is not None:
             wait_for(partial(following.lines, "level=warning", "network=a", "3333"))
         assert carries(stays)
         assert rules() == before

@@ -17,7 +17,8 @@ from threading import Timer
 import pytest
 from lab import Node, end_process, run, spawn, wait_for
 
-from libvirt_natns import executor, names, ndppd, plan
+from libvirt_natns import executor, names, plan
+from libvirt_natns.daemons import ndppd
 from libvirt_natns.engine import remove
 from libvirt_natns.executor import Undo
 from libvirt_natns.kernel import address_probe, ndp

@@ -16,13 +16,14 @@ import pytest
 from lab import CommandError, FastGuest, Node, run, start_network, virsh, wait_for
 from lab_ipv6 import leased6
 
-from libvirt_natns import dnsmasq, document, names
+from libvirt_natns import document, names
 from libvirt_natns.addresses import Address
-from libvirt_natns.dnsmasq import Daemon
-from libvirt_natns.dnsmasq_config import make
+from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.daemons.dnsmasq import Daemon
+from libvirt_natns.daemons.dnsmasq_config import make
+from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.model import Network, Subnet
 from libvirt_natns.records import replace
-from libvirt_natns.resolvers import Resolvers
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
 BRIDGE = "virbr10"

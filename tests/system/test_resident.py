@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from lab import Provider, isolated, remove_config, run, snapshot, wait_for, write_config
 
-from libvirt_natns import config, dnsmasq, document, names, reconcile
+from libvirt_natns import config, document, names, reconcile
 from libvirt_natns.built import Built
+from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import libnftables, nftables

@@ -16,7 +16,8 @@ from model import Choice, Net
 from operations import OPERATIONS, Operation, WrongError, crowd
 from world import LIMIT, RefusedError, World
 
-from libvirt_natns import dnsmasq, names
+from libvirt_natns import names
+from libvirt_natns.daemons import dnsmasq
 
 INTERRUPTED = ("start", "cycle", "guest", "start", "transient", "plug")
 """Operations in the midst of which somebody is killed."""

@@ -11,7 +11,8 @@ from lab import run
 from model import Net
 from world import World
 
-from libvirt_natns import connection, names, reconcile
+from libvirt_natns import names, reconcile
+from libvirt_natns.daemons import libvirt
 from libvirt_natns.errors import LibvirtError
 from libvirt_natns.sessions import Once
 
@@ -144,11 +145,11 @@ def check(concerned: Collection[str] | None = None) -> list[reconcile.Finding]:
 
 def _active() -> reconcile.Active | None:
     with suppress(LibvirtError):
-        return connection.active_networks()
+        return libvirt.active_networks()
     return None
 
 
 def _running() -> reconcile.Running | None:
     with suppress(LibvirtError):
-        return connection.active_domains()
+        return libvirt.active_domains()
     return None

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import libvirt_natns
-from libvirt_natns import cli, client, config, connection, firewall, names
+from libvirt_natns import cli, client, config, firewall, names
+from libvirt_natns.daemons import libvirt
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel.session import Kernel
@@ -35,7 +36,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(client.ask, "__defaults__", (b"", nobody))
     monkeypatch.setattr(firewall, "choose", lambda *_, **__: nftables)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(connection, "connected", unreachable)
+    monkeypatch.setattr(libvirt, "connected", unreachable)
     for name, answer in (("link", None), ("mtu", None), ("host_addresses", set())):
         monkeypatch.setattr(Kernel, name, lambda *_, answer=answer: answer)
     for name in ("host_routes", "routed_links"):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import dhcp_client, names
-from libvirt_natns.dhcp_client import Client, Lease, parse
+from libvirt_natns import names
+from libvirt_natns.daemons import udhcpc
+from libvirt_natns.daemons.udhcpc import Client, Lease, parse
 from libvirt_natns.errors import DhcpError
 from libvirt_natns.model import StaticRoute
 
@@ -101,7 +102,7 @@ def test_classless_routes_without_a_default() -> None:
 def client(tmp_path: Path) -> Client:
     command = ("sh", "-c", f"echo >>{shlex.quote(str(tmp_path / 'told it'))}")
     made = Client("nat-a", "upstream", names.client_id("u"), tmp_path / "a b", command)
-    dhcp_client.write_files(made)
+    udhcpc.write_files(made)
     return made
 
 
@@ -127,7 +128,7 @@ def event(client: Client, *events: str, **values: str) -> None:
 
 def test_lease_is_written_down(client: Client) -> None:
     event(client, "bound", **OFFER)
-    found = dhcp_client.lease(client.directory)
+    found = udhcpc.lease(client.directory)
     assert found is not None
     assert found.address == IPv4Interface("192.168.0.50/24")
     assert (found.mtu, found.gateway) == (1400, IPv4Address("192.168.0.1"))
@@ -146,7 +147,7 @@ def test_who_waits_for_a_lease_is_not_told_of_it(client: Client) -> None:
     (client.directory / "awaited").touch()
     event(client, "bound", **OFFER)
     assert told(client) == 0
-    assert dhcp_client.lease(client.directory) is not None
+    assert udhcpc.lease(client.directory) is not None
 
 
 def test_a_lease_is_lost_by_its_own_client_alone(client: Client) -> None:
@@ -154,26 +155,26 @@ def test_a_lease_is_lost_by_its_own_client_alone(client: Client) -> None:
     assert told(client) == 0, "each client begins so"
     event(client, "bound", **OFFER)
     event(client, "deconfig", **OFFER)
-    assert dhcp_client.lease(client.directory) is not None, "of a client that was killed"
+    assert udhcpc.lease(client.directory) is not None, "of a client that was killed"
     event(client, "bound", "deconfig", **OFFER)
-    assert dhcp_client.lease(client.directory) is None
+    assert udhcpc.lease(client.directory) is None
     assert told(client) == 2
 
 
 def test_a_lease_ends_where_nobody_answers_the_next_client(client: Client) -> None:
     event(client, "bound", **OFFER)
     event(client, "leasefail")
-    assert dhcp_client.lease(client.directory) is not None, "it is valid still"
+    assert udhcpc.lease(client.directory) is not None, "it is valid still"
     (client.directory / "times").write_text("1 0 1\n")
     event(client, "leasefail")
-    assert dhcp_client.lease(client.directory) is None
+    assert udhcpc.lease(client.directory) is None
     assert told(client) == 2
 
 
 @pytest.mark.parametrize("seconds", ["0", str(2**32 - 1)])
 def test_lease_for_ever(client: Client, seconds: str) -> None:
     event(client, "bound", **OFFER | {"lease": seconds})
-    found = dhcp_client.lease(client.directory)
+    found = udhcpc.lease(client.directory)
     assert found is not None
     assert found.until is None
 
@@ -190,18 +191,18 @@ def test_client_id_is_a_networks_own() -> None:
 
 
 def test_stop_without_a_client(tmp_path: Path) -> None:
-    dhcp_client.stop(tmp_path / "missing")
+    udhcpc.stop(tmp_path / "missing")
     (tmp_path / "a").mkdir()
-    dhcp_client.stop(tmp_path / "a")
+    udhcpc.stop(tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
 def test_waiting_leaves_nothing_of_a_client_that_was_not_started(client: Client) -> None:
     directory = client.directory.parent / "other"
-    with dhcp_client.awaiting(directory):
+    with udhcpc.awaiting(directory):
         assert (directory / "awaited").exists()
     assert not directory.exists()
-    with dhcp_client.awaiting(client.directory):
+    with udhcpc.awaiting(client.directory):
         event(client, "bound", **OFFER)
     assert told(client) == 0
     event(client, "renew", **OFFER | {"router": "192.168.0.9"})
@@ -209,10 +210,10 @@ def test_waiting_leaves_nothing_of_a_client_that_was_not_started(client: Client)
 
 
 def test_no_client_is_a_difference(client: Client) -> None:
-    assert dhcp_client.differences(client) == ["DHCP client of nat-a is not running"]
+    assert udhcpc.differences(client) == ["DHCP client of nat-a is not running"]
     # A process id alone is nobody's.
     (client.directory / "pid").write_text(f"{os.getpid()}\n")
-    assert dhcp_client.differences(client) == ["DHCP client of nat-a is not running"]
+    assert udhcpc.differences(client) == ["DHCP client of nat-a is not running"]
 
 
 # -- the program ---------------------------------------------------------------
@@ -234,10 +235,10 @@ def test_program(
 
     monkeypatch.setattr(shutil, "which", which)
     if expected is not None:
-        assert dhcp_client.program() == expected
+        assert udhcpc.program() == expected
         return
     with pytest.raises(DhcpError, match="udhcpc is not installed: install the package udhcpc"):
-        dhcp_client.program()
+        udhcpc.program()
 
 
 def test_a_client_that_notes_its_process_id_has_not_ended(
@@ -247,10 +248,10 @@ def test_a_client_that_notes_its_process_id_has_not_ended(
     leased = Lease(IPv4Interface("192.168.0.50/24"))
     found = iter([None, None, None])
     pids = iter([None, 5, None])
-    monkeypatch.setattr(dhcp_client, "lease", lambda directory: next(found, leased))
-    monkeypatch.setattr(dhcp_client, "running", lambda client: next(pids))
-    assert dhcp_client.await_lease(client, 5) == leased
-    monkeypatch.setattr(dhcp_client, "lease", lambda directory: None)
-    monkeypatch.setattr(dhcp_client, "running", lambda client: None)
+    monkeypatch.setattr(udhcpc, "lease", lambda directory: next(found, leased))
+    monkeypatch.setattr(udhcpc, "running", lambda client: next(pids))
+    assert udhcpc.await_lease(client, 5) == leased
+    monkeypatch.setattr(udhcpc, "lease", lambda directory: None)
+    monkeypatch.setattr(udhcpc, "running", lambda client: None)
     with pytest.raises(DhcpError, match="the DHCP client of nat-a has ended"):
-        dhcp_client.await_lease(client, 5)
+        udhcpc.await_lease(client, 5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import dhcp_upstream, names, plan
-from libvirt_natns.dhcp_client import Lease
+from libvirt_natns.daemons.udhcpc import Lease
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Policy, ruleset

@@ -17,15 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import dnsmasq, dnsmasq_check, document, names
+from libvirt_natns import document, names
 from libvirt_natns.addresses import Address
-from libvirt_natns.dnsmasq import Daemon
-from libvirt_natns.dnsmasq_config import Files, make, paths, text_record
+from libvirt_natns.daemons import dnsmasq, dnsmasq_trial
+from libvirt_natns.daemons.dnsmasq import Daemon
+from libvirt_natns.daemons.dnsmasq_config import Files, make, paths, text_record
+from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.errors import DnsmasqError, DocumentError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model import Network, Subnet, TextRecord
 from libvirt_natns.records import replace
-from libvirt_natns.resolvers import Resolvers
 
 GOLDEN = sorted((Path(__file__).parent / "dnsmasq").glob("*.txt"))
 ASKED = Resolvers((IPv4Address("192.168.0.1"),))
@@ -612,10 +613,10 @@ def own_network(inside: str = "") -> Network:
 )
 def test_what_dnsmasq_refuses_is_found_out_ahead(inside: str, expected: str) -> None:
     with pytest.raises(DnsmasqError) as raised:
-        dnsmasq_check.check(own_network(inside))
+        dnsmasq_trial.check(own_network(inside))
     assert expected in str(raised.value)
 
 
 @REAL
 def test_what_dnsmasq_takes_is_taken() -> None:
-    dnsmasq_check.check(own_network("<dns><txt name='x' value='a, \"b\"'/></dns>"))
+    dnsmasq_trial.check(own_network("<dns><txt name='x' value='a, \"b\"'/></dns>"))

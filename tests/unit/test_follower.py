@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import daemons
 from libvirt_natns.agenda import Agenda
-from libvirt_natns.daemons import LXC, NETWORK, QEMU, Daemon
+from libvirt_natns.daemons import libvirtd
+from libvirt_natns.daemons.libvirtd import LXC, NETWORK, QEMU, Daemon
 from libvirt_natns.follower import Patience, Subject
 
 # -- the agenda ------------------------------------------------------------------
@@ -135,8 +135,8 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     found = Host(tmp_path)
-    monkeypatch.setattr(daemons, "RUN", found.run)
-    monkeypatch.setattr(daemons, "PROCESSES", found.processes)
+    monkeypatch.setattr(libvirtd, "RUN", found.run)
+    monkeypatch.setattr(libvirtd, "PROCESSES", found.processes)
     yield found
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import guest_leases, lease_file
-from libvirt_natns.dnsmasq import Daemon
-from libvirt_natns.dnsmasq_config import Files
+from libvirt_natns import guest_leases
+from libvirt_natns.daemons import lease_file
+from libvirt_natns.daemons.dnsmasq import Daemon
+from libvirt_natns.daemons.dnsmasq_config import Files
 
 STRANGER, WEB, MAIL = "02:00:00:00:00:01", "52:54:00:00:00:05", "52:54:00:00:00:06"
 HOSTS = (

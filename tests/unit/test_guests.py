@@ -12,8 +12,9 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import document, guest_leases, lease_file
+from libvirt_natns import document, guest_leases
 from libvirt_natns.addresses import Address
+from libvirt_natns.daemons import lease_file
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.forwards import ANY, Attachment, Wish
 from libvirt_natns.guests import _may_name, in_ours

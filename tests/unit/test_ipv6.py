@@ -17,15 +17,10 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import (
-    config,
-    host_ipv6,
-    lease_file,
-    publication,
-    selection,
-    transit,
-)
+from libvirt_natns import config, host_ipv6, publication, selection, transit
 from libvirt_natns.addresses import FAMILIES, Address, Family
+from libvirt_natns.daemons import lease_file
+from libvirt_natns.daemons.resolv_conf import host_resolvers
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules
@@ -51,7 +46,6 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.resolvers import host_resolvers
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
 from libvirt_natns.state.guests import Claims, PortKey, Registry, Scope

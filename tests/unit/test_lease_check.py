@@ -5,9 +5,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from libvirt_natns import lease_check
-from libvirt_natns.dhcp_client import Lease, parse
-from libvirt_natns.lease_check import MOST_ROUTES, MOST_SERVERS, Checked
+from libvirt_natns.daemons import lease_check
+from libvirt_natns.daemons.lease_check import MOST_ROUTES, MOST_SERVERS, Checked
+from libvirt_natns.daemons.udhcpc import Lease, parse
 from libvirt_natns.model import StaticRoute
 from libvirt_natns.records import replace
 

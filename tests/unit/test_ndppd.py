@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import names, ndppd
+from libvirt_natns import names
+from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import processes
 from libvirt_natns.model import AddressRange

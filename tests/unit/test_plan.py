@@ -13,7 +13,7 @@ from ipaddress import (
 import pytest
 
 from libvirt_natns import names, plan
-from libvirt_natns.dnsmasq import Daemon
+from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.model import AddressRange, Network, Outside, StaticRoute, Subnet, Upstream
 from libvirt_natns.plan import Published, Surroundings, describe, make, path_mtu, transit
 from libvirt_natns.records import replace

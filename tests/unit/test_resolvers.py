@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.resolvers import Resolvers, host_resolvers
+from libvirt_natns.daemons.resolv_conf import Resolvers, host_resolvers
 
 FIRST = IPv4Address("192.168.0.53")
 SECOND = IPv4Address("192.168.0.54")

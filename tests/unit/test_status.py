@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import diagram, lease_file, status
+from libvirt_natns import diagram, status
+from libvirt_natns.daemons import lease_file
 from libvirt_natns.diagram import Picture, Router
 from libvirt_natns.status import Status
 

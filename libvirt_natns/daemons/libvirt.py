@@ -12,8 +12,9 @@ from uuid import UUID
 
 import libvirt
 
-from libvirt_natns import daemons, names
-from libvirt_natns.daemons import Driver
+from libvirt_natns import names
+from libvirt_natns.daemons import libvirtd
+from libvirt_natns.daemons.libvirtd import Driver
 from libvirt_natns.errors import LibvirtError
 from libvirt_natns.records import dataclass
 
@@ -45,7 +46,7 @@ def connected(*, wake: bool = True) -> Iterator[Any]:
     """
     libvirt.registerErrorHandler(quiet, None)
     reasons = []
-    for uri in URIS if wake else _awake(daemons.NETWORK):
+    for uri in URIS if wake else _awake(libvirtd.NETWORK):
         try:
             connection = libvirt.openReadOnly(uri)
         except libvirt.libvirtError as error:
@@ -226,7 +227,7 @@ def active_domains(*, wake: bool = True) -> Running:
     libvirt.registerErrorHandler(quiet, None)
     found: dict[str, bytes] = {}
     reasons = dict.fromkeys(GUEST_URIS, ASLEEP)
-    for uri, driver in zip(GUEST_URIS, (daemons.QEMU, daemons.LXC), strict=True):
+    for uri, driver in zip(GUEST_URIS, (libvirtd.QEMU, libvirtd.LXC), strict=True):
         try:
             for address in (uri,) if wake else _awake(driver):
                 found |= _active_at(address)

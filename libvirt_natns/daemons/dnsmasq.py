@@ -27,8 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from libvirt_natns import dnsmasq_config, names
-from libvirt_natns.dnsmasq_config import Files
+from libvirt_natns import names
+from libvirt_natns.daemons import dnsmasq_config
+from libvirt_natns.daemons.dnsmasq_config import Files
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import netns, processes
 from libvirt_natns.kernel.defer import Later, at_once

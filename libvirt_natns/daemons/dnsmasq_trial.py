@@ -23,14 +23,14 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns import dnsmasq, dnsmasq_config
-from libvirt_natns.dnsmasq import START_LIMIT
+from libvirt_natns.daemons import dnsmasq, dnsmasq_config
+from libvirt_natns.daemons.dnsmasq import START_LIMIT
+from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.errors import DnsmasqError, LockError, NatnsError
 from libvirt_natns.kernel import processes
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Network
 from libvirt_natns.names import RUN_DIRECTORY
-from libvirt_natns.resolvers import Resolvers
 from libvirt_natns.values import shown
 
 PLACE = re.compile(r" at line (\d+) of \S+$")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import libvirt
 
 from libvirt_natns import names
-from libvirt_natns.connection import quiet
+from libvirt_natns.daemons.libvirt import quiet
 from libvirt_natns.errors import LibvirtError
 from libvirt_natns.records import dataclass
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns.addresses import IPNetwork
-from libvirt_natns.dhcp_client import Lease
+from libvirt_natns.daemons.udhcpc import Lease
 from libvirt_natns.model import StaticRoute
 from libvirt_natns.records import dataclass, replace
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, parsed
+from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet, TextRecord
 from libvirt_natns.records import dataclass
-from libvirt_natns.resolvers import Resolvers
 
 LEAST_IPV6_MTU = 1280
 """What every link must carry in IPv6; guests ignore less."""

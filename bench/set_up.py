@@ -29,7 +29,7 @@ from world import (
     timed,
 )
 
-from libvirt_natns import document
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import Engine
 from libvirt_natns.install import HOOKS_DIRECTORY
 
@@ -73,7 +73,7 @@ def make_part(with_service: bool) -> Part:
 
 def engine_up(verbs: Engine, xml: bytes) -> None:
     """All that happens between libvirt's `start` and the end of its `started`."""
-    network = document.parse_hook_data(xml).network
+    network = libvirt_xml.parse_hook_data(xml).network
     verbs.prepare(network, xml)
     build = getattr(verbs, "build", None)
     if build is not None:
@@ -82,7 +82,7 @@ def engine_up(verbs: Engine, xml: bytes) -> None:
 
 
 def engine_down(verbs: Engine, xml: bytes) -> None:
-    verbs.hand_back(document.parse_hook_data(xml).network)
+    verbs.hand_back(libvirt_xml.parse_hook_data(xml).network)
 
 
 def of_engine(verbs: Engine, xml: bytes) -> Variant:

@@ -13,17 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network
 
-from libvirt_natns import (
-    dhcp_upstream,
-    document,
-    forwards,
-    glance,
-    names,
-    selection,
-    transit,
-)
+from libvirt_natns import dhcp_upstream, forwards, names, selection, transit
 from libvirt_natns.addresses import Address, Family, Interface
 from libvirt_natns.daemons import dnsmasq_config
+from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations
@@ -59,14 +52,14 @@ def adopt(engine: Engine, active: Mapping[str, bytes], domains: Mapping[str, byt
     if unrecorded:
         _adopt_transits(engine)
     for uuid, xml in unrecorded.items():
-        name = glance.at_network(xml).name
+        name = xml_sniff.at_network(xml).name
         with _noting(outcome, name), locked(names.network_directory(uuid)):
             if _runs_unrecorded(engine, uuid, xml):
                 _adopt_network(engine, xml, domains)
                 adopted.add(uuid)
                 outcome.found.append((name, ADOPTED))
     for xml in domains.values() if adopted else ():
-        name = glance.at_domain(xml).name
+        name = xml_sniff.at_domain(xml).name
         with _noting(outcome, name):
             if _adopt_guest(engine, xml, adopted):
                 outcome.found.append((name, ADOPTED))
@@ -91,7 +84,7 @@ def _runs_unrecorded(engine: Engine, uuid: str, xml: bytes) -> bool:
     record = engine.store.network(uuid)
     if record is not None and record.runs:
         return False
-    namespace = names.namespace(glance.at_network(xml).name)
+    namespace = names.namespace(xml_sniff.at_network(xml).name)
     return engine.kernel.namespace_owner(namespace) == uuid
 
 
@@ -131,7 +124,7 @@ def _adopt_transits(engine: Engine) -> None:
 
 def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> None:
     """Record a network with its leases, reservations and own forwards."""
-    network = document.parse_network(xml)
+    network = libvirt_xml.parse_network(xml)
     # Ahead of the leases: a transit subnet that is in use is not chosen anew.
     _record(engine, network, xml)
     upstream = engine.planner.upstream(network)
@@ -215,7 +208,7 @@ def _owners(domains: Mapping[str, bytes]) -> dict[str, str]:
     owners: dict[str, str] = {}
     for xml in domains.values():
         with suppress(NatnsError):
-            plain = document.parse_domain_nics(xml)
+            plain = libvirt_xml.parse_domain_nics(xml)
             owners |= {nic.mac: plain.uuid for nic in plain.nics}
     return owners
 
@@ -225,14 +218,14 @@ def _owners(domains: Mapping[str, bytes]) -> dict[str, str]:
 
 def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
     """Take over what a running guest publishes in these networks; whether there is any."""
-    plain = document.parse_domain_nics(xml)
-    if not glance.at_domain(xml).annotated or engine.registry.guest(plain.uuid) is not None:
+    plain = libvirt_xml.parse_domain_nics(xml)
+    if not xml_sniff.at_domain(xml).annotated or engine.registry.guest(plain.uuid) is not None:
         return False
     guests = Guests(engine)
     attachments = guests.attachments(plain)
     if not any(each.network.uuid in networks for each in attachments):
         return False
-    domain = document.parse_domain(xml)
+    domain = libvirt_xml.parse_domain(xml)
     if domain.nat is None:
         return False
     rules = [translations.of_namespace(names.namespace(each.network.name)) for each in attachments]

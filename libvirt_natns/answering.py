@@ -17,8 +17,8 @@ from typing import Protocol
 from libvirt_natns import dispatch
 from libvirt_natns.client import DONE, GREETING, REFUSED
 from libvirt_natns.daemons import systemd
+from libvirt_natns.documents.xml_sniff import at_domain, at_network
 from libvirt_natns.errors import FormatError, NatnsError, describe
-from libvirt_natns.glance import at_domain, at_network
 from libvirt_natns.journal import Journal, Level
 from libvirt_natns.model import Config
 from libvirt_natns.records import dataclass

@@ -19,13 +19,10 @@ from typing import NoReturn
 from libvirt_natns import (
     __version__,
     client,
-    config,
     diagram,
     doctor,
-    document,
     firewall,
     forward_cli,
-    glance,
     install,
     names,
     output,
@@ -38,6 +35,7 @@ from libvirt_natns import (
     uninstall,
 )
 from libvirt_natns.daemons import libvirt
+from libvirt_natns.documents import config, libvirt_xml, xml_sniff
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel import netns
@@ -253,9 +251,9 @@ def _explain(engine: Engine, known: dict[str, bytes]) -> None:
 
 def _verdict(engine: Engine, xml: bytes) -> selection.Verdict:
     try:
-        return selection.verdict(document.parse_network(xml), engine.config)
+        return selection.verdict(libvirt_xml.parse_network(xml), engine.config)
     except NatnsError as error:
-        if glance.at_network(xml).untouched:
+        if xml_sniff.at_network(xml).untouched:
             return selection.Verdict(False, "has <forward> or enabled='no'")
         return selection.Verdict(False, f"will not start: {error}")
 
@@ -355,14 +353,14 @@ def _network_to_plan(named: str) -> Network:
     file = Path(named)
     if file.is_file():
         try:
-            return document.parse_network(file.read_bytes(), named)
+            return libvirt_xml.parse_network(file.read_bytes(), named)
         except OSError as error:
             raise NatnsError(f"cannot read {named}", error.strerror or str(error)) from error
     _require_root()
     xml = libvirt.network_xml(named)
     if xml is None:
         raise NatnsError(f"there is no file and no network {named}", "see virsh net-list --all")
-    return document.parse_network(xml)
+    return libvirt_xml.parse_network(xml)
 
 
 def _complete(network: Network) -> Network:

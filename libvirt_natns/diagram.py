@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 
-from libvirt_natns import document, forward_list, names, routers, transit
+from libvirt_natns import forward_list, names, routers, transit
 from libvirt_natns.addresses import FAMILIES
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.forwards import ports
@@ -62,7 +63,7 @@ def collect(engine: Engine) -> Picture:
 
 
 def _router(engine: Engine, record: Record) -> Router:
-    network = document.parse_network(record.document)
+    network = libvirt_xml.parse_network(record.document)
     leased = engine.store.leases(record.upstream, record.uuid)
     return Router(
         record.name,

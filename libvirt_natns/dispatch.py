@@ -9,9 +9,10 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import cached_property, partial
 
-from libvirt_natns import config, document, engine, host, names, ownership
+from libvirt_natns import engine, host, names
+from libvirt_natns.documents import config, libvirt_xml, ownership
+from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
-from libvirt_natns.glance import Glance, at_domain, at_network
 from libvirt_natns.guests import Guests, in_ours
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network, Nic
@@ -35,7 +36,7 @@ class Event:
     @cached_property
     def network(self) -> Network:
         """The network.  Raises DocumentError."""
-        network = document.parse_hook_data(self.xml).network
+        network = libvirt_xml.parse_hook_data(self.xml).network
         if not network.uuid:
             raise DocumentError(f"network {network.name} has no uuid", "start it with libvirt")
         return network
@@ -143,14 +144,14 @@ def _abandon(seen: Glance) -> None:
 
 
 def _plug(event: Event) -> None:
-    port = document.parse_hook_data(event.xml).port
+    port = libvirt_xml.parse_hook_data(event.xml).port
     if port is not None:
         with event.sessions.engine() as verbs:
             Guests(verbs).plug(port.owner_uuid, Nic(port.mac, event.network.name))
 
 
 def _unplug(event: Event) -> None:
-    port = document.parse_hook_data(event.xml).port
+    port = libvirt_xml.parse_hook_data(event.xml).port
     if port is not None:
         with event.sessions.engine() as verbs:
             Guests(verbs).unplug(port.owner_uuid, Nic(port.mac, event.network.name))
@@ -159,7 +160,7 @@ def _unplug(event: Event) -> None:
 def _claim(event: Event) -> None:
     if _is_ours(event):
         with event.sessions.engine() as verbs:
-            Guests(verbs).claim(document.parse_domain(event.xml), event.xml)
+            Guests(verbs).claim(libvirt_xml.parse_domain(event.xml), event.xml)
         return
     # Whatever its metadata says, it is none of our business: nothing may stop it.
     with suppress(NatnsError):
@@ -169,7 +170,7 @@ def _claim(event: Event) -> None:
 def _publish(event: Event) -> None:
     if _is_ours(event):
         with event.sessions.engine() as verbs:
-            Guests(verbs).publish(document.parse_domain(event.xml), event.xml)
+            Guests(verbs).publish(libvirt_xml.parse_domain(event.xml), event.xml)
 
 
 def _is_ours(event: Event) -> bool:
@@ -178,7 +179,7 @@ def _is_ours(event: Event) -> bool:
     Raises StoreError; ``ownership`` tells then whether that may stop the guest.
     """
     with closing(Store()) as store:
-        return bool(in_ours(store, document.parse_domain_nics(event.xml)))
+        return bool(in_ours(store, libvirt_xml.parse_domain_nics(event.xml)))
 
 
 # A guest that ends is known by its uuid: its document may not be acceptable any more.

@@ -15,7 +15,6 @@ from typing import Literal
 
 from libvirt_natns import (
     attachment,
-    config,
     firewall,
     host,
     install,
@@ -28,6 +27,7 @@ from libvirt_natns import (
     trust,
 )
 from libvirt_natns.daemons import dnsmasq, libvirt, ndppd, udhcpc
+from libvirt_natns.documents import config
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import (
     ConfigError,

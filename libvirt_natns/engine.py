@@ -21,11 +21,9 @@ from typing import get_args
 from libvirt_natns import (
     attachment,
     dhcp_upstream,
-    document,
     elsewhere,
     executor,
     given_up,
-    glance,
     host,
     names,
     plan,
@@ -36,6 +34,7 @@ from libvirt_natns import (
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.built import Built
 from libvirt_natns.daemons import dnsmasq, dnsmasq_trial, ndppd, udhcpc
+from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
 from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
@@ -268,7 +267,7 @@ class Engine:
         if self.kernel.link(None, record.bridge) is None:
             # It is being stopped.
             return []
-        return self.up(document.parse_network(record.document), record.document)
+        return self.up(libvirt_xml.parse_network(record.document), record.document)
 
     def _take_over(self, network: Network, undo: Undo) -> list[str]:
         """Take libvirt's addresses off the bridge, ahead of all else.
@@ -316,7 +315,7 @@ class Engine:
     ) -> None:
         """Take what a running network's edited metadata publishes, in place of what it did."""
         with suppress(NatnsError):
-            if _forwards(document.parse_network(known.document)) == _forwards(network):
+            if _forwards(libvirt_xml.parse_network(known.document)) == _forwards(network):
                 return
         undo.add(self.store.put, known)
         before = Claims(network.uuid, self.registry.forwards(owner=network.uuid))
@@ -431,7 +430,7 @@ class Engine:
         For a network that is not active in libvirt.  The bridge is known by its
         MAC address as one that libvirt made.
         """
-        seen = glance.at_network(xml)
+        seen = xml_sniff.at_network(xml)
         if seen.mac and self.kernel.mac(seen.bridge) == seen.mac:
             self._step("remove libvirt's bridge")
             abandon(self.kernel, seen.name, seen.bridge)
@@ -498,7 +497,7 @@ class Engine:
         record = self.store.network(uuid)
         if record is None or not record.runs:
             return []
-        network = document.parse_network(record.document)
+        network = libvirt_xml.parse_network(record.document)
         upstream = self.planner.upstream(network)
         if upstream.by_dhcp and taken.version == 4:
             # The client asks the neighbours, and declines what they have.
@@ -607,7 +606,7 @@ class Engine:
         if not due:
             return []
         asked.note(due)
-        network = document.parse_network(record.document)
+        network = libvirt_xml.parse_network(record.document)
         upstream = self.planner.upstream(network)
         proxy = elsewhere.outermost(self.planner.plan(network, upstream))
         if proxy is None:
@@ -802,7 +801,7 @@ def _changed(known: Record, network: Network, xml: bytes, upstream: Upstream) ->
     if known.document == xml:
         return False
     with suppress(NatnsError):
-        return document.parse_network(known.document) != network
+        return libvirt_xml.parse_network(known.document) != network
     return True
 
 

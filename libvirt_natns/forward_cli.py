@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from libvirt_natns import document, forward_edit, forward_list, names
+from libvirt_natns import forward_edit, forward_list, names
 from libvirt_natns.addresses import parsed
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.daemons.libvirt import Guest, Where
-from libvirt_natns.document import Edited
-from libvirt_natns.elements import MutableElement
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.documents.libvirt_xml import Edited
+from libvirt_natns.documents.xml_values import MutableElement
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.executor import Undo
@@ -126,7 +127,7 @@ def _add(engines: Engines, options: argparse.Namespace) -> int:
 
 def _warn(guests: Guests, edited: Edited) -> None:
     """Refuse what a guest could never publish; say what only a running rival forbids."""
-    domain = document.parse_domain(edited.document)
+    domain = libvirt_xml.parse_domain(edited.document)
     try:
         guests.trial(domain)
     except ConflictError as error:
@@ -134,7 +135,7 @@ def _warn(guests: Guests, edited: Edited) -> None:
 
 
 def _require_nic(guests: Guests, guest: Guest, edited: Edited) -> None:
-    if not guests.attachments(document.parse_domain_nics(edited.document)):
+    if not guests.attachments(libvirt_xml.parse_domain_nics(edited.document)):
         raise NatnsError(
             f"guest {guest.name} has no NIC in a network that libvirt-natns handles",
             "see virt-natns status",
@@ -169,7 +170,7 @@ def _additions(guest: Guest, spec: Spec, options: Options) -> dict[Where, Edited
     change = partial(forward_edit.add, spec=spec, options=options)
     for where in guest.places:
         try:
-            edits[where] = document.edit_domain(guest.document(where), change)
+            edits[where] = libvirt_xml.edit_domain(guest.document(where), change)
         except ConflictError as error:
             refused.append(error)
     if not edits:
@@ -188,7 +189,7 @@ def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
         def change(nat: MutableElement, around: Surroundings = around) -> None:
             found.append(forward_edit.remove(nat, spec, around))  # noqa: B023 - used at once
 
-        edited = document.edit_domain(xml, change)
+        edited = libvirt_xml.edit_domain(xml, change)
         if found[0]:
             edits[where] = edited
     if not edits:
@@ -200,7 +201,7 @@ def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
 
 
 def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
-    plain = document.parse_domain_nics(xml)
+    plain = libvirt_xml.parse_domain_nics(xml)
     attachments = guests.attachments(plain)
 
     def select(network: str | None, mac: str | None) -> Attachment | None:
@@ -233,17 +234,17 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
 def _apply(guests: Guests, guest: Guest, edits: dict[Where, Edited]) -> None:
     """Write the metadata and publish what it says: both, or neither."""
     for where, edited in edits.items():
-        domain = document.parse_domain(edited.document)
+        domain = libvirt_xml.parse_domain(edited.document)
         if where == "live":
             guests.trial(domain)
-    former = {where: document.nat_text(guest.document(where)) for where in edits}
+    former = {where: libvirt_xml.nat_text(guest.document(where)) for where in edits}
     with Undo() as undo:
         for where, edited in edits.items():
             undo.add(guest.write, where, former[where])
             guest.write(where, edited.element)
         if "live" in edits:
             xml = guest.document("live")
-            guests.publish(document.parse_domain(xml), xml)
+            guests.publish(libvirt_xml.parse_domain(xml), xml)
             if not guest.running:
                 # It stopped in between, and its hooks have found nothing to end.
                 guests.forget(guest.uuid)

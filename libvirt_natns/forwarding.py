@@ -9,7 +9,7 @@ The standard library's barest part, for hooks.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from libvirt_natns.glance import Glance
+    from libvirt_natns.documents.xml_sniff import Glance
 
 HOST_FILE = "/run/libvirt-natns/host.json"
 IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"

@@ -9,8 +9,9 @@ concerned, so ``check`` and ``sync`` know it without being told.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from libvirt_natns import document, forwards, glance, names
+from libvirt_natns import forwards, names
 from libvirt_natns.addresses import FAMILIES
+from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.executor import Undo
@@ -125,20 +126,20 @@ class Guests:
         record = self.registry.guest(owner)
         if record is None or not record.published:
             return
-        known = document.parse_domain_nics(record.document).nics
+        known = libvirt_xml.parse_domain_nics(record.document).nics
         if any(_same(each, nic) for each in known):
             return
-        xml = document.with_nic(record.document, nic)
-        self.publish(document.parse_domain(xml), xml)
+        xml = libvirt_xml.with_nic(record.document, nic)
+        self.publish(libvirt_xml.parse_domain(xml), xml)
 
     def unplug(self, owner: str, nic: Nic) -> None:
         """Withdraw what a running guest published through a NIC that was taken out."""
         record = self.registry.guest(owner)
         if record is None or not record.published:
             return
-        xml = document.without_nic(record.document, nic)
+        xml = libvirt_xml.without_nic(record.document, nic)
         try:
-            self.publish(document.parse_domain(xml), xml)
+            self.publish(libvirt_xml.parse_domain(xml), xml)
         except (DocumentError, ConflictError):
             # Most often something in the metadata names that very NIC.
             self._drop(record, nic, xml)
@@ -146,7 +147,7 @@ class Guests:
     def _drop(self, record: GuestRecord, nic: Nic, xml: bytes) -> None:
         """Withdraw what leads to a NIC, and leave the rest as it is."""
         owner = record.uuid
-        attachments = self.attachments(document.parse_domain_nics(record.document))
+        attachments = self.attachments(libvirt_xml.parse_domain_nics(record.document))
         with self._locked(owner):
             before = self.held(owner)
             rest = self._without(before, nic, record.name, attachments)
@@ -201,7 +202,7 @@ class Guests:
                     self._publish_again(record)
 
     def _publish_again(self, record: GuestRecord) -> None:
-        self.publish(document.parse_domain(record.document), record.document)
+        self.publish(libvirt_xml.parse_domain(record.document), record.document)
 
     def trial(self, domain: Domain) -> Claims:
         """What ``publish`` would put into force; nothing is taken, kept or asked for.
@@ -221,11 +222,11 @@ class Guests:
 
     def differences(self, xml: bytes) -> list[str]:
         """What a running guest's metadata says and what is in force, where they differ."""
-        plain = document.parse_domain_nics(xml)
+        plain = libvirt_xml.parse_domain_nics(xml)
         if not self._concerned(plain):
             return []
         try:
-            wanted = self.trial(document.parse_domain(xml))
+            wanted = self.trial(libvirt_xml.parse_domain(xml))
         except NatnsError as error:
             return [str(error)]
         held = self._in_force(self.held(plain.uuid))
@@ -240,11 +241,11 @@ class Guests:
         ``known``: it was recorded before libvirt said that it runs.  Where it
         is not any more, it has stopped since.
         """
-        plain = document.parse_domain_nics(xml)
+        plain = libvirt_xml.parse_domain_nics(xml)
         if not self._concerned(plain) or (known and self.registry.guest(plain.uuid) is None):
             return []
         before = self.held(plain.uuid)
-        changed = self.publish(document.parse_domain(xml), xml)
+        changed = self.publish(libvirt_xml.parse_domain(xml), xml)
         after = self.held(plain.uuid)
         told = [f"{what}: published" for what in _only(after, before)]
         told += [f"{what}: not published any more" for what in _only(before, after)]
@@ -279,15 +280,15 @@ class Guests:
         if xml is None:
             return self.end(record) if record else []
         if record is None:
-            return self.converge(xml, False) if glance.at_domain(xml).annotated else []
+            return self.converge(xml, False) if xml_sniff.at_domain(xml).annotated else []
         if _says_the_same(record, xml):
             return []
-        self._unplug_missing(record, document.parse_domain_nics(xml))
+        self._unplug_missing(record, libvirt_xml.parse_domain_nics(xml))
         return self.converge(xml, True)
 
     def _unplug_missing(self, record: GuestRecord, plain: Domain) -> None:
         """Withdraw what leads to NICs that have gone, of which a bridge's tell no hook."""
-        for nic in document.parse_domain_nics(record.document).nics:
+        for nic in libvirt_xml.parse_domain_nics(record.document).nics:
             if not any(_same(nic, each) for each in plain.nics):
                 self.unplug(record.uuid, nic)
 
@@ -302,7 +303,7 @@ class Guests:
 
     def _attachment(self, nic: Nic, record: Record) -> Attachment:
         planner = self.engine.planner
-        network = document.parse_network(record.document)
+        network = libvirt_xml.parse_network(record.document)
         upstream = planner.upstream(network)
         if planner.lacks(network, upstream):
             raise ConflictError(
@@ -394,7 +395,7 @@ class Guests:
         for uuid in sorted(networks):
             record = self.engine.store.network(uuid)
             if record is not None and record.state == "up" and record.this_boot:
-                network = document.parse_network(record.document)
+                network = libvirt_xml.parse_network(record.document)
                 changed += self.engine.up(network, record.document)
         return changed
 
@@ -485,7 +486,7 @@ def _may_name(xml: bytes, network: Network) -> bool:
 
 def _has_nic(record: GuestRecord, network: Network) -> bool:
     """True if one of a guest's NICs is in a network, by name or by bridge."""
-    return any(_is_in(nic, network) for nic in document.parse_domain_nics(record.document).nics)
+    return any(_is_in(nic, network) for nic in libvirt_xml.parse_domain_nics(record.document).nics)
 
 
 def _is_in(nic: Nic, network: Network | Record) -> bool:
@@ -501,7 +502,7 @@ def _says_the_same(record: GuestRecord, xml: bytes) -> bool:
     if not (record.published and record.this_boot):
         return False
     with suppress(DocumentError):
-        return document.parse_domain(record.document) == document.parse_domain(xml)
+        return libvirt_xml.parse_domain(record.document) == libvirt_xml.parse_domain(xml)
     return False
 
 

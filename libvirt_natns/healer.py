@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from threading import Condition, Thread
 
-from libvirt_natns import document, reconcile
+from libvirt_natns import reconcile
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.executor import Undo
@@ -337,7 +338,7 @@ class Healer:
         repairer = _Repairer(
             engine.config, engine.store, engine.kernel, engine.before, engine.observer
         )
-        return repairer.up(document.parse_network(record.document), record.document)
+        return repairer.up(libvirt_xml.parse_network(record.document), record.document)
 
     def _repair_host(self, engine: Engine) -> list[str]:
         self._host_looked = time.monotonic()

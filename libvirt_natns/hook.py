@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from libvirt_natns.client import Answer
-    from libvirt_natns.glance import Glance
+    from libvirt_natns.documents.xml_sniff import Glance
 
     MayRefuse = Callable[[], bool]
     """Tells, where something has failed, whether that may stop libvirt."""
@@ -101,16 +101,16 @@ def _guest(event: tuple[str, str], data: bytes) -> int:
     # A guest may outlive its network: it can be known where no network is left.
     if not any(_is_directory(f"{RUN_DIRECTORY}/{each}") for each in ("networks", "guests")):
         return 0
-    from libvirt_natns import glance
+    from libvirt_natns.documents import xml_sniff
 
-    seen = glance.at_domain(data)
+    seen = xml_sniff.at_domain(data)
     known = bool(seen.uuid) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.uuid}")
     ends = event[0] in ("stopped", "release")
     if not known and (ends or not seen.annotated):
         return 0
 
     def is_ours() -> bool:
-        from libvirt_natns import ownership
+        from libvirt_natns.documents import ownership
 
         return ownership.of_guest(seen)
 
@@ -121,9 +121,9 @@ def _network(event: tuple[str, str], data: bytes) -> int:
     """An event of the hook network."""
     if event not in NETWORK_EVENTS:
         return 0
-    from libvirt_natns import glance
+    from libvirt_natns.documents import xml_sniff
 
-    seen = glance.at_network(data)
+    seen = xml_sniff.at_network(data)
     if event[0] in PORT_EVENTS:
         known = bool(seen.owner) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.owner}")
         return _handle("network", event, data, _never) if known else 0
@@ -133,7 +133,7 @@ def _network(event: tuple[str, str], data: bytes) -> int:
         return 0
 
     def is_ours() -> bool:
-        from libvirt_natns import ownership
+        from libvirt_natns.documents import ownership
 
         return ownership.of_network(seen)
 
@@ -214,7 +214,7 @@ def _concerns_us(operation: str, seen: "Glance") -> bool:
         return False
     if seen.annotated:
         return True
-    from libvirt_natns import ownership
+    from libvirt_natns.documents import ownership
 
     return seen.ours(ownership.scope())
 

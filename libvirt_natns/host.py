@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from libvirt_natns import executor, glance, host_ipv6, names, plan
+from libvirt_natns import executor, host_ipv6, names, plan
 from libvirt_natns.addresses import FAMILIES, network_of
+from libvirt_natns.documents import xml_sniff
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host as rules
 from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables, zones
@@ -515,11 +516,11 @@ def isolated_bridges() -> set[str]:
     return {seen.bridge for seen in _active_networks() if not seen.forwards} - {""}
 
 
-def _active_networks() -> Iterator[glance.Glance]:
+def _active_networks() -> Iterator[xml_sniff.Glance]:
     """libvirt's active networks, by its status files."""
     for file in LIBVIRT_STATUS.glob("*.xml"):
         with suppress(OSError):
-            yield glance.at_network(file.read_bytes())
+            yield xml_sniff.at_network(file.read_bytes())
 
 
 def await_status(network: str) -> None:

@@ -19,7 +19,8 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
-from libvirt_natns import config, names
+from libvirt_natns import names
+from libvirt_natns.documents import config
 from libvirt_natns.errors import ConfigError, InstallError
 from libvirt_natns.records import dataclass
 

@@ -20,16 +20,15 @@ from typing import Protocol
 
 from libvirt_natns import (
     dhcp_upstream,
-    document,
     elsewhere,
     executor,
     given_up,
-    glance,
     names,
     selection,
 )
 from libvirt_natns.adoption import adopt
 from libvirt_natns.daemons import dnsmasq_trial
+from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.guests import Guests
@@ -96,7 +95,7 @@ def differences(engine: Engine, record: Record) -> list[str]:
     if record.state != "up":
         return []
     try:
-        network = document.parse_network(record.document)
+        network = libvirt_xml.parse_network(record.document)
         upstream = engine.planner.upstream(network)
         lacks = engine.planner.lacks(network, upstream)
         if lacks:
@@ -156,7 +155,7 @@ def guest_differences(engine: Engine, ask: AskGuests) -> list[Finding]:
         return []
     found = [(record.name, NOT_ACTIVE) for record in _stopped(recorded, running)]
     for xml in running.domains.values():
-        name = glance.at_domain(xml).name
+        name = xml_sniff.at_domain(xml).name
         found += [(name, what) for what in Guests(engine).differences(xml)]
     return found
 
@@ -166,7 +165,7 @@ def _stopped(recorded: list[GuestRecord], running: Running) -> list[GuestRecord]
         record
         for record in recorded
         if record.uuid not in running.domains
-        and not running.may_run(document.is_container(record.document))
+        and not running.may_run(libvirt_xml.is_container(record.document))
     ]
 
 
@@ -184,9 +183,9 @@ def _unhandled(engine: Engine, uuid: str, xml: bytes) -> list[str]:
 
 def _network_of_ours(engine: Engine, xml: bytes) -> Network | None:
     """The network, if it is to be handled.  Raises DocumentError."""
-    if glance.at_network(xml).untouched:
+    if xml_sniff.at_network(xml).untouched:
         return None
-    network = document.parse_network(xml)
+    network = libvirt_xml.parse_network(xml)
     return network if verdict(network, engine.config).handled else None
 
 
@@ -220,7 +219,7 @@ def _is_active(engine: Engine, record: Record, active: Active | None) -> bool:
 
 
 def _name(xml: bytes) -> str:
-    return glance.at_network(xml).name or "?"
+    return xml_sniff.at_network(xml).name or "?"
 
 
 # -- repairing ---------------------------------------------------------------
@@ -278,7 +277,7 @@ def _guest_endings(recorded: list[GuestRecord], running: Running) -> Iterator[Re
 
 
 def _guest_repair(xml: bytes, record: GuestRecord | None) -> Repair:
-    return glance.at_domain(xml).name, partial(_converge_guest, xml, record)
+    return xml_sniff.at_domain(xml).name, partial(_converge_guest, xml, record)
 
 
 def _network_repair(uuid: str, xml: bytes, ask: Ask) -> Repair:
@@ -449,12 +448,12 @@ def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
     if record and record.unfinished:
         return []
     up = record is not None and record.runs
-    if up and glance.at_network(xml).untouched:
+    if up and xml_sniff.at_network(xml).untouched:
         # Its end was missed, and what runs now says that it is none of ours.
-        engine.hand_back(document.parse_network(xml))
+        engine.hand_back(libvirt_xml.parse_network(xml))
         return [f"{NOT_OURS}: given back to libvirt"]
     # One that is up stays so where only the configuration's scope has changed.
-    network = document.parse_network(xml) if up else _network_of_ours(engine, xml)
+    network = libvirt_xml.parse_network(xml) if up else _network_of_ours(engine, xml)
     if network is None:
         return []
     found = _up(engine, network, xml)
@@ -502,7 +501,7 @@ def _has_just_started(record: Record, xml: bytes) -> bool:
     if record.state != "up" or not record.this_boot or now() - record.since > RECENT:
         return False
     with suppress(NatnsError):
-        return document.parse_network(record.document) == document.parse_network(xml)
+        return libvirt_xml.parse_network(record.document) == libvirt_xml.parse_network(xml)
     return False
 
 
@@ -571,7 +570,7 @@ def _release(
         engine.tidy(uuid, namespace)
         return ["removed"]
     try:
-        network = document.parse_network(documents[0])
+        network = libvirt_xml.parse_network(documents[0])
     except NatnsError:
         if len(documents) == 1:
             raise

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
-from libvirt_natns import config
 from libvirt_natns.background import Background
 from libvirt_natns.built import Built
+from libvirt_natns.documents import config
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import StoreError
 from libvirt_natns.kernel.defer import at_once

@@ -25,20 +25,13 @@ from pathlib import Path
 from threading import Lock
 from types import FrameType
 
-from libvirt_natns import (
-    __version__,
-    config,
-    elsewhere,
-    names,
-    rebuild,
-    reconcile,
-    routers,
-)
+from libvirt_natns import __version__, elsewhere, names, rebuild, reconcile, routers
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
 from libvirt_natns.client import SOCKET
 from libvirt_natns.daemons import libvirt, systemd
+from libvirt_natns.documents import config
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import (
     AddressTakenError,

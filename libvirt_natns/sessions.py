@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from libvirt_natns import config
+from libvirt_natns.documents import config
 from libvirt_natns.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config

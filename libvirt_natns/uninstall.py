@@ -131,7 +131,7 @@ def _engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
 
 def _settings() -> "Config":
     """The configuration; where it is wrong, all networks go whatever it says."""
-    from libvirt_natns import config
+    from libvirt_natns.documents import config
     from libvirt_natns.errors import ConfigError
     from libvirt_natns.model import Config
 

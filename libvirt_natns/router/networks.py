@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from libvirt_natns import document, names, transit
+from libvirt_natns import names, transit
 from libvirt_natns.addresses import Address
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.model import Forward, Network, Upstream
@@ -116,7 +117,7 @@ def reattach(store: Store, up: Up, upstream: str) -> list[str]:
     for record in store.networks("up"):
         if record.this_boot and record.upstream == upstream:
             try:
-                changed = up(document.parse_network(record.document), record.document)
+                changed = up(libvirt_xml.parse_network(record.document), record.document)
             except NatnsError as error:
                 changed = [str(error)]
             found += [f"{record.name}: {what}" for what in changed]

@@ -19,19 +19,11 @@ from random import Random
 import shapes
 from mutations import LINES, XML, Mutation, mutated
 
-from libvirt_natns import (
-    answering,
-    client,
-    config,
-    document,
-    forward_edit,
-    glance,
-    plan,
-    selection,
-)
+from libvirt_natns import answering, client, forward_edit, plan, selection
 from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
 from libvirt_natns.daemons.dnsmasq_config import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
+from libvirt_natns.documents import config, libvirt_xml, xml_sniff
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Rule
@@ -108,9 +100,9 @@ def _networks() -> Sequence[bytes]:
 
 def check_network(data: bytes) -> None:
     """A network's document: both readers agree, and no line gets into what is made of it."""
-    seen = glance.at_network(data)
+    seen = xml_sniff.at_network(data)
     try:
-        network = document.parse_network(data)
+        network = libvirt_xml.parse_network(data)
     except NatnsError as error:
         refusal(error)
         return
@@ -123,7 +115,7 @@ def check_network(data: bytes) -> None:
 OUTSIDE = Outside(IPv4Address("192.168.0.150"), IPv6Address("2001:db8:77::150"))
 
 
-def agree(seen: glance.Glance, parsed: Network | Domain) -> None:
+def agree(seen: xml_sniff.Glance, parsed: Network | Domain) -> None:
     """The first look and the parser take a document for the same thing."""
     assert (seen.uuid, seen.name) == (parsed.uuid, parsed.name), "uuid and name"
     assert seen.annotated == (parsed.nat is not None), "annotated"
@@ -242,12 +234,12 @@ def _hook_data() -> Sequence[bytes]:
 
 def check_hook_data(data: bytes) -> None:
     """A network hook's input: a first look never fails, nor does what follows it."""
-    seen = glance.at_network(data)
+    seen = xml_sniff.at_network(data)
     assert not seen.owner or re.fullmatch("[0-9a-f-]{1,64}", seen.owner), seen.owner
     assert not seen.uuid or re.fullmatch("[0-9a-f-]{1,64}", seen.uuid), seen.uuid
-    glance.at_domain(data)
+    xml_sniff.at_domain(data)
     try:
-        parsed = document.parse_hook_data(data)
+        parsed = libvirt_xml.parse_hook_data(data)
     except NatnsError as error:
         refusal(error)
         line, more = describe(error)
@@ -269,20 +261,22 @@ def _domains() -> Sequence[bytes]:
 
 def check_domain(data: bytes) -> None:
     """A guest's document; what is edited is parsed again as what it was edited to."""
-    seen = glance.at_domain(data)
+    seen = xml_sniff.at_domain(data)
     try:
-        bare = document.parse_domain_nics(data)
+        bare = libvirt_xml.parse_domain_nics(data)
     except NatnsError as error:
         refusal(error)
         return
     assert (seen.uuid, seen.name) == (bare.uuid, bare.name), "uuid and name"
     nic = Nic(MAC, "another")
-    more = document.parse_domain_nics(document.with_nic(data, nic))
+    more = libvirt_xml.parse_domain_nics(libvirt_xml.with_nic(data, nic))
     assert Counter(more.nics) == Counter([*bare.nics, nic]), "one more NIC"
-    less = document.parse_domain_nics(document.without_nic(document.with_nic(data, nic), nic))
+    less = libvirt_xml.parse_domain_nics(
+        libvirt_xml.without_nic(libvirt_xml.with_nic(data, nic), nic)
+    )
     assert nic not in less.nics, "one NIC less"
     try:
-        parsed = document.parse_domain(data)
+        parsed = libvirt_xml.parse_domain(data)
     except NatnsError as error:
         refusal(error)
         return
@@ -295,8 +289,8 @@ def check_edited(data: bytes, parsed: Domain) -> None:
     spec = forward_edit.parse_new("61234-61235:22/sctp")
     options = forward_edit.Options()
     try:
-        edited = document.edit_domain(data, lambda nat: forward_edit.add(nat, spec, options))
-        again = document.parse_domain(edited.document)
+        edited = libvirt_xml.edit_domain(data, lambda nat: forward_edit.add(nat, spec, options))
+        again = libvirt_xml.parse_domain(edited.document)
     except NatnsError as error:
         refusal(error)
         return
@@ -305,7 +299,7 @@ def check_edited(data: bytes, parsed: Domain) -> None:
     assert again.nat.forwards[: len(before)] == before, "earlier forwards"
     assert len(again.nat.forwards) == len(before) + 1, "one more forward"
     assert again.nics == parsed.nics, "NICs"
-    assert document.nat_text(edited.document) == edited.element, "the element"
+    assert libvirt_xml.nat_text(edited.document) == edited.element, "the element"
 
 
 # -- configuration ---------------------------------------------------------------

@@ -26,9 +26,10 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import config, document, plan, reconcile
+from libvirt_natns import plan, reconcile
 from libvirt_natns.built import Built
 from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
@@ -87,7 +88,7 @@ class Bench:
 
     @property
     def uuid(self) -> str:
-        return document.parse_network(self.xml).uuid
+        return libvirt_xml.parse_network(self.xml).uuid
 
     @contextmanager
     def engine(self, before: Callable[[object], None] | None = None) -> Iterator[Engine]:
@@ -121,7 +122,7 @@ class Bench:
 
     def start(self, before: Callable[[object], None] | None = None) -> None:
         """Like net-start, with both hooks."""
-        network = document.parse_network(self.xml)
+        network = libvirt_xml.parse_network(self.xml)
         with self.engine(before) as verbs:
             verbs.prepare(network, self.xml)
             if self.service:

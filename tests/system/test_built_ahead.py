@@ -18,8 +18,9 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns import document, plan
+from libvirt_natns import plan
 from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import DnsmasqError, NatnsError
 from libvirt_natns.records import replace
 
@@ -29,7 +30,7 @@ pytest_plugins = ("lab_bench",)
 @pytest.mark.parametrize("setting", ["nftables", "host upstream"], indirect=True)
 def test_started_joins_what_was_built(ahead: Bench) -> None:
     before = snapshot()
-    network = document.parse_network(ahead.xml)
+    network = libvirt_xml.parse_network(ahead.xml)
     noted = FailAt()
     with ahead.engine(noted) as verbs:
         verbs.prepare(network, ahead.xml)
@@ -52,7 +53,7 @@ def test_started_joins_what_was_built(ahead: Bench) -> None:
 
 @pytest.mark.parametrize("setting", ["nftables"], indirect=True)
 def test_a_bridge_of_another_mtu_than_expected(ahead: Bench) -> None:
-    network = document.parse_network(ahead.xml)
+    network = libvirt_xml.parse_network(ahead.xml)
     with ahead.engine() as verbs:
         verbs.prepare(network, ahead.xml)
         verbs.build(network, ahead.xml)
@@ -70,7 +71,7 @@ def test_a_bridge_of_another_mtu_than_expected(ahead: Bench) -> None:
 def test_a_start_that_libvirt_gave_up(ahead: Bench) -> None:
     """Nothing stays of what was built, unless something else has come of it."""
     before = snapshot()
-    network = document.parse_network(ahead.xml)
+    network = libvirt_xml.parse_network(ahead.xml)
     with ahead.engine() as verbs:
         verbs.prepare(network, ahead.xml)
         assert verbs.build(network, ahead.xml)
@@ -96,7 +97,7 @@ def test_a_start_that_libvirt_gave_up(ahead: Bench) -> None:
 
 @pytest.mark.parametrize("setting", ["nftables"], indirect=True)
 def test_whatever_fails_while_building_is_made_when_started(ahead: Bench) -> None:
-    network = document.parse_network(ahead.xml)
+    network = libvirt_xml.parse_network(ahead.xml)
     before = snapshot()
     rehearsal = FailAt()
     with ahead.engine(rehearsal) as verbs:
@@ -136,7 +137,7 @@ def test_whatever_fails_while_building_is_made_when_started(ahead: Bench) -> Non
 @pytest.mark.parametrize("ahead", ["address in the metadata"], indirect=True)
 def test_dnsmasq_that_gives_up_while_nobody_looks(ahead: Bench) -> None:
     """`started` tells of it.  Where libvirt's own has read the same, it would not be up."""
-    network = document.parse_network(ahead.xml)
+    network = libvirt_xml.parse_network(ahead.xml)
     before = snapshot()
     refusing = Path("/run/tmp/refusing")
     # Its configuration is right; it fails as it starts.

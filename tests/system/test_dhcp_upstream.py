@@ -42,8 +42,9 @@ from views import (
     upstream_address,
 )
 
-from libvirt_natns import document, names, plan
+from libvirt_natns import names, plan
 from libvirt_natns.daemons import udhcpc
+from libvirt_natns.documents import libvirt_xml
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000d1"
 DIRECTORY = names.dhcp_directory(UUID)
@@ -316,7 +317,7 @@ def test_whichever_step_fails_nothing_stays(configured: None, provider: Provider
     inside = f'<natns:ip address="{GATEWAY}" prefix="24"/>'
     xml = isolated("a", "virbr10", uuid=UUID, address=None, metadata=NAT.format(inside))
     bench = Bench(xml.replace("<bridge", f"{BRIDGE_MAC}<bridge").encode(), address=None)
-    parsed = document.parse_network(bench.xml)
+    parsed = libvirt_xml.parse_network(bench.xml)
     with DhcpServer() as server:
         before = settled()
         rehearsal = FailAt()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from lab import natns
 
-from libvirt_natns import document, names
+from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq, dnsmasq_trial
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import processes
 from libvirt_natns.model import Network
@@ -21,7 +22,7 @@ EndAll = Callable[[int | None, Path], None]
 
 def network(*options: str) -> Network:
     listed = "".join(f"<dnsmasq:option value='{option}'/>" for option in options)
-    return document.parse_network(
+    return libvirt_xml.parse_network(
         f"""<network xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'>
         <name>a</name><uuid>{UUID}</uuid><metadata>
         <natns:nat xmlns:natns='urn:libvirt-natns:1'><natns:ip address='10.0.0.1' prefix='24'/>

@@ -42,8 +42,9 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns import document, plan
+from libvirt_natns import plan
 from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.session import Kernel
@@ -363,7 +364,7 @@ def test_up_and_down_leave_no_trace(bench: Bench) -> None:
 
 
 def test_whichever_step_fails_nothing_stays(bench: Bench, setting: str) -> None:
-    network = document.parse_network(bench.xml)
+    network = libvirt_xml.parse_network(bench.xml)
     bench.make_bridge()
     before = snapshot()
     rehearsal = FailAt()
@@ -411,7 +412,7 @@ def test_an_operation_that_fails_halfway_is_taken_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thing was made, and then it turned out that it had failed."""
-    network = document.parse_network(bench.xml)
+    network = libvirt_xml.parse_network(bench.xml)
     bench.make_bridge()
     before = snapshot()
     for name, (owner, calls) in {**OPERATIONS, "apply": (nftables, 1)}.items():
@@ -443,7 +444,7 @@ def test_a_repair_that_fails_can_be_repeated(bench: Bench) -> None:
     """A network that is up stays recorded as up, and what was well stays."""
     before = snapshot()
     bench.start()
-    network = document.parse_network(bench.xml)
+    network = libvirt_xml.parse_network(bench.xml)
     pid = dnsmasq.running(bench.uuid, "nat-bench")
     run("ip", "-n", "nat-bench", "route", "del", "default")
     run("ip", "address", "add", "10.0.0.1/24", "dev", "virbr10")

@@ -30,7 +30,8 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import document, healer, names
+from libvirt_natns import healer, names
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.kernel import netns
 from libvirt_natns.observer import HOST
 from libvirt_natns.records import replace
@@ -298,7 +299,7 @@ def test_own_verbs_are_no_damage(parts: Parts, pair: tuple[Net, Net]) -> None:
             with parts.sessions.engine() as engine:
                 record = engine.store.network(net.uuid)
                 assert record is not None
-                parsed = document.parse_network(record.document)
+                parsed = libvirt_xml.parse_network(record.document)
                 engine.down(net.uuid)
                 engine.up(parsed, record.document)
         assert parts.watch.settled(PATIENCE)

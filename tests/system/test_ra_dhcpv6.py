@@ -16,12 +16,13 @@ import pytest
 from lab import CommandError, FastGuest, Node, run, start_network, virsh, wait_for
 from lab_ipv6 import leased6
 
-from libvirt_natns import document, names
+from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.dnsmasq_config import make
 from libvirt_natns.daemons.resolv_conf import Resolvers
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.model import Network, Subnet
 from libvirt_natns.records import replace
 
@@ -57,7 +58,7 @@ def network_xml(inside: str = "", prefix: int = 64) -> str:
 def started(xml: str) -> Network:
     """The network as libvirt knows it, without its addresses on the bridge."""
     name = start_network(xml)
-    network = document.parse_network(virsh("net-dumpxml", name).stdout.encode())
+    network = libvirt_xml.parse_network(virsh("net-dumpxml", name).stdout.encode())
     for subnet in network.subnets if network.taken_over else ():
         run("ip", "address", "del", str(subnet.interface), "dev", BRIDGE)
     return network

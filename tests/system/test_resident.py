@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from lab import Provider, isolated, remove_config, run, snapshot, wait_for, write_config
 
-from libvirt_natns import config, document, names, reconcile
+from libvirt_natns import names, reconcile
 from libvirt_natns.built import Built
 from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine import Engine
 from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import libnftables, nftables
@@ -164,7 +165,7 @@ class Resident:
 def test_what_was_seen_ahead_of_the_lock_is_seen_anew(upstream: Provider) -> None:
     """Another one may have repaired the network while this one waited for its lock."""
     xml = xml_of(1)
-    network = document.parse_network(xml)
+    network = libvirt_xml.parse_network(xml)
     run("ip", "link", "add", network.bridge or "", "type", "bridge")
     run("ip", "link", "set", network.bridge or "", "up")
     resident = Kept()
@@ -202,7 +203,7 @@ def test_threads_that_share_a_process(upstream: Provider, spares: netns.Spares) 
 
     def start(number: int) -> None:
         xml = xml_of(number)
-        network = document.parse_network(xml)
+        network = libvirt_xml.parse_network(xml)
         resident.engine.prepare(network, xml)
         resident.engine.build(network, xml)
         run("ip", "link", "add", network.bridge or "", "type", "bridge")
@@ -210,14 +211,14 @@ def test_threads_that_share_a_process(upstream: Provider, spares: netns.Spares) 
         resident.engine.up(network, xml)
 
     def check(number: int) -> list[str]:
-        network = document.parse_network(xml_of(number))
+        network = libvirt_xml.parse_network(xml_of(number))
         record = resident.engine.store.network(network.uuid)
         assert record is not None
         assert dnsmasq.running(network.uuid, record.namespace)
         return reconcile.differences(resident.engine, record)
 
     def stop(number: int) -> None:
-        network = document.parse_network(xml_of(number))
+        network = libvirt_xml.parse_network(xml_of(number))
         run("ip", "link", "delete", network.bridge or "")
         resident.engine.down(network.uuid)
 

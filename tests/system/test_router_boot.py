@@ -37,7 +37,8 @@ from lab_vps import (
     provider,
 )
 
-from libvirt_natns import cli, config, names, routers
+from libvirt_natns import cli, names, routers
+from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.router import boot, hardware, journal, nic

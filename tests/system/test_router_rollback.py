@@ -14,7 +14,8 @@ import pytest
 from lab import CHECKOUT, PYTHON, remove_config, run, wait_for, write_config
 from lab_vps import ADDRESS, CONFIG, GATEWAY, NIC, ROUTER, Vps, state_of_host
 
-from libvirt_natns import cli, config
+from libvirt_natns import cli
+from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError, RouterError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.kernel.wire import Wire

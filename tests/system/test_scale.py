@@ -30,7 +30,8 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import config, document, names, reconcile
+from libvirt_natns import names, reconcile
+from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.state.networks import Store
@@ -95,7 +96,7 @@ class World:
         xml = xml_of(number, self.upstream)
         self.active[uuid_of(number)] = xml
         with self.engine() as engine:
-            network = document.parse_network(xml)
+            network = libvirt_xml.parse_network(xml)
             engine.prepare(network, xml)
             engine.up(network, xml)
 
@@ -233,7 +234,7 @@ def test_one_leaves_and_the_others_stay(world: World) -> None:
         assert "virbr2" not in run("nft", "-s", "list", "ruleset").stdout
         assert reconcile.host_differences(engine) == []
         xml = world.active[uuid_of(2)]
-        network = document.parse_network(xml)
+        network = libvirt_xml.parse_network(xml)
         engine.up(network, xml)
         assert reconcile.host_differences(engine) == []
         # Somebody takes the rules away: the next change puts all of them back.

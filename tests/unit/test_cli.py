@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import libvirt_natns
-from libvirt_natns import cli, client, config, firewall, names
+from libvirt_natns import cli, client, firewall, names
 from libvirt_natns.daemons import libvirt
+from libvirt_natns.documents import config
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel.session import Kernel

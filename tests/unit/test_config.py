@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import config
+from libvirt_natns.documents import config
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.model import HOST_UPSTREAM, AddressRange, Config, PortSet, Upstream
 

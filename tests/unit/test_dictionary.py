@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import dictionary, document
+from libvirt_natns.documents import libvirt_xml, xml_dictionary
 from libvirt_natns.errors import DocumentError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -61,12 +61,12 @@ def test_a_thread_that_has_read_many_names_reads_on() -> None:
     for number in range(5):
         names = "".join(f"<e{number}x{each}{'y' * 40}/>" for each in range(100_000))
         with pytest.raises(DocumentError, match="has the name ''"):
-            document.parse_network(f"<network>{names}</network>".encode())
-    assert document.parse_network(b"<network><name>a</name></network>").name == "a"
+            libvirt_xml.parse_network(f"<network>{names}</network>".encode())
+    assert libvirt_xml.parse_network(b"<network><name>a</name></network>").name == "a"
 
 
 def test_errors_come_through_the_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dictionary, "BUDGET", 0)
+    monkeypatch.setattr(xml_dictionary, "BUDGET", 0)
     with pytest.raises(DocumentError, match="not well-formed"):
-        document.parse_network(b"<network>")
-    assert document.parse_domain(b"<domain><name>a</name></domain>").name == "a"
+        libvirt_xml.parse_network(b"<network>")
+    assert libvirt_xml.parse_domain(b"<domain><name>a</name></domain>").name == "a"

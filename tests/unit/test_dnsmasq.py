@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import document, names
+from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import dnsmasq, dnsmasq_trial
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.dnsmasq_config import Files, make, paths, text_record
 from libvirt_natns.daemons.resolv_conf import Resolvers
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import DnsmasqError, DocumentError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model import Network, Subnet, TextRecord
@@ -52,7 +53,7 @@ def libvirts(golden: Path) -> Files:
 
 
 def golden_network(golden: Path) -> Network:
-    return document.parse_network(parts_of(golden)["network"].encode())
+    return libvirt_xml.parse_network(parts_of(golden)["network"].encode())
 
 
 def golden(name: str) -> Path:
@@ -75,7 +76,7 @@ def configuration(
         + "</d:options></network>",
     )
     written = libvirts(golden(name)).configuration + "".join(f"{line}\n" for line in options)
-    network = document.parse_network(xml.encode())
+    network = libvirt_xml.parse_network(xml.encode())
     files = make(network, Files(written), asked, mtu, proxied=proxied, router6=router6)
     return files.configuration.splitlines()
 
@@ -243,7 +244,7 @@ def test_a_subnet_that_the_user_advertises_is_not_advertised_twice(option: str) 
 
 def test_router_of_a_network_without_names_and_without_dhcp() -> None:
     """libvirt has no dnsmasq there."""
-    network = document.parse_network(
+    network = libvirt_xml.parse_network(
         f"<network><name>a</name><uuid>{UUID}</uuid><bridge name='virbr10'/><dns enable='no'/>"
         "<ip family='ipv6' address='fd00:1::1' prefix='64'/></network>".encode()
     )
@@ -278,7 +279,7 @@ def natns_ip(xml: str) -> bytes:
     "path", [path for path in GOLDEN if path.stem not in LIBVIRT_ONLY], ids=lambda path: path.stem
 )
 def test_written_as_libvirt_does(path: Path) -> None:
-    network = document.parse_network(natns_ip(parts_of(path)["network"]))
+    network = libvirt_xml.parse_network(natns_ip(parts_of(path)["network"]))
     assert not network.taken_over
     files = make(network, None, ASKED, None)
     # But for what dnsmasq would not give out as it stands.
@@ -307,7 +308,7 @@ def test_texts(value: str, written: str) -> None:
 
 
 def natns_network(content: str = "", dhcp: str = "") -> Network:
-    return document.parse_network(
+    return libvirt_xml.parse_network(
         f"""<network><name>a</name><uuid>{UUID}</uuid><bridge name='virbr10'/>
         <metadata><natns:nat xmlns:natns='urn:libvirt-natns:1'>
         <natns:ip address='10.0.0.1' prefix='24'><natns:dhcp>{dhcp}</natns:dhcp></natns:ip>
@@ -332,7 +333,7 @@ def test_hosts_of_dhcpv6() -> None:
         <metadata><natns:nat xmlns:natns='urn:libvirt-natns:1'>
         <natns:ip family='ipv6' address='fd00::1' prefix='64'><natns:dhcp>{dhcp}</natns:dhcp>
         </natns:ip></natns:nat></metadata></network>"""
-    files = make(document.parse_network(xml.encode()), None, ASKED, None)
+    files = make(libvirt_xml.parse_network(xml.encode()), None, ASKED, None)
     assert files.hosts.splitlines() == [
         "52:54:00:00:00:05,web,[fd00::5]",
         "id:00:03:00:01:02:03,db,[fd00::6]",
@@ -387,7 +388,7 @@ def test_values_that_would_say_something_else_to_dnsmasq(content: str, complaint
 
 def test_libvirts_own_networks_are_not_judged() -> None:
     xml = b"<network><name>a</name><dns><txt name='a,b' value='c'/></dns></network>"
-    assert document.parse_network(xml).dns is not None
+    assert libvirt_xml.parse_network(xml).dns is not None
 
 
 # -- files and processes ---------------------------------------------------------
@@ -587,7 +588,7 @@ REAL = pytest.mark.skipif(not shutil.which("dnsmasq"), reason="needs dnsmasq")
 
 def own_network(inside: str = "") -> Network:
     """A network of <natns:ip>, whose configuration is ours alone."""
-    return document.parse_network(
+    return libvirt_xml.parse_network(
         f"""<network xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'>
         <name>a</name><uuid>{UUID}</uuid><metadata>
         <natns:nat xmlns:natns='urn:libvirt-natns:1'><natns:ip address='10.0.0.1' prefix='24'/>

@@ -24,8 +24,6 @@ from libvirt_natns import (
     __version__,
     cli,
     client,
-    config,
-    document,
     forward_edit,
     forward_list,
     hook,
@@ -33,8 +31,8 @@ from libvirt_natns import (
     metrics,
     names,
     records,
-    schema,
 )
+from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
 from libvirt_natns.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
@@ -324,7 +322,9 @@ def test_console_commands_are_right(block: Block) -> None:
 # The XML
 
 
-def declared(grammar: schema.Grammar, pattern: etree._Element) -> Iterator[tuple[str, str]]:
+def declared(
+    grammar: xml_schema_errors.Grammar, pattern: etree._Element
+) -> Iterator[tuple[str, str]]:
     """Each element that a pattern allows with each of its attributes; "" for itself."""
     for rule in grammar.rules(pattern):
         if rule.kind == "element":
@@ -338,8 +338,8 @@ def declared(grammar: schema.Grammar, pattern: etree._Element) -> Iterator[tuple
 def words_of_the_xml() -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for kind in ("network", "domain"):
-        path = document.resource_path(f"natns-{kind}.rng")
-        grammar = schema.load(path, lambda file: etree.parse(str(file)).getroot())
+        path = libvirt_xml.resource_path(f"natns-{kind}.rng")
+        grammar = xml_schema_errors.load(path, lambda file: etree.parse(str(file)).getroot())
         found |= set(declared(grammar, grammar.start))
     return found
 
@@ -413,16 +413,16 @@ def test_toml(block: Block) -> None:
 @pytest.mark.parametrize("block", of("xml"), ids=str)
 def test_xml(block: Block) -> None:
     if block.text.startswith("<domain"):
-        assert document.parse_domain(block.text.encode(), str(block)).nat
+        assert libvirt_xml.parse_domain(block.text.encode(), str(block)).nat
     else:
-        document.parse_network(block.text.encode(), str(block))
+        libvirt_xml.parse_network(block.text.encode(), str(block))
 
 
 @pytest.mark.parametrize("block", of("xml network"), ids=str)
 def test_xml_fragment_of_a_network(block: Block) -> None:
     ip = "" if "<natns:ip" in block.text else '<ip address="10.0.0.1" prefix="24"/>'
     whole = f"<network><name>x</name>{block.text}{ip}</network>"
-    assert document.parse_network(whole.encode(), str(block)).nat
+    assert libvirt_xml.parse_network(whole.encode(), str(block)).nat
 
 
 def whole_domain(text: str) -> bytes:
@@ -437,7 +437,7 @@ def whole_domain(text: str) -> bytes:
 
 @pytest.mark.parametrize("block", of("xml domain"), ids=str)
 def test_xml_fragment_of_a_domain(block: Block) -> None:
-    assert document.parse_domain(whole_domain(block.text), str(block)).nat
+    assert libvirt_xml.parse_domain(whole_domain(block.text), str(block)).nat
 
 
 @pytest.mark.parametrize("page", MANUAL, ids=lambda page: page.name)
@@ -447,10 +447,10 @@ def test_examples_of_the_manual(page: Path) -> None:
         if text.startswith("<natns:nat"):
             text = f"<metadata>{text}</metadata>"
         if text.startswith("<domain"):
-            assert document.parse_domain(text.encode(), page.name).nat
+            assert libvirt_xml.parse_domain(text.encode(), page.name).nat
         elif text.startswith("<metadata"):
             ip = "" if "<natns:ip" in text else '<ip address="10.0.0.1" prefix="24"/>'
-            document.parse_network(f"<network><name>x</name>{text}{ip}</network>".encode())
+            libvirt_xml.parse_network(f"<network><name>x</name>{text}{ip}</network>".encode())
         elif page.name.endswith(".5"):
             config.parse(text, page.name)
         else:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import document, selection
-from libvirt_natns.document import (
+from libvirt_natns import selection
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.documents.libvirt_xml import (
     NetworkPort,
     parse_domain,
     parse_domain_nics,
@@ -38,7 +39,7 @@ from libvirt_natns.model import (
     StaticRoute,
 )
 
-EXAMPLES = sorted(document.resource_path("isolated.xml").parent.glob("*.xml"))
+EXAMPLES = sorted(libvirt_xml.resource_path("isolated.xml").parent.glob("*.xml"))
 
 IP = "<ip address='10.0.0.1' prefix='24'/>"
 FORWARD = "<natns:portForward guestAddress='10.0.0.5'>{}</natns:portForward>"
@@ -60,7 +61,7 @@ def network_xml(rest: str = "", nat: str | None = None, attributes: str = "") ->
 
 
 def network(rest: str = "", nat: str | None = None, attributes: str = "") -> Network:
-    return document.parse_network(network_xml(rest, nat, attributes))
+    return libvirt_xml.parse_network(network_xml(rest, nat, attributes))
 
 
 def metadata(nat: str, rest: str = IP, attributes: str = "") -> NatMetadata:
@@ -94,7 +95,7 @@ def domain_refusal(nat: str, attributes: str = "") -> str:
 
 def data_refusal(data: bytes) -> str:
     with pytest.raises(DocumentError) as caught:
-        document.parse_network(data)
+        libvirt_xml.parse_network(data)
     return str(caught.value)
 
 
@@ -174,7 +175,7 @@ def test_hook_data_with_an_empty_port() -> None:
 
 
 def test_parse_network_takes_hook_data_too() -> None:
-    assert document.parse_network(HOOK.encode()) == parse_hook_data(HOOK.encode()).network
+    assert libvirt_xml.parse_network(HOOK.encode()) == parse_hook_data(HOOK.encode()).network
 
 
 @pytest.mark.parametrize("data", [b"<hookData/>", b"<hookData><domain/></hookData>"])
@@ -249,12 +250,12 @@ def test_libvirt_values_that_cannot_be_used(rest: str, culprit: str) -> None:
 @pytest.mark.parametrize("name", ["", "a&#10;b", "a&#9;b", "a&#x9b;b", "\n  lab\n"])
 def test_names_with_control_characters(name: str) -> None:
     with pytest.raises(DocumentError, match="expected one without control characters") as caught:
-        document.parse_network(f"<network><name>{name}</name></network>".encode())
+        libvirt_xml.parse_network(f"<network><name>{name}</name></network>".encode())
     assert str(caught.value).isprintable()
 
 
 def test_a_comment_does_not_shorten_a_name() -> None:
-    lab = document.parse_network(b"<network><name>la<!-- -->b</name></network>")
+    lab = libvirt_xml.parse_network(b"<network><name>la<!-- -->b</name></network>")
     assert lab.name == "lab"
 
 
@@ -345,7 +346,7 @@ def test_domains_of_every_driver(kind: str) -> None:
         "<?x y?>",
         "</natns:nat><natns:nat xmlns:natns='urn:libvirt-natns:1'>",
         "<natns:address mac='52:54:00:00:00:99'/>",
-        "x" * document.MAX_METADATA,
+        "x" * libvirt_xml.MAX_METADATA,
     ],
 )
 def test_nics_whatever_the_metadata_says(nat: str) -> None:
@@ -433,9 +434,9 @@ def test_no_documents(data: bytes, expected: str) -> None:
 
 
 def test_too_large() -> None:
-    padding = b" " * document.MAX_DOCUMENT
+    padding = b" " * libvirt_xml.MAX_DOCUMENT
     assert "at most 8388608 are read" in data_refusal(network_xml() + padding)
-    assert document.parse_network(network_xml() + padding[: -len(network_xml())]).name == "lab"
+    assert libvirt_xml.parse_network(network_xml() + padding[: -len(network_xml())]).name == "lab"
 
 
 def test_too_much_metadata() -> None:
@@ -447,9 +448,9 @@ def test_too_much_metadata() -> None:
 
 def test_names_the_file() -> None:
     with pytest.raises(DocumentError, match=r"^lab\.xml: the document is not well-formed XML: "):
-        document.parse_network(b"<network>", "lab.xml")
+        libvirt_xml.parse_network(b"<network>", "lab.xml")
     with pytest.raises(DocumentError, match=r"^lab\.xml: network 'lab', line 1: <mtu> has size="):
-        document.parse_network(network_xml("<mtu size='x'/>"), "lab.xml")
+        libvirt_xml.parse_network(network_xml("<mtu size='x'/>"), "lab.xml")
     with pytest.raises(DocumentError, match=r"^web\.xml: the document begins with 'network'"):
         parse_domain(network_xml(), "web.xml")
     with pytest.raises(DocumentError, match=r"^web\.xml: domain 'web', line 1: <natns:nat> has"):
@@ -637,7 +638,7 @@ def test_order_and_comments_do_not_matter() -> None:
 
 def test_any_prefix_will_do() -> None:
     text = "<network><name>a</name><metadata><nat xmlns='urn:libvirt-natns:1' enabled='no'/>"
-    found = document.parse_network(f"{text}</metadata></network>".encode()).nat
+    found = libvirt_xml.parse_network(f"{text}</metadata></network>".encode()).nat
     assert found == NatMetadata(enabled=False)
 
 
@@ -1080,7 +1081,7 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 
 def parse_any(data: bytes) -> object:
     if b"<network>" in data:
-        return document.parse_network(data)
+        return libvirt_xml.parse_network(data)
     return parse_domain(data)
 
 
@@ -1188,20 +1189,20 @@ def test_time_is_bounded_for_forwards_too() -> None:
 
 def test_resources_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "libvirt_natns"
-    monkeypatch.setattr(document, "__file__", str(package / "document.py"))
-    assert document.resource_path("a.rng") == tmp_path / "xml" / "a.rng"
+    monkeypatch.setattr(libvirt_xml, "__file__", str(package / "document.py"))
+    assert libvirt_xml.resource_path("a.rng") == tmp_path / "xml" / "a.rng"
     (package / "xml").mkdir(parents=True)
     (package / "xml" / "a.rng").touch()
-    assert document.resource_path("a.rng") == package / "xml" / "a.rng"
+    assert libvirt_xml.resource_path("a.rng") == package / "xml" / "a.rng"
 
 
 def test_missing_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "resource_path", lambda name: tmp_path / name)
-    document._validator.cache_clear()
+    monkeypatch.setattr(libvirt_xml, "resource_path", lambda name: tmp_path / name)
+    libvirt_xml._validator.cache_clear()
     try:
         assert "natns-network.rng" in refusal(IP, "")
     finally:
-        document._validator.cache_clear()
+        libvirt_xml._validator.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -1213,12 +1214,12 @@ def test_one_route_counts_for_each_destination(metrics: tuple[str, str], chosen:
         f"<route address='10.1.0.0' prefix='16' gateway='10.0.0.{last}' metric='{metric}'/>"
         for last, metric in enumerate(metrics, 2)
     )
-    found = document.parse_network(f"<network><name>a</name>{routes}</network>".encode())
+    found = libvirt_xml.parse_network(f"<network><name>a</name>{routes}</network>".encode())
     assert [str(route.gateway) for route in found.routes] == [f"10.0.0.{chosen}"]
 
 
 def test_a_route_by_the_network_itself_has_no_gateway() -> None:
-    found = document.parse_network(
+    found = libvirt_xml.parse_network(
         b"<network><name>a</name><ip address='10.0.0.1' prefix='24'/>"
         b"<route address='10.1.0.0' prefix='16' gateway='10.0.0.1'/>"
         b"<route address='10.2.0.0' prefix='16' gateway='10.0.0.2'/></network>"
@@ -1244,7 +1245,7 @@ def test_a_route_by_the_network_itself_has_no_gateway() -> None:
     ],
 )
 def test_what_the_kernel_does_not_take_is_refused(inside: str, expected: str) -> None:
-    found = document.parse_network(f"<network><name>a</name>{inside}</network>".encode())
+    found = libvirt_xml.parse_network(f"<network><name>a</name>{inside}</network>".encode())
     with pytest.raises(DocumentError, match=re.escape(expected)):
         selection.check_addresses(found, HOST_UPSTREAM)
 
@@ -1254,7 +1255,9 @@ def test_edited_documents_keep_what_is_not_ascii() -> None:
     inside = "<!-- preț --><natns:portForward><natns:range start='1'/></natns:portForward>"
     nat = f"<natns:nat xmlns:natns='urn:libvirt-natns:1'>{inside}</natns:nat>"
     xml = f"<domain><name>a</name><metadata>{nat}<x preț='1'/></metadata></domain>".encode()
-    edited = document.edit_domain(xml, lambda nat: None)
+    edited = libvirt_xml.edit_domain(xml, lambda nat: None)
     assert "<!-- preț -->" in edited.document.decode()
-    assert document.nat_text(edited.document) == edited.element
-    assert "preț='1'" in document.with_nic(xml, Nic("52:54:00:00:00:05")).decode().replace('"', "'")
+    assert libvirt_xml.nat_text(edited.document) == edited.element
+    assert "preț='1'" in libvirt_xml.with_nic(xml, Nic("52:54:00:00:00:05")).decode().replace(
+        '"', "'"
+    )

@@ -3,7 +3,7 @@
 
 import pytest
 
-from libvirt_natns import document
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import LONGEST, DocumentError, NatnsError, describe, printable
 
 
@@ -45,6 +45,6 @@ def test_an_internal_error_prints_as_well() -> None:
 def test_values_of_documents_are_escaped(value: str) -> None:
     xml = f"<network><name>a</name><bridge name='{value}'/></network>"
     with pytest.raises(DocumentError) as raised:
-        document.parse_network(xml.encode())
+        libvirt_xml.parse_network(xml.encode())
     assert str(raised.value).isprintable()
     assert ascii(value)[1:-1] in str(raised.value)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
-from libvirt_natns import config, document, schema
+from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
 from libvirt_natns.model import Domain, Network
 
-DIRECTORY = document.resource_path("isolated.xml").parent
+DIRECTORY = libvirt_xml.resource_path("isolated.xml").parent
 NAT = "{urn:libvirt-natns:1}nat"
 SCHEMAS = {"network": "natns-network.rng", "domain": "natns-domain.rng"}
 
@@ -22,11 +22,11 @@ DOMAINS = [path for path in EXAMPLES if path not in NETWORKS]
 
 
 def network(name: str) -> Network:
-    return document.parse_network((DIRECTORY / name).read_bytes(), name)
+    return libvirt_xml.parse_network((DIRECTORY / name).read_bytes(), name)
 
 
 def domain(name: str) -> Domain:
-    return document.parse_domain((DIRECTORY / name).read_bytes(), name)
+    return libvirt_xml.parse_domain((DIRECTORY / name).read_bytes(), name)
 
 
 def read_schema(path: Path) -> etree._Element:
@@ -110,7 +110,9 @@ def test_configuration() -> None:
 # Coverage of the schemas
 
 
-def declared(grammar: schema.Grammar, pattern: etree._Element, path: str) -> Iterator[str]:
+def declared(
+    grammar: xml_schema_errors.Grammar, pattern: etree._Element, path: str
+) -> Iterator[str]:
     """Each element and attribute that the pattern allows, as a path."""
     for rule in grammar.rules(pattern):
         if rule.kind == "attribute":
@@ -134,7 +136,7 @@ def used(element: etree._Element, path: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", SCHEMAS)
 def test_every_word_of_the_schema_is_used(kind: str) -> None:
-    grammar = schema.load(DIRECTORY / SCHEMAS[kind], read_schema)
+    grammar = xml_schema_errors.load(DIRECTORY / SCHEMAS[kind], read_schema)
     words = set(declared(grammar, grammar.start, ""))
     assert "/nat/portForward/range/@start" in words
     found: set[str] = set()
@@ -146,9 +148,13 @@ def test_every_word_of_the_schema_is_used(kind: str) -> None:
 
 def test_every_definition_is_used() -> None:
     for file in SCHEMAS.values():
-        grammar = schema.load(DIRECTORY / file, read_schema)
+        grammar = xml_schema_errors.load(DIRECTORY / file, read_schema)
         patterns = [grammar.start, *grammar.defines.values()]
-        refs = {ref.attrib["name"] for each in patterns for ref in each.iter(f"{schema.RNG}ref")}
+        refs = {
+            ref.attrib["name"]
+            for each in patterns
+            for ref in each.iter(f"{xml_schema_errors.RNG}ref")
+        }
         assert set(grammar.defines) == refs
 
 

@@ -3,8 +3,9 @@
 
 import pytest
 
-from libvirt_natns import document, forward_edit
-from libvirt_natns.elements import MutableElement
+from libvirt_natns import forward_edit
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.documents.xml_values import MutableElement
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.forward_edit import Options, Spec, Surroundings, parse_new, parse_old
 
@@ -30,24 +31,24 @@ def plain(content: str) -> str:
     return content.replace("natns:", "")
 
 
-def added(content: str | None, spec: str, options: Options | None = None) -> document.Edited:
+def added(content: str | None, spec: str, options: Options | None = None) -> libvirt_xml.Edited:
     wanted = parse_new(spec)
-    edited = document.edit_domain(
+    edited = libvirt_xml.edit_domain(
         domain(content), lambda nat: forward_edit.add(nat, wanted, options or Options())
     )
-    document.parse_domain(edited.document)
+    libvirt_xml.parse_domain(edited.document)
     return edited
 
 
 def removed(content: str, spec: str) -> str | None:
     found: list[bool] = []
-    edited = document.edit_domain(
+    edited = libvirt_xml.edit_domain(
         domain(content),
         lambda nat: found.append(forward_edit.remove(nat, parse_old(spec), AROUND)),
     )
     if found == [False]:
         raise LookupError(spec)
-    document.parse_domain(edited.document)
+    libvirt_xml.parse_domain(edited.document)
     assert FOREIGN.encode() in edited.document
     return edited.element
 
@@ -250,9 +251,9 @@ def test_another_prefix_and_a_default_namespace() -> None:
             f'<{p}range start="2"/></{p}portForward></{p}nat>'
         )
         data = f"<domain><name>w</name><metadata>{nat}</metadata></domain>".encode()
-        edited = document.edit_domain(data, lambda found: _drop(found, "2"))
+        edited = libvirt_xml.edit_domain(data, lambda found: _drop(found, "2"))
         assert edited.element == '<nat><portForward><range start="1"/></portForward></nat>'
-        assert document.nat_text(edited.document) == edited.element
+        assert libvirt_xml.nat_text(edited.document) == edited.element
 
 
 def _drop(nat: MutableElement, spec: str) -> None:

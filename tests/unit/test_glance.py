@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from libvirt_natns.document import parse_domain_nics, parse_hook_data, parse_network
+from libvirt_natns.documents.libvirt_xml import parse_domain_nics, parse_hook_data, parse_network
+from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.glance import Glance, at_domain, at_network
 from libvirt_natns.model import Config, Scope
 from libvirt_natns.selection import verdict
 

@@ -12,9 +12,10 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import document, guest_leases
+from libvirt_natns import guest_leases
 from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import lease_file
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.forwards import ANY, Attachment, Wish
 from libvirt_natns.guests import _may_name, in_ours
@@ -316,12 +317,12 @@ def test_nics_that_come_and_go() -> None:
         f"<domain><name>web</name><devices><interface type='network'><mac address='{MAC}'/>"
         "<source network='a'/></interface></devices></domain>"
     ).encode()
-    more = document.with_nic(xml, Nic(MAC, "b"))
-    assert document.parse_domain_nics(more).nics == (Nic(MAC, "a"), Nic(MAC, "b"))
-    less = document.without_nic(more, Nic(MAC, "a"))
-    assert document.parse_domain_nics(less).nics == (Nic(MAC, "b"),)
-    bare = document.with_nic(b"<domain><name>web</name></domain>", Nic(MAC, "a"))
-    assert document.parse_domain_nics(bare).nics == (Nic(MAC, "a"),)
+    more = libvirt_xml.with_nic(xml, Nic(MAC, "b"))
+    assert libvirt_xml.parse_domain_nics(more).nics == (Nic(MAC, "a"), Nic(MAC, "b"))
+    less = libvirt_xml.without_nic(more, Nic(MAC, "a"))
+    assert libvirt_xml.parse_domain_nics(less).nics == (Nic(MAC, "b"),)
+    bare = libvirt_xml.with_nic(b"<domain><name>web</name></domain>", Nic(MAC, "a"))
+    assert libvirt_xml.parse_domain_nics(bare).nics == (Nic(MAC, "a"),)
 
 
 @pytest.mark.parametrize(

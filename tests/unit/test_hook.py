@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import client, dispatch, forwarding, glance, hook
+from libvirt_natns import client, dispatch, forwarding, hook
+from libvirt_natns.documents import xml_sniff
 from libvirt_natns.kernel import locks
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -147,7 +148,7 @@ def test_what_is_not_ours_loads_next_to_nothing() -> None:
     status, *modules = done.stderr.decode().split()
     assert status == "0"
     own = {name for name in modules if name.startswith("libvirt_natns")}
-    assert own == {"libvirt_natns", "libvirt_natns.hook", "libvirt_natns.glance"}
+    assert own == {"libvirt_natns", "libvirt_natns.hook", "libvirt_natns.documents.xml_sniff"}
     # What the bare interpreter has loaded anyway, and a parser.
     bare = [sys.executable, "-IS", "-c", "import sys; print(*sys.modules)"]
     loaded = subprocess.run(bare, capture_output=True, check=True, text=True).stdout.split()
@@ -323,8 +324,8 @@ def test_what_alters_the_hosts_rules(
         (tmp_path / name).write_text(f"{text}\n")
         monkeypatch.setattr(forwarding, name, str(tmp_path / name))
     ip6 = "<ip family='ipv6' address='fd00::1' prefix='64'/>" if six else ""
-    assert forwarding.is_altered(glance.at_network(network(f"<forward/>{ip6}"))) == altered
-    assert not forwarding.is_altered(glance.at_network(network(ip6)))
+    assert forwarding.is_altered(xml_sniff.at_network(network(f"<forward/>{ip6}"))) == altered
+    assert not forwarding.is_altered(xml_sniff.at_network(network(ip6)))
 
 
 @pytest.mark.parametrize("kind", ["network", "qemu"])
@@ -448,7 +449,7 @@ def test_what_the_service_has_taken_is_not_waited_for_again(
 
 
 def test_a_glance_sees_what_it_must() -> None:
-    seen = glance.at_network(
+    seen = xml_sniff.at_network(
         network(f"<metadata>{NAT.format('')}</metadata><mac address='52:54:00:AA:bb:cc'/>")
     )
     assert (seen.uuid, seen.name, seen.bridge) == (UUID, "a", "virbr10")
@@ -474,13 +475,13 @@ def test_a_glance_sees_what_it_must() -> None:
 )
 def test_a_glance_tells_what_is_untouched(inside: str, untouched: bool) -> None:
     data = network(inside)
-    assert glance.at_network(data).untouched is untouched
+    assert xml_sniff.at_network(data).untouched is untouched
     plain = data.removeprefix(b"<hookData>").removesuffix(b"</hookData>")
-    assert glance.at_network(plain).untouched is untouched
+    assert xml_sniff.at_network(plain).untouched is untouched
 
 
 def test_a_uuid_that_is_no_file_name_is_none() -> None:
-    assert glance.at_network(INPUTS["odd uuid"]).uuid == ""
+    assert xml_sniff.at_network(INPUTS["odd uuid"]).uuid == ""
 
 
 def test_every_event_says_whether_it_may_refuse() -> None:

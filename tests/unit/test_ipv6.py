@@ -17,10 +17,11 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import config, host_ipv6, publication, selection, transit
+from libvirt_natns import host_ipv6, publication, selection, transit
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.daemons.resolv_conf import host_resolvers
+from libvirt_natns.documents import config
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import config, model, names, ownership
+from libvirt_natns import model, names
+from libvirt_natns.documents import config, ownership
+from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.errors import ConfigError
-from libvirt_natns.glance import Glance, at_domain, at_network
 from libvirt_natns.state.networks import Record, Store, boot_id, now
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"

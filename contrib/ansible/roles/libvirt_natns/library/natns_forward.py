@@ -87,9 +87,9 @@ def run(*command: str) -> str:
 
 def published(xml: bytes) -> dict[Any, Any]:
     """What a domain's metadata publishes, by where it listens."""
-    from libvirt_natns import document
+    from libvirt_natns.documents import libvirt_xml
 
-    nat = document.parse_domain(xml).nat
+    nat = libvirt_xml.parse_domain(xml).nat
     found = {}
     for forward in nat.forwards if nat else ():
         for ports in forward.ranges:
@@ -104,7 +104,8 @@ def published(xml: bytes) -> dict[Any, Any]:
 
 def wanted(parameters: dict[str, Any]) -> dict[Any, Any]:
     """The same of the forward that is asked for."""
-    from libvirt_natns import document, forward_edit
+    from libvirt_natns import forward_edit
+    from libvirt_natns.documents import libvirt_xml
 
     try:
         spec = forward_edit.parse_new(parameters["forward"])
@@ -122,7 +123,7 @@ def wanted(parameters: dict[str, Any]) -> dict[Any, Any]:
         nics = b"<devices><interface type='bridge'><mac address='%s'/></interface></devices>"
         nics %= parameters["mac"].encode()
     empty = EMPTY.replace(b"<metadata/>", b"<metadata/>" + nics)
-    edited = document.edit_domain(empty, lambda nat: forward_edit.add(nat, spec, options))
+    edited = libvirt_xml.edit_domain(empty, lambda nat: forward_edit.add(nat, spec, options))
     return published(edited.document)
 
 

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from libvirt_natns.elements import Element, local_name
+from libvirt_natns.documents.xml_values import Element, local_name
 from libvirt_natns.records import dataclass
 from libvirt_natns.values import alternatives, shown
 

@@ -104,10 +104,10 @@ def _look(data: bytes, root: str) -> Glance:
         parser.Parse(data, True)
         reader.found.whole = reader.met
     except (pyexpat.ExpatError, ValueError):
-        from libvirt_natns import markup
+        from libvirt_natns.documents import xml_tags
 
         reader = Reader(root)
-        whole = markup.read(data, reader.start, reader.end, reader.text)
+        whole = xml_tags.read(data, reader.start, reader.end, reader.text)
         reader.found.whole = whole and reader.met
         if not reader.found.whole:
             # It may stand behind the place where reading ended.

@@ -14,7 +14,7 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from libvirt_natns.daemons.dnsmasq_config import LONGEST_LINE, text_record
-from libvirt_natns.elements import CONTROL, Element, error, value_error
+from libvirt_natns.documents.xml_values import CONTROL, Element, error, value_error
 from libvirt_natns.model import Dns, DnsHost, Forwarder, ServiceRecord, TextRecord
 
 DNSMASQ = "{http://libvirt.org/schemas/network/dnsmasq/1.0}"

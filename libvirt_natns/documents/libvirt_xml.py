@@ -27,10 +27,10 @@ from typing import cast
 
 from lxml import etree
 
-from libvirt_natns import dns, elements, metadata, schema
 from libvirt_natns.addresses import IPNetwork
-from libvirt_natns.dictionary import bounded
-from libvirt_natns.elements import (
+from libvirt_natns.documents import xml_dns, xml_metadata, xml_schema_errors, xml_values
+from libvirt_natns.documents.xml_dictionary import bounded
+from libvirt_natns.documents.xml_values import (
     CONTROL,
     NS,
     Element,
@@ -129,7 +129,7 @@ def parse_domain(data: bytes, where: str = "") -> Domain:
         # libvirt takes control characters there; lists and rule sets do not.
         _name(root)
         macs = [nic.mac for nic in guest.nics if nic.mac]
-        return replace(guest, nat=metadata.of_domain(nat, macs))
+        return replace(guest, nat=xml_metadata.of_domain(nat, macs))
 
 
 @bounded
@@ -311,7 +311,7 @@ def _network_element(root: Element) -> Element:
 
 def _network(element: Element) -> Network:
     ips = [each for each in element.findall("ip") if "address" in each.attrib]
-    subnets = tuple(elements.subnet(ip) for ip in ips)
+    subnets = tuple(xml_values.subnet(ip) for ip in ips)
     nat = _network_metadata(element, subnets)
     own = nat.subnets if nat else ()
     return Network(
@@ -323,7 +323,7 @@ def _network(element: Element) -> Network:
         domain=_domain(element),
         domain_local=attribute_of(element, "domain", "localOnly") == "yes",
         dns=_dns(element, own),
-        dnsmasq_options=dns.options(element),
+        dnsmasq_options=xml_dns.options(element),
         subnets=own or subnets,
         routes=_routes(element),
         taken_over=not own,
@@ -335,7 +335,7 @@ def _network_port(element: Element) -> NetworkPort:
     return NetworkPort(
         owner_name=text(element, "owner/name"),
         owner_uuid=_uuid(element, "owner/uuid"),
-        mac=elements.mac(attribute_of(element, "mac", "address")) or "",
+        mac=xml_values.mac(attribute_of(element, "mac", "address")) or "",
         bridge=attribute_of(element, "plug", "bridge"),
     )
 
@@ -353,7 +353,7 @@ def _nic(element: Element) -> Nic:
     bridge = attribute_of(element, "source", "bridge") or ""
     return Nic(
         # A domain that libvirt has not seen yet may leave the MAC to it.
-        mac=elements.mac(attribute_of(element, "mac", "address")) or "",
+        mac=xml_values.mac(attribute_of(element, "mac", "address")) or "",
         network=attribute_of(element, "source", "network") or None,
         # No network of ours has a bridge of another form.
         bridge=bridge if INTERFACE.fullmatch(bridge) else None,
@@ -405,7 +405,7 @@ def _mtu(element: Element) -> int | None:
 def _domain(element: Element) -> str | None:
     domain = element.find("domain")
     name = "" if domain is None else domain.attrib.get("name", "")
-    if domain is None or not name or dns.DOMAIN.fullmatch(name):
+    if domain is None or not name or xml_dns.DOMAIN.fullmatch(name):
         return name or None
     # Such a name changes the meaning of dnsmasq's "domain" line.  In a network
     # with <forward> it is not ours to refuse, nor to use.
@@ -416,8 +416,8 @@ def _domain(element: Element) -> str | None:
 
 def _dns(element: Element, own: tuple[Subnet, ...]) -> Dns | None:
     if own and _forward_mode(element) is None:
-        dns.check_options(element)
-        return dns.parse(element)
+        xml_dns.check_options(element)
+        return xml_dns.parse(element)
     # libvirt itself translates it: not ours to judge.
     return None if attribute_of(element, "dns", "enable") == "no" else Dns()
 
@@ -438,8 +438,8 @@ def _metric(route: Element) -> int:
 
 
 def _route(element: Element) -> StaticRoute:
-    gateway = elements.address_in(element, "gateway", elements.family_of(element))
-    return StaticRoute(elements.interface(element).network, gateway)
+    gateway = xml_values.address_in(element, "gateway", xml_values.family_of(element))
+    return StaticRoute(xml_values.interface(element).network, gateway)
 
 
 # Our part
@@ -447,7 +447,7 @@ def _route(element: Element) -> StaticRoute:
 
 def _network_metadata(element: Element, subnets: tuple[Subnet, ...]) -> NatMetadata | None:
     nat = _nat_element(element, "natns-network.rng")
-    return None if nat is None else metadata.of_network(nat, subnets)
+    return None if nat is None else xml_metadata.of_network(nat, subnets)
 
 
 def _nat_element(element: Element, file: str) -> Element | None:
@@ -460,7 +460,7 @@ def _nat_element(element: Element, file: str) -> Element | None:
     size = len(etree.tostring(found[0], with_tail=False))
     if size > MAX_METADATA:
         raise error(found[0], f"has {size} bytes", f"{MAX_METADATA} at most")
-    metadata.check_characters(found[0])
+    xml_metadata.check_characters(found[0])
     _validate(found[0], file)
     return found[0]
 
@@ -469,10 +469,10 @@ def _validate(nat: Element, file: str) -> None:
     validator = _validator(file)
     if validator.validate(nat):
         return
-    finding = schema.explain(nat, _grammar(file))
+    finding = xml_schema_errors.explain(nat, _grammar(file))
     if finding:
         raise error(finding.element, finding.fact, finding.expected)
-    metadata.check_combinations(nat)
+    xml_metadata.check_combinations(nat)
     reason = next((str(entry.message) for entry in validator.error_log), "")
     raise error(nat, "is not valid", f"what {file} allows; {reason}")
 
@@ -490,8 +490,8 @@ def _validator(file: str) -> etree.RelaxNG:
 
 
 @lru_cache
-def _grammar(file: str) -> schema.Grammar:
-    return schema.load(resource_path(file), _read_schema)
+def _grammar(file: str) -> xml_schema_errors.Grammar:
+    return xml_schema_errors.load(resource_path(file), _read_schema)
 
 
 def _read_schema(path: Path) -> Element:

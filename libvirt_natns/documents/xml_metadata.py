@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import cast
 
 from libvirt_natns.addresses import FAMILIES, Address, Family, IPNetwork, network_of
-from libvirt_natns.elements import (
+from libvirt_natns.documents.xml_values import (
     CONTROL,
     NS,
     Element,

@@ -18,7 +18,7 @@ import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from libvirt_natns.glance import Glance
+    from libvirt_natns.documents.xml_sniff import Glance
 
 CONFIG_FILE = "/etc/libvirt-natns/config.toml"
 DATABASE = "/var/lib/libvirt-natns/state.db"
@@ -91,7 +91,7 @@ def was_handled(uuid: str) -> bool:
 def _is_configured() -> bool:
     """Return whether the configuration can be read."""
     try:
-        from libvirt_natns import config
+        from libvirt_natns.documents import config
 
         config.load()
     except Exception:  # its reader, too, may be what is broken

@@ -43,10 +43,10 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
 from libvirt_natns.router import cli as router_cli
-from libvirt_natns.router import networks
-from libvirt_natns.router.machine import Machine
 from libvirt_natns.state import database
 from libvirt_natns.state.networks import Record, Store
+from libvirt_natns.upstream.router import networks
+from libvirt_natns.upstream.router.lifecycle import Machine
 
 Command = Callable[[argparse.Namespace], int]
 

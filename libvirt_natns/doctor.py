@@ -43,9 +43,9 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.router.machine import Machine
 from libvirt_natns.state import database
 from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream.router.lifecycle import Machine
 
 DROP_IN_SINCE = (6, 5, 0)
 """The libvirt that first looked into hooks/network.d."""

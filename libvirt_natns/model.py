@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What libvirt's XML and the configuration say, as plain values.
 
-Everything here is frozen and already validated by its maker: ``document`` for
+Everything here is frozen and already validated by its maker: ``documents.libvirt_xml`` for
 networks, ``config`` for upstreams.
 """
 

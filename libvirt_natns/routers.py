@@ -15,19 +15,19 @@ from libvirt_natns.model import Config, Forward, Upstream
 from libvirt_natns.state.networks import Store
 
 if TYPE_CHECKING:
-    from libvirt_natns.router.machine import Machine
+    from libvirt_natns.upstream.router.lifecycle import Machine
 
 
 def complete(upstream: Upstream) -> Upstream:
     """An upstream of kind "router" with all that its router has.  Raises UpstreamError."""
-    from libvirt_natns.router import networks
+    from libvirt_natns.upstream.router import networks
 
     return networks.complete(upstream)
 
 
 def neighbours(upstream: Upstream) -> set[Address]:
     """Known stations on the link of a router's NIC, the host and itself among them."""
-    from libvirt_natns.router import networks
+    from libvirt_natns.upstream.router import networks
 
     return networks.neighbours(upstream.name)
 
@@ -36,7 +36,7 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     """Bring the rules of all routers to what their networks publish; returns what differed."""
     if not (names.STATE_DIRECTORY / "routers").is_dir():
         return []
-    from libvirt_natns.router import networks
+    from libvirt_natns.upstream.router import networks
 
     return networks.ensure(store, announce)
 
@@ -63,8 +63,8 @@ def expire_overdue() -> list[str]:
     """
     if not any((names.STATE_DIRECTORY / "routers").glob("*.json")):
         return []
-    from libvirt_natns.router import journal
-    from libvirt_natns.router.machine import Machine
+    from libvirt_natns.upstream.router import journal
+    from libvirt_natns.upstream.router.lifecycle import Machine
 
     if not any(record.is_overdue for record in journal.load_all()):
         return []
@@ -75,8 +75,8 @@ def expire_overdue() -> list[str]:
 def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":
     if not (names.STATE_DIRECTORY / "routers").is_dir():
         return None
-    from libvirt_natns.router import networks
-    from libvirt_natns.router.machine import Machine
+    from libvirt_natns.upstream.router import networks
+    from libvirt_natns.upstream.router.lifecycle import Machine
 
     return Machine(config, kernel, partial(networks.needs, store))
 
@@ -85,7 +85,7 @@ def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
     """Refuse forwards that a router cannot serve; ``routers`` by network.  Raises NatnsError."""
     if not routers:
         return
-    from libvirt_natns.router import networks
+    from libvirt_natns.upstream.router import networks
 
     networks.check_claims(claims, routers)
 
@@ -94,6 +94,6 @@ def ports_of_host(upstream: Upstream, protocol: str) -> set[int]:
     """Ports of an upstream's router that lead to the host; none for other kinds."""
     if upstream.kind != "router":
         return set()
-    from libvirt_natns.router import networks
+    from libvirt_natns.upstream.router import networks
 
     return networks.ports_of_host(upstream.name, protocol)

@@ -7,7 +7,7 @@ library), and costs a guest's start hardly anything, so the standard library's
 barest part must do.
 
 libvirt accepts documents that expat does not (names of XML 1.0's fifth edition,
-prefixes that are bound to no namespace): ``markup`` reads these.
+prefixes that are bound to no namespace): ``xml_tags`` reads these.
 """
 
 NAMESPACE = "urn:libvirt-natns:1"
@@ -135,7 +135,7 @@ class Reader:
     """Collects a Glance from a parser's events.
 
     ``path`` leads to the current element, or to its ancestor ``LEVELS`` deep.  Of
-    elements that stand there once, the first one counts, as it does for ``document``.
+    elements that stand there once, the first one counts, as it does for ``libvirt_xml``.
     """
 
     def __init__(self, root: str) -> None:

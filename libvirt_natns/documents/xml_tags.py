@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Reads the tags of a document that expat refuses, for ``glance``.
+"""Reads the tags of a document that expat refuses, for ``xml_sniff``.
 
 libxml2, and so libvirt, takes names that expat does not know and prefixes that
 are bound to no namespace.  Nothing is validated: tags need only come in pairs.

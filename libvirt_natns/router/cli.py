@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import boot, journal, machine, nic
-from libvirt_natns.router.journal import Record, Target
-from libvirt_natns.router.machine import Machine
+from libvirt_natns.upstream.router import boot, journal, lifecycle, nic
+from libvirt_natns.upstream.router.journal import Record, Target
+from libvirt_natns.upstream.router.lifecycle import Machine
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")
 LONGEST = 3600.0
@@ -147,7 +147,7 @@ def _boot(opened: Machine, options: argparse.Namespace) -> int:
                 _say(line)
         except Exception as error:  # of another router: this one comes up, or is rescued
             _warn(f"cannot take back a router that was not confirmed in time: {error}")
-        if not machine.is_confirmed(name):
+        if not lifecycle.is_confirmed(name):
             with suppress(StoreError):
                 opened.forget_earlier(name)
             _say(f"router {name} was never confirmed: virt-natns router up {name}")
@@ -216,7 +216,7 @@ def describe(opened: Machine, name: str) -> dict[str, object]:
         "router": name,
         "state": health,
         "differences": found,
-        "confirmed": machine.is_confirmed(name),
+        "confirmed": lifecycle.is_confirmed(name),
     }
     if record is not None:
         described |= _details(opened, record)

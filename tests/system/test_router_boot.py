@@ -41,8 +41,8 @@ from libvirt_natns import cli, names, routers
 from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.router import boot, hardware, journal, nic
-from libvirt_natns.router.machine import Machine
+from libvirt_natns.upstream.router import boot, hardware, journal, nic
+from libvirt_natns.upstream.router.lifecycle import Machine
 
 UNIT = CHECKOUT / "contrib" / "systemd" / "libvirt-natns-router@.service"
 STATE = lab_vps.STATE

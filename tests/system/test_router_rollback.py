@@ -20,8 +20,8 @@ from libvirt_natns.errors import KernelError, RouterError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import replace
-from libvirt_natns.router import journal, nic
-from libvirt_natns.router.machine import Machine
+from libvirt_natns.upstream.router import journal, nic
+from libvirt_natns.upstream.router.lifecycle import Machine
 
 STRIDE = 2
 """Every other request, for the time it takes; 1 for all of them."""

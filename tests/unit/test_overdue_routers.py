@@ -12,8 +12,9 @@ import pytest
 from libvirt_natns import routers
 from libvirt_natns.errors import RouterError
 from libvirt_natns.journal import Journal
-from libvirt_natns.router import boot, cli, journal, machine, objects, restore
+from libvirt_natns.router import cli
 from libvirt_natns.service import ROUTERS, Service
+from libvirt_natns.upstream.router import boot, journal, lifecycle, nic_objects, restore
 
 
 def test_the_service_complains_once_and_suspects_no_network(
@@ -46,7 +47,7 @@ def test_another_router_does_not_stop_a_boot(
 
     opened = SimpleNamespace(expire_overdue=fail, reattach=lambda _: [], unapplied=lambda _: [])
     monkeypatch.setattr(journal, "known_names", lambda: ["lan"])
-    monkeypatch.setattr(machine, "is_confirmed", lambda _: True)
+    monkeypatch.setattr(lifecycle, "is_confirmed", lambda _: True)
     monkeypatch.setattr(boot, "up", lambda *_: ["router lan is up"])
     options = argparse.Namespace(name="lan", boot=True)
     assert cli._boot(opened, options) == 0  # type: ignore[arg-type]
@@ -57,7 +58,9 @@ def test_another_router_does_not_stop_a_boot(
 
 def test_inverted_rules_are_known_in_any_byte_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "byteorder", "big")
-    head = bytes([objects.AF_INET, 0, 0, 0, objects.MAIN_TABLE, 0, 0, restore.FR_ACT_TO_TBL])
-    for flags, shown in ((0, True), (objects.FIB_RULE_INVERT, False)):
-        rule = objects.Rule((head + struct.pack(">I", flags)).hex())
+    head = bytes(
+        [nic_objects.AF_INET, 0, 0, 0, nic_objects.MAIN_TABLE, 0, 0, restore.FR_ACT_TO_TBL]
+    )
+    for flags, shown in ((0, True), (nic_objects.FIB_RULE_INVERT, False)):
+        rule = nic_objects.Rule((head + struct.pack(">I", flags)).hex())
         assert bool(restore._rule(rule, "eth0")) == shown

@@ -20,24 +20,24 @@ from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.kernel import processes, wire
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.router import (
-    behind,
+from libvirt_natns.router.cli import duration
+from libvirt_natns.upstream.router import (
     command,
-    examine,
+    confirm_timer,
+    downstream,
     ipv6,
     journal,
+    nat_rules,
     nic,
-    objects,
-    resolver,
+    nic_objects,
+    preflight,
+    resolv_conf,
     restore,
-    rules,
-    timer,
 )
-from libvirt_natns.router.behind import Needs
-from libvirt_natns.router.cli import duration
-from libvirt_natns.router.journal import Target
-from libvirt_natns.router.nic import Capture
-from libvirt_natns.router.resolver import Resolver
+from libvirt_natns.upstream.router.downstream import Needs
+from libvirt_natns.upstream.router.journal import Target
+from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router.resolv_conf import Resolver
 
 TARGET = Target(
     name="wan",
@@ -72,10 +72,10 @@ def test_addresses_of_a_target() -> None:
 
 def test_ports_of_the_host_that_a_network_publishes() -> None:
     needs = Needs(forwards=(PUBLISHED,))
-    examine.check_published(TARGET, needs)
-    examine.check_published(replace(TARGET, ports=(("udp", 8080, 8080),)), needs)
+    preflight.check_published(TARGET, needs)
+    preflight.check_published(replace(TARGET, ports=(("udp", 8080, 8080),)), needs)
     with pytest.raises(ConflictError, match="publishes tcp port 8080"):
-        examine.check_published(replace(TARGET, ports=(("tcp", 8000, 9000),)), needs)
+        preflight.check_published(replace(TARGET, ports=(("tcp", 8000, 9000),)), needs)
 
 
 # -- what is kept of a NIC -----------------------------------------------------
@@ -85,42 +85,42 @@ def address(valid: int, link: int = 7) -> bytes:
     """An address of 192.0.2.1/24 as the kernel lists it."""
     return struct.pack("=BBBBI", 2, 24, 0x80, 0, link) + wire.packed(
         [
-            (objects.IFA_ADDRESS, bytes([192, 0, 2, 1])),
-            (objects.IFA_LOCAL, bytes([192, 0, 2, 1])),
-            (objects.IFA_FLAGS, struct.pack("=I", 0x280)),
-            (objects.IFA_CACHEINFO, struct.pack("=IIII", valid, valid, 1, 2)),
+            (nic_objects.IFA_ADDRESS, bytes([192, 0, 2, 1])),
+            (nic_objects.IFA_LOCAL, bytes([192, 0, 2, 1])),
+            (nic_objects.IFA_FLAGS, struct.pack("=I", 0x280)),
+            (nic_objects.IFA_CACHEINFO, struct.pack("=IIII", valid, valid, 1, 2)),
         ]
     )
 
 
 def test_an_address_is_itself_on_any_link_at_any_time() -> None:
-    one, other = objects.address(address(600)), objects.address(address(300, link=9))
+    one, other = nic_objects.address(address(600)), nic_objects.address(address(300, link=9))
     assert one.body == other.body
     assert (one.ip, one.prefix, one.leased) == ("192.0.2.1", 24, True)
 
 
-@pytest.mark.parametrize(("elapsed", "left"), [(0, 600), (100, 500), (1000, objects.SOON)])
+@pytest.mark.parametrize(("elapsed", "left"), [(0, 600), (100, 500), (1000, nic_objects.SOON)])
 def test_a_lifetime_goes_on_while_an_address_is_away(elapsed: int, left: int) -> None:
-    request = objects.address(address(600)).request(4, elapsed)
+    request = nic_objects.address(address(600)).request(4, elapsed)
     assert struct.unpack_from("=I", request, 4) == (4,)
-    times = wire.value(wire.attributes(request[8:]), objects.IFA_CACHEINFO)
+    times = wire.value(wire.attributes(request[8:]), nic_objects.IFA_CACHEINFO)
     assert times is not None
     assert struct.unpack_from("=II", times) == (left, left)
-    forever = objects.address(address(objects.FOREVER)).request(4, elapsed)
-    times = wire.value(wire.attributes(forever[8:]), objects.IFA_CACHEINFO)
+    forever = nic_objects.address(address(nic_objects.FOREVER)).request(4, elapsed)
+    times = wire.value(wire.attributes(forever[8:]), nic_objects.IFA_CACHEINFO)
     assert times is not None
-    assert struct.unpack_from("=I", times) == (objects.FOREVER,)
+    assert struct.unpack_from("=I", times) == (nic_objects.FOREVER,)
 
 
 def test_a_route_leads_over_the_link_that_it_is_given() -> None:
     hops = struct.pack("=HBBi", 8, 1, 0, 7) + struct.pack("=HBBi", 8, 0, 3, 5)
     listed = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 3, 0, 1, 0x10) + wire.packed(
-        [(objects.RTA_OIF, struct.pack("=i", 7)), (objects.RTA_MULTIPATH, hops)]
+        [(nic_objects.RTA_OIF, struct.pack("=i", 7)), (nic_objects.RTA_MULTIPATH, hops)]
     )
-    assert objects.links_of_route(listed) == {5, 7}
-    found = objects.route(listed, 7)
+    assert nic_objects.links_of_route(listed) == {5, 7}
+    found = nic_objects.route(listed, 7)
     assert (found.destination, found.is_default, found.gateway) == ("0.0.0.0/0", True, None)
-    assert objects.links_of_route(found.request(12)) == {5, 12}
+    assert nic_objects.links_of_route(found.request(12)) == {5, 12}
 
 
 def test_a_capture_survives_its_file() -> None:
@@ -135,8 +135,8 @@ def test_a_capture_survives_its_file() -> None:
         alias="",
         altnames=("enp0s3",),
         settings=(("ipv4/conf/rp_filter", "2"),),
-        addresses=(objects.address(address(600)),),
-        neighbours=(objects.proxy("2001:db8::2"),),
+        addresses=(nic_objects.address(address(600)),),
+        neighbours=(nic_objects.proxy("2001:db8::2"),),
         links=((7, "other"),),
     )
     written = json.dumps(nic.as_object(capture))
@@ -154,7 +154,7 @@ def test_a_capture_survives_its_file() -> None:
 
 
 def test_rules_in_nftables() -> None:
-    text = nftables.render(rules.rules(TARGET, Needs((PUBLISHED,))), rules.LAYOUT)
+    text = nftables.render(nat_rules.rules(TARGET, Needs((PUBLISHED,))), nat_rules.LAYOUT)
     assert "elements = { tcp . 22 : 192.168.158.2 . 22, tcp . 8080 : 10.213.252.2 . 8080 }" in text
     assert "elements = { udp . 60000-61000 : 192.168.158.2 }" in text
     chain = text.partition("chain forward {")[2].partition("}")[0]
@@ -165,7 +165,7 @@ def test_rules_in_nftables() -> None:
 
 
 def test_rules_in_iptables() -> None:
-    made = iptables.tables(rules.rules(TARGET, Needs((PUBLISHED,))), rules.LEGACY)
+    made = iptables.tables(nat_rules.rules(TARGET, Needs((PUBLISHED,))), nat_rules.LEGACY)
     assert [table.name for table in made] == ["nat", "mangle", "filter"]
     texts = {table.name: [str(e) for c in table.chains.values() for e in c] for table in made}
     assert texts["filter"][-1].endswith("-j DROP")
@@ -186,7 +186,7 @@ def test_rules_in_iptables() -> None:
 def test_what_an_own_file_must_name(text: str, expected: list[str] | None, tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     file.write_text(text)
-    found = resolver.servers(resolver.look(file), file=file)
+    found = resolv_conf.servers(resolv_conf.look(file), file=file)
     assert (found is None) == (expected is None)
 
 
@@ -194,16 +194,16 @@ def test_a_link_is_replaced_and_comes_back(tmp_path: Path) -> None:
     stub, file = tmp_path / "stub", tmp_path / "resolv.conf"
     stub.write_text("nameserver 127.0.0.53\nnameserver 192.0.2.53\nsearch example.test\n")
     file.symlink_to(stub)
-    before = resolver.look(file)
+    before = resolv_conf.look(file)
     assert before == Resolver(link=str(stub))
-    assert resolver.servers(before, file=file) == ["192.0.2.53"]
-    wanted = resolver.wanted(("192.0.2.53",), before, file)
-    resolver.restore(wanted, file)
+    assert resolv_conf.servers(before, file=file) == ["192.0.2.53"]
+    wanted = resolv_conf.wanted(("192.0.2.53",), before, file)
+    resolv_conf.restore(wanted, file)
     assert not file.is_symlink()
     assert "nameserver 192.0.2.53\nsearch example.test\n" in file.read_text()
-    resolver.restore(before, file)
+    resolv_conf.restore(before, file)
     assert file.readlink() == stub
-    resolver.restore(Resolver(), file)
+    resolv_conf.restore(Resolver(), file)
     assert not file.is_symlink()
 
 
@@ -214,7 +214,7 @@ def test_a_link_is_replaced_and_comes_back(tmp_path: Path) -> None:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine on which systemd runs, and what waits writes down how it was started."""
     (tmp_path / "bin").mkdir()
-    monkeypatch.setattr(timer, "SYSTEMD", tmp_path)
+    monkeypatch.setattr(confirm_timer, "SYSTEMD", tmp_path)
     monkeypatch.setattr(processes, "PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     script = f'echo "waiting $(cut -d" " -f6 /proc/self/stat) $*" >>{tmp_path / "said"}'
@@ -240,7 +240,7 @@ def said(machine: Path) -> list[str]:
 
 def test_the_timer_is_a_unit_where_systemd_runs(machine: Path) -> None:
     systemd_run(machine, "exit 0")
-    timer.arm("wan", 12.5)
+    confirm_timer.arm("wan", 12.5)
     (line,) = said(machine)
     assert line.startswith("unit --quiet --collect --unit=natns-router-wan-")
     assert line.endswith("wan 12.5")
@@ -249,8 +249,8 @@ def test_the_timer_is_a_unit_where_systemd_runs(machine: Path) -> None:
 def test_the_timer_has_a_session_of_its_own_elsewhere(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timer, "SYSTEMD", machine / "missing")
-    timer.arm("wan", 12.5)
+    monkeypatch.setattr(confirm_timer, "SYSTEMD", machine / "missing")
+    confirm_timer.arm("wan", 12.5)
     (line,) = said(machine)
     _, session, *words = line.split()
     assert int(session) != os.getsid(0)
@@ -262,7 +262,7 @@ def test_the_timer_has_a_session_of_its_own_elsewhere(
 )
 def test_the_timer_tries_again(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as it takes, and for as long as the journal does not tell that it may stop."""
-    monkeypatch.setattr(timer, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(confirm_timer, "PAUSES", (0.0, 0.0))
     problems = [error] * 50
 
     def take_back() -> None:
@@ -272,20 +272,20 @@ def test_the_timer_tries_again(error: Exception, monkeypatch: pytest.MonkeyPatch
     def pending() -> bool:
         raise StoreError("the journal cannot be read")
 
-    timer.wait(0.0, pending, take_back)
+    confirm_timer.wait(0.0, pending, take_back)
     assert not problems
 
 
 def test_the_timer_ends_with_a_confirmation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timer, "PAUSES", (0.0,))
+    monkeypatch.setattr(confirm_timer, "PAUSES", (0.0,))
     answers = [True, True, False]
 
     def take_back() -> None:
         raise KernelError("not now")
 
-    timer.wait(0.0, lambda: answers.pop(0), take_back)
+    confirm_timer.wait(0.0, lambda: answers.pop(0), take_back)
     assert not answers
-    timer.wait(nic.clock() + 60.0, lambda: False, take_back)
+    confirm_timer.wait(nic.clock() + 60.0, lambda: False, take_back)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"target": 1}', "\0\1", "1" * 5000])
@@ -311,15 +311,15 @@ def test_a_damaged_file_of_a_router(
 
 
 def test_a_nic_by_another_name() -> None:
-    header = struct.pack("=BBBBI", objects.AF_INET, 24, 0x80, 0, 7)
+    header = struct.pack("=BBBBI", nic_objects.AF_INET, 24, 0x80, 0, 7)
     labels = {b"ens3": b"enp1s0", b"ens3:1": b"enp1s0:1", b"ens33": b"ens33"}
     for label, expected in labels.items():
-        said = [(objects.IFA_LOCAL, bytes(4)), (objects.IFA_LABEL, label + b"\0")]
-        made = objects.address(header + wire.packed(said)).relabelled("ens3", "enp1s0")
-        found = wire.value(wire.attributes(bytes.fromhex(made.body)[8:]), objects.IFA_LABEL)
+        said = [(nic_objects.IFA_LOCAL, bytes(4)), (nic_objects.IFA_LABEL, label + b"\0")]
+        made = nic_objects.address(header + wire.packed(said)).relabelled("ens3", "enp1s0")
+        found = wire.value(wire.attributes(bytes.fromhex(made.body)[8:]), nic_objects.IFA_LABEL)
         assert found == expected + b"\0"
-    rule = objects.Rule(
-        (bytes(12) + wire.packed([(objects.FRA_IIFNAME, b"ens3\0"), (6, b"\1\0\0\0")])).hex()
+    rule = nic_objects.Rule(
+        (bytes(12) + wire.packed([(nic_objects.FRA_IIFNAME, b"ens3\0"), (6, b"\1\0\0\0")])).hex()
     )
     assert rule.names("ens3")
     assert rule.renamed("ens3", "enp1s0").names("enp1s0")
@@ -343,9 +343,9 @@ def test_the_script_is_plain_shell(tmp_path: Path) -> None:
 def capture6(*bodies: tuple[str, int]) -> Capture:
     made = []
     for ip, prefix in bodies:
-        header = struct.pack("=BBBBI", objects.AF_INET6, prefix, 0x80, 0, 7)
-        body = header + wire.packed([(objects.IFA_ADDRESS, IPv6Address(ip).packed)])
-        made.append(objects.address(body))
+        header = struct.pack("=BBBBI", nic_objects.AF_INET6, prefix, 0x80, 0, 7)
+        body = header + wire.packed([(nic_objects.IFA_ADDRESS, IPv6Address(ip).packed)])
+        made.append(nic_objects.address(body))
     return Capture("absent", 2, "52:54:00:00:00:01", 1500, 1, 1000, 0, "", addresses=tuple(made))
 
 
@@ -383,7 +383,7 @@ def test_rules_for_networks_in_ipv6() -> None:
     target = replace(TARGET, transit6="fd00:1:2::/64", subnet6="2001:db8::/64")
     to = HostForward("tcp", None, 8080, 8080, IPv6Address("fd00:1:2::2"), "transit")
     needs = Needs((to,), (("2001:db8:0:0:a::/80", "fd00:1:2::2"),))
-    text = nftables.render(rules.rules(target, needs), rules.LAYOUT)
+    text = nftables.render(nat_rules.rules(target, needs), nat_rules.LAYOUT)
     chain = text.partition("chain forward {")[2].partition("}")[0]
     lines = [line.strip() for line in chain.splitlines()]
     drop = lines.index('meta nfproto ipv6 iifname "transit" drop')
@@ -391,13 +391,15 @@ def test_rules_for_networks_in_ipv6() -> None:
     assert any("ip6 saddr 2001:db8:0:0:a::/80 accept" in line for line in lines[:drop])
     assert "tcp . 8080 : fd00:1:2::2 . 8080" in text
     moved = replace(needs, prefixes=((needs.prefixes[0][0], "fd00:1:2::3"),))
-    assert nftables.render(rules.rules(target, moved), rules.LAYOUT) != text, "routes are looked at"
+    assert nftables.render(nat_rules.rules(target, moved), nat_rules.LAYOUT) != text, (
+        "routes are looked at"
+    )
 
 
 def test_all_of_a_subnet_gets_ahead_of_the_nics_route() -> None:
     target = replace(TARGET, transit6="fd00:1:2::/64", subnet6="2001:db8::/64")
     whole = (IPv6Network("2001:db8::/64"), IPv6Network("fd00::/64"))
-    found = behind.prefixes(target, whole, IPv6Network("2001:db8:9::/64"), "fd00:1:2::2")
+    found = downstream.prefixes(target, whole, IPv6Network("2001:db8:9::/64"), "fd00:1:2::2")
     assert [prefix for prefix, _ in found] == [
         "2001:db8:9::/64",
         "2001:db8::/65",

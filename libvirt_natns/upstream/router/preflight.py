@@ -12,11 +12,11 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, PortSet, Protocol, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.router import ipv6, lease, nic, objects, resolver
-from libvirt_natns.router.behind import Needs
-from libvirt_natns.router.journal import Kept, Target
-from libvirt_natns.router.nic import Capture
-from libvirt_natns.router.resolver import Resolver
+from libvirt_natns.upstream.router import dhcp, ipv6, nic, nic_objects, resolv_conf
+from libvirt_natns.upstream.router.downstream import Needs
+from libvirt_natns.upstream.router.journal import Kept, Target
+from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router.resolv_conf import Resolver
 
 
 def upstream(config: Config, name: str | None) -> Upstream:
@@ -98,8 +98,8 @@ def target(
     _check_subnets(kernel, wanted, before)
     leased = any(each.leased for each in before.ipv4)
     if leased:
-        lease.require()
-    resolv = resolver.look()
+        dhcp.require()
+    resolv = resolv_conf.look()
     addresses6 = _addresses6(wanted, before)
     has_ipv6 = transit.has_ipv6(kernel)
     six = ipv6.choose(config, wanted, before, addresses6) if has_ipv6 else ipv6.Ipv6()
@@ -177,7 +177,7 @@ def _reached(before: Capture) -> Iterator[IPv4Network]:
         to = ip_network(route.destination)
         if isinstance(to, IPv4Network) and to.prefixlen:
             yield to
-        if route.family == objects.AF_INET and route.gateway:
+        if route.family == nic_objects.AF_INET and route.gateway:
             yield IPv4Network(IPv4Address(route.gateway))
 
 
@@ -213,13 +213,13 @@ def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
 
 def _servers(wanted: Upstream, before: Resolver) -> tuple[str, ...]:
     named = tuple(str(each) for each in wanted.dns)
-    found = resolver.servers(before, named)
+    found = resolv_conf.servers(before, named)
     if found is None:
         return ()
     if not any(_is_server(each) for each in found):
         raise _refuse(
             wanted,
-            f"{resolver.FILE} names no server that the host reaches without {wanted.nic}",
+            f"{resolv_conf.FILE} names no server that the host reaches without {wanted.nic}",
             f"set 'dns' in [upstreams.{wanted.name}] of {names.CONFIG_FILE}",
         )
     return tuple(found)

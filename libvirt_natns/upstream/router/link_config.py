@@ -13,7 +13,7 @@ from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import wire
 from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import nic, objects
+from libvirt_natns.upstream.router import nic, nic_objects
 
 IFA_F_NODAD = 2
 RTPROT_STATIC = 4
@@ -59,7 +59,7 @@ def ensure(side: Side) -> None:
         present = _routes(found)
         for destination, gateway in side.routes:
             if (destination, gateway) not in present:
-                flags = objects.RTNH_F_ONLINK if side.onlink else 0
+                flags = nic_objects.RTNH_F_ONLINK if side.onlink else 0
                 _add_route(opened, link.index, destination, gateway, flags)
 
 
@@ -67,7 +67,7 @@ def _routes(found: nic.Capture) -> set[tuple[str, str | None]]:
     return {(each.destination, each.gateway) for each in found.routes}
 
 
-def _strays(side: Side, found: nic.Capture) -> list[objects.Route]:
+def _strays(side: Side, found: nic.Capture) -> list[nic_objects.Route]:
     """Routes that somebody has entered, and that are not wanted."""
     if not side.alone:
         return []
@@ -106,24 +106,27 @@ def _differences(side: Side, found: nic.Capture, where: str) -> Iterator[str]:
 
 def _address(link: int, text: str) -> bytes:
     address = ip_interface(text)
-    family = objects.AF_INET if address.version == 4 else objects.AF_INET6
+    family = nic_objects.AF_INET if address.version == 4 else nic_objects.AF_INET6
     scope = SCOPE_LINK if address.is_link_local else 0
     header = struct.pack("=BBBBI", family, address.network.prefixlen, 0, scope, link)
-    attributes = [(objects.IFA_LOCAL, address.packed), (objects.IFA_ADDRESS, address.packed)]
-    if family == objects.AF_INET6:
+    attributes = [
+        (nic_objects.IFA_LOCAL, address.packed),
+        (nic_objects.IFA_ADDRESS, address.packed),
+    ]
+    if family == nic_objects.AF_INET6:
         # Nobody else is on a patch.
-        attributes.append((objects.IFA_FLAGS, struct.pack("=I", IFA_F_NODAD)))
+        attributes.append((nic_objects.IFA_FLAGS, struct.pack("=I", IFA_F_NODAD)))
     return header + wire.packed(attributes)
 
 
 def _add_route(opened: Wire, link: int, destination: str, gateway: str | None, hop: int) -> None:
     to = ip_network(destination)
-    family = objects.AF_INET if to.version == 4 else objects.AF_INET6
-    kind = (objects.MAIN_TABLE, RTPROT_STATIC, 0, RTN_UNICAST, hop)
-    attributes = [(objects.RTA_DST, to.network_address.packed)] if to.prefixlen else []
-    attributes += [(objects.RTA_GATEWAY, ip_address(gateway).packed)] if gateway else []
-    attributes.append((objects.RTA_OIF, struct.pack("=i", link)))
+    family = nic_objects.AF_INET if to.version == 4 else nic_objects.AF_INET6
+    kind = (nic_objects.MAIN_TABLE, RTPROT_STATIC, 0, RTN_UNICAST, hop)
+    attributes = [(nic_objects.RTA_DST, to.network_address.packed)] if to.prefixlen else []
+    attributes += [(nic_objects.RTA_GATEWAY, ip_address(gateway).packed)] if gateway else []
+    attributes.append((nic_objects.RTA_OIF, struct.pack("=i", link)))
     body = struct.pack("=BBBBBBBBI", family, to.prefixlen, 0, 0, *kind) + wire.packed(attributes)
     # Beside those of other links, which are none of ours to replace; ahead of them in IPv4.
-    append = wire.NLM_F_APPEND if family == objects.AF_INET6 else 0
+    append = wire.NLM_F_APPEND if family == nic_objects.AF_INET6 else 0
     nic.attempt(opened, wire.RTM_NEWROUTE, body, wire.NLM_F_CREATE | append)

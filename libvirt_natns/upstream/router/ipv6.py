@@ -16,8 +16,8 @@ from libvirt_natns.errors import FirewallError, UpstreamError
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import objects
-from libvirt_natns.router.nic import Capture
+from libvirt_natns.upstream.router import nic_objects
+from libvirt_natns.upstream.router.nic import Capture
 
 PRIVATE = 0xFD << 120
 UNIQUE_LOCAL = IPv6Network("fc00::/7")
@@ -92,7 +92,7 @@ def _candidates(wanted: Upstream, before: Capture, subnet: IPv6Network) -> Itera
 
 
 def _is_taken(before: Capture, address: IPv6Address) -> bool:
-    gateways = {each.gateway for each in before.routes if each.family == objects.AF_INET6}
+    gateways = {each.gateway for each in before.routes if each.family == nic_objects.AF_INET6}
     if str(address) in gateways | {each.ip for each in before.ipv6}:
         return True
     try:

@@ -17,11 +17,11 @@ from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, Upstr
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.model import Forward, Network, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.router import behind, journal, objects, rules, side
-from libvirt_natns.router.behind import Needs
-from libvirt_natns.router.journal import Record, Target
 from libvirt_natns.state.guests import Registry
 from libvirt_natns.state.networks import Store, User
+from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, nic_objects
+from libvirt_natns.upstream.router.downstream import Needs
+from libvirt_natns.upstream.router.journal import Record, Target
 
 Up = Callable[[Network, bytes], list[str]]
 
@@ -58,7 +58,7 @@ def neighbours(upstream: str) -> set[Address]:
     record = record_of(upstream)
     if record is None:
         return set()
-    routes = (each for each in record.before.routes if each.family == objects.AF_INET6)
+    routes = (each for each in record.before.routes if each.family == nic_objects.AF_INET6)
     known = {*record.target.addresses6, *(each.ip for each in record.before.ipv6)}
     known |= {each.gateway for each in routes if each.gateway}
     known |= {record.target.own6} if record.target.own6 else set()
@@ -81,7 +81,7 @@ def _prefixes(target: Target, user: User) -> tuple[tuple[str, str], ...]:
     gateway = user.leased.address6
     if not (own and gateway and target.transit6):
         return ()
-    return behind.prefixes(target, own, user.leased.prefix, str(gateway))
+    return downstream.prefixes(target, own, user.leased.prefix, str(gateway))
 
 
 def users(store: Store, upstream: str) -> list[str]:
@@ -139,8 +139,8 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     """
     found = []
     for record in _running():
-        wanted = rules.rules(record.target, needs(store, record.target))
-        if not rules.is_current(record.target, wanted):
+        wanted = nat_rules.rules(record.target, needs(store, record.target))
+        if not nat_rules.is_current(record.target, wanted):
             found += _load(store, record, announce)
     return found
 
@@ -152,13 +152,13 @@ def _load(store: Store, record: Record, announce: Callable[[str], None]) -> list
         if record_of(name) is None:
             return []
         now = needs(store, record.target)
-        wanted = rules.rules(record.target, now)
-        if rules.is_current(record.target, wanted):
+        wanted = nat_rules.rules(record.target, now)
+        if nat_rules.is_current(record.target, wanted):
             return []
         announce(f"load the rules of router {name}")
         # Routes first: whoever finds the rules as they should be, need not look at them.
-        side.ensure(behind.transit(record.target, now))
-        rules.load(record.target, wanted)
+        link_config.ensure(downstream.transit(record.target, now))
+        nat_rules.load(record.target, wanted)
     return [f"rules of router {name} were not what its networks publish"]
 
 

@@ -16,11 +16,11 @@ from libvirt_natns.errors import NatnsError, RouterFileError, StoreError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model import DEFAULT_HOST_SUBNET
 from libvirt_natns.records import replace
-from libvirt_natns.router import hardware, journal, nic, objects, resolver
-from libvirt_natns.router.journal import Kept, Record, Target
-from libvirt_natns.router.nic import Capture
-from libvirt_natns.router.resolver import Resolver
 from libvirt_natns.state.networks import boot_id
+from libvirt_natns.upstream.router import hardware, journal, nic, nic_objects, resolv_conf
+from libvirt_natns.upstream.router.journal import Kept, Record, Target
+from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router.resolv_conf import Resolver
 
 STEADY = 3.0
 """Seconds for which a journal that cannot be read is tried again."""
@@ -147,7 +147,7 @@ def rebuilt(name: str) -> Record | None:
     record = Record(
         target,
         hardware.renamed(known.before, target.nic),
-        known.resolver or resolver.look(),
+        known.resolver or resolv_conf.look(),
         "up" if inside and known.target else "going down",
         boot_id(),
     )
@@ -205,16 +205,16 @@ def _as_before(inside: Capture, hosts: tuple[str, ...]) -> Capture:
     )
 
 
-def _host_address(ip: str, inside: Capture) -> objects.Address:
+def _host_address(ip: str, inside: Capture) -> nic_objects.Address:
     """An address of the host's, with the prefix length of the subnet that it is in."""
     lengths = [128]
     for route in inside.routes:
         to = ip_network(route.destination)
         if to.version == 6 and to.prefixlen and not route.gateway and ip_address(ip) in to:
             lengths.append(to.prefixlen)
-    return objects.single(ip, min(lengths))
+    return nic_objects.single(ip, min(lengths))
 
 
 def _resolver() -> Resolver:
     """resolv.conf as it is: what was there before is not known any more."""
-    return resolver.look()
+    return resolv_conf.look()

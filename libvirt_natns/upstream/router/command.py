@@ -6,7 +6,7 @@
 
 from libvirt_natns import names
 
-PROGRAM = "from libvirt_natns.router.attend import main; sys.exit(main(sys.argv[1:]))"
+PROGRAM = "from libvirt_natns.upstream.router.helper import main; sys.exit(main(sys.argv[1:]))"
 
 
 def line(*arguments: str) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ import sys
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
-from libvirt_natns.router import journal, recover, timer
-from libvirt_natns.router.journal import Record
-from libvirt_natns.router.machine import Machine
+from libvirt_natns.upstream.router import confirm_timer, journal, recover
+from libvirt_natns.upstream.router.journal import Record
+from libvirt_natns.upstream.router.lifecycle import Machine
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         try:
             if verb == "expire":
                 waiting = _Waiting(machine, name, float(rest[0]))
-                timer.wait(float(rest[0]), waiting.is_pending, waiting.take_back)
+                confirm_timer.wait(float(rest[0]), waiting.is_pending, waiting.take_back)
             else:
                 machine.follow_lease(name)
         except NatnsError as error:

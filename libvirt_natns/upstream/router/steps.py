@@ -17,11 +17,20 @@ from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.router import behind, journal, lease, nic, objects, resolver, rules, side
-from libvirt_natns.router.behind import Needs
-from libvirt_natns.router.journal import Record, Target
-from libvirt_natns.router.nic import Capture
-from libvirt_natns.router.side import Side
+from libvirt_natns.upstream.router import (
+    dhcp,
+    downstream,
+    journal,
+    link_config,
+    nat_rules,
+    nic,
+    nic_objects,
+    resolv_conf,
+)
+from libvirt_natns.upstream.router.downstream import Needs
+from libvirt_natns.upstream.router.journal import Record, Target
+from libvirt_natns.upstream.router.link_config import Side
+from libvirt_natns.upstream.router.nic import Capture
 
 LINK_LOCAL_ROUTER = "fe80::1"
 LINK_LOCAL_HOST = "fe80::2"
@@ -89,7 +98,7 @@ class Work:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        return rules.rules(self.target, self.needs())
+        return nat_rules.rules(self.target, self.needs())
 
 
 def inside(target: Target, before: Capture) -> Capture:
@@ -104,13 +113,13 @@ def inside(target: Target, before: Capture) -> Capture:
             found,
             # For ndppd, each of which would switch it off for the others when it ends.
             flags=found.flags | nic.IFF_ALLMULTI,
-            addresses=(*found.addresses, *map(objects.single, filter(None, [target.own6]))),
+            addresses=(*found.addresses, *map(nic_objects.single, filter(None, [target.own6]))),
         )
-    return lease.without_leased(found) if lease.current(target) else found
+    return dhcp.without_leased(found) if dhcp.current(target) else found
 
 
-def _is_by_ra(route: objects.Route) -> bool:
-    return route.family == objects.AF_INET6 and bytes.fromhex(route.body)[5] == RTPROT_RA
+def _is_by_ra(route: nic_objects.Route) -> bool:
+    return route.family == nic_objects.AF_INET6 and bytes.fromhex(route.body)[5] == RTPROT_RA
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,7 @@ def _make_namespace(work: Work) -> None:
     if work.kernel.namespace_owner(name) == _owner(work.target):
         return
     # A client in a namespace that somebody has taken the name from keeps the NIC there.
-    lease.end(work.target)
+    dhcp.end(work.target)
     # The empty file that a kill between its making and its mounting leaves, or
     # one that was not tagged yet; the checks have refused a stranger's.
     ndppd.stop_in(name)
@@ -221,11 +230,11 @@ def _make_transit(work: Work) -> None:
         altname = f"natns-transit-{names.slug(work.target.name)}"
         kernel.create_bridge(names.ROUTER_TRANSIT, altname, mac, namespace)
     kernel.set_mtu(namespace, names.ROUTER_TRANSIT, work.before.mtu)
-    side.ensure(behind.transit(work.target, work.needs()))
+    link_config.ensure(downstream.transit(work.target, work.needs()))
 
 
 def _transit_differs(work: Work) -> list[str]:
-    return side.differences(behind.transit(work.target, work.needs()))
+    return link_config.differences(downstream.transit(work.target, work.needs()))
 
 
 # -- rules -------------------------------------------------------------------
@@ -234,13 +243,13 @@ def _transit_differs(work: Work) -> list[str]:
 def _rules_differ(work: Work) -> list[str]:
     if not netns.exists(work.target.namespace):
         return []
-    return rules.differences(work.target, work.rules)
+    return nat_rules.differences(work.target, work.rules)
 
 
 def _load_rules(work: Work) -> None:
     wanted = work.rules
-    if rules.differences(work.target, wanted):
-        rules.load(work.target, wanted)
+    if nat_rules.differences(work.target, wanted):
+        nat_rules.load(work.target, wanted)
 
 
 # -- the NIC -----------------------------------------------------------------
@@ -285,8 +294,8 @@ def _nic_differs(work: Work) -> list[str]:
     target = work.target
     if not nic.exists(target.namespace, target.nic):
         return []
-    ways = behind.gateways(target, work.before)
-    found = side.differences(ways) if ways else []
+    ways = downstream.gateways(target, work.before)
+    found = link_config.differences(ways) if ways else []
     return nic.differences(target.namespace, nic.lasting(work.inside)) + found
 
 
@@ -296,9 +305,9 @@ def _set_nic(work: Work) -> None:
         # It listens to advertisements; one that was down has lost what they told.
         wanted = nic.lasting(wanted)
     nic.put(target.namespace, wanted, alone=not target.leased)
-    ways = behind.gateways(work.target, work.before)
+    ways = downstream.gateways(work.target, work.before)
     if ways:
-        side.ensure(ways)
+        link_config.ensure(ways)
 
 
 # -- the host's side ---------------------------------------------------------
@@ -333,8 +342,8 @@ def _sides(work: Work) -> tuple[Side, Side]:
             target.link,
             hosts,
             (
-                *_ways(work, objects.AF_INET, str(target.gateway.ip)),
-                *(_ways(work, objects.AF_INET6, LINK_LOCAL_ROUTER) if own else ()),
+                *_ways(work, nic_objects.AF_INET, str(target.gateway.ip)),
+                *(_ways(work, nic_objects.AF_INET6, LINK_LOCAL_ROUTER) if own else ()),
             ),
             quiet,
         ),
@@ -348,33 +357,33 @@ def _ways(work: Work, family: int, gateway: str) -> list[tuple[str, str]]:
     """
     routes = [each for each in work.before.routes if each.family == family]
     if any(each.is_default for each in routes):
-        return [(EVERYTHING if family == objects.AF_INET else EVERYTHING6, gateway)]
+        return [(EVERYTHING if family == nic_objects.AF_INET else EVERYTHING6, gateway)]
     return [(to, gateway) for to in sorted({e.destination for e in routes if e.is_way})]
 
 
 def _sides_differ(work: Work) -> list[str]:
-    return [each for end in _sides(work) for each in side.differences(end)]
+    return [each for end in _sides(work) for each in link_config.differences(end)]
 
 
 def _set_sides(work: Work) -> None:
     for end in _sides(work):
-        side.ensure(end)
+        link_config.ensure(end)
 
 
 def _resolver_differs(work: Work) -> list[str]:
     named = work.target.servers
-    if not named or resolver.look() == resolver.wanted(named, work.record.resolver):
+    if not named or resolv_conf.look() == resolv_conf.wanted(named, work.record.resolver):
         return []
-    return [f"{resolver.FILE} does not name {', '.join(named)}"]
+    return [f"{resolv_conf.FILE} does not name {', '.join(named)}"]
 
 
 def _set_resolver(work: Work) -> None:
     if work.target.servers:
-        resolver.restore(resolver.wanted(work.target.servers, work.record.resolver))
+        resolv_conf.restore(resolv_conf.wanted(work.target.servers, work.record.resolver))
 
 
 def _return_resolver(work: Work) -> None:
-    resolver.restore(work.record.resolver)
+    resolv_conf.restore(work.record.resolver)
 
 
 # -- all of them -------------------------------------------------------------
@@ -392,8 +401,8 @@ STEPS = (
     Step("set the resolvers", _resolver_differs, _set_resolver, _return_resolver),
     Step(
         "keep the DHCP lease",
-        lambda work: lease.differences(work.target, work.before),
-        lambda work: lease.ensure(work.target, work.before),
-        lambda work: lease.end(work.target),
+        lambda work: dhcp.differences(work.target, work.before),
+        lambda work: dhcp.ensure(work.target, work.before),
+        lambda work: dhcp.end(work.target),
     ),
 )

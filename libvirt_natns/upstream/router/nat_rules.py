@@ -28,9 +28,9 @@ from libvirt_natns.firewall.iptables import Place
 from libvirt_natns.firewall.nftables import Hook
 from libvirt_natns.firewall.rules import Rule, limited, single
 from libvirt_natns.records import asdict
-from libvirt_natns.router import journal
-from libvirt_natns.router.behind import Needs
-from libvirt_natns.router.journal import Target
+from libvirt_natns.upstream.router import journal
+from libvirt_natns.upstream.router.downstream import Needs
+from libvirt_natns.upstream.router.journal import Target
 
 NOTHING = Needs()
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import replace
-from libvirt_natns.router import nic
-from libvirt_natns.router.nic import Capture, Link
+from libvirt_natns.upstream.router import nic
+from libvirt_natns.upstream.router.nic import Capture, Link
 
 DRIVER_LIMIT = 30.0
 """Seconds after which a NIC that is not there yet is not expected any more."""

@@ -15,12 +15,21 @@ from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.router import behind, examine, journal, lease, nic, recover, resolver, timer
-from libvirt_natns.router.behind import Needs
-from libvirt_natns.router.journal import Record, Target
-from libvirt_natns.router.nic import Capture
-from libvirt_natns.router.steps import STEPS, Work
 from libvirt_natns.state.networks import boot_id
+from libvirt_natns.upstream.router import (
+    confirm_timer,
+    dhcp,
+    downstream,
+    journal,
+    nic,
+    preflight,
+    recover,
+    resolv_conf,
+)
+from libvirt_natns.upstream.router.downstream import Needs
+from libvirt_natns.upstream.router.journal import Record, Target
+from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router.steps import STEPS, Work
 
 Before = Callable[[str], None]
 NeedsOf = Callable[[Target], Needs]
@@ -54,7 +63,7 @@ class Machine:
 
     def upstream(self, name: str | None) -> Upstream:
         """The upstream of a router, the only one without a name.  Raises RouterError."""
-        return examine.upstream(self.config, name)
+        return preflight.upstream(self.config, name)
 
     # -- up ----------------------------------------------------------------
 
@@ -122,13 +131,15 @@ class Machine:
         *,
         boot: bool = False,
     ) -> list[str]:
-        target, before, resolv = examine.target(self.config, self.kernel, upstream, had, boot=boot)
+        target, before, resolv = preflight.target(
+            self.config, self.kernel, upstream, had, boot=boot
+        )
         deadline = None if within is None else nic.clock() + within
         record = Record(target, before, resolv, "going up", boot_id(), deadline=deadline)
         journal.save(record)
         try:
             if deadline is not None:
-                timer.arm(upstream.name, deadline)
+                confirm_timer.arm(upstream.name, deadline)
             for step in STEPS:
                 self._announce(step.what)
                 record = journal.advance(record, step=step.what)
@@ -163,17 +174,17 @@ class Machine:
     def _apply(self, record: Record, within: float | None) -> list[str]:
         """Put changed ``host_ports`` in force; all is as it was where that fails."""
         name = record.target.name
-        target = replace(record.target, ports=examine.ports(self.upstream(name)))
+        target = replace(record.target, ports=preflight.ports(self.upstream(name)))
         if target == record.target:
             return []
-        examine.check_published(target, self.needs(target))
+        preflight.check_published(target, self.needs(target))
         deadline = record.deadline
         if deadline is None and within is not None:
             deadline = nic.clock() + within
         changed = journal.advance(record, target=target, deadline=deadline)
         try:
             if deadline is not None and record.deadline is None:
-                timer.arm(name, deadline)
+                confirm_timer.arm(name, deadline)
             self._repair(changed)
         except BaseException:
             self._repair(journal.advance(record))
@@ -234,7 +245,7 @@ class Machine:
         with journal.lock(), self.kernel.work():
             record = journal.load(name)
             if record is not None and record.is_whole:
-                lease.apply(record.target, record.before)
+                dhcp.apply(record.target, record.before)
 
     # -- down --------------------------------------------------------------
 
@@ -264,7 +275,7 @@ class Machine:
         try:
             return self.users(record.target.name)
         except StoreError as error:
-            links = behind.attached(record.target)
+            links = downstream.attached(record.target)
             return [f"{len(links)} networks ({error.fact})"] if links else []
 
     def _take_back(self, record: Record) -> list[str]:
@@ -290,8 +301,8 @@ class Machine:
     def _forget(record: Record) -> None:
         """Settle a router of an earlier boot: only files have outlived that."""
         named = record.target.servers
-        if named and resolver.look() == resolver.wanted(named, record.resolver):
-            resolver.restore(record.resolver)
+        if named and resolv_conf.look() == resolv_conf.wanted(named, record.resolver):
+            resolv_conf.restore(record.resolver)
         journal.discard(record.target.name)
 
     def repair_all(self, *, configured: bool = False) -> list[str]:
@@ -314,7 +325,7 @@ class Machine:
         found = [
             f"router {record.target.name}: {what}"
             for record in journal.load_all()
-            for what in (*self.differences(record.target.name), *lease.left_out(record.target))
+            for what in (*self.differences(record.target.name), *dhcp.left_out(record.target))
         ]
         return found + [f"router {name}: {error}" for name, error in journal.damaged().items()]
 
@@ -329,7 +340,7 @@ class Machine:
             for step in STEPS:
                 found += step.differs(work)
         wanted = self._configured(name)
-        if wanted is not None and examine.ports(wanted) != record.target.ports:
+        if wanted is not None and preflight.ports(wanted) != record.target.ports:
             found.append(PORTS_DIFFER)
         return found + self.unapplied(name)
 
@@ -338,7 +349,7 @@ class Machine:
         record, wanted = journal.load(name), self._configured(name)
         if record is None or not record.is_whole or wanted is None:
             return []
-        return examine.unapplied(wanted, record.target, record.before)
+        return preflight.unapplied(wanted, record.target, record.before)
 
     def _configured(self, name: str) -> Upstream | None:
         found = self.config.upstreams.get(name)

@@ -26,8 +26,8 @@ from libvirt_natns.kernel import netns, wire
 from libvirt_natns.kernel.rtnetlink import InterruptedDumpError
 from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import asdict, dataclass, fields, replace
-from libvirt_natns.router import objects
-from libvirt_natns.router.objects import Address, Neighbour, Route, Rule
+from libvirt_natns.upstream.router import nic_objects
+from libvirt_natns.upstream.router.nic_objects import Address, Neighbour, Route, Rule
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_NET_NS_FD = 13, 18, 20, 27, 28
@@ -91,12 +91,12 @@ class Capture:
     @property
     def ipv4(self) -> tuple[Address, ...]:
         """Addresses in IPv4 that others can use."""
-        return tuple(a for a in self.addresses if a.family == objects.AF_INET and a.is_global)
+        return tuple(a for a in self.addresses if a.family == nic_objects.AF_INET and a.is_global)
 
     @property
     def ipv6(self) -> tuple[Address, ...]:
         """The same in IPv6."""
-        return tuple(a for a in self.addresses if a.family == objects.AF_INET6 and a.is_global)
+        return tuple(a for a in self.addresses if a.family == nic_objects.AF_INET6 and a.is_global)
 
     @property
     def is_bare(self) -> bool:
@@ -277,27 +277,27 @@ def _capture(opened: Wire, namespace: str | None, name: str) -> Capture:
 def _addresses(opened: Wire, link: int) -> Iterator[Address]:
     for body in _listed(opened, wire.RTM_GETADDR, bytes(8)):
         if struct.unpack_from("=I", body, 4)[0] == link:
-            yield objects.address(body)
+            yield nic_objects.address(body)
 
 
 def _route_bodies(opened: Wire) -> Iterator[bytes]:
-    for family in (objects.AF_INET, objects.AF_INET6):
+    for family in (nic_objects.AF_INET, nic_objects.AF_INET6):
         for body in _listed(opened, wire.RTM_GETROUTE, bytes([family]) + bytes(11)):
             # Asked for a family that it lacks, the kernel lists the others again.
-            if body[0] == family and not objects.is_kernels_route(body):
+            if body[0] == family and not nic_objects.is_kernels_route(body):
                 yield body
 
 
 def _routes(opened: Wire, link: int) -> Iterator[Route]:
     for body in _route_bodies(opened):
-        if link in objects.links_of_route(body):
-            yield objects.route(body, link)
+        if link in nic_objects.links_of_route(body):
+            yield nic_objects.route(body, link)
 
 
 def _foreign(opened: Wire, link: int, addresses: set[str]) -> Iterator[Route]:
     for body in _route_bodies(opened):
-        if link not in objects.links_of_route(body):
-            found = objects.route(body, -1)
+        if link not in nic_objects.links_of_route(body):
+            found = nic_objects.route(body, -1)
             if found.source in addresses:
                 yield found
 
@@ -316,19 +316,19 @@ def links(opened: Wire) -> Iterator[Link]:
 
 
 def _neighbours(opened: Wire, link: int) -> Iterator[Neighbour]:
-    for flags in (0, objects.NTF_PROXY):
+    for flags in (0, nic_objects.NTF_PROXY):
         header = bytes(10) + bytes([flags]) + bytes(1)
         for body in _listed(opened, wire.RTM_GETNEIGH, header):
-            found = objects.neighbour(body)
+            found = nic_objects.neighbour(body)
             if found and struct.unpack_from("=i", body, 4)[0] == link:
                 yield found
 
 
 def _rules(opened: Wire, name: str, tables: set[int]) -> Iterator[Rule]:
-    for family in (objects.AF_INET, objects.AF_INET6):
+    for family in (nic_objects.AF_INET, nic_objects.AF_INET6):
         for body in _listed(opened, wire.RTM_GETRULE, bytes([family]) + bytes(11)):
-            found = objects.rule(body)
-            if found.priority in objects.DEFAULT_PRIORITIES:
+            found = nic_objects.rule(body)
+            if found.priority in nic_objects.DEFAULT_PRIORITIES:
                 continue
             if found.names(name) or found.table in tables:
                 yield found
@@ -406,11 +406,11 @@ def _has_discipline(opened: Wire, link: int) -> bool:
 
 def _route_obstacle(opened: Wire, link: int) -> tuple[str, str] | None:
     for body in _route_bodies(opened):
-        links = objects.links_of_route(body)
+        links = nic_objects.links_of_route(body)
         if link not in links:
             continue
-        told = objects.route(body, link)
-        if objects.has_next_hop_object(body):
+        told = nic_objects.route(body, link)
+        if nic_objects.has_next_hop_object(body):
             return f"has a {told} by a nexthop object", "give it as a plain route (ip route)"
         if links != {link}:
             return f"shares a {told} with other links", "let it lead over one link"
@@ -517,7 +517,7 @@ def _remove_others(opened: Wire, link: int, wanted: Capture) -> None:
     addresses = {each.body for each in wanted.addresses}
     for address in list(_addresses(opened, link)):
         # The kernel makes link-local ones by itself.
-        local = address.family == objects.AF_INET6 and not address.is_global
+        local = address.family == nic_objects.AF_INET6 and not address.is_global
         if address.body not in addresses and not local:
             attempt(opened, wire.RTM_DELADDR, address.request(link, 0))
     neighbours = {each.body for each in wanted.neighbours}
@@ -550,7 +550,7 @@ def _put_neighbours(opened: Wire, link: int, wanted: Capture) -> None:
 
 def _put_routes(opened: Wire, link: int, wanted: Capture, elapsed: float) -> None:
     present = {each.body for each in _routes(opened, link)}
-    foreign = {objects.route(body, -1).body for body in _route_bodies(opened)}
+    foreign = {nic_objects.route(body, -1).body for body in _route_bodies(opened)}
     missing = [each for each in wanted.routes if each.body not in present]
     possible = _possible(opened, wanted) if wanted.foreign else ()
     missing += [each for each in possible if each.body not in foreign]
@@ -633,7 +633,7 @@ def completed(found: Capture, kept: Capture) -> Capture:
     if found.is_bare:
         own = {"index": found.index, "mac": found.mac, "altnames": found.altnames}
         return replace(wanted, **own, at=found.at)
-    for family, directory in ((objects.AF_INET, "ipv4/"), (objects.AF_INET6, "ipv6/")):
+    for family, directory in ((nic_objects.AF_INET, "ipv4/"), (nic_objects.AF_INET6, "ipv6/")):
         if _lacks(found, kept, family):
             found = _with_family(found, wanted, family, directory)
     return found
@@ -648,7 +648,7 @@ def _lacks(found: Capture, kept: Capture, family: int) -> bool:
 
 
 def _without_link_local(capture: Capture) -> Capture:
-    stay = (e for e in capture.addresses if e.family == objects.AF_INET or e.is_global)
+    stay = (e for e in capture.addresses if e.family == nic_objects.AF_INET or e.is_global)
     return replace(capture, addresses=tuple(stay))
 
 
@@ -750,10 +750,10 @@ def inside(taken: Capture, hosts: Iterable[str], settings: dict[str, str]) -> Ca
         flags=taken.flags | IFF_UP,
         settings=tuple(sorted(merged.items())),
         addresses=tuple(
-            each.for_good() if each.family == objects.AF_INET6 else each for each in kept
+            each.for_good() if each.family == nic_objects.AF_INET6 else each for each in kept
         ),
         routes=routes,
         foreign=(),
         links=(),
-        neighbours=(*taken.neighbours, *map(objects.proxy, sorted(moved))),
+        neighbours=(*taken.neighbours, *map(nic_objects.proxy, sorted(moved))),
     )

@@ -20,9 +20,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from libvirt_natns.kernel import wire
-from libvirt_natns.router import objects
-from libvirt_natns.router.nic import Capture
-from libvirt_natns.router.objects import Address, Route, Rule
+from libvirt_natns.upstream.router import nic_objects
+from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router.nic_objects import Address, Route, Rule
 
 SHELL = "/bin/sh"
 LIMIT = 60.0
@@ -33,10 +33,10 @@ FR_ACT_TO_TBL = 1
 RENDERED = {
     FRA_DST,
     FRA_SRC,
-    objects.FRA_IIFNAME,
-    objects.FRA_OIFNAME,
-    objects.FRA_PRIORITY,
-    objects.FRA_TABLE,
+    nic_objects.FRA_IIFNAME,
+    nic_objects.FRA_OIFNAME,
+    nic_objects.FRA_PRIORITY,
+    nic_objects.FRA_TABLE,
     FRA_PROTOCOL,
 }
 UNSET = b"\xff" * 4
@@ -184,7 +184,7 @@ def _lines(before: Capture) -> Iterator[str]:
     if before.ipv6:
         yield 'echo 0 2>/dev/null >"/proc/sys/net/ipv6/conf/$nic/disable_ipv6"'
     for address in before.addresses:
-        if address.family == objects.AF_INET or address.is_global:
+        if address.family == nic_objects.AF_INET or address.is_global:
             yield _address(address)
     # Those to the NIC's own link first: gateways are found by them.
     for route in sorted(before.routes, key=lambda each: each.gateway is not None):
@@ -197,30 +197,30 @@ def _lines(before: Capture) -> Iterator[str]:
 
 
 def _family(number: int) -> str:
-    return "-4" if number == objects.AF_INET else "-6"
+    return "-4" if number == nic_objects.AF_INET else "-6"
 
 
 def _address(address: Address) -> str:
-    nodad = " nodad" if address.family == objects.AF_INET6 else ""
+    nodad = " nodad" if address.family == nic_objects.AF_INET6 else ""
     return f'$ip address replace {address.ip}/{address.prefix} dev "$nic"{nodad}'
 
 
 def _is_plain(route: Route) -> bool:
     """True for a route of one next hop that neither the kernel nor an address makes."""
     body = bytes.fromhex(route.body)
-    several = wire.value(route.attributes, objects.RTA_MULTIPATH)
-    made = body[5] == objects.RTPROT_KERNEL or route.destination in ("fe80::/64", "ff00::/8")
-    return body[7] == objects.RTN_UNICAST and several is None and not made
+    several = wire.value(route.attributes, nic_objects.RTA_MULTIPATH)
+    made = body[5] == nic_objects.RTPROT_KERNEL or route.destination in ("fe80::/64", "ff00::/8")
+    return body[7] == nic_objects.RTN_UNICAST and several is None and not made
 
 
 def _route(route: Route) -> str:
     words = ["route", _family(route.family), "route", "replace", route.destination]
     words += ["via", route.gateway] if route.gateway else []
     words += ["dev", '"$nic"']
-    metric = wire.number(route.attributes, objects.RTA_PRIORITY)
+    metric = wire.number(route.attributes, nic_objects.RTA_PRIORITY)
     words += ["metric", str(metric)] if metric else []
-    words += ["table", str(route.table)] if route.table != objects.MAIN_TABLE else []
-    if route.family == objects.AF_INET and route.source:
+    words += ["table", str(route.table)] if route.table != nic_objects.MAIN_TABLE else []
+    if route.family == nic_objects.AF_INET and route.source:
         words += ["src", route.source]
     return " ".join(words)
 
@@ -230,14 +230,14 @@ def _rule(rule: Rule, name: str) -> str:
     body = bytes.fromhex(rule.body)
     found = wire.attributes(body[12:])
     others = {kind & wire.NLA_TYPE for kind, data in found if data != UNSET} - RENDERED
-    inverted = int.from_bytes(body[8:12], sys.byteorder) & objects.FIB_RULE_INVERT
+    inverted = int.from_bytes(body[8:12], sys.byteorder) & nic_objects.FIB_RULE_INVERT
     if others or inverted or body[3] or body[7] != FR_ACT_TO_TBL:
         return ""
     words = ["$ip", _family(body[0]), "rule", "add"]
     for word, kind, length in (("to", FRA_DST, body[1]), ("from", FRA_SRC, body[2])):
         data = wire.value(found, kind)
         words += [word, f"{ip_address(data)}/{length}"] if data else []
-    for word, kind in (("iif", objects.FRA_IIFNAME), ("oif", objects.FRA_OIFNAME)):
+    for word, kind in (("iif", nic_objects.FRA_IIFNAME), ("oif", nic_objects.FRA_OIFNAME)):
         data = wire.value(found, kind)
         link = data.rstrip(b"\0").decode(errors="replace") if data else ""
         words += [word, '"$nic"' if link == name else shlex.quote(link)] if link else []

@@ -20,10 +20,10 @@ from libvirt_natns.daemons import lease_check, udhcpc
 from libvirt_natns.daemons.udhcpc import Client, Lease
 from libvirt_natns.kernel import processes, wire
 from libvirt_natns.records import replace
-from libvirt_natns.router import command, nic, objects, side
-from libvirt_natns.router.journal import Target
-from libvirt_natns.router.nic import Capture
-from libvirt_natns.router.side import Side
+from libvirt_natns.upstream.router import command, link_config, nic, nic_objects
+from libvirt_natns.upstream.router.journal import Target
+from libvirt_natns.upstream.router.link_config import Side
+from libvirt_natns.upstream.router.nic import Capture
 
 END_LIMIT = 2.0
 """Seconds for a client that was killed to end."""
@@ -95,7 +95,7 @@ def differences(target: Target, before: Capture) -> list[str]:
     held = current(target)
     found = udhcpc.differences(_client(target, before.mac))
     used = _used(target, held)
-    return found + (side.differences(_side(target, used)) if used else [])
+    return found + (link_config.differences(_side(target, used)) if used else [])
 
 
 def _used(target: Target, held: Lease | None) -> Lease | None:
@@ -139,10 +139,10 @@ def apply(target: Target, before: Capture) -> None:
         # What is in force stays: the server's next word may make sense again.
         return
     # First: with the oldest address of a subnet the kernel removes all others.
-    static = [e for e in before.addresses if e.family == objects.AF_INET and not e.leased]
+    static = [e for e in before.addresses if e.family == nic_objects.AF_INET and not e.leased]
     _remove_others(target, held, {each.ip for each in static})
     if held is not None:
-        side.ensure(_side(target, held))
+        link_config.ensure(_side(target, held))
     # After the lease's: packets bear the oldest address of a subnet.
     _add(target, static)
     if held is None:
@@ -151,7 +151,7 @@ def apply(target: Target, before: Capture) -> None:
         mark.touch()
 
 
-def _add(target: Target, addresses: list[objects.Address]) -> None:
+def _add(target: Target, addresses: list[nic_objects.Address]) -> None:
     with nic.session(target.namespace) as opened:
         link = nic.find(opened, target.nic)
         for each in addresses if link else ():
@@ -170,10 +170,10 @@ def _remove_others(target: Target, held: Lease | None, static: set[str]) -> None
         if held and not leased & {each.ip for each in found.addresses}:
             keep = {each for each in static if IPv4Address(each) not in held.address.network}
         for each in found.addresses:
-            if each.family == objects.AF_INET and each.ip not in keep:
+            if each.family == nic_objects.AF_INET and each.ip not in keep:
                 nic.attempt(opened, wire.RTM_DELADDR, each.request(index, 0))
         for route in found.routes:
-            default = route.family == objects.AF_INET and route.is_default
+            default = route.family == nic_objects.AF_INET and route.is_default
             if default and route.gateway != gateway:
                 nic.attempt(opened, wire.RTM_DELROUTE, route.request(index))
 
@@ -188,6 +188,6 @@ def without_leased(found: Capture) -> Capture:
             each
             for each in found.routes
             if each.source not in ours
-            and not (each.family == objects.AF_INET and (each.is_default or each.gateway))
+            and not (each.family == nic_objects.AF_INET and (each.is_default or each.gateway))
         ),
     )

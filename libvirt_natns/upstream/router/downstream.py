@@ -12,10 +12,10 @@ from libvirt_natns import names
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import dataclass
-from libvirt_natns.router import nic, objects
-from libvirt_natns.router.journal import Target
-from libvirt_natns.router.nic import Capture
-from libvirt_natns.router.side import Side
+from libvirt_natns.upstream.router import nic, nic_objects
+from libvirt_natns.upstream.router.journal import Target
+from libvirt_natns.upstream.router.link_config import Side
+from libvirt_natns.upstream.router.nic import Capture
 
 OFF6 = (("ipv6/conf/disable_ipv6", "1"),)
 ON6 = (
@@ -76,7 +76,9 @@ def gateways(target: Target, before: Capture) -> Side | None:
     found = {
         each.gateway
         for each in before.routes
-        if each.family == objects.AF_INET6 and each.gateway and ip_address(each.gateway) in inside
+        if each.family == nic_objects.AF_INET6
+        and each.gateway
+        and ip_address(each.gateway) in inside
     }
     routes = tuple((f"{each}/128", None) for each in sorted(found))
     return Side(target.namespace, target.nic, (), routes, ()) if routes else None

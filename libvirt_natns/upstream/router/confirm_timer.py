@@ -17,7 +17,7 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import processes
-from libvirt_natns.router import command, nic
+from libvirt_natns.upstream.router import command, nic
 
 SYSTEMD = Path("/run/systemd/system")
 POLL = 0.1

@@ -17,12 +17,12 @@ from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.router import examine, hardware, journal, nic, recover, restore
-from libvirt_natns.router.behind import Needs
-from libvirt_natns.router.journal import Kept, Record, Target
-from libvirt_natns.router.machine import Machine, NeedsOf
-from libvirt_natns.router.nic import Capture
-from libvirt_natns.router.recover import Say
+from libvirt_natns.upstream.router import hardware, journal, nic, preflight, recover, restore
+from libvirt_natns.upstream.router.downstream import Needs
+from libvirt_natns.upstream.router.journal import Kept, Record, Target
+from libvirt_natns.upstream.router.lifecycle import Machine, NeedsOf
+from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router.recover import Say
 
 
 def up(machine: Machine, name: str, say: Say) -> list[str]:
@@ -102,7 +102,7 @@ def _upstream(config: Config, name: str, kept: Kept) -> Upstream:
                 subnet=IPv4Network(known.transit),
                 subnet6=IPv6Network(known.subnet6) if known.subnet6 else None,
             )
-    return replace(examine.confirmed(found, kept), nic=kept.nic)
+    return replace(preflight.confirmed(found, kept), nic=kept.nic)
 
 
 # -- the way back ------------------------------------------------------------

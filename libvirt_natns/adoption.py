@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network
 
-from libvirt_natns import dhcp_upstream, forwards, names, selection, transit
+from libvirt_natns import forwards, names
 from libvirt_natns.addresses import Address, Family, Interface
 from libvirt_natns.daemons import dnsmasq_config
 from libvirt_natns.documents import libvirt_xml, xml_sniff
@@ -29,6 +29,7 @@ from libvirt_natns.publication import Choices, fixed_address, scopes
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.networks import Leasable, Record, boot_id, now
+from libvirt_natns.upstream import dhcp, selection, transit
 
 ADOPTED = "runs without a record: adopted as it is"
 
@@ -152,7 +153,7 @@ def _leases(
     """What a network has on its upstream, by the addresses in its namespace."""
     namespace = names.namespace(network.name)
     if upstream.by_dhcp:
-        yield dhcp_upstream.settle(engine.store, network, upstream)
+        yield dhcp.settle(engine.store, network, upstream)
     outer = engine.kernel.addresses(namespace, names.UPSTREAM_LINK)
     families: tuple[Family, ...] = (6,) if upstream.by_dhcp else (4, 6)
     for family in families:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
-from libvirt_natns import routers, transit
 from libvirt_natns.addresses import Family
 from libvirt_natns.daemons import dnsmasq, dnsmasq_config, lease_file
 from libvirt_natns.engine import Engine
@@ -21,6 +20,7 @@ from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.applicants import reserved_addresses
 from libvirt_natns.state.networks import GUESTS, RUNNING, LeaseKind, Record, State, Store, boot_id
+from libvirt_natns.upstream import routers, transit
 
 CONNTRACK = Path("/proc/sys/net/netfilter")
 STATES: tuple[State, ...] = get_args(State)

@@ -29,7 +29,6 @@ from libvirt_natns import (
     plan,
     rebuild,
     reconcile,
-    selection,
     service_status,
     status,
     uninstall,
@@ -45,6 +44,7 @@ from libvirt_natns.records import replace
 from libvirt_natns.router import cli as router_cli
 from libvirt_natns.state import database
 from libvirt_natns.state.networks import Record, Store
+from libvirt_natns.upstream import selection
 from libvirt_natns.upstream.router import networks
 from libvirt_natns.upstream.router.lifecycle import Machine
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 
-from libvirt_natns import forward_list, names, routers, transit
+from libvirt_natns import forward_list, names
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import Engine
@@ -17,6 +17,7 @@ from libvirt_natns.forwards import ports
 from libvirt_natns.model import Network, is_stand_in
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.networks import Leased, Record
+from libvirt_natns.upstream import routers, transit
 
 NONE = "no network is up: start one (virsh net-start)\n"
 GAP = "   "

@@ -17,9 +17,9 @@ from libvirt_natns.guests import Guests, in_ours
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network, Nic
 from libvirt_natns.records import dataclass, field
-from libvirt_natns.selection import verdict
 from libvirt_natns.sessions import Once, Resident, Sessions
 from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream.selection import verdict
 
 
 @dataclass(frozen=True)

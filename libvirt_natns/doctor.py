@@ -14,16 +14,13 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
 from libvirt_natns import (
-    attachment,
     firewall,
     host,
     install,
     names,
     neighbour_tables,
     reconcile,
-    routers,
     service_status,
-    transit,
     trust,
 )
 from libvirt_natns.daemons import dnsmasq, libvirt, ndppd, udhcpc
@@ -45,6 +42,7 @@ from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import database
 from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream import attachment, routers, transit
 from libvirt_natns.upstream.router.lifecycle import Machine
 
 DROP_IN_SINCE = (6, 5, 0)

@@ -19,8 +19,6 @@ from functools import partial
 from typing import get_args
 
 from libvirt_natns import (
-    attachment,
-    dhcp_upstream,
     elsewhere,
     executor,
     given_up,
@@ -28,8 +26,6 @@ from libvirt_natns import (
     names,
     plan,
     publication,
-    routers,
-    selection,
 )
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.built import Built
@@ -49,6 +45,7 @@ from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.guests import Claims, Registry
 from libvirt_natns.state.networks import LeaseKind, Record, State, Store, boot_id, now
+from libvirt_natns.upstream import attachment, dhcp, routers, selection
 
 FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
@@ -223,7 +220,7 @@ class Engine:
             self._renew_leases(network, upstream)
             if upstream.by_dhcp:
                 configured = selection.upstream_of(network, self.config)
-                repaired += dhcp_upstream.news(network, configured)
+                repaired += dhcp.news(network, configured)
             for address in self.planner.outside(network, upstream).addresses:
                 self.registry.move(network.uuid, address)
             self._adjust_host(network.uuid)
@@ -242,7 +239,7 @@ class Engine:
 
     def _end_leasing(self, network: Network, upstream: Upstream, undo: Undo) -> None:
         """Give back what a DHCP server has leased: the configuration was another one."""
-        held = dhcp_upstream.held(network.uuid)
+        held = dhcp.held(network.uuid)
         _end_client(self.kernel, network.uuid, names.namespace(network.name))
         leased = self.store.leases(upstream.name, network.uuid).address
         if held is not None and held.address.ip == leased:
@@ -469,9 +466,9 @@ class Engine:
         with udhcpc.awaiting(names.dhcp_directory(network.uuid)):
             executor.carry_out(self.kernel, operations, undo, self.before)
             self._step("await a DHCP lease")
-            dhcp_upstream.await_lease(network, upstream)
+            dhcp.await_lease(network, upstream)
         upstream = self.planner.upstream(network)
-        dhcp_upstream.settle_first(self.store, network, upstream)
+        dhcp.settle_first(self.store, network, upstream)
         return upstream
 
     def _probe(self, upstream: Upstream, addresses: Collection[Address]) -> set[Address]:
@@ -538,7 +535,7 @@ class Engine:
         """Keep what is leased; lease anew where the configuration has moved on."""
         leased = self.store.leases(upstream.name, network.uuid)
         if upstream.by_dhcp:
-            dhcp_upstream.settle(self.store, network, upstream)
+            dhcp.settle(self.store, network, upstream)
         for family in FAMILIES:
             address = leased.of(family)
             keeps = address is not None and applicants.can_keep(address, upstream)

@@ -9,17 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from libvirt_natns import (
-    dhcp_upstream,
-    elsewhere,
-    firewall,
-    host,
-    host_ipv6,
-    names,
-    routers,
-    selection,
-    transit,
-)
+from libvirt_natns import elsewhere, firewall, host, host_ipv6, names
 from libvirt_natns.addresses import (
     FAMILIES,
     Address,
@@ -66,6 +56,7 @@ from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.guests import Registry
 from libvirt_natns.state.networks import Leased, Store, User
+from libvirt_natns.upstream import dhcp, routers, selection, transit
 
 ETHERNET_MTU = 1500
 
@@ -104,7 +95,7 @@ class Planner:
             return transit.choose(self.kernel, self.store, network, upstream)
         if upstream.kind == "router":
             return routers.complete(upstream)
-        return dhcp_upstream.complete(network, upstream) if upstream.by_dhcp else upstream
+        return dhcp.complete(network, upstream) if upstream.by_dhcp else upstream
 
     @property
     def registry(self) -> Registry:
@@ -361,7 +352,7 @@ class Planner:
     def _preview_upstream(self, network: Network) -> Upstream:
         upstream = selection.upstream_of(network, self.config)
         if upstream.by_dhcp:
-            return dhcp_upstream.complete(network, upstream)
+            return dhcp.complete(network, upstream)
         if upstream.kind == "router":
             return routers.complete(upstream)
         if upstream.kind != "host":
@@ -574,5 +565,5 @@ def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | Non
     """Return a network's DHCP client as a part of its plan, if its upstream has one."""
     if not upstream.by_dhcp:
         return None
-    client = dhcp_upstream.client(network, upstream)
-    return Leasing(client, dhcp_upstream.requested(store, network, upstream))
+    client = dhcp.client(network, upstream)
+    return Leasing(client, dhcp.requested(store, network, upstream))

@@ -8,7 +8,7 @@ same ever after.
 from collections.abc import Collection, Iterable
 from itertools import chain
 
-from libvirt_natns import forwards, guest_leases, names, routers
+from libvirt_natns import forwards, guest_leases, names
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
 from libvirt_natns.forwards import Attachment, Wish
@@ -31,6 +31,7 @@ from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant
 from libvirt_natns.state.guests import Claims, Registry, Scope
 from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream import routers
 
 
 @dataclass(frozen=True, slots=True)

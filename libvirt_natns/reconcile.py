@@ -18,14 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
-from libvirt_natns import (
-    dhcp_upstream,
-    elsewhere,
-    executor,
-    given_up,
-    names,
-    selection,
-)
+from libvirt_natns import elsewhere, executor, given_up, names
 from libvirt_natns.adoption import adopt
 from libvirt_natns.daemons import dnsmasq_trial
 from libvirt_natns.documents import libvirt_xml, xml_sniff
@@ -35,9 +28,10 @@ from libvirt_natns.guests import Guests
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Network
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.selection import verdict
 from libvirt_natns.state.guests import GuestRecord
 from libvirt_natns.state.networks import Record, Store, now
+from libvirt_natns.upstream import dhcp, selection
+from libvirt_natns.upstream.selection import verdict
 
 Active = Mapping[str, bytes]
 """Networks that libvirt has active: their XML by uuid."""
@@ -102,7 +96,7 @@ def differences(engine: Engine, record: Record) -> list[str]:
             return [f"no {what} of upstream {upstream.name} is leased" for what in lacks]
         plan = engine.planner.plan(network, upstream)
         configured = selection.upstream_of(network, engine.config)
-        found = dhcp_upstream.differences(engine.store, record, network, upstream, configured)
+        found = dhcp.differences(engine.store, record, network, upstream, configured)
         return found + executor.differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]

@@ -25,7 +25,7 @@ from pathlib import Path
 from threading import Lock
 from types import FrameType
 
-from libvirt_natns import __version__, elsewhere, names, rebuild, reconcile, routers
+from libvirt_natns import __version__, elsewhere, names, rebuild, reconcile
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
@@ -51,6 +51,7 @@ from libvirt_natns.residence import Kept
 from libvirt_natns.starts import Starts
 from libvirt_natns.state.address_conflicts import Conflicts
 from libvirt_natns.state.networks import Record, Store
+from libvirt_natns.upstream import routers
 from libvirt_natns.watch import Watch, Watched
 
 M_ARENA_MAX = -8

@@ -4,13 +4,14 @@
 import json
 from collections.abc import Collection, Mapping
 
-from libvirt_natns import dhcp_upstream, forward_list, reconcile
+from libvirt_natns import forward_list, reconcile
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.engine import Engine
 from libvirt_natns.model import known
 from libvirt_natns.reconcile import Finding
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.state.networks import Record
+from libvirt_natns.upstream import dhcp
 
 HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")
 NONE = "no network has been handled yet: start one (virsh net-start), or virt-natns plan NETWORK"
@@ -87,7 +88,7 @@ def _status(engine: Engine, record: Record) -> Status:
         health=_health(state, found),
         differences=found,
         forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
-        lease_seconds=dhcp_upstream.remaining(record.uuid) if state == "up" else None,
+        lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
     )
 
 

@@ -19,7 +19,7 @@ from random import Random
 import shapes
 from mutations import LINES, XML, Mutation, mutated
 
-from libvirt_natns import answering, client, forward_edit, plan, selection
+from libvirt_natns import answering, client, forward_edit, plan
 from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
 from libvirt_natns.daemons.dnsmasq_config import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
@@ -29,6 +29,7 @@ from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.model import Domain, Network, Nic, Outside
 from libvirt_natns.records import replace
+from libvirt_natns.upstream import selection
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLES = CHECKOUT / "xml"

@@ -37,10 +37,11 @@ from lab_vps import (
     provider,
 )
 
-from libvirt_natns import cli, names, routers
+from libvirt_natns import cli, names
 from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.upstream import routers
 from libvirt_natns.upstream.router import boot, hardware, journal, nic
 from libvirt_natns.upstream.router.lifecycle import Machine
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import dhcp_upstream, names, plan
+from libvirt_natns import names, plan
 from libvirt_natns.daemons.udhcpc import Lease
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
@@ -22,6 +22,7 @@ from libvirt_natns.model import (
 )
 from libvirt_natns.records import replace
 from libvirt_natns.state.networks import Record, Store, boot_id
+from libvirt_natns.upstream import dhcp
 
 OFFICE = Upstream("office", "bridge", bridge="br0", pool="dhcp", probe=0.0)
 NETWORK = Network(
@@ -56,7 +57,7 @@ def operations(upstream: Upstream, address: IPv4Address, kind: type) -> list[pla
 
 def test_a_lease_completes_the_upstream() -> None:
     assert not OFFICE.known
-    found = dhcp_upstream.completed(OFFICE, LEASE)
+    found = dhcp.completed(OFFICE, LEASE)
     assert found.known
     assert found.leased == IPv4Address("192.168.0.50")
     assert found.subnet == IPv4Network("192.168.0.0/24")
@@ -65,7 +66,7 @@ def test_a_lease_completes_the_upstream() -> None:
 
 def test_what_is_configured_goes_first() -> None:
     gateway, dns = IPv4Address("192.168.0.254"), (IPv4Address("9.9.9.9"),)
-    found = dhcp_upstream.completed(replace(OFFICE, gateway=gateway, dns=dns), LEASE)
+    found = dhcp.completed(replace(OFFICE, gateway=gateway, dns=dns), LEASE)
     assert (found.gateway, found.dns) == (gateway, dns)
 
 
@@ -82,7 +83,7 @@ def test_what_is_configured_goes_first() -> None:
     ],
 )
 def test_leases_that_cannot_be_used(network: Network, upstream: Upstream, said: str | None) -> None:
-    found = dhcp_upstream.problem(network, upstream, LEASE)
+    found = dhcp.problem(network, upstream, LEASE)
     assert said in str(found) if said else found is None
 
 
@@ -90,7 +91,7 @@ def test_leases_that_cannot_be_used(network: Network, upstream: Upstream, said: 
 
 
 def test_plan_with_a_lease() -> None:
-    found = dhcp_upstream.completed(OFFICE, LEASE)
+    found = dhcp.completed(OFFICE, LEASE)
     address = IPv4Address("192.168.0.50")
     (gateways,) = operations(found, address, plan.Gateways)
     assert gateways.describe().splitlines() == [
@@ -111,7 +112,7 @@ def test_plan_without_a_lease() -> None:
 
 
 def test_a_lease_for_the_upstream_patch_alone() -> None:
-    client = dhcp_upstream.client(NETWORK, OFFICE)
+    client = dhcp.client(NETWORK, OFFICE)
     told = plan.describe(plan.ahead_of_lease(NETWORK, OFFICE, 1500, plan.Leasing(client)))
     assert "virbr10" not in told
     assert told.endswith("link upstream up in nat-a\nDHCP client on upstream in nat-a\n")
@@ -137,50 +138,48 @@ def record(uuid: str, name: str) -> Record:
 
 def test_stand_ins_are_nobodys_address_and_unique(store: Store) -> None:
     store.put(record(NETWORK.uuid, "a"))
-    first = dhcp_upstream.settle(store, NETWORK, OFFICE)
+    first = dhcp.settle(store, NETWORK, OFFICE)
     assert is_stand_in(first)
     assert first in IPv4Network("0.0.0.0/8")
-    assert dhcp_upstream.settle(store, NETWORK, OFFICE) == first
+    assert dhcp.settle(store, NETWORK, OFFICE) == first
     # Another network whose likeliest one is taken.
     other = replace(NETWORK, uuid="other", name="b")
     store.put(record("other", "b"))
-    store.reserve("office", "br0", NETWORK.uuid, next(dhcp_upstream.stand_ins("other")))
-    assert (
-        dhcp_upstream.settle(store, other, OFFICE) != store.leases("office", NETWORK.uuid).address
-    )
+    store.reserve("office", "br0", NETWORK.uuid, next(dhcp.stand_ins("other")))
+    assert dhcp.settle(store, other, OFFICE) != store.leases("office", NETWORK.uuid).address
 
 
 def test_a_leased_address_is_recorded(store: Store) -> None:
     store.put(record(NETWORK.uuid, "a"))
-    known = dhcp_upstream.completed(OFFICE, LEASE)
-    assert dhcp_upstream.settle(store, NETWORK, known) == LEASE.address.ip
+    known = dhcp.completed(OFFICE, LEASE)
+    assert dhcp.settle(store, NETWORK, known) == LEASE.address.ip
     assert store.leases("office", NETWORK.uuid).address == LEASE.address.ip
-    lost = dhcp_upstream.settle(store, NETWORK, OFFICE)
+    lost = dhcp.settle(store, NETWORK, OFFICE)
     assert is_stand_in(lost)
 
 
 def test_an_address_that_another_network_has_is_not_used(store: Store) -> None:
     store.put(record("other", "b"))
     assert store.reserve("office", "br0", "other", LEASE.address.ip)
-    known = dhcp_upstream.completed(OFFICE, LEASE)
+    known = dhcp.completed(OFFICE, LEASE)
     with pytest.raises(LeaseError, match=r"gives 192\.168\.0\.50, which network b has"):
-        dhcp_upstream.settle_first(store, NETWORK, known)
-    assert is_stand_in(dhcp_upstream.settle(store, NETWORK, known))
+        dhcp.settle_first(store, NETWORK, known)
+    assert is_stand_in(dhcp.settle(store, NETWORK, known))
 
 
 def test_a_client_asks_for_what_it_had(store: Store) -> None:
     def requested(network: Network = NETWORK) -> IPv4Address | None:
-        return dhcp_upstream.requested(store, network, OFFICE)
+        return dhcp.requested(store, network, OFFICE)
 
     assert requested() is None
     store.put(record(NETWORK.uuid, "a"))
-    dhcp_upstream.settle(store, NETWORK, OFFICE)
+    dhcp.settle(store, NETWORK, OFFICE)
     assert requested() is None, "a placeholder address is asked for"
-    dhcp_upstream.settle(store, NETWORK, dhcp_upstream.completed(OFFICE, LEASE))
+    dhcp.settle(store, NETWORK, dhcp.completed(OFFICE, LEASE))
     assert requested() == LEASE.address.ip
     wanted = IPv4Address("192.168.0.77")
     assert requested(replace(NETWORK, nat=NatMetadata(address=wanted))) == wanted
-    client = dhcp_upstream.client(NETWORK, OFFICE)
+    client = dhcp.client(NETWORK, OFFICE)
     assert client.client_id == names.client_id(NETWORK.uuid)
 
 
@@ -190,15 +189,15 @@ def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
     store.put(mine)
 
     def said(network: Network = NETWORK) -> list[str]:
-        upstream = dhcp_upstream.complete(network, OFFICE)
-        return dhcp_upstream.differences(store, mine, network, upstream, OFFICE)
+        upstream = dhcp.complete(network, OFFICE)
+        return dhcp.differences(store, mine, network, upstream, OFFICE)
 
     assert said() == ["no DHCP server on bridge br0 has leased an address yet"]
     directory = names.dhcp_directory(NETWORK.uuid)
     directory.mkdir(parents=True)
     (directory / "lease").write_text("ip=192.168.0.50\nmask=24\n")
     assert said() == ["the leased address 192.168.0.50 is not in force"]
-    dhcp_upstream.settle(store, NETWORK, dhcp_upstream.complete(NETWORK, OFFICE))
+    dhcp.settle(store, NETWORK, dhcp.complete(NETWORK, OFFICE))
     assert said() == []
     (told,) = said(replace(NETWORK, nat=NatMetadata(address=IPv4Address("192.168.0.9"))))
     assert "gives 192.168.0.50 instead of the wanted address 192.168.0.9" in told
@@ -206,7 +205,7 @@ def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
     assert "its subnet 192.168.0.0/16 overlaps 192.168.0.0/24 of upstream office" in told
     # Given to somebody else of ours meanwhile.
     store.put(record("other", "b"))
-    dhcp_upstream.settle(store, NETWORK, OFFICE)
+    dhcp.settle(store, NETWORK, OFFICE)
     assert store.reserve("office", "br0", "other", LEASE.address.ip)
     (told,) = said()
     assert "gives 192.168.0.50, which network b has" in told
@@ -241,22 +240,22 @@ def test_a_network_keeps_what_it_has(
     directory = names.dhcp_directory(NETWORK.uuid)
     good = ("ip=192.168.0.50", "mask=24", "router=192.168.0.1")
     leased(directory, *good, until=1 << 30)
-    first = dhcp_upstream.complete(NETWORK, OFFICE)
-    assert dhcp_upstream.settle(store, NETWORK, first) == IPv4Address("192.168.0.50")
-    assert dhcp_upstream.news(NETWORK, OFFICE) == []
+    first = dhcp.complete(NETWORK, OFFICE)
+    assert dhcp.settle(store, NETWORK, first) == IPv4Address("192.168.0.50")
+    assert dhcp.news(NETWORK, OFFICE) == []
 
     leased(directory, *renewed, until=1 << 30)
-    found = dhcp_upstream.complete(NETWORK, OFFICE)
+    found = dhcp.complete(NETWORK, OFFICE)
     assert found.leased == IPv4Address("192.168.0.50")
-    assert dhcp_upstream.settle(store, NETWORK, found) == IPv4Address("192.168.0.50")
+    assert dhcp.settle(store, NETWORK, found) == IPv4Address("192.168.0.50")
     if "mask=32" not in renewed:
         assert found == first
-        (told,) = dhcp_upstream.news(NETWORK, OFFICE)
+        (told,) = dhcp.news(NETWORK, OFFICE)
         assert "is not used" in told or "overlaps" in told
-        assert dhcp_upstream.news(NETWORK, OFFICE) == []
+        assert dhcp.news(NETWORK, OFFICE) == []
     # And makes sense again.
     leased(directory, *good, until=1 << 30)
-    assert dhcp_upstream.complete(NETWORK, OFFICE) == first
+    assert dhcp.complete(NETWORK, OFFICE) == first
 
 
 def test_a_lost_lease_is_lost(
@@ -267,11 +266,11 @@ def test_a_lost_lease_is_lost(
     store.put(record(NETWORK.uuid, "a"))
     directory = names.dhcp_directory(NETWORK.uuid)
     leased(directory, "ip=192.168.0.50", "mask=24", until=1)
-    dhcp_upstream.settle(store, NETWORK, dhcp_upstream.complete(NETWORK, OFFICE))
+    dhcp.settle(store, NETWORK, dhcp.complete(NETWORK, OFFICE))
     leased(directory, "ip=10.0.0.1", "mask=24", until=1 << 30)
-    assert dhcp_upstream.complete(NETWORK, OFFICE).leased is None
+    assert dhcp.complete(NETWORK, OFFICE).leased is None
     (directory / "lease").unlink()
-    assert dhcp_upstream.complete(NETWORK, OFFICE).leased is None
+    assert dhcp.complete(NETWORK, OFFICE).leased is None
 
 
 def test_the_end_of_a_refused_lease_is_no_loss(
@@ -283,8 +282,8 @@ def test_the_end_of_a_refused_lease_is_no_loss(
     directory = names.dhcp_directory(NETWORK.uuid)
 
     def follow() -> IPv4Address | None:
-        upstream = dhcp_upstream.complete(NETWORK, OFFICE)
-        dhcp_upstream.settle(store, NETWORK, upstream)
+        upstream = dhcp.complete(NETWORK, OFFICE)
+        dhcp.settle(store, NETWORK, upstream)
         return upstream.leased
 
     leased(directory, "ip=192.168.0.50", "mask=24", until=1 << 30)

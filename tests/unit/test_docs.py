@@ -150,7 +150,7 @@ def test_reference_has_the_defaults() -> None:
 
 
 def test_reference_has_the_transit_subnets() -> None:
-    from libvirt_natns import transit
+    from libvirt_natns.upstream import transit
 
     text = (REFERENCE / "configuration.md").read_text()
     for subnet in transit.CANDIDATES:

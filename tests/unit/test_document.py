@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import selection
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.documents.libvirt_xml import (
     NetworkPort,
@@ -38,6 +37,7 @@ from libvirt_natns.model import (
     PortSet,
     StaticRoute,
 )
+from libvirt_natns.upstream import selection
 
 EXAMPLES = sorted(libvirt_xml.resource_path("isolated.xml").parent.glob("*.xml"))
 

@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import host_ipv6, publication, selection, transit
+from libvirt_natns import host_ipv6, publication
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.daemons.resolv_conf import host_resolvers
@@ -52,6 +52,7 @@ from libvirt_natns.state.applicants import Applicant, applicant
 from libvirt_natns.state.guests import Claims, PortKey, Registry, Scope
 from libvirt_natns.state.networks import Leased, Record, State, Store, boot_id, now
 from libvirt_natns.state.schema import SCHEMA
+from libvirt_natns.upstream import selection, transit
 
 MAC = "52:54:00:00:00:05"
 PREFIXES = IPv6Network("2001:db8:100::/62")

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from libvirt_natns import routers
 from libvirt_natns.errors import RouterError
 from libvirt_natns.journal import Journal
 from libvirt_natns.router import cli
 from libvirt_natns.service import ROUTERS, Service
+from libvirt_natns.upstream import routers
 from libvirt_natns.upstream.router import boot, journal, lifecycle, nic_objects, restore
 
 

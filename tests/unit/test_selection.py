@@ -17,8 +17,8 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.selection import check_addresses, check_resolvers, upstream_of, verdict
 from libvirt_natns.state.applicants import applicant, check_wanted, reserved_addresses
+from libvirt_natns.upstream.selection import check_addresses, check_resolvers, upstream_of, verdict
 
 SUBNET = Subnet(IPv4Interface("10.0.0.1/24"))
 SIX = Subnet(IPv6Interface("fd00:10::1/64"))

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from libvirt_natns import names, transit
+from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
@@ -19,6 +19,7 @@ from libvirt_natns.model import Forward, Network, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.guests import Registry
 from libvirt_natns.state.networks import Store, User
+from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, nic_objects
 from libvirt_natns.upstream.router.downstream import Needs
 from libvirt_natns.upstream.router.journal import Record, Target

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import cast
 
-from libvirt_natns import firewall, names, transit
+from libvirt_natns import firewall, names
 from libvirt_natns.errors import ConflictError, RouterError
 from libvirt_natns.firewall.rules import Transport
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, PortSet, Protocol, Upstream
 from libvirt_natns.records import replace
+from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import dhcp, ipv6, nic, nic_objects, resolv_conf
 from libvirt_natns.upstream.router.downstream import Needs
 from libvirt_natns.upstream.router.journal import Kept, Target

@@ -14,7 +14,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from libvirt_natns import names, selection
+from libvirt_natns import names
 from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.daemons import lease_check, resolv_conf, udhcpc
 from libvirt_natns.daemons.udhcpc import Client, Lease
@@ -23,6 +23,7 @@ from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
 from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.networks import Record, Store, now
+from libvirt_natns.upstream import selection
 
 FOLLOW = "from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[1]))"
 """What the client's script has Python do when the lease has changed."""

@@ -30,7 +30,7 @@ from world import (
 )
 
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.install import HOOKS_DIRECTORY
 
 FORWARDS = 10

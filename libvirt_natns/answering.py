@@ -14,15 +14,15 @@ from selectors import EVENT_READ, DefaultSelector
 from threading import Lock, Thread, current_thread
 from typing import Protocol
 
-from libvirt_natns import dispatch
 from libvirt_natns.client import DONE, GREETING, REFUSED
 from libvirt_natns.daemons import systemd
 from libvirt_natns.documents.xml_sniff import at_domain, at_network
+from libvirt_natns.engine import events
+from libvirt_natns.engine.factory import Resident
 from libvirt_natns.errors import FormatError, NatnsError, describe
 from libvirt_natns.journal import Journal, Level
 from libvirt_natns.model import Config
 from libvirt_natns.records import dataclass
-from libvirt_natns.sessions import Resident
 
 HEADER_LIMIT = 256
 DATA_LIMIT = 1 << 26
@@ -156,13 +156,13 @@ class Answering:
             with self._lock:
                 self._threads.discard(current_thread())
 
-    def _go_on(self, follow_up: dispatch.FollowUp) -> None:
+    def _go_on(self, follow_up: events.FollowUp) -> None:
         try:
             follow_up(self._sessions)
         except Exception as error:  # a fault here must not end without a word
             self._log_failure("after the answer", error)
 
-    def _converse(self, link: socket.socket) -> dispatch.FollowUp | None:
+    def _converse(self, link: socket.socket) -> events.FollowUp | None:
         if _peer(link) != 0:
             return None
         link.settimeout(REQUEST_LIMIT)
@@ -176,7 +176,7 @@ class Answering:
             self.stop()
         return None
 
-    def _reply(self, link: socket.socket) -> dispatch.FollowUp | None:
+    def _reply(self, link: socket.socket) -> events.FollowUp | None:
         """Answer what the client wants.  Raises FormatError, and answers nothing then."""
         request = _request(link)
         if request is None:
@@ -206,11 +206,11 @@ class Answering:
 
     # -- answers -----------------------------------------------------------
 
-    def _answer(self, request: Request) -> tuple[bytes, str, dispatch.FollowUp | None]:
+    def _answer(self, request: Request) -> tuple[bytes, str, events.FollowUp | None]:
         try:
             if request.kind == "question":
                 return DONE, self._questions[request.event[0]](), None
-            answered = dispatch.answer(request.kind, request.event, request.data, self._sessions)
+            answered = events.answer(request.kind, request.event, request.data, self._sessions)
         except FormatError:
             raise
         except Exception as error:  # the service must answer, whatever it is

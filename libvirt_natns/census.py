@@ -13,7 +13,7 @@ from typing import get_args
 
 from libvirt_natns.addresses import Family
 from libvirt_natns.daemons import dnsmasq, dnsmasq_config, lease_file
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model import Config, Upstream

@@ -26,16 +26,14 @@ from libvirt_natns import (
     install,
     names,
     output,
-    plan,
-    rebuild,
-    reconcile,
     service_status,
     status,
     uninstall,
 )
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import plan, rebuild, reconcile
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel

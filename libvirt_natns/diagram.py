@@ -11,9 +11,9 @@ from itertools import groupby
 from libvirt_natns import forward_list, names
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.forwards import ports
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.forwards import ports
 from libvirt_natns.model import Network, is_stand_in
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.networks import Leased, Record

@@ -15,17 +15,16 @@ from typing import Literal
 
 from libvirt_natns import (
     firewall,
-    host,
     install,
     names,
     neighbour_tables,
-    reconcile,
     service_status,
     trust,
 )
 from libvirt_natns.daemons import dnsmasq, libvirt, ndppd, udhcpc
 from libvirt_natns.documents import config
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import host, reconcile
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import (
     ConfigError,
     FirewallError,

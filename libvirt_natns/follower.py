@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import Literal
 
-from libvirt_natns import reconcile
 from libvirt_natns.agenda import Agenda
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirt_events import Happened, Kind, Link, Loop
 from libvirt_natns.daemons.libvirtd import Daemon, Driver
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.factory import Sessions
+from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import LibvirtError, NatnsError
-from libvirt_natns.guests import Guests
 from libvirt_natns.journal import Journal, Level
-from libvirt_natns.sessions import Sessions
 
 DRIVERS = (libvirtd.QEMU, libvirtd.LXC, libvirtd.NETWORK)
 WORKERS = 3

@@ -20,15 +20,15 @@ from libvirt_natns.daemons.libvirt import Guest, Where
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.documents.libvirt_xml import Edited
 from libvirt_natns.documents.xml_values import MutableElement
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine.allocation import known_addresses
+from libvirt_natns.engine.apply import Undo
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.forwards import ANY, Attachment, Selector, listening, said
+from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.executor import Undo
 from libvirt_natns.forward_edit import Options, Spec, Surroundings
-from libvirt_natns.forwards import ANY, Attachment, Selector, listening, said
-from libvirt_natns.guests import Guests
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Forward, Protocol
-from libvirt_natns.publication import known_addresses
 from libvirt_natns.state.guests import PortKey
 
 Engines = Callable[..., AbstractContextManager[Engine]]

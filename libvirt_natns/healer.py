@@ -20,16 +20,16 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from threading import Condition, Thread
 
-from libvirt_natns import reconcile
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.apply import Undo
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.factory import Sessions
+from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.executor import Undo
 from libvirt_natns.journal import Journal
 from libvirt_natns.model import Network, Upstream
-from libvirt_natns.observer import HOST
 from libvirt_natns.records import dataclass, field
-from libvirt_natns.sessions import Sessions
 from libvirt_natns.state.networks import Record
 
 WORKERS = 4

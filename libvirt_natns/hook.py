@@ -152,9 +152,9 @@ def _of_others(event: tuple[str, str], data: bytes, seen: "Glance") -> None:
 def _opens(seen: "Glance") -> bool:
     if not seen.forwards or not _is_a(S_IFREG, HOST_FILE):
         return False
-    from libvirt_natns import forwarding
+    from libvirt_natns.engine import host_forwarding
 
-    return forwarding.is_altered(seen)
+    return host_forwarding.is_altered(seen)
 
 
 def _beside(event: tuple[str, str], data: bytes) -> None:
@@ -253,11 +253,11 @@ def _do(
 
         # The interpreter was started without it, for speed; now other packages count.
         site.main()
-        from libvirt_natns import dispatch
+        from libvirt_natns.engine import events
         from libvirt_natns.kernel import locks
 
         locks.end_waiting_in(seconds)
-        dispatch.answer(kind, event, data)
+        events.answer(kind, event, data)
     except Exception as error:  # the only broad one: a hook must answer
         refuses = may_refuse()
         _report(error, refuses)

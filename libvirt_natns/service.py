@@ -25,14 +25,15 @@ from pathlib import Path
 from threading import Lock
 from types import FrameType
 
-from libvirt_natns import __version__, elsewhere, names, rebuild, reconcile
+from libvirt_natns import __version__, names
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.answering import Answering
 from libvirt_natns.background import Background
 from libvirt_natns.client import SOCKET
 from libvirt_natns.daemons import libvirt, systemd
 from libvirt_natns.documents import config
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import proxied_addresses, rebuild, reconcile
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import (
     AddressTakenError,
     ConfigError,
@@ -116,7 +117,7 @@ class Service:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.metrics = Metrics()
-        self._asked = elsewhere.Asked()
+        self._asked = proxied_addresses.Asked()
         self.background = Background(self._failed)
         # Once for all that is done within that time.
         witness = Witness(journal, self.metrics, self._after_work)
@@ -224,12 +225,12 @@ class Service:
 
     def _after_work(self) -> None:
         self.background.after(REST, _give_memory_back)
-        if elsewhere.networks():
+        if proxied_addresses.networks():
             self.background.after(LOOK, self._look_elsewhere)
 
     def _look_elsewhere(self) -> None:
         """Have addresses that guests took and stations outside have answered for no more."""
-        found = elsewhere.networks()
+        found = proxied_addresses.networks()
         try:
             for uuid in found:
                 with self.sessions.engine() as engine:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from libvirt_natns import __version__, client
+from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.kernel import processes
-from libvirt_natns.observer import HOST
 from libvirt_natns.records import dataclass, field, replace
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from threading import Condition, Thread
 
-from libvirt_natns import given_up
 from libvirt_natns.daemons import libvirtd
+from libvirt_natns.engine import given_up
+from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.errors import LibvirtError
 from libvirt_natns.journal import Journal
-from libvirt_natns.sessions import Sessions
 from libvirt_natns.state.networks import START_LIMIT, Record, now
 
 LOOK = 0.25

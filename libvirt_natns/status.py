@@ -4,11 +4,12 @@
 import json
 from collections.abc import Collection, Mapping
 
-from libvirt_natns import forward_list, reconcile
+from libvirt_natns import forward_list
 from libvirt_natns.daemons import lease_file
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.reconcile import Finding
 from libvirt_natns.model import known
-from libvirt_natns.reconcile import Finding
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.state.networks import Record
 from libvirt_natns.upstream import dhcp

@@ -18,9 +18,9 @@ from libvirt_natns import install, names
 from libvirt_natns.errors import InstallError, RouterError, describe
 
 if TYPE_CHECKING:
-    from libvirt_natns.engine import Engine
+    from libvirt_natns.engine.engine import Engine
+    from libvirt_natns.engine.reconcile import Outcome
     from libvirt_natns.model import Config
-    from libvirt_natns.reconcile import Outcome
 
 Ask = Callable[[], Mapping[str, bytes] | None]
 """Asks libvirt for its active networks; None where it does not answer."""
@@ -100,7 +100,7 @@ def _end_service() -> str | None:
 
 def _release(ask: Ask, *, renew: bool) -> "Outcome":
     """Give the networks back to libvirt: the recorded ones, or else what the kernel shows."""
-    from libvirt_natns import reconcile
+    from libvirt_natns.engine import reconcile
     from libvirt_natns.errors import StoreError
 
     settings = _settings()
@@ -121,7 +121,7 @@ def _release(ask: Ask, *, renew: bool) -> "Outcome":
 
 @contextmanager
 def _engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
-    from libvirt_natns.engine import Engine
+    from libvirt_natns.engine.engine import Engine
     from libvirt_natns.kernel.session import Kernel
     from libvirt_natns.state.networks import Store
 

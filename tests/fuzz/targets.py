@@ -19,11 +19,12 @@ from random import Random
 import shapes
 from mutations import LINES, XML, Mutation, mutated
 
-from libvirt_natns import answering, client, forward_edit, plan
+from libvirt_natns import answering, client, forward_edit
 from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
 from libvirt_natns.daemons.dnsmasq_config import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
+from libvirt_natns.engine import plan
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Rule

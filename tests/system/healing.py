@@ -21,12 +21,13 @@ from lab import (
     wait_for,
 )
 
-from libvirt_natns import names, reconcile
+from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.observer import HOST, Nobody
 from libvirt_natns.healer import Healer
 from libvirt_natns.journal import Journal
 from libvirt_natns.kernel import netns
-from libvirt_natns.observer import HOST, Nobody
 from libvirt_natns.residence import Kept
 from libvirt_natns.watch import Watch, Watched
 

@@ -26,11 +26,11 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import plan, reconcile
-from libvirt_natns.built import Built
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import plan, reconcile
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel

@@ -18,9 +18,9 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns import plan
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine import plan
 from libvirt_natns.errors import DnsmasqError, NatnsError
 from libvirt_natns.records import replace
 

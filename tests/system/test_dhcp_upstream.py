@@ -42,9 +42,10 @@ from views import (
     upstream_address,
 )
 
-from libvirt_natns import names, plan
+from libvirt_natns import names
 from libvirt_natns.daemons import udhcpc
 from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine import plan
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000d1"
 DIRECTORY = names.dhcp_directory(UUID)

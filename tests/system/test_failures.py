@@ -42,9 +42,9 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns import plan
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine import plan
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.session import Kernel

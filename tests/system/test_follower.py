@@ -47,11 +47,11 @@ from lab_domains import (
 )
 from views import rules_of
 
-from libvirt_natns import reconcile
 from libvirt_natns.daemons import libvirt, libvirt_events
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.follower import Follower
-from libvirt_natns.guests import Guests
 from libvirt_natns.journal import Journal
 from libvirt_natns.residence import Kept
 

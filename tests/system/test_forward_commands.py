@@ -31,8 +31,8 @@ from lab import (
 from lab_sides import STATE, Answer, Command, in_process, without_hooks
 
 from libvirt_natns import cli
+from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.guests import Guests
 
 URI = "urn:libvirt-natns:1"
 WEB, DB = "52:54:00:00:00:05", "52:54:00:00:00:06"

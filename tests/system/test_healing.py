@@ -32,8 +32,8 @@ from lab import (
 
 from libvirt_natns import healer, names
 from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine.observer import HOST
 from libvirt_natns.kernel import netns
-from libvirt_natns.observer import HOST
 from libvirt_natns.records import replace
 from libvirt_natns.watch import ENDED, Watch, Watched
 

@@ -19,7 +19,7 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns import plan, reconcile
+from libvirt_natns.engine import plan, reconcile
 
 pytest_plugins = ("lab_bench",)
 

@@ -17,10 +17,11 @@ from threading import Timer
 import pytest
 from lab import Node, end_process, run, spawn, wait_for
 
-from libvirt_natns import executor, names, plan
+from libvirt_natns import names
 from libvirt_natns.daemons import ndppd
-from libvirt_natns.engine import remove
-from libvirt_natns.executor import Undo
+from libvirt_natns.engine import apply, plan
+from libvirt_natns.engine.apply import Undo
+from libvirt_natns.engine.engine import remove
 from libvirt_natns.kernel import address_probe, ndp
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Network, Outside, Subnet, Upstream
@@ -83,12 +84,12 @@ class World:
     ) -> plan.Plan:
         made = plan.make(network, upstream, outside, AROUND)
         self.carry_out(made)
-        assert executor.differences(self.kernel, made) == []
+        assert apply.differences(self.kernel, made) == []
         return made
 
     def carry_out(self, made: plan.Plan) -> list[str]:
         with Undo() as undo:
-            repaired = executor.carry_out(self.kernel, made, undo)
+            repaired = apply.carry_out(self.kernel, made, undo)
             undo.pop_all()
         return repaired
 
@@ -234,9 +235,9 @@ def test_what_somebody_breaks_is_seen_and_mended(world: World) -> None:
     made = world.up()
     for command in DAMAGE:
         run(*command.split())
-        assert executor.differences(world.kernel, made), command
+        assert apply.differences(world.kernel, made), command
         assert world.carry_out(made), command
-        assert executor.differences(world.kernel, made) == [], command
+        assert apply.differences(world.kernel, made) == [], command
 
 
 def test_no_ipv6_outside_for_an_upstream_without(world: World) -> None:
@@ -310,15 +311,15 @@ def test_guests_in_the_providers_own_prefix(world: World) -> None:
     assert pid
     run("kill", str(pid))
     wait_for(lambda: ndppd.running(UUID, NAMESPACE) is None, what="the end of ndppd")
-    assert executor.differences(world.kernel, made) == [
+    assert apply.differences(world.kernel, made) == [
         f"ndppd on upstream in {NAMESPACE} is not running"
     ]
     world.carry_out(made)
     # Its links are made again: it would go on listening to those that have gone.
     run("ip", "link", "del", names.upstream_patch(UUID))
-    assert executor.differences(world.kernel, made)
+    assert apply.differences(world.kernel, made)
     world.carry_out(made)
-    assert executor.differences(world.kernel, made) == []
+    assert apply.differences(world.kernel, made) == []
     assert world.router.ping(PROXIED_GUEST)
 
 
@@ -345,7 +346,7 @@ def test_a_bridge_that_sends_multicast_only_where_it_was_asked_for(world: World)
     assert found()
     run("bridge", "link", "set", "dev", port, "mcast_router", "1")
     wait_for(lambda: not found(), timeout=30, what="the bridge to hold it back")
-    assert executor.differences(world.kernel, made) == [f"patch {port} does not get all multicast"]
+    assert apply.differences(world.kernel, made) == [f"patch {port} does not get all multicast"]
     world.carry_out(made)
     assert found()
 
@@ -379,7 +380,7 @@ def test_a_proxy_in_the_host(world: World) -> None:
         )
         try:
             world.carry_out(made)
-            assert executor.differences(world.kernel, made) == []
+            assert apply.differences(world.kernel, made) == []
             wait_for(lambda: far.ping("2001:db8:99::5"), what="the guest's answer")
         finally:
             ndppd.stop(UUID)

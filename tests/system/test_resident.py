@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from lab import Provider, isolated, remove_config, run, snapshot, wait_for, write_config
 
-from libvirt_natns import names, reconcile
-from libvirt_natns.built import Built
+from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import libnftables, nftables
 from libvirt_natns.kernel import netns

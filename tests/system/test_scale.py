@@ -30,9 +30,10 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import names, reconcile
+from libvirt_natns import names
 from libvirt_natns.documents import config, libvirt_xml
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.state.networks import Store
 

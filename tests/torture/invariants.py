@@ -11,10 +11,11 @@ from lab import run
 from model import Net
 from world import World
 
-from libvirt_natns import names, reconcile
+from libvirt_natns import names
 from libvirt_natns.daemons import libvirt
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.factory import Once
 from libvirt_natns.errors import LibvirtError
-from libvirt_natns.sessions import Once
 
 RUN = Path("/run/libvirt-natns")
 DATABASE = Path("/var/lib/libvirt-natns/state.db")

@@ -12,7 +12,7 @@ import pytest
 
 from libvirt_natns import client
 from libvirt_natns.answering import Answering
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import FormatError, StoreError
 from libvirt_natns.journal import Journal
 from libvirt_natns.model import Config

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import names, plan
+from libvirt_natns import names
 from libvirt_natns.daemons.udhcpc import Lease
+from libvirt_natns.engine import plan
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Policy, ruleset

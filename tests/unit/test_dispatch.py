@@ -6,9 +6,9 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import dispatch
-from libvirt_natns.engine import Engine
-from libvirt_natns.guests import Guests
+from libvirt_natns.engine import events
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.guests import Guests
 from libvirt_natns.model import Network
 
 
@@ -25,10 +25,10 @@ def test_a_failure_beside_a_start_is_told_and_fails_nothing(
         told.append(f"{when}: {error}")
 
     monkeypatch.setattr(Guests, "rejoin", rejoin)
-    monkeypatch.setattr(dispatch, "Guests", lambda _engine: Guests.__new__(Guests))
+    monkeypatch.setattr(events, "Guests", lambda _engine: Guests.__new__(Guests))
     observer = SimpleNamespace(failed=failed)
     engine = cast("Engine", SimpleNamespace(observer=observer, end_given_up=ended.append))
     network = cast("Network", SimpleNamespace(uuid="a"))
-    dispatch._beside(engine, network)
+    events._beside(engine, network)
     assert told == ["guests are published again: [Errno 28] No space left on device"]
     assert ended == ["a"]

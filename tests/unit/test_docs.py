@@ -33,7 +33,7 @@ from libvirt_natns import (
     records,
 )
 from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.state.networks import Store

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import executor, firewall, names
-from libvirt_natns import plan as p
+from libvirt_natns import firewall, names
+from libvirt_natns.engine import apply
+from libvirt_natns.engine import plan as p
+from libvirt_natns.engine.apply import Undo
 from libvirt_natns.errors import (
     AddressTakenError,
     ConflictError,
     FirewallError,
     KernelError,
 )
-from libvirt_natns.executor import Undo
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.records import replace
 
@@ -120,7 +121,7 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def carry_out(kernel: Any, *plan: p.Operation, **more: Any) -> list[str]:  # noqa: ANN401
     with Undo() as undo:
-        repaired = executor.carry_out(kernel, plan, undo, **more)
+        repaired = apply.carry_out(kernel, plan, undo, **more)
         undo.pop_all()
     return repaired
 
@@ -198,22 +199,20 @@ def test_the_untagged_namespace_of_a_killed_start_is_made_anew() -> None:
     kernel.create_namespace = killed  # type: ignore[method-assign]
     with pytest.raises(KilledError):
         # Nothing is taken back by a process that is gone.
-        executor.carry_out(kernel, [NAMESPACE], Undo())  # type: ignore[arg-type]
+        apply.carry_out(kernel, [NAMESPACE], Undo())  # type: ignore[arg-type]
     later = FakeKernel()
     later.owner = ""
-    assert executor.namespace_owner(later, NAMESPACE) == UUID  # type: ignore[arg-type]
+    assert apply.namespace_owner(later, NAMESPACE) == UUID  # type: ignore[arg-type]
     carry_out(later, NAMESPACE)
     assert later.done == ["delete namespace", "create namespace"]
     # From now on an untagged one would be a stranger's.
     later.owner = ""
-    assert executor.namespace_owner(later, NAMESPACE) == ""  # type: ignore[arg-type]
+    assert apply.namespace_owner(later, NAMESPACE) == ""  # type: ignore[arg-type]
 
 
 def test_neighbours_are_told_only_when_something_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[object] = []
-    monkeypatch.setitem(
-        executor._HOW, p.Announcement, (lambda *_: [], lambda *_: announced.append(1))
-    )
+    monkeypatch.setitem(apply._HOW, p.Announcement, (lambda *_: [], lambda *_: announced.append(1)))
     kernel = FakeKernel()
     kernel.up = True
     assert carry_out(kernel, UP, ANNOUNCEMENT) == []
@@ -229,11 +228,11 @@ def test_differences_go_on_after_an_error_but_not_into_a_missing_namespace() -> 
     kernel = FakeKernel()
     kernel.patch_differences = failing  # type: ignore[method-assign, assignment]
     plan = (NAMESPACE, PATCH, UP)
-    assert executor.differences(kernel, plan) == [  # type: ignore[arg-type]
+    assert apply.differences(kernel, plan) == [  # type: ignore[arg-type]
         "namespace nat-a is missing"
     ]
     kernel.owner = UUID
-    assert executor.differences(kernel, plan) == [  # type: ignore[arg-type]
+    assert apply.differences(kernel, plan) == [  # type: ignore[arg-type]
         "cannot be taken back",
         "link is down",
     ]
@@ -318,10 +317,10 @@ def test_what_was_loaded_into_another_namespace_does_not_count(
 ) -> None:
     kernel = FakeKernel()
     carry_out(kernel, NAMESPACE, rules("nftables"))
-    assert executor._fingerprint_file(UUID).exists()
+    assert apply._fingerprint_file(UUID).exists()
     kernel.owner = None
     carry_out(kernel, NAMESPACE)
-    assert not executor._fingerprint_file(UUID).exists()
+    assert not apply._fingerprint_file(UUID).exists()
 
 
 def test_what_was_done_is_not_looked_at() -> None:
@@ -346,7 +345,7 @@ def test_rules_that_somebody_changes_meanwhile_are_loaded_again(
     carry_out(kernel, rules("nftables"))
     assert len(meddled) == 2
     assert backend.held == meddled[0]
-    assert not executor.differences(kernel, [rules("nftables")])  # type: ignore[arg-type]
+    assert not apply.differences(kernel, [rules("nftables")])  # type: ignore[arg-type]
 
 
 def test_rules_that_somebody_always_changes_are_given_up(backends: dict[str, FakeBackend]) -> None:
@@ -369,10 +368,10 @@ def test_no_rules_at_all_are_never_what_was_wanted(
     monkeypatch.setattr(backend, "generation", lambda _: "")
     backend.meddler = lambda: setattr(backend, "held", "")
     carry_out(kernel, rules(name))
-    assert executor.differences(kernel, [rules(name)])  # type: ignore[arg-type]
+    assert apply.differences(kernel, [rules(name)])  # type: ignore[arg-type]
     backend.meddler = lambda: None
     carry_out(kernel, rules(name))
-    assert not executor.differences(kernel, [rules(name)])  # type: ignore[arg-type]
+    assert not apply.differences(kernel, [rules(name)])  # type: ignore[arg-type]
 
 
 def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:

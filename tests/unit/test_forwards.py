@@ -6,8 +6,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from libvirt_natns.addresses import Address, Family
+from libvirt_natns.engine.forwards import ANY, Attachment, Wish, of_network, resolve, spans
 from libvirt_natns.errors import ConflictError, DocumentError
-from libvirt_natns.forwards import ANY, Attachment, Wish, of_network, resolve, spans
 from libvirt_natns.model import (
     HOST_UPSTREAM,
     AddressRequest,

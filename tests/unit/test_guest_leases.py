@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import guest_leases
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.dnsmasq_config import Files
+from libvirt_natns.engine import guest_leases
 
 STRANGER, WEB, MAIL = "02:00:00:00:00:01", "52:54:00:00:00:05", "52:54:00:00:00:06"
 HOSTS = (

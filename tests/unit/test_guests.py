@@ -12,13 +12,14 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import guest_leases
 from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine import guest_leases
+from libvirt_natns.engine.allocation import Choices
+from libvirt_natns.engine.forwards import ANY, Attachment, Wish
+from libvirt_natns.engine.guests import _may_name, in_ours
 from libvirt_natns.errors import ConflictError
-from libvirt_natns.forwards import ANY, Attachment, Wish
-from libvirt_natns.guests import _may_name, in_ours
 from libvirt_natns.kernel import address_probe, listening_ports
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
@@ -36,7 +37,6 @@ from libvirt_natns.model import (
     Subnet,
     Upstream,
 )
-from libvirt_natns.publication import Choices
 from libvirt_natns.records import replace
 from libvirt_natns.state.guests import Claims, PortKey, Scope
 from libvirt_natns.state.networks import Record, Store, boot_id, now

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import client, dispatch, forwarding, hook
+from libvirt_natns import client, hook
 from libvirt_natns.documents import xml_sniff
+from libvirt_natns.engine import events, host_forwarding
 from libvirt_natns.kernel import locks
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -164,7 +165,7 @@ def test_an_event_of_ours_loads_no_more_than_it_needs() -> None:
     command = [sys.executable, "-IS", "-c", program, str(CHECKOUT)]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     loaded = set(done.stdout.split())
-    assert "libvirt_natns.engine" in loaded
+    assert "libvirt_natns.engine.engine" in loaded
     assert not loaded & {
         "argparse",
         "dataclasses",
@@ -322,10 +323,10 @@ def test_what_alters_the_hosts_rules(
 ) -> None:
     for name, text in (("HOST_FILE", noted), ("IP_FORWARD", ip_forward)):
         (tmp_path / name).write_text(f"{text}\n")
-        monkeypatch.setattr(forwarding, name, str(tmp_path / name))
+        monkeypatch.setattr(host_forwarding, name, str(tmp_path / name))
     ip6 = "<ip family='ipv6' address='fd00::1' prefix='64'/>" if six else ""
-    assert forwarding.is_altered(xml_sniff.at_network(network(f"<forward/>{ip6}"))) == altered
-    assert not forwarding.is_altered(xml_sniff.at_network(network(ip6)))
+    assert host_forwarding.is_altered(xml_sniff.at_network(network(f"<forward/>{ip6}"))) == altered
+    assert not host_forwarding.is_altered(xml_sniff.at_network(network(ip6)))
 
 
 @pytest.mark.parametrize("kind", ["network", "qemu"])
@@ -437,7 +438,7 @@ def test_what_the_service_has_taken_is_not_waited_for_again(
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(hook, "_is_a", lambda *_: True)
     monkeypatch.setattr(client, "ask", ask)
-    monkeypatch.setattr(dispatch, "answer", answer)
+    monkeypatch.setattr(events, "answer", answer)
     monkeypatch.setattr(locks, "_ends", [])
     assert hook._handle("network", ("start", "begin"), b"", hook._never) == 0
     assert left == [15.0]
@@ -485,7 +486,7 @@ def test_a_uuid_that_is_no_file_name_is_none() -> None:
 
 
 def test_every_event_says_whether_it_may_refuse() -> None:
-    from libvirt_natns.dispatch import NETWORK
+    from libvirt_natns.engine.events import NETWORK
 
     assert hook.NETWORK_EVENTS.keys() == NETWORK.keys()
     refusing = {operation for (operation, _), refuses in hook.NETWORK_EVENTS.items() if refuses}

@@ -17,16 +17,16 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import host_ipv6, publication
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.daemons.resolv_conf import host_resolvers
 from libvirt_natns.documents import config
+from libvirt_natns.engine import allocation, host_ipv6
+from libvirt_natns.engine.forwards import ANY, ANY6, Attachment, Wish, resolve, said
+from libvirt_natns.engine.host import Needs
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules
-from libvirt_natns.forwards import ANY, ANY6, Attachment, Wish, resolve, said
-from libvirt_natns.host import Needs
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     HOST_UPSTREAM,
@@ -432,7 +432,7 @@ def test_known_by_the_networks_own_xml(
     store: Store, host: DhcpHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
-    choices = publication.Choices(Config(), store, cast("Kernel", None))
+    choices = allocation.Choices(Config(), store, cast("Kernel", None))
     web = Domain("web", "web")
     assert choices.target(web, ranged(host), 6) == six("fd00:10::7")
     assert choices.target(Domain("x", "x"), ranged(DhcpHost(six("fd00:10::7"))), 6) == six(
@@ -449,7 +449,7 @@ def test_reservations_of_both_families(
     (tmp_path / "virbr10.status").write_text(
         '[{"ip-address": "fd00:10::100", "iaid": "1", "expiry-time": 0}]'
     )
-    choices = publication.Choices(Config(), store, cast("Kernel", None))
+    choices = allocation.Choices(Config(), store, cast("Kernel", None))
     web = Domain("web", "web")
     assert choices.target(web, ranged(), 6) == six("fd00:10::101")
     registry = choices.registry

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from libvirt_natns import __version__, census, metrics, names
 from libvirt_natns.daemons import dnsmasq, dnsmasq_config, lease_file
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from libvirt_natns.observer import Nobody, tell
+from libvirt_natns.engine.observer import Nobody, tell
 
 
 class Broken(Nobody):

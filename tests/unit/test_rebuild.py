@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.rebuild import damage, salvage
+from libvirt_natns.engine.rebuild import damage, salvage
 from libvirt_natns.state.guests import PortKey, Registry
 from libvirt_natns.state.networks import Record, Store, boot_id, now
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.journal import Journal
 from libvirt_natns.model import Config
 from libvirt_natns.starts import ASKERS, Starts

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import install, names, reconcile, service_status, uninstall
+from libvirt_natns import install, names, service_status, uninstall
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.reconcile import Outcome
 from libvirt_natns.errors import FormatError, InstallError, NatnsError, RouterError
 from libvirt_natns.firewall import host
-from libvirt_natns.reconcile import Outcome
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PARTS = ("end the service", "release", "remove hooks", "reload", "release", "remove state")

@@ -15,8 +15,8 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import ndppd
+from libvirt_natns.engine.plan import NeighbourProxy, Plan
 from libvirt_natns.kernel import address_probe, netns
-from libvirt_natns.plan import NeighbourProxy, Plan
 
 MOST = 256
 """Addresses of a network that are asked for at a time, and that are kept as outside."""

@@ -11,10 +11,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns import firewall, guest_leases, names
-from libvirt_natns import plan as p
+from libvirt_natns import firewall, names
 from libvirt_natns.addresses import Address, Interface, by_family
 from libvirt_natns.daemons import dnsmasq, ndppd, udhcpc
+from libvirt_natns.engine import guest_leases
+from libvirt_natns.engine import plan as p
 from libvirt_natns.errors import (
     AddressTakenError,
     ConflictError,

@@ -9,15 +9,16 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import cached_property, partial
 
-from libvirt_natns import engine, host, names
+from libvirt_natns import names
 from libvirt_natns.documents import config, libvirt_xml, ownership
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
+from libvirt_natns.engine import engine, host
+from libvirt_natns.engine.factory import Once, Resident, Sessions
+from libvirt_natns.engine.guests import Guests, in_ours
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
-from libvirt_natns.guests import Guests, in_ours
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network, Nic
 from libvirt_natns.records import dataclass, field
-from libvirt_natns.sessions import Once, Resident, Sessions
 from libvirt_natns.state.networks import Store
 from libvirt_natns.upstream.selection import verdict
 

@@ -18,29 +18,22 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import get_args
 
-from libvirt_natns import (
-    elsewhere,
-    executor,
-    given_up,
-    host,
-    names,
-    plan,
-    publication,
-)
+from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
-from libvirt_natns.built import Built
 from libvirt_natns.daemons import dnsmasq, dnsmasq_trial, ndppd, udhcpc
 from libvirt_natns.documents import libvirt_xml, xml_sniff
+from libvirt_natns.engine import allocation, apply, given_up, host, plan, proxied_addresses
+from libvirt_natns.engine.apply import Step, Undo
+from libvirt_natns.engine.observer import HOST, NOBODY, Observer, tell
+from libvirt_natns.engine.planner import ETHERNET_MTU, Planner, resolvers_of
+from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
-from libvirt_natns.executor import Step, Undo
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Forward, Network, Outside, PortForward, Upstream
-from libvirt_natns.observer import HOST, NOBODY, Observer, tell
-from libvirt_natns.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.guests import Claims, Registry
@@ -143,7 +136,7 @@ class Engine:
             self._renew_leases(network, upstream)
             self._adjust_host(network.uuid)
             operations = self.planner.plan_ahead(network, upstream)
-            done += executor.carry_out(self.kernel, operations, undo, self.before, later=self.later)
+            done += apply.carry_out(self.kernel, operations, undo, self.before, later=self.later)
             self.built.keep(network.uuid, record.since, operations)
             undo.pop_all()
         return True
@@ -225,7 +218,7 @@ class Engine:
                 self.registry.move(network.uuid, address)
             self._adjust_host(network.uuid)
             operations = self.planner.plan(network, upstream)
-            repaired += executor.carry_out(
+            repaired += apply.carry_out(
                 self.kernel, operations, undo, self.before, later=self.later, done=made
             )
             repaired += ["joined what was built ahead"] if made else []
@@ -271,7 +264,7 @@ class Engine:
 
         Starts of networks with an overlapping subnet wait for nothing more.
         """
-        repaired = executor.carry_out(self.kernel, plan.withdrawals(network), undo, self.before)
+        repaired = apply.carry_out(self.kernel, plan.withdrawals(network), undo, self.before)
         if self._state(network.uuid) == "starting":
             self._step("let others start")
             self.store.set_state(network.uuid, "up")
@@ -316,14 +309,14 @@ class Engine:
                 return
         undo.add(self.store.put, known)
         before = Claims(network.uuid, self.registry.forwards(owner=network.uuid))
-        undo.add(self.registry.claim, before, publication.scopes(self.store, [network.uuid]), True)
-        choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
+        undo.add(self.registry.claim, before, allocation.scopes(self.store, [network.uuid]), True)
+        choices = allocation.Choices(self.config, self.store, self.kernel, self.observer)
         self._renew_leases(network, upstream)
         self._claim(choices, network, upstream, before.forwards)
 
     def _claim(
         self,
-        choices: publication.Choices,
+        choices: allocation.Choices,
         network: Network,
         upstream: Upstream,
         held: Collection[Forward] = (),
@@ -333,7 +326,7 @@ class Engine:
             self.planner.outside(network, upstream),
             self.planner.completed(network, upstream),
         )
-        publication.claim_for_network(choices, whole, upstream, outside, held)
+        allocation.claim_for_network(choices, whole, upstream, outside, held)
 
     def _check(self, network: Network, upstream: Upstream) -> None:
         """Refuse what could not come up, as far as that can be seen now."""
@@ -399,7 +392,7 @@ class Engine:
     def _clear(self, network: Network, xml: bytes) -> None:
         """Remove what an earlier run of this network left, and refuse what is foreign."""
         namespace = plan.Namespace(names.namespace(network.name), network.uuid)
-        if executor.namespace_owner(self.kernel, namespace) not in (network.uuid, None):
+        if apply.namespace_owner(self.kernel, namespace) not in (network.uuid, None):
             raise ConflictError(
                 f"network {network.name}: namespace {namespace.name} exists and is not ours",
                 f"rename the network, or delete it (ip netns delete {namespace.name})",
@@ -455,7 +448,7 @@ class Engine:
             self._lease_prefix(network, upstream)
         if network.nat and network.nat.forwards:
             undo.add(self.registry.drop_claims, network.uuid)
-            choices = publication.Choices(self.config, self.store, self.kernel, self.observer)
+            choices = allocation.Choices(self.config, self.store, self.kernel, self.observer)
             self._claim(choices, network, upstream)
 
     def _await_lease(self, network: Network, upstream: Upstream, undo: Undo) -> Upstream:
@@ -464,7 +457,7 @@ class Engine:
         self._adjust_host(network.uuid)
         operations = self.planner.plan_ahead_of_lease(network, upstream)
         with udhcpc.awaiting(names.dhcp_directory(network.uuid)):
-            executor.carry_out(self.kernel, operations, undo, self.before)
+            apply.carry_out(self.kernel, operations, undo, self.before)
             self._step("await a DHCP lease")
             dhcp.await_lease(network, upstream)
         upstream = self.planner.upstream(network)
@@ -586,7 +579,7 @@ class Engine:
             return []
         return self.up(network, xml)
 
-    def look_elsewhere(self, uuid: str, asked: elsewhere.Asked) -> list[str]:
+    def look_elsewhere(self, uuid: str, asked: proxied_addresses.Asked) -> list[str]:
         """Cut what stations outside have out of what a network's ndppd answers for.
 
         Returns what differed.  Asks as long as the upstream's ``probe`` says where a guest
@@ -599,23 +592,23 @@ class Engine:
             # The network is stopping, or is to be repaired.
             return []
         due = asked.due(self.kernel.neighbours6(record.namespace, record.bridge))
-        due = due[: elsewhere.MOST]
+        due = due[: proxied_addresses.MOST]
         if not due:
             return []
         asked.note(due)
         network = libvirt_xml.parse_network(record.document)
         upstream = self.planner.upstream(network)
-        proxy = elsewhere.outermost(self.planner.plan(network, upstream))
+        proxy = proxied_addresses.outermost(self.planner.plan(network, upstream))
         if proxy is None:
             return []
-        found = elsewhere.look(proxy, due, upstream.probe)
+        found = proxied_addresses.look(proxy, due, upstream.probe)
         if found is None:
             return []
         with locked(names.network_directory(uuid)):
             self._discard_lock(uuid)
             if self._state(uuid) != "up":
                 return []
-            elsewhere.note(uuid, found)
+            proxied_addresses.note(uuid, found)
         told = ", ".join(map(str, found)) or "none"
         return [
             f"addresses outside, of what guests have: {told}",
@@ -846,7 +839,7 @@ def remove_unrecorded(kernel: Kernel, uuid: str, namespace: str) -> None:
 
 
 def _end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
-    executor.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
+    apply.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
 
 
 def _delete_patches(kernel: Kernel, uuid: str) -> None:
@@ -873,7 +866,7 @@ def _delete_own_namespace(kernel: Kernel, uuid: str, namespace: str | None) -> N
     if namespace is None:
         return
     # No owner: nothing, or the empty file that a killed start left.
-    owner = executor.namespace_owner(kernel, plan.Namespace(namespace, uuid))
+    owner = apply.namespace_owner(kernel, plan.Namespace(namespace, uuid))
     if owner in (uuid, None):
         kernel.delete_namespace(namespace)
 

@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from libvirt_natns import executor, host_ipv6, names, plan
+from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, network_of
 from libvirt_natns.documents import xml_sniff
+from libvirt_natns.engine import apply, host_ipv6, plan
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host as rules
 from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables, zones
@@ -150,7 +151,7 @@ class Host:
     store: Store
     needs_of: Callable[[str | None], Mapping[str, Needs]]
     backend: Callable[[], str]
-    before: executor.Step | None = None
+    before: apply.Step | None = None
 
     # -- one network -------------------------------------------------------
 
@@ -283,10 +284,8 @@ class Host:
         needs = together(self.needs_of(None).values())
         found = []
         for upstream in needs.transits:
-            found += executor.differences(
-                self.kernel, plan_of(self.kernel, upstream, needs.private)
-            )
-        found += executor.differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
+            found += apply.differences(self.kernel, plan_of(self.kernel, upstream, needs.private))
+        found += apply.differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
         made = _load()
         found += [f"bridge {bridge} is left over" for bridge in _unneeded(needs, made)]
         found += [f"the route to {route[0]} is left over" for route in _stray(needs, made)]
@@ -318,7 +317,7 @@ class Host:
         return [
             line
             for operations in plans
-            for line in executor.carry_out(self.kernel, operations, executor.Undo(), self.before)
+            for line in apply.carry_out(self.kernel, operations, apply.Undo(), self.before)
         ]
 
     def _facts(self, needs: Needs, made: Made) -> dict[str, object]:
@@ -359,7 +358,7 @@ class Host:
         for operation in operations:
             if isinstance(operation, plan.Route):
                 routes += [_words(operation)] if _words(operation) not in routes else []
-            elif isinstance(operation, plan.Sysctl) and executor.differs(self.kernel, operation):
+            elif isinstance(operation, plan.Sysctl) and apply.differs(self.kernel, operation):
                 former = self.kernel.sysctl(None, operation.key) or ""
                 settings.setdefault(operation.key, former)
         if (routes, settings) != (made.routes, made.settings):
@@ -381,7 +380,7 @@ class Host:
         for operation in operations:
             if isinstance(operation, plan.TransitBridge):
                 bridges.add(operation.name)
-            elif isinstance(operation, plan.Sysctl) and executor.differs(self.kernel, operation):
+            elif isinstance(operation, plan.Sysctl) and apply.differs(self.kernel, operation):
                 link = operation.key.split("/")[3]
                 if link not in bridges:
                     forwarding.add(link)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from libvirt_natns import plan
+from libvirt_natns.engine import plan
 from libvirt_natns.kernel.session import Kernel
 
 FORWARDING = "net/ipv6/conf/all/forwarding"

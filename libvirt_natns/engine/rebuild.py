@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 from libvirt_natns import names
-from libvirt_natns.adoption import Adopted, adopt
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine.adoption import Adopted, adopt
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import DamagedError, NatnsError, StoreError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel

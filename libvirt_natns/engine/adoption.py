@@ -13,19 +13,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network
 
-from libvirt_natns import forwards, names
+from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, Interface
 from libvirt_natns.daemons import dnsmasq_config
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import forwards
+from libvirt_natns.engine.allocation import Choices, fixed_address, scopes
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.forwards import Attachment, Wish
+from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
-from libvirt_natns.forwards import Attachment, Wish
-from libvirt_natns.guests import Guests
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import AddressRequest, Domain, Network, Upstream
-from libvirt_natns.publication import Choices, fixed_address, scopes
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.networks import Leasable, Record, boot_id, now

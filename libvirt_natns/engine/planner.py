@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from libvirt_natns import elsewhere, firewall, host, host_ipv6, names
+from libvirt_natns import firewall, names
 from libvirt_natns.addresses import (
     FAMILIES,
     Address,
@@ -22,21 +22,9 @@ from libvirt_natns.addresses import (
 from libvirt_natns.daemons import dnsmasq, dnsmasq_config, resolv_conf
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.daemons.resolv_conf import Resolvers
-from libvirt_natns.errors import DocumentError, KernelError
-from libvirt_natns.firewall.host import HostForward, Private, Provider
-from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import (
-    AddressRange,
-    Config,
-    Forward,
-    Network,
-    Outside,
-    Subnet,
-    Upstream,
-    is_stand_in,
-    known,
-)
-from libvirt_natns.plan import (
+from libvirt_natns.engine import host, host_ipv6, proxied_addresses
+from libvirt_natns.engine.allocation import ranges_of
+from libvirt_natns.engine.plan import (
     Leasing,
     NeighbourProxy,
     Operation,
@@ -51,7 +39,20 @@ from libvirt_natns.plan import (
     private_port,
     withdrawals,
 )
-from libvirt_natns.publication import ranges_of
+from libvirt_natns.errors import DocumentError, KernelError
+from libvirt_natns.firewall.host import HostForward, Private, Provider
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.model import (
+    AddressRange,
+    Config,
+    Forward,
+    Network,
+    Outside,
+    Subnet,
+    Upstream,
+    is_stand_in,
+    known,
+)
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.guests import Registry
@@ -151,7 +152,7 @@ class Planner:
         if upstream.is_transit and not daemon.in_host:
             # It is asked by the host, or the router, alone.
             return operation
-        others = {*elsewhere.known(daemon.uuid), *self.kernel.host_addresses()}
+        others = {*proxied_addresses.known(daemon.uuid), *self.kernel.host_addresses()}
         spans = tuple(AddressRange(each, each) for each in sorted(others, key=by_family))
         return NeighbourProxy(replace(daemon, without=(*daemon.without, *spans)))
 

@@ -8,10 +8,12 @@ same ever after.
 from collections.abc import Collection, Iterable
 from itertools import chain
 
-from libvirt_natns import forwards, guest_leases, names
+from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
+from libvirt_natns.engine import forwards, guest_leases
+from libvirt_natns.engine.forwards import Attachment, Wish
+from libvirt_natns.engine.observer import NOBODY, Observer, tell
 from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
-from libvirt_natns.forwards import Attachment, Wish
 from libvirt_natns.kernel import address_probe, listening_ports
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
@@ -25,7 +27,6 @@ from libvirt_natns.model import (
     Outside,
     Upstream,
 )
-from libvirt_natns.observer import NOBODY, Observer, tell
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant

@@ -18,13 +18,14 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
-from libvirt_natns import elsewhere, executor, given_up, names
-from libvirt_natns.adoption import adopt
+from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq_trial
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import apply, given_up, proxied_addresses
+from libvirt_natns.engine.adoption import adopt
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.guests import Guests
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Network
 from libvirt_natns.records import dataclass, replace
@@ -97,7 +98,7 @@ def differences(engine: Engine, record: Record) -> list[str]:
         plan = engine.planner.plan(network, upstream)
         configured = selection.upstream_of(network, engine.config)
         found = dhcp.differences(engine.store, record, network, upstream, configured)
-        return found + executor.differences(engine.kernel, plan)
+        return found + apply.differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]
 
@@ -242,7 +243,8 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
         _carry_out(engine, [("host", partial(Engine.ensure_host, configured=True))]),
         _carry_out(engine, [("dnsmasq", _tidy_trials)]),
         _carry_out(
-            engine, ((uuid, partial(_look_elsewhere, uuid)) for uuid in elsewhere.networks())
+            engine,
+            ((uuid, partial(_look_elsewhere, uuid)) for uuid in proxied_addresses.networks()),
         ),
     ]
     if running is not None:
@@ -262,7 +264,7 @@ def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome
 
 
 def _look_elsewhere(uuid: str, engine: Engine) -> list[str]:
-    return engine.look_elsewhere(uuid, elsewhere.Asked())
+    return engine.look_elsewhere(uuid, proxied_addresses.Asked())
 
 
 def _guest_endings(recorded: list[GuestRecord], running: Running) -> Iterator[Repair]:

@@ -9,13 +9,16 @@ concerned, so ``check`` and ``sync`` know it without being told.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from libvirt_natns import forwards, names
+from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import Engine
+from libvirt_natns.engine import forwards
+from libvirt_natns.engine.allocation import Choices, check_host, known_addresses, scopes
+from libvirt_natns.engine.apply import Undo
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.forwards import ANY, ANY6, Attachment
+from libvirt_natns.engine.observer import NOBODY
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
-from libvirt_natns.executor import Undo
-from libvirt_natns.forwards import ANY, ANY6, Attachment
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import (
@@ -27,8 +30,6 @@ from libvirt_natns.model import (
     PortForward,
     StaticNat,
 )
-from libvirt_natns.observer import NOBODY
-from libvirt_natns.publication import Choices, check_host, known_addresses, scopes
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.guests import Claims, GuestRecord, Registry, Scope
 from libvirt_natns.state.networks import Lease, Record, Store

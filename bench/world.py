@@ -183,7 +183,7 @@ def service() -> Iterator[Service]:
 
 def client() -> Any:  # noqa: ANN401 - a version without the service has none
     """The hooks' way to the service; None where there is no such thing."""
-    name = "libvirt_natns.client"
+    name = "libvirt_natns.service.client"
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 

@@ -18,7 +18,6 @@ from typing import NoReturn
 
 from libvirt_natns import (
     __version__,
-    client,
     diagram,
     doctor,
     firewall,
@@ -40,6 +39,7 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
 from libvirt_natns.router import cli as router_cli
+from libvirt_natns.service import client
 from libvirt_natns.state import database
 from libvirt_natns.state.networks import Record, Store
 from libvirt_natns.upstream import selection
@@ -417,7 +417,7 @@ def _metrics(options: argparse.Namespace) -> int:
         print(answer.text, end="")
         return 0
     with _imported("prometheus_client", "python3-prometheus-client"):
-        from libvirt_natns import metrics
+        from libvirt_natns.service import metrics
     with _engine(look_only=True) as engine:
         print(metrics.WITHOUT_SERVICE + metrics.gauges(engine), end="")
     return 0
@@ -427,8 +427,8 @@ def _serve(options: argparse.Namespace) -> int:
     _require_root()
     # Much is imported there that no other command needs.
     with _imported("prometheus_client", "python3-prometheus-client"):
-        from libvirt_natns import service
-    return service.main()
+        from libvirt_natns.service import daemon
+    return daemon.main()
 
 
 @contextmanager

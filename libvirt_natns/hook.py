@@ -16,8 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from libvirt_natns.client import Answer
     from libvirt_natns.documents.xml_sniff import Glance
+    from libvirt_natns.service.client import Answer
 
     MayRefuse = Callable[[], bool]
     """Tells, where something has failed, whether that may stop libvirt."""
@@ -225,7 +225,7 @@ def _handle(kind: str, event: tuple[str, str], data: bytes, may_refuse: "MayRefu
 
     start = time.monotonic()
     if _is_a(S_IFSOCK, SOCKET):
-        from libvirt_natns import client
+        from libvirt_natns.service import client
 
         answer = client.ask(kind, event, data)
         if answer is not None:

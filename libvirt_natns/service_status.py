@@ -15,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from libvirt_natns import __version__, client
+from libvirt_natns import __version__
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.kernel import processes
 from libvirt_natns.records import dataclass, field, replace
+from libvirt_natns.service import client
 
 if TYPE_CHECKING:
     # It needs libraries, without which a service can still be ended.

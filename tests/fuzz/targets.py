@@ -19,7 +19,7 @@ from random import Random
 import shapes
 from mutations import LINES, XML, Mutation, mutated
 
-from libvirt_natns import answering, client, forward_edit
+from libvirt_natns import forward_edit
 from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
 from libvirt_natns.daemons.dnsmasq_config import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
@@ -30,6 +30,7 @@ from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.model import Domain, Network, Nic, Outside
 from libvirt_natns.records import replace
+from libvirt_natns.service import client, server
 from libvirt_natns.upstream import selection
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -355,7 +356,7 @@ def check_protocol(data: bytes) -> None:
         sent = near.send(data[:65536]) if data else 0
         near.shutdown(socket.SHUT_WR)
         far.settimeout(1.0)
-        request = answering._request(far)
+        request = server._request(far)
     if request is not None:
         assert len(request.data) <= sent
         assert isinstance(request.name, str)

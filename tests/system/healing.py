@@ -25,11 +25,11 @@ from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.observer import HOST, Nobody
-from libvirt_natns.healer import Healer
-from libvirt_natns.journal import Journal
 from libvirt_natns.kernel import netns
-from libvirt_natns.residence import Kept
-from libvirt_natns.watch import Watch, Watched
+from libvirt_natns.service.engine_pool import Kept
+from libvirt_natns.service.healer import Healer
+from libvirt_natns.service.kernel_watch import Watch, Watched
+from libvirt_natns.service.log import Journal
 
 PROMISE = 2.0
 """Seconds within which damage heals."""

@@ -51,9 +51,9 @@ from libvirt_natns.daemons import libvirt, libvirt_events
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.follower import Follower
-from libvirt_natns.journal import Journal
-from libvirt_natns.residence import Kept
+from libvirt_natns.service.engine_pool import Kept
+from libvirt_natns.service.libvirt_watch import Follower
+from libvirt_natns.service.log import Journal
 
 MAC, SECOND = "52:54:00:00:00:05", "52:54:00:00:00:15"
 A, B = "192.168.0.150", "192.168.0.160"

@@ -30,12 +30,13 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import healer, names
+from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import replace
-from libvirt_natns.watch import ENDED, Watch, Watched
+from libvirt_natns.service import healer
+from libvirt_natns.service.kernel_watch import ENDED, Watch, Watched
 
 
 @pytest.fixture(scope="module")

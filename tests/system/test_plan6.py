@@ -26,7 +26,7 @@ from libvirt_natns.kernel import address_probe, ndp
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Network, Outside, Subnet, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.watch import ENDED, Watch, Watched
+from libvirt_natns.service.kernel_watch import ENDED, Watch, Watched
 
 UUID = "6a8f7f0e-6c1c-4e64-9f3c-0d8c4e6f0a66"
 BRIDGE, PRIVATE = "br0", "virbr60"

@@ -23,7 +23,7 @@ from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import libnftables, nftables
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.residence import Kept
+from libvirt_natns.service.engine_pool import Kept
 from libvirt_natns.state.networks import Store
 
 OWNER = "c0ffee00-0000-4000-8000-000000000001"

@@ -10,12 +10,12 @@ from threading import Thread
 
 import pytest
 
-from libvirt_natns import client
-from libvirt_natns.answering import Answering
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import FormatError, StoreError
-from libvirt_natns.journal import Journal
 from libvirt_natns.model import Config
+from libvirt_natns.service import client
+from libvirt_natns.service.log import Journal
+from libvirt_natns.service.server import Answering
 from libvirt_natns.state import schema
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the service answers root alone")

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import libvirt_natns
-from libvirt_natns import cli, client, firewall, names
+from libvirt_natns import cli, firewall, names
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.service import client
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 XML = CHECKOUT / "xml"

@@ -23,12 +23,9 @@ from lxml import etree
 from libvirt_natns import (
     __version__,
     cli,
-    client,
     forward_edit,
     forward_list,
     hook,
-    journal,
-    metrics,
     names,
     records,
 )
@@ -36,6 +33,7 @@ from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
+from libvirt_natns.service import client, log, metrics
 from libvirt_natns.state.networks import Store
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -283,7 +281,7 @@ def test_reference_has_the_log() -> None:
     listed = rows(sections(SERVICE)["Log"])
     assert set(listed) == logged_events() | changing_verbs()
     for event, (level, _) in listed.items():
-        assert level in journal.PRIORITIES, event
+        assert level in log.PRIORITIES, event
     text = " ".join(map(str, listed.values()))
     examples = re.findall(r"`(level=[^`]*)`", text)
     for example in examples:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.agenda import Agenda
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirtd import LXC, NETWORK, QEMU, Daemon
-from libvirt_natns.follower import Patience, Subject
+from libvirt_natns.service.agenda import Agenda
+from libvirt_natns.service.libvirt_watch import Patience, Subject
 
 # -- the agenda ------------------------------------------------------------------
 

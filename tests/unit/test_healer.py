@@ -12,14 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from libvirt_natns import healer
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST, NOBODY
 from libvirt_natns.errors import KernelError, NatnsError
-from libvirt_natns.healer import Healer, _Repairer
-from libvirt_natns.journal import Journal
 from libvirt_natns.model import Config
+from libvirt_natns.service import healer
+from libvirt_natns.service.healer import Healer, _Repairer
+from libvirt_natns.service.log import Journal
 from libvirt_natns.state.networks import Record
 
 LIMIT = 10.0

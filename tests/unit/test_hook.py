@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import client, hook
+from libvirt_natns import hook
 from libvirt_natns.documents import xml_sniff
 from libvirt_natns.engine import events, host_forwarding
 from libvirt_natns.kernel import locks
+from libvirt_natns.service import client
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HOOKS = CHECKOUT / "hooks"

@@ -10,7 +10,7 @@ from typing import TextIO
 
 import pytest
 
-from libvirt_natns.journal import Journal
+from libvirt_natns.service.log import Journal
 
 FULL = Path("/dev/full")
 

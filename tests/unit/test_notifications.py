@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import notifications as n
+from libvirt_natns.service import netlink_monitor as n
 
 
 def attribute(kind: int, value: bytes) -> bytes:

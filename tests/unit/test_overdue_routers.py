@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from libvirt_natns.errors import RouterError
-from libvirt_natns.journal import Journal
 from libvirt_natns.router import cli
-from libvirt_natns.service import ROUTERS, Service
+from libvirt_natns.service.daemon import ROUTERS, Service
+from libvirt_natns.service.log import Journal
 from libvirt_natns.upstream import routers
 from libvirt_natns.upstream.router import boot, journal, lifecycle, nic_objects, restore
 

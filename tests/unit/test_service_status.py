@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import __version__, client, service_status
+from libvirt_natns import __version__, service_status
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.kernel import processes
+from libvirt_natns.service import client
 from libvirt_natns.service_status import Health, as_object, end, examine, start, with_health
 from libvirt_natns.status import Status
 

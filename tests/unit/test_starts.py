@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import cast
 
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.journal import Journal
 from libvirt_natns.model import Config
-from libvirt_natns.starts import ASKERS, Starts
+from libvirt_natns.service.log import Journal
+from libvirt_natns.service.starts import ASKERS, Starts
 
 
 class Sessions:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import answering, cli, client, names, service_status
+from libvirt_natns import cli, names, service_status
+from libvirt_natns.service import client, server
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = CHECKOUT / "contrib" / "systemd"
@@ -60,8 +61,8 @@ def test_the_host_sees_the_namespaces() -> None:
 
 def test_hooks_are_answered_to_their_end() -> None:
     limit = float(settings("libvirt-natns.service")["TimeoutStopSec"][0])
-    assert limit > answering.STOP_LIMIT
-    assert service_status.STOP_LIMIT > answering.STOP_LIMIT
+    assert limit > server.STOP_LIMIT
+    assert service_status.STOP_LIMIT > server.STOP_LIMIT
 
 
 def test_licenses_are_named() -> None:

@@ -14,15 +14,15 @@ from selectors import EVENT_READ, DefaultSelector
 from threading import Lock, Thread, current_thread
 from typing import Protocol
 
-from libvirt_natns.client import DONE, GREETING, REFUSED
 from libvirt_natns.daemons import systemd
 from libvirt_natns.documents.xml_sniff import at_domain, at_network
 from libvirt_natns.engine import events
 from libvirt_natns.engine.factory import Resident
 from libvirt_natns.errors import FormatError, NatnsError, describe
-from libvirt_natns.journal import Journal, Level
 from libvirt_natns.model import Config
 from libvirt_natns.records import dataclass
+from libvirt_natns.service.client import DONE, GREETING, REFUSED
+from libvirt_natns.service.log import Journal, Level
 
 HEADER_LIMIT = 256
 DATA_LIMIT = 1 << 26

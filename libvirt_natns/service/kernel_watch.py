@@ -32,13 +32,13 @@ from threading import Condition, Thread
 from typing import Self
 
 from libvirt_natns import names
-from libvirt_natns import notifications as n
 from libvirt_natns.daemons import dnsmasq, dnsmasq_config, ndppd, udhcpc
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import iptables
 from libvirt_natns.kernel import outward_links
 from libvirt_natns.records import dataclass, field
+from libvirt_natns.service import netlink_monitor as n
 from libvirt_natns.state.networks import Record
 
 AUDIT = 1800.0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
-from libvirt_natns.agenda import Agenda
+from libvirt_natns.service.agenda import Agenda
 
 Work = Callable[[], None]
 

@@ -27,9 +27,6 @@ from types import FrameType
 
 from libvirt_natns import __version__, names
 from libvirt_natns.addresses import Address, parsed
-from libvirt_natns.answering import Answering
-from libvirt_natns.background import Background
-from libvirt_natns.client import SOCKET
 from libvirt_natns.daemons import libvirt, systemd
 from libvirt_natns.documents import config
 from libvirt_natns.engine import proxied_addresses, rebuild, reconcile
@@ -42,18 +39,21 @@ from libvirt_natns.errors import (
     ServiceError,
     describe,
 )
-from libvirt_natns.follower import Follower
-from libvirt_natns.healer import Healer
-from libvirt_natns.journal import Journal
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.locks import OURS, make_directory
-from libvirt_natns.metrics import Metrics
-from libvirt_natns.residence import Kept
-from libvirt_natns.starts import Starts
+from libvirt_natns.service.background import Background
+from libvirt_natns.service.client import SOCKET
+from libvirt_natns.service.engine_pool import Kept
+from libvirt_natns.service.healer import Healer
+from libvirt_natns.service.kernel_watch import Watch, Watched
+from libvirt_natns.service.libvirt_watch import Follower
+from libvirt_natns.service.log import Journal
+from libvirt_natns.service.metrics import Metrics
+from libvirt_natns.service.server import Answering
+from libvirt_natns.service.starts import Starts
 from libvirt_natns.state.address_conflicts import Conflicts
 from libvirt_natns.state.networks import Record, Store
 from libvirt_natns.upstream import routers
-from libvirt_natns.watch import Watch, Watched
 
 M_ARENA_MAX = -8
 """Of malloc.h."""

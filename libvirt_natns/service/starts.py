@@ -17,7 +17,7 @@ from libvirt_natns.daemons import libvirtd
 from libvirt_natns.engine import given_up
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.errors import LibvirtError
-from libvirt_natns.journal import Journal
+from libvirt_natns.service.log import Journal
 from libvirt_natns.state.networks import START_LIMIT, Record, now
 
 LOOK = 0.25

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
-from libvirt_natns.background import Background
 from libvirt_natns.documents import config
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import NOBODY, Observer
@@ -20,6 +19,7 @@ from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.kernel.netns import Spares
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
+from libvirt_natns.service.background import Background
 from libvirt_natns.state.networks import Store
 from libvirt_natns.state.schema import VERSION
 

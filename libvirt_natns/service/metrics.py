@@ -19,8 +19,9 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from libvirt_natns import __version__, census
+from libvirt_natns import __version__
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.service import census
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds: from an event that changes nothing to the longest wait for another network."""

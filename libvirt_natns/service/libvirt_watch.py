@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import Literal
 
-from libvirt_natns.agenda import Agenda
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirt_events import Happened, Kind, Link, Loop
 from libvirt_natns.daemons.libvirtd import Daemon, Driver
@@ -28,7 +27,8 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import LibvirtError, NatnsError
-from libvirt_natns.journal import Journal, Level
+from libvirt_natns.service.agenda import Agenda
+from libvirt_natns.service.log import Journal, Level
 
 DRIVERS = (libvirtd.QEMU, libvirtd.LXC, libvirtd.NETWORK)
 WORKERS = 3

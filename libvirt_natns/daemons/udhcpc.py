@@ -361,7 +361,13 @@ def differences(client: Client) -> list[str]:
     same = all(word in present for word in (client.link, f"61:{client.client_id}"))
     if not same or _read(client.directory / "script") != SCRIPT:
         return [f"DHCP client of {client.namespace} runs with other settings"]
+    if _read(client.directory / "command") != _command(client):
+        return [f"DHCP client of {client.namespace} runs the command of another version"]
     return []
+
+
+def _command(client: Client) -> str:
+    return f"exec {shlex.join(client.on_change)}\n"
 
 
 def _read(path: Path) -> str:
@@ -378,6 +384,13 @@ def ensure(client: Client, request: IPv4Address | None = None) -> None:
     """
     if not differences(client):
         return
+    command = client.directory / "command"
+    if _read(command) != _command(client):
+        # The client's script reads it at each event, so that no lease is given up for it.
+        command.with_suffix(".new").write_text(_command(client))
+        command.with_suffix(".new").replace(command)
+        if not differences(client):
+            return
     # Without a chance to give back a lease that the next one goes on with.
     _end(client.directory, processes.AT_ONCE)
     write_files(client)
@@ -387,7 +400,7 @@ def ensure(client: Client, request: IPv4Address | None = None) -> None:
 def write_files(client: Client) -> None:
     """Write what a client and its script need."""
     make_directory(client.directory)
-    (client.directory / "command").write_text(f"exec {shlex.join(client.on_change)}\n")
+    (client.directory / "command").write_text(_command(client))
     (client.directory / "script").write_text(SCRIPT)
     for event in EVENTS:
         with suppress(FileExistsError):

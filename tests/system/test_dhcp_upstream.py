@@ -211,6 +211,21 @@ def test_an_overlapping_lease_is_refused(configured: None, provider: Provider) -
 # -- renewing and healing ------------------------------------------------------
 
 
+def test_a_client_of_another_version_goes_on(configured: None, provider: Provider) -> None:
+    """An upgrade brings the command that a changed lease runs; no lease is given up for it."""
+    with DhcpServer() as server:
+        start_network(network())
+        address, first = upstream_address("a"), client()
+        (DIRECTORY / "command").write_text("exec /usr/bin/false\n")
+        found = natns("check", check=False).stdout
+        assert "DHCP client of nat-a runs the command of another version" in found
+        natns("sync")
+        assert natns("check").stdout == ""
+        assert (client(), upstream_address("a")) == (first, address)
+        assert len(server.seen("DHCPACK")) == 1
+        virsh("net-destroy", "a")
+
+
 def test_the_client_needs_no_service(provider: Provider, service: Service) -> None:
     """Renewals go on while the service is dead; a client that was killed is replaced."""
     configure()

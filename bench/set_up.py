@@ -29,9 +29,9 @@ from world import (
     timed,
 )
 
+from libvirt_natns.cli.install import HOOKS_DIRECTORY
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.install import HOOKS_DIRECTORY
 
 FORWARDS = 10
 BRIDGE = "virbrO"

@@ -11,14 +11,14 @@ import sys
 def main() -> int:
     """Run one command; returns the exit status."""
     try:
-        from libvirt_natns import cli
+        from libvirt_natns.cli import commands
     except ImportError as error:
         return _without_libraries(error)
-    return cli.main()
+    return commands.main()
 
 
 def _without_libraries(error: ImportError) -> int:
-    from libvirt_natns import uninstall
+    from libvirt_natns.cli import uninstall
     from libvirt_natns.errors import NatnsError, describe
 
     told = describe(error)[0]

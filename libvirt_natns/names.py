@@ -51,6 +51,16 @@ def library() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+def resource(name: str) -> Path:
+    """Return a file that is shipped with the package, such as "hooks/network".
+
+    In a checkout, the directory stands beside the package, and not in it.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / name
+    return installed if installed.exists() else package.parent / name
+
+
 def python_command(program: str, *arguments: str, options: str = "-I") -> tuple[str, ...]:
     """Return the command line of another process that runs a Python program with this package.
 

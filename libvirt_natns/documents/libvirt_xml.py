@@ -27,6 +27,7 @@ from typing import cast
 
 from lxml import etree
 
+from libvirt_natns import names
 from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.documents import xml_dns, xml_metadata, xml_schema_errors, xml_values
 from libvirt_natns.documents.xml_dictionary import bounded
@@ -227,13 +228,6 @@ def without_nic(data: bytes, nic: Nic) -> bytes:
             if (found.mac, found.network) == (nic.mac, nic.network):
                 devices.remove(interface)
     return _octets(root)
-
-
-def resource_path(name: str) -> Path:
-    """Where a file of xml/ lies: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "xml" / name
-    return installed if installed.exists() else package.parent / "xml" / name
 
 
 # The document as a whole
@@ -482,7 +476,7 @@ def _validate(nat: Element, file: str) -> None:
 
 @lru_cache
 def _validator(file: str) -> etree.RelaxNG:
-    path = resource_path(file)
+    path = names.resource(f"xml/{file}")
     try:
         return etree.RelaxNG(file=str(path))
     except (etree.LxmlError, OSError) as failure:
@@ -491,7 +485,7 @@ def _validator(file: str) -> etree.RelaxNG:
 
 @lru_cache
 def _grammar(file: str) -> xml_schema_errors.Grammar:
-    return xml_schema_errors.load(resource_path(file), _read_schema)
+    return xml_schema_errors.load(names.resource(f"xml/{file}"), _read_schema)
 
 
 def _read_schema(path: Path) -> Element:
@@ -511,7 +505,6 @@ __all__ = [
     "parse_domain_nics",
     "parse_hook_data",
     "parse_network",
-    "resource_path",
     "with_nic",
     "without_nic",
 ]

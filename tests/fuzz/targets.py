@@ -19,7 +19,7 @@ from random import Random
 import shapes
 from mutations import LINES, XML, Mutation, mutated
 
-from libvirt_natns import forward_edit
+from libvirt_natns.cli import forward_edit
 from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
 from libvirt_natns.daemons.dnsmasq_config import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers

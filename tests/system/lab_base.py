@@ -180,13 +180,13 @@ def natns(*arguments: str, check: bool = True, timeout: float = 60.0) -> Result:
 
 def _forked(command: tuple[str, ...], arguments: tuple[str, ...], timeout: float) -> Result:
     """Run a command of virt-natns in a copy of this process, without another interpreter."""
-    from libvirt_natns import cli  # once, where it is needed
+    from libvirt_natns.cli import commands  # once, where it is needed
 
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.stdout.flush()
         pid = os.fork()
         if not pid:
-            _become(partial(cli.main, list(arguments)), out.fileno(), err.fileno())
+            _become(partial(commands.main, list(arguments)), out.fileno(), err.fileno())
         deadline = time.monotonic() + timeout
         while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
             if time.monotonic() > deadline:

@@ -42,7 +42,7 @@ from lab_firewalls import KINDS
 from lab_servers import WEB_PORT
 from lab_sides import Answer
 
-from libvirt_natns import cli
+from libvirt_natns.cli import commands
 
 QUIET = 0.7
 """Seconds of waiting for what should not come."""
@@ -82,7 +82,7 @@ def command(*arguments: str) -> Answer:
     """``virt-natns`` in this very process, which is quicker."""
     said = io.StringIO()
     with redirect_stdout(said):
-        status = cli.main(list(arguments))
+        status = commands.main(list(arguments))
     return Answer(status, said.getvalue(), "")
 
 

@@ -26,7 +26,7 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns import cli
+from libvirt_natns.cli import commands
 from libvirt_natns.state.networks import boot_id
 
 MAC = "52:54:00:00:00:05"
@@ -55,7 +55,7 @@ def in_process(capsys: pytest.CaptureFixture[str]) -> Command:
 
     def run_command(*arguments: str) -> Answer:
         capsys.readouterr()
-        status = cli.main(list(arguments))
+        status = commands.main(list(arguments))
         said = capsys.readouterr()
         return Answer(status, said.out, said.err)
 

@@ -301,14 +301,15 @@ KILLED_HOOK = """\
 #!/usr/bin/python3 -I
 import functools, os, signal, sys
 sys.path.append({checkout!r})
-from libvirt_natns import engine, hook, plan, sessions
+from libvirt_natns import hook
+from libvirt_natns.engine import engine, factory, plan
 
 def before(step):
     if isinstance(step, plan.{kind}):
         os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[2] == "started":
-    sessions.Engine = functools.partial(engine.Engine, before=before)
+    factory.Engine = functools.partial(engine.Engine, before=before)
 sys.exit(hook.main("network", sys.argv[1:]))
 """
 

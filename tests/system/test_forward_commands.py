@@ -30,7 +30,7 @@ from lab import (
 )
 from lab_sides import STATE, Answer, Command, in_process, without_hooks
 
-from libvirt_natns import cli
+from libvirt_natns.cli import commands
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import FirewallError
 
@@ -126,7 +126,7 @@ def restored(world: World) -> Iterator[None]:
     for where in ("--live", "--config"):
         virsh("metadata", "web", where, "--uri", URI, "--key", "natns", "--set", bare(OWN))
     virsh("metadata", "db", "--live", "--uri", URI, "--remove", check=False)
-    assert cli.main(["sync"]) == 0
+    assert commands.main(["sync"]) == 0
 
 
 def bare(content: str) -> str:

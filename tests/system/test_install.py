@@ -39,7 +39,7 @@ from lab_sides import (
     without_hooks,
 )
 
-from libvirt_natns import cli
+from libvirt_natns.cli import commands
 
 CONFIG = Path("/etc/libvirt-natns/config.toml")
 PLACES = ("/etc/libvirt/hooks", "/etc/libvirt-natns", "/var/lib/libvirt-natns",
@@ -64,16 +64,16 @@ def fresh(nothing_left: None) -> Iterator[None]:
     installed = any(HOOKS.iterdir())
     kept = CONFIG.read_text() if CONFIG.exists() else None
     if installed:
-        assert cli.main(["uninstall"]) == 0
+        assert commands.main(["uninstall"]) == 0
     CONFIG.unlink(missing_ok=True)
     yield
-    cli.main(["uninstall"])
+    commands.main(["uninstall"])
     CONFIG.unlink(missing_ok=True)
     if kept is not None:
         CONFIG.parent.mkdir(exist_ok=True)
         CONFIG.write_text(kept)
     if installed:
-        assert cli.main(["install"]) == 0
+        assert commands.main(["install"]) == 0
 
 
 def files() -> dict[str, str]:

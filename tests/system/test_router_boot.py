@@ -37,7 +37,8 @@ from lab_vps import (
     provider,
 )
 
-from libvirt_natns import cli, names
+from libvirt_natns import names
+from libvirt_natns.cli import commands
 from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.session import Kernel
@@ -62,7 +63,7 @@ def world() -> Iterator[Vps]:
 def vps(world: Vps, nothing_left: None) -> Iterator[Vps]:
     """A server with a router that was confirmed, and that is up."""
     write_config(CONFIG)
-    assert cli.main(["router", "up"]) == 0
+    assert commands.main(["router", "up"]) == 0
     yield world
     for link in (RENAMED, NIC):
         run("ip", "-n", ROUTER, "link", "set", link, "netns", "1", check=False)
@@ -90,7 +91,7 @@ def reboot(*, crash: bool = False) -> None:
     """The machine goes down, in an orderly way or not, and nobody configures its NIC."""
     record = json.loads(file("json").read_text())
     rules = file("rules").read_bytes()
-    assert cli.main(["router", "down", "--force", "wan"]) == 0
+    assert commands.main(["router", "down", "--force", "wan"]) == 0
     if crash:
         file("json").write_text(json.dumps(record | {"boot": EARLIER}))
         file("rules").write_bytes(rules)

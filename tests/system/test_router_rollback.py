@@ -14,7 +14,7 @@ import pytest
 from lab import CHECKOUT, PYTHON, remove_config, run, wait_for, write_config
 from lab_vps import ADDRESS, CONFIG, GATEWAY, NIC, ROUTER, Vps, state_of_host
 
-from libvirt_natns import cli
+from libvirt_natns.cli import commands
 from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError, RouterError
 from libvirt_natns.kernel.session import Kernel
@@ -104,15 +104,15 @@ def steps(verb: str) -> list[str]:
 def test_down_puts_everything_back(vps: Vps) -> None:
     before = state_of_host()
     assert any("altname enp0s3" in line for line in before["link"])
-    assert cli.main(["router", "up"]) == 0
+    assert commands.main(["router", "up"]) == 0
     assert not Path("/sys/class/net", NIC).exists()
     assert "enp0s3" in run("ip", "link", "show", NIC, namespace=ROUTER).stdout
     assert f"nameserver {GATEWAY}" in RESOLV.read_text()
     assert not RESOLV.is_symlink()
-    assert cli.main(["router", "down"]) == 0
+    assert commands.main(["router", "down"]) == 0
     after = state_of_host()
     assert after == before, before.diff(after)
-    assert cli.main(["router", "down"]) == 0
+    assert commands.main(["router", "down"]) == 0
 
 
 def test_whatever_step_fails(vps: Vps) -> None:
@@ -172,7 +172,7 @@ def test_killed_ahead_of_any_step_of_up(vps: Vps, capsys: pytest.CaptureFixture[
     for number, what in enumerate(steps("up")):
         assert killed(partial(act, "up", kill_at(number))), what
         capsys.readouterr()
-        assert cli.main(["router", "status"]) == 0
+        assert commands.main(["router", "status"]) == 0
         assert "half-done (killed at: " in capsys.readouterr().out
         repair = ("down", "up")[number % 2]
         act(repair)
@@ -255,22 +255,22 @@ def test_unconfirmed(vps: Vps) -> None:
     wait_for(lambda: not journal.load("wan") and not waiting(), timeout=60, what="the way back")
     after = state_of_host()
     assert after == before, before.diff(after)
-    assert cli.main(["router", "up", "--boot"]) == 0
+    assert commands.main(["router", "up", "--boot"]) == 0
     assert Path("/sys/class/net", NIC).exists(), "what was not confirmed comes up at boot"
 
 
 def test_confirmed(vps: Vps) -> None:
     before = state_of_host()
-    assert cli.main(["router", "up", "--confirm-within", "60"]) == 0
+    assert commands.main(["router", "up", "--confirm-within", "60"]) == 0
     with Kernel() as kernel:
         assert machine(kernel).health("wan")[0] == "unconfirmed"
-        assert cli.main(["router", "confirm"]) == 0
+        assert commands.main(["router", "confirm"]) == 0
         assert machine(kernel).health("wan")[0] == "up"
     wait_for(lambda: not waiting(), what="the end of the timer")
-    assert cli.main(["router", "confirm"]) == 0
+    assert commands.main(["router", "confirm"]) == 0
     act("down")
     assert state_of_host() == before
-    assert cli.main(["router", "confirm"]) == 1
+    assert commands.main(["router", "confirm"]) == 1
 
 
 def test_killed_while_the_timer_waits(vps: Vps) -> None:

@@ -22,7 +22,7 @@ from model import Choice  # noqa: E402
 from operations import OPERATIONS, Operation, WrongError  # noqa: E402
 from world import LIMIT, RefusedError, World, say  # noqa: E402
 
-from libvirt_natns import cli  # noqa: E402
+from libvirt_natns.cli import commands  # noqa: E402
 
 ALL: dict[str, tuple[Operation, int]] = {**OPERATIONS, **FAULTS}
 KEPT = 12
@@ -104,7 +104,7 @@ class Campaign:
         """Run `virt-natns sync` without starting an interpreter."""
         said = io.StringIO()
         with redirect_stdout(said), redirect_stderr(said):
-            status = cli.main(["sync"])
+            status = commands.main(["sync"])
         if status:
             raise WrongError(f"sync: exit status {status}: {said.getvalue()}")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import libvirt_natns
-from libvirt_natns import cli, firewall, names
+from libvirt_natns import firewall, names
+from libvirt_natns.cli import commands
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config
 from libvirt_natns.errors import LibvirtError, NatnsError
@@ -55,7 +56,7 @@ def unreachable(**_: object) -> None:
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments)
+        commands.main(arguments)
     assert exit_.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -64,7 +65,7 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["--help"])
+        commands.main(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
     for name in COMMANDS:
@@ -77,18 +78,18 @@ def test_without_root(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     operands = {"plan": ["a"], "exec": ["a", "--", "true"]}
-    assert cli.main([name, *operands.get(name, [])]) == 1
+    assert commands.main([name, *operands.get(name, [])]) == 1
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "virt-natns: only root can do this: use sudo\n")
 
 
 def test_looking_makes_no_state(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["status"]) == 0
+    assert commands.main(["status"]) == 0
     assert capsys.readouterr().out.startswith("no network has been handled yet")
-    assert cli.main(["check"]) == 0
-    assert cli.main(["metrics"]) == 0
-    assert cli.main(["diagram"]) == 0
-    assert cli.main(["plan", os.fspath(XML / "twin-a.xml")]) == 0
+    assert commands.main(["check"]) == 0
+    assert commands.main(["metrics"]) == 0
+    assert commands.main(["diagram"]) == 0
+    assert commands.main(["plan", os.fspath(XML / "twin-a.xml")]) == 0
     assert not (machine / "lib").exists()
 
 
@@ -100,7 +101,7 @@ def test_a_missing_library_is_one_line(
         monkeypatch.delitem(sys.modules, f"libvirt_natns.{module}", raising=False)
         monkeypatch.delattr(libvirt_natns, module, raising=False)
     for command in ("metrics", "serve"):
-        assert cli.main([command]) == 1
+        assert commands.main([command]) == 1
         assert capsys.readouterr().err == (
             "virt-natns: the Python module prometheus_client is missing:"
             " install python3-prometheus-client\n"
@@ -108,7 +109,7 @@ def test_a_missing_library_is_one_line(
 
 
 def test_plan_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", os.fspath(XML / "twin-a.xml")]) == 0
+    assert commands.main(["plan", os.fspath(XML / "twin-a.xml")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "transit bridge natns-host (natns-transit-host)"
     assert "namespace nat-twin-a" in lines
@@ -125,7 +126,7 @@ def test_plan_of_a_wrong_file(
 ) -> None:
     file = tmp_path / "x.xml"
     file.write_bytes(content)
-    assert cli.main(["plan", os.fspath(file)]) == 1
+    assert commands.main(["plan", os.fspath(file)]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(f"virt-natns: {file}: ")
@@ -140,12 +141,12 @@ def test_plan_of_an_unreadable_file(
     file.touch()
     denied = PermissionError(13, "Permission denied")
     monkeypatch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(denied))
-    assert cli.main(["plan", os.fspath(file)]) == 1
+    assert commands.main(["plan", os.fspath(file)]) == 1
     assert capsys.readouterr().err == f"virt-natns: cannot read {file}: Permission denied\n"
 
 
 def test_plan_of_a_name_without_libvirt(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "a"]) == 1
+    assert commands.main(["plan", "a"]) == 1
     assert capsys.readouterr().err == "virt-natns: libvirt does not answer: no socket\n"
 
 
@@ -154,7 +155,7 @@ def test_a_wrong_configuration_is_one_line(
 ) -> None:
     names.CONFIG_FILE.parent.mkdir()
     names.CONFIG_FILE.write_text("scope = 1\n")
-    assert cli.main(["status"]) == 1
+    assert commands.main(["status"]) == 1
     said = capsys.readouterr()
     assert said.err.startswith(f"virt-natns: {names.CONFIG_FILE}: scope: is 1: expected ")
     assert said.err.count("\n") == 1
@@ -166,14 +167,14 @@ def test_an_error_is_one_line_whatever_it_says(
     def failing(_: object) -> int:
         raise NatnsError("something\nwith two lines", "mend\tit")
 
-    monkeypatch.setattr(cli, "_status", failing)
-    assert cli.main(["status"]) == 1
+    monkeypatch.setattr(commands, "_status", failing)
+    assert commands.main(["status"]) == 1
     assert capsys.readouterr().err == "virt-natns: something with two lines: mend it\n"
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:
     program = (
-        "import sys; from libvirt_natns import cli;"
+        "import sys; from libvirt_natns.cli import commands as cli;"
         " cli._status = lambda _: print('x' * 100_000) or 0; sys.exit(cli.main(['status']))"
     )
     read, write = os.pipe()

@@ -19,7 +19,7 @@ GROWTH = 6
 MEASURE = f"""
 import random
 from pathlib import Path
-from libvirt_natns import document
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import NatnsError
 
 def resident():
@@ -37,7 +37,7 @@ def documents(count):
 
 def read(count):
     for text in documents(count):
-        for parse in (document.parse_network, document.parse_domain):
+        for parse in (libvirt_xml.parse_network, libvirt_xml.parse_domain):
             try:
                 parse(text.encode())
             except NatnsError:

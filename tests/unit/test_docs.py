@@ -20,15 +20,8 @@ from typing import Any
 import pytest
 from lxml import etree
 
-from libvirt_natns import (
-    __version__,
-    cli,
-    forward_edit,
-    forward_list,
-    hook,
-    names,
-    records,
-)
+from libvirt_natns import __version__, hook, names, records
+from libvirt_natns.cli import commands, forward_edit, forward_list
 from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
@@ -167,7 +160,7 @@ def test_manual_page_has_the_configurations_keys() -> None:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of each command."""
-    found: list[Any] = [action.choices for action in cli._parser()._actions if action.choices]
+    found: list[Any] = [action.choices for action in commands._parser()._actions if action.choices]
     return dict(found[0])
 
 
@@ -214,7 +207,7 @@ def test_manual_page_has_the_commands() -> None:
 
 
 def test_status_columns_and_fields() -> None:
-    from libvirt_natns import status
+    from libvirt_natns.cli import status
 
     text = sections(REFERENCE / "commands.md")["status"]
     assert re.findall(r"(?m)^\| ([A-Z]+) ", text) == list(status.HEADINGS)
@@ -312,7 +305,7 @@ def test_console_commands_are_right(block: Block) -> None:
     for line in commands_of(block):
         words = shlex.split(line, comments=True)
         if words[0] == "virt-natns" and words[1] != "COMMAND" and words[1] != "--version":
-            cli._parser().parse_args(words[1:])
+            commands._parser().parse_args(words[1:])
         if "/" in words[0]:
             assert (CHECKOUT / words[0]).exists(), line
 
@@ -336,7 +329,7 @@ def declared(
 def words_of_the_xml() -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for kind in ("network", "domain"):
-        path = libvirt_xml.resource_path(f"natns-{kind}.rng")
+        path = names.resource(f"xml/natns-{kind}.rng")
         grammar = xml_schema_errors.load(path, lambda file: etree.parse(str(file)).getroot())
         found |= set(declared(grammar, grammar.start))
     return found
@@ -455,7 +448,7 @@ def test_examples_of_the_manual(page: Path) -> None:
             for line in text.splitlines():
                 words = line.split()
                 if words[0] == "virt-natns":
-                    cli._parser().parse_args(words[1:])
+                    commands._parser().parse_args(words[1:])
 
 
 # The comparison with others

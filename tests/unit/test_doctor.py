@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import doctor
+from libvirt_natns.cli import doctor
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.model import HOST_UPSTREAM, Config, Upstream
 

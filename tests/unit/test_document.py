@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.documents.libvirt_xml import (
     NetworkPort,
@@ -39,7 +40,7 @@ from libvirt_natns.model import (
 )
 from libvirt_natns.upstream import selection
 
-EXAMPLES = sorted(libvirt_xml.resource_path("isolated.xml").parent.glob("*.xml"))
+EXAMPLES = sorted(names.resource("xml").glob("*.xml"))
 
 IP = "<ip address='10.0.0.1' prefix='24'/>"
 FORWARD = "<natns:portForward guestAddress='10.0.0.5'>{}</natns:portForward>"
@@ -1187,17 +1188,8 @@ def test_time_is_bounded_for_forwards_too() -> None:
 # Files
 
 
-def test_resources_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "libvirt_natns"
-    monkeypatch.setattr(libvirt_xml, "__file__", str(package / "document.py"))
-    assert libvirt_xml.resource_path("a.rng") == tmp_path / "xml" / "a.rng"
-    (package / "xml").mkdir(parents=True)
-    (package / "xml" / "a.rng").touch()
-    assert libvirt_xml.resource_path("a.rng") == package / "xml" / "a.rng"
-
-
 def test_missing_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libvirt_xml, "resource_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(names, "resource", lambda name: tmp_path / name)
     libvirt_xml._validator.cache_clear()
     try:
         assert "natns-network.rng" in refusal(IP, "")

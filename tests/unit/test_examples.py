@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from lxml import etree
 
+from libvirt_natns import names
 from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
 from libvirt_natns.model import Domain, Network
 
-DIRECTORY = libvirt_xml.resource_path("isolated.xml").parent
+DIRECTORY = names.resource("xml")
 NAT = "{urn:libvirt-natns:1}nat"
 SCHEMAS = {"network": "natns-network.rng", "domain": "natns-domain.rng"}
 

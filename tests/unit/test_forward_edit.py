@@ -3,11 +3,11 @@
 
 import pytest
 
-from libvirt_natns import forward_edit
+from libvirt_natns.cli import forward_edit
+from libvirt_natns.cli.forward_edit import Options, Spec, Surroundings, parse_new, parse_old
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.documents.xml_values import MutableElement
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
-from libvirt_natns.forward_edit import Options, Spec, Surroundings, parse_new, parse_old
 
 HEAD = '<natns:nat xmlns:natns="urn:libvirt-natns:1">'
 FOREIGN = '<my:note xmlns:my="urn:mine"><my:nat a="1"/></my:note>'

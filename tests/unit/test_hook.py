@@ -161,7 +161,7 @@ def test_an_event_of_ours_loads_no_more_than_it_needs() -> None:
     """Without the service all of this is loaded anew for each hook, and libvirt waits for it."""
     program = (
         "import sys; sys.path.append(sys.argv.pop()); import site; site.main();"
-        " from libvirt_natns import dispatch; print(*sys.modules)"
+        " from libvirt_natns.engine import events; print(*sys.modules)"
     )
     command = [sys.executable, "-IS", "-c", program, str(CHECKOUT)]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
@@ -176,7 +176,7 @@ def test_an_event_of_ours_loads_no_more_than_it_needs() -> None:
         "importlib.metadata",
         "iptc",
         "libvirt",
-        "libvirt_natns.cli",
+        "libvirt_natns.cli.commands",
         "multiprocessing",
         "platform",
         "pyroute2.ndb",
@@ -189,7 +189,8 @@ def test_an_event_of_ours_loads_no_more_than_it_needs() -> None:
 
 def test_what_is_not_loaded_of_pyroute2_can_be_later() -> None:
     program = (
-        "import sys; sys.path.append(sys.argv.pop()); from libvirt_natns import netlink;"
+        "import sys; sys.path.append(sys.argv.pop());"
+        " from libvirt_natns.kernel import pyroute2_lite as netlink;"
         " import platform, multiprocessing; platform.system(), multiprocessing.Lock;"
         " import pyroute2; assert pyroute2.IPRoute is netlink.IPRoute; pyroute2.NDB;"
         " from pyroute2.conntrack import Conntrack;"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import install, names
+from libvirt_natns import names
+from libvirt_natns.cli import install
 from libvirt_natns.errors import InstallError
 
 FOREIGN = "#!/bin/sh\n# a wrapper\n\n\n\n# libvirt-natns: is called from here\n"

@@ -107,3 +107,12 @@ def test_a_machine_without_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names.machine_id.cache_clear()
     assert names.machine_id() == ""
     names.machine_id.cache_clear()
+
+
+def test_resources_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "libvirt_natns"
+    monkeypatch.setattr(names, "__file__", str(package / "names.py"))
+    assert names.resource("xml/a.rng") == tmp_path / "xml" / "a.rng"
+    (package / "xml").mkdir(parents=True)
+    (package / "xml" / "a.rng").touch()
+    assert names.resource("xml/a.rng") == package / "xml" / "a.rng"

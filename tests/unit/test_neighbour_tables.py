@@ -8,7 +8,8 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns import doctor, neighbour_tables
+from libvirt_natns.cli import doctor
+from libvirt_natns.firewall import neighbour_tables
 from libvirt_natns.model import Config
 
 

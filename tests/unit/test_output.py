@@ -12,7 +12,7 @@ PROGRAM = f"""
 import sys
 sys.path.append({str(CHECKOUT)!r})
 from pathlib import Path
-from libvirt_natns import cli
+from libvirt_natns.cli import commands
 
 def work(options):
     for number in range(20000):
@@ -21,8 +21,8 @@ def work(options):
     Path(sys.argv[1]).touch()
     return 3
 
-cli._status = work
-sys.exit(cli.main(["status"]))
+commands._status = work
+sys.exit(commands.main(["status"]))
 """
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from libvirt_natns.cli import router
 from libvirt_natns.errors import RouterError
-from libvirt_natns.router import cli
 from libvirt_natns.service.daemon import ROUTERS, Service
 from libvirt_natns.service.log import Journal
 from libvirt_natns.upstream import routers
@@ -50,7 +50,7 @@ def test_another_router_does_not_stop_a_boot(
     monkeypatch.setattr(lifecycle, "is_confirmed", lambda _: True)
     monkeypatch.setattr(boot, "up", lambda *_: ["router lan is up"])
     options = argparse.Namespace(name="lan", boot=True)
-    assert cli._boot(opened, options) == 0  # type: ignore[arg-type]
+    assert router._boot(opened, options) == 0  # type: ignore[arg-type]
     said = capsys.readouterr()
     assert said.out == "router lan is up\n"
     assert "cannot take back a router that was not confirmed in time: no space" in said.err

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
+from libvirt_natns.cli.router import duration
 from libvirt_natns.errors import ConflictError, KernelError, RouterFileError, StoreError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.kernel import processes, wire
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.router.cli import duration
 from libvirt_natns.upstream.router import (
     command,
     confirm_timer,

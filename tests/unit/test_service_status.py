@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import __version__, service_status
+from libvirt_natns import __version__
+from libvirt_natns.cli import service_control
+from libvirt_natns.cli.service_control import Health, as_object, end, examine, start, with_health
+from libvirt_natns.cli.status import Status
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.kernel import processes
 from libvirt_natns.service import client
-from libvirt_natns.service_status import Health, as_object, end, examine, start, with_health
-from libvirt_natns.status import Status
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 Speak = Callable[..., None]
@@ -31,7 +32,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(client, "SOCKET", os.fspath(path))
     monkeypatch.setattr(client.ask, "__defaults__", (b"", os.fspath(path)))
     monkeypatch.setattr(client, "GREETING_LIMIT", 0.3)
-    monkeypatch.setattr(service_status, "SYSTEMD", tmp_path / "no")
+    monkeypatch.setattr(service_control, "SYSTEMD", tmp_path / "no")
     return path
 
 
@@ -85,16 +86,16 @@ def told(**changes: object) -> str:
 
 
 def test_absent(path: Path) -> None:
-    assert str(service_status.ask()) == "not running: hooks do the work themselves"
+    assert str(service_control.ask()) == "not running: hooks do the work themselves"
     # One that was killed leaves its socket behind.
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(os.fspath(path))
-    assert service_status.ask() == Health("absent")
+    assert service_control.ask() == Health("absent")
 
 
 def test_stuck(speak: Speak) -> None:
     speak(None)
-    assert str(service_status.ask()) == "does not answer: hooks do the work themselves"
+    assert str(service_control.ask()) == "does not answer: hooks do the work themselves"
     with pytest.raises(ServiceError, match="does not answer: systemctl restart libvirt-natns"):
         examine()
 
@@ -102,7 +103,7 @@ def test_stuck(speak: Speak) -> None:
 def test_running(speak: Speak, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     speak(told(given_up={UUID: "nft table inet natns is deleted again and again"}))
-    health = service_status.ask()
+    health = service_control.ask()
     assert str(health).startswith(f"running (pid 77, version {__version__}, since 1970-01-01 ")
     assert as_object(health) == {
         "state": "running", "pid": 77, "version": __version__, "since": 0.0,
@@ -114,7 +115,7 @@ def test_running(speak: Speak, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nonsense_is_an_error(text: str, speak: Speak) -> None:
     speak(text)
     with pytest.raises(ServiceError, match="cannot be understood"):
-        service_status.ask()
+        service_control.ask()
 
 
 def test_given_up_stands_for_health() -> None:
@@ -125,8 +126,8 @@ def test_given_up_stands_for_health() -> None:
     shown = with_health([one, other], Health("running", 1, "0", 0.0, {UUID: "x goes again"}))
     assert [each.health for each in shown] == ["given up (x goes again)", "ok"]
     assert shown[0].differences == ("x is missing",)
-    assert service_status.of_host(Health("running", 1, "0", 0.0, {"": "y"})) == ["given up (y)"]
-    assert service_status.of_host(Health("running", 1, "0", 0.0, {UUID: "y"})) == []
+    assert service_control.of_host(Health("running", 1, "0", 0.0, {"": "y"})) == ["given up (y)"]
+    assert service_control.of_host(Health("running", 1, "0", 0.0, {UUID: "y"})) == []
 
 
 # -- doctor --------------------------------------------------------------------
@@ -176,7 +177,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, i
         program.chmod(0o755)
         # The system's directories come first, whatever root's PATH says.
         monkeypatch.setattr(processes, "PATH", os.fspath(tmp_path))
-        monkeypatch.setattr(service_status, "SYSTEMD", tmp_path)
+        monkeypatch.setattr(service_control, "SYSTEMD", tmp_path)
         return log
 
     return make
@@ -245,7 +246,7 @@ signal.pause()
 def test_end_of_a_service_that_is_stuck(
     state: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_status, "STUCK_LIMIT", 0.3)
+    monkeypatch.setattr(service_control, "STUCK_LIMIT", 0.3)
     command = [sys.executable, "-c", LISTENER, os.fspath(path), "virt-natns", "serve", state]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

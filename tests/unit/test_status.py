@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import diagram, status
+from libvirt_natns.cli import diagram, status
+from libvirt_natns.cli.diagram import Picture, Router
+from libvirt_natns.cli.status import Status
 from libvirt_natns.daemons import lease_file
-from libvirt_natns.diagram import Picture, Router
-from libvirt_natns.status import Status
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import doctor, trust
+from libvirt_natns.cli import doctor, trust
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import install, names, service_status, uninstall
+from libvirt_natns import names
+from libvirt_natns.cli import install, service_control, uninstall
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.reconcile import Outcome
 from libvirt_natns.errors import FormatError, InstallError, NatnsError, RouterError
@@ -53,7 +54,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "state")
     monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "config.toml")
     monkeypatch.setattr(uninstall, "_engine", engine)
-    monkeypatch.setattr(service_status, "end", found.part("end the service", "ended"))
+    monkeypatch.setattr(service_control, "end", found.part("end the service", "ended"))
     monkeypatch.setattr(
         reconcile, "release", found.part("release", Outcome([("a", "given back")], found.errors))
     )
@@ -129,7 +130,8 @@ class Gone:
         if name.partition(".")[0] in ("lxml", "pyroute2", "iptc", "libvirt", "prometheus_client"):
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Gone())
-from libvirt_natns import __main__, service_status, uninstall
+from libvirt_natns import __main__
+from libvirt_natns.cli import service_control, uninstall
 from libvirt_natns.firewall import host
 uninstall.run = lambda ask: print("uninstalled", ask())
 sys.argv[1:] = sys.argv[2:]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import cli, names, service_status
+from libvirt_natns import names
+from libvirt_natns.cli import commands, service_control
 from libvirt_natns.service import client, server
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def settings(unit: str) -> dict[str, list[str]]:
 
 
 def test_names_are_those_that_the_program_knows() -> None:
-    assert all((UNITS / unit).is_file() for unit in service_status.UNITS)
+    assert all((UNITS / unit).is_file() for unit in service_control.UNITS)
     assert settings("libvirt-natns.socket")["ListenStream"] == [client.SOCKET]
     program = re.search(r"(?m)^command=(.*)$", (CHECKOUT / "contrib" / "install").read_text())
     assert program
@@ -62,7 +63,7 @@ def test_the_host_sees_the_namespaces() -> None:
 def test_hooks_are_answered_to_their_end() -> None:
     limit = float(settings("libvirt-natns.service")["TimeoutStopSec"][0])
     assert limit > server.STOP_LIMIT
-    assert service_status.STOP_LIMIT > server.STOP_LIMIT
+    assert service_control.STOP_LIMIT > server.STOP_LIMIT
 
 
 def test_licenses_are_named() -> None:
@@ -85,7 +86,7 @@ def test_a_router_comes_up_ahead_of_all_that_uses_it() -> None:
     assert router["RemainAfterExit"] == ["yes"]
     for verb in ("ExecStart", "ExecStop"):
         words = router[verb][0].removeprefix("/usr/local/bin/virt-natns ").replace("%i", "wan")
-        assert cli._parser().parse_args(words.split()).name == "wan"
+        assert commands._parser().parse_args(words.split()).name == "wan"
 
 
 def test_both_units_have_the_same_bounds() -> None:

@@ -104,7 +104,7 @@ def published(xml: bytes) -> dict[Any, Any]:
 
 def wanted(parameters: dict[str, Any]) -> dict[Any, Any]:
     """The same of the forward that is asked for."""
-    from libvirt_natns import forward_edit
+    from libvirt_natns.cli import forward_edit
     from libvirt_natns.documents import libvirt_xml
 
     try:
@@ -141,7 +141,7 @@ def documents(guest: str) -> list[bytes]:
 
 def listening(parameters: dict[str, Any]) -> str:
     """The forward as ``forward remove`` has it."""
-    from libvirt_natns import forward_edit
+    from libvirt_natns.cli import forward_edit
 
     spec = forward_edit.parse_new(parameters["forward"])
     proto, _, rest = str(spec).partition(" ")

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 
-from libvirt_natns import forward_list, names
+from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES
+from libvirt_natns.cli import forward_list
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.forwards import ports

@@ -13,14 +13,8 @@ from contextlib import AbstractContextManager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
-from libvirt_natns import (
-    firewall,
-    install,
-    names,
-    neighbour_tables,
-    service_status,
-    trust,
-)
+from libvirt_natns import firewall, names
+from libvirt_natns.cli import install, service_control, trust
 from libvirt_natns.daemons import dnsmasq, libvirt, ndppd, udhcpc
 from libvirt_natns.documents import config
 from libvirt_natns.engine import host, reconcile
@@ -34,6 +28,7 @@ from libvirt_natns.errors import (
     ProxyError,
     UpstreamError,
 )
+from libvirt_natns.firewall import neighbour_tables
 from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
@@ -119,7 +114,7 @@ def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinat
         ("IPv6", lambda: _ipv6(settings)),
         ("state database", _store),
         ("hooks", _hooks),
-        ("service", service_status.examine),
+        ("service", service_control.examine),
         ("libvirt", _libvirt),
         ("hooks in libvirt", _seen),
         ("host's firewall", lambda: _host(engine, settings)),

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns import install
+from libvirt_natns import names
+from libvirt_natns.cli import install
 
 ROOT = 0
 
@@ -23,7 +24,7 @@ def findings(places: Iterable[Path] | None = None) -> list[str]:
     By default those of the package and of the interpreter that runs the hooks.
     """
     if places is None:
-        package = Path(__file__).resolve().parent
+        package = names.library() / "libvirt_natns"
         places = (package, *package.rglob("*.py"), Path(install.interpreter()))
     checked = dict.fromkeys(each for place in places for each in _with_parents(place))
     return [f"{place} can be written by {who}" for place in checked for who in _writers(place)]

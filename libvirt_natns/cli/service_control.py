@@ -24,7 +24,7 @@ from libvirt_natns.service import client
 
 if TYPE_CHECKING:
     # It needs libraries, without which a service can still be ended.
-    from libvirt_natns.status import Status
+    from libvirt_natns.cli.status import Status
 
 SYSTEMD = Path("/run/systemd/system")
 """Is there where systemd runs, see sd_booted(3)."""

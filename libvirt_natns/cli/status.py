@@ -4,7 +4,7 @@
 import json
 from collections.abc import Collection, Mapping
 
-from libvirt_natns import forward_list
+from libvirt_natns.cli import forward_list
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine

@@ -46,11 +46,9 @@ SCOPE_LINE = re.compile(r"""^([ \t]*scope[ \t]*=[ \t]*)("[^"\n]*"|'[^'\n]*')""",
 
 def template(hook: str) -> str:
     """The text of a hook as it is shipped."""
-    package = Path(__file__).resolve().parent
-    for directory in (package / "hooks", package.parent / "hooks"):
-        file = directory / hook
-        if file.is_file():
-            return file.read_text()
+    file = names.resource(f"hooks/{hook}")
+    if file.is_file():
+        return file.read_text()
     raise InstallError(f"the hook {hook} is not part of this installation", "install it again")
 
 

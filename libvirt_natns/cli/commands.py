@@ -16,19 +16,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
-from libvirt_natns import (
-    __version__,
+from libvirt_natns import __version__, firewall, names
+from libvirt_natns.cli import (
     diagram,
     doctor,
-    firewall,
-    forward_cli,
+    forward,
     install,
-    names,
     output,
-    service_status,
+    service_control,
     status,
     uninstall,
 )
+from libvirt_natns.cli import router as router_cli
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
 from libvirt_natns.engine import plan, rebuild, reconcile
@@ -38,7 +37,6 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
-from libvirt_natns.router import cli as router_cli
 from libvirt_natns.service import client
 from libvirt_natns.state import database
 from libvirt_natns.state.networks import Record, Store
@@ -101,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser(
         "forward", help="list, add or remove published ports of guests", description=FORWARD
     )
-    forward_cli.add_parser(sub, _engine)
+    forward.add_parser(sub, _engine)
     sub = commands.add_parser("router", help="up, down, confirm or status", description=ROUTER)
     router_cli.add_parser(sub, _machine)
     add("metrics", _metrics, "print what there is and what has happened, for Prometheus")
@@ -213,7 +211,7 @@ def _install(options: argparse.Namespace) -> int:
         print(f"virt-natns: {code.said}", file=sys.stderr)
     told = install.reload_daemons()
     print(f"told {', '.join(told)} to look for hooks" if told else "no libvirt daemon runs now")
-    print(service_status.start())
+    print(service_control.start())
     with suppress(LibvirtError, StoreError):
         # Without libvirt it is sync's to do.
         _rebuild()
@@ -268,7 +266,7 @@ def _uninstall(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     health = _health()
     with _engine(look_only=True) as engine:
-        found = service_status.with_health(
+        found = service_control.with_health(
             status.collect(engine, _known(), options.network), health
         )
         if options.network and not found:
@@ -276,19 +274,19 @@ def _status(options: argparse.Namespace) -> int:
                 f"there is no network {options.network} that was handled",
                 "virt-natns status lists all",
             )
-        host = reconcile.host_differences(engine) + service_status.of_host(health)
+        host = reconcile.host_differences(engine) + service_control.of_host(health)
         missed = [] if options.network else reconcile.missed(engine, _asker())
         guests = [] if options.network else reconcile.guest_differences(engine, _ask_guests)
     if options.json:
-        print(status.as_json(found, host, missed, guests, service_status.as_object(health)))
+        print(status.as_json(found, host, missed, guests, service_control.as_object(health)))
     else:
         print(status.text(found, host, missed, guests, str(health)))
     return 0
 
 
-def _health() -> service_status.Health:
+def _health() -> service_control.Health:
     _require_root()
-    return service_status.ask()
+    return service_control.ask()
 
 
 def _known() -> frozenset[str] | None:

@@ -13,8 +13,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from libvirt_natns import forward_edit, forward_list, names
+from libvirt_natns import names
 from libvirt_natns.addresses import parsed
+from libvirt_natns.cli import forward_edit, forward_list
+from libvirt_natns.cli.forward_edit import Options, Spec, Surroundings
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.daemons.libvirt import Guest, Where
 from libvirt_natns.documents import libvirt_xml
@@ -26,7 +28,6 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.forwards import ANY, Attachment, Selector, listening, said
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.forward_edit import Options, Spec, Surroundings
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Forward, Protocol
 from libvirt_natns.state.guests import PortKey

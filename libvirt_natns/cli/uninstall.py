@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
-from libvirt_natns import install, names
+from libvirt_natns import names
+from libvirt_natns.cli import install
 from libvirt_natns.errors import InstallError, RouterError, describe
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ def check_no_router() -> None:
 
 
 def _end_service() -> str | None:
-    from libvirt_natns import service_status
+    from libvirt_natns.cli import service_control
 
-    return service_status.end()
+    return service_control.end()
 
 
 def _release(ask: Ask, *, renew: bool) -> "Outcome":

@@ -7,7 +7,6 @@ what to do), 2 wrong usage.
 
 import argparse
 import os
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -39,6 +38,7 @@ from libvirt_natns.model import Config, Network
 from libvirt_natns.records import replace
 from libvirt_natns.service import client
 from libvirt_natns.state import database
+from libvirt_natns.state.database import SQLError
 from libvirt_natns.state.networks import Record, Store
 from libvirt_natns.upstream import selection
 from libvirt_natns.upstream.router import networks
@@ -145,7 +145,7 @@ def _machine() -> Iterator[Machine]:
     with ExitStack() as cleanup:
         try:
             engine = cleanup.enter_context(_engine(settings, look_only=True))
-        except (NatnsError, OSError, sqlite3.Error) as error:
+        except (NatnsError, OSError, SQLError) as error:
             faults.append(_as_fault(error, str(names.STATE_DIRECTORY / "state.db")))
             yield _bare_machine(settings, cleanup.enter_context(Kernel()), faults)
             return

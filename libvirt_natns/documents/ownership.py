@@ -29,9 +29,6 @@ LINKS = "/sys/class/net"
 LONGEST = 1 << 20
 """Octets of the configuration in which the scope is looked for."""
 
-BUSY_TIMEOUT = 1.0
-"""Seconds to wait for a state database that another process changes."""
-
 
 def scope() -> str:
     """The configuration's ``scope``, also where the rest of the file is wrong.
@@ -76,14 +73,9 @@ def was_handled(uuid: str) -> bool:
     if uuid in _list(NETWORKS):
         return True
     try:
-        import sqlite3
-        from contextlib import closing
+        from libvirt_natns.state.recorded import has_network
 
-        # Of whatever format; it is not made where it is missing.
-        where = f"file:{DATABASE}?mode=rw"
-        with closing(sqlite3.connect(where, uri=True, timeout=BUSY_TIMEOUT)) as database:
-            query = "SELECT 1 FROM network WHERE uuid = ?"
-            return database.execute(query, (uuid,)).fetchone() is not None
+        return has_network(DATABASE, uuid)
     except Exception:  # whatever is wrong with it, it cannot tell
         return False
 

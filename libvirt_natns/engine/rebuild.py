@@ -11,28 +11,23 @@ their leases, reservations and chosen ports back.
 """
 
 import shutil
-import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
 from libvirt_natns import names
 from libvirt_natns.engine.adoption import Adopted, adopt
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.errors import DamagedError, NatnsError, StoreError
+from libvirt_natns.errors import DamagedError, StoreError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
-from libvirt_natns.state import database
+from libvirt_natns.state import database, salvage
 from libvirt_natns.state.networks import Store
-from libvirt_natns.state.schema import VERSION
 
 NAME = "state database"
-
-SALVAGED = ("network", "lease", "transit", "transit6", "reservation", "chosen_port")
-"""Tables with what outlives networks and guests."""
 
 
 class Running(Protocol):
@@ -95,7 +90,7 @@ def _rebuild(
     shutil.rmtree(fresh, ignore_errors=True)
     with closing(Store(fresh)) as store, Kernel() as kernel:
         adopted = adopt(Engine(settings, store, kernel), active, running.domains)
-        salvage(directory / database.FILE, store)
+        salvage.copy(directory / database.FILE, store)
     about = found.fact.removeprefix(f"state database {directory / database.FILE}: ")
     told = f"{about}: made anew from what runs"
     kept = _swap(fresh, directory)
@@ -117,39 +112,3 @@ def _swap(fresh: Path, directory: Path) -> Path | None:
         except OSError as error:
             raise database.failure(path, "replace", error) from error
     return kept
-
-
-def salvage(damaged: Path, store: Store) -> None:
-    """Add what can be read of a damaged database and contradicts nothing in ``store``."""
-    if not damaged.exists():
-        return
-    with suppress(sqlite3.Error), closing(sqlite3.connect(damaged)) as old:
-        if old.execute("PRAGMA user_version").fetchone()[0] != VERSION:
-            return
-        for table in SALVAGED:
-            # All of a table, or nothing: a value may be damaged, too.
-            with suppress(NatnsError), store.transaction() as db:
-                _copy(old, db, table)
-                store.check()
-        with store.transaction() as db:
-            _name_owners(old, db)
-
-
-def _copy(old: sqlite3.Connection, db: sqlite3.Connection, table: str) -> None:
-    # What runs has been adopted: all other networks are down.
-    columns = [row[1] for row in db.execute(f"PRAGMA table_info ({table})")]
-    values = ["'down'" if column == "state" else column for column in columns]
-    marks = ", ".join("?" * len(columns))
-    with suppress(sqlite3.Error):
-        for row in old.execute(f"SELECT {', '.join(values)} FROM {table}"):
-            db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", tuple(row))
-
-
-def _name_owners(old: sqlite3.Connection, db: sqlite3.Connection) -> None:
-    """Name the guests at rest whose reservations were adopted: dnsmasq knows MACs alone."""
-    with suppress(sqlite3.Error):
-        for row in old.execute("SELECT owner, network, mac FROM reservation"):
-            db.execute(
-                "UPDATE reservation SET owner = ? WHERE owner = '' AND network = ? AND mac = ?",
-                tuple(row),
-            )

@@ -23,6 +23,9 @@ from libvirt_natns.errors import DamagedError, FormatError, StoreError
 from libvirt_natns.kernel.locks import at_most, locked
 from libvirt_natns.state.schema import MIGRATIONS, SCHEMA, VERSION
 
+SQLError = sqlite3.Error
+"""SQLite's own error, for callers that go on whatever the database has."""
+
 R = TypeVar("R")
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.engine.rebuild import damage, salvage
+from libvirt_natns.engine.rebuild import damage
+from libvirt_natns.state import salvage
 from libvirt_natns.state.guests import PortKey, Registry
 from libvirt_natns.state.networks import Record, Store, boot_id, now
 
@@ -52,7 +53,7 @@ def owner(store: Store) -> str:
 
 
 def test_all_that_can_be_read(old: Path, store: Store) -> None:
-    salvage(old, store)
+    salvage.copy(old, store)
     record = store.network("uuid-a")
     assert record is not None
     # libvirt did not tell that it runs.
@@ -66,7 +67,7 @@ def test_what_runs_has_been_adopted_and_stays(old: Path, store: Store) -> None:
     assert store.reserve("provider", "br0", "uuid-a", OTHER)
     assert store.reserve("provider", "br0", "uuid-b", ADDRESS)
     Registry(store).choose_port(PortKey("uuid-mail", "uuid-a", "tcp", "", 25), 20000)
-    salvage(old, store)
+    salvage.copy(old, store)
     assert store.leases("provider", "uuid-a").address == OTHER
     assert store.leases("provider", "uuid-b").address == ADDRESS
     assert Registry(store).chosen_port(KEY) is None
@@ -75,7 +76,7 @@ def test_what_runs_has_been_adopted_and_stays(old: Path, store: Store) -> None:
 def test_a_table_with_nonsense_is_left_out(old: Path, store: Store) -> None:
     change(old, "UPDATE network SET subnets = 'x'")
     assert damage(old.parent) is not None
-    salvage(old, store)
+    salvage.copy(old, store)
     assert store.networks() == []
     assert store.leases("provider", "uuid-a").address == ADDRESS
     assert owner(store) == "uuid-web"
@@ -85,13 +86,13 @@ def test_a_table_with_nonsense_is_left_out(old: Path, store: Store) -> None:
 @pytest.mark.parametrize("statement", ["PRAGMA user_version = 2", "DROP TABLE lease"])
 def test_another_format(statement: str, old: Path, store: Store) -> None:
     change(old, statement)
-    salvage(old, store)
+    salvage.copy(old, store)
     assert store.leases("provider", "uuid-a").address is None
     store.check()
 
 
 def test_no_database_at_all(old: Path, store: Store) -> None:
     old.write_bytes(b"nothing of the kind" * 100)
-    salvage(old, store)
-    salvage(old.parent / "missing", store)
+    salvage.copy(old, store)
+    salvage.copy(old.parent / "missing", store)
     assert store.networks() == []

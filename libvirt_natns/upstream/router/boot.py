@@ -8,7 +8,6 @@ routes back: by what was kept, by the journal, else by the shell script that was
 where the router was confirmed.
 """
 
-import sqlite3
 from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network
 
@@ -17,6 +16,7 @@ from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
+from libvirt_natns.state.database import SQLError
 from libvirt_natns.upstream.router import hardware, journal, nic, preflight, recover, restore
 from libvirt_natns.upstream.router.downstream import Needs
 from libvirt_natns.upstream.router.journal import Kept, Record, Target
@@ -80,7 +80,7 @@ def _needs(machine: Machine, say: Say) -> NeedsOf:
     def needs(target: Target) -> Needs:
         try:
             return machine.needs(target)
-        except (StoreError, sqlite3.Error) as error:
+        except (StoreError, SQLError) as error:
             if not told:
                 say(f"the networks of router {target.name} are not known: {error}")
             told.append(error)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The rooms of the package: imports point down, and each library has one importer."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "libvirt_natns"
+LIBRARIES = ("iptc", "libvirt", "lxml", "prometheus_client", "pyroute2", "sqlite3")
+
+ROOMS = (
+    ("ground",),
+    ("kernel",),
+    ("daemons", "firewall", "state"),
+    ("documents",),
+    ("upstream",),
+    ("engine",),
+    ("service",),
+    ("cli",),
+    ("hook",),
+)
+"""From the ground up: a room imports from itself and from rooms below; those beside it not."""
+
+IMPORTERS = {
+    "iptc": {"firewall.iptables_child"},
+    "libvirt": {"daemons.libvirt", "daemons.libvirt_events"},
+    "lxml": {"documents.libvirt_xml"},
+    "prometheus_client": {"service.metrics"},
+    "pyroute2": {"kernel.pyroute2_lite"},
+    "sqlite3": {
+        f"state.{module}" for module in ("database", "guests", "networks", "recorded", "salvage")
+    },
+}
+
+START = {"__main__"}
+"""Runs the command line, and is imported by nothing."""
+
+
+def modules() -> dict[str, Path]:
+    """Return each module's file by its name below the package."""
+    files = {file.relative_to(PACKAGE).with_suffix(""): file for file in PACKAGE.rglob("*.py")}
+    names = {".".join(place.parts): file for place, file in files.items()}
+    return {name.removesuffix(".__init__"): file for name, file in names.items()}
+
+
+def room(module: str) -> str:
+    """Return a module's room; modules that stand in none are the ground."""
+    head, _, rest = module.partition(".")
+    return head if rest or head == "hook" or (PACKAGE / head).is_dir() else "ground"
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Yield all that a file imports, in functions and for types as well, dotted."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_modules(module: str) -> set[str]:
+    """Return the modules of the package that a module imports."""
+    found = set()
+    for name in imports(MODULES[module]):
+        head, _, inner = name.partition(".")
+        if head == PACKAGE.name:
+            found.add(inner if inner in MODULES else inner.rpartition(".")[0])
+    return found - {""}
+
+
+MODULES = modules()
+PLACE = {name: number for number, names in enumerate(ROOMS) for name in names}
+
+
+def test_each_room_has_its_place() -> None:
+    assert {room(module) for module in MODULES} == set(PLACE)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - START))
+def test_imports_point_down(module: str) -> None:
+    own = room(module)
+    above = {
+        other
+        for other in imported_modules(module)
+        if room(other) != own and PLACE[room(other)] >= PLACE[own]
+    }
+    assert not above
+
+
+def test_each_library_has_its_importer() -> None:
+    importers: dict[str, set[str]] = {}
+    for module, file in MODULES.items():
+        for name in imports(file):
+            if (library := name.partition(".")[0]) in LIBRARIES:
+                importers.setdefault(library, set()).add(module)
+    assert importers == IMPORTERS

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import libvirt_natns
-from libvirt_natns import firewall, names
+from libvirt_natns import firewall, names, service
 from libvirt_natns.cli import commands
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config
@@ -97,9 +96,9 @@ def test_a_missing_library_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    for module in ("metrics", "service"):
-        monkeypatch.delitem(sys.modules, f"libvirt_natns.{module}", raising=False)
-        monkeypatch.delattr(libvirt_natns, module, raising=False)
+    for module in ("metrics", "daemon"):
+        monkeypatch.delitem(sys.modules, f"libvirt_natns.service.{module}", raising=False)
+        monkeypatch.delattr(service, module, raising=False)
     for command in ("metrics", "serve"):
         assert commands.main([command]) == 1
         assert capsys.readouterr().err == (

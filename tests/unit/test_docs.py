@@ -251,7 +251,7 @@ def test_reference_has_the_metrics(tmp_path: Path) -> None:
 def logged_events() -> set[str]:
     """The events that any module writes into the log, those named by a variable apart."""
     found = set()
-    for module in (CHECKOUT / "libvirt_natns").glob("*.py"):
+    for module in (CHECKOUT / "libvirt_natns").rglob("*.py"):
         for node in ast.walk(ast.parse(module.read_text())):
             if (
                 isinstance(node, ast.Call)
@@ -265,7 +265,7 @@ def logged_events() -> set[str]:
 
 def changing_verbs() -> set[str]:
     """The verbs of which those who look on are told."""
-    texts = [module.read_text() for module in (CHECKOUT / "libvirt_natns").glob("*.py")]
+    texts = [module.read_text() for module in (CHECKOUT / "libvirt_natns").rglob("*.py")]
     told = r'(?:self\._changing\(|tell\(self\.observer, )"([^"]+)"'
     return {verb for text in texts for verb in re.findall(told, text)}
 

@@ -150,7 +150,12 @@ def test_what_is_not_ours_loads_next_to_nothing() -> None:
     status, *modules = done.stderr.decode().split()
     assert status == "0"
     own = {name for name in modules if name.startswith("libvirt_natns")}
-    assert own == {"libvirt_natns", "libvirt_natns.hook", "libvirt_natns.documents.xml_sniff"}
+    assert own == {
+        "libvirt_natns",
+        "libvirt_natns.hook",
+        "libvirt_natns.documents",
+        "libvirt_natns.documents.xml_sniff",
+    }
     # What the bare interpreter has loaded anyway, and a parser.
     bare = [sys.executable, "-IS", "-c", "import sys; print(*sys.modules)"]
     loaded = subprocess.run(bare, capture_output=True, check=True, text=True).stdout.split()
@@ -366,13 +371,13 @@ def test_a_network_without_address_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize("kind", ["network", "qemu"])
-@pytest.mark.parametrize("name", ["hook", "glance", "__init__"])
+@pytest.mark.parametrize("name", ["hook", "documents/xml_sniff", "__init__"])
 def test_half_a_package_is_harmless(kind: str, name: str, tmp_path: Path) -> None:
     """As a disk that was full when it was installed leaves it."""
     package = tmp_path / "libvirt_natns"
-    package.mkdir()
-    for module in ("__init__", "hook", "glance", "errors"):
-        shutil.copy(CHECKOUT / "libvirt_natns" / f"{module}.py", package)
+    (package / "documents").mkdir(parents=True)
+    for module in ("__init__", "hook", "errors", "documents/__init__", "documents/xml_sniff"):
+        shutil.copy(CHECKOUT / "libvirt_natns" / f"{module}.py", package / f"{module}.py")
     (package / f"{name}.py").write_text("def half(\n")
     (tmp_path / "hooks").mkdir()
     (tmp_path / "guests" / UUID).mkdir(parents=True)
@@ -401,7 +406,9 @@ def test_without_the_package_the_hooks_are_harmless(kind: str, tmp_path: Path) -
 def test_a_missing_library_is_told_in_a_line(tmp_path: Path) -> None:
     """Without lxml a network of ours cannot start, and any other can."""
     shutil.copytree(CHECKOUT / "libvirt_natns", tmp_path / "libvirt_natns")
-    (tmp_path / "libvirt_natns" / "document.py").write_text("import no_such_library\n")
+    (tmp_path / "libvirt_natns" / "documents" / "libvirt_xml.py").write_text(
+        "import no_such_library\n"
+    )
     (tmp_path / "hooks").mkdir()
     script = Path(shutil.copy(HOOKS / "network", tmp_path / "hooks"))
     done = run("network", "a", "start", "begin", "-", data=network(""), script=script)

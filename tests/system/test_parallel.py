@@ -16,6 +16,7 @@ from lab import (
     isolated,
     natns,
     remove_config,
+    run,
     snapshot,
     spawn,
     virsh,
@@ -136,6 +137,8 @@ def test_storm() -> None:
 def test_a_start_that_died_holds_others_up_for_a_while_only(libvirtd: Libvirtd) -> None:
     """libvirt tells nobody that a start has failed after its hook."""
     define_network(isolated("dead", "virbr10"))
+    # As long as it has a bridge, it may be a slow one.
+    run("ip", "link", "add", "virbr10", "type", "bridge")
     die_after_start("dead")
     define_network(isolated("same", "virbr11"))
     other = uuid_of(1)  # a name would be looked for behind the lock of the other
@@ -144,6 +147,7 @@ def test_a_start_that_died_holds_others_up_for_a_while_only(libvirtd: Libvirtd) 
     wait_for(lambda: calls_of_hook(libvirtd, "same"), what="its start")
     virsh("net-start", other)
     assert waiting.poll() is None, "it did not wait, or other subnets wait, too"
+    run("ip", "link", "delete", "virbr10")
     output, error = waiting.communicate(timeout=60)
     assert waiting.returncode == 0, output + error
     virsh("net-start", "dead")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Run the system tests, a file a sandbox, one sandbox more at once than there are cores.
+"""Run the system tests, a file a sandbox, two sandboxes more at once than there are cores.
 
     tests/in_sandboxes.py [PYTEST ARGUMENT...]
 
@@ -24,22 +24,31 @@ NO_TESTS = 5
 # Those that take longest begin first, so that none is left to run alone.
 FIRST = (
     "test_breakage",
-    "test_damaged_state",
     "test_killed",
-    "test_parallel",
     "test_router_boot",
     "test_given_up",
     "test_service",
-    "test_healing",
-    "test_odd_documents",
     "test_ansible",
     "test_guest_claims",
+    "test_odd_documents",
+    "test_damaged_state",
     "test_firewall_packets",
     "test_ipv6_kinds",
     "test_failures",
+    "test_boundary_legacy",
     "test_hostile_leases",
     "test_boundary_libvirt",
+    "test_boundary_forward",
+    "test_guest_life",
     "test_full_disk",
+    "test_boundary_namespace",
+    "test_healing",
+    "test_damaged_meanwhile",
+    "test_dhcp_upstream",
+    "test_dhcp_dns",
+    "test_follower",
+    "test_forward_commands",
+    "test_parallel",
 )
 
 
@@ -91,7 +100,7 @@ def main() -> int:
     files = sorted((TESTS / "system").glob("test_*.py"), key=rank)
     outcomes = []
     # Tests wait for other processes half of their time.
-    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
+    with ThreadPoolExecutor((os.cpu_count() or 1) + 2) as pool:
         jobs = [pool.submit(run, file, sys.argv[1:]) for file in files]
         for job in as_completed(jobs):
             outcome = job.result()

@@ -176,9 +176,8 @@ class Service:
             self.journal.say("error", "startup", error=error)
             return
         up = [record.uuid for record in found if record.state == "up" and record.this_boot]
+        # It has those looked at that are new to it.
         self.watch.follow(up)
-        for uuid in up:
-            self.healer.suspect(uuid)
         for record in found:
             if record.state != "up":
                 self.starts.expect(record.uuid)

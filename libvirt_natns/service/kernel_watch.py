@@ -10,14 +10,15 @@ sockets before the call that caused it returns, so when a change is over, all
 that it caused is waiting there.  Its end is therefore handed to the thread that
 reads the sockets: that one takes the ends first, then reads all that waits, still
 looking away from the networks concerned, and attends to them again only then.
+A message does not tell who caused it.  So a network that was heard of during a change
+of ours, and one that was not yet watched, is looked at once more after the change.
 
 Between events nothing is polled, with two exceptions: legacy iptables, which
 tells nothing, is asked every second or more often, where it is in use; and an audit now and
 then finds what no event tells, one network at a time.
 
-Known limits: what somebody else does to a network while we change it ourselves
-is taken for ours, until the audit; links and routes of the host are looked at once
-our change is over.  Taken for ours are also settings of which the kernel tells
+Known limits: rules of the host that somebody else changes while we change them are
+taken for ours, until the audit.  Taken for ours are also settings of which the kernel tells
 nothing (arp_ignore and the like) and rules of legacy iptables that are replaced
 by as many others of the same size.
 """
@@ -40,6 +41,9 @@ from libvirt_natns.kernel import outward_links
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.service import netlink_monitor as n
 from libvirt_natns.state.networks import Record
+
+ONCE_MORE = 1.0
+"""Seconds from the end of a change of ours to the look at what happened meanwhile."""
 
 AUDIT = 1800.0
 """Seconds in which each network is looked at once ..."""
@@ -143,11 +147,12 @@ class _Followed:
 class _Own:
     """Our own changes: how many go on by network, and which ended since the last look.
 
-    ``overheard``: something happened to links of the host meanwhile, by whomever.
+    ``overheard`` are those that something happened to meanwhile, caused by us or not; for
+    HOST, rules do not count.
     """
 
     going_on: Counter[str] = field(default_factory=Counter)
-    overheard: bool = False
+    overheard: set[str] = field(default_factory=set)
     ended: list[str] = field(default_factory=list)
     all_ended: int = 0
     attended: int = 0
@@ -184,6 +189,7 @@ class Watch:
         self._host_size = 0
         self._unread: set[str] = set()
         self._newcomers: dict[str, float] = {}
+        self._once_more: dict[str, float] = {}
         self._audits: Iterator[str] = iter(())
         self._next_audit = 0.0
         self._next_tick = 0.0
@@ -276,13 +282,17 @@ class Watch:
         return ended
 
     def _suspect(self, uuid: str | None) -> None:
-        if uuid is not None and not self._own.going_on[uuid]:
+        if uuid is None:
+            return
+        if not self._own.going_on[uuid]:
             self._tell(uuid)
+        elif uuid != HOST:
+            self._own.overheard.add(uuid)
 
     def _suspect_host(self) -> None:
         """Something happened to what is the host's besides rules: we change that seldom."""
         if self._own.going_on[HOST]:
-            self._own.overheard = True
+            self._own.overheard.add(HOST)
         else:
             self._tell(HOST)
 
@@ -422,11 +432,16 @@ class Watch:
             busy = self._own.going_on[uuid] > 0
             if not busy:
                 del self._own.going_on[uuid]
-        if uuid == HOST and not busy and self._own.overheard:
-            self._own.overheard = False
-            self._tell(HOST)
         if not busy:
+            heard = uuid in self._own.overheard
+            self._own.overheard.discard(uuid)
+            new = uuid not in self._followed
             self._refresh(uuid)
+            if uuid == HOST:
+                if heard:
+                    self._tell(HOST)
+            elif uuid in self._followed and (heard or new):
+                self._once_more.setdefault(uuid, time.monotonic() + ONCE_MORE)
         with self._changed:
             self._own.attended += 1
             self._changed.notify_all()
@@ -505,6 +520,7 @@ class Watch:
         """Seconds to wait at most; None without end."""
         due = [self._next_audit] if self._followed else []
         due += [self._next_tick] if self._ticks else []
+        due += self._once_more.values()
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     @property
@@ -512,6 +528,9 @@ class Watch:
         return bool(self._unread or self._newcomers or self._host_tables >= 0)
 
     def _on_time(self, now: float) -> None:
+        for uuid in [each for each, due in self._once_more.items() if now >= due]:
+            del self._once_more[uuid]
+            self._suspect(uuid)
         if self._ticks and now >= self._next_tick:
             asked = sum(one.tables >= 0 for one in self._followed.values())
             self._next_tick = now + min(TICK, max(TICK_LEAST, TICK_EACH * asked))

@@ -19,6 +19,7 @@ sys.path.append(os.fspath(CHECKOUT))
 pytest.register_assert_rewrite("lab_bench")
 
 import lab  # noqa: E402 - needs the checkout on the path
+import lab_base  # noqa: E402
 import lab_service  # noqa: E402
 
 SETTLING = 5.0
@@ -39,8 +40,10 @@ def libvirtd() -> Iterator[lab.Libvirtd]:
     daemon = lab.Libvirtd()
     daemon.start()
     daemon.prime()
+    lab_base.start_command_server()
     yield daemon
     lab.clear()
+    lab_base.end_command_server()
 
 
 @pytest.fixture(autouse=True)

@@ -6,18 +6,13 @@ plain sockets, so that it can judge what the code under test did.
 """
 
 import os
-import signal
 import subprocess
-import sys
-import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
+
+from lab_commands import CommandServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = CHECKOUT / ".cache"
@@ -26,11 +21,10 @@ CONFIG_FILE = Path("/etc/libvirt-natns/config.toml")
 
 MARKER = "LIBVIRT_NATNS_SANDBOX"
 
-FORKED = frozenset({"check", "sync", "status"})
-"""Commands that tests run often, and that end by themselves."""
-
 Result = subprocess.CompletedProcess[str]
 T = TypeVar("T")
+
+command_server: CommandServer | None = None
 
 
 class LabError(Exception):
@@ -166,59 +160,33 @@ def remove_config() -> None:
 
 
 def natns(*arguments: str, check: bool = True, timeout: float = 60.0) -> Result:
-    """Run ``virt-natns ARGUMENTS`` from the checkout."""
+    """Run ``virt-natns ARGUMENTS`` from the checkout, by the command server where one runs."""
     __tracebackhide__ = True
     command = (PYTHON, "-m", "libvirt_natns", *arguments)
-    if not FORKED.intersection(arguments[:1]) or threading.active_count() > 1:
+    if command_server is None:
         env = {"PYTHONPATH": os.fspath(CHECKOUT)}
         return run(*command, check=check, timeout=timeout, env=env)
-    result = _forked(command, arguments, timeout)
+    answer = command_server.run(arguments, timeout)
+    if answer is None:
+        raise LabError(f"{' '.join(command)}: not done after {timeout} s")
+    result = Result(list(command), *answer)
     if check and result.returncode != 0:
         raise CommandError(result)
     return result
 
 
-def _forked(command: tuple[str, ...], arguments: tuple[str, ...], timeout: float) -> Result:
-    """Run a command of virt-natns in a copy of this process, without another interpreter."""
-    from libvirt_natns.cli import commands  # once, where it is needed
-
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        sys.stdout.flush()
-        pid = os.fork()
-        if not pid:
-            _become(partial(commands.main, list(arguments)), out.fileno(), err.fileno())
-        deadline = time.monotonic() + timeout
-        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise LabError(f"{' '.join(command)}: not done after {timeout} s")
-            time.sleep(0.002)
-        said = []
-        for file in (out, err):
-            file.seek(0)
-            said.append(file.read().decode(errors="replace"))
-        return Result(list(command), os.waitstatus_to_exitcode(ended[1]), *said)
+def start_command_server() -> None:
+    """Have all later commands run by a server."""
+    global command_server
+    command_server = CommandServer(CHECKOUT)
 
 
-def _become(command: Callable[[], int], out: int, err: int) -> NoReturn:
-    """Be the command, and end."""
-    status = 70
-    try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-        status = command()
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
+def end_command_server() -> None:
+    """End the server, if there is one."""
+    global command_server
+    if command_server is not None:
+        command_server.end()
+    command_server = None
 
 
 def install_natns(*options: str) -> Result:

@@ -18,7 +18,7 @@ ROLE = CHECKOUT / "contrib" / "ansible"
 # Nothing is left in the home of whoever runs the tests.
 HOME = (
     "export ANSIBLE_HOME=/run/home ANSIBLE_REMOTE_TEMP=/run/home/tmp"
-    " ANSIBLE_ASYNC_DIR=/run/home/async HOME=/run/home"
+    " ANSIBLE_ASYNC_DIR=/run/home/async ANSIBLE_PIPELINING=True HOME=/run/home"
     " ANSIBLE_LOCALHOST_WARNING=False LC_ALL=C.UTF-8; mkdir -p /run/home"
 )
 PLAY = "ansible-playbook -i localhost, -c local -e @/run/vars.json"

@@ -229,7 +229,7 @@ DAMAGES: dict[str, Callable[[], object]] = {
 CASES = [("nftables", damage) for damage in DAMAGES] + [("iptables", "garbage")]
 
 
-@pytest.mark.parametrize(("world", "damage"), CASES, indirect=["world"])
+@pytest.mark.parametrize(("world", "damage"), CASES, indirect=["world"], scope="module")
 def test_sync_rebuilds_it_and_nothing_that_runs_is_interrupted(damage: str, world: World) -> None:
     before, host = state(), unordered()
     kept = {network: inside(network) for network in ("a", "b", "c")}

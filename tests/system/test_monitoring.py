@@ -220,6 +220,7 @@ def test_the_units_capabilities_suffice(installed: None, provider: Provider, bac
             guest.dhcp()
             assert guest.curl(f"http://{provider.gateway}/").startswith("192.168.0.1")
             # It sees, ends and starts processes of another user.
+            wait_for(lambda: service.logged("event=reconciled", since=marked), timeout=20)
             service.idle()
             os.kill(before := dnsmasq(), signal.SIGKILL)
             wait_for(lambda: service.logged("=healed", "dnsmasq of", since=marked), timeout=20)

@@ -27,7 +27,14 @@ from libvirt_natns.engine.apply import Step, Undo
 from libvirt_natns.engine.observer import HOST, NOBODY, Observer, tell
 from libvirt_natns.engine.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.engine.prebuilt import Built
-from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
+from libvirt_natns.errors import (
+    ChangedError,
+    ConflictError,
+    NatnsError,
+    NotUpError,
+    StoreError,
+    UpstreamError,
+)
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.defer import Later, at_once
@@ -189,18 +196,23 @@ class Engine:
         if self._state(uuid) == "down":
             _discard_directory(uuid)
 
-    def up(self, network: Network, xml: bytes) -> list[str]:
+    def up(self, network: Network, xml: bytes, *, only_if_up: bool = False) -> list[str]:
         """Make the network's namespace and all that is in it; returns what differed.
 
         Runs in `started`, when the bridge is there, and whenever a network must
         be repaired.  Raises a NatnsError and takes back what it created.
+
+        ``only_if_up`` is for a repair without an event.  Changes nothing then, and raises
+        NotUpError or ChangedError, unless the network is up with ``xml`` as its document.
         """
         upstream = self.planner.upstream(network)
-        if self._state(network.uuid) not in ("starting", "up"):
+        if not only_if_up and self._state(network.uuid) not in ("starting", "up"):
             # Nobody answered its `start`.
             self._check(network, upstream)
             self._end_rivals(network, active=True)
         with self._changing("up", network.uuid, network.name) as repaired, Undo() as undo:
+            if only_if_up:
+                self._check_up(network, xml)
             made = self._joined(network.uuid)
             self._admit(network, xml, upstream, undo)
             upstream = self._as_leased(network, upstream)
@@ -229,6 +241,14 @@ class Engine:
                 self.store.set_state(network.uuid, "up")
             undo.pop_all()
         return repaired
+
+    def _check_up(self, network: Network, xml: bytes) -> None:
+        """Raise NotUpError or ChangedError unless a network is up with that document."""
+        record = self.store.network(network.uuid)
+        if record is None or record.state != "up" or not record.this_boot:
+            raise NotUpError(f"network {network.name} is not up")
+        if record.document != xml:
+            raise ChangedError(f"network {network.name} was changed")
 
     def _end_leasing(self, network: Network, upstream: Upstream, undo: Undo) -> None:
         """Give back what a DHCP server has leased: the configuration was another one."""

@@ -2,15 +2,17 @@
 """Which upstream address the engine keeps, takes and gives back."""
 
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import pytest
 
+from libvirt_natns import names
 from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.errors import DocumentError
+from libvirt_natns.errors import ChangedError, DocumentError, NotUpError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     AddressRange,
@@ -23,7 +25,7 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.networks import Record, State, Store, boot_id, now
 
 FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
 GUEST = IPv4Address("10.0.0.5")
@@ -95,3 +97,31 @@ def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine)
     lease(engine, FOREIGN)
     engine._renew_leases(NETWORK, PROVIDER)
     assert engine.store.leases("provider", "a").address == FOREIGN
+
+
+class Idle:
+    """A kernel session that a repair opens and leaves as it is."""
+
+    def work(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def forget(self) -> None:
+        """Forget nothing."""
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_a_repair_brings_up_only_what_is_up_and_unchanged(
+    state: State, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    config = Config(upstreams={"provider": PROVIDER}, upstream="provider")
+    repairing = replace(engine, config=config, kernel=cast("Kernel", Idle()))
+    network = replace(NETWORK, nat=NatMetadata(upstream="provider"))
+    record = Record(
+        "a", "a", "nat-a", "virbr10", "provider", "bridge", (), True, state, boot_id(), now(),
+        b"<network/>",
+    )  # fmt: skip
+    engine.store.put(record)
+    with pytest.raises(ChangedError if state == "up" else NotUpError):
+        repairing.up(network, b"<network>edited</network>", only_if_up=True)
+    assert engine.store.network("a") == record

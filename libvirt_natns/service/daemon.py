@@ -41,7 +41,6 @@ from libvirt_natns.errors import (
 )
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.locks import OURS, make_directory
-from libvirt_natns.service.background import Background
 from libvirt_natns.service.client import SOCKET
 from libvirt_natns.service.engine_pool import Kept
 from libvirt_natns.service.healer import Healer
@@ -51,6 +50,7 @@ from libvirt_natns.service.log import Journal
 from libvirt_natns.service.metrics import Metrics
 from libvirt_natns.service.server import Answering
 from libvirt_natns.service.starts import Starts
+from libvirt_natns.service.workqueue import Background
 from libvirt_natns.state.address_conflicts import Conflicts
 from libvirt_natns.state.networks import Record, Store
 from libvirt_natns.upstream import routers

@@ -27,8 +27,8 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import LibvirtError, NatnsError
-from libvirt_natns.service.agenda import Agenda
 from libvirt_natns.service.log import Journal, Level
+from libvirt_natns.service.workqueue import Workers, WorkQueue
 
 DRIVERS = (libvirtd.QEMU, libvirtd.LXC, libvirtd.NETWORK)
 WORKERS = 3
@@ -74,36 +74,35 @@ class Follower:
         self._sessions = sessions
         self._journal = journal
         self._reconcile = reconcile
-        self._agenda: Agenda[Task] = Agenda()
+        self._queue: WorkQueue[Task] = WorkQueue()
         self._loop = Loop()
-        self._keepers = {driver: Keeper(driver, journal, self._agenda) for driver in DRIVERS}
-        self._workers = [
-            Thread(target=self._work, name=f"follower-{number}", daemon=True)
-            for number in range(WORKERS)
-        ]
+        self._keepers = {driver: Keeper(driver, journal, self._queue) for driver in DRIVERS}
+        self._workers = Workers(self._queue, self._work, WORKERS, "libvirt-watch")
 
     def start(self) -> None:
         """Begin to listen, in threads that do not keep the process."""
         self._loop.start()
-        for thread in (*self._workers, *self._keepers.values()):
-            thread.start()
+        self._workers.start()
+        for keeper in self._keepers.values():
+            keeper.start()
 
     def stop(self) -> None:
         """End the connections and the threads, as far as libvirt lets them end in time."""
-        self._agenda.close()
+        self._queue.close()
         keepers = self._keepers.values()
         for keeper in keepers:
             keeper.stop()
         deadline = time.monotonic() + STOP_LIMIT
-        for thread in (*keepers, *self._workers):
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for keeper in keepers:
+            keeper.join(max(0.0, deadline - time.monotonic()))
+        self._workers.stop(max(0.0, deadline - time.monotonic()))
         # Last: a connection that is stuck ends by the loop alone.
         if not any(keeper.is_alive() for keeper in keepers):
             self._loop.stop()
 
     def reconcile_soon(self) -> None:
         """Have all reconciled, once for all who ask at about the same time."""
-        self._agenda.put("everything", GATHER)
+        self._queue.put("everything", GATHER)
 
     def is_active(self, uuid: str) -> bool | None:
         """Ask libvirt for a network; None without a connection.
@@ -115,17 +114,12 @@ class Follower:
 
     # -- working -----------------------------------------------------------
 
-    def _work(self) -> None:
-        while (task := self._agenda.take()) is not None:
-            try:
-                self._do(task)
-            except Exception:
-                # A fault of ours in one event must not keep the others back.
-                self._journal.say(
-                    "error", "fault", **_about(task), traceback=traceback.format_exc()
-                )
-            finally:
-                self._agenda.done(task)
+    def _work(self, task: Task) -> None:
+        try:
+            self._do(task)
+        except Exception:
+            # A fault of ours in one event must not keep the others back.
+            self._journal.say("error", "fault", **_about(task), traceback=traceback.format_exc())
 
     def _do(self, task: Task) -> None:
         """Look after somebody, or say why not; what was in force before still is."""
@@ -189,12 +183,12 @@ def _about(task: Task) -> dict[str, str]:
 class Keeper(Thread):
     """Keeps the connection to one driver, for as long as its daemon runs."""
 
-    def __init__(self, driver: Driver, journal: Journal, agenda: Agenda[Task]) -> None:
+    def __init__(self, driver: Driver, journal: Journal, queue: WorkQueue[Task]) -> None:
         super().__init__(name=f"libvirt-{driver.scheme}", daemon=True)
         self.driver = driver
         self.link: Link | None = None
         self._journal = journal
-        self._agenda = agenda
+        self._queue = queue
         self._patience = Patience()
         self._stopping = Event()
         self._ended = Event()
@@ -224,7 +218,7 @@ class Keeper(Thread):
         self._patience = Patience()
         self._journal.say("notice", "connected", uri=daemon.uri)
         self.link = link
-        self._agenda.put("everything", GATHER)
+        self._queue.put("everything", GATHER)
         # Whoever stops us has set the one before it looked at the other.
         if not self._stopping.is_set():
             ended.wait()
@@ -234,7 +228,7 @@ class Keeper(Thread):
 
     def _tell(self, happened: Happened) -> None:
         subject = Subject(self.driver, happened.kind, happened.uuid, happened.name)
-        self._agenda.put(subject, HOOKS_FIRST if happened.what == "life" else 0.0)
+        self._queue.put(subject, HOOKS_FIRST if happened.what == "life" else 0.0)
 
 
 class Patience:

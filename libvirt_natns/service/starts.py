@@ -9,15 +9,14 @@ slow start is never taken for one that failed.  libvirt is never asked while it
 makes the bridge and all that is on it, and never from a thread that answers hooks.
 """
 
-import time
 from collections.abc import Callable
-from threading import Condition, Thread
 
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.engine import given_up
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.errors import LibvirtError
 from libvirt_natns.service.log import Journal
+from libvirt_natns.service.workqueue import Workers, WorkQueue
 from libvirt_natns.state.networks import START_LIMIT, Record, now
 
 LOOK = 0.25
@@ -44,69 +43,37 @@ class Starts:
         self._sessions = sessions
         self._journal = journal
         self._ask = ask
-        self._changed = Condition()
-        self._due: dict[str, float] = {}
-        self._stopping = False
+        self._queue: WorkQueue[str] = WorkQueue()
+        self._askers = Workers(self._queue, self._follow, ASKERS, "starts")
         self._knows_daemon = False
-        self._threads = [
-            Thread(target=self._run, name=f"starts-{number}", daemon=True)
-            for number in range(ASKERS)
-        ]
 
     def start(self) -> None:
         """Begin to look."""
-        for thread in self._threads:
-            thread.start()
+        self._askers.start()
 
     def stop(self) -> None:
         """End; starts that go on are left to the next service."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        deadline = time.monotonic() + STOP_LIMIT
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        self._askers.stop(STOP_LIMIT)
 
     def expect(self, uuid: str) -> None:
         """Look at a network's start until it is over; from any thread."""
         self._note_daemon()
-        with self._changed:
-            self._due[uuid] = time.monotonic() + LOOK
-            self._changed.notify()
+        self._queue.postpone(uuid, LOOK)
 
     # -- the threads -------------------------------------------------------
 
-    def _run(self) -> None:
-        while (uuid := self._next()) is not None:
-            try:
-                again = self._goes_on(uuid)
-            except LibvirtError:
-                # The connection has broken: the next one tells, or the daemon's end.
-                self._look_again(uuid, BROKEN)
-            except Exception as error:  # the other starts are still to be followed
-                self._journal.say("error", "start", network=uuid, error=error)
-                self._look_again(uuid, START_LIMIT)
-            else:
-                if again:
-                    self._look_again(uuid, LOOK)
-
-    def _look_again(self, uuid: str, seconds: float) -> None:
-        with self._changed:
-            self._due.setdefault(uuid, time.monotonic() + seconds)
-            self._changed.notify()
-
-    def _next(self) -> str | None:
-        """Wait for a start that is to be looked at; None to end."""
-        with self._changed:
-            while not self._stopping:
-                uuid = min(self._due, key=self._due.__getitem__, default=None)
-                wait = None if uuid is None else self._due[uuid] - time.monotonic()
-                if uuid is not None and wait is not None and wait <= 0:
-                    del self._due[uuid]
-                    self._changed.notify()
-                    return uuid
-                self._changed.wait(wait)
-        return None
+    def _follow(self, uuid: str) -> None:
+        try:
+            again = self._goes_on(uuid)
+        except LibvirtError:
+            # The connection has broken: the next one tells, or the daemon's end.
+            self._queue.put_new(uuid, BROKEN)
+        except Exception as error:  # the other starts are still to be followed
+            self._journal.say("error", "start", network=uuid, error=error)
+            self._queue.put_new(uuid, START_LIMIT)
+        else:
+            if again:
+                self._queue.put_new(uuid, LOOK)
 
     def _goes_on(self, uuid: str) -> bool:
         """Look at a start; returns whether to look again."""

@@ -89,9 +89,7 @@ class Parts(Nobody):
 
     def idle(self) -> bool:
         """Whether nothing is due, repairs that failed and what was given up apart."""
-        with self.healer._work:
-            soon = time.monotonic() + 100
-            return not self.healer._busy and all(due > soon for due in self.healer._due.values())
+        return self.healer.is_idle(100)
 
 
 class Net:

@@ -6,8 +6,10 @@ hooks do their work in processes of their own, as without a service.
 """
 
 import os
+import re
 import signal
 import subprocess
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.records import replace
 from libvirt_natns.service import healer
 from libvirt_natns.service.kernel_watch import ENDED, Watch, Watched
+from libvirt_natns.service.repair import repair
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +363,7 @@ def test_a_network_that_goes_down_meanwhile_stays_down(parts: Parts, world: Prov
             run("ip", "link", "set", "virbr16", "up")
             try:
                 with pytest.raises(Exception, match="is not up"):
-                    parts.healer._repair(engine, net.uuid, record)
+                    repair(engine, net.uuid, record)
             finally:
                 run("ip", "link", "delete", "virbr16")
             again = engine.store.network(net.uuid)
@@ -370,8 +373,11 @@ def test_a_network_that_goes_down_meanwhile_stays_down(parts: Parts, world: Prov
 
 
 def test_idle_costs_nothing(parts: Parts, pair: tuple[Net, Net]) -> None:
-    threads = [parts.watch._thread, *parts.healer._workers]
-    clocks = [time.pthread_getcpuclockid(thread.ident) for thread in threads if thread]  # type: ignore[arg-type]
+    threads = [
+        thread for thread in threading.enumerate() if re.match("watch$|healer-", thread.name)
+    ]
+    assert len(threads) == 1 + healer.WORKERS
+    clocks = [time.pthread_getcpuclockid(thread.ident) for thread in threads if thread.ident]
 
     def used() -> float:
         return sum(map(time.clock_gettime, clocks))

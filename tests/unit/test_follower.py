@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Following libvirt without one: the agenda, patience, and which daemons run."""
+"""Following libvirt without one: patience, and which daemons run."""
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,72 +9,7 @@ import pytest
 
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirtd import LXC, NETWORK, QEMU, Daemon
-from libvirt_natns.service.agenda import Agenda
-from libvirt_natns.service.libvirt_watch import Patience, Subject
-
-# -- the agenda ------------------------------------------------------------------
-
-
-def test_equal_tasks_wait_once() -> None:
-    agenda: Agenda[Subject] = Agenda()
-    agenda.put(Subject(QEMU, "guest", "1", "web"))
-    agenda.put(Subject(QEMU, "guest", "1", "renamed"))
-    agenda.put(Subject(QEMU, "guest", "2", "other"))
-    taken = [agenda.take(), agenda.take()]
-    assert [task and task.uuid for task in taken] == ["1", "2"]
-    agenda.close()
-    assert agenda.take() is None
-
-
-def test_earlier_of_two_times_counts() -> None:
-    agenda: Agenda[str] = Agenda()
-    agenda.put("late", 3600)
-    agenda.put("soon", 0.02)
-    agenda.put("late", 0.0)
-    agenda.put("late", 3600)
-    assert [agenda.take(), agenda.take()] == ["late", "soon"]
-
-
-def test_task_in_work_is_given_out_when_it_is_over() -> None:
-    """Another that changes meanwhile is not held up by it."""
-    agenda: Agenda[str] = Agenda()
-    agenda.put("slow")
-    assert agenda.take() == "slow"
-    agenda.put("slow")
-    agenda.put("other")
-    assert agenda.take() == "other"
-    taken: list[str | None] = []
-    waiting = threading.Thread(target=lambda: taken.append(agenda.take()))
-    waiting.start()
-    waiting.join(0.05)
-    assert waiting.is_alive()
-    agenda.done("slow")
-    waiting.join(10)
-    assert taken == ["slow"]
-
-
-def test_every_worker_gets_its_share() -> None:
-    agenda: Agenda[int] = Agenda()
-    done: list[int] = []
-
-    def work() -> None:
-        while (task := agenda.take()) is not None:
-            done.append(task)
-            agenda.done(task)
-
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for number in range(200):
-        agenda.put(number, number % 7 / 1000)
-    deadline = time.monotonic() + 10
-    while len(done) < 200 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    agenda.close()
-    for worker in workers:
-        worker.join(10)
-    assert sorted(done) == list(range(200))
-
+from libvirt_natns.service.libvirt_watch import Patience
 
 # -- patience --------------------------------------------------------------------
 

@@ -15,19 +15,27 @@ import pytest
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST, NOBODY
-from libvirt_natns.errors import KernelError, NatnsError
+from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Config
-from libvirt_natns.service import healer
+from libvirt_natns.service import healer, trouble
 from libvirt_natns.service.healer import Healer
 from libvirt_natns.service.log import Journal
+from libvirt_natns.state.networks import Record
 
 LIMIT = 10.0
 
 
-class Nothing:
-    """Sessions, and engines, that know no network."""
+class Store:
+    """A state database in which a network "x-1" has the name "x"."""
 
-    store = cast(Any, None)
+    def network(self, uuid: str) -> Record:
+        return cast(Record, SimpleNamespace(name=uuid.partition("-")[0]))
+
+
+class Sessions:
+    """Sessions, and engines, with that state database alone."""
+
+    store = cast(Any, Store())
 
     @contextmanager
     def engine(self, settings: Config | None = None) -> Iterator[Engine]:
@@ -35,7 +43,7 @@ class Nothing:
 
 
 class Scripted(Healer):
-    """Finds what it is told to find; for a network "x-1", named "x"."""
+    """A healer whose repairs do as they are told."""
 
     def __init__(self, look: Callable[[str], list[str]]) -> None:
         self.log = io.StringIO()
@@ -44,22 +52,16 @@ class Scripted(Healer):
         self.failures: list[str] = []
         self.script = look
         super().__init__(
-            Nothing(),
+            Sessions(),
             Journal(self.log),
             on_heal=self.healed.append,
             on_failure=self.failures.append,
+            repair=self._play,
         )
 
-    def _look(self, uuid: str) -> None:
-        start = time.monotonic()
-        self.looked.append((uuid, start))
-        name = uuid.partition("-")[0]
-        try:
-            found = self.script(uuid)
-        except NatnsError as error:
-            self._failed(uuid, name, error)
-        else:
-            self._looked(uuid, name, found, time.monotonic() - start)
+    def _play(self, engine: Engine, uuid: str, record: Record | None) -> list[str]:
+        self.looked.append((uuid, time.monotonic()))
+        return self.script(uuid)
 
     def times(self, uuid: str) -> int:
         return sum(each == uuid for each, _ in self.looked)
@@ -126,7 +128,7 @@ def test_who_keeps_undoing_it_wins_loudly() -> None:
             "x-1": "is undone again and again: rules are missing (repaired 6 times within 60 s)"
         }
         looked = made.times("x-1")
-        assert looked == healer.REPAIRS + 1
+        assert looked == trouble.REPAIRS + 1
         made.suspect("x-1")
         made.suspect("y-1")
         until(lambda: made.times("y-1"))
@@ -140,7 +142,7 @@ def test_who_keeps_undoing_it_wins_loudly() -> None:
 
 
 def test_repairs_of_different_things_are_no_fight() -> None:
-    answers = [[f"thing {number} is missing"] for number in range(healer.REPAIRS * 2)] + [[]]
+    answers = [[f"thing {number} is missing"] for number in range(trouble.REPAIRS * 2)] + [[]]
     with running(lambda uuid: answers.pop(0)) as made:
         made.suspect("x-1")
         until(lambda: not answers)
@@ -152,7 +154,7 @@ def test_anything_again_and_again_is_one() -> None:
     with running(lambda uuid: [f"foreign address {next(numbers)}"]) as made:
         made.suspect("x-1")
         until(made.health)
-        assert made.times("x-1") == healer.ALL_REPAIRS + 1
+        assert made.times("x-1") == trouble.ALL_REPAIRS + 1
 
 
 def refuse(uuid: str) -> list[str]:
@@ -166,7 +168,7 @@ def test_what_cannot_be_repaired_is_tried_again_ever_more_seldom() -> None:
         assert made.health() == {"x-1": "cannot be repaired: bridge virbr10 is missing"}
         moments = [moment for _, moment in made.looked]
         pauses = [after - before for before, after in pairwise(moments)]
-        assert len(moments) == healer.REPAIRS + 1
+        assert len(moments) == trouble.REPAIRS + 1
         assert all(pause >= healer.AGAIN * 2**tried for tried, pause in enumerate(pauses))
         assert made.events() == [
             'level=warning event="not healed" ',
@@ -187,7 +189,7 @@ def test_a_change_that_does_not_help_is_not_told_of() -> None:
         looked = made.times("x-1")
         made.suspect("x-1")
         until(lambda: made.times("x-1") > looked)
-        until(lambda: not made._busy)
+        until(made.is_idle)
         assert len(made.events()) == 2
         assert made.health()
 
@@ -215,7 +217,8 @@ def test_a_slow_network_delays_no_other() -> None:
         until(lambda: made.times("slow-1") == 2)
 
 
-def test_the_host_comes_first_and_alone() -> None:
+def test_the_host_comes_first_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(healer, "HOST_DELAY", LIMIT)
     release = threading.Event()
 
     def look(uuid: str) -> list[str]:
@@ -224,7 +227,6 @@ def test_the_host_comes_first_and_alone() -> None:
         return []
 
     with running(look) as made:
-        made._host_looked = time.monotonic() + LIMIT
         made.suspect(HOST)
         made.suspect("x-1")
         until(lambda: made.looked)
@@ -234,7 +236,7 @@ def test_the_host_comes_first_and_alone() -> None:
         until(lambda: made.times("x-1"))
 
 
-class Shared(Nothing):
+class Shared(Sessions):
     """An engine whose host lacks an address, while another network's start goes on."""
 
     def __init__(self, looks: int) -> None:

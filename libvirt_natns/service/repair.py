@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Repairs of one network, or of the host: compare it with what it should be, and bring it up.
+
+The verb changes only what differs, so the intact parts stay untouched.
+"""
+
+from collections.abc import Callable
+
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.observer import HOST
+from libvirt_natns.errors import NatnsError, NotUpError
+from libvirt_natns.kernel.defer import at_once
+from libvirt_natns.records import replace
+from libvirt_natns.state.networks import Record
+
+
+class NoBridgeError(NatnsError):
+    """libvirt's bridge is missing."""
+
+
+Repair = Callable[[Engine, str, Record | None], list[str] | None]
+
+
+def repair(engine: Engine, uuid: str, record: Record | None) -> list[str] | None:
+    """Repair a network, or HOST, and return the differences that there were.
+
+    Returns None while a start goes on: an unfinished start is no damage.
+
+    Raises NotUpError for a network that is not to be repaired, ChangedError where the
+    network has another record by now, NoBridgeError, or the error of a verb.
+    """
+    # Another process may have changed what there is to watch.
+    with engine.observer.changing(uuid):
+        pass
+    if uuid == HOST:
+        return _repair_host(engine)
+    if record is None or not record.runs:
+        raise NotUpError(f"network {uuid} is not up")
+    if record.state != "up":
+        return None
+    if engine.kernel.link(None, record.bridge) is None:
+        raise NoBridgeError(f"bridge {record.bridge} is missing", "start the network anew")
+    # The look takes no lock, so it delays no verb; and the watch goes on hearing of damage.
+    if not reconcile.differences(engine, record):
+        return []
+    # The repair waits for all of its work: the next look is to see the result.
+    patient = replace(engine, later=at_once, built=None)
+    network = libvirt_xml.parse_network(record.document)
+    return patient.up(network, record.document, only_if_up=True)
+
+
+def _repair_host(engine: Engine) -> list[str] | None:
+    starts = engine.store.networks("preparing", "starting")
+    if any(record.unfinished for record in starts):
+        # A start makes most of the host's part, unless it is given up or needs little of it.
+        return None
+    return engine.ensure_host() if reconcile.host_differences(engine) else []

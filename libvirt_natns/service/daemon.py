@@ -20,12 +20,11 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
-from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from types import FrameType
 
-from libvirt_natns import __version__, names
+from libvirt_natns import __version__
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.daemons import libvirt, systemd
 from libvirt_natns.documents import config
@@ -33,7 +32,6 @@ from libvirt_natns.engine import proxied_addresses, rebuild, reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import (
     AddressTakenError,
-    ConfigError,
     LibvirtError,
     NatnsError,
     ServiceError,
@@ -44,12 +42,13 @@ from libvirt_natns.kernel.locks import OURS, make_directory
 from libvirt_natns.service.client import SOCKET
 from libvirt_natns.service.engine_pool import Kept
 from libvirt_natns.service.healer import Healer
-from libvirt_natns.service.kernel_watch import Watch, Watched
+from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.libvirt_watch import Follower
 from libvirt_natns.service.log import Journal
 from libvirt_natns.service.metrics import Metrics
 from libvirt_natns.service.server import Answering
 from libvirt_natns.service.starts import Starts
+from libvirt_natns.service.watched import Watched, parent_of
 from libvirt_natns.service.workqueue import Background
 from libvirt_natns.state.address_conflicts import Conflicts
 from libvirt_natns.state.networks import Record, Store
@@ -79,9 +78,9 @@ class Witness:
         self._metrics = metrics
         self._after_work = after_work
         self._healer: Healer | None = None
-        self._watch: Watch | None = None
+        self._watch: KernelWatch | None = None
 
-    def tell(self, healer: Healer, watch: Watch) -> None:
+    def tell(self, healer: Healer, watch: KernelWatch) -> None:
         """Whom to tell: they themselves use what this observes."""
         self._healer, self._watch = healer, watch
 
@@ -125,7 +124,7 @@ class Service:
         self.healer = Healer(
             self.sessions, journal, on_heal=self.metrics.healed, on_failure=self.metrics.failed
         )
-        self.watch = Watch(self._describe, self.healer.suspect, self.healer.appeared)
+        self.watch = KernelWatch(self._describe, self.healer.suspect, self.healer.appeared)
         witness.tell(self.healer, self.watch)
         self.follower = Follower(self.sessions, journal, self.reconcile)
         self.starts = Starts(self.sessions, journal, self.follower.is_active)
@@ -203,7 +202,7 @@ class Service:
             record = store.network(uuid)
         if record is None or record.state != "up":
             return None
-        return Watched.of(record, _parent(record.upstream))
+        return Watched.of(record, parent_of(record.upstream))
 
     def reconcile(self) -> None:
         """Repair all that differs, as ``virt-natns sync`` does."""
@@ -304,23 +303,6 @@ class Service:
 
 
 # A daemon that sleeps is not woken: it has no networks and no guests that are not known.
-
-
-def _parent(upstream: str) -> str:
-    """The link of the host that an upstream is; "" where the configuration does not tell."""
-    with suppress(OSError):
-        status = names.CONFIG_FILE.stat()
-        return _parents(status.st_ino, status.st_mtime_ns, status.st_size).get(upstream, "")
-    return ""
-
-
-@lru_cache(maxsize=1)
-def _parents(*version: int) -> dict[str, str]:
-    """All of them, of a version of the file: reading it takes longer than all else here."""
-    with suppress(ConfigError):
-        upstreams = config.load().upstreams.values()
-        return {upstream.name: upstream.bridge or "" for upstream in upstreams}
-    return {}
 
 
 def _ask_networks() -> reconcile.Active | None:

@@ -28,8 +28,9 @@ from libvirt_natns.engine.observer import HOST, Nobody
 from libvirt_natns.kernel import netns
 from libvirt_natns.service.engine_pool import Kept
 from libvirt_natns.service.healer import Healer
-from libvirt_natns.service.kernel_watch import Watch, Watched
+from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.log import Journal
+from libvirt_natns.service.watched import Watched
 
 PROMISE = 2.0
 """Seconds within which damage heals."""
@@ -50,9 +51,14 @@ class Parts(Nobody):
         self.log = io.StringIO()
         self.sessions = Kept(self)
         self.healer = Healer(self.sessions, Journal(self.log))
-        self.watch = Watch(self._describe, self.healer.suspect, self.healer.appeared)
+        self.watch = KernelWatch(self._describe, self.healer.suspect, self._on_namespace)
+        self.finds_new_networks = True
         # What the verbs tell while they change something.
         self.changing = self.watch.changing  # type: ignore[method-assign]
+
+    def _on_namespace(self, namespace: str) -> None:
+        if self.finds_new_networks:
+            self.healer.appeared(namespace)
 
     def _describe(self, uuid: str) -> Watched | None:
         with self.sessions.engine() as engine:

@@ -38,8 +38,9 @@ from libvirt_natns.engine.observer import HOST
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import replace
 from libvirt_natns.service import healer
-from libvirt_natns.service.kernel_watch import ENDED, Watch, Watched
+from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.repair import repair
+from libvirt_natns.service.watched import ENDED, Watched
 
 
 @pytest.fixture(scope="module")
@@ -231,12 +232,12 @@ def test_damage_during_our_own_change_of_a_network_heals(
 
 def test_damage_to_a_network_that_is_not_yet_watched_heals(parts: Parts) -> None:
     """The service looks at each network that it begins to watch."""
-    appeared, parts.watch._appeared = parts.watch._appeared, lambda namespace: None
+    parts.finds_new_networks = False
     with network("unwatched", "virbr12") as net:
         run("ip", "-n", net.namespace, "route", "delete", "default")
         parts.watch.follow([net.uuid])
         wait_for(lambda: not parts.wrong(net.uuid), timeout=PATIENCE, what="the default route")
-    parts.watch._appeared = appeared
+    parts.finds_new_networks = True
     parts.healer.forget(net.uuid)
 
 
@@ -342,12 +343,12 @@ def test_networks_that_start_and_stop_elsewhere_are_no_damage(
         healed = parts.said("healed", "d")
         failed = parts.said("not healed", "d")
         # Nobody has told us of it: its namespace did.
-        wait_for(lambda: net.uuid in parts.watch._followed, timeout=PATIENCE)
+        wait_for(lambda: parts.watch.follows(net.uuid), timeout=PATIENCE)
         wait_for(parts.idle, timeout=PATIENCE)
         assert not healed
         assert not failed
         heals(parts, "ip -n {ns} route delete default", net)
-    wait_for(lambda: net.uuid not in parts.watch._followed, timeout=PATIENCE)
+    wait_for(lambda: not parts.watch.follows(net.uuid), timeout=PATIENCE)
     assert not netns.exists("nat-d")
 
 
@@ -391,7 +392,7 @@ def test_many_networks_leave_nothing() -> None:
     """Fifty namespaces, each with a process, as the watch sees them."""
     watched: dict[str, Watched] = {}
     suspected: list[str] = []
-    watch = Watch(watched.get, suspected.append)
+    watch = KernelWatch(watched.get, suspected.append)
     watch.start()
     try:
         descriptors = open_files()
@@ -451,7 +452,9 @@ def test_the_directory_of_namespaces_may_come_later(
     monkeypatch.setattr(names, "NETNS_DIRECTORY", directory)
     suspected: list[str] = []
     appeared: list[str] = []
-    watch = Watch(lambda uuid: Watched(uuid, "nat-x", "br", ()), suspected.append, appeared.append)
+    watch = KernelWatch(
+        lambda uuid: Watched(uuid, "nat-x", "br", ()), suspected.append, appeared.append
+    )
     watch.start()
     try:
         watch.follow(["x"])

@@ -16,9 +16,8 @@ def test_rules_of_legacy_iptables_heal(installed: None, provider: Provider) -> N
                 parts.follow(net)
                 for command in COMMANDS:
                     heals(parts, f"ip netns exec {{ns}} iptables-legacy {command}", net)
-            wait_for(lambda: net.uuid not in parts.watch._followed, timeout=PATIENCE)
+            wait_for(lambda: not parts.watch.follows(net.uuid), timeout=PATIENCE)
             wait_for(lambda: open_files() <= before + 20, timeout=PATIENCE)
-            assert parts.watch._host_tables < 0 or not parts.watch._followed
     finally:
         remove_config()
 

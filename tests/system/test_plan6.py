@@ -26,7 +26,8 @@ from libvirt_natns.kernel import address_probe, ndp
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Network, Outside, Subnet, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.service.kernel_watch import ENDED, Watch, Watched
+from libvirt_natns.service.kernel_watch import KernelWatch
+from libvirt_natns.service.watched import ENDED, Watched
 
 UUID = "6a8f7f0e-6c1c-4e64-9f3c-0d8c4e6f0a66"
 BRIDGE, PRIVATE = "br0", "virbr60"
@@ -397,7 +398,7 @@ def test_what_the_kernel_does_by_itself_alarms_nobody(world: World) -> None:
     suspected: list[str] = []
     ports = (names.private_patch(UUID), names.upstream_patch(UUID))
     seen = Watched(UUID, NAMESPACE, PRIVATE, ports, proxies=(pid or ENDED,))
-    watch = Watch(lambda _: seen, suspected.append)
+    watch = KernelWatch(lambda _: seen, suspected.append)
     watch.start()
 
     def noticed(*command: str) -> None:

@@ -4,11 +4,10 @@
 import socket
 import struct
 from ipaddress import ip_interface, ip_network
-from pathlib import Path
 
 import pytest
 
-from libvirt_natns.service import netlink_monitor as n
+from libvirt_natns.service import netlink_messages as n
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -62,22 +61,22 @@ def test_attributes_that_are_cut_short() -> None:
 def test_a_link_and_what_becomes_of_it() -> None:
     body = memoryview(link("natin-1", master=3))
     assert n.link_index(body) == 7
-    known = n.link(n.RTM_NEWLINK, body, None)
-    assert known == n.Link("natin-1", True, 3, 1500)
-    assert n.link(n.RTM_NEWLINK, memoryview(link("natin-1", master=3)), known) == known
+    known = n.link_state(n.RTM_NEWLINK, body, None)
+    assert known == n.LinkState("natin-1", True, 3, 1500)
+    assert n.link_state(n.RTM_NEWLINK, memoryview(link("natin-1", master=3)), known) == known
     for changed in (link("natin-1"), link("natin-1", up=False, master=3), link("x", master=3)):
-        assert n.link(n.RTM_NEWLINK, memoryview(changed), known) != known
-    assert n.link(n.RTM_DELLINK, body, known) is None
+        assert n.link_state(n.RTM_NEWLINK, memoryview(changed), known) != known
+    assert n.link_state(n.RTM_DELLINK, body, known) is None
 
 
 def test_what_a_bridge_tells_of_its_port() -> None:
-    known = n.Link("natup-1", True, 3, 1500)
-    hairpin = n.link(n.RTM_NEWLINK, memoryview(bridge_port(1)), known)
+    known = n.LinkState("natup-1", True, 3, 1500)
+    hairpin = n.link_state(n.RTM_NEWLINK, memoryview(bridge_port(1)), known)
     assert hairpin == known._replace(hairpin=True)
     # Messages about the link itself do not say.
-    assert n.link(n.RTM_NEWLINK, memoryview(link("natup-1", master=3)), hairpin) == hairpin
+    assert n.link_state(n.RTM_NEWLINK, memoryview(link("natup-1", master=3)), hairpin) == hairpin
     # It leaves the bridge, and goes on.
-    assert n.link(n.RTM_DELLINK, memoryview(bridge_port(0)), hairpin) == hairpin
+    assert n.link_state(n.RTM_DELLINK, memoryview(bridge_port(0)), hairpin) == hairpin
 
 
 def test_forwarding_that_is_switched() -> None:
@@ -134,26 +133,3 @@ def test_changes_of_rules_that_do_not_concern_us() -> None:
     assert not n.alters_rules(rule, table("libvirt_network"))
     assert not n.alters_rules(element, table("f2b"))
     assert not n.alters_rules(generation, memoryview(bytes(4)))
-
-
-def test_a_directory_that_comes_and_goes(tmp_path: Path) -> None:
-    path = tmp_path / "netns"
-    directory = n.Directory(path)
-    try:
-        assert list(directory.changes()) == []
-        path.mkdir()
-        (path / "early").touch()
-        (tmp_path / "other").touch()
-        assert ("early", True) in list(directory.changes())
-        (path / "late").touch()
-        (path / "early").unlink()
-        assert list(directory.changes()) == [("late", True), ("early", False)]
-        (path / "late").unlink()
-        path.rmdir()
-        assert list(directory.changes()) == [("late", False)]
-        path.mkdir()
-        list(directory.changes())
-        (path / "again").touch()
-        assert ("again", True) in list(directory.changes())
-    finally:
-        directory.close()

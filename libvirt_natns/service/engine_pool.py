@@ -57,7 +57,7 @@ def _inode(path: Path) -> int:
         return 0
 
 
-class Kept:
+class EnginePool:
     """Keeps sessions open, and what else only a process that stays can have.
 
     Spare namespaces, threads for what nobody waits for, and what was built ahead.

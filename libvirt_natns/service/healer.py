@@ -20,7 +20,7 @@ from threading import Lock
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import ChangedError, NatnsError, NotUpError
-from libvirt_natns.service.log import Journal
+from libvirt_natns.service.log import Log
 from libvirt_natns.service.repair import NoBridgeError, Repair, repair
 from libvirt_natns.service.trouble import REPAIRS, Trouble
 from libvirt_natns.service.workqueue import Workers, WorkQueue
@@ -71,14 +71,14 @@ class Healer:
     def __init__(
         self,
         sessions: Sessions,
-        journal: Journal,
+        log: Log,
         *,
         on_heal: Callable[[float], None] = lambda seconds: None,
         on_failure: Callable[[str], None] = lambda what: None,
         repair: Repair = repair,
     ) -> None:
         self._sessions = sessions
-        self._journal = journal
+        self._log = log
         self._on_heal = on_heal
         self._on_failure = on_failure
         self._repair = repair
@@ -119,7 +119,7 @@ class Healer:
             with self._sessions.engine() as engine:
                 records = engine.store.networks("starting", "up")
         except NatnsError as error:
-            self._journal.say("error", "heal", namespace=namespace, error=error)
+            self._log.say("error", "heal", namespace=namespace, error=error)
             return
         for record in records:
             if record.namespace == namespace and record.runs:
@@ -208,7 +208,7 @@ class Healer:
             if not trouble.repairs:
                 del self._troubles[uuid]
         if recovered:
-            self._journal.say("notice", "recovered", network=name)
+            self._log.say("notice", "recovered", network=name)
 
     def _repaired(self, uuid: str, name: str, differences: list[str], seconds: float) -> None:
         with self._lock:
@@ -219,7 +219,7 @@ class Healer:
                 self._queue.put(uuid, AGAIN)
         self._on_heal(seconds)
         wrong = "; ".join(differences)
-        self._journal.say("warning", "healed", network=name, wrong=wrong, seconds=seconds)
+        self._log.say("warning", "healed", network=name, wrong=wrong, seconds=seconds)
         if fight:
             self._give_up(uuid, f"is undone again and again: {fight}")
 
@@ -236,7 +236,7 @@ class Healer:
             self._give_up(uuid, f"cannot be repaired: {reason}")
         elif failures == SAID:
             self._on_failure("heal")
-            self._journal.say("warning", "not healed", network=name, error=reason)
+            self._log.say("warning", "not healed", network=name, error=reason)
 
     def _give_up(self, uuid: str, why: str) -> None:
         with self._lock:
@@ -250,4 +250,4 @@ class Healer:
             self._queue.postpone(uuid, RETRY)
         if earlier != why:
             self._on_failure("heal")
-            self._journal.say("error", "given up", network=trouble.name, why=why, retry=RETRY)
+            self._log.say("error", "given up", network=trouble.name, why=why, retry=RETRY)

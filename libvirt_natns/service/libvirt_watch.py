@@ -27,7 +27,7 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import LibvirtError, NatnsError
-from libvirt_natns.service.log import Journal, Level
+from libvirt_natns.service.log import Level, Log
 from libvirt_natns.service.workqueue import Workers, WorkQueue
 
 DRIVERS = (libvirtd.QEMU, libvirtd.LXC, libvirtd.NETWORK)
@@ -66,17 +66,17 @@ Ask = Callable[[], bytes | None]
 Task = Subject | Literal["everything"]
 
 
-class Follower:
+class LibvirtWatch:
     """Listens to libvirt and applies what it tells, until it is stopped."""
 
-    def __init__(self, sessions: Sessions, journal: Journal, reconcile: Callable[[], None]) -> None:
+    def __init__(self, sessions: Sessions, log: Log, reconcile: Callable[[], None]) -> None:
         """``reconcile`` looks after all networks and guests; it may take its time."""
         self._sessions = sessions
-        self._journal = journal
+        self._log = log
         self._reconcile = reconcile
         self._queue: WorkQueue[Task] = WorkQueue()
         self._loop = Loop()
-        self._keepers = {driver: Keeper(driver, journal, self._queue) for driver in DRIVERS}
+        self._keepers = {driver: ConnectionKeeper(driver, log, self._queue) for driver in DRIVERS}
         self._workers = Workers(self._queue, self._work, WORKERS, "libvirt-watch")
 
     def start(self) -> None:
@@ -119,7 +119,7 @@ class Follower:
             self._do(task)
         except Exception:
             # A fault of ours in one event must not keep the others back.
-            self._journal.say("error", "fault", **_about(task), traceback=traceback.format_exc())
+            self._log.say("error", "fault", **_about(task), traceback=traceback.format_exc())
 
     def _do(self, task: Task) -> None:
         """Look after somebody, or say why not; what was in force before still is."""
@@ -129,7 +129,7 @@ class Follower:
             else:
                 self._reconcile()
         except NatnsError as error:
-            self._journal.say(self._level(task, error), "not-applied", **_about(task), error=error)
+            self._log.say(self._level(task, error), "not-applied", **_about(task), error=error)
 
     def _level(self, task: Task, error: NatnsError) -> Level:
         """A broken connection is no loss: all is reconciled after the next."""
@@ -155,7 +155,7 @@ class Follower:
         if changed:
             taken = time.monotonic() - start
             told = "; ".join(changed)
-            self._journal.say("info", "followed", **_about(subject), changed=told, seconds=taken)
+            self._log.say("info", "followed", **_about(subject), changed=told, seconds=taken)
 
     def _follow_network(self, engine: Engine, uuid: str, ask: Ask) -> list[str]:
         ran = _runs(engine, uuid)
@@ -180,16 +180,16 @@ def _about(task: Task) -> dict[str, str]:
     return {task.kind: task.name} if isinstance(task, Subject) else {}
 
 
-class Keeper(Thread):
+class ConnectionKeeper(Thread):
     """Keeps the connection to one driver, for as long as its daemon runs."""
 
-    def __init__(self, driver: Driver, journal: Journal, queue: WorkQueue[Task]) -> None:
+    def __init__(self, driver: Driver, log: Log, queue: WorkQueue[Task]) -> None:
         super().__init__(name=f"libvirt-{driver.scheme}", daemon=True)
         self.driver = driver
         self.link: Link | None = None
-        self._journal = journal
+        self._log = log
         self._queue = queue
-        self._patience = Patience()
+        self._backoff = Backoff()
         self._stopping = Event()
         self._ended = Event()
 
@@ -197,7 +197,7 @@ class Keeper(Thread):
         """Connect, be connected, and begin again."""
         while not self._stopping.is_set():
             daemon = self.driver.daemon()
-            if daemon is not None and self._patience.allows(daemon.pid):
+            if daemon is not None and self._backoff.allows(daemon.pid):
                 self._connect(daemon)
             self._stopping.wait(LOOK)
 
@@ -212,11 +212,11 @@ class Keeper(Thread):
         try:
             link = Link(daemon.uri, self._tell, ended.set)
         except LibvirtError as error:
-            if self._patience.refused(daemon.pid):
-                self._journal.say("info", "not-connected", uri=daemon.uri, error=error)
+            if self._backoff.refused(daemon.pid):
+                self._log.say("info", "not-connected", uri=daemon.uri, error=error)
             return
-        self._patience = Patience()
-        self._journal.say("notice", "connected", uri=daemon.uri)
+        self._backoff = Backoff()
+        self._log.say("notice", "connected", uri=daemon.uri)
         self.link = link
         self._queue.put("everything", GATHER)
         # Whoever stops us has set the one before it looked at the other.
@@ -224,14 +224,14 @@ class Keeper(Thread):
             ended.wait()
         self.link = None
         link.close()
-        self._journal.say("notice", "disconnected", uri=daemon.uri)
+        self._log.say("notice", "disconnected", uri=daemon.uri)
 
     def _tell(self, happened: Happened) -> None:
         subject = Subject(self.driver, happened.kind, happened.uuid, happened.name)
         self._queue.put(subject, HOOKS_FIRST if happened.what == "life" else 0.0)
 
 
-class Patience:
+class Backoff:
     """Ever fewer attempts at a daemon that refuses, from the start again with the next one."""
 
     def __init__(self) -> None:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The service's log: structured lines on standard error, one for each change.
 
-In logfmt (KEY=VALUE, values quoted where they must be), which journald and
-people read alike.  Under systemd a line starts with its priority, as
-sd-daemon(3) has it.
+A line is in logfmt (KEY=VALUE, values quoted where they must be), for journald and for
+people.  Under systemd a line starts with its priority, as in sd-daemon(3).
 
-A log that cannot be written fails no work and delays none for long: its disk may be
-full, its reader may have ended or may read no more.  Lines are lost then and
-counted; the next line that can be written comes after their number.
+A log that cannot be written fails no work, and delays none for long.  The disk may be
+full, and the reader may have ended or may read no more.  Lines are lost then and
+counted; their number comes before the next line that can be written.
 """
 
 import io
@@ -17,16 +16,18 @@ import sys
 from threading import Lock
 from typing import Literal, TextIO
 
+from libvirt_natns.errors import describe
+
 Level = Literal["error", "warning", "notice", "info", "debug"]
 PRIORITIES: dict[Level, int] = {"error": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7}
 
 PATIENCE = 0.5
-"""Seconds that a line waits for a reader that does not read; while lines are being
-lost, none waits."""
+"""Seconds that a line waits for a reader that does not read.  While lines are being
+lost, no line waits."""
 
 
-class Journal:
-    """Writes lines; safe for threads.  Nothing that it does raises OSError."""
+class Log:
+    """Writes lines; safe for threads.  No method raises OSError."""
 
     def __init__(self, stream: TextIO | None = sys.stderr) -> None:
         self._stream = stream
@@ -34,13 +35,13 @@ class Journal:
         self._lost = 0
         # A line that was cut off must not run into the next one.
         self._within_line = False
-        # systemd sets it where the stream is the journal's.
+        # systemd sets the variable where the stream is the journal's.
         self._under_systemd = "JOURNAL_STREAM" in os.environ
 
     def say(self, level: Level, what: str, **fields: object) -> None:
-        """Log one thing: ``what`` happened, and particulars; None leaves a field out.
+        """Log the event ``what`` with its particulars; None leaves a field out.
 
-        Times are given in seconds, as numbers.
+        Times are numbers of seconds.
         """
         line = self._line(level, what, fields)
         with self._lock:
@@ -51,6 +52,17 @@ class Journal:
                 self._lost = 0
             else:
                 self._lost += 1
+
+    def say_error(self, level: Level, what: str, error: Exception, **fields: object) -> str:
+        """Log an error with its particulars, and return it as one line.
+
+        An error that no person is meant to read is followed by lines with its traceback.
+        """
+        line, more = describe(error)
+        self.say(level, what, **fields, error=line)
+        for text in more:
+            self.say("error", "traceback", line=text)
+        return line
 
     def _line(self, level: Level, what: str, fields: dict[str, object]) -> str:
         given = {key: value for key, value in fields.items() if value is not None}
@@ -70,7 +82,7 @@ class Journal:
             return self._write_buffered(text)
         octets = memoryview(text.encode(errors="replace"))
         try:
-            # Past Python's buffer, which keeps what it could not write, and grows.
+            # Past Python's buffer, which grows with all that it cannot write.
             while octets and self._takes_more(descriptor):
                 octets = octets[os.write(descriptor, octets[: select.PIPE_BUF]) :]
                 self._within_line = bool(octets)

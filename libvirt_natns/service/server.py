@@ -18,11 +18,11 @@ from libvirt_natns.daemons import systemd
 from libvirt_natns.documents.xml_sniff import at_domain, at_network
 from libvirt_natns.engine import events
 from libvirt_natns.engine.factory import Resident
-from libvirt_natns.errors import FormatError, NatnsError, describe
+from libvirt_natns.errors import FormatError, NatnsError
 from libvirt_natns.model import Config
 from libvirt_natns.records import dataclass
 from libvirt_natns.service.client import DONE, GREETING, REFUSED
-from libvirt_natns.service.log import Journal, Level
+from libvirt_natns.service.log import Level, Log
 
 HEADER_LIMIT = 256
 DATA_LIMIT = 1 << 26
@@ -65,18 +65,18 @@ class Request:
         return look(self.data).name if self.data else ""
 
 
-class Answering:
+class Server:
     """Takes connections and answers them until it is stopped."""
 
     def __init__(
         self,
         sessions: Resident,
-        journal: Journal,
+        log: Log,
         meter: Meter,
         questions: Mapping[str, Question],
     ) -> None:
         self._sessions = sessions
-        self._journal = journal
+        self._log = log
         self._meter = meter
         self._questions = questions
         self._threads: set[Thread] = set()
@@ -132,7 +132,7 @@ class Answering:
             self._short_of("threads", error)
 
     def _short_of(self, what: str, error: Exception) -> None:
-        self._journal.say("error", "overload", short_of=what, error=error)
+        self._log.say("error", "overload", short_of=what, error=error)
         # The connection still waits, and would be noticed again at once.
         time.sleep(SHORTAGE)
 
@@ -160,7 +160,8 @@ class Answering:
         try:
             follow_up(self._sessions)
         except Exception as error:  # a fault here must not end without a word
-            self._log_failure("after the answer", error)
+            level: Level = "warning" if isinstance(error, NatnsError) else "error"
+            self._log.say_error(level, "failed", error, when="after the answer")
 
     def _converse(self, link: socket.socket) -> events.FollowUp | None:
         if _peer(link) != 0:
@@ -172,7 +173,7 @@ class Answering:
         except FormatError as error:
             # Another version is installed by now: its hooks do the work, and systemd
             # starts its service in our place.
-            self._journal.say("error", "outdated", error=error)
+            self._log.say("error", "outdated", error=error)
             self.stop()
         return None
 
@@ -214,22 +215,12 @@ class Answering:
         except FormatError:
             raise
         except Exception as error:  # the service must answer, whatever it is
-            line, more = describe(error)
-            self._journal.say(
-                "warning", "refused", hook=request.kind, operation=request.event[0],
-                name=request.name or None, error=line,
+            line = self._log.say_error(
+                "warning", "refused", error, hook=request.kind, operation=request.event[0],
+                name=request.name or None,
             )  # fmt: skip
-            for each in more:
-                self._journal.say("error", "traceback", line=each)
             return REFUSED, line, None
         return DONE, "", answered
-
-    def _log_failure(self, when: str, error: Exception) -> None:
-        line, more = describe(error)
-        level: Level = "warning" if isinstance(error, NatnsError) else "error"
-        self._journal.say(level, "failed", when=when, error=line)
-        for each in more:
-            self._journal.say("error", "traceback", line=each)
 
 
 def _peer(link: socket.socket) -> int:

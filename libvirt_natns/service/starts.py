@@ -15,7 +15,7 @@ from libvirt_natns.daemons import libvirtd
 from libvirt_natns.engine import given_up
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.errors import LibvirtError
-from libvirt_natns.service.log import Journal
+from libvirt_natns.service.log import Log
 from libvirt_natns.service.workqueue import Workers, WorkQueue
 from libvirt_natns.state.networks import START_LIMIT, Record, now
 
@@ -38,10 +38,10 @@ Ask = Callable[[str], bool | None]
 class Starts:
     """Starts that go on, and the threads that look at them."""
 
-    def __init__(self, sessions: Sessions, journal: Journal, ask: Ask) -> None:
+    def __init__(self, sessions: Sessions, log: Log, ask: Ask) -> None:
         """``ask`` is called from threads of this object alone.  Raises LibvirtError."""
         self._sessions = sessions
-        self._journal = journal
+        self._log = log
         self._ask = ask
         self._queue: WorkQueue[str] = WorkQueue()
         self._askers = Workers(self._queue, self._follow, ASKERS, "starts")
@@ -69,7 +69,7 @@ class Starts:
             # The connection has broken: the next one tells, or the daemon's end.
             self._queue.put_new(uuid, BROKEN)
         except Exception as error:  # the other starts are still to be followed
-            self._journal.say("error", "start", network=uuid, error=error)
+            self._log.say("error", "start", network=uuid, error=error)
             self._queue.put_new(uuid, START_LIMIT)
         else:
             if again:

@@ -26,10 +26,10 @@ from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.observer import HOST, Nobody
 from libvirt_natns.kernel import netns
-from libvirt_natns.service.engine_pool import Kept
+from libvirt_natns.service.engine_pool import EnginePool
 from libvirt_natns.service.healer import Healer
 from libvirt_natns.service.kernel_watch import KernelWatch
-from libvirt_natns.service.log import Journal
+from libvirt_natns.service.log import Log
 from libvirt_natns.service.watched import Watched
 
 PROMISE = 2.0
@@ -49,8 +49,8 @@ class Parts(Nobody):
 
     def __init__(self) -> None:
         self.log = io.StringIO()
-        self.sessions = Kept(self)
-        self.healer = Healer(self.sessions, Journal(self.log))
+        self.sessions = EnginePool(self)
+        self.healer = Healer(self.sessions, Log(self.log))
         self.watch = KernelWatch(self._describe, self.healer.suspect, self._on_namespace)
         self.finds_new_networks = True
         # What the verbs tell while they change something.

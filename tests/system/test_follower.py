@@ -51,9 +51,9 @@ from libvirt_natns.daemons import libvirt, libvirt_events
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.service.engine_pool import Kept
-from libvirt_natns.service.libvirt_watch import Follower
-from libvirt_natns.service.log import Journal
+from libvirt_natns.service.engine_pool import EnginePool
+from libvirt_natns.service.libvirt_watch import LibvirtWatch
+from libvirt_natns.service.log import Log
 
 MAC, SECOND = "52:54:00:00:00:05", "52:54:00:00:00:15"
 A, B = "192.168.0.150", "192.168.0.160"
@@ -81,9 +81,9 @@ class Following:
 
     def __init__(self) -> None:
         self._stream = io.StringIO()
-        self.sessions = Kept()
+        self.sessions = EnginePool()
         self.rounds = 0
-        self.follower = Follower(self.sessions, Journal(self._stream), self._reconcile)
+        self.follower = LibvirtWatch(self.sessions, Log(self._stream), self._reconcile)
 
     def _reconcile(self) -> None:
         with self.sessions.engine() as engine:
@@ -267,7 +267,7 @@ def republish(world: World, following: Following, *ranges: str) -> None:
 def test_what_is_followed_during_a_reconciliation_stays(world: World) -> None:
     """Its listing is older than the event; no other event comes."""
     create(domain("web", nic("a", MAC), publishes=ports('start="8080" to="22"')))
-    sessions = Kept()
+    sessions = EnginePool()
     uuid = virsh("domuuid", "web").stdout.strip()
 
     def followed() -> libvirt.Running:

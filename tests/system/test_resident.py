@@ -23,7 +23,7 @@ from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import libnftables, nftables
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.service.engine_pool import Kept
+from libvirt_natns.service.engine_pool import EnginePool
 from libvirt_natns.state.networks import Store
 
 OWNER = "c0ffee00-0000-4000-8000-000000000001"
@@ -169,7 +169,7 @@ def test_what_was_seen_ahead_of_the_lock_is_seen_anew(upstream: Provider) -> Non
     network = libvirt_xml.parse_network(xml)
     run("ip", "link", "add", network.bridge or "", "type", "bridge")
     run("ip", "link", "set", network.bridge or "", "up")
-    resident = Kept()
+    resident = EnginePool()
     try:
         with resident.engine() as engine:
             engine.prepare(network, xml)

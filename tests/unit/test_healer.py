@@ -19,7 +19,7 @@ from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Config
 from libvirt_natns.service import healer, trouble
 from libvirt_natns.service.healer import Healer
-from libvirt_natns.service.log import Journal
+from libvirt_natns.service.log import Log
 from libvirt_natns.state.networks import Record
 
 LIMIT = 10.0
@@ -53,7 +53,7 @@ class Scripted(Healer):
         self.script = look
         super().__init__(
             Sessions(),
-            Journal(self.log),
+            Log(self.log),
             on_heal=self.healed.append,
             on_failure=self.failures.append,
             repair=self._play,
@@ -264,7 +264,7 @@ def test_damage_in_the_host_during_a_start_is_repaired_after_it(
     monkeypatch.setattr(
         reconcile, "host_differences", lambda engine: [] if shared.repairs else ["lacks it"]
     )
-    made = Healer(shared, Journal(io.StringIO()))
+    made = Healer(shared, Log(io.StringIO()))
     made.start()
     try:
         made.suspect(HOST)

@@ -12,7 +12,7 @@ import pytest
 from libvirt_natns.cli import router
 from libvirt_natns.errors import RouterError
 from libvirt_natns.service.daemon import ROUTERS, Service
-from libvirt_natns.service.log import Journal
+from libvirt_natns.service.log import Log
 from libvirt_natns.upstream import routers
 from libvirt_natns.upstream.router import boot, journal, lifecycle, nic_objects, restore
 
@@ -27,7 +27,7 @@ def test_the_service_complains_once_and_suspects_no_network(
         [RouterError("router wan: busy"), RouterError("router wan: busy"), KeyError("bug")]
     )
     log = io.StringIO()
-    service = Service(Journal(log))
+    service = Service(Log(log))
     again: list[float] = []
     monkeypatch.setattr(routers, "expire_overdue", fail)
     monkeypatch.setattr(service.background, "after", lambda limit, _: again.append(limit))

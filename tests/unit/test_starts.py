@@ -8,7 +8,7 @@ from typing import cast
 
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.model import Config
-from libvirt_natns.service.log import Journal
+from libvirt_natns.service.log import Log
 from libvirt_natns.service.starts import ASKERS, Starts
 
 
@@ -28,7 +28,7 @@ class Sessions:
 
 def test_an_unexpected_error_ends_no_thread() -> None:
     sessions = Sessions()
-    starts = Starts(sessions, Journal(), lambda _uuid: None)
+    starts = Starts(sessions, Log(), lambda _uuid: None)
     starts.start()
     try:
         # More starts than threads.

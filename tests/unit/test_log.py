@@ -10,7 +10,7 @@ from typing import TextIO
 
 import pytest
 
-from libvirt_natns.service.log import Journal
+from libvirt_natns.service.log import Log
 
 FULL = Path("/dev/full")
 
@@ -31,9 +31,9 @@ def lead_to(stream: TextIO, path: Path) -> None:
 
 def test_lines(stream: TextIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
-    Journal(stream).say("info", "up", network="lab", changed="a b", seconds=0.5, name=None)
+    Log(stream).say("info", "up", network="lab", changed="a b", seconds=0.5, name=None)
     monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    Journal(stream).say("warning", "refused", error='a "b" = c')
+    Log(stream).say("warning", "refused", error='a "b" = c')
     assert (tmp_path / "log").read_text().splitlines() == [
         'level=info event=up network=lab changed="a b" seconds=0.5000',
         '<4>level=warning event=refused error="a \\"b\\" = c"',
@@ -42,7 +42,7 @@ def test_lines(stream: TextIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_without_a_descriptor() -> None:
     stream = io.StringIO()
-    journal = Journal(stream)
+    journal = Log(stream)
     journal.say("info", "up")
     assert stream.getvalue() == "level=info event=up\n"
     stream.close()
@@ -51,7 +51,7 @@ def test_without_a_descriptor() -> None:
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 def test_a_full_disk_loses_lines_and_their_number_is_told(stream: TextIO, tmp_path: Path) -> None:
-    journal = Journal(stream)
+    journal = Log(stream)
     journal.say("info", "before")
     lead_to(stream, FULL)
     for _ in range(3):
@@ -70,7 +70,7 @@ def test_a_full_disk_loses_lines_and_their_number_is_told(stream: TextIO, tmp_pa
 def test_a_line_that_was_cut_off_ends_before_the_next(
     stream: TextIO, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    journal = Journal(stream)
+    journal = Log(stream)
     written = os.write
 
     def short(descriptor: int, octets: bytes) -> int:
@@ -97,13 +97,13 @@ def test_a_reader_that_has_ended() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
-        Journal(stream).say("info", "up")
+        Log(stream).say("info", "up")
 
 
 def test_a_reader_that_does_not_read_delays_nothing_for_long() -> None:
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb", buffering=0) as log, os.fdopen(writer, "w") as stream:
-        journal = Journal(stream)
+        journal = Log(stream)
         begin = time.monotonic()
         for number in range(2000):
             journal.say("info", "up", number=number, filler="x" * 100)
@@ -119,10 +119,10 @@ def test_a_reader_that_does_not_read_delays_nothing_for_long() -> None:
 
 
 def test_closed_standard_error() -> None:
-    Journal(None).say("error", "up")
+    Log(None).say("error", "up")
     stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     os.close(stream.fileno())
-    Journal(stream).say("error", "up")
+    Log(stream).say("error", "up")
     # Else closing it would fail, or close what has the number by now.
     os.dup2(0, stream.fileno())
     stream.close()

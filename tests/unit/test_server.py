@@ -14,8 +14,8 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import FormatError, StoreError
 from libvirt_natns.model import Config
 from libvirt_natns.service import client
-from libvirt_natns.service.log import Journal
-from libvirt_natns.service.server import Answering
+from libvirt_natns.service.log import Log
+from libvirt_natns.service.server import Server
 from libvirt_natns.state import schema
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the service answers root alone")
@@ -45,7 +45,7 @@ class Meter:
     """Counts nothing."""
 
     def answered(self, hook: str, operation: str, outcome: str, seconds: float) -> None:
-        """See ``answering.Meter``."""
+        """See ``server.Meter``."""
 
 
 class Talk:
@@ -54,11 +54,11 @@ class Talk:
     def __init__(self, directory: Path) -> None:
         self.path = os.fspath(directory / "s")
         self.sessions = Sessions()
-        self.answering = Answering(self.sessions, Journal(), Meter(), {})
+        self.server = Server(self.sessions, Log(), Meter(), {})
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
         self.listener.listen()
-        self.thread = Thread(target=self.answering.run, args=(self.listener,))
+        self.thread = Thread(target=self.server.run, args=(self.listener,))
 
     def ask(self) -> client.Answer | None:
         return client.ask("guest", ("release", "end"), b"<domain/>", self.path)
@@ -69,7 +69,7 @@ def talk(tmp_path: Path) -> Iterator[Talk]:
     found = Talk(tmp_path)
     found.thread.start()
     yield found
-    found.answering.stop()
+    found.server.stop()
     found.thread.join(5)
     assert not found.thread.is_alive()
 

@@ -9,7 +9,7 @@ import pytest
 
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirtd import LXC, NETWORK, QEMU, Daemon
-from libvirt_natns.service.libvirt_watch import Patience
+from libvirt_natns.service.libvirt_watch import Backoff
 
 # -- patience --------------------------------------------------------------------
 
@@ -22,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_patience_grows_to_its_limit(clock: list[float]) -> None:
-    patience = Patience()
+    patience = Backoff()
     assert patience.allows(7)
     assert patience.refused(7)
     waits = []
@@ -36,7 +36,7 @@ def test_patience_grows_to_its_limit(clock: list[float]) -> None:
 
 
 def test_next_daemon_is_tried_at_once(clock: list[float]) -> None:
-    patience = Patience()
+    patience = Backoff()
     for _ in range(9):
         patience.refused(7)
     assert not patience.allows(7)

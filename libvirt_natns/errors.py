@@ -71,14 +71,6 @@ class ConflictError(NatnsError):
     """Two networks, or a network and something foreign, claim the same thing."""
 
 
-class NotUpError(NatnsError):
-    """A network went down before it could be repaired."""
-
-
-class ChangedError(NatnsError):
-    """A network's record was replaced before the network could be repaired."""
-
-
 class StoreError(NatnsError):
     """The state database, or run-time state, cannot be read or written."""
 

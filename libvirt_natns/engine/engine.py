@@ -27,21 +27,15 @@ from libvirt_natns.engine.apply import Step, Undo
 from libvirt_natns.engine.observer import HOST, NOBODY, Observer, tell
 from libvirt_natns.engine.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.engine.prebuilt import Built
-from libvirt_natns.errors import (
-    ChangedError,
-    ConflictError,
-    NatnsError,
-    NotUpError,
-    StoreError,
-    UpstreamError,
-)
+from libvirt_natns.engine.up import NotUpError, RecordChangedError
+from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Forward, Network, Outside, PortForward, Upstream
-from libvirt_natns.records import dataclass
+from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.guests import Claims, Registry
 from libvirt_natns.state.networks import LeaseKind, Record, State, Store, boot_id, now
@@ -202,8 +196,7 @@ class Engine:
         Runs in `started`, when the bridge is there, and whenever a network must
         be repaired.  Raises a NatnsError and takes back what it created.
 
-        ``only_if_up`` is for a repair without an event.  Changes nothing then, and raises
-        NotUpError or ChangedError, unless the network is up with ``xml`` as its document.
+        ``only_if_up`` is for ``repair``.
         """
         upstream = self.planner.upstream(network)
         if not only_if_up and self._state(network.uuid) not in ("starting", "up"):
@@ -242,13 +235,23 @@ class Engine:
             undo.pop_all()
         return repaired
 
+    def repair(self, record: Record) -> list[str]:
+        """Bring a network to its record if it is still up, and return what differed.
+
+        Waits for all of the work, so that a look after it sees the result.  Raises NotUpError
+        or RecordChangedError, before anything is changed, and otherwise as ``up`` does.
+        """
+        network = libvirt_xml.parse_network(record.document)
+        patient = replace(self, later=at_once, built=None)
+        return patient.up(network, record.document, only_if_up=True)
+
     def _check_up(self, network: Network, xml: bytes) -> None:
-        """Raise NotUpError or ChangedError unless a network is up with that document."""
+        """Raise NotUpError or RecordChangedError unless a network is up with that document."""
         record = self.store.network(network.uuid)
         if record is None or record.state != "up" or not record.this_boot:
             raise NotUpError(f"network {network.name} is not up")
         if record.document != xml:
-            raise ChangedError(f"network {network.name} was changed")
+            raise RecordChangedError(f"network {network.name} was changed")
 
     def _end_leasing(self, network: Network, upstream: Upstream, undo: Undo) -> None:
         """Give back what a DHCP server has leased: the configuration was another one."""

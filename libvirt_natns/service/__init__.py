@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The resident service: hooks ask it, libvirt and the kernel tell it, it repairs damage.
+"""The resident service: answers hooks, hears libvirt and the kernel, and repairs damage.
 
-Nothing needs it: a hook that gets no answer does the work itself.
+The service is optional: a hook that gets no answer does the work itself.
 """

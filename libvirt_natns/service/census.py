@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Counting what there is now: networks, leases, forwards, connections.
+"""The counts of this moment: networks, leases, forwards, connections.
 
-From the state database and the kernel, without a look at any XML, so that a
+They come from the state database and the kernel, without any XML, so the counts of a
 thousand networks take a fraction of a second.
 """
 
@@ -18,26 +18,23 @@ from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
+from libvirt_natns.state import counts
 from libvirt_natns.state.applicants import reserved_addresses
-from libvirt_natns.state.networks import GUESTS, RUNNING, LeaseKind, Record, State, Store, boot_id
+from libvirt_natns.state.counts import PoolKey
+from libvirt_natns.state.networks import LeaseKind, Record, State, Store, boot_id
 from libvirt_natns.upstream import routers, transit
 
 CONNTRACK = Path("/proc/sys/net/netfilter")
 STATES: tuple[State, ...] = get_args(State)
 
 
-PoolKey = tuple[str, LeaseKind]
-"""An upstream's name, and what is leased there."""
-
-
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """An upstream's addresses of a family, or prefixes.
+class PoolCounts:
+    """Addresses of a family, or prefixes, of an upstream's pool.
 
-    All that may be leased, leased, and of these in use now.
-
-    ``size`` is None where the configuration does not have the upstream any more,
-    or its subnet has not been chosen yet.
+    ``size`` counts all that may be leased.  It is None where the configuration does not
+    have the upstream any more, or its subnet has not been chosen yet.  ``in_use`` counts
+    leases of networks and guests that run now.
     """
 
     size: int | None
@@ -46,12 +43,11 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Router:
-    """One network that is up.
+class NetworkCounts:
+    """The counts of one network that is up.
 
-    ``dnsmasq`` tells whether the one that it needs runs, and is None where it
-    needs none; ``connections`` is None where the namespace, or connection
-    tracking in it, is missing.
+    ``dnsmasq`` is true if the network's dnsmasq runs, and None where it needs none.
+    ``connections`` is None where the namespace, or connection tracking in it, is missing.
     """
 
     name: str
@@ -64,12 +60,12 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """All of it; ``guests`` are those that run and whose metadata is looked after."""
+    """All counts; ``guests`` counts running guests that publish something."""
 
     networks: Mapping[State, int]
     guests: int
-    pools: Mapping[PoolKey, Pool]
-    routers: tuple[Router, ...]
+    pools: Mapping[PoolKey, PoolCounts]
+    running: tuple[NetworkCounts, ...]
 
 
 def take(engine: Engine) -> Census:
@@ -77,64 +73,42 @@ def take(engine: Engine) -> Census:
     records = engine.store.networks()
     boot = boot_id()
     up = [record for record in records if record.state == "up" and record.boot == boot]
-    forwards = _forwards(engine.store)
+    forwards = counts.forwards(engine.store)
     return Census(
         networks=_states(records, len(up)),
-        guests=_guests(engine.store),
+        guests=counts.guests(engine.store),
         pools=_pools(engine.config, engine.store),
-        routers=tuple(_router(record, forwards.get(record.uuid, 0)) for record in up),
+        running=tuple(_count(record, forwards.get(record.uuid, 0)) for record in up),
     )
 
 
 def _states(records: list[Record], up: int) -> dict[State, int]:
-    # Most are up or down: what else is to be known of a record takes longer.
-    started = [r.state for r in records if r.state in ("preparing", "starting") and r.runs]
-    found: Counter[State] = Counter(started)
-    found["up"] = up
-    found["down"] = len(records) - found.total()
-    return {state: found[state] for state in STATES}
-
-
-def _forwards(store: Store) -> dict[str, int]:
-    """How many forwards are in force, by the network's uuid."""
-    rows = store.select(
-        "SELECT network, count(*) AS number FROM forward WHERE published AND boot = ?"
-        " GROUP BY network",
-        boot_id(),
-    )
-    return {row["network"]: row["number"] for row in rows}
-
-
-def _guests(store: Store) -> int:
-    rows = store.select("SELECT count(*) FROM guest WHERE published AND boot = ?", boot_id())
-    return int(rows[0][0])
+    # Most networks are up or down, and to ask a record whether it runs takes longer.
+    starting = [record for record in records if record.state in ("preparing", "starting")]
+    numbers: Counter[State] = Counter(record.state for record in starting if record.runs)
+    numbers["up"] = up
+    numbers["down"] = len(records) - numbers.total()
+    return {state: numbers[state] for state in STATES}
 
 
 # -- pools -------------------------------------------------------------------
 
 
-def _pools(config: Config, store: Store) -> dict[PoolKey, Pool]:
-    rows = store.select(
-        "SELECT lease.upstream, lease.kind, count(*) AS leased,"
-        f" sum(coalesce({RUNNING}, FALSE) OR {GUESTS}) AS in_use"
-        " FROM lease LEFT JOIN network ON network.uuid = lease.network"
-        " GROUP BY lease.upstream, lease.kind",
-        boot_id(),
-        boot_id(),
-    )
-    leases = {(row["upstream"], row["kind"]): (row["leased"], row["in_use"]) for row in rows}
+def _pools(config: Config, store: Store) -> dict[PoolKey, PoolCounts]:
+    leases = counts.leases(store)
     sizes: dict[PoolKey, int | None] = {}
     for name, upstream in config.upstreams.items():
         sizes |= {(name, kind): size for kind, size in _sizes(store, upstream).items()}
     return {
-        key: Pool(sizes.get(key), *leases.get(key, (0, 0))) for key in sorted({*leases, *sizes})
+        key: PoolCounts(sizes.get(key), *leases.get(key, (0, 0)))
+        for key in sorted({*leases, *sizes})
     }
 
 
 def _sizes(store: Store, upstream: Upstream) -> dict[LeaseKind, int | None]:
-    """How much of each kind a pool can lease; those that it has not are left out.
+    """Return how much of each kind a pool can lease.  Kinds without a pool are left out.
 
-    IPv4 is always told, with None where it is not known.
+    IPv4 is always there, with None where the number is unknown.
     """
     if upstream.kind == "host":
         subnet = upstream.subnet or store.transit(upstream.name)
@@ -144,16 +118,16 @@ def _sizes(store: Store, upstream: Upstream) -> dict[LeaseKind, int | None]:
     if upstream.kind == "router":
         with suppress(NatnsError):
             upstream = routers.complete(upstream)
-    found: dict[LeaseKind, int | None] = {"ipv4": _size(upstream, 4)}
+    sizes: dict[LeaseKind, int | None] = {"ipv4": _size(upstream, 4)}
     if upstream.pool6:
-        found["ipv6"] = _size(upstream, 6)
+        sizes["ipv6"] = _size(upstream, 6)
     if upstream.prefixes6:
-        found["prefix"] = sum(1 << 64 - each.prefixlen for each in upstream.prefixes6)
-    return found
+        sizes["prefix"] = sum(1 << 64 - prefix.prefixlen for prefix in upstream.prefixes6)
+    return sizes
 
 
 def _size(upstream: Upstream, family: Family) -> int | None:
-    """How many addresses of a family a pool can lease."""
+    """Return how many addresses of a family a pool can lease."""
     side = upstream.side(family)
     if side.subnet is None or not side.ranges:
         return None
@@ -168,9 +142,9 @@ def _size(upstream: Upstream, family: Family) -> int | None:
 # -- networks ----------------------------------------------------------------
 
 
-def _router(record: Record, forwards: int) -> Router:
+def _count(record: Record, forwards: int) -> NetworkCounts:
     connections, limit = _connections(record.namespace)
-    return Router(
+    return NetworkCounts(
         name=record.name,
         connections=connections,
         limit=limit,
@@ -181,7 +155,7 @@ def _router(record: Record, forwards: int) -> Router:
 
 
 def _connections(namespace: str) -> tuple[int | None, int | None]:
-    """How many connections are tracked in a namespace, and how many can be."""
+    """Return how many connections are tracked in a namespace, and how many can be."""
     with suppress(KernelError), netns.entered(namespace):
         return _number("nf_conntrack_count"), _number("nf_conntrack_max")
     return None, None

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Asking the resident service, and the words that both sides exchange.
+"""The clients' end of the service's socket, and the protocol.
 
-The service speaks first: only a greeting that comes in time shows that it is
-alive and of this version, and only then is it given any work.  So a service that
-is stuck, or older than the hook, never does anything late that the hook has
-meanwhile done itself.  The greeting has the state database's format, too: a service
-cannot work on what a hook of another version has written.
+The service speaks first.  A greeting that comes in time shows that the service is alive
+and of this version, and only then does it get any work.  So a service that is stuck, or
+older than the hook, never does late what the hook has done itself.  The greeting has the
+state database's format, too, as a service cannot use the database of another version.
 
     service: GREETING
     client:  KIND OPERATION SUB-OPERATION LENGTH newline, LENGTH octets
     service: "done" or "refused", newline, text to its end
 
-The standard library's barest part, for hooks: ``socket`` alone takes longer to
-import than an interpreter to start.
+Hooks import this module, so it imports the barest parts of the standard library alone:
+``socket`` takes longer to import than an interpreter takes to start.
 """
 
 import _socket
@@ -20,31 +19,31 @@ import time
 
 SOCKET = "/run/libvirt-natns/service.sock"
 FORMAT = 3
-"""The state database's format, ``tables.VERSION``, which takes longer to import."""
+"""The state database's format, ``schema.VERSION``, which takes longer to import."""
 
 GREETING = b"libvirt-natns 1 %d\n" % FORMAT
 DONE, REFUSED = b"done", b"refused"
 BLOCK = 65536
 
 GREETING_LIMIT = 2.0
-"""Seconds within which a service that is alive greets."""
+"""Seconds in which a service that is alive greets."""
 
 LIMITS = {
     # Another network's start may have to be waited for.
     "start": 60.0,
     "started": 60.0,
     "stopped": 60.0,
-    # And so may be the network's own.
+    # The network's own start may have to be waited for.
     "changed": 60.0,
 }
 """Seconds that an event may take, from the greeting to the end of the answer."""
 
 LIMIT = 30.0
-"""The same for all others."""
+"""The same for all other events."""
 
 
 class Answer:
-    """What the service says: whether it did what was asked, and its text."""
+    """The service's answer: whether it did as asked, and its text."""
 
     __slots__ = ("done", "text")
 
@@ -54,9 +53,9 @@ class Answer:
 
 
 def ask(kind: str, event: tuple[str, str], data: bytes = b"", path: str = SOCKET) -> Answer | None:
-    """Have the service answer one event, or one question; None where it cannot.
+    """Have the service answer an event or a question; None where it does not answer.
 
-    Whatever it had begun by then, doing the same again converges.
+    The service may have begun the work then; doing the work again converges.
     """
     end = time.monotonic() + LIMITS.get(event[0], LIMIT)
     try:
@@ -78,7 +77,7 @@ def ask(kind: str, event: tuple[str, str], data: bytes = b"", path: str = SOCKET
 
 
 def _left(end: float) -> float:
-    """Seconds until ``end``, of the monotonic clock.  Raises TimeoutError past it."""
+    """Return the seconds until ``end`` of the monotonic clock.  Raises TimeoutError past it."""
     left = end - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -86,21 +85,21 @@ def _left(end: float) -> float:
 
 
 def _read_line(link: _socket.socket) -> bytes:
-    # It is sent at once and is short: it comes whole.
+    # The greeting is short and sent at once, so it comes whole.
     return link.recv(len(GREETING))
 
 
 def _read_all(link: _socket.socket, end: float) -> bytes:
-    found = []
+    blocks = []
     while block := link.recv(BLOCK):
-        found.append(block)
+        blocks.append(block)
         link.settimeout(_left(end))
-    return b"".join(found)
+    return b"".join(blocks)
 
 
-def _answer(told: bytes) -> Answer | None:
-    verdict, newline, text = told.partition(b"\n")
+def _answer(octets: bytes) -> Answer | None:
+    verdict, newline, text = octets.partition(b"\n")
     if not newline or verdict not in (DONE, REFUSED):
-        # It ended on the way.
+        # The service has ended in between.
         return None
     return Answer(verdict == DONE, text.decode(errors="replace"))

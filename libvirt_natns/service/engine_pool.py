@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the resident service keeps between two events, for all its threads.
+"""Engines for all threads of the service, with the parts that are kept between two events.
 
-State databases and kernel sessions, as many as have been in use at once; spare
-namespaces; what was built ahead of libvirt.
+These are state databases and kernel sessions, as many as were in use at once; spare
+namespaces; and networks that were built ahead of libvirt.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from libvirt_natns.state.networks import Store
 from libvirt_natns.state.schema import VERSION
 
 IDLE = 4
-"""How many sessions are kept for later."""
+"""The most sessions that are kept for later."""
 
 
 class _Session:
@@ -37,10 +37,10 @@ class _Session:
 
     @property
     def current(self) -> bool:
-        """Return whether the state database is still the one on disk, and of this version."""
+        """True if the state database is still the file on disk, and of this version."""
         if _inode(self.store.path) != self._inode:
             return False
-        # One of another version may have brought it to its own format.
+        # A process of another version may have changed the format.
         with suppress(StoreError):
             return bool(self.store.select("PRAGMA user_version")[0][0] == VERSION)
         return False
@@ -58,11 +58,10 @@ def _inode(path: Path) -> int:
 
 
 class EnginePool:
-    """Keeps sessions open, and what else only a process that stays can have.
+    """Makes engines, and keeps their sessions open; safe for threads.
 
-    Spare namespaces, threads for what nobody waits for, and what was built ahead.
-    Without a ``background``, everything is waited for.  ``expect`` is called with
-    the uuid of each network whose start goes on.  Safe for threads.
+    Without a ``background``, engines wait for all of their work.  ``expect`` is called
+    with the uuid of each network whose start goes on.
     """
 
     def __init__(self, observer: Observer = NOBODY, background: Background | None = None) -> None:
@@ -90,7 +89,7 @@ class EnginePool:
                     built=self._built,
                 )
         except BaseException:
-            # The fault may be its own.
+            # The error may come from the session.
             session.close()
             raise
         self._give_back(session)
@@ -114,7 +113,7 @@ class EnginePool:
         session.close()
 
     def close(self) -> None:
-        """Close what is not in use."""
+        """Close spare namespaces, and sessions that are not in use."""
         self._spares.close()
         with self._lock:
             while self._idle:

@@ -19,7 +19,8 @@ from threading import Lock
 
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.observer import HOST
-from libvirt_natns.errors import ChangedError, NatnsError, NotUpError
+from libvirt_natns.engine.up import NotUpError, RecordChangedError
+from libvirt_natns.errors import NatnsError
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.repair import NoBridgeError, Repair, repair
 from libvirt_natns.service.trouble import REPAIRS, Trouble
@@ -187,7 +188,7 @@ class Healer:
                 differences = self._repair(engine, uuid, record)
         except NotUpError:
             self.forget(uuid)
-        except ChangedError:
+        except RecordChangedError:
             self._queue.hold(uuid, DELAY)
         except Exception as error:
             self._failed(uuid, name, error)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Follows what libvirt tells of and no hook: metadata edited, devices plugged, ends missed.
+"""The watch of libvirt: edited metadata, plugged devices and other changes without a hook.
 
-libvirt's event loop only notes down whom an event concerns.  Workers ask libvirt
-about those and apply the answer, and so a libvirt that is held up by a hook holds
-up a worker, never the answering of hooks.
+libvirt's event loop only puts the guest or network of an event into a queue.  Workers
+ask libvirt about it and apply the answer.  So a libvirt that waits for a hook holds up a
+worker, never the answers to hooks.
 
-Connections are kept to daemons that run, and opened again when those do; none is
-ever started by us.  As events were missed meanwhile, all is reconciled then.
+The watch is connected to each daemon of libvirt that runs, and starts none.  Events may
+be missed without a connection, so all networks and guests are reconciled after the next.
 
-Limit: a modular daemon that systemd would end for want of work stays as long as
-we listen to it.
+Known limit: a modular daemon that systemd would end for want of work stays as long as
+the watch listens to it.
 """
 
 import time
@@ -32,19 +32,19 @@ from libvirt_natns.service.workqueue import Workers, WorkQueue
 
 DRIVERS = (libvirtd.QEMU, libvirtd.LXC, libvirtd.NETWORK)
 WORKERS = 3
-"""Two may be held up, by a hook or by a reconciliation, without anybody waiting."""
+"""Two may be held up, by a hook and by a reconciliation, and the third still works."""
 
 LOOK = 0.5
-"""Seconds between two looks whether a daemon runs that is not connected."""
+"""Seconds between two looks for a daemon without a connection."""
 
 PATIENCE = 30.0
-"""The most seconds between two attempts to connect to a daemon that refuses."""
+"""At most so many seconds between two attempts to connect to a daemon that refuses."""
 
 GATHER = 0.2
-"""Seconds in which drivers that are connected are reconciled at once."""
+"""Seconds in which newly connected drivers are reconciled together."""
 
 HOOKS_FIRST = 0.25
-"""Seconds by which a start or stop is looked at later: hooks have told of nearly all."""
+"""Seconds until the look at a start or stop, of which a hook has told nearly always."""
 
 STOP_LIMIT = 3.0
 """Seconds that threads get to end; they may be waiting for a libvirt that is stuck."""
@@ -52,7 +52,7 @@ STOP_LIMIT = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A guest or a network to look after, and whom to ask about it."""
+    """A guest or a network, and the driver that knows it."""
 
     driver: Driver
     kind: Kind
@@ -67,10 +67,12 @@ Task = Subject | Literal["everything"]
 
 
 class LibvirtWatch:
-    """Listens to libvirt and applies what it tells, until it is stopped."""
+    """Listens to libvirt and applies changes, until it is stopped.
+
+    ``reconcile`` repairs all networks and guests, and may take its time.
+    """
 
     def __init__(self, sessions: Sessions, log: Log, reconcile: Callable[[], None]) -> None:
-        """``reconcile`` looks after all networks and guests; it may take its time."""
         self._sessions = sessions
         self._log = log
         self._reconcile = reconcile
@@ -96,16 +98,16 @@ class LibvirtWatch:
         for keeper in keepers:
             keeper.join(max(0.0, deadline - time.monotonic()))
         self._workers.stop(max(0.0, deadline - time.monotonic()))
-        # Last: a connection that is stuck ends by the loop alone.
+        # The loop comes last: only the loop ends a connection that is stuck.
         if not any(keeper.is_alive() for keeper in keepers):
             self._loop.stop()
 
     def reconcile_soon(self) -> None:
-        """Have all reconciled, once for all who ask at about the same time."""
+        """Have all reconciled, once for all calls within ``GATHER``."""
         self._queue.put("everything", GATHER)
 
     def is_active(self, uuid: str) -> bool | None:
-        """Ask libvirt for a network; None without a connection.
+        """Ask libvirt whether a network is active; None without a connection.
 
         Waits while libvirt starts or stops that network.  Raises LibvirtError.
         """
@@ -118,11 +120,11 @@ class LibvirtWatch:
         try:
             self._do(task)
         except Exception:
-            # A fault of ours in one event must not keep the others back.
+            # A fault of ours in one event must not stop the worker.
             self._log.say("error", "fault", **_about(task), traceback=traceback.format_exc())
 
     def _do(self, task: Task) -> None:
-        """Look after somebody, or say why not; what was in force before still is."""
+        """Apply a change, or log why not; the state before it stays in force then."""
         try:
             if isinstance(task, Subject):
                 self._follow(task)
@@ -132,7 +134,7 @@ class LibvirtWatch:
             self._log.say(self._level(task, error), "not-applied", **_about(task), error=error)
 
     def _level(self, task: Task, error: NatnsError) -> Level:
-        """A broken connection is no loss: all is reconciled after the next."""
+        """Return the level of an error; after a broken connection all is reconciled."""
         link = self._keepers[task.driver].link if isinstance(task, Subject) else None
         broken = isinstance(error, LibvirtError) and (link is None or not link.alive)
         return "debug" if broken else "warning"
@@ -140,7 +142,7 @@ class LibvirtWatch:
     def _follow(self, subject: Subject) -> None:
         link = self._keepers[subject.driver].link
         if link is None:
-            # All is reconciled once there is one.
+            # The next connection reconciles all.
             return
 
         def ask() -> bytes | None:
@@ -154,15 +156,15 @@ class LibvirtWatch:
                 changed = self._follow_network(engine, subject.uuid, ask)
         if changed:
             taken = time.monotonic() - start
-            told = "; ".join(changed)
-            self._log.say("info", "followed", **_about(subject), changed=told, seconds=taken)
+            text = "; ".join(changed)
+            self._log.say("info", "followed", **_about(subject), changed=text, seconds=taken)
 
     def _follow_network(self, engine: Engine, uuid: str, ask: Ask) -> list[str]:
         ran = _runs(engine, uuid)
         changed = reconcile.network_changed(engine, uuid, ask)
         runs = _runs(engine, uuid)
         if not ran and runs:
-            # No hook told of it: nor, then, of guests that run in it.
+            # No hook told of the network, nor then of the guests in it.
             self.reconcile_soon()
         if not runs:
             # Guests that still run publish nothing there.
@@ -176,7 +178,7 @@ def _runs(engine: Engine, uuid: str) -> bool:
 
 
 def _about(task: Task) -> dict[str, str]:
-    """Whom a task is about, as fields of a line in the log."""
+    """Return the subject of a task, as fields of a line in the log."""
     return {task.kind: task.name} if isinstance(task, Subject) else {}
 
 
@@ -194,7 +196,7 @@ class ConnectionKeeper(Thread):
         self._ended = Event()
 
     def run(self) -> None:
-        """Connect, be connected, and begin again."""
+        """Connect, wait for the end of the connection, and begin again."""
         while not self._stopping.is_set():
             daemon = self.driver.daemon()
             if daemon is not None and self._backoff.allows(daemon.pid):
@@ -207,7 +209,7 @@ class ConnectionKeeper(Thread):
         self._ended.set()
 
     def _connect(self, daemon: Daemon) -> None:
-        """Be connected until the connection ends, or is to."""
+        """Keep a connection until it ends, or until ``stop``."""
         self._ended = ended = Event()
         try:
             link = Link(daemon.uri, self._tell, ended.set)
@@ -219,7 +221,7 @@ class ConnectionKeeper(Thread):
         self._log.say("notice", "connected", uri=daemon.uri)
         self.link = link
         self._queue.put("everything", GATHER)
-        # Whoever stops us has set the one before it looked at the other.
+        # ``stop`` sets this event first, as ``_ended`` may be that of an earlier connection.
         if not self._stopping.is_set():
             ended.wait()
         self.link = None
@@ -232,7 +234,7 @@ class ConnectionKeeper(Thread):
 
 
 class Backoff:
-    """Ever fewer attempts at a daemon that refuses, from the start again with the next one."""
+    """Makes attempts at a daemon that refuses ever fewer, and begins anew with the next daemon."""
 
     def __init__(self) -> None:
         self._pid: int | None = None
@@ -240,11 +242,11 @@ class Backoff:
         self._due = 0.0
 
     def allows(self, pid: int) -> bool:
-        """Whether that daemon may be tried now."""
+        """True if the daemon of that pid may be tried now."""
         return pid != self._pid or time.monotonic() >= self._due
 
     def refused(self, pid: int) -> bool:
-        """Note that it has refused; returns whether it was the first time."""
+        """Note that a daemon has refused; true for the first time."""
         first = pid != self._pid
         self._pid = pid
         self._wait = LOOK if first else min(2 * self._wait, PATIENCE)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Metrics in Prometheus' text format: the only user of prometheus-client.
 
-What there is now is counted when somebody asks.  What has happened is counted
-as it happens, by the service alone.  No counter has a label for the network:
-hosts that start a transient network for each job would have ever more of them.
-The log tells which network it was.
+Gauges are counted at each question.  Counters count events as they happen, in the service
+alone.  A counter has no label for the network: a host that starts a transient network for
+each job would have ever more labels.  The log has the network of each event.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -33,7 +32,7 @@ Row = tuple[tuple[str, ...], float | None]
 
 
 class _Registry(CollectorRegistry):
-    """Leaves out the series with each counter's time of birth, which nobody asks for."""
+    """Leaves out the series with the time at which each counter was made."""
 
     def collect(self) -> Iterator[Metric]:
         """See ``CollectorRegistry``."""
@@ -45,7 +44,7 @@ class _Registry(CollectorRegistry):
 
 
 class Metrics:
-    """What the service counts; safe for threads."""
+    """The counters of the service; safe for threads."""
 
     def __init__(self) -> None:
         self._registry = _Registry()
@@ -74,23 +73,23 @@ class Metrics:
         )
 
     def answered(self, hook: str, operation: str, outcome: str, seconds: float) -> None:
-        """A hook's event, or a question, was answered, with "done" or "refused"."""
+        """Count an answer to a hook or a person; ``outcome`` is "done" or "refused"."""
         self._answers.labels(hook, operation, outcome).observe(seconds)
 
     def changed(self, verb: str, seconds: float) -> None:
-        """A verb has ended well."""
+        """Count a verb that has ended well."""
         self._changes.labels(verb).observe(seconds)
 
     def healed(self, seconds: float) -> None:
-        """Something that was broken behind our back is whole again."""
+        """Count a repair of damage."""
         self._heals.observe(seconds)
 
     def failed(self, what: str) -> None:
-        """Something was tried in vain; ``what`` is one of a few words."""
+        """Count a failure; ``what`` is one of a few words."""
         self._failures.labels(what).inc()
 
     def text(self, engine: Engine, given_up: Collection[str] = ()) -> str:
-        """All metrics; ``given_up`` are the networks that are not healed any more.
+        """Return all metrics; ``given_up`` are the networks that are not healed any more.
 
         Raises StoreError.
         """
@@ -99,14 +98,14 @@ class Metrics:
 
 
 def gauges(engine: Engine, given_up: Collection[str] | None = None) -> str:
-    """What there is now; ``given_up`` None where no service could tell.
+    """Return the gauges; ``given_up`` is None where the service does not answer.
 
     Raises StoreError.
     """
     registry = CollectorRegistry()
     registry.register(_Gauges(census.take(engine), given_up))
-    told: bytes = generate_latest(registry)
-    return told.decode()
+    text: bytes = generate_latest(registry)
+    return text.decode()
 
 
 class _Gauges(Collector):
@@ -154,32 +153,32 @@ class _Gauges(Collector):
             yield _gauge(name, text, ("upstream", "kind"), rows)
 
     def _each_network(self) -> Iterator[Metric]:
-        routers = self._counted.routers
+        running = self._counted.running
         for name, text, rows in (
             (
                 "forwards",
                 "Published ports and ranges that are in force.",
-                [((each.name,), each.forwards) for each in routers],
+                [((network.name,), network.forwards) for network in running],
             ),
             (
                 "dhcp_leases",
                 "DHCP leases of guests that have not expired.",
-                [((each.name,), each.dhcp_leases) for each in routers],
+                [((network.name,), network.dhcp_leases) for network in running],
             ),
             (
                 "dnsmasq_running",
                 "Whether the dnsmasq that the network needs runs.",
-                [((each.name,), each.dnsmasq) for each in routers],
+                [((network.name,), network.dnsmasq) for network in running],
             ),
             (
                 "conntrack_entries",
                 "Connections that are tracked in the network's namespace.",
-                [((each.name,), each.connections) for each in routers],
+                [((network.name,), network.connections) for network in running],
             ),
             (
                 "conntrack_entries_limit",
                 "Connections that can be tracked in the network's namespace.",
-                [((each.name,), each.limit) for each in routers],
+                [((network.name,), network.limit) for network in running],
             ),
         ):
             yield _gauge(name, text, ("network",), rows)

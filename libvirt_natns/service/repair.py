@@ -6,13 +6,11 @@ The verb changes only what differs, so the intact parts stay untouched.
 
 from collections.abc import Callable
 
-from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST
-from libvirt_natns.errors import NatnsError, NotUpError
-from libvirt_natns.kernel.defer import at_once
-from libvirt_natns.records import replace
+from libvirt_natns.engine.up import NotUpError
+from libvirt_natns.errors import NatnsError
 from libvirt_natns.state.networks import Record
 
 
@@ -28,8 +26,8 @@ def repair(engine: Engine, uuid: str, record: Record | None) -> list[str] | None
 
     Returns None while a start goes on: an unfinished start is no damage.
 
-    Raises NotUpError for a network that is not to be repaired, ChangedError where the
-    network has another record by now, NoBridgeError, or the error of a verb.
+    Raises NotUpError for a network that is not to be repaired, RecordChangedError where
+    the network has another record by now, NoBridgeError, or the error of a verb.
     """
     # Another process may have changed what there is to watch.
     with engine.observer.changing(uuid):
@@ -45,10 +43,7 @@ def repair(engine: Engine, uuid: str, record: Record | None) -> list[str] | None
     # The look takes no lock, so it delays no verb; and the watch goes on hearing of damage.
     if not reconcile.differences(engine, record):
         return []
-    # The repair waits for all of its work: the next look is to see the result.
-    patient = replace(engine, later=at_once, built=None)
-    network = libvirt_xml.parse_network(record.document)
-    return patient.up(network, record.document, only_if_up=True)
+    return engine.repair(record)
 
 
 def _repair_host(engine: Engine) -> list[str] | None:

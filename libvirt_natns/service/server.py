@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Answering what hooks and people ask over the service's socket.
+"""The service's end of its socket: answers events of hooks, and questions of people.
 
-``client`` describes what is said.  Each connection has a thread: one that waits
-for its network never keeps another one waiting.
+``client`` describes the protocol.  Each connection has a thread of its own, so a
+connection that waits for its network delays no other.
 """
 
 import socket
@@ -29,7 +29,7 @@ DATA_LIMIT = 1 << 26
 """Octets of XML; libvirt itself takes less."""
 
 REQUEST_LIMIT = 10.0
-"""Seconds that a client may take to say what it wants."""
+"""Seconds that a client may take for its request."""
 
 STOP_LIMIT = 60.0
 """Seconds that connections in progress get when the service is to end."""
@@ -40,14 +40,14 @@ SHORTAGE = 0.2
 CREDENTIALS = struct.Struct("3i")
 
 Question = Callable[[], str]
-"""What answers a person, rather than a hook.  Raises NatnsError."""
+"""Returns the text of an answer to a person.  Raises NatnsError."""
 
 
 class Meter(Protocol):
-    """Counts what was answered."""
+    """Counts answers."""
 
     def answered(self, hook: str, operation: str, outcome: str, seconds: float) -> None:
-        """An answer was given, with ``outcome`` "done" or "refused"."""
+        """Count an answer; ``outcome`` is "done" or "refused"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        """Whom it is about, for the log."""
+        """The name of its network or guest, for the log."""
         look = at_network if self.kind == "network" else at_domain
         return look(self.data).name if self.data else ""
 
@@ -82,8 +82,8 @@ class Server:
         self._threads: set[Thread] = set()
         self._lock = Lock()
         self._end, self._wake = socket.socketpair()
-        for each in (self._end, self._wake):
-            each.setblocking(False)
+        for end in (self._end, self._wake):
+            end.setblocking(False)
 
     # -- connections -------------------------------------------------------
 
@@ -93,7 +93,7 @@ class Server:
             self._wake.send(b"x")
 
     def run(self, listener: socket.socket, watchdog: float | None = None) -> None:
-        """Answer all that comes, and what is in progress at the end.
+        """Answer connections until ``stop``, and finish those that are in progress then.
 
         ``watchdog`` is the interval, in seconds, of signs of life to systemd.
         """
@@ -144,9 +144,9 @@ class Server:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _serve(self, link: socket.socket) -> None:
-        """One connection, from its greeting to what is done after the answer."""
+        """Serve one connection, from the greeting to the work after the answer."""
         try:
-            # An OSError: the client has gone, and what was begun is done.
+            # On an OSError the client has gone, and its event is done all the same.
             with suppress(OSError), link:
                 follow_up = self._converse(link)
                 link.close()
@@ -159,7 +159,7 @@ class Server:
     def _go_on(self, follow_up: events.FollowUp) -> None:
         try:
             follow_up(self._sessions)
-        except Exception as error:  # a fault here must not end without a word
+        except Exception as error:  # a fault here must be logged
             level: Level = "warning" if isinstance(error, NatnsError) else "error"
             self._log.say_error(level, "failed", error, when="after the answer")
 
@@ -171,17 +171,17 @@ class Server:
         try:
             return self._reply(link)
         except FormatError as error:
-            # Another version is installed by now: its hooks do the work, and systemd
-            # starts its service in our place.
+            # Another version is installed by now.  Its hooks do the work themselves, and
+            # systemd starts its service in our place.
             self._log.say("error", "outdated", error=error)
             self.stop()
         return None
 
     def _reply(self, link: socket.socket) -> events.FollowUp | None:
-        """Answer what the client wants.  Raises FormatError, and answers nothing then."""
+        """Answer a client's request.  Raises FormatError, and answers nothing then."""
         request = _request(link)
         if request is None:
-            # It may be a hook of another version, which did not like the greeting.
+            # The client may be a hook of another version, which rejects our greeting.
             self._check_format()
             return None
         start = time.monotonic()
@@ -189,7 +189,7 @@ class Server:
         with suppress(OSError):
             link.sendall(verdict + b"\n" + text.encode())
         taken = time.monotonic() - start
-        # What follows an answer must not depend on its being counted.
+        # An error in counting must not stop the work after the answer.
         with suppress(Exception):
             self._meter.answered(request.kind, request.event[0], verdict.decode(), taken)
         return follow_up
@@ -202,7 +202,7 @@ class Server:
         except FormatError:
             raise
         except NatnsError:
-            # Who needs it will say so.
+            # An event that needs the database reports the error.
             return
 
     # -- answers -----------------------------------------------------------
@@ -214,7 +214,7 @@ class Server:
             answered = events.answer(request.kind, request.event, request.data, self._sessions)
         except FormatError:
             raise
-        except Exception as error:  # the service must answer, whatever it is
+        except Exception as error:  # the service must answer, whatever the error
             line = self._log.say_error(
                 "warning", "refused", error, hook=request.kind, operation=request.event[0],
                 name=request.name or None,
@@ -224,13 +224,13 @@ class Server:
 
 
 def _peer(link: socket.socket) -> int:
-    """The user id of who has connected."""
-    told = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    return int(CREDENTIALS.unpack(told)[1])
+    """Return the user id of the process at the other end."""
+    credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    return int(CREDENTIALS.unpack(credentials)[1])
 
 
 def _request(link: socket.socket) -> Request | None:
-    """What the client wants; None where it has gone, or makes no sense."""
+    """Read a client's request; None where the client has gone, or the request is malformed."""
     with link.makefile("rb") as stream:
         header = stream.readline(HEADER_LIMIT).decode(errors="replace").split()
         if len(header) != 4 or not header[3].isdecimal():

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Follows starts until libvirt has the network active, and takes back those it gives up.
+"""Starts of networks: each is followed until libvirt has the network active, or gives it up.
 
-libvirt tells nobody that a start has failed after our `start` hook.  A thread of
-the service looks at each start that goes on, and asks libvirt where the bridge is
-missing, or where `started` was answered: a hook that is killed makes libvirt give
-up as well.  libvirt answers once the start is over, however long it takes, so a
-slow start is never taken for one that failed.  libvirt is never asked while it
-makes the bridge and all that is on it, and never from a thread that answers hooks.
+libvirt calls no hook for a start that fails after our `start` hook.  So a thread of the
+service looks at each start that goes on, and takes back a start that libvirt gave up.
+
+The thread asks libvirt where the bridge is missing, or where `started` was answered: a
+hook that is killed makes libvirt give up as well.  libvirt answers once the start is
+over, so a slow start never counts as failed.  libvirt is never asked while it makes the
+bridge, and never from a thread that answers hooks.
 """
 
 from collections.abc import Callable
@@ -36,10 +37,12 @@ Ask = Callable[[str], bool | None]
 
 
 class Starts:
-    """Starts that go on, and the threads that look at them."""
+    """Starts that go on, and the threads that look at them.
+
+    ``ask`` is called from threads of this object alone, and may raise LibvirtError.
+    """
 
     def __init__(self, sessions: Sessions, log: Log, ask: Ask) -> None:
-        """``ask`` is called from threads of this object alone.  Raises LibvirtError."""
         self._sessions = sessions
         self._log = log
         self._ask = ask
@@ -66,9 +69,9 @@ class Starts:
         try:
             again = self._goes_on(uuid)
         except LibvirtError:
-            # The connection has broken: the next one tells, or the daemon's end.
+            # The connection has broken: the next connection tells, or the daemon's end.
             self._queue.put_new(uuid, BROKEN)
-        except Exception as error:  # the other starts are still to be followed
+        except Exception as error:  # the thread must go on with other starts
             self._log.say("error", "start", network=uuid, error=error)
             self._queue.put_new(uuid, START_LIMIT)
         else:
@@ -76,14 +79,14 @@ class Starts:
                 self._queue.put_new(uuid, LOOK)
 
     def _goes_on(self, uuid: str) -> bool:
-        """Look at a start; returns whether to look again."""
+        """Look at a start; true if it is to be looked at again."""
         with self._sessions.engine() as engine:
             record = engine.store.network(uuid)
         if record is None or record.state == "down" or not record.this_boot:
             return False
         if record.state != "up" and self._lost_daemon(record):
             active: bool | None = False
-        elif _goes_on(record):
+        elif _libvirt_goes_on(record):
             return True
         else:
             active = self._ask(record.uuid)
@@ -106,13 +109,13 @@ class Starts:
 
     def _note_daemon(self) -> bool:
         """True if a daemon runs."""
-        found = libvirtd.NETWORK.daemon() is not None
-        # Where no pid file ever told of one, its absence means nothing.
-        self._knows_daemon |= found
-        return found
+        runs = libvirtd.NETWORK.daemon() is not None
+        # Without a pid file ever, a missing pid file means nothing.
+        self._knows_daemon |= runs
+        return runs
 
 
-def _goes_on(record: Record) -> bool:
+def _libvirt_goes_on(record: Record) -> bool:
     """True if libvirt need not be asked yet: it still works on the bridge."""
     if record.state == "up" or now() - record.since > START_LIMIT:
         return False

@@ -256,7 +256,7 @@ def logged_events() -> set[str]:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr in ("say", "_line")
+                and node.func.attr in ("say", "say_error", "_line")
                 and isinstance(node.args[1], ast.Constant)
             ):
                 found.add(str(node.args[1].value))

@@ -12,7 +12,8 @@ import pytest
 from libvirt_natns import names
 from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.errors import ChangedError, DocumentError, NotUpError
+from libvirt_natns.engine.up import NotUpError, RecordChangedError
+from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     AddressRange,
@@ -99,6 +100,11 @@ def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine)
     assert engine.store.leases("provider", "a").address == FOREIGN
 
 
+UUID = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f10"
+DOCUMENT = f"""<network><name>a</name><uuid>{UUID}</uuid><bridge name="virbr10"/>
+<ip address="10.0.0.1" prefix="24"/></network>""".encode()
+
+
 class Idle:
     """A kernel session that a repair opens and leaves as it is."""
 
@@ -116,12 +122,12 @@ def test_a_repair_brings_up_only_what_is_up_and_unchanged(
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
     config = Config(upstreams={"provider": PROVIDER}, upstream="provider")
     repairing = replace(engine, config=config, kernel=cast("Kernel", Idle()))
-    network = replace(NETWORK, nat=NatMetadata(upstream="provider"))
     record = Record(
-        "a", "a", "nat-a", "virbr10", "provider", "bridge", (), True, state, boot_id(), now(),
-        b"<network/>",
+        UUID, "a", "nat-a", "virbr10", "provider", "bridge", (), True, state, boot_id(), now(),
+        DOCUMENT,
     )  # fmt: skip
     engine.store.put(record)
-    with pytest.raises(ChangedError if state == "up" else NotUpError):
-        repairing.up(network, b"<network>edited</network>", only_if_up=True)
-    assert engine.store.network("a") == record
+    edited = replace(record, state="up", document=DOCUMENT.replace(b"10.0.0.1", b"10.0.0.9"))
+    with pytest.raises(RecordChangedError if state == "up" else NotUpError):
+        repairing.repair(edited)
+    assert engine.store.network(UUID) == record

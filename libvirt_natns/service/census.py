@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The counts of this moment: networks, leases, forwards, connections.
 
-They come from the state database and the kernel, without any XML, so the counts of a
-thousand networks take a fraction of a second.
+The counts come from the state database and the kernel, without any XML.  So the counts
+of a thousand networks take a fraction of a second.
 """
 
 from collections import Counter
@@ -32,8 +32,8 @@ STATES: tuple[State, ...] = get_args(State)
 class PoolCounts:
     """Addresses of a family, or prefixes, of an upstream's pool.
 
-    ``size`` counts all that may be leased.  It is None where the configuration does not
-    have the upstream any more, or its subnet has not been chosen yet.  ``in_use`` counts
+    ``size`` counts all that may be leased.  It is None where the configuration has lost
+    the upstream, or its subnet has not been chosen yet.  ``in_use`` counts
     leases of networks and guests that run now.
     """
 

@@ -2,16 +2,16 @@
 """The clients' end of the service's socket, and the protocol.
 
 The service speaks first.  A greeting that comes in time shows that the service is alive
-and of this version, and only then does it get any work.  So a service that is stuck, or
-older than the hook, never does late what the hook has done itself.  The greeting has the
-state database's format, too, as a service cannot use the database of another version.
+and of this version.  Only then does the service get any work.  So a service that is
+stuck, or older than the hook, never does late what the hook has done itself.  The
+greeting has the state database's format, too, as a service cannot use another format.
 
     service: GREETING
     client:  KIND OPERATION SUB-OPERATION LENGTH newline, LENGTH octets
     service: "done" or "refused", newline, text to its end
 
-Hooks import this module, so it imports the barest parts of the standard library alone:
-``socket`` takes longer to import than an interpreter takes to start.
+Hooks import this module.  So the module imports only the barest parts of the standard
+library: ``socket`` takes longer to import than an interpreter takes to start.
 """
 
 import _socket

@@ -131,7 +131,7 @@ class Service:
                 self.starts.expect(record.uuid)
 
     def _expire_routers(self) -> None:
-        """Take overdue routers back whose timers were killed, and look again in a while."""
+        """Take back overdue routers, as their own timers may have been killed; again in a while."""
         try:
             for line in routers.expire_overdue():
                 self.log.say("warning", "expired", repaired=line)

@@ -28,7 +28,7 @@ IDLE = 4
 
 
 class _Session:
-    """One state database and one kernel session, for one thread at a time."""
+    """A state database and a kernel session, for one thread at a time."""
 
     def __init__(self, spares: Spares) -> None:
         self.store = Store()
@@ -61,7 +61,7 @@ class EnginePool:
     """Makes engines, and keeps their sessions open; safe for threads.
 
     Without a ``background``, engines wait for all of their work.  ``expect`` is called
-    with the uuid of each network whose start goes on.
+    with the uuid of each network that is being started.
     """
 
     def __init__(self, observer: Observer = NOBODY, background: Background | None = None) -> None:

@@ -33,7 +33,7 @@ class _Followed:
 
     @property
     def own_names(self) -> tuple[str, ...]:
-        """The links of the host, and the namespace, that belong to the network alone."""
+        """Return the links of the host, and the namespace, that belong to the network alone."""
         watched = self.watched
         return (*watched.ports, watched.bridge, _namespace_key(watched.namespace))
 
@@ -66,11 +66,11 @@ class FollowedNetworks:
     # -- finding -----------------------------------------------------------
 
     def by_nsid(self, nsid: int | None) -> str | None:
-        """Return the network whose namespace has that id."""
+        """Return the network of the namespace with that id."""
         return self._by_nsid.get(nsid) if nsid is not None else None
 
     def by_namespace(self, namespace: str) -> str | None:
-        """Return the network whose namespace has that name."""
+        """Return the network of the namespace with that name."""
         return self._by_name.get(_namespace_key(namespace))
 
     def by_link(self, link: str) -> str | None:
@@ -78,7 +78,7 @@ class FollowedNetworks:
         return self._by_name.get(link)
 
     def by_parent(self, link: str) -> Collection[str]:
-        """Return the networks whose upstream is that link of the host."""
+        """Return the networks that have that link of the host as their upstream."""
         return self._by_parent.get(link, ())
 
     # -- following ---------------------------------------------------------

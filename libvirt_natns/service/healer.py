@@ -5,10 +5,12 @@ After a repair the healer looks at the network once more.  The damage may have g
 on during the repair, while the watch took all events for our own doing.
 
 Another program may undo a repair on purpose.  After a few repairs of the same thing
-within a minute, the network is left as it is, with an error in the log and in
-``health``.  So is a network that cannot be repaired.  It gets another chance after ten
-minutes, and when a verb changes it (``relent``).  A network that could not be repaired
-gets one as well when something about it changes.
+within a minute, the healer gives the network up.  It also gives up a network that cannot
+be repaired.  The log and ``health`` have the error.
+
+A network that was given up gets another chance after ten minutes, and when a verb changes
+it (``relent``).  A network that could not be repaired also gets a chance when something
+about it changes.
 """
 
 import threading
@@ -27,7 +29,7 @@ from libvirt_natns.service.trouble import REPAIRS, Trouble
 from libvirt_natns.service.workqueue import Workers, WorkQueue
 
 WORKERS = 4
-"""How many networks are looked at at once."""
+"""Networks that are looked at at once."""
 
 DELAY = 0.15
 """Seconds from the first sign of damage to the look: damage seldom comes alone."""

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The kernel watch: tells which networks something happened to that was not us.
 
-The watch decides whose an event is, and whether we have caused it.  The healer decides
-whether anything is wrong.
+The watch finds the network of an event, and decides whether we have caused the event.
+The healer decides whether anything is wrong.
 
 Between events the watch polls two things only.  It asks legacy iptables, which sends no
 messages, every second or more often, where it is in use.  And an audit now and then
 finds damage without an event, one network at a time.
 
-Known limits: rules of the host that another program changes during a change of ours are
-taken for ours, until the audit.  So are settings without a message of the kernel
-(arp_ignore and the like), and rules of legacy iptables that are replaced by as many
-others of the same size.
+Known limits: three kinds of damage are taken for our own doing, until the audit.  These
+are rules of the host that another program changes during a change of ours; settings
+without a message of the kernel (arp_ignore and the like); and rules of legacy iptables
+that are replaced by as many others of the same size.
 """
 
 import os
@@ -147,7 +147,7 @@ class KernelWatch:
         self._newcomers[namespace] = time.monotonic()
 
     def _attend(self, uuid: str) -> None:
-        """Attend to the end of a change of ours, whose events were read."""
+        """Attend to the end of a change of ours, after its events."""
         if self._own.finish(uuid):
             overheard = self._own.was_overheard(uuid)
             is_new = uuid not in self._followed

@@ -67,7 +67,7 @@ class RuleTables:
 
 
 class LegacyTables:
-    """The tables of networks whose backend is iptables; the host's while there is a network."""
+    """The tables of networks with the backend iptables; the host's while there is a network."""
 
     def __init__(self) -> None:
         self._networks: dict[str, RuleTables] = {}
@@ -100,7 +100,7 @@ class LegacyTables:
             self._host = RuleTables(None)
 
     def altered(self) -> list[str]:
-        """Return the networks, and HOST, whose rules have changed since the last look."""
+        """Return the networks, and HOST, with other rules than at the last look."""
         altered = [uuid for uuid, tables in self._networks.items() if tables.is_altered()]
         if not self._networks:
             self.close_host()

@@ -79,7 +79,7 @@ def _number(value: memoryview | None) -> int:
 
 
 class LinkState(NamedTuple):
-    """The properties of a link whose change may be damage: not its carrier or counters."""
+    """The properties of a link that damage may change: not its carrier or counters."""
 
     name: str
     up: bool

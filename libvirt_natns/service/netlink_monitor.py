@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Netlink sockets that hear of the kernel's changes, in our namespaces and in the host.
 
-One pair of sockets hears all of our namespaces.  It lives in an empty namespace of its
-own, and only our namespaces have an id (an *nsid*) there.  Each message comes with its
-sender's id.  A socket in each namespace would keep a deleted namespace alive.  The
-kernel also goes through all sockets for each message, so a thousand sockets would slow
-down every change on the machine.
+Our namespaces share a pair of sockets.  The pair lives in an empty namespace of its own,
+and only our namespaces have an id (an *nsid*) there.  Each message comes with its
+sender's id.  A socket in each namespace would keep a deleted namespace alive.  And the
+kernel goes through all sockets for each message: a thousand sockets would slow down
+every change on the machine.
 """
 
 import os

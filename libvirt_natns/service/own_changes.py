@@ -3,8 +3,8 @@
 
 The kernel puts a message into our sockets before the call that caused it returns.  So
 when a change is over, all of its messages wait there.  The thread that reads the sockets
-takes the ends of changes first, then reads all messages, and only then attends to the
-ends.  Until then it looks away from the networks concerned.
+takes the ends of changes first.  Then it reads all messages, and looks away from the
+networks concerned.  Only after that does it attend to the ends.
 
 Known limit: a message does not tell which process caused it.  A network that was heard
 of during a change of ours is therefore looked at once more after the change.
@@ -99,7 +99,7 @@ class OwnChanges:
     # -- events ------------------------------------------------------------
 
     def heard(self, uuid: str | None) -> None:
-        """Suspect a network that something happened to, or HOST whose rules changed."""
+        """Suspect a network that something happened to, or HOST for a change of rules."""
         if uuid is None:
             return
         if not self._going_on[uuid]:

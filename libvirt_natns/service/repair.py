@@ -26,8 +26,8 @@ def repair(engine: Engine, uuid: str, record: Record | None) -> list[str] | None
 
     Returns None while a start goes on: an unfinished start is no damage.
 
-    Raises NotUpError for a network that is not to be repaired, RecordChangedError where
-    the network has another record by now, NoBridgeError, or the error of a verb.
+    Raises NotUpError for a network that is not up, and RecordChangedError where the
+    network has another record by now.  Raises NoBridgeError, or the error of a verb.
     """
     # Another process may have changed what there is to watch.
     with engine.observer.changing(uuid):

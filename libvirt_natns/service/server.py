@@ -52,7 +52,7 @@ class Meter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One event, or one question (``kind`` "question")."""
+    """An event, or a question (``kind`` "question")."""
 
     kind: str
     event: tuple[str, str]
@@ -60,7 +60,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The name of its network or guest, for the log."""
+        """Return the name of the network or guest, for the log."""
         look = at_network if self.kind == "network" else at_domain
         return look(self.data).name if self.data else ""
 

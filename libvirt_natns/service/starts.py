@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Starts of networks: each is followed until libvirt has the network active, or gives it up.
 
-libvirt calls no hook for a start that fails after our `start` hook.  So a thread of the
-service looks at each start that goes on, and takes back a start that libvirt gave up.
+libvirt calls no hook for a start that fails after our `start` hook.  So threads of the
+service look at each start that goes on, and take back a start that libvirt gave up.
 
-The thread asks libvirt where the bridge is missing, or where `started` was answered: a
+A thread asks libvirt where the bridge is missing, or where `started` was answered: a
 hook that is killed makes libvirt give up as well.  libvirt answers once the start is
 over, so a slow start never counts as failed.  libvirt is never asked while it makes the
 bridge, and never from a thread that answers hooks.

@@ -10,19 +10,19 @@ WINDOW = 60.0
 """Seconds within which repairs count as a fight."""
 
 REPAIRS = 5
-"""How often the same thing is repaired within that time, and how often a repair may fail."""
+"""Repairs of the same thing within that time; and failures of a repair in a row."""
 
 ALL_REPAIRS = 20
-"""How often anything is repaired within that time."""
+"""Repairs of anything within that time."""
 
 
 @dataclass(slots=True)
 class Trouble:
     """The history of one network, or of the host.
 
-    ``repairs`` are the times and differences of the latest repairs, ``failures`` counts
-    repairs that failed in a row, and ``last`` is the time of the latest failure, on the
-    monotonic clock.  ``given_up`` is the reason why the network is left alone, or "".
+    ``repairs`` are the times and differences of the latest repairs.  ``failures`` counts
+    repairs that failed in a row.  ``last`` is the time of the latest failure.  Times are on
+    the monotonic clock.  ``given_up`` is the reason why the network is left alone, or "".
     """
 
     name: str

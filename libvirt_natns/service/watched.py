@@ -43,7 +43,7 @@ class Watched:
 
     @property
     def processes(self) -> tuple[int, ...]:
-        """The processes that should run."""
+        """Return the processes that should run."""
         own = (pid for pid in (self.dnsmasq, self.client) if pid is not None)
         return (*own, *self.proxies)
 

@@ -29,8 +29,9 @@ from libvirt_natns.cli import (
 from libvirt_natns.cli import router as router_cli
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
-from libvirt_natns.engine import plan, rebuild, reconcile
+from libvirt_natns.engine import rebuild, reconcile
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.operations.operation import describe_plan
 from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
@@ -340,7 +341,7 @@ def _plan(options: argparse.Namespace) -> int:
         if not verdict.handled:
             print(f"network {network.name} is not touched: {verdict.reason}")
             return 0
-        print(plan.describe(engine.planner.preview(network)), end="")
+        print(describe_plan(engine.planner.preview(network)), end="")
     return 0
 
 

@@ -15,7 +15,34 @@ from libvirt_natns import firewall, names
 from libvirt_natns.addresses import Address, Interface, by_family
 from libvirt_natns.daemons import dnsmasq, ndppd, udhcpc
 from libvirt_natns.engine import guest_leases
-from libvirt_natns.engine import plan as p
+from libvirt_natns.engine.operations.addresses import (
+    Addresses,
+    Announcement,
+    Gateways,
+    ProxiedNeighbours,
+    Route,
+    SendLimit,
+    Withdrawal,
+)
+from libvirt_natns.engine.operations.daemons import (
+    Dnsmasq,
+    Firewall,
+    IdleDnsmasq,
+    Leasing,
+    NeighbourProxy,
+)
+from libvirt_natns.engine.operations.links import (
+    AllMulticast,
+    LinkUp,
+    Macvlan,
+    Namespace,
+    Patch,
+    Port,
+    Settings,
+    Sysctl,
+    TransitBridge,
+)
+from libvirt_natns.engine.operations.operation import Operation
 from libvirt_natns.errors import (
     AddressTakenError,
     ConflictError,
@@ -35,7 +62,7 @@ LOADS = 3
 NOTHING = "nothing"
 """Stands in a fingerprint for a kernel that holds no rules."""
 
-Step = Callable[[p.Operation | str], None]
+Step = Callable[[Operation | str], None]
 """Is told what is about to be changed: an operation, or in words what is none."""
 
 
@@ -68,21 +95,21 @@ class Call:
     undo: Undo
     later: Later = at_once
     starting: bool = False
-    done: Collection[p.Operation] = ()
+    done: Collection[Operation] = ()
     fresh: set[str] = field(default_factory=set)
     added: set[tuple[str | None, Address]] = field(default_factory=set)
 
-    def is_fresh(self, operation: p.Operation) -> bool:
+    def is_fresh(self, operation: Operation) -> bool:
         """Whether it cannot hold yet, as it is about a namespace in which nothing is."""
         return getattr(operation, "namespace", None) in self.fresh
 
-    def has_added(self, operation: p.Announcement) -> bool:
+    def has_added(self, operation: Announcement) -> bool:
         """True if this call set the address: a moment ago a neighbour might have had it."""
         added = (operation.namespace, operation.address) in self.added
         return added or self.is_fresh(operation)
 
 
-def differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
+def differences(kernel: Kernel, plan: Iterable[Operation]) -> list[str]:
     """What of a plan does not hold, in words, in the plan's order.
 
     Inside a namespace that is missing nothing more is looked at.
@@ -91,7 +118,7 @@ def differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
         return _differences(kernel, plan)
 
 
-def _differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
+def _differences(kernel: Kernel, plan: Iterable[Operation]) -> list[str]:
     found: list[str] = []
     for operation in plan:
         try:
@@ -100,19 +127,19 @@ def _differences(kernel: Kernel, plan: Iterable[p.Operation]) -> list[str]:
             # Most often the link that an earlier difference already named.
             different = [error.fact]
         found += different
-        if different and isinstance(operation, p.Namespace):
+        if different and isinstance(operation, Namespace):
             break
     return found
 
 
 def carry_out(
     kernel: Kernel,
-    plan: Iterable[p.Operation],
+    plan: Iterable[Operation],
     undo: Undo,
     before: Step | None = None,
     *,
     later: Later = at_once,
-    done: Collection[p.Operation] = (),
+    done: Collection[Operation] = (),
 ) -> list[str]:
     """Make a plan hold; returns what differed before.
 
@@ -121,12 +148,12 @@ def carry_out(
     was carried out a moment ago and is not looked at, but for dnsmasq, which may
     have given up meanwhile.
     """
-    whole = any(isinstance(operation, p.Namespace) for operation in done)
+    whole = any(isinstance(operation, Namespace) for operation in done)
     call = Call(kernel, undo, later, starting=whole, done=done)
     repaired: list[str] = []
     with kernel.work():
         for operation in plan:
-            if operation in done and not isinstance(operation, p.Dnsmasq):
+            if operation in done and not isinstance(operation, Dnsmasq):
                 continue
             different = _why(call, operation, repaired)
             if not different:
@@ -136,23 +163,23 @@ def carry_out(
             _HOW[type(operation)][1](call, operation)
             kernel.forget()
             # That a new namespace has nothing in it goes without saying.
-            if not whole and not isinstance(operation, p.Announcement):
+            if not whole and not isinstance(operation, Announcement):
                 repaired += different
-            whole = whole or isinstance(operation, p.Namespace)
+            whole = whole or isinstance(operation, Namespace)
     return repaired
 
 
-def _why(call: Call, operation: p.Operation, repaired: list[str]) -> list[str]:
+def _why(call: Call, operation: Operation, repaired: list[str]) -> list[str]:
     """Why an operation must be carried out, in words; nothing where it need not be."""
     if call.is_fresh(operation):
         return ["it is new"]
-    if isinstance(operation, p.Announcement):
+    if isinstance(operation, Announcement):
         return ["it is new"] if call.has_added(operation) else repaired
     with call.kernel.looking():
         return differs(call.kernel, operation)
 
 
-def differs(kernel: Kernel, operation: p.Operation) -> list[str]:
+def differs(kernel: Kernel, operation: Operation) -> list[str]:
     """Why one operation does not hold; nothing where it does."""
     return _HOW[type(operation)][0](kernel, operation)
 
@@ -160,7 +187,7 @@ def differs(kernel: Kernel, operation: p.Operation) -> list[str]:
 # -- namespace ---------------------------------------------------------------
 
 
-def namespace_owner(kernel: Kernel, operation: p.Namespace) -> str | None:
+def namespace_owner(kernel: Kernel, operation: Namespace) -> str | None:
     """Whose a namespace is: a network's uuid, "" for a stranger's, None where it is missing.
 
     A start that was killed before it could tag its namespace left a note.
@@ -173,7 +200,7 @@ def _note(owner: str) -> Path:
     return names.network_directory(owner) / "namespace"
 
 
-def _namespace_differs(kernel: Kernel, operation: p.Namespace) -> list[str]:
+def _namespace_differs(kernel: Kernel, operation: Namespace) -> list[str]:
     owner = kernel.namespace_owner(operation.name)
     if owner == operation.owner:
         return []
@@ -182,7 +209,7 @@ def _namespace_differs(kernel: Kernel, operation: p.Namespace) -> list[str]:
     return [f"namespace {operation.name} belongs to {owner or 'somebody else'}"]
 
 
-def _ensure_namespace(call: Call, operation: p.Namespace) -> None:
+def _ensure_namespace(call: Call, operation: Namespace) -> None:
     kernel, undo = call.kernel, call.undo
     owner = namespace_owner(kernel, operation)
     if owner not in (None, operation.owner):
@@ -205,18 +232,18 @@ def _ensure_namespace(call: Call, operation: p.Namespace) -> None:
     call.starting = True
 
 
-def _sysctl_differs(kernel: Kernel, operation: p.Sysctl) -> list[str]:
+def _sysctl_differs(kernel: Kernel, operation: Sysctl) -> list[str]:
     found = kernel.sysctl(operation.namespace, operation.key)
     if found in (None, operation.value):
         return []
     return [f"sysctl {operation.key} is {found} in {operation.namespace or 'the host'}"]
 
 
-def _ensure_sysctl(call: Call, operation: p.Sysctl) -> None:
+def _ensure_sysctl(call: Call, operation: Sysctl) -> None:
     call.kernel.set_sysctl(operation.namespace, operation.key, operation.value)
 
 
-def _settings_differ(kernel: Kernel, operation: p.Settings) -> list[str]:
+def _settings_differ(kernel: Kernel, operation: Settings) -> list[str]:
     found = kernel.sysctls(operation.namespace, [key for key, _ in operation.values])
     return [
         f"sysctl {key} is {found[key]} in {operation.namespace}"
@@ -225,7 +252,7 @@ def _settings_differ(kernel: Kernel, operation: p.Settings) -> list[str]:
     ]
 
 
-def _ensure_settings(call: Call, operation: p.Settings) -> None:
+def _ensure_settings(call: Call, operation: Settings) -> None:
     # All of them: some are reset where another one changes.
     call.kernel.set_sysctls(operation.namespace, operation.values)
 
@@ -233,7 +260,7 @@ def _ensure_settings(call: Call, operation: p.Settings) -> None:
 # -- links -------------------------------------------------------------------
 
 
-def _patch_differs(kernel: Kernel, operation: p.Patch) -> list[str]:
+def _patch_differs(kernel: Kernel, operation: Patch) -> list[str]:
     return kernel.patch_differences(
         operation.namespace,
         operation.link,
@@ -244,7 +271,7 @@ def _patch_differs(kernel: Kernel, operation: p.Patch) -> list[str]:
     )
 
 
-def _ensure_patch(call: Call, operation: p.Patch) -> None:
+def _ensure_patch(call: Call, operation: Patch) -> None:
     kernel, undo = call.kernel, call.undo
     namespace, link, port = operation.namespace, operation.link, operation.port
     outer = operation.outer
@@ -267,13 +294,13 @@ def _ensure_patch(call: Call, operation: p.Patch) -> None:
     )
 
 
-def _macvlan_differs(kernel: Kernel, operation: p.Macvlan) -> list[str]:
+def _macvlan_differs(kernel: Kernel, operation: Macvlan) -> list[str]:
     return kernel.macvlan_differences(
         operation.namespace, operation.link, operation.parent, operation.mtu
     )
 
 
-def _ensure_macvlan(call: Call, operation: p.Macvlan) -> None:
+def _ensure_macvlan(call: Call, operation: Macvlan) -> None:
     kernel, undo = call.kernel, call.undo
     namespace, link, parent = operation.namespace, operation.link, operation.parent
     if not call.is_fresh(operation) and kernel.has_macvlan(namespace, link, parent):
@@ -283,41 +310,41 @@ def _ensure_macvlan(call: Call, operation: p.Macvlan) -> None:
     kernel.create_macvlan(namespace, link, operation.mac, parent, operation.mtu)
 
 
-def _port_differs(kernel: Kernel, operation: p.Port) -> list[str]:
+def _port_differs(kernel: Kernel, operation: Port) -> list[str]:
     return kernel.port_differences(
         operation.port, operation.bridge, hairpin=operation.hairpin, outer=operation.outer
     )
 
 
-def _ensure_port(call: Call, operation: p.Port) -> None:
+def _ensure_port(call: Call, operation: Port) -> None:
     call.kernel.attach(operation.port, operation.bridge, operation.outer)
     if operation.hairpin:
         call.kernel.set_hairpin(operation.port, operation.outer)
 
 
-def _multicast_differs(kernel: Kernel, operation: p.AllMulticast) -> list[str]:
+def _multicast_differs(kernel: Kernel, operation: AllMulticast) -> list[str]:
     if kernel.gets_all_multicast(operation.port, operation.outer):
         return []
     return [f"patch {operation.port} does not get all multicast"]
 
 
-def _ensure_multicast(call: Call, operation: p.AllMulticast) -> None:
+def _ensure_multicast(call: Call, operation: AllMulticast) -> None:
     call.kernel.set_all_multicast(operation.port, operation.outer)
 
 
-def _link_differs(kernel: Kernel, operation: p.LinkUp) -> list[str]:
+def _link_differs(kernel: Kernel, operation: LinkUp) -> list[str]:
     return kernel.link_differences(operation.namespace, operation.link)
 
 
-def _ensure_link(call: Call, operation: p.LinkUp) -> None:
+def _ensure_link(call: Call, operation: LinkUp) -> None:
     call.kernel.set_up(operation.namespace, operation.link)
 
 
-def _transit_differs(kernel: Kernel, operation: p.TransitBridge) -> list[str]:
+def _transit_differs(kernel: Kernel, operation: TransitBridge) -> list[str]:
     return kernel.link_differences(None, operation.name)
 
 
-def _ensure_transit(call: Call, operation: p.TransitBridge) -> None:
+def _ensure_transit(call: Call, operation: TransitBridge) -> None:
     kernel, undo = call.kernel, call.undo
     if kernel.link(None, operation.name) is None:
         undo.add(kernel.delete_link, operation.name)
@@ -328,19 +355,19 @@ def _ensure_transit(call: Call, operation: p.TransitBridge) -> None:
 # -- addresses and routes ----------------------------------------------------
 
 
-def _withdrawal_differs(kernel: Kernel, operation: p.Withdrawal) -> list[str]:
+def _withdrawal_differs(kernel: Kernel, operation: Withdrawal) -> list[str]:
     if operation.address in kernel.addresses(None, operation.bridge):
         return [f"bridge {operation.bridge} still has {operation.address} in the host"]
     return []
 
 
-def _ensure_withdrawal(call: Call, operation: p.Withdrawal) -> None:
+def _ensure_withdrawal(call: Call, operation: Withdrawal) -> None:
     kernel, undo = call.kernel, call.undo
     undo.add(kernel.add_address, None, operation.bridge, operation.address)
     kernel.remove_address(None, operation.bridge, operation.address)
 
 
-def _addresses_differ(kernel: Kernel, operation: p.Addresses) -> list[str]:
+def _addresses_differ(kernel: Kernel, operation: Addresses) -> list[str]:
     where = f"{operation.link} in {operation.namespace or 'the host'}"
     present = kernel.addresses(operation.namespace, operation.link)
     foreign = kernel.foreign_addresses(operation.namespace, operation.link, operation.addresses)
@@ -355,7 +382,7 @@ def _sorted(addresses: Iterable[Interface]) -> list[Interface]:
     return sorted(addresses, key=lambda each: (by_family(each.ip), each.network.prefixlen))
 
 
-def _ensure_addresses(call: Call, operation: p.Addresses) -> None:
+def _ensure_addresses(call: Call, operation: Addresses) -> None:
     if call.is_fresh(operation):
         for address in operation.addresses:
             call.kernel.add_address(operation.namespace, operation.link, address)
@@ -366,7 +393,7 @@ def _ensure_addresses(call: Call, operation: p.Addresses) -> None:
     call.added.update((operation.namespace, address.ip) for address in lacking)
 
 
-def _route_differs(kernel: Kernel, operation: p.Route) -> list[str]:
+def _route_differs(kernel: Kernel, operation: Route) -> list[str]:
     if kernel.has_route(
         operation.namespace, operation.destination, operation.gateway, operation.link
     ):
@@ -374,7 +401,7 @@ def _route_differs(kernel: Kernel, operation: p.Route) -> list[str]:
     return [f"{operation.describe()} is missing or not the only one"]
 
 
-def _ensure_route(call: Call, operation: p.Route) -> None:
+def _ensure_route(call: Call, operation: Route) -> None:
     if operation.namespace is None:
         call.undo.add(call.kernel.remove_route, None, operation.destination, operation.link)
     call.kernel.set_route(
@@ -386,7 +413,7 @@ def _ensure_route(call: Call, operation: p.Route) -> None:
     )
 
 
-def _limit_differs(kernel: Kernel, operation: p.SendLimit) -> list[str]:
+def _limit_differs(kernel: Kernel, operation: SendLimit) -> list[str]:
     found = kernel.unlimited_routes(
         operation.namespace, operation.destinations, operation.link, operation.mtu
     )
@@ -394,7 +421,7 @@ def _limit_differs(kernel: Kernel, operation: p.SendLimit) -> list[str]:
     return [f"packets to {each} in {operation.namespace} are not {wanted}" for each in found]
 
 
-def _ensure_limit(call: Call, operation: p.SendLimit) -> None:
+def _ensure_limit(call: Call, operation: SendLimit) -> None:
     namespace, link, mtu = operation.namespace, operation.link, operation.mtu
     if call.is_fresh(operation) and mtu is None:
         return
@@ -404,7 +431,7 @@ def _ensure_limit(call: Call, operation: p.SendLimit) -> None:
         call.kernel.limit_route(namespace, route.destination, route.gateway, link, mtu)
 
 
-def _gateways_differ(kernel: Kernel, operation: p.Gateways) -> list[str]:
+def _gateways_differ(kernel: Kernel, operation: Gateways) -> list[str]:
     found = kernel.gateways(operation.namespace, operation.link)
     where = f"on {operation.link} in {operation.namespace}"
     return [
@@ -415,15 +442,15 @@ def _gateways_differ(kernel: Kernel, operation: p.Gateways) -> list[str]:
     ]  # fmt: skip
 
 
-def _ensure_gateways(call: Call, operation: p.Gateways) -> None:
+def _ensure_gateways(call: Call, operation: Gateways) -> None:
     call.kernel.set_gateways(operation.namespace, operation.link, operation.routes)
 
 
-def _leasing_differs(kernel: Kernel, operation: p.Leasing) -> list[str]:
+def _leasing_differs(kernel: Kernel, operation: Leasing) -> list[str]:
     return udhcpc.differences(operation.client)
 
 
-def _ensure_leasing(call: Call, operation: p.Leasing) -> None:
+def _ensure_leasing(call: Call, operation: Leasing) -> None:
     client = operation.client
     if udhcpc.running(client) is None:
         call.undo.add(end_client, call.kernel, client.directory, client.namespace, client.link)
@@ -443,13 +470,13 @@ def end_client(kernel: Kernel, directory: Path, namespace: str | None, link: str
     udhcpc.stop(directory, namespace)
 
 
-def _proxied_differ(kernel: Kernel, operation: p.ProxiedNeighbours) -> list[str]:
+def _proxied_differ(kernel: Kernel, operation: ProxiedNeighbours) -> list[str]:
     if kernel.proxied(operation.namespace, operation.link) == set(operation.addresses):
         return []
     return [f"{operation.describe()}: not so, or more than that"]
 
 
-def _ensure_proxied(call: Call, operation: p.ProxiedNeighbours) -> None:
+def _ensure_proxied(call: Call, operation: ProxiedNeighbours) -> None:
     if call.is_fresh(operation) and not operation.addresses:
         return
     call.kernel.set_proxied(operation.namespace, operation.link, operation.addresses)
@@ -461,18 +488,18 @@ def _indexes(kernel: Kernel, daemon: ndppd.Proxy) -> tuple[int, int]:
     return outer.index if outer else 0, inner.index if inner else 0
 
 
-def _proxy_differs(kernel: Kernel, operation: p.NeighbourProxy) -> list[str]:
+def _proxy_differs(kernel: Kernel, operation: NeighbourProxy) -> list[str]:
     return ndppd.differences(operation.daemon, _indexes(kernel, operation.daemon))
 
 
-def _ensure_proxy(call: Call, operation: p.NeighbourProxy) -> None:
+def _ensure_proxy(call: Call, operation: NeighbourProxy) -> None:
     daemon = operation.daemon
     if ndppd.running(daemon.uuid, daemon.namespace) is None:
         call.undo.add(ndppd.stop, daemon.uuid)
     ndppd.ensure(daemon, _indexes(call.kernel, daemon))
 
 
-def _announce(call: Call, operation: p.Announcement) -> None:
+def _announce(call: Call, operation: Announcement) -> None:
     # A caller without a background has probed in full before.  An address that was in
     # force is not given up because a neighbour answers for it (RFC 5227, 2.4).
     waits = call.later is at_once or not call.has_added(operation)
@@ -495,7 +522,7 @@ def _fingerprint_file(owner: str) -> Path:
     return names.network_directory(owner) / "firewall"
 
 
-def _fingerprint(operation: p.Firewall) -> str:
+def _fingerprint(operation: Firewall) -> str:
     """The backend, what was wanted of it, and what the kernel shows of it.
 
     Only the kernel's own listing, taken right after loading, tells later
@@ -509,12 +536,12 @@ def _fingerprint(operation: p.Firewall) -> str:
     return f"{_wanted(operation)} {shown}"
 
 
-def _wanted(operation: p.Firewall) -> str:
+def _wanted(operation: Firewall) -> str:
     rules = firewall.named(operation.backend).render(operation.rules)
     return f"{operation.backend} {firewall.fingerprint(rules)}"
 
 
-def _dated_fingerprint(operation: p.Firewall) -> str:
+def _dated_fingerprint(operation: Firewall) -> str:
     """The same, with the generation of the kernel's rules that it was taken of, if sure."""
     backend = firewall.named(operation.backend)
     before = backend.generation(operation.namespace)
@@ -530,13 +557,13 @@ def _recorded_fingerprint(owner: str) -> str:
         return ""
 
 
-def _firewall_differs(kernel: Kernel, operation: p.Firewall) -> list[str]:
+def _firewall_differs(kernel: Kernel, operation: Firewall) -> list[str]:
     if _is_loaded(operation):
         return []
     return [f"firewall of {operation.namespace} is missing or was altered"]
 
 
-def _is_loaded(operation: p.Firewall) -> bool:
+def _is_loaded(operation: Firewall) -> bool:
     """Whether the rules in force are those that are wanted, and nobody has altered them."""
     *fingerprint, recorded = [*_recorded_fingerprint(operation.owner).split(), ""][:4]
     if " ".join(fingerprint[:2]) != _wanted(operation):
@@ -549,7 +576,7 @@ def _is_loaded(operation: p.Firewall) -> bool:
     return unchanged or " ".join(fingerprint) == _fingerprint(operation)
 
 
-def _ensure_firewall(call: Call, operation: p.Firewall) -> None:
+def _ensure_firewall(call: Call, operation: Firewall) -> None:
     earlier = _recorded_fingerprint(operation.owner).partition(" ")[0]
     file = _fingerprint_file(operation.owner)
     make_directory(file.parent)
@@ -562,7 +589,7 @@ def _ensure_firewall(call: Call, operation: p.Firewall) -> None:
     file.write_text(_dated_fingerprint(operation))
 
 
-def _load(operation: p.Firewall) -> None:
+def _load(operation: Firewall) -> None:
     """Load rules that nobody else has a hand in: what is recorded next counts as ours."""
     backend = firewall.named(operation.backend)
     for _ in range(LOADS):
@@ -578,7 +605,7 @@ def _load(operation: p.Firewall) -> None:
     )
 
 
-def _dnsmasq_differs(kernel: Kernel, operation: p.Dnsmasq) -> list[str]:
+def _dnsmasq_differs(kernel: Kernel, operation: Dnsmasq) -> list[str]:
     daemon = operation.daemon
     found = dnsmasq.differences(daemon)
     return found or [
@@ -587,7 +614,7 @@ def _dnsmasq_differs(kernel: Kernel, operation: p.Dnsmasq) -> list[str]:
     ]
 
 
-def _ensure_dnsmasq(call: Call, operation: p.Dnsmasq) -> None:
+def _ensure_dnsmasq(call: Call, operation: Dnsmasq) -> None:
     daemon = operation.daemon
     if dnsmasq.running(daemon.uuid, daemon.namespace) is None:
         call.undo.add(dnsmasq.stop, daemon.uuid)
@@ -601,38 +628,38 @@ def _ensure_dnsmasq(call: Call, operation: p.Dnsmasq) -> None:
     dnsmasq.ensure(daemon, at_once if waited_for else call.later)
 
 
-def _idle_differs(kernel: Kernel, operation: p.IdleDnsmasq) -> list[str]:
+def _idle_differs(kernel: Kernel, operation: IdleDnsmasq) -> list[str]:
     return dnsmasq.idle_differences(operation.network)
 
 
-def _ensure_idle(call: Call, operation: p.IdleDnsmasq) -> None:
+def _ensure_idle(call: Call, operation: IdleDnsmasq) -> None:
     dnsmasq.idle_libvirts(operation.network)
 
 
-def _holds(kernel: Kernel, operation: p.Operation) -> list[str]:
+def _holds(kernel: Kernel, operation: Operation) -> list[str]:
     return []
 
 
 _HOW: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
-    p.Namespace: (_namespace_differs, _ensure_namespace),
-    p.Sysctl: (_sysctl_differs, _ensure_sysctl),
-    p.Settings: (_settings_differ, _ensure_settings),
-    p.Patch: (_patch_differs, _ensure_patch),
-    p.Macvlan: (_macvlan_differs, _ensure_macvlan),
-    p.Port: (_port_differs, _ensure_port),
-    p.AllMulticast: (_multicast_differs, _ensure_multicast),
-    p.Firewall: (_firewall_differs, _ensure_firewall),
-    p.Withdrawal: (_withdrawal_differs, _ensure_withdrawal),
-    p.Addresses: (_addresses_differ, _ensure_addresses),
-    p.LinkUp: (_link_differs, _ensure_link),
-    p.Route: (_route_differs, _ensure_route),
-    p.SendLimit: (_limit_differs, _ensure_limit),
-    p.Gateways: (_gateways_differ, _ensure_gateways),
-    p.Leasing: (_leasing_differs, _ensure_leasing),
-    p.ProxiedNeighbours: (_proxied_differ, _ensure_proxied),
-    p.NeighbourProxy: (_proxy_differs, _ensure_proxy),
-    p.Announcement: (_holds, _announce),
-    p.Dnsmasq: (_dnsmasq_differs, _ensure_dnsmasq),
-    p.IdleDnsmasq: (_idle_differs, _ensure_idle),
-    p.TransitBridge: (_transit_differs, _ensure_transit),
+    Namespace: (_namespace_differs, _ensure_namespace),
+    Sysctl: (_sysctl_differs, _ensure_sysctl),
+    Settings: (_settings_differ, _ensure_settings),
+    Patch: (_patch_differs, _ensure_patch),
+    Macvlan: (_macvlan_differs, _ensure_macvlan),
+    Port: (_port_differs, _ensure_port),
+    AllMulticast: (_multicast_differs, _ensure_multicast),
+    Firewall: (_firewall_differs, _ensure_firewall),
+    Withdrawal: (_withdrawal_differs, _ensure_withdrawal),
+    Addresses: (_addresses_differ, _ensure_addresses),
+    LinkUp: (_link_differs, _ensure_link),
+    Route: (_route_differs, _ensure_route),
+    SendLimit: (_limit_differs, _ensure_limit),
+    Gateways: (_gateways_differ, _ensure_gateways),
+    Leasing: (_leasing_differs, _ensure_leasing),
+    ProxiedNeighbours: (_proxied_differ, _ensure_proxied),
+    NeighbourProxy: (_proxy_differs, _ensure_proxy),
+    Announcement: (_holds, _announce),
+    Dnsmasq: (_dnsmasq_differs, _ensure_dnsmasq),
+    IdleDnsmasq: (_idle_differs, _ensure_idle),
+    TransitBridge: (_transit_differs, _ensure_transit),
 }

@@ -22,9 +22,14 @@ from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import dnsmasq, dnsmasq_trial, ndppd, udhcpc
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import allocation, apply, given_up, host, plan, proxied_addresses
-from libvirt_natns.engine.apply import Step, Undo
+from libvirt_natns.engine import allocation, apply, given_up, host, proxied_addresses
+from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.observer import HOST, NOBODY, Observer, tell
+from libvirt_natns.engine.operations.links import Namespace
+from libvirt_natns.engine.operations.operation import Plan, Step
+from libvirt_natns.engine.plan.network import make, withdrawals
+from libvirt_natns.engine.plan.segment import has_ipv6
+from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.engine.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
@@ -141,7 +146,7 @@ class Engine:
             undo.pop_all()
         return True
 
-    def _joined(self, uuid: str) -> plan.Plan:
+    def _joined(self, uuid: str) -> Plan:
         """What ``build`` has made for the start that goes on."""
         record = self.store.network(uuid)
         if self.built is None or record is None:
@@ -264,7 +269,7 @@ class Engine:
 
         Starts of networks with an overlapping subnet wait for nothing more.
         """
-        repaired = apply.carry_out(self.kernel, plan.withdrawals(network), undo, self.before)
+        repaired = apply.carry_out(self.kernel, withdrawals(network), undo, self.before)
         if self._state(network.uuid) == "starting":
             self._step("let others start")
             self.store.set_state(network.uuid, "up")
@@ -330,13 +335,13 @@ class Engine:
 
     def _check(self, network: Network, upstream: Upstream) -> None:
         """Refuse what could not come up, as far as that can be seen now."""
-        backend = self.planner.backend(ipv6=plan.has_ipv6(network))
+        backend = self.planner.backend(ipv6=has_ipv6(network))
         if network.needs_dnsmasq:
             dnsmasq_trial.check(network)
         selection.check_addresses(network, upstream)
         # What no rule can express is refused here, not when the rules are loaded.
-        around = plan.Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None)
-        plan.make(network, upstream, Outside(), around)
+        around = Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None)
+        make(network, upstream, Outside(), around)
         self.planner.check_proxied(network, upstream)
         if selection.proxied(network, upstream):
             ndppd.program()
@@ -391,7 +396,7 @@ class Engine:
 
     def _clear(self, network: Network, xml: bytes) -> None:
         """Remove what an earlier run of this network left, and refuse what is foreign."""
-        namespace = plan.Namespace(names.namespace(network.name), network.uuid)
+        namespace = Namespace(names.namespace(network.name), network.uuid)
         if apply.namespace_owner(self.kernel, namespace) not in (network.uuid, None):
             raise ConflictError(
                 f"network {network.name}: namespace {namespace.name} exists and is not ours",
@@ -866,7 +871,7 @@ def _delete_own_namespace(kernel: Kernel, uuid: str, namespace: str | None) -> N
     if namespace is None:
         return
     # No owner: nothing, or the empty file that a killed start left.
-    owner = apply.namespace_owner(kernel, plan.Namespace(namespace, uuid))
+    owner = apply.namespace_owner(kernel, Namespace(namespace, uuid))
     if owner in (uuid, None):
         kernel.delete_namespace(namespace)
 

@@ -26,7 +26,11 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, network_of
 from libvirt_natns.documents import xml_sniff
-from libvirt_natns.engine import apply, host_ipv6, plan
+from libvirt_natns.engine import apply, host_ipv6
+from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.engine.operations.links import Sysctl, TransitBridge
+from libvirt_natns.engine.operations.operation import Operation, Plan, Step
+from libvirt_natns.engine.plan.transit_bridge import transit
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host as rules
 from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables, zones
@@ -65,7 +69,7 @@ class Needs:
     provider: tuple[rules.Provider, ...] = ()
     forwards: tuple[rules.HostForward, ...] = ()
     public: tuple[rules.Provider, ...] = ()
-    routes: tuple[plan.Route, ...] = ()
+    routes: tuple[Route, ...] = ()
     routes6: bool = False
     dhcp: tuple[str, ...] = ()
 
@@ -151,7 +155,7 @@ class Host:
     store: Store
     needs_of: Callable[[str | None], Mapping[str, Needs]]
     backend: Callable[[], str]
-    before: apply.Step | None = None
+    before: Step | None = None
 
     # -- one network -------------------------------------------------------
 
@@ -302,7 +306,7 @@ class Host:
 
     # -- bridges and forwarding --------------------------------------------
 
-    def _noted(self, needs: Needs, made: Made) -> list[plan.Plan]:
+    def _noted(self, needs: Needs, made: Made) -> list[Plan]:
         """What is to be there besides rules; what of it will be changed is noted."""
         plans = [plan_of(self.kernel, each, needs.private) for each in needs.transits]
         for operations in plans:
@@ -311,7 +315,7 @@ class Host:
         self._note_ipv6(operations, made)
         return [*plans, operations]
 
-    def _carry_out(self, plans: Iterable[plan.Plan]) -> list[str]:
+    def _carry_out(self, plans: Iterable[Plan]) -> list[str]:
         # Nothing is taken back: what a failed start made, the next call finds noted and
         # not needed.
         return [
@@ -352,13 +356,13 @@ class Host:
         )
         return replace(policy, ways=ways)
 
-    def _note_ipv6(self, operations: Iterable[plan.Operation], made: Made) -> None:
+    def _note_ipv6(self, operations: Iterable[Operation], made: Made) -> None:
         """The same for routes and the sysctls of IPv6."""
         routes, settings = list(made.routes), dict(made.settings)
         for operation in operations:
-            if isinstance(operation, plan.Route):
+            if isinstance(operation, Route):
                 routes += [_words(operation)] if _words(operation) not in routes else []
-            elif isinstance(operation, plan.Sysctl) and apply.differs(self.kernel, operation):
+            elif isinstance(operation, Sysctl) and apply.differs(self.kernel, operation):
                 former = self.kernel.sysctl(None, operation.key) or ""
                 settings.setdefault(operation.key, former)
         if (routes, settings) != (made.routes, made.settings):
@@ -374,13 +378,13 @@ class Host:
                 made.routes.remove(route)
                 _save(made)
 
-    def _note(self, operations: Iterable[plan.Operation], made: Made) -> None:
+    def _note(self, operations: Iterable[Operation], made: Made) -> None:
         """Write down what is about to be changed, before it is."""
         bridges, forwarding = set(made.bridges), set(made.forwarding)
         for operation in operations:
-            if isinstance(operation, plan.TransitBridge):
+            if isinstance(operation, TransitBridge):
                 bridges.add(operation.name)
-            elif isinstance(operation, plan.Sysctl) and apply.differs(self.kernel, operation):
+            elif isinstance(operation, Sysctl) and apply.differs(self.kernel, operation):
                 link = operation.key.split("/")[3]
                 if link not in bridges:
                     forwarding.add(link)
@@ -437,7 +441,7 @@ class Host:
         return [LEFT_RULES]
 
 
-def _words(route: plan.Route) -> list[str]:
+def _words(route: Route) -> list[str]:
     return [str(route.destination), str(route.gateway or ""), route.link]
 
 
@@ -486,7 +490,7 @@ def _policy(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> rules.Hos
     )
 
 
-def plan_of(kernel: Kernel, upstream: Upstream, private: Iterable[rules.Private] = ()) -> plan.Plan:
+def plan_of(kernel: Kernel, upstream: Upstream, private: Iterable[rules.Private] = ()) -> Plan:
     """The host's part of an upstream: nothing, unless it is of kind "host".
 
     ``private`` are the networks' own bridges: one that starts still has its
@@ -499,7 +503,7 @@ def plan_of(kernel: Kernel, upstream: Upstream, private: Iterable[rules.Private]
     if any(map(kernel.is_bridge, closed)):
         # Only now, for libvirt has a file a network.
         links -= isolated_bridges()
-    return plan.transit(upstream, sorted(links))
+    return transit(upstream, sorted(links))
 
 
 def forwarding_of(link: str) -> str:

@@ -24,21 +24,12 @@ from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.engine import host, host_ipv6, proxied_addresses
 from libvirt_natns.engine.allocation import ranges_of
-from libvirt_natns.engine.plan import (
-    Leasing,
-    NeighbourProxy,
-    Operation,
-    Plan,
-    Published,
-    Route,
-    Surroundings,
-    ahead_of_lease,
-    has_ipv6,
-    make,
-    path_mtu,
-    private_port,
-    withdrawals,
-)
+from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.engine.operations.daemons import Leasing, NeighbourProxy
+from libvirt_natns.engine.operations.operation import Operation, Plan
+from libvirt_natns.engine.plan.network import ahead_of_lease, make, private_port, withdrawals
+from libvirt_natns.engine.plan.segment import has_ipv6
+from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
 from libvirt_natns.errors import DocumentError, KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel.session import Kernel

@@ -19,7 +19,9 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns.engine import plan, reconcile
+from libvirt_natns.engine import reconcile
+from libvirt_natns.engine.operations.addresses import Withdrawal
+from libvirt_natns.engine.operations.links import Patch
 
 pytest_plugins = ("lab_bench",)
 
@@ -122,7 +124,7 @@ def test_killed_before_libvirt_knew(bench: Bench) -> None:
     before = snapshot()
     bench.start(rehearsal)
     bench.stop()
-    kinds = (plan.Patch, plan.Withdrawal)
+    kinds = (Patch, Withdrawal)
     indexes = [i for i, step in enumerate(rehearsal.steps) if isinstance(step, kinds)]
     for index in [*indexes, len(rehearsal.steps) - 1]:
         assert dies(bench.start, index), rehearsal.steps[index]

@@ -19,9 +19,15 @@ from lab import Node, end_process, run, spawn, wait_for
 
 from libvirt_natns import names
 from libvirt_natns.daemons import ndppd
-from libvirt_natns.engine import apply, plan
+from libvirt_natns.engine import apply
 from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.engine import remove
+from libvirt_natns.engine.operations.addresses import ProxiedNeighbours, Route
+from libvirt_natns.engine.operations.daemons import NeighbourProxy
+from libvirt_natns.engine.operations.links import Sysctl
+from libvirt_natns.engine.operations.operation import Plan
+from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.kernel import address_probe, ndp
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Network, Outside, Subnet, Upstream
@@ -58,7 +64,7 @@ NETWORK = Network(
     subnets=(Subnet(IPv4Interface("10.0.0.1/24")), Subnet(ROUTED)),
 )
 OUTSIDE = Outside(IPv4Address("192.168.0.100"), OWN, routed=(ROUTED.network,))
-AROUND = plan.Surroundings(1500, 1500, "nftables", None)
+AROUND = Surroundings(1500, 1500, "nftables", None)
 
 
 def static(node: Node, address: str, gateway: str | None = None) -> None:
@@ -81,13 +87,13 @@ class World:
         outside: Outside = OUTSIDE,
         upstream: Upstream = UPSTREAM,
         network: Network = NETWORK,
-    ) -> plan.Plan:
-        made = plan.make(network, upstream, outside, AROUND)
+    ) -> Plan:
+        made = make(network, upstream, outside, AROUND)
         self.carry_out(made)
         assert apply.differences(self.kernel, made) == []
         return made
 
-    def carry_out(self, made: plan.Plan) -> list[str]:
+    def carry_out(self, made: Plan) -> list[str]:
         with Undo() as undo:
             repaired = apply.carry_out(self.kernel, made, undo)
             undo.pop_all()
@@ -369,14 +375,14 @@ def test_a_proxy_in_the_host(world: World) -> None:
         static(world.guest, "2001:db8:99::5/64", "fe80::1")
         run("ip", "address", "add", "fe80::1/64", "dev", PRIVATE, "nodad")
         prefix = IPv6Network("2001:db8:99::/64")
-        made: plan.Plan = (
-            plan.Sysctl(None, "net/ipv6/conf/all/forwarding", "1"),
-            plan.Route(None, IPv6Network("2001:db8:99::1/128"), None, "wan"),
-            plan.Route(None, IPv6Network("2001:db8:99::5/128"), None, PRIVATE),
-            plan.ProxiedNeighbours(None, PRIVATE, (IPv6Address("2001:db8:99::1"),)),
-            plan.Sysctl(None, f"net/ipv6/conf/{PRIVATE}/proxy_ndp", "1"),
-            plan.Sysctl(None, f"net/ipv6/neigh/{PRIVATE}/proxy_delay", "0"),
-            plan.NeighbourProxy(ndppd.Proxy(UUID, None, "wan", PRIVATE, (prefix,))),
+        made: Plan = (
+            Sysctl(None, "net/ipv6/conf/all/forwarding", "1"),
+            Route(None, IPv6Network("2001:db8:99::1/128"), None, "wan"),
+            Route(None, IPv6Network("2001:db8:99::5/128"), None, PRIVATE),
+            ProxiedNeighbours(None, PRIVATE, (IPv6Address("2001:db8:99::1"),)),
+            Sysctl(None, f"net/ipv6/conf/{PRIVATE}/proxy_ndp", "1"),
+            Sysctl(None, f"net/ipv6/neigh/{PRIVATE}/proxy_delay", "0"),
+            NeighbourProxy(ndppd.Proxy(UUID, None, "wan", PRIVATE, (prefix,))),
         )
         try:
             world.carry_out(made)

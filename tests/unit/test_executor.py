@@ -11,8 +11,11 @@ import pytest
 
 from libvirt_natns import firewall, names
 from libvirt_natns.engine import apply
-from libvirt_natns.engine import plan as p
 from libvirt_natns.engine.apply import Undo
+from libvirt_natns.engine.operations.addresses import Addresses, Announcement, Withdrawal
+from libvirt_natns.engine.operations.daemons import Firewall
+from libvirt_natns.engine.operations.links import LinkUp, Namespace, Patch
+from libvirt_natns.engine.operations.operation import Operation
 from libvirt_natns.errors import (
     AddressTakenError,
     ConflictError,
@@ -25,11 +28,11 @@ from libvirt_natns.records import replace
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"
 ADDRESS = IPv4Interface("10.0.0.1/24")
-NAMESPACE = p.Namespace("nat-a", UUID)
-UP = p.LinkUp("nat-a", "virbr10")
-WITHDRAWAL = p.Withdrawal("virbr10", ADDRESS)
-PATCH = p.Patch("nat-a", "virbr10", "0a:0", "natin-1", "fe:0", "natns-private-a", 1500)
-ANNOUNCEMENT = p.Announcement("nat-a", "upstream", IPv4Address("192.0.2.1"), "0a:0", 0.2)
+NAMESPACE = Namespace("nat-a", UUID)
+UP = LinkUp("nat-a", "virbr10")
+WITHDRAWAL = Withdrawal("virbr10", ADDRESS)
+PATCH = Patch("nat-a", "virbr10", "0a:0", "natin-1", "fe:0", "natns-private-a", 1500)
+ANNOUNCEMENT = Announcement("nat-a", "upstream", IPv4Address("192.0.2.1"), "0a:0", 0.2)
 
 
 class FakeKernel:
@@ -119,7 +122,7 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def carry_out(kernel: Any, *plan: p.Operation, **more: Any) -> list[str]:  # noqa: ANN401
+def carry_out(kernel: Any, *plan: Operation, **more: Any) -> list[str]:  # noqa: ANN401
     with Undo() as undo:
         repaired = apply.carry_out(kernel, plan, undo, **more)
         undo.pop_all()
@@ -212,7 +215,7 @@ def test_the_untagged_namespace_of_a_killed_start_is_made_anew() -> None:
 
 def test_neighbours_are_told_only_when_something_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[object] = []
-    monkeypatch.setitem(apply._HOW, p.Announcement, (lambda *_: [], lambda *_: announced.append(1)))
+    monkeypatch.setitem(apply._HOW, Announcement, (lambda *_: [], lambda *_: announced.append(1)))
     kernel = FakeKernel()
     kernel.up = True
     assert carry_out(kernel, UP, ANNOUNCEMENT) == []
@@ -286,8 +289,8 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeBackend]:
     return both
 
 
-def rules(backend: str) -> p.Firewall:
-    return p.Firewall("nat-a", UUID, backend, ())
+def rules(backend: str) -> Firewall:
+    return Firewall("nat-a", UUID, backend, ())
 
 
 def test_rules_are_loaded_once_and_again_when_altered(backends: dict[str, FakeBackend]) -> None:
@@ -408,7 +411,7 @@ def test_only_a_new_address_is_probed_for(monkeypatch: pytest.MonkeyPatch) -> No
     held = IPv4Interface("192.0.2.1/24")
     kernel.host = {held}
     new = IPv4Interface("192.0.2.2/32")
-    addresses = p.Addresses("nat-a", "upstream", (held, new))
+    addresses = Addresses("nat-a", "upstream", (held, new))
     other = replace(ANNOUNCEMENT, address=new.ip)
     carry_out(kernel, addresses, ANNOUNCEMENT, other, later=lambda work: work())
     assert announced == [(held.ip, 0.0), (new.ip, ANNOUNCEMENT.probing)]
@@ -432,7 +435,7 @@ def test_a_new_address_of_a_start_that_was_built_ahead_is_announced(
     monkeypatch.setattr(address_probe, "announce", announce)
     kernel = FakeKernel()
     kernel.owner = UUID
-    moved = p.Addresses("nat-a", "upstream", (IPv4Interface("192.0.2.1/24"),))
+    moved = Addresses("nat-a", "upstream", (IPv4Interface("192.0.2.1/24"),))
     carry_out(kernel, NAMESPACE, moved, ANNOUNCEMENT, done=[NAMESPACE])
     assert announced == [ANNOUNCEMENT.address]
 

@@ -23,10 +23,10 @@ from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.documents.libvirt_xml import Edited
 from libvirt_natns.documents.xml_values import MutableElement
 from libvirt_natns.engine.allocation import known_addresses
-from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.forwards import ANY, Attachment, Selector, listening, said
 from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Forward, Protocol

@@ -22,8 +22,10 @@ from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import dnsmasq, dnsmasq_trial, ndppd, udhcpc
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import allocation, apply, given_up, host, proxied_addresses
-from libvirt_natns.engine.apply import Undo
+from libvirt_natns.engine import allocation, given_up, host, proxied_addresses
+from libvirt_natns.engine.apply.carry_out import carry_out
+from libvirt_natns.engine.apply.daemons import end_client
+from libvirt_natns.engine.apply.links import namespace_owner
 from libvirt_natns.engine.observer import HOST, NOBODY, Observer, tell
 from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.engine.operations.operation import Plan, Step
@@ -32,6 +34,7 @@ from libvirt_natns.engine.plan.segment import has_ipv6
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.engine.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.engine.prebuilt import Built
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import address_probe, netns
@@ -141,7 +144,7 @@ class Engine:
             self._renew_leases(network, upstream)
             self._adjust_host(network.uuid)
             operations = self.planner.plan_ahead(network, upstream)
-            done += apply.carry_out(self.kernel, operations, undo, self.before, later=self.later)
+            done += carry_out(self.kernel, operations, undo, self.before, later=self.later)
             self.built.keep(network.uuid, record.since, operations)
             undo.pop_all()
         return True
@@ -223,7 +226,7 @@ class Engine:
                 self.registry.move(network.uuid, address)
             self._adjust_host(network.uuid)
             operations = self.planner.plan(network, upstream)
-            repaired += apply.carry_out(
+            repaired += carry_out(
                 self.kernel, operations, undo, self.before, later=self.later, done=made
             )
             repaired += ["joined what was built ahead"] if made else []
@@ -269,7 +272,7 @@ class Engine:
 
         Starts of networks with an overlapping subnet wait for nothing more.
         """
-        repaired = apply.carry_out(self.kernel, withdrawals(network), undo, self.before)
+        repaired = carry_out(self.kernel, withdrawals(network), undo, self.before)
         if self._state(network.uuid) == "starting":
             self._step("let others start")
             self.store.set_state(network.uuid, "up")
@@ -397,7 +400,7 @@ class Engine:
     def _clear(self, network: Network, xml: bytes) -> None:
         """Remove what an earlier run of this network left, and refuse what is foreign."""
         namespace = Namespace(names.namespace(network.name), network.uuid)
-        if apply.namespace_owner(self.kernel, namespace) not in (network.uuid, None):
+        if namespace_owner(self.kernel, namespace) not in (network.uuid, None):
             raise ConflictError(
                 f"network {network.name}: namespace {namespace.name} exists and is not ours",
                 f"rename the network, or delete it (ip netns delete {namespace.name})",
@@ -462,7 +465,7 @@ class Engine:
         self._adjust_host(network.uuid)
         operations = self.planner.plan_ahead_of_lease(network, upstream)
         with udhcpc.awaiting(names.dhcp_directory(network.uuid)):
-            apply.carry_out(self.kernel, operations, undo, self.before)
+            carry_out(self.kernel, operations, undo, self.before)
             self._step("await a DHCP lease")
             dhcp.await_lease(network, upstream)
         upstream = self.planner.upstream(network)
@@ -844,7 +847,7 @@ def remove_unrecorded(kernel: Kernel, uuid: str, namespace: str) -> None:
 
 
 def _end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
-    apply.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
+    end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
 
 
 def _delete_patches(kernel: Kernel, uuid: str) -> None:
@@ -871,7 +874,7 @@ def _delete_own_namespace(kernel: Kernel, uuid: str, namespace: str | None) -> N
     if namespace is None:
         return
     # No owner: nothing, or the empty file that a killed start left.
-    owner = apply.namespace_owner(kernel, Namespace(namespace, uuid))
+    owner = namespace_owner(kernel, Namespace(namespace, uuid))
     if owner in (uuid, None):
         kernel.delete_namespace(namespace)
 

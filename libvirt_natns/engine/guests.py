@@ -14,10 +14,10 @@ from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import forwards
 from libvirt_natns.engine.allocation import Choices, check_host, known_addresses, scopes
-from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.forwards import ANY, ANY6, Attachment
 from libvirt_natns.engine.observer import NOBODY
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.kernel.locks import locked

@@ -26,11 +26,13 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, network_of
 from libvirt_natns.documents import xml_sniff
-from libvirt_natns.engine import apply, host_ipv6
+from libvirt_natns.engine import host_ipv6
+from libvirt_natns.engine.apply.carry_out import carry_out, differs, plan_differences
 from libvirt_natns.engine.operations.addresses import Route
 from libvirt_natns.engine.operations.links import Sysctl, TransitBridge
 from libvirt_natns.engine.operations.operation import Operation, Plan, Step
 from libvirt_natns.engine.plan.transit_bridge import transit
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host as rules
 from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables, zones
@@ -288,8 +290,8 @@ class Host:
         needs = together(self.needs_of(None).values())
         found = []
         for upstream in needs.transits:
-            found += apply.differences(self.kernel, plan_of(self.kernel, upstream, needs.private))
-        found += apply.differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
+            found += plan_differences(self.kernel, plan_of(self.kernel, upstream, needs.private))
+        found += plan_differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
         made = _load()
         found += [f"bridge {bridge} is left over" for bridge in _unneeded(needs, made)]
         found += [f"the route to {route[0]} is left over" for route in _stray(needs, made)]
@@ -321,7 +323,7 @@ class Host:
         return [
             line
             for operations in plans
-            for line in apply.carry_out(self.kernel, operations, apply.Undo(), self.before)
+            for line in carry_out(self.kernel, operations, Undo(), self.before)
         ]
 
     def _facts(self, needs: Needs, made: Made) -> dict[str, object]:
@@ -362,7 +364,7 @@ class Host:
         for operation in operations:
             if isinstance(operation, Route):
                 routes += [_words(operation)] if _words(operation) not in routes else []
-            elif isinstance(operation, Sysctl) and apply.differs(self.kernel, operation):
+            elif isinstance(operation, Sysctl) and differs(self.kernel, operation):
                 former = self.kernel.sysctl(None, operation.key) or ""
                 settings.setdefault(operation.key, former)
         if (routes, settings) != (made.routes, made.settings):
@@ -384,7 +386,7 @@ class Host:
         for operation in operations:
             if isinstance(operation, TransitBridge):
                 bridges.add(operation.name)
-            elif isinstance(operation, Sysctl) and apply.differs(self.kernel, operation):
+            elif isinstance(operation, Sysctl) and differs(self.kernel, operation):
                 link = operation.key.split("/")[3]
                 if link not in bridges:
                     forwarding.add(link)

@@ -21,8 +21,9 @@ from typing import Protocol
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq_trial
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import apply, given_up, proxied_addresses
+from libvirt_natns.engine import given_up, proxied_addresses
 from libvirt_natns.engine.adoption import adopt
+from libvirt_natns.engine.apply.carry_out import plan_differences
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
@@ -98,7 +99,7 @@ def differences(engine: Engine, record: Record) -> list[str]:
         plan = engine.planner.plan(network, upstream)
         configured = selection.upstream_of(network, engine.config)
         found = dhcp.differences(engine.store, record, network, upstream, configured)
-        return found + apply.differences(engine.kernel, plan)
+        return found + plan_differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]
 

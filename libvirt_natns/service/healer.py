@@ -22,10 +22,10 @@ from threading import Condition, Thread
 
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import reconcile
-from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.observer import HOST
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.model import Network, Upstream
 from libvirt_natns.records import dataclass, field

@@ -19,8 +19,7 @@ from lab import Node, end_process, run, spawn, wait_for
 
 from libvirt_natns import names
 from libvirt_natns.daemons import ndppd
-from libvirt_natns.engine import apply
-from libvirt_natns.engine.apply import Undo
+from libvirt_natns.engine.apply.carry_out import carry_out, plan_differences
 from libvirt_natns.engine.engine import remove
 from libvirt_natns.engine.operations.addresses import ProxiedNeighbours, Route
 from libvirt_natns.engine.operations.daemons import NeighbourProxy
@@ -28,6 +27,7 @@ from libvirt_natns.engine.operations.links import Sysctl
 from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.kernel import address_probe, ndp
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Network, Outside, Subnet, Upstream
@@ -90,12 +90,12 @@ class World:
     ) -> Plan:
         made = make(network, upstream, outside, AROUND)
         self.carry_out(made)
-        assert apply.differences(self.kernel, made) == []
+        assert plan_differences(self.kernel, made) == []
         return made
 
     def carry_out(self, made: Plan) -> list[str]:
         with Undo() as undo:
-            repaired = apply.carry_out(self.kernel, made, undo)
+            repaired = carry_out(self.kernel, made, undo)
             undo.pop_all()
         return repaired
 
@@ -241,9 +241,9 @@ def test_what_somebody_breaks_is_seen_and_mended(world: World) -> None:
     made = world.up()
     for command in DAMAGE:
         run(*command.split())
-        assert apply.differences(world.kernel, made), command
+        assert plan_differences(world.kernel, made), command
         assert world.carry_out(made), command
-        assert apply.differences(world.kernel, made) == [], command
+        assert plan_differences(world.kernel, made) == [], command
 
 
 def test_no_ipv6_outside_for_an_upstream_without(world: World) -> None:
@@ -317,15 +317,15 @@ def test_guests_in_the_providers_own_prefix(world: World) -> None:
     assert pid
     run("kill", str(pid))
     wait_for(lambda: ndppd.running(UUID, NAMESPACE) is None, what="the end of ndppd")
-    assert apply.differences(world.kernel, made) == [
+    assert plan_differences(world.kernel, made) == [
         f"ndppd on upstream in {NAMESPACE} is not running"
     ]
     world.carry_out(made)
     # Its links are made again: it would go on listening to those that have gone.
     run("ip", "link", "del", names.upstream_patch(UUID))
-    assert apply.differences(world.kernel, made)
+    assert plan_differences(world.kernel, made)
     world.carry_out(made)
-    assert apply.differences(world.kernel, made) == []
+    assert plan_differences(world.kernel, made) == []
     assert world.router.ping(PROXIED_GUEST)
 
 
@@ -352,7 +352,7 @@ def test_a_bridge_that_sends_multicast_only_where_it_was_asked_for(world: World)
     assert found()
     run("bridge", "link", "set", "dev", port, "mcast_router", "1")
     wait_for(lambda: not found(), timeout=30, what="the bridge to hold it back")
-    assert apply.differences(world.kernel, made) == [f"patch {port} does not get all multicast"]
+    assert plan_differences(world.kernel, made) == [f"patch {port} does not get all multicast"]
     world.carry_out(made)
     assert found()
 
@@ -386,7 +386,7 @@ def test_a_proxy_in_the_host(world: World) -> None:
         )
         try:
             world.carry_out(made)
-            assert apply.differences(world.kernel, made) == []
+            assert plan_differences(world.kernel, made) == []
             wait_for(lambda: far.ping("2001:db8:99::5"), what="the guest's answer")
         finally:
             ndppd.stop(UUID)

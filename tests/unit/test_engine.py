@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (

@@ -22,6 +22,7 @@ from libvirt_natns.engine.allocation import Choices, fixed_address, scopes
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.forwards import Attachment, Wish
 from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.network_record import new_record
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
@@ -29,7 +30,7 @@ from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import AddressRequest, Domain, Network, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.networks import Leasable, Record, boot_id, now
+from libvirt_natns.state.networks import Leasable
 from libvirt_natns.upstream import dhcp, selection, transit
 
 ADOPTED = "runs without a record: adopted as it is"
@@ -90,26 +91,6 @@ def _runs_unrecorded(engine: Engine, uuid: str, xml: bytes) -> bool:
     return engine.kernel.namespace_owner(namespace) == uuid
 
 
-def _record(engine: Engine, network: Network, xml: bytes) -> None:
-    upstream = selection.upstream_of(network, engine.config)
-    engine.store.put(
-        Record(
-            uuid=network.uuid,
-            name=network.name,
-            namespace=names.namespace(network.name),
-            bridge=network.bridge or "",
-            upstream=upstream.name,
-            kind=upstream.kind,
-            subnets=tuple(subnet.network for subnet in network.subnets),
-            taken_over=network.taken_over,
-            state="up",
-            boot=boot_id(),
-            since=now(),
-            document=xml,
-        )
-    )
-
-
 def _adopt_transits(engine: Engine) -> None:
     """Choose again the transit subnets that the host's transit bridges have."""
     for upstream in engine.config.upstreams.values():
@@ -128,7 +109,8 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     """Record a network with its leases, reservations and own forwards."""
     network = libvirt_xml.parse_network(xml)
     # Ahead of the leases: a transit subnet that is in use is not chosen anew.
-    _record(engine, network, xml)
+    configured = selection.upstream_of(network, engine.config)
+    engine.store.put(new_record(network, xml, configured, "up"))
     upstream = engine.planner.upstream(network)
     rules = translations.of_namespace(names.namespace(network.name))
     for lease in _leases(engine, network, upstream, rules):

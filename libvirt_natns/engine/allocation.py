@@ -12,7 +12,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.engine import forwards, guest_leases
 from libvirt_natns.engine.forwards import Attachment, Wish
-from libvirt_natns.engine.observer import NOBODY, Observer, tell
+from libvirt_natns.engine.observer import NOBODY, Observer, note
 from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
 from libvirt_natns.kernel import address_probe, listening_ports
 from libvirt_natns.kernel.session import Kernel
@@ -124,7 +124,7 @@ class Choices:
             )
         if kept not in (None, port):
             said = f"{wish.owner_name}: {wish.key.proto} port {kept} is taken, {port} instead"
-            tell(self.observer, "choose a port", wish.attachment.network.name, [said])
+            note(self.observer, "choose a port", wish.attachment.network.name, [said])
         return port
 
     def _is_free_still(self, wish: Wish, port: int) -> bool:

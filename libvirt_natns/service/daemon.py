@@ -29,8 +29,9 @@ from libvirt_natns import __version__, names
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.daemons import libvirt, systemd
 from libvirt_natns.documents import config
-from libvirt_natns.engine import proxied_addresses, rebuild, reconcile
+from libvirt_natns.engine import proxied_addresses, rebuild
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.reconcile import active, sync
 from libvirt_natns.errors import (
     AddressTakenError,
     ConfigError,
@@ -92,17 +93,21 @@ class Witness:
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         """See ``Observer``."""
         try:
-            self._note(verb, name, changed, seconds)
+            self._metrics.changed(verb, seconds)
+            self._after_work()
+            self._log(verb, name, changed, seconds)
         except Exception as error:  # the work is done, whatever is wrong with its account
             self._journal.say("error", "failed", when=f"telling of {verb}", error=error)
+
+    def note(self, event: str, name: str, changed: Sequence[str]) -> None:
+        """See ``Observer``.  An event has no duration, and none is counted."""
+        self._log(event, name, changed, 0.0)
 
     def failed(self, when: str, error: Exception) -> None:
         """See ``Observer``."""
         self._journal.say("warning", "failed", when=when, error=error)
 
-    def _note(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
-        self._metrics.changed(verb, seconds)
-        self._after_work()
+    def _log(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         # A repair says itself what was wrong.
         if changed and not (self._healer and self._healer.at_work):
             if self._healer:
@@ -213,7 +218,7 @@ class Service:
             for _, what in rebuilt.found[:1]:
                 self.journal.say("warning", "rebuilt", database=what)
             with self.sessions.engine() as engine:
-                outcome = reconcile.sync(engine, _ask_networks, _ask_guests)
+                outcome = sync.sync_all(engine, _ask_networks, _ask_guests)
         for name, what in [*rebuilt.found[1:], *outcome.repaired]:
             self.journal.say("warning", "reconciled", network=name, repaired=what)
         for error in [*rebuilt.errors, *outcome.errors]:
@@ -323,7 +328,7 @@ def _parents(*version: int) -> dict[str, str]:
     return {}
 
 
-def _ask_networks() -> reconcile.Active | None:
+def _ask_networks() -> active.Active | None:
     with suppress(LibvirtError):
         return libvirt.active_networks(wake=False)
     return None

@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from threading import Condition, Thread
 
-from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.observer import HOST
-from libvirt_natns.engine.undo import Undo
+from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.model import Network, Upstream
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.service.log import Journal
 from libvirt_natns.state.networks import Record
@@ -77,35 +75,8 @@ STOP_LIMIT = 10.0
 """Seconds that a repair which is going on gets to end."""
 
 
-class _NotUpError(NatnsError):
-    """A network went down before it could be repaired."""
-
-
-class _ChangedError(NatnsError):
-    """A network's record was replaced before it could be repaired: it must be read anew."""
-
-
 class _NoBridgeError(NatnsError):
     """libvirt's bridge is missing."""
-
-
-class _Repairer(Engine):
-    """The verb up, for networks that are up: one that went down meanwhile stays down.
-
-    ``Engine.up`` itself makes a network's router in any state.
-    """
-
-    def _admit(self, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
-        # Under the network's lock, and before anything is changed.
-        if self._state(network.uuid) != "up":
-            raise _NotUpError(f"network {network.name} is not up")
-        known = self.store.network(network.uuid)
-        if known is None or known.document != xml:
-            raise _ChangedError(f"network {network.name} was changed")
-        super()._admit(network, xml, upstream, undo)
-
-    def _end_rivals(self, network: Network, *, active: bool) -> None:
-        raise _NotUpError(f"network {network.name} is not up")
 
 
 @dataclass(slots=True)
@@ -306,9 +277,9 @@ class Healer:
                 record = engine.store.network(uuid) if uuid != HOST else None
                 name = record.name if record else name
                 found = self._repair(engine, uuid, record)
-        except _NotUpError:
+        except NotUpError:
             self.forget(uuid)
-        except _ChangedError:
+        except RecordChangedError:
             self._put_off(uuid, DELAY)
         except Exception as error:
             self._failed(uuid, name, error)
@@ -318,7 +289,7 @@ class Healer:
     def _repair(self, engine: Engine, uuid: str, record: Record | None) -> list[str]:
         """Repair what is wrong; returns it.
 
-        Raises _NotUpError for a network that is not to be repaired.
+        Raises NotUpError for a network that is not to be repaired.
         """
         # Some other process may have changed what there is to watch.
         with engine.observer.changing(uuid):
@@ -326,19 +297,16 @@ class Healer:
         if uuid == HOST:
             return self._repair_host(engine)
         if record is None or not record.runs:
-            raise _NotUpError(f"network {uuid} is not up")
+            raise NotUpError(f"network {uuid} is not up")
         if record.state != "up":
             self._put_off(uuid, STARTING)
             return []
         if engine.kernel.link(None, record.bridge) is None:
             raise _NoBridgeError(f"bridge {record.bridge} is missing", "start the network anew")
         # Without the lock, so that nobody waits, and without looking away meanwhile.
-        if not reconcile.differences(engine, record):
+        if not check.network_differences(engine, record):
             return []
-        repairer = _Repairer(
-            engine.config, engine.store, engine.kernel, engine.before, engine.observer
-        )
-        return repairer.up(libvirt_xml.parse_network(record.document), record.document)
+        return engine.repair(record)
 
     def _repair_host(self, engine: Engine) -> list[str]:
         self._host_looked = time.monotonic()
@@ -346,7 +314,7 @@ class Healer:
             # Its start sees to most of it, unless it is given up or concerns the host little.
             self._put_off(HOST, STARTING)
             return []
-        return engine.ensure_host() if reconcile.host_differences(engine) else []
+        return engine.ensure_host() if check.host_differences(engine) else []
 
     def _put_off(self, uuid: str, seconds: float) -> None:
         with self._work:

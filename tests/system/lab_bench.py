@@ -28,11 +28,11 @@ from lab import (
 
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
-from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.operations.daemons import Firewall
 from libvirt_natns.engine.operations.links import Macvlan, Patch
 from libvirt_natns.engine.prebuilt import Built
+from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
@@ -144,7 +144,7 @@ class Bench:
             record = verbs.store.network(self.uuid)
             assert record is not None
             assert record.state == "up"
-            return reconcile.differences(verbs, record) + reconcile.host_differences(verbs)
+            return check.network_differences(verbs, record) + check.host_differences(verbs)
 
 
 def quietly(work: Callable[[], None]) -> None:

@@ -8,8 +8,11 @@ from typing import cast
 
 import pytest
 
+from libvirt_natns.engine import leases, up
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.network_record import new_record
 from libvirt_natns.engine.undo import Undo
+from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
@@ -23,7 +26,7 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.networks import State, Store
 
 FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
 GUEST = IPv4Address("10.0.0.5")
@@ -64,7 +67,7 @@ def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
     wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
     network = replace(NETWORK, nat=NatMetadata(address=OTHER, forwards=(wanted,)))
     with pytest.raises(DocumentError, match="is not an address of its network"), Undo() as undo:
-        engine._reserve(network, b"", PROVIDER, undo)
+        leases.reserve(engine, network, b"", PROVIDER, undo)
     assert engine.store.leases("provider", "a").address == FIRST
 
 
@@ -72,7 +75,7 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
     wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
     network = replace(NETWORK, nat=NatMetadata(forwards=(wanted,)))
     with pytest.raises(DocumentError), Undo() as undo:
-        engine._reserve(network, b"", PROVIDER, undo)
+        leases.reserve(engine, network, b"", PROVIDER, undo)
     assert engine.store.leases_of("a") == []
 
 
@@ -87,11 +90,25 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
 def test_address_that_the_configuration_forbids_by_now(engine: Engine, changed: Upstream) -> None:
     """Another one is asked for on the wire, as ever: the first one answers."""
     lease(engine, FOREIGN)
-    engine._renew_leases(NETWORK, changed)
+    leases.renew(engine, NETWORK, changed)
     assert engine.store.leases("provider", "a").address == OTHER
 
 
 def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine) -> None:
     lease(engine, FOREIGN)
-    engine._renew_leases(NETWORK, PROVIDER)
+    leases.renew(engine, NETWORK, PROVIDER)
     assert engine.store.leases("provider", "a").address == FOREIGN
+
+
+@pytest.mark.parametrize("state", ["down", "starting", "preparing"])
+def test_a_network_in_another_state_is_not_repaired(engine: Engine, state: State) -> None:
+    engine.store.put(new_record(NETWORK, b"<network/>", PROVIDER, state))
+    with pytest.raises(NotUpError, match="is not up"):
+        up._check_up(engine, NETWORK, b"<network/>")
+
+
+def test_a_network_that_was_changed_is_not_repaired(engine: Engine) -> None:
+    engine.store.put(new_record(NETWORK, b"<network/>", PROVIDER, "up"))
+    up._check_up(engine, NETWORK, b"<network/>")
+    with pytest.raises(RecordChangedError):
+        up._check_up(engine, NETWORK, b"<network></network>")

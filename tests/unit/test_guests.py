@@ -249,7 +249,10 @@ class Told:
         return nullcontext()
 
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
-        self.lines += [f"{verb} {name}: {what}" for what in changed]
+        """Look away."""
+
+    def note(self, event: str, name: str, changed: Sequence[str]) -> None:
+        self.lines += [f"{event} {name}: {what}" for what in changed]
 
     def failed(self, when: str, error: Exception) -> None:
         """Look away."""

@@ -12,15 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST, NOBODY
+from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.model import Config
 from libvirt_natns.service import healer
-from libvirt_natns.service.healer import Healer, _Repairer
+from libvirt_natns.service.healer import Healer
 from libvirt_natns.service.log import Journal
-from libvirt_natns.state.networks import Record
 
 LIMIT = 10.0
 
@@ -261,7 +260,7 @@ def test_damage_in_the_host_during_a_start_is_repaired_after_it(
 ) -> None:
     shared = Shared(looks=3)
     monkeypatch.setattr(
-        reconcile, "host_differences", lambda engine: [] if shared.repairs else ["lacks it"]
+        check, "host_differences", lambda engine: [] if shared.repairs else ["lacks it"]
     )
     made = Healer(shared, Journal(io.StringIO()))
     made.start()
@@ -288,31 +287,3 @@ def test_its_own_verbs_are_told_from_others() -> None:
         until(made.health)
         assert all(at_work)
         assert not made.at_work
-
-
-def test_only_what_is_up_is_brought_up() -> None:
-    """The names by which the verb is held back are the engine's."""
-    for name in ("_admit", "_end_rivals"):
-        assert name in Engine.__dict__
-        assert name in _Repairer.__dict__
-
-
-@pytest.mark.parametrize("state", ["down", "starting", "preparing"])
-def test_a_network_in_another_state_is_not_admitted(state: str) -> None:
-    class Store:
-        def network(self, uuid: str) -> Record:
-            return cast(Record, Known())
-
-    class Known:
-        uuid = name = "x"
-        this_boot = True
-
-        def __init__(self) -> None:
-            self.state = state
-
-    cast_any = cast(Any, None)
-    repairer = _Repairer(cast_any, cast(Any, Store()), cast_any)
-    with pytest.raises(NatnsError, match="is not up"):
-        repairer._admit(cast(Any, Known()), b"", cast_any, cast_any)
-    with pytest.raises(NatnsError, match="is not up"):
-        repairer._end_rivals(cast(Any, Known()), active=True)

@@ -31,6 +31,7 @@ from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.facts.preview import preview
 from libvirt_natns.engine.operations.operation import describe_plan
 from libvirt_natns.engine.reconcile import active, check, repairs, sync
 from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
@@ -342,7 +343,7 @@ def _plan(options: argparse.Namespace) -> int:
         if not verdict.handled:
             print(f"network {network.name} is not touched: {verdict.reason}")
             return 0
-        print(describe_plan(engine.planner.preview(network)), end="")
+        print(describe_plan(preview(engine.planner, network)), end="")
     return 0
 
 

@@ -17,8 +17,8 @@ from libvirt_natns import firewall, names
 from libvirt_natns.cli import install, service_control, trust
 from libvirt_natns.daemons import dnsmasq, libvirt, ndppd, udhcpc
 from libvirt_natns.documents import config
-from libvirt_natns.engine import host
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.host.policy import BRIDGE_NF
 from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import (
     ConfigError,
@@ -324,7 +324,7 @@ def _seen() -> str:
 
 def _host(engine: Engines, settings: Config) -> str:
     with engine(settings) as verbs:
-        bridged = verbs.kernel.sysctl(None, host.BRIDGE_NF) == "1"
+        bridged = verbs.kernel.sysctl(None, BRIDGE_NF) == "1"
         found = check.host_differences(verbs)
     if found:
         raise NatnsError(f"{len(found)} of our rules differ ({found[0]})", "run virt-natns sync")

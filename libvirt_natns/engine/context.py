@@ -12,9 +12,9 @@ from typing import Self
 
 from libvirt_natns import names
 from libvirt_natns.engine.allocation import Choices
+from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.observer import NOBODY, Observer, tell
 from libvirt_natns.engine.operations.operation import Step
-from libvirt_natns.engine.planner import Planner
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked

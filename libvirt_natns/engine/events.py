@@ -12,10 +12,11 @@ from functools import cached_property, partial
 from libvirt_natns import names
 from libvirt_natns.documents import config, libvirt_xml, ownership
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
-from libvirt_natns.engine import host, shared_host
+from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Once, Resident, Sessions
 from libvirt_natns.engine.guests import Guests, in_ours
+from libvirt_natns.engine.host.libvirt_status import await_status
 from libvirt_natns.engine.removal import abandon, remove_unrecorded
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.kernel.session import Kernel
@@ -207,7 +208,7 @@ def _follow_lease(event: Event) -> None:
 def _reopen(event: Event) -> None:
     """Follow the start of a network of others; libvirt does not wait for this."""
     if event.seen.forwards6:
-        host.await_status(event.seen.name)
+        await_status(event.seen.name)
     _follow_forwarding(event)
 
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The verbs for the part of the host that networks share, and for the rules of routers."""
 
+from functools import partial
+
 from libvirt_natns.engine.context import Context
-from libvirt_natns.engine.host import Host
+from libvirt_natns.engine.facts.host_needs import host_needs
+from libvirt_natns.engine.host.host import Host
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.upstream import routers
 
@@ -10,7 +13,8 @@ from libvirt_natns.upstream import routers
 def of(context: Context) -> Host:
     """Return the shared part of the host."""
     planner = context.planner
-    return Host(context.kernel, context.store, planner.host_needs, planner.backend, context.before)
+    needs = partial(host_needs, planner)
+    return Host(context.kernel, context.store, needs, planner.backend, context.before)
 
 
 def ensure(context: Context, *, configured: bool = False) -> list[str]:

@@ -6,10 +6,12 @@ import os
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq_trial, ndppd, udhcpc
 from libvirt_natns.engine.context import Context
+from libvirt_natns.engine.facts.mtu import ETHERNET_MTU
+from libvirt_natns.engine.facts.proxies import check_proxied
+from libvirt_natns.engine.facts.services import resolvers_of
 from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.segment import has_ipv6
 from libvirt_natns.engine.plan.surroundings import Surroundings
-from libvirt_natns.engine.planner import ETHERNET_MTU, resolvers_of
 from libvirt_natns.errors import StoreError, UpstreamError
 from libvirt_natns.model import Network, Outside, Upstream
 from libvirt_natns.upstream import attachment, selection
@@ -26,7 +28,7 @@ def check(context: Context, network: Network, upstream: Upstream) -> None:
     selection.check_addresses(network, upstream)
     # A plan that no rule can express is refused here, not when the rules are loaded.
     make(network, upstream, Outside(), Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None))
-    context.planner.check_proxied(network, upstream)
+    check_proxied(context.config, context.store, network, upstream)
     if selection.proxied(network, upstream):
         ndppd.program()
     if upstream.known:

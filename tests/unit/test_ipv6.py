@@ -21,9 +21,10 @@ from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.daemons.resolv_conf import host_resolvers
 from libvirt_natns.documents import config
-from libvirt_natns.engine import allocation, host_ipv6
+from libvirt_natns.engine import allocation
 from libvirt_natns.engine.forwards import ANY, ANY6, Attachment, Wish, resolve, said
-from libvirt_natns.engine.host import Needs
+from libvirt_natns.engine.host import ipv6 as host_ipv6
+from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from typing import Self
 
 from libvirt_natns import names
-from libvirt_natns.engine.allocation import Choices
 from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.observer import NOBODY, Observer, tell
 from libvirt_natns.engine.operations.operation import Step
 from libvirt_natns.engine.prebuilt import Built
+from libvirt_natns.engine.publication.allocation import Allocation
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
@@ -51,8 +51,8 @@ class Context:
         return Registry(self.store)
 
     @property
-    def choices(self) -> Choices:
-        return Choices(self.config, self.store, self.kernel, self.observer)
+    def choices(self) -> Allocation:
+        return Allocation(self.config, self.store, self.kernel, self.observer)
 
     def waiting(self) -> Self:
         """Return the same context, for a caller that waits for all work."""

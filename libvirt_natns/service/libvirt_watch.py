@@ -24,7 +24,7 @@ from libvirt_natns.daemons.libvirt_events import Happened, Kind, Link, Loop
 from libvirt_natns.daemons.libvirtd import Daemon, Driver
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
-from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.service.agenda import Agenda

@@ -7,9 +7,9 @@ from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import dnsmasq, dnsmasq_config, resolv_conf
 from libvirt_natns.daemons.resolv_conf import Resolvers
-from libvirt_natns.engine.allocation import ranges_of
 from libvirt_natns.engine.facts.outside import families_of
 from libvirt_natns.engine.operations.daemons import Leasing
+from libvirt_natns.engine.publication.dhcp_hosts import ranges_of
 from libvirt_natns.model import Network, Outside, Upstream
 from libvirt_natns.state.guests import Registry
 from libvirt_natns.state.networks import Store

@@ -9,7 +9,7 @@ from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.apply.carry_out import plan_differences
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.reconcile.active import (
     NOT_ACTIVE,
     Ask,

@@ -7,7 +7,7 @@ from functools import partial
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.down import tidy
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.reconcile.active import Active, Ask, leftovers
 from libvirt_natns.engine.reconcile.repairs import Outcome, Repair, repair_all, together
 from libvirt_natns.engine.reconcile.sync import tidy_trials

@@ -17,7 +17,7 @@ from libvirt_natns.engine import proxied_addresses
 from libvirt_natns.engine.adoption import adopt
 from libvirt_natns.engine.down import down_unless_changed, tidy
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.reconcile.active import (
     Active,
     Ask,

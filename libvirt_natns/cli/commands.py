@@ -29,8 +29,11 @@ from libvirt_natns.cli import (
 from libvirt_natns.cli import router as router_cli
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
-from libvirt_natns.engine import plan, rebuild, reconcile
+from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.facts.preview import preview
+from libvirt_natns.engine.operations.operation import describe_plan
+from libvirt_natns.engine.reconcile import active, check, repairs, sync
 from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
@@ -173,11 +176,11 @@ def _bare_machine(settings: Config, kernel: Kernel, faults: list[NatnsError]) ->
     return Machine(settings, kernel, unknown, unknown, unknown, tuple(faults))
 
 
-def _asker() -> reconcile.Ask:
+def _asker() -> active.Ask:
     """Asks for the networks that libvirt has active; says once where it does not answer."""
     told: list[LibvirtError] = []
 
-    def ask() -> reconcile.Active | None:
+    def ask() -> active.Active | None:
         try:
             return libvirt.active_networks()
         except LibvirtError as error:
@@ -222,7 +225,7 @@ def _install(options: argparse.Namespace) -> int:
             print(f"virt-natns: {error}: networks that are active now", file=sys.stderr)
             print("  are handled after virt-natns sync, or when they start again", file=sys.stderr)
             return 0
-        return _report(reconcile.sync(engine, _asker(), _ask_guests))
+        return _report(sync.sync_all(engine, _asker(), _ask_guests))
 
 
 def _explain(engine: Engine, known: dict[str, bytes]) -> None:
@@ -274,9 +277,9 @@ def _status(options: argparse.Namespace) -> int:
                 f"there is no network {options.network} that was handled",
                 "virt-natns status lists all",
             )
-        host = reconcile.host_differences(engine) + service_control.of_host(health)
-        missed = [] if options.network else reconcile.missed(engine, _asker())
-        guests = [] if options.network else reconcile.guest_differences(engine, _ask_guests)
+        host = check.host_differences(engine) + service_control.of_host(health)
+        missed = [] if options.network else check.missed(engine, _asker())
+        guests = [] if options.network else check.guest_differences(engine, _ask_guests)
     if options.json:
         print(status.as_json(found, host, missed, guests, service_control.as_object(health)))
     else:
@@ -303,7 +306,7 @@ def _check(options: argparse.Namespace) -> int:
         found = _found(engine, options.network, ask)
         # A network that starts or ends meanwhile differs for a moment only.
         again = set(_found(engine, options.network, ask)) if found else set()
-        notes = reconcile.host_obstacles(engine)
+        notes = check.host_obstacles(engine)
     for name, what in (finding for finding in found if finding in again):
         print(f"{name}: {what}")
     for note in notes:
@@ -311,14 +314,14 @@ def _check(options: argparse.Namespace) -> int:
     return 1 if again.intersection(found) else 0
 
 
-def _found(engine: Engine, named: str | None, ask: reconcile.Ask) -> list[reconcile.Finding]:
+def _found(engine: Engine, named: str | None, ask: active.Ask) -> list[active.Finding]:
     """All that differs now, or what does of one network and the host."""
     records = _up(engine, named)
-    found = [(r.name, what) for r in records for what in reconcile.differences(engine, r)]
-    found += [("host", what) for what in reconcile.host_differences(engine)]
+    found = [(r.name, what) for r in records for what in check.network_differences(engine, r)]
+    found += [("host", what) for what in check.host_differences(engine)]
     if not named:
-        found += reconcile.missed(engine, ask)
-        found += reconcile.guest_differences(engine, _ask_guests)
+        found += check.missed(engine, ask)
+        found += check.guest_differences(engine, _ask_guests)
     return found
 
 
@@ -340,7 +343,7 @@ def _plan(options: argparse.Namespace) -> int:
         if not verdict.handled:
             print(f"network {network.name} is not touched: {verdict.reason}")
             return 0
-        print(plan.describe(engine.planner.preview(network)), end="")
+        print(describe_plan(preview(engine.planner, network)), end="")
     return 0
 
 
@@ -374,7 +377,7 @@ def _complete(network: Network) -> Network:
 def _sync(options: argparse.Namespace) -> int:
     _rebuild()
     with _engine() as engine:
-        return _report(reconcile.sync(engine, _asker(), _ask_guests))
+        return _report(sync.sync_all(engine, _asker(), _ask_guests))
 
 
 def _rebuild() -> None:
@@ -387,7 +390,7 @@ def _rebuild() -> None:
         print(f"virt-natns: {error}", file=sys.stderr)
 
 
-def _report(outcome: reconcile.Outcome) -> int:
+def _report(outcome: repairs.Outcome) -> int:
     for name, what in outcome.repaired:
         print(f"{name}: {what}")
     if outcome.errors:

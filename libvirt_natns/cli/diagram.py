@@ -13,7 +13,7 @@ from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.cli import forward_list
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.forwards import ports
+from libvirt_natns.engine.publication.words import ports
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.model import Network, is_stand_in
 from libvirt_natns.records import dataclass

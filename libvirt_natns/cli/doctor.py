@@ -17,8 +17,9 @@ from libvirt_natns import firewall, names
 from libvirt_natns.cli import install, service_control, trust
 from libvirt_natns.daemons import dnsmasq, libvirt, ndppd, udhcpc
 from libvirt_natns.documents import config
-from libvirt_natns.engine import host, reconcile
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.host.policy import BRIDGE_NF
+from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import (
     ConfigError,
     FirewallError,
@@ -323,8 +324,8 @@ def _seen() -> str:
 
 def _host(engine: Engines, settings: Config) -> str:
     with engine(settings) as verbs:
-        bridged = verbs.kernel.sysctl(None, host.BRIDGE_NF) == "1"
-        found = reconcile.host_differences(verbs)
+        bridged = verbs.kernel.sysctl(None, BRIDGE_NF) == "1"
+        found = check.host_differences(verbs)
     if found:
         raise NatnsError(f"{len(found)} of our rules differ ({found[0]})", "run virt-natns sync")
     if bridged:
@@ -336,7 +337,7 @@ def _obstacles(engine: Engines, settings: Config) -> list[Finding]:
     """Warn of chains of an administrator's that drop the networks' packets."""
     try:
         with engine(settings) as verbs:
-            notes = reconcile.host_obstacles(verbs)
+            notes = check.host_obstacles(verbs)
     except NatnsError:
         # An examination above says why.
         return []
@@ -345,7 +346,7 @@ def _obstacles(engine: Engines, settings: Config) -> list[Finding]:
 
 def _networks(engine: Engines, settings: Config) -> str:
     with engine(settings) as verbs:
-        missed = reconcile.missed(verbs, libvirt.active_networks)
+        missed = check.missed(verbs, libvirt.active_networks)
     if missed:
         told = "; ".join(f"{name} {what}" for name, what in missed)
         raise NatnsError(told, "run virt-natns sync")
@@ -366,7 +367,7 @@ def _neighbour_tables(engine: Engines, settings: Config) -> list[Finding]:
 
 def _guests(engine: Engines, settings: Config) -> str:
     with engine(settings) as verbs:
-        found = reconcile.guest_differences(verbs, libvirt.active_domains)
+        found = check.guest_differences(verbs, libvirt.active_domains)
     if found:
         told = "; ".join(f"{name}: {what}" for name, what in found)
         raise NatnsError(told, "run virt-natns sync")

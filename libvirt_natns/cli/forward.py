@@ -22,11 +22,13 @@ from libvirt_natns.daemons.libvirt import Guest, Where
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.documents.libvirt_xml import Edited
 from libvirt_natns.documents.xml_values import MutableElement
-from libvirt_natns.engine.allocation import known_addresses
-from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.forwards import ANY, Attachment, Selector, listening, said
-from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.publication.attachment import ANY, Attachment
+from libvirt_natns.engine.publication.choices import Selector
+from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
+from libvirt_natns.engine.publication.words import in_words, listening
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Forward, Protocol
@@ -120,7 +122,7 @@ def _add(engines: Engines, options: argparse.Namespace) -> int:
         _apply(guests, guest, edits)
         for forward in _published(guests, guest):
             if forward not in before:
-                print(f"{guest.name}: {said(forward)}")
+                print(f"{guest.name}: {in_words(forward)}")
         if "live" not in guest.places:
             print(f"{guest.name}: published when it starts")
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from libvirt_natns.addresses import bracketed
-from libvirt_natns.engine.forwards import listening, ports
+from libvirt_natns.engine.publication.words import listening, ports
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.state.guests import Registry

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 
 from libvirt_natns.cli import forward_list
 from libvirt_natns.daemons import lease_file
-from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.reconcile import Finding
+from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.model import known
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.state.networks import Record
@@ -71,7 +71,7 @@ def _age(record: Record) -> tuple[bool, bool, float]:
 
 def _status(engine: Engine, record: Record) -> Status:
     state = record.state if record.runs else "down"
-    found = tuple(reconcile.differences(engine, record)) if state == "up" else ()
+    found = tuple(check.network_differences(engine, record)) if state == "up" else ()
     leased = engine.store.leases(record.upstream, record.uuid)
     address = known(leased.address)
     return Status(

@@ -20,7 +20,7 @@ from libvirt_natns.errors import InstallError, RouterError, describe
 
 if TYPE_CHECKING:
     from libvirt_natns.engine.engine import Engine
-    from libvirt_natns.engine.reconcile import Outcome
+    from libvirt_natns.engine.reconcile.repairs import Outcome
     from libvirt_natns.model import Config
 
 Ask = Callable[[], Mapping[str, bytes] | None]
@@ -101,23 +101,23 @@ def _end_service() -> str | None:
 
 def _release(ask: Ask, *, renew: bool) -> "Outcome":
     """Give the networks back to libvirt: the recorded ones, or else what the kernel shows."""
-    from libvirt_natns.engine import reconcile
+    from libvirt_natns.engine.reconcile import release, repairs
     from libvirt_natns.errors import StoreError
 
     settings = _settings()
     try:
         with _engine(settings, names.STATE_DIRECTORY) as engine:
-            outcome = reconcile.release(engine, ask, renew=renew)
+            outcome = release.release_all(engine, ask, renew=renew)
         if not outcome.errors:
             return outcome
     except StoreError:
-        outcome = reconcile.Outcome([], [])
+        outcome = repairs.Outcome([], [])
     with TemporaryDirectory(prefix="virt-natns-") as empty:
         with _engine(settings, Path(empty)) as engine:
-            rest = reconcile.release(engine, ask, renew=renew)
+            rest = release.release_all(engine, ask, renew=renew)
     # What the records of broken networks name may still be in the host.
     _remove_rules()
-    return reconcile.Outcome(outcome.repaired + rest.repaired, rest.errors)
+    return repairs.Outcome(outcome.repaired + rest.repaired, rest.errors)
 
 
 @contextmanager

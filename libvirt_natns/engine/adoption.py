@@ -17,11 +17,15 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, Interface
 from libvirt_natns.daemons import dnsmasq_config
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import forwards
-from libvirt_natns.engine.allocation import Choices, fixed_address, scopes
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.forwards import Attachment, Wish
-from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.network_record import new_record
+from libvirt_natns.engine.publication.allocation import Allocation
+from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.engine.publication.choices import AutoPortRequest
+from libvirt_natns.engine.publication.dhcp_hosts import fixed_address
+from libvirt_natns.engine.publication.resolve import of_network, resolve
+from libvirt_natns.engine.publication.scopes import scopes
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
@@ -29,7 +33,7 @@ from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import AddressRequest, Domain, Network, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.networks import Leasable, Record, boot_id, now
+from libvirt_natns.state.networks import Leasable
 from libvirt_natns.upstream import dhcp, selection, transit
 
 ADOPTED = "runs without a record: adopted as it is"
@@ -90,26 +94,6 @@ def _runs_unrecorded(engine: Engine, uuid: str, xml: bytes) -> bool:
     return engine.kernel.namespace_owner(namespace) == uuid
 
 
-def _record(engine: Engine, network: Network, xml: bytes) -> None:
-    upstream = selection.upstream_of(network, engine.config)
-    engine.store.put(
-        Record(
-            uuid=network.uuid,
-            name=network.name,
-            namespace=names.namespace(network.name),
-            bridge=network.bridge or "",
-            upstream=upstream.name,
-            kind=upstream.kind,
-            subnets=tuple(subnet.network for subnet in network.subnets),
-            taken_over=network.taken_over,
-            state="up",
-            boot=boot_id(),
-            since=now(),
-            document=xml,
-        )
-    )
-
-
 def _adopt_transits(engine: Engine) -> None:
     """Choose again the transit subnets that the host's transit bridges have."""
     for upstream in engine.config.upstreams.values():
@@ -128,7 +112,8 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     """Record a network with its leases, reservations and own forwards."""
     network = libvirt_xml.parse_network(xml)
     # Ahead of the leases: a transit subnet that is in use is not chosen anew.
-    _record(engine, network, xml)
+    configured = selection.upstream_of(network, engine.config)
+    engine.store.put(new_record(network, xml, configured, "up"))
     upstream = engine.planner.upstream(network)
     rules = translations.of_namespace(names.namespace(network.name))
     for lease in _leases(engine, network, upstream, rules):
@@ -137,9 +122,9 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     if network.nat is None or not network.nat.forwards:
         return
     planner = engine.planner
-    choices = _Found(Choices(engine.config, engine.store, engine.kernel), rules)
+    choices = _Found(Allocation(engine.config, engine.store, engine.kernel), rules)
     whole, outside = planner.completed(network, upstream), planner.outside(network, upstream)
-    claims = forwards.of_network(whole, upstream, outside, choices)
+    claims = of_network(whole, upstream, outside, choices)
     engine.registry.claim(claims, scopes(engine.store, [network.uuid]), published=True)
 
 
@@ -231,9 +216,9 @@ def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
     if domain.nat is None:
         return False
     rules = [translations.of_namespace(names.namespace(each.network.name)) for each in attachments]
-    choices = _Found(Choices(engine.config, engine.store, engine.kernel), *rules)
+    choices = _Found(Allocation(engine.config, engine.store, engine.kernel), *rules)
     with locked(names.guest_directory(domain.uuid)):
-        claims = forwards.resolve(domain, attachments, choices)
+        claims = resolve(domain, attachments, choices)
         where = scopes(engine.store, {each.network.uuid for each in attachments})
         engine.registry.claim(claims, where, published=True)
         engine.registry.put_guest(domain.uuid, domain.name, xml, published=True)
@@ -243,7 +228,7 @@ def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
 class _Found:
     """Choices as they are in force already; what is not in force yet is chosen anew."""
 
-    def __init__(self, choices: Choices, *rules: Translations) -> None:
+    def __init__(self, choices: Allocation, *rules: Translations) -> None:
         self._choices = choices
         self._ports = [port for each in rules for port in each.ports]
         self._own = {target: own for each in rules for target, own in each.own.items()}
@@ -254,7 +239,7 @@ class _Found:
     def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
         return self._choices.target(domain, attachment, family)
 
-    def port(self, wish: Wish) -> int:
+    def port(self, wish: AutoPortRequest) -> int:
         """The port that leads to the wish's target, unless it is another range's."""
         key, registry = wish.key, self._choices.registry
         kept = {port for proto, port in registry.chosen_ports() if proto == key.proto}

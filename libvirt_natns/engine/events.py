@@ -12,9 +12,13 @@ from functools import cached_property, partial
 from libvirt_natns import names
 from libvirt_natns.documents import config, libvirt_xml, ownership
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
-from libvirt_natns.engine import engine, host
+from libvirt_natns.engine import shared_host
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Once, Resident, Sessions
-from libvirt_natns.engine.guests import Guests, in_ours
+from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.nics import in_ours
+from libvirt_natns.engine.host.libvirt_status import await_status
+from libvirt_natns.engine.removal import abandon, remove_unrecorded
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network, Nic
@@ -80,7 +84,7 @@ def _up(event: Event) -> None:
         raise
 
 
-def _beside(verbs: engine.Engine, network: Network) -> None:
+def _beside(verbs: Engine, network: Network) -> None:
     """Do what a start is the occasion for; the network is up whatever becomes of it."""
     works = (
         ("guests are published again", partial(Guests(verbs).rejoin, network)),
@@ -115,7 +119,7 @@ def _down(event: Event) -> None:
             verbs.end_given_up(seen.uuid, wait=True)
     except StoreError:
         with Kernel() as kernel:
-            engine.remove_unrecorded(kernel, seen.uuid, names.namespace(seen.name))
+            remove_unrecorded(kernel, seen.uuid, names.namespace(seen.name))
         raise
 
 
@@ -141,7 +145,7 @@ def _abandon(seen: Glance) -> None:
     """
     if ownership.of_network(seen):
         with Kernel() as kernel:
-            engine.abandon(kernel, seen.name, seen.bridge)
+            abandon(kernel, seen.name, seen.bridge)
 
 
 def _plug(event: Event) -> None:
@@ -205,13 +209,13 @@ def _follow_lease(event: Event) -> None:
 def _reopen(event: Event) -> None:
     """Follow the start of a network of others; libvirt does not wait for this."""
     if event.seen.forwards6:
-        host.await_status(event.seen.name)
+        await_status(event.seen.name)
     _follow_forwarding(event)
 
 
 def _follow_forwarding(event: Event) -> None:
     with event.sessions.engine() as verbs:
-        verbs.follow_forwarding()
+        shared_host.follow_forwarding(verbs)
 
 
 GUEST: dict[tuple[str, str], Verb] = {

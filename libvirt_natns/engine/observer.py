@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Who looks on while the verbs change things: nobody, or the resident service.
+"""Interface through which the service learns of changes that the engine makes.
 
-The service must tell its own changes from damage, and tells of each in its log.
-Telling comes after the work and never fails the work: see ``tell``.
+The service must tell its own changes from damage, and writes a log line for each.
+A report comes after the work and never fails the work: see ``tell`` and ``note``.
 """
 
 from collections.abc import Sequence
@@ -10,29 +10,35 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 HOST = ""
-"""Stands for what the networks share in the host, where a network's uuid is expected."""
+"""The part of the host that networks share, in place of a network's uuid."""
 
 
 class Observer(Protocol):
-    """Is called by the verbs, from any thread."""
+    """Methods that the verbs call, from any thread."""
 
     def changing(self, uuid: str) -> AbstractContextManager[None]:
-        """A network (or ``HOST``) is being changed by us for as long as this lasts."""
+        """Return a context in which we change a network, or ``HOST``."""
 
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
-        """A verb has ended well: the network's name, what it changed, and how long it took."""
+        """Hear that a verb has ended well: the network's name, the changes, the seconds taken."""
+
+    def note(self, event: str, name: str, changed: Sequence[str]) -> None:
+        """Hear of an event within a verb: a choice that users want to know of."""
 
     def failed(self, when: str, error: Exception) -> None:
-        """Work beside a verb has failed, and the verb goes on."""
+        """Hear that work beside a verb has failed; the verb goes on."""
 
 
 class Nobody:
-    """Looks away."""
+    """An observer that ignores all reports."""
 
     def changing(self, uuid: str) -> AbstractContextManager[None]:
         return nullcontext()
 
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
+        pass
+
+    def note(self, event: str, name: str, changed: Sequence[str]) -> None:
         pass
 
     def failed(self, when: str, error: Exception) -> None:
@@ -42,10 +48,16 @@ class Nobody:
 NOBODY = Nobody()
 
 
-def tell(
-    observer: Observer, verb: str, name: str, changed: Sequence[str], seconds: float = 0.0
-) -> None:
-    """Tell an observer that a verb has ended well, whatever becomes of that."""
-    # The caller would take back, or do again, work that is done.
+# A caller that heard of an observer's error would take back, or do again, work that is done.
+
+
+def tell(observer: Observer, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
+    """Tell an observer that a verb has ended well; drop the observer's errors."""
     with suppress(Exception):
         observer.done(verb, name, changed, seconds)
+
+
+def note(observer: Observer, event: str, name: str, changed: Sequence[str]) -> None:
+    """Tell an observer of an event within a verb; drop the observer's errors."""
+    with suppress(Exception):
+        observer.note(event, name, changed)

@@ -15,7 +15,8 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import ndppd
-from libvirt_natns.engine.plan import NeighbourProxy, Plan
+from libvirt_natns.engine.operations.daemons import NeighbourProxy
+from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.kernel import address_probe, netns
 
 MOST = 256

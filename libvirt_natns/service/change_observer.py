@@ -34,17 +34,21 @@ class ChangeObserver:
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         """See ``Observer``."""
         try:
-            self._note(verb, name, changed, seconds)
+            self._metrics.changed(verb, seconds)
+            self._after_work()
+            self._say(verb, name, changed, seconds)
         except Exception as error:  # the work is done, whatever is wrong with its account
             self._log.say("error", "failed", when=f"telling of {verb}", error=error)
+
+    def note(self, event: str, name: str, changed: Sequence[str]) -> None:
+        """See ``Observer``.  An event has no duration, and no metric counts it."""
+        self._say(event, name, changed, 0.0)
 
     def failed(self, when: str, error: Exception) -> None:
         """See ``Observer``."""
         self._log.say("warning", "failed", when=when, error=error)
 
-    def _note(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
-        self._metrics.changed(verb, seconds)
-        self._after_work()
+    def _say(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
         # The healer logs a repair itself, with the damage.
         if changed and not (self._healer and self._healer.at_work):
             if self._healer:

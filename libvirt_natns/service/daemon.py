@@ -25,8 +25,10 @@ from libvirt_natns import __version__
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.daemons import libvirt, systemd
 from libvirt_natns.documents import config
-from libvirt_natns.engine import proxied_addresses, rebuild, reconcile
+from libvirt_natns.engine import proxied_addresses, rebuild
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.reconcile import sync
+from libvirt_natns.engine.reconcile.active import Active
 from libvirt_natns.errors import AddressTakenError, LibvirtError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.service import resources
@@ -162,7 +164,7 @@ class Service:
             for _, what in rebuilt.found[:1]:
                 self.log.say("warning", "rebuilt", database=what)
             with self.sessions.engine() as engine:
-                outcome = reconcile.sync(engine, _ask_networks, _ask_guests)
+                outcome = sync.sync_all(engine, _ask_networks, _ask_guests)
         for name, what in [*rebuilt.found[1:], *outcome.repaired]:
             self.log.say("warning", "reconciled", network=name, repaired=what)
         for error in [*rebuilt.errors, *outcome.errors]:
@@ -252,7 +254,7 @@ class Service:
         )
 
 
-def _ask_networks() -> reconcile.Active | None:
+def _ask_networks() -> Active | None:
     with suppress(LibvirtError):
         return libvirt.active_networks(wake=False)
     return None

@@ -22,10 +22,10 @@ from typing import Literal
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirt_events import Happened, Kind, Link, Loop
 from libvirt_natns.daemons.libvirtd import Daemon, Driver
-from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
-from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.service.log import Level, Log
 from libvirt_natns.service.workqueue import Workers, WorkQueue
@@ -161,7 +161,7 @@ class LibvirtWatch:
 
     def _follow_network(self, engine: Engine, uuid: str, ask: Ask) -> list[str]:
         ran = _runs(engine, uuid)
-        changed = reconcile.network_changed(engine, uuid, ask)
+        changed = sync.network_changed(engine, uuid, ask)
         runs = _runs(engine, uuid)
         if not ran and runs:
             # No hook told of the network, nor then of the guests in it.

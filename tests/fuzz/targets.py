@@ -24,7 +24,10 @@ from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
 from libvirt_natns.daemons.dnsmasq_config import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
-from libvirt_natns.engine import plan
+from libvirt_natns.engine.operations.daemons import Firewall
+from libvirt_natns.engine.operations.operation import describe_plan
+from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Rule
@@ -199,15 +202,15 @@ def check_plan(network: Network) -> None:
         upstream = selection.upstream_of(network, settings)
         selection.check_addresses(network, upstream)
         selection.check_resolvers(network, upstream, upstream.dns)
-        around = plan.Surroundings(1500, 1500, "nftables", None)
-        made = plan.make(network, upstream, OUTSIDE, around)
+        around = Surroundings(1500, 1500, "nftables", None)
+        made = make(network, upstream, OUTSIDE, around)
     except NatnsError as error:
         refusal(error)
         return
-    for line in plan.describe(made).split("\n"):
+    for line in describe_plan(made).split("\n"):
         assert "\r" not in line, line
     for operation in made:
-        if isinstance(operation, plan.Firewall):
+        if isinstance(operation, Firewall):
             check_rules(network, operation.rules)
 
 

@@ -23,8 +23,8 @@ from lab import (
 
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
-from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.observer import HOST, Nobody
+from libvirt_natns.engine.reconcile import check
 from libvirt_natns.kernel import netns
 from libvirt_natns.service.engine_pool import EnginePool
 from libvirt_natns.service.healer import Healer
@@ -88,10 +88,10 @@ class Parts(Nobody):
         """What is wrong with a network, or with the host."""
         with self.sessions.engine() as engine:
             if uuid == HOST:
-                return reconcile.host_differences(engine)
+                return check.host_differences(engine)
             record = engine.store.network(uuid)
             assert record is not None
-            return reconcile.differences(engine, record)
+            return check.network_differences(engine, record)
 
     def idle(self) -> bool:
         """Whether nothing is due, repairs that failed and what was given up apart."""

@@ -28,9 +28,11 @@ from lab import (
 
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
-from libvirt_natns.engine import plan, reconcile
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.operations.daemons import Firewall
+from libvirt_natns.engine.operations.links import Macvlan, Patch
 from libvirt_natns.engine.prebuilt import Built
+from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
@@ -142,7 +144,7 @@ class Bench:
             record = verbs.store.network(self.uuid)
             assert record is not None
             assert record.state == "up"
-            return reconcile.differences(verbs, record) + reconcile.host_differences(verbs)
+            return check.network_differences(verbs, record) + check.host_differences(verbs)
 
 
 def quietly(work: Callable[[], None]) -> None:
@@ -224,9 +226,9 @@ def interesting(steps: list[object], setting: str) -> list[int]:
     found = []
     for index, step in enumerate(steps):
         last = steps[index - 1] if index else None
-        again = type(step) is type(last) and not isinstance(step, plan.Patch | str)
+        again = type(step) is type(last) and not isinstance(step, Patch | str)
         idle = isinstance(step, str) and step.startswith(("delete", "end", "empty"))
-        kind = {"iptables": plan.Firewall, "macvlan": plan.Macvlan}.get(setting, object)
+        kind = {"iptables": Firewall, "macvlan": Macvlan}.get(setting, object)
         own = isinstance(step, kind) or isinstance(last, kind)
         if not again and not idle and own:
             found.append(index)

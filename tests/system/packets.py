@@ -28,7 +28,7 @@ import pytest
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from libvirt_natns.addresses import network_of, parsed
-from libvirt_natns.engine.plan import SYSCTLS
+from libvirt_natns.engine.plan.sysctls import SYSCTLS
 from libvirt_natns.kernel import netns
 from libvirt_natns.model import Forward, Protocol
 

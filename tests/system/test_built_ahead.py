@@ -20,7 +20,9 @@ from lab_bench import (
 
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import plan
+from libvirt_natns.engine.operations.addresses import Withdrawal
+from libvirt_natns.engine.operations.daemons import Dnsmasq, IdleDnsmasq
+from libvirt_natns.engine.operations.links import LinkUp, Port
 from libvirt_natns.errors import DnsmasqError, NatnsError
 from libvirt_natns.records import replace
 
@@ -35,13 +37,13 @@ def test_started_joins_what_was_built(ahead: Bench) -> None:
     with ahead.engine(noted) as verbs:
         verbs.prepare(network, ahead.xml)
         verbs.build(network, ahead.xml)
-        assert any(isinstance(step, plan.LinkUp) for step in noted.steps)
+        assert any(isinstance(step, LinkUp) for step in noted.steps)
         noted.steps.clear()
         ahead.make_bridge()
         verbs.up(network, ahead.xml)
         kinds = {type(step) for step in noted.steps} - {str}
-        assert kinds <= {plan.Port, plan.Withdrawal, plan.Dnsmasq, plan.IdleDnsmasq}
-        assert (plan.Dnsmasq in kinds) == network.taken_over
+        assert kinds <= {Port, Withdrawal, Dnsmasq, IdleDnsmasq}
+        assert (Dnsmasq in kinds) == network.taken_over
         # Twice is once.
         assert not verbs.build(network, ahead.xml)
         assert verbs.up(network, ahead.xml) == []

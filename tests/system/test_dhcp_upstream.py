@@ -45,7 +45,8 @@ from views import (
 from libvirt_natns import names
 from libvirt_natns.daemons import udhcpc
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import plan
+from libvirt_natns.engine.operations.addresses import Gateways
+from libvirt_natns.engine.operations.daemons import Firewall, Leasing
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000d1"
 DIRECTORY = names.dhcp_directory(UUID)
@@ -363,8 +364,8 @@ def telling(steps: list[object]) -> list[int]:
     kinds = [step if isinstance(step, str) else type(step) for step in steps]
     first = kinds.index("lease an address")
     chosen = (
-        "lease an address", plan.Leasing, "await a DHCP lease", "await its turn",
-        "let others start", plan.Firewall, plan.Gateways, "note that it is up",
+        "lease an address", Leasing, "await a DHCP lease", "await its turn",
+        "let others start", Firewall, Gateways, "note that it is up",
     )  # fmt: skip
     return [kinds.index(kind, first) for kind in chosen]
 

@@ -44,7 +44,7 @@ from lab_bench import (
 
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import plan
+from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.session import Kernel
@@ -302,10 +302,10 @@ KILLED_HOOK = """\
 import functools, os, signal, sys
 sys.path.append({checkout!r})
 from libvirt_natns import hook
-from libvirt_natns.engine import engine, factory, plan
+from libvirt_natns.engine import engine, factory
 
 def before(step):
-    if isinstance(step, plan.{kind}):
+    if type(step).__name__ == {kind!r}:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[2] == "started":
@@ -374,7 +374,7 @@ def test_whichever_step_fails_nothing_stays(bench: Bench, setting: str) -> None:
         verbs.up(network, bench.xml)
         verbs.hand_back(network)
     settles_as(before)
-    up = next(i for i, step in enumerate(rehearsal.steps) if isinstance(step, plan.Namespace))
+    up = next(i for i, step in enumerate(rehearsal.steps) if isinstance(step, Namespace))
     end = next(i for i, step in enumerate(rehearsal.steps) if step == "note that it is up")
     assert end - up > 15
     for index in [i for i in interesting(rehearsal.steps, setting) if i <= end]:

@@ -48,8 +48,8 @@ from lab_domains import (
 from views import rules_of
 
 from libvirt_natns.daemons import libvirt, libvirt_events
-from libvirt_natns.engine import reconcile
-from libvirt_natns.engine.guests import Guests
+from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.service.engine_pool import EnginePool
 from libvirt_natns.service.libvirt_watch import LibvirtWatch
@@ -87,7 +87,7 @@ class Following:
 
     def _reconcile(self) -> None:
         with self.sessions.engine() as engine:
-            reconcile.sync(
+            sync.sync_all(
                 engine,
                 partial(libvirt.active_networks, wake=False),
                 partial(libvirt.active_domains, wake=False),
@@ -261,7 +261,7 @@ def republish(world: World, following: Following, *ranges: str) -> None:
     head, _, rest = virsh("net-dumpxml", "a").stdout.partition("<metadata>")
     xml = f"{head}<metadata>{inside}</metadata>{rest.partition('</metadata>')[2]}".encode()
     with following.sessions.engine() as engine, suppress(NatnsError):
-        reconcile.network_changed(engine, uuid_of("a"), lambda: xml)
+        sync.network_changed(engine, uuid_of("a"), lambda: xml)
 
 
 def test_what_is_followed_during_a_reconciliation_stays(world: World) -> None:
@@ -282,7 +282,7 @@ def test_what_is_followed_during_a_reconciliation_stays(world: World) -> None:
     asked_for: list[libvirt.Running] = []
     try:
         with sessions.engine() as engine:
-            outcome = reconcile.sync(engine, libvirt.active_networks, followed)
+            outcome = sync.sync_all(engine, libvirt.active_networks, followed)
         assert not outcome.errors
         assert world.open(8081)
         assert not world.open(8080)

@@ -19,7 +19,10 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns.engine import plan, reconcile
+from libvirt_natns.engine.operations.addresses import Withdrawal
+from libvirt_natns.engine.operations.links import Patch
+from libvirt_natns.engine.reconcile import check, repairs
+from libvirt_natns.engine.reconcile.sync import sync_all
 
 pytest_plugins = ("lab_bench",)
 
@@ -72,10 +75,10 @@ def sync_active(bench: Bench) -> None:
 
 def synchronize(bench: Bench, active: Mapping[str, bytes]) -> None:
     with bench.engine() as verbs:
-        assert reconcile.sync(verbs, lambda: active).errors == []
-        assert reconcile.missed(verbs, lambda: active) == []
+        assert sync_all(verbs, lambda: active).errors == []
+        assert check.missed(verbs, lambda: active) == []
         # Twice is once.
-        assert reconcile.sync(verbs, lambda: active) == reconcile.Outcome([], [])
+        assert sync_all(verbs, lambda: active) == repairs.Outcome([], [])
 
 
 REMEDIES = [start_again, stop_again, sync]
@@ -122,7 +125,7 @@ def test_killed_before_libvirt_knew(bench: Bench) -> None:
     before = snapshot()
     bench.start(rehearsal)
     bench.stop()
-    kinds = (plan.Patch, plan.Withdrawal)
+    kinds = (Patch, Withdrawal)
     indexes = [i for i, step in enumerate(rehearsal.steps) if isinstance(step, kinds)]
     for index in [*indexes, len(rehearsal.steps) - 1]:
         assert dies(bench.start, index), rehearsal.steps[index]
@@ -154,7 +157,7 @@ def test_killed_while_repairing(bench: Bench) -> None:
 
     def repair(step: Callable[[object], None]) -> None:
         with bench.engine(step) as verbs:
-            reconcile.sync(verbs, lambda: active)
+            sync_all(verbs, lambda: active)
 
     index, killed = 0, True
     while killed:

@@ -28,7 +28,7 @@ from packets import PORT, in_node, inside, mac, opened, own_network, seen_by, se
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from libvirt_natns import firewall
-from libvirt_natns.engine.plan import SYSCTLS, SYSCTLS_WITH_IPV6
+from libvirt_natns.engine.plan.sysctls import SYSCTLS, SYSCTLS_WITH_IPV6
 from libvirt_natns.firewall import limits
 from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.kernel import conntrack, netns

@@ -19,9 +19,15 @@ from lab import Node, end_process, run, spawn, wait_for
 
 from libvirt_natns import names
 from libvirt_natns.daemons import ndppd
-from libvirt_natns.engine import apply, plan
-from libvirt_natns.engine.apply import Undo
-from libvirt_natns.engine.engine import remove
+from libvirt_natns.engine.apply.carry_out import carry_out, plan_differences
+from libvirt_natns.engine.operations.addresses import ProxiedNeighbours, Route
+from libvirt_natns.engine.operations.daemons import NeighbourProxy
+from libvirt_natns.engine.operations.links import Sysctl
+from libvirt_natns.engine.operations.operation import Plan
+from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.surroundings import Surroundings
+from libvirt_natns.engine.removal import remove
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.kernel import address_probe, ndp
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import AddressRange, Network, Outside, Subnet, Upstream
@@ -59,7 +65,7 @@ NETWORK = Network(
     subnets=(Subnet(IPv4Interface("10.0.0.1/24")), Subnet(ROUTED)),
 )
 OUTSIDE = Outside(IPv4Address("192.168.0.100"), OWN, routed=(ROUTED.network,))
-AROUND = plan.Surroundings(1500, 1500, "nftables", None)
+AROUND = Surroundings(1500, 1500, "nftables", None)
 
 
 def static(node: Node, address: str, gateway: str | None = None) -> None:
@@ -82,15 +88,15 @@ class World:
         outside: Outside = OUTSIDE,
         upstream: Upstream = UPSTREAM,
         network: Network = NETWORK,
-    ) -> plan.Plan:
-        made = plan.make(network, upstream, outside, AROUND)
+    ) -> Plan:
+        made = make(network, upstream, outside, AROUND)
         self.carry_out(made)
-        assert apply.differences(self.kernel, made) == []
+        assert plan_differences(self.kernel, made) == []
         return made
 
-    def carry_out(self, made: plan.Plan) -> list[str]:
+    def carry_out(self, made: Plan) -> list[str]:
         with Undo() as undo:
-            repaired = apply.carry_out(self.kernel, made, undo)
+            repaired = carry_out(self.kernel, made, undo)
             undo.pop_all()
         return repaired
 
@@ -236,9 +242,9 @@ def test_what_somebody_breaks_is_seen_and_mended(world: World) -> None:
     made = world.up()
     for command in DAMAGE:
         run(*command.split())
-        assert apply.differences(world.kernel, made), command
+        assert plan_differences(world.kernel, made), command
         assert world.carry_out(made), command
-        assert apply.differences(world.kernel, made) == [], command
+        assert plan_differences(world.kernel, made) == [], command
 
 
 def test_no_ipv6_outside_for_an_upstream_without(world: World) -> None:
@@ -312,15 +318,15 @@ def test_guests_in_the_providers_own_prefix(world: World) -> None:
     assert pid
     run("kill", str(pid))
     wait_for(lambda: ndppd.running(UUID, NAMESPACE) is None, what="the end of ndppd")
-    assert apply.differences(world.kernel, made) == [
+    assert plan_differences(world.kernel, made) == [
         f"ndppd on upstream in {NAMESPACE} is not running"
     ]
     world.carry_out(made)
     # Its links are made again: it would go on listening to those that have gone.
     run("ip", "link", "del", names.upstream_patch(UUID))
-    assert apply.differences(world.kernel, made)
+    assert plan_differences(world.kernel, made)
     world.carry_out(made)
-    assert apply.differences(world.kernel, made) == []
+    assert plan_differences(world.kernel, made) == []
     assert world.router.ping(PROXIED_GUEST)
 
 
@@ -347,7 +353,7 @@ def test_a_bridge_that_sends_multicast_only_where_it_was_asked_for(world: World)
     assert found()
     run("bridge", "link", "set", "dev", port, "mcast_router", "1")
     wait_for(lambda: not found(), timeout=30, what="the bridge to hold it back")
-    assert apply.differences(world.kernel, made) == [f"patch {port} does not get all multicast"]
+    assert plan_differences(world.kernel, made) == [f"patch {port} does not get all multicast"]
     world.carry_out(made)
     assert found()
 
@@ -370,18 +376,18 @@ def test_a_proxy_in_the_host(world: World) -> None:
         static(world.guest, "2001:db8:99::5/64", "fe80::1")
         run("ip", "address", "add", "fe80::1/64", "dev", PRIVATE, "nodad")
         prefix = IPv6Network("2001:db8:99::/64")
-        made: plan.Plan = (
-            plan.Sysctl(None, "net/ipv6/conf/all/forwarding", "1"),
-            plan.Route(None, IPv6Network("2001:db8:99::1/128"), None, "wan"),
-            plan.Route(None, IPv6Network("2001:db8:99::5/128"), None, PRIVATE),
-            plan.ProxiedNeighbours(None, PRIVATE, (IPv6Address("2001:db8:99::1"),)),
-            plan.Sysctl(None, f"net/ipv6/conf/{PRIVATE}/proxy_ndp", "1"),
-            plan.Sysctl(None, f"net/ipv6/neigh/{PRIVATE}/proxy_delay", "0"),
-            plan.NeighbourProxy(ndppd.Proxy(UUID, None, "wan", PRIVATE, (prefix,))),
+        made: Plan = (
+            Sysctl(None, "net/ipv6/conf/all/forwarding", "1"),
+            Route(None, IPv6Network("2001:db8:99::1/128"), None, "wan"),
+            Route(None, IPv6Network("2001:db8:99::5/128"), None, PRIVATE),
+            ProxiedNeighbours(None, PRIVATE, (IPv6Address("2001:db8:99::1"),)),
+            Sysctl(None, f"net/ipv6/conf/{PRIVATE}/proxy_ndp", "1"),
+            Sysctl(None, f"net/ipv6/neigh/{PRIVATE}/proxy_delay", "0"),
+            NeighbourProxy(ndppd.Proxy(UUID, None, "wan", PRIVATE, (prefix,))),
         )
         try:
             world.carry_out(made)
-            assert apply.differences(world.kernel, made) == []
+            assert plan_differences(world.kernel, made) == []
             wait_for(lambda: far.ping("2001:db8:99::5"), what="the guest's answer")
         finally:
             ndppd.stop(UUID)

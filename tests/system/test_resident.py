@@ -16,9 +16,9 @@ from lab import Provider, isolated, remove_config, run, snapshot, wait_for, writ
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
-from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.prebuilt import Built
+from libvirt_natns.engine.reconcile.check import network_differences
 from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import libnftables, nftables
 from libvirt_natns.kernel import netns
@@ -179,7 +179,7 @@ def test_what_was_seen_ahead_of_the_lock_is_seen_anew(upstream: Provider) -> Non
         port = names.private_patch(network.uuid)
         with resident.engine() as engine:
             run("ip", "link", "set", port, "nomaster")
-            assert reconcile.differences(engine, record)
+            assert network_differences(engine, record)
             run("ip", "link", "set", port, "master", network.bridge or "")
             assert engine.up(network, xml) == []
     finally:
@@ -216,7 +216,7 @@ def test_threads_that_share_a_process(upstream: Provider, spares: netns.Spares) 
         record = resident.engine.store.network(network.uuid)
         assert record is not None
         assert dnsmasq.running(network.uuid, record.namespace)
-        return reconcile.differences(resident.engine, record)
+        return network_differences(resident.engine, record)
 
     def stop(number: int) -> None:
         network = libvirt_xml.parse_network(xml_of(number))

@@ -13,8 +13,14 @@ from world import World
 
 from libvirt_natns import names
 from libvirt_natns.daemons import libvirt
-from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.factory import Once
+from libvirt_natns.engine.reconcile import active
+from libvirt_natns.engine.reconcile.check import (
+    guest_differences,
+    host_differences,
+    missed,
+    network_differences,
+)
 from libvirt_natns.errors import LibvirtError
 
 RUN = Path("/run/libvirt-natns")
@@ -125,7 +131,7 @@ def foreign_rules() -> str:
     return "\n".join(sorted(line for line in lines if "virbr-stock" in line or "admin" in line))
 
 
-def check(concerned: Collection[str] | None = None) -> list[reconcile.Finding]:
+def check(concerned: Collection[str] | None = None) -> list[active.Finding]:
     """Return what `virt-natns check` finds, without starting an interpreter.
 
     ``concerned``: look at these networks alone, and at the host if "host" is among them.
@@ -136,21 +142,21 @@ def check(concerned: Collection[str] | None = None) -> list[reconcile.Finding]:
             (record.name, what)
             for record in records
             if concerned is None or record.name in concerned
-            for what in reconcile.differences(engine, record)
+            for what in network_differences(engine, record)
         ]
         if concerned is None or "host" in concerned:
-            found += [("host", what) for what in reconcile.host_differences(engine)]
-        found += reconcile.missed(engine, _active)
-        return found + reconcile.guest_differences(engine, _running)
+            found += [("host", what) for what in host_differences(engine)]
+        found += missed(engine, _active)
+        return found + guest_differences(engine, _running)
 
 
-def _active() -> reconcile.Active | None:
+def _active() -> active.Active | None:
     with suppress(LibvirtError):
         return libvirt.active_networks()
     return None
 
 
-def _running() -> reconcile.Running | None:
+def _running() -> active.Running | None:
     with suppress(LibvirtError):
         return libvirt.active_domains()
     return None

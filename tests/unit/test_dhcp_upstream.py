@@ -8,7 +8,11 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.daemons.udhcpc import Lease
-from libvirt_natns.engine import plan
+from libvirt_natns.engine.operations.addresses import Gateways
+from libvirt_natns.engine.operations.daemons import Leasing
+from libvirt_natns.engine.operations.operation import Operation, describe_plan
+from libvirt_natns.engine.plan.network import ahead_of_lease, make
+from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Policy, ruleset
@@ -40,7 +44,7 @@ LEASE = Lease(
     mtu=1400,
     routes=(StaticRoute(IPv4Network("172.30.0.0/16"), IPv4Address("192.168.0.7")),),
 )
-AROUND = plan.Surroundings(1500, 1500, "nftables", None)
+AROUND = Surroundings(1500, 1500, "nftables", None)
 
 
 @pytest.fixture
@@ -48,8 +52,8 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def operations(upstream: Upstream, address: IPv4Address, kind: type) -> list[plan.Operation]:
-    made = plan.make(NETWORK, upstream, Outside(address), AROUND)
+def operations(upstream: Upstream, address: IPv4Address, kind: type) -> list[Operation]:
+    made = make(NETWORK, upstream, Outside(address), AROUND)
     return [operation for operation in made if isinstance(operation, kind)]
 
 
@@ -94,19 +98,19 @@ def test_leases_that_cannot_be_used(network: Network, upstream: Upstream, said: 
 def test_plan_with_a_lease() -> None:
     found = dhcp.completed(OFFICE, LEASE)
     address = IPv4Address("192.168.0.50")
-    (gateways,) = operations(found, address, plan.Gateways)
+    (gateways,) = operations(found, address, Gateways)
     assert gateways.describe().splitlines() == [
         "route default via 192.168.0.1 on upstream in nat-a",
         "route 172.30.0.0/16 via 192.168.0.7 on upstream in nat-a",
     ]
-    told = plan.describe(plan.make(NETWORK, found, Outside(address), AROUND))
+    told = describe_plan(make(NETWORK, found, Outside(address), AROUND))
     assert "to upstream in nat-a, MTU 1500 (1400 there)\n" in told
     assert "address 192.168.0.50/24 on upstream in nat-a\n" in told
     assert "announce 192.168.0.50 " in told
 
 
 def test_plan_without_a_lease() -> None:
-    told = plan.describe(plan.make(NETWORK, OFFICE, Outside(), AROUND))
+    told = describe_plan(make(NETWORK, OFFICE, Outside(), AROUND))
     assert "address none on upstream in nat-a\n" in told
     assert "no route through upstream in nat-a\n" in told
     assert "announce 0" not in told
@@ -114,7 +118,7 @@ def test_plan_without_a_lease() -> None:
 
 def test_a_lease_for_the_upstream_patch_alone() -> None:
     client = dhcp.client(NETWORK, OFFICE)
-    told = plan.describe(plan.ahead_of_lease(NETWORK, OFFICE, 1500, plan.Leasing(client)))
+    told = describe_plan(ahead_of_lease(NETWORK, OFFICE, 1500, Leasing(client)))
     assert "virbr10" not in told
     assert told.endswith("link upstream up in nat-a\nDHCP client on upstream in nat-a\n")
 

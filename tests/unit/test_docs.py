@@ -266,7 +266,7 @@ def logged_events() -> set[str]:
 def changing_verbs() -> set[str]:
     """The verbs of which those who look on are told."""
     texts = [module.read_text() for module in (CHECKOUT / "libvirt_natns").rglob("*.py")]
-    told = r'(?:self\._changing\(|tell\(self\.observer, )"([^"]+)"'
+    told = r'(?:context\.changing\(|note\(self\.observer, )"([^"]+)"'
     return {verb for text in texts for verb in re.findall(told, text)}
 
 

@@ -2,16 +2,16 @@
 """Which upstream address the engine keeps, takes and gives back."""
 
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 import pytest
 
-from libvirt_natns import names
-from libvirt_natns.engine.apply import Undo
+from libvirt_natns.engine import leases, up
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.network_record import new_record
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.session import Kernel
@@ -26,7 +26,7 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Record, State, Store, boot_id, now
+from libvirt_natns.state.networks import State, Store
 
 FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
 GUEST = IPv4Address("10.0.0.5")
@@ -67,7 +67,7 @@ def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
     wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
     network = replace(NETWORK, nat=NatMetadata(address=OTHER, forwards=(wanted,)))
     with pytest.raises(DocumentError, match="is not an address of its network"), Undo() as undo:
-        engine._reserve(network, b"", PROVIDER, undo)
+        leases.reserve(engine, network, b"", PROVIDER, undo)
     assert engine.store.leases("provider", "a").address == FIRST
 
 
@@ -75,7 +75,7 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
     wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
     network = replace(NETWORK, nat=NatMetadata(forwards=(wanted,)))
     with pytest.raises(DocumentError), Undo() as undo:
-        engine._reserve(network, b"", PROVIDER, undo)
+        leases.reserve(engine, network, b"", PROVIDER, undo)
     assert engine.store.leases_of("a") == []
 
 
@@ -90,44 +90,25 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
 def test_address_that_the_configuration_forbids_by_now(engine: Engine, changed: Upstream) -> None:
     """Another one is asked for on the wire, as ever: the first one answers."""
     lease(engine, FOREIGN)
-    engine._renew_leases(NETWORK, changed)
+    leases.renew(engine, NETWORK, changed)
     assert engine.store.leases("provider", "a").address == OTHER
 
 
 def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine) -> None:
     lease(engine, FOREIGN)
-    engine._renew_leases(NETWORK, PROVIDER)
+    leases.renew(engine, NETWORK, PROVIDER)
     assert engine.store.leases("provider", "a").address == FOREIGN
 
 
-UUID = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f10"
-DOCUMENT = f"""<network><name>a</name><uuid>{UUID}</uuid><bridge name="virbr10"/>
-<ip address="10.0.0.1" prefix="24"/></network>""".encode()
+@pytest.mark.parametrize("state", ["down", "starting", "preparing"])
+def test_a_network_in_another_state_is_not_repaired(engine: Engine, state: State) -> None:
+    engine.store.put(new_record(NETWORK, b"<network/>", PROVIDER, state))
+    with pytest.raises(NotUpError, match="is not up"):
+        up._check_up(engine, NETWORK, b"<network/>")
 
 
-class Idle:
-    """A kernel session that a repair opens and leaves as it is."""
-
-    def work(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def forget(self) -> None:
-        """Forget nothing."""
-
-
-@pytest.mark.parametrize("state", get_args(State))
-def test_a_repair_brings_up_only_what_is_up_and_unchanged(
-    state: State, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
-    config = Config(upstreams={"provider": PROVIDER}, upstream="provider")
-    repairing = replace(engine, config=config, kernel=cast("Kernel", Idle()))
-    record = Record(
-        UUID, "a", "nat-a", "virbr10", "provider", "bridge", (), True, state, boot_id(), now(),
-        DOCUMENT,
-    )  # fmt: skip
-    engine.store.put(record)
-    edited = replace(record, state="up", document=DOCUMENT.replace(b"10.0.0.1", b"10.0.0.9"))
-    with pytest.raises(RecordChangedError if state == "up" else NotUpError):
-        repairing.repair(edited)
-    assert engine.store.network(UUID) == record
+def test_a_network_that_was_changed_is_not_repaired(engine: Engine) -> None:
+    engine.store.put(new_record(NETWORK, b"<network/>", PROVIDER, "up"))
+    up._check_up(engine, NETWORK, b"<network/>")
+    with pytest.raises(RecordChangedError):
+        up._check_up(engine, NETWORK, b"<network></network>")

@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 
 from libvirt_natns import firewall, names
-from libvirt_natns.engine import apply
-from libvirt_natns.engine import plan as p
-from libvirt_natns.engine.apply import Undo
+from libvirt_natns.engine.apply.carry_out import HANDLERS, carry_out, plan_differences
+from libvirt_natns.engine.apply.firewall import fingerprint_file
+from libvirt_natns.engine.apply.links import namespace_owner
+from libvirt_natns.engine.operations.addresses import Addresses, Announcement, Withdrawal
+from libvirt_natns.engine.operations.daemons import Firewall
+from libvirt_natns.engine.operations.links import LinkUp, Namespace, Patch
+from libvirt_natns.engine.operations.operation import Operation
+from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import (
     AddressTakenError,
     ConflictError,
@@ -25,11 +30,11 @@ from libvirt_natns.records import replace
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"
 ADDRESS = IPv4Interface("10.0.0.1/24")
-NAMESPACE = p.Namespace("nat-a", UUID)
-UP = p.LinkUp("nat-a", "virbr10")
-WITHDRAWAL = p.Withdrawal("virbr10", ADDRESS)
-PATCH = p.Patch("nat-a", "virbr10", "0a:0", "natin-1", "fe:0", "natns-private-a", 1500)
-ANNOUNCEMENT = p.Announcement("nat-a", "upstream", IPv4Address("192.0.2.1"), "0a:0", 0.2)
+NAMESPACE = Namespace("nat-a", UUID)
+UP = LinkUp("nat-a", "virbr10")
+WITHDRAWAL = Withdrawal("virbr10", ADDRESS)
+PATCH = Patch("nat-a", "virbr10", "0a:0", "natin-1", "fe:0", "natns-private-a", 1500)
+ANNOUNCEMENT = Announcement("nat-a", "upstream", IPv4Address("192.0.2.1"), "0a:0", 0.2)
 
 
 class FakeKernel:
@@ -119,9 +124,9 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def carry_out(kernel: Any, *plan: p.Operation, **more: Any) -> list[str]:  # noqa: ANN401
+def carried_out(kernel: Any, *plan: Operation, **more: Any) -> list[str]:  # noqa: ANN401
     with Undo() as undo:
-        repaired = apply.carry_out(kernel, plan, undo, **more)
+        repaired = carry_out(kernel, plan, undo, **more)
         undo.pop_all()
     return repaired
 
@@ -130,12 +135,12 @@ def test_everything_is_made_once() -> None:
     kernel = FakeKernel()
     told: list[object] = []
     plan = (NAMESPACE, PATCH, WITHDRAWAL, UP)
-    repaired = carry_out(kernel, *plan, before=told.append)
+    repaired = carried_out(kernel, *plan, before=told.append)
     assert told == list(plan)
     # Of a namespace that is new nobody wants to hear what it lacks.
     assert repaired == ["namespace nat-a is missing"]
     made = list(kernel.done)
-    assert carry_out(kernel, *plan, before=told.append) == []
+    assert carried_out(kernel, *plan, before=told.append) == []
     assert kernel.done == made
     assert len(told) == len(plan)
 
@@ -143,7 +148,7 @@ def test_everything_is_made_once() -> None:
 def test_what_fails_is_taken_back_in_reverse() -> None:
     kernel = FakeKernel(broken="set up")
     with pytest.raises(KernelError, match="set up is broken"):
-        carry_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
+        carried_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
     assert kernel.done[-3:] == ["add address", "delete natin-1", "delete namespace"]
     assert (kernel.owner, kernel.patched, kernel.host) == (None, False, {ADDRESS})
 
@@ -152,7 +157,7 @@ def test_what_fails_is_taken_back_in_reverse() -> None:
 def test_the_half_made_is_taken_back_too(broken: str, run_directory: Path) -> None:
     kernel = FakeKernel(broken=broken)
     with pytest.raises(KernelError, match=f"{broken} is broken"):
-        carry_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
+        carried_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
     assert (kernel.owner, kernel.patched, kernel.host) == (None, False, {ADDRESS})
     assert not list(run_directory.rglob("namespace"))
 
@@ -161,7 +166,7 @@ def test_what_was_there_is_never_taken_back() -> None:
     kernel = FakeKernel(broken="set up")
     kernel.owner, kernel.patched, kernel.host = UUID, True, set()
     with pytest.raises(KernelError):
-        carry_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
+        carried_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
     assert kernel.done == ["set up"]
 
 
@@ -169,7 +174,7 @@ def test_an_undo_that_fails_hides_nothing_and_stops_nothing() -> None:
     kernel = FakeKernel(broken="set up")
     kernel.delete_link = failing  # type: ignore[method-assign, assignment]
     with pytest.raises(KernelError, match="set up is broken"):
-        carry_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
+        carried_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
     assert kernel.done[-2:] == ["add address", "delete namespace"]
 
 
@@ -182,7 +187,7 @@ def test_a_foreign_namespace_is_refused_and_spared(owner: str, whose: str) -> No
     kernel = FakeKernel()
     kernel.owner = owner
     with pytest.raises(ConflictError, match=f"namespace nat-a belongs to {whose}"):
-        carry_out(kernel, NAMESPACE)
+        carried_out(kernel, NAMESPACE)
     assert kernel.done == []
     assert kernel.owner == owner
 
@@ -199,28 +204,28 @@ def test_the_untagged_namespace_of_a_killed_start_is_made_anew() -> None:
     kernel.create_namespace = killed  # type: ignore[method-assign]
     with pytest.raises(KilledError):
         # Nothing is taken back by a process that is gone.
-        apply.carry_out(kernel, [NAMESPACE], Undo())  # type: ignore[arg-type]
+        carry_out(kernel, [NAMESPACE], Undo())  # type: ignore[arg-type]
     later = FakeKernel()
     later.owner = ""
-    assert apply.namespace_owner(later, NAMESPACE) == UUID  # type: ignore[arg-type]
-    carry_out(later, NAMESPACE)
+    assert namespace_owner(later, NAMESPACE) == UUID  # type: ignore[arg-type]
+    carried_out(later, NAMESPACE)
     assert later.done == ["delete namespace", "create namespace"]
     # From now on an untagged one would be a stranger's.
     later.owner = ""
-    assert apply.namespace_owner(later, NAMESPACE) == ""  # type: ignore[arg-type]
+    assert namespace_owner(later, NAMESPACE) == ""  # type: ignore[arg-type]
 
 
 def test_neighbours_are_told_only_when_something_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[object] = []
-    monkeypatch.setitem(apply._HOW, p.Announcement, (lambda *_: [], lambda *_: announced.append(1)))
+    monkeypatch.setitem(HANDLERS, Announcement, (lambda *_: [], lambda *_: announced.append(1)))
     kernel = FakeKernel()
     kernel.up = True
-    assert carry_out(kernel, UP, ANNOUNCEMENT) == []
+    assert carried_out(kernel, UP, ANNOUNCEMENT) == []
     assert not announced
     kernel.up = False
     second = replace(ANNOUNCEMENT, address=ANNOUNCEMENT.address + 1)
     # Telling so is no repair of its own.
-    assert carry_out(kernel, UP, ANNOUNCEMENT, second) == ["link is down"]
+    assert carried_out(kernel, UP, ANNOUNCEMENT, second) == ["link is down"]
     assert len(announced) == 2
 
 
@@ -228,11 +233,11 @@ def test_differences_go_on_after_an_error_but_not_into_a_missing_namespace() -> 
     kernel = FakeKernel()
     kernel.patch_differences = failing  # type: ignore[method-assign, assignment]
     plan = (NAMESPACE, PATCH, UP)
-    assert apply.differences(kernel, plan) == [  # type: ignore[arg-type]
+    assert plan_differences(kernel, plan) == [  # type: ignore[arg-type]
         "namespace nat-a is missing"
     ]
     kernel.owner = UUID
-    assert apply.differences(kernel, plan) == [  # type: ignore[arg-type]
+    assert plan_differences(kernel, plan) == [  # type: ignore[arg-type]
         "cannot be taken back",
         "link is down",
     ]
@@ -286,19 +291,19 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeBackend]:
     return both
 
 
-def rules(backend: str) -> p.Firewall:
-    return p.Firewall("nat-a", UUID, backend, ())
+def rules(backend: str) -> Firewall:
+    return Firewall("nat-a", UUID, backend, ())
 
 
 def test_rules_are_loaded_once_and_again_when_altered(backends: dict[str, FakeBackend]) -> None:
     kernel = FakeKernel()
-    assert carry_out(kernel, rules("nftables")) == ["firewall of nat-a is missing or was altered"]
+    assert carried_out(kernel, rules("nftables")) == ["firewall of nat-a is missing or was altered"]
     assert backends["nftables"].listed == 1
-    assert carry_out(kernel, rules("nftables")) == []
+    assert carried_out(kernel, rules("nftables")) == []
     # As long as the kernel counts no change, the rules need not be listed.
     assert backends["nftables"].listed == 1
     backends["nftables"].held += " and more"
-    assert carry_out(kernel, rules("nftables"))
+    assert carried_out(kernel, rules("nftables"))
     assert "more" not in backends["nftables"].held
 
 
@@ -306,9 +311,9 @@ def test_a_change_elsewhere_in_the_namespace_is_none_of_the_rules(
     backends: dict[str, FakeBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = FakeKernel()
-    carry_out(kernel, rules("nftables"))
+    carried_out(kernel, rules("nftables"))
     monkeypatch.setattr(backends["nftables"], "generation", lambda _: "another")
-    assert carry_out(kernel, rules("nftables")) == []
+    assert carried_out(kernel, rules("nftables")) == []
     assert backends["nftables"].listed == 2
 
 
@@ -316,16 +321,16 @@ def test_what_was_loaded_into_another_namespace_does_not_count(
     backends: dict[str, FakeBackend],
 ) -> None:
     kernel = FakeKernel()
-    carry_out(kernel, NAMESPACE, rules("nftables"))
-    assert apply._fingerprint_file(UUID).exists()
+    carried_out(kernel, NAMESPACE, rules("nftables"))
+    assert fingerprint_file(UUID).exists()
     kernel.owner = None
-    carry_out(kernel, NAMESPACE)
-    assert not apply._fingerprint_file(UUID).exists()
+    carried_out(kernel, NAMESPACE)
+    assert not fingerprint_file(UUID).exists()
 
 
 def test_what_was_done_is_not_looked_at() -> None:
     kernel = FakeKernel()
-    assert carry_out(kernel, NAMESPACE, PATCH, UP, done=(NAMESPACE, PATCH)) == []
+    assert carried_out(kernel, NAMESPACE, PATCH, UP, done=(NAMESPACE, PATCH)) == []
     assert kernel.done == ["set up"]
 
 
@@ -342,10 +347,10 @@ def test_rules_that_somebody_changes_meanwhile_are_loaded_again(
             backend.held = "somebody else's"
 
     backend.meddler = meddle
-    carry_out(kernel, rules("nftables"))
+    carried_out(kernel, rules("nftables"))
     assert len(meddled) == 2
     assert backend.held == meddled[0]
-    assert not apply.differences(kernel, [rules("nftables")])  # type: ignore[arg-type]
+    assert not plan_differences(kernel, [rules("nftables")])  # type: ignore[arg-type]
 
 
 def test_rules_that_somebody_always_changes_are_given_up(backends: dict[str, FakeBackend]) -> None:
@@ -356,7 +361,7 @@ def test_rules_that_somebody_always_changes_are_given_up(backends: dict[str, Fak
 
     backend.meddler = meddle
     with pytest.raises(FirewallError, match="somebody changes the rules"):
-        carry_out(FakeKernel(), rules("nftables"))
+        carried_out(FakeKernel(), rules("nftables"))
 
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
@@ -367,11 +372,11 @@ def test_no_rules_at_all_are_never_what_was_wanted(
     kernel, backend = FakeKernel(), backends[name]
     monkeypatch.setattr(backend, "generation", lambda _: "")
     backend.meddler = lambda: setattr(backend, "held", "")
-    carry_out(kernel, rules(name))
-    assert apply.differences(kernel, [rules(name)])  # type: ignore[arg-type]
+    carried_out(kernel, rules(name))
+    assert plan_differences(kernel, [rules(name)])  # type: ignore[arg-type]
     backend.meddler = lambda: None
-    carry_out(kernel, rules(name))
-    assert not apply.differences(kernel, [rules(name)])  # type: ignore[arg-type]
+    carried_out(kernel, rules(name))
+    assert not plan_differences(kernel, [rules(name)])  # type: ignore[arg-type]
 
 
 def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +389,7 @@ def test_what_nobody_waits_for_comes_later(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
     monkeypatch.setattr(address_probe, "announce", announce)
     kept: list[Callable[[], None]] = []
-    carry_out(FakeKernel(), NAMESPACE, ANNOUNCEMENT, later=kept.append)
+    carried_out(FakeKernel(), NAMESPACE, ANNOUNCEMENT, later=kept.append)
     assert not announced
     (work,) = kept
     work()
@@ -408,14 +413,14 @@ def test_only_a_new_address_is_probed_for(monkeypatch: pytest.MonkeyPatch) -> No
     held = IPv4Interface("192.0.2.1/24")
     kernel.host = {held}
     new = IPv4Interface("192.0.2.2/32")
-    addresses = p.Addresses("nat-a", "upstream", (held, new))
+    addresses = Addresses("nat-a", "upstream", (held, new))
     other = replace(ANNOUNCEMENT, address=new.ip)
-    carry_out(kernel, addresses, ANNOUNCEMENT, other, later=lambda work: work())
+    carried_out(kernel, addresses, ANNOUNCEMENT, other, later=lambda work: work())
     assert announced == [(held.ip, 0.0), (new.ip, ANNOUNCEMENT.probing)]
     announced.clear()
-    carry_out(kernel, addresses, ANNOUNCEMENT, other, later=lambda work: work())
+    carried_out(kernel, addresses, ANNOUNCEMENT, other, later=lambda work: work())
     assert announced == []
-    carry_out(kernel, UP, ANNOUNCEMENT, later=lambda work: work())
+    carried_out(kernel, UP, ANNOUNCEMENT, later=lambda work: work())
     assert announced == [(held.ip, 0.0)]
 
 
@@ -432,19 +437,19 @@ def test_a_new_address_of_a_start_that_was_built_ahead_is_announced(
     monkeypatch.setattr(address_probe, "announce", announce)
     kernel = FakeKernel()
     kernel.owner = UUID
-    moved = p.Addresses("nat-a", "upstream", (IPv4Interface("192.0.2.1/24"),))
-    carry_out(kernel, NAMESPACE, moved, ANNOUNCEMENT, done=[NAMESPACE])
+    moved = Addresses("nat-a", "upstream", (IPv4Interface("192.0.2.1/24"),))
+    carried_out(kernel, NAMESPACE, moved, ANNOUNCEMENT, done=[NAMESPACE])
     assert announced == [ANNOUNCEMENT.address]
 
 
 def test_another_backend_takes_over_even_after_a_failure(backends: dict[str, FakeBackend]) -> None:
     kernel = FakeKernel()
-    carry_out(kernel, rules("nftables"))
+    carried_out(kernel, rules("nftables"))
     backends["iptables"].fails = True
     with pytest.raises(FirewallError):
-        carry_out(kernel, rules("iptables"))
+        carried_out(kernel, rules("iptables"))
     assert backends["nftables"].held
     backends["iptables"].fails = False
-    assert carry_out(kernel, rules("iptables"))
+    assert carried_out(kernel, rules("iptables"))
     assert backends["iptables"].held
     assert not backends["nftables"].held

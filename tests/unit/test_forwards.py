@@ -6,7 +6,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from libvirt_natns.addresses import Address, Family
-from libvirt_natns.engine.forwards import ANY, Attachment, Wish, of_network, resolve, spans
+from libvirt_natns.engine.publication.attachment import ANY, Attachment
+from libvirt_natns.engine.publication.choices import AutoPortRequest
+from libvirt_natns.engine.publication.resolve import of_network, resolve
+from libvirt_natns.engine.publication.spans import spans
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model import (
     HOST_UPSTREAM,
@@ -48,7 +51,7 @@ class Choices:
     def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
         return TARGET
 
-    def port(self, wish: Wish) -> int:
+    def port(self, wish: AutoPortRequest) -> int:
         return 20000 + wish.key.target_port
 
     def address(
@@ -105,10 +108,10 @@ def test_automatic_ports() -> None:
 
 def test_what_automatic_ports_are_chosen_for() -> None:
     """Each forward to one port has a key of its own, and no fixed port of its owner's."""
-    wishes: list[Wish] = []
+    wishes: list[AutoPortRequest] = []
 
     class Listening(Choices):
-        def port(self, wish: Wish) -> int:
+        def port(self, wish: AutoPortRequest) -> int:
             wishes.append(wish)
             return super().port(wish)
 

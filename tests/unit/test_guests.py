@@ -16,9 +16,10 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import guest_leases
-from libvirt_natns.engine.allocation import Choices
-from libvirt_natns.engine.forwards import ANY, Attachment, Wish
-from libvirt_natns.engine.guests import _may_name, in_ours
+from libvirt_natns.engine.guests.nics import in_ours, may_name
+from libvirt_natns.engine.publication.allocation import Allocation
+from libvirt_natns.engine.publication.attachment import ANY, Attachment
+from libvirt_natns.engine.publication.choices import AutoPortRequest
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import address_probe, listening_ports
 from libvirt_natns.kernel.session import Kernel
@@ -49,14 +50,14 @@ def ip(number: int) -> IPv4Address:
 
 
 @pytest.fixture
-def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Choices]:
+def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Allocation]:
     """With the leases that ``lease`` writes, and nothing listening on the host."""
     monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
     monkeypatch.setattr(
         listening_ports, "listening", lambda proto: {20000} if proto == "tcp" else set()
     )
     store = Store(tmp_path)
-    yield Choices(Config(auto_ports=(20000, 20002)), store, cast("Kernel", None))
+    yield Allocation(Config(auto_ports=(20000, 20002)), store, cast("Kernel", None))
     store.close()
 
 
@@ -76,11 +77,11 @@ def attachment(*hosts: DhcpHost, mac: str = MAC, first: int = 100, last: int = 1
     return Attachment(Nic(mac, "a"), network, HOST_UPSTREAM, Outside(IPv4Address("192.168.0.100")))
 
 
-def target(choices: Choices, owner: str, at: Attachment) -> Address:
+def target(choices: Allocation, owner: str, at: Attachment) -> Address:
     return choices.target(Domain(owner, owner), at, 4)
 
 
-def test_host_of_the_xml_comes_first(choices: Choices) -> None:
+def test_host_of_the_xml_comes_first(choices: Allocation) -> None:
     assert target(choices, "web", attachment()) == ip(100)
     assert target(choices, "web", attachment(DhcpHost(ip(7), MAC))) == ip(7)
     # Nor is the address kept, which somebody else may have now.
@@ -94,18 +95,18 @@ def test_host_of_the_xml_comes_first(choices: Choices) -> None:
         attachment(DhcpHost(ip(100), name="printer")),
     ],
 )
-def test_reservation_that_became_somebody_elses(choices: Choices, changed: Attachment) -> None:
+def test_reservation_that_became_somebody_elses(choices: Allocation, changed: Attachment) -> None:
     assert target(choices, "web", attachment()) == ip(100)
     assert target(choices, "web", changed) == ip(101)
     assert target(choices, "web", attachment()) == ip(101)
 
 
-def test_reservation_in_a_subnet_that_is_gone(choices: Choices) -> None:
+def test_reservation_in_a_subnet_that_is_gone(choices: Allocation) -> None:
     choices.registry.reserve("n", MAC, "web", [IPv4Address("172.16.0.5")], lambda _: True)
     assert target(choices, "web", attachment()) == ip(100)
 
 
-def test_leases_of_others_are_left_alone(choices: Choices, tmp_path: Path) -> None:
+def test_leases_of_others_are_left_alone(choices: Allocation, tmp_path: Path) -> None:
     lease(tmp_path, 100, OTHER)
     assert target(choices, "web", attachment()) == ip(101)
     # Also where somebody got it before dnsmasq knew of the reservation.
@@ -115,12 +116,12 @@ def test_leases_of_others_are_left_alone(choices: Choices, tmp_path: Path) -> No
     assert target(choices, "web", attachment()) == ip(100)
 
 
-def test_its_own_lease_is_kept(choices: Choices, tmp_path: Path) -> None:
+def test_its_own_lease_is_kept(choices: Allocation, tmp_path: Path) -> None:
     lease(tmp_path, 102, MAC)
     assert target(choices, "web", attachment()) == ip(102)
 
 
-def test_no_address_left(choices: Choices) -> None:
+def test_no_address_left(choices: Allocation) -> None:
     assert target(choices, "web", attachment(last=100)) == ip(100)
     choices.registry.put_guest("web", "web", b"<domain/>", published=False)
     with pytest.raises(ConflictError, match="network a: no DHCP address is left"):
@@ -130,7 +131,7 @@ def test_no_address_left(choices: Choices) -> None:
 
 
 def test_a_strangers_lease_yields_where_no_address_is_left(
-    choices: Choices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    choices: Allocation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A guest may lease all addresses under made-up MACs; that of a NIC there is stays."""
     lease(tmp_path, 100, OTHER)
@@ -158,7 +159,9 @@ def test_a_strangers_lease_yields_where_no_address_is_left(
     assert target(choices, "web", attachment(last=100)) == ip(100)
 
 
-def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_path: Path) -> None:
+def test_addresses_of_guests_that_are_gone_are_taken_over(
+    choices: Allocation, tmp_path: Path
+) -> None:
     """The longest unused first; none that is leased, and none outside the ranges."""
     macs = [f"52:54:00:00:01:{number:02x}" for number in range(5)]
     choices.registry.reserve("n", macs[4], "far", [ip(200)], lambda _: True)
@@ -176,7 +179,7 @@ def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_
     assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
 
 
-def test_a_trial_asks_no_neighbours(choices: Choices, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_asks_no_neighbours(choices: Allocation, monkeypatch: pytest.MonkeyPatch) -> None:
     """They take their time to answer, and a trial keeps the database locked."""
     asked: list[Address] = []
 
@@ -202,12 +205,12 @@ def wish(
     proto: Protocol = "tcp",
     which: str = "",
     avoided: tuple[tuple[int, int], ...] = (),
-) -> Wish:
+) -> AutoPortRequest:
     key = PortKey(owner, "n", proto, which, target)
-    return Wish(key, f"guest {owner}", attachment(), (ANY,), avoided)
+    return AutoPortRequest(key, f"guest {owner}", attachment(), (ANY,), avoided)
 
 
-def test_automatic_ports(choices: Choices) -> None:
+def test_automatic_ports(choices: Allocation) -> None:
     """20000 is a program's; each target has its own, and keeps it."""
     choices.registry.put_guest("web", "web", b"<domain/>", published=True)
     assert choices.port(wish("web")) == 20001
@@ -218,13 +221,13 @@ def test_automatic_ports(choices: Choices) -> None:
         choices.port(wish("mail"))
 
 
-def test_automatic_ports_of_several_targets(choices: Choices) -> None:
+def test_automatic_ports_of_several_targets(choices: Allocation) -> None:
     assert choices.port(wish("web")) == 20001
     assert choices.port(wish("web", which="guestAddress=10.0.0.7")) == 20002
     assert choices.port(wish("web")) == 20001
 
 
-def test_automatic_ports_of_who_is_gone_are_taken_over(choices: Choices) -> None:
+def test_automatic_ports_of_who_is_gone_are_taken_over(choices: Allocation) -> None:
     """The longest unused first; those of recorded guests and networks never."""
     store = choices.store
     store.put(record("a", state="down"))
@@ -249,13 +252,16 @@ class Told:
         return nullcontext()
 
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
-        self.lines += [f"{verb} {name}: {what}" for what in changed]
+        """Look away."""
+
+    def note(self, event: str, name: str, changed: Sequence[str]) -> None:
+        self.lines += [f"{event} {name}: {what}" for what in changed]
 
     def failed(self, when: str, error: Exception) -> None:
         """Look away."""
 
 
-def test_automatic_port_that_somebody_took(choices: Choices) -> None:
+def test_automatic_port_that_somebody_took(choices: Allocation) -> None:
     """Another one is chosen, and told of; not where the other one listens elsewhere."""
     told = Told()
     choices = replace(choices, observer=told)
@@ -269,7 +275,7 @@ def test_automatic_port_that_somebody_took(choices: Choices) -> None:
 
 
 def test_automatic_port_that_a_program_took(
-    choices: Choices, monkeypatch: pytest.MonkeyPatch
+    choices: Allocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless the forward was there first: then it stays."""
     assert choices.port(wish("web")) == 20001
@@ -281,7 +287,7 @@ def test_automatic_port_that_a_program_took(
     assert choices.port(wish("web")) == 20002
 
 
-def test_automatic_port_beside_fixed_ones_of_the_same_guest(choices: Choices) -> None:
+def test_automatic_port_beside_fixed_ones_of_the_same_guest(choices: Allocation) -> None:
     assert choices.port(wish("web", avoided=((80, 80), (20001, 20001)))) == 20002
     # Also where the fixed one was written later.
     assert choices.port(wish("web", avoided=((20002, 20003),))) == 20001
@@ -295,7 +301,7 @@ def record(name: str, **changes: object) -> Record:
     return replace(plain, **changes)
 
 
-def test_nics_in_networks_of_ours(choices: Choices) -> None:
+def test_nics_in_networks_of_ours(choices: Allocation) -> None:
     store = choices.store
     for each in (
         record("a"),
@@ -336,4 +342,4 @@ def test_nics_that_come_and_go() -> None:
 )
 def test_a_document_that_names_no_network_is_not_parsed(name: str, xml: bytes, named: bool) -> None:
     network = cast("Network", SimpleNamespace(name=name, bridge="virbr7"))
-    assert _may_name(xml, network) == named
+    assert may_name(xml, network) == named

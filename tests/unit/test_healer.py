@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import pytest
 
-from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST, NOBODY
+from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model import Config
 from libvirt_natns.service import healer, trouble
@@ -262,7 +262,7 @@ def test_damage_in_the_host_during_a_start_is_repaired_after_it(
 ) -> None:
     shared = Shared(looks=3)
     monkeypatch.setattr(
-        reconcile, "host_differences", lambda engine: [] if shared.repairs else ["lacks it"]
+        check, "host_differences", lambda engine: [] if shared.repairs else ["lacks it"]
     )
     made = Healer(shared, Log(io.StringIO()))
     made.start()

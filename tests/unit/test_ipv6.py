@@ -21,9 +21,13 @@ from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.daemons.resolv_conf import host_resolvers
 from libvirt_natns.documents import config
-from libvirt_natns.engine import allocation, host_ipv6
-from libvirt_natns.engine.forwards import ANY, ANY6, Attachment, Wish, resolve, said
-from libvirt_natns.engine.host import Needs
+from libvirt_natns.engine.host import ipv6 as host_ipv6
+from libvirt_natns.engine.host.needs import Needs
+from libvirt_natns.engine.publication.allocation import Allocation
+from libvirt_natns.engine.publication.attachment import ANY, ANY6, Attachment
+from libvirt_natns.engine.publication.choices import AutoPortRequest
+from libvirt_natns.engine.publication.resolve import resolve
+from libvirt_natns.engine.publication.words import in_words
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules
@@ -301,7 +305,7 @@ class Choices:
     def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
         return IPv4Address("10.0.0.5") if family == 4 else six("fd00:10::5")
 
-    def port(self, wish: Wish) -> int:
+    def port(self, wish: AutoPortRequest) -> int:
         return 20000 + len(wish.listens)
 
     def address(
@@ -315,7 +319,7 @@ def published(
 ) -> list[str]:
     domain = Domain("u", "web", nat=NatMetadata(forwards=wanted))
     claims = resolve(domain, [at or attachment()], Choices(*known))
-    return [said(each) for each in claims.forwards]
+    return [in_words(each) for each in claims.forwards]
 
 
 def test_a_forward_of_no_family_is_of_both() -> None:
@@ -432,7 +436,7 @@ def test_known_by_the_networks_own_xml(
     store: Store, host: DhcpHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
-    choices = allocation.Choices(Config(), store, cast("Kernel", None))
+    choices = Allocation(Config(), store, cast("Kernel", None))
     web = Domain("web", "web")
     assert choices.target(web, ranged(host), 6) == six("fd00:10::7")
     assert choices.target(Domain("x", "x"), ranged(DhcpHost(six("fd00:10::7"))), 6) == six(
@@ -449,7 +453,7 @@ def test_reservations_of_both_families(
     (tmp_path / "virbr10.status").write_text(
         '[{"ip-address": "fd00:10::100", "iaid": "1", "expiry-time": 0}]'
     )
-    choices = allocation.Choices(Config(), store, cast("Kernel", None))
+    choices = Allocation(Config(), store, cast("Kernel", None))
     web = Domain("web", "web")
     assert choices.target(web, ranged(), 6) == six("fd00:10::101")
     registry = choices.registry

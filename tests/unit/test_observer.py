@@ -3,11 +3,14 @@
 
 from collections.abc import Sequence
 
-from libvirt_natns.engine.observer import Nobody, tell
+from libvirt_natns.engine.observer import Nobody, note, tell
 
 
 class Broken(Nobody):
     def done(self, verb: str, name: str, changed: Sequence[str], seconds: float) -> None:
+        raise OSError(28, "No space left on device")
+
+    def note(self, event: str, name: str, changed: Sequence[str]) -> None:
         raise OSError(28, "No space left on device")
 
     def failed(self, when: str, error: Exception) -> None:
@@ -15,4 +18,5 @@ class Broken(Nobody):
 
 
 def test_telling_fails_no_work() -> None:
-    tell(Broken(), "up", "lab", ["namespace nat-lab is missing"])
+    tell(Broken(), "up", "lab", ["namespace nat-lab is missing"], 0.1)
+    note(Broken(), "choose a port", "lab", ["20001 instead of 20000"])

@@ -14,8 +14,19 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.daemons.dnsmasq import Daemon
-from libvirt_natns.engine import plan
-from libvirt_natns.engine.plan import Published, Surroundings, describe, make, path_mtu, transit
+from libvirt_natns.engine.operations.addresses import Announcement, Route
+from libvirt_natns.engine.operations.daemons import Dnsmasq, Firewall, NeighbourProxy
+from libvirt_natns.engine.operations.links import AllMulticast, LinkUp, Patch, Settings
+from libvirt_natns.engine.operations.operation import Operation, Plan, describe_plan
+from libvirt_natns.engine.plan.network import make, policy
+from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
+from libvirt_natns.engine.plan.sysctls import (
+    ADVERTISED,
+    SYSCTLS,
+    SYSCTLS_WITH_IPV6,
+    SYSCTLS_WITHOUT_IPV6,
+)
+from libvirt_natns.engine.plan.transit_bridge import transit
 from libvirt_natns.model import AddressRange, Network, Outside, StaticRoute, Subnet, Upstream
 from libvirt_natns.records import replace
 
@@ -121,31 +132,29 @@ sysctl net/ipv4/conf/natns-host/route_localnet = 1 in the host
 """
 
 
-def of(operations: plan.Plan, kind: type) -> list[plan.Operation]:
+def of(operations: Plan, kind: type) -> list[Operation]:
     return [operation for operation in operations if isinstance(operation, kind)]
 
 
-def words(operations: plan.Plan) -> str:
+def words(operations: Plan) -> str:
     """The description without the sysctls of the namespace, which are the same for all."""
     return "".join(
         line
-        for line in describe(operations).splitlines(keepends=True)
+        for line in describe_plan(operations).splitlines(keepends=True)
         if not (line.startswith("sysctl") and line.endswith(" in nat-a\n"))
     )
 
 
-def rules(operations: plan.Plan) -> int:
-    (firewall,) = of(operations, plan.Firewall)
-    assert isinstance(firewall, plan.Firewall)
+def rules(operations: Plan) -> int:
+    (firewall,) = of(operations, Firewall)
+    assert isinstance(firewall, Firewall)
     return len(firewall.rules)
 
 
 def test_stock_network() -> None:
     made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
     assert words(made) == STOCK.format(rules=rules(made))
-    assert of(made, plan.Settings) == [
-        plan.Settings("nat-a", plan.SYSCTLS + plan.SYSCTLS_WITHOUT_IPV6)
-    ]
+    assert of(made, Settings) == [Settings("nat-a", SYSCTLS + SYSCTLS_WITHOUT_IPV6)]
     assert rules(made) > 0
 
 
@@ -163,10 +172,10 @@ def test_a_private_bridge_that_carries_less_than_its_patch_takes() -> None:
     network = replace(
         NETWORK, routes=(StaticRoute(IPv4Network("10.9.0.0/24"), IPv4Address("10.0.0.9")),)
     )
-    told = describe(make(network, PROVIDER, OUTSIDE, replace(AROUND, carried=1450)))
+    told = describe_plan(make(network, PROVIDER, OUTSIDE, replace(AROUND, carried=1450)))
     assert "to virbr10 in nat-a, MTU 1500\n" in told
     assert "packets to 10.0.0.0/24, 10.9.0.0/24 of at most 1450 octets in nat-a\n" in told
-    assert "octets" not in describe(make(network, PROVIDER, OUTSIDE, AROUND))
+    assert "octets" not in describe_plan(make(network, PROVIDER, OUTSIDE, AROUND))
 
 
 def test_macvlan() -> None:
@@ -180,18 +189,18 @@ def test_macvlan() -> None:
 
 def test_the_host_must_not_have_an_address_that_libvirt_did_not_set() -> None:
     made = make(replace(NETWORK, taken_over=False), PROVIDER, OUTSIDE, AROUND)
-    assert "no address 10.0.0.1/24 on virbr10 in the host" in describe(made)
-    assert "address 10.0.0.1/24 on virbr10 in nat-a" in describe(made)
+    assert "no address 10.0.0.1/24 on virbr10 in the host" in describe_plan(made)
+    assert "address 10.0.0.1/24 on virbr10 in nat-a" in describe_plan(made)
 
 
 def test_upstream_without_a_gateway() -> None:
     made = make(NETWORK, replace(PROVIDER, gateway=None), OUTSIDE, AROUND)
-    assert not of(made, plan.Route)
+    assert not of(made, Route)
 
 
 def test_dnsmasq_comes_last() -> None:
     made = make(NETWORK, PROVIDER, OUTSIDE, replace(AROUND, dnsmasq=DAEMON))
-    assert made[-1] == plan.Dnsmasq(DAEMON)
+    assert made[-1] == Dnsmasq(DAEMON)
 
 
 def test_no_packet_passes_unfiltered() -> None:
@@ -199,23 +208,21 @@ def test_no_packet_passes_unfiltered() -> None:
     since writing it resets others."""
     made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
     kinds = [type(operation) for operation in made]
-    assert kinds.index(plan.Firewall) < kinds.index(plan.LinkUp)
-    assert plan.SYSCTLS[0] == ("net/ipv4/ip_forward", "1")
+    assert kinds.index(Firewall) < kinds.index(LinkUp)
+    assert SYSCTLS[0] == ("net/ipv4/ip_forward", "1")
 
 
 def test_host_ends_and_namespace_ends_differ() -> None:
-    patches = of(make(NETWORK, PROVIDER, OUTSIDE, AROUND), plan.Patch)
-    macs = {
-        mac for each in patches if isinstance(each, plan.Patch) for mac in (each.mac, each.port_mac)
-    }
+    patches = of(make(NETWORK, PROVIDER, OUTSIDE, AROUND), Patch)
+    macs = {mac for each in patches if isinstance(each, Patch) for mac in (each.mac, each.port_mac)}
     assert len(macs) == 4
 
 
 def test_the_announced_mac_is_the_links() -> None:
     made = make(NETWORK, PROVIDER, OUTSIDE, AROUND)
-    (announcement,) = of(made, plan.Announcement)
-    patches = {each.link: each.mac for each in made if isinstance(each, plan.Patch)}
-    assert isinstance(announcement, plan.Announcement)
+    (announcement,) = of(made, Announcement)
+    patches = {each.link: each.mac for each in made if isinstance(each, Patch)}
+    assert isinstance(announcement, Announcement)
     assert announcement.mac == patches[announcement.link] == names.mac(UUID, "upstream")
 
 
@@ -227,36 +234,36 @@ def test_transit_of_an_upstream_of_kind_host() -> None:
         subnet=IPv4Network("198.19.252.0/22"),
         gateway=IPv4Address("198.19.252.1"),
     )
-    assert describe(transit(upstream, ["eth0", "wlan0"])) == TRANSIT
+    assert describe_plan(transit(upstream, ["eth0", "wlan0"])) == TRANSIT
 
 
 # -- IPv6 ----------------------------------------------------------------------
 
 
-def set_on(made: plan.Plan, link: str) -> dict[str, str]:
+def set_on(made: Plan, link: str) -> dict[str, str]:
     """The settings of IPv6 of a link of the namespace."""
     prefix = f"net/ipv6/conf/{link}/"
     return {
         key.removeprefix(prefix): value
         for each in made
-        if isinstance(each, plan.Settings)
+        if isinstance(each, Settings)
         for key, value in each.values
         if key.startswith(prefix)
     }
 
 
-def lines(made: plan.Plan, *beginnings: str) -> str:
+def lines(made: Plan, *beginnings: str) -> str:
     return "".join(
-        f"{line}\n" for line in describe(made).splitlines() if line.startswith(beginnings)
+        f"{line}\n" for line in describe_plan(made).splitlines() if line.startswith(beginnings)
     )
 
 
 def test_dual_stack() -> None:
     made = make(DUAL_NETWORK, PROVIDER6, OUTSIDE6, AROUND)
     assert words(made) == DUAL.format(rules=rules(made))
-    settings = of(made, plan.Settings)
-    assert settings[0] == plan.Settings("nat-a", plan.SYSCTLS + plan.SYSCTLS_WITH_IPV6)
-    assert made.index(settings[1]) < min(made.index(each) for each in of(made, plan.LinkUp))
+    settings = of(made, Settings)
+    assert settings[0] == Settings("nat-a", SYSCTLS + SYSCTLS_WITH_IPV6)
+    assert made.index(settings[1]) < min(made.index(each) for each in of(made, LinkUp))
     for link in ("virbr10", "upstream"):
         found = set_on(made, link)
         assert found.items() >= {
@@ -269,8 +276,8 @@ def test_ipv6_alone() -> None:
     network = replace(NETWORK, subnets=DUAL_NETWORK.subnets[1:])
     upstream = replace(PROVIDER6, subnet=None, gateway=None)
     made = make(network, upstream, Outside(address6=OUTSIDE6.address6), AROUND)
-    assert "192.168" not in describe(made)
-    assert "route default via 2001:db8:77::1 on upstream in nat-a" in describe(made)
+    assert "192.168" not in describe_plan(made)
+    assert "route default via 2001:db8:77::1 on upstream in nat-a" in describe_plan(made)
 
 
 def test_ipv6_of_a_network_whose_upstream_has_none() -> None:
@@ -285,14 +292,14 @@ def test_ipv6_of_a_network_whose_upstream_has_none() -> None:
 
 def test_no_way_out_by_a_family_in_which_there_is_no_address() -> None:
     made = make(DUAL_NETWORK, PROVIDER6, Outside(address6=OUTSIDE6.address6), AROUND)
-    assert "via 192.168.0.1" not in describe(made)
+    assert "via 192.168.0.1" not in describe_plan(made)
 
 
 def test_a_router_that_advertises_itself() -> None:
     made = make(DUAL_NETWORK, replace(PROVIDER6, gateway6=None), OUTSIDE6, AROUND)
-    assert set_on(made, "upstream").items() >= dict(plan.ADVERTISED).items()
+    assert set_on(made, "upstream").items() >= dict(ADVERTISED).items()
     assert set_on(made, "virbr10")["accept_ra"] == "0"
-    assert "route default via 2001" not in describe(made)
+    assert "route default via 2001" not in describe_plan(made)
 
 
 @pytest.mark.parametrize(
@@ -316,10 +323,10 @@ def test_guests_in_the_providers_prefix() -> None:
     outside = replace(OUTSIDE6, proxied=(IPv6Network("2001:db8:77::/64"),))
     made = make(network, upstream, outside, AROUND)
     assert lines(made, "address", "route", "answer", "ndppd") == PROXIED
-    assert of(made, plan.AllMulticast) == [plan.AllMulticast(names.upstream_patch(UUID))]
+    assert of(made, AllMulticast) == [AllMulticast(names.upstream_patch(UUID))]
     assert set_on(made, "virbr10")["proxy_ndp"] == "1"
-    (proxy,) = of(made, plan.NeighbourProxy)
-    assert isinstance(proxy, plan.NeighbourProxy)
+    (proxy,) = of(made, NeighbourProxy)
+    assert isinstance(proxy, NeighbourProxy)
     for known in ("::1", "::53", "::100", "::1ff"):
         address = IPv6Address("2001:db8:77" + known)
         assert not any(address in part for part in proxy.daemon.answered)
@@ -331,7 +338,7 @@ def test_guests_in_a_part_of_the_providers_prefix() -> None:
     part = IPv6Network("2001:db8:77:0:1::/80")
     network = replace(NETWORK, subnets=(Subnet(IPv6Interface("2001:db8:77:0:1::1/80")),))
     made = make(network, PROVIDER6, replace(OUTSIDE6, address=None, proxied=(part,)), AROUND)
-    assert "address 2001:db8:77::100/64 on upstream" in describe(made)
+    assert "address 2001:db8:77::100/64 on upstream" in describe_plan(made)
     assert set_on(made, "virbr10")["proxy_ndp"] == "0"
     assert lines(made, "route") == "route default via 2001:db8:77::1 on upstream in nat-a\n"
 
@@ -346,7 +353,7 @@ def test_transit_in_both_families() -> None:
         subnet6=IPv6Network("fd12:3456:789a::/64"),
         gateway6=IPv6Address("fd12:3456:789a::1"),
     )
-    made = describe(transit(upstream, ["eth0"]))
+    made = describe_plan(transit(upstream, ["eth0"]))
     assert "address 198.19.252.1/22, fd12:3456:789a::1/64 on natns-host in the host\n" in made
     assert "sysctl net/ipv6/conf/natns-host/accept_ra = 0 in the host\n" in made
 
@@ -371,12 +378,12 @@ def test_mtu_that_guests_are_told(
 
 
 def test_policy_knows_the_upstreams_segment_and_gateway() -> None:
-    rules = plan.policy(DUAL_NETWORK, PROVIDER6, OUTSIDE6, Published())
+    rules = policy(DUAL_NETWORK, PROVIDER6, OUTSIDE6, Published())
     assert rules.segments == (PROVIDER6.subnet, PROVIDER6.subnet6)
     assert rules.transit == ()
     assert (rules.link_local, rules.max_flows) == (False, 32768)
     behind = replace(PROVIDER6, kind="host", link_local="forward", max_flows=64)
-    rules = plan.policy(DUAL_NETWORK, behind, OUTSIDE6, Published())
+    rules = policy(DUAL_NETWORK, behind, OUTSIDE6, Published())
     assert rules.transit == (
         IPv4Interface("192.168.0.1/24"),
         IPv6Interface("2001:db8:77::1/64"),
@@ -386,14 +393,14 @@ def test_policy_knows_the_upstreams_segment_and_gateway() -> None:
 
 def test_a_subnet_that_guests_have_is_no_segment() -> None:
     proxied = replace(OUTSIDE6, proxied=(IPv6Network("2001:db8:77::/64"),))
-    rules = plan.policy(DUAL_NETWORK, PROVIDER6, proxied, Published())
+    rules = policy(DUAL_NETWORK, PROVIDER6, proxied, Published())
     assert rules.segments == (PROVIDER6.subnet,)
 
 
 def test_no_setting_of_links_is_left_to_chance() -> None:
-    keys = [key for key, _ in plan.SYSCTLS + plan.SYSCTLS_WITH_IPV6]
+    keys = [key for key, _ in SYSCTLS + SYSCTLS_WITH_IPV6]
     assert len(keys) == len(set(keys))
     assert keys[0] == "net/ipv4/ip_forward", "writing it resets the others"
     for key in ("proxy_arp", "route_localnet", "accept_local", "arp_accept", "arp_filter"):
         for which in ("all", "default"):
-            assert (f"net/ipv4/conf/{which}/{key}", "0") in plan.SYSCTLS
+            assert (f"net/ipv4/conf/{which}/{key}", "0") in SYSCTLS

@@ -11,8 +11,8 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.cli import install, service_control, uninstall
-from libvirt_natns.engine import reconcile
-from libvirt_natns.engine.reconcile import Outcome
+from libvirt_natns.engine.reconcile import release
+from libvirt_natns.engine.reconcile.repairs import Outcome
 from libvirt_natns.errors import FormatError, InstallError, NatnsError, RouterError
 from libvirt_natns.firewall import host
 
@@ -56,7 +56,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(uninstall, "_engine", engine)
     monkeypatch.setattr(service_control, "end", found.part("end the service", "ended"))
     monkeypatch.setattr(
-        reconcile, "release", found.part("release", Outcome([("a", "given back")], found.errors))
+        release, "release_all", found.part("release", Outcome([("a", "given back")], found.errors))
     )
     monkeypatch.setattr(install, "daemons", list)
     monkeypatch.setattr(install, "installed_hooks", lambda: (Path("/gone/network"),))

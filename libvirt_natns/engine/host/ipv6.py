@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from libvirt_natns.engine import plan
+from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.engine.operations.links import Sysctl
+from libvirt_natns.engine.operations.operation import Operation, Plan
 from libvirt_natns.kernel.session import Kernel
 
 FORWARDING = "net/ipv6/conf/all/forwarding"
@@ -32,18 +34,18 @@ class Needs(Protocol):
         """Whether it must forward."""
 
     @property
-    def routes(self) -> tuple[plan.Route, ...]:
+    def routes(self) -> tuple[Route, ...]:
         """Its routes to networks' prefixes."""
 
 
-def plan_of(kernel: Kernel, needs: Needs) -> plan.Plan:
+def plan_of(kernel: Kernel, needs: Needs) -> Plan:
     """What the host must be like: nothing, where no network needs any of it."""
     if not needs.routes6:
         return ()
-    first: list[plan.Operation] = []
+    first: list[Operation] = []
     if kernel.sysctl(None, FORWARDING) != "1":
-        first += (plan.Sysctl(None, key, ACCEPTED_BY_ROUTERS) for key in _believing(kernel))
-    return (*first, plan.Sysctl(None, FORWARDING, "1"), *needs.routes)
+        first += (Sysctl(None, key, ACCEPTED_BY_ROUTERS) for key in _believing(kernel))
+    return (*first, Sysctl(None, FORWARDING, "1"), *needs.routes)
 
 
 def _believing(kernel: Kernel) -> Iterator[str]:

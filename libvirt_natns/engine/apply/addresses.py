@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Comparing and setting addresses, routes and neighbours."""
+
+from collections.abc import Iterable
+
+from libvirt_natns.addresses import Interface, by_family
+from libvirt_natns.engine.apply.context import ApplyContext
+from libvirt_natns.engine.operations.addresses import (
+    Addresses,
+    Announcement,
+    Gateways,
+    ProxiedNeighbours,
+    Route,
+    SendLimit,
+    Withdrawal,
+)
+from libvirt_natns.errors import AddressTakenError
+from libvirt_natns.kernel import address_probe, netns
+from libvirt_natns.kernel.defer import at_once
+from libvirt_natns.kernel.session import Kernel
+
+
+def withdrawal_differs(kernel: Kernel, operation: Withdrawal) -> list[str]:
+    if operation.address in kernel.addresses(None, operation.bridge):
+        return [f"bridge {operation.bridge} still has {operation.address} in the host"]
+    return []
+
+
+def ensure_withdrawal(context: ApplyContext, operation: Withdrawal) -> None:
+    kernel, undo = context.kernel, context.undo
+    undo.add(kernel.add_address, None, operation.bridge, operation.address)
+    kernel.remove_address(None, operation.bridge, operation.address)
+
+
+def addresses_differ(kernel: Kernel, operation: Addresses) -> list[str]:
+    where = f"{operation.link} in {operation.namespace or 'the host'}"
+    present = kernel.addresses(operation.namespace, operation.link)
+    foreign = kernel.foreign_addresses(operation.namespace, operation.link, operation.addresses)
+    lacking = set(operation.addresses) - present
+    return [
+        *(f"{where} lacks the address {address}" for address in _sorted(lacking)),
+        *(f"{where} has the foreign address {address}" for address in _sorted(foreign)),
+    ]
+
+
+def _sorted(addresses: Iterable[Interface]) -> list[Interface]:
+    return sorted(addresses, key=lambda each: (by_family(each.ip), each.network.prefixlen))
+
+
+def ensure_addresses(context: ApplyContext, operation: Addresses) -> None:
+    if context.is_fresh(operation):
+        for address in operation.addresses:
+            context.kernel.add_address(operation.namespace, operation.link, address)
+        return
+    present = context.kernel.addresses(operation.namespace, operation.link)
+    context.kernel.set_addresses(operation.namespace, operation.link, operation.addresses)
+    lacking = set(operation.addresses) - present
+    context.added.update((operation.namespace, address.ip) for address in lacking)
+
+
+def route_differs(kernel: Kernel, operation: Route) -> list[str]:
+    if kernel.has_route(
+        operation.namespace, operation.destination, operation.gateway, operation.link
+    ):
+        return []
+    return [f"{operation.describe()} is missing or not the only one"]
+
+
+def ensure_route(context: ApplyContext, operation: Route) -> None:
+    if operation.namespace is None:
+        context.undo.add(context.kernel.remove_route, None, operation.destination, operation.link)
+    context.kernel.set_route(
+        operation.namespace,
+        operation.destination,
+        operation.gateway,
+        operation.link,
+        alone=context.is_fresh(operation),
+    )
+
+
+def limit_differs(kernel: Kernel, operation: SendLimit) -> list[str]:
+    found = kernel.unlimited_routes(
+        operation.namespace, operation.destinations, operation.link, operation.mtu
+    )
+    wanted = f"of at most {operation.mtu} octets" if operation.mtu else "as large as the link's"
+    return [f"packets to {each} in {operation.namespace} are not {wanted}" for each in found]
+
+
+def ensure_limit(context: ApplyContext, operation: SendLimit) -> None:
+    namespace, link, mtu = operation.namespace, operation.link, operation.mtu
+    if context.is_fresh(operation) and mtu is None:
+        return
+    for subnet in operation.subnets:
+        context.kernel.limit_subnet(namespace, subnet, link, mtu)
+    for route in operation.routes:
+        context.kernel.limit_route(namespace, route.destination, route.gateway, link, mtu)
+
+
+def gateways_differ(kernel: Kernel, operation: Gateways) -> list[str]:
+    found = kernel.gateways(operation.namespace, operation.link)
+    where = f"on {operation.link} in {operation.namespace}"
+    return [
+        *(f"route {to} via {by} {where} is missing" for to, by in operation.routes
+          if (to, by) not in found),
+        *(f"route {to} via {by} {where} is foreign" for to, by in found
+          if (to, by) not in operation.routes),
+    ]  # fmt: skip
+
+
+def ensure_gateways(context: ApplyContext, operation: Gateways) -> None:
+    context.kernel.set_gateways(operation.namespace, operation.link, operation.routes)
+
+
+def proxied_differ(kernel: Kernel, operation: ProxiedNeighbours) -> list[str]:
+    if kernel.proxied(operation.namespace, operation.link) == set(operation.addresses):
+        return []
+    return [f"{operation.describe()}: not so, or more than that"]
+
+
+def ensure_proxied(context: ApplyContext, operation: ProxiedNeighbours) -> None:
+    if context.is_fresh(operation) and not operation.addresses:
+        return
+    context.kernel.set_proxied(operation.namespace, operation.link, operation.addresses)
+
+
+def announce_address(context: ApplyContext, operation: Announcement) -> None:
+    # A caller without a background has probed in full before.  An address in force is
+    # not given up because a neighbour answers for it (RFC 5227, 2.4).
+    waits = context.later is at_once or not context.has_added(operation)
+    probing = 0.0 if waits else operation.probing
+
+    def announce() -> None:
+        with netns.entered(operation.namespace):
+            told = address_probe.announce(operation.link, operation.address, operation.mac, probing)
+        if not told:
+            raise AddressTakenError(operation.namespace, str(operation.address))
+
+    # The announcement waits up to 20 ms for the kernel to see the link's carrier.
+    context.later(announce)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Addresses that a network has outside, by its leases."""
+
+from libvirt_natns.addresses import FAMILIES, Family, host_network, on_link
+from libvirt_natns.model import Forward, Network, Outside, Subnet, Upstream, known
+from libvirt_natns.records import replace
+from libvirt_natns.state.networks import Leased
+from libvirt_natns.upstream import selection
+
+
+def in_force(outside: Outside) -> Outside:
+    return replace(outside, address=known(outside.address))
+
+
+def outside_of(network: Network, upstream: Upstream, leased: Leased) -> Outside:
+    routed = selection.routed(network, upstream)
+    if leased.prefix is not None and not routed and selection.leases_prefix(network, upstream):
+        routed = (leased.prefix,)
+    has = {family: selection.leases_address(network, upstream, family) for family in FAMILIES}
+    return Outside(
+        leased.address if has[4] else None,
+        leased.address6 if has[6] else None,
+        routed,
+        selection.proxied(network, upstream),
+    )
+
+
+def completed_by(network: Network, upstream: Upstream, leased: Leased) -> Network:
+    if leased.prefix is None or not selection.leases_prefix(network, upstream):
+        return network
+    if selection.wanted_prefix(network, upstream) is not None:
+        return network
+    prefix = leased.prefix
+    subnet = Subnet(on_link(prefix[1], prefix.prefixlen))
+    return replace(network, subnets=(*network.subnets, subnet))
+
+
+def families_of(outside: Outside) -> tuple[Family, ...]:
+    """The families in which a network gets to the outside."""
+    six = outside.address6 is not None or bool(outside.public)
+    ways: tuple[tuple[Family, bool], ...] = ((4, outside.address is not None), (6, six))
+    return tuple(family for family, way in ways if way)
+
+
+def behind_host(forward: Forward, upstream: Upstream, outside: Outside) -> Forward:
+    """A forward as the namespace sees it on a transit bridge."""
+    family: Family = 4 if forward.target.version == 4 else 6
+    address, gateway = outside.of(family), upstream.side(family).gateway
+    if forward.own or address is None:
+        return forward
+    sources = forward.sources
+    if sources and gateway is not None:
+        sources = (*sources, host_network(gateway))
+    return replace(forward, address=address, sources=sources)

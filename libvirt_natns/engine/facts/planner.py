@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From a network to its plan: what the plan must know, looked up on this machine.
+
+Reads the configuration, the state database and the kernel; changes nothing,
+but for a transit subnet, which is chosen when it is first needed.
+"""
+
+from libvirt_natns import firewall
+from libvirt_natns.addresses import FAMILIES
+from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
+from libvirt_natns.engine.facts.outside import behind_host, completed_by, in_force, outside_of
+from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
+from libvirt_natns.engine.facts.services import dnsmasq_of, leasing
+from libvirt_natns.engine.operations.operation import Plan
+from libvirt_natns.engine.plan.network import ahead_of_lease, make, private_port, withdrawals
+from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
+from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.model import Config, Network, Outside, Upstream, is_stand_in
+from libvirt_natns.records import dataclass
+from libvirt_natns.state.guests import Registry
+from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream import dhcp, routers, selection, transit
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Plans over one configuration, one state database, one kernel session."""
+
+    config: Config
+    store: Store
+    kernel: Kernel
+
+    def upstream(self, network: Network) -> Upstream:
+        """The network's upstream, complete.  Raises UpstreamError or ConfigError."""
+        upstream = selection.upstream_of(network, self.config)
+        if upstream.kind == "host":
+            return transit.choose(self.kernel, self.store, network, upstream)
+        if upstream.kind == "router":
+            return routers.complete(upstream)
+        return dhcp.complete(network, upstream) if upstream.by_dhcp else upstream
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store)
+
+    def outside(self, network: Network, upstream: Upstream) -> Outside:
+        """What a network has on its completed upstream, by its leases."""
+        leased = self.store.leases(upstream.name, network.uuid)
+        return outside_of(network, upstream, leased)
+
+    def in_force(self, network: Network, upstream: Upstream) -> Outside:
+        """The same, as far as it is known by now: no stand-ins for what is yet to be leased."""
+        return in_force(self.outside(network, upstream))
+
+    def completed(self, network: Network, upstream: Upstream) -> Network:
+        """The network with the prefix that it leases as one more subnet."""
+        leased = self.store.leases(upstream.name, network.uuid)
+        return completed_by(network, upstream, leased)
+
+    def lacks(self, network: Network, upstream: Upstream) -> list[str]:
+        """What a network should lease from its upstream and does not, in words."""
+        leased = self.store.leases(upstream.name, network.uuid)
+        missing = [
+            "address" if family == 4 else "IPv6 address"
+            for family in FAMILIES
+            if selection.leases_address(network, upstream, family) and leased.of(family) is None
+        ]
+        if selection.leases_prefix(network, upstream) and leased.prefix is None:
+            missing.append("prefix")
+        return missing
+
+    def plan(self, network: Network, upstream: Upstream) -> Plan:
+        """What must exist for a network whose bridge is there.
+
+        Raises KernelError where one of its two bridges is not.
+        """
+        outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
+        around = self._surroundings(whole, upstream, outside)
+        published = self._published(whole, upstream, outside)
+        made = make(whole, upstream, outside, around, published)
+        plan = (*made, *proxy_beyond(self.kernel, whole, upstream, outside))
+        return tuple(without_others(self.kernel, each, upstream) for each in plan)
+
+    def plan_ahead(self, network: Network, upstream: Upstream) -> Plan:
+        """What of it can be made before libvirt has made the network's bridge."""
+        outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
+        around = self._surroundings(whole, upstream, outside, ahead=True)
+        published = self._published(whole, upstream, outside)
+        needs_libvirt = (*withdrawals(whole), private_port(whole))
+        plan = make(whole, upstream, outside, around, published)
+        return tuple(operation for operation in plan if operation not in needs_libvirt)
+
+    def plan_ahead_of_lease(self, network: Network, upstream: Upstream) -> Plan:
+        """What must be there for a DHCP server to be asked.
+
+        Raises KernelError where the upstream's bridge is missing.
+        """
+        client = leasing(self.store, network, upstream)
+        assert client is not None
+        mtu = self.kernel.mtu(upstream.bridge or "")
+        if mtu is None:
+            raise KernelError(f"network {network.name}: bridge {upstream.bridge} is missing")
+        return ahead_of_lease(network, upstream, mtu, client)
+
+    def _published(self, network: Network, upstream: Upstream, outside: Outside) -> Published:
+        """What the namespace translates; the host's part is in ``host_needs``.
+
+        That of a router is in its own rules.
+        """
+        found = tuple(
+            each for each in self.registry.forwards(network.uuid) if not is_stand_in(each.address)
+        )
+        if upstream.is_transit:
+            # Who routes it has looked at the address, and at the clients that it masquerades.
+            found = tuple(behind_host(each, upstream, outside) for each in found)
+        return Published(found, self.registry.static_nats(network.uuid))
+
+    def _surroundings(
+        self, network: Network, upstream: Upstream, outside: Outside, *, ahead: bool = False
+    ) -> Surroundings:
+        """``ahead``: libvirt has not made its bridge yet, nor written its files."""
+        unknown = ahead and network.taken_over
+        private = usual_mtu(network) if ahead else private_mtu(self.kernel, network)
+        out = upstream_mtu(self.kernel, upstream)
+        if private is None or out is None:
+            missing = f"bridge {network.bridge}" if private is None else upstream.segment
+            raise KernelError(f"network {network.name}: {missing} is missing")
+        told = path_mtu(private.carried, min(out, upstream.mtu or out), private.patch)
+        return Surroundings(
+            private_mtu=private.patch,
+            upstream_mtu=out,
+            backend=self.backend(),
+            dnsmasq=None
+            if unknown
+            else dnsmasq_of(self.registry, network, upstream, outside, told),
+            idle=not unknown and network.taken_over and network.has_dnsmasq,
+            carried=private.limit,
+            leasing=leasing(self.store, network, upstream),
+        )
+
+    def backend(self, *, ipv6: bool = False) -> str:
+        """The name of the firewall backend.
+
+        Raises FirewallError where it cannot work, with ``ipv6`` in both families.
+        """
+        return firewall.choose(self.config.firewall, ipv6=ipv6).name

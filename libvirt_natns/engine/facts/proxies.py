@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Facts on ndppd: prefixes that it answers for, and addresses that it must leave out."""
+
+from libvirt_natns import names
+from libvirt_natns.addresses import Address, by_family, host_network
+from libvirt_natns.daemons.ndppd import Proxy
+from libvirt_natns.engine import proxied_addresses
+from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.engine.operations.daemons import NeighbourProxy
+from libvirt_natns.engine.operations.operation import Operation, Plan
+from libvirt_natns.engine.plan.segment import has_ipv6
+from libvirt_natns.errors import DocumentError
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.model import AddressRange, Config, Network, Outside, Upstream
+from libvirt_natns.records import replace
+from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream import routers, selection
+
+
+def without_others(kernel: Kernel, operation: Operation, upstream: Upstream) -> Operation:
+    """An operation, with the ndppd that the provider hears cut by what others have."""
+    if not isinstance(operation, NeighbourProxy) or not operation.daemon.prefixes:
+        return operation
+    daemon = operation.daemon
+    if upstream.is_transit and not daemon.in_host:
+        # It is asked by the host, or the router, alone.
+        return operation
+    others = {*proxied_addresses.known(daemon.uuid), *kernel.host_addresses()}
+    spans = tuple(AddressRange(each, each) for each in sorted(others, key=by_family))
+    return NeighbourProxy(replace(daemon, without=(*daemon.without, *spans)))
+
+
+def proxy_beyond(kernel: Kernel, network: Network, upstream: Upstream, outside: Outside) -> Plan:
+    """What answers on the host's, or router's, own link for guests behind a transit bridge."""
+    if not has_ipv6(network):
+        return ()
+    known: set[Address] = set()
+    link, prefixes = "", outside.proxied if upstream.is_transit else ()
+    if prefixes and upstream.kind == "router":
+        link, known = upstream.nic or "", routers.neighbours(upstream)
+    elif prefixes and upstream.host6 is not None:
+        link = kernel.host_link_in(upstream.host6) or ""
+        known = kernel.host_addresses() | kernel.host_gateways(6)
+    if not link:
+        prefixes = ()
+    without = tuple(AddressRange(each, each) for each in sorted(known, key=by_family))
+    bridge = upstream.bridge or ""
+    daemon = Proxy(network.uuid, upstream.bridge_namespace, link, bridge, prefixes, without)
+    # The host and its routers are no guests, although they have addresses like them.
+    namespace, here = names.namespace(network.name), names.UPSTREAM_LINK
+    beyond = (
+        Route(namespace, host_network(each), upstream.gateway6, here)
+        for each in sorted(known, key=by_family)
+        if any(each in prefix for prefix in prefixes)
+    )
+    return (*beyond, NeighbourProxy(daemon))
+
+
+def check_proxied(config: Config, store: Store, network: Network, upstream: Upstream) -> None:
+    """Refuse a part of the host's, or router's, own subnet that another network has.
+
+    Raises DocumentError.
+    """
+    mine = selection.proxied(network, upstream) if upstream.is_transit else ()
+    for user in store.users() if mine else ():
+        theirs = config.upstreams.get(user.upstream)
+        if user.uuid == network.uuid or theirs is None or not theirs.is_transit:
+            continue
+        for subnet in mine:
+            if any(subnet.overlaps(other) for other in user.subnets):
+                raise DocumentError(
+                    f"network {network.name}: another network has a part of {subnet}",
+                    "give each of them a part of its own",
+                )

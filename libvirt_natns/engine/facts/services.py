@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Daemons of a network's namespace: dnsmasq with its files, and the DHCP client."""
+
+from collections.abc import Collection
+
+from libvirt_natns import names
+from libvirt_natns.addresses import FAMILIES, Address, Family
+from libvirt_natns.daemons import dnsmasq, dnsmasq_config, resolv_conf
+from libvirt_natns.daemons.resolv_conf import Resolvers
+from libvirt_natns.engine.facts.outside import families_of
+from libvirt_natns.engine.operations.daemons import Leasing
+from libvirt_natns.engine.publication.dhcp_hosts import ranges_of
+from libvirt_natns.model import Network, Outside, Upstream
+from libvirt_natns.state.guests import Registry
+from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream import dhcp
+
+
+def resolvers_of(upstream: Upstream, families: Collection[Family]) -> Resolvers:
+    """Whom the namespaces on an upstream ask: its own resolvers, else the host's.
+
+    ``families`` are those in which they get there.
+    """
+    servers = tuple(server for server in upstream.dns if server.version in families)
+    return Resolvers(servers) if servers else resolv_conf.host_resolvers(families=families)
+
+
+def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | None:
+    """Return a network's DHCP client as a part of its plan, if its upstream has one."""
+    if not upstream.by_dhcp:
+        return None
+    client = dhcp.client(network, upstream)
+    return Leasing(client, dhcp.requested(store, network, upstream))
+
+
+def dnsmasq_of(
+    registry: Registry, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+) -> dnsmasq.Daemon:
+    files = _files(registry, network, upstream, outside, mtu) if network.needs_dnsmasq else None
+    namespace = names.namespace(network.name)
+    return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
+
+
+def _files(
+    registry: Registry, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+) -> dnsmasq_config.Files:
+    taken_over = network.taken_over and network.has_dnsmasq
+    libvirts = dnsmasq.read_libvirts(network.name) if taken_over else None
+    kept = [pair for family in FAMILIES for pair in _reserved(registry, network, family)]
+    servers = resolvers_of(upstream, families_of(outside))
+    return dnsmasq_config.make(
+        network,
+        libvirts,
+        servers,
+        mtu,
+        kept,
+        proxied=outside.proxied,
+        router6=6 in families_of(outside),
+    )
+
+
+def _reserved(
+    registry: Registry, network: Network, family: Family
+) -> Collection[tuple[str, Address]]:
+    """The addresses of guests that DHCP must know, with their MACs."""
+    # At least half is left to guests that publish nothing, as long as those that
+    # do and run now need no more.
+    half = sum(span.size for span in ranges_of(network, family)) // 2
+    return registry.reservations_known(network.uuid, half, family).items()

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Claims of guests: resolved from metadata, and compared."""
+
+from libvirt_natns.addresses import FAMILIES
+from libvirt_natns.engine.guests.context import GuestContext, networks_of
+from libvirt_natns.engine.guests.nics import is_in, is_same_nic
+from libvirt_natns.engine.observer import NOBODY
+from libvirt_natns.engine.publication.allocation import Allocation
+from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.engine.publication.resolve import resolve
+from libvirt_natns.engine.publication.scopes import check_host
+from libvirt_natns.engine.publication.words import in_words
+from libvirt_natns.engine.undo import Undo
+from libvirt_natns.model import AddressRequest, Domain, PortForward
+from libvirt_natns.records import replace
+from libvirt_natns.state.guests import Claims
+
+
+def resolve_claims(
+    guests: GuestContext, domain: Domain, attachments: list[Attachment], *, trial: bool = False
+) -> Claims:
+    engine = guests.engine
+    told = NOBODY if trial else engine.observer
+    choices = Allocation(engine.config, engine.store, engine.kernel, told, not trial)
+    claims = resolve(domain, attachments, choices)
+    # What is in force already stays so, whatever has come up in the host since.
+    held = set(guests.registry.forwards(owner=domain.uuid))
+    fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
+    check_host(fresh, guests.scopes(fresh), guests.engine.kernel.host_addresses())
+    return claims
+
+
+def of_what_runs(guests: GuestContext, domain: Domain, attachments: list[Attachment]) -> Domain:
+    """A running guest without what it says of networks of ours that are down.
+
+    It is published again once they run.
+    """
+    absent = [nic for nic in domain.nics if not any(is_same_nic(nic, at.nic) for at in attachments)]
+    if domain.nat is None or not absent:
+        return domain
+    down = [each for each in guests.engine.store.networks() if not each.runs]
+    stopped = [(nic, each) for nic in absent for each in down if is_in(nic, each)]
+
+    def stays(wish: PortForward | AddressRequest) -> bool:
+        if wish.network is None and wish.mac is None:
+            return True
+        return not any(
+            wish.network in (None, record.name) and wish.mac in (None, nic.mac)
+            for nic, record in stopped
+        )
+
+    nat = replace(
+        domain.nat,
+        forwards=tuple(filter(stays, domain.nat.forwards)),
+        addresses=tuple(filter(stays, domain.nat.addresses)),
+    )
+    return replace(domain, nat=nat)
+
+
+def undo_reservations(guests: GuestContext, attachments: list[Attachment], undo: Undo) -> None:
+    """Have ``undo`` give up the DHCP addresses that are reserved from here on."""
+    for attachment in attachments:
+        network, mac = attachment.network.uuid, attachment.nic.mac
+        for family in FAMILIES:
+            if guests.registry.reservation(network, mac, family) is None:
+                undo.add(guests.registry.drop_reservation, network, mac, family)
+
+
+def in_force(guests: GuestContext, claims: Claims) -> Claims:
+    """Claims in networks that run: a network that is down publishes nothing."""
+    found = {uuid: guests.engine.store.network(uuid) for uuid in networks_of(claims)}
+    run = {uuid for uuid, record in found.items() if record and record.runs}
+    return Claims(
+        claims.owner,
+        tuple(each for each in claims.forwards if each.network in run),
+        tuple(each for each in claims.addresses if each.network in run),
+    )
+
+
+def only_in(these: Claims, those: Claims) -> list[str]:
+    """What stands in ``these`` alone, in words."""
+    forwarded = set(those.forwards)
+    addresses = set(those.addresses)
+    found = [in_words(each) for each in these.forwards if each not in forwarded]
+    return found + [in_words(each) for each in these.addresses if each not in addresses]

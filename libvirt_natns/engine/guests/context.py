@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Context that all verbs of guests share: an engine, and the guests' tables."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from libvirt_natns import names
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.guests.nics import in_ours
+from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.engine.publication.scopes import scopes
+from libvirt_natns.errors import ConflictError
+from libvirt_natns.kernel.locks import locked
+from libvirt_natns.model import Domain, Nic
+from libvirt_natns.records import dataclass
+from libvirt_natns.state.guests import Claims, Registry, Scope
+from libvirt_natns.state.networks import Record
+
+
+@dataclass(frozen=True, slots=True)
+class GuestContext:
+    """An engine, and the guests' tables."""
+
+    engine: Engine
+
+    @property
+    def registry(self) -> Registry:
+        return self.engine.registry
+
+    def attachments(self, domain: Domain) -> list[Attachment]:
+        """A guest's NICs in networks of ours that run or start, in the domain's order."""
+        return [self._attachment(nic, record) for nic, record in in_ours(self.engine.store, domain)]
+
+    def _attachment(self, nic: Nic, record: Record) -> Attachment:
+        planner = self.engine.planner
+        network = libvirt_xml.parse_network(record.document)
+        upstream = planner.upstream(network)
+        if planner.lacks(network, upstream):
+            raise ConflictError(
+                f"network {network.name} has no upstream address", "run virt-natns sync"
+            )
+        outside = planner.outside(network, upstream)
+        return Attachment(nic, planner.completed(network, upstream), upstream, outside)
+
+    def held(self, owner: str, *, published: bool = True) -> Claims:
+        """What a guest, or a network itself, has published; else also what it has taken."""
+        return Claims(
+            owner,
+            self.registry.forwards(owner=owner, published=published),
+            self.registry.static_nats(owner=owner, published=published),
+        )
+
+    def scopes(self, claims: Claims) -> dict[str, Scope]:
+        return scopes(self.engine.store, networks_of(claims))
+
+    @contextmanager
+    def locked(self, uuid: str) -> Iterator[None]:
+        with locked(names.guest_directory(uuid)):
+            yield
+
+    def drop_record(self, uuid: str) -> None:
+        try:
+            self.registry.forget_guest(uuid)
+        finally:
+            discard_guest_directory(uuid)
+
+
+def networks_of(claims: Claims) -> set[str]:
+    used = {forward.network for forward in claims.forwards}
+    return used | {static.network for static in claims.addresses}
+
+
+def discard_guest_directory(uuid: str) -> None:
+    directory = names.guest_directory(uuid)
+    for each in (directory, directory.parent):
+        with suppress(OSError):
+            each.rmdir()

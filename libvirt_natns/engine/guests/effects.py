@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Effects of claims: the networks' rules, and connections that end."""
+
+from libvirt_natns import names
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine.guests.context import GuestContext, networks_of
+from libvirt_natns.engine.publication.attachment import ANY, ANY6
+from libvirt_natns.kernel import conntrack
+from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.state.guests import Claims
+from libvirt_natns.state.networks import Lease, Record
+
+
+def apply_to(guests: GuestContext, networks: set[str]) -> list[str]:
+    """Bring the namespaces of these networks to what the tables say now."""
+    changed = []
+    for uuid in sorted(networks):
+        record = guests.engine.store.network(uuid)
+        if record is not None and record.state == "up" and record.this_boot:
+            network = libvirt_xml.parse_network(record.document)
+            changed += guests.engine.up(network, record.document)
+    return changed
+
+
+def restore(guests: GuestContext, claims: Claims, leases: list[Lease]) -> None:
+    guests.engine.store.restore_leases(leases)
+    guests.registry.claim(claims, guests.scopes(claims), published=True)
+    apply_to(guests, networks_of(claims))
+
+
+def cut_since(guests: GuestContext, before: Claims) -> None:
+    """End the flows of what its owner held and does not any more."""
+    cut(guests, before, guests.held(before.owner))
+
+
+def cut(guests: GuestContext, before: Claims, after: Claims) -> None:
+    """End the flows of what is published no more, and of nothing else."""
+    gone: list[Forward | StaticNat] = [*(set(before.forwards) - set(after.forwards))]
+    gone += set(before.addresses) - set(after.addresses)
+    for uuid in {claim.network for claim in gone}:
+        record = guests.engine.store.network(uuid)
+        if record is None or record.state != "up":
+            continue
+        leased = guests.engine.store.leases(record.upstream, uuid)
+        here = [claim for claim in gone if claim.network == uuid]
+        for family, address, any_address in (
+            (4, leased.address, ANY),
+            (6, leased.address6, ANY6),
+        ):
+            mine = [claim for claim in here if claim.target.version == family]
+            if not mine:
+                continue
+            conntrack.cut(record.namespace, mine, address or any_address)
+            if record.kind in ("host", "router") and address is not None:
+                translated = [each for each in mine if each.address != each.target]
+                conntrack.cut_on_host(translated, address, router=_router(record))
+
+
+def _router(record: Record) -> str | None:
+    """The router namespace that leads to a network; None for the host."""
+    return names.router_namespace(record.upstream) if record.kind == "router" else None

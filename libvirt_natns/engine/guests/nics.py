@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A guest's NICs, and the networks of ours that they are in."""
+
+from libvirt_natns import names
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.model import Domain, Network, Nic
+from libvirt_natns.state.guests import GuestRecord
+from libvirt_natns.state.networks import Record, Store
+
+
+def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, Record]]:
+    """A guest's NICs in networks of ours that run or start, by recorded state alone."""
+    return [
+        (nic, record)
+        for nic in domain.nics
+        for record in _of_nic(store, nic)
+        if record.state in ("starting", "up") and record.this_boot
+    ]
+
+
+def _of_nic(store: Store, nic: Nic) -> list[Record]:
+    if nic.network:
+        found = store.holders(namespace=names.namespace(nic.network))
+        return [record for record in found if record.name == nic.network]
+    return store.holders(bridge=nic.bridge) if nic.bridge else []
+
+
+def may_name(xml: bytes, network: Network) -> bool:
+    """False if a guest's XML surely has no NIC in a network: parsing takes far longer."""
+    # libvirt writes UTF-8, and these characters of a name as entities.
+    if any(letter in network.name for letter in "&<>'\""):
+        return True
+    return any(name.encode() in xml for name in (network.name, network.bridge) if name)
+
+
+def has_nic(record: GuestRecord, network: Network) -> bool:
+    """True if one of a guest's NICs is in a network, by name or by bridge."""
+    return any(is_in(nic, network) for nic in libvirt_xml.parse_domain_nics(record.document).nics)
+
+
+def is_in(nic: Nic, network: Network | Record) -> bool:
+    return nic.network == network.name if nic.network else nic.bridge == network.bridge
+
+
+def is_same_nic(one: Nic, other: Nic) -> bool:
+    return (one.mac, one.network) == (other.mac, other.network)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The verbs for guests: claim, publish, withdraw, plug, unplug.
+
+A guest is recorded when its metadata has anything to say and one of its NICs is
+in a network of ours.  What it publishes is part of the plan of the network
+concerned, so ``check`` and ``sync`` know it without being told.
+"""
+
+from contextlib import ExitStack, suppress
+
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine.guests.claims import of_what_runs, resolve_claims, undo_reservations
+from libvirt_natns.engine.guests.context import GuestContext, discard_guest_directory, networks_of
+from libvirt_natns.engine.guests.effects import apply_to, cut, restore
+from libvirt_natns.engine.guests.nics import has_nic, is_same_nic, may_name
+from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
+from libvirt_natns.engine.undo import Undo
+from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
+from libvirt_natns.model import Domain, Forward, Network, Nic, StaticNat
+from libvirt_natns.state.guests import Claims, GuestRecord
+
+
+def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
+    """Check and take all that a starting guest wants; nothing is in force yet.
+
+    Raises DocumentError, ConflictError or LeaseError to refuse the start.
+    """
+    attachments = guests.attachments(domain)
+    if domain.nat is None or not attachments:
+        forget(guests, domain.uuid)
+        return
+    # It does not run: what is still in force is of an end that nobody noticed.
+    withdraw(guests, domain.uuid)
+    with guests.locked(domain.uuid), Undo() as undo:
+        # Also where the state database is what fails.
+        undo.add(discard_guest_directory, domain.uuid)
+        undo.add(guests.drop_record, domain.uuid)
+        undo_reservations(guests, attachments, undo)
+        claims = resolve_claims(guests, domain, attachments)
+        guests.registry.put_guest(domain.uuid, domain.name, xml, published=False)
+        guests.registry.claim(claims, guests.scopes(claims), published=False)
+        undo.pop_all()
+
+
+def publish(guests: GuestContext, domain: Domain, xml: bytes) -> list[str]:
+    """Put into force what a guest's metadata says now, in place of what it said.
+
+    Flows of what is no longer published are cut.  Returns what was changed,
+    in words.  Raises what ``claim`` does, and keeps the earlier state then.
+    """
+    attachments = guests.attachments(domain)
+    if (domain.nat is None or not attachments) and not guests.registry.guest(domain.uuid):
+        return []
+    with guests.locked(domain.uuid):
+        before = guests.held(domain.uuid)
+        with Undo() as undo:
+            undo.add(restore, guests, before, guests.engine.store.leases_of(domain.uuid))
+            undo_reservations(guests, attachments, undo)
+            claims = resolve_claims(guests, of_what_runs(guests, domain, attachments), attachments)
+            guests.registry.claim(claims, guests.scopes(claims), published=True)
+            changed = apply_to(guests, networks_of(before) | networks_of(claims))
+            undo.pop_all()
+        guests.registry.put_guest(domain.uuid, domain.name, xml, published=True)
+        cut(guests, before, claims)
+        if domain.nat is None:
+            guests.drop_record(domain.uuid)
+    return changed
+
+
+def withdraw(guests: GuestContext, uuid: str) -> None:
+    """Take out of force all that a guest publishes, and cut its flows.
+
+    A guest whose start has failed published nothing, but DHCP is to know the
+    addresses that were reserved for it, and stay so.
+    """
+    record = guests.registry.guest(uuid)
+    if record is None:
+        return
+    with guests.locked(uuid):
+        before = guests.held(uuid)
+        networks = networks_of(guests.held(uuid, published=record.published))
+        guests.registry.set_published(uuid, False)
+        try:
+            apply_to(guests, networks)
+        finally:
+            cut(guests, before, Claims(uuid))
+
+
+def forget(guests: GuestContext, uuid: str) -> None:
+    """Withdraw a guest and give its claims back; reservations stay."""
+    record = guests.registry.guest(uuid)
+    if record is None:
+        return
+    try:
+        if record.published:
+            withdraw(guests, uuid)
+    finally:
+        with guests.locked(uuid):
+            guests.drop_record(uuid)
+
+
+def plug(guests: GuestContext, owner: str, nic: Nic) -> None:
+    """Publish what a recorded, running guest says about a NIC that it just got."""
+    record = guests.registry.guest(owner)
+    if record is None or not record.published:
+        return
+    known = libvirt_xml.parse_domain_nics(record.document).nics
+    if any(is_same_nic(each, nic) for each in known):
+        return
+    xml = libvirt_xml.with_nic(record.document, nic)
+    publish(guests, libvirt_xml.parse_domain(xml), xml)
+
+
+def unplug(guests: GuestContext, owner: str, nic: Nic) -> None:
+    """Withdraw what a running guest published through a NIC that was taken out."""
+    record = guests.registry.guest(owner)
+    if record is None or not record.published:
+        return
+    xml = libvirt_xml.without_nic(record.document, nic)
+    try:
+        publish(guests, libvirt_xml.parse_domain(xml), xml)
+    except (DocumentError, ConflictError):
+        # Most often something in the metadata names that very NIC.
+        _drop(guests, record, nic, xml)
+
+
+def _drop(guests: GuestContext, record: GuestRecord, nic: Nic, xml: bytes) -> None:
+    """Withdraw what leads to a NIC, and leave the rest as it is."""
+    owner = record.uuid
+    attachments = guests.attachments(libvirt_xml.parse_domain_nics(record.document))
+    with guests.locked(owner):
+        before = guests.held(owner)
+        rest = _without(guests, before, nic, record.name, attachments)
+        guests.registry.claim(rest, guests.scopes(rest), published=True)
+        guests.registry.put_guest(owner, record.name, xml, published=True)
+        try:
+            apply_to(guests, networks_of(before))
+        finally:
+            cut(guests, before, rest)
+
+
+def _without(
+    guests: GuestContext, held: Claims, nic: Nic, name: str, attachments: list[Attachment]
+) -> Claims:
+    """What is left of a guest's claims without one of its NICs."""
+    mine = [each for each in attachments if is_same_nic(each.nic, nic)]
+    others = {each.network.uuid for each in attachments if not is_same_nic(each.nic, nic)}
+
+    def stays(claim: Forward | StaticNat) -> bool:
+        for network in (each.network for each in mine):
+            if claim.network == network.uuid:
+                # Another NIC in that network keeps what leads to itself.
+                known = known_addresses(guests.registry, network, nic.mac, name)
+                return network.uuid in others and claim.target not in known
+        return True
+
+    return Claims(
+        held.owner, tuple(filter(stays, held.forwards)), tuple(filter(stays, held.addresses))
+    )
+
+
+def refresh(guests: GuestContext, network: str) -> None:
+    """Resolve again the guests of a network whose DHCP hosts may have changed."""
+    with ExitStack() as everybody:
+        for record in guests.registry.guests_in(network):
+            if record.published:
+                # One that cannot be resolved any more must not keep the others back.
+                everybody.callback(_publish_again, guests, record)
+
+
+def rejoin(guests: GuestContext, network: Network) -> None:
+    """Publish again what running guests publish in a network that was down meanwhile.
+
+    The network may have another name by now, and the guest a NIC in it no more.
+    A guest that cannot be published again keeps nobody from starting a network:
+    ``check`` tells of it.
+    """
+    claiming = {record.uuid for record in guests.registry.guests_in(network.uuid)}
+    for record in guests.registry.guests():
+        if not record.published or not record.this_boot:
+            continue
+        if record.uuid not in claiming and not may_name(record.document, network):
+            continue
+        # One guest that cannot be published again must not keep the others back.
+        with suppress(NatnsError, OSError):
+            if (record.uuid in claiming) != has_nic(record, network):
+                _publish_again(guests, record)
+
+
+def _publish_again(guests: GuestContext, record: GuestRecord) -> None:
+    publish(guests, libvirt_xml.parse_domain(record.document), record.document)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The host's plan for an upstream of kind "host"."""
+
+from collections.abc import Iterable
+
+from libvirt_natns.engine.host.libvirt_status import isolated_bridges
+from libvirt_natns.engine.operations.operation import Plan
+from libvirt_natns.engine.plan.transit_bridge import transit
+from libvirt_natns.firewall import host as rules
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.model import Upstream
+
+
+def plan_of(kernel: Kernel, upstream: Upstream, private: Iterable[rules.Private] = ()) -> Plan:
+    """Return the host's part of an upstream: empty, unless the upstream's kind is "host".
+
+    ``private`` are the networks' own bridges.  The bridge of a network that starts still
+    has its address in the host.
+    """
+    if upstream.kind != "host":
+        return ()
+    links = kernel.routed_links() - {"lo", upstream.bridge, *(each.bridge for each in private)}
+    closed = [link for link in links if kernel.sysctl(None, forwarding_of(link)) != "1"]
+    if any(map(kernel.is_bridge, closed)):
+        # The look is late because libvirt has a file for each network.
+        links -= isolated_bridges()
+    return transit(upstream, sorted(links))
+
+
+def forwarding_of(link: str) -> str:
+    """Return the sysctl by which the host forwards packets that come in by a link."""
+    return f"net/ipv4/conf/{link}/forwarding"

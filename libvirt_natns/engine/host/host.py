@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The part of the host that networks share: transit bridges, forwarding, a few rules.
+
+The host has only the parts that running networks need, and the last network removes them.
+Each part is noted in a file of the run-time directory before it is made, so the next process
+after a kill knows what to remove.
+
+Forwarding is switched on for the links concerned, not for the whole host, and rules let
+those links forward for a transit bridge alone.  An administrator, or another program, may
+have switched forwarding on for all links.  The global value shows that, and forwarding is
+left as it is then.  In IPv6 there is only the global value (``ipv6``).
+
+Networks come and go one by one, and there may be a thousand.  ``ensure`` compares
+everything.  ``adjust`` adds and removes the part of one network, as long as nothing else
+differs from the last ``ensure``.  The state database has the part of each network, and the
+rules' fingerprint shows whether the rules are still those.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from libvirt_natns import names
+from libvirt_natns.addresses import network_of
+from libvirt_natns.engine.apply.carry_out import carry_out, plan_differences
+from libvirt_natns.engine.host import ipv6 as host_ipv6
+from libvirt_natns.engine.host.forwarding import forwarding_of, plan_of
+from libvirt_natns.engine.host.libvirt_status import active_networks
+from libvirt_natns.engine.host.needs import Needs, together
+from libvirt_natns.engine.host.notes import note_ipv6, note_transit
+from libvirt_natns.engine.host.policy import (
+    GLOBAL_FORWARDING,
+    complete_policy,
+    facts,
+    part_of,
+    policy_of,
+)
+from libvirt_natns.engine.host.record import (
+    HostRecord,
+    assign_zones,
+    load,
+    save,
+    stray_routes,
+    unneeded_bridges,
+)
+from libvirt_natns.engine.operations.operation import Plan, Step
+from libvirt_natns.engine.undo import Undo
+from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import host as rules
+from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables, zones
+from libvirt_natns.firewall.host_parts import Part
+from libvirt_natns.kernel.locks import locked
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.records import asdict, dataclass
+from libvirt_natns.state.networks import Store
+
+LOADED = "loaded"
+LEFT_RULES = "firewall rules are left over"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The shared part of the host.
+
+    ``needs_of`` returns the needs of all networks, or of the named one, by network.
+    ``backend`` names the firewall's backend.  ``before`` is called ahead of each change.
+    """
+
+    kernel: Kernel
+    store: Store
+    needs_of: Callable[[str | None], Mapping[str, Needs]]
+    backend: Callable[[], str]
+    before: Step | None = None
+
+    def is_adjusted(self, network: str) -> bool:
+        """True if the host needs nothing for a network, and has nothing for it.
+
+        Most networks are like that.  Where bridged frames do not meet the host's rules, a
+        network on an existing bridge concerns the host no more than a guest would.
+        """
+        record = load()
+        if record != HostRecord() and not record.seen:
+            return False
+        needs = self.needs_of(network).get(network, Needs())
+        return part_of(self.kernel, needs, record) == Part() and not self.store.host_part(network)
+
+    def leave(self) -> None:
+        """Remove the run-time directory, if nothing is in it any more."""
+        with suppress(OSError):
+            if any(names.RUN_DIRECTORY.iterdir()):
+                return
+            with locked(names.RUN_DIRECTORY):
+                names.RUN_DIRECTORY.rmdir()
+
+    def adjust(self, network: str) -> list[str]:
+        """Make the host as one network needs it, and return what differed.
+
+        Compares everything where more than that network has changed.
+        Raises KernelError or FirewallError.
+        """
+        with self._alone():
+            try:
+                changes = self._adjust(network, load())
+            except FirewallError:
+                changes = None
+            return self._ensure() if changes is None else changes
+
+    def _adjust(self, network: str, record: HostRecord) -> list[str] | None:
+        """Bring one network's part to the host; return None if that does not suffice."""
+        needs = self.needs_of(network).get(network, Needs())
+        assign_zones(needs, record)
+        old = host_parts.load(self.store.host_part(network))
+        new = part_of(self.kernel, needs, record)
+        counts = Counter(record.counts)
+        counts.update(new.counts())
+        counts.subtract(old.counts())
+        script = host_parts.script(old, new, record.parents)
+        same = {key for key, count in counts.items() if count > 0} == set(record.counts)
+        if script is None or not same or not record.seen or record.seen != host_parts.seen():
+            return None
+        seen = record.seen
+        plans = self._noted(needs, record)
+        if facts(self.kernel, needs, record) != record.ways:
+            # The rules come first, or for a moment more would be forwarded.
+            return None
+        found = self._carry_out(plans)
+        self._remove_routes([each for each in old.routes if each not in new.routes], record)
+        if old != new:
+            record.seen = ""
+            save(record)
+            if script:
+                self._announce("load the host's rules")
+                nftables.run(None, script)
+            self.store.put_host_part(network, host_parts.dump(new))
+            record.counts = dict(counts)
+        if not record.seen:
+            record.seen = seen
+            save(record)
+        return found
+
+    def ensure(self) -> list[str]:
+        """Make the host as the networks need it, and no more; return what differed.
+
+        The needs are read under the host's lock.  Of two networks that end at once, the
+        second one sees so that it is the last.  Raises KernelError or FirewallError.
+        """
+        with self._alone():
+            return self._ensure()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the host's lock, and forget what was read before: others may have changed it."""
+        with locked(names.RUN_DIRECTORY):
+            self.kernel.forget()
+            yield
+
+    def _ensure(self) -> list[str]:
+        parts = self.needs_of(None)
+        needs = together(parts.values())
+        record = load()
+        before = asdict(record)
+        record.seen = ""
+        record.zones = zones.assigned({each.bridge for each in needs.private}, record.zones)
+        plans = self._noted(needs, record)
+        found = self._remove_unneeded(needs, record)
+        record.ways = facts(self.kernel, needs, record)
+        # The rules limit the forwarding, so they come ahead of it.
+        found += self._ensure_rules(needs, record)
+        found += self._carry_out(plans)
+        self._note_parts(parts, record)
+        if asdict(record) != before:
+            save(record)
+        with suppress(OSError):
+            # Only the last network finds the directory empty.
+            names.RUN_DIRECTORY.rmdir()
+        return found
+
+    def _note_parts(self, all_needs: Mapping[str, Needs], record: HostRecord) -> None:
+        """Write down the part that the host has for each network now."""
+        parts = {uuid: part_of(self.kernel, needs, record) for uuid, needs in all_needs.items()}
+        self.store.put_host_parts({uuid: host_parts.dump(part) for uuid, part in parts.items()})
+        counts: Counter[str] = Counter()
+        for part in parts.values():
+            counts.update(part.counts())
+        there = bool(record.bridges or record.policy or record.routes or record.settings)
+        if not there:
+            record.zones = {}
+        record.counts = dict(counts) if there else {}
+        record.parents = nfnetlink.parents(host_nftables.CHAIN) if there else []
+        record.seen = host_parts.seen() if there and self.backend() == nftables.name else ""
+
+    def differences(self) -> list[str]:
+        """Return how the host differs from the networks' needs, in words."""
+        needs = together(self.needs_of(None).values())
+        found = []
+        for upstream in needs.transits:
+            found += plan_differences(self.kernel, plan_of(self.kernel, upstream, needs.private))
+        found += plan_differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
+        record = load()
+        found += [f"bridge {bridge} is left over" for bridge in unneeded_bridges(needs, record)]
+        found += [f"the route to {route[0]} is left over" for route in stray_routes(needs, record)]
+        policy = complete_policy(self.kernel, self.backend, needs, record)
+        if not policy.is_empty:
+            found += rules.differences(policy, self.backend())
+        elif record.policy:
+            found.append(LEFT_RULES)
+        return found
+
+    def obstacles(self) -> tuple[str, ...]:
+        """Return a line for each chain of an administrator that drops the networks' packets."""
+        return rules.obstacles(policy_of(self.kernel, together(self.needs_of(None).values()), {}))
+
+    def _noted(self, needs: Needs, record: HostRecord) -> list[Plan]:
+        """Return the plans beside the rules, after a note of all that will change."""
+        plans = [plan_of(self.kernel, each, needs.private) for each in needs.transits]
+        for operations in plans:
+            note_transit(self.kernel, operations, record)
+        operations = host_ipv6.plan_of(self.kernel, needs)
+        note_ipv6(self.kernel, operations, record)
+        return [*plans, operations]
+
+    def _carry_out(self, plans: Iterable[Plan]) -> list[str]:
+        # Nothing is taken back.  The next call finds the parts of a failed start noted, and
+        # not needed.
+        return [
+            line
+            for operations in plans
+            for line in carry_out(self.kernel, operations, Undo(), self.before)
+        ]
+
+    def _remove_routes(self, routes: Iterable[list[str]], record: HostRecord) -> None:
+        for route in routes:
+            destination, _, link = route
+            self._announce(f"remove the route to {destination}")
+            self.kernel.remove_route(None, network_of(destination), link)
+            if route in record.routes:
+                record.routes.remove(route)
+                save(record)
+
+    def _remove_unneeded(self, needs: Needs, record: HostRecord) -> list[str]:
+        unneeded = unneeded_bridges(needs, record)
+        for bridge in unneeded:
+            self._announce(f"delete the bridge {bridge}")
+            self.kernel.delete_link(bridge)
+            record.bridges.remove(bridge)
+        if not needs.transits and record.forwarding:
+            if self.kernel.sysctl(None, GLOBAL_FORWARDING) == "0":
+                for link in record.forwarding:
+                    self.kernel.set_sysctl(None, forwarding_of(link), "0")
+            record.forwarding = []
+        stray = stray_routes(needs, record)
+        self._remove_routes(stray, record)
+        if not needs.routes6 and record.settings:
+            self._announce("forward no IPv6 any more")
+            if not any(each.forwards6 for each in active_networks()):
+                host_ipv6.put_back(self.kernel, record.settings)
+            record.settings = {}
+        found = [f"bridge {bridge} was left over" for bridge in unneeded]
+        return found + [f"the route to {route[0]} was left over" for route in stray]
+
+    def _announce(self, what: str) -> None:
+        if self.before is not None:
+            self.before(what)
+
+    def _ensure_rules(self, needs: Needs, record: HostRecord) -> list[str]:
+        policy = complete_policy(self.kernel, self.backend, needs, record)
+        if policy.is_empty:
+            return self._remove_rules(record)
+
+        def announce() -> None:
+            self._announce("load the host's rules")
+            record.policy = LOADED
+            save(record)
+
+        return list(rules.ensure(policy, self.backend(), announce))
+
+    def _remove_rules(self, record: HostRecord) -> list[str]:
+        if not record.policy:
+            return []
+        self._announce("remove the host's rules")
+        rules.remove()
+        record.policy = ""
+        return [LEFT_RULES]

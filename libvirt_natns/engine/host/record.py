@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The record of our part of the host, in a file of the run-time directory."""
+
+import json
+from pathlib import Path
+
+from libvirt_natns import names
+from libvirt_natns.engine.host.needs import Needs
+from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.firewall import zones
+from libvirt_natns.records import asdict, dataclass, field
+
+
+@dataclass(slots=True)
+class HostRecord:
+    """Our part of the host.
+
+    ``zones`` are the conntrack zones of private bridges.  ``ways`` are the facts about
+    links that lead out, as the rules were made by them.  ``policy`` is "" without rules
+    of ours.  ``seen`` is the rules' fingerprint from a moment when they held all parts
+    that the database has; "" while that is unsure.  ``counts`` count the networks that
+    need each shared part.  ``parents`` are the foreign tables that have a chain of ours.
+    ``routes`` lead to networks' prefixes, each as destination, gateway and link.
+    ``settings`` are the former values of IPv6 sysctls that we changed.
+    """
+
+    bridges: list[str] = field(default_factory=list)
+    forwarding: list[str] = field(default_factory=list)
+    policy: str = ""
+    seen: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    parents: list[str] = field(default_factory=list)
+    routes: list[list[str]] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+    zones: dict[str, int] = field(default_factory=dict)
+    ways: dict[str, object] = field(default_factory=dict)
+
+
+def _file() -> Path:
+    return names.RUN_DIRECTORY / "host.json"
+
+
+def load() -> HostRecord:
+    """Return the record; an empty one if there is none, or if it cannot be read."""
+    try:
+        return HostRecord(**json.loads(_file().read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return HostRecord()
+
+
+def save(record: HostRecord) -> None:
+    """Write the record down; an empty record has no file.  Raises OSError."""
+    if record == HostRecord():
+        _file().unlink(missing_ok=True)
+        return
+    text, fresh = json.dumps(asdict(record)), _file().with_suffix(".new")
+    try:
+        fresh.write_text(text)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        # Without room for a second file, a network that ends must still be noted.
+        with _file().open("r+") as present:
+            present.write(text)
+            present.truncate()
+        return
+    fresh.replace(_file())
+
+
+def words(route: Route) -> list[str]:
+    """Return a route as the record has it: destination, gateway and link."""
+    return [str(route.destination), str(route.gateway or ""), route.link]
+
+
+def stray_routes(needs: Needs, record: HostRecord) -> list[list[str]]:
+    """Return recorded routes that no network needs."""
+    needed = [words(route) for route in needs.routes]
+    return [route for route in record.routes if route not in needed]
+
+
+def unneeded_bridges(needs: Needs, record: HostRecord) -> list[str]:
+    """Return recorded transit bridges that no network needs."""
+    needed = {upstream.bridge for upstream in needs.transits}
+    return [bridge for bridge in record.bridges if bridge not in needed]
+
+
+def assign_zones(needs: Needs, record: HostRecord) -> None:
+    """Assign conntrack zones to the bridges of one network, beside all others'."""
+    assigned = zones.assigned({each.bridge for each in needs.private}, record.zones)
+    record.zones = {**record.zones, **assigned}

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The record of a network in the state database, as the verbs write and compare it."""
+
+from contextlib import suppress
+
+from libvirt_natns import names
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.errors import NatnsError
+from libvirt_natns.model import Network, PortForward, Upstream
+from libvirt_natns.state.networks import Record, State, boot_id, now
+
+
+def new_record(network: Network, xml: bytes, upstream: Upstream, state: State) -> Record:
+    """Return a record of a network that has had its state since now."""
+    return Record(
+        uuid=network.uuid,
+        name=network.name,
+        namespace=names.namespace(network.name),
+        bridge=network.bridge or "",
+        upstream=upstream.name,
+        kind=upstream.kind,
+        subnets=tuple(subnet.network for subnet in network.subnets),
+        taken_over=network.taken_over,
+        state=state,
+        boot=boot_id(),
+        since=now(),
+        document=xml,
+    )
+
+
+def is_start_of(record: Record, xml: bytes) -> bool:
+    """True if a record tells of a start by that XML, between `start` and `started`."""
+    return record.state == "starting" and record.this_boot and record.document == xml
+
+
+def is_outdated(record: Record, network: Network, xml: bytes, upstream: Upstream) -> bool:
+    """True if today's XML and configuration differ from a record."""
+    if record.upstream != upstream.name:
+        return True
+    if record.document == xml:
+        return False
+    with suppress(NatnsError):
+        return libvirt_xml.parse_network(record.document) != network
+    return True
+
+
+def publishes_as(record: Record, network: Network) -> bool:
+    """True if a record's document has the same forwards as a network."""
+    with suppress(NatnsError):
+        return _forwards(libvirt_xml.parse_network(record.document)) == _forwards(network)
+    return False
+
+
+def _forwards(network: Network) -> tuple[PortForward, ...]:
+    return network.nat.forwards if network.nat else ()

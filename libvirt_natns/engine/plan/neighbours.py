@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Answers to neighbours, and announcements to them."""
+
+from collections.abc import Iterable
+
+from libvirt_natns import names
+from libvirt_natns.daemons.ndppd import Proxy
+from libvirt_natns.engine.operations.addresses import Announcement, ProxiedNeighbours
+from libvirt_natns.engine.operations.daemons import NeighbourProxy
+from libvirt_natns.engine.operations.links import AllMulticast
+from libvirt_natns.engine.operations.operation import Operation
+from libvirt_natns.engine.plan.segment import answered_stations, stations
+from libvirt_natns.engine.plan.surroundings import Published
+from libvirt_natns.model import AddressRange, Network, Outside, Upstream
+
+
+def neighbours(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Operation]:
+    """What answers for guests to the upstream, and for the upstream's stations to them."""
+    namespace = names.namespace(network.name)
+    inner = network.bridge or ""
+    if outside.proxied and upstream.attach != "macvlan":
+        # Guests' addresses are asked for in groups that nobody on this side joins.
+        yield AllMulticast(names.upstream_patch(network.uuid), upstream.bridge_namespace)
+    yield ProxiedNeighbours(namespace, inner, tuple(answered_stations(network, upstream, outside)))
+    own = (outside.address6, *stations(upstream, outside), upstream.gateway6)
+    yield NeighbourProxy(
+        Proxy(
+            uuid=network.uuid,
+            namespace=namespace,
+            link=names.UPSTREAM_LINK,
+            inner=inner,
+            prefixes=outside.proxied,
+            without=(
+                *(AddressRange(each, each) for each in dict.fromkeys(own) if each is not None),
+                *upstream.pool6,
+            ),
+        )
+    )
+
+
+def announcements(
+    network: Network, upstream: Upstream, outside: Outside, published: Published
+) -> Iterable[Announcement]:
+    namespace, mac = names.namespace(network.name), names.mac(network.uuid, "upstream")
+    for address in (outside.address, outside.address6, *published.addresses):
+        if address is not None:
+            # A DHCP client has asked the neighbours itself.
+            probing = 0.0 if upstream.by_dhcp and address.version == 4 else upstream.probe
+            yield Announcement(namespace, names.UPSTREAM_LINK, address, mac, probing)

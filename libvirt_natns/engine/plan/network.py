@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What must exist for a network, as data: decided here, made elsewhere.
+
+``make`` turns a network, its upstream and its lease into a list of operations
+in the order in which they are carried out.  The same list serves everything:
+``up`` makes it so, ``check`` compares it with the kernel, ``sync`` repairs what
+differs, ``describe`` is what ``virt-natns plan`` prints.  Nothing here looks at
+the machine.
+"""
+
+from collections.abc import Iterable
+
+from libvirt_natns import names
+from libvirt_natns.addresses import Address, IPNetwork, default_route, host_network
+from libvirt_natns.engine.operations.addresses import (
+    Addresses,
+    Gateways,
+    Route,
+    SendLimit,
+    Withdrawal,
+)
+from libvirt_natns.engine.operations.daemons import Dnsmasq, Firewall, IdleDnsmasq, Leasing
+from libvirt_natns.engine.operations.links import LinkUp, Macvlan, Namespace, Patch, Port, Settings
+from libvirt_natns.engine.operations.operation import Plan
+from libvirt_natns.engine.plan.neighbours import announcements, neighbours
+from libvirt_natns.engine.plan.segment import (
+    addresses_on_upstream,
+    has_ipv6,
+    leaves_by_ipv6,
+    segments,
+    stations,
+    transit_gateways,
+)
+from libvirt_natns.engine.plan.surroundings import Published, Surroundings
+from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
+from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.model import Network, Outside, Upstream
+
+
+def make(
+    network: Network,
+    upstream: Upstream,
+    outside: Outside,
+    around: Surroundings,
+    published: Published = Published(),
+) -> Plan:
+    """All that a network needs, in order.
+
+    ``upstream`` is complete here: its bridge and subnet are known, also for the
+    kind "host".  The firewall is loaded before any link of the namespace is up,
+    so not one packet passes unfiltered.  Without a lease, ``address`` is a stand-in:
+    nothing gets in or out then.
+    """
+    namespace = names.namespace(network.name)
+    inner = network.bridge or ""
+    ipv6 = has_ipv6(network)
+    rules = ruleset(policy(network, upstream, outside, published))
+    return (
+        Namespace(namespace, network.uuid),
+        namespace_settings(network),
+        _private_patch(network, namespace, around.private_mtu),
+        _upstream_link(network, upstream, around.upstream_mtu),
+        private_port(network),
+        *_upstream_port(network, upstream),
+        Firewall(namespace, network.uuid, around.backend, rules),
+        # A DHCP client's link is up by now, and speaks no IPv6 before this.
+        *([link_settings(network, upstream, outside)] if ipv6 else []),
+        *withdrawals(network),
+        Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
+        Addresses(
+            namespace, names.UPSTREAM_LINK, addresses_on_upstream(upstream, outside, published)
+        ),
+        *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
+        *_routes(network, upstream, outside),
+        _send_limit(network, namespace, around.carried),
+        *([around.leasing] if around.leasing else []),
+        *(neighbours(network, upstream, outside) if ipv6 else []),
+        *announcements(network, upstream, outside, published),
+        *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
+        *([IdleDnsmasq(network.name)] if around.idle else []),
+    )
+
+
+def ahead_of_lease(network: Network, upstream: Upstream, mtu: int, leasing: Leasing) -> Plan:
+    """What a DHCP client needs, and the client: no address yet, so nothing to filter.
+
+    Nor in IPv6, of which the link speaks none until the rules are there: it would
+    make itself an address, and routes, from whatever a router advertises.
+    """
+    namespace = names.namespace(network.name)
+    silent = (f"net/ipv6/conf/{names.UPSTREAM_LINK}/disable_ipv6", "1")
+    return (
+        Namespace(namespace, network.uuid),
+        namespace_settings(network),
+        _upstream_link(network, upstream, mtu),
+        Settings(namespace, (silent,)),
+        *_upstream_port(network, upstream),
+        LinkUp(namespace, names.UPSTREAM_LINK),
+        leasing,
+    )
+
+
+def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
+    """What must go from a network's bridge before another can have that subnet.
+
+    Where libvirt sets no address, somebody else may have: guests would find two gateways.
+    """
+    bridge = network.bridge or ""
+    return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
+
+
+def policy(network: Network, upstream: Upstream, outside: Outside, published: Published) -> Policy:
+    """What the firewall of a network's namespace must do."""
+    routed = tuple(route.destination for route in network.routes)
+    return Policy(
+        inner=network.bridge or "",
+        upstream=names.UPSTREAM_LINK,
+        subnets=(*(subnet.network for subnet in network.subnets), *routed),
+        gateways=tuple(subnet.gateway for subnet in network.subnets),
+        address=outside.address,
+        forwards=published.forwards,
+        statics=published.statics,
+        address6=outside.address6,
+        public=(*outside.routed, *outside.proxied),
+        by_dhcp=upstream.by_dhcp,
+        segments=segments(upstream, outside),
+        transit=transit_gateways(upstream) if upstream.is_transit else (),
+        link_local=upstream.link_local == "forward",
+        max_flows=upstream.max_flows,
+    )
+
+
+def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
+    return Patch(
+        namespace=namespace,
+        # libvirt's lease helper files leases under the name of the interface
+        # that dnsmasq serves, and virsh looks for them under the bridge's.
+        link=network.bridge or "",
+        mac=names.mac(network.uuid, "inner"),
+        port=names.private_patch(network.uuid),
+        port_mac=names.mac(network.uuid, "private-port"),
+        altname=names.altname("private", network.name),
+        mtu=mtu,
+    )
+
+
+def private_port(network: Network) -> Port:
+    """What connects a network's bridge with its namespace."""
+    return Port(names.private_patch(network.uuid), network.bridge or "")
+
+
+def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
+    if upstream.attach == "macvlan":
+        return
+    # Hairpin: a forward of one's own, asked for by the host's address.  Where bridged
+    # frames pass through iptables, the host translates on the bridge itself.
+    port = names.upstream_patch(network.uuid)
+    yield Port(port, upstream.bridge or "", upstream.is_transit, upstream.bridge_namespace)
+
+
+def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Macvlan:
+    namespace = names.namespace(network.name)
+    mac = names.mac(network.uuid, "upstream")
+    # What a lease says is less than what the other end may send.
+    least = upstream.mtu if upstream.mtu and upstream.mtu < mtu else None
+    if upstream.attach == "macvlan":
+        return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge or "", least or mtu)
+    return Patch(
+        namespace=namespace,
+        link=names.UPSTREAM_LINK,
+        mac=mac,
+        port=names.upstream_patch(network.uuid),
+        port_mac=names.mac(network.uuid, "upstream-port"),
+        altname=names.altname("upstream", network.name),
+        mtu=mtu,
+        link_mtu=least,
+        outer=upstream.bridge_namespace,
+    )
+
+
+def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Route | Gateways]:
+    namespace, out = names.namespace(network.name), names.UPSTREAM_LINK
+    for route in network.routes:
+        yield Route(namespace, route.destination, network.next_hop(route), network.bridge or "")
+    if upstream.by_dhcp:
+        yield Gateways(namespace, out, _learnt(upstream))
+    elif upstream.gateway is not None and outside.address is not None:
+        yield Route(namespace, default_route(4), upstream.gateway, out)
+    if not leaves_by_ipv6(network, outside):
+        return
+    for station in stations(upstream, outside):
+        yield Route(namespace, host_network(station), None, out)
+    if upstream.gateway6 is not None:
+        yield Route(namespace, default_route(6), upstream.gateway6, out)
+
+
+def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
+    subnets = tuple(subnet.interface for subnet in network.subnets)
+    routes = tuple(route for route in network.routes if network.next_hop(route))
+    return SendLimit(namespace, network.bridge or "", subnets, routes, mtu)
+
+
+def _learnt(upstream: Upstream) -> tuple[tuple[IPNetwork, Address], ...]:
+    """What a lease says of ways out."""
+    if upstream.leased is None:
+        return ()
+    default = [(default_route(4), upstream.gateway)] if upstream.gateway else []
+    return (*default, *((route.destination, route.gateway) for route in upstream.routes))

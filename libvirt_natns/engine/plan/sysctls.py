@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Sysctls of a namespace and of its two links."""
+
+from collections.abc import Iterable
+
+from libvirt_natns import names
+from libvirt_natns.engine.operations.links import Settings
+from libvirt_natns.engine.plan.segment import answered_stations, has_ipv6, leaves_by_ipv6
+from libvirt_natns.model import Network, Outside, Upstream
+
+# A namespace starts with a copy of the host's settings, so none is left to
+# chance.  ip_forward comes first: writing it resets the others.  Those of "all" reach
+# links that are there, and most take effect on any link where "all" has them; those of
+# "default" reach links that are to come.
+SYSCTLS = (
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv4/icmp_echo_ignore_broadcasts", "1"),
+    *(
+        (f"net/ipv4/conf/{which}/{key}", value)
+        for key, value in (
+            ("rp_filter", "1"),
+            # The gateway's address must not be answered for on the upstream's side,
+            # nor any private address.
+            ("arp_ignore", "1"),
+            ("arp_announce", "2"),
+            ("arp_filter", "0"),
+            ("proxy_arp", "0"),
+            ("proxy_arp_pvlan", "0"),
+            # No entry of a neighbour that was not asked for.
+            ("arp_accept", "0"),
+            ("accept_local", "0"),
+            ("route_localnet", "0"),
+            ("bc_forwarding", "0"),
+            # A router that serves one bridge never knows a better one for its guests,
+            # and believes no neighbour who says so.
+            ("accept_redirects", "0"),
+            ("secure_redirects", "0"),
+            ("send_redirects", "0"),
+            ("accept_source_route", "0"),
+            # The kernel's log is the host's.
+            ("log_martians", "0"),
+        )
+        for which in ("all", "default")
+    ),
+)
+
+
+# Without a subnet of it, IPv6 stays as libvirt has it for an isolated network:
+# inside the bridge.
+SYSCTLS_WITHOUT_IPV6 = (
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
+)
+
+
+# Those of "all" reach links that are there; the others, links that are to come.
+SYSCTLS_WITH_IPV6 = (
+    ("net/ipv6/conf/all/forwarding", "1"),
+    ("net/ipv6/conf/all/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    *(
+        (f"net/ipv6/conf/{which}/{key}", "0")
+        for key in ("accept_redirects", "accept_source_route", "proxy_ndp")
+        for which in ("all", "default")
+    ),
+    ("net/ipv6/conf/all/disable_ipv6", "0"),
+    ("net/ipv6/conf/default/disable_ipv6", "0"),
+)
+
+
+# In this order: what counts when a link begins to speak IPv6 comes before that it does.
+LINK_SYSCTLS = (
+    # The link's own address follows from its MAC, which is nobody else's, and is
+    # usable at once: whoever waits for it need not wait for two seconds more.
+    ("addr_gen_mode", "0"),
+    ("accept_dad", "0"),
+    ("autoconf", "0"),
+    ("accept_redirects", "0"),
+)
+
+
+# A router tells the way by its advertisements, and nothing else.
+ADVERTISED = (
+    ("accept_ra", "2"),
+    ("accept_ra_defrtr", "1"),
+    ("accept_ra_pinfo", "0"),
+    # The first question may come before the bridge lets it through.
+    ("router_solicitation_interval", "1"),
+)
+
+
+def namespace_settings(network: Network) -> Settings:
+    more = SYSCTLS_WITH_IPV6 if has_ipv6(network) else SYSCTLS_WITHOUT_IPV6
+    return Settings(names.namespace(network.name), SYSCTLS + more)
+
+
+def link_settings(network: Network, upstream: Upstream, outside: Outside) -> Settings:
+    """How both links of a namespace speak IPv6."""
+    advertised = upstream.gateway6 is None
+    more = ADVERTISED if advertised else (("accept_ra", "0"),)
+    off = "0" if leaves_by_ipv6(network, outside) else "1"
+    inner, out = network.bridge or "", names.UPSTREAM_LINK
+    proxy = "1" if any(answered_stations(network, upstream, outside)) else "0"
+    # ndppd hears guests claim addresses; the kernel learns of them only so.
+    heard = "1" if outside.proxied else "0"
+    return Settings(
+        names.namespace(network.name),
+        (
+            *_of_link(inner, (*LINK_SYSCTLS, ("accept_ra", "0"), ("proxy_ndp", proxy))),
+            (f"net/ipv6/conf/{inner}/accept_untracked_na", heard),
+            (f"net/ipv6/neigh/{inner}/proxy_delay", "0"),
+            *_of_link(inner, (("disable_ipv6", "0"),)),
+            *_of_link(out, (*LINK_SYSCTLS, *more, ("disable_ipv6", off))),
+        ),
+    )
+
+
+def _of_link(link: str, values: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    return ((f"net/ipv6/conf/{link}/{key}", value) for key, value in values)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is chosen for guests and networks that publish something, and kept.
+
+Addresses by DHCP, free ports, addresses of a guest's own: decided once, and the
+same ever after.
+"""
+
+from collections.abc import Collection, Iterable
+from itertools import chain
+
+from libvirt_natns import names
+from libvirt_natns.addresses import Address, Family
+from libvirt_natns.engine.observer import NOBODY, Observer, note
+from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.engine.publication.choices import AutoPortRequest
+from libvirt_natns.engine.publication.dhcp_hosts import fixed_address, ranges_of
+from libvirt_natns.engine.publication.reservations import is_tenable, reserve_address
+from libvirt_natns.errors import ConflictError, LeaseError
+from libvirt_natns.kernel import address_probe, listening_ports
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.model import AddressRequest, Config, Domain
+from libvirt_natns.records import dataclass
+from libvirt_natns.state import pool
+from libvirt_natns.state.applicants import Applicant
+from libvirt_natns.state.guests import Registry, Scope
+from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream import routers
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What is chosen for guests, and kept in the tables.
+
+    ``asks`` False asks no neighbours whether an address is free: inside a transaction,
+    all other writers would wait for the answer.
+    """
+
+    config: Config
+    store: Store
+    kernel: Kernel
+    observer: Observer = NOBODY
+    asks: bool = True
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store)
+
+    def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
+        network, mac = attachment.network, attachment.nic.mac
+        fixed = fixed_address(network, mac, family, domain.name)
+        return fixed is not None or bool(ranges_of(network, family))
+
+    def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
+        network, mac = attachment.network, attachment.nic.mac
+        fixed = fixed_address(network, mac, family, domain.name)
+        kept = self.registry.reservation(network.uuid, mac, family)
+        if fixed is not None or kept is None or not is_tenable(attachment, kept):
+            self.registry.drop_reservation(network.uuid, mac, family)
+        return fixed or reserve_address(self.registry, domain.uuid, attachment, family)
+
+    def port(self, request: AutoPortRequest) -> int:
+        kept = self.registry.chosen_port(request.key)
+        # In one transaction, or two starts at once would choose the same.
+        with self.store.transaction():
+            fits = kept is not None and self._is_free_still(request, kept)
+            port = kept if fits else self._free_port(request)
+            if port is not None:
+                self.registry.choose_port(request.key, port)
+        if port is None:
+            first, last = self.config.auto_ports
+            raise ConflictError(
+                f"no {request.key.proto} port from {first} to {last} is free for start='auto'",
+                f"enlarge auto_ports in {names.CONFIG_FILE}",
+            )
+        if kept not in (None, port):
+            said = f"{request.owner_name}: {request.key.proto} port {kept} is taken, {port} instead"
+            note(self.observer, "choose a port", request.attachment.network.name, [said])
+        return port
+
+    def _is_free_still(self, request: AutoPortRequest, port: int) -> bool:
+        """Whether nobody has taken a port that was chosen, while its owner did not use it."""
+        upstream = request.attachment.upstream
+        shared = upstream.kind == "host"
+        scope = Scope("" if shared else upstream.name, upstream.is_transit)
+        if _lies_in(port, request.avoided):
+            return False
+        if any(
+            self.registry.is_claimed(request.key, scope, each, port) for each in request.listens
+        ):
+            return False
+        if not shared or any(
+            each.proto == request.key.proto and each.first == port
+            for each in self.registry.forwards(owner=request.key.owner)
+        ):
+            # In force already: it stays so, whatever has come up in the host since.
+            return True
+        return port not in listening_ports.listening(request.key.proto)
+
+    def _free_port(self, request: AutoPortRequest) -> int | None:
+        """The first port for start="auto" that nobody uses and that is kept for nobody.
+
+        Where there is none, one that was kept for somebody who is not there any more.
+        """
+        proto = request.key.proto
+        kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
+        used = listening_ports.listening(proto) | self.registry.ports_claimed(proto)
+        used |= routers.ports_of_host(request.attachment.upstream, proto)
+        first, last = self.config.auto_ports
+
+        def usable(port: int) -> bool:
+            return (
+                first <= port <= last and port not in used and not _lies_in(port, request.avoided)
+            )
+
+        fresh = (port for port in range(first, last + 1) if port not in kept)
+        return next(filter(usable, chain(fresh, self.registry.reclaimable_ports(proto))), None)
+
+    def address(
+        self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
+    ) -> Address:
+        upstream = attachment.upstream
+        if upstream.by_dhcp and family == 4:
+            raise LeaseError(
+                f"guest {domain.name}: there are no addresses for <natns:address> on upstream"
+                f" {upstream.name}, whose DHCP server leases one to each network",
+                "publish ports with <natns:portForward>, or use an upstream with a pool",
+            )
+        if request.address is not None:
+            who = f"guest {domain.name}"
+            self.registry.check_static(upstream.name, request.address, domain.uuid, who)
+        key = f"{domain.uuid}/{attachment.nic.mac}"
+        mine = self.registry.static_nats(attachment.network.uuid, domain.uuid)
+        present = {static.address for static in mine}
+
+        def probe(addresses: Collection[Address]) -> set[Address]:
+            # The namespace itself answers for those in force.
+            asked = [address for address in addresses if address not in present]
+            if not asked or not upstream.probe or not self.asks:
+                return set()
+            return address_probe.probe(upstream.bridge or "", asked, upstream.probe)
+
+        guest = Applicant(
+            key, f"guest {domain.name}", request.address, "natns:address", family=family
+        )
+        return pool.reserve(self.store, guest, upstream, probe, self.kernel.host_addresses())
+
+
+def _lies_in(port: int, spans: Iterable[tuple[int, int]]) -> bool:
+    return any(first <= port <= last for first, last in spans)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Decisions on a forward that are made once and kept: the interface."""
+
+from typing import Protocol
+
+from libvirt_natns.addresses import Address, Family
+from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.model import AddressRequest, Domain, PortForward
+from libvirt_natns.records import dataclass
+from libvirt_natns.state.guests import PortKey
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """What tells one forward from another of the same owner, as its metadata has it."""
+
+    network: str | None
+    mac: str | None
+    address: str | None
+    guest_address: str | None
+
+    def __str__(self) -> str:
+        given = (
+            ("network", self.network),
+            ("mac", self.mac),
+            ("address", self.address),
+            ("guestAddress", self.guest_address),
+        )
+        return " ".join(f"{name}={value}" for name, value in given if value is not None)
+
+
+def selector(wanted: PortForward) -> Selector:
+    """The selector of a forward."""
+    address, guest = wanted.address, wanted.guest_address
+    return Selector(
+        wanted.network,
+        wanted.mac,
+        None if address is None else str(address),
+        None if guest is None else str(guest),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AutoPortRequest:
+    """A range with start="auto".
+
+    ``listens`` is where, ``targets`` where it leads to; ``avoided`` are the owner's own
+    fixed ports of that protocol.
+    """
+
+    key: PortKey
+    owner_name: str
+    attachment: Attachment
+    listens: tuple[Address, ...]
+    avoided: tuple[tuple[int, int], ...]
+    targets: tuple[Address, ...] = ()
+
+
+class Choices(Protocol):
+    """What is decided once and kept."""
+
+    def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
+        """Whether the NIC's address of a family can be known."""
+
+    def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
+        """The NIC's DHCP address, reserved for it if it has none yet."""
+
+    def port(self, request: AutoPortRequest) -> int:
+        """A free port for start="auto", the same for one key unless somebody else has it."""
+
+    def address(
+        self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
+    ) -> Address:
+        """The upstream address of a guest's own."""

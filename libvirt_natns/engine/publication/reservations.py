@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""DHCP reservations of guests' NICs: the address that a forward leads to."""
+
+from itertools import chain
+
+from libvirt_natns.addresses import Address, Family
+from libvirt_natns.engine import guest_leases
+from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.engine.publication.dhcp_hosts import fixed_addresses, fixed_macs, ranges_of
+from libvirt_natns.errors import ConflictError
+from libvirt_natns.state import pool
+from libvirt_natns.state.guests import Registry
+
+
+def reserve_address(
+    registry: Registry, owner: str, attachment: Attachment, family: Family
+) -> Address:
+    network, mac = attachment.network, attachment.nic.mac
+    if kept := registry.reservation(network.uuid, mac, family):
+        return registry.reserve(network.uuid, mac, owner, [kept], lambda _: False, family)
+    if not ranges_of(network, family):
+        which = "DHCP" if family == 4 else "DHCPv6"
+        raise ConflictError(
+            f"network {network.name} has no {which} range to reserve an address from",
+            "give guestAddress in <natns:portForward>, or a <range> in the network's <dhcp>",
+        )
+    try:
+        return _reserve_free(registry, owner, attachment, family)
+    except ConflictError as error:
+        raise ConflictError(f"network {network.name}: {error.fact}", error.remedy) from error
+
+
+def _reserve_free(
+    registry: Registry, owner: str, attachment: Attachment, family: Family
+) -> Address:
+    network, mac = attachment.network, attachment.nic.mac
+    leased, fixed = guest_leases.present(network.bridge or ""), fixed_addresses(network)
+    spans = ranges_of(network, family)
+    # Where the outside knows the addresses as they are, nothing is translated.
+    spans.sort(key=lambda span: not attachment.is_public(span.first))
+
+    known = {mac, *registry.reservations(network.uuid, family), *fixed_macs(network)}
+
+    def inside(address: Address) -> bool:
+        return address not in fixed and any(address in span for span in spans)
+
+    def is_free(address: Address) -> bool:
+        return inside(address) and leased.get(address, mac) == mac
+
+    def usable(address: Address) -> bool:
+        if not inside(address):
+            return False
+        holder = leased.get(address, mac)
+        stranger = guest_leases.is_stranger(network.bridge or "", holder, known)
+        return holder == mac or stranger
+
+    # Its present lease first, then free addresses, then leases of strangers.
+    own = [address for address, holder in leased.items() if holder == mac]
+    candidates = chain(filter(is_free, chain(own, pool.listed(spans))), filter(usable, leased))
+    return registry.reserve(network.uuid, mac, owner, candidates, usable, family)
+
+
+def is_tenable(attachment: Attachment, address: Address) -> bool:
+    """Whether a reservation still holds.
+
+    The network's XML may have changed.  And dnsmasq learns of a reservation only
+    when the guest starts: somebody else may have leased the address just before.
+    """
+    network = attachment.network
+    taken = fixed_addresses(network)
+    inside = any(address in subnet.network for subnet in network.subnets)
+    holder = guest_leases.present(network.bridge or "").get(address, attachment.nic.mac)
+    # Of some clients of DHCPv6 nobody learns the MAC address.
+    return inside and address not in taken and holder in (attachment.nic.mac, "")

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From a guest's metadata to forwards with nothing left to look up: pure.
+
+What has to be looked up or chosen (a reservation, a free port, an address of
+one's own) comes through ``Choices``.
+"""
+
+from collections.abc import Iterator
+
+from libvirt_natns import model
+from libvirt_natns.addresses import FAMILIES, Family
+from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.engine.publication.choices import AutoPortRequest, Choices, selector
+from libvirt_natns.engine.publication.spans import Span, spans
+from libvirt_natns.engine.publication.static_nat import check_requests, select_nic, static_nat
+from libvirt_natns.engine.publication.ways import Way, target_of, way_to
+from libvirt_natns.engine.publication.words import ports
+from libvirt_natns.errors import ConflictError, DocumentError
+from libvirt_natns.model import (
+    Domain,
+    Forward,
+    NatMetadata,
+    Network,
+    Nic,
+    Outside,
+    PortForward,
+    StaticNat,
+    Upstream,
+)
+from libvirt_natns.records import dataclass
+from libvirt_natns.state.guests import Claims, PortKey
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a forward is; ``name`` says in messages what it is, too."""
+
+    uuid: str
+    name: str
+    forwards: tuple[PortForward, ...]
+
+    def fixed(self, proto: model.Protocol) -> tuple[tuple[int, int], ...]:
+        """The ports that it wants by number."""
+        mine = (each for each in self.forwards if each.proto == proto)
+        return tuple((first, last) for each in mine for first, last, _, _ in spans(each))
+
+
+def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> Claims:
+    """All that a guest publishes.
+
+    ``attachments`` are its NICs in networks of ours, in the domain's order; with
+    none, nothing in its metadata counts.  Raises DocumentError for what can
+    never hold.
+    """
+    if domain.nat is None or not attachments:
+        return Claims(domain.uuid)
+    check_requests(domain, attachments)
+    statics = tuple(
+        static_nat(domain, request, attachments, choices) for request in domain.nat.addresses
+    )
+    forwards = tuple(
+        forward
+        for wanted in domain.nat.forwards
+        for forward in _forwards(domain, domain.nat, wanted, attachments, statics, choices)
+    )
+    return Claims(domain.uuid, forwards, statics)
+
+
+def of_network(network: Network, upstream: Upstream, outside: Outside, choices: Choices) -> Claims:
+    """What a network's own metadata publishes."""
+    at = Attachment(Nic(""), network, upstream, outside)
+    wishes = network.nat.forwards if network.nat else ()
+    owner = Owner(network.uuid, f"network {network.name}", wishes)
+    found: list[Forward] = []
+    for wanted in wishes:
+        # The document is refused without one.
+        if wanted.guest_address is not None:
+            way = way_to(owner.name, wanted, at, wanted.guest_address, set())
+            found += _made(owner, wanted, at, [way], choices)
+    return Claims(network.uuid, tuple(found))
+
+
+def _forwards(
+    domain: Domain,
+    nat: NatMetadata,
+    wanted: PortForward,
+    attachments: list[Attachment],
+    statics: tuple[StaticNat, ...],
+    choices: Choices,
+) -> Iterator[Forward]:
+    at = select_nic(domain, "portForward", wanted.network, wanted.mac, attachments)
+    own = {static.address for static in statics if static.network == at.network.uuid}
+    who = f"guest {domain.name}"
+    ways = [
+        way_to(who, wanted, at, target_of(domain, wanted, at, choices, family), own)
+        for family in _families(domain, wanted, at, choices)
+    ]
+    owner = Owner(domain.uuid, who, nat.forwards)
+    return _made(owner, wanted, at, ways, choices)
+
+
+def _families(
+    domain: Domain, wanted: PortForward, at: Attachment, choices: Choices
+) -> list[Family]:
+    """The families in which something is published.
+
+    The one that it names; else all in which the network is reached and the guest's
+    address can be known.  Raises ConflictError where there is none.
+    """
+    asked = (wanted.family,) if wanted.family else FAMILIES
+    reached = [family for family in asked if at.reached_by(family)]
+    if not reached:
+        raise ConflictError(
+            f"guest {domain.name}: network {at.network.name} has no"
+            f" {' or '.join(f'IPv{family}' for family in asked)} on upstream {at.upstream.name}",
+            "publish nothing there, or give the upstream addresses of that family",
+        )
+    known = [family for family in reached if choices.knows(domain, at, family)]
+    return reached if wanted.guest_address else known or reached[:1]
+
+
+def _made(
+    owner: Owner, wanted: PortForward, at: Attachment, ways: list[Way], choices: Choices
+) -> Iterator[Forward]:
+    chosen: list[Span] = []
+    for span in wanted.ranges:
+        if span.auto:
+            which = str(selector(wanted))
+            key = PortKey(owner.uuid, at.network.uuid, wanted.proto, which, span.to)
+            listens = tuple(way.listen or way.target for way in ways)
+            fixed, targets = owner.fixed(wanted.proto), tuple(way.target for way in ways)
+            port = choices.port(AutoPortRequest(key, owner.name, at, listens, fixed, targets))
+            chosen.append((port, port, span.to, span.to))
+    for way in ways:
+        for each in [*spans(wanted), *chosen]:
+            yield _forward(owner, wanted, at, way, each)
+
+
+def _forward(owner: Owner, wanted: PortForward, at: Attachment, way: Way, span: Span) -> Forward:
+    address = way.address(span)
+    first, last, to, to_last = span
+    if address is None:
+        raise DocumentError(
+            f"{owner.name}: {wanted.proto} port {ports(first, last)} of {way.target} cannot lead"
+            f" to {ports(to, to_last)}, as the network has no address of its own to listen on",
+            f"leave the port as it is, or give upstream {at.upstream.name} a pool6",
+        )
+    return Forward(
+        owner.uuid,
+        owner.name,
+        at.network.uuid,
+        wanted.proto,
+        address,
+        first,
+        last,
+        way.target,
+        to,
+        to_last,
+        wanted.sources,
+    )

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where claims must be unique, and forwards that the host itself cannot serve."""
+
+from collections.abc import Collection, Iterable
+
+from libvirt_natns.addresses import Address
+from libvirt_natns.engine.publication.allocation import Allocation
+from libvirt_natns.engine.publication.attachment import ANY, ANY6
+from libvirt_natns.engine.publication.resolve import of_network
+from libvirt_natns.errors import DocumentError
+from libvirt_natns.kernel import listening_ports
+from libvirt_natns.model import Forward, Network, Outside, Upstream
+from libvirt_natns.state.guests import Claims, Registry, Scope
+from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream import routers
+
+
+def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
+    """Where the claims of each of these networks must be unique, by its uuid.
+
+    All upstreams of kind "host" are one: they share the host's addresses.  Networks
+    on a router share that one's.
+    """
+    records = [record for uuid in networks if (record := store.network(uuid))]
+    return {
+        record.uuid: Scope("", True)
+        if record.kind == "host"
+        else Scope(record.upstream, record.kind == "router")
+        for record in records
+    }
+
+
+def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Address]) -> None:
+    """Refuse new forwards that the host itself cannot serve.
+
+    Those that listen on an address that is none of the host's ``addresses``, or
+    would take a port away from one of its programs.  Raises DocumentError or
+    ConflictError.
+    """
+    sharing = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
+    routers.check_claims(claims.forwards, {uuid: name for uuid, name in sharing.items() if name})
+    shared = [
+        forward
+        for forward in claims.forwards
+        if sharing.get(forward.network) == "" and not forward.own
+    ]
+    for forward in shared:
+        listens = forward.address
+        if listens.is_loopback and listens.version == 6:
+            raise DocumentError(
+                f"{forward.owner_name}: <natns:portForward address='{listens}'> cannot be"
+                " published, as the kernel routes it nowhere",
+                "use 127.0.0.1, or another address of the host",
+            )
+        if listens not in (ANY, ANY6) and not listens.is_loopback and listens not in addresses:
+            raise DocumentError(
+                f"{forward.owner_name}: <natns:portForward address='{listens}'> is not an address"
+                " of the host",
+                "leave it out to listen on all of them",
+            )
+    listening_ports.check_free(shared)
+
+
+def claim_for_network(
+    choices: Allocation,
+    network: Network,
+    upstream: Upstream,
+    outside: Outside,
+    held: Collection[Forward] = (),
+) -> None:
+    """Take all that a network's own metadata publishes; ``held`` is in force already.
+
+    Raises DocumentError or ConflictError.
+    """
+    claims = of_network(network, upstream, outside, choices)
+    where = scopes(choices.store, [network.uuid])
+    fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
+    check_host(fresh, where, choices.kernel.host_addresses())
+    Registry(choices.store).claim(claims, where, published=True)

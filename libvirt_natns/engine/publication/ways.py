@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The address on which a forward listens, and its target."""
+
+from libvirt_natns.addresses import Address, Family, by_family
+from libvirt_natns.engine.publication.attachment import ANY, ANY6, Attachment
+from libvirt_natns.engine.publication.choices import Choices
+from libvirt_natns.engine.publication.spans import Span
+from libvirt_natns.errors import DocumentError
+from libvirt_natns.model import Domain, PortForward, is_stand_in
+from libvirt_natns.records import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where a forward listens (None: nowhere), and where it leads to.
+
+    ``direct``: clients may use the target's own address, on ports that stay as they are.
+    """
+
+    listen: Address | None
+    target: Address
+    direct: bool = False
+
+    def address(self, span: Span) -> Address | None:
+        """Where these ports listen."""
+        first, last, to, to_last = span
+        unchanged = (first, last) == (to, to_last)
+        return self.target if self.direct and unchanged else self.listen
+
+
+def way_to(
+    who: str, wanted: PortForward, at: Attachment, target: Address, own: set[Address]
+) -> Way:
+    """How a guest's address is reached: by one of the network's, or of its ``own``."""
+    family: Family = 4 if target.version == 4 else 6
+    public = at.is_public(target)
+    if wanted.address is None:
+        everywhere = at.upstream.is_transit and at.outside.of(family) is not None
+        listen = (ANY if family == 4 else ANY6) if everywhere else at.outside.of(family)
+        return Way(listen, target, public)
+    if public and wanted.address == target:
+        return Way(None, target, True)
+    # Any address of the host's, 127.0.0.1 too, or of the router's: who has it, checks it.
+    if not at.upstream.is_transit:
+        _check_listen(who, wanted.address, {*at.outside.addresses, *own})
+    return Way(wanted.address, target)
+
+
+def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:
+    if wanted not in own:
+        known = [each for each in own if not is_stand_in(each)]
+        listed = ", ".join(map(str, sorted(known, key=by_family))) or "those that it will have"
+        raise DocumentError(
+            f"{who}: <natns:portForward address='{wanted}'> is not an address of its network",
+            f"use one of {listed}, or leave it out",
+        )
+
+
+def target_of(
+    domain: Domain, wanted: PortForward, at: Attachment, choices: Choices, family: Family
+) -> Address:
+    if wanted.guest_address is None:
+        return choices.target(domain, at, family)
+    reachable = [subnet.network for subnet in at.network.subnets]
+    reachable += [route.destination for route in at.network.routes]
+    gateways = {subnet.gateway for subnet in at.network.subnets}
+    inside = any(wanted.guest_address in subnet for subnet in reachable)
+    if not inside or wanted.guest_address in gateways:
+        raise DocumentError(
+            f"guest {domain.name}: <natns:portForward guestAddress='{wanted.guest_address}'>"
+            f" is no guest's address in network {at.network.name}",
+            f"use one of {', '.join(map(str, reachable))}",
+        )
+    return wanted.guest_address

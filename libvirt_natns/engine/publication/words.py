@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Forwards, addresses and ports in words."""
+
+from libvirt_natns.addresses import Address, bracketed
+from libvirt_natns.model import Forward, StaticNat, is_stand_in
+
+
+def ports(first: int, last: int) -> str:
+    """A range of ports: one alone, or "8000-8010"."""
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def listening(address: Address) -> str:
+    """Where a forward listens: its address, or "*" for all of the host's."""
+    if is_stand_in(address):
+        return "(no lease)"
+    return str(address) if int(address) else "*"
+
+
+def in_words(claim: Forward | StaticNat) -> str:
+    """A forward or an address of a guest's own, in words."""
+    if isinstance(claim, StaticNat):
+        allowed = ", ".join(f"{each.proto} {ports(each.first, each.last)}" for each in claim.ports)
+        return f"address {claim.address} -> {claim.target}" + (f" ({allowed})" if allowed else "")
+    sources = f" from {', '.join(map(str, claim.sources))}" if claim.sources else ""
+    listen = at_port(claim.address, ports(claim.first, claim.last))
+    target = at_port(claim.target, ports(claim.to, claim.to_last))
+    return f"{claim.proto} {listen} -> {target}{sources}"
+
+
+def at_port(address: Address, port: str) -> str:
+    """An address with ports, as in a URL: "192.0.2.1:80", "[2001:db8::1]:80", "*:80"."""
+    return f"{bracketed(listening(address))}:{port}"

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Repairs of several networks at once.
+
+Each worker has a database connection and a kernel session of its own.  A repair mostly
+waits: for an address that might answer, for dnsmasq, and for the kernel.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.reconcile.active import Finding
+from libvirt_natns.errors import NatnsError
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.records import dataclass, replace
+from libvirt_natns.state.networks import Store
+
+Repair = tuple[str, Callable[[Engine], list[str]]]
+"""A network's name, and a function that repairs the network and returns what was wrong."""
+
+
+WORKERS = 8
+"""Networks that are repaired at once."""
+
+
+ROUNDS = 3
+"""Repairs of one network, at most, whose XML in libvirt changes at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Differences that were repaired, and the errors of those that could not be."""
+
+    repaired: list[Finding]
+    errors: list[str]
+
+
+def repair_all(engine: Engine, repairs: Iterable[Repair]) -> Outcome:
+    """Carry out all repairs, whichever of them fail."""
+    return together(_outcomes(engine, repairs))
+
+
+def repair_latest(
+    engine: Engine,
+    documents: Mapping[str, bytes],
+    ask: Callable[[], Mapping[str, bytes] | None],
+    repair: Callable[[str, bytes], Repair],
+) -> Outcome:
+    """Repair each network or guest by its XML, and again if libvirt has other XML by then.
+
+    An event may bring newer XML, and have it applied, between the listing and the repair.
+    The repair by the older XML is wrong then, and no further event will come.
+    """
+    done: list[Outcome] = []
+    for _ in range(ROUNDS):
+        outcomes = _outcomes(engine, [repair(*each) for each in documents.items()])
+        by_uuid = dict(zip(documents, outcomes, strict=True))
+        touched = {uuid for uuid, one in by_uuid.items() if one.repaired or one.errors}
+        latest = (ask() if touched else None) or {}
+        documents = {
+            uuid: latest[uuid]
+            for uuid in touched & latest.keys()
+            if latest[uuid] != documents[uuid]
+        }
+        for uuid, one in by_uuid.items():
+            done.append(replace(one, errors=[]) if uuid in documents else one)
+    return together(done)
+
+
+def _outcomes(engine: Engine, repairs: Iterable[Repair]) -> list[Outcome]:
+    """Return the outcome of each repair, in order.  Several are carried out at once."""
+    jobs = list(enumerate(repairs))
+    waiting = deque(jobs)
+    workers = min(WORKERS, len(jobs))
+    outcomes: dict[int, Outcome] = {}
+
+    def work() -> None:
+        with _engine_like(engine) as own:
+            while waiting:
+                try:
+                    number, repair = waiting.popleft()
+                except IndexError:
+                    return
+                outcomes[number] = _attempt(own, repair)
+                # The kernel session would keep a socket in each namespace.
+                own.kernel.close()
+
+    if workers < 2:
+        outcomes = {number: _attempt(engine, repair) for number, repair in jobs}
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            for future in [pool.submit(work) for _ in range(workers)]:
+                future.result()
+    return [outcomes[number] for number, _ in jobs]
+
+
+def together(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return several outcomes as one."""
+    whole = Outcome([], [])
+    for each in outcomes:
+        whole.repaired.extend(each.repaired)
+        whole.errors.extend(each.errors)
+    return whole
+
+
+@contextmanager
+def _engine_like(engine: Engine) -> Iterator[Engine]:
+    """Open a database connection and a kernel session for one worker."""
+    with closing(Store(engine.store.path.parent)) as store, Kernel() as kernel:
+        yield replace(engine, store=store, kernel=kernel)
+
+
+def _attempt(engine: Engine, repair: Repair) -> Outcome:
+    name, fix = repair
+    try:
+        return Outcome([(name, what) for what in fix(engine)], [])
+    except NatnsError as error:
+        message = str(error)
+        return Outcome([], [message if name in message else f"{name}: {message}"])

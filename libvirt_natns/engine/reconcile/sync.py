@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command sync: everything that differs from the records, or from libvirt, is repaired.
+
+Nothing here calls libvirt: the caller hands over a way to ask which networks and guests are
+active.  libvirt is asked after the records were read.  A network that was recorded as up by
+then and is not active has ended, while a network that starts at the same time is let alone.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+
+from libvirt_natns import names
+from libvirt_natns.daemons import dnsmasq_trial
+from libvirt_natns.documents import libvirt_xml, xml_sniff
+from libvirt_natns.engine import proxied_addresses
+from libvirt_natns.engine.adoption import adopt
+from libvirt_natns.engine.down import down_unless_changed, tidy
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.reconcile.active import (
+    Active,
+    Ask,
+    AskGuests,
+    Running,
+    is_active,
+    leftovers,
+    name_of,
+    network_of_ours,
+    no_guests,
+    stopped_guests,
+    why_over,
+)
+from libvirt_natns.engine.reconcile.check import NO_ROUTER
+from libvirt_natns.engine.reconcile.repairs import (
+    Outcome,
+    Repair,
+    repair_all,
+    repair_latest,
+    together,
+)
+from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.model import Network
+from libvirt_natns.state.guests import GuestRecord
+from libvirt_natns.state.networks import Record, now
+
+RECENT = 5.0
+"""Seconds within which libvirt sends the event of a start that its hooks told us of."""
+
+
+NOT_OURS = "is not to be handled any more"
+
+
+def sync_all(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome:
+    """Repair all differences, and change nothing else."""
+    records = engine.store.networks("preparing", "starting", "up")
+    recorded = Guests(engine).registry.guests()
+    active, running = ask(), ask_guests()
+    here = _running(engine, records, active)
+    adopted = adopt(engine, active or {}, running.domains if running else {})
+    done = [
+        Outcome(adopted.found, adopted.errors),
+        # First, as another network may have the ended one's name or bridge by now.
+        repair_all(engine, _endings(engine, records, here, asked=active is not None)),
+        repair_latest(
+            engine,
+            here,
+            ask,
+            lambda uuid, xml: (name_of(xml), partial(_repair_active, uuid, xml, ask)),
+        ),
+        repair_all(engine, [("host", partial(Engine.ensure_host, configured=True))]),
+        repair_all(engine, [("dnsmasq", tidy_trials)]),
+        repair_all(
+            engine,
+            ((uuid, partial(_look_elsewhere, uuid)) for uuid in proxied_addresses.networks()),
+        ),
+    ]
+    if running is not None:
+        # The guests' networks are there by now.
+        done.append(repair_all(engine, _guest_endings(recorded, running)))
+        by_uuid = {record.uuid: record for record in recorded}
+        done.append(
+            repair_latest(
+                engine,
+                running.domains,
+                lambda: _domains(ask_guests()),
+                lambda uuid, xml: (
+                    xml_sniff.at_domain(xml).name,
+                    partial(_converge_guest, xml, by_uuid.get(uuid)),
+                ),
+            )
+        )
+        done.append(repair_all(engine, [("guests", _tidy_guests)]))
+    return together(done)
+
+
+def _look_elsewhere(uuid: str, engine: Engine) -> list[str]:
+    return engine.look_elsewhere(uuid, proxied_addresses.Asked())
+
+
+def _guest_endings(recorded: list[GuestRecord], running: Running) -> Iterator[Repair]:
+    for record in stopped_guests(recorded, running):
+        yield record.name, partial(_end_guest, record)
+
+
+def _domains(running: Running | None) -> Mapping[str, bytes] | None:
+    return running.domains if running else None
+
+
+def tidy_trials(_: Engine) -> list[str]:
+    """Remove leftovers of dnsmasq's trials, and return what was removed."""
+    return dnsmasq_trial.tidy()
+
+
+def _tidy_guests(engine: Engine) -> list[str]:
+    Guests(engine).tidy()
+    return []
+
+
+def _end_guest(record: GuestRecord, engine: Engine) -> list[str]:
+    return Guests(engine).end(record)
+
+
+def _converge_guest(xml: bytes, record: GuestRecord | None, engine: Engine) -> list[str]:
+    """Bring a guest to its XML, unless an event has changed it since ``record`` was read."""
+    guests = Guests(engine)
+    latest = guests.registry.guest(record.uuid) if record else None
+    if record and latest and latest.document != record.document:
+        return []
+    return guests.converge(xml, record is not None)
+
+
+def _running(engine: Engine, records: list[Record], active: Active | None) -> dict[str, bytes]:
+    """Return active networks, by their bridges where libvirt does not answer."""
+    if active is not None:
+        return dict(active)
+    return {record.uuid: record.document for record in records if is_active(engine, record, active)}
+
+
+def _endings(
+    engine: Engine, records: list[Record], running: Mapping[str, bytes], *, asked: bool
+) -> Iterator[Repair]:
+    for record in records:
+        if record.uuid not in running:
+            yield record.name, partial(_end, record)
+    for uuid, namespace in leftovers(engine):
+        # Without a record and without libvirt, the bridge shows whether the network runs.
+        if uuid not in running and (asked or not _on_a_bridge(engine, uuid)):
+            yield namespace or uuid, partial(_tidy, uuid, namespace)
+
+
+def _on_a_bridge(engine: Engine, uuid: str) -> bool:
+    """Return whether a network's namespace is connected with the bridge that libvirt made."""
+    return engine.kernel.master_of(names.private_patch(uuid)) is not None
+
+
+def _end(record: Record, engine: Engine) -> list[str]:
+    ended = down_unless_changed(engine, record)
+    return [f"{why_over(record)}: removed"] if ended and record.this_boot else []
+
+
+def _tidy(uuid: str, namespace: str | None, engine: Engine) -> list[str]:
+    return ["was left over: removed"] if tidy(engine, uuid, namespace) else []
+
+
+def _repair_active(uuid: str, xml: bytes, ask: Ask, engine: Engine) -> list[str]:
+    """Repair a network; drop an error if the network has ended at the same time."""
+    try:
+        return _repair(engine, uuid, xml)
+    except NatnsError:
+        active = ask()
+        if active is None or uuid in active:
+            raise
+    return []
+
+
+def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
+    record = engine.store.network(uuid)
+    if record and record.unfinished:
+        return []
+    up = record is not None and record.runs
+    if up and xml_sniff.at_network(xml).untouched:
+        # Its end was missed, and the network that runs now is not to be handled.
+        engine.hand_back(libvirt_xml.parse_network(xml))
+        return [f"{NOT_OURS}: given back to libvirt"]
+    # A network that is up stays up where only the configuration's scope has changed.
+    network = libvirt_xml.parse_network(xml) if up else network_of_ours(engine, xml)
+    if network is None:
+        return []
+    repaired = _up(engine, network, xml)
+    return repaired if up else [f"{NO_ROUTER}: it has got one"]
+
+
+def _up(engine: Engine, network: Network, xml: bytes) -> list[str]:
+    """Bring a network up, also where another network has left its namespace behind."""
+    try:
+        return engine.up(network, xml)
+    except ConflictError:
+        namespace = names.namespace(network.name)
+        owner = engine.kernel.namespace_owner(namespace)
+        if not owner or owner == network.uuid or not tidy(engine, owner, namespace):
+            raise
+    return engine.up(network, xml)
+
+
+def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) -> list[str]:
+    """Bring one network to its XML in libvirt, and return what was wrong.
+
+    ``ask`` gets the XML from libvirt, or None if the network is not active.  libvirt is
+    asked after the record was read.
+    """
+    record = engine.store.network(uuid)
+    xml = ask()
+    if xml is None:
+        return _end(record, engine) if record and record.state != "down" else []
+    if record and _has_just_started(record, xml):
+        return []
+    guests = Guests(engine)
+    before = guests.held(uuid)
+    try:
+        repaired = _repair(engine, uuid, xml)
+    except NatnsError:
+        if ask() is None:
+            return []
+        raise
+    guests.cut_since(before)
+    return repaired
+
+
+def _has_just_started(record: Record, xml: bytes) -> bool:
+    """True if hooks have told of a network's start, so that nothing is left to do."""
+    if record.state != "up" or not record.this_boot or now() - record.since > RECENT:
+        return False
+    with suppress(NatnsError):
+        return libvirt_xml.parse_network(record.document) == libvirt_xml.parse_network(xml)
+    return False

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Upstream addresses that another station has as well: move away, defend, or do not answer."""
+
+from collections.abc import Collection
+
+from libvirt_natns import names
+from libvirt_natns.addresses import Address
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine import leases, proxied_addresses
+from libvirt_natns.engine.context import Context
+from libvirt_natns.engine.up import up
+from libvirt_natns.kernel import address_probe, netns
+from libvirt_natns.kernel.locks import locked
+from libvirt_natns.state import applicants, pool
+from libvirt_natns.state.networks import Record
+
+
+def relocate(
+    context: Context, uuid: str, taken: Address, avoided: Collection[Address] = ()
+) -> list[str]:
+    """Give a network another address than ``taken``, which another station has.
+
+    ``avoided`` are addresses that other stations answered for lately.  The caller
+    limits how often a network moves.  No hook waits: the new address is probed for
+    in full, and then announced without another probe, so one move leads to no other.
+    Return what was changed, which is nothing if the network has another address by now.
+    Raises LeaseError if there is no other, or the network's metadata asks for this one.
+    """
+    record = context.store.network(uuid)
+    if record is None or not record.runs:
+        return []
+    network = libvirt_xml.parse_network(record.document)
+    upstream = context.planner.upstream(network)
+    if upstream.by_dhcp and taken.version == 4:
+        # The client asks the neighbours, and declines an address that a neighbour has.
+        return []
+    waiting = context.waiting()
+    with context.changing("relocate", uuid, record.name) as changes:
+        if taken not in context.store.leases(upstream.name, uuid).addresses:
+            return []
+
+        def probe(addresses: Collection[Address]) -> set[Address]:
+            in_use = {taken, *avoided}.intersection(addresses)
+            others = [address for address in addresses if address not in in_use]
+            return in_use | leases.probe(waiting, upstream, others)
+
+        own = context.kernel.host_addresses()
+        applicant = applicants.applicant(network, 4 if taken.version == 4 else 6)
+        address = pool.reserve(context.store, applicant, upstream, probe, own)
+        changes.append(f"moved from {taken} to {address}")
+    # A start that goes on takes the new address by itself.
+    return [*changes, *up(waiting, network, record.document)] if record.state == "up" else changes
+
+
+def defend(_: Context, record: Record, address: Address) -> None:
+    """Announce an address that a network has and another station answers for.
+
+    Raises UpstreamError or KernelError.
+    """
+    mac = names.mac(record.uuid, names.UPSTREAM_LINK)
+    with netns.entered(record.namespace):
+        address_probe.announce(names.UPSTREAM_LINK, address, mac)
+
+
+def look_elsewhere(context: Context, uuid: str, asked: proxied_addresses.Asked) -> list[str]:
+    """Cut addresses that stations outside have out of the prefixes that ndppd answers for.
+
+    Return what differed.  Takes the upstream's ``probe`` where a guest has an address in
+    the provider's own prefix.  Raises a NatnsError.
+    """
+    record = context.store.network(uuid)
+    if record is None or record.state != "up" or not record.this_boot:
+        return []
+    if context.kernel.link(record.namespace, record.bridge) is None:
+        # The network is stopping, or is to be repaired.
+        return []
+    due = asked.due(context.kernel.neighbours6(record.namespace, record.bridge))
+    due = due[: proxied_addresses.MOST]
+    if not due:
+        return []
+    asked.note(due)
+    network = libvirt_xml.parse_network(record.document)
+    upstream = context.planner.upstream(network)
+    proxy = proxied_addresses.outermost(context.planner.plan(network, upstream))
+    if proxy is None:
+        return []
+    outside = proxied_addresses.look(proxy, due, upstream.probe)
+    if outside is None:
+        return []
+    with locked(names.network_directory(uuid)):
+        context.discard_lock(uuid)
+        if context.state(uuid) != "up":
+            return []
+        proxied_addresses.note(uuid, outside)
+    listed = ", ".join(map(str, outside)) or "none"
+    return [
+        f"addresses outside, of what guests have: {listed}",
+        *up(context, network, record.document),
+    ]

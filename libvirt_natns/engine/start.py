@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The verbs of a start, until libvirt has the bridge: prepare, build, give up.
+
+libvirt is never called: a hook that called it would deadlock.
+"""
+
+import time
+from contextlib import suppress
+
+from libvirt_natns import names
+from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.engine import given_up, leases, shared_host
+from libvirt_natns.engine.apply.carry_out import carry_out
+from libvirt_natns.engine.apply.links import namespace_owner
+from libvirt_natns.engine.context import Context, discard_directory, empty_directory
+from libvirt_natns.engine.down import end, remove_orphan
+from libvirt_natns.engine.network_record import is_start_of, new_record
+from libvirt_natns.engine.operations.links import Namespace
+from libvirt_natns.engine.removal import delete_own_namespace, remove
+from libvirt_natns.engine.rivals import end_rivals
+from libvirt_natns.engine.start_checks import check, check_room
+from libvirt_natns.engine.undo import Undo
+from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.defer import at_once
+from libvirt_natns.kernel.locks import LIMIT
+from libvirt_natns.model import Network
+from libvirt_natns.state.networks import Record
+
+POLL = 0.02
+"""Seconds between two looks at whether another network's start is over."""
+
+
+def prepare(context: Context, network: Network, xml: bytes) -> None:
+    """Check all that can be refused, and reserve a network's addresses and claims.
+
+    Runs in libvirt's `start` hook, before the bridge exists.  Raises a NatnsError, and
+    leaves nothing, where the network cannot come up.  Waits while another network with
+    an overlapping subnet is between its own `start` and `started`.
+    """
+    upstream = context.planner.upstream(network)
+    check(context, network, upstream)
+    end_rivals(context, network, active=False)
+    with context.changing("prepare", network.uuid, network.name) as changes, Undo() as undo:
+        undo.add(discard_directory, network.uuid)
+        check_room(network)
+        _clear(context, network, xml)
+        leases.reserve(context, network, xml, upstream, undo)
+        context.step("await its turn")
+        while context.store.enter_start(new_record(network, xml, upstream, "starting")):
+            time.sleep(POLL)
+        changes.append(f"reserved {leases.in_words(context, network, upstream)}")
+        undo.pop_all()
+
+
+def build(context: Context, network: Network, xml: bytes) -> bool:
+    """Make ahead all that needs nothing of libvirt's; ``up`` then joins it.
+
+    For a thread of a resident process, right after ``prepare``, while libvirt makes its
+    bridge.  Raises a NatnsError and takes back its own work; ``up`` does all of it
+    then.  Return False if that start is over already.
+    """
+    upstream = context.planner.upstream(network)
+    with context.changing("build", network.uuid, network.name) as changes, Undo() as undo:
+        record = context.store.network(network.uuid)
+        if context.built is None or not record or not is_start_of(record, xml):
+            return False
+        undo.add(empty_directory, network.uuid)
+        leases.renew(context, network, upstream)
+        shared_host.adjust(context, network.uuid)
+        operations = context.planner.plan_ahead(network, upstream)
+        changes += carry_out(context.kernel, operations, undo, context.before, later=context.later)
+        context.built.keep(network.uuid, record.since, operations)
+        undo.pop_all()
+    return True
+
+
+def give_up(
+    context: Context, start: Record, *, orphaned: bool = False, limit: float = LIMIT
+) -> bool:
+    """Take back a start that libvirt has given up, and return True.
+
+    ``orphaned``: the network is surely inactive in libvirt, so a bridge of libvirt's
+    goes as well.  Return False, and do nothing, if anything has happened to the network
+    since the record was made.
+    """
+    with context.changing("give up", start.uuid, start.name, limit) as changes:
+        record = context.store.network(start.uuid)
+        if not record or (record.state, record.since) != (start.state, start.since):
+            return False
+        if orphaned:
+            remove_orphan(context, record.document)
+        end(context, start.uuid, start.namespace)
+        changes.append("removed a start that libvirt gave up")
+    return True
+
+
+def end_given_up(context: Context, but: str = "", *, wait: bool = False) -> None:
+    """Take back the starts of other networks than ``but`` that libvirt has given up.
+
+    libvirt reports no such end.  The service finds it; without the service, the next
+    event does.  Leftovers that cannot be removed wait for ``sync``.  With ``wait``, a
+    start without a bridge gets as long as ``given_up.BRIDGE_LIMIT``.
+    """
+    for record in context.store.networks("preparing", "starting"):
+        if record.uuid == but:
+            continue
+        while wait and context.later is at_once and given_up.may_be_given_up(record):
+            time.sleep(POLL)
+        if given_up.is_given_up(record):
+            # The holder of its lock may have to wait for a DHCP server.
+            with suppress(NatnsError):
+                give_up(context, record, limit=POLL)
+
+
+def _clear(context: Context, network: Network, xml: bytes) -> None:
+    """Remove leftovers of an earlier run of a network, and refuse a foreign namespace."""
+    namespace = Namespace(names.namespace(network.name), network.uuid)
+    if namespace_owner(context.kernel, namespace) not in (network.uuid, None):
+        raise ConflictError(
+            f"network {network.name}: namespace {namespace.name} exists and is not ours",
+            f"rename the network, or delete it (ip netns delete {namespace.name})",
+        )
+    remove(context.kernel, network.uuid, namespace.name, context.before)
+    # A dnsmasq that came up just as libvirt was killed would keep the address.
+    dnsmasq.stop_libvirts(network.name)
+    _remove_former_name(context, network)
+    if context.state(network.uuid) != "down":
+        remove_orphan(context, xml)
+        context.step("note that it is down")
+        context.store.set_state(network.uuid, "down")
+        shared_host.adjust(context, network.uuid)
+
+
+def _remove_former_name(context: Context, network: Network) -> None:
+    """Remove the namespace that a network had under another name."""
+    record = context.store.network(network.uuid)
+    former = record.namespace if record else ""
+    if former and former != names.namespace(network.name) and netns.exists(former):
+        delete_own_namespace(context.kernel, network.uuid, former)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Reasons to refuse a network's start, as far as they can be seen before the start."""
+
+import os
+
+from libvirt_natns import names
+from libvirt_natns.daemons import dnsmasq_trial, ndppd, udhcpc
+from libvirt_natns.engine.context import Context
+from libvirt_natns.engine.facts.mtu import ETHERNET_MTU
+from libvirt_natns.engine.facts.proxies import check_proxied
+from libvirt_natns.engine.facts.services import resolvers_of
+from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.segment import has_ipv6
+from libvirt_natns.engine.plan.surroundings import Surroundings
+from libvirt_natns.errors import StoreError, UpstreamError
+from libvirt_natns.model import Network, Outside, Upstream
+from libvirt_natns.upstream import attachment, selection
+
+ROOM = 64 << 10
+"""Octets that a network's run-time files may take: most are those of its dnsmasq."""
+
+
+def check(context: Context, network: Network, upstream: Upstream) -> None:
+    """Refuse a network that could not come up.  Raises a NatnsError."""
+    backend = context.planner.backend(ipv6=has_ipv6(network))
+    if network.needs_dnsmasq:
+        dnsmasq_trial.check(network)
+    selection.check_addresses(network, upstream)
+    # A plan that no rule can express is refused here, not when the rules are loaded.
+    make(network, upstream, Outside(), Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None))
+    check_proxied(context.config, context.store, network, upstream)
+    if selection.proxied(network, upstream):
+        ndppd.program()
+    if upstream.known:
+        families = selection.families(network, upstream)
+        selection.check_resolvers(network, upstream, resolvers_of(upstream, families).servers)
+    if upstream.by_dhcp:
+        udhcpc.program()
+    _check_bridge(context, network, upstream)
+
+
+def _check_bridge(context: Context, network: Network, upstream: Upstream) -> None:
+    """Refuse an upstream's bridge or NIC that could not take another network."""
+    if upstream.kind == "host" and context.kernel.link(None, upstream.bridge or "") is None:
+        return
+    problem = attachment.problem(context.kernel, upstream)
+    if problem and upstream.kind == "router":
+        problem = problem[0], f"virt-natns router up {upstream.name}"
+    if problem:
+        raise UpstreamError(
+            f"network {network.name}: {upstream.segment} of upstream {upstream.name} {problem[0]}",
+            problem[1],
+        )
+
+
+def check_room(network: Network) -> None:
+    """Refuse a start whose run-time files have no room: `started` is too late for that.
+
+    Raises StoreError.
+    """
+    probe = names.network_directory(network.uuid) / "room"
+    try:
+        with probe.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, ROOM)
+    except OSError as error:
+        raise StoreError(
+            f"network {network.name}: {probe.parent} has no room for {ROOM >> 10} KiB"
+            f" ({error.strerror})",
+            f"free some space (df {names.RUN_DIRECTORY}; df -i {names.RUN_DIRECTORY})",
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)

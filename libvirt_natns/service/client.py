@@ -59,21 +59,22 @@ def ask(kind: str, event: tuple[str, str], data: bytes = b"", path: str = SOCKET
     """
     end = time.monotonic() + LIMITS.get(event[0], LIMIT)
     try:
-        link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     except OSError:
         return None
     try:
-        link.settimeout(GREETING_LIMIT)
-        link.connect(path)
-        if _read_line(link) != GREETING:
+        connection.settimeout(GREETING_LIMIT)
+        connection.connect(path)
+        # The greeting is short and sent at once, so it comes whole.
+        if connection.recv(len(GREETING)) != GREETING:
             return None
-        link.settimeout(_left(end))
-        link.sendall(f"{kind} {event[0]} {event[1]} {len(data)}\n".encode() + data)
-        return _answer(_read_all(link, end))
+        connection.settimeout(_left(end))
+        connection.sendall(f"{kind} {event[0]} {event[1]} {len(data)}\n".encode() + data)
+        return _answer(_read_all(connection, end))
     except OSError:
         return None
     finally:
-        link.close()
+        connection.close()
 
 
 def _left(end: float) -> float:
@@ -84,16 +85,11 @@ def _left(end: float) -> float:
     return left
 
 
-def _read_line(link: _socket.socket) -> bytes:
-    # The greeting is short and sent at once, so it comes whole.
-    return link.recv(len(GREETING))
-
-
-def _read_all(link: _socket.socket, end: float) -> bytes:
+def _read_all(connection: _socket.socket, end: float) -> bytes:
     blocks = []
-    while block := link.recv(BLOCK):
+    while block := connection.recv(BLOCK):
         blocks.append(block)
-        link.settimeout(_left(end))
+        connection.settimeout(_left(end))
     return b"".join(blocks)
 
 

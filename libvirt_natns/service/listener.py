@@ -38,10 +38,10 @@ def own_socket(cleanup: ExitStack) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-        link.settimeout(1.0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
         try:
-            link.connect(os.fspath(path))
+            connection.connect(os.fspath(path))
         except OSError:
             return False
     return True

@@ -114,20 +114,20 @@ class Server:
 
     def _accept(self, listener: socket.socket) -> None:
         try:
-            link, _ = listener.accept()
+            connection, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
             self._short_of("descriptors", error)
             return
-        thread = Thread(target=self._serve, args=(link,), daemon=True)
+        thread = Thread(target=self._serve, args=(connection,), daemon=True)
         with self._lock:
             self._threads.add(thread)
         try:
             thread.start()
         except RuntimeError as error:
             # The hook does the work itself then.
-            link.close()
+            connection.close()
             self._threads.discard(thread)
             self._short_of("threads", error)
 
@@ -143,13 +143,13 @@ class Server:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _serve(self, link: socket.socket) -> None:
+    def _serve(self, connection: socket.socket) -> None:
         """Serve one connection, from the greeting to the work after the answer."""
         try:
             # On an OSError the client has gone, and its event is done all the same.
-            with suppress(OSError), link:
-                follow_up = self._converse(link)
-                link.close()
+            with suppress(OSError), connection:
+                follow_up = self._converse(connection)
+                connection.close()
                 if follow_up is not None:
                     self._go_on(follow_up)
         finally:
@@ -163,13 +163,13 @@ class Server:
             level: Level = "warning" if isinstance(error, NatnsError) else "error"
             self._log.say_error(level, "failed", error, when="after the answer")
 
-    def _converse(self, link: socket.socket) -> events.FollowUp | None:
-        if _peer(link) != 0:
+    def _converse(self, connection: socket.socket) -> events.FollowUp | None:
+        if _peer(connection) != 0:
             return None
-        link.settimeout(REQUEST_LIMIT)
-        link.sendall(GREETING)
+        connection.settimeout(REQUEST_LIMIT)
+        connection.sendall(GREETING)
         try:
-            return self._reply(link)
+            return self._reply(connection)
         except FormatError as error:
             # Another version is installed by now.  Its hooks do the work themselves, and
             # systemd starts its service in our place.
@@ -177,9 +177,9 @@ class Server:
             self.stop()
         return None
 
-    def _reply(self, link: socket.socket) -> events.FollowUp | None:
+    def _reply(self, connection: socket.socket) -> events.FollowUp | None:
         """Answer a client's request.  Raises FormatError, and answers nothing then."""
-        request = _request(link)
+        request = _request(connection)
         if request is None:
             # The client may be a hook of another version, which rejects our greeting.
             self._check_format()
@@ -187,7 +187,7 @@ class Server:
         start = time.monotonic()
         verdict, text, follow_up = self._answer(request)
         with suppress(OSError):
-            link.sendall(verdict + b"\n" + text.encode())
+            connection.sendall(verdict + b"\n" + text.encode())
         taken = time.monotonic() - start
         # An error in counting must not stop the work after the answer.
         with suppress(Exception):
@@ -223,15 +223,15 @@ class Server:
         return DONE, "", answered
 
 
-def _peer(link: socket.socket) -> int:
+def _peer(connection: socket.socket) -> int:
     """Return the user id of the process at the other end."""
-    credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     return int(CREDENTIALS.unpack(credentials)[1])
 
 
-def _request(link: socket.socket) -> Request | None:
+def _request(connection: socket.socket) -> Request | None:
     """Read a client's request; None where the client has gone, or the request is malformed."""
-    with link.makefile("rb") as stream:
+    with connection.makefile("rb") as stream:
         header = stream.readline(HEADER_LIMIT).decode(errors="replace").split()
         if len(header) != 4 or not header[3].isdecimal():
             return None

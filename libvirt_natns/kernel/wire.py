@@ -10,12 +10,10 @@ Numbers of links are left out of what is kept: a link that moves between
 namespaces may come back with another one.
 """
 
-import errno
-import os
 import struct
 from collections.abc import Iterable, Iterator
 
-from libvirt_natns.kernel.rtnetlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR, Session
+from libvirt_natns.kernel.netlink import Socket
 
 NLM_F_ACK = 4
 NLM_F_EXCL = 0x200
@@ -85,34 +83,16 @@ def without(found: Iterable[Attribute], *kinds: int) -> list[Attribute]:
     return [each for each in found if each[0] & NLA_TYPE not in kinds]
 
 
-class Wire(Session):
+class Wire(Socket):
     """A socket that also changes things; belongs to the namespace in which it was made."""
 
     def listing(self, kind: int, header: bytes) -> list[bytes]:
         """The bodies of all objects of a kind.  Raises OSError and InterruptedDumpError."""
-        return self._ask(kind, header, NLM_F_DUMP)
+        return self.dump(kind, header)
 
     def one(self, kind: int, body: bytes) -> bytes | None:
         """The body of one object; None where there is no such.  Raises OSError."""
-        try:
-            (answer,) = self._ask(kind, body, 0)
-        except OSError as error:
-            if error.errno in (errno.ENODEV, errno.ENOENT):
-                return None
-            raise
-        return answer
-
-    def change(self, kind: int, body: bytes, flags: int = 0) -> None:
-        """One request that the kernel confirms.  Raises OSError with the kernel's reason."""
-        self._number += 1
-        header = (16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, self._number, 0)
-        self._socket.send(struct.pack("=IHHII", *header) + body)
-        for answer, _, said in self._answers():
-            if answer == NLMSG_ERROR:
-                code = -struct.unpack_from("=i", said)[0]
-                if code:
-                    raise OSError(code, os.strerror(code))
-                return
+        return self.get(kind, body)
 
 
 def set_link(

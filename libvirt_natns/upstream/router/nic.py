@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from libvirt_natns import names
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns, wire
-from libvirt_natns.kernel.rtnetlink import InterruptedDumpError
+from libvirt_natns.kernel.netlink import InterruptedDumpError
 from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import asdict, dataclass, fields, replace
 from libvirt_natns.upstream.router import nic_objects

@@ -17,15 +17,28 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.database import SQLError
-from libvirt_natns.upstream.router import hardware, journal, nic, preflight, recover, restore
-from libvirt_natns.upstream.router.downstream import Needs
-from libvirt_natns.upstream.router.journal import Kept, Record, Target
-from libvirt_natns.upstream.router.lifecycle import Machine, NeedsOf
-from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router import (
+    confirmation,
+    hardware,
+    journal,
+    nic_completion,
+    nic_link,
+    nic_restore,
+    nic_snapshot,
+    preflight,
+    recover,
+    restore_script,
+)
+from libvirt_natns.upstream.router.confirmation import ConfirmedRouter
+from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.journal import RouterRecord
+from libvirt_natns.upstream.router.lifecycle import NeedsOf, RouterLifecycle
+from libvirt_natns.upstream.router.nic_snapshot import Capture
 from libvirt_natns.upstream.router.recover import Say
+from libvirt_natns.upstream.router.target import Target
 
 
-def up(machine: Machine, name: str, say: Say) -> list[str]:
+def up(machine: RouterLifecycle, name: str, say: Say) -> list[str]:
     """Make a router as it was confirmed, or repair it; returns what was done.
 
     ``say`` hears what is wrong on the way.  Raises RouterError once the host has its NIC
@@ -49,7 +62,7 @@ def up(machine: Machine, name: str, say: Say) -> list[str]:
         ) from error
 
 
-def _up(machine: Machine, name: str, kept: Kept, say: Say) -> list[str]:
+def _up(machine: RouterLifecycle, name: str, kept: ConfirmedRouter, say: Say) -> list[str]:
     with suppress(NatnsError):
         record = journal.load(name)
         if record is not None and record.is_whole and not record.is_overdue:
@@ -70,27 +83,27 @@ def _up(machine: Machine, name: str, kept: Kept, say: Say) -> list[str]:
     if kept.target is not None:
         # An earlier version may have confirmed it, or the script has been damaged.
         with suppress(OSError):
-            journal.write_script(replace(kept.target, nic=link), had)
+            confirmation.write_script(replace(kept.target, nic=link), had)
     return done
 
 
-def _needs(machine: Machine, say: Say) -> NeedsOf:
+def _needs(machine: RouterLifecycle, say: Say) -> NeedsOf:
     """What networks need of a router that comes up: nothing, where the database is broken."""
 
-    def needs(target: Target) -> Needs:
+    def needs(target: Target) -> RouterNeeds:
         try:
             return machine.needs(target)
         except (StoreError, SQLError) as error:
             if not told:
                 say(f"the networks of router {target.name} are not known: {error}")
             told.append(error)
-            return Needs()
+            return RouterNeeds()
 
     told: list[Exception] = []
     return needs
 
 
-def _upstream(config: Config, name: str, kept: Kept) -> Upstream:
+def _upstream(config: Config, name: str, kept: ConfirmedRouter) -> Upstream:
     """The upstream as it was confirmed, whatever the configuration says by now."""
     found = config.upstreams.get(name)
     if found is None or found.kind != "router":
@@ -108,7 +121,7 @@ def _upstream(config: Config, name: str, kept: Kept) -> Upstream:
 # -- the way back ------------------------------------------------------------
 
 
-def rescue(machine: Machine, name: str, kept: Kept | None) -> str:
+def rescue(machine: RouterLifecycle, name: str, kept: ConfirmedRouter | None) -> str:
     """Have the host end with its NIC; returns in words how it ended.  Raises nothing.
 
     A router that stands is left alone.
@@ -123,7 +136,7 @@ def rescue(machine: Machine, name: str, kept: Kept | None) -> str:
             if link:
                 return f"{link} has its own addresses in the host"
     # Also for a NIC that another kernel's messages cannot describe.
-    said = restore.run(names.router_file(name, "restore"))
+    said = restore_script.run(names.router_file(name, "restore"))
     if not said:
         return "the NIC has its own addresses in the host"
     return f"the NIC is left as it is ({said})"
@@ -136,11 +149,11 @@ def _stands(name: str) -> bool:
     return False
 
 
-def _is_away(record: Record) -> bool:
-    return nic.exists(record.target.namespace, record.target.nic)
+def _is_away(record: RouterRecord) -> bool:
+    return nic_link.exists(record.target.namespace, record.target.nic)
 
 
-def _bring_back(machine: Machine, name: str, kept: Kept | None) -> None:
+def _bring_back(machine: RouterLifecycle, name: str, kept: ConfirmedRouter | None) -> None:
     """Move the NIC out of a namespace that a failed step has left it in."""
     namespace = names.router_namespace(name)
     if not netns.exists(namespace):
@@ -149,7 +162,7 @@ def _bring_back(machine: Machine, name: str, kept: Kept | None) -> None:
         machine.down(name, force=True)
     inside = hardware.find_in(namespace, kept.before) if kept and netns.exists(namespace) else None
     if inside:
-        nic.move(inside, namespace, None)
+        nic_link.move(inside, namespace, None)
     with suppress(NatnsError):
         machine.kernel.delete_link(names.router_patch(name))
 
@@ -163,12 +176,12 @@ def configure_bare(kept: Capture) -> str:
     link = hardware.find(kept)
     if link is None:
         return ""
-    with nic.session(None) as opened:
-        found = nic.find(opened, link)
-    if found is None or found.number(nic.IFLA_MASTER):
+    with nic_link.session(None) as opened:
+        found = nic_link.find(opened, link)
+    if found is None or found.master:
         return link
-    present = nic.capture(None, link)
+    present = nic_snapshot.capture(None, link)
     if present.is_bare:
         had = hardware.lasting(hardware.renamed(kept, link))
-        nic.put(None, nic.completed(present, had))
-    return "" if nic.capture(None, link).is_bare else link
+        nic_restore.put(None, nic_completion.completed(present, had))
+    return "" if nic_snapshot.capture(None, link).is_bare else link

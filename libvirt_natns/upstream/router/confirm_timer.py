@@ -17,7 +17,7 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import processes
-from libvirt_natns.upstream.router import command, nic
+from libvirt_natns.upstream.router import boot_clock, helper_command
 
 SYSTEMD = Path("/run/systemd/system")
 POLL = 0.1
@@ -29,7 +29,7 @@ PAUSES = (1.0, 2.0, 5.0, 10.0)
 
 def arm(name: str, deadline: float) -> None:
     """Start what takes a router back at its deadline.  Raises RouterError."""
-    waiting = command.line("expire", name, str(deadline))
+    waiting = helper_command.line("expire", name, str(deadline))
     if SYSTEMD.is_dir() and _as_unit(name, waiting):
         return
     try:
@@ -67,8 +67,8 @@ def wait(deadline: float, pending: Callable[[], bool], take_back: Callable[[], o
     ``pending`` tells whether it still waits; what cannot be told counts as waiting.  A
     ``take_back`` that fails is tried again for as long as the router waits.
     """
-    while nic.clock() < deadline:
-        time.sleep(min(POLL, max(0.0, deadline - nic.clock())))
+    while boot_clock.now() < deadline:
+        time.sleep(min(POLL, max(0.0, deadline - boot_clock.now())))
         if not _waits(pending):
             return
     for pause in chain(PAUSES, repeat(PAUSES[-1])):

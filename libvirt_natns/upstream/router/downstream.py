@@ -7,15 +7,16 @@ routed by it, untranslated.
 """
 
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from socket import AF_INET6
 
 from libvirt_natns import names
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import dataclass
-from libvirt_natns.upstream.router import nic, nic_objects
-from libvirt_natns.upstream.router.journal import Target
-from libvirt_natns.upstream.router.link_config import Side
-from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router import nic_link
+from libvirt_natns.upstream.router.link_config import LinkConfig
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 OFF6 = (("ipv6/conf/disable_ipv6", "1"),)
 ON6 = (
@@ -28,7 +29,7 @@ ON6 = (
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class RouterNeeds:
     """What the networks that run on a router need of it.
 
     ``forwards`` are what they publish on its addresses, ``prefixes`` what is routed to them
@@ -53,14 +54,14 @@ def prefixes(
     return tuple((str(part), gateway) for part in parts)
 
 
-def transit(target: Target, needs: Needs) -> Side:
+def transit(target: Target, needs: RouterNeeds) -> LinkConfig:
     """The transit bridge, with the routes to networks."""
     subnet = IPv4Network(target.transit)
     addresses = [f"{target.transit_gateway}/{subnet.prefixlen}"]
     if target.transit6:
         subnet6 = IPv6Network(target.transit6)
         addresses.append(f"{subnet6[1]}/{subnet6.prefixlen}")
-    return Side(
+    return LinkConfig(
         target.namespace,
         names.ROUTER_TRANSIT,
         tuple(addresses),
@@ -70,25 +71,23 @@ def transit(target: Target, needs: Needs) -> Side:
     )
 
 
-def gateways(target: Target, before: Capture) -> Side | None:
+def gateways(target: Target, before: Capture) -> LinkConfig | None:
     """Ways to the provider's own routers, where a network may have the subnet they are in."""
     inside = ip_network(target.subnet6) if target.transit6 and target.subnet6 else ()
     found = {
         each.gateway
         for each in before.routes
-        if each.family == nic_objects.AF_INET6
-        and each.gateway
-        and ip_address(each.gateway) in inside
+        if each.family == AF_INET6 and each.gateway and ip_address(each.gateway) in inside
     }
     routes = tuple((f"{each}/128", None) for each in sorted(found))
-    return Side(target.namespace, target.nic, (), routes, ()) if routes else None
+    return LinkConfig(target.namespace, target.nic, (), routes, ()) if routes else None
 
 
 def attached(target: Target) -> list[str]:
     """The links of networks on the transit bridge.  Raises KernelError."""
     if not netns.exists(target.namespace):
         return []
-    with nic.session(target.namespace) as opened:
-        bridge = nic.find(opened, names.ROUTER_TRANSIT)
-        listed = nic.links(opened) if bridge else ()
-        return [e.name for e in listed if bridge and e.number(nic.IFLA_MASTER) == bridge.index]
+    with nic_link.session(target.namespace) as opened:
+        bridge = nic_link.find(opened, names.ROUTER_TRANSIT)
+        listed = nic_link.links(opened) if bridge else ()
+        return [e.name for e in listed if bridge and e.master == bridge.index]

@@ -13,10 +13,11 @@ a bounded time.
 import time
 from collections.abc import Iterator
 
-from libvirt_natns.kernel.wire import Wire
+from libvirt_natns.kernel.netlink import Socket
 from libvirt_natns.records import replace
-from libvirt_natns.upstream.router import nic
-from libvirt_natns.upstream.router.nic import Capture, Link
+from libvirt_natns.upstream.router import boot_clock, nic_link
+from libvirt_natns.upstream.router.nic_link import ListedLink
+from libvirt_natns.upstream.router.nic_snapshot import Capture
 
 DRIVER_LIMIT = 30.0
 """Seconds after which a NIC that is not there yet is not expected any more."""
@@ -37,13 +38,13 @@ def find(kept: Capture) -> str | None:
 
     None where no link is.  Raises KernelError.
     """
-    with nic.session(None) as opened:
+    with nic_link.session(None) as opened:
         return _by_mac(opened, kept, None) or _by_name(opened, kept)
 
 
 def find_in(namespace: str, kept: Capture) -> str | None:
     """The same in a namespace.  Raises KernelError."""
-    with nic.session(namespace) as opened:
+    with nic_link.session(namespace) as opened:
         return _by_mac(opened, kept, namespace) or _by_name(opened, kept)
 
 
@@ -52,17 +53,17 @@ def await_link(kept: Capture) -> str | None:
 
     A link that has the name and another MAC address counts after NAMING_LIMIT seconds.
     """
-    start = nic.clock()
+    start = boot_clock.now()
     while True:
-        with nic.session(None) as opened:
+        with nic_link.session(None) as opened:
             by_mac, by_name = _by_mac(opened, kept, None), _by_name(opened, kept)
-        waited = nic.clock() - start
+        waited = boot_clock.now() - start
         if by_mac or (by_name and waited >= NAMING_LIMIT) or waited >= DRIVER_LIMIT:
             return by_mac or by_name
         time.sleep(POLL)
 
 
-def _by_mac(opened: Wire, kept: Capture, namespace: str | None) -> str | None:
+def _by_mac(opened: Socket, kept: Capture, namespace: str | None) -> str | None:
     wanted = {kept.mac, kept.permanent} - set(NOBODY)
     fitting = [each for each in _hardware(opened) if wanted & {each.mac, each.permanent}]
     # Another link may have been given a copy of the NIC's MAC address.
@@ -74,15 +75,15 @@ def _by_mac(opened: Wire, kept: Capture, namespace: str | None) -> str | None:
     return None
 
 
-def _hardware(opened: Wire) -> Iterator[Link]:
-    for each in nic.links(opened):
-        if each.kind in HARDWARE and each.name not in nic.RESERVED:
+def _hardware(opened: Socket) -> Iterator[ListedLink]:
+    for each in nic_link.links(opened):
+        if each.kind in HARDWARE and each.name not in nic_link.RESERVED:
             yield each
 
 
-def _by_name(opened: Wire, kept: Capture) -> str | None:
+def _by_name(opened: Socket, kept: Capture) -> str | None:
     # The kernel also finds a link by its alternative names.
-    link = nic.find(opened, kept.name)
+    link = nic_link.find(opened, kept.name)
     return link.name if link else None
 
 

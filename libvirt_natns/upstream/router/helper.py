@@ -12,8 +12,8 @@ from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
 from libvirt_natns.upstream.router import confirm_timer, journal, recover
-from libvirt_natns.upstream.router.journal import Record
-from libvirt_natns.upstream.router.lifecycle import Machine
+from libvirt_natns.upstream.router.journal import RouterRecord
+from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     verb, name, *rest = arguments
     with Kernel() as kernel:
-        machine = Machine(Config(), kernel)
+        machine = RouterLifecycle(Config(), kernel)
         try:
             if verb == "expire":
                 waiting = _Waiting(machine, name, float(rest[0]))
@@ -40,9 +40,9 @@ class _Waiting:
     Its record is remembered, should the journal be lost or damaged meanwhile.
     """
 
-    def __init__(self, machine: Machine, name: str, deadline: float) -> None:
+    def __init__(self, machine: RouterLifecycle, name: str, deadline: float) -> None:
         self._machine, self._name, self._deadline = machine, name, deadline
-        self._remembered: Record | None = None
+        self._remembered: RouterRecord | None = None
 
     def is_pending(self) -> bool:
         """True if the router has not been confirmed.  Raises StoreError where that is unknown."""

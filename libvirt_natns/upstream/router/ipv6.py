@@ -10,14 +10,14 @@ taken only where the host leaves the NIC none, and where nobody else has it.
 from collections.abc import Collection, Iterator
 from hashlib import sha256
 from ipaddress import IPv6Address, IPv6Network, ip_address
+from socket import AF_INET6
 
 from libvirt_natns import firewall, names
 from libvirt_natns.errors import FirewallError, UpstreamError
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.upstream.router import nic_objects
-from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router.nic_snapshot import Capture
 
 PRIVATE = 0xFD << 120
 UNIQUE_LOCAL = IPv6Network("fc00::/7")
@@ -92,7 +92,7 @@ def _candidates(wanted: Upstream, before: Capture, subnet: IPv6Network) -> Itera
 
 
 def _is_taken(before: Capture, address: IPv6Address) -> bool:
-    gateways = {each.gateway for each in before.routes if each.family == nic_objects.AF_INET6}
+    gateways = {each.gateway for each in before.routes if each.family == AF_INET6}
     if str(address) in gateways | {each.ip for each in before.ipv6}:
         return True
     try:

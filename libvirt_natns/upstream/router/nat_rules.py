@@ -28,11 +28,11 @@ from libvirt_natns.firewall.iptables import Place
 from libvirt_natns.firewall.nftables import Hook
 from libvirt_natns.firewall.rules import Rule, limited, single
 from libvirt_natns.records import asdict
-from libvirt_natns.upstream.router import journal
-from libvirt_natns.upstream.router.downstream import Needs
-from libvirt_natns.upstream.router.journal import Target
+from libvirt_natns.upstream.router import router_files
+from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.target import Target
 
-NOTHING = Needs()
+NOTHING = RouterNeeds()
 
 LAYOUT: nftables.Layout = {
     "dstnat": Hook("nat", "prerouting", "dstnat"),
@@ -49,7 +49,7 @@ LEGACY: iptables.Layout = {
 }
 
 
-def rules(target: Target, needs: Needs = NOTHING) -> tuple[Rule, ...]:
+def rules(target: Target, needs: RouterNeeds = NOTHING) -> tuple[Rule, ...]:
     """All rules of a router with what its networks need."""
     return (
         *_translated(target, needs.forwards),
@@ -133,7 +133,7 @@ def _passing(target: Target, six: Iterable[Rule]) -> Iterator[Rule]:
     yield Rule(chain="forward", destinations=(default_route(4),), action="drop")
 
 
-def _passing6(target: Target, needs: Needs) -> Iterator[Rule]:
+def _passing6(target: Target, needs: RouterNeeds) -> Iterator[Rule]:
     """In and out of the transit bridge in IPv6: what networks' addresses are, and no more."""
     bridge, own = names.ROUTER_TRANSIT, (IPv6Network(target.transit6),)
     yield Rule(chain="forward", iif=bridge, sources=own, action="accept")
@@ -190,7 +190,7 @@ def _recorded(target: Target) -> str:
 def load(target: Target, wanted: tuple[Rule, ...]) -> None:
     """Put the rules in force, all of them or none.  Raises FirewallError."""
     file = names.router_file(target.name, "rules")
-    journal.remove(file)
+    router_files.remove(file)
     if target.backend == nftables.name:
         nftables.run(target.namespace, nftables.render(wanted, LAYOUT))
     else:

@@ -3,21 +3,31 @@
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from socket import AF_INET
 from typing import cast
 
 from libvirt_natns import firewall, names
 from libvirt_natns.errors import ConflictError, RouterError
 from libvirt_natns.firewall.rules import Transport
-from libvirt_natns.kernel import netns
+from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, PortSet, Protocol, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream import transit
-from libvirt_natns.upstream.router import dhcp, ipv6, nic, nic_objects, resolv_conf
-from libvirt_natns.upstream.router.downstream import Needs
-from libvirt_natns.upstream.router.journal import Kept, Target
-from libvirt_natns.upstream.router.nic import Capture
-from libvirt_natns.upstream.router.resolv_conf import Resolver
+from libvirt_natns.upstream.router import (
+    host_resolv_conf,
+    ipv6,
+    nic_checks,
+    nic_completion,
+    nic_lease,
+    nic_link,
+    nic_snapshot,
+)
+from libvirt_natns.upstream.router.confirmation import ConfirmedRouter
+from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.host_resolv_conf import Resolver
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 
 def upstream(config: Config, name: str | None) -> Upstream:
@@ -35,7 +45,7 @@ def upstream(config: Config, name: str | None) -> Upstream:
     raise RouterError(fact, f"name one of {', '.join(sorted(routers))}" if routers else add)
 
 
-def confirmed(wanted: Upstream, kept: Kept) -> Upstream:
+def confirmed(wanted: Upstream, kept: ConfirmedRouter) -> Upstream:
     """An upstream with what was confirmed of it, whatever the configuration says by now."""
     known = kept.target
     if known is None:
@@ -55,7 +65,7 @@ def ports(wanted: Upstream) -> tuple[tuple[Transport, int, int], ...]:
     return tuple((each.proto, each.first, each.last) for each in wanted.host_ports)
 
 
-def check_published(target: Target, needs: Needs) -> None:
+def check_published(target: Target, needs: RouterNeeds) -> None:
     """Refuse ports of the host's that a network publishes.  Raises ConflictError."""
     for each in needs.forwards:
         if each.target.version != 4:
@@ -99,8 +109,8 @@ def target(
     _check_subnets(kernel, wanted, before)
     leased = any(each.leased for each in before.ipv4)
     if leased:
-        dhcp.require()
-    resolv = resolv_conf.look()
+        nic_lease.require()
+    resolv = host_resolv_conf.look()
     addresses6 = _addresses6(wanted, before)
     has_ipv6 = transit.has_ipv6(kernel)
     six = ipv6.choose(config, wanted, before, addresses6) if has_ipv6 else ipv6.Ipv6()
@@ -130,17 +140,17 @@ def _refuse(wanted: Upstream, fact: str, remedy: str = "") -> RouterError:
 
 def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
     name = wanted.nic or ""
-    if name in nic.RESERVED:
+    if name in nic_link.RESERVED:
         raise _refuse(wanted, f"a NIC cannot be called {name}", "rename it (ip link set NIC name)")
-    found = nic.obstacle(name)
+    found = nic_checks.obstacle(name)
     if found:
         raise _refuse(wanted, f"{name} {found[0]}", found[1])
-    before = nic.capture(None, name)
+    before = nic_snapshot.capture(None, name)
     if kept is not None and kept.name == name and (before.is_bare or boot):
-        before = nic.completed(before, kept)
+        before = nic_completion.completed(before, kept)
     if before.is_bare:
         raise _refuse(wanted, f"{name} has no address", "configure it first, as it is to be used")
-    if not before.flags & nic.IFF_UP:
+    if not before.flags & netlink.IFF_UP:
         raise _refuse(wanted, f"{name} is down", f"ip link set {name} up")
     if not any(route.is_default for route in before.routes):
         raise _refuse(
@@ -178,7 +188,7 @@ def _reached(before: Capture) -> Iterator[IPv4Network]:
         to = ip_network(route.destination)
         if isinstance(to, IPv4Network) and to.prefixlen:
             yield to
-        if route.family == nic_objects.AF_INET and route.gateway:
+        if route.family == AF_INET and route.gateway:
             yield IPv4Network(IPv4Address(route.gateway))
 
 
@@ -214,13 +224,13 @@ def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
 
 def _servers(wanted: Upstream, before: Resolver) -> tuple[str, ...]:
     named = tuple(str(each) for each in wanted.dns)
-    found = resolv_conf.servers(before, named)
+    found = host_resolv_conf.servers(before, named)
     if found is None:
         return ()
     if not any(_is_server(each) for each in found):
         raise _refuse(
             wanted,
-            f"{resolv_conf.FILE} names no server that the host reaches without {wanted.nic}",
+            f"{host_resolv_conf.FILE} names no server that the host reaches without {wanted.nic}",
             f"set 'dns' in [upstreams.{wanted.name}] of {names.CONFIG_FILE}",
         )
     return tuple(found)

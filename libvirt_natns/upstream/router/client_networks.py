@@ -9,6 +9,7 @@ without a router, a network on it cannot start.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from socket import AF_INET6
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
@@ -20,14 +21,15 @@ from libvirt_natns.records import replace
 from libvirt_natns.state.guests import Registry
 from libvirt_natns.state.networks import Store, User
 from libvirt_natns.upstream import transit
-from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, nic_objects
-from libvirt_natns.upstream.router.downstream import Needs
-from libvirt_natns.upstream.router.journal import Record, Target
+from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, router_files
+from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.journal import RouterRecord
+from libvirt_natns.upstream.router.target import Target
 
 Up = Callable[[Network, bytes], list[str]]
 
 
-def record_of(upstream: str) -> Record | None:
+def record_of(upstream: str) -> RouterRecord | None:
     """What is recorded of a router that is up."""
     record = journal.load(upstream)
     return record if record is not None and record.is_whole else None
@@ -59,18 +61,18 @@ def neighbours(upstream: str) -> set[Address]:
     record = record_of(upstream)
     if record is None:
         return set()
-    routes = (each for each in record.before.routes if each.family == nic_objects.AF_INET6)
+    routes = (each for each in record.before.routes if each.family == AF_INET6)
     known = {*record.target.addresses6, *(each.ip for each in record.before.ipv6)}
     known |= {each.gateway for each in routes if each.gateway}
     known |= {record.target.own6} if record.target.own6 else set()
     return {ip_address(each) for each in known}
 
 
-def needs(store: Store, target: Target) -> Needs:
+def needs(store: Store, target: Target) -> RouterNeeds:
     """What the networks that run on a router need of it."""
     users = {user.uuid: user for user in store.users() if user.upstream == target.name}
     found = (_published(each, users) for each in Registry(store).forwards())
-    return Needs(
+    return RouterNeeds(
         tuple(each for each in found if each),
         tuple(each for user in users.values() for each in _prefixes(target, user)),
     )
@@ -128,7 +130,7 @@ def reattach(store: Store, up: Up, upstream: str) -> list[str]:
 # -- rules -------------------------------------------------------------------
 
 
-def _running() -> Iterator[Record]:
+def _running() -> Iterator[RouterRecord]:
     """The routers that are up."""
     yield from (record for record in journal.load_all() if record.is_whole)
 
@@ -146,9 +148,9 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     return found
 
 
-def _load(store: Store, record: Record, announce: Callable[[str], None]) -> list[str]:
+def _load(store: Store, record: RouterRecord, announce: Callable[[str], None]) -> list[str]:
     name = record.target.name
-    with journal.lock():
+    with router_files.lock():
         # It may have gone meanwhile, and what is published have changed.
         if record_of(name) is None:
             return []
@@ -183,7 +185,7 @@ def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
             _check(forward, record)
 
 
-def _check(forward: Forward, record: Record) -> None:
+def _check(forward: Forward, record: RouterRecord) -> None:
     target = record.target
     taken = _port_of_host(forward, target)
     if taken is not None:
@@ -200,7 +202,7 @@ def _check(forward: Forward, record: Record) -> None:
         )
 
 
-def _listens(record: Record, address: Address) -> bool:
+def _listens(record: RouterRecord, address: Address) -> bool:
     """Whether a router has an address, as far as that is known."""
     target, before = record.target, record.before
     if address.version == 4:

@@ -14,16 +14,18 @@ import syslog
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from socket import AF_INET
 
 from libvirt_natns import names
 from libvirt_natns.daemons import lease_check, udhcpc
 from libvirt_natns.daemons.udhcpc import Client, Lease
-from libvirt_natns.kernel import processes, wire
+from libvirt_natns.kernel import netlink, processes
 from libvirt_natns.records import replace
-from libvirt_natns.upstream.router import command, link_config, nic, nic_objects
-from libvirt_natns.upstream.router.journal import Target
-from libvirt_natns.upstream.router.link_config import Side
-from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router import helper_command, link_config, nic_link, nic_snapshot
+from libvirt_natns.upstream.router.link_config import LinkConfig
+from libvirt_natns.upstream.router.nic_addresses import NicAddress
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 END_LIMIT = 2.0
 """Seconds for a client that was killed to end."""
@@ -42,7 +44,7 @@ def _client(target: Target, mac: str) -> Client:
         link=target.nic,
         client_id=ETHERNET + mac.replace(":", ""),
         directory=_directory(target),
-        on_change=command.line("lease", target.name),
+        on_change=helper_command.line("lease", target.name),
     )
 
 
@@ -115,11 +117,13 @@ def left_out(target: Target) -> list[str]:
     return list(lease_check.said(lease_check.bounded(held, _private(target)).cuts))
 
 
-def _side(target: Target, held: Lease) -> Side:
+def _side(target: Target, held: Lease) -> LinkConfig:
     routes = [(str(each.destination), str(each.gateway)) for each in held.routes]
     if held.gateway:
         routes.append(("0.0.0.0/0", str(held.gateway)))
-    return Side(target.namespace, target.nic, (str(held.address),), tuple(routes), (), onlink=True)
+    return LinkConfig(
+        target.namespace, target.nic, (str(held.address),), tuple(routes), (), onlink=True
+    )
 
 
 def apply(target: Target, before: Capture) -> None:
@@ -139,7 +143,7 @@ def apply(target: Target, before: Capture) -> None:
         # What is in force stays: the server's next word may make sense again.
         return
     # First: with the oldest address of a subnet the kernel removes all others.
-    static = [e for e in before.addresses if e.family == nic_objects.AF_INET and not e.leased]
+    static = [e for e in before.addresses if e.family == AF_INET and not e.leased]
     _remove_others(target, held, {each.ip for each in static})
     if held is not None:
         link_config.ensure(_side(target, held))
@@ -151,31 +155,33 @@ def apply(target: Target, before: Capture) -> None:
         mark.touch()
 
 
-def _add(target: Target, addresses: list[nic_objects.Address]) -> None:
-    with nic.session(target.namespace) as opened:
-        link = nic.find(opened, target.nic)
+def _add(target: Target, addresses: list[NicAddress]) -> None:
+    with nic_link.session(target.namespace) as opened:
+        link = nic_link.find(opened, target.nic)
         for each in addresses if link else ():
             request = each.request(link.index if link else 0, 0)
-            nic.attempt(opened, wire.RTM_NEWADDR, request, wire.NLM_F_CREATE | wire.NLM_F_EXCL)
+            nic_link.attempt(
+                opened, netlink.RTM_NEWADDR, request, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+            )
 
 
 def _remove_others(target: Target, held: Lease | None, static: set[str]) -> None:
     leased = {str(held.address.ip)} if held else set()
     gateway = str(held.gateway) if held else ""
-    with nic.session(target.namespace) as opened:
-        link = nic.find(opened, target.nic)
-        found = nic.capture(target.namespace, target.nic)
+    with nic_link.session(target.namespace) as opened:
+        link = nic_link.find(opened, target.nic)
+        found = nic_snapshot.capture(target.namespace, target.nic)
         index = link.index if link else 0
         keep = static | leased
         if held and not leased & {each.ip for each in found.addresses}:
             keep = {each for each in static if IPv4Address(each) not in held.address.network}
         for each in found.addresses:
-            if each.family == nic_objects.AF_INET and each.ip not in keep:
-                nic.attempt(opened, wire.RTM_DELADDR, each.request(index, 0))
+            if each.family == AF_INET and each.ip not in keep:
+                nic_link.attempt(opened, netlink.RTM_DELADDR, each.request(index, 0))
         for route in found.routes:
-            default = route.family == nic_objects.AF_INET and route.is_default
+            default = route.family == AF_INET and route.is_default
             if default and route.gateway != gateway:
-                nic.attempt(opened, wire.RTM_DELROUTE, route.request(index))
+                nic_link.attempt(opened, netlink.RTM_DELROUTE, route.request(index))
 
 
 def without_leased(found: Capture) -> Capture:
@@ -188,6 +194,6 @@ def without_leased(found: Capture) -> Capture:
             each
             for each in found.routes
             if each.source not in ours
-            and not (each.family == nic_objects.AF_INET and (each.is_default or each.gateway))
+            and not (each.family == AF_INET and (each.is_default or each.gateway))
         ),
     )

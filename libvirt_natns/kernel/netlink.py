@@ -90,7 +90,7 @@ Message = tuple[int, int, int, bytes]
 """A message's type, flags, sequence number and body."""
 
 
-class InterruptedDumpError(Exception):
+class InterruptedDumpError(OSError):
     """An object changed while the kernel listed its kind, so the list may lack one."""
 
 
@@ -217,7 +217,7 @@ class Socket:
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Return the bodies of all objects of a kind.
 
-        Raises OSError, and InterruptedDumpError where another program changed an object.
+        Raises OSError; an InterruptedDumpError where another program changed an object.
         """
         self._send(kind, NLM_F_DUMP, body)
         bodies = []
@@ -228,7 +228,7 @@ class Socket:
                 break
             bodies.append(answer_body)
         if interrupted:
-            raise InterruptedDumpError
+            raise InterruptedDumpError(errno.EINTR, os.strerror(errno.EINTR))
         return bodies
 
     def get(self, kind: int, body: bytes) -> bytes | None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a router has towards its networks: the transit bridge, and the ways to their prefixes.
+"""A router's side of its networks: the transit bridge, and routes to the networks' prefixes.
 
-In IPv6 a network's namespace has a private address (RFC 4193) on the transit bridge.  What
-bears it leaves by an address of the router's (NAT66); a prefix that the outside knows is
-routed by it, untranslated.
+In IPv6 a network's namespace has a private address (RFC 4193) on the transit bridge.  Packets
+from that address leave by an address of the router (NAT66).  A prefix that the outside knows
+is routed to the namespace without translation.
 """
 
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -20,7 +20,7 @@ from libvirt_natns.upstream.router.target import Target
 
 OFF6 = (("ipv6/conf/disable_ipv6", "1"),)
 ON6 = (
-    # Nobody else is on the bridge, and no packet passes it before its own address is usable.
+    # No other station is on the bridge, and no packet passes before its address is usable.
     ("ipv6/conf/accept_dad", "0"),
     ("ipv6/conf/accept_ra", "0"),
     ("ipv6/conf/accept_redirects", "0"),
@@ -30,10 +30,10 @@ ON6 = (
 
 @dataclass(frozen=True, slots=True)
 class RouterNeeds:
-    """What the networks that run on a router need of it.
+    """The needs of the networks that run on a router.
 
-    ``forwards`` are what they publish on its addresses, ``prefixes`` what is routed to them
-    untranslated, each with the address of the namespace that it is behind.
+    ``forwards`` are their published ports on the router's addresses.  ``prefixes`` are routed
+    to them without translation, each with the address of its namespace.
     """
 
     forwards: tuple[HostForward, ...] = ()
@@ -43,19 +43,22 @@ class RouterNeeds:
 def prefixes(
     target: Target, subnets: tuple[IPv6Network, ...], leased: IPv6Network | None, gateway: str
 ) -> tuple[tuple[str, str], ...]:
-    """What of a network's ``subnets``, and the prefix that it leases, is known outside."""
+    """Return the prefixes of a network that the outside knows, with their gateway.
+
+    They are its leased prefix, and its ``subnets`` that are parts of the NIC's own subnet.
+    """
     parts = [leased] if leased else []
     whole = IPv6Network(target.subnet6) if target.subnet6 else None
     for subnet in subnets if whole else ():
         assert whole is not None
         if subnet.subnet_of(whole):
-            # Ahead of the NIC's own route is only something longer.
+            # Only a longer prefix takes precedence over the NIC's own route.
             parts += subnet.subnets() if subnet == whole else [subnet]
     return tuple((str(part), gateway) for part in parts)
 
 
 def transit(target: Target, needs: RouterNeeds) -> LinkConfig:
-    """The transit bridge, with the routes to networks."""
+    """Return the transit bridge, with the routes to networks."""
     subnet = IPv4Network(target.transit)
     addresses = [f"{target.transit_gateway}/{subnet.prefixlen}"]
     if target.transit6:
@@ -72,7 +75,7 @@ def transit(target: Target, needs: RouterNeeds) -> LinkConfig:
 
 
 def gateways(target: Target, before: Capture) -> LinkConfig | None:
-    """Ways to the provider's own routers, where a network may have the subnet they are in."""
+    """Return routes to provider's routers in a subnet that a network may have; None without any."""
     inside = ip_network(target.subnet6) if target.transit6 and target.subnet6 else ()
     found = {
         each.gateway
@@ -84,10 +87,10 @@ def gateways(target: Target, before: Capture) -> LinkConfig | None:
 
 
 def attached(target: Target) -> list[str]:
-    """The links of networks on the transit bridge.  Raises KernelError."""
+    """Return the links of networks on the transit bridge.  Raises KernelError."""
     if not netns.exists(target.namespace):
         return []
-    with nic_link.session(target.namespace) as opened:
-        bridge = nic_link.find(opened, names.ROUTER_TRANSIT)
-        listed = nic_link.links(opened) if bridge else ()
+    with nic_link.session(target.namespace) as sock:
+        bridge = nic_link.find(sock, names.ROUTER_TRANSIT)
+        listed = nic_link.links(sock) if bridge else ()
         return [e.name for e in listed if bridge and e.master == bridge.index]

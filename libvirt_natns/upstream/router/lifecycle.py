@@ -202,7 +202,7 @@ class RouterLifecycle:
             return True
 
     def expire(self, name: str, deadline: float, remembered: RouterRecord | None = None) -> None:
-        """Take a router back whose deadline, this one, has passed.
+        """Take a router back that still has this deadline, which has passed.
 
         ``remembered`` is the record that the router's timer has read last, for a journal
         that is lost or damaged by now.  Raises a NatnsError or OSError.

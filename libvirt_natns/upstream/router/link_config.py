@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The addresses and routes at one end of the patch between a host and its router.
+"""Addresses, routes and settings of a link that we configure ourselves.
 
-Made by us from nothing, unlike the NIC's: an address is known by itself and its
-prefix, a route by its destination and gateway.
+Unlike the NIC's objects, these are compared by their values: an address by itself and its
+prefix length, a route by its destination and gateway.
 """
 
 import struct
@@ -10,29 +10,21 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 from socket import AF_INET, AF_INET6
 
-from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netlink
-from libvirt_natns.kernel.netlink import Socket
+from libvirt_natns.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, Socket
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import link_settings, nic_link, nic_snapshot
 from libvirt_natns.upstream.router.nic_routes import NicRoute
 from libvirt_natns.upstream.router.nic_snapshot import Capture
-
-IFA_F_NODAD = 2
-RTPROT_STATIC = 4
-PROTOCOL = 5
-"""Where a route's message says who has made it."""
-SCOPE_LINK = 253
-RTN_UNICAST = 1
 
 
 @dataclass(frozen=True, slots=True)
 class LinkConfig:
     """A link that is up, with its addresses and routes (destination, gateway).
 
-    A gateway None: what is on the link itself.  ``settings`` as in ``Capture``;
-    ``onlink``: gateways are on the link, whatever its addresses say.  ``alone``: it has no
-    other routes than these and those of its addresses.
+    A route without a gateway leads to stations on the link.  ``settings`` as in ``Capture``.
+    ``onlink``: gateways need not be in a subnet of the link.  ``alone``: all static routes
+    but these are removed.
     """
 
     namespace: str | None
@@ -44,69 +36,64 @@ class LinkConfig:
     alone: bool = False
 
 
-def ensure(side: LinkConfig) -> None:
-    """Make it so; another time changes nothing.  Raises KernelError."""
-    link_settings.write(side.namespace, side.link, dict(side.settings))
-    with nic_link.session(side.namespace) as opened:
-        link = nic_link.find(opened, side.link)
-        if link is None:
-            raise KernelError(f"there is no link {side.link} in {side.namespace or 'the host'}")
+def ensure(wanted: LinkConfig) -> None:
+    """Configure a link; a second call changes nothing.  Raises KernelError."""
+    link_settings.write(wanted.namespace, wanted.link, dict(wanted.settings))
+    with nic_link.session(wanted.namespace) as sock:
+        link = nic_link.require(sock, wanted.namespace, wanted.link)
         if not link.flags & netlink.IFF_UP:
             body = netlink.change_link(link.index, (), netlink.IFF_UP, netlink.IFF_UP)
-            opened.change(netlink.RTM_NEWLINK, body)
-        for address in side.addresses:
-            opened.change(
-                netlink.RTM_NEWADDR,
-                _address(link.index, address),
-                netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE,
-            )
-        found = nic_snapshot.capture(side.namespace, side.link)
-        for stray in _strays(side, found):
-            nic_link.attempt(opened, netlink.RTM_DELROUTE, stray.request(link.index))
-        present = _routes(found)
-        for destination, gateway in side.routes:
-            if (destination, gateway) not in present:
-                flags = netlink.RTNH_F_ONLINK if side.onlink else 0
-                _add_route(opened, link.index, destination, gateway, flags)
+            sock.change(netlink.RTM_NEWLINK, body)
+        for address in wanted.addresses:
+            request, flags = _address(link.index, address), NLM_F_CREATE | NLM_F_REPLACE
+            sock.change(netlink.RTM_NEWADDR, request, flags)
+        present = nic_snapshot.capture(wanted.namespace, wanted.link)
+        for stray in _strays(wanted, present):
+            nic_link.attempt(sock, netlink.RTM_DELROUTE, stray.request(link.index))
+        routes = _routes(present)
+        for destination, gateway in wanted.routes:
+            if (destination, gateway) not in routes:
+                hop = netlink.RTNH_F_ONLINK if wanted.onlink else 0
+                _add_route(sock, link.index, destination, gateway, hop)
 
 
-def _routes(found: Capture) -> set[tuple[str, str | None]]:
-    return {(each.destination, each.gateway) for each in found.routes}
+def _routes(present: Capture) -> set[tuple[str, str | None]]:
+    return {(route.destination, route.gateway) for route in present.routes}
 
 
-def _strays(side: LinkConfig, found: Capture) -> list[NicRoute]:
-    """Routes that somebody has entered, and that are not wanted."""
-    if not side.alone:
+def _strays(wanted: LinkConfig, present: Capture) -> list[NicRoute]:
+    """Return static routes that the configuration lacks."""
+    if not wanted.alone:
         return []
-    entered = (each for each in found.routes if bytes.fromhex(each.body)[PROTOCOL] == RTPROT_STATIC)
-    return [each for each in entered if (each.destination, each.gateway) not in side.routes]
+    static = (route for route in present.routes if route.protocol == netlink.RTPROT_STATIC)
+    return [route for route in static if (route.destination, route.gateway) not in wanted.routes]
 
 
-def differences(side: LinkConfig) -> list[str]:
-    """What is not so, in words."""
-    where = f"{side.link} in {side.namespace or 'the host'}"
-    if not nic_link.exists(side.namespace, side.link):
+def differences(wanted: LinkConfig) -> list[str]:
+    """Return in words how a link differs from its configuration."""
+    where = f"{wanted.link} in {wanted.namespace or 'the host'}"
+    if not nic_link.exists(wanted.namespace, wanted.link):
         return [f"{where} is missing"]
-    found = nic_snapshot.capture(side.namespace, side.link)
-    if not found.flags & netlink.IFF_UP:
+    present = nic_snapshot.capture(wanted.namespace, wanted.link)
+    if not present.flags & netlink.IFF_UP:
         return [f"{where} is down"]
-    return list(_differences(side, found, where))
+    return list(_differences(wanted, present, where))
 
 
-def _differences(side: LinkConfig, found: Capture, where: str) -> Iterator[str]:
-    present = {f"{each.ip}/{each.prefix}" for each in found.addresses}
-    for address in side.addresses:
-        if str(ip_interface(address)) not in present:
+def _differences(wanted: LinkConfig, present: Capture, where: str) -> Iterator[str]:
+    addresses = {f"{address.ip}/{address.prefix}" for address in present.addresses}
+    for address in wanted.addresses:
+        if str(ip_interface(address)) not in addresses:
             yield f"{where} lacks the address {address}"
-    routes = _routes(found)
-    for destination, gateway in side.routes:
+    routes = _routes(present)
+    for destination, gateway in wanted.routes:
         if (destination, gateway) not in routes:
             via = f" via {gateway}" if gateway else ""
             yield f"the route {destination}{via} on {where} is missing"
-    for stray in _strays(side, found):
+    for stray in _strays(wanted, present):
         yield f"the {stray} on {where} is left over"
-    settings = dict(found.settings)
-    for key, text in side.settings:
+    settings = dict(present.settings)
+    for key, text in wanted.settings:
         if settings.get(key, text) != text:
             yield f"setting {key} of {where} is {settings[key]} instead of {text}"
 
@@ -114,26 +101,26 @@ def _differences(side: LinkConfig, found: Capture, where: str) -> Iterator[str]:
 def _address(link: int, text: str) -> bytes:
     address = ip_interface(text)
     family = AF_INET if address.version == 4 else AF_INET6
-    scope = SCOPE_LINK if address.is_link_local else 0
+    scope = netlink.RT_SCOPE_LINK if address.is_link_local else 0
     header = struct.pack("=BBBBI", family, address.network.prefixlen, 0, scope, link)
     attributes = [
         (netlink.IFA_LOCAL, address.packed),
         (netlink.IFA_ADDRESS, address.packed),
     ]
     if family == AF_INET6:
-        # Nobody else is on a patch.
-        attributes.append((netlink.IFA_FLAGS, struct.pack("=I", IFA_F_NODAD)))
+        # A patch has no other station that could have the address.
+        attributes.append(netlink.u32(netlink.IFA_FLAGS, netlink.IFA_F_NODAD))
     return header + netlink.pack(attributes)
 
 
-def _add_route(opened: Socket, link: int, destination: str, gateway: str | None, hop: int) -> None:
+def _add_route(sock: Socket, link: int, destination: str, gateway: str | None, hop: int) -> None:
     to = ip_network(destination)
     family = AF_INET if to.version == 4 else AF_INET6
-    kind = (netlink.RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, hop)
+    kind = (netlink.RT_TABLE_MAIN, netlink.RTPROT_STATIC, 0, netlink.RTN_UNICAST, hop)
     attributes = [(netlink.RTA_DST, to.network_address.packed)] if to.prefixlen else []
     attributes += [(netlink.RTA_GATEWAY, ip_address(gateway).packed)] if gateway else []
     attributes.append((netlink.RTA_OIF, struct.pack("=i", link)))
     body = struct.pack("=BBBBBBBBI", family, to.prefixlen, 0, 0, *kind) + netlink.pack(attributes)
-    # Beside those of other links, which are none of ours to replace; ahead of them in IPv4.
-    append = netlink.NLM_F_APPEND if family == AF_INET6 else 0
-    nic_link.attempt(opened, netlink.RTM_NEWROUTE, body, netlink.NLM_F_CREATE | append)
+    # Routes of other links are not ours to replace.  In IPv4 ours goes ahead of them.
+    append = NLM_F_APPEND if family == AF_INET6 else 0
+    nic_link.attempt(sock, netlink.RTM_NEWROUTE, body, NLM_F_CREATE | append)

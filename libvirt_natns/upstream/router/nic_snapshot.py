@@ -5,9 +5,9 @@ A link that moves to another namespace keeps its hardware's settings and loses t
 kernel sets it down, and its addresses, routes, neighbours and settings below /proc/sys/net
 are gone.  ``capture`` reads all of them, and ``nic_restore`` makes them again.
 
-Known limits: a capture lacks neighbours that the kernel has found out, counters, multicast
-groups that programs have joined, and traffic control (``nic_checks.obstacle`` refuses a NIC
-that has some).
+Known limits: a capture lacks neighbours that the kernel has found out, counters, and multicast
+groups that programs have joined.  It lacks traffic control, too; ``nic_checks.obstacle``
+refuses a NIC that has some.
 """
 
 import struct

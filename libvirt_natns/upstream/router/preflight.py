@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Everything that can be refused about a router, looked at before anything is changed."""
+"""Refuses a router that cannot come up, and decides its target, before anything changes."""
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
@@ -31,7 +31,7 @@ from libvirt_natns.upstream.router.target import Target
 
 
 def upstream(config: Config, name: str | None) -> Upstream:
-    """The upstream of kind "router" of that name, or the only one.  Raises RouterError."""
+    """Return the upstream of kind "router" of that name, or the only one.  Raises RouterError."""
     routers = {each.name: each for each in config.upstreams.values() if each.kind == "router"}
     if name is None and len(routers) == 1:
         return next(iter(routers.values()))
@@ -46,7 +46,7 @@ def upstream(config: Config, name: str | None) -> Upstream:
 
 
 def confirmed(wanted: Upstream, kept: ConfirmedRouter) -> Upstream:
-    """An upstream with what was confirmed of it, whatever the configuration says by now."""
+    """Return an upstream as it was confirmed; later changes of the configuration do not count."""
     known = kept.target
     if known is None:
         return wanted
@@ -61,12 +61,12 @@ def confirmed(wanted: Upstream, kept: ConfirmedRouter) -> Upstream:
 
 
 def ports(wanted: Upstream) -> tuple[tuple[Transport, int, int], ...]:
-    """The host's ports, as a target has them."""
+    """Return the host's ports, in the form of a target."""
     return tuple((each.proto, each.first, each.last) for each in wanted.host_ports)
 
 
 def check_published(target: Target, needs: RouterNeeds) -> None:
-    """Refuse ports of the host's that a network publishes.  Raises ConflictError."""
+    """Refuse host ports that a network publishes.  Raises ConflictError."""
     for each in needs.forwards:
         if each.target.version != 4:
             continue
@@ -80,7 +80,7 @@ def check_published(target: Target, needs: RouterNeeds) -> None:
 
 
 def unapplied(wanted: Upstream, target: Target, before: Capture) -> list[str]:
-    """What is configured otherwise than in a router that is up, and only a new one can have."""
+    """Return the changes of the configuration that only a router made anew can have."""
     own = wanted.host_address6
     addresses6 = tuple(each.ip for each in before.ipv6) if own is None else (str(own),)
     changed = {
@@ -98,10 +98,10 @@ def unapplied(wanted: Upstream, target: Target, before: Capture) -> list[str]:
 def target(
     config: Config, kernel: Kernel, wanted: Upstream, kept: Capture | None, *, boot: bool = False
 ) -> tuple[Target, Capture, Resolver]:
-    """What a router is to be, and what the host has now.  Raises RouterError.
+    """Return the target of a router, the NIC's capture and resolv.conf.  Raises RouterError.
 
-    ``kept`` are the NIC's settings where nobody has given it any, or, at a ``boot``,
-    not all of them yet.
+    ``kept``, the confirmed settings, complete a NIC without addresses.  At a ``boot`` they
+    complete a NIC that lacks some, too.
     """
     name = wanted.nic or ""
     before = _capture(wanted, kept, boot)
@@ -160,7 +160,7 @@ def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
 
 
 def _check_names(kernel: Kernel, wanted: Upstream) -> None:
-    """Nobody else has what we are about to make.  Of ours, a kill may have left something."""
+    """Refuse names of ours that others have.  A kill may have left a namespace of ours."""
     namespace = names.router_namespace(wanted.name)
     owner = kernel.namespace_owner(namespace)
     if netns.exists(namespace) and owner not in (None, f"router {wanted.name}"):
@@ -171,7 +171,7 @@ def _check_names(kernel: Kernel, wanted: Upstream) -> None:
 
 
 def _check_subnets(kernel: Kernel, wanted: Upstream, before: Capture) -> None:
-    """The host's private subnet is nobody else's."""
+    """Refuse a ``host_subnet`` that overlaps another subnet of the host or NIC."""
     for taken in (*kernel.host_routes(), *_reached(before)):
         if wanted.host_subnet.overlaps(taken):
             raise _refuse(
@@ -183,7 +183,7 @@ def _check_subnets(kernel: Kernel, wanted: Upstream, before: Capture) -> None:
 
 
 def _reached(before: Capture) -> Iterator[IPv4Network]:
-    """What is found through the NIC, in particular."""
+    """Yield the subnets and gateways that routes over the NIC lead to."""
     for route in before.routes:
         to = ip_network(route.destination)
         if isinstance(to, IPv4Network) and to.prefixlen:
@@ -193,9 +193,9 @@ def _reached(before: Capture) -> Iterator[IPv4Network]:
 
 
 def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
-    """The subnet behind the router for networks."""
+    """Return the transit subnet, behind the router for networks."""
     taken = [*kernel.host_routes(), *_reached(before), wanted.host_subnet]
-    # The host's own takes the first, and the two need not meet.
+    # The upstream "host" takes the first candidate, and should not meet this one.
     first, *others = transit.CANDIDATES
     candidates = [wanted.subnet] if wanted.subnet else [*others, first]
     for subnet in candidates:
@@ -209,7 +209,7 @@ def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
 
 
 def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
-    """The host's own IPv6 addresses: those that it has, unless one is given."""
+    """Return the host's own IPv6 addresses: all of the NIC, or the configured one."""
     if wanted.host_address6 is None:
         return tuple(each.ip for each in before.ipv6)
     subnets = [ip_network(f"{each.ip}/{each.prefix}", strict=False) for each in before.ipv6]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The record of a router whose journal is damaged or lost, made of what else is known.
+"""Makes the record of a router whose journal is damaged or lost; forgets earlier boots.
 
-A router that is up holds the host's NIC, so its journal must not be needed to give it
-back.  In order: what was confirmed (``.kept``), else what the namespace itself tells: the
-NIC with its addresses and routes, the host's IPv6 addresses on the patch to the host.
+A router that is up holds the host's NIC, so the way back must work without its journal.
+The record is made of the confirmed router.  Without one it is made of the namespace: the
+NIC with its addresses and routes, and the host's IPv6 addresses on the patch to the host.
 """
 
 import time
@@ -51,21 +51,21 @@ def quiet(_: str) -> None:
 
 
 def load(name: str, say: Say = quiet) -> RouterRecord | None:
-    """The record of a router, put together anew where its journal is damaged.
+    """Return the record of a router, made anew where its journal is damaged or lost.
 
-    The damaged file is put aside.  None where nothing is up, and nothing was begun.
+    A damaged file is put aside.  None where no router is up, and no step was begun.
     """
     try:
-        found = _patiently(name)
+        record = _patiently(name)
     except StoreError as error:
         aside = _put_aside(name, "json")
         say(f"{error.fact}{f'; it is kept as {aside}' if aside else ''}")
-        found = None
-    return rebuilt(name) if found is None and is_lost(name) else found
+        record = None
+    return rebuilt(name) if record is None and is_lost(name) else record
 
 
 def _patiently(name: str) -> RouterRecord | None:
-    """The record of a router; a journal that cannot be read is tried again for STEADY seconds.
+    """Return the record of a router; try an unreadable journal again for STEADY seconds.
 
     A program may have used up all descriptors.  Raises StoreError.
     """
@@ -80,30 +80,36 @@ def _patiently(name: str) -> RouterRecord | None:
 
 
 def is_lost(name: str) -> bool:
-    """True if a router's namespace holds a NIC, but no journal tells of it.  Raises KernelError."""
+    """True if a router's namespace holds a NIC, so that a missing journal was lost.
+
+    Raises KernelError.
+    """
     namespace = names.router_namespace(name)
     if not netns.exists(namespace):
         return False
-    with nic_link.session(namespace) as opened:
-        loopback = nic_link.find(opened, "lo")
+    with nic_link.session(namespace) as sock:
+        loopback = nic_link.find(sock, "lo")
         alias = loopback.alias if loopback else ""
         ours = alias.endswith(f"router {name}")
-        return ours and any(map(_may_be_nic, nic_link.links(opened)))
+        return ours and any(map(_may_be_nic, nic_link.links(sock)))
 
 
 def kept(name: str, say: Say = quiet) -> ConfirmedRouter | None:
-    """What was confirmed of a router, also by its journal; a damaged file is put aside."""
+    """Return the confirmed router, from its own file or the journal; None without any.
+
+    A damaged file is put aside.  ``say`` is called for each problem.
+    """
     try:
-        found = confirmation.load(name)
+        confirmed = confirmation.load(name)
     except RouterFileError as error:
         aside = _put_aside(name, "kept")
         say(f"{error.fact}{f'; it is kept as {aside}' if aside else ''}")
-        found = None
+        confirmed = None
     except StoreError as error:
         say(str(error))
-        found = None
-    if found is not None:
-        return found
+        confirmed = None
+    if confirmed is not None:
+        return confirmed
     record = None
     with suppress(StoreError):
         record = journal.load(name)
@@ -115,38 +121,38 @@ def kept(name: str, say: Say = quiet) -> ConfirmedRouter | None:
 
 
 def overdue(name: str, deadline: float, remembered: RouterRecord | None) -> RouterRecord | None:
-    """The record of a router that waited until that deadline; None where it waits no more.
+    """Return the record of a router with this deadline; None where it waits no more.
 
-    Where the journal is damaged, or missing although the NIC is in its namespace, it is
-    the ``remembered`` one, or is put together anew.  Raises KernelError.
+    For a damaged or lost journal it is the ``remembered`` record, or a record made anew.
+    Raises KernelError.
     """
     until = time.monotonic() + STEADY
     while True:
         with suppress(StoreError):
-            found = journal.load(name)
-            if found is not None:
-                return found if found.deadline == deadline and found.this_boot else None
+            record = journal.load(name)
+            if record is not None:
+                return record if record.deadline == deadline and record.this_boot else None
             if not is_lost(name):
                 return None
         if time.monotonic() >= until:
             break
-        # A backup or an editor may have it for a moment.
+        # A backup program or an editor may hold the file for a moment.
         time.sleep(POLL)
     _put_aside(name, "json")
     return (remembered or rebuilt(name)) if is_lost(name) else None
 
 
 def _put_aside(name: str, kind: str) -> str:
-    """The name under which a damaged file is kept; "" where it cannot be."""
+    """Rename a damaged file; returns its new name, "" where that fails."""
     with suppress(OSError):
         return str(router_files.put_aside(names.router_file(name, kind)))
     return ""
 
 
 def rebuilt(name: str) -> RouterRecord | None:
-    """The record of a router that has a namespace, without its journal.
+    """Return the record of a router that has a namespace, made without its journal.
 
-    It counts as up where it was confirmed, and as one to be taken back else.  Raises KernelError.
+    A confirmed router counts as up; any other is to be taken back.  Raises KernelError.
     """
     namespace = names.router_namespace(name)
     if not netns.exists(namespace):
@@ -169,8 +175,8 @@ def rebuilt(name: str) -> RouterRecord | None:
 
 
 def _of_namespace(name: str, namespace: str) -> RouterRecord | None:
-    with nic_link.session(namespace) as opened:
-        found = [each.name for each in nic_link.links(opened) if _may_be_nic(each)]
+    with nic_link.session(namespace) as sock:
+        found = [each.name for each in nic_link.links(sock) if _may_be_nic(each)]
     if not found:
         return None
     hosts = _addresses_of_host(name)
@@ -187,7 +193,7 @@ def _may_be_nic(link: ListedLink) -> bool:
 
 
 def _target(name: str, before: Capture, hosts: tuple[str, ...]) -> Target:
-    """Enough of a target for all steps to be undone."""
+    """Return a target with which all steps can be undone."""
     return Target(
         name=name,
         nic=before.name,
@@ -200,28 +206,28 @@ def _target(name: str, before: Capture, hosts: tuple[str, ...]) -> Target:
 
 
 def _addresses_of_host(name: str) -> tuple[str, ...]:
-    """The host's own IPv6 addresses, which are on the patch to it now."""
+    """Return the host's own IPv6 addresses, which are on the patch to the router now."""
     with suppress(NatnsError):
         return tuple(each.ip for each in nic_snapshot.capture(None, names.router_patch(name)).ipv6)
     return ()
 
 
 def _as_before(inside: Capture, hosts: tuple[str, ...]) -> Capture:
-    """A NIC as it was in the host, as far as it tells in its namespace."""
+    """Return the NIC as it was in the host, as far as its state in the namespace shows."""
     settings = [(key, text) for key, text in inside.settings if key.split("/")[-1] not in NOT_KEPT]
     return replace(
         inside,
         flags=inside.flags & ~netlink.IFF_ALLMULTI,
         settings=tuple(settings),
         addresses=(*inside.addresses, *(_host_address(each, inside) for each in hosts)),
-        # Those that it answers for in the host's place are proxies.
+        # A proxy entry is an address of the host that the NIC answers for.
         neighbours=tuple(each for each in inside.neighbours if not each.is_proxy),
         rules=(),
     )
 
 
 def _host_address(ip: str, inside: Capture) -> NicAddress:
-    """An address of the host's, with the prefix length of the subnet that it is in."""
+    """Return an address of the host, with the prefix length of its subnet on the NIC."""
     lengths = [128]
     for route in inside.routes:
         to = ip_network(route.destination)

@@ -2,14 +2,14 @@
 """A shell script that gives a NIC its addresses and routes back in the host.
 
 The script needs a POSIX shell and ip(8).  It outlives an upgrade of Python, a
-virtual environment that has gone, and the package itself.  It is written where a router is
-confirmed, beside what is kept for a boot, and its systemd unit runs it where the router has
-not come up or has stopped.
+virtual environment that has gone, and the package itself.  A confirmation writes it beside
+the confirmed router.  The router's systemd unit runs it when the router has not come up, or
+has stopped.
 
-The script changes nothing where the router stands, or where the NIC has an address in the host.
+The script changes nothing where the router is up, or where the NIC has an address in the host.
 
-Known limits: of rules it makes those by source, destination and link; of routes those
-over the NIC with one next hop.  Settings below /proc/sys/net and resolv.conf stay as they are.
+Known limits: it makes rules by source, destination and link, and routes with one next hop
+over the NIC.  Settings below /proc/sys/net and resolv.conf stay as they are.
 """
 
 import shlex
@@ -141,7 +141,7 @@ $ip link set dev "$nic" up
 
 
 def script(namespace: str, link: str, before: Capture) -> str:
-    """The script for a NIC, as it was ``before`` it moved to a namespace.
+    """Return the script for a NIC, as it was ``before`` it moved to a namespace.
 
     ``link`` is the host's end of the patch to that namespace.
     """
@@ -161,7 +161,7 @@ def script(namespace: str, link: str, before: Capture) -> str:
 
 
 def run(file: Path) -> str:
-    """Run a script of these; returns its complaint, "" where all went well."""
+    """Run a restore script; returns its complaint, "" for success."""
     if not file.is_file():
         return f"there is no {file}"
     try:
@@ -186,7 +186,7 @@ def _lines(before: Capture) -> Iterator[str]:
     for address in before.addresses:
         if address.family == AF_INET or address.is_global:
             yield _address(address)
-    # Those to the NIC's own link first: gateways are found by them.
+    # Routes to the NIC's own link come first: the kernel finds gateways by them.
     for route in sorted(before.routes, key=lambda each: each.gateway is not None):
         if _is_plain(route):
             yield _route(route)

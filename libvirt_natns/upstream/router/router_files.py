@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The files of routers in /var/lib/libvirt-natns/routers, read and written safely.
 
-A file is replaced as a whole and synchronized, so that after a crash it is the old one or
-the new one.  A damaged file is put aside under another name, and never deleted.
+A file is replaced as a whole and synchronized: after a crash it has its old content or its
+new content.  A damaged file is put aside under another name, and never deleted.
 """
 
 import errno
@@ -108,7 +108,7 @@ def put_aside(file: Path) -> Path:
 
 
 def remove(file: Path) -> None:
-    """Remove a file, or a directory that somebody put in its place; missing is success."""
+    """Remove a file, or a directory in its place; a missing file is success."""
     try:
         file.unlink(missing_ok=True)
     except IsADirectoryError:

@@ -73,7 +73,8 @@ def _chosen(kernel: Kernel, store: Store, network: Network, upstream: Upstream) 
     """Return the transit subnet in IPv4; choose it unless it is chosen."""
     known = upstream.subnet or store.transit(upstream.name)
     if known is None or (upstream.subnet is None and _stale(kernel, store, upstream, known)):
-        known = _choose(kernel, store, network, upstream, known)
+        candidates = free(kernel, network, upstream)
+        known = store.choose_transit(upstream.name, candidates, instead_of=known)
     return known
 
 
@@ -119,12 +120,6 @@ def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network
 def _routes(kernel: Kernel, upstream: Upstream) -> set[IPNetwork]:
     """Return the host's routes, except those of the transit bridge itself."""
     return kernel.host_routes(without=[names.transit_bridge(upstream.name)])
-
-
-def _choose(
-    kernel: Kernel, store: Store, network: Network, upstream: Upstream, stale: IPv4Network | None
-) -> IPv4Network:
-    return store.choose_transit(upstream.name, free(kernel, network, upstream), instead_of=stale)
 
 
 def free(kernel: Kernel, network: Network, upstream: Upstream) -> list[IPv4Network]:

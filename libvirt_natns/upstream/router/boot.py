@@ -30,7 +30,6 @@ from libvirt_natns.upstream.router import (
 )
 from libvirt_natns.upstream.router.confirmation import ConfirmedRouter
 from libvirt_natns.upstream.router.downstream import RouterNeeds
-from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.lifecycle import NeedsOf, RouterLifecycle
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 from libvirt_natns.upstream.router.recover import Say
@@ -144,12 +143,9 @@ def rescue(verbs: RouterLifecycle, name: str, kept: ConfirmedRouter | None) -> s
 def _stands(name: str) -> bool:
     with suppress(NatnsError, OSError):
         record = journal.load(name)
-        return record is not None and record.is_whole and _is_away(record)
+        if record is not None and record.is_whole:
+            return nic_link.exists(record.target.namespace, record.target.nic)
     return False
-
-
-def _is_away(record: RouterRecord) -> bool:
-    return nic_link.exists(record.target.namespace, record.target.nic)
 
 
 def _bring_back(verbs: RouterLifecycle, name: str, kept: ConfirmedRouter | None) -> None:

@@ -7,7 +7,7 @@ router, a network cannot start.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from socket import AF_INET6
 
@@ -130,18 +130,15 @@ def reattach(store: Store, up: Up, upstream: str) -> list[str]:
 # -- rules -------------------------------------------------------------------
 
 
-def _running() -> Iterator[RouterRecord]:
-    """Yield the routers that are up."""
-    yield from (record for record in journal.load_all() if record.is_whole)
-
-
 def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     """Bring the rules of all routers to what their networks publish; returns what differed.
 
     Only the record of what was loaded is compared, not the kernel.  Raises FirewallError.
     """
     found = []
-    for record in _running():
+    for record in journal.load_all():
+        if not record.is_whole:
+            continue
         wanted = nat_rules.rules(record.target, needs(store, record.target))
         if not nat_rules.is_current(record.target, wanted):
             found += _load(store, record, announce)

@@ -227,14 +227,10 @@ def _servers(wanted: Upstream, before: Resolver) -> tuple[str, ...]:
     found = host_resolv_conf.servers(before, named)
     if found is None:
         return ()
-    if not any(_is_server(each) for each in found):
+    if all(ip_address(server).is_loopback for server in found):
         raise _refuse(
             wanted,
             f"{host_resolv_conf.FILE} names no server that the host reaches without {wanted.nic}",
             f"set 'dns' in [upstreams.{wanted.name}] of {names.CONFIG_FILE}",
         )
     return tuple(found)
-
-
-def _is_server(text: str) -> bool:
-    return not ip_address(text).is_loopback

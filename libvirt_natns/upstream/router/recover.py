@@ -28,7 +28,6 @@ from libvirt_natns.upstream.router import (
     router_files,
 )
 from libvirt_natns.upstream.router.confirmation import ConfirmedRouter
-from libvirt_natns.upstream.router.host_resolv_conf import Resolver
 from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.nic_addresses import NicAddress
 from libvirt_natns.upstream.router.nic_link import ListedLink
@@ -181,9 +180,9 @@ def _of_namespace(name: str, namespace: str) -> RouterRecord | None:
         return None
     hosts = _addresses_of_host(name)
     before = _as_before(nic_snapshot.capture(namespace, found[0]), hosts)
-    record = RouterRecord(
-        _target(name, before, hosts), before, _resolver(), "going down", boot_id()
-    )
+    # The earlier resolv.conf is lost, so the present file stays.
+    resolver = host_resolv_conf.look()
+    record = RouterRecord(_target(name, before, hosts), before, resolver, "going down", boot_id())
     journal.save(record)
     return record
 
@@ -234,11 +233,6 @@ def _host_address(ip: str, inside: Capture) -> NicAddress:
         if to.version == 6 and to.prefixlen and not route.gateway and ip_address(ip) in to:
             lengths.append(to.prefixlen)
     return nic_addresses.single(ip, min(lengths))
-
-
-def _resolver() -> Resolver:
-    """resolv.conf as it is: what was there before is not known any more."""
-    return host_resolv_conf.look()
 
 
 def forget(record: RouterRecord) -> None:

@@ -44,8 +44,8 @@ from libvirt_natns.state import database
 from libvirt_natns.state.database import SQLError
 from libvirt_natns.state.networks import Record, Store
 from libvirt_natns.upstream import selection
-from libvirt_natns.upstream.router import networks
-from libvirt_natns.upstream.router.lifecycle import Machine
+from libvirt_natns.upstream.router import client_networks
+from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -137,7 +137,7 @@ def _engine(settings: Config | None = None, *, look_only: bool = False) -> Itera
 
 
 @contextmanager
-def _machine() -> Iterator[Machine]:
+def _machine() -> Iterator[RouterLifecycle]:
     """The verbs of routers, which know what to do without configuration and database."""
     _require_root()
     settings, faults = Config(), list[NatnsError]()
@@ -153,12 +153,12 @@ def _machine() -> Iterator[Machine]:
             yield _bare_machine(settings, cleanup.enter_context(Kernel()), faults)
             return
         store = engine.store
-        yield Machine(
+        yield RouterLifecycle(
             engine.config,
             engine.kernel,
-            partial(networks.needs, store),
-            partial(networks.users, store),
-            partial(networks.reattach, store, engine.up),
+            partial(client_networks.needs, store),
+            partial(client_networks.users, store),
+            partial(client_networks.reattach, store, engine.up),
             tuple(faults),
         )
 
@@ -167,13 +167,13 @@ def _as_fault(error: Exception, where: str) -> NatnsError:
     return error if isinstance(error, NatnsError) else NatnsError(f"cannot read {where}: {error}")
 
 
-def _bare_machine(settings: Config, kernel: Kernel, faults: list[NatnsError]) -> Machine:
+def _bare_machine(settings: Config, kernel: Kernel, faults: list[NatnsError]) -> RouterLifecycle:
     """The verbs without the database, which alone knows the networks of a router."""
 
     def unknown(*_: object) -> NoReturn:
         raise StoreError(faults[-1].fact, faults[-1].remedy)
 
-    return Machine(settings, kernel, unknown, unknown, unknown, tuple(faults))
+    return RouterLifecycle(settings, kernel, unknown, unknown, unknown, tuple(faults))
 
 
 def _asker() -> active.Ask:

@@ -38,7 +38,8 @@ from libvirt_natns.records import dataclass
 from libvirt_natns.state import database
 from libvirt_natns.state.networks import Store
 from libvirt_natns.upstream import attachment, routers, transit
-from libvirt_natns.upstream.router.lifecycle import Machine
+from libvirt_natns.upstream.router import health
+from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 DROP_IN_SINCE = (6, 5, 0)
 """The libvirt that first looked into hooks/network.d."""
@@ -261,9 +262,9 @@ def _ipv6_of_router(upstream: Upstream) -> str:
 
 def _router(settings: Config, upstream: Upstream) -> str:
     with Kernel() as kernel:
-        health, record, found = Machine(settings, kernel).health(upstream.name)
-    if health not in ("up", "unconfirmed") or record is None:
-        said = f"{health} ({found[0]})" if found else health
+        state, record, found = health.of(RouterLifecycle(settings, kernel), upstream.name)
+    if state not in ("up", "unconfirmed") or record is None:
+        said = f"{state} ({found[0]})" if found else state
         raise UpstreamError(
             f"the router of upstream {upstream.name} is {said}",
             f"virt-natns router up {upstream.name}",

@@ -13,19 +13,29 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.records import dataclass
-from libvirt_natns.upstream.router import boot, journal, lifecycle, nic
-from libvirt_natns.upstream.router.journal import Record, Target
-from libvirt_natns.upstream.router.lifecycle import Machine
+from libvirt_natns.upstream.router import (
+    boot,
+    boot_clock,
+    health,
+    journal,
+    nic_link,
+    nic_snapshot,
+    recover,
+)
+from libvirt_natns.upstream.router.journal import RouterRecord
+from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")
 LONGEST = 3600.0
 ENDINGS = (signal.SIGHUP, signal.SIGTERM)
 
-Machines = Callable[[], AbstractContextManager[Machine]]
+Machines = Callable[[], AbstractContextManager[RouterLifecycle]]
 
 
 def add_parser(parser: argparse.ArgumentParser, machines: Machines) -> None:
-    """Add the commands; ``machines`` opens a Machine over the machine's state."""
+    """Add the commands; ``machines`` opens a RouterLifecycle over the machine's state."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
@@ -56,7 +66,7 @@ def add_parser(parser: argparse.ArgumentParser, machines: Machines) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A command with what opens a Machine."""
+    """A command with what opens a RouterLifecycle."""
 
     run: Callable[..., int]
     machines: Machines
@@ -104,7 +114,7 @@ def _warn(line: str) -> None:
         print(f"virt-natns: {line}", file=sys.stderr)
 
 
-def _name(opened: Machine, options: argparse.Namespace) -> str:
+def _name(opened: RouterLifecycle, options: argparse.Namespace) -> str:
     """The router that is meant, also one that is recorded and not configured any more."""
     known = journal.known_names()
     if options.name is not None and names.slug(options.name) in known:
@@ -120,7 +130,7 @@ def _name(opened: Machine, options: argparse.Namespace) -> str:
 # -- commands ----------------------------------------------------------------
 
 
-def _up(opened: Machine, options: argparse.Namespace) -> int:
+def _up(opened: RouterLifecycle, options: argparse.Namespace) -> int:
     if options.boot:
         return _boot(opened, options)
     for fault in opened.faults:
@@ -134,12 +144,12 @@ def _up(opened: Machine, options: argparse.Namespace) -> int:
     if record is not None and record.deadline is not None:
         _say(
             f"log in once more and say: virt-natns router confirm {name}"
-            f" (within {record.deadline - nic.clock():.0f} s, or all goes back)"
+            f" (within {record.deadline - boot_clock.now():.0f} s, or all goes back)"
         )
     return 0
 
 
-def _boot(opened: Machine, options: argparse.Namespace) -> int:
+def _boot(opened: RouterLifecycle, options: argparse.Namespace) -> int:
     name = _name(opened, options)
     with undisturbed():
         try:
@@ -147,9 +157,9 @@ def _boot(opened: Machine, options: argparse.Namespace) -> int:
                 _say(line)
         except Exception as error:  # of another router: this one comes up, or is rescued
             _warn(f"cannot take back a router that was not confirmed in time: {error}")
-        if not lifecycle.is_confirmed(name):
+        if not recover.is_confirmed(name):
             with suppress(StoreError):
-                opened.forget_earlier(name)
+                recover.forget_earlier(name)
             _say(f"router {name} was never confirmed: virt-natns router up {name}")
             return 0
         done = boot.up(opened, name, _warn)
@@ -161,21 +171,21 @@ def _boot(opened: Machine, options: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(opened: Machine, name: str, done: list[str]) -> None:
+def _tell(opened: RouterLifecycle, name: str, done: list[str]) -> None:
     for line in done or [f"router {name} is up already"]:
         _say(line)
-    for line in opened.unapplied(name):
+    for line in health.unapplied(opened.config, name):
         _warn(f"router {name}: {line}")
 
 
-def _confirm(opened: Machine, options: argparse.Namespace) -> int:
+def _confirm(opened: RouterLifecycle, options: argparse.Namespace) -> int:
     name = _name(opened, options)
     waited = opened.confirm(name)
     _say(f"router {name} stays" if waited else f"router {name} is confirmed already")
     return 0
 
 
-def _down(opened: Machine, options: argparse.Namespace) -> int:
+def _down(opened: RouterLifecycle, options: argparse.Namespace) -> int:
     name = _name(opened, options)
     with undisturbed():
         found = opened.down(name, force=options.force)
@@ -185,7 +195,7 @@ def _down(opened: Machine, options: argparse.Namespace) -> int:
     return 0
 
 
-def _status(opened: Machine, options: argparse.Namespace) -> int:
+def _status(opened: RouterLifecycle, options: argparse.Namespace) -> int:
     if options.name is None:
         configured = [n for n, u in opened.config.upstreams.items() if u.kind == "router"]
         recorded = [record.target.name for record in journal.load_all()]
@@ -209,23 +219,23 @@ def _status(opened: Machine, options: argparse.Namespace) -> int:
 # -- status ------------------------------------------------------------------
 
 
-def describe(opened: Machine, name: str) -> dict[str, object]:
+def describe(opened: RouterLifecycle, name: str) -> dict[str, object]:
     """How a router is, for programs."""
-    health, record, found = opened.health(name)
+    state, record, found = health.of(opened, name)
     described: dict[str, object] = {
         "router": name,
-        "state": health,
+        "state": state,
         "differences": found,
-        "confirmed": lifecycle.is_confirmed(name),
+        "confirmed": recover.is_confirmed(name),
     }
     if record is not None:
         described |= _details(opened, record)
     return described
 
 
-def _details(opened: Machine, record: Record) -> dict[str, object]:
+def _details(opened: RouterLifecycle, record: RouterRecord) -> dict[str, object]:
     target, before = record.target, record.before
-    left = None if record.deadline is None else max(0.0, record.deadline - nic.clock())
+    left = None if record.deadline is None else max(0.0, record.deadline - boot_clock.now())
     return {
         "step": record.step,
         "seconds_left": left,
@@ -247,16 +257,16 @@ def _details(opened: Machine, record: Record) -> dict[str, object]:
     }
 
 
-def _router_addresses(target: Target, before: nic.Capture) -> list[str]:
+def _router_addresses(target: Target, before: Capture) -> list[str]:
     with suppress(NatnsError):
-        before = nic.capture(target.namespace, target.nic)
+        before = nic_snapshot.capture(target.namespace, target.nic)
     return [f"{each.ip}/{each.prefix}" for each in (*before.ipv4, *before.ipv6)]
 
 
 def dropped(namespace: str, name: str) -> dict[str, int]:
     """Frames that the NIC has dropped or could not send, by direction."""
     with suppress(NatnsError, OSError):
-        return nic.drops(namespace, name)
+        return nic_link.drops(namespace, name)
     return {}
 
 

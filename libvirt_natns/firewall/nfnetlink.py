@@ -15,16 +15,14 @@ looked at; a full comparison does.  Source: linux/netfilter/nf_tables.h.
 """
 
 import hashlib
-import socket
 import struct
 from collections.abc import Iterator
 
-NETLINK_NETFILTER = 12
+from libvirt_natns.kernel import netlink
+from libvirt_natns.kernel.netlink import NETLINK_NETFILTER, Attrs, InterruptedDumpError, Socket
+
 NFNL_SUBSYS_NFTABLES = 10
 GET_CHAIN, GET_RULE = 4, 7
-NLM_F_REQUEST_DUMP = 0x301
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_DUMP_INTR = 0x10
 CHAIN_TABLE, CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 1, 2, 3, 4, 5
 HOOK_NUMBER = 1
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE = 1, 2, 3
@@ -32,10 +30,8 @@ NF_INET_FORWARD = 2
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
 """Those whose chains see packets of IP, as nft calls them."""
-NLA_TYPE = 0x3FFF
-BUFFER = 1 << 18
-
-Attributes = dict[int, bytes]
+DUMP_TRIES = 10
+"""How often a dump is asked for that a change of the rules interrupts."""
 
 
 def fingerprint(table: str, chain: str) -> str:
@@ -48,7 +44,7 @@ def fingerprint(table: str, chain: str) -> str:
     family = next(number for number, each in FAMILIES.items() if each == word)
     ours = (family, name.encode())
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
+        with Socket(NETLINK_NETFILTER) as session:
             digest = hashlib.sha256()
             for line in _lines(session, ours, chain.encode()):
                 digest.update(line)
@@ -60,7 +56,7 @@ def fingerprint(table: str, chain: str) -> str:
 def works() -> bool:
     """Whether the kernel has nftables at all, and hands its chains out."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
+        with Socket(NETLINK_NETFILTER) as session:
             return all(True for _ in _dump(session, GET_CHAIN))
     except OSError:
         return False
@@ -69,8 +65,8 @@ def works() -> bool:
 def parents(chain: str) -> list[str]:
     """The tables that have a chain of that name, as nft calls them: "family table"."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
-            found = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
+        with Socket(NETLINK_NETFILTER) as session:
+            found = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_CHAIN)]
     except OSError:
         return []
     return sorted(
@@ -80,69 +76,52 @@ def parents(chain: str) -> list[str]:
     )
 
 
-def _lines(session: socket.socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[bytes]:
-    found = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
+def _lines(session: Socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[bytes]:
+    found = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_CHAIN)]
     for family, each in found:
         table, name = _text(each, CHAIN_TABLE), _text(each, CHAIN_NAME)
         said = repr((family, table, name, each.get(CHAIN_HANDLE), each.get(CHAIN_POLICY))).encode()
         if (family, table) == ours:
-            yield said + each.get(CHAIN_HOOK, b"")
+            yield said + (each.get(CHAIN_HOOK) or b"")
         elif family in FAMILIES and (name == chain or _forwards(each)):
             yield said
             if name != chain:
                 yield from _handles(session, family, table, name)
-    for family, body in _dump(session, GET_RULE, ours[0], _attribute(RULE_TABLE, ours[1])):
-        if (family, _text(_attributes(body), RULE_TABLE)) == ours:
+    for family, body in _dump(
+        session, GET_RULE, ours[0], netlink.pack([(RULE_TABLE, ours[1] + b"\0")])
+    ):
+        if (family, _text(Attrs.parse(body), RULE_TABLE)) == ours:
             yield body
 
 
-def _handles(session: socket.socket, family: int, table: bytes, chain: bytes) -> Iterator[bytes]:
-    where = _attribute(RULE_TABLE, table) + _attribute(RULE_CHAIN, chain)
+def _handles(session: Socket, family: int, table: bytes, chain: bytes) -> Iterator[bytes]:
+    where = netlink.pack([(RULE_TABLE, table + b"\0"), (RULE_CHAIN, chain + b"\0")])
     for _, body in _dump(session, GET_RULE, family, where):
-        rule = _attributes(body)
+        rule = Attrs.parse(body)
         if (_text(rule, RULE_TABLE), _text(rule, RULE_CHAIN)) == (table, chain):
-            yield rule.get(RULE_HANDLE, b"")
+            yield rule.get(RULE_HANDLE) or b""
 
 
-def _forwards(chain: Attributes) -> bool:
-    hook = _attributes(chain.get(CHAIN_HOOK, b"")).get(HOOK_NUMBER, b"")
+def _forwards(chain: Attrs) -> bool:
+    hook = chain.nested(CHAIN_HOOK).get(HOOK_NUMBER) or b""
     return len(hook) == 4 and struct.unpack("!I", hook)[0] == NF_INET_FORWARD
 
 
 def _dump(
-    session: socket.socket, what: int, family: int = 0, attributes: bytes = b""
+    session: Socket, what: int, family: int = 0, attributes: bytes = b""
 ) -> Iterator[tuple[int, bytes]]:
     """All of a kind, as the family and the attributes of each.  Raises OSError."""
-    kind = NFNL_SUBSYS_NFTABLES << 8 | what
-    header = struct.pack("=IHHII", 20 + len(attributes), kind, NLM_F_REQUEST_DUMP, 1, 0)
-    session.sendto(header + struct.pack("!BBH", family, 0, 0) + attributes, (0, 0))
-    while True:
-        data = session.recv(BUFFER)
-        offset = 0
-        while offset < len(data):
-            length, found, flags = struct.unpack_from("=IHH", data, offset)
-            if found == NLMSG_DONE:
-                return
-            if found == NLMSG_ERROR or flags & NLM_F_DUMP_INTR:
-                raise OSError("nftables' rules cannot be listed")
-            yield data[offset + 16], data[offset + 20 : offset + length]
-            offset += length + 3 & ~3
+    kind, request = NFNL_SUBSYS_NFTABLES << 8 | what, struct.pack("!BBH", family, 0, 0) + attributes
+    for left in reversed(range(DUMP_TRIES)):
+        try:
+            bodies = session.dump(kind, request)
+            break
+        except InterruptedDumpError:
+            if not left:
+                raise
+    for body in bodies:
+        yield body[0], body[4:]
 
 
-def _attribute(kind: int, text: bytes) -> bytes:
-    padded = text + b"\0" * (4 - len(text) % 4)
-    return struct.pack("=HH", 5 + len(text), kind) + padded
-
-
-def _attributes(data: bytes) -> Attributes:
-    found: Attributes = {}
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        found[kind & NLA_TYPE] = data[offset + 4 : offset + length]
-        offset += max(length, 4) + 3 & ~3
-    return found
-
-
-def _text(attributes: Attributes, kind: int) -> bytes:
-    return attributes.get(kind, b"").rstrip(b"\0")
+def _text(attributes: Attrs, kind: int) -> bytes:
+    return (attributes.get(kind) or b"").rstrip(b"\0")

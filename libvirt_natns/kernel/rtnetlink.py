@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Looking at links, addresses, routes and neighbours, and nothing else (rtnetlink(7)).
+"""Reads links, addresses, routes and neighbours from the kernel (rtnetlink(7)).
 
-pyroute2 takes 0.3 ms of computing to tell of a link all that can be told; what
-is asked here, of every network again and again, takes 0.03 ms.  A change is
-never made here.
+pyroute2 computes for 0.3 ms to describe a link with all its attributes.  The few that each
+network is asked for, again and again, take 0.03 ms here.  This module changes nothing.
 """
 
-import errno
-import os
 import socket
 import struct
 import sys
@@ -15,73 +12,25 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from libvirt_natns.addresses import FAMILIES, Address, Family, Interface, IPNetwork, on_link
+from libvirt_natns.kernel import netlink
+from libvirt_natns.kernel.netlink import Attrs
 from libvirt_natns.records import dataclass
 
-NLMSG_ERROR = 2
-NLMSG_DONE = 3
-RTM_GETLINK = 18
-RTM_GETADDR = 22
-RTM_GETROUTE = 26
-RTM_GETNEIGH = 30
-NLM_F_REQUEST = 1
-NLM_F_DUMP = 0x300
-NLM_F_DUMP_INTR = 0x10
-NLA_TYPE_MASK = 0x3FFF
+NUD_ANSWERED = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE
+"""The neighbour has answered, or has spoken."""
 
-IFLA_ADDRESS = 1
-IFLA_IFNAME = 3
-IFLA_MTU = 4
-IFLA_LINK = 5
-IFLA_MASTER = 10
-IFLA_LINKINFO = 18
-IFLA_IFALIAS = 20
-IFLA_EXT_MASK = 29
-SKIP_STATISTICS = 8
-IFLA_INFO_KIND = 1
-IFLA_INFO_SLAVE_DATA = 5
-IFLA_BRPORT_MODE = 4
-IFLA_BRPORT_MULTICAST_ROUTER = 25
-MULTICAST_ROUTER_ALWAYS = 2
-
-IFA_ADDRESS = 1
-IFA_LOCAL = 2
-
-RTA_DST = 1
-RTA_OIF = 4
-RTA_GATEWAY = 5
-RTA_PRIORITY = 6
-RTA_METRICS = 8
-RTA_TABLE = 15
-RTAX_MTU = 2
-RTM_F_CLONED = 0x200
-RT_SCOPE_LINK = 253
-
-NDA_DST = 1
-NTF_PROXY = 8
-NUD_KNOWN = 0x02 | 0x04 | 0x08 | 0x10
-"""Reachable, stale, delay or probe: the neighbour has answered, or has spoken."""
-
-IFF_UP = 1
-IFNAMSIZ = 16
-LARGEST = 1 << 16
-"""Octets that are received at once: more than the kernel puts into a message."""
-
-TIME_LIMIT = 10.0
-"""Seconds after which the kernel counts as stuck; it answers at once."""
-
-Attributes = dict[int, bytes]
-
-
-class InterruptedDumpError(Exception):
-    """What was listed has changed meanwhile, so the list may lack something."""
+SKIP_STATISTICS = netlink.pack(
+    [netlink.u32(netlink.IFLA_EXT_MASK, netlink.RTEXT_FILTER_SKIP_STATS)]
+)
+"""Attributes of a request for links without their counters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link: the indexes of its bridge and of its peer, if any; ``mtu`` in octets.
+    """A link with the indexes of its bridge and peer, if any; ``mtu`` in octets.
 
-    ``hairpin``: it is a bridge's port that may send back what came in by it;
-    ``all_multicast``: one that gets all multicast, whether it asked for it or not.
+    ``hairpin``: the link is a bridge port that may send a frame back where it came in;
+    ``all_multicast``: the link is a bridge port that gets all multicast, asked for or not.
     """
 
     index: int
@@ -109,7 +58,7 @@ class LinkAddress:
 class Route:
     """A route; ``kind``, ``scope``, ``tos`` and ``protocol`` are the kernel's numbers.
 
-    ``mtu``, in octets, limits what is sent by it to less than its link takes.
+    ``mtu``, in octets, is a limit below that of the link.
     """
 
     destination: IPNetwork
@@ -126,7 +75,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class ProxiedNeighbour:
-    """An address that neighbours on a link are answered for, in somebody else's place."""
+    """An address for which the link answers its neighbours in place of its owner."""
 
     link: int
     address: Address
@@ -136,52 +85,39 @@ _SOCKET_FAMILIES: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSIONS = {number: version for version, number in _SOCKET_FAMILIES.items()}
 
 
-class Session:
+class Session(netlink.Socket):
     """A socket in the namespace in which it was made; for one thread at a time."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-        self._socket.settimeout(TIME_LIMIT)
-        self._number = 0
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
     def link(self, name: str) -> Link | None:
-        """A link by its name, or None.  Raises OSError."""
-        if not 0 < len(name) < IFNAMSIZ:
+        """Return a link by its name, or None.  Raises OSError."""
+        if not 0 < len(name) < netlink.IFNAMSIZ:
             return None
-        request = bytes(16) + _attribute(IFLA_IFNAME, name.encode() + b"\0") + _NO_STATISTICS
-        try:
-            (answer,) = self._ask(RTM_GETLINK, request, 0)
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-        return _link(answer)
+        wanted = netlink.pack([netlink.text(netlink.IFLA_IFNAME, name)])
+        body = self.get(netlink.RTM_GETLINK, bytes(16) + wanted + SKIP_STATISTICS)
+        return _link(body) if body else None
 
     def links(self) -> list[Link]:
-        """All links.  Raises OSError and InterruptedDumpError."""
-        return [_link(each) for each in self._ask(RTM_GETLINK, bytes(16) + _NO_STATISTICS)]
+        """Return all links.  Raises OSError and InterruptedDumpError."""
+        request = bytes(16) + SKIP_STATISTICS
+        return [_link(body) for body in self.dump(netlink.RTM_GETLINK, request)]
 
     def addresses(self, link: int | None = None, *, link_local: bool = True) -> list[LinkAddress]:
-        """All addresses of both families, or of one link, or without those for one link alone.
+        """Return all addresses of both families, or those of one link.
 
+        Without ``link_local``, addresses that are valid on one link alone are left out.
         Raises OSError and InterruptedDumpError.
         """
         request = struct.pack("=BBBBI", socket.AF_UNSPEC, 0, 0, 0, 0)
-        answers = self._ask(RTM_GETADDR, request)
         return [
-            _address(each)
-            for each in answers
-            if each[0] in _VERSIONS
-            and (link_local or each[3] != RT_SCOPE_LINK)
-            and link in (None, int.from_bytes(each[4:8], sys.byteorder))
+            _address(body)
+            for body in self.dump(netlink.RTM_GETADDR, request)
+            if body[0] in _VERSIONS
+            and (link_local or body[3] != netlink.RT_SCOPE_LINK)
+            and link in (None, int.from_bytes(body[4:8], sys.byteorder))
         ]
 
     def routes(self, *families: Family) -> list[Route]:
-        """All routes of all tables, of these families or both.
+        """Return all routes of all tables, of some families or of both.
 
         Raises OSError and InterruptedDumpError.
         """
@@ -189,128 +125,75 @@ class Session:
 
     def _routes(self, family: Family) -> Iterator[Route]:
         request = struct.pack("=BBBBBBBBI", _SOCKET_FAMILIES[family], *[0] * 8)
-        for each in self._ask(RTM_GETROUTE, request):
-            # What the kernel has noted of a single destination, as its path's MTU.
-            if not struct.unpack_from("=8xI", each)[0] & RTM_F_CLONED:
-                yield _route(each)
+        for body in self.dump(netlink.RTM_GETROUTE, request):
+            # The kernel notes a single destination, such as its path's MTU, as a cloned route.
+            if not struct.unpack_from("=8xI", body)[0] & netlink.RTM_F_CLONED:
+                yield _route(body)
 
     def proxied_neighbours(self) -> list[ProxiedNeighbour]:
-        """All IPv6 addresses that are answered for.  Raises OSError and InterruptedDumpError."""
-        request = struct.pack("=BxxxiHBB", socket.AF_INET6, 0, 0, NTF_PROXY, 0)
-        return [
-            ProxiedNeighbour(
-                struct.unpack_from("=4xi", each)[0], IPv6Address(_attributes(each[12:])[NDA_DST])
+        """Return all IPv6 addresses that are answered for.
+
+        Raises OSError and InterruptedDumpError.
+        """
+        request = struct.pack("=BxxxiHBB", socket.AF_INET6, 0, 0, netlink.NTF_PROXY, 0)
+        proxied = []
+        for body in self.dump(netlink.RTM_GETNEIGH, request):
+            address = Attrs.parse(body, 12).get(netlink.NDA_DST)
+            proxied.append(
+                ProxiedNeighbour(struct.unpack_from("=4xi", body)[0], IPv6Address(address or b""))
             )
-            for each in self._ask(RTM_GETNEIGH, request)
-        ]
+        return proxied
 
     def neighbours(self, link: int) -> list[Address]:
-        """The IPv6 neighbours on a link that have answered.  Raises as above."""
+        """Return the IPv6 neighbours on a link that have answered.
+
+        Raises OSError and InterruptedDumpError.
+        """
         request = struct.pack("=BxxxiHBB", socket.AF_INET6, 0, 0, 0, 0)
-        found = []
-        for each in self._ask(RTM_GETNEIGH, request):
-            index, state = struct.unpack_from("=4xiH", each)
-            if index == link and state & NUD_KNOWN:
-                found.append(_packed(_attributes(each[12:])[NDA_DST]))
-        return found
-
-    def _ask(self, kind: int, request: bytes, how: int = NLM_F_DUMP) -> list[bytes]:
-        """The bodies of all messages that the kernel answers with."""
-        self._number += 1
-        header = (16 + len(request), kind, NLM_F_REQUEST | how, self._number, 0)
-        self._socket.send(struct.pack("=IHHII", *header) + request)
-        found = []
-        interrupted = False
-        for answer, flags, body in self._answers():
-            interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
-            if answer == NLMSG_DONE:
-                break
-            if answer == NLMSG_ERROR:
-                code = -struct.unpack_from("=i", body)[0]
-                raise OSError(code, os.strerror(code))
-            found.append(body)
-            if not how:
-                break
-        if interrupted:
-            raise InterruptedDumpError
-        return found
-
-    def _answers(self) -> Iterator[tuple[int, int, bytes]]:
-        """Type, flags and body of each message to the request of this moment."""
-        while True:
-            packet = self._socket.recv(LARGEST)
-            start = 0
-            while start + 16 <= len(packet):
-                length, kind, flags, number, _ = struct.unpack_from("=IHHII", packet, start)
-                if number == self._number:
-                    yield kind, flags, packet[start + 16 : start + length]
-                start += (length + 3) & ~3
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = 4 + len(value)
-    return struct.pack("=HH", length, kind) + value + bytes(-length % 4)
-
-
-_NO_STATISTICS = _attribute(IFLA_EXT_MASK, struct.pack("=I", SKIP_STATISTICS))
-
-
-def _attributes(body: bytes) -> Attributes:
-    """Attributes by their type, as the kernel has them."""
-    found = {}
-    start = 0
-    while start + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, start)
-        if length < 4:
-            break
-        found[kind & NLA_TYPE_MASK] = body[start + 4 : start + length]
-        start += (length + 3) & ~3
-    return found
-
-
-def _number(attributes: Attributes, kind: int) -> int | None:
-    value = attributes.get(kind)
-    return int.from_bytes(value, sys.byteorder) if value is not None else None
-
-
-def _text(attributes: Attributes, kind: int) -> str:
-    return os.fsdecode(attributes.get(kind, b"").rstrip(b"\0"))
+        addresses = []
+        for body in self.dump(netlink.RTM_GETNEIGH, request):
+            index, state = struct.unpack_from("=4xiH", body)
+            if index == link and state & NUD_ANSWERED:
+                addresses.append(ip(Attrs.parse(body, 12).get(netlink.NDA_DST) or b""))
+        return addresses
 
 
 def _link(body: bytes) -> Link:
-    index, flags = struct.unpack_from("=4xiI", body)
-    found = _attributes(body[16:])
-    info = _attributes(found.get(IFLA_LINKINFO, b""))
-    slave = _attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
+    _, _, index, flags, _ = netlink.LINK_HEADER.unpack_from(body)
+    attributes = Attrs.parse(body, 16)
+    info = attributes.nested(netlink.IFLA_LINKINFO)
+    port = info.nested(netlink.IFLA_INFO_SLAVE_DATA)
+    multicast = port.number(netlink.IFLA_BRPORT_MULTICAST_ROUTER)
     return Link(
         index=index,
-        name=_text(found, IFLA_IFNAME),
-        up=bool(flags & IFF_UP),
-        mtu=_number(found, IFLA_MTU) or 0,
-        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
-        alias=_text(found, IFLA_IFALIAS),
-        kind=_text(info, IFLA_INFO_KIND),
-        master=_number(found, IFLA_MASTER),
-        peer=_number(found, IFLA_LINK),
-        hairpin=bool(_number(slave, IFLA_BRPORT_MODE)),
-        all_multicast=_number(slave, IFLA_BRPORT_MULTICAST_ROUTER) == MULTICAST_ROUTER_ALWAYS,
+        name=attributes.text(netlink.IFLA_IFNAME),
+        up=bool(flags & netlink.IFF_UP),
+        mtu=attributes.number(netlink.IFLA_MTU) or 0,
+        mac=(attributes.get(netlink.IFLA_ADDRESS) or b"").hex(":"),
+        alias=attributes.text(netlink.IFLA_IFALIAS),
+        kind=info.text(netlink.IFLA_INFO_KIND),
+        master=attributes.number(netlink.IFLA_MASTER),
+        peer=attributes.number(netlink.IFLA_LINK),
+        hairpin=bool(port.number(netlink.IFLA_BRPORT_MODE)),
+        all_multicast=multicast == netlink.MULTICAST_ROUTER_ALWAYS,
     )
 
 
 def _address(body: bytes) -> LinkAddress:
     prefix, link = struct.unpack_from("=xBxxI", body)
-    found = _attributes(body[8:])
-    # IPv6 tells of a local address only where there is a peer.
-    own = found.get(IFA_LOCAL) or found[IFA_ADDRESS]
-    return LinkAddress(link, on_link(_packed(own), prefix))
+    attributes = Attrs.parse(body, 8)
+    # IPv6 has a local address in its message only where there is a peer.
+    local = attributes.get(netlink.IFA_LOCAL) or attributes.get(netlink.IFA_ADDRESS)
+    return LinkAddress(link, on_link(ip(local or b""), prefix))
 
 
-def _packed(address: bytes) -> Address:
-    return IPv4Address(address) if len(address) == 4 else IPv6Address(address)
+def ip(packed: bytes) -> Address:
+    """Return an address of either family from its octets.  Raises ValueError."""
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
 
 def _destination(family: int, address: bytes | None, length: int) -> IPNetwork:
-    """A default route's destination is told by its length alone."""
+    """Return a route's destination; a default route has its length alone."""
     if family == socket.AF_INET:
         return IPv4Network((address or bytes(4), length))
     return IPv6Network((address or bytes(16), length))
@@ -318,17 +201,17 @@ def _destination(family: int, address: bytes | None, length: int) -> IPNetwork:
 
 def _route(body: bytes) -> Route:
     family, length, tos, table, protocol, scope, kind = struct.unpack_from("=BBxBBBBB", body)
-    found = _attributes(body[12:])
-    gateway = found.get(RTA_GATEWAY)
+    attributes = Attrs.parse(body, 12)
+    gateway = attributes.get(netlink.RTA_GATEWAY)
     return Route(
-        destination=_destination(family, found.get(RTA_DST), length),
-        gateway=_packed(gateway) if gateway is not None else None,
-        link=_number(found, RTA_OIF),
-        priority=_number(found, RTA_PRIORITY),
-        table=_number(found, RTA_TABLE) or table,
+        destination=_destination(family, attributes.get(netlink.RTA_DST), length),
+        gateway=ip(gateway) if gateway is not None else None,
+        link=attributes.number(netlink.RTA_OIF),
+        priority=attributes.number(netlink.RTA_PRIORITY),
+        table=attributes.number(netlink.RTA_TABLE) or table,
         kind=kind,
         scope=scope,
         tos=tos,
         protocol=protocol,
-        mtu=_number(_attributes(found.get(RTA_METRICS, b"")), RTAX_MTU),
+        mtu=attributes.nested(netlink.RTA_METRICS).number(netlink.RTAX_MTU),
     )

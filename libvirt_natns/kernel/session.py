@@ -25,16 +25,13 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, Interface, IPNetwork, by_family
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns, rtnetlink
-from libvirt_natns.kernel.pyroute2_lite import IPRoute, NetlinkError
-from libvirt_natns.kernel.rtnetlink import (
+from libvirt_natns.kernel.netlink import (
     MULTICAST_ROUTER_ALWAYS,
     NTF_PROXY,
     InterruptedDumpError,
-    Link,
-    LinkAddress,
-    ProxiedNeighbour,
-    Route,
 )
+from libvirt_natns.kernel.pyroute2_lite import IPRoute, NetlinkError
+from libvirt_natns.kernel.rtnetlink import Link, LinkAddress, ProxiedNeighbour, Route
 
 BRIDGE_PORTS = 1023
 """The most ports that a Linux bridge takes."""

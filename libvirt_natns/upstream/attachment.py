@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether a network can be attached to its upstream's bridge or NIC now.
+"""Checks whether an upstream's bridge or NIC can take one more network now.
 
-A namespace is attached by a patch that becomes a port of a bridge, or by a
-macvlan on a bridge or NIC (``attach``).  A macvlan takes no port, of which a
-bridge has 1023, and needs no bridge; but whoever is on the other end of the
-wire must accept several MAC addresses, and the host itself is out of reach: the
-kernel hands what the host and its macvlans send to the wire only.
+A namespace is attached by a patch, which becomes a port of a bridge, or by a macvlan
+(``attach``).  The parent of a macvlan is a bridge or NIC.  A macvlan takes no port, of which
+a bridge has 1023.  But the switch at the other end must accept several MAC addresses.  The
+host itself is out of reach: the kernel passes frames of host and macvlans to the wire only.
 
-Known limit: a probe that is sent by the host's own end (``arp``) meets no other
-macvlan on the same parent, for the same reason.  The announcement of a resident
-process asks by the macvlan itself, and meets them.
+Known limit: for the same reason, a probe from the host's own end (``arp``) meets no other
+macvlan on the same parent.  The resident service announces an address by the macvlan itself,
+and meets them.
 """
 
 from libvirt_natns import names
@@ -20,14 +19,14 @@ from libvirt_natns.kernel.session import BRIDGE_PORTS, Kernel
 from libvirt_natns.model import Upstream
 
 Problem = tuple[str, str]
-"""What is wrong with a bridge or NIC, and what to do."""
+"""The fault of a bridge or NIC, and its remedy."""
 
 HARMLESS_MASTER = "vrf"
-"""Any other kind of master takes for itself what a link of its receives."""
+"""The kind of master that leaves received frames to its link; all others take them."""
 
 
 def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
-    """Why the upstream's bridge or NIC could not take another network."""
+    """Return why the upstream's bridge or NIC cannot take another network; None if it can."""
     name = upstream.bridge or ""
     where = upstream.bridge_namespace
     missing = where is not None and not netns.exists(where)
@@ -72,7 +71,7 @@ def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
             'set attach = "bridge", or name the provider\'s router',
         )
     try:
-        # Not each kernel has them, and there are links that take none.
+        # Some kernels have no macvlans, and some links take none.
         kernel.try_macvlan(parent)
     except KernelError as error:
         why = error.remedy or error.fact

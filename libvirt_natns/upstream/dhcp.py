@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Upstreams whose addresses a provider's DHCP server leases: ``pool = "dhcp"``.
 
-Each network has a client of its own on its upstream link, known to the server by a
-MAC address and a client-id that never change, so the server gives it the same
-address again.  What the lease says completes the upstream for that one network.
+Each network has a client of its own on its upstream link.  Its MAC address and client-id
+never change, so the server gives it the same address again.  The lease completes the
+upstream for that one network.
 
-As long as there is no lease, the network's address is a stand-in (see ``model``):
-what is published on it is in the tables, and moves to the real one when that is known.
+Without a lease, the network has a placeholder address (``model.STAND_INS``).  Forwards on it
+are in the tables already, and move to the leased address when it is known.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from ipaddress import IPv4Address
-from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, IPNetwork
@@ -23,39 +21,33 @@ from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
 from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.networks import Record, Store, now
-from libvirt_natns.upstream import selection
+from libvirt_natns.upstream import accepted_leases, selection
 
 FOLLOW = "from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[1]))"
-"""What the client's script has Python do when the lease has changed."""
-
-
-ACCEPTED, REFUSED = "accepted", "refused"
-UNTIL = "until"
-TOLD = "told"
-"""Files in a client's directory that are ours, and a key of the first."""
+"""Python code that the client's script runs when the lease has changed."""
 
 
 # -- the lease ---------------------------------------------------------------
 
 
 def complete(network: Network, upstream: Upstream) -> Upstream:
-    """The upstream as a network's lease has it; as it is where there is none of use.
+    """Return the upstream completed by a network's lease; unchanged without a usable lease.
 
-    A network that runs keeps what it has where a renewal brings what cannot be used.
+    A running network keeps its last usable lease when a renewal cannot be used.
     """
     lease = held(network.uuid)
-    if lease is None and not (names.dhcp_directory(network.uuid) / REFUSED).exists():
+    if lease is None and not accepted_leases.was_refused(network.uuid):
         return upstream
     if lease is not None and problem(network, upstream, lease) is None:
         return completed(upstream, _bounded(network, lease).lease)
-    earlier = _accepted(network.uuid, lease)
+    earlier = accepted_leases.last(network.uuid, lease)
     if earlier is None or problem(network, upstream, earlier) is not None:
         return upstream
     return completed(upstream, _bounded(network, earlier).lease)
 
 
 def _private(network: Network) -> list[IPNetwork]:
-    """What only the network's own side has."""
+    """Return the prefixes on the network's own side, which no lease can have."""
     routed = (route.destination for route in network.routes)
     return [*(subnet.network for subnet in network.subnets), *routed]
 
@@ -65,7 +57,7 @@ def _bounded(network: Network, lease: Lease) -> lease_check.Checked:
 
 
 def cuts(network: Network, upstream: Upstream) -> list[str]:
-    """What a network does not use of what its client has leased, in words."""
+    """Return in words the values of a network's lease that are not used."""
     lease = held(network.uuid)
     if lease is None:
         return []
@@ -75,75 +67,17 @@ def cuts(network: Network, upstream: Upstream) -> list[str]:
 
 
 def news(network: Network, upstream: Upstream) -> list[str]:
-    """``cuts`` that were not told before: for the log, once each."""
-    found = cuts(network, upstream)
-    text = "".join(f"{line}\n" for line in found)
-    file = names.dhcp_directory(network.uuid) / TOLD
-    if text == _read(file):
-        return []
-    with suppress(OSError):
-        file.write_text(text)
-    return found
-
-
-def _note(network: Network, upstream: Upstream) -> None:
-    """Keep a lease that is of use, for renewals that bring one that is not.
-
-    A lease that is lost takes the address along.  A lease that was refused does not.
-    """
-    directory = names.dhcp_directory(network.uuid)
-    accepted, refused = directory / ACCEPTED, directory / REFUSED
-    lease = held(network.uuid)
-    with suppress(OSError):
-        if lease is None:
-            if not refused.exists():
-                accepted.unlink(missing_ok=True)
-            return
-        text = _read(directory / "lease")
-        if problem(network, upstream, lease) is None:
-            refused.unlink(missing_ok=True)
-        else:
-            refused.touch()
-            earlier = _accepted(network.uuid, lease)
-            if earlier is None or earlier.address.ip != lease.address.ip:
-                return
-            # The address was renewed, if with other values: how long it is valid counts.
-            text = _read(accepted).partition(f"{UNTIL}=")[0]
-        text += "" if lease.until is None else f"{UNTIL}={int(lease.until)}\n"
-        if text != _read(accepted):
-            accepted.write_text(text)
-
-
-def _accepted(uuid: str, present: Lease | None) -> Lease | None:
-    """The last lease that was of use, while it is valid.
-
-    A server that has renewed its address, whatever else it said, has renewed all of it.
-    """
-    text = _read(names.dhcp_directory(uuid) / ACCEPTED)
-    *_, last = ["", *text.splitlines()]
-    key, _, seconds = last.partition("=")
-    until = float(seconds) if key == UNTIL and seconds.isdecimal() else None
-    lease = udhcpc.parse(text, until) if text else None
-    if lease is not None and present is not None and lease.address.ip == present.address.ip:
-        return replace(lease, until=present.until)
-    expired = lease is not None and lease.until is not None and lease.until < now()
-    return None if expired else lease
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
+    """Return ``cuts`` for the log, once after each change of them."""
+    return accepted_leases.tell_once(network.uuid, cuts(network, upstream))
 
 
 def held(uuid: str) -> Lease | None:
-    """What a network's client has leased."""
+    """Return the lease that a network's client has."""
     return udhcpc.lease(names.dhcp_directory(uuid))
 
 
 def completed(upstream: Upstream, lease: Lease) -> Upstream:
-    """The upstream with all that a lease says; what the configuration says goes first."""
+    """Return the upstream completed by a lease; values of the configuration go first."""
     return replace(
         upstream,
         leased=lease.address.ip,
@@ -156,7 +90,7 @@ def completed(upstream: Upstream, lease: Lease) -> Upstream:
 
 
 def problem(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | None:
-    """Why a network cannot use what it has leased; None where it can."""
+    """Return why a network cannot use a lease; None where it can."""
     if upstream.subnet is not None and lease.address.ip not in upstream.subnet:
         return LeaseError(
             f"network {network.name}: the DHCP server of upstream {upstream.name} gives"
@@ -179,13 +113,13 @@ def problem(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | 
 
 
 def _servers(known: Upstream) -> Sequence[Address]:
-    """The resolvers that a network's guests depend on."""
+    """Return the resolvers that a network's guests depend on."""
     own = [server for server in known.dns if server.version == 4]
     return own or resolv_conf.host_resolvers().servers
 
 
 def remaining(uuid: str) -> int | None:
-    """For how many seconds a network's lease is still valid; None without end or lease."""
+    """Return the seconds for which a network's lease is still valid; None without end or lease."""
     lease = held(uuid)
     return max(0, int(lease.until - now())) if lease and lease.until is not None else None
 
@@ -194,7 +128,7 @@ def remaining(uuid: str) -> int | None:
 
 
 def requested(store: Store, network: Network, upstream: Upstream) -> IPv4Address | None:
-    """Return the address that a network's client asks for: wanted, or leased last time."""
+    """Return the address that a network's client asks for: the wanted one, or the last lease's."""
     wanted = (
         applicants.applicant(network).wanted or store.leases(upstream.name, network.uuid).address
     )
@@ -202,7 +136,7 @@ def requested(store: Store, network: Network, upstream: Upstream) -> IPv4Address
 
 
 def client(network: Network, upstream: Upstream) -> Client:
-    """A network's own client."""
+    """Return a network's own client."""
     return Client(
         namespace=names.namespace(network.name),
         link=names.UPSTREAM_LINK,
@@ -216,8 +150,8 @@ def client(network: Network, upstream: Upstream) -> Client:
 def await_lease(network: Network, upstream: Upstream) -> None:
     """Wait for a lease as long as the configuration says.
 
-    Raises LeaseError where there is none and the network needs one, or where it
-    cannot use what it gets; DhcpError where the client ends.
+    Raises LeaseError where the network needs a lease and gets none, or cannot use it;
+    DhcpError where the client ends.
     """
     lease = udhcpc.await_lease(client(network, upstream), upstream.dhcp_timeout)
     if lease is not None:
@@ -249,9 +183,11 @@ def _not_wanted(network: Network, upstream: Upstream, lease: Lease) -> NatnsErro
 
 
 def settle(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
-    """Record the address that a network has leased, or a stand-in; returns it."""
+    """Record the address that a network has leased, or a placeholder address; returns it."""
     leased = upstream.leased
-    _note(network, upstream)
+    lease = held(network.uuid)
+    usable = lease is not None and problem(network, upstream, lease) is None
+    accepted_leases.note(network.uuid, lease, usable=usable)
     if leased is not None and _take(store, network, upstream, leased):
         return leased
     present = store.leases(upstream.name, network.uuid).address
@@ -261,9 +197,9 @@ def settle(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
 
 
 def settle_first(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
-    """The same for a network that starts.
+    """Record the address of a network that starts; returns it.
 
-    Raises LeaseError where another network has the address.
+    Raises LeaseError where another network has the leased address.
     """
     address = settle(store, network, upstream)
     if upstream.leased not in (None, address):
@@ -286,7 +222,7 @@ def _taken(store: Store, name: str, upstream: Upstream) -> LeaseError:
 
 
 def stand_ins(uuid: str) -> Iterator[IPv4Address]:
-    """Stand-ins for a network's address, the likeliest free one first."""
+    """Yield placeholder addresses for a network, the likeliest free address first."""
     first = int(names.digest(uuid), 16)
     return (IPv4Address(STAND_INS[(first + n) % len(STAND_INS)]) for n in range(len(STAND_INS)))
 
@@ -294,7 +230,7 @@ def stand_ins(uuid: str) -> Iterator[IPv4Address]:
 def differences(
     store: Store, record: Record, network: Network, upstream: Upstream, configured: Upstream
 ) -> list[str]:
-    """Why a network that is up has no address, or not all that was leased, in words.
+    """Return in words why a network that is up lacks its address, or values of its lease.
 
     ``upstream`` is completed by the lease in force, ``configured`` is without any lease.
     """

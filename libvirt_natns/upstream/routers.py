@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What networks need of router namespaces; loaded only where there is one.
+"""The part of router namespaces that networks need, loaded only where a router exists.
 
-Most hosts have none, and a hook that libvirt waits for need not read how one is made.
+Most hosts have no router, and libvirt waits for a hook, which need not load its code.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,45 +15,53 @@ from libvirt_natns.model import Config, Forward, Upstream
 from libvirt_natns.state.networks import Store
 
 if TYPE_CHECKING:
-    from libvirt_natns.upstream.router.lifecycle import Machine
+    from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 
 def complete(upstream: Upstream) -> Upstream:
-    """An upstream of kind "router" with all that its router has.  Raises UpstreamError."""
-    from libvirt_natns.upstream.router import networks
+    """Return an upstream of kind "router", completed by its router.  Raises UpstreamError."""
+    from libvirt_natns.upstream.router import client_networks
 
-    return networks.complete(upstream)
+    return client_networks.complete(upstream)
 
 
 def neighbours(upstream: Upstream) -> set[Address]:
-    """Known stations on the link of a router's NIC, the host and itself among them."""
-    from libvirt_natns.upstream.router import networks
+    """Return the known stations on the link of a router's NIC, with the host and the router."""
+    from libvirt_natns.upstream.router import client_networks
 
-    return networks.neighbours(upstream.name)
+    return client_networks.neighbours(upstream.name)
 
 
 def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     """Bring the rules of all routers to what their networks publish; returns what differed."""
     if not (names.STATE_DIRECTORY / "routers").is_dir():
         return []
-    from libvirt_natns.upstream.router import networks
+    from libvirt_natns.upstream.router import client_networks
 
-    return networks.ensure(store, announce)
+    return client_networks.ensure(store, announce)
 
 
 def differences(config: Config, kernel: Kernel, store: Store) -> list[str]:
-    """What differs of the routers that are up, in words."""
-    machine = _machine(config, kernel, store)
-    return machine.all_differences() if machine else []
+    """Return in words how the routers that are up differ from what they should be."""
+    verbs = _lifecycle(config, kernel, store)
+    if verbs is None:
+        return []
+    from libvirt_natns.upstream.router import health
+
+    return health.all_differences(verbs)
 
 
 def repair(config: Config, kernel: Kernel, store: Store, *, configured: bool) -> list[str]:
     """Repair the routers that are up; returns what differed.  Raises a NatnsError.
 
-    Where they are to be as ``configured``, changed ``host_ports`` come into force.
+    ``configured``: changed ``host_ports`` of the configuration come into force.
     """
-    machine = _machine(config, kernel, store)
-    return machine.repair_all(configured=configured) if machine else []
+    verbs = _lifecycle(config, kernel, store)
+    if verbs is None:
+        return []
+    from libvirt_natns.upstream.router import health
+
+    return health.repair_all(verbs, configured=configured)
 
 
 def expire_overdue() -> list[str]:
@@ -64,36 +72,36 @@ def expire_overdue() -> list[str]:
     if not any((names.STATE_DIRECTORY / "routers").glob("*.json")):
         return []
     from libvirt_natns.upstream.router import journal
-    from libvirt_natns.upstream.router.lifecycle import Machine
+    from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
     if not any(record.is_overdue for record in journal.load_all()):
         return []
     with Kernel() as kernel:
-        return Machine(Config(), kernel).expire_overdue()
+        return RouterLifecycle(Config(), kernel).expire_overdue()
 
 
-def _machine(config: Config, kernel: Kernel, store: Store) -> "Machine | None":
+def _lifecycle(config: Config, kernel: Kernel, store: Store) -> "RouterLifecycle | None":
     if not (names.STATE_DIRECTORY / "routers").is_dir():
         return None
-    from libvirt_natns.upstream.router import networks
-    from libvirt_natns.upstream.router.lifecycle import Machine
+    from libvirt_natns.upstream.router import client_networks
+    from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
-    return Machine(config, kernel, partial(networks.needs, store))
+    return RouterLifecycle(config, kernel, partial(client_networks.needs, store))
 
 
 def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
     """Refuse forwards that a router cannot serve; ``routers`` by network.  Raises NatnsError."""
     if not routers:
         return
-    from libvirt_natns.upstream.router import networks
+    from libvirt_natns.upstream.router import client_networks
 
-    networks.check_claims(claims, routers)
+    client_networks.check_claims(claims, routers)
 
 
 def ports_of_host(upstream: Upstream, protocol: str) -> set[int]:
-    """Ports of an upstream's router that lead to the host; none for other kinds."""
+    """Return the ports of an upstream's router that lead to the host; none for other kinds."""
     if upstream.kind != "router":
         return set()
-    from libvirt_natns.upstream.router import networks
+    from libvirt_natns.upstream.router import client_networks
 
-    return networks.ports_of_host(upstream.name, protocol)
+    return client_networks.ports_of_host(upstream.name, protocol)

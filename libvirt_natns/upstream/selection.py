@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which networks are handled, and whether one can be: pure decisions.
+"""Decides which networks are handled, by which upstream, and refuses impossible ones.
 
-All that is decidable from the network's XML and the configuration alone; what
-depends on the machine is ``engine``'s.
+Decisions here are pure: they need the network's XML and the configuration alone.  Decisions
+that depend on the machine are in the room ``engine``.
 """
 
 from collections.abc import Iterable
@@ -20,16 +20,16 @@ LINK_LOCAL = IPv6Network("fe80::/10")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a network is handled, and why (not)."""
+    """True or False for a handled network, with the reason."""
 
     handled: bool
     reason: str
 
 
 def verdict(network: Network, config: Config) -> Verdict:
-    """Whether a network is ours to handle.
+    """Return whether we handle a network.
 
-    Raises DocumentError for one that asks to be handled and cannot be.
+    Raises DocumentError for a network that asks to be handled and cannot be.
     """
     if network.forward_mode is not None:
         return Verdict(False, f"has <forward mode='{network.forward_mode}'>")
@@ -50,9 +50,9 @@ def verdict(network: Network, config: Config) -> Verdict:
 
 
 def upstream_of(network: Network, config: Config) -> Upstream:
-    """The upstream that a network uses.
+    """Return the upstream that a network uses.
 
-    Raises UpstreamError for one that is not configured.
+    Raises UpstreamError for an upstream that is not configured.
     """
     name = (network.nat.upstream if network.nat else None) or config.upstream
     upstream = config.upstreams.get(name)
@@ -63,7 +63,7 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             + ", ".join(sorted(config.upstreams)),
         )
     if upstream.by_dhcp and not has_family(network, 4):
-        # DHCP is of IPv4: nobody is asked for what the network has no use for.
+        # DHCP leases IPv4 addresses, and the network has no use for any.
         return replace(upstream, pool=())
     return upstream
 
@@ -72,7 +72,7 @@ def upstream_of(network: Network, config: Config) -> Upstream:
 
 
 def wanted_prefix(network: Network, upstream: Upstream) -> IPv6Network | None:
-    """The prefix that a network's own XML takes from those routed to the upstream."""
+    """Return the prefix that a network's XML takes from prefixes routed to the upstream."""
     for subnet in _subnets6(network):
         if any(subnet.subnet_of(each) for each in upstream.prefixes6):
             return subnet if subnet.prefixlen <= 64 else subnet.supernet(new_prefix=64)
@@ -80,7 +80,7 @@ def wanted_prefix(network: Network, upstream: Upstream) -> IPv6Network | None:
 
 
 def routed(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
-    """A network's own subnets that are routed to it."""
+    """Return a network's own subnets that are routed to it."""
     return tuple(
         subnet
         for subnet in _subnets6(network)
@@ -89,15 +89,16 @@ def routed(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
 
 
 def proxied(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
-    """Those that are part of the upstream's own subnet, where each address is answered for."""
+    """Return a network's subnets within the upstream's own subnet; we answer for each address."""
     own = upstream.own6
     return tuple(subnet for subnet in _subnets6(network) if own and subnet.subnet_of(own))
 
 
 def leases_prefix(network: Network, upstream: Upstream) -> bool:
-    """Whether a network has a prefix from those routed to the upstream.
+    """True if a network leases a prefix from those routed to the upstream.
 
-    One that its XML names, or, where it has IPv6 that is not known outside, any.
+    It leases the prefix that its XML names.  Without one, a network with IPv6 that the
+    outside does not know leases any prefix.
     """
     if not upstream.prefixes6 or not has_family(network, 6):
         return False
@@ -105,12 +106,12 @@ def leases_prefix(network: Network, upstream: Upstream) -> bool:
 
 
 def has_family(network: Network, family: Family) -> bool:
-    """Whether a network has a subnet of that family."""
+    """True if a network has a subnet of that family."""
     return any(subnet.network.version == family for subnet in network.subnets)
 
 
 def leases_address(network: Network, upstream: Upstream, family: Family) -> bool:
-    """Whether a network leases an address of that family from a completed upstream."""
+    """True if a network leases an address of that family from a completed upstream."""
     if not has_family(network, family):
         return False
     by_dhcp = family == 4 and upstream.by_dhcp
@@ -122,7 +123,7 @@ def leases_address(network: Network, upstream: Upstream, family: Family) -> bool
 
 
 def families(network: Network, upstream: Upstream) -> tuple[Family, ...]:
-    """The families in which a network gets to the outside."""
+    """Return the families in which a network reaches the outside."""
     public = routed(network, upstream) or proxied(network, upstream)
     six = bool(public) or leases_prefix(network, upstream)
     ways: tuple[tuple[Family, bool], ...] = (
@@ -138,12 +139,12 @@ def _subnets6(network: Network) -> list[IPv6Network]:
 
 
 def check_addresses(network: Network, upstream: Upstream) -> None:
-    """Refuse what could never work between a network and an upstream, as far as that is known.
+    """Refuse a network whose addresses can never work with an upstream.
 
-    Raises DocumentError for private subnets, and routes to further ones, that
-    overlap the upstream's (the namespace could not tell the two sides apart),
-    and for a bridge named like the namespace's other interfaces.  A subnet that
-    is a part of the upstream's in IPv6 is no private one.
+    Raises DocumentError for private subnets and routes that overlap the upstream's subnets,
+    as the namespace could not tell the two sides apart.  An IPv6 subnet that is a part of
+    the upstream's is not private.  A bridge cannot have the name of another link of the
+    namespace.
     """
     if network.bridge in (names.UPSTREAM_LINK, "lo"):
         raise DocumentError(
@@ -166,7 +167,7 @@ def check_addresses(network: Network, upstream: Upstream) -> None:
 
 
 def _check_own(network: Network) -> None:
-    """Refuse addresses and routes that libvirt takes, and the kernel or dnsmasq does not.
+    """Refuse addresses and routes that libvirt accepts, and the kernel or dnsmasq does not.
 
     Raises DocumentError.
     """
@@ -194,13 +195,13 @@ def _check_own(network: Network) -> None:
 
 
 def _outside(upstream: Upstream) -> list[IPNetwork]:
-    """What is on the upstream's side, or comes to it."""
+    """Return the subnets on the upstream's side, and the prefixes routed to it."""
     subnets = (upstream.subnet, upstream.subnet6, upstream.own6, *upstream.prefixes6)
     return [subnet for subnet in subnets if subnet is not None]
 
 
 def _check_routed(network: Network, upstream: Upstream) -> None:
-    """Refuse more than a network can lease of what is routed to the upstream.
+    """Refuse more routed prefixes than a network can lease.
 
     Raises DocumentError.
     """
@@ -220,16 +221,16 @@ def _check_routed(network: Network, upstream: Upstream) -> None:
 
 
 def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Address]) -> None:
-    """Refuse a network that hides the resolvers its guests depend on.
+    """Refuse a network whose private subnets hide all resolvers of its guests.
 
-    ``servers`` are asked through the upstream; one whose address is in a private
-    subnet can never be reached.  Raises DocumentError unless one is left.
+    ``servers`` are asked through the upstream.  A server whose address is in a private
+    subnet can never be reached.  Raises DocumentError unless a server is left.
     """
     if network.dns is None or any(f.domain is None for f in network.dns.forwarders):
-        # Nobody is asked, or those that the network's own XML names.
+        # No server is asked, or the network's own XML names the servers.
         return
     asked = list(servers)
-    # In a part of the provider's own subnet, its resolvers are known to be outside.
+    # A server in a part of the provider's own subnet is known to be outside.
     outside = proxied(network, upstream)
     private = [subnet.network for subnet in network.subnets if subnet.network not in outside]
     hidden = {server for server in asked for subnet in private if server in subnet}
@@ -243,7 +244,7 @@ def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Addr
 
 
 def can_keep_prefix(prefix: IPv6Network, network: Network, upstream: Upstream) -> bool:
-    """The same for its prefix."""
+    """True if a network can keep the prefix that it has leased."""
     wanted = wanted_prefix(network, upstream)
     return wanted == prefix or (
         wanted is None and any(prefix.subnet_of(each) for each in upstream.prefixes6)

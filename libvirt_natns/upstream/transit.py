@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Upstreams of kind "host": the private transit bridge that the host itself routes.
 
-Such an upstream needs no configuration: its bridge is ours, its subnet is the
-first of a few that the host has no route into, chosen once and kept.  The
-subnets are from the block set aside for benchmarks (RFC 2544) and from
-private ones that home routers rarely use; each holds 1021 namespaces, nearly
-as many as a bridge has ports (1023).
+The upstream needs no configuration, and its bridge is ours.  Its subnet is the first of a
+few candidates that the host has no route into, chosen once and kept.  The candidates are
+from the block for benchmarks (RFC 2544), and from private blocks that home routers rarely
+use.  Each holds 1021 namespaces, nearly as many as a bridge has ports (1023).
 
-In IPv6 it is a prefix of unique local addresses (RFC 4193) that is made up once
-and kept.  Only a network with IPv6 gets any, and only where the host has it.
+In IPv6 the subnet is a prefix of unique local addresses (RFC 4193), made up once and kept.
+Only a network with IPv6 gets IPv6, and only where the host has it.
 """
 
 import os
@@ -34,7 +33,7 @@ DISABLED = "net/ipv6/conf/all/disable_ipv6"
 
 
 def choose(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -> Upstream:
-    """An upstream of kind "host", completed with bridge, subnets, gateways and pools.
+    """Return an upstream of kind "host" with bridge, subnets, gateways and pools.
 
     Raises UpstreamError where every candidate subnet is in use on this host.
     """
@@ -46,20 +45,20 @@ def choose(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -
 
 
 def needs_ipv6(kernel: Kernel, network: Network) -> bool:
-    """Whether a network has IPv6 and the host, too."""
+    """True if both a network and the host have IPv6."""
     has = any(subnet.network.version == 6 for subnet in network.subnets)
     return has and has_ipv6(kernel)
 
 
 def has_ipv6(kernel: Kernel) -> bool:
-    """Whether the host has IPv6 at all."""
+    """True if the host has IPv6 at all."""
     return kernel.sysctl(None, DISABLED) == "0"
 
 
 def free6(network: Network) -> IPv6Network:
-    """A prefix that nobody has, made up of 40 random bits (RFC 4193, 3.2.2).
+    """Return a prefix made of 40 random bits (RFC 4193, 3.2.2).
 
-    And none of the network's own, although that is hardly possible.
+    It overlaps no subnet of the network, although that is hardly possible.
     """
     private = [subnet.network for subnet in network.subnets]
     private += [route.destination for route in network.routes]
@@ -71,21 +70,22 @@ def free6(network: Network) -> IPv6Network:
 
 
 def _chosen(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -> IPv4Network:
-    """The transit subnet in IPv4, chosen by now."""
+    """Return the transit subnet in IPv4; choose it unless it is chosen."""
     known = upstream.subnet or store.transit(upstream.name)
     if known is None or (upstream.subnet is None and _stale(kernel, store, upstream, known)):
-        known = _choose(kernel, store, network, upstream, known)
+        candidates = free(kernel, network, upstream)
+        known = store.choose_transit(upstream.name, candidates, instead_of=known)
     return known
 
 
 def complete(
     upstream: Upstream, subnet: IPv4Network, subnet6: IPv6Network | None = None
 ) -> Upstream:
-    """The upstream with all that follows from its transit subnets."""
+    """Return the upstream with all values that follow from its transit subnets."""
     whole = _complete4(upstream, subnet)
     whole = replace(whole, subnet6=None, host6=upstream.subnet6)
     if subnet6 is None:
-        # Nothing is routed or answered for by a host without IPv6.
+        # A host without IPv6 routes no prefix, and answers for no address.
         return replace(whole, host6=None, prefixes6=())
     first, last = subnet6[1], subnet6[POOL6_SIZE]
     return replace(
@@ -105,31 +105,25 @@ def _complete4(upstream: Upstream, subnet: IPv4Network) -> Upstream:
         subnet=subnet,
         gateway=upstream.gateway or first,
         pool=upstream.ranges or (AddressRange(first + 1, first + hosts - 1),),
-        # Nobody but our own namespaces is on that bridge.
+        # Only our own namespaces are on the bridge.
         probe=0.0,
     )
 
 
 def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network) -> bool:
-    """Whether the host has learnt a route into a transit subnet that nobody uses."""
+    """True if the host has learnt a route into a transit subnet that no network uses."""
     if store.in_use(upstream.name):
         return False
     return any(map(subnet.overlaps, _routes(kernel, upstream)))
 
 
 def _routes(kernel: Kernel, upstream: Upstream) -> set[IPNetwork]:
-    """Where the host has routes to, those of the transit bridge itself apart."""
+    """Return the host's routes, except those of the transit bridge itself."""
     return kernel.host_routes(without=[names.transit_bridge(upstream.name)])
 
 
-def _choose(
-    kernel: Kernel, store: Store, network: Network, upstream: Upstream, stale: IPv4Network | None
-) -> IPv4Network:
-    return store.choose_transit(upstream.name, free(kernel, network, upstream), instead_of=stale)
-
-
 def free(kernel: Kernel, network: Network, upstream: Upstream) -> list[IPv4Network]:
-    """Candidate subnets that neither the host nor the network has a route into.
+    """Return the candidate subnets that neither host nor network has a route into.
 
     Raises UpstreamError where there is none.
     """

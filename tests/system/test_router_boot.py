@@ -43,8 +43,8 @@ from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.upstream import routers
-from libvirt_natns.upstream.router import boot, hardware, journal, nic
-from libvirt_natns.upstream.router.lifecycle import Machine
+from libvirt_natns.upstream.router import boot, boot_clock, hardware, journal, nic_snapshot
+from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 UNIT = CHECKOUT / "contrib" / "systemd" / "libvirt-natns-router@.service"
 STATE = lab_vps.STATE
@@ -281,8 +281,8 @@ def test_a_wrong_configuration(vps: Vps, command: Command) -> None:
 # -- steps -------------------------------------------------------------------
 
 
-def machine(kernel: Kernel, before: Callable[[str], None] | None = None) -> Machine:
-    return Machine(config.load(), kernel, before=before)
+def machine(kernel: Kernel, before: Callable[[str], None] | None = None) -> RouterLifecycle:
+    return RouterLifecycle(config.load(), kernel, before=before)
 
 
 def told_at_boot() -> list[str]:
@@ -506,7 +506,7 @@ def test_a_leased_address_does_not_end(vps: Vps, command: Command) -> None:
     del data["target"]["transit"]
     file("kept").write_text(json.dumps(data))
     run("ip", "address", "flush", "dev", NIC, "scope", "global")
-    kept = nic.from_object(data)
+    kept = nic_snapshot.from_object(data)
     assert boot.configure_bare(kept) == NIC
     addresses = run("ip", "-o", "address", "show", NIC, "scope", "global").stdout
     assert ADDRESS in addresses
@@ -595,7 +595,7 @@ def test_the_unit_takes_back_whose_timer_was_killed(vps: Vps, command: Command) 
         os.kill(int(process), signal.SIGKILL)
     record = journal.load("wan")
     assert record is not None
-    journal.advance(record, deadline=nic.clock() - 1)
+    journal.advance(record, deadline=boot_clock.now() - 1)
     assert "took back" in command("router", "up", "--boot", "wan").out
     assert is_router(), "what was confirmed before comes up"
     assert talks()
@@ -609,7 +609,7 @@ def test_the_service_takes_back_whose_timer_was_killed(vps: Vps, command: Comman
     assert routers.expire_overdue() == [], "its time is not over"
     record = journal.load("wan")
     assert record is not None
-    journal.advance(record, deadline=nic.clock() - 1)
+    journal.advance(record, deadline=boot_clock.now() - 1)
     (line,) = routers.expire_overdue()
     assert line == "took back router wan, which was never confirmed"
     assert is_back()

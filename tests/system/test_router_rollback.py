@@ -17,11 +17,11 @@ from lab_vps import ADDRESS, CONFIG, GATEWAY, NIC, ROUTER, Vps, state_of_host
 from libvirt_natns.cli import commands
 from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError, RouterError
+from libvirt_natns.kernel.netlink import Socket
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.kernel.wire import Wire
 from libvirt_natns.records import replace
-from libvirt_natns.upstream.router import journal, nic
-from libvirt_natns.upstream.router.lifecycle import Machine
+from libvirt_natns.upstream.router import boot_clock, health, journal, nic_snapshot
+from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 STRIDE = 2
 """Every other request, for the time it takes; 1 for all of them."""
@@ -88,8 +88,8 @@ def nothing_kept(nothing_left: None) -> Iterator[None]:
     shutil.rmtree(lab_vps.STATE, ignore_errors=True)
 
 
-def machine(kernel: Kernel, before: Callable[[str], None] | None = None) -> Machine:
-    return Machine(config.load(), kernel, before=before)
+def machine(kernel: Kernel, before: Callable[[str], None] | None = None) -> RouterLifecycle:
+    return RouterLifecycle(config.load(), kernel, before=before)
 
 
 def steps(verb: str) -> list[str]:
@@ -178,7 +178,7 @@ def test_killed_ahead_of_any_step_of_up(vps: Vps, capsys: pytest.CaptureFixture[
         act(repair)
         if repair == "up":
             with Kernel() as kernel:
-                assert machine(kernel).health("wan")[0] == "up"
+                assert health.of(machine(kernel), "wan")[0] == "up"
             act("down")
         after = state_of_host()
         assert after == before, f"{what}: {before.diff(after)}"
@@ -200,16 +200,16 @@ def test_killed_between_any_two_changes_of_the_nic(
 ) -> None:
     """Within a step, too: ahead of each request to the kernel, and after the last."""
     before, taken = state_of_host(), of_nic()
-    original = Wire.change
+    original = Socket.change
 
     def run_with(number: int) -> None:
         count = kill_at(number)
 
-        def change(self: Wire, kind: int, body: bytes, flags: int = 0) -> None:
+        def change(self: Socket, kind: int, body: bytes, flags: int = 0) -> None:
             count(kind)
             original(self, kind, body, flags)
 
-        monkeypatch.setattr(Wire, "change", change)
+        monkeypatch.setattr(Socket, "change", change)
         act(verb)
 
     number = 0
@@ -229,7 +229,7 @@ def test_killed_between_any_two_changes_of_the_nic(
 
 def of_nic() -> set[str]:
     """The NIC as the product sees it: quicker to look at than the whole host."""
-    found = nic.capture(None, NIC)
+    found = nic_snapshot.capture(None, NIC)
     routes = (*found.routes, *found.foreign)
     bodies = {each.body for each in found.addresses} | {each.body for each in routes}
     bodies |= {each.body for each in found.neighbours} | {each.body for each in found.rules}
@@ -263,9 +263,9 @@ def test_confirmed(vps: Vps) -> None:
     before = state_of_host()
     assert commands.main(["router", "up", "--confirm-within", "60"]) == 0
     with Kernel() as kernel:
-        assert machine(kernel).health("wan")[0] == "unconfirmed"
+        assert health.of(machine(kernel), "wan")[0] == "unconfirmed"
         assert commands.main(["router", "confirm"]) == 0
-        assert machine(kernel).health("wan")[0] == "up"
+        assert health.of(machine(kernel), "wan")[0] == "up"
     wait_for(lambda: not waiting(), what="the end of the timer")
     assert commands.main(["router", "confirm"]) == 0
     act("down")
@@ -296,10 +296,10 @@ def test_killed_together_with_the_timer(vps: Vps) -> None:
             os.kill(int(process), signal.SIGKILL)
         record = journal.load("wan")
         assert record is not None
-        journal.advance(record, deadline=nic.clock() - 1)
-        assert machine(kernel).health("wan")[0] == "overdue"
+        journal.advance(record, deadline=boot_clock.now() - 1)
+        assert health.of(machine(kernel), "wan")[0] == "overdue"
         done = machine(kernel).up("wan")
         assert "took back router wan, which was never confirmed" in done[0]
-        assert machine(kernel).health("wan")[0] == "up"
+        assert health.of(machine(kernel), "wan")[0] == "up"
         machine(kernel).down("wan")
     assert state_of_host() == before

@@ -55,15 +55,16 @@ class Kernel:
         self.filters: list[bytes] = []
         self.filtering = True
         self._answer = b""
+        self._number = 0
 
-    def __enter__(self) -> "Kernel":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def settimeout(self, seconds: float) -> None:
         pass
 
-    def sendto(self, data: bytes, address: tuple[int, int]) -> None:
-        kind, flags = struct.unpack_from("=HH", data, 4)
+    def close(self) -> None:
+        pass
+
+    def send(self, data: bytes) -> None:
+        kind, flags, self._number = struct.unpack_from("=HHI", data, 4)
         if kind == 0x101 and len(data) > 20 and not self.filtering:
             self._answer = self._message(2, struct.pack("=i", -errno.EINVAL) + data[:16])
             return
@@ -81,9 +82,8 @@ class Kernel:
     def recv(self, size: int) -> bytes:
         return self._answer
 
-    @staticmethod
-    def _message(kind: int, body: bytes) -> bytes:
-        return struct.pack("=IHHII", 16 + len(body), kind, 0, 1, 0) + body
+    def _message(self, kind: int, body: bytes) -> bytes:
+        return struct.pack("=IHHII", 16 + len(body), kind, 0, self._number, 0) + body
 
 
 def cut(

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The kernel's nftables messages, as far as they are read."""
 
-import socket
 import struct
 from collections.abc import Iterator
 
@@ -20,6 +19,7 @@ from libvirt_natns.firewall.nfnetlink import (
     RULE_HANDLE,
     RULE_TABLE,
 )
+from libvirt_natns.kernel.netlink import Socket
 
 INET, IPV4 = 1, 2
 
@@ -57,7 +57,7 @@ class World:
         ]
 
     def dump(
-        self, session: socket.socket, what: int, family: int = 0, attributes: bytes = b""
+        self, session: Socket, what: int, family: int = 0, attributes: bytes = b""
     ) -> Iterator[tuple[int, bytes]]:
         """A kernel that hands out everything, whatever it is asked for."""
         yield from self.chains if what == GET_CHAIN else self.rules

@@ -5,16 +5,20 @@ import argparse
 import io
 import struct
 import sys
+from socket import AF_INET
 from types import SimpleNamespace
 
 import pytest
 
 from libvirt_natns.cli import router
 from libvirt_natns.errors import RouterError
+from libvirt_natns.kernel import netlink
+from libvirt_natns.model import Config
 from libvirt_natns.service.daemon import ROUTERS, Service
 from libvirt_natns.service.log import Log
 from libvirt_natns.upstream import routers
-from libvirt_natns.upstream.router import boot, journal, lifecycle, nic_objects, restore
+from libvirt_natns.upstream.router import boot, health, journal, recover, restore_script
+from libvirt_natns.upstream.router.nic_rules import NicRule
 
 
 def test_the_service_complains_once_and_suspects_no_network(
@@ -45,9 +49,10 @@ def test_another_router_does_not_stop_a_boot(
     def fail() -> list[str]:
         raise OSError("no space left on device")
 
-    opened = SimpleNamespace(expire_overdue=fail, reattach=lambda _: [], unapplied=lambda _: [])
+    opened = SimpleNamespace(expire_overdue=fail, reattach=lambda _: [], config=Config())
     monkeypatch.setattr(journal, "known_names", lambda: ["lan"])
-    monkeypatch.setattr(lifecycle, "is_confirmed", lambda _: True)
+    monkeypatch.setattr(recover, "is_confirmed", lambda _: True)
+    monkeypatch.setattr(health, "unapplied", lambda *_: [])
     monkeypatch.setattr(boot, "up", lambda *_: ["router lan is up"])
     options = argparse.Namespace(name="lan", boot=True)
     assert router._boot(opened, options) == 0  # type: ignore[arg-type]
@@ -58,9 +63,7 @@ def test_another_router_does_not_stop_a_boot(
 
 def test_inverted_rules_are_known_in_any_byte_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "byteorder", "big")
-    head = bytes(
-        [nic_objects.AF_INET, 0, 0, 0, nic_objects.MAIN_TABLE, 0, 0, restore.FR_ACT_TO_TBL]
-    )
-    for flags, shown in ((0, True), (nic_objects.FIB_RULE_INVERT, False)):
-        rule = nic_objects.Rule((head + struct.pack(">I", flags)).hex())
-        assert bool(restore._rule(rule, "eth0")) == shown
+    head = bytes([AF_INET, 0, 0, 0, netlink.RT_TABLE_MAIN, 0, 0, netlink.FR_ACT_TO_TBL])
+    for flags, shown in ((0, True), (netlink.FIB_RULE_INVERT, False)):
+        rule = NicRule((head + struct.pack(">I", flags)).hex())
+        assert bool(restore_script._rule(rule, "eth0")) == shown

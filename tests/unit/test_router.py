@@ -10,6 +10,7 @@ import subprocess
 import time
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 
 import pytest
 
@@ -18,26 +19,34 @@ from libvirt_natns.cli.router import duration
 from libvirt_natns.errors import ConflictError, KernelError, RouterFileError, StoreError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
-from libvirt_natns.kernel import processes, wire
+from libvirt_natns.kernel import netlink, processes
+from libvirt_natns.kernel.netlink import Attrs
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import (
-    command,
+    boot_clock,
     confirm_timer,
+    confirmation,
     downstream,
+    helper_command,
+    host_resolv_conf,
     ipv6,
     journal,
     nat_rules,
-    nic,
-    nic_objects,
+    nic_addresses,
+    nic_inside,
+    nic_neighbours,
+    nic_routes,
+    nic_snapshot,
     preflight,
-    resolv_conf,
-    restore,
+    restore_script,
+    router_files,
 )
-from libvirt_natns.upstream.router.downstream import Needs
-from libvirt_natns.upstream.router.journal import Target
-from libvirt_natns.upstream.router.nic import Capture
-from libvirt_natns.upstream.router.resolv_conf import Resolver
+from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.host_resolv_conf import Resolver
+from libvirt_natns.upstream.router.nic_rules import NicRule
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 TARGET = Target(
     name="wan",
@@ -71,7 +80,7 @@ def test_addresses_of_a_target() -> None:
 
 
 def test_ports_of_the_host_that_a_network_publishes() -> None:
-    needs = Needs(forwards=(PUBLISHED,))
+    needs = RouterNeeds(forwards=(PUBLISHED,))
     preflight.check_published(TARGET, needs)
     preflight.check_published(replace(TARGET, ports=(("udp", 8080, 8080),)), needs)
     with pytest.raises(ConflictError, match="publishes tcp port 8080"):
@@ -83,44 +92,44 @@ def test_ports_of_the_host_that_a_network_publishes() -> None:
 
 def address(valid: int, link: int = 7) -> bytes:
     """An address of 192.0.2.1/24 as the kernel lists it."""
-    return struct.pack("=BBBBI", 2, 24, 0x80, 0, link) + wire.packed(
+    return struct.pack("=BBBBI", 2, 24, 0x80, 0, link) + netlink.pack(
         [
-            (nic_objects.IFA_ADDRESS, bytes([192, 0, 2, 1])),
-            (nic_objects.IFA_LOCAL, bytes([192, 0, 2, 1])),
-            (nic_objects.IFA_FLAGS, struct.pack("=I", 0x280)),
-            (nic_objects.IFA_CACHEINFO, struct.pack("=IIII", valid, valid, 1, 2)),
+            (netlink.IFA_ADDRESS, bytes([192, 0, 2, 1])),
+            (netlink.IFA_LOCAL, bytes([192, 0, 2, 1])),
+            (netlink.IFA_FLAGS, struct.pack("=I", 0x280)),
+            (netlink.IFA_CACHEINFO, struct.pack("=IIII", valid, valid, 1, 2)),
         ]
     )
 
 
 def test_an_address_is_itself_on_any_link_at_any_time() -> None:
-    one, other = nic_objects.address(address(600)), nic_objects.address(address(300, link=9))
+    one, other = nic_addresses.parse(address(600)), nic_addresses.parse(address(300, link=9))
     assert one.body == other.body
     assert (one.ip, one.prefix, one.leased) == ("192.0.2.1", 24, True)
 
 
-@pytest.mark.parametrize(("elapsed", "left"), [(0, 600), (100, 500), (1000, nic_objects.SOON)])
+@pytest.mark.parametrize(("elapsed", "left"), [(0, 600), (100, 500), (1000, nic_addresses.SOON)])
 def test_a_lifetime_goes_on_while_an_address_is_away(elapsed: int, left: int) -> None:
-    request = nic_objects.address(address(600)).request(4, elapsed)
+    request = nic_addresses.parse(address(600)).request(4, elapsed)
     assert struct.unpack_from("=I", request, 4) == (4,)
-    times = wire.value(wire.attributes(request[8:]), nic_objects.IFA_CACHEINFO)
+    times = Attrs.parse(request, 8).get(netlink.IFA_CACHEINFO)
     assert times is not None
     assert struct.unpack_from("=II", times) == (left, left)
-    forever = nic_objects.address(address(nic_objects.FOREVER)).request(4, elapsed)
-    times = wire.value(wire.attributes(forever[8:]), nic_objects.IFA_CACHEINFO)
+    forever = nic_addresses.parse(address(nic_addresses.FOREVER)).request(4, elapsed)
+    times = Attrs.parse(forever, 8).get(netlink.IFA_CACHEINFO)
     assert times is not None
-    assert struct.unpack_from("=I", times) == (nic_objects.FOREVER,)
+    assert struct.unpack_from("=I", times) == (nic_addresses.FOREVER,)
 
 
 def test_a_route_leads_over_the_link_that_it_is_given() -> None:
     hops = struct.pack("=HBBi", 8, 1, 0, 7) + struct.pack("=HBBi", 8, 0, 3, 5)
-    listed = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 3, 0, 1, 0x10) + wire.packed(
-        [(nic_objects.RTA_OIF, struct.pack("=i", 7)), (nic_objects.RTA_MULTIPATH, hops)]
+    listed = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 3, 0, 1, 0x10) + netlink.pack(
+        [(netlink.RTA_OIF, struct.pack("=i", 7)), (netlink.RTA_MULTIPATH, hops)]
     )
-    assert nic_objects.links_of_route(listed) == {5, 7}
-    found = nic_objects.route(listed, 7)
+    assert nic_routes.links_of(listed) == {5, 7}
+    found = nic_routes.parse(listed, 7)
     assert (found.destination, found.is_default, found.gateway) == ("0.0.0.0/0", True, None)
-    assert nic_objects.links_of_route(found.request(12)) == {5, 12}
+    assert nic_routes.links_of(found.request(12)) == {5, 12}
 
 
 def test_a_capture_survives_its_file() -> None:
@@ -135,16 +144,18 @@ def test_a_capture_survives_its_file() -> None:
         alias="",
         altnames=("enp0s3",),
         settings=(("ipv4/conf/rp_filter", "2"),),
-        addresses=(nic_objects.address(address(600)),),
-        neighbours=(nic_objects.proxy("2001:db8::2"),),
+        addresses=(nic_addresses.parse(address(600)),),
+        neighbours=(nic_neighbours.proxy("2001:db8::2"),),
         links=((7, "other"),),
     )
-    written = json.dumps(nic.as_object(capture))
-    assert nic.from_object(json.loads(written)) == capture
+    written = json.dumps(nic_snapshot.as_object(capture))
+    assert nic_snapshot.from_object(json.loads(written)) == capture
     earlier = json.loads(written)
     del earlier["links"]
-    assert nic.from_object(earlier) == replace(capture, links=())
-    inside = nic.inside(capture, ["192.0.2.1"], {"ipv4/conf/rp_filter": "1", "unknown": "1"})
+    assert nic_snapshot.from_object(earlier) == replace(capture, links=())
+    inside = nic_inside.without_host(
+        capture, ["192.0.2.1"], {"ipv4/conf/rp_filter": "1", "unknown": "1"}
+    )
     assert inside.addresses == ()
     assert [each.ip for each in inside.neighbours] == ["2001:db8::2", "192.0.2.1"]
     assert inside.settings == (("ipv4/conf/rp_filter", "1"),)
@@ -154,7 +165,7 @@ def test_a_capture_survives_its_file() -> None:
 
 
 def test_rules_in_nftables() -> None:
-    text = nftables.render(nat_rules.rules(TARGET, Needs((PUBLISHED,))), nat_rules.LAYOUT)
+    text = nftables.render(nat_rules.rules(TARGET, RouterNeeds((PUBLISHED,))), nat_rules.LAYOUT)
     assert "elements = { tcp . 22 : 192.168.158.2 . 22, tcp . 8080 : 10.213.252.2 . 8080 }" in text
     assert "elements = { udp . 60000-61000 : 192.168.158.2 }" in text
     chain = text.partition("chain forward {")[2].partition("}")[0]
@@ -165,7 +176,7 @@ def test_rules_in_nftables() -> None:
 
 
 def test_rules_in_iptables() -> None:
-    made = iptables.tables(nat_rules.rules(TARGET, Needs((PUBLISHED,))), nat_rules.LEGACY)
+    made = iptables.tables(nat_rules.rules(TARGET, RouterNeeds((PUBLISHED,))), nat_rules.LEGACY)
     assert [table.name for table in made] == ["nat", "mangle", "filter"]
     texts = {table.name: [str(e) for c in table.chains.values() for e in c] for table in made}
     assert texts["filter"][-1].endswith("-j DROP")
@@ -186,7 +197,7 @@ def test_rules_in_iptables() -> None:
 def test_what_an_own_file_must_name(text: str, expected: list[str] | None, tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     file.write_text(text)
-    found = resolv_conf.servers(resolv_conf.look(file), file=file)
+    found = host_resolv_conf.servers(host_resolv_conf.look(file), file=file)
     assert (found is None) == (expected is None)
 
 
@@ -194,16 +205,16 @@ def test_a_link_is_replaced_and_comes_back(tmp_path: Path) -> None:
     stub, file = tmp_path / "stub", tmp_path / "resolv.conf"
     stub.write_text("nameserver 127.0.0.53\nnameserver 192.0.2.53\nsearch example.test\n")
     file.symlink_to(stub)
-    before = resolv_conf.look(file)
+    before = host_resolv_conf.look(file)
     assert before == Resolver(link=str(stub))
-    assert resolv_conf.servers(before, file=file) == ["192.0.2.53"]
-    wanted = resolv_conf.wanted(("192.0.2.53",), before, file)
-    resolv_conf.restore(wanted, file)
+    assert host_resolv_conf.servers(before, file=file) == ["192.0.2.53"]
+    wanted = host_resolv_conf.wanted(("192.0.2.53",), before, file)
+    host_resolv_conf.restore(wanted, file)
     assert not file.is_symlink()
     assert "nameserver 192.0.2.53\nsearch example.test\n" in file.read_text()
-    resolv_conf.restore(before, file)
+    host_resolv_conf.restore(before, file)
     assert file.readlink() == stub
-    resolv_conf.restore(Resolver(), file)
+    host_resolv_conf.restore(Resolver(), file)
     assert not file.is_symlink()
 
 
@@ -218,7 +229,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(processes, "PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     script = f'echo "waiting $(cut -d" " -f6 /proc/self/stat) $*" >>{tmp_path / "said"}'
-    monkeypatch.setattr(command, "line", lambda *words: ("sh", "-c", script, *words))
+    monkeypatch.setattr(helper_command, "line", lambda *words: ("sh", "-c", script, *words))
     return tmp_path
 
 
@@ -285,7 +296,7 @@ def test_the_timer_ends_with_a_confirmation(monkeypatch: pytest.MonkeyPatch) -> 
 
     confirm_timer.wait(0.0, lambda: answers.pop(0), take_back)
     assert not answers
-    confirm_timer.wait(nic.clock() + 60.0, lambda: False, take_back)
+    confirm_timer.wait(boot_clock.now() + 60.0, lambda: False, take_back)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"target": 1}', "\0\1", "1" * 5000])
@@ -299,27 +310,27 @@ def test_a_damaged_file_of_a_router(
     with pytest.raises(RouterFileError, match=r"wan\.json is damaged"):
         journal.load("wan")
     with pytest.raises(RouterFileError, match=r"wan\.kept is damaged"):
-        journal.kept("wan")
+        confirmation.load("wan")
     assert journal.load_all() == []
     assert set(journal.damaged()) == {"wan"}
-    asides = [journal.put_aside(names.router_file("wan", "kept")).name]
-    for _ in range(journal.MOST_ASIDE + 2):
+    asides = [router_files.put_aside(names.router_file("wan", "kept")).name]
+    for _ in range(router_files.MOST_ASIDE + 2):
         names.router_file("wan", "kept").write_text("another")
-        asides.append(journal.put_aside(names.router_file("wan", "kept")).name)
+        asides.append(router_files.put_aside(names.router_file("wan", "kept")).name)
     assert asides[:2] == ["wan.kept.damaged", "wan.kept.damaged-2"]
-    assert len(set(asides)) == journal.MOST_ASIDE
+    assert len(set(asides)) == router_files.MOST_ASIDE
 
 
 def test_a_nic_by_another_name() -> None:
-    header = struct.pack("=BBBBI", nic_objects.AF_INET, 24, 0x80, 0, 7)
+    header = struct.pack("=BBBBI", AF_INET, 24, 0x80, 0, 7)
     labels = {b"ens3": b"enp1s0", b"ens3:1": b"enp1s0:1", b"ens33": b"ens33"}
     for label, expected in labels.items():
-        said = [(nic_objects.IFA_LOCAL, bytes(4)), (nic_objects.IFA_LABEL, label + b"\0")]
-        made = nic_objects.address(header + wire.packed(said)).relabelled("ens3", "enp1s0")
-        found = wire.value(wire.attributes(bytes.fromhex(made.body)[8:]), nic_objects.IFA_LABEL)
+        said = [(netlink.IFA_LOCAL, bytes(4)), (netlink.IFA_LABEL, label + b"\0")]
+        made = nic_addresses.parse(header + netlink.pack(said)).relabelled("ens3", "enp1s0")
+        found = Attrs.parse(bytes.fromhex(made.body), 8).get(netlink.IFA_LABEL)
         assert found == expected + b"\0"
-    rule = nic_objects.Rule(
-        (bytes(12) + wire.packed([(nic_objects.FRA_IIFNAME, b"ens3\0"), (6, b"\1\0\0\0")])).hex()
+    rule = NicRule(
+        (bytes(12) + netlink.pack([(netlink.FRA_IIFNAME, b"ens3\0"), (6, b"\1\0\0\0")])).hex()
     )
     assert rule.names("ens3")
     assert rule.renamed("ens3", "enp1s0").names("enp1s0")
@@ -331,7 +342,7 @@ def test_the_script_is_plain_shell(tmp_path: Path) -> None:
     for name in ("ens3", "a b;id", "$(id)", "'"):
         before = replace(capture6(("2001:db8::2", 64)), name=name, altnames=("x y", "`id`"))
         file = tmp_path / "restore"
-        file.write_text(restore.script("natns-router-wan", "natns-wan", before))
+        file.write_text(restore_script.script("natns-router-wan", "natns-wan", before))
         subprocess.run(["/bin/sh", "-n", file], check=True)
         assert "python" not in file.read_text().lower().replace("without python", "")
         assert "@" not in file.read_text().replace("%%@*", "").replace("%@*", "").replace("$@", "")
@@ -343,9 +354,9 @@ def test_the_script_is_plain_shell(tmp_path: Path) -> None:
 def capture6(*bodies: tuple[str, int]) -> Capture:
     made = []
     for ip, prefix in bodies:
-        header = struct.pack("=BBBBI", nic_objects.AF_INET6, prefix, 0x80, 0, 7)
-        body = header + wire.packed([(nic_objects.IFA_ADDRESS, IPv6Address(ip).packed)])
-        made.append(nic_objects.address(body))
+        header = struct.pack("=BBBBI", AF_INET6, prefix, 0x80, 0, 7)
+        body = header + netlink.pack([(netlink.IFA_ADDRESS, IPv6Address(ip).packed)])
+        made.append(nic_addresses.parse(body))
     return Capture("absent", 2, "52:54:00:00:00:01", 1500, 1, 1000, 0, "", addresses=tuple(made))
 
 
@@ -382,7 +393,7 @@ def test_what_networks_get(
 def test_rules_for_networks_in_ipv6() -> None:
     target = replace(TARGET, transit6="fd00:1:2::/64", subnet6="2001:db8::/64")
     to = HostForward("tcp", None, 8080, 8080, IPv6Address("fd00:1:2::2"), "transit")
-    needs = Needs((to,), (("2001:db8:0:0:a::/80", "fd00:1:2::2"),))
+    needs = RouterNeeds((to,), (("2001:db8:0:0:a::/80", "fd00:1:2::2"),))
     text = nftables.render(nat_rules.rules(target, needs), nat_rules.LAYOUT)
     chain = text.partition("chain forward {")[2].partition("}")[0]
     lines = [line.strip() for line in chain.splitlines()]

@@ -7,9 +7,9 @@ from typing import cast
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.upstream.router import dhcp
-from libvirt_natns.upstream.router.journal import Target
-from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router import nic_lease
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 
 def test_values_of_a_lease_that_a_router_does_not_use(
@@ -21,25 +21,26 @@ def test_values_of_a_lease_that_a_router_does_not_use(
         name="wan", nic="ens3", backend="nftables", host_subnet="198.19.248.0/30", ports=(),
         addresses6=(), transit="198.19.252.0/22", leased=True,
     )  # fmt: skip
-    directory = dhcp._directory(target)
+    directory = nic_lease._directory(target)
     directory.mkdir(parents=True)
     file = directory / "lease"
     good = "ip=192.0.2.9\nmask=24\nrouter=192.0.2.1\n"
     routes = "routes=0.0.0.0/0 192.0.2.1 198.19.252.0/22 192.0.2.7 198.19.248.0/30 192.0.2.7\n"
     file.write_text(good)
-    assert dhcp.left_out(target) == []
+    assert nic_lease.left_out(target) == []
     file.write_text(good + routes)
-    used = dhcp._used(target, dhcp.current(target))
+    used = nic_lease._used(target, nic_lease.current(target))
     assert used is not None
     assert used.routes == ()
     assert str(used.gateway) == "192.0.2.1"
     assert (
-        "198.19.252.0/22 via 192.0.2.7: leads into the private subnet" in dhcp.left_out(target)[0]
+        "198.19.252.0/22 via 192.0.2.7: leads into the private subnet"
+        in nic_lease.left_out(target)[0]
     )
     for hostile in ("ip=198.19.252.9\nmask=24\n", "ip=192.0.2.9\nmask=0\n"):
         file.write_text(hostile)
-        assert dhcp._used(target, dhcp.current(target)) is None
-        (told,) = dhcp.left_out(target)
+        assert nic_lease._used(target, nic_lease.current(target)) is None
+        (told,) = nic_lease.left_out(target)
         assert told.startswith("the DHCP lease is not used: ")
         # Nothing is asked of the kernel: there is no such namespace.
-        dhcp.apply(target, cast("Capture", None))
+        nic_lease.apply(target, cast("Capture", None))

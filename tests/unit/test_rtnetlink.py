@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.kernel import rtnetlink
+from libvirt_natns.kernel import netlink, rtnetlink
 
 IF_INET6 = Path("/proc/net/if_inet6")
 IPV6_ROUTE = Path("/proc/net/ipv6_route")
@@ -98,6 +98,6 @@ def test_routes_of_ipv6_as_the_kernel_shows_them_to_all(session: rtnetlink.Sessi
 def test_an_answer_to_an_earlier_question_is_passed_over(session: rtnetlink.Session) -> None:
     first = session.link("lo")
     # A listing of which nobody has read the rest.
-    request = struct.pack("=IHHII", 32, rtnetlink.RTM_GETLINK, 0x301, 9999, 0) + bytes(16)
+    request = struct.pack("=IHHII", 32, netlink.RTM_GETLINK, 0x301, 9999, 0) + bytes(16)
     session._socket.send(request)
     assert session.link("lo") == first

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A router at a boot: it is made as it was confirmed, or the host has its NIC as it was.
+"""A router at a boot: it comes up as it was confirmed, or the host gets its NIC back.
 
-Everything else was told to keep off the NIC, so the host must end with its network in any
-case.  The settings that were confirmed suffice; the configuration and the database are used
-where they can be read.  Where the router does not come up, its NIC gets its own addresses and
-routes back: by what was kept, by the journal, else by the shell script that was written
-where the router was confirmed.
+No other program configures the NIC, so the host must end with a network in any case.  The
+confirmed settings suffice; the configuration and the database are used where they can be
+read.  A router that does not come up gives its NIC back to the host.  The addresses and
+routes come from the confirmed settings, from the journal, or from the restore script.
 """
 
 from contextlib import suppress
@@ -17,19 +16,31 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.database import SQLError
-from libvirt_natns.upstream.router import hardware, journal, nic, preflight, recover, restore
-from libvirt_natns.upstream.router.downstream import Needs
-from libvirt_natns.upstream.router.journal import Kept, Record, Target
-from libvirt_natns.upstream.router.lifecycle import Machine, NeedsOf
-from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router import (
+    confirmation,
+    hardware,
+    journal,
+    nic_completion,
+    nic_link,
+    nic_restore,
+    nic_snapshot,
+    preflight,
+    recover,
+    restore_script,
+)
+from libvirt_natns.upstream.router.confirmation import ConfirmedRouter
+from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.lifecycle import NeedsOf, RouterLifecycle
+from libvirt_natns.upstream.router.nic_snapshot import Capture
 from libvirt_natns.upstream.router.recover import Say
+from libvirt_natns.upstream.router.target import Target
 
 
-def up(machine: Machine, name: str, say: Say) -> list[str]:
-    """Make a router as it was confirmed, or repair it; returns what was done.
+def up(verbs: RouterLifecycle, name: str, say: Say) -> list[str]:
+    """Make a router as it was confirmed, or repair it; returns in words what was done.
 
-    ``say`` hears what is wrong on the way.  Raises RouterError once the host has its NIC
-    again, whatever went wrong.
+    ``say`` is called for each problem on the way.  Any failure becomes a RouterError, once
+    the host has its NIC again.
     """
     kept = recover.kept(name, say)
     try:
@@ -38,9 +49,9 @@ def up(machine: Machine, name: str, say: Say) -> list[str]:
                 f"router {name}: what was confirmed of it is lost",
                 f"virt-natns router up {name}",
             )
-        return _up(machine, name, kept, say)
+        return _up(verbs, name, kept, say)
     except Exception as error:
-        ended = rescue(machine, name, kept)
+        ended = rescue(verbs, name, kept)
         if isinstance(error, NatnsError):
             raise RouterError(f"{error.fact}; {ended}", error.remedy) from error
         raise RouterError(
@@ -49,11 +60,11 @@ def up(machine: Machine, name: str, say: Say) -> list[str]:
         ) from error
 
 
-def _up(machine: Machine, name: str, kept: Kept, say: Say) -> list[str]:
+def _up(verbs: RouterLifecycle, name: str, kept: ConfirmedRouter, say: Say) -> list[str]:
     with suppress(NatnsError):
         record = journal.load(name)
         if record is not None and record.is_whole and not record.is_overdue:
-            return machine.boot(_upstream(machine.config, name, kept), kept.before)
+            return verbs.boot(_upstream(verbs.config, name, kept), kept.before)
     link = hardware.await_link(kept.before)
     if link is None:
         mac = kept.before.permanent or kept.before.mac
@@ -61,37 +72,37 @@ def _up(machine: Machine, name: str, kept: Kept, say: Say) -> list[str]:
             f"router {name}: there is no NIC {kept.nic}, and none with the MAC address {mac}",
             "ip link lists those that are there",
         )
-    machine = replace(machine, needs=_needs(machine, say))
+    verbs = replace(verbs, needs=_needs(verbs, say))
     had = hardware.renamed(kept.before, link)
-    upstream = replace(_upstream(machine.config, name, kept), nic=link)
-    done = machine.boot(upstream, had)
+    upstream = replace(_upstream(verbs.config, name, kept), nic=link)
+    done = verbs.boot(upstream, had)
     if link != kept.nic:
         done.append(f"router {name}: the kernel names {kept.nic} {link} now")
     if kept.target is not None:
-        # An earlier version may have confirmed it, or the script has been damaged.
+        # An earlier version may have confirmed the router, or the script is damaged.
         with suppress(OSError):
-            journal.write_script(replace(kept.target, nic=link), had)
+            confirmation.write_script(replace(kept.target, nic=link), had)
     return done
 
 
-def _needs(machine: Machine, say: Say) -> NeedsOf:
-    """What networks need of a router that comes up: nothing, where the database is broken."""
+def _needs(verbs: RouterLifecycle, say: Say) -> NeedsOf:
+    """Return the needs of a router's networks; with a broken database they need nothing."""
 
-    def needs(target: Target) -> Needs:
+    def needs(target: Target) -> RouterNeeds:
         try:
-            return machine.needs(target)
+            return verbs.needs(target)
         except (StoreError, SQLError) as error:
             if not told:
                 say(f"the networks of router {target.name} are not known: {error}")
             told.append(error)
-            return Needs()
+            return RouterNeeds()
 
     told: list[Exception] = []
     return needs
 
 
-def _upstream(config: Config, name: str, kept: Kept) -> Upstream:
-    """The upstream as it was confirmed, whatever the configuration says by now."""
+def _upstream(config: Config, name: str, kept: ConfirmedRouter) -> Upstream:
+    """Return the upstream as it was confirmed; changes of the configuration do not count."""
     found = config.upstreams.get(name)
     if found is None or found.kind != "router":
         found = Upstream(name, "router", nic=kept.nic)
@@ -108,22 +119,22 @@ def _upstream(config: Config, name: str, kept: Kept) -> Upstream:
 # -- the way back ------------------------------------------------------------
 
 
-def rescue(machine: Machine, name: str, kept: Kept | None) -> str:
-    """Have the host end with its NIC; returns in words how it ended.  Raises nothing.
+def rescue(verbs: RouterLifecycle, name: str, kept: ConfirmedRouter | None) -> str:
+    """Give the host its NIC back; returns in words how that ended.  Raises nothing.
 
-    A router that stands is left alone.
+    A router that is up is left alone.
     """
     if _stands(name):
         return "the router stands"
     with suppress(Exception):
-        _bring_back(machine, name, kept)
+        _bring_back(verbs, name, kept)
     if kept is not None:
         with suppress(Exception):
             link = configure_bare(kept.before)
             if link:
                 return f"{link} has its own addresses in the host"
-    # Also for a NIC that another kernel's messages cannot describe.
-    said = restore.run(names.router_file(name, "restore"))
+    # The script also works for a capture of another kernel, whose messages this one refuses.
+    said = restore_script.run(names.router_file(name, "restore"))
     if not said:
         return "the NIC has its own addresses in the host"
     return f"the NIC is left as it is ({said})"
@@ -132,43 +143,41 @@ def rescue(machine: Machine, name: str, kept: Kept | None) -> str:
 def _stands(name: str) -> bool:
     with suppress(NatnsError, OSError):
         record = journal.load(name)
-        return record is not None and record.is_whole and _is_away(record)
+        if record is not None and record.is_whole:
+            return nic_link.exists(record.target.namespace, record.target.nic)
     return False
 
 
-def _is_away(record: Record) -> bool:
-    return nic.exists(record.target.namespace, record.target.nic)
-
-
-def _bring_back(machine: Machine, name: str, kept: Kept | None) -> None:
+def _bring_back(verbs: RouterLifecycle, name: str, kept: ConfirmedRouter | None) -> None:
     """Move the NIC out of a namespace that a failed step has left it in."""
     namespace = names.router_namespace(name)
     if not netns.exists(namespace):
         return
     with suppress(NatnsError, OSError):
-        machine.down(name, force=True)
+        verbs.down(name, force=True)
     inside = hardware.find_in(namespace, kept.before) if kept and netns.exists(namespace) else None
     if inside:
-        nic.move(inside, namespace, None)
+        nic_link.move(inside, namespace, None)
     with suppress(NatnsError):
-        machine.kernel.delete_link(names.router_patch(name))
+        verbs.kernel.delete_link(names.router_patch(name))
 
 
 def configure_bare(kept: Capture) -> str:
-    """Give a NIC of the host what was kept of it, where it is there, single and has no address.
+    """Configure a NIC of the host that has no address from its confirmed settings.
 
-    At a boot no other program does, and without it no login gets in.  Returns the NIC's name, ""
-    where it has no address all the same.  Raises KernelError.
+    At a boot no other program does, and without an address no login gets in.  A port of a
+    bridge or bond is left alone.  Returns the NIC's name, "" where it still has no address.
+    Raises KernelError.
     """
     link = hardware.find(kept)
     if link is None:
         return ""
-    with nic.session(None) as opened:
-        found = nic.find(opened, link)
-    if found is None or found.number(nic.IFLA_MASTER):
+    with nic_link.session(None) as sock:
+        found = nic_link.find(sock, link)
+    if found is None or found.master:
         return link
-    present = nic.capture(None, link)
+    present = nic_snapshot.capture(None, link)
     if present.is_bare:
         had = hardware.lasting(hardware.renamed(kept, link))
-        nic.put(None, nic.completed(present, had))
-    return "" if nic.capture(None, link).is_bare else link
+        nic_restore.put(None, nic_completion.completed(present, had))
+    return "" if nic_snapshot.capture(None, link).is_bare else link

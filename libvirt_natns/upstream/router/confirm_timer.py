@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The deadline of a router that nobody has confirmed: a process that waits and takes it back.
+"""The timer of an unconfirmed router: a process that waits, and takes the router back.
 
-It must outlive the session of whoever started it: that one's connection may be what
-the router has cut.  Where systemd runs it is a unit of its own, because logind may end all
-processes of a session; elsewhere a process with a session of its own.
+The timer must outlive the login session that started it: the router may have cut that
+session's connection.  Where systemd runs, the timer is a unit of its own, because logind may
+end all processes of a session.  Elsewhere it is a process with a session of its own.
 """
 
 import os
@@ -17,19 +17,19 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import processes
-from libvirt_natns.upstream.router import command, nic
+from libvirt_natns.upstream.router import boot_clock, helper_command
 
 SYSTEMD = Path("/run/systemd/system")
 POLL = 0.1
-"""Seconds between two looks at whether somebody has confirmed."""
+"""Seconds between two looks for a confirmation."""
 
 PAUSES = (1.0, 2.0, 5.0, 10.0)
-"""Seconds until a taking back that failed is tried again; the last of them for ever."""
+"""Seconds until a failed rollback is tried again; the last pause repeats for ever."""
 
 
 def arm(name: str, deadline: float) -> None:
-    """Start what takes a router back at its deadline.  Raises RouterError."""
-    waiting = command.line("expire", name, str(deadline))
+    """Start the timer that takes a router back at its deadline.  Raises RouterError."""
+    waiting = helper_command.line("expire", name, str(deadline))
     if SYSTEMD.is_dir() and _as_unit(name, waiting):
         return
     try:
@@ -62,17 +62,17 @@ def _as_unit(name: str, waiting: tuple[str, ...]) -> bool:
 
 
 def wait(deadline: float, pending: Callable[[], bool], take_back: Callable[[], object]) -> None:
-    """Take a router back at its deadline, unless it is another one by then, or confirmed.
+    """Take a router back at its deadline, unless it is confirmed before.
 
-    ``pending`` tells whether it still waits; what cannot be told counts as waiting.  A
-    ``take_back`` that fails is tried again for as long as the router waits.
+    ``pending`` is True while the router waits for a confirmation; an error of it counts as
+    waiting.  A ``take_back`` that fails is tried again for as long as the router waits.
     """
-    while nic.clock() < deadline:
-        time.sleep(min(POLL, max(0.0, deadline - nic.clock())))
+    while boot_clock.now() < deadline:
+        time.sleep(min(POLL, max(0.0, deadline - boot_clock.now())))
         if not _waits(pending):
             return
     for pause in chain(PAUSES, repeat(PAUSES[-1])):
-        # Whatever fails: nobody else may be left to take the NIC back.
+        # After any failure: no other process may be left to take the NIC back.
         with suppress(Exception):
             take_back()
             return
@@ -84,5 +84,5 @@ def wait(deadline: float, pending: Callable[[], bool], take_back: Callable[[], o
 def _waits(pending: Callable[[], bool]) -> bool:
     try:
         return pending()
-    except Exception:  # an unreadable journal tells nothing, and least of all that all is well
+    except Exception:  # an unreadable journal does not say that the router was confirmed
         return True

@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a router has towards its networks: the transit bridge, and the ways to their prefixes.
+"""A router's side of its networks: the transit bridge, and routes to the networks' prefixes.
 
-In IPv6 a network's namespace has a private address (RFC 4193) on the transit bridge.  What
-bears it leaves by an address of the router's (NAT66); a prefix that the outside knows is
-routed by it, untranslated.
+In IPv6 a network's namespace has a private address (RFC 4193) on the transit bridge.  Packets
+from that address leave by an address of the router (NAT66).  A prefix that the outside knows
+is routed to the namespace without translation.
 """
 
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from socket import AF_INET6
 
 from libvirt_natns import names
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import dataclass
-from libvirt_natns.upstream.router import nic, nic_objects
-from libvirt_natns.upstream.router.journal import Target
-from libvirt_natns.upstream.router.link_config import Side
-from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router import nic_link
+from libvirt_natns.upstream.router.link_config import LinkConfig
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 OFF6 = (("ipv6/conf/disable_ipv6", "1"),)
 ON6 = (
-    # Nobody else is on the bridge, and no packet passes it before its own address is usable.
+    # No other station is on the bridge, and no packet passes before its address is usable.
     ("ipv6/conf/accept_dad", "0"),
     ("ipv6/conf/accept_ra", "0"),
     ("ipv6/conf/accept_redirects", "0"),
@@ -28,11 +29,11 @@ ON6 = (
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What the networks that run on a router need of it.
+class RouterNeeds:
+    """The needs of the networks that run on a router.
 
-    ``forwards`` are what they publish on its addresses, ``prefixes`` what is routed to them
-    untranslated, each with the address of the namespace that it is behind.
+    ``forwards`` are their published ports on the router's addresses.  ``prefixes`` are routed
+    to them without translation, each with the address of its namespace.
     """
 
     forwards: tuple[HostForward, ...] = ()
@@ -42,25 +43,28 @@ class Needs:
 def prefixes(
     target: Target, subnets: tuple[IPv6Network, ...], leased: IPv6Network | None, gateway: str
 ) -> tuple[tuple[str, str], ...]:
-    """What of a network's ``subnets``, and the prefix that it leases, is known outside."""
+    """Return the prefixes of a network that the outside knows, with their gateway.
+
+    They are its leased prefix, and its ``subnets`` that are parts of the NIC's own subnet.
+    """
     parts = [leased] if leased else []
     whole = IPv6Network(target.subnet6) if target.subnet6 else None
     for subnet in subnets if whole else ():
         assert whole is not None
         if subnet.subnet_of(whole):
-            # Ahead of the NIC's own route is only something longer.
+            # Only a longer prefix takes precedence over the NIC's own route.
             parts += subnet.subnets() if subnet == whole else [subnet]
     return tuple((str(part), gateway) for part in parts)
 
 
-def transit(target: Target, needs: Needs) -> Side:
-    """The transit bridge, with the routes to networks."""
+def transit(target: Target, needs: RouterNeeds) -> LinkConfig:
+    """Return the transit bridge, with the routes to networks."""
     subnet = IPv4Network(target.transit)
     addresses = [f"{target.transit_gateway}/{subnet.prefixlen}"]
     if target.transit6:
         subnet6 = IPv6Network(target.transit6)
         addresses.append(f"{subnet6[1]}/{subnet6.prefixlen}")
-    return Side(
+    return LinkConfig(
         target.namespace,
         names.ROUTER_TRANSIT,
         tuple(addresses),
@@ -70,25 +74,23 @@ def transit(target: Target, needs: Needs) -> Side:
     )
 
 
-def gateways(target: Target, before: Capture) -> Side | None:
-    """Ways to the provider's own routers, where a network may have the subnet they are in."""
+def gateways(target: Target, before: Capture) -> LinkConfig | None:
+    """Return routes to provider's routers in a subnet that a network may have; None without any."""
     inside = ip_network(target.subnet6) if target.transit6 and target.subnet6 else ()
     found = {
         each.gateway
         for each in before.routes
-        if each.family == nic_objects.AF_INET6
-        and each.gateway
-        and ip_address(each.gateway) in inside
+        if each.family == AF_INET6 and each.gateway and ip_address(each.gateway) in inside
     }
     routes = tuple((f"{each}/128", None) for each in sorted(found))
-    return Side(target.namespace, target.nic, (), routes, ()) if routes else None
+    return LinkConfig(target.namespace, target.nic, (), routes, ()) if routes else None
 
 
 def attached(target: Target) -> list[str]:
-    """The links of networks on the transit bridge.  Raises KernelError."""
+    """Return the links of networks on the transit bridge.  Raises KernelError."""
     if not netns.exists(target.namespace):
         return []
-    with nic.session(target.namespace) as opened:
-        bridge = nic.find(opened, names.ROUTER_TRANSIT)
-        listed = nic.links(opened) if bridge else ()
-        return [e.name for e in listed if bridge and e.number(nic.IFLA_MASTER) == bridge.index]
+    with nic_link.session(target.namespace) as sock:
+        bridge = nic_link.find(sock, names.ROUTER_TRANSIT)
+        listed = nic_link.links(sock) if bridge else ()
+        return [e.name for e in listed if bridge and e.master == bridge.index]

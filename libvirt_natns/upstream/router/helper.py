@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a router has done by processes that nobody waits for.
+"""The helper process of a router, for which no other process waits.
 
-``expire NAME DEADLINE`` takes a router back unless it is confirmed, ``lease NAME`` follows
-its DHCP lease.  No configuration is read: what the router is stands in its journal.
+``expire NAME DEADLINE`` takes a router back unless it is confirmed.  ``lease NAME`` follows its
+DHCP lease.  The helper reads no configuration: the journal has all of the router.
 """
 
 import signal
@@ -12,16 +12,16 @@ from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config
 from libvirt_natns.upstream.router import confirm_timer, journal, recover
-from libvirt_natns.upstream.router.journal import Record
-from libvirt_natns.upstream.router.lifecycle import Machine
+from libvirt_natns.upstream.router.journal import RouterRecord
+from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of the two; returns the exit status."""
+    """Run a verb of the helper; returns the exit status."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     verb, name, *rest = arguments
     with Kernel() as kernel:
-        machine = Machine(Config(), kernel)
+        machine = RouterLifecycle(Config(), kernel)
         try:
             if verb == "expire":
                 waiting = _Waiting(machine, name, float(rest[0]))
@@ -37,18 +37,18 @@ def main(arguments: list[str]) -> int:
 class _Waiting:
     """A router that waits for its deadline.
 
-    Its record is remembered, should the journal be lost or damaged meanwhile.
+    Its last record is remembered, for a journal that is lost or damaged later.
     """
 
-    def __init__(self, machine: Machine, name: str, deadline: float) -> None:
+    def __init__(self, machine: RouterLifecycle, name: str, deadline: float) -> None:
         self._machine, self._name, self._deadline = machine, name, deadline
-        self._remembered: Record | None = None
+        self._remembered: RouterRecord | None = None
 
     def is_pending(self) -> bool:
         """True if the router has not been confirmed.  Raises StoreError where that is unknown."""
         record = journal.load(self._name)
         if record is None:
-            # One that is missing while the NIC is away was lost.
+            # A journal that is missing while the NIC is away was lost.
             return recover.is_lost(self._name)
         if record.deadline == self._deadline:
             self._remembered = record

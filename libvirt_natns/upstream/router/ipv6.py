@@ -1,40 +1,40 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What networks on a router get in IPv6, decided when it comes up.
+"""IPv6 of the networks on a router, decided when the router comes up.
 
-The private prefix of the transit bridge is made of what is this machine's alone, as
-RFC 4193 has it, so it is the same each time.  So is the router's own address, as
-RFC 7217 makes one: networks whose prefixes others may have, too, leave by it.  It is
-taken only where the host leaves the NIC none, and where nobody else has it.
+The private prefix of the transit bridge (RFC 4193) is derived from the machine's id, so it is
+the same each time.  The router's own address is derived likewise (RFC 7217).  Networks with
+private prefixes leave by it.  The router takes an address of its own only where the host
+leaves the NIC no IPv6 address.  No other station may have the address.
 """
 
 from collections.abc import Collection, Iterator
 from hashlib import sha256
 from ipaddress import IPv6Address, IPv6Network, ip_address
+from socket import AF_INET6
 
 from libvirt_natns import firewall, names
 from libvirt_natns.errors import FirewallError, UpstreamError
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.upstream.router import nic_objects
-from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router.nic_snapshot import Capture
 
 PRIVATE = 0xFD << 120
 UNIQUE_LOCAL = IPv6Network("fc00::/7")
 LONGEST = 120
-"""Of a subnet in which an address that nobody gave us may be taken."""
+"""The longest prefix of a subnet in which the router may take an address of its own choice."""
 
 ALONE = 127
-"""The prefix length from which an address tells nothing of what is around it."""
+"""From this prefix length on, an address says nothing about a subnet around it."""
 
 TRIES = 4
 LISTENING = 0.05
-"""Seconds.  Nobody else has an address that was made of a hash, but for a copy of this machine."""
+"""Seconds.  Only a copy of this machine derives the same address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ipv6:
-    """As in ``Target``; all empty where networks get none."""
+    """The IPv6 fields of a ``Target``; all empty where networks get no IPv6."""
 
     transit: str = ""
     subnet: str = ""
@@ -42,7 +42,7 @@ class Ipv6:
 
 
 def choose(config: Config, wanted: Upstream, before: Capture, hosts: Collection[str]) -> Ipv6:
-    """What networks get, where the NIC is like that and ``hosts`` are the host's addresses."""
+    """Return the IPv6 of networks, for a NIC as ``before`` and ``hosts``, the host's addresses."""
     try:
         firewall.choose(config.firewall, ipv6=True)
     except FirewallError:
@@ -56,7 +56,7 @@ def choose(config: Config, wanted: Upstream, before: Capture, hosts: Collection[
 
 
 def _subnet_of(before: Capture) -> IPv6Network | None:
-    """The subnet that the outside knows the NIC's addresses by."""
+    """Return the subnet by which the outside knows the NIC's addresses, or None."""
     for each in before.ipv6:
         if each.prefix < ALONE and ip_address(each.ip) not in UNIQUE_LOCAL:
             return IPv6Network((each.ip, each.prefix), strict=False)
@@ -74,7 +74,7 @@ def _transit(wanted: Upstream, before: Capture) -> IPv6Network:
 
 
 def _free(wanted: Upstream, before: Capture, subnet: IPv6Network) -> IPv6Address | None:
-    """An address of a subnet that is nobody's; None where there is none for us."""
+    """Return a free address of a subnet, or None."""
     if subnet.prefixlen > LONGEST:
         return None
     for address in _candidates(wanted, before, subnet):
@@ -92,11 +92,11 @@ def _candidates(wanted: Upstream, before: Capture, subnet: IPv6Network) -> Itera
 
 
 def _is_taken(before: Capture, address: IPv6Address) -> bool:
-    gateways = {each.gateway for each in before.routes if each.family == nic_objects.AF_INET6}
+    gateways = {each.gateway for each in before.routes if each.family == AF_INET6}
     if str(address) in gateways | {each.ip for each in before.ipv6}:
         return True
     try:
         return bool(address_probe.probe(before.name, [address], LISTENING))
     except UpstreamError:
-        # At a boot, when the NIC has not been set up yet, nobody can be asked.
+        # At a boot the NIC may be down, and no station can be asked.
         return False

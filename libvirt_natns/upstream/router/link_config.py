@@ -1,35 +1,30 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The addresses and routes at one end of the patch between a host and its router.
+"""Addresses, routes and settings of a link that we configure ourselves.
 
-Made by us from nothing, unlike the NIC's: an address is known by itself and its
-prefix, a route by its destination and gateway.
+Unlike the NIC's objects, these are compared by their values: an address by itself and its
+prefix length, a route by its destination and gateway.
 """
 
 import struct
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface, ip_network
+from socket import AF_INET, AF_INET6
 
-from libvirt_natns.errors import KernelError
-from libvirt_natns.kernel import wire
-from libvirt_natns.kernel.wire import Wire
+from libvirt_natns.kernel import netlink
+from libvirt_natns.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, Socket
 from libvirt_natns.records import dataclass
-from libvirt_natns.upstream.router import nic, nic_objects
-
-IFA_F_NODAD = 2
-RTPROT_STATIC = 4
-PROTOCOL = 5
-"""Where a route's message says who has made it."""
-SCOPE_LINK = 253
-RTN_UNICAST = 1
+from libvirt_natns.upstream.router import link_settings, nic_link, nic_snapshot
+from libvirt_natns.upstream.router.nic_routes import NicRoute
+from libvirt_natns.upstream.router.nic_snapshot import Capture
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class LinkConfig:
     """A link that is up, with its addresses and routes (destination, gateway).
 
-    A gateway None: what is on the link itself.  ``settings`` as in ``nic.Capture``;
-    ``onlink``: gateways are on the link, whatever its addresses say.  ``alone``: it has no
-    other routes than these and those of its addresses.
+    A route without a gateway leads to stations on the link.  ``settings`` as in ``Capture``.
+    ``onlink``: gateways need not be in a subnet of the link.  ``alone``: all static routes
+    but these are removed.
     """
 
     namespace: str | None
@@ -41,92 +36,91 @@ class Side:
     alone: bool = False
 
 
-def ensure(side: Side) -> None:
-    """Make it so; another time changes nothing.  Raises KernelError."""
-    nic.write_settings(side.namespace, side.link, dict(side.settings))
-    with nic.session(side.namespace) as opened:
-        link = nic.find(opened, side.link)
-        if link is None:
-            raise KernelError(f"there is no link {side.link} in {side.namespace or 'the host'}")
-        if not link.flags & nic.IFF_UP:
-            body = wire.set_link(link.index, (), nic.IFF_UP, nic.IFF_UP)
-            opened.change(wire.RTM_NEWLINK, body)
-        for address in side.addresses:
-            opened.change(wire.RTM_NEWADDR, _address(link.index, address), wire.REPLACE)
-        found = nic.capture(side.namespace, side.link)
-        for stray in _strays(side, found):
-            nic.attempt(opened, wire.RTM_DELROUTE, stray.request(link.index))
-        present = _routes(found)
-        for destination, gateway in side.routes:
-            if (destination, gateway) not in present:
-                flags = nic_objects.RTNH_F_ONLINK if side.onlink else 0
-                _add_route(opened, link.index, destination, gateway, flags)
+def ensure(wanted: LinkConfig) -> None:
+    """Configure a link; a second call changes nothing.  Raises KernelError."""
+    link_settings.write(wanted.namespace, wanted.link, dict(wanted.settings))
+    with nic_link.session(wanted.namespace) as sock:
+        link = nic_link.require(sock, wanted.namespace, wanted.link)
+        if not link.flags & netlink.IFF_UP:
+            body = netlink.change_link(link.index, (), netlink.IFF_UP, netlink.IFF_UP)
+            sock.change(netlink.RTM_NEWLINK, body)
+        for address in wanted.addresses:
+            request, flags = _address(link.index, address), NLM_F_CREATE | NLM_F_REPLACE
+            sock.change(netlink.RTM_NEWADDR, request, flags)
+        present = nic_snapshot.capture(wanted.namespace, wanted.link)
+        for stray in _strays(wanted, present):
+            nic_link.attempt(sock, netlink.RTM_DELROUTE, stray.request(link.index))
+        routes = _routes(present)
+        for destination, gateway in wanted.routes:
+            if (destination, gateway) not in routes:
+                hop = netlink.RTNH_F_ONLINK if wanted.onlink else 0
+                _add_route(sock, link.index, destination, gateway, hop)
 
 
-def _routes(found: nic.Capture) -> set[tuple[str, str | None]]:
-    return {(each.destination, each.gateway) for each in found.routes}
+def _routes(present: Capture) -> set[tuple[str, str | None]]:
+    return {(route.destination, route.gateway) for route in present.routes}
 
 
-def _strays(side: Side, found: nic.Capture) -> list[nic_objects.Route]:
-    """Routes that somebody has entered, and that are not wanted."""
-    if not side.alone:
+def _strays(wanted: LinkConfig, present: Capture) -> list[NicRoute]:
+    """Return static routes that the configuration lacks."""
+    if not wanted.alone:
         return []
-    entered = (each for each in found.routes if bytes.fromhex(each.body)[PROTOCOL] == RTPROT_STATIC)
-    return [each for each in entered if (each.destination, each.gateway) not in side.routes]
+    static = (route for route in present.routes if route.protocol == netlink.RTPROT_STATIC)
+    return [route for route in static if (route.destination, route.gateway) not in wanted.routes]
 
 
-def differences(side: Side) -> list[str]:
-    """What is not so, in words."""
-    where = f"{side.link} in {side.namespace or 'the host'}"
-    if not nic.exists(side.namespace, side.link):
+def differences(wanted: LinkConfig) -> list[str]:
+    """Return in words how a link differs from its configuration."""
+    where = f"{wanted.link} in {wanted.namespace or 'the host'}"
+    if not nic_link.exists(wanted.namespace, wanted.link):
         return [f"{where} is missing"]
-    found = nic.capture(side.namespace, side.link)
-    if not found.flags & nic.IFF_UP:
+    present = nic_snapshot.capture(wanted.namespace, wanted.link)
+    if not present.flags & netlink.IFF_UP:
         return [f"{where} is down"]
-    return list(_differences(side, found, where))
+    return list(_differences(wanted, present, where))
 
 
-def _differences(side: Side, found: nic.Capture, where: str) -> Iterator[str]:
-    present = {f"{each.ip}/{each.prefix}" for each in found.addresses}
-    for address in side.addresses:
-        if str(ip_interface(address)) not in present:
+def _differences(wanted: LinkConfig, present: Capture, where: str) -> Iterator[str]:
+    addresses = {f"{address.ip}/{address.prefix}" for address in present.addresses}
+    for address in wanted.addresses:
+        if str(ip_interface(address)) not in addresses:
             yield f"{where} lacks the address {address}"
-    routes = _routes(found)
-    for destination, gateway in side.routes:
+    routes = _routes(present)
+    for destination, gateway in wanted.routes:
         if (destination, gateway) not in routes:
             via = f" via {gateway}" if gateway else ""
             yield f"the route {destination}{via} on {where} is missing"
-    for stray in _strays(side, found):
+    for stray in _strays(wanted, present):
         yield f"the {stray} on {where} is left over"
-    settings = dict(found.settings)
-    for key, text in side.settings:
+    settings = dict(present.settings)
+    for key, text in wanted.settings:
         if settings.get(key, text) != text:
             yield f"setting {key} of {where} is {settings[key]} instead of {text}"
 
 
 def _address(link: int, text: str) -> bytes:
     address = ip_interface(text)
-    family = nic_objects.AF_INET if address.version == 4 else nic_objects.AF_INET6
-    scope = SCOPE_LINK if address.is_link_local else 0
+    family = AF_INET if address.version == 4 else AF_INET6
+    scope = netlink.RT_SCOPE_LINK if address.is_link_local else 0
     header = struct.pack("=BBBBI", family, address.network.prefixlen, 0, scope, link)
     attributes = [
-        (nic_objects.IFA_LOCAL, address.packed),
-        (nic_objects.IFA_ADDRESS, address.packed),
+        (netlink.IFA_LOCAL, address.packed),
+        (netlink.IFA_ADDRESS, address.packed),
     ]
-    if family == nic_objects.AF_INET6:
-        # Nobody else is on a patch.
-        attributes.append((nic_objects.IFA_FLAGS, struct.pack("=I", IFA_F_NODAD)))
-    return header + wire.packed(attributes)
+    if family == AF_INET6:
+        # A patch has no other station that could have the address.
+        attributes.append(netlink.u32(netlink.IFA_FLAGS, netlink.IFA_F_NODAD))
+    return header + netlink.pack(attributes)
 
 
-def _add_route(opened: Wire, link: int, destination: str, gateway: str | None, hop: int) -> None:
+def _add_route(sock: Socket, link: int, destination: str, gateway: str | None, hop: int) -> None:
     to = ip_network(destination)
-    family = nic_objects.AF_INET if to.version == 4 else nic_objects.AF_INET6
-    kind = (nic_objects.MAIN_TABLE, RTPROT_STATIC, 0, RTN_UNICAST, hop)
-    attributes = [(nic_objects.RTA_DST, to.network_address.packed)] if to.prefixlen else []
-    attributes += [(nic_objects.RTA_GATEWAY, ip_address(gateway).packed)] if gateway else []
-    attributes.append((nic_objects.RTA_OIF, struct.pack("=i", link)))
-    body = struct.pack("=BBBBBBBBI", family, to.prefixlen, 0, 0, *kind) + wire.packed(attributes)
-    # Beside those of other links, which are none of ours to replace; ahead of them in IPv4.
-    append = wire.NLM_F_APPEND if family == nic_objects.AF_INET6 else 0
-    nic.attempt(opened, wire.RTM_NEWROUTE, body, wire.NLM_F_CREATE | append)
+    family = AF_INET if to.version == 4 else AF_INET6
+    kind = (netlink.RT_TABLE_MAIN, netlink.RTPROT_STATIC, 0, netlink.RTN_UNICAST, hop)
+    attributes = [(netlink.RTA_DST, to.network_address.packed)] if to.prefixlen else []
+    attributes += [(netlink.RTA_GATEWAY, ip_address(gateway).packed)] if gateway else []
+    attributes.append((netlink.RTA_OIF, struct.pack("=i", link)))
+    body = struct.pack("=BBBBBBBBI", family, to.prefixlen, 0, 0, *kind) + netlink.pack(attributes)
+    # Routes of other links are not ours to replace.  In IPv4 ours goes ahead of them.
+    append = NLM_F_APPEND if family == AF_INET6 else 0
+    nic_link.attempt(sock, netlink.RTM_NEWROUTE, body, NLM_F_CREATE | append)

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The rules of a router namespace, in the words of both backends.
+"""The firewall rules of a router namespace, for both backends.
 
-* What the host and the namespaces of networks send to the outside is
-  masqueraded, and replies come in.
-* The host's ports and the networks' published ones answer on whatever IPv4 address the
-  router has, to whoever asks: clients outside, the host itself and guests.
-  Behind the router the last two are seen by the router's address.
-* Nothing else passes in IPv4.  In IPv6 all that the NIC gets for the host's own
-  addresses does, as it did before: filtering it is the host's.  What networks have of
-  prefixes that the outside knows passes both ways, too: their namespaces filter it.
+* Packets from the host and from networks' namespaces to the outside are masqueraded, and
+  replies come in.
+* The host's ports and the networks' published ports answer on each IPv4 address of the
+  router.  Clients outside, the host and guests can use them.  Behind the router, packets
+  of the host and of guests have the router's address.
+* No other packet passes in IPv4.  In IPv6, packets to the host's own addresses pass, as they
+  did before the router: the host filters them.  Packets of prefixes that the outside knows
+  pass both ways: the networks' namespaces filter them.
 
-Nothing listens in the namespace, so nothing need be said about what is addressed to it.
+No program listens in the namespace, so it needs no rules for packets to itself.
 
-Limits: where networks get no IPv6, legacy iptables says nothing about it, so there a packet
-that comes in for an address that nobody has is looked for on the NIC's link, and dropped after
-that.
+Limits: where networks get no IPv6, legacy iptables has no IPv6 rules.  Then the kernel asks
+for an unused target address on the NIC's link, and drops the packet later.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,11 +27,11 @@ from libvirt_natns.firewall.iptables import Place
 from libvirt_natns.firewall.nftables import Hook
 from libvirt_natns.firewall.rules import Rule, limited, single
 from libvirt_natns.records import asdict
-from libvirt_natns.upstream.router import journal
-from libvirt_natns.upstream.router.downstream import Needs
-from libvirt_natns.upstream.router.journal import Target
+from libvirt_natns.upstream.router import router_files
+from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.target import Target
 
-NOTHING = Needs()
+NOTHING = RouterNeeds()
 
 LAYOUT: nftables.Layout = {
     "dstnat": Hook("nat", "prerouting", "dstnat"),
@@ -49,8 +48,8 @@ LEGACY: iptables.Layout = {
 }
 
 
-def rules(target: Target, needs: Needs = NOTHING) -> tuple[Rule, ...]:
-    """All rules of a router with what its networks need."""
+def rules(target: Target, needs: RouterNeeds = NOTHING) -> tuple[Rule, ...]:
+    """Return all rules of a router with the needs of its networks."""
     return (
         *_translated(target, needs.forwards),
         Rule(chain="clamp", protocol="tcp", syn=True, action="clamp-mss"),
@@ -61,7 +60,7 @@ def rules(target: Target, needs: Needs = NOTHING) -> tuple[Rule, ...]:
 
 
 def _insides(target: Target) -> tuple[tuple[str, tuple[IPv4Network, ...]], ...]:
-    """The links behind which somebody lives, with the subnets there."""
+    """Return the links towards the host and the networks, with their subnets."""
     return (
         (names.ROUTER_HOST_LINK, (IPv4Network(target.host_subnet),)),
         (names.ROUTER_TRANSIT, (IPv4Network(target.transit),)),
@@ -98,7 +97,7 @@ def _translated(target: Target, forwards: Iterable[HostForward]) -> Iterator[Rul
 def _masqueraded(target: Target) -> Iterator[Rule]:
     for link, _ in _insides(target):
         for _, subnets in _insides(target):
-            # The reply would find another way: to itself, or past the router.
+            # Otherwise the reply would take another way: to itself, or past the router.
             yield Rule(
                 chain="srcnat", oif=link, sources=subnets, translated=True, action="masquerade"
             )
@@ -107,9 +106,9 @@ def _masqueraded(target: Target) -> Iterator[Rule]:
 
 
 def _masqueraded6(target: Target) -> Iterator[Rule]:
-    """What bears an address of the transit bridge is seen by the router's own."""
+    """Yield the rules by which packets from the transit bridge get the router's own address."""
     sources = (IPv6Network(target.transit6),)
-    # On the bridge, too: the reply would find the short way, past the router.
+    # Also on the bridge: otherwise the reply would go directly, past the router.
     for link in (target.nic, names.ROUTER_HOST_LINK, names.ROUTER_TRANSIT):
         yield Rule(chain="srcnat", oif=link, sources=sources, action="masquerade")
 
@@ -128,17 +127,17 @@ def _passing(target: Target, six: Iterable[Rule]) -> Iterator[Rule]:
             comment="published",
         )
     yield from six
-    # IPv6, too: nobody is a router to the NIC's neighbours.
+    # In IPv6, too: the NIC's neighbours must not use this router.
     yield Rule(chain="forward", iif=target.nic, oif=target.nic, action="drop")
     yield Rule(chain="forward", destinations=(default_route(4),), action="drop")
 
 
-def _passing6(target: Target, needs: Needs) -> Iterator[Rule]:
-    """In and out of the transit bridge in IPv6: what networks' addresses are, and no more."""
+def _passing6(target: Target, needs: RouterNeeds) -> Iterator[Rule]:
+    """Yield the rules that let networks' addresses pass the transit bridge, and no others."""
     bridge, own = names.ROUTER_TRANSIT, (IPv6Network(target.transit6),)
     yield Rule(chain="forward", iif=bridge, sources=own, action="accept")
     for prefix, gateway in needs.prefixes:
-        # With a gateway that has changed the routes have, too: see ``is_current``.
+        # The comment has the gateway, so that ``is_current`` sees changed routes, too.
         public, by = (IPv6Network(prefix),), f"by {gateway}"
         yield Rule(chain="forward", iif=bridge, sources=public, action="accept", comment=by)
         yield Rule(chain="forward", oif=bridge, destinations=public, action="accept", comment=by)
@@ -168,12 +167,12 @@ def _shown(target: Target) -> str:
 
 
 def is_current(target: Target, wanted: tuple[Rule, ...]) -> bool:
-    """Whether these are what was loaded last, without a look at the kernel."""
+    """True if these rules were loaded last, by the record; the kernel is not asked."""
     return _recorded(target).startswith(f"{_wanted(target, wanted)} ")
 
 
 def differences(target: Target, wanted: tuple[Rule, ...]) -> list[str]:
-    """Whether the rules are not in force, or were altered."""
+    """Return in words whether the rules are missing, or were altered."""
     if _recorded(target) == f"{_wanted(target, wanted)} {_shown(target)}":
         return []
     return [f"firewall of {target.namespace} is missing or was altered"]
@@ -183,14 +182,14 @@ def _recorded(target: Target) -> str:
     try:
         return names.router_file(target.name, "rules").read_text()
     except (OSError, UnicodeDecodeError):
-        # Then the rules are loaded anew.
+        # Without a record the rules are loaded anew.
         return ""
 
 
 def load(target: Target, wanted: tuple[Rule, ...]) -> None:
-    """Put the rules in force, all of them or none.  Raises FirewallError."""
+    """Load the rules in one transaction.  Raises FirewallError."""
     file = names.router_file(target.name, "rules")
-    journal.remove(file)
+    router_files.remove(file)
     if target.backend == nftables.name:
         nftables.run(target.namespace, nftables.render(wanted, LAYOUT))
     else:

@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Everything that can be refused about a router, looked at before anything is changed."""
+"""Refuses a router that cannot come up, and decides its target, before anything changes."""
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from socket import AF_INET
 from typing import cast
 
 from libvirt_natns import firewall, names
 from libvirt_natns.errors import ConflictError, RouterError
 from libvirt_natns.firewall.rules import Transport
-from libvirt_natns.kernel import netns
+from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, PortSet, Protocol, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream import transit
-from libvirt_natns.upstream.router import dhcp, ipv6, nic, nic_objects, resolv_conf
-from libvirt_natns.upstream.router.downstream import Needs
-from libvirt_natns.upstream.router.journal import Kept, Target
-from libvirt_natns.upstream.router.nic import Capture
-from libvirt_natns.upstream.router.resolv_conf import Resolver
+from libvirt_natns.upstream.router import (
+    host_resolv_conf,
+    ipv6,
+    nic_checks,
+    nic_completion,
+    nic_lease,
+    nic_link,
+    nic_snapshot,
+)
+from libvirt_natns.upstream.router.confirmation import ConfirmedRouter
+from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.host_resolv_conf import Resolver
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 
 def upstream(config: Config, name: str | None) -> Upstream:
-    """The upstream of kind "router" of that name, or the only one.  Raises RouterError."""
+    """Return the upstream of kind "router" of that name, or the only one.  Raises RouterError."""
     routers = {each.name: each for each in config.upstreams.values() if each.kind == "router"}
     if name is None and len(routers) == 1:
         return next(iter(routers.values()))
@@ -35,8 +45,8 @@ def upstream(config: Config, name: str | None) -> Upstream:
     raise RouterError(fact, f"name one of {', '.join(sorted(routers))}" if routers else add)
 
 
-def confirmed(wanted: Upstream, kept: Kept) -> Upstream:
-    """An upstream with what was confirmed of it, whatever the configuration says by now."""
+def confirmed(wanted: Upstream, kept: ConfirmedRouter) -> Upstream:
+    """Return an upstream as it was confirmed; later changes of the configuration do not count."""
     known = kept.target
     if known is None:
         return wanted
@@ -51,12 +61,12 @@ def confirmed(wanted: Upstream, kept: Kept) -> Upstream:
 
 
 def ports(wanted: Upstream) -> tuple[tuple[Transport, int, int], ...]:
-    """The host's ports, as a target has them."""
+    """Return the host's ports, in the form of a target."""
     return tuple((each.proto, each.first, each.last) for each in wanted.host_ports)
 
 
-def check_published(target: Target, needs: Needs) -> None:
-    """Refuse ports of the host's that a network publishes.  Raises ConflictError."""
+def check_published(target: Target, needs: RouterNeeds) -> None:
+    """Refuse host ports that a network publishes.  Raises ConflictError."""
     for each in needs.forwards:
         if each.target.version != 4:
             continue
@@ -70,7 +80,7 @@ def check_published(target: Target, needs: Needs) -> None:
 
 
 def unapplied(wanted: Upstream, target: Target, before: Capture) -> list[str]:
-    """What is configured otherwise than in a router that is up, and only a new one can have."""
+    """Return the changes of the configuration that only a router made anew can have."""
     own = wanted.host_address6
     addresses6 = tuple(each.ip for each in before.ipv6) if own is None else (str(own),)
     changed = {
@@ -88,10 +98,10 @@ def unapplied(wanted: Upstream, target: Target, before: Capture) -> list[str]:
 def target(
     config: Config, kernel: Kernel, wanted: Upstream, kept: Capture | None, *, boot: bool = False
 ) -> tuple[Target, Capture, Resolver]:
-    """What a router is to be, and what the host has now.  Raises RouterError.
+    """Return the target of a router, the NIC's capture and resolv.conf.  Raises RouterError.
 
-    ``kept`` are the NIC's settings where nobody has given it any, or, at a ``boot``,
-    not all of them yet.
+    ``kept``, the confirmed settings, complete a NIC without addresses.  At a ``boot`` they
+    complete a NIC that lacks some, too.
     """
     name = wanted.nic or ""
     before = _capture(wanted, kept, boot)
@@ -99,8 +109,8 @@ def target(
     _check_subnets(kernel, wanted, before)
     leased = any(each.leased for each in before.ipv4)
     if leased:
-        dhcp.require()
-    resolv = resolv_conf.look()
+        nic_lease.require()
+    resolv = host_resolv_conf.look()
     addresses6 = _addresses6(wanted, before)
     has_ipv6 = transit.has_ipv6(kernel)
     six = ipv6.choose(config, wanted, before, addresses6) if has_ipv6 else ipv6.Ipv6()
@@ -130,17 +140,17 @@ def _refuse(wanted: Upstream, fact: str, remedy: str = "") -> RouterError:
 
 def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
     name = wanted.nic or ""
-    if name in nic.RESERVED:
+    if name in nic_link.RESERVED:
         raise _refuse(wanted, f"a NIC cannot be called {name}", "rename it (ip link set NIC name)")
-    found = nic.obstacle(name)
+    found = nic_checks.obstacle(name)
     if found:
         raise _refuse(wanted, f"{name} {found[0]}", found[1])
-    before = nic.capture(None, name)
+    before = nic_snapshot.capture(None, name)
     if kept is not None and kept.name == name and (before.is_bare or boot):
-        before = nic.completed(before, kept)
+        before = nic_completion.completed(before, kept)
     if before.is_bare:
         raise _refuse(wanted, f"{name} has no address", "configure it first, as it is to be used")
-    if not before.flags & nic.IFF_UP:
+    if not before.flags & netlink.IFF_UP:
         raise _refuse(wanted, f"{name} is down", f"ip link set {name} up")
     if not any(route.is_default for route in before.routes):
         raise _refuse(
@@ -150,7 +160,7 @@ def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
 
 
 def _check_names(kernel: Kernel, wanted: Upstream) -> None:
-    """Nobody else has what we are about to make.  Of ours, a kill may have left something."""
+    """Refuse names of ours that others have.  A kill may have left a namespace of ours."""
     namespace = names.router_namespace(wanted.name)
     owner = kernel.namespace_owner(namespace)
     if netns.exists(namespace) and owner not in (None, f"router {wanted.name}"):
@@ -161,7 +171,7 @@ def _check_names(kernel: Kernel, wanted: Upstream) -> None:
 
 
 def _check_subnets(kernel: Kernel, wanted: Upstream, before: Capture) -> None:
-    """The host's private subnet is nobody else's."""
+    """Refuse a ``host_subnet`` that overlaps another subnet of the host or NIC."""
     for taken in (*kernel.host_routes(), *_reached(before)):
         if wanted.host_subnet.overlaps(taken):
             raise _refuse(
@@ -173,19 +183,19 @@ def _check_subnets(kernel: Kernel, wanted: Upstream, before: Capture) -> None:
 
 
 def _reached(before: Capture) -> Iterator[IPv4Network]:
-    """What is found through the NIC, in particular."""
+    """Yield the subnets and gateways that routes over the NIC lead to."""
     for route in before.routes:
         to = ip_network(route.destination)
         if isinstance(to, IPv4Network) and to.prefixlen:
             yield to
-        if route.family == nic_objects.AF_INET and route.gateway:
+        if route.family == AF_INET and route.gateway:
             yield IPv4Network(IPv4Address(route.gateway))
 
 
 def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
-    """The subnet behind the router for networks."""
+    """Return the transit subnet, behind the router for networks."""
     taken = [*kernel.host_routes(), *_reached(before), wanted.host_subnet]
-    # The host's own takes the first, and the two need not meet.
+    # The upstream "host" takes the first candidate, and should not meet this one.
     first, *others = transit.CANDIDATES
     candidates = [wanted.subnet] if wanted.subnet else [*others, first]
     for subnet in candidates:
@@ -199,7 +209,7 @@ def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
 
 
 def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
-    """The host's own IPv6 addresses: those that it has, unless one is given."""
+    """Return the host's own IPv6 addresses: all of the NIC, or the configured one."""
     if wanted.host_address6 is None:
         return tuple(each.ip for each in before.ipv6)
     subnets = [ip_network(f"{each.ip}/{each.prefix}", strict=False) for each in before.ipv6]
@@ -214,17 +224,13 @@ def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
 
 def _servers(wanted: Upstream, before: Resolver) -> tuple[str, ...]:
     named = tuple(str(each) for each in wanted.dns)
-    found = resolv_conf.servers(before, named)
+    found = host_resolv_conf.servers(before, named)
     if found is None:
         return ()
-    if not any(_is_server(each) for each in found):
+    if all(ip_address(server).is_loopback for server in found):
         raise _refuse(
             wanted,
-            f"{resolv_conf.FILE} names no server that the host reaches without {wanted.nic}",
+            f"{host_resolv_conf.FILE} names no server that the host reaches without {wanted.nic}",
             f"set 'dns' in [upstreams.{wanted.name}] of {names.CONFIG_FILE}",
         )
     return tuple(found)
-
-
-def _is_server(text: str) -> bool:
-    return not ip_address(text).is_loopback

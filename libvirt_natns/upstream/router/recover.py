@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The record of a router whose journal is damaged or lost, made of what else is known.
+"""Makes the record of a router whose journal is damaged or lost; forgets earlier boots.
 
-A router that is up holds the host's NIC, so its journal must not be needed to give it
-back.  In order: what was confirmed (``.kept``), else what the namespace itself tells: the
-NIC with its addresses and routes, the host's IPv6 addresses on the patch to the host.
+A router that is up holds the host's NIC, so the way back must work without its journal.
+The record is made of the confirmed router.  Without one it is made of the namespace: the
+NIC with its addresses and routes, and the host's IPv6 addresses on the patch to the host.
 """
 
 import time
@@ -13,14 +13,26 @@ from ipaddress import ip_address, ip_network
 
 from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterFileError, StoreError
-from libvirt_natns.kernel import netns
+from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.model import DEFAULT_HOST_SUBNET
 from libvirt_natns.records import replace
 from libvirt_natns.state.networks import boot_id
-from libvirt_natns.upstream.router import hardware, journal, nic, nic_objects, resolv_conf
-from libvirt_natns.upstream.router.journal import Kept, Record, Target
-from libvirt_natns.upstream.router.nic import Capture
-from libvirt_natns.upstream.router.resolv_conf import Resolver
+from libvirt_natns.upstream.router import (
+    confirmation,
+    hardware,
+    host_resolv_conf,
+    journal,
+    nic_addresses,
+    nic_link,
+    nic_snapshot,
+    router_files,
+)
+from libvirt_natns.upstream.router.confirmation import ConfirmedRouter
+from libvirt_natns.upstream.router.journal import RouterRecord
+from libvirt_natns.upstream.router.nic_addresses import NicAddress
+from libvirt_natns.upstream.router.nic_link import ListedLink
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 STEADY = 3.0
 """Seconds for which a journal that cannot be read is tried again."""
@@ -28,7 +40,7 @@ STEADY = 3.0
 POLL = 0.1
 
 NOT_KEPT = ("forwarding", "send_redirects", "proxy_ndp", "proxy_delay", "autoconf", "accept_ra")
-"""Settings that a router changes on its NIC, see ``steps.NIC_SETTINGS``."""
+"""Settings that a router changes on its NIC, see ``nic_inside.SETTINGS``."""
 
 Say = Callable[[str], object]
 
@@ -37,22 +49,22 @@ def quiet(_: str) -> None:
     """Say nothing."""
 
 
-def load(name: str, say: Say = quiet) -> Record | None:
-    """The record of a router, put together anew where its journal is damaged.
+def load(name: str, say: Say = quiet) -> RouterRecord | None:
+    """Return the record of a router, made anew where its journal is damaged or lost.
 
-    The damaged file is put aside.  None where nothing is up, and nothing was begun.
+    A damaged file is put aside.  None where no router is up, and no step was begun.
     """
     try:
-        found = _patiently(name)
+        record = _patiently(name)
     except StoreError as error:
         aside = _put_aside(name, "json")
         say(f"{error.fact}{f'; it is kept as {aside}' if aside else ''}")
-        found = None
-    return rebuilt(name) if found is None and is_lost(name) else found
+        record = None
+    return rebuilt(name) if record is None and is_lost(name) else record
 
 
-def _patiently(name: str) -> Record | None:
-    """The record of a router; a journal that cannot be read is tried again for STEADY seconds.
+def _patiently(name: str) -> RouterRecord | None:
+    """Return the record of a router; try an unreadable journal again for STEADY seconds.
 
     A program may have used up all descriptors.  Raises StoreError.
     """
@@ -67,73 +79,79 @@ def _patiently(name: str) -> Record | None:
 
 
 def is_lost(name: str) -> bool:
-    """True if a router's namespace holds a NIC, but no journal tells of it.  Raises KernelError."""
+    """True if a router's namespace holds a NIC, so that a missing journal was lost.
+
+    Raises KernelError.
+    """
     namespace = names.router_namespace(name)
     if not netns.exists(namespace):
         return False
-    with nic.session(namespace) as opened:
-        loopback = nic.find(opened, "lo")
-        alias = loopback.text(nic.IFLA_IFALIAS) if loopback else ""
+    with nic_link.session(namespace) as sock:
+        loopback = nic_link.find(sock, "lo")
+        alias = loopback.alias if loopback else ""
         ours = alias.endswith(f"router {name}")
-        return ours and any(map(_may_be_nic, nic.links(opened)))
+        return ours and any(map(_may_be_nic, nic_link.links(sock)))
 
 
-def kept(name: str, say: Say = quiet) -> Kept | None:
-    """What was confirmed of a router, also by its journal; a damaged file is put aside."""
+def kept(name: str, say: Say = quiet) -> ConfirmedRouter | None:
+    """Return the confirmed router, from its own file or the journal; None without any.
+
+    A damaged file is put aside.  ``say`` is called for each problem.
+    """
     try:
-        found = journal.kept(name)
+        confirmed = confirmation.load(name)
     except RouterFileError as error:
         aside = _put_aside(name, "kept")
         say(f"{error.fact}{f'; it is kept as {aside}' if aside else ''}")
-        found = None
+        confirmed = None
     except StoreError as error:
         say(str(error))
-        found = None
-    if found is not None:
-        return found
+        confirmed = None
+    if confirmed is not None:
+        return confirmed
     record = None
     with suppress(StoreError):
         record = journal.load(name)
     if record is None or record.state != "up" or record.deadline is not None:
         return None
     with suppress(OSError):
-        journal.keep(record)
-    return Kept(record.before, record.target, record.resolver)
+        confirmation.save(record)
+    return ConfirmedRouter(record.before, record.target, record.resolver)
 
 
-def overdue(name: str, deadline: float, remembered: Record | None) -> Record | None:
-    """The record of a router that waited until that deadline; None where it waits no more.
+def overdue(name: str, deadline: float, remembered: RouterRecord | None) -> RouterRecord | None:
+    """Return the record of a router with this deadline; None where it waits no more.
 
-    Where the journal is damaged, or missing although the NIC is in its namespace, it is
-    the ``remembered`` one, or is put together anew.  Raises KernelError.
+    For a damaged or lost journal it is the ``remembered`` record, or a record made anew.
+    Raises KernelError.
     """
     until = time.monotonic() + STEADY
     while True:
         with suppress(StoreError):
-            found = journal.load(name)
-            if found is not None:
-                return found if found.deadline == deadline and found.this_boot else None
+            record = journal.load(name)
+            if record is not None:
+                return record if record.deadline == deadline and record.this_boot else None
             if not is_lost(name):
                 return None
         if time.monotonic() >= until:
             break
-        # A backup or an editor may have it for a moment.
+        # A backup program or an editor may hold the file for a moment.
         time.sleep(POLL)
     _put_aside(name, "json")
     return (remembered or rebuilt(name)) if is_lost(name) else None
 
 
 def _put_aside(name: str, kind: str) -> str:
-    """The name under which a damaged file is kept; "" where it cannot be."""
+    """Rename a damaged file; returns its new name, "" where that fails."""
     with suppress(OSError):
-        return str(journal.put_aside(names.router_file(name, kind)))
+        return str(router_files.put_aside(names.router_file(name, kind)))
     return ""
 
 
-def rebuilt(name: str) -> Record | None:
-    """The record of a router that has a namespace, without its journal.
+def rebuilt(name: str) -> RouterRecord | None:
+    """Return the record of a router that has a namespace, made without its journal.
 
-    It counts as up where it was confirmed, and as one to be taken back else.  Raises KernelError.
+    A confirmed router counts as up; any other is to be taken back.  Raises KernelError.
     """
     namespace = names.router_namespace(name)
     if not netns.exists(namespace):
@@ -144,10 +162,10 @@ def rebuilt(name: str) -> Record | None:
     target = known.target or _target(name, known.before, ())
     inside = hardware.find_in(namespace, known.before)
     target = replace(target, nic=inside or target.nic)
-    record = Record(
+    record = RouterRecord(
         target,
         hardware.renamed(known.before, target.nic),
-        known.resolver or resolv_conf.look(),
+        known.resolver or host_resolv_conf.look(),
         "up" if inside and known.target else "going down",
         boot_id(),
     )
@@ -155,24 +173,26 @@ def rebuilt(name: str) -> Record | None:
     return record
 
 
-def _of_namespace(name: str, namespace: str) -> Record | None:
-    with nic.session(namespace) as opened:
-        found = [each.name for each in nic.links(opened) if _may_be_nic(each)]
+def _of_namespace(name: str, namespace: str) -> RouterRecord | None:
+    with nic_link.session(namespace) as sock:
+        found = [each.name for each in nic_link.links(sock) if _may_be_nic(each)]
     if not found:
         return None
     hosts = _addresses_of_host(name)
-    before = _as_before(nic.capture(namespace, found[0]), hosts)
-    record = Record(_target(name, before, hosts), before, _resolver(), "going down", boot_id())
+    before = _as_before(nic_snapshot.capture(namespace, found[0]), hosts)
+    # The earlier resolv.conf is lost, so the present file stays.
+    resolver = host_resolv_conf.look()
+    record = RouterRecord(_target(name, before, hosts), before, resolver, "going down", boot_id())
     journal.save(record)
     return record
 
 
-def _may_be_nic(link: nic.Link) -> bool:
-    return link.kind in hardware.HARDWARE and link.name not in nic.RESERVED
+def _may_be_nic(link: ListedLink) -> bool:
+    return link.kind in hardware.HARDWARE and link.name not in nic_link.RESERVED
 
 
 def _target(name: str, before: Capture, hosts: tuple[str, ...]) -> Target:
-    """Enough of a target for all steps to be undone."""
+    """Return a target with which all steps can be undone."""
     return Target(
         name=name,
         nic=before.name,
@@ -185,36 +205,53 @@ def _target(name: str, before: Capture, hosts: tuple[str, ...]) -> Target:
 
 
 def _addresses_of_host(name: str) -> tuple[str, ...]:
-    """The host's own IPv6 addresses, which are on the patch to it now."""
+    """Return the host's own IPv6 addresses, which are on the patch to the router now."""
     with suppress(NatnsError):
-        return tuple(each.ip for each in nic.capture(None, names.router_patch(name)).ipv6)
+        return tuple(each.ip for each in nic_snapshot.capture(None, names.router_patch(name)).ipv6)
     return ()
 
 
 def _as_before(inside: Capture, hosts: tuple[str, ...]) -> Capture:
-    """A NIC as it was in the host, as far as it tells in its namespace."""
+    """Return the NIC as it was in the host, as far as its state in the namespace shows."""
     settings = [(key, text) for key, text in inside.settings if key.split("/")[-1] not in NOT_KEPT]
     return replace(
         inside,
-        flags=inside.flags & ~nic.IFF_ALLMULTI,
+        flags=inside.flags & ~netlink.IFF_ALLMULTI,
         settings=tuple(settings),
         addresses=(*inside.addresses, *(_host_address(each, inside) for each in hosts)),
-        # Those that it answers for in the host's place are proxies.
+        # A proxy entry is an address of the host that the NIC answers for.
         neighbours=tuple(each for each in inside.neighbours if not each.is_proxy),
         rules=(),
     )
 
 
-def _host_address(ip: str, inside: Capture) -> nic_objects.Address:
-    """An address of the host's, with the prefix length of the subnet that it is in."""
+def _host_address(ip: str, inside: Capture) -> NicAddress:
+    """Return an address of the host, with the prefix length of its subnet on the NIC."""
     lengths = [128]
     for route in inside.routes:
         to = ip_network(route.destination)
         if to.version == 6 and to.prefixlen and not route.gateway and ip_address(ip) in to:
             lengths.append(to.prefixlen)
-    return nic_objects.single(ip, min(lengths))
+    return nic_addresses.single(ip, min(lengths))
 
 
-def _resolver() -> Resolver:
-    """resolv.conf as it is: what was there before is not known any more."""
-    return resolv_conf.look()
+def forget(record: RouterRecord) -> None:
+    """Remove the files of a router of an earlier boot: nothing else has outlived that boot."""
+    servers = record.target.servers
+    if servers and host_resolv_conf.look() == host_resolv_conf.wanted(servers, record.resolver):
+        host_resolv_conf.restore(record.resolver)
+    journal.discard(record.target.name)
+
+
+def forget_earlier(name: str) -> None:
+    """Forget a router of an earlier boot, and put its resolv.conf back."""
+    with router_files.lock():
+        record = journal.load(name)
+        if record is not None and not record.this_boot:
+            forget(record)
+
+
+def is_confirmed(name: str) -> bool:
+    """True if a router was confirmed once, so that a boot may bring it up."""
+    files = (names.router_file(name, kind) for kind in ("kept", "restore"))
+    return any(file.exists() for file in files) or kept(name) is not None

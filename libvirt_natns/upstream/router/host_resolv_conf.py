@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The host's /etc/resolv.conf while its NIC is away.
+"""The host's /etc/resolv.conf while its NIC is in the router namespace.
 
-A file that an administrator wrote stays as it is: its servers answer through the
-router as they did before.  A link into a program's own directory does not, nor do
-servers that only a program on this host or on the NIC's own link knows: when the
-NIC goes, that program forgets them.
+An administrator's file stays as it is: its servers answer through the router as before.
+A link into a program's own directory is replaced, and so are servers on the host itself or
+on the NIC's link.  The program behind them forgets its servers when the NIC goes.
 """
 
 import os
@@ -19,9 +18,9 @@ FILE = Path("/etc/resolv.conf")
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """The file as it was: where it leads if it is a link, what it says if not, its mode.
+    """The file at a time: the target of a link, or the text and mode of a file.
 
-    Both are None where there is no file.
+    ``link`` and ``text`` are None where the file is missing.
     """
 
     link: str | None = None
@@ -30,7 +29,7 @@ class Resolver:
 
 
 def look(file: Path = FILE) -> Resolver:
-    """The file as it is."""
+    """Return the file as it is."""
     if file.is_symlink():
         return Resolver(link=os.fspath(file.readlink()))
     try:
@@ -42,7 +41,7 @@ def look(file: Path = FILE) -> Resolver:
 
 
 def restore(before: Resolver, file: Path = FILE) -> None:
-    """Put the file back as it was, unless it is."""
+    """Write the file as it was, unless it is so."""
     if look(file) == before:
         return
     fresh = file.with_name(f"{file.name}.natns")
@@ -61,9 +60,9 @@ def restore(before: Resolver, file: Path = FILE) -> None:
 def servers(
     before: Resolver, configured: tuple[str, ...] = (), file: Path = FILE
 ) -> list[str] | None:
-    """The servers that the file must name instead; None where it can stay.
+    """Return the servers that the file must name; None where the file can stay as it is.
 
-    An empty list where it cannot stay and no server is known.
+    An empty list means that the file cannot stay, and no server is known.
     """
     if configured:
         return list(configured)
@@ -79,7 +78,7 @@ def servers(
 
 
 def _usable(text: str) -> list[str]:
-    """Servers that are reached by routing alone."""
+    """Return the servers of a file that are neither on the host nor on a link."""
     found = []
     for line in text.splitlines():
         words = line.split()
@@ -94,7 +93,7 @@ def _usable(text: str) -> list[str]:
 
 
 def wanted(named: tuple[str, ...], before: Resolver, file: Path = FILE) -> Resolver:
-    """The file with these servers and the search list that there was."""
+    """Return the file with these servers, and the search list that was in it."""
     try:
         earlier = (before.text if before.link is None else file.read_text()) or ""
     except OSError:

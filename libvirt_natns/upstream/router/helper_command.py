@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Command line of the process that attends to a router.
+"""The command line of the helper process of a router.
 
-``attend`` imports what starts that process, so the line stands in a module of its own.
+``helper`` imports the modules that start it, so its command line has a module of its own.
 """
 
 from libvirt_natns import names
@@ -10,5 +10,5 @@ PROGRAM = "from libvirt_natns.upstream.router.helper import main; sys.exit(main(
 
 
 def line(*arguments: str) -> tuple[str, ...]:
-    """Return the command line of ``attend`` with its arguments."""
+    """Return the command line of the helper with its arguments."""
     return names.python_command(PROGRAM, *arguments)

@@ -2,14 +2,14 @@
 """A shell script that gives a NIC its addresses and routes back in the host.
 
 The script needs a POSIX shell and ip(8).  It outlives an upgrade of Python, a
-virtual environment that has gone, and the package itself.  It is written where a router is
-confirmed, beside what is kept for a boot, and its systemd unit runs it where the router has
-not come up or has stopped.
+virtual environment that has gone, and the package itself.  A confirmation writes it beside
+the confirmed router.  The router's systemd unit runs it when the router has not come up, or
+has stopped.
 
-The script changes nothing where the router stands, or where the NIC has an address in the host.
+The script changes nothing where the router is up, or where the NIC has an address in the host.
 
-Known limits: of rules it makes those by source, destination and link; of routes those
-over the NIC with one next hop.  Settings below /proc/sys/net and resolv.conf stay as they are.
+Known limits: it makes rules by source, destination and link, and routes with one next hop
+over the NIC.  Settings below /proc/sys/net and resolv.conf stay as they are.
 """
 
 import shlex
@@ -18,29 +18,29 @@ import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 
-from libvirt_natns.kernel import wire
-from libvirt_natns.upstream.router import nic_objects
-from libvirt_natns.upstream.router.nic import Capture
-from libvirt_natns.upstream.router.nic_objects import Address, Route, Rule
+from libvirt_natns.kernel import netlink
+from libvirt_natns.upstream.router.nic_addresses import NicAddress
+from libvirt_natns.upstream.router.nic_routes import NicRoute
+from libvirt_natns.upstream.router.nic_rules import NicRule
+from libvirt_natns.upstream.router.nic_snapshot import Capture
 
 SHELL = "/bin/sh"
 LIMIT = 60.0
 """Seconds for the script to end."""
 
-FRA_DST, FRA_SRC, FRA_PROTOCOL = 1, 2, 21
-FR_ACT_TO_TBL = 1
 RENDERED = {
-    FRA_DST,
-    FRA_SRC,
-    nic_objects.FRA_IIFNAME,
-    nic_objects.FRA_OIFNAME,
-    nic_objects.FRA_PRIORITY,
-    nic_objects.FRA_TABLE,
-    FRA_PROTOCOL,
+    netlink.FRA_DST,
+    netlink.FRA_SRC,
+    netlink.FRA_IIFNAME,
+    netlink.FRA_OIFNAME,
+    netlink.FRA_PRIORITY,
+    netlink.FRA_TABLE,
+    netlink.FRA_PROTOCOL,
 }
 UNSET = b"\xff" * 4
-"""Each listed rule has these: no suppressed prefix length, no suppressed group."""
+"""The kernel lists each rule with such values: no suppressed prefix length or group."""
 
 SCRIPT = r"""#!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
@@ -141,7 +141,7 @@ $ip link set dev "$nic" up
 
 
 def script(namespace: str, link: str, before: Capture) -> str:
-    """The script for a NIC, as it was ``before`` it moved to a namespace.
+    """Return the script for a NIC, as it was ``before`` it moved to a namespace.
 
     ``link`` is the host's end of the patch to that namespace.
     """
@@ -161,7 +161,7 @@ def script(namespace: str, link: str, before: Capture) -> str:
 
 
 def run(file: Path) -> str:
-    """Run a script of these; returns its complaint, "" where all went well."""
+    """Run a restore script; returns its complaint, "" for success."""
     if not file.is_file():
         return f"there is no {file}"
     try:
@@ -184,9 +184,9 @@ def _lines(before: Capture) -> Iterator[str]:
     if before.ipv6:
         yield 'echo 0 2>/dev/null >"/proc/sys/net/ipv6/conf/$nic/disable_ipv6"'
     for address in before.addresses:
-        if address.family == nic_objects.AF_INET or address.is_global:
+        if address.family == AF_INET or address.is_global:
             yield _address(address)
-    # Those to the NIC's own link first: gateways are found by them.
+    # Routes to the NIC's own link come first: the kernel finds gateways by them.
     for route in sorted(before.routes, key=lambda each: each.gateway is not None):
         if _is_plain(route):
             yield _route(route)
@@ -197,49 +197,49 @@ def _lines(before: Capture) -> Iterator[str]:
 
 
 def _family(number: int) -> str:
-    return "-4" if number == nic_objects.AF_INET else "-6"
+    return "-4" if number == AF_INET else "-6"
 
 
-def _address(address: Address) -> str:
-    nodad = " nodad" if address.family == nic_objects.AF_INET6 else ""
+def _address(address: NicAddress) -> str:
+    nodad = " nodad" if address.family == AF_INET6 else ""
     return f'$ip address replace {address.ip}/{address.prefix} dev "$nic"{nodad}'
 
 
-def _is_plain(route: Route) -> bool:
+def _is_plain(route: NicRoute) -> bool:
     """True for a route of one next hop that neither the kernel nor an address makes."""
-    body = bytes.fromhex(route.body)
-    several = wire.value(route.attributes, nic_objects.RTA_MULTIPATH)
-    made = body[5] == nic_objects.RTPROT_KERNEL or route.destination in ("fe80::/64", "ff00::/8")
-    return body[7] == nic_objects.RTN_UNICAST and several is None and not made
+    several = route.attributes.get(netlink.RTA_MULTIPATH)
+    by_kernel = route.protocol == netlink.RTPROT_KERNEL or route.is_link_local
+    return route.kind == netlink.RTN_UNICAST and several is None and not by_kernel
 
 
-def _route(route: Route) -> str:
+def _route(route: NicRoute) -> str:
     words = ["route", _family(route.family), "route", "replace", route.destination]
     words += ["via", route.gateway] if route.gateway else []
     words += ["dev", '"$nic"']
-    metric = wire.number(route.attributes, nic_objects.RTA_PRIORITY)
+    metric = route.attributes.number(netlink.RTA_PRIORITY)
     words += ["metric", str(metric)] if metric else []
-    words += ["table", str(route.table)] if route.table != nic_objects.MAIN_TABLE else []
-    if route.family == nic_objects.AF_INET and route.source:
+    words += ["table", str(route.table)] if route.table != netlink.RT_TABLE_MAIN else []
+    if route.family == AF_INET and route.source:
         words += ["src", route.source]
     return " ".join(words)
 
 
-def _rule(rule: Rule, name: str) -> str:
-    """A rule that this renders; "" for any other."""
-    body = bytes.fromhex(rule.body)
-    found = wire.attributes(body[12:])
-    others = {kind & wire.NLA_TYPE for kind, data in found if data != UNSET} - RENDERED
-    inverted = int.from_bytes(body[8:12], sys.byteorder) & nic_objects.FIB_RULE_INVERT
-    if others or inverted or body[3] or body[7] != FR_ACT_TO_TBL:
+def _rule(rule: NicRule, name: str) -> str:
+    """Return the command for a rule; "" for a rule that the script does not make."""
+    body, attributes = bytes.fromhex(rule.body), rule.attributes
+    kinds = {kind & netlink.NLA_TYPE for kind, value in attributes if value != UNSET}
+    inverted = int.from_bytes(body[8:12], sys.byteorder) & netlink.FIB_RULE_INVERT
+    if kinds - RENDERED or inverted or body[3] or body[7] != netlink.FR_ACT_TO_TBL:
         return ""
     words = ["$ip", _family(body[0]), "rule", "add"]
-    for word, kind, length in (("to", FRA_DST, body[1]), ("from", FRA_SRC, body[2])):
-        data = wire.value(found, kind)
-        words += [word, f"{ip_address(data)}/{length}"] if data else []
-    for word, kind in (("iif", nic_objects.FRA_IIFNAME), ("oif", nic_objects.FRA_OIFNAME)):
-        data = wire.value(found, kind)
-        link = data.rstrip(b"\0").decode(errors="replace") if data else ""
+    for word, kind, length in (
+        ("to", netlink.FRA_DST, body[1]),
+        ("from", netlink.FRA_SRC, body[2]),
+    ):
+        address = attributes.get(kind)
+        words += [word, f"{ip_address(address)}/{length}"] if address else []
+    for word, kind in (("iif", netlink.FRA_IIFNAME), ("oif", netlink.FRA_OIFNAME)):
+        link = (attributes.get(kind) or b"").rstrip(b"\0").decode(errors="replace")
         words += [word, '"$nic"' if link == name else shlex.quote(link)] if link else []
     words += ["lookup", str(rule.table), "priority", str(rule.priority)]
     return " ".join(words) + " 2>/dev/null"

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Networks on a router: their transit bridge is in its namespace, and their forwards are its rules.
+"""Networks on a router: their transit bridge is in its namespace, their forwards are its rules.
 
-A network's upstream patch ends there, not in the host, so what it sends never
-passes through the host.  The subnet is the router's own choice, made when it comes up;
-without a router, a network on it cannot start.
+A network's upstream patch ends in the router namespace, so the network's packets never pass
+through the host.  The router chooses the transit subnet when it comes up.  Without its
+router, a network cannot start.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from socket import AF_INET6
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
@@ -20,21 +21,22 @@ from libvirt_natns.records import replace
 from libvirt_natns.state.guests import Registry
 from libvirt_natns.state.networks import Store, User
 from libvirt_natns.upstream import transit
-from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, nic_objects
-from libvirt_natns.upstream.router.downstream import Needs
-from libvirt_natns.upstream.router.journal import Record, Target
+from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, router_files
+from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.journal import RouterRecord
+from libvirt_natns.upstream.router.target import Target
 
 Up = Callable[[Network, bytes], list[str]]
 
 
-def record_of(upstream: str) -> Record | None:
-    """What is recorded of a router that is up."""
+def record_of(upstream: str) -> RouterRecord | None:
+    """Return the record of a router that is up, or None."""
     record = journal.load(upstream)
     return record if record is not None and record.is_whole else None
 
 
 def complete(upstream: Upstream) -> Upstream:
-    """An upstream of kind "router" with its transit bridge and subnets.
+    """Return an upstream of kind "router" with its transit bridge and subnets.
 
     Raises UpstreamError where its router is not up.
     """
@@ -55,29 +57,29 @@ def complete(upstream: Upstream) -> Upstream:
 
 
 def neighbours(upstream: str) -> set[Address]:
-    """Known stations on the link of a router's NIC, the host and the router among them."""
+    """Return the known stations on the link of a router's NIC, with the host and the router."""
     record = record_of(upstream)
     if record is None:
         return set()
-    routes = (each for each in record.before.routes if each.family == nic_objects.AF_INET6)
+    routes = (each for each in record.before.routes if each.family == AF_INET6)
     known = {*record.target.addresses6, *(each.ip for each in record.before.ipv6)}
     known |= {each.gateway for each in routes if each.gateway}
     known |= {record.target.own6} if record.target.own6 else set()
     return {ip_address(each) for each in known}
 
 
-def needs(store: Store, target: Target) -> Needs:
-    """What the networks that run on a router need of it."""
+def needs(store: Store, target: Target) -> RouterNeeds:
+    """Return the needs of the networks that run on a router."""
     users = {user.uuid: user for user in store.users() if user.upstream == target.name}
     found = (_published(each, users) for each in Registry(store).forwards())
-    return Needs(
+    return RouterNeeds(
         tuple(each for each in found if each),
         tuple(each for user in users.values() for each in _prefixes(target, user)),
     )
 
 
 def _prefixes(target: Target, user: User) -> tuple[tuple[str, str], ...]:
-    """What the outside knows of a network, with its namespace's address."""
+    """Return the prefixes of a network that the outside knows, with its namespace's address."""
     own = tuple(each for each in user.subnets if isinstance(each, IPv6Network))
     gateway = user.leased.address6
     if not (own and gateway and target.transit6):
@@ -86,13 +88,13 @@ def _prefixes(target: Target, user: User) -> tuple[tuple[str, str], ...]:
 
 
 def users(store: Store, upstream: str) -> list[str]:
-    """The names of the networks that run on a router."""
+    """Return the names of the networks that run on a router."""
     running = [user.uuid for user in store.users() if user.upstream == upstream]
     return sorted(record.name for uuid in running if (record := store.network(uuid)))
 
 
 def _published(forward: Forward, users: Mapping[str, User]) -> HostForward | None:
-    """The router's part of a forward: none of that to a guest's own address."""
+    """Return the router's part of a forward; None for a forward to a guest's own address."""
     user = users.get(forward.network)
     leased = user.leased if user else None
     address = leased.of(4 if forward.target.version == 4 else 6) if leased else None
@@ -110,9 +112,9 @@ def _published(forward: Forward, users: Mapping[str, User]) -> HostForward | Non
 
 
 def reattach(store: Store, up: Up, upstream: str) -> list[str]:
-    """Hang the networks that are up on a router that is a new one; returns what differed.
+    """Attach the networks that are up to a router that was made anew.
 
-    Where one cannot be, the reason is among it.
+    Returns in words what differed, and why a network cannot be attached.
     """
     found = []
     for record in store.networks("up"):
@@ -128,28 +130,25 @@ def reattach(store: Store, up: Up, upstream: str) -> list[str]:
 # -- rules -------------------------------------------------------------------
 
 
-def _running() -> Iterator[Record]:
-    """The routers that are up."""
-    yield from (record for record in journal.load_all() if record.is_whole)
-
-
 def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     """Bring the rules of all routers to what their networks publish; returns what differed.
 
-    Rules that somebody has altered are not looked at here.  Raises FirewallError.
+    Only the record of what was loaded is compared, not the kernel.  Raises FirewallError.
     """
     found = []
-    for record in _running():
+    for record in journal.load_all():
+        if not record.is_whole:
+            continue
         wanted = nat_rules.rules(record.target, needs(store, record.target))
         if not nat_rules.is_current(record.target, wanted):
             found += _load(store, record, announce)
     return found
 
 
-def _load(store: Store, record: Record, announce: Callable[[str], None]) -> list[str]:
+def _load(store: Store, record: RouterRecord, announce: Callable[[str], None]) -> list[str]:
     name = record.target.name
-    with journal.lock():
-        # It may have gone meanwhile, and what is published have changed.
+    with router_files.lock():
+        # Before the lock, the router may have gone, and the forwards may have changed.
         if record_of(name) is None:
             return []
         now = needs(store, record.target)
@@ -157,7 +156,7 @@ def _load(store: Store, record: Record, announce: Callable[[str], None]) -> list
         if nat_rules.is_current(record.target, wanted):
             return []
         announce(f"load the rules of router {name}")
-        # Routes first: whoever finds the rules as they should be, need not look at them.
+        # Routes come first: where the rules are current, the routes are not compared.
         link_config.ensure(downstream.transit(record.target, now))
         nat_rules.load(record.target, wanted)
     return [f"rules of router {name} were not what its networks publish"]
@@ -167,10 +166,10 @@ def _load(store: Store, record: Record, announce: Callable[[str], None]) -> list
 
 
 def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
-    """Refuse forwards that a router cannot serve.
+    """Refuse forwards that a router cannot serve.  Raises a NatnsError.
 
-    Those that take a port of the host's, or listen on an address that the router does not
-    have.  ``routers`` are the routers' names by network.  Raises a NatnsError.
+    A forward cannot have a port of the host (``host_ports``), or listen on an address that
+    the router does not have.  ``routers`` are the routers' names by network.
     """
     by_router: defaultdict[str, list[Forward]] = defaultdict(list)
     for forward in claims:
@@ -183,7 +182,7 @@ def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
             _check(forward, record)
 
 
-def _check(forward: Forward, record: Record) -> None:
+def _check(forward: Forward, record: RouterRecord) -> None:
     target = record.target
     taken = _port_of_host(forward, target)
     if taken is not None:
@@ -200,8 +199,8 @@ def _check(forward: Forward, record: Record) -> None:
         )
 
 
-def _listens(record: Record, address: Address) -> bool:
-    """Whether a router has an address, as far as that is known."""
+def _listens(record: RouterRecord, address: Address) -> bool:
+    """True if a router has an address; a leased router may have any IPv4 address."""
     target, before = record.target, record.before
     if address.version == 4:
         return target.leased or str(address) in {each.ip for each in before.ipv4}
@@ -210,7 +209,10 @@ def _listens(record: Record, address: Address) -> bool:
 
 
 def _port_of_host(forward: Forward, target: Target) -> int | None:
-    """A port that leads to the host in IPv4; in IPv6 that one has addresses of its own."""
+    """Return a port of a forward that leads to the host, or None.
+
+    In IPv6 the host has addresses of its own, and shares no ports.
+    """
     if forward.target.version != 4:
         return None
     for protocol, first, last in target.ports:
@@ -220,7 +222,7 @@ def _port_of_host(forward: Forward, target: Target) -> int | None:
 
 
 def ports_of_host(upstream: str, protocol: str) -> set[int]:
-    """Ports of a router that lead to the host."""
+    """Return the ports of a router that lead to the host."""
     record = record_of(upstream)
     return {
         port

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The DHCP lease of a router's NIC, where the NIC had one when it was taken.
+"""The DHCP lease of a router's NIC, if the NIC had a leased address in the host.
 
-The address goes on as it was; a client in the namespace asks for the same one and renews
-it from then on.  The client tells ``attend`` when something has changed.
+The NIC keeps the address.  A DHCP client in the namespace asks for the same address, and
+renews it.  The client starts ``helper`` when its lease has changed.
 
-When the router goes down the client is killed, not ended: it would give the lease back
-that the host's own client is to go on with.
+When the router goes down, the client is killed.  A client that ends in an orderly way gives
+the lease back, and the host's own client needs the lease.
 """
 
 import os
@@ -14,22 +14,24 @@ import syslog
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from socket import AF_INET
 
 from libvirt_natns import names
 from libvirt_natns.daemons import lease_check, udhcpc
 from libvirt_natns.daemons.udhcpc import Client, Lease
-from libvirt_natns.kernel import processes, wire
+from libvirt_natns.kernel import netlink, processes
 from libvirt_natns.records import replace
-from libvirt_natns.upstream.router import command, link_config, nic, nic_objects
-from libvirt_natns.upstream.router.journal import Target
-from libvirt_natns.upstream.router.link_config import Side
-from libvirt_natns.upstream.router.nic import Capture
+from libvirt_natns.upstream.router import helper_command, link_config, nic_link, nic_snapshot
+from libvirt_natns.upstream.router.link_config import LinkConfig
+from libvirt_natns.upstream.router.nic_addresses import NicAddress
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
 
 END_LIMIT = 2.0
-"""Seconds for a client that was killed to end."""
+"""Seconds in which a killed client ends."""
 
 ETHERNET = "01"
-"""The type of hardware in front of a client-id made of a MAC: what most clients send."""
+"""The hardware type in front of a client-id that is a MAC address, as most clients send it."""
 
 
 def _directory(target: Target) -> Path:
@@ -42,27 +44,27 @@ def _client(target: Target, mac: str) -> Client:
         link=target.nic,
         client_id=ETHERNET + mac.replace(":", ""),
         directory=_directory(target),
-        on_change=command.line("lease", target.name),
+        on_change=helper_command.line("lease", target.name),
     )
 
 
 def require() -> None:
-    """Raise DhcpError, with a remedy, where there is no client."""
+    """Raise DhcpError, with a remedy, where no DHCP client is installed."""
     udhcpc.program()
 
 
 def current(target: Target) -> Lease | None:
-    """The lease that the client holds."""
+    """Return the lease that the client holds, or None."""
     return udhcpc.lease(_directory(target)) if target.leased else None
 
 
 def _private(target: Target) -> tuple[IPv4Network, ...]:
-    """What only the router's own sides have."""
+    """Return the router's private subnets, which no lease can have."""
     return IPv4Network(target.host_subnet), IPv4Network(target.transit)
 
 
 def ensure(target: Target, before: Capture) -> None:
-    """Have the client run, and put its lease in force, if there is one.  Raises DhcpError."""
+    """Start the client unless it runs, and put its lease in force.  Raises DhcpError."""
     if not target.leased:
         return
     wanted = next((IPv4Address(each.ip) for each in before.ipv4 if each.leased), None)
@@ -71,11 +73,11 @@ def ensure(target: Target, before: Capture) -> None:
 
 
 def end(target: Target) -> None:
-    """End the client without a word to the server, and remove its files."""
+    """Kill the client, so that it tells the server nothing, and remove its files."""
     directory = _directory(target)
     pid = processes.read_pid(directory / "pid")
-    # Also where its namespace has lost the name, which it alone keeps from ending then.
-    # It names its own pid file, and no other process does.
+    # The client may keep a namespace alive that has lost its name, so /proc is searched.
+    # Only the client has its own pid file in its command line.
     descriptor = processes.opened(pid, str(directory / "pid")) if pid is not None else None
     if descriptor is not None:
         try:
@@ -89,7 +91,7 @@ def end(target: Target) -> None:
 
 
 def differences(target: Target, before: Capture) -> list[str]:
-    """What is wrong with the client, or differs from its lease."""
+    """Return in words what is wrong with the client, or differs from its lease."""
     if not target.leased:
         return []
     held = current(target)
@@ -99,14 +101,14 @@ def differences(target: Target, before: Capture) -> list[str]:
 
 
 def _used(target: Target, held: Lease | None) -> Lease | None:
-    """A lease without what must not be used; None where all of it is refused."""
+    """Return a lease without values that must not be used; None for a refused lease."""
     if held is None or lease_check.refused(held, _private(target)):
         return None
     return lease_check.bounded(held, _private(target)).lease
 
 
 def left_out(target: Target) -> list[str]:
-    """Return in words what of the client's lease is not used."""
+    """Return in words the values of the client's lease that are not used."""
     held = current(target)
     if held is None:
         return []
@@ -115,35 +117,37 @@ def left_out(target: Target) -> list[str]:
     return list(lease_check.said(lease_check.bounded(held, _private(target)).cuts))
 
 
-def _side(target: Target, held: Lease) -> Side:
+def _side(target: Target, held: Lease) -> LinkConfig:
     routes = [(str(each.destination), str(each.gateway)) for each in held.routes]
     if held.gateway:
         routes.append(("0.0.0.0/0", str(held.gateway)))
-    return Side(target.namespace, target.nic, (str(held.address),), tuple(routes), (), onlink=True)
+    return LinkConfig(
+        target.namespace, target.nic, (str(held.address),), tuple(routes), (), onlink=True
+    )
 
 
 def apply(target: Target, before: Capture) -> None:
-    """Put the client's lease in force in place of an earlier one; without one, the address goes.
+    """Put the client's lease in force; without a lease, remove the leased address.
 
-    For good, not until it ends: the client tells only of what is new.  What the NIC had
-    ``before`` that was not leased, stays.
+    The address does not expire by itself, because the client reports only changes.  Static
+    addresses that the NIC had ``before`` stay.
     """
     held = current(target)
     mark = _directory(target) / "applied"
     if held is None and not mark.exists():
-        # The client has just started, and what the NIC had holds on.
+        # The client has just started, and the NIC keeps its addresses.
         return
     for line in left_out(target):
         syslog.syslog(syslog.LOG_WARNING, f"libvirt-natns: router {target.name}: {line}")
     if held is not None and (held := _used(target, held)) is None:
-        # What is in force stays: the server's next word may make sense again.
+        # The lease in force stays: the server's next lease may be usable again.
         return
-    # First: with the oldest address of a subnet the kernel removes all others.
-    static = [e for e in before.addresses if e.family == nic_objects.AF_INET and not e.leased]
+    # Others go first: with the oldest address of a subnet the kernel removes all others.
+    static = [e for e in before.addresses if e.family == AF_INET and not e.leased]
     _remove_others(target, held, {each.ip for each in static})
     if held is not None:
         link_config.ensure(_side(target, held))
-    # After the lease's: packets bear the oldest address of a subnet.
+    # Static addresses come last: the oldest address of a subnet is the packets' source.
     _add(target, static)
     if held is None:
         mark.unlink()
@@ -151,35 +155,37 @@ def apply(target: Target, before: Capture) -> None:
         mark.touch()
 
 
-def _add(target: Target, addresses: list[nic_objects.Address]) -> None:
-    with nic.session(target.namespace) as opened:
-        link = nic.find(opened, target.nic)
+def _add(target: Target, addresses: list[NicAddress]) -> None:
+    with nic_link.session(target.namespace) as sock:
+        link = nic_link.find(sock, target.nic)
         for each in addresses if link else ():
             request = each.request(link.index if link else 0, 0)
-            nic.attempt(opened, wire.RTM_NEWADDR, request, wire.NLM_F_CREATE | wire.NLM_F_EXCL)
+            nic_link.attempt(
+                sock, netlink.RTM_NEWADDR, request, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+            )
 
 
 def _remove_others(target: Target, held: Lease | None, static: set[str]) -> None:
     leased = {str(held.address.ip)} if held else set()
     gateway = str(held.gateway) if held else ""
-    with nic.session(target.namespace) as opened:
-        link = nic.find(opened, target.nic)
-        found = nic.capture(target.namespace, target.nic)
+    with nic_link.session(target.namespace) as sock:
+        link = nic_link.find(sock, target.nic)
+        found = nic_snapshot.capture(target.namespace, target.nic)
         index = link.index if link else 0
         keep = static | leased
         if held and not leased & {each.ip for each in found.addresses}:
             keep = {each for each in static if IPv4Address(each) not in held.address.network}
         for each in found.addresses:
-            if each.family == nic_objects.AF_INET and each.ip not in keep:
-                nic.attempt(opened, wire.RTM_DELADDR, each.request(index, 0))
+            if each.family == AF_INET and each.ip not in keep:
+                nic_link.attempt(sock, netlink.RTM_DELADDR, each.request(index, 0))
         for route in found.routes:
-            default = route.family == nic_objects.AF_INET and route.is_default
+            default = route.family == AF_INET and route.is_default
             if default and route.gateway != gateway:
-                nic.attempt(opened, wire.RTM_DELROUTE, route.request(index))
+                nic_link.attempt(sock, netlink.RTM_DELROUTE, route.request(index))
 
 
 def without_leased(found: Capture) -> Capture:
-    """A NIC without what a lease says: its IPv4 address, the routes of that, default routes."""
+    """Return a NIC without the values of a lease: leased address, its routes, default routes."""
     ours = {each.ip for each in found.ipv4 if each.leased}
     return replace(
         found,
@@ -188,6 +194,6 @@ def without_leased(found: Capture) -> Capture:
             each
             for each in found.routes
             if each.source not in ours
-            and not (each.family == nic_objects.AF_INET and (each.is_default or each.gateway))
+            and not (each.family == AF_INET and (each.is_default or each.gateway))
         ),
     )

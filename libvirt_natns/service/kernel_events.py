@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from libvirt_natns import names
 from libvirt_natns.engine.observer import HOST
-from libvirt_natns.kernel import outward_links
+from libvirt_natns.kernel import netlink, outward_links
 from libvirt_natns.service import netlink_messages as messages
 from libvirt_natns.service.followed_networks import FollowedNetworks
 from libvirt_natns.service.inotify import DirectoryMonitor
@@ -79,7 +79,7 @@ class KernelEvents:
             nsid
             for nsid, datagram in channel.received()
             if not all(
-                messages.kernels_own(kind, body) for kind, body in messages.messages(datagram)
+                messages.kernels_own(kind, body) for kind, _, _, body in netlink.messages(datagram)
             )
         }
         for nsid in nsids:
@@ -97,21 +97,23 @@ class KernelEvents:
 
     def _read_rules(self, channel: Channel) -> None:
         for _, datagram in channel.received():
-            if any(messages.alters_rules(kind, body) for kind, body in messages.messages(datagram)):
+            if any(
+                messages.alters_rules(kind, body) for kind, _, _, body in netlink.messages(datagram)
+            ):
                 self._own.heard(HOST)
 
     def _read_links(self, channel: Channel) -> None:
         for _, datagram in channel.received():
-            for kind, body in messages.messages(datagram):
-                if kind in (messages.RTM_NEWLINK, messages.RTM_DELLINK):
+            for kind, _, _, body in netlink.messages(datagram):
+                if kind in (netlink.RTM_NEWLINK, netlink.RTM_DELLINK):
                     self._on_link(kind, body)
-                elif kind in (messages.RTM_NEWADDR, messages.RTM_DELADDR):
+                elif kind in (netlink.RTM_NEWADDR, netlink.RTM_DELADDR):
                     if not messages.kernels_own(kind, body):
                         self._on_address(kind, body)
                 elif messages.alters_routing(kind, body):
                     self._own.heard_of_host()
 
-    def _on_link(self, kind: int, body: memoryview) -> None:
+    def _on_link(self, kind: int, body: bytes) -> None:
         index = messages.link_index(body)
         before = self._links.get(index)
         after = messages.link_state(kind, body, before)
@@ -162,13 +164,13 @@ class KernelEvents:
         ours = self._followed.by_link(link) is not None or link.startswith(outward_links.INWARD)
         return ours or outward_links.is_bridge(link)
 
-    def _on_address(self, kind: int, body: memoryview) -> None:
+    def _on_address(self, kind: int, body: bytes) -> None:
         link = self._links.get(messages.address_index(body))
         if link is None:
             return
         if link.name.startswith(TRANSIT_PREFIX):
             self._own.heard_of_host()
-        elif kind == messages.RTM_NEWADDR:
+        elif kind == netlink.RTM_NEWADDR:
             self._own.heard(self._followed.by_link(link.name))
 
 

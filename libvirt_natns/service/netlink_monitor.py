@@ -11,34 +11,35 @@ every change on the machine.
 import os
 import select
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from threading import Thread
 
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
-from libvirt_natns.service.netlink_messages import (
-    ATTRIBUTE,
+from libvirt_natns.kernel.netlink import (
     HEADER,
-    IFINFO,
-    NUMBER,
+    LARGEST,
+    LINK_HEADER,
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
     RTM_GETLINK,
-    attributes,
+    RTM_GETNSID,
+    RTM_NEWNSID,
+    Attrs,
     messages,
+    pack,
+    u32,
 )
 
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_LISTEN_ALL_NSID = 8
-NETLINK_NETFILTER = 12
 SO_RCVBUFFORCE = 33
-
-NLM_F_REQUEST = 0x1
-NLM_F_ACK = 0x4
-NLM_F_DUMP = 0x300
-
-RTM_NEWNSID = 88
-RTM_GETNSID = 90
 
 RTNLGRP_LINK = 1
 RTNLGRP_IPV4_IFADDR = 5
@@ -72,10 +73,8 @@ OUTSIDE = (
 
 NETNSA_NSID = 1
 NETNSA_FD = 3
-ANY_NSID = -1
-
-DATAGRAM = 65536
-"""Octets of a datagram; the kernel's own are at most half as long."""
+ANY_NSID = 0xFFFFFFFF
+"""-1, as an unsigned number."""
 
 BACKLOG = 8 << 20
 """Octets of messages that may wait: a thousand networks that start or end at once."""
@@ -113,33 +112,33 @@ class Channel:
         length = HEADER.size + len(body)
         self._socket.send(HEADER.pack(length, kind, NLM_F_REQUEST | flags, 1, 0) + body)
 
-    def received(self) -> Iterator[tuple[int | None, memoryview]]:
+    def received(self) -> Iterator[tuple[int | None, bytes]]:
         """Yield each datagram that waits, with its sender's nsid, if the sender has one.
 
         Raises Overflow where messages were lost; another call yields the rest.
         """
         while True:
             try:
-                datagram, ancillary, _, _ = self._socket.recvmsg(DATAGRAM, 64)
+                datagram, ancillary, _, _ = self._socket.recvmsg(LARGEST, 64)
             except BlockingIOError:
                 return
             except OSError as error:
                 raise Overflow from error
-            yield _nsid(ancillary), memoryview(datagram)
+            yield _nsid(ancillary), datagram
 
-    def answer(self, limit: float) -> memoryview:
+    def answer(self, limit: float) -> bytes:
         """Wait for the next datagram and return it; empty after ``limit`` seconds."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         if not poll.poll(limit * 1000):
-            return memoryview(b"")
-        return memoryview(self._socket.recv(DATAGRAM))
+            return b""
+        return self._socket.recv(LARGEST)
 
 
 def _nsid(ancillary: list[tuple[int, int, bytes]]) -> int | None:
     for level, kind, data in ancillary:
         if (level, kind) == (SOL_NETLINK, NETLINK_LISTEN_ALL_NSID):
-            return int(NUMBER.unpack_from(data)[0])
+            return int(struct.unpack_from("=i", data)[0])
     return None
 
 
@@ -161,9 +160,9 @@ class NamespaceMonitor:
     def _open(self, failed: list[Exception]) -> None:
         try:
             netns.leave()
-            self.routing = Channel(socket.NETLINK_ROUTE, INSIDE, everywhere=True)
+            self.routing = Channel(NETLINK_ROUTE, INSIDE, everywhere=True)
             self.rules = Channel(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), everywhere=True)
-            self._requests = Channel(socket.NETLINK_ROUTE, ())
+            self._requests = Channel(NETLINK_ROUTE, ())
         except (KernelError, OSError) as error:
             failed.append(error)
 
@@ -178,19 +177,18 @@ class NamespaceMonitor:
         except FileNotFoundError:
             return None
         try:
-            wanted = _attribute(NETNSA_FD, descriptor)
+            namespace = u32(NETNSA_FD, descriptor)
             # A namespace that has an id already keeps it.
-            self._ask(RTM_NEWNSID, bytes(4) + wanted + _attribute(NETNSA_NSID, ANY_NSID))
-            for kind, body in messages(self._ask(RTM_GETNSID, bytes(4) + wanted)):
-                value = attributes(body, 4).get(NETNSA_NSID)
-                if kind == RTM_NEWNSID and value is not None:
-                    nsid = int(NUMBER.unpack_from(value)[0])
-                    return nsid if nsid >= 0 else None
+            self._ask(RTM_NEWNSID, bytes(4) + pack([namespace, u32(NETNSA_NSID, ANY_NSID)]))
+            for kind, _, _, body in messages(self._ask(RTM_GETNSID, bytes(4) + pack([namespace]))):
+                nsid = Attrs.parse(body, 4).number(NETNSA_NSID)
+                if kind == RTM_NEWNSID and nsid is not None:
+                    return nsid if nsid != ANY_NSID else None
         finally:
             os.close(descriptor)
         return None
 
-    def _ask(self, kind: int, body: bytes) -> memoryview:
+    def _ask(self, kind: int, body: bytes) -> bytes:
         self._requests.ask(kind, NLM_F_ACK if kind == RTM_NEWNSID else 0, body)
         return self._requests.answer(1.0)
 
@@ -199,21 +197,17 @@ class NamespaceMonitor:
             channel.close()
 
 
-def _attribute(kind: int, value: int) -> bytes:
-    return ATTRIBUTE.pack(ATTRIBUTE.size + NUMBER.size, kind) + NUMBER.pack(value)
-
-
 class HostMonitor:
     """Hears the namespace that it is made in, which is the host's."""
 
     def __init__(self) -> None:
-        self.routing = Channel(socket.NETLINK_ROUTE, OUTSIDE)
+        self.routing = Channel(NETLINK_ROUTE, OUTSIDE)
         self.rules = Channel(NETLINK_NETFILTER, (NFNLGRP_NFTABLES,))
 
     def list_links(self) -> None:
         """Have the kernel send a message of each link, as if the link had just changed."""
         with suppress(OSError):
-            self.routing.ask(RTM_GETLINK, NLM_F_DUMP, IFINFO.pack(0, 0, 0, 0, 0))
+            self.routing.ask(RTM_GETLINK, NLM_F_DUMP, LINK_HEADER.pack(0, 0, 0, 0, 0))
 
     def close(self) -> None:
         self.routing.close()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Adopting what runs without a record: the state database was lost, or lost a part.
+"""Adopting networks and guests that run without a record, as the state database was lost.
 
-libvirt tells which networks and guests are active.  The kernel tells what they have:
-a namespace's addresses become leases again, its rules tell chosen ports and guests' own
-addresses, its dnsmasq's hosts file tells reservations.  Nothing that runs is changed;
-``Engine.up`` then finds nothing to repair.
+libvirt lists the active networks and guests.  The kernel shows their state: a namespace's
+addresses become leases again, its rules show chosen ports and static NAT, and its
+dnsmasq's hosts file shows reservations.  Nothing that runs is changed; ``up`` then has
+nothing to repair.
 
 Limit: networks and guests that do not run have left nothing in the kernel.
 """
@@ -41,7 +41,7 @@ ADOPTED = "runs without a record: adopted as it is"
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What was adopted, and in words what could not be."""
+    """Networks and guests that were adopted, and the errors of those that could not be."""
 
     found: list[tuple[str, str]]
     errors: list[str]
@@ -78,8 +78,8 @@ def _noting(outcome: Adopted, name: str) -> Iterator[None]:
     try:
         yield
     except NatnsError as error:
-        told = str(error)
-        outcome.errors.append(told if name in told else f"{name}: {told}")
+        message = str(error)
+        outcome.errors.append(message if name in message else f"{name}: {message}")
 
 
 # -- networks ------------------------------------------------------------------
@@ -136,7 +136,7 @@ def _lease(engine: Engine, upstream: Upstream, key: str, who: str, leased: Leasa
 def _leases(
     engine: Engine, network: Network, upstream: Upstream, rules: Translations
 ) -> Iterator[Leasable]:
-    """What a network has on its upstream, by the addresses in its namespace."""
+    """Yield a network's leases, by the addresses in its namespace."""
     namespace = names.namespace(network.name)
     if upstream.by_dhcp:
         yield dhcp.settle(engine.store, network, upstream)
@@ -151,17 +151,17 @@ def _leases(
         yield prefix
 
 
-def _own(found: Iterable[Interface], family: Family, rules: Translations) -> Address | None:
-    """The network's own among a namespace's upstream addresses, beside those of guests."""
+def _own(interfaces: Iterable[Interface], family: Family, rules: Translations) -> Address | None:
+    """Return the network's own among a namespace's upstream addresses, which guests have too."""
     guests = set(rules.own.values())
-    mine = [each for each in found if each.version == family and each.ip not in guests]
+    mine = [each for each in interfaces if each.version == family and each.ip not in guests]
     mine = [each for each in mine if not each.ip.is_link_local]
-    # Guests' ones bear no prefix.
+    # Addresses of guests have no prefix.
     return min(mine, key=lambda each: each.network.prefixlen).ip if mine else None
 
 
 def _prefix(engine: Engine, network: Network, upstream: Upstream) -> IPv6Network | None:
-    """The prefix that is routed to a network, by the address of its namespace in it."""
+    """Return the prefix that is routed to a network, by its namespace's address in the prefix."""
     if not selection.leases_prefix(network, upstream):
         return None
     wanted = selection.wanted_prefix(network, upstream)
@@ -191,7 +191,7 @@ def _adopt_reservations(engine: Engine, network: Network, domains: Mapping[str, 
 
 
 def _owners(domains: Mapping[str, bytes]) -> dict[str, str]:
-    """The uuids of running guests, by the MAC addresses of their NICs."""
+    """Return the uuids of running guests, by the MAC addresses of their NICs."""
     owners: dict[str, str] = {}
     for xml in domains.values():
         with suppress(NatnsError):
@@ -204,7 +204,7 @@ def _owners(domains: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
-    """Take over what a running guest publishes in these networks; whether there is any."""
+    """Adopt a running guest's claims in these networks; return whether there are any."""
     plain = libvirt_xml.parse_domain_nics(xml)
     if not xml_sniff.at_domain(xml).annotated or engine.registry.guest(plain.uuid) is not None:
         return False
@@ -226,7 +226,7 @@ def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
 
 
 class _Found:
-    """Choices as they are in force already; what is not in force yet is chosen anew."""
+    """Choices that are in force already; others are chosen anew."""
 
     def __init__(self, choices: Allocation, *rules: Translations) -> None:
         self._choices = choices
@@ -240,7 +240,7 @@ class _Found:
         return self._choices.target(domain, attachment, family)
 
     def port(self, wish: AutoPortRequest) -> int:
-        """The port that leads to the wish's target, unless it is another range's."""
+        """Return the port that leads to the request's target, unless another range has it."""
         key, registry = wish.key, self._choices.registry
         kept = {port for proto, port in registry.chosen_ports() if proto == key.proto}
         for each in self._ports:
@@ -254,7 +254,7 @@ class _Found:
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
     ) -> Address:
-        """The guest's own address, which its namespace answers for: nobody is asked."""
+        """Return the guest's own address without a probe: its namespace answers for it."""
         own = self._own.get(self.target(domain, attachment, family))
         if own is None or request.address not in (None, own):
             return self._choices.address(request, domain, attachment, family)

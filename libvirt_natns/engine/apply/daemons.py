@@ -58,8 +58,8 @@ def ensure_proxy(context: ApplyContext, operation: NeighbourProxy) -> None:
 
 def dnsmasq_differs(kernel: Kernel, operation: Dnsmasq) -> list[str]:
     daemon = operation.daemon
-    found = dnsmasq.differences(daemon)
-    return found or [
+    lines = dnsmasq.differences(daemon)
+    return lines or [
         f"{address} is reserved, but leased to {mac}, which is no guest's"
         for mac, address in guest_leases.squatted(daemon)
     ]

@@ -36,14 +36,14 @@ def completed_by(network: Network, upstream: Upstream, leased: Leased) -> Networ
 
 
 def families_of(outside: Outside) -> tuple[Family, ...]:
-    """The families in which a network gets to the outside."""
+    """Return the families in which a network gets to the outside."""
     six = outside.address6 is not None or bool(outside.public)
     ways: tuple[tuple[Family, bool], ...] = ((4, outside.address is not None), (6, six))
     return tuple(family for family, way in ways if way)
 
 
 def behind_host(forward: Forward, upstream: Upstream, outside: Outside) -> Forward:
-    """A forward as the namespace sees it on a transit bridge."""
+    """Return a forward as the namespace sees it on a transit bridge."""
     family: Family = 4 if forward.target.version == 4 else 6
     address, gateway = outside.of(family), upstream.side(family).gateway
     if forward.own or address is None:

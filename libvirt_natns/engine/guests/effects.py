@@ -12,7 +12,7 @@ from libvirt_natns.state.networks import Lease, Record
 
 
 def apply_to(guests: GuestContext, networks: set[str]) -> list[str]:
-    """Bring the namespaces of these networks to what the tables say now."""
+    """Bring these networks to today's claims, and return what was changed."""
     changed = []
     for uuid in sorted(networks):
         record = guests.engine.store.network(uuid)
@@ -23,18 +23,19 @@ def apply_to(guests: GuestContext, networks: set[str]) -> list[str]:
 
 
 def restore(guests: GuestContext, claims: Claims, leases: list[Lease]) -> None:
+    """Put earlier claims and leases back into force."""
     guests.engine.store.restore_leases(leases)
     guests.registry.claim(claims, guests.scopes(claims), published=True)
     apply_to(guests, networks_of(claims))
 
 
 def cut_since(guests: GuestContext, before: Claims) -> None:
-    """End the flows of what its owner held and does not any more."""
+    """Delete the conntrack entries of claims that their owner has no more."""
     cut(guests, before, guests.held(before.owner))
 
 
 def cut(guests: GuestContext, before: Claims, after: Claims) -> None:
-    """End the flows of what is published no more, and of nothing else."""
+    """Delete the conntrack entries of claims in ``before`` that are not in ``after``."""
     gone: list[Forward | StaticNat] = [*(set(before.forwards) - set(after.forwards))]
     gone += set(before.addresses) - set(after.addresses)
     for uuid in {claim.network for claim in gone}:
@@ -57,5 +58,5 @@ def cut(guests: GuestContext, before: Claims, after: Claims) -> None:
 
 
 def _router(record: Record) -> str | None:
-    """The router namespace that leads to a network; None for the host."""
+    """Return the router namespace that leads to a network; None for the host."""
     return names.router_namespace(record.upstream) if record.kind == "router" else None

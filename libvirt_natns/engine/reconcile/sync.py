@@ -60,7 +60,7 @@ def sync_all(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Out
     adopted = adopt(engine, active or {}, running.domains if running else {})
     done = [
         Outcome(adopted.found, adopted.errors),
-        # First, as another network may have the ended one's name or bridge by now.
+        # Ends come first: another network may have the name or the bridge by now.
         repair_all(engine, _endings(engine, records, here, asked=active is not None)),
         repair_latest(
             engine,

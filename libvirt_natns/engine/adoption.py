@@ -21,8 +21,7 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.network_record import new_record
 from libvirt_natns.engine.publication.allocation import Allocation
-from libvirt_natns.engine.publication.attachment import Attachment
-from libvirt_natns.engine.publication.choices import AutoPortRequest
+from libvirt_natns.engine.publication.choices_in_force import ChoicesInForce
 from libvirt_natns.engine.publication.dhcp_hosts import fixed_address
 from libvirt_natns.engine.publication.resolve import of_network, resolve
 from libvirt_natns.engine.publication.scopes import scopes
@@ -30,7 +29,7 @@ from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import AddressRequest, Domain, Network, Upstream
+from libvirt_natns.model import Network, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.networks import Leasable
@@ -122,7 +121,7 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     if network.nat is None or not network.nat.forwards:
         return
     planner = engine.planner
-    choices = _Found(Allocation(engine.config, engine.store, engine.kernel), rules)
+    choices = ChoicesInForce(Allocation(engine.config, engine.store, engine.kernel), rules)
     whole, outside = planner.completed(network, upstream), planner.outside(network, upstream)
     claims = of_network(whole, upstream, outside, choices)
     engine.registry.claim(claims, scopes(engine.store, [network.uuid]), published=True)
@@ -216,51 +215,10 @@ def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
     if domain.nat is None:
         return False
     rules = [translations.of_namespace(names.namespace(each.network.name)) for each in attachments]
-    choices = _Found(Allocation(engine.config, engine.store, engine.kernel), *rules)
+    choices = ChoicesInForce(Allocation(engine.config, engine.store, engine.kernel), *rules)
     with locked(names.guest_directory(domain.uuid)):
         claims = resolve(domain, attachments, choices)
         where = scopes(engine.store, {each.network.uuid for each in attachments})
         engine.registry.claim(claims, where, published=True)
         engine.registry.put_guest(domain.uuid, domain.name, xml, published=True)
     return True
-
-
-class _Found:
-    """Choices that are in force already; others are chosen anew."""
-
-    def __init__(self, choices: Allocation, *rules: Translations) -> None:
-        self._choices = choices
-        self._ports = [port for each in rules for port in each.ports]
-        self._own = {target: own for each in rules for target, own in each.own.items()}
-
-    def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
-        return self._choices.knows(domain, attachment, family)
-
-    def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
-        return self._choices.target(domain, attachment, family)
-
-    def port(self, wish: AutoPortRequest) -> int:
-        """Return the port that leads to the request's target, unless another range has it."""
-        key, registry = wish.key, self._choices.registry
-        kept = {port for proto, port in registry.chosen_ports() if proto == key.proto}
-        for each in self._ports:
-            meant = (each.proto, each.to) == (key.proto, key.target_port)
-            fixed = any(first <= each.port <= last for first, last in wish.avoided)
-            if meant and each.target in wish.targets and not fixed and each.port not in kept:
-                registry.choose_port(key, each.port)
-                return each.port
-        return self._choices.port(wish)
-
-    def address(
-        self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
-    ) -> Address:
-        """Return the guest's own address without a probe: its namespace answers for it."""
-        own = self._own.get(self.target(domain, attachment, family))
-        if own is None or request.address not in (None, own):
-            return self._choices.address(request, domain, attachment, family)
-        who = f"guest {domain.name}"
-        key = f"{domain.uuid}/{attachment.nic.mac}"
-        store, upstream = self._choices.store, attachment.upstream
-        if not store.reserve(upstream.name, pool.segment(upstream), key, own):
-            raise ConflictError(f"{who}: {own} of upstream {upstream.name} is another's already")
-        return own

@@ -12,14 +12,13 @@ reservations and chosen ports back.
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
 
 from libvirt_natns import names
 from libvirt_natns.engine.adoption import Adopted, adopt
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.reconcile.active import Ask, AskGuests
 from libvirt_natns.errors import DamagedError, StoreError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
@@ -30,25 +29,17 @@ from libvirt_natns.state.networks import Store
 NAME = "state database"
 
 
-class Running(Protocol):
-    """The domains that libvirt has active."""
-
-    @property
-    def domains(self) -> Mapping[str, bytes]:
-        """The domains' XML by uuid."""
-
-
 def rebuild(
     settings: Config,
-    ask: Callable[[], Mapping[str, bytes] | None],
-    ask_guests: Callable[[], Running | None],
+    ask: Ask,
+    ask_guests: AskGuests,
     directory: Path = names.STATE_DIRECTORY,
 ) -> Adopted:
     """Rebuild the state database if it is damaged, or missing while networks run.
 
-    ``ask`` and ``ask_guests`` get what is active from libvirt; None where it does not
-    answer.  Returns what was done.  Raises StoreError where the database cannot be
-    rebuilt, and leaves it as it is.
+    ``ask`` and ``ask_guests`` get the active networks and guests from libvirt.  Return the
+    adopted ones.  Raises StoreError where the database cannot be rebuilt, and leaves it
+    as it is.
     """
     if damage(directory) is None:
         return Adopted([], [])
@@ -56,7 +47,9 @@ def rebuild(
         try:
             # Another process may have rebuilt it until the lock was free.
             error = damage(directory)
-            return _rebuild(settings, ask, ask_guests, directory, error) if error else _nothing()
+            return (
+                _rebuild(settings, ask, ask_guests, directory, error) if error else Adopted([], [])
+            )
         finally:
             shutil.rmtree(directory / "rebuild", ignore_errors=True)
 
@@ -72,14 +65,10 @@ def damage(directory: Path = names.STATE_DIRECTORY) -> DamagedError | None:
     return None
 
 
-def _nothing() -> Adopted:
-    return Adopted([], [])
-
-
 def _rebuild(
     settings: Config,
-    ask: Callable[[], Mapping[str, bytes] | None],
-    ask_guests: Callable[[], Running | None],
+    ask: Ask,
+    ask_guests: AskGuests,
     directory: Path,
     error: DamagedError,
 ) -> Adopted:

@@ -8,7 +8,7 @@ from libvirt_natns.engine.publication.attachment import ANY, ANY6
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.state.guests import Claims
-from libvirt_natns.state.networks import Lease, Record
+from libvirt_natns.state.networks import Lease
 
 
 def apply_to(guests: GuestContext, networks: set[str]) -> list[str]:
@@ -54,9 +54,6 @@ def cut(guests: GuestContext, before: Claims, after: Claims) -> None:
             conntrack.cut(record.namespace, mine, address or any_address)
             if record.kind in ("host", "router") and address is not None:
                 translated = [each for each in mine if each.address != each.target]
-                conntrack.cut_on_host(translated, address, router=_router(record))
-
-
-def _router(record: Record) -> str | None:
-    """Return the router namespace that leads to a network; None for the host."""
-    return names.router_namespace(record.upstream) if record.kind == "router" else None
+                behind = record.kind == "router"
+                router = names.router_namespace(record.upstream) if behind else None
+                conntrack.cut_on_host(translated, address, router=router)

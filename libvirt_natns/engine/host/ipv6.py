@@ -51,17 +51,13 @@ def plan_of(kernel: Kernel, needs: Needs) -> Plan:
 def _believing(kernel: Kernel) -> Iterator[str]:
     """Yield the settings of links that accept advertisements while the host does not forward."""
     for directory in sorted(SETTINGS.iterdir()):
-        key = _accept_ra(directory.name)
+        key = f"net/ipv6/conf/{directory.name}/accept_ra"
         if directory.name in ("all", "lo") or kernel.sysctl(None, key) != ACCEPTED:
             continue
         link = kernel.link(None, directory.name)
         # The ports of a bridge speak no IPv6, and there may be thousands.
         if directory.name == "default" or (link is not None and link.master is None):
             yield key
-
-
-def _accept_ra(link: str) -> str:
-    return f"net/ipv6/conf/{link}/accept_ra"
 
 
 def put_back(kernel: Kernel, settings: Mapping[str, str]) -> None:

@@ -53,7 +53,7 @@ def shares_subnet6(upstream: Upstream, outside: Outside) -> bool:
 
 def stations(upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
     """Yield known stations on the upstream that are in no on-link prefix of the namespace."""
-    subnet = _subnet6(upstream)
+    subnet: Container[object] = upstream.subnet6 or ()
     covered = outside.address6 is not None and shares_subnet6(upstream, outside)
     candidates = (upstream.gateway6, *(each for each in upstream.dns if each in subnet))
     for each in dict.fromkeys(candidates):
@@ -61,10 +61,6 @@ def stations(upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
             continue
         if not (covered and each in subnet):
             yield each
-
-
-def _subnet6(upstream: Upstream) -> Container[object]:
-    return upstream.subnet6 if upstream.subnet6 is not None else ()
 
 
 def answered_stations(

@@ -2,7 +2,7 @@
 """Addresses that a network's own XML, or a reservation, gives to guests."""
 
 from libvirt_natns.addresses import FAMILIES, Address, Family
-from libvirt_natns.model import AddressRange, DhcpHost, Network
+from libvirt_natns.model import AddressRange, Network
 from libvirt_natns.state.guests import Registry
 
 
@@ -24,7 +24,8 @@ def fixed_address(
     own = [host for host in hosts if host.ip.version == family]
     matching = [host for host in own if host.mac == mac or _is_made_of(mac, host.id)]
     if family == 6:
-        matching += [host for host in own if name and _bears(host, name)]
+        by_name = [host for host in own if host.mac is None and host.id is None]
+        matching += [host for host in by_name if name and host.name == name]
     return next((host.ip for host in matching), None)
 
 
@@ -33,10 +34,6 @@ def _is_made_of(mac: str, identifier: str | None) -> bool:
     if identifier is None or not identifier.lower().endswith(mac):
         return False
     return identifier.startswith(("00:01:00:01:", "00:03:00:01:", "0:1:0:1:", "0:3:0:1:"))
-
-
-def _bears(host: DhcpHost, name: str) -> bool:
-    return host.mac is None and host.id is None and host.name == name
 
 
 def known_addresses(registry: Registry, network: Network, mac: str, name: str) -> set[Address]:

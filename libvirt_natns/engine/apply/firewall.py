@@ -13,7 +13,6 @@ from libvirt_natns.kernel.session import Kernel
 LOADS = 3
 """Loads of a rule set that another program changes at the same time."""
 
-
 NOTHING = "nothing"
 """The word of a fingerprint for a kernel that holds no rules."""
 

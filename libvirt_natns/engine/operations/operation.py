@@ -56,7 +56,6 @@ Operation = (
 )
 Plan = tuple[Operation, ...]
 
-
 Step = Callable[[Operation | str], None]
 """Is called ahead of each change: with the operation, or with words for other changes."""
 

@@ -47,7 +47,6 @@ from libvirt_natns.state.networks import Record, now
 RECENT = 5.0
 """Seconds within which libvirt sends the event of a start that its hooks told us of."""
 
-
 NOT_OURS = "is not to be handled any more"
 
 

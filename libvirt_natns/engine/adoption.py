@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Adopting networks and guests that run without a record, as the state database was lost.
 
-libvirt lists the active networks and guests.  The kernel shows their state: a namespace's
-addresses become leases again, its rules show chosen ports and static NAT, and its
+libvirt lists the active networks and guests.  The kernel shows their state.  A namespace's
+addresses become leases again.  Its rules show chosen ports and static NAT, and its
 dnsmasq's hosts file shows reservations.  Nothing that runs is changed; ``up`` then has
 nothing to repair.
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """DHCP leases of a network's guests, and the end of a lease in a reservation's way.
 
-A guest can lease every address of its network under made-up MAC addresses.  The lease of a
-stranger, a MAC address that no NIC of the network seems to have, is given up for a guest that
-publishes something.  dnsmasq forgets a lease only where it starts without it: it reads its
-leases then from libvirt's helper, which keeps them on file.
+A guest can lease every address of its network under made-up MAC addresses.  A stranger is
+a MAC address that no NIC of the network seems to have.  Its lease is given up for a guest
+that publishes something.  dnsmasq forgets a lease only at its start.  It reads its leases
+then from libvirt's helper, which keeps them on file.
 """
 
 import os

@@ -3,7 +3,7 @@
 
 The new database is made beside the damaged one and filled with networks and guests that
 run (``adoption``).  Then it takes the place of the damaged one, which is kept.  Until that
-moment hooks find the damaged database and refuse to start networks of ours, so no network
+moment hooks find the damaged database and refuse to start networks of ours.  So no network
 is leased an address that a running one has.
 
 Readable rows of the damaged database give networks and guests at rest their leases,

@@ -2,13 +2,13 @@
 """The part of the host that networks share: transit bridges, forwarding, a few rules.
 
 The host has only the parts that running networks need, and the last network removes them.
-Each part is noted in a file of the run-time directory before it is made, so the next process
-after a kill knows what to remove.
+Each part is noted in a file of the run-time directory before it is made.  So the next
+process after a kill knows what to remove.
 
-Forwarding is switched on for the links concerned, not for the whole host, and rules let
-those links forward for a transit bridge alone.  An administrator, or another program, may
-have switched forwarding on for all links.  The global value shows that, and forwarding is
-left as it is then.  In IPv6 there is only the global value (``ipv6``).
+Forwarding is switched on for the links concerned, not for the whole host.  Rules let those
+links forward for a transit bridge alone.  An administrator, or another program, may have
+switched forwarding on for all links.  The global value shows that, and forwarding is left
+as it is then.  In IPv6 there is only the global value (``ipv6``).
 
 Networks come and go one by one, and there may be a thousand.  ``ensure`` compares
 everything.  ``adjust`` adds and removes the part of one network, as long as nothing else
@@ -76,7 +76,7 @@ class Host:
         """True if the host needs nothing for a network, and has nothing for it.
 
         Most networks are like that.  Where bridged frames do not meet the host's rules, a
-        network on an existing bridge concerns the host no more than a guest would.
+        network on an existing bridge needs nothing of the host.
         """
         record = load()
         if record != HostRecord() and not record.seen:

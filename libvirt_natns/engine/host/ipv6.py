@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host as a router in IPv6: its forwarding, and its routes to networks' prefixes.
 
-The kernel forwards IPv6 on all links or on none (net.ipv6.conf.all.forwarding).  A
-kernel that forwards ignores router advertisements unless ``accept_ra`` is 2, and many
-hosts have their own address and default route from them.  So ``accept_ra`` comes first:
-when forwarding begins, learned routes stay only where it is 2.  Links that are to come
-get it from "default".
+The kernel forwards IPv6 on all links or on none (net.ipv6.conf.all.forwarding).  A kernel
+that forwards ignores router advertisements unless ``accept_ra`` is 2.  Many hosts have
+their own address and default route from advertisements.  So ``accept_ra`` comes first:
+when forwarding begins, learned routes stay only where it is 2.  Links that are to come get
+it from "default".
 
 All settings are restored when no network needs them any more, except those that another
 program has changed since.  Limit: of others that rely on forwarding, only libvirt's own

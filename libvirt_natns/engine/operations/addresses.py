@@ -71,8 +71,8 @@ class SendLimit(Traits):
 
     ``mtu``, in octets, is less than the MTU of ``link``, or None for no smaller limit.
     Packets from the private side may be larger, so a guest that does not know the limit
-    goes on.  A smaller MTU of the link would drop its packets: a veth link accepts no
-    packet larger than its MTU.
+    goes on.  A smaller MTU of the link would drop its packets: a veth link takes none
+    from its other end that is larger than its own MTU.
     """
 
     namespace: str

@@ -10,7 +10,7 @@ from libvirt_natns.model import Network, Outside, Upstream
 
 # A namespace starts with a copy of the host's settings, so each is set.  ip_forward
 # comes first: writing it resets the others.  Values of "all" reach links that are there,
-# and most of them hold for any link; values of "default" reach links to come.
+# and most of them hold for any link.  Values of "default" reach links to come.
 SYSCTLS = (
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/icmp_echo_ignore_broadcasts", "1"),

@@ -33,9 +33,8 @@ def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
 def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Address]) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
-    Such a forward listens on an address that is not among the host's ``addresses``, or
-    would take a port away from a program of the host.  Raises DocumentError or
-    ConflictError.
+    Such a forward listens on an address that is not among the host's ``addresses``.  Or
+    its port belongs to a program of the host.  Raises DocumentError or ConflictError.
     """
     sharing = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
     routers.check_claims(claims.forwards, {uuid: name for uuid, name in sharing.items() if name})

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Comparing and setting addresses, routes and neighbours."""
+"""Comparing and setting addresses, routes and neighbours.
+
+For each kind, ``..._differs`` returns the differences in words.  ``ensure_...`` makes the
+operation so, and tells the context how to undo that.
+"""
 
 from collections.abc import Iterable
 

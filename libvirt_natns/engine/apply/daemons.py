@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Comparing, starting and ending daemons: the DHCP client, ndppd, and both dnsmasq."""
+"""Comparing, starting and ending daemons: the DHCP client, ndppd, and both dnsmasq.
+
+For each kind, ``..._differs`` returns the differences in words.  ``ensure_...`` makes the
+operation so, and tells the context how to undo that.
+"""
 
 from contextlib import suppress
 from pathlib import Path

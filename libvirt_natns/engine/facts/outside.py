@@ -9,10 +9,12 @@ from libvirt_natns.upstream import selection
 
 
 def in_force(outside: Outside) -> Outside:
+    """Return the addresses without a placeholder address."""
     return replace(outside, address=known(outside.address))
 
 
 def outside_of(network: Network, upstream: Upstream, leased: Leased) -> Outside:
+    """Return a network's addresses on its upstream, by its leases."""
     routed = selection.routed(network, upstream)
     if leased.prefix is not None and not routed and selection.leases_prefix(network, upstream):
         routed = (leased.prefix,)
@@ -26,6 +28,7 @@ def outside_of(network: Network, upstream: Upstream, leased: Leased) -> Outside:
 
 
 def completed_by(network: Network, upstream: Upstream, leased: Leased) -> Network:
+    """Return the network with its leased prefix as one more subnet."""
     if leased.prefix is None or not selection.leases_prefix(network, upstream):
         return network
     if selection.wanted_prefix(network, upstream) is not None:

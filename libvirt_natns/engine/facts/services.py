@@ -36,6 +36,7 @@ def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | Non
 def dnsmasq_of(
     registry: Registry, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
 ) -> dnsmasq.Daemon:
+    """Return the dnsmasq of a network's namespace; ``mtu`` is the MTU to announce to guests."""
     files = _files(registry, network, upstream, outside, mtu) if network.needs_dnsmasq else None
     namespace = names.namespace(network.name)
     return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)

@@ -41,6 +41,7 @@ def neighbours(network: Network, upstream: Upstream, outside: Outside) -> Iterab
 def announcements(
     network: Network, upstream: Upstream, outside: Outside, published: Published
 ) -> Iterable[Announcement]:
+    """Yield an announcement for each address of the namespace on its upstream."""
     namespace, mac = names.namespace(network.name), names.mac(network.uuid, "upstream")
     for address in (outside.address, outside.address6, *published.addresses):
         if address is not None:

@@ -88,6 +88,7 @@ ADVERTISED = (
 
 
 def namespace_settings(network: Network) -> Settings:
+    """Return the settings of a namespace as a whole."""
     more = SYSCTLS_WITH_IPV6 if has_ipv6(network) else SYSCTLS_WITHOUT_IPV6
     return Settings(names.namespace(network.name), SYSCTLS + more)
 

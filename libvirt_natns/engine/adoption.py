@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Adopting what runs without a record: the state database was lost, or lost a part.
+"""Adopting networks and guests that run without a record, as the state database was lost.
 
-libvirt tells which networks and guests are active.  The kernel tells what they have:
-a namespace's addresses become leases again, its rules tell chosen ports and guests' own
-addresses, its dnsmasq's hosts file tells reservations.  Nothing that runs is changed;
-``Engine.up`` then finds nothing to repair.
+libvirt lists the active networks and guests.  The kernel shows their state.  A namespace's
+addresses become leases again.  Its rules show chosen ports and static NAT, and its
+dnsmasq's hosts file shows reservations.  Nothing that runs is changed; ``up`` then has
+nothing to repair.
 
 Limit: networks and guests that do not run have left nothing in the kernel.
 """
@@ -21,8 +21,7 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.network_record import new_record
 from libvirt_natns.engine.publication.allocation import Allocation
-from libvirt_natns.engine.publication.attachment import Attachment
-from libvirt_natns.engine.publication.choices import AutoPortRequest
+from libvirt_natns.engine.publication.choices_in_force import ChoicesInForce
 from libvirt_natns.engine.publication.dhcp_hosts import fixed_address
 from libvirt_natns.engine.publication.resolve import of_network, resolve
 from libvirt_natns.engine.publication.scopes import scopes
@@ -30,7 +29,7 @@ from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import AddressRequest, Domain, Network, Upstream
+from libvirt_natns.model import Network, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.networks import Leasable
@@ -41,7 +40,7 @@ ADOPTED = "runs without a record: adopted as it is"
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What was adopted, and in words what could not be."""
+    """Networks and guests that were adopted, and the errors of those that could not be."""
 
     found: list[tuple[str, str]]
     errors: list[str]
@@ -78,8 +77,8 @@ def _noting(outcome: Adopted, name: str) -> Iterator[None]:
     try:
         yield
     except NatnsError as error:
-        told = str(error)
-        outcome.errors.append(told if name in told else f"{name}: {told}")
+        message = str(error)
+        outcome.errors.append(message if name in message else f"{name}: {message}")
 
 
 # -- networks ------------------------------------------------------------------
@@ -122,7 +121,7 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     if network.nat is None or not network.nat.forwards:
         return
     planner = engine.planner
-    choices = _Found(Allocation(engine.config, engine.store, engine.kernel), rules)
+    choices = ChoicesInForce(Allocation(engine.config, engine.store, engine.kernel), rules)
     whole, outside = planner.completed(network, upstream), planner.outside(network, upstream)
     claims = of_network(whole, upstream, outside, choices)
     engine.registry.claim(claims, scopes(engine.store, [network.uuid]), published=True)
@@ -136,7 +135,7 @@ def _lease(engine: Engine, upstream: Upstream, key: str, who: str, leased: Leasa
 def _leases(
     engine: Engine, network: Network, upstream: Upstream, rules: Translations
 ) -> Iterator[Leasable]:
-    """What a network has on its upstream, by the addresses in its namespace."""
+    """Yield a network's leases, by the addresses in its namespace."""
     namespace = names.namespace(network.name)
     if upstream.by_dhcp:
         yield dhcp.settle(engine.store, network, upstream)
@@ -151,17 +150,17 @@ def _leases(
         yield prefix
 
 
-def _own(found: Iterable[Interface], family: Family, rules: Translations) -> Address | None:
-    """The network's own among a namespace's upstream addresses, beside those of guests."""
+def _own(interfaces: Iterable[Interface], family: Family, rules: Translations) -> Address | None:
+    """Return the network's own among a namespace's upstream addresses, which guests have too."""
     guests = set(rules.own.values())
-    mine = [each for each in found if each.version == family and each.ip not in guests]
+    mine = [each for each in interfaces if each.version == family and each.ip not in guests]
     mine = [each for each in mine if not each.ip.is_link_local]
-    # Guests' ones bear no prefix.
+    # Addresses of guests have no prefix.
     return min(mine, key=lambda each: each.network.prefixlen).ip if mine else None
 
 
 def _prefix(engine: Engine, network: Network, upstream: Upstream) -> IPv6Network | None:
-    """The prefix that is routed to a network, by the address of its namespace in it."""
+    """Return the prefix that is routed to a network, by its namespace's address in the prefix."""
     if not selection.leases_prefix(network, upstream):
         return None
     wanted = selection.wanted_prefix(network, upstream)
@@ -191,7 +190,7 @@ def _adopt_reservations(engine: Engine, network: Network, domains: Mapping[str, 
 
 
 def _owners(domains: Mapping[str, bytes]) -> dict[str, str]:
-    """The uuids of running guests, by the MAC addresses of their NICs."""
+    """Return the uuids of running guests, by the MAC addresses of their NICs."""
     owners: dict[str, str] = {}
     for xml in domains.values():
         with suppress(NatnsError):
@@ -204,7 +203,7 @@ def _owners(domains: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
-    """Take over what a running guest publishes in these networks; whether there is any."""
+    """Adopt a running guest's claims in these networks; return whether there are any."""
     plain = libvirt_xml.parse_domain_nics(xml)
     if not xml_sniff.at_domain(xml).annotated or engine.registry.guest(plain.uuid) is not None:
         return False
@@ -216,51 +215,10 @@ def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
     if domain.nat is None:
         return False
     rules = [translations.of_namespace(names.namespace(each.network.name)) for each in attachments]
-    choices = _Found(Allocation(engine.config, engine.store, engine.kernel), *rules)
+    choices = ChoicesInForce(Allocation(engine.config, engine.store, engine.kernel), *rules)
     with locked(names.guest_directory(domain.uuid)):
         claims = resolve(domain, attachments, choices)
         where = scopes(engine.store, {each.network.uuid for each in attachments})
         engine.registry.claim(claims, where, published=True)
         engine.registry.put_guest(domain.uuid, domain.name, xml, published=True)
     return True
-
-
-class _Found:
-    """Choices as they are in force already; what is not in force yet is chosen anew."""
-
-    def __init__(self, choices: Allocation, *rules: Translations) -> None:
-        self._choices = choices
-        self._ports = [port for each in rules for port in each.ports]
-        self._own = {target: own for each in rules for target, own in each.own.items()}
-
-    def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
-        return self._choices.knows(domain, attachment, family)
-
-    def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
-        return self._choices.target(domain, attachment, family)
-
-    def port(self, wish: AutoPortRequest) -> int:
-        """The port that leads to the wish's target, unless it is another range's."""
-        key, registry = wish.key, self._choices.registry
-        kept = {port for proto, port in registry.chosen_ports() if proto == key.proto}
-        for each in self._ports:
-            meant = (each.proto, each.to) == (key.proto, key.target_port)
-            fixed = any(first <= each.port <= last for first, last in wish.avoided)
-            if meant and each.target in wish.targets and not fixed and each.port not in kept:
-                registry.choose_port(key, each.port)
-                return each.port
-        return self._choices.port(wish)
-
-    def address(
-        self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
-    ) -> Address:
-        """The guest's own address, which its namespace answers for: nobody is asked."""
-        own = self._own.get(self.target(domain, attachment, family))
-        if own is None or request.address not in (None, own):
-            return self._choices.address(request, domain, attachment, family)
-        who = f"guest {domain.name}"
-        key = f"{domain.uuid}/{attachment.nic.mac}"
-        store, upstream = self._choices.store, attachment.upstream
-        if not store.reserve(upstream.name, pool.segment(upstream), key, own):
-            raise ConflictError(f"{who}: {own} of upstream {upstream.name} is another's already")
-        return own

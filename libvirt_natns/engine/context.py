@@ -30,8 +30,8 @@ class Context:
     """One configuration, one state database, one kernel session.
 
     ``before`` is called ahead of each change, for tests.  ``observer`` hears of each
-    change.  A resident process has a ``later`` for work that its caller need not wait
-    for, and keeps in ``built`` the namespaces that were built ahead.
+    change.  A resident process has a ``later`` for work that its caller need not wait for.
+    Its ``built`` has the networks that were built ahead.
     """
 
     config: Config

@@ -29,7 +29,7 @@ from libvirt_natns.upstream.selection import verdict
 
 @dataclass(frozen=True)
 class Event:
-    """What libvirt tells; ``seen`` holds also where a network's XML is not acceptable."""
+    """An event of libvirt.  ``seen`` works also where a network's XML is not acceptable."""
 
     xml: bytes
     sessions: Sessions = field(default_factory=Once)
@@ -40,7 +40,7 @@ class Event:
 
     @cached_property
     def network(self) -> Network:
-        """The network.  Raises DocumentError."""
+        """Return the network.  Raises DocumentError."""
         network = libvirt_xml.parse_hook_data(self.xml).network
         if not network.uuid:
             raise DocumentError(f"network {network.name} has no uuid", "start it with libvirt")
@@ -48,7 +48,7 @@ class Event:
 
 
 FollowUp = Callable[[Resident], None]
-"""What may be done once libvirt has its answer, by who lives that long."""
+"""Work of a resident process, once libvirt has its answer."""
 
 Verb = Callable[[Event], FollowUp | None]
 
@@ -64,7 +64,7 @@ def _prepare(event: Event) -> FollowUp | None:
 
 
 def _build(event: Event, resident: Resident) -> None:
-    """Go on while libvirt makes the bridge; libvirt may also give up, and says so to nobody."""
+    """Build ahead while libvirt makes the bridge; libvirt may give up without an event."""
     try:
         with resident.engine() as verbs:
             verbs.build(event.network, event.xml)
@@ -85,7 +85,7 @@ def _up(event: Event) -> None:
 
 
 def _beside(verbs: Engine, network: Network) -> None:
-    """Do what a start is the occasion for; the network is up whatever becomes of it."""
+    """Do further work after a start; the network stays up if that work fails."""
     works = (
         ("guests are published again", partial(Guests(verbs).rejoin, network)),
         ("starts that libvirt gave up end", partial(verbs.end_given_up, network.uuid)),
@@ -124,9 +124,9 @@ def _down(event: Event) -> None:
 
 
 def _handled(event: Event, settings: Config) -> bool:
-    """Whether a network that starts is ours; what a missed end has left goes, if it is not.
+    """True if a network that starts is ours; else remove leftovers of a missed end.
 
-    The content of what is not ours is not judged.
+    The content of a network that is not ours is not judged.
     """
     seen = event.seen
     if seen.ours(settings.scope) and verdict(event.network, settings).handled:
@@ -139,9 +139,9 @@ def _handled(event: Event, settings: Config) -> bool:
 
 
 def _abandon(seen: Glance) -> None:
-    """Clear up behind libvirt, which does not, after a `started` that failed.
+    """Remove libvirt's part after a `started` that failed: libvirt leaves it.
 
-    Only where libvirt is told of the failure: what is not ours goes on.
+    A network that is not ours goes on, as libvirt does not hear of the failure.
     """
     if ownership.of_network(seen):
         with Kernel() as kernel:
@@ -167,7 +167,7 @@ def _claim(event: Event) -> None:
         with event.sessions.engine() as verbs:
             Guests(verbs).claim(libvirt_xml.parse_domain(event.xml), event.xml)
         return
-    # Whatever its metadata says, it is none of our business: nothing may stop it.
+    # A guest that is not ours may not be stopped, whatever its metadata says.
     with suppress(NatnsError):
         _forget(event)
 
@@ -179,9 +179,9 @@ def _publish(event: Event) -> None:
 
 
 def _is_ours(event: Event) -> bool:
-    """Whether a guest has a NIC in a network of ours; no configuration is asked.
+    """True if a guest has a NIC in a network of ours; the configuration is not read.
 
-    Raises StoreError; ``ownership`` tells then whether that may stop the guest.
+    Raises StoreError.  ``ownership`` decides then whether that may stop the guest.
     """
     with closing(Store()) as store:
         return bool(in_ours(store, libvirt_xml.parse_domain_nics(event.xml)))
@@ -201,7 +201,7 @@ def _forget(event: Event) -> None:
 
 
 def _follow_lease(event: Event) -> None:
-    """``event.xml`` is no XML here, but the network's uuid."""
+    """Follow a network's DHCP lease; ``event.xml`` has the network's uuid instead of XML."""
     with event.sessions.engine() as verbs:
         verbs.follow_lease(event.xml.decode())
 

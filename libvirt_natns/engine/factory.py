@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the verbs work with: configuration, state database, kernel session.
+"""Where callers get an engine: configuration, state database and kernel session.
 
-A hook, or a command, opens them for one piece of work (``Once``); how the resident
-service keeps them open in between is in ``residence``, which a hook need not load.
+A hook, or a command, opens them for one piece of work (``Once``).  The resident service
+keeps them open in ``service/engine_pool``, which a hook need not load.
 """
 
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from libvirt_natns.state.networks import Store
 
 
 class Sessions(Protocol):
-    """Where verbs get an engine from."""
+    """Source of engines."""
 
     def engine(self, settings: Config | None = None) -> AbstractContextManager[Engine]:
-        """An engine for the body; ``settings`` default to the configuration.
+        """Return an engine for the body; ``settings`` default to the configuration.
 
         Raises ConfigError or StoreError.
         """
 
 
 class Resident(Sessions, Protocol):
-    """The same, of a process that goes on."""
+    """Source of engines in a resident process."""
 
     def expect(self, uuid: str) -> None:
         """Look at a network's start until it is over: libvirt may give it up."""

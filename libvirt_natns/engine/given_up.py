@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Tells which starts libvirt has given up, by what the kernel and /proc show.
+"""Starts that libvirt has given up, as the kernel and /proc show them.
 
-No hook tells of a start that fails after our `start` hook: libvirt deletes its
-bridge and reports the error.  A hook must not ask libvirt, so it looks at the
-bridge, and at the age of libvirt's daemon: no start outlives its daemon.
+No hook tells of a start that fails after our `start` hook: libvirt deletes its bridge
+and reports the error.  A hook must not ask libvirt.  So it looks at the bridge, and at
+the age of libvirt's daemon: no start outlives its daemon.
 
-A slow start that is taken for one that failed loses little: its `started` hook
-makes all of it anew.
+A slow start that is taken for a failed one loses little: its `started` hook makes all
+of it anew.
 """
 
 import os
@@ -61,7 +61,7 @@ def outlived_daemon(record: Record) -> bool:
 
 
 def started_at(daemon: Daemon) -> float | None:
-    """When a daemon was started, in seconds since boot; None where it has ended."""
+    """Return when a daemon was started, in seconds since boot; None if it has ended."""
     try:
         fields = (PROCESSES / str(daemon.pid) / "stat").read_text().rpartition(") ")[2].split()
     except OSError:

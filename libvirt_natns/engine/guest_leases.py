@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""DHCP leases of a network's guests, and the end of one that stands in a reservation's way.
+"""DHCP leases of a network's guests, and the end of a lease in a reservation's way.
 
-A guest can lease every address of its network under made-up MAC addresses.  The lease of a
-stranger, a MAC address that no NIC of the network seems to have, is given up for a guest that
-publishes something.  dnsmasq forgets a lease only where it starts without it: it reads its
-leases then from libvirt's helper, which keeps them on file.
+A guest can lease every address of its network under made-up MAC addresses.  A stranger is
+a MAC address that no NIC of the network seems to have.  Its lease is given up for a guest
+that publishes something.  dnsmasq forgets a lease only at its start.  It reads its leases
+then from libvirt's helper, which keeps them on file.
 """
 
 import os
@@ -31,13 +31,13 @@ ENTRY = 16
 def present(bridge: str) -> dict[Address, str]:
     """Return leases by address with their MAC, as libvirt's helper has them on file.
 
-    The MAC address is "" where the helper was not told of it, as of some clients of DHCPv6.
+    The MAC address is "" where the helper does not learn it, as of some clients of DHCPv6.
     """
-    found: dict[Address, str] = {}
+    leases: dict[Address, str] = {}
     for entry in lease_file.current(bridge):
         with suppress(ValueError, KeyError):
-            found[parsed(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
-    return found
+            leases[parsed(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
+    return leases
 
 
 def is_stranger(bridge: str, mac: str, known: Container[str]) -> bool:
@@ -50,16 +50,16 @@ def is_stranger(bridge: str, mac: str, known: Container[str]) -> bool:
 
 
 def _taps(bridge: str) -> set[str]:
-    """The MAC addresses of a bridge's ports without the first octet, which libvirt sets."""
-    found = set()
+    """Return the MAC addresses of a bridge's ports without the first octet, which libvirt sets."""
+    addresses = set()
     with suppress(OSError):
         for port in (LINKS / bridge / "brif").iterdir():
-            found.add((LINKS / port.name / "address").read_text().strip()[3:])
-    return found
+            addresses.add((LINKS / port.name / "address").read_text().strip()[3:])
+    return addresses
 
 
 def _alone(bridge: str) -> set[str]:
-    """MAC addresses, without the first octet, that a bridge has learned alone on their port."""
+    """Return MAC addresses, without the first octet, that are alone on their bridge port."""
     try:
         table = (LINKS / bridge / "brforward").read_bytes()
     except OSError:
@@ -72,30 +72,30 @@ def _alone(bridge: str) -> set[str]:
 
 
 def squatted(daemon: Daemon) -> list[tuple[str, Address]]:
-    """Return leases of strangers, MAC and address, that are reserved for somebody else."""
+    """Return leases of strangers, MAC and address, that are reserved for guests."""
     reserved = _reserved(daemon.files.hosts) if daemon.files else {}
     if not reserved:
         return []
-    found = present(daemon.bridge)
-    known = set(reserved.values())
+    leases = present(daemon.bridge)
+    macs = set(reserved.values())
     return [
-        (found[address], address)
+        (leases[address], address)
         for address, mac in reserved.items()
-        if found.get(address, mac) != mac and is_stranger(daemon.bridge, found[address], known)
+        if leases.get(address, mac) != mac and is_stranger(daemon.bridge, leases[address], macs)
     ]
 
 
 def _reserved(hosts: str) -> dict[Address, str]:
-    """Addresses in a ``dhcp-hostsfile`` that are a MAC's."""
-    found: dict[Address, str] = {}
+    """Return addresses in a ``dhcp-hostsfile`` that belong to a MAC, with the MAC."""
+    reserved: dict[Address, str] = {}
     for line in hosts.splitlines():
         mac, *others = line.lower().split(",")
         if mac.count(":") != 5:
             continue
         for word in others:
             with suppress(ValueError):
-                found[parsed(word.strip("[]"))] = mac
-    return found
+                reserved[parsed(word.strip("[]"))] = mac
+    return reserved
 
 
 def forget(bridge: str, mac: str, address: Address) -> None:

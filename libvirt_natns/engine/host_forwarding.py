@@ -16,16 +16,16 @@ IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
 
 
 def is_altered(seen: "Glance") -> bool:
-    """Return whether a network that has started, or ended, makes the host's rules wrong."""
+    """True if a network that has started, or ended, makes the host's rules wrong."""
     if not seen.forwards:
         return False
-    told = _read(HOST_FILE)
-    if not told:
+    record = _read(HOST_FILE)
+    if not record:
         return False
     import json
 
     try:
-        ways = json.loads(told)["ways"]
+        ways = json.loads(record)["ways"]
         closed, closed6 = bool(ways.get("closed")), bool(ways.get("closed6"))
     except (ValueError, LookupError, TypeError, AttributeError):
         return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a resident process has made of networks ahead of libvirt's `started`."""
+"""Networks that a resident process has built ahead of libvirt's `started`."""
 
 from threading import Lock
 
@@ -7,10 +7,9 @@ from libvirt_natns.engine.operations.operation import Plan
 
 
 class Built:
-    """What was carried out for starts that go on; for all threads of a process.
+    """Plans that were carried out for starts that go on; for all threads of a process.
 
-    A start is told from another one of the same network by when it began, as
-    the network's record has it.
+    The time in the network's record tells a start from another one of the same network.
     """
 
     def __init__(self) -> None:
@@ -18,12 +17,12 @@ class Built:
         self._lock = Lock()
 
     def keep(self, uuid: str, since: float, plan: Plan) -> None:
-        """Note what was carried out for a start."""
+        """Note the plan that was carried out for a start."""
         with self._lock:
             self._kept[uuid] = (since, plan)
 
     def take(self, uuid: str, since: float) -> Plan:
-        """What was carried out for this very start, once; nothing for any other."""
+        """Return the plan that was carried out for this start, once; empty for another start."""
         with self._lock:
             began, plan = self._kept.pop(uuid, (since, ()))
         return plan if began == since else ()

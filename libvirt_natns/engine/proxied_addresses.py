@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Addresses in a proxied prefix that a station outside has, whatever a guest claims.
+"""Addresses in a proxied prefix that a station outside has, although a guest claims them.
 
-ndppd asks the guests' side alone (RFC 4389 wants duplicates looked for on both).  So the
-addresses that guests have are asked for outside, too, and an address that is answered for
-there is cut out of ndppd's prefixes.
+ndppd asks the guests' side alone (RFC 4389 wants duplicates looked for on both).  So
+guests' addresses are asked for outside, too.  An address that is answered for there is
+cut out of ndppd's prefixes.
 """
 
 import time
@@ -27,7 +27,7 @@ AGAIN = 60.0
 
 
 class Asked:
-    """When each address was asked for last, for a process that asks again and again."""
+    """Times at which addresses were asked for last, for a process that asks again and again."""
 
     def __init__(self) -> None:
         self._asked: dict[IPv6Address, float] = {}
@@ -36,12 +36,12 @@ class Asked:
         """Return the global addresses that were not asked for within ``AGAIN``."""
         now = time.monotonic()
         self._asked = {each: at for each, at in self._asked.items() if now - at < AGAIN}
-        found = {
+        global_addresses = {
             each
             for each in addresses
             if isinstance(each, IPv6Address) and not each.is_link_local and each not in self._asked
         }
-        return sorted(found)
+        return sorted(global_addresses)
 
     def note(self, addresses: Iterable[IPv6Address]) -> None:
         """Note that the addresses are asked for now."""
@@ -58,11 +58,11 @@ def known(uuid: str) -> tuple[IPv6Address, ...]:
         words = _file(uuid).read_text().split()
     except (OSError, UnicodeDecodeError):
         return ()
-    found = []
+    addresses = []
     for word in words:
         with suppress(ValueError):
-            found.append(IPv6Address(word))
-    return tuple(found)
+            addresses.append(IPv6Address(word))
+    return tuple(addresses)
 
 
 def networks() -> list[str]:
@@ -73,8 +73,8 @@ def networks() -> list[str]:
 
 def outermost(plan: Plan) -> ndppd.Proxy | None:
     """Return the ndppd of a plan that the provider's stations hear, if there is one."""
-    found = [each.daemon for each in plan if isinstance(each, NeighbourProxy)]
-    asked = [daemon for daemon in found if daemon.prefixes]
+    daemons = [each.daemon for each in plan if isinstance(each, NeighbourProxy)]
+    asked = [daemon for daemon in daemons if daemon.prefixes]
     return next((each for each in asked if each.in_host), next(iter(asked), None))
 
 
@@ -95,10 +95,10 @@ def look(
     # An address that no guest has now was not asked for: what is known of it stays.
     kept = [each for each in before if each not in mine or each in answered]
     fresh = [each for each in mine if each in answered and each not in kept]
-    found = tuple((*kept, *fresh)[-MOST:])
-    return None if found == before else found
+    outside = tuple((*kept, *fresh)[-MOST:])
+    return None if outside == before else outside
 
 
 def note(uuid: str, addresses: Iterable[IPv6Address]) -> None:
-    """Remember which addresses are outside, until the network stops."""
+    """Write down the addresses that are outside, until the network stops."""
     _file(uuid).write_text("".join(f"{each}\n" for each in addresses))

@@ -20,11 +20,11 @@ def relocate(
 ) -> list[str]:
     """Give a network another address than ``taken``, which another station has.
 
-    ``avoided`` are addresses that other stations answered for lately.  The caller
-    limits how often a network moves.  No hook waits: the new address is probed for
-    in full, and then announced without another probe, so one move leads to no other.
-    Return what was changed, which is nothing if the network has another address by now.
-    Raises LeaseError if there is no other, or the network's metadata asks for this one.
+    ``avoided`` are addresses that other stations answered for lately.  The caller limits
+    how often a network moves.  No hook waits: the new address is probed for in full, and
+    announced without another probe.  So one move leads to no other.  Return what was
+    changed, which is nothing if the network has another address by now.  Raises LeaseError
+    if there is no other, or the network's metadata asks for this one.
     """
     record = context.store.network(uuid)
     if record is None or not record.runs:

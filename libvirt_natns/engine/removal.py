@@ -99,8 +99,8 @@ def delete_own_namespace(kernel: Kernel, uuid: str, namespace: str | None) -> No
 def abandon(kernel: Kernel, name: str, bridge: str) -> None:
     """Remove libvirt's own part of a network whose `started` has failed.
 
-    libvirt thinks the network inactive, yet its bridge, dnsmasq and firewall rules
-    live on, and every later start would find the address in use.
+    libvirt thinks the network inactive, yet its bridge, dnsmasq and firewall rules live
+    on.  Every later start would find the address in use.
     """
     with Undo() as everything:
         if bridge:

@@ -42,17 +42,17 @@ def up(context: Context, network: Network, xml: bytes) -> list[str]:
     Runs in `started`, when the bridge is there, and whenever a network must be
     repaired.  Raises a NatnsError and takes back its own work.
     """
-    return _up(context, network, xml, must_be_up=False)
+    return _up(context, network, xml)
 
 
 def repair(context: Context, record: Record) -> list[str]:
     """Bring a network to its record if it is still up, and return what differed.
 
-    Raises NotUpError or RecordChangedError, before anything is changed, and otherwise
-    as ``up`` does.
+    Waits for all of the work, so that a look after it sees the result.  Raises NotUpError
+    or RecordChangedError, before anything is changed, and otherwise as ``up`` does.
     """
     network = libvirt_xml.parse_network(record.document)
-    return _up(context.waiting(), network, record.document, must_be_up=True)
+    return _up(context.waiting(), network, record.document, only_if_up=True)
 
 
 def refresh(context: Context, network: Network, xml: bytes) -> list[str]:
@@ -82,18 +82,16 @@ def follow_lease(context: Context, uuid: str) -> list[str]:
     return up(context, libvirt_xml.parse_network(record.document), record.document)
 
 
-def _up(context: Context, network: Network, xml: bytes, *, must_be_up: bool) -> list[str]:
+def _up(context: Context, network: Network, xml: bytes, *, only_if_up: bool = False) -> list[str]:
     upstream = context.planner.upstream(network)
-    if context.state(network.uuid) not in ("starting", "up"):
-        if must_be_up:
-            raise NotUpError(f"network {network.name} is not up")
+    if not only_if_up and context.state(network.uuid) not in ("starting", "up"):
         # No hook has answered the network's `start`.
         check(context, network, upstream)
         end_rivals(context, network, active=True)
     with context.changing("up", network.uuid, network.name) as repaired, Undo() as undo:
-        made = _built_ahead(context, network.uuid)
-        if must_be_up:
+        if only_if_up:
             _check_up(context, network, xml)
+        made = _built_ahead(context, network.uuid)
         _admit(context, network, xml, upstream, undo)
         if upstream.by_dhcp:
             # A DHCP server may have leased another address since.
@@ -124,11 +122,11 @@ def _built_ahead(context: Context, uuid: str) -> Plan:
 
 
 def _check_up(context: Context, network: Network, xml: bytes) -> None:
-    """Refuse to repair a network that went down, or was changed, until its lock was free."""
-    if context.state(network.uuid) != "up":
-        raise NotUpError(f"network {network.name} is not up")
+    """Raise NotUpError or RecordChangedError unless a network is up with that document."""
     record = context.store.network(network.uuid)
-    if record is None or record.document != xml:
+    if record is None or record.state != "up" or not record.this_boot:
+        raise NotUpError(f"network {network.name} is not up")
+    if record.document != xml:
         raise RecordChangedError(f"network {network.name} was changed")
 
 

@@ -2,15 +2,16 @@
 """Which upstream address the engine keeps, takes and gives back."""
 
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import pytest
 
-from libvirt_natns.engine import leases, up
+from libvirt_natns import names
+from libvirt_natns.engine import leases
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.network_record import new_record
 from libvirt_natns.engine.undo import Undo
 from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import DocumentError
@@ -26,7 +27,7 @@ from libvirt_natns.model import (
     Upstream,
 )
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import State, Store
+from libvirt_natns.state.networks import Record, State, Store, boot_id, now
 
 FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
 GUEST = IPv4Address("10.0.0.5")
@@ -100,15 +101,34 @@ def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine)
     assert engine.store.leases("provider", "a").address == FOREIGN
 
 
-@pytest.mark.parametrize("state", ["down", "starting", "preparing"])
-def test_a_network_in_another_state_is_not_repaired(engine: Engine, state: State) -> None:
-    engine.store.put(new_record(NETWORK, b"<network/>", PROVIDER, state))
-    with pytest.raises(NotUpError, match="is not up"):
-        up._check_up(engine, NETWORK, b"<network/>")
+UUID = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f10"
+DOCUMENT = f"""<network><name>a</name><uuid>{UUID}</uuid><bridge name="virbr10"/>
+<ip address="10.0.0.1" prefix="24"/></network>""".encode()
 
 
-def test_a_network_that_was_changed_is_not_repaired(engine: Engine) -> None:
-    engine.store.put(new_record(NETWORK, b"<network/>", PROVIDER, "up"))
-    up._check_up(engine, NETWORK, b"<network/>")
-    with pytest.raises(RecordChangedError):
-        up._check_up(engine, NETWORK, b"<network></network>")
+class Idle:
+    """A kernel session that a repair opens and leaves as it is."""
+
+    def work(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def forget(self) -> None:
+        """Forget nothing."""
+
+
+@pytest.mark.parametrize("state", get_args(State))
+def test_a_repair_brings_up_only_what_is_up_and_unchanged(
+    state: State, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    config = Config(upstreams={"provider": PROVIDER}, upstream="provider")
+    repairing = replace(engine, config=config, kernel=cast("Kernel", Idle()))
+    record = Record(
+        UUID, "a", "nat-a", "virbr10", "provider", "bridge", (), True, state, boot_id(), now(),
+        DOCUMENT,
+    )  # fmt: skip
+    engine.store.put(record)
+    edited = replace(record, state="up", document=DOCUMENT.replace(b"10.0.0.1", b"10.0.0.9"))
+    with pytest.raises(RecordChangedError if state == "up" else NotUpError):
+        repairing.repair(edited)
+    assert engine.store.network(UUID) == record

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Plans are carried out here, and compared with the kernel."""
+"""Carrying out a plan: operations are compared with the kernel, and made so."""

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Comparing and setting addresses, routes and neighbours."""
+"""Comparing and setting addresses, routes and neighbours.
+
+For each kind, ``..._differs`` returns the differences in words.  ``ensure_...`` makes the
+operation so, and tells the context how to undo that.
+"""
 
 from collections.abc import Iterable
 
@@ -79,11 +83,11 @@ def ensure_route(context: ApplyContext, operation: Route) -> None:
 
 
 def limit_differs(kernel: Kernel, operation: SendLimit) -> list[str]:
-    found = kernel.unlimited_routes(
+    routes = kernel.unlimited_routes(
         operation.namespace, operation.destinations, operation.link, operation.mtu
     )
     wanted = f"of at most {operation.mtu} octets" if operation.mtu else "as large as the link's"
-    return [f"packets to {each} in {operation.namespace} are not {wanted}" for each in found]
+    return [f"packets to {each} in {operation.namespace} are not {wanted}" for each in routes]
 
 
 def ensure_limit(context: ApplyContext, operation: SendLimit) -> None:
@@ -97,12 +101,12 @@ def ensure_limit(context: ApplyContext, operation: SendLimit) -> None:
 
 
 def gateways_differ(kernel: Kernel, operation: Gateways) -> list[str]:
-    found = kernel.gateways(operation.namespace, operation.link)
+    present = kernel.gateways(operation.namespace, operation.link)
     where = f"on {operation.link} in {operation.namespace}"
     return [
         *(f"route {to} via {by} {where} is missing" for to, by in operation.routes
-          if (to, by) not in found),
-        *(f"route {to} via {by} {where} is foreign" for to, by in found
+          if (to, by) not in present),
+        *(f"route {to} via {by} {where} is foreign" for to, by in present
           if (to, by) not in operation.routes),
     ]  # fmt: skip
 
@@ -131,8 +135,10 @@ def announce_address(context: ApplyContext, operation: Announcement) -> None:
 
     def announce() -> None:
         with netns.entered(operation.namespace):
-            told = address_probe.announce(operation.link, operation.address, operation.mac, probing)
-        if not told:
+            announced = address_probe.announce(
+                operation.link, operation.address, operation.mac, probing
+            )
+        if not announced:
             raise AddressTakenError(operation.namespace, str(operation.address))
 
     # The announcement waits up to 20 ms for the kernel to see the link's carrier.

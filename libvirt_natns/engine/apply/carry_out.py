@@ -54,17 +54,17 @@ def plan_differences(kernel: Kernel, plan: Iterable[Operation]) -> list[str]:
 
 
 def _differences(kernel: Kernel, plan: Iterable[Operation]) -> list[str]:
-    found: list[str] = []
+    lines: list[str] = []
     for operation in plan:
         try:
             different = differs(kernel, operation)
         except KernelError as error:
             # Most often the missing link that an earlier difference named already.
             different = [error.fact]
-        found += different
+        lines += different
         if different and operation.encloses:
             break
-    return found
+    return lines
 
 
 def carry_out(

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Comparing, starting and ending daemons: the DHCP client, ndppd, and both dnsmasq."""
+"""Comparing, starting and ending daemons: the DHCP client, ndppd, and both dnsmasq.
+
+For each kind, ``..._differs`` returns the differences in words.  ``ensure_...`` makes the
+operation so, and tells the context how to undo that.
+"""
 
 from contextlib import suppress
 from pathlib import Path
@@ -58,8 +62,8 @@ def ensure_proxy(context: ApplyContext, operation: NeighbourProxy) -> None:
 
 def dnsmasq_differs(kernel: Kernel, operation: Dnsmasq) -> list[str]:
     daemon = operation.daemon
-    found = dnsmasq.differences(daemon)
-    return found or [
+    lines = dnsmasq.differences(daemon)
+    return lines or [
         f"{address} is reserved, but leased to {mac}, which is no guest's"
         for mac, address in guest_leases.squatted(daemon)
     ]

@@ -13,12 +13,12 @@ from libvirt_natns.kernel.session import Kernel
 LOADS = 3
 """Loads of a rule set that another program changes at the same time."""
 
-
 NOTHING = "nothing"
 """The word of a fingerprint for a kernel that holds no rules."""
 
 
 def fingerprint_file(owner: str) -> Path:
+    """Return the file with the fingerprint of a network's loaded rules."""
     return names.network_directory(owner) / "firewall"
 
 
@@ -58,6 +58,7 @@ def _recorded_fingerprint(owner: str) -> str:
 
 
 def firewall_differs(kernel: Kernel, operation: Firewall) -> list[str]:
+    """Return a line if the rules in force are not the plan's."""
     if _is_loaded(operation):
         return []
     return [f"firewall of {operation.namespace} is missing or was altered"]
@@ -77,6 +78,7 @@ def _is_loaded(operation: Firewall) -> bool:
 
 
 def ensure_firewall(context: ApplyContext, operation: Firewall) -> None:
+    """Load the rules and record their fingerprint.  Raises FirewallError."""
     earlier = _recorded_fingerprint(operation.owner).partition(" ")[0]
     file = fingerprint_file(operation.owner)
     make_directory(file.parent)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Comparing and making namespaces, sysctls and links."""
+"""Comparing and making namespaces, sysctls and links.
+
+For each kind, ``..._differs`` returns the differences in words.  ``ensure_...`` makes the
+operation so, and tells the context how to undo that.
+"""
 
 from pathlib import Path
 
@@ -69,10 +73,10 @@ def ensure_namespace(context: ApplyContext, operation: Namespace) -> None:
 
 
 def sysctl_differs(kernel: Kernel, operation: Sysctl) -> list[str]:
-    found = kernel.sysctl(operation.namespace, operation.key)
-    if found in (None, operation.value):
+    value = kernel.sysctl(operation.namespace, operation.key)
+    if value in (None, operation.value):
         return []
-    return [f"sysctl {operation.key} is {found} in {operation.namespace or 'the host'}"]
+    return [f"sysctl {operation.key} is {value} in {operation.namespace or 'the host'}"]
 
 
 def ensure_sysctl(context: ApplyContext, operation: Sysctl) -> None:
@@ -80,11 +84,11 @@ def ensure_sysctl(context: ApplyContext, operation: Sysctl) -> None:
 
 
 def settings_differ(kernel: Kernel, operation: Settings) -> list[str]:
-    found = kernel.sysctls(operation.namespace, [key for key, _ in operation.values])
+    present = kernel.sysctls(operation.namespace, [key for key, _ in operation.values])
     return [
-        f"sysctl {key} is {found[key]} in {operation.namespace}"
+        f"sysctl {key} is {present[key]} in {operation.namespace}"
         for key, value in operation.values
-        if found.get(key, value) != value
+        if present.get(key, value) != value
     ]
 
 

@@ -17,7 +17,7 @@ from libvirt_natns.upstream import transit
 
 
 def host_needs(planner: Planner, network: str | None = None) -> dict[str, Needs]:
-    """What each network that runs or starts, or this one, needs of the host."""
+    """Return the needs of each network that runs or starts, or of the given one, by uuid."""
     upstreams = {name: _transit(planner, each) for name, each in planner.config.upstreams.items()}
     forwards: defaultdict[str, list[Forward]] = defaultdict(list)
     statics: defaultdict[str, list[Address]] = defaultdict(list)
@@ -39,23 +39,23 @@ def needs_of(
     forwards: list[Forward],
     statics: list[Address],
 ) -> Needs:
-    """What one network needs of the host."""
+    """Return the needs of one network towards the host."""
     needs = Needs(private=(Private(user.bridge, user.subnets),))
     leased, bridge = _in_use(user, upstream), upstream.bridge or ""
     if upstream.kind == "host" and upstream.subnet is not None:
-        found = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
+        host_forwards = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
         routes = _routes(bridge, leased.prefix, leased.address6)
         routes += _proxied_routes(planner, user, upstream)
         return replace(
             needs,
             transits=(upstream,),
-            forwards=tuple(each for each in found if each),
+            forwards=tuple(each for each in host_forwards if each),
             public=tuple(Provider(bridge, route.destination) for route in routes if route.gateway),
             routes=routes,
             routes6=leased.address6 is not None,
         )
     if upstream.is_transit or not bridge or upstream.attach == "macvlan":
-        # No bridge of the host forwards a macvlan's frames: its rules see none.
+        # No bridge of the host forwards a macvlan's frames, so the host's rules see none.
         return needs
     if upstream.by_dhcp:
         needs = replace(needs, dhcp=(bridge,))
@@ -69,25 +69,25 @@ def needs_of(
 
 
 def _proxied_routes(planner: Planner, user: User, upstream: Upstream) -> tuple[Route, ...]:
-    """The host's routes to what a network has of its own subnet."""
+    """Return the host's routes to a network's part of the host's own subnet."""
     whole, gateway, bridge = upstream.host6, user.leased.address6, upstream.bridge or ""
     if whole is None or gateway is None:
         return ()
     parts: list[IPNetwork] = []
     for subnet in user.subnets:
         if isinstance(subnet, IPv6Network) and subnet.subnet_of(whole):
-            # Of the host's own link's route only something longer gets ahead.
+            # A longer prefix wins over the route of the host's own link.
             parts += subnet.subnets() if subnet == whole else [subnet]
-    found = [Route(None, part, gateway, bridge) for part in parts]
+    routes = [Route(None, part, gateway, bridge) for part in parts]
     link = planner.kernel.host_link_in(whole) if parts else None
     for router in planner.kernel.host_gateways(6) if link else ():
         if link and any(router in part for part in parts):
-            found.append(Route(None, host_network(router), None, link))
-    return tuple(found)
+            routes.append(Route(None, host_network(router), None, link))
+    return tuple(routes)
 
 
 def _transit(planner: Planner, upstream: Upstream) -> Upstream:
-    """The upstream as it is known by now: completed, once its subnet is chosen."""
+    """Return the upstream, completed if its transit subnet is chosen already."""
     if upstream.kind != "host":
         return upstream
     subnet = upstream.subnet or planner.store.transit(upstream.name)
@@ -100,7 +100,7 @@ def _transit(planner: Planner, upstream: Upstream) -> Upstream:
 
 
 def _in_use(user: User, upstream: Upstream) -> Leased:
-    """What a network leases and still has a use for."""
+    """Return a network's leases without those that it has no use for any more."""
     leased = user.leased
     if not any(subnet.version == 6 for subnet in user.subnets):
         return Leased(leased.address)
@@ -113,14 +113,14 @@ def _in_use(user: User, upstream: Upstream) -> Leased:
 def _routes(
     bridge: str, prefix: IPv6Network | None, gateway: IPv6Address | None
 ) -> tuple[Route, ...]:
-    """The host's route to a network's prefix, by its namespace's address on a bridge."""
+    """Return the host's route to a network's prefix, by the namespace's address on a bridge."""
     if prefix is None or gateway is None:
         return ()
     return (Route(None, prefix, gateway, bridge),)
 
 
 def _own_address(uuid: str) -> IPv6Address:
-    """The link-local address of a network's namespace on its upstream.
+    """Return the link-local address of a network's namespace on its upstream.
 
     The kernel makes it of the MAC address (RFC 4291, appendix A).
     """
@@ -130,7 +130,7 @@ def _own_address(uuid: str) -> IPv6Address:
 
 
 def _host_forward(forward: Forward, upstream: Upstream, leased: Leased) -> HostForward | None:
-    """The host's part of what a network on a transit bridge publishes."""
+    """Return the host's part of a forward to a transit bridge; None without an address."""
     address = leased.address if forward.target.version == 4 else leased.address6
     if address is None:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""MTUs of a network's private bridge and of its upstream."""
+"""MTUs, in octets, of a network's private bridge and of its upstream."""
 
 from libvirt_natns import names
 from libvirt_natns.kernel.session import Kernel
@@ -11,35 +11,35 @@ ETHERNET_MTU = 1500
 
 @dataclass(frozen=True, slots=True)
 class PrivateMtu:
-    """The MTU of a namespace's patch into its private bridge, and what that one carries."""
+    """The MTU of a namespace's patch into its private bridge, and the MTU of that bridge."""
 
     patch: int
     carried: int
 
     @property
     def limit(self) -> int | None:
-        """What is carried, where it is less than what the patch takes."""
+        """The bridge's MTU if it is less than the patch's, else None."""
         return self.carried if self.carried < self.patch else None
 
 
 def usual_mtu(network: Network) -> PrivateMtu:
-    """What libvirt gives a network's bridge, and guests assume."""
+    """Return the MTU that libvirt gives a network's bridge, and that guests assume."""
     mtu = network.mtu or ETHERNET_MTU
     return PrivateMtu(mtu, mtu)
 
 
 def private_mtu(kernel: Kernel, network: Network) -> PrivateMtu | None:
-    """What a network's bridge takes now; None where there is no bridge."""
+    """Return the MTU of a network's bridge now; None if there is no bridge."""
     bridge = network.bridge or ""
     mtu = kernel.mtu(bridge)
     if mtu is None:
         return None
     foreign = kernel.foreign_mtu(bridge, names.private_patch(network.uuid))
-    # The patch must not be what keeps the bridge's MTU small.
+    # A bridge takes the least MTU of its ports, and the patch must not be the least.
     return PrivateMtu(max(mtu, usual_mtu(network).patch), min(mtu, foreign or mtu))
 
 
 def upstream_mtu(kernel: Kernel, upstream: Upstream) -> int | None:
-    """The MTU of the upstream's bridge, in octets; None where it is missing."""
+    """Return the MTU of the upstream's bridge; None if the bridge is missing."""
     link = kernel.link(upstream.bridge_namespace, upstream.bridge or "")
     return link.mtu if link else None

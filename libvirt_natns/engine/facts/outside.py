@@ -9,10 +9,12 @@ from libvirt_natns.upstream import selection
 
 
 def in_force(outside: Outside) -> Outside:
+    """Return the addresses without a placeholder address."""
     return replace(outside, address=known(outside.address))
 
 
 def outside_of(network: Network, upstream: Upstream, leased: Leased) -> Outside:
+    """Return a network's addresses on its upstream, by its leases."""
     routed = selection.routed(network, upstream)
     if leased.prefix is not None and not routed and selection.leases_prefix(network, upstream):
         routed = (leased.prefix,)
@@ -26,6 +28,7 @@ def outside_of(network: Network, upstream: Upstream, leased: Leased) -> Outside:
 
 
 def completed_by(network: Network, upstream: Upstream, leased: Leased) -> Network:
+    """Return the network with its leased prefix as one more subnet."""
     if leased.prefix is None or not selection.leases_prefix(network, upstream):
         return network
     if selection.wanted_prefix(network, upstream) is not None:
@@ -36,14 +39,14 @@ def completed_by(network: Network, upstream: Upstream, leased: Leased) -> Networ
 
 
 def families_of(outside: Outside) -> tuple[Family, ...]:
-    """The families in which a network gets to the outside."""
+    """Return the families in which a network gets to the outside."""
     six = outside.address6 is not None or bool(outside.public)
     ways: tuple[tuple[Family, bool], ...] = ((4, outside.address is not None), (6, six))
     return tuple(family for family, way in ways if way)
 
 
 def behind_host(forward: Forward, upstream: Upstream, outside: Outside) -> Forward:
-    """A forward as the namespace sees it on a transit bridge."""
+    """Return a forward as the namespace sees it on a transit bridge."""
     family: Family = 4 if forward.target.version == 4 else 6
     address, gateway = outside.of(family), upstream.side(family).gateway
     if forward.own or address is None:

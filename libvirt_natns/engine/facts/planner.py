@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""From a network to its plan: what the plan must know, looked up on this machine.
+"""The planner: facts are read from configuration, state database and kernel, and make a plan.
 
-Reads the configuration, the state database and the kernel; changes nothing,
-but for a transit subnet, which is chosen when it is first needed.
+The planner changes nothing, except that it chooses a transit subnet at its first use.
 """
 
 from libvirt_natns import firewall
@@ -32,7 +31,7 @@ class Planner:
     kernel: Kernel
 
     def upstream(self, network: Network) -> Upstream:
-        """The network's upstream, complete.  Raises UpstreamError or ConfigError."""
+        """Return the network's upstream, complete.  Raises UpstreamError or ConfigError."""
         upstream = selection.upstream_of(network, self.config)
         if upstream.kind == "host":
             return transit.choose(self.kernel, self.store, network, upstream)
@@ -45,21 +44,21 @@ class Planner:
         return Registry(self.store)
 
     def outside(self, network: Network, upstream: Upstream) -> Outside:
-        """What a network has on its completed upstream, by its leases."""
+        """Return a network's addresses on its completed upstream, by its leases."""
         leased = self.store.leases(upstream.name, network.uuid)
         return outside_of(network, upstream, leased)
 
     def in_force(self, network: Network, upstream: Upstream) -> Outside:
-        """The same, as far as it is known by now: no stand-ins for what is yet to be leased."""
+        """Return a network's addresses on its upstream, without placeholder addresses."""
         return in_force(self.outside(network, upstream))
 
     def completed(self, network: Network, upstream: Upstream) -> Network:
-        """The network with the prefix that it leases as one more subnet."""
+        """Return the network with its leased prefix as one more subnet."""
         leased = self.store.leases(upstream.name, network.uuid)
         return completed_by(network, upstream, leased)
 
     def lacks(self, network: Network, upstream: Upstream) -> list[str]:
-        """What a network should lease from its upstream and does not, in words."""
+        """Return the leases that a network lacks, in words."""
         leased = self.store.leases(upstream.name, network.uuid)
         missing = [
             "address" if family == 4 else "IPv6 address"
@@ -71,9 +70,9 @@ class Planner:
         return missing
 
     def plan(self, network: Network, upstream: Upstream) -> Plan:
-        """What must exist for a network whose bridge is there.
+        """Return the plan of a network.
 
-        Raises KernelError where one of its two bridges is not.
+        Raises KernelError where the private bridge, or the upstream's, is missing.
         """
         outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
         around = self._surroundings(whole, upstream, outside)
@@ -83,7 +82,7 @@ class Planner:
         return tuple(without_others(self.kernel, each, upstream) for each in plan)
 
     def plan_ahead(self, network: Network, upstream: Upstream) -> Plan:
-        """What of it can be made before libvirt has made the network's bridge."""
+        """Return the part of the plan that does not need the network's bridge."""
         outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
         around = self._surroundings(whole, upstream, outside, ahead=True)
         published = self._published(whole, upstream, outside)
@@ -92,7 +91,7 @@ class Planner:
         return tuple(operation for operation in plan if operation not in needs_libvirt)
 
     def plan_ahead_of_lease(self, network: Network, upstream: Upstream) -> Plan:
-        """What must be there for a DHCP server to be asked.
+        """Return the plan by which a DHCP server can be asked for an address.
 
         Raises KernelError where the upstream's bridge is missing.
         """
@@ -104,44 +103,48 @@ class Planner:
         return ahead_of_lease(network, upstream, mtu, client)
 
     def _published(self, network: Network, upstream: Upstream, outside: Outside) -> Published:
-        """What the namespace translates; the host's part is in ``host_needs``.
+        """Return the forwards and static NAT of the namespace's own rules.
 
-        That of a router is in its own rules.
+        The host's part of forwards is in ``host_needs``, a router's in the router's rules.
         """
-        found = tuple(
+        forwards = tuple(
             each for each in self.registry.forwards(network.uuid) if not is_stand_in(each.address)
         )
         if upstream.is_transit:
-            # Who routes it has looked at the address, and at the clients that it masquerades.
-            found = tuple(behind_host(each, upstream, outside) for each in found)
-        return Published(found, self.registry.static_nats(network.uuid))
+            # The host, or router, has matched the address, and masquerades some clients.
+            forwards = tuple(behind_host(each, upstream, outside) for each in forwards)
+        return Published(forwards, self.registry.static_nats(network.uuid))
 
     def _surroundings(
         self, network: Network, upstream: Upstream, outside: Outside, *, ahead: bool = False
     ) -> Surroundings:
-        """``ahead``: libvirt has not made its bridge yet, nor written its files."""
+        """Return the facts about the machine.
+
+        ``ahead``: libvirt has not made its bridge yet, nor written its dnsmasq's files.
+        Raises KernelError where a bridge is missing.
+        """
         unknown = ahead and network.taken_over
         private = usual_mtu(network) if ahead else private_mtu(self.kernel, network)
         out = upstream_mtu(self.kernel, upstream)
         if private is None or out is None:
             missing = f"bridge {network.bridge}" if private is None else upstream.segment
             raise KernelError(f"network {network.name}: {missing} is missing")
-        told = path_mtu(private.carried, min(out, upstream.mtu or out), private.patch)
+        guests_mtu = path_mtu(private.carried, min(out, upstream.mtu or out), private.patch)
         return Surroundings(
             private_mtu=private.patch,
             upstream_mtu=out,
             backend=self.backend(),
             dnsmasq=None
             if unknown
-            else dnsmasq_of(self.registry, network, upstream, outside, told),
+            else dnsmasq_of(self.registry, network, upstream, outside, guests_mtu),
             idle=not unknown and network.taken_over and network.has_dnsmasq,
             carried=private.limit,
             leasing=leasing(self.store, network, upstream),
         )
 
     def backend(self, *, ipv6: bool = False) -> str:
-        """The name of the firewall backend.
+        """Return the name of the firewall backend.
 
-        Raises FirewallError where it cannot work, with ``ipv6`` in both families.
+        Raises FirewallError where the backend cannot work, with ``ipv6`` in both families.
         """
         return firewall.choose(self.config.firewall, ipv6=ipv6).name

@@ -24,7 +24,7 @@ from libvirt_natns.upstream import dhcp, routers, selection, transit
 
 
 def preview(planner: Planner, network: Network) -> Plan:
-    """What would be done for a network that need not exist; changes and leases nothing."""
+    """Return the plan of a network that need not exist, with the host's part ahead of it."""
     upstream = _upstream(planner, network)
     selection.check_addresses(network, upstream)
     leased = _leases(planner, network, upstream)
@@ -32,7 +32,7 @@ def preview(planner: Planner, network: Network) -> Plan:
         in_force(outside_of(network, upstream, leased)),
         completed_by(network, upstream, leased),
     )
-    # What libvirt will write is not known yet.
+    # The files that libvirt will write are not known yet.
     files = dnsmasq_config.Files("") if network.needs_dnsmasq else None
     namespace = names.namespace(network.name)
     daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
@@ -56,14 +56,14 @@ def preview(planner: Planner, network: Network) -> Plan:
 
 
 def _leases(planner: Planner, network: Network, upstream: Upstream) -> Leased:
-    """What a network leases, or would lease next."""
+    """Return the leases that a network has, or would get next."""
     leased = planner.store.leases(upstream.name, network.uuid)
     own = planner.kernel.host_addresses()
     for family in FAMILIES:
         if not selection.leases_address(network, upstream, family):
             continue
         if upstream.by_dhcp and family == 4:
-            # What a server would lease, only the server knows.
+            # Only the DHCP server knows the address that it would lease.
             leased = replace(leased, address=upstream.leased)
             continue
         who = applicants.applicant(network, family)
@@ -76,8 +76,8 @@ def _leases(planner: Planner, network: Network, upstream: Upstream) -> Leased:
     if selection.leases_prefix(network, upstream) and leased.prefix is None:
         who = applicants.applicant(network)
         prefix = selection.wanted_prefix(network, upstream)
-        found = prefix or pool.next_prefix(planner.store, who, upstream, own)
-        leased = replace(leased, prefix=found)
+        next_prefix = prefix or pool.next_prefix(planner.store, who, upstream, own)
+        leased = replace(leased, prefix=next_prefix)
     return leased
 
 
@@ -89,10 +89,10 @@ def _upstream(planner: Planner, network: Network) -> Upstream:
         return routers.complete(upstream)
     if upstream.kind != "host":
         return upstream
-    known = upstream.subnet or planner.store.transit(upstream.name)
-    if known is None:
-        known = transit.free(planner.kernel, network, upstream)[0]
+    subnet = upstream.subnet or planner.store.transit(upstream.name)
+    if subnet is None:
+        subnet = transit.free(planner.kernel, network, upstream)[0]
     subnet6 = None
     if transit.needs_ipv6(planner.kernel, network):
         subnet6 = planner.store.transit6(upstream.name) or transit.free6(network)
-    return transit.complete(upstream, known, subnet6)
+    return transit.complete(upstream, subnet, subnet6)

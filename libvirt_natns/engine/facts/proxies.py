@@ -18,12 +18,12 @@ from libvirt_natns.upstream import routers, selection
 
 
 def without_others(kernel: Kernel, operation: Operation, upstream: Upstream) -> Operation:
-    """An operation, with the ndppd that the provider hears cut by what others have."""
+    """Return an operation without the addresses of others, if the provider hears its ndppd."""
     if not isinstance(operation, NeighbourProxy) or not operation.daemon.prefixes:
         return operation
     daemon = operation.daemon
     if upstream.is_transit and not daemon.in_host:
-        # It is asked by the host, or the router, alone.
+        # The host, or the router, alone asks this ndppd.
         return operation
     others = {*proxied_addresses.known(daemon.uuid), *kernel.host_addresses()}
     spans = tuple(AddressRange(each, each) for each in sorted(others, key=by_family))
@@ -31,26 +31,29 @@ def without_others(kernel: Kernel, operation: Operation, upstream: Upstream) -> 
 
 
 def proxy_beyond(kernel: Kernel, network: Network, upstream: Upstream, outside: Outside) -> Plan:
-    """What answers on the host's, or router's, own link for guests behind a transit bridge."""
+    """Return the ndppd on the host's, or router's, own link for guests behind a transit bridge.
+
+    Routes to the stations of that link come with it.
+    """
     if not has_ipv6(network):
         return ()
-    known: set[Address] = set()
+    outside_addresses: set[Address] = set()
     link, prefixes = "", outside.proxied if upstream.is_transit else ()
     if prefixes and upstream.kind == "router":
-        link, known = upstream.nic or "", routers.neighbours(upstream)
+        link, outside_addresses = upstream.nic or "", routers.neighbours(upstream)
     elif prefixes and upstream.host6 is not None:
         link = kernel.host_link_in(upstream.host6) or ""
-        known = kernel.host_addresses() | kernel.host_gateways(6)
+        outside_addresses = kernel.host_addresses() | kernel.host_gateways(6)
     if not link:
         prefixes = ()
-    without = tuple(AddressRange(each, each) for each in sorted(known, key=by_family))
+    without = tuple(AddressRange(each, each) for each in sorted(outside_addresses, key=by_family))
     bridge = upstream.bridge or ""
     daemon = Proxy(network.uuid, upstream.bridge_namespace, link, bridge, prefixes, without)
-    # The host and its routers are no guests, although they have addresses like them.
+    # The host and its routers have addresses in the guests' prefix, but are outside.
     namespace, here = names.namespace(network.name), names.UPSTREAM_LINK
     beyond = (
         Route(namespace, host_network(each), upstream.gateway6, here)
-        for each in sorted(known, key=by_family)
+        for each in sorted(outside_addresses, key=by_family)
         if any(each in prefix for prefix in prefixes)
     )
     return (*beyond, NeighbourProxy(daemon))

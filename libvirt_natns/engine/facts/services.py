@@ -17,9 +17,9 @@ from libvirt_natns.upstream import dhcp
 
 
 def resolvers_of(upstream: Upstream, families: Collection[Family]) -> Resolvers:
-    """Whom the namespaces on an upstream ask: its own resolvers, else the host's.
+    """Return the resolvers of namespaces on an upstream: its own, else the host's.
 
-    ``families`` are those in which they get there.
+    ``families`` are the families in which the namespaces reach resolvers.
     """
     servers = tuple(server for server in upstream.dns if server.version in families)
     return Resolvers(servers) if servers else resolv_conf.host_resolvers(families=families)
@@ -36,6 +36,7 @@ def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | Non
 def dnsmasq_of(
     registry: Registry, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
 ) -> dnsmasq.Daemon:
+    """Return the dnsmasq of a network's namespace; ``mtu`` is the MTU to announce to guests."""
     files = _files(registry, network, upstream, outside, mtu) if network.needs_dnsmasq else None
     namespace = names.namespace(network.name)
     return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
@@ -62,8 +63,8 @@ def _files(
 def _reserved(
     registry: Registry, network: Network, family: Family
 ) -> Collection[tuple[str, Address]]:
-    """The addresses of guests that DHCP must know, with their MACs."""
-    # At least half is left to guests that publish nothing, as long as those that
-    # do and run now need no more.
+    """Return guests' addresses that DHCP must keep for them, with the guests' MACs."""
+    # At least half is left to guests that publish nothing, unless running guests that
+    # publish something need more.
     half = sum(span.size for span in ranges_of(network, family)) // 2
     return registry.reservations_known(network.uuid, half, family).items()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Verbs of guests, by the metadata of their documents."""
+"""The verbs of guests, by the metadata of their documents."""

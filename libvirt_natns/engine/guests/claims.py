@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Claims of guests: resolved from metadata, and compared."""
+"""Claims of guests, resolved from their metadata and compared."""
 
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine.guests.context import GuestContext, networks_of
@@ -19,11 +19,16 @@ from libvirt_natns.state.guests import Claims
 def resolve_claims(
     guests: GuestContext, domain: Domain, attachments: list[Attachment], *, trial: bool = False
 ) -> Claims:
+    """Return all claims of a guest's metadata, with ports and addresses chosen.
+
+    A ``trial`` reports no choice and probes no address.  Raises DocumentError,
+    ConflictError or LeaseError.
+    """
     engine = guests.engine
-    told = NOBODY if trial else engine.observer
-    choices = Allocation(engine.config, engine.store, engine.kernel, told, not trial)
+    observer = NOBODY if trial else engine.observer
+    choices = Allocation(engine.config, engine.store, engine.kernel, observer, not trial)
     claims = resolve(domain, attachments, choices)
-    # What is in force already stays so, whatever has come up in the host since.
+    # Forwards in force stay so, whatever program listens in the host since.
     held = set(guests.registry.forwards(owner=domain.uuid))
     fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
     check_host(fresh, guests.scopes(fresh), guests.engine.kernel.host_addresses())
@@ -31,9 +36,9 @@ def resolve_claims(
 
 
 def of_what_runs(guests: GuestContext, domain: Domain, attachments: list[Attachment]) -> Domain:
-    """A running guest without what it says of networks of ours that are down.
+    """Return a running guest without its metadata for networks of ours that are down.
 
-    It is published again once they run.
+    That part is published once those networks run.
     """
     absent = [nic for nic in domain.nics if not any(is_same_nic(nic, at.nic) for at in attachments)]
     if domain.nat is None or not absent:
@@ -41,11 +46,11 @@ def of_what_runs(guests: GuestContext, domain: Domain, attachments: list[Attachm
     down = [each for each in guests.engine.store.networks() if not each.runs]
     stopped = [(nic, each) for nic in absent for each in down if is_in(nic, each)]
 
-    def stays(wish: PortForward | AddressRequest) -> bool:
-        if wish.network is None and wish.mac is None:
+    def stays(wanted: PortForward | AddressRequest) -> bool:
+        if wanted.network is None and wanted.mac is None:
             return True
         return not any(
-            wish.network in (None, record.name) and wish.mac in (None, nic.mac)
+            wanted.network in (None, record.name) and wanted.mac in (None, nic.mac)
             for nic, record in stopped
         )
 
@@ -67,9 +72,9 @@ def undo_reservations(guests: GuestContext, attachments: list[Attachment], undo:
 
 
 def in_force(guests: GuestContext, claims: Claims) -> Claims:
-    """Claims in networks that run: a network that is down publishes nothing."""
-    found = {uuid: guests.engine.store.network(uuid) for uuid in networks_of(claims)}
-    run = {uuid for uuid, record in found.items() if record and record.runs}
+    """Return the claims in networks that run: a network that is down publishes nothing."""
+    records = {uuid: guests.engine.store.network(uuid) for uuid in networks_of(claims)}
+    run = {uuid for uuid, record in records.items() if record and record.runs}
     return Claims(
         claims.owner,
         tuple(each for each in claims.forwards if each.network in run),
@@ -78,8 +83,8 @@ def in_force(guests: GuestContext, claims: Claims) -> Claims:
 
 
 def only_in(these: Claims, those: Claims) -> list[str]:
-    """What stands in ``these`` alone, in words."""
+    """Return the claims in ``these`` alone, in words."""
     forwarded = set(those.forwards)
     addresses = set(those.addresses)
-    found = [in_words(each) for each in these.forwards if each not in forwarded]
-    return found + [in_words(each) for each in these.addresses if each not in addresses]
+    lines = [in_words(each) for each in these.forwards if each not in forwarded]
+    return lines + [in_words(each) for each in these.addresses if each not in addresses]

@@ -29,7 +29,10 @@ class GuestContext:
         return self.engine.registry
 
     def attachments(self, domain: Domain) -> list[Attachment]:
-        """A guest's NICs in networks of ours that run or start, in the domain's order."""
+        """Return a guest's NICs in networks of ours that run or start, in the domain's order.
+
+        Raises ConflictError for a network without an upstream address.
+        """
         return [self._attachment(nic, record) for nic, record in in_ours(self.engine.store, domain)]
 
     def _attachment(self, nic: Nic, record: Record) -> Attachment:
@@ -44,7 +47,7 @@ class GuestContext:
         return Attachment(nic, planner.completed(network, upstream), upstream, outside)
 
     def held(self, owner: str, *, published: bool = True) -> Claims:
-        """What a guest, or a network itself, has published; else also what it has taken."""
+        """Return the published claims of a guest or network; without ``published``, all claims."""
         return Claims(
             owner,
             self.registry.forwards(owner=owner, published=published),
@@ -52,14 +55,17 @@ class GuestContext:
         )
 
     def scopes(self, claims: Claims) -> dict[str, Scope]:
+        """Return where claims must be unique, by network."""
         return scopes(self.engine.store, networks_of(claims))
 
     @contextmanager
     def locked(self, uuid: str) -> Iterator[None]:
+        """Hold a guest's lock for the body."""
         with locked(names.guest_directory(uuid)):
             yield
 
     def drop_record(self, uuid: str) -> None:
+        """Forget a guest and its claims; the caller holds the guest's lock."""
         try:
             self.registry.forget_guest(uuid)
         finally:
@@ -67,11 +73,13 @@ class GuestContext:
 
 
 def networks_of(claims: Claims) -> set[str]:
+    """Return the networks in which claims are, by uuid."""
     used = {forward.network for forward in claims.forwards}
     return used | {static.network for static in claims.addresses}
 
 
 def discard_guest_directory(uuid: str) -> None:
+    """Remove a guest's run-time mark, and the parent after the last guest's."""
     directory = names.guest_directory(uuid)
     for each in (directory, directory.parent):
         with suppress(OSError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Guests that libvirt has active, compared with their claims."""
+"""Guests that libvirt has active: compared with their claims, and brought to them."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,28 +16,28 @@ from libvirt_natns.state.guests import Claims, GuestRecord
 
 
 class _TrialOver(Exception):
-    """Ends a transaction that is to leave nothing."""
+    """The end of a transaction that must leave nothing."""
 
 
 def trial(guests: GuestContext, domain: Domain) -> Claims:
-    """What ``publish`` would put into force; nothing is taken, kept or asked for.
+    """Return the claims that ``publish`` would put into force; record and probe nothing.
 
-    Raises what ``claim`` does.
+    Raises the errors of ``claim``.
     """
-    found: list[Claims] = []
+    outcome: list[Claims] = []
     with suppress(_TrialOver), guests.engine.store.transaction():
         attachments = guests.attachments(domain)
         wanted = of_what_runs(guests, domain, attachments)
         claims = resolve_claims(guests, wanted, attachments, trial=True)
         guests.registry.claim(claims, guests.scopes(claims), published=True)
-        found.append(claims)
-        # Takes all of it back, the ports and addresses chosen by the way included.
+        outcome.append(claims)
+        # The transaction is rolled back, with the ports and addresses that it has chosen.
         raise _TrialOver
-    return found[0]
+    return outcome[0]
 
 
 def differences(guests: GuestContext, xml: bytes) -> list[str]:
-    """What a running guest's metadata says and what is in force, where they differ."""
+    """Return how a running guest's metadata differs from its claims in force, in words."""
     plain = libvirt_xml.parse_domain_nics(xml)
     if not _is_concerned(guests, plain):
         return []
@@ -53,10 +53,10 @@ def differences(guests: GuestContext, xml: bytes) -> list[str]:
 
 
 def converge(guests: GuestContext, xml: bytes, known: bool) -> list[str]:
-    """Publish what a running guest's metadata says; returns what was wrong.
+    """Publish a running guest's metadata, and return what was wrong.
 
-    ``known``: it was recorded before libvirt said that it runs.  Where it
-    is not any more, it has stopped since.
+    ``known``: the guest was recorded before libvirt listed it.  If its record has gone,
+    the guest has stopped since.
     """
     plain = libvirt_xml.parse_domain_nics(xml)
     if not _is_concerned(guests, plain) or (known and guests.registry.guest(plain.uuid) is None):
@@ -64,9 +64,9 @@ def converge(guests: GuestContext, xml: bytes, known: bool) -> list[str]:
     before = guests.held(plain.uuid)
     changed = publish(guests, libvirt_xml.parse_domain(xml), xml)
     after = guests.held(plain.uuid)
-    told = [f"{what}: published" for what in only_in(after, before)]
-    told += [f"{what}: not published any more" for what in only_in(before, after)]
-    return told or changed
+    lines = [f"{what}: published" for what in only_in(after, before)]
+    lines += [f"{what}: not published any more" for what in only_in(before, after)]
+    return lines or changed
 
 
 def end(guests: GuestContext, record: GuestRecord) -> list[str]:
@@ -83,17 +83,17 @@ def tidy(guests: GuestContext) -> None:
     marks = names.guest_directory("").glob("*")
     for uuid in {mark.name for mark in marks} - {g.uuid for g in guests.registry.guests()}:
         with guests.locked(uuid):
-            # It may have begun to start.
+            # The guest may have begun to start.
             if guests.registry.guest(uuid) is None:
                 discard_guest_directory(uuid)
 
 
 def follow(guests: GuestContext, uuid: str, ask: Callable[[], bytes | None]) -> list[str]:
-    """Bring one guest to what libvirt says of it; returns what was wrong.
+    """Bring one guest to its XML in libvirt, and return what was wrong.
 
-    ``ask`` gets its XML from libvirt, None where it does not run.  It is asked
-    after the record was read, see ``converge``.  What is recorded in the
-    meantime makes libvirt tell of the guest again.
+    ``ask`` gets the XML from libvirt, or None if the guest does not run.  libvirt is asked
+    after the record was read, see ``converge``.  A record that is made in between comes
+    with another event of libvirt.
     """
     record = guests.registry.guest(uuid)
     xml = ask()
@@ -108,7 +108,7 @@ def follow(guests: GuestContext, uuid: str, ask: Callable[[], bytes | None]) -> 
 
 
 def _unplug_missing(guests: GuestContext, record: GuestRecord, plain: Domain) -> None:
-    """Withdraw what leads to NICs that have gone, of which a bridge's tell no hook."""
+    """Withdraw claims to NICs that have gone; no hook tells of a bridge's NIC."""
     for nic in libvirt_xml.parse_domain_nics(record.document).nics:
         if not any(is_same_nic(nic, each) for each in plain.nics):
             unplug(guests, record.uuid, nic)
@@ -119,7 +119,7 @@ def _is_concerned(guests: GuestContext, plain: Domain) -> bool:
 
 
 def _says_the_same(record: GuestRecord, xml: bytes) -> bool:
-    """Whether a guest's XML says no more or less than what is published."""
+    """True if a guest's XML is the same as its published record."""
     if not (record.published and record.this_boot):
         return False
     with suppress(DocumentError):

@@ -8,11 +8,11 @@ from libvirt_natns.engine.publication.attachment import ANY, ANY6
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.state.guests import Claims
-from libvirt_natns.state.networks import Lease, Record
+from libvirt_natns.state.networks import Lease
 
 
 def apply_to(guests: GuestContext, networks: set[str]) -> list[str]:
-    """Bring the namespaces of these networks to what the tables say now."""
+    """Bring these networks to today's claims, and return what was changed."""
     changed = []
     for uuid in sorted(networks):
         record = guests.engine.store.network(uuid)
@@ -23,18 +23,19 @@ def apply_to(guests: GuestContext, networks: set[str]) -> list[str]:
 
 
 def restore(guests: GuestContext, claims: Claims, leases: list[Lease]) -> None:
+    """Put earlier claims and leases back into force."""
     guests.engine.store.restore_leases(leases)
     guests.registry.claim(claims, guests.scopes(claims), published=True)
     apply_to(guests, networks_of(claims))
 
 
 def cut_since(guests: GuestContext, before: Claims) -> None:
-    """End the flows of what its owner held and does not any more."""
+    """Delete the conntrack entries of claims that their owner has no more."""
     cut(guests, before, guests.held(before.owner))
 
 
 def cut(guests: GuestContext, before: Claims, after: Claims) -> None:
-    """End the flows of what is published no more, and of nothing else."""
+    """Delete the conntrack entries of claims in ``before`` that are not in ``after``."""
     gone: list[Forward | StaticNat] = [*(set(before.forwards) - set(after.forwards))]
     gone += set(before.addresses) - set(after.addresses)
     for uuid in {claim.network for claim in gone}:
@@ -53,9 +54,6 @@ def cut(guests: GuestContext, before: Claims, after: Claims) -> None:
             conntrack.cut(record.namespace, mine, address or any_address)
             if record.kind in ("host", "router") and address is not None:
                 translated = [each for each in mine if each.address != each.target]
-                conntrack.cut_on_host(translated, address, router=_router(record))
-
-
-def _router(record: Record) -> str | None:
-    """The router namespace that leads to a network; None for the host."""
-    return names.router_namespace(record.upstream) if record.kind == "router" else None
+                behind = record.kind == "router"
+                router = names.router_namespace(record.upstream) if behind else None
+                conntrack.cut_on_host(translated, address, router=router)

@@ -9,7 +9,7 @@ from libvirt_natns.state.networks import Record, Store
 
 
 def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, Record]]:
-    """A guest's NICs in networks of ours that run or start, by recorded state alone."""
+    """Return a guest's NICs in networks of ours that run or start, by recorded state alone."""
     return [
         (nic, record)
         for nic in domain.nics
@@ -20,14 +20,14 @@ def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, Record]]:
 
 def _of_nic(store: Store, nic: Nic) -> list[Record]:
     if nic.network:
-        found = store.holders(namespace=names.namespace(nic.network))
-        return [record for record in found if record.name == nic.network]
+        records = store.holders(namespace=names.namespace(nic.network))
+        return [record for record in records if record.name == nic.network]
     return store.holders(bridge=nic.bridge) if nic.bridge else []
 
 
 def may_name(xml: bytes, network: Network) -> bool:
-    """False if a guest's XML surely has no NIC in a network: parsing takes far longer."""
-    # libvirt writes UTF-8, and these characters of a name as entities.
+    """False if a guest's XML surely has no NIC in a network, without parsing the XML."""
+    # libvirt writes UTF-8, and writes these characters of a name as entities.
     if any(letter in network.name for letter in "&<>'\""):
         return True
     return any(name.encode() in xml for name in (network.name, network.bridge) if name)
@@ -39,8 +39,10 @@ def has_nic(record: GuestRecord, network: Network) -> bool:
 
 
 def is_in(nic: Nic, network: Network | Record) -> bool:
+    """True if a NIC is in a network, by name or by bridge."""
     return nic.network == network.name if nic.network else nic.bridge == network.bridge
 
 
 def is_same_nic(one: Nic, other: Nic) -> bool:
+    """True if both are one NIC, by MAC address and network."""
     return (one.mac, one.network) == (other.mac, other.network)

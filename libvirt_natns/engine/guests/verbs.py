@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The verbs for guests: claim, publish, withdraw, plug, unplug.
+"""The verbs of guests: claim, publish, withdraw, plug, unplug.
 
-A guest is recorded when its metadata has anything to say and one of its NICs is
-in a network of ours.  What it publishes is part of the plan of the network
-concerned, so ``check`` and ``sync`` know it without being told.
+A guest is recorded if it has metadata, and a NIC in a network of ours.  Its claims are
+part of the network's plan, so ``check`` and ``sync`` include them.
 """
 
 from contextlib import ExitStack, suppress
@@ -22,7 +21,7 @@ from libvirt_natns.state.guests import Claims, GuestRecord
 
 
 def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
-    """Check and take all that a starting guest wants; nothing is in force yet.
+    """Check and record the claims of a starting guest; they are not in force yet.
 
     Raises DocumentError, ConflictError or LeaseError to refuse the start.
     """
@@ -30,10 +29,10 @@ def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
     if domain.nat is None or not attachments:
         forget(guests, domain.uuid)
         return
-    # It does not run: what is still in force is of an end that nobody noticed.
+    # The guest does not run: claims in force are from an end without an event.
     withdraw(guests, domain.uuid)
     with guests.locked(domain.uuid), Undo() as undo:
-        # Also where the state database is what fails.
+        # The directory goes also where the state database fails.
         undo.add(discard_guest_directory, domain.uuid)
         undo.add(guests.drop_record, domain.uuid)
         undo_reservations(guests, attachments, undo)
@@ -44,10 +43,10 @@ def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
 
 
 def publish(guests: GuestContext, domain: Domain, xml: bytes) -> list[str]:
-    """Put into force what a guest's metadata says now, in place of what it said.
+    """Put a guest's metadata into force, in place of its earlier claims.
 
-    Flows of what is no longer published are cut.  Returns what was changed,
-    in words.  Raises what ``claim`` does, and keeps the earlier state then.
+    Connections of withdrawn claims end.  Return what was changed, in words.  Raises the
+    errors of ``claim``, and keeps the earlier state then.
     """
     attachments = guests.attachments(domain)
     if (domain.nat is None or not attachments) and not guests.registry.guest(domain.uuid):
@@ -69,10 +68,10 @@ def publish(guests: GuestContext, domain: Domain, xml: bytes) -> list[str]:
 
 
 def withdraw(guests: GuestContext, uuid: str) -> None:
-    """Take out of force all that a guest publishes, and cut its flows.
+    """Take a guest's claims out of force, and end their connections.
 
-    A guest whose start has failed published nothing, but DHCP is to know the
-    addresses that were reserved for it, and stay so.
+    A guest whose start has failed published nothing.  Its reservations stay, and DHCP
+    must know them.
     """
     record = guests.registry.guest(uuid)
     if record is None:
@@ -101,19 +100,19 @@ def forget(guests: GuestContext, uuid: str) -> None:
 
 
 def plug(guests: GuestContext, owner: str, nic: Nic) -> None:
-    """Publish what a recorded, running guest says about a NIC that it just got."""
+    """Publish a running guest's metadata about a NIC that was just added."""
     record = guests.registry.guest(owner)
     if record is None or not record.published:
         return
-    known = libvirt_xml.parse_domain_nics(record.document).nics
-    if any(is_same_nic(each, nic) for each in known):
+    nics = libvirt_xml.parse_domain_nics(record.document).nics
+    if any(is_same_nic(each, nic) for each in nics):
         return
     xml = libvirt_xml.with_nic(record.document, nic)
     publish(guests, libvirt_xml.parse_domain(xml), xml)
 
 
 def unplug(guests: GuestContext, owner: str, nic: Nic) -> None:
-    """Withdraw what a running guest published through a NIC that was taken out."""
+    """Withdraw a running guest's claims through a NIC that was taken out."""
     record = guests.registry.guest(owner)
     if record is None or not record.published:
         return
@@ -121,12 +120,12 @@ def unplug(guests: GuestContext, owner: str, nic: Nic) -> None:
     try:
         publish(guests, libvirt_xml.parse_domain(xml), xml)
     except (DocumentError, ConflictError):
-        # Most often something in the metadata names that very NIC.
+        # Most often an element of the metadata names that NIC.
         _drop(guests, record, nic, xml)
 
 
 def _drop(guests: GuestContext, record: GuestRecord, nic: Nic, xml: bytes) -> None:
-    """Withdraw what leads to a NIC, and leave the rest as it is."""
+    """Withdraw claims that lead to a NIC, and keep the others."""
     owner = record.uuid
     attachments = guests.attachments(libvirt_xml.parse_domain_nics(record.document))
     with guests.locked(owner):
@@ -143,16 +142,16 @@ def _drop(guests: GuestContext, record: GuestRecord, nic: Nic, xml: bytes) -> No
 def _without(
     guests: GuestContext, held: Claims, nic: Nic, name: str, attachments: list[Attachment]
 ) -> Claims:
-    """What is left of a guest's claims without one of its NICs."""
+    """Return a guest's claims without those that lead to one of its NICs."""
     mine = [each for each in attachments if is_same_nic(each.nic, nic)]
     others = {each.network.uuid for each in attachments if not is_same_nic(each.nic, nic)}
 
     def stays(claim: Forward | StaticNat) -> bool:
         for network in (each.network for each in mine):
             if claim.network == network.uuid:
-                # Another NIC in that network keeps what leads to itself.
-                known = known_addresses(guests.registry, network, nic.mac, name)
-                return network.uuid in others and claim.target not in known
+                # Another NIC in that network keeps its own claims.
+                addresses = known_addresses(guests.registry, network, nic.mac, name)
+                return network.uuid in others and claim.target not in addresses
         return True
 
     return Claims(
@@ -162,19 +161,19 @@ def _without(
 
 def refresh(guests: GuestContext, network: str) -> None:
     """Resolve again the guests of a network whose DHCP hosts may have changed."""
-    with ExitStack() as everybody:
+    with ExitStack() as guests_in_turn:
         for record in guests.registry.guests_in(network):
             if record.published:
-                # One that cannot be resolved any more must not keep the others back.
-                everybody.callback(_publish_again, guests, record)
+                # A guest that cannot be resolved any more must not hold the others back.
+                guests_in_turn.callback(_publish_again, guests, record)
 
 
 def rejoin(guests: GuestContext, network: Network) -> None:
-    """Publish again what running guests publish in a network that was down meanwhile.
+    """Publish running guests again in a network that was down since.
 
-    The network may have another name by now, and the guest a NIC in it no more.
-    A guest that cannot be published again keeps nobody from starting a network:
-    ``check`` tells of it.
+    The network may have another name now, and a guest may have lost its NIC in the
+    network.  A guest that cannot be published again does not stop the network's start:
+    ``check`` reports the guest.
     """
     claiming = {record.uuid for record in guests.registry.guests_in(network.uuid)}
     for record in guests.registry.guests():
@@ -182,7 +181,7 @@ def rejoin(guests: GuestContext, network: Network) -> None:
             continue
         if record.uuid not in claiming and not may_name(record.document, network):
             continue
-        # One guest that cannot be published again must not keep the others back.
+        # A guest that cannot be published again must not hold the others back.
         with suppress(NatnsError, OSError):
             if (record.uuid in claiming) != has_nic(record, network):
                 _publish_again(guests, record)

@@ -2,13 +2,13 @@
 """The part of the host that networks share: transit bridges, forwarding, a few rules.
 
 The host has only the parts that running networks need, and the last network removes them.
-Each part is noted in a file of the run-time directory before it is made, so the next process
-after a kill knows what to remove.
+Each part is noted in a file of the run-time directory before it is made.  So the next
+process after a kill knows what to remove.
 
-Forwarding is switched on for the links concerned, not for the whole host, and rules let
-those links forward for a transit bridge alone.  An administrator, or another program, may
-have switched forwarding on for all links.  The global value shows that, and forwarding is
-left as it is then.  In IPv6 there is only the global value (``ipv6``).
+Forwarding is switched on for the links concerned, not for the whole host.  Rules let those
+links forward for a transit bridge alone.  An administrator, or another program, may have
+switched forwarding on for all links.  The global value shows that, and forwarding is left
+as it is then.  In IPv6 there is only the global value (``ipv6``).
 
 Networks come and go one by one, and there may be a thousand.  ``ensure`` compares
 everything.  ``adjust`` adds and removes the part of one network, as long as nothing else
@@ -76,7 +76,7 @@ class Host:
         """True if the host needs nothing for a network, and has nothing for it.
 
         Most networks are like that.  Where bridged frames do not meet the host's rules, a
-        network on an existing bridge concerns the host no more than a guest would.
+        network on an existing bridge needs nothing of the host.
         """
         record = load()
         if record != HostRecord() and not record.seen:
@@ -123,7 +123,7 @@ class Host:
         if facts(self.kernel, needs, record) != record.ways:
             # The rules come first, or for a moment more would be forwarded.
             return None
-        found = self._carry_out(plans)
+        lines = self._carry_out(plans)
         self._remove_routes([each for each in old.routes if each not in new.routes], record)
         if old != new:
             record.seen = ""
@@ -136,7 +136,7 @@ class Host:
         if not record.seen:
             record.seen = seen
             save(record)
-        return found
+        return lines
 
     def ensure(self) -> list[str]:
         """Make the host as the networks need it, and no more; return what differed.
@@ -162,18 +162,18 @@ class Host:
         record.seen = ""
         record.zones = zones.assigned({each.bridge for each in needs.private}, record.zones)
         plans = self._noted(needs, record)
-        found = self._remove_unneeded(needs, record)
+        lines = self._remove_unneeded(needs, record)
         record.ways = facts(self.kernel, needs, record)
         # The rules limit the forwarding, so they come ahead of it.
-        found += self._ensure_rules(needs, record)
-        found += self._carry_out(plans)
+        lines += self._ensure_rules(needs, record)
+        lines += self._carry_out(plans)
         self._note_parts(parts, record)
         if asdict(record) != before:
             save(record)
         with suppress(OSError):
             # Only the last network finds the directory empty.
             names.RUN_DIRECTORY.rmdir()
-        return found
+        return lines
 
     def _note_parts(self, all_needs: Mapping[str, Needs], record: HostRecord) -> None:
         """Write down the part that the host has for each network now."""
@@ -192,19 +192,19 @@ class Host:
     def differences(self) -> list[str]:
         """Return how the host differs from the networks' needs, in words."""
         needs = together(self.needs_of(None).values())
-        found = []
+        lines = []
         for upstream in needs.transits:
-            found += plan_differences(self.kernel, plan_of(self.kernel, upstream, needs.private))
-        found += plan_differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
+            lines += plan_differences(self.kernel, plan_of(self.kernel, upstream, needs.private))
+        lines += plan_differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
         record = load()
-        found += [f"bridge {bridge} is left over" for bridge in unneeded_bridges(needs, record)]
-        found += [f"the route to {route[0]} is left over" for route in stray_routes(needs, record)]
+        lines += [f"bridge {bridge} is left over" for bridge in unneeded_bridges(needs, record)]
+        lines += [f"the route to {route[0]} is left over" for route in stray_routes(needs, record)]
         policy = complete_policy(self.kernel, self.backend, needs, record)
         if not policy.is_empty:
-            found += rules.differences(policy, self.backend())
+            lines += rules.differences(policy, self.backend())
         elif record.policy:
-            found.append(LEFT_RULES)
-        return found
+            lines.append(LEFT_RULES)
+        return lines
 
     def obstacles(self) -> tuple[str, ...]:
         """Return a line for each chain of an administrator that drops the networks' packets."""
@@ -255,8 +255,8 @@ class Host:
             if not any(each.forwards6 for each in active_networks()):
                 host_ipv6.put_back(self.kernel, record.settings)
             record.settings = {}
-        found = [f"bridge {bridge} was left over" for bridge in unneeded]
-        return found + [f"the route to {route[0]} was left over" for route in stray]
+        lines = [f"bridge {bridge} was left over" for bridge in unneeded]
+        return lines + [f"the route to {route[0]} was left over" for route in stray]
 
     def _announce(self, what: str) -> None:
         if self.before is not None:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host as a router in IPv6: its forwarding, and its routes to networks' prefixes.
 
-The kernel decides for all links at once whether it forwards IPv6
-(net.ipv6.conf.all.forwarding), and one that does believes no router's advertisements,
-by which many a host has its own address and default route, unless ``accept_ra`` is 2.
-So that comes first: when forwarding begins, the routes that were learned stay
-only where it is.  Links that are to come get it from "default".
+The kernel forwards IPv6 on all links or on none (net.ipv6.conf.all.forwarding).  A kernel
+that forwards ignores router advertisements unless ``accept_ra`` is 2.  Many hosts have
+their own address and default route from advertisements.  So ``accept_ra`` comes first:
+when forwarding begins, learned routes stay only where it is 2.  Links that are to come get
+it from "default".
 
-All of it is put back when no network needs it any more, but for what somebody else
-has changed meanwhile.  Limit: of who else may rely on forwarding only libvirt's own
+All settings are restored when no network needs them any more, except those that another
+program has changed since.  Limit: of others that rely on forwarding, only libvirt's own
 networks are known.
 """
 
@@ -27,19 +27,19 @@ ACCEPTED, ACCEPTED_BY_ROUTERS = "1", "2"
 
 
 class Needs(Protocol):
-    """What of the host's needs is about IPv6."""
+    """The networks' needs that are about IPv6."""
 
     @property
     def routes6(self) -> bool:
-        """Whether it must forward."""
+        """True if the host must forward IPv6."""
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """Its routes to networks' prefixes."""
+        """The host's routes to networks' prefixes."""
 
 
 def plan_of(kernel: Kernel, needs: Needs) -> Plan:
-    """What the host must be like: nothing, where no network needs any of it."""
+    """Return the host's plan for IPv6; empty if no network needs any of it."""
     if not needs.routes6:
         return ()
     first: list[Operation] = []
@@ -49,9 +49,9 @@ def plan_of(kernel: Kernel, needs: Needs) -> Plan:
 
 
 def _believing(kernel: Kernel) -> Iterator[str]:
-    """The settings of links that believe routers as long as the host is none."""
+    """Yield the settings of links that accept advertisements while the host does not forward."""
     for directory in sorted(SETTINGS.iterdir()):
-        key = _accept_ra(directory.name)
+        key = f"net/ipv6/conf/{directory.name}/accept_ra"
         if directory.name in ("all", "lo") or kernel.sysctl(None, key) != ACCEPTED:
             continue
         link = kernel.link(None, directory.name)
@@ -60,12 +60,8 @@ def _believing(kernel: Kernel) -> Iterator[str]:
             yield key
 
 
-def _accept_ra(link: str) -> str:
-    return f"net/ipv6/conf/{link}/accept_ra"
-
-
 def put_back(kernel: Kernel, settings: Mapping[str, str]) -> None:
-    """Set what was changed to what it was, the forwarding first."""
+    """Restore former values, the forwarding first."""
     there = kernel.sysctls(None, settings)
     for key in sorted(settings, key=lambda each: each != FORWARDING):
         ours = "1" if key == FORWARDING else ACCEPTED_BY_ROUTERS

@@ -10,10 +10,8 @@ from libvirt_natns.documents import xml_sniff
 
 LIBVIRT_STATUS = Path("/run/libvirt/network")
 
-
 STATUS_LIMIT = 5.0
 """Seconds in which libvirt writes a network's status file, after the end of its hooks."""
-
 
 STATUS_PAUSE = 0.02
 

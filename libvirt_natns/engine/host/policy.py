@@ -16,11 +16,7 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import replace
 
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
-
-
 BRIDGE_NF6 = "net/bridge/bridge-nf-call-ip6tables"
-
-
 GLOBAL_FORWARDING = "net/ipv4/conf/all/forwarding"
 
 

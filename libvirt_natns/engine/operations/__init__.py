@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Operations: what must exist, as data."""
+"""The kinds of operations: data that says what must exist."""

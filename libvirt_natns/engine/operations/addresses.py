@@ -9,7 +9,7 @@ from libvirt_natns.records import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal(Traits):
-    """An address of the namespace's that must not be on libvirt's bridge in the host."""
+    """An address of the namespace that must not be on libvirt's bridge in the host."""
 
     bridge: str
     address: Interface
@@ -20,7 +20,7 @@ class Withdrawal(Traits):
 
 @dataclass(frozen=True, slots=True)
 class Addresses(Traits):
-    """All addresses of a link; any other is removed, but for those of the kernel's making."""
+    """All addresses of a link; other ones are removed, except those that the kernel makes."""
 
     namespace: str | None
     link: str
@@ -67,12 +67,12 @@ class Gateways(Traits):
 
 @dataclass(frozen=True, slots=True)
 class SendLimit(Traits):
-    """How large packets from the namespace to the private side may be.
+    """The size limit of packets from the namespace to the private side.
 
-    ``mtu``, in octets, is less than the MTU of ``link``, or None for just that.  What
-    comes from there may be larger: a guest that was never told goes on.  A smaller
-    MTU of the link itself would drop it, as a veth pair takes from its other end
-    what it would send.
+    ``mtu``, in octets, is less than the MTU of ``link``, or None for no smaller limit.
+    Packets from the private side may be larger, so a guest that does not know the limit
+    goes on.  A smaller MTU of the link would drop its packets: a veth link takes none
+    from its other end that is larger than its own MTU.
     """
 
     namespace: str
@@ -83,7 +83,7 @@ class SendLimit(Traits):
 
     @property
     def destinations(self) -> tuple[IPNetwork, ...]:
-        """All that lies on the private side."""
+        """The destinations on the private side."""
         direct = (subnet.network for subnet in self.subnets)
         return (*direct, *(route.destination for route in self.routes))
 
@@ -96,7 +96,7 @@ class SendLimit(Traits):
 
 @dataclass(frozen=True, slots=True)
 class ProxiedNeighbours(Traits):
-    """IPv6 addresses that the kernel answers for on a link, in their owners' place."""
+    """IPv6 addresses that the kernel answers for on a link, in place of their stations."""
 
     namespace: str | None
     link: str
@@ -109,10 +109,9 @@ class ProxiedNeighbours(Traits):
 
 @dataclass(frozen=True, slots=True)
 class Announcement(Traits):
-    """Tells the neighbours who has a link's address now, each time it is set up.
+    """An announcement of a link's address to the neighbours, after each change of the link.
 
-    ``probing``: seconds for which the neighbours are asked first by who has
-    not had the time before.
+    ``probing``: seconds for which the neighbours are asked first, if no caller has asked.
     """
 
     on_change_only = True

@@ -26,7 +26,7 @@ class Firewall(Traits):
 
 @dataclass(frozen=True, slots=True)
 class Leasing(Traits):
-    """A DHCP client that runs; one that starts asks for the address ``request`` first."""
+    """A DHCP client; at its start it asks for the address ``request`` first."""
 
     client: Client
     request: IPv4Address | None = None
@@ -37,7 +37,7 @@ class Leasing(Traits):
 
 @dataclass(frozen=True, slots=True)
 class NeighbourProxy(Traits):
-    """The ndppd that answers on a link for guests behind another one, or that there is none."""
+    """The ndppd that answers on a link for guests behind another link, or its absence."""
 
     daemon: Proxy
 
@@ -47,7 +47,7 @@ class NeighbourProxy(Traits):
 
 @dataclass(frozen=True, slots=True)
 class Dnsmasq(Traits):
-    """The dnsmasq of a namespace, or that there is none."""
+    """The dnsmasq of a namespace, or its absence."""
 
     always_recheck = True
 

@@ -47,8 +47,8 @@ class Settings(Traits):
 class Patch(Traits):
     """A veth pair: ``port`` in the host, ``link`` in the namespace.
 
-    ``mtu``, in octets, is that of the bridge whose port it becomes; ``link_mtu`` is
-    the namespace's end's, where that must be less: a bridge takes the least of its ports'.
+    ``mtu``, in octets, is the MTU of the port's bridge.  ``link_mtu`` is the MTU of the
+    namespace's end where it must be less; a bridge takes the least MTU of its ports.
     ``outer`` is the namespace of the port, None for the host.
     """
 
@@ -75,8 +75,8 @@ class Patch(Traits):
 class Macvlan(Traits):
     """A link of the namespace with a MAC address of its own on a link of the host.
 
-    In macvlan's mode "bridge": those on one ``parent`` reach each other, but
-    not the host.  ``mtu``, in octets, is at most the parent's.
+    In macvlan's mode "bridge", links on one ``parent`` reach each other, but not the
+    host.  ``mtu``, in octets, is at most the parent's.
     """
 
     namespace: str
@@ -93,8 +93,8 @@ class Macvlan(Traits):
 class Port(Traits):
     """The outer end of a patch, which is up and a port of a bridge.
 
-    ``hairpin``: the bridge may send back through it what came in by it.  Both are in
-    the namespace ``outer``, None for the host.
+    ``hairpin``: the bridge may send a frame back through the port by which it came.  Port
+    and bridge are in the namespace ``outer``, None for the host.
     """
 
     port: str
@@ -110,7 +110,7 @@ class Port(Traits):
 
 @dataclass(frozen=True, slots=True)
 class AllMulticast(Traits):
-    """A port that its bridge sends all multicast to, also what nobody there asked for."""
+    """A port to which its bridge sends all multicast, also of groups without a member there."""
 
     port: str
     outer: str | None = None

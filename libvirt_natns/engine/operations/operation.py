@@ -56,12 +56,11 @@ Operation = (
 )
 Plan = tuple[Operation, ...]
 
-
 Step = Callable[[Operation | str], None]
 """Is called ahead of each change: with the operation, or with words for other changes."""
 
 
 def describe_plan(plan: Iterable[Operation]) -> str:
-    """The plan in words, an operation a line."""
-    told = (operation.describe() for operation in plan)
-    return "".join(f"{text}\n" for text in told if text)
+    """Return a plan in words, one line or more for an operation."""
+    texts = (operation.describe() for operation in plan)
+    return "".join(f"{text}\n" for text in texts if text)

@@ -3,9 +3,9 @@
 
 
 class Traits:
-    """How a kind of operation is treated when a plan is carried out.
+    """Attributes of a kind of operation, which decide how ``carry_out`` treats it.
 
-    Class attributes, not fields: an operation is the same with any of them.
+    They are class attributes, not fields, so they do not count when operations are compared.
     """
 
     __slots__ = ()

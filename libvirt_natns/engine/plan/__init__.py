@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Plans: operations in the order in which they are carried out, decided without a look."""
+"""The plans: operations in the order in which they are carried out, decided without a look."""

@@ -15,11 +15,11 @@ from libvirt_natns.model import AddressRange, Network, Outside, Upstream
 
 
 def neighbours(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Operation]:
-    """What answers for guests to the upstream, and for the upstream's stations to them."""
+    """Yield the proxies between guests and the upstream's stations, in both directions."""
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
     if outside.proxied and upstream.attach != "macvlan":
-        # Guests' addresses are asked for in groups that nobody on this side joins.
+        # Neighbours ask for guests' addresses in groups that no station on this side joins.
         yield AllMulticast(names.upstream_patch(network.uuid), upstream.bridge_namespace)
     yield ProxiedNeighbours(namespace, inner, tuple(answered_stations(network, upstream, outside)))
     own = (outside.address6, *stations(upstream, outside), upstream.gateway6)
@@ -41,9 +41,10 @@ def neighbours(network: Network, upstream: Upstream, outside: Outside) -> Iterab
 def announcements(
     network: Network, upstream: Upstream, outside: Outside, published: Published
 ) -> Iterable[Announcement]:
+    """Yield an announcement for each address of the namespace on its upstream."""
     namespace, mac = names.namespace(network.name), names.mac(network.uuid, "upstream")
     for address in (outside.address, outside.address6, *published.addresses):
         if address is not None:
-            # A DHCP client has asked the neighbours itself.
+            # The DHCP client asks the neighbours before it takes an address.
             probing = 0.0 if upstream.by_dhcp and address.version == 4 else upstream.probe
             yield Announcement(namespace, names.UPSTREAM_LINK, address, mac, probing)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What must exist for a network, as data: decided here, made elsewhere.
+"""The plan of a network, as data: decided here, and made elsewhere.
 
-``make`` turns a network, its upstream and its lease into a list of operations
-in the order in which they are carried out.  The same list serves everything:
-``up`` makes it so, ``check`` compares it with the kernel, ``sync`` repairs what
-differs, ``describe`` is what ``virt-natns plan`` prints.  Nothing here looks at
-the machine.
+``make`` turns a network, its upstream and its lease into an ordered list of operations.
+``up`` makes that list so, ``check`` compares it with the kernel, ``sync`` repairs
+differences, and ``virt-natns plan`` prints it.  Nothing here looks at the machine.
 """
 
 from collections.abc import Iterable
@@ -44,12 +42,12 @@ def make(
     around: Surroundings,
     published: Published = Published(),
 ) -> Plan:
-    """All that a network needs, in order.
+    """Return all operations of a network, in order.
 
-    ``upstream`` is complete here: its bridge and subnet are known, also for the
-    kind "host".  The firewall is loaded before any link of the namespace is up,
-    so not one packet passes unfiltered.  Without a lease, ``address`` is a stand-in:
-    nothing gets in or out then.
+    ``upstream`` is complete: its bridge and subnet are known, also for the kind "host".
+    The firewall is loaded before any link of the namespace is up, so no packet passes
+    unfiltered.  Without a lease, ``address`` is a placeholder address, and no packet gets
+    in or out.
     """
     namespace = names.namespace(network.name)
     inner = network.bridge or ""
@@ -63,7 +61,7 @@ def make(
         private_port(network),
         *_upstream_port(network, upstream),
         Firewall(namespace, network.uuid, around.backend, rules),
-        # A DHCP client's link is up by now, and speaks no IPv6 before this.
+        # A DHCP client's link is up already, and speaks no IPv6 before this.
         *([link_settings(network, upstream, outside)] if ipv6 else []),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
@@ -82,10 +80,10 @@ def make(
 
 
 def ahead_of_lease(network: Network, upstream: Upstream, mtu: int, leasing: Leasing) -> Plan:
-    """What a DHCP client needs, and the client: no address yet, so nothing to filter.
+    """Return a DHCP client and the links that it needs.
 
-    Nor in IPv6, of which the link speaks none until the rules are there: it would
-    make itself an address, and routes, from whatever a router advertises.
+    The link has no address yet, so there is nothing to filter.  IPv6 stays off until the
+    rules are loaded: the link would take an address, and routes, from any advertisement.
     """
     namespace = names.namespace(network.name)
     silent = (f"net/ipv6/conf/{names.UPSTREAM_LINK}/disable_ipv6", "1")
@@ -101,16 +99,17 @@ def ahead_of_lease(network: Network, upstream: Upstream, mtu: int, leasing: Leas
 
 
 def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
-    """What must go from a network's bridge before another can have that subnet.
+    """Return the addresses that must go from a network's bridge, before a twin can start.
 
-    Where libvirt sets no address, somebody else may have: guests would find two gateways.
+    Where libvirt sets no address, an administrator may have set one: guests would find two
+    gateways.
     """
     bridge = network.bridge or ""
     return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
 
 
 def policy(network: Network, upstream: Upstream, outside: Outside, published: Published) -> Policy:
-    """What the firewall of a network's namespace must do."""
+    """Return the firewall policy of a network's namespace."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
         inner=network.bridge or "",
@@ -145,15 +144,15 @@ def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
 
 
 def private_port(network: Network) -> Port:
-    """What connects a network's bridge with its namespace."""
+    """Return the port that connects a network's bridge with its namespace."""
     return Port(names.private_patch(network.uuid), network.bridge or "")
 
 
 def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
     if upstream.attach == "macvlan":
         return
-    # Hairpin: a forward of one's own, asked for by the host's address.  Where bridged
-    # frames pass through iptables, the host translates on the bridge itself.
+    # Hairpin: a guest may use its own network's forward, by the host's address.  Where
+    # bridged frames pass through iptables, the host translates on the bridge itself.
     port = names.upstream_patch(network.uuid)
     yield Port(port, upstream.bridge or "", upstream.is_transit, upstream.bridge_namespace)
 
@@ -161,7 +160,7 @@ def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
 def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Macvlan:
     namespace = names.namespace(network.name)
     mac = names.mac(network.uuid, "upstream")
-    # What a lease says is less than what the other end may send.
+    # A lease's MTU may be less than that of the other end.
     least = upstream.mtu if upstream.mtu and upstream.mtu < mtu else None
     if upstream.attach == "macvlan":
         return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge or "", least or mtu)
@@ -201,7 +200,7 @@ def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
 
 
 def _learnt(upstream: Upstream) -> tuple[tuple[IPNetwork, Address], ...]:
-    """What a lease says of ways out."""
+    """Return the routes of a DHCP lease."""
     if upstream.leased is None:
         return ()
     default = [(default_route(4), upstream.gateway)] if upstream.gateway else []

@@ -10,7 +10,7 @@ from libvirt_natns.model import Network, Outside, Upstream
 
 
 def segments(upstream: Upstream, outside: Outside) -> tuple[IPNetwork, ...]:
-    """The subnets whose stations the namespace asks for on its upstream."""
+    """Return the subnets that are on-link for the namespace on its upstream."""
     segments: list[IPNetwork] = []
     if upstream.subnet is not None and outside.address is not None:
         segments.append(upstream.subnet)
@@ -20,7 +20,7 @@ def segments(upstream: Upstream, outside: Outside) -> tuple[IPNetwork, ...]:
 
 
 def transit_gateways(upstream: Upstream) -> tuple[Interface, ...]:
-    """The gateway's addresses, each with the upstream's subnet of that family."""
+    """Return the gateway's addresses, each with the upstream's subnet of that family."""
     return tuple(
         on_link(side.gateway, side.subnet.prefixlen)
         for side in map(upstream.side, FAMILIES)
@@ -31,57 +31,53 @@ def transit_gateways(upstream: Upstream) -> tuple[Interface, ...]:
 def addresses_on_upstream(
     upstream: Upstream, outside: Outside, published: Published
 ) -> tuple[Interface, ...]:
-    """All addresses of the namespace on its upstream."""
+    """Return all addresses of the namespace on its upstream."""
     own = []
     if outside.address is not None and upstream.subnet is not None:
         own.append(on_link(outside.address, upstream.subnet.prefixlen))
     if outside.address6 is not None:
         on = upstream.subnet6 if shares_subnet6(upstream, outside) else None
         own.append(on_link(outside.address6, on.prefixlen if on else 128))
-    # Guests' ones are without the subnet's prefix, or masquerading might take one of them.
+    # Guests' addresses have no subnet, or masquerading might take one of them.
     return (*own, *(on_link(each, each.max_prefixlen) for each in published.addresses))
 
 
 def shares_subnet6(upstream: Upstream, outside: Outside) -> bool:
-    """Whether the upstream's IPv6 subnet is the upstream link's alone.
+    """True if the upstream's IPv6 subnet is on-link on the upstream's side.
 
-    It is not where guests have all of it: then it leads to them.
+    False if guests have all of the subnet: then it leads to them.
     """
     subnet = upstream.subnet6
     return subnet is not None and not any(map(subnet.subnet_of, outside.proxied))
 
 
 def stations(upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
-    """Known stations on the upstream that the namespace has no on-link prefix for."""
-    subnet = _subnet6(upstream)
+    """Yield known stations on the upstream that are in no on-link prefix of the namespace."""
+    subnet: Container[object] = upstream.subnet6 or ()
     covered = outside.address6 is not None and shares_subnet6(upstream, outside)
-    known = (upstream.gateway6, *(each for each in upstream.dns if each in subnet))
-    for each in dict.fromkeys(known):
+    candidates = (upstream.gateway6, *(each for each in upstream.dns if each in subnet))
+    for each in dict.fromkeys(candidates):
         if not isinstance(each, IPv6Address) or each.is_link_local:
             continue
         if not (covered and each in subnet):
             yield each
 
 
-def _subnet6(upstream: Upstream) -> Container[object]:
-    return upstream.subnet6 if upstream.subnet6 is not None else ()
-
-
 def answered_stations(
     network: Network, upstream: Upstream, outside: Outside
 ) -> Iterable[IPv6Address]:
-    """Stations outside that guests believe to be on their own link."""
+    """Yield stations outside that guests believe to be on their own link."""
     for station in stations(upstream, outside):
         if any(station in prefix for prefix in outside.proxied):
             yield station
 
 
 def has_ipv6(network: Network) -> bool:
-    """Whether a network's namespace speaks IPv6 at all."""
+    """True if a network's namespace speaks IPv6 at all."""
     return any(subnet.interface.version == 6 for subnet in network.subnets)
 
 
 def leaves_by_ipv6(network: Network, outside: Outside) -> bool:
-    """Whether anything of the network leaves, or arrives, in IPv6."""
+    """True if the network's IPv6 packets leave, or arrive."""
     own = outside.address6 or outside.routed or outside.proxied
     return has_ipv6(network) and bool(own)

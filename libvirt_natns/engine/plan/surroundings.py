@@ -10,13 +10,12 @@ from libvirt_natns.records import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What ``make`` must know of the machine.
+    """Facts about the machine that ``make`` needs.
 
-    Both patches' MTU in octets, the firewall's backend, dnsmasq's configuration
-    (None where there is none), and whether libvirt runs a dnsmasq that has
-    nothing to do any more.  ``carried`` is the MTU of the private bridge where it is
-    smaller than that of its patch, ``leasing`` the DHCP client, where the upstream
-    asks for one.
+    MTUs are in octets.  ``dnsmasq`` is None where there is none.  ``idle``: libvirt runs a
+    dnsmasq that has nothing to do any more.  ``carried`` is the MTU of the private bridge
+    if it is smaller than its patch's.  ``leasing`` is the DHCP client, if the upstream
+    needs one.
     """
 
     private_mtu: int
@@ -29,19 +28,19 @@ class Surroundings:
 
 
 def path_mtu(private: int, upstream: int, assumed: int) -> int | None:
-    """The MTU that guests must be told: the smallest, unless it is what they assume."""
+    """Return the MTU to announce to guests; None if they assume it anyway."""
     smallest = min(private, upstream)
     return smallest if smallest < assumed else None
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What guests, and the network itself, offer to the upstream."""
+    """Forwards and static NAT of guests, and of the network itself."""
 
     forwards: tuple[Forward, ...] = ()
     statics: tuple[StaticNat, ...] = ()
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Upstream addresses of guests' own."""
+        """The guests' own upstream addresses."""
         return tuple(dict.fromkeys(static.address for static in self.statics))

@@ -8,10 +8,9 @@ from libvirt_natns.engine.operations.links import Settings
 from libvirt_natns.engine.plan.segment import answered_stations, has_ipv6, leaves_by_ipv6
 from libvirt_natns.model import Network, Outside, Upstream
 
-# A namespace starts with a copy of the host's settings, so none is left to
-# chance.  ip_forward comes first: writing it resets the others.  Those of "all" reach
-# links that are there, and most take effect on any link where "all" has them; those of
-# "default" reach links that are to come.
+# A namespace starts with a copy of the host's settings, so each is set.  ip_forward
+# comes first: writing it resets the others.  Values of "all" reach links that are there,
+# and most of them hold for any link.  Values of "default" reach links to come.
 SYSCTLS = (
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/icmp_echo_ignore_broadcasts", "1"),
@@ -19,20 +18,20 @@ SYSCTLS = (
         (f"net/ipv4/conf/{which}/{key}", value)
         for key, value in (
             ("rp_filter", "1"),
-            # The gateway's address must not be answered for on the upstream's side,
-            # nor any private address.
+            # On the upstream's side the namespace must answer neither for the gateway's
+            # address nor for any private one.
             ("arp_ignore", "1"),
             ("arp_announce", "2"),
             ("arp_filter", "0"),
             ("proxy_arp", "0"),
             ("proxy_arp_pvlan", "0"),
-            # No entry of a neighbour that was not asked for.
+            # Unsolicited ARP makes no neighbour entry.
             ("arp_accept", "0"),
             ("accept_local", "0"),
             ("route_localnet", "0"),
             ("bc_forwarding", "0"),
-            # A router that serves one bridge never knows a better one for its guests,
-            # and believes no neighbour who says so.
+            # A router that serves one bridge knows no better router for its guests, and
+            # believes no redirect.
             ("accept_redirects", "0"),
             ("secure_redirects", "0"),
             ("send_redirects", "0"),
@@ -45,15 +44,14 @@ SYSCTLS = (
 )
 
 
-# Without a subnet of it, IPv6 stays as libvirt has it for an isolated network:
-# inside the bridge.
+# Without an IPv6 subnet, IPv6 stays inside the bridge, as on libvirt's isolated networks.
 SYSCTLS_WITHOUT_IPV6 = (
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
 )
 
 
-# Those of "all" reach links that are there; the others, links that are to come.
+# Values of "all" reach links that are there; values of "default", links to come.
 SYSCTLS_WITH_IPV6 = (
     ("net/ipv6/conf/all/forwarding", "1"),
     ("net/ipv6/conf/all/accept_dad", "0"),
@@ -68,10 +66,10 @@ SYSCTLS_WITH_IPV6 = (
 )
 
 
-# In this order: what counts when a link begins to speak IPv6 comes before that it does.
+# Order: values that count when a link begins to speak IPv6 come before that.
 LINK_SYSCTLS = (
-    # The link's own address follows from its MAC, which is nobody else's, and is
-    # usable at once: whoever waits for it need not wait for two seconds more.
+    # The link's own address follows from its MAC, which is unique.  Without duplicate
+    # address detection the address is usable at once, not after two seconds.
     ("addr_gen_mode", "0"),
     ("accept_dad", "0"),
     ("autoconf", "0"),
@@ -79,29 +77,30 @@ LINK_SYSCTLS = (
 )
 
 
-# A router tells the way by its advertisements, and nothing else.
+# A router's advertisements give the default route alone.
 ADVERTISED = (
     ("accept_ra", "2"),
     ("accept_ra_defrtr", "1"),
     ("accept_ra_pinfo", "0"),
-    # The first question may come before the bridge lets it through.
+    # The first solicitation may come before the bridge forwards it.
     ("router_solicitation_interval", "1"),
 )
 
 
 def namespace_settings(network: Network) -> Settings:
+    """Return the settings of a namespace as a whole."""
     more = SYSCTLS_WITH_IPV6 if has_ipv6(network) else SYSCTLS_WITHOUT_IPV6
     return Settings(names.namespace(network.name), SYSCTLS + more)
 
 
 def link_settings(network: Network, upstream: Upstream, outside: Outside) -> Settings:
-    """How both links of a namespace speak IPv6."""
+    """Return the IPv6 settings of both links of a namespace."""
     advertised = upstream.gateway6 is None
     more = ADVERTISED if advertised else (("accept_ra", "0"),)
     off = "0" if leaves_by_ipv6(network, outside) else "1"
     inner, out = network.bridge or "", names.UPSTREAM_LINK
     proxy = "1" if any(answered_stations(network, upstream, outside)) else "0"
-    # ndppd hears guests claim addresses; the kernel learns of them only so.
+    # The kernel learns guests' addresses from their unsolicited advertisements, for ndppd.
     heard = "1" if outside.proxied else "0"
     return Settings(
         names.namespace(network.name),

@@ -12,11 +12,11 @@ from libvirt_natns.model import Upstream
 
 
 def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
-    """What the host itself needs for a completed upstream of kind "host".
+    """Return the host's own part of a completed upstream of kind "host".
 
-    ``forwarding`` names the interfaces that must forward IPv4 besides the bridge:
-    those that the host's own routes to the outside use.  In IPv6 forwarding is
-    a matter of the whole host, and not decided here.
+    ``forwarding`` names the interfaces that must forward IPv4 besides the bridge: the host's
+    own routes to the outside use them.  IPv6 forwarding concerns the whole host, and is not
+    decided here.
     """
     assert upstream.bridge and upstream.subnet and upstream.gateway
     gateways: list[Interface] = [on_link(upstream.gateway, upstream.subnet.prefixlen)]
@@ -32,17 +32,17 @@ def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
         *([] if len(gateways) < 2 else _transit6(upstream.bridge)),
         Addresses(None, upstream.bridge, tuple(gateways)),
         *(Sysctl(None, key, "1") for key in keys),
-        # So that forwards answer on 127.0.0.1, too; the rules keep the bridge's
-        # other side from using it.
+        # Forwards answer on 127.0.0.1, too.  The rules keep the bridge's other side from
+        # using that.
         Sysctl(None, f"net/ipv4/conf/{upstream.bridge}/route_localnet", "1"),
     )
 
 
 def _transit6(bridge: str) -> Iterable[Sysctl]:
-    """A transit bridge that speaks IPv6 and believes nobody on it.
+    """Yield settings of a transit bridge that speaks IPv6 and accepts no advertisement.
 
-    Nobody else has its addresses.  Looked for all the same, they would not be there yet
-    when the first network's first packets come: the look begins with the first port.
+    The bridge's addresses are unique.  Duplicate address detection begins with the first
+    port, and would hold the addresses back from the first network's first packets.
     """
     for key, value in (
         ("accept_dad", "0"),

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Metadata becomes claims here: forwards and addresses with nothing left to look up."""
+"""From metadata to claims: forwards and static NAT, with all addresses and ports."""

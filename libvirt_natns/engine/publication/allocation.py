@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is chosen for guests and networks that publish something, and kept.
+"""Choices for guests and networks that publish something: made once, and kept.
 
-Addresses by DHCP, free ports, addresses of a guest's own: decided once, and the
-same ever after.
+The choices are DHCP addresses, free ports, and upstream addresses of guests.
 """
 
 from collections.abc import Collection, Iterable
@@ -29,10 +28,10 @@ from libvirt_natns.upstream import routers
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What is chosen for guests, and kept in the tables.
+    """Choices for guests, kept in the tables.
 
-    ``asks`` False asks no neighbours whether an address is free: inside a transaction,
-    all other writers would wait for the answer.
+    Without ``asks``, no neighbour is asked whether an address is free: inside a
+    transaction, all other writers would wait for the answer.
     """
 
     config: Config
@@ -60,7 +59,7 @@ class Allocation:
 
     def port(self, request: AutoPortRequest) -> int:
         kept = self.registry.chosen_port(request.key)
-        # In one transaction, or two starts at once would choose the same.
+        # In two transactions, two starts at once would choose the same port.
         with self.store.transaction():
             fits = kept is not None and self._is_free_still(request, kept)
             port = kept if fits else self._free_port(request)
@@ -73,12 +72,12 @@ class Allocation:
                 f"enlarge auto_ports in {names.CONFIG_FILE}",
             )
         if kept not in (None, port):
-            said = f"{request.owner_name}: {request.key.proto} port {kept} is taken, {port} instead"
-            note(self.observer, "choose a port", request.attachment.network.name, [said])
+            line = f"{request.owner_name}: {request.key.proto} port {kept} is taken, {port} instead"
+            note(self.observer, "choose a port", request.attachment.network.name, [line])
         return port
 
     def _is_free_still(self, request: AutoPortRequest, port: int) -> bool:
-        """Whether nobody has taken a port that was chosen, while its owner did not use it."""
+        """True if a chosen port is still free: its owner may not have used it for a while."""
         upstream = request.attachment.upstream
         shared = upstream.kind == "host"
         scope = Scope("" if shared else upstream.name, upstream.is_transit)
@@ -92,14 +91,14 @@ class Allocation:
             each.proto == request.key.proto and each.first == port
             for each in self.registry.forwards(owner=request.key.owner)
         ):
-            # In force already: it stays so, whatever has come up in the host since.
+            # A port in force stays so, whatever program listens in the host since.
             return True
         return port not in listening_ports.listening(request.key.proto)
 
     def _free_port(self, request: AutoPortRequest) -> int | None:
-        """The first port for start="auto" that nobody uses and that is kept for nobody.
+        """Return the first port for start="auto" that is neither used nor kept for an owner.
 
-        Where there is none, one that was kept for somebody who is not there any more.
+        Without such a port, return a port that was kept for an owner that has gone.
         """
         proto = request.key.proto
         kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
@@ -133,7 +132,7 @@ class Allocation:
         present = {static.address for static in mine}
 
         def probe(addresses: Collection[Address]) -> set[Address]:
-            # The namespace itself answers for those in force.
+            # The namespace itself answers for addresses in force.
             asked = [address for address in addresses if address not in present]
             if not asked or not upstream.probe or not self.asks:
                 return set()

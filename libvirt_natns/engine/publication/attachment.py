@@ -8,15 +8,13 @@ from libvirt_natns.model import Network, Nic, Outside, Upstream
 from libvirt_natns.records import dataclass
 
 ANY = IPv4Address(0)
-
-
 ANY6 = IPv6Address(0)
-"""Stand for all addresses of the host, where an upstream of kind "host" listens."""
+"""All addresses of the host, on which a forward of an upstream of kind "host" listens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A guest's NIC in a network of ours, and what that has on its upstream."""
+    """A guest's NIC in a network of ours, with the network's upstream addresses."""
 
     nic: Nic
     network: Network
@@ -24,10 +22,10 @@ class Attachment:
     outside: Outside
 
     def is_public(self, address: Address) -> bool:
-        """Whether the outside knows an address in the network as it is."""
+        """True if stations outside use an address in the network untranslated."""
         return any(address in subnet for subnet in self.outside.public)
 
     def reached_by(self, family: Family) -> bool:
-        """Whether anybody outside gets to the network by that family."""
+        """True if the network is reached from outside in that family."""
         public = family == 6 and bool(self.outside.public)
         return public or self.outside.of(family) is not None

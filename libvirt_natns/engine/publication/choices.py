@@ -12,7 +12,7 @@ from libvirt_natns.state.guests import PortKey
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """What tells one forward from another of the same owner, as its metadata has it."""
+    """Attributes that tell one forward from another of the same owner, as in its metadata."""
 
     network: str | None
     mac: str | None
@@ -30,7 +30,7 @@ class Selector:
 
 
 def selector(wanted: PortForward) -> Selector:
-    """The selector of a forward."""
+    """Return the selector of a forward."""
     address, guest = wanted.address, wanted.guest_address
     return Selector(
         wanted.network,
@@ -42,10 +42,10 @@ def selector(wanted: PortForward) -> Selector:
 
 @dataclass(frozen=True, slots=True)
 class AutoPortRequest:
-    """A range with start="auto".
+    """A request for the port of a range with start="auto".
 
-    ``listens`` is where, ``targets`` where it leads to; ``avoided`` are the owner's own
-    fixed ports of that protocol.
+    ``listens`` are the addresses on which the forward listens, ``targets`` those to which
+    it leads.  ``avoided`` are the owner's own fixed ports of that protocol.
     """
 
     key: PortKey
@@ -57,18 +57,18 @@ class AutoPortRequest:
 
 
 class Choices(Protocol):
-    """What is decided once and kept."""
+    """Decisions that are made once and kept."""
 
     def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
-        """Whether the NIC's address of a family can be known."""
+        """True if the NIC's address of a family can be known."""
 
     def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
-        """The NIC's DHCP address, reserved for it if it has none yet."""
+        """Return the NIC's DHCP address; reserve an address for a NIC without one."""
 
     def port(self, request: AutoPortRequest) -> int:
-        """A free port for start="auto", the same for one key unless somebody else has it."""
+        """Return a free port for start="auto", the same for one key unless others have it."""
 
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
     ) -> Address:
-        """The upstream address of a guest's own."""
+        """Return the upstream address of a guest's static NAT."""

@@ -15,6 +15,10 @@ from libvirt_natns.state.guests import Registry
 def reserve_address(
     registry: Registry, owner: str, attachment: Attachment, family: Family
 ) -> Address:
+    """Return the NIC's reserved address, or reserve one of the network's DHCP range.
+
+    Raises ConflictError.
+    """
     network, mac = attachment.network, attachment.nic.mac
     if kept := registry.reservation(network.uuid, mac, family):
         return registry.reserve(network.uuid, mac, owner, [kept], lambda _: False, family)
@@ -36,10 +40,10 @@ def _reserve_free(
     network, mac = attachment.network, attachment.nic.mac
     leased, fixed = guest_leases.present(network.bridge or ""), fixed_addresses(network)
     spans = ranges_of(network, family)
-    # Where the outside knows the addresses as they are, nothing is translated.
+    # Ranges that are not translated come first.
     spans.sort(key=lambda span: not attachment.is_public(span.first))
 
-    known = {mac, *registry.reservations(network.uuid, family), *fixed_macs(network)}
+    nics = {mac, *registry.reservations(network.uuid, family), *fixed_macs(network)}
 
     def inside(address: Address) -> bool:
         return address not in fixed and any(address in span for span in spans)
@@ -51,24 +55,24 @@ def _reserve_free(
         if not inside(address):
             return False
         holder = leased.get(address, mac)
-        stranger = guest_leases.is_stranger(network.bridge or "", holder, known)
+        stranger = guest_leases.is_stranger(network.bridge or "", holder, nics)
         return holder == mac or stranger
 
-    # Its present lease first, then free addresses, then leases of strangers.
+    # The NIC's present lease comes first, then free addresses, then leases of strangers.
     own = [address for address, holder in leased.items() if holder == mac]
     candidates = chain(filter(is_free, chain(own, pool.listed(spans))), filter(usable, leased))
     return registry.reserve(network.uuid, mac, owner, candidates, usable, family)
 
 
 def is_tenable(attachment: Attachment, address: Address) -> bool:
-    """Whether a reservation still holds.
+    """True if a reservation still holds.
 
-    The network's XML may have changed.  And dnsmasq learns of a reservation only
-    when the guest starts: somebody else may have leased the address just before.
+    The network's XML may have changed.  dnsmasq learns of a reservation only when the
+    guest starts, so another guest may have leased the address just before.
     """
     network = attachment.network
     taken = fixed_addresses(network)
     inside = any(address in subnet.network for subnet in network.subnets)
     holder = guest_leases.present(network.bridge or "").get(address, attachment.nic.mac)
-    # Of some clients of DHCPv6 nobody learns the MAC address.
+    # The MAC address of some DHCPv6 clients is unknown.
     return inside and address not in taken and holder in (attachment.nic.mac, "")

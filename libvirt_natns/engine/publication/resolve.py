@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""From a guest's metadata to forwards with nothing left to look up: pure.
+"""From metadata to forwards and static NAT, with all addresses and ports: pure.
 
-What has to be looked up or chosen (a reservation, a free port, an address of
-one's own) comes through ``Choices``.
+Reservations, free ports and upstream addresses come through ``Choices``.
 """
 
 from collections.abc import Iterator
@@ -33,24 +32,23 @@ from libvirt_natns.state.guests import Claims, PortKey
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose a forward is; ``name`` says in messages what it is, too."""
+    """The owner of a forward, with its name in messages: "guest web"."""
 
     uuid: str
     name: str
     forwards: tuple[PortForward, ...]
 
     def fixed(self, proto: model.Protocol) -> tuple[tuple[int, int], ...]:
-        """The ports that it wants by number."""
+        """Return the ports that the owner wants by number."""
         mine = (each for each in self.forwards if each.proto == proto)
         return tuple((first, last) for each in mine for first, last, _, _ in spans(each))
 
 
 def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> Claims:
-    """All that a guest publishes.
+    """Return all claims of a guest.
 
-    ``attachments`` are its NICs in networks of ours, in the domain's order; with
-    none, nothing in its metadata counts.  Raises DocumentError for what can
-    never hold.
+    ``attachments`` are its NICs in networks of ours, in the domain's order.  Without any,
+    the metadata does not count.  Raises DocumentError for metadata that can never hold.
     """
     if domain.nat is None or not attachments:
         return Claims(domain.uuid)
@@ -67,17 +65,17 @@ def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> 
 
 
 def of_network(network: Network, upstream: Upstream, outside: Outside, choices: Choices) -> Claims:
-    """What a network's own metadata publishes."""
+    """Return all claims of a network's own metadata."""
     at = Attachment(Nic(""), network, upstream, outside)
-    wishes = network.nat.forwards if network.nat else ()
-    owner = Owner(network.uuid, f"network {network.name}", wishes)
-    found: list[Forward] = []
-    for wanted in wishes:
-        # The document is refused without one.
+    port_forwards = network.nat.forwards if network.nat else ()
+    owner = Owner(network.uuid, f"network {network.name}", port_forwards)
+    forwards: list[Forward] = []
+    for wanted in port_forwards:
+        # A document without a guestAddress is refused.
         if wanted.guest_address is not None:
             way = way_to(owner.name, wanted, at, wanted.guest_address, set())
-            found += _made(owner, wanted, at, [way], choices)
-    return Claims(network.uuid, tuple(found))
+            forwards += _made(owner, wanted, at, [way], choices)
+    return Claims(network.uuid, tuple(forwards))
 
 
 def _forwards(
@@ -102,10 +100,10 @@ def _forwards(
 def _families(
     domain: Domain, wanted: PortForward, at: Attachment, choices: Choices
 ) -> list[Family]:
-    """The families in which something is published.
+    """Return the families in which a forward is published.
 
-    The one that it names; else all in which the network is reached and the guest's
-    address can be known.  Raises ConflictError where there is none.
+    A named family counts; else all families in which the network is reached and the
+    guest's address can be known.  Raises ConflictError where there is none.
     """
     asked = (wanted.family,) if wanted.family else FAMILIES
     reached = [family for family in asked if at.reached_by(family)]
@@ -115,8 +113,8 @@ def _families(
             f" {' or '.join(f'IPv{family}' for family in asked)} on upstream {at.upstream.name}",
             "publish nothing there, or give the upstream addresses of that family",
         )
-    known = [family for family in reached if choices.knows(domain, at, family)]
-    return reached if wanted.guest_address else known or reached[:1]
+    resolvable = [family for family in reached if choices.knows(domain, at, family)]
+    return reached if wanted.guest_address else resolvable or reached[:1]
 
 
 def _made(

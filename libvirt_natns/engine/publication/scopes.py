@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where claims must be unique, and forwards that the host itself cannot serve."""
+"""Scopes in which claims must be unique, and forwards that the host itself cannot serve."""
 
 from collections.abc import Collection, Iterable
 
@@ -16,10 +16,10 @@ from libvirt_natns.upstream import routers
 
 
 def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
-    """Where the claims of each of these networks must be unique, by its uuid.
+    """Return the scope in which each network's claims must be unique, by uuid.
 
-    All upstreams of kind "host" are one: they share the host's addresses.  Networks
-    on a router share that one's.
+    All upstreams of kind "host" are one scope: they share the host's addresses.  Networks
+    on a router share the router's addresses.
     """
     records = [record for uuid in networks if (record := store.network(uuid))]
     return {
@@ -33,9 +33,8 @@ def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
 def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Address]) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
-    Those that listen on an address that is none of the host's ``addresses``, or
-    would take a port away from one of its programs.  Raises DocumentError or
-    ConflictError.
+    Such a forward listens on an address that is not among the host's ``addresses``.  Or
+    its port belongs to a program of the host.  Raises DocumentError or ConflictError.
     """
     sharing = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
     routers.check_claims(claims.forwards, {uuid: name for uuid, name in sharing.items() if name})
@@ -68,7 +67,7 @@ def claim_for_network(
     outside: Outside,
     held: Collection[Forward] = (),
 ) -> None:
-    """Take all that a network's own metadata publishes; ``held`` is in force already.
+    """Claim the forwards of a network's own metadata; ``held`` are in force already.
 
     Raises DocumentError or ConflictError.
     """

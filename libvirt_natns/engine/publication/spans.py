@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Port ranges of a forward, without excluded ones."""
+"""Port ranges of a forward, without the excluded ports."""
 
 from libvirt_natns.model import PortForward, PortRange
 
 Span = tuple[int, int, int, int]
-"""First and last port, and the first and last port that they lead to."""
+"""First and last port, and the first and last port of the target."""
 
 
 def spans(forward: PortForward) -> list[Span]:
-    """Its ports without the excluded ones."""
+    """Return a forward's fixed ports without the excluded ones."""
     excluded = sorted(
         (span.start, span.end) for span in forward.ranges if span.exclude and not span.auto
     )
-    found = []
+    spans = []
     for span in forward.ranges:
         if not span.exclude and not span.auto:
-            found += _without(span, excluded)
-    return found
+            spans += _without(span, excluded)
+    return spans
 
 
 def _without(span: PortRange, excluded: list[tuple[int, int]]) -> list[Span]:
-    found = []
+    spans = []
     start = span.start
     for first, last in [*excluded, (span.end + 1, span.end + 1)]:
         if first > start and start <= span.end:
             end = min(first - 1, span.end)
             to = span.to if span.onto_one else span.to + start - span.start
-            found.append((start, end, to, to if span.onto_one else to + end - start))
+            spans.append((start, end, to, to if span.onto_one else to + end - start))
         start = max(start, last + 1)
-    return found
+    return spans

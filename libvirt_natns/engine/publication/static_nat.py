@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Upstream addresses of guests: static NAT."""
+"""Static NAT: upstream addresses of single guests."""
 
 from libvirt_natns.addresses import Family
 from libvirt_natns.engine.publication.attachment import Attachment
@@ -11,7 +11,10 @@ from libvirt_natns.model import AddressRequest, Domain, StaticNat
 def select_nic(
     domain: Domain, element: str, network: str | None, mac: str | None, among: list[Attachment]
 ) -> Attachment:
-    """The NIC that an element's ``network`` or ``mac`` names; without either, the first."""
+    """Return the NIC that an element's ``network`` or ``mac`` names; else the first NIC.
+
+    Raises DocumentError.
+    """
     for attachment in among:
         if network in (None, attachment.network.name) and mac in (None, attachment.nic.mac):
             return attachment
@@ -24,7 +27,10 @@ def select_nic(
 
 
 def check_requests(domain: Domain, attachments: list[Attachment]) -> None:
-    """Refuse two addresses for one NIC, and one for two, which the metadata alone does not show."""
+    """Refuse two addresses for one NIC, and one address for two NICs.
+
+    The metadata alone does not show either.  Raises DocumentError.
+    """
     nics, addresses = set(), set()
     for request in domain.nat.addresses if domain.nat else ():
         at = select_nic(domain, "address", request.network, request.mac, attachments)
@@ -48,6 +54,7 @@ def check_requests(domain: Domain, attachments: list[Attachment]) -> None:
 def static_nat(
     domain: Domain, request: AddressRequest, attachments: list[Attachment], choices: Choices
 ) -> StaticNat:
+    """Return the static NAT of an <natns:address>.  Raises ConflictError or LeaseError."""
     at = select_nic(domain, "address", request.network, request.mac, attachments)
     if at.upstream.is_transit:
         raise ConflictError(
@@ -67,7 +74,7 @@ def static_nat(
 
 
 def _family_of(request: AddressRequest, at: Attachment) -> Family:
-    """The family of an address of a guest's own: "auto" is IPv4, where there is any."""
+    """Return the family of a requested address: "auto" is IPv4, if the network has it."""
     if request.address is not None:
         return 4 if request.address.version == 4 else 6
     return 4 if at.outside.address is not None or at.outside.address6 is None else 6

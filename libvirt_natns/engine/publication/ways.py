@@ -12,9 +12,9 @@ from libvirt_natns.records import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Where a forward listens (None: nowhere), and where it leads to.
+    """The address on which a forward listens, None for no address, and its target.
 
-    ``direct``: clients may use the target's own address, on ports that stay as they are.
+    ``direct``: clients may use the target's own address, on ports that are not translated.
     """
 
     listen: Address | None
@@ -22,7 +22,7 @@ class Way:
     direct: bool = False
 
     def address(self, span: Span) -> Address | None:
-        """Where these ports listen."""
+        """Return the address on which these ports listen."""
         first, last, to, to_last = span
         unchanged = (first, last) == (to, to_last)
         return self.target if self.direct and unchanged else self.listen
@@ -31,7 +31,10 @@ class Way:
 def way_to(
     who: str, wanted: PortForward, at: Attachment, target: Address, own: set[Address]
 ) -> Way:
-    """How a guest's address is reached: by one of the network's, or of its ``own``."""
+    """Return how a guest's address is reached: by the network's address, or one of ``own``.
+
+    Raises DocumentError.
+    """
     family: Family = 4 if target.version == 4 else 6
     public = at.is_public(target)
     if wanted.address is None:
@@ -40,7 +43,7 @@ def way_to(
         return Way(listen, target, public)
     if public and wanted.address == target:
         return Way(None, target, True)
-    # Any address of the host's, 127.0.0.1 too, or of the router's: who has it, checks it.
+    # Any address of the host or router will do, 127.0.0.1 too.  It is checked there.
     if not at.upstream.is_transit:
         _check_listen(who, wanted.address, {*at.outside.addresses, *own})
     return Way(wanted.address, target)
@@ -48,8 +51,8 @@ def way_to(
 
 def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:
     if wanted not in own:
-        known = [each for each in own if not is_stand_in(each)]
-        listed = ", ".join(map(str, sorted(known, key=by_family))) or "those that it will have"
+        leased = [each for each in own if not is_stand_in(each)]
+        listed = ", ".join(map(str, sorted(leased, key=by_family))) or "those that it will have"
         raise DocumentError(
             f"{who}: <natns:portForward address='{wanted}'> is not an address of its network",
             f"use one of {listed}, or leave it out",
@@ -59,6 +62,10 @@ def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:
 def target_of(
     domain: Domain, wanted: PortForward, at: Attachment, choices: Choices, family: Family
 ) -> Address:
+    """Return a forward's target: the given address, or the NIC's DHCP address.
+
+    Raises DocumentError or ConflictError.
+    """
     if wanted.guest_address is None:
         return choices.target(domain, at, family)
     reachable = [subnet.network for subnet in at.network.subnets]

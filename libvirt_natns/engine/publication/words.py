@@ -6,19 +6,19 @@ from libvirt_natns.model import Forward, StaticNat, is_stand_in
 
 
 def ports(first: int, last: int) -> str:
-    """A range of ports: one alone, or "8000-8010"."""
+    """Return a range of ports: a single port, or "8000-8010"."""
     return str(first) if first == last else f"{first}-{last}"
 
 
 def listening(address: Address) -> str:
-    """Where a forward listens: its address, or "*" for all of the host's."""
+    """Return the address on which a forward listens, or "*" for all of the host's."""
     if is_stand_in(address):
         return "(no lease)"
     return str(address) if int(address) else "*"
 
 
 def in_words(claim: Forward | StaticNat) -> str:
-    """A forward or an address of a guest's own, in words."""
+    """Return a forward or static NAT, in words."""
     if isinstance(claim, StaticNat):
         allowed = ", ".join(f"{each.proto} {ports(each.first, each.last)}" for each in claim.ports)
         return f"address {claim.address} -> {claim.target}" + (f" ({allowed})" if allowed else "")
@@ -29,5 +29,5 @@ def in_words(claim: Forward | StaticNat) -> str:
 
 
 def at_port(address: Address, port: str) -> str:
-    """An address with ports, as in a URL: "192.0.2.1:80", "[2001:db8::1]:80", "*:80"."""
+    """Return an address with ports, as in a URL: "192.0.2.1:80", "[2001:db8::1]:80", "*:80"."""
     return f"{bracketed(listening(address))}:{port}"

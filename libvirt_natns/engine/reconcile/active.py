@@ -16,7 +16,6 @@ from libvirt_natns.upstream.selection import verdict
 Active = Mapping[str, bytes]
 """Networks that libvirt has active: their XML by uuid."""
 
-
 Ask = Callable[[], Active | None]
 """Asks libvirt for the active networks; returns None where libvirt does not answer.
 
@@ -46,7 +45,6 @@ def no_guests() -> None:
 
 Finding = tuple[str, str]
 """A network's name, or "host" for the part that networks share, and a difference in words."""
-
 
 NOT_ACTIVE = "is not active in libvirt any more"
 GIVEN_UP = "is left over from a start that libvirt gave up"

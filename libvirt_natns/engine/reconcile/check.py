@@ -41,8 +41,8 @@ def network_differences(engine: Engine, record: Record) -> list[str]:
             return [f"no {what} of upstream {upstream.name} is leased" for what in lacks]
         plan = engine.planner.plan(network, upstream)
         configured = selection.upstream_of(network, engine.config)
-        found = dhcp.differences(engine.store, record, network, upstream, configured)
-        return found + plan_differences(engine.kernel, plan)
+        lines = dhcp.differences(engine.store, record, network, upstream, configured)
+        return lines + plan_differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]
 
@@ -67,7 +67,7 @@ def host_obstacles(engine: Engine) -> tuple[str, ...]:
 
 
 def missed(engine: Engine, ask: Ask) -> list[Finding]:
-    """Return starts and stops that no hook told of, and leftovers without a record."""
+    """Return starts and stops without a hook's event, and leftovers without a record."""
     records = engine.store.networks("preparing", "starting", "up")
     active = ask()
     # A network that was up before a reboot has left nothing.

@@ -24,7 +24,10 @@ def release_all(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
     records = engine.store.networks("preparing", "starting", "up")
     done = [
         repair_all(engine, _releases(engine, records, ask(), renew)),
-        repair_all(engine, _forgettings(engine)),
+        repair_all(
+            engine,
+            ((guest.name, partial(_forget, guest.uuid)) for guest in engine.registry.guests()),
+        ),
         repair_all(engine, [("host", Engine.ensure_host)]),
         repair_all(engine, [("dnsmasq", tidy_trials)]),
     ]
@@ -44,11 +47,6 @@ def _releases(
         name = record.name if record else namespace or uuid
         again = renew and record is not None and _alone(record, records)
         yield name, partial(_release, uuid, namespace, documents, again)
-
-
-def _forgettings(engine: Engine) -> Iterator[Repair]:
-    for guest in engine.registry.guests():
-        yield guest.name, partial(_forget, guest.uuid)
 
 
 def _forget(guest: str, engine: Engine) -> list[str]:

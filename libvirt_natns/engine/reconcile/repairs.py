@@ -20,10 +20,8 @@ from libvirt_natns.state.networks import Store
 Repair = tuple[str, Callable[[Engine], list[str]]]
 """A network's name, and a function that repairs the network and returns what was wrong."""
 
-
 WORKERS = 8
 """Networks that are repaired at once."""
-
 
 ROUNDS = 3
 """Repairs of one network, at most, whose XML in libvirt changes at the same time."""

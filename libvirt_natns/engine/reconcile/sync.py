@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command sync: everything that differs from the records, or from libvirt, is repaired.
 
-Nothing here calls libvirt: the caller hands over a way to ask which networks and guests are
-active.  libvirt is asked after the records were read.  A network that was recorded as up by
-then and is not active has ended, while a network that starts at the same time is let alone.
+Nothing here calls libvirt: the caller hands over a way to ask which networks and guests
+are active.  libvirt is asked after the records were read.  A network that was recorded as
+up by then and is not active has ended.  A network that starts at the same time is let
+alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +48,6 @@ from libvirt_natns.state.networks import Record, now
 RECENT = 5.0
 """Seconds within which libvirt sends the event of a start that its hooks told us of."""
 
-
 NOT_OURS = "is not to be handled any more"
 
 
@@ -60,7 +60,7 @@ def sync_all(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Out
     adopted = adopt(engine, active or {}, running.domains if running else {})
     done = [
         Outcome(adopted.found, adopted.errors),
-        # First, as another network may have the ended one's name or bridge by now.
+        # Ends come first: another network may have the name or the bridge by now.
         repair_all(engine, _endings(engine, records, here, asked=active is not None)),
         repair_latest(
             engine,

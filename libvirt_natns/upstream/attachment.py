@@ -34,11 +34,11 @@ def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
     if link is None:
         return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
     if upstream.attach == "macvlan":
-        found = _parents_problem(kernel, upstream)
+        fault = _parents_problem(kernel, upstream)
     else:
-        found = _bridges_problem(kernel, upstream, link)
-    if found:
-        return found
+        fault = _bridges_problem(kernel, upstream, link)
+    if fault:
+        return fault
     if not link.up:
         return "is down", f"set it up (ip link set {name} up)"
     return None

@@ -74,7 +74,7 @@ def upstream_of(network: Network, config: Config) -> Upstream:
 def wanted_prefix(network: Network, upstream: Upstream) -> IPv6Network | None:
     """Return the prefix that a network's XML takes from prefixes routed to the upstream."""
     for subnet in _subnets6(network):
-        if any(subnet.subnet_of(each) for each in upstream.prefixes6):
+        if any(subnet.subnet_of(prefix) for prefix in upstream.prefixes6):
             return subnet if subnet.prefixlen <= 64 else subnet.supernet(new_prefix=64)
     return None
 
@@ -84,7 +84,7 @@ def routed(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
     return tuple(
         subnet
         for subnet in _subnets6(network)
-        if any(subnet.subnet_of(each) for each in upstream.prefixes6)
+        if any(subnet.subnet_of(prefix) for prefix in upstream.prefixes6)
     )
 
 
@@ -205,16 +205,16 @@ def _check_routed(network: Network, upstream: Upstream) -> None:
 
     Raises DocumentError.
     """
-    found = routed(network, upstream)
-    if any(subnet.prefixlen < 64 for subnet in found):
+    subnets = routed(network, upstream)
+    if any(subnet.prefixlen < 64 for subnet in subnets):
         raise DocumentError(
-            f"network {network.name}: its subnet {found[0]} is more than a /64 of prefixes6"
+            f"network {network.name}: its subnet {subnets[0]} is more than a /64 of prefixes6"
             f" of upstream {upstream.name}",
             "give it a /64",
         )
-    if len(found) > 1:
+    if len(subnets) > 1:
         raise DocumentError(
-            f"network {network.name}: both {found[0]} and {found[1]} are in prefixes6"
+            f"network {network.name}: both {subnets[0]} and {subnets[1]} are in prefixes6"
             f" of upstream {upstream.name}",
             "a network can have one of them",
         )

@@ -64,18 +64,18 @@ def free6(network: Network) -> IPv6Network:
     private += [route.destination for route in network.routes]
     while True:
         chosen = int(PREFIXES6.network_address) | int.from_bytes(os.urandom(5)) << 80
-        found = IPv6Network((chosen, SUBNET6_LENGTH))
-        if not any(map(found.overlaps, private)):
-            return found
+        prefix = IPv6Network((chosen, SUBNET6_LENGTH))
+        if not any(map(prefix.overlaps, private)):
+            return prefix
 
 
 def _chosen(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -> IPv4Network:
     """Return the transit subnet in IPv4; choose it unless it is chosen."""
-    known = upstream.subnet or store.transit(upstream.name)
-    if known is None or (upstream.subnet is None and _stale(kernel, store, upstream, known)):
+    subnet = upstream.subnet or store.transit(upstream.name)
+    if subnet is None or (upstream.subnet is None and _stale(kernel, store, upstream, subnet)):
         candidates = free(kernel, network, upstream)
-        known = store.choose_transit(upstream.name, candidates, instead_of=known)
-    return known
+        subnet = store.choose_transit(upstream.name, candidates, instead_of=subnet)
+    return subnet
 
 
 def complete(

@@ -92,28 +92,28 @@ def _needs(verbs: RouterLifecycle, say: Say) -> NeedsOf:
         try:
             return verbs.needs(target)
         except (StoreError, SQLError) as error:
-            if not told:
+            if not errors:
                 say(f"the networks of router {target.name} are not known: {error}")
-            told.append(error)
+            errors.append(error)
             return RouterNeeds()
 
-    told: list[Exception] = []
+    errors: list[Exception] = []
     return needs
 
 
 def _upstream(config: Config, name: str, kept: ConfirmedRouter) -> Upstream:
     """Return the upstream as it was confirmed; changes of the configuration do not count."""
-    found = config.upstreams.get(name)
-    if found is None or found.kind != "router":
-        found = Upstream(name, "router", nic=kept.nic)
-        known = kept.target
-        if known is not None:
-            found = replace(
-                found,
-                subnet=IPv4Network(known.transit),
-                subnet6=IPv6Network(known.subnet6) if known.subnet6 else None,
+    upstream = config.upstreams.get(name)
+    if upstream is None or upstream.kind != "router":
+        upstream = Upstream(name, "router", nic=kept.nic)
+        target = kept.target
+        if target is not None:
+            upstream = replace(
+                upstream,
+                subnet=IPv4Network(target.transit),
+                subnet6=IPv6Network(target.subnet6) if target.subnet6 else None,
             )
-    return replace(preflight.confirmed(found, kept), nic=kept.nic)
+    return replace(preflight.confirmed(upstream, kept), nic=kept.nic)
 
 
 # -- the way back ------------------------------------------------------------
@@ -173,8 +173,8 @@ def configure_bare(kept: Capture) -> str:
     if link is None:
         return ""
     with nic_link.session(None) as sock:
-        found = nic_link.find(sock, link)
-    if found is None or found.master:
+        listed = nic_link.find(sock, link)
+    if listed is None or listed.master:
         return link
     present = nic_snapshot.capture(None, link)
     if present.is_bare:

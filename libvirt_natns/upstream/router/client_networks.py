@@ -61,26 +61,26 @@ def neighbours(upstream: str) -> set[Address]:
     record = record_of(upstream)
     if record is None:
         return set()
-    routes = (each for each in record.before.routes if each.family == AF_INET6)
-    known = {*record.target.addresses6, *(each.ip for each in record.before.ipv6)}
-    known |= {each.gateway for each in routes if each.gateway}
-    known |= {record.target.own6} if record.target.own6 else set()
-    return {ip_address(each) for each in known}
+    routes = (route for route in record.before.routes if route.family == AF_INET6)
+    stations = {*record.target.addresses6, *(address.ip for address in record.before.ipv6)}
+    stations |= {route.gateway for route in routes if route.gateway}
+    stations |= {record.target.own6} if record.target.own6 else set()
+    return {ip_address(station) for station in stations}
 
 
 def needs(store: Store, target: Target) -> RouterNeeds:
     """Return the needs of the networks that run on a router."""
     users = {user.uuid: user for user in store.users() if user.upstream == target.name}
-    found = (_published(each, users) for each in Registry(store).forwards())
+    forwards = (_published(forward, users) for forward in Registry(store).forwards())
     return RouterNeeds(
-        tuple(each for each in found if each),
+        tuple(forward for forward in forwards if forward),
         tuple(each for user in users.values() for each in _prefixes(target, user)),
     )
 
 
 def _prefixes(target: Target, user: User) -> tuple[tuple[str, str], ...]:
     """Return the prefixes of a network that the outside knows, with its namespace's address."""
-    own = tuple(each for each in user.subnets if isinstance(each, IPv6Network))
+    own = tuple(subnet for subnet in user.subnets if isinstance(subnet, IPv6Network))
     gateway = user.leased.address6
     if not (own and gateway and target.transit6):
         return ()
@@ -116,15 +116,15 @@ def reattach(store: Store, up: Up, upstream: str) -> list[str]:
 
     Returns in words what differed, and why a network cannot be attached.
     """
-    found = []
+    differing = []
     for record in store.networks("up"):
         if record.this_boot and record.upstream == upstream:
             try:
                 changed = up(libvirt_xml.parse_network(record.document), record.document)
             except NatnsError as error:
                 changed = [str(error)]
-            found += [f"{record.name}: {what}" for what in changed]
-    return found
+            differing += [f"{record.name}: {what}" for what in changed]
+    return differing
 
 
 # -- rules -------------------------------------------------------------------
@@ -135,14 +135,14 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
 
     Only the record of what was loaded is compared, not the kernel.  Raises FirewallError.
     """
-    found = []
+    differing = []
     for record in journal.load_all():
         if not record.is_whole:
             continue
         wanted = nat_rules.rules(record.target, needs(store, record.target))
         if not nat_rules.is_current(record.target, wanted):
-            found += _load(store, record, announce)
-    return found
+            differing += _load(store, record, announce)
+    return differing
 
 
 def _load(store: Store, record: RouterRecord, announce: Callable[[str], None]) -> list[str]:
@@ -203,8 +203,8 @@ def _listens(record: RouterRecord, address: Address) -> bool:
     """True if a router has an address; a leased router may have any IPv4 address."""
     target, before = record.target, record.before
     if address.version == 4:
-        return target.leased or str(address) in {each.ip for each in before.ipv4}
-    kept = {each.ip for each in before.ipv6} - set(target.addresses6)
+        return target.leased or str(address) in {address.ip for address in before.ipv4}
+    kept = {address.ip for address in before.ipv6} - set(target.addresses6)
     return str(address) in kept | {target.own6}
 
 

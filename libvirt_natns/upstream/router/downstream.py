@@ -77,12 +77,12 @@ def transit(target: Target, needs: RouterNeeds) -> LinkConfig:
 def gateways(target: Target, before: Capture) -> LinkConfig | None:
     """Return routes to provider's routers in a subnet that a network may have; None without any."""
     inside = ip_network(target.subnet6) if target.transit6 and target.subnet6 else ()
-    found = {
-        each.gateway
-        for each in before.routes
-        if each.family == AF_INET6 and each.gateway and ip_address(each.gateway) in inside
+    inner_gateways = {
+        route.gateway
+        for route in before.routes
+        if route.family == AF_INET6 and route.gateway and ip_address(route.gateway) in inside
     }
-    routes = tuple((f"{each}/128", None) for each in sorted(found))
+    routes = tuple((f"{gateway}/128", None) for gateway in sorted(inner_gateways))
     return LinkConfig(target.namespace, target.nic, (), routes, ()) if routes else None
 
 

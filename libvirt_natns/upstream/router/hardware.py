@@ -66,10 +66,10 @@ def await_link(kept: Capture) -> str | None:
 
 def _by_mac(sock: Socket, kept: Capture, namespace: str | None) -> str | None:
     wanted = {kept.mac, kept.permanent} - set(NO_MAC)
-    fitting = [each for each in _hardware(sock) if wanted & {each.mac, each.permanent}]
+    fitting = [link for link in _hardware(sock) if wanted & {link.mac, link.permanent}]
     # Another link may have been given a copy of the NIC's MAC address.
-    exact = [each for each in fitting if kept.permanent and each.permanent == kept.permanent]
-    named = [each for each in fitting if each.name == kept.name]
+    exact = [link for link in fitting if kept.permanent and link.permanent == kept.permanent]
+    named = [link for link in fitting if link.name == kept.name]
     for candidates in (named, exact, fitting):
         if len(candidates) == 1:
             return candidates[0].name
@@ -77,9 +77,9 @@ def _by_mac(sock: Socket, kept: Capture, namespace: str | None) -> str | None:
 
 
 def _hardware(sock: Socket) -> Iterator[ListedLink]:
-    for each in nic_link.links(sock):
-        if each.kind in HARDWARE and each.name not in nic_link.RESERVED:
-            yield each
+    for link in nic_link.links(sock):
+        if link.kind in HARDWARE and link.name not in nic_link.RESERVED:
+            yield link
 
 
 def _by_name(sock: Socket, kept: Capture) -> str | None:
@@ -95,9 +95,9 @@ def renamed(kept: Capture, name: str) -> Capture:
     return replace(
         kept,
         name=name,
-        altnames=tuple(each for each in kept.altnames if each != name),
-        rules=tuple(each.renamed(kept.name, name) for each in kept.rules),
-        addresses=tuple(each.relabelled(kept.name, name) for each in kept.addresses),
+        altnames=tuple(altname for altname in kept.altnames if altname != name),
+        rules=tuple(rule.renamed(kept.name, name) for rule in kept.rules),
+        addresses=tuple(address.relabelled(kept.name, name) for address in kept.addresses),
     )
 
 
@@ -108,6 +108,6 @@ def lasting(kept: Capture) -> Capture:
     """
     return replace(
         kept,
-        addresses=tuple(each.for_good() for each in kept.addresses),
-        routes=tuple(replace(each, expires=0) for each in kept.routes),
+        addresses=tuple(address.for_good() for address in kept.addresses),
+        routes=tuple(replace(route, expires=0) for route in kept.routes),
     )

@@ -79,7 +79,7 @@ def servers(
 
 def _usable(text: str) -> list[str]:
     """Return the servers of a file that are neither on the host nor on a link."""
-    found = []
+    usable = []
     for line in text.splitlines():
         words = line.split()
         if len(words) >= 2 and words[0] == "nameserver":
@@ -88,8 +88,8 @@ def _usable(text: str) -> list[str]:
             except ValueError:
                 continue
             if not (address.is_loopback or address.is_link_local):
-                found.append(words[1])
-    return found
+                usable.append(words[1])
+    return usable
 
 
 def wanted(named: tuple[str, ...], before: Resolver, file: Path = FILE) -> Resolver:

@@ -48,7 +48,7 @@ def choose(config: Config, wanted: Upstream, before: Capture, hosts: Collection[
     except FirewallError:
         return Ipv6()
     subnet = wanted.subnet6 or _subnet_of(before)
-    kept = {each.ip for each in before.ipv6} - set(hosts)
+    kept = {address.ip for address in before.ipv6} - set(hosts)
     own = None if kept or subnet is None else _free(wanted, before, subnet)
     if not kept and own is None:
         return Ipv6()
@@ -57,9 +57,9 @@ def choose(config: Config, wanted: Upstream, before: Capture, hosts: Collection[
 
 def _subnet_of(before: Capture) -> IPv6Network | None:
     """Return the subnet by which the outside knows the NIC's addresses, or None."""
-    for each in before.ipv6:
-        if each.prefix < ALONE and ip_address(each.ip) not in UNIQUE_LOCAL:
-            return IPv6Network((each.ip, each.prefix), strict=False)
+    for address in before.ipv6:
+        if address.prefix < ALONE and ip_address(address.ip) not in UNIQUE_LOCAL:
+            return IPv6Network((address.ip, address.prefix), strict=False)
     return None
 
 
@@ -92,8 +92,8 @@ def _candidates(wanted: Upstream, before: Capture, subnet: IPv6Network) -> Itera
 
 
 def _is_taken(before: Capture, address: IPv6Address) -> bool:
-    gateways = {each.gateway for each in before.routes if each.family == AF_INET6}
-    if str(address) in gateways | {each.ip for each in before.ipv6}:
+    gateways = {route.gateway for route in before.routes if route.family == AF_INET6}
+    if str(address) in gateways | {address.ip for address in before.ipv6}:
         return True
     try:
         return bool(address_probe.probe(before.name, [address], LISTENING))

@@ -67,7 +67,7 @@ def ensure(target: Target, before: Capture) -> None:
     """Start the client unless it runs, and put its lease in force.  Raises DhcpError."""
     if not target.leased:
         return
-    wanted = next((IPv4Address(each.ip) for each in before.ipv4 if each.leased), None)
+    wanted = next((IPv4Address(address.ip) for address in before.ipv4 if address.leased), None)
     udhcpc.ensure(_client(target, before.mac), wanted)
     apply(target, before)
 
@@ -95,9 +95,9 @@ def differences(target: Target, before: Capture) -> list[str]:
     if not target.leased:
         return []
     held = current(target)
-    found = udhcpc.differences(_client(target, before.mac))
+    differing = udhcpc.differences(_client(target, before.mac))
     used = _used(target, held)
-    return found + (link_config.differences(_side(target, used)) if used else [])
+    return differing + (link_config.differences(_side(target, used)) if used else [])
 
 
 def _used(target: Target, held: Lease | None) -> Lease | None:
@@ -118,7 +118,7 @@ def left_out(target: Target) -> list[str]:
 
 
 def _side(target: Target, held: Lease) -> LinkConfig:
-    routes = [(str(each.destination), str(each.gateway)) for each in held.routes]
+    routes = [(str(route.destination), str(route.gateway)) for route in held.routes]
     if held.gateway:
         routes.append(("0.0.0.0/0", str(held.gateway)))
     return LinkConfig(
@@ -144,7 +144,7 @@ def apply(target: Target, before: Capture) -> None:
         return
     # Others go first: with the oldest address of a subnet the kernel removes all others.
     static = [e for e in before.addresses if e.family == AF_INET and not e.leased]
-    _remove_others(target, held, {each.ip for each in static})
+    _remove_others(target, held, {address.ip for address in static})
     if held is not None:
         link_config.ensure(_side(target, held))
     # Static addresses come last: the oldest address of a subnet is the packets' source.
@@ -158,8 +158,8 @@ def apply(target: Target, before: Capture) -> None:
 def _add(target: Target, addresses: list[NicAddress]) -> None:
     with nic_link.session(target.namespace) as sock:
         link = nic_link.find(sock, target.nic)
-        for each in addresses if link else ():
-            request = each.request(link.index if link else 0, 0)
+        for address in addresses if link else ():
+            request = address.request(link.index if link else 0, 0)
             nic_link.attempt(
                 sock, netlink.RTM_NEWADDR, request, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
             )
@@ -170,30 +170,32 @@ def _remove_others(target: Target, held: Lease | None, static: set[str]) -> None
     gateway = str(held.gateway) if held else ""
     with nic_link.session(target.namespace) as sock:
         link = nic_link.find(sock, target.nic)
-        found = nic_snapshot.capture(target.namespace, target.nic)
+        present = nic_snapshot.capture(target.namespace, target.nic)
         index = link.index if link else 0
         keep = static | leased
-        if held and not leased & {each.ip for each in found.addresses}:
-            keep = {each for each in static if IPv4Address(each) not in held.address.network}
-        for each in found.addresses:
-            if each.family == AF_INET and each.ip not in keep:
-                nic_link.attempt(sock, netlink.RTM_DELADDR, each.request(index, 0))
-        for route in found.routes:
+        if held and not leased & {address.ip for address in present.addresses}:
+            keep = {
+                address for address in static if IPv4Address(address) not in held.address.network
+            }
+        for address in present.addresses:
+            if address.family == AF_INET and address.ip not in keep:
+                nic_link.attempt(sock, netlink.RTM_DELADDR, address.request(index, 0))
+        for route in present.routes:
             default = route.family == AF_INET and route.is_default
             if default and route.gateway != gateway:
                 nic_link.attempt(sock, netlink.RTM_DELROUTE, route.request(index))
 
 
-def without_leased(found: Capture) -> Capture:
+def without_leased(capture: Capture) -> Capture:
     """Return a NIC without the values of a lease: leased address, its routes, default routes."""
-    ours = {each.ip for each in found.ipv4 if each.leased}
+    ours = {address.ip for address in capture.ipv4 if address.leased}
     return replace(
-        found,
-        addresses=tuple(each for each in found.addresses if each.ip not in ours),
+        capture,
+        addresses=tuple(address for address in capture.addresses if address.ip not in ours),
         routes=tuple(
-            each
-            for each in found.routes
-            if each.source not in ours
-            and not (each.family == AF_INET and (each.is_default or each.gateway))
+            route
+            for route in capture.routes
+            if route.source not in ours
+            and not (route.family == AF_INET and (route.is_default or route.gateway))
         ),
     )

@@ -32,7 +32,11 @@ from libvirt_natns.upstream.router.target import Target
 
 def upstream(config: Config, name: str | None) -> Upstream:
     """Return the upstream of kind "router" of that name, or the only one.  Raises RouterError."""
-    routers = {each.name: each for each in config.upstreams.values() if each.kind == "router"}
+    routers = {
+        upstream.name: upstream
+        for upstream in config.upstreams.values()
+        if upstream.kind == "router"
+    }
     if name is None and len(routers) == 1:
         return next(iter(routers.values()))
     if name in routers:
@@ -47,34 +51,34 @@ def upstream(config: Config, name: str | None) -> Upstream:
 
 def confirmed(wanted: Upstream, kept: ConfirmedRouter) -> Upstream:
     """Return an upstream as it was confirmed; later changes of the configuration do not count."""
-    known = kept.target
-    if known is None:
+    target = kept.target
+    if target is None:
         return wanted
-    every = known.addresses6 == tuple(each.ip for each in kept.before.ipv6)
+    all_own = target.addresses6 == tuple(address.ip for address in kept.before.ipv6)
     return replace(
         wanted,
-        host_subnet=IPv4Network(known.host_subnet),
-        host_ports=tuple(PortSet(cast("Protocol", p), a, b) for p, a, b in known.ports),
-        host_address6=None if every else IPv6Address(known.addresses6[0]),
-        dns=tuple(map(ip_address, known.servers)),
+        host_subnet=IPv4Network(target.host_subnet),
+        host_ports=tuple(PortSet(cast("Protocol", p), a, b) for p, a, b in target.ports),
+        host_address6=None if all_own else IPv6Address(target.addresses6[0]),
+        dns=tuple(map(ip_address, target.servers)),
     )
 
 
 def ports(wanted: Upstream) -> tuple[tuple[Transport, int, int], ...]:
     """Return the host's ports, in the form of a target."""
-    return tuple((each.proto, each.first, each.last) for each in wanted.host_ports)
+    return tuple((port_set.proto, port_set.first, port_set.last) for port_set in wanted.host_ports)
 
 
 def check_published(target: Target, needs: RouterNeeds) -> None:
     """Refuse host ports that a network publishes.  Raises ConflictError."""
-    for each in needs.forwards:
-        if each.target.version != 4:
+    for forward in needs.forwards:
+        if forward.target.version != 4:
             continue
         for protocol, first, last in target.ports:
-            if protocol == each.proto and first <= each.last and each.first <= last:
+            if protocol == forward.proto and first <= forward.last and forward.first <= last:
                 raise ConflictError(
                     f"router {target.name}: a network publishes {protocol} port"
-                    f" {max(first, each.first)}, which host_ports name now",
+                    f" {max(first, forward.first)}, which host_ports name now",
                     f"choose others in [upstreams.{target.name}] of {names.CONFIG_FILE}",
                 )
 
@@ -82,7 +86,7 @@ def check_published(target: Target, needs: RouterNeeds) -> None:
 def unapplied(wanted: Upstream, target: Target, before: Capture) -> list[str]:
     """Return the changes of the configuration that only a router made anew can have."""
     own = wanted.host_address6
-    addresses6 = tuple(each.ip for each in before.ipv6) if own is None else (str(own),)
+    addresses6 = tuple(address.ip for address in before.ipv6) if own is None else (str(own),)
     changed = {
         "nic": wanted.nic != target.nic,
         "host_subnet": str(wanted.host_subnet) != target.host_subnet,
@@ -107,7 +111,7 @@ def target(
     before = _capture(wanted, kept, boot)
     _check_names(kernel, wanted)
     _check_subnets(kernel, wanted, before)
-    leased = any(each.leased for each in before.ipv4)
+    leased = any(address.leased for address in before.ipv4)
     if leased:
         nic_lease.require()
     resolv = host_resolv_conf.look()
@@ -142,9 +146,9 @@ def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
     name = wanted.nic or ""
     if name in nic_link.RESERVED:
         raise _refuse(wanted, f"a NIC cannot be called {name}", "rename it (ip link set NIC name)")
-    found = nic_checks.obstacle(name)
-    if found:
-        raise _refuse(wanted, f"{name} {found[0]}", found[1])
+    obstacle = nic_checks.obstacle(name)
+    if obstacle:
+        raise _refuse(wanted, f"{name} {obstacle[0]}", obstacle[1])
     before = nic_snapshot.capture(None, name)
     if kept is not None and kept.name == name and (before.is_bare or boot):
         before = nic_completion.completed(before, kept)
@@ -211,8 +215,10 @@ def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
 def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
     """Return the host's own IPv6 addresses: all of the NIC, or the configured one."""
     if wanted.host_address6 is None:
-        return tuple(each.ip for each in before.ipv6)
-    subnets = [ip_network(f"{each.ip}/{each.prefix}", strict=False) for each in before.ipv6]
+        return tuple(address.ip for address in before.ipv6)
+    subnets = [
+        ip_network(f"{address.ip}/{address.prefix}", strict=False) for address in before.ipv6
+    ]
     if not any(wanted.host_address6 in subnet for subnet in subnets):
         raise _refuse(
             wanted,
@@ -223,14 +229,14 @@ def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
 
 
 def _servers(wanted: Upstream, before: Resolver) -> tuple[str, ...]:
-    named = tuple(str(each) for each in wanted.dns)
-    found = host_resolv_conf.servers(before, named)
-    if found is None:
+    named = tuple(str(server) for server in wanted.dns)
+    servers = host_resolv_conf.servers(before, named)
+    if servers is None:
         return ()
-    if all(ip_address(server).is_loopback for server in found):
+    if all(ip_address(server).is_loopback for server in servers):
         raise _refuse(
             wanted,
             f"{host_resolv_conf.FILE} names no server that the host reaches without {wanted.nic}",
             f"set 'dns' in [upstreams.{wanted.name}] of {names.CONFIG_FILE}",
         )
-    return tuple(found)
+    return tuple(servers)

@@ -156,17 +156,17 @@ def rebuilt(name: str) -> RouterRecord | None:
     namespace = names.router_namespace(name)
     if not netns.exists(namespace):
         return None
-    known = kept(name)
-    if known is None:
+    confirmed = kept(name)
+    if confirmed is None:
         return _of_namespace(name, namespace)
-    target = known.target or _target(name, known.before, ())
-    inside = hardware.find_in(namespace, known.before)
+    target = confirmed.target or _target(name, confirmed.before, ())
+    inside = hardware.find_in(namespace, confirmed.before)
     target = replace(target, nic=inside or target.nic)
     record = RouterRecord(
         target,
-        hardware.renamed(known.before, target.nic),
-        known.resolver or host_resolv_conf.look(),
-        "up" if inside and known.target else "going down",
+        hardware.renamed(confirmed.before, target.nic),
+        confirmed.resolver or host_resolv_conf.look(),
+        "up" if inside and confirmed.target else "going down",
         boot_id(),
     )
     journal.save(record)
@@ -175,11 +175,11 @@ def rebuilt(name: str) -> RouterRecord | None:
 
 def _of_namespace(name: str, namespace: str) -> RouterRecord | None:
     with nic_link.session(namespace) as sock:
-        found = [each.name for each in nic_link.links(sock) if _may_be_nic(each)]
-    if not found:
+        nics = [link.name for link in nic_link.links(sock) if _may_be_nic(link)]
+    if not nics:
         return None
     hosts = _addresses_of_host(name)
-    before = _as_before(nic_snapshot.capture(namespace, found[0]), hosts)
+    before = _as_before(nic_snapshot.capture(namespace, nics[0]), hosts)
     # The earlier resolv.conf is lost, so the present file stays.
     resolver = host_resolv_conf.look()
     record = RouterRecord(_target(name, before, hosts), before, resolver, "going down", boot_id())
@@ -207,7 +207,9 @@ def _target(name: str, before: Capture, hosts: tuple[str, ...]) -> Target:
 def _addresses_of_host(name: str) -> tuple[str, ...]:
     """Return the host's own IPv6 addresses, which are on the patch to the router now."""
     with suppress(NatnsError):
-        return tuple(each.ip for each in nic_snapshot.capture(None, names.router_patch(name)).ipv6)
+        return tuple(
+            address.ip for address in nic_snapshot.capture(None, names.router_patch(name)).ipv6
+        )
     return ()
 
 
@@ -218,9 +220,9 @@ def _as_before(inside: Capture, hosts: tuple[str, ...]) -> Capture:
         inside,
         flags=inside.flags & ~netlink.IFF_ALLMULTI,
         settings=tuple(settings),
-        addresses=(*inside.addresses, *(_host_address(each, inside) for each in hosts)),
+        addresses=(*inside.addresses, *(_host_address(ip, inside) for ip in hosts)),
         # A proxy entry is an address of the host that the NIC answers for.
-        neighbours=tuple(each for each in inside.neighbours if not each.is_proxy),
+        neighbours=tuple(neighbour for neighbour in inside.neighbours if not neighbour.is_proxy),
         rules=(),
     )
 

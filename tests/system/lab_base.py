@@ -162,10 +162,9 @@ def remove_config() -> None:
 def natns(*arguments: str, check: bool = True, timeout: float = 60.0) -> Result:
     """Run ``virt-natns ARGUMENTS`` from the checkout, by the command server where one runs."""
     __tracebackhide__ = True
-    command = (PYTHON, "-m", "libvirt_natns", *arguments)
     if command_server is None:
-        env = {"PYTHONPATH": os.fspath(CHECKOUT)}
-        return run(*command, check=check, timeout=timeout, env=env)
+        return natns_anew(*arguments, check=check, timeout=timeout)
+    command = (PYTHON, "-m", "libvirt_natns", *arguments)
     answer = command_server.run(arguments, timeout)
     if answer is None:
         raise LabError(f"{' '.join(command)}: not done after {timeout} s")
@@ -173,6 +172,14 @@ def natns(*arguments: str, check: bool = True, timeout: float = 60.0) -> Result:
     if check and result.returncode != 0:
         raise CommandError(result)
     return result
+
+
+def natns_anew(*arguments: str, check: bool = True, timeout: float = 60.0) -> Result:
+    """Run ``virt-natns ARGUMENTS`` in an interpreter that loads everything itself."""
+    __tracebackhide__ = True
+    command = (PYTHON, "-m", "libvirt_natns", *arguments)
+    env = {"PYTHONPATH": os.fspath(CHECKOUT)}
+    return run(*command, check=check, timeout=timeout, env=env)
 
 
 def start_command_server() -> None:

@@ -14,6 +14,7 @@ from lab import (
     define_network,
     isolated,
     natns,
+    natns_anew,
     remove_config,
     run,
     virsh,
@@ -112,7 +113,7 @@ def test_uninstall_beside_a_stuck_service(installed_here: None) -> None:
 @pytest.mark.parametrize("library", ["lxml", "pyroute2"])
 def test_uninstall_without_a_library(library: str, installed_here: None) -> None:
     with without(library):
-        done = natns("uninstall", check=False)
+        done = natns_anew("uninstall", check=False)
         assert done.returncode == 1
         assert f"cannot load {library}: install it for " in done.stderr
         assert done.stderr.count("\n") == 1

@@ -13,7 +13,7 @@ from threading import Thread
 import libvirt
 from lab import FastGuest
 from lab_domains import asked, nic
-from model import MOST_RUNNING, Choice, Net
+from model import MOST_RUNNING, PILLARS, Choice, Net
 from views import upstream_address
 from world import RefusedError, World
 
@@ -196,8 +196,9 @@ def give_up(world: World, choice: Choice) -> bool:
         raise WrongError(f"{net.name} was started without its TFTP root")
     world.undefine(net)
     if not world.resident:
-        # Without the service the next event removes what is left.
-        other = world.model.nets[choice.other]
+        # Without the service the next event of a network of ours removes what is left.
+        nets = world.model.nets[choice.other :] + world.model.nets[PILLARS:]
+        other = next(each for each in nets if not each.disabled and each is not net)
         if world.is_active(other):
             world.destroy(other)
         begin(world, other)

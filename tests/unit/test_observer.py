@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import cast
 
 from libvirt_natns.engine.observer import Nobody, note, tell
-from libvirt_natns.service.daemon import Witness
-from libvirt_natns.service.log import Journal
+from libvirt_natns.service.change_observer import ChangeObserver
+from libvirt_natns.service.log import Log
 from libvirt_natns.service.metrics import Metrics
 
 
@@ -31,8 +31,8 @@ def test_telling_fails_no_work() -> None:
 def test_a_note_is_logged_and_is_no_sample_of_a_duration() -> None:
     log, sampled = io.StringIO(), []
     metrics = SimpleNamespace(changed=lambda verb, seconds: sampled.append(verb))
-    witness = Witness(Journal(log), cast(Metrics, metrics), lambda: None)
-    note(witness, "choose a port", "lab", ["guest web: tcp port 20000 is taken, 20001 instead"])
-    tell(witness, "up", "lab", [], 0.5)
+    observer = ChangeObserver(Log(log), cast(Metrics, metrics), lambda: None)
+    note(observer, "choose a port", "lab", ["guest web: tcp port 20000 is taken, 20001 instead"])
+    tell(observer, "up", "lab", [], 0.5)
     assert 'event="choose a port" network=lab changed="guest web: tcp' in log.getvalue()
     assert sampled == ["up"]

@@ -385,7 +385,7 @@ def ensure(client: Client, request: IPv4Address | None = None) -> None:
     if not differences(client):
         return
     command = client.directory / "command"
-    if _read(command) != _command(client):
+    if running(client) is not None and _read(command) != _command(client):
         # The client's script reads it at each event, so that no lease is given up for it.
         command.with_suffix(".new").write_text(_command(client))
         command.with_suffix(".new").replace(command)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from libvirt_natns import firewall, names
 from libvirt_natns.cli import install, service_control, trust
-from libvirt_natns.daemons import dnsmasq, libvirt, ndppd, udhcpc
+from libvirt_natns.daemons import dnsmasq_process, libvirt, ndppd, udhcpc
 from libvirt_natns.documents import config
 from libvirt_natns.engine import host, reconcile
 from libvirt_natns.engine.engine import Engine
@@ -106,7 +106,7 @@ def _configuration() -> tuple[Config, Finding]:
 
 def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examination]]:
     return [
-        ("program dnsmasq", dnsmasq.program),
+        ("program dnsmasq", dnsmasq_process.program),
         ("Python modules", _modules),
         ("namespaces and links", lambda: _links(settings)),
         ("firewall", lambda: _firewall(settings)),

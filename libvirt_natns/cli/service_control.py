@@ -3,7 +3,6 @@
 
 import json
 import os
-import select
 import signal
 import socket
 import stat
@@ -234,16 +233,10 @@ def _terminate(pid: int, limit: float) -> None:
             # One that was stopped sees no other signal than the last.
             for number in (signal.SIGTERM, signal.SIGCONT):
                 signal.pidfd_send_signal(descriptor, number)
-            if _has_ended(descriptor, limit):
+            if processes.has_ended(descriptor, time.monotonic() + limit):
                 return
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            if not _has_ended(descriptor, limit):
+            if not processes.has_ended(descriptor, time.monotonic() + limit):
                 raise InstallError(f"the service (pid {pid}) does not end", f"kill {pid}")
         finally:
             os.close(descriptor)
-
-
-def _has_ended(descriptor: int, limit: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(limit * 1000))

@@ -23,8 +23,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns.daemons import dnsmasq, dnsmasq_config
-from libvirt_natns.daemons.dnsmasq import START_LIMIT
+from libvirt_natns.daemons import dnsmasq_config, dnsmasq_files, dnsmasq_process
+from libvirt_natns.daemons.dnsmasq_process import START_LIMIT
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.errors import DnsmasqError, LockError, NatnsError
 from libvirt_natns.kernel import processes
@@ -47,7 +47,7 @@ PREFIX = "trial-"
 
 def check(network: Network) -> None:
     """Refuse a network whose dnsmasq would not start.  Raises DnsmasqError."""
-    dnsmasq.program()
+    dnsmasq_process.program()
     if not network.writes_dnsmasq:
         return
     files = dnsmasq_config.make(network, None, Resolvers(), dnsmasq_config.LEAST_IPV6_MTU)
@@ -64,7 +64,12 @@ def check(network: Network) -> None:
 def _check_syntax(network: Network, configuration: str) -> None:
     try:
         done = subprocess.run(
-            [dnsmasq.program(), "--test", "--conf-file=-", *dnsmasq.lease_options()],
+            [
+                dnsmasq_process.program(),
+                "--test",
+                "--conf-file=-",
+                *dnsmasq_process.lease_options(),
+            ],
             # Without a locale, as dnsmasq starts: the locale decides which names it takes.
             env={"PATH": processes.PATH},
             input=configuration.encode(),
@@ -102,7 +107,7 @@ def _try(network: Network, configuration: str) -> None:
     directory = RUN_DIRECTORY / f"{PREFIX}{os.urandom(16).hex()}"
     with locked(directory):
         text, pid = directory / "conf", directory / "pid"
-        ours = f"pid-file={dnsmasq_config.paths(network.uuid).pid}"
+        ours = f"pid-file={dnsmasq_files.paths(network.uuid).pid}"
         try:
             text.write_bytes(configuration.replace(ours, f"pid-file={pid}").encode())
             status, complaint = _run(text, network.bridge or "")
@@ -130,7 +135,7 @@ def tidy() -> list[str]:
 def _remove(directory: Path) -> None:
     """End a trial's daemon, and remove its directory.  The directory is locked."""
     # The user's own options may name another pid file, so it need not be there.
-    dnsmasq.end_all(processes.read_pid(directory / "pid"), directory / "conf")
+    dnsmasq_process.end_all(processes.read_pid(directory / "pid"), directory / "conf")
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -140,12 +145,12 @@ def _run(configuration: Path, bridge: str) -> tuple[int, bytes]:
     Returns its exit status and its complaint.
     """
     # As every start of ours: what the capabilities do not permit is refused here, too.
-    command = ["unshare", "--net", "--", *dnsmasq.confined_program()]
+    command = ["unshare", "--net", "--", *dnsmasq_process.confined_program()]
     # A file, not a pipe: a daemon that kept the pipe open would keep us waiting.
     with tempfile.TemporaryFile() as complaint:
         try:
             done = subprocess.run(
-                [*command, f"--conf-file={configuration}", *dnsmasq.lease_options()],
+                [*command, f"--conf-file={configuration}", *dnsmasq_process.lease_options()],
                 env={"PATH": processes.PATH, "VIR_BRIDGE_NAME": bridge},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

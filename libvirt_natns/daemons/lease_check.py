@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns.addresses import IPNetwork
-from libvirt_natns.daemons.udhcpc import Lease
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.model import StaticRoute
 from libvirt_natns.records import dataclass, replace
 
@@ -36,11 +36,11 @@ SPECIAL = tuple(
 class Checked:
     """A lease as far as it is used, and in words each value that was left out."""
 
-    lease: Lease
+    lease: DhcpLease
     cuts: tuple[str, ...] = ()
 
 
-def refused(lease: Lease, private: Collection[IPNetwork]) -> str | None:
+def refused(lease: DhcpLease, private: Collection[IPNetwork]) -> str | None:
     """Return why a lease cannot be used at all, in words; None where it can.
 
     ``private`` are the subnets that only this side has.
@@ -57,7 +57,7 @@ def refused(lease: Lease, private: Collection[IPNetwork]) -> str | None:
     return None
 
 
-def bounded(lease: Lease, private: Collection[IPNetwork]) -> Checked:
+def bounded(lease: DhcpLease, private: Collection[IPNetwork]) -> Checked:
     """Return a lease without the values that must not be used."""
     ours = _fours(private)
     cuts: list[str] = []
@@ -80,7 +80,9 @@ def _is_edge(address: IPv4Address, subnet: IPv4Network) -> bool:
     return subnet.prefixlen < 31 and address in edges
 
 
-def _no_gateway(gateway: IPv4Address, lease: Lease, ours: Collection[IPv4Network]) -> str | None:
+def _no_gateway(
+    gateway: IPv4Address, lease: DhcpLease, ours: Collection[IPv4Network]
+) -> str | None:
     """Return why a gateway cannot be one, in words."""
     subnet = lease.address.network
     if gateway == lease.address.ip:
@@ -99,7 +101,7 @@ def _no_gateway(gateway: IPv4Address, lease: Lease, ours: Collection[IPv4Network
 
 
 def _routes(
-    lease: Lease, ours: Collection[IPv4Network], cuts: list[str]
+    lease: DhcpLease, ours: Collection[IPv4Network], cuts: list[str]
 ) -> tuple[StaticRoute, ...]:
     kept: dict[IPNetwork, StaticRoute] = {}
     for route in lease.routes:
@@ -115,7 +117,7 @@ def _routes(
     return tuple(kept.values())
 
 
-def _no_route(route: StaticRoute, lease: Lease, ours: Collection[IPv4Network]) -> str | None:
+def _no_route(route: StaticRoute, lease: DhcpLease, ours: Collection[IPv4Network]) -> str | None:
     """Return why a route must not be set, in words.
 
     A wider route than a private subnet is harmless: the kernel prefers the longer prefix.
@@ -134,7 +136,7 @@ def _no_route(route: StaticRoute, lease: Lease, ours: Collection[IPv4Network]) -
 
 
 def _servers(
-    lease: Lease, ours: Collection[IPv4Network], cuts: list[str]
+    lease: DhcpLease, ours: Collection[IPv4Network], cuts: list[str]
 ) -> tuple[IPv4Address, ...]:
     kept: dict[IPv4Address, None] = {}
     for server in lease.dns:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns.daemons.dnsmasq import LIBVIRT_DIRECTORY
+from libvirt_natns.daemons.libvirt_dnsmasq import LIBVIRT_DIRECTORY
 
 Entry = dict[str, Any]
 """A lease by the helper's keys: "ip-address", "mac-address" and "expiry-time" among them."""

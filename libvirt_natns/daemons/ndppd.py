@@ -15,12 +15,10 @@ station finds out whether an address is free (RFC 4862), and goes on answering
 for up to half a minute for a guest that has gone.
 """
 
-import os
 import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from ipaddress import IPv6Address, IPv6Network, summarize_address_range
 from pathlib import Path
 
@@ -150,7 +148,7 @@ def differences(proxy: Proxy, indexes: tuple[int, int]) -> list[str]:
 def running(uuid: str, namespace: str | None) -> int | None:
     """The process id of a network's ndppd in its namespace, or in the host, if it runs."""
     pid = _known(uuid, in_host=is_beyond(namespace))
-    return pid if pid is not None and _lives_in(pid, namespace) else None
+    return pid if pid is not None and processes.lives_in(pid, namespace) else None
 
 
 def is_wanted(uuid: str, namespace: str | None) -> bool:
@@ -160,15 +158,8 @@ def is_wanted(uuid: str, namespace: str | None) -> bool:
 
 def _known(uuid: str, *, in_host: bool) -> int | None:
     """The process that the pid file names, if it is that ndppd."""
-    pid = processes.read_pid(_file(uuid, "pid", in_host=in_host))
     word = str(_file(uuid, "conf", in_host=in_host))
-    return pid if pid is not None and word in processes.command(pid) else None
-
-
-def _lives_in(pid: int, namespace: str | None) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/ns/net").stat().st_ino == netns.inode(namespace)
-    return False
+    return processes.from_pid_file(_file(uuid, "pid", in_host=in_host), word)
 
 
 def _read(path: Path) -> str:
@@ -258,19 +249,14 @@ def stop_in(namespace: str) -> None:
     for file in names.RUN_DIRECTORY.glob("networks/*/ndppd-host.conf"):
         uuid = file.parent.name
         pid = _known(uuid, in_host=True)
-        if pid is not None and not any(_lives_in(pid, other) for other in others):
+        if pid is not None and not any(processes.lives_in(pid, other) for other in others):
             _stop(uuid, in_host=True)
 
 
 def _stop(uuid: str, *, in_host: bool) -> None:
     file = _file(uuid, "conf", in_host=in_host)
     pid = _known(uuid, in_host=in_host)
-    descriptor = processes.opened(pid, str(file)) if pid is not None else None
-    if descriptor is not None:
-        try:
-            if not processes.end(descriptor, STOP_LIMIT):
-                raise ProxyError(f"ndppd with {file} does not end", "end it by hand")
-        finally:
-            os.close(descriptor)
+    if pid is not None and not processes.end([pid], str(file), STOP_LIMIT):
+        raise ProxyError(f"ndppd with {file} does not end", "end it by hand")
     for suffix in ("pid", "conf"):
         _file(uuid, suffix, in_host=in_host).unlink(missing_ok=True)

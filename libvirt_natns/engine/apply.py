@@ -13,7 +13,7 @@ from typing import Any
 
 from libvirt_natns import firewall, names
 from libvirt_natns.addresses import Address, Interface, by_family
-from libvirt_natns.daemons import dnsmasq, ndppd, udhcpc
+from libvirt_natns.daemons import dhcp_lease, dnsmasq, libvirt_dnsmasq, ndppd, udhcpc
 from libvirt_natns.engine import guest_leases
 from libvirt_natns.engine import plan as p
 from libvirt_natns.errors import (
@@ -436,7 +436,7 @@ def end_client(kernel: Kernel, directory: Path, namespace: str | None, link: str
     It is told from the leased address, which need not be in force: a start may
     have been refused for it.  Raises DhcpError.
     """
-    held = udhcpc.lease(directory)
+    held = dhcp_lease.read(directory)
     if held is not None and namespace is not None:
         with suppress(KernelError):
             kernel.add_address(namespace, link, held.address)
@@ -602,11 +602,11 @@ def _ensure_dnsmasq(call: Call, operation: p.Dnsmasq) -> None:
 
 
 def _idle_differs(kernel: Kernel, operation: p.IdleDnsmasq) -> list[str]:
-    return dnsmasq.idle_differences(operation.network)
+    return libvirt_dnsmasq.idle_differences(operation.network)
 
 
 def _ensure_idle(call: Call, operation: p.IdleDnsmasq) -> None:
-    dnsmasq.idle_libvirts(operation.network)
+    libvirt_dnsmasq.idle(operation.network)
 
 
 def _holds(kernel: Kernel, operation: p.Operation) -> list[str]:

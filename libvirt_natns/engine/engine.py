@@ -20,7 +20,7 @@ from typing import get_args
 
 from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
-from libvirt_natns.daemons import dnsmasq, dnsmasq_trial, ndppd, udhcpc
+from libvirt_natns.daemons import dnsmasq, dnsmasq_trial, libvirt_dnsmasq, ndppd, udhcpc
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import allocation, apply, given_up, host, plan, proxied_addresses
 from libvirt_natns.engine.apply import Step, Undo
@@ -399,7 +399,7 @@ class Engine:
             )
         remove(self.kernel, network.uuid, namespace.name, self.before)
         # One that came up just as libvirt was killed would keep the address.
-        dnsmasq.stop_libvirts(network.name)
+        libvirt_dnsmasq.stop(network.name)
         self._remove_former_name(network)
         if self._state(network.uuid) != "down":
             self._remove_orphan(xml)
@@ -731,7 +731,7 @@ class Engine:
             self.kernel.add_address(None, network.bridge or "", subnet.interface)
         self._return_routes(network)
         if renew:
-            dnsmasq.stop_libvirts(network.name)
+            libvirt_dnsmasq.stop(network.name)
 
     def _return_routes(self, network: Network) -> None:
         """libvirt's <route>s, which go with the last address of its bridge."""
@@ -888,7 +888,7 @@ def _discard_directory(uuid: str) -> None:
 
 def _stop_libvirts(name: str) -> None:
     with suppress(NatnsError, OSError):
-        dnsmasq.stop_libvirts(name, search=True)
+        libvirt_dnsmasq.stop(name, search=True)
 
 
 def abandon(kernel: Kernel, name: str, bridge: str) -> None:

@@ -19,7 +19,14 @@ from libvirt_natns.addresses import (
     host_network,
     on_link,
 )
-from libvirt_natns.daemons import dnsmasq, dnsmasq_config, resolv_conf
+from libvirt_natns.daemons import (
+    dnsmasq,
+    dnsmasq_config,
+    dnsmasq_files,
+    libvirt_dnsmasq,
+    resolv_conf,
+)
+from libvirt_natns.daemons.dnsmasq_config import Advertised
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.engine import host, host_ipv6, proxied_addresses
@@ -272,9 +279,9 @@ class Planner:
 
     def _files(
         self, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
-    ) -> dnsmasq_config.Files:
+    ) -> dnsmasq_files.Files:
         taken_over = network.taken_over and network.has_dnsmasq
-        libvirts = dnsmasq.read_libvirts(network.name) if taken_over else None
+        libvirts = libvirt_dnsmasq.read(network.name) if taken_over else None
         kept = [pair for family in FAMILIES for pair in self._reserved(network, family)]
         servers = resolvers_of(upstream, families_of(outside))
         return dnsmasq_config.make(
@@ -283,8 +290,7 @@ class Planner:
             servers,
             mtu,
             kept,
-            proxied=outside.proxied,
-            router6=6 in families_of(outside),
+            Advertised(outside.proxied, router6=6 in families_of(outside)),
         )
 
     def _reserved(self, network: Network, family: Family) -> Collection[tuple[str, Address]]:
@@ -304,7 +310,7 @@ class Planner:
             _completed(network, upstream, leased),
         )
         # What libvirt will write is not known yet.
-        files = dnsmasq_config.Files("") if network.needs_dnsmasq else None
+        files = dnsmasq_files.Files("") if network.needs_dnsmasq else None
         namespace = names.namespace(network.name)
         daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
         private = self._private(network) or _usual(network)

@@ -33,7 +33,7 @@ from threading import Condition, Thread
 from typing import Self
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq, dnsmasq_config, ndppd, udhcpc
+from libvirt_natns.daemons import dnsmasq, dnsmasq_files, ndppd, udhcpc
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import iptables
@@ -98,7 +98,7 @@ class Watched:
         uuid, namespace = record.uuid, record.namespace
         daemon = None
         # Its pid file comes only once it serves, which nobody has waited for.
-        if dnsmasq_config.paths(uuid).configuration.exists():
+        if dnsmasq_files.paths(uuid).configuration.exists():
             daemon = dnsmasq.running(uuid, namespace) or ENDED
         ports = (names.private_patch(uuid), names.upstream_patch(uuid))
         client = None

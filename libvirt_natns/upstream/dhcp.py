@@ -16,8 +16,9 @@ from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, IPNetwork
-from libvirt_natns.daemons import lease_check, resolv_conf, udhcpc
-from libvirt_natns.daemons.udhcpc import Client, Lease
+from libvirt_natns.daemons import dhcp_lease, lease_check, resolv_conf, udhcpc
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.errors import LeaseError, NatnsError
 from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
 from libvirt_natns.records import replace
@@ -60,7 +61,7 @@ def _private(network: Network) -> list[IPNetwork]:
     return [*(subnet.network for subnet in network.subnets), *routed]
 
 
-def _bounded(network: Network, lease: Lease) -> lease_check.Checked:
+def _bounded(network: Network, lease: DhcpLease) -> lease_check.Checked:
     return lease_check.bounded(lease, _private(network))
 
 
@@ -114,7 +115,7 @@ def _note(network: Network, upstream: Upstream) -> None:
             accepted.write_text(text)
 
 
-def _accepted(uuid: str, present: Lease | None) -> Lease | None:
+def _accepted(uuid: str, present: DhcpLease | None) -> DhcpLease | None:
     """The last lease that was of use, while it is valid.
 
     A server that has renewed its address, whatever else it said, has renewed all of it.
@@ -123,7 +124,7 @@ def _accepted(uuid: str, present: Lease | None) -> Lease | None:
     *_, last = ["", *text.splitlines()]
     key, _, seconds = last.partition("=")
     until = float(seconds) if key == UNTIL and seconds.isdecimal() else None
-    lease = udhcpc.parse(text, until) if text else None
+    lease = dhcp_lease.parse(text, until) if text else None
     if lease is not None and present is not None and lease.address.ip == present.address.ip:
         return replace(lease, until=present.until)
     expired = lease is not None and lease.until is not None and lease.until < now()
@@ -137,12 +138,12 @@ def _read(file: Path) -> str:
         return ""
 
 
-def held(uuid: str) -> Lease | None:
+def held(uuid: str) -> DhcpLease | None:
     """What a network's client has leased."""
-    return udhcpc.lease(names.dhcp_directory(uuid))
+    return dhcp_lease.read(names.dhcp_directory(uuid))
 
 
-def completed(upstream: Upstream, lease: Lease) -> Upstream:
+def completed(upstream: Upstream, lease: DhcpLease) -> Upstream:
     """The upstream with all that a lease says; what the configuration says goes first."""
     return replace(
         upstream,
@@ -155,7 +156,7 @@ def completed(upstream: Upstream, lease: Lease) -> Upstream:
     )
 
 
-def problem(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | None:
+def problem(network: Network, upstream: Upstream, lease: DhcpLease) -> NatnsError | None:
     """Why a network cannot use what it has leased; None where it can."""
     if upstream.subnet is not None and lease.address.ip not in upstream.subnet:
         return LeaseError(
@@ -233,7 +234,7 @@ def await_lease(network: Network, upstream: Upstream) -> None:
         )
 
 
-def _not_wanted(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | None:
+def _not_wanted(network: Network, upstream: Upstream, lease: DhcpLease) -> NatnsError | None:
     wanted = applicants.applicant(network).wanted
     if wanted in (None, lease.address.ip):
         return None

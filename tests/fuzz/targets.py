@@ -20,8 +20,8 @@ import shapes
 from mutations import LINES, XML, Mutation, mutated
 
 from libvirt_natns.cli import forward_edit
-from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
-from libvirt_natns.daemons.dnsmasq_config import Files
+from libvirt_natns.daemons import dhcp_lease, dnsmasq_config, resolv_conf
+from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
 from libvirt_natns.engine import plan
@@ -379,7 +379,7 @@ def _leases() -> Sequence[bytes]:
 def check_lease(data: bytes) -> None:
     """What a DHCP server says, as the client's script writes it down."""
     text = data.decode(errors="replace")
-    lease = udhcpc.parse(text)
+    lease = dhcp_lease.parse(text)
     if lease is None:
         return
     assert lease.mtu is None or 576 <= lease.mtu <= 65535

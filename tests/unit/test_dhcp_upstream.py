@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.daemons.udhcpc import Lease
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.engine import plan
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
@@ -32,7 +32,7 @@ NETWORK = Network(
     "virbr10",
     subnets=(Subnet(IPv4Interface("10.0.0.1/24")),),
 )
-LEASE = Lease(
+LEASE = DhcpLease(
     IPv4Interface("192.168.0.50/24"),
     server=IPv4Address("192.168.0.1"),
     gateway=IPv4Address("192.168.0.1"),

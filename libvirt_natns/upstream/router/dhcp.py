@@ -8,7 +8,6 @@ When the router goes down the client is killed, not ended: it would give the lea
 that the host's own client is to go on with.
 """
 
-import os
 import shutil
 import syslog
 from contextlib import suppress
@@ -16,8 +15,9 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.daemons import lease_check, udhcpc
-from libvirt_natns.daemons.udhcpc import Client, Lease
+from libvirt_natns.daemons import dhcp_lease, lease_check, udhcpc
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.kernel import processes, wire
 from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import command, link_config, nic, nic_objects
@@ -51,9 +51,9 @@ def require() -> None:
     udhcpc.program()
 
 
-def current(target: Target) -> Lease | None:
+def current(target: Target) -> DhcpLease | None:
     """The lease that the client holds."""
-    return udhcpc.lease(_directory(target)) if target.leased else None
+    return dhcp_lease.read(_directory(target)) if target.leased else None
 
 
 def _private(target: Target) -> tuple[IPv4Network, ...]:
@@ -76,12 +76,8 @@ def end(target: Target) -> None:
     pid = processes.read_pid(directory / "pid")
     # Also where its namespace has lost the name, which it alone keeps from ending then.
     # It names its own pid file, and no other process does.
-    descriptor = processes.opened(pid, str(directory / "pid")) if pid is not None else None
-    if descriptor is not None:
-        try:
-            processes.end(descriptor, END_LIMIT, processes.AT_ONCE)
-        finally:
-            os.close(descriptor)
+    if pid is not None:
+        processes.end([pid], str(directory / "pid"), END_LIMIT, processes.AT_ONCE)
     shutil.rmtree(directory, ignore_errors=True)
     for each in (directory.parent, names.RUN_DIRECTORY):
         with suppress(OSError):
@@ -98,7 +94,7 @@ def differences(target: Target, before: Capture) -> list[str]:
     return found + (link_config.differences(_side(target, used)) if used else [])
 
 
-def _used(target: Target, held: Lease | None) -> Lease | None:
+def _used(target: Target, held: DhcpLease | None) -> DhcpLease | None:
     """A lease without what must not be used; None where all of it is refused."""
     if held is None or lease_check.refused(held, _private(target)):
         return None
@@ -115,7 +111,7 @@ def left_out(target: Target) -> list[str]:
     return list(lease_check.said(lease_check.bounded(held, _private(target)).cuts))
 
 
-def _side(target: Target, held: Lease) -> Side:
+def _side(target: Target, held: DhcpLease) -> Side:
     routes = [(str(each.destination), str(each.gateway)) for each in held.routes]
     if held.gateway:
         routes.append(("0.0.0.0/0", str(held.gateway)))
@@ -159,7 +155,7 @@ def _add(target: Target, addresses: list[nic_objects.Address]) -> None:
             nic.attempt(opened, wire.RTM_NEWADDR, request, wire.NLM_F_CREATE | wire.NLM_F_EXCL)
 
 
-def _remove_others(target: Target, held: Lease | None, static: set[str]) -> None:
+def _remove_others(target: Target, held: DhcpLease | None, static: set[str]) -> None:
     leased = {str(held.address.ip)} if held else set()
     gateway = str(held.gateway) if held else ""
     with nic.session(target.namespace) as opened:

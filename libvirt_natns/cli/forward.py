@@ -9,14 +9,16 @@ takes, since libvirt may be waiting for that hook.
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
 from libvirt_natns import names
 from libvirt_natns.addresses import parsed
-from libvirt_natns.cli import forward_edit, forward_list
-from libvirt_natns.cli.forward_edit import Options, Spec, Surroundings
+from libvirt_natns.cli import forward_edit, forward_list, forward_spec
+from libvirt_natns.cli.access import Engines
+from libvirt_natns.cli.forward_edit import ListenLookup, Options
+from libvirt_natns.cli.forward_spec import Spec
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.daemons.libvirt import Guest, Where
 from libvirt_natns.documents import libvirt_xml
@@ -24,16 +26,12 @@ from libvirt_natns.documents.libvirt_xml import Edited
 from libvirt_natns.documents.xml_values import MutableElement
 from libvirt_natns.engine.allocation import known_addresses
 from libvirt_natns.engine.apply import Undo
-from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.forwards import ANY, Attachment, Selector, listening, said
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Forward, Protocol
 from libvirt_natns.state.guests import PortKey
-
-Engines = Callable[..., AbstractContextManager[Engine]]
-"""Makes an engine; with ``look_only`` one that makes no state database."""
 
 LOCK = names.RUN_DIRECTORY / "forward"
 """Only this command takes it: libvirt may be called meanwhile."""
@@ -60,7 +58,7 @@ def add_parser(parser: argparse.ArgumentParser, engines: Engines) -> None:
     sub.add_argument("--json", action="store_true", help="for programs")
     sub = add("add", _add, "publish ports of a guest, from now on and after its next start")
     sub.add_argument("guest", metavar="GUEST", help="name or uuid")
-    sub.add_argument("spec", metavar="FORWARD", type=_typed(forward_edit.parse_new), help=SPEC)
+    sub.add_argument("spec", metavar="FORWARD", type=_typed(forward_spec.parse_new), help=SPEC)
     sub.add_argument("--source", metavar="CIDR[,CIDR]", help="allowed clients; default: all")
     which = sub.add_mutually_exclusive_group()
     which.add_argument("--network", metavar="NAME", help="which NIC, by its network")
@@ -71,7 +69,7 @@ def add_parser(parser: argparse.ArgumentParser, engines: Engines) -> None:
     sub.add_argument(
         "spec",
         metavar="FORWARD",
-        type=_typed(forward_edit.parse_old),
+        type=_typed(forward_spec.parse_old),
         help="where it listens: [ADDRESS:]PORT[-PORT][/tcp|udp|sctp], as listed, or auto:PORT",
     )
 
@@ -184,10 +182,10 @@ def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
     edits: dict[Where, Edited] = {}
     for where in guest.places:
         xml = guest.document(where)
-        around = _surroundings(guests, xml)
+        around = _lookup(guests, xml)
         found: list[bool] = []
 
-        def change(nat: MutableElement, around: Surroundings = around) -> None:
+        def change(nat: MutableElement, around: ListenLookup = around) -> None:
             found.append(forward_edit.remove(nat, spec, around))  # noqa: B023 - used at once
 
         edited = libvirt_xml.edit_domain(xml, change)
@@ -201,7 +199,7 @@ def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
     return edits
 
 
-def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
+def _lookup(guests: Guests, xml: bytes) -> ListenLookup:
     plain = libvirt_xml.parse_domain_nics(xml)
     attachments = guests.attachments(plain)
 
@@ -229,7 +227,7 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
         key = PortKey(plain.uuid, at.network.uuid, proto, str(which), to)
         return guests.registry.chosen_port(key)
 
-    return Surroundings(listens, chosen)
+    return ListenLookup(listens, chosen)
 
 
 def _apply(guests: Guests, guest: Guest, edits: dict[Where, Edited]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from libvirt_natns.addresses import bracketed
+from libvirt_natns.cli import columns
 from libvirt_natns.engine.forwards import listening, ports
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
@@ -102,12 +103,7 @@ def text(rows: Sequence[Row]) -> str:
     """The rows as aligned columns."""
     if not rows:
         return NONE
-    cells = [HEADINGS, *(row.cells for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )
+    return "\n".join(columns.aligned([HEADINGS, *(row.cells for row in rows)]))
 
 
 def as_json(rows: Sequence[Row]) -> str:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from libvirt_natns import names
-from libvirt_natns.errors import NatnsError, RouterError, StoreError
+from libvirt_natns.cli import router_status
+from libvirt_natns.errors import RouterError, StoreError
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import boot, journal, lifecycle, nic
-from libvirt_natns.upstream.router.journal import Record, Target
 from libvirt_natns.upstream.router.lifecycle import Machine
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")
@@ -198,100 +198,9 @@ def _status(opened: Machine, options: argparse.Namespace) -> int:
             )
     else:
         named = [_name(opened, options)]
-    found = [describe(opened, name) for name in named]
+    found = [router_status.describe(opened, name) for name in named]
     if options.json:
         print(json.dumps({"routers": found}, indent=2))
     else:
-        print("\n".join(_text(each) for each in found))
+        print("\n".join(router_status.text(each) for each in found))
     return 0
-
-
-# -- status ------------------------------------------------------------------
-
-
-def describe(opened: Machine, name: str) -> dict[str, object]:
-    """How a router is, for programs."""
-    health, record, found = opened.health(name)
-    described: dict[str, object] = {
-        "router": name,
-        "state": health,
-        "differences": found,
-        "confirmed": lifecycle.is_confirmed(name),
-    }
-    if record is not None:
-        described |= _details(opened, record)
-    return described
-
-
-def _details(opened: Machine, record: Record) -> dict[str, object]:
-    target, before = record.target, record.before
-    left = None if record.deadline is None else max(0.0, record.deadline - nic.clock())
-    return {
-        "step": record.step,
-        "seconds_left": left,
-        "nic": target.nic,
-        "mac": before.mac,
-        "namespace": target.namespace,
-        "addresses": _router_addresses(target, before),
-        "host": {
-            "link": target.link,
-            "address": str(target.host),
-            "addresses6": list(target.addresses6),
-            "ports": [f"{p}/{a}" if a == b else f"{p}/{a}-{b}" for p, a, b in target.ports],
-        },
-        "transit": target.transit,
-        "transit6": target.transit6 or None,
-        "subnet6": target.subnet6 or None,
-        "networks": opened.users_of(record),
-        "dropped": dropped(target.namespace, target.nic),
-    }
-
-
-def _router_addresses(target: Target, before: nic.Capture) -> list[str]:
-    with suppress(NatnsError):
-        before = nic.capture(target.namespace, target.nic)
-    return [f"{each.ip}/{each.prefix}" for each in (*before.ipv4, *before.ipv6)]
-
-
-def dropped(namespace: str, name: str) -> dict[str, int]:
-    """Frames that the NIC has dropped or could not send, by direction."""
-    with suppress(NatnsError, OSError):
-        return nic.drops(namespace, name)
-    return {}
-
-
-MEANING = {
-    "down": "down",
-    "half-done": "half-done (killed at: {step}); virt-natns router up or down mends it",
-    "overdue": "not confirmed in time; virt-natns router up or down takes it back",
-    "unconfirmed": "up, taken back in {left:.0f} s unless confirmed",
-    "up": "up",
-    "damaged": "damaged; virt-natns router up repairs it",
-}
-
-
-def _text(found: dict[str, object]) -> str:
-    left = found.get("seconds_left") or 0.0
-    said = MEANING[str(found["state"])].format(step=found.get("step"), left=left)
-    lines = [f"router {found['router']}: {said}"]
-    if "nic" in found:
-        lines += _detail_lines(found)
-    differences = found["differences"]
-    assert isinstance(differences, list)
-    lines += [f"  ! {what}" for what in differences]
-    return "\n".join(lines)
-
-
-def _detail_lines(found: dict[str, object]) -> Iterator[str]:
-    host, networks = found["host"], found["networks"]
-    addresses, drops = found["addresses"], found["dropped"]
-    assert isinstance(host, dict) and isinstance(networks, list)
-    assert isinstance(addresses, list) and isinstance(drops, dict)
-    yield f"  NIC       {found['nic']}, {found['mac']}, in {found['namespace']}"
-    yield f"  router    {', '.join(addresses) or 'no address'}"
-    own = ", ".join([host["address"], *host["addresses6"]])
-    yield f"  host      {own} on {host['link']}; gets {', '.join(host['ports']) or 'no port'}"
-    bridged = " and ".join(str(each) for each in (found["transit"], found["transit6"]) if each)
-    yield f"  networks  {', '.join(networks) or 'none'}, on {bridged}"
-    counted = ", ".join(f"{what} {number}" for what, number in drops.items())
-    yield f"  dropped   {counted or 'unknown'}"

@@ -9,21 +9,17 @@ import stat
 import struct
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from libvirt_natns import __version__
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.kernel import processes
-from libvirt_natns.records import dataclass, field, replace
+from libvirt_natns.records import dataclass, field
 from libvirt_natns.service import client
-
-if TYPE_CHECKING:
-    # It needs libraries, without which a service can still be ended.
-    from libvirt_natns.cli.status import Status
 
 SYSTEMD = Path("/run/systemd/system")
 """Is there where systemd runs, see sd_booted(3)."""
@@ -38,7 +34,6 @@ PEER = struct.Struct("3i")
 
 NOT_RUNNING = "not running: hooks do the work themselves"
 STUCK = "does not answer: hooks do the work themselves"
-GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +91,15 @@ def _listens() -> bool:
 # -- what status and doctor show ---------------------------------------------
 
 
-def with_health(statuses: "Sequence[Status]", health: Health) -> "list[Status]":
-    """The statuses, with those that the service has given up shown as such."""
-    return [
-        replace(each, health=f"{GIVEN_UP} ({health.given_up[each.uuid]})")
-        if each.uuid in health.given_up
-        else each
-        for each in statuses
-    ]
+def given_up(reason: str) -> str:
+    """Return the health of a network, or of the host, that the service does not heal any more."""
+    return f"given up ({reason})"
 
 
 def of_host(health: Health) -> list[str]:
     """What is to be said of the host: whether what networks share is given up."""
     why = health.given_up.get(HOST)
-    return [f"{GIVEN_UP} ({why})"] if why else []
+    return [given_up(why)] if why else []
 
 
 def as_object(health: Health) -> dict[str, Any]:

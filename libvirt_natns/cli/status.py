@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What ``virt-natns status`` shows: every known network, and how it is."""
 
+import argparse
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from libvirt_natns.cli import forward_list
-from libvirt_natns.daemons import lease_file
+from libvirt_natns.cli import access, columns, forward_list, service_control
+from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import Finding
+from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.model import known
-from libvirt_natns.records import asdict, dataclass
+from libvirt_natns.records import asdict, dataclass, replace
 from libvirt_natns.state.networks import Record
 from libvirt_natns.upstream import dhcp
 
@@ -46,6 +48,38 @@ class Status:
     address6: str | None = None
     prefix: str | None = None
     lease_seconds: int | None = None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the status of all networks, or of one, as a table or for programs."""
+    access.require_root()
+    health = service_control.ask()
+    named = options.network
+    with access.engine(look_only=True) as engine:
+        statuses = with_health(collect(engine, _defined(), named), health)
+        if named and not statuses:
+            raise NatnsError(
+                f"there is no network {named} that was handled", "virt-natns status lists all"
+            )
+        host = reconcile.host_differences(engine) + service_control.of_host(health)
+        missed = [] if named else reconcile.missed(engine, access.network_asker())
+        guests = [] if named else reconcile.guest_differences(engine, access.active_guests)
+    if options.json:
+        print(as_json(statuses, host, missed, guests, service_control.as_object(health)))
+    else:
+        print(text(statuses, host, missed, guests, str(health)))
+    return 0
+
+
+def _defined() -> frozenset[str] | None:
+    """Return the uuids of all networks that are defined; None where libvirt does not answer."""
+    try:
+        return frozenset(libvirt.uuids())
+    except LibvirtError:
+        return None
+
+
+# -- facts -------------------------------------------------------------------
 
 
 def collect(
@@ -99,6 +133,19 @@ def _health(state: str, found: tuple[str, ...]) -> str:
     return f"damaged ({len(found)})" if found else "ok"
 
 
+def with_health(statuses: Sequence[Status], health: service_control.Health) -> list[Status]:
+    """The statuses, with those that the service has given up shown as such."""
+    return [
+        replace(status, health=service_control.given_up(health.given_up[status.uuid]))
+        if status.uuid in health.given_up
+        else status
+        for status in statuses
+    ]
+
+
+# -- text --------------------------------------------------------------------
+
+
 def text(
     statuses: list[Status],
     host: list[str],
@@ -124,15 +171,12 @@ def text(
 
 def table(statuses: list[Status]) -> list[str]:
     """Lines of aligned columns; what a network publishes, and each difference, below it."""
-    rows = [HEADINGS, *map(_row, statuses)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = []
-    for row, status in zip(rows, [None, *statuses], strict=True):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
-        if status:
-            lines += [f"  > {told}" for told in forward_list.compact(status.forwards)]
-            lines += [f"  ! {what}" for what in status.differences]
+    heading, *aligned = columns.aligned([HEADINGS, *map(_row, statuses)])
+    lines = [heading]
+    for line, status in zip(aligned, statuses, strict=True):
+        lines.append(line)
+        lines += [f"  > {forwards}" for forwards in forward_list.compact(status.forwards)]
+        lines += [f"  ! {what}" for what in status.differences]
     return lines
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.cli import install
+from libvirt_natns.cli import hook_files
 
 ROOT = 0
 
@@ -25,7 +25,7 @@ def findings(places: Iterable[Path] | None = None) -> list[str]:
     """
     if places is None:
         package = names.library() / "libvirt_natns"
-        places = (package, *package.rglob("*.py"), Path(install.interpreter()))
+        places = (package, *package.rglob("*.py"), Path(hook_files.interpreter()))
     checked = dict.fromkeys(each for place in places for each in _with_parents(place))
     return [f"{place} can be written by {who}" for place in checked for who in _writers(place)]
 

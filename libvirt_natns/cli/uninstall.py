@@ -8,6 +8,7 @@ All that is not in the standard library is imported by the part that needs it.
 Limit: without lxml or pyroute2, networks keep their namespaces until it is there again.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from libvirt_natns import names
-from libvirt_natns.cli import install
+from libvirt_natns.cli import hook_files, scope
+from libvirt_natns.daemons import libvirtd_reload
 from libvirt_natns.errors import InstallError, RouterError, describe
 
 if TYPE_CHECKING:
@@ -43,15 +45,17 @@ def run(ask: Ask) -> None:
     ended = removal.attempt(_end_service)
     if ended:
         print(ended)
-    early = removal.attempt(lambda: _release(ask, renew=bool(install.daemons())), again=True)
-    found = install.installed_hooks()
-    removal.attempt(install.remove_hooks)
+    early = removal.attempt(
+        lambda: _release(ask, renew=bool(libvirtd_reload.running())), again=True
+    )
+    found = hook_files.installed()
+    removal.attempt(hook_files.remove)
     for file in found:
-        if not install.is_ours(file):
+        if not hook_files.is_ours(file):
             print(f"removed {file}")
     # For what it has got back, libvirt now starts its own dnsmasq again: it heeds
     # no second signal while it reloads, so the networks have gone first.
-    told = removal.attempt(install.reload_daemons)
+    told = removal.attempt(libvirtd_reload.reload)
     if told:
         print(f"told {', '.join(told)}")
     # What was started in between.
@@ -64,7 +68,7 @@ def run(ask: Ask) -> None:
     problems = [*removal.problems, *(late.errors if late else [])]
     if problems:
         raise InstallError("; ".join(problems), AGAIN)
-    install.remove_state()
+    _remove_state()
 
 
 class _Removal:
@@ -146,3 +150,10 @@ def _remove_rules() -> None:
     from libvirt_natns.firewall import host
 
     host.remove()
+
+
+def _remove_state() -> None:
+    """Remove the state, the run-time directory, and a configuration that we wrote."""
+    for directory in (names.STATE_DIRECTORY, names.RUN_DIRECTORY):
+        shutil.rmtree(directory, ignore_errors=True)
+    scope.remove_written()

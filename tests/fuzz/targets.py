@@ -19,7 +19,7 @@ from random import Random
 import shapes
 from mutations import LINES, XML, Mutation, mutated
 
-from libvirt_natns.cli import forward_edit
+from libvirt_natns.cli import forward_edit, forward_spec
 from libvirt_natns.daemons import dhcp_lease, dnsmasq_config, resolv_conf
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
@@ -289,7 +289,7 @@ def check_domain(data: bytes) -> None:
 
 def check_edited(data: bytes, parsed: Domain) -> None:
     """A forward that is added is in the metadata then, and nothing else has changed."""
-    spec = forward_edit.parse_new("61234-61235:22/sctp")
+    spec = forward_spec.parse_new("61234-61235:22/sctp")
     options = forward_edit.Options()
     try:
         edited = libvirt_xml.edit_domain(data, lambda nat: forward_edit.add(nat, spec, options))
@@ -408,7 +408,7 @@ def check_small(data: bytes) -> None:
     text = data.decode(errors="replace")
     for address in resolv_conf._nameservers(text):
         assert isinstance(address, IPv4Address | IPv6Address)
-    for parse in (forward_edit.parse_new, forward_edit.parse_old):
+    for parse in (forward_spec.parse_new, forward_spec.parse_old):
         try:
             parse(text)
         except ValueError:

@@ -114,7 +114,7 @@ def network_asker() -> reconcile.Ask:
     return ask
 
 
-def active_guests() -> libvirt.Running | None:
+def active_guests() -> libvirt.ActiveDomains | None:
     """Return the guests that run; None where libvirt does not answer."""
     with suppress(LibvirtError):
         return libvirt.active_domains()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Values of a DHCP lease, judged by sense: refused as a whole, or cut to what is harmless.
+"""The values of a DHCP lease, judged by sense: refused as a whole, or cut to harmless values.
 
-Any station of a segment can pose as its DHCP server.  A route must not lead into what is
-private here; the kernel would put it in place of its own.
+Any station of a segment can pose as its DHCP server.  A route must not lead into a private
+subnet of this host: the kernel would replace its own route by it.
 """
 
 from collections.abc import Collection, Iterator
@@ -14,14 +14,14 @@ from libvirt_natns.model import StaticRoute
 from libvirt_natns.records import dataclass, replace
 
 SHORTEST_PREFIX = 8
-"""Of the leased subnet: no Ethernet has more stations, and 0 would hide everything."""
+"""Bits of the widest leased subnet: no Ethernet has more stations, and 0 would hide all others."""
 
 MOST_ROUTES = 64
 MOST_SERVERS = 8
 """Resolvers that dnsmasq is told of: it asks all of them at times."""
 
 MOST_SAID = 4
-"""Cuts that are told each by itself."""
+"""Cuts that are reported one by one."""
 
 SPECIAL = tuple(
     map(
@@ -34,7 +34,7 @@ SPECIAL = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A lease as far as it is used, and in words each value that was left out."""
+    """A lease with the values that are used, and in words each value that was left out."""
 
     lease: DhcpLease
     cuts: tuple[str, ...] = ()
@@ -48,11 +48,11 @@ def refused(lease: DhcpLease, private: Collection[IPNetwork]) -> str | None:
     address, subnet = lease.address.ip, lease.address.network
     if subnet.prefixlen < SHORTEST_PREFIX:
         return f"{lease.address} has a subnet wider than /{SHORTEST_PREFIX}"
-    if any(address in each for each in SPECIAL):
+    if any(address in network for network in SPECIAL):
         return f"{lease.address} is no address of a station"
     if _is_edge(address, subnet):
         return f"{lease.address} is the subnet's own or broadcast address"
-    if hit := next((each for each in _fours(private) if each.overlaps(subnet)), None):
+    if hit := next((ours for ours in _fours(private) if ours.overlaps(subnet)), None):
         return f"{lease.address} overlaps the private subnet {hit}"
     return None
 
@@ -71,7 +71,7 @@ def bounded(lease: DhcpLease, private: Collection[IPNetwork]) -> Checked:
 
 
 def _fours(private: Collection[IPNetwork]) -> list[IPv4Network]:
-    return [each for each in private if isinstance(each, IPv4Network)]
+    return [network for network in private if isinstance(network, IPv4Network)]
 
 
 def _is_edge(address: IPv4Address, subnet: IPv4Network) -> bool:
@@ -154,7 +154,7 @@ def _servers(
 
 
 def _summary(cuts: list[str]) -> tuple[str, ...]:
-    """The first cuts, and how many more there are: a server may send a thousand routes."""
+    """Return the first cuts and the number of others: a server may send a thousand routes."""
     more = len(cuts) - MOST_SAID
     return (*cuts[:MOST_SAID], *([f"{more} more"] if more > 0 else []))
 

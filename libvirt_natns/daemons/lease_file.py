@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""DHCP leases of guests, as libvirt's lease helper keeps them on file for each bridge."""
+"""The DHCP leases of guests, as libvirt's lease helper writes them to a file for each bridge."""
 
 import json
 import time
@@ -24,5 +24,6 @@ def current(bridge: str) -> list[Entry]:
 
 def _holds(entry: Entry) -> bool:
     # An infinite lease expires at 0.
+    """True if a lease has not expired."""
     expiry = entry.get("expiry-time", 0)
     return bool(expiry == 0 or expiry > time.time())

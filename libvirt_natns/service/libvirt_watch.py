@@ -20,8 +20,8 @@ from threading import Event, Thread
 from typing import Literal
 
 from libvirt_natns.daemons import libvirtd
-from libvirt_natns.daemons.libvirt_events import Happened, Kind, Link, Loop
-from libvirt_natns.daemons.libvirtd import Daemon, Driver
+from libvirt_natns.daemons.libvirt_events import EventConnection, Happened, Kind, Loop
+from libvirt_natns.daemons.libvirtd import Driver, LibvirtDaemon
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
@@ -192,7 +192,7 @@ class Keeper(Thread):
     def __init__(self, driver: Driver, journal: Journal, agenda: Agenda[Task]) -> None:
         super().__init__(name=f"libvirt-{driver.scheme}", daemon=True)
         self.driver = driver
-        self.link: Link | None = None
+        self.link: EventConnection | None = None
         self._journal = journal
         self._agenda = agenda
         self._patience = Patience()
@@ -212,11 +212,11 @@ class Keeper(Thread):
         self._stopping.set()
         self._ended.set()
 
-    def _connect(self, daemon: Daemon) -> None:
+    def _connect(self, daemon: LibvirtDaemon) -> None:
         """Be connected until the connection ends, or is to."""
         self._ended = ended = Event()
         try:
-            link = Link(daemon.uri, self._tell, ended.set)
+            link = EventConnection(daemon.uri, self._tell, ended.set)
         except LibvirtError as error:
             if self._patience.refused(daemon.pid):
                 self._journal.say("info", "not-connected", uri=daemon.uri, error=error)

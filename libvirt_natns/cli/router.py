@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""virt-natns router up, down, confirm and status."""
+"""The command virt-natns router: up, down, confirm and status."""
 
 import argparse
 import json
@@ -56,7 +56,7 @@ def add_parser(parser: argparse.ArgumentParser, machines: Machines) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A command with what opens a Machine."""
+    """A command, and the function that opens a Machine for it."""
 
     run: Callable[..., int]
     machines: Machines
@@ -70,9 +70,9 @@ class Bound:
 
 
 def duration(text: str) -> float:
-    """Seconds out of "60", "60s" or "2m"; ArgumentTypeError for anything else."""
-    found = DURATION.fullmatch(text.strip())
-    seconds = float(found[1]) * (1 if found[2] in (None, "s") else 60) if found else 0.0
+    """Return the seconds of "60", "60s" or "2m".  Raises ArgumentTypeError for other text."""
+    match = DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * (1 if match[2] in (None, "s") else 60) if match else 0.0
     if not 0 < seconds <= LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is no time up to an hour, such as 60s or 2m")
     return seconds
@@ -80,20 +80,20 @@ def duration(text: str) -> float:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let the work go on when the session ends from which it was ordered."""
+    """Ignore the signals of a session that ends, so that the work goes on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.signal(each, signal.SIG_IGN) for each in ENDINGS}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(line: str) -> None:
-    # The terminal may be gone by now.
+    # The terminal may have gone with the NIC.
     with suppress(OSError):
         print(line)
         sys.stdout.flush()
@@ -105,15 +105,15 @@ def _warn(line: str) -> None:
 
 
 def _name(opened: Machine, options: argparse.Namespace) -> str:
-    """The router that is meant, also one that is recorded and not configured any more."""
-    known = journal.known_names()
-    if options.name is not None and names.slug(options.name) in known:
+    """Return the name of the router, which may be recorded and not configured any more."""
+    recorded = journal.known_names()
+    if options.name is not None and names.slug(options.name) in recorded:
         return str(options.name)
     try:
         return opened.upstream(options.name).name
     except RouterError:
-        if options.name is None and len(known) == 1:
-            return known[0]
+        if options.name is None and len(recorded) == 1:
+            return recorded[0]
         raise
 
 
@@ -145,7 +145,7 @@ def _boot(opened: Machine, options: argparse.Namespace) -> int:
         try:
             for line in opened.expire_overdue():
                 _say(line)
-        except Exception as error:  # of another router: this one comes up, or is rescued
+        except Exception as error:  # the fault of another router must not stop this boot
             _warn(f"cannot take back a router that was not confirmed in time: {error}")
         if not lifecycle.is_confirmed(name):
             with suppress(StoreError):
@@ -178,9 +178,9 @@ def _confirm(opened: Machine, options: argparse.Namespace) -> int:
 def _down(opened: Machine, options: argparse.Namespace) -> int:
     name = _name(opened, options)
     with undisturbed():
-        found = opened.down(name, force=options.force)
+        problems = opened.down(name, force=options.force)
     _say(f"router {name} is down")
-    for line in found:
+    for line in problems:
         print(f"virt-natns: {line}", file=sys.stderr)
     return 0
 
@@ -198,9 +198,9 @@ def _status(opened: Machine, options: argparse.Namespace) -> int:
             )
     else:
         named = [_name(opened, options)]
-    found = [router_status.describe(opened, name) for name in named]
+    routers = [router_status.describe(opened, name) for name in named]
     if options.json:
-        print(json.dumps({"routers": found}, indent=2))
+        print(json.dumps({"routers": routers}, indent=2))
     else:
-        print("\n".join(router_status.text(each) for each in found))
+        print("\n".join(router_status.text(router) for router in routers))
     return 0

@@ -20,12 +20,12 @@ MEANING = {
 
 
 def describe(opened: Machine, name: str) -> dict[str, object]:
-    """How a router is, for programs."""
-    health, record, found = opened.health(name)
+    """Return the status of a router, for programs."""
+    health, record, differences = opened.health(name)
     described: dict[str, object] = {
         "router": name,
         "state": health,
-        "differences": found,
+        "differences": differences,
         "confirmed": lifecycle.is_confirmed(name),
     }
     if record is not None:
@@ -60,38 +60,41 @@ def _details(opened: Machine, record: Record) -> dict[str, object]:
 def _router_addresses(target: Target, before: nic.Capture) -> list[str]:
     with suppress(NatnsError):
         before = nic.capture(target.namespace, target.nic)
-    return [f"{each.ip}/{each.prefix}" for each in (*before.ipv4, *before.ipv6)]
+    return [f"{a.ip}/{a.prefix}" for a in (*before.ipv4, *before.ipv6)]
 
 
 def dropped(namespace: str, name: str) -> dict[str, int]:
-    """Frames that the NIC has dropped or could not send, by direction."""
+    """Return the frames that the NIC has dropped or could not send, by direction."""
     with suppress(NatnsError, OSError):
         return nic.drops(namespace, name)
     return {}
 
 
-def text(found: dict[str, object]) -> str:
-    left = found.get("seconds_left") or 0.0
-    said = MEANING[str(found["state"])].format(step=found.get("step"), left=left)
-    lines = [f"router {found['router']}: {said}"]
-    if "nic" in found:
-        lines += _detail_lines(found)
-    differences = found["differences"]
+def text(router: dict[str, object]) -> str:
+    """Return a described router as lines."""
+    left = router.get("seconds_left") or 0.0
+    said = MEANING[str(router["state"])].format(step=router.get("step"), left=left)
+    lines = [f"router {router['router']}: {said}"]
+    if "nic" in router:
+        lines += _detail_lines(router)
+    differences = router["differences"]
     assert isinstance(differences, list)
     lines += [f"  ! {what}" for what in differences]
     return "\n".join(lines)
 
 
-def _detail_lines(found: dict[str, object]) -> Iterator[str]:
-    host, networks = found["host"], found["networks"]
-    addresses, drops = found["addresses"], found["dropped"]
+def _detail_lines(router: dict[str, object]) -> Iterator[str]:
+    host, networks = router["host"], router["networks"]
+    addresses, drops = router["addresses"], router["dropped"]
     assert isinstance(host, dict) and isinstance(networks, list)
     assert isinstance(addresses, list) and isinstance(drops, dict)
-    yield f"  NIC       {found['nic']}, {found['mac']}, in {found['namespace']}"
+    yield f"  NIC       {router['nic']}, {router['mac']}, in {router['namespace']}"
     yield f"  router    {', '.join(addresses) or 'no address'}"
     own = ", ".join([host["address"], *host["addresses6"]])
     yield f"  host      {own} on {host['link']}; gets {', '.join(host['ports']) or 'no port'}"
-    bridged = " and ".join(str(each) for each in (found["transit"], found["transit6"]) if each)
+    bridged = " and ".join(
+        str(bridge) for bridge in (router["transit"], router["transit6"]) if bridge
+    )
     yield f"  networks  {', '.join(networks) or 'none'}, on {bridged}"
     counted = ", ".join(f"{what} {number}" for what, number in drops.items())
     yield f"  dropped   {counted or 'unknown'}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether the resident service runs, what it says of itself, and how to start and end it."""
+"""The resident service, seen from a command: its health, its start and its end."""
 
 import json
 import os
@@ -22,13 +22,13 @@ from libvirt_natns.records import dataclass, field
 from libvirt_natns.service import client
 
 SYSTEMD = Path("/run/systemd/system")
-"""Is there where systemd runs, see sd_booted(3)."""
+"""Exists where systemd runs, see sd_booted(3)."""
 
 UNITS = ("libvirt-natns.socket", "libvirt-natns.service")
 STOP_LIMIT = 90.0
-"""Seconds that a service gets to end: events that it is answering have 60."""
+"""Seconds that a service gets to end: the events that it is answering have 60."""
 STUCK_LIMIT = 5.0
-"""The same for one that does not answer."""
+"""Seconds that a service which does not answer gets to end."""
 PEER = struct.Struct("3i")
 """SO_PEERCRED: the process, user and group that listen."""
 
@@ -38,11 +38,11 @@ STUCK = "does not answer: hooks do the work themselves"
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is known of the service.
+    """The health of the service.
 
-    ``since`` is when it was started, in seconds since the epoch; ``given_up``
-    says of networks that it does not heal any more, by uuid, why (``HOST``: of
-    what they share).
+    ``since`` is the time of its start, in seconds since the epoch.  ``given_up`` has the reason
+    for each network that the service does not heal any more, by uuid; ``HOST`` stands for what
+    networks share.
     """
 
     state: Literal["running", "stuck", "absent"]
@@ -61,13 +61,13 @@ class Health:
 
 
 def ask() -> Health:
-    """Ask the service how it is.  Raises ServiceError where it makes no sense."""
+    """Ask the service for its health.  Raises ServiceError for an answer without sense."""
     answer = client.ask("question", ("health", "-"))
     if answer is None:
         return Health("stuck" if _listens() else "absent")
     try:
-        told = json.loads(answer.text)
-        return Health("running", told["pid"], told["version"], told["since"], told["given_up"])
+        fields = json.loads(answer.text)
+        return Health("running", *(fields[key] for key in ("pid", "version", "since", "given_up")))
     except (ValueError, KeyError, TypeError) as error:
         raise ServiceError(
             f"the service answers what cannot be understood ({answer.text[:80]})",
@@ -76,7 +76,7 @@ def ask() -> Health:
 
 
 def _listens() -> bool:
-    """Whether anybody listens on the socket; one that was killed leaves it behind."""
+    """True if a process listens on the socket; a service that was killed leaves the socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(client.GREETING_LIMIT)
         try:
@@ -88,22 +88,22 @@ def _listens() -> bool:
     return True
 
 
-# -- what status and doctor show ---------------------------------------------
+# -- for status and doctor ---------------------------------------------------
 
 
 def given_up(reason: str) -> str:
-    """Return the health of a network, or of the host, that the service does not heal any more."""
+    """Return the health of a network, or the host, that the service does not heal any more."""
     return f"given up ({reason})"
 
 
 def of_host(health: Health) -> list[str]:
-    """What is to be said of the host: whether what networks share is given up."""
+    """Return, in words, whether the service has given up what networks share."""
     why = health.given_up.get(HOST)
     return [given_up(why)] if why else []
 
 
 def as_object(health: Health) -> dict[str, Any]:
-    """The service for ``status --json``."""
+    """Return the health for ``status --json``."""
     return {
         "state": health.state,
         "pid": health.pid,
@@ -113,7 +113,7 @@ def as_object(health: Health) -> dict[str, Any]:
 
 
 def examine() -> str:
-    """What ``doctor`` says.  Raises ServiceError where something is broken."""
+    """Examine the service for ``doctor``.  Raises ServiceError with the fault."""
     _check_socket()
     health = ask()
     if health.state == "stuck":
@@ -150,9 +150,9 @@ def _check_socket() -> None:
 
 
 def start() -> str:
-    """Have systemd start the service now and at each boot; says what became of it.
+    """Have systemd start the service now and at each boot; return the result in words.
 
-    Raises InstallError where systemd knows the units and cannot.
+    Raises InstallError where systemd knows the units and cannot start them.
     """
     if not SYSTEMD.is_dir():
         return "no systemd runs here: to have the service, start virt-natns serve"
@@ -165,9 +165,9 @@ def start() -> str:
 
 
 def end() -> str | None:
-    """End the service, now and for good; says what was ended, if anything was.
+    """End the service, now and for good; return in words what was ended, if anything was.
 
-    Raises InstallError where it does not end.
+    Raises InstallError where the service does not end.
     """
     if SYSTEMD.is_dir() and _systemctl("cat", UNITS[0]).returncode == 0:
         done = _systemctl("disable", "--now", *UNITS)
@@ -185,7 +185,7 @@ def end() -> str | None:
 
 
 def _listener() -> int | None:
-    """The process of a service that does not answer, or is of another version."""
+    """Return the process of a service that does not answer, or is of another version."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(client.GREETING_LIMIT)
         try:
@@ -201,7 +201,7 @@ def _listener() -> int | None:
 def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            # The PATH of root may begin with a directory of others.
+            # The PATH of root may begin with a directory of another user.
             [processes.program("systemctl") or "systemctl", "--no-ask-password", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -213,14 +213,14 @@ def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _terminate(pid: int, limit: float) -> None:
-    """End a service; one that does not within ``limit`` seconds is killed.
+    """End a service, and kill it after ``limit`` seconds.
 
-    Killing loses nothing: hooks do what a service had begun.
+    Killing loses nothing: hooks do the work that a service had begun.
     """
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
-            # One that was stopped sees no other signal than the last.
+            # A stopped process handles SIGTERM only after SIGCONT.
             for number in (signal.SIGTERM, signal.SIGCONT):
                 signal.pidfd_send_signal(descriptor, number)
             if processes.has_ended(descriptor, time.monotonic() + limit):

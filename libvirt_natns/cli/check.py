@@ -28,7 +28,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _findings(engine: Engine, named: str | None, ask: reconcile.Ask) -> list[reconcile.Finding]:
-    """Return all differences there are now, or those of one network and the host."""
+    """Return all present differences, or the differences of one network and the host."""
     records = networks_up(engine, named)
     findings = [(r.name, what) for r in records for what in reconcile.differences(engine, r)]
     findings += [("host", what) for what in reconcile.host_differences(engine)]
@@ -53,7 +53,7 @@ def networks_up(engine: Engine, named: str | None) -> list[Record]:
 
 
 def sync(_: argparse.Namespace) -> int:
-    """Repair each difference.  Raises NatnsError for those that stay."""
+    """Repair each difference.  Raises NatnsError for differences that stay."""
     rebuild_state()
     with access.engine() as engine:
         return repair(engine)
@@ -70,7 +70,7 @@ def rebuild_state() -> None:
 
 
 def repair(engine: Engine) -> int:
-    """Repair each difference and print it.  Raises NatnsError for those that stay."""
+    """Repair each difference and print it.  Raises NatnsError for differences that stay."""
     outcome = reconcile.sync(engine, access.network_asker(), access.active_guests)
     for name, what in outcome.repaired:
         print(f"{name}: {what}")

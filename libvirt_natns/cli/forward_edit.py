@@ -12,13 +12,14 @@ from functools import partial
 from typing import cast
 
 from libvirt_natns.addresses import Family, parsed
-from libvirt_natns.cli.forward_spec import Span, Spec
+from libvirt_natns.cli.forward_spec import Spec
 from libvirt_natns.documents.xml_metadata import MAX_PORT
 from libvirt_natns.documents.xml_values import NS, Element, MutableElement, mac, value_error
 from libvirt_natns.engine.forwards import Selector
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.model import Protocol
 from libvirt_natns.records import dataclass
+from libvirt_natns.spans import Span, remaining
 
 NUMBER = re.compile(r"[0-9]{1,5}")
 
@@ -225,9 +226,6 @@ def _number(element: Element, attribute: str) -> int:
 
 def _spans(forward: Element) -> Iterator[Span]:
     """Yield the ports of a forward's ranges that remain without the excluded ranges."""
-    excluded = sorted(map(_ports, _ranges(forward, "yes")))
-    for start, end in map(_ports, _ranges(forward)):
-        for first, last in [*excluded, (end + 1, end + 1)]:
-            if first > start and start <= end:
-                yield start, min(first - 1, end)
-            start = max(start, last + 1)
+    excluded = [*map(_ports, _ranges(forward, "yes"))]
+    for span in map(_ports, _ranges(forward)):
+        yield from remaining(span, excluded)

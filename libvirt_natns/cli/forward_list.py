@@ -57,7 +57,7 @@ class Row:
 
 
 def collect(store: Store, network: str | None = None, *, published: bool = False) -> list[Row]:
-    """Return all forwards and static NATs, or those of the network with that uuid.
+    """Return all forwards and static NATs, or only those of the network with that uuid.
 
     ``published`` leaves out the forwards that are reserved for a guest that is about to start.
     """

@@ -10,13 +10,12 @@ from libvirt_natns.documents.xml_metadata import MAX_PORT
 from libvirt_natns.engine.forwards import ports
 from libvirt_natns.model import Protocol
 from libvirt_natns.records import dataclass
+from libvirt_natns.spans import Span
 
 PATTERN = re.compile(
     r"(?:(?P<address>[0-9]+(?:\.[0-9]+){3}|\*|\[[0-9A-Fa-f:.]+\]):)?(?P<listen>auto|[0-9]+(?:-[0-9]+)?)"
     r"(?::(?P<target>[0-9]+(?:-[0-9]+)?))?(?:/(?P<proto>tcp|udp|sctp))?"
 )
-Span = tuple[int, int]
-"""First and last port."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 """The hook files in libvirt's directory: install them, compare them, and remove them.
 
 A hook of another author is never overwritten.  libvirt (6.5 or later) also runs the
-files in a directory next to the hook, and our hook goes there as a drop-in.
+files in a directory next to the hook.  Our hook goes there as a drop-in.
 """
 
 import os
@@ -43,7 +43,7 @@ def is_ours(file: Path) -> bool:
 
 
 def is_current(file: Path) -> bool:
-    """True if one of our hooks is as ``install`` would write it today."""
+    """True if a hook of ours is as ``install`` would write it today."""
     hook = next(hook for hook in HOOKS if file in places(hook))
     return file.read_text() == render(hook) and os.access(file, os.X_OK)
 
@@ -75,7 +75,7 @@ def render(hook: str) -> str:
 
 @cache
 def interpreter() -> str:
-    """Return the distribution's Python where it has all modules that hooks need, else this one.
+    """Return the distribution's Python where it has all modules of the hooks, else our own.
 
     The answer is kept for the process, as it takes the start of an interpreter.
     """

@@ -36,7 +36,7 @@ OWN_MODULES = {"libvirt": "python3-libvirt", "prometheus_client": "python3-prome
 
 
 def python_modules() -> str:
-    """Examine whether the hooks' interpreter, which may not be this one, finds its modules."""
+    """Examine whether the hooks' interpreter, which may not be ours, finds its modules."""
     for module, package in OWN_MODULES.items():
         if importlib.util.find_spec(module) is None:
             raise InstallError(f"the module {module} is missing", f"install {package}")
@@ -100,7 +100,7 @@ def in_scratch_namespace(trial: Callable[[], object]) -> None:
 
 
 def with_kernel(trial: Callable[[Kernel], object]) -> None:
-    """Run ``trial`` in such a namespace, with a session of the kernel in it."""
+    """Run ``trial`` in a network namespace that ends with it, with a session of the kernel."""
 
     def run() -> None:
         with Kernel() as kernel:

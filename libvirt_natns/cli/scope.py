@@ -56,7 +56,7 @@ def with_scope(text: str | None, scope: str) -> str:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file in one step, also where it is a link to one; keep its mode."""
+    """Write a file in a single step, also through a symbolic link; keep its mode."""
     real = file.resolve()
     fresh = real.with_name(f".{real.name}.new")
     fresh.write_text(text)

@@ -40,9 +40,9 @@ STUCK = "does not answer: hooks do the work themselves"
 class Health:
     """The health of the service.
 
-    ``since`` is the time of its start, in seconds since the epoch.  ``given_up`` has the reason
-    for each network that the service does not heal any more, by uuid; ``HOST`` stands for what
-    networks share.
+    ``since`` is the time of its start, in seconds since the epoch.  ``given_up`` has the
+    networks that the service does not heal any more, by uuid, with the reason.  The key
+    ``HOST`` stands for what networks share.
     """
 
     state: Literal["running", "stuck", "absent"]

@@ -28,8 +28,9 @@ class Status:
     ``prefix`` is its lease from the prefixes that are routed to its upstream.
     ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
     "damaged (N)" or "given up (WHY)" for a network that is up, and else its state.
-    ``forwards`` are the forwards in force.  ``lease_seconds`` is for how many seconds the DHCP
-    lease of ``address`` still holds; None without a lease, or for a lease without end.
+    ``forwards`` are the forwards in force.  ``lease_seconds`` is the
+    time for which the DHCP lease of ``address`` still holds; None without a lease, or for a
+    lease without end.
     """
 
     network: str
@@ -151,9 +152,9 @@ def text(
 ) -> str:
     """Return the statuses as a table, with the differences of each network below it.
 
-    ``host`` are differences of the host, ``missed`` are events that no hook reported, and
-    ``guests`` are guests that publish something else than their metadata says.  These follow
-    the table.  ``service`` is the health of the resident service.
+    ``host`` are differences of the host.  ``missed`` are events that no hook reported.
+    ``guests`` are guests that publish something else than their metadata says.  All three
+    follow the table.  ``service`` is the health of the resident service.
     """
     lines = table(statuses) if statuses else [NONE]
     others = [("host", what) for what in host] + missed + guests

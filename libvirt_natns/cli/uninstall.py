@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command uninstall: remove libvirt-natns from a machine, whatever is broken.
 
-Each part is tried, and no part needs another: hooks and the host's rules are removed even
-where the configuration, the state database, the service or a library is broken.
+Each part is tried, and no part needs another.  A broken configuration, state database,
+service or library does not keep hooks and the host's rules from being removed.
 The part that needs a third-party library imports it.
 
 Limit: without lxml or pyroute2, networks keep their namespaces until the library is back.
@@ -119,7 +119,7 @@ def _release(ask: Ask, *, renew: bool) -> "Outcome":
     with TemporaryDirectory(prefix="virt-natns-") as empty:
         with _engine(settings, Path(empty)) as engine:
             rest = reconcile.release(engine, ask, renew=renew)
-    # The host may still have rules for networks whose records are broken.
+    # The host may still have rules for networks with broken records.
     _remove_rules()
     return reconcile.Outcome(outcome.repaired + rest.repaired, rest.errors)
 

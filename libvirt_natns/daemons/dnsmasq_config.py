@@ -185,8 +185,8 @@ def _with_mtu(lines: list[str], users: list[str], network: Network, mtu: int | N
 def _unannounced(lines: list[str], users: list[str], network: Network) -> Iterable[str]:
     """Yield lines that announce the subnets which no line mentions yet.
 
-    These are leased subnets, which libvirt does not know, and subnets beside a subnet with
-    DHCPv6, which libvirt leaves to guests that are configured by hand.
+    libvirt does not know leased subnets.  libvirt also does not announce a subnet beside a
+    subnet with DHCPv6, and leaves it to guests that are configured by hand.
     """
     ranges = [_value(line).split(",") for line in [*lines, *users] if _key(line) == "dhcp-range"]
     if any(word.strip().startswith("constructor:") for words in ranges for word in words):

@@ -43,9 +43,9 @@ def program() -> str:
 
 def confined_program() -> list[str]:
     """Return dnsmasq as every start runs it, without options.  Raises DnsmasqError."""
-    # AppArmor's usr.sbin.dnsmasq runs libvirt's lease helper in a child profile (Cx).  The
-    # kernel allows a process with no_new_privs no transition to a profile that is not a
-    # subset of its own, so dnsmasq would give no lease.
+    # AppArmor's usr.sbin.dnsmasq runs libvirt's lease helper in a child profile (Cx), which is
+    # no subset of dnsmasq's profile.  The kernel refuses this transition to a process with
+    # no_new_privs.  dnsmasq would then give no lease.
     return [*processes.confined(*CAPABILITIES, no_new_privs=False), program()]
 
 

@@ -2,14 +2,14 @@
 """Try a configuration of ours on dnsmasq before a network starts.
 
 libvirt's own dnsmasq has read the text from which ours is derived.  A network of
-``<natns:ip>`` has no such dnsmasq, so its configuration is given to ``dnsmasq --test``.
+``<natns:ip>`` has no dnsmasq of libvirt, so ``dnsmasq --test`` reads its configuration.
 dnsmasq checks some values of the user's own ``<dnsmasq:options>`` only when it starts:
 users, directories, options that exclude each other.  With such options, a dnsmasq is
 started on trial.  It runs in a network namespace of its own without any link, and with the
 capabilities of every other dnsmasq of ours.
 
-Each trial locks its directory.  The kernel drops the lock with the process, so a directory
-without a lock was left by a kill: the next trial removes it, and ends its daemon.
+Each trial locks its directory, and the kernel drops the lock with the process.  So a
+directory without a lock was left by a kill.  The next trial removes it, and ends its daemon.
 
 Limits: the lines of the hosts files are not checked; dnsmasq logs a bad line there and
 goes on.  A trial reads and writes the files that the options name, as every start does.

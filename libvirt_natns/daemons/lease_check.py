@@ -83,7 +83,7 @@ def _is_edge(address: IPv4Address, subnet: IPv4Network) -> bool:
 def _no_gateway(
     gateway: IPv4Address, lease: DhcpLease, ours: Collection[IPv4Network]
 ) -> str | None:
-    """Return why a gateway cannot be one, in words."""
+    """Return why an address cannot be a gateway, in words; None where it can."""
     subnet = lease.address.network
     if gateway == lease.address.ip:
         return "is the leased address itself"

@@ -20,8 +20,8 @@ from libvirt_natns.errors import LibvirtError
 from libvirt_natns.records import dataclass
 
 KEEPALIVE = 5, 3
-"""Seconds of silence before libvirt is asked for a sign of life, and the number of such
-questions that may stay unanswered: a daemon that is stuck counts as ended after 20 s.
+"""Seconds of silence before libvirt is asked for a sign of life, and the number of questions
+that may stay unanswered.  A daemon that is stuck counts as ended after 20 s.
 """
 
 END_LIMIT = 1.0

@@ -7,11 +7,11 @@ guest answers.  So guests may choose their addresses themselves, and a free addr
 no answer.
 
 Stations that are known to be outside are cut out of the prefixes.  Otherwise a guest could
-claim the address of the provider's router.  ndppd's sockets belong to links, not to names:
-the configuration bears the indexes of the links, so that a link that was made again shows.
+claim the address of the provider's router.  ndppd's sockets belong to links, not to names.
+So the configuration bears the indexes of the links: a link that was made again shows.
 
 Known limits of ndppd 0.2.5: it does not answer the question by which another
-station finds out whether an address is free (RFC 4862), and goes on answering
+station finds out whether an address is free (RFC 4862).  It goes on answering
 for up to half a minute for a guest that has gone.
 """
 
@@ -23,12 +23,12 @@ from ipaddress import IPv6Address, IPv6Network, summarize_address_range
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.addresses import by_family
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import netns, processes
 from libvirt_natns.kernel.locks import make_directory
 from libvirt_natns.model import AddressRange
 from libvirt_natns.records import dataclass
+from libvirt_natns.spans import remaining
 
 START_LIMIT = 10.0
 STOP_LIMIT = 3.0
@@ -88,16 +88,9 @@ def is_beyond(namespace: str | None) -> bool:
 
 def _parts(prefix: IPv6Network, without: Iterable[AddressRange]) -> Iterator[IPv6Network]:
     """Yield the parts of a prefix that remain without some ranges."""
-    start, end = int(prefix.network_address), int(prefix.broadcast_address)
-    for span in sorted(without, key=lambda span: by_family(span.first)):
-        if span.first.version == 6 and int(span.first) <= end and int(span.last) >= start:
-            yield from _between(start, int(span.first) - 1)
-            start = int(span.last) + 1
-    yield from _between(start, end)
-
-
-def _between(first: int, last: int) -> Iterator[IPv6Network]:
-    if first <= last:
+    whole = int(prefix.network_address), int(prefix.broadcast_address)
+    excluded = [(int(span.first), int(span.last)) for span in without if span.first.version == 6]
+    for first, last in remaining(whole, excluded):
         yield from summarize_address_range(IPv6Address(first), IPv6Address(last))
 
 

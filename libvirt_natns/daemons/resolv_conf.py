@@ -27,7 +27,7 @@ SOURCES = (
 class Resolvers:
     """The servers that a namespace's dnsmasq asks: a file that it polls, or fixed servers.
 
-    The file is used where dnsmasq can take it as it is: the guests of a laptop then follow the
+    The file is used where dnsmasq can take it as it is.  The guests of a laptop then follow the
     laptop to other networks.  dnsmasq skips servers of a family in which it has no way outside.
     But it would ask a stub, which is not there.
     """

@@ -4,7 +4,7 @@
 The client only asks, renews and rebinds.  It changes nothing in the kernel: its script
 writes the lease to a file.  The script runs the command ``on_change`` when the lease is
 new, has changed or has ended.  The client outlives the process that started it.  Its
-directory has these files, and those of ``dhcp_lease``:
+directory has the files of ``dhcp_lease``, and these:
 
     script   the script for all events; each event's name is a link to it
     command  the script's command for a changed lease: ``on_change``
@@ -72,8 +72,8 @@ class Client:
     """A client: its link, its identity, and its command for a changed lease.
 
     ``client_id`` is DHCP's option 61 in hexadecimal digits.  ``directory`` belongs to the
-    client alone.  ``probe`` is for how many seconds the client asks by ARP for an address before
-    it takes the address, MAX_PROBE at most; 0 for no probe.
+    client alone.  ``probe`` are the seconds of ARP questions for an address before the client
+    takes it, MAX_PROBE at most; 0 for no probe.
     """
 
     namespace: str

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The shell scripts around udhcpc: one runs at each event of a client, one starts a client.
+"""The shell scripts around udhcpc: for each event of a client, and for its start.
 
-udhcpc runs a program with the event as its argument.  That program is the shell, and the
-event is a file in the client's working directory: on Debian, files below /run cannot be
-executed themselves (noexec).
+udhcpc runs a program with the event as its argument.  On Debian, files below /run cannot be
+executed (noexec).  So the program is the shell, and the event is the name of a file in the
+client's working directory.
 
 A client that starts reports the same event as a client that has lost its lease.  The file
 ``times`` tells them apart.  The lease of a client that was killed is kept, as the next
-client asks for the same address.  If no server answers the next client, the lease ends in
-time all the same: the script checks after each round of questions without an answer.
+client asks for the same address.  If no server answers the next client, the lease still ends
+in time: the script checks after each round of questions without an answer.
 """
 
 EVENTS = ("deconfig", "bound", "renew", "leasefail", "nak")

@@ -6,8 +6,7 @@ later.  A daemon is identified by a word of its command line that no other proce
 A descriptor (pidfd) holds the process while it is signalled and waited for.
 
 Daemons read packets of guests and of the upstream.  ``confined`` starts a daemon with the
-capabilities that it needs, and no others: neither it nor its children can gain a capability
-outside that set.
+capabilities that it needs.  Neither the daemon nor its children can gain another one.
 """
 
 import os
@@ -48,8 +47,8 @@ def program(name: str) -> str | None:
 def confined(*capabilities: str, no_new_privs: bool = True) -> tuple[str, ...]:
     """Return the words before a command that leave it these capabilities alone (setpriv(1)).
 
-    Switch ``no_new_privs`` off for a daemon whose AppArmor profile gives a helper program a
-    profile of its own: the kernel refuses that execve(2) to a process with no_new_privs.
+    Switch ``no_new_privs`` off for a daemon with an AppArmor profile that gives a helper
+    program its own profile.  The kernel refuses that execve(2) to a process with no_new_privs.
     The command is also killed like any other program where memory runs out (choom(1)),
     though systemd spares the service.  Without setpriv or choom the command runs without
     the limits of that program.
@@ -75,7 +74,7 @@ def _is_spared() -> bool:
 
 
 def read_pid(path: Path) -> int | None:
-    """Return the process id in a file; None without a readable one."""
+    """Return the process id in a file; None without a readable file."""
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError):

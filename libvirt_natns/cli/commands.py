@@ -110,7 +110,7 @@ def _doctor(_: argparse.Namespace) -> int:
     access.require_root()
     diagnoses = doctor.examine(partial(access.engine, look_only=True))
     print(doctor.text(diagnoses))
-    return 1 if any(each.state == "broken" for each in diagnoses) else 0
+    return 1 if any(diagnosis.state == "broken" for diagnosis in diagnoses) else 0
 
 
 def _diagram(_: argparse.Namespace) -> int:

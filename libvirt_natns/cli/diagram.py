@@ -72,7 +72,7 @@ def _box(engine: Engine, record: Record) -> Box:
         record.bridge,
         record.namespace,
         (*(str(subnet.interface) for subnet in network.subnets), *_prefix(network, leased)),
-        tuple(str(each) for each in leased.addresses if not is_stand_in(each)) or ("no address",),
+        tuple(str(a) for a in leased.addresses if not is_stand_in(a)) or ("no address",),
         record.upstream,
         _forwards(engine, record),
     )

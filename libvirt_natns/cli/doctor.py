@@ -62,7 +62,7 @@ def trusted() -> Diagnosis:
 
 def text(diagnoses: Iterable[Diagnosis]) -> str:
     """Return the diagnoses, a line each."""
-    return "\n".join(f"{each.state:<6}  {each.what}: {each.said}" for each in diagnoses)
+    return "\n".join(f"{line.state:<6}  {line.what}: {line.said}" for line in diagnoses)
 
 
 def _configuration() -> tuple[Config, Diagnosis]:

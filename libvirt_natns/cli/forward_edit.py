@@ -57,7 +57,7 @@ def add(nat: MutableElement, spec: Spec, options: Options) -> None:
     for forward in nat.findall(f"{NS}portForward"):
         there = {"proto": "tcp", **forward.attrib}
         if there == attributes and any(
-            dict(each.attrib) == ports_there for each in forward.findall(f"{NS}range")
+            dict(element.attrib) == ports_there for element in forward.findall(f"{NS}range")
         ):
             raise ConflictError(f"{spec} is forwarded already", "see virt-natns forward list")
     new = nat.makeelement(f"{NS}portForward", attributes)

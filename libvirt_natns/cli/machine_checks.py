@@ -131,9 +131,9 @@ def default_upstream(settings: Config) -> str:
 def _router(settings: Config, upstream: Upstream) -> str:
     """Examine the router namespace of an upstream."""
     with Kernel() as kernel:
-        health, record, found = Machine(settings, kernel).health(upstream.name)
+        health, record, differences = Machine(settings, kernel).health(upstream.name)
     if health not in ("up", "unconfirmed") or record is None:
-        said = f"{health} ({found[0]})" if found else health
+        said = f"{health} ({differences[0]})" if differences else health
         raise UpstreamError(
             f"the router of upstream {upstream.name} is {said}",
             f"virt-natns router up {upstream.name}",

@@ -58,10 +58,10 @@ def lenient() -> Iterator[None]:
     with ExitStack() as opened:
         # A process may start without standard output or error; Python sets None then.
         nowhere = opened.enter_context(Path(os.devnull).open("w"))
-        out, told = Lenient(sys.stdout or nowhere), Lenient(sys.stderr or nowhere)
+        out, err = Lenient(sys.stdout or nowhere), Lenient(sys.stderr or nowhere)
         opened.enter_context(redirect_stdout(cast("TextIO", out)))
-        opened.enter_context(redirect_stderr(cast("TextIO", told)))
-        opened.callback(told.flush)
+        opened.enter_context(redirect_stderr(cast("TextIO", err)))
+        opened.callback(err.flush)
         opened.callback(out.flush)
         yield
     if out.error is not None and not isinstance(out.error, BrokenPipeError):

@@ -133,15 +133,15 @@ def examine() -> str:
 
 def _check_socket() -> None:
     try:
-        found = Path(client.SOCKET).lstat()
+        status = Path(client.SOCKET).lstat()
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(found.st_mode):
+    if not stat.S_ISSOCK(status.st_mode):
         raise ServiceError(f"{client.SOCKET} is no socket", "remove it, and start the service")
-    mode = stat.S_IMODE(found.st_mode)
-    if found.st_uid != 0 or mode & 0o077:
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != 0 or mode & 0o077:
         raise ServiceError(
-            f"{client.SOCKET} is not root's alone (owner {found.st_uid}, mode {mode:04o})",
+            f"{client.SOCKET} is not root's alone (owner {status.st_uid}, mode {mode:04o})",
             f"chown root {client.SOCKET}; chmod 0600 {client.SOCKET}",
         )
 

@@ -87,15 +87,15 @@ def _no_gateway(
     subnet = lease.address.network
     if gateway == lease.address.ip:
         return "is the leased address itself"
-    if any(gateway in each for each in SPECIAL if not each.is_link_local):
+    if any(gateway in network for network in SPECIAL if not network.is_link_local):
         return "is no address of a station"
     if _is_edge(gateway, subnet):
         return "is the subnet's own or broadcast address"
-    if any(gateway in each for each in ours):
+    if any(gateway in network for network in ours):
         return "is in a private subnet"
     # Clouds lease an address alone (/32), with a gateway that is on the link all the same.
     on_link = gateway in subnet or subnet.prefixlen == 32
-    if not on_link and not any(gateway in each for each in lease.on_link):
+    if not on_link and not any(gateway in network for network in lease.on_link):
         return f"is not in {subnet}"
     return None
 
@@ -129,7 +129,7 @@ def _no_route(route: StaticRoute, lease: DhcpLease, ours: Collection[IPv4Network
         ("the leased subnet", [lease.address.network]),
         ("the special range", SPECIAL),
     ):
-        if hit := next((each for each in networks if route.destination.subnet_of(each)), None):
+        if hit := next((n for n in networks if route.destination.subnet_of(n)), None):
             return f"leads into {name} {hit}"
     why = _no_gateway(route.gateway, lease, ours)
     return f"its gateway {why}" if why else None
@@ -143,7 +143,7 @@ def _servers(
         if server in kept:
             continue
         # Some clouds have their resolver at a link-local address.
-        special = any(server in each for each in SPECIAL if not each.is_link_local)
+        special = any(server in network for network in SPECIAL if not network.is_link_local)
         if server == lease.address.ip or special:
             cuts.append(f"DNS server {server}: is no address of another station")
         elif len(kept) == MOST_SERVERS:

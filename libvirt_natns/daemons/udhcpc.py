@@ -18,11 +18,10 @@ server names; it knows no forced renewal by the server.
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from signal import Signals
@@ -30,8 +29,8 @@ from signal import Signals
 from libvirt_natns.daemons import dhcp_lease
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.daemons.udhcpc_script import DETACH, EVENTS, SCRIPT
-from libvirt_natns.errors import DhcpError, NatnsError
-from libvirt_natns.kernel import netns, processes
+from libvirt_natns.errors import DhcpError
+from libvirt_natns.kernel import neighbour_lookup, netns, processes
 from libvirt_natns.kernel.locks import make_directory
 from libvirt_natns.records import dataclass
 
@@ -40,9 +39,6 @@ START_LIMIT = 5.0
 
 STOP_LIMIT = 2.0
 """Seconds that a client gets to release its lease and to end."""
-
-NEIGHBOUR_LIMIT = 0.3
-"""Seconds in which the server's MAC address must be known for a release to reach it."""
 
 POLL = 0.01
 """Seconds between two looks at the lease."""
@@ -62,7 +58,6 @@ A host that filters bridged packets cannot know which address a server will offe
 PATIENCE = ("-t", "5", "-T", "2", "-A", "10")
 """Five questions, each 2 s apart, then a pause of 10 s, without end."""
 
-DISCARD = 9
 CAPABILITIES = ("net_raw", "net_bind_service")
 """The needs of udhcpc: packet sockets on one link, and the port of DHCP clients."""
 
@@ -252,7 +247,8 @@ def stop(directory: Path, namespace: str | None = None) -> None:
     # Without the file, the script runs no command for the end of this lease.
     (directory / "times").unlink(missing_ok=True)
     if held and held.server and namespace and _pid(directory) is not None:
-        _meet(namespace, held.server)
+        # udhcpc sends a single release, and the link is removed a moment later.
+        neighbour_lookup.resolve(namespace, held.server)
     _end(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -261,22 +257,3 @@ def _end(directory: Path, signals: tuple[Signals, ...] = processes.POLITELY) -> 
     pid = _pid(directory)
     if pid is not None and not processes.end([pid], _mark(directory), STOP_LIMIT, signals):
         raise DhcpError(f"the DHCP client {pid} does not end", "end it by hand")
-
-
-def _meet(namespace: str, server: IPv4Address) -> None:
-    """Have the kernel learn the MAC address of a server, or of the router on the way to it.
-
-    udhcpc sends one release and does not repeat it, and the link is removed a moment later.
-    """
-    deadline = time.monotonic() + NEIGHBOUR_LIMIT
-    with suppress(OSError, NatnsError), netns.entered(namespace):
-        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as link:
-            link.sendto(b"", (str(server), DISCARD))
-        while _is_asked_for() and time.monotonic() < deadline:
-            time.sleep(POLL)
-
-
-def _is_asked_for() -> bool:
-    """True if an ARP request has no answer yet, in the thread's namespace."""
-    lines = Path("/proc/thread-self/net/arp").read_text().splitlines()[1:]
-    return any(line.split()[2:3] == ["0x0"] for line in lines)

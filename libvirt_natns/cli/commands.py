@@ -31,6 +31,7 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.service import client
 
 Command = Callable[[argparse.Namespace], int]
+
 ROUTER = "The router namespace of a host's only NIC: an upstream of kind router."
 FORWARD = "Published ports of guests, which stand in their domains' metadata."
 

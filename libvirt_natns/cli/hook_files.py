@@ -20,8 +20,10 @@ HOOKS = ("network", "qemu", "lxc")
 HOOKS_DIRECTORY = Path("/etc/libvirt/hooks")
 DROP_IN = "libvirt-natns"
 MARK = "# libvirt-natns: "
+
 HEAD_LINES = 5
 """Lines of a hook file in which the mark must be."""
+
 NEEDED = "import lxml, pyroute2, libvirt_natns"
 """The modules that the hooks' interpreter must be able to import."""
 

@@ -29,8 +29,8 @@ class Status:
     ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
     "damaged (N)" or "given up (WHY)" for a network that is up, and else its state.
     ``forwards`` are the forwards in force.  ``lease_seconds`` is the
-    time for which the DHCP lease of ``address`` still holds; None without a lease, or for a
-    lease without end.
+    time left of the DHCP lease of ``address``; None without a lease, or for a lease
+    without end.
     """
 
     network: str

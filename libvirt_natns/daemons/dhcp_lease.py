@@ -73,7 +73,7 @@ def parse(text: str, until: float | None = None) -> DhcpLease | None:
         gateway=default if routes else first,
         dns=tuple(a for a in _addresses(values.get("dns", "")) if not a.is_loopback),
         mtu=_mtu(values.get("mtu", "")),
-        # A destination on the link itself has no gateway, and needs no route of its own.
+        # A destination on the link itself has no gateway, so there is no route to set.
         routes=tuple(
             StaticRoute(to, gate) for to, gate in routes if to.prefixlen and gate != NO_ADDRESS
         ),

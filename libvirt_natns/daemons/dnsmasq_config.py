@@ -30,6 +30,7 @@ LEAST_IPV6_MTU = 1280
 """Octets that every link must carry in IPv6; guests ignore a lower value."""
 
 MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
+
 LEASED_FOR = "1h"
 """Time for which guests keep an address of a leased prefix after its last advertisement."""
 
@@ -99,8 +100,8 @@ def _value(line: str) -> str:
 
 
 def _statements(text: str) -> list[str]:
-    # dnsmasq and libvirt take no other character for a line's end.
     """Return the lines of a text that say something: no comments, no empty lines."""
+    # dnsmasq and libvirt take no other character for a line's end.
     return [line for line in text.split("\n") if line and not line.startswith("#")]
 
 

@@ -23,7 +23,7 @@ def current(bridge: str) -> list[Entry]:
 
 
 def _holds(entry: Entry) -> bool:
-    # An infinite lease expires at 0.
     """True if a lease has not expired."""
+    # An infinite lease expires at 0.
     expiry = entry.get("expiry-time", 0)
     return bool(expiry == 0 or expiry > time.time())

@@ -23,7 +23,7 @@ from world import (
     timed,
 )
 
-from libvirt_natns.cli.install import HOOKS_DIRECTORY
+from libvirt_natns.cli.hook_files import HOOKS_DIRECTORY
 
 ABOUT = """\
 A network of ours is up, so nothing can be decided by its absence. The guest is a real one,

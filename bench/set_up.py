@@ -29,7 +29,7 @@ from world import (
     timed,
 )
 
-from libvirt_natns.cli.install import HOOKS_DIRECTORY
+from libvirt_natns.cli.hook_files import HOOKS_DIRECTORY
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import lab
 
-from libvirt_natns.cli.install import HOOKS, HOOKS_DIRECTORY
+from libvirt_natns.cli.hook_files import HOOKS, HOOKS_DIRECTORY
 from libvirt_natns.documents import config
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel

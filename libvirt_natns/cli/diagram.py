@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A picture of the networks that are up, from recorded state; nothing is measured.
+"""A picture of the networks that are up, from recorded state; the kernel is not read.
 
-One box a namespace, with its network above and its upstream's bridge below.
+Each namespace is a box, with its network above and its upstream's bridge below.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,8 +26,8 @@ MOST_FORWARDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Router:
-    """One network's namespace; ``gateways`` with their prefixes, ``addresses`` outside."""
+class Box:
+    """The box of a network's namespace; ``gateways`` have prefixes, ``addresses`` are outside."""
 
     network: str
     bridge: str
@@ -39,7 +39,7 @@ class Router:
 
     @property
     def content(self) -> tuple[str, ...]:
-        """What stands in its box."""
+        """The lines in the box."""
         return (self.namespace, *self.gateways, *self.addresses, *self.forwards)
 
     @property
@@ -49,37 +49,37 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """All routers; ``upstreams`` tells for each name of one its bridge and what it is."""
+    """All boxes; ``upstreams`` has the bridge and the description of each upstream by its name."""
 
-    routers: tuple[Router, ...]
+    boxes: tuple[Box, ...]
     upstreams: dict[str, tuple[str, str]]
 
 
 def collect(engine: Engine) -> Picture:
-    """What is up, as it was recorded."""
+    """Return the recorded networks that are up."""
     records = [record for record in engine.store.networks("up") if record.this_boot]
     return Picture(
-        tuple(_router(engine, record) for record in records),
+        tuple(_box(engine, record) for record in records),
         {record.upstream: _upstream(engine, record.upstream) for record in records},
     )
 
 
-def _router(engine: Engine, record: Record) -> Router:
+def _box(engine: Engine, record: Record) -> Box:
     network = libvirt_xml.parse_network(record.document)
     leased = engine.store.leases(record.upstream, record.uuid)
-    return Router(
+    return Box(
         record.name,
         record.bridge,
         record.namespace,
         (*(str(subnet.interface) for subnet in network.subnets), *_prefix(network, leased)),
-        tuple(str(each) for each in leased.addresses if not is_stand_in(each)) or ("no address",),
+        tuple(str(a) for a in leased.addresses if not is_stand_in(a)) or ("no address",),
         record.upstream,
         _forwards(engine, record),
     )
 
 
 def _prefix(network: Network, leased: Leased) -> list[str]:
-    """The gateway in the prefix that a network leases, unless its own XML has it."""
+    """Return the gateway in the prefix that a network leases, unless its own XML has it."""
     prefix = leased.prefix
     if prefix is None or any(prefix.overlaps(subnet.network) for subnet in network.subnets):
         return []
@@ -87,20 +87,20 @@ def _prefix(network: Network, leased: Leased) -> list[str]:
 
 
 def _forwards(engine: Engine, record: Record) -> tuple[str, ...]:
-    """What a network publishes, the first of it where that is a lot."""
-    told = [
+    """Return the first forwards of a network, and the number of the others."""
+    forwards = [
         f"{row.address or '*'}:{row.proto} {ports(row.first, row.last or row.first)}"
         f" -> {row.guest or row.target}"
         if row.first
         else f"{row.address} -> {row.guest}"
         for row in forward_list.collect(engine.store, record.uuid, published=True)
     ]
-    more = len(told) - MOST_FORWARDS
-    return (*told[:MOST_FORWARDS], f"and {more} more") if more > 0 else tuple(told)
+    more = len(forwards) - MOST_FORWARDS
+    return (*forwards[:MOST_FORWARDS], f"and {more} more") if more > 0 else tuple(forwards)
 
 
 def _upstream(engine: Engine, name: str) -> tuple[str, str]:
-    """An upstream's bridge, and what it is in words."""
+    """Return an upstream's bridge, and its description."""
     upstream = engine.config.upstreams.get(name)
     if upstream is None:
         return "?", f"upstream {name}, which is not configured any more"
@@ -124,53 +124,53 @@ def _upstream(engine: Engine, name: str) -> tuple[str, str]:
 
 
 def draw(picture: Picture, width: int = 80) -> str:
-    """The picture as text; rows are broken where they would be wider than ``width``."""
-    if not picture.routers:
+    """Return the picture as text; a row is broken where it would be wider than ``width``."""
+    if not picture.boxes:
         return NONE
     parts = []
-    ordered = sorted(picture.routers, key=lambda router: (router.upstream, router.network))
-    for name, group in groupby(ordered, key=lambda router: router.upstream):
+    ordered = sorted(picture.boxes, key=lambda box: (box.upstream, box.network))
+    for name, group in groupby(ordered, key=lambda box: box.upstream):
         bridge, said = picture.upstreams[name]
         rows = ["\n".join(_row(row, bridge)) for row in _rows(list(group), width)]
         parts.append("\n\n".join(rows) + f"\n{GAP}({said})\n")
     return "\n".join(parts)
 
 
-def _rows(routers: Sequence[Router], width: int) -> Iterator[list[Router]]:
-    row: list[Router] = []
+def _rows(boxes: Sequence[Box], width: int) -> Iterator[list[Box]]:
+    row: list[Box] = []
     used = 0
-    for router in routers:
-        if row and used + router.width > width:
+    for box in boxes:
+        if row and used + box.width > width:
             yield row
             row, used = [], 0
-        row.append(router)
-        used += router.width + len(GAP)
+        row.append(box)
+        used += box.width + len(GAP)
     yield row
 
 
-def _row(routers: Sequence[Router], bridge: str) -> Iterator[str]:
-    yield _line(router.network.center(router.width) for router in routers)
-    yield _line("|".center(router.width) for router in routers)
-    yield _line(router.bridge.center(router.width) for router in routers)
-    yield _line("|".center(router.width) for router in routers)
-    yield _line(_edge(router) for router in routers)
-    height = max(len(router.content) for router in routers)
+def _row(boxes: Sequence[Box], bridge: str) -> Iterator[str]:
+    yield _line(box.network.center(box.width) for box in boxes)
+    yield _line("|".center(box.width) for box in boxes)
+    yield _line(box.bridge.center(box.width) for box in boxes)
+    yield _line("|".center(box.width) for box in boxes)
+    yield _line(_edge(box) for box in boxes)
+    height = max(len(box.content) for box in boxes)
     for number in range(height):
-        yield _line(_content(router, number) for router in routers)
-    yield _line(_edge(router) for router in routers)
-    yield _line("|".center(router.width) for router in routers)
+        yield _line(_content(box, number) for box in boxes)
+    yield _line(_edge(box) for box in boxes)
+    yield _line("|".center(box.width) for box in boxes)
     joined = "-" * len(GAP)
-    yield joined.join("+".center(router.width, "-") for router in routers) + f" {bridge}"
+    yield joined.join("+".center(box.width, "-") for box in boxes) + f" {bridge}"
 
 
 def _line(cells: Iterable[str]) -> str:
     return GAP.join(cells).rstrip()
 
 
-def _edge(router: Router) -> str:
-    return "+" + "+".center(router.width, "-")[1:-1] + "+"
+def _edge(box: Box) -> str:
+    return "+" + "+".center(box.width, "-")[1:-1] + "+"
 
 
-def _content(router: Router, number: int) -> str:
-    text = router.content[number] if number < len(router.content) else ""
-    return f"| {text.ljust(router.width - 4)} |"
+def _content(box: Box, number: int) -> str:
+    text = box.content[number] if number < len(box.content) else ""
+    return f"| {text.ljust(box.width - 4)} |"

@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command virt-natns forward: list, add, remove.
 
-The domain's metadata is changed as virsh would, and a running guest's forwards
-with it: both or neither.  libvirt is asked while no lock is held that a hook
-takes, since libvirt may be waiting for that hook.
+The domain's metadata is changed as virsh would change it, and so are a running guest's
+forwards: both or neither.  libvirt may be waiting for a hook that needs a lock.  So
+libvirt is asked while no such lock is held.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
 from libvirt_natns import names
 from libvirt_natns.addresses import parsed
-from libvirt_natns.cli import forward_edit, forward_list
-from libvirt_natns.cli.forward_edit import Options, Spec, Surroundings
+from libvirt_natns.cli import forward_edit, forward_list, forward_spec
+from libvirt_natns.cli.access import Engines
+from libvirt_natns.cli.forward_edit import ListenLookup, Options
+from libvirt_natns.cli.forward_spec import Spec
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.daemons.libvirt import Guest, Where
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.documents.libvirt_xml import Edited
 from libvirt_natns.documents.xml_values import MutableElement
-from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.publication.attachment import ANY, Attachment
 from libvirt_natns.engine.publication.choices import Selector
@@ -34,11 +35,8 @@ from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model import Forward, Protocol
 from libvirt_natns.state.guests import PortKey
 
-Engines = Callable[..., AbstractContextManager[Engine]]
-"""Makes an engine; with ``look_only`` one that makes no state database."""
-
 LOCK = names.RUN_DIRECTORY / "forward"
-"""Only this command takes it: libvirt may be called meanwhile."""
+"""The lock of this command alone: no hook takes it, so libvirt may be called under it."""
 
 T = TypeVar("T")
 
@@ -49,7 +47,7 @@ SPEC = (
 
 
 def add_parser(parser: argparse.ArgumentParser, engines: Engines) -> None:
-    """The three commands below ``forward``."""
+    """Add the three commands below ``forward``."""
     commands = parser.add_subparsers(required=True, metavar="list|add|remove")
 
     def add(name: str, command: Callable[..., int], text: str) -> argparse.ArgumentParser:
@@ -62,7 +60,7 @@ def add_parser(parser: argparse.ArgumentParser, engines: Engines) -> None:
     sub.add_argument("--json", action="store_true", help="for programs")
     sub = add("add", _add, "publish ports of a guest, from now on and after its next start")
     sub.add_argument("guest", metavar="GUEST", help="name or uuid")
-    sub.add_argument("spec", metavar="FORWARD", type=_typed(forward_edit.parse_new), help=SPEC)
+    sub.add_argument("spec", metavar="FORWARD", type=_typed(forward_spec.parse_new), help=SPEC)
     sub.add_argument("--source", metavar="CIDR[,CIDR]", help="allowed clients; default: all")
     which = sub.add_mutually_exclusive_group()
     which.add_argument("--network", metavar="NAME", help="which NIC, by its network")
@@ -73,13 +71,13 @@ def add_parser(parser: argparse.ArgumentParser, engines: Engines) -> None:
     sub.add_argument(
         "spec",
         metavar="FORWARD",
-        type=_typed(forward_edit.parse_old),
+        type=_typed(forward_spec.parse_old),
         help="where it listens: [ADDRESS:]PORT[-PORT][/tcp|udp|sctp], as listed, or auto:PORT",
     )
 
 
 def _typed(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """``parse`` for argparse, which shows no ValueError's own words."""
+    """Return ``parse`` for argparse, which shows no ValueError's own words."""
 
     def parsed(text: str) -> T:
         try:
@@ -99,7 +97,7 @@ def _list(engines: Engines, options: argparse.Namespace) -> int:
     if options.guest:
         rows = [row for row in rows if options.guest in (row.guest, row.guest_uuid)]
         if not rows:
-            # Raises where there is no such guest at all.
+            # Raises LibvirtError if libvirt has no such guest.
             with libvirt.guest(options.guest):
                 pass
     show = forward_list.as_json if options.json else forward_list.text
@@ -129,7 +127,7 @@ def _add(engines: Engines, options: argparse.Namespace) -> int:
 
 
 def _warn(guests: Guests, edited: Edited) -> None:
-    """Refuse what a guest could never publish; say what only a running rival forbids."""
+    """Refuse a guest that could never start; warn of a conflict with a running guest."""
     domain = libvirt_xml.parse_domain(edited.document)
     try:
         guests.trial(domain)
@@ -157,7 +155,7 @@ def _remove(engines: Engines, options: argparse.Namespace) -> int:
 
 @contextmanager
 def _change(engines: Engines, named: str) -> Iterator[tuple[Guests, Guest]]:
-    """The guest to be changed, by nobody else meanwhile."""
+    """Lock the guest's forwards against other changes by this command, and open the guest."""
     with engines() as engine, libvirt.guest(named) as guest, locked(LOCK):
         try:
             yield Guests(engine), guest
@@ -167,7 +165,7 @@ def _change(engines: Engines, named: str) -> Iterator[tuple[Guests, Guest]]:
 
 
 def _additions(guest: Guest, spec: Spec, options: Options) -> dict[Where, Edited]:
-    """The guest's definitions with the forward, where they lack it."""
+    """Return the guest's definitions with the forward, where they lack it."""
     edits: dict[Where, Edited] = {}
     refused: list[ConflictError] = []
     change = partial(forward_edit.add, spec=spec, options=options)
@@ -182,18 +180,18 @@ def _additions(guest: Guest, spec: Spec, options: Options) -> dict[Where, Edited
 
 
 def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
-    """The guest's definitions without the forward, where they have it."""
+    """Return the guest's definitions without the forward, where they have it."""
     edits: dict[Where, Edited] = {}
     for where in guest.places:
         xml = guest.document(where)
-        around = _surroundings(guests, xml)
-        found: list[bool] = []
+        lookup = _lookup(guests, xml)
+        removed: list[bool] = []
 
-        def change(nat: MutableElement, around: Surroundings = around) -> None:
-            found.append(forward_edit.remove(nat, spec, around))  # noqa: B023 - used at once
+        def change(nat: MutableElement, lookup: ListenLookup = lookup) -> None:
+            removed.append(forward_edit.remove(nat, spec, lookup))  # noqa: B023 - used at once
 
         edited = libvirt_xml.edit_domain(xml, change)
-        if found[0]:
+        if removed[0]:
             edits[where] = edited
     if not edits:
         raise NatnsError(
@@ -203,7 +201,7 @@ def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
     return edits
 
 
-def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
+def _lookup(guests: Guests, xml: bytes) -> ListenLookup:
     plain = libvirt_xml.parse_domain_nics(xml)
     attachments = guests.attachments(plain)
 
@@ -217,8 +215,8 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
         at = select(which.network, which.mac)
         if at is None:
             return set()
-        known = known_addresses(guests.registry, at.network, at.nic.mac, plain.name)
-        targets = {parsed(which.guest_address)} if which.guest_address else known
+        addresses = known_addresses(guests.registry, at.network, at.nic.mac, plain.name)
+        targets = {parsed(which.guest_address)} if which.guest_address else addresses
         public = {str(target) for target in targets if at.is_public(target)}
         if at.upstream.is_transit:
             return {listening(ANY), *public}
@@ -231,11 +229,11 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
         key = PortKey(plain.uuid, at.network.uuid, proto, str(which), to)
         return guests.registry.chosen_port(key)
 
-    return Surroundings(listens, chosen)
+    return ListenLookup(listens, chosen)
 
 
 def _apply(guests: Guests, guest: Guest, edits: dict[Where, Edited]) -> None:
-    """Write the metadata and publish what it says: both, or neither."""
+    """Write the metadata and publish its forwards: both, or neither."""
     for where, edited in edits.items():
         domain = libvirt_xml.parse_domain(edited.document)
         if where == "live":
@@ -249,6 +247,6 @@ def _apply(guests: Guests, guest: Guest, edits: dict[Where, Edited]) -> None:
             xml = guest.document("live")
             guests.publish(libvirt_xml.parse_domain(xml), xml)
             if not guest.running:
-                # It stopped in between, and its hooks have found nothing to end.
+                # The guest stopped in between, and its hooks found no forward to end.
                 guests.forget(guest.uuid)
         undo.pop_all()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Forwards as they are typed, and what adding or removing one makes of the metadata.
+"""The change that a forward, added or removed, makes to a guest's metadata.
 
-Only what was asked for is changed: other forwards, comments and everything else in
+Only the typed forward is changed: other forwards, comments and everything else in
 ``<natns:nat>`` stay as they were written.
 """
 
@@ -9,51 +9,24 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import cast
 
-from libvirt_natns.addresses import Family, bracketed, parsed
+from libvirt_natns.addresses import Family, parsed
+from libvirt_natns.cli.forward_spec import Spec
 from libvirt_natns.documents.xml_metadata import MAX_PORT
 from libvirt_natns.documents.xml_values import NS, Element, MutableElement, mac, value_error
 from libvirt_natns.engine.publication.choices import Selector
-from libvirt_natns.engine.publication.words import ports
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.model import Protocol
 from libvirt_natns.records import dataclass
-
-PATTERN = re.compile(
-    r"(?:(?P<address>[0-9]+(?:\.[0-9]+){3}|\*|\[[0-9A-Fa-f:.]+\]):)?(?P<listen>auto|[0-9]+(?:-[0-9]+)?)"
-    r"(?::(?P<target>[0-9]+(?:-[0-9]+)?))?(?:/(?P<proto>tcp|udp|sctp))?"
-)
+from libvirt_natns.spans import Span, remaining
 
 NUMBER = re.compile(r"[0-9]{1,5}")
-
-Span = tuple[int, int]
-"""First and last port."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """``[ADDRESS:]PORTS[:PORTS][/PROTO]``; ``listen`` None stands for "auto".
-
-    ``address`` "*", which only a listing writes, means all addresses of the host.  One of
-    IPv6 stands in brackets, which are left out here.
-    """
-
-    proto: Protocol
-    address: str | None
-    listen: Span | None
-    target: Span | None
-
-    def __str__(self) -> str:
-        where = f"{bracketed(self.address)}:" if self.address else ""
-        told = ports(*self.listen) if self.listen else f"auto:{self.target and self.target[0]}"
-        return f"{self.proto} {where}{told}"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be said of a new forward besides, as it was typed."""
+    """The options of a new forward, as they were typed."""
 
     network: str | None = None
     mac: str | None = None
@@ -62,88 +35,29 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a forward's listing shows and the metadata does not say.
+class ListenLookup:
+    """Facts that the listing of forwards shows and the metadata does not have.
 
-    ``listens`` tells where a forward without ``address`` may listen, ``chosen`` the port
-    chosen for a forward, a protocol and a target.  That is nowhere, or None, where it is
-    not known, the network being down.
+    ``listens`` returns the addresses at which a forward without ``address`` may listen; none
+    while the network is down.  ``chosen`` returns the port that was chosen for a forward, a
+    protocol and a target; None while it is not known.
     """
 
     listens: Callable[[Selector], Collection[str]]
     chosen: Callable[[Selector, Protocol, int], int | None]
 
 
-# -- what is typed -------------------------------------------------------------
-
-
-def parse(text: str) -> Spec:
-    """What was typed; ValueError, in words, where it makes no sense."""
-    match = PATTERN.fullmatch(text)
-    if match is None:
-        hint = ": an address of IPv6 stands in brackets" if "::" in text and "[" not in text else ""
-        form = "[ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|udp|sctp]"
-        raise ValueError(f"{text!r} is no {form}{hint}")
-    address, listen = _address(match["address"]), match["listen"]
-    target = _span(match["target"]) if match["target"] else None
-    proto = cast("Protocol", match["proto"] or "tcp")
-    if listen != "auto":
-        return Spec(proto, address, _span(listen), target)
-    if target is None or target[0] != target[1]:
-        raise ValueError("auto needs one port of the guest's: auto:22")
-    return Spec(proto, address, None, target)
-
-
-def parse_new(text: str) -> Spec:
-    """The same for a forward to be added."""
-    spec = parse(text)
-    if spec.address == "*":
-        raise ValueError("* is the default: leave it out")
-    if spec.listen and spec.target and spec.target[0] != spec.target[1]:
-        counts = [last - first for first, last in (spec.listen, spec.target)]
-        if counts[0] != counts[1]:
-            raise ValueError(f"{text!r} has ranges of different lengths")
-    return spec
-
-
-def parse_old(text: str) -> Spec:
-    """The same for one to be removed: no target, but for auto."""
-    spec = parse(text)
-    if spec.listen and spec.target:
-        raise ValueError("what to remove is named by where it listens: [ADDRESS:]PORT[-PORT]")
-    return spec
-
-
-def _address(text: str | None) -> str | None:
-    """An address without brackets, in its usual spelling."""
-    if text in (None, "*"):
-        return text
-    try:
-        # What is in brackets is of IPv6, and nothing else is.
-        return str(IPv6Address(text[1:-1]) if text.startswith("[") else IPv4Address(text))
-    except AddressValueError as error:
-        raise ValueError(f"{text!r} is no IP address") from error
-
-
-def _span(text: str) -> Span:
-    first, _, last = text.partition("-")
-    span = int(first), int(last or first)
-    if not 1 <= span[0] <= span[1] <= MAX_PORT:
-        raise ValueError(f"{text!r} is no port from 1 to {MAX_PORT}, nor a range of them")
-    return span
-
-
 # -- adding --------------------------------------------------------------------
 
 
 def add(nat: MutableElement, spec: Spec, options: Options) -> None:
-    """Append a forward to a ``<natns:nat>``.  Raises ConflictError for one that is there."""
+    """Append a forward to a ``<natns:nat>``.  Raises ConflictError for a forward that exists."""
     attributes = _attributes(spec, options)
     ports_there = _range_attributes(spec)
     for forward in nat.findall(f"{NS}portForward"):
         there = {"proto": "tcp", **forward.attrib}
         if there == attributes and any(
-            dict(each.attrib) == ports_there for each in forward.findall(f"{NS}range")
+            dict(element.attrib) == ports_there for element in forward.findall(f"{NS}range")
         ):
             raise ConflictError(f"{spec} is forwarded already", "see virt-natns forward list")
     new = nat.makeelement(f"{NS}portForward", attributes)
@@ -168,46 +82,46 @@ def _range_attributes(spec: Spec) -> dict[str, str]:
     if spec.listen is None:
         return {"start": "auto", "to": str(target[0] if target else 0)}
     first, last = spec.listen
-    found = {"start": str(first)}
+    attributes = {"start": str(first)}
     if last > first:
-        found["end"] = str(last)
+        attributes["end"] = str(last)
     if target and target != spec.listen:
-        found["to"] = str(target[0])
+        attributes["to"] = str(target[0])
         if last > first and target[0] == target[1]:
-            # All of them onto the one port.
-            found["toEnd"] = str(target[0])
-    return found
+            # A range of ports is forwarded onto a single port.
+            attributes["toEnd"] = str(target[0])
+    return attributes
 
 
 # -- removing ------------------------------------------------------------------
 
 
-def remove(nat: MutableElement, spec: Spec, around: Surroundings) -> bool:
-    """Take one forward out of a ``<natns:nat>``; returns whether it was there.
+def remove(nat: MutableElement, spec: Spec, lookup: ListenLookup) -> bool:
+    """Take one forward out of a ``<natns:nat>``; True if it was there.
 
-    Raises NatnsError where several are meant, and DocumentError for ports that are none.
+    Raises NatnsError where several forwards match, and DocumentError for ports that are none.
     """
-    found = [
+    removals = [
         step
         for forward in nat.findall(f"{NS}portForward")
-        if _listens(forward, spec, around)
-        for step in _removals(cast("MutableElement", forward), spec, around)
+        if _listens(forward, spec, lookup)
+        for step in _removals(cast("MutableElement", forward), spec, lookup)
     ]
-    if len(found) > 1:
+    if len(removals) > 1:
         raise NatnsError(
-            f"{spec} is forwarded {len(found)} times",
+            f"{spec} is forwarded {len(removals)} times",
             "say which: ADDRESS:PORT, as virt-natns forward list shows it",
         )
-    for step in found:
+    for step in removals:
         step()
     for forward in nat.findall(f"{NS}portForward"):
-        if found and not list(_spans(forward)) and not _autos(forward):
+        if removals and not list(_spans(forward)) and not _autos(forward):
             nat.remove(forward)
-    return bool(found)
+    return bool(removals)
 
 
-def _listens(forward: Element, spec: Spec, around: Surroundings) -> bool:
-    """Whether a forward is of the protocol and the address that were typed."""
+def _listens(forward: Element, spec: Spec, lookup: ListenLookup) -> bool:
+    """True if a forward has the protocol and the address that were typed."""
     if forward.attrib.get("proto", "tcp") != spec.proto:
         return False
     given = _usual(forward.attrib.get("address"))
@@ -215,13 +129,14 @@ def _listens(forward: Element, spec: Spec, around: Surroundings) -> bool:
         return spec.address in (None, given)
     family = _family(forward)
     return any(
-        each == spec.address and (family is None or each == "*" or (":" in each) == (family == 6))
-        for each in around.listens(_selector(forward))
+        address == spec.address
+        and (family is None or address == "*" or (":" in address) == (family == 6))
+        for address in lookup.listens(_selector(forward))
     )
 
 
 def _family(forward: Element) -> Family | None:
-    """The family of a forward's guest, or of its clients; None where neither is named."""
+    """Return the family of a forward's guest, or of its clients; None where neither is named."""
     named = forward.attrib.get("guestAddress") or forward.attrib.get("source")
     if not named:
         return None
@@ -229,35 +144,35 @@ def _family(forward: Element) -> Family | None:
 
 
 def _usual(address: str | None) -> str | None:
-    """An address as the rest of the world spells it; what is none stays."""
+    """Return an address in its usual spelling; other text stays as it is."""
     with suppress(ValueError):
         return str(parsed(address or ""))
     return address
 
 
 def _removals(
-    forward: MutableElement, spec: Spec, around: Surroundings
+    forward: MutableElement, spec: Spec, lookup: ListenLookup
 ) -> Iterator[Callable[[], None]]:
-    """What takes the typed ports out of a forward: once each time they stand there."""
-    for each in _autos(forward):
-        if _is_meant(forward, each, spec, around):
-            yield partial(forward.remove, each)
+    """Yield, for each place of the typed ports in a forward, a function that removes them."""
+    for element in _autos(forward):
+        if _is_meant(forward, element, spec, lookup):
+            yield partial(forward.remove, element)
     if spec.listen is None:
         return
-    whole = [each for each in _ranges(forward) if _of(each) == spec.listen]
+    whole = [element for element in _ranges(forward) if _ports(element) == spec.listen]
     if whole:
-        yield from (partial(forward.remove, each) for each in whole)
+        yield from (partial(forward.remove, element) for element in whole)
     elif spec.listen in _spans(forward):
-        # What a range has left beside its excluded ports: these go, too.
+        # These ports remain of a range with excluded ports; they become excluded, too.
         yield partial(_exclude, forward, spec.listen)
 
 
-def _is_meant(forward: Element, each: Element, spec: Spec, around: Surroundings) -> bool:
-    """Whether a range with start="auto" is the one that was typed."""
-    to = _number(each, "to")
+def _is_meant(forward: Element, element: Element, spec: Spec, lookup: ListenLookup) -> bool:
+    """True if a range with start="auto" is the range that was typed."""
+    to = _number(element, "to")
     if spec.listen is None:
         return spec.target == (to, to)
-    chosen = around.chosen(_selector(forward), spec.proto, to)
+    chosen = lookup.chosen(_selector(forward), spec.proto, to)
     return chosen is not None and spec.listen == (chosen, chosen)
 
 
@@ -277,36 +192,40 @@ def _exclude(forward: MutableElement, span: Span) -> None:
 
 
 def _autos(forward: Element) -> list[Element]:
-    return [each for each in forward.findall(f"{NS}range") if each.attrib.get("start") == "auto"]
-
-
-def _ranges(forward: Element, excluded: str = "no") -> list[Element]:
-    """A forward's ranges with fixed ports: those that count, or the excluded ones."""
     return [
-        each
-        for each in forward.findall(f"{NS}range")
-        if each.attrib.get("start") != "auto" and each.attrib.get("exclude", "no") == excluded
+        element
+        for element in forward.findall(f"{NS}range")
+        if element.attrib.get("start") == "auto"
     ]
 
 
-def _of(each: Element) -> Span:
-    first = _number(each, "start")
-    return first, _number(each, "end") if "end" in each.attrib else first
+def _ranges(forward: Element, excluded: str = "no") -> list[Element]:
+    """Return a forward's ranges with fixed ports: the forwarded ranges, or the excluded ranges."""
+    return [
+        element
+        for element in forward.findall(f"{NS}range")
+        if element.attrib.get("start") != "auto" and element.attrib.get("exclude", "no") == excluded
+    ]
 
 
-def _number(each: Element, attribute: str) -> int:
-    """A port; DocumentError where there is none: nobody has checked this document."""
-    value = each.attrib.get(attribute, "")
+def _ports(element: Element) -> Span:
+    first = _number(element, "start")
+    return first, _number(element, "end") if "end" in element.attrib else first
+
+
+def _number(element: Element, attribute: str) -> int:
+    """Return a port.  Raises DocumentError for other text.
+
+    The metadata may come from any author, and no other code has checked it.
+    """
+    value = element.attrib.get(attribute, "")
     if not NUMBER.fullmatch(value):
-        raise value_error(each, attribute, f"a port from 1 to {MAX_PORT}")
+        raise value_error(element, attribute, f"a port from 1 to {MAX_PORT}")
     return int(value)
 
 
 def _spans(forward: Element) -> Iterator[Span]:
-    """The ports that a forward's ranges have left without the excluded ones."""
-    excluded = sorted(map(_of, _ranges(forward, "yes")))
-    for start, end in map(_of, _ranges(forward)):
-        for first, last in [*excluded, (end + 1, end + 1)]:
-            if first > start and start <= end:
-                yield start, min(first - 1, end)
-            start = max(start, last + 1)
+    """Yield the ports of a forward's ranges that remain without the excluded ranges."""
+    excluded = [*map(_ports, _ranges(forward, "yes"))]
+    for span in map(_ports, _ranges(forward)):
+        yield from remaining(span, excluded)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is published, or held for a guest that is about to start, as rows."""
+"""The list of forwards: published, or reserved for a guest that is about to start."""
 
 import json
 from collections.abc import Sequence
 from typing import Literal
 
 from libvirt_natns.addresses import bracketed
+from libvirt_natns.cli import columns
 from libvirt_natns.engine.publication.words import listening, ports
 from libvirt_natns.model import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
@@ -20,11 +21,11 @@ State = Literal["published", "reserved"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A forward; ``proto`` is "address" for an upstream address of a guest's own.
+    """A forward; ``proto`` is "address" for static NAT.
 
-    ``guest`` and ``guest_uuid`` are None where it is the network's own.  An
-    address None means all of the host's.  An address of a guest's own has no
-    ports, but maybe those that it is limited to in ``allowed``.
+    ``guest`` and ``guest_uuid`` are None for a forward of the network itself.  ``address`` None
+    means all addresses of the host.  Static NAT has no ports, but ``allowed`` may list the ports
+    to which it is limited.
     """
 
     guest: str | None
@@ -43,7 +44,7 @@ class Row:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """What the table shows."""
+        """The cells of its line in the table."""
         listen, target = self.address or "*", self.target
         if self.first is not None and self.last is not None:
             listen = f"{bracketed(listen)}:{ports(self.first, self.last)}"
@@ -56,9 +57,9 @@ class Row:
 
 
 def collect(store: Store, network: str | None = None, *, published: bool = False) -> list[Row]:
-    """All forwards and addresses, or those of the network with that uuid.
+    """Return all forwards and static NATs, or only those of the network with that uuid.
 
-    ``published`` leaves out what is held for a guest that is about to start.
+    ``published`` leaves out the forwards that are reserved for a guest that is about to start.
     """
     registry = Registry(store)
     in_force = {*registry.forwards(network), *registry.static_nats(network)}
@@ -67,8 +68,8 @@ def collect(store: Store, network: str | None = None, *, published: bool = False
     guests = {record.uuid: record.name for record in registry.guests()}
     networks = {record.uuid: record.name for record in store.networks()}
     rows = [
-        _row(each, guests, networks, "published" if each in in_force else "reserved")
-        for each in claims
+        _row(claim, guests, networks, "published" if claim in in_force else "reserved")
+        for claim in claims
     ]
     return sorted(rows, key=lambda row: (row.guest or "", row.network))
 
@@ -93,32 +94,27 @@ def _row(
         target_first=forward.to if forward else None,
         target_last=forward.to_last if forward else None,
         sources=tuple(map(str, forward.sources)) if forward else (),
-        allowed=tuple(f"{each.proto} {ports(each.first, each.last)}" for each in limits),
+        allowed=tuple(f"{limit.proto} {ports(limit.first, limit.last)}" for limit in limits),
         state=state,
     )
 
 
 def text(rows: Sequence[Row]) -> str:
-    """The rows as aligned columns."""
+    """Return the rows as aligned columns."""
     if not rows:
         return NONE
-    cells = [HEADINGS, *(row.cells for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )
+    return "\n".join(columns.aligned([HEADINGS, *(row.cells for row in rows)]))
 
 
 def as_json(rows: Sequence[Row]) -> str:
-    """The same for programs: an object with "forwards"."""
+    """Return an object with "forwards"."""
     return json.dumps({"forwards": [asdict(row) for row in rows]}, indent=2)
 
 
 def compact(rows: Sequence[Row]) -> list[str]:
-    """A line for each guest: what it publishes, and where that leads."""
-    found: dict[str, list[str]] = {}
+    """Return a line for each guest with its forwards."""
+    forwards: dict[str, list[str]] = {}
     for row in rows:
         _, _, proto, listen, target, _, _ = row.cells
-        found.setdefault(row.guest or "network", []).append(f"{proto} {listen} -> {target}")
-    return [f"{guest}: {', '.join(told)}" for guest, told in found.items()]
+        forwards.setdefault(row.guest or "network", []).append(f"{proto} {listen} -> {target}")
+    return [f"{guest}: {', '.join(targets)}" for guest, targets in forwards.items()]

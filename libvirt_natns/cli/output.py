@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What commands print: a reader that has gone, or a full disk, ends no work halfway."""
+"""The output of commands: a reader that has gone, or a full disk, interrupts no work."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from libvirt_natns.errors import NatnsError
 class Lenient:
     """A text stream that keeps its first error instead of raising it.
 
-    All but writing is the stream's own.
+    Everything but writing is left to the wrapped stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -43,7 +43,7 @@ class Lenient:
 
     def _lose(self, error: OSError) -> None:
         self.error = error
-        # Or Python fails to flush what is left when it ends.
+        # Otherwise Python fails at its end, when it flushes the rest.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
@@ -52,16 +52,16 @@ class Lenient:
 def lenient() -> Iterator[None]:
     """Print leniently in the body.
 
-    Raises NatnsError after it where standard output could not be written: the work is
-    done.  A reader that has gone, head(1) for one, has had enough.
+    Raises NatnsError after the body where standard output could not be written.  A reader that
+    has gone, such as head(1), is no error.
     """
     with ExitStack() as opened:
-        # Python sets neither where the process was started without them.
+        # A process may start without standard output or error; Python sets None then.
         nowhere = opened.enter_context(Path(os.devnull).open("w"))
-        out, told = Lenient(sys.stdout or nowhere), Lenient(sys.stderr or nowhere)
+        out, err = Lenient(sys.stdout or nowhere), Lenient(sys.stderr or nowhere)
         opened.enter_context(redirect_stdout(cast("TextIO", out)))
-        opened.enter_context(redirect_stderr(cast("TextIO", told)))
-        opened.callback(told.flush)
+        opened.enter_context(redirect_stderr(cast("TextIO", err)))
+        opened.callback(err.flush)
         opened.callback(out.flush)
         yield
     if out.error is not None and not isinstance(out.error, BrokenPipeError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""virt-natns router up, down, confirm and status."""
+"""The command virt-natns router: up, down, confirm and status."""
 
 import argparse
 import json
@@ -11,21 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from libvirt_natns import names
-from libvirt_natns.errors import NatnsError, RouterError, StoreError
+from libvirt_natns.cli import router_status
+from libvirt_natns.errors import RouterError, StoreError
 from libvirt_natns.records import dataclass
-from libvirt_natns.upstream.router import (
-    boot,
-    boot_clock,
-    health,
-    journal,
-    nic_link,
-    nic_snapshot,
-    recover,
-)
-from libvirt_natns.upstream.router.journal import RouterRecord
+from libvirt_natns.upstream.router import boot, boot_clock, health, journal, recover
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
-from libvirt_natns.upstream.router.nic_snapshot import Capture
-from libvirt_natns.upstream.router.target import Target
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")
 LONGEST = 3600.0
@@ -66,7 +56,7 @@ def add_parser(parser: argparse.ArgumentParser, machines: Machines) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A command with what opens a RouterLifecycle."""
+    """A command, and the function that opens a RouterLifecycle for it."""
 
     run: Callable[..., int]
     machines: Machines
@@ -80,9 +70,9 @@ class Bound:
 
 
 def duration(text: str) -> float:
-    """Seconds out of "60", "60s" or "2m"; ArgumentTypeError for anything else."""
-    found = DURATION.fullmatch(text.strip())
-    seconds = float(found[1]) * (1 if found[2] in (None, "s") else 60) if found else 0.0
+    """Return the seconds of "60", "60s" or "2m".  Raises ArgumentTypeError for other text."""
+    match = DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * (1 if match[2] in (None, "s") else 60) if match else 0.0
     if not 0 < seconds <= LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is no time up to an hour, such as 60s or 2m")
     return seconds
@@ -90,20 +80,20 @@ def duration(text: str) -> float:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let the work go on when the session ends from which it was ordered."""
+    """Ignore the signals of a session that ends, so that the work goes on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.signal(each, signal.SIG_IGN) for each in ENDINGS}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(line: str) -> None:
-    # The terminal may be gone by now.
+    # The terminal may have gone with the NIC.
     with suppress(OSError):
         print(line)
         sys.stdout.flush()
@@ -115,15 +105,15 @@ def _warn(line: str) -> None:
 
 
 def _name(opened: RouterLifecycle, options: argparse.Namespace) -> str:
-    """The router that is meant, also one that is recorded and not configured any more."""
-    known = journal.known_names()
-    if options.name is not None and names.slug(options.name) in known:
+    """Return the name of the router, which may be recorded and not configured any more."""
+    recorded = journal.known_names()
+    if options.name is not None and names.slug(options.name) in recorded:
         return str(options.name)
     try:
         return opened.upstream(options.name).name
     except RouterError:
-        if options.name is None and len(known) == 1:
-            return known[0]
+        if options.name is None and len(recorded) == 1:
+            return recorded[0]
         raise
 
 
@@ -155,7 +145,7 @@ def _boot(opened: RouterLifecycle, options: argparse.Namespace) -> int:
         try:
             for line in opened.expire_overdue():
                 _say(line)
-        except Exception as error:  # of another router: this one comes up, or is rescued
+        except Exception as error:  # the fault of another router must not stop this boot
             _warn(f"cannot take back a router that was not confirmed in time: {error}")
         if not recover.is_confirmed(name):
             with suppress(StoreError):
@@ -188,9 +178,9 @@ def _confirm(opened: RouterLifecycle, options: argparse.Namespace) -> int:
 def _down(opened: RouterLifecycle, options: argparse.Namespace) -> int:
     name = _name(opened, options)
     with undisturbed():
-        found = opened.down(name, force=options.force)
+        problems = opened.down(name, force=options.force)
     _say(f"router {name} is down")
-    for line in found:
+    for line in problems:
         print(f"virt-natns: {line}", file=sys.stderr)
     return 0
 
@@ -208,100 +198,9 @@ def _status(opened: RouterLifecycle, options: argparse.Namespace) -> int:
             )
     else:
         named = [_name(opened, options)]
-    found = [describe(opened, name) for name in named]
+    routers = [router_status.describe(opened, name) for name in named]
     if options.json:
-        print(json.dumps({"routers": found}, indent=2))
+        print(json.dumps({"routers": routers}, indent=2))
     else:
-        print("\n".join(_text(each) for each in found))
+        print("\n".join(router_status.text(router) for router in routers))
     return 0
-
-
-# -- status ------------------------------------------------------------------
-
-
-def describe(opened: RouterLifecycle, name: str) -> dict[str, object]:
-    """How a router is, for programs."""
-    state, record, found = health.of(opened, name)
-    described: dict[str, object] = {
-        "router": name,
-        "state": state,
-        "differences": found,
-        "confirmed": recover.is_confirmed(name),
-    }
-    if record is not None:
-        described |= _details(opened, record)
-    return described
-
-
-def _details(opened: RouterLifecycle, record: RouterRecord) -> dict[str, object]:
-    target, before = record.target, record.before
-    left = None if record.deadline is None else max(0.0, record.deadline - boot_clock.now())
-    return {
-        "step": record.step,
-        "seconds_left": left,
-        "nic": target.nic,
-        "mac": before.mac,
-        "namespace": target.namespace,
-        "addresses": _router_addresses(target, before),
-        "host": {
-            "link": target.link,
-            "address": str(target.host),
-            "addresses6": list(target.addresses6),
-            "ports": [f"{p}/{a}" if a == b else f"{p}/{a}-{b}" for p, a, b in target.ports],
-        },
-        "transit": target.transit,
-        "transit6": target.transit6 or None,
-        "subnet6": target.subnet6 or None,
-        "networks": opened.users_of(record),
-        "dropped": dropped(target.namespace, target.nic),
-    }
-
-
-def _router_addresses(target: Target, before: Capture) -> list[str]:
-    with suppress(NatnsError):
-        before = nic_snapshot.capture(target.namespace, target.nic)
-    return [f"{each.ip}/{each.prefix}" for each in (*before.ipv4, *before.ipv6)]
-
-
-def dropped(namespace: str, name: str) -> dict[str, int]:
-    """Frames that the NIC has dropped or could not send, by direction."""
-    with suppress(NatnsError, OSError):
-        return nic_link.drops(namespace, name)
-    return {}
-
-
-MEANING = {
-    "down": "down",
-    "half-done": "half-done (killed at: {step}); virt-natns router up or down mends it",
-    "overdue": "not confirmed in time; virt-natns router up or down takes it back",
-    "unconfirmed": "up, taken back in {left:.0f} s unless confirmed",
-    "up": "up",
-    "damaged": "damaged; virt-natns router up repairs it",
-}
-
-
-def _text(found: dict[str, object]) -> str:
-    left = found.get("seconds_left") or 0.0
-    said = MEANING[str(found["state"])].format(step=found.get("step"), left=left)
-    lines = [f"router {found['router']}: {said}"]
-    if "nic" in found:
-        lines += _detail_lines(found)
-    differences = found["differences"]
-    assert isinstance(differences, list)
-    lines += [f"  ! {what}" for what in differences]
-    return "\n".join(lines)
-
-
-def _detail_lines(found: dict[str, object]) -> Iterator[str]:
-    host, networks = found["host"], found["networks"]
-    addresses, drops = found["addresses"], found["dropped"]
-    assert isinstance(host, dict) and isinstance(networks, list)
-    assert isinstance(addresses, list) and isinstance(drops, dict)
-    yield f"  NIC       {found['nic']}, {found['mac']}, in {found['namespace']}"
-    yield f"  router    {', '.join(addresses) or 'no address'}"
-    own = ", ".join([host["address"], *host["addresses6"]])
-    yield f"  host      {own} on {host['link']}; gets {', '.join(host['ports']) or 'no port'}"
-    bridged = " and ".join(str(each) for each in (found["transit"], found["transit6"]) if each)
-    yield f"  networks  {', '.join(networks) or 'none'}, on {bridged}"
-    counted = ", ".join(f"{what} {number}" for what, number in drops.items())
-    yield f"  dropped   {counted or 'unknown'}"

@@ -1,54 +1,48 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether the resident service runs, what it says of itself, and how to start and end it."""
+"""The resident service, seen from a command: its health, its start and its end."""
 
 import json
 import os
-import select
 import signal
 import socket
 import stat
 import struct
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from libvirt_natns import __version__
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.kernel import processes
-from libvirt_natns.records import dataclass, field, replace
+from libvirt_natns.records import dataclass, field
 from libvirt_natns.service import client
 
-if TYPE_CHECKING:
-    # It needs libraries, without which a service can still be ended.
-    from libvirt_natns.cli.status import Status
-
 SYSTEMD = Path("/run/systemd/system")
-"""Is there where systemd runs, see sd_booted(3)."""
+"""Exists where systemd runs, see sd_booted(3)."""
 
 UNITS = ("libvirt-natns.socket", "libvirt-natns.service")
 STOP_LIMIT = 90.0
-"""Seconds that a service gets to end: events that it is answering have 60."""
+"""Seconds that a service gets to end: the events that it is answering have 60."""
 STUCK_LIMIT = 5.0
-"""The same for one that does not answer."""
+"""Seconds that a service which does not answer gets to end."""
 PEER = struct.Struct("3i")
 """SO_PEERCRED: the process, user and group that listen."""
 
 NOT_RUNNING = "not running: hooks do the work themselves"
 STUCK = "does not answer: hooks do the work themselves"
-GIVEN_UP = "given up"
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is known of the service.
+    """The health of the service.
 
-    ``since`` is when it was started, in seconds since the epoch; ``given_up``
-    says of networks that it does not heal any more, by uuid, why (``HOST``: of
-    what they share).
+    ``since`` is the time of its start, in seconds since the epoch.  ``given_up`` has the
+    networks that the service does not heal any more, by uuid, with the reason.  The key
+    ``HOST`` stands for what networks share.
     """
 
     state: Literal["running", "stuck", "absent"]
@@ -67,13 +61,13 @@ class Health:
 
 
 def ask() -> Health:
-    """Ask the service how it is.  Raises ServiceError where it makes no sense."""
+    """Ask the service for its health.  Raises ServiceError for an answer without sense."""
     answer = client.ask("question", ("health", "-"))
     if answer is None:
         return Health("stuck" if _listens() else "absent")
     try:
-        told = json.loads(answer.text)
-        return Health("running", told["pid"], told["version"], told["since"], told["given_up"])
+        fields = json.loads(answer.text)
+        return Health("running", *(fields[key] for key in ("pid", "version", "since", "given_up")))
     except (ValueError, KeyError, TypeError) as error:
         raise ServiceError(
             f"the service answers what cannot be understood ({answer.text[:80]})",
@@ -82,7 +76,7 @@ def ask() -> Health:
 
 
 def _listens() -> bool:
-    """Whether anybody listens on the socket; one that was killed leaves it behind."""
+    """True if a process listens on the socket; a service that was killed leaves the socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(client.GREETING_LIMIT)
         try:
@@ -94,27 +88,22 @@ def _listens() -> bool:
     return True
 
 
-# -- what status and doctor show ---------------------------------------------
+# -- for status and doctor ---------------------------------------------------
 
 
-def with_health(statuses: "Sequence[Status]", health: Health) -> "list[Status]":
-    """The statuses, with those that the service has given up shown as such."""
-    return [
-        replace(each, health=f"{GIVEN_UP} ({health.given_up[each.uuid]})")
-        if each.uuid in health.given_up
-        else each
-        for each in statuses
-    ]
+def given_up(reason: str) -> str:
+    """Return the health of a network, or the host, that the service does not heal any more."""
+    return f"given up ({reason})"
 
 
 def of_host(health: Health) -> list[str]:
-    """What is to be said of the host: whether what networks share is given up."""
+    """Return, in words, whether the service has given up what networks share."""
     why = health.given_up.get(HOST)
-    return [f"{GIVEN_UP} ({why})"] if why else []
+    return [given_up(why)] if why else []
 
 
 def as_object(health: Health) -> dict[str, Any]:
-    """The service for ``status --json``."""
+    """Return the health for ``status --json``."""
     return {
         "state": health.state,
         "pid": health.pid,
@@ -124,7 +113,7 @@ def as_object(health: Health) -> dict[str, Any]:
 
 
 def examine() -> str:
-    """What ``doctor`` says.  Raises ServiceError where something is broken."""
+    """Examine the service for ``doctor``.  Raises ServiceError with the fault."""
     _check_socket()
     health = ask()
     if health.state == "stuck":
@@ -144,15 +133,15 @@ def examine() -> str:
 
 def _check_socket() -> None:
     try:
-        found = Path(client.SOCKET).lstat()
+        status = Path(client.SOCKET).lstat()
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(found.st_mode):
+    if not stat.S_ISSOCK(status.st_mode):
         raise ServiceError(f"{client.SOCKET} is no socket", "remove it, and start the service")
-    mode = stat.S_IMODE(found.st_mode)
-    if found.st_uid != 0 or mode & 0o077:
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != 0 or mode & 0o077:
         raise ServiceError(
-            f"{client.SOCKET} is not root's alone (owner {found.st_uid}, mode {mode:04o})",
+            f"{client.SOCKET} is not root's alone (owner {status.st_uid}, mode {mode:04o})",
             f"chown root {client.SOCKET}; chmod 0600 {client.SOCKET}",
         )
 
@@ -161,9 +150,9 @@ def _check_socket() -> None:
 
 
 def start() -> str:
-    """Have systemd start the service now and at each boot; says what became of it.
+    """Have systemd start the service now and at each boot; return the result in words.
 
-    Raises InstallError where systemd knows the units and cannot.
+    Raises InstallError where systemd knows the units and cannot start them.
     """
     if not SYSTEMD.is_dir():
         return "no systemd runs here: to have the service, start virt-natns serve"
@@ -176,9 +165,9 @@ def start() -> str:
 
 
 def end() -> str | None:
-    """End the service, now and for good; says what was ended, if anything was.
+    """End the service, now and for good; return in words what was ended, if anything was.
 
-    Raises InstallError where it does not end.
+    Raises InstallError where the service does not end.
     """
     if SYSTEMD.is_dir() and _systemctl("cat", UNITS[0]).returncode == 0:
         done = _systemctl("disable", "--now", *UNITS)
@@ -196,7 +185,7 @@ def end() -> str | None:
 
 
 def _listener() -> int | None:
-    """The process of a service that does not answer, or is of another version."""
+    """Return the process of a service that does not answer, or is of another version."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(client.GREETING_LIMIT)
         try:
@@ -212,7 +201,7 @@ def _listener() -> int | None:
 def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            # The PATH of root may begin with a directory of others.
+            # The PATH of root may begin with a directory of another user.
             [processes.program("systemctl") or "systemctl", "--no-ask-password", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -224,26 +213,20 @@ def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _terminate(pid: int, limit: float) -> None:
-    """End a service; one that does not within ``limit`` seconds is killed.
+    """End a service, and kill it after ``limit`` seconds.
 
-    Killing loses nothing: hooks do what a service had begun.
+    Killing loses nothing: hooks do the work that a service had begun.
     """
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
-            # One that was stopped sees no other signal than the last.
+            # A stopped process handles SIGTERM only after SIGCONT.
             for number in (signal.SIGTERM, signal.SIGCONT):
                 signal.pidfd_send_signal(descriptor, number)
-            if _has_ended(descriptor, limit):
+            if processes.has_ended(descriptor, time.monotonic() + limit):
                 return
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            if not _has_ended(descriptor, limit):
+            if not processes.has_ended(descriptor, time.monotonic() + limit):
                 raise InstallError(f"the service (pid {pid}) does not end", f"kill {pid}")
         finally:
             os.close(descriptor)
-
-
-def _has_ended(descriptor: int, limit: float) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(limit * 1000))

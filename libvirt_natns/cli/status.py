@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What ``virt-natns status`` shows: every known network, and how it is."""
+"""The command status: every network that was handled, and its health."""
 
+import argparse
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from libvirt_natns.cli import forward_list
-from libvirt_natns.daemons import lease_file
+from libvirt_natns.cli import access, columns, forward_list, service_control
+from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import check
 from libvirt_natns.engine.reconcile.active import Finding
+from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.model import known
-from libvirt_natns.records import asdict, dataclass
+from libvirt_natns.records import asdict, dataclass, replace
 from libvirt_natns.state.networks import Record
 from libvirt_natns.upstream import dhcp
 
@@ -20,15 +22,15 @@ NONE = "no network has been handled yet: start one (virsh net-start), or virt-na
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One network.
+    """The status of a network.
 
-    ``state`` is "up", "preparing" and "starting" on the way there, or "down";
-    ``prefix`` is what it leases of what is routed to its upstream;
-    ``leases`` counts its guests' DHCP leases that have not expired; ``health``
-    is "ok", "damaged (N)" or "given up (WHY)" for one that is up, and its state
-    for any other;
-    ``forwards`` are those in force.  ``lease_seconds`` is for how many seconds the DHCP lease
-    of ``address`` still holds; None where there is none, or it never ends.
+    ``state`` is "up", "preparing" and "starting" on the way there, or "down".
+    ``prefix`` is its lease from the prefixes that are routed to its upstream.
+    ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
+    "damaged (N)" or "given up (WHY)" for a network that is up, and else its state.
+    ``forwards`` are the forwards in force.  ``lease_seconds`` is the
+    time left of the DHCP lease of ``address``; None without a lease, or for a lease
+    without end.
     """
 
     network: str
@@ -48,30 +50,59 @@ class Status:
     lease_seconds: int | None = None
 
 
+def run(options: argparse.Namespace) -> int:
+    """Print the status of all networks, or of one, as a table or for programs."""
+    access.require_root()
+    health = service_control.ask()
+    named = options.network
+    with access.engine(look_only=True) as engine:
+        statuses = with_health(collect(engine, _defined(), named), health)
+        if named and not statuses:
+            raise NatnsError(
+                f"there is no network {named} that was handled", "virt-natns status lists all"
+            )
+        host = check.host_differences(engine) + service_control.of_host(health)
+        missed = [] if named else check.missed(engine, access.network_asker())
+        guests = [] if named else check.guest_differences(engine, access.active_guests)
+    if options.json:
+        print(as_json(statuses, host, missed, guests, service_control.as_object(health)))
+    else:
+        print(text(statuses, host, missed, guests, str(health)))
+    return 0
+
+
+def _defined() -> frozenset[str] | None:
+    """Return the uuids of all networks that are defined; None where libvirt does not answer."""
+    try:
+        return frozenset(libvirt.uuids())
+    except LibvirtError:
+        return None
+
+
+# -- facts -------------------------------------------------------------------
+
+
 def collect(
     engine: Engine, known: Collection[str] | None, named: str | None = None
 ) -> list[Status]:
-    """The status of all networks that were handled, or of the one called ``named``.
+    """Return the status of all networks that were handled, or of the network ``named``.
 
-    ``known`` are the uuids of the networks that libvirt has: others that are
-    down (transient ones, of which there may be thousands) are left out unless
-    they are named.
+    ``known`` are the uuids of the networks that libvirt has.  Others that are down are left
+    out unless they are named: there may be thousands of transient networks.
     """
     records = [r for r in engine.store.networks() if named in (None, r.name, r.uuid)]
     if known is not None and named is None:
         records = [r for r in records if r.runs or r.uuid in known]
-    # Of a network that was defined anew only the newest counts.
-    newest = {record.name: record for record in sorted(records, key=_age)}
+    # A network that was defined anew has several records, and the newest counts.
+    records.sort(key=lambda r: (r.runs, r.this_boot, r.since))
+    newest = {record.name: record for record in records}
     return [_status(engine, record) for record in sorted(newest.values(), key=lambda r: r.name)]
 
 
-def _age(record: Record) -> tuple[bool, bool, float]:
-    return record.runs, record.this_boot, record.since
-
-
 def _status(engine: Engine, record: Record) -> Status:
+    """Return the status of a recorded network."""
     state = record.state if record.runs else "down"
-    found = tuple(check.network_differences(engine, record)) if state == "up" else ()
+    differences = tuple(check.network_differences(engine, record)) if state == "up" else ()
     leased = engine.store.leases(record.upstream, record.uuid)
     address = known(leased.address)
     return Status(
@@ -86,17 +117,30 @@ def _status(engine: Engine, record: Record) -> Status:
         address6=str(leased.address6) if leased.address6 else None,
         prefix=str(leased.prefix) if leased.prefix else None,
         leases=len(lease_file.current(record.bridge)) if state == "up" else 0,
-        health=_health(state, found),
-        differences=found,
+        health=_health(state, differences),
+        differences=differences,
         forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
         lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
     )
 
 
-def _health(state: str, found: tuple[str, ...]) -> str:
+def _health(state: str, differences: tuple[str, ...]) -> str:
     if state != "up":
         return state
-    return f"damaged ({len(found)})" if found else "ok"
+    return f"damaged ({len(differences)})" if differences else "ok"
+
+
+def with_health(statuses: Sequence[Status], health: service_control.Health) -> list[Status]:
+    """Return the statuses; a network that the service has given up is shown as such."""
+    return [
+        replace(status, health=service_control.given_up(health.given_up[status.uuid]))
+        if status.uuid in health.given_up
+        else status
+        for status in statuses
+    ]
+
+
+# -- text --------------------------------------------------------------------
 
 
 def text(
@@ -106,11 +150,11 @@ def text(
     guests: list[Finding],
     service: str = "",
 ) -> str:
-    """The statuses as a table, each difference below its network, the rest below it.
+    """Return the statuses as a table, with the differences of each network below it.
 
-    ``host`` is what differs there, ``missed`` what no hook told of; ``guests`` are
-    those whose metadata says something else than is published; ``service`` says
-    how the resident service is.
+    ``host`` are differences of the host.  ``missed`` are events that no hook reported.
+    ``guests`` are guests that publish something else than their metadata says.  All three
+    follow the table.  ``service`` is the health of the resident service.
     """
     lines = table(statuses) if statuses else [NONE]
     others = [("host", what) for what in host] + missed + guests
@@ -123,16 +167,13 @@ def text(
 
 
 def table(statuses: list[Status]) -> list[str]:
-    """Lines of aligned columns; what a network publishes, and each difference, below it."""
-    rows = [HEADINGS, *map(_row, statuses)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = []
-    for row, status in zip(rows, [None, *statuses], strict=True):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
-        if status:
-            lines += [f"  > {told}" for told in forward_list.compact(status.forwards)]
-            lines += [f"  ! {what}" for what in status.differences]
+    """Return lines of aligned columns, each followed by forwards and differences of the network."""
+    heading, *aligned = columns.aligned([HEADINGS, *map(_row, statuses)])
+    lines = [heading]
+    for line, status in zip(aligned, statuses, strict=True):
+        lines.append(line)
+        lines += [f"  > {forwards}" for forwards in forward_list.compact(status.forwards)]
+        lines += [f"  ! {what}" for what in status.differences]
     return lines
 
 
@@ -143,28 +184,28 @@ def _row(status: Status) -> tuple[str, ...]:
         status.namespace if up else "-",
         ", ".join(_subnets(status)) or "-",
         status.upstream,
-        ", ".join(each for each in (_address(status), status.address6) if each) or "-",
+        ", ".join(filter(None, (_address(status), status.address6))) or "-",
         str(status.leases) if up else "-",
         status.health,
     )
 
 
 def _address(status: Status) -> str | None:
-    """The upstream address, and for how long a DHCP server has leased it."""
+    """Return the upstream address, with the time left of its DHCP lease."""
     left = f" ({_duration(status.lease_seconds)} left)" if status.lease_seconds is not None else ""
     return f"{status.address}{left}" if status.address else None
 
 
 def _duration(seconds: int) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        # From the double on: "90 min" says more than "1 h".
+        # A unit is used from twice its length on: "90 min" says more than "1 h".
         if seconds >= 2 * length:
             return f"{seconds // length} {unit}"
     return f"{seconds} s"
 
 
 def _subnets(status: Status) -> tuple[str, ...]:
-    """Its own, and the prefix that it leases."""
+    """Return the network's own subnets, and the prefix that it leases."""
     leased = [status.prefix] if status.prefix and status.prefix not in status.subnets else []
     return (*status.subnets, *leased)
 
@@ -176,7 +217,7 @@ def as_json(
     guests: list[Finding],
     service: Mapping[str, object] | None = None,
 ) -> str:
-    """The same for programs: an object with "networks", "host", "missed", "guests", "service"."""
+    """Return an object with "networks", "host", "missed", "guests" and "service"."""
     document = {
         "networks": [asdict(status) for status in statuses],
         "host": host,

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Taking libvirt-natns off a machine, whatever of it is broken.
+"""The command uninstall: remove libvirt-natns from a machine, whatever is broken.
 
-Each part is tried, and none needs another one: hooks and the host's rules go also
-where the configuration, the state database, the service or a library is broken.
-All that is not in the standard library is imported by the part that needs it.
+Each part is tried, and no part needs another.  A broken configuration, state database,
+service or library does not keep hooks and the host's rules from being removed.
+The part that needs a third-party library imports it.
 
-Limit: without lxml or pyroute2, networks keep their namespaces until it is there again.
+Limit: without lxml or pyroute2, networks keep their namespaces until the library is back.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from libvirt_natns import names
-from libvirt_natns.cli import install
+from libvirt_natns.cli import hook_files, scope
+from libvirt_natns.daemons import libvirtd_reload
 from libvirt_natns.errors import InstallError, RouterError, describe
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from libvirt_natns.model import Config
 
 Ask = Callable[[], Mapping[str, bytes] | None]
-"""Asks libvirt for its active networks; None where it does not answer."""
+"""Asks libvirt for its active networks; returns None where libvirt does not answer."""
 
 T = TypeVar("T")
 
@@ -32,29 +34,31 @@ AGAIN = "fix that and run virt-natns uninstall again"
 
 
 def run(ask: Ask) -> None:
-    """Remove service, hooks, networks' namespaces, the host's rules and the state.
+    """Remove the service, hooks, networks' namespaces, the host's rules and the state.
 
-    Prints what was removed.  Raises RouterError, and removes nothing, while a router
-    is up; InstallError, at the end, for all that could not be removed.
+    Prints what was removed.  Raises RouterError, and removes nothing, while a router is up.
+    Raises InstallError, at the end, for everything that could not be removed.
     """
     check_no_router()
     removal = _Removal()
-    # It would bring back what goes now.
+    # The service would repair the parts that are removed now.
     ended = removal.attempt(_end_service)
     if ended:
         print(ended)
-    early = removal.attempt(lambda: _release(ask, renew=bool(install.daemons())), again=True)
-    found = install.installed_hooks()
-    removal.attempt(install.remove_hooks)
-    for file in found:
-        if not install.is_ours(file):
+    early = removal.attempt(
+        lambda: _release(ask, renew=bool(libvirtd_reload.running())), again=True
+    )
+    installed = hook_files.installed()
+    removal.attempt(hook_files.remove)
+    for file in installed:
+        if not hook_files.is_ours(file):
             print(f"removed {file}")
-    # For what it has got back, libvirt now starts its own dnsmasq again: it heeds
-    # no second signal while it reloads, so the networks have gone first.
-    told = removal.attempt(install.reload_daemons)
-    if told:
-        print(f"told {', '.join(told)}")
-    # What was started in between.
+    # When libvirt reloads, it starts its own dnsmasq for the networks that were given back.
+    # libvirt ignores a second signal while it reloads, so the networks come first.
+    daemons = removal.attempt(libvirtd_reload.reload)
+    if daemons:
+        print(f"told {', '.join(daemons)}")
+    # Networks may have started in between.
     late = removal.attempt(lambda: _release(ask, renew=False))
     if late is None or late.errors:
         removal.attempt(_remove_rules)
@@ -64,23 +68,23 @@ def run(ask: Ask) -> None:
     problems = [*removal.problems, *(late.errors if late else [])]
     if problems:
         raise InstallError("; ".join(problems), AGAIN)
-    install.remove_state()
+    _remove_state()
 
 
 class _Removal:
-    """Tries parts of the removal, and keeps what went wrong."""
+    """Tries parts of the removal, and keeps their errors."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def attempt(self, part: Callable[[], T], *, again: bool = False) -> T | None:
-        """Return what a part returns; None where it fails.
+        """Return the result of a part; None where it fails.
 
-        ``again``: it is tried again later, and only that failure counts.
+        With ``again``, the part is tried again later, and only a failure then counts.
         """
         try:
             return part()
-        except Exception as error:  # whatever is broken, the other parts must go
+        except Exception as error:  # the other parts must be removed, whatever is broken
             line = describe(error)[0]
             if not again and line not in self.problems:
                 self.problems.append(line)
@@ -88,7 +92,7 @@ class _Removal:
 
 
 def check_no_router() -> None:
-    """Refuse to forget what puts a host's NIC back.  Raises RouterError."""
+    """Refuse to forget the journal that puts a host's NIC back.  Raises RouterError."""
     for file in sorted((names.STATE_DIRECTORY / "routers").glob("*.json")):
         raise RouterError(f"router {file.stem} is up", f"virt-natns router down {file.stem}")
 
@@ -100,7 +104,7 @@ def _end_service() -> str | None:
 
 
 def _release(ask: Ask, *, renew: bool) -> "Outcome":
-    """Give the networks back to libvirt: the recorded ones, or else what the kernel shows."""
+    """Give the recorded networks back to libvirt, or else the networks that the kernel shows."""
     from libvirt_natns.engine.reconcile import release, repairs
     from libvirt_natns.errors import StoreError
 
@@ -115,7 +119,7 @@ def _release(ask: Ask, *, renew: bool) -> "Outcome":
     with TemporaryDirectory(prefix="virt-natns-") as empty:
         with _engine(settings, Path(empty)) as engine:
             rest = release.release_all(engine, ask, renew=renew)
-    # What the records of broken networks name may still be in the host.
+    # The host may still have rules for networks with broken records.
     _remove_rules()
     return repairs.Outcome(outcome.repaired + rest.repaired, rest.errors)
 
@@ -131,7 +135,7 @@ def _engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
 
 
 def _settings() -> "Config":
-    """The configuration; where it is wrong, all networks go whatever it says."""
+    """Return the configuration; the defaults where it is wrong, as all networks are removed."""
     from libvirt_natns.documents import config
     from libvirt_natns.errors import ConfigError
     from libvirt_natns.model import Config
@@ -146,3 +150,10 @@ def _remove_rules() -> None:
     from libvirt_natns.firewall import host
 
     host.remove()
+
+
+def _remove_state() -> None:
+    """Remove the state, the run-time directory, and a configuration that we wrote."""
+    for directory in (names.STATE_DIRECTORY, names.RUN_DIRECTORY):
+        shutil.rmtree(directory, ignore_errors=True)
+    scope.remove_written()

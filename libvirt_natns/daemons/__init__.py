@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Programs that run beside us: dnsmasq, udhcpc, ndppd, systemd, and libvirt with its daemons.
 
-One module starts a program, or speaks to it, and checks the answers.
+A module starts a program, or speaks to it, and checks its answers.
 """

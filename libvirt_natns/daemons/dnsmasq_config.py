@@ -1,79 +1,57 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the dnsmasq of a namespace is told: pure text, no process.
+"""The text of the configuration that the dnsmasq inside a namespace reads.
 
-libvirt has already translated the whole network XML for its own dnsmasq into
-/var/lib/libvirt/dnsmasq/NAME.conf.  That text is taken as it is, minus what
-libvirt adds because the network is isolated, plus what a router needs.  Only
-for a network addressed by ``<natns:ip>``, which libvirt runs no dnsmasq for,
-is it written here, in libvirt's own words and order.
+libvirt has translated the whole network XML for its own dnsmasq into
+/var/lib/libvirt/dnsmasq/NAME.conf.  That text is taken as it is.  Lines that libvirt adds
+because the network is isolated are left out, and lines that a router needs are added.
+``dnsmasq_from_xml`` writes the text where libvirt runs no dnsmasq for the network.
 
-What the user's own ``<dnsmasq:options>`` say always wins over what is added.
+The user's own ``<dnsmasq:options>`` always win over added lines.
 
-In IPv6, dnsmasq is what tells guests of their gateway, by router advertisements:
-each subnet of 64 bits is in them.  Guests make their own addresses there, but where
-it has a range or fixed addresses of DHCPv6.  The rest is dnsmasq's default: it names
+In IPv6, dnsmasq announces the gateway to guests by router advertisements.  Each subnet of
+64 bits is announced.  Guests make their own addresses there, except in a subnet with a
+range or fixed addresses of DHCPv6.  The rest is dnsmasq's default: dnsmasq announces
 itself as DNS server.
 """
 
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
-from pathlib import Path
 
-from libvirt_natns import names
-from libvirt_natns.addresses import Address, parsed
+from libvirt_natns.addresses import Address
+from libvirt_natns.daemons import dnsmasq_files, dnsmasq_from_xml
+from libvirt_natns.daemons.dnsmasq_files import Files, paths
+from libvirt_natns.daemons.dnsmasq_from_xml import mtu_option, ra_only
 from libvirt_natns.daemons.resolv_conf import Resolvers
-from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet, TextRecord
+from libvirt_natns.model import Network
 from libvirt_natns.records import dataclass
 
 LEAST_IPV6_MTU = 1280
-"""What every link must carry in IPv6; guests ignore less."""
+"""Octets that every link must carry in IPv6; guests ignore a lower value."""
 
 MTU_OPTION = re.compile(r"dhcp-option(-force)?\s*=\s*(option:mtu|26)\s*,")
 
-
 LEASED_FOR = "1h"
-"""How long guests keep an address of a leased prefix after its last advertisement."""
+"""Time for which guests keep an address of a leased prefix after its last advertisement."""
 
 BLANKS = " \t\v\f\r"
-"""What dnsmasq passes over at the ends of a keyword and its value."""
-
-MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
-
-SPECIAL = re.compile(r"""[",#\\]|^ | $""")
-
-LONGEST_LINE = 1000
-"""Octets of a line of its configuration that dnsmasq reads whole, with some to spare."""
+"""Characters that dnsmasq skips at the ends of a keyword and its value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
-    """What a dnsmasq reads, as texts.
+class Advertised:
+    """Facts of the way outside that guests learn by router advertisements.
 
-    ``hosts`` is its ``dhcp-hostsfile`` and ``records`` its ``addn-hosts``: it
-    reads both again on SIGHUP, unlike the configuration.
+    ``proxied`` subnets are advertised as not on the guests' link.  Guests then reach the
+    part of the subnet that is outside through their gateway.  Without ``router6`` guests are
+    not told to leave by their gateway in IPv6.
     """
 
-    configuration: str
-    hosts: str = ""
-    records: str = ""
+    proxied: tuple[IPv6Network, ...] = ()
+    router6: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where the files of a network's dnsmasq are."""
-
-    configuration: Path
-    hosts: Path
-    records: Path
-    pid: Path
-
-
-def paths(uuid: str) -> Paths:
-    """The files of a network's dnsmasq, in its run-time directory."""
-    stem = f"{names.network_directory(uuid)}/dnsmasq"
-    return Paths(*[Path(stem + suffix) for suffix in (".conf", ".hosts", ".records", ".pid")])
+ADVERTISED = Advertised()
 
 
 def make(
@@ -82,36 +60,31 @@ def make(
     resolvers: Resolvers,
     mtu: int | None,
     kept: Iterable[tuple[str, Address]] = (),
-    *,
-    proxied: tuple[IPv6Network, ...] = (),
-    router6: bool = True,
+    advertised: Advertised = ADVERTISED,
 ) -> Files:
-    """All that the dnsmasq of a network reads.
+    """Return all files that the dnsmasq of a network reads.
 
-    ``libvirts`` are libvirt's own files, None where it has written none; ``mtu``, in
-    octets, is announced where the path outside is narrower than the private bridge.
-    ``kept`` are addresses reserved for guests' NICs, by MAC, of both families.  The
-    ``proxied`` subnets are advertised as not on the guests' link, so that they reach
-    the other part of it, outside, through their gateway.  Without ``router6`` they
-    are not told to leave by it in IPv6.
+    ``libvirts`` are libvirt's own files, None where it has written none.  ``mtu``, in octets,
+    is announced where the path outside is narrower than the private bridge.  ``kept`` are
+    addresses reserved for guests' NICs, by MAC, of both families.
     """
     mine = paths(network.uuid)
     if libvirts is None:
-        lines, users = _write(network), _options(network)
+        lines, users = dnsmasq_from_xml.lines(network), _options(network)
     else:
         lines, users = _derive(network, libvirts)
-    lines = [_off_link(line, proxied) for line in _with_mtu(lines, users, network, mtu)]
-    lines += [_off_link(line, proxied) for line in _advertised(lines, users, network)]
-    lines += [*_ra_param(users, network, mtu, router6), *_resolution(lines, users, resolvers)]
+    lines = [_off_link(line, advertised) for line in _with_mtu(lines, users, network, mtu)]
+    lines += [_off_link(line, advertised) for line in _unannounced(lines, users, network)]
+    lines += [*_ra_param(users, network, mtu, advertised), *_resolution(lines, users, resolvers)]
     lines += [f"pid-file={mine.pid}", *(line for line in users if _key(line) != "pid-file")]
     if f"dhcp-hostsfile={mine.hosts}" not in lines and any(s.dhcp for s in network.subnets):
-        # libvirt names one only where the network has <host>s.
+        # libvirt names a hosts file only where the network has <host>s.
         lines.append(f"dhcp-hostsfile={mine.hosts}")
-    reserved = "".join(f"{mac},{_in_hosts(address)}\n" for mac, address in kept)
     return Files(
         "\n".join(lines) + "\n",
-        hosts=(_hosts(network) if libvirts is None else libvirts.hosts) + reserved,
-        records=_records(network.dns) if libvirts is None else libvirts.records,
+        hosts=(dnsmasq_files.hosts(network) if libvirts is None else libvirts.hosts)
+        + dnsmasq_files.reservations(kept),
+        records=dnsmasq_files.records(network.dns) if libvirts is None else libvirts.records,
     )
 
 
@@ -127,17 +100,18 @@ def _value(line: str) -> str:
 
 
 def _statements(text: str) -> list[str]:
-    # Neither dnsmasq nor libvirt takes any other character for a line's end.
+    """Return the lines of a text that say something: no comments, no empty lines."""
+    # dnsmasq and libvirt take no other character for a line's end.
     return [line for line in text.split("\n") if line and not line.startswith("#")]
 
 
 def _options(network: Network) -> list[str]:
-    """The lines of the user's ``<dnsmasq:options>``."""
+    """Return the lines of the user's ``<dnsmasq:options>``."""
     return [line for option in network.dnsmasq_options for line in _statements(option)]
 
 
 def _ipv6_places(words: list[str]) -> list[int]:
-    """Which of the words are addresses of IPv6."""
+    """Return the positions of IPv6 addresses among the words."""
     return [place for place, word in enumerate(words) if _is_ipv6(word)]
 
 
@@ -153,172 +127,36 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _derive(network: Network, libvirts: Files) -> tuple[list[str], list[str]]:
-    """libvirt's lines fit for a router, and the user's, which libvirt writes last."""
+    """Return libvirt's lines changed for a router, and the user's, which libvirt writes last."""
     lines = _statements(libvirts.configuration)
     users = _options(network)
     end = len(lines) - len(users)
     if lines[end:] != users:
-        # Not a text of this network's: better keep what may be the user's.
+        # The text is not this network's.  Each line may be the user's, so all are kept.
         end = len(lines)
     own = [_moved(line, network.uuid) for line in lines[:end] if not _unwanted(line)]
     return own, lines[end:]
 
 
 def _unwanted(line: str) -> bool:
-    """Whether a line of libvirt's own is about isolation or its process."""
+    """True if a line of libvirt's own is about isolation or about its process."""
     # An empty option 3 tells guests that there is no router, as does the lifetime of
     # 0 seconds in router advertisements.
     return line in ("dhcp-option=3", "no-resolv", "ra-param=*,0,0") or _key(line) == "pid-file"
 
 
 def _moved(line: str, uuid: str) -> str:
-    """A line that names a file of libvirt's, naming our copy of it."""
+    """Return a line; a line that names a file of libvirt's names our copy of it instead."""
     ours = {"dhcp-hostsfile": paths(uuid).hosts, "addn-hosts": paths(uuid).records}
     key = _key(line)
     return f"{key}={ours[key]}" if key in ours else line
 
 
-# -- written as libvirt would ------------------------------------------------
-
-
-def _write(network: Network) -> list[str]:
-    """What libvirt would write, had the network an ``<ip>`` instead of ``<natns:ip>``."""
-    dns = network.dns
-    return [
-        "strict-order",
-        *(_forwarders(dns) if dns else ["port=0"]),
-        *_domain(network),
-        *(["domain-needed", "local=//"] if dns and not dns.forward_plain_names else []),
-        "except-interface=lo",
-        "bind-dynamic",
-        f"interface={network.bridge}",
-        *(text_record(text) for text in (dns.texts if dns else ())),
-        *(_service(record) for record in (dns.services if dns else ())),
-        *_dhcp(network),
-        *([f"addn-hosts={paths(network.uuid).records}"] if dns else []),
-        *([_mtu_option(network.mtu)] if network.mtu else []),
-        *_advertising(network),
-    ]
-
-
-def _forwarders(dns: Dns) -> Iterable[str]:
-    for forwarder in dns.forwarders:
-        domain = f"/{forwarder.domain}/" if forwarder.domain else ""
-        # Without an address: the servers that are asked for all other names.
-        yield f"server={domain}{forwarder.address or '#'}"
-
-
-def _domain(network: Network) -> Iterable[str]:
-    if network.domain is None:
-        return
-    if network.domain_local:
-        yield f"local=/{network.domain}/"
-    yield f"domain={network.domain}"
-    yield "expand-hosts"
-
-
-def text_record(record: TextRecord) -> str:
-    """A <txt>, which dnsmasq gives out octet by octet.
-
-    In its syntax a comma begins another string, "#" a comment, blanks at the ends are
-    nothing: inside of quotes they are themselves, and there are escapes.  libvirt writes
-    no quotes, so that we do only where they are needed.
-    """
-    value = record.value
-    if SPECIAL.search(value):
-        value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return f"txt-record={record.name},{value}"
-
-
-def _service(record: ServiceRecord) -> str:
-    name = f"_{record.service}._{record.protocol}"
-    if record.domain:
-        name += f".{record.domain}"
-    if record.target in (None, ".", ""):
-        return f"srv-host={name}"
-    # They count by their place, so none before the last one can be left out.
-    given = (record.port, record.priority, record.weight)
-    last = max((place for place, value in enumerate(given, 1) if value), default=0)
-    values = (record.port or 1, record.priority, record.weight)[:last]
-    return ",".join([f"srv-host={name}", record.target or "", *map(str, values)])
-
-
-def _dhcp(network: Network) -> Iterable[str]:
-    served = [subnet for subnet in network.subnets if subnet.dhcp]
-    if not served:
-        return
-    for subnet in sorted(served, key=lambda each: each.network.version):
-        yield from _ranges(subnet)
-        if subnet.network.version == 4:
-            yield from ("dhcp-no-override", "dhcp-authoritative")
-    size = sum(span.size for subnet in served for span in subnet.ranges)
-    if size:
-        yield f"dhcp-lease-max={size}"
-    yield f"dhcp-hostsfile={paths(network.uuid).hosts}"
-
-
-def _ranges(subnet: Subnet) -> Iterable[str]:
-    six = subnet.network.version == 6
-    for span in subnet.ranges:
-        size = subnet.network.prefixlen if six else subnet.network.netmask
-        yield f"dhcp-range={span.first},{span.last},{size}"
-    if not subnet.ranges:
-        # No address for strangers, yet dnsmasq must know that it serves here.
-        yield f"dhcp-range={subnet.gateway},static" + (
-            f",{subnet.network.prefixlen}" if six else ""
-        )
-
-
-def _advertising(network: Network) -> Iterable[str]:
-    six = [subnet for subnet in network.subnets if subnet.network.version == 6]
-    if any(subnet.dhcp for subnet in six):
-        yield "enable-ra"
-    else:
-        yield from (_ra_only(subnet) for subnet in six if subnet.autonomous)
-
-
-def _ra_only(subnet: Subnet) -> str:
-    return f"dhcp-range={subnet.gateway},ra-only"
-
-
-def _hosts(network: Network) -> str:
-    """The ``dhcp-hostsfile``: who gets which fixed address."""
-    lines = []
-    for host in (host for subnet in network.subnets for host in subnet.hosts):
-        address = _in_hosts(host.ip)
-        if host.ip.version == 6:
-            words = [host.mac, host.id and f"id:{host.id}", host.name, address]
-        else:
-            words = [host.mac, address, host.name] if host.mac else [host.name, address]
-        lines.append(",".join(word for word in words if word))
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _in_hosts(address: Address) -> str:
-    """An address in a ``dhcp-hostsfile``."""
-    return str(address) if address.version == 4 else f"[{address}]"
-
-
-def reserved(text: str) -> Iterable[tuple[str, Address]]:
-    """MACs with their addresses from a ``dhcp-hostsfile``: of entries of nothing else."""
-    for line in text.splitlines():
-        mac, comma, address = line.partition(",")
-        if comma and MAC.fullmatch(mac):
-            with suppress(ValueError):
-                yield mac.lower(), parsed(address.strip("[]"))
-
-
-def _records(dns: Dns | None) -> str:
-    """The ``addn-hosts``: names beside those of DHCP clients."""
-    hosts = dns.hosts if dns else ()
-    return "".join("\t".join((str(host.ip), *host.names)) + "\n" for host in hosts)
-
-
-# -- what is added -----------------------------------------------------------
+# -- added -------------------------------------------------------------------
 
 
 def _resolution(lines: list[str], users: list[str], resolvers: Resolvers) -> list[str]:
-    """Whom to ask.  Those whom the network's own XML names are asked alone."""
+    """Return the lines with the servers to ask; servers in the network's XML exclude others."""
     if "no-resolv" in users:
         return []
     # libvirt's own rule: with such a <forwarder>, the host's servers are not asked.
@@ -334,52 +172,53 @@ def _resolution(lines: list[str], users: list[str], resolvers: Resolvers) -> lis
 
 
 def _is_default_server(line: str) -> bool:
-    """Whether a line names a server for all names, not for one domain's only."""
+    """True if a line names a server for all names, not for one domain only."""
     return _key(line) == "server" and not _value(line).startswith("/")
-
-
-def _mtu_option(mtu: int) -> str:
-    return f"dhcp-option=option:mtu,{mtu}"
 
 
 def _with_mtu(lines: list[str], users: list[str], network: Network, mtu: int | None) -> list[str]:
     if mtu is None or any(map(MTU_OPTION.match, users)):
         return lines
-    announced = _mtu_option(network.mtu) if network.mtu else None
-    return [*(line for line in lines if line != announced), _mtu_option(mtu)]
+    announced = mtu_option(network.mtu) if network.mtu else None
+    return [*(line for line in lines if line != announced), mtu_option(mtu)]
 
 
-def _advertised(lines: list[str], users: list[str], network: Network) -> Iterable[str]:
-    """What makes subnets known to guests of which no line says anything yet.
+def _unannounced(lines: list[str], users: list[str], network: Network) -> Iterable[str]:
+    """Yield lines that announce the subnets which no line mentions yet.
 
-    Those are leased ones, which libvirt knows nothing of, and those beside one with
-    DHCPv6, which it leaves to guests that are configured by hand.
+    libvirt does not know leased subnets.  libvirt also does not announce a subnet beside a
+    subnet with DHCPv6, and leaves it to guests that are configured by hand.
     """
-    said = [_value(line).split(",") for line in [*lines, *users] if _key(line) == "dhcp-range"]
-    if any(word.strip().startswith("constructor:") for words in said for word in words):
-        # The user's: for whatever subnets there are.
+    ranges = [_value(line).split(",") for line in [*lines, *users] if _key(line) == "dhcp-range"]
+    if any(word.strip().startswith("constructor:") for words in ranges for word in words):
+        # The user's line announces all subnets.
         return
-    starts = [IPv6Address(words[place]) for words in said for place in _ipv6_places(words)[:1]]
+    starts = [IPv6Address(words[place]) for words in ranges for place in _ipv6_places(words)[:1]]
     for subnet in network.subnets:
         if subnet.autonomous and not any(start in subnet.network for start in starts):
-            yield f"{_ra_only(subnet)},64,{LEASED_FOR}"
+            yield f"{ra_only(subnet)},64,{LEASED_FOR}"
 
 
-def _off_link(line: str, proxied: tuple[IPv6Network, ...]) -> str:
-    """A line, or, for a range of a proxied subnet, one that says so."""
+def _off_link(line: str, advertised: Advertised) -> str:
+    """Return a line; the range of a proxied subnet is marked as not on the link."""
     words = _value(line).split(",")
     places = _ipv6_places(words) if _key(line) == "dhcp-range" else []
-    if not any(IPv6Address(words[place]) in each for place in places for each in proxied):
+    addresses = [IPv6Address(words[place]) for place in places]
+    if not any(address in subnet for address in addresses for subnet in advertised.proxied):
         return line
     words.insert(places[-1] + 1, "off-link")
     return f"{_key(line)}={','.join(words)}"
 
 
-def _ra_param(users: list[str], network: Network, mtu: int | None, router6: bool) -> Iterable[str]:
-    """What router advertisements say beyond dnsmasq's defaults."""
+def _ra_param(
+    users: list[str], network: Network, mtu: int | None, advertised: Advertised
+) -> Iterable[str]:
+    """Yield the line about router advertisements where dnsmasq's defaults do not do."""
     six = any(subnet.network.version == 6 for subnet in network.subnets)
-    if not six or (mtu is None and router6) or any(_key(line) == "ra-param" for line in users):
+    if not six or (mtu is None and advertised.router6):
+        return
+    if any(_key(line) == "ra-param" for line in users):
         return
     size = "" if mtu is None else f"mtu:{max(mtu, LEAST_IPV6_MTU)},"
-    # The usual interval, and unless otherwise said the usual lifetime of the router.
-    yield f"ra-param=*,{size}0" + ("" if router6 else ",0")
+    # 0 is the usual interval; the lifetime of the router is the usual one, or 0 for no router.
+    yield f"ra-param=*,{size}0" + ("" if advertised.router6 else ",0")

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Try a configuration of ours on dnsmasq before a network starts.
 
-libvirt's own dnsmasq has read what ours is derived from.  A network of ``<natns:ip>``
-has none, so its configuration is given to ``dnsmasq --test``.  Some values of the
-user's own ``<dnsmasq:options>`` are looked at by a dnsmasq that starts only (users,
-directories, options that exclude each other): with such options, one is started on
-trial, in a network namespace of its own without any link, and with the capabilities of
-every other dnsmasq of ours.
+libvirt's own dnsmasq has read the text from which ours is derived.  A network of
+``<natns:ip>`` has no dnsmasq of libvirt, so ``dnsmasq --test`` reads its configuration.
+dnsmasq checks some values of the user's own ``<dnsmasq:options>`` only when it starts:
+users, directories, options that exclude each other.  With such options, a dnsmasq is
+started on trial.  It runs in a network namespace of its own without any link, and with the
+capabilities of every other dnsmasq of ours.
 
-Each trial locks its directory.  The kernel drops the lock with the process, so a directory
-without a lock is one that a kill has left: the next trial removes it, and ends its daemon.
+Each trial locks its directory, and the kernel drops the lock with the process.  So a
+directory without a lock was left by a kill.  The next trial removes it, and ends its daemon.
 
-Limits: what is in the hosts files is not looked at; dnsmasq logs a bad line there and
+Limits: the lines of the hosts files are not checked; dnsmasq logs a bad line there and
 goes on.  A trial reads and writes the files that the options name, as every start does.
 """
 
@@ -23,8 +23,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns.daemons import dnsmasq, dnsmasq_config
-from libvirt_natns.daemons.dnsmasq import START_LIMIT
+from libvirt_natns.daemons import dnsmasq_config, dnsmasq_files, dnsmasq_process
+from libvirt_natns.daemons.dnsmasq_process import START_LIMIT
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.errors import DnsmasqError, LockError, NatnsError
 from libvirt_natns.kernel import processes
@@ -34,7 +34,7 @@ from libvirt_natns.names import RUN_DIRECTORY
 from libvirt_natns.values import shown
 
 PLACE = re.compile(r" at line (\d+) of \S+$")
-"""How dnsmasq names the line that it refuses."""
+"""Finds the number of the line that dnsmasq refuses."""
 
 FOREGROUND = re.compile(r"\s*(keep-in-foreground|no-daemon|test|version|help)\s*$")
 """Options with which dnsmasq never becomes a daemon."""
@@ -42,12 +42,12 @@ FOREGROUND = re.compile(r"\s*(keep-in-foreground|no-daemon|test|version|help)\s*
 REMEDY = "change what says so in the network's XML"
 
 PREFIX = "trial-"
-"""How the names of trials' directories begin, in the run-time directory."""
+"""The first part of the names of trials' directories, in the run-time directory."""
 
 
 def check(network: Network) -> None:
     """Refuse a network whose dnsmasq would not start.  Raises DnsmasqError."""
-    dnsmasq.program()
+    dnsmasq_process.program()
     if not network.writes_dnsmasq:
         return
     files = dnsmasq_config.make(network, None, Resolvers(), dnsmasq_config.LEAST_IPV6_MTU)
@@ -64,7 +64,12 @@ def check(network: Network) -> None:
 def _check_syntax(network: Network, configuration: str) -> None:
     try:
         done = subprocess.run(
-            [dnsmasq.program(), "--test", "--conf-file=-", *dnsmasq.lease_options()],
+            [
+                dnsmasq_process.program(),
+                "--test",
+                "--conf-file=-",
+                *dnsmasq_process.lease_options(),
+            ],
             # Without a locale, as dnsmasq starts: the locale decides which names it takes.
             env={"PATH": processes.PATH},
             input=configuration.encode(),
@@ -81,7 +86,7 @@ def _check_syntax(network: Network, configuration: str) -> None:
 
 
 def _refusal(network: Network, configuration: str, stderr: bytes, status: int) -> DnsmasqError:
-    """dnsmasq's complaint, with the line that it is about."""
+    """Return dnsmasq's complaint as an error, with the refused line."""
     complaint = stderr.decode(errors="replace").strip().split("\n")[-1]
     complaint = complaint.removeprefix("dnsmasq: ") or f"exit status {status}"
     place = PLACE.search(complaint)
@@ -102,7 +107,7 @@ def _try(network: Network, configuration: str) -> None:
     directory = RUN_DIRECTORY / f"{PREFIX}{os.urandom(16).hex()}"
     with locked(directory):
         text, pid = directory / "conf", directory / "pid"
-        ours = f"pid-file={dnsmasq_config.paths(network.uuid).pid}"
+        ours = f"pid-file={dnsmasq_files.paths(network.uuid).pid}"
         try:
             text.write_bytes(configuration.replace(ours, f"pid-file={pid}").encode())
             status, complaint = _run(text, network.bridge or "")
@@ -113,14 +118,14 @@ def _try(network: Network, configuration: str) -> None:
 
 
 def tidy() -> list[str]:
-    """End and remove the trials that a kill has left; returns what was done, in words.
+    """End and remove the trials that a kill has left; return the changes, in words.
 
     A trial that goes on is left alone.  Raises DnsmasqError where a daemon does not end.
     """
     done = []
     for directory in RUN_DIRECTORY.glob(f"{PREFIX}*"):
         with suppress(LockError), locked(directory, 0.0):
-            # It may have ended and gone since it was listed.
+            # A trial may have removed its directory since it was listed.
             if (directory / "conf").exists():
                 done.append("removed a trial of dnsmasq that was killed")
             _remove(directory)
@@ -128,24 +133,24 @@ def tidy() -> list[str]:
 
 
 def _remove(directory: Path) -> None:
-    """End a trial's daemon, and remove its directory.  The directory is locked."""
+    """End a trial's daemon, and remove its directory.  The caller has locked the directory."""
     # The user's own options may name another pid file, so it need not be there.
-    dnsmasq.end_all(processes.read_pid(directory / "pid"), directory / "conf")
+    dnsmasq_process.end_all(processes.read_pid(directory / "pid"), directory / "conf")
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def _run(configuration: Path, bridge: str) -> tuple[int, bytes]:
     """Have a dnsmasq become a daemon in a new network namespace.
 
-    Returns its exit status and its complaint.
+    Return its exit status and its complaint.
     """
-    # As every start of ours: what the capabilities do not permit is refused here, too.
-    command = ["unshare", "--net", "--", *dnsmasq.confined_program()]
-    # A file, not a pipe: a daemon that kept the pipe open would keep us waiting.
+    # Confined as every start: the trial must refuse options that the capabilities forbid.
+    command = ["unshare", "--net", "--", *dnsmasq_process.confined_program()]
+    # A daemon would keep the other end of a pipe open, and the read would never end.
     with tempfile.TemporaryFile() as complaint:
         try:
             done = subprocess.run(
-                [*command, f"--conf-file={configuration}", *dnsmasq.lease_options()],
+                [*command, f"--conf-file={configuration}", *dnsmasq_process.lease_options()],
                 env={"PATH": processes.PATH, "VIR_BRIDGE_NAME": bridge},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Values of a DHCP lease, judged by sense: refused as a whole, or cut to what is harmless.
+"""The values of a DHCP lease, judged by sense: refused as a whole, or cut to harmless values.
 
-Any station of a segment can pose as its DHCP server.  A route must not lead into what is
-private here; the kernel would put it in place of its own.
+Any station of a segment can pose as its DHCP server.  A route must not lead into a private
+subnet of this host: the kernel would replace its own route by it.
 """
 
 from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns.addresses import IPNetwork
-from libvirt_natns.daemons.udhcpc import Lease
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.model import StaticRoute
 from libvirt_natns.records import dataclass, replace
 
 SHORTEST_PREFIX = 8
-"""Of the leased subnet: no Ethernet has more stations, and 0 would hide everything."""
+"""Bits of the widest leased subnet: no Ethernet has more stations, and 0 would hide all others."""
 
 MOST_ROUTES = 64
 MOST_SERVERS = 8
 """Resolvers that dnsmasq is told of: it asks all of them at times."""
 
 MOST_SAID = 4
-"""Cuts that are told each by itself."""
+"""Cuts that are reported one by one."""
 
 SPECIAL = tuple(
     map(
@@ -34,13 +34,13 @@ SPECIAL = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A lease as far as it is used, and in words each value that was left out."""
+    """A lease with the values that are used, and in words each value that was left out."""
 
-    lease: Lease
+    lease: DhcpLease
     cuts: tuple[str, ...] = ()
 
 
-def refused(lease: Lease, private: Collection[IPNetwork]) -> str | None:
+def refused(lease: DhcpLease, private: Collection[IPNetwork]) -> str | None:
     """Return why a lease cannot be used at all, in words; None where it can.
 
     ``private`` are the subnets that only this side has.
@@ -48,16 +48,16 @@ def refused(lease: Lease, private: Collection[IPNetwork]) -> str | None:
     address, subnet = lease.address.ip, lease.address.network
     if subnet.prefixlen < SHORTEST_PREFIX:
         return f"{lease.address} has a subnet wider than /{SHORTEST_PREFIX}"
-    if any(address in each for each in SPECIAL):
+    if any(address in network for network in SPECIAL):
         return f"{lease.address} is no address of a station"
     if _is_edge(address, subnet):
         return f"{lease.address} is the subnet's own or broadcast address"
-    if hit := next((each for each in _fours(private) if each.overlaps(subnet)), None):
+    if hit := next((ours for ours in _fours(private) if ours.overlaps(subnet)), None):
         return f"{lease.address} overlaps the private subnet {hit}"
     return None
 
 
-def bounded(lease: Lease, private: Collection[IPNetwork]) -> Checked:
+def bounded(lease: DhcpLease, private: Collection[IPNetwork]) -> Checked:
     """Return a lease without the values that must not be used."""
     ours = _fours(private)
     cuts: list[str] = []
@@ -71,7 +71,7 @@ def bounded(lease: Lease, private: Collection[IPNetwork]) -> Checked:
 
 
 def _fours(private: Collection[IPNetwork]) -> list[IPv4Network]:
-    return [each for each in private if isinstance(each, IPv4Network)]
+    return [network for network in private if isinstance(network, IPv4Network)]
 
 
 def _is_edge(address: IPv4Address, subnet: IPv4Network) -> bool:
@@ -80,26 +80,28 @@ def _is_edge(address: IPv4Address, subnet: IPv4Network) -> bool:
     return subnet.prefixlen < 31 and address in edges
 
 
-def _no_gateway(gateway: IPv4Address, lease: Lease, ours: Collection[IPv4Network]) -> str | None:
-    """Return why a gateway cannot be one, in words."""
+def _no_gateway(
+    gateway: IPv4Address, lease: DhcpLease, ours: Collection[IPv4Network]
+) -> str | None:
+    """Return why an address cannot be a gateway, in words; None where it can."""
     subnet = lease.address.network
     if gateway == lease.address.ip:
         return "is the leased address itself"
-    if any(gateway in each for each in SPECIAL if not each.is_link_local):
+    if any(gateway in network for network in SPECIAL if not network.is_link_local):
         return "is no address of a station"
     if _is_edge(gateway, subnet):
         return "is the subnet's own or broadcast address"
-    if any(gateway in each for each in ours):
+    if any(gateway in network for network in ours):
         return "is in a private subnet"
     # Clouds lease an address alone (/32), with a gateway that is on the link all the same.
     on_link = gateway in subnet or subnet.prefixlen == 32
-    if not on_link and not any(gateway in each for each in lease.on_link):
+    if not on_link and not any(gateway in network for network in lease.on_link):
         return f"is not in {subnet}"
     return None
 
 
 def _routes(
-    lease: Lease, ours: Collection[IPv4Network], cuts: list[str]
+    lease: DhcpLease, ours: Collection[IPv4Network], cuts: list[str]
 ) -> tuple[StaticRoute, ...]:
     kept: dict[IPNetwork, StaticRoute] = {}
     for route in lease.routes:
@@ -115,7 +117,7 @@ def _routes(
     return tuple(kept.values())
 
 
-def _no_route(route: StaticRoute, lease: Lease, ours: Collection[IPv4Network]) -> str | None:
+def _no_route(route: StaticRoute, lease: DhcpLease, ours: Collection[IPv4Network]) -> str | None:
     """Return why a route must not be set, in words.
 
     A wider route than a private subnet is harmless: the kernel prefers the longer prefix.
@@ -127,21 +129,21 @@ def _no_route(route: StaticRoute, lease: Lease, ours: Collection[IPv4Network]) -
         ("the leased subnet", [lease.address.network]),
         ("the special range", SPECIAL),
     ):
-        if hit := next((each for each in networks if route.destination.subnet_of(each)), None):
+        if hit := next((n for n in networks if route.destination.subnet_of(n)), None):
             return f"leads into {name} {hit}"
     why = _no_gateway(route.gateway, lease, ours)
     return f"its gateway {why}" if why else None
 
 
 def _servers(
-    lease: Lease, ours: Collection[IPv4Network], cuts: list[str]
+    lease: DhcpLease, ours: Collection[IPv4Network], cuts: list[str]
 ) -> tuple[IPv4Address, ...]:
     kept: dict[IPv4Address, None] = {}
     for server in lease.dns:
         if server in kept:
             continue
         # Some clouds have their resolver at a link-local address.
-        special = any(server in each for each in SPECIAL if not each.is_link_local)
+        special = any(server in network for network in SPECIAL if not network.is_link_local)
         if server == lease.address.ip or special:
             cuts.append(f"DNS server {server}: is no address of another station")
         elif len(kept) == MOST_SERVERS:
@@ -152,7 +154,7 @@ def _servers(
 
 
 def _summary(cuts: list[str]) -> tuple[str, ...]:
-    """The first cuts, and how many more there are: a server may send a thousand routes."""
+    """Return the first cuts and the number of others: a server may send a thousand routes."""
     more = len(cuts) - MOST_SAID
     return (*cuts[:MOST_SAID], *([f"{more} more"] if more > 0 else []))
 

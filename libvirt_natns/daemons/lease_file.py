@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""DHCP leases of guests, as libvirt's lease helper keeps them on file for each bridge."""
+"""The DHCP leases of guests, as libvirt's lease helper writes them to a file for each bridge."""
 
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns.daemons.dnsmasq import LIBVIRT_DIRECTORY
+from libvirt_natns.daemons.libvirt_dnsmasq import LIBVIRT_DIRECTORY
 
 Entry = dict[str, Any]
 """A lease by the helper's keys: "ip-address", "mac-address" and "expiry-time" among them."""
@@ -23,6 +23,7 @@ def current(bridge: str) -> list[Entry]:
 
 
 def _holds(entry: Entry) -> bool:
+    """True if a lease has not expired."""
     # An infinite lease expires at 0.
     expiry = entry.get("expiry-time", 0)
     return bool(expiry == 0 or expiry > time.time())

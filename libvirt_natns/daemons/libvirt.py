@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Asking libvirt: the only user of libvirt-python.
+"""Questions to libvirt, and changes of guests' metadata, by libvirt-python.
 
-Never from a hook: libvirt waits for the hook, and the hook would for libvirt.
-Read-only connections, but for a guest's metadata.
+A hook must not use this module: libvirt waits for the hook, and the hook would wait for
+libvirt.  Connections are read-only, except to change a guest's metadata.
 """
 
 from collections.abc import Iterator
@@ -19,30 +19,32 @@ from libvirt_natns.errors import LibvirtError
 from libvirt_natns.records import dataclass
 
 URIS = ("qemu:///system", "network:///system", "lxc:///system")
-"""The monolithic daemon answers the first, a modular one for networks the second."""
+"""The monolithic daemon answers the first, a modular daemon for networks the second."""
 
 ASLEEP = "its daemon does not run"
 
 
 def quiet(context: object, error: object) -> None:
-    """libvirt's own printing of errors; they are raised all the same."""
+    """Print no error of libvirt, which raises the error as well."""
 
 
-GUEST_URIS = ("qemu:///system", "lxc:///system")
-"""Where guests are looked for, in this order."""
+QEMU_URI = "qemu:///system"
+LXC_URI = "lxc:///system"
+GUEST_URIS = (QEMU_URI, LXC_URI)
+"""The drivers of guests, in the order of the search."""
 
 Where = Literal["live", "config"]
-"""A running guest's own definition, or the one that it starts from next time."""
+"""The definition of a running guest, or the definition for its next start."""
 
 AFFECT = {"live": libvirt.VIR_DOMAIN_AFFECT_LIVE, "config": libvirt.VIR_DOMAIN_AFFECT_CONFIG}
 
 
 @contextmanager
 def connected(*, wake: bool = True) -> Iterator[Any]:
-    """A read-only connection to the libvirt that has the networks.
+    """Open a read-only connection to the libvirt that has the networks.
 
-    ``wake`` False leaves a daemon that systemd would start for us asleep.  Raises
-    LibvirtError where none answers.
+    ``wake`` False does not start a daemon that systemd would start for us.  Raises
+    LibvirtError where no daemon answers.
     """
     libvirt.registerErrorHandler(quiet, None)
     reasons = []
@@ -63,22 +65,24 @@ def connected(*, wake: bool = True) -> Iterator[Any]:
 
 
 def _awake(driver: Driver) -> tuple[str, ...]:
+    """Return the URI of a driver whose daemon runs."""
     daemon = driver.daemon()
     return (daemon.uri,) if daemon else ()
 
 
 def active_networks(*, wake: bool = True) -> dict[str, bytes]:
-    """The XML of every active network, by uuid; ``wake`` as for ``connected``."""
+    """Return the XML of every active network, by uuid; ``wake`` as for ``connected``."""
     flags = libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE
     return {network.UUIDString(): xml for network, xml in _listed(flags, wake=wake)}
 
 
 def networks() -> dict[str, bytes]:
-    """The XML of every network that libvirt knows, active or not, by name."""
+    """Return the XML of every network that libvirt knows, active or not, by name."""
     return {network.name(): xml for network, xml in _listed(0)}
 
 
 def _listed(flags: int, *, wake: bool = True) -> list[tuple[Any, bytes]]:
+    """Return networks with their XML, without networks that end during the call."""
     with connected(wake=wake) as connection:
         listed = [(network, _xml(network)) for network in connection.listAllNetworks(flags)]
     return [(network, xml) for network, xml in listed if xml is not None]
@@ -88,27 +92,27 @@ def _xml(network: Any) -> bytes | None:  # noqa: ANN401
     try:
         return bytes(network.XMLDesc(0).encode())
     except libvirt.libvirtError as error:
-        # It has gone since it was listed.
+        # The network has ended since it was listed.
         if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
             raise
     return None
 
 
 def uuids() -> list[str]:
-    """The uuids of all networks that libvirt knows, active or not."""
+    """Return the uuids of all networks that libvirt knows, active or not."""
     with connected() as connection:
         return [network.UUIDString() for network in connection.listAllNetworks(0)]
 
 
 def version() -> tuple[int, int, int]:
-    """libvirt's version."""
+    """Return libvirt's version."""
     with connected() as connection:
         number = int(connection.getLibVersion())
     return number // 1_000_000, number // 1000 % 1000, number % 1000
 
 
 def network_xml(name: str) -> bytes | None:
-    """The XML of one network, None where libvirt knows none of that name."""
+    """Return the XML of a network by its name; None where libvirt knows no such network."""
     with connected() as connection:
         try:
             return bytes(connection.networkLookupByName(name).XMLDesc(0).encode())
@@ -123,7 +127,7 @@ def network_xml(name: str) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A domain, as far as its metadata is concerned."""
+    """A domain with its definitions and its metadata."""
 
     _domain: Any
 
@@ -141,17 +145,17 @@ class Guest:
 
     @property
     def places(self) -> tuple[Where, ...]:
-        """Where it has definitions, as virsh's --live and --config have it."""
+        """The guest's definitions, in the terms of virsh's --live and --config."""
         config: tuple[Where, ...] = ("config",) if self._domain.isPersistent() else ()
         return (*config, "live") if self.running else config
 
     def document(self, where: Where) -> bytes:
-        """Its XML, running or for the next start."""
+        """Return the guest's XML, as it runs or for its next start."""
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE if where == "config" else 0
         return bytes(self._domain.XMLDesc(flags).encode())
 
     def write(self, where: Where, element: str | None) -> None:
-        """Replace its ``<natns:nat>``; None removes it.  Raises LibvirtError."""
+        """Replace the guest's ``<natns:nat>``; None removes it.  Raises LibvirtError."""
         kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
         try:
             self._domain.setMetadata(kind, element, "natns", names.XML_NAMESPACE, AFFECT[where])
@@ -165,9 +169,9 @@ class Guest:
 
 @contextmanager
 def guest(named: str) -> Iterator[Guest]:
-    """The guest of that name or uuid, through a connection that may change it.
+    """Open the guest of that name or uuid for changes.
 
-    Raises LibvirtError where there is none, or no libvirt answers.
+    Raises LibvirtError where there is no such guest, or no libvirt answers.
     """
     libvirt.registerErrorHandler(quiet, None)
     reasons = []
@@ -194,6 +198,7 @@ def guest(named: str) -> Iterator[Guest]:
 
 
 def _find(connection: Any, named: str) -> Any:  # noqa: ANN401
+    """Return a domain by its uuid or name; None where the connection has no such domain."""
     try:
         lookup = connection.lookupByUUIDString
         named = str(UUID(named))
@@ -208,49 +213,49 @@ def _find(connection: Any, named: str) -> Any:  # noqa: ANN401
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class ActiveDomains:
     """The active domains' XML by uuid; ``silent`` are the URIs that did not answer."""
 
     domains: dict[str, bytes]
     silent: frozenset[str]
 
     def may_run(self, container: bool) -> bool:
-        """Whether a domain that is not listed may be active all the same."""
-        return GUEST_URIS[container] in self.silent
+        """True if an unlisted domain may still be running because its driver did not answer."""
+        return (LXC_URI if container else QEMU_URI) in self.silent
 
 
-def active_domains(*, wake: bool = True) -> Running:
-    """All domains that run; ``wake`` as for ``connected``.
+def active_domains(*, wake: bool = True) -> ActiveDomains:
+    """Return all domains that run; ``wake`` as for ``connected``.
 
     Raises LibvirtError where no libvirt answers.
     """
     libvirt.registerErrorHandler(quiet, None)
-    found: dict[str, bytes] = {}
+    domains: dict[str, bytes] = {}
     reasons = dict.fromkeys(GUEST_URIS, ASLEEP)
     for uri, driver in zip(GUEST_URIS, (libvirtd.QEMU, libvirtd.LXC), strict=True):
         try:
             for address in (uri,) if wake else _awake(driver):
-                found |= _active_at(address)
-                # Else it is silent: nobody can tell what runs there.
+                domains |= _active_at(address)
+                # The driver has answered.  Domains of a silent driver are unknown.
                 del reasons[uri]
         except libvirt.libvirtError as error:
             reasons[uri] = str(error)
     if len(reasons) == len(GUEST_URIS):
         raise LibvirtError("libvirt does not answer", reasons[GUEST_URIS[0]])
-    return Running(found, frozenset(reasons))
+    return ActiveDomains(domains, frozenset(reasons))
 
 
 def _active_at(uri: str) -> dict[str, bytes]:
     connection = libvirt.openReadOnly(uri)
-    found = {}
+    domains = {}
     try:
         for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
             try:
-                found[domain.UUIDString()] = bytes(domain.XMLDesc(0).encode())
+                domains[domain.UUIDString()] = bytes(domain.XMLDesc(0).encode())
             except libvirt.libvirtError as error:
-                # It has gone since it was listed.
+                # The domain has ended since it was listed.
                 if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                     raise
     finally:
         connection.close()
-    return found
+    return domains

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Listening to libvirt: the event loop, and connections that tell of events.
+"""Events of libvirt: the event loop, and connections that report events.
 
-With ``connection`` the only user of libvirt-python.  A callback runs in the
-loop's thread (that of the connection's end in any), where a question to libvirt
-would wait for its own answer: it only passes on what concerns whom.
+A callback runs in the loop's thread; the callback for the end of a connection may run in
+any thread.  A question to libvirt would wait there for its own answer.  So a callback only
+passes on the network or guest of the event.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,21 @@ from libvirt_natns.errors import LibvirtError
 from libvirt_natns.records import dataclass
 
 KEEPALIVE = 5, 3
-"""Seconds of silence before libvirt is asked for a sign of life, and how many such
-questions may stay unanswered: after 20 s, a daemon that is stuck counts as gone."""
+"""Seconds of silence before libvirt is asked for a sign of life, and the number of questions
+that may stay unanswered.  A daemon that is stuck counts as ended after 20 s.
+"""
 
 END_LIMIT = 1.0
 """Seconds that the loop gets to end."""
 
 Kind = Literal["guest", "network"]
 What = Literal["changed", "life"]
-"""``life``: it started or stopped, of which hooks tell, too."""
+"""``life``: the guest or network started or stopped, which hooks report, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """An event: to whom, and of what sort; what it changed is to be asked."""
+    """An event: its guest or network, and its sort; the change itself must be asked for."""
 
     kind: Kind
     uuid: str
@@ -65,20 +66,20 @@ ABSENT = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_NETWORK)
 
 @cache
 def _register() -> None:
-    """Have libvirt use its own loop, which it wants to hear once, before any connection."""
+    """Have libvirt use its own event loop; libvirt wants this once, before any connection."""
     libvirt.registerErrorHandler(quiet, None)
     libvirt.virEventRegisterDefaultImpl()
 
 
 class Loop:
-    """libvirt's event loop, in a thread that sleeps until something happens."""
+    """libvirt's event loop, in a thread that sleeps until an event arrives."""
 
     def __init__(self) -> None:
         self._over = False
         self._thread = Thread(target=self._run, name="libvirt-events", daemon=True)
 
     def start(self) -> None:
-        """Begin; no connection that is to tell of events may be opened before."""
+        """Start the loop; connections that report events may be opened only then."""
         _register()
         self._thread.start()
 
@@ -87,9 +88,9 @@ class Loop:
             libvirt.virEventRunDefaultImpl()
 
     def stop(self) -> None:
-        """End, once the callback that runs has ended."""
+        """End the loop after the callback that runs now."""
         self._over = True
-        # The loop wakes for a timer alone, which is the last it sees.
+        # The loop wakes only for an event, so a timer makes the last event.
         libvirt.virEventAddTimeout(0, _remove_timer, None)
         self._thread.join(END_LIMIT)
 
@@ -101,14 +102,14 @@ def _remove_timer(timer: int, _: object) -> None:
 # -- connections -------------------------------------------------------------
 
 
-class Link:
-    """An open read-only connection, which tells of events until it is closed.
+class EventConnection:
+    """An open read-only connection, which reports events until it is closed.
 
-    ``ended`` is called once it is broken, from any thread.
+    ``ended`` is called when the connection breaks, from any thread.
     """
 
     def __init__(self, uri: str, tell: Tell, ended: Callable[[], None]) -> None:
-        """Raises LibvirtError where libvirt does not answer, or has no such driver."""
+        """Open the connection.  Raises LibvirtError without an answer, or without such a driver."""
         self._tell = tell
         self._undo: list[Callable[[], object]] = []
         try:
@@ -147,8 +148,8 @@ class Link:
         self._undo.append(partial(self._connection.networkEventDeregisterAny, number))
 
     def close(self) -> None:
-        """Listen no more.  Blocks for as long as a daemon that is stuck counts as alive."""
-        # The callbacks would hold the connection; one that is broken refuses all of it.
+        """Close the connection.  Blocks as long as a daemon that is stuck counts as alive."""
+        # Callbacks keep the connection open.  A broken connection refuses each step.
         for step in (*reversed(self._undo), self._connection.close):
             with suppress(libvirt.libvirtError):
                 step()
@@ -191,7 +192,7 @@ class Link:
     # -- asking, from elsewhere ---------------------------------------------
 
     def xml(self, kind: Kind, uuid: str) -> bytes | None:
-        """The XML of a guest or a network; None for one that is not active.
+        """Return the XML of a guest or a network; None for one that is not active.
 
         Waits while libvirt runs a hook for it.  Raises LibvirtError.
         """
@@ -200,8 +201,8 @@ class Link:
         if kind == "network":
             lookup = connection.networkLookupByUUIDString
         try:
-            found = lookup(uuid)
-            return bytes(found.XMLDesc(0).encode()) if found.isActive() else None
+            subject = lookup(uuid)
+            return bytes(subject.XMLDesc(0).encode()) if subject.isActive() else None
         except libvirt.libvirtError as error:
             if error.get_error_code() in ABSENT:
                 return None
@@ -209,7 +210,7 @@ class Link:
 
     @property
     def alive(self) -> bool:
-        """Whether libvirt still answers; false also for a connection that was closed."""
+        """True if libvirt still answers; False also for a closed connection."""
         try:
             return bool(self._connection.isAlive())
         except libvirt.libvirtError:
@@ -221,7 +222,7 @@ def _happened(kind: Kind, subject: Any, what: What) -> Happened:  # noqa: ANN401
 
 
 def _is_ours(kind: int, namespace: str | None) -> bool:
-    """Whether metadata that was changed may be ours; titles and descriptions are not."""
-    # The same numbers for domains and networks.
+    """True if changed metadata may be ours; titles and descriptions are not."""
+    # libvirt uses the same numbers for domains and networks.
     element = kind == libvirt.VIR_DOMAIN_METADATA_ELEMENT
     return element and namespace in (names.XML_NAMESPACE, None, "")

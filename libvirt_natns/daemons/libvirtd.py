@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which of libvirt's daemons run, as far as their pid files tell.
+"""The running daemons of libvirt, as their pid files tell.
 
-systemd starts a daemon for whoever connects to its socket.  Who only wants to
-listen must not: it looks here first, and then names the daemon in the URI, for
-libvirt's own choice between the monolithic daemon and those of the drivers goes
+systemd starts a daemon for a client that connects to its socket.  A client that only wants
+to listen must not start one.  So it looks for a running daemon here first.  It then names
+the daemon in the URI: libvirt chooses between the monolithic daemon and the drivers' daemons
 by the sockets alone.
 """
 
@@ -19,8 +19,8 @@ NAME_LIMIT = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Daemon:
-    """One that runs: the URI of a driver's connection through it, and its process."""
+class LibvirtDaemon:
+    """A running daemon: the URI of a driver's connection through it, and its process."""
 
     uri: str
     pid: int
@@ -28,17 +28,17 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """A driver of libvirt's by its URI's scheme, and its own daemon where libvirt is modular."""
+    """A driver of libvirt by its URI's scheme, and its daemon where libvirt is modular."""
 
     scheme: str
     modular: str
 
-    def daemon(self) -> Daemon | None:
-        """The running daemon that has this driver; None while there is none."""
+    def daemon(self) -> LibvirtDaemon | None:
+        """Return the running daemon that has this driver; None while there is none."""
         for name, mode in ((self.modular, "direct"), (MONOLITHIC, "legacy")):
             pid = _running(name)
             if pid is not None:
-                return Daemon(f"{self.scheme}:///system?mode={mode}", pid)
+                return LibvirtDaemon(f"{self.scheme}:///system?mode={mode}", pid)
         return None
 
 
@@ -48,7 +48,7 @@ NETWORK = Driver("network", "virtnetworkd")
 
 
 def _running(name: str) -> int | None:
-    """The pid of a daemon; None where it has ended, tidily or not."""
+    """Return the process id of a daemon; None after its end, whether tidy or not."""
     try:
         pid = int((RUN / f"{name}.pid").read_text())
         command = (PROCESSES / str(pid) / "comm").read_text().strip()

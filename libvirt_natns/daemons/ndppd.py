@@ -1,46 +1,44 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The neighbour discovery proxy of a network (ndppd): its process and its configuration.
 
-Guests whose addresses are in the provider's own prefix are asked for on the provider's
-link.  ndppd hears the question, asks it again on the guests' side, and answers
-only when somebody there does: so guests that choose their addresses themselves are
-found, and an address that nobody has is not answered for.
+The provider's link asks for guests whose addresses are in the provider's own prefix.
+ndppd hears the question, and asks it again on the guests' side.  ndppd answers only if a
+guest answers.  So guests may choose their addresses themselves, and a free address gets
+no answer.
 
-Stations that are known to be outside are cut out of its prefixes, or a guest could claim
-the provider's router.  ndppd's sockets belong to links, not to names: its
-configuration bears their indexes, so that a link that was made again shows.
+Stations that are known to be outside are cut out of the prefixes.  Otherwise a guest could
+claim the address of the provider's router.  ndppd's sockets belong to links, not to names.
+So the configuration bears the indexes of the links: a link that was made again shows.
 
 Known limits of ndppd 0.2.5: it does not answer the question by which another
-station finds out whether an address is free (RFC 4862), and goes on answering
+station finds out whether an address is free (RFC 4862).  It goes on answering
 for up to half a minute for a guest that has gone.
 """
 
-import os
 import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from ipaddress import IPv6Address, IPv6Network, summarize_address_range
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.addresses import by_family
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import netns, processes
 from libvirt_natns.kernel.locks import make_directory
 from libvirt_natns.model import AddressRange
 from libvirt_natns.records import dataclass
+from libvirt_natns.spans import remaining
 
 START_LIMIT = 10.0
 STOP_LIMIT = 3.0
 POLL = 0.002
 
 CAPABILITIES = ("net_admin", "net_raw")
-"""What ndppd needs: links that receive all multicast, and packet sockets."""
+"""The needs of ndppd: links that receive all multicast, and packet sockets."""
 
 WAIT = 500
-"""Milliseconds for which a guest may take its time to answer."""
+"""Milliseconds that a guest may take to answer."""
 
 KEPT = 30000
 """Milliseconds for which an answer is good for more questions."""
@@ -50,10 +48,10 @@ SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """One ndppd: it answers on ``link`` for stations behind ``inner``.
+    """An ndppd, which answers on ``link`` for stations behind ``inner``.
 
-    ``namespace`` None is the host; it may be a router's, too.  ``prefixes`` are answered for
-    but for ``without``; with no prefix at all, none must run.
+    ``namespace`` None is the host; it may also be a router's.  ndppd answers for ``prefixes``
+    but not for ``without``.  Without any prefix, it must not run.
     """
 
     uuid: str
@@ -74,43 +72,37 @@ class Proxy:
         return is_beyond(self.namespace)
 
     def file(self, suffix: str) -> Path:
-        """Its configuration ("conf"), or where its process id is noted ("pid")."""
+        """Return the path of its configuration ("conf"), or of its pid file ("pid")."""
         return _file(self.uuid, suffix, in_host=self.in_host)
 
     @property
     def answered(self) -> tuple[IPv6Network, ...]:
-        """The prefixes without what is known to be elsewhere."""
+        """The prefixes without the addresses that are known to be outside."""
         return tuple(part for prefix in self.prefixes for part in _parts(prefix, self.without))
 
 
 def is_beyond(namespace: str | None) -> bool:
-    """Whether a namespace is that of who routes a transit bridge: the host, or a router."""
+    """True if a namespace routes a transit bridge: the host, or a router."""
     return namespace is None or namespace.startswith(names.ROUTER_PREFIX)
 
 
 def _parts(prefix: IPv6Network, without: Iterable[AddressRange]) -> Iterator[IPv6Network]:
-    start, end = int(prefix.network_address), int(prefix.broadcast_address)
-    for span in sorted(without, key=lambda span: by_family(span.first)):
-        if span.first.version == 6 and int(span.first) <= end and int(span.last) >= start:
-            yield from _between(start, int(span.first) - 1)
-            start = int(span.last) + 1
-    yield from _between(start, end)
-
-
-def _between(first: int, last: int) -> Iterator[IPv6Network]:
-    if first <= last:
+    """Yield the parts of a prefix that remain without some ranges."""
+    whole = int(prefix.network_address), int(prefix.broadcast_address)
+    excluded = [(int(span.first), int(span.last)) for span in without if span.first.version == 6]
+    for first, last in remaining(whole, excluded):
         yield from summarize_address_range(IPv6Address(first), IPv6Address(last))
 
 
 def configuration(proxy: Proxy, indexes: tuple[int, int]) -> str:
-    """What ndppd reads; ``indexes`` are those of ``link`` and ``inner``."""
+    """Return the text of the configuration; ``indexes`` are those of ``link`` and ``inner``."""
     rules = "".join(
         f"    rule {part} {{\n        iface {proxy.inner}\n    }}\n" for part in proxy.answered
     )
     return (
         f"# {proxy.link} is link {indexes[0]}, {proxy.inner} is link {indexes[1]}\n"
         f"proxy {proxy.link} {{\n"
-        # Of the guests none is a router to those outside.
+        # Guests are no routers to the stations of the provider's link.
         f"    router no\n    timeout {WAIT}\n    ttl {KEPT}\n{rules}}}\n"
     )
 
@@ -119,23 +111,23 @@ def configuration(proxy: Proxy, indexes: tuple[int, int]) -> str:
 
 
 def program() -> str:
-    """Where ndppd is.  Raises ProxyError where it is not installed."""
-    found = processes.program("ndppd")
-    if not found:
+    """Return the path of ndppd.  Raises ProxyError where it is not installed."""
+    path = processes.program("ndppd")
+    if not path:
         raise ProxyError(
             "ndppd is not installed, which answers for guests in a provider's own IPv6 prefix",
             "install the package ndppd",
         )
-    return found
+    return path
 
 
 def _file(uuid: str, suffix: str, *, in_host: bool) -> Path:
-    """A file of the ndppd that a network has in its namespace, or beyond the transit bridge."""
+    """Return a file of a network's ndppd, in its namespace or beyond the transit bridge."""
     return names.network_directory(uuid) / f"ndppd{'-host' if in_host else ''}.{suffix}"
 
 
 def differences(proxy: Proxy, indexes: tuple[int, int]) -> list[str]:
-    """What is wrong with a network's ndppd, in words; nothing where all is well."""
+    """Return, in words, each difference of a network's ndppd; none where all is well."""
     where = proxy.namespace or "the host"
     alive = running(proxy.uuid, proxy.namespace) is not None
     if not proxy.prefixes:
@@ -148,27 +140,20 @@ def differences(proxy: Proxy, indexes: tuple[int, int]) -> list[str]:
 
 
 def running(uuid: str, namespace: str | None) -> int | None:
-    """The process id of a network's ndppd in its namespace, or in the host, if it runs."""
+    """Return the process id of a network's ndppd in its namespace, or in the host, if it runs."""
     pid = _known(uuid, in_host=is_beyond(namespace))
-    return pid if pid is not None and _lives_in(pid, namespace) else None
+    return pid if pid is not None and processes.lives_in(pid, namespace) else None
 
 
 def is_wanted(uuid: str, namespace: str | None) -> bool:
-    """Whether a network was given an ndppd there that has not been stopped since."""
+    """True if a network was given an ndppd there that has not been stopped since."""
     return _file(uuid, "conf", in_host=is_beyond(namespace)).exists()
 
 
 def _known(uuid: str, *, in_host: bool) -> int | None:
-    """The process that the pid file names, if it is that ndppd."""
-    pid = processes.read_pid(_file(uuid, "pid", in_host=in_host))
+    """Return the process id in the pid file, if that process is this ndppd."""
     word = str(_file(uuid, "conf", in_host=in_host))
-    return pid if pid is not None and word in processes.command(pid) else None
-
-
-def _lives_in(pid: int, namespace: str | None) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/ns/net").stat().st_ino == netns.inode(namespace)
-    return False
+    return processes.from_pid_file(_file(uuid, "pid", in_host=in_host), word)
 
 
 def _read(path: Path) -> str:
@@ -179,9 +164,9 @@ def _read(path: Path) -> str:
 
 
 def ensure(proxy: Proxy, indexes: tuple[int, int]) -> None:
-    """Have a network's ndppd run as it should; it reads its configuration only once.
+    """Have a network's ndppd run as it should.  ndppd reads its configuration only once.
 
-    Raises ProxyError where it cannot.
+    Raises ProxyError where it does not run.
     """
     if not differences(proxy, indexes):
         return
@@ -218,7 +203,7 @@ def _start(proxy: Proxy) -> None:
 
 
 def _await_sockets(proxy: Proxy) -> bool:
-    """Wait until ndppd listens: it goes into the background before it opens anything."""
+    """Wait until ndppd listens: it goes into the background before it opens a socket."""
     deadline = time.monotonic() + START_LIMIT
     while time.monotonic() < deadline:
         pid = _known(proxy.uuid, in_host=proxy.in_host)
@@ -229,48 +214,43 @@ def _await_sockets(proxy: Proxy) -> bool:
 
 
 def _listens(pid: int) -> bool:
-    """Whether a process has a packet socket."""
+    """True if a process has a packet socket."""
     try:
         lines = Path(f"/proc/{pid}/net/packet").read_text().splitlines()[1:]
         opened = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:
         return False
-    own = {found[1] for each in opened if (found := SOCKET.fullmatch(each))}
+    own = {socket[1] for target in opened if (socket := SOCKET.fullmatch(target))}
     return any(line.split()[-1] in own for line in lines)
 
 
 def stop(uuid: str) -> None:
     """End a network's ndppd, in its namespace and in the host; missing is success.
 
-    Raises ProxyError where one does not end.
+    Raises ProxyError where an ndppd does not end.
     """
     for in_host in (False, True):
         _stop(uuid, in_host=in_host)
 
 
 def stop_in(namespace: str) -> None:
-    """End what all networks have in a router's namespace.  Raises ProxyError.
+    """End the ndppd of every network in a router's namespace.  Raises ProxyError.
 
-    Also where that has lost its name, and only its processes keep it from ending.
+    This works also for a namespace that has lost its name and lives only by its processes.
     """
     routers = names.NETNS_DIRECTORY.glob(f"{names.ROUTER_PREFIX}*")
-    others = (None, *(each.name for each in routers if each.name != namespace))
+    others = (None, *(router.name for router in routers if router.name != namespace))
     for file in names.RUN_DIRECTORY.glob("networks/*/ndppd-host.conf"):
         uuid = file.parent.name
         pid = _known(uuid, in_host=True)
-        if pid is not None and not any(_lives_in(pid, other) for other in others):
+        if pid is not None and not any(processes.lives_in(pid, other) for other in others):
             _stop(uuid, in_host=True)
 
 
 def _stop(uuid: str, *, in_host: bool) -> None:
     file = _file(uuid, "conf", in_host=in_host)
     pid = _known(uuid, in_host=in_host)
-    descriptor = processes.opened(pid, str(file)) if pid is not None else None
-    if descriptor is not None:
-        try:
-            if not processes.end(descriptor, STOP_LIMIT):
-                raise ProxyError(f"ndppd with {file} does not end", "end it by hand")
-        finally:
-            os.close(descriptor)
+    if pid is not None and not processes.end([pid], str(file), STOP_LIMIT):
+        raise ProxyError(f"ndppd with {file} does not end", "end it by hand")
     for suffix in ("pid", "conf"):
         _file(uuid, suffix, in_host=in_host).unlink(missing_ok=True)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host's real DNS resolvers.
 
-/etc/resolv.conf may name only a stub on the loopback interface, which no
-namespace can reach; the programs that put it there keep the real servers in a
-file of their own.  Servers count that can be reached by a family which the namespace
-has outside; one with a link-local address never does, for that is another link there.
+/etc/resolv.conf may name only a stub on the loopback interface, which no namespace can
+reach.  The programs that write a stub there keep the real servers in a file of their own.
+A server counts if the namespace has a way outside in the server's family.  A server with a
+link-local address never counts, as the address means another link in a namespace.
 """
 
 from collections.abc import Collection
@@ -25,11 +25,11 @@ SOURCES = (
 
 @dataclass(frozen=True, slots=True)
 class Resolvers:
-    """Whom a namespace's dnsmasq asks: a file that it polls, or fixed servers.
+    """The servers that a namespace's dnsmasq asks: a file that it polls, or fixed servers.
 
-    The file is used where dnsmasq can take it as it is, so that a laptop that
-    changes networks takes its guests along.  It passes over servers of a family
-    by which it reaches nobody, but would ask a stub that is not there.
+    The file is used where dnsmasq can take it as it is.  The guests of a laptop then follow the
+    laptop to other networks.  dnsmasq skips servers of a family in which it has no way outside.
+    But it would ask a stub, which is not there.
     """
 
     servers: tuple[Address, ...] = ()
@@ -37,23 +37,23 @@ class Resolvers:
 
 
 def _nameservers(text: str) -> list[Address]:
-    found = []
+    servers = []
     for line in text.split("\n"):
         words = line.split()
         if len(words) >= 2 and words[0] == "nameserver":
             try:
-                found.append(ip_address(words[1]))
+                servers.append(ip_address(words[1]))
             except ValueError:
                 continue
-    return found
+    return servers
 
 
 def host_resolvers(
     sources: tuple[Path, ...] = SOURCES, families: Collection[Family] = FAMILIES[:1]
 ) -> Resolvers:
-    """The resolvers of the first source that names one outside the host.
+    """Return the resolvers of the first source that names a server outside the host.
 
-    ``families`` are those that count.
+    Only servers of ``families`` count.
     """
     for source in sources:
         try:
@@ -68,5 +68,5 @@ def host_resolvers(
 
 
 def _is_outside(address: Address) -> bool:
-    """Whether an address means the same in another namespace."""
+    """True if an address means the same in another namespace."""
     return not (address.is_loopback or address.is_link_local)

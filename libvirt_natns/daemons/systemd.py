@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a service and systemd tell each other: sd_listen_fds(3), sd_notify(3).
+"""The service's talk with systemd: sd_listen_fds(3), sd_notify(3).
 
-Nothing happens where it was not systemd that started the process.
+The functions do nothing in a process that systemd did not start.
 """
 
 import os
@@ -16,7 +16,7 @@ NOTIFY_LIMIT = 1.0
 
 
 def passed_socket() -> socket.socket | None:
-    """The listening socket that systemd holds for the service, if it does."""
+    """Return the listening socket that systemd holds for the service, if it does."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return None
     if int(os.environ.get("LISTEN_FDS", "0")) < 1:
@@ -26,12 +26,12 @@ def passed_socket() -> socket.socket | None:
 
 
 def notify(message: str) -> None:
-    """Tell systemd how the service is, such as ``READY=1``."""
+    """Tell systemd the state of the service, such as ``READY=1``."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):
-        # An abstract socket's name starts with a zero.
+        # The name of an abstract socket starts with a zero byte.
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
         # A systemd that does not read must not keep the service from answering.
@@ -40,7 +40,7 @@ def notify(message: str) -> None:
 
 
 def watchdog_interval() -> float | None:
-    """Seconds between two signs of life that systemd wants; None where it wants none."""
+    """Return the seconds between two signs of life; None where systemd wants none."""
     for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     return int(microseconds) / 2e6 if for_us and microseconds.isdigit() else None

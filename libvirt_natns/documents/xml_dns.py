@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from libvirt_natns.daemons.dnsmasq_config import LONGEST_LINE, text_record
+from libvirt_natns.daemons.dnsmasq_from_xml import LONGEST_LINE, text_record
 from libvirt_natns.documents.xml_values import CONTROL, Element, error, value_error
 from libvirt_natns.model import Dns, DnsHost, Forwarder, ServiceRecord, TextRecord
 

@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, Interface
-from libvirt_natns.daemons import dnsmasq_config
+from libvirt_natns.daemons import dnsmasq_files
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guests import Guests
@@ -177,11 +177,11 @@ def _prefix(engine: Engine, network: Network, upstream: Upstream) -> IPv6Network
 def _adopt_reservations(engine: Engine, network: Network, domains: Mapping[str, bytes]) -> None:
     """Keep the DHCP addresses that the namespace's dnsmasq has for guests' NICs."""
     try:
-        text = dnsmasq_config.paths(network.uuid).hosts.read_text()
+        text = dnsmasq_files.paths(network.uuid).hosts.read_text()
     except OSError:
         return
     owners = _owners(domains)
-    for mac, address in dnsmasq_config.reserved(text):
+    for mac, address in dnsmasq_files.reserved(text):
         family: Family = 4 if address.version == 4 else 6
         if fixed_address(network, mac, family) is None:
             engine.registry.reserve(

@@ -5,7 +5,7 @@ Missing things are success, and all steps are tried before the first error is ra
 """
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.documents import xml_sniff
 from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.context import Context, discard_directory
@@ -103,7 +103,7 @@ def hand_back(context: Context, network: Network, *, renew: bool = False) -> Non
         context.kernel.add_address(None, network.bridge or "", subnet.interface)
     return_routes(context, network)
     if renew:
-        dnsmasq.stop_libvirts(network.name)
+        libvirt_dnsmasq.stop(network.name)
 
 
 def return_routes(context: Context, network: Network) -> None:

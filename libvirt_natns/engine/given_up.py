@@ -14,7 +14,7 @@ import socket
 from pathlib import Path
 
 from libvirt_natns.daemons import libvirtd
-from libvirt_natns.daemons.libvirtd import Daemon
+from libvirt_natns.daemons.libvirtd import LibvirtDaemon
 from libvirt_natns.state.networks import Record, now
 
 BRIDGE_LIMIT = 1.0
@@ -60,7 +60,7 @@ def outlived_daemon(record: Record) -> bool:
     return bool(began and began > record.since)
 
 
-def started_at(daemon: Daemon) -> float | None:
+def started_at(daemon: LibvirtDaemon) -> float | None:
     """Return when a daemon was started, in seconds since boot; None if it has ended."""
     try:
         fields = (PROCESSES / str(daemon.pid) / "stat").read_text().rpartition(") ")[2].split()

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.daemons import lease_file
-from libvirt_natns.daemons.dnsmasq import HELPERS, Daemon
+from libvirt_natns.daemons.dnsmasq import Daemon
+from libvirt_natns.daemons.dnsmasq_process import HELPERS
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import processes
 

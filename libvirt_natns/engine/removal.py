@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq, ndppd
+from libvirt_natns.daemons import dnsmasq, libvirt_dnsmasq, ndppd
 from libvirt_natns.engine.apply import daemons
 from libvirt_natns.engine.apply.links import namespace_owner
 from libvirt_natns.engine.context import discard_directory, empty_directory
@@ -112,4 +112,4 @@ def abandon(kernel: Kernel, name: str, bridge: str) -> None:
 
 def _stop_libvirts(name: str) -> None:
     with suppress(NatnsError, OSError):
-        dnsmasq.stop_libvirts(name, search=True)
+        libvirt_dnsmasq.stop(name, search=True)

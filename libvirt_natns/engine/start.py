@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.engine import given_up, leases, shared_host
 from libvirt_natns.engine.apply.carry_out import carry_out
 from libvirt_natns.engine.apply.links import namespace_owner
@@ -123,7 +123,7 @@ def _clear(context: Context, network: Network, xml: bytes) -> None:
         )
     remove(context.kernel, network.uuid, namespace.name, context.before)
     # A dnsmasq that came up just as libvirt was killed would keep the address.
-    dnsmasq.stop_libvirts(network.name)
+    libvirt_dnsmasq.stop(network.name)
     _remove_former_name(context, network)
     if context.state(network.uuid) != "down":
         remove_orphan(context, xml)

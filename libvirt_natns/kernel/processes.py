@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Finding again, and ending, what runs on its own: daemons that nobody waits for.
+"""Processes that run on their own: find a program, find a daemon again, and end it.
 
-A process id alone names nobody: its number may be another's by now.  A process is
-known by a word of its command line that no other one has, and is held by a
-descriptor (pidfd) while it is signalled and waited for.
+A process id alone identifies no process: the kernel gives the number to another process
+later.  A daemon is identified by a word of its command line that no other process has.
+A descriptor (pidfd) holds the process while it is signalled and waited for.
 
 Daemons read packets of guests and of the upstream.  ``confined`` starts a daemon with the
-capabilities that it needs, and no others: neither it nor its children can gain one outside
-that set.
+capabilities that it needs.  Neither the daemon nor its children can gain another one.
 """
 
 import os
@@ -15,12 +14,14 @@ import select
 import shutil
 import signal
 import time
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from libvirt_natns.kernel import netns
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where programs are looked for first: su(1) keeps the PATH of a user."""
+"""The directories that are searched first: su(1) keeps the PATH of a user."""
 
 EXEC_LIMIT = 0.1
 """Seconds that execve(2) may take to set a command line."""
@@ -31,24 +32,31 @@ PF_KTHREAD = 0x00200000
 
 OOM_SCORE = Path("/proc/self/oom_score_adj")
 
+POLITELY = (signal.SIGTERM, signal.SIGKILL)
+AT_ONCE = (signal.SIGKILL,)
+
+
+# -- programs ----------------------------------------------------------------
+
 
 def program(name: str) -> str | None:
-    """The path of a program; None where it is not installed."""
+    """Return the path of a program; None where it is not installed."""
     return shutil.which(name, path=PATH + os.pathsep + os.environ.get("PATH", ""))
 
 
 def confined(*capabilities: str, no_new_privs: bool = True) -> tuple[str, ...]:
     """Return the words before a command that leave it these capabilities alone (setpriv(1)).
 
-    Switch ``no_new_privs`` off for a daemon whose AppArmor profile gives a helper program a
-    profile of its own: the kernel refuses that execve(2) to a process with no_new_privs.
+    Switch ``no_new_privs`` off for a daemon with an AppArmor profile that gives a helper
+    program its own profile.  The kernel refuses that execve(2) to a process with no_new_privs.
     The command is also killed like any other program where memory runs out (choom(1)),
-    though systemd spares the service.  Without these programs nothing is left out.
+    though systemd spares the service.  Without setpriv or choom the command runs without
+    the limits of that program.
     """
     setpriv, choom = program("setpriv"), program("choom")
     words = [choom, "-n", "0", "--"] if choom and _is_spared() else []
     if setpriv:
-        kept = ",".join(("-all", *(f"+{each}" for each in capabilities)))
+        kept = ",".join(("-all", *(f"+{capability}" for capability in capabilities)))
         words += [setpriv, "--no-new-privs"] if no_new_privs else [setpriv]
         words += ["--inh-caps", "-all", "--bounding-set", kept, "--"]
     return tuple(words)
@@ -62,8 +70,11 @@ def _is_spared() -> bool:
         return False
 
 
+# -- finding -----------------------------------------------------------------
+
+
 def read_pid(path: Path) -> int | None:
-    """The process id in a file; None where there is none."""
+    """Return the process id in a file; None without a readable file."""
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -71,8 +82,29 @@ def read_pid(path: Path) -> int | None:
     return int(text) if text.isdigit() and int(text) > 1 else None
 
 
+def from_pid_file(path: Path, word: str) -> int | None:
+    """Return the process id in a file, if that process has the word in its command line."""
+    pid = read_pid(path)
+    return pid if pid is not None and word in command(pid) else None
+
+
+def with_word(word: str) -> list[int]:
+    """Return all processes that have a word in their command line."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if word in command(pid)]
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process's first thread; none for a process that has ended."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(word) for word in text.split()]
+
+
 def command(pid: int) -> list[str]:
-    """The command line of a process; empty for one that has ended."""
+    """Return the command line of a process; empty for a process that has ended."""
     deadline = time.monotonic() + EXEC_LIMIT
     try:
         while not (line := Path(f"/proc/{pid}/cmdline").read_bytes()) and _has_a_line(pid):
@@ -94,18 +126,21 @@ def _has_a_line(pid: int) -> bool:
     return fields[0] not in "ZX" and not int(fields[6]) & PF_KTHREAD
 
 
-def lives_in(pid: int, namespace: str) -> bool:
-    """Whether a process runs in a network namespace."""
+def lives_in(pid: int, namespace: str | None) -> bool:
+    """True if a process runs in a network namespace; ``namespace`` None is the host's."""
     try:
         return Path(f"/proc/{pid}/ns/net").stat().st_ino == netns.inode(namespace)
     except OSError:
         return False
 
 
-def opened(pid: int, word: str) -> int | None:
-    """A descriptor of the process with that word in its command line; the caller closes it.
+# -- ending ------------------------------------------------------------------
 
-    From here on the process id cannot be another's.
+
+def opened(pid: int, word: str) -> int | None:
+    """Return a descriptor of a process with that word in its command line; the caller closes it.
+
+    The kernel gives the process id to no other process while the descriptor is open.
     """
     try:
         descriptor = os.pidfd_open(pid)
@@ -117,24 +152,34 @@ def opened(pid: int, word: str) -> int | None:
     return None
 
 
-POLITELY = (signal.SIGTERM, signal.SIGKILL)
-AT_ONCE = (signal.SIGKILL,)
+def end(
+    pids: Iterable[int],
+    word: str,
+    limit: float,
+    signals: tuple[signal.Signals, ...] = POLITELY,
+) -> bool:
+    """End the processes among ``pids`` that have that word in their command line.
 
-
-def end(descriptor: int, limit: float, signals: tuple[signal.Signals, ...] = POLITELY) -> bool:
-    """End a process; whether it has, ``limit`` seconds after one of the signals."""
-    for number in signals:
-        try:
-            signal.pidfd_send_signal(descriptor, number)
-        except ProcessLookupError:
-            return True
-        if has_ended(descriptor, time.monotonic() + limit):
-            return True
+    Return True if all of them have ended, at most ``limit`` seconds after one of the signals.
+    """
+    with ExitStack() as stack:
+        descriptors = []
+        for pid in pids:
+            if (descriptor := opened(pid, word)) is not None:
+                stack.callback(os.close, descriptor)
+                descriptors.append(descriptor)
+        for number in signals:
+            for descriptor in descriptors:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, number)
+            deadline = time.monotonic() + limit
+            if all(has_ended(descriptor, deadline) for descriptor in descriptors):
+                return True
     return False
 
 
 def has_ended(descriptor: int, deadline: float) -> bool:
-    """Wait until a process has ended, or until a time of the monotonic clock; whether it has."""
+    """Wait until a process ends or a time of the monotonic clock; True if it has ended."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))

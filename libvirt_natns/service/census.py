@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from libvirt_natns.addresses import Family
-from libvirt_natns.daemons import dnsmasq, dnsmasq_config, lease_file
+from libvirt_natns.daemons import dnsmasq, dnsmasq_files, lease_file
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
@@ -169,6 +169,6 @@ def _number(key: str) -> int | None:
 
 
 def _dnsmasq(record: Record) -> bool | None:
-    if not dnsmasq_config.paths(record.uuid).configuration.exists():
+    if not dnsmasq_files.paths(record.uuid).configuration.exists():
         return None
     return dnsmasq.running(record.uuid, record.namespace) is not None

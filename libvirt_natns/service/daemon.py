@@ -260,7 +260,7 @@ def _ask_networks() -> Active | None:
     return None
 
 
-def _ask_guests() -> libvirt.Running | None:
+def _ask_guests() -> libvirt.ActiveDomains | None:
     with suppress(LibvirtError):
         return libvirt.active_domains(wake=False)
     return None

@@ -20,8 +20,8 @@ from threading import Event, Thread
 from typing import Literal
 
 from libvirt_natns.daemons import libvirtd
-from libvirt_natns.daemons.libvirt_events import Happened, Kind, Link, Loop
-from libvirt_natns.daemons.libvirtd import Daemon, Driver
+from libvirt_natns.daemons.libvirt_events import EventConnection, Happened, Kind, Loop
+from libvirt_natns.daemons.libvirtd import Driver, LibvirtDaemon
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.guests.guests import Guests
@@ -188,7 +188,7 @@ class ConnectionKeeper(Thread):
     def __init__(self, driver: Driver, log: Log, queue: WorkQueue[Task]) -> None:
         super().__init__(name=f"libvirt-{driver.scheme}", daemon=True)
         self.driver = driver
-        self.link: Link | None = None
+        self.link: EventConnection | None = None
         self._log = log
         self._queue = queue
         self._backoff = Backoff()
@@ -208,11 +208,11 @@ class ConnectionKeeper(Thread):
         self._stopping.set()
         self._ended.set()
 
-    def _connect(self, daemon: Daemon) -> None:
+    def _connect(self, daemon: LibvirtDaemon) -> None:
         """Keep a connection until it ends, or until ``stop``."""
         self._ended = ended = Event()
         try:
-            link = Link(daemon.uri, self._tell, ended.set)
+            link = EventConnection(daemon.uri, self._tell, ended.set)
         except LibvirtError as error:
             if self._backoff.refused(daemon.pid):
                 self._log.say("info", "not-connected", uri=daemon.uri, error=error)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Self
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq, dnsmasq_config, ndppd, udhcpc
+from libvirt_natns.daemons import dnsmasq, dnsmasq_files, ndppd, udhcpc
 from libvirt_natns.documents import config
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.records import dataclass
@@ -52,7 +52,7 @@ class Watched:
         """Return the parts that a recorded network, on that upstream, has now."""
         uuid, namespace = record.uuid, record.namespace
         daemon = None
-        if dnsmasq_config.paths(uuid).configuration.exists():
+        if dnsmasq_files.paths(uuid).configuration.exists():
             daemon = dnsmasq.running(uuid, namespace) or ENDED
         client = None
         if (directory := names.dhcp_directory(uuid)).exists():

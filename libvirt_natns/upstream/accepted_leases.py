@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.daemons import udhcpc
-from libvirt_natns.daemons.udhcpc import Lease
+from libvirt_natns.daemons import dhcp_lease
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.records import replace
 from libvirt_natns.state.networks import now
 
@@ -24,7 +24,7 @@ def was_refused(uuid: str) -> bool:
     return (names.dhcp_directory(uuid) / REFUSED).exists()
 
 
-def last(uuid: str, present: Lease | None) -> Lease | None:
+def last(uuid: str, present: DhcpLease | None) -> DhcpLease | None:
     """Return the last usable lease, while it is valid.
 
     A server that renews the ``present`` lease of the same address renews the last one, too.
@@ -33,14 +33,14 @@ def last(uuid: str, present: Lease | None) -> Lease | None:
     *_, line = ["", *text.splitlines()]
     key, _, seconds = line.partition("=")
     until = float(seconds) if key == UNTIL and seconds.isdecimal() else None
-    lease = udhcpc.parse(text, until) if text else None
+    lease = dhcp_lease.parse(text, until) if text else None
     if lease is not None and present is not None and lease.address.ip == present.address.ip:
         return replace(lease, until=present.until)
     expired = lease is not None and lease.until is not None and lease.until < now()
     return None if expired else lease
 
 
-def note(uuid: str, lease: Lease | None, *, usable: bool) -> None:
+def note(uuid: str, lease: DhcpLease | None, *, usable: bool) -> None:
     """Keep a client's lease if it is usable.
 
     A lost lease takes the address along; a refused lease does not.

@@ -14,8 +14,9 @@ from ipaddress import IPv4Address
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, IPNetwork
-from libvirt_natns.daemons import lease_check, resolv_conf, udhcpc
-from libvirt_natns.daemons.udhcpc import Client, Lease
+from libvirt_natns.daemons import dhcp_lease, lease_check, resolv_conf, udhcpc
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.errors import LeaseError, NatnsError
 from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
 from libvirt_natns.records import replace
@@ -52,7 +53,7 @@ def _private(network: Network) -> list[IPNetwork]:
     return [*(subnet.network for subnet in network.subnets), *routed]
 
 
-def _bounded(network: Network, lease: Lease) -> lease_check.Checked:
+def _bounded(network: Network, lease: DhcpLease) -> lease_check.Checked:
     return lease_check.bounded(lease, _private(network))
 
 
@@ -71,12 +72,12 @@ def news(network: Network, upstream: Upstream) -> list[str]:
     return accepted_leases.tell_once(network.uuid, cuts(network, upstream))
 
 
-def held(uuid: str) -> Lease | None:
+def held(uuid: str) -> DhcpLease | None:
     """Return the lease that a network's client has."""
-    return udhcpc.lease(names.dhcp_directory(uuid))
+    return dhcp_lease.read(names.dhcp_directory(uuid))
 
 
-def completed(upstream: Upstream, lease: Lease) -> Upstream:
+def completed(upstream: Upstream, lease: DhcpLease) -> Upstream:
     """Return the upstream completed by a lease; values of the configuration go first."""
     return replace(
         upstream,
@@ -89,7 +90,7 @@ def completed(upstream: Upstream, lease: Lease) -> Upstream:
     )
 
 
-def problem(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | None:
+def problem(network: Network, upstream: Upstream, lease: DhcpLease) -> NatnsError | None:
     """Return why a network cannot use a lease; None where it can."""
     if upstream.subnet is not None and lease.address.ip not in upstream.subnet:
         return LeaseError(
@@ -167,7 +168,7 @@ def await_lease(network: Network, upstream: Upstream) -> None:
         )
 
 
-def _not_wanted(network: Network, upstream: Upstream, lease: Lease) -> NatnsError | None:
+def _not_wanted(network: Network, upstream: Upstream, lease: DhcpLease) -> NatnsError | None:
     wanted = applicants.applicant(network).wanted
     if wanted in (None, lease.address.ip):
         return None

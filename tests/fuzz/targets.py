@@ -19,9 +19,9 @@ from random import Random
 import shapes
 from mutations import LINES, XML, Mutation, mutated
 
-from libvirt_natns.cli import forward_edit
-from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
-from libvirt_natns.daemons.dnsmasq_config import Files
+from libvirt_natns.cli import forward_edit, forward_spec
+from libvirt_natns.daemons import dhcp_lease, dnsmasq_config, resolv_conf
+from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
 from libvirt_natns.engine.operations.daemons import Firewall
@@ -292,7 +292,7 @@ def check_domain(data: bytes) -> None:
 
 def check_edited(data: bytes, parsed: Domain) -> None:
     """A forward that is added is in the metadata then, and nothing else has changed."""
-    spec = forward_edit.parse_new("61234-61235:22/sctp")
+    spec = forward_spec.parse_new("61234-61235:22/sctp")
     options = forward_edit.Options()
     try:
         edited = libvirt_xml.edit_domain(data, lambda nat: forward_edit.add(nat, spec, options))
@@ -382,7 +382,7 @@ def _leases() -> Sequence[bytes]:
 def check_lease(data: bytes) -> None:
     """What a DHCP server says, as the client's script writes it down."""
     text = data.decode(errors="replace")
-    lease = udhcpc.parse(text)
+    lease = dhcp_lease.parse(text)
     if lease is None:
         return
     assert lease.mtu is None or 576 <= lease.mtu <= 65535
@@ -411,7 +411,7 @@ def check_small(data: bytes) -> None:
     text = data.decode(errors="replace")
     for address in resolv_conf._nameservers(text):
         assert isinstance(address, IPv4Address | IPv6Address)
-    for parse in (forward_edit.parse_new, forward_edit.parse_old):
+    for parse in (forward_spec.parse_new, forward_spec.parse_old):
         try:
             parse(text)
         except ValueError:

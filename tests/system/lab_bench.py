@@ -26,7 +26,7 @@ from lab import (
     write_config,
 )
 
-from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.operations.daemons import Firewall
@@ -169,7 +169,7 @@ def libvirts_files(world: Provider) -> Iterator[bytes]:
     xml = isolated("bench", "virbr10").replace("</network>", f"  {more}\n</network>")
     xml = xml.replace("<bridge", '<mac address="52:54:00:aa:bb:cc"/><bridge')
     start_network(xml)
-    directory = dnsmasq.LIBVIRT_DIRECTORY
+    directory = libvirt_dnsmasq.LIBVIRT_DIRECTORY
     kept = {file: file.read_bytes() for file in directory.glob("bench.*")}
     dumped = virsh("net-dumpxml", "bench").stdout.encode()
     virsh("net-destroy", "bench")

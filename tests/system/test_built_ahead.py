@@ -18,7 +18,7 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.daemons import dnsmasq, dnsmasq_files
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.operations.addresses import Withdrawal
 from libvirt_natns.engine.operations.daemons import Dnsmasq, IdleDnsmasq
@@ -64,7 +64,7 @@ def test_a_bridge_of_another_mtu_than_expected(ahead: Bench) -> None:
         verbs.up(network, ahead.xml)
     for command in (["ip", "-n", "nat-bench"], ["ip"]):
         assert "mtu 9000" in run(*command, "link", "show", "type", "veth").stdout
-    assert "option:mtu,1500" in dnsmasq._present(ahead.uuid).configuration
+    assert "option:mtu,1500" in dnsmasq_files.present(ahead.uuid).configuration
     assert ahead.differences() == []
     ahead.stop()
 

@@ -14,7 +14,7 @@ from lab_dhcp import DhcpServer
 from views import addresses, status
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq, ndppd, udhcpc
+from libvirt_natns.daemons import dnsmasq, dnsmasq_process, ndppd, udhcpc
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.kernel import processes
 
@@ -69,7 +69,7 @@ def test_dnsmasq_and_the_dhcp_client(installed: None, spared: None) -> None:
         assert asking is not None
         check(asking, *udhcpc.CAPABILITIES)
         # With it, the kernel refuses the profile that AppArmor has for libvirt's lease helper.
-        check(served, *dnsmasq.CAPABILITIES, no_new_privs=False)
+        check(served, *dnsmasq_process.CAPABILITIES, no_new_privs=False)
         effective = int(state(served)["CapEff"], 16)
         assert not effective & ~mask("net_admin", "net_raw", "net_bind_service")
         assert state(served)["Uid"].split()[1] != "0"
@@ -115,6 +115,6 @@ def test_programs_are_looked_for_in_the_systems_directories_first(
         file.write_text("#!/bin/sh\n")
         file.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    for found in (dnsmasq.program(), ndppd.program(), udhcpc.program()[0]):
+    for found in (dnsmasq_process.program(), ndppd.program(), udhcpc.program()[0]):
         assert not found.startswith(str(tmp_path))
     assert processes.program("only-here") == str(tmp_path / "only-here")

@@ -10,7 +10,7 @@ import pytest
 from lab import natns
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq, dnsmasq_trial
+from libvirt_natns.daemons import dnsmasq_process, dnsmasq_trial
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import processes
@@ -56,7 +56,7 @@ def be_killed(tried: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """Try a network in a process that is killed while its dnsmasq runs."""
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(dnsmasq, "end_all", die)
+        monkeypatch.setattr(dnsmasq_process, "end_all", die)
         dnsmasq_trial.check(tried)
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
@@ -76,7 +76,7 @@ def test_an_own_pid_file_hides_no_daemon(tmp_path: Path) -> None:
 
 
 def test_it_is_confined_as_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    real: EndAll = dnsmasq.end_all
+    real: EndAll = dnsmasq_process.end_all
     found: list[int] = []
 
     def look(pid: int | None, configuration: Path) -> None:
@@ -86,7 +86,7 @@ def test_it_is_confined_as_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
         assert configuration.exists()
         real(pid, configuration)
 
-    monkeypatch.setattr(dnsmasq, "end_all", look)
+    monkeypatch.setattr(dnsmasq_process, "end_all", look)
     dnsmasq_trial.check(network("log-queries"))
     assert found
     # CAP_CHOWN, DAC_OVERRIDE, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_ADMIN, NET_RAW.

@@ -270,7 +270,7 @@ def test_what_is_followed_during_a_reconciliation_stays(world: World) -> None:
     sessions = EnginePool()
     uuid = virsh("domuuid", "web").stdout.strip()
 
-    def followed() -> libvirt.Running:
+    def followed() -> libvirt.ActiveDomains:
         listed = libvirt.active_domains()
         if not asked_for:
             publish(forwards('start="8081" to="22"'))
@@ -279,7 +279,7 @@ def test_what_is_followed_during_a_reconciliation_stays(world: World) -> None:
         asked_for.append(listed)
         return listed
 
-    asked_for: list[libvirt.Running] = []
+    asked_for: list[libvirt.ActiveDomains] = []
     try:
         with sessions.engine() as engine:
             outcome = sync.sync_all(engine, libvirt.active_networks, followed)

@@ -18,9 +18,9 @@ from lab_ipv6 import leased6
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.daemons import dnsmasq
+from libvirt_natns.daemons import dnsmasq, libvirt_dnsmasq
 from libvirt_natns.daemons.dnsmasq import Daemon
-from libvirt_natns.daemons.dnsmasq_config import make
+from libvirt_natns.daemons.dnsmasq_config import Advertised, make
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.model import Network, Subnet
@@ -84,9 +84,9 @@ def router(
         node.run("ip", "link", "set", BRIDGE, "up")
         for subnet in network.subnets:
             node.run("ip", "address", "add", str(subnet.interface), "dev", BRIDGE)
-        libvirts = dnsmasq.read_libvirts(network.name) if network.taken_over else None
+        libvirts = libvirt_dnsmasq.read(network.name) if network.taken_over else None
         asked = Resolvers()
-        files = make(network, libvirts, asked, mtu, kept, proxied=proxied, router6=router6)
+        files = make(network, libvirts, asked, mtu, kept, Advertised(proxied, router6))
         try:
             dnsmasq.ensure(Daemon(network.uuid, "router", BRIDGE, files))
             yield node
@@ -199,7 +199,7 @@ def test_leases_outlive_the_dnsmasq_that_gave_them() -> None:
     network = started(network_xml(RANGE.format("")))
     with router(network), guest() as asks:
         first = leased6(asks)
-        files = make(network, dnsmasq.read_libvirts("a"), Resolvers(), 1400)
+        files = make(network, libvirt_dnsmasq.read("a"), Resolvers(), 1400)
         dnsmasq.ensure(Daemon(network.uuid, "router", BRIDGE, files))
         again = leased6(asks)
         for known in ("new_ip6_address", "new_dhcp6_server_id"):

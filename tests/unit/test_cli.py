@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import firewall, names, service
-from libvirt_natns.cli import commands
+from libvirt_natns.cli import commands, status
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config
 from libvirt_natns.errors import LibvirtError, NatnsError
@@ -166,15 +166,15 @@ def test_an_error_is_one_line_whatever_it_says(
     def failing(_: object) -> int:
         raise NatnsError("something\nwith two lines", "mend\tit")
 
-    monkeypatch.setattr(commands, "_status", failing)
+    monkeypatch.setattr(status, "run", failing)
     assert commands.main(["status"]) == 1
     assert capsys.readouterr().err == "virt-natns: something with two lines: mend it\n"
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:
     program = (
-        "import sys; from libvirt_natns.cli import commands as cli;"
-        " cli._status = lambda _: print('x' * 100_000) or 0; sys.exit(cli.main(['status']))"
+        "import sys; from libvirt_natns.cli import commands, status;"
+        " status.run = lambda _: print('x' * 100_000) or 0; sys.exit(commands.main(['status']))"
     )
     read, write = os.pipe()
     os.close(read)

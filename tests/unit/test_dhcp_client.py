@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.daemons import udhcpc
-from libvirt_natns.daemons.udhcpc import Client, Lease, parse
+from libvirt_natns.daemons import dhcp_lease, udhcpc
+from libvirt_natns.daemons.dhcp_lease import DhcpLease, parse
+from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.errors import DhcpError
 from libvirt_natns.model import StaticRoute
 
@@ -28,7 +29,7 @@ OFFER = {
 }
 
 
-def lease_of(**values: str) -> Lease | None:
+def lease_of(**values: str) -> DhcpLease | None:
     return parse("".join(f"{name}={value}\n" for name, value in values.items()))
 
 
@@ -39,7 +40,7 @@ def test_whole_lease() -> None:
     assert lease_of(
         ip="192.168.0.50", mask="24", router="192.168.0.1 192.168.0.254", mtu="1400",
         dns="192.168.0.1 9.9.9.9", server="192.168.0.2",
-    ) == Lease(
+    ) == DhcpLease(
         IPv4Interface("192.168.0.50/24"),
         server=IPv4Address("192.168.0.2"),
         gateway=IPv4Address("192.168.0.1"),
@@ -49,7 +50,7 @@ def test_whole_lease() -> None:
 
 
 def test_an_address_alone_is_a_lease() -> None:
-    assert lease_of(ip="192.0.2.9", mask="", router="", mtu="") == Lease(
+    assert lease_of(ip="192.0.2.9", mask="", router="", mtu="") == DhcpLease(
         IPv4Interface("192.0.2.9/32")
     )
 
@@ -64,7 +65,7 @@ def test_nonsense_is_left_out() -> None:
         ip="192.0.2.9", mask="24", router="0.0.0.0", dns="127.0.0.53 one 9.9.9.9",
         mtu="500", server="nobody",
     )  # fmt: skip
-    assert found == Lease(IPv4Interface("192.0.2.9/24"), dns=(IPv4Address("9.9.9.9"),))
+    assert found == DhcpLease(IPv4Interface("192.0.2.9/24"), dns=(IPv4Address("9.9.9.9"),))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def event(client: Client, *events: str, **values: str) -> None:
 
 def test_lease_is_written_down(client: Client) -> None:
     event(client, "bound", **OFFER)
-    found = udhcpc.lease(client.directory)
+    found = dhcp_lease.read(client.directory)
     assert found is not None
     assert found.address == IPv4Interface("192.168.0.50/24")
     assert (found.mtu, found.gateway) == (1400, IPv4Address("192.168.0.1"))
@@ -147,7 +148,7 @@ def test_who_waits_for_a_lease_is_not_told_of_it(client: Client) -> None:
     (client.directory / "awaited").touch()
     event(client, "bound", **OFFER)
     assert told(client) == 0
-    assert udhcpc.lease(client.directory) is not None
+    assert dhcp_lease.read(client.directory) is not None
 
 
 def test_a_lease_is_lost_by_its_own_client_alone(client: Client) -> None:
@@ -155,26 +156,26 @@ def test_a_lease_is_lost_by_its_own_client_alone(client: Client) -> None:
     assert told(client) == 0, "each client begins so"
     event(client, "bound", **OFFER)
     event(client, "deconfig", **OFFER)
-    assert udhcpc.lease(client.directory) is not None, "of a client that was killed"
+    assert dhcp_lease.read(client.directory) is not None, "of a client that was killed"
     event(client, "bound", "deconfig", **OFFER)
-    assert udhcpc.lease(client.directory) is None
+    assert dhcp_lease.read(client.directory) is None
     assert told(client) == 2
 
 
 def test_a_lease_ends_where_nobody_answers_the_next_client(client: Client) -> None:
     event(client, "bound", **OFFER)
     event(client, "leasefail")
-    assert udhcpc.lease(client.directory) is not None, "it is valid still"
+    assert dhcp_lease.read(client.directory) is not None, "it is valid still"
     (client.directory / "times").write_text("1 0 1\n")
     event(client, "leasefail")
-    assert udhcpc.lease(client.directory) is None
+    assert dhcp_lease.read(client.directory) is None
     assert told(client) == 2
 
 
 @pytest.mark.parametrize("seconds", ["0", str(2**32 - 1)])
 def test_lease_for_ever(client: Client, seconds: str) -> None:
     event(client, "bound", **OFFER | {"lease": seconds})
-    found = udhcpc.lease(client.directory)
+    found = dhcp_lease.read(client.directory)
     assert found is not None
     assert found.until is None
 
@@ -245,13 +246,13 @@ def test_a_client_that_notes_its_process_id_has_not_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = Client("nat-a", "upstream", "ff", tmp_path, ("true",))
-    leased = Lease(IPv4Interface("192.168.0.50/24"))
+    leased = DhcpLease(IPv4Interface("192.168.0.50/24"))
     found = iter([None, None, None])
     pids = iter([None, 5, None])
-    monkeypatch.setattr(udhcpc, "lease", lambda directory: next(found, leased))
+    monkeypatch.setattr(dhcp_lease, "read", lambda directory: next(found, leased))
     monkeypatch.setattr(udhcpc, "running", lambda client: next(pids))
     assert udhcpc.await_lease(client, 5) == leased
-    monkeypatch.setattr(udhcpc, "lease", lambda directory: None)
+    monkeypatch.setattr(dhcp_lease, "read", lambda directory: None)
     monkeypatch.setattr(udhcpc, "running", lambda client: None)
     with pytest.raises(DhcpError, match="the DHCP client of nat-a has ended"):
         udhcpc.await_lease(client, 5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.daemons.udhcpc import Lease
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.engine.operations.addresses import Gateways
 from libvirt_natns.engine.operations.daemons import Leasing
 from libvirt_natns.engine.operations.operation import Operation, describe_plan
@@ -36,7 +36,7 @@ NETWORK = Network(
     "virbr10",
     subnets=(Subnet(IPv4Interface("10.0.0.1/24")),),
 )
-LEASE = Lease(
+LEASE = DhcpLease(
     IPv4Interface("192.168.0.50/24"),
     server=IPv4Address("192.168.0.1"),
     gateway=IPv4Address("192.168.0.1"),

@@ -19,9 +19,11 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.daemons import dnsmasq, dnsmasq_trial
+from libvirt_natns.daemons import dnsmasq, dnsmasq_process, dnsmasq_trial, libvirt_dnsmasq
 from libvirt_natns.daemons.dnsmasq import Daemon
-from libvirt_natns.daemons.dnsmasq_config import Files, make, paths, text_record
+from libvirt_natns.daemons.dnsmasq_config import Advertised, make
+from libvirt_natns.daemons.dnsmasq_files import Files, paths
+from libvirt_natns.daemons.dnsmasq_from_xml import text_record
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import DnsmasqError, DocumentError
@@ -77,7 +79,7 @@ def configuration(
     )
     written = libvirts(golden(name)).configuration + "".join(f"{line}\n" for line in options)
     network = libvirt_xml.parse_network(xml.encode())
-    files = make(network, Files(written), asked, mtu, proxied=proxied, router6=router6)
+    files = make(network, Files(written), asked, mtu, advertised=Advertised(proxied, router6))
     return files.configuration.splitlines()
 
 
@@ -437,7 +439,7 @@ def test_process_without_a_pid_file_is_ended() -> None:
 
 
 def test_process_that_ignores_the_first_signal_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dnsmasq, "STOP_LIMIT", 0.2)
+    monkeypatch.setattr(dnsmasq_process, "STOP_LIMIT", 0.2)
     option = f"--conf-file={paths(UUID).configuration}"
     words = ["sh", "-c", "trap '' TERM; echo ready; read line", "sh", option]
     stubborn = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -454,14 +456,14 @@ def test_process_that_does_not_run_is_missed() -> None:
 
 
 def test_libvirts_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dnsmasq, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(libvirt_dnsmasq, "LIBVIRT_DIRECTORY", tmp_path)
     with pytest.raises(DnsmasqError, match=r"a\.conf: No such file or directory"):
-        dnsmasq.read_libvirts("a")
+        libvirt_dnsmasq.read("a")
     (tmp_path / "a.conf").write_text("strict-order\n")
-    assert dnsmasq.read_libvirts("a") == Files("strict-order\n")
+    assert libvirt_dnsmasq.read("a") == Files("strict-order\n")
     (tmp_path / "a.hostsfile").write_text("52:54:00:00:00:05,10.0.0.5\n")
     (tmp_path / "a.addnhosts").write_text("10.0.0.7\tdb\n")
-    found = dnsmasq.read_libvirts("a")
+    found = libvirt_dnsmasq.read("a")
     assert (found.hosts, found.records) == ("52:54:00:00:00:05,10.0.0.5\n", "10.0.0.7\tdb\n")
 
 
@@ -546,7 +548,7 @@ def test_process_is_waited_for_later(
     program = tmp_path / "dnsmasq"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o711)
-    monkeypatch.setattr(dnsmasq, "program", lambda: str(program))
+    monkeypatch.setattr(dnsmasq_process, "program", lambda: str(program))
     monkeypatch.setattr(dnsmasq, "_leases", lambda _: [])
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
     kept: list[Callable[[], None]] = []
@@ -575,10 +577,10 @@ def test_only_a_line_feed_ends_a_line(character: str) -> None:
 
 
 def test_libvirts_text_is_read_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(dnsmasq, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(libvirt_dnsmasq, "LIBVIRT_DIRECTORY", tmp_path)
     text = "srv-host=_a._tcp.x,y\rz,1\r\nlocal=/\u2028/\n"
     (tmp_path / "a.conf").write_bytes(text.encode())
-    assert dnsmasq.read_libvirts("a").configuration == text
+    assert libvirt_dnsmasq.read("a").configuration == text
 
 
 # -- what dnsmasq refuses ------------------------------------------------------------

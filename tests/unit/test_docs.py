@@ -21,7 +21,7 @@ import pytest
 from lxml import etree
 
 from libvirt_natns import __version__, hook, names, records
-from libvirt_natns.cli import commands, forward_edit, forward_list
+from libvirt_natns.cli import commands, forward_list, forward_spec
 from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
@@ -220,9 +220,9 @@ def test_forwards_as_they_are_typed() -> None:
     typed = [row for row in rows(text) if not row.startswith("-")]
     assert len(typed) > 5
     for spec in typed:
-        assert forward_edit.parse_new(spec)
+        assert forward_spec.parse_new(spec)
     with pytest.raises(ValueError, match="is no "):
-        forward_edit.parse_new("2222/icmp")
+        forward_spec.parse_new("2222/icmp")
 
 
 def test_forward_columns_and_fields() -> None:

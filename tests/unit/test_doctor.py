@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns.cli import doctor
+from libvirt_natns.cli import access, doctor
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.model import HOST_UPSTREAM, Config, Upstream
 
@@ -16,7 +16,7 @@ from libvirt_natns.model import HOST_UPSTREAM, Config, Upstream
 )
 def test_upstreams_that_this_version_does_not_serve(upstream: Upstream, said: str) -> None:
     settings = Config(upstream="wan", upstreams={"host": HOST_UPSTREAM, "wan": upstream})
-    no_engine = cast("doctor.Engines", None)
+    no_engine = cast("access.Engines", None)
     examination = dict(doctor._examinations(no_engine, settings))["upstream"]
     with pytest.raises(NatnsError, match=said):
         examination()

@@ -4,7 +4,8 @@
 import pytest
 
 from libvirt_natns.cli import forward_edit
-from libvirt_natns.cli.forward_edit import Options, Spec, Surroundings, parse_new, parse_old
+from libvirt_natns.cli.forward_edit import ListenLookup, Options
+from libvirt_natns.cli.forward_spec import Spec, parse_new, parse_old
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.documents.xml_values import MutableElement
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
@@ -12,7 +13,7 @@ from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 HEAD = '<natns:nat xmlns:natns="urn:libvirt-natns:1">'
 FOREIGN = '<my:note xmlns:my="urn:mine"><my:nat a="1"/></my:note>'
 CHOSEN = {("", "tcp", 22): 20000, ("guestAddress=10.0.0.7", "tcp", 22): 20001}
-AROUND = Surroundings(
+AROUND = ListenLookup(
     lambda which: {"192.168.0.101" if which.network == "b" else "192.168.0.100", "2001:db8::100"},
     lambda which, proto, to: CHOSEN.get((str(which), proto, to)),
 )

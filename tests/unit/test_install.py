@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.cli import install
+from libvirt_natns.cli import hook_files, scope
+from libvirt_natns.daemons import libvirtd_reload
 from libvirt_natns.errors import InstallError
 
 FOREIGN = "#!/bin/sh\n# a wrapper\n\n\n\n# libvirt-natns: is called from here\n"
@@ -18,7 +19,7 @@ FOREIGN = "#!/bin/sh\n# a wrapper\n\n\n\n# libvirt-natns: is called from here\n"
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of the test's own, below ``tmp_path``."""
-    monkeypatch.setattr(install, "HOOKS_DIRECTORY", tmp_path / "hooks")
+    monkeypatch.setattr(hook_files, "HOOKS_DIRECTORY", tmp_path / "hooks")
     monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "etc" / "config.toml")
     monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "lib")
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path / "run")
@@ -38,40 +39,40 @@ def tree(directory: Path) -> dict[str, str]:
 def test_hooks_come_and_go(machine: Path) -> None:
     (machine / "hooks").mkdir()
     before = tree(machine)
-    written = install.install_hooks()
+    written = hook_files.install()
     assert [file.name for file in written] == ["network", "qemu", "lxc"]
-    assert install.installed_hooks() == written
+    assert hook_files.installed() == written
     for file in written:
         assert os.access(file, os.X_OK)
-        assert install.is_current(file)
+        assert hook_files.is_current(file)
         assert f"\nlibrary={names.library()}\n" in file.read_text()
-        assert f"\npython={install.interpreter()}\n" in file.read_text()
+        assert f"\npython={hook_files.interpreter()}\n" in file.read_text()
         subprocess.run([file], stdin=subprocess.DEVNULL, check=True)
     after = tree(machine)
-    assert install.install_hooks() == written
+    assert hook_files.install() == written
     assert tree(machine) == after
-    assert install.remove_hooks() == written
+    assert hook_files.remove() == written
     assert tree(machine) == before
-    assert install.remove_hooks() == ()
+    assert hook_files.remove() == ()
 
 
 def test_an_older_hook_of_ours_is_replaced(machine: Path) -> None:
-    hook = install.install_hooks()[0]
+    hook = hook_files.install()[0]
     hook.write_text(hook.read_text() + "# older\n")
-    assert not install.is_current(hook)
-    install.install_hooks()
-    assert install.is_current(hook)
+    assert not hook_files.is_current(hook)
+    hook_files.install()
+    assert hook_files.is_current(hook)
 
 
 def test_a_foreign_hook_is_never_touched(machine: Path) -> None:
     foreign = machine / "hooks" / "network"
     foreign.parent.mkdir()
     foreign.write_text(FOREIGN)
-    assert not install.is_ours(foreign)
-    written = install.install_hooks()
+    assert not hook_files.is_ours(foreign)
+    written = hook_files.install()
     assert written[0] == machine / "hooks" / "network.d" / "libvirt-natns"
     assert foreign.read_text() == FOREIGN
-    assert install.remove_hooks() == written
+    assert hook_files.remove() == written
     assert tree(machine / "hooks") == {"network": FOREIGN}
 
 
@@ -80,8 +81,8 @@ def test_somebody_elses_drop_ins_stay(machine: Path) -> None:
     other.parent.mkdir(parents=True)
     other.write_text("#!/bin/sh\n")
     (machine / "hooks" / "network").write_text(FOREIGN)
-    install.install_hooks()
-    install.remove_hooks()
+    hook_files.install()
+    hook_files.remove()
     assert other.exists()
 
 
@@ -89,7 +90,7 @@ def test_a_link_that_leads_nowhere_is_somebodys(machine: Path) -> None:
     link = machine / "hooks" / "network"
     link.parent.mkdir()
     link.symlink_to("/somewhere/not/mounted/now")
-    assert install.install_hooks()[0].parent.name == "network.d"
+    assert hook_files.install()[0].parent.name == "network.d"
     assert link.is_symlink()
 
 
@@ -97,16 +98,16 @@ def test_ours_moves_to_the_main_place_once_it_is_free(machine: Path) -> None:
     foreign = machine / "hooks" / "network"
     foreign.parent.mkdir()
     foreign.write_text(FOREIGN)
-    install.install_hooks()
+    hook_files.install()
     foreign.unlink()
-    assert install.install_hooks()[0] == foreign
+    assert hook_files.install()[0] == foreign
     assert not (machine / "hooks" / "network.d").exists()
 
 
 def test_what_cannot_be_written_is_told(machine: Path) -> None:
     (machine / "hooks").write_text("a file in the directory's place")
     with pytest.raises(InstallError, match=r"cannot write .*hooks"):
-        install.install_hooks()
+        hook_files.install()
 
 
 # Scope
@@ -128,14 +129,14 @@ def test_what_cannot_be_written_is_told(machine: Path) -> None:
     ],
 )
 def test_only_the_scope_changes(text: str, expected: str) -> None:
-    assert install.with_scope(text, "annotated") == expected
+    assert scope.with_scope(text, "annotated") == expected
 
 
 def test_without_a_file_one_is_written_that_goes_again(machine: Path) -> None:
-    file = install.write_scope("annotated")
-    assert file.read_text() == install.SCOPE_FILE_HEAD + 'scope = "annotated"\n'
-    assert install.write_scope("isolated").read_text().endswith('scope = "isolated"\n')
-    install.remove_state()
+    file = scope.write("annotated")
+    assert file.read_text() == scope.SCOPE_FILE_HEAD + 'scope = "annotated"\n'
+    assert scope.write("isolated").read_text().endswith('scope = "isolated"\n')
+    scope.remove_written()
     assert not file.parent.exists()
 
 
@@ -144,9 +145,9 @@ def test_a_users_file_stays_also_where_we_changed_it(machine: Path) -> None:
     file.parent.mkdir()
     file.write_text("# mine\n")
     file.chmod(0o640)
-    install.write_scope("annotated")
+    scope.write("annotated")
     assert file.stat().st_mode & 0o777 == 0o640
-    install.remove_state()
+    scope.remove_written()
     assert file.read_text() == 'scope = "annotated"\n# mine\n'
 
 
@@ -156,7 +157,7 @@ def test_a_linked_file_stays_linked(machine: Path) -> None:
     real = machine / "real.toml"
     real.write_text("# mine\n")
     file.symlink_to(real)
-    install.write_scope("annotated")
+    scope.write("annotated")
     assert file.is_symlink()
     assert "annotated" in real.read_text()
 
@@ -168,7 +169,7 @@ def test_the_unusual_is_left_to_its_author(text: str) -> None:
     names.CONFIG_FILE.parent.mkdir()
     names.CONFIG_FILE.write_text(text)
     with pytest.raises(InstallError, match='write scope = "annotated"'):
-        install.write_scope("annotated")
+        scope.write("annotated")
     assert names.CONFIG_FILE.read_text() == text
 
 
@@ -177,7 +178,7 @@ def test_the_unusual_is_left_to_its_author(text: str) -> None:
 
 def test_daemons_are_told_from_their_like() -> None:
     """None of the processes here is libvirt's, or it is one that is told by its name."""
-    assert all(daemon.name in install.DAEMONS for daemon in install.daemons())
+    assert all(daemon.name in libvirtd_reload.DAEMONS for daemon in libvirtd_reload.running())
 
 
 def test_a_daemon_is_blind_until_it_is_told(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,18 +186,18 @@ def test_a_daemon_is_blind_until_it_is_told(machine: Path, monkeypatch: pytest.M
     heeded = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sleeper = subprocess.Popen(["sleep", "60"])
     signal.signal(signal.SIGHUP, heeded)
-    monkeypatch.setattr(install, "DAEMONS", ("sleep",))
+    monkeypatch.setattr(libvirtd_reload, "DAEMONS", ("sleep",))
     try:
-        hooks = install.install_hooks()
-        mine = next(d for d in install.daemons() if d.pid == sleeper.pid)
-        monkeypatch.setattr(install, "daemons", lambda: [mine])
+        hooks = hook_files.install()
+        mine = next(d for d in libvirtd_reload.running() if d.pid == sleeper.pid)
+        monkeypatch.setattr(libvirtd_reload, "running", lambda: [mine])
         for hook in hooks:
             os.utime(hook, (mine.start_time - 60, mine.start_time - 60))
-        assert install.blind_daemons() == ()
+        assert libvirtd_reload.blind(hook_files.newest()) == ()
         os.utime(hooks[0], (mine.start_time + 60, mine.start_time + 60))
-        assert install.blind_daemons() == ("sleep",)
-        assert install.reload_daemons() == ("sleep",)
-        assert install.blind_daemons() == ()
+        assert libvirtd_reload.blind(hook_files.newest()) == ("sleep",)
+        assert libvirtd_reload.reload() == ("sleep",)
+        assert libvirtd_reload.blind(hook_files.newest()) == ()
         assert sleeper.wait() == -1  # SIGHUP, which ends a sleep
     finally:
         sleeper.kill()
@@ -211,16 +212,16 @@ def test_one_hook_that_stays_keeps_no_other(
             raise PermissionError(1, "Operation not permitted", str(file))
         file.unlink()
 
-    install.install_hooks()
-    monkeypatch.setattr(install, "_remove", remove)
+    hook_files.install()
+    monkeypatch.setattr(hook_files, "_unlink", remove)
     with pytest.raises(InstallError, match=r"cannot remove .*/network \(Operation not permitted\)"):
-        install.remove_hooks()
-    assert [file.name for file in install.installed_hooks()] == ["network"]
+        hook_files.remove()
+    assert [file.name for file in hook_files.installed()] == ["network"]
 
 
 def test_a_note_that_cannot_be_written_ends_no_reload(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(install, "daemons", list)
+    monkeypatch.setattr(libvirtd_reload, "running", list)
     monkeypatch.setattr(names, "STATE_DIRECTORY", Path("/dev/null/state"))
-    assert install.reload_daemons() == ()
+    assert libvirtd_reload.reload() == ()

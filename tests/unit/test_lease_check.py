@@ -6,21 +6,21 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from libvirt_natns.daemons import lease_check
+from libvirt_natns.daemons.dhcp_lease import DhcpLease, parse
 from libvirt_natns.daemons.lease_check import MOST_ROUTES, MOST_SERVERS, Checked
-from libvirt_natns.daemons.udhcpc import Lease, parse
 from libvirt_natns.model import StaticRoute
 from libvirt_natns.records import replace
 
 PRIVATE = (IPv4Network("10.0.0.0/24"), IPv4Network("172.20.0.0/16"))
-LEASE = Lease(IPv4Interface("192.168.0.50/24"), gateway=IPv4Address("192.168.0.1"))
+LEASE = DhcpLease(IPv4Interface("192.168.0.50/24"), gateway=IPv4Address("192.168.0.1"))
 NEIGHBOUR = IPv4Address("192.168.0.7")
 
 
-def bounded(lease: Lease) -> Checked:
+def bounded(lease: DhcpLease) -> Checked:
     return lease_check.bounded(lease, PRIVATE)
 
 
-def with_routes(*routes: tuple[str, str]) -> Lease:
+def with_routes(*routes: tuple[str, str]) -> DhcpLease:
     return replace(
         LEASE,
         routes=tuple(StaticRoute(IPv4Network(to), IPv4Address(by)) for to, by in routes),
@@ -95,7 +95,7 @@ def test_gateways_that_are_left_out(gateway: str, why: str) -> None:
 
 def test_gateways_outside_of_the_subnet() -> None:
     """A single address has one anywhere; elsewhere a route says that it is on the link."""
-    alone = Lease(IPv4Interface("203.0.113.5/32"), gateway=IPv4Address("172.31.1.1"))
+    alone = DhcpLease(IPv4Interface("203.0.113.5/32"), gateway=IPv4Address("172.31.1.1"))
     assert bounded(alone) == Checked(alone)
     linked = replace(
         LEASE, gateway=IPv4Address("192.168.9.1"), on_link=(IPv4Network("192.168.9.1/32"),)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns.daemons import libvirtd
-from libvirt_natns.daemons.libvirtd import LXC, NETWORK, QEMU, Daemon
+from libvirt_natns.daemons.libvirtd import LXC, NETWORK, QEMU, LibvirtDaemon
 from libvirt_natns.service.libvirt_watch import Backoff
 
 # -- patience --------------------------------------------------------------------
@@ -76,21 +76,21 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 def test_monolithic_daemon_has_all_drivers(host: Host) -> None:
     host.start("libvirtd", 5)
-    assert QEMU.daemon() == Daemon("qemu:///system?mode=legacy", 5)
-    assert LXC.daemon() == Daemon("lxc:///system?mode=legacy", 5)
-    assert NETWORK.daemon() == Daemon("network:///system?mode=legacy", 5)
+    assert QEMU.daemon() == LibvirtDaemon("qemu:///system?mode=legacy", 5)
+    assert LXC.daemon() == LibvirtDaemon("lxc:///system?mode=legacy", 5)
+    assert NETWORK.daemon() == LibvirtDaemon("network:///system?mode=legacy", 5)
 
 
 def test_modular_daemons_come_first(host: Host) -> None:
     """Those that sleep are none, whatever another driver's daemon does."""
     host.start("virtqemud", 5)
     host.start("virtnetworkd", 6)
-    assert QEMU.daemon() == Daemon("qemu:///system?mode=direct", 5)
-    assert NETWORK.daemon() == Daemon("network:///system?mode=direct", 6)
+    assert QEMU.daemon() == LibvirtDaemon("qemu:///system?mode=direct", 5)
+    assert NETWORK.daemon() == LibvirtDaemon("network:///system?mode=direct", 6)
     assert LXC.daemon() is None
     host.start("libvirtd", 7)
-    assert QEMU.daemon() == Daemon("qemu:///system?mode=direct", 5)
-    assert LXC.daemon() == Daemon("lxc:///system?mode=legacy", 7)
+    assert QEMU.daemon() == LibvirtDaemon("qemu:///system?mode=direct", 5)
+    assert LXC.daemon() == LibvirtDaemon("lxc:///system?mode=legacy", 7)
 
 
 def test_daemons_that_have_ended(host: Host) -> None:

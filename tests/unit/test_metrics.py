@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from libvirt_natns import __version__, names
-from libvirt_natns.daemons import dnsmasq, dnsmasq_config, lease_file
+from libvirt_natns.daemons import dnsmasq, dnsmasq_files, lease_file
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
@@ -184,7 +184,7 @@ def test_dnsmasq(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("needs", "lacks", "none"):
         record(engine, name, "up")
     for name in ("needs", "lacks"):
-        file = dnsmasq_config.paths(f"uuid-{name}").configuration
+        file = dnsmasq_files.paths(f"uuid-{name}").configuration
         file.parent.mkdir(parents=True)
         file.touch()
     monkeypatch.setattr(dnsmasq, "running", lambda uuid, _: 7 if uuid == "uuid-needs" else None)

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns.cli import doctor
+from libvirt_natns.cli import access, doctor
 from libvirt_natns.firewall import neighbour_tables
 from libvirt_natns.model import Config
 
@@ -43,7 +43,7 @@ def test_tight_for_many(sizes: dict[int, Path]) -> None:
 @pytest.mark.parametrize(("networks", "state"), [(0, "ok"), (1, "warn")])
 def test_doctor_warns(sizes: dict[int, Path], networks: int, state: str) -> None:
     store = SimpleNamespace(users=lambda: range(networks))
-    engine = cast("doctor.Engines", lambda _: nullcontext(SimpleNamespace(store=store)))
+    engine = cast("access.Engines", lambda _: nullcontext(SimpleNamespace(store=store)))
     (finding,) = doctor._neighbour_tables(engine, Config())
     assert (finding.what, finding.state) == ("neighbour tables", state)
 

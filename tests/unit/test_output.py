@@ -12,7 +12,7 @@ PROGRAM = f"""
 import sys
 sys.path.append({str(CHECKOUT)!r})
 from pathlib import Path
-from libvirt_natns.cli import commands
+from libvirt_natns.cli import commands, status
 
 def work(options):
     for number in range(20000):
@@ -21,7 +21,7 @@ def work(options):
     Path(sys.argv[1]).touch()
     return 3
 
-commands._status = work
+status.run = work
 sys.exit(commands.main(["status"]))
 """
 

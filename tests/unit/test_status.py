@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns.cli import diagram, status
-from libvirt_natns.cli.diagram import Picture, Router
+from libvirt_natns.cli.diagram import Box, Picture
 from libvirt_natns.cli.status import Status
 from libvirt_natns.daemons import lease_file
 
@@ -96,17 +96,15 @@ def test_leases_that_have_not_expired_count(
 # Diagram
 
 
-def router(name: str, upstream: str = "provider") -> Router:
-    return Router(name, "virbr10", f"nat-{name}", ("10.0.0.1/24",), ("192.168.0.100",), upstream)
+def router(name: str, upstream: str = "provider") -> Box:
+    return Box(name, "virbr10", f"nat-{name}", ("10.0.0.1/24",), ("192.168.0.100",), upstream)
 
 
 UPSTREAMS = {"provider": ("br0", "upstream provider"), "wan": ("br1", "upstream wan")}
 
 
 def test_picture() -> None:
-    two_gateways = Router(
-        "b", "virbr11", "nat-b", ("10.0.0.1/24", "10.1.0.1/24"), ("x",), "provider"
-    )
+    two_gateways = Box("b", "virbr11", "nat-b", ("10.0.0.1/24", "10.1.0.1/24"), ("x",), "provider")
     assert (
         diagram.draw(Picture((router("a"), two_gateways), UPSTREAMS))
         == """\

@@ -5,7 +5,8 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 import pytest
 
-from libvirt_natns.firewall import Backend, Policy, iptables, nftables, ruleset
+from libvirt_natns.firewall import Backend, iptables, nftables
+from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.firewall.translations import PublishedPort, parse
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 

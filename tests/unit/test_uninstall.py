@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.cli import install, service_control, uninstall
+from libvirt_natns.cli import hook_files, service_control, uninstall
+from libvirt_natns.daemons import libvirtd_reload
 from libvirt_natns.engine.reconcile import release
 from libvirt_natns.engine.reconcile.repairs import Outcome
 from libvirt_natns.errors import FormatError, InstallError, NatnsError, RouterError
@@ -58,11 +59,11 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(
         release, "release_all", found.part("release", Outcome([("a", "given back")], found.errors))
     )
-    monkeypatch.setattr(install, "daemons", list)
-    monkeypatch.setattr(install, "installed_hooks", lambda: (Path("/gone/network"),))
-    monkeypatch.setattr(install, "remove_hooks", found.part("remove hooks", ()))
-    monkeypatch.setattr(install, "reload_daemons", found.part("reload", ("libvirtd",)))
-    monkeypatch.setattr(install, "remove_state", found.part("remove state", None))
+    monkeypatch.setattr(libvirtd_reload, "running", list)
+    monkeypatch.setattr(hook_files, "installed", lambda: (Path("/gone/network"),))
+    monkeypatch.setattr(hook_files, "remove", found.part("remove hooks", ()))
+    monkeypatch.setattr(libvirtd_reload, "reload", found.part("reload", ("libvirtd",)))
+    monkeypatch.setattr(uninstall, "_remove_state", found.part("remove state", None))
     monkeypatch.setattr(host, "remove", found.part("remove rules", None))
     return found
 

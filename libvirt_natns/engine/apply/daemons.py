@@ -8,7 +8,7 @@ operation so, and tells the context how to undo that.
 from contextlib import suppress
 from pathlib import Path
 
-from libvirt_natns.daemons import dnsmasq, ndppd, udhcpc
+from libvirt_natns.daemons import dhcp_lease, dnsmasq, libvirt_dnsmasq, ndppd, udhcpc
 from libvirt_natns.engine import guest_leases
 from libvirt_natns.engine.apply.context import ApplyContext
 from libvirt_natns.engine.operations.daemons import Dnsmasq, IdleDnsmasq, Leasing, NeighbourProxy
@@ -36,7 +36,7 @@ def end_client(kernel: Kernel, directory: Path, namespace: str | None, link: str
     The release is sent from the leased address.  A start that was refused for the
     address has not set it, so the address is added first.  Raises DhcpError.
     """
-    held = udhcpc.lease(directory)
+    held = dhcp_lease.read(directory)
     if held is not None and namespace is not None:
         with suppress(KernelError):
             kernel.add_address(namespace, link, held.address)
@@ -84,8 +84,8 @@ def ensure_dnsmasq(context: ApplyContext, operation: Dnsmasq) -> None:
 
 
 def idle_differs(kernel: Kernel, operation: IdleDnsmasq) -> list[str]:
-    return dnsmasq.idle_differences(operation.network)
+    return libvirt_dnsmasq.idle_differences(operation.network)
 
 
 def ensure_idle(context: ApplyContext, operation: IdleDnsmasq) -> None:
-    dnsmasq.idle_libvirts(operation.network)
+    libvirt_dnsmasq.idle(operation.network)

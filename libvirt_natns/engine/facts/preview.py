@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 
 from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES
-from libvirt_natns.daemons import dnsmasq, dnsmasq_config
+from libvirt_natns.daemons import dnsmasq, dnsmasq_files
 from libvirt_natns.engine.facts.host_needs import needs_of
 from libvirt_natns.engine.facts.mtu import ETHERNET_MTU, private_mtu, upstream_mtu, usual_mtu
 from libvirt_natns.engine.facts.outside import completed_by, in_force, outside_of
@@ -33,7 +33,7 @@ def preview(planner: Planner, network: Network) -> Plan:
         completed_by(network, upstream, leased),
     )
     # The files that libvirt will write are not known yet.
-    files = dnsmasq_config.Files("") if network.needs_dnsmasq else None
+    files = dnsmasq_files.Files("") if network.needs_dnsmasq else None
     namespace = names.namespace(network.name)
     daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
     private = private_mtu(planner.kernel, network) or usual_mtu(network)

@@ -5,7 +5,14 @@ from collections.abc import Collection
 
 from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
-from libvirt_natns.daemons import dnsmasq, dnsmasq_config, resolv_conf
+from libvirt_natns.daemons import (
+    dnsmasq,
+    dnsmasq_config,
+    dnsmasq_files,
+    libvirt_dnsmasq,
+    resolv_conf,
+)
+from libvirt_natns.daemons.dnsmasq_config import Advertised
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.engine.facts.outside import families_of
 from libvirt_natns.engine.operations.daemons import Leasing
@@ -44,9 +51,9 @@ def dnsmasq_of(
 
 def _files(
     registry: Registry, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
-) -> dnsmasq_config.Files:
+) -> dnsmasq_files.Files:
     taken_over = network.taken_over and network.has_dnsmasq
-    libvirts = dnsmasq.read_libvirts(network.name) if taken_over else None
+    libvirts = libvirt_dnsmasq.read(network.name) if taken_over else None
     kept = [pair for family in FAMILIES for pair in _reserved(registry, network, family)]
     servers = resolvers_of(upstream, families_of(outside))
     return dnsmasq_config.make(
@@ -55,8 +62,7 @@ def _files(
         servers,
         mtu,
         kept,
-        proxied=outside.proxied,
-        router6=6 in families_of(outside),
+        Advertised(outside.proxied, router6=6 in families_of(outside)),
     )
 
 

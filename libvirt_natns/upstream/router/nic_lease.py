@@ -8,7 +8,6 @@ When the router goes down, the client is killed.  A client that ends in an order
 the lease back, and the host's own client needs the lease.
 """
 
-import os
 import shutil
 import syslog
 from contextlib import suppress
@@ -17,8 +16,9 @@ from pathlib import Path
 from socket import AF_INET
 
 from libvirt_natns import names
-from libvirt_natns.daemons import lease_check, udhcpc
-from libvirt_natns.daemons.udhcpc import Client, Lease
+from libvirt_natns.daemons import dhcp_lease, lease_check, udhcpc
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.kernel import netlink, processes
 from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import helper_command, link_config, nic_link, nic_snapshot
@@ -53,9 +53,9 @@ def require() -> None:
     udhcpc.program()
 
 
-def current(target: Target) -> Lease | None:
+def current(target: Target) -> DhcpLease | None:
     """Return the lease that the client holds, or None."""
-    return udhcpc.lease(_directory(target)) if target.leased else None
+    return dhcp_lease.read(_directory(target)) if target.leased else None
 
 
 def _private(target: Target) -> tuple[IPv4Network, ...]:
@@ -78,12 +78,8 @@ def end(target: Target) -> None:
     pid = processes.read_pid(directory / "pid")
     # The client may keep a namespace alive that has lost its name, so /proc is searched.
     # Only the client has its own pid file in its command line.
-    descriptor = processes.opened(pid, str(directory / "pid")) if pid is not None else None
-    if descriptor is not None:
-        try:
-            processes.end(descriptor, END_LIMIT, processes.AT_ONCE)
-        finally:
-            os.close(descriptor)
+    if pid is not None:
+        processes.end([pid], str(directory / "pid"), END_LIMIT, processes.AT_ONCE)
     shutil.rmtree(directory, ignore_errors=True)
     for each in (directory.parent, names.RUN_DIRECTORY):
         with suppress(OSError):
@@ -100,7 +96,7 @@ def differences(target: Target, before: Capture) -> list[str]:
     return differing + (link_config.differences(_side(target, used)) if used else [])
 
 
-def _used(target: Target, held: Lease | None) -> Lease | None:
+def _used(target: Target, held: DhcpLease | None) -> DhcpLease | None:
     """Return a lease without values that must not be used; None for a refused lease."""
     if held is None or lease_check.refused(held, _private(target)):
         return None
@@ -117,7 +113,7 @@ def left_out(target: Target) -> list[str]:
     return list(lease_check.said(lease_check.bounded(held, _private(target)).cuts))
 
 
-def _side(target: Target, held: Lease) -> LinkConfig:
+def _side(target: Target, held: DhcpLease) -> LinkConfig:
     routes = [(str(route.destination), str(route.gateway)) for route in held.routes]
     if held.gateway:
         routes.append(("0.0.0.0/0", str(held.gateway)))
@@ -165,7 +161,7 @@ def _add(target: Target, addresses: list[NicAddress]) -> None:
             )
 
 
-def _remove_others(target: Target, held: Lease | None, static: set[str]) -> None:
+def _remove_others(target: Target, held: DhcpLease | None, static: set[str]) -> None:
     leased = {str(held.address.ip)} if held else set()
     gateway = str(held.gateway) if held else ""
     with nic_link.session(target.namespace) as sock:

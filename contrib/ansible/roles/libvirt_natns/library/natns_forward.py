@@ -104,11 +104,11 @@ def published(xml: bytes) -> dict[Any, Any]:
 
 def wanted(parameters: dict[str, Any]) -> dict[Any, Any]:
     """The same of the forward that is asked for."""
-    from libvirt_natns.cli import forward_edit
+    from libvirt_natns.cli import forward_edit, forward_spec
     from libvirt_natns.documents import libvirt_xml
 
     try:
-        spec = forward_edit.parse_new(parameters["forward"])
+        spec = forward_spec.parse_new(parameters["forward"])
     except ValueError as error:
         raise Refused(str(error)) from error
     options = forward_edit.Options(
@@ -141,9 +141,9 @@ def documents(guest: str) -> list[bytes]:
 
 def listening(parameters: dict[str, Any]) -> str:
     """The forward as ``forward remove`` has it."""
-    from libvirt_natns.cli import forward_edit
+    from libvirt_natns.cli import forward_spec
 
-    spec = forward_edit.parse_new(parameters["forward"])
+    spec = forward_spec.parse_new(parameters["forward"])
     proto, _, rest = str(spec).partition(" ")
     return f"{rest}/{proto}"
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The commands check and sync: compare what was set up with the kernel, and repair it."""
+
+import argparse
+import sys
+
+from libvirt_natns.cli import access
+from libvirt_natns.documents import config
+from libvirt_natns.engine import rebuild
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.reconcile.active import Ask, Finding
+from libvirt_natns.engine.reconcile.check import (
+    guest_differences,
+    host_differences,
+    host_obstacles,
+    missed,
+    network_differences,
+)
+from libvirt_natns.engine.reconcile.sync import sync_all
+from libvirt_natns.errors import NatnsError
+from libvirt_natns.state.networks import Record
+
+
+def check(options: argparse.Namespace) -> int:
+    """Print each difference; 1 if there is any."""
+    with access.engine(look_only=True) as engine:
+        ask = access.network_asker()
+        findings = _findings(engine, options.network, ask)
+        # A network that starts or ends during the comparison differs for a moment only.
+        again = set(_findings(engine, options.network, ask)) if findings else set()
+        notes = host_obstacles(engine)
+    for name, what in (finding for finding in findings if finding in again):
+        print(f"{name}: {what}")
+    for note in notes:
+        print(f"note: {note}")
+    return 1 if again.intersection(findings) else 0
+
+
+def _findings(engine: Engine, named: str | None, ask: Ask) -> list[Finding]:
+    """Return all present differences, or the differences of one network and the host."""
+    records = networks_up(engine, named)
+    findings = [(r.name, what) for r in records for what in network_differences(engine, r)]
+    findings += [("host", what) for what in host_differences(engine)]
+    if not named:
+        findings += missed(engine, ask)
+        findings += guest_differences(engine, access.active_guests)
+    return findings
+
+
+def networks_up(engine: Engine, named: str | None) -> list[Record]:
+    """Return the networks that are up, or the network of that name or uuid.
+
+    Raises NatnsError where the named network is not up.
+    """
+    records = [record for record in engine.store.networks("up") if record.this_boot]
+    if named is None:
+        return records
+    matching = [record for record in records if named in (record.name, record.uuid)]
+    if not matching:
+        raise NatnsError(f"network {named} is not up", "virt-natns status lists all")
+    return matching
+
+
+def sync(_: argparse.Namespace) -> int:
+    """Repair each difference.  Raises NatnsError for differences that stay."""
+    rebuild_state()
+    with access.engine() as engine:
+        return repair(engine)
+
+
+def rebuild_state() -> None:
+    """Rebuild a damaged state database from what runs; an error there ends nothing."""
+    access.require_root()
+    outcome = rebuild.rebuild(config.load(), access.network_asker(), access.active_guests)
+    for name, what in outcome.found:
+        print(f"{name}: {what}")
+    for error in outcome.errors:
+        print(f"virt-natns: {error}", file=sys.stderr)
+
+
+def repair(engine: Engine) -> int:
+    """Repair each difference and print it.  Raises NatnsError for differences that stay."""
+    outcome = sync_all(engine, access.network_asker(), access.active_guests)
+    for name, what in outcome.repaired:
+        print(f"{name}: {what}")
+    if outcome.errors:
+        raise NatnsError("; ".join(outcome.errors))
+    return 0

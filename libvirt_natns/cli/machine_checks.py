@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The examinations of ``virt-natns doctor`` that concern the machine: modules, kernel, upstream.
+
+The kernel's abilities are tried out in a network namespace that no other process sees, and
+that ends with the trial.
+"""
+
+import importlib.util
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Network
+
+from libvirt_natns import firewall, names
+from libvirt_natns.cli import hook_files
+from libvirt_natns.daemons import ndppd, udhcpc
+from libvirt_natns.errors import (
+    FirewallError,
+    InstallError,
+    NatnsError,
+    ProxyError,
+    UpstreamError,
+)
+from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.model import Config, Upstream
+from libvirt_natns.state import database
+from libvirt_natns.state.networks import Store
+from libvirt_natns.upstream import attachment, routers, transit
+from libvirt_natns.upstream.router import health
+from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
+
+OWN_MODULES = {"libvirt": "python3-libvirt", "prometheus_client": "python3-prometheus-client"}
+"""Modules that the command and the service need, and the hooks do not, with their packages."""
+
+
+def python_modules() -> str:
+    """Examine whether the hooks' interpreter, which may not be ours, finds its modules."""
+    for module, package in OWN_MODULES.items():
+        if importlib.util.find_spec(module) is None:
+            raise InstallError(f"the module {module} is missing", f"install {package}")
+    interpreter = hook_files.interpreter()
+    library = str(names.library())
+    program = f"import sys; sys.path.append({library!r}); {hook_files.NEEDED}"
+    done = subprocess.run(
+        [interpreter, "-I", "-c", program], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+        raise InstallError(
+            f"{interpreter} cannot run the hooks ({said})",
+            "install python3-lxml and python3-pyroute2",
+        )
+    return f"all there for {interpreter}"
+
+
+def links(settings: Config) -> str:
+    """Examine whether the kernel has the links and namespaces that networks need."""
+    macvlan = any(u.attach == "macvlan" for u in settings.upstreams.values())
+    with_kernel(lambda kernel: kernel.try_links(macvlan=macvlan))
+    kinds = "bridges, veth and macvlan" if macvlan else "bridges and veth"
+    return f"this kernel has network namespaces, {kinds}"
+
+
+def firewall_backend(settings: Config) -> str:
+    """Examine whether the kernel takes each kind of rule."""
+    backend = firewall.choose(settings.firewall)
+    policy = Policy(
+        inner="inner",
+        upstream=names.UPSTREAM_LINK,
+        subnets=(IPv4Network("10.0.0.0/24"),),
+        gateways=(IPv4Address("10.0.0.1"),),
+        address=IPv4Address("192.0.2.2"),
+    )
+    # Each kind of rule may need a kernel module of its own, so all kinds are loaded.
+    in_scratch_namespace(lambda: backend.apply(None, ruleset(policy)))
+    return f"{backend.name}, and the kernel takes all kinds of rules"
+
+
+def in_scratch_namespace(trial: Callable[[], object]) -> None:
+    """Run ``trial`` in a network namespace that ends with it.
+
+    A new thread enters the namespace, so no thread must return from it.
+    """
+    errors: list[NatnsError] = []
+
+    def run() -> None:
+        try:
+            netns.leave()
+            trial()
+        except NatnsError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def with_kernel(trial: Callable[[Kernel], object]) -> None:
+    """Run ``trial`` in a network namespace that ends with it, with a session of the kernel."""
+
+    def run() -> None:
+        with Kernel() as kernel:
+            trial(kernel)
+
+    in_scratch_namespace(run)
+
+
+def default_upstream(settings: Config) -> str:
+    """Examine whether the default upstream can take networks."""
+    upstream = settings.upstreams[settings.upstream]
+    if upstream.kind == "host":
+        return f"{upstream.name}, routed by this host itself"
+    if upstream.kind == "router":
+        return _router(settings, upstream)
+    with Kernel() as kernel:
+        problem = attachment.problem(kernel, upstream)
+    if problem:
+        raise UpstreamError(
+            f"{upstream.segment} of upstream {upstream.name} {problem[0]}", problem[1]
+        )
+    how = "macvlan on " if upstream.attach == "macvlan" else ""
+    by = f"{upstream.name}, by {how}{upstream.segment}"
+    client = " ".join(udhcpc.program()) if upstream.by_dhcp else ""
+    return f"{by}; addresses by DHCP, which takes {client}" if client else by
+
+
+def _router(settings: Config, upstream: Upstream) -> str:
+    """Examine the router namespace of an upstream."""
+    with Kernel() as kernel:
+        state, record, differences = health.of(RouterLifecycle(settings, kernel), upstream.name)
+    if state not in ("up", "unconfirmed") or record is None:
+        said = f"{state} ({differences[0]})" if differences else state
+        raise UpstreamError(
+            f"the router of upstream {upstream.name} is {said}",
+            f"virt-natns router up {upstream.name}",
+        )
+    return f"{upstream.name}, by {upstream.nic} in {record.target.namespace}"
+
+
+def ipv6(settings: Config) -> str:
+    """Examine what the default upstream needs for IPv6, where it has any."""
+    upstream = settings.upstreams[settings.upstream]
+    if upstream.kind == "router":
+        return _ipv6_of_router(upstream)
+    own = upstream.subnet6 or upstream.prefixes6
+    if not own and upstream.kind != "host":
+        return f"upstream {upstream.name} has none"
+    with Kernel() as kernel:
+        if upstream.kind == "host" and not transit.has_ipv6(kernel):
+            return "the host has none, nor have networks"
+    try:
+        firewall.choose(settings.firewall, ipv6=True)
+    except FirewallError as error:
+        if own:
+            raise
+        # The configuration asks for no IPv6 of its own, so this is no failure.
+        return f"networks cannot have any: {error}"
+    if upstream.subnet6 is not None:
+        ndppd.program()
+    ways = ["NAT66"] if upstream.pool6 or upstream.kind == "host" else []
+    ways += ["routed prefixes"] if upstream.prefixes6 else []
+    ways += ["parts of the upstream's subnet, by ndppd"] if upstream.subnet6 else []
+    return ", ".join(ways)
+
+
+def _ipv6_of_router(upstream: Upstream) -> str:
+    whole = routers.complete(upstream)
+    if whole.subnet6 is None:
+        return f"upstream {upstream.name} has none"
+    ways = ["NAT66"]
+    ways += ["routed prefixes"] if whole.prefixes6 else []
+    if whole.own6 is not None:
+        with suppress(ProxyError):
+            ndppd.program()
+            ways.append(f"parts of {whole.own6}, by ndppd")
+    return ", ".join(ways)
+
+
+def state_database() -> str:
+    """Examine whether the state database can be read; make none."""
+    database.check_there()
+    if not (names.STATE_DIRECTORY / "state.db").exists():
+        return "none yet, made when it is needed"
+    store = Store()
+    try:
+        store.check()
+        with store.transaction():
+            return f"{store.path}, {len(store.networks())} networks"
+    finally:
+        store.close()

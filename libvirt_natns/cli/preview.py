@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command plan: print what would be done for a network, and change nothing."""
+
+import argparse
+from pathlib import Path
+
+from libvirt_natns.cli import access
+from libvirt_natns.daemons import libvirt
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine.facts.preview import preview
+from libvirt_natns.engine.operations.operation import describe_plan
+from libvirt_natns.errors import NatnsError
+from libvirt_natns.model import Network
+from libvirt_natns.records import replace
+from libvirt_natns.upstream import selection
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan of a network, or why it is not handled."""
+    network = _network_to_plan(options.network)
+    # libvirt would complete a network that has neither uuid nor bridge.
+    network = replace(
+        network,
+        uuid=network.uuid or "00000000-0000-0000-0000-000000000000",
+        bridge=network.bridge or "virbrN",
+    )
+    with access.engine(look_only=True) as engine:
+        verdict = selection.verdict(network, engine.config)
+        if not verdict.handled:
+            print(f"network {network.name} is not touched: {verdict.reason}")
+            return 0
+        print(describe_plan(preview(engine.planner, network)), end="")
+    return 0
+
+
+def _network_to_plan(named: str) -> Network:
+    """Return a network by the file of its XML, else by its name."""
+    file = Path(named)
+    if file.is_file():
+        try:
+            return libvirt_xml.parse_network(file.read_bytes(), named)
+        except OSError as error:
+            raise NatnsError(f"cannot read {named}", error.strerror or str(error)) from error
+    access.require_root()
+    xml = libvirt.network_xml(named)
+    if xml is None:
+        raise NatnsError(f"there is no file and no network {named}", "see virsh net-list --all")
+    return libvirt_xml.parse_network(xml)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The files that a network's dnsmasq reads: their paths, and the lines of its hosts files."""
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from libvirt_natns import names
+from libvirt_natns.addresses import Address, parsed
+from libvirt_natns.model import Dns, Network
+from libvirt_natns.records import dataclass
+
+MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The texts that a dnsmasq reads.
+
+    ``hosts`` is its ``dhcp-hostsfile`` and ``records`` its ``addn-hosts``: dnsmasq reads
+    both again on SIGHUP, unlike the configuration.
+    """
+
+    configuration: str
+    hosts: str = ""
+    records: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The paths of the files of a network's dnsmasq."""
+
+    configuration: Path
+    hosts: Path
+    records: Path
+    pid: Path
+
+
+def paths(uuid: str) -> Paths:
+    """Return the files of a network's dnsmasq, in its run-time directory."""
+    stem = f"{names.network_directory(uuid)}/dnsmasq"
+    return Paths(*[Path(stem + suffix) for suffix in (".conf", ".hosts", ".records", ".pid")])
+
+
+def exact_text(path: Path) -> str:
+    """Return a file's text with each of its characters.  Raises OSError, UnicodeDecodeError.
+
+    Reading as text would turn CR into a line's end, and dnsmasq does not end a line there.
+    """
+    return path.read_bytes().decode()
+
+
+def text_if_any(path: Path) -> str:
+    """Return a file's exact text; empty where it cannot be read."""
+    try:
+        return exact_text(path)
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def present(uuid: str) -> Files:
+    """Return the files that a network's dnsmasq was given; empty texts for missing files."""
+    files = paths(uuid)
+    return Files(*map(text_if_any, (files.configuration, files.hosts, files.records)))
+
+
+# -- hosts files -------------------------------------------------------------
+
+
+def hosts(network: Network) -> str:
+    """Return the ``dhcp-hostsfile``: the fixed addresses of the network's XML."""
+    lines = []
+    for host in (host for subnet in network.subnets for host in subnet.hosts):
+        address = _in_hosts(host.ip)
+        if host.ip.version == 6:
+            words = [host.mac, host.id and f"id:{host.id}", host.name, address]
+        else:
+            words = [host.mac, address, host.name] if host.mac else [host.name, address]
+        lines.append(",".join(word for word in words if word))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def reservations(kept: Iterable[tuple[str, Address]]) -> str:
+    """Return the lines of a ``dhcp-hostsfile`` that reserve addresses for guests' MACs."""
+    return "".join(f"{mac},{_in_hosts(address)}\n" for mac, address in kept)
+
+
+def _in_hosts(address: Address) -> str:
+    return str(address) if address.version == 4 else f"[{address}]"
+
+
+def reserved(text: str) -> Iterable[tuple[str, Address]]:
+    """Yield MAC and address of each reservation in a ``dhcp-hostsfile``.
+
+    Entries with anything else, such as a name, are no reservations of ours.
+    """
+    for line in text.splitlines():
+        mac, comma, address = line.partition(",")
+        if comma and MAC.fullmatch(mac):
+            with suppress(ValueError):
+                yield mac.lower(), parsed(address.strip("[]"))
+
+
+def records(dns: Dns | None) -> str:
+    """Return the ``addn-hosts``: names beside the names of DHCP clients."""
+    entries = dns.hosts if dns else ()
+    return "".join("\t".join((str(entry.ip), *entry.names)) + "\n" for entry in entries)

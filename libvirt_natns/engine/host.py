@@ -29,7 +29,7 @@ from libvirt_natns.documents import xml_sniff
 from libvirt_natns.engine import apply, host_ipv6, plan
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host as rules
-from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables, zones
+from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nft, nftables, zones
 from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel import outward_links
 from libvirt_natns.kernel.locks import locked
@@ -217,7 +217,7 @@ class Host:
             _save(made)
             if script:
                 self._announce("load the host's rules")
-                nftables.run(None, script)
+                nft.load(None, script)
             self.store.put_host_part(network, host_parts.dump(new))
             made.counts = dict(counts)
         if not made.seen:

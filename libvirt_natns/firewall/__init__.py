@@ -12,7 +12,7 @@ from typing import Protocol
 
 from libvirt_natns.addresses import Family
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import iptables, nftables
+from libvirt_natns.firewall import iptables, nft, nftables
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
 from libvirt_natns.model import FirewallChoice
 
@@ -50,11 +50,11 @@ def choose(choice: FirewallChoice, *, ipv6: bool = False) -> Backend:
     """The backend for a configured choice, ready to work, with ``ipv6`` in both families.
 
     "auto" takes nftables wherever the program nft is, else iptables.  Costs one
-    question to nft's library (0.1 ms) or some look-ups of files.  Raises FirewallError, with a
+    question to the kernel (0.1 ms) or some look-ups of files.  Raises FirewallError, with a
     remedy, when the chosen backend cannot work here.
     """
     if choice == "auto":
-        choice = "nftables" if nftables.program() else "iptables"
+        choice = "nftables" if nft.program() else "iptables"
     backend = named(choice)
     backend.require()
     if ipv6:

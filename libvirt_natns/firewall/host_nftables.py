@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import nftables
+from libvirt_natns.firewall import nft, nftables
 from libvirt_natns.firewall.nftables import MAKE_ROOM, TABLE, Hook, Layout
 from libvirt_natns.firewall.rules import Rule
 from libvirt_natns.records import dataclass, field, replace
@@ -226,7 +226,7 @@ def _base(chain: dict[str, Any]) -> Base:
 
 def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[Repair]:
     """Return what is not as ``own`` and ``accepts`` want it, and how to repair it."""
-    found = parse(nftables.ruleset_json())
+    found = parse(nft.ruleset_json())
     yield from _own_table(found, own if found.translates or _is_backend(own) else ())
     shared = [base for base in found.bases if base.is_shared and _concerns(accepts, base.parent)]
     wanted = {base.parent for base in shared}
@@ -280,7 +280,7 @@ def _own_table(found: Found, own: tuple[Rule, ...]) -> Iterator[Repair]:
 def _own_chain(parent: str, exists: bool, accepts: tuple[Rule, ...]) -> Iterator[Repair]:
     wanted = [nftables.statement(rule) for rule in accepts]
     place = f"nftables: chain {CHAIN} in table {_checked(parent)}"
-    listed = _lines(nftables.list_chain(f"{parent} {CHAIN}")) if exists else []
+    listed = _lines(nft.list_chain(f"{parent} {CHAIN}")) if exists else []
     present = listed[2:-2]
     # In any order: they all accept, and networks come one after the other.
     if exists and sorted(present) == sorted(set(wanted)):
@@ -316,12 +316,12 @@ def obstacles(accepts: tuple[Rule, ...]) -> tuple[str, ...]:
 
     One line each; a chain whose table speaks of a link of ours is taken to know what it does.
     """
-    if not (accepts and nftables.program()):
+    if not (accepts and nft.program()):
         return ()
     links = {link for rule in accepts for link in (rule.iif, rule.oif) if link}
     foreign = (
         base
-        for base in parse(nftables.ruleset_json()).bases
+        for base in parse(nft.ruleset_json()).bases
         if base.refuses and not base.is_shared and not base.names(links)
     )
     return tuple(
@@ -356,7 +356,7 @@ def ensure(
     ``announce`` is called ahead of it.  Without the program nft there is nothing
     to do unless nftables is the backend.  Raises FirewallError.
     """
-    if not (_is_backend(own) or nftables.program()):
+    if not (_is_backend(own) or nft.program()):
         return ()
     found = tuple(repairs(own, accepts))
     if found:
@@ -373,12 +373,12 @@ def ensure(
 def _repair(found: Iterable[Repair]) -> None:
     script = "".join(repair.script for repair in found)
     if script:
-        nftables.run(None, script)
+        nft.load(None, script)
 
 
 def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:
     """What ``ensure`` would mend, one line each."""
-    if _is_backend(own) or nftables.program():
+    if _is_backend(own) or nft.program():
         return tuple(repair.line for repair in repairs(own, accepts))
     return ()
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from libvirt_natns.firewall import nftables
+from libvirt_natns.firewall import nft
 
 CHAINS = "LIBVIRT_"
 TABLE = "libvirt_network"
@@ -24,10 +24,10 @@ def forget(bridge: str) -> None:
 
     Without the program nft there are none to be seen.  Raises FirewallError.
     """
-    if nftables.program():
-        script = "".join(deletions(nftables.ruleset_json(), bridge))
+    if nft.program():
+        script = "".join(deletions(nft.ruleset_json(), bridge))
         if script:
-            nftables.run(None, script)
+            nft.load(None, script)
 
 
 def deletions(listing: str, bridge: str) -> Iterator[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether somebody has touched the host's rules: one fingerprint, without a program.
+"""nftables' netlink messages: tables, generations, and a fingerprint of the host's rules.
 
 nft lists a table with all elements of its sets: with thousands of published ports
 that takes longer than all else that a network's start does.  The kernel itself
@@ -21,19 +21,26 @@ from collections.abc import Iterator
 
 NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
-GET_CHAIN, GET_RULE = 4, 7
+GET_TABLE, GET_CHAIN, GET_RULE, NEW_GENERATION, GET_GENERATION = 1, 4, 7, 15, 16
+NLM_F_REQUEST = 1
 NLM_F_REQUEST_DUMP = 0x301
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_DUMP_INTR = 0x10
 CHAIN_TABLE, CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 1, 2, 3, 4, 5
 HOOK_NUMBER = 1
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE = 1, 2, 3
+TABLE_NAME = 1
 NF_INET_FORWARD = 2
-NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
+NFPROTO_INET, NFPROTO_IPV4, NFPROTO_ARP, NFPROTO_IPV6 = 1, 2, 3, 10
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
 """Those whose chains see packets of IP, as nft calls them."""
+TABLE_FAMILIES = FAMILIES | {NFPROTO_ARP: "arp"}
+"""Those that a table of ours may have."""
 NLA_TYPE = 0x3FFF
 BUFFER = 1 << 18
+
+TIME_LIMIT = 30.0
+"""Seconds after which the kernel counts as stuck."""
 
 Attributes = dict[int, bytes]
 
@@ -64,6 +71,41 @@ def works() -> bool:
             return all(True for _ in _dump(session, GET_CHAIN))
     except OSError:
         return False
+
+
+def tables() -> set[str] | None:
+    """Return the tables of the caller's namespace, as "family name"; None where that fails."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
+            found = [(family, _attributes(body)) for family, body in _dump(session, GET_TABLE)]
+    except OSError:
+        return None
+    return {
+        f"{TABLE_FAMILIES[family]} {_text(table, TABLE_NAME).decode(errors='replace')}"
+        for family, table in found
+        if family in TABLE_FAMILIES
+    }
+
+
+def generation() -> str:
+    """Return the number of the namespace's ruleset; each change of any table makes another one.
+
+    "" where the kernel does not tell.
+    """
+    kind = NFNL_SUBSYS_NFTABLES << 8
+    request = struct.pack("=IHHII4x", 20, kind | GET_GENERATION, NLM_F_REQUEST, 0, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
+            session.settimeout(TIME_LIMIT)
+            session.send(request)
+            answer = session.recv(4096)
+    except OSError:
+        return ""
+    # Headers of netlink and nfnetlink, then the first attribute, NFTA_GEN_ID.
+    (found,) = struct.unpack_from("=4xH", answer)
+    if found != kind | NEW_GENERATION or len(answer) < 28:
+        return ""
+    return str(*struct.unpack_from("!I", answer, 24))
 
 
 def parents(chain: str) -> list[str]:

@@ -1,29 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The nftables backend: renders rules as one nft script and loads it.
 
-The only caller of nft: of its library where that can be loaded, for it takes a
-fifth of the time, else of the program.  A script declares, deletes and redefines
-the table ``inet natns``, which the kernel does in one transaction: no packet
-meets half of it, and a script with an error changes nothing.  In the namespace of a
-network the table ``arp natns`` limits ARP requests.  A kernel without nftables' family
-arp works without this table.
+A script declares, deletes and redefines the table ``inet natns``.  The kernel does so in
+one transaction: no packet meets half of the table, and a script with an error changes
+nothing.  In the namespace of a network the table ``arp natns`` limits ARP requests.  A
+kernel without nftables' family arp works without this table.
 
 Limits: ``listing`` shows our tables alone, so a foreign table in the namespace
 goes unnoticed.
 """
 
 import re
-import socket
-import struct
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 
 from libvirt_natns.addresses import FAMILIES, Family, IPNetwork
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import libnftables, limits, nfnetlink
-from libvirt_natns.firewall.libnftables import Answer
+from libvirt_natns.firewall import limits, nfnetlink, nft
 from libvirt_natns.firewall.rules import Chain, Rule
-from libvirt_natns.kernel import netns, processes
+from libvirt_natns.kernel import netns
 from libvirt_natns.records import dataclass, replace
 
 TABLE = "inet natns"
@@ -31,21 +25,6 @@ TABLE = "inet natns"
 MAKE_ROOM = f"add table {TABLE}\ndelete table {TABLE}\n"
 """Takes our table out, whether it is there or not."""
 MAKE_ROOM_ARP = MAKE_ROOM.replace(TABLE, limits.ARP_TABLE)
-
-PROGRAM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
-"""Where nft looks for programs."""
-
-TIME_LIMIT = 30.0
-"""Seconds after which nft counts as stuck."""
-
-LONG_SCRIPT = 200_000
-"""Characters above which a script goes to a process of its own: the library
-lets only one thread in, and keeps the memory that it once took."""
-
-GET_GENERATION = struct.pack("=IHHII4x", 20, (10 << 8) | 16, 1, 0, 0)
-"""The netlink message NFT_MSG_GETGEN of nf_tables."""
-
-MISSING = "No such file or directory"
 
 MET = re.compile(r"(flags dynamic[^}]*?)\n\t*elements = \{[^}]*\}")
 """What packets put into a set, which is no rule."""
@@ -389,8 +368,7 @@ def apply(namespace: str | None, rules: Iterable[Rule]) -> None:
     when the namespace is missing.
     """
     script = render(rules)
-    tables = _nft(namespace, "list tables").stdout.splitlines()
-    if not {f"table {TABLE}", f"table {limits.ARP_TABLE}"} & set(tables):
+    if not _existing_tables(namespace):
         # Deleting even an empty table makes the kernel wait (10 ms), and a new
         # namespace has none to delete; "create" makes sure of that.
         script = script.replace(MAKE_ROOM, f"create table {TABLE}\n", 1)
@@ -406,29 +384,40 @@ def clear(namespace: str | None) -> None:
 def _run_with_arp(namespace: str | None, script: str) -> None:
     """Run a script; without its part for ARP where the kernel lacks nftables' family arp."""
     try:
-        run(namespace, script)
+        nft.load(namespace, script)
     except FirewallError:
         without = script.replace(MAKE_ROOM_ARP, "").partition(f"table {limits.ARP_TABLE} {{")[0]
         # With an error of its own where ARP is not to blame.
-        run(namespace, without)
+        nft.load(namespace, without)
 
 
 def listing(namespace: str | None) -> str:
-    """Our tables as the kernel holds them, without counters; "" when there is none.
+    """Return our tables as the kernel holds them, without counters; "" without any.
 
     Raises FirewallError when nft cannot be run, KernelError when the namespace
     is missing.
     """
-    return "".join(_listed(namespace, table) for table in (TABLE, limits.ARP_TABLE))
+    # One by one: nft 1.0.6 loads one family for all commands, and misses tables of another.
+    return "".join(_listed(namespace, table) for table in _existing_tables(namespace))
+
+
+def _existing_tables(namespace: str | None) -> list[str]:
+    """Return our tables that the kernel has; all of them where only nft can tell.
+
+    Raises KernelError when the namespace is missing.
+    """
+    with netns.entered(namespace):
+        tables = nfnetlink.tables()
+    return [table for table in (TABLE, limits.ARP_TABLE) if tables is None or table in tables]
 
 
 def _listed(namespace: str | None, table: str) -> str:
-    done = _nft(namespace, f"list table {table}", "-s", "-p")
+    done = nft.run(namespace, f"list table {table}", "-s", "-p")
     if done.returncode == 0:
         return canonical(done.stdout)
-    if MISSING in done.stderr or table == limits.ARP_TABLE:
+    if nft.MISSING in done.stderr or table == limits.ARP_TABLE:
         return ""
-    raise FirewallError(f"nft cannot list the table {table}", condensed(done.stderr))
+    raise FirewallError(f"nft cannot list the table {table}", nft.condensed(done.stderr))
 
 
 def canonical(text: str) -> str:
@@ -449,109 +438,16 @@ def _sorted_elements(found: re.Match[str]) -> str:
     return f"elements = {{ {', '.join(sorted(' '.join(numbered.split()).split(', ')))} }}"
 
 
-def ruleset_json() -> str:
-    """Everything that nft knows of the caller's namespace, as its JSON text."""
-    done = _nft(None, "list ruleset", "-j", "-s", "-t")
-    if done.returncode == 0:
-        return done.stdout
-    raise FirewallError("nft cannot list the rules of the host", condensed(done.stderr))
-
-
-def list_chain(chain: str) -> str:
-    """One chain of the caller's namespace, given as "family table chain", without counters."""
-    done = _nft(None, f"list chain {chain}", "-s")
-    if done.returncode == 0:
-        return done.stdout
-    raise FirewallError(f"nft cannot list the chain {chain}", condensed(done.stderr))
-
-
-def run(namespace: str | None, script: str) -> None:
-    """Run one script, all of it or nothing; None is the caller's own namespace."""
-    done = _nft(namespace, script)
-    if done.returncode != 0:
-        raise FirewallError("nft refused the rules", condensed(done.stderr))
-
-
 def require(_family: Family = 4) -> None:
     """Raise FirewallError, with a remedy, where this backend cannot work; with either family."""
-    # A long script needs the program, whatever the library can do.
-    _required_program()
-    # nft reads all elements of all sets, whatever it is asked for.
-    if nfnetlink.works():
-        return
-    done = _nft(None, "list tables")
-    if done.returncode != 0:
-        raise FirewallError(
-            f"nft does not work here ({condensed(done.stderr)})",
-            'load the kernel module nf_tables, or set firewall = "iptables"',
-        )
-
-
-def program() -> str | None:
-    """The path of nft, or None."""
-    return processes.program("nft")
-
-
-def condensed(stderr: str) -> str:
-    """nft's complaint in one line, without the places in a script nobody sees."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    told = next((line for line in lines if "Error:" in line), lines[0] if lines else "no reason")
-    return told.partition("Error:")[2].strip() or told
+    nft.require()
 
 
 def generation(namespace: str | None) -> str:
-    """What the kernel's rules are numbered by: another one after each change of any table.
+    """Return the number of the kernel's ruleset; each change of any table makes another one.
 
     "" where the kernel does not tell.  Raises KernelError when the namespace is
     missing.
     """
-    try:
-        with netns.entered(namespace):
-            netlink = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW, libnftables.NETLINK_NETFILTER
-            )
-        with netlink:
-            netlink.settimeout(TIME_LIMIT)
-            netlink.send(GET_GENERATION)
-            answer = netlink.recv(4096)
-    except OSError:
-        return ""
-    # Headers of netlink and nfnetlink, then the first attribute, NFTA_GEN_ID.
-    (kind,) = struct.unpack_from("=4xH", answer)
-    if kind != (10 << 8) | 15 or len(answer) < 28:
-        return ""
-    return str(*struct.unpack_from("!I", answer, 24))
-
-
-def _nft(namespace: str | None, commands: str, *options: str) -> Answer:
-    try:
-        if libnftables.available() and len(commands) < LONG_SCRIPT:
-            return libnftables.run(namespace, commands, *options)
-        return _run_program(namespace, commands, options)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise FirewallError("cannot run nft", str(error)) from error
-
-
-def _required_program() -> str:
-    path = program()
-    if path is None:
-        raise FirewallError(
-            "the program nft is missing", 'install nftables, or set firewall = "iptables"'
-        )
-    return path
-
-
-def _run_program(namespace: str | None, commands: str, options: Iterable[str]) -> Answer:
-    path = _required_program()
-    # A child belongs to the namespace of the thread that starts it.
     with netns.entered(namespace):
-        done = subprocess.run(
-            [path, *options, "-f", "-"],
-            input=commands,
-            capture_output=True,
-            text=True,
-            timeout=TIME_LIMIT,
-            env={"PATH": PROGRAM_PATH, "LC_ALL": "C"},
-            check=False,
-        )
-    return Answer(done.returncode, done.stdout, done.stderr)
+        return nfnetlink.generation()

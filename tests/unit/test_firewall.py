@@ -3,9 +3,11 @@
 
 import difflib
 import json
+import os
 import subprocess
 import sys
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from libvirt_natns.firewall import (
     host_nftables,
     iptables,
     missing_tables,
+    nft,
     nftables,
 )
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
@@ -515,17 +518,17 @@ def test_several_upstream_addresses_pass_the_guard() -> None:
 def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nftables, "require", lambda: None)
     monkeypatch.setattr(iptables, "require", lambda: None)
-    monkeypatch.setattr(nftables, "program", lambda: "/usr/sbin/nft")
+    monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
     assert firewall.choose("auto").name == "nftables"
     assert firewall.choose("iptables").name == "iptables"
-    monkeypatch.setattr(nftables, "program", lambda: None)
+    monkeypatch.setattr(nft, "program", lambda: None)
     assert firewall.choose("auto").name == "iptables"
     with pytest.raises(FirewallError, match="no firewall backend"):
         firewall.named("pf")
 
 
 def test_missing_parts_come_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nftables, "program", lambda: None)
+    monkeypatch.setattr(nft, "program", lambda: None)
     with pytest.raises(FirewallError, match="install nftables"):
         firewall.choose("nftables")
     monkeypatch.setattr(iptables, "library_found", lambda: False)
@@ -539,11 +542,31 @@ def test_missing_parts_come_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nft_complaints_become_one_line() -> None:
     told = "/dev/stdin:3:5-8: Error: syntax error, unexpected foo\nadd tabl\n    ^^^^\n"
-    assert nftables.condensed(told) == "syntax error, unexpected foo"
-    assert nftables.condensed("Operation not permitted (you must be root)\nx") == (
+    assert nft.condensed(told) == "syntax error, unexpected foo"
+    assert nft.condensed("Operation not permitted (you must be root)\nx") == (
         "Operation not permitted (you must be root)"
     )
-    assert nftables.condensed("") == "no reason"
+    assert nft.condensed("") == "no reason"
+
+
+@pytest.mark.parametrize("end", ["kill -ABRT $$", "kill -SEGV $$"])
+def test_a_crash_of_nft_is_a_refusal(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nft"
+    program.write_text(f"#!/bin/sh\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(nft, "program", lambda: os.fspath(program))
+    with pytest.raises(FirewallError, match="nft refused the rules"):
+        nft.load(None, "add table inet natns\n")
+
+
+def test_text_of_others_may_be_any_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nft"
+    program.write_text("#!/bin/sh\nprintf '\\377'; cat\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(nft, "program", lambda: os.fspath(program))
+    assert nft.run(None, "x").stdout == "\udcffx"
 
 
 def test_fingerprint_tells_texts_apart() -> None:
@@ -762,10 +785,10 @@ def test_obstacles_are_named(kernel: dict[str, str]) -> None:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What nft would list: the whole ruleset as JSON, and texts by name."""
     held = {"json": listing()}
-    monkeypatch.setattr(nftables, "program", lambda: "/usr/sbin/nft")
-    monkeypatch.setattr(nftables, "ruleset_json", lambda: held["json"])
+    monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
+    monkeypatch.setattr(nft, "ruleset_json", lambda: held["json"])
     monkeypatch.setattr(nftables, "listing", lambda _: held.get("inet natns", ""))
-    monkeypatch.setattr(nftables, "list_chain", lambda name: held[name])
+    monkeypatch.setattr(nft, "list_chain", lambda name: held[name])
     return held
 
 
@@ -793,7 +816,7 @@ def test_beside_iptables_our_table_keeps_others_nat_off(kernel: dict[str, str]) 
 
 
 def test_iptables_needs_no_nft(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nftables, "program", lambda: None)
+    monkeypatch.setattr(nft, "program", lambda: None)
     own = host._own(HOST_POLICY, host_nftables, "iptables")
     assert host_nftables.ensure(own, ()) == ()
     assert host_nftables.differences(own, ()) == ()

@@ -22,7 +22,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import firewall, names
 from libvirt_natns.addresses import default_route
-from libvirt_natns.firewall import iptables, nftables
+from libvirt_natns.firewall import iptables, nft, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.firewall.iptables import Place
 from libvirt_natns.firewall.nftables import Hook
@@ -192,7 +192,7 @@ def load(target: Target, wanted: tuple[Rule, ...]) -> None:
     file = names.router_file(target.name, "rules")
     journal.remove(file)
     if target.backend == nftables.name:
-        nftables.run(target.namespace, nftables.render(wanted, LAYOUT))
+        nft.load(target.namespace, nftables.render(wanted, LAYOUT))
     else:
         made = iptables.tables(wanted, LEGACY)
         families = sorted({table.family for table in made})

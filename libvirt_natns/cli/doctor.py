@@ -29,7 +29,8 @@ from libvirt_natns.errors import (
     UpstreamError,
 )
 from libvirt_natns.firewall import neighbour_tables
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream

@@ -24,7 +24,9 @@ from libvirt_natns.addresses import (
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.daemons.udhcpc import Client
-from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.model import (
     AddressRange,
     Forward,

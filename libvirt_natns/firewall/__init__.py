@@ -13,7 +13,9 @@ from typing import Protocol
 from libvirt_natns.addresses import Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables, nft, nftables
-from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.model import FirewallChoice
 
 

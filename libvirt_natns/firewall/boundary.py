@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from libvirt_natns.addresses import Family, IPNetwork
-from libvirt_natns.firewall.rules import Rule, Transport
+from libvirt_natns.firewall.rule import Rule, Transport
 
 BRIDGE = "bridge"
 """The kernel's name for that kind of link."""

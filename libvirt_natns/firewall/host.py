@@ -59,14 +59,8 @@ from typing import Protocol
 from libvirt_natns.addresses import Address, Family, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import boundary, host_iptables, host_nftables, zones
-from libvirt_natns.firewall.rules import (
-    LINK_LOCAL,
-    MULTICAST,
-    Rule,
-    checked_interface,
-    limited,
-    single,
-)
+from libvirt_natns.firewall.rule import Rule, checked_interface, limited, single
+from libvirt_natns.firewall.well_known import LINK_LOCAL, MULTICAST
 from libvirt_natns.model import Protocol as TransportProtocol
 from libvirt_natns.records import dataclass
 

@@ -16,7 +16,7 @@ from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables
 from libvirt_natns.firewall.iptables import Entry
-from libvirt_natns.firewall.rules import Chain, Rule
+from libvirt_natns.firewall.rule import Chain, Rule
 from libvirt_natns.records import asdict, replace
 
 PREFIX = "NATNS-"

@@ -21,7 +21,7 @@ from typing import Any
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import nft, nftables
 from libvirt_natns.firewall.nftables import MAKE_ROOM, TABLE, Hook, Layout
-from libvirt_natns.firewall.rules import Rule
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.records import dataclass, field, replace
 
 CHAIN = "NATNS-FORWARD"

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from libvirt_natns.firewall import host, host_nftables, iptables, nftables
 from libvirt_natns.firewall.nfnetlink import fingerprint
 from libvirt_natns.firewall.nftables import TABLE
-from libvirt_natns.firewall.rules import Rule
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.records import asdict, dataclass, field
 
 

@@ -37,7 +37,7 @@ from pathlib import Path
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import limits
-from libvirt_natns.firewall.rules import Chain, IcmpType, Rule
+from libvirt_natns.firewall.rule import Chain, IcmpType, Rule
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import asdict, dataclass, replace
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from libvirt_natns.addresses import FAMILIES, Family, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import limits, nfnetlink, nft
-from libvirt_natns.firewall.rules import Chain, Rule
+from libvirt_natns.firewall.rule import Chain, Rule
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import dataclass, replace
 

@@ -53,7 +53,8 @@ sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from libvirt_natns import firewall
 from libvirt_natns.firewall import host
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -65,7 +65,8 @@ from packets6 import (
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from libvirt_natns import firewall
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model import Protocol, StaticNat
 from libvirt_natns.records import replace

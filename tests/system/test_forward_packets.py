@@ -55,7 +55,8 @@ from libvirt_natns.records import replace
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from libvirt_natns import firewall
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model import PortSet, StaticNat
 
 HOST = "192.168.0.2"

@@ -55,7 +55,8 @@ from test_firewall_packets6 import POLICY as ON_BRIDGE
 from libvirt_natns import firewall
 from libvirt_natns.firewall import host
 from libvirt_natns.firewall.host import HostForward, HostPolicy, Private, Provider, Transit
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

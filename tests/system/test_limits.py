@@ -30,7 +30,8 @@ sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 from libvirt_natns import firewall
 from libvirt_natns.engine.plan import SYSCTLS, SYSCTLS_WITH_IPV6
 from libvirt_natns.firewall import limits
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import conntrack, netns
 from libvirt_natns.model import Forward
 from libvirt_natns.records import replace

@@ -11,7 +11,8 @@ from libvirt_natns.daemons.udhcpc import Lease
 from libvirt_natns.engine import plan
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model import (
     NatMetadata,
     Network,

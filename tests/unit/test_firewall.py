@@ -23,7 +23,9 @@ from libvirt_natns.firewall import (
     nft,
     nftables,
 )
-from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import replace
 

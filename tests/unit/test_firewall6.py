@@ -21,7 +21,9 @@ from libvirt_natns.firewall import (
     iptables,
     nftables,
 )
-from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model import Forward, Protocol, StaticNat
 from libvirt_natns.records import replace

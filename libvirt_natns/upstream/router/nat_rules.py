@@ -26,7 +26,7 @@ from libvirt_natns.firewall import iptables, nft, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.firewall.iptables import Place
 from libvirt_natns.firewall.nftables import Hook
-from libvirt_natns.firewall.rules import Rule, limited, single
+from libvirt_natns.firewall.rule import Rule, limited, single
 from libvirt_natns.records import asdict
 from libvirt_natns.upstream.router import journal
 from libvirt_natns.upstream.router.downstream import Needs

@@ -7,7 +7,7 @@ from typing import cast
 
 from libvirt_natns import firewall, names
 from libvirt_natns.errors import ConflictError, RouterError
-from libvirt_natns.firewall.rules import Transport
+from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, PortSet, Protocol, Upstream

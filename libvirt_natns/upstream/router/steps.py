@@ -13,7 +13,7 @@ from contextlib import suppress
 from libvirt_natns import names
 from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ConflictError, ProxyError
-from libvirt_natns.firewall.rules import Rule
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import dataclass, replace

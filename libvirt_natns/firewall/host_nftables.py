@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import nft, nftables
-from libvirt_natns.firewall.nftables import MAKE_ROOM, TABLE, Hook, Layout
+from libvirt_natns.firewall import nft, nft_listing, nft_statements, nftables
+from libvirt_natns.firewall.nftables import MAKE_ROOM, TABLE, BaseChain, Layout
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.records import dataclass, field, replace
 
@@ -34,14 +34,14 @@ WORD = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]*")
 HOST: Layout = {
     # Ahead even of reassembly (-400), which leaves alone what is not tracked:
     # fragments of twins would be put together into one packet.
-    "raw": Hook("filter", "prerouting", "-450"),
+    "raw": BaseChain("filter", "prerouting", "-450"),
     # The first chain of NAT with a binding decides, whosever the next ones are.
-    "bridged_in": Hook("nat", "prerouting", "dstnat - 1"),
-    "dstnat": Hook("nat", "prerouting", "dstnat", also=Hook("nat", "output", "-100")),
-    "forward": Hook("filter", "forward", "filter"),
-    "output": Hook("filter", "output", "filter"),
-    "bridged_out": Hook("nat", "postrouting", "srcnat - 1"),
-    "srcnat": Hook("nat", "postrouting", "srcnat"),
+    "bridged_in": BaseChain("nat", "prerouting", "dstnat - 1"),
+    "dstnat": BaseChain("nat", "prerouting", "dstnat", also=BaseChain("nat", "output", "-100")),
+    "forward": BaseChain("filter", "forward", "filter"),
+    "output": BaseChain("filter", "output", "filter"),
+    "bridged_out": BaseChain("nat", "postrouting", "srcnat - 1"),
+    "srcnat": BaseChain("nat", "postrouting", "srcnat"),
 }
 
 IPTABLES = ("ip filter FORWARD", "ip6 filter FORWARD")
@@ -272,13 +272,13 @@ def _own_table(found: Found, own: tuple[Rule, ...]) -> Iterator[Repair]:
     if not found.own_table:
         yield Repair(f"{place} is missing", script)
     elif _lines(nftables.listing(None)) != _lines(
-        nftables.canonical(script.removeprefix(MAKE_ROOM))
+        nft_listing.canonical(script.removeprefix(MAKE_ROOM))
     ):
         yield Repair(f"{place} was altered", script)
 
 
 def _own_chain(parent: str, exists: bool, accepts: tuple[Rule, ...]) -> Iterator[Repair]:
-    wanted = [nftables.statement(rule) for rule in accepts]
+    wanted = [nft_statements.statement(rule) for rule in accepts]
     place = f"nftables: chain {CHAIN} in table {_checked(parent)}"
     listed = _lines(nft.list_chain(f"{parent} {CHAIN}")) if exists else []
     present = listed[2:-2]
@@ -333,7 +333,7 @@ def obstacles(accepts: tuple[Rule, ...]) -> tuple[str, ...]:
 
 
 def _lines_for(accepts: Iterable[Rule]) -> str:
-    lines = [nftables.statement(replace(rule, comment="")) for rule in accepts]
+    lines = [nft_statements.statement(replace(rule, comment="")) for rule in accepts]
     more = [f"({len(lines) - SHOWN} more)"] if len(lines) > SHOWN else []
     return "; ".join([*lines[:SHOWN], *more])
 

@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from libvirt_natns.firewall import host, host_nftables, iptables, nftables
+from libvirt_natns.firewall import host, host_nftables, iptables, nft_maps, nft_statements
 from libvirt_natns.firewall.nfnetlink import fingerprint
 from libvirt_natns.firewall.nftables import TABLE
 from libvirt_natns.firewall.rule import Rule
@@ -52,7 +52,7 @@ class Part:
         found = Counter({name: len(members) for name, members in self.elements.items()})
         if self.transit:
             found[f"transit {self.transit}"] = 1
-            published = sum(found[kind.name] for kind in nftables.MAPS.values()) + len(self.rest)
+            published = sum(found[kind.name] for kind in nft_maps.MAPS.values()) + len(self.rest)
             found[f"published {self.transit}"] = published
         if self.dhcp:
             found[f"dhcp {self.dhcp}"] = 1
@@ -73,7 +73,7 @@ class Part:
 def make(policy: host.HostPolicy) -> Part:
     """The part of the only network in ``policy``."""
     own = host.own_rules(policy)
-    elements, rest = nftables.looked_up(own)
+    elements, rest = nft_maps.looked_up(own)
     accepts = host.own_accepts(policy)
     return Part(
         transit=policy.transits[0].bridge if policy.transits else "",
@@ -90,7 +90,7 @@ def make(policy: host.HostPolicy) -> Part:
 
 def _statements(rules: Iterable[Rule]) -> list[str]:
     # What is for both families and what is for IPv6 alone read the same in a table of that.
-    return list(dict.fromkeys(nftables.statement(rule) for rule in rules))
+    return list(dict.fromkeys(nft_statements.statement(rule) for rule in rules))
 
 
 def load(text: str) -> Part:

@@ -21,6 +21,8 @@ from libvirt_natns.firewall import (
     iptables,
     missing_tables,
     nft,
+    nft_listing,
+    nft_statements,
     nftables,
 )
 from libvirt_natns.firewall.namespace_policy import Policy
@@ -509,7 +511,7 @@ def test_a_policy_without_limits_is_refused(field: str) -> None:
 def test_several_upstream_addresses_pass_the_guard() -> None:
     addresses = (IPv4Network("192.168.0.100"), IPv4Network("192.168.0.110"))
     rule = Rule(chain="guard", oif="upstream", sources=addresses, not_sources=True, action="drop")
-    assert nftables.statement(rule) == (
+    assert nft_statements.statement(rule) == (
         'oifname "upstream" ip saddr != { 192.168.0.100, 192.168.0.110 } drop'
     )
     text = "\n".join(map(str, iptables.entries(rule)))
@@ -598,7 +600,7 @@ def test_what_published_ports_add_to_the_hosts_table() -> None:
 
 
 def test_host_accepts() -> None:
-    lines = [nftables.statement(rule) for rule in host.accepts(HOST_POLICY)]
+    lines = [nft_statements.statement(rule) for rule in host.accepts(HOST_POLICY)]
     assert "".join(f"{line}\n" for line in lines) == ACCEPTS
 
 
@@ -650,8 +652,8 @@ def test_the_order_of_elements_says_nothing() -> None:
     """As nft lists the map that a script made: wrapped, reordered, protocols by number."""
     script = "elements = { tcp . 80 : 10.0.0.5 . 22, sctp . 17 : 10.0.0.5 . 6 }\n}"
     listed = "elements = { 132 . 17 : 10.0.0.5 . 6,\n\t\t\t     6 . 80 : 10.0.0.5 . 22 }\n}"
-    assert nftables.canonical(script) == nftables.canonical(listed)
-    assert nftables.canonical(script) != nftables.canonical(listed.replace("22", "23"))
+    assert nft_listing.canonical(script) == nft_listing.canonical(listed)
+    assert nft_listing.canonical(script) != nft_listing.canonical(listed.replace("22", "23"))
 
 
 def test_every_nft_lists_the_hosts_table_alike() -> None:
@@ -660,7 +662,7 @@ def test_every_nft_lists_the_hosts_table_alike() -> None:
     )
     later = script.replace("output priority -100", "output priority dstnat")
     assert later != script
-    assert nftables.canonical(later) == nftables.canonical(script)
+    assert nft_listing.canonical(later) == nft_listing.canonical(script)
 
 
 # -- foreign chains in nft -------------------------------------------------------
@@ -848,7 +850,7 @@ def test_a_foreign_chain_gets_one_jump_at_its_end(kernel: dict[str, str]) -> Non
 def test_what_is_right_is_left_alone(kernel: dict[str, str]) -> None:
     accepts = "".join(f"\t\t{line}\n" for line in ACCEPTS.splitlines())
     table = HOST_TABLE.partition("delete table inet natns\n")[2]
-    kernel["inet natns"] = nftables.canonical(table)
+    kernel["inet natns"] = nft_listing.canonical(table)
     kernel["ip filter NATNS-FORWARD"] = (
         f"table ip filter {{\n\tchain NATNS-FORWARD {{\n{accepts}\t}}\n}}\n"
     )

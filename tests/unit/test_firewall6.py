@@ -19,6 +19,7 @@ from libvirt_natns.firewall import (
     host_nftables,
     host_parts,
     iptables,
+    nft_statements,
     nftables,
 )
 from libvirt_natns.firewall.namespace_policy import Policy
@@ -453,7 +454,7 @@ def test_host_table() -> None:
 def test_certain_clients_of_a_published_port() -> None:
     limited = replace(HOST_FORWARD, sources=(IPv6Network("2001:db8:77::/64"),))
     rules = host.own_rules(replace(HOST_POLICY, forwards=(limited,)))
-    assert [nftables.statement(rule) for rule in rules] == [
+    assert [nft_statements.statement(rule) for rule in rules] == [
         "ip6 saddr 2001:db8:77::/64 ip6 daddr != ::1 fib daddr type local tcp dport 2222"
         " dnat ip6 to fd00:20::2"
     ]
@@ -465,7 +466,9 @@ def test_certain_clients_of_a_published_port() -> None:
 
 def statements(policy: host.HostPolicy, parent: str) -> list[str]:
     rules = host_nftables.seen_in(host.accepts(policy), parent)
-    return [nftables.statement(rule).removesuffix(' comment "libvirt-natns"') for rule in rules]
+    return [
+        nft_statements.statement(rule).removesuffix(' comment "libvirt-natns"') for rule in rules
+    ]
 
 
 def test_each_foreign_table_gets_what_it_can_see() -> None:

@@ -5,7 +5,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 import pytest
 
-from libvirt_natns.firewall import Backend, Policy, iptables, nftables, ruleset
+from libvirt_natns.firewall import Backend, Policy, iptables, nft_listing, nftables, ruleset
 from libvirt_natns.firewall.translations import PublishedPort, parse
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 
@@ -56,7 +56,7 @@ POLICY = Policy(
 def test_ports_and_addresses_are_read_back(backend: Backend) -> None:
     text = backend.render(ruleset(POLICY))
     if backend is nftables:
-        text = nftables.canonical(text)
+        text = nft_listing.canonical(text)
     found = parse(text)
     assert set(found.ports) == {
         PublishedPort("tcp", 8080, ip_address(WEB), 80),

@@ -25,7 +25,7 @@ from libvirt_natns.addresses import default_route
 from libvirt_natns.firewall import iptables, nft, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.firewall.iptables import Place
-from libvirt_natns.firewall.nftables import Hook
+from libvirt_natns.firewall.nftables import BaseChain
 from libvirt_natns.firewall.rule import Rule, limited, single
 from libvirt_natns.records import asdict
 from libvirt_natns.upstream.router import journal
@@ -35,10 +35,10 @@ from libvirt_natns.upstream.router.journal import Target
 NOTHING = Needs()
 
 LAYOUT: nftables.Layout = {
-    "dstnat": Hook("nat", "prerouting", "dstnat"),
-    "clamp": Hook("filter", "forward", "mangle"),
-    "forward": Hook("filter", "forward", "filter"),
-    "srcnat": Hook("nat", "postrouting", "srcnat"),
+    "dstnat": BaseChain("nat", "prerouting", "dstnat"),
+    "clamp": BaseChain("filter", "forward", "mangle"),
+    "forward": BaseChain("filter", "forward", "filter"),
+    "srcnat": BaseChain("nat", "postrouting", "srcnat"),
 }
 
 LEGACY: iptables.Layout = {

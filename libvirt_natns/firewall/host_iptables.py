@@ -15,7 +15,8 @@ from typing import Any
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables
-from libvirt_natns.firewall.iptables import Entry
+from libvirt_natns.firewall.iptables_entries import entries
+from libvirt_natns.firewall.iptables_syntax import Entry, Match
 from libvirt_natns.firewall.rule import Chain, Rule
 from libvirt_natns.records import asdict, replace
 
@@ -40,7 +41,7 @@ for what the host sends, where its NAT has been."""
 LAST = {"filter": ["FORWARD"]}
 """Built-in chains whose rules come ahead of ours."""
 
-RETURN: tuple[str, iptables.Parameters] = ("RETURN", {})
+RETURN: Match = ("RETURN", {})
 
 name = iptables.name
 
@@ -119,7 +120,7 @@ def tables(wanted: Wanted) -> list[dict[str, Any]]:
 def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
     chains: dict[Chain, list[Entry]] = {}
     for rule in rules:
-        chains.setdefault(rule.chain, []).extend(iptables.entries(rule, family))
+        chains.setdefault(rule.chain, []).extend(entries(rule, family))
     made: dict[str, dict[str, Any]] = {}
     empty: dict[str, Any]
     for chain, (name, suffix, builtins) in PLACES.items():
@@ -127,8 +128,8 @@ def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
             last = LAST.get(name, [])
             empty = {"family": family, "name": name, "chains": {}, "jumps": {}, "last": last}
             table = made.setdefault(name, empty)
-            entries = table["chains"].setdefault(PREFIX + suffix, [])
-            entries += [asdict(_own(entry, name)) for entry in chains[chain]]
+            content = table["chains"].setdefault(PREFIX + suffix, [])
+            content += [asdict(_own(entry, name)) for entry in chains[chain]]
             table["jumps"] |= {builtin: asdict(_jump(PREFIX + suffix)) for builtin in builtins}
     return made.values()
 

@@ -19,6 +19,8 @@ from libvirt_natns.firewall import (
     host_iptables,
     host_nftables,
     iptables,
+    iptables_entries,
+    iptables_syntax,
     missing_tables,
     nft,
     nft_listing,
@@ -495,7 +497,7 @@ def test_rules_that_make_no_sense_are_refused() -> None:
         Rule(chain="forward", action="accept", to=GUEST)
     two = Rule(chain="raw", sources=POLICY.subnets, not_sources=True, action="drop")
     with pytest.raises(FirewallError, match="turn round"):
-        list(iptables.entries(two))
+        list(iptables_entries.entries(two))
 
 
 @pytest.mark.parametrize("field", ["inner", "upstream", "subnets", "gateways"])
@@ -514,7 +516,7 @@ def test_several_upstream_addresses_pass_the_guard() -> None:
     assert nft_statements.statement(rule) == (
         'oifname "upstream" ip saddr != { 192.168.0.100, 192.168.0.110 } drop'
     )
-    text = "\n".join(map(str, iptables.entries(rule)))
+    text = "\n".join(map(str, iptables_entries.entries(rule)))
     assert "--ctrepldst 192.168.0.110" in text
     assert text.count("-j DROP") == 2
 
@@ -634,7 +636,7 @@ def test_published_ports_in_chains_of_legacy_iptables() -> None:
         "OUTPUT": "NATNS-DNAT",
         "POSTROUTING": "NATNS-POSTROUTING",
     }
-    lines = [str(iptables.Entry(**entry)) for entry in nat["chains"]["NATNS-DNAT"]]
+    lines = [str(iptables_syntax.Entry(**entry)) for entry in nat["chains"]["NATNS-DNAT"]]
     # What is private first: nothing else is to translate it.
     assert lines[:2] == [f"-i {each} -j NETMAP --to 0.0.0.0/0" for each in ("virbr10", "virbr11")]
     del lines[:2]

@@ -19,6 +19,7 @@ from libvirt_natns.firewall import (
     host_nftables,
     host_parts,
     iptables,
+    iptables_entries,
     nft_statements,
     nftables,
 )
@@ -352,7 +353,7 @@ def test_tables_that_are_there_stay_closed() -> None:
     assert [str(entry) for entry in filters.chains["FORWARD"]] == [
         "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
         # The limit of flows, which accepts nothing.
-        *map(str, iptables.entries(next(rule for rule in ruleset(ONLY4) if rule.flows), 6)),
+        *map(str, iptables_entries.entries(next(rule for rule in ruleset(ONLY4) if rule.flows), 6)),
     ]
 
 
@@ -458,7 +459,7 @@ def test_certain_clients_of_a_published_port() -> None:
         "ip6 saddr 2001:db8:77::/64 ip6 daddr != ::1 fib daddr type local tcp dport 2222"
         " dnat ip6 to fd00:20::2"
     ]
-    assert [str(entry) for rule in rules for entry in iptables.entries(rule, 6)] == [
+    assert [str(entry) for rule in rules for entry in iptables_entries.entries(rule, 6)] == [
         "-s 2001:db8:77::/64 ! -d ::1/128 -p tcp -m addrtype --dst-type LOCAL"
         " -m tcp --dport 2222 -j DNAT --to-destination fd00:20::2"
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
-from libvirt_natns import __version__, firewall, names
+from libvirt_natns import __version__, names
 from libvirt_natns.cli import (
     diagram,
     doctor,
@@ -32,6 +32,7 @@ from libvirt_natns.documents import config, libvirt_xml, xml_sniff
 from libvirt_natns.engine import plan, rebuild, reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
+from libvirt_natns.firewall import backends
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network
@@ -201,7 +202,7 @@ def _ask_guests() -> libvirt.Running | None:
 
 def _install(options: argparse.Namespace) -> int:
     _require_root()
-    firewall.choose(config.load().firewall)
+    backends.choose(config.load().firewall)
     if options.scope:
         print(f"wrote {install.write_scope(options.scope)}: scope = {options.scope}")
     for file in install.install_hooks():

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.cli import install, service_control, trust
 from libvirt_natns.daemons import dnsmasq, libvirt, ndppd, udhcpc
 from libvirt_natns.documents import config
@@ -28,7 +28,7 @@ from libvirt_natns.errors import (
     ProxyError,
     UpstreamError,
 )
-from libvirt_natns.firewall import neighbour_tables
+from libvirt_natns.firewall import backends, neighbour_tables
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import netns
@@ -155,7 +155,7 @@ def _links(settings: Config) -> str:
 
 
 def _firewall(settings: Config) -> str:
-    backend = firewall.choose(settings.firewall)
+    backend = backends.choose(settings.firewall)
     policy = Policy(
         inner="inner",
         upstream=names.UPSTREAM_LINK,
@@ -232,7 +232,7 @@ def _ipv6(settings: Config) -> str:
         if upstream.kind == "host" and not transit.has_ipv6(kernel):
             return "the host has none, nor have networks"
     try:
-        firewall.choose(settings.firewall, ipv6=True)
+        backends.choose(settings.firewall, ipv6=True)
     except FirewallError as error:
         if own:
             raise

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.addresses import Address, Interface, by_family
 from libvirt_natns.daemons import dnsmasq, ndppd, udhcpc
 from libvirt_natns.engine import guest_leases
@@ -23,6 +23,7 @@ from libvirt_natns.errors import (
     KernelError,
     NatnsError,
 )
+from libvirt_natns.firewall import backends
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import make_directory
@@ -501,22 +502,22 @@ def _fingerprint(operation: p.Firewall) -> str:
     Only the kernel's own listing, taken right after loading, tells later
     whether somebody altered the rules: no two versions of nft word it alike.
     """
-    backend = firewall.named(operation.backend)
+    backend = backends.named(operation.backend)
     listing = backend.listing(operation.namespace)
     # A table that is missing was wanted, whoever took it away since it was loaded.
-    whole = listing and not firewall.missing_tables(backend.render(operation.rules), listing)
-    shown = firewall.fingerprint(listing) if whole else NOTHING
+    whole = listing and not backends.missing_tables(backend.render(operation.rules), listing)
+    shown = backends.fingerprint(listing) if whole else NOTHING
     return f"{_wanted(operation)} {shown}"
 
 
 def _wanted(operation: p.Firewall) -> str:
-    rules = firewall.named(operation.backend).render(operation.rules)
-    return f"{operation.backend} {firewall.fingerprint(rules)}"
+    rules = backends.named(operation.backend).render(operation.rules)
+    return f"{operation.backend} {backends.fingerprint(rules)}"
 
 
 def _dated_fingerprint(operation: p.Firewall) -> str:
     """The same, with the generation of the kernel's rules that it was taken of, if sure."""
-    backend = firewall.named(operation.backend)
+    backend = backends.named(operation.backend)
     before = backend.generation(operation.namespace)
     fingerprint = _fingerprint(operation)
     sure = before and before == backend.generation(operation.namespace)
@@ -542,7 +543,7 @@ def _is_loaded(operation: p.Firewall) -> bool:
     if " ".join(fingerprint[:2]) != _wanted(operation):
         return False
     # Listing the rules takes as long as all else that is looked at.
-    generation = firewall.named(operation.backend).generation(operation.namespace)
+    generation = backends.named(operation.backend).generation(operation.namespace)
     unchanged = recorded != "" and recorded == generation
     if NOTHING in fingerprint:
         return False
@@ -558,13 +559,13 @@ def _ensure_firewall(call: Call, operation: p.Firewall) -> None:
     _load(operation)
     if earlier not in ("", operation.backend):
         # The configured backend has changed; its rules go once the new ones stand.
-        firewall.named(earlier).clear(operation.namespace)
+        backends.named(earlier).clear(operation.namespace)
     file.write_text(_dated_fingerprint(operation))
 
 
 def _load(operation: p.Firewall) -> None:
     """Load rules that nobody else has a hand in: what is recorded next counts as ours."""
-    backend = firewall.named(operation.backend)
+    backend = backends.named(operation.backend)
     for _ in range(LOADS):
         before = backend.generation(operation.namespace)
         backend.apply(operation.namespace, operation.rules)

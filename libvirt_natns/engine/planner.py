@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.addresses import (
     FAMILIES,
     Address,
@@ -40,6 +40,7 @@ from libvirt_natns.engine.plan import (
     withdrawals,
 )
 from libvirt_natns.errors import DocumentError, KernelError
+from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
@@ -261,7 +262,7 @@ class Planner:
 
         Raises FirewallError where it cannot work, with ``ipv6`` in both families.
         """
-        return firewall.choose(self.config.firewall, ipv6=ipv6).name
+        return backends.choose(self.config.firewall, ipv6=ipv6).name
 
     def _daemon(
         self, network: Network, upstream: Upstream, outside: Outside, mtu: int | None

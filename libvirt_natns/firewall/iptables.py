@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.iptables_entries import entries
@@ -40,7 +41,11 @@ MODULES: dict[Family, str] = {4: "ip_tables", 6: "ip6_tables"}
 TIME_LIMIT = 30.0
 """Seconds after which the child counts as stuck; it may wait for iptables' lock."""
 
-CHILD = Path(__file__).with_name("iptables_child.py")
+CHILD = names.python_command(
+    "from libvirt_natns.firewall.iptables_child import main; sys.exit(main())",
+    options="-IWignore",
+)
+"""The command line of ``iptables_child``, without warnings of old Python code."""
 
 name = "iptables"
 
@@ -213,7 +218,7 @@ def call(namespace: str | None, verb: str, **values: object) -> str:
         # A child belongs to the namespace of the thread that starts it.
         with netns.entered(namespace):
             done = subprocess.run(
-                [sys.executable, "-I", "-W", "ignore", os.fspath(CHILD)],
+                CHILD,
                 input=request,
                 capture_output=True,
                 text=True,

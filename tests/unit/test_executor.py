@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.engine import apply
 from libvirt_natns.engine import plan as p
 from libvirt_natns.engine.apply import Undo
@@ -282,7 +282,7 @@ class FakeBackend:
 def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeBackend]:
     both = {name: FakeBackend(name) for name in ("nftables", "iptables")}
     choose: Callable[[str], FakeBackend] = both.__getitem__
-    monkeypatch.setattr(firewall, "named", choose)
+    monkeypatch.setattr("libvirt_natns.firewall.backends.named", choose)
     return both
 
 

@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import firewall
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import (
+    backends,
     host,
     host_iptables,
     host_nftables,
     iptables,
     iptables_entries,
     iptables_syntax,
-    missing_tables,
     nft,
     nft_listing,
     nft_statements,
     nftables,
 )
+from libvirt_natns.firewall.backends import missing_tables
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.rule import Rule
@@ -392,7 +392,7 @@ def publishing() -> Policy:
     ids=["nftables", "iptables"],
 )
 def test_what_published_ports_and_addresses_add(name: str, expected: str) -> None:
-    render = firewall.named(name).render
+    render = backends.named(name).render
     text = render(ruleset(publishing()))
     assert added(render(ruleset(one_subnet())), text) == expected
     # Whoever asks first does not matter.
@@ -453,7 +453,7 @@ def test_nat_is_committed_before_forwarding_opens() -> None:
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_nothing_but_named_interfaces_and_states_is_accepted(name: str) -> None:
     """No rule accepts forwarded packets whatever their origin and state."""
-    rendered = firewall.named(name).render(ruleset(POLICY))
+    rendered = backends.named(name).render(ruleset(POLICY))
     for rule in ruleset(POLICY):
         if rule.action == "accept":
             assert rule.iif or rule.states
@@ -525,25 +525,25 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nftables, "require", lambda: None)
     monkeypatch.setattr(iptables, "require", lambda: None)
     monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
-    assert firewall.choose("auto").name == "nftables"
-    assert firewall.choose("iptables").name == "iptables"
+    assert backends.choose("auto").name == "nftables"
+    assert backends.choose("iptables").name == "iptables"
     monkeypatch.setattr(nft, "program", lambda: None)
-    assert firewall.choose("auto").name == "iptables"
+    assert backends.choose("auto").name == "iptables"
     with pytest.raises(FirewallError, match="no firewall backend"):
-        firewall.named("pf")
+        backends.named("pf")
 
 
 def test_missing_parts_come_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nft, "program", lambda: None)
     with pytest.raises(FirewallError, match="install nftables"):
-        firewall.choose("nftables")
+        backends.choose("nftables")
     monkeypatch.setattr(iptables, "library_found", lambda: False)
     monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     with pytest.raises(FirewallError, match="install python3-iptables"):
-        firewall.choose("auto")
+        backends.choose("auto")
     monkeypatch.setattr(iptables, "kernel_has", lambda _: False)
     with pytest.raises(FirewallError, match="no legacy iptables"):
-        firewall.choose("iptables")
+        backends.choose("iptables")
 
 
 def test_nft_complaints_become_one_line() -> None:
@@ -576,15 +576,33 @@ def test_text_of_others_may_be_any_bytes(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_fingerprint_tells_texts_apart() -> None:
-    assert firewall.fingerprint("a") == firewall.fingerprint("a") != firewall.fingerprint("b")
+    assert backends.fingerprint("a") == backends.fingerprint("a") != backends.fingerprint("b")
 
 
-def test_the_package_is_light() -> None:
-    check = "import sys, libvirt_natns.firewall; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", check], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert not {"iptc", "pyroute2", "lxml", "libvirt"} & set(loaded)
+def loaded_by(module: str) -> set[str]:
+    """Return the modules that are loaded once a module has been imported."""
+    check = f"import sys, {module}; print(*sys.modules)"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", check], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+
+
+def test_the_backends_are_light() -> None:
+    loaded = loaded_by("libvirt_natns.firewall.backends")
+    assert not {"iptc", "pyroute2", "lxml", "libvirt"} & loaded
+
+
+def test_the_child_of_iptables_loads_little_of_the_package() -> None:
+    loaded = loaded_by("libvirt_natns.firewall.iptables_child")
+    assert {name for name in loaded if name.startswith("libvirt_natns.")} == {
+        "libvirt_natns.firewall",
+        *(
+            f"libvirt_natns.firewall.{name}"
+            for name in ("iptables_child", "iptc_compare", "iptc_library", "iptc_tables")
+        ),
+    }
 
 
 def test_host_table() -> None:

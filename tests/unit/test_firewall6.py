@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import firewall
 from libvirt_natns.addresses import network_of, parsed
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import (
+    backends,
     host,
     host_iptables,
     host_nftables,
@@ -325,7 +325,7 @@ def test_what_published_ports_and_addresses_add() -> None:
 
 def test_nothing_of_ipv6_without_it() -> None:
     for name in ("nftables", "iptables"):
-        text = firewall.named(name).render(ruleset(ONLY4))
+        text = backends.named(name).render(ruleset(ONLY4))
         assert not any(word in text for word in ("ip6", "ipv6", "icmp6", "known6", "::"))
         assert "nfproto" not in text.replace("meta nfproto ipv4 drop", "")
     assert {table.family for table in iptables.tables(ruleset(ONLY4))} == {4}
@@ -360,7 +360,7 @@ def test_tables_that_are_there_stay_closed() -> None:
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_ipv6_alone(name: str) -> None:
     alone = replace(BOTH, subnets=BOTH.subnets[1:], gateways=BOTH.gateways[1:], address=None)
-    text = firewall.named(name).render(ruleset(alone))
+    text = backends.named(name).render(ruleset(alone))
     assert NAT in text
     assert not any(word in text for word in ("10.0.0", "192.168", "MASQUERADE", "masquerade"))
 
@@ -428,9 +428,9 @@ def test_ip6_tables_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(iptables, "library_found", lambda: True)
     monkeypatch.setattr("os.uname", lambda: type("Uname", (), {"release": "none"}))
     iptables.require()
-    assert firewall.choose("iptables").name == "iptables"
+    assert backends.choose("iptables").name == "iptables"
     with pytest.raises(FirewallError, match="no legacy ip6tables"):
-        firewall.choose("iptables", ipv6=True)
+        backends.choose("iptables", ipv6=True)
 
 
 # -- the host --------------------------------------------------------------------

@@ -5,7 +5,10 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 import pytest
 
-from libvirt_natns.firewall import Backend, Policy, iptables, nft_listing, nftables, ruleset
+from libvirt_natns.firewall import iptables, nft_listing, nftables
+from libvirt_natns.firewall.backends import Backend
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.translations import PublishedPort, parse
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 

@@ -20,9 +20,9 @@ that.
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.addresses import default_route
-from libvirt_natns.firewall import iptables, nft, nftables
+from libvirt_natns.firewall import backends, iptables, nft, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.firewall.iptables import Place
 from libvirt_natns.firewall.nftables import BaseChain
@@ -159,12 +159,12 @@ def _passing6(target: Target, needs: Needs) -> Iterator[Rule]:
 
 
 def _wanted(target: Target, wanted: tuple[Rule, ...]) -> str:
-    return f"{target.backend} {firewall.fingerprint(nftables.render(wanted, LAYOUT))}"
+    return f"{target.backend} {backends.fingerprint(nftables.render(wanted, LAYOUT))}"
 
 
 def _shown(target: Target) -> str:
-    listing = firewall.named(target.backend).listing(target.namespace)
-    return firewall.fingerprint(listing) if listing else "nothing"
+    listing = backends.named(target.backend).listing(target.namespace)
+    return backends.fingerprint(listing) if listing else "nothing"
 
 
 def is_current(target: Target, wanted: tuple[Rule, ...]) -> bool:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from typing import cast
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.errors import ConflictError, RouterError
+from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
@@ -108,7 +109,7 @@ def target(
         Target(
             name=wanted.name,
             nic=name,
-            backend=firewall.choose(config.firewall).name,
+            backend=backends.choose(config.firewall).name,
             host_subnet=str(wanted.host_subnet),
             ports=ports(wanted),
             addresses6=addresses6,

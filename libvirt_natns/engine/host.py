@@ -28,8 +28,16 @@ from libvirt_natns.addresses import FAMILIES, network_of
 from libvirt_natns.documents import xml_sniff
 from libvirt_natns.engine import apply, host_ipv6, plan
 from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import (
+    foreign_chains,
+    host_parts,
+    host_policy,
+    nfnetlink,
+    nft,
+    nftables,
+    zones,
+)
 from libvirt_natns.firewall import host as rules
-from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nft, nftables, zones
 from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel import outward_links
 from libvirt_natns.kernel.locks import locked
@@ -61,10 +69,10 @@ class Needs:
     """
 
     transits: tuple[Upstream, ...] = ()
-    private: tuple[rules.Private, ...] = ()
-    provider: tuple[rules.Provider, ...] = ()
-    forwards: tuple[rules.HostForward, ...] = ()
-    public: tuple[rules.Provider, ...] = ()
+    private: tuple[host_policy.Private, ...] = ()
+    provider: tuple[host_policy.Provider, ...] = ()
+    forwards: tuple[host_policy.HostForward, ...] = ()
+    public: tuple[host_policy.Provider, ...] = ()
     routes: tuple[plan.Route, ...] = ()
     routes6: bool = False
     dhcp: tuple[str, ...] = ()
@@ -276,7 +284,7 @@ class Host:
         if not there:
             made.zones = {}
         made.counts = dict(counts) if there else {}
-        made.parents = nfnetlink.parents(host_nftables.CHAIN) if there else []
+        made.parents = nfnetlink.parents(foreign_chains.CHAIN) if there else []
         made.seen = host_parts.seen() if there and self.backend() == nftables.name else ""
 
     def differences(self) -> list[str]:
@@ -333,7 +341,7 @@ class Host:
             "closed6": made.settings.get(host_ipv6.FORWARDING) == "0",
         }
 
-    def _policy(self, needs: Needs, made: Made) -> rules.HostPolicy:
+    def _policy(self, needs: Needs, made: Made) -> host_policy.HostPolicy:
         """What the host must let through, and no more."""
         policy = _policy(self.kernel, needs, made.zones)
         facts = self._facts(needs, made)
@@ -344,7 +352,7 @@ class Host:
         # A bridge that libvirt itself made has a MAC address in its network's XML.
         inner |= {each.bridge for each in active if each.mac}
         by_name = self.backend() != nftables.name
-        ways = rules.Ways(
+        ways = host_policy.Ways(
             outward=outward_links.bridges(inner),
             links=outward_links.links(inner) if by_name else (),
             closed=tuple(made.forwarding) if facts["closed"] else (),
@@ -458,16 +466,16 @@ def _assign_zones(needs: Needs, made: Made) -> None:
     made.zones = {**made.zones, **found}
 
 
-def _policy(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> rules.HostPolicy:
+def _policy(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> host_policy.HostPolicy:
     bridge_nf = kernel.sysctl(None, BRIDGE_NF) == "1"
     bridge_nf6 = kernel.sysctl(None, BRIDGE_NF6) == "1"
     six = [each for each in needs.private if any(net.version == 6 for net in each.subnets)]
     # Without bridge-nf, bridged frames never meet the host's rules.
     private = needs.private if bridge_nf else tuple(six) if bridge_nf6 else ()
     private = tuple(replace(each, zone=taken.get(each.bridge, 0)) for each in private)
-    return rules.HostPolicy(
+    return host_policy.HostPolicy(
         transits=tuple(
-            rules.Transit(upstream.bridge, side.subnet)
+            host_policy.Transit(upstream.bridge, side.subnet)
             for upstream in needs.transits
             for side in map(upstream.side, FAMILIES)
             if upstream.bridge and side.subnet
@@ -486,7 +494,9 @@ def _policy(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> rules.Hos
     )
 
 
-def plan_of(kernel: Kernel, upstream: Upstream, private: Iterable[rules.Private] = ()) -> plan.Plan:
+def plan_of(
+    kernel: Kernel, upstream: Upstream, private: Iterable[host_policy.Private] = ()
+) -> plan.Plan:
     """The host's part of an upstream: nothing, unless it is of kind "host".
 
     ``private`` are the networks' own bridges: one that starts still has its

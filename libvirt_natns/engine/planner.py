@@ -41,7 +41,7 @@ from libvirt_natns.engine.plan import (
 )
 from libvirt_natns.errors import DocumentError, KernelError
 from libvirt_natns.firewall import backends
-from libvirt_natns.firewall.host import HostForward, Private, Provider
+from libvirt_natns.firewall.host_policy import HostForward, Private, Provider
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     AddressRange,

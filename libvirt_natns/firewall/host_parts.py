@@ -16,7 +16,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from libvirt_natns.firewall import host, host_nftables, iptables, nft_maps, nft_statements
+from libvirt_natns.firewall import (
+    foreign_chains,
+    host_accepts,
+    host_policy,
+    host_rules,
+    iptables,
+    nft_maps,
+    nft_statements,
+)
 from libvirt_natns.firewall.nfnetlink import fingerprint
 from libvirt_natns.firewall.nftables import TABLE
 from libvirt_natns.firewall.rule import Rule
@@ -70,20 +78,20 @@ class Part:
         return self.accepts6 if word == "ip6" else self.accepts
 
 
-def make(policy: host.HostPolicy) -> Part:
+def make(policy: host_policy.HostPolicy) -> Part:
     """The part of the only network in ``policy``."""
-    own = host.own_rules(policy)
+    own = host_rules.own_rules(policy)
     elements, rest = nft_maps.looked_up(own)
-    accepts = host.own_accepts(policy)
+    accepts = host_accepts.own_accepts(policy)
     return Part(
         transit=policy.transits[0].bridge if policy.transits else "",
         elements={kind.name: members for kind, members in elements.items()},
-        accepts=_statements(host_nftables.seen_in(accepts, "ip")),
+        accepts=_statements(foreign_chains.seen_in(accepts, "ip")),
         rest=_statements(rest),
-        public=_statements(host.public_rules(policy)),
-        accepts6=_statements(host_nftables.seen_in(accepts, "ip6")),
+        public=_statements(host_rules.public_rules(policy)),
+        accepts6=_statements(foreign_chains.seen_in(accepts, "ip6")),
         only6=_statements(rule for rule in accepts if rule.family == 6),
-        links6=host.links6(policy),
+        links6=host_accepts.links6(policy),
         dhcp=policy.dhcp[0] if policy.dhcp else "",
     )
 
@@ -106,7 +114,7 @@ def dump(part: Part) -> str:
 def seen() -> str:
     """The fingerprint of the host's rules as they are; "" where only all of them will do."""
     # With legacy iptables nothing changes alone.
-    return "" if iptables.used(None) else fingerprint(TABLE, host_nftables.CHAIN)
+    return "" if iptables.used(None) else fingerprint(TABLE, foreign_chains.CHAIN)
 
 
 def script(old: Part, new: Part, parents: list[str]) -> str | None:
@@ -125,7 +133,7 @@ def script(old: Part, new: Part, parents: list[str]) -> str | None:
             if some:
                 lines.append(f"{verb} element {TABLE} {name} {{ {', '.join(some)} }}\n")
     lines += [
-        f"add rule {parent} {host_nftables.CHAIN} {accept}\n"
+        f"add rule {parent} {foreign_chains.CHAIN} {accept}\n"
         for parent in parents
         for accept in new.accepts_in(parent)
         if accept not in old.accepts_in(parent)

@@ -51,7 +51,7 @@ from packets import (
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
-from libvirt_natns.firewall import backends, host
+from libvirt_natns.firewall import backends, host, host_policy
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 
@@ -364,7 +364,9 @@ def transit(world: None) -> Iterator[None]:
         yield
 
 
-HOST_POLICY = host.HostPolicy(transits=(host.Transit("natns-host", IPv4Network(TRANSIT)),))
+HOST_POLICY = host_policy.HostPolicy(
+    transits=(host_policy.Transit("natns-host", IPv4Network(TRANSIT)),)
+)
 
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
@@ -440,7 +442,7 @@ def test_alterations_are_named_and_mended(name: str, transit: None) -> None:
     assert len(found) >= 3
     host.ensure(HOST_POLICY, name)
     assert host.differences(HOST_POLICY, name) == ()
-    host.ensure(host.HostPolicy(), name)
+    host.ensure(host_policy.HostPolicy(), name)
     assert "NATNS" not in state()
     assert "natns" not in state()
 
@@ -464,9 +466,11 @@ def test_twins_where_bridged_frames_are_filtered(name: str, drop: str, world: No
     sh(f"{drop} -t nat -A POSTROUTING -s 10.0.0.0/24 -j SNAT --to-source 10.0.0.77")
     with serving("server"):
         assert ignored(SERVER, "guest-a", socket.SOCK_STREAM)
-    wanted = host.HostPolicy(
-        private=(host.Private("virbr10"), host.Private("virbr11")),
-        provider=tuple(host.Provider("br0", IPv4Address(address)) for address in NAT.values()),
+    wanted = host_policy.HostPolicy(
+        private=(host_policy.Private("virbr10"), host_policy.Private("virbr11")),
+        provider=tuple(
+            host_policy.Provider("br0", IPv4Address(address)) for address in NAT.values()
+        ),
         bridge_nf=True,
     )
     before = state()

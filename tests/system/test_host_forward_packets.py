@@ -56,7 +56,7 @@ from libvirt_natns.records import dataclass, replace
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from libvirt_natns.firewall import backends, host
-from libvirt_natns.firewall.host import HostForward, HostPolicy, Private, Transit
+from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Transit
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model import Protocol

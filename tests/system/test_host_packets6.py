@@ -53,7 +53,7 @@ sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 from test_firewall_packets6 import POLICY as ON_BRIDGE
 
 from libvirt_natns.firewall import backends, host
-from libvirt_natns.firewall.host import HostForward, HostPolicy, Private, Provider, Transit
+from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Provider, Transit
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 

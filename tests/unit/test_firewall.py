@@ -15,9 +15,13 @@ import pytest
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import (
     backends,
+    foreign_chains,
     host,
+    host_accepts,
     host_iptables,
     host_nftables,
+    host_policy,
+    host_rules,
     iptables,
     iptables_entries,
     iptables_syntax,
@@ -249,10 +253,10 @@ PUBLISHED_IPTABLES = """\
 -A FORWARD -s 10.0.0.0/24 -i virbr10 -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment hairpin -j ACCEPT
 """  # noqa: E501 - as iptables-save prints it
 
-HOST_POLICY = host.HostPolicy(
-    transits=(host.Transit("natns-host", IPv4Network("192.168.150.0/24")),),
-    private=(host.Private("virbr10"), host.Private("virbr11")),
-    provider=(host.Provider("br0", IPv4Address("192.168.0.100")),),
+HOST_POLICY = host_policy.HostPolicy(
+    transits=(host_policy.Transit("natns-host", IPv4Network("192.168.150.0/24")),),
+    private=(host_policy.Private("virbr10"), host_policy.Private("virbr11")),
+    provider=(host_policy.Provider("br0", IPv4Address("192.168.0.100")),),
     bridge_nf=True,
 )
 
@@ -307,12 +311,12 @@ table inet natns {
 """
 
 HOST_FORWARDS = (
-    host.HostForward("tcp", None, 2222, 2222, IPv4Address("192.168.150.2"), "natns-host"),
-    host.HostForward("udp", None, 80, 90, IPv4Address("192.168.150.2"), "natns-host"),
-    host.HostForward(
+    host_policy.HostForward("tcp", None, 2222, 2222, IPv4Address("192.168.150.2"), "natns-host"),
+    host_policy.HostForward("udp", None, 80, 90, IPv4Address("192.168.150.2"), "natns-host"),
+    host_policy.HostForward(
         "sctp", IPv4Address("192.168.0.2"), 80, 80, IPv4Address("192.168.150.3"), "natns-host"
     ),
-    host.HostForward(
+    host_policy.HostForward(
         "tcp",
         IPv4Address("192.168.0.2"),
         443,
@@ -468,7 +472,7 @@ def test_interfaces_that_syntax_could_misread_are_refused(name: str) -> None:
     with pytest.raises(FirewallError, match="cannot be the interface"):
         Rule(chain="forward", iif=name, action="accept")
     with pytest.raises(FirewallError, match="cannot be the interface"):
-        host.HostPolicy(provider=(host.Provider(name, IPv4Address("10.0.0.1")),))
+        host_policy.HostPolicy(provider=(host_policy.Provider(name, IPv4Address("10.0.0.1")),))
 
 
 @pytest.mark.parametrize(
@@ -606,32 +610,32 @@ def test_the_child_of_iptables_loads_little_of_the_package() -> None:
 
 
 def test_host_table() -> None:
-    assert nftables.render(host.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
+    assert nftables.render(host_rules.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
 
 
 def test_what_published_ports_add_to_the_hosts_table() -> None:
     policy = replace(HOST_POLICY, forwards=HOST_FORWARDS)
-    assert added(HOST_TABLE, nftables.render(host.rules(policy), host_nftables.HOST)) == (
+    assert added(HOST_TABLE, nftables.render(host_rules.rules(policy), host_nftables.HOST)) == (
         HOST_PUBLISHED
     )
-    assert host.accepts(policy) == host.accepts(HOST_POLICY)
+    assert host_accepts.accepts(policy) == host_accepts.accepts(HOST_POLICY)
     with pytest.raises(FirewallError, match="no transit"):
         replace(policy, transits=())
 
 
 def test_host_accepts() -> None:
-    lines = [nft_statements.statement(rule) for rule in host.accepts(HOST_POLICY)]
+    lines = [nft_statements.statement(rule) for rule in host_accepts.accepts(HOST_POLICY)]
     assert "".join(f"{line}\n" for line in lines) == ACCEPTS
 
 
 def test_bridged_frames_need_nothing_where_they_are_not_filtered() -> None:
-    quiet = host.HostPolicy(private=HOST_POLICY.private, provider=HOST_POLICY.provider)
-    assert host.rules(quiet) == ()
-    assert host.accepts(quiet) == ()
+    quiet = host_policy.HostPolicy(private=HOST_POLICY.private, provider=HOST_POLICY.provider)
+    assert host_rules.rules(quiet) == ()
+    assert host_accepts.accepts(quiet) == ()
 
 
-def _host_tables(policy: host.HostPolicy) -> list[dict[str, Any]]:
-    return host_iptables.tables({4: host.rules(policy)})
+def _host_tables(policy: host_policy.HostPolicy) -> list[dict[str, Any]]:
+    return host_iptables.tables({4: host_rules.rules(policy)})
 
 
 def test_host_chains_of_legacy_iptables() -> None:
@@ -678,7 +682,7 @@ def test_the_order_of_elements_says_nothing() -> None:
 
 def test_every_nft_lists_the_hosts_table_alike() -> None:
     script = nftables.render(
-        host.rules(replace(HOST_POLICY, forwards=HOST_FORWARDS)), host_nftables.HOST
+        host_rules.rules(replace(HOST_POLICY, forwards=HOST_FORWARDS)), host_nftables.HOST
     )
     later = script.replace("output priority -100", "output priority dstnat")
     assert later != script
@@ -742,7 +746,7 @@ OWNED = {"table": {"family": "inet", "name": "firewalld", "flags": ["owner"]}}
     ],
 )
 def test_which_foreign_chains_get_a_jump(items: list[dict[str, Any]], shared: bool) -> None:
-    found = host_nftables.parse(listing(*items))
+    found = foreign_chains.parse(listing(*items))
     assert any(base.is_shared for base in found.bases) is shared
 
 
@@ -770,7 +774,7 @@ def test_where_a_chain_ends(
     items = [chain("ip filter", "FORWARD")]
     items += [rule("ip filter", "FORWARD", i + 1, *each) for i, each in enumerate(rules)]
     items += [rule("ip filter", "last", 20 + i, *each) for i, each in enumerate(last)]
-    (base,) = host_nftables.parse(listing(*items)).bases
+    (base,) = foreign_chains.parse(listing(*items)).bases
     assert base.end == end
 
 
@@ -789,19 +793,19 @@ def test_where_a_chain_ends(
 def test_where_our_jump_may_stand(rules: list[list[dict[str, Any]]], right: bool) -> None:
     items = [chain("ip filter", "FORWARD")]
     items += [rule("ip filter", "FORWARD", i + 1, *each) for i, each in enumerate(rules)]
-    (base,) = host_nftables.parse(listing(*items)).bases
+    (base,) = foreign_chains.parse(listing(*items)).bases
     assert base.has_jump is right
 
 
 def test_obstacles_are_named(kernel: dict[str, str]) -> None:
     drops = chain("inet guard", "forward", "drop")
     kernel["json"] = listing(chain("ip filter", "FORWARD", "drop"), drops)
-    (line,) = host_nftables.obstacles(host.accepts(HOST_POLICY))
+    (line,) = foreign_chains.obstacles(host_accepts.accepts(HOST_POLICY))
     assert "inet guard forward drops" in line
     assert 'iifname "natns-host" ip saddr 192.168.150.0/24 accept;' in line
     speaks = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "natns-host"}}
     kernel["json"] = listing(drops, rule("inet guard", "forward", 1, speaks, {"accept": None}))
-    assert host_nftables.obstacles(host.accepts(HOST_POLICY)) == ()
+    assert foreign_chains.obstacles(host_accepts.accepts(HOST_POLICY)) == ()
     assert script() == HOST_TABLE
 
 
@@ -817,7 +821,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def script() -> str:
-    own, accepts = host.rules(HOST_POLICY), host.accepts(HOST_POLICY)
+    own, accepts = host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY)
     return "".join(repair.script for repair in host_nftables.repairs(own, accepts))
 
 

@@ -14,10 +14,13 @@ from libvirt_natns.addresses import network_of, parsed
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import (
     backends,
-    host,
+    foreign_chains,
+    host_accepts,
     host_iptables,
     host_nftables,
     host_parts,
+    host_policy,
+    host_rules,
     iptables,
     iptables_entries,
     nft_statements,
@@ -436,25 +439,27 @@ def test_ip6_tables_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # -- the host --------------------------------------------------------------------
 
 TRANSITS = (
-    host.Transit("natns-host", IPv4Network("192.168.150.0/24")),
-    host.Transit("natns-host", IPv6Network("fd00:20::/64")),
+    host_policy.Transit("natns-host", IPv4Network("192.168.150.0/24")),
+    host_policy.Transit("natns-host", IPv6Network("fd00:20::/64")),
 )
-HOST_FORWARD = host.HostForward("tcp", None, 2222, 2222, IPv6Address("fd00:20::2"), "natns-host")
-HOST_POLICY = host.HostPolicy(transits=TRANSITS, forwards=(HOST_FORWARD,))
-BRIDGED = host.HostPolicy(
-    private=(host.Private("virbr10", (PRIVATE,)), host.Private("virbr11")),
-    provider=(host.Provider("br0", IPv6Address(NAT)), host.Provider("br0", PUBLIC)),
+HOST_FORWARD = host_policy.HostForward(
+    "tcp", None, 2222, 2222, IPv6Address("fd00:20::2"), "natns-host"
+)
+HOST_POLICY = host_policy.HostPolicy(transits=TRANSITS, forwards=(HOST_FORWARD,))
+BRIDGED = host_policy.HostPolicy(
+    private=(host_policy.Private("virbr10", (PRIVATE,)), host_policy.Private("virbr11")),
+    provider=(host_policy.Provider("br0", IPv6Address(NAT)), host_policy.Provider("br0", PUBLIC)),
     bridge_nf6=True,
 )
 
 
 def test_host_table() -> None:
-    assert nftables.render(host.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
+    assert nftables.render(host_rules.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
 
 
 def test_certain_clients_of_a_published_port() -> None:
     limited = replace(HOST_FORWARD, sources=(IPv6Network("2001:db8:77::/64"),))
-    rules = host.own_rules(replace(HOST_POLICY, forwards=(limited,)))
+    rules = host_rules.own_rules(replace(HOST_POLICY, forwards=(limited,)))
     assert [nft_statements.statement(rule) for rule in rules] == [
         "ip6 saddr 2001:db8:77::/64 ip6 daddr != ::1 fib daddr type local tcp dport 2222"
         " dnat ip6 to fd00:20::2"
@@ -465,8 +470,8 @@ def test_certain_clients_of_a_published_port() -> None:
     ]
 
 
-def statements(policy: host.HostPolicy, parent: str) -> list[str]:
-    rules = host_nftables.seen_in(host.accepts(policy), parent)
+def statements(policy: host_policy.HostPolicy, parent: str) -> list[str]:
+    rules = foreign_chains.seen_in(host_accepts.accepts(policy), parent)
     return [
         nft_statements.statement(rule).removesuffix(' comment "libvirt-natns"') for rule in rules
     ]
@@ -500,7 +505,7 @@ def test_bridged_frames_of_ipv6() -> None:
         f"{link} ip6 daddr {PUBLIC} accept",
     ]
     assert statements(BRIDGED, "ip filter") == []
-    assert {rule.iif or rule.oif for rule in host.rules(BRIDGED)} == {"virbr10"}
+    assert {rule.iif or rule.oif for rule in host_rules.rules(BRIDGED)} == {"virbr10"}
 
 
 def test_each_family_has_its_own_chains_in_legacy_iptables(
@@ -509,7 +514,7 @@ def test_each_family_has_its_own_chains_in_legacy_iptables(
     monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     held: dict[int, frozenset[str]] = {4: frozenset(), 6: frozenset({"filter"})}
     monkeypatch.setattr(iptables, "in_use", lambda _, family=4: held[family])
-    wanted = host_iptables._wanted(host.rules(HOST_POLICY), host.accepts(HOST_POLICY))
+    wanted = host_iptables._wanted(host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY))
     tables = {(t["family"], t["name"]): t["chains"] for t in host_iptables.tables(wanted)}
     assert list(tables) == [
         (4, "nat"),
@@ -524,11 +529,11 @@ def test_each_family_has_its_own_chains_in_legacy_iptables(
     assert dnat["target"] == ("DNAT", {"to-destination": "fd00:20::2"})
     # A kernel without ip6_tables has networks of IPv4.
     monkeypatch.setattr(iptables, "kernel_has", lambda family: family == 4)
-    wanted = host_iptables._wanted(host.rules(HOST_POLICY), host.accepts(HOST_POLICY))
+    wanted = host_iptables._wanted(host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY))
     assert {table["family"] for table in host_iptables.tables(wanted)} == {4}
     monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     # With nftables, only what others drop in legacy tables is a matter of these.
-    wanted = host_iptables._wanted((), host.accepts(HOST_POLICY))
+    wanted = host_iptables._wanted((), host_accepts.accepts(HOST_POLICY))
     assert {table["family"] for table in host_iptables.tables(wanted)} == {6}
 
 

@@ -9,7 +9,7 @@ routed by it, untranslated.
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from libvirt_natns import names
-from libvirt_natns.firewall.host import HostForward
+from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import nic, nic_objects

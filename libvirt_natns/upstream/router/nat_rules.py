@@ -23,7 +23,7 @@ from ipaddress import IPv4Network, IPv6Network
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route
 from libvirt_natns.firewall import backends, iptables, nft, nftables
-from libvirt_natns.firewall.host import HostForward
+from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.firewall.iptables import Place
 from libvirt_natns.firewall.nftables import BaseChain
 from libvirt_natns.firewall.rule import Rule, limited, single

@@ -28,7 +28,7 @@ from libvirt_natns.engine.observer import HOST, NOBODY, Observer, tell
 from libvirt_natns.engine.planner import ETHERNET_MTU, Planner, resolvers_of
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
-from libvirt_natns.firewall import libvirts
+from libvirt_natns.firewall import libvirt_leftovers
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
@@ -899,7 +899,7 @@ def abandon(kernel: Kernel, name: str, bridge: str) -> None:
     """
     with Undo() as everything:
         if bridge:
-            everything.add(libvirts.forget, bridge)
+            everything.add(libvirt_leftovers.forget, bridge)
             everything.add(kernel.delete_link, bridge)
         if name:
             everything.callback(_stop_libvirts, name)

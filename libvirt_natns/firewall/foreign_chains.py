@@ -18,16 +18,14 @@ from libvirt_natns.records import dataclass, field, replace
 CHAIN = "NATNS-FORWARD"
 """Our chain in a foreign table."""
 
-
 IPTABLES = ("ip filter FORWARD", "ip6 filter FORWARD")
 FIREWALLD = "inet firewalld filter_FORWARD"
-ZONES = "ZONES"
+ZONE_CHAINS = "ZONES"
 """The end of the names of firewalld's chains that decide by zones, the default zone included."""
 
 VERDICTS = frozenset({"accept", "drop", "reject", "jump", "goto", "queue", "return"})
 SHOWN = 4
 """Rules that a note suggests at most."""
-
 
 Statements = list[dict[str, Any]]
 
@@ -95,7 +93,8 @@ class ForeignChain:
 
     def _is_end(self, statements: Statements) -> bool:
         return self._refuses_all(statements) or (
-            str(self) == FIREWALLD and any(target.endswith(ZONES) for target in _calls(statements))
+            str(self) == FIREWALLD
+            and any(target.endswith(ZONE_CHAINS) for target in _calls(statements))
         )
 
     def _refuses_all(self, statements: Statements) -> bool:

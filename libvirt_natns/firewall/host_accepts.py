@@ -3,7 +3,7 @@
 
 An accept of ours does not undo another chain's drop.  So a chain that libvirt's networks share
 gets a jump to a chain of ours: the last rule, or the last ahead of a rule that refuses
-everything.  So explicit rules of others decide first.  An administrator's own chains
+everything.  Explicit rules of others decide first.  An administrator's own chains
 are never changed: packets that they drop stay dropped (``foreign_chains.obstacles``).
 
 An accept for a transit bridge asks for no conntrack state,
@@ -23,7 +23,6 @@ from libvirt_natns.firewall.rule import Rule, single
 from libvirt_natns.firewall.well_known import LINK_LOCAL, MULTICAST
 
 COMMENT = "libvirt-natns"
-
 
 DHCP = (IPv4Address("0.0.0.0"), IPv4Address("255.255.255.255"))
 """The source of a client without an address, and the destination of the answers."""

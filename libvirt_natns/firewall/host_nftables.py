@@ -45,7 +45,6 @@ HOST: Layout = {
     "srcnat": BaseChain("nat", "postrouting", "srcnat"),
 }
 
-
 name = nftables.name
 
 

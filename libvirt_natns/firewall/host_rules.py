@@ -40,7 +40,8 @@ def rules(policy: HostPolicy, backend_name: str = nftables.name) -> tuple[Rule, 
         for rule in _transit(policy, bridge, transits, kinds=kinds)
     ]
     if policy.ways is not None and policy.ways.closed6:
-        shared += [rule for each in policy.provider if each.routed for rule in _passing(each)]
+        routed = (provider for provider in policy.provider if provider.routed)
+        shared += [rule for provider in routed for rule in _passing(provider)]
     shared += boundary.closed(policy.ways, kinds=kinds)
     return (*_dnats(policy), *shared, *zone_rules(policy))
 
@@ -113,11 +114,11 @@ def _transit(
     for transit in transits:
         yield from _sources(transit, transit.subnet.version in published)
     behind: list[boundary.Subnets] = [(transit.subnet,) for transit in transits]
-    public = [each for each in policy.public if each.bridge == bridge]
-    behind += [single(each.address) for each in public]
+    public = [single(subnet.address) for subnet in policy.public if subnet.bridge == bridge]
+    behind += public
     yield from boundary.outward(bridge, behind, policy.ways, kinds=kinds)
-    for each in public:
-        yield Rule(chain="forward", oif=bridge, destinations=single(each.address), action="accept")
+    for subnet in public:
+        yield Rule(chain="forward", oif=bridge, destinations=subnet, action="accept")
     yield Rule(chain="forward", oif=bridge, states=("established", "related"), action="accept")
     if published:
         yield Rule(chain="forward", oif=bridge, translated=True, states=("new",), action="accept")

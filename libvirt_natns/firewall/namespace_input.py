@@ -12,6 +12,7 @@ from libvirt_natns.firewall.well_known import HOP_LIMIT, LINK_LOCAL, LISTENERS, 
 
 
 def addressed(halves: tuple[FamilyPolicy, ...]) -> Iterator[Rule]:
+    """Yield rules for packets that the namespace itself receives; the chain drops all others."""
     yield Rule(chain="input", iif="lo", action="accept")
     yield Rule(chain="input", states=("established", "related"), action="accept")
     for half in halves:

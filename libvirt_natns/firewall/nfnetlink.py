@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """nftables' netlink messages: tables, generations, and a fingerprint of the host's rules.
 
-nft lists a table with all elements of its sets: with thousands of published ports
-that takes longer than all else that a network's start does.  The kernel itself
-hands out rules without elements, in some 0.1 ms; what matters of them is:
+nft lists a table with all elements of its sets.  With thousands of published ports
+that takes longer than the rest of a network's start.  The kernel itself
+hands out rules without elements, in some 0.1 ms.  The fingerprint covers:
 
-* our own table's chains and rules, byte by byte (none has a counter);
+* our own table's chains and rules, byte by byte (no rule has a counter);
 * of each foreign chain that sees forwarded packets the handles of its rules,
-  which are never given out twice, and of our chains in foreign tables that they
-  are there.
+  which are never given out twice;
+* the existence of our chains in foreign tables.
 
-Limits: elements of our sets, and the rules in our chains in foreign tables, are not
-looked at; a full comparison does.  Source: linux/netfilter/nf_tables.h.
+Limits: elements of our sets, and the rules in our chains in foreign tables, are in a full
+comparison only.  Source: linux/netfilter/nf_tables.h.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ TABLE_NAME = 1
 NF_INET_FORWARD = 2
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_ARP, NFPROTO_IPV6 = 1, 2, 3, 10
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
-"""Those whose chains see packets of IP, as nft calls them."""
+"""Families whose chains see packets of IP, by nft's names."""
 TABLE_FAMILIES = FAMILIES | {NFPROTO_ARP: "arp"}
-"""Those that a table of ours may have."""
+"""Families that a table of ours may have."""
 NLA_TYPE = 0x3FFF
 BUFFER = 1 << 18
 
@@ -46,13 +46,13 @@ Attributes = dict[int, bytes]
 
 
 def fingerprint(table: str, chain: str) -> str:
-    """What changes whenever somebody alters our table, or the chains around it.
+    """Return a digest that changes with our table, and with the chains around the table.
 
-    ``table`` is ours, "family name"; ``chain`` is the name of ours in foreign tables.
+    ``table`` is ours, "family name"; ``chain`` is the name of our chains in foreign tables.
     "" where the kernel does not tell.
     """
     word, _, name = table.partition(" ")
-    family = next(number for number, each in FAMILIES.items() if each == word)
+    family = next(number for number, family_name in FAMILIES.items() if family_name == word)
     ours = (family, name.encode())
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
@@ -65,7 +65,7 @@ def fingerprint(table: str, chain: str) -> str:
 
 
 def works() -> bool:
-    """Whether the kernel has nftables at all, and hands its chains out."""
+    """True if the kernel has nftables, and hands its chains out."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
             return all(True for _ in _dump(session, GET_CHAIN))
@@ -109,7 +109,7 @@ def generation() -> str:
 
 
 def parents(chain: str) -> list[str]:
-    """The tables that have a chain of that name, as nft calls them: "family table"."""
+    """Return the tables that have a chain of that name, in nft's words: "family table"."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
             found = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
@@ -154,7 +154,7 @@ def _forwards(chain: Attributes) -> bool:
 def _dump(
     session: socket.socket, what: int, family: int = 0, attributes: bytes = b""
 ) -> Iterator[tuple[int, bytes]]:
-    """All of a kind, as the family and the attributes of each.  Raises OSError."""
+    """Yield all objects of a kind, each as its family and attributes.  Raises OSError."""
     kind = NFNL_SUBSYS_NFTABLES << 8 | what
     header = struct.pack("=IHHII", 20 + len(attributes), kind, NLM_F_REQUEST_DUMP, 1, 0)
     session.sendto(header + struct.pack("!BBH", family, 0, 0) + attributes, (0, 0))

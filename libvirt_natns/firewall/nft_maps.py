@@ -76,7 +76,6 @@ MAPS = {
 """By family, by whether the rule is for any local address, and by whether the rule leaves
 a range of ports as it is.  Such a range is one element, another range an element a port."""
 
-
 ZONES = Map(
     "zones", "ifname", "zone", "ct zone set iifname", chain="raw", typeof="iifname : ct zone"
 )
@@ -107,15 +106,17 @@ def _opened(rule: Rule) -> Map:
 
 def looked_up(rules: Iterable[Rule]) -> tuple[dict[Map, list[str]], list[Rule]]:
     """Return the elements of each map that has some, and the rules that are in no map."""
-    elements: dict[Map, list[str]] = {kind: [] for kind in (*MAPS.values(), ZONES, KEPT)}
+    elements: dict[Map, list[str]] = {nft_map: [] for nft_map in (*MAPS.values(), ZONES, KEPT)}
     rest = []
     for rule in rules:
-        kind = _map_of(rule)
-        if kind is None:
+        nft_map = _map_of(rule)
+        if nft_map is None:
             rest.append(rule)
         else:
-            elements.setdefault(kind, []).extend(_elements(rule, kind))
-    filled = {kind: list(dict.fromkeys(members)) for kind, members in elements.items() if members}
+            elements.setdefault(nft_map, []).extend(_elements(rule, nft_map))
+    filled = {
+        nft_map: list(dict.fromkeys(members)) for nft_map, members in elements.items() if members
+    }
     return filled, rest
 
 
@@ -134,17 +135,17 @@ def _map_of(rule: Rule) -> Map | None:
     return None
 
 
-def _elements(rule: Rule, kind: Map) -> Iterator[str]:
-    if kind in (ZONES, KEPT):
-        yield f'"{rule.iif or rule.oif}"' + (f" : {rule.zone}" if kind is ZONES else "")
+def _elements(rule: Rule, nft_map: Map) -> Iterator[str]:
+    if nft_map in (ZONES, KEPT):
+        yield f'"{rule.iif or rule.oif}"' + (f" : {rule.zone}" if nft_map is ZONES else "")
         return
     key = f"{rule.protocol} . "
     if not rule.local:
         key = f"{network_text(rule.destinations[0])} . {key}"
-    if not kind.data and rule.span:
+    if not nft_map.data and rule.span:
         yield f"{key}{'-'.join(map(str, dict.fromkeys(rule.span)))}"
         return
-    if kind.interval and rule.span:
+    if nft_map.interval and rule.span:
         yield f"{key}{rule.span[0]}-{rule.span[1]} : {rule.to}"
         return
     for port, to_port in rule.port_pairs:

@@ -5,28 +5,33 @@
   and flows to a published port of the host; nothing else.  A flow that
   begins there leaves by links that lead out of the host.  Bridges for guests and
   containers of others are closed to it, unless the host itself published a port there.
-* Links whose forwarding was switched on for a transit bridge forward for that alone.
-* Published ports answer on the host's addresses, to all clients: clients
-  outside, the host itself, and guests, whose namespaces the host takes for clients.
+* Links that forward because of a transit bridge forward for that bridge alone.
+* Published ports answer on the host's addresses, to all clients: clients outside, the host
+  itself, and guests.  The host sees the namespace of a guest as the client.
   Port numbers stay as they are; the namespace knows the guest of each port.
 * Frames of private bridges that pass through iptables: see ``host_rules``.  With the
   backend iptables, a table of ours in nft keeps off the NAT that others have there.
 * A way past foreign chains: see ``host_accepts``.
 
 Everything of ours is in the table ``inet natns`` or in chains called NATNS-*,
-and is found again by these names.  Callers hold a lock, so that one caller at a time
-compares and changes.
+and is found again by these names.  Callers hold a lock, so that only one caller
+compares and changes at a time.
 
-Limits: A client of a published port whose address lies in the private
-subnet behind it is not answered.  A legacy table that this module was the first to use stays,
-empty, for the kernel cannot drop one.  Foreign chains in nft are seen only
-where the program nft is.  The check of our jump in a foreign chain holds for the moment:
-reloading that chain drops the jump.  With legacy iptables, fragments of twins' packets
-are put together before they have a zone, so two that bear the same addresses and
-identification can mix.  With the backend iptables, NAT rules that iptables-nft gets
-later than our own come ahead of published ports, and where the program nft is missing they
-translate bridged frames, too; and links that come later are closed to guests
-until the next change of a network, or the service, notices them.
+Limits:
+
+* A client of a published port is not answered if its address lies in the private subnet
+  behind the port.
+* A legacy table that this module was the first to use stays, empty: the kernel cannot drop a
+  table.
+* Foreign chains in nft are seen only where the program nft is.
+* The check of our jump in a foreign chain holds for the moment: reloading that chain drops
+  the jump.
+* With legacy iptables, fragments of twins' packets are put together before they have a zone.
+  Two fragments with the same addresses and identification can mix.
+* With the backend iptables, NAT rules that iptables-nft gets later than our own come ahead of
+  published ports.  Where the program nft is missing, such rules translate bridged frames, too.
+* With the backend iptables, links that come later are closed to guests.  The next change of
+  a network, or the service, notices such links.
 """
 
 from collections.abc import Callable

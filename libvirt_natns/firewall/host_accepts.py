@@ -6,9 +6,9 @@ gets a jump to a chain of ours: the last rule, or the last ahead of a rule that 
 everything.  Explicit rules of others decide first.  An administrator's own chains
 are never changed: packets that they drop stay dropped (``foreign_chains.obstacles``).
 
-An accept for a transit bridge asks for no conntrack state,
-because iptables-nft cannot list nft's own way of asking for the state.  Our own
-rules, which every such packet passes too, let in replies alone.
+An accept for a transit bridge asks for no conntrack state: iptables-nft cannot list nft's
+way of asking for the state.  Our own rules, which every such packet passes, too, let in
+replies alone.
 
 Where bridged frames pass through ip6tables, neighbours must find each other on a bridge to the
 outside: link-local addresses and groups pass there.
@@ -40,7 +40,7 @@ def accepts(policy: HostPolicy) -> tuple[Rule, ...]:
 def links6(policy: HostPolicy) -> list[str]:
     """Return bridges to the outside on which neighbours of IPv6 meet the host's rules."""
     outside = policy.provider if policy.bridge_nf6 else ()
-    return sorted({each.bridge for each in outside if each.address.version == 6})
+    return sorted({provider.bridge for provider in outside if provider.address.version == 6})
 
 
 def _neighbours(bridge: str) -> Iterator[Rule]:

@@ -39,7 +39,7 @@ Our rules drop in mangle, as accepts of others in filter do not undo that.  Pack
 host sends are dropped behind the host's NAT."""
 
 LAST = {"filter": ["FORWARD"]}
-"""Built-in chains whose rules come ahead of ours."""
+"""Built-in chains: their rules come ahead of our jump."""
 
 RETURN: Match = ("RETURN", {})
 

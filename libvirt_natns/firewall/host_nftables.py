@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host's rules in nft: our table, and our chain in foreign tables.
 
-``repairs`` compares the wanted rules with the rules that the kernel holds and yields, for
-each difference, a line for people and the script that fixes the difference.  ``ensure``
-runs all of these scripts as one.
+``repairs`` compares the wanted rules with the rules that the kernel holds.  Each difference
+has a line for people and a script that fixes the difference.  ``ensure`` runs all scripts as
+one.
 
 Comparing is by text: rules are written the way nft lists them.
 

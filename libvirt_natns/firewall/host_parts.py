@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A network's part of the host's rules, so that a network can come and go alone.
 
-With nft a network is elements of our sets and, where foreign chains must let the network
-pass, rules in our chains there.  Rules that all networks have in common look the sets up.
-They stay as they are, unless a network is the first or the last that needs a rule:
-``counts`` tell.
+With nft a network is elements of our sets.  Where foreign chains must let the network
+pass, it is also rules in our chains there.  Rules that all networks have in common look
+the sets up.  They stay as they are, unless a network is the first or the last that needs a
+rule: ``counts`` tell.
 
 Limits: forwards for certain clients are rules of their own, and so is everything
 with iptables.  A rule in a foreign table can be added alone, but not deleted.

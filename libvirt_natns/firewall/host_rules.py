@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host's own rules: translations, and flows into and out of a transit bridge.
 
-A client's own address is kept where the reply finds back.  The host's address on the transit
-bridge is seen instead of a namespace (two namespaces on one bridge would answer each other
-directly), and instead of 127.0.0.1.  127.0.0.1 reaches a published port
-only where route_localnet is 1 for that bridge.  Then the kernel takes loopback
-addresses that come from there for good, so they are dropped on arrival.  Packets
-for loopback addresses from any other side are dropped, too, ahead of their translation.
+A client's own address is kept where the reply finds back.  A service sees the host's address
+on the transit bridge in place of a namespace's: two namespaces on one bridge would answer
+each other directly.  It sees that address in place of 127.0.0.1, too.
+
+127.0.0.1 reaches a published port only where route_localnet is 1 for that bridge.  Then the
+kernel accepts loopback addresses that come from there, so they are dropped on arrival.
+Packets for loopback addresses from any other side are dropped, too, ahead of translation.
 
 IPv6 is the same with a transit bridge that has a private subnet of IPv6, too.  The kernel
 takes ::1 from no link but lo and routes it nowhere.  So a published port is not reached
 there, and a service of the host on that address is left alone.
 
-Where bridged frames pass through iptables (bridge-nf-call-iptables, which is
-never written here), private frames have a conntrack zone for each bridge, or
-twins with one address would be one flow.  The host's NAT leaves these frames alone.
+Bridged frames pass through iptables where bridge-nf-call-iptables is 1, which is never written
+here.  Then private frames have a conntrack zone for each bridge, or twins with one address
+would be one flow.  The host's NAT leaves these frames alone.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Rules of libvirt for a bridge that libvirt has forgotten.
 
-When a network's `started` hook fails, libvirt thinks the network inactive and
-removes nothing of it, not even when it is started again.
+When a network's `started` hook fails, libvirt counts the network as inactive.  It does not
+remove the network's rules, not even at the next start.
 
 Limits: rules that only legacy iptables shows stay; they name a bridge that is
 gone, and are doubled when it comes back.

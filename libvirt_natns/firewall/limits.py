@@ -77,9 +77,9 @@ def fresh_statements(
 
     The second statement matches no packet while the set is full.
     """
-    known = KNOWN[family]
-    drop = f"{condition} {field} != @{known} {OVER} drop"
-    return (drop, f"{condition} update @{known} {{ {field} }}") if remembered else (drop,)
+    addresses = KNOWN[family]
+    drop = f"{condition} {field} != @{addresses} {OVER} drop"
+    return (drop, f"{condition} update @{addresses} {{ {field} }}") if remembered else (drop,)
 
 
 def flow_statement(flows: int) -> str:

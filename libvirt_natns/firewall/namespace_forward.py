@@ -83,7 +83,7 @@ def _across(policy: Policy, half: FamilyPolicy) -> Iterator[Rule]:
             comment="within one subnet",
         )
     if half.on_link:
-        # From outside come published ports, whose targets are few, and echo requests.
+        # From outside come echo requests and flows to published ports, which have few targets.
         yield Rule(
             chain="forward",
             iif=policy.inner,
@@ -105,8 +105,8 @@ def _across(policy: Policy, half: FamilyPolicy) -> Iterator[Rule]:
 
 def _let_out(policy: Policy, half: FamilyPolicy) -> Iterator[Rule]:
     if half.public:
-        # A segment from the middle of a connection begins no connection here.  A client
-        # whose connection was cut must not go on.
+        # A segment from the middle of a connection begins no connection here.  After a cut,
+        # a client must not go on with its connection.
         yield Rule(
             chain="forward",
             iif=policy.inner,

@@ -76,10 +76,8 @@ class Policy:
     @property
     def addresses(self) -> frozenset[Address]:
         """Return all addresses that the namespace answers to on ``upstream``."""
-        own = (self.address, self.address6)
-        return frozenset(
-            (*(each for each in own if each), *(static.address for static in self.statics))
-        )
+        addresses = (self.address, self.address6, *(static.address for static in self.statics))
+        return frozenset(address for address in addresses if address)
 
 
 def by_port(forward: Forward) -> tuple[int, int, str, int]:
@@ -89,7 +87,9 @@ def by_port(forward: Forward) -> tuple[int, int, str, int]:
 
 def _check_families(forward: Forward) -> None:
     family = forward.address.version
-    if forward.target.version != family or any(each.version != family for each in forward.sources):
+    if forward.target.version != family or any(
+        source.version != family for source in forward.sources
+    ):
         raise FirewallError(f"{forward.address} and what it forwards to are of two families")
 
 
@@ -107,9 +107,9 @@ def lets_in(policy: Policy, forward: Forward) -> bool:
 class FamilyPolicy:
     """The half of a policy that concerns one family; ``both``: the other family has a half, too.
 
-    Private subnets leave by ``address``.  ``own`` are all of the namespace's
-    addresses on the upstream, ``public`` the subnets that pass as they are, and
-    ``outgoing`` all sources that may leave.
+    Private subnets leave by ``address``.  ``own`` are all of the namespace's addresses on the
+    upstream.  ``public`` are the subnets that pass as they are, ``outgoing`` all sources
+    that may leave.
     """
 
     family: Family
@@ -130,8 +130,8 @@ class FamilyPolicy:
     @property
     def on_link(self) -> tuple[IPNetwork, ...]:
         """Return all subnets in which the namespace asks by ARP or Neighbour Discovery."""
-        segments = self.policy.segments
-        return (*self.subnets, *(each for each in segments if each.version == self.family))
+        segments = (net for net in self.policy.segments if net.version == self.family)
+        return (*self.subnets, *segments)
 
     @property
     def outside(self) -> tuple[IPNetwork, ...]:
@@ -160,7 +160,7 @@ def _family_policy(policy: Policy, family: Family, both: bool) -> FamilyPolicy:
         policy=policy,
         address=address,
         subnets=subnets,
-        gateways=tuple(host_network(each) for each in policy.gateways if each.version == family),
+        gateways=tuple(host_network(own) for own in policy.gateways if own.version == family),
         own=_own(policy, family),
         public=public,
         outgoing=subnets if address else (*public, *targets),
@@ -177,11 +177,11 @@ def _own(policy: Policy, family: Family) -> tuple[IPNetwork, ...]:
 
 
 def translated(policy: Policy) -> Iterator[Forward]:
-    """Yield the forwards whose destination is translated."""
+    """Yield the forwards with a translated destination."""
     return (forward for forward in policy.forwards if not lets_in(policy, forward))
 
 
 def translated_families(policy: Policy) -> set[Family]:
-    """Return the families with an address whose destination is translated."""
+    """Return the families that have a translated destination."""
     families: set[Family] = {forward.address.version for forward in translated(policy)}
     return families | {static.address.version for static in policy.statics}

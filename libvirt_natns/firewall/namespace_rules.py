@@ -9,7 +9,7 @@ IPv6 is as IPv4 where a subnet is private.  Public subnets pass as they are: all
 Published ports come in, and so do echo requests and errors, as RFC 4890 asks.  A policy
 without IPv6 has no rule about IPv6: the namespace has none then.
 
-Limits: A client outside whose address lies in a private subnet is not answered: from here,
+Limits: A client outside with an address in a private subnet is not answered: from here,
 the address is a guest's.
 """
 

@@ -33,7 +33,7 @@ TABLE_NAME = 1
 NF_INET_FORWARD = 2
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_ARP, NFPROTO_IPV6 = 1, 2, 3, 10
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
-"""Families whose chains see packets of IP, by nft's names."""
+"""Families with chains that see packets of IP, by nft's names."""
 TABLE_FAMILIES = FAMILIES | {NFPROTO_ARP: "arp"}
 """Families that a table of ours may have."""
 NLA_TYPE = 0x3FFF
@@ -77,12 +77,12 @@ def tables() -> set[str] | None:
     """Return the tables of the caller's namespace, as "family name"; None where that fails."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
-            found = [(family, _attributes(body)) for family, body in _dump(session, GET_TABLE)]
+            held = [(family, _attributes(body)) for family, body in _dump(session, GET_TABLE)]
     except OSError:
         return None
     return {
         f"{TABLE_FAMILIES[family]} {_text(table, TABLE_NAME).decode(errors='replace')}"
-        for family, table in found
+        for family, table in held
         if family in TABLE_FAMILIES
     }
 
@@ -102,8 +102,8 @@ def generation() -> str:
     except OSError:
         return ""
     # Headers of netlink and nfnetlink, then the first attribute, NFTA_GEN_ID.
-    (found,) = struct.unpack_from("=4xH", answer)
-    if found != kind | NEW_GENERATION or len(answer) < 28:
+    (answered,) = struct.unpack_from("=4xH", answer)
+    if answered != kind | NEW_GENERATION or len(answer) < 28:
         return ""
     return str(*struct.unpack_from("!I", answer, 24))
 
@@ -112,25 +112,26 @@ def parents(chain: str) -> list[str]:
     """Return the tables that have a chain of that name, in nft's words: "family table"."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as session:
-            found = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
+            chains = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
     except OSError:
         return []
     return sorted(
-        f"{FAMILIES[family]} {_text(each, CHAIN_TABLE).decode()}"
-        for family, each in found
-        if family in FAMILIES and _text(each, CHAIN_NAME) == chain.encode()
+        f"{FAMILIES[family]} {_text(attributes, CHAIN_TABLE).decode()}"
+        for family, attributes in chains
+        if family in FAMILIES and _text(attributes, CHAIN_NAME) == chain.encode()
     )
 
 
 def _lines(session: socket.socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[bytes]:
-    found = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
-    for family, each in found:
-        table, name = _text(each, CHAIN_TABLE), _text(each, CHAIN_NAME)
-        said = repr((family, table, name, each.get(CHAIN_HANDLE), each.get(CHAIN_POLICY))).encode()
+    chains = [(family, _attributes(body)) for family, body in _dump(session, GET_CHAIN)]
+    for family, attributes in chains:
+        table, name = _text(attributes, CHAIN_TABLE), _text(attributes, CHAIN_NAME)
+        policy = attributes.get(CHAIN_POLICY)
+        line = repr((family, table, name, attributes.get(CHAIN_HANDLE), policy)).encode()
         if (family, table) == ours:
-            yield said + each.get(CHAIN_HOOK, b"")
-        elif family in FAMILIES and (name == chain or _forwards(each)):
-            yield said
+            yield line + attributes.get(CHAIN_HOOK, b"")
+        elif family in FAMILIES and (name == chain or _forwards(attributes)):
+            yield line
             if name != chain:
                 yield from _handles(session, family, table, name)
     for family, body in _dump(session, GET_RULE, ours[0], _attribute(RULE_TABLE, ours[1])):
@@ -162,10 +163,10 @@ def _dump(
         data = session.recv(BUFFER)
         offset = 0
         while offset < len(data):
-            length, found, flags = struct.unpack_from("=IHH", data, offset)
-            if found == NLMSG_DONE:
+            length, message, flags = struct.unpack_from("=IHH", data, offset)
+            if message == NLMSG_DONE:
                 return
-            if found == NLMSG_ERROR or flags & NLM_F_DUMP_INTR:
+            if message == NLMSG_ERROR or flags & NLM_F_DUMP_INTR:
                 raise OSError("nftables' rules cannot be listed")
             yield data[offset + 16], data[offset + 20 : offset + length]
             offset += length + 3 & ~3
@@ -177,13 +178,13 @@ def _attribute(kind: int, text: bytes) -> bytes:
 
 
 def _attributes(data: bytes) -> Attributes:
-    found: Attributes = {}
+    attributes: Attributes = {}
     offset = 0
     while offset + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, offset)
-        found[kind & NLA_TYPE] = data[offset + 4 : offset + length]
+        attributes[kind & NLA_TYPE] = data[offset + 4 : offset + length]
         offset += max(length, 4) + 3 & ~3
-    return found
+    return attributes
 
 
 def _text(attributes: Attributes, kind: int) -> bytes:

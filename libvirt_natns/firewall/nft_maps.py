@@ -79,7 +79,7 @@ a range of ports as it is.  Such a range is one element, another range an elemen
 ZONES = Map(
     "zones", "ifname", "zone", "ct zone set iifname", chain="raw", typeof="iifname : ct zone"
 )
-"""Bridges whose frames have a zone of conntrack for themselves."""
+"""Bridges that have a zone of conntrack for their frames."""
 
 KEPT = Map(
     "kept",
@@ -93,7 +93,7 @@ KEPT = Map(
         ("bridged_out", "oifname @kept snat ip6 to ip6 saddr"),
     ),
 )
-"""Bridges whose frames no NAT changes: a binding to the present addresses settles that."""
+"""Bridges that NAT leaves alone: their frames are bound to the present addresses."""
 
 
 def _opened(rule: Rule) -> Map:

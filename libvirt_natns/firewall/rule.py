@@ -78,7 +78,7 @@ class Rule:
     ``not_iif``, ``not_oif``, ``not_sources`` and ``not_destinations`` turn their match
     round.  ``local`` matches what goes to any address of the machine.
     ``ports`` are destination ports, ``span`` is the first and the last port of a range.
-    ``translated`` matches flows whose destination a dnat changed.
+    ``translated`` matches flows with a destination that a dnat changed.
     ``syn`` matches the first segment of each direction of a TCP connection, ``not_syn``
     any other.  ``only`` limits a rule without addresses to one family.
 
@@ -90,16 +90,16 @@ class Rule:
     A dnat or snat puts the address ``to`` in place.  A dnat with ``to_ports`` changes the port,
     too: the new port is as far from the first as in ``span``.  A single port takes all.
 
-    ``fresh`` drops packets whose source, or destination, is not known, where such packets
+    ``fresh`` drops packets from, or to, unknown addresses, where such packets
     are too many.  ``remembered`` makes the address known.  ``flows`` matches the first
     packet of a flow while so many flows exist.  ``paced`` drops packets that come faster than
     new addresses may, from any sender.  ``limits`` has the numbers.
 
-    ``unique`` promises that no other rule of the chain matches the same packet,
-    so that a backend may look such rules up instead of trying one after the other.
+    ``unique`` promises that no other rule of the chain matches the same packet.
+    A backend may look such rules up instead of trying one after the other.
 
-    Raises FirewallError for a name or comment that a backend's syntax could
-    read as something else, and for combinations that no backend can express.
+    Raises FirewallError for a name or comment that a backend could misread, and for
+    combinations that no backend can express.
     """
 
     chain: Chain

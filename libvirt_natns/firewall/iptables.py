@@ -41,11 +41,9 @@ MODULES: dict[Family, str] = {4: "ip_tables", 6: "ip6_tables"}
 TIME_LIMIT = 30.0
 """Seconds after which the child counts as stuck; it may wait for iptables' lock."""
 
-CHILD = names.python_command(
-    "from libvirt_natns.firewall.iptables_child import main; sys.exit(main())",
-    options="-IWignore",
-)
-"""The command line of ``iptables_child``, without warnings of old Python code."""
+CHILD = "from libvirt_natns.firewall.iptables_child import main; sys.exit(main())"
+CHILD_OPTIONS = "-IWignore"
+"""Isolated, and without warnings about python-iptables' old code."""
 
 name = "iptables"
 
@@ -218,7 +216,7 @@ def call(namespace: str | None, verb: str, **values: object) -> str:
         # A child belongs to the namespace of the thread that starts it.
         with netns.entered(namespace):
             done = subprocess.run(
-                CHILD,
+                names.python_command(CHILD, options=CHILD_OPTIONS),
                 input=request,
                 capture_output=True,
                 text=True,

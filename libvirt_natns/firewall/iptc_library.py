@@ -29,9 +29,7 @@ SONAMES = {
 }
 """Where the libraries that python-iptables looks for usually are."""
 
-
 Search = Callable[[str], str | None]
-
 
 # python-iptables carries no types; these say which of its classes is meant.
 Iptc = Any

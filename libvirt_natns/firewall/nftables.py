@@ -28,7 +28,6 @@ MAKE_ROOM = f"add table {TABLE}\ndelete table {TABLE}\n"
 """Deletes our table, whether the table exists or not."""
 MAKE_ROOM_ARP = MAKE_ROOM.replace(TABLE, limits.ARP_TABLE)
 
-
 name = "nftables"
 
 
@@ -65,24 +64,24 @@ def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
     """Return the whole script that puts ``rules`` in place of our tables' content."""
     chains: dict[Chain, list[str]] = {chain: [] for chain in layout}
     filled, rest = looked_up(rules)
-    for kind in filled:
-        for chain, line in kind.statements:
+    for nft_map in filled:
+        for chain, line in nft_map.statements:
             chains[chain].append(line)
-    asked = ""
+    arp_targets = ""
     for rule in rest:
         if rule.chain == "arp":
-            asked = set_text(map(network_text, rule.destinations))
+            arp_targets = set_text(map(network_text, rule.destinations))
         else:
             chains[rule.chain].extend(statements(rule))
     lines = [f"table {TABLE} {{", *_sets(rest)]
-    for kind, members in filled.items():
-        lines += kind.declaration(members)
+    for nft_map, members in filled.items():
+        lines += nft_map.declaration(members)
     for chain, base in layout.items():
         if chains[chain] or base.policy != "accept":
             lines += _chain(chain, base, chains[chain])
     arp = layout is NAMESPACE
     room = MAKE_ROOM + MAKE_ROOM_ARP if arp else MAKE_ROOM
-    return room + "\n".join([*lines, "}", ""]) + (limits.arp_table(asked) if arp else "")
+    return room + "\n".join([*lines, "}", ""]) + (limits.arp_table(arp_targets) if arp else "")
 
 
 def _sets(rules: Iterable[Rule]) -> Iterator[str]:
@@ -154,8 +153,11 @@ def _existing_tables(namespace: str | None) -> list[str]:
 
     Raises KernelError when the namespace is missing.
     """
-    with netns.entered(namespace):
-        tables = nfnetlink.tables()
+    try:
+        with netns.entered(namespace):
+            tables = nfnetlink.tables()
+    except OSError:
+        tables = None
     return [table for table in (TABLE, limits.ARP_TABLE) if tables is None or table in tables]
 
 
@@ -179,5 +181,8 @@ def generation(namespace: str | None) -> str:
     "" where the kernel does not tell.  Raises KernelError when the namespace is
     missing.
     """
-    with netns.entered(namespace):
-        return nfnetlink.generation()
+    try:
+        with netns.entered(namespace):
+            return nfnetlink.generation()
+    except OSError:
+        return ""

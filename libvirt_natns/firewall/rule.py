@@ -67,7 +67,6 @@ IcmpType = Literal[
 
 ICMP: dict[Transport | None, Family] = {"icmp": 4, "icmpv6": 6}
 
-
 COMMENT = re.compile(r"[A-Za-z0-9 .,:;()/'-]{0,80}", re.ASCII)
 
 

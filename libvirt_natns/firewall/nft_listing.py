@@ -27,3 +27,9 @@ def canonical(text: str) -> str:
 def _sorted_elements(elements: re.Match[str]) -> str:
     numbered = PROTOCOL.sub(lambda match: NUMBERS[match[0]], elements[1])
     return f"elements = {{ {', '.join(sorted(' '.join(numbered.split()).split(', ')))} }}"
+
+
+def block(ruleset: str, table: str) -> str:
+    """Return the lines of a table, "family name", in a listing of a whole ruleset; "" without."""
+    lines = re.search(rf"^table {table} \{{\n.*?^\}}\n", ruleset, re.MULTILINE | re.DOTALL)
+    return lines[0] if lines else ""

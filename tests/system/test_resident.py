@@ -140,6 +140,7 @@ def test_both_tables_are_listed_as_each_alone() -> None:
         for table in ("inet natns", "arp natns"):
             nft.load("rules", f"table {table} {{ chain x {{ counter accept; }}; }}\n")
         tables = [nftables.TABLE, limits.ARP_TABLE]
+        nft.load("rules", "table ip foreign { chain x { counter accept; }; }\n")
         assert nftables._existing_tables("rules") == tables
         listed = [
             run("ip", "netns", "exec", "rules", "nft", "-s", "list", "table", *table.split())

@@ -550,6 +550,16 @@ def test_missing_parts_come_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> No
         backends.choose("iptables")
 
 
+def test_tables_in_a_listing_of_all() -> None:
+    ours = "table inet natns {\n\tchain a {\n\t\taccept\n\t}\n}\n"
+    foreign = "# Warning: table ip nat is managed by iptables-nft, do not touch!\n" + ours.replace(
+        "inet natns", "ip nat"
+    )
+    assert nft_listing.block(ours + foreign, "inet natns") == ours
+    assert nft_listing.block(foreign + ours, "inet natns") == ours
+    assert nft_listing.block(foreign, "inet natns") == ""
+
+
 def test_nft_complaints_become_one_line() -> None:
     told = "/dev/stdin:3:5-8: Error: syntax error, unexpected foo\nadd tabl\n    ^^^^\n"
     assert nft.condensed(told) == "syntax error, unexpected foo"

@@ -5,19 +5,20 @@ import argparse
 import sys
 from contextlib import suppress
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.cli import access, check, doctor, hook_files, scope, service_control
 from libvirt_natns.daemons import libvirt, libvirtd_reload
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import LibvirtError, NatnsError, StoreError
+from libvirt_natns.firewall import backends
 from libvirt_natns.upstream import selection
 
 
 def run(options: argparse.Namespace) -> int:
     """Install the hooks, start the service, and repair all networks; print each step."""
     access.require_root()
-    firewall.choose(config.load().firewall)
+    backends.choose(config.load().firewall)
     if options.scope:
         print(f"wrote {scope.write(options.scope)}: scope = {options.scope}")
     for file in hook_files.install():

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.cli import hook_files
 from libvirt_natns.daemons import ndppd, udhcpc
 from libvirt_natns.errors import (
@@ -22,7 +22,9 @@ from libvirt_natns.errors import (
     ProxyError,
     UpstreamError,
 )
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall import backends
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Upstream
@@ -66,7 +68,7 @@ def links(settings: Config) -> str:
 
 def firewall_backend(settings: Config) -> str:
     """Examine whether the kernel takes each kind of rule."""
-    backend = firewall.choose(settings.firewall)
+    backend = backends.choose(settings.firewall)
     policy = Policy(
         inner="inner",
         upstream=names.UPSTREAM_LINK,
@@ -154,7 +156,7 @@ def ipv6(settings: Config) -> str:
         if upstream.kind == "host" and not transit.has_ipv6(kernel):
             return "the host has none, nor have networks"
     try:
-        firewall.choose(settings.firewall, ipv6=True)
+        backends.choose(settings.firewall, ipv6=True)
     except FirewallError as error:
         if own:
             raise

@@ -17,7 +17,7 @@ from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.engine.operations.operation import Step
 from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.firewall import libvirts
+from libvirt_natns.firewall import libvirt_leftovers
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 
@@ -104,7 +104,7 @@ def abandon(kernel: Kernel, name: str, bridge: str) -> None:
     """
     with Undo() as everything:
         if bridge:
-            everything.add(libvirts.forget, bridge)
+            everything.add(libvirt_leftovers.forget, bridge)
             everything.add(kernel.delete_link, bridge)
         if name:
             everything.callback(_stop_libvirts, name)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The host's rules in legacy iptables: chains of ours, each with one jump.
 
-Used when the backend is iptables, for everything, and when it is nftables, for
-the accepts alone and only where the host has a legacy filter table at all.
+With the backend iptables, all of the host's rules are here.  With the backend nftables, only
+the accepts are, and only where the host has a legacy filter table.
 All tables change under the lock that iptables itself takes.
 
 Limits: a legacy filter table that is in use while python-iptables is missing is
-an error, because nobody can tell what it drops.
+an error: without the library, its rules cannot be read.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,8 +15,9 @@ from typing import Any
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables
-from libvirt_natns.firewall.iptables import Entry
-from libvirt_natns.firewall.rules import Chain, Rule
+from libvirt_natns.firewall.iptables_entries import entries
+from libvirt_natns.firewall.iptables_syntax import Entry, Match
+from libvirt_natns.firewall.rule import Chain, Rule
 from libvirt_natns.records import asdict, replace
 
 PREFIX = "NATNS-"
@@ -31,16 +32,16 @@ PLACES: dict[Chain, tuple[str, str, tuple[str, ...]]] = {
     "output": ("mangle", "OUT", ("POSTROUTING",)),
     "foreign": ("filter", "FORWARD", ("FORWARD",)),
 }
-"""Table, end of our chain's name, and the built-in chains that jump to it, in the
+"""Table, end of our chain's name, and the built-in chains that jump to our chain, in the
 order in which tables are committed.
 
-What is ours to drop is dropped in mangle, which accepts of others in filter do not undo;
-for what the host sends, where its NAT has been."""
+Our rules drop in mangle, as accepts of others in filter do not undo that.  Packets that the
+host sends are dropped behind the host's NAT."""
 
 LAST = {"filter": ["FORWARD"]}
-"""Built-in chains whose rules come ahead of ours."""
+"""Built-in chains: their rules come ahead of our jump."""
 
-RETURN: tuple[str, iptables.Parameters] = ("RETURN", {})
+RETURN: Match = ("RETURN", {})
 
 name = iptables.name
 
@@ -50,17 +51,17 @@ def ensure(
 ) -> tuple[str, ...]:
     """Bring our chains and jumps to these rules; tables that need nothing stay unread.
 
-    Returns what differed.  Raises FirewallError.
+    Returns the differences.  Raises FirewallError.
     """
-    found = differences(own, accepts)
-    if found:
+    differing = differences(own, accepts)
+    if differing:
         announce()
         _call("own", tables(_wanted(own, accepts)))
-    return found
+    return differing
 
 
 def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:
-    """What ``ensure`` would change, one line each."""
+    """Return what ``ensure`` would change, one line each."""
     wanted = tables(_wanted(own, accepts))
     if _concerned(wanted):
         return tuple(_call("compare", wanted).splitlines())
@@ -68,18 +69,18 @@ def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, 
 
 
 def _call(verb: str, wanted: list[dict[str, Any]]) -> str:
-    # Where a family has tables, something of ours may be left over in them.
+    # Something of ours may be left over in a family's tables.
     families = sorted({table["family"] for table in wanted} | set(iptables.used(None)))
     return iptables.call(None, verb, families=families, prefix=PREFIX, tables=wanted)
 
 
 def remove() -> None:
-    """Take out our chains and the jumps to them; nothing there is success."""
+    """Delete our chains and the jumps to them; success where there are none."""
     ensure((), ())
 
 
 def _concerned(wanted: list[dict[str, Any]]) -> bool:
-    """Whether there is something to do, or may be something of ours to take out."""
+    """True if there is something to do, or may be something of ours to delete."""
     if wanted:
         if not iptables.library_found():
             raise FirewallError(
@@ -87,7 +88,7 @@ def _concerned(wanted: list[dict[str, Any]]) -> bool:
                 "install python3-iptables",
             )
         return True
-    # Without the library, nothing of ours can have got in.
+    # Without the library, no rule of ours can have got in.
     return bool(iptables.used(None)) and iptables.library_found()
 
 
@@ -95,14 +96,14 @@ Wanted = dict[Family, tuple[Rule, ...]]
 
 
 def _wanted(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Wanted:
-    """The rules of each family that is to have some."""
+    """Return the rules of each family that is to have some."""
     mine, theirs = iptables.families(own), iptables.families(accepts)
     wanted = {}
     for family in FAMILIES:
-        # A transit bridge has its IPv6 from before; no network can use it there.
+        # A transit bridge may have IPv6 from earlier; no network can use that IPv6 now.
         if family == 6 and 6 in (*mine, *theirs) and not iptables.kernel_has(6):
             continue
-        # Looking into a table would create it, so one that is not in use is left alone.
+        # A look into a table would create it, so a table that is not in use is left alone.
         foreign = family in theirs and (
             (own and family in mine) or "filter" in iptables.in_use(None, family)
         )
@@ -112,14 +113,14 @@ def _wanted(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Wanted:
 
 
 def tables(wanted: Wanted) -> list[dict[str, Any]]:
-    """Tables with our chains and jumps, as ``iptables_child`` takes them."""
+    """Return tables with our chains and jumps, as ``iptables_child`` takes them."""
     return [table for family, rules in wanted.items() for table in _tables(rules, family)]
 
 
 def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
     chains: dict[Chain, list[Entry]] = {}
     for rule in rules:
-        chains.setdefault(rule.chain, []).extend(iptables.entries(rule, family))
+        chains.setdefault(rule.chain, []).extend(entries(rule, family))
     made: dict[str, dict[str, Any]] = {}
     empty: dict[str, Any]
     for chain, (name, suffix, builtins) in PLACES.items():
@@ -127,14 +128,14 @@ def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
             last = LAST.get(name, [])
             empty = {"family": family, "name": name, "chains": {}, "jumps": {}, "last": last}
             table = made.setdefault(name, empty)
-            entries = table["chains"].setdefault(PREFIX + suffix, [])
-            entries += [asdict(_own(entry, name)) for entry in chains[chain]]
+            content = table["chains"].setdefault(PREFIX + suffix, [])
+            content += [asdict(_own(entry, name)) for entry in chains[chain]]
             table["jumps"] |= {builtin: asdict(_jump(PREFIX + suffix)) for builtin in builtins}
     return made.values()
 
 
 def _own(entry: Entry, table: str) -> Entry:
-    """An accept in a chain of our own ends that chain alone."""
+    """Return an entry for our own chain in a table: an accept there ends that chain alone."""
     accepts = entry.target[0] == "ACCEPT" and table not in LAST
     return replace(entry, target=RETURN) if accepts else entry
 

@@ -1,28 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The iptables backend: legacy iptables, driven through python-iptables.
 
-python-iptables caches tables for the life of a process, so it is loaded only
+python-iptables caches tables for the life of a process.  So python-iptables is loaded only
 in a child that is already inside the namespace: see ``iptables_child``, which
-gets whole tables as JSON and knows nothing of what they mean.  Here rules
-become the entries of these tables.
+gets whole tables as JSON.  Here rules become these tables.
 
 Each table is replaced in one transaction, NAT first and the filter last: at no
 moment is forwarding open while NAT is missing.
 
-Nothing in legacy iptables runs after source NAT, so the guard is expressed by
-what conntrack has recorded.  A packet may leave if its connection's recorded
-translation gives it an allowed source, or if it is the first of its
-connection: then NAT, which comes next, is about to decide.
-
 IPv6 has tables of its own, which ip6tables knows.  They are made where a rule asks for
-IPv6, and kept from then on: what no rule is about must not pass there.
+IPv6, and kept from then on: packets of IPv6 that no rule is about must not pass there.
 
-New addresses are remembered by xt_recent, 100 of them, and flows are counted by samples:
-see ``limits``.
-
-Limits: ARP is not limited, nor are the senders of IPv4 packets: xt_recent would forget
-guests of a large network.  A table once used stays in the namespace until the
-namespace goes: the kernel cannot drop one.
+Limits: A table once used stays in the namespace until the namespace goes: the kernel cannot
+drop a table.
 """
 
 import importlib.util
@@ -30,16 +20,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import product
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import limits
-from libvirt_natns.firewall.rules import Chain, IcmpType, Rule
+from libvirt_natns.firewall.iptables_entries import entries
+from libvirt_natns.firewall.iptables_syntax import Entry
+from libvirt_natns.firewall.rule import Chain, Rule
 from libvirt_natns.kernel import netns
-from libvirt_natns.records import asdict, dataclass, replace
+from libvirt_natns.records import asdict, dataclass
 
 TABLE_NAMES: dict[Family, Path] = {
     4: Path("/proc/thread-self/net/ip_tables_names"),
@@ -50,14 +41,16 @@ MODULES: dict[Family, str] = {4: "ip_tables", 6: "ip6_tables"}
 TIME_LIMIT = 30.0
 """Seconds after which the child counts as stuck; it may wait for iptables' lock."""
 
-CHILD = Path(__file__).with_name("iptables_child.py")
+CHILD = "from libvirt_natns.firewall.iptables_child import main; sys.exit(main())"
+CHILD_OPTIONS = "-IWignore"
+"""Isolated, and without warnings about python-iptables' old code."""
 
 name = "iptables"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A table's chain; ``policy`` is set where the chain is a built-in one."""
+    """A table's chain; ``policy`` is the policy of a built-in chain."""
 
     table: str
     chain: str
@@ -77,84 +70,10 @@ NAMESPACE: Layout = {
     "forward": Place("filter", "FORWARD", "DROP"),
 }
 
-Parameters = dict[str, str | list[str]]
-
-TARGETS: dict[str, tuple[str, Parameters]] = {
-    "accept": ("ACCEPT", {}),
-    "drop": ("DROP", {}),
-    "masquerade": ("MASQUERADE", {}),
-    "clamp-mss": ("TCPMSS", {"clamp-mss-to-pmtu": ""}),
-}
-
-REJECTIONS: dict[Family, dict[str, str]] = {
-    4: {"tcp": "tcp-reset", "udp": "icmp-port-unreachable", "": "icmp-admin-prohibited"},
-    6: {"tcp": "tcp-reset", "udp": "icmp6-port-unreachable", "": "icmp6-adm-prohibited"},
-}
-
-ICMPV6: dict[IcmpType, int] = {
-    "echo-request": 128,
-    "mld-listener-query": 130,
-    "mld-listener-report": 131,
-    "mld-listener-done": 132,
-    "nd-router-solicit": 133,
-    "nd-router-advert": 134,
-    "nd-neighbor-solicit": 135,
-    "nd-neighbor-advert": 136,
-    "nd-redirect": 137,
-    "mld2-listener-report": 143,
-}
-"""ip6tables has no names for some of them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One entry of a chain, in iptables' own words; "!" in front negates a value."""
-
-    source: str = ""
-    destination: str = ""
-    iif: str = ""
-    oif: str = ""
-    protocol: str = ""
-    matches: tuple[tuple[str, Parameters], ...] = ()
-    target: tuple[str, Parameters]
-
-    def __str__(self) -> str:
-        parts = [
-            _option(option, value)
-            for option, value in (
-                ("-s", self.source),
-                ("-d", self.destination),
-                ("-i", self.iif),
-                ("-o", self.oif),
-                ("-p", self.protocol),
-            )
-            if value
-        ]
-        parts += [f"-m {module}{_parameters(values)}" for module, values in self.matches]
-        return " ".join([*parts, f"-j {self.target[0]}{_parameters(self.target[1])}"])
-
-
-def _option(option: str, value: str) -> str:
-    return (
-        f"! {option} {value[1:].lstrip()}".rstrip()
-        if value.startswith("!")
-        else f"{option} {value}".rstrip()
-    )
-
-
-def _parameters(values: Parameters) -> str:
-    return "".join(f" {_option(f'--{key}', _word(value))}" for key, value in values.items())
-
-
-def _word(value: str | list[str]) -> str:
-    if isinstance(value, list):
-        return " ".join(value)
-    return f'"{value}"' if " " in value else value
-
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What a table's chains hold; ``policies`` of its built-in ones."""
+    """The entries of a table's chains, and ``policies`` of its built-in chains."""
 
     name: str
     chains: dict[str, list[Entry]]
@@ -163,16 +82,16 @@ class Table:
 
 
 def families(rules: Iterable[Rule]) -> tuple[Family, ...]:
-    """The families whose tables rules need."""
+    """Return the families whose tables rules need."""
     return FAMILIES if any(rule.family == 6 for rule in rules) else FAMILIES[:1]
 
 
 def tables(
     rules: Iterable[Rule], layout: Layout = NAMESPACE, *, ipv6: bool = False
 ) -> tuple[Table, ...]:
-    """The tables that ``rules`` make, in the order in which they must be committed.
+    """Return the tables that ``rules`` make, in the order in which they must be committed.
 
-    Those of IPv6 where a rule is about it, or with ``ipv6``.
+    The tables of IPv6 are among them where a rule is about IPv6, or with ``ipv6``.
     """
     rules = tuple(rules)
     wanted = FAMILIES if ipv6 else families(rules)
@@ -193,183 +112,8 @@ def _tables(rules: Iterable[Rule], layout: Layout, family: Family) -> Iterable[T
     return made.values()
 
 
-def entries(rule: Rule, family: Family = 4) -> Iterator[Entry]:
-    """The entries that one rule makes: for each source, destination and type of ICMP."""
-    if rule.iif_kind or rule.oif_kind:
-        raise FirewallError("iptables cannot tell the kinds of links")
-    if rule.chain == "guard" and rule.not_sources:
-        yield from _guard(rule)
-        return
-    if rule.flows:
-        yield from _counted(rule, family)
-        return
-    if rule.fresh == "source" and not rule.icmp:
-        return
-    for source, destination, icmp in product(
-        _addresses(rule, "sources"), _addresses(rule, "destinations"), rule.icmp or (None,)
-    ):
-        entry = Entry(
-            source=source,
-            destination=destination,
-            iif=("!" if rule.not_iif else "") + rule.iif,
-            oif=("!" if rule.not_oif else "") + rule.oif,
-            protocol=rule.protocol or "",
-            matches=tuple(_matches(rule, icmp)),
-            target=_target(rule, family),
-        )
-        yield from _fresh(rule, entry, family) if rule.fresh else (entry,)
-
-
-def _fresh(rule: Rule, entry: Entry, family: Family) -> Iterator[Entry]:
-    """Drop new addresses over the limit, then remember those that are left."""
-    side = "rsource" if rule.fresh == "source" else "rdest"
-    # A list has the mask of the rule that makes it: one of IPv4 compares 32 bits.
-    name: Parameters = {"name": f"natns-{side}{family}", side: ""}
-    seconds = str(limits.REMEMBERED)
-    new: tuple[str, Parameters] = ("recent", {"rcheck": "!", "seconds": seconds, **name})
-    # Echo requests from outside must not use up what guests may do.
-    over = _over(f"natns-{side if rule.remembered else 'pinged'}{family}")
-    yield replace(entry, matches=(*entry.matches, new, over))
-    if not rule.remembered:
-        return
-    remembered: tuple[str, Parameters] = ("recent", {"set": "", **name})
-    # A target is needed; this one changes nothing and goes on.
-    going_on: tuple[str, Parameters] = ("MARK", {"set-xmark": "0x0/0x0"})
-    yield replace(entry, matches=(*entry.matches, remembered), target=going_on)
-
-
-def _over(name: str) -> tuple[str, Parameters]:
-    """The match of packets that come faster than new addresses may."""
-    return (
-        "hashlimit",
-        {
-            "hashlimit-above": f"{limits.RATE}/sec",
-            "hashlimit-burst": str(limits.BURST),
-            "hashlimit-name": name,
-            # python-iptables leaves 0 otherwise, which the kernel refuses.
-            "hashlimit-htable-expire": "10000",
-        },
-    )
-
-
-def _counted(rule: Rule, family: Family) -> Iterator[Entry]:
-    """Refuse new flows for a while when a sample of the flows has too many."""
-    assert rule.flows
-    # One entry for everybody: no bit of the address counts.
-    name: Parameters = {"name": "natns-full", "mask": "0.0.0.0" if family == 4 else "::"}
-    new: tuple[str, Parameters] = ("conntrack", {"ctstate": "NEW"})
-    first: tuple[str, Parameters] = ("conntrack", {"ctstatus": "!CONFIRMED"})
-    sample: tuple[str, Parameters] = (
-        "statistic",
-        {"mode": "nth", "every": str(limits.SAMPLE), "packet": "0"},
-    )
-    most = str(max(1, rule.flows // limits.SAMPLE))
-    many: tuple[str, Parameters] = (
-        "connlimit",
-        {"connlimit-above": most, "connlimit-mask": "0"},
-    )
-    full: tuple[str, Parameters] = ("recent", {"set": "", **name})
-    closed: tuple[str, Parameters] = (
-        "recent",
-        {"rcheck": "", "seconds": str(limits.PAUSE), **name},
-    )
-    yield Entry(matches=(new, first, sample, many, full), target=("DROP", {}))
-    yield Entry(matches=(new, closed), target=("DROP", {}))
-
-
-def _addresses(rule: Rule, field: str) -> list[str]:
-    networks = getattr(rule, field)
-    if not getattr(rule, f"not_{field}"):
-        return [str(network) for network in networks] or [""]
-    if len(networks) > 1:
-        raise FirewallError("iptables cannot turn round a match of several networks")
-    return [f"!{network}" for network in networks]
-
-
-def _matches(rule: Rule, icmp: IcmpType | None) -> Iterator[tuple[str, Parameters]]:
-    if rule.syn or rule.not_syn:
-        yield "tcp", {"tcp-flags": [*([] if rule.syn else ["!"]), "SYN,RST", "SYN"]}
-    if icmp and rule.protocol == "icmpv6":
-        yield "icmp6", {"icmpv6-type": str(ICMPV6[icmp])}
-    elif icmp:
-        yield "icmp", {"icmp-type": icmp}
-    if rule.paced:
-        yield _over(f"natns-{icmp}"[:15])
-    if rule.hop_limit is not None:
-        yield "hl", {"hl-eq": str(rule.hop_limit)}
-    if rule.local:
-        yield "addrtype", {"dst-type": "LOCAL"}
-    yield from _ports(rule)
-    yield from _states(rule)
-    if rule.comment:
-        yield "comment", {"comment": rule.comment}
-
-
-def _states(rule: Rule) -> Iterator[tuple[str, Parameters]]:
-    if rule.translated:
-        # A state of its own here, and states given together are alternatives.
-        yield "conntrack", {"ctstate": "DNAT"}
-    if rule.states:
-        yield "conntrack", {"ctstate": ",".join(rule.states).upper()}
-
-
-def _ports(rule: Rule) -> Iterator[tuple[str, Parameters]]:
-    ports = ":".join(map(str, dict.fromkeys(rule.span))) if rule.span else ""
-    ports = ports or ",".join(map(str, rule.ports))
-    if "," in ports or (ports and rule.protocol == "sctp"):
-        # Kernels without a module for SCTP alone have this one.
-        yield "multiport", {"dports": ports}
-    elif ports:
-        yield str(rule.protocol), {"dport": ports}
-
-
-def _target(rule: Rule, family: Family) -> tuple[str, Parameters]:
-    if rule.action == "reject":
-        reasons = REJECTIONS[family]
-        return "REJECT", {"reject-with": reasons.get(rule.protocol or "", reasons[""])}
-    if rule.action == "dnat":
-        ports = _to_ports(rule)
-        to = f"[{rule.to}]" if ports and family == 6 else rule.to
-        return "DNAT", {"to-destination": f"{to}{ports}"}
-    if rule.action == "snat":
-        return "SNAT", {"to-source": str(rule.to)}
-    if rule.action == "zone":
-        return "CT", {"zone": str(rule.zone)}
-    if rule.action == "keep":
-        # A prefix of no bits: all of the address stays.
-        return "NETMAP", {"to": "0.0.0.0/0" if family == 4 else "::/0"}
-    return TARGETS[rule.action]
-
-
-def _to_ports(rule: Rule) -> str:
-    if rule.span is None or rule.to_ports is None:
-        return ""
-    first, last = rule.to_ports
-    # The number behind the slash is the port that becomes the first one.
-    return f":{first}" if first == last else f":{first}-{last}/{rule.span[0]}"
-
-
-def _guard(rule: Rule) -> Iterator[Entry]:
-    def entry(target: str, **values: str | list[str]) -> Entry:
-        matches = (("conntrack", dict(values)),) if values else ()
-        return Entry(oif=rule.oif, matches=matches, target=(target, {}))
-
-    # NAT leaves both alone.  First: a packet without a connection matches no
-    # further condition on one, negated or not.
-    yield entry("DROP", ctstate="INVALID,UNTRACKED")
-    # The first packet; NAT decides after us.  An early connection that met no NAT
-    # rule is confirmed, and caught below.
-    yield entry("ACCEPT", ctstatus="!CONFIRMED")
-    for network in rule.sources:
-        alone = network.prefixlen == network.max_prefixlen
-        address = str(network.network_address if alone else network)
-        yield entry("ACCEPT", ctrepldst=address, ctdir="ORIGINAL")
-        yield entry("ACCEPT", ctorigdst=address, ctdir="REPLY")
-    yield entry("DROP")
-
-
 def render(rules: Iterable[Rule]) -> str:
-    """The rules as iptables-save would print them, then ip6tables-save, for people and tests."""
+    """Return the rules as iptables-save, then ip6tables-save, would print them."""
     lines = []
     for table in tables(rules):
         lines.append(f"*{table.name}" if table.family == 4 else f"*{table.name} # IPv6")
@@ -381,7 +125,7 @@ def render(rules: Iterable[Rule]) -> str:
 
 
 def apply(namespace: str | None, rules: Iterable[Rule]) -> None:
-    """Put ``rules`` in place of all that the tables of ``namespace`` held.
+    """Put ``rules`` in place of all content of the tables of ``namespace``.
 
     Raises FirewallError when python-iptables is missing or the kernel refuses
     a table, KernelError when the namespace is missing.
@@ -393,30 +137,30 @@ def apply(namespace: str | None, rules: Iterable[Rule]) -> None:
 
 
 def clear(namespace: str | None) -> None:
-    """Empty the tables of ``namespace`` that exist; success where there are none."""
-    found = used(namespace)
-    if found:
-        call(namespace, "clear", families=found)
+    """Empty the tables of ``namespace`` that exist; success where none exists."""
+    families_in_use = used(namespace)
+    if families_in_use:
+        call(namespace, "clear", families=families_in_use)
 
 
 def generation(namespace: str | None) -> str:
-    """Always "": nothing tells whether the tables were changed but their listing."""
+    """Return "": only a listing tells whether the tables were changed."""
     return ""
 
 
 def listing(namespace: str | None) -> str:
-    """All that the tables of ``namespace`` hold, without counters; "" for nothing.
+    """Return all that the tables of ``namespace`` hold, without counters; "" for nothing.
 
-    A table that is empty is left out, so that looking at one changes nothing.
+    An empty table is left out, so that a look at a table changes nothing.
     Raises FirewallError when python-iptables is missing, KernelError when the
     namespace is missing.
     """
-    found = used(namespace)
-    return call(namespace, "list", families=found) if found else ""
+    families_in_use = used(namespace)
+    return call(namespace, "list", families=families_in_use) if families_in_use else ""
 
 
 def in_use(namespace: str | None, family: Family = 4) -> frozenset[str]:
-    """The tables of a family that exist in ``namespace``; asking creates none."""
+    """Return the tables of a family that exist in ``namespace``, without creating any."""
     with netns.entered(namespace):
         try:
             return frozenset(TABLE_NAMES[family].read_text().split())
@@ -425,7 +169,7 @@ def in_use(namespace: str | None, family: Family = 4) -> frozenset[str]:
 
 
 def used(namespace: str | None) -> list[Family]:
-    """The families that have a table in ``namespace``."""
+    """Return the families that have a table in ``namespace``."""
     return [family for family in FAMILIES if in_use(namespace, family)]
 
 
@@ -445,13 +189,13 @@ def require(family: Family = 4) -> None:
 
 
 def library_found() -> bool:
-    """Whether the child will find python-iptables."""
-    # Hooks see hardly any of the directories that the child does.
+    """True if the child will find python-iptables."""
+    # A hook sees hardly any of the child's directories.
     return importlib.util.find_spec("iptc") is not None or bool(call(None, "find"))
 
 
 def kernel_has(family: Family) -> bool:
-    """Whether the kernel has legacy tables of that family, or a module with them."""
+    """True if the kernel has legacy tables of that family, or a module with them."""
     if TABLE_NAMES[family].exists():
         return True
     # Not loaded yet; python-iptables loads it.
@@ -460,19 +204,19 @@ def kernel_has(family: Family) -> bool:
 
 
 def call(namespace: str | None, verb: str, **values: object) -> str:
-    """Run one verb of ``iptables_child`` inside ``namespace``; its output.
+    """Run a verb of ``iptables_child`` inside ``namespace`` and return its output.
 
-    Raises FirewallError with what the child says on stderr, KernelError when the
+    Raises FirewallError with the last line of the child's stderr, KernelError when the
     namespace is missing.
     """
-    # The child looks for python-iptables where its own Python does, then where ours does.
+    # The child looks for python-iptables on its own path, then on ours.
     path = [entry for entry in sys.path if Path(entry).is_absolute()]
     request = json.dumps({"verb": verb, "path": path, **values})
     try:
         # A child belongs to the namespace of the thread that starts it.
         with netns.entered(namespace):
             done = subprocess.run(
-                [sys.executable, "-I", "-W", "ignore", os.fspath(CHILD)],
+                names.python_command(CHILD, options=CHILD_OPTIONS),
                 input=request,
                 capture_output=True,
                 text=True,
@@ -483,8 +227,8 @@ def call(namespace: str | None, verb: str, **values: object) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         raise FirewallError("cannot run python-iptables", str(error)) from error
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["no reason"]
-        raise FirewallError("iptables refused the rules", said[-1])
+        complaint = done.stderr.strip().splitlines() or ["no reason"]
+        raise FirewallError("iptables refused the rules", complaint[-1])
     return done.stdout
 
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Limits on what a namespace takes of the machine's shared tables.
+"""Limits on a namespace's share of the machine's tables of neighbours and connections.
 
 The kernel has one neighbour table a family and one conntrack hash for all network
 namespaces.  Rules limit how fast a namespace may add to them:
 
-* ``RATE`` packets a second, after a burst of ``BURST``, from or to addresses that are
-  not known.  Packets of known addresses are not limited.
+* ``RATE`` packets a second, after a burst of ``BURST``, from or to unknown addresses.
+  Packets of known addresses are not limited.
 * a number of flows at one time.
 
 ``ct count`` and connlimit walk a list of all counted flows for each new flow.  With
 20,000 flows that costs the kernel 2 ms a packet.  So nftables spreads the flows over
-many short lists, by turns.  iptables has no such lists: it counts one flow of
+many short lists, by turns.  iptables has no such lists.  It counts one flow of
 ``SAMPLE``, and refuses all new flows for ``PAUSE`` seconds when too many were counted.
 
 A packet makes its address known for ``REMEMBERED`` seconds.  A guest can name any
@@ -42,12 +42,12 @@ ARP_TABLE = "arp natns"
 
 
 def lists(flows: int) -> int:
-    """The number of lists that ``flows`` are spread over."""
+    """Return the number of lists that ``flows`` are spread over."""
     return max(1, flows // LIST_LENGTH)
 
 
 def known_set(family: int) -> list[str]:
-    """The declaration of the set of a family's addresses, in nft's words."""
+    """Return the declaration of the set of a family's addresses, in nft's words."""
     return [
         f"\tset {KNOWN[family]} {{",
         f"\t\ttype {ADDRESS_TYPES[family]}",
@@ -59,7 +59,7 @@ def known_set(family: int) -> list[str]:
 
 
 def flow_set(flows: int) -> list[str]:
-    """The declaration of the lists of flows, in nft's words."""
+    """Return the declaration of the lists of flows, in nft's words."""
     return [
         "\tset flows {",
         # A type of 32 bits for which nft has a name.
@@ -73,28 +73,28 @@ def flow_set(flows: int) -> list[str]:
 def fresh_statements(
     family: int, condition: str, field: str, *, remembered: bool = True
 ) -> tuple[str, ...]:
-    """nft's statements that drop new addresses over the limit, and remember the others.
+    """Return nft's statements that drop new addresses over the limit, and remember the others.
 
-    The second one matches no packet while the set is full.
+    The second statement matches no packet while the set is full.
     """
-    known = KNOWN[family]
-    drop = f"{condition} {field} != @{known} {OVER} drop"
-    return (drop, f"{condition} update @{known} {{ {field} }}") if remembered else (drop,)
+    addresses = KNOWN[family]
+    drop = f"{condition} {field} != @{addresses} {OVER} drop"
+    return (drop, f"{condition} update @{addresses} {{ {field} }}") if remembered else (drop,)
 
 
 def flow_statement(flows: int) -> str:
-    """The nft match of a flow that is one too many, on the flow's first packet."""
+    """Return the nft match of a flow over the limit, on the flow's first packet."""
     count = lists(flows)
     turn = f"numgen inc mod {count} ct count over {flows // count}"
     return f"ct status & confirmed == 0 add @flows {{ {turn} }}"
 
 
 def arp_table(own: str) -> str:
-    """The table that limits new senders of ARP, as nft's script.
+    """Return the table that limits new senders of ARP, as nft's script.
 
     ``own`` are the namespace's addresses as an nft expression, "" for none.  The kernel
-    makes an entry for the sender of each request that it answers.  A reply, to whatever
-    address, keeps an entry that exists.
+    makes an entry for the sender of each request that it answers.  A reply to any
+    address keeps an existing entry.
     """
     conditions = [f"arp operation request arp daddr ip {own}"] if own else []
     lines = [

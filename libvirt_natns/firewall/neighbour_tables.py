@@ -2,8 +2,8 @@
 """The room in the kernel's neighbour tables, which all namespaces share.
 
 A table has ``gc_thresh3`` entries at most, on the whole machine.  The rules of each
-network limit how many a hostile guest adds, see ``firewall.limits``; the size is the
-administrator's.
+network limit the entries that a hostile guest adds, see ``limits``.  The administrator
+sets the size.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ SIZES: dict[Family, Path] = {
 }
 
 KEPT = 5
-"""Seconds for which the kernel gives up no new entry."""
+"""Seconds for which the kernel keeps each new entry."""
 
 REACHABLE = 50
-"""Seconds for which it gives up no entry of a neighbour that answered, at most."""
+"""Seconds for which the kernel keeps the entry of a neighbour that answered, at most."""
 
 WAYS = 4
 """Rules with a rate of their own for packets that make entries.
 
 IPv4: forwarded packets by source, the same by destination, packets for the namespace, and
-ARP requests.  IPv6 has neighbour solicitations in place of ARP requests, and echo requests
-from outside besides, which fit in the one set that IPv6 has less.
+ARP requests.  IPv6 has neighbour solicitations in place of ARP requests, and also echo
+requests from outside.  They fit in the set that only IPv4 has.
 """
 
 PER_NETWORK = (
@@ -39,7 +39,7 @@ PER_NETWORK = (
 """Entries that one network's new flows and ARP can hold at one time by all ways together.
 
 IPv4 has two sets of known addresses, of packets and of ARP.  The last line is replies of
-guests that answer for every address.  Flows that are established are not in it.
+guests that answer for every address.  Established flows are not counted.
 """
 
 
@@ -51,7 +51,7 @@ class Room(NamedTuple):
 
 
 def examine(networks: int) -> Room:
-    """Say whether the tables have room for so many networks."""
+    """Return whether the tables have room for so many networks, as a line for people."""
     sizes = {path: size for path in SIZES.values() if (size := _size(path)) is not None}
     wanted = PER_NETWORK * networks
     small = [path for path, size in sizes.items() if size < wanted]
@@ -68,7 +68,7 @@ def examine(networks: int) -> Room:
 
 
 def key(path: Path) -> str:
-    """The name that sysctl(8) has for a file below /proc/sys."""
+    """Return sysctl(8)'s name of a file below /proc/sys."""
     return ".".join(path.parts[3:])
 
 

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether somebody has touched the host's rules: one fingerprint, without a program.
+"""nftables' netlink messages: tables, generations, and a fingerprint of the host's rules.
 
-nft lists a table with all elements of its sets: with thousands of published ports
-that takes longer than all else that a network's start does.  The kernel itself
-hands out rules without elements, in some 0.1 ms; what matters of them is:
+nft lists a table with all elements of its sets.  With thousands of published ports
+that takes longer than the rest of a network's start.  The kernel itself
+hands out rules without elements, in some 0.1 ms.  The fingerprint covers:
 
-* our own table's chains and rules, byte by byte (none has a counter);
+* our own table's chains and rules, byte by byte (no rule has a counter);
 * of each foreign chain that sees forwarded packets the handles of its rules,
-  which are never given out twice, and of our chains in foreign tables that they
-  are there.
+  which are never given out twice;
+* the existence of our chains in foreign tables.
 
-Limits: elements of our sets, and the rules in our chains in foreign tables, are not
-looked at; a full comparison does.  Source: linux/netfilter/nf_tables.h.
+Limits: elements of our sets, and the rules in our chains in foreign tables, are in a full
+comparison only.  Source: linux/netfilter/nf_tables.h.
 """
 
 import hashlib
@@ -22,26 +22,32 @@ from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.netlink import NETLINK_NETFILTER, Attrs, InterruptedDumpError, Socket
 
 NFNL_SUBSYS_NFTABLES = 10
-GET_CHAIN, GET_RULE = 4, 7
+HEADER = struct.Struct("!BBH")
+"""A family, the version and a resource id: struct nfgenmsg."""
+GET_TABLE, GET_CHAIN, GET_RULE, GET_GENERATION = 1, 4, 7, 16
 CHAIN_TABLE, CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 1, 2, 3, 4, 5
 HOOK_NUMBER = 1
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE = 1, 2, 3
+TABLE_NAME = 1
+GENERATION_ID = 1
 NF_INET_FORWARD = 2
-NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
+NFPROTO_INET, NFPROTO_IPV4, NFPROTO_ARP, NFPROTO_IPV6 = 1, 2, 3, 10
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
-"""Those whose chains see packets of IP, as nft calls them."""
+"""Families with chains that see packets of IP, by nft's names."""
+TABLE_FAMILIES = FAMILIES | {NFPROTO_ARP: "arp"}
+"""Families that a table of ours may have."""
 DUMP_TRIES = 10
-"""How often a dump is asked for that a change of the rules interrupts."""
+"""Number of tries for a dump that changes of the rules interrupt."""
 
 
 def fingerprint(table: str, chain: str) -> str:
-    """What changes whenever somebody alters our table, or the chains around it.
+    """Return a digest that changes with our table, and with the chains around the table.
 
-    ``table`` is ours, "family name"; ``chain`` is the name of ours in foreign tables.
+    ``table`` is ours, "family name"; ``chain`` is the name of our chains in foreign tables.
     "" where the kernel does not tell.
     """
     word, _, name = table.partition(" ")
-    family = next(number for number, each in FAMILIES.items() if each == word)
+    family = next(number for number, family_name in FAMILIES.items() if family_name == word)
     ours = (family, name.encode())
     try:
         with Socket(NETLINK_NETFILTER) as session:
@@ -54,7 +60,7 @@ def fingerprint(table: str, chain: str) -> str:
 
 
 def works() -> bool:
-    """Whether the kernel has nftables at all, and hands its chains out."""
+    """True if the kernel has nftables, and hands its chains out."""
     try:
         with Socket(NETLINK_NETFILTER) as session:
             return all(True for _ in _dump(session, GET_CHAIN))
@@ -62,34 +68,63 @@ def works() -> bool:
         return False
 
 
-def parents(chain: str) -> list[str]:
-    """The tables that have a chain of that name, as nft calls them: "family table"."""
+def tables() -> set[str] | None:
+    """Return the tables of the caller's namespace, as "family name"; None where that fails."""
     try:
         with Socket(NETLINK_NETFILTER) as session:
-            found = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_CHAIN)]
+            held = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_TABLE)]
+    except OSError:
+        return None
+    return {
+        f"{TABLE_FAMILIES[family]} {_text(table, TABLE_NAME).decode(errors='replace')}"
+        for family, table in held
+        if family in TABLE_FAMILIES
+    }
+
+
+def generation() -> str:
+    """Return the number of the namespace's ruleset; each change of any table makes another one.
+
+    "" where the kernel does not tell.
+    """
+    kind = NFNL_SUBSYS_NFTABLES << 8 | GET_GENERATION
+    try:
+        with Socket(NETLINK_NETFILTER) as session:
+            answer = session.get(kind, HEADER.pack(0, 0, 0))
+    except OSError:
+        return ""
+    number = Attrs.parse(answer, HEADER.size).get(GENERATION_ID) if answer else None
+    return str(int.from_bytes(number, "big")) if number else ""
+
+
+def parents(chain: str) -> list[str]:
+    """Return the tables that have a chain of that name, in nft's words: "family table"."""
+    try:
+        with Socket(NETLINK_NETFILTER) as session:
+            chains = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_CHAIN)]
     except OSError:
         return []
     return sorted(
-        f"{FAMILIES[family]} {_text(each, CHAIN_TABLE).decode()}"
-        for family, each in found
-        if family in FAMILIES and _text(each, CHAIN_NAME) == chain.encode()
+        f"{FAMILIES[family]} {_text(attributes, CHAIN_TABLE).decode()}"
+        for family, attributes in chains
+        if family in FAMILIES and _text(attributes, CHAIN_NAME) == chain.encode()
     )
 
 
 def _lines(session: Socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[bytes]:
-    found = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_CHAIN)]
-    for family, each in found:
-        table, name = _text(each, CHAIN_TABLE), _text(each, CHAIN_NAME)
-        said = repr((family, table, name, each.get(CHAIN_HANDLE), each.get(CHAIN_POLICY))).encode()
+    chains = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_CHAIN)]
+    for family, attributes in chains:
+        table, name = _text(attributes, CHAIN_TABLE), _text(attributes, CHAIN_NAME)
+        policy = attributes.get(CHAIN_POLICY)
+        line = repr((family, table, name, attributes.get(CHAIN_HANDLE), policy)).encode()
         if (family, table) == ours:
-            yield said + (each.get(CHAIN_HOOK) or b"")
-        elif family in FAMILIES and (name == chain or _forwards(each)):
-            yield said
+            yield line + (attributes.get(CHAIN_HOOK) or b"")
+        elif family in FAMILIES and (name == chain or _forwards(attributes)):
+            yield line
             if name != chain:
                 yield from _handles(session, family, table, name)
-    for family, body in _dump(
-        session, GET_RULE, ours[0], netlink.pack([(RULE_TABLE, ours[1] + b"\0")])
-    ):
+    own_table = netlink.pack([(RULE_TABLE, ours[1] + b"\0")])
+    for family, body in _dump(session, GET_RULE, ours[0], own_table):
         if (family, _text(Attrs.parse(body), RULE_TABLE)) == ours:
             yield body
 
@@ -110,8 +145,9 @@ def _forwards(chain: Attrs) -> bool:
 def _dump(
     session: Socket, what: int, family: int = 0, attributes: bytes = b""
 ) -> Iterator[tuple[int, bytes]]:
-    """All of a kind, as the family and the attributes of each.  Raises OSError."""
-    kind, request = NFNL_SUBSYS_NFTABLES << 8 | what, struct.pack("!BBH", family, 0, 0) + attributes
+    """Yield all objects of a kind, each as its family and attributes.  Raises OSError."""
+    kind = NFNL_SUBSYS_NFTABLES << 8 | what
+    request = HEADER.pack(family, 0, 0) + attributes
     for left in reversed(range(DUMP_TRIES)):
         try:
             bodies = session.dump(kind, request)
@@ -120,7 +156,7 @@ def _dump(
             if not left:
                 raise
     for body in bodies:
-        yield body[0], body[4:]
+        yield body[0], body[HEADER.size :]
 
 
 def _text(attributes: Attrs, kind: int) -> bytes:

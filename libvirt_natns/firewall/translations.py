@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a namespace translates now, read back from the rules that the kernel holds.
+"""Translations of a namespace, read back from the rules that the kernel holds.
 
-For a state database that was lost: ports that were chosen, and addresses of guests'
-own, are in force there and nowhere else.  Ranges of ports are left out, as their
+The module serves after a loss of the state database.  Chosen ports and static NAT are then
+in force in the kernel and recorded nowhere else.  Ranges of ports are left out, as their
 numbers stand in the guest's metadata.
 """
 
@@ -27,12 +27,12 @@ IPTABLES_PORT = re.compile(r"-p (\w+)\b.* --dports? (\d+) .*-j DNAT\b.* --to-des
 IPTABLES_SOURCE = re.compile(rf"(?<!! )-s {ADDRESS}/{ALONE} .*-j SNAT\b.* --to-source {ADDRESS}")
 
 PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp"}
-"""By the numbers that nft shows in elements."""
+"""Protocols by the numbers that nft shows in elements."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
-    """One port that is translated to another one of a guest."""
+    """A port that is translated to another port of a guest."""
 
     proto: str
     port: int
@@ -42,27 +42,27 @@ class PublishedPort:
 
 @dataclass(frozen=True, slots=True)
 class Translations:
-    """All of a namespace; ``own`` are guests' own upstream addresses by their private ones."""
+    """All translations of a namespace; ``own`` has static NAT by guests' private addresses."""
 
     ports: tuple[PublishedPort, ...]
     own: dict[Address, Address]
 
 
 def of_namespace(namespace: str) -> Translations:
-    """The translations in a namespace, by whichever backend.
+    """Return the translations in a namespace, of either backend.
 
     Raises KernelError where the namespace is missing.
     """
     texts = []
     for backend in (nftables, iptables):
-        # One of the two may be missing on this machine.
+        # A backend may be missing on this machine.
         with suppress(FirewallError):
             texts.append(backend.listing(namespace))
     return parse("\n".join(texts))
 
 
 def parse(text: str) -> Translations:
-    """The same from what the backends list."""
+    """Return the translations in the listings of backends."""
     own = {parsed(target): parsed(address) for target, address in _sources(text)}
     return Translations(tuple(dict.fromkeys(_ports(text))), own)
 
@@ -81,7 +81,7 @@ def _sources(text: str) -> Iterable[tuple[str, str]]:
 
 
 def _destination(text: str) -> tuple[Address, int]:
-    """An address with or without a port, which is 0 then."""
+    """Return an address and its port; the port is 0 where the text has none."""
     if text.startswith("["):
         address, _, port = text[1:].partition("]:")
     elif text.count(":") == 1:

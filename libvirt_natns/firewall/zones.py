@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Conntrack zones: a table of connections of its own for each private bridge.
 
-Where bridged frames pass through the host's rules, twins with equal addresses and ports
-would be the same connection.  In a zone of its own each of them is one, and has a state
-that libvirt's network filters can ask for.
+Where bridged frames pass through the host's rules, connections of twins with equal addresses
+and ports would be the same connection.  With a zone for each bridge they are different
+connections, each with a state that libvirt's network filters can ask for.
 
-The number begins with a checksum of the bridge's name.  A network that comes again gets
-its number again, and another network hardly ever gets one that was in use: entries of
-a bridge that has gone live on for a while.
+The number of a zone begins with a checksum of the bridge's name.  A network that comes again
+gets its number again.  Another network hardly ever gets a number that was in use: conntrack
+entries of a deleted bridge live on for a while.
 """
 
 import zlib
@@ -18,20 +18,20 @@ FIRST, COUNT = 20000, 40000
 
 
 def preferred(bridge: str) -> int:
-    """The zone that a bridge has unless another one has it."""
+    """Return the zone that a bridge has unless another bridge has the zone."""
     return FIRST + zlib.crc32(bridge.encode()) % COUNT
 
 
 def assigned(bridges: Iterable[str], taken: Mapping[str, int]) -> dict[str, int]:
-    """A zone for each bridge, different from all others; those in ``taken`` stay as they are."""
+    """Return a zone for each bridge, different from all others; zones in ``taken`` stay."""
     wanted = sorted(bridges)
-    found = {bridge: taken[bridge] for bridge in wanted if bridge in taken}
+    zones = {bridge: taken[bridge] for bridge in wanted if bridge in taken}
     used = set(taken.values())
     for bridge in wanted:
-        if bridge not in found:
+        if bridge not in zones:
             zone = preferred(bridge)
             while zone in used:
                 zone = FIRST + (zone + 1 - FIRST) % COUNT
-            found[bridge] = zone
+            zones[bridge] = zone
             used.add(zone)
-    return found
+    return zones

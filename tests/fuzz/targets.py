@@ -30,7 +30,7 @@ from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
-from libvirt_natns.firewall.rules import Rule
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.model import Domain, Network, Nic, Outside
 from libvirt_natns.records import replace
 from libvirt_natns.service import client, server

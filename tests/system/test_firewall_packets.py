@@ -51,9 +51,9 @@ from packets import (
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
-from libvirt_natns import firewall
-from libvirt_natns.firewall import host
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall import backends, host, host_policy
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -75,9 +75,9 @@ def policy(letter: str, *subnets: str) -> Policy:
 
 
 @pytest.fixture(params=["nftables", "iptables"])
-def backend(request: pytest.FixtureRequest, world: None) -> firewall.Backend:
+def backend(request: pytest.FixtureRequest, world: None) -> backends.Backend:
     """The backend of that name, with its rules in both namespaces."""
-    chosen = firewall.named(request.param)
+    chosen = backends.named(request.param)
     chosen.require()
     for letter in NAT:
         chosen.apply(f"nat-{letter}", ruleset(policy(letter)))
@@ -87,7 +87,7 @@ def backend(request: pytest.FixtureRequest, world: None) -> firewall.Backend:
 # -- a namespace ---------------------------------------------------------------
 
 
-def test_twins_go_out_masqueraded(backend: firewall.Backend) -> None:
+def test_twins_go_out_masqueraded(backend: backends.Backend) -> None:
     with serving("server"):
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             for letter, address in NAT.items():
@@ -96,7 +96,7 @@ def test_twins_go_out_masqueraded(backend: firewall.Backend) -> None:
     assert all(pings(f"guest-{letter}", SERVER) for letter in NAT)
 
 
-def test_neighbour_with_a_route_reaches_nothing(backend: firewall.Backend) -> None:
+def test_neighbour_with_a_route_reaches_nothing(backend: backends.Backend) -> None:
     in_node("neighbour", f"ip route add 10.0.0.0/24 via {NAT['a']}")
     with serving("guest-a"), serving("nat-a"), Capture("guest-a", "eth0") as inner:
         with Capture("neighbour", "eth0") as outer:
@@ -111,7 +111,7 @@ def test_neighbour_with_a_route_reaches_nothing(backend: firewall.Backend) -> No
         assert [p for p in inner.packets() if NEIGHBOUR in (p.source, p.destination)] == []
 
 
-def test_forged_packets_of_a_known_flow_go_nowhere(backend: firewall.Backend) -> None:
+def test_forged_packets_of_a_known_flow_go_nowhere(backend: backends.Backend) -> None:
     with serving("server"), opened("guest-a", socket.SOCK_DGRAM, port=40001) as client:
         client.connect((SERVER, PORT))
         client.send(b"?")
@@ -124,7 +124,7 @@ def test_forged_packets_of_a_known_flow_go_nowhere(backend: firewall.Backend) ->
             assert inner.packets() == []
 
 
-def test_no_port_is_offered_upstream(backend: firewall.Backend) -> None:
+def test_no_port_is_offered_upstream(backend: backends.Backend) -> None:
     assert pings("neighbour", NAT["a"])
     for port in (53, 67, 69, PORT):
         with serving("nat-a", port):
@@ -132,7 +132,7 @@ def test_no_port_is_offered_upstream(backend: firewall.Backend) -> None:
                 assert ignored(NAT["a"], "neighbour", kind, port)
 
 
-def test_guests_reach_the_services_and_are_told_of_the_rest(backend: firewall.Backend) -> None:
+def test_guests_reach_the_services_and_are_told_of_the_rest(backend: backends.Backend) -> None:
     stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
     assert pings("guest-a", GATEWAY)
     with serving("nat-a", 53), serving("nat-a", 69), serving("nat-a", PORT):
@@ -147,7 +147,7 @@ def test_guests_reach_the_services_and_are_told_of_the_rest(backend: firewall.Ba
         assert [p for p in wire.packets() if p.destination == "172.16.0.9"] == []
 
 
-def test_the_namespace_itself_asks_and_is_answered(backend: firewall.Backend) -> None:
+def test_the_namespace_itself_asks_and_is_answered(backend: backends.Backend) -> None:
     """As its dnsmasq does, upstream and in local."""
     with serving("server"), serving("nat-a"):
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -155,14 +155,14 @@ def test_the_namespace_itself_asks_and_is_answered(backend: firewall.Backend) ->
             assert seen_by("127.0.0.1", "nat-a", kind) == "127.0.0.1"
 
 
-def test_a_guest_without_address_asks_for_one(backend: firewall.Backend) -> None:
+def test_a_guest_without_address_asks_for_one(backend: backends.Backend) -> None:
     with opened("nat-a", socket.SOCK_DGRAM, port=67) as dhcp:
         broadcast = ip_packet("0.0.0.0", "255.255.255.255", 17, udp(68, 67, b"discover"))
         inject("guest-a", broadcast, frame=("eth0", b"\xff" * 6))
         assert dhcp.recv(64) == b"discover"
 
 
-def test_forged_sources_stay_in(backend: firewall.Backend) -> None:
+def test_forged_sources_stay_in(backend: backends.Backend) -> None:
     with Capture("server", "eth0") as wire, Capture("neighbour", "eth0") as other:
         for source in ("172.16.0.9", NEIGHBOUR, NAT["a"], NAT["b"], GATEWAY, "0.0.0.0"):
             for payload, protocol in (
@@ -179,7 +179,7 @@ def test_forged_sources_stay_in(backend: firewall.Backend) -> None:
         assert other.packets() == []
 
 
-def test_nothing_leaves_untranslated(backend: firewall.Backend) -> None:
+def test_nothing_leaves_untranslated(backend: backends.Backend) -> None:
     """Out of state, after a lost connection table, and resets after the end."""
     with ExitStack() as stack:
         stack.enter_context(serving("server"))
@@ -208,7 +208,7 @@ def test_nothing_leaves_untranslated(backend: firewall.Backend) -> None:
         ] == []
 
 
-def test_a_flow_older_than_the_rules_does_not_leak(backend: firewall.Backend) -> None:
+def test_a_flow_older_than_the_rules_does_not_leak(backend: backends.Backend) -> None:
     backend.clear("nat-a")
     # Anything that asks for a state makes the kernel remember connections.
     inside("nat-a", "iptables-legacy -A FORWARD -m conntrack --ctstate NEW -j ACCEPT")
@@ -231,7 +231,7 @@ def test_a_flow_older_than_the_rules_does_not_leak(backend: firewall.Backend) ->
         assert client.recv(64).decode() == NAT["a"]
 
 
-def test_an_older_upstream_address_does_not_leak(backend: firewall.Backend) -> None:
+def test_an_older_upstream_address_does_not_leak(backend: backends.Backend) -> None:
     with serving("server"), opened("guest-a", socket.SOCK_DGRAM, port=40003) as client:
         client.connect((SERVER, PORT))
         client.send(b"?")
@@ -255,7 +255,7 @@ def segment_sizes(packets: list[Packet]) -> set[int]:
 
 
 @pytest.mark.parametrize(("outside", "inner"), [(1400, 1500), (1500, 1300)])
-def test_segments_fit_both_sides(backend: firewall.Backend, outside: int, inner: int) -> None:
+def test_segments_fit_both_sides(backend: backends.Backend, outside: int, inner: int) -> None:
     in_node("nat-a", f"ip link set upstream mtu {outside}", f"ip link set virbr10 mtu {inner}")
     with serving("server"), Capture("server", "eth0") as wire, Capture("guest-a", "eth0") as near:
         assert seen_by(SERVER, "guest-a", socket.SOCK_STREAM) == NAT["a"]
@@ -276,19 +276,19 @@ def path_mtu(node: str, target: str) -> int:
         return client.getsockopt(socket.IPPROTO_IP, 14)  # IP_MTU
 
 
-def test_too_big_is_told(backend: firewall.Backend) -> None:
+def test_too_big_is_told(backend: backends.Backend) -> None:
     in_node("server", "ip link set eth1 mtu 1300")
     assert path_mtu("guest-a", FAR) == 1300
     in_node("nat-b", "ip link set upstream mtu 1350")
     assert path_mtu("guest-b", SERVER) == 1350
 
 
-def test_errors_about_a_flow_come_back(backend: firewall.Backend) -> None:
+def test_errors_about_a_flow_come_back(backend: backends.Backend) -> None:
     assert refused(lambda: seen_by(SERVER, "guest-a", socket.SOCK_DGRAM, port=9))
     assert refused(lambda: seen_by(SERVER, "guest-a", socket.SOCK_STREAM, port=9))
 
 
-def test_routed_subnets(backend: firewall.Backend) -> None:
+def test_routed_subnets(backend: backends.Backend) -> None:
     backend.apply("nat-a", ruleset(policy("a", "10.9.0.0/24")))
     in_node("nat-a", f"ip route add 10.9.0.0/24 via {GUEST}")
     in_node("guest-a", "ip address add 10.9.0.1/24 dev lo")
@@ -298,7 +298,7 @@ def test_routed_subnets(backend: firewall.Backend) -> None:
         assert client.recv(64).decode() == NAT["a"]
 
 
-def test_between_private_subnets(backend: firewall.Backend, world: None) -> None:
+def test_between_private_subnets(backend: backends.Backend, world: None) -> None:
     """Also where replies do not come back this way."""
     backend.apply("nat-a", ruleset(policy("a", "10.9.0.0/24")))
     in_node("nat-a", "ip address add 10.9.0.1/24 dev virbr10")
@@ -313,12 +313,12 @@ def test_between_private_subnets(backend: firewall.Backend, world: None) -> None
         assert seen_by("10.9.0.5", "guest-a", socket.SOCK_STREAM) == GUEST
 
 
-def test_listing_tells_an_alteration(backend: firewall.Backend) -> None:
+def test_listing_tells_an_alteration(backend: backends.Backend) -> None:
     before = backend.listing("nat-a")
     with serving("server"):
         seen_by(SERVER, "guest-a", socket.SOCK_STREAM)
     backend.apply("nat-a", ruleset(policy("a")))
-    assert firewall.fingerprint(backend.listing("nat-a")) == firewall.fingerprint(before)
+    assert backends.fingerprint(backend.listing("nat-a")) == backends.fingerprint(before)
     inside(
         "nat-a",
         "nft insert rule inet natns forward accept"
@@ -331,7 +331,7 @@ def test_listing_tells_an_alteration(backend: firewall.Backend) -> None:
         assert backend.listing("nat-a") == ""
 
 
-def test_reloading_cuts_no_connection(backend: firewall.Backend) -> None:
+def test_reloading_cuts_no_connection(backend: backends.Backend) -> None:
     with serving("server"), opened("guest-a", socket.SOCK_DGRAM, port=40004) as client:
         client.connect((SERVER, PORT))
         for _ in range(3):
@@ -364,7 +364,9 @@ def transit(world: None) -> Iterator[None]:
         yield
 
 
-HOST_POLICY = host.HostPolicy(transits=(host.Transit("natns-host", IPv4Network(TRANSIT)),))
+HOST_POLICY = host_policy.HostPolicy(
+    transits=(host_policy.Transit("natns-host", IPv4Network(TRANSIT)),)
+)
 
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
@@ -440,7 +442,7 @@ def test_alterations_are_named_and_mended(name: str, transit: None) -> None:
     assert len(found) >= 3
     host.ensure(HOST_POLICY, name)
     assert host.differences(HOST_POLICY, name) == ()
-    host.ensure(host.HostPolicy(), name)
+    host.ensure(host_policy.HostPolicy(), name)
     assert "NATNS" not in state()
     assert "natns" not in state()
 
@@ -453,7 +455,7 @@ def test_twins_where_bridged_frames_are_filtered(name: str, drop: str, world: No
     if not switch.exists():
         pytest.skip("this kernel has no br_netfilter")
     switch.write_text("1")
-    nat = firewall.named(name)
+    nat = backends.named(name)
     for letter in NAT:
         nat.apply(f"nat-{letter}", ruleset(policy(letter)))
     sh(FOREIGN[drop])
@@ -464,9 +466,11 @@ def test_twins_where_bridged_frames_are_filtered(name: str, drop: str, world: No
     sh(f"{drop} -t nat -A POSTROUTING -s 10.0.0.0/24 -j SNAT --to-source 10.0.0.77")
     with serving("server"):
         assert ignored(SERVER, "guest-a", socket.SOCK_STREAM)
-    wanted = host.HostPolicy(
-        private=(host.Private("virbr10"), host.Private("virbr11")),
-        provider=tuple(host.Provider("br0", IPv4Address(address)) for address in NAT.values()),
+    wanted = host_policy.HostPolicy(
+        private=(host_policy.Private("virbr10"), host_policy.Private("virbr11")),
+        provider=tuple(
+            host_policy.Provider("br0", IPv4Address(address)) for address in NAT.values()
+        ),
         bridge_nf=True,
     )
     before = state()

@@ -64,8 +64,9 @@ from packets6 import (
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
-from libvirt_natns import firewall
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall import backends
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model import Protocol, StaticNat
 from libvirt_natns.records import replace
@@ -86,16 +87,16 @@ POLICY = Policy(
 
 
 @pytest.fixture(scope="module", params=["nftables", "iptables"])
-def world(request: pytest.FixtureRequest) -> Iterator[firewall.Backend]:
+def world(request: pytest.FixtureRequest) -> Iterator[backends.Backend]:
     """One world a backend: its rules are replaced, which leaves nothing of a test behind."""
-    chosen = firewall.named(request.param)
+    chosen = backends.named(request.param)
     chosen.require(6)
     with small_world():
         yield chosen
 
 
 @pytest.fixture
-def backend(world: firewall.Backend) -> firewall.Backend:
+def backend(world: backends.Backend) -> backends.Backend:
     world.apply("nat-a", ruleset(POLICY))
     inside("nat-a", "conntrack -F 2>/dev/null")
     return world
@@ -104,7 +105,7 @@ def backend(world: firewall.Backend) -> firewall.Backend:
 # -- a namespace ---------------------------------------------------------------
 
 
-def test_private_subnets_leave_by_the_upstream_address(backend: firewall.Backend) -> None:
+def test_private_subnets_leave_by_the_upstream_address(backend: backends.Backend) -> None:
     with serving("server", address="::"):
         for kind in KINDS:
             assert seen_by(SERVER, "guest", kind, address=GUEST) == NAT
@@ -112,14 +113,14 @@ def test_private_subnets_leave_by_the_upstream_address(backend: firewall.Backend
     assert pings("guest", SERVER, GUEST)
 
 
-def test_public_subnets_leave_as_they_are(backend: firewall.Backend) -> None:
+def test_public_subnets_leave_as_they_are(backend: backends.Backend) -> None:
     with serving("server", address="::"):
         for kind in KINDS:
             assert seen_by(SERVER, "guest", kind, address=OPEN) == OPEN
     assert pings("guest", FAR, OPEN)
 
 
-def test_only_what_is_published_gets_in(world: firewall.Backend) -> None:
+def test_only_what_is_published_gets_in(world: backends.Backend) -> None:
     limited = (f"{NEIGHBOUR}/128",)
     world.apply(
         "nat-a",
@@ -154,7 +155,7 @@ SEEN = {"neighbour": NEIGHBOUR, "far": FAR, "guest": GATEWAY, "other": GATEWAY}
 """Who asks, and whom the service sees: a sibling or the guest itself comes by the gateway."""
 
 
-def test_published_ports(world: firewall.Backend) -> None:
+def test_published_ports(world: backends.Backend) -> None:
     forwards = (
         forward("tcp", "2222", "22", address=NAT, target=GUEST),
         forward("udp", "9000-9002", "7000-7002", address=NAT, target=GUEST),
@@ -179,7 +180,7 @@ def test_published_ports(world: firewall.Backend) -> None:
         assert datagram_refused("other", NAT, 53, OTHER)
 
 
-def test_an_address_of_ones_own(world: firewall.Backend) -> None:
+def test_an_address_of_ones_own(world: backends.Backend) -> None:
     static = StaticNat("", "", "", IPv6Address(OWN), IPv6Address(OTHER))
     in_node("nat-a", f"ip address replace {OWN}/128 dev upstream nodad")
     world.apply("nat-a", ruleset(replace(POLICY, statics=(static,))))
@@ -195,7 +196,7 @@ def test_an_address_of_ones_own(world: firewall.Backend) -> None:
     in_node("nat-a", f"ip address del {OWN}/128 dev upstream")
 
 
-def test_guests_reach_the_services_and_are_told_of_the_rest(backend: firewall.Backend) -> None:
+def test_guests_reach_the_services_and_are_told_of_the_rest(backend: backends.Backend) -> None:
     for target in (GATEWAY, PUBLIC_GATEWAY):
         assert pings("guest", target)
     assert pings("guest", link_local("nat-a", "virbr10"), scope=index("guest", "eth0"))
@@ -209,7 +210,7 @@ def test_guests_reach_the_services_and_are_told_of_the_rest(backend: firewall.Ba
         assert silent("neighbour", *upstream) == []
 
 
-def test_a_guest_asks_for_an_address(backend: firewall.Backend) -> None:
+def test_a_guest_asks_for_an_address(backend: backends.Backend) -> None:
     with opened("nat-a", DATAGRAM, "::", 547) as dhcp, opened("guest", DATAGRAM, "::", 546) as asks:
         join(dhcp, "nat-a", "virbr10", "ff02::1:2")
         asks.sendto(b"solicit", ("ff02::1:2", 547, 0, index("guest", "eth0")))
@@ -224,7 +225,7 @@ def join(member: socket.socket, node: str, link: str, group: str) -> None:
     member.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
 
 
-def test_too_big_is_told(backend: firewall.Backend) -> None:
+def test_too_big_is_told(backend: backends.Backend) -> None:
     """By a router far away, about a flow of either sort of subnet."""
     in_node("server", "ip link set eth1 mtu 1300")
     for source in (GUEST, OPEN):
@@ -241,7 +242,7 @@ def learns_mtu(source: str) -> None:
         wait_for(lambda: client.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU) == 1300)
 
 
-def test_errors_about_a_flow_come_back(backend: firewall.Backend) -> None:
+def test_errors_about_a_flow_come_back(backend: backends.Backend) -> None:
     for source in (GUEST, OPEN):
         for kind in KINDS:
             with pytest.raises(ConnectionRefusedError):
@@ -279,7 +280,7 @@ def learns(link: str, sender: tuple[str, str], prefix: str, hops: int = 255) -> 
     return False
 
 
-def test_only_the_upstream_has_routers(backend: firewall.Backend) -> None:
+def test_only_the_upstream_has_routers(backend: backends.Backend) -> None:
     for link in ("virbr10", "upstream"):
         in_node("nat-a", f"sysctl -qw net.ipv6.conf.{link}.accept_ra=2")
     assert learns("upstream", ("server", "eth0"), "2001:db8:201")
@@ -311,7 +312,7 @@ def redirected(node: str) -> bool:
     return other in inside(node, f"ip -6 route get {target}")
 
 
-def test_redirects_go_nowhere(backend: firewall.Backend) -> None:
+def test_redirects_go_nowhere(backend: backends.Backend) -> None:
     router = link_local("server", "eth0")
     in_node(
         "nat-a",
@@ -331,7 +332,7 @@ def test_redirects_go_nowhere(backend: firewall.Backend) -> None:
         )
 
 
-def test_forged_sources_stay_in(backend: firewall.Backend) -> None:
+def test_forged_sources_stay_in(backend: backends.Backend) -> None:
     target = mac("nat-a", "virbr10")
     with Capture("server", "eth0") as wire:
         for source in ("fd00:77::9", NEIGHBOUR, NAT, GATEWAY, "2001:db8:99::1"):
@@ -343,7 +344,7 @@ def test_forged_sources_stay_in(backend: firewall.Backend) -> None:
         assert wire.packets() == []
 
 
-def test_nothing_private_leaves(backend: firewall.Backend) -> None:
+def test_nothing_private_leaves(backend: backends.Backend) -> None:
     """Out of state, and after a lost connection table; errors about no flow, too."""
     with serving("server", address="::"), Capture("server", "eth0") as wire:
         with opened("guest", STREAM, GUEST) as client:
@@ -359,7 +360,7 @@ def test_nothing_private_leaves(backend: firewall.Backend) -> None:
         assert leaked == []
 
 
-def test_a_network_that_stays_inside(world: firewall.Backend) -> None:
+def test_a_network_that_stays_inside(world: backends.Backend) -> None:
     """No address, no public subnet: the namespace serves its guests and nothing else."""
     closed_policy = replace(
         POLICY, subnets=POLICY.subnets[:1], gateways=POLICY.gateways[:1], address6=None, public=()
@@ -375,7 +376,7 @@ def test_a_network_that_stays_inside(world: firewall.Backend) -> None:
     assert not pings("neighbour", NAT)
 
 
-def test_what_is_published_no_more_ends(world: firewall.Backend) -> None:
+def test_what_is_published_no_more_ends(world: backends.Backend) -> None:
     protocols: tuple[Protocol, ...] = ("tcp", "udp")
     gone = [forward(each, "2222", "22", address=NAT, target=GUEST) for each in protocols]
     gone += [forward(each, "80", address=OPEN, target=OPEN) for each in protocols]
@@ -404,7 +405,7 @@ def test_what_is_published_no_more_ends(world: firewall.Backend) -> None:
                 again(flow)
 
 
-def test_segments_fit(backend: firewall.Backend) -> None:
+def test_segments_fit(backend: backends.Backend) -> None:
     in_node("nat-a", "ip link set upstream mtu 1400")
     with serving("server", address="::"), Capture("server", "eth0") as wire:
         for source in (GUEST, OPEN):
@@ -414,7 +415,7 @@ def test_segments_fit(backend: firewall.Backend) -> None:
     assert {struct.unpack("!H", syn[22:24])[0] for syn in syns} == {1340}
 
 
-def test_listing_tells_an_alteration(backend: firewall.Backend) -> None:
+def test_listing_tells_an_alteration(backend: backends.Backend) -> None:
     before = backend.listing("nat-a")
     backend.apply("nat-a", ruleset(POLICY))
     assert backend.listing("nat-a") == before

@@ -50,12 +50,13 @@ from packets import (
     udp,
 )
 
+from libvirt_natns.firewall import backends
 from libvirt_natns.records import replace
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
-from libvirt_natns import firewall
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model import PortSet, StaticNat
 
 HOST = "192.168.0.2"
@@ -123,9 +124,9 @@ TWIN = replace(
 
 
 @pytest.fixture(scope="module", params=["nftables", "iptables"])
-def backend(request: pytest.FixtureRequest, world: None) -> Iterator[firewall.Backend]:
+def backend(request: pytest.FixtureRequest, world: None) -> Iterator[backends.Backend]:
     """The backend of that name, with its rules in both namespaces, and all services."""
-    chosen = firewall.named(request.param)
+    chosen = backends.named(request.param)
     chosen.require()
     chosen.apply("nat-a", ruleset(POLICY))
     chosen.apply("nat-b", ruleset(TWIN))
@@ -149,25 +150,25 @@ SEEN = {
 """Whom the service sees: its client; a gateway where guest and client are neighbours."""
 
 
-def test_from_everywhere(backend: firewall.Backend) -> None:
+def test_from_everywhere(backend: backends.Backend) -> None:
     """Neighbours, the host, a guest of a twin network, a sibling, the guest itself."""
     for client, seen in SEEN.items():
         for kind in KINDS:
             assert asked(client, NAT["a"], 2222, kind) == f"guest-a:22 saw {seen}", client
 
 
-def test_from_far_away(backend: firewall.Backend) -> None:
+def test_from_far_away(backend: backends.Backend) -> None:
     assert asked("far", NAT["a"], 2222, STREAM) == f"guest-a:22 saw {FAR}"
 
 
-def test_twins_publish_the_same_port(backend: firewall.Backend) -> None:
+def test_twins_publish_the_same_port(backend: backends.Backend) -> None:
     assert asked("neighbour", NAT["b"], 2222, STREAM) == f"guest-b:22 saw {NEIGHBOUR}"
     # Both have the very same private address.
     assert asked("guest-a", NAT["b"], 2222, STREAM) == f"guest-b:22 saw {NAT['a']}"
 
 
 @pytest.mark.parametrize("client", ["neighbour", "guest-c"])
-def test_ranges(backend: firewall.Backend, client: str) -> None:
+def test_ranges(backend: backends.Backend, client: str) -> None:
     for offset in range(3):
         for kind in KINDS:
             port = 8000 + offset
@@ -177,7 +178,7 @@ def test_ranges(backend: firewall.Backend, client: str) -> None:
         assert asked(client, NAT["a"], one, STREAM) == f"guest-a:7000 saw {SEEN[client]}"
 
 
-def test_what_is_not_published_is_closed(backend: firewall.Backend) -> None:
+def test_what_is_not_published_is_closed(backend: backends.Backend) -> None:
     unpublished = (22, 23, 80, 2221, 2223, 7000, 7999, 8003, 8999, 9003, 9099, 9103, 40000)
     assert silent("neighbour", *((NAT["a"], port, STREAM) for port in unpublished)) == []
     assert silent("neighbour", *((NAT["a"], port, DATAGRAM) for port in (22, 7999, 9000))) == []
@@ -188,7 +189,7 @@ def test_what_is_not_published_is_closed(backend: firewall.Backend) -> None:
         assert closed("guest-a", GATEWAY, 2222, kind)
 
 
-def test_a_strangers_port_is_not_caught(backend: firewall.Backend) -> None:
+def test_a_strangers_port_is_not_caught(backend: backends.Backend) -> None:
     for kind in KINDS:
         for port in (2222, 8000):
             assert asked("guest-a", SERVER, port, kind) == f"server:{port} saw {NAT['a']}"
@@ -200,7 +201,7 @@ def test_a_strangers_port_is_not_caught(backend: firewall.Backend) -> None:
         assert [p for p in wire.packets() if p.source == NEIGHBOUR] == []
 
 
-def test_sources(backend: firewall.Backend) -> None:
+def test_sources(backend: backends.Backend) -> None:
     assert asked("neighbour", NAT["a"], 3000, STREAM) == f"guest-a:22 saw {NEIGHBOUR}"
     assert asked("neighbour", NAT["a"], 3101, STREAM) == f"guest-a:23 saw {NEIGHBOUR}"
     assert asked("neighbour", NAT["a"], 8003, DATAGRAM) == f"guest-a:8003 saw {NEIGHBOUR}"
@@ -217,7 +218,7 @@ def test_sources(backend: firewall.Backend) -> None:
 SCTP = 132
 
 
-def test_sctp(backend: firewall.Backend) -> None:
+def test_sctp(backend: backends.Backend) -> None:
     """The first packets of both directions; kernels with SCTP sockets are rare."""
     if "sctp" not in inside("nat-a", "sysctl -a -r nf_conntrack_sctp"):
         pytest.skip("this kernel's conntrack does not know SCTP")
@@ -236,7 +237,7 @@ def test_sctp(backend: firewall.Backend) -> None:
 # -- one-to-one addresses --------------------------------------------------------
 
 
-def test_an_address_of_ones_own(backend: firewall.Backend) -> None:
+def test_an_address_of_ones_own(backend: backends.Backend) -> None:
     for client, seen in SEEN.items():
         for kind in KINDS:
             assert asked(client, OWN_C, 40000, kind) == f"guest-c:40000 saw {seen}", client
@@ -250,7 +251,7 @@ def test_an_address_of_ones_own(backend: firewall.Backend) -> None:
     assert asked("neighbour", OWN_C, 2222, STREAM) == f"guest-a:23 saw {NEIGHBOUR}"
 
 
-def test_icmp_of_an_address_of_ones_own(backend: firewall.Backend) -> None:
+def test_icmp_of_an_address_of_ones_own(backend: backends.Backend) -> None:
     with Capture("guest-c", "eth0") as its, Capture("guest-d", "eth0") as others:
         assert pings("neighbour", OWN_C)
         assert pings("guest-a", OWN_C)
@@ -265,7 +266,7 @@ def test_icmp_of_an_address_of_ones_own(backend: firewall.Backend) -> None:
         assert closed("neighbour", OWN_C, 9, kind)
 
 
-def test_an_address_limited_to_some_ports(backend: firewall.Backend) -> None:
+def test_an_address_limited_to_some_ports(backend: backends.Backend) -> None:
     for client in ("neighbour", "guest-a", "guest-b"):
         assert asked(client, OWN_D, 80, STREAM) == f"guest-d:80 saw {SEEN[client]}"
         assert asked(client, OWN_D, 7001, DATAGRAM) == f"guest-d:7001 saw {SEEN[client]}"
@@ -276,7 +277,7 @@ def test_an_address_limited_to_some_ports(backend: firewall.Backend) -> None:
 # -- what stays as it was --------------------------------------------------------
 
 
-def test_replacing_rules_cuts_no_connection(backend: firewall.Backend) -> None:
+def test_replacing_rules_cuts_no_connection(backend: backends.Backend) -> None:
     """Not even of a forward that is gone: whoever withdraws it cuts its flows."""
     paths = [("neighbour", NAT["a"], 2222), ("guest-c", NAT["a"], 2222), ("guest-b", OWN_C, 22)]
     with ExitStack() as stack:
@@ -299,7 +300,7 @@ def test_replacing_rules_cuts_no_connection(backend: firewall.Backend) -> None:
             backend.apply("nat-a", ruleset(POLICY))
 
 
-def test_nothing_leaves_untranslated(backend: firewall.Backend) -> None:
+def test_nothing_leaves_untranslated(backend: backends.Backend) -> None:
     """What a service says after its connection was forgotten, and answers to nobody."""
     with Capture("neighbour", "eth0") as wire, Capture("server", "eth0") as other:
         with opened("neighbour", STREAM) as client:
@@ -314,7 +315,7 @@ def test_nothing_leaves_untranslated(backend: firewall.Backend) -> None:
             assert [p for p in capture.packets() if IPv4Address(p.source) in private] == []
 
 
-def test_listing_changes_only_with_the_rules(backend: firewall.Backend) -> None:
+def test_listing_changes_only_with_the_rules(backend: backends.Backend) -> None:
     before = backend.listing("nat-a")
     for forwards in (FORWARDS, FORWARDS[::-1]):
         backend.apply("nat-a", ruleset(replace(POLICY, forwards=forwards)))
@@ -326,7 +327,7 @@ def test_listing_changes_only_with_the_rules(backend: firewall.Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", ["nftables"], indirect=True)
-def test_ten_thousand_forwards(backend: firewall.Backend) -> None:
+def test_ten_thousand_forwards(backend: backends.Backend) -> None:
     """Each one works, ports and ranges alike."""
     many = tuple(forward("tcp", f"{port}", "22") for port in range(10000, 20000))
     spans = tuple(forward("udp", f"{port}-{port + 1}") for port in range(30000, 50000, 2))

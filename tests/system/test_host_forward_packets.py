@@ -55,10 +55,10 @@ from libvirt_natns.records import dataclass, replace
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
-from libvirt_natns import firewall
-from libvirt_natns.firewall import host
-from libvirt_natns.firewall.host import HostForward, HostPolicy, Private, Transit
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall import backends, host
+from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Transit
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model import Protocol
 
 HOST = "192.168.0.2"
@@ -183,7 +183,7 @@ def chosen(request: pytest.FixtureRequest, world: None) -> Iterator[Chosen]:
     elif bridge_nf:
         pytest.skip("this kernel has no br_netfilter")
     policy = replace(HOST_POLICY, bridge_nf=bridge_nf)
-    nat = firewall.named(name)
+    nat = backends.named(name)
     nat.apply("nat-t", ruleset(POLICY))
     nat.apply("nat-u", ruleset(TWIN))
     before = state()

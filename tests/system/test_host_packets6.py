@@ -52,10 +52,10 @@ sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from test_firewall_packets6 import POLICY as ON_BRIDGE
 
-from libvirt_natns import firewall
-from libvirt_natns.firewall import host
-from libvirt_natns.firewall.host import HostForward, HostPolicy, Private, Provider, Transit
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall import backends, host
+from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Provider, Transit
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -154,7 +154,7 @@ def foreign(request: pytest.FixtureRequest, world: ExitStack) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_guests_and_published_ports(name: str, foreign: str) -> None:
-    firewall.named(name).apply("nat-t", ruleset(POLICY))
+    backends.named(name).apply("nat-t", ruleset(POLICY))
     before = state6()
     assert host.ensure(HOST_POLICY, name)
     assert host.differences(HOST_POLICY, name) == ()
@@ -227,7 +227,7 @@ def test_where_bridged_frames_are_filtered(name: str, foreign: str) -> None:
     """bridge-nf-call-ip6tables=1 and FORWARD drops: neighbours do not even find each other."""
     if not BRIDGE_NF.exists():
         pytest.skip("this kernel has no br_netfilter")
-    firewall.named(name).apply("nat-a", ruleset(ON_BRIDGE))
+    backends.named(name).apply("nat-a", ruleset(ON_BRIDGE))
     wanted = HostPolicy(
         private=(Private("virbr10", ON_BRIDGE.subnets),),
         provider=(Provider("br0", IPv6Address(NAT)), Provider("br0", ON_BRIDGE.public[0])),

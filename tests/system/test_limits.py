@@ -27,10 +27,10 @@ from packets import PORT, in_node, inside, mac, opened, own_network, seen_by, se
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
-from libvirt_natns import firewall
 from libvirt_natns.engine.plan.sysctls import SYSCTLS, SYSCTLS_WITH_IPV6
-from libvirt_natns.firewall import limits
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall import backends, limits
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import conntrack, netns
 from libvirt_natns.model import Forward
 from libvirt_natns.records import replace
@@ -100,8 +100,8 @@ def link(bridge: str, node: str, name: str, *addresses: str) -> None:
 
 
 @pytest.fixture(params=["nftables", "iptables"])
-def backend(request: pytest.FixtureRequest) -> firewall.Backend:
-    return firewall.named(request.param)
+def backend(request: pytest.FixtureRequest) -> backends.Backend:
+    return backends.named(request.param)
 
 
 def entries() -> int:
@@ -196,7 +196,7 @@ PROBES: dict[str, tuple[Probe, tuple[str, ...]]] = {
     [(backend, name) for name, (_, backends) in PROBES.items() for backend in backends],
     indirect=["backend"],
 )
-def test_new_neighbours(backend: firewall.Backend, name: str) -> None:
+def test_new_neighbours(backend: backends.Backend, name: str) -> None:
     probe, _ = PROBES[name]
     with world(), serving("server"):
         probe()
@@ -230,7 +230,7 @@ def test_new_neighbours(backend: firewall.Backend, name: str) -> None:
     indirect=["backend"],
 )
 def test_patience(
-    backend: firewall.Backend, name: str, known: int, monkeypatch: pytest.MonkeyPatch
+    backend: backends.Backend, name: str, known: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Addresses that were named one by one cannot all be asked for at once."""
     here = sys.modules[__name__]
@@ -263,7 +263,7 @@ def asked() -> int:
 
 
 def test_addresses_that_packets_bring_are_no_change_of_the_rules(
-    backend: firewall.Backend,
+    backend: backends.Backend,
 ) -> None:
     with world():
         backend.apply("nat", ruleset(POLICY))
@@ -291,7 +291,7 @@ def send(count: int, first: int = 10_000) -> None:
 
 
 @pytest.mark.parametrize("target", ["outside", "gateway"])
-def test_number_of_flows(backend: firewall.Backend, target: str) -> None:
+def test_number_of_flows(backend: backends.Backend, target: str) -> None:
     few = replace(POLICY, max_flows=256)
     with world(), serving("server"), opened("guest", socket.SOCK_STREAM) as client:
         backend.apply("nat", ruleset(POLICY))
@@ -327,7 +327,7 @@ def established(client: socket.socket) -> bool:
     return bool(unacknowledged == 0)
 
 
-def test_many_flows_cost_little(backend: firewall.Backend) -> None:
+def test_many_flows_cost_little(backend: backends.Backend) -> None:
     """An exact count in one list would cost half a minute here."""
     gone = Forward(
         "uuid", "guest web", "net", "udp", IPv4Address(OUTSIDE), 7, 7, IPv4Address(GUEST), 7, 7

@@ -25,7 +25,7 @@ CLONE = f"""
 STRAYS = """
     mkdir -p /run/clone/hooks/__pycache__ /run/clone/xml/__pycache__
     for stray in hooks/__pycache__/network.pyc hooks/network.orig xml/__pycache__/x.pyc \\
-        xml/isolated.xml~ libvirt_natns/firewall/rules.py.rej; do
+        xml/isolated.xml~ libvirt_natns/firewall/rule.py.rej; do
         echo stray >/run/clone/$stray
     done
 """

@@ -4,6 +4,7 @@
 The engine itself is driven, with bridges made by the test.
 """
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.reconcile.check import network_differences
 from libvirt_natns.errors import FirewallError, NatnsError
-from libvirt_natns.firewall import libnftables, nftables
+from libvirt_natns.firewall import limits, nft, nftables
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.service.engine_pool import EnginePool
@@ -98,27 +99,54 @@ def test_a_session_does_not_keep_a_namespace_that_another_deletes() -> None:
 # -- firewall --------------------------------------------------------------------
 
 
-def test_the_library_says_what_the_program_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert libnftables.available()
+def test_one_change_of_the_rules_is_one_generation() -> None:
     script = "table inet natns {\n chain x {\n  meta l4proto { tcp, udp } counter accept\n }\n}\n"
-    found = {}
     run("ip", "netns", "add", "rules")
     try:
-        for library in (True, False):
-            with monkeypatch.context() as patch:
-                patch.setattr(libnftables, "available", lambda library=library: library)
-                nftables.clear("rules")
-                before = nftables.generation("rules")
-                nftables.run("rules", script)
-                assert nftables.generation("rules") != before
-                listing = nftables.listing("rules")
-                assert nftables.generation("rules") == nftables.generation("rules")
-                with pytest.raises(FirewallError) as refused:
-                    nftables.run("rules", "add rule inet natns nowhere accept\n")
-                found[library] = (listing, refused.value.fact, refused.value.remedy)
-                assert nftables.listing("rules") == listing
-        assert found[True] == found[False]
-        assert "meta l4proto { 6, 17 } counter" in found[True][0]
+        assert nftables.listing("rules") == ""
+        before = int(nftables.generation("rules"))
+        nft.load("rules", script)
+        assert int(nftables.generation("rules")) == before + 1
+        listing = nftables.listing("rules")
+        assert "meta l4proto { 6, 17 } counter" in listing
+        with pytest.raises(FirewallError, match="nft refused the rules"):
+            nft.load("rules", "add rule inet natns nowhere accept\n")
+        assert nftables.listing("rules") == listing
+        assert int(nftables.generation("rules")) == before + 1
+        nftables.clear("rules")
+        assert nftables.listing("rules") == ""
+    finally:
+        run("ip", "netns", "delete", "rules")
+
+
+def test_the_whole_ruleset_is_json() -> None:
+    nft.load(None, "table inet natns { chain x { counter accept; }; }\n")
+    try:
+        items = json.loads(nft.ruleset_json())["nftables"]
+        tables = [item["table"] for item in items if "table" in item]
+        assert ("inet", "natns") in {(table["family"], table["name"]) for table in tables}
+        rules = [item["rule"] for item in items if "rule" in item]
+        (own,) = (rule for rule in rules if rule["table"] == "natns")
+        # Without numbers of packets.
+        assert own["expr"] == [{"counter": None}, {"accept": None}]
+        assert "counter accept" in nft.list_chain("inet natns x")
+    finally:
+        nftables.clear(None)
+
+
+def test_both_tables_are_listed_as_each_alone() -> None:
+    run("ip", "netns", "add", "rules")
+    try:
+        for table in ("inet natns", "arp natns"):
+            nft.load("rules", f"table {table} {{ chain x {{ counter accept; }}; }}\n")
+        tables = [nftables.TABLE, limits.ARP_TABLE]
+        nft.load("rules", "table ip foreign { chain x { counter accept; }; }\n")
+        assert nftables._existing_tables("rules") == tables
+        listed = [
+            run("ip", "netns", "exec", "rules", "nft", "-s", "list", "table", *table.split())
+            for table in tables
+        ]
+        assert nftables.listing("rules") == "".join(done.stdout for done in listed)
     finally:
         run("ip", "netns", "delete", "rules")
 

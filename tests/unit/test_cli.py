@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import firewall, names, service
+from libvirt_natns import names, service
 from libvirt_natns.cli import commands, status
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config
 from libvirt_natns.errors import LibvirtError, NatnsError
-from libvirt_natns.firewall import nftables
+from libvirt_natns.firewall import backends, nftables
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.service import client
 
@@ -36,7 +36,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nobody = os.fspath(tmp_path / "service.sock")
     monkeypatch.setattr(client, "SOCKET", nobody)
     monkeypatch.setattr(client.ask, "__defaults__", (b"", nobody))
-    monkeypatch.setattr(firewall, "choose", lambda *_, **__: nftables)
+    monkeypatch.setattr(backends, "choose", lambda *_, **__: nftables)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(libvirt, "connected", unreachable)
     for name, answer in (("link", None), ("mtu", None), ("host_addresses", set())):

@@ -15,7 +15,8 @@ from libvirt_natns.engine.plan.network import ahead_of_lease, make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model import (
     NatMetadata,
     Network,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.engine.apply.carry_out import HANDLERS, carry_out, plan_differences
 from libvirt_natns.engine.apply.firewall import fingerprint_file
 from libvirt_natns.engine.apply.links import namespace_owner
@@ -287,7 +287,7 @@ class FakeBackend:
 def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeBackend]:
     both = {name: FakeBackend(name) for name in ("nftables", "iptables")}
     choose: Callable[[str], FakeBackend] = both.__getitem__
-    monkeypatch.setattr(firewall, "named", choose)
+    monkeypatch.setattr("libvirt_natns.firewall.backends.named", choose)
     return both
 
 

@@ -3,24 +3,37 @@
 
 import difflib
 import json
+import os
 import subprocess
 import sys
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from libvirt_natns import firewall
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import (
+    backends,
+    foreign_chains,
     host,
+    host_accepts,
     host_iptables,
     host_nftables,
+    host_policy,
+    host_rules,
     iptables,
-    missing_tables,
+    iptables_entries,
+    iptables_syntax,
+    nft,
+    nft_listing,
+    nft_statements,
     nftables,
 )
-from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+from libvirt_natns.firewall.backends import missing_tables
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import replace
 
@@ -240,10 +253,10 @@ PUBLISHED_IPTABLES = """\
 -A FORWARD -s 10.0.0.0/24 -i virbr10 -o virbr10 -m conntrack --ctstate DNAT -m conntrack --ctstate NEW -m comment --comment hairpin -j ACCEPT
 """  # noqa: E501 - as iptables-save prints it
 
-HOST_POLICY = host.HostPolicy(
-    transits=(host.Transit("natns-host", IPv4Network("192.168.150.0/24")),),
-    private=(host.Private("virbr10"), host.Private("virbr11")),
-    provider=(host.Provider("br0", IPv4Address("192.168.0.100")),),
+HOST_POLICY = host_policy.HostPolicy(
+    transits=(host_policy.Transit("natns-host", IPv4Network("192.168.150.0/24")),),
+    private=(host_policy.Private("virbr10"), host_policy.Private("virbr11")),
+    provider=(host_policy.Provider("br0", IPv4Address("192.168.0.100")),),
     bridge_nf=True,
 )
 
@@ -298,12 +311,12 @@ table inet natns {
 """
 
 HOST_FORWARDS = (
-    host.HostForward("tcp", None, 2222, 2222, IPv4Address("192.168.150.2"), "natns-host"),
-    host.HostForward("udp", None, 80, 90, IPv4Address("192.168.150.2"), "natns-host"),
-    host.HostForward(
+    host_policy.HostForward("tcp", None, 2222, 2222, IPv4Address("192.168.150.2"), "natns-host"),
+    host_policy.HostForward("udp", None, 80, 90, IPv4Address("192.168.150.2"), "natns-host"),
+    host_policy.HostForward(
         "sctp", IPv4Address("192.168.0.2"), 80, 80, IPv4Address("192.168.150.3"), "natns-host"
     ),
-    host.HostForward(
+    host_policy.HostForward(
         "tcp",
         IPv4Address("192.168.0.2"),
         443,
@@ -383,7 +396,7 @@ def publishing() -> Policy:
     ids=["nftables", "iptables"],
 )
 def test_what_published_ports_and_addresses_add(name: str, expected: str) -> None:
-    render = firewall.named(name).render
+    render = backends.named(name).render
     text = render(ruleset(publishing()))
     assert added(render(ruleset(one_subnet())), text) == expected
     # Whoever asks first does not matter.
@@ -444,7 +457,7 @@ def test_nat_is_committed_before_forwarding_opens() -> None:
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_nothing_but_named_interfaces_and_states_is_accepted(name: str) -> None:
     """No rule accepts forwarded packets whatever their origin and state."""
-    rendered = firewall.named(name).render(ruleset(POLICY))
+    rendered = backends.named(name).render(ruleset(POLICY))
     for rule in ruleset(POLICY):
         if rule.action == "accept":
             assert rule.iif or rule.states
@@ -459,7 +472,7 @@ def test_interfaces_that_syntax_could_misread_are_refused(name: str) -> None:
     with pytest.raises(FirewallError, match="cannot be the interface"):
         Rule(chain="forward", iif=name, action="accept")
     with pytest.raises(FirewallError, match="cannot be the interface"):
-        host.HostPolicy(provider=(host.Provider(name, IPv4Address("10.0.0.1")),))
+        host_policy.HostPolicy(provider=(host_policy.Provider(name, IPv4Address("10.0.0.1")),))
 
 
 @pytest.mark.parametrize(
@@ -488,7 +501,7 @@ def test_rules_that_make_no_sense_are_refused() -> None:
         Rule(chain="forward", action="accept", to=GUEST)
     two = Rule(chain="raw", sources=POLICY.subnets, not_sources=True, action="drop")
     with pytest.raises(FirewallError, match="turn round"):
-        list(iptables.entries(two))
+        list(iptables_entries.entries(two))
 
 
 @pytest.mark.parametrize("field", ["inner", "upstream", "subnets", "gateways"])
@@ -504,10 +517,10 @@ def test_a_policy_without_limits_is_refused(field: str) -> None:
 def test_several_upstream_addresses_pass_the_guard() -> None:
     addresses = (IPv4Network("192.168.0.100"), IPv4Network("192.168.0.110"))
     rule = Rule(chain="guard", oif="upstream", sources=addresses, not_sources=True, action="drop")
-    assert nftables.statement(rule) == (
+    assert nft_statements.statement(rule) == (
         'oifname "upstream" ip saddr != { 192.168.0.100, 192.168.0.110 } drop'
     )
-    text = "\n".join(map(str, iptables.entries(rule)))
+    text = "\n".join(map(str, iptables_entries.entries(rule)))
     assert "--ctrepldst 192.168.0.110" in text
     assert text.count("-j DROP") == 2
 
@@ -515,76 +528,124 @@ def test_several_upstream_addresses_pass_the_guard() -> None:
 def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nftables, "require", lambda: None)
     monkeypatch.setattr(iptables, "require", lambda: None)
-    monkeypatch.setattr(nftables, "program", lambda: "/usr/sbin/nft")
-    assert firewall.choose("auto").name == "nftables"
-    assert firewall.choose("iptables").name == "iptables"
-    monkeypatch.setattr(nftables, "program", lambda: None)
-    assert firewall.choose("auto").name == "iptables"
+    monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
+    assert backends.choose("auto").name == "nftables"
+    assert backends.choose("iptables").name == "iptables"
+    monkeypatch.setattr(nft, "program", lambda: None)
+    assert backends.choose("auto").name == "iptables"
     with pytest.raises(FirewallError, match="no firewall backend"):
-        firewall.named("pf")
+        backends.named("pf")
 
 
 def test_missing_parts_come_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nftables, "program", lambda: None)
+    monkeypatch.setattr(nft, "program", lambda: None)
     with pytest.raises(FirewallError, match="install nftables"):
-        firewall.choose("nftables")
+        backends.choose("nftables")
     monkeypatch.setattr(iptables, "library_found", lambda: False)
     monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     with pytest.raises(FirewallError, match="install python3-iptables"):
-        firewall.choose("auto")
+        backends.choose("auto")
     monkeypatch.setattr(iptables, "kernel_has", lambda _: False)
     with pytest.raises(FirewallError, match="no legacy iptables"):
-        firewall.choose("iptables")
+        backends.choose("iptables")
+
+
+def test_tables_in_a_listing_of_all() -> None:
+    ours = "table inet natns {\n\tchain a {\n\t\taccept\n\t}\n}\n"
+    foreign = "# Warning: table ip nat is managed by iptables-nft, do not touch!\n" + ours.replace(
+        "inet natns", "ip nat"
+    )
+    assert nft_listing.block(ours + foreign, "inet natns") == ours
+    assert nft_listing.block(foreign + ours, "inet natns") == ours
+    assert nft_listing.block(foreign, "inet natns") == ""
 
 
 def test_nft_complaints_become_one_line() -> None:
     told = "/dev/stdin:3:5-8: Error: syntax error, unexpected foo\nadd tabl\n    ^^^^\n"
-    assert nftables.condensed(told) == "syntax error, unexpected foo"
-    assert nftables.condensed("Operation not permitted (you must be root)\nx") == (
+    assert nft.condensed(told) == "syntax error, unexpected foo"
+    assert nft.condensed("Operation not permitted (you must be root)\nx") == (
         "Operation not permitted (you must be root)"
     )
-    assert nftables.condensed("") == "no reason"
+    assert nft.condensed("") == "no reason"
+
+
+@pytest.mark.parametrize("end", ["kill -ABRT $$", "kill -SEGV $$"])
+def test_a_crash_of_nft_is_a_refusal(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nft"
+    program.write_text(f"#!/bin/sh\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(nft, "program", lambda: os.fspath(program))
+    with pytest.raises(FirewallError, match="nft refused the rules"):
+        nft.load(None, "add table inet natns\n")
+
+
+def test_text_of_others_may_be_any_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nft"
+    program.write_text("#!/bin/sh\nprintf '\\377'; cat\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(nft, "program", lambda: os.fspath(program))
+    assert nft.run(None, "x").stdout == "\udcffx"
 
 
 def test_fingerprint_tells_texts_apart() -> None:
-    assert firewall.fingerprint("a") == firewall.fingerprint("a") != firewall.fingerprint("b")
+    assert backends.fingerprint("a") == backends.fingerprint("a") != backends.fingerprint("b")
 
 
-def test_the_package_is_light() -> None:
-    check = "import sys, libvirt_natns.firewall; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", check], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert not {"iptc", "pyroute2", "lxml", "libvirt"} & set(loaded)
+def loaded_by(module: str) -> set[str]:
+    """Return the modules that are loaded once a module has been imported."""
+    check = f"import sys, {module}; print(*sys.modules)"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", check], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+
+
+def test_the_backends_are_light() -> None:
+    loaded = loaded_by("libvirt_natns.firewall.backends")
+    assert not {"iptc", "pyroute2", "lxml", "libvirt"} & loaded
+
+
+def test_the_child_of_iptables_loads_little_of_the_package() -> None:
+    loaded = loaded_by("libvirt_natns.firewall.iptables_child")
+    assert {name for name in loaded if name.startswith("libvirt_natns.")} == {
+        "libvirt_natns.firewall",
+        *(
+            f"libvirt_natns.firewall.{name}"
+            for name in ("iptables_child", "iptc_compare", "iptc_library", "iptc_tables")
+        ),
+    }
 
 
 def test_host_table() -> None:
-    assert nftables.render(host.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
+    assert nftables.render(host_rules.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
 
 
 def test_what_published_ports_add_to_the_hosts_table() -> None:
     policy = replace(HOST_POLICY, forwards=HOST_FORWARDS)
-    assert added(HOST_TABLE, nftables.render(host.rules(policy), host_nftables.HOST)) == (
+    assert added(HOST_TABLE, nftables.render(host_rules.rules(policy), host_nftables.HOST)) == (
         HOST_PUBLISHED
     )
-    assert host.accepts(policy) == host.accepts(HOST_POLICY)
+    assert host_accepts.accepts(policy) == host_accepts.accepts(HOST_POLICY)
     with pytest.raises(FirewallError, match="no transit"):
         replace(policy, transits=())
 
 
 def test_host_accepts() -> None:
-    lines = [nftables.statement(rule) for rule in host.accepts(HOST_POLICY)]
+    lines = [nft_statements.statement(rule) for rule in host_accepts.accepts(HOST_POLICY)]
     assert "".join(f"{line}\n" for line in lines) == ACCEPTS
 
 
 def test_bridged_frames_need_nothing_where_they_are_not_filtered() -> None:
-    quiet = host.HostPolicy(private=HOST_POLICY.private, provider=HOST_POLICY.provider)
-    assert host.rules(quiet) == ()
-    assert host.accepts(quiet) == ()
+    quiet = host_policy.HostPolicy(private=HOST_POLICY.private, provider=HOST_POLICY.provider)
+    assert host_rules.rules(quiet) == ()
+    assert host_accepts.accepts(quiet) == ()
 
 
-def _host_tables(policy: host.HostPolicy) -> list[dict[str, Any]]:
-    return host_iptables.tables({4: host.rules(policy)})
+def _host_tables(policy: host_policy.HostPolicy) -> list[dict[str, Any]]:
+    return host_iptables.tables({4: host_rules.rules(policy)})
 
 
 def test_host_chains_of_legacy_iptables() -> None:
@@ -607,7 +668,7 @@ def test_published_ports_in_chains_of_legacy_iptables() -> None:
         "OUTPUT": "NATNS-DNAT",
         "POSTROUTING": "NATNS-POSTROUTING",
     }
-    lines = [str(iptables.Entry(**entry)) for entry in nat["chains"]["NATNS-DNAT"]]
+    lines = [str(iptables_syntax.Entry(**entry)) for entry in nat["chains"]["NATNS-DNAT"]]
     # What is private first: nothing else is to translate it.
     assert lines[:2] == [f"-i {each} -j NETMAP --to 0.0.0.0/0" for each in ("virbr10", "virbr11")]
     del lines[:2]
@@ -625,17 +686,17 @@ def test_the_order_of_elements_says_nothing() -> None:
     """As nft lists the map that a script made: wrapped, reordered, protocols by number."""
     script = "elements = { tcp . 80 : 10.0.0.5 . 22, sctp . 17 : 10.0.0.5 . 6 }\n}"
     listed = "elements = { 132 . 17 : 10.0.0.5 . 6,\n\t\t\t     6 . 80 : 10.0.0.5 . 22 }\n}"
-    assert nftables.canonical(script) == nftables.canonical(listed)
-    assert nftables.canonical(script) != nftables.canonical(listed.replace("22", "23"))
+    assert nft_listing.canonical(script) == nft_listing.canonical(listed)
+    assert nft_listing.canonical(script) != nft_listing.canonical(listed.replace("22", "23"))
 
 
 def test_every_nft_lists_the_hosts_table_alike() -> None:
     script = nftables.render(
-        host.rules(replace(HOST_POLICY, forwards=HOST_FORWARDS)), host_nftables.HOST
+        host_rules.rules(replace(HOST_POLICY, forwards=HOST_FORWARDS)), host_nftables.HOST
     )
     later = script.replace("output priority -100", "output priority dstnat")
     assert later != script
-    assert nftables.canonical(later) == nftables.canonical(script)
+    assert nft_listing.canonical(later) == nft_listing.canonical(script)
 
 
 # -- foreign chains in nft -------------------------------------------------------
@@ -695,7 +756,7 @@ OWNED = {"table": {"family": "inet", "name": "firewalld", "flags": ["owner"]}}
     ],
 )
 def test_which_foreign_chains_get_a_jump(items: list[dict[str, Any]], shared: bool) -> None:
-    found = host_nftables.parse(listing(*items))
+    found = foreign_chains.parse(listing(*items))
     assert any(base.is_shared for base in found.bases) is shared
 
 
@@ -723,7 +784,7 @@ def test_where_a_chain_ends(
     items = [chain("ip filter", "FORWARD")]
     items += [rule("ip filter", "FORWARD", i + 1, *each) for i, each in enumerate(rules)]
     items += [rule("ip filter", "last", 20 + i, *each) for i, each in enumerate(last)]
-    (base,) = host_nftables.parse(listing(*items)).bases
+    (base,) = foreign_chains.parse(listing(*items)).bases
     assert base.end == end
 
 
@@ -742,19 +803,19 @@ def test_where_a_chain_ends(
 def test_where_our_jump_may_stand(rules: list[list[dict[str, Any]]], right: bool) -> None:
     items = [chain("ip filter", "FORWARD")]
     items += [rule("ip filter", "FORWARD", i + 1, *each) for i, each in enumerate(rules)]
-    (base,) = host_nftables.parse(listing(*items)).bases
+    (base,) = foreign_chains.parse(listing(*items)).bases
     assert base.has_jump is right
 
 
 def test_obstacles_are_named(kernel: dict[str, str]) -> None:
     drops = chain("inet guard", "forward", "drop")
     kernel["json"] = listing(chain("ip filter", "FORWARD", "drop"), drops)
-    (line,) = host_nftables.obstacles(host.accepts(HOST_POLICY))
+    (line,) = foreign_chains.obstacles(host_accepts.accepts(HOST_POLICY))
     assert "inet guard forward drops" in line
     assert 'iifname "natns-host" ip saddr 192.168.150.0/24 accept;' in line
     speaks = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "natns-host"}}
     kernel["json"] = listing(drops, rule("inet guard", "forward", 1, speaks, {"accept": None}))
-    assert host_nftables.obstacles(host.accepts(HOST_POLICY)) == ()
+    assert foreign_chains.obstacles(host_accepts.accepts(HOST_POLICY)) == ()
     assert script() == HOST_TABLE
 
 
@@ -762,15 +823,15 @@ def test_obstacles_are_named(kernel: dict[str, str]) -> None:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What nft would list: the whole ruleset as JSON, and texts by name."""
     held = {"json": listing()}
-    monkeypatch.setattr(nftables, "program", lambda: "/usr/sbin/nft")
-    monkeypatch.setattr(nftables, "ruleset_json", lambda: held["json"])
+    monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
+    monkeypatch.setattr(nft, "ruleset_json", lambda: held["json"])
     monkeypatch.setattr(nftables, "listing", lambda _: held.get("inet natns", ""))
-    monkeypatch.setattr(nftables, "list_chain", lambda name: held[name])
+    monkeypatch.setattr(nft, "list_chain", lambda name: held[name])
     return held
 
 
 def script() -> str:
-    own, accepts = host.rules(HOST_POLICY), host.accepts(HOST_POLICY)
+    own, accepts = host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY)
     return "".join(repair.script for repair in host_nftables.repairs(own, accepts))
 
 
@@ -793,7 +854,7 @@ def test_beside_iptables_our_table_keeps_others_nat_off(kernel: dict[str, str]) 
 
 
 def test_iptables_needs_no_nft(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nftables, "program", lambda: None)
+    monkeypatch.setattr(nft, "program", lambda: None)
     own = host._own(HOST_POLICY, host_nftables, "iptables")
     assert host_nftables.ensure(own, ()) == ()
     assert host_nftables.differences(own, ()) == ()
@@ -823,7 +884,7 @@ def test_a_foreign_chain_gets_one_jump_at_its_end(kernel: dict[str, str]) -> Non
 def test_what_is_right_is_left_alone(kernel: dict[str, str]) -> None:
     accepts = "".join(f"\t\t{line}\n" for line in ACCEPTS.splitlines())
     table = HOST_TABLE.partition("delete table inet natns\n")[2]
-    kernel["inet natns"] = nftables.canonical(table)
+    kernel["inet natns"] = nft_listing.canonical(table)
     kernel["ip filter NATNS-FORWARD"] = (
         f"table ip filter {{\n\tchain NATNS-FORWARD {{\n{accepts}\t}}\n}}\n"
     )

@@ -10,18 +10,25 @@ from typing import Any
 
 import pytest
 
-from libvirt_natns import firewall
 from libvirt_natns.addresses import network_of, parsed
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import (
-    host,
+    backends,
+    foreign_chains,
+    host_accepts,
     host_iptables,
     host_nftables,
     host_parts,
+    host_policy,
+    host_rules,
     iptables,
+    iptables_entries,
+    nft_statements,
     nftables,
 )
-from libvirt_natns.firewall.rules import Policy, Rule, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model import Forward, Protocol, StaticNat
 from libvirt_natns.records import replace
@@ -321,7 +328,7 @@ def test_what_published_ports_and_addresses_add() -> None:
 
 def test_nothing_of_ipv6_without_it() -> None:
     for name in ("nftables", "iptables"):
-        text = firewall.named(name).render(ruleset(ONLY4))
+        text = backends.named(name).render(ruleset(ONLY4))
         assert not any(word in text for word in ("ip6", "ipv6", "icmp6", "known6", "::"))
         assert "nfproto" not in text.replace("meta nfproto ipv4 drop", "")
     assert {table.family for table in iptables.tables(ruleset(ONLY4))} == {4}
@@ -349,14 +356,14 @@ def test_tables_that_are_there_stay_closed() -> None:
     assert [str(entry) for entry in filters.chains["FORWARD"]] == [
         "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
         # The limit of flows, which accepts nothing.
-        *map(str, iptables.entries(next(rule for rule in ruleset(ONLY4) if rule.flows), 6)),
+        *map(str, iptables_entries.entries(next(rule for rule in ruleset(ONLY4) if rule.flows), 6)),
     ]
 
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
 def test_ipv6_alone(name: str) -> None:
     alone = replace(BOTH, subnets=BOTH.subnets[1:], gateways=BOTH.gateways[1:], address=None)
-    text = firewall.named(name).render(ruleset(alone))
+    text = backends.named(name).render(ruleset(alone))
     assert NAT in text
     assert not any(word in text for word in ("10.0.0", "192.168", "MASQUERADE", "masquerade"))
 
@@ -424,46 +431,50 @@ def test_ip6_tables_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(iptables, "library_found", lambda: True)
     monkeypatch.setattr("os.uname", lambda: type("Uname", (), {"release": "none"}))
     iptables.require()
-    assert firewall.choose("iptables").name == "iptables"
+    assert backends.choose("iptables").name == "iptables"
     with pytest.raises(FirewallError, match="no legacy ip6tables"):
-        firewall.choose("iptables", ipv6=True)
+        backends.choose("iptables", ipv6=True)
 
 
 # -- the host --------------------------------------------------------------------
 
 TRANSITS = (
-    host.Transit("natns-host", IPv4Network("192.168.150.0/24")),
-    host.Transit("natns-host", IPv6Network("fd00:20::/64")),
+    host_policy.Transit("natns-host", IPv4Network("192.168.150.0/24")),
+    host_policy.Transit("natns-host", IPv6Network("fd00:20::/64")),
 )
-HOST_FORWARD = host.HostForward("tcp", None, 2222, 2222, IPv6Address("fd00:20::2"), "natns-host")
-HOST_POLICY = host.HostPolicy(transits=TRANSITS, forwards=(HOST_FORWARD,))
-BRIDGED = host.HostPolicy(
-    private=(host.Private("virbr10", (PRIVATE,)), host.Private("virbr11")),
-    provider=(host.Provider("br0", IPv6Address(NAT)), host.Provider("br0", PUBLIC)),
+HOST_FORWARD = host_policy.HostForward(
+    "tcp", None, 2222, 2222, IPv6Address("fd00:20::2"), "natns-host"
+)
+HOST_POLICY = host_policy.HostPolicy(transits=TRANSITS, forwards=(HOST_FORWARD,))
+BRIDGED = host_policy.HostPolicy(
+    private=(host_policy.Private("virbr10", (PRIVATE,)), host_policy.Private("virbr11")),
+    provider=(host_policy.Provider("br0", IPv6Address(NAT)), host_policy.Provider("br0", PUBLIC)),
     bridge_nf6=True,
 )
 
 
 def test_host_table() -> None:
-    assert nftables.render(host.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
+    assert nftables.render(host_rules.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
 
 
 def test_certain_clients_of_a_published_port() -> None:
     limited = replace(HOST_FORWARD, sources=(IPv6Network("2001:db8:77::/64"),))
-    rules = host.own_rules(replace(HOST_POLICY, forwards=(limited,)))
-    assert [nftables.statement(rule) for rule in rules] == [
+    rules = host_rules.own_rules(replace(HOST_POLICY, forwards=(limited,)))
+    assert [nft_statements.statement(rule) for rule in rules] == [
         "ip6 saddr 2001:db8:77::/64 ip6 daddr != ::1 fib daddr type local tcp dport 2222"
         " dnat ip6 to fd00:20::2"
     ]
-    assert [str(entry) for rule in rules for entry in iptables.entries(rule, 6)] == [
+    assert [str(entry) for rule in rules for entry in iptables_entries.entries(rule, 6)] == [
         "-s 2001:db8:77::/64 ! -d ::1/128 -p tcp -m addrtype --dst-type LOCAL"
         " -m tcp --dport 2222 -j DNAT --to-destination fd00:20::2"
     ]
 
 
-def statements(policy: host.HostPolicy, parent: str) -> list[str]:
-    rules = host_nftables.seen_in(host.accepts(policy), parent)
-    return [nftables.statement(rule).removesuffix(' comment "libvirt-natns"') for rule in rules]
+def statements(policy: host_policy.HostPolicy, parent: str) -> list[str]:
+    rules = foreign_chains.seen_in(host_accepts.accepts(policy), parent)
+    return [
+        nft_statements.statement(rule).removesuffix(' comment "libvirt-natns"') for rule in rules
+    ]
 
 
 def test_each_foreign_table_gets_what_it_can_see() -> None:
@@ -494,7 +505,7 @@ def test_bridged_frames_of_ipv6() -> None:
         f"{link} ip6 daddr {PUBLIC} accept",
     ]
     assert statements(BRIDGED, "ip filter") == []
-    assert {rule.iif or rule.oif for rule in host.rules(BRIDGED)} == {"virbr10"}
+    assert {rule.iif or rule.oif for rule in host_rules.rules(BRIDGED)} == {"virbr10"}
 
 
 def test_each_family_has_its_own_chains_in_legacy_iptables(
@@ -503,7 +514,7 @@ def test_each_family_has_its_own_chains_in_legacy_iptables(
     monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     held: dict[int, frozenset[str]] = {4: frozenset(), 6: frozenset({"filter"})}
     monkeypatch.setattr(iptables, "in_use", lambda _, family=4: held[family])
-    wanted = host_iptables._wanted(host.rules(HOST_POLICY), host.accepts(HOST_POLICY))
+    wanted = host_iptables._wanted(host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY))
     tables = {(t["family"], t["name"]): t["chains"] for t in host_iptables.tables(wanted)}
     assert list(tables) == [
         (4, "nat"),
@@ -518,11 +529,11 @@ def test_each_family_has_its_own_chains_in_legacy_iptables(
     assert dnat["target"] == ("DNAT", {"to-destination": "fd00:20::2"})
     # A kernel without ip6_tables has networks of IPv4.
     monkeypatch.setattr(iptables, "kernel_has", lambda family: family == 4)
-    wanted = host_iptables._wanted(host.rules(HOST_POLICY), host.accepts(HOST_POLICY))
+    wanted = host_iptables._wanted(host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY))
     assert {table["family"] for table in host_iptables.tables(wanted)} == {4}
     monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     # With nftables, only what others drop in legacy tables is a matter of these.
-    wanted = host_iptables._wanted((), host.accepts(HOST_POLICY))
+    wanted = host_iptables._wanted((), host_accepts.accepts(HOST_POLICY))
     assert {table["family"] for table in host_iptables.tables(wanted)} == {6}
 
 

@@ -3,9 +3,9 @@
 
 from ipaddress import IPv4Address, IPv4Network
 
-from libvirt_natns.firewall import host, host_parts, nftables
-from libvirt_natns.firewall.host import HostForward, HostPolicy, Private, Provider, Transit
+from libvirt_natns.firewall import host_accepts, host_parts, nft_statements
 from libvirt_natns.firewall.host_parts import Part
+from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Provider, Transit
 from libvirt_natns.records import replace
 
 TRANSIT = Transit("natns-host", IPv4Network("198.19.252.0/22"))
@@ -81,7 +81,10 @@ def test_networks_on_one_bridge_share_what_lets_dhcp_through() -> None:
     assert first.counts()["dhcp br0"] == 1
     # A rule for each would be there twice, and could not be told apart.
     assert first.accepts == host_parts.make(ON_BRIDGE).accepts
-    told = [nftables.statement(rule) for rule in host.accepts(replace(ON_BRIDGE, dhcp=("br0",)))]
+    told = [
+        nft_statements.statement(rule)
+        for rule in host_accepts.accepts(replace(ON_BRIDGE, dhcp=("br0",)))
+    ]
     assert len(told) == len(first.accepts) + 4
     assert sum("255.255.255.255" in rule for rule in told) == 2
     assert host_parts.load('{"transit": ""}') == Part(), "of an earlier version"

@@ -30,7 +30,9 @@ from libvirt_natns.engine.publication.resolve import resolve
 from libvirt_natns.engine.publication.words import in_words
 from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, LeaseError
 from libvirt_natns.firewall import host_parts
-from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules
+from libvirt_natns.firewall.host_accepts import accepts
+from libvirt_natns.firewall.host_policy import HostPolicy, Provider, Transit
+from libvirt_natns.firewall.host_rules import rules
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import (
     HOST_UPSTREAM,

@@ -24,7 +24,7 @@ ROOMS = (
 """From the ground up: a room imports from itself and from rooms below; those beside it not."""
 
 IMPORTERS = {
-    "iptc": {"firewall.iptables_child"},
+    "iptc": {"firewall.iptc_library"},
     "libvirt": {"daemons.libvirt", "daemons.libvirt_events"},
     "lxml": {"documents.libvirt_xml"},
     "prometheus_client": {"service.metrics"},

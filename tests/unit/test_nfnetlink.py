@@ -13,15 +13,18 @@ from libvirt_natns.firewall.nfnetlink import (
     CHAIN_NAME,
     CHAIN_TABLE,
     GET_CHAIN,
+    GET_RULE,
+    GET_TABLE,
     HOOK_NUMBER,
     NF_INET_FORWARD,
     RULE_CHAIN,
     RULE_HANDLE,
     RULE_TABLE,
+    TABLE_NAME,
 )
 from libvirt_natns.kernel.netlink import Socket
 
-INET, IPV4 = 1, 2
+INET, IPV4, ARP, BRIDGE = 1, 2, 3, 7
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -55,12 +58,17 @@ class World:
             (IPV4, rule(b"filter", b"FORWARD", 5, b"packets 7")),
             (IPV4, rule(b"filter", b"LIBVIRT_FWX", 6)),
         ]
+        self.tables = [
+            (family, attribute(TABLE_NAME, name + b"\0"))
+            for family, name in ((INET, b"natns"), (ARP, b"natns"), (BRIDGE, b"x"), (IPV4, b"\xff"))
+        ]
 
     def dump(
         self, session: Socket, what: int, family: int = 0, attributes: bytes = b""
     ) -> Iterator[tuple[int, bytes]]:
         """A kernel that hands out everything, whatever it is asked for."""
-        yield from self.chains if what == GET_CHAIN else self.rules
+        held = {GET_TABLE: self.tables, GET_CHAIN: self.chains, GET_RULE: self.rules}
+        yield from held[what]
 
     def seen(self) -> str:
         return nfnetlink.fingerprint("inet natns", "NATNS-FORWARD")
@@ -106,6 +114,10 @@ def test_tables_that_have_our_chain(world: World) -> None:
     assert nfnetlink.parents("NATNS-FORWARD") == ["ip filter"]
 
 
+def test_tables_that_exist(world: World) -> None:
+    assert nfnetlink.tables() == {"inet natns", "arp natns", "ip \ufffd"}
+
+
 def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> Iterator[tuple[int, bytes]]:
         raise OSError("no such subsystem")
@@ -113,4 +125,5 @@ def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nfnetlink, "_dump", refuse)
     assert nfnetlink.fingerprint("inet natns", "NATNS-FORWARD") == ""
     assert nfnetlink.parents("NATNS-FORWARD") == []
+    assert nfnetlink.tables() is None
     assert not nfnetlink.works()

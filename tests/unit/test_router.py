@@ -18,7 +18,7 @@ from libvirt_natns import names
 from libvirt_natns.cli.router import duration
 from libvirt_natns.errors import ConflictError, KernelError, RouterFileError, StoreError
 from libvirt_natns.firewall import iptables, nftables
-from libvirt_natns.firewall.host import HostForward
+from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.kernel import netlink, processes
 from libvirt_natns.kernel.netlink import Attrs
 from libvirt_natns.model import Config, Upstream

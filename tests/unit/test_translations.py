@@ -5,8 +5,10 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 import pytest
 
-from libvirt_natns.firewall import Backend, iptables, nftables
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall import iptables, nft_listing, nftables
+from libvirt_natns.firewall.backends import Backend
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.translations import PublishedPort, parse
 from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
 
@@ -57,7 +59,7 @@ POLICY = Policy(
 def test_ports_and_addresses_are_read_back(backend: Backend) -> None:
     text = backend.render(ruleset(POLICY))
     if backend is nftables:
-        text = nftables.canonical(text)
+        text = nft_listing.canonical(text)
     found = parse(text)
     assert set(found.ports) == {
         PublishedPort("tcp", 8080, ip_address(WEB), 80),

@@ -3,10 +3,11 @@
 
 from pathlib import Path
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.engine.apply.context import ApplyContext
 from libvirt_natns.engine.operations.daemons import Firewall
 from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import backends
 from libvirt_natns.kernel.locks import make_directory
 from libvirt_natns.kernel.session import Kernel
 
@@ -28,22 +29,22 @@ def _fingerprint(operation: Firewall) -> str:
     No two versions of nft word a listing alike.  So only the listing that is taken right
     after loading tells later whether the rules were altered.
     """
-    backend = firewall.named(operation.backend)
+    backend = backends.named(operation.backend)
     listing = backend.listing(operation.namespace)
     # Another program may have deleted a table since the load.
-    whole = listing and not firewall.missing_tables(backend.render(operation.rules), listing)
-    shown = firewall.fingerprint(listing) if whole else NOTHING
+    whole = listing and not backends.missing_tables(backend.render(operation.rules), listing)
+    shown = backends.fingerprint(listing) if whole else NOTHING
     return f"{_wanted(operation)} {shown}"
 
 
 def _wanted(operation: Firewall) -> str:
-    rules = firewall.named(operation.backend).render(operation.rules)
-    return f"{operation.backend} {firewall.fingerprint(rules)}"
+    rules = backends.named(operation.backend).render(operation.rules)
+    return f"{operation.backend} {backends.fingerprint(rules)}"
 
 
 def _dated_fingerprint(operation: Firewall) -> str:
     """Return the fingerprint, followed by the rules' generation if that did not change."""
-    backend = firewall.named(operation.backend)
+    backend = backends.named(operation.backend)
     before = backend.generation(operation.namespace)
     fingerprint = _fingerprint(operation)
     sure = before and before == backend.generation(operation.namespace)
@@ -70,7 +71,7 @@ def _is_loaded(operation: Firewall) -> bool:
     if " ".join(fingerprint[:2]) != _wanted(operation):
         return False
     # Listing the rules takes as long as all other comparisons together.
-    generation = firewall.named(operation.backend).generation(operation.namespace)
+    generation = backends.named(operation.backend).generation(operation.namespace)
     unchanged = recorded != "" and recorded == generation
     if NOTHING in fingerprint:
         return False
@@ -87,7 +88,7 @@ def ensure_firewall(context: ApplyContext, operation: Firewall) -> None:
     _load(operation)
     if earlier not in ("", operation.backend):
         # The configured backend has changed: the former one's rules go after the load.
-        firewall.named(earlier).clear(operation.namespace)
+        backends.named(earlier).clear(operation.namespace)
     file.write_text(_dated_fingerprint(operation))
 
 
@@ -96,7 +97,7 @@ def _load(operation: Firewall) -> None:
 
     The listing that is recorded next counts as ours.  Raises FirewallError.
     """
-    backend = firewall.named(operation.backend)
+    backend = backends.named(operation.backend)
     for _ in range(LOADS):
         before = backend.generation(operation.namespace)
         backend.apply(operation.namespace, operation.rules)

@@ -9,7 +9,7 @@ from libvirt_natns.addresses import Address, IPNetwork, host_network
 from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.engine.operations.addresses import Route
-from libvirt_natns.firewall.host import HostForward, Private, Provider
+from libvirt_natns.firewall.host_policy import HostForward, Private, Provider
 from libvirt_natns.model import Forward, Upstream, is_stand_in
 from libvirt_natns.records import replace
 from libvirt_natns.state.networks import Leased, User

@@ -4,7 +4,6 @@
 The planner changes nothing, except that it chooses a transit subnet at its first use.
 """
 
-from libvirt_natns import firewall
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
 from libvirt_natns.engine.facts.outside import behind_host, completed_by, in_force, outside_of
@@ -14,6 +13,7 @@ from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.network import ahead_of_lease, make, private_port, withdrawals
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
 from libvirt_natns.errors import KernelError
+from libvirt_natns.firewall import backends
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, Network, Outside, Upstream, is_stand_in
 from libvirt_natns.records import dataclass
@@ -147,4 +147,4 @@ class Planner:
 
         Raises FirewallError where the backend cannot work, with ``ipv6`` in both families.
         """
-        return firewall.choose(self.config.firewall, ipv6=ipv6).name
+        return backends.choose(self.config.firewall, ipv6=ipv6).name

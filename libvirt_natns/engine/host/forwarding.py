@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from libvirt_natns.engine.host.libvirt_status import isolated_bridges
 from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.transit_bridge import transit
-from libvirt_natns.firewall import host as rules
+from libvirt_natns.firewall import host_policy
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Upstream
 
 
-def plan_of(kernel: Kernel, upstream: Upstream, private: Iterable[rules.Private] = ()) -> Plan:
+def plan_of(
+    kernel: Kernel, upstream: Upstream, private: Iterable[host_policy.Private] = ()
+) -> Plan:
     """Return the host's part of an upstream: empty, unless the upstream's kind is "host".
 
     ``private`` are the networks' own bridges.  The bridge of a network that starts still

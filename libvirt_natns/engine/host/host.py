@@ -46,8 +46,8 @@ from libvirt_natns.engine.host.record import (
 from libvirt_natns.engine.operations.operation import Plan, Step
 from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import foreign_chains, host_parts, nfnetlink, nft, nftables, zones
 from libvirt_natns.firewall import host as rules
-from libvirt_natns.firewall import host_nftables, host_parts, nfnetlink, nftables, zones
 from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
@@ -130,7 +130,7 @@ class Host:
             save(record)
             if script:
                 self._announce("load the host's rules")
-                nftables.run(None, script)
+                nft.load(None, script)
             self.store.put_host_part(network, host_parts.dump(new))
             record.counts = dict(counts)
         if not record.seen:
@@ -186,7 +186,7 @@ class Host:
         if not there:
             record.zones = {}
         record.counts = dict(counts) if there else {}
-        record.parents = nfnetlink.parents(host_nftables.CHAIN) if there else []
+        record.parents = nfnetlink.parents(foreign_chains.CHAIN) if there else []
         record.seen = host_parts.seen() if there and self.backend() == nftables.name else ""
 
     def differences(self) -> list[str]:

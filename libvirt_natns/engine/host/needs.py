@@ -4,7 +4,7 @@
 from collections.abc import Iterable
 
 from libvirt_natns.engine.operations.addresses import Route
-from libvirt_natns.firewall import host as rules
+from libvirt_natns.firewall import host_policy
 from libvirt_natns.model import Upstream
 from libvirt_natns.records import dataclass
 
@@ -20,10 +20,10 @@ class Needs:
     """
 
     transits: tuple[Upstream, ...] = ()
-    private: tuple[rules.Private, ...] = ()
-    provider: tuple[rules.Provider, ...] = ()
-    forwards: tuple[rules.HostForward, ...] = ()
-    public: tuple[rules.Provider, ...] = ()
+    private: tuple[host_policy.Private, ...] = ()
+    provider: tuple[host_policy.Provider, ...] = ()
+    forwards: tuple[host_policy.HostForward, ...] = ()
+    public: tuple[host_policy.Provider, ...] = ()
     routes: tuple[Route, ...] = ()
     routes6: bool = False
     dhcp: tuple[str, ...] = ()

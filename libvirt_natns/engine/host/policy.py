@@ -8,8 +8,7 @@ from libvirt_natns.engine.host import ipv6 as host_ipv6
 from libvirt_natns.engine.host.libvirt_status import active_networks
 from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.engine.host.record import HostRecord, words
-from libvirt_natns.firewall import host as rules
-from libvirt_natns.firewall import host_parts, nftables
+from libvirt_natns.firewall import host_parts, host_policy, nftables
 from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel import outward_links
 from libvirt_natns.kernel.session import Kernel
@@ -20,7 +19,7 @@ BRIDGE_NF6 = "net/bridge/bridge-nf-call-ip6tables"
 GLOBAL_FORWARDING = "net/ipv4/conf/all/forwarding"
 
 
-def policy_of(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> rules.HostPolicy:
+def policy_of(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> host_policy.HostPolicy:
     """Return the policy as the needs alone decide it; ``taken`` are bridges' conntrack zones."""
     bridge_nf = kernel.sysctl(None, BRIDGE_NF) == "1"
     bridge_nf6 = kernel.sysctl(None, BRIDGE_NF6) == "1"
@@ -28,9 +27,9 @@ def policy_of(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> rules.H
     # Without bridge-nf, bridged frames never meet the host's rules.
     private = needs.private if bridge_nf else tuple(six) if bridge_nf6 else ()
     private = tuple(replace(each, zone=taken.get(each.bridge, 0)) for each in private)
-    return rules.HostPolicy(
+    return host_policy.HostPolicy(
         transits=tuple(
-            rules.Transit(upstream.bridge, side.subnet)
+            host_policy.Transit(upstream.bridge, side.subnet)
             for upstream in needs.transits
             for side in map(upstream.side, FAMILIES)
             if upstream.bridge and side.subnet
@@ -65,7 +64,7 @@ def facts(kernel: Kernel, needs: Needs, record: HostRecord) -> dict[str, object]
 
 def complete_policy(
     kernel: Kernel, backend: Callable[[], str], needs: Needs, record: HostRecord
-) -> rules.HostPolicy:
+) -> host_policy.HostPolicy:
     """Return the whole policy: the needs, and the links that lead out of the host.
 
     ``backend`` names the firewall's backend, and may raise FirewallError.
@@ -79,7 +78,7 @@ def complete_policy(
     # A bridge that libvirt itself made has a MAC address in its network's XML.
     inner |= {each.bridge for each in active if each.mac}
     by_name = backend() != nftables.name
-    ways = rules.Ways(
+    ways = host_policy.Ways(
         outward=outward_links.bridges(inner),
         links=outward_links.links(inner) if by_name else (),
         closed=tuple(record.forwarding) if seen["closed"] else (),

@@ -7,7 +7,7 @@ from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.engine.operations.traits import Traits
-from libvirt_natns.firewall.rules import Rule
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.records import dataclass
 
 

@@ -31,7 +31,8 @@ from libvirt_natns.engine.plan.segment import (
 )
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings
 from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
-from libvirt_natns.firewall.rules import Policy, ruleset
+from libvirt_natns.firewall.namespace_policy import Policy
+from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model import Network, Outside, Upstream
 
 

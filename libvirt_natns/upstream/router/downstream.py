@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from socket import AF_INET6
 
 from libvirt_natns import names
-from libvirt_natns.firewall.host import HostForward
+from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import nic_link

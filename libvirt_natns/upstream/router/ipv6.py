@@ -12,8 +12,9 @@ from hashlib import sha256
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from socket import AF_INET6
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.errors import FirewallError, UpstreamError
+from libvirt_natns.firewall import backends
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.model import Config, Upstream
 from libvirt_natns.records import dataclass
@@ -44,7 +45,7 @@ class Ipv6:
 def choose(config: Config, wanted: Upstream, before: Capture, hosts: Collection[str]) -> Ipv6:
     """Return the IPv6 of networks, for a NIC as ``before`` and ``hosts``, the host's addresses."""
     try:
-        firewall.choose(config.firewall, ipv6=True)
+        backends.choose(config.firewall, ipv6=True)
     except FirewallError:
         return Ipv6()
     subnet = wanted.subnet6 or _subnet_of(before)

@@ -19,13 +19,13 @@ for an unused target address on the NIC's link, and drops the packet later.
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.addresses import default_route
-from libvirt_natns.firewall import iptables, nftables
-from libvirt_natns.firewall.host import HostForward
+from libvirt_natns.firewall import backends, iptables, nft, nftables
+from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.firewall.iptables import Place
-from libvirt_natns.firewall.nftables import Hook
-from libvirt_natns.firewall.rules import Rule, limited, single
+from libvirt_natns.firewall.nftables import BaseChain
+from libvirt_natns.firewall.rule import Rule, limited, single
 from libvirt_natns.records import asdict
 from libvirt_natns.upstream.router import router_files
 from libvirt_natns.upstream.router.downstream import RouterNeeds
@@ -34,10 +34,10 @@ from libvirt_natns.upstream.router.target import Target
 NOTHING = RouterNeeds()
 
 LAYOUT: nftables.Layout = {
-    "dstnat": Hook("nat", "prerouting", "dstnat"),
-    "clamp": Hook("filter", "forward", "mangle"),
-    "forward": Hook("filter", "forward", "filter"),
-    "srcnat": Hook("nat", "postrouting", "srcnat"),
+    "dstnat": BaseChain("nat", "prerouting", "dstnat"),
+    "clamp": BaseChain("filter", "forward", "mangle"),
+    "forward": BaseChain("filter", "forward", "filter"),
+    "srcnat": BaseChain("nat", "postrouting", "srcnat"),
 }
 
 LEGACY: iptables.Layout = {
@@ -158,12 +158,12 @@ def _passing6(target: Target, needs: RouterNeeds) -> Iterator[Rule]:
 
 
 def _wanted(target: Target, wanted: tuple[Rule, ...]) -> str:
-    return f"{target.backend} {firewall.fingerprint(nftables.render(wanted, LAYOUT))}"
+    return f"{target.backend} {backends.fingerprint(nftables.render(wanted, LAYOUT))}"
 
 
 def _shown(target: Target) -> str:
-    listing = firewall.named(target.backend).listing(target.namespace)
-    return firewall.fingerprint(listing) if listing else "nothing"
+    listing = backends.named(target.backend).listing(target.namespace)
+    return backends.fingerprint(listing) if listing else "nothing"
 
 
 def is_current(target: Target, wanted: tuple[Rule, ...]) -> bool:
@@ -191,7 +191,7 @@ def load(target: Target, wanted: tuple[Rule, ...]) -> None:
     file = names.router_file(target.name, "rules")
     router_files.remove(file)
     if target.backend == nftables.name:
-        nftables.run(target.namespace, nftables.render(wanted, LAYOUT))
+        nft.load(target.namespace, nftables.render(wanted, LAYOUT))
     else:
         made = iptables.tables(wanted, LEGACY)
         families = sorted({table.family for table in made})

@@ -6,9 +6,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_netw
 from socket import AF_INET
 from typing import cast
 
-from libvirt_natns import firewall, names
+from libvirt_natns import names
 from libvirt_natns.errors import ConflictError, RouterError
-from libvirt_natns.firewall.rules import Transport
+from libvirt_natns.firewall import backends
+from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model import Config, PortSet, Protocol, Upstream
@@ -122,7 +123,7 @@ def target(
         Target(
             name=wanted.name,
             nic=name,
-            backend=firewall.choose(config.firewall).name,
+            backend=backends.choose(config.firewall).name,
             host_subnet=str(wanted.host_subnet),
             ports=ports(wanted),
             addresses6=addresses6,

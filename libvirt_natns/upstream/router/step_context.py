@@ -7,7 +7,7 @@ changes nothing where all is as it should be.
 
 from collections.abc import Callable
 
-from libvirt_natns.firewall.rules import Rule
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import nat_rules, nic_inside

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_a
 from typing import Any, get_args
 
 from libvirt_natns import names
-from libvirt_natns.firewall.rules import Transport
+from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router.nic_snapshot import known_fields
 

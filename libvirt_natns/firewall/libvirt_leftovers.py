@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""libvirt's own rules for a bridge, where libvirt has forgotten them.
+"""Rules of libvirt for a bridge that libvirt has forgotten.
 
-When a network's `started` hook fails, libvirt thinks the network inactive and
-removes nothing of it, not even when it is started again.
+When a network's `started` hook fails, libvirt counts the network as inactive.  It does not
+remove the network's rules, not even at the next start.
 
 Limits: rules that only legacy iptables shows stay; they name a bridge that is
 gone, and are doubled when it comes back.
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from libvirt_natns.firewall import nftables
+from libvirt_natns.firewall import nft
 
 CHAINS = "LIBVIRT_"
 TABLE = "libvirt_network"
@@ -20,21 +20,21 @@ TABLE = "libvirt_network"
 
 
 def forget(bridge: str) -> None:
-    """Delete all rules of libvirt's that match a bridge by its name.
+    """Delete all rules of libvirt that match a bridge by its name.
 
-    Without the program nft there are none to be seen.  Raises FirewallError.
+    Without the program nft, no such rules are seen.  Raises FirewallError.
     """
-    if nftables.program():
-        script = "".join(deletions(nftables.ruleset_json(), bridge))
+    if nft.program():
+        script = "".join(deletions(nft.ruleset_json(), bridge))
         if script:
-            nftables.run(None, script)
+            nft.load(None, script)
 
 
 def deletions(listing: str, bridge: str) -> Iterator[str]:
-    """What deletes these rules, a line each, from nft's JSON listing of everything."""
+    """Yield the commands that delete these rules, from nft's JSON listing of everything."""
     for item in json.loads(listing)["nftables"]:
         rule = item.get("rule")
-        if rule and _is_libvirts(rule) and any(_names(each, bridge) for each in rule["expr"]):
+        if rule and _is_libvirts(rule) and any(_names(match, bridge) for match in rule["expr"]):
             yield (
                 f"delete rule {rule['family']} {rule['table']} {rule['chain']}"
                 f" handle {rule['handle']}\n"

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Our chains in the host's tables, and the jumps to them: differences, and their repair."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from libvirt_natns.firewall.iptc_library import Chain, Table, known_rule
+from libvirt_natns.firewall.iptc_tables import (
+    Entry,
+    append,
+    chain_of,
+    delete_jumps,
+    make_rule,
+    raw_entries,
+    rule_text,
+)
+
+Request = dict[str, Any]
+
+PROGRAMS = {4: "iptables", 6: "ip6tables"}
+"""What changes a family's tables by hand."""
+
+REFUSALS = ("DROP", "REJECT")
+HARMLESS = (b"ACCEPT", b"LOG", b"")
+"""Targets that refuse nothing."""
+
+
+def _ours(table: Table, prefix: str) -> list[str]:
+    return [chain.name for chain in table.chains if chain.name.startswith(prefix)]
+
+
+def rebuild(table: Table, wanted: Request, prefix: str) -> None:
+    """Bring our chains in a table, and the jumps to them, to what is wanted."""
+    ours = _ours(table, prefix)
+    for name in ours:
+        delete_jumps(table, name)
+        table.flush_entries(name)
+    for name in set(ours) - set(wanted["chains"]):
+        table.delete_chain(name)
+    for name, entries in wanted["chains"].items():
+        if name not in ours:
+            table.create_chain(name)
+        append(table, name, entries)
+    for builtin, jump in wanted["jumps"].items():
+        chain = chain_of(table, builtin)
+        last = builtin in wanted["last"]
+        chain.insert_rule(make_rule(jump, chain), _end(table, builtin) if last else 0)
+
+
+def differences(table: Table, wanted: Request, request: Request) -> Iterator[str]:
+    """Yield what ``rebuild`` would change, one line each."""
+    ours = _ours(table, request["prefix"])
+    program = PROGRAMS[request["family"]]
+    for name in ours:
+        if name not in wanted["chains"]:
+            yield f"{program}: chain {name} in table {table.name} is left over"
+    for name, entries in wanted["chains"].items():
+        place = f"{program}: chain {name} in table {table.name}"
+        if name not in ours:
+            yield f"{place} is missing"
+        elif not _holds(chain_of(table, name), entries):
+            yield f"{place} was altered"
+    for builtin, jump in wanted["jumps"].items():
+        own = jump["target"][0].encode()
+        targets = [table.get_target(entry) for entry in raw_entries(table, builtin)]
+        last = builtin in wanted["last"]
+        place = "at its end" if last else "at its beginning"
+        if targets.count(own) != 1 or not (
+            _is_behind(table, builtin, targets.index(own)) if last else targets[0] == own
+        ):
+            yield f"{program}: {builtin} in table {table.name} has not our jump {place}"
+
+
+def _end(table: Table, builtin: str) -> int:
+    """Return the number of rules ahead of the first rule that refuses everything."""
+    entries = list(raw_entries(table, builtin))
+    refusing = (i for i, entry in enumerate(entries) if _refuses_all(table, builtin, entry))
+    return next(refusing, len(entries))
+
+
+def _is_behind(table: Table, builtin: str, place: int) -> bool:
+    """True if no rule that may refuse something stands between a place and the end."""
+    end = _end(table, builtin)
+    entries = list(raw_entries(table, builtin))[place + 1 : end]
+    return place <= end and all(table.get_target(entry) in HARMLESS for entry in entries)
+
+
+def _refuses_all(table: Table, chain: str, entry: Any) -> bool:  # noqa: ANN401
+    """True if a rule refuses each packet, by itself or by a chain of such rules."""
+    rule = known_rule(entry, chain_of(table, chain))
+    target = table.get_target(entry).decode()
+    matches = [match for match in rule.matches if match.name != "comment"]
+    if matches or not rule_text(rule).startswith(("-j ", "-m comment")):
+        return False
+    if target in REFUSALS:
+        return True
+    inside = (
+        list(raw_entries(table, target)) if target in {inner.name for inner in table.chains} else []
+    )
+    deciding = [inner for inner in inside if table.get_target(inner) != b"LOG"]
+    return bool(deciding) and _refuses_all(table, target, deciding[0])
+
+
+def _holds(chain: Chain, entries: list[Entry]) -> bool:
+    # Both sides are in the words of the same library.
+    present = [
+        rule_text(known_rule(entry, chain)) for entry in raw_entries(chain.table, chain.name)
+    ]
+    return present == [rule_text(make_rule(entry, chain)) for entry in entries]

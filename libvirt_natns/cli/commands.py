@@ -34,7 +34,8 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Network
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.network import Network
 from libvirt_natns.records import replace
 from libvirt_natns.service import client
 from libvirt_natns.state import database

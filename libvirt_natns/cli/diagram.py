@@ -9,13 +9,13 @@ from contextlib import suppress
 from itertools import groupby
 
 from libvirt_natns import names
-from libvirt_natns.addresses import FAMILIES
+from libvirt_natns.addresses import FAMILIES, is_placeholder
 from libvirt_natns.cli import forward_list
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.forwards import ports
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.model import Network, is_stand_in
+from libvirt_natns.model.network import Network
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.networks import Leased, Record
 from libvirt_natns.upstream import routers, transit
@@ -72,7 +72,8 @@ def _router(engine: Engine, record: Record) -> Router:
         record.bridge,
         record.namespace,
         (*(str(subnet.interface) for subnet in network.subnets), *_prefix(network, leased)),
-        tuple(str(each) for each in leased.addresses if not is_stand_in(each)) or ("no address",),
+        tuple(str(each) for each in leased.addresses if not is_placeholder(each))
+        or ("no address",),
         record.upstream,
         _forwards(engine, record),
     )

@@ -32,7 +32,8 @@ from libvirt_natns.firewall import neighbour_tables
 from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import database
 from libvirt_natns.state.networks import Store

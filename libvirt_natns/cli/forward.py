@@ -29,7 +29,7 @@ from libvirt_natns.engine.forwards import ANY, Attachment, Selector, listening, 
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import Forward, Protocol
+from libvirt_natns.model.publication import Forward, Protocol
 from libvirt_natns.state.guests import PortKey
 
 Engines = Callable[..., AbstractContextManager[Engine]]

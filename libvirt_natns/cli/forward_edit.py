@@ -17,7 +17,7 @@ from libvirt_natns.documents.xml_metadata import MAX_PORT
 from libvirt_natns.documents.xml_values import NS, Element, MutableElement, mac, value_error
 from libvirt_natns.engine.forwards import Selector, ports
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.model import Protocol
+from libvirt_natns.model.publication import Protocol
 from libvirt_natns.records import dataclass
 
 PATTERN = re.compile(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from libvirt_natns.addresses import bracketed
 from libvirt_natns.engine.forwards import listening, ports
-from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.state.guests import Registry
 from libvirt_natns.state.networks import Store

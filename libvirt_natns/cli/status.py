@@ -4,12 +4,12 @@
 import json
 from collections.abc import Collection, Mapping
 
+from libvirt_natns.addresses import unless_placeholder
 from libvirt_natns.cli import forward_list
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import Finding
-from libvirt_natns.model import known
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.state.networks import Record
 from libvirt_natns.upstream import dhcp
@@ -73,7 +73,7 @@ def _status(engine: Engine, record: Record) -> Status:
     state = record.state if record.runs else "down"
     found = tuple(reconcile.differences(engine, record)) if state == "up" else ()
     leased = engine.store.leases(record.upstream, record.uuid)
-    address = known(leased.address)
+    address = unless_placeholder(leased.address)
     return Status(
         network=record.name,
         uuid=record.uuid,

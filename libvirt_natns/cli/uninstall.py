@@ -21,7 +21,7 @@ from libvirt_natns.errors import InstallError, RouterError, describe
 if TYPE_CHECKING:
     from libvirt_natns.engine.engine import Engine
     from libvirt_natns.engine.reconcile import Outcome
-    from libvirt_natns.model import Config
+    from libvirt_natns.model.configuration import Config
 
 Ask = Callable[[], Mapping[str, bytes] | None]
 """Asks libvirt for its active networks; None where it does not answer."""
@@ -134,7 +134,7 @@ def _settings() -> "Config":
     """The configuration; where it is wrong, all networks go whatever it says."""
     from libvirt_natns.documents import config
     from libvirt_natns.errors import ConfigError
-    from libvirt_natns.model import Config
+    from libvirt_natns.model.configuration import Config
 
     try:
         return config.load()

@@ -24,7 +24,9 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.daemons.resolv_conf import Resolvers
-from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet, TextRecord
+from libvirt_natns.model.dns import Dns, ServiceRecord, TextRecord
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.records import dataclass
 
 LEAST_IPV6_MTU = 1280

@@ -42,7 +42,7 @@ from signal import Signals
 from libvirt_natns.errors import DhcpError, NatnsError
 from libvirt_natns.kernel import netns, processes
 from libvirt_natns.kernel.locks import make_directory
-from libvirt_natns.model import StaticRoute
+from libvirt_natns.model.subnet import StaticRoute
 from libvirt_natns.records import dataclass
 
 START_LIMIT = 5.0

@@ -22,21 +22,17 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.errors import ConfigError
-from libvirt_natns.model import (
-    DEFAULT_AUTO_PORTS,
+from libvirt_natns.model.configuration import DEFAULT_AUTO_PORTS, Config, FirewallChoice, Scope
+from libvirt_natns.model.publication import PortSet, Protocol
+from libvirt_natns.model.upstream import (
     DEFAULT_HOST_PORTS,
     DEFAULT_HOST_SUBNET,
     HOST_UPSTREAM,
-    AddressRange,
     Attach,
-    Config,
     DhcpMode,
-    FirewallChoice,
     LinkLocal,
-    PortSet,
-    Protocol,
-    Scope,
     Upstream,
     UpstreamKind,
 )

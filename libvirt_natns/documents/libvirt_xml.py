@@ -42,7 +42,10 @@ from libvirt_natns.documents.xml_values import (
     value_error,
 )
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.model import Dns, Domain, NatMetadata, Network, Nic, StaticRoute, Subnet
+from libvirt_natns.model.dns import Dns
+from libvirt_natns.model.metadata import NatMetadata
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.subnet import StaticRoute, Subnet
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives, shown
 

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from libvirt_natns.daemons.dnsmasq_config import LONGEST_LINE, text_record
 from libvirt_natns.documents.xml_values import CONTROL, Element, error, value_error
-from libvirt_natns.model import Dns, DnsHost, Forwarder, ServiceRecord, TextRecord
+from libvirt_natns.model.dns import Dns, DnsHost, Forwarder, ServiceRecord, TextRecord
 
 DNSMASQ = "{http://libvirt.org/schemas/network/dnsmasq/1.0}"
 

@@ -28,15 +28,9 @@ from libvirt_natns.documents.xml_values import (
     subnet,
     value_error,
 )
-from libvirt_natns.model import (
-    AddressRequest,
-    NatMetadata,
-    PortForward,
-    PortRange,
-    PortSet,
-    Protocol,
-    Subnet,
-)
+from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
+from libvirt_natns.model.publication import PortSet, Protocol
+from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.values import alternatives, shown
 
 MAX_PORT = 65535

@@ -14,9 +14,9 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 from typing import Protocol
 
-from libvirt_natns.addresses import Address, Family, Interface, on_link, parsed
+from libvirt_natns.addresses import Address, AddressRange, Family, Interface, on_link, parsed
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.model import AddressRange, DhcpHost, Subnet
+from libvirt_natns.model.subnet import DhcpHost, Subnet
 from libvirt_natns.names import XML_NAMESPACE
 from libvirt_natns.values import shown
 

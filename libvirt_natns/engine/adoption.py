@@ -26,7 +26,9 @@ from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import AddressRequest, Domain, Network, Upstream
+from libvirt_natns.model.metadata import AddressRequest
+from libvirt_natns.model.network import Domain, Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.networks import Leasable, Record, boot_id, now

@@ -9,24 +9,19 @@ from collections.abc import Collection, Iterable
 from itertools import chain
 
 from libvirt_natns import names
-from libvirt_natns.addresses import FAMILIES, Address, Family
+from libvirt_natns.addresses import FAMILIES, Address, AddressRange, Family
 from libvirt_natns.engine import forwards, guest_leases
 from libvirt_natns.engine.forwards import Attachment, Wish
 from libvirt_natns.engine.observer import NOBODY, Observer, tell
 from libvirt_natns.errors import ConflictError, DocumentError, LeaseError
 from libvirt_natns.kernel import address_probe, listening_ports
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import (
-    AddressRange,
-    AddressRequest,
-    Config,
-    DhcpHost,
-    Domain,
-    Forward,
-    Network,
-    Outside,
-    Upstream,
-)
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.metadata import AddressRequest
+from libvirt_natns.model.network import Domain, Network
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.subnet import DhcpHost
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant

@@ -33,7 +33,11 @@ from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Forward, Network, Outside, PortForward, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.metadata import PortForward
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.guests import Claims, Registry

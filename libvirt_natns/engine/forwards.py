@@ -9,23 +9,13 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
-from libvirt_natns import model
-from libvirt_natns.addresses import FAMILIES, Address, Family, bracketed, by_family
+from libvirt_natns.addresses import FAMILIES, Address, Family, bracketed, by_family, is_placeholder
 from libvirt_natns.errors import ConflictError, DocumentError
-from libvirt_natns.model import (
-    AddressRequest,
-    Domain,
-    Forward,
-    NatMetadata,
-    Network,
-    Nic,
-    Outside,
-    PortForward,
-    PortRange,
-    StaticNat,
-    Upstream,
-    is_stand_in,
-)
+from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import Forward, StaticNat
+from libvirt_natns.model.publication import Protocol as PortProtocol
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.guests import Claims, PortKey
 
@@ -82,7 +72,7 @@ class Owner:
     name: str
     forwards: tuple[PortForward, ...]
 
-    def fixed(self, proto: model.Protocol) -> tuple[tuple[int, int], ...]:
+    def fixed(self, proto: PortProtocol) -> tuple[tuple[int, int], ...]:
         """The ports that it wants by number."""
         mine = (each for each in self.forwards if each.proto == proto)
         return tuple((first, last) for each in mine for first, last, _, _ in spans(each))
@@ -300,7 +290,7 @@ def _way(who: str, wanted: PortForward, at: Attachment, target: Address, own: se
 
 def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:
     if wanted not in own:
-        known = [each for each in own if not is_stand_in(each)]
+        known = [each for each in own if not is_placeholder(each)]
         listed = ", ".join(map(str, sorted(known, key=by_family))) or "those that it will have"
         raise DocumentError(
             f"{who}: <natns:portForward address='{wanted}'> is not an address of its network",
@@ -410,7 +400,7 @@ def ports(first: int, last: int) -> str:
 
 def listening(address: Address) -> str:
     """Where a forward listens: its address, or "*" for all of the host's."""
-    if is_stand_in(address):
+    if is_placeholder(address):
         return "(no lease)"
     return str(address) if int(address) else "*"
 

@@ -21,15 +21,9 @@ from libvirt_natns.engine.observer import NOBODY
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import (
-    AddressRequest,
-    Domain,
-    Forward,
-    Network,
-    Nic,
-    PortForward,
-    StaticNat,
-)
+from libvirt_natns.model.metadata import AddressRequest, PortForward
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.guests import Claims, GuestRecord, Registry, Scope
 from libvirt_natns.state.networks import Lease, Record, Store

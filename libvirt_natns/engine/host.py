@@ -34,7 +34,7 @@ from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel import outward_links
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Upstream
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import asdict, dataclass, field, replace
 from libvirt_natns.state.networks import Store
 

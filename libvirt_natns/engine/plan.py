@@ -15,6 +15,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import (
     FAMILIES,
     Address,
+    AddressRange,
     Interface,
     IPNetwork,
     default_route,
@@ -25,15 +26,10 @@ from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import (
-    AddressRange,
-    Forward,
-    Network,
-    Outside,
-    StaticNat,
-    StaticRoute,
-    Upstream,
-)
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import Forward, StaticNat
+from libvirt_natns.model.subnet import StaticRoute
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
 
 

@@ -13,11 +13,14 @@ from libvirt_natns import firewall, names
 from libvirt_natns.addresses import (
     FAMILIES,
     Address,
+    AddressRange,
     Family,
     IPNetwork,
     by_family,
     host_network,
+    is_placeholder,
     on_link,
+    unless_placeholder,
 )
 from libvirt_natns.daemons import dnsmasq, dnsmasq_config, resolv_conf
 from libvirt_natns.daemons.ndppd import Proxy
@@ -42,17 +45,11 @@ from libvirt_natns.engine.plan import (
 from libvirt_natns.errors import DocumentError, KernelError
 from libvirt_natns.firewall.host import HostForward, Private, Provider
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import (
-    AddressRange,
-    Config,
-    Forward,
-    Network,
-    Outside,
-    Subnet,
-    Upstream,
-    is_stand_in,
-    known,
-)
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.subnet import Subnet
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.guests import Registry
@@ -208,7 +205,9 @@ class Planner:
         That of a router is in its own rules.
         """
         found = tuple(
-            each for each in self.registry.forwards(network.uuid) if not is_stand_in(each.address)
+            each
+            for each in self.registry.forwards(network.uuid)
+            if not is_placeholder(each.address)
         )
         if upstream.is_transit:
             # Who routes it has looked at the address, and at the clients that it masquerades.
@@ -409,7 +408,7 @@ class Planner:
         routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
         if routes and self.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") != "0":
             routes = ()
-        there = (each for each in (*leased.addresses, *statics) if not is_stand_in(each))
+        there = (each for each in (*leased.addresses, *statics) if not is_placeholder(each))
         provider = [Provider(bridge, each) for each in there]
         provider += [Provider(bridge, route.destination, routed=True) for route in routes]
         return replace(needs, provider=tuple(provider), routes=routes, routes6=bool(routes))
@@ -462,7 +461,7 @@ class Planner:
 
 
 def _in_force(outside: Outside) -> Outside:
-    return replace(outside, address=known(outside.address))
+    return replace(outside, address=unless_placeholder(outside.address))
 
 
 def _outside(network: Network, upstream: Upstream, leased: Leased) -> Outside:

@@ -27,7 +27,7 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Network
+from libvirt_natns.model.network import Network
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.guests import GuestRecord
 from libvirt_natns.state.networks import Record, Store, now

@@ -14,7 +14,7 @@ from libvirt_natns.addresses import Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import FirewallChoice
+from libvirt_natns.model.configuration import FirewallChoice
 
 
 class Backend(Protocol):

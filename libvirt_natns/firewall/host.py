@@ -67,7 +67,7 @@ from libvirt_natns.firewall.rules import (
     limited,
     single,
 )
-from libvirt_natns.model import Protocol as TransportProtocol
+from libvirt_natns.model.publication import Protocol as TransportProtocol
 from libvirt_natns.records import dataclass
 
 COMMENT = "libvirt-natns"

@@ -23,7 +23,7 @@ from ipaddress import IPv4Address, IPv6Address
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
-from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import dataclass, replace
 
 PROTOCOLS = {

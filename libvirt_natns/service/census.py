@@ -16,7 +16,8 @@ from libvirt_natns.daemons import dnsmasq, dnsmasq_config, lease_file
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.applicants import reserved_addresses
 from libvirt_natns.state.networks import GUESTS, RUNNING, LeaseKind, Record, State, Store, boot_id

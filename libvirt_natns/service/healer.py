@@ -27,7 +27,8 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.model import Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.service.log import Journal
 from libvirt_natns.state.networks import Record

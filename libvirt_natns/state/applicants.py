@@ -3,7 +3,8 @@
 
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 
 

@@ -12,7 +12,7 @@ from typing import cast
 
 from libvirt_natns.addresses import Address, Family, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError, StoreError
-from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.model.publication import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.networks import Store, boot_id
 from libvirt_natns.state.schema import ANY_SELECTOR

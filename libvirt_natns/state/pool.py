@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv6Network
 from itertools import chain, islice, repeat
 
-from libvirt_natns.addresses import Address, address_of
+from libvirt_natns.addresses import Address, AddressRange, address_of
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import AddressRange, Upstream
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state.applicants import Applicant, check_wanted, reserved_addresses
 from libvirt_natns.state.networks import Leasable, LeaseKind, Store, kept
 

@@ -15,11 +15,12 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, IPNetwork
+from libvirt_natns.addresses import PLACEHOLDERS, Address, IPNetwork, is_placeholder
 from libvirt_natns.daemons import lease_check, resolv_conf, udhcpc
 from libvirt_natns.daemons.udhcpc import Client, Lease
 from libvirt_natns.errors import LeaseError, NatnsError
-from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.networks import Record, Store, now
@@ -198,7 +199,7 @@ def requested(store: Store, network: Network, upstream: Upstream) -> IPv4Address
     wanted = (
         applicants.applicant(network).wanted or store.leases(upstream.name, network.uuid).address
     )
-    return wanted if isinstance(wanted, IPv4Address) and not is_stand_in(wanted) else None
+    return wanted if isinstance(wanted, IPv4Address) and not is_placeholder(wanted) else None
 
 
 def client(network: Network, upstream: Upstream) -> Client:
@@ -255,7 +256,7 @@ def settle(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
     if leased is not None and _take(store, network, upstream, leased):
         return leased
     present = store.leases(upstream.name, network.uuid).address
-    if present is not None and is_stand_in(present):
+    if present is not None and is_placeholder(present):
         return present
     return next(each for each in stand_ins(network.uuid) if _take(store, network, upstream, each))
 
@@ -288,7 +289,9 @@ def _taken(store: Store, name: str, upstream: Upstream) -> LeaseError:
 def stand_ins(uuid: str) -> Iterator[IPv4Address]:
     """Stand-ins for a network's address, the likeliest free one first."""
     first = int(names.digest(uuid), 16)
-    return (IPv4Address(STAND_INS[(first + n) % len(STAND_INS)]) for n in range(len(STAND_INS)))
+    return (
+        IPv4Address(PLACEHOLDERS[(first + n) % len(PLACEHOLDERS)]) for n in range(len(PLACEHOLDERS))
+    )
 
 
 def differences(

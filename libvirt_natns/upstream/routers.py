@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Forward, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state.networks import Store
 
 if TYPE_CHECKING:

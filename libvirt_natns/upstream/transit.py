@@ -15,10 +15,11 @@ import os
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import IPNetwork
+from libvirt_natns.addresses import AddressRange, IPNetwork
 from libvirt_natns.errors import UpstreamError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import AddressRange, Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.networks import Store
 

@@ -28,7 +28,8 @@ from libvirt_natns.engine import plan
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Rule
-from libvirt_natns.model import Domain, Network, Nic, Outside
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import replace
 from libvirt_natns.service import client, server
 from libvirt_natns.upstream import selection

@@ -67,7 +67,7 @@ sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 from libvirt_natns import firewall
 from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.kernel import conntrack
-from libvirt_natns.model import Protocol, StaticNat
+from libvirt_natns.model.publication import Protocol, StaticNat
 from libvirt_natns.records import replace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -59,7 +59,7 @@ from libvirt_natns import firewall
 from libvirt_natns.firewall import host
 from libvirt_natns.firewall.host import HostForward, HostPolicy, Private, Transit
 from libvirt_natns.firewall.rules import Policy, ruleset
-from libvirt_natns.model import Protocol
+from libvirt_natns.model.publication import Protocol
 
 HOST = "192.168.0.2"
 SECOND = "192.168.0.3"

@@ -32,7 +32,7 @@ from libvirt_natns.engine.plan import SYSCTLS, SYSCTLS_WITH_IPV6
 from libvirt_natns.firewall import limits
 from libvirt_natns.firewall.rules import Policy, ruleset
 from libvirt_natns.kernel import conntrack, netns
-from libvirt_natns.model import Forward
+from libvirt_natns.model.publication import Forward
 from libvirt_natns.records import replace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

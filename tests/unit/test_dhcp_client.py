@@ -14,7 +14,7 @@ from libvirt_natns import names
 from libvirt_natns.daemons import udhcpc
 from libvirt_natns.daemons.udhcpc import Client, Lease, parse
 from libvirt_natns.errors import DhcpError
-from libvirt_natns.model import StaticRoute
+from libvirt_natns.model.subnet import StaticRoute
 
 OFFER = {
     "ip": "192.168.0.50",

@@ -7,20 +7,16 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
+from libvirt_natns.addresses import is_placeholder
 from libvirt_natns.daemons.udhcpc import Lease
 from libvirt_natns.engine import plan
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Policy, ruleset
-from libvirt_natns.model import (
-    NatMetadata,
-    Network,
-    Outside,
-    StaticRoute,
-    Subnet,
-    Upstream,
-    is_stand_in,
-)
+from libvirt_natns.model.metadata import NatMetadata
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import StaticRoute, Subnet
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.networks import Record, Store, boot_id
 from libvirt_natns.upstream import dhcp
@@ -140,7 +136,7 @@ def record(uuid: str, name: str) -> Record:
 def test_stand_ins_are_nobodys_address_and_unique(store: Store) -> None:
     store.put(record(NETWORK.uuid, "a"))
     first = dhcp.settle(store, NETWORK, OFFICE)
-    assert is_stand_in(first)
+    assert is_placeholder(first)
     assert first in IPv4Network("0.0.0.0/8")
     assert dhcp.settle(store, NETWORK, OFFICE) == first
     # Another network whose likeliest one is taken.
@@ -156,7 +152,7 @@ def test_a_leased_address_is_recorded(store: Store) -> None:
     assert dhcp.settle(store, NETWORK, known) == LEASE.address.ip
     assert store.leases("office", NETWORK.uuid).address == LEASE.address.ip
     lost = dhcp.settle(store, NETWORK, OFFICE)
-    assert is_stand_in(lost)
+    assert is_placeholder(lost)
 
 
 def test_an_address_that_another_network_has_is_not_used(store: Store) -> None:
@@ -165,7 +161,7 @@ def test_an_address_that_another_network_has_is_not_used(store: Store) -> None:
     known = dhcp.completed(OFFICE, LEASE)
     with pytest.raises(LeaseError, match=r"gives 192\.168\.0\.50, which network b has"):
         dhcp.settle_first(store, NETWORK, known)
-    assert is_stand_in(dhcp.settle(store, NETWORK, known))
+    assert is_placeholder(dhcp.settle(store, NETWORK, known))
 
 
 def test_a_client_asks_for_what_it_had(store: Store) -> None:

@@ -25,7 +25,8 @@ from libvirt_natns.cli import commands, forward_edit, forward_list
 from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.service import client, log, metrics
 from libvirt_natns.state.networks import Store
 

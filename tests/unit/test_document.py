@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.documents.libvirt_xml import (
     NetworkPort,
@@ -24,20 +25,11 @@ from libvirt_natns.documents.libvirt_xml import (
     parse_hook_data,
 )
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.model import (
-    HOST_UPSTREAM,
-    AddressRange,
-    AddressRequest,
-    DhcpHost,
-    Domain,
-    NatMetadata,
-    Network,
-    Nic,
-    PortForward,
-    PortRange,
-    PortSet,
-    StaticRoute,
-)
+from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import PortSet
+from libvirt_natns.model.subnet import DhcpHost, StaticRoute
+from libvirt_natns.model.upstream import HOST_UPSTREAM
 from libvirt_natns.upstream import selection
 
 EXAMPLES = sorted(names.resource("xml").glob("*.xml"))

@@ -8,20 +8,16 @@ from typing import cast
 
 import pytest
 
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.engine.apply import Undo
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import (
-    AddressRange,
-    Config,
-    NatMetadata,
-    Network,
-    PortForward,
-    PortRange,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.metadata import NatMetadata, PortForward, PortRange
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import Subnet
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.networks import Store
 

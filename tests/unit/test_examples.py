@@ -11,7 +11,7 @@ from lxml import etree
 
 from libvirt_natns import names
 from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
-from libvirt_natns.model import Domain, Network
+from libvirt_natns.model.network import Domain, Network
 
 DIRECTORY = names.resource("xml")
 NAT = "{urn:libvirt-natns:1}nat"

@@ -21,7 +21,7 @@ from libvirt_natns.firewall import (
     nftables,
 )
 from libvirt_natns.firewall.rules import Policy, Rule, ruleset
-from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.model.publication import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import replace
 
 GUEST = IPv4Address("10.0.0.5")

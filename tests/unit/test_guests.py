@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, AddressRange
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import guest_leases
@@ -22,21 +22,12 @@ from libvirt_natns.engine.guests import _may_name, in_ours
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import address_probe, listening_ports
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import (
-    HOST_UPSTREAM,
-    AddressRange,
-    AddressRequest,
-    Config,
-    DhcpHost,
-    Domain,
-    Forward,
-    Network,
-    Nic,
-    Outside,
-    Protocol,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.metadata import AddressRequest
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import Forward, Protocol
+from libvirt_natns.model.subnet import DhcpHost, Subnet
+from libvirt_natns.model.upstream import HOST_UPSTREAM, Outside, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.guests import Claims, PortKey, Scope
 from libvirt_natns.state.networks import Record, Store, boot_id, now

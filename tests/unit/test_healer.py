@@ -16,7 +16,7 @@ from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST, NOBODY
 from libvirt_natns.errors import KernelError, NatnsError
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.service import healer
 from libvirt_natns.service.healer import Healer, _Repairer
 from libvirt_natns.service.log import Journal

@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns.addresses import FAMILIES, Address, Family
+from libvirt_natns.addresses import FAMILIES, Address, AddressRange, Family
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.daemons.resolv_conf import host_resolvers
 from libvirt_natns.documents import config
@@ -28,24 +28,12 @@ from libvirt_natns.errors import ConfigError, ConflictError, DocumentError, Leas
 from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host import HostPolicy, Provider, Transit, accepts, rules
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import (
-    HOST_UPSTREAM,
-    AddressRange,
-    AddressRequest,
-    Config,
-    DhcpHost,
-    Domain,
-    Forward,
-    NatMetadata,
-    Network,
-    Nic,
-    Outside,
-    PortForward,
-    PortRange,
-    StaticRoute,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.subnet import DhcpHost, StaticRoute, Subnet
+from libvirt_natns.model.upstream import HOST_UPSTREAM, Outside, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant

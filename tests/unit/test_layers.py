@@ -12,6 +12,7 @@ LIBRARIES = ("iptc", "libvirt", "lxml", "prometheus_client", "pyroute2", "sqlite
 
 ROOMS = (
     ("ground",),
+    ("model",),
     ("kernel",),
     ("daemons", "firewall", "state"),
     ("documents",),

@@ -10,7 +10,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGE = CHECKOUT / "libvirt_natns"
 MAP = CHECKOUT / "docs" / "explanation" / "architecture.md"
 GUIDE = CHECKOUT / "CONTRIBUTING.md"
-FILE = re.compile(r"`([\w./-]+\.(?:py|md|rng|toml|[578])|(?:contrib|hooks|tests|bench|xml)/[\w./-]*)")
+FILE = re.compile(
+    r"`([\w./-]+\.(?:py|md|rng|toml|[578])|(?:contrib|hooks|tests|bench|xml)/[\w./-]*)"
+)
 
 
 def named(page: Path) -> set[str]:

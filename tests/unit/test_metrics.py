@@ -11,12 +11,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from libvirt_natns import __version__, names
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons import dnsmasq, dnsmasq_config, lease_file
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import AddressRange, Config, Forward, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.service import census, metrics
 from libvirt_natns.state.guests import Claims, Registry, Scope
 from libvirt_natns.state.networks import Record, State, Store, boot_id, now

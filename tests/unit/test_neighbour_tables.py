@@ -10,7 +10,7 @@ import pytest
 
 from libvirt_natns.cli import doctor
 from libvirt_natns.firewall import neighbour_tables
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import model, names
+from libvirt_natns import names
 from libvirt_natns.documents import config, ownership
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.errors import ConfigError
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.state.networks import Record, Store, boot_id, now
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -79,7 +80,7 @@ def test_the_scope_is_read_leniently(text: str, scope: str, places: Path) -> Non
 
 
 def test_no_configuration_is_scope_isolated() -> None:
-    assert ownership.scope() == model.Config().scope
+    assert ownership.scope() == Config().scope
 
 
 # Networks

@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.addresses import Address, Family, parsed
+from libvirt_natns.addresses import Address, AddressRange, Family, parsed
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import (
-    AddressRange,
-    NatMetadata,
-    Network,
-    StaticNat,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.model.metadata import NatMetadata
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import StaticNat
+from libvirt_natns.model.subnet import Subnet
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant

@@ -10,7 +10,7 @@ import pytest
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
-from libvirt_natns.model import Forward, PortSet, StaticNat
+from libvirt_natns.model.publication import Forward, PortSet, StaticNat
 from libvirt_natns.records import replace
 from libvirt_natns.state import guests as module
 from libvirt_natns.state import networks as store_module

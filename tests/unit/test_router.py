@@ -19,7 +19,8 @@ from libvirt_natns.errors import ConflictError, KernelError, RouterFileError, St
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host import HostForward
 from libvirt_natns.kernel import processes, wire
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import (
     command,

@@ -15,7 +15,7 @@ import pytest
 from libvirt_natns import __version__, names
 from libvirt_natns.errors import ConflictError, DamagedError, FormatError, StoreError
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import StaticNat
+from libvirt_natns.model.publication import StaticNat
 from libvirt_natns.records import replace
 from libvirt_natns.state import database
 from libvirt_natns.state import networks as store_module

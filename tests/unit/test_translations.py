@@ -7,7 +7,7 @@ import pytest
 
 from libvirt_natns.firewall import Backend, Policy, iptables, nftables, ruleset
 from libvirt_natns.firewall.translations import PublishedPort, parse
-from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.model.publication import Forward, PortSet, Protocol, StaticNat
 
 OUT, OUT6 = "192.168.0.100", "2001:db8::100"
 WEB, WEB6 = "10.0.0.5", "fd01::5"

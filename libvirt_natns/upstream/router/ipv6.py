@@ -14,7 +14,8 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from libvirt_natns import firewall, names
 from libvirt_natns.errors import FirewallError, UpstreamError
 from libvirt_natns.kernel import address_probe
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import nic_objects
 from libvirt_natns.upstream.router.nic import Capture

@@ -15,7 +15,9 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
 from libvirt_natns.firewall.host import HostForward
-from libvirt_natns.model import Forward, Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.guests import Registry
 from libvirt_natns.state.networks import Store, User

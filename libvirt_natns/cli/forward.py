@@ -19,8 +19,8 @@ from libvirt_natns.cli import forward_edit, forward_list
 from libvirt_natns.cli.forward_edit import Options, Spec, Surroundings
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.daemons.libvirt import Guest, Where
-from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.documents.libvirt_xml import Edited
+from libvirt_natns.documents import domain_edit, libvirt_xml
+from libvirt_natns.documents.domain_edit import Edited
 from libvirt_natns.documents.xml_values import MutableElement
 from libvirt_natns.engine.allocation import known_addresses
 from libvirt_natns.engine.apply import Undo
@@ -171,7 +171,7 @@ def _additions(guest: Guest, spec: Spec, options: Options) -> dict[Where, Edited
     change = partial(forward_edit.add, spec=spec, options=options)
     for where in guest.places:
         try:
-            edits[where] = libvirt_xml.edit_domain(guest.document(where), change)
+            edits[where] = domain_edit.edit_nat(guest.document(where), change)
         except ConflictError as error:
             refused.append(error)
     if not edits:
@@ -190,7 +190,7 @@ def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
         def change(nat: MutableElement, around: Surroundings = around) -> None:
             found.append(forward_edit.remove(nat, spec, around))  # noqa: B023 - used at once
 
-        edited = libvirt_xml.edit_domain(xml, change)
+        edited = domain_edit.edit_nat(xml, change)
         if found[0]:
             edits[where] = edited
     if not edits:
@@ -238,7 +238,7 @@ def _apply(guests: Guests, guest: Guest, edits: dict[Where, Edited]) -> None:
         domain = libvirt_xml.parse_domain(edited.document)
         if where == "live":
             guests.trial(domain)
-    former = {where: libvirt_xml.nat_text(guest.document(where)) for where in edits}
+    former = {where: domain_edit.nat_text(guest.document(where)) for where in edits}
     with Undo() as undo:
         for where, edited in edits.items():
             undo.add(guest.write, where, former[where])

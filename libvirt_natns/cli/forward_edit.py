@@ -13,7 +13,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import cast
 
 from libvirt_natns.addresses import Family, bracketed, parsed
-from libvirt_natns.documents.xml_metadata import MAX_PORT
+from libvirt_natns.documents.xml_ports import MAX_PORT
 from libvirt_natns.documents.xml_values import NS, Element, MutableElement, mac, value_error
 from libvirt_natns.engine.forwards import Selector, ports
 from libvirt_natns.errors import ConflictError, NatnsError

@@ -11,10 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from ipaddress import IPv6Address
+from ipaddress import IPv4Network, IPv6Address
 from typing import Protocol
 
-from libvirt_natns.addresses import Address, AddressRange, Family, Interface, on_link, parsed
+from libvirt_natns.addresses import (
+    Address,
+    AddressRange,
+    Family,
+    Interface,
+    IPNetwork,
+    on_link,
+    parsed,
+)
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.subnet import DhcpHost, Subnet
 from libvirt_natns.names import XML_NAMESPACE
@@ -25,6 +33,7 @@ NS = f"{{{XML_NAMESPACE}}}"
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 MAC = re.compile(r"[0-9A-Fa-f]{1,2}(?::[0-9A-Fa-f]{1,2}){5}")
 DUID = re.compile(r"[0-9A-Fa-f]{1,2}(?::[0-9A-Fa-f]{1,2})+")
+UUID = re.compile("-?".join(f"([0-9a-fA-F]{{{length}}})" for length in (8, 4, 4, 4, 12)))
 PLAIN_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 
 
@@ -107,6 +116,24 @@ def attribute_of(element: Element, path: str, attribute: str) -> str | None:
     return None if child is None else child.attrib.get(attribute)
 
 
+def name_of(element: Element) -> str:
+    """Return the name of a network or domain; DocumentError for control characters in it."""
+    name = text(element, "name")
+    if not name or CONTROL.search(name):
+        raise error(element, f"has the name {shown(name)}", "one without control characters")
+    return name
+
+
+def uuid_in(element: Element, path: str) -> str:
+    """Return the uuid at ``path``; "" where there is none, DocumentError for another text."""
+    value = text(element, path).strip()
+    match = UUID.fullmatch(value)
+    if value and not match:
+        expected = "one such as 4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
+        raise error(element, f"has the uuid {shown(value)}", expected)
+    return "-".join(match.groups()).lower() if match else ""
+
+
 EXAMPLES = {
     None: "an IPv4 or IPv6 address such as 10.0.0.1 or fd00::1",
     4: "an IPv4 address such as 10.0.0.1",
@@ -123,6 +150,34 @@ def address_in(element: Element, attribute: str, family: Family | None = None) -
         if family in (None, address.version) and "%" not in value:
             return address
     raise value_error(element, attribute, EXAMPLES[family])
+
+
+def is_host_in(address: Address, network: IPNetwork) -> bool:
+    """True if a host in ``network`` may have ``address``."""
+    # In IPv6 the first address is all routers', and nothing is broadcast.
+    taken = {network.network_address}
+    if isinstance(network, IPv4Network):
+        taken.add(network.broadcast_address)
+    return address in network and address not in taken
+
+
+def is_special(address: Address) -> bool:
+    """True if no host on another link can be reached by ``address``."""
+    if address.is_multicast or address.is_loopback or address.is_reserved:
+        return True
+    if isinstance(address, IPv6Address):
+        return address.is_link_local
+    return address in IPv4Network("0.0.0.0/8")
+
+
+def host_address(element: Element, attribute: str, family: Family | None = None) -> Address | None:
+    """Return the address of a single host; None without the attribute."""
+    if attribute not in element.attrib:
+        return None
+    address = address_in(element, attribute, family)
+    if is_special(address):
+        raise value_error(element, attribute, "the address of a single host")
+    return address
 
 
 def family_of(element: Element) -> Family:

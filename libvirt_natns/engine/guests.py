@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES
-from libvirt_natns.documents import libvirt_xml, xml_sniff
+from libvirt_natns.documents import domain_edit, libvirt_xml, xml_sniff
 from libvirt_natns.engine import forwards
 from libvirt_natns.engine.allocation import Choices, check_host, known_addresses, scopes
 from libvirt_natns.engine.apply import Undo
@@ -124,7 +124,7 @@ class Guests:
         known = libvirt_xml.parse_domain_nics(record.document).nics
         if any(_same(each, nic) for each in known):
             return
-        xml = libvirt_xml.with_nic(record.document, nic)
+        xml = domain_edit.with_nic(record.document, nic)
         self.publish(libvirt_xml.parse_domain(xml), xml)
 
     def unplug(self, owner: str, nic: Nic) -> None:
@@ -132,7 +132,7 @@ class Guests:
         record = self.registry.guest(owner)
         if record is None or not record.published:
             return
-        xml = libvirt_xml.without_nic(record.document, nic)
+        xml = domain_edit.without_nic(record.document, nic)
         try:
             self.publish(libvirt_xml.parse_domain(xml), xml)
         except (DocumentError, ConflictError):

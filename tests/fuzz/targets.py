@@ -23,7 +23,7 @@ from libvirt_natns.cli import forward_edit
 from libvirt_natns.daemons import dnsmasq_config, resolv_conf, udhcpc
 from libvirt_natns.daemons.dnsmasq_config import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
-from libvirt_natns.documents import config, libvirt_xml, xml_sniff
+from libvirt_natns.documents import config, domain_edit, libvirt_xml, xml_sniff
 from libvirt_natns.engine import plan
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
@@ -273,10 +273,10 @@ def check_domain(data: bytes) -> None:
         return
     assert (seen.uuid, seen.name) == (bare.uuid, bare.name), "uuid and name"
     nic = Nic(MAC, "another")
-    more = libvirt_xml.parse_domain_nics(libvirt_xml.with_nic(data, nic))
+    more = libvirt_xml.parse_domain_nics(domain_edit.with_nic(data, nic))
     assert Counter(more.nics) == Counter([*bare.nics, nic]), "one more NIC"
     less = libvirt_xml.parse_domain_nics(
-        libvirt_xml.without_nic(libvirt_xml.with_nic(data, nic), nic)
+        domain_edit.without_nic(domain_edit.with_nic(data, nic), nic)
     )
     assert nic not in less.nics, "one NIC less"
     try:
@@ -293,7 +293,7 @@ def check_edited(data: bytes, parsed: Domain) -> None:
     spec = forward_edit.parse_new("61234-61235:22/sctp")
     options = forward_edit.Options()
     try:
-        edited = libvirt_xml.edit_domain(data, lambda nat: forward_edit.add(nat, spec, options))
+        edited = domain_edit.edit_nat(data, lambda nat: forward_edit.add(nat, spec, options))
         again = libvirt_xml.parse_domain(edited.document)
     except NatnsError as error:
         refusal(error)
@@ -303,7 +303,7 @@ def check_edited(data: bytes, parsed: Domain) -> None:
     assert again.nat.forwards[: len(before)] == before, "earlier forwards"
     assert len(again.nat.forwards) == len(before) + 1, "one more forward"
     assert again.nics == parsed.nics, "NICs"
-    assert libvirt_xml.nat_text(edited.document) == edited.element, "the element"
+    assert domain_edit.nat_text(edited.document) == edited.element, "the element"
 
 
 # -- configuration ---------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
-from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.documents import domain_edit, libvirt_xml, xml_tree
 from libvirt_natns.documents.libvirt_xml import (
     NetworkPort,
     parse_domain,
@@ -339,7 +339,7 @@ def test_domains_of_every_driver(kind: str) -> None:
         "<?x y?>",
         "</natns:nat><natns:nat xmlns:natns='urn:libvirt-natns:1'>",
         "<natns:address mac='52:54:00:00:00:99'/>",
-        "x" * libvirt_xml.MAX_METADATA,
+        "x" * xml_tree.MAX_METADATA,
     ],
 )
 def test_nics_whatever_the_metadata_says(nat: str) -> None:
@@ -427,7 +427,7 @@ def test_no_documents(data: bytes, expected: str) -> None:
 
 
 def test_too_large() -> None:
-    padding = b" " * libvirt_xml.MAX_DOCUMENT
+    padding = b" " * xml_tree.MAX_DOCUMENT
     assert "at most 8388608 are read" in data_refusal(network_xml() + padding)
     assert libvirt_xml.parse_network(network_xml() + padding[: -len(network_xml())]).name == "lab"
 
@@ -1182,11 +1182,11 @@ def test_time_is_bounded_for_forwards_too() -> None:
 
 def test_missing_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "resource", lambda name: tmp_path / name)
-    libvirt_xml._validator.cache_clear()
+    xml_tree._validator.cache_clear()
     try:
         assert "natns-network.rng" in refusal(IP, "")
     finally:
-        libvirt_xml._validator.cache_clear()
+        xml_tree._validator.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -1239,9 +1239,9 @@ def test_edited_documents_keep_what_is_not_ascii() -> None:
     inside = "<!-- preț --><natns:portForward><natns:range start='1'/></natns:portForward>"
     nat = f"<natns:nat xmlns:natns='urn:libvirt-natns:1'>{inside}</natns:nat>"
     xml = f"<domain><name>a</name><metadata>{nat}<x preț='1'/></metadata></domain>".encode()
-    edited = libvirt_xml.edit_domain(xml, lambda nat: None)
+    edited = domain_edit.edit_nat(xml, lambda nat: None)
     assert "<!-- preț -->" in edited.document.decode()
-    assert libvirt_xml.nat_text(edited.document) == edited.element
-    assert "preț='1'" in libvirt_xml.with_nic(xml, Nic("52:54:00:00:00:05")).decode().replace(
+    assert domain_edit.nat_text(edited.document) == edited.element
+    assert "preț='1'" in domain_edit.with_nic(xml, Nic("52:54:00:00:00:05")).decode().replace(
         '"', "'"
     )

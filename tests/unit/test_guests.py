@@ -14,7 +14,7 @@ import pytest
 
 from libvirt_natns.addresses import Address, AddressRange
 from libvirt_natns.daemons import lease_file
-from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.documents import domain_edit, libvirt_xml
 from libvirt_natns.engine import guest_leases
 from libvirt_natns.engine.allocation import Choices
 from libvirt_natns.engine.forwards import ANY, Attachment, Wish
@@ -308,11 +308,11 @@ def test_nics_that_come_and_go() -> None:
         f"<domain><name>web</name><devices><interface type='network'><mac address='{MAC}'/>"
         "<source network='a'/></interface></devices></domain>"
     ).encode()
-    more = libvirt_xml.with_nic(xml, Nic(MAC, "b"))
+    more = domain_edit.with_nic(xml, Nic(MAC, "b"))
     assert libvirt_xml.parse_domain_nics(more).nics == (Nic(MAC, "a"), Nic(MAC, "b"))
-    less = libvirt_xml.without_nic(more, Nic(MAC, "a"))
+    less = domain_edit.without_nic(more, Nic(MAC, "a"))
     assert libvirt_xml.parse_domain_nics(less).nics == (Nic(MAC, "b"),)
-    bare = libvirt_xml.with_nic(b"<domain><name>web</name></domain>", Nic(MAC, "a"))
+    bare = domain_edit.with_nic(b"<domain><name>web</name></domain>", Nic(MAC, "a"))
     assert libvirt_xml.parse_domain_nics(bare).nics == (Nic(MAC, "a"),)
 
 

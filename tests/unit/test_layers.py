@@ -27,7 +27,7 @@ ROOMS = (
 IMPORTERS = {
     "iptc": {"firewall.iptables_child"},
     "libvirt": {"daemons.libvirt", "daemons.libvirt_events"},
-    "lxml": {"documents.libvirt_xml"},
+    "lxml": {"documents.xml_tree"},
     "prometheus_client": {"service.metrics"},
     "pyroute2": {"kernel.pyroute2_lite"},
     "sqlite3": {

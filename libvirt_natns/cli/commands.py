@@ -40,7 +40,8 @@ from libvirt_natns.records import replace
 from libvirt_natns.service import client
 from libvirt_natns.state import database
 from libvirt_natns.state.database import SQLError
-from libvirt_natns.state.networks import Record, Store
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import selection
 from libvirt_natns.upstream.router import networks
 from libvirt_natns.upstream.router.lifecycle import Machine
@@ -230,7 +231,7 @@ def _explain(engine: Engine, known: dict[str, bytes]) -> None:
     """Say which networks are handled from now on, and how to keep one isolated."""
     handled: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
-    up = {record.name for record in engine.store.networks("up")}
+    up = {record.name for record in engine.store.networks.all("up")}
     for name, xml in sorted(known.items()):
         verdict = _verdict(engine, xml)
         note = "; keeps its router until it stops" if name in up else ""
@@ -323,9 +324,9 @@ def _found(engine: Engine, named: str | None, ask: reconcile.Ask) -> list[reconc
     return found
 
 
-def _up(engine: Engine, named: str | None) -> list[Record]:
+def _up(engine: Engine, named: str | None) -> list[NetworkRecord]:
     """The networks that are up, or the one of that name or uuid.  Raises NatnsError without it."""
-    records = [record for record in engine.store.networks("up") if record.this_boot]
+    records = [record for record in engine.store.networks.all("up") if record.this_boot]
     if named is None:
         return records
     found = [record for record in records if named in (record.name, record.uuid)]

@@ -17,7 +17,8 @@ from libvirt_natns.engine.forwards import ports
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.model.network import Network
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.networks import Leased, Record
+from libvirt_natns.state.leases import Leased
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import routers, transit
 
 NONE = "no network is up: start one (virsh net-start)\n"
@@ -57,16 +58,16 @@ class Picture:
 
 def collect(engine: Engine) -> Picture:
     """What is up, as it was recorded."""
-    records = [record for record in engine.store.networks("up") if record.this_boot]
+    records = [record for record in engine.store.networks.all("up") if record.this_boot]
     return Picture(
         tuple(_router(engine, record) for record in records),
         {record.upstream: _upstream(engine, record.upstream) for record in records},
     )
 
 
-def _router(engine: Engine, record: Record) -> Router:
+def _router(engine: Engine, record: NetworkRecord) -> Router:
     network = libvirt_xml.parse_network(record.document)
-    leased = engine.store.leases(record.upstream, record.uuid)
+    leased = engine.store.leases.of(record.upstream, record.uuid)
     return Router(
         record.name,
         record.bridge,
@@ -87,7 +88,7 @@ def _prefix(network: Network, leased: Leased) -> list[str]:
     return [f"{prefix[1]}/{prefix.prefixlen}"]
 
 
-def _forwards(engine: Engine, record: Record) -> tuple[str, ...]:
+def _forwards(engine: Engine, record: NetworkRecord) -> tuple[str, ...]:
     """What a network publishes, the first of it where that is a lot."""
     told = [
         f"{row.address or '*'}:{row.proto} {ports(row.first, row.last or row.first)}"
@@ -107,9 +108,11 @@ def _upstream(engine: Engine, name: str) -> tuple[str, str]:
         return "?", f"upstream {name}, which is not configured any more"
     said = f"upstream {name}"
     if upstream.kind == "host":
-        subnet = upstream.subnet or engine.store.transit(name)
+        subnet = upstream.subnet or engine.store.transit.subnet(name)
         upstream = (
-            transit.complete(upstream, subnet, engine.store.transit6(name)) if subnet else upstream
+            transit.complete(upstream, subnet, engine.store.transit.prefix(name))
+            if subnet
+            else upstream
         )
         said += ", routed by the host"
     elif upstream.kind == "router":

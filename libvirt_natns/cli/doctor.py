@@ -36,7 +36,7 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import database
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import attachment, routers, transit
 from libvirt_natns.upstream.router.lifecycle import Machine
 
@@ -279,7 +279,7 @@ def _store() -> str:
     try:
         store.check()
         with store.transaction():
-            return f"{store.path}, {len(store.networks())} networks"
+            return f"{store.path}, {len(store.networks.all())} networks"
     finally:
         store.close()
 
@@ -357,7 +357,7 @@ def _neighbour_tables(engine: Engines, settings: Config) -> list[Finding]:
     """Warn of tables without room for the networks that there are."""
     try:
         with engine(settings) as verbs:
-            networks = len(verbs.store.users())
+            networks = len(verbs.store.host.users())
     except NatnsError:
         # An examination above says why.
         return []

@@ -30,7 +30,7 @@ from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.publication import Forward, Protocol
-from libvirt_natns.state.guests import PortKey
+from libvirt_natns.state.chosen_ports import PortKey
 
 Engines = Callable[..., AbstractContextManager[Engine]]
 """Makes an engine; with ``look_only`` one that makes no state database."""
@@ -144,7 +144,7 @@ def _require_nic(guests: Guests, guest: Guest, edited: Edited) -> None:
 
 
 def _published(guests: Guests, guest: Guest) -> tuple[Forward, ...]:
-    return guests.registry.forwards(owner=guest.uuid)
+    return guests.store.claims.forwards(owner=guest.uuid)
 
 
 def _remove(engines: Engines, options: argparse.Namespace) -> int:
@@ -215,7 +215,7 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
         at = select(which.network, which.mac)
         if at is None:
             return set()
-        known = known_addresses(guests.registry, at.network, at.nic.mac, plain.name)
+        known = known_addresses(guests.store, at.network, at.nic.mac, plain.name)
         targets = {parsed(which.guest_address)} if which.guest_address else known
         public = {str(target) for target in targets if at.is_public(target)}
         if at.upstream.is_transit:
@@ -227,7 +227,7 @@ def _surroundings(guests: Guests, xml: bytes) -> Surroundings:
         if at is None:
             return None
         key = PortKey(plain.uuid, at.network.uuid, proto, str(which), to)
-        return guests.registry.chosen_port(key)
+        return guests.store.chosen_ports.get(key)
 
     return Surroundings(listens, chosen)
 

@@ -9,8 +9,7 @@ from libvirt_natns.addresses import bracketed
 from libvirt_natns.engine.forwards import listening, ports
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
-from libvirt_natns.state.guests import Registry
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 HEADINGS = ("GUEST", "NETWORK", "PROTO", "LISTEN", "TARGET", "SOURCES", "STATE")
 NONE = "nothing is published: see virt-natns forward add"
@@ -60,12 +59,11 @@ def collect(store: Store, network: str | None = None, *, published: bool = False
 
     ``published`` leaves out what is held for a guest that is about to start.
     """
-    registry = Registry(store)
-    in_force = {*registry.forwards(network), *registry.static_nats(network)}
-    claims: list[Forward | StaticNat] = [*registry.static_nats(network, published=published)]
-    claims += registry.forwards(network, published=published)
-    guests = {record.uuid: record.name for record in registry.guests()}
-    networks = {record.uuid: record.name for record in store.networks()}
+    in_force = {*store.claims.forwards(network), *store.claims.static_nats(network)}
+    claims: list[Forward | StaticNat] = [*store.claims.static_nats(network, published=published)]
+    claims += store.claims.forwards(network, published=published)
+    guests = {record.uuid: record.name for record in store.guests.all()}
+    networks = {record.uuid: record.name for record in store.networks.all()}
     rows = [
         _row(each, guests, networks, "published" if each in in_force else "reserved")
         for each in claims

@@ -11,7 +11,7 @@ from libvirt_natns.engine import reconcile
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import Finding
 from libvirt_natns.records import asdict, dataclass
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
 
 HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")
@@ -57,7 +57,7 @@ def collect(
     down (transient ones, of which there may be thousands) are left out unless
     they are named.
     """
-    records = [r for r in engine.store.networks() if named in (None, r.name, r.uuid)]
+    records = [r for r in engine.store.networks.all() if named in (None, r.name, r.uuid)]
     if known is not None and named is None:
         records = [r for r in records if r.runs or r.uuid in known]
     # Of a network that was defined anew only the newest counts.
@@ -65,14 +65,14 @@ def collect(
     return [_status(engine, record) for record in sorted(newest.values(), key=lambda r: r.name)]
 
 
-def _age(record: Record) -> tuple[bool, bool, float]:
+def _age(record: NetworkRecord) -> tuple[bool, bool, float]:
     return record.runs, record.this_boot, record.since
 
 
-def _status(engine: Engine, record: Record) -> Status:
+def _status(engine: Engine, record: NetworkRecord) -> Status:
     state = record.state if record.runs else "down"
     found = tuple(reconcile.differences(engine, record)) if state == "up" else ()
-    leased = engine.store.leases(record.upstream, record.uuid)
+    leased = engine.store.leases.of(record.upstream, record.uuid)
     address = unless_placeholder(leased.address)
     return Status(
         network=record.name,

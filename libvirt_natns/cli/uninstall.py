@@ -124,7 +124,7 @@ def _release(ask: Ask, *, renew: bool) -> "Outcome":
 def _engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
     from libvirt_natns.engine.engine import Engine
     from libvirt_natns.kernel.session import Kernel
-    from libvirt_natns.state.networks import Store
+    from libvirt_natns.state.store import Store
 
     with closing(Store(directory)) as store, Kernel() as kernel:
         yield Engine(settings, store, kernel)

@@ -25,13 +25,15 @@ from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
+from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.metadata import AddressRequest
 from libvirt_natns.model.network import Domain, Network
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.networks import Leasable, Record, boot_id, now
+from libvirt_natns.state.leases import Leasable
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp, selection, transit
 
 ADOPTED = "runs without a record: adopted as it is"
@@ -85,7 +87,7 @@ def _noting(outcome: Adopted, name: str) -> Iterator[None]:
 
 def _runs_unrecorded(engine: Engine, uuid: str, xml: bytes) -> bool:
     """Return whether an active network has a namespace of ours, and no record that says so."""
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     if record is not None and record.runs:
         return False
     namespace = names.namespace(xml_sniff.at_network(xml).name)
@@ -94,8 +96,8 @@ def _runs_unrecorded(engine: Engine, uuid: str, xml: bytes) -> bool:
 
 def _record(engine: Engine, network: Network, xml: bytes) -> None:
     upstream = selection.upstream_of(network, engine.config)
-    engine.store.put(
-        Record(
+    engine.store.networks.put(
+        NetworkRecord(
             uuid=network.uuid,
             name=network.name,
             namespace=names.namespace(network.name),
@@ -121,9 +123,9 @@ def _adopt_transits(engine: Engine) -> None:
         for interface in engine.kernel.addresses(None, bridge):
             subnet = interface.network
             if isinstance(subnet, IPv4Network) and upstream.subnet is None:
-                engine.store.choose_transit(upstream.name, [subnet], None)
+                engine.store.transit.choose_subnet(upstream.name, [subnet], None)
             elif isinstance(subnet, IPv6Network) and subnet.subnet_of(transit.PREFIXES6):
-                engine.store.choose_transit6(upstream.name, subnet)
+                engine.store.transit.choose_prefix(upstream.name, subnet)
 
 
 def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> None:
@@ -142,11 +144,11 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     choices = _Found(Choices(engine.config, engine.store, engine.kernel), rules)
     whole, outside = planner.completed(network, upstream), planner.outside(network, upstream)
     claims = forwards.of_network(whole, upstream, outside, choices)
-    engine.registry.claim(claims, scopes(engine.store, [network.uuid]), published=True)
+    engine.store.claims.put(claims, scopes(engine.store, [network.uuid]), published=True)
 
 
 def _lease(engine: Engine, upstream: Upstream, key: str, who: str, leased: Leasable) -> None:
-    if not engine.store.reserve(upstream.name, pool.segment(upstream), key, leased):
+    if not engine.store.leases.reserve(upstream.name, pool.segment(upstream), key, leased):
         raise ConflictError(f"{who}: {leased} of upstream {upstream.name} is another's already")
 
 
@@ -202,7 +204,7 @@ def _adopt_reservations(engine: Engine, network: Network, domains: Mapping[str, 
     for mac, address in dnsmasq_config.reserved(text):
         family: Family = 4 if address.version == 4 else 6
         if fixed_address(network, mac, family) is None:
-            engine.registry.reserve(
+            engine.store.reservations.reserve(
                 network.uuid, mac, owners.get(mac, ""), [address], lambda _: False, family
             )
 
@@ -223,7 +225,7 @@ def _owners(domains: Mapping[str, bytes]) -> dict[str, str]:
 def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
     """Take over what a running guest publishes in these networks; whether there is any."""
     plain = libvirt_xml.parse_domain_nics(xml)
-    if not xml_sniff.at_domain(xml).annotated or engine.registry.guest(plain.uuid) is not None:
+    if not xml_sniff.at_domain(xml).annotated or engine.store.guests.get(plain.uuid) is not None:
         return False
     guests = Guests(engine)
     attachments = guests.attachments(plain)
@@ -237,8 +239,8 @@ def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
     with locked(names.guest_directory(domain.uuid)):
         claims = forwards.resolve(domain, attachments, choices)
         where = scopes(engine.store, {each.network.uuid for each in attachments})
-        engine.registry.claim(claims, where, published=True)
-        engine.registry.put_guest(domain.uuid, domain.name, xml, published=True)
+        engine.store.claims.put(claims, where, published=True)
+        engine.store.guests.put(domain.uuid, domain.name, xml, published=True)
     return True
 
 
@@ -258,13 +260,13 @@ class _Found:
 
     def port(self, wish: Wish) -> int:
         """The port that leads to the wish's target, unless it is another range's."""
-        key, registry = wish.key, self._choices.registry
-        kept = {port for proto, port in registry.chosen_ports() if proto == key.proto}
+        key, store = wish.key, self._choices.store
+        kept = {port for proto, port in store.chosen_ports.all() if proto == key.proto}
         for each in self._ports:
             meant = (each.proto, each.to) == (key.proto, key.target_port)
             fixed = any(first <= each.port <= last for first, last in wish.avoided)
             if meant and each.target in wish.targets and not fixed and each.port not in kept:
-                registry.choose_port(key, each.port)
+                store.chosen_ports.put(key, each.port)
                 return each.port
         return self._choices.port(wish)
 
@@ -278,6 +280,6 @@ class _Found:
         who = f"guest {domain.name}"
         key = f"{domain.uuid}/{attachment.nic.mac}"
         store, upstream = self._choices.store, attachment.upstream
-        if not store.reserve(upstream.name, pool.segment(upstream), key, own):
+        if not store.leases.reserve(upstream.name, pool.segment(upstream), key, own):
             raise ConflictError(f"{who}: {own} of upstream {upstream.name} is another's already")
         return own

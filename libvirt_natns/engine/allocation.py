@@ -25,8 +25,8 @@ from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant
-from libvirt_natns.state.guests import Claims, Registry, Scope
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 
 
@@ -44,10 +44,6 @@ class Choices:
     observer: Observer = NOBODY
     asks: bool = True
 
-    @property
-    def registry(self) -> Registry:
-        return Registry(self.store)
-
     def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
         network, mac = attachment.network, attachment.nic.mac
         fixed = fixed_address(network, mac, family, domain.name)
@@ -56,15 +52,17 @@ class Choices:
     def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
         network, mac = attachment.network, attachment.nic.mac
         fixed = fixed_address(network, mac, family, domain.name)
-        kept = self.registry.reservation(network.uuid, mac, family)
+        kept = self.store.reservations.get(network.uuid, mac, family)
         if fixed is not None or kept is None or not _tenable(attachment, kept):
-            self.registry.drop_reservation(network.uuid, mac, family)
+            self.store.reservations.drop(network.uuid, mac, family)
         return fixed or self._reserve(domain.uuid, attachment, family)
 
     def _reserve(self, owner: str, attachment: Attachment, family: Family) -> Address:
         network, mac = attachment.network, attachment.nic.mac
-        if kept := self.registry.reservation(network.uuid, mac, family):
-            return self.registry.reserve(network.uuid, mac, owner, [kept], lambda _: False, family)
+        if kept := self.store.reservations.get(network.uuid, mac, family):
+            return self.store.reservations.reserve(
+                network.uuid, mac, owner, [kept], lambda _: False, family
+            )
         if not ranges_of(network, family):
             which = "DHCP" if family == 4 else "DHCPv6"
             raise ConflictError(
@@ -83,7 +81,7 @@ class Choices:
         # Where the outside knows the addresses as they are, nothing is translated.
         spans.sort(key=lambda span: not attachment.is_public(span.first))
 
-        known = {mac, *self.registry.reservations(network.uuid, family), *_fixed_macs(network)}
+        known = {mac, *self.store.reservations.all(network.uuid, family), *_fixed_macs(network)}
 
         def inside(address: Address) -> bool:
             return address not in fixed and any(address in span for span in spans)
@@ -101,16 +99,16 @@ class Choices:
         # Its present lease first, then free addresses, then leases of strangers.
         own = [address for address, holder in leased.items() if holder == mac]
         candidates = chain(filter(is_free, chain(own, pool.listed(spans))), filter(usable, leased))
-        return self.registry.reserve(network.uuid, mac, owner, candidates, usable, family)
+        return self.store.reservations.reserve(network.uuid, mac, owner, candidates, usable, family)
 
     def port(self, wish: Wish) -> int:
-        kept = self.registry.chosen_port(wish.key)
+        kept = self.store.chosen_ports.get(wish.key)
         # In one transaction, or two starts at once would choose the same.
         with self.store.transaction():
             fits = kept is not None and self._is_free_still(wish, kept)
             port = kept if fits else self._free_port(wish)
             if port is not None:
-                self.registry.choose_port(wish.key, port)
+                self.store.chosen_ports.put(wish.key, port)
         if port is None:
             first, last = self.config.auto_ports
             raise ConflictError(
@@ -126,14 +124,14 @@ class Choices:
         """Whether nobody has taken a port that was chosen, while its owner did not use it."""
         upstream = wish.attachment.upstream
         shared = upstream.kind == "host"
-        scope = Scope("" if shared else upstream.name, upstream.is_transit)
+        scope = ClaimScope("" if shared else upstream.name, upstream.is_transit)
         if _lies_in(port, wish.avoided):
             return False
-        if any(self.registry.is_claimed(wish.key, scope, each, port) for each in wish.listens):
+        if any(self.store.claims.is_claimed(wish.key, scope, each, port) for each in wish.listens):
             return False
         if not shared or any(
             each.proto == wish.key.proto and each.first == port
-            for each in self.registry.forwards(owner=wish.key.owner)
+            for each in self.store.claims.forwards(owner=wish.key.owner)
         ):
             # In force already: it stays so, whatever has come up in the host since.
             return True
@@ -145,8 +143,8 @@ class Choices:
         Where there is none, one that was kept for somebody who is not there any more.
         """
         proto = wish.key.proto
-        kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
-        used = listening_ports.listening(proto) | self.registry.ports_claimed(proto)
+        kept = {port for kind, port in self.store.chosen_ports.all() if kind == proto}
+        used = listening_ports.listening(proto) | self.store.claims.ports(proto)
         used |= routers.ports_of_host(wish.attachment.upstream, proto)
         first, last = self.config.auto_ports
 
@@ -154,7 +152,7 @@ class Choices:
             return first <= port <= last and port not in used and not _lies_in(port, wish.avoided)
 
         fresh = (port for port in range(first, last + 1) if port not in kept)
-        return next(filter(usable, chain(fresh, self.registry.reclaimable_ports(proto))), None)
+        return next(filter(usable, chain(fresh, self.store.chosen_ports.reclaimable(proto))), None)
 
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
@@ -168,9 +166,9 @@ class Choices:
             )
         if request.address is not None:
             who = f"guest {domain.name}"
-            self.registry.check_static(upstream.name, request.address, domain.uuid, who)
+            self.store.claims.check_address(upstream.name, request.address, domain.uuid, who)
         key = f"{domain.uuid}/{attachment.nic.mac}"
-        mine = self.registry.static_nats(attachment.network.uuid, domain.uuid)
+        mine = self.store.claims.static_nats(attachment.network.uuid, domain.uuid)
         present = {static.address for static in mine}
 
         def probe(addresses: Collection[Address]) -> set[Address]:
@@ -223,10 +221,11 @@ def _bears(host: DhcpHost, name: str) -> bool:
     return host.mac is None and host.id is None and host.name == name
 
 
-def known_addresses(registry: Registry, network: Network, mac: str, name: str) -> set[Address]:
+def known_addresses(store: Store, network: Network, mac: str, name: str) -> set[Address]:
     """The DHCP addresses of a NIC: by the network's XML, else those kept for it."""
     found = {
-        fixed_address(network, mac, family, name) or registry.reservation(network.uuid, mac, family)
+        fixed_address(network, mac, family, name)
+        or store.reservations.get(network.uuid, mac, family)
         for family in FAMILIES
     }
     return {each for each in found if each is not None}
@@ -257,22 +256,24 @@ def _fixed(network: Network) -> set[Address]:
     return hosts | {subnet.gateway for subnet in network.subnets}
 
 
-def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
+def scopes(store: Store, networks: Iterable[str]) -> dict[str, ClaimScope]:
     """Where the claims of each of these networks must be unique, by its uuid.
 
     All upstreams of kind "host" are one: they share the host's addresses.  Networks
     on a router share that one's.
     """
-    records = [record for uuid in networks if (record := store.network(uuid))]
+    records = [record for uuid in networks if (record := store.networks.get(uuid))]
     return {
-        record.uuid: Scope("", True)
+        record.uuid: ClaimScope("", True)
         if record.kind == "host"
-        else Scope(record.upstream, record.kind == "router")
+        else ClaimScope(record.upstream, record.kind == "router")
         for record in records
     }
 
 
-def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Address]) -> None:
+def check_host(
+    claims: Claims, where: dict[str, ClaimScope], addresses: Collection[Address]
+) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
     Those that listen on an address that is none of the host's ``addresses``, or
@@ -322,4 +323,4 @@ def claim_for_network(
     where = scopes(choices.store, [network.uuid])
     fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
     check_host(fresh, where, choices.kernel.host_addresses())
-    Registry(choices.store).claim(claims, where, published=True)
+    choices.store.claims.put(claims, where, published=True)

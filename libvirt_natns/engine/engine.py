@@ -30,6 +30,7 @@ from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.errors import ConflictError, NatnsError, StoreError, UpstreamError
 from libvirt_natns.firewall import libvirts
 from libvirt_natns.kernel import address_probe, netns
+from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
@@ -40,8 +41,10 @@ from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.guests import Claims, Registry
-from libvirt_natns.state.networks import LeaseKind, Record, State, Store, boot_id, now
+from libvirt_natns.state.claims import Claims
+from libvirt_natns.state.leases import LeaseKind
+from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import attachment, dhcp, routers, selection
 
 FIRST_LOOK = 0.006
@@ -74,10 +77,6 @@ class Engine:
     @property
     def planner(self) -> Planner:
         return Planner(self.config, self.store, self.kernel)
-
-    @property
-    def registry(self) -> Registry:
-        return Registry(self.store)
 
     def _step(self, what: str) -> None:
         if self.before is not None:
@@ -133,7 +132,7 @@ class Engine:
         """
         upstream = self.planner.upstream(network)
         with self._changing("build", network.uuid, network.name) as done, Undo() as undo:
-            record = self.store.network(network.uuid)
+            record = self.store.networks.get(network.uuid)
             if self.built is None or not record or not _starts(record, xml):
                 return False
             undo.add(_empty_directory, network.uuid)
@@ -147,14 +146,16 @@ class Engine:
 
     def _joined(self, uuid: str) -> plan.Plan:
         """What ``build`` has made for the start that goes on."""
-        record = self.store.network(uuid)
+        record = self.store.networks.get(uuid)
         if self.built is None or record is None:
             return ()
         made = self.built.take(uuid, record.since)
         goes_on = self._state(uuid) == "starting" and netns.exists(record.namespace)
         return made if goes_on else ()
 
-    def give_up(self, start: Record, *, orphaned: bool = False, limit: float = LIMIT) -> bool:
+    def give_up(
+        self, start: NetworkRecord, *, orphaned: bool = False, limit: float = LIMIT
+    ) -> bool:
         """Take back a start that libvirt has given up, as if there had been none.
 
         ``orphaned``: the network is surely inactive in libvirt, so a bridge of
@@ -162,7 +163,7 @@ class Engine:
         nothing, if anything has happened to the network since the record was made.
         """
         with self._changing("give up", start.uuid, start.name, limit) as done:
-            record = self.store.network(start.uuid)
+            record = self.store.networks.get(start.uuid)
             if not record or (record.state, record.since) != (start.state, start.since):
                 return False
             if orphaned:
@@ -178,7 +179,7 @@ class Engine:
         cannot be removed is left to ``sync``.  ``wait``: await the bridge of a start
         that has none yet, for as long as ``given_up.BRIDGE_LIMIT``.
         """
-        for record in self.store.networks("preparing", "starting"):
+        for record in self.store.networks.all("preparing", "starting"):
             if record.uuid == but:
                 continue
             while wait and self.later is at_once and given_up.may_be_given_up(record):
@@ -219,7 +220,7 @@ class Engine:
                 configured = selection.upstream_of(network, self.config)
                 repaired += dhcp.news(network, configured)
             for address in self.planner.outside(network, upstream).addresses:
-                self.registry.move(network.uuid, address)
+                self.store.claims.move(network.uuid, address)
             self._adjust_host(network.uuid)
             operations = self.planner.plan(network, upstream)
             repaired += apply.carry_out(
@@ -230,7 +231,7 @@ class Engine:
                 dnsmasq.check_started(network.uuid, names.namespace(network.name))
             if repaired or self._state(network.uuid) != "up":
                 self._step("note that it is up")
-                self.store.set_state(network.uuid, "up")
+                self.store.networks.set_state(network.uuid, "up")
             undo.pop_all()
         return repaired
 
@@ -238,11 +239,11 @@ class Engine:
         """Give back what a DHCP server has leased: the configuration was another one."""
         held = dhcp.held(network.uuid)
         _end_client(self.kernel, network.uuid, names.namespace(network.name))
-        leased = self.store.leases(upstream.name, network.uuid).address
+        leased = self.store.leases.of(upstream.name, network.uuid).address
         if held is not None and held.address.ip == leased:
             # The server may give it to anybody from now on.
-            undo.add(self.store.restore_leases, self.store.leases_of(network.uuid))
-            self.store.release(upstream.name, network.uuid, "ipv4")
+            undo.add(self.store.leases.restore, self.store.leases.all_of(network.uuid))
+            self.store.leases.release(upstream.name, network.uuid, "ipv4")
 
     def _as_leased(self, network: Network, upstream: Upstream) -> Upstream:
         """The upstream again, by what a DHCP server has leased since."""
@@ -255,7 +256,7 @@ class Engine:
         # A start looks for itself, but may have done so a moment ago.
         with locked(names.network_directory(uuid)):
             self._discard_lock(uuid)
-            record = self.store.network(uuid)
+            record = self.store.networks.get(uuid)
         if record is None or record.state != "up" or not record.this_boot:
             return []
         if self.kernel.link(None, record.bridge) is None:
@@ -271,12 +272,12 @@ class Engine:
         repaired = apply.carry_out(self.kernel, plan.withdrawals(network), undo, self.before)
         if self._state(network.uuid) == "starting":
             self._step("let others start")
-            self.store.set_state(network.uuid, "up")
+            self.store.networks.set_state(network.uuid, "up")
         return repaired
 
     def _state(self, uuid: str) -> State:
         """A network's recorded state; what was before a reboot is down."""
-        record = self.store.network(uuid)
+        record = self.store.networks.get(uuid)
         return record.state if record and record.this_boot else "down"
 
     def _admit(self, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
@@ -290,30 +291,30 @@ class Engine:
             self._reserve(network, xml, upstream, undo)
             return
         if state == "starting":
-            undo.add(self.store.set_state, network.uuid, "down")
+            undo.add(self.store.networks.set_state, network.uuid, "down")
             if upstream.by_dhcp:
                 # Its `start` has made part of it, to be leased an address.
                 undo.add(remove, self.kernel, network.uuid, names.namespace(network.name))
-        known = self.store.network(network.uuid)
+        known = self.store.networks.get(network.uuid)
         if known is not None and known.upstream != upstream.name:
             # What another upstream's server has leased is nothing here.
             _end_client(self.kernel, network.uuid, known.namespace)
         if state == "starting" or known is None or _changed(known, network, xml, upstream):
             self._step("record the network")
-            self.store.put(_record(network, xml, upstream, state))
+            self.store.networks.put(_record(network, xml, upstream, state))
             if state == "up" and known is not None:
                 self._publish_anew(known, network, upstream, undo)
 
     def _publish_anew(
-        self, known: Record, network: Network, upstream: Upstream, undo: Undo
+        self, known: NetworkRecord, network: Network, upstream: Upstream, undo: Undo
     ) -> None:
         """Take what a running network's edited metadata publishes, in place of what it did."""
         with suppress(NatnsError):
             if _forwards(libvirt_xml.parse_network(known.document)) == _forwards(network):
                 return
-        undo.add(self.store.put, known)
-        before = Claims(network.uuid, self.registry.forwards(owner=network.uuid))
-        undo.add(self.registry.claim, before, allocation.scopes(self.store, [network.uuid]), True)
+        undo.add(self.store.networks.put, known)
+        before = Claims(network.uuid, self.store.claims.forwards(owner=network.uuid))
+        undo.add(self.store.claims.put, before, allocation.scopes(self.store, [network.uuid]), True)
         choices = allocation.Choices(self.config, self.store, self.kernel, self.observer)
         self._renew_leases(network, upstream)
         self._claim(choices, network, upstream, before.forwards)
@@ -370,7 +371,9 @@ class Engine:
 
         ``active``: the network's bridge is there and is its own.
         """
-        for rival in self.store.holders(names.namespace(network.name), network.bridge or ""):
+        for rival in self.store.networks.holders(
+            names.namespace(network.name), network.bridge or ""
+        ):
             if rival.uuid != network.uuid and self._superseded(rival, network, active):
                 self.down(rival.uuid)
         # One of that name of which the record was lost.
@@ -379,7 +382,7 @@ class Engine:
         if owner and owner != network.uuid:
             self.tidy(owner, namespace)
 
-    def _superseded(self, rival: Record, network: Network, active: bool) -> bool:
+    def _superseded(self, rival: NetworkRecord, network: Network, active: bool) -> bool:
         """Whether a start of ``network`` shows that ``rival`` has gone unnoticed."""
         if rival.name == network.name:
             # libvirt has no two of a name, and starts none that is active.
@@ -408,12 +411,12 @@ class Engine:
         if self._state(network.uuid) != "down":
             self._remove_orphan(xml)
             self._step("note that it is down")
-            self.store.set_state(network.uuid, "down")
+            self.store.networks.set_state(network.uuid, "down")
             self._adjust_host(network.uuid)
 
     def _remove_former_name(self, network: Network) -> None:
         """Remove the namespace that a network had under another name."""
-        record = self.store.network(network.uuid)
+        record = self.store.networks.get(network.uuid)
         former = record.namespace if record else ""
         if former and former != names.namespace(network.name) and netns.exists(former):
             _delete_own_namespace(self.kernel, network.uuid, former)
@@ -431,16 +434,16 @@ class Engine:
 
     def _reserve(self, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
         """Record the network and lease what it needs; ``undo`` takes back both."""
-        earlier = self.store.leases_of(network.uuid)
+        earlier = self.store.leases.all_of(network.uuid)
         had = {lease.kind for lease in earlier if lease.upstream == upstream.name}
         self._step("record the network")
         if upstream.by_dhcp:
             undo.add(self._adjust_host, network.uuid)
-        undo.add(self.store.set_state, network.uuid, "down")
-        self.store.put(_record(network, xml, upstream, "preparing"))
+        undo.add(self.store.networks.set_state, network.uuid, "down")
+        self.store.networks.put(_record(network, xml, upstream, "preparing"))
         for kind in set(get_args(LeaseKind)) - had:
-            undo.add(self.store.release, upstream.name, network.uuid, kind)
-        undo.add(self.store.restore_leases, earlier)
+            undo.add(self.store.leases.release, upstream.name, network.uuid, kind)
+        undo.add(self.store.leases.restore, earlier)
 
         self._step("lease an address")
         if upstream.by_dhcp:
@@ -451,7 +454,7 @@ class Engine:
         if selection.leases_prefix(network, upstream):
             self._lease_prefix(network, upstream)
         if network.nat and network.nat.forwards:
-            undo.add(self.registry.drop_claims, network.uuid)
+            undo.add(self.store.claims.drop, network.uuid)
             choices = allocation.Choices(self.config, self.store, self.kernel, self.observer)
             self._claim(choices, network, upstream)
 
@@ -488,7 +491,7 @@ class Engine:
         Returns what was changed: nothing, where it has another one by now.
         Raises LeaseError where there is no other, or it is the one that was asked for.
         """
-        record = self.store.network(uuid)
+        record = self.store.networks.get(uuid)
         if record is None or not record.runs:
             return []
         network = libvirt_xml.parse_network(record.document)
@@ -498,7 +501,7 @@ class Engine:
             return []
         waiting = Engine(self.config, self.store, self.kernel, self.before, self.observer)
         with self._changing("relocate", uuid, record.name) as done:
-            if taken not in self.store.leases(upstream.name, uuid).addresses:
+            if taken not in self.store.leases.of(upstream.name, uuid).addresses:
                 return []
 
             def probe(addresses: Collection[Address]) -> set[Address]:
@@ -514,7 +517,7 @@ class Engine:
         # A start that goes on takes the new address by itself.
         return [*done, *waiting.up(network, record.document)] if record.state == "up" else done
 
-    def defend(self, record: Record, address: Address) -> None:
+    def defend(self, record: NetworkRecord, address: Address) -> None:
         """Announce an address that a network has and another station answers for.
 
         Raises UpstreamError or KernelError.
@@ -525,12 +528,12 @@ class Engine:
 
     def _await_turn(self, network: Network, xml: bytes, upstream: Upstream) -> None:
         self._step("await its turn")
-        while self.store.enter_start(_record(network, xml, upstream, "starting")):
+        while self.store.networks.enter_start(_record(network, xml, upstream, "starting")):
             time.sleep(POLL)
 
     def _renew_leases(self, network: Network, upstream: Upstream) -> None:
         """Keep what is leased; lease anew where the configuration has moved on."""
-        leased = self.store.leases(upstream.name, network.uuid)
+        leased = self.store.leases.of(upstream.name, network.uuid)
         if upstream.by_dhcp:
             dhcp.settle(self.store, network, upstream)
         for family in FAMILIES:
@@ -567,7 +570,7 @@ class Engine:
 
     def _said(self, network: Network, upstream: Upstream) -> str:
         """What a network has outside, in words."""
-        leased = self.store.leases(upstream.name, network.uuid)
+        leased = self.store.leases.of(upstream.name, network.uuid)
         found = [*leased.addresses, *([leased.prefix] if leased.prefix else [])]
         return " and ".join(map(str, found)) or "nothing outside"
 
@@ -578,7 +581,7 @@ class Engine:
 
         libvirt has written its dnsmasq's files by now.  Connections live on.
         """
-        record = self.store.network(network.uuid)
+        record = self.store.networks.get(network.uuid)
         if record is None or record.state != "up":
             return []
         return self.up(network, xml)
@@ -589,7 +592,7 @@ class Engine:
         Returns what differed.  Asks as long as the upstream's ``probe`` says where a guest
         has an address in the provider's own prefix.  Raises a NatnsError.
         """
-        record = self.store.network(uuid)
+        record = self.store.networks.get(uuid)
         if record is None or record.state != "up" or not record.this_boot:
             return []
         if self.kernel.link(record.namespace, record.bridge) is None:
@@ -629,19 +632,19 @@ class Engine:
         leaves what networks have in common in the host to a later ``sync``.
         """
         with self._changing("down", uuid, name or self._name(uuid)) as done:
-            record = self.store.network(uuid)
+            record = self.store.networks.get(uuid)
             namespace = record.namespace if record else names.namespace(name) if name else None
             self._end(uuid, namespace, shared=shared)
             done.append("removed")
 
-    def down_unless_changed(self, record: Record) -> bool:
+    def down_unless_changed(self, record: NetworkRecord) -> bool:
         """The same for a network that is not active any more, by its record.
 
         Unless something happened to it since the record was read: returns
         whether it was taken down.
         """
         with self._changing("down", record.uuid, record.name) as done:
-            current = self.store.network(record.uuid)
+            current = self.store.networks.get(record.uuid)
             if current and (current.state, current.since) != (record.state, record.since):
                 return False
             self._remove_orphan(record.document)
@@ -667,17 +670,17 @@ class Engine:
         if self.built is not None:
             self.built.drop(uuid)
         remove(self.kernel, uuid, namespace, self.before)
-        record = self.store.network(uuid)
+        record = self.store.networks.get(uuid)
         if record and record.state != "down":
             self._step("note that it is down")
-            self.registry.drop_claims(uuid)
-            self.store.set_state(uuid, "down")
+            self.store.claims.drop(uuid)
+            self.store.networks.set_state(uuid, "down")
         _discard_directory(uuid)
         if shared:
             self._adjust_host(uuid)
 
     def _name(self, uuid: str) -> str:
-        record = self.store.network(uuid)
+        record = self.store.networks.get(uuid)
         return record.name if record else uuid
 
     def ensure_host(self, *, configured: bool = False) -> list[str]:
@@ -762,8 +765,8 @@ def _check_room(network: Network) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> Record:
-    return Record(
+def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> NetworkRecord:
+    return NetworkRecord(
         uuid=network.uuid,
         name=network.name,
         namespace=names.namespace(network.name),
@@ -779,7 +782,7 @@ def _record(network: Network, xml: bytes, upstream: Upstream, state: State) -> R
     )
 
 
-def _starts(record: Record, xml: bytes) -> bool:
+def _starts(record: NetworkRecord, xml: bytes) -> bool:
     """Whether a network is on its way from `start` to `started`, by that very XML."""
     return record.state == "starting" and record.this_boot and record.document == xml
 
@@ -788,7 +791,7 @@ def _forwards(network: Network) -> tuple[PortForward, ...]:
     return network.nat.forwards if network.nat else ()
 
 
-def _changed(known: Record, network: Network, xml: bytes, upstream: Upstream) -> bool:
+def _changed(known: NetworkRecord, network: Network, xml: bytes, upstream: Upstream) -> bool:
     """Whether a record says something else than today's XML and configuration."""
     if known.upstream != upstream.name:
         return True

@@ -20,7 +20,7 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network, Nic
 from libvirt_natns.records import dataclass, field
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.selection import verdict
 
 

@@ -17,7 +17,8 @@ from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.model.publication import Protocol as PortProtocol
 from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.guests import Claims, PortKey
+from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.state.claims import Claims
 
 Span = tuple[int, int, int, int]
 """First and last port, and the first and last port that they lead to."""

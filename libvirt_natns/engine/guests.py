@@ -25,8 +25,11 @@ from libvirt_natns.model.metadata import AddressRequest, PortForward
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.state.guests import Claims, GuestRecord, Registry, Scope
-from libvirt_natns.state.networks import Lease, Record, Store
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.guests import GuestRecord
+from libvirt_natns.state.leases import StoredLease
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,8 @@ class Guests:
     engine: Engine
 
     @property
-    def registry(self) -> Registry:
-        return self.engine.registry
+    def store(self) -> Store:
+        return self.engine.store
 
     # -- verbs -------------------------------------------------------------
 
@@ -58,8 +61,8 @@ class Guests:
             undo.add(self._forget, domain.uuid)
             self._undo_reservations(attachments, undo)
             claims = self._resolve(domain, attachments)
-            self.registry.put_guest(domain.uuid, domain.name, xml, published=False)
-            self.registry.claim(claims, self._scopes(claims), published=False)
+            self.store.guests.put(domain.uuid, domain.name, xml, published=False)
+            self.store.claims.put(claims, self._scopes(claims), published=False)
             undo.pop_all()
 
     def publish(self, domain: Domain, xml: bytes) -> list[str]:
@@ -69,18 +72,18 @@ class Guests:
         in words.  Raises what ``claim`` does, and keeps the earlier state then.
         """
         attachments = self.attachments(domain)
-        if (domain.nat is None or not attachments) and not self.registry.guest(domain.uuid):
+        if (domain.nat is None or not attachments) and not self.store.guests.get(domain.uuid):
             return []
         with self._locked(domain.uuid):
             before = self.held(domain.uuid)
             with Undo() as undo:
-                undo.add(self._restore, before, self.engine.store.leases_of(domain.uuid))
+                undo.add(self._restore, before, self.engine.store.leases.all_of(domain.uuid))
                 self._undo_reservations(attachments, undo)
                 claims = self._resolve(self._of_what_runs(domain, attachments), attachments)
-                self.registry.claim(claims, self._scopes(claims), published=True)
+                self.store.claims.put(claims, self._scopes(claims), published=True)
                 changed = self._apply(self._networks(before) | self._networks(claims))
                 undo.pop_all()
-            self.registry.put_guest(domain.uuid, domain.name, xml, published=True)
+            self.store.guests.put(domain.uuid, domain.name, xml, published=True)
             self._cut(before, claims)
             if domain.nat is None:
                 self._forget(domain.uuid)
@@ -92,13 +95,13 @@ class Guests:
         A guest whose start has failed published nothing, but DHCP is to know the
         addresses that were reserved for it, and stay so.
         """
-        record = self.registry.guest(uuid)
+        record = self.store.guests.get(uuid)
         if record is None:
             return
         with self._locked(uuid):
             before = self.held(uuid)
             networks = self._networks(self.held(uuid, published=record.published))
-            self.registry.set_published(uuid, False)
+            self.store.claims.set_published(uuid, False)
             try:
                 self._apply(networks)
             finally:
@@ -106,7 +109,7 @@ class Guests:
 
     def forget(self, uuid: str) -> None:
         """Withdraw a guest and give its claims back; reservations stay."""
-        record = self.registry.guest(uuid)
+        record = self.store.guests.get(uuid)
         if record is None:
             return
         try:
@@ -118,7 +121,7 @@ class Guests:
 
     def plug(self, owner: str, nic: Nic) -> None:
         """Publish what a recorded, running guest says about a NIC that it just got."""
-        record = self.registry.guest(owner)
+        record = self.store.guests.get(owner)
         if record is None or not record.published:
             return
         known = libvirt_xml.parse_domain_nics(record.document).nics
@@ -129,7 +132,7 @@ class Guests:
 
     def unplug(self, owner: str, nic: Nic) -> None:
         """Withdraw what a running guest published through a NIC that was taken out."""
-        record = self.registry.guest(owner)
+        record = self.store.guests.get(owner)
         if record is None or not record.published:
             return
         xml = domain_edit.without_nic(record.document, nic)
@@ -146,8 +149,8 @@ class Guests:
         with self._locked(owner):
             before = self.held(owner)
             rest = self._without(before, nic, record.name, attachments)
-            self.registry.claim(rest, self._scopes(rest), published=True)
-            self.registry.put_guest(owner, record.name, xml, published=True)
+            self.store.claims.put(rest, self._scopes(rest), published=True)
+            self.store.guests.put(owner, record.name, xml, published=True)
             try:
                 self._apply(self._networks(before))
             finally:
@@ -162,7 +165,7 @@ class Guests:
             for network in (each.network for each in mine):
                 if claim.network == network.uuid:
                     # Another NIC in that network keeps what leads to itself.
-                    known = known_addresses(self.registry, network, nic.mac, name)
+                    known = known_addresses(self.store, network, nic.mac, name)
                     return network.uuid in others and claim.target not in known
             return True
 
@@ -173,7 +176,7 @@ class Guests:
     def refresh(self, network: str) -> None:
         """Resolve again the guests of a network whose DHCP hosts may have changed."""
         with ExitStack() as everybody:
-            for record in self.registry.guests_in(network):
+            for record in self.store.guests.in_network(network):
                 if record.published:
                     # One that cannot be resolved any more must not keep the others back.
                     everybody.callback(self._publish_again, record)
@@ -185,8 +188,8 @@ class Guests:
         A guest that cannot be published again keeps nobody from starting a network:
         ``check`` tells of it.
         """
-        claiming = {record.uuid for record in self.registry.guests_in(network.uuid)}
-        for record in self.registry.guests():
+        claiming = {record.uuid for record in self.store.guests.in_network(network.uuid)}
+        for record in self.store.guests.all():
             if not record.published or not record.this_boot:
                 continue
             if record.uuid not in claiming and not _may_name(record.document, network):
@@ -209,7 +212,7 @@ class Guests:
             attachments = self.attachments(domain)
             wanted = self._of_what_runs(domain, attachments)
             claims = self._resolve(wanted, attachments, trial=True)
-            self.registry.claim(claims, self._scopes(claims), published=True)
+            self.store.claims.put(claims, self._scopes(claims), published=True)
             found.append(claims)
             # Takes all of it back, the ports and addresses chosen by the way included.
             raise _TrialOver
@@ -237,7 +240,7 @@ class Guests:
         is not any more, it has stopped since.
         """
         plain = libvirt_xml.parse_domain_nics(xml)
-        if not self._concerned(plain) or (known and self.registry.guest(plain.uuid) is None):
+        if not self._concerned(plain) or (known and self.store.guests.get(plain.uuid) is None):
             return []
         before = self.held(plain.uuid)
         changed = self.publish(libvirt_xml.parse_domain(xml), xml)
@@ -248,7 +251,7 @@ class Guests:
 
     def end(self, record: GuestRecord) -> list[str]:
         """Forget a guest that has stopped, unless it was started again since."""
-        if self.registry.guest(record.uuid) != record:
+        if self.store.guests.get(record.uuid) != record:
             return []
         self.withdraw(record.uuid)
         self.forget(record.uuid)
@@ -257,10 +260,10 @@ class Guests:
     def tidy(self) -> None:
         """Remove the run-time marks of guests that are not recorded any more."""
         marks = names.guest_directory("").glob("*")
-        for uuid in {mark.name for mark in marks} - {g.uuid for g in self.registry.guests()}:
+        for uuid in {mark.name for mark in marks} - {g.uuid for g in self.store.guests.all()}:
             with self._locked(uuid):
                 # It may have begun to start.
-                if self.registry.guest(uuid) is None:
+                if self.store.guests.get(uuid) is None:
                     _discard_directory(uuid)
 
     def follow(self, uuid: str, ask: Callable[[], bytes | None]) -> list[str]:
@@ -270,7 +273,7 @@ class Guests:
         after the record was read, see ``converge``.  What is recorded in the
         meantime makes libvirt tell of the guest again.
         """
-        record = self.registry.guest(uuid)
+        record = self.store.guests.get(uuid)
         xml = ask()
         if xml is None:
             return self.end(record) if record else []
@@ -288,7 +291,7 @@ class Guests:
                 self.unplug(record.uuid, nic)
 
     def _concerned(self, plain: Domain) -> bool:
-        return bool(self.attachments(plain)) or self.registry.guest(plain.uuid) is not None
+        return bool(self.attachments(plain)) or self.store.guests.get(plain.uuid) is not None
 
     # -- attachments -------------------------------------------------------
 
@@ -296,7 +299,7 @@ class Guests:
         """A guest's NICs in networks of ours that run or start, in the domain's order."""
         return [self._attachment(nic, record) for nic, record in in_ours(self.engine.store, domain)]
 
-    def _attachment(self, nic: Nic, record: Record) -> Attachment:
+    def _attachment(self, nic: Nic, record: NetworkRecord) -> Attachment:
         planner = self.engine.planner
         network = libvirt_xml.parse_network(record.document)
         upstream = planner.upstream(network)
@@ -307,7 +310,7 @@ class Guests:
         outside = planner.outside(network, upstream)
         return Attachment(nic, planner.completed(network, upstream), upstream, outside)
 
-    def _scopes(self, claims: Claims) -> dict[str, Scope]:
+    def _scopes(self, claims: Claims) -> dict[str, ClaimScope]:
         return scopes(self.engine.store, self._networks(claims))
 
     # -- resolving ---------------------------------------------------------
@@ -320,7 +323,7 @@ class Guests:
         choices = Choices(engine.config, engine.store, engine.kernel, told, not trial)
         claims = forwards.resolve(domain, attachments, choices)
         # What is in force already stays so, whatever has come up in the host since.
-        held = set(self.registry.forwards(owner=domain.uuid))
+        held = set(self.store.claims.forwards(owner=domain.uuid))
         fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
         check_host(fresh, self._scopes(fresh), self.engine.kernel.host_addresses())
         return claims
@@ -333,7 +336,7 @@ class Guests:
         absent = [nic for nic in domain.nics if not any(_same(nic, at.nic) for at in attachments)]
         if domain.nat is None or not absent:
             return domain
-        down = [each for each in self.engine.store.networks() if not each.runs]
+        down = [each for each in self.engine.store.networks.all() if not each.runs]
         stopped = [(nic, each) for nic in absent for each in down if _is_in(nic, each)]
 
         def stays(wish: PortForward | AddressRequest) -> bool:
@@ -356,8 +359,8 @@ class Guests:
         for attachment in attachments:
             network, mac = attachment.network.uuid, attachment.nic.mac
             for family in FAMILIES:
-                if self.registry.reservation(network, mac, family) is None:
-                    undo.add(self.registry.drop_reservation, network, mac, family)
+                if self.store.reservations.get(network, mac, family) is None:
+                    undo.add(self.store.reservations.drop, network, mac, family)
 
     # -- applying ----------------------------------------------------------
 
@@ -365,13 +368,13 @@ class Guests:
         """What a guest, or a network itself, has published; else also what it has taken."""
         return Claims(
             owner,
-            self.registry.forwards(owner=owner, published=published),
-            self.registry.static_nats(owner=owner, published=published),
+            self.store.claims.forwards(owner=owner, published=published),
+            self.store.claims.static_nats(owner=owner, published=published),
         )
 
     def _in_force(self, claims: Claims) -> Claims:
         """Claims in networks that run: a network that is down publishes nothing."""
-        found = {uuid: self.engine.store.network(uuid) for uuid in self._networks(claims)}
+        found = {uuid: self.engine.store.networks.get(uuid) for uuid in self._networks(claims)}
         run = {uuid for uuid, record in found.items() if record and record.runs}
         return Claims(
             claims.owner,
@@ -388,15 +391,15 @@ class Guests:
         """Bring the namespaces of these networks to what the tables say now."""
         changed = []
         for uuid in sorted(networks):
-            record = self.engine.store.network(uuid)
+            record = self.engine.store.networks.get(uuid)
             if record is not None and record.state == "up" and record.this_boot:
                 network = libvirt_xml.parse_network(record.document)
                 changed += self.engine.up(network, record.document)
         return changed
 
-    def _restore(self, claims: Claims, leases: list[Lease]) -> None:
-        self.engine.store.restore_leases(leases)
-        self.registry.claim(claims, self._scopes(claims), published=True)
+    def _restore(self, claims: Claims, leases: list[StoredLease]) -> None:
+        self.engine.store.leases.restore(leases)
+        self.store.claims.put(claims, self._scopes(claims), published=True)
         self._apply(self._networks(claims))
 
     def cut_since(self, before: Claims) -> None:
@@ -408,10 +411,10 @@ class Guests:
         gone: list[Forward | StaticNat] = [*(set(before.forwards) - set(after.forwards))]
         gone += set(before.addresses) - set(after.addresses)
         for uuid in {claim.network for claim in gone}:
-            record = self.engine.store.network(uuid)
+            record = self.engine.store.networks.get(uuid)
             if record is None or record.state != "up":
                 continue
-            leased = self.engine.store.leases(record.upstream, uuid)
+            leased = self.engine.store.leases.of(record.upstream, uuid)
             here = [claim for claim in gone if claim.network == uuid]
             for family, address, any_address in (
                 (4, leased.address, ANY),
@@ -427,7 +430,7 @@ class Guests:
 
     def _forget(self, uuid: str) -> None:
         try:
-            self.registry.forget_guest(uuid)
+            self.store.guests.forget(uuid)
         finally:
             _discard_directory(uuid)
 
@@ -437,7 +440,7 @@ class Guests:
             yield
 
 
-def _router(record: Record) -> str | None:
+def _router(record: NetworkRecord) -> str | None:
     """The router namespace that leads to a network; None for the host."""
     return names.router_namespace(record.upstream) if record.kind == "router" else None
 
@@ -454,7 +457,7 @@ def _only(these: Claims, those: Claims) -> list[str]:
     return found + [forwards.said(each) for each in these.addresses if each not in addresses]
 
 
-def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, Record]]:
+def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, NetworkRecord]]:
     """A guest's NICs in networks of ours that run or start, by recorded state alone."""
     return [
         (nic, record)
@@ -464,11 +467,11 @@ def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, Record]]:
     ]
 
 
-def _of_nic(store: Store, nic: Nic) -> list[Record]:
+def _of_nic(store: Store, nic: Nic) -> list[NetworkRecord]:
     if nic.network:
-        found = store.holders(namespace=names.namespace(nic.network))
+        found = store.networks.holders(namespace=names.namespace(nic.network))
         return [record for record in found if record.name == nic.network]
-    return store.holders(bridge=nic.bridge) if nic.bridge else []
+    return store.networks.holders(bridge=nic.bridge) if nic.bridge else []
 
 
 def _may_name(xml: bytes, network: Network) -> bool:
@@ -484,7 +487,7 @@ def _has_nic(record: GuestRecord, network: Network) -> bool:
     return any(_is_in(nic, network) for nic in libvirt_xml.parse_domain_nics(record.document).nics)
 
 
-def _is_in(nic: Nic, network: Network | Record) -> bool:
+def _is_in(nic: Nic, network: Network | NetworkRecord) -> bool:
     return nic.network == network.name if nic.network else nic.bridge == network.bridge
 
 

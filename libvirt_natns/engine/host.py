@@ -36,7 +36,7 @@ from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import asdict, dataclass, field, replace
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
 BRIDGE_NF6 = "net/bridge/bridge-nf-call-ip6tables"
@@ -165,7 +165,7 @@ class Host:
         if made != Made() and not made.seen:
             return False
         needs = self.needs_of(network).get(network, Needs())
-        return self._part(needs, made) == Part() and not self.store.host_part(network)
+        return self._part(needs, made) == Part() and not self.store.host.part(network)
 
     def leave(self) -> None:
         """Remove the run-time directory, if nothing is in it any more."""
@@ -197,7 +197,7 @@ class Host:
         """The same, or None where it takes more."""
         needs = self.needs_of(network).get(network, Needs())
         _assign_zones(needs, made)
-        old, new = host_parts.load(self.store.host_part(network)), self._part(needs, made)
+        old, new = host_parts.load(self.store.host.part(network)), self._part(needs, made)
         counts = Counter(made.counts)
         counts.update(new.counts())
         counts.subtract(old.counts())
@@ -218,7 +218,7 @@ class Host:
             if script:
                 self._announce("load the host's rules")
                 nftables.run(None, script)
-            self.store.put_host_part(network, host_parts.dump(new))
+            self.store.host.put_part(network, host_parts.dump(new))
             made.counts = dict(counts)
         if not made.seen:
             made.seen = seen
@@ -268,7 +268,7 @@ class Host:
     def _note_parts(self, all_needs: Mapping[str, Needs], made: Made) -> None:
         """Note what the host holds for each network by now."""
         parts = {uuid: self._part(needs, made) for uuid, needs in all_needs.items()}
-        self.store.put_host_parts({uuid: host_parts.dump(part) for uuid, part in parts.items()})
+        self.store.host.put_parts({uuid: host_parts.dump(part) for uuid, part in parts.items()})
         counts: Counter[str] = Counter()
         for part in parts.values():
             counts.update(part.counts())

@@ -52,8 +52,9 @@ from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.guests import Registry
-from libvirt_natns.state.networks import Leased, Store, User
+from libvirt_natns.state.host_records import User
+from libvirt_natns.state.leases import Leased
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, routers, selection, transit
 
 ETHERNET_MTU = 1500
@@ -95,15 +96,11 @@ class Planner:
             return routers.complete(upstream)
         return dhcp.complete(network, upstream) if upstream.by_dhcp else upstream
 
-    @property
-    def registry(self) -> Registry:
-        return Registry(self.store)
-
     # -- what a network has outside ------------------------------------------
 
     def outside(self, network: Network, upstream: Upstream) -> Outside:
         """What a network has on its completed upstream, by its leases."""
-        leased = self.store.leases(upstream.name, network.uuid)
+        leased = self.store.leases.of(upstream.name, network.uuid)
         return _outside(network, upstream, leased)
 
     def in_force(self, network: Network, upstream: Upstream) -> Outside:
@@ -112,12 +109,12 @@ class Planner:
 
     def completed(self, network: Network, upstream: Upstream) -> Network:
         """The network with the prefix that it leases as one more subnet."""
-        leased = self.store.leases(upstream.name, network.uuid)
+        leased = self.store.leases.of(upstream.name, network.uuid)
         return _completed(network, upstream, leased)
 
     def lacks(self, network: Network, upstream: Upstream) -> list[str]:
         """What a network should lease from its upstream and does not, in words."""
-        leased = self.store.leases(upstream.name, network.uuid)
+        leased = self.store.leases.of(upstream.name, network.uuid)
         missing = [
             "address" if family == 4 else "IPv6 address"
             for family in FAMILIES
@@ -206,13 +203,13 @@ class Planner:
         """
         found = tuple(
             each
-            for each in self.registry.forwards(network.uuid)
+            for each in self.store.claims.forwards(network.uuid)
             if not is_placeholder(each.address)
         )
         if upstream.is_transit:
             # Who routes it has looked at the address, and at the clients that it masquerades.
             found = tuple(_behind_host(each, upstream, outside) for each in found)
-        return Published(found, self.registry.static_nats(network.uuid))
+        return Published(found, self.store.claims.static_nats(network.uuid))
 
     def _surroundings(
         self, network: Network, upstream: Upstream, outside: Outside, *, ahead: bool = False
@@ -291,7 +288,7 @@ class Planner:
         # At least half is left to guests that publish nothing, as long as those that
         # do and run now need no more.
         half = sum(span.size for span in ranges_of(network, family)) // 2
-        return self.registry.reservations_known(network.uuid, half, family).items()
+        return self.store.reservations.for_dhcp(network.uuid, half, family).items()
 
     def preview(self, network: Network) -> Plan:
         """What would be done for a network that need not exist; changes and leases nothing."""
@@ -326,7 +323,7 @@ class Planner:
 
     def _preview_leases(self, network: Network, upstream: Upstream) -> Leased:
         """What a network leases, or would lease next."""
-        leased = self.store.leases(upstream.name, network.uuid)
+        leased = self.store.leases.of(upstream.name, network.uuid)
         own = self.kernel.host_addresses()
         for family in FAMILIES:
             if not selection.leases_address(network, upstream, family):
@@ -357,12 +354,12 @@ class Planner:
             return routers.complete(upstream)
         if upstream.kind != "host":
             return upstream
-        known = upstream.subnet or self.store.transit(upstream.name)
+        known = upstream.subnet or self.store.transit.subnet(upstream.name)
         if known is None:
             known = transit.free(self.kernel, network, upstream)[0]
         subnet6 = None
         if transit.needs_ipv6(self.kernel, network):
-            subnet6 = self.store.transit6(upstream.name) or transit.free6(network)
+            subnet6 = self.store.transit.prefix(upstream.name) or transit.free6(network)
         return transit.complete(upstream, known, subnet6)
 
     def host_needs(self, network: str | None = None) -> dict[str, host.Needs]:
@@ -370,13 +367,13 @@ class Planner:
         upstreams = {name: self._transit(each) for name, each in self.config.upstreams.items()}
         forwards: defaultdict[str, list[Forward]] = defaultdict(list)
         statics: defaultdict[str, list[Address]] = defaultdict(list)
-        for forward in self.registry.forwards(network):
+        for forward in self.store.claims.forwards(network):
             forwards[forward.network].append(forward)
-        for static in self.registry.static_nats(network):
+        for static in self.store.claims.static_nats(network):
             statics[static.network].append(static.address)
         return {
             user.uuid: self._needs(user, upstream, forwards[user.uuid], statics[user.uuid])
-            for user in self.store.users(network)
+            for user in self.store.host.users(network)
             if (upstream := upstreams.get(user.upstream)) is not None
         }
 
@@ -436,7 +433,7 @@ class Planner:
         Raises DocumentError.
         """
         mine = selection.proxied(network, upstream) if upstream.is_transit else ()
-        for user in self.store.users() if mine else ():
+        for user in self.store.host.users() if mine else ():
             theirs = self.config.upstreams.get(user.upstream)
             if user.uuid == network.uuid or theirs is None or not theirs.is_transit:
                 continue
@@ -451,12 +448,12 @@ class Planner:
         """The upstream as it is known by now: completed, once its subnet is chosen."""
         if upstream.kind != "host":
             return upstream
-        subnet = upstream.subnet or self.store.transit(upstream.name)
+        subnet = upstream.subnet or self.store.transit.subnet(upstream.name)
         if subnet is None:
             return upstream
         six = transit.has_ipv6(self.kernel)
         return transit.complete(
-            upstream, subnet, self.store.transit6(upstream.name) if six else None
+            upstream, subnet, self.store.transit.prefix(upstream.name) if six else None
         )
 
 

@@ -25,7 +25,7 @@ from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.state import database, salvage
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 NAME = "state database"
 

@@ -26,11 +26,13 @@ from libvirt_natns.engine.adoption import adopt
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests import Guests
 from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.kernel.boot import now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.network import Network
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.guests import GuestRecord
-from libvirt_natns.state.networks import Record, Store, now
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, selection
 from libvirt_natns.upstream.selection import verdict
 
@@ -85,7 +87,7 @@ NOT_OURS = "is not to be handled any more"
 # -- looking -----------------------------------------------------------------
 
 
-def differences(engine: Engine, record: Record) -> list[str]:
+def differences(engine: Engine, record: NetworkRecord) -> list[str]:
     """How the kernel differs from what a network that is up needs, in words."""
     if record.state != "up":
         return []
@@ -124,7 +126,7 @@ def host_obstacles(engine: Engine) -> tuple[str, ...]:
 
 def missed(engine: Engine, ask: Ask) -> list[Finding]:
     """Starts and stops that no hook told of, and what a lost record has left behind."""
-    records = engine.store.networks("preparing", "starting", "up")
+    records = engine.store.networks.all("preparing", "starting", "up")
     active = ask()
     # What was up before a reboot has left nothing.
     found = [
@@ -144,7 +146,7 @@ def missed(engine: Engine, ask: Ask) -> list[Finding]:
 
 def guest_differences(engine: Engine, ask: AskGuests) -> list[Finding]:
     """Guests whose metadata says something else than is published, or that have gone."""
-    recorded = Guests(engine).registry.guests()
+    recorded = Guests(engine).store.guests.all()
     running = ask()
     if running is None:
         return []
@@ -166,7 +168,7 @@ def _stopped(recorded: list[GuestRecord], running: Running) -> list[GuestRecord]
 
 def _unhandled(engine: Engine, uuid: str, xml: bytes) -> list[str]:
     """Why an active network is not up, although it is ours."""
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     up = record is not None and record.runs
     try:
         if up or _network_of_ours(engine, xml) is None:
@@ -190,7 +192,7 @@ def _leftovers(engine: Engine) -> Iterator[tuple[str, str | None]]:
     As the network's uuid, with the namespace where there is one.  A namespace that
     bears the name of one that runs is looked at when that one is.
     """
-    records = engine.store.networks("preparing", "starting", "up")
+    records = engine.store.networks.all("preparing", "starting", "up")
     running = {record.uuid for record in records}
     named = {record.namespace for record in records if record.this_boot}
     owners = {}
@@ -204,7 +206,7 @@ def _leftovers(engine: Engine) -> Iterator[tuple[str, str | None]]:
         yield uuid, None
 
 
-def _is_active(engine: Engine, record: Record, active: Active | None) -> bool:
+def _is_active(engine: Engine, record: NetworkRecord, active: Active | None) -> bool:
     if active is not None:
         # libvirt tells of a network once its start is over.
         return record.uuid in active
@@ -230,8 +232,8 @@ class Outcome:
 
 def sync(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome:
     """Repair everything; what is well is not touched."""
-    records = engine.store.networks("preparing", "starting", "up")
-    recorded = Guests(engine).registry.guests()
+    records = engine.store.networks.all("preparing", "starting", "up")
+    recorded = Guests(engine).store.guests.all()
     active, running = ask(), ask_guests()
     here = _running(engine, records, active)
     adopted = adopt(engine, active or {}, running.domains if running else {})
@@ -300,7 +302,7 @@ def _end_guest(record: GuestRecord, engine: Engine) -> list[str]:
 def _converge_guest(xml: bytes, record: GuestRecord | None, engine: Engine) -> list[str]:
     """Bring a guest to its XML, unless an event has brought it to another since ``record``."""
     guests = Guests(engine)
-    latest = guests.registry.guest(record.uuid) if record else None
+    latest = guests.store.guests.get(record.uuid) if record else None
     if record and latest and latest.document != record.document:
         return []
     return guests.converge(xml, record is not None)
@@ -389,7 +391,9 @@ def _attempt(engine: Engine, repair: Repair) -> Outcome:
         return Outcome([], [told if name in told else f"{name}: {told}"])
 
 
-def _running(engine: Engine, records: list[Record], active: Active | None) -> dict[str, bytes]:
+def _running(
+    engine: Engine, records: list[NetworkRecord], active: Active | None
+) -> dict[str, bytes]:
     """Networks that are active, by their bridges where libvirt does not answer."""
     if active is not None:
         return dict(active)
@@ -399,7 +403,7 @@ def _running(engine: Engine, records: list[Record], active: Active | None) -> di
 
 
 def _endings(
-    engine: Engine, records: list[Record], running: Mapping[str, bytes], *, asked: bool
+    engine: Engine, records: list[NetworkRecord], running: Mapping[str, bytes], *, asked: bool
 ) -> Iterator[Repair]:
     for record in records:
         if record.uuid not in running:
@@ -415,12 +419,12 @@ def _on_a_bridge(engine: Engine, uuid: str) -> bool:
     return engine.kernel.master_of(names.private_patch(uuid)) is not None
 
 
-def _end(record: Record, engine: Engine) -> list[str]:
+def _end(record: NetworkRecord, engine: Engine) -> list[str]:
     ended = engine.down_unless_changed(record)
     return [f"{_why_over(record)}: removed"] if ended and record.this_boot else []
 
 
-def _why_over(record: Record) -> str:
+def _why_over(record: NetworkRecord) -> str:
     return NOT_ACTIVE if record.state == "up" else GIVEN_UP
 
 
@@ -440,7 +444,7 @@ def _repair_active(uuid: str, xml: bytes, ask: Ask, engine: Engine) -> list[str]
 
 
 def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     if record and record.unfinished:
         return []
     up = record is not None and record.runs
@@ -474,7 +478,7 @@ def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) 
     ``ask`` gets its XML from libvirt, None where it is not active.  It is asked
     after the record was read, as for all of them.
     """
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     xml = ask()
     if xml is None:
         return _end(record, engine) if record and record.state != "down" else []
@@ -492,7 +496,7 @@ def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) 
     return repaired
 
 
-def _has_just_started(record: Record, xml: bytes) -> bool:
+def _has_just_started(record: NetworkRecord, xml: bytes) -> bool:
     """Whether hooks have told of a network's start, so there is nothing to look after."""
     if record.state != "up" or not record.this_boot or now() - record.since > RECENT:
         return False
@@ -507,7 +511,7 @@ def release(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
     ``renew``: libvirt is reloaded afterwards, see ``Engine.hand_back``.  Where
     networks overlap, libvirt's dnsmasq go on without their lease helper.
     """
-    records = engine.store.networks("preparing", "starting", "up")
+    records = engine.store.networks.all("preparing", "starting", "up")
     done = [
         _carry_out(engine, _releases(engine, records, ask(), renew)),
         _carry_out(engine, _forgettings(engine)),
@@ -518,7 +522,7 @@ def release(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
 
 
 def _releases(
-    engine: Engine, records: list[Record], active: Active | None, renew: bool
+    engine: Engine, records: list[NetworkRecord], active: Active | None, renew: bool
 ) -> Iterator[Repair]:
     recorded = {record.uuid: record for record in records}
     ours = {uuid: record.namespace for uuid, record in recorded.items()} | dict(_leftovers(engine))
@@ -533,7 +537,7 @@ def _releases(
 
 
 def _forgettings(engine: Engine) -> Iterator[Repair]:
-    for guest in engine.registry.guests():
+    for guest in engine.store.guests.all():
         yield guest.name, partial(_forget, guest.uuid)
 
 
@@ -542,7 +546,7 @@ def _forget(guest: str, engine: Engine) -> list[str]:
     return []
 
 
-def _alone(record: Record, records: list[Record]) -> bool:
+def _alone(record: NetworkRecord, records: list[NetworkRecord]) -> bool:
     """Whether no other network has the same addresses.
 
     Of two dnsmasq with one address, libvirt can only start the first.  Those that

@@ -16,11 +16,14 @@ from libvirt_natns.daemons import dnsmasq, dnsmasq_config, lease_file
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.boot import boot_id
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.applicants import reserved_addresses
-from libvirt_natns.state.networks import GUESTS, RUNNING, LeaseKind, Record, State, Store, boot_id
+from libvirt_natns.state.leases import GUESTS, RUNNING, LeaseKind
+from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers, transit
 
 CONNTRACK = Path("/proc/sys/net/netfilter")
@@ -75,7 +78,7 @@ class Census:
 
 def take(engine: Engine) -> Census:
     """Count.  Raises StoreError."""
-    records = engine.store.networks()
+    records = engine.store.networks.all()
     boot = boot_id()
     up = [record for record in records if record.state == "up" and record.boot == boot]
     forwards = _forwards(engine.store)
@@ -87,7 +90,7 @@ def take(engine: Engine) -> Census:
     )
 
 
-def _states(records: list[Record], up: int) -> dict[State, int]:
+def _states(records: list[NetworkRecord], up: int) -> dict[State, int]:
     # Most are up or down: what else is to be known of a record takes longer.
     started = [r.state for r in records if r.state in ("preparing", "starting") and r.runs]
     found: Counter[State] = Counter(started)
@@ -138,10 +141,10 @@ def _sizes(store: Store, upstream: Upstream) -> dict[LeaseKind, int | None]:
     IPv4 is always told, with None where it is not known.
     """
     if upstream.kind == "host":
-        subnet = upstream.subnet or store.transit(upstream.name)
+        subnet = upstream.subnet or store.transit.subnet(upstream.name)
         if subnet is None:
             return {"ipv4": None}
-        upstream = transit.complete(upstream, subnet, store.transit6(upstream.name))
+        upstream = transit.complete(upstream, subnet, store.transit.prefix(upstream.name))
     if upstream.kind == "router":
         with suppress(NatnsError):
             upstream = routers.complete(upstream)
@@ -169,7 +172,7 @@ def _size(upstream: Upstream, family: Family) -> int | None:
 # -- networks ----------------------------------------------------------------
 
 
-def _router(record: Record, forwards: int) -> Router:
+def _router(record: NetworkRecord, forwards: int) -> Router:
     connections, limit = _connections(record.namespace)
     return Router(
         name=record.name,
@@ -195,7 +198,7 @@ def _number(key: str) -> int | None:
         return None
 
 
-def _dnsmasq(record: Record) -> bool | None:
+def _dnsmasq(record: NetworkRecord) -> bool | None:
     if not dnsmasq_config.paths(record.uuid).configuration.exists():
         return None
     return dnsmasq.running(record.uuid, record.namespace) is not None

@@ -52,7 +52,8 @@ from libvirt_natns.service.metrics import Metrics
 from libvirt_natns.service.server import Answering
 from libvirt_natns.service.starts import Starts
 from libvirt_natns.state.address_conflicts import Conflicts
-from libvirt_natns.state.networks import Record, Store
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 
 M_ARENA_MAX = -8
@@ -171,7 +172,7 @@ class Service:
         """Watch what is up, and repair what was damaged meanwhile."""
         try:
             with self.sessions.engine() as engine:
-                found = engine.store.networks("preparing", "starting", "up")
+                found = engine.store.networks.all("preparing", "starting", "up")
         except NatnsError as error:
             self.journal.say("error", "startup", error=error)
             return
@@ -200,7 +201,7 @@ class Service:
 
     def _describe(self, uuid: str) -> Watched | None:
         with closing(Store()) as store:
-            record = store.network(uuid)
+            record = store.networks.get(uuid)
         if record is None or record.state != "up":
             return None
         return Watched.of(record, _parent(record.upstream))
@@ -233,7 +234,7 @@ class Service:
         try:
             for uuid in found:
                 with self.sessions.engine() as engine:
-                    record = engine.store.network(uuid)
+                    record = engine.store.networks.get(uuid)
                     changed = engine.look_elsewhere(uuid, self._asked)
                 if changed and record:
                     told = "; ".join(changed)
@@ -261,7 +262,7 @@ class Service:
     def _suspect_all(self) -> None:
         """Have every network that is up compared with what it needs."""
         with suppress(NatnsError), self.sessions.engine() as engine:
-            for record in engine.store.networks("up"):
+            for record in engine.store.networks.all("up"):
                 if record.this_boot:
                     self.healer.suspect(record.uuid)
 
@@ -269,15 +270,15 @@ class Service:
         """Move a start away from an address that is taken: once, then keep and defend it."""
         try:
             with self.sessions.engine() as engine:
-                for record in engine.store.networks("starting", "up"):
+                for record in engine.store.networks.all("starting", "up"):
                     if record.namespace == error.namespace and record.this_boot:
                         self._settle(engine, record, parsed(error.address))
         except NatnsError as fault:
             self.journal.say("error", "relocate", network=error.namespace, error=fault)
 
-    def _settle(self, engine: Engine, record: Record, address: Address) -> None:
+    def _settle(self, engine: Engine, record: NetworkRecord, address: Address) -> None:
         self.conflicts.note(record.upstream, address)
-        own = engine.store.leases(record.upstream, record.uuid).addresses
+        own = engine.store.leases.of(record.upstream, record.uuid).addresses
         inode = netns.inode(record.namespace)
         # A guest's own address was probed for in full before the guest started.
         if address in own and self.conflicts.may_move(record.uuid, inode):

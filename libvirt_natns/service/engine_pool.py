@@ -20,8 +20,8 @@ from libvirt_natns.kernel.netns import Spares
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.service.background import Background
-from libvirt_natns.state.networks import Store
 from libvirt_natns.state.schema import VERSION
+from libvirt_natns.state.store import Store
 
 IDLE = 4
 """How many sessions are kept for later."""

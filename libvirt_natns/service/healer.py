@@ -31,7 +31,7 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.service.log import Journal
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 
 WORKERS = 4
 """How many networks are looked at at once."""
@@ -100,7 +100,7 @@ class _Repairer(Engine):
         # Under the network's lock, and before anything is changed.
         if self._state(network.uuid) != "up":
             raise _NotUpError(f"network {network.name} is not up")
-        known = self.store.network(network.uuid)
+        known = self.store.networks.get(network.uuid)
         if known is None or known.document != xml:
             raise _ChangedError(f"network {network.name} was changed")
         super()._admit(network, xml, upstream, undo)
@@ -213,7 +213,7 @@ class Healer:
         """A namespace that some other process has made: look at the network it belongs to."""
         try:
             with self._sessions.engine() as engine:
-                found = engine.store.networks("starting", "up")
+                found = engine.store.networks.all("starting", "up")
         except NatnsError as error:
             self._journal.say("error", "heal", namespace=namespace, error=error)
             return
@@ -304,7 +304,7 @@ class Healer:
         name = "host" if uuid == HOST else uuid
         try:
             with self._sessions.engine() as engine:
-                record = engine.store.network(uuid) if uuid != HOST else None
+                record = engine.store.networks.get(uuid) if uuid != HOST else None
                 name = record.name if record else name
                 found = self._repair(engine, uuid, record)
         except _NotUpError:
@@ -316,7 +316,7 @@ class Healer:
         else:
             self._looked(uuid, name, found, time.monotonic() - start)
 
-    def _repair(self, engine: Engine, uuid: str, record: Record | None) -> list[str]:
+    def _repair(self, engine: Engine, uuid: str, record: NetworkRecord | None) -> list[str]:
         """Repair what is wrong; returns it.
 
         Raises _NotUpError for a network that is not to be repaired.
@@ -343,7 +343,7 @@ class Healer:
 
     def _repair_host(self, engine: Engine) -> list[str]:
         self._host_looked = time.monotonic()
-        if any(each.unfinished for each in engine.store.networks("preparing", "starting")):
+        if any(each.unfinished for each in engine.store.networks.all("preparing", "starting")):
             # Its start sees to most of it, unless it is given up or concerns the host little.
             self._put_off(HOST, STARTING)
             return []

@@ -40,7 +40,7 @@ from libvirt_natns.firewall import iptables
 from libvirt_natns.kernel import outward_links
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.service import netlink_monitor as n
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 
 ONCE_MORE = 1.0
 """Seconds from the end of a change of ours to the look at what happened meanwhile."""
@@ -93,7 +93,7 @@ class Watched:
         return (*own, *self.proxies)
 
     @classmethod
-    def of(cls, record: Record, parent: str = "") -> Self:
+    def of(cls, record: NetworkRecord, parent: str = "") -> Self:
         """What a recorded network, on that upstream, looks like now."""
         uuid, namespace = record.uuid, record.namespace
         daemon = None
@@ -114,7 +114,7 @@ class Watched:
         )
 
 
-def _beyond(record: Record) -> str | None:
+def _beyond(record: NetworkRecord) -> str | None:
     """The namespace behind a network's upstream: a router's, or the host with None."""
     return names.router_namespace(record.upstream) if record.kind == "router" else None
 

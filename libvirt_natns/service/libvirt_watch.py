@@ -177,7 +177,7 @@ class Follower:
 
 
 def _runs(engine: Engine, uuid: str) -> bool:
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     return record is not None and record.runs
 
 

@@ -5,7 +5,7 @@ Each network has a client of its own on its upstream link, known to the server b
 MAC address and a client-id that never change, so the server gives it the same
 address again.  What the lease says completes the upstream for that one network.
 
-As long as there is no lease, the network's address is a stand-in (see ``model``):
+As long as there is no lease, the network's address is a stand-in (see ``addresses``):
 what is published on it is in the tables, and moves to the real one when that is known.
 """
 
@@ -19,11 +19,13 @@ from libvirt_natns.addresses import PLACEHOLDERS, Address, IPNetwork, is_placeho
 from libvirt_natns.daemons import lease_check, resolv_conf, udhcpc
 from libvirt_natns.daemons.udhcpc import Client, Lease
 from libvirt_natns.errors import LeaseError, NatnsError
+from libvirt_natns.kernel.boot import now
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.networks import Record, Store, now
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import selection
 
 FOLLOW = "from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[1]))"
@@ -197,7 +199,7 @@ def remaining(uuid: str) -> int | None:
 def requested(store: Store, network: Network, upstream: Upstream) -> IPv4Address | None:
     """Return the address that a network's client asks for: wanted, or leased last time."""
     wanted = (
-        applicants.applicant(network).wanted or store.leases(upstream.name, network.uuid).address
+        applicants.applicant(network).wanted or store.leases.of(upstream.name, network.uuid).address
     )
     return wanted if isinstance(wanted, IPv4Address) and not is_placeholder(wanted) else None
 
@@ -255,7 +257,7 @@ def settle(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
     _note(network, upstream)
     if leased is not None and _take(store, network, upstream, leased):
         return leased
-    present = store.leases(upstream.name, network.uuid).address
+    present = store.leases.of(upstream.name, network.uuid).address
     if present is not None and is_placeholder(present):
         return present
     return next(each for each in stand_ins(network.uuid) if _take(store, network, upstream, each))
@@ -273,12 +275,12 @@ def settle_first(store: Store, network: Network, upstream: Upstream) -> IPv4Addr
 
 
 def _take(store: Store, network: Network, upstream: Upstream, address: IPv4Address) -> bool:
-    return store.reserve(upstream.name, pool.segment(upstream), network.uuid, address)
+    return store.leases.reserve(upstream.name, pool.segment(upstream), network.uuid, address)
 
 
 def _taken(store: Store, name: str, upstream: Upstream) -> LeaseError:
     assert upstream.leased is not None
-    holder = store.holder(pool.segment(upstream), upstream.leased)
+    holder = store.leases.holder(pool.segment(upstream), upstream.leased)
     return LeaseError(
         f"network {name}: the DHCP server of upstream {upstream.name} gives {upstream.leased},"
         f" which network {holder.name if holder else '?'} has",
@@ -295,7 +297,7 @@ def stand_ins(uuid: str) -> Iterator[IPv4Address]:
 
 
 def differences(
-    store: Store, record: Record, network: Network, upstream: Upstream, configured: Upstream
+    store: Store, record: NetworkRecord, network: Network, upstream: Upstream, configured: Upstream
 ) -> list[str]:
     """Why a network that is up has no address, or not all that was leased, in words.
 
@@ -311,8 +313,8 @@ def differences(
     found = _not_wanted(network, upstream, lease)
     if found is not None:
         return [str(found)]
-    if upstream.leased in (None, store.leases(upstream.name, record.uuid).address):
+    if upstream.leased in (None, store.leases.of(upstream.name, record.uuid).address):
         return []
-    if store.holder(pool.segment(upstream), upstream.leased):
+    if store.leases.holder(pool.segment(upstream), upstream.leased):
         return [str(_taken(store, record.name, upstream))]
     return [f"the leased address {upstream.leased} is not in force"]

@@ -21,7 +21,7 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 CANDIDATES = tuple(
     map(IPv4Network, ("198.19.252.0/22", "198.19.248.0/22", "172.31.252.0/22", "10.213.252.0/22"))
@@ -40,9 +40,9 @@ def choose(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -
     Raises UpstreamError where every candidate subnet is in use on this host.
     """
     subnet = _chosen(kernel, store, network, upstream)
-    subnet6 = store.transit6(upstream.name)
+    subnet6 = store.transit.prefix(upstream.name)
     if subnet6 is None and needs_ipv6(kernel, network):
-        subnet6 = store.choose_transit6(upstream.name, free6(network))
+        subnet6 = store.transit.choose_prefix(upstream.name, free6(network))
     return complete(upstream, subnet, subnet6 if needs_ipv6(kernel, network) else None)
 
 
@@ -73,7 +73,7 @@ def free6(network: Network) -> IPv6Network:
 
 def _chosen(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -> IPv4Network:
     """The transit subnet in IPv4, chosen by now."""
-    known = upstream.subnet or store.transit(upstream.name)
+    known = upstream.subnet or store.transit.subnet(upstream.name)
     if known is None or (upstream.subnet is None and _stale(kernel, store, upstream, known)):
         known = _choose(kernel, store, network, upstream, known)
     return known
@@ -113,7 +113,7 @@ def _complete4(upstream: Upstream, subnet: IPv4Network) -> Upstream:
 
 def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network) -> bool:
     """Whether the host has learnt a route into a transit subnet that nobody uses."""
-    if store.in_use(upstream.name):
+    if store.networks.in_use(upstream.name):
         return False
     return any(map(subnet.overlaps, _routes(kernel, upstream)))
 
@@ -126,7 +126,9 @@ def _routes(kernel: Kernel, upstream: Upstream) -> set[IPNetwork]:
 def _choose(
     kernel: Kernel, store: Store, network: Network, upstream: Upstream, stale: IPv4Network | None
 ) -> IPv4Network:
-    return store.choose_transit(upstream.name, free(kernel, network, upstream), instead_of=stale)
+    return store.transit.choose_subnet(
+        upstream.name, free(kernel, network, upstream), instead_of=stale
+    )
 
 
 def free(kernel: Kernel, network: Network, upstream: Upstream) -> list[IPv4Network]:

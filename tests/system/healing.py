@@ -56,7 +56,7 @@ class Parts(Nobody):
 
     def _describe(self, uuid: str) -> Watched | None:
         with self.sessions.engine() as engine:
-            record = engine.store.network(uuid)
+            record = engine.store.networks.get(uuid)
         return Watched.of(record) if record and record.state == "up" else None
 
     def __enter__(self) -> "Parts":
@@ -83,7 +83,7 @@ class Parts(Nobody):
         with self.sessions.engine() as engine:
             if uuid == HOST:
                 return reconcile.host_differences(engine)
-            record = engine.store.network(uuid)
+            record = engine.store.networks.get(uuid)
             assert record is not None
             return reconcile.differences(engine, record)
 

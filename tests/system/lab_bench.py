@@ -35,7 +35,7 @@ from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.state import networks
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 STATE = Path("/var/lib/libvirt-natns/state.db")
 DNSMASQ = "/usr/sbin/dnsmasq"
@@ -139,7 +139,7 @@ class Bench:
     def differences(self) -> list[str]:
         """What check says of the network."""
         with self.engine() as verbs:
-            record = verbs.store.network(self.uuid)
+            record = verbs.store.networks.get(self.uuid)
             assert record is not None
             assert record.state == "up"
             return reconcile.differences(verbs, record) + reconcile.host_differences(verbs)

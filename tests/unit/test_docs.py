@@ -28,7 +28,7 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.service import client, log, metrics
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"

@@ -19,7 +19,7 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
 GUEST = IPv4Address("10.0.0.5")
@@ -52,7 +52,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 
 
 def lease(engine: Engine, address: IPv4Address) -> None:
-    assert engine.store.reserve("provider", "br0", NETWORK.uuid, address)
+    assert engine.store.leases.reserve("provider", "br0", NETWORK.uuid, address)
 
 
 def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
@@ -61,7 +61,7 @@ def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
     network = replace(NETWORK, nat=NatMetadata(address=OTHER, forwards=(wanted,)))
     with pytest.raises(DocumentError, match="is not an address of its network"), Undo() as undo:
         engine._reserve(network, b"", PROVIDER, undo)
-    assert engine.store.leases("provider", "a").address == FIRST
+    assert engine.store.leases.of("provider", "a").address == FIRST
 
 
 def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
@@ -69,7 +69,7 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
     network = replace(NETWORK, nat=NatMetadata(forwards=(wanted,)))
     with pytest.raises(DocumentError), Undo() as undo:
         engine._reserve(network, b"", PROVIDER, undo)
-    assert engine.store.leases_of("a") == []
+    assert engine.store.leases.all_of("a") == []
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_address_that_the_configuration_forbids_by_now(engine: Engine, changed: 
     """Another one is asked for on the wire, as ever: the first one answers."""
     lease(engine, FOREIGN)
     engine._renew_leases(NETWORK, changed)
-    assert engine.store.leases("provider", "a").address == OTHER
+    assert engine.store.leases.of("provider", "a").address == OTHER
 
 
 def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine) -> None:
     lease(engine, FOREIGN)
     engine._renew_leases(NETWORK, PROVIDER)
-    assert engine.store.leases("provider", "a").address == FOREIGN
+    assert engine.store.leases.of("provider", "a").address == FOREIGN

@@ -21,6 +21,7 @@ from libvirt_natns.engine.forwards import ANY, Attachment, Wish
 from libvirt_natns.engine.guests import _may_name, in_ours
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import address_probe, listening_ports
+from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.metadata import AddressRequest
@@ -29,8 +30,10 @@ from libvirt_natns.model.publication import Forward, Protocol
 from libvirt_natns.model.subnet import DhcpHost, Subnet
 from libvirt_natns.model.upstream import HOST_UPSTREAM, Outside, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.guests import Claims, PortKey, Scope
-from libvirt_natns.state.networks import Record, Store, boot_id, now
+from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
 
@@ -75,7 +78,7 @@ def test_host_of_the_xml_comes_first(choices: Choices) -> None:
     assert target(choices, "web", attachment()) == ip(100)
     assert target(choices, "web", attachment(DhcpHost(ip(7), MAC))) == ip(7)
     # Nor is the address kept, which somebody else may have now.
-    assert choices.registry.reservations("n") == {}
+    assert choices.store.reservations.all("n") == {}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_reservation_that_became_somebody_elses(choices: Choices, changed: Attac
 
 
 def test_reservation_in_a_subnet_that_is_gone(choices: Choices) -> None:
-    choices.registry.reserve("n", MAC, "web", [IPv4Address("172.16.0.5")], lambda _: True)
+    choices.store.reservations.reserve("n", MAC, "web", [IPv4Address("172.16.0.5")], lambda _: True)
     assert target(choices, "web", attachment()) == ip(100)
 
 
@@ -113,7 +116,7 @@ def test_its_own_lease_is_kept(choices: Choices, tmp_path: Path) -> None:
 
 def test_no_address_left(choices: Choices) -> None:
     assert target(choices, "web", attachment(last=100)) == ip(100)
-    choices.registry.put_guest("web", "web", b"<domain/>", published=False)
+    choices.store.guests.put("web", "web", b"<domain/>", published=False)
     with pytest.raises(ConflictError, match="network a: no DHCP address is left"):
         target(choices, "mail", attachment(mac=OTHER, last=100))
     with pytest.raises(ConflictError, match="network a has no DHCP range"):
@@ -135,7 +138,7 @@ def test_a_strangers_lease_yields_where_no_address_is_left(
     (links / "vnet0" / "address").write_text("fe:54:00:00:99:99\n")
     assert target(choices, "web", attachment(last=100)) == ip(100)
     # A MAC that its bridge knows alone on a port is a container's.
-    choices.registry.drop_reservation("n", MAC)
+    choices.store.reservations.drop("n", MAC)
     mac = bytes.fromhex(OTHER.replace(":", ""))
 
     def entry(mac: bytes, port: int, local: int = 0) -> bytes:
@@ -152,16 +155,16 @@ def test_a_strangers_lease_yields_where_no_address_is_left(
 def test_addresses_of_guests_that_are_gone_are_taken_over(choices: Choices, tmp_path: Path) -> None:
     """The longest unused first; none that is leased, and none outside the ranges."""
     macs = [f"52:54:00:00:01:{number:02x}" for number in range(5)]
-    choices.registry.reserve("n", macs[4], "far", [ip(200)], lambda _: True)
+    choices.store.reservations.reserve("n", macs[4], "far", [ip(200)], lambda _: True)
     for number, mac in enumerate(macs[:3]):
         assert target(choices, f"job{number}", attachment(mac=mac)) == ip(100 + number)
-        choices.registry.put_guest(f"job{number}", "job", b"<domain/>", published=True)
+        choices.store.guests.put(f"job{number}", "job", b"<domain/>", published=True)
     for number in (1, 2, 0):
-        choices.registry.set_published(f"job{number}", False)
-        choices.registry.forget_guest(f"job{number}")
+        choices.store.claims.set_published(f"job{number}", False)
+        choices.store.guests.forget(f"job{number}")
     lease(tmp_path, 101, macs[1])
     assert target(choices, "late", attachment(mac=macs[3])) == ip(102)
-    assert choices.registry.reservation("n", macs[2]) is None
+    assert choices.store.reservations.get("n", macs[2]) is None
     # Who is back gets another, and the same ever after.
     assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
     assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
@@ -200,7 +203,7 @@ def wish(
 
 def test_automatic_ports(choices: Choices) -> None:
     """20000 is a program's; each target has its own, and keeps it."""
-    choices.registry.put_guest("web", "web", b"<domain/>", published=True)
+    choices.store.guests.put("web", "web", b"<domain/>", published=True)
     assert choices.port(wish("web")) == 20001
     assert choices.port(wish("web", 80)) == 20002
     assert choices.port(wish("web")) == 20001
@@ -218,11 +221,11 @@ def test_automatic_ports_of_several_targets(choices: Choices) -> None:
 def test_automatic_ports_of_who_is_gone_are_taken_over(choices: Choices) -> None:
     """The longest unused first; those of recorded guests and networks never."""
     store = choices.store
-    store.put(record("a", state="down"))
+    store.networks.put(record("a", state="down"))
     assert choices.port(wish("uuid-a")) == 20001
     assert choices.port(wish("gone", proto="udp")) == 20000
     assert choices.port(wish("here", proto="udp")) == 20001
-    choices.registry.put_guest("here", "here", b"<domain/>", published=True)
+    choices.store.guests.put("here", "here", b"<domain/>", published=True)
     assert choices.port(wish("left", proto="udp")) == 20002
     assert choices.port(wish("gone", proto="udp")) == 20000
     assert [choices.port(wish(name, proto="udp")) for name in ("x", "y")] == [20002, 20000]
@@ -252,9 +255,11 @@ def test_automatic_port_that_somebody_took(choices: Choices) -> None:
     choices = replace(choices, observer=told)
     assert choices.port(wish("web")) == 20001
     taken = Forward("mail", "guest mail", "n", "tcp", ANY, 20001, 20001, ip(6), 25, 25)
-    choices.registry.claim(Claims("mail", (taken,)), {"n": Scope("wan", False)}, published=True)
+    choices.store.claims.put(
+        Claims("mail", (taken,)), {"n": ClaimScope("wan", False)}, published=True
+    )
     assert choices.port(wish("web")) == 20001
-    choices.registry.claim(Claims("mail", (taken,)), {"n": Scope("", True)}, published=True)
+    choices.store.claims.put(Claims("mail", (taken,)), {"n": ClaimScope("", True)}, published=True)
     assert [choices.port(wish("web")), choices.port(wish("web"))] == [20002, 20002]
     assert told.lines == ["choose a port a: guest web: tcp port 20001 is taken, 20002 instead"]
 
@@ -265,10 +270,10 @@ def test_automatic_port_that_a_program_took(
     """Unless the forward was there first: then it stays."""
     assert choices.port(wish("web")) == 20001
     held = Forward("web", "guest web", "n", "tcp", ANY, 20001, 20001, ip(6), 22, 22)
-    choices.registry.claim(Claims("web", (held,)), {"n": Scope("", True)}, published=True)
+    choices.store.claims.put(Claims("web", (held,)), {"n": ClaimScope("", True)}, published=True)
     monkeypatch.setattr(listening_ports, "listening", lambda proto: {20000, 20001})
     assert choices.port(wish("web")) == 20001
-    choices.registry.drop_claims("web")
+    choices.store.claims.drop("web")
     assert choices.port(wish("web")) == 20002
 
 
@@ -278,8 +283,8 @@ def test_automatic_port_beside_fixed_ones_of_the_same_guest(choices: Choices) ->
     assert choices.port(wish("web", avoided=((20002, 20003),))) == 20001
 
 
-def record(name: str, **changes: object) -> Record:
-    plain = Record(
+def record(name: str, **changes: object) -> NetworkRecord:
+    plain = NetworkRecord(
         f"uuid-{name}", name, f"nat-{name}", f"virbr-{name}", "host", "host", (), True,
         "up", boot_id(), now(), b"<network/>",
     )  # fmt: skip
@@ -294,7 +299,7 @@ def test_nics_in_networks_of_ours(choices: Choices) -> None:
         record("down", state="down"),
         record("old", boot="an earlier one"),
     ):
-        store.put(each)
+        store.networks.put(each)
     networks = ("old", "b", "down", "default")
     nics = (*(Nic(MAC, name) for name in networks), Nic(MAC, bridge="virbr-a"),
             Nic(MAC, bridge="br0"), Nic(MAC, "foreign", "virbr-a"))  # fmt: skip

@@ -20,7 +20,7 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.service import healer
 from libvirt_natns.service.healer import Healer, _Repairer
 from libvirt_natns.service.log import Journal
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 
 LIMIT = 10.0
 
@@ -242,13 +242,13 @@ class Shared(Nothing):
         self.observer = NOBODY
         self.looks = looks
         self.repairs = 0
-        self.store = cast(Any, self)
+        self.store = cast(Any, SimpleNamespace(networks=self))
 
-    def networks(self, *states: str) -> list[Any]:
+    def all(self, *states: str) -> list[Any]:
         self.looks -= 1
         return [SimpleNamespace(unfinished=self.looks >= 0)]
 
-    def network(self, uuid: str) -> None:
+    def get(self, uuid: str) -> None:
         return None
 
     def ensure_host(self) -> list[str]:
@@ -299,9 +299,9 @@ def test_only_what_is_up_is_brought_up() -> None:
 
 @pytest.mark.parametrize("state", ["down", "starting", "preparing"])
 def test_a_network_in_another_state_is_not_admitted(state: str) -> None:
-    class Store:
-        def network(self, uuid: str) -> Record:
-            return cast(Record, Known())
+    class Networks:
+        def get(self, uuid: str) -> NetworkRecord:
+            return cast(NetworkRecord, Known())
 
     class Known:
         uuid = name = "x"
@@ -311,7 +311,8 @@ def test_a_network_in_another_state_is_not_admitted(state: str) -> None:
             self.state = state
 
     cast_any = cast(Any, None)
-    repairer = _Repairer(cast_any, cast(Any, Store()), cast_any)
+    store = cast(Any, SimpleNamespace(networks=Networks()))
+    repairer = _Repairer(cast_any, store, cast_any)
     with pytest.raises(NatnsError, match="is not up"):
         repairer._admit(cast(Any, Known()), b"", cast_any, cast_any)
     with pytest.raises(NatnsError, match="is not up"):

@@ -30,9 +30,7 @@ IMPORTERS = {
     "lxml": {"documents.xml_tree"},
     "prometheus_client": {"service.metrics"},
     "pyroute2": {"kernel.pyroute2_lite"},
-    "sqlite3": {
-        f"state.{module}" for module in ("database", "guests", "networks", "recorded", "salvage")
-    },
+    "sqlite3": {"state.database", "state.recorded", "state.salvage"},
 }
 
 START = {"__main__"}

@@ -28,9 +28,9 @@ from typing import Any, Literal, get_args
 from libvirt_natns import names
 from libvirt_natns.errors import RouterFileError, StoreError
 from libvirt_natns.firewall.rules import Transport
+from libvirt_natns.kernel.boot import boot_id
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.records import asdict, dataclass, replace
-from libvirt_natns.state.networks import boot_id
 from libvirt_natns.upstream.router import hardware, nic, restore
 from libvirt_natns.upstream.router.nic import Capture
 from libvirt_natns.upstream.router.resolv_conf import Resolver

@@ -19,8 +19,8 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.guests import Registry
-from libvirt_natns.state.networks import Store, User
+from libvirt_natns.state.host_records import User
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, nic_objects
 from libvirt_natns.upstream.router.downstream import Needs
@@ -70,8 +70,8 @@ def neighbours(upstream: str) -> set[Address]:
 
 def needs(store: Store, target: Target) -> Needs:
     """What the networks that run on a router need of it."""
-    users = {user.uuid: user for user in store.users() if user.upstream == target.name}
-    found = (_published(each, users) for each in Registry(store).forwards())
+    users = {user.uuid: user for user in store.host.users() if user.upstream == target.name}
+    found = (_published(each, users) for each in store.claims.forwards())
     return Needs(
         tuple(each for each in found if each),
         tuple(each for user in users.values() for each in _prefixes(target, user)),
@@ -89,8 +89,8 @@ def _prefixes(target: Target, user: User) -> tuple[tuple[str, str], ...]:
 
 def users(store: Store, upstream: str) -> list[str]:
     """The names of the networks that run on a router."""
-    running = [user.uuid for user in store.users() if user.upstream == upstream]
-    return sorted(record.name for uuid in running if (record := store.network(uuid)))
+    running = [user.uuid for user in store.host.users() if user.upstream == upstream]
+    return sorted(record.name for uuid in running if (record := store.networks.get(uuid)))
 
 
 def _published(forward: Forward, users: Mapping[str, User]) -> HostForward | None:
@@ -117,7 +117,7 @@ def reattach(store: Store, up: Up, upstream: str) -> list[str]:
     Where one cannot be, the reason is among it.
     """
     found = []
-    for record in store.networks("up"):
+    for record in store.networks.all("up"):
         if record.this_boot and record.upstream == upstream:
             try:
                 changed = up(libvirt_xml.parse_network(record.document), record.document)

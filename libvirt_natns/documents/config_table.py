@@ -38,7 +38,7 @@ class TomlTable:
         return self.error(key, f"is {shown(value)}", expected)
 
     def only(self, keys: Iterable[str], of: str = "") -> None:
-        """Refuse any key beside ``keys``; ``of`` says in words whose keys they are."""
+        """Refuse any key beside ``keys``; ``of`` names the owner of the keys, in words."""
         allowed = sorted(keys)
         for key in self.data:
             if key not in allowed:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A table [upstreams.NAME] of the configuration file as an ``Upstream``.
 
-``KEYS`` declares each key in a line: the kinds of upstream that may have the key, and the
-reader of its value.  Defaults are those of ``Upstream``.
+``KEYS`` declares each key: the kinds of upstream that may have the key, and the reader of
+its value.  Defaults are the defaults of ``Upstream``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ on most machines."""
 
 MAX_DHCP_TIMEOUT = 30.0
 """Longest time that a start waits for a lease, in seconds: libvirt waits, too, and
-after that time a start counts as dead."""
+after that time the start counts as dead."""
 
 DHCP_TIMEOUTS: dict[DhcpMode, float] = {"required": 10.0, "background": 1.0}
 """Time that a start waits for a lease by default, in seconds."""

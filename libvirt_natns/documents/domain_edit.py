@@ -28,7 +28,7 @@ class Edited:
 
 @bounded
 def edit_nat(data: bytes, change: Callable[[MutableElement], None]) -> Edited:
-    """Return a domain whose ``<natns:nat>`` was changed; it is made where it is missing.
+    """Return a domain with a changed ``<natns:nat>``, which is made where it is missing.
 
     Comments and all other metadata stay.  An element that has nothing left is
     removed.  DocumentError for a domain with two of them.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """From libvirt's XML to the model: hook data, networks and domains.
 
-libvirt validated its own part of the documents, so what is unknown there is
+libvirt validated its own part of the documents, so unknown elements there are
 ignored.  ``xml_tree`` parses documents and holds our metadata against its schema.
-What libxml2 keeps of documents that were read is bounded by ``xml_dictionary``.
+``xml_dictionary`` bounds the memory that libxml2 keeps of documents that were read.
 
 Every error is a DocumentError of one line: where, what, and what was expected.
 """

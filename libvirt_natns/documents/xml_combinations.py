@@ -8,7 +8,8 @@ The schema's own reason for such a refusal names no attribute.  ``check`` runs w
 from libvirt_natns.documents.xml_values import CONTROL, NS, Element, error, family_of, value_error
 
 IPV6_PREFIXES = range(64, 127)
-"""Prefix lengths that dnsmasq serves; a /127 or /128 has no room for a guest."""
+"""Prefix lengths that dnsmasq serves: it refuses shorter prefixes, and a longer one has no
+room for a guest."""
 
 
 def check_characters(nat: Element) -> None:

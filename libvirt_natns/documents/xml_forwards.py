@@ -116,7 +116,7 @@ def _check_claims(forwards: list[tuple[PortForward, Element]]) -> None:
 def _first_claim(
     forwards: list[tuple[PortForward, Element]], listener: tuple[object, ...], ports: int
 ) -> int:
-    """Return the line of the first forward that claims some of those ports."""
+    """Return the line of the first forward that claims some of ``ports``."""
     return next(
         element.sourceline
         for forward, element in forwards

@@ -21,7 +21,7 @@ from libvirt_natns.values import alternatives
 
 
 def of_domain(nat: Element, macs: Collection[str]) -> NatMetadata:
-    """Return the metadata of a domain, whose NICs have those ``macs``.
+    """Return the metadata of a domain; ``macs`` are the addresses of its NICs.
 
     DocumentError for a contradiction in it.
     """
@@ -31,7 +31,7 @@ def of_domain(nat: Element, macs: Collection[str]) -> NatMetadata:
 
 
 def of_network(nat: Element, subnets: tuple[Subnet, ...]) -> NatMetadata:
-    """Return the metadata of a network; ``subnets`` are those of libvirt's ``<ip>``.
+    """Return the metadata of a network; ``subnets`` come from libvirt's ``<ip>``.
 
     DocumentError for a contradiction in it, or to the network.
     """

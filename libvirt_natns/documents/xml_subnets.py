@@ -30,7 +30,7 @@ DNSMASQ_KEYWORDS = {"ignore", "infinite"}
 
 
 def own_subnets(nat: Element, others: tuple[Subnet, ...]) -> tuple[Subnet, ...]:
-    """Return the subnets of ``<natns:ip>``; ``others`` are those of libvirt's ``<ip>``.
+    """Return the subnets of ``<natns:ip>``; ``others`` come from libvirt's ``<ip>``.
 
     DocumentError for a subnet that is refused, and for both kinds in one network.
     """

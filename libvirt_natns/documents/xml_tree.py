@@ -135,9 +135,9 @@ def _validate(nat: Element, file: str) -> None:
     validator = _validator(file)
     if validator.validate(nat):
         return
-    finding = xml_schema_errors.explain(nat, _grammar(file))
-    if finding:
-        raise error(finding.element, finding.fact, finding.expected)
+    refusal = xml_schema_errors.explain(nat, _grammar(file))
+    if refusal:
+        raise error(refusal.element, refusal.fact, refusal.expected)
     xml_combinations.check(nat)
     reason = next((str(entry.message) for entry in validator.error_log), "")
     raise error(nat, "is not valid", f"what {file} allows; {reason}")

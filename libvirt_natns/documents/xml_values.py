@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Values of XML elements as types, and the errors about them.
 
-The shapes that libvirt's ``<ip>`` and ours share are read here.  Elements are
-lxml's, seen through the protocols below: what is not declared there is not used.
+The parts that libvirt's ``<ip>`` and ours share are read here.  Elements are
+lxml's, seen through the protocols below, which declare all that is used of them.
 Every error is a DocumentError of one line.
 """
 
@@ -78,24 +78,24 @@ class MutableElement(Element, Protocol):
 
 
 def local_name(tag: object) -> str:
-    """A tag without its namespace; "" for what is no element (comments and the like)."""
+    """Return a tag without its XML namespace; "" for comments and the like."""
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""
 
 
 def error(element: Element, fact: str, expected: str) -> DocumentError:
-    """One line about ``element``: where it stands, what is wrong, what was expected."""
+    """Return an error about ``element``: its place, the fact, and the expected form."""
     prefix = "natns:" if element.tag.startswith(NS) else ""
     name = f"<{prefix}{local_name(element.tag)}>"
     return DocumentError(f"{place(element)}: {name} {fact}", f"expected {expected}")
 
 
 def value_error(element: Element, attribute: str, expected: str) -> DocumentError:
-    """One line about the value of an attribute."""
+    """Return an error about the value of an attribute."""
     return error(element, f"has {attribute}={shown(element.attrib.get(attribute))}", expected)
 
 
 def place(element: Element) -> str:
-    """Where an element stands: whose it is, and the line."""
+    """Return the place of an element: its network or domain, and the line."""
     root = element.getroottree().getroot()
     owner = root.find("network") if root.tag == "hookData" else root
     name = "" if owner is None else f"{owner.tag} {shown(text(owner, 'name'))}, "
@@ -106,12 +106,12 @@ def place(element: Element) -> str:
 
 
 def text(element: Element, path: str) -> str:
-    """All the text at ``path``, as libvirt's own XPath sees it; "" where there is none."""
+    """Return all the text at ``path``, as libvirt's own XPath sees it; "" for no text."""
     return str(element.xpath(f"string({path})"))
 
 
 def attribute_of(element: Element, path: str, attribute: str) -> str | None:
-    """The attribute of the child at ``path``, None without the one or the other."""
+    """Return an attribute of the child at ``path``; None without child or attribute."""
     child = element.find(path)
     return None if child is None else child.attrib.get(attribute)
 
@@ -142,7 +142,7 @@ EXAMPLES = {
 
 
 def address_in(element: Element, attribute: str, family: Family | None = None) -> Address:
-    """The address in an attribute, of that family; DocumentError where there is none."""
+    """Return the address in an attribute, of that family; DocumentError for another text."""
     value = element.attrib.get(attribute, "")
     with suppress(ValueError):
         address = parsed(value)
@@ -181,26 +181,26 @@ def host_address(element: Element, attribute: str, family: Family | None = None)
 
 
 def family_of(element: Element) -> Family:
-    """The family of libvirt's ``<ip>`` and ``<route>``: IPv4 unless they say otherwise."""
+    """Return the family of libvirt's ``<ip>`` and ``<route>``, which is IPv4 by default."""
     return 6 if element.attrib.get("family") == "ipv6" else 4
 
 
 def mac(value: str | None) -> str | None:
-    """A MAC address in the one spelling that is used inside; None for what is none."""
+    """Return a MAC address in the spelling used inside; None for another text."""
     if not value or not MAC.fullmatch(value):
         return None
     return ":".join(f"{int(octet, 16):02x}" for octet in value.split(":"))
 
 
 def interface(element: Element) -> Interface:
-    """The attribute ``address`` with the prefix that libvirt gives it."""
+    """Return the attribute ``address`` with the prefix that libvirt gives it."""
     family = family_of(element)
     address = address_in(element, "address", family)
     return on_link(address, _prefix_length(element, address))
 
 
 def _prefix_length(element: Element, address: Address) -> int:
-    """libvirt's rule (virSocketAddrGetIPPrefix): prefix, else netmask, else by class."""
+    """Return the length by libvirt's virSocketAddrGetIPPrefix: prefix, netmask or class."""
     prefix, longest = element.attrib.get("prefix", "0"), address.max_prefixlen
     if not re.fullmatch(r"[0-9]{1,3}", prefix) or int(prefix) > longest:
         raise value_error(element, "prefix", f"a prefix length from 0 to {longest}")
@@ -231,16 +231,16 @@ def _netmask_length(element: Element) -> int:
 
 
 def subnet(element: Element, ns: str = "") -> Subnet:
-    """An ``<ip>``: libvirt's own, or ours when ``ns`` is our XML namespace."""
+    """Return the subnet of an ``<ip>``: libvirt's, or ours when ``ns`` is our namespace."""
     dhcp = element.find(f"{ns}dhcp")
     inside = [] if dhcp is None else list(dhcp)
-    hosts = [each for each in inside if each.tag == f"{ns}host"]
+    hosts = [child for child in inside if child.tag == f"{ns}host"]
     family = family_of(element)
     return Subnet(
         interface=interface(element),
-        ranges=tuple(_range(each, family) for each in inside if each.tag == f"{ns}range"),
+        ranges=tuple(_range(child, family) for child in inside if child.tag == f"{ns}range"),
         # libvirt knows hosts without an address.
-        hosts=tuple(_host(each, family) for each in hosts if "ip" in each.attrib),
+        hosts=tuple(_host(host, family) for host in hosts if "ip" in host.attrib),
     )
 
 

@@ -43,7 +43,7 @@ class PortForward:
 
     @property
     def family(self) -> Family | None:
-        """The single family of all its addresses; None for a forward without addresses."""
+        """Return the single family of all its addresses; None for a forward without addresses."""
         named = (self.address, self.guest_address, *self.sources)
         return next((each.version for each in named if each is not None), None)
 

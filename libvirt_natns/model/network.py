@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Networks and guests of libvirt, with what is theirs in our metadata."""
+"""Networks and guests of libvirt, with their part of our metadata."""
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.model.dns import Dns

@@ -22,9 +22,9 @@ class PortSet:
 class Forward:
     """A published range of ports, with nothing left to look up.
 
-    ``network`` is the uuid of the network whose namespace translates.  Ports
-    ``first`` to ``last`` of ``address`` go to ports ``to`` to ``to_last`` of
-    ``target``, one by one, or all of them onto the single port ``to``.
+    The namespace of ``network``, a uuid, translates.  Ports ``first`` to ``last`` of
+    ``address`` go to ports ``to`` to ``to_last`` of ``target``.  They go one by one, or
+    all of them onto the single port ``to``.
     ``owner`` is the uuid of the guest, or of the network itself.  ``address``
     equals ``target`` for a guest's own address, in a public subnet.
     """

@@ -141,7 +141,7 @@ class Outside:
 
     @property
     def public(self) -> tuple[IPv6Network, ...]:
-        """Return the subnets whose addresses can be reached from outside."""
+        """Return the subnets that the outside reaches without translation."""
         return (*self.routed, *self.proxied)
 
     @property

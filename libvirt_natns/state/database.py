@@ -24,7 +24,7 @@ from libvirt_natns.kernel.locks import at_most, locked
 from libvirt_natns.state.schema import MIGRATIONS, SCHEMA, VERSION
 
 SQLError = sqlite3.Error
-"""SQLite's own error, for callers that go on whatever the database has."""
+"""SQLite's own error, for callers that go on without the database."""
 
 IntegrityError = sqlite3.IntegrityError
 Connection = sqlite3.Connection

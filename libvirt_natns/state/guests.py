@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Records of guests whose metadata publishes a port or asks for an address."""
+"""Records of guests that publish a port or ask for an address in their metadata."""
 
 from libvirt_natns.kernel import boot
 from libvirt_natns.records import dataclass

@@ -176,7 +176,7 @@ class LeaseTable:
         return [StoredLease(**dict(row)) for row in rows]
 
     def restore(self, leases: Iterable[StoredLease]) -> None:
-        """Restore replaced leases whose address is still free."""
+        """Restore replaced leases, where their address is still free."""
         with self._database.transaction() as db:
             for lease in leases:
                 holders = db.execute(

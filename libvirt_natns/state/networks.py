@@ -162,9 +162,9 @@ class NetworkTable:
     def enter_start(self, record: NetworkRecord) -> NetworkRecord | None:
         """Record a start; returns the network to wait for instead, if there is one.
 
-        libvirt sets the address on the bridge before its `started` hook lets us move
-        it, and until then refuses any other network with that subnet.  So starts of
-        overlapping subnets go one by one.
+        libvirt sets the address on the bridge, and its `started` hook lets us move the
+        address.  In between, libvirt refuses any other network with that subnet.  So starts
+        of overlapping subnets go one by one.
         """
         # A start that waits looks often; the lock is taken only where the way is free.
         blocker = self._blocker(record)

@@ -167,7 +167,7 @@ def next_address(
 def _candidates(
     store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
 ) -> Iterator[Address]:
-    """Yield addresses never leased, in the pool's order; then those of networks at rest.
+    """Yield addresses never leased, in the pool's order; then leases of networks at rest.
 
     A pool may have millions of addresses.
     """
@@ -260,7 +260,7 @@ def _fits(upstream: Upstream, prefix: IPv6Network, excluded: Collection[Address]
 def _prefixes(
     store: Store, upstream: Upstream, excluded: Collection[Address]
 ) -> Iterator[IPv6Network]:
-    """Yield prefixes never leased, in their order; then those of networks at rest."""
+    """Yield prefixes never leased, in their order; then leases of networks at rest."""
     taken = store.leases.in_segment(segment(upstream))
     for whole in upstream.prefixes6:
         for prefix in whole.subnets(new_prefix=PREFIX_LENGTH):

@@ -25,8 +25,8 @@ class TransitTable:
     ) -> IPv4Network:
         """Choose the first candidate for good, unless another process has chosen before.
 
-        ``instead_of`` is the earlier choice, whose leases end with it; it stays
-        where a network has begun to use it.
+        ``instead_of`` is the earlier choice.  Its leases end with it.  It stays where a
+        network has begun to use it.
         """
         with self._database.transaction() as db:
             chosen = self.subnet(upstream)

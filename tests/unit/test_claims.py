@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The guests' tables: one claim a port, whoever asks, and what is kept for good."""
+"""Tables of guests in the state database: a port has one claim, and reservations are for good."""
 
 import multiprocessing
 from collections.abc import Iterator

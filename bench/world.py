@@ -20,7 +20,7 @@ from libvirt_natns.cli.hook_files import HOOKS, HOOKS_DIRECTORY
 from libvirt_natns.documents import config
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 SOCKET = Path("/run/libvirt-natns/service.sock")
 LOG = Path("/run/tmp/service.log")

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the XML and the configuration have in common: forms of values, and how
-messages show them."""
+"""Forms of values that the XML and the configuration share, and values in messages."""
 
 import re
 import reprlib
@@ -37,11 +36,11 @@ _shown = _Shown()
 
 
 def shown(value: object) -> str:
-    """``value`` for a message: quoted, without control characters, not too long."""
+    """Return ``value`` for a message: quoted, without control characters, not too long."""
     return _shown.repr(value)
 
 
 def alternatives(words: Iterable[str]) -> str:
-    """The words as "a, b or c", each once; there is at least one."""
+    """Return the words as "a, b or c", each once; there is at least one."""
     *others, last = dict.fromkeys(words)
     return f"{', '.join(others)} or {last}" if others else last

@@ -17,10 +17,10 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile.active import Active, Ask
 from libvirt_natns.errors import LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.state import database
 from libvirt_natns.state.database import SQLError
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.router import client_networks
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 

@@ -18,7 +18,7 @@ from libvirt_natns.engine.reconcile.check import (
 )
 from libvirt_natns.engine.reconcile.sync import sync_all
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 
 
 def check(options: argparse.Namespace) -> int:
@@ -47,12 +47,12 @@ def _findings(engine: Engine, named: str | None, ask: Ask) -> list[Finding]:
     return findings
 
 
-def networks_up(engine: Engine, named: str | None) -> list[Record]:
+def networks_up(engine: Engine, named: str | None) -> list[NetworkRecord]:
     """Return the networks that are up, or the network of that name or uuid.
 
     Raises NatnsError where the named network is not up.
     """
-    records = [record for record in engine.store.networks("up") if record.this_boot]
+    records = [record for record in engine.store.networks.all("up") if record.this_boot]
     if named is None:
         return records
     matching = [record for record in records if named in (record.name, record.uuid)]

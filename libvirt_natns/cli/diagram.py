@@ -9,15 +9,16 @@ from contextlib import suppress
 from itertools import groupby
 
 from libvirt_natns import names
-from libvirt_natns.addresses import FAMILIES
+from libvirt_natns.addresses import FAMILIES, is_placeholder
 from libvirt_natns.cli import forward_list
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.publication.words import ports
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.model import Network, is_stand_in
+from libvirt_natns.model.network import Network
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.networks import Leased, Record
+from libvirt_natns.state.leases import Leased
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import routers, transit
 
 NONE = "no network is up: start one (virsh net-start)\n"
@@ -57,22 +58,22 @@ class Picture:
 
 def collect(engine: Engine) -> Picture:
     """Return the recorded networks that are up."""
-    records = [record for record in engine.store.networks("up") if record.this_boot]
+    records = [record for record in engine.store.networks.all("up") if record.this_boot]
     return Picture(
         tuple(_box(engine, record) for record in records),
         {record.upstream: _upstream(engine, record.upstream) for record in records},
     )
 
 
-def _box(engine: Engine, record: Record) -> Box:
+def _box(engine: Engine, record: NetworkRecord) -> Box:
     network = libvirt_xml.parse_network(record.document)
-    leased = engine.store.leases(record.upstream, record.uuid)
+    leased = engine.store.leases.of(record.upstream, record.uuid)
     return Box(
         record.name,
         record.bridge,
         record.namespace,
         (*(str(subnet.interface) for subnet in network.subnets), *_prefix(network, leased)),
-        tuple(str(a) for a in leased.addresses if not is_stand_in(a)) or ("no address",),
+        tuple(str(a) for a in leased.addresses if not is_placeholder(a)) or ("no address",),
         record.upstream,
         _forwards(engine, record),
     )
@@ -86,7 +87,7 @@ def _prefix(network: Network, leased: Leased) -> list[str]:
     return [f"{prefix[1]}/{prefix.prefixlen}"]
 
 
-def _forwards(engine: Engine, record: Record) -> tuple[str, ...]:
+def _forwards(engine: Engine, record: NetworkRecord) -> tuple[str, ...]:
     """Return the first forwards of a network, and the number of the others."""
     forwards = [
         f"{row.address or '*'}:{row.proto} {ports(row.first, row.last or row.first)}"
@@ -106,9 +107,11 @@ def _upstream(engine: Engine, name: str) -> tuple[str, str]:
         return "?", f"upstream {name}, which is not configured any more"
     said = f"upstream {name}"
     if upstream.kind == "host":
-        subnet = upstream.subnet or engine.store.transit(name)
+        subnet = upstream.subnet or engine.store.transit.subnet(name)
         upstream = (
-            transit.complete(upstream, subnet, engine.store.transit6(name)) if subnet else upstream
+            transit.complete(upstream, subnet, engine.store.transit.prefix(name))
+            if subnet
+            else upstream
         )
         said += ", routed by the host"
     elif upstream.kind == "router":

@@ -18,7 +18,7 @@ from libvirt_natns.errors import (
     NatnsError,
 )
 from libvirt_natns.firewall import neighbour_tables
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.records import dataclass
 
 Examination = Callable[[], str]
@@ -111,7 +111,7 @@ def _neighbour_tables(engine: Engines, settings: Config) -> list[Diagnosis]:
     """Warn of neighbour tables without room for the networks that there are."""
     try:
         with engine(settings) as verbs:
-            networks = len(verbs.store.users())
+            networks = len(verbs.store.host.users())
     except NatnsError:
         # Another examination reports the reason.
         return []

@@ -21,8 +21,8 @@ from libvirt_natns.cli.forward_edit import ListenLookup, Options
 from libvirt_natns.cli.forward_spec import Spec
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.daemons.libvirt import Guest, Where
-from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.documents.libvirt_xml import Edited
+from libvirt_natns.documents import domain_edit, libvirt_xml
+from libvirt_natns.documents.domain_edit import Edited
 from libvirt_natns.documents.xml_values import MutableElement
 from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.publication.attachment import ANY, Attachment
@@ -32,8 +32,8 @@ from libvirt_natns.engine.publication.words import in_words, listening
 from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import Forward, Protocol
-from libvirt_natns.state.guests import PortKey
+from libvirt_natns.model.publication import Forward, Protocol
+from libvirt_natns.state.chosen_ports import PortKey
 
 LOCK = names.RUN_DIRECTORY / "forward"
 """The lock of this command alone: no hook takes it, so libvirt may be called under it."""
@@ -144,7 +144,7 @@ def _require_nic(guests: Guests, guest: Guest, edited: Edited) -> None:
 
 
 def _published(guests: Guests, guest: Guest) -> tuple[Forward, ...]:
-    return guests.registry.forwards(owner=guest.uuid)
+    return guests.store.claims.forwards(owner=guest.uuid)
 
 
 def _remove(engines: Engines, options: argparse.Namespace) -> int:
@@ -171,7 +171,7 @@ def _additions(guest: Guest, spec: Spec, options: Options) -> dict[Where, Edited
     change = partial(forward_edit.add, spec=spec, options=options)
     for where in guest.places:
         try:
-            edits[where] = libvirt_xml.edit_domain(guest.document(where), change)
+            edits[where] = domain_edit.edit_nat(guest.document(where), change)
         except ConflictError as error:
             refused.append(error)
     if not edits:
@@ -190,7 +190,7 @@ def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
         def change(nat: MutableElement, lookup: ListenLookup = lookup) -> None:
             removed.append(forward_edit.remove(nat, spec, lookup))  # noqa: B023 - used at once
 
-        edited = libvirt_xml.edit_domain(xml, change)
+        edited = domain_edit.edit_nat(xml, change)
         if removed[0]:
             edits[where] = edited
     if not edits:
@@ -215,7 +215,7 @@ def _lookup(guests: Guests, xml: bytes) -> ListenLookup:
         at = select(which.network, which.mac)
         if at is None:
             return set()
-        addresses = known_addresses(guests.registry, at.network, at.nic.mac, plain.name)
+        addresses = known_addresses(guests.store, at.network, at.nic.mac, plain.name)
         targets = {parsed(which.guest_address)} if which.guest_address else addresses
         public = {str(target) for target in targets if at.is_public(target)}
         if at.upstream.is_transit:
@@ -227,7 +227,7 @@ def _lookup(guests: Guests, xml: bytes) -> ListenLookup:
         if at is None:
             return None
         key = PortKey(plain.uuid, at.network.uuid, proto, str(which), to)
-        return guests.registry.chosen_port(key)
+        return guests.store.chosen_ports.get(key)
 
     return ListenLookup(listens, chosen)
 
@@ -238,7 +238,7 @@ def _apply(guests: Guests, guest: Guest, edits: dict[Where, Edited]) -> None:
         domain = libvirt_xml.parse_domain(edited.document)
         if where == "live":
             guests.trial(domain)
-    former = {where: libvirt_xml.nat_text(guest.document(where)) for where in edits}
+    former = {where: domain_edit.nat_text(guest.document(where)) for where in edits}
     with Undo() as undo:
         for where, edited in edits.items():
             undo.add(guest.write, where, former[where])

@@ -13,11 +13,11 @@ from typing import cast
 
 from libvirt_natns.addresses import Family, parsed
 from libvirt_natns.cli.forward_spec import Spec
-from libvirt_natns.documents.xml_metadata import MAX_PORT
+from libvirt_natns.documents.xml_ports import MAX_PORT
 from libvirt_natns.documents.xml_values import NS, Element, MutableElement, mac, value_error
 from libvirt_natns.engine.publication.choices import Selector
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.model import Protocol
+from libvirt_natns.model.publication import Protocol
 from libvirt_natns.records import dataclass
 from libvirt_natns.spans import Span, remaining
 

@@ -8,10 +8,9 @@ from typing import Literal
 from libvirt_natns.addresses import bracketed
 from libvirt_natns.cli import columns
 from libvirt_natns.engine.publication.words import listening, ports
-from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
-from libvirt_natns.state.guests import Registry
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 HEADINGS = ("GUEST", "NETWORK", "PROTO", "LISTEN", "TARGET", "SOURCES", "STATE")
 NONE = "nothing is published: see virt-natns forward add"
@@ -61,12 +60,11 @@ def collect(store: Store, network: str | None = None, *, published: bool = False
 
     ``published`` leaves out the forwards that are reserved for a guest that is about to start.
     """
-    registry = Registry(store)
-    in_force = {*registry.forwards(network), *registry.static_nats(network)}
-    claims: list[Forward | StaticNat] = [*registry.static_nats(network, published=published)]
-    claims += registry.forwards(network, published=published)
-    guests = {record.uuid: record.name for record in registry.guests()}
-    networks = {record.uuid: record.name for record in store.networks()}
+    in_force = {*store.claims.forwards(network), *store.claims.static_nats(network)}
+    claims: list[Forward | StaticNat] = [*store.claims.static_nats(network, published=published)]
+    claims += store.claims.forwards(network, published=published)
+    guests = {record.uuid: record.name for record in store.guests.all()}
+    networks = {record.uuid: record.name for record in store.networks.all()}
     rows = [
         _row(claim, guests, networks, "published" if claim in in_force else "reserved")
         for claim in claims

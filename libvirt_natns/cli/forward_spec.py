@@ -6,9 +6,9 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import cast
 
 from libvirt_natns.addresses import bracketed
-from libvirt_natns.documents.xml_metadata import MAX_PORT
+from libvirt_natns.documents.xml_ports import MAX_PORT
 from libvirt_natns.engine.publication.words import ports
-from libvirt_natns.model import Protocol
+from libvirt_natns.model.publication import Protocol
 from libvirt_natns.records import dataclass
 from libvirt_natns.spans import Span
 

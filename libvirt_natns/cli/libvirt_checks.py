@@ -11,7 +11,7 @@ from libvirt_natns.errors import (
     LibvirtError,
     NatnsError,
 )
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 
 DROP_IN_SINCE = (6, 5, 0)
 """The first libvirt that runs the hooks in a directory such as hooks/network.d."""

@@ -27,9 +27,10 @@ from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state import database
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import attachment, routers, transit
 from libvirt_natns.upstream.router import health
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
@@ -192,6 +193,6 @@ def state_database() -> str:
     try:
         store.check()
         with store.transaction():
-            return f"{store.path}, {len(store.networks())} networks"
+            return f"{store.path}, {len(store.networks.all())} networks"
     finally:
         store.close()

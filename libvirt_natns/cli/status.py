@@ -5,15 +5,15 @@ import argparse
 import json
 from collections.abc import Collection, Mapping, Sequence
 
+from libvirt_natns.addresses import unless_placeholder
 from libvirt_natns.cli import access, columns, forward_list, service_control
 from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import check
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.errors import LibvirtError, NatnsError
-from libvirt_natns.model import known
 from libvirt_natns.records import asdict, dataclass, replace
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
 
 HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")
@@ -90,7 +90,7 @@ def collect(
     ``known`` are the uuids of the networks that libvirt has.  Others that are down are left
     out unless they are named: there may be thousands of transient networks.
     """
-    records = [r for r in engine.store.networks() if named in (None, r.name, r.uuid)]
+    records = [r for r in engine.store.networks.all() if named in (None, r.name, r.uuid)]
     if known is not None and named is None:
         records = [r for r in records if r.runs or r.uuid in known]
     # A network that was defined anew has several records, and the newest counts.
@@ -99,12 +99,12 @@ def collect(
     return [_status(engine, record) for record in sorted(newest.values(), key=lambda r: r.name)]
 
 
-def _status(engine: Engine, record: Record) -> Status:
+def _status(engine: Engine, record: NetworkRecord) -> Status:
     """Return the status of a recorded network."""
     state = record.state if record.runs else "down"
     differences = tuple(check.network_differences(engine, record)) if state == "up" else ()
-    leased = engine.store.leases(record.upstream, record.uuid)
-    address = known(leased.address)
+    leased = engine.store.leases.of(record.upstream, record.uuid)
+    address = unless_placeholder(leased.address)
     return Status(
         network=record.name,
         uuid=record.uuid,

@@ -23,7 +23,7 @@ from libvirt_natns.errors import InstallError, RouterError, describe
 if TYPE_CHECKING:
     from libvirt_natns.engine.engine import Engine
     from libvirt_natns.engine.reconcile.repairs import Outcome
-    from libvirt_natns.model import Config
+    from libvirt_natns.model.configuration import Config
 
 Ask = Callable[[], Mapping[str, bytes] | None]
 """Asks libvirt for its active networks; returns None where libvirt does not answer."""
@@ -128,7 +128,7 @@ def _release(ask: Ask, *, renew: bool) -> "Outcome":
 def _engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
     from libvirt_natns.engine.engine import Engine
     from libvirt_natns.kernel.session import Kernel
-    from libvirt_natns.state.networks import Store
+    from libvirt_natns.state.store import Store
 
     with closing(Store(directory)) as store, Kernel() as kernel:
         yield Engine(settings, store, kernel)
@@ -138,7 +138,7 @@ def _settings() -> "Config":
     """Return the configuration; the defaults where it is wrong, as all networks are removed."""
     from libvirt_natns.documents import config
     from libvirt_natns.errors import ConfigError
-    from libvirt_natns.model import Config
+    from libvirt_natns.model.configuration import Config
 
     try:
         return config.load()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
-from libvirt_natns.model import StaticRoute
+from libvirt_natns.model.subnet import StaticRoute
 from libvirt_natns.records import dataclass
 
 MTU = re.compile(r"[0-9]{1,5}")

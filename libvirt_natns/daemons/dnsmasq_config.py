@@ -23,7 +23,7 @@ from libvirt_natns.daemons import dnsmasq_files, dnsmasq_from_xml
 from libvirt_natns.daemons.dnsmasq_files import Files, paths
 from libvirt_natns.daemons.dnsmasq_from_xml import mtu_option, ra_only
 from libvirt_natns.daemons.resolv_conf import Resolvers
-from libvirt_natns.model import Network
+from libvirt_natns.model.network import Network
 from libvirt_natns.records import dataclass
 
 LEAST_IPV6_MTU = 1280

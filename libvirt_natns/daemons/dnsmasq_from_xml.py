@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterable
 
 from libvirt_natns.daemons.dnsmasq_files import paths
-from libvirt_natns.model import Dns, Network, ServiceRecord, Subnet, TextRecord
+from libvirt_natns.model.dns import Dns, ServiceRecord, TextRecord
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import Subnet
 
 SPECIAL = re.compile(r"""[",#\\]|^ | $""")
 """Characters of a text that have a meaning in dnsmasq's syntax."""

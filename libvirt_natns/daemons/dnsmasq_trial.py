@@ -29,7 +29,7 @@ from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.errors import DnsmasqError, LockError, NatnsError
 from libvirt_natns.kernel import processes
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import Network
+from libvirt_natns.model.network import Network
 from libvirt_natns.names import RUN_DIRECTORY
 from libvirt_natns.values import shown
 

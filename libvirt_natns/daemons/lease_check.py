@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
-from libvirt_natns.model import StaticRoute
+from libvirt_natns.model.subnet import StaticRoute
 from libvirt_natns.records import dataclass, replace
 
 SHORTEST_PREFIX = 8

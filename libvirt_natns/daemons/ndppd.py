@@ -23,10 +23,10 @@ from ipaddress import IPv6Address, IPv6Network, summarize_address_range
 from pathlib import Path
 
 from libvirt_natns import names
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import netns, processes
 from libvirt_natns.kernel.locks import make_directory
-from libvirt_natns.model import AddressRange
 from libvirt_natns.records import dataclass
 from libvirt_natns.spans import remaining
 

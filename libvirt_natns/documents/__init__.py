@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Documents: bytes of XML and TOML to models, with one clear line for what is refused.
+"""Documents: bytes of XML and TOML to models, with one clear line for a refusal.
 
-Decides from a document alone, whether a network or guest is ours included.
+The room decides from a document alone, also whether a network or guest is ours.
 """

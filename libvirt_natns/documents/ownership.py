@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Is a network or a guest ours, so that a failure may stop its start?
 
-A failure stops the start of nothing else.  It is asked where something has failed,
-so nothing here needs the state database, the configuration or a library to be well:
+A failure stops no other start.  The question is asked where something has failed, so
+the answer needs neither the state database, the configuration nor a library to be well:
 
 * A network with ``<forward>``, with enabled="no", without an address or, in scope
   "annotated", without ``<natns:nat>`` is not ours.
@@ -31,7 +31,7 @@ LONGEST = 1 << 20
 
 
 def scope() -> str:
-    """The configuration's ``scope``, also where the rest of the file is wrong.
+    """Return the configuration's ``scope``, also where the rest of the file is wrong.
 
     "isolated", the default, for anything else than plain "annotated": the
     configuration itself is read later.
@@ -52,14 +52,14 @@ def scope() -> str:
 
 
 def of_network(seen: "Glance") -> bool:
-    """Return whether a network is ours, so that its start may be refused."""
+    """True if a network is ours, so that its start may be refused."""
     if not seen.ours(scope()):
         return False
     return seen.annotated or _is_configured() or was_handled(seen.uuid)
 
 
 def of_guest(seen: "Glance") -> bool:
-    """Return whether a guest has a NIC in a network of ours that runs."""
+    """True if a guest has a NIC in a network of ours that runs."""
     from libvirt_natns import names
 
     namespaces = {names.namespace(network) for network in seen.networks}
@@ -67,7 +67,7 @@ def of_guest(seen: "Glance") -> bool:
 
 
 def was_handled(uuid: str) -> bool:
-    """Return whether a network has been handled, as far as files can still tell."""
+    """True if a network has been handled, as far as readable files show it."""
     if not uuid:
         return False
     if uuid in _list(NETWORKS):
@@ -76,23 +76,23 @@ def was_handled(uuid: str) -> bool:
         from libvirt_natns.state.recorded import has_network
 
         return has_network(DATABASE, uuid)
-    except Exception:  # whatever is wrong with it, it cannot tell
+    except Exception:  # a broken database, or module, has no answer
         return False
 
 
 def _is_configured() -> bool:
-    """Return whether the configuration can be read."""
+    """True if the configuration can be read."""
     try:
         from libvirt_natns.documents import config
 
         config.load()
-    except Exception:  # its reader, too, may be what is broken
+    except Exception:  # its reader, too, may be broken
         return False
     return True
 
 
 def _has_patch(bridge: str) -> bool:
-    """Return whether a bridge leads to a namespace of ours."""
+    """True if a bridge leads to a namespace of ours."""
     from libvirt_natns.names import PRIVATE_PREFIX
 
     ports = [] if "/" in bridge else _list(f"{LINKS}/{bridge}/brif")

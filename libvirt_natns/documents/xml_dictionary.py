@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A bound on the dictionaries of names that libxml2 keeps, one a thread.
+"""A bound on the dictionaries of names that libxml2 keeps, one for each thread.
 
 lxml has all documents of a thread share one dictionary, and a name leaves it only
 when the thread ends.  A full dictionary (some 20 MB in libxml2 2.9) is worse than
@@ -35,7 +35,7 @@ _spent = _Spent()
 def bounded(
     read: Callable[Concatenate[bytes, P], R],
 ) -> Callable[Concatenate[bytes, P], R]:
-    """Have ``read``, which parses the document it is given, keep the thread's budget."""
+    """Return ``read``, a function that parses a document, within the thread's budget."""
 
     @wraps(read)
     def within_budget(data: bytes, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -49,7 +49,7 @@ def bounded(
 
 
 def _elsewhere(work: Callable[[], R]) -> R:
-    """Return what ``work`` returns, or raise what it raises, in another thread."""
+    """Run ``work`` in another thread; returns its result, or raises its error."""
     results: list[R] = []
     errors: list[BaseException] = []
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """libvirt's ``<dns>``, ``<domain>`` and ``<dnsmasq:options>`` of a network.
 
-libvirt turns them into dnsmasq's syntax for a network with an ``<ip>``; for one
-with ``<natns:ip>`` we do, so each value must be what it claims to be: one with
-a comma or a line break in it would say something else to dnsmasq.  The text of a
-``<txt>`` may be anything that fits in a line.
-``dnsmasq:options`` may say anything, a line each, as with libvirt itself.
+libvirt writes them into dnsmasq's configuration for a network with an ``<ip>``, and we
+do for a network with ``<natns:ip>``.  So the form of each value is checked: a comma or
+a line break in a value would mean something else to dnsmasq.  The text of a ``<txt>`` may
+be anything that fits in a line.  Each value of ``dnsmasq:options`` is a line of its own,
+as with libvirt itself.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from libvirt_natns.daemons.dnsmasq_from_xml import LONGEST_LINE, text_record
 from libvirt_natns.documents.xml_values import CONTROL, Element, error, value_error
-from libvirt_natns.model import Dns, DnsHost, Forwarder, ServiceRecord, TextRecord
+from libvirt_natns.model.dns import Dns, DnsHost, Forwarder, ServiceRecord, TextRecord
 
 DNSMASQ = "{http://libvirt.org/schemas/network/dnsmasq/1.0}"
 
 DOMAIN = re.compile(r"[^\s,#\"'\\/\x00-\x1f\x7f-\x9f]{1,253}")
-"""A name that no line of dnsmasq's configuration takes for anything else."""
+"""A name that has no other meaning in any line of dnsmasq's configuration."""
 
 NUMBER = re.compile(r"[0-9]{1,5}")
 MAX_NUMBER = 65535
 
 
 def options(network: Element) -> tuple[str, ...]:
-    """The values of a network's ``<dnsmasq:option>`` elements."""
-    found = network.findall(f"{DNSMASQ}options/{DNSMASQ}option")
-    return tuple(each.attrib.get("value", "") for each in found)
+    """Return the values of a network's ``<dnsmasq:option>`` elements."""
+    elements = network.findall(f"{DNSMASQ}options/{DNSMASQ}option")
+    return tuple(option.attrib.get("value", "") for option in elements)
 
 
 def check_options(network: Element) -> None:
-    """Refuse an option that would be more than one line; libvirt writes it as it is."""
+    """Refuse an option of more than one line; libvirt writes each option as it is."""
     for each in network.findall(f"{DNSMASQ}options/{DNSMASQ}option"):
         if CONTROL.search(each.attrib.get("value", "")):
             raise value_error(each, "value", "a value without control characters")
 
 
 def parse(network: Element) -> Dns | None:
-    """The ``<dns>`` of a network; None where it turns DNS off.
+    """Return the ``<dns>`` of a network; None where it turns DNS off.
 
     DocumentError for values that have no place in dnsmasq's syntax.
     """
@@ -59,10 +59,10 @@ def parse(network: Element) -> Dns | None:
 
 
 def _forwarder(element: Element) -> Forwarder:
-    found = Forwarder(_name(element, "domain"), _address(element, "addr"))
-    if found == Forwarder():
+    forwarder = Forwarder(_name(element, "domain"), _address(element, "addr"))
+    if forwarder == Forwarder():
         raise error(element, "has neither domain nor addr", "at least one of the two")
-    return found
+    return forwarder
 
 
 def _host(element: Element) -> DnsHost:

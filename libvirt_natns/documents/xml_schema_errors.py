@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Why a RELAX NG schema refuses an element, in words a person can act on.
+"""The reason why a RELAX NG schema refuses an element, in words a person can act on.
 
 A validator's own message ("Element nat failed to validate content") seldom
-names the culprit.  This walks the element and the schema side by side and stops
-at the first unknown, missing or ill-valued thing; what was expected comes from
-the schema's own ``<a:documentation>``.
+names the culprit.  ``explain`` walks the element and the schema side by side and stops
+at the first unknown, missing or wrong attribute or element.  The expected value comes
+from the schema's own ``<a:documentation>``.
 
-It is asked only once a validator has said no, and is not one itself.  Limits:
-it knows the patterns that the schemas in xml/ use (no ``mixed``, ``list`` or
-name classes), and a choice it cannot blame on one attribute or element yields
-nothing.
+``explain`` runs only once a validator has refused the element, and is no validator
+itself.  Limits: it knows the patterns that the schemas in xml/ use (no ``mixed``, ``list``
+or name classes).  It finds nothing for a choice that no single attribute or element breaks.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ REPEATABLE = {"zeroOrMore", "oneOrMore"}
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What is wrong: ``fact`` in ``element``, and what was ``expected`` there."""
+class Refusal:
+    """The reason of a refusal: the ``fact`` in ``element``, and the ``expected`` form."""
 
     element: Element
     fact: str
@@ -40,7 +39,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class SchemaRule:
     """An attribute or child element that a schema allows in an element."""
 
     kind: str
@@ -59,12 +58,12 @@ class Grammar:
 
     def rules(
         self, pattern: Element, required: bool = True, repeatable: bool = False
-    ) -> Iterator[Rule]:
-        """What the content of ``pattern`` allows, one level deep."""
+    ) -> Iterator[SchemaRule]:
+        """Yield the rules for the content of ``pattern``, one level deep."""
         for child in pattern:
             kind = local_name(child.tag)
             if kind in ("element", "attribute"):
-                yield Rule(kind, child.attrib.get("name", ""), child, required, repeatable)
+                yield SchemaRule(kind, child.attrib.get("name", ""), child, required, repeatable)
                 continue
             inner = self.defines[child.attrib.get("name", "")] if kind == "ref" else child
             yield from self.rules(
@@ -72,7 +71,7 @@ class Grammar:
             )
 
     def leaves(self, pattern: Element) -> Iterator[Element]:
-        """The ``<value>`` and ``<data>`` patterns that a value may match."""
+        """Yield the ``<value>`` and ``<data>`` patterns that a value may match."""
         for child in pattern:
             kind = local_name(child.tag)
             if kind in ("value", "data"):
@@ -83,7 +82,7 @@ class Grammar:
                 yield from self.leaves(child)
 
     def expectation(self, pattern: Element) -> str:
-        """What a value of ``pattern`` should be, for an error message."""
+        """Return the form of a value of ``pattern``, in words for an error message."""
         for ref in pattern.iter(f"{RNG}ref"):
             text = self.defines[ref.attrib.get("name", "")].findtext(DOCUMENTATION)
             if text:
@@ -92,7 +91,7 @@ class Grammar:
 
 
 def load(path: Path, parse: Callable[[Path], Element]) -> Grammar:
-    """The grammar in the file ``path``, read with ``parse``."""
+    """Return the grammar in the file ``path``, read with ``parse``."""
     root = parse(path)
     defines: dict[str, Element] = {}
     for include in root.iter(f"{RNG}include"):
@@ -102,10 +101,10 @@ def load(path: Path, parse: Callable[[Path], Element]) -> Grammar:
     return Grammar(root if start is None else start, defines)
 
 
-def explain(element: Element, grammar: Grammar) -> Finding | None:
-    """The first thing in ``element`` that the grammar's start does not allow.
+def explain(element: Element, grammar: Grammar) -> Refusal | None:
+    """Return the first fault in ``element``, as the grammar's start has it.
 
-    None where there is none, or where only a combination is wrong.
+    None without a fault, or where only a combination is wrong.
     """
     for rule in grammar.rules(grammar.start):
         if rule.name == local_name(element.tag):
@@ -113,7 +112,7 @@ def explain(element: Element, grammar: Grammar) -> Finding | None:
     return None
 
 
-def _explain(element: Element, pattern: Element, grammar: Grammar) -> Finding | None:
+def _explain(element: Element, pattern: Element, grammar: Grammar) -> Refusal | None:
     rules = list(grammar.rules(pattern))
     attributes = [rule for rule in rules if rule.kind == "attribute"]
     elements = [rule for rule in rules if rule.kind == "element"]
@@ -125,32 +124,36 @@ def _explain(element: Element, pattern: Element, grammar: Grammar) -> Finding | 
     )
 
 
-def _explain_attributes(element: Element, rules: list[Rule], grammar: Grammar) -> Finding | None:
+def _explain_attributes(
+    element: Element, rules: list[SchemaRule], grammar: Grammar
+) -> Refusal | None:
     known = {rule.name for rule in rules}
     for name, value in element.attrib.items():
         if name not in known:
             fact = f"has an attribute {shown(name)}"
-            return Finding(element, fact, _only(known, "attributes"))
+            return Refusal(element, fact, _only(known, "attributes"))
         patterns = [rule.pattern for rule in rules if rule.name == name]
         if not any(_accepts(leaf, value) for each in patterns for leaf in grammar.leaves(each)):
             wanted = alternatives([grammar.expectation(each) for each in patterns])
-            return Finding(element, f"has {name}={shown(value)}", wanted)
+            return Refusal(element, f"has {name}={shown(value)}", wanted)
     for rule in rules:
         if rule.required and rule.name not in element.attrib:
             wanted = grammar.expectation(rule.pattern)
-            return Finding(element, f"has no attribute {rule.name!r}", wanted)
+            return Refusal(element, f"has no attribute {rule.name!r}", wanted)
     return None
 
 
-def _explain_text(element: Element) -> Finding | None:
+def _explain_text(element: Element) -> Refusal | None:
     texts = [element.text, *(child.tail for child in element)]
     for text in texts:
         if text and text.strip():
-            return Finding(element, f"has text {shown(text.strip())}", "none")
+            return Refusal(element, f"has text {shown(text.strip())}", "none")
     return None
 
 
-def _explain_children(element: Element, rules: list[Rule], pattern: Element) -> Finding | None:
+def _explain_children(
+    element: Element, rules: list[SchemaRule], pattern: Element
+) -> Refusal | None:
     known = {rule.name: rule for rule in rules}
     namespace = element.tag.removesuffix(local_name(element.tag))
     count: Counter[str] = Counter()
@@ -158,27 +161,29 @@ def _explain_children(element: Element, rules: list[Rule], pattern: Element) -> 
         name = local_name(child.tag)
         if name not in known or child.tag != namespace + name:
             fact = f"is not known in <natns:{pattern.attrib.get('name')}>"
-            return Finding(child, fact, _only(set(known), "elements"))
+            return Refusal(child, fact, _only(set(known), "elements"))
         count[name] += 1
         if count[name] > 1 and not known[name].repeatable:
-            return Finding(child, "stands there twice", "one at most")
+            return Refusal(child, "stands there twice", "one at most")
     for rule in rules:
         if rule.required and not count[rule.name]:
-            return Finding(element, f"has no <natns:{rule.name}>", "at least one")
+            return Refusal(element, f"has no <natns:{rule.name}>", "at least one")
     return None
 
 
-def _explain_grandchildren(element: Element, rules: list[Rule], grammar: Grammar) -> Finding | None:
+def _explain_grandchildren(
+    element: Element, rules: list[SchemaRule], grammar: Grammar
+) -> Refusal | None:
     patterns = {rule.name: rule.pattern for rule in rules}
     for child in element:
-        finding = _explain(child, patterns[local_name(child.tag)], grammar)
-        if finding:
-            return finding
+        refusal = _explain(child, patterns[local_name(child.tag)], grammar)
+        if refusal:
+            return refusal
     return None
 
 
 def _accepts(leaf: Element, value: str) -> bool:
-    """Whether a ``<value>`` or a ``<data>`` with facets accepts ``value``."""
+    """True if a ``<value>`` or a ``<data>`` with facets accepts ``value``."""
     if local_name(leaf.tag) == "value":
         return value == leaf.text
     facets = {facet.attrib.get("name", ""): facet.text or "" for facet in leaf.iter(f"{RNG}param")}

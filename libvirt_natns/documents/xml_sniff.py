@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A first look at a network's XML: is it ours at all?
+"""A first look at the XML of a network or guest: is it ours at all?
 
-Far from a validation, and never refusing: what passes here is parsed in full
+The look validates and refuses nothing: a document that passes is parsed in full
 later.  It must work where the rest cannot (a broken configuration, a missing
-library), and costs a guest's start hardly anything, so the standard library's
-barest part must do.
+library), and cost a guest's start hardly anything.  So it uses the standard
+library's barest part.
 
 libvirt accepts documents that expat does not (names of XML 1.0's fifth edition,
-prefixes that are bound to no namespace): ``xml_tags`` reads these.
+prefixes that are bound to no XML namespace): ``xml_tags`` reads these documents.
 """
 
 NAMESPACE = "urn:libvirt-natns:1"
 HEXADECIMAL = frozenset("0123456789abcdef")
 LEVELS = 4
-"""Depth, in elements, of all that is looked for; an element below is passed over."""
+"""Depth, in elements, of all elements that are looked for; deeper ones are skipped."""
 
 
 class Glance:
-    """What a network's or a guest's XML says at first sight; "" for what it does not say.
+    """Facts from a network's or a guest's XML; "" for a value that is missing there.
 
     ``forwards``: it has a ``<forward>``; ``disabled``: its metadata says
     enabled="no".  ``addressed``: it has an ``<ip>`` with an address, ``addressed6``:
-    with one of IPv6.  ``mac`` is the bridge's.  ``annotated``: its metadata has a
+    with an IPv6 address.  ``mac`` is the bridge's.  ``annotated``: its metadata has a
     ``<natns:nat>``.  ``owner`` is the uuid of the guest that a network's port belongs
-    to.  ``networks`` and ``bridges`` are those that a guest's NICs name.  ``whole``: the
-    document was read to its end.
+    to.  A guest's NICs name ``networks`` and ``bridges``.  ``whole``: the document was
+    read to its end.
     """
 
     __slots__ = (
@@ -60,19 +60,19 @@ class Glance:
 
     @property
     def untouched(self) -> bool:
-        """Whether it is none of our business, whatever else is right or wrong."""
+        """True if the network or guest is not ours, with or without faults in its XML."""
         return self.forwards or self.disabled
 
     @property
     def forwards6(self) -> bool:
-        """Whether libvirt has the host forward IPv6 for it."""
+        """True if libvirt has the host forward IPv6 for the network."""
         return self.forwards and self.addressed6
 
     def ours(self, scope: str) -> bool:
-        """Return whether a network is to be handled in this scope.
+        """True if a network is to be handled in this scope.
 
-        Decided ahead of any judgement on the content.  A network without address or
-        ``<natns:nat>`` is none of ours; a document that cannot be read may be.
+        The answer comes ahead of any judgement on the content.  A network without address
+        or ``<natns:nat>`` is not ours; a document that cannot be read may be ours.
         """
         if self.untouched or self.annotated:
             return not self.untouched
@@ -85,15 +85,15 @@ def at_network(data: bytes) -> Glance:
 
 
 def at_domain(data: bytes) -> Glance:
-    """Look at a ``<domain>``; its bridge, MAC and owner are not looked for."""
+    """Look at a ``<domain>``, without a look for a bridge, a MAC address or an owner."""
     return _look(data, "domain")
 
 
 def _look(data: bytes, root: str) -> Glance:
-    # What xml.parsers.expat stands for, which takes three times as long to load.
+    # xml.parsers.expat is this module, but takes three times as long to load.
     import pyexpat
 
-    # libvirt's text is UTF-8, whatever a declaration in it says.
+    # libvirt's text is UTF-8, even where its declaration names another encoding.
     parser = pyexpat.ParserCreate("utf-8", " ")
     reader = Reader(root)
     parser.StartElementHandler = reader.start
@@ -110,10 +110,10 @@ def _look(data: bytes, root: str) -> Glance:
         whole = xml_tags.read(data, reader.start, reader.end, reader.text)
         reader.found.whole = whole and reader.met
         if not reader.found.whole:
-            # It may stand behind the place where reading ended.
+            # The metadata may stand behind the place where reading ended.
             reader.found.annotated |= NAMESPACE.encode() in data
     found = reader.found
-    # They become files' names.
+    # The uuids become names of files.
     found.uuid, found.owner = _uuid(found.uuid), _uuid(found.owner)
     return found
 
@@ -123,7 +123,7 @@ def _refuse_doctype(*_: object) -> None:
 
 
 def _uuid(text: str) -> str:
-    """The uuid as libvirt writes it; "" for what is none."""
+    """Return the uuid as libvirt writes it; "" for a text that is no uuid."""
     digits = "".join(text.split()).replace("-", "").lower()
     if len(digits) != 32 or not HEXADECIMAL.issuperset(digits):
         return ""
@@ -135,7 +135,7 @@ class Reader:
     """Collects a Glance from a parser's events.
 
     ``path`` leads to the current element, or to its ancestor ``LEVELS`` deep.  Of
-    elements that stand there once, the first one counts, as it does for ``libvirt_xml``.
+    several elements where one is allowed, the first counts, as it does for ``libvirt_xml``.
     """
 
     def __init__(self, root: str) -> None:
@@ -144,19 +144,19 @@ class Reader:
         self._path: list[str] = []
         self._depth = 0
         self._objects = 0
-        # The field whose text is being read, in an element of that level and all below,
-        # and the fields that have begun.
+        # The field that takes text now, in an element of that level and all below, and
+        # the fields that have begun.
         self._field = ""
         self._level = 0
         self._begun: set[str] = set()
 
     @property
     def met(self) -> bool:
-        """Return whether there is a network, or domain, at all."""
+        """True if there is a network, or domain, at all."""
         return self._objects > 0
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
-        """Take note of an element; one of a namespace is called "NAMESPACE NAME"."""
+        """Take note of an element; its name is "NAMESPACE NAME" in an XML namespace."""
         self._depth += 1
         if self._depth > LEVELS:
             return
@@ -219,7 +219,7 @@ class Reader:
             self.found.disabled |= attributes.get("enabled") == "no"
 
     def _inside(self) -> list[str]:
-        """The path below the network or domain itself, of which the first one counts."""
+        """Return the path below the network or domain itself, of which the first counts."""
         path = self._path
         root = 1 if path[0] in ("hookData", "networkstatus") else 0
         if path[root : root + 1] != [self._root]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Reads the tags of a document that expat refuses, for ``xml_sniff``.
+"""Tags of a document that expat refuses, for ``xml_sniff``.
 
 libxml2, and so libvirt, takes names that expat does not know and prefixes that
-are bound to no namespace.  Nothing is validated: tags need only come in pairs.
+are bound to no XML namespace.  Nothing is validated: tags need only come in pairs.
 Time and memory grow with the document's length alone, however deep it is.
 """
 
@@ -28,23 +28,23 @@ PASSED_OVER = (("<!--", "-->"), ("<?", "?>"), (CDATA, "]]>"))
 
 
 def read(data: bytes, start: Start, end: End, text: Text) -> bool:
-    """Tell of all tags and texts; returns whether the document was read to its end.
+    """Call ``start``, ``end`` and ``text`` for all tags and texts; False for a fault.
 
-    What was told up to the place of a fault holds.
+    The calls up to the place of the fault hold.
     """
     document = data.decode(errors="replace")
     is_text = REPLACED not in document or document.encode() == data
     scopes = _Scopes()
     position = 0
-    while (found := document.find("<", position)) >= 0:
-        if found > position:
-            text(_resolved(document[position:found]))
-        skipped = _skip(document, found, text)
+    while (tag_start := document.find("<", position)) >= 0:
+        if tag_start > position:
+            text(_resolved(document[position:tag_start]))
+        skipped = _skip(document, tag_start, text)
         if skipped is not None:
             position = skipped
             continue
-        tag = TAG.match(document, found)
-        # A document type could define entities, of which nothing is known here.
+        tag = TAG.match(document, tag_start)
+        # A document type could define entities, which are not resolved here.
         if tag is None or tag[2][0] in "!?":
             return False
         position = tag.end()
@@ -61,7 +61,7 @@ def read(data: bytes, start: Start, end: End, text: Text) -> bool:
 
 
 def _skip(document: str, position: int, text: Text) -> int | None:
-    """The end of what is no tag; None for a tag."""
+    """Return the end of a comment, CDATA section or instruction; None for a tag."""
     for begin, end in PASSED_OVER:
         if document.startswith(begin, position):
             after = document.find(end, position + len(begin))
@@ -78,7 +78,7 @@ def _attributes(text: str) -> dict[str, str]:
 
 
 def _resolved(text: str) -> str:
-    """The text with its references to characters replaced."""
+    """Return the text with its references to characters replaced."""
     return REFERENCE.sub(_character, text) if "&" in text else text
 
 
@@ -91,7 +91,7 @@ def _character(found: re.Match[str]) -> str:
 
 
 class _Scopes:
-    """Open elements and the namespaces that they bind prefixes to."""
+    """Open elements and the XML namespaces that they bind prefixes to."""
 
     def __init__(self) -> None:
         self._open: list[tuple[str, list[str]]] = []
@@ -100,7 +100,7 @@ class _Scopes:
 
     @property
     def over(self) -> bool:
-        """Return whether a document has begun and ended."""
+        """True if a document has begun and ended."""
         return self._roots == 1 and not self._open
 
     def enter(self, name: str, attributes: dict[str, str]) -> None:
@@ -115,7 +115,7 @@ class _Scopes:
         self._open.append((name, prefixes))
 
     def full(self, name: str) -> str:
-        """The name with its namespace, if it has one."""
+        """Return the name with its XML namespace, if it has one."""
         prefix, _, local = name.rpartition(":")
         bound = self._bound.get(prefix)
         if bound and bound[-1]:
@@ -123,7 +123,7 @@ class _Scopes:
         return name
 
     def leave(self, name: str) -> bool:
-        """Close the innermost element; returns whether it has that name."""
+        """Close the innermost element; False if it has another name."""
         if not self._open:
             return False
         opened, prefixes = self._open.pop()

@@ -29,10 +29,11 @@ from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.networks import Leasable
+from libvirt_natns.state.leases import Leasable
 from libvirt_natns.upstream import dhcp, selection, transit
 
 ADOPTED = "runs without a record: adopted as it is"
@@ -86,7 +87,7 @@ def _noting(outcome: Adopted, name: str) -> Iterator[None]:
 
 def _runs_unrecorded(engine: Engine, uuid: str, xml: bytes) -> bool:
     """Return whether an active network has a namespace of ours, and no record that says so."""
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     if record is not None and record.runs:
         return False
     namespace = names.namespace(xml_sniff.at_network(xml).name)
@@ -102,9 +103,9 @@ def _adopt_transits(engine: Engine) -> None:
         for interface in engine.kernel.addresses(None, bridge):
             subnet = interface.network
             if isinstance(subnet, IPv4Network) and upstream.subnet is None:
-                engine.store.choose_transit(upstream.name, [subnet], None)
+                engine.store.transit.choose_subnet(upstream.name, [subnet], None)
             elif isinstance(subnet, IPv6Network) and subnet.subnet_of(transit.PREFIXES6):
-                engine.store.choose_transit6(upstream.name, subnet)
+                engine.store.transit.choose_prefix(upstream.name, subnet)
 
 
 def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> None:
@@ -112,7 +113,7 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     network = libvirt_xml.parse_network(xml)
     # Ahead of the leases: a transit subnet that is in use is not chosen anew.
     configured = selection.upstream_of(network, engine.config)
-    engine.store.put(new_record(network, xml, configured, "up"))
+    engine.store.networks.put(new_record(network, xml, configured, "up"))
     upstream = engine.planner.upstream(network)
     rules = translations.of_namespace(names.namespace(network.name))
     for lease in _leases(engine, network, upstream, rules):
@@ -124,11 +125,11 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     choices = ChoicesInForce(Allocation(engine.config, engine.store, engine.kernel), rules)
     whole, outside = planner.completed(network, upstream), planner.outside(network, upstream)
     claims = of_network(whole, upstream, outside, choices)
-    engine.registry.claim(claims, scopes(engine.store, [network.uuid]), published=True)
+    engine.store.claims.put(claims, scopes(engine.store, [network.uuid]), published=True)
 
 
 def _lease(engine: Engine, upstream: Upstream, key: str, who: str, leased: Leasable) -> None:
-    if not engine.store.reserve(upstream.name, pool.segment(upstream), key, leased):
+    if not engine.store.leases.reserve(upstream.name, pool.segment(upstream), key, leased):
         raise ConflictError(f"{who}: {leased} of upstream {upstream.name} is another's already")
 
 
@@ -184,7 +185,7 @@ def _adopt_reservations(engine: Engine, network: Network, domains: Mapping[str, 
     for mac, address in dnsmasq_files.reserved(text):
         family: Family = 4 if address.version == 4 else 6
         if fixed_address(network, mac, family) is None:
-            engine.registry.reserve(
+            engine.store.reservations.reserve(
                 network.uuid, mac, owners.get(mac, ""), [address], lambda _: False, family
             )
 
@@ -205,7 +206,7 @@ def _owners(domains: Mapping[str, bytes]) -> dict[str, str]:
 def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
     """Adopt a running guest's claims in these networks; return whether there are any."""
     plain = libvirt_xml.parse_domain_nics(xml)
-    if not xml_sniff.at_domain(xml).annotated or engine.registry.guest(plain.uuid) is not None:
+    if not xml_sniff.at_domain(xml).annotated or engine.store.guests.get(plain.uuid) is not None:
         return False
     guests = Guests(engine)
     attachments = guests.attachments(plain)
@@ -219,6 +220,6 @@ def _adopt_guest(engine: Engine, xml: bytes, networks: set[str]) -> bool:
     with locked(names.guest_directory(domain.uuid)):
         claims = resolve(domain, attachments, choices)
         where = scopes(engine.store, {each.network.uuid for each in attachments})
-        engine.registry.claim(claims, where, published=True)
-        engine.registry.put_guest(domain.uuid, domain.name, xml, published=True)
+        engine.store.claims.put(claims, where, published=True)
+        engine.store.guests.put(domain.uuid, domain.name, xml, published=True)
     return True

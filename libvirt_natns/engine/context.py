@@ -19,10 +19,10 @@ from libvirt_natns.engine.publication.allocation import Allocation
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.state.guests import Registry
-from libvirt_natns.state.networks import State, Store
+from libvirt_natns.state.networks import State
+from libvirt_natns.state.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,6 @@ class Context:
         return Planner(self.config, self.store, self.kernel)
 
     @property
-    def registry(self) -> Registry:
-        return Registry(self.store)
-
-    @property
     def choices(self) -> Allocation:
         return Allocation(self.config, self.store, self.kernel, self.observer)
 
@@ -65,7 +61,7 @@ class Context:
 
     def state(self, uuid: str) -> State:
         """Return a network's recorded state; a state from before a reboot counts as "down"."""
-        record = self.store.network(uuid)
+        record = self.store.networks.get(uuid)
         return record.state if record and record.this_boot else "down"
 
     @contextmanager

@@ -10,8 +10,8 @@ from libvirt_natns.documents import xml_sniff
 from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.context import Context, discard_directory
 from libvirt_natns.engine.removal import abandon, remove
-from libvirt_natns.model import Network
-from libvirt_natns.state.networks import Record
+from libvirt_natns.model.network import Network
+from libvirt_natns.state.networks import NetworkRecord
 
 
 def down(context: Context, uuid: str, name: str = "", *, shared: bool = True) -> None:
@@ -21,20 +21,20 @@ def down(context: Context, uuid: str, name: str = "", *, shared: bool = True) ->
     networks share in the host is left to a later ``sync``.
     """
     with context.changing("down", uuid, name or _name(context, uuid)) as changes:
-        record = context.store.network(uuid)
+        record = context.store.networks.get(uuid)
         namespace = record.namespace if record else names.namespace(name) if name else None
         end(context, uuid, namespace, shared=shared)
         changes.append("removed")
 
 
-def down_unless_changed(context: Context, record: Record) -> bool:
+def down_unless_changed(context: Context, record: NetworkRecord) -> bool:
     """Take down a network that is not active any more, and return True.
 
     Return False, and do nothing, if anything happened to the network since its
     record was read.
     """
     with context.changing("down", record.uuid, record.name) as changes:
-        current = context.store.network(record.uuid)
+        current = context.store.networks.get(record.uuid)
         if current and (current.state, current.since) != (record.state, record.since):
             return False
         remove_orphan(context, record.document)
@@ -63,18 +63,18 @@ def end(context: Context, uuid: str, namespace: str | None, *, shared: bool = Tr
     if context.built is not None:
         context.built.drop(uuid)
     remove(context.kernel, uuid, namespace, context.before)
-    record = context.store.network(uuid)
+    record = context.store.networks.get(uuid)
     if record and record.state != "down":
         context.step("note that it is down")
-        context.registry.drop_claims(uuid)
-        context.store.set_state(uuid, "down")
+        context.store.claims.drop(uuid)
+        context.store.networks.set_state(uuid, "down")
     discard_directory(uuid)
     if shared:
         shared_host.adjust(context, uuid)
 
 
 def _name(context: Context, uuid: str) -> str:
-    record = context.store.network(uuid)
+    record = context.store.networks.get(uuid)
     return record.name if record else uuid
 
 

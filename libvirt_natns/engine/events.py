@@ -21,9 +21,10 @@ from libvirt_natns.engine.host.libvirt_status import await_status
 from libvirt_natns.engine.removal import abandon, remove_unrecorded
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Network, Nic
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.network import Network, Nic
 from libvirt_natns.records import dataclass, field
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.selection import verdict
 
 

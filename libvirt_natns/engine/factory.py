@@ -12,8 +12,8 @@ from typing import Protocol
 from libvirt_natns.documents import config
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config
-from libvirt_natns.state.networks import Store
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.state.store import Store
 
 
 class Sessions(Protocol):

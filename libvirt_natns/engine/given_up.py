@@ -15,7 +15,8 @@ from pathlib import Path
 
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirtd import LibvirtDaemon
-from libvirt_natns.state.networks import Record, now
+from libvirt_natns.kernel.boot import now
+from libvirt_natns.state.networks import NetworkRecord
 
 BRIDGE_LIMIT = 1.0
 """Seconds from the end of our `start` hook until libvirt has made its bridge.
@@ -25,7 +26,7 @@ It takes milliseconds; the rest is for a machine that is busy."""
 PROCESSES = Path("/proc")
 
 
-def is_given_up(record: Record) -> bool:
+def is_given_up(record: NetworkRecord) -> bool:
     """True if the start that a record tells of cannot come to its `started` any more."""
     if not record.this_boot or record.state not in ("preparing", "starting"):
         return False
@@ -34,12 +35,12 @@ def is_given_up(record: Record) -> bool:
     return record.state == "starting" and lacks_bridge(record)
 
 
-def lacks_bridge(record: Record, limit: float = BRIDGE_LIMIT) -> bool:
+def lacks_bridge(record: NetworkRecord, limit: float = BRIDGE_LIMIT) -> bool:
     """True if a start has had ``limit`` seconds for its bridge, and there is none."""
     return bool(record.bridge) and now() - record.since > limit and not has_link(record.bridge)
 
 
-def may_be_given_up(record: Record) -> bool:
+def may_be_given_up(record: NetworkRecord) -> bool:
     """True if the bridge is missing, but for so short a time that libvirt may just make it."""
     return record.state == "starting" and lacks_bridge(record, 0.0) and not is_given_up(record)
 
@@ -53,7 +54,7 @@ def has_link(name: str) -> bool:
     return True
 
 
-def outlived_daemon(record: Record) -> bool:
+def outlived_daemon(record: NetworkRecord) -> bool:
     """True if libvirt's daemon for networks was started after the record was made."""
     daemon = libvirtd.NETWORK.daemon()
     began = daemon and started_at(daemon)

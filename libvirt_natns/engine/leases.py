@@ -19,9 +19,11 @@ from libvirt_natns.engine.publication.scopes import claim_for_network
 from libvirt_natns.engine.undo import Undo
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.defer import at_once
-from libvirt_natns.model import Forward, Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.networks import LeaseKind
+from libvirt_natns.state.leases import LeaseKind
 from libvirt_natns.upstream import dhcp, selection
 
 FIRST_LOOK = 0.006
@@ -33,16 +35,16 @@ def reserve(context: Context, network: Network, xml: bytes, upstream: Upstream, 
 
     Raises LeaseError, DhcpError, DocumentError or ConflictError.
     """
-    earlier = context.store.leases_of(network.uuid)
+    earlier = context.store.leases.all_of(network.uuid)
     kinds = {lease.kind for lease in earlier if lease.upstream == upstream.name}
     context.step("record the network")
     if upstream.by_dhcp:
         undo.add(shared_host.adjust, context, network.uuid)
-    undo.add(context.store.set_state, network.uuid, "down")
-    context.store.put(new_record(network, xml, upstream, "preparing"))
+    undo.add(context.store.networks.set_state, network.uuid, "down")
+    context.store.networks.put(new_record(network, xml, upstream, "preparing"))
     for kind in set(get_args(LeaseKind)) - kinds:
-        undo.add(context.store.release, upstream.name, network.uuid, kind)
-    undo.add(context.store.restore_leases, earlier)
+        undo.add(context.store.leases.release, upstream.name, network.uuid, kind)
+    undo.add(context.store.leases.restore, earlier)
 
     context.step("lease an address")
     if upstream.by_dhcp:
@@ -53,7 +55,7 @@ def reserve(context: Context, network: Network, xml: bytes, upstream: Upstream, 
     if selection.leases_prefix(network, upstream):
         _lease_prefix(context, network, upstream)
     if network.nat and network.nat.forwards:
-        undo.add(context.registry.drop_claims, network.uuid)
+        undo.add(context.store.claims.drop, network.uuid)
         claim_own(context, network, upstream)
 
 
@@ -62,7 +64,7 @@ def renew(context: Context, network: Network, upstream: Upstream) -> None:
 
     Raises LeaseError.
     """
-    leased = context.store.leases(upstream.name, network.uuid)
+    leased = context.store.leases.of(upstream.name, network.uuid)
     if upstream.by_dhcp:
         dhcp.settle(context.store, network, upstream)
     for family in FAMILIES:
@@ -139,6 +141,6 @@ def probe(context: Context, upstream: Upstream, addresses: Collection[Address]) 
 
 def in_words(context: Context, network: Network, upstream: Upstream) -> str:
     """Return a network's leases, in words."""
-    leased = context.store.leases(upstream.name, network.uuid)
+    leased = context.store.leases.of(upstream.name, network.uuid)
     parts = [*leased.addresses, *([leased.prefix] if leased.prefix else [])]
     return " and ".join(map(str, parts)) or "nothing outside"

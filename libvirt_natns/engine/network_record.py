@@ -6,13 +6,16 @@ from contextlib import suppress
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.model import Network, PortForward, Upstream
-from libvirt_natns.state.networks import Record, State, boot_id, now
+from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.model.metadata import PortForward
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.state.networks import NetworkRecord, State
 
 
-def new_record(network: Network, xml: bytes, upstream: Upstream, state: State) -> Record:
+def new_record(network: Network, xml: bytes, upstream: Upstream, state: State) -> NetworkRecord:
     """Return a record of a network that has had its state since now."""
-    return Record(
+    return NetworkRecord(
         uuid=network.uuid,
         name=network.name,
         namespace=names.namespace(network.name),
@@ -28,12 +31,12 @@ def new_record(network: Network, xml: bytes, upstream: Upstream, state: State) -
     )
 
 
-def is_start_of(record: Record, xml: bytes) -> bool:
+def is_start_of(record: NetworkRecord, xml: bytes) -> bool:
     """True if a record tells of a start by that XML, between `start` and `started`."""
     return record.state == "starting" and record.this_boot and record.document == xml
 
 
-def is_outdated(record: Record, network: Network, xml: bytes, upstream: Upstream) -> bool:
+def is_outdated(record: NetworkRecord, network: Network, xml: bytes, upstream: Upstream) -> bool:
     """True if today's XML and configuration differ from a record."""
     if record.upstream != upstream.name:
         return True
@@ -44,7 +47,7 @@ def is_outdated(record: Record, network: Network, xml: bytes, upstream: Upstream
     return True
 
 
-def publishes_as(record: Record, network: Network) -> bool:
+def publishes_as(record: NetworkRecord, network: Network) -> bool:
     """True if a record's document has the same forwards as a network."""
     with suppress(NatnsError):
         return _forwards(libvirt_xml.parse_network(record.document)) == _forwards(network)

@@ -22,9 +22,9 @@ from libvirt_natns.engine.reconcile.active import Ask, AskGuests
 from libvirt_natns.errors import DamagedError, StoreError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.state import database, salvage
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 NAME = "state database"
 

@@ -12,7 +12,7 @@ from libvirt_natns.engine.up import up
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 
 
 def relocate(
@@ -26,7 +26,7 @@ def relocate(
     changed, which is nothing if the network has another address by now.  Raises LeaseError
     if there is no other, or the network's metadata asks for this one.
     """
-    record = context.store.network(uuid)
+    record = context.store.networks.get(uuid)
     if record is None or not record.runs:
         return []
     network = libvirt_xml.parse_network(record.document)
@@ -36,7 +36,7 @@ def relocate(
         return []
     waiting = context.waiting()
     with context.changing("relocate", uuid, record.name) as changes:
-        if taken not in context.store.leases(upstream.name, uuid).addresses:
+        if taken not in context.store.leases.of(upstream.name, uuid).addresses:
             return []
 
         def probe(addresses: Collection[Address]) -> set[Address]:
@@ -52,7 +52,7 @@ def relocate(
     return [*changes, *up(waiting, network, record.document)] if record.state == "up" else changes
 
 
-def defend(_: Context, record: Record, address: Address) -> None:
+def defend(_: Context, record: NetworkRecord, address: Address) -> None:
     """Announce an address that a network has and another station answers for.
 
     Raises UpstreamError or KernelError.
@@ -68,7 +68,7 @@ def look_elsewhere(context: Context, uuid: str, asked: proxied_addresses.Asked) 
     Return what differed.  Takes the upstream's ``probe`` where a guest has an address in
     the provider's own prefix.  Raises a NatnsError.
     """
-    record = context.store.network(uuid)
+    record = context.store.networks.get(uuid)
     if record is None or record.state != "up" or not record.this_boot:
         return []
     if context.kernel.link(record.namespace, record.bridge) is None:

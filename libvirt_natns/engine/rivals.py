@@ -5,8 +5,8 @@ from libvirt_natns import names
 from libvirt_natns.engine import given_up
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.down import down, tidy
-from libvirt_natns.model import Network
-from libvirt_natns.state.networks import Record
+from libvirt_natns.model.network import Network
+from libvirt_natns.state.networks import NetworkRecord
 
 
 def end_rivals(context: Context, network: Network, *, active: bool) -> None:
@@ -14,7 +14,9 @@ def end_rivals(context: Context, network: Network, *, active: bool) -> None:
 
     ``active``: the network's bridge is there and is its own.
     """
-    for rival in context.store.holders(names.namespace(network.name), network.bridge or ""):
+    for rival in context.store.networks.holders(
+        names.namespace(network.name), network.bridge or ""
+    ):
         if rival.uuid != network.uuid and _is_superseded(context, rival, network, active):
             down(context, rival.uuid)
     # The record of a network of that name may have been lost.
@@ -24,7 +26,7 @@ def end_rivals(context: Context, network: Network, *, active: bool) -> None:
         tidy(context, owner, namespace)
 
 
-def _is_superseded(context: Context, rival: Record, network: Network, active: bool) -> bool:
+def _is_superseded(context: Context, rival: NetworkRecord, network: Network, active: bool) -> bool:
     """True if a start of ``network`` shows that ``rival`` has ended."""
     if rival.name == network.name:
         # libvirt has no two networks of a name, and starts no active one.

@@ -24,8 +24,8 @@ from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.kernel.locks import LIMIT
-from libvirt_natns.model import Network
-from libvirt_natns.state.networks import Record
+from libvirt_natns.model.network import Network
+from libvirt_natns.state.networks import NetworkRecord
 
 POLL = 0.02
 """Seconds between two looks at whether another network's start is over."""
@@ -47,7 +47,7 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
         _clear(context, network, xml)
         leases.reserve(context, network, xml, upstream, undo)
         context.step("await its turn")
-        while context.store.enter_start(new_record(network, xml, upstream, "starting")):
+        while context.store.networks.enter_start(new_record(network, xml, upstream, "starting")):
             time.sleep(POLL)
         changes.append(f"reserved {leases.in_words(context, network, upstream)}")
         undo.pop_all()
@@ -62,7 +62,7 @@ def build(context: Context, network: Network, xml: bytes) -> bool:
     """
     upstream = context.planner.upstream(network)
     with context.changing("build", network.uuid, network.name) as changes, Undo() as undo:
-        record = context.store.network(network.uuid)
+        record = context.store.networks.get(network.uuid)
         if context.built is None or not record or not is_start_of(record, xml):
             return False
         undo.add(empty_directory, network.uuid)
@@ -76,7 +76,7 @@ def build(context: Context, network: Network, xml: bytes) -> bool:
 
 
 def give_up(
-    context: Context, start: Record, *, orphaned: bool = False, limit: float = LIMIT
+    context: Context, start: NetworkRecord, *, orphaned: bool = False, limit: float = LIMIT
 ) -> bool:
     """Take back a start that libvirt has given up, and return True.
 
@@ -85,7 +85,7 @@ def give_up(
     since the record was made.
     """
     with context.changing("give up", start.uuid, start.name, limit) as changes:
-        record = context.store.network(start.uuid)
+        record = context.store.networks.get(start.uuid)
         if not record or (record.state, record.since) != (start.state, start.since):
             return False
         if orphaned:
@@ -102,7 +102,7 @@ def end_given_up(context: Context, but: str = "", *, wait: bool = False) -> None
     event does.  Leftovers that cannot be removed wait for ``sync``.  With ``wait``, a
     start without a bridge gets as long as ``given_up.BRIDGE_LIMIT``.
     """
-    for record in context.store.networks("preparing", "starting"):
+    for record in context.store.networks.all("preparing", "starting"):
         if record.uuid == but:
             continue
         while wait and context.later is at_once and given_up.may_be_given_up(record):
@@ -128,13 +128,13 @@ def _clear(context: Context, network: Network, xml: bytes) -> None:
     if context.state(network.uuid) != "down":
         remove_orphan(context, xml)
         context.step("note that it is down")
-        context.store.set_state(network.uuid, "down")
+        context.store.networks.set_state(network.uuid, "down")
         shared_host.adjust(context, network.uuid)
 
 
 def _remove_former_name(context: Context, network: Network) -> None:
     """Remove the namespace that a network had under another name."""
-    record = context.store.network(network.uuid)
+    record = context.store.networks.get(network.uuid)
     former = record.namespace if record else ""
     if former and former != names.namespace(network.name) and netns.exists(former):
         delete_own_namespace(context.kernel, network.uuid, former)

@@ -13,7 +13,8 @@ from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.segment import has_ipv6
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import StoreError, UpstreamError
-from libvirt_natns.model import Network, Outside, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.upstream import attachment, selection
 
 ROOM = 64 << 10

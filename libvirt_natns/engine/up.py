@@ -22,9 +22,10 @@ from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import Network, Upstream
-from libvirt_natns.state.guests import Claims
-from libvirt_natns.state.networks import Record
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.state.claims import Claims
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp, selection
 
 
@@ -45,7 +46,7 @@ def up(context: Context, network: Network, xml: bytes) -> list[str]:
     return _up(context, network, xml)
 
 
-def repair(context: Context, record: Record) -> list[str]:
+def repair(context: Context, record: NetworkRecord) -> list[str]:
     """Bring a network to its record if it is still up, and return what differed.
 
     Waits for all of the work, so that a look after it sees the result.  Raises NotUpError
@@ -60,7 +61,7 @@ def refresh(context: Context, network: Network, xml: bytes) -> list[str]:
 
     libvirt has written its dnsmasq's files by now.  Connections live on.
     """
-    record = context.store.network(network.uuid)
+    record = context.store.networks.get(network.uuid)
     if record is None or record.state != "up":
         return []
     return up(context, network, xml)
@@ -73,7 +74,7 @@ def follow_lease(context: Context, uuid: str) -> list[str]:
     # A start looks at the lease itself, but may have done so a moment ago.
     with locked(names.network_directory(uuid)):
         context.discard_lock(uuid)
-        record = context.store.network(uuid)
+        record = context.store.networks.get(uuid)
     if record is None or record.state != "up" or not record.this_boot:
         return []
     if context.kernel.link(None, record.bridge) is None:
@@ -106,14 +107,14 @@ def _up(context: Context, network: Network, xml: bytes, *, only_if_up: bool = Fa
         repaired += _apply(context, network, upstream, made, undo)
         if repaired or context.state(network.uuid) != "up":
             context.step("note that it is up")
-            context.store.set_state(network.uuid, "up")
+            context.store.networks.set_state(network.uuid, "up")
         undo.pop_all()
     return repaired
 
 
 def _built_ahead(context: Context, uuid: str) -> Plan:
     """Return the operations that ``build`` has carried out for the start that goes on."""
-    record = context.store.network(uuid)
+    record = context.store.networks.get(uuid)
     if context.built is None or record is None:
         return ()
     made = context.built.take(uuid, record.since)
@@ -123,7 +124,7 @@ def _built_ahead(context: Context, uuid: str) -> Plan:
 
 def _check_up(context: Context, network: Network, xml: bytes) -> None:
     """Raise NotUpError or RecordChangedError unless a network is up with that document."""
-    record = context.store.network(network.uuid)
+    record = context.store.networks.get(network.uuid)
     if record is None or record.state != "up" or not record.this_boot:
         raise NotUpError(f"network {network.name} is not up")
     if record.document != xml:
@@ -141,31 +142,31 @@ def _admit(context: Context, network: Network, xml: bytes, upstream: Upstream, u
         leases.reserve(context, network, xml, upstream, undo)
         return
     if state == "starting":
-        undo.add(context.store.set_state, network.uuid, "down")
+        undo.add(context.store.networks.set_state, network.uuid, "down")
         if upstream.by_dhcp:
             # `start` has made a part of the namespace, to be leased an address.
             namespace = names.namespace(network.name)
             undo.add(remove, context.kernel, network.uuid, namespace)
-    record = context.store.network(network.uuid)
+    record = context.store.networks.get(network.uuid)
     if record is not None and record.upstream != upstream.name:
         # The lease of another upstream's server is of no use here.
         end_client(context.kernel, network.uuid, record.namespace)
     if state == "starting" or record is None or is_outdated(record, network, xml, upstream):
         context.step("record the network")
-        context.store.put(new_record(network, xml, upstream, state))
+        context.store.networks.put(new_record(network, xml, upstream, state))
         if state == "up" and record is not None:
             _publish_anew(context, record, network, upstream, undo)
 
 
 def _publish_anew(
-    context: Context, earlier: Record, network: Network, upstream: Upstream, undo: Undo
+    context: Context, earlier: NetworkRecord, network: Network, upstream: Upstream, undo: Undo
 ) -> None:
     """Claim the forwards of a running network's edited metadata, in place of earlier ones."""
     if publishes_as(earlier, network):
         return
-    undo.add(context.store.put, earlier)
-    before = Claims(network.uuid, context.registry.forwards(owner=network.uuid))
-    undo.add(context.registry.claim, before, scopes(context.store, [network.uuid]), True)
+    undo.add(context.store.networks.put, earlier)
+    before = Claims(network.uuid, context.store.claims.forwards(owner=network.uuid))
+    undo.add(context.store.claims.put, before, scopes(context.store, [network.uuid]), True)
     leases.renew(context, network, upstream)
     leases.claim_own(context, network, upstream, before.forwards)
 
@@ -174,11 +175,11 @@ def _end_leasing(context: Context, network: Network, upstream: Upstream, undo: U
     """Release a DHCP server's lease: the network's upstream leased by DHCP before."""
     held = dhcp.held(network.uuid)
     end_client(context.kernel, network.uuid, names.namespace(network.name))
-    leased = context.store.leases(upstream.name, network.uuid).address
+    leased = context.store.leases.of(upstream.name, network.uuid).address
     if held is not None and held.address.ip == leased:
         # From now on the server may lease the address to others.
-        undo.add(context.store.restore_leases, context.store.leases_of(network.uuid))
-        context.store.release(upstream.name, network.uuid, "ipv4")
+        undo.add(context.store.leases.restore, context.store.leases.all_of(network.uuid))
+        context.store.leases.release(upstream.name, network.uuid, "ipv4")
 
 
 def _take_over(context: Context, network: Network, undo: Undo) -> list[str]:
@@ -189,7 +190,7 @@ def _take_over(context: Context, network: Network, undo: Undo) -> list[str]:
     repaired = carry_out(context.kernel, withdrawals(network), undo, context.before)
     if context.state(network.uuid) == "starting":
         context.step("let others start")
-        context.store.set_state(network.uuid, "up")
+        context.store.networks.set_state(network.uuid, "up")
     return repaired
 
 
@@ -202,7 +203,7 @@ def _apply(
     if upstream.by_dhcp:
         repaired += dhcp.news(network, selection.upstream_of(network, context.config))
     for address in context.planner.outside(network, upstream).addresses:
-        context.registry.move(network.uuid, address)
+        context.store.claims.move(network.uuid, address)
     shared_host.adjust(context, network.uuid)
     operations = context.planner.plan(network, upstream)
     repaired += carry_out(

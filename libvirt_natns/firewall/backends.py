@@ -9,7 +9,7 @@ from libvirt_natns.addresses import Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables, nft, nftables
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.model import FirewallChoice
+from libvirt_natns.model.configuration import FirewallChoice
 
 
 class Backend(Protocol):

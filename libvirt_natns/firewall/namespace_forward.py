@@ -23,7 +23,7 @@ from libvirt_natns.firewall.namespace_policy import (
 )
 from libvirt_natns.firewall.rule import Rule, limited, single
 from libvirt_natns.firewall.well_known import LINK_LOCAL4, METADATA6
-from libvirt_natns.model import Forward
+from libvirt_natns.model.publication import Forward
 from libvirt_natns.records import replace
 
 

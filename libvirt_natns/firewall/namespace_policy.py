@@ -15,7 +15,8 @@ from libvirt_natns.addresses import (
     host_network,
 )
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.model import DEFAULT_MAX_FLOWS, Forward, StaticNat
+from libvirt_natns.model.publication import Forward, StaticNat
+from libvirt_natns.model.upstream import DEFAULT_MAX_FLOWS
 from libvirt_natns.records import dataclass
 
 

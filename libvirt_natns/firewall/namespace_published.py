@@ -21,7 +21,7 @@ from libvirt_natns.firewall.namespace_policy import (
     translated_families,
 )
 from libvirt_natns.firewall.rule import Rule, limited, single
-from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.model.publication import Forward, StaticNat
 
 
 def published(policy: Policy, halves: tuple[FamilyPolicy, ...]) -> Iterator[Rule]:

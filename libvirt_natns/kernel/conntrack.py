@@ -22,7 +22,7 @@ from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.netlink import NLA_NESTED, NLA_TYPE, Attrs, Socket
-from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import dataclass, replace
 
 PROTOCOLS = {

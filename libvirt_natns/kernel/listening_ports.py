@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from libvirt_natns.errors import ConflictError
-from libvirt_natns.model import Forward, Protocol
+from libvirt_natns.model.publication import Forward, Protocol
 
 TCP_LISTEN = "0A"
 UDP_UNCONNECTED = "07"

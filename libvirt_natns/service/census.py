@@ -16,12 +16,16 @@ from libvirt_natns.daemons import dnsmasq, dnsmasq_files, lease_file
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import counts
 from libvirt_natns.state.applicants import reserved_addresses
 from libvirt_natns.state.counts import PoolKey
-from libvirt_natns.state.networks import LeaseKind, Record, State, Store, boot_id
+from libvirt_natns.state.leases import LeaseKind
+from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers, transit
 
 CONNTRACK = Path("/proc/sys/net/netfilter")
@@ -70,7 +74,7 @@ class Census:
 
 def take(engine: Engine) -> Census:
     """Count.  Raises StoreError."""
-    records = engine.store.networks()
+    records = engine.store.networks.all()
     boot = boot_id()
     up = [record for record in records if record.state == "up" and record.boot == boot]
     forwards = counts.forwards(engine.store)
@@ -82,7 +86,7 @@ def take(engine: Engine) -> Census:
     )
 
 
-def _states(records: list[Record], up: int) -> dict[State, int]:
+def _states(records: list[NetworkRecord], up: int) -> dict[State, int]:
     # Most networks are up or down, and to ask a record whether it runs takes longer.
     starting = [record for record in records if record.state in ("preparing", "starting")]
     numbers: Counter[State] = Counter(record.state for record in starting if record.runs)
@@ -111,10 +115,10 @@ def _sizes(store: Store, upstream: Upstream) -> dict[LeaseKind, int | None]:
     IPv4 is always there, with None where the number is unknown.
     """
     if upstream.kind == "host":
-        subnet = upstream.subnet or store.transit(upstream.name)
+        subnet = upstream.subnet or store.transit.subnet(upstream.name)
         if subnet is None:
             return {"ipv4": None}
-        upstream = transit.complete(upstream, subnet, store.transit6(upstream.name))
+        upstream = transit.complete(upstream, subnet, store.transit.prefix(upstream.name))
     if upstream.kind == "router":
         with suppress(NatnsError):
             upstream = routers.complete(upstream)
@@ -142,7 +146,7 @@ def _size(upstream: Upstream, family: Family) -> int | None:
 # -- networks ----------------------------------------------------------------
 
 
-def _count(record: Record, forwards: int) -> NetworkCounts:
+def _count(record: NetworkRecord, forwards: int) -> NetworkCounts:
     connections, limit = _connections(record.namespace)
     return NetworkCounts(
         name=record.name,
@@ -168,7 +172,7 @@ def _number(key: str) -> int | None:
         return None
 
 
-def _dnsmasq(record: Record) -> bool | None:
+def _dnsmasq(record: NetworkRecord) -> bool | None:
     if not dnsmasq_files.paths(record.uuid).configuration.exists():
         return None
     return dnsmasq.running(record.uuid, record.namespace) is not None

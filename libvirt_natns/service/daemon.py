@@ -45,7 +45,8 @@ from libvirt_natns.service.starts import Starts
 from libvirt_natns.service.watched import Watched, parent_of
 from libvirt_natns.service.workqueue import Background
 from libvirt_natns.state.address_conflicts import Conflicts
-from libvirt_natns.state.networks import Record, Store
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 
 REST = 5.0
@@ -120,7 +121,7 @@ class Service:
         """Watch networks that are up, and follow starts that go on."""
         try:
             with self.sessions.engine() as engine:
-                records = engine.store.networks("preparing", "starting", "up")
+                records = engine.store.networks.all("preparing", "starting", "up")
         except NatnsError as error:
             self.log.say("error", "startup", error=error)
             return
@@ -151,7 +152,7 @@ class Service:
     def _describe(self, uuid: str) -> Watched | None:
         """Return the parts of a network to watch; None where it is not up."""
         with closing(Store()) as store:
-            record = store.network(uuid)
+            record = store.networks.get(uuid)
         if record is None or record.state != "up":
             return None
         return Watched.of(record, parent_of(record.upstream))
@@ -185,7 +186,7 @@ class Service:
         try:
             for uuid in uuids:
                 with self.sessions.engine() as engine:
-                    record = engine.store.network(uuid)
+                    record = engine.store.networks.get(uuid)
                     changed = engine.look_elsewhere(uuid, self._asked)
                 if changed and record:
                     text = "; ".join(changed)
@@ -212,7 +213,7 @@ class Service:
     def _suspect_all(self) -> None:
         """Have each network that is up compared with its plan."""
         with suppress(NatnsError), self.sessions.engine() as engine:
-            for record in engine.store.networks("up"):
+            for record in engine.store.networks.all("up"):
                 if record.this_boot:
                     self.healer.suspect(record.uuid)
 
@@ -220,15 +221,15 @@ class Service:
         """Move a start away from an address that is taken: once, then keep and defend it."""
         try:
             with self.sessions.engine() as engine:
-                for record in engine.store.networks("starting", "up"):
+                for record in engine.store.networks.all("starting", "up"):
                     if record.namespace == error.namespace and record.this_boot:
                         self._settle(engine, record, parsed(error.address))
         except NatnsError as fault:
             self.log.say("error", "relocate", network=error.namespace, error=fault)
 
-    def _settle(self, engine: Engine, record: Record, address: Address) -> None:
+    def _settle(self, engine: Engine, record: NetworkRecord, address: Address) -> None:
         self.conflicts.note(record.upstream, address)
-        own = engine.store.leases(record.upstream, record.uuid).addresses
+        own = engine.store.leases.of(record.upstream, record.uuid).addresses
         inode = netns.inode(record.namespace)
         # A guest's own address was probed for in full before the guest started.
         if address in own and self.conflicts.may_move(record.uuid, inode):

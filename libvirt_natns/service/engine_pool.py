@@ -18,10 +18,10 @@ from libvirt_natns.errors import StoreError
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.kernel.netns import Spares
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.service.workqueue import Background
-from libvirt_natns.state.networks import Store
 from libvirt_natns.state.schema import VERSION
+from libvirt_natns.state.store import Store
 
 IDLE = 4
 """The most sessions that are kept for later."""

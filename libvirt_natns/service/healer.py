@@ -120,7 +120,7 @@ class Healer:
         """Suspect the network of a namespace that another process has made."""
         try:
             with self._sessions.engine() as engine:
-                records = engine.store.networks("starting", "up")
+                records = engine.store.networks.all("starting", "up")
         except NatnsError as error:
             self._log.say("error", "heal", namespace=namespace, error=error)
             return
@@ -183,7 +183,7 @@ class Healer:
         name = "host" if uuid == HOST else uuid
         try:
             with self._sessions.engine() as engine:
-                record = engine.store.network(uuid) if uuid != HOST else None
+                record = engine.store.networks.get(uuid) if uuid != HOST else None
                 name = record.name if record else name
                 if uuid == HOST:
                     self._host_looked = time.monotonic()

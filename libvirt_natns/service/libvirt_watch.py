@@ -173,7 +173,7 @@ class LibvirtWatch:
 
 
 def _runs(engine: Engine, uuid: str) -> bool:
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     return record is not None and record.runs
 
 

@@ -11,17 +11,17 @@ from libvirt_natns.engine.observer import HOST
 from libvirt_natns.engine.reconcile import check
 from libvirt_natns.engine.up import NotUpError
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 
 
 class NoBridgeError(NatnsError):
     """libvirt's bridge is missing."""
 
 
-Repair = Callable[[Engine, str, Record | None], list[str] | None]
+Repair = Callable[[Engine, str, NetworkRecord | None], list[str] | None]
 
 
-def repair(engine: Engine, uuid: str, record: Record | None) -> list[str] | None:
+def repair(engine: Engine, uuid: str, record: NetworkRecord | None) -> list[str] | None:
     """Repair a network, or HOST, and return the differences that there were.
 
     Returns None while a start goes on: an unfinished start is no damage.
@@ -47,7 +47,7 @@ def repair(engine: Engine, uuid: str, record: Record | None) -> list[str] | None
 
 
 def _repair_host(engine: Engine) -> list[str] | None:
-    starts = engine.store.networks("preparing", "starting")
+    starts = engine.store.networks.all("preparing", "starting")
     if any(record.unfinished for record in starts):
         # A start makes most of the host's part, unless it is given up or needs little of it.
         return None

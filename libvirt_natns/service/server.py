@@ -19,7 +19,7 @@ from libvirt_natns.documents.xml_sniff import at_domain, at_network
 from libvirt_natns.engine import events
 from libvirt_natns.engine.factory import Resident
 from libvirt_natns.errors import FormatError, NatnsError
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.records import dataclass
 from libvirt_natns.service.client import DONE, GREETING, REFUSED
 from libvirt_natns.service.log import Level, Log

@@ -16,9 +16,10 @@ from libvirt_natns.daemons import libvirtd
 from libvirt_natns.engine import given_up
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.errors import LibvirtError
+from libvirt_natns.kernel.boot import now
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.workqueue import Workers, WorkQueue
-from libvirt_natns.state.networks import START_LIMIT, Record, now
+from libvirt_natns.state.networks import START_LIMIT, NetworkRecord
 
 LOOK = 0.25
 """Seconds between two looks at a start that goes on."""
@@ -81,7 +82,7 @@ class Starts:
     def _goes_on(self, uuid: str) -> bool:
         """Look at a start; true if it is to be looked at again."""
         with self._sessions.engine() as engine:
-            record = engine.store.network(uuid)
+            record = engine.store.networks.get(uuid)
         if record is None or record.state == "down" or not record.this_boot:
             return False
         if record.state != "up" and self._lost_daemon(record):
@@ -101,7 +102,7 @@ class Starts:
                 engine.give_up(record, orphaned=active is not None)
         return False
 
-    def _lost_daemon(self, record: Record) -> bool:
+    def _lost_daemon(self, record: NetworkRecord) -> bool:
         """True if the daemon that made the start has ended: no start outlives it."""
         if given_up.outlived_daemon(record):
             return True
@@ -115,7 +116,7 @@ class Starts:
         return runs
 
 
-def _libvirt_goes_on(record: Record) -> bool:
+def _libvirt_goes_on(record: NetworkRecord) -> bool:
     """True if libvirt need not be asked yet: it still works on the bridge."""
     if record.state == "up" or now() - record.since > START_LIMIT:
         return False

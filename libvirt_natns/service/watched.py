@@ -14,7 +14,7 @@ from libvirt_natns.daemons import dnsmasq, dnsmasq_files, ndppd, udhcpc
 from libvirt_natns.documents import config
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 
 ENDED = 0
 """Stands for the pid of a process that has ended."""
@@ -48,7 +48,7 @@ class Watched:
         return (*own, *self.proxies)
 
     @classmethod
-    def of(cls, record: Record, parent: str = "") -> Self:
+    def of(cls, record: NetworkRecord, parent: str = "") -> Self:
         """Return the parts that a recorded network, on that upstream, has now."""
         uuid, namespace = record.uuid, record.namespace
         daemon = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Upstream addresses that another station answers for: a move once a start, no more.
+"""Upstream addresses that another station answers for: one move for each start, no more.
 
 An answer proves nothing about its sender.  A station that answers for each address would
 otherwise move a network for ever, and each move ends the connections of its guests.

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Applicants for upstream addresses, and the addresses that none of them may have."""
+"""Applicants for upstream addresses, and the addresses that no applicant may have."""
 
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Applicant:
-    """A network that leases an upstream address, or a guest that leases one of its own.
+    """A network that leases an upstream address, or a guest that leases its own address.
 
     ``key`` is the lease's key in the state database, ``who`` the applicant's name in messages.
     The ``wanted`` address stands in ``attribute`` of ``element``.
@@ -63,7 +64,7 @@ def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
 
 
 def can_keep(address: Address, upstream: Upstream) -> bool:
-    """Whether a network that runs can keep its address, whatever the pool is today."""
+    """True if a network that runs can keep its address, inside the pool or not."""
     family: Family = 4 if address.version == 4 else 6
     subnet = upstream.side(family).subnet
     inside = subnet is not None and address in subnet
@@ -71,13 +72,13 @@ def can_keep(address: Address, upstream: Upstream) -> bool:
 
 
 def reserved_addresses(upstream: Upstream, family: Family = 4) -> dict[Address, str]:
-    """Addresses of an upstream's subnet that no network may have, and what they are."""
+    """Return the addresses of an upstream's subnet that no network may have, with their use."""
     side = upstream.side(family)
     reserved: dict[Address, str] = {}
     if side.subnet is not None and side.subnet.prefixlen < side.subnet.max_prefixlen - 1:
         if family == 4:
             reserved[side.subnet.broadcast_address] = "broadcast address"
-        # In IPv6 it means any router there (RFC 4291, 2.6.1).
+        # In IPv6 the first address means any router there (RFC 4291, 2.6.1).
         first = "network address" if family == 4 else "anycast address"
         reserved[side.subnet.network_address] = first
     for server in upstream.dns:

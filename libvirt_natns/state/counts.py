@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Counts of forwards, guests and leases in the state database, for metrics."""
 
-from libvirt_natns.state.networks import GUESTS, RUNNING, LeaseKind, Store, boot_id
+from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.state.leases import GUESTS, RUNNING, LeaseKind
+from libvirt_natns.state.store import Store
 
 PoolKey = tuple[str, LeaseKind]
 """An upstream's name, and the kind of its leases."""

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The file of the state database: its format, and whether it is damaged.
+"""The file of the state database: transactions, its format, and damage.
 
-Three kinds of trouble are told apart, as each has another way out:
+Three kinds of trouble have a type of error each, as each has another remedy:
 
-* damage: SQLite, or a value in a row, says so, or the file is missing although
+* Damage: SQLite, or a value in a row, says so, or the file is missing although
   networks run.  ``rebuild`` puts the file aside and makes another one.
-* a later format: a later version wrote it.  The file is whole and stays where it is.
-* all else: a full disk, a read-only file system, missing rights.  The file is whole.
+* A later format: a later version wrote it.  The file is whole and stays where it is.
+* All else: a full disk, a read-only file system, missing rights.  The file is whole.
 
 An earlier format is brought to today's in one transaction, so a migration that fails
 leaves the file as it was.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,15 +24,18 @@ from libvirt_natns.kernel.locks import at_most, locked
 from libvirt_natns.state.schema import MIGRATIONS, SCHEMA, VERSION
 
 SQLError = sqlite3.Error
-"""SQLite's own error, for callers that go on whatever the database has."""
+"""SQLite's own error, for callers that go on without the database."""
+
+IntegrityError = sqlite3.IntegrityError
+Connection = sqlite3.Connection
+Row = sqlite3.Row
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 FILE = "state.db"
 COMPANIONS = ("-wal", "-shm")
-"""What SQLite keeps beside a database while it is open: the latest transactions, and
-an index of them."""
+"""Files of SQLite's beside an open database: the latest transactions, and an index of them."""
 
 BUSY_TIMEOUT = 30.0
 """How long, in seconds, a process waits for another one's transaction."""
@@ -40,6 +43,56 @@ BUSY_TIMEOUT = 30.0
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 REBUILD = "run virt-natns sync, which keeps the damaged file and rebuilds the database"
+
+
+class Database:
+    """An open state database.  Every method is one transaction unless inside one."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the database in a directory; see ``opened`` for the errors."""
+        self.path = directory / FILE
+        self._db = opened(directory)
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Make all changes or none, and alone: other writers wait (``BEGIN IMMEDIATE``)."""
+        if self._db.in_transaction:
+            yield self._db
+            return
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            with self._db:
+                yield self._db
+        except sqlite3.Error as error:
+            raise failure(self.path, "change", error) from error
+
+    def select(self, query: str, *values: object) -> list[sqlite3.Row]:
+        """Return the rows of a query.  Raises StoreError."""
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise failure(self.path, "read", error) from error
+
+    def made(self, make: Callable[[R], T], rows: Iterable[R]) -> list[T]:
+        """Return objects made of rows.  Raises DamagedError for a value that has no meaning."""
+        try:
+            return [make(row) for row in rows]
+        except (ValueError, TypeError, LookupError) as error:
+            fact = f"state database {self.path}: is damaged ({error})"
+            raise DamagedError(fact, REBUILD) from error
+
+    def check(self) -> None:
+        """Read the whole database.  Raises DamagedError where SQLite finds damage."""
+        try:
+            verdict = self._db.execute("PRAGMA integrity_check (1)").fetchone()[0]
+        except sqlite3.Error as error:
+            raise failure(self.path, "read", error) from error
+        if verdict != "ok":
+            told = " ".join(str(verdict).split())
+            raise DamagedError(f"state database {self.path}: is damaged ({told})", REBUILD)
 
 
 def opened(directory: Path) -> sqlite3.Connection:
@@ -77,7 +130,7 @@ def opened(directory: Path) -> sqlite3.Connection:
 
 
 def failure(path: Path, verb: str, error: Exception) -> StoreError:
-    """An error of SQLite's, or of the file system's, by its kind."""
+    """Return the error for an error of SQLite's, or of the file system's, by its kind."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in DAMAGE or "no such table" in str(error) or "no such column" in str(error):
         return DamagedError(f"state database {path}: is damaged ({error})", REBUILD)
@@ -85,14 +138,6 @@ def failure(path: Path, verb: str, error: Exception) -> StoreError:
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         told += f"; see to its file system (df {path.parent})"
     return StoreError(f"cannot {verb} the state database {path}", told)
-
-
-def made(make: Callable[[R], T], rows: Iterable[R], path: Path) -> list[T]:
-    """Objects from rows.  Raises DamagedError for a value that can be none of ours."""
-    try:
-        return [make(row) for row in rows]
-    except (ValueError, TypeError, LookupError) as error:
-        raise DamagedError(f"state database {path}: is damaged ({error})", REBUILD) from error
 
 
 def check_there(directory: Path = names.STATE_DIRECTORY) -> None:
@@ -115,7 +160,7 @@ def _missing(path: Path) -> DamagedError:
 def _networks_run() -> bool:
     """True if namespaces and run-time directories of networks are there.
 
-    Both: either one alone may be left over.
+    Both are asked for, as either alone may be left over.
     """
     with_directory = any(names.network_directory("").glob("*"))
     return with_directory and any(names.NETNS_DIRECTORY.glob("nat-*"))
@@ -164,31 +209,17 @@ def _later(db: sqlite3.Connection, path: Path) -> FormatError:
     )
 
 
-# -- damage --------------------------------------------------------------------
-
-
-def check(db: sqlite3.Connection, path: Path) -> None:
-    """Read the whole database.  Raises DamagedError where SQLite finds damage."""
-    try:
-        found = db.execute("PRAGMA integrity_check (1)").fetchone()[0]
-    except sqlite3.Error as error:
-        raise failure(path, "read", error) from error
-    if found != "ok":
-        told = " ".join(str(found).split())
-        raise DamagedError(f"state database {path}: is damaged ({told})", REBUILD)
-
-
 def put_aside(directory: Path, stamp: str) -> Path:
     """Rename a database and its companions out of the way; returns its new path.
 
     ``stamp`` becomes part of the name.  The caller holds the directory's lock, so
-    no other process makes a database meanwhile.
+    no other process makes a database at the same time.
     """
     path = directory / FILE
     aside = path.with_name(f"{FILE}.damaged-{stamp}")
     while aside.exists():
         aside = aside.with_name(f"{aside.name}+")
-    # The log first, and again last: SQLite would apply one that is left to the next database.
+    # The log first, and again last: SQLite would apply a log that is left to the next database.
     for suffix in (*COMPANIONS, "", *COMPANIONS):
         with suppress(FileNotFoundError):
             path.with_name(f"{path.name}{suffix}").rename(f"{aside}{suffix}")

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Leasing upstream addresses and prefixes: sticky, unique, addresses asked for beforehand.
+"""Leases from an upstream's pool: sticky, unique, and probed for before they are given.
 
-A network keeps its address for good.  Only when a pool has nothing else left
-is the address of a network that does not run given away, the longest unused
-first: else a host that starts a new transient network for each job would run
-out after a day.
+A network keeps its address for good.  When a pool has no free address left, networks
+that do not run lose theirs, the longest unused first.  Otherwise a host that starts a
+new transient network for each job would run out after a day.
 
-Which of several networks gets an address is decided in the database, after the
-probe: one that comes too late tries the next.  Prefixes are never asked for:
-nobody but us gives them away.
+The database decides between several applicants, after the probe; the loser tries the
+next address.  Prefixes are not probed for: no other machine leases them.
 """
 
 import time
@@ -16,29 +14,31 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv6Network
 from itertools import chain, islice, repeat
 
-from libvirt_natns.addresses import Address, address_of
+from libvirt_natns.addresses import Address, AddressRange, address_of
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import AddressRange, Upstream
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state.applicants import Applicant, check_wanted, reserved_addresses
-from libvirt_natns.state.networks import Leasable, LeaseKind, Store, kept
+from libvirt_natns.state.leases import Leasable, LeaseKind, kept
+from libvirt_natns.state.store import Store
 
 FIRST_BATCHES = (1, 16)
 BATCH = 128
 """How many addresses are probed for at once: a few first, since most often the
-first one is free, and then as many as answer without overflowing the socket."""
+first is free, and then as many as answer without overflowing the socket."""
 
 MOST_ANSWERED = 10
-"""Whole batches in a row of which each address is answered for, until a search ends: a
-station that answers for everything would keep it going through all of a pool."""
+"""Batches in a row, with each address answered for, after which a search ends.
+
+A station that answers for every address would keep a search going through all of a pool."""
 
 SEARCH_LIMIT = 10.0
 """Seconds after which a search probes no more: a hook, and libvirt behind it, waits."""
 
 PREFIX_LENGTH = 64
-"""Of a network's own prefix: guests make addresses of their own in nothing else."""
+"""Length of a network's own prefix: guests make addresses of their own in no other (SLAAC)."""
 
 Probe = Callable[[Collection[Address]], set[Address]]
-"""Tells which of some addresses answer on the upstream's segment."""
+"""Returns the addresses that answer on the upstream's segment."""
 
 
 def reserve(
@@ -48,10 +48,10 @@ def reserve(
     probe: Probe,
     excluded: Collection[Address] = (),
 ) -> Address:
-    """The address of a network or guest: wanted, kept from last time, or new from the pool.
+    """Lease an address to a network or guest: wanted, kept from last time, or new.
 
     ``excluded`` are further addresses in use, the host's own among them.
-    Raises LeaseError where the wanted one cannot be had or the pool is used up.
+    Raises LeaseError where the wanted address cannot be had or the pool is used up.
     """
     if applicant.wanted is not None:
         return _reserve_wanted(store, applicant, upstream, probe, excluded, applicant.wanted)
@@ -63,19 +63,18 @@ def reserve(
 
 
 def leased(store: Store, applicant: Applicant, upstream: Upstream) -> Address | None:
-    """The address of its family that an applicant leases already."""
-    found = store.leases(upstream.name, applicant.key)
-    return found.address if applicant.family == 4 else found.address6
+    """Return the address of its family that an applicant leases already."""
+    return store.leases.of(upstream.name, applicant.key).of(applicant.family)
 
 
 def segment(upstream: Upstream) -> str:
-    """Where an upstream's addresses must be unique."""
+    """Return the name of the segment on which an upstream's addresses must be unique."""
     return upstream.bridge or upstream.name
 
 
 def _take(store: Store, applicant: Applicant, upstream: Upstream, address: Leasable) -> bool:
-    """Lease an address, unless another network was faster."""
-    return store.reserve(upstream.name, segment(upstream), applicant.key, address)
+    """Lease an address; False where another network was faster."""
+    return store.leases.reserve(upstream.name, segment(upstream), applicant.key, address)
 
 
 def _reserve_wanted(
@@ -91,9 +90,9 @@ def _reserve_wanted(
     if wanted in excluded:
         raise LeaseError(f"{asked} is the host's own", "choose another")
     _check_free(store, applicant, upstream, wanted, asked)
-    guest = store.guest_holder(upstream.name, segment(upstream), applicant.key, wanted)
+    guest = store.leases.guest_holder(upstream.name, segment(upstream), applicant.key, wanted)
     if guest is not None:
-        # Its network answers for it, so that a probe would find but another machine.
+        # The guest's network answers for it, so a probe would blame another machine.
         raise LeaseError(f"{asked} belongs to {guest}", "choose another, or stop that guest")
     if probe([wanted]):
         raise LeaseError(f"{asked} is in use by another machine", "choose another, or free it")
@@ -105,8 +104,8 @@ def _reserve_wanted(
 def _check_free(
     store: Store, applicant: Applicant, upstream: Upstream, wanted: Leasable, asked: str
 ) -> None:
-    """Refuse what another network uses now."""
-    holder = store.holder(segment(upstream), wanted)
+    """Refuse an address or prefix that another network uses now."""
+    holder = store.leases.holder(segment(upstream), wanted)
     if holder is not None and holder.uuid != applicant.key:
         raise LeaseError(
             f"{asked} is leased to network {holder.name}",
@@ -153,7 +152,7 @@ def _reserve_new(
 def next_address(
     store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
 ) -> Address:
-    """The address that ``reserve`` would try first; leases nothing.
+    """Return the address that ``reserve`` would try first; leases nothing.
 
     Raises LeaseError.
     """
@@ -168,23 +167,23 @@ def next_address(
 def _candidates(
     store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
 ) -> Iterator[Address]:
-    """Addresses never leased, in the pool's order; then those of networks at rest.
+    """Yield addresses never leased, in the pool's order; then leases of networks at rest.
 
-    Lazy: a pool may have millions.
+    A pool may have millions of addresses.
     """
-    taken = store.leased(segment(upstream))
+    taken = store.leases.in_segment(segment(upstream))
     unusable = {*excluded, *reserved_addresses(upstream, applicant.family)}
     for address in listed(upstream.side(applicant.family).ranges):
         if address not in unusable and kept(address) not in taken:
             yield address
     kind: LeaseKind = "ipv4" if applicant.family == 4 else "ipv6"
-    for address in map(address_of, store.reclaimable(segment(upstream), kind)):
+    for address in map(address_of, store.leases.reclaimable(segment(upstream), kind)):
         if _usable(applicant, upstream, address, excluded):
             yield address
 
 
 def listed(ranges: Iterable[AddressRange]) -> Iterator[Address]:
-    """All addresses of some ranges, in their order."""
+    """Yield all addresses of some ranges, in their order."""
     for span in ranges:
         address_class = type(span.first)
         for number in range(int(span.first), int(span.last) + 1):
@@ -220,10 +219,10 @@ def reserve_prefix(
     wanted: IPv6Network | None,
     excluded: Collection[Address] = (),
 ) -> IPv6Network:
-    """The prefix of a network: wanted, kept from last time, or new from ``prefixes6``.
+    """Lease a prefix to a network: wanted, kept from last time, or new from ``prefixes6``.
 
-    None that the host itself has an address in, which ``excluded`` holds.
-    Raises LeaseError where the wanted one cannot be had or all are used up.
+    No prefix is leased that has an ``excluded`` address in it, which is the host's own.
+    Raises LeaseError where the wanted prefix cannot be had or all are used up.
     """
     if wanted is not None:
         asked = f"{applicant.who}: the prefix {wanted} of upstream {upstream.name}"
@@ -231,7 +230,7 @@ def reserve_prefix(
         if not _take(store, applicant, upstream, wanted):
             raise LeaseError(f"{asked} was leased to another meanwhile", "choose another")
         return wanted
-    last = store.leases(upstream.name, applicant.key).prefix
+    last = store.leases.of(upstream.name, applicant.key).prefix
     fits = last is not None and _fits(upstream, last, excluded)
     if last is not None and fits and _take(store, applicant, upstream, last):
         return last
@@ -244,7 +243,7 @@ def reserve_prefix(
 def next_prefix(
     store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
 ) -> IPv6Network:
-    """The prefix that ``reserve_prefix`` would try first; leases nothing.
+    """Return the prefix that ``reserve_prefix`` would try first; leases nothing.
 
     Raises LeaseError.
     """
@@ -261,13 +260,13 @@ def _fits(upstream: Upstream, prefix: IPv6Network, excluded: Collection[Address]
 def _prefixes(
     store: Store, upstream: Upstream, excluded: Collection[Address]
 ) -> Iterator[IPv6Network]:
-    """Prefixes never leased, in their order; then those of networks at rest."""
-    taken = store.leased(segment(upstream))
+    """Yield prefixes never leased, in their order; then leases of networks at rest."""
+    taken = store.leases.in_segment(segment(upstream))
     for whole in upstream.prefixes6:
         for prefix in whole.subnets(new_prefix=PREFIX_LENGTH):
             if str(prefix) not in taken and _fits(upstream, prefix, excluded):
                 yield prefix
-    for text in store.reclaimable(segment(upstream), "prefix"):
+    for text in store.leases.reclaimable(segment(upstream), "prefix"):
         prefix = IPv6Network(text)
         if _fits(upstream, prefix, excluded):
             yield prefix

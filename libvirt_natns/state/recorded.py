@@ -9,7 +9,7 @@ BUSY_TIMEOUT = 1.0
 
 
 def has_network(database: str, uuid: str) -> bool:
-    """True if a network has a record, in whatever state.  Raises sqlite3.Error.
+    """True if a network has a record, in any state.  Raises sqlite3.Error.
 
     ``database`` is the path of the file, which is not made where it is missing.
     """

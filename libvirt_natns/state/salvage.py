@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Copies rows that can still be read of a damaged database into another one."""
+"""Copies of readable rows of a damaged database into another database."""
 
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.state.networks import Store
 from libvirt_natns.state.schema import VERSION
+from libvirt_natns.state.store import Store
 
 SALVAGED = ("network", "lease", "transit", "transit6", "reservation", "chosen_port")
-"""Tables with what outlives networks and guests."""
+"""Tables with rows that outlive networks and guests."""
 
 
 def copy(damaged: Path, store: Store) -> None:
-    """Add what can be read of a damaged database and contradicts nothing in ``store``."""
+    """Add readable rows of a damaged database that contradict nothing in ``store``."""
     if not damaged.exists():
         return
     with suppress(sqlite3.Error), closing(sqlite3.connect(damaged)) as old:
@@ -30,7 +30,7 @@ def copy(damaged: Path, store: Store) -> None:
 
 
 def _copy_table(old: sqlite3.Connection, db: sqlite3.Connection, table: str) -> None:
-    # What runs has been adopted: all other networks are down.
+    # Running networks have been adopted: all others are down.
     columns = [row[1] for row in db.execute(f"PRAGMA table_info ({table})")]
     values = ["'down'" if column == "state" else column for column in columns]
     marks = ", ".join("?" * len(columns))
@@ -40,7 +40,7 @@ def _copy_table(old: sqlite3.Connection, db: sqlite3.Connection, table: str) -> 
 
 
 def _name_owners(old: sqlite3.Connection, db: sqlite3.Connection) -> None:
-    """Name the guests at rest whose reservations were adopted: dnsmasq knows MACs alone."""
+    """Set the owners of adopted reservations: dnsmasq, their source, knows MACs alone."""
     with suppress(sqlite3.Error):
         for row in old.execute("SELECT owner, network, mac FROM reservation"):
             db.execute(

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The tables of the state database: networks' (``store``) and guests' (``registry``).
+"""The tables of the state database, and the way from an earlier format to today's.
 
-An address of IPv4 is stored as its number, one of IPv6 as its text, for SQLite's
-integers hold 64 bits; so is a prefix.  Uniqueness is theirs: primary keys, unique
-indexes, and for ranges of ports a trigger.  What is asked when one network or guest
-comes or goes has an index, so that it costs the same however many there are.
+An IPv4 address is stored as its number.  An IPv6 address and a prefix are stored as text,
+for SQLite's integers hold 64 bits.
+
+The tables keep values unique: by primary keys, unique indexes and, for ranges of ports,
+a trigger.  Queries for the start or stop of one network or guest use indexes, so they
+cost the same on a host with many networks.
 """
 
 VERSION = 3
@@ -62,11 +64,11 @@ CREATE TABLE IF NOT EXISTS chosen_port (
 """
 
 ANY_SELECTOR = "*"
-"""Of a port that was chosen before it was noted for which of several forwards."""
+"""Selector of a port that was chosen in format 1, which had no selectors."""
 
 MIGRATIONS = {
-    # Indexes and the trigger were other ones, which SCHEMA makes.  Whose a
-    # reservation is was not noted: it shows where its guest runs.
+    # Indexes and the trigger were other ones, which SCHEMA makes.  The owner of a
+    # reservation was not recorded: the claim of a guest that runs shows the owner.
     1: f"""
 DROP TRIGGER IF EXISTS one_claim;
 DROP INDEX IF EXISTS forward_claim;
@@ -83,7 +85,7 @@ INSERT INTO reservation SELECT network, mac, address, coalesce(
     ''), 0 FROM former_reservation AS former;
 DROP TABLE former_reservation;
 """,
-    # All was IPv4.
+    # All addresses were IPv4.
     2: f"""
 ALTER TABLE lease RENAME TO former_lease;
 {LEASE}
@@ -95,7 +97,7 @@ INSERT INTO reservation SELECT network, mac, 4, address, owner, used FROM former
 DROP TABLE former_reservation;
 """,
 }
-"""What leads from each earlier format to the next; ``SCHEMA`` is run after the last."""
+"""Statements from each earlier format to the next; ``SCHEMA`` is run after the last."""
 
 WRITER = """
 CREATE TABLE IF NOT EXISTS writer (
@@ -103,8 +105,10 @@ CREATE TABLE IF NOT EXISTS writer (
     version TEXT NOT NULL
 );
 """
-"""Which version brought the database to which format.  This table stays as it is in
-every format to come: an earlier version reads it to say which one is needed."""
+"""The version that brought the database to each format.
+
+This table stays as it is in every format to come: an earlier version reads it to say
+which version is needed."""
 
 SCHEMA = f"""
 {WRITER}

@@ -10,8 +10,8 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.daemons import dhcp_lease
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.kernel.boot import now
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import now
 
 ACCEPTED, REFUSED = "accepted", "refused"
 UNTIL = "until"

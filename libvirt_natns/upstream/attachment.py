@@ -16,7 +16,7 @@ from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.rtnetlink import Link
 from libvirt_natns.kernel.session import BRIDGE_PORTS, Kernel
-from libvirt_natns.model import Upstream
+from libvirt_natns.model.upstream import Upstream
 
 Problem = tuple[str, str]
 """The fault of a bridge or NIC, and its remedy."""

@@ -5,23 +5,26 @@ Each network has a client of its own on its upstream link.  Its MAC address and 
 never change, so the server gives it the same address again.  The lease completes the
 upstream for that one network.
 
-Without a lease, the network has a placeholder address (``model.STAND_INS``).  Forwards on it
-are in the tables already, and move to the leased address when it is known.
+Without a lease, the network has a placeholder address (``addresses.PLACEHOLDERS``).  Forwards
+on it are in the tables already, and move to the leased address when it is known.
 """
 
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, IPNetwork
+from libvirt_natns.addresses import PLACEHOLDERS, Address, IPNetwork, is_placeholder
 from libvirt_natns.daemons import dhcp_lease, lease_check, resolv_conf, udhcpc
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.errors import LeaseError, NatnsError
-from libvirt_natns.model import STAND_INS, Network, Upstream, is_stand_in
+from libvirt_natns.kernel.boot import now
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.networks import Record, Store, now
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import accepted_leases, selection
 
 FOLLOW = "from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[1]))"
@@ -131,9 +134,9 @@ def remaining(uuid: str) -> int | None:
 def requested(store: Store, network: Network, upstream: Upstream) -> IPv4Address | None:
     """Return the address that a network's client asks for: the wanted one, or the last lease's."""
     wanted = (
-        applicants.applicant(network).wanted or store.leases(upstream.name, network.uuid).address
+        applicants.applicant(network).wanted or store.leases.of(upstream.name, network.uuid).address
     )
-    return wanted if isinstance(wanted, IPv4Address) and not is_stand_in(wanted) else None
+    return wanted if isinstance(wanted, IPv4Address) and not is_placeholder(wanted) else None
 
 
 def client(network: Network, upstream: Upstream) -> Client:
@@ -191,8 +194,8 @@ def settle(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
     accepted_leases.note(network.uuid, lease, usable=usable)
     if leased is not None and _take(store, network, upstream, leased):
         return leased
-    present = store.leases(upstream.name, network.uuid).address
-    if present is not None and is_stand_in(present):
+    present = store.leases.of(upstream.name, network.uuid).address
+    if present is not None and is_placeholder(present):
         return present
     return next(each for each in stand_ins(network.uuid) if _take(store, network, upstream, each))
 
@@ -209,12 +212,12 @@ def settle_first(store: Store, network: Network, upstream: Upstream) -> IPv4Addr
 
 
 def _take(store: Store, network: Network, upstream: Upstream, address: IPv4Address) -> bool:
-    return store.reserve(upstream.name, pool.segment(upstream), network.uuid, address)
+    return store.leases.reserve(upstream.name, pool.segment(upstream), network.uuid, address)
 
 
 def _taken(store: Store, name: str, upstream: Upstream) -> LeaseError:
     assert upstream.leased is not None
-    holder = store.holder(pool.segment(upstream), upstream.leased)
+    holder = store.leases.holder(pool.segment(upstream), upstream.leased)
     return LeaseError(
         f"network {name}: the DHCP server of upstream {upstream.name} gives {upstream.leased},"
         f" which network {holder.name if holder else '?'} has",
@@ -225,11 +228,13 @@ def _taken(store: Store, name: str, upstream: Upstream) -> LeaseError:
 def stand_ins(uuid: str) -> Iterator[IPv4Address]:
     """Yield placeholder addresses for a network, the likeliest free address first."""
     first = int(names.digest(uuid), 16)
-    return (IPv4Address(STAND_INS[(first + n) % len(STAND_INS)]) for n in range(len(STAND_INS)))
+    return (
+        IPv4Address(PLACEHOLDERS[(first + n) % len(PLACEHOLDERS)]) for n in range(len(PLACEHOLDERS))
+    )
 
 
 def differences(
-    store: Store, record: Record, network: Network, upstream: Upstream, configured: Upstream
+    store: Store, record: NetworkRecord, network: Network, upstream: Upstream, configured: Upstream
 ) -> list[str]:
     """Return in words why a network that is up lacks its address, or values of its lease.
 
@@ -245,8 +250,8 @@ def differences(
     found = _not_wanted(network, upstream, lease)
     if found is not None:
         return [str(found)]
-    if upstream.leased in (None, store.leases(upstream.name, record.uuid).address):
+    if upstream.leased in (None, store.leases.of(upstream.name, record.uuid).address):
         return []
-    if store.holder(pool.segment(upstream), upstream.leased):
+    if store.leases.holder(pool.segment(upstream), upstream.leased):
         return [str(_taken(store, record.name, upstream))]
     return [f"the leased address {upstream.leased} is not in force"]

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Forward, Upstream
-from libvirt_natns.state.networks import Store
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.state.store import Store
 
 if TYPE_CHECKING:
     from libvirt_natns.upstream.router.lifecycle import RouterLifecycle

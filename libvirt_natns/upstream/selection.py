@@ -11,7 +11,9 @@ from ipaddress import IPv6Network
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
 from libvirt_natns.errors import DocumentError, UpstreamError
-from libvirt_natns.model import Config, Network, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state import applicants
 

@@ -14,12 +14,13 @@ import os
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import IPNetwork
+from libvirt_natns.addresses import AddressRange, IPNetwork
 from libvirt_natns.errors import UpstreamError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import AddressRange, Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 CANDIDATES = tuple(
     map(IPv4Network, ("198.19.252.0/22", "198.19.248.0/22", "172.31.252.0/22", "10.213.252.0/22"))
@@ -38,9 +39,9 @@ def choose(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -
     Raises UpstreamError where every candidate subnet is in use on this host.
     """
     subnet = _chosen(kernel, store, network, upstream)
-    subnet6 = store.transit6(upstream.name)
+    subnet6 = store.transit.prefix(upstream.name)
     if subnet6 is None and needs_ipv6(kernel, network):
-        subnet6 = store.choose_transit6(upstream.name, free6(network))
+        subnet6 = store.transit.choose_prefix(upstream.name, free6(network))
     return complete(upstream, subnet, subnet6 if needs_ipv6(kernel, network) else None)
 
 
@@ -71,10 +72,10 @@ def free6(network: Network) -> IPv6Network:
 
 def _chosen(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -> IPv4Network:
     """Return the transit subnet in IPv4; choose it unless it is chosen."""
-    subnet = upstream.subnet or store.transit(upstream.name)
+    subnet = upstream.subnet or store.transit.subnet(upstream.name)
     if subnet is None or (upstream.subnet is None and _stale(kernel, store, upstream, subnet)):
         candidates = free(kernel, network, upstream)
-        subnet = store.choose_transit(upstream.name, candidates, instead_of=subnet)
+        subnet = store.transit.choose_subnet(upstream.name, candidates, instead_of=subnet)
     return subnet
 
 
@@ -112,7 +113,7 @@ def _complete4(upstream: Upstream, subnet: IPv4Network) -> Upstream:
 
 def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network) -> bool:
     """True if the host has learnt a route into a transit subnet that no network uses."""
-    if store.in_use(upstream.name):
+    if store.networks.in_use(upstream.name):
         return False
     return any(map(subnet.overlaps, _routes(kernel, upstream)))
 

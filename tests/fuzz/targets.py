@@ -23,7 +23,7 @@ from libvirt_natns.cli import forward_edit, forward_spec
 from libvirt_natns.daemons import dhcp_lease, dnsmasq_config, resolv_conf
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
-from libvirt_natns.documents import config, libvirt_xml, xml_sniff
+from libvirt_natns.documents import config, domain_edit, libvirt_xml, xml_sniff
 from libvirt_natns.engine.operations.daemons import Firewall
 from libvirt_natns.engine.operations.operation import describe_plan
 from libvirt_natns.engine.plan.network import make
@@ -31,7 +31,8 @@ from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.model import Domain, Network, Nic, Outside
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import replace
 from libvirt_natns.service import client, server
 from libvirt_natns.upstream import selection
@@ -275,10 +276,10 @@ def check_domain(data: bytes) -> None:
         return
     assert (seen.uuid, seen.name) == (bare.uuid, bare.name), "uuid and name"
     nic = Nic(MAC, "another")
-    more = libvirt_xml.parse_domain_nics(libvirt_xml.with_nic(data, nic))
+    more = libvirt_xml.parse_domain_nics(domain_edit.with_nic(data, nic))
     assert Counter(more.nics) == Counter([*bare.nics, nic]), "one more NIC"
     less = libvirt_xml.parse_domain_nics(
-        libvirt_xml.without_nic(libvirt_xml.with_nic(data, nic), nic)
+        domain_edit.without_nic(domain_edit.with_nic(data, nic), nic)
     )
     assert nic not in less.nics, "one NIC less"
     try:
@@ -295,7 +296,7 @@ def check_edited(data: bytes, parsed: Domain) -> None:
     spec = forward_spec.parse_new("61234-61235:22/sctp")
     options = forward_edit.Options()
     try:
-        edited = libvirt_xml.edit_domain(data, lambda nat: forward_edit.add(nat, spec, options))
+        edited = domain_edit.edit_nat(data, lambda nat: forward_edit.add(nat, spec, options))
         again = libvirt_xml.parse_domain(edited.document)
     except NatnsError as error:
         refusal(error)
@@ -305,7 +306,7 @@ def check_edited(data: bytes, parsed: Domain) -> None:
     assert again.nat.forwards[: len(before)] == before, "earlier forwards"
     assert len(again.nat.forwards) == len(before) + 1, "one more forward"
     assert again.nics == parsed.nics, "NICs"
-    assert libvirt_xml.nat_text(edited.document) == edited.element, "the element"
+    assert domain_edit.nat_text(edited.document) == edited.element, "the element"
 
 
 # -- configuration ---------------------------------------------------------------

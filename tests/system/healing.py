@@ -62,7 +62,7 @@ class Parts(Nobody):
 
     def _describe(self, uuid: str) -> Watched | None:
         with self.sessions.engine() as engine:
-            record = engine.store.network(uuid)
+            record = engine.store.networks.get(uuid)
         return Watched.of(record) if record and record.state == "up" else None
 
     def __enter__(self) -> "Parts":
@@ -89,7 +89,7 @@ class Parts(Nobody):
         with self.sessions.engine() as engine:
             if uuid == HOST:
                 return check.host_differences(engine)
-            record = engine.store.network(uuid)
+            record = engine.store.networks.get(uuid)
             assert record is not None
             return check.network_differences(engine, record)
 

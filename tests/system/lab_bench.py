@@ -37,7 +37,7 @@ from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.state import networks
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 STATE = Path("/var/lib/libvirt-natns/state.db")
 DNSMASQ = "/usr/sbin/dnsmasq"
@@ -141,7 +141,7 @@ class Bench:
     def differences(self) -> list[str]:
         """What check says of the network."""
         with self.engine() as verbs:
-            record = verbs.store.network(self.uuid)
+            record = verbs.store.networks.get(self.uuid)
             assert record is not None
             assert record.state == "up"
             return check.network_differences(verbs, record) + check.host_differences(verbs)

@@ -77,11 +77,11 @@ def test_a_start_that_libvirt_gave_up(ahead: Bench) -> None:
     with ahead.engine() as verbs:
         verbs.prepare(network, ahead.xml)
         assert verbs.build(network, ahead.xml)
-        first = verbs.store.network(ahead.uuid)
+        first = verbs.store.networks.get(ahead.uuid)
         # The next start finds what the first has left.
         verbs.prepare(network, ahead.xml)
         assert verbs.build(network, ahead.xml)
-        second = verbs.store.network(ahead.uuid)
+        second = verbs.store.networks.get(ahead.uuid)
         assert first is not None
         assert second is not None
         assert not verbs.give_up(first)

@@ -14,7 +14,7 @@ from libvirt_natns.daemons import dnsmasq_process, dnsmasq_trial
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import processes
-from libvirt_natns.model import Network
+from libvirt_natns.model.network import Network
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000e7"
 EndAll = Callable[[int | None, Path], None]

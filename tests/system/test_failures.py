@@ -48,7 +48,7 @@ from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 pytest_plugins = ("lab_bench",)
 

@@ -68,7 +68,7 @@ from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import conntrack
-from libvirt_natns.model import Protocol, StaticNat
+from libvirt_natns.model.publication import Protocol, StaticNat
 from libvirt_natns.records import replace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -57,7 +57,7 @@ sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
-from libvirt_natns.model import PortSet, StaticNat
+from libvirt_natns.model.publication import PortSet, StaticNat
 
 HOST = "192.168.0.2"
 GUEST_C, GUEST_D = "10.0.0.6", "10.0.0.7"

@@ -322,7 +322,7 @@ def test_own_verbs_are_no_damage(parts: Parts, pair: tuple[Net, Net]) -> None:
     before = parts.log.getvalue()
     for _ in range(5):
         with parts.sessions.engine() as engine:
-            record = engine.store.network(net.uuid)
+            record = engine.store.networks.get(net.uuid)
             assert record is not None
             parsed = libvirt_xml.parse_network(record.document)
             engine.down(net.uuid)
@@ -356,7 +356,7 @@ def test_a_network_that_goes_down_meanwhile_stays_down(parts: Parts, world: Prov
     """Its end comes between the look at its record and the lock."""
     with network("e", "virbr16") as net:
         with parts.sessions.engine() as engine:
-            record = engine.store.network(net.uuid)
+            record = engine.store.networks.get(net.uuid)
             assert record is not None
             virsh("net-destroy", "e")
             # Nor would an interface of that name be enough.
@@ -367,7 +367,7 @@ def test_a_network_that_goes_down_meanwhile_stays_down(parts: Parts, world: Prov
                     repair(engine, net.uuid, record)
             finally:
                 run("ip", "link", "delete", "virbr16")
-            again = engine.store.network(net.uuid)
+            again = engine.store.networks.get(net.uuid)
             assert again is not None
             assert again.state == "down"
     assert not netns.exists("nat-e")

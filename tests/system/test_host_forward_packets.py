@@ -59,7 +59,7 @@ from libvirt_natns.firewall import backends, host
 from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Transit
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
-from libvirt_natns.model import Protocol
+from libvirt_natns.model.publication import Protocol
 
 HOST = "192.168.0.2"
 SECOND = "192.168.0.3"

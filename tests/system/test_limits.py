@@ -32,7 +32,7 @@ from libvirt_natns.firewall import backends, limits
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import conntrack, netns
-from libvirt_natns.model import Forward
+from libvirt_natns.model.publication import Forward
 from libvirt_natns.records import replace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

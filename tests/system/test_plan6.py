@@ -18,6 +18,7 @@ import pytest
 from lab import Node, end_process, run, spawn, wait_for
 
 from libvirt_natns import names
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons import ndppd
 from libvirt_natns.engine.apply.carry_out import carry_out, plan_differences
 from libvirt_natns.engine.operations.addresses import ProxiedNeighbours, Route
@@ -30,7 +31,9 @@ from libvirt_natns.engine.removal import remove
 from libvirt_natns.engine.undo import Undo
 from libvirt_natns.kernel import address_probe, ndp
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import AddressRange, Network, Outside, Subnet, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import Subnet
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.watched import ENDED, Watched

@@ -23,7 +23,8 @@ from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.dnsmasq_config import Advertised, make
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.model import Network, Subnet
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.records import replace
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"

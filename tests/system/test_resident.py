@@ -25,7 +25,7 @@ from libvirt_natns.firewall import limits, nft, nftables
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.service.engine_pool import EnginePool
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 OWNER = "c0ffee00-0000-4000-8000-000000000001"
 METADATA = (
@@ -202,7 +202,7 @@ def test_what_was_seen_ahead_of_the_lock_is_seen_anew(upstream: Provider) -> Non
         with resident.engine() as engine:
             engine.prepare(network, xml)
             engine.up(network, xml)
-            record = engine.store.network(network.uuid)
+            record = engine.store.networks.get(network.uuid)
             assert record is not None
         port = names.private_patch(network.uuid)
         with resident.engine() as engine:
@@ -241,7 +241,7 @@ def test_threads_that_share_a_process(upstream: Provider, spares: netns.Spares) 
 
     def check(number: int) -> list[str]:
         network = libvirt_xml.parse_network(xml_of(number))
-        record = resident.engine.store.network(network.uuid)
+        record = resident.engine.store.networks.get(network.uuid)
         assert record is not None
         assert dnsmasq.running(network.uuid, record.namespace)
         return network_differences(resident.engine, record)

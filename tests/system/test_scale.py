@@ -35,7 +35,7 @@ from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import check, repairs, sync
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 MANY = 40
 SETTLED = 5

@@ -137,7 +137,7 @@ def check(concerned: Collection[str] | None = None) -> list[active.Finding]:
     ``concerned``: look at these networks alone, and at the host if "host" is among them.
     """
     with Once().engine() as engine:
-        records = [record for record in engine.store.networks("up") if record.this_boot]
+        records = [record for record in engine.store.networks.all("up") if record.this_boot]
         found = [
             (record.name, what)
             for record in records

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.documents import config
 from libvirt_natns.errors import ConfigError
-from libvirt_natns.model import HOST_UPSTREAM, AddressRange, Config, PortSet, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.publication import PortSet
+from libvirt_natns.model.upstream import HOST_UPSTREAM, Upstream
 
 BRIDGE = {
     "kind": '"bridge"',

@@ -12,7 +12,7 @@ import pytest
 
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import conntrack
-from libvirt_natns.model import Forward, StaticNat
+from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import replace
 
 NETWORK, OWN = IPv4Address("192.168.0.150"), IPv4Address("192.168.0.151")

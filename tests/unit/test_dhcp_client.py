@@ -15,7 +15,7 @@ from libvirt_natns.daemons import dhcp_lease, udhcpc
 from libvirt_natns.daemons.dhcp_lease import DhcpLease, parse
 from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.errors import DhcpError
-from libvirt_natns.model import StaticRoute
+from libvirt_natns.model.subnet import StaticRoute
 
 OFFER = {
     "ip": "192.168.0.50",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
+from libvirt_natns.addresses import is_placeholder
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.engine.operations.addresses import Gateways
 from libvirt_natns.engine.operations.daemons import Leasing
@@ -17,17 +18,14 @@ from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
-from libvirt_natns.model import (
-    NatMetadata,
-    Network,
-    Outside,
-    StaticRoute,
-    Subnet,
-    Upstream,
-    is_stand_in,
-)
+from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.model.metadata import NatMetadata
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import StaticRoute, Subnet
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Record, Store, boot_id
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp
 
 OFFICE = Upstream("office", "bridge", bridge="br0", pool="dhcp", probe=0.0)
@@ -137,40 +135,40 @@ def test_a_server_that_says_no_is_heard(backend: object) -> None:
 # -- the address ---------------------------------------------------------------
 
 
-def record(uuid: str, name: str) -> Record:
-    return Record(uuid, name, f"nat-{name}", f"br-{name}", "office", "bridge",
+def record(uuid: str, name: str) -> NetworkRecord:
+    return NetworkRecord(uuid, name, f"nat-{name}", f"br-{name}", "office", "bridge",
                   (), True, "up", boot_id(), 0.0, b"")  # fmt: skip
 
 
 def test_stand_ins_are_nobodys_address_and_unique(store: Store) -> None:
-    store.put(record(NETWORK.uuid, "a"))
+    store.networks.put(record(NETWORK.uuid, "a"))
     first = dhcp.settle(store, NETWORK, OFFICE)
-    assert is_stand_in(first)
+    assert is_placeholder(first)
     assert first in IPv4Network("0.0.0.0/8")
     assert dhcp.settle(store, NETWORK, OFFICE) == first
     # Another network whose likeliest one is taken.
     other = replace(NETWORK, uuid="other", name="b")
-    store.put(record("other", "b"))
-    store.reserve("office", "br0", NETWORK.uuid, next(dhcp.stand_ins("other")))
-    assert dhcp.settle(store, other, OFFICE) != store.leases("office", NETWORK.uuid).address
+    store.networks.put(record("other", "b"))
+    store.leases.reserve("office", "br0", NETWORK.uuid, next(dhcp.stand_ins("other")))
+    assert dhcp.settle(store, other, OFFICE) != store.leases.of("office", NETWORK.uuid).address
 
 
 def test_a_leased_address_is_recorded(store: Store) -> None:
-    store.put(record(NETWORK.uuid, "a"))
+    store.networks.put(record(NETWORK.uuid, "a"))
     known = dhcp.completed(OFFICE, LEASE)
     assert dhcp.settle(store, NETWORK, known) == LEASE.address.ip
-    assert store.leases("office", NETWORK.uuid).address == LEASE.address.ip
+    assert store.leases.of("office", NETWORK.uuid).address == LEASE.address.ip
     lost = dhcp.settle(store, NETWORK, OFFICE)
-    assert is_stand_in(lost)
+    assert is_placeholder(lost)
 
 
 def test_an_address_that_another_network_has_is_not_used(store: Store) -> None:
-    store.put(record("other", "b"))
-    assert store.reserve("office", "br0", "other", LEASE.address.ip)
+    store.networks.put(record("other", "b"))
+    assert store.leases.reserve("office", "br0", "other", LEASE.address.ip)
     known = dhcp.completed(OFFICE, LEASE)
     with pytest.raises(LeaseError, match=r"gives 192\.168\.0\.50, which network b has"):
         dhcp.settle_first(store, NETWORK, known)
-    assert is_stand_in(dhcp.settle(store, NETWORK, known))
+    assert is_placeholder(dhcp.settle(store, NETWORK, known))
 
 
 def test_a_client_asks_for_what_it_had(store: Store) -> None:
@@ -178,7 +176,7 @@ def test_a_client_asks_for_what_it_had(store: Store) -> None:
         return dhcp.requested(store, network, OFFICE)
 
     assert requested() is None
-    store.put(record(NETWORK.uuid, "a"))
+    store.networks.put(record(NETWORK.uuid, "a"))
     dhcp.settle(store, NETWORK, OFFICE)
     assert requested() is None, "a placeholder address is asked for"
     dhcp.settle(store, NETWORK, dhcp.completed(OFFICE, LEASE))
@@ -192,7 +190,7 @@ def test_a_client_asks_for_what_it_had(store: Store) -> None:
 def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
     mine = record(NETWORK.uuid, "a")
-    store.put(mine)
+    store.networks.put(mine)
 
     def said(network: Network = NETWORK) -> list[str]:
         upstream = dhcp.complete(network, OFFICE)
@@ -210,9 +208,9 @@ def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
     (told,) = said(replace(NETWORK, subnets=(Subnet(IPv4Interface("192.168.0.1/16")),)))
     assert "its subnet 192.168.0.0/16 overlaps 192.168.0.0/24 of upstream office" in told
     # Given to somebody else of ours meanwhile.
-    store.put(record("other", "b"))
+    store.networks.put(record("other", "b"))
     dhcp.settle(store, NETWORK, OFFICE)
-    assert store.reserve("office", "br0", "other", LEASE.address.ip)
+    assert store.leases.reserve("office", "br0", "other", LEASE.address.ip)
     (told,) = said()
     assert "gives 192.168.0.50, which network b has" in told
 
@@ -242,7 +240,7 @@ def test_a_network_keeps_what_it_has(
 ) -> None:
     """Whatever a renewal brings: the address stays, and the log hears of it once."""
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
-    store.put(record(NETWORK.uuid, "a"))
+    store.networks.put(record(NETWORK.uuid, "a"))
     directory = names.dhcp_directory(NETWORK.uuid)
     good = ("ip=192.168.0.50", "mask=24", "router=192.168.0.1")
     leased(directory, *good, until=1 << 30)
@@ -269,7 +267,7 @@ def test_a_lost_lease_is_lost(
 ) -> None:
     """A lease of use that is over serves no more, nor where the client has none at all."""
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
-    store.put(record(NETWORK.uuid, "a"))
+    store.networks.put(record(NETWORK.uuid, "a"))
     directory = names.dhcp_directory(NETWORK.uuid)
     leased(directory, "ip=192.168.0.50", "mask=24", until=1)
     dhcp.settle(store, NETWORK, dhcp.complete(NETWORK, OFFICE))
@@ -284,7 +282,7 @@ def test_the_end_of_a_refused_lease_is_no_loss(
 ) -> None:
     """The client gives up what could not be used, and asks anew: the address stays."""
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
-    store.put(record(NETWORK.uuid, "a"))
+    store.networks.put(record(NETWORK.uuid, "a"))
     directory = names.dhcp_directory(NETWORK.uuid)
 
     def follow() -> IPv4Address | None:

@@ -9,7 +9,7 @@ import pytest
 from libvirt_natns.engine import events
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guests import Guests
-from libvirt_natns.model import Network
+from libvirt_natns.model.network import Network
 
 
 def test_a_failure_beside_a_start_is_told_and_fails_nothing(

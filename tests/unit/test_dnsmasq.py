@@ -28,7 +28,9 @@ from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import DnsmasqError, DocumentError
 from libvirt_natns.kernel import netns
-from libvirt_natns.model import Network, Subnet, TextRecord
+from libvirt_natns.model.dns import TextRecord
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.records import replace
 
 GOLDEN = sorted((Path(__file__).parent / "dnsmasq").glob("*.txt"))

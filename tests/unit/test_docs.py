@@ -22,12 +22,13 @@ from lxml import etree
 
 from libvirt_natns import __version__, hook, names, records
 from libvirt_natns.cli import commands, forward_list, forward_spec
-from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
+from libvirt_natns.documents import config, config_upstream, libvirt_xml, xml_schema_errors
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.service import client, log, metrics
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
@@ -105,7 +106,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 TOP_LEVEL = rows(sections(REFERENCE / "configuration.md")["Top level"])
 OF_UPSTREAMS = rows(sections(REFERENCE / "configuration.md")["An upstream"])
-UPSTREAM_KEYS = {key for keys in config.UPSTREAM_KEYS.values() for key in keys}
+UPSTREAM_KEYS = {key for keys in config_upstream.KEYS_OF_KIND.values() for key in keys}
 
 
 def test_reference_has_the_configurations_keys() -> None:
@@ -115,8 +116,10 @@ def test_reference_has_the_configurations_keys() -> None:
 
 def test_reference_has_the_kinds_of_each_key() -> None:
     for key, (_, _, kinds, _) in OF_UPSTREAMS.items():
-        found = {kind for kind, keys in config.UPSTREAM_KEYS.items() if key in keys}
-        assert kinds == ("all" if found == set(config.UPSTREAM_KEYS) else ", ".join(sorted(found)))
+        found = {kind for kind, keys in config_upstream.KEYS_OF_KIND.items() if key in keys}
+        assert kinds == (
+            "all" if found == set(config_upstream.KEYS_OF_KIND) else ", ".join(sorted(found))
+        )
 
 
 def test_reference_has_the_defaults() -> None:

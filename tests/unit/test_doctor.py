@@ -7,7 +7,8 @@ import pytest
 
 from libvirt_natns.cli import access, doctor
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.model import HOST_UPSTREAM, Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import HOST_UPSTREAM, Upstream
 
 
 @pytest.mark.parametrize(

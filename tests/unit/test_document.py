@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.addresses import AddressRange
+from libvirt_natns.documents import domain_edit, libvirt_xml, xml_tree
 from libvirt_natns.documents.libvirt_xml import (
     NetworkPort,
     parse_domain,
@@ -24,20 +25,11 @@ from libvirt_natns.documents.libvirt_xml import (
     parse_hook_data,
 )
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.model import (
-    HOST_UPSTREAM,
-    AddressRange,
-    AddressRequest,
-    DhcpHost,
-    Domain,
-    NatMetadata,
-    Network,
-    Nic,
-    PortForward,
-    PortRange,
-    PortSet,
-    StaticRoute,
-)
+from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import PortSet
+from libvirt_natns.model.subnet import DhcpHost, StaticRoute
+from libvirt_natns.model.upstream import HOST_UPSTREAM
 from libvirt_natns.upstream import selection
 
 EXAMPLES = sorted(names.resource("xml").glob("*.xml"))
@@ -347,7 +339,7 @@ def test_domains_of_every_driver(kind: str) -> None:
         "<?x y?>",
         "</natns:nat><natns:nat xmlns:natns='urn:libvirt-natns:1'>",
         "<natns:address mac='52:54:00:00:00:99'/>",
-        "x" * libvirt_xml.MAX_METADATA,
+        "x" * xml_tree.MAX_METADATA,
     ],
 )
 def test_nics_whatever_the_metadata_says(nat: str) -> None:
@@ -435,7 +427,7 @@ def test_no_documents(data: bytes, expected: str) -> None:
 
 
 def test_too_large() -> None:
-    padding = b" " * libvirt_xml.MAX_DOCUMENT
+    padding = b" " * xml_tree.MAX_DOCUMENT
     assert "at most 8388608 are read" in data_refusal(network_xml() + padding)
     assert libvirt_xml.parse_network(network_xml() + padding[: -len(network_xml())]).name == "lab"
 
@@ -1190,11 +1182,11 @@ def test_time_is_bounded_for_forwards_too() -> None:
 
 def test_missing_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "resource", lambda name: tmp_path / name)
-    libvirt_xml._validator.cache_clear()
+    xml_tree._validator.cache_clear()
     try:
         assert "natns-network.rng" in refusal(IP, "")
     finally:
-        libvirt_xml._validator.cache_clear()
+        xml_tree._validator.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -1247,9 +1239,9 @@ def test_edited_documents_keep_what_is_not_ascii() -> None:
     inside = "<!-- preț --><natns:portForward><natns:range start='1'/></natns:portForward>"
     nat = f"<natns:nat xmlns:natns='urn:libvirt-natns:1'>{inside}</natns:nat>"
     xml = f"<domain><name>a</name><metadata>{nat}<x preț='1'/></metadata></domain>".encode()
-    edited = libvirt_xml.edit_domain(xml, lambda nat: None)
+    edited = domain_edit.edit_nat(xml, lambda nat: None)
     assert "<!-- preț -->" in edited.document.decode()
-    assert libvirt_xml.nat_text(edited.document) == edited.element
-    assert "preț='1'" in libvirt_xml.with_nic(xml, Nic("52:54:00:00:00:05")).decode().replace(
+    assert domain_edit.nat_text(edited.document) == edited.element
+    assert "preț='1'" in domain_edit.with_nic(xml, Nic("52:54:00:00:00:05")).decode().replace(
         '"', "'"
     )

@@ -10,24 +10,22 @@ from typing import cast, get_args
 import pytest
 
 from libvirt_natns import names
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.engine import leases
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.undo import Undo
 from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import DocumentError
+from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import (
-    AddressRange,
-    Config,
-    NatMetadata,
-    Network,
-    PortForward,
-    PortRange,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.metadata import NatMetadata, PortForward, PortRange
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import Subnet
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Record, State, Store, boot_id, now
+from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.store import Store
 
 FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
 GUEST = IPv4Address("10.0.0.5")
@@ -60,7 +58,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 
 
 def lease(engine: Engine, address: IPv4Address) -> None:
-    assert engine.store.reserve("provider", "br0", NETWORK.uuid, address)
+    assert engine.store.leases.reserve("provider", "br0", NETWORK.uuid, address)
 
 
 def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
@@ -69,7 +67,7 @@ def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
     network = replace(NETWORK, nat=NatMetadata(address=OTHER, forwards=(wanted,)))
     with pytest.raises(DocumentError, match="is not an address of its network"), Undo() as undo:
         leases.reserve(engine, network, b"", PROVIDER, undo)
-    assert engine.store.leases("provider", "a").address == FIRST
+    assert engine.store.leases.of("provider", "a").address == FIRST
 
 
 def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
@@ -77,7 +75,7 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
     network = replace(NETWORK, nat=NatMetadata(forwards=(wanted,)))
     with pytest.raises(DocumentError), Undo() as undo:
         leases.reserve(engine, network, b"", PROVIDER, undo)
-    assert engine.store.leases_of("a") == []
+    assert engine.store.leases.all_of("a") == []
 
 
 @pytest.mark.parametrize(
@@ -92,13 +90,13 @@ def test_address_that_the_configuration_forbids_by_now(engine: Engine, changed: 
     """Another one is asked for on the wire, as ever: the first one answers."""
     lease(engine, FOREIGN)
     leases.renew(engine, NETWORK, changed)
-    assert engine.store.leases("provider", "a").address == OTHER
+    assert engine.store.leases.of("provider", "a").address == OTHER
 
 
 def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine) -> None:
     lease(engine, FOREIGN)
     leases.renew(engine, NETWORK, PROVIDER)
-    assert engine.store.leases("provider", "a").address == FOREIGN
+    assert engine.store.leases.of("provider", "a").address == FOREIGN
 
 
 UUID = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f10"
@@ -123,12 +121,12 @@ def test_a_repair_brings_up_only_what_is_up_and_unchanged(
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
     config = Config(upstreams={"provider": PROVIDER}, upstream="provider")
     repairing = replace(engine, config=config, kernel=cast("Kernel", Idle()))
-    record = Record(
+    record = NetworkRecord(
         UUID, "a", "nat-a", "virbr10", "provider", "bridge", (), True, state, boot_id(), now(),
         DOCUMENT,
     )  # fmt: skip
-    engine.store.put(record)
+    engine.store.networks.put(record)
     edited = replace(record, state="up", document=DOCUMENT.replace(b"10.0.0.1", b"10.0.0.9"))
     with pytest.raises(RecordChangedError if state == "up" else NotUpError):
         repairing.repair(edited)
-    assert engine.store.network(UUID) == record
+    assert engine.store.networks.get(UUID) == record

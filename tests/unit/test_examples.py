@@ -10,8 +10,8 @@ import pytest
 from lxml import etree
 
 from libvirt_natns import names
-from libvirt_natns.documents import config, libvirt_xml, xml_schema_errors
-from libvirt_natns.model import Domain, Network
+from libvirt_natns.documents import config, config_upstream, libvirt_xml, xml_schema_errors
+from libvirt_natns.model.network import Domain, Network
 
 DIRECTORY = names.resource("xml")
 NAT = "{urn:libvirt-natns:1}nat"
@@ -104,7 +104,10 @@ def test_configuration() -> None:
     found = config.load(DIRECTORY / "config.toml")
     assert {upstream.kind for upstream in found.upstreams.values()} == {"bridge", "host", "router"}
     text = (DIRECTORY / "config.toml").read_text()
-    for key in {*config.KEYS, *(key for keys in config.UPSTREAM_KEYS.values() for key in keys)}:
+    for key in {
+        *config.KEYS,
+        *(key for keys in config_upstream.KEYS_OF_KIND.values() for key in keys),
+    }:
         assert key in text, f"config.toml does not show {key}"
 
 

@@ -34,7 +34,7 @@ from libvirt_natns.firewall.backends import missing_tables
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.model import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.model.publication import Forward, PortSet, Protocol, StaticNat
 from libvirt_natns.records import replace
 
 GUEST = IPv4Address("10.0.0.5")

@@ -30,7 +30,7 @@ from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.kernel import conntrack
-from libvirt_natns.model import Forward, Protocol, StaticNat
+from libvirt_natns.model.publication import Forward, Protocol, StaticNat
 from libvirt_natns.records import replace
 
 PRIVATE, PUBLIC = IPv6Network("fd00:10::/64"), IPv6Network("2001:db8:100::/64")

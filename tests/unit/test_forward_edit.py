@@ -6,7 +6,7 @@ import pytest
 from libvirt_natns.cli import forward_edit
 from libvirt_natns.cli.forward_edit import ListenLookup, Options
 from libvirt_natns.cli.forward_spec import Spec, parse_new, parse_old
-from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.documents import domain_edit, libvirt_xml
 from libvirt_natns.documents.xml_values import MutableElement
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 
@@ -32,9 +32,9 @@ def plain(content: str) -> str:
     return content.replace("natns:", "")
 
 
-def added(content: str | None, spec: str, options: Options | None = None) -> libvirt_xml.Edited:
+def added(content: str | None, spec: str, options: Options | None = None) -> domain_edit.Edited:
     wanted = parse_new(spec)
-    edited = libvirt_xml.edit_domain(
+    edited = domain_edit.edit_nat(
         domain(content), lambda nat: forward_edit.add(nat, wanted, options or Options())
     )
     libvirt_xml.parse_domain(edited.document)
@@ -43,7 +43,7 @@ def added(content: str | None, spec: str, options: Options | None = None) -> lib
 
 def removed(content: str, spec: str) -> str | None:
     found: list[bool] = []
-    edited = libvirt_xml.edit_domain(
+    edited = domain_edit.edit_nat(
         domain(content),
         lambda nat: found.append(forward_edit.remove(nat, parse_old(spec), AROUND)),
     )
@@ -252,9 +252,9 @@ def test_another_prefix_and_a_default_namespace() -> None:
             f'<{p}range start="2"/></{p}portForward></{p}nat>'
         )
         data = f"<domain><name>w</name><metadata>{nat}</metadata></domain>".encode()
-        edited = libvirt_xml.edit_domain(data, lambda found: _drop(found, "2"))
+        edited = domain_edit.edit_nat(data, lambda found: _drop(found, "2"))
         assert edited.element == '<nat><portForward><range start="1"/></portForward></nat>'
-        assert libvirt_xml.nat_text(edited.document) == edited.element
+        assert domain_edit.nat_text(edited.document) == edited.element
 
 
 def _drop(nat: MutableElement, spec: str) -> None:

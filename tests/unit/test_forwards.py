@@ -11,19 +11,10 @@ from libvirt_natns.engine.publication.choices import AutoPortRequest
 from libvirt_natns.engine.publication.resolve import of_network, resolve
 from libvirt_natns.engine.publication.spans import spans
 from libvirt_natns.errors import ConflictError, DocumentError
-from libvirt_natns.model import (
-    HOST_UPSTREAM,
-    AddressRequest,
-    Domain,
-    NatMetadata,
-    Network,
-    Nic,
-    Outside,
-    PortForward,
-    PortRange,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.subnet import Subnet
+from libvirt_natns.model.upstream import HOST_UPSTREAM, Outside, Upstream
 
 PROVIDER = Upstream("provider", "bridge", bridge="br0", subnet=IPv4Network("192.168.0.0/24"))
 A, B, OWN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 102))

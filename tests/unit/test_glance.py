@@ -8,7 +8,7 @@ import pytest
 from libvirt_natns.documents.libvirt_xml import parse_domain_nics, parse_hook_data, parse_network
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.model import Config, Scope
+from libvirt_natns.model.configuration import Config, Scope
 from libvirt_natns.upstream.selection import verdict
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"

@@ -12,9 +12,9 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, AddressRange
 from libvirt_natns.daemons import lease_file
-from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.documents import domain_edit, libvirt_xml
 from libvirt_natns.engine import guest_leases
 from libvirt_natns.engine.guests.nics import in_ours, may_name
 from libvirt_natns.engine.publication.allocation import Allocation
@@ -22,25 +22,19 @@ from libvirt_natns.engine.publication.attachment import ANY, Attachment
 from libvirt_natns.engine.publication.choices import AutoPortRequest
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import address_probe, listening_ports
+from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import (
-    HOST_UPSTREAM,
-    AddressRange,
-    AddressRequest,
-    Config,
-    DhcpHost,
-    Domain,
-    Forward,
-    Network,
-    Nic,
-    Outside,
-    Protocol,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.metadata import AddressRequest
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import Forward, Protocol
+from libvirt_natns.model.subnet import DhcpHost, Subnet
+from libvirt_natns.model.upstream import HOST_UPSTREAM, Outside, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.guests import Claims, PortKey, Scope
-from libvirt_natns.state.networks import Record, Store, boot_id, now
+from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
 
@@ -85,7 +79,7 @@ def test_host_of_the_xml_comes_first(choices: Allocation) -> None:
     assert target(choices, "web", attachment()) == ip(100)
     assert target(choices, "web", attachment(DhcpHost(ip(7), MAC))) == ip(7)
     # Nor is the address kept, which somebody else may have now.
-    assert choices.registry.reservations("n") == {}
+    assert choices.store.reservations.all("n") == {}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +96,7 @@ def test_reservation_that_became_somebody_elses(choices: Allocation, changed: At
 
 
 def test_reservation_in_a_subnet_that_is_gone(choices: Allocation) -> None:
-    choices.registry.reserve("n", MAC, "web", [IPv4Address("172.16.0.5")], lambda _: True)
+    choices.store.reservations.reserve("n", MAC, "web", [IPv4Address("172.16.0.5")], lambda _: True)
     assert target(choices, "web", attachment()) == ip(100)
 
 
@@ -123,7 +117,7 @@ def test_its_own_lease_is_kept(choices: Allocation, tmp_path: Path) -> None:
 
 def test_no_address_left(choices: Allocation) -> None:
     assert target(choices, "web", attachment(last=100)) == ip(100)
-    choices.registry.put_guest("web", "web", b"<domain/>", published=False)
+    choices.store.guests.put("web", "web", b"<domain/>", published=False)
     with pytest.raises(ConflictError, match="network a: no DHCP address is left"):
         target(choices, "mail", attachment(mac=OTHER, last=100))
     with pytest.raises(ConflictError, match="network a has no DHCP range"):
@@ -145,7 +139,7 @@ def test_a_strangers_lease_yields_where_no_address_is_left(
     (links / "vnet0" / "address").write_text("fe:54:00:00:99:99\n")
     assert target(choices, "web", attachment(last=100)) == ip(100)
     # A MAC that its bridge knows alone on a port is a container's.
-    choices.registry.drop_reservation("n", MAC)
+    choices.store.reservations.drop("n", MAC)
     mac = bytes.fromhex(OTHER.replace(":", ""))
 
     def entry(mac: bytes, port: int, local: int = 0) -> bytes:
@@ -164,16 +158,16 @@ def test_addresses_of_guests_that_are_gone_are_taken_over(
 ) -> None:
     """The longest unused first; none that is leased, and none outside the ranges."""
     macs = [f"52:54:00:00:01:{number:02x}" for number in range(5)]
-    choices.registry.reserve("n", macs[4], "far", [ip(200)], lambda _: True)
+    choices.store.reservations.reserve("n", macs[4], "far", [ip(200)], lambda _: True)
     for number, mac in enumerate(macs[:3]):
         assert target(choices, f"job{number}", attachment(mac=mac)) == ip(100 + number)
-        choices.registry.put_guest(f"job{number}", "job", b"<domain/>", published=True)
+        choices.store.guests.put(f"job{number}", "job", b"<domain/>", published=True)
     for number in (1, 2, 0):
-        choices.registry.set_published(f"job{number}", False)
-        choices.registry.forget_guest(f"job{number}")
+        choices.store.claims.set_published(f"job{number}", False)
+        choices.store.guests.forget(f"job{number}")
     lease(tmp_path, 101, macs[1])
     assert target(choices, "late", attachment(mac=macs[3])) == ip(102)
-    assert choices.registry.reservation("n", macs[2]) is None
+    assert choices.store.reservations.get("n", macs[2]) is None
     # Who is back gets another, and the same ever after.
     assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
     assert target(choices, "job2", attachment(mac=macs[2])) == ip(100)
@@ -212,7 +206,7 @@ def wish(
 
 def test_automatic_ports(choices: Allocation) -> None:
     """20000 is a program's; each target has its own, and keeps it."""
-    choices.registry.put_guest("web", "web", b"<domain/>", published=True)
+    choices.store.guests.put("web", "web", b"<domain/>", published=True)
     assert choices.port(wish("web")) == 20001
     assert choices.port(wish("web", 80)) == 20002
     assert choices.port(wish("web")) == 20001
@@ -230,11 +224,11 @@ def test_automatic_ports_of_several_targets(choices: Allocation) -> None:
 def test_automatic_ports_of_who_is_gone_are_taken_over(choices: Allocation) -> None:
     """The longest unused first; those of recorded guests and networks never."""
     store = choices.store
-    store.put(record("a", state="down"))
+    store.networks.put(record("a", state="down"))
     assert choices.port(wish("uuid-a")) == 20001
     assert choices.port(wish("gone", proto="udp")) == 20000
     assert choices.port(wish("here", proto="udp")) == 20001
-    choices.registry.put_guest("here", "here", b"<domain/>", published=True)
+    choices.store.guests.put("here", "here", b"<domain/>", published=True)
     assert choices.port(wish("left", proto="udp")) == 20002
     assert choices.port(wish("gone", proto="udp")) == 20000
     assert [choices.port(wish(name, proto="udp")) for name in ("x", "y")] == [20002, 20000]
@@ -267,9 +261,11 @@ def test_automatic_port_that_somebody_took(choices: Allocation) -> None:
     choices = replace(choices, observer=told)
     assert choices.port(wish("web")) == 20001
     taken = Forward("mail", "guest mail", "n", "tcp", ANY, 20001, 20001, ip(6), 25, 25)
-    choices.registry.claim(Claims("mail", (taken,)), {"n": Scope("wan", False)}, published=True)
+    choices.store.claims.put(
+        Claims("mail", (taken,)), {"n": ClaimScope("wan", False)}, published=True
+    )
     assert choices.port(wish("web")) == 20001
-    choices.registry.claim(Claims("mail", (taken,)), {"n": Scope("", True)}, published=True)
+    choices.store.claims.put(Claims("mail", (taken,)), {"n": ClaimScope("", True)}, published=True)
     assert [choices.port(wish("web")), choices.port(wish("web"))] == [20002, 20002]
     assert told.lines == ["choose a port a: guest web: tcp port 20001 is taken, 20002 instead"]
 
@@ -280,10 +276,10 @@ def test_automatic_port_that_a_program_took(
     """Unless the forward was there first: then it stays."""
     assert choices.port(wish("web")) == 20001
     held = Forward("web", "guest web", "n", "tcp", ANY, 20001, 20001, ip(6), 22, 22)
-    choices.registry.claim(Claims("web", (held,)), {"n": Scope("", True)}, published=True)
+    choices.store.claims.put(Claims("web", (held,)), {"n": ClaimScope("", True)}, published=True)
     monkeypatch.setattr(listening_ports, "listening", lambda proto: {20000, 20001})
     assert choices.port(wish("web")) == 20001
-    choices.registry.drop_claims("web")
+    choices.store.claims.drop("web")
     assert choices.port(wish("web")) == 20002
 
 
@@ -293,8 +289,8 @@ def test_automatic_port_beside_fixed_ones_of_the_same_guest(choices: Allocation)
     assert choices.port(wish("web", avoided=((20002, 20003),))) == 20001
 
 
-def record(name: str, **changes: object) -> Record:
-    plain = Record(
+def record(name: str, **changes: object) -> NetworkRecord:
+    plain = NetworkRecord(
         f"uuid-{name}", name, f"nat-{name}", f"virbr-{name}", "host", "host", (), True,
         "up", boot_id(), now(), b"<network/>",
     )  # fmt: skip
@@ -309,7 +305,7 @@ def test_nics_in_networks_of_ours(choices: Allocation) -> None:
         record("down", state="down"),
         record("old", boot="an earlier one"),
     ):
-        store.put(each)
+        store.networks.put(each)
     networks = ("old", "b", "down", "default")
     nics = (*(Nic(MAC, name) for name in networks), Nic(MAC, bridge="virbr-a"),
             Nic(MAC, bridge="br0"), Nic(MAC, "foreign", "virbr-a"))  # fmt: skip
@@ -323,11 +319,11 @@ def test_nics_that_come_and_go() -> None:
         f"<domain><name>web</name><devices><interface type='network'><mac address='{MAC}'/>"
         "<source network='a'/></interface></devices></domain>"
     ).encode()
-    more = libvirt_xml.with_nic(xml, Nic(MAC, "b"))
+    more = domain_edit.with_nic(xml, Nic(MAC, "b"))
     assert libvirt_xml.parse_domain_nics(more).nics == (Nic(MAC, "a"), Nic(MAC, "b"))
-    less = libvirt_xml.without_nic(more, Nic(MAC, "a"))
+    less = domain_edit.without_nic(more, Nic(MAC, "a"))
     assert libvirt_xml.parse_domain_nics(less).nics == (Nic(MAC, "b"),)
-    bare = libvirt_xml.with_nic(b"<domain><name>web</name></domain>", Nic(MAC, "a"))
+    bare = domain_edit.with_nic(b"<domain><name>web</name></domain>", Nic(MAC, "a"))
     assert libvirt_xml.parse_domain_nics(bare).nics == (Nic(MAC, "a"),)
 
 

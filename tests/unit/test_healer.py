@@ -16,26 +16,26 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST, NOBODY
 from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import KernelError
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.service import healer, trouble
 from libvirt_natns.service.healer import Healer
 from libvirt_natns.service.log import Log
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 
 LIMIT = 10.0
 
 
-class Store:
-    """A state database in which a network "x-1" has the name "x"."""
+class Networks:
+    """A table of networks in which a network "x-1" has the name "x"."""
 
-    def network(self, uuid: str) -> Record:
-        return cast(Record, SimpleNamespace(name=uuid.partition("-")[0]))
+    def get(self, uuid: str) -> NetworkRecord:
+        return cast(NetworkRecord, SimpleNamespace(name=uuid.partition("-")[0]))
 
 
 class Sessions:
-    """Sessions, and engines, with that state database alone."""
+    """Sessions, and engines, with that table alone."""
 
-    store = cast(Any, Store())
+    store = cast(Any, SimpleNamespace(networks=Networks()))
 
     @contextmanager
     def engine(self, settings: Config | None = None) -> Iterator[Engine]:
@@ -59,7 +59,7 @@ class Scripted(Healer):
             repair=self._play,
         )
 
-    def _play(self, engine: Engine, uuid: str, record: Record | None) -> list[str]:
+    def _play(self, engine: Engine, uuid: str, record: NetworkRecord | None) -> list[str]:
         self.looked.append((uuid, time.monotonic()))
         return self.script(uuid)
 
@@ -243,13 +243,13 @@ class Shared(Sessions):
         self.observer = NOBODY
         self.looks = looks
         self.repairs = 0
-        self.store = cast(Any, self)
+        self.store = cast(Any, SimpleNamespace(networks=self))
 
-    def networks(self, *states: str) -> list[Any]:
+    def all(self, *states: str) -> list[Any]:
         self.looks -= 1
         return [SimpleNamespace(unfinished=self.looks >= 0)]
 
-    def network(self, uuid: str) -> None:
+    def get(self, uuid: str) -> None:
         return None
 
     def ensure_host(self) -> list[str]:

@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns.addresses import FAMILIES, Address, Family
+from libvirt_natns.addresses import FAMILIES, Address, AddressRange, Family
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.daemons.resolv_conf import host_resolvers
 from libvirt_natns.documents import config
@@ -33,31 +33,23 @@ from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host_accepts import accepts
 from libvirt_natns.firewall.host_policy import HostPolicy, Provider, Transit
 from libvirt_natns.firewall.host_rules import rules
+from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import (
-    HOST_UPSTREAM,
-    AddressRange,
-    AddressRequest,
-    Config,
-    DhcpHost,
-    Domain,
-    Forward,
-    NatMetadata,
-    Network,
-    Nic,
-    Outside,
-    PortForward,
-    PortRange,
-    StaticRoute,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.subnet import DhcpHost, StaticRoute, Subnet
+from libvirt_natns.model.upstream import HOST_UPSTREAM, Outside, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
-from libvirt_natns.state.guests import Claims, PortKey, Registry, Scope
-from libvirt_natns.state.networks import Leased, Record, State, Store, boot_id, now
+from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.leases import Leased
+from libvirt_natns.state.networks import NetworkRecord, State
 from libvirt_natns.state.schema import SCHEMA
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import selection, transit
 
 MAC = "52:54:00:00:00:05"
@@ -92,8 +84,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def note(store: Store, name: str, state: State = "up") -> None:
-    store.put(
-        Record(
+    store.networks.put(
+        NetworkRecord(
             uuid=name, name=name, namespace=f"nat-{name}", bridge=f"virbr-{name}",
             upstream="provider", kind="bridge", subnets=(IPv6Network("fd00:10::/64"),),
             taken_over=True, state=state, boot=boot_id(), since=now(), document=b"",
@@ -120,11 +112,11 @@ def test_addresses_of_both_families_and_a_prefix_are_leased_at_once(store: Store
     first = Leased(
         IPv4Address("192.168.0.100"), six("2001:db8:77::2"), IPv6Network("2001:db8:100::/64")
     )
-    assert store.leases("provider", "n") == first
-    second = store.leases("provider", "m")
+    assert store.leases.of("provider", "n") == first
+    second = store.leases.of("provider", "m")
     assert second.address6 == six("2001:db8:77::4")
     assert second.prefix == IPv6Network("2001:db8:100:1::/64")
-    assert [user.leased for user in store.users()] == [second, first]
+    assert [user.leased for user in store.host.users()] == [second, first]
 
 
 def test_what_no_network_may_have(store: Store) -> None:
@@ -147,12 +139,12 @@ def test_prefixes_are_kept_and_given_away_last(store: Store) -> None:
     for name in names:
         note(store, name)
         found.append(pool.reserve_prefix(store, Applicant(name, name), PROVIDER, None))
-        store.set_state(name, "up")
+        store.networks.set_state(name, "up")
     assert found == list(PREFIXES.subnets(new_prefix=64))
     note(store, "e")
     with pytest.raises(LeaseError, match="no prefix of upstream provider is free"):
         pool.reserve_prefix(store, Applicant("e", "network e"), PROVIDER, None)
-    store.set_state("b", "down")
+    store.networks.set_state("b", "down")
     assert pool.reserve_prefix(store, Applicant("a", "a"), PROVIDER, None) == found[0]
     assert pool.reserve_prefix(store, Applicant("e", "e"), PROVIDER, None) == found[1]
     with pytest.raises(LeaseError, match=r"the prefix 2001:db8:100::/64 .* leased to network a"):
@@ -184,25 +176,24 @@ def test_a_database_of_ipv4_alone(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "state.db")) as db:
         db.executescript(FORMER)
     with closing(Store(tmp_path)) as store:
-        assert store.leases("provider", "n") == Leased(IPv4Address(77))
-        registry = Registry(store)
-        assert registry.reservation("n", "m1") == IPv4Address(5)
-        assert registry.reservation("n", "m1", 6) is None
-        assert store.reserve("provider", "br0", "n", six("2001:db8::1"))
-        assert len(store.leases_of("n")) == 2
+        assert store.leases.of("provider", "n") == Leased(IPv4Address(77))
+        assert store.reservations.get("n", "m1") == IPv4Address(5)
+        assert store.reservations.get("n", "m1", 6) is None
+        assert store.leases.reserve("provider", "br0", "n", six("2001:db8::1"))
+        assert len(store.leases.all_of("n")) == 2
 
 
 def test_a_start_waits_for_none_of_the_same_prefix(store: Store) -> None:
     """libvirt starts both at once, unless they have an IPv4 subnet in common."""
     note(store, "a", "starting")
-    other = store.network("a")
+    other = store.networks.get("a")
     assert other is not None
     mine = replace(other, uuid="b", name="b", namespace="nat-b", bridge="virbr-b")
-    assert store.enter_start(mine) is None
+    assert store.networks.enter_start(mine) is None
     both = (IPv4Network("10.0.0.0/24"), IPv6Network("fd00:10::/64"))
     for name in "cd":
         late = replace(mine, uuid=name, name=name, namespace=name, bridge=name, subnets=both)
-        blocker = store.enter_start(late)
+        blocker = store.networks.enter_start(late)
         assert (blocker.name if blocker else None) == {"c": None, "d": "c"}[name]
 
 
@@ -371,8 +362,7 @@ def test_a_family_that_is_not_there() -> None:
 
 
 def test_claims_of_both_families(store: Store) -> None:
-    registry = Registry(store)
-    shared = {"n": Scope("", True)}
+    shared = {"n": ClaimScope("", True)}
 
     def forward(owner: str, address: Address, target: Address) -> Forward:
         return Forward(owner, owner, "n", "tcp", address, 22, 22, target, 22, 22)
@@ -382,23 +372,22 @@ def test_claims_of_both_families(store: Store) -> None:
         forward("web", ANY6, six("fd00:10::5")),
         forward("web", six("2001:db8:100::5"), six("2001:db8:100::5")),
     )
-    registry.claim(Claims("web", mine), shared, published=True)
-    assert set(registry.forwards("n")) == set(mine)
+    store.claims.put(Claims("web", mine), shared, published=True)
+    assert set(store.claims.forwards("n")) == set(mine)
     for rival in (
         forward("mail", six("2001:db8::2"), six("fd00:10::6")),
         forward("mail", six("2001:db8:100::5"), six("2001:db8:100::5")),
     ):
         with pytest.raises(ConflictError, match="is forwarded to web already"):
-            registry.claim(Claims("mail", (rival,)), shared, published=True)
+            store.claims.put(Claims("mail", (rival,)), shared, published=True)
     key = PortKey("x", "n", "tcp", "", 22)
-    assert registry.is_claimed(key, shared["n"], ANY6, 22)
+    assert store.claims.is_claimed(key, shared["n"], ANY6, 22)
     # Only what listens on the network's own address of that family moves with it.
-    registry.move("n", six("2001:db8:77::9"))
-    assert set(registry.forwards("n")) == set(mine)
+    store.claims.move("n", six("2001:db8:77::9"))
+    assert set(store.claims.forwards("n")) == set(mine)
 
 
 def test_claims_move_with_the_address_of_their_family(store: Store) -> None:
-    registry = Registry(store)
     own: tuple[Address, ...] = (
         six("2001:db8:77::5"),
         IPv4Address("192.168.0.5"),
@@ -409,9 +398,9 @@ def test_claims_move_with_the_address_of_their_family(store: Store) -> None:
         Forward("web", "web", "n", "tcp", address, 22, 22, target, 22, 22)
         for address, target in zip(own, targets, strict=True)
     )
-    registry.claim(Claims("web", found), {"n": Scope("provider", False)}, published=True)
-    registry.move("n", six("2001:db8:77::9"))
-    assert {each.address for each in registry.forwards("n")} == {
+    store.claims.put(Claims("web", found), {"n": ClaimScope("provider", False)}, published=True)
+    store.claims.move("n", six("2001:db8:77::9"))
+    assert {each.address for each in store.claims.forwards("n")} == {
         six("2001:db8:77::9"), own[1], own[2],
     }  # fmt: skip
 
@@ -458,14 +447,14 @@ def test_reservations_of_both_families(
     choices = Allocation(Config(), store, cast("Kernel", None))
     web = Domain("web", "web")
     assert choices.target(web, ranged(), 6) == six("fd00:10::101")
-    registry = choices.registry
-    assert registry.reservations("n", 6) == {MAC: six("fd00:10::101")}
-    assert registry.reservations("n") == {}
-    assert registry.reservations_known("n", 5, 6) == {MAC: six("fd00:10::101")}
+    store = choices.store
+    assert store.reservations.all("n", 6) == {MAC: six("fd00:10::101")}
+    assert store.reservations.all("n") == {}
+    assert store.reservations.for_dhcp("n", 5, 6) == {MAC: six("fd00:10::101")}
     with pytest.raises(ConflictError, match="has no DHCP range"):
         choices.target(web, ranged(), 4)
-    registry.drop_reservation("n", MAC)
-    assert registry.reservation("n", MAC, 6) == six("fd00:10::101")
+    store.reservations.drop("n", MAC)
+    assert store.reservations.get("n", MAC, 6) == six("fd00:10::101")
 
 
 # -- the rest ------------------------------------------------------------------

@@ -12,6 +12,7 @@ LIBRARIES = ("iptc", "libvirt", "lxml", "prometheus_client", "pyroute2", "sqlite
 
 ROOMS = (
     ("ground",),
+    ("model",),
     ("kernel",),
     ("daemons", "firewall", "state"),
     ("documents",),
@@ -26,12 +27,10 @@ ROOMS = (
 IMPORTERS = {
     "iptc": {"firewall.iptc_library"},
     "libvirt": {"daemons.libvirt", "daemons.libvirt_events"},
-    "lxml": {"documents.libvirt_xml"},
+    "lxml": {"documents.xml_tree"},
     "prometheus_client": {"service.metrics"},
     "pyroute2": {"kernel.pyroute2_lite"},
-    "sqlite3": {
-        f"state.{module}" for module in ("database", "guests", "networks", "recorded", "salvage")
-    },
+    "sqlite3": {"state.database", "state.recorded", "state.salvage"},
 }
 
 START = {"__main__"}

@@ -8,7 +8,7 @@ import pytest
 from libvirt_natns.daemons import lease_check
 from libvirt_natns.daemons.dhcp_lease import DhcpLease, parse
 from libvirt_natns.daemons.lease_check import MOST_ROUTES, MOST_SERVERS, Checked
-from libvirt_natns.model import StaticRoute
+from libvirt_natns.model.subnet import StaticRoute
 from libvirt_natns.records import replace
 
 PRIVATE = (IPv4Network("10.0.0.0/24"), IPv4Network("172.20.0.0/16"))

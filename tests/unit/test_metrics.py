@@ -11,15 +11,20 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from libvirt_natns import __version__, names
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons import dnsmasq, dnsmasq_files, lease_file
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import AddressRange, Config, Forward, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.service import census, metrics
-from libvirt_natns.state.guests import Claims, Registry, Scope
-from libvirt_natns.state.networks import Record, State, Store, boot_id, now
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.store import Store
 
 PROVIDER = Upstream(
     name="provider",
@@ -52,8 +57,8 @@ def missing(name: str) -> Iterator[None]:
     yield
 
 
-def record(engine: Engine, name: str, state: State, **changes: str) -> Record:
-    made = Record(
+def record(engine: Engine, name: str, state: State, **changes: str) -> NetworkRecord:
+    made = NetworkRecord(
         uuid=f"uuid-{name}",
         name=name,
         namespace=f"nat-{name}",
@@ -67,13 +72,13 @@ def record(engine: Engine, name: str, state: State, **changes: str) -> Record:
         since=now(),
         document=b"<network/>",
     )
-    engine.store.put(made)
+    engine.store.networks.put(made)
     return made
 
 
 def lease(engine: Engine, name: str, last: int, upstream: str = "provider") -> None:
     address = IPv4Address(f"192.168.0.{last}")
-    assert engine.store.reserve(upstream, "br0", f"uuid-{name}", address)
+    assert engine.store.leases.reserve(upstream, "br0", f"uuid-{name}", address)
 
 
 def forward(network: str, owner: str, port: int) -> Forward:
@@ -147,19 +152,19 @@ def test_use_of_pools(engine: Engine) -> None:
 def test_pool_of_the_host(engine: Engine) -> None:
     with_host = Engine(Config(), engine.store, engine.kernel)
     assert value(metrics.gauges(with_host), "pool_addresses", upstream="host", kind="ipv4") is None
-    engine.store.choose_transit("host", [IPv4Network("198.19.252.0/22")], None)
+    engine.store.transit.choose_subnet("host", [IPv4Network("198.19.252.0/22")], None)
     assert value(metrics.gauges(with_host), "pool_addresses", upstream="host", kind="ipv4") == 1021
 
 
 def test_forwards_and_guests(engine: Engine) -> None:
     for name in ("a", "b"):
         record(engine, name, "up")
-    registry = Registry(engine.store)
-    scopes = {"uuid-a": Scope("provider", False)}
+    store = engine.store
+    scopes = {"uuid-a": ClaimScope("provider", False)}
     for port, published in ((80, True), (81, True), (82, False)):
         owner = f"guest-{port}"
-        registry.put_guest(owner, owner, b"", published)
-        registry.claim(Claims(owner, (forward("uuid-a", owner, port),)), scopes, published)
+        store.guests.put(owner, owner, b"", published)
+        store.claims.put(Claims(owner, (forward("uuid-a", owner, port),)), scopes, published)
     told = metrics.gauges(engine)
     assert value(told, "forwards", network="a") == 2
     assert value(told, "forwards", network="b") == 0

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import processes
-from libvirt_natns.model import AddressRange
 from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"

@@ -10,7 +10,7 @@ import pytest
 
 from libvirt_natns.cli import access, doctor
 from libvirt_natns.firewall import neighbour_tables
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_tight_for_many(sizes: dict[int, Path]) -> None:
 
 @pytest.mark.parametrize(("networks", "state"), [(0, "ok"), (1, "warn")])
 def test_doctor_warns(sizes: dict[int, Path], networks: int, state: str) -> None:
-    store = SimpleNamespace(users=lambda: range(networks))
+    store = SimpleNamespace(host=SimpleNamespace(users=lambda: range(networks)))
     engine = cast("access.Engines", lambda _: nullcontext(SimpleNamespace(store=store)))
     (finding,) = doctor._neighbour_tables(engine, Config())
     assert (finding.what, finding.state) == ("neighbour tables", state)

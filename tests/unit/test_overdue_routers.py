@@ -13,7 +13,7 @@ import pytest
 from libvirt_natns.cli import router
 from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import netlink
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.service.daemon import ROUTERS, Service
 from libvirt_natns.service.log import Log
 from libvirt_natns.upstream import routers

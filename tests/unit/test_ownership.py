@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import model, names
+from libvirt_natns import names
 from libvirt_natns.documents import config, ownership
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.errors import ConfigError
-from libvirt_natns.state.networks import Record, Store, boot_id, now
+from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 IP = "<ip address='10.0.0.1' netmask='255.255.255.0'/>"
@@ -79,7 +82,7 @@ def test_the_scope_is_read_leniently(text: str, scope: str, places: Path) -> Non
 
 
 def test_no_configuration_is_scope_isolated() -> None:
-    assert ownership.scope() == model.Config().scope
+    assert ownership.scope() == Config().scope
 
 
 # Networks
@@ -119,15 +122,15 @@ def test_a_network_that_was_handled_stays_ours_with_a_broken_configuration(place
     seen = network(IP)
     assert not ownership.of_network(seen)
     store = Store(places)
-    store.put(
-        Record(
+    store.networks.put(
+        NetworkRecord(
             uuid=UUID, name="a", namespace="nat-a", bridge="virbr1", upstream="host", kind="host",
             subnets=(), taken_over=True, state="down", boot=boot_id(), since=now(), document=b"",
         )
     )  # fmt: skip
     assert ownership.of_network(seen)
     # Of a version to come.
-    store._db.execute("PRAGMA user_version = 99")
+    store._database._db.execute("PRAGMA user_version = 99")
     store.close()
     assert ownership.of_network(seen)
     assert not ownership.was_handled(UUID.replace("c0ffee", "decade"))

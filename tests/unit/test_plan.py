@@ -13,6 +13,7 @@ from ipaddress import (
 import pytest
 
 from libvirt_natns import names
+from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.engine.operations.addresses import Announcement, Route
 from libvirt_natns.engine.operations.daemons import Dnsmasq, Firewall, NeighbourProxy
@@ -27,7 +28,9 @@ from libvirt_natns.engine.plan.sysctls import (
     SYSCTLS_WITHOUT_IPV6,
 )
 from libvirt_natns.engine.plan.transit_bridge import transit
-from libvirt_natns.model import AddressRange, Network, Outside, StaticRoute, Subnet, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import StaticRoute, Subnet
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"

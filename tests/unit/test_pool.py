@@ -10,21 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.addresses import Address, Family, parsed
+from libvirt_natns.addresses import Address, AddressRange, Family, parsed
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model import (
-    AddressRange,
-    NatMetadata,
-    Network,
-    StaticNat,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.model.metadata import NatMetadata
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import StaticNat
+from libvirt_natns.model.subnet import Subnet
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
-from libvirt_natns.state.guests import Claims, Registry, Scope
-from libvirt_natns.state.networks import Record, State, Store, boot_id, now
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.store import Store
 
 HOST = IPv4Address("192.168.0.2")
 PROCESSES = 16
@@ -79,8 +78,8 @@ def network(name: str, wanted: str | None = None) -> Network:
 
 
 def note(store: Store, name: str, state: State, upstream: Upstream = PROVIDER) -> None:
-    store.put(
-        Record(
+    store.networks.put(
+        NetworkRecord(
             uuid=f"uuid-{name}",
             name=name,
             namespace=f"nat-{name}",
@@ -107,13 +106,13 @@ def start(
     """What the engine does with the pool when a network starts."""
     note(store, name, "preparing", upstream)
     found = pool.reserve(store, applicant(network(name, wanted)), upstream, segment.probe, {HOST})
-    store.set_state(f"uuid-{name}", "up")
+    store.networks.set_state(f"uuid-{name}", "up")
     return str(found)
 
 
 def stop(store: Store, *names: str) -> None:
     for name in names:
-        store.set_state(f"uuid-{name}", "down")
+        store.networks.set_state(f"uuid-{name}", "down")
 
 
 # -- kept and new --------------------------------------------------------------
@@ -279,7 +278,7 @@ def test_wanted_address_is_refused(
     start(store, segment, "holder")
     with pytest.raises(LeaseError, match=f"network a: the wanted address {wanted}.*{problem}"):
         start(store, segment, "a", wanted)
-    assert store.leases("provider", "uuid-a").address is None
+    assert store.leases.of("provider", "uuid-a").address is None
 
 
 def test_wanted_address_of_a_network_at_rest(store: Store, segment: Segment) -> None:
@@ -302,7 +301,7 @@ def test_preview_leases_nothing(store: Store) -> None:
     assert str(pool.next_address(store, applicant(network("a")), PROVIDER, ())) == "192.168.0.100"
     wanted = network("a", "192.168.0.150")
     assert str(pool.next_address(store, applicant(wanted), PROVIDER, ())) == "192.168.0.150"
-    assert store.leased("br0") == set()
+    assert store.leases.in_segment("br0") == set()
 
 
 # -- many processes ------------------------------------------------------------
@@ -342,10 +341,10 @@ def test_a_guest_is_called_a_guest(store: Store) -> None:
 def test_wanted_address_that_a_guest_has(store: Store, segment: Segment) -> None:
     """Its namespace answers for it, yet it is no other machine's."""
     own = IPv4Address("192.168.0.150")
-    assert store.reserve("provider", "br0", "web/m1", own)
+    assert store.leases.reserve("provider", "br0", "web/m1", own)
     static = StaticNat("web", "guest web", "n", own, IPv4Address("10.0.0.5"))
-    scopes = {"n": Scope("provider", False)}
-    Registry(store).claim(Claims("web", (), (static,)), scopes, published=True)
+    scopes = {"n": ClaimScope("provider", False)}
+    store.claims.put(Claims("web", (), (static,)), scopes, published=True)
     segment.taken = {str(own)}
     for who in (applicant(network("a", str(own))), Applicant("mail/m2", "guest mail", own)):
         with pytest.raises(LeaseError, match=f"{own} of upstream provider belongs to guest web: "):
@@ -380,7 +379,7 @@ def test_a_station_that_answers_for_every_address_ends_the_search(
         pool.reserve(store, applicant(network("a"), family), many, liar, {HOST})
     assert time.monotonic() - began < 1
     assert len(asked) == len(set(asked)) < 1500
-    assert store.leases("provider", "uuid-a").of(family) is None
+    assert store.leases.of("provider", "uuid-a").of(family) is None
 
 
 def test_a_search_ends_in_time(

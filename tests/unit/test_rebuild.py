@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns.engine.rebuild import damage
+from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.state import salvage
-from libvirt_natns.state.guests import PortKey, Registry
-from libvirt_natns.state.networks import Record, Store, boot_id, now
+from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 
 ADDRESS, OTHER = IPv4Address("192.168.0.100"), IPv4Address("192.168.0.101")
 INNER = IPv4Address("10.0.0.100")
@@ -23,14 +25,13 @@ KEY = PortKey("uuid-web", "uuid-a", "tcp", "", 22)
 def old(tmp_path: Path) -> Path:
     """A database with a network and a guest that has ended."""
     with closing(Store(tmp_path / "old")) as store:
-        store.put(
-            Record("uuid-a", "a", "nat-a", "virbr10", "provider", "bridge",
+        store.networks.put(
+            NetworkRecord("uuid-a", "a", "nat-a", "virbr10", "provider", "bridge",
                    (IPv4Network("10.0.0.0/24"),), True, "up", boot_id(), now(), b"<network/>")
         )  # fmt: skip
-        assert store.reserve("provider", "br0", "uuid-a", ADDRESS)
-        registry = Registry(store)
-        registry.reserve("uuid-a", "m1", "uuid-web", [INNER], lambda _: True)
-        registry.choose_port(KEY, 20000)
+        assert store.leases.reserve("provider", "br0", "uuid-a", ADDRESS)
+        store.reservations.reserve("uuid-a", "m1", "uuid-web", [INNER], lambda _: True)
+        store.chosen_ports.put(KEY, 20000)
         return store.path
 
 
@@ -38,7 +39,7 @@ def old(tmp_path: Path) -> Path:
 def store(tmp_path: Path) -> Iterator[Store]:
     """The new one, which does not know the owner of a reservation."""
     with closing(Store(tmp_path / "new")) as opened:
-        Registry(opened).reserve("uuid-a", "m1", "", [INNER], lambda _: True)
+        opened.reservations.reserve("uuid-a", "m1", "", [INNER], lambda _: True)
         yield opened
 
 
@@ -54,31 +55,31 @@ def owner(store: Store) -> str:
 
 def test_all_that_can_be_read(old: Path, store: Store) -> None:
     salvage.copy(old, store)
-    record = store.network("uuid-a")
+    record = store.networks.get("uuid-a")
     assert record is not None
     # libvirt did not tell that it runs.
     assert record.state == "down"
-    assert store.leases("provider", "uuid-a").address == ADDRESS
-    assert Registry(store).chosen_port(KEY) == 20000
+    assert store.leases.of("provider", "uuid-a").address == ADDRESS
+    assert store.chosen_ports.get(KEY) == 20000
     assert owner(store) == "uuid-web"
 
 
 def test_what_runs_has_been_adopted_and_stays(old: Path, store: Store) -> None:
-    assert store.reserve("provider", "br0", "uuid-a", OTHER)
-    assert store.reserve("provider", "br0", "uuid-b", ADDRESS)
-    Registry(store).choose_port(PortKey("uuid-mail", "uuid-a", "tcp", "", 25), 20000)
+    assert store.leases.reserve("provider", "br0", "uuid-a", OTHER)
+    assert store.leases.reserve("provider", "br0", "uuid-b", ADDRESS)
+    store.chosen_ports.put(PortKey("uuid-mail", "uuid-a", "tcp", "", 25), 20000)
     salvage.copy(old, store)
-    assert store.leases("provider", "uuid-a").address == OTHER
-    assert store.leases("provider", "uuid-b").address == ADDRESS
-    assert Registry(store).chosen_port(KEY) is None
+    assert store.leases.of("provider", "uuid-a").address == OTHER
+    assert store.leases.of("provider", "uuid-b").address == ADDRESS
+    assert store.chosen_ports.get(KEY) is None
 
 
 def test_a_table_with_nonsense_is_left_out(old: Path, store: Store) -> None:
     change(old, "UPDATE network SET subnets = 'x'")
     assert damage(old.parent) is not None
     salvage.copy(old, store)
-    assert store.networks() == []
-    assert store.leases("provider", "uuid-a").address == ADDRESS
+    assert store.networks.all() == []
+    assert store.leases.of("provider", "uuid-a").address == ADDRESS
     assert owner(store) == "uuid-web"
     store.check()
 
@@ -87,7 +88,7 @@ def test_a_table_with_nonsense_is_left_out(old: Path, store: Store) -> None:
 def test_another_format(statement: str, old: Path, store: Store) -> None:
     change(old, statement)
     salvage.copy(old, store)
-    assert store.leases("provider", "uuid-a").address is None
+    assert store.leases.of("provider", "uuid-a").address is None
     store.check()
 
 
@@ -95,4 +96,4 @@ def test_no_database_at_all(old: Path, store: Store) -> None:
     old.write_bytes(b"nothing of the kind" * 100)
     salvage.copy(old, store)
     salvage.copy(old.parent / "missing", store)
-    assert store.networks() == []
+    assert store.networks.all() == []

@@ -21,7 +21,8 @@ from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.kernel import netlink, processes
 from libvirt_natns.kernel.netlink import Attrs
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import (
     boot_clock,

@@ -6,16 +6,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 import pytest
 
 from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
-from libvirt_natns.model import (
-    Config,
-    Dns,
-    Forwarder,
-    NatMetadata,
-    Network,
-    StaticRoute,
-    Subnet,
-    Upstream,
-)
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.dns import Dns, Forwarder
+from libvirt_natns.model.metadata import NatMetadata
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import StaticRoute, Subnet
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.applicants import applicant, check_wanted, reserved_addresses
 from libvirt_natns.upstream.selection import check_addresses, check_resolvers, upstream_of, verdict

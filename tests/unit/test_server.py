@@ -12,7 +12,7 @@ import pytest
 
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import FormatError, StoreError
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.service import client
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.server import Server

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import cast
 
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.starts import ASKERS, Starts
 

@@ -14,14 +14,17 @@ import pytest
 
 from libvirt_natns import __version__, names
 from libvirt_natns.errors import ConflictError, DamagedError, FormatError, StoreError
+from libvirt_natns.kernel import boot as boot_module
+from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import StaticNat
+from libvirt_natns.model.publication import StaticNat
 from libvirt_natns.records import replace
 from libvirt_natns.state import database
-from libvirt_natns.state import networks as store_module
-from libvirt_natns.state.guests import Claims, PortKey, Registry, Scope
-from libvirt_natns.state.networks import START_LIMIT, Record, Store, boot_id, now
+from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.networks import START_LIMIT, NetworkRecord
 from libvirt_natns.state.schema import SCHEMA, VERSION
+from libvirt_natns.state.store import Store
 
 FIRST = IPv4Address("192.168.0.100")
 SECOND = IPv4Address("192.168.0.101")
@@ -40,8 +43,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def record(name: str, **changes: object) -> Record:
-    plain = Record(
+def record(name: str, **changes: object) -> NetworkRecord:
+    plain = NetworkRecord(
         uuid=f"uuid-{name}",
         name=name,
         namespace=f"nat-{name}",
@@ -59,7 +62,7 @@ def record(name: str, **changes: object) -> Record:
 
 
 def lease(store: Store, name: str, address: IPv4Address, upstream: str = "provider") -> bool:
-    return store.reserve(upstream, SEGMENT, f"uuid-{name}", address)
+    return store.leases.reserve(upstream, SEGMENT, f"uuid-{name}", address)
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
 
     def happen() -> None:
         number = next(boots)
-        monkeypatch.setattr(store_module, "boot_id", lambda: f"boot-{number}")
+        monkeypatch.setattr(boot_module, "boot_id", lambda: f"boot-{number}")
 
     yield happen
 
@@ -85,7 +88,7 @@ def _open_with_others(directory: Path) -> str:
 def _open_and_read(directory: Path) -> str:
     try:
         opened = Store(directory)
-        opened.networks()
+        opened.networks.all()
         opened.close()
     except StoreError as error:
         return str(error)
@@ -116,10 +119,11 @@ def test_database_that_another_process_is_creating(tmp_path: Path) -> None:
 
 def test_records_outlive_the_process(tmp_path: Path) -> None:
     first = Store(tmp_path)
-    first.put(record("a"))
+    first.networks.put(record("a"))
     first.close()
     again = Store(tmp_path)
-    assert again.network("uuid-a") == replace(record("a"), since=again.networks()[0].since)
+    since = again.networks.all()[0].since
+    assert again.networks.get("uuid-a") == replace(record("a"), since=since)
     again.close()
 
 
@@ -202,16 +206,15 @@ def test_database_of_the_earlier_format_keeps_all_it_has(tmp_path: Path) -> None
         )
     Store(fresh).close()
     store = Store(old)
-    assert store.leases("provider", "uuid-a").address == IPv4Address(77)
-    assert store.transit("host") == IPv4Network("198.19.252.0/22")
-    registry = Registry(store)
-    assert registry.reservations("a") == {"m1": IPv4Address(5), "m2": IPv4Address(6)}
-    assert registry.reservations_known("a", 0) == {"m1": IPv4Address(5)}
+    assert store.leases.of("provider", "uuid-a").address == IPv4Address(77)
+    assert store.transit.subnet("host") == IPv4Network("198.19.252.0/22")
+    assert store.reservations.all("a") == {"m1": IPv4Address(5), "m2": IPv4Address(6)}
+    assert store.reservations.for_dhcp("a", 0) == {"m1": IPv4Address(5)}
     # Goes to the first forward to that port that asks for it.
     mine, other = (PortKey("web", "a", "tcp", which, 22) for which in ("mac=m1", "mac=m2"))
-    assert registry.chosen_port(mine) == 20000
-    registry.choose_port(mine, 20000)
-    assert (registry.chosen_port(mine), registry.chosen_port(other)) == (20000, None)
+    assert store.chosen_ports.get(mine) == 20000
+    store.chosen_ports.put(mine, 20000)
+    assert (store.chosen_ports.get(mine), store.chosen_ports.get(other)) == (20000, None)
     store.close()
     assert _schema(old) == _schema(fresh)
 
@@ -262,26 +265,25 @@ def _plans(store: Store, run: Callable[[], object]) -> list[str]:
 
 
 def test_no_start_reads_all_rows_of_a_table(store: Store) -> None:
-    registry = Registry(store)
     mine = record("a", state="starting")
 
     def start() -> None:
-        store.holders("nat-a", "virbr-a")
-        store.put(mine)
-        assert store.reserve("provider", SEGMENT, mine.uuid, FIRST)
-        assert store.enter_start(mine) is None
-        store.set_state(mine.uuid, "up")
-        store.in_use("provider")
-        registry.move(mine.uuid, SECOND)
-        registry.forwards(mine.uuid)
-        registry.static_nats(owner=mine.uuid)
-        registry.guests_in(mine.uuid)
-        registry.reserve(mine.uuid, "m1", "web", [FIRST], lambda _: True)
-        registry.reservations_known(mine.uuid, 5)
-        registry.set_published("web", False)
-        store.restore_leases(store.leases_of(mine.uuid))
-        store.has_leased("provider", "web", FIRST)
-        registry.drop_claims(mine.uuid)
+        store.networks.holders("nat-a", "virbr-a")
+        store.networks.put(mine)
+        assert store.leases.reserve("provider", SEGMENT, mine.uuid, FIRST)
+        assert store.networks.enter_start(mine) is None
+        store.networks.set_state(mine.uuid, "up")
+        store.networks.in_use("provider")
+        store.claims.move(mine.uuid, SECOND)
+        store.claims.forwards(mine.uuid)
+        store.claims.static_nats(owner=mine.uuid)
+        store.guests.in_network(mine.uuid)
+        store.reservations.reserve(mine.uuid, "m1", "web", [FIRST], lambda _: True)
+        store.reservations.for_dhcp(mine.uuid, 5)
+        store.claims.set_published("web", False)
+        store.leases.restore(store.leases.all_of(mine.uuid))
+        store.leases.has("provider", "web", FIRST)
+        store.claims.drop(mine.uuid)
 
     plans = _plans(store, start)
     assert any("USING" in plan for plan in plans)
@@ -304,7 +306,7 @@ def test_no_database(content: bytes, tmp_path: Path) -> None:
 def test_damage_that_shows_later(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for number in range(100):
-        store.put(replace(record(f"n{number}"), document=b"x" * 2000))
+        store.networks.put(replace(record(f"n{number}"), document=b"x" * 2000))
     store.check()
     store.close()
     file = tmp_path / "state.db"
@@ -313,10 +315,10 @@ def test_damage_that_shows_later(tmp_path: Path) -> None:
     overwritten(file, half, b"\xff" * half)
     with closing(Store(tmp_path)) as store:
         with pytest.raises(DamagedError, match="is damaged"):
-            store.networks()
+            store.networks.all()
         with pytest.raises(DamagedError, match="is damaged"):
             for number in range(100):
-                store.put(replace(record(f"n{number}"), document=b""))
+                store.networks.put(replace(record(f"n{number}"), document=b""))
         with pytest.raises(DamagedError, match="is damaged"):
             store.check()
 
@@ -335,8 +337,8 @@ def test_damage_that_shows_later(tmp_path: Path) -> None:
 )
 def test_values_that_make_no_sense(statement: str, tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as store:
-        store.put(record("a"))
-        assert store.reserve("provider", SEGMENT, "uuid-a", FIRST)
+        store.networks.put(record("a"))
+        assert store.leases.reserve("provider", SEGMENT, "uuid-a", FIRST)
         store.check()
     rewritten(tmp_path, statement)
     with (
@@ -389,18 +391,18 @@ def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_failed_transaction_changes_nothing(store: Store) -> None:
-    store.put(record("a"))
+    store.networks.put(record("a"))
 
     def fail_halfway() -> None:
         with store.transaction():
             lease(store, "a", FIRST)
-            store.set_state("uuid-a", "down")
+            store.networks.set_state("uuid-a", "down")
             raise ConflictError("no")
 
     with pytest.raises(ConflictError):
         fail_halfway()
-    assert store.leases("provider", "uuid-a").address is None
-    assert [found.state for found in store.networks()] == ["up"]
+    assert store.leases.of("provider", "uuid-a").address is None
+    assert [found.state for found in store.networks.all()] == ["up"]
 
 
 # -- networks ------------------------------------------------------------------
@@ -408,54 +410,54 @@ def test_failed_transaction_changes_nothing(store: Store) -> None:
 
 def test_networks_by_state(store: Store) -> None:
     for name, state in (("c", "up"), ("a", "down"), ("b", "starting"), ("d", "preparing")):
-        store.put(record(name, state=state))
-    assert [found.name for found in store.networks()] == ["a", "b", "c", "d"]
-    assert [found.name for found in store.networks("up", "starting")] == ["b", "c"]
+        store.networks.put(record(name, state=state))
+    assert [found.name for found in store.networks.all()] == ["a", "b", "c", "d"]
+    assert [found.name for found in store.networks.all("up", "starting")] == ["b", "c"]
 
 
 @pytest.mark.parametrize("field", ["namespace", "bridge"])
 def test_two_networks_cannot_share(store: Store, field: str) -> None:
-    store.put(record("a"))
+    store.networks.put(record("a"))
     rival = record("b", **{field: getattr(record("a"), field)})
     with pytest.raises(ConflictError, match=r"network b: .* belongs to a: stop that one"):
-        store.put(rival)
-    store.put(replace(rival, state="down"))
-    store.set_state("uuid-a", "down")
-    store.put(rival)
-    assert [found.name for found in store.networks("up")] == ["b"]
+        store.networks.put(rival)
+    store.networks.put(replace(rival, state="down"))
+    store.networks.set_state("uuid-a", "down")
+    store.networks.put(rival)
+    assert [found.name for found in store.networks.all("up")] == ["b"]
 
 
 def test_what_a_network_held_before_a_reboot_is_free(
     store: Store, reboot: Callable[[], None]
 ) -> None:
-    store.put(record("a"))
+    store.networks.put(record("a"))
     reboot()
-    store.put(record("b", bridge="virbr-a", boot=store_module.boot_id()))
-    assert [found.name for found in store.networks("up")] == ["b"]
+    store.networks.put(record("b", bridge="virbr-a", boot=boot_module.boot_id()))
+    assert [found.name for found in store.networks.all("up")] == ["b"]
 
 
 def test_networks_without_a_lease_are_forgotten(store: Store) -> None:
     """One for each job of a build host, and all of them transient."""
     for number in range(30):
-        store.put(record(f"job{number}", state="preparing"))
+        store.networks.put(record(f"job{number}", state="preparing"))
         assert lease(store, f"job{number}", (FIRST, SECOND)[number % 2])
-        store.set_state(f"uuid-job{number}", "down")
-    assert sorted(found.name for found in store.networks()) == ["job28", "job29"]
+        store.networks.set_state(f"uuid-job{number}", "down")
+    assert sorted(found.name for found in store.networks.all()) == ["job28", "job29"]
 
 
 # -- turns ---------------------------------------------------------------------
 
 
 def enter(store: Store, name: str, **changes: object) -> str | None:
-    blocker = store.enter_start(record(name, state="starting", **changes))
+    blocker = store.networks.enter_start(record(name, state="starting", **changes))
     return blocker.name if blocker else None
 
 
 def test_starts_with_one_subnet_go_one_by_one(store: Store) -> None:
     assert enter(store, "a") is None
     assert enter(store, "b") == "a"
-    assert store.network("uuid-b") is None
-    store.set_state("uuid-a", "up")
+    assert store.networks.get("uuid-b") is None
+    store.networks.set_state("uuid-a", "up")
     assert enter(store, "b") is None
 
 
@@ -483,17 +485,17 @@ def test_a_start_before_the_reboot_holds_nobody_up(
 ) -> None:
     assert enter(store, "a") is None
     reboot()
-    assert enter(store, "b", boot=store_module.boot_id()) is None
+    assert enter(store, "b", boot=boot_module.boot_id()) is None
 
 
 def _enter_in_turn(job: tuple[Path, int]) -> bool:
     directory, number = job
     store = Store(directory)
     me = record(f"n{number}", state="starting")
-    while store.enter_start(me):
+    while store.networks.enter_start(me):
         pass
-    alone = [found.uuid for found in store.networks("starting")] == [me.uuid]
-    store.set_state(me.uuid, "up")
+    alone = [found.uuid for found in store.networks.all("starting")] == [me.uuid]
+    store.networks.set_state(me.uuid, "up")
     store.close()
     return alone
 
@@ -508,128 +510,127 @@ def test_turns_between_processes(tmp_path: Path) -> None:
 
 
 def test_an_address_has_one_holder(store: Store) -> None:
-    store.put(record("a"))
-    store.put(record("b"))
+    store.networks.put(record("a"))
+    store.networks.put(record("b"))
     assert lease(store, "a", FIRST)
     assert not lease(store, "b", FIRST)
-    assert store.leases("provider", "uuid-b").address is None
-    holder = store.holder(SEGMENT, FIRST)
+    assert store.leases.of("provider", "uuid-b").address is None
+    holder = store.leases.holder(SEGMENT, FIRST)
     assert holder is not None
     assert holder.name == "a"
     assert lease(store, "a", FIRST), "one's own address can be leased again"
 
 
 def test_a_network_has_one_address(store: Store) -> None:
-    store.put(record("a"))
+    store.networks.put(record("a"))
     assert lease(store, "a", FIRST)
     assert lease(store, "a", SECOND)
-    assert store.leases("provider", "uuid-a").address == SECOND
-    assert store.leased(SEGMENT) == {int(SECOND)}
+    assert store.leases.of("provider", "uuid-a").address == SECOND
+    assert store.leases.in_segment(SEGMENT) == {int(SECOND)}
 
 
 def test_upstreams_on_one_segment_share_its_addresses(store: Store) -> None:
-    store.put(record("a"))
-    store.put(record("b", upstream="other"))
+    store.networks.put(record("a"))
+    store.networks.put(record("b", upstream="other"))
     assert lease(store, "a", FIRST)
     assert not lease(store, "b", FIRST, "other")
-    assert store.reserve("third", "br1", "uuid-b", FIRST), "another segment, another address"
+    assert store.leases.reserve("third", "br1", "uuid-b", FIRST), "another segment, another address"
 
 
 def test_only_resting_networks_lose_their_address(store: Store) -> None:
     for name, address in (("a", FIRST), ("b", SECOND), ("c", THIRD)):
-        store.put(record(name))
+        store.networks.put(record(name))
         lease(store, name, address)
     for name in ("c", "a"):
-        store.set_state(f"uuid-{name}", "down")
-    assert store.reclaimable(SEGMENT, "ipv4") == [int(THIRD), int(FIRST)]
+        store.networks.set_state(f"uuid-{name}", "down")
+    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(THIRD), int(FIRST)]
     # Used once more, the first one to have stopped is the last one to lose it.
-    store.set_state("uuid-c", "up")
-    store.set_state("uuid-c", "down")
-    assert store.reclaimable(SEGMENT, "ipv4") == [int(FIRST), int(THIRD)]
-    store.put(record("d"))
+    store.networks.set_state("uuid-c", "up")
+    store.networks.set_state("uuid-c", "down")
+    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(FIRST), int(THIRD)]
+    store.networks.put(record("d"))
     assert lease(store, "d", FIRST)
-    assert store.leases("provider", "uuid-a").address is None
+    assert store.leases.of("provider", "uuid-a").address is None
 
 
 def test_after_a_reboot_those_that_ran_lose_theirs_last(
     store: Store, reboot: Callable[[], None]
 ) -> None:
     for name, address in (("a", FIRST), ("b", SECOND)):
-        store.put(record(name))
+        store.networks.put(record(name))
         lease(store, name, address)
-    store.set_state("uuid-b", "down")
-    assert store.reclaimable(SEGMENT, "ipv4") == [int(SECOND)]
+    store.networks.set_state("uuid-b", "down")
+    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(SECOND)]
     reboot()
-    assert store.reclaimable(SEGMENT, "ipv4") == [int(SECOND), int(FIRST)]
-    assert store.leases("provider", "uuid-a").address == FIRST
-    assert store.holder(SEGMENT, FIRST) is None
+    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(SECOND), int(FIRST)]
+    assert store.leases.of("provider", "uuid-a").address == FIRST
+    assert store.leases.holder(SEGMENT, FIRST) is None
 
 
 def test_lease_of_an_upstream_that_a_network_has_left(store: Store) -> None:
-    store.put(record("a"))
+    store.networks.put(record("a"))
     lease(store, "a", FIRST)
-    assert store.reclaimable(SEGMENT, "ipv4") == []
-    store.put(record("a", upstream="other"))
-    assert store.reclaimable(SEGMENT, "ipv4") == [int(FIRST)]
-    assert store.leases("provider", "uuid-a").address == FIRST
+    assert store.leases.reclaimable(SEGMENT, "ipv4") == []
+    store.networks.put(record("a", upstream="other"))
+    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(FIRST)]
+    assert store.leases.of("provider", "uuid-a").address == FIRST
 
 
 def test_what_guests_keep_goes_with_their_network(store: Store) -> None:
-    registry = Registry(store)
     for name, address in (("a", FIRST), ("b", SECOND)):
-        store.put(record(name, state="down"))
+        store.networks.put(record(name, state="down"))
         lease(store, name, address)
-        registry.reserve(f"uuid-{name}", "m1", "web", [THIRD], lambda _: True)
-        registry.choose_port(PortKey("web", f"uuid-{name}", "tcp", "", 22), int(address) % 100)
-    store.put(record("c"))
+        store.reservations.reserve(f"uuid-{name}", "m1", "web", [THIRD], lambda _: True)
+        store.chosen_ports.put(PortKey("web", f"uuid-{name}", "tcp", "", 22), int(address) % 100)
+    store.networks.put(record("c"))
     lease(store, "c", FIRST)
-    assert store.network("uuid-a") is None
-    assert registry.reservations("uuid-a") == {}
-    assert registry.reservations("uuid-b") == {"m1": THIRD}
-    assert len(registry.chosen_ports()) == 1
+    assert store.networks.get("uuid-a") is None
+    assert store.reservations.all("uuid-a") == {}
+    assert store.reservations.all("uuid-b") == {"m1": THIRD}
+    assert len(store.chosen_ports.all()) == 1
 
 
 def test_replaced_lease_is_given_back(store: Store) -> None:
     """As long as nobody has it; a guest has one for each NIC that asks."""
     keys = ("guest/m1", "guest/m2", "guest2/m1", "guest")
     for number, key in enumerate(keys):
-        assert store.reserve("provider", SEGMENT, key, FIRST + number)
-    before = store.leases_of("guest")
+        assert store.leases.reserve("provider", SEGMENT, key, FIRST + number)
+    before = store.leases.all_of("guest")
     assert {each.network for each in before} == {"guest/m1", "guest/m2", "guest"}
-    assert store.has_leased("provider", "guest", FIRST)
-    assert not store.has_leased("provider", "guest", FIRST + 2)
+    assert store.leases.has("provider", "guest", FIRST)
+    assert not store.leases.has("provider", "guest", FIRST + 2)
     for key in keys[:2]:
-        assert store.reserve("provider", SEGMENT, key, FIRST + 10 + len(key))
-        store.restore_leases(before)
-        assert store.leases_of("guest") == before
-    assert store.reserve("provider", SEGMENT, "guest/m1", FIRST + 20)
-    assert store.reserve("provider", SEGMENT, "late", FIRST)
-    store.restore_leases(before)
-    assert store.leases("provider", "guest/m1").address == FIRST + 20
-    assert store.leases("provider", "late").address == FIRST
+        assert store.leases.reserve("provider", SEGMENT, key, FIRST + 10 + len(key))
+        store.leases.restore(before)
+        assert store.leases.all_of("guest") == before
+    assert store.leases.reserve("provider", SEGMENT, "guest/m1", FIRST + 20)
+    assert store.leases.reserve("provider", SEGMENT, "late", FIRST)
+    store.leases.restore(before)
+    assert store.leases.of("provider", "guest/m1").address == FIRST + 20
+    assert store.leases.of("provider", "late").address == FIRST
 
 
 def test_address_of_a_guest_whose_lease_is_being_changed(store: Store) -> None:
     """It is the guest's until its claim says otherwise."""
     static = StaticNat("guest", "guest web", "uuid-a", FIRST, THIRD)
-    assert store.reserve("provider", SEGMENT, "guest/m1", FIRST)
-    Registry(store).claim(
-        Claims("guest", (), (static,)), {"uuid-a": Scope("provider", False)}, published=True
+    assert store.leases.reserve("provider", SEGMENT, "guest/m1", FIRST)
+    store.claims.put(
+        Claims("guest", (), (static,)), {"uuid-a": ClaimScope("provider", False)}, published=True
     )
-    assert not store.reserve("other", SEGMENT, "uuid-b", FIRST)
-    assert store.reserve("provider", SEGMENT, "guest/m1", SECOND)
-    assert not store.reserve("provider", SEGMENT, "uuid-b", FIRST)
-    assert store.guest_holder("provider", SEGMENT, "uuid-b", FIRST) == "guest web"
+    assert not store.leases.reserve("other", SEGMENT, "uuid-b", FIRST)
+    assert store.leases.reserve("provider", SEGMENT, "guest/m1", SECOND)
+    assert not store.leases.reserve("provider", SEGMENT, "uuid-b", FIRST)
+    assert store.leases.guest_holder("provider", SEGMENT, "uuid-b", FIRST) == "guest web"
     # Another NIC of the guest's own may have it.
-    assert store.reserve("provider", SEGMENT, "guest/m2", FIRST)
+    assert store.leases.reserve("provider", SEGMENT, "guest/m2", FIRST)
 
 
 def test_release(store: Store) -> None:
-    store.put(record("a"))
+    store.networks.put(record("a"))
     lease(store, "a", FIRST)
-    store.release("provider", "uuid-a", "ipv4")
-    assert store.leases("provider", "uuid-a").address is None
-    assert store.leased(SEGMENT) == set()
+    store.leases.release("provider", "uuid-a", "ipv4")
+    assert store.leases.of("provider", "uuid-a").address is None
+    assert store.leases.in_segment(SEGMENT) == set()
 
 
 # -- transit subnets -----------------------------------------------------------
@@ -638,25 +639,25 @@ TRANSITS = (IPv4Network("198.19.252.0/22"), IPv4Network("198.19.248.0/22"))
 
 
 def test_transit_is_chosen_once(store: Store) -> None:
-    assert store.transit("host") is None
-    assert store.choose_transit("host", TRANSITS, None) == TRANSITS[0]
-    assert store.choose_transit("host", TRANSITS[1:], None) == TRANSITS[0]
-    assert store.transit("host") == TRANSITS[0]
+    assert store.transit.subnet("host") is None
+    assert store.transit.choose_subnet("host", TRANSITS, None) == TRANSITS[0]
+    assert store.transit.choose_subnet("host", TRANSITS[1:], None) == TRANSITS[0]
+    assert store.transit.subnet("host") == TRANSITS[0]
 
 
 def test_transit_is_replaced_with_its_leases(store: Store) -> None:
-    store.choose_transit("host", TRANSITS, None)
-    store.put(record("a", upstream="host", state="down"))
-    store.reserve("host", "natns-host", "uuid-a", IPv4Address("198.19.252.2"))
-    assert store.choose_transit("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[1]
-    assert store.leases("host", "uuid-a").address is None
+    store.transit.choose_subnet("host", TRANSITS, None)
+    store.networks.put(record("a", upstream="host", state="down"))
+    store.leases.reserve("host", "natns-host", "uuid-a", IPv4Address("198.19.252.2"))
+    assert store.transit.choose_subnet("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[1]
+    assert store.leases.of("host", "uuid-a").address is None
 
 
 def test_transit_that_has_come_into_use_stays(store: Store, reboot: Callable[[], None]) -> None:
-    store.choose_transit("host", TRANSITS, None)
-    store.put(record("a", upstream="host", state="preparing"))
-    assert store.in_use("host")
-    assert store.choose_transit("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[0]
+    store.transit.choose_subnet("host", TRANSITS, None)
+    store.networks.put(record("a", upstream="host", state="preparing"))
+    assert store.networks.in_use("host")
+    assert store.transit.choose_subnet("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[0]
     reboot()
-    assert not store.in_use("host")
-    assert store.choose_transit("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[1]
+    assert not store.networks.in_use("host")
+    assert store.transit.choose_subnet("host", TRANSITS[1:], TRANSITS[0]) == TRANSITS[1]

@@ -5,14 +5,16 @@ from collections import defaultdict
 from ipaddress import IPv6Address, IPv6Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, IPNetwork, host_network
+from libvirt_natns.addresses import Address, IPNetwork, host_network, is_placeholder
 from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.engine.operations.addresses import Route
 from libvirt_natns.firewall.host_policy import HostForward, Private, Provider
-from libvirt_natns.model import Forward, Upstream, is_stand_in
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Leased, User
+from libvirt_natns.state.host_records import User
+from libvirt_natns.state.leases import Leased
 from libvirt_natns.upstream import transit
 
 
@@ -21,13 +23,13 @@ def host_needs(planner: Planner, network: str | None = None) -> dict[str, Needs]
     upstreams = {name: _transit(planner, each) for name, each in planner.config.upstreams.items()}
     forwards: defaultdict[str, list[Forward]] = defaultdict(list)
     statics: defaultdict[str, list[Address]] = defaultdict(list)
-    for forward in planner.registry.forwards(network):
+    for forward in planner.store.claims.forwards(network):
         forwards[forward.network].append(forward)
-    for static in planner.registry.static_nats(network):
+    for static in planner.store.claims.static_nats(network):
         statics[static.network].append(static.address)
     return {
         user.uuid: needs_of(planner, user, upstream, forwards[user.uuid], statics[user.uuid])
-        for user in planner.store.users(network)
+        for user in planner.store.host.users(network)
         if (upstream := upstreams.get(user.upstream)) is not None
     }
 
@@ -62,7 +64,7 @@ def needs_of(
     routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
     if routes and planner.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") != "0":
         routes = ()
-    there = (each for each in (*leased.addresses, *statics) if not is_stand_in(each))
+    there = (each for each in (*leased.addresses, *statics) if not is_placeholder(each))
     provider = [Provider(bridge, each) for each in there]
     provider += [Provider(bridge, route.destination, routed=True) for route in routes]
     return replace(needs, provider=tuple(provider), routes=routes, routes6=bool(routes))
@@ -90,12 +92,12 @@ def _transit(planner: Planner, upstream: Upstream) -> Upstream:
     """Return the upstream, completed if its transit subnet is chosen already."""
     if upstream.kind != "host":
         return upstream
-    subnet = upstream.subnet or planner.store.transit(upstream.name)
+    subnet = upstream.subnet or planner.store.transit.subnet(upstream.name)
     if subnet is None:
         return upstream
     six = transit.has_ipv6(planner.kernel)
     return transit.complete(
-        upstream, subnet, planner.store.transit6(upstream.name) if six else None
+        upstream, subnet, planner.store.transit.prefix(upstream.name) if six else None
     )
 
 

@@ -3,7 +3,8 @@
 
 from libvirt_natns import names
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 
 ETHERNET_MTU = 1500

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Addresses that a network has outside, by its leases."""
 
-from libvirt_natns.addresses import FAMILIES, Family, host_network, on_link
-from libvirt_natns.model import Forward, Network, Outside, Subnet, Upstream, known
+from libvirt_natns.addresses import FAMILIES, Family, host_network, on_link, unless_placeholder
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.subnet import Subnet
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Leased
+from libvirt_natns.state.leases import Leased
 from libvirt_natns.upstream import selection
 
 
 def in_force(outside: Outside) -> Outside:
     """Return the addresses without a placeholder address."""
-    return replace(outside, address=known(outside.address))
+    return replace(outside, address=unless_placeholder(outside.address))
 
 
 def outside_of(network: Network, upstream: Upstream, leased: Leased) -> Outside:

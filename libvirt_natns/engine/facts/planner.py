@@ -4,7 +4,7 @@
 The planner changes nothing, except that it chooses a transit subnet at its first use.
 """
 
-from libvirt_natns.addresses import FAMILIES
+from libvirt_natns.addresses import FAMILIES, is_placeholder
 from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
 from libvirt_natns.engine.facts.outside import behind_host, completed_by, in_force, outside_of
 from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
@@ -15,10 +15,11 @@ from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall import backends
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, Network, Outside, Upstream, is_stand_in
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.guests import Registry
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, routers, selection, transit
 
 
@@ -39,13 +40,9 @@ class Planner:
             return routers.complete(upstream)
         return dhcp.complete(network, upstream) if upstream.by_dhcp else upstream
 
-    @property
-    def registry(self) -> Registry:
-        return Registry(self.store)
-
     def outside(self, network: Network, upstream: Upstream) -> Outside:
         """Return a network's addresses on its completed upstream, by its leases."""
-        leased = self.store.leases(upstream.name, network.uuid)
+        leased = self.store.leases.of(upstream.name, network.uuid)
         return outside_of(network, upstream, leased)
 
     def in_force(self, network: Network, upstream: Upstream) -> Outside:
@@ -54,12 +51,12 @@ class Planner:
 
     def completed(self, network: Network, upstream: Upstream) -> Network:
         """Return the network with its leased prefix as one more subnet."""
-        leased = self.store.leases(upstream.name, network.uuid)
+        leased = self.store.leases.of(upstream.name, network.uuid)
         return completed_by(network, upstream, leased)
 
     def lacks(self, network: Network, upstream: Upstream) -> list[str]:
         """Return the leases that a network lacks, in words."""
-        leased = self.store.leases(upstream.name, network.uuid)
+        leased = self.store.leases.of(upstream.name, network.uuid)
         missing = [
             "address" if family == 4 else "IPv6 address"
             for family in FAMILIES
@@ -108,12 +105,14 @@ class Planner:
         The host's part of forwards is in ``host_needs``, a router's in the router's rules.
         """
         forwards = tuple(
-            each for each in self.registry.forwards(network.uuid) if not is_stand_in(each.address)
+            each
+            for each in self.store.claims.forwards(network.uuid)
+            if not is_placeholder(each.address)
         )
         if upstream.is_transit:
             # The host, or router, has matched the address, and masquerades some clients.
             forwards = tuple(behind_host(each, upstream, outside) for each in forwards)
-        return Published(forwards, self.registry.static_nats(network.uuid))
+        return Published(forwards, self.store.claims.static_nats(network.uuid))
 
     def _surroundings(
         self, network: Network, upstream: Upstream, outside: Outside, *, ahead: bool = False
@@ -136,7 +135,7 @@ class Planner:
             backend=self.backend(),
             dnsmasq=None
             if unknown
-            else dnsmasq_of(self.registry, network, upstream, outside, guests_mtu),
+            else dnsmasq_of(self.store, network, upstream, outside, guests_mtu),
             idle=not unknown and network.taken_over and network.has_dnsmasq,
             carried=private.limit,
             leasing=leasing(self.store, network, upstream),

@@ -16,10 +16,12 @@ from libvirt_natns.engine.host.forwarding import plan_of
 from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
-from libvirt_natns.model import Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.networks import Leased, User
+from libvirt_natns.state.host_records import User
+from libvirt_natns.state.leases import Leased
 from libvirt_natns.upstream import dhcp, routers, selection, transit
 
 
@@ -57,7 +59,7 @@ def preview(planner: Planner, network: Network) -> Plan:
 
 def _leases(planner: Planner, network: Network, upstream: Upstream) -> Leased:
     """Return the leases that a network has, or would get next."""
-    leased = planner.store.leases(upstream.name, network.uuid)
+    leased = planner.store.leases.of(upstream.name, network.uuid)
     own = planner.kernel.host_addresses()
     for family in FAMILIES:
         if not selection.leases_address(network, upstream, family):
@@ -89,10 +91,10 @@ def _upstream(planner: Planner, network: Network) -> Upstream:
         return routers.complete(upstream)
     if upstream.kind != "host":
         return upstream
-    subnet = upstream.subnet or planner.store.transit(upstream.name)
+    subnet = upstream.subnet or planner.store.transit.subnet(upstream.name)
     if subnet is None:
         subnet = transit.free(planner.kernel, network, upstream)[0]
     subnet6 = None
     if transit.needs_ipv6(planner.kernel, network):
-        subnet6 = planner.store.transit6(upstream.name) or transit.free6(network)
+        subnet6 = planner.store.transit.prefix(upstream.name) or transit.free6(network)
     return transit.complete(upstream, subnet, subnet6)

@@ -2,7 +2,7 @@
 """Facts on ndppd: prefixes that it answers for, and addresses that it must leave out."""
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, by_family, host_network
+from libvirt_natns.addresses import Address, AddressRange, by_family, host_network
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.engine import proxied_addresses
 from libvirt_natns.engine.operations.addresses import Route
@@ -11,9 +11,11 @@ from libvirt_natns.engine.operations.operation import Operation, Plan
 from libvirt_natns.engine.plan.segment import has_ipv6
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import AddressRange, Config, Network, Outside, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers, selection
 
 
@@ -65,7 +67,7 @@ def check_proxied(config: Config, store: Store, network: Network, upstream: Upst
     Raises DocumentError.
     """
     mine = selection.proxied(network, upstream) if upstream.is_transit else ()
-    for user in store.users() if mine else ():
+    for user in store.host.users() if mine else ():
         theirs = config.upstreams.get(user.upstream)
         if user.uuid == network.uuid or theirs is None or not theirs.is_transit:
             continue

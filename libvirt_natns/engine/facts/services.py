@@ -17,9 +17,9 @@ from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.engine.facts.outside import families_of
 from libvirt_natns.engine.operations.daemons import Leasing
 from libvirt_natns.engine.publication.dhcp_hosts import ranges_of
-from libvirt_natns.model import Network, Outside, Upstream
-from libvirt_natns.state.guests import Registry
-from libvirt_natns.state.networks import Store
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp
 
 
@@ -41,20 +41,20 @@ def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | Non
 
 
 def dnsmasq_of(
-    registry: Registry, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+    store: Store, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
 ) -> dnsmasq.Daemon:
     """Return the dnsmasq of a network's namespace; ``mtu`` is the MTU to announce to guests."""
-    files = _files(registry, network, upstream, outside, mtu) if network.needs_dnsmasq else None
+    files = _files(store, network, upstream, outside, mtu) if network.needs_dnsmasq else None
     namespace = names.namespace(network.name)
     return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
 
 
 def _files(
-    registry: Registry, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+    store: Store, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
 ) -> dnsmasq_files.Files:
     taken_over = network.taken_over and network.has_dnsmasq
     libvirts = libvirt_dnsmasq.read(network.name) if taken_over else None
-    kept = [pair for family in FAMILIES for pair in _reserved(registry, network, family)]
+    kept = [pair for family in FAMILIES for pair in _reserved(store, network, family)]
     servers = resolvers_of(upstream, families_of(outside))
     return dnsmasq_config.make(
         network,
@@ -66,11 +66,9 @@ def _files(
     )
 
 
-def _reserved(
-    registry: Registry, network: Network, family: Family
-) -> Collection[tuple[str, Address]]:
+def _reserved(store: Store, network: Network, family: Family) -> Collection[tuple[str, Address]]:
     """Return guests' addresses that DHCP must keep for them, with the guests' MACs."""
     # At least half is left to guests that publish nothing, unless running guests that
     # publish something need more.
     half = sum(span.size for span in ranges_of(network, family)) // 2
-    return registry.reservations_known(network.uuid, half, family).items()
+    return store.reservations.for_dhcp(network.uuid, half, family).items()

@@ -11,9 +11,10 @@ from libvirt_natns.engine.publication.resolve import resolve
 from libvirt_natns.engine.publication.scopes import check_host
 from libvirt_natns.engine.publication.words import in_words
 from libvirt_natns.engine.undo import Undo
-from libvirt_natns.model import AddressRequest, Domain, PortForward
+from libvirt_natns.model.metadata import AddressRequest, PortForward
+from libvirt_natns.model.network import Domain
 from libvirt_natns.records import replace
-from libvirt_natns.state.guests import Claims
+from libvirt_natns.state.claims import Claims
 
 
 def resolve_claims(
@@ -29,7 +30,7 @@ def resolve_claims(
     choices = Allocation(engine.config, engine.store, engine.kernel, observer, not trial)
     claims = resolve(domain, attachments, choices)
     # Forwards in force stay so, whatever program listens in the host since.
-    held = set(guests.registry.forwards(owner=domain.uuid))
+    held = set(guests.store.claims.forwards(owner=domain.uuid))
     fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
     check_host(fresh, guests.scopes(fresh), guests.engine.kernel.host_addresses())
     return claims
@@ -43,7 +44,7 @@ def of_what_runs(guests: GuestContext, domain: Domain, attachments: list[Attachm
     absent = [nic for nic in domain.nics if not any(is_same_nic(nic, at.nic) for at in attachments)]
     if domain.nat is None or not absent:
         return domain
-    down = [each for each in guests.engine.store.networks() if not each.runs]
+    down = [each for each in guests.engine.store.networks.all() if not each.runs]
     stopped = [(nic, each) for nic in absent for each in down if is_in(nic, each)]
 
     def stays(wanted: PortForward | AddressRequest) -> bool:
@@ -67,13 +68,13 @@ def undo_reservations(guests: GuestContext, attachments: list[Attachment], undo:
     for attachment in attachments:
         network, mac = attachment.network.uuid, attachment.nic.mac
         for family in FAMILIES:
-            if guests.registry.reservation(network, mac, family) is None:
-                undo.add(guests.registry.drop_reservation, network, mac, family)
+            if guests.store.reservations.get(network, mac, family) is None:
+                undo.add(guests.store.reservations.drop, network, mac, family)
 
 
 def in_force(guests: GuestContext, claims: Claims) -> Claims:
     """Return the claims in networks that run: a network that is down publishes nothing."""
-    records = {uuid: guests.engine.store.network(uuid) for uuid in networks_of(claims)}
+    records = {uuid: guests.engine.store.networks.get(uuid) for uuid in networks_of(claims)}
     run = {uuid for uuid, record in records.items() if record and record.runs}
     return Claims(
         claims.owner,

@@ -12,10 +12,11 @@ from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.scopes import scopes
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model import Domain, Nic
+from libvirt_natns.model.network import Domain, Nic
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.guests import Claims, Registry, Scope
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class GuestContext:
     engine: Engine
 
     @property
-    def registry(self) -> Registry:
-        return self.engine.registry
+    def store(self) -> Store:
+        return self.engine.store
 
     def attachments(self, domain: Domain) -> list[Attachment]:
         """Return a guest's NICs in networks of ours that run or start, in the domain's order.
@@ -35,7 +36,7 @@ class GuestContext:
         """
         return [self._attachment(nic, record) for nic, record in in_ours(self.engine.store, domain)]
 
-    def _attachment(self, nic: Nic, record: Record) -> Attachment:
+    def _attachment(self, nic: Nic, record: NetworkRecord) -> Attachment:
         planner = self.engine.planner
         network = libvirt_xml.parse_network(record.document)
         upstream = planner.upstream(network)
@@ -50,11 +51,11 @@ class GuestContext:
         """Return the published claims of a guest or network; without ``published``, all claims."""
         return Claims(
             owner,
-            self.registry.forwards(owner=owner, published=published),
-            self.registry.static_nats(owner=owner, published=published),
+            self.store.claims.forwards(owner=owner, published=published),
+            self.store.claims.static_nats(owner=owner, published=published),
         )
 
-    def scopes(self, claims: Claims) -> dict[str, Scope]:
+    def scopes(self, claims: Claims) -> dict[str, ClaimScope]:
         """Return where claims must be unique, by network."""
         return scopes(self.engine.store, networks_of(claims))
 
@@ -67,7 +68,7 @@ class GuestContext:
     def drop_record(self, uuid: str) -> None:
         """Forget a guest and its claims; the caller holds the guest's lock."""
         try:
-            self.registry.forget_guest(uuid)
+            self.store.guests.forget(uuid)
         finally:
             discard_guest_directory(uuid)
 

@@ -11,8 +11,9 @@ from libvirt_natns.engine.guests.context import GuestContext, discard_guest_dire
 from libvirt_natns.engine.guests.nics import is_same_nic
 from libvirt_natns.engine.guests.verbs import forget, publish, unplug, withdraw
 from libvirt_natns.errors import DocumentError, NatnsError
-from libvirt_natns.model import Domain
-from libvirt_natns.state.guests import Claims, GuestRecord
+from libvirt_natns.model.network import Domain
+from libvirt_natns.state.claims import Claims
+from libvirt_natns.state.guests import GuestRecord
 
 
 class _TrialOver(Exception):
@@ -29,7 +30,7 @@ def trial(guests: GuestContext, domain: Domain) -> Claims:
         attachments = guests.attachments(domain)
         wanted = of_what_runs(guests, domain, attachments)
         claims = resolve_claims(guests, wanted, attachments, trial=True)
-        guests.registry.claim(claims, guests.scopes(claims), published=True)
+        guests.store.claims.put(claims, guests.scopes(claims), published=True)
         outcome.append(claims)
         # The transaction is rolled back, with the ports and addresses that it has chosen.
         raise _TrialOver
@@ -59,7 +60,7 @@ def converge(guests: GuestContext, xml: bytes, known: bool) -> list[str]:
     the guest has stopped since.
     """
     plain = libvirt_xml.parse_domain_nics(xml)
-    if not _is_concerned(guests, plain) or (known and guests.registry.guest(plain.uuid) is None):
+    if not _is_concerned(guests, plain) or (known and guests.store.guests.get(plain.uuid) is None):
         return []
     before = guests.held(plain.uuid)
     changed = publish(guests, libvirt_xml.parse_domain(xml), xml)
@@ -71,7 +72,7 @@ def converge(guests: GuestContext, xml: bytes, known: bool) -> list[str]:
 
 def end(guests: GuestContext, record: GuestRecord) -> list[str]:
     """Forget a guest that has stopped, unless it was started again since."""
-    if guests.registry.guest(record.uuid) != record:
+    if guests.store.guests.get(record.uuid) != record:
         return []
     withdraw(guests, record.uuid)
     forget(guests, record.uuid)
@@ -81,10 +82,10 @@ def end(guests: GuestContext, record: GuestRecord) -> list[str]:
 def tidy(guests: GuestContext) -> None:
     """Remove the run-time marks of guests that are not recorded any more."""
     marks = names.guest_directory("").glob("*")
-    for uuid in {mark.name for mark in marks} - {g.uuid for g in guests.registry.guests()}:
+    for uuid in {mark.name for mark in marks} - {g.uuid for g in guests.store.guests.all()}:
         with guests.locked(uuid):
             # The guest may have begun to start.
-            if guests.registry.guest(uuid) is None:
+            if guests.store.guests.get(uuid) is None:
                 discard_guest_directory(uuid)
 
 
@@ -95,7 +96,7 @@ def follow(guests: GuestContext, uuid: str, ask: Callable[[], bytes | None]) -> 
     after the record was read, see ``converge``.  A record that is made in between comes
     with another event of libvirt.
     """
-    record = guests.registry.guest(uuid)
+    record = guests.store.guests.get(uuid)
     xml = ask()
     if xml is None:
         return end(guests, record) if record else []
@@ -115,7 +116,7 @@ def _unplug_missing(guests: GuestContext, record: GuestRecord, plain: Domain) ->
 
 
 def _is_concerned(guests: GuestContext, plain: Domain) -> bool:
-    return bool(guests.attachments(plain)) or guests.registry.guest(plain.uuid) is not None
+    return bool(guests.attachments(plain)) or guests.store.guests.get(plain.uuid) is not None
 
 
 def _says_the_same(record: GuestRecord, xml: bytes) -> bool:

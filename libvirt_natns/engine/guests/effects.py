@@ -6,26 +6,26 @@ from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.guests.context import GuestContext, networks_of
 from libvirt_natns.engine.publication.attachment import ANY, ANY6
 from libvirt_natns.kernel import conntrack
-from libvirt_natns.model import Forward, StaticNat
-from libvirt_natns.state.guests import Claims
-from libvirt_natns.state.networks import Lease
+from libvirt_natns.model.publication import Forward, StaticNat
+from libvirt_natns.state.claims import Claims
+from libvirt_natns.state.leases import StoredLease
 
 
 def apply_to(guests: GuestContext, networks: set[str]) -> list[str]:
     """Bring these networks to today's claims, and return what was changed."""
     changed = []
     for uuid in sorted(networks):
-        record = guests.engine.store.network(uuid)
+        record = guests.engine.store.networks.get(uuid)
         if record is not None and record.state == "up" and record.this_boot:
             network = libvirt_xml.parse_network(record.document)
             changed += guests.engine.up(network, record.document)
     return changed
 
 
-def restore(guests: GuestContext, claims: Claims, leases: list[Lease]) -> None:
+def restore(guests: GuestContext, claims: Claims, leases: list[StoredLease]) -> None:
     """Put earlier claims and leases back into force."""
-    guests.engine.store.restore_leases(leases)
-    guests.registry.claim(claims, guests.scopes(claims), published=True)
+    guests.engine.store.leases.restore(leases)
+    guests.store.claims.put(claims, guests.scopes(claims), published=True)
     apply_to(guests, networks_of(claims))
 
 
@@ -39,10 +39,10 @@ def cut(guests: GuestContext, before: Claims, after: Claims) -> None:
     gone: list[Forward | StaticNat] = [*(set(before.forwards) - set(after.forwards))]
     gone += set(before.addresses) - set(after.addresses)
     for uuid in {claim.network for claim in gone}:
-        record = guests.engine.store.network(uuid)
+        record = guests.engine.store.networks.get(uuid)
         if record is None or record.state != "up":
             continue
-        leased = guests.engine.store.leases(record.upstream, uuid)
+        leased = guests.engine.store.leases.of(record.upstream, uuid)
         here = [claim for claim in gone if claim.network == uuid]
         for family, address, any_address in (
             (4, leased.address, ANY),

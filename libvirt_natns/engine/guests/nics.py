@@ -3,12 +3,13 @@
 
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.model import Domain, Network, Nic
+from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.state.guests import GuestRecord
-from libvirt_natns.state.networks import Record, Store
+from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.state.store import Store
 
 
-def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, Record]]:
+def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, NetworkRecord]]:
     """Return a guest's NICs in networks of ours that run or start, by recorded state alone."""
     return [
         (nic, record)
@@ -18,11 +19,11 @@ def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, Record]]:
     ]
 
 
-def _of_nic(store: Store, nic: Nic) -> list[Record]:
+def _of_nic(store: Store, nic: Nic) -> list[NetworkRecord]:
     if nic.network:
-        records = store.holders(namespace=names.namespace(nic.network))
+        records = store.networks.holders(namespace=names.namespace(nic.network))
         return [record for record in records if record.name == nic.network]
-    return store.holders(bridge=nic.bridge) if nic.bridge else []
+    return store.networks.holders(bridge=nic.bridge) if nic.bridge else []
 
 
 def may_name(xml: bytes, network: Network) -> bool:
@@ -38,7 +39,7 @@ def has_nic(record: GuestRecord, network: Network) -> bool:
     return any(is_in(nic, network) for nic in libvirt_xml.parse_domain_nics(record.document).nics)
 
 
-def is_in(nic: Nic, network: Network | Record) -> bool:
+def is_in(nic: Nic, network: Network | NetworkRecord) -> bool:
     """True if a NIC is in a network, by name or by bridge."""
     return nic.network == network.name if nic.network else nic.bridge == network.bridge
 

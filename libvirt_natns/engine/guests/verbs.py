@@ -7,7 +7,7 @@ part of the network's plan, so ``check`` and ``sync`` include them.
 
 from contextlib import ExitStack, suppress
 
-from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.documents import domain_edit, libvirt_xml
 from libvirt_natns.engine.guests.claims import of_what_runs, resolve_claims, undo_reservations
 from libvirt_natns.engine.guests.context import GuestContext, discard_guest_directory, networks_of
 from libvirt_natns.engine.guests.effects import apply_to, cut, restore
@@ -16,8 +16,10 @@ from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
 from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
-from libvirt_natns.model import Domain, Forward, Network, Nic, StaticNat
-from libvirt_natns.state.guests import Claims, GuestRecord
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import Forward, StaticNat
+from libvirt_natns.state.claims import Claims
+from libvirt_natns.state.guests import GuestRecord
 
 
 def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
@@ -37,8 +39,8 @@ def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
         undo.add(guests.drop_record, domain.uuid)
         undo_reservations(guests, attachments, undo)
         claims = resolve_claims(guests, domain, attachments)
-        guests.registry.put_guest(domain.uuid, domain.name, xml, published=False)
-        guests.registry.claim(claims, guests.scopes(claims), published=False)
+        guests.store.guests.put(domain.uuid, domain.name, xml, published=False)
+        guests.store.claims.put(claims, guests.scopes(claims), published=False)
         undo.pop_all()
 
 
@@ -49,18 +51,18 @@ def publish(guests: GuestContext, domain: Domain, xml: bytes) -> list[str]:
     errors of ``claim``, and keeps the earlier state then.
     """
     attachments = guests.attachments(domain)
-    if (domain.nat is None or not attachments) and not guests.registry.guest(domain.uuid):
+    if (domain.nat is None or not attachments) and not guests.store.guests.get(domain.uuid):
         return []
     with guests.locked(domain.uuid):
         before = guests.held(domain.uuid)
         with Undo() as undo:
-            undo.add(restore, guests, before, guests.engine.store.leases_of(domain.uuid))
+            undo.add(restore, guests, before, guests.engine.store.leases.all_of(domain.uuid))
             undo_reservations(guests, attachments, undo)
             claims = resolve_claims(guests, of_what_runs(guests, domain, attachments), attachments)
-            guests.registry.claim(claims, guests.scopes(claims), published=True)
+            guests.store.claims.put(claims, guests.scopes(claims), published=True)
             changed = apply_to(guests, networks_of(before) | networks_of(claims))
             undo.pop_all()
-        guests.registry.put_guest(domain.uuid, domain.name, xml, published=True)
+        guests.store.guests.put(domain.uuid, domain.name, xml, published=True)
         cut(guests, before, claims)
         if domain.nat is None:
             guests.drop_record(domain.uuid)
@@ -73,13 +75,13 @@ def withdraw(guests: GuestContext, uuid: str) -> None:
     A guest whose start has failed published nothing.  Its reservations stay, and DHCP
     must know them.
     """
-    record = guests.registry.guest(uuid)
+    record = guests.store.guests.get(uuid)
     if record is None:
         return
     with guests.locked(uuid):
         before = guests.held(uuid)
         networks = networks_of(guests.held(uuid, published=record.published))
-        guests.registry.set_published(uuid, False)
+        guests.store.claims.set_published(uuid, False)
         try:
             apply_to(guests, networks)
         finally:
@@ -88,7 +90,7 @@ def withdraw(guests: GuestContext, uuid: str) -> None:
 
 def forget(guests: GuestContext, uuid: str) -> None:
     """Withdraw a guest and give its claims back; reservations stay."""
-    record = guests.registry.guest(uuid)
+    record = guests.store.guests.get(uuid)
     if record is None:
         return
     try:
@@ -101,22 +103,22 @@ def forget(guests: GuestContext, uuid: str) -> None:
 
 def plug(guests: GuestContext, owner: str, nic: Nic) -> None:
     """Publish a running guest's metadata about a NIC that was just added."""
-    record = guests.registry.guest(owner)
+    record = guests.store.guests.get(owner)
     if record is None or not record.published:
         return
     nics = libvirt_xml.parse_domain_nics(record.document).nics
     if any(is_same_nic(each, nic) for each in nics):
         return
-    xml = libvirt_xml.with_nic(record.document, nic)
+    xml = domain_edit.with_nic(record.document, nic)
     publish(guests, libvirt_xml.parse_domain(xml), xml)
 
 
 def unplug(guests: GuestContext, owner: str, nic: Nic) -> None:
     """Withdraw a running guest's claims through a NIC that was taken out."""
-    record = guests.registry.guest(owner)
+    record = guests.store.guests.get(owner)
     if record is None or not record.published:
         return
-    xml = libvirt_xml.without_nic(record.document, nic)
+    xml = domain_edit.without_nic(record.document, nic)
     try:
         publish(guests, libvirt_xml.parse_domain(xml), xml)
     except (DocumentError, ConflictError):
@@ -131,8 +133,8 @@ def _drop(guests: GuestContext, record: GuestRecord, nic: Nic, xml: bytes) -> No
     with guests.locked(owner):
         before = guests.held(owner)
         rest = _without(guests, before, nic, record.name, attachments)
-        guests.registry.claim(rest, guests.scopes(rest), published=True)
-        guests.registry.put_guest(owner, record.name, xml, published=True)
+        guests.store.claims.put(rest, guests.scopes(rest), published=True)
+        guests.store.guests.put(owner, record.name, xml, published=True)
         try:
             apply_to(guests, networks_of(before))
         finally:
@@ -150,7 +152,7 @@ def _without(
         for network in (each.network for each in mine):
             if claim.network == network.uuid:
                 # Another NIC in that network keeps its own claims.
-                addresses = known_addresses(guests.registry, network, nic.mac, name)
+                addresses = known_addresses(guests.store, network, nic.mac, name)
                 return network.uuid in others and claim.target not in addresses
         return True
 
@@ -162,7 +164,7 @@ def _without(
 def refresh(guests: GuestContext, network: str) -> None:
     """Resolve again the guests of a network whose DHCP hosts may have changed."""
     with ExitStack() as guests_in_turn:
-        for record in guests.registry.guests_in(network):
+        for record in guests.store.guests.in_network(network):
             if record.published:
                 # A guest that cannot be resolved any more must not hold the others back.
                 guests_in_turn.callback(_publish_again, guests, record)
@@ -175,8 +177,8 @@ def rejoin(guests: GuestContext, network: Network) -> None:
     network.  A guest that cannot be published again does not stop the network's start:
     ``check`` reports the guest.
     """
-    claiming = {record.uuid for record in guests.registry.guests_in(network.uuid)}
-    for record in guests.registry.guests():
+    claiming = {record.uuid for record in guests.store.guests.in_network(network.uuid)}
+    for record in guests.store.guests.all():
         if not record.published or not record.this_boot:
             continue
         if record.uuid not in claiming and not may_name(record.document, network):

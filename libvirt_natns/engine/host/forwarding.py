@@ -8,7 +8,7 @@ from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.transit_bridge import transit
 from libvirt_natns.firewall import host_policy
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Upstream
+from libvirt_natns.model.upstream import Upstream
 
 
 def plan_of(

@@ -52,7 +52,7 @@ from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import asdict, dataclass
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 LOADED = "loaded"
 LEFT_RULES = "firewall rules are left over"
@@ -82,7 +82,7 @@ class Host:
         if record != HostRecord() and not record.seen:
             return False
         needs = self.needs_of(network).get(network, Needs())
-        return part_of(self.kernel, needs, record) == Part() and not self.store.host_part(network)
+        return part_of(self.kernel, needs, record) == Part() and not self.store.host.part(network)
 
     def leave(self) -> None:
         """Remove the run-time directory, if nothing is in it any more."""
@@ -109,7 +109,7 @@ class Host:
         """Bring one network's part to the host; return None if that does not suffice."""
         needs = self.needs_of(network).get(network, Needs())
         assign_zones(needs, record)
-        old = host_parts.load(self.store.host_part(network))
+        old = host_parts.load(self.store.host.part(network))
         new = part_of(self.kernel, needs, record)
         counts = Counter(record.counts)
         counts.update(new.counts())
@@ -131,7 +131,7 @@ class Host:
             if script:
                 self._announce("load the host's rules")
                 nft.load(None, script)
-            self.store.put_host_part(network, host_parts.dump(new))
+            self.store.host.put_part(network, host_parts.dump(new))
             record.counts = dict(counts)
         if not record.seen:
             record.seen = seen
@@ -178,7 +178,7 @@ class Host:
     def _note_parts(self, all_needs: Mapping[str, Needs], record: HostRecord) -> None:
         """Write down the part that the host has for each network now."""
         parts = {uuid: part_of(self.kernel, needs, record) for uuid, needs in all_needs.items()}
-        self.store.put_host_parts({uuid: host_parts.dump(part) for uuid, part in parts.items()})
+        self.store.host.put_parts({uuid: host_parts.dump(part) for uuid, part in parts.items()})
         counts: Counter[str] = Counter()
         for part in parts.values():
             counts.update(part.counts())

@@ -3,7 +3,7 @@
 
 from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.engine.operations.traits import Traits
-from libvirt_natns.model import StaticRoute
+from libvirt_natns.model.subnet import StaticRoute
 from libvirt_natns.records import dataclass
 
 

@@ -33,7 +33,8 @@ from libvirt_natns.engine.plan.surroundings import Published, Surroundings
 from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
-from libvirt_natns.model import Network, Outside, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Outside, Upstream
 
 
 def make(

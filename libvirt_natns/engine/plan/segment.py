@@ -6,7 +6,8 @@ from ipaddress import IPv6Address
 
 from libvirt_natns.addresses import FAMILIES, Interface, IPNetwork, on_link
 from libvirt_natns.engine.plan.surroundings import Published
-from libvirt_natns.model import Network, Outside, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.upstream import Outside, Upstream
 
 
 def segments(upstream: Upstream, outside: Outside) -> tuple[IPNetwork, ...]:

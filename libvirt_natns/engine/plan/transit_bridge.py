@@ -8,7 +8,7 @@ from libvirt_natns.addresses import Interface, on_link
 from libvirt_natns.engine.operations.addresses import Addresses
 from libvirt_natns.engine.operations.links import Sysctl, TransitBridge
 from libvirt_natns.engine.operations.operation import Plan
-from libvirt_natns.model import Upstream
+from libvirt_natns.model.upstream import Upstream
 
 
 def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:

@@ -17,12 +17,14 @@ from libvirt_natns.engine.publication.reservations import is_tenable, reserve_ad
 from libvirt_natns.errors import ConflictError, LeaseError
 from libvirt_natns.kernel import address_probe, listening_ports
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import AddressRequest, Config, Domain
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.metadata import AddressRequest
+from libvirt_natns.model.network import Domain
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant
-from libvirt_natns.state.guests import Registry, Scope
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.claims import ClaimScope
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 
 
@@ -40,10 +42,6 @@ class Allocation:
     observer: Observer = NOBODY
     asks: bool = True
 
-    @property
-    def registry(self) -> Registry:
-        return Registry(self.store)
-
     def knows(self, domain: Domain, attachment: Attachment, family: Family) -> bool:
         network, mac = attachment.network, attachment.nic.mac
         fixed = fixed_address(network, mac, family, domain.name)
@@ -52,19 +50,19 @@ class Allocation:
     def target(self, domain: Domain, attachment: Attachment, family: Family) -> Address:
         network, mac = attachment.network, attachment.nic.mac
         fixed = fixed_address(network, mac, family, domain.name)
-        kept = self.registry.reservation(network.uuid, mac, family)
+        kept = self.store.reservations.get(network.uuid, mac, family)
         if fixed is not None or kept is None or not is_tenable(attachment, kept):
-            self.registry.drop_reservation(network.uuid, mac, family)
-        return fixed or reserve_address(self.registry, domain.uuid, attachment, family)
+            self.store.reservations.drop(network.uuid, mac, family)
+        return fixed or reserve_address(self.store, domain.uuid, attachment, family)
 
     def port(self, request: AutoPortRequest) -> int:
-        kept = self.registry.chosen_port(request.key)
+        kept = self.store.chosen_ports.get(request.key)
         # In two transactions, two starts at once would choose the same port.
         with self.store.transaction():
             fits = kept is not None and self._is_free_still(request, kept)
             port = kept if fits else self._free_port(request)
             if port is not None:
-                self.registry.choose_port(request.key, port)
+                self.store.chosen_ports.put(request.key, port)
         if port is None:
             first, last = self.config.auto_ports
             raise ConflictError(
@@ -80,16 +78,16 @@ class Allocation:
         """True if a chosen port is still free: its owner may not have used it for a while."""
         upstream = request.attachment.upstream
         shared = upstream.kind == "host"
-        scope = Scope("" if shared else upstream.name, upstream.is_transit)
+        scope = ClaimScope("" if shared else upstream.name, upstream.is_transit)
         if _lies_in(port, request.avoided):
             return False
         if any(
-            self.registry.is_claimed(request.key, scope, each, port) for each in request.listens
+            self.store.claims.is_claimed(request.key, scope, each, port) for each in request.listens
         ):
             return False
         if not shared or any(
             each.proto == request.key.proto and each.first == port
-            for each in self.registry.forwards(owner=request.key.owner)
+            for each in self.store.claims.forwards(owner=request.key.owner)
         ):
             # A port in force stays so, whatever program listens in the host since.
             return True
@@ -101,8 +99,8 @@ class Allocation:
         Without such a port, return a port that was kept for an owner that has gone.
         """
         proto = request.key.proto
-        kept = {port for kind, port in self.registry.chosen_ports() if kind == proto}
-        used = listening_ports.listening(proto) | self.registry.ports_claimed(proto)
+        kept = {port for kind, port in self.store.chosen_ports.all() if kind == proto}
+        used = listening_ports.listening(proto) | self.store.claims.ports(proto)
         used |= routers.ports_of_host(request.attachment.upstream, proto)
         first, last = self.config.auto_ports
 
@@ -112,7 +110,7 @@ class Allocation:
             )
 
         fresh = (port for port in range(first, last + 1) if port not in kept)
-        return next(filter(usable, chain(fresh, self.registry.reclaimable_ports(proto))), None)
+        return next(filter(usable, chain(fresh, self.store.chosen_ports.reclaimable(proto))), None)
 
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
@@ -126,9 +124,9 @@ class Allocation:
             )
         if request.address is not None:
             who = f"guest {domain.name}"
-            self.registry.check_static(upstream.name, request.address, domain.uuid, who)
+            self.store.claims.check_address(upstream.name, request.address, domain.uuid, who)
         key = f"{domain.uuid}/{attachment.nic.mac}"
-        mine = self.registry.static_nats(attachment.network.uuid, domain.uuid)
+        mine = self.store.claims.static_nats(attachment.network.uuid, domain.uuid)
         present = {static.address for static in mine}
 
         def probe(addresses: Collection[Address]) -> set[Address]:

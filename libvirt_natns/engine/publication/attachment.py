@@ -4,7 +4,8 @@
 from ipaddress import IPv4Address, IPv6Address
 
 from libvirt_natns.addresses import Address, Family
-from libvirt_natns.model import Network, Nic, Outside, Upstream
+from libvirt_natns.model.network import Network, Nic
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
 
 ANY = IPv4Address(0)

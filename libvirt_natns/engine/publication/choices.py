@@ -5,9 +5,10 @@ from typing import Protocol
 
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.engine.publication.attachment import Attachment
-from libvirt_natns.model import AddressRequest, Domain, PortForward
+from libvirt_natns.model.metadata import AddressRequest, PortForward
+from libvirt_natns.model.network import Domain
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.guests import PortKey
+from libvirt_natns.state.chosen_ports import PortKey
 
 
 @dataclass(frozen=True, slots=True)

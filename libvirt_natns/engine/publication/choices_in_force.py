@@ -7,7 +7,8 @@ from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.choices import AutoPortRequest
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.firewall.translations import Translations
-from libvirt_natns.model import AddressRequest, Domain
+from libvirt_natns.model.metadata import AddressRequest
+from libvirt_natns.model.network import Domain
 from libvirt_natns.state import pool
 
 
@@ -27,13 +28,13 @@ class ChoicesInForce:
 
     def port(self, request: AutoPortRequest) -> int:
         """Return the port that leads to the request's target, unless another range has it."""
-        key, registry = request.key, self._choices.registry
-        kept = {port for proto, port in registry.chosen_ports() if proto == key.proto}
+        key, store = request.key, self._choices.store
+        kept = {port for proto, port in store.chosen_ports.all() if proto == key.proto}
         for each in self._ports:
             meant = (each.proto, each.to) == (key.proto, key.target_port)
             fixed = any(first <= each.port <= last for first, last in request.avoided)
             if meant and each.target in request.targets and not fixed and each.port not in kept:
-                registry.choose_port(key, each.port)
+                store.chosen_ports.put(key, each.port)
                 return each.port
         return self._choices.port(request)
 
@@ -47,6 +48,6 @@ class ChoicesInForce:
         who = f"guest {domain.name}"
         key = f"{domain.uuid}/{attachment.nic.mac}"
         store, upstream = self._choices.store, attachment.upstream
-        if not store.reserve(upstream.name, pool.segment(upstream), key, own):
+        if not store.leases.reserve(upstream.name, pool.segment(upstream), key, own):
             raise ConflictError(f"{who}: {own} of upstream {upstream.name} is another's already")
         return own

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Addresses that a network's own XML, or a reservation, gives to guests."""
 
-from libvirt_natns.addresses import FAMILIES, Address, Family
-from libvirt_natns.model import AddressRange, Network
-from libvirt_natns.state.guests import Registry
+from libvirt_natns.addresses import FAMILIES, Address, AddressRange, Family
+from libvirt_natns.model.network import Network
+from libvirt_natns.state.store import Store
 
 
 def ranges_of(network: Network, family: Family) -> list[AddressRange]:
@@ -36,10 +36,11 @@ def _is_made_of(mac: str, identifier: str | None) -> bool:
     return identifier.startswith(("00:01:00:01:", "00:03:00:01:", "0:1:0:1:", "0:3:0:1:"))
 
 
-def known_addresses(registry: Registry, network: Network, mac: str, name: str) -> set[Address]:
+def known_addresses(store: Store, network: Network, mac: str, name: str) -> set[Address]:
     """Return the DHCP addresses of a NIC: by the network's XML, else reserved ones."""
     addresses = {
-        fixed_address(network, mac, family, name) or registry.reservation(network.uuid, mac, family)
+        fixed_address(network, mac, family, name)
+        or store.reservations.get(network.uuid, mac, family)
         for family in FAMILIES
     }
     return {each for each in addresses if each is not None}

@@ -9,19 +9,17 @@ from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.dhcp_hosts import fixed_addresses, fixed_macs, ranges_of
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.state import pool
-from libvirt_natns.state.guests import Registry
+from libvirt_natns.state.store import Store
 
 
-def reserve_address(
-    registry: Registry, owner: str, attachment: Attachment, family: Family
-) -> Address:
+def reserve_address(store: Store, owner: str, attachment: Attachment, family: Family) -> Address:
     """Return the NIC's reserved address, or reserve one of the network's DHCP range.
 
     Raises ConflictError.
     """
     network, mac = attachment.network, attachment.nic.mac
-    if kept := registry.reservation(network.uuid, mac, family):
-        return registry.reserve(network.uuid, mac, owner, [kept], lambda _: False, family)
+    if kept := store.reservations.get(network.uuid, mac, family):
+        return store.reservations.reserve(network.uuid, mac, owner, [kept], lambda _: False, family)
     if not ranges_of(network, family):
         which = "DHCP" if family == 4 else "DHCPv6"
         raise ConflictError(
@@ -29,21 +27,19 @@ def reserve_address(
             "give guestAddress in <natns:portForward>, or a <range> in the network's <dhcp>",
         )
     try:
-        return _reserve_free(registry, owner, attachment, family)
+        return _reserve_free(store, owner, attachment, family)
     except ConflictError as error:
         raise ConflictError(f"network {network.name}: {error.fact}", error.remedy) from error
 
 
-def _reserve_free(
-    registry: Registry, owner: str, attachment: Attachment, family: Family
-) -> Address:
+def _reserve_free(store: Store, owner: str, attachment: Attachment, family: Family) -> Address:
     network, mac = attachment.network, attachment.nic.mac
     leased, fixed = guest_leases.present(network.bridge or ""), fixed_addresses(network)
     spans = ranges_of(network, family)
     # Ranges that are not translated come first.
     spans.sort(key=lambda span: not attachment.is_public(span.first))
 
-    nics = {mac, *registry.reservations(network.uuid, family), *fixed_macs(network)}
+    nics = {mac, *store.reservations.all(network.uuid, family), *fixed_macs(network)}
 
     def inside(address: Address) -> bool:
         return address not in fixed and any(address in span for span in spans)
@@ -61,7 +57,7 @@ def _reserve_free(
     # The NIC's present lease comes first, then free addresses, then leases of strangers.
     own = [address for address, holder in leased.items() if holder == mac]
     candidates = chain(filter(is_free, chain(own, pool.listed(spans))), filter(usable, leased))
-    return registry.reserve(network.uuid, mac, owner, candidates, usable, family)
+    return store.reservations.reserve(network.uuid, mac, owner, candidates, usable, family)
 
 
 def is_tenable(attachment: Attachment, address: Address) -> bool:

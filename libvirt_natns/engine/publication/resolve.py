@@ -6,7 +6,6 @@ Reservations, free ports and upstream addresses come through ``Choices``.
 
 from collections.abc import Iterator
 
-from libvirt_natns import model
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.choices import AutoPortRequest, Choices, selector
@@ -15,19 +14,14 @@ from libvirt_natns.engine.publication.static_nat import check_requests, select_n
 from libvirt_natns.engine.publication.ways import Way, target_of, way_to
 from libvirt_natns.engine.publication.words import ports
 from libvirt_natns.errors import ConflictError, DocumentError
-from libvirt_natns.model import (
-    Domain,
-    Forward,
-    NatMetadata,
-    Network,
-    Nic,
-    Outside,
-    PortForward,
-    StaticNat,
-    Upstream,
-)
+from libvirt_natns.model.metadata import NatMetadata, PortForward
+from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.publication import Forward, StaticNat
+from libvirt_natns.model.publication import Protocol as PortProtocol
+from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.guests import Claims, PortKey
+from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.state.claims import Claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,7 @@ class Owner:
     name: str
     forwards: tuple[PortForward, ...]
 
-    def fixed(self, proto: model.Protocol) -> tuple[tuple[int, int], ...]:
+    def fixed(self, proto: PortProtocol) -> tuple[tuple[int, int], ...]:
         """Return the ports that the owner wants by number."""
         mine = (each for each in self.forwards if each.proto == proto)
         return tuple((first, last) for each in mine for first, last, _, _ in spans(each))

@@ -9,28 +9,32 @@ from libvirt_natns.engine.publication.attachment import ANY, ANY6
 from libvirt_natns.engine.publication.resolve import of_network
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel import listening_ports
-from libvirt_natns.model import Forward, Network, Outside, Upstream
-from libvirt_natns.state.guests import Claims, Registry, Scope
-from libvirt_natns.state.networks import Store
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 
 
-def scopes(store: Store, networks: Iterable[str]) -> dict[str, Scope]:
+def scopes(store: Store, networks: Iterable[str]) -> dict[str, ClaimScope]:
     """Return the scope in which each network's claims must be unique, by uuid.
 
     All upstreams of kind "host" are one scope: they share the host's addresses.  Networks
     on a router share the router's addresses.
     """
-    records = [record for uuid in networks if (record := store.network(uuid))]
+    records = [record for uuid in networks if (record := store.networks.get(uuid))]
     return {
-        record.uuid: Scope("", True)
+        record.uuid: ClaimScope("", True)
         if record.kind == "host"
-        else Scope(record.upstream, record.kind == "router")
+        else ClaimScope(record.upstream, record.kind == "router")
         for record in records
     }
 
 
-def check_host(claims: Claims, where: dict[str, Scope], addresses: Collection[Address]) -> None:
+def check_host(
+    claims: Claims, where: dict[str, ClaimScope], addresses: Collection[Address]
+) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
     Such a forward listens on an address that is not among the host's ``addresses``.  Or
@@ -75,4 +79,4 @@ def claim_for_network(
     where = scopes(choices.store, [network.uuid])
     fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
     check_host(fresh, where, choices.kernel.host_addresses())
-    Registry(choices.store).claim(claims, where, published=True)
+    choices.store.claims.put(claims, where, published=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Port ranges of a forward, without the excluded ports."""
 
-from libvirt_natns.model import PortForward, PortRange
+from libvirt_natns.model.metadata import PortForward, PortRange
 
 Span = tuple[int, int, int, int]
 """First and last port, and the first and last port of the target."""

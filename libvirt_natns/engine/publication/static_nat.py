@@ -5,7 +5,9 @@ from libvirt_natns.addresses import Family
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.choices import Choices
 from libvirt_natns.errors import ConflictError, DocumentError
-from libvirt_natns.model import AddressRequest, Domain, StaticNat
+from libvirt_natns.model.metadata import AddressRequest
+from libvirt_natns.model.network import Domain
+from libvirt_natns.model.publication import StaticNat
 
 
 def select_nic(

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The address on which a forward listens, and its target."""
 
-from libvirt_natns.addresses import Address, Family, by_family
+from libvirt_natns.addresses import Address, Family, by_family, is_placeholder
 from libvirt_natns.engine.publication.attachment import ANY, ANY6, Attachment
 from libvirt_natns.engine.publication.choices import Choices
 from libvirt_natns.engine.publication.spans import Span
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.model import Domain, PortForward, is_stand_in
+from libvirt_natns.model.metadata import PortForward
+from libvirt_natns.model.network import Domain
 from libvirt_natns.records import dataclass
 
 
@@ -51,7 +52,7 @@ def way_to(
 
 def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:
     if wanted not in own:
-        leased = [each for each in own if not is_stand_in(each)]
+        leased = [each for each in own if not is_placeholder(each)]
         listed = ", ".join(map(str, sorted(leased, key=by_family))) or "those that it will have"
         raise DocumentError(
             f"{who}: <natns:portForward address='{wanted}'> is not an address of its network",

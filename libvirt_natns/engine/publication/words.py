@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Forwards, addresses and ports in words."""
 
-from libvirt_natns.addresses import Address, bracketed
-from libvirt_natns.model import Forward, StaticNat, is_stand_in
+from libvirt_natns.addresses import Address, bracketed, is_placeholder
+from libvirt_natns.model.publication import Forward, StaticNat
 
 
 def ports(first: int, last: int) -> str:
@@ -12,7 +12,7 @@ def ports(first: int, last: int) -> str:
 
 def listening(address: Address) -> str:
     """Return the address on which a forward listens, or "*" for all of the host's."""
-    if is_stand_in(address):
+    if is_placeholder(address):
         return "(no lease)"
     return str(address) if int(address) else "*"
 

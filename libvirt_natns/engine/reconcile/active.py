@@ -8,9 +8,9 @@ from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import given_up
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.model import Network
+from libvirt_natns.model.network import Network
 from libvirt_natns.state.guests import GuestRecord
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream.selection import verdict
 
 Active = Mapping[str, bytes]
@@ -60,7 +60,7 @@ def stopped_guests(recorded: list[GuestRecord], running: Running) -> list[GuestR
     ]
 
 
-def is_active(engine: Engine, record: Record, active: Active | None) -> bool:
+def is_active(engine: Engine, record: NetworkRecord, active: Active | None) -> bool:
     """True if libvirt lists a network; without an answer, if the network's bridge is there."""
     if active is not None:
         # libvirt lists a network once its start is over.
@@ -70,7 +70,7 @@ def is_active(engine: Engine, record: Record, active: Active | None) -> bool:
     return engine.kernel.link(None, record.bridge) is not None
 
 
-def why_over(record: Record) -> str:
+def why_over(record: NetworkRecord) -> str:
     """Return why a network that is not active is to be removed."""
     return NOT_ACTIVE if record.state == "up" else GIVEN_UP
 
@@ -94,7 +94,7 @@ def leftovers(engine: Engine) -> Iterator[tuple[str, str | None]]:
     Each is given as the network's uuid, with the namespace where there is one.  A namespace
     under a running network's name is not looked at here, but with that network.
     """
-    records = engine.store.networks("preparing", "starting", "up")
+    records = engine.store.networks.all("preparing", "starting", "up")
     running = {record.uuid for record in records}
     named = {record.namespace for record in records if record.this_boot}
     owners = {}

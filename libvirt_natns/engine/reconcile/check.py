@@ -23,13 +23,13 @@ from libvirt_natns.engine.reconcile.active import (
     why_over,
 )
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp, selection
 
 NO_ROUTER = "is active in libvirt, but has no router"
 
 
-def network_differences(engine: Engine, record: Record) -> list[str]:
+def network_differences(engine: Engine, record: NetworkRecord) -> list[str]:
     """Return how the kernel differs from the plan of a network that is up, in words."""
     if record.state != "up":
         return []
@@ -68,7 +68,7 @@ def host_obstacles(engine: Engine) -> tuple[str, ...]:
 
 def missed(engine: Engine, ask: Ask) -> list[Finding]:
     """Return starts and stops without a hook's event, and leftovers without a record."""
-    records = engine.store.networks("preparing", "starting", "up")
+    records = engine.store.networks.all("preparing", "starting", "up")
     active = ask()
     # A network that was up before a reboot has left nothing.
     findings = [
@@ -88,7 +88,7 @@ def missed(engine: Engine, ask: Ask) -> list[Finding]:
 
 def _unhandled(engine: Engine, uuid: str, xml: bytes) -> list[str]:
     """Return why an active network of ours is not up; empty if it is up, or not ours."""
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     up = record is not None and record.runs
     try:
         if up or network_of_ours(engine, xml) is None:
@@ -100,7 +100,7 @@ def _unhandled(engine: Engine, uuid: str, xml: bytes) -> list[str]:
 
 def guest_differences(engine: Engine, ask: AskGuests) -> list[Finding]:
     """Return guests that have stopped, and those whose forwards differ from their metadata."""
-    recorded = Guests(engine).registry.guests()
+    recorded = Guests(engine).store.guests.all()
     running = ask()
     if running is None:
         return []

@@ -12,7 +12,7 @@ from libvirt_natns.engine.reconcile.active import Active, Ask, leftovers
 from libvirt_natns.engine.reconcile.repairs import Outcome, Repair, repair_all, together
 from libvirt_natns.engine.reconcile.sync import tidy_trials
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.state.networks import Record
+from libvirt_natns.state.networks import NetworkRecord
 
 
 def release_all(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
@@ -21,12 +21,12 @@ def release_all(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
     ``renew``: libvirt is reloaded afterwards, see ``hand_back``.  Where networks
     overlap, libvirt's dnsmasq go on without their lease helper.
     """
-    records = engine.store.networks("preparing", "starting", "up")
+    records = engine.store.networks.all("preparing", "starting", "up")
     done = [
         repair_all(engine, _releases(engine, records, ask(), renew)),
         repair_all(
             engine,
-            ((guest.name, partial(_forget, guest.uuid)) for guest in engine.registry.guests()),
+            ((guest.name, partial(_forget, guest.uuid)) for guest in engine.store.guests.all()),
         ),
         repair_all(engine, [("host", Engine.ensure_host)]),
         repair_all(engine, [("dnsmasq", tidy_trials)]),
@@ -35,7 +35,7 @@ def release_all(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
 
 
 def _releases(
-    engine: Engine, records: list[Record], active: Active | None, renew: bool
+    engine: Engine, records: list[NetworkRecord], active: Active | None, renew: bool
 ) -> Iterator[Repair]:
     recorded = {record.uuid: record for record in records}
     ours = {uuid: record.namespace for uuid, record in recorded.items()} | dict(leftovers(engine))
@@ -54,7 +54,7 @@ def _forget(guest: str, engine: Engine) -> list[str]:
     return []
 
 
-def _alone(record: Record, records: list[Record]) -> bool:
+def _alone(record: NetworkRecord, records: list[NetworkRecord]) -> bool:
     """True if no other network has addresses of this network's subnets.
 
     Of two dnsmasq with one address, libvirt can start only the first.  Two that run

@@ -15,7 +15,7 @@ from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.state.networks import Store
+from libvirt_natns.state.store import Store
 
 Repair = tuple[str, Callable[[Engine], list[str]]]
 """A network's name, and a function that repairs the network and returns what was wrong."""

@@ -41,9 +41,10 @@ from libvirt_natns.engine.reconcile.repairs import (
     together,
 )
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.model import Network
+from libvirt_natns.kernel.boot import now
+from libvirt_natns.model.network import Network
 from libvirt_natns.state.guests import GuestRecord
-from libvirt_natns.state.networks import Record, now
+from libvirt_natns.state.networks import NetworkRecord
 
 RECENT = 5.0
 """Seconds within which libvirt sends the event of a start that its hooks told us of."""
@@ -53,8 +54,8 @@ NOT_OURS = "is not to be handled any more"
 
 def sync_all(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome:
     """Repair all differences, and change nothing else."""
-    records = engine.store.networks("preparing", "starting", "up")
-    recorded = Guests(engine).registry.guests()
+    records = engine.store.networks.all("preparing", "starting", "up")
+    recorded = Guests(engine).store.guests.all()
     active, running = ask(), ask_guests()
     here = _running(engine, records, active)
     adopted = adopt(engine, active or {}, running.domains if running else {})
@@ -124,13 +125,15 @@ def _end_guest(record: GuestRecord, engine: Engine) -> list[str]:
 def _converge_guest(xml: bytes, record: GuestRecord | None, engine: Engine) -> list[str]:
     """Bring a guest to its XML, unless an event has changed it since ``record`` was read."""
     guests = Guests(engine)
-    latest = guests.registry.guest(record.uuid) if record else None
+    latest = guests.store.guests.get(record.uuid) if record else None
     if record and latest and latest.document != record.document:
         return []
     return guests.converge(xml, record is not None)
 
 
-def _running(engine: Engine, records: list[Record], active: Active | None) -> dict[str, bytes]:
+def _running(
+    engine: Engine, records: list[NetworkRecord], active: Active | None
+) -> dict[str, bytes]:
     """Return active networks, by their bridges where libvirt does not answer."""
     if active is not None:
         return dict(active)
@@ -138,7 +141,7 @@ def _running(engine: Engine, records: list[Record], active: Active | None) -> di
 
 
 def _endings(
-    engine: Engine, records: list[Record], running: Mapping[str, bytes], *, asked: bool
+    engine: Engine, records: list[NetworkRecord], running: Mapping[str, bytes], *, asked: bool
 ) -> Iterator[Repair]:
     for record in records:
         if record.uuid not in running:
@@ -154,7 +157,7 @@ def _on_a_bridge(engine: Engine, uuid: str) -> bool:
     return engine.kernel.master_of(names.private_patch(uuid)) is not None
 
 
-def _end(record: Record, engine: Engine) -> list[str]:
+def _end(record: NetworkRecord, engine: Engine) -> list[str]:
     ended = down_unless_changed(engine, record)
     return [f"{why_over(record)}: removed"] if ended and record.this_boot else []
 
@@ -175,7 +178,7 @@ def _repair_active(uuid: str, xml: bytes, ask: Ask, engine: Engine) -> list[str]
 
 
 def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     if record and record.unfinished:
         return []
     up = record is not None and record.runs
@@ -209,7 +212,7 @@ def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) 
     ``ask`` gets the XML from libvirt, or None if the network is not active.  libvirt is
     asked after the record was read.
     """
-    record = engine.store.network(uuid)
+    record = engine.store.networks.get(uuid)
     xml = ask()
     if xml is None:
         return _end(record, engine) if record and record.state != "down" else []
@@ -227,7 +230,7 @@ def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) 
     return repaired
 
 
-def _has_just_started(record: Record, xml: bytes) -> bool:
+def _has_just_started(record: NetworkRecord, xml: bytes) -> bool:
     """True if hooks have told of a network's start, so that nothing is left to do."""
     if record.state != "up" or not record.this_boot or now() - record.since > RECENT:
         return False

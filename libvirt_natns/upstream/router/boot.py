@@ -13,7 +13,8 @@ from ipaddress import IPv4Network, IPv6Network
 from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.kernel import netns
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.database import SQLError
 from libvirt_natns.upstream.router import (

@@ -16,10 +16,12 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
 from libvirt_natns.firewall.host_policy import HostForward
-from libvirt_natns.model import Forward, Network, Upstream
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
-from libvirt_natns.state.guests import Registry
-from libvirt_natns.state.networks import Store, User
+from libvirt_natns.state.host_records import User
+from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, router_files
 from libvirt_natns.upstream.router.downstream import RouterNeeds
@@ -70,8 +72,8 @@ def neighbours(upstream: str) -> set[Address]:
 
 def needs(store: Store, target: Target) -> RouterNeeds:
     """Return the needs of the networks that run on a router."""
-    users = {user.uuid: user for user in store.users() if user.upstream == target.name}
-    forwards = (_published(forward, users) for forward in Registry(store).forwards())
+    users = {user.uuid: user for user in store.host.users() if user.upstream == target.name}
+    forwards = (_published(forward, users) for forward in store.claims.forwards())
     return RouterNeeds(
         tuple(forward for forward in forwards if forward),
         tuple(each for user in users.values() for each in _prefixes(target, user)),
@@ -89,8 +91,8 @@ def _prefixes(target: Target, user: User) -> tuple[tuple[str, str], ...]:
 
 def users(store: Store, upstream: str) -> list[str]:
     """Return the names of the networks that run on a router."""
-    running = [user.uuid for user in store.users() if user.upstream == upstream]
-    return sorted(record.name for uuid in running if (record := store.network(uuid)))
+    running = [user.uuid for user in store.host.users() if user.upstream == upstream]
+    return sorted(record.name for uuid in running if (record := store.networks.get(uuid)))
 
 
 def _published(forward: Forward, users: Mapping[str, User]) -> HostForward | None:
@@ -117,7 +119,7 @@ def reattach(store: Store, up: Up, upstream: str) -> list[str]:
     Returns in words what differed, and why a network cannot be attached.
     """
     differing = []
-    for record in store.networks("up"):
+    for record in store.networks.all("up"):
         if record.this_boot and record.upstream == upstream:
             try:
                 changed = up(libvirt_xml.parse_network(record.document), record.document)

@@ -4,7 +4,8 @@
 from typing import Literal
 
 from libvirt_natns.errors import StoreError
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.upstream.router import journal, nic_lease, preflight, recover
 from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.lifecycle import PORTS_DIFFER, RouterLifecycle

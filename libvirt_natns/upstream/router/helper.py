@@ -10,7 +10,7 @@ import sys
 
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.upstream.router import confirm_timer, journal, recover
 from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle

@@ -16,7 +16,8 @@ from libvirt_natns import names
 from libvirt_natns.errors import FirewallError, UpstreamError
 from libvirt_natns.firewall import backends
 from libvirt_natns.kernel import address_probe
-from libvirt_natns.model import Config, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 

@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 
 from libvirt_natns import names
 from libvirt_natns.errors import StoreError
+from libvirt_natns.kernel.boot import boot_id
 from libvirt_natns.records import asdict, dataclass, replace
-from libvirt_natns.state.networks import boot_id
 from libvirt_natns.upstream.router import boot_clock, nic_snapshot, router_files
 from libvirt_natns.upstream.router.host_resolv_conf import Resolver
 from libvirt_natns.upstream.router.nic_snapshot import Capture, known_fields

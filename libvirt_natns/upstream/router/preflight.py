@@ -12,7 +12,9 @@ from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model import Config, PortSet, Protocol, Upstream
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.publication import PortSet, Protocol
+from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import (

@@ -105,7 +105,7 @@ def published(xml: bytes) -> dict[Any, Any]:
 def wanted(parameters: dict[str, Any]) -> dict[Any, Any]:
     """The same of the forward that is asked for."""
     from libvirt_natns.cli import forward_edit, forward_spec
-    from libvirt_natns.documents import libvirt_xml
+    from libvirt_natns.documents import domain_edit
 
     try:
         spec = forward_spec.parse_new(parameters["forward"])
@@ -123,7 +123,7 @@ def wanted(parameters: dict[str, Any]) -> dict[Any, Any]:
         nics = b"<devices><interface type='bridge'><mac address='%s'/></interface></devices>"
         nics %= parameters["mac"].encode()
     empty = EMPTY.replace(b"<metadata/>", b"<metadata/>" + nics)
-    edited = libvirt_xml.edit_domain(empty, lambda nat: forward_edit.add(nat, spec, options))
+    edited = domain_edit.edit_nat(empty, lambda nat: forward_edit.add(nat, spec, options))
     return published(edited.document)
 
 

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A table [upstreams.NAME] of the configuration file as an ``Upstream``.
+
+``KEYS`` declares each key: the kinds of upstream that may have the key, and the reader of
+its value.  Defaults are the defaults of ``Upstream``.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from typing import get_args
+
+from libvirt_natns.documents import config_spans
+from libvirt_natns.documents.config_spans import Span
+from libvirt_natns.documents.config_table import (
+    Reader,
+    TomlTable,
+    choice,
+    number,
+    one,
+    seconds,
+    several,
+    text,
+)
+from libvirt_natns.documents.config_values import (
+    address6,
+    pool,
+    port_set,
+    prefixes6,
+    range6,
+    resolver,
+    subnet,
+    with_dhcp,
+)
+from libvirt_natns.model.upstream import (
+    HOST_UPSTREAM,
+    Attach,
+    DhcpMode,
+    LinkLocal,
+    Upstream,
+    UpstreamKind,
+)
+from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives
+
+MAX_PROBE = 5.0
+"""Longest time that an address is asked for, in seconds."""
+
+MAX_FLOWS = range(64, (1 << 20) + 1)
+"""Numbers of flows that a network may have at one time; the kernel's own limit is 262144
+on most machines."""
+
+MAX_DHCP_TIMEOUT = 30.0
+"""Longest time that a start waits for a lease, in seconds: libvirt waits, too, and
+after that time the start counts as dead."""
+
+DHCP_TIMEOUTS: dict[DhcpMode, float] = {"required": 10.0, "background": 1.0}
+"""Time that a start waits for a lease by default, in seconds."""
+
+
+def parse(name: str, table: TomlTable) -> Upstream:
+    """Return the upstream that a table describes; ConfigError if something is wrong in it."""
+    if "kind" not in table.data and name != HOST_UPSTREAM.name:
+        expected = alternatives([f'"{kind}"' for kind in get_args(UpstreamKind)])
+        raise table.error("kind", "missing", expected)
+    kind: UpstreamKind = KIND(table, "kind") if "kind" in table.data else "host"
+    table.only(KEYS_OF_KIND[kind], f' of an upstream of kind "{kind}"')
+    values = {
+        key: read(table, key)
+        for key, (_, read) in KEYS.items()
+        if key in table.data and key != "kind"
+    }
+    values.setdefault("dhcp_timeout", DHCP_TIMEOUTS[values.get("dhcp", "required")])
+    upstream = Upstream(name, kind, **values)
+    _check_required(table, upstream)
+    _check_ipv4(table, upstream)
+    _check_ipv6(table, upstream)
+    return upstream
+
+
+# Keys
+
+KIND = choice(get_args(UpstreamKind))
+INTERFACE_NAME = text(INTERFACE, INTERFACE_EXPECTED)
+
+BRIDGE, HOST, ROUTER = ({"bridge"}, {"host"}, {"router"})
+ALL = BRIDGE | HOST | ROUTER
+
+KEYS: dict[str, tuple[set[str], Reader]] = {
+    "kind": (ALL, KIND),
+    "bridge": (BRIDGE, INTERFACE_NAME),
+    "nic": (ROUTER, INTERFACE_NAME),
+    "subnet": (ALL, subnet(IPv4Network, 30, "an IPv4 subnet such as 192.168.0.0/24")),
+    "gateway": (BRIDGE, one(IPv4Address, "an IPv4 address such as 192.168.0.1")),
+    "pool": (BRIDGE, pool('a range such as "192.168.0.100-192.168.0.199", an address or a subnet')),
+    "dns": (
+        ALL,
+        several(resolver, "the address of a resolver outside this host, such as 192.168.0.1"),
+    ),
+    "probe": (BRIDGE, seconds(MAX_PROBE)),
+    "subnet6": (ALL, subnet(IPv6Network, 126, "an IPv6 subnet such as 2001:db8:77::/64")),
+    "gateway6": (BRIDGE, one(address6, "an IPv6 address such as 2001:db8:77::1")),
+    "pool6": (
+        BRIDGE,
+        several(
+            range6, 'a range such as "2001:db8:77::100-2001:db8:77::1ff", an address or a subnet'
+        ),
+    ),
+    "prefixes6": (ALL, prefixes6("an IPv6 prefix of /64 or shorter, such as 2001:db8:100::/56")),
+    "attach": (BRIDGE, choice(get_args(Attach))),
+    "dhcp": (BRIDGE, with_dhcp(choice(get_args(DhcpMode)))),
+    "dhcp_timeout": (BRIDGE, with_dhcp(seconds(MAX_DHCP_TIMEOUT))),
+    "link_local": (ALL, choice(get_args(LinkLocal))),
+    "max_flows": (ALL, number(MAX_FLOWS)),
+    "host_subnet": (ROUTER, subnet(IPv4Network, 30, "an IPv4 subnet such as 192.168.158.0/24")),
+    "host_ports": (
+        ROUTER,
+        several(
+            port_set, 'a protocol with a port or a range, such as "tcp/22" or "udp/60000-61000"'
+        ),
+    ),
+    "host_address6": (
+        ROUTER,
+        one(address6, "one of the host's IPv6 addresses, such as 2001:db8:77::2"),
+    ),
+}
+"""Each key: the kinds of upstream that may have it, and the reader of its value.
+
+Values are read in this order, so the first wrong key of a table is reported.
+"""
+
+KEYS_OF_KIND: dict[UpstreamKind, tuple[str, ...]] = {
+    kind: tuple(key for key, (kinds, _) in KEYS.items() if kind in kinds)
+    for kind in get_args(UpstreamKind)
+}
+"""Keys of an upstream of each kind.  Any other key would be ignored, so it is refused."""
+
+REQUIRED: dict[UpstreamKind, dict[str, str]] = {
+    "bridge": {
+        "bridge": 'the bridge to the upstream network, such as "br0"',
+        "pool": 'the addresses to use, such as ["192.168.0.100-192.168.0.199"], or "dhcp"',
+        "subnet": 'the upstream\'s subnet, such as "192.168.0.0/24"',
+    },
+    "host": {},
+    "router": {"nic": 'the NIC to the upstream network, such as "ens3"'},
+}
+
+IPV4_KEYS = {"subnet", "gateway", "pool"}
+OUTSIDE6 = {"pool6", "prefixes6"}
+"""One of these is enough for an upstream that has IPv6 alone."""
+
+
+# Keys that must fit each other
+
+
+def _check_required(table: TomlTable, upstream: Upstream) -> None:
+    only6 = not IPV4_KEYS & table.data.keys() and bool(OUTSIDE6 & table.data.keys())
+    for key, expected in REQUIRED[upstream.kind].items():
+        by_dhcp = key == "subnet" and upstream.pool == "dhcp"
+        spared = by_dhcp or (only6 and key in IPV4_KEYS)
+        if key not in table.data and not spared:
+            raise table.error(key, "missing", expected)
+
+
+def _check_ipv4(table: TomlTable, upstream: Upstream) -> None:
+    whole, gateway, ranges = upstream.subnet, upstream.gateway, upstream.pool
+    if gateway and whole:
+        ends = (whole.network_address, whole.broadcast_address)
+        if gateway not in whole or gateway in ends:
+            raise table.wrong("gateway", str(gateway), f"a host's address in {whole}")
+    if ranges == "dhcp" or "pool" not in table.data:
+        return
+    if whole is None:
+        raise table.error("subnet", "missing", "the subnet that the pool is part of")
+    spans = config_spans.of_ranges(ranges)
+    _check_spans(table, "pool", spans, whole)
+    unusable = {whole.network_address, whole.broadcast_address, gateway}
+    lost = sum(any(address in span for span in ranges) for address in unusable)
+    if config_spans.size(spans) <= lost:
+        expected = "at least one that is neither the gateway's nor an end of the subnet"
+        raise table.error("pool", "has no usable address", expected)
+
+
+def _check_ipv6(table: TomlTable, upstream: Upstream) -> None:
+    whole, gateway = upstream.subnet6, upstream.gateway6
+    # Many a provider's router has a link-local address only.
+    if gateway and whole and gateway not in whole and not gateway.is_link_local:
+        raise table.wrong("gateway6", str(gateway), f"an address in {whole}, or link-local")
+    if upstream.prefixes6 and upstream.attach == "macvlan":
+        # The host, which has the route to each network's, does not reach it by that link.
+        raise table.error("prefixes6", "is of no use to a macvlan", 'attach = "bridge", or none')
+    for prefix in upstream.prefixes6:
+        if whole is not None and prefix.overlaps(whole):
+            expected = "what is routed to the subnet, and no part of it"
+            raise table.error("prefixes6", f"{prefix} overlaps subnet6", expected)
+    if not upstream.pool6:
+        return
+    if whole is None:
+        raise table.error("subnet6", "missing", "the subnet that pool6 is part of")
+    spans = config_spans.of_ranges(upstream.pool6)
+    _check_spans(table, "pool6", spans, whole)
+    unusable = {whole.network_address, gateway}
+    lost = sum(any(address in span for span in upstream.pool6) for address in unusable)
+    if config_spans.size(spans) <= lost:
+        expected = "at least one that is neither the gateway's nor all routers'"
+        raise table.error("pool6", "has no usable address", expected)
+
+
+def _check_spans(
+    table: TomlTable, key: str, spans: list[Span], whole: IPv4Network | IPv6Network
+) -> None:
+    """Refuse ranges that lie outside the subnet, or overlap."""
+    first, last = int(whole.network_address), int(whole.broadcast_address)
+    for position, span in enumerate(spans):
+        if span.first < first or span.last > last:
+            raise table.wrong(f"{key}[{position}]", span.text, f"addresses in {whole}")
+    overlap = config_spans.overlap(spans)
+    if overlap:
+        raise table.error(key, f"has {overlap.text} twice", "ranges that do not overlap")

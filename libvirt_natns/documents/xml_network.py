@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""libvirt's ``<network>`` as a ``Network``, with our metadata in it."""
+
+from __future__ import annotations
+
+import re
+
+from libvirt_natns.addresses import IPNetwork
+from libvirt_natns.documents import xml_dns, xml_metadata, xml_values
+from libvirt_natns.documents.xml_tree import nat_element
+from libvirt_natns.documents.xml_values import Element, attribute_of, value_error
+from libvirt_natns.model.dns import Dns
+from libvirt_natns.model.network import Network
+from libvirt_natns.model.subnet import StaticRoute, Subnet
+from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED
+
+
+def network_of(element: Element) -> Network:
+    """Return the network of a ``<network>``; DocumentError for an element that is refused."""
+    ips = [ip for ip in element.findall("ip") if "address" in ip.attrib]
+    subnets = tuple(xml_values.subnet(ip) for ip in ips)
+    nat_in_xml = nat_element(element, "natns-network.rng")
+    nat = None if nat_in_xml is None else xml_metadata.of_network(nat_in_xml, subnets)
+    own = nat.subnets if nat else ()
+    return Network(
+        uuid=xml_values.uuid_in(element, "uuid"),
+        name=xml_values.name_of(element),
+        bridge=_bridge(element),
+        forward_mode=_forward_mode(element),
+        mtu=_mtu(element),
+        domain=_domain(element),
+        domain_local=attribute_of(element, "domain", "localOnly") == "yes",
+        dns=_dns(element, own),
+        dnsmasq_options=xml_dns.options(element),
+        subnets=own or subnets,
+        routes=_routes(element),
+        taken_over=not own,
+        nat=nat,
+    )
+
+
+def _bridge(element: Element) -> str | None:
+    bridge = element.find("bridge")
+    name = "" if bridge is None else bridge.attrib.get("name", "")
+    # libvirt replaces "virbr%d" by a free name when it defines the network.
+    if bridge is None or not name or "%d" in name:
+        return None
+    if not INTERFACE.fullmatch(name):
+        raise value_error(bridge, "name", INTERFACE_EXPECTED)
+    return name
+
+
+def _forward_mode(element: Element) -> str | None:
+    forward = element.find("forward")
+    mode = None if forward is None else forward.attrib.get("mode", "nat")
+    return None if mode == "none" else mode
+
+
+def _mtu(element: Element) -> int | None:
+    mtu = element.find("mtu")
+    if mtu is None or "size" not in mtu.attrib:
+        return None
+    if not re.fullmatch(r"[0-9]{1,5}", mtu.attrib["size"]):
+        raise value_error(mtu, "size", "a number of bytes")
+    return int(mtu.attrib["size"])
+
+
+def _domain(element: Element) -> str | None:
+    domain = element.find("domain")
+    name = "" if domain is None else domain.attrib.get("name", "")
+    if domain is None or not name or xml_dns.DOMAIN.fullmatch(name):
+        return name or None
+    # Such a name changes the meaning of dnsmasq's "domain" line.  In a network
+    # with <forward> it is not ours to refuse, nor to use.
+    if _forward_mode(element) is None:
+        raise value_error(domain, "name", "a domain name")
+    return None
+
+
+def _dns(element: Element, own: tuple[Subnet, ...]) -> Dns | None:
+    if own and _forward_mode(element) is None:
+        xml_dns.check_options(element)
+        return xml_dns.parse(element)
+    # libvirt itself translates it: not ours to judge.
+    return None if attribute_of(element, "dns", "enable") == "no" else Dns()
+
+
+def _routes(element: Element) -> tuple[StaticRoute, ...]:
+    """Return the ``<route>``s; of several to one destination, the route of the least metric."""
+    routes: dict[IPNetwork, StaticRoute] = {}
+    for route in sorted(element.findall("route"), key=_metric):
+        gateway = xml_values.address_in(route, "gateway", xml_values.family_of(route))
+        destination = xml_values.interface(route).network
+        routes.setdefault(destination, StaticRoute(destination, gateway))
+    return tuple(routes.values())
+
+
+def _metric(route: Element) -> int:
+    metric = route.attrib.get("metric", "")
+    # libvirt's own default; it takes no more than 32 bits.
+    return int(metric) if re.fullmatch(r"[0-9]{1,10}", metric) else 1

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The configuration as a value."""
+
+from typing import Literal
+
+from libvirt_natns.model.upstream import HOST_UPSTREAM, Upstream
+from libvirt_natns.records import dataclass, field
+
+Scope = Literal["isolated", "annotated"]
+FirewallChoice = Literal["auto", "nftables", "iptables"]
+
+DEFAULT_AUTO_PORTS = (20000, 29999)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration; without a file, the defaults below.
+
+    ``auto_ports`` are the first and the last port that start="auto" chooses from.
+    """
+
+    scope: Scope = "isolated"
+    firewall: FirewallChoice = "auto"
+    upstream: str = "host"
+    upstreams: dict[str, Upstream] = field(default_factory=lambda: {"host": HOST_UPSTREAM})
+    auto_ports: tuple[int, int] = DEFAULT_AUTO_PORTS

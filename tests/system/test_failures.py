@@ -48,7 +48,7 @@ from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.state.store import Store
+from libvirt_natns.state.networks import NetworkTable
 
 pytest_plugins = ("lab_bench",)
 
@@ -402,8 +402,8 @@ OPERATIONS = {
     "set_route": (Kernel, 1),
     "announce": (address_probe, 1),
     "_start": (dnsmasq, 1),
-    "put": (Store, 2),
-    "set_state": (Store, 1),
+    "put": (NetworkTable, 2),
+    "set_state": (NetworkTable, 1),
 }
 """What makes each thing, and how often it is called in a set-up at least."""
 

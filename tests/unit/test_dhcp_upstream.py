@@ -8,7 +8,7 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.daemons.udhcpc import Lease
-from libvirt_natns.engine import plan
+from libvirt_natns.engine import plan, planner
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rules import Policy, ruleset
@@ -180,6 +180,7 @@ def test_a_client_asks_for_what_it_had(store: Store) -> None:
     assert requested() == LEASE.address.ip
     wanted = IPv4Address("192.168.0.77")
     assert requested(replace(NETWORK, nat=NatMetadata(address=wanted))) == wanted
+    assert planner.leasing(store, NETWORK, replace(OFFICE, pool=())) is None
     client = dhcp.client(NETWORK, OFFICE)
     assert client.client_id == names.client_id(NETWORK.uuid)
 

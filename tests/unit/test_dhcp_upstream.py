@@ -9,6 +9,7 @@ import pytest
 from libvirt_natns import names
 from libvirt_natns.addresses import is_placeholder
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.engine.facts import services
 from libvirt_natns.engine.operations.addresses import Gateways
 from libvirt_natns.engine.operations.daemons import Leasing
 from libvirt_natns.engine.operations.operation import Operation, describe_plan
@@ -183,6 +184,7 @@ def test_a_client_asks_for_what_it_had(store: Store) -> None:
     assert requested() == LEASE.address.ip
     wanted = IPv4Address("192.168.0.77")
     assert requested(replace(NETWORK, nat=NatMetadata(address=wanted))) == wanted
+    assert services.leasing(store, NETWORK, replace(OFFICE, pool=())) is None
     client = dhcp.client(NETWORK, OFFICE)
     assert client.client_id == names.client_id(NETWORK.uuid)
 

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns import names
@@ -26,6 +27,7 @@ from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.link_kinds import try_link_kinds
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import Upstream
@@ -62,7 +64,7 @@ def python_modules() -> str:
 def links(settings: Config) -> str:
     """Examine whether the kernel has the links and namespaces that networks need."""
     macvlan = any(u.attach == "macvlan" for u in settings.upstreams.values())
-    with_kernel(lambda kernel: kernel.try_links(macvlan=macvlan))
+    in_scratch_namespace(partial(try_link_kinds, macvlan=macvlan))
     kinds = "bridges, veth and macvlan" if macvlan else "bridges and veth"
     return f"this kernel has network namespaces, {kinds}"
 
@@ -101,16 +103,6 @@ def in_scratch_namespace(trial: Callable[[], object]) -> None:
     thread.join()
     if errors:
         raise errors[0]
-
-
-def with_kernel(trial: Callable[[Kernel], object]) -> None:
-    """Run ``trial`` in a network namespace that ends with it, with a session of the kernel."""
-
-    def run() -> None:
-        with Kernel() as kernel:
-            trial(kernel)
-
-    in_scratch_namespace(run)
 
 
 def default_upstream(settings: Config) -> str:

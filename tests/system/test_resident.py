@@ -24,6 +24,7 @@ from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import limits, nft, nftables
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.kernel.veth import VethPair
 from libvirt_natns.service.engine_pool import EnginePool
 from libvirt_natns.state.store import Store
 
@@ -84,15 +85,17 @@ def test_a_session_does_not_keep_a_namespace_that_another_deletes() -> None:
         with first.work():
             first.create_namespace("nat-shared", OWNER)
             mac = names.mac(OWNER, "inner")
-            first.create_patch("nat-shared", "inner", mac, "outer", mac, "natns-test", 1500)
-            first.set_up("nat-shared", "inner")
-            assert first.addresses("nat-shared", "inner") == set()
+            first.patches.create(
+                VethPair("nat-shared", "inner", mac, "outer", mac, "natns-test", 1500)
+            )
+            first.at("nat-shared").links.set_up("inner")
+            assert first.at("nat-shared").addresses.of("inner") == set()
         assert second.namespace_owner("nat-shared") == OWNER
         second.delete_namespace("nat-shared")
-        wait_for(lambda: second.link(None, "outer") is None)
+        wait_for(lambda: second.host.links.get("outer") is None)
         # One of the same name is not taken for the first.
         second.create_namespace("nat-shared", OWNER)
-        assert first.link("nat-shared", "inner") is None
+        assert first.at("nat-shared").links.get("inner") is None
         second.delete_namespace("nat-shared")
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Carrying out a plan: what is changed, in which order, and how it is taken back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -25,6 +25,7 @@ from libvirt_natns.errors import (
     KernelError,
 )
 from libvirt_natns.kernel import address_probe, netns
+from libvirt_natns.kernel.veth import VethPair
 from libvirt_natns.records import replace
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -40,7 +41,8 @@ ANNOUNCEMENT = Announcement("nat-a", "upstream", IPv4Address("192.0.2.1"), "0a:0
 class FakeKernel:
     """Notes every change in ``done``; what exists is in plain attributes.
 
-    ``broken`` is the change that fails, after it was made.
+    ``broken`` is the change that fails, after it was made.  All namespaces are one, with
+    one patch, one link and the addresses ``host``.
     """
 
     def __init__(self, broken: str = "") -> None:
@@ -49,7 +51,15 @@ class FakeKernel:
         self.owner: str | None = None
         self.patched = False
         self.up = False
-        self.host = {ADDRESS}
+        self.host_addresses = {ADDRESS}
+        self.patches = FakePatches(self)
+
+    def at(self, _: str | None) -> "FakeView":
+        return FakeView(self)
+
+    @property
+    def host(self) -> "FakeView":
+        return FakeView(self)
 
     def work(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -60,7 +70,7 @@ class FakeKernel:
     def forget(self) -> None:
         pass
 
-    def _note(self, change: str) -> None:
+    def note(self, change: str) -> None:
         self.done.append(change)
         if self.broken == change:
             raise KernelError(f"{change} is broken")
@@ -70,52 +80,71 @@ class FakeKernel:
 
     def create_namespace(self, name: str, owner: str) -> None:
         self.owner = owner
-        self._note("create namespace")
+        self.note("create namespace")
 
     def delete_namespace(self, name: str) -> None:
         self.owner = None
-        self._note("delete namespace")
+        self.note("delete namespace")
 
-    def has_patch(self, *_: object) -> bool:
-        return self.patched
 
-    def patch_differences(self, *_: object) -> list[str]:
-        return [] if self.patched else ["patch is missing"]
+class FakePatches:
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
 
-    def create_patch(self, *_: object) -> None:
-        self.patched = True
-        self._note("create patch")
+    def exists(self, pair: VethPair) -> bool:
+        return self.kernel.patched
 
-    def delete_link(self, name: str, _: str | None = None) -> None:
-        self.patched = False
-        self._note(f"delete {name}")
+    def differences(self, pair: VethPair) -> list[str]:
+        return [] if self.kernel.patched else ["patch is missing"]
 
-    def link_differences(self, *_: object) -> list[str]:
-        return [] if self.up else ["link is down"]
+    def create(self, pair: VethPair) -> None:
+        self.kernel.patched = True
+        self.kernel.note("create patch")
 
-    def set_up(self, *_: object) -> None:
-        self.up = True
-        self._note("set up")
 
-    def addresses(self, namespace: str | None, link: str) -> set[IPv4Interface]:
-        return set(self.host)
+class FakeView:
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.links = FakeLinks(kernel)
+        self.addresses = FakeAddresses(kernel)
 
-    def remove_address(self, namespace: str | None, link: str, address: IPv4Interface) -> None:
-        self.host.discard(address)
-        self._note("remove address")
 
-    def set_addresses(
-        self, namespace: str | None, link: str, addresses: tuple[IPv4Interface, ...]
-    ) -> None:
-        self.host = set(addresses)
-        self._note("set addresses")
+class FakeLinks:
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
 
-    def foreign_addresses(self, *_: object) -> set[IPv4Interface]:
+    def delete(self, name: str) -> None:
+        self.kernel.patched = False
+        self.kernel.note(f"delete {name}")
+
+    def differences(self, name: str) -> list[str]:
+        return [] if self.kernel.up else ["link is down"]
+
+    def set_up(self, name: str) -> None:
+        self.kernel.up = True
+        self.kernel.note("set up")
+
+
+class FakeAddresses:
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
+
+    def of(self, link: str) -> set[IPv4Interface]:
+        return set(self.kernel.host_addresses)
+
+    def foreign(self, link: str, wanted: Iterable[IPv4Interface]) -> set[IPv4Interface]:
         return set()
 
-    def add_address(self, namespace: str | None, link: str, address: IPv4Interface) -> None:
-        self.host.add(address)
-        self._note("add address")
+    def add(self, link: str, address: IPv4Interface) -> None:
+        self.kernel.host_addresses.add(address)
+        self.kernel.note("add address")
+
+    def remove(self, link: str, address: IPv4Interface) -> None:
+        self.kernel.host_addresses.discard(address)
+        self.kernel.note("remove address")
+
+    def replace(self, link: str, wanted: Iterable[IPv4Interface]) -> None:
+        self.kernel.host_addresses = set(wanted)
+        self.kernel.note("set addresses")
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +179,7 @@ def test_what_fails_is_taken_back_in_reverse() -> None:
     with pytest.raises(KernelError, match="set up is broken"):
         carried_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
     assert kernel.done[-3:] == ["add address", "delete natin-1", "delete namespace"]
-    assert (kernel.owner, kernel.patched, kernel.host) == (None, False, {ADDRESS})
+    assert (kernel.owner, kernel.patched, kernel.host_addresses) == (None, False, {ADDRESS})
 
 
 @pytest.mark.parametrize("broken", ["create namespace", "create patch", "remove address"])
@@ -158,21 +187,23 @@ def test_the_half_made_is_taken_back_too(broken: str, run_directory: Path) -> No
     kernel = FakeKernel(broken=broken)
     with pytest.raises(KernelError, match=f"{broken} is broken"):
         carried_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
-    assert (kernel.owner, kernel.patched, kernel.host) == (None, False, {ADDRESS})
+    assert (kernel.owner, kernel.patched, kernel.host_addresses) == (None, False, {ADDRESS})
     assert not list(run_directory.rglob("namespace"))
 
 
 def test_what_was_there_is_never_taken_back() -> None:
     kernel = FakeKernel(broken="set up")
-    kernel.owner, kernel.patched, kernel.host = UUID, True, set()
+    kernel.owner, kernel.patched, kernel.host_addresses = UUID, True, set()
     with pytest.raises(KernelError):
         carried_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
     assert kernel.done == ["set up"]
 
 
-def test_an_undo_that_fails_hides_nothing_and_stops_nothing() -> None:
+def test_an_undo_that_fails_hides_nothing_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     kernel = FakeKernel(broken="set up")
-    kernel.delete_link = failing  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(FakeLinks, "delete", failing)
     with pytest.raises(KernelError, match="set up is broken"):
         carried_out(kernel, NAMESPACE, PATCH, WITHDRAWAL, UP)
     assert kernel.done[-2:] == ["add address", "delete namespace"]
@@ -229,9 +260,11 @@ def test_neighbours_are_told_only_when_something_was_done(monkeypatch: pytest.Mo
     assert len(announced) == 2
 
 
-def test_differences_go_on_after_an_error_but_not_into_a_missing_namespace() -> None:
+def test_differences_go_on_after_an_error_but_not_into_a_missing_namespace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     kernel = FakeKernel()
-    kernel.patch_differences = failing  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(kernel.patches, "differences", failing)
     plan = (NAMESPACE, PATCH, UP)
     assert plan_differences(kernel, plan) == [  # type: ignore[arg-type]
         "namespace nat-a is missing"
@@ -411,7 +444,7 @@ def test_only_a_new_address_is_probed_for(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(address_probe, "announce", announce)
     kernel = FakeKernel()
     held = IPv4Interface("192.0.2.1/24")
-    kernel.host = {held}
+    kernel.host_addresses = {held}
     new = IPv4Interface("192.0.2.2/32")
     addresses = Addresses("nat-a", "upstream", (held, new))
     other = replace(ANNOUNCEMENT, address=new.ip)

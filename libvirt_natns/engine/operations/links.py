@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Operations on namespaces, sysctls and links."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.engine.operations.traits import Traits
-from libvirt_natns.records import dataclass
+from libvirt_natns.kernel.veth import VethPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +46,12 @@ class Settings(Traits):
 
 
 @dataclass(frozen=True, slots=True)
-class Patch(Traits):
-    """A veth pair: ``port`` in the host, ``link`` in the namespace.
+class Patch(VethPair, Traits):
+    """A veth pair between a bridge and a namespace.
 
-    ``mtu``, in octets, is the MTU of the port's bridge.  ``link_mtu`` is the MTU of the
-    namespace's end where it must be less; a bridge takes the least MTU of its ports.
-    ``outer`` is the namespace of the port, None for the host.
+    ``mtu`` is the MTU of the bridge, which takes the least MTU of its ports.  So
+    ``link_mtu`` alone may be less.
     """
-
-    namespace: str
-    link: str
-    mac: str
-    port: str
-    port_mac: str
-    altname: str
-    mtu: int
-    link_mtu: int | None = None
-    outer: str | None = None
 
     def describe(self) -> str:
         less = f" ({self.link_mtu} there)" if self.link_mtu else ""

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Netlink sockets of the host and of namespaces, and what was read through them.
+
+pyroute2 makes the changes; ``rtnetlink`` reads.  A socket is opened inside its namespace
+and used from outside, so no thread jumps between namespaces to make a change.  An open
+socket keeps its namespace alive after the namespace's name was deleted.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel import netns, rtnetlink
+from libvirt_natns.kernel.netlink import InterruptedDumpError
+from libvirt_natns.kernel.pyroute2_lite import IPRoute, NetlinkError
+from libvirt_natns.kernel.rtnetlink import Link
+
+DUMP_TRIES = 100
+"""A listing is invalid if the kernel's tables change on the way; it is read again so often."""
+
+T = TypeVar("T")
+
+
+class Sockets:
+    """The open sockets of one session, by namespace, and the session's memory of readings.
+
+    While ``remembers`` is set, each reading is made once and then kept in ``readings``.
+    """
+
+    def __init__(self) -> None:
+        self._writers: dict[str | None, Any] = {}
+        self._readers: dict[str | None, rtnetlink.Session] = {}
+        self.remembers = False
+        self.readings: dict[tuple[str, str | None, str], Any] = {}
+
+    def writer(self, namespace: str | None) -> Any:  # noqa: ANN401
+        """Return pyroute2's route socket in a namespace; None is the host."""
+        if namespace not in self._writers:
+            with netns.entered(namespace):
+                self._writers[namespace] = IPRoute()
+        return self._writers[namespace]
+
+    def reader(self, namespace: str | None) -> rtnetlink.Session:
+        """Return a socket for reading in a namespace; None is the host."""
+        if namespace not in self._readers:
+            with netns.entered(namespace):
+                self._readers[namespace] = rtnetlink.Session()
+        return self._readers[namespace]
+
+    def namespaces(self) -> set[str | None]:
+        """Return the namespaces with an open socket; None is the host."""
+        return {*self._writers, *self._readers}
+
+    def close(self, *namespaces: str | None) -> None:
+        """Close the sockets of these namespaces."""
+        for namespace in namespaces:
+            for sockets in (self._writers, self._readers):
+                opened = sockets.pop(namespace, None)
+                if opened is not None:
+                    opened.close()
+
+
+class Channel:
+    """Requests to the kernel in one namespace, by the session's sockets.
+
+    ``namespace`` None is the host.
+    """
+
+    __slots__ = ("namespace", "sockets")
+
+    def __init__(self, sockets: Sockets, namespace: str | None) -> None:
+        self.sockets = sockets
+        self.namespace = namespace
+
+    @property
+    def writer(self) -> Any:  # noqa: ANN401
+        """Return pyroute2's route socket."""
+        return self.sockets.writer(self.namespace)
+
+    @property
+    def reader(self) -> rtnetlink.Session:
+        """Return the socket for reading."""
+        return self.sockets.reader(self.namespace)
+
+    @property
+    def place(self) -> str:
+        """Return the namespace in words, for messages."""
+        return self.namespace or "the host"
+
+    def remembered(self, what: str, name: str, read: Callable[[], T]) -> T:
+        """Return a reading, kept from before while the session remembers."""
+        if not self.sockets.remembers:
+            return read()
+        key = (what, self.namespace, name)
+        if key not in self.sockets.readings:
+            self.sockets.readings[key] = read()
+        reading: T = self.sockets.readings[key]
+        return reading
+
+    def listed(self, what: str, listing: Callable[[], list[T]]) -> list[T]:
+        """Return a whole listing, such as that of links, although others make changes.
+
+        Raises KernelError.
+        """
+
+        def whole() -> list[T]:
+            for _ in range(DUMP_TRIES):
+                with suppress(InterruptedDumpError):
+                    return listing()
+            raise KernelError("the kernel's network settings change all the time", "try again")
+
+        try:
+            return self.remembered(what, "", whole)
+        except OSError as error:
+            raise KernelError(f"cannot list the {what}", error.strerror or str(error)) from error
+
+    def links(self) -> list[Link]:
+        """Return all links."""
+        return self.listed("links", lambda: self.reader.links())
+
+    def index(self, link: str) -> int:
+        """Return the index of a link.  Raises KernelError if there is no such link."""
+        # A netlink request for all attributes of the link takes ten times as long.
+        try:
+            with netns.entered(self.namespace):
+                return socket.if_nametoindex(link)
+        except OSError:
+            raise KernelError(f"there is no link {link} in {self.place}") from None
+
+    def change(self, what: str, request: Callable[[], object]) -> None:
+        """Make a change; a refusal becomes a KernelError that names ``what`` was asked for."""
+        try:
+            request()
+        except NetlinkError as error:
+            raise KernelError(f"the kernel refuses {what}", os.strerror(error.code)) from error

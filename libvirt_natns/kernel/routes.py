@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Routes of the main table of one namespace."""
+
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from libvirt_natns.addresses import Address, Family, IPNetwork
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.channel import Channel
+from libvirt_natns.kernel.links import Links
+from libvirt_natns.kernel.pyroute2_lite import NetlinkError
+from libvirt_natns.kernel.rtnetlink import Route
+
+MAIN_TABLE = 254
+RTPROT_BOOT = 3
+RTNH_F_ONLINK = 4
+METRICS: dict[Family, int | None] = {4: None, 6: 1024}
+"""The metric, as the kernel tells it, of a route that was made without a metric."""
+
+IPV4_ROUTES = "/proc/thread-self/net/route"
+IPV6_ROUTES = "/proc/thread-self/net/ipv6_route"
+RTF_ANYCAST = 0x100000
+RTF_LOCAL = 0x80000000
+WITHIN_LINK = ("fe8", "fe9", "fea", "feb", "ff")
+"""First digits of link-local and multicast destinations in ``IPV6_ROUTES``."""
+
+
+def family_of(destination: IPNetwork) -> Family:
+    """Return the family of a destination."""
+    return 4 if destination.version == 4 else 6
+
+
+def main_routes(channel: Channel, *families: Family) -> list[Route]:
+    """Return all routes of the main table, of these families or of both."""
+    routes = channel.listed(
+        f"IPv{families[0]} routes" if families else "routes",
+        lambda: channel.reader.routes(*families),
+    )
+    return [route for route in routes if route.table == MAIN_TABLE]
+
+
+class Routes:
+    """The main table's routes of one namespace."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def has(self, destination: IPNetwork, gateway: Address | None, link: str) -> bool:
+        """Return True if ``destination`` is reached through this gateway alone.
+
+        ``gateway`` None: directly, over the link.
+        """
+        index = self._channel.index(link)
+        ways = [
+            (route.gateway, route.link)
+            for route in main_routes(self._channel, family_of(destination))
+            if route.destination == destination
+        ]
+        return ways == [(gateway, index)]
+
+    def replace(
+        self,
+        destination: IPNetwork,
+        gateway: Address | None,
+        link: str,
+        *,
+        alone: bool = False,
+    ) -> None:
+        """Lead ``destination`` through this gateway, or directly, and in no other way.
+
+        ``alone``: there is no other way, as the namespace is new.
+        """
+        family = family_of(destination)
+        index = self._channel.index(link)
+        metric = METRICS[family]
+        request: dict[str, Any] = {"dst": str(destination), "oif": index}
+        if gateway is not None:
+            request["gateway"] = str(gateway)
+        if metric is not None:
+            request["priority"] = metric
+        self._channel.change(
+            f"the route to {destination}{f' via {gateway}' if gateway else ''}",
+            lambda: self._channel.writer.route("replace", **request),
+        )
+        for route in [] if alone else main_routes(self._channel, family):
+            way = (route.gateway, route.link, route.priority)
+            if route.destination == destination and way != (gateway, index, metric):
+                self._delete(route)
+
+    def remove(self, destination: IPNetwork, link: str) -> None:
+        """Remove the routes to ``destination`` over a link; missing is success."""
+        present = Links(self._channel).get(link)
+        if present is None:
+            return
+        for route in main_routes(self._channel, family_of(destination)):
+            if (route.destination, route.link) == (destination, present.index):
+                self._delete(route)
+
+    def add_as_libvirt(self, destination: IPNetwork, gateway: Address, link: str) -> None:
+        """Add a route as libvirt does for ``<route>``, with its metric and origin."""
+        index = self._channel.index(link)
+        with suppress(NetlinkError):
+            self._channel.writer.route(
+                "add",
+                dst=str(destination),
+                gateway=str(gateway),
+                oif=index,
+                priority=1,
+                proto=RTPROT_BOOT,
+            )
+
+    def gateways(self, link: str) -> set[tuple[IPNetwork, Address]]:
+        """Return all IPv4 routes through gateways on a link."""
+        return {(route.destination, gateway) for route, gateway in self._through(link)}
+
+    def _through(self, link: str) -> list[tuple[Route, Address]]:
+        index = self._channel.index(link)
+        routes = ((route, route.gateway) for route in main_routes(self._channel, 4))
+        return [(route, by) for route, by in routes if by is not None and route.link == index]
+
+    def replace_gateways(self, link: str, wanted: Collection[tuple[IPNetwork, Address]]) -> None:
+        """Have exactly these IPv4 routes through gateways on a link, in its subnet or not."""
+        index = self._channel.index(link)
+        for route, by in self._through(link):
+            if (route.destination, by) not in wanted:
+                self._delete(route)
+        for destination, gateway in wanted:
+            way: dict[str, Any] = {"dst": str(destination), "gateway": str(gateway)}
+            replace = partial(self._channel.writer.route, "replace", **way, oif=index)
+            self._channel.change(
+                f"the route to {destination} via {gateway}", partial(replace, flags=RTNH_F_ONLINK)
+            )
+
+    def _delete(self, route: Route) -> None:
+        """Delete one route as the kernel listed it; missing is success."""
+        # A route that leads nowhere has a type of its own, and no other is deleted.
+        same: dict[str, Any] = {
+            "type": route.kind, "scope": route.scope, "tos": route.tos, "proto": route.protocol,
+        }  # fmt: skip
+        if route.priority is not None:
+            same["priority"] = route.priority
+        if route.destination.version == 6:
+            # There may be several with one metric.
+            same |= {"oif": route.link} if route.link else {}
+            same |= {"gateway": str(route.gateway)} if route.gateway else {}
+        with suppress(NetlinkError):
+            self._channel.writer.route("del", dst=str(route.destination), **same)
+
+    def default_gateways(self, family: Family) -> set[Address]:
+        """Return the routers of the default routes of a family."""
+        routes = main_routes(self._channel, family)
+        return {
+            route.gateway
+            for route in routes
+            if route.destination.prefixlen == 0 and route.gateway is not None
+        }
+
+    def destinations(self, without: Iterable[str] = ()) -> set[IPNetwork]:
+        """Return the destinations of the routes of both families.
+
+        Default routes and routes within a link do not count, nor do links named in
+        ``without``.
+        """
+        links = Links(self._channel)
+        ignored = {link.index for name in without if (link := links.get(name))}
+        return {
+            route.destination
+            for route in main_routes(self._channel)
+            if route.link not in ignored
+            and route.destination.prefixlen > 0
+            and not _within_link(route.destination)
+        }
+
+    def links(self, family: Family = 4) -> set[str]:
+        """Return the names of the links that any route of a family leads over."""
+        # By name at once; listing all links takes 0.2 s with a few hundred of them.
+        with netns.entered(self._channel.namespace):
+            if family == 6:
+                return _ipv6_links()
+            lines = Path(IPV4_ROUTES).read_text().splitlines()[1:]
+        return {line.split()[0] for line in lines if line.strip()} - {"*"}
+
+
+def _within_link(destination: IPNetwork) -> bool:
+    """Return True if the kernel makes a route to this destination on every link."""
+    return destination.version == 6 and (destination.is_link_local or destination.is_multicast)
+
+
+def _ipv6_links() -> set[str]:
+    """Return the names of links of IPv6 routes, without routes that the kernel makes."""
+    try:
+        lines = Path(IPV6_ROUTES).read_text().splitlines()
+    except FileNotFoundError:
+        # A kernel without IPv6.
+        return set()
+    links = set()
+    for line in lines:
+        # Each bridge has several of these: only the others are worth a look.
+        if line.startswith(WITHIN_LINK):
+            continue
+        *_, flags, link = line.split()
+        if not int(flags, 16) & (RTF_LOCAL | RTF_ANYCAST):
+            links.add(link)
+    # The route of an unreachable destination leads to lo.
+    return links - {"lo"}

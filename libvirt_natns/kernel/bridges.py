@@ -2,14 +2,12 @@
 """Bridges of one namespace and their ports."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.kernel.channel import Channel
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.netlink import MULTICAST_ROUTER_ALWAYS
-from libvirt_natns.kernel.pyroute2_lite import NetlinkError
 
 BRIDGE_PORTS = 1023
 """The most ports that a Linux bridge takes."""
@@ -32,10 +30,11 @@ class Bridges:
                 "add", ifname=name, kind="bridge", address=mac, br_stp_state=0, br_forward_delay=0
             ),
         )
+        index = self._channel.index(name)
         # Kernels before 5.5 have no altnames; nothing depends on them.
-        with suppress(NetlinkError):
-            index = self._channel.index(name)
-            self._channel.writer.link("property_add", index=index, altname=altname)
+        self._channel.attempt(
+            lambda: self._channel.writer.link("property_add", index=index, altname=altname)
+        )
         self._links.set_up(name)
 
     def port_count(self, bridge: str) -> int:

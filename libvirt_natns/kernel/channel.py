@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Netlink sockets of the host and of namespaces, and what was read through them.
 
-pyroute2 makes the changes; ``rtnetlink`` reads.  A socket is opened inside its namespace
-and used from outside, so no thread jumps between namespaces to make a change.  An open
-socket keeps its namespace alive after the namespace's name was deleted.
+pyroute2 makes the changes (``route_socket``); ``rtnetlink`` reads.  A socket is opened
+inside its namespace and used from outside, so no thread jumps between namespaces to make a
+change.  An open socket keeps its namespace alive after the namespace's name was deleted.
 """
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns, rtnetlink
 from libvirt_natns.kernel.netlink import InterruptedDumpError
-from libvirt_natns.kernel.pyroute2_lite import IPRoute, NetlinkError
 from libvirt_natns.kernel.rtnetlink import Link
 
 DUMP_TRIES = 100
 """A listing is invalid if the kernel's tables change on the way; it is read again so often."""
 
 T = TypeVar("T")
+
+if find_spec("pyroute2") is None:
+    # A process without the library fails before it has changed anything.
+    raise ModuleNotFoundError("No module named 'pyroute2'", name="pyroute2")
 
 
 class Sockets:
@@ -39,6 +43,8 @@ class Sockets:
     def writer(self, namespace: str | None) -> Any:  # noqa: ANN401
         """Return pyroute2's route socket in a namespace; None is the host."""
         if namespace not in self._writers:
+            from libvirt_natns.kernel.route_socket import IPRoute
+
             with netns.entered(namespace):
                 self._writers[namespace] = IPRoute()
         return self._writers[namespace]
@@ -130,9 +136,23 @@ class Channel:
         except OSError:
             raise KernelError(f"there is no link {link} in {self.place}") from None
 
-    def change(self, what: str, request: Callable[[], object]) -> None:
-        """Make a change; a refusal becomes a KernelError that names ``what`` was asked for."""
+    def attempt(self, request: Callable[[], object]) -> int:
+        """Make a change, and return 0 or the error number (errno) of the kernel's refusal."""
+        from libvirt_natns.kernel.route_socket import NetlinkError
+
         try:
             request()
         except NetlinkError as error:
-            raise KernelError(f"the kernel refuses {what}", os.strerror(error.code)) from error
+            return int(error.code)
+        return 0
+
+    def change(
+        self, what: str, request: Callable[[], object], harmless: Collection[int] = ()
+    ) -> None:
+        """Make a change.  Raises KernelError, which says that the kernel refuses ``what``.
+
+        An error number among ``harmless`` counts as success.
+        """
+        code = self.attempt(request)
+        if code and code not in harmless:
+            raise KernelError(f"the kernel refuses {what}", os.strerror(code))

@@ -2,16 +2,13 @@
 """IPv6 neighbours of one namespace: stations on a link, and addresses answered for by proxy."""
 
 import errno
-import os
 import socket
 from collections.abc import Iterable
 from functools import partial
 
 from libvirt_natns.addresses import Address, by_family
-from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.channel import Channel
 from libvirt_natns.kernel.netlink import NTF_PROXY
-from libvirt_natns.kernel.pyroute2_lite import NetlinkError
 
 
 class IPv6Neighbours:
@@ -49,13 +46,10 @@ class IPv6Neighbours:
                 self._proxy(verb, index, address)
 
     def _proxy(self, verb: str, index: int, address: Address) -> None:
-        try:
-            self._channel.writer.neigh(
+        self._channel.change(
+            f"to {verb} the proxy for {address}",
+            lambda: self._channel.writer.neigh(
                 verb, family=socket.AF_INET6, dst=str(address), ifindex=index, flags=NTF_PROXY
-            )
-        except NetlinkError as error:
-            if error.code not in (errno.EEXIST, errno.ENOENT):
-                raise KernelError(
-                    f"the kernel refuses to {verb} the proxy for {address}",
-                    os.strerror(error.code),
-                ) from error
+            ),
+            harmless=[errno.EEXIST, errno.ENOENT],
+        )

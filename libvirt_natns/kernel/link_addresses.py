@@ -11,7 +11,6 @@ from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.channel import Channel
 from libvirt_natns.kernel.links import Links
-from libvirt_natns.kernel.pyroute2_lite import NetlinkError
 
 IFA_F_NODAD = 2
 
@@ -79,29 +78,26 @@ class LinkAddresses:
             request["flags"] = IFA_F_NODAD
         elif address.network.prefixlen < 31:
             request["broadcast"] = str(address.network.broadcast_address)
-        try:
-            self._channel.writer.addr("add", index=index, **request)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise KernelError(
-                    f"the kernel refuses the address {address} on {link}",
-                    os.strerror(error.code),
-                ) from error
+        self._channel.change(
+            f"the address {address} on {link}",
+            lambda: self._channel.writer.addr("add", index=index, **request),
+            harmless=[errno.EEXIST],
+        )
 
     def remove(self, link: str, address: Interface) -> None:
         """Remove an address from a link, if both are there.  Raises KernelError."""
         present = Links(self._channel).get(link)
         if present is None:
             return
-        try:
-            self._channel.writer.addr(
+        code = self._channel.attempt(
+            lambda: self._channel.writer.addr(
                 "del",
                 index=present.index,
                 address=str(address.ip),
                 prefixlen=address.network.prefixlen,
             )
-        except NetlinkError as error:
-            if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
-                raise KernelError(
-                    f"the kernel keeps the address {address} on {link}", os.strerror(error.code)
-                ) from error
+        )
+        if code not in (0, errno.EADDRNOTAVAIL, errno.ENODEV):
+            raise KernelError(
+                f"the kernel keeps the address {address} on {link}", os.strerror(code)
+            )

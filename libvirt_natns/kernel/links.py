@@ -7,7 +7,6 @@ from contextlib import suppress
 
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.channel import Channel
-from libvirt_natns.kernel.pyroute2_lite import NetlinkError
 from libvirt_natns.kernel.rtnetlink import Link
 
 
@@ -82,11 +81,9 @@ class Links:
         link = self.get(name)
         if link is None:
             return
-        try:
-            self._channel.writer.link("del", index=link.index)
-        except NetlinkError as error:
-            if error.code not in (errno.ENODEV, errno.ENXIO):
-                raise KernelError(f"cannot delete link {name}", os.strerror(error.code)) from error
+        code = self._channel.attempt(lambda: self._channel.writer.link("del", index=link.index))
+        if code not in (0, errno.ENODEV, errno.ENXIO):
+            raise KernelError(f"cannot delete link {name}", os.strerror(code))
 
     def delete_group(self, group: int, *names: str) -> None:
         """Delete these links; ``group`` is a link group's number that they alone have.
@@ -94,13 +91,15 @@ class Links:
         The kernel waits for each deletion to reach all processors (8 ms and more), and
         for the deletion of a group once.
         """
-        try:
+        writer = self._channel.writer
+
+        def delete() -> None:
             for name in names:
                 with suppress(KernelError):
-                    index = self._channel.index(name)
-                    self._channel.writer.link("set", index=index, group=group)
-            self._channel.writer.link("del", group=group)
-        except NetlinkError:
+                    writer.link("set", index=self._channel.index(name), group=group)
+            writer.link("del", group=group)
+
+        if self._channel.attempt(delete):
             # A link has just gone by itself, or there was no link.
             for name in names:
                 self.delete(name)

@@ -12,11 +12,11 @@ it; a namespace without a name lives as long as a descriptor of it is open.
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from threading import Lock, Thread, Timer
+from threading import Thread
 
 from libvirt_natns import names
 from libvirt_natns.errors import KernelError, LockError
@@ -191,70 +191,6 @@ def remove(name: str) -> None:
         if error.errno not in (errno.EINVAL, errno.ENOENT):
             raise
     Path(path).unlink(missing_ok=True)
-
-
-PAUSE = 1.0
-"""Seconds until what was taken is made up for: libvirt needs the processors now."""
-
-
-class Spares:
-    """A few namespaces without a name, made ahead of time: for a resident process.
-
-    They are kept by descriptor, so nobody sees them and they end with the
-    process.  What is taken is made up for in the background.
-    """
-
-    def __init__(self, count: int = 2, make: Callable[[], int] = make) -> None:
-        self._count = count
-        self._make = make
-        self._kept: list[int] = []
-        self._lock = Lock()
-        self._closed = False
-        self._refilling = False
-        self.refill()
-
-    def take(self) -> int | None:
-        """A descriptor of one, which the caller closes; None where none is left."""
-        with self._lock:
-            found = self._kept.pop() if self._kept else None
-        self.refill()
-        return found
-
-    def refill(self) -> None:
-        """Make what is missing, in a thread of its own."""
-        with self._lock:
-            needed = not (self._refilling or self._closed) and len(self._kept) < self._count
-            self._refilling = self._refilling or needed
-        if needed:
-            timer = Timer(PAUSE, self._fill)
-            timer.daemon = True
-            timer.start()
-
-    def _fill(self) -> None:
-        while True:
-            with self._lock:
-                if self._closed or len(self._kept) >= self._count:
-                    self._refilling = False
-                    return
-            try:
-                made = self._make()
-            except KernelError:
-                # Whoever needs one will be told why there is none.
-                with self._lock:
-                    self._refilling = False
-                return
-            with self._lock:
-                if self._closed:
-                    os.close(made)
-                else:
-                    self._kept.append(made)
-
-    def close(self) -> None:
-        """Let all of them end."""
-        with self._lock:
-            self._closed = True
-            while self._kept:
-                os.close(self._kept.pop())
 
 
 @contextmanager

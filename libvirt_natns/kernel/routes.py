@@ -2,7 +2,6 @@
 """Routes of the main table of one namespace."""
 
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from libvirt_natns.addresses import Address, Family, IPNetwork
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.channel import Channel
 from libvirt_natns.kernel.links import Links
-from libvirt_natns.kernel.pyroute2_lite import NetlinkError
 from libvirt_natns.kernel.rtnetlink import Route
 
 MAIN_TABLE = 254
@@ -104,8 +102,8 @@ class Routes:
     def add_as_libvirt(self, destination: IPNetwork, gateway: Address, link: str) -> None:
         """Add a route as libvirt does for ``<route>``, with its metric and origin."""
         index = self._channel.index(link)
-        with suppress(NetlinkError):
-            self._channel.writer.route(
+        self._channel.attempt(
+            lambda: self._channel.writer.route(
                 "add",
                 dst=str(destination),
                 gateway=str(gateway),
@@ -113,6 +111,7 @@ class Routes:
                 priority=1,
                 proto=RTPROT_BOOT,
             )
+        )
 
     def gateways(self, link: str) -> set[tuple[IPNetwork, Address]]:
         """Return all IPv4 routes through gateways on a link."""
@@ -148,8 +147,9 @@ class Routes:
             # There may be several with one metric.
             same |= {"oif": route.link} if route.link else {}
             same |= {"gateway": str(route.gateway)} if route.gateway else {}
-        with suppress(NetlinkError):
-            self._channel.writer.route("del", dst=str(route.destination), **same)
+        self._channel.attempt(
+            lambda: self._channel.writer.route("del", dst=str(route.destination), **same)
+        )
 
     def default_gateways(self, family: Family) -> set[Address]:
         """Return the routers of the default routes of a family."""

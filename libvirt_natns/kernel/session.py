@@ -74,15 +74,10 @@ class NamespaceView:
 
 
 class Kernel:
-    """A session with the kernel; close it, or use it in a ``with``.
+    """A session with the kernel, for one thread at a time; close it, or use it in a ``with``."""
 
-    A session is for one thread at a time.  ``spares``, of a resident process, has
-    namespaces that were made ahead.
-    """
-
-    def __init__(self, spares: netns.Spares | None = None) -> None:
+    def __init__(self) -> None:
         self._sockets = Sockets()
-        self._spares = spares
         self._depth = 0
 
     def __enter__(self) -> Self:
@@ -147,8 +142,7 @@ class Kernel:
 
     def create_namespace(self, name: str, owner: str) -> None:
         """Make a namespace, and note its owner as the alias of its loopback interface."""
-        spare = self._spares.take() if self._spares else None
-        descriptor = netns.make() if spare is None else spare
+        descriptor = netns.make()
         try:
             netns.bind(name, descriptor)
         except OSError as error:

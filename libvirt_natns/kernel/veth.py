@@ -11,7 +11,6 @@ from libvirt_natns import names
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.channel import Channel, Sockets
 from libvirt_natns.kernel.links import Links
-from libvirt_natns.kernel.pyroute2_lite import NetlinkError
 from libvirt_natns.kernel.sysctl import Sysctls
 
 
@@ -85,21 +84,19 @@ class VethPairs:
     def create(self, pair: VethPair) -> None:
         """Make a veth pair; both ends are down.  Raises KernelError."""
         outer = self._outer(pair)
-        try:
-            self._add(pair)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise KernelError(
-                    f"the kernel refuses to make the patch {pair.port}", os.strerror(error.code)
-                ) from error
+        code = outer.attempt(lambda: self._add(pair))
+        if code == errno.EEXIST:
             # Each end outlives its deletion for a while, and both names must be free.
             Links(outer).delete(pair.port)
             Links(self._inner(pair)).delete(pair.link)
-            outer.change(f"to make the patch {pair.port}", lambda: self._add(pair))
+            code = outer.attempt(lambda: self._add(pair))
+        if code:
+            raise KernelError(
+                f"the kernel refuses to make the patch {pair.port}", os.strerror(code)
+            )
         index = outer.index(pair.port)
         # Kernels before 5.5 have no altnames; nothing depends on them.
-        with suppress(NetlinkError):
-            outer.writer.link("property_add", index=index, altname=pair.altname)
+        outer.attempt(lambda: outer.writer.link("property_add", index=index, altname=pair.altname))
         # A bridge port speaks no IP of its own.
         with suppress(KernelError):
             Sysctls(pair.outer).set(f"net/ipv6/conf/{pair.port}/disable_ipv6", "1")

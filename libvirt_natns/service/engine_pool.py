@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Engines for all threads of the service, with the parts that are kept between two events.
 
-These are state databases and kernel sessions, as many as were in use at once; spare
-namespaces; and networks that were built ahead of libvirt.
+These are state databases and kernel sessions, as many as were in use at once, and networks
+that were built ahead of libvirt.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,6 @@ from libvirt_natns.engine.observer import NOBODY, Observer
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.errors import StoreError
 from libvirt_natns.kernel.defer import at_once
-from libvirt_natns.kernel.netns import Spares
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.service.workqueue import Background
@@ -30,9 +29,9 @@ IDLE = 4
 class _Session:
     """A state database and a kernel session, for one thread at a time."""
 
-    def __init__(self, spares: Spares) -> None:
+    def __init__(self) -> None:
         self.store = Store()
-        self.kernel = Kernel(spares)
+        self.kernel = Kernel()
         self._inode = _inode(self.store.path)
 
     @property
@@ -69,7 +68,6 @@ class EnginePool:
         self.expect: Callable[[str], None] = lambda uuid: None
         self._background = background
         self._built = Built()
-        self._spares = Spares()
         self._idle: list[_Session] = []
         self._lock = Lock()
 
@@ -103,7 +101,7 @@ class EnginePool:
             if session.current:
                 return session
             session.close()
-        return _Session(self._spares)
+        return _Session()
 
     def _give_back(self, session: _Session) -> None:
         with self._lock:
@@ -113,8 +111,7 @@ class EnginePool:
         session.close()
 
     def close(self) -> None:
-        """Close spare namespaces, and sessions that are not in use."""
-        self._spares.close()
+        """Close the sessions that are not in use."""
         with self._lock:
             while self._idle:
                 self._idle.pop().close()

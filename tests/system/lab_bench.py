@@ -34,7 +34,6 @@ from libvirt_natns.engine.operations.links import Macvlan, Patch
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import KernelError, NatnsError
-from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.state import networks
 from libvirt_natns.state.store import Store
@@ -103,7 +102,7 @@ class Bench:
 
         more: dict[str, Any] = {"later": later, "built": Built()} if self.service else {}
         try:
-            with spares(self.service) as kept, Kernel(kept) as kernel:
+            with Kernel() as kernel:
                 yield Engine(config.load(), opened, kernel, before, **more)
         finally:
             opened.close()
@@ -151,15 +150,6 @@ def quietly(work: Callable[[], None]) -> None:
     """What is done later may find its network gone."""
     with suppress(NatnsError):
         work()
-
-
-@contextmanager
-def spares(wanted: bool) -> Iterator[netns.Spares | None]:
-    """Namespaces made ahead of time, if they are wanted."""
-    kept = netns.Spares() if wanted else None
-    yield kept
-    if kept is not None:
-        kept.close()
 
 
 @pytest.fixture(scope="module")

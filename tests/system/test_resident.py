@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What holds in a process that lives on: sessions, spare namespaces, many threads.
+"""What holds in a process that lives on: sessions, namespaces, many threads.
 
 The engine itself is driven, with bridges made by the test.
 """
@@ -46,13 +46,6 @@ def upstream(provider: Provider) -> Iterator[Provider]:
     remove_config()
 
 
-@pytest.fixture
-def spares() -> Iterator[netns.Spares]:
-    kept = netns.Spares(2)
-    yield kept
-    kept.close()
-
-
 def settles_as(before: object) -> None:
     wait_for(lambda: snapshot() == before, interval=0.1)
 
@@ -60,23 +53,22 @@ def settles_as(before: object) -> None:
 # -- namespaces ------------------------------------------------------------------
 
 
-def test_a_spare_namespace_is_as_good_as_a_new_one(spares: netns.Spares) -> None:
-    wait_for(lambda: len(spares._kept) == 2)
+def test_namespaces_are_those_of_ip() -> None:
+    """ip(8) lists, enters and deletes a namespace that a session has made."""
     assert "nat-" not in run("ip", "netns", "list").stdout
-    with Kernel(spares) as spared, Kernel() as plain:
-        spared.create_namespace("nat-spared", OWNER)
-        plain.create_namespace("nat-plain", OWNER)
-        inodes = {name: netns.inode(name) for name in ("nat-spared", "nat-plain", None)}
+    with Kernel() as kernel:
+        for name in ("nat-first", "nat-second"):
+            kernel.create_namespace(name, OWNER)
+        inodes = {name: netns.inode(name) for name in ("nat-first", "nat-second", None)}
         assert len(set(inodes.values())) == 3
-        for name in ("nat-spared", "nat-plain"):
-            # ip(8) knows them as its own.
+        for name in ("nat-first", "nat-second"):
             assert name in run("ip", "netns", "list").stdout
             assert run("ip", "-n", name, "-br", "link").stdout.split()[:2] == ["lo", "DOWN"]
-            assert plain.namespace_owner(name) == OWNER
+            assert kernel.namespace_owner(name) == OWNER
             run("ip", "netns", "delete", name)
-            assert plain.namespace_owner(name) is None
+            assert kernel.namespace_owner(name) is None
             # Missing is success.
-            plain.delete_namespace(name)
+            kernel.delete_namespace(name)
 
 
 def test_a_session_does_not_keep_a_namespace_that_another_deletes() -> None:
@@ -160,8 +152,7 @@ def test_both_tables_are_listed_as_each_alone() -> None:
 class Resident:
     """What a resident process shares between its threads; each has an engine of its own."""
 
-    def __init__(self, spares: netns.Spares) -> None:
-        self._spares = spares
+    def __init__(self) -> None:
         self._built = Built()
         self._own = threading.local()
         self._opened: list[Engine] = []
@@ -179,7 +170,7 @@ class Resident:
     @property
     def engine(self) -> Engine:
         if not hasattr(self._own, "engine"):
-            kernel = Kernel(self._spares)
+            kernel = Kernel()
             self._own.engine = Engine(
                 config.load(), Store(), kernel, later=self.later, built=self._built
             )
@@ -228,9 +219,9 @@ def xml_of(number: int) -> bytes:
     ).encode()
 
 
-def test_threads_that_share_a_process(upstream: Provider, spares: netns.Spares) -> None:
+def test_threads_that_share_a_process(upstream: Provider) -> None:
     before = snapshot()
-    resident = Resident(spares)
+    resident = Resident()
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
 
     def start(number: int) -> None:
@@ -261,5 +252,5 @@ def test_threads_that_share_a_process(upstream: Provider, spares: netns.Spares) 
             list(workers.map(stop, range(NETWORKS)))
             settles_as(before)
     resident.close()
-    # A database each and the spares; nothing for each network.
-    assert len(list(Path("/proc/self/fd").iterdir())) < descriptors + 4 * WORKERS + 4
+    # A database each; nothing for each network.
+    assert len(list(Path("/proc/self/fd").iterdir())) < descriptors + 4 * WORKERS

@@ -14,7 +14,9 @@ from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.firewall import backends, nftables
-from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.kernel.link_addresses import LinkAddresses
+from libvirt_natns.kernel.links import Links
+from libvirt_natns.kernel.routes import Routes
 from libvirt_natns.service import client
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -39,10 +41,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(backends, "choose", lambda *_, **__: nftables)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(libvirt, "connected", unreachable)
-    for name, answer in (("link", None), ("mtu", None), ("host_addresses", set())):
-        monkeypatch.setattr(Kernel, name, lambda *_, answer=answer: answer)
-    for name in ("host_routes", "routed_links"):
-        monkeypatch.setattr(Kernel, name, lambda *_, **__: set())
+    monkeypatch.setattr(Links, "get", lambda *_: None)
+    monkeypatch.setattr(LinkAddresses, "beyond_link", lambda *_: set())
+    for name in ("destinations", "links"):
+        monkeypatch.setattr(Routes, name, lambda *_, **__: set())
     return tmp_path
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast, get_args
 
 import pytest
@@ -39,11 +40,10 @@ PROVIDER = Upstream(
 NETWORK = Network("a", "a", "virbr10", subnets=(Subnet(IPv4Interface("10.0.0.1/24")),))
 
 
-class Host:
-    """A machine of which only its addresses are asked."""
+class WithoutAddresses:
+    """A session with a host that has no addresses; nothing else is asked for."""
 
-    def host_addresses(self) -> set[IPv4Address]:
-        return set()
+    host = SimpleNamespace(addresses=SimpleNamespace(beyond_link=set))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 
     monkeypatch.setattr("libvirt_natns.kernel.address_probe.probe", probe)
     store = Store(tmp_path)
-    yield Engine(Config(), store, cast("Kernel", Host()))
+    yield Engine(Config(), store, cast("Kernel", WithoutAddresses()))
     store.close()
 
 

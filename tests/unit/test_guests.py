@@ -185,7 +185,8 @@ def test_a_trial_asks_no_neighbours(choices: Allocation, monkeypatch: pytest.Mon
     own = IPv4Address("192.168.0.150")
     upstream = Upstream("provider", "bridge", "br0", subnet=IPv4Network("192.168.0.0/24"))
     at = replace(attachment(), upstream=upstream)
-    kernel = SimpleNamespace(host_addresses=set)
+    addresses = SimpleNamespace(beyond_link=set)
+    kernel = SimpleNamespace(host=SimpleNamespace(addresses=addresses))
     for asks in (False, True):
         choosing = replace(choices, kernel=cast("Kernel", kernel), asks=asks)
         with choices.store.transaction():

@@ -13,6 +13,7 @@ from ipaddress import (
     IPv6Network,
 )
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -477,13 +478,15 @@ class Host:
             "net/ipv6/conf/" + key.replace("__", "/"): value for key, value in settings.items()
         }
 
-    def sysctl(self, namespace: str | None, key: str) -> str | None:
+        self.host = SimpleNamespace(sysctls=self)
+
+    def get(self, key: str) -> str | None:
         return self.settings.get(key)
 
-    def sysctls(self, namespace: str | None, keys: Collection[str]) -> dict[str, str]:
+    def values(self, keys: Collection[str]) -> dict[str, str]:
         return {key: self.settings[key] for key in keys if key in self.settings}
 
-    def set_sysctl(self, namespace: str | None, key: str, value: str) -> None:
+    def set(self, key: str, value: str) -> None:
         self.settings[key] = value
 
 

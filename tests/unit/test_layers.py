@@ -29,7 +29,7 @@ IMPORTERS = {
     "libvirt": {"daemons.libvirt", "daemons.libvirt_events"},
     "lxml": {"documents.xml_tree"},
     "prometheus_client": {"service.metrics"},
-    "pyroute2": {"kernel.pyroute2_lite"},
+    "pyroute2": {"kernel.route_socket"},
     "sqlite3": {"state.database", "state.recorded", "state.salvage"},
 }
 

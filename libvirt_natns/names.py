@@ -52,13 +52,8 @@ def library() -> Path:
 
 
 def resource(name: str) -> Path:
-    """Return a file that is shipped with the package, such as "hooks/network".
-
-    In a checkout, the directory stands beside the package, and not in it.
-    """
-    package = Path(__file__).resolve().parent
-    installed = package / name
-    return installed if installed.exists() else package.parent / name
+    """Return a file that is shipped with the package, such as "hooks/network"."""
+    return Path(__file__).resolve().parent / name
 
 
 def python_command(program: str, *arguments: str, options: str = "-I") -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Names that the kernel and file systems take, and that no two networks share."""
 
+import configparser
 import re
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def test_plain_names_stay(name: str) -> None:
 def test_other_names_become_file_names(name: str) -> None:
     assert re.fullmatch(r"nat-[A-Za-z0-9_.+-]{1,41}", names.namespace(name))
     assert names.slug(name) != name
+
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def test_no_two_networks_share_a_namespace() -> None:
@@ -109,10 +113,15 @@ def test_a_machine_without_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names.machine_id.cache_clear()
 
 
-def test_resources_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "libvirt_natns"
-    monkeypatch.setattr(names, "__file__", str(package / "names.py"))
-    assert names.resource("xml/a.rng") == tmp_path / "xml" / "a.rng"
-    (package / "xml").mkdir(parents=True)
-    (package / "xml" / "a.rng").touch()
-    assert names.resource("xml/a.rng") == package / "xml" / "a.rng"
+def test_resources_ship_with_the_package() -> None:
+    """setuptools copies the files of linked directories that setup.cfg lists."""
+    setup = configparser.ConfigParser()
+    setup.read(CHECKOUT / "setup.cfg")
+    patterns = setup["options.package_data"]["libvirt_natns"].split()
+    package = CHECKOUT / "libvirt_natns"
+    shipped = {file for pattern in patterns for file in package.glob(pattern)}
+    for directory in ("hooks", "xml"):
+        files = set((CHECKOUT / directory).iterdir())
+        assert files
+        assert {names.resource(f"{directory}/{file.name}").resolve() for file in files} == files
+        assert {package / directory / file.name for file in files} <= shipped

@@ -141,8 +141,8 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     for record in journal.load_all():
         if not record.is_whole:
             continue
-        wanted = nat_rules.rules(record.target, needs(store, record.target))
-        if not nat_rules.is_current(record.target, wanted):
+        firewall = nat_rules.firewall(record.target, needs(store, record.target))
+        if not firewall.rule_set.was_loaded_last():
             differing += _load(store, record, announce)
     return differing
 
@@ -154,13 +154,13 @@ def _load(store: Store, record: RouterRecord, announce: Callable[[str], None]) -
         if record_of(name) is None:
             return []
         now = needs(store, record.target)
-        wanted = nat_rules.rules(record.target, now)
-        if nat_rules.is_current(record.target, wanted):
+        rule_set = nat_rules.firewall(record.target, now).rule_set
+        if rule_set.was_loaded_last():
             return []
         announce(f"load the rules of router {name}")
         # Routes come first: where the rules are current, the routes are not compared.
         link_config.ensure(downstream.transit(record.target, now))
-        nat_rules.load(record.target, wanted)
+        rule_set.load()
     return [f"rules of router {name} were not what its networks publish"]
 
 

@@ -7,10 +7,9 @@ changes nothing where all is as it should be.
 
 from collections.abc import Callable
 
-from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import dataclass
-from libvirt_natns.upstream.router import nat_rules, nic_inside
+from libvirt_natns.upstream.router import nic_inside
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.nic_snapshot import Capture
@@ -38,11 +37,6 @@ class StepContext:
     def inside(self) -> Capture:
         """The NIC as it must be in the namespace."""
         return nic_inside.inside(self.target, self.before)
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """The firewall rules of the namespace."""
-        return nat_rules.rules(self.target, self.needs())
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,13 +148,13 @@ def _transit_differs(context: StepContext) -> list[str]:
 def _rules_differ(context: StepContext) -> list[str]:
     if not netns.exists(context.target.namespace):
         return []
-    return nat_rules.differences(context.target, context.rules)
+    return nat_rules.firewall(context.target, context.needs()).differs(context.kernel)
 
 
 def _load_rules(context: StepContext) -> None:
-    wanted = context.rules
-    if nat_rules.differences(context.target, wanted):
-        nat_rules.load(context.target, wanted)
+    rule_set = nat_rules.firewall(context.target, context.needs()).rule_set
+    if rule_set.differences():
+        rule_set.load()
 
 
 STEPS = (

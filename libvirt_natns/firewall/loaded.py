@@ -9,6 +9,7 @@ the rules were altered.
 Limits: legacy iptables counts no generations, so each comparison lists the rules.
 """
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class RuleSet:
         """Load the rules and record their fingerprint.  Raises FirewallError or OSError."""
         earlier = next(iter(self._recorded()), "")
         make_directory(self.file.parent)
+        self._make_way()
         with suppress(OSError):
             # A full disk must not keep the rules away.  The backend's name alone differs
             # from any fingerprint, and tells which rules there are.
@@ -59,6 +61,13 @@ class RuleSet:
             # The configured backend has changed: the former one's rules go after the load.
             backends.named(earlier).clear(self.namespace)
         self.file.write_text(self._dated_fingerprint())
+
+    def _make_way(self) -> None:
+        """Remove a link or directory in the place of the file."""
+        if self.file.is_symlink():
+            self.file.unlink()
+        elif self.file.is_dir():
+            shutil.rmtree(self.file)
 
     def _load(self) -> None:
         """Load the rules while no other program changes them.

@@ -45,7 +45,9 @@ class Namespace(Operation):
         undo.add(self.take_back, kernel)
         make_directory(note.parent)
         note.touch()
-        make_anew(context, self.name, self.owner, fingerprint_file(self.owner))
+        # The file tells of the rules of the former namespace.
+        fingerprint_file(self.owner).unlink(missing_ok=True)
+        make_anew(context, self.name, self.owner)
         note.unlink()
 
     def take_back(self, kernel: Kernel) -> None:
@@ -98,15 +100,13 @@ class Settings(Operation):
         context.kernel.set_sysctls(self.namespace, self.values)
 
 
-def make_anew(context: ApplyContext, name: str, owner: str, fingerprint: Path) -> None:
-    """Make a namespace in place of one that is ours; ``fingerprint`` tells of its rules.
+def make_anew(context: ApplyContext, name: str, owner: str) -> None:
+    """Make a namespace, in place of a former one of ours.
 
     The former namespace is untagged, or it is an empty file.  A kill leaves that file
     between its making and its mounting.
     """
     context.kernel.delete_namespace(name)
-    # The file tells of the rules of the former namespace.
-    fingerprint.unlink(missing_ok=True)
     context.kernel.create_namespace(name, owner)
     context.fresh.add(name)
     context.starting = True

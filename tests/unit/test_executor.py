@@ -307,6 +307,24 @@ def test_rules_are_loaded_once_and_again_when_altered(backends: dict[str, FakeBa
     assert "more" not in backends["nftables"].held
 
 
+@pytest.mark.parametrize("damage", ["directory", "link", "octets"])
+def test_rules_are_loaded_whatever_is_in_the_fingerprints_place(
+    backends: dict[str, FakeBackend], damage: str
+) -> None:
+    file = fingerprint_file(UUID)
+    file.parent.mkdir(parents=True)
+    if damage == "directory":
+        (file / "more").mkdir(parents=True)
+    elif damage == "link":
+        file.symlink_to("/nowhere/at/all")
+    else:
+        file.write_bytes(b"\xff\xfe")
+    assert carried_out(FakeKernel(), rules("nftables"))
+    assert file.is_file()
+    assert not file.is_symlink()
+    assert carried_out(FakeKernel(), rules("nftables")) == []
+
+
 def test_rules_of_a_router_that_an_earlier_version_loaded_are_current(
     backends: dict[str, FakeBackend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

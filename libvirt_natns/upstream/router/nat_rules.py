@@ -136,8 +136,6 @@ def _passing6(target: Target, needs: RouterNeeds) -> Iterator[Rule]:
     yield Rule(chain="forward", oif=bridge, only=6, action="drop")
 
 
-def firewall(target: Target, needs: RouterNeeds = NOTHING) -> Firewall:
-    """Return the whole rule set of a router with the needs of its networks."""
-    return Firewall(
-        target.namespace, target.name, target.backend, rules(target, needs), layout="router"
-    )
+def firewall(target: Target, wanted: tuple[Rule, ...]) -> Firewall:
+    """Return the rule set of a router as an operation."""
+    return Firewall(target.namespace, target.name, target.backend, wanted, layout="router")

@@ -198,4 +198,5 @@ class TransitBridge(Operation):
         kernel.set_up(self.namespace, self.name)
 
     def take_back(self, kernel: Kernel) -> None:
-        kernel.delete_link(self.name, self.namespace)
+        if self.namespace is None:
+            kernel.delete_link(self.name)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The plan of a router, the journal that observes it, and journals of earlier versions."""
 
+import json
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,7 +18,13 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.operations.operation import ApplyContext, Operation, describe_plan
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.upstream.router import journal, nic_addresses, preflight, router_plan
+from libvirt_natns.upstream.router import (
+    confirmation,
+    journal,
+    nic_addresses,
+    preflight,
+    router_plan,
+)
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.host_link import HostEnd
 from libvirt_natns.upstream.router.host_resolv_conf import Resolver
@@ -26,6 +34,9 @@ from libvirt_natns.upstream.router.nic_routes import NicRoute
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 from libvirt_natns.upstream.router.router_plan import RouterStep
 from libvirt_natns.upstream.router.target import Target
+
+EARLIER = Path(__file__).parent / "router"
+"""The files of a router, as the version before this module wrote them."""
 
 TARGET = Target(
     name="wan",
@@ -177,3 +188,40 @@ def test_an_operation_that_is_stuck_keeps_no_other_from_its_way_back(
     assert [event.partition(":")[0] for event in EVENTS[3:]] == ["c back", "b back", "a back"]
     # The journal stays, so that the next command tries again.
     assert written() == "going down, do c"
+
+
+# -- files of an earlier version -------------------------------------------------
+
+
+def test_a_router_of_the_version_before_is_read_and_planned(state_directory: Path) -> None:
+    """Its NIC has a bit of everything; the files were written before routers were plans."""
+    shutil.copytree(EARLIER, state_directory / "routers")
+    record, confirmed = journal.load("wan"), confirmation.load("wan")
+    assert record is not None
+    assert confirmed is not None
+    assert (confirmed.target, confirmed.before) == (record.target, record.before)
+    assert (record.state, record.target.addresses6[1]) == ("up", "2001:db8:1::10")
+    words = describe_plan(
+        step.operation for step in router_plan.make(record, RouterNeeds())
+    ).splitlines()
+    host = [
+        line.removesuffix(" on natns-wan in the host") for line in words if "natns-wan " in line
+    ]
+    assert host[1:] == [
+        "address 192.168.158.2/24, fe80::2/64, 2001:db8:1::11/128, 2001:db8:1::10/128",
+        "route 0.0.0.0/0 via 192.168.158.1",
+        "route ::/0 via fe80::1",
+    ]
+    assert "/etc/resolv.conf names 198.51.100.1" in words
+
+
+def test_the_files_of_a_router_are_those_of_the_version_before(state_directory: Path) -> None:
+    """After a downgrade, the earlier version takes the router back."""
+    shutil.copytree(EARLIER, state_directory / "routers")
+    record = journal.load("wan")
+    assert record is not None
+    journal.save(record)
+    confirmation.save(record)
+    for kind in ("json", "kept"):
+        written, earlier = names.router_file("wan", kind), EARLIER / f"wan.{kind}"
+        assert json.loads(written.read_text()) == json.loads(earlier.read_text())

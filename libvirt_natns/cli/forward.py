@@ -29,10 +29,10 @@ from libvirt_natns.engine.publication.attachment import ANY, Attachment
 from libvirt_natns.engine.publication.choices import Selector
 from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
 from libvirt_natns.engine.publication.words import in_words, listening
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.publication import Forward, Protocol
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.chosen_ports import PortKey
 
 LOCK = names.RUN_DIRECTORY / "forward"

@@ -13,13 +13,13 @@ from typing import Self
 from libvirt_natns import names
 from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.observer import NOBODY, Observer, tell
-from libvirt_natns.engine.operations.operation import Step
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.publication.allocation import Allocation
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
+from libvirt_natns.operations.operation import Step
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.networks import State
 from libvirt_natns.state.store import Store

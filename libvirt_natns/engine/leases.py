@@ -12,16 +12,16 @@ from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import udhcpc
 from libvirt_natns.engine import shared_host
-from libvirt_natns.engine.apply.carry_out import carry_out
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.network_record import new_record
 from libvirt_natns.engine.publication.scopes import claim_for_network
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.operations.carry_out import carry_out
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.leases import LeaseKind
 from libvirt_natns.upstream import dhcp, selection

@@ -3,7 +3,7 @@
 
 from threading import Lock
 
-from libvirt_natns.engine.operations.operation import Plan
+from libvirt_natns.operations.operation import Plan
 
 
 class Built:

@@ -15,9 +15,9 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import ndppd
-from libvirt_natns.engine.operations.daemons import NeighbourProxy
-from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.kernel import address_probe, netns
+from libvirt_natns.operations.daemon_operations import NeighbourProxy
+from libvirt_natns.operations.operation import Plan
 
 MOST = 256
 """Addresses of a network that are asked for at a time, and that are kept as outside."""

@@ -10,16 +10,15 @@ from functools import partial
 
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq, libvirt_dnsmasq, ndppd
-from libvirt_natns.engine.apply import daemons
-from libvirt_natns.engine.apply.links import namespace_owner
 from libvirt_natns.engine.context import discard_directory, empty_directory
-from libvirt_natns.engine.operations.links import Namespace
-from libvirt_natns.engine.operations.operation import Step
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.firewall import libvirt_leftovers
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations import daemon_operations
+from libvirt_natns.operations.namespaces import Namespace, namespace_owner
+from libvirt_natns.operations.operation import Step
+from libvirt_natns.operations.undo import Undo
 
 
 def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None = None) -> None:
@@ -64,7 +63,7 @@ def remove_unrecorded(kernel: Kernel, uuid: str, namespace: str) -> None:
 
 def end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
     """End a network's DHCP client.  Raises DhcpError."""
-    daemons.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
+    daemon_operations.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
 
 
 def _delete_patches(kernel: Kernel, uuid: str) -> None:

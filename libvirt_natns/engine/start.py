@@ -10,21 +10,20 @@ from contextlib import suppress
 from libvirt_natns import names
 from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.engine import given_up, leases, shared_host
-from libvirt_natns.engine.apply.carry_out import carry_out
-from libvirt_natns.engine.apply.links import namespace_owner
 from libvirt_natns.engine.context import Context, discard_directory, empty_directory
 from libvirt_natns.engine.down import end, remove_orphan
 from libvirt_natns.engine.network_record import is_start_of, new_record
-from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.engine.removal import delete_own_namespace, remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check, check_room
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.kernel.locks import LIMIT
 from libvirt_natns.model.network import Network
+from libvirt_natns.operations.carry_out import carry_out
+from libvirt_natns.operations.namespaces import Namespace, namespace_owner
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.networks import NetworkRecord
 
 POLL = 0.02

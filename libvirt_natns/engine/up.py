@@ -8,22 +8,22 @@ from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import leases, shared_host
-from libvirt_natns.engine.apply.carry_out import carry_out
 from libvirt_natns.engine.context import Context, discard_directory
 from libvirt_natns.engine.down import return_routes
 from libvirt_natns.engine.network_record import is_outdated, new_record, publishes_as
-from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.network import withdrawals
 from libvirt_natns.engine.publication.scopes import scopes
 from libvirt_natns.engine.removal import end_client, remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.operations.carry_out import carry_out
+from libvirt_natns.operations.operation import Plan
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp, selection

@@ -8,7 +8,7 @@ from typing import Protocol
 from libvirt_natns.addresses import Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables, nft, nftables
-from libvirt_natns.firewall.rule import Rule
+from libvirt_natns.firewall.rule import LayoutName, Rule
 from libvirt_natns.model.configuration import FirewallChoice
 
 
@@ -22,10 +22,12 @@ class Backend(Protocol):
     def name(self) -> str:
         """ "nftables" or "iptables"."""
 
-    def render(self, rules: Iterable[Rule], /) -> str:
+    def render(self, rules: Iterable[Rule], layout: LayoutName = "namespace", /) -> str:
         """Return the rules as text: pure, and what ``apply`` loads."""
 
-    def apply(self, namespace: str | None, rules: Iterable[Rule], /) -> None:
+    def apply(
+        self, namespace: str | None, rules: Iterable[Rule], layout: LayoutName = "namespace", /
+    ) -> None:
         """Replace the rules of an earlier ``apply``; None is the caller's namespace."""
 
     def clear(self, namespace: str, /) -> None:

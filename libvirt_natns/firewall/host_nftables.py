@@ -84,7 +84,7 @@ def _own_table(state: NftState, own: tuple[Rule, ...]) -> Iterator[Repair]:
         if state.own_table:
             yield Repair(f"{place} is left over", f"delete table {TABLE}\n")
         return
-    script = nftables.render(own, HOST)
+    script = nftables.script(own, HOST)
     if not state.own_table:
         yield Repair(f"{place} is missing", script)
     elif _lines(nftables.listing(None)) != _lines(

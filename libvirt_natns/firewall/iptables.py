@@ -28,7 +28,7 @@ from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.iptables_entries import entries
 from libvirt_natns.firewall.iptables_syntax import Entry
-from libvirt_natns.firewall.rule import Chain, Rule
+from libvirt_natns.firewall.rule import Chain, LayoutName, Rule
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import asdict, dataclass
 
@@ -69,6 +69,15 @@ NAMESPACE: Layout = {
     "input": Place("filter", "INPUT", "DROP"),
     "forward": Place("filter", "FORWARD", "DROP"),
 }
+
+ROUTER: Layout = {
+    "dstnat": Place("nat", "PREROUTING"),
+    "srcnat": Place("nat", "POSTROUTING"),
+    "clamp": Place("mangle", "FORWARD"),
+    "forward": Place("filter", "FORWARD"),
+}
+
+LAYOUTS: Mapping[LayoutName, Layout] = {"namespace": NAMESPACE, "router": ROUTER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +121,10 @@ def _tables(rules: Iterable[Rule], layout: Layout, family: Family) -> Iterable[T
     return made.values()
 
 
-def render(rules: Iterable[Rule]) -> str:
+def render(rules: Iterable[Rule], layout: LayoutName = "namespace") -> str:
     """Return the rules as iptables-save, then ip6tables-save, would print them."""
     lines = []
-    for table in tables(rules):
+    for table in tables(rules, LAYOUTS[layout]):
         lines.append(f"*{table.name}" if table.family == 4 else f"*{table.name} # IPv6")
         lines += [f":{chain} {policy} [0:0]" for chain, policy in table.policies.items()]
         for chain, members in table.chains.items():
@@ -124,14 +133,14 @@ def render(rules: Iterable[Rule]) -> str:
     return "\n".join([*lines, ""])
 
 
-def apply(namespace: str | None, rules: Iterable[Rule]) -> None:
+def apply(namespace: str | None, rules: Iterable[Rule], layout: LayoutName = "namespace") -> None:
     """Put ``rules`` in place of all content of the tables of ``namespace``.
 
     Raises FirewallError when python-iptables is missing or the kernel refuses
     a table, KernelError when the namespace is missing.
     """
     ipv6 = bool(in_use(namespace, 6))
-    wanted = tables(rules, ipv6=ipv6)
+    wanted = tables(rules, LAYOUTS[layout], ipv6=ipv6)
     concerned = sorted({table.family for table in wanted})
     call(namespace, "replace", families=concerned, tables=[asdict(table) for table in wanted])
 

@@ -18,7 +18,7 @@ from libvirt_natns.firewall import limits, nfnetlink, nft
 from libvirt_natns.firewall.nft_listing import block, canonical
 from libvirt_natns.firewall.nft_maps import looked_up
 from libvirt_natns.firewall.nft_statements import network_text, set_text, statements
-from libvirt_natns.firewall.rule import Chain, Rule
+from libvirt_natns.firewall.rule import Chain, LayoutName, Rule
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import dataclass, replace
 
@@ -59,9 +59,23 @@ NAMESPACE: Layout = {
     "guard": BaseChain("filter", "postrouting", "srcnat + 10"),
 }
 
+ROUTER: Layout = {
+    "dstnat": BaseChain("nat", "prerouting", "dstnat"),
+    "clamp": BaseChain("filter", "forward", "mangle"),
+    "forward": BaseChain("filter", "forward", "filter"),
+    "srcnat": BaseChain("nat", "postrouting", "srcnat"),
+}
 
-def render(rules: Iterable[Rule], layout: Layout = NAMESPACE) -> str:
+LAYOUTS: Mapping[LayoutName, Layout] = {"namespace": NAMESPACE, "router": ROUTER}
+
+
+def render(rules: Iterable[Rule], layout: LayoutName = "namespace") -> str:
     """Return the whole script that puts ``rules`` in place of our tables' content."""
+    return script(rules, LAYOUTS[layout])
+
+
+def script(rules: Iterable[Rule], layout: Layout) -> str:
+    """Return the whole script for rules with a layout of chains."""
     chains: dict[Chain, list[str]] = {chain: [] for chain in layout}
     filled, rest = looked_up(rules)
     for nft_map in filled:
@@ -108,19 +122,19 @@ def _chain(chain: str, base: BaseChain, content: Iterable[str]) -> Iterator[str]
     yield "\t}"
 
 
-def apply(namespace: str | None, rules: Iterable[Rule]) -> None:
+def apply(namespace: str | None, rules: Iterable[Rule], layout: LayoutName = "namespace") -> None:
     """Put ``rules`` in place of our table in ``namespace``, at once and whole.
 
     Raises FirewallError when nft is missing or refuses the script, KernelError
     when the namespace is missing.
     """
-    script = render(rules)
+    text = render(rules, layout)
     if not _existing_tables(namespace):
         # Deleting even an empty table makes the kernel wait (10 ms), and a new
         # namespace has none to delete; "create" makes sure of that.
-        script = script.replace(MAKE_ROOM, f"create table {TABLE}\n", 1)
-        script = script.replace(MAKE_ROOM_ARP, "", 1)
-    _run_with_arp(namespace, script)
+        text = text.replace(MAKE_ROOM, f"create table {TABLE}\n", 1)
+        text = text.replace(MAKE_ROOM_ARP, "", 1)
+    _run_with_arp(namespace, text)
 
 
 def clear(namespace: str | None) -> None:
@@ -128,12 +142,12 @@ def clear(namespace: str | None) -> None:
     _run_with_arp(namespace, MAKE_ROOM + MAKE_ROOM_ARP)
 
 
-def _run_with_arp(namespace: str | None, script: str) -> None:
+def _run_with_arp(namespace: str | None, text: str) -> None:
     """Load a script; without its part for ARP where the kernel lacks nftables' family arp."""
     try:
-        nft.load(namespace, script)
+        nft.load(namespace, text)
     except FirewallError:
-        without = script.replace(MAKE_ROOM_ARP, "").partition(f"table {limits.ARP_TABLE} {{")[0]
+        without = text.replace(MAKE_ROOM_ARP, "").partition(f"table {limits.ARP_TABLE} {{")[0]
         # With an error of its own where ARP is not to blame.
         nft.load(namespace, without)
 

@@ -29,6 +29,9 @@ Chain = Literal[
     "srcnat",
     "guard",
 ]
+
+LayoutName = Literal["namespace", "router"]
+"""The chains that a rule set has, by the namespace it is for: a network's, or a router's."""
 """Where a packet meets a rule, in the order in which a forwarded packet does:
 
 arp      ARP for the machine or namespace itself, where the backend has a place for ARP

@@ -24,8 +24,6 @@ from libvirt_natns.daemons import dhcp_lease, dnsmasq_config, resolv_conf
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import config, domain_edit, libvirt_xml, xml_sniff
-from libvirt_natns.engine.operations.daemons import Firewall
-from libvirt_natns.engine.operations.operation import describe_plan
 from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LONGEST, NatnsError, describe
@@ -33,6 +31,8 @@ from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.upstream import Outside
+from libvirt_natns.operations.operation import describe_plan
+from libvirt_natns.operations.rule_sets import Firewall
 from libvirt_natns.records import replace
 from libvirt_natns.service import client, server
 from libvirt_natns.upstream import selection

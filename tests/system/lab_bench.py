@@ -29,12 +29,12 @@ from lab import (
 from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.operations.daemons import Firewall
-from libvirt_natns.engine.operations.links import Macvlan, Patch
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.link_operations import Macvlan, Patch
+from libvirt_natns.operations.rule_sets import Firewall
 from libvirt_natns.state import networks
 from libvirt_natns.state.store import Store
 

@@ -45,8 +45,9 @@ from views import (
 from libvirt_natns import names
 from libvirt_natns.daemons import udhcpc
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine.operations.addresses import Gateways
-from libvirt_natns.engine.operations.daemons import Firewall, Leasing
+from libvirt_natns.operations.addressing import Gateways
+from libvirt_natns.operations.daemon_operations import Leasing
+from libvirt_natns.operations.rule_sets import Firewall
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000d1"
 DIRECTORY = names.dhcp_directory(UUID)

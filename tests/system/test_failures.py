@@ -44,10 +44,10 @@ from lab_bench import (
 
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.namespaces import Namespace
 from libvirt_natns.state.networks import NetworkTable
 
 pytest_plugins = ("lab_bench",)

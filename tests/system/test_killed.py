@@ -19,10 +19,10 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns.engine.operations.addresses import Withdrawal
-from libvirt_natns.engine.operations.links import Patch
 from libvirt_natns.engine.reconcile import check, repairs
 from libvirt_natns.engine.reconcile.sync import sync_all
+from libvirt_natns.operations.addressing import Withdrawal
+from libvirt_natns.operations.link_operations import Patch
 
 pytest_plugins = ("lab_bench",)
 

@@ -20,20 +20,21 @@ from lab import Node, end_process, run, spawn, wait_for
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons import ndppd
-from libvirt_natns.engine.apply.carry_out import carry_out, plan_differences
-from libvirt_natns.engine.operations.addresses import ProxiedNeighbours, Route
-from libvirt_natns.engine.operations.daemons import NeighbourProxy
-from libvirt_natns.engine.operations.links import Sysctl
-from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.engine.removal import remove
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.kernel import address_probe, ndp
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.operations.addressing import Route
+from libvirt_natns.operations.carry_out import carry_out, plan_differences
+from libvirt_natns.operations.daemon_operations import NeighbourProxy
+from libvirt_natns.operations.namespaces import Sysctl
+from libvirt_natns.operations.neighbour_operations import ProxiedNeighbours
+from libvirt_natns.operations.operation import Plan
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
 from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.watched import ENDED, Watched

@@ -10,9 +10,6 @@ from libvirt_natns import names
 from libvirt_natns.addresses import is_placeholder
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.engine.facts import services
-from libvirt_natns.engine.operations.addresses import Gateways
-from libvirt_natns.engine.operations.daemons import Leasing
-from libvirt_natns.engine.operations.operation import Operation, describe_plan
 from libvirt_natns.engine.plan.network import ahead_of_lease, make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LeaseError
@@ -24,6 +21,9 @@ from libvirt_natns.model.metadata import NatMetadata
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import StaticRoute, Subnet
 from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.operations.addressing import Gateways
+from libvirt_natns.operations.daemon_operations import Leasing
+from libvirt_natns.operations.operation import Operation, describe_plan
 from libvirt_natns.records import replace
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store

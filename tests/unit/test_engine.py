@@ -14,7 +14,6 @@ from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.engine import leases
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.boot import boot_id, now
@@ -24,6 +23,7 @@ from libvirt_natns.model.metadata import NatMetadata, PortForward, PortRange
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
 from libvirt_natns.state.networks import NetworkRecord, State
 from libvirt_natns.state.store import Store

@@ -10,14 +10,6 @@ from typing import Any
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.engine.apply.carry_out import HANDLERS, carry_out, plan_differences
-from libvirt_natns.engine.apply.firewall import fingerprint_file
-from libvirt_natns.engine.apply.links import namespace_owner
-from libvirt_natns.engine.operations.addresses import Addresses, Announcement, Withdrawal
-from libvirt_natns.engine.operations.daemons import Firewall
-from libvirt_natns.engine.operations.links import LinkUp, Namespace, Patch
-from libvirt_natns.engine.operations.operation import Operation
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import (
     AddressTakenError,
     ConflictError,
@@ -26,6 +18,14 @@ from libvirt_natns.errors import (
 )
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.veth import VethPair
+from libvirt_natns.operations.addressing import Addresses, Withdrawal
+from libvirt_natns.operations.carry_out import carry_out, plan_differences
+from libvirt_natns.operations.link_operations import LinkUp, Patch
+from libvirt_natns.operations.namespaces import Namespace, namespace_owner
+from libvirt_natns.operations.neighbour_operations import Announcement
+from libvirt_natns.operations.operation import Operation
+from libvirt_natns.operations.rule_sets import Firewall, fingerprint_file
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -248,7 +248,7 @@ def test_the_untagged_namespace_of_a_killed_start_is_made_anew() -> None:
 
 def test_neighbours_are_told_only_when_something_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[object] = []
-    monkeypatch.setitem(HANDLERS, Announcement, (lambda *_: [], lambda *_: announced.append(1)))
+    monkeypatch.setattr(Announcement, "ensure", lambda *_: announced.append(1))
     kernel = FakeKernel()
     kernel.up = True
     assert carried_out(kernel, UP, ANNOUNCEMENT) == []
@@ -292,13 +292,13 @@ class FakeBackend:
         self._changes = 0
         self._seen = ""
 
-    def render(self, rules: object) -> str:
-        return f"{self.name} {rules}"
+    def render(self, rules: object, layout: str) -> str:
+        return f"{self.name} {rules} {layout}"
 
-    def apply(self, namespace: str, rules: object) -> None:
+    def apply(self, namespace: str, rules: object, layout: str) -> None:
         if self.fails:
             raise FirewallError("it refuses")
-        self.held = self._seen = self.render(rules)
+        self.held = self._seen = self.render(rules, layout)
         self._changes += 1
         self.meddler()
 
@@ -338,6 +338,40 @@ def test_rules_are_loaded_once_and_again_when_altered(backends: dict[str, FakeBa
     backends["nftables"].held += " and more"
     assert carried_out(kernel, rules("nftables"))
     assert "more" not in backends["nftables"].held
+
+
+@pytest.mark.parametrize("damage", ["directory", "link", "octets"])
+def test_rules_are_loaded_whatever_is_in_the_fingerprints_place(
+    backends: dict[str, FakeBackend], damage: str
+) -> None:
+    file = fingerprint_file(UUID)
+    file.parent.mkdir(parents=True)
+    if damage == "directory":
+        (file / "more").mkdir(parents=True)
+    elif damage == "link":
+        file.symlink_to("/nowhere/at/all")
+    else:
+        file.write_bytes(b"\xff\xfe")
+    assert carried_out(FakeKernel(), rules("nftables"))
+    assert file.is_file()
+    assert not file.is_symlink()
+    assert carried_out(FakeKernel(), rules("nftables")) == []
+
+
+def test_rules_of_a_router_that_an_earlier_version_loaded_are_current(
+    backends: dict[str, FakeBackend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version wrote no generation beside the two digests."""
+    monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path)
+    firewall = replace(rules("nftables"), owner="wan", layout="router")
+    carried_out(FakeKernel(), firewall)
+    file = firewall.rule_set.file
+    assert file == tmp_path / "routers" / "wan.rules"
+    earlier = file.read_text().rpartition(" ")[0]
+    assert len(earlier.split()) == 3
+    file.write_text(earlier)
+    assert firewall.rule_set.was_loaded_last()
+    assert carried_out(FakeKernel(), firewall) == []
 
 
 def test_a_change_elsewhere_in_the_namespace_is_none_of_the_rules(

@@ -620,12 +620,12 @@ def test_the_child_of_iptables_loads_little_of_the_package() -> None:
 
 
 def test_host_table() -> None:
-    assert nftables.render(host_rules.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
+    assert nftables.script(host_rules.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
 
 
 def test_what_published_ports_add_to_the_hosts_table() -> None:
     policy = replace(HOST_POLICY, forwards=HOST_FORWARDS)
-    assert added(HOST_TABLE, nftables.render(host_rules.rules(policy), host_nftables.HOST)) == (
+    assert added(HOST_TABLE, nftables.script(host_rules.rules(policy), host_nftables.HOST)) == (
         HOST_PUBLISHED
     )
     assert host_accepts.accepts(policy) == host_accepts.accepts(HOST_POLICY)
@@ -691,7 +691,7 @@ def test_the_order_of_elements_says_nothing() -> None:
 
 
 def test_every_nft_lists_the_hosts_table_alike() -> None:
-    script = nftables.render(
+    script = nftables.script(
         host_rules.rules(replace(HOST_POLICY, forwards=HOST_FORWARDS)), host_nftables.HOST
     )
     later = script.replace("output priority -100", "output priority dstnat")

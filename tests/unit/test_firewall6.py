@@ -454,7 +454,7 @@ BRIDGED = host_policy.HostPolicy(
 
 
 def test_host_table() -> None:
-    assert nftables.render(host_rules.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
+    assert nftables.script(host_rules.rules(HOST_POLICY), host_nftables.HOST) == HOST_TABLE
 
 
 def test_certain_clients_of_a_published_port() -> None:

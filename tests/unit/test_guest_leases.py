@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.daemons import lease_file
+from libvirt_natns.daemons import guest_leases, lease_file
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.dnsmasq_files import Files
-from libvirt_natns.engine import guest_leases
 
 STRANGER, WEB, MAIL = "02:00:00:00:00:01", "52:54:00:00:00:05", "52:54:00:00:00:06"
 HOSTS = (

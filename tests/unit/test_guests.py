@@ -13,9 +13,8 @@ from typing import cast
 import pytest
 
 from libvirt_natns.addresses import Address, AddressRange
-from libvirt_natns.daemons import lease_file
+from libvirt_natns.daemons import guest_leases, lease_file
 from libvirt_natns.documents import domain_edit, libvirt_xml
-from libvirt_natns.engine import guest_leases
 from libvirt_natns.engine.guests.nics import in_ours, may_name
 from libvirt_natns.engine.publication.allocation import Allocation
 from libvirt_natns.engine.publication.attachment import ANY, Attachment

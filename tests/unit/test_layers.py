@@ -15,7 +15,7 @@ ROOMS = (
     ("model",),
     ("kernel",),
     ("daemons", "firewall", "state"),
-    ("documents",),
+    ("documents", "operations"),
     ("upstream",),
     ("engine",),
     ("service",),

@@ -15,10 +15,6 @@ import pytest
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.dnsmasq import Daemon
-from libvirt_natns.engine.operations.addresses import Announcement, Route
-from libvirt_natns.engine.operations.daemons import Dnsmasq, Firewall, NeighbourProxy
-from libvirt_natns.engine.operations.links import AllMulticast, LinkUp, Patch, Settings
-from libvirt_natns.engine.operations.operation import Operation, Plan, describe_plan
 from libvirt_natns.engine.plan.network import make, policy
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
 from libvirt_natns.engine.plan.sysctls import (
@@ -31,6 +27,13 @@ from libvirt_natns.engine.plan.transit_bridge import transit
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import StaticRoute, Subnet
 from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.operations.addressing import Route
+from libvirt_natns.operations.daemon_operations import Dnsmasq, NeighbourProxy
+from libvirt_natns.operations.link_operations import AllMulticast, LinkUp, Patch
+from libvirt_natns.operations.namespaces import Settings
+from libvirt_natns.operations.neighbour_operations import Announcement
+from libvirt_natns.operations.operation import Operation, Plan, describe_plan
+from libvirt_natns.operations.rule_sets import Firewall
 from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"

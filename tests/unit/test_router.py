@@ -166,7 +166,7 @@ def test_a_capture_survives_its_file() -> None:
 
 
 def test_rules_in_nftables() -> None:
-    text = nftables.render(nat_rules.rules(TARGET, RouterNeeds((PUBLISHED,))), nat_rules.LAYOUT)
+    text = nftables.render(nat_rules.rules(TARGET, RouterNeeds((PUBLISHED,))), "router")
     assert "elements = { tcp . 22 : 192.168.158.2 . 22, tcp . 8080 : 10.213.252.2 . 8080 }" in text
     assert "elements = { udp . 60000-61000 : 192.168.158.2 }" in text
     chain = text.partition("chain forward {")[2].partition("}")[0]
@@ -177,7 +177,7 @@ def test_rules_in_nftables() -> None:
 
 
 def test_rules_in_iptables() -> None:
-    made = iptables.tables(nat_rules.rules(TARGET, RouterNeeds((PUBLISHED,))), nat_rules.LEGACY)
+    made = iptables.tables(nat_rules.rules(TARGET, RouterNeeds((PUBLISHED,))), iptables.ROUTER)
     assert [table.name for table in made] == ["nat", "mangle", "filter"]
     texts = {table.name: [str(e) for c in table.chains.values() for e in c] for table in made}
     assert texts["filter"][-1].endswith("-j DROP")
@@ -395,7 +395,7 @@ def test_rules_for_networks_in_ipv6() -> None:
     target = replace(TARGET, transit6="fd00:1:2::/64", subnet6="2001:db8::/64")
     to = HostForward("tcp", None, 8080, 8080, IPv6Address("fd00:1:2::2"), "transit")
     needs = RouterNeeds((to,), (("2001:db8:0:0:a::/80", "fd00:1:2::2"),))
-    text = nftables.render(nat_rules.rules(target, needs), nat_rules.LAYOUT)
+    text = nftables.render(nat_rules.rules(target, needs), "router")
     chain = text.partition("chain forward {")[2].partition("}")[0]
     lines = [line.strip() for line in chain.splitlines()]
     drop = lines.index('meta nfproto ipv6 iifname "transit" drop')
@@ -403,9 +403,7 @@ def test_rules_for_networks_in_ipv6() -> None:
     assert any("ip6 saddr 2001:db8:0:0:a::/80 accept" in line for line in lines[:drop])
     assert "tcp . 8080 : fd00:1:2::2 . 8080" in text
     moved = replace(needs, prefixes=((needs.prefixes[0][0], "fd00:1:2::3"),))
-    assert nftables.render(nat_rules.rules(target, moved), nat_rules.LAYOUT) != text, (
-        "routes are looked at"
-    )
+    assert nftables.render(nat_rules.rules(target, moved), "router") != text, "routes are looked at"
 
 
 def test_all_of_a_subnet_gets_ahead_of_the_nics_route() -> None:

@@ -9,7 +9,6 @@ from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
 from libvirt_natns.engine.facts.outside import behind_host, completed_by, in_force, outside_of
 from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
 from libvirt_natns.engine.facts.services import dnsmasq_of, leasing
-from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.network import ahead_of_lease, make, private_port, withdrawals
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
 from libvirt_natns.errors import KernelError
@@ -18,6 +17,7 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.operations.operation import Plan
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, routers, selection, transit

@@ -13,11 +13,11 @@ from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.facts.services import leasing
 from libvirt_natns.engine.host import ipv6 as host_ipv6
 from libvirt_natns.engine.host.forwarding import plan_of
-from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.operations.operation import Plan
 from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.host_records import User

@@ -5,15 +5,15 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, AddressRange, by_family, host_network
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.engine import proxied_addresses
-from libvirt_natns.engine.operations.addresses import Route
-from libvirt_natns.engine.operations.daemons import NeighbourProxy
-from libvirt_natns.engine.operations.operation import Operation, Plan
 from libvirt_natns.engine.plan.segment import has_ipv6
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.operations.addressing import Route
+from libvirt_natns.operations.daemon_operations import NeighbourProxy
+from libvirt_natns.operations.operation import Operation, Plan
 from libvirt_natns.records import replace
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers, selection

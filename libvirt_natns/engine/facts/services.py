@@ -15,10 +15,10 @@ from libvirt_natns.daemons import (
 from libvirt_natns.daemons.dnsmasq_config import Advertised
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.engine.facts.outside import families_of
-from libvirt_natns.engine.operations.daemons import Leasing
 from libvirt_natns.engine.publication.dhcp_hosts import ranges_of
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.operations.daemon_operations import Leasing
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp
 

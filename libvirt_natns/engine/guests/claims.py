@@ -10,9 +10,9 @@ from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.resolve import resolve
 from libvirt_natns.engine.publication.scopes import check_host
 from libvirt_natns.engine.publication.words import in_words
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.model.metadata import AddressRequest, PortForward
 from libvirt_natns.model.network import Domain
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
 from libvirt_natns.state.claims import Claims
 

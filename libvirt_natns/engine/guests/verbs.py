@@ -14,10 +14,10 @@ from libvirt_natns.engine.guests.effects import apply_to, cut, restore
 from libvirt_natns.engine.guests.nics import has_nic, is_same_nic, may_name
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
-from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward, StaticNat
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.guests import GuestRecord
 

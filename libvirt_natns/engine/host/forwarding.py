@@ -4,11 +4,11 @@
 from collections.abc import Iterable
 
 from libvirt_natns.engine.host.libvirt_status import isolated_bridges
-from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.transit_bridge import transit
 from libvirt_natns.firewall import host_policy
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.operations.operation import Plan
 
 
 def plan_of(

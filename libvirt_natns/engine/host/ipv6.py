@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from libvirt_natns.engine.operations.addresses import Route
-from libvirt_natns.engine.operations.links import Sysctl
-from libvirt_natns.engine.operations.operation import Operation, Plan
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.addressing import Route
+from libvirt_natns.operations.namespaces import Sysctl
+from libvirt_natns.operations.operation import Operation, Plan
 
 FORWARDING = "net/ipv6/conf/all/forwarding"
 SETTINGS = Path("/proc/sys/net/ipv6/conf")

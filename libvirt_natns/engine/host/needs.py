@@ -3,9 +3,9 @@
 
 from collections.abc import Iterable
 
-from libvirt_natns.engine.operations.addresses import Route
 from libvirt_natns.firewall import host_policy
 from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.operations.addressing import Route
 from libvirt_natns.records import dataclass
 
 

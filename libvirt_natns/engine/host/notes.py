@@ -6,12 +6,12 @@ A process that is killed in between leaves a note by which the next one cleans u
 
 from collections.abc import Iterable
 
-from libvirt_natns.engine.apply.carry_out import differs
 from libvirt_natns.engine.host.record import HostRecord, save, words
-from libvirt_natns.engine.operations.addresses import Route
-from libvirt_natns.engine.operations.links import Sysctl, TransitBridge
-from libvirt_natns.engine.operations.operation import Operation
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.addressing import Route
+from libvirt_natns.operations.link_operations import TransitBridge
+from libvirt_natns.operations.namespaces import Sysctl
+from libvirt_natns.operations.operation import Operation
 
 
 def note_transit(kernel: Kernel, operations: Iterable[Operation], record: HostRecord) -> None:
@@ -20,7 +20,7 @@ def note_transit(kernel: Kernel, operations: Iterable[Operation], record: HostRe
     for operation in operations:
         if isinstance(operation, TransitBridge):
             bridges.add(operation.name)
-        elif isinstance(operation, Sysctl) and differs(kernel, operation):
+        elif isinstance(operation, Sysctl) and operation.differs(kernel):
             link = operation.key.split("/")[3]
             if link not in bridges:
                 forwarding.add(link)
@@ -36,7 +36,7 @@ def note_ipv6(kernel: Kernel, operations: Iterable[Operation], record: HostRecor
     for operation in operations:
         if isinstance(operation, Route):
             routes += [words(operation)] if words(operation) not in routes else []
-        elif isinstance(operation, Sysctl) and differs(kernel, operation):
+        elif isinstance(operation, Sysctl) and operation.differs(kernel):
             former = kernel.host.sysctls.get(operation.key) or ""
             settings.setdefault(operation.key, former)
     if (routes, settings) != (record.routes, record.settings):

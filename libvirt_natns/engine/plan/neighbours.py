@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.ndppd import Proxy
-from libvirt_natns.engine.operations.addresses import Announcement, ProxiedNeighbours
-from libvirt_natns.engine.operations.daemons import NeighbourProxy
-from libvirt_natns.engine.operations.links import AllMulticast
-from libvirt_natns.engine.operations.operation import Operation
 from libvirt_natns.engine.plan.segment import answered_stations, stations
 from libvirt_natns.engine.plan.surroundings import Published
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.operations.daemon_operations import NeighbourProxy
+from libvirt_natns.operations.link_operations import AllMulticast
+from libvirt_natns.operations.neighbour_operations import Announcement, ProxiedNeighbours
+from libvirt_natns.operations.operation import Operation
 
 
 def neighbours(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Operation]:

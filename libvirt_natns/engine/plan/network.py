@@ -10,16 +10,6 @@ from collections.abc import Iterable
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, IPNetwork, default_route, host_network
-from libvirt_natns.engine.operations.addresses import (
-    Addresses,
-    Gateways,
-    Route,
-    SendLimit,
-    Withdrawal,
-)
-from libvirt_natns.engine.operations.daemons import Dnsmasq, Firewall, IdleDnsmasq, Leasing
-from libvirt_natns.engine.operations.links import LinkUp, Macvlan, Namespace, Patch, Port, Settings
-from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.neighbours import announcements, neighbours
 from libvirt_natns.engine.plan.segment import (
     addresses_on_upstream,
@@ -35,6 +25,12 @@ from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.operations.addressing import Addresses, Gateways, Route, SendLimit, Withdrawal
+from libvirt_natns.operations.daemon_operations import Dnsmasq, IdleDnsmasq, Leasing
+from libvirt_natns.operations.link_operations import LinkUp, Macvlan, Patch, Port
+from libvirt_natns.operations.namespaces import Namespace, Settings
+from libvirt_natns.operations.operation import Plan
+from libvirt_natns.operations.rule_sets import Firewall
 
 
 def make(

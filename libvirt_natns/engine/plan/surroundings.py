@@ -3,8 +3,8 @@
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.daemons.dnsmasq import Daemon
-from libvirt_natns.engine.operations.daemons import Leasing
 from libvirt_natns.model.publication import Forward, StaticNat
+from libvirt_natns.operations.daemon_operations import Leasing
 from libvirt_natns.records import dataclass
 
 

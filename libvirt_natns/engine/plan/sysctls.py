@@ -4,10 +4,10 @@
 from collections.abc import Iterable
 
 from libvirt_natns import names
-from libvirt_natns.engine.operations.links import Settings
 from libvirt_natns.engine.plan.segment import answered_stations, has_ipv6, leaves_by_ipv6
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.operations.namespaces import Settings
 
 # A namespace starts with a copy of the host's settings, so each is set.  ip_forward
 # comes first: writing it resets the others.  Values of "all" reach links that are there,

@@ -4,7 +4,7 @@
 from itertools import chain
 
 from libvirt_natns.addresses import Address, Family
-from libvirt_natns.engine import guest_leases
+from libvirt_natns.daemons import guest_leases
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.dhcp_hosts import fixed_addresses, fixed_macs, ranges_of
 from libvirt_natns.errors import ConflictError

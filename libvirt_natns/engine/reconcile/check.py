@@ -7,7 +7,6 @@ networks and guests are active.  libvirt is asked after the records were read.
 
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import shared_host
-from libvirt_natns.engine.apply.carry_out import plan_differences
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.reconcile.active import (
@@ -23,6 +22,7 @@ from libvirt_natns.engine.reconcile.active import (
     why_over,
 )
 from libvirt_natns.errors import NatnsError
+from libvirt_natns.operations.carry_out import plan_differences
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp, selection
 

@@ -16,6 +16,7 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
 from libvirt_natns.firewall.host_policy import HostForward
+from libvirt_natns.firewall.loaded import RuleSet
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.upstream import Upstream
@@ -141,8 +142,7 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     for record in journal.load_all():
         if not record.is_whole:
             continue
-        wanted = nat_rules.rules(record.target, needs(store, record.target))
-        if not nat_rules.is_current(record.target, wanted):
+        if not _rule_set(record.target, needs(store, record.target)).was_loaded_last():
             differing += _load(store, record, announce)
     return differing
 
@@ -154,14 +154,18 @@ def _load(store: Store, record: RouterRecord, announce: Callable[[str], None]) -
         if record_of(name) is None:
             return []
         now = needs(store, record.target)
-        wanted = nat_rules.rules(record.target, now)
-        if nat_rules.is_current(record.target, wanted):
+        rule_set = _rule_set(record.target, now)
+        if rule_set.was_loaded_last():
             return []
         announce(f"load the rules of router {name}")
         # Routes come first: where the rules are current, the routes are not compared.
-        link_config.ensure(downstream.transit(record.target, now))
-        nat_rules.load(record.target, wanted)
+        link_config.configure(downstream.transit(record.target, now))
+        rule_set.load()
     return [f"rules of router {name} were not what its networks publish"]
+
+
+def _rule_set(target: Target, wanted: RouterNeeds) -> RuleSet:
+    return nat_rules.firewall(target, nat_rules.rules(target, wanted)).rule_set
 
 
 # -- claims ------------------------------------------------------------------

@@ -6,10 +6,10 @@ from typing import Literal
 from libvirt_natns.errors import StoreError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.operations.carry_out import plan_differences
 from libvirt_natns.upstream.router import journal, nic_lease, preflight, recover
 from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.lifecycle import PORTS_DIFFER, RouterLifecycle
-from libvirt_natns.upstream.router.steps import STEPS
 
 Health = Literal["down", "half-done", "overdue", "unconfirmed", "up", "damaged"]
 
@@ -44,8 +44,8 @@ def differences(verbs: RouterLifecycle, name: str) -> list[str]:
     if record is None or not record.is_whole:
         return []
     with verbs.kernel.work():
-        context = verbs.context(record)
-        differing = [line for step in STEPS for line in step.differs(context)]
+        plan = verbs.plan(record)
+        differing = plan_differences(verbs.kernel, [step.operation for step in plan])
     wanted = _configured(verbs.config, name)
     if wanted is not None and preflight.ports(wanted) != record.target.ports:
         differing.append(PORTS_DIFFER)

@@ -11,6 +11,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from libvirt_natns.daemons import resolv_conf
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.operation import ApplyContext, Operation
 from libvirt_natns.records import dataclass
 
 FILE = Path("/etc/resolv.conf")
@@ -106,3 +108,28 @@ def wanted(named: tuple[str, ...], before: Resolver, file: Path = FILE) -> Resol
         *search,
     ]
     return Resolver(text="\n".join([*lines, ""]))
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvConf(Operation):
+    """The file with the servers that it must name; without servers it stays as it is.
+
+    ``before`` is the file before the router, which the way back restores.
+    """
+
+    servers: tuple[str, ...]
+    before: Resolver
+
+    def describe(self) -> str:
+        return f"{FILE} names {', '.join(self.servers)}" if self.servers else ""
+
+    def differs(self, kernel: Kernel) -> list[str]:
+        if not self.servers or look() == wanted(self.servers, self.before):
+            return []
+        return [f"{FILE} does not name {', '.join(self.servers)}"]
+
+    def ensure(self, context: ApplyContext) -> None:
+        restore(wanted(self.servers, self.before))
+
+    def take_back(self, kernel: Kernel) -> None:
+        restore(self.before)

@@ -9,6 +9,7 @@ A damaged file is put aside by the verbs that can go on without it (``recover``)
 others it is a RouterFileError.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -126,6 +127,19 @@ def advance(record: RouterRecord, **changes: Any) -> RouterRecord:  # noqa: ANN4
     changed: RouterRecord = replace(record, **changes)
     save(changed)
     return changed
+
+
+class JournalObserver:
+    """Writes each operation of a router down before it is done; ``record`` as written last."""
+
+    def __init__(self, record: RouterRecord, announce: Callable[[str], None]) -> None:
+        self.record = record
+        self._announce = announce
+
+    def begin(self, what: str) -> None:
+        """Write down that a step begins.  Raises OSError."""
+        self._announce(what)
+        self.record = advance(self.record, step=what)
 
 
 def discard(name: str) -> None:

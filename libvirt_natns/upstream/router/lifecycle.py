@@ -13,6 +13,8 @@ from libvirt_natns.kernel.boot import boot_id
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.operations.carry_out import carry_out
+from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.upstream.router import (
     boot_clock,
@@ -25,12 +27,12 @@ from libvirt_natns.upstream.router import (
     preflight,
     recover,
     router_files,
+    router_plan,
 )
 from libvirt_natns.upstream.router.downstream import RouterNeeds
-from libvirt_natns.upstream.router.journal import RouterRecord
+from libvirt_natns.upstream.router.journal import JournalObserver, RouterRecord
 from libvirt_natns.upstream.router.nic_snapshot import Capture
-from libvirt_natns.upstream.router.step_context import StepContext
-from libvirt_natns.upstream.router.steps import STEPS
+from libvirt_natns.upstream.router.router_plan import RouterPlan
 from libvirt_natns.upstream.router.target import Target
 
 Before = Callable[[str], None]
@@ -130,34 +132,36 @@ class RouterLifecycle:
         deadline = None if within is None else boot_clock.now() + within
         record = RouterRecord(target, before, resolv, "going up", boot_id(), deadline=deadline)
         journal.save(record)
+        written = JournalObserver(record, self._announce)
         try:
             if deadline is not None:
                 confirm_timer.arm(upstream.name, deadline)
-            for step in STEPS:
-                self._announce(step.what)
-                record = journal.advance(record, step=step.what)
-                step.do(self.context(record))
-            self._announce("note that it is up")
-            record = journal.advance(record, state="up", step="")
+            self._carry_out(record, written.begin)
+            written.begin("note that it is up")
+            up = journal.advance(written.record, state="up", step="")
             if deadline is None and not boot:
-                confirmation.save(record)
+                confirmation.save(up)
         except BaseException as error:
-            self._take_back(record)
+            self._take_back(written.record)
             if isinstance(error, NatnsError | OSError):
-                raise _failed(record, error) from error
+                raise _failed(written.record, error) from error
             raise
         return [f"router {upstream.name} is up: {target.nic} is in {target.namespace}"]
 
     def _repair(self, record: RouterRecord) -> list[str]:
-        context = self.context(record)
-        repaired = []
-        for step in STEPS:
-            differences = step.differs(context)
-            if differences:
-                self._announce(step.what)
-                step.do(context)
-                repaired += differences
-        return repaired
+        return self._carry_out(record, self._announce)
+
+    def _carry_out(self, record: RouterRecord, begin: Callable[[str], None]) -> list[str]:
+        """Make a router what its record says; ``begin`` is called ahead of each change."""
+        steps = self.plan(record)
+        names = {id(step.operation): step.what for step in steps}
+        return carry_out(
+            self.kernel,
+            [step.operation for step in steps],
+            # The journal takes a router back, also after a kill.
+            Undo(),
+            lambda operation: begin(names[id(operation)]),
+        )
 
     def _apply_ports(self, record: RouterRecord, within: float | None) -> list[str]:
         """Put changed ``host_ports`` in force; undo the change where that fails."""
@@ -181,9 +185,9 @@ class RouterLifecycle:
             confirmation.save(changed)
         return [PORTS_DIFFER]
 
-    def context(self, record: RouterRecord) -> StepContext:
-        """Return the values that all steps of a router work with."""
-        return StepContext(self.kernel, record, lambda: self.needs(record.target))
+    def plan(self, record: RouterRecord) -> RouterPlan:
+        """Return the plan of a router, with what its networks need of it by now."""
+        return router_plan.make(record, self.needs(record.target))
 
     def _announce(self, what: str) -> None:
         if self.before is not None:
@@ -261,16 +265,15 @@ class RouterLifecycle:
             return [f"{len(links)} networks ({error.fact})"] if links else []
 
     def _take_back(self, record: RouterRecord) -> list[str]:
-        """Undo all steps; the first error is raised after the last step."""
+        """Take all operations back; the first error is raised after the last operation."""
         with suppress(OSError):
             # A full disk must not keep the NIC away.
             record = journal.advance(record, state="going down")
-        context = self.context(record)
         errors: list[Exception] = []
-        for step in reversed(STEPS):
+        for step in reversed(router_plan.make(record, None)):
             self._announce(f"take back: {step.what}")
             try:
-                step.undo(context)
+                step.operation.take_back(self.kernel)
             except (NatnsError, OSError) as error:
                 errors.append(error)
         if errors:

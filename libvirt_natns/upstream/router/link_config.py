@@ -12,6 +12,8 @@ from socket import AF_INET, AF_INET6
 
 from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, Socket
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.operation import ApplyContext, Operation
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import link_settings, nic_link, nic_snapshot
 from libvirt_natns.upstream.router.nic_routes import NicRoute
@@ -19,7 +21,7 @@ from libvirt_natns.upstream.router.nic_snapshot import Capture
 
 
 @dataclass(frozen=True, slots=True)
-class LinkConfig:
+class LinkConfig(Operation):
     """A link that is up, with its addresses and routes (destination, gateway).
 
     A route without a gateway leads to stations on the link.  ``settings`` as in ``Capture``.
@@ -35,8 +37,23 @@ class LinkConfig:
     onlink: bool = False
     alone: bool = False
 
+    def describe(self) -> str:
+        where = f"{self.link} in {self.namespace or 'the host'}"
+        routes = (f"route {to}{_via(by)} on {where}" for to, by in self.routes)
+        return "\n".join([f"address {', '.join(self.addresses) or 'none'} on {where}", *routes])
 
-def ensure(wanted: LinkConfig) -> None:
+    def differs(self, kernel: Kernel) -> list[str]:
+        return differences(self)
+
+    def ensure(self, context: ApplyContext) -> None:
+        configure(self)
+
+
+def _via(gateway: str | None) -> str:
+    return f" via {gateway}" if gateway else ""
+
+
+def configure(wanted: LinkConfig) -> None:
     """Configure a link; a second call changes nothing.  Raises KernelError."""
     link_settings.write(wanted.namespace, wanted.link, dict(wanted.settings))
     with nic_link.session(wanted.namespace) as sock:
@@ -88,8 +105,7 @@ def _differences(wanted: LinkConfig, present: Capture, where: str) -> Iterator[s
     routes = _routes(present)
     for destination, gateway in wanted.routes:
         if (destination, gateway) not in routes:
-            via = f" via {gateway}" if gateway else ""
-            yield f"the route {destination}{via} on {where} is missing"
+            yield f"the route {destination}{_via(gateway)} on {where} is missing"
     for stray in _strays(wanted, present):
         yield f"the {stray} on {where} is left over"
     settings = dict(present.settings)

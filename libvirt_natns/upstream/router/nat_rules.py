@@ -21,31 +21,13 @@ from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route
-from libvirt_natns.firewall import backends, iptables, nft, nftables
 from libvirt_natns.firewall.host_policy import HostForward
-from libvirt_natns.firewall.iptables import Place
-from libvirt_natns.firewall.nftables import BaseChain
 from libvirt_natns.firewall.rule import Rule, limited, single
-from libvirt_natns.records import asdict
-from libvirt_natns.upstream.router import router_files
+from libvirt_natns.operations.rule_sets import Firewall
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.target import Target
 
 NOTHING = RouterNeeds()
-
-LAYOUT: nftables.Layout = {
-    "dstnat": BaseChain("nat", "prerouting", "dstnat"),
-    "clamp": BaseChain("filter", "forward", "mangle"),
-    "forward": BaseChain("filter", "forward", "filter"),
-    "srcnat": BaseChain("nat", "postrouting", "srcnat"),
-}
-
-LEGACY: iptables.Layout = {
-    "dstnat": Place("nat", "PREROUTING"),
-    "srcnat": Place("nat", "POSTROUTING"),
-    "clamp": Place("mangle", "FORWARD"),
-    "forward": Place("filter", "FORWARD"),
-}
 
 
 def rules(target: Target, needs: RouterNeeds = NOTHING) -> tuple[Rule, ...]:
@@ -137,7 +119,7 @@ def _passing6(target: Target, needs: RouterNeeds) -> Iterator[Rule]:
     bridge, own = names.ROUTER_TRANSIT, (IPv6Network(target.transit6),)
     yield Rule(chain="forward", iif=bridge, sources=own, action="accept")
     for prefix, gateway in needs.prefixes:
-        # The comment has the gateway, so that ``is_current`` sees changed routes, too.
+        # The comment has the gateway, so that ``was_loaded_last`` sees changed routes, too.
         public, by = (IPv6Network(prefix),), f"by {gateway}"
         yield Rule(chain="forward", iif=bridge, sources=public, action="accept", comment=by)
         yield Rule(chain="forward", oif=bridge, destinations=public, action="accept", comment=by)
@@ -154,47 +136,6 @@ def _passing6(target: Target, needs: RouterNeeds) -> Iterator[Rule]:
     yield Rule(chain="forward", oif=bridge, only=6, action="drop")
 
 
-# -- loading -----------------------------------------------------------------
-
-
-def _wanted(target: Target, wanted: tuple[Rule, ...]) -> str:
-    return f"{target.backend} {backends.fingerprint(nftables.render(wanted, LAYOUT))}"
-
-
-def _shown(target: Target) -> str:
-    listing = backends.named(target.backend).listing(target.namespace)
-    return backends.fingerprint(listing) if listing else "nothing"
-
-
-def is_current(target: Target, wanted: tuple[Rule, ...]) -> bool:
-    """True if these rules were loaded last, by the record; the kernel is not asked."""
-    return _recorded(target).startswith(f"{_wanted(target, wanted)} ")
-
-
-def differences(target: Target, wanted: tuple[Rule, ...]) -> list[str]:
-    """Return in words whether the rules are missing, or were altered."""
-    if _recorded(target) == f"{_wanted(target, wanted)} {_shown(target)}":
-        return []
-    return [f"firewall of {target.namespace} is missing or was altered"]
-
-
-def _recorded(target: Target) -> str:
-    try:
-        return names.router_file(target.name, "rules").read_text()
-    except (OSError, UnicodeDecodeError):
-        # Without a record the rules are loaded anew.
-        return ""
-
-
-def load(target: Target, wanted: tuple[Rule, ...]) -> None:
-    """Load the rules in one transaction.  Raises FirewallError."""
-    file = names.router_file(target.name, "rules")
-    router_files.remove(file)
-    if target.backend == nftables.name:
-        nft.load(target.namespace, nftables.render(wanted, LAYOUT))
-    else:
-        made = iptables.tables(wanted, LEGACY)
-        families = sorted({table.family for table in made})
-        tables = [asdict(table) for table in made]
-        iptables.call(target.namespace, "replace", families=families, tables=tables)
-    file.write_text(f"{_wanted(target, wanted)} {_shown(target)}")
+def firewall(target: Target, wanted: tuple[Rule, ...]) -> Firewall:
+    """Return the rule set of a router as an operation."""
+    return Firewall(target.namespace, target.name, target.backend, wanted, layout="router")

@@ -20,7 +20,9 @@ from libvirt_natns.daemons import dhcp_lease, lease_check, udhcpc
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.kernel import netlink, processes
-from libvirt_natns.records import replace
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.operation import ApplyContext, Operation
+from libvirt_natns.records import dataclass, replace
 from libvirt_natns.upstream.router import helper_command, link_config, nic_link, nic_snapshot
 from libvirt_natns.upstream.router.link_config import LinkConfig
 from libvirt_natns.upstream.router.nic_addresses import NicAddress
@@ -142,7 +144,7 @@ def apply(target: Target, before: Capture) -> None:
     static = [e for e in before.addresses if e.family == AF_INET and not e.leased]
     _remove_others(target, held, {address.ip for address in static})
     if held is not None:
-        link_config.ensure(_side(target, held))
+        link_config.configure(_side(target, held))
     # Static addresses come last: the oldest address of a subnet is the packets' source.
     _add(target, static)
     if held is None:
@@ -195,3 +197,29 @@ def without_leased(capture: Capture) -> Capture:
             and not (route.family == AF_INET and (route.is_default or route.gateway))
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLease(Operation):
+    """The DHCP client of the NIC, with its lease in force; none for a NIC without a lease."""
+
+    target: Target
+    before: Capture
+
+    @property
+    def namespace(self) -> str:
+        return self.target.namespace
+
+    def describe(self) -> str:
+        if not self.target.leased:
+            return ""
+        return f"DHCP client on {self.target.nic} in {self.namespace}"
+
+    def differs(self, kernel: Kernel) -> list[str]:
+        return differences(self.target, self.before)
+
+    def ensure(self, context: ApplyContext) -> None:
+        ensure(self.target, self.before)
+
+    def take_back(self, kernel: Kernel) -> None:
+        end(self.target)

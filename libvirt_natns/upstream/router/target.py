@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The target of a router: all that was decided about it before anything was changed."""
 
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+)
 from typing import Any, get_args
 
 from libvirt_natns import names
@@ -75,6 +82,8 @@ class Target:
         target = cls(**fields)
         # All other addresses are made of these subnets.
         IPv4Network(target.host_subnet), IPv4Network(target.transit)
+        for prefix in filter(None, (target.transit6, target.subnet6)):
+            IPv6Network(prefix)
         return target
 
 

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Rule sets of namespaces: loads a rule set, and tells whether it is in force unaltered.
+
+A file has the fingerprint of the loaded rules: the backend, a digest of the wanted rules, a
+digest of the kernel's listing, and the rules' generation.  No two versions of nft word a
+listing alike.  So only the listing that is taken right after loading tells later whether
+the rules were altered.
+
+Limits: legacy iptables counts no generations, so each comparison lists the rules.
+"""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import backends
+from libvirt_natns.firewall.backends import Backend
+from libvirt_natns.firewall.rule import LayoutName, Rule
+from libvirt_natns.kernel.locks import make_directory
+from libvirt_natns.records import dataclass
+
+LOADS = 3
+"""Loads of a rule set that another program changes at the same time."""
+
+NOTHING = "nothing"
+"""The word of a fingerprint for a kernel that holds no rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """All rules of a namespace; ``file`` is for the fingerprint of the loaded rules."""
+
+    namespace: str
+    backend: str
+    rules: tuple[Rule, ...]
+    layout: LayoutName
+    file: Path
+
+    def differences(self) -> list[str]:
+        """Return a line if the rules are missing or were altered."""
+        if self._is_loaded():
+            return []
+        return [f"firewall of {self.namespace} is missing or was altered"]
+
+    def was_loaded_last(self) -> bool:
+        """True if these rules were loaded last, by the file; the kernel is not asked."""
+        return " ".join(self._recorded()[:2]) == self._wanted()
+
+    def load(self) -> None:
+        """Load the rules and record their fingerprint.  Raises FirewallError or OSError."""
+        earlier = next(iter(self._recorded()), "")
+        make_directory(self.file.parent)
+        self._make_way()
+        with suppress(OSError):
+            # A full disk must not keep the rules away.  The backend's name alone differs
+            # from any fingerprint, and tells which rules there are.
+            self.file.write_text(earlier or self.backend)
+        self._load()
+        if earlier not in ("", self.backend):
+            # The configured backend has changed: the former one's rules go after the load.
+            backends.named(earlier).clear(self.namespace)
+        self.file.write_text(self._dated_fingerprint())
+
+    def _make_way(self) -> None:
+        """Remove a link or directory in the place of the file."""
+        if self.file.is_symlink():
+            self.file.unlink()
+        elif self.file.is_dir():
+            shutil.rmtree(self.file)
+
+    def _load(self) -> None:
+        """Load the rules while no other program changes them.
+
+        The listing that is recorded next counts as ours.  Raises FirewallError.
+        """
+        for _ in range(LOADS):
+            before = self._generation()
+            self._backend.apply(self.namespace, self.rules, self.layout)
+            # One load is one change.
+            if not before or (int(self._generation() or 0) - int(before)) % 2**32 == 1:
+                return
+        raise FirewallError(
+            f"somebody changes the rules of {self.namespace} while they are loaded",
+            "find out who (nft monitor)",
+        )
+
+    def _is_loaded(self) -> bool:
+        """True if the rules are in force and unaltered."""
+        if not self.was_loaded_last():
+            return False
+        *fingerprint, recorded = [*self._recorded(), ""][:4]
+        # Listing the rules takes as long as all other comparisons together.
+        generation = self._generation()
+        unchanged = recorded != "" and recorded == generation
+        if NOTHING in fingerprint:
+            return False
+        return unchanged or " ".join(fingerprint) == self._fingerprint()
+
+    @property
+    def _backend(self) -> Backend:
+        return backends.named(self.backend)
+
+    def _generation(self) -> str:
+        return self._backend.generation(self.namespace)
+
+    def _recorded(self) -> list[str]:
+        """Return the words of the file; a file that cannot be read has none."""
+        try:
+            return self.file.read_text().split()
+        except (OSError, UnicodeDecodeError):
+            return []
+
+    def _wanted(self) -> str:
+        rendered = self._backend.render(self.rules, self.layout)
+        return f"{self.backend} {backends.fingerprint(rendered)}"
+
+    def _fingerprint(self) -> str:
+        """Return the backend, a digest of the wanted rules, and a digest of the listing."""
+        rendered = self._backend.render(self.rules, self.layout)
+        listing = self._backend.listing(self.namespace)
+        # Another program may have deleted a table since the load.
+        whole = listing and not backends.missing_tables(rendered, listing)
+        return f"{self._wanted()} {backends.fingerprint(listing) if whole else NOTHING}"
+
+    def _dated_fingerprint(self) -> str:
+        """Return the fingerprint, followed by the rules' generation if that did not change."""
+        before = self._generation()
+        fingerprint = self._fingerprint()
+        sure = before and before == self._generation()
+        return f"{fingerprint} {before}" if sure else fingerprint

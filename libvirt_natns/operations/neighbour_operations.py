@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Operations towards neighbours: addresses that are answered for, or announced."""
+
+from libvirt_natns.addresses import Address
+from libvirt_natns.errors import AddressTakenError
+from libvirt_natns.kernel import address_probe, netns
+from libvirt_natns.kernel.defer import at_once
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.operation import ApplyContext, Operation
+from libvirt_natns.records import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProxiedNeighbours(Operation):
+    """IPv6 addresses that the kernel answers for on a link, in place of their stations."""
+
+    namespace: str | None
+    link: str
+    addresses: tuple[Address, ...]
+
+    def describe(self) -> str:
+        listed = ", ".join(map(str, self.addresses)) or "no neighbour"
+        return f"answer for {listed} on {self.link} in {self.namespace or 'the host'}"
+
+    def differs(self, kernel: Kernel) -> list[str]:
+        if kernel.at(self.namespace).neighbours6.proxied(self.link) == set(self.addresses):
+            return []
+        return [f"{self.describe()}: not so, or more than that"]
+
+    def ensure(self, context: ApplyContext) -> None:
+        if context.is_fresh(self) and not self.addresses:
+            return
+        context.kernel.at(self.namespace).neighbours6.replace_proxied(self.link, self.addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement(Operation):
+    """An announcement of a link's address to the neighbours, after each change of the link.
+
+    ``probing``: seconds for which the neighbours are asked first, if no caller has asked.
+    """
+
+    on_change_only = True
+
+    namespace: str
+    link: str
+    address: Address
+    mac: str
+    probing: float = 0.0
+
+    def describe(self) -> str:
+        return f"announce {self.address} to the neighbours on {self.link}"
+
+    def differs(self, kernel: Kernel) -> list[str]:
+        return []
+
+    def ensure(self, context: ApplyContext) -> None:
+        # A caller without a background has probed in full before.  An address in force is
+        # not given up because a neighbour answers for it (RFC 5227, 2.4).
+        waits = context.later is at_once or not context.has_added(self)
+        probing = 0.0 if waits else self.probing
+
+        def announce() -> None:
+            with netns.entered(self.namespace):
+                announced = address_probe.announce(self.link, self.address, self.mac, probing)
+            if not announced:
+                raise AddressTakenError(self.namespace, str(self.address))
+
+        # The announcement waits up to 20 ms for the kernel to see the link's carrier.
+        context.later(announce)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The link between host and router: the addresses and routes of both ends of the patch."""
+
+from socket import AF_INET, AF_INET6
+
+from libvirt_natns import names
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.operation import ApplyContext, Operation
+from libvirt_natns.records import dataclass
+from libvirt_natns.upstream.router import link_config
+from libvirt_natns.upstream.router.link_config import LinkConfig
+from libvirt_natns.upstream.router.nic_snapshot import Capture
+from libvirt_natns.upstream.router.target import Target
+
+LINK_LOCAL_ROUTER = "fe80::1"
+LINK_LOCAL_HOST = "fe80::2"
+EVERYTHING = "0.0.0.0/0"
+EVERYTHING6 = "::/0"
+
+
+def _settings(target: Target) -> tuple[tuple[str, str], ...]:
+    return (
+        ("ipv6/conf/disable_ipv6", "0" if target.addresses6 else "1"),
+        # We set link-local addresses ourselves.
+        ("ipv6/conf/addr_gen_mode", "1"),
+        ("ipv6/conf/accept_ra", "0"),
+    )
+
+
+def router_end(target: Target) -> LinkConfig:
+    """Return the router's end of the patch."""
+    own = target.addresses6
+    return LinkConfig(
+        target.namespace,
+        names.ROUTER_HOST_LINK,
+        (str(target.gateway), *([f"{LINK_LOCAL_ROUTER}/64"] if own else [])),
+        tuple((f"{address}/128", LINK_LOCAL_HOST) for address in own),
+        _settings(target),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HostEnd(Operation):
+    """The host's end of the patch, with the host's routes through the router.
+
+    On the way back the patch goes, and with it the host's default routes.  So these make
+    room before the NIC's own routes come back.
+    """
+
+    target: Target
+    before: Capture
+
+    def describe(self) -> str:
+        return self._config().describe()
+
+    def differs(self, kernel: Kernel) -> list[str]:
+        return link_config.differences(self._config())
+
+    def ensure(self, context: ApplyContext) -> None:
+        link_config.configure(self._config())
+
+    def take_back(self, kernel: Kernel) -> None:
+        kernel.host.links.delete(self.target.link)
+
+    def _config(self) -> LinkConfig:
+        target = self.target
+        own = target.addresses6
+        return LinkConfig(
+            None,
+            target.link,
+            (
+                str(target.host),
+                *([f"{LINK_LOCAL_HOST}/64"] if own else []),
+                *(f"{address}/128" for address in own),
+            ),
+            (
+                *self._routes(AF_INET, str(target.gateway.ip)),
+                *(self._routes(AF_INET6, LINK_LOCAL_ROUTER) if own else ()),
+            ),
+            _settings(target),
+        )
+
+    def _routes(self, family: int, gateway: str) -> list[tuple[str, str]]:
+        """Return the host's routes through the router, in place of those over the NIC.
+
+        A default route over another link stays the host's; then only the NIC's other routes
+        lead through the router.
+        """
+        routes = [route for route in self.before.routes if route.family == family]
+        if any(route.is_default for route in routes):
+            return [(EVERYTHING if family == AF_INET else EVERYTHING6, gateway)]
+        return [(to, gateway) for to in sorted({r.destination for r in routes if r.is_way})]

@@ -37,15 +37,13 @@ class GuestContext:
         return [self._attachment(nic, record) for nic, record in in_ours(self.engine.store, domain)]
 
     def _attachment(self, nic: Nic, record: NetworkRecord) -> Attachment:
-        planner = self.engine.planner
         network = libvirt_xml.parse_network(record.document)
-        upstream = planner.upstream(network)
-        if planner.lacks(network, upstream):
+        run = self.engine.planner.run(network, record.document, record)
+        if run.lacks:
             raise ConflictError(
                 f"network {network.name} has no upstream address", "run virt-natns sync"
             )
-        outside = planner.outside(network, upstream)
-        return Attachment(nic, planner.completed(network, upstream), upstream, outside)
+        return Attachment(nic, run.whole, run.upstream, run.outside)
 
     def held(self, owner: str, *, published: bool = True) -> Claims:
         """Return the published claims of a guest or network; without ``published``, all claims."""

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A verb reads each fact once: the network's row, its upstream, its leases.
+
+The state database is real.  The kernel is a machine that has everything already, so the
+verbs compare every operation of a plan and change nothing.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from libvirt_natns import names
+from libvirt_natns.addresses import AddressRange
+from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine import shared_host, start
+from libvirt_natns.engine.apply.carry_out import HANDLERS
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.prebuilt import Built
+from libvirt_natns.firewall import backends, nftables
+from libvirt_natns.kernel import listening_ports
+from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.store import Store
+from libvirt_natns.upstream import dhcp, selection, transit
+
+UUID = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f10"
+NATNS = 'xmlns:natns="urn:libvirt-natns:1"'
+XML = f"""<network><name>a</name><uuid>{UUID}</uuid><metadata><natns:nat {NATNS}>
+<natns:ip address="10.0.0.1" prefix="24"><natns:dhcp><natns:range start="10.0.0.100"
+ end="10.0.0.200"/></natns:dhcp></natns:ip>%s</natns:nat></metadata>
+<bridge name="virbr10"/></network>"""
+PLAIN = XML.replace("%s", "").encode()
+OWN_FORWARD = """<natns:portForward proto="tcp" guestAddress="10.0.0.7">
+<natns:range start="9000" to="90"/></natns:portForward>"""
+PUBLISHING = XML.replace("%s", OWN_FORWARD).encode()
+
+SERVERS = (IPv4Address("9.9.9.9"),)
+FIRST, SECOND = (IPv4Address(f"192.168.0.{number}") for number in (100, 101))
+SUBNET = IPv4Network("192.168.0.0/24")
+UPSTREAMS = {
+    "bridge": Upstream(
+        "u", "bridge", "br0", subnet=SUBNET, pool=(AddressRange(FIRST, SECOND),), dns=SERVERS
+    ),
+    "host": Upstream("u", "host", dns=SERVERS),
+    "dhcp": Upstream("u", "bridge", "br0", pool="dhcp", dns=SERVERS),
+}
+LEASE = DhcpLease(
+    IPv4Interface("192.168.0.50/24"), IPv4Address("192.168.0.1"), IPv4Address("192.168.0.1")
+)
+
+
+class Machine:
+    """A kernel session over a machine that has all links, and no addresses of its own."""
+
+    def work(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    looking = work
+
+    def forget(self) -> None:
+        """Forget nothing."""
+
+    def namespace_owner(self, _: str) -> None:
+        """Return the owner of a namespace: there is none yet."""
+
+    def link(self, *_: object) -> object:
+        return cast("Any", type("Link", (), {"mtu": 1500}))
+
+    def mtu(self, *_: object) -> int:
+        return 1500
+
+    def foreign_mtu(self, *_: object) -> None:
+        """Return the MTU of the other ports: there are none."""
+
+    def sysctl(self, *_: object) -> str:
+        return "0"
+
+    def host_addresses(self) -> set[IPv4Address]:
+        return set()
+
+    def host_routes(self, **_: object) -> set[IPv4Network]:
+        return set()
+
+
+@dataclass
+class Counts:
+    """How often a verb asked for each fact, and the kinds of operations that it compared."""
+
+    facts: Counter[str] = field(default_factory=Counter)
+    compared: set[type] = field(default_factory=set)
+
+    def of(self, verb: Callable[[], object]) -> Counter[str]:
+        """Return the counts of one verb."""
+        libvirt_xml._parsed_network.cache_clear()
+        self.facts.clear()
+        self.compared.clear()
+        verb()
+        return Counter(self.facts)
+
+    def counted(self, fact: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that is counted."""
+
+        def call(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401
+            self.facts[fact] += 1
+            return function(*arguments, **more)
+
+        return call
+
+    def statement(self, sql: str) -> None:
+        """Count a statement of SQLite."""
+        if re.search(r"FROM network WHERE uuid =", sql) and sql.startswith("SELECT"):
+            self.facts["row"] += 1
+        if sql.startswith("SELECT kind, address FROM lease WHERE upstream"):
+            self.facts["leases"] += 1
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    counts = Counts()
+    for module, name, fact in (
+        (selection, "upstream_of", "upstream"),
+        (transit, "choose", "completed"),
+        (dhcp, "complete", "completed"),
+    ):
+        monkeypatch.setattr(module, name, counts.counted(fact, getattr(module, name)))
+    parse = libvirt_xml.parse
+
+    def counted_parse(data: bytes, *more: Any, **options: Any) -> Any:  # noqa: ANN401
+        counts.facts["guest XML" if b"<domain" in data else "network XML"] += 1
+        counts.facts[data.decode()] += 1
+        return parse(data, *more, **options)
+
+    monkeypatch.setattr(libvirt_xml, "parse", counted_parse)
+    for kind in HANDLERS:
+
+        def differs(_: object, operation: object) -> list[str]:
+            counts.compared.add(type(operation))
+            return []
+
+        monkeypatch.setitem(HANDLERS, kind, (differs, lambda *_: None))
+    monkeypatch.setattr(shared_host, "adjust", counts.counted("host", lambda *_: None))
+    return counts
+
+
+@pytest.fixture(params=UPSTREAMS)
+def engine(
+    request: pytest.FixtureRequest, counts: Counts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Engine]:
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path / "run")
+    monkeypatch.setattr(names, "NETNS_DIRECTORY", tmp_path / "netns")
+    monkeypatch.setattr(start, "check", lambda *_: None)
+    monkeypatch.setattr(start, "remove", lambda *_: None)
+    monkeypatch.setattr("libvirt_natns.daemons.libvirt_dnsmasq.stop", lambda *_, **__: None)
+    monkeypatch.setattr("libvirt_natns.daemons.dnsmasq.check_started", lambda *_: None)
+    monkeypatch.setattr("libvirt_natns.kernel.address_probe.probe", lambda *_: set())
+    monkeypatch.setattr(backends, "choose", lambda *_, **__: nftables)
+    monkeypatch.setattr(listening_ports, "listening", lambda _: set())
+    monkeypatch.setattr(listening_ports, "check_free", lambda _: None)
+    monkeypatch.setattr("libvirt_natns.kernel.conntrack.cut", lambda *_: None)
+    monkeypatch.setattr("libvirt_natns.kernel.conntrack.cut_on_host", lambda *_, **__: None)
+    monkeypatch.setattr(dhcp, "await_lease", lambda *_: None)
+    monkeypatch.setattr(dhcp, "held", lambda _: LEASE)
+    store = Store(tmp_path)
+    cast("Any", store)._database._db.set_trace_callback(counts.statement)
+    config = Config(upstreams={"u": UPSTREAMS[request.param]}, upstream="u")
+    yield Engine(config, store, cast("Kernel", Machine()), built=Built())
+    store.close()
+
+
+def recorded(engine: Engine, state: State, xml: bytes = PLAIN) -> None:
+    """Record a network with its leases."""
+    upstream = engine.planner.upstream(libvirt_xml.parse_network(xml))
+    engine.store.networks.put(
+        NetworkRecord(
+            UUID, "a", "nat-a", "virbr10", "u", upstream.kind, (), False, state, boot_id(), now(),
+            xml,
+        )
+    )  # fmt: skip
+    if upstream.by_dhcp:
+        dhcp.settle(engine.store, libvirt_xml.parse_network(xml), upstream)
+    else:
+        segment = upstream.bridge or ""
+        address = upstream.side(4).ranges[0].first
+        assert engine.store.leases.reserve("u", segment, UUID, address)
+
+
+@pytest.mark.parametrize("xml", [PLAIN, PUBLISHING], ids=["plain", "publishing"])
+def test_prepare_reads_each_fact_once(xml: bytes, engine: Engine, counts: Counts) -> None:
+    network = libvirt_xml.parse_network(xml)
+    found = counts.of(lambda: engine.prepare(network, xml))
+    assert (found["row"], found["upstream"], found["network XML"]) == (1, 1, 0)
+    # The lease that a DHCP server gives on the way completes the upstream.
+    by_dhcp = engine.config.upstreams["u"].by_dhcp
+    assert found["completed"] == (2 if by_dhcp else engine.config.upstreams["u"].kind == "host")
+
+
+@pytest.mark.parametrize("xml", [PLAIN, PUBLISHING], ids=["plain", "publishing"])
+def test_build_reads_each_fact_once(xml: bytes, engine: Engine, counts: Counts) -> None:
+    recorded(engine, "starting", xml)
+    network = libvirt_xml.parse_network(xml)
+    found = counts.of(lambda: engine.build(network, xml))
+    assert (found["row"], found["upstream"], found["host"]) == (1, 1, 1)
+    # A DHCP client asks for its last lease again.
+    assert found["leases"] == (2 if engine.config.upstreams["u"].by_dhcp else 1)
+    assert found["completed"] <= 1
+
+
+@pytest.mark.parametrize("state", ["starting", "up"])
+@pytest.mark.parametrize("xml", [PLAIN, PUBLISHING], ids=["plain", "publishing"])
+def test_up_reads_each_fact_once(xml: bytes, state: State, engine: Engine, counts: Counts) -> None:
+    recorded(engine, state, xml)
+    network = libvirt_xml.parse_network(xml)
+    found = counts.of(lambda: engine.up(network, xml))
+    assert (found["row"], found["upstream"], found["host"]) == (1, 1, 1)
+    # A DHCP client asks for its last lease again.
+    assert found["leases"] == (2 if engine.config.upstreams["u"].by_dhcp else 1)
+    assert found["completed"] <= 1
+    record = engine.store.networks.get(UUID)
+    assert record is not None
+    assert record.state == "up"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A verb reads each fact once: the network's row, its upstream, its leases.
+"""A verb reads each fact once: the network's row, its upstream, its leases, a guest's XML.
 
 The state database is real.  The kernel is a machine that has everything already, so the
 verbs compare every operation of a plan and change nothing.
@@ -23,7 +23,12 @@ from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import shared_host, start
 from libvirt_natns.engine.apply.carry_out import HANDLERS
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.operations.addresses import Addresses, Announcement
+from libvirt_natns.engine.operations.daemons import Dnsmasq, Firewall
+from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.engine.prebuilt import Built
+from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall import backends, nftables
 from libvirt_natns.kernel import listening_ports
 from libvirt_natns.kernel.boot import boot_id, now
@@ -35,6 +40,8 @@ from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, selection, transit
 
 UUID = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f10"
+GUEST = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f11"
+MAC = "52:54:00:00:00:05"
 NATNS = 'xmlns:natns="urn:libvirt-natns:1"'
 XML = f"""<network><name>a</name><uuid>{UUID}</uuid><metadata><natns:nat {NATNS}>
 <natns:ip address="10.0.0.1" prefix="24"><natns:dhcp><natns:range start="10.0.0.100"
@@ -229,3 +236,52 @@ def test_up_reads_each_fact_once(xml: bytes, state: State, engine: Engine, count
     record = engine.store.networks.get(UUID)
     assert record is not None
     assert record.state == "up"
+
+
+def domain(port: int) -> bytes:
+    """Return a guest that publishes a port."""
+    return f"""<domain type="kvm"><name>web</name><uuid>{GUEST}</uuid><metadata>
+<natns:nat {NATNS}><natns:portForward proto="tcp"><natns:range start="{port}" to="80"/>
+</natns:portForward></natns:nat></metadata><devices><interface type="network">
+<mac address="{MAC}"/><source network="a"/></interface></devices></domain>""".encode()
+
+
+def test_a_change_of_metadata_reads_each_fact_once(engine: Engine, counts: Counts) -> None:
+    recorded(engine, "up")
+    guests = Guests(engine)
+    guests.publish(libvirt_xml.parse_domain(domain(8080)), domain(8080))
+    assert [forward.first for forward in engine.store.claims.forwards(UUID)] == [8080]
+    found = counts.of(lambda: guests.follow(GUEST, lambda: domain(8081)))
+    assert [forward.first for forward in engine.store.claims.forwards(UUID)] == [8081]
+    # The earlier document is compared.
+    assert (found[domain(8081).decode()], found[domain(8080).decode()]) == (1, 1)
+    assert (found["guest XML"], found["network XML"]) == (2, 1)
+    # For the guest, ahead of its network's lock; and under that lock.
+    assert (found["upstream"], found["host"]) == (2, 1)
+    assert found["row"] == 3
+
+
+def test_an_opened_port_concerns_reservations_rules_and_the_host(
+    engine: Engine, counts: Counts
+) -> None:
+    recorded(engine, "up")
+    counts.of(lambda: Guests(engine).publish(libvirt_xml.parse_domain(domain(80)), domain(80)))
+    assert counts.compared - {Announcement} == {Firewall, Addresses, Dnsmasq}
+
+
+def test_a_damaged_network_is_repaired_whole_where_a_port_is_opened(
+    engine: Engine, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(engine, "up")
+    broken = [KernelError("network namespace nat-a is missing")]
+
+    def differs(_: object, operation: object) -> list[str]:
+        counts.compared.add(type(operation))
+        if broken:
+            raise broken.pop()
+        return []
+
+    monkeypatch.setitem(HANDLERS, Firewall, (differs, lambda *_: None))
+    counts.of(lambda: Guests(engine).publish(libvirt_xml.parse_domain(domain(80)), domain(80)))
+    assert Namespace in counts.compared
+    assert [forward.first for forward in engine.store.claims.forwards(UUID)] == [80]

@@ -11,7 +11,13 @@ from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
 from libvirt_natns.engine.facts.services import dnsmasq_of, leasing
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.operations.operation import Plan
-from libvirt_natns.engine.plan.network import ahead_of_lease, make, private_port, withdrawals
+from libvirt_natns.engine.plan.network import (
+    ahead_of_lease,
+    claims_part,
+    make,
+    private_port,
+    withdrawals,
+)
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall import backends
@@ -83,6 +89,16 @@ class Planner:
         needs_libvirt = (*withdrawals(whole), private_port(whole))
         plan = make(whole, upstream, outside, around, published)
         return tuple(operation for operation in plan if operation not in needs_libvirt)
+
+    def plan_claims(self, run: NetworkRun) -> Plan:
+        """Return the part of the plan that claims and reservations decide.
+
+        Raises KernelError where the private bridge, or the upstream's, is missing.
+        """
+        whole, upstream, outside = run.whole, run.upstream, run.in_force
+        around = self._surroundings(whole, upstream, outside)
+        published = self._published(whole, upstream, outside)
+        return claims_part(make(whole, upstream, outside, around, published), published)
 
     def plan_ahead_of_lease(self, network: Network, upstream: Upstream) -> Plan:
         """Return the plan by which a DHCP server can be asked for an address.

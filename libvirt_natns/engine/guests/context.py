@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Context that all verbs of guests share: an engine, and the guests' tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from libvirt_natns import names
@@ -34,7 +34,14 @@ class GuestContext:
 
         Raises ConflictError for a network without an upstream address.
         """
-        return [self._attachment(nic, record) for nic, record in in_ours(self.engine.store, domain)]
+        return self.attached(in_ours(self.engine.store, domain))
+
+    def attached(self, placed: Iterable[tuple[Nic, NetworkRecord]]) -> list[Attachment]:
+        """Return NICs in networks of ours with these networks' upstream addresses.
+
+        Raises ConflictError for a network without an upstream address.
+        """
+        return [self._attachment(nic, record) for nic, record in placed]
 
     def _attachment(self, nic: Nic, record: NetworkRecord) -> Attachment:
         network = libvirt_xml.parse_network(record.document)

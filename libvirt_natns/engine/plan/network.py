@@ -12,6 +12,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, IPNetwork, default_route, host_network
 from libvirt_natns.engine.operations.addresses import (
     Addresses,
+    Announcement,
     Gateways,
     Route,
     SendLimit,
@@ -108,6 +109,17 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     """
     bridge = network.bridge or ""
     return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
+
+
+def claims_part(plan: Plan, published: Published) -> Plan:
+    """Return the operations of a plan that claims and reservations decide."""
+    return tuple(
+        operation
+        for operation in plan
+        if isinstance(operation, Firewall | Dnsmasq)
+        or (isinstance(operation, Addresses) and operation.link == names.UPSTREAM_LINK)
+        or (isinstance(operation, Announcement) and operation.address in published.addresses)
+    )
 
 
 def policy(network: Network, upstream: Upstream, outside: Outside, published: Published) -> Policy:

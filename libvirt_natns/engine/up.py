@@ -5,6 +5,7 @@ The verb converges: it changes only what differs, and can be called again at any
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from libvirt_natns import names
@@ -51,12 +52,11 @@ def up(context: Context, network: Network, xml: bytes) -> list[str]:
     Runs in `started`, when the bridge is there, and whenever a network must be
     repaired.  Raises a NatnsError and takes back its own work.
     """
-    try:
+    with suppress(_UnannouncedError):
         return _up(context, network, xml, _check_announced)
-    except _UnannouncedError:
-        check(context, network, context.planner.upstream(network))
-        # Without the lock: never two networks' locks are held at once.
-        end_rivals(context, network, active=True)
+    check(context, network, context.planner.upstream(network))
+    # Without the lock: never two networks' locks are held at once.
+    end_rivals(context, network, active=True)
     return _up(context, network, xml)
 
 

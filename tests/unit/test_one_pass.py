@@ -20,7 +20,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import shared_host, start
+from libvirt_natns.engine import down, shared_host, start, up
 from libvirt_natns.engine.apply.carry_out import HANDLERS
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guests import Guests
@@ -28,7 +28,7 @@ from libvirt_natns.engine.operations.addresses import Addresses, Announcement
 from libvirt_natns.engine.operations.daemons import Dnsmasq, Firewall
 from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.engine.prebuilt import Built
-from libvirt_natns.errors import KernelError
+from libvirt_natns.errors import KernelError, LeaseError
 from libvirt_natns.firewall import backends, nftables
 from libvirt_natns.kernel import listening_ports
 from libvirt_natns.kernel.boot import boot_id, now
@@ -236,6 +236,43 @@ def test_up_reads_each_fact_once(xml: bytes, state: State, engine: Engine, count
     record = engine.store.networks.get(UUID)
     assert record is not None
     assert record.state == "up"
+
+
+@pytest.mark.parametrize("state", ["starting", "down"])
+def test_up_checks_a_network_that_no_hook_has_announced(
+    state: State, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[object] = []
+    monkeypatch.setattr(up, "check", lambda *_: checked.append("network"))
+    monkeypatch.setattr(up, "end_rivals", lambda *_, active: checked.append("rivals"))
+    recorded(engine, state)
+    engine.up(libvirt_xml.parse_network(PLAIN), PLAIN)
+    assert checked == (["network", "rivals"] if state == "down" else [])
+    assert engine.state(UUID) == "up"
+
+
+def test_a_network_that_is_refused_leaves_no_directory(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise LeaseError("no address")
+
+    monkeypatch.setattr(up, "check", refuse)
+    with pytest.raises(LeaseError):
+        engine.up(libvirt_xml.parse_network(PLAIN), PLAIN)
+    assert not names.RUN_DIRECTORY.joinpath("networks").exists()
+
+
+def test_a_directory_that_a_verb_has_discarded_is_not_discarded_twice(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the verb's end, the directory may be another start's."""
+    recorded(engine, "up")
+    directory = names.network_directory(UUID)
+    monkeypatch.setattr(down, "remove", lambda *_: None)
+    monkeypatch.setattr(shared_host, "adjust", lambda *_: directory.mkdir(parents=True))
+    engine.down(UUID)
+    assert directory.is_dir()
 
 
 def domain(port: int) -> bytes:

@@ -19,7 +19,7 @@ import pytest
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
-from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.documents import libvirt_xml, xml_tree
 from libvirt_natns.engine import down, shared_host, start, up
 from libvirt_natns.engine.apply.carry_out import HANDLERS
 from libvirt_natns.engine.engine import Engine
@@ -141,7 +141,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
         (dhcp, "complete", "completed"),
     ):
         monkeypatch.setattr(module, name, counts.counted(fact, getattr(module, name)))
-    parse = libvirt_xml.parse
+    parse = xml_tree.parse
 
     def counted_parse(data: bytes, *more: Any, **options: Any) -> Any:  # noqa: ANN401
         counts.facts["guest XML" if b"<domain" in data else "network XML"] += 1

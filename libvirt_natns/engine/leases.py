@@ -115,7 +115,7 @@ def _lease(context: Context, run: NetworkRun, family: Family) -> NetworkRun:
         applicants.applicant(run.network, family),
         run.upstream,
         partial(probe, context, run.upstream),
-        context.kernel.host_addresses(),
+        context.kernel.host.addresses.beyond_link(),
     )
     return run.with_lease(address)
 
@@ -126,7 +126,7 @@ def _lease_prefix(context: Context, run: NetworkRun) -> NetworkRun:
         applicants.applicant(run.network),
         run.upstream,
         selection.wanted_prefix(run.network, run.upstream),
-        context.kernel.host_addresses(),
+        context.kernel.host.addresses.beyond_link(),
     )
     return run.with_lease(prefix)
 

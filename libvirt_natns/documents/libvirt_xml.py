@@ -77,23 +77,56 @@ def _parsed_network(data: bytes) -> Network:
     return xml_network.network_of(_network_element(parse(data, ("network", "hookData"))))
 
 
+@dataclass(frozen=True, slots=True)
+class DomainDocument:
+    """A ``<domain>`` that was parsed once, for a caller that may not refuse its metadata.
+
+    ``plain`` is the domain without its metadata: its ``nat`` is None.
+    """
+
+    plain: Domain
+    outcome: Domain | DocumentError
+
+    @property
+    def domain(self) -> Domain:
+        """The domain with its metadata.  Raises DocumentError for metadata that is refused."""
+        if isinstance(self.outcome, DocumentError):
+            raise self.outcome
+        return self.outcome
+
+
 @bounded
-def parse_domain(data: bytes, where: str = "") -> Domain:
+def read_domain(data: bytes) -> DomainDocument:
     """Return a ``<domain>``, as the qemu and lxc hooks get it and ``virsh dumpxml`` prints it.
 
+    DocumentError only for documents that libvirt never hands out, see ``parse_domain_nics``.
+    """
+    root = parse(data, ("domain",))
+    plain = _guest(root)
+    try:
+        return DomainDocument(plain, _with_metadata(root, plain))
+    except DocumentError as failure:
+        return DomainDocument(plain, failure)
+
+
+def _with_metadata(root: Element, plain: Domain) -> Domain:
+    nat = nat_element(root, "natns-domain.rng")
+    if nat is None:
+        return plain
+    # libvirt takes control characters there; lists and rule sets do not.
+    xml_values.name_of(root)
+    macs = [nic.mac for nic in plain.nics if nic.mac]
+    return replace(plain, nat=xml_metadata.of_domain(nat, macs))
+
+
+def parse_domain(data: bytes, where: str = "") -> Domain:
+    """Return a ``<domain>`` with its metadata.
+
     ``where`` stands before every message.  DocumentError for metadata that is refused.
-    A caller that must not refuse a guest for its metadata calls ``parse_domain_nics`` first.
+    A caller that must not refuse a guest for its metadata calls ``read_domain``.
     """
     with _named(where):
-        root = parse(data, ("domain",))
-        guest = _guest(root)
-        nat = nat_element(root, "natns-domain.rng")
-        if nat is None:
-            return guest
-        # libvirt takes control characters there; lists and rule sets do not.
-        xml_values.name_of(root)
-        macs = [nic.mac for nic in guest.nics if nic.mac]
-        return replace(guest, nat=xml_metadata.of_domain(nat, macs))
+        return read_domain(data).domain
 
 
 @bounded

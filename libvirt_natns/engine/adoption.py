@@ -20,6 +20,7 @@ from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guests import Guests
 from libvirt_natns.engine.network_record import new_record
+from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.publication.allocation import Allocation
 from libvirt_natns.engine.publication.choices_in_force import ChoicesInForce
 from libvirt_natns.engine.publication.dhcp_hosts import fixed_address
@@ -113,18 +114,19 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     network = libvirt_xml.parse_network(xml)
     # Ahead of the leases: a transit subnet that is in use is not chosen anew.
     configured = selection.upstream_of(network, engine.config)
-    engine.store.networks.put(new_record(network, xml, configured, "up"))
-    upstream = engine.planner.upstream(network)
+    record = new_record(network, xml, configured, "up")
+    engine.store.networks.put(record)
+    upstream = engine.planner.complete(network, configured)
     rules = translations.of_namespace(names.namespace(network.name))
     for lease in _leases(engine, network, upstream, rules):
         _lease(engine, upstream, network.uuid, f"network {network.name}", lease)
     _adopt_reservations(engine, network, domains)
     if network.nat is None or not network.nat.forwards:
         return
-    planner = engine.planner
     choices = ChoicesInForce(Allocation(engine.config, engine.store, engine.kernel), rules)
-    whole, outside = planner.completed(network, upstream), planner.outside(network, upstream)
-    claims = of_network(whole, upstream, outside, choices)
+    leased = engine.store.leases.of(upstream.name, network.uuid)
+    run = NetworkRun(network, xml, record, configured, upstream, leased)
+    claims = of_network(run.whole, upstream, run.outside, choices)
     engine.store.claims.put(claims, scopes(engine.store, [network.uuid]), published=True)
 
 

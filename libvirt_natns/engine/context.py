@@ -12,17 +12,38 @@ from typing import Self
 
 from libvirt_natns import names
 from libvirt_natns.engine.facts.planner import Planner
+from libvirt_natns.engine.network_record import state_of
 from libvirt_natns.engine.observer import NOBODY, Observer, tell
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.publication.allocation import Allocation
+from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.operations.operation import Step
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.state.networks import State
+from libvirt_natns.state.networks import NetworkRecord, State
 from libvirt_natns.state.store import Store
+
+
+@dataclass(slots=True)
+class Change:
+    """A verb's work under a network's lock.
+
+    ``record`` is the network's row as it was read under the lock.  ``lines`` are the
+    changes, in words.  ``discards``: the network is down, so its directory was made for
+    the lock alone, and goes with the lock.
+    """
+
+    record: NetworkRecord | None
+    lines: list[str]
+    discards: bool
+
+    @property
+    def state(self) -> State:
+        """The network's state as it was read."""
+        return state_of(self.record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +82,47 @@ class Context:
 
     def state(self, uuid: str) -> State:
         """Return a network's recorded state; a state from before a reboot counts as "down"."""
-        record = self.store.networks.get(uuid)
-        return record.state if record and record.this_boot else "down"
+        return state_of(self.store.networks.get(uuid))
 
     @contextmanager
     def changing(
-        self, verb: str, uuid: str, name: str, limit: float = LIMIT
-    ) -> Iterator[list[str]]:
-        """Hold a network's lock for the body, which lists its changes in the yielded list."""
-        changed: list[str] = []
-        directory = names.network_directory(uuid)
-        with locked(directory, limit), self.observer.changing(uuid), self.kernel.work():
+        self, verb: str, uuid: str, name: str = "", limit: float = LIMIT
+    ) -> Iterator[Change]:
+        """Hold a network's lock for the body, which gets the network's row and lists its changes.
+
+        The row's name serves in place of an empty ``name``.
+        """
+        with (
+            locked(names.network_directory(uuid), limit),
+            self.observer.changing(uuid),
+            self.kernel.work(),
+        ):
             # Others may have changed the network until its lock was free.
             self.kernel.forget()
             start = time.monotonic()
+            change = self._read(uuid)
             try:
-                yield changed
-            finally:
+                yield change
+            except BaseException:
                 self.discard_lock(uuid)
+                raise
+            if change.discards:
+                discard_directory(uuid)
             taken = time.monotonic() - start
-        tell(self.observer, verb, name, changed, taken)
+        recorded = change.record.name if change.record else uuid
+        tell(self.observer, verb, name or recorded, change.lines, taken)
+
+    def _read(self, uuid: str) -> Change:
+        try:
+            record = self.store.networks.get(uuid)
+        except NatnsError:
+            directory = names.network_directory(uuid)
+            with suppress(OSError):
+                # Only a directory that was made for the lock is empty.
+                directory.rmdir()
+                directory.parent.rmdir()
+            raise
+        return Change(record, [], state_of(record) == "down")
 
     def discard_lock(self, uuid: str) -> None:
         """Remove the directory of a network that is down: it was made for the lock alone."""

@@ -8,7 +8,7 @@ from libvirt_natns import names
 from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.documents import xml_sniff
 from libvirt_natns.engine import shared_host
-from libvirt_natns.engine.context import Context, discard_directory
+from libvirt_natns.engine.context import Change, Context, discard_directory
 from libvirt_natns.engine.removal import abandon, remove
 from libvirt_natns.model.network import Network
 from libvirt_natns.state.networks import NetworkRecord
@@ -20,11 +20,11 @@ def down(context: Context, uuid: str, name: str = "", *, shared: bool = True) ->
     ``name`` serves where there is no record.  Without ``shared``, the part that
     networks share in the host is left to a later ``sync``.
     """
-    with context.changing("down", uuid, name or _name(context, uuid)) as changes:
-        record = context.store.networks.get(uuid)
+    with context.changing("down", uuid, name) as change:
+        record = change.record
         namespace = record.namespace if record else names.namespace(name) if name else None
-        end(context, uuid, namespace, shared=shared)
-        changes.append("removed")
+        end(context, change, uuid, namespace, shared=shared)
+        change.lines.append("removed")
 
 
 def down_unless_changed(context: Context, record: NetworkRecord) -> bool:
@@ -33,13 +33,13 @@ def down_unless_changed(context: Context, record: NetworkRecord) -> bool:
     Return False, and do nothing, if anything happened to the network since its
     record was read.
     """
-    with context.changing("down", record.uuid, record.name) as changes:
-        current = context.store.networks.get(record.uuid)
+    with context.changing("down", record.uuid, record.name) as change:
+        current = change.record
         if current and (current.state, current.since) != (record.state, record.since):
             return False
         remove_orphan(context, record.document)
-        end(context, record.uuid, record.namespace)
-        changes.append("removed")
+        end(context, change, record.uuid, record.namespace)
+        change.lines.append("removed")
     return True
 
 
@@ -50,32 +50,30 @@ def tidy(context: Context, uuid: str, namespace: str | None = None) -> bool:
     """
     if namespace is None and not names.network_directory(uuid).is_dir():
         return False
-    with context.changing("tidy", uuid, _name(context, uuid)) as changes:
-        is_down = context.state(uuid) == "down"
+    with context.changing("tidy", uuid) as change:
+        is_down = change.state == "down"
         if is_down:
-            end(context, uuid, namespace)
-            changes.append("removed what was left over")
+            end(context, change, uuid, namespace)
+            change.lines.append("removed what was left over")
     return is_down
 
 
-def end(context: Context, uuid: str, namespace: str | None, *, shared: bool = True) -> None:
+def end(
+    context: Context, change: Change, uuid: str, namespace: str | None, *, shared: bool = True
+) -> None:
     """Remove a network under its lock, and record it as down."""
     if context.built is not None:
         context.built.drop(uuid)
     remove(context.kernel, uuid, namespace, context.before)
-    record = context.store.networks.get(uuid)
-    if record and record.state != "down":
+    if change.record and change.record.state != "down":
         context.step("note that it is down")
         context.store.claims.drop(uuid)
         context.store.networks.set_state(uuid, "down")
     discard_directory(uuid)
+    # From here on the directory may be the next start's.
+    change.discards = False
     if shared:
         shared_host.adjust(context, uuid)
-
-
-def _name(context: Context, uuid: str) -> str:
-    record = context.store.networks.get(uuid)
-    return record.name if record else uuid
 
 
 def remove_orphan(context: Context, xml: bytes) -> None:

@@ -7,6 +7,7 @@ the service or a person calls, and libvirt is never called: a hook would deadloc
 """
 
 from libvirt_natns.engine import down as down_verbs
+from libvirt_natns.engine import refresh_forwards as refresh_verb
 from libvirt_natns.engine import relocate as relocate_verbs
 from libvirt_natns.engine import shared_host, start
 from libvirt_natns.engine import up as up_verbs
@@ -27,6 +28,7 @@ class Engine(Context):
     repair = up_verbs.repair
     refresh = up_verbs.refresh
     follow_lease = up_verbs.follow_lease
+    refresh_forwards = refresh_verb.refresh_forwards
 
     relocate = relocate_verbs.relocate
     defend = relocate_verbs.defend

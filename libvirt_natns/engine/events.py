@@ -11,6 +11,7 @@ from functools import cached_property, partial
 
 from libvirt_natns import names
 from libvirt_natns.documents import config, libvirt_xml, ownership
+from libvirt_natns.documents.libvirt_xml import DomainDocument
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.engine import Engine
@@ -46,6 +47,11 @@ class Event:
         if not network.uuid:
             raise DocumentError(f"network {network.name} has no uuid", "start it with libvirt")
         return network
+
+    @cached_property
+    def guest(self) -> DomainDocument:
+        """Return the guest, parsed once.  Raises DocumentError."""
+        return libvirt_xml.read_domain(self.xml)
 
 
 FollowUp = Callable[[Resident], None]
@@ -166,7 +172,7 @@ def _unplug(event: Event) -> None:
 def _claim(event: Event) -> None:
     if _is_ours(event):
         with event.sessions.engine() as verbs:
-            Guests(verbs).claim(libvirt_xml.parse_domain(event.xml), event.xml)
+            Guests(verbs).claim(event.guest.domain, event.xml)
         return
     # A guest that is not ours may not be stopped, whatever its metadata says.
     with suppress(NatnsError):
@@ -176,7 +182,7 @@ def _claim(event: Event) -> None:
 def _publish(event: Event) -> None:
     if _is_ours(event):
         with event.sessions.engine() as verbs:
-            Guests(verbs).publish(libvirt_xml.parse_domain(event.xml), event.xml)
+            Guests(verbs).publish(event.guest.domain, event.xml)
 
 
 def _is_ours(event: Event) -> bool:
@@ -185,7 +191,7 @@ def _is_ours(event: Event) -> bool:
     Raises StoreError.  ``ownership`` decides then whether that may stop the guest.
     """
     with closing(Store()) as store:
-        return bool(in_ours(store, libvirt_xml.parse_domain_nics(event.xml)))
+        return bool(in_ours(store, event.guest.plain))
 
 
 # A guest that ends is known by its uuid: its document may not be acceptable any more.

@@ -14,116 +14,121 @@ from libvirt_natns.daemons import udhcpc
 from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.network_record import new_record
+from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.publication.scopes import claim_for_network
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.defer import at_once
-from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
+from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.leases import LeaseKind
+from libvirt_natns.state.leases import Leased, LeaseKind
 from libvirt_natns.upstream import dhcp, selection
 
 FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
 
 
-def reserve(context: Context, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
+def reserve(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
     """Record a network and lease its addresses; ``undo`` takes back both.
 
-    Raises LeaseError, DhcpError, DocumentError or ConflictError.
+    Return the run with the leases.  Raises LeaseError, DhcpError, DocumentError or
+    ConflictError.
     """
+    network, upstream = run.network, run.upstream
     earlier = context.store.leases.all_of(network.uuid)
     kinds = {lease.kind for lease in earlier if lease.upstream == upstream.name}
     context.step("record the network")
     if upstream.by_dhcp:
         undo.add(shared_host.adjust, context, network.uuid)
     undo.add(context.store.networks.set_state, network.uuid, "down")
-    context.store.networks.put(new_record(network, xml, upstream, "preparing"))
+    context.store.networks.put(new_record(network, run.xml, upstream, "preparing"))
     for kind in set(get_args(LeaseKind)) - kinds:
         undo.add(context.store.leases.release, upstream.name, network.uuid, kind)
     undo.add(context.store.leases.restore, earlier)
 
     context.step("lease an address")
+    # A lease of a network that is down may be another network's by now.
+    run = replace(run, leased=Leased())
     if upstream.by_dhcp:
-        upstream = _await_lease(context, network, upstream, undo)
+        run = _await_lease(context, run, undo)
     for family in FAMILIES:
-        if selection.leases_address(network, upstream, family):
-            _lease(context, network, upstream, family)
-    if selection.leases_prefix(network, upstream):
-        _lease_prefix(context, network, upstream)
+        if selection.leases_address(network, run.upstream, family):
+            run = _lease(context, run, family)
+    if selection.leases_prefix(network, run.upstream):
+        run = _lease_prefix(context, run)
     if network.nat and network.nat.forwards:
         undo.add(context.store.claims.drop, network.uuid)
-        claim_own(context, network, upstream)
+        claim_own(context, run)
+    return run
 
 
-def renew(context: Context, network: Network, upstream: Upstream) -> None:
+def renew(context: Context, run: NetworkRun) -> NetworkRun:
     """Keep a network's leases; lease anew where the configuration has moved on.
 
-    Raises LeaseError.
+    Return the run with the leases.  Raises LeaseError.
     """
-    leased = context.store.leases.of(upstream.name, network.uuid)
+    network, upstream, leased = run.network, run.upstream, run.leased
     if upstream.by_dhcp:
-        dhcp.settle(context.store, network, upstream)
+        run = run.with_lease(dhcp.settle(context.store, network, upstream))
     for family in FAMILIES:
         address = leased.of(family)
         keeps = address is not None and applicants.can_keep(address, upstream)
         if not keeps and selection.leases_address(network, upstream, family):
-            _lease(context, network, upstream, family)
+            run = _lease(context, run, family)
     if selection.leases_prefix(network, upstream):
         prefix = leased.prefix
         if prefix is None or not selection.can_keep_prefix(prefix, network, upstream):
-            _lease_prefix(context, network, upstream)
+            run = _lease_prefix(context, run)
+    return run
 
 
-def claim_own(
-    context: Context, network: Network, upstream: Upstream, held: Collection[Forward] = ()
-) -> None:
+def claim_own(context: Context, run: NetworkRun, held: Collection[Forward] = ()) -> None:
     """Claim the forwards of a network's own metadata; ``held`` are in force already.
 
     Raises DocumentError or ConflictError.
     """
-    planner = context.planner
-    outside, whole = planner.outside(network, upstream), planner.completed(network, upstream)
-    claim_for_network(context.choices, whole, upstream, outside, held)
+    claim_for_network(context.choices, run.whole, run.upstream, run.outside, held)
 
 
-def _await_lease(context: Context, network: Network, upstream: Upstream, undo: Undo) -> Upstream:
-    """Ask a DHCP server for an address, and return the upstream as its lease completes it."""
+def _await_lease(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
+    """Ask a DHCP server for an address, and return the run as the lease completes it."""
+    network = run.network
     # A host that filters bridged frames would drop the server's answer.
     shared_host.adjust(context, network.uuid)
-    operations = context.planner.plan_ahead_of_lease(network, upstream)
+    operations = context.planner.plan_ahead_of_lease(network, run.upstream)
     with udhcpc.awaiting(names.dhcp_directory(network.uuid)):
         carry_out(context.kernel, operations, undo, context.before)
         context.step("await a DHCP lease")
-        dhcp.await_lease(network, upstream)
-    upstream = context.planner.upstream(network)
-    dhcp.settle_first(context.store, network, upstream)
-    return upstream
+        dhcp.await_lease(network, run.upstream)
+    run = replace(run, upstream=context.planner.complete(network, run.selected))
+    return run.with_lease(dhcp.settle_first(context.store, network, run.upstream))
 
 
-def _lease(context: Context, network: Network, upstream: Upstream, family: Family) -> None:
-    if upstream.by_dhcp and family == 4:
-        return
-    pool.reserve(
+def _lease(context: Context, run: NetworkRun, family: Family) -> NetworkRun:
+    if run.upstream.by_dhcp and family == 4:
+        return run
+    address = pool.reserve(
         context.store,
-        applicants.applicant(network, family),
-        upstream,
-        partial(probe, context, upstream),
+        applicants.applicant(run.network, family),
+        run.upstream,
+        partial(probe, context, run.upstream),
         context.kernel.host.addresses.beyond_link(),
     )
+    return run.with_lease(address)
 
 
-def _lease_prefix(context: Context, network: Network, upstream: Upstream) -> None:
-    pool.reserve_prefix(
+def _lease_prefix(context: Context, run: NetworkRun) -> NetworkRun:
+    prefix = pool.reserve_prefix(
         context.store,
-        applicants.applicant(network),
-        upstream,
-        selection.wanted_prefix(network, upstream),
+        applicants.applicant(run.network),
+        run.upstream,
+        selection.wanted_prefix(run.network, run.upstream),
         context.kernel.host.addresses.beyond_link(),
     )
+    return run.with_lease(prefix)
 
 
 def probe(context: Context, upstream: Upstream, addresses: Collection[Address]) -> set[Address]:
@@ -139,8 +144,7 @@ def probe(context: Context, upstream: Upstream, addresses: Collection[Address]) 
     return address_probe.probe(upstream.bridge or "", addresses, seconds, context.later)
 
 
-def in_words(context: Context, network: Network, upstream: Upstream) -> str:
+def in_words(leased: Leased) -> str:
     """Return a network's leases, in words."""
-    leased = context.store.leases.of(upstream.name, network.uuid)
     parts = [*leased.addresses, *([leased.prefix] if leased.prefix else [])]
     return " and ".join(map(str, parts)) or "nothing outside"

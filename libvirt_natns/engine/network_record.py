@@ -31,6 +31,11 @@ def new_record(network: Network, xml: bytes, upstream: Upstream, state: State) -
     )
 
 
+def state_of(record: NetworkRecord | None) -> State:
+    """Return a network's state; a state from before a reboot counts as "down"."""
+    return record.state if record and record.this_boot else "down"
+
+
 def is_start_of(record: NetworkRecord, xml: bytes) -> bool:
     """True if a record tells of a start by that XML, between `start` and `started`."""
     return record.state == "starting" and record.this_boot and record.document == xml

@@ -35,7 +35,7 @@ def relocate(
         # The client asks the neighbours, and declines an address that a neighbour has.
         return []
     waiting = context.waiting()
-    with context.changing("relocate", uuid, record.name) as changes:
+    with context.changing("relocate", uuid, record.name) as change:
         if taken not in context.store.leases.of(upstream.name, uuid).addresses:
             return []
 
@@ -47,9 +47,10 @@ def relocate(
         own = context.kernel.host.addresses.beyond_link()
         applicant = applicants.applicant(network, 4 if taken.version == 4 else 6)
         address = pool.reserve(context.store, applicant, upstream, probe, own)
-        changes.append(f"moved from {taken} to {address}")
+        change.lines.append(f"moved from {taken} to {address}")
     # A start that goes on takes the new address by itself.
-    return [*changes, *up(waiting, network, record.document)] if record.state == "up" else changes
+    again = up(waiting, network, record.document) if record.state == "up" else []
+    return [*change.lines, *again]
 
 
 def defend(_: Context, record: NetworkRecord, address: Address) -> None:
@@ -80,11 +81,11 @@ def look_elsewhere(context: Context, uuid: str, asked: proxied_addresses.Asked) 
         return []
     asked.note(due)
     network = libvirt_xml.parse_network(record.document)
-    upstream = context.planner.upstream(network)
-    proxy = proxied_addresses.outermost(context.planner.plan(network, upstream))
+    run = context.planner.run(network, record.document, record)
+    proxy = proxied_addresses.outermost(context.planner.plan(run))
     if proxy is None:
         return []
-    outside = proxied_addresses.look(proxy, due, upstream.probe)
+    outside = proxied_addresses.look(proxy, due, run.upstream.probe)
     if outside is None:
         return []
     with locked(names.network_directory(uuid)):

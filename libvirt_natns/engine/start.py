@@ -7,12 +7,12 @@ libvirt is never called: a hook that called it would deadlock.
 import time
 from contextlib import suppress
 
-from libvirt_natns import names
 from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.engine import given_up, leases, shared_host
 from libvirt_natns.engine.context import Context, discard_directory, empty_directory
 from libvirt_natns.engine.down import end, remove_orphan
 from libvirt_natns.engine.network_record import is_start_of, new_record
+from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.removal import delete_own_namespace, remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check, check_room
@@ -37,18 +37,22 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
     leaves nothing, where the network cannot come up.  Waits while another network with
     an overlapping subnet is between its own `start` and `started`.
     """
-    upstream = context.planner.upstream(network)
+    selected = context.planner.selected(network)
+    upstream = context.planner.complete(network, selected)
     check(context, network, upstream)
+    # Ahead of the lock: never two networks' locks are held at once.
     end_rivals(context, network, active=False)
-    with context.changing("prepare", network.uuid, network.name) as changes, Undo() as undo:
+    with context.changing("prepare", network.uuid, network.name) as change, Undo() as undo:
+        run = NetworkRun(network, xml, change.record, selected, upstream)
         undo.add(discard_directory, network.uuid)
         check_room(network)
-        _clear(context, network, xml)
-        leases.reserve(context, network, xml, upstream, undo)
+        _clear(context, run)
+        run = leases.reserve(context, run, undo)
         context.step("await its turn")
         while context.store.networks.enter_start(new_record(network, xml, upstream, "starting")):
             time.sleep(POLL)
-        changes.append(f"reserved {leases.in_words(context, network, upstream)}")
+        change.discards = False
+        change.lines.append(f"reserved {leases.in_words(run.leased)}")
         undo.pop_all()
 
 
@@ -59,16 +63,18 @@ def build(context: Context, network: Network, xml: bytes) -> bool:
     bridge.  Raises a NatnsError and takes back its own work; ``up`` does all of it
     then.  Return False if that start is over already.
     """
-    upstream = context.planner.upstream(network)
-    with context.changing("build", network.uuid, network.name) as changes, Undo() as undo:
-        record = context.store.networks.get(network.uuid)
+    with context.changing("build", network.uuid, network.name) as change, Undo() as undo:
+        record = change.record
         if context.built is None or not record or not is_start_of(record, xml):
             return False
+        run = context.planner.run(network, xml, record)
         undo.add(empty_directory, network.uuid)
-        leases.renew(context, network, upstream)
+        run = leases.renew(context, run)
         shared_host.adjust(context, network.uuid)
-        operations = context.planner.plan_ahead(network, upstream)
-        changes += carry_out(context.kernel, operations, undo, context.before, later=context.later)
+        operations = context.planner.plan_ahead(run)
+        change.lines += carry_out(
+            context.kernel, operations, undo, context.before, later=context.later
+        )
         context.built.keep(network.uuid, record.since, operations)
         undo.pop_all()
     return True
@@ -83,14 +89,14 @@ def give_up(
     goes as well.  Return False, and do nothing, if anything has happened to the network
     since the record was made.
     """
-    with context.changing("give up", start.uuid, start.name, limit) as changes:
-        record = context.store.networks.get(start.uuid)
+    with context.changing("give up", start.uuid, start.name, limit) as change:
+        record = change.record
         if not record or (record.state, record.since) != (start.state, start.since):
             return False
         if orphaned:
             remove_orphan(context, record.document)
-        end(context, start.uuid, start.namespace)
-        changes.append("removed a start that libvirt gave up")
+        end(context, change, start.uuid, start.namespace)
+        change.lines.append("removed a start that libvirt gave up")
     return True
 
 
@@ -112,9 +118,10 @@ def end_given_up(context: Context, but: str = "", *, wait: bool = False) -> None
                 give_up(context, record, limit=POLL)
 
 
-def _clear(context: Context, network: Network, xml: bytes) -> None:
+def _clear(context: Context, run: NetworkRun) -> None:
     """Remove leftovers of an earlier run of a network, and refuse a foreign namespace."""
-    namespace = Namespace(names.namespace(network.name), network.uuid)
+    network = run.network
+    namespace = Namespace(run.namespace, network.uuid)
     if namespace_owner(context.kernel, namespace) not in (network.uuid, None):
         raise ConflictError(
             f"network {network.name}: namespace {namespace.name} exists and is not ours",
@@ -123,17 +130,16 @@ def _clear(context: Context, network: Network, xml: bytes) -> None:
     remove(context.kernel, network.uuid, namespace.name, context.before)
     # A dnsmasq that came up just as libvirt was killed would keep the address.
     libvirt_dnsmasq.stop(network.name)
-    _remove_former_name(context, network)
-    if context.state(network.uuid) != "down":
-        remove_orphan(context, xml)
+    _remove_former_name(context, run)
+    if run.state != "down":
+        remove_orphan(context, run.xml)
         context.step("note that it is down")
         context.store.networks.set_state(network.uuid, "down")
         shared_host.adjust(context, network.uuid)
 
 
-def _remove_former_name(context: Context, network: Network) -> None:
+def _remove_former_name(context: Context, run: NetworkRun) -> None:
     """Remove the namespace that a network had under another name."""
-    record = context.store.networks.get(network.uuid)
-    former = record.namespace if record else ""
-    if former and former != names.namespace(network.name) and netns.exists(former):
-        delete_own_namespace(context.kernel, network.uuid, former)
+    former = run.record.namespace if run.record else ""
+    if former and former != run.namespace and netns.exists(former):
+        delete_own_namespace(context.kernel, run.uuid, former)

@@ -4,15 +4,20 @@
 The verb converges: it changes only what differs, and can be called again at any time.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import leases, shared_host
-from libvirt_natns.engine.context import Context, discard_directory
+from libvirt_natns.engine.context import Change, Context, discard_directory
 from libvirt_natns.engine.down import return_routes
 from libvirt_natns.engine.network_record import is_outdated, new_record, publishes_as
+from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.plan.network import withdrawals
-from libvirt_natns.engine.publication.scopes import scopes
+from libvirt_natns.engine.publication.scopes import scope_on
 from libvirt_natns.engine.removal import end_client, remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check
@@ -20,13 +25,13 @@ from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.operations.undo import Undo
+from libvirt_natns.records import replace
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
-from libvirt_natns.upstream import dhcp, selection
+from libvirt_natns.upstream import dhcp
 
 
 class NotUpError(NatnsError):
@@ -37,12 +42,21 @@ class RecordChangedError(NatnsError):
     """A network's record was replaced before the network could be repaired: read it anew."""
 
 
+class _UnannouncedError(Exception):
+    """No hook has answered the network's `start`, so its start is not checked yet."""
+
+
 def up(context: Context, network: Network, xml: bytes) -> list[str]:
     """Make the network's namespace and all that is in it, and return what differed.
 
     Runs in `started`, when the bridge is there, and whenever a network must be
     repaired.  Raises a NatnsError and takes back its own work.
     """
+    with suppress(_UnannouncedError):
+        return _up(context, network, xml, _check_announced)
+    check(context, network, context.planner.upstream(network))
+    # Without the lock: never two networks' locks are held at once.
+    end_rivals(context, network, active=True)
     return _up(context, network, xml)
 
 
@@ -53,7 +67,7 @@ def repair(context: Context, record: NetworkRecord) -> list[str]:
     or RecordChangedError, before anything is changed, and otherwise as ``up`` does.
     """
     network = libvirt_xml.parse_network(record.document)
-    return _up(context.waiting(), network, record.document, only_if_up=True)
+    return _up(context.waiting(), network, record.document, partial(_check_same, record))
 
 
 def refresh(context: Context, network: Network, xml: bytes) -> list[str]:
@@ -83,133 +97,138 @@ def follow_lease(context: Context, uuid: str) -> list[str]:
     return up(context, libvirt_xml.parse_network(record.document), record.document)
 
 
-def _up(context: Context, network: Network, xml: bytes, *, only_if_up: bool = False) -> list[str]:
-    upstream = context.planner.upstream(network)
-    if not only_if_up and context.state(network.uuid) not in ("starting", "up"):
-        # No hook has answered the network's `start`.
-        check(context, network, upstream)
-        end_rivals(context, network, active=True)
-    with context.changing("up", network.uuid, network.name) as repaired, Undo() as undo:
-        if only_if_up:
-            _check_up(context, network, xml)
-        made = _built_ahead(context, network.uuid)
-        _admit(context, network, xml, upstream, undo)
-        if upstream.by_dhcp:
-            # A DHCP server may have leased another address since.
-            upstream = context.planner.upstream(network)
-        elif names.dhcp_directory(network.uuid).is_dir():
-            _end_leasing(context, network, upstream, undo)
+Accept = Callable[[Change], None]
+"""Raises an error unless a network is as the caller has thought; called under the lock."""
+
+
+def _up(
+    context: Context, network: Network, xml: bytes, accept: Accept = lambda _: None
+) -> list[str]:
+    with context.changing("up", network.uuid, network.name) as change, Undo() as undo:
+        accept(change)
+        run = context.planner.run(network, xml, change.record)
+        made = _built_ahead(context, run)
+        run = _admit(context, run, undo)
+        if not run.upstream.by_dhcp and names.dhcp_directory(network.uuid).is_dir():
+            run = _end_leasing(context, run, undo)
         if made:
-            namespace = names.namespace(network.name)
-            undo.add(remove, context.kernel, network.uuid, namespace)
+            undo.add(remove, context.kernel, network.uuid, run.namespace)
         undo.add(return_routes, context, network)
-        repaired += _take_over(context, network, undo)
-        repaired += _apply(context, network, upstream, made, undo)
-        if repaired or context.state(network.uuid) != "up":
+        change.lines += _take_over(context, run, undo)
+        change.lines += _apply(context, run, made, undo)
+        if change.lines or run.state not in ("starting", "up"):
             context.step("note that it is up")
             context.store.networks.set_state(network.uuid, "up")
+        change.discards = False
         undo.pop_all()
-    return repaired
+    return change.lines
 
 
-def _built_ahead(context: Context, uuid: str) -> Plan:
+def _check_announced(change: Change) -> None:
+    if change.state not in ("starting", "up"):
+        raise _UnannouncedError
+
+
+def _check_same(record: NetworkRecord, change: Change) -> None:
+    """Raise NotUpError or RecordChangedError unless a network is up with a record's document."""
+    if change.state != "up":
+        raise NotUpError(f"network {record.name} is not up")
+    if change.record is None or change.record.document != record.document:
+        raise RecordChangedError(f"network {record.name} was changed")
+
+
+def _built_ahead(context: Context, run: NetworkRun) -> Plan:
     """Return the operations that ``build`` has carried out for the start that goes on."""
-    record = context.store.networks.get(uuid)
-    if context.built is None or record is None:
+    if context.built is None or run.record is None:
         return ()
-    made = context.built.take(uuid, record.since)
-    goes_on = context.state(uuid) == "starting" and netns.exists(record.namespace)
+    made = context.built.take(run.uuid, run.record.since)
+    goes_on = run.state == "starting" and netns.exists(run.record.namespace)
     return made if goes_on else ()
 
 
-def _check_up(context: Context, network: Network, xml: bytes) -> None:
-    """Raise NotUpError or RecordChangedError unless a network is up with that document."""
-    record = context.store.networks.get(network.uuid)
-    if record is None or record.state != "up" or not record.this_boot:
-        raise NotUpError(f"network {network.name} is not up")
-    if record.document != xml:
-        raise RecordChangedError(f"network {network.name} was changed")
+def _admit(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
+    """Record a network, and return its run with its leases; ``undo`` forgets it if it was not up.
 
-
-def _admit(context: Context, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
-    """Record a network; ``undo`` forgets a network that was not up."""
-    state = context.state(network.uuid)
-    if state != "up":
+    The leases of a network that starts or runs are kept as they are.
+    """
+    if run.state != "up":
         # Last of all, when the network's state is set back and does not count.
-        undo.add(shared_host.adjust, context, network.uuid)
-        undo.add(discard_directory, network.uuid)
-    if state not in ("starting", "up"):
-        leases.reserve(context, network, xml, upstream, undo)
-        return
-    if state == "starting":
-        undo.add(context.store.networks.set_state, network.uuid, "down")
-        if upstream.by_dhcp:
+        undo.add(shared_host.adjust, context, run.uuid)
+        undo.add(discard_directory, run.uuid)
+    if run.state not in ("starting", "up"):
+        return leases.reserve(context, run, undo)
+    if run.state == "starting":
+        undo.add(context.store.networks.set_state, run.uuid, "down")
+        if run.upstream.by_dhcp:
             # `start` has made a part of the namespace, to be leased an address.
-            namespace = names.namespace(network.name)
-            undo.add(remove, context.kernel, network.uuid, namespace)
-    record = context.store.networks.get(network.uuid)
-    if record is not None and record.upstream != upstream.name:
+            undo.add(remove, context.kernel, run.uuid, run.namespace)
+    record = run.record
+    assert record is not None
+    if record.upstream != run.upstream.name:
         # The lease of another upstream's server is of no use here.
-        end_client(context.kernel, network.uuid, record.namespace)
-    if state == "starting" or record is None or is_outdated(record, network, xml, upstream):
+        end_client(context.kernel, run.uuid, record.namespace)
+        run = replace(run, upstream=context.planner.complete(run.network, run.selected))
+    if run.state == "starting" or is_outdated(record, run.network, run.xml, run.upstream):
         context.step("record the network")
-        context.store.networks.put(new_record(network, xml, upstream, state))
-        if state == "up" and record is not None:
-            _publish_anew(context, record, network, upstream, undo)
+        context.store.networks.put(new_record(run.network, run.xml, run.upstream, run.state))
+        if run.state == "up":
+            run = _publish_anew(context, record, run, undo)
+    return run
 
 
 def _publish_anew(
-    context: Context, earlier: NetworkRecord, network: Network, upstream: Upstream, undo: Undo
-) -> None:
+    context: Context, earlier: NetworkRecord, run: NetworkRun, undo: Undo
+) -> NetworkRun:
     """Claim the forwards of a running network's edited metadata, in place of earlier ones."""
-    if publishes_as(earlier, network):
-        return
+    if publishes_as(earlier, run.network):
+        return run
     undo.add(context.store.networks.put, earlier)
-    before = Claims(network.uuid, context.store.claims.forwards(owner=network.uuid))
-    undo.add(context.store.claims.put, before, scopes(context.store, [network.uuid]), True)
-    leases.renew(context, network, upstream)
-    leases.claim_own(context, network, upstream, before.forwards)
+    before = Claims(run.uuid, context.store.claims.forwards(owner=run.uuid))
+    where = {run.uuid: scope_on(earlier.upstream, earlier.kind)}
+    undo.add(context.store.claims.put, before, where, True)
+    run = leases.renew(context, run)
+    leases.claim_own(context, run, before.forwards)
+    return run
 
 
-def _end_leasing(context: Context, network: Network, upstream: Upstream, undo: Undo) -> None:
+def _end_leasing(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
     """Release a DHCP server's lease: the network's upstream leased by DHCP before."""
-    held = dhcp.held(network.uuid)
-    end_client(context.kernel, network.uuid, names.namespace(network.name))
-    leased = context.store.leases.of(upstream.name, network.uuid).address
-    if held is not None and held.address.ip == leased:
-        # From now on the server may lease the address to others.
-        undo.add(context.store.leases.restore, context.store.leases.all_of(network.uuid))
-        context.store.leases.release(upstream.name, network.uuid, "ipv4")
+    held = dhcp.held(run.uuid)
+    end_client(context.kernel, run.uuid, run.namespace)
+    if held is None or held.address.ip != run.leased.address:
+        return run
+    # From now on the server may lease the address to others.
+    undo.add(context.store.leases.restore, context.store.leases.all_of(run.uuid))
+    context.store.leases.release(run.upstream.name, run.uuid, "ipv4")
+    return replace(run, leased=replace(run.leased, address=None))
 
 
-def _take_over(context: Context, network: Network, undo: Undo) -> list[str]:
+def _take_over(context: Context, run: NetworkRun, undo: Undo) -> list[str]:
     """Take libvirt's addresses off the bridge, ahead of all else.
 
     Starts of networks with an overlapping subnet wait for nothing more.
     """
-    repaired = carry_out(context.kernel, withdrawals(network), undo, context.before)
-    if context.state(network.uuid) == "starting":
+    repaired = carry_out(context.kernel, withdrawals(run.network), undo, context.before)
+    if run.state == "starting":
         context.step("let others start")
-        context.store.networks.set_state(network.uuid, "up")
+        context.store.networks.set_state(run.uuid, "up")
     return repaired
 
 
-def _apply(
-    context: Context, network: Network, upstream: Upstream, made: Plan, undo: Undo
-) -> list[str]:
+def _apply(context: Context, run: NetworkRun, made: Plan, undo: Undo) -> list[str]:
     """Renew a network's leases and carry out its plan; return what differed."""
     repaired: list[str] = []
-    leases.renew(context, network, upstream)
-    if upstream.by_dhcp:
-        repaired += dhcp.news(network, selection.upstream_of(network, context.config))
-    for address in context.planner.outside(network, upstream).addresses:
-        context.store.claims.move(network.uuid, address)
-    shared_host.adjust(context, network.uuid)
-    operations = context.planner.plan(network, upstream)
+    run = leases.renew(context, run)
+    if run.upstream.by_dhcp:
+        repaired += dhcp.news(run.network, run.selected)
+    for address in run.outside.addresses:
+        context.store.claims.move(run.uuid, address)
+    shared_host.adjust(context, run.uuid)
+    operations = context.planner.plan(run)
     repaired += carry_out(
         context.kernel, operations, undo, context.before, later=context.later, done=made
     )
     repaired += ["joined what was built ahead"] if made else []
-    if network.needs_dnsmasq:
-        dnsmasq.check_started(network.uuid, names.namespace(network.name))
+    if run.network.needs_dnsmasq:
+        dnsmasq.check_started(run.uuid, run.namespace)
     return repaired

@@ -166,3 +166,29 @@ def test_dnsmasq_that_gives_up_while_nobody_looks(ahead: Bench) -> None:
     refusing.unlink()
     ahead.stop()
     settles_as(before)
+
+
+@pytest.mark.parametrize("setting", ["host upstream"], indirect=True)
+def test_the_networks_row_is_read_once_in_each_verb(ahead: Bench) -> None:
+    """Over a real start, with all that reads the row on the way: firewall, host, dnsmasq."""
+    network = libvirt_xml.parse_network(ahead.xml)
+    asked = f"FROM network WHERE uuid = '{ahead.uuid}'"
+    read: list[str] = []
+
+    def note(statement: str) -> None:
+        if statement.startswith("SELECT") and asked in statement:
+            read.append(statement)
+
+    with ahead.engine() as verbs:
+        verbs.store._database._db.set_trace_callback(note)
+        for verb in (verbs.prepare, verbs.build, verbs.up):
+            if verb == verbs.up:
+                ahead.make_bridge()
+            read.clear()
+            assert verb(network, ahead.xml) != []
+            assert len(read) == 1, (verb, read)
+        read.clear()
+        assert verbs.up(network, ahead.xml) == []
+        assert len(read) == 1, read
+    assert ahead.differences() == []
+    ahead.stop()

@@ -14,6 +14,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.engine import leases
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.boot import boot_id, now
@@ -25,6 +26,7 @@ from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
+from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord, State
 from libvirt_natns.state.store import Store
 
@@ -61,12 +63,18 @@ def lease(engine: Engine, address: IPv4Address) -> None:
     assert engine.store.leases.reserve("provider", "br0", NETWORK.uuid, address)
 
 
+def run_of(
+    network: Network, upstream: Upstream = PROVIDER, address: IPv4Address | None = None
+) -> NetworkRun:
+    return NetworkRun(network, b"", None, upstream, upstream, Leased(address))
+
+
 def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
     lease(engine, FIRST)
     wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
     network = replace(NETWORK, nat=NatMetadata(address=OTHER, forwards=(wanted,)))
     with pytest.raises(DocumentError, match="is not an address of its network"), Undo() as undo:
-        leases.reserve(engine, network, b"", PROVIDER, undo)
+        leases.reserve(engine, run_of(network), undo)
     assert engine.store.leases.of("provider", "a").address == FIRST
 
 
@@ -74,7 +82,7 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
     wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
     network = replace(NETWORK, nat=NatMetadata(forwards=(wanted,)))
     with pytest.raises(DocumentError), Undo() as undo:
-        leases.reserve(engine, network, b"", PROVIDER, undo)
+        leases.reserve(engine, run_of(network), undo)
     assert engine.store.leases.all_of("a") == []
 
 
@@ -89,13 +97,13 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
 def test_address_that_the_configuration_forbids_by_now(engine: Engine, changed: Upstream) -> None:
     """Another one is asked for on the wire, as ever: the first one answers."""
     lease(engine, FOREIGN)
-    leases.renew(engine, NETWORK, changed)
+    leases.renew(engine, run_of(NETWORK, changed, address=FOREIGN))
     assert engine.store.leases.of("provider", "a").address == OTHER
 
 
 def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine) -> None:
     lease(engine, FOREIGN)
-    leases.renew(engine, NETWORK, PROVIDER)
+    leases.renew(engine, run_of(NETWORK, address=FOREIGN))
     assert engine.store.leases.of("provider", "a").address == FOREIGN
 
 

@@ -4,12 +4,19 @@
 The planner changes nothing, except that it chooses a transit subnet at its first use.
 """
 
-from libvirt_natns.addresses import FAMILIES, is_placeholder
+from libvirt_natns.addresses import is_placeholder
 from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
-from libvirt_natns.engine.facts.outside import behind_host, completed_by, in_force, outside_of
+from libvirt_natns.engine.facts.outside import behind_host
 from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
 from libvirt_natns.engine.facts.services import dnsmasq_of, leasing
-from libvirt_natns.engine.plan.network import ahead_of_lease, make, private_port, withdrawals
+from libvirt_natns.engine.network_run import NetworkRun
+from libvirt_natns.engine.plan.network import (
+    ahead_of_lease,
+    claims_part,
+    make,
+    private_port,
+    withdrawals,
+)
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall import backends
@@ -19,6 +26,7 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.records import dataclass
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, routers, selection, transit
 
@@ -33,59 +41,64 @@ class Planner:
 
     def upstream(self, network: Network) -> Upstream:
         """Return the network's upstream, complete.  Raises UpstreamError or ConfigError."""
-        upstream = selection.upstream_of(network, self.config)
+        return self.complete(network, self.selected(network))
+
+    def selected(self, network: Network) -> Upstream:
+        """Return the network's upstream by XML and configuration.  Raises UpstreamError."""
+        return selection.upstream_of(network, self.config)
+
+    def complete(self, network: Network, upstream: Upstream) -> Upstream:
+        """Return a selected upstream with the values that machine, router or lease decide.
+
+        Raises UpstreamError.
+        """
         if upstream.kind == "host":
             return transit.choose(self.kernel, self.store, network, upstream)
         if upstream.kind == "router":
             return routers.complete(upstream)
         return dhcp.complete(network, upstream) if upstream.by_dhcp else upstream
 
-    def outside(self, network: Network, upstream: Upstream) -> Outside:
-        """Return a network's addresses on its completed upstream, by its leases."""
+    def run(self, network: Network, xml: bytes, record: NetworkRecord | None) -> NetworkRun:
+        """Return the facts for a verb on a network whose row was just read.
+
+        The caller holds the network's lock, or only looks.  Raises UpstreamError or
+        ConfigError.
+        """
+        selected = self.selected(network)
+        upstream = self.complete(network, selected)
         leased = self.store.leases.of(upstream.name, network.uuid)
-        return outside_of(network, upstream, leased)
+        return NetworkRun(network, xml, record, selected, upstream, leased)
 
-    def in_force(self, network: Network, upstream: Upstream) -> Outside:
-        """Return a network's addresses on its upstream, without placeholder addresses."""
-        return in_force(self.outside(network, upstream))
-
-    def completed(self, network: Network, upstream: Upstream) -> Network:
-        """Return the network with its leased prefix as one more subnet."""
-        leased = self.store.leases.of(upstream.name, network.uuid)
-        return completed_by(network, upstream, leased)
-
-    def lacks(self, network: Network, upstream: Upstream) -> list[str]:
-        """Return the leases that a network lacks, in words."""
-        leased = self.store.leases.of(upstream.name, network.uuid)
-        missing = [
-            "address" if family == 4 else "IPv6 address"
-            for family in FAMILIES
-            if selection.leases_address(network, upstream, family) and leased.of(family) is None
-        ]
-        if selection.leases_prefix(network, upstream) and leased.prefix is None:
-            missing.append("prefix")
-        return missing
-
-    def plan(self, network: Network, upstream: Upstream) -> Plan:
+    def plan(self, run: NetworkRun) -> Plan:
         """Return the plan of a network.
 
         Raises KernelError where the private bridge, or the upstream's, is missing.
         """
-        outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
+        whole, upstream, outside = run.whole, run.upstream, run.in_force
         around = self._surroundings(whole, upstream, outside)
         published = self._published(whole, upstream, outside)
         made = make(whole, upstream, outside, around, published)
         plan = (*made, *proxy_beyond(self.kernel, whole, upstream, outside))
         return tuple(without_others(self.kernel, each, upstream) for each in plan)
 
-    def plan_ahead(self, network: Network, upstream: Upstream) -> Plan:
+    def plan_ahead(self, run: NetworkRun) -> Plan:
         """Return the part of the plan that does not need the network's bridge."""
-        outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
+        whole, upstream, outside = run.whole, run.upstream, run.in_force
         around = self._surroundings(whole, upstream, outside, ahead=True)
         published = self._published(whole, upstream, outside)
         needs_libvirt = (*withdrawals(whole), private_port(whole))
         plan = make(whole, upstream, outside, around, published)
         return tuple(operation for operation in plan if operation not in needs_libvirt)
+
+    def plan_claims(self, run: NetworkRun) -> Plan:
+        """Return the part of the plan that claims and reservations decide.
+
+        Raises KernelError where the private bridge, or the upstream's, is missing.
+        """
+        whole, upstream, outside = run.whole, run.upstream, run.in_force
+        around = self._surroundings(whole, upstream, outside)
+        published = self._published(whole, upstream, outside)
+        return claims_part(make(whole, upstream, outside, around, published), published)
 
     def plan_ahead_of_lease(self, network: Network, upstream: Upstream) -> Plan:
         """Return the plan by which a DHCP server can be asked for an address.

@@ -3,6 +3,7 @@
 
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine.guests.context import GuestContext, networks_of
+from libvirt_natns.engine.guests.guest_run import GuestRun
 from libvirt_natns.engine.guests.nics import is_in, is_same_nic
 from libvirt_natns.engine.observer import NOBODY
 from libvirt_natns.engine.publication.allocation import Allocation
@@ -18,9 +19,9 @@ from libvirt_natns.state.claims import Claims
 
 
 def resolve_claims(
-    guests: GuestContext, domain: Domain, attachments: list[Attachment], *, trial: bool = False
+    guests: GuestContext, domain: Domain, run: GuestRun, *, trial: bool = False
 ) -> Claims:
-    """Return all claims of a guest's metadata, with ports and addresses chosen.
+    """Return all claims of a domain's metadata, with ports and addresses chosen.
 
     A ``trial`` reports no choice and probes no address.  Raises DocumentError,
     ConflictError or LeaseError.
@@ -28,20 +29,22 @@ def resolve_claims(
     engine = guests.engine
     observer = NOBODY if trial else engine.observer
     choices = Allocation(engine.config, engine.store, engine.kernel, observer, not trial)
-    claims = resolve(domain, attachments, choices)
+    claims = resolve(domain, run.attachments, choices)
     # Forwards in force stay so, whatever program listens in the host since.
     held = set(guests.store.claims.forwards(owner=domain.uuid))
     fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
-    check_host(fresh, guests.scopes(fresh), guests.engine.kernel.host.addresses.beyond_link())
+    check_host(fresh, run.scopes, engine.kernel.host.addresses.beyond_link())
     return claims
 
 
-def of_what_runs(guests: GuestContext, domain: Domain, attachments: list[Attachment]) -> Domain:
+def of_what_runs(guests: GuestContext, run: GuestRun) -> Domain:
     """Return a running guest without its metadata for networks of ours that are down.
 
     That part is published once those networks run.
     """
-    absent = [nic for nic in domain.nics if not any(is_same_nic(nic, at.nic) for at in attachments)]
+    domain = run.domain
+    here = [attachment.nic for attachment in run.attachments]
+    absent = [nic for nic in domain.nics if not any(is_same_nic(nic, other) for other in here)]
     if domain.nat is None or not absent:
         return domain
     down = [each for each in guests.engine.store.networks.all() if not each.runs]

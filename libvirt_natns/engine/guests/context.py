@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Context that all verbs of guests share: an engine, and the guests' tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from libvirt_natns import names
@@ -34,18 +34,23 @@ class GuestContext:
 
         Raises ConflictError for a network without an upstream address.
         """
-        return [self._attachment(nic, record) for nic, record in in_ours(self.engine.store, domain)]
+        return self.attached(in_ours(self.engine.store, domain))
+
+    def attached(self, placed: Iterable[tuple[Nic, NetworkRecord]]) -> list[Attachment]:
+        """Return NICs in networks of ours with these networks' upstream addresses.
+
+        Raises ConflictError for a network without an upstream address.
+        """
+        return [self._attachment(nic, record) for nic, record in placed]
 
     def _attachment(self, nic: Nic, record: NetworkRecord) -> Attachment:
-        planner = self.engine.planner
         network = libvirt_xml.parse_network(record.document)
-        upstream = planner.upstream(network)
-        if planner.lacks(network, upstream):
+        run = self.engine.planner.run(network, record.document, record)
+        if run.lacks:
             raise ConflictError(
                 f"network {network.name} has no upstream address", "run virt-natns sync"
             )
-        outside = planner.outside(network, upstream)
-        return Attachment(nic, planner.completed(network, upstream), upstream, outside)
+        return Attachment(nic, run.whole, run.upstream, run.outside)
 
     def held(self, owner: str, *, published: bool = True) -> Claims:
         """Return the published claims of a guest or network; without ``published``, all claims."""

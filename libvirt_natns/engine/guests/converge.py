@@ -6,12 +6,15 @@ from contextlib import suppress
 
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml, xml_sniff
+from libvirt_natns.documents.libvirt_xml import DomainDocument
 from libvirt_natns.engine.guests.claims import in_force, of_what_runs, only_in, resolve_claims
 from libvirt_natns.engine.guests.context import GuestContext, discard_guest_directory
+from libvirt_natns.engine.guests.guest_run import GuestRun, read
 from libvirt_natns.engine.guests.nics import is_same_nic
-from libvirt_natns.engine.guests.verbs import forget, publish, unplug, withdraw
+from libvirt_natns.engine.guests.verbs import forget, put_into_force, unplug, withdraw
 from libvirt_natns.errors import DocumentError, NatnsError
 from libvirt_natns.model.network import Domain
+from libvirt_natns.records import replace
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.guests import GuestRecord
 
@@ -25,12 +28,14 @@ def trial(guests: GuestContext, domain: Domain) -> Claims:
 
     Raises the errors of ``claim``.
     """
+    return _trial(guests, read(guests, domain, b""))
+
+
+def _trial(guests: GuestContext, run: GuestRun) -> Claims:
     outcome: list[Claims] = []
     with suppress(_TrialOver), guests.engine.store.transaction():
-        attachments = guests.attachments(domain)
-        wanted = of_what_runs(guests, domain, attachments)
-        claims = resolve_claims(guests, wanted, attachments, trial=True)
-        guests.store.claims.put(claims, guests.scopes(claims), published=True)
+        claims = resolve_claims(guests, of_what_runs(guests, run), run, trial=True)
+        guests.store.claims.put(claims, run.scopes, published=True)
         outcome.append(claims)
         # The transaction is rolled back, with the ports and addresses that it has chosen.
         raise _TrialOver
@@ -39,14 +44,15 @@ def trial(guests: GuestContext, domain: Domain) -> Claims:
 
 def differences(guests: GuestContext, xml: bytes) -> list[str]:
     """Return how a running guest's metadata differs from its claims in force, in words."""
-    plain = libvirt_xml.parse_domain_nics(xml)
-    if not _is_concerned(guests, plain):
+    document = libvirt_xml.read_domain(xml)
+    run = read(guests, document.plain, xml)
+    if not run.is_concerned:
         return []
     try:
-        wanted = trial(guests, libvirt_xml.parse_domain(xml))
+        wanted = _trial(guests, replace(run, domain=document.domain))
     except NatnsError as error:
         return [str(error)]
-    held = in_force(guests, guests.held(plain.uuid))
+    held = in_force(guests, guests.held(run.uuid))
     return [
         *(f"is not published: {what}" for what in only_in(wanted, held)),
         *(f"is published still: {what}" for what in only_in(held, wanted)),
@@ -59,15 +65,17 @@ def converge(guests: GuestContext, xml: bytes, known: bool) -> list[str]:
     ``known``: the guest was recorded before libvirt listed it.  If its record has gone,
     the guest has stopped since.
     """
-    plain = libvirt_xml.parse_domain_nics(xml)
-    if not _is_concerned(guests, plain) or (known and guests.store.guests.get(plain.uuid) is None):
+    return _converge(guests, libvirt_xml.read_domain(xml), xml, known)
+
+
+def _converge(guests: GuestContext, document: DomainDocument, xml: bytes, known: bool) -> list[str]:
+    run = read(guests, document.plain, xml)
+    if not run.is_concerned or (known and run.record is None):
         return []
-    before = guests.held(plain.uuid)
-    changed = publish(guests, libvirt_xml.parse_domain(xml), xml)
-    after = guests.held(plain.uuid)
-    lines = [f"{what}: published" for what in only_in(after, before)]
-    lines += [f"{what}: not published any more" for what in only_in(before, after)]
-    return lines or changed
+    done = put_into_force(guests, replace(run, domain=document.domain))
+    lines = [f"{what}: published" for what in only_in(done.after, done.before)]
+    lines += [f"{what}: not published any more" for what in only_in(done.before, done.after)]
+    return lines or done.changed
 
 
 def end(guests: GuestContext, record: GuestRecord) -> list[str]:
@@ -102,27 +110,17 @@ def follow(guests: GuestContext, uuid: str, ask: Callable[[], bytes | None]) -> 
         return end(guests, record) if record else []
     if record is None:
         return converge(guests, xml, False) if xml_sniff.at_domain(xml).annotated else []
-    if _says_the_same(record, xml):
+    earlier, document = libvirt_xml.read_domain(record.document), libvirt_xml.read_domain(xml)
+    if record.published and record.this_boot and _says_the_same(earlier, document):
         return []
-    _unplug_missing(guests, record, libvirt_xml.parse_domain_nics(xml))
-    return converge(guests, xml, True)
+    for nic in earlier.plain.nics:
+        # No hook tells of the end of a bridge's NIC.
+        if not any(is_same_nic(nic, present) for present in document.plain.nics):
+            unplug(guests, uuid, nic)
+    return _converge(guests, document, xml, True)
 
 
-def _unplug_missing(guests: GuestContext, record: GuestRecord, plain: Domain) -> None:
-    """Withdraw claims to NICs that have gone; no hook tells of a bridge's NIC."""
-    for nic in libvirt_xml.parse_domain_nics(record.document).nics:
-        if not any(is_same_nic(nic, each) for each in plain.nics):
-            unplug(guests, record.uuid, nic)
-
-
-def _is_concerned(guests: GuestContext, plain: Domain) -> bool:
-    return bool(guests.attachments(plain)) or guests.store.guests.get(plain.uuid) is not None
-
-
-def _says_the_same(record: GuestRecord, xml: bytes) -> bool:
-    """True if a guest's XML is the same as its published record."""
-    if not (record.published and record.this_boot):
-        return False
+def _says_the_same(earlier: DomainDocument, document: DomainDocument) -> bool:
     with suppress(DocumentError):
-        return libvirt_xml.parse_domain(record.document) == libvirt_xml.parse_domain(xml)
+        return earlier.domain == document.domain
     return False

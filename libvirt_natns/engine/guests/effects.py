@@ -2,8 +2,8 @@
 """Effects of claims: the networks' rules, and connections that end."""
 
 from libvirt_natns import names
-from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.guests.context import GuestContext, networks_of
+from libvirt_natns.engine.network_record import state_of
 from libvirt_natns.engine.publication.attachment import ANY, ANY6
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model.publication import Forward, StaticNat
@@ -16,9 +16,9 @@ def apply_to(guests: GuestContext, networks: set[str]) -> list[str]:
     changed = []
     for uuid in sorted(networks):
         record = guests.engine.store.networks.get(uuid)
-        if record is not None and record.state == "up" and record.this_boot:
-            network = libvirt_xml.parse_network(record.document)
-            changed += guests.engine.up(network, record.document)
+        # A network that starts holds its lock, and has today's claims once it is up.
+        if state_of(record) == "up" and record is not None:
+            changed += guests.engine.refresh_forwards(record)
     return changed
 
 

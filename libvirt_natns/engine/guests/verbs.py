@@ -11,6 +11,7 @@ from libvirt_natns.documents import domain_edit, libvirt_xml
 from libvirt_natns.engine.guests.claims import of_what_runs, resolve_claims, undo_reservations
 from libvirt_natns.engine.guests.context import GuestContext, discard_guest_directory, networks_of
 from libvirt_natns.engine.guests.effects import apply_to, cut, restore
+from libvirt_natns.engine.guests.guest_run import GuestRun, read
 from libvirt_natns.engine.guests.nics import has_nic, is_same_nic, may_name
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
@@ -18,6 +19,7 @@ from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.operations.undo import Undo
+from libvirt_natns.records import dataclass
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.guests import GuestRecord
 
@@ -27,8 +29,8 @@ def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
 
     Raises DocumentError, ConflictError or LeaseError to refuse the start.
     """
-    attachments = guests.attachments(domain)
-    if domain.nat is None or not attachments:
+    run = read(guests, domain, xml)
+    if domain.nat is None or not run.attachments:
         forget(guests, domain.uuid)
         return
     # The guest does not run: claims in force are from an end without an event.
@@ -37,10 +39,10 @@ def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
         # The directory goes also where the state database fails.
         undo.add(discard_guest_directory, domain.uuid)
         undo.add(guests.drop_record, domain.uuid)
-        undo_reservations(guests, attachments, undo)
-        claims = resolve_claims(guests, domain, attachments)
+        undo_reservations(guests, run.attachments, undo)
+        claims = resolve_claims(guests, domain, run)
         guests.store.guests.put(domain.uuid, domain.name, xml, published=False)
-        guests.store.claims.put(claims, guests.scopes(claims), published=False)
+        guests.store.claims.put(claims, run.scopes, published=False)
         undo.pop_all()
 
 
@@ -50,23 +52,37 @@ def publish(guests: GuestContext, domain: Domain, xml: bytes) -> list[str]:
     Connections of withdrawn claims end.  Return what was changed, in words.  Raises the
     errors of ``claim``, and keeps the earlier state then.
     """
-    attachments = guests.attachments(domain)
-    if (domain.nat is None or not attachments) and not guests.store.guests.get(domain.uuid):
-        return []
-    with guests.locked(domain.uuid):
-        before = guests.held(domain.uuid)
+    return put_into_force(guests, read(guests, domain, xml)).changed
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """Claims of a guest before and after it was published, and the changes in words."""
+
+    before: Claims
+    after: Claims
+    changed: list[str]
+
+
+def put_into_force(guests: GuestContext, run: GuestRun) -> Publication:
+    """Put a guest's metadata into force; see ``publish``."""
+    domain, uuid = run.domain, run.uuid
+    if (domain.nat is None or not run.attachments) and run.record is None:
+        return Publication(Claims(uuid), Claims(uuid), [])
+    with guests.locked(uuid):
+        before = guests.held(uuid)
         with Undo() as undo:
-            undo.add(restore, guests, before, guests.engine.store.leases.all_of(domain.uuid))
-            undo_reservations(guests, attachments, undo)
-            claims = resolve_claims(guests, of_what_runs(guests, domain, attachments), attachments)
-            guests.store.claims.put(claims, guests.scopes(claims), published=True)
+            undo.add(restore, guests, before, guests.engine.store.leases.all_of(uuid))
+            undo_reservations(guests, run.attachments, undo)
+            claims = resolve_claims(guests, of_what_runs(guests, run), run)
+            guests.store.claims.put(claims, run.scopes, published=True)
             changed = apply_to(guests, networks_of(before) | networks_of(claims))
             undo.pop_all()
-        guests.store.guests.put(domain.uuid, domain.name, xml, published=True)
+        guests.store.guests.put(uuid, domain.name, run.xml, published=True)
         cut(guests, before, claims)
         if domain.nat is None:
-            guests.drop_record(domain.uuid)
-    return changed
+            guests.drop_record(uuid)
+    return Publication(before, claims, changed)
 
 
 def withdraw(guests: GuestContext, uuid: str) -> None:

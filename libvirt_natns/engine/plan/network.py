@@ -29,6 +29,7 @@ from libvirt_natns.operations.addressing import Addresses, Gateways, Route, Send
 from libvirt_natns.operations.daemon_operations import Dnsmasq, IdleDnsmasq, Leasing
 from libvirt_natns.operations.link_operations import LinkUp, Macvlan, Patch, Port
 from libvirt_natns.operations.namespaces import Namespace, Settings
+from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.operations.rule_sets import Firewall
 
@@ -104,6 +105,17 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     """
     bridge = network.bridge or ""
     return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
+
+
+def claims_part(plan: Plan, published: Published) -> Plan:
+    """Return the operations of a plan that claims and reservations decide."""
+    return tuple(
+        operation
+        for operation in plan
+        if isinstance(operation, Firewall | Dnsmasq)
+        or (isinstance(operation, Addresses) and operation.link == names.UPSTREAM_LINK)
+        or (isinstance(operation, Announcement) and operation.address in published.addresses)
+    )
 
 
 def policy(network: Network, upstream: Upstream, outside: Outside, published: Published) -> Policy:

@@ -24,12 +24,12 @@ def scopes(store: Store, networks: Iterable[str]) -> dict[str, ClaimScope]:
     on a router share the router's addresses.
     """
     records = [record for uuid in networks if (record := store.networks.get(uuid))]
-    return {
-        record.uuid: ClaimScope("", True)
-        if record.kind == "host"
-        else ClaimScope(record.upstream, record.kind == "router")
-        for record in records
-    }
+    return {record.uuid: scope_on(record.upstream, record.kind) for record in records}
+
+
+def scope_on(upstream: str, kind: str) -> ClaimScope:
+    """Return the scope of claims in networks on an upstream of that kind."""
+    return ClaimScope("", True) if kind == "host" else ClaimScope(upstream, kind == "router")
 
 
 def check_host(
@@ -76,7 +76,7 @@ def claim_for_network(
     Raises DocumentError or ConflictError.
     """
     claims = of_network(network, upstream, outside, choices)
-    where = scopes(choices.store, [network.uuid])
+    where = {network.uuid: scope_on(upstream.name, upstream.kind)}
     fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
     check_host(fresh, where, choices.kernel.host.addresses.beyond_link())
     choices.store.claims.put(claims, where, published=True)

@@ -24,7 +24,7 @@ from libvirt_natns.engine.reconcile.active import (
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.operations.carry_out import plan_differences
 from libvirt_natns.state.networks import NetworkRecord
-from libvirt_natns.upstream import dhcp, selection
+from libvirt_natns.upstream import dhcp
 
 NO_ROUTER = "is active in libvirt, but has no router"
 
@@ -35,13 +35,11 @@ def network_differences(engine: Engine, record: NetworkRecord) -> list[str]:
         return []
     try:
         network = libvirt_xml.parse_network(record.document)
-        upstream = engine.planner.upstream(network)
-        lacks = engine.planner.lacks(network, upstream)
-        if lacks:
-            return [f"no {what} of upstream {upstream.name} is leased" for what in lacks]
-        plan = engine.planner.plan(network, upstream)
-        configured = selection.upstream_of(network, engine.config)
-        lines = dhcp.differences(engine.store, record, network, upstream, configured)
+        run = engine.planner.run(network, record.document, record)
+        if run.lacks:
+            return [f"no {what} of upstream {run.upstream.name} is leased" for what in run.lacks]
+        plan = engine.planner.plan(run)
+        lines = dhcp.differences(engine.store, record, network, run.upstream, run.selected)
         return lines + plan_differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]

@@ -60,10 +60,10 @@ def _frame(
     source: Address,
     to: IPv6Address,
     kind: int,
-    flags: int,
     target: Address,
     options: bytes = b"",
 ) -> bytes:
+    flags = ROUTER_AND_OVERRIDE if kind == ADVERTISEMENT else 0
     length = struct.calcsize(ICMPV6_FORMAT) + len(options)
     pseudo = source.packed + to.packed + struct.pack("!II", length, ICMPV6)
     unsummed = struct.pack(ICMPV6_FORMAT, kind, 0, 0, flags, target.packed) + options
@@ -77,13 +77,13 @@ def _frame(
 def question(mac: bytes, address: Address) -> bytes:
     """The frame that asks whether somebody has an address."""
     group = IPv6Address(int(SOLICITED_NODE) | int(address) & 0xFFFFFF)
-    return _frame(mac, NOBODY, group, SOLICITATION, 0, address)
+    return _frame(mac, NOBODY, group, SOLICITATION, address)
 
 
 def announcement(mac: bytes, address: Address) -> bytes:
     """The frame that tells who has an address now, and that this is a router."""
     option = struct.pack("!BB6s", TARGET_LINK_ADDRESS, 1, mac)
-    return _frame(mac, address, ALL_NODES, ADVERTISEMENT, ROUTER_AND_OVERRIDE, address, option)
+    return _frame(mac, address, ALL_NODES, ADVERTISEMENT, address, option)
 
 
 def claimed(frame: bytes, own: bytes, wanted: Collection[Address]) -> Address | None:

@@ -7,8 +7,8 @@ from libvirt_natns import names
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel.locks import make_directory
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.firewall_operations import fingerprint_file
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.operations.rule_sets import fingerprint_file
 from libvirt_natns.records import dataclass
 
 

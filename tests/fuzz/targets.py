@@ -31,8 +31,8 @@ from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.upstream import Outside
+from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.operation import describe_plan
-from libvirt_natns.operations.rule_sets import Firewall
 from libvirt_natns.records import replace
 from libvirt_natns.service import client, server
 from libvirt_natns.upstream import selection

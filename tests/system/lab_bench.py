@@ -33,8 +33,8 @@ from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.reconcile import check
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.link_operations import Macvlan, Patch
-from libvirt_natns.operations.rule_sets import Firewall
 from libvirt_natns.state import networks
 from libvirt_natns.state.store import Store
 

@@ -47,7 +47,7 @@ from libvirt_natns.daemons import udhcpc
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.operations.addressing import Gateways
 from libvirt_natns.operations.daemon_operations import Leasing
-from libvirt_natns.operations.rule_sets import Firewall
+from libvirt_natns.operations.firewall_operations import Firewall
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000d1"
 DIRECTORY = names.dhcp_directory(UUID)

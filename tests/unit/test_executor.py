@@ -20,11 +20,11 @@ from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.veth import VethPair
 from libvirt_natns.operations.addressing import Addresses, Withdrawal
 from libvirt_natns.operations.carry_out import carry_out, plan_differences
+from libvirt_natns.operations.firewall_operations import Firewall, fingerprint_file
 from libvirt_natns.operations.link_operations import LinkUp, Patch
 from libvirt_natns.operations.namespaces import Namespace, namespace_owner
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Operation
-from libvirt_natns.operations.rule_sets import Firewall, fingerprint_file
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
 

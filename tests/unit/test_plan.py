@@ -29,11 +29,11 @@ from libvirt_natns.model.subnet import StaticRoute, Subnet
 from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.operations.addressing import Route
 from libvirt_natns.operations.daemon_operations import Dnsmasq, NeighbourProxy
+from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.link_operations import AllMulticast, LinkUp, Patch
 from libvirt_natns.operations.namespaces import Settings
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Operation, Plan, describe_plan
-from libvirt_natns.operations.rule_sets import Firewall
 from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"

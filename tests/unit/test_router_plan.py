@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.errors import KernelError, RouterError
+from libvirt_natns.errors import KernelError, RouterError, StoreError
 from libvirt_natns.kernel.boot import boot_id
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
@@ -169,6 +169,20 @@ def test_each_operation_is_written_down_before_it_is_done(up: Callable[..., list
     ]
     assert EVENTS == ["a: going up, do a", "c: going up, do c"]
     assert written() == "up, "
+
+
+def test_a_router_whose_networks_are_not_known_begins_nothing(
+    up: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        EVENTS.append(written())
+        raise StoreError("the state database is damaged")
+
+    monkeypatch.setattr(RouterLifecycle, "plan", fail)
+    with pytest.raises(StoreError, match="damaged"):
+        up(Noted("a"))
+    assert EVENTS == ["nothing"]
+    assert written() == "nothing"
 
 
 def test_a_failure_is_taken_back_in_reverse_by_the_journal(up: Callable[..., list[str]]) -> None:

@@ -27,11 +27,11 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.operations.addressing import Addresses, Gateways, Route, SendLimit, Withdrawal
 from libvirt_natns.operations.daemon_operations import Dnsmasq, IdleDnsmasq, Leasing
+from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.link_operations import LinkUp, Macvlan, Patch, Port
 from libvirt_natns.operations.namespaces import Namespace, Settings
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Plan
-from libvirt_natns.operations.rule_sets import Firewall
 
 
 def make(

@@ -131,12 +131,13 @@ class RouterLifecycle:
         )
         deadline = None if within is None else boot_clock.now() + within
         record = RouterRecord(target, before, resolv, "going up", boot_id(), deadline=deadline)
+        plan = self.plan(record)
         journal.save(record)
         written = JournalObserver(record, self._announce)
         try:
             if deadline is not None:
                 confirm_timer.arm(upstream.name, deadline)
-            self._carry_out(record, written.begin)
+            self._carry_out(plan, written.begin)
             written.begin("note that it is up")
             up = journal.advance(written.record, state="up", step="")
             if deadline is None and not boot:
@@ -149,15 +150,14 @@ class RouterLifecycle:
         return [f"router {upstream.name} is up: {target.nic} is in {target.namespace}"]
 
     def _repair(self, record: RouterRecord) -> list[str]:
-        return self._carry_out(record, self._announce)
+        return self._carry_out(self.plan(record), self._announce)
 
-    def _carry_out(self, record: RouterRecord, begin: Callable[[str], None]) -> list[str]:
-        """Make a router what its record says; ``begin`` is called ahead of each change."""
-        steps = self.plan(record)
-        names = {id(step.operation): step.what for step in steps}
+    def _carry_out(self, plan: RouterPlan, begin: Callable[[str], None]) -> list[str]:
+        """Make a router what its plan says; ``begin`` is called ahead of each change."""
+        names = {id(step.operation): step.what for step in plan}
         return carry_out(
             self.kernel,
-            [step.operation for step in steps],
+            [step.operation for step in plan],
             # The journal takes a router back, also after a kill.
             Undo(),
             lambda operation: begin(names[id(operation)]),

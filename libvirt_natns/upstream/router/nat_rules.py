@@ -23,7 +23,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import default_route
 from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.firewall.rule import Rule, limited, single
-from libvirt_natns.operations.rule_sets import Firewall
+from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.target import Target
 

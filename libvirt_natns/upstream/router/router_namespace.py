@@ -5,8 +5,8 @@ from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations import namespaces
+from libvirt_natns.operations.firewall_operations import fingerprint_file
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.operations.rule_sets import fingerprint_file
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import nic_lease, nic_link, router_files
 from libvirt_natns.upstream.router.target import Target

@@ -10,10 +10,10 @@ is damaged in part can still be taken back.
 
 from libvirt_natns import names
 from libvirt_natns.firewall.rule import Rule
+from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.link_operations import LinkUp, Patch, TransitBridge
 from libvirt_natns.operations.namespaces import Settings
 from libvirt_natns.operations.operation import Operation
-from libvirt_natns.operations.rule_sets import Firewall
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import downstream, host_link, nat_rules
 from libvirt_natns.upstream.router.downstream import RouterNeeds
@@ -71,7 +71,9 @@ def make(record: RouterRecord, needs: RouterNeeds | None) -> RouterPlan:
         RouterStep("set its loopback link up", LinkUp(namespace, "lo")),
         RouterStep("make the patch to the host", _patch(target, before.mtu)),
         RouterStep("make the transit bridge", _transit_bridge(target, before.mtu)),
-        RouterStep("configure the transit bridge", downstream.transit(target, needs or NOTHING)),
+        RouterStep(
+            "configure the transit bridge", downstream.transit(target, needs or nat_rules.NOTHING)
+        ),
         RouterStep("load the rules", _firewall(target, needs)),
         RouterStep("move the NIC", MovedNic(namespace, target.nic, before)),
         RouterStep(
@@ -82,9 +84,6 @@ def make(record: RouterRecord, needs: RouterNeeds | None) -> RouterPlan:
         RouterStep("set the resolvers", ResolvConf(target.servers, record.resolver)),
         RouterStep("keep the DHCP lease", KeptLease(target, before)),
     )
-
-
-NOTHING = RouterNeeds()
 
 
 def _patch(target: Target, mtu: int) -> Patch:

@@ -167,7 +167,7 @@ def _prefix(engine: Engine, network: Network, upstream: Upstream) -> IPv6Network
     wanted = selection.wanted_prefix(network, upstream)
     if wanted is not None:
         return wanted
-    inner = engine.kernel.addresses(names.namespace(network.name), network.bridge or "")
+    inner = engine.kernel.addresses(names.namespace(network.name), network.bridge)
     for interface in inner:
         subnet = interface.network
         if isinstance(subnet, IPv6Network) and any(map(subnet.subnet_of, upstream.prefixes6)):

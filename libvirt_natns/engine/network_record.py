@@ -19,7 +19,7 @@ def new_record(network: Network, xml: bytes, upstream: Upstream, state: State) -
         uuid=network.uuid,
         name=network.name,
         namespace=names.namespace(network.name),
-        bridge=network.bridge or "",
+        bridge=network.bridge,
         upstream=upstream.name,
         kind=upstream.kind,
         subnets=tuple(subnet.network for subnet in network.subnets),

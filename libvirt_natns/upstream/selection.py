@@ -12,7 +12,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
 from libvirt_natns.errors import DocumentError, UpstreamError
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.network import Network
+from libvirt_natns.model.network import LibvirtNetwork, Network
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state import applicants
@@ -22,33 +22,38 @@ LINK_LOCAL = IPv6Network("fe80::/10")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """True or False for a handled network, with the reason."""
+    """The network if it is handled, else None; with the reason."""
 
-    handled: bool
+    network: Network | None
     reason: str
 
+    @property
+    def handled(self) -> bool:
+        """True for a handled network."""
+        return self.network is not None
 
-def verdict(network: Network, config: Config) -> Verdict:
+
+def verdict(network: LibvirtNetwork, config: Config) -> Verdict:
     """Return whether we handle a network.
 
     Raises DocumentError for a network that asks to be handled and cannot be.
     """
     if network.forward_mode is not None:
-        return Verdict(False, f"has <forward mode='{network.forward_mode}'>")
+        return Verdict(None, f"has <forward mode='{network.forward_mode}'>")
     if network.nat is not None and not network.nat.enabled:
-        return Verdict(False, "its metadata says enabled='no'")
+        return Verdict(None, "its metadata says enabled='no'")
     if config.scope == "annotated" and network.nat is None:
-        return Verdict(False, "scope is 'annotated' and its metadata has no <natns:nat>")
+        return Verdict(None, "scope is 'annotated' and its metadata has no <natns:nat>")
     if not network.subnets:
         if network.nat is None:
-            return Verdict(False, "has no address")
+            return Verdict(None, "has no address")
         raise DocumentError(
             f"network {network.name} has neither <ip> nor <natns:ip>",
             "give it one, or remove <natns:nat> from its metadata",
         )
-    if network.bridge is None:
-        return Verdict(False, "has no bridge")
-    return Verdict(True, "isolated" if network.nat is None else "annotated")
+    if not isinstance(network, Network):
+        return Verdict(None, "has no bridge")
+    return Verdict(network, "isolated" if network.nat is None else "annotated")
 
 
 def upstream_of(network: Network, config: Config) -> Upstream:

@@ -31,7 +31,7 @@ from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
 from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import replace
 from libvirt_natns.service import client, server
@@ -109,12 +109,12 @@ def check_network(data: bytes) -> None:
     """A network's document: both readers agree, and no line gets into what is made of it."""
     seen = xml_sniff.at_network(data)
     try:
-        network = libvirt_xml.parse_network(data)
+        network = libvirt_xml.parse_any_network(data)
     except NatnsError as error:
         refusal(error)
         return
     agree(seen, network)
-    if network.subnets and network.bridge:
+    if network.subnets and isinstance(network, Network):
         check_dnsmasq(network)
         check_plan(network)
 
@@ -122,11 +122,11 @@ def check_network(data: bytes) -> None:
 OUTSIDE = Outside(IPv4Address("192.168.0.150"), IPv6Address("2001:db8:77::150"))
 
 
-def agree(seen: xml_sniff.Glance, parsed: Network | Domain) -> None:
+def agree(seen: xml_sniff.Glance, parsed: LibvirtNetwork | Domain) -> None:
     """The first look and the parser take a document for the same thing."""
     assert (seen.uuid, seen.name) == (parsed.uuid, parsed.name), "uuid and name"
     assert seen.annotated == (parsed.nat is not None), "annotated"
-    if isinstance(parsed, Network):
+    if isinstance(parsed, LibvirtNetwork):
         disabled = parsed.nat is not None and not parsed.nat.enabled
         assert seen.disabled == disabled, "disabled"
         assert seen.forwards or parsed.forward_mode is None, "forwards"

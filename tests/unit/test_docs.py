@@ -409,14 +409,14 @@ def test_xml(block: Block) -> None:
     if block.text.startswith("<domain"):
         assert libvirt_xml.parse_domain(block.text.encode(), str(block)).nat
     else:
-        libvirt_xml.parse_network(block.text.encode(), str(block))
+        libvirt_xml.parse_any_network(block.text.encode(), str(block))
 
 
 @pytest.mark.parametrize("block", of("xml network"), ids=str)
 def test_xml_fragment_of_a_network(block: Block) -> None:
     ip = "" if "<natns:ip" in block.text else '<ip address="10.0.0.1" prefix="24"/>'
     whole = f"<network><name>x</name>{block.text}{ip}</network>"
-    assert libvirt_xml.parse_network(whole.encode(), str(block)).nat
+    assert libvirt_xml.parse_any_network(whole.encode(), str(block)).nat
 
 
 def whole_domain(text: str) -> bytes:
@@ -444,7 +444,7 @@ def test_examples_of_the_manual(page: Path) -> None:
             assert libvirt_xml.parse_domain(text.encode(), page.name).nat
         elif text.startswith("<metadata"):
             ip = "" if "<natns:ip" in text else '<ip address="10.0.0.1" prefix="24"/>'
-            libvirt_xml.parse_network(f"<network><name>x</name>{text}{ip}</network>".encode())
+            libvirt_xml.parse_any_network(f"<network><name>x</name>{text}{ip}</network>".encode())
         elif page.name.endswith(".5"):
             config.parse(text, page.name)
         else:

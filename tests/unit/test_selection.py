@@ -9,7 +9,7 @@ from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.dns import Dns, Forwarder
 from libvirt_natns.model.metadata import NatMetadata
-from libvirt_natns.model.network import Network
+from libvirt_natns.model.network import LibvirtNetwork, Network
 from libvirt_natns.model.subnet import StaticRoute, Subnet
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import replace
@@ -50,12 +50,13 @@ ANNOTATED = Config(scope="annotated")
         (replace(NETWORK, nat=NatMetadata(enabled=False)), ANNOTATED, False, "enabled='no'"),
         (replace(NETWORK, subnets=()), Config(), False, "has no address"),
         (replace(NETWORK, subnets=(SIX,)), Config(), True, "isolated"),
-        (replace(NETWORK, bridge=None), Config(), False, "has no bridge"),
+        (LibvirtNetwork("u", "a", None, subnets=(SUBNET,)), Config(), False, "has no bridge"),
     ],
 )
-def test_verdict(network: Network, config: Config, handled: bool, reason: str) -> None:
+def test_verdict(network: LibvirtNetwork, config: Config, handled: bool, reason: str) -> None:
     found = verdict(network, config)
     assert found.handled is handled
+    assert found.network is (network if handled else None)
     assert reason in found.reason
 
 

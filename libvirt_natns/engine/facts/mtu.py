@@ -31,7 +31,7 @@ def usual_mtu(network: Network) -> PrivateMtu:
 
 def private_mtu(kernel: Kernel, network: Network) -> PrivateMtu | None:
     """Return the MTU of a network's bridge now; None if there is no bridge."""
-    bridge = network.bridge or ""
+    bridge = network.bridge
     mtu = kernel.mtu(bridge)
     if mtu is None:
         return None

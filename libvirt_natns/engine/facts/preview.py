@@ -37,7 +37,7 @@ def preview(planner: Planner, network: Network) -> Plan:
     # The files that libvirt will write are not known yet.
     files = dnsmasq_files.Files("") if network.needs_dnsmasq else None
     namespace = names.namespace(network.name)
-    daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
+    daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge, files)
     private = private_mtu(planner.kernel, network) or usual_mtu(network)
     around = Surroundings(
         private.patch,
@@ -48,7 +48,7 @@ def preview(planner: Planner, network: Network) -> Plan:
         leasing=leasing(planner.store, network, upstream),
     )
     subnets = tuple(subnet.network for subnet in network.subnets)
-    user = User(network.uuid, network.bridge or "", upstream.name, subnets, leased)
+    user = User(network.uuid, network.bridge, upstream.name, subnets, leased)
     needs = needs_of(planner, user, upstream, [], [])
     shared = (
         *plan_of(planner.kernel, upstream),

@@ -46,7 +46,7 @@ def dnsmasq_of(
     """Return the dnsmasq of a network's namespace; ``mtu`` is the MTU to announce to guests."""
     files = _files(store, network, upstream, outside, mtu) if network.needs_dnsmasq else None
     namespace = names.namespace(network.name)
-    return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
+    return dnsmasq.Daemon(network.uuid, namespace, network.bridge, files)
 
 
 def _files(

@@ -19,7 +19,7 @@ from libvirt_natns.model.upstream import Outside, Upstream
 def neighbours(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Operation]:
     """Yield the proxies between guests and the upstream's stations, in both directions."""
     namespace = names.namespace(network.name)
-    inner = network.bridge or ""
+    inner = network.bridge
     if outside.proxied and upstream.attach != "macvlan":
         # Neighbours ask for guests' addresses in groups that no station on this side joins.
         yield AllMulticast(names.upstream_patch(network.uuid), upstream.bridge_namespace)

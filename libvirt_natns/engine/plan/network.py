@@ -52,7 +52,7 @@ def make(
     in or out.
     """
     namespace = names.namespace(network.name)
-    inner = network.bridge or ""
+    inner = network.bridge
     ipv6 = has_ipv6(network)
     rules = ruleset(policy(network, upstream, outside, published))
     return (
@@ -106,7 +106,7 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     Where libvirt sets no address, an administrator may have set one: guests would find two
     gateways.
     """
-    bridge = network.bridge or ""
+    bridge = network.bridge
     return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
 
 
@@ -114,7 +114,7 @@ def policy(network: Network, upstream: Upstream, outside: Outside, published: Pu
     """Return the firewall policy of a network's namespace."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
-        inner=network.bridge or "",
+        inner=network.bridge,
         upstream=names.UPSTREAM_LINK,
         subnets=(*(subnet.network for subnet in network.subnets), *routed),
         gateways=tuple(subnet.gateway for subnet in network.subnets),
@@ -136,7 +136,7 @@ def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
         namespace=namespace,
         # libvirt's lease helper files leases under the name of the interface
         # that dnsmasq serves, and virsh looks for them under the bridge's.
-        link=network.bridge or "",
+        link=network.bridge,
         mac=names.mac(network.uuid, "inner"),
         port=names.private_patch(network.uuid),
         port_mac=names.mac(network.uuid, "private-port"),
@@ -147,7 +147,7 @@ def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
 
 def private_port(network: Network) -> Port:
     """Return the port that connects a network's bridge with its namespace."""
-    return Port(names.private_patch(network.uuid), network.bridge or "")
+    return Port(names.private_patch(network.uuid), network.bridge)
 
 
 def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
@@ -182,7 +182,7 @@ def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Ma
 def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Route | Gateways]:
     namespace, out = names.namespace(network.name), names.UPSTREAM_LINK
     for route in network.routes:
-        yield Route(namespace, route.destination, network.next_hop(route), network.bridge or "")
+        yield Route(namespace, route.destination, network.next_hop(route), network.bridge)
     if upstream.by_dhcp:
         yield Gateways(namespace, out, _learnt(upstream))
     elif upstream.gateway is not None and outside.address is not None:
@@ -198,7 +198,7 @@ def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[
 def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
     subnets = tuple(subnet.interface for subnet in network.subnets)
     routes = tuple(route for route in network.routes if network.next_hop(route))
-    return SendLimit(namespace, network.bridge or "", subnets, routes, mtu)
+    return SendLimit(namespace, network.bridge, subnets, routes, mtu)
 
 
 def _learnt(upstream: Upstream) -> tuple[tuple[IPNetwork, Address], ...]:

@@ -99,7 +99,7 @@ def link_settings(network: Network, upstream: Upstream, outside: Outside) -> Set
     advertised = upstream.gateway6 is None
     more = ADVERTISED if advertised else (("accept_ra", "0"),)
     off = "0" if leaves_by_ipv6(network, outside) else "1"
-    inner, out = network.bridge or "", names.UPSTREAM_LINK
+    inner, out = network.bridge, names.UPSTREAM_LINK
     proxy = "1" if any(answered_stations(network, upstream, outside)) else "0"
     # The kernel learns guests' addresses from their unsolicited advertisements, for ndppd.
     heard = "1" if outside.proxied else "0"

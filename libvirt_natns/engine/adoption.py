@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, Family, Interface
+from libvirt_natns.addresses import FAMILIES, Address, Family, Interface
 from libvirt_natns.daemons import dnsmasq_files
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine.engine import Engine
@@ -30,9 +30,10 @@ from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
+from libvirt_natns.model.upstream import HostUpstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.state import applicants, pool
+from libvirt_natns.state import applicants
 from libvirt_natns.state.leases import Leasable
 from libvirt_natns.upstream import dhcp, selection, transit
 
@@ -98,7 +99,7 @@ def _adopt_transits(engine: Engine) -> None:
     """Choose again the transit subnets that the host's transit bridges have."""
     for upstream in engine.config.upstreams.values():
         bridge = names.transit_bridge(upstream.name)
-        if upstream.kind != "host" or engine.kernel.link(None, bridge) is None:
+        if not isinstance(upstream, HostUpstream) or engine.kernel.link(None, bridge) is None:
             continue
         for interface in engine.kernel.addresses(None, bridge):
             subnet = interface.network
@@ -128,21 +129,22 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     engine.store.claims.put(claims, scopes(engine.store, [network.uuid]), published=True)
 
 
-def _lease(engine: Engine, upstream: Upstream, key: str, who: str, leased: Leasable) -> None:
-    if not engine.store.leases.reserve(upstream.name, pool.segment(upstream), key, leased):
+def _lease(engine: Engine, upstream: Segment, key: str, who: str, leased: Leasable) -> None:
+    if not engine.store.leases.reserve(upstream.name, upstream.bridge, key, leased):
         raise ConflictError(f"{who}: {leased} of upstream {upstream.name} is another's already")
 
 
 def _leases(
-    engine: Engine, network: Network, upstream: Upstream, rules: Translations
+    engine: Engine, network: Network, upstream: Segment, rules: Translations
 ) -> Iterator[Leasable]:
     """Yield a network's leases, by the addresses in its namespace."""
     namespace = names.namespace(network.name)
-    if upstream.by_dhcp:
+    if isinstance(upstream, DhcpSegment):
         yield dhcp.settle(engine.store, network, upstream)
     outer = engine.kernel.addresses(namespace, names.UPSTREAM_LINK)
-    families: tuple[Family, ...] = (6,) if upstream.by_dhcp else (4, 6)
-    for family in families:
+    for family in FAMILIES:
+        if upstream.side(family).by_dhcp:
+            continue
         address = _own(outer, family, rules)
         if address is not None and applicants.can_keep(address, upstream):
             yield address
@@ -160,7 +162,7 @@ def _own(interfaces: Iterable[Interface], family: Family, rules: Translations) -
     return min(mine, key=lambda each: each.network.prefixlen).ip if mine else None
 
 
-def _prefix(engine: Engine, network: Network, upstream: Upstream) -> IPv6Network | None:
+def _prefix(engine: Engine, network: Network, upstream: Segment) -> IPv6Network | None:
     """Return the prefix that is routed to a network, by its namespace's address in the prefix."""
     if not selection.leases_prefix(network, upstream):
         return None

@@ -21,7 +21,7 @@ from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.leases import LeaseKind
 from libvirt_natns.upstream import dhcp, selection
@@ -30,7 +30,7 @@ FIRST_LOOK = 0.006
 """Seconds in which nearly every station of a local network has answered."""
 
 
-def reserve(context: Context, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
+def reserve(context: Context, network: Network, xml: bytes, upstream: Segment, undo: Undo) -> None:
     """Record a network and lease its addresses; ``undo`` takes back both.
 
     Raises LeaseError, DhcpError, DocumentError or ConflictError.
@@ -38,7 +38,7 @@ def reserve(context: Context, network: Network, xml: bytes, upstream: Upstream, 
     earlier = context.store.leases.all_of(network.uuid)
     kinds = {lease.kind for lease in earlier if lease.upstream == upstream.name}
     context.step("record the network")
-    if upstream.by_dhcp:
+    if isinstance(upstream, DhcpSegment):
         undo.add(shared_host.adjust, context, network.uuid)
     undo.add(context.store.networks.set_state, network.uuid, "down")
     context.store.networks.put(new_record(network, xml, upstream, "preparing"))
@@ -47,7 +47,7 @@ def reserve(context: Context, network: Network, xml: bytes, upstream: Upstream, 
     undo.add(context.store.leases.restore, earlier)
 
     context.step("lease an address")
-    if upstream.by_dhcp:
+    if isinstance(upstream, DhcpSegment):
         upstream = _await_lease(context, network, upstream, undo)
     for family in FAMILIES:
         if selection.leases_address(network, upstream, family):
@@ -59,13 +59,13 @@ def reserve(context: Context, network: Network, xml: bytes, upstream: Upstream, 
         claim_own(context, network, upstream)
 
 
-def renew(context: Context, network: Network, upstream: Upstream) -> None:
+def renew(context: Context, network: Network, upstream: Segment) -> None:
     """Keep a network's leases; lease anew where the configuration has moved on.
 
     Raises LeaseError.
     """
     leased = context.store.leases.of(upstream.name, network.uuid)
-    if upstream.by_dhcp:
+    if isinstance(upstream, DhcpSegment):
         dhcp.settle(context.store, network, upstream)
     for family in FAMILIES:
         address = leased.of(family)
@@ -79,7 +79,7 @@ def renew(context: Context, network: Network, upstream: Upstream) -> None:
 
 
 def claim_own(
-    context: Context, network: Network, upstream: Upstream, held: Collection[Forward] = ()
+    context: Context, network: Network, upstream: Segment, held: Collection[Forward] = ()
 ) -> None:
     """Claim the forwards of a network's own metadata; ``held`` are in force already.
 
@@ -90,8 +90,10 @@ def claim_own(
     claim_for_network(context.choices, whole, upstream, outside, held)
 
 
-def _await_lease(context: Context, network: Network, upstream: Upstream, undo: Undo) -> Upstream:
-    """Ask a DHCP server for an address, and return the upstream as its lease completes it."""
+def _await_lease(
+    context: Context, network: Network, upstream: DhcpSegment, undo: Undo
+) -> DhcpSegment:
+    """Ask a DHCP server for an address, and return the segment that its lease tells."""
     # A host that filters bridged frames would drop the server's answer.
     shared_host.adjust(context, network.uuid)
     operations = context.planner.plan_ahead_of_lease(network, upstream)
@@ -99,13 +101,13 @@ def _await_lease(context: Context, network: Network, upstream: Upstream, undo: U
         carry_out(context.kernel, operations, undo, context.before)
         context.step("await a DHCP lease")
         dhcp.await_lease(network, upstream)
-    upstream = context.planner.upstream(network)
-    dhcp.settle_first(context.store, network, upstream)
-    return upstream
+    segment = dhcp.complete(network, upstream.upstream)
+    dhcp.settle_first(context.store, network, segment)
+    return segment
 
 
-def _lease(context: Context, network: Network, upstream: Upstream, family: Family) -> None:
-    if upstream.by_dhcp and family == 4:
+def _lease(context: Context, network: Network, upstream: Segment, family: Family) -> None:
+    if upstream.side(family).by_dhcp:
         return
     pool.reserve(
         context.store,
@@ -116,7 +118,7 @@ def _lease(context: Context, network: Network, upstream: Upstream, family: Famil
     )
 
 
-def _lease_prefix(context: Context, network: Network, upstream: Upstream) -> None:
+def _lease_prefix(context: Context, network: Network, upstream: Segment) -> None:
     pool.reserve_prefix(
         context.store,
         applicants.applicant(network),
@@ -126,7 +128,7 @@ def _lease_prefix(context: Context, network: Network, upstream: Upstream) -> Non
     )
 
 
-def probe(context: Context, upstream: Upstream, addresses: Collection[Address]) -> set[Address]:
+def probe(context: Context, upstream: Segment, addresses: Collection[Address]) -> set[Address]:
     """Return the addresses that other stations answer for.
 
     A resident process takes a short look here.  It probes in full when it announces
@@ -136,10 +138,10 @@ def probe(context: Context, upstream: Upstream, addresses: Collection[Address]) 
         return set()
     resident = context.later is not at_once
     seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
-    return address_probe.probe(upstream.bridge or "", addresses, seconds, context.later)
+    return address_probe.probe(upstream.bridge, addresses, seconds, context.later)
 
 
-def in_words(context: Context, network: Network, upstream: Upstream) -> str:
+def in_words(context: Context, network: Network, upstream: Segment) -> str:
     """Return a network's leases, in words."""
     leased = context.store.leases.of(upstream.name, network.uuid)
     parts = [*leased.addresses, *([leased.prefix] if leased.prefix else [])]

@@ -31,7 +31,7 @@ def relocate(
         return []
     network = libvirt_xml.parse_network(record.document)
     upstream = context.planner.upstream(network)
-    if upstream.by_dhcp and taken.version == 4:
+    if upstream.side_of(taken).by_dhcp:
         # The client asks the neighbours, and declines an address that a neighbour has.
         return []
     waiting = context.waiting()

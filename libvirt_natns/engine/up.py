@@ -23,10 +23,10 @@ from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
-from libvirt_natns.upstream import dhcp, selection
+from libvirt_natns.upstream import dhcp
 
 
 class NotUpError(NatnsError):
@@ -94,7 +94,7 @@ def _up(context: Context, network: Network, xml: bytes, *, only_if_up: bool = Fa
             _check_up(context, network, xml)
         made = _built_ahead(context, network.uuid)
         _admit(context, network, xml, upstream, undo)
-        if upstream.by_dhcp:
+        if isinstance(upstream, DhcpSegment):
             # A DHCP server may have leased another address since.
             upstream = context.planner.upstream(network)
         elif names.dhcp_directory(network.uuid).is_dir():
@@ -131,7 +131,7 @@ def _check_up(context: Context, network: Network, xml: bytes) -> None:
         raise RecordChangedError(f"network {network.name} was changed")
 
 
-def _admit(context: Context, network: Network, xml: bytes, upstream: Upstream, undo: Undo) -> None:
+def _admit(context: Context, network: Network, xml: bytes, upstream: Segment, undo: Undo) -> None:
     """Record a network; ``undo`` forgets a network that was not up."""
     state = context.state(network.uuid)
     if state != "up":
@@ -143,7 +143,7 @@ def _admit(context: Context, network: Network, xml: bytes, upstream: Upstream, u
         return
     if state == "starting":
         undo.add(context.store.networks.set_state, network.uuid, "down")
-        if upstream.by_dhcp:
+        if isinstance(upstream, DhcpSegment):
             # `start` has made a part of the namespace, to be leased an address.
             namespace = names.namespace(network.name)
             undo.add(remove, context.kernel, network.uuid, namespace)
@@ -159,7 +159,7 @@ def _admit(context: Context, network: Network, xml: bytes, upstream: Upstream, u
 
 
 def _publish_anew(
-    context: Context, earlier: NetworkRecord, network: Network, upstream: Upstream, undo: Undo
+    context: Context, earlier: NetworkRecord, network: Network, upstream: Segment, undo: Undo
 ) -> None:
     """Claim the forwards of a running network's edited metadata, in place of earlier ones."""
     if publishes_as(earlier, network):
@@ -171,7 +171,7 @@ def _publish_anew(
     leases.claim_own(context, network, upstream, before.forwards)
 
 
-def _end_leasing(context: Context, network: Network, upstream: Upstream, undo: Undo) -> None:
+def _end_leasing(context: Context, network: Network, upstream: Segment, undo: Undo) -> None:
     """Release a DHCP server's lease: the network's upstream leased by DHCP before."""
     held = dhcp.held(network.uuid)
     end_client(context.kernel, network.uuid, names.namespace(network.name))
@@ -195,13 +195,13 @@ def _take_over(context: Context, network: Network, undo: Undo) -> list[str]:
 
 
 def _apply(
-    context: Context, network: Network, upstream: Upstream, made: Plan, undo: Undo
+    context: Context, network: Network, upstream: Segment, made: Plan, undo: Undo
 ) -> list[str]:
     """Renew a network's leases and carry out its plan; return what differed."""
     repaired: list[str] = []
     leases.renew(context, network, upstream)
-    if upstream.by_dhcp:
-        repaired += dhcp.news(network, selection.upstream_of(network, context.config))
+    if isinstance(upstream, DhcpSegment):
+        repaired += dhcp.news(network, upstream)
     for address in context.planner.outside(network, upstream).addresses:
         context.store.claims.move(network.uuid, address)
     shared_host.adjust(context, network.uuid)

@@ -4,7 +4,7 @@
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.records import dataclass
 
 
@@ -42,7 +42,7 @@ def wanted_address(network: Network, family: Family) -> Address | None:
     return network.nat.address if family == 4 else network.nat.address6
 
 
-def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
+def check_wanted(who: Applicant, upstream: Segment, wanted: Address) -> None:
     """Refuse an upstream address that an applicant asks for and cannot have.
 
     Raises LeaseError.
@@ -63,15 +63,14 @@ def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
     )
 
 
-def can_keep(address: Address, upstream: Upstream) -> bool:
+def can_keep(address: Address, upstream: Segment) -> bool:
     """True if a network that runs can keep its address, inside the pool or not."""
-    family: Family = 4 if address.version == 4 else 6
-    subnet = upstream.side(family).subnet
-    inside = subnet is not None and address in subnet
-    return inside and address not in reserved_addresses(upstream, family)
+    side = upstream.side_of(address)
+    inside = side.subnet is not None and address in side.subnet
+    return inside and address not in reserved_addresses(upstream, side.family)
 
 
-def reserved_addresses(upstream: Upstream, family: Family = 4) -> dict[Address, str]:
+def reserved_addresses(upstream: Segment, family: Family = 4) -> dict[Address, str]:
     """Return the addresses of an upstream's subnet that no network may have, with their use."""
     side = upstream.side(family)
     reserved: dict[Address, str] = {}

@@ -16,7 +16,7 @@ from itertools import chain, islice, repeat
 
 from libvirt_natns.addresses import Address, AddressRange, address_of
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.state.applicants import Applicant, check_wanted, reserved_addresses
 from libvirt_natns.state.leases import Leasable, LeaseKind, kept
 from libvirt_natns.state.store import Store
@@ -44,7 +44,7 @@ Probe = Callable[[Collection[Address]], set[Address]]
 def reserve(
     store: Store,
     applicant: Applicant,
-    upstream: Upstream,
+    upstream: Segment,
     probe: Probe,
     excluded: Collection[Address] = (),
 ) -> Address:
@@ -62,25 +62,20 @@ def reserve(
     return _reserve_new(store, applicant, upstream, probe, excluded)
 
 
-def leased(store: Store, applicant: Applicant, upstream: Upstream) -> Address | None:
+def leased(store: Store, applicant: Applicant, upstream: Segment) -> Address | None:
     """Return the address of its family that an applicant leases already."""
     return store.leases.of(upstream.name, applicant.key).of(applicant.family)
 
 
-def segment(upstream: Upstream) -> str:
-    """Return the name of the segment on which an upstream's addresses must be unique."""
-    return upstream.bridge or upstream.name
-
-
-def _take(store: Store, applicant: Applicant, upstream: Upstream, address: Leasable) -> bool:
+def _take(store: Store, applicant: Applicant, upstream: Segment, address: Leasable) -> bool:
     """Lease an address; False where another network was faster."""
-    return store.leases.reserve(upstream.name, segment(upstream), applicant.key, address)
+    return store.leases.reserve(upstream.name, upstream.bridge, applicant.key, address)
 
 
 def _reserve_wanted(
     store: Store,
     applicant: Applicant,
-    upstream: Upstream,
+    upstream: Segment,
     probe: Probe,
     excluded: Collection[Address],
     wanted: Address,
@@ -90,7 +85,7 @@ def _reserve_wanted(
     if wanted in excluded:
         raise LeaseError(f"{asked} is the host's own", "choose another")
     _check_free(store, applicant, upstream, wanted, asked)
-    guest = store.leases.guest_holder(upstream.name, segment(upstream), applicant.key, wanted)
+    guest = store.leases.guest_holder(upstream.name, upstream.bridge, applicant.key, wanted)
     if guest is not None:
         # The guest's network answers for it, so a probe would blame another machine.
         raise LeaseError(f"{asked} belongs to {guest}", "choose another, or stop that guest")
@@ -102,10 +97,10 @@ def _reserve_wanted(
 
 
 def _check_free(
-    store: Store, applicant: Applicant, upstream: Upstream, wanted: Leasable, asked: str
+    store: Store, applicant: Applicant, upstream: Segment, wanted: Leasable, asked: str
 ) -> None:
     """Refuse an address or prefix that another network uses now."""
-    holder = store.leases.holder(segment(upstream), wanted)
+    holder = store.leases.holder(upstream.bridge, wanted)
     if holder is not None and holder.uuid != applicant.key:
         raise LeaseError(
             f"{asked} is leased to network {holder.name}",
@@ -114,7 +109,7 @@ def _check_free(
 
 
 def _usable(
-    applicant: Applicant, upstream: Upstream, address: Address, excluded: Collection[Address]
+    applicant: Applicant, upstream: Segment, address: Address, excluded: Collection[Address]
 ) -> bool:
     return (
         any(address in span for span in upstream.side(applicant.family).ranges)
@@ -126,7 +121,7 @@ def _usable(
 def _reserve_new(
     store: Store,
     applicant: Applicant,
-    upstream: Upstream,
+    upstream: Segment,
     probe: Probe,
     excluded: Collection[Address],
 ) -> Address:
@@ -150,7 +145,7 @@ def _reserve_new(
 
 
 def next_address(
-    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
+    store: Store, applicant: Applicant, upstream: Segment, excluded: Collection[Address]
 ) -> Address:
     """Return the address that ``reserve`` would try first; leases nothing.
 
@@ -165,19 +160,19 @@ def next_address(
 
 
 def _candidates(
-    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
+    store: Store, applicant: Applicant, upstream: Segment, excluded: Collection[Address]
 ) -> Iterator[Address]:
     """Yield addresses never leased, in the pool's order; then leases of networks at rest.
 
     A pool may have millions of addresses.
     """
-    taken = store.leases.in_segment(segment(upstream))
+    taken = store.leases.in_segment(upstream.bridge)
     unusable = {*excluded, *reserved_addresses(upstream, applicant.family)}
     for address in listed(upstream.side(applicant.family).ranges):
         if address not in unusable and kept(address) not in taken:
             yield address
     kind: LeaseKind = "ipv4" if applicant.family == 4 else "ipv6"
-    for address in map(address_of, store.leases.reclaimable(segment(upstream), kind)):
+    for address in map(address_of, store.leases.reclaimable(upstream.bridge, kind)):
         if _usable(applicant, upstream, address, excluded):
             yield address
 
@@ -191,7 +186,7 @@ def listed(ranges: Iterable[AddressRange]) -> Iterator[Address]:
 
 
 def _exhausted(
-    applicant: Applicant, upstream: Upstream, occupied: Collection[Address]
+    applicant: Applicant, upstream: Segment, occupied: Collection[Address]
 ) -> LeaseError:
     others = f", {len(occupied)} of them by other machines" if occupied else ""
     ranges = upstream.side(applicant.family).ranges
@@ -201,10 +196,10 @@ def _exhausted(
     )
 
 
-def _all_answered(applicant: Applicant, upstream: Upstream, count: int) -> LeaseError:
+def _all_answered(applicant: Applicant, upstream: Segment, count: int) -> LeaseError:
     return LeaseError(
         f"{applicant.who}: all {count} addresses of upstream {upstream.name} that were probed for"
-        f" are answered for, as if a station on {upstream.segment} answered for every address",
+        f" are answered for, as if a station on {upstream.in_words} answered for every address",
         f"find that station (arping, ndisc6), or move the pool in [upstreams.{upstream.name}]",
     )
 
@@ -215,7 +210,7 @@ def _all_answered(applicant: Applicant, upstream: Upstream, count: int) -> Lease
 def reserve_prefix(
     store: Store,
     applicant: Applicant,
-    upstream: Upstream,
+    upstream: Segment,
     wanted: IPv6Network | None,
     excluded: Collection[Address] = (),
 ) -> IPv6Network:
@@ -241,7 +236,7 @@ def reserve_prefix(
 
 
 def next_prefix(
-    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
+    store: Store, applicant: Applicant, upstream: Segment, excluded: Collection[Address]
 ) -> IPv6Network:
     """Return the prefix that ``reserve_prefix`` would try first; leases nothing.
 
@@ -252,27 +247,27 @@ def next_prefix(
     raise _no_prefix(applicant, upstream)
 
 
-def _fits(upstream: Upstream, prefix: IPv6Network, excluded: Collection[Address]) -> bool:
+def _fits(upstream: Segment, prefix: IPv6Network, excluded: Collection[Address]) -> bool:
     inside = any(prefix.subnet_of(each) for each in upstream.prefixes6)
     return inside and not any(address in prefix for address in excluded)
 
 
 def _prefixes(
-    store: Store, upstream: Upstream, excluded: Collection[Address]
+    store: Store, upstream: Segment, excluded: Collection[Address]
 ) -> Iterator[IPv6Network]:
     """Yield prefixes never leased, in their order; then leases of networks at rest."""
-    taken = store.leases.in_segment(segment(upstream))
+    taken = store.leases.in_segment(upstream.bridge)
     for whole in upstream.prefixes6:
         for prefix in whole.subnets(new_prefix=PREFIX_LENGTH):
             if str(prefix) not in taken and _fits(upstream, prefix, excluded):
                 yield prefix
-    for text in store.leases.reclaimable(segment(upstream), "prefix"):
+    for text in store.leases.reclaimable(upstream.bridge, "prefix"):
         prefix = IPv6Network(text)
         if _fits(upstream, prefix, excluded):
             yield prefix
 
 
-def _no_prefix(applicant: Applicant, upstream: Upstream) -> LeaseError:
+def _no_prefix(applicant: Applicant, upstream: Segment) -> LeaseError:
     return LeaseError(
         f"{applicant.who}: no prefix of upstream {upstream.name} is free, all are in use",
         f"enlarge its prefixes6 ({', '.join(map(str, upstream.prefixes6))}) or stop a network",

@@ -16,7 +16,8 @@ from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.rtnetlink import Link
 from libvirt_natns.kernel.session import BRIDGE_PORTS, Kernel
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import BridgeSegment, Segment
+from libvirt_natns.model.transit_segment import HostSegment, RouterSegment
 
 Problem = tuple[str, str]
 """The fault of a bridge or NIC, and its remedy."""
@@ -25,38 +26,47 @@ HARMLESS_MASTER = "vrf"
 """The kind of master that leaves received frames to its link; all others take them."""
 
 
-def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
+def problem(kernel: Kernel, upstream: Segment) -> Problem | None:
     """Return why the upstream's bridge or NIC cannot take another network; None if it can."""
-    name = upstream.bridge or ""
-    where = upstream.bridge_namespace
+    fault = _problem(kernel, upstream)
+    if fault and isinstance(upstream, RouterSegment):
+        return fault[0], f"virt-natns router up {upstream.name}"
+    return fault
+
+
+def _problem(kernel: Kernel, upstream: Segment) -> Problem | None:
+    where = upstream.namespace
     missing = where is not None and not netns.exists(where)
-    link = None if missing else kernel.link(where, name)
+    link = None if missing else kernel.link(where, upstream.bridge)
     if link is None:
+        if isinstance(upstream, HostSegment):
+            # The first network makes the transit bridge.
+            return None
         return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
-    if upstream.attach == "macvlan":
+    if upstream.is_macvlan:
         fault = _parents_problem(kernel, upstream)
     else:
         fault = _bridges_problem(kernel, upstream, link)
     if fault:
         return fault
     if not link.up:
-        return "is down", f"set it up (ip link set {name} up)"
+        return "is down", f"set it up (ip link set {upstream.bridge} up)"
     return None
 
 
-def _bridges_problem(kernel: Kernel, upstream: Upstream, link: Link) -> Problem | None:
-    bridge = upstream.bridge or ""
+def _bridges_problem(kernel: Kernel, upstream: Segment, link: Link) -> Problem | None:
+    bridge = upstream.bridge
     if link.kind != "bridge":
         other = "" if bridge == "lo" else ', or set attach = "macvlan" there'
         return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}{other}"
-    if kernel.port_count(bridge, upstream.bridge_namespace) >= BRIDGE_PORTS:
-        other = ', or attach = "macvlan"' if upstream.kind == "bridge" else ""
+    if kernel.port_count(bridge, upstream.namespace) >= BRIDGE_PORTS:
+        other = ', or attach = "macvlan"' if isinstance(upstream, BridgeSegment) else ""
         return f"is full, it has {BRIDGE_PORTS} ports", f"use another bridge{other}"
     return None
 
 
-def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
-    parent = upstream.bridge or ""
+def _parents_problem(kernel: Kernel, upstream: Segment) -> Problem | None:
+    parent = upstream.bridge
     if parent == "lo":
         return "is the loopback interface", f"name a NIC or bridge in {names.CONFIG_FILE}"
     master = kernel.master_of(parent)

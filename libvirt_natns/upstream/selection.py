@@ -13,8 +13,9 @@ from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
 from libvirt_natns.errors import DocumentError, UpstreamError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import LibvirtNetwork, Network
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Upstream
-from libvirt_natns.records import dataclass, replace
+from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants
 
 LINK_LOCAL = IPv6Network("fe80::/10")
@@ -69,16 +70,13 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             f"add [upstreams.{name}] to {names.CONFIG_FILE}, or name one of "
             + ", ".join(sorted(config.upstreams)),
         )
-    if upstream.by_dhcp and not has_family(network, 4):
-        # DHCP leases IPv4 addresses, and the network has no use for any.
-        return replace(upstream, pool=())
     return upstream
 
 
 # -- how subnets leave ---------------------------------------------------------
 
 
-def wanted_prefix(network: Network, upstream: Upstream) -> IPv6Network | None:
+def wanted_prefix(network: Network, upstream: Segment) -> IPv6Network | None:
     """Return the prefix that a network's XML takes from prefixes routed to the upstream."""
     for subnet in _subnets6(network):
         if any(subnet.subnet_of(prefix) for prefix in upstream.prefixes6):
@@ -86,7 +84,7 @@ def wanted_prefix(network: Network, upstream: Upstream) -> IPv6Network | None:
     return None
 
 
-def routed(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
+def routed(network: Network, upstream: Segment) -> tuple[IPv6Network, ...]:
     """Return a network's own subnets that are routed to it."""
     return tuple(
         subnet
@@ -95,13 +93,13 @@ def routed(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
     )
 
 
-def proxied(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
+def proxied(network: Network, upstream: Segment) -> tuple[IPv6Network, ...]:
     """Return a network's subnets within the upstream's own subnet; we answer for each address."""
     own = upstream.own6
     return tuple(subnet for subnet in _subnets6(network) if own and subnet.subnet_of(own))
 
 
-def leases_prefix(network: Network, upstream: Upstream) -> bool:
+def leases_prefix(network: Network, upstream: Segment) -> bool:
     """True if a network leases a prefix from those routed to the upstream.
 
     It leases the prefix that its XML names.  Without one, a network with IPv6 that the
@@ -117,19 +115,17 @@ def has_family(network: Network, family: Family) -> bool:
     return any(subnet.network.version == family for subnet in network.subnets)
 
 
-def leases_address(network: Network, upstream: Upstream, family: Family) -> bool:
-    """True if a network leases an address of that family from a completed upstream."""
+def leases_address(network: Network, upstream: Segment, family: Family) -> bool:
+    """True if a network leases an address of that family on its upstream."""
     if not has_family(network, family):
         return False
-    by_dhcp = family == 4 and upstream.by_dhcp
+    side = upstream.side(family)
     return (
-        by_dhcp
-        or bool(upstream.side(family).ranges)
-        or applicants.wanted_address(network, family) is not None
+        side.by_dhcp or bool(side.ranges) or applicants.wanted_address(network, family) is not None
     )
 
 
-def families(network: Network, upstream: Upstream) -> tuple[Family, ...]:
+def families(network: Network, upstream: Segment) -> tuple[Family, ...]:
     """Return the families in which a network reaches the outside."""
     public = routed(network, upstream) or proxied(network, upstream)
     six = bool(public) or leases_prefix(network, upstream)
@@ -145,7 +141,7 @@ def _subnets6(network: Network) -> list[IPv6Network]:
     return [subnet for subnet in own if isinstance(subnet, IPv6Network)]
 
 
-def check_addresses(network: Network, upstream: Upstream) -> None:
+def check_addresses(network: Network, upstream: Segment) -> None:
     """Refuse a network whose addresses can never work with an upstream.
 
     Raises DocumentError for private subnets and routes that overlap the upstream's subnets,
@@ -201,13 +197,13 @@ def _check_own(network: Network) -> None:
                 )
 
 
-def _outside(upstream: Upstream) -> list[IPNetwork]:
+def _outside(upstream: Segment) -> list[IPNetwork]:
     """Return the subnets on the upstream's side, and the prefixes routed to it."""
     subnets = (upstream.subnet, upstream.subnet6, upstream.own6, *upstream.prefixes6)
     return [subnet for subnet in subnets if subnet is not None]
 
 
-def _check_routed(network: Network, upstream: Upstream) -> None:
+def _check_routed(network: Network, upstream: Segment) -> None:
     """Refuse more routed prefixes than a network can lease.
 
     Raises DocumentError.
@@ -227,7 +223,7 @@ def _check_routed(network: Network, upstream: Upstream) -> None:
         )
 
 
-def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Address]) -> None:
+def check_resolvers(network: Network, upstream: Segment, servers: Iterable[Address]) -> None:
     """Refuse a network whose private subnets hide all resolvers of its guests.
 
     ``servers`` are asked through the upstream.  A server whose address is in a private
@@ -250,7 +246,7 @@ def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Addr
         )
 
 
-def can_keep_prefix(prefix: IPv6Network, network: Network, upstream: Upstream) -> bool:
+def can_keep_prefix(prefix: IPv6Network, network: Network, upstream: Segment) -> bool:
     """True if a network can keep the prefix that it has leased."""
     wanted = wanted_prefix(network, upstream)
     return wanted == prefix or (

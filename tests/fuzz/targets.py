@@ -32,7 +32,15 @@ from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
-from libvirt_natns.model.upstream import Outside
+from libvirt_natns.model.segment import BridgeSegment, Segment
+from libvirt_natns.model.transit_segment import HostSegment
+from libvirt_natns.model.upstream import (
+    HOST_UPSTREAM,
+    BridgeUpstream,
+    HostUpstream,
+    Outside,
+    RouterUpstream,
+)
 from libvirt_natns.records import replace
 from libvirt_natns.service import client, server
 from libvirt_natns.upstream import selection
@@ -134,8 +142,8 @@ def agree(seen: xml_sniff.Glance, parsed: LibvirtNetwork | Domain) -> None:
 
 def check_rules(network: Network, rules: Sequence[Rule]) -> None:
     """The rules' text differs from a plain network's in nothing but the name."""
-    plain = replace_in_rules(rules, network.bridge or "", "virbr10")
-    name = re.escape(network.bridge or "")
+    plain = replace_in_rules(rules, network.bridge, "virbr10")
+    name = re.escape(network.bridge)
     nft = nftables.render(rules)
     assert re.sub(f'"{name}"', '"virbr10"', nft) == nftables.render(plain), nft
     entries = iptables.render(rules)
@@ -194,13 +202,19 @@ def libvirts_text(network: Network) -> str:
     )
 
 
+ON_HOST = HostSegment.of(HOST_UPSTREAM, "natns-host", IPv4Network("198.19.252.0/22"), None, None)
+
+
 def check_plan(network: Network) -> None:
     """A plan is made, or refused in one line, and described in lines that print."""
     settings = _settings()
     try:
         if not selection.verdict(network, settings).handled:
             return
-        upstream = selection.upstream_of(network, settings)
+        configured = selection.upstream_of(network, settings)
+        upstream: Segment = ON_HOST
+        if isinstance(configured, BridgeUpstream):
+            upstream = BridgeSegment.of(configured)
         selection.check_addresses(network, upstream)
         selection.check_resolvers(network, upstream, upstream.dns)
         around = Surroundings(1500, 1500, "nftables", None)
@@ -333,9 +347,9 @@ def check_configuration(data: bytes) -> None:
         return
     assert settings.upstream in settings.upstreams
     for upstream in settings.upstreams.values():
-        for link in (upstream.bridge, upstream.nic):
-            if link is not None:
-                Rule(chain="forward", iif=link, action="drop")
+        if not isinstance(upstream, HostUpstream):
+            link = upstream.nic if isinstance(upstream, RouterUpstream) else upstream.bridge
+            Rule(chain="forward", iif=link, action="drop")
 
 
 # -- service protocol --------------------------------------------------------------

@@ -26,7 +26,7 @@ from libvirt_natns.documents import config, config_upstream, libvirt_xml, xml_sc
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import DhcpUpstream, RouterUpstream
 from libvirt_natns.service import client, log, metrics
 from libvirt_natns.state.store import Store
 
@@ -123,12 +123,13 @@ def test_reference_has_the_kinds_of_each_key() -> None:
 
 
 def test_reference_has_the_defaults() -> None:
-    top, upstream = Config(), Upstream("x", "bridge")
+    top = Config()
+    upstreams = (DhcpUpstream(name="x", bridge=""), RouterUpstream(name="x", nic=""))
     for key in ("scope", "firewall", "upstream"):
         assert TOP_LEVEL[key][1] == f'`"{getattr(top, key)}"`'
     assert TOP_LEVEL["auto_ports"][1] == '`"{}-{}"`'.format(*top.auto_ports)
     for key, (_, default, _, _) in OF_UPSTREAMS.items():
-        value = getattr(upstream, key)
+        value = next(getattr(each, key) for each in upstreams if hasattr(each, key))
         if key in ("probe", "dhcp_timeout"):
             assert default == f"`{value:g}`"
         elif key == "max_flows":

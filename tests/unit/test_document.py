@@ -28,8 +28,9 @@ from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
 from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
 from libvirt_natns.model.publication import PortSet
+from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import DhcpHost, StaticRoute
-from libvirt_natns.model.upstream import HOST_UPSTREAM
+from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.upstream import selection
 
 EXAMPLES = sorted(names.resource("xml").glob("*.xml"))
@@ -1222,6 +1223,9 @@ def test_a_route_by_the_network_itself_has_no_gateway() -> None:
     assert [str(found.next_hop(route)) for route in found.routes] == ["None", "10.0.0.2"]
 
 
+PROVIDER = BridgeSegment.of(BridgeUpstream(name="provider", bridge="br0"))
+
+
 @pytest.mark.parametrize(
     ("inside", "expected"),
     [
@@ -1244,7 +1248,7 @@ def test_what_the_kernel_does_not_take_is_refused(inside: str, expected: str) ->
         f"<network><name>a</name>{inside}</network>".encode(), bridge="b"
     )
     with pytest.raises(DocumentError, match=re.escape(expected)):
-        selection.check_addresses(found, HOST_UPSTREAM)
+        selection.check_addresses(found, PROVIDER)
 
 
 def test_edited_documents_keep_what_is_not_ascii() -> None:

@@ -4,7 +4,7 @@
 from libvirt_natns import names
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.records import dataclass
 
 ETHERNET_MTU = 1500
@@ -40,7 +40,7 @@ def private_mtu(kernel: Kernel, network: Network) -> PrivateMtu | None:
     return PrivateMtu(max(mtu, usual_mtu(network).patch), min(mtu, foreign or mtu))
 
 
-def upstream_mtu(kernel: Kernel, upstream: Upstream) -> int | None:
+def upstream_mtu(kernel: Kernel, upstream: Segment) -> int | None:
     """Return the MTU of the upstream's bridge; None if the bridge is missing."""
-    link = kernel.link(upstream.bridge_namespace, upstream.bridge or "")
+    link = kernel.link(upstream.namespace, upstream.bridge)
     return link.mtu if link else None

@@ -6,9 +6,9 @@ The planner changes nothing, except that it chooses a transit subnet at its firs
 
 from libvirt_natns.addresses import FAMILIES, is_placeholder
 from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
-from libvirt_natns.engine.facts.outside import behind_host, completed_by, in_force, outside_of
+from libvirt_natns.engine.facts.outside import completed_by, in_force, outside_of
 from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
-from libvirt_natns.engine.facts.services import dnsmasq_of, leasing
+from libvirt_natns.engine.facts.services import client_of, dnsmasq_of, leasing
 from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.network import ahead_of_lease, make, private_port, withdrawals
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
@@ -17,10 +17,11 @@ from libvirt_natns.firewall import backends
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.store import Store
-from libvirt_natns.upstream import dhcp, routers, selection, transit
+from libvirt_natns.upstream import segments, selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +32,26 @@ class Planner:
     store: Store
     kernel: Kernel
 
-    def upstream(self, network: Network) -> Upstream:
-        """Return the network's upstream, complete.  Raises UpstreamError or ConfigError."""
+    def upstream(self, network: Network) -> Segment:
+        """Return the segment of the network's upstream.  Raises UpstreamError or ConfigError."""
         upstream = selection.upstream_of(network, self.config)
-        if upstream.kind == "host":
-            return transit.choose(self.kernel, self.store, network, upstream)
-        if upstream.kind == "router":
-            return routers.complete(upstream)
-        return dhcp.complete(network, upstream) if upstream.by_dhcp else upstream
+        return segments.of_network(self.kernel, self.store, network, upstream)
 
-    def outside(self, network: Network, upstream: Upstream) -> Outside:
-        """Return a network's addresses on its completed upstream, by its leases."""
+    def outside(self, network: Network, upstream: Segment) -> Outside:
+        """Return a network's addresses on its upstream, by its leases."""
         leased = self.store.leases.of(upstream.name, network.uuid)
         return outside_of(network, upstream, leased)
 
-    def in_force(self, network: Network, upstream: Upstream) -> Outside:
+    def in_force(self, network: Network, upstream: Segment) -> Outside:
         """Return a network's addresses on its upstream, without placeholder addresses."""
         return in_force(self.outside(network, upstream))
 
-    def completed(self, network: Network, upstream: Upstream) -> Network:
+    def completed(self, network: Network, upstream: Segment) -> Network:
         """Return the network with its leased prefix as one more subnet."""
         leased = self.store.leases.of(upstream.name, network.uuid)
         return completed_by(network, upstream, leased)
 
-    def lacks(self, network: Network, upstream: Upstream) -> list[str]:
+    def lacks(self, network: Network, upstream: Segment) -> list[str]:
         """Return the leases that a network lacks, in words."""
         leased = self.store.leases.of(upstream.name, network.uuid)
         missing = [
@@ -66,7 +63,7 @@ class Planner:
             missing.append("prefix")
         return missing
 
-    def plan(self, network: Network, upstream: Upstream) -> Plan:
+    def plan(self, network: Network, upstream: Segment) -> Plan:
         """Return the plan of a network.
 
         Raises KernelError where the private bridge, or the upstream's, is missing.
@@ -78,7 +75,7 @@ class Planner:
         plan = (*made, *proxy_beyond(self.kernel, whole, upstream, outside))
         return tuple(without_others(self.kernel, each, upstream) for each in plan)
 
-    def plan_ahead(self, network: Network, upstream: Upstream) -> Plan:
+    def plan_ahead(self, network: Network, upstream: Segment) -> Plan:
         """Return the part of the plan that does not need the network's bridge."""
         outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
         around = self._surroundings(whole, upstream, outside, ahead=True)
@@ -87,35 +84,30 @@ class Planner:
         plan = make(whole, upstream, outside, around, published)
         return tuple(operation for operation in plan if operation not in needs_libvirt)
 
-    def plan_ahead_of_lease(self, network: Network, upstream: Upstream) -> Plan:
+    def plan_ahead_of_lease(self, network: Network, upstream: DhcpSegment) -> Plan:
         """Return the plan by which a DHCP server can be asked for an address.
 
         Raises KernelError where the upstream's bridge is missing.
         """
-        client = leasing(self.store, network, upstream)
-        assert client is not None
-        mtu = self.kernel.mtu(upstream.bridge or "")
+        mtu = self.kernel.mtu(upstream.bridge)
         if mtu is None:
             raise KernelError(f"network {network.name}: bridge {upstream.bridge} is missing")
-        return ahead_of_lease(network, upstream, mtu, client)
+        return ahead_of_lease(network, upstream, mtu, client_of(self.store, network, upstream))
 
-    def _published(self, network: Network, upstream: Upstream, outside: Outside) -> Published:
+    def _published(self, network: Network, upstream: Segment, outside: Outside) -> Published:
         """Return the forwards and static NAT of the namespace's own rules.
 
         The host's part of forwards is in ``host_needs``, a router's in the router's rules.
         """
         forwards = tuple(
-            each
+            upstream.inside(each, outside)
             for each in self.store.claims.forwards(network.uuid)
             if not is_placeholder(each.address)
         )
-        if upstream.is_transit:
-            # The host, or router, has matched the address, and masquerades some clients.
-            forwards = tuple(behind_host(each, upstream, outside) for each in forwards)
         return Published(forwards, self.store.claims.static_nats(network.uuid))
 
     def _surroundings(
-        self, network: Network, upstream: Upstream, outside: Outside, *, ahead: bool = False
+        self, network: Network, upstream: Segment, outside: Outside, *, ahead: bool = False
     ) -> Surroundings:
         """Return the facts about the machine.
 
@@ -126,9 +118,9 @@ class Planner:
         private = usual_mtu(network) if ahead else private_mtu(self.kernel, network)
         out = upstream_mtu(self.kernel, upstream)
         if private is None or out is None:
-            missing = f"bridge {network.bridge}" if private is None else upstream.segment
+            missing = f"bridge {network.bridge}" if private is None else upstream.in_words
             raise KernelError(f"network {network.name}: {missing} is missing")
-        guests_mtu = path_mtu(private.carried, min(out, upstream.mtu or out), private.patch)
+        guests_mtu = path_mtu(private.carried, upstream.carried(out), private.patch)
         return Surroundings(
             private_mtu=private.patch,
             upstream_mtu=out,

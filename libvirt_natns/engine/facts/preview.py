@@ -17,17 +17,18 @@ from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import LeasedSegment, Segment
+from libvirt_natns.model.upstream import HostUpstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.host_records import User
 from libvirt_natns.state.leases import Leased
-from libvirt_natns.upstream import dhcp, routers, selection, transit
+from libvirt_natns.upstream import selection, transit
 
 
 def preview(planner: Planner, network: Network) -> Plan:
     """Return the plan of a network that need not exist, with the host's part ahead of it."""
-    upstream = _upstream(planner, network)
+    upstream = _segment(planner, network)
     selection.check_addresses(network, upstream)
     leased = _leases(planner, network, upstream)
     outside, network = (
@@ -51,22 +52,23 @@ def preview(planner: Planner, network: Network) -> Plan:
     user = User(network.uuid, network.bridge, upstream.name, subnets, leased)
     needs = needs_of(planner, user, upstream, [], [])
     shared = (
-        *plan_of(planner.kernel, upstream),
+        *(each for bridge in needs.transits for each in plan_of(planner.kernel, bridge)),
         *host_ipv6.plan_of(planner.kernel, needs),
     )
     return (*shared, *make(network, upstream, outside, around))
 
 
-def _leases(planner: Planner, network: Network, upstream: Upstream) -> Leased:
+def _leases(planner: Planner, network: Network, upstream: Segment) -> Leased:
     """Return the leases that a network has, or would get next."""
     leased = planner.store.leases.of(upstream.name, network.uuid)
     own = planner.kernel.host_addresses()
     for family in FAMILIES:
         if not selection.leases_address(network, upstream, family):
             continue
-        if upstream.by_dhcp and family == 4:
+        if upstream.side(family).by_dhcp:
             # Only the DHCP server knows the address that it would lease.
-            leased = replace(leased, address=upstream.leased)
+            address4 = upstream.leased if isinstance(upstream, LeasedSegment) else None
+            leased = replace(leased, address=address4)
             continue
         who = applicants.applicant(network, family)
         if pool.leased(planner.store, who, upstream) is None:
@@ -83,18 +85,8 @@ def _leases(planner: Planner, network: Network, upstream: Upstream) -> Leased:
     return leased
 
 
-def _upstream(planner: Planner, network: Network) -> Upstream:
+def _segment(planner: Planner, network: Network) -> Segment:
     upstream = selection.upstream_of(network, planner.config)
-    if upstream.by_dhcp:
-        return dhcp.complete(network, upstream)
-    if upstream.kind == "router":
-        return routers.complete(upstream)
-    if upstream.kind != "host":
-        return upstream
-    subnet = upstream.subnet or planner.store.transit.subnet(upstream.name)
-    if subnet is None:
-        subnet = transit.free(planner.kernel, network, upstream)[0]
-    subnet6 = None
-    if transit.needs_ipv6(planner.kernel, network):
-        subnet6 = planner.store.transit.prefix(upstream.name) or transit.free6(network)
-    return transit.complete(upstream, subnet, subnet6)
+    if isinstance(upstream, HostUpstream):
+        return transit.preview(planner.kernel, planner.store, network, upstream)
+    return planner.upstream(network)

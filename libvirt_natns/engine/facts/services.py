@@ -18,12 +18,13 @@ from libvirt_natns.engine.facts.outside import families_of
 from libvirt_natns.engine.operations.daemons import Leasing
 from libvirt_natns.engine.publication.dhcp_hosts import ranges_of
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp
 
 
-def resolvers_of(upstream: Upstream, families: Collection[Family]) -> Resolvers:
+def resolvers_of(upstream: Segment, families: Collection[Family]) -> Resolvers:
     """Return the resolvers of namespaces on an upstream: its own, else the host's.
 
     ``families`` are the families in which the namespaces reach resolvers.
@@ -32,16 +33,18 @@ def resolvers_of(upstream: Upstream, families: Collection[Family]) -> Resolvers:
     return Resolvers(servers) if servers else resolv_conf.host_resolvers(families=families)
 
 
-def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | None:
+def leasing(store: Store, network: Network, upstream: Segment) -> Leasing | None:
     """Return a network's DHCP client as a part of its plan, if its upstream has one."""
-    if not upstream.by_dhcp:
-        return None
-    client = dhcp.client(network, upstream)
-    return Leasing(client, dhcp.requested(store, network, upstream))
+    return client_of(store, network, upstream) if isinstance(upstream, DhcpSegment) else None
+
+
+def client_of(store: Store, network: Network, upstream: DhcpSegment) -> Leasing:
+    """Return a network's DHCP client as a part of its plan."""
+    return Leasing(dhcp.client(network, upstream), dhcp.requested(store, network, upstream))
 
 
 def dnsmasq_of(
-    store: Store, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+    store: Store, network: Network, upstream: Segment, outside: Outside, mtu: int | None
 ) -> dnsmasq.Daemon:
     """Return the dnsmasq of a network's namespace; ``mtu`` is the MTU to announce to guests."""
     files = _files(store, network, upstream, outside, mtu) if network.needs_dnsmasq else None
@@ -50,7 +53,7 @@ def dnsmasq_of(
 
 
 def _files(
-    store: Store, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+    store: Store, network: Network, upstream: Segment, outside: Outside, mtu: int | None
 ) -> dnsmasq_files.Files:
     taken_over = network.taken_over and network.has_dnsmasq
     libvirts = libvirt_dnsmasq.read(network.name) if taken_over else None

@@ -8,19 +8,17 @@ from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.engine.plan.transit_bridge import transit
 from libvirt_natns.firewall import host_policy
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.transit_segment import HostSegment
 
 
 def plan_of(
-    kernel: Kernel, upstream: Upstream, private: Iterable[host_policy.Private] = ()
+    kernel: Kernel, upstream: HostSegment, private: Iterable[host_policy.Private] = ()
 ) -> Plan:
-    """Return the host's part of an upstream: empty, unless the upstream's kind is "host".
+    """Return the host's part of a transit bridge.
 
     ``private`` are the networks' own bridges.  The bridge of a network that starts still
     has its address in the host.
     """
-    if upstream.kind != "host":
-        return ()
     links = kernel.routed_links() - {"lo", upstream.bridge, *(each.bridge for each in private)}
     closed = [link for link in links if kernel.sysctl(None, forwarding_of(link)) != "1"]
     if any(map(kernel.is_bridge, closed)):

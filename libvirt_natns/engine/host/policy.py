@@ -32,7 +32,7 @@ def policy_of(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> host_po
             host_policy.Transit(upstream.bridge, side.subnet)
             for upstream in needs.transits
             for side in map(upstream.side, FAMILIES)
-            if upstream.bridge and side.subnet
+            if side.subnet
         ),
         private=private,
         provider=tuple(

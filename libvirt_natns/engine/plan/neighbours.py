@@ -13,16 +13,17 @@ from libvirt_natns.engine.operations.operation import Operation
 from libvirt_natns.engine.plan.segment import answered_stations, stations
 from libvirt_natns.engine.plan.surroundings import Published
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import Outside
 
 
-def neighbours(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Operation]:
+def neighbours(network: Network, upstream: Segment, outside: Outside) -> Iterable[Operation]:
     """Yield the proxies between guests and the upstream's stations, in both directions."""
     namespace = names.namespace(network.name)
     inner = network.bridge
-    if outside.proxied and upstream.attach != "macvlan":
+    if outside.proxied and not upstream.is_macvlan:
         # Neighbours ask for guests' addresses in groups that no station on this side joins.
-        yield AllMulticast(names.upstream_patch(network.uuid), upstream.bridge_namespace)
+        yield AllMulticast(names.upstream_patch(network.uuid), upstream.namespace)
     yield ProxiedNeighbours(namespace, inner, tuple(answered_stations(network, upstream, outside)))
     own = (outside.address6, *stations(upstream, outside), upstream.gateway6)
     yield NeighbourProxy(
@@ -41,12 +42,12 @@ def neighbours(network: Network, upstream: Upstream, outside: Outside) -> Iterab
 
 
 def announcements(
-    network: Network, upstream: Upstream, outside: Outside, published: Published
+    network: Network, upstream: Segment, outside: Outside, published: Published
 ) -> Iterable[Announcement]:
     """Yield an announcement for each address of the namespace on its upstream."""
     namespace, mac = names.namespace(network.name), names.mac(network.uuid, "upstream")
     for address in (outside.address, outside.address6, *published.addresses):
         if address is not None:
             # The DHCP client asks the neighbours before it takes an address.
-            probing = 0.0 if upstream.by_dhcp and address.version == 4 else upstream.probe
+            probing = 0.0 if upstream.side_of(address).by_dhcp else upstream.probe
             yield Announcement(namespace, names.UPSTREAM_LINK, address, mac, probing)

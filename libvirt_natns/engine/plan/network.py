@@ -9,7 +9,7 @@ differences, and ``virt-natns plan`` prints it.  Nothing here looks at the machi
 from collections.abc import Iterable
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, IPNetwork, default_route, host_network
+from libvirt_natns.addresses import default_route, host_network
 from libvirt_natns.engine.operations.addresses import (
     Addresses,
     Gateways,
@@ -27,26 +27,25 @@ from libvirt_natns.engine.plan.segment import (
     leaves_by_ipv6,
     segments,
     stations,
-    transit_gateways,
 )
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings
 from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
+from libvirt_natns.model.upstream import Outside
 
 
 def make(
     network: Network,
-    upstream: Upstream,
+    upstream: Segment,
     outside: Outside,
     around: Surroundings,
     published: Published = Published(),
 ) -> Plan:
     """Return all operations of a network, in order.
 
-    ``upstream`` is complete: its bridge and subnet are known, also for the kind "host".
     The firewall is loaded before any link of the namespace is up, so no packet passes
     unfiltered.  Without a lease, ``address`` is a placeholder address, and no packet gets
     in or out.
@@ -81,7 +80,7 @@ def make(
     )
 
 
-def ahead_of_lease(network: Network, upstream: Upstream, mtu: int, leasing: Leasing) -> Plan:
+def ahead_of_lease(network: Network, upstream: DhcpSegment, mtu: int, leasing: Leasing) -> Plan:
     """Return a DHCP client and the links that it needs.
 
     The link has no address yet, so there is nothing to filter.  IPv6 stays off until the
@@ -110,7 +109,7 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
 
 
-def policy(network: Network, upstream: Upstream, outside: Outside, published: Published) -> Policy:
+def policy(network: Network, upstream: Segment, outside: Outside, published: Published) -> Policy:
     """Return the firewall policy of a network's namespace."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -123,11 +122,11 @@ def policy(network: Network, upstream: Upstream, outside: Outside, published: Pu
         statics=published.statics,
         address6=outside.address6,
         public=(*outside.routed, *outside.proxied),
-        by_dhcp=upstream.by_dhcp,
+        by_dhcp=upstream.side(4).by_dhcp,
         segments=segments(upstream, outside),
-        transit=transit_gateways(upstream) if upstream.is_transit else (),
-        link_local=upstream.link_local == "forward",
-        max_flows=upstream.max_flows,
+        transit=upstream.transit_gateways,
+        link_local=upstream.upstream.link_local == "forward",
+        max_flows=upstream.upstream.max_flows,
     )
 
 
@@ -150,22 +149,22 @@ def private_port(network: Network) -> Port:
     return Port(names.private_patch(network.uuid), network.bridge)
 
 
-def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
-    if upstream.attach == "macvlan":
+def _upstream_port(network: Network, upstream: Segment) -> Iterable[Port]:
+    if upstream.is_macvlan:
         return
     # Hairpin: a guest may use its own network's forward, by the host's address.  Where
     # bridged frames pass through iptables, the host translates on the bridge itself.
     port = names.upstream_patch(network.uuid)
-    yield Port(port, upstream.bridge or "", upstream.is_transit, upstream.bridge_namespace)
+    yield Port(port, upstream.bridge, upstream.shares_addresses, upstream.namespace)
 
 
-def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Macvlan:
+def _upstream_link(network: Network, upstream: Segment, mtu: int) -> Patch | Macvlan:
     namespace = names.namespace(network.name)
     mac = names.mac(network.uuid, "upstream")
     # A lease's MTU may be less than that of the other end.
-    least = upstream.mtu if upstream.mtu and upstream.mtu < mtu else None
-    if upstream.attach == "macvlan":
-        return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge or "", least or mtu)
+    least = upstream.carried(mtu)
+    if upstream.is_macvlan:
+        return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge, least)
     return Patch(
         namespace=namespace,
         link=names.UPSTREAM_LINK,
@@ -174,17 +173,17 @@ def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Ma
         port_mac=names.mac(network.uuid, "upstream-port"),
         altname=names.altname("upstream", network.name),
         mtu=mtu,
-        link_mtu=least,
-        outer=upstream.bridge_namespace,
+        link_mtu=least if least < mtu else None,
+        outer=upstream.namespace,
     )
 
 
-def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Route | Gateways]:
+def _routes(network: Network, upstream: Segment, outside: Outside) -> Iterable[Route | Gateways]:
     namespace, out = names.namespace(network.name), names.UPSTREAM_LINK
     for route in network.routes:
         yield Route(namespace, route.destination, network.next_hop(route), network.bridge)
-    if upstream.by_dhcp:
-        yield Gateways(namespace, out, _learnt(upstream))
+    if upstream.learnt_routes is not None:
+        yield Gateways(namespace, out, upstream.learnt_routes)
     elif upstream.gateway is not None and outside.address is not None:
         yield Route(namespace, default_route(4), upstream.gateway, out)
     if not leaves_by_ipv6(network, outside):
@@ -199,11 +198,3 @@ def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
     subnets = tuple(subnet.interface for subnet in network.subnets)
     routes = tuple(route for route in network.routes if network.next_hop(route))
     return SendLimit(namespace, network.bridge, subnets, routes, mtu)
-
-
-def _learnt(upstream: Upstream) -> tuple[tuple[IPNetwork, Address], ...]:
-    """Return the routes of a DHCP lease."""
-    if upstream.leased is None:
-        return ()
-    default = [(default_route(4), upstream.gateway)] if upstream.gateway else []
-    return (*default, *((route.destination, route.gateway) for route in upstream.routes))

@@ -4,13 +4,14 @@
 from collections.abc import Container, Iterable
 from ipaddress import IPv6Address
 
-from libvirt_natns.addresses import FAMILIES, Interface, IPNetwork, on_link
+from libvirt_natns.addresses import Interface, IPNetwork, on_link
 from libvirt_natns.engine.plan.surroundings import Published
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import Outside
 
 
-def segments(upstream: Upstream, outside: Outside) -> tuple[IPNetwork, ...]:
+def segments(upstream: Segment, outside: Outside) -> tuple[IPNetwork, ...]:
     """Return the subnets that are on-link for the namespace on its upstream."""
     segments: list[IPNetwork] = []
     if upstream.subnet is not None and outside.address is not None:
@@ -20,17 +21,8 @@ def segments(upstream: Upstream, outside: Outside) -> tuple[IPNetwork, ...]:
     return tuple(segments)
 
 
-def transit_gateways(upstream: Upstream) -> tuple[Interface, ...]:
-    """Return the gateway's addresses, each with the upstream's subnet of that family."""
-    return tuple(
-        on_link(side.gateway, side.subnet.prefixlen)
-        for side in map(upstream.side, FAMILIES)
-        if side.gateway is not None and side.subnet is not None
-    )
-
-
 def addresses_on_upstream(
-    upstream: Upstream, outside: Outside, published: Published
+    upstream: Segment, outside: Outside, published: Published
 ) -> tuple[Interface, ...]:
     """Return all addresses of the namespace on its upstream."""
     own = []
@@ -43,7 +35,7 @@ def addresses_on_upstream(
     return (*own, *(on_link(each, each.max_prefixlen) for each in published.addresses))
 
 
-def shares_subnet6(upstream: Upstream, outside: Outside) -> bool:
+def shares_subnet6(upstream: Segment, outside: Outside) -> bool:
     """True if the upstream's IPv6 subnet is on-link on the upstream's side.
 
     False if guests have all of the subnet: then it leads to them.
@@ -52,7 +44,7 @@ def shares_subnet6(upstream: Upstream, outside: Outside) -> bool:
     return subnet is not None and not any(map(subnet.subnet_of, outside.proxied))
 
 
-def stations(upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
+def stations(upstream: Segment, outside: Outside) -> Iterable[IPv6Address]:
     """Yield known stations on the upstream that are in no on-link prefix of the namespace."""
     subnet: Container[object] = upstream.subnet6 or ()
     covered = outside.address6 is not None and shares_subnet6(upstream, outside)
@@ -65,7 +57,7 @@ def stations(upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
 
 
 def answered_stations(
-    network: Network, upstream: Upstream, outside: Outside
+    network: Network, upstream: Segment, outside: Outside
 ) -> Iterable[IPv6Address]:
     """Yield stations outside that guests believe to be on their own link."""
     for station in stations(upstream, outside):

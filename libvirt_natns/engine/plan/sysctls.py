@@ -7,7 +7,8 @@ from libvirt_natns import names
 from libvirt_natns.engine.operations.links import Settings
 from libvirt_natns.engine.plan.segment import answered_stations, has_ipv6, leaves_by_ipv6
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import Outside
 
 # A namespace starts with a copy of the host's settings, so each is set.  ip_forward
 # comes first: writing it resets the others.  Values of "all" reach links that are there,
@@ -94,7 +95,7 @@ def namespace_settings(network: Network) -> Settings:
     return Settings(names.namespace(network.name), SYSCTLS + more)
 
 
-def link_settings(network: Network, upstream: Upstream, outside: Outside) -> Settings:
+def link_settings(network: Network, upstream: Segment, outside: Outside) -> Settings:
     """Return the IPv6 settings of both links of a namespace."""
     advertised = upstream.gateway6 is None
     more = ADVERTISED if advertised else (("accept_ra", "0"),)

@@ -24,7 +24,7 @@ from libvirt_natns.engine.reconcile.active import (
 )
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.state.networks import NetworkRecord
-from libvirt_natns.upstream import dhcp, selection
+from libvirt_natns.upstream import dhcp
 
 NO_ROUTER = "is active in libvirt, but has no router"
 
@@ -40,8 +40,7 @@ def network_differences(engine: Engine, record: NetworkRecord) -> list[str]:
         if lacks:
             return [f"no {what} of upstream {upstream.name} is leased" for what in lacks]
         plan = engine.planner.plan(network, upstream)
-        configured = selection.upstream_of(network, engine.config)
-        lines = dhcp.differences(engine.store, record, network, upstream, configured)
+        lines = dhcp.differences(engine.store, record, network, upstream)
         return lines + plan_differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]

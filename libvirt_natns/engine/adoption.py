@@ -113,42 +113,42 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     """Record a network with its leases, reservations and own forwards."""
     network = libvirt_xml.parse_network(xml)
     # Ahead of the leases: a transit subnet that is in use is not chosen anew.
-    configured = selection.upstream_of(network, engine.config)
-    engine.store.networks.put(new_record(network, xml, configured, "up"))
-    upstream = engine.planner.upstream(network)
+    upstream = selection.upstream_of(network, engine.config)
+    engine.store.networks.put(new_record(network, xml, upstream, "up"))
+    segment = engine.planner.upstream(network)
     rules = translations.of_namespace(names.namespace(network.name))
-    for lease in _leases(engine, network, upstream, rules):
-        _lease(engine, upstream, network.uuid, f"network {network.name}", lease)
+    for lease in _leases(engine, network, segment, rules):
+        _lease(engine, segment, network.uuid, f"network {network.name}", lease)
     _adopt_reservations(engine, network, domains)
     if network.nat is None or not network.nat.forwards:
         return
     planner = engine.planner
     choices = ChoicesInForce(Allocation(engine.config, engine.store, engine.kernel), rules)
-    whole, outside = planner.completed(network, upstream), planner.outside(network, upstream)
-    claims = of_network(whole, upstream, outside, choices)
+    whole, outside = planner.completed(network, segment), planner.outside(network, segment)
+    claims = of_network(whole, segment, outside, choices)
     engine.store.claims.put(claims, scopes(engine.store, [network.uuid]), published=True)
 
 
-def _lease(engine: Engine, upstream: Segment, key: str, who: str, leased: Leasable) -> None:
-    if not engine.store.leases.reserve(upstream.name, upstream.bridge, key, leased):
-        raise ConflictError(f"{who}: {leased} of upstream {upstream.name} is another's already")
+def _lease(engine: Engine, segment: Segment, key: str, who: str, leased: Leasable) -> None:
+    if not engine.store.leases.reserve(segment.name, segment.bridge, key, leased):
+        raise ConflictError(f"{who}: {leased} of upstream {segment.name} is another's already")
 
 
 def _leases(
-    engine: Engine, network: Network, upstream: Segment, rules: Translations
+    engine: Engine, network: Network, segment: Segment, rules: Translations
 ) -> Iterator[Leasable]:
     """Yield a network's leases, by the addresses in its namespace."""
     namespace = names.namespace(network.name)
-    if isinstance(upstream, DhcpSegment):
-        yield dhcp.settle(engine.store, network, upstream)
+    if isinstance(segment, DhcpSegment):
+        yield dhcp.settle(engine.store, network, segment)
     outer = engine.kernel.addresses(namespace, names.UPSTREAM_LINK)
     for family in FAMILIES:
-        if upstream.side(family).by_dhcp:
+        if segment.side(family).by_dhcp:
             continue
         address = _own(outer, family, rules)
-        if address is not None and applicants.can_keep(address, upstream):
+        if address is not None and applicants.can_keep(address, segment):
             yield address
-    prefix = _prefix(engine, network, upstream)
+    prefix = _prefix(engine, network, segment)
     if prefix is not None:
         yield prefix
 
@@ -162,17 +162,17 @@ def _own(interfaces: Iterable[Interface], family: Family, rules: Translations) -
     return min(mine, key=lambda each: each.network.prefixlen).ip if mine else None
 
 
-def _prefix(engine: Engine, network: Network, upstream: Segment) -> IPv6Network | None:
+def _prefix(engine: Engine, network: Network, segment: Segment) -> IPv6Network | None:
     """Return the prefix that is routed to a network, by its namespace's address in the prefix."""
-    if not selection.leases_prefix(network, upstream):
+    if not selection.leases_prefix(network, segment):
         return None
-    wanted = selection.wanted_prefix(network, upstream)
+    wanted = selection.wanted_prefix(network, segment)
     if wanted is not None:
         return wanted
     inner = engine.kernel.addresses(names.namespace(network.name), network.bridge)
     for interface in inner:
         subnet = interface.network
-        if isinstance(subnet, IPv6Network) and any(map(subnet.subnet_of, upstream.prefixes6)):
+        if isinstance(subnet, IPv6Network) and any(map(subnet.subnet_of, segment.prefixes6)):
             return subnet
     return None
 

@@ -39,9 +39,9 @@ def is_start_of(record: NetworkRecord, xml: bytes) -> bool:
     return record.state == "starting" and record.this_boot and record.document == xml
 
 
-def is_outdated(record: NetworkRecord, network: Network, xml: bytes, upstream: Segment) -> bool:
+def is_outdated(record: NetworkRecord, network: Network, xml: bytes, segment: Segment) -> bool:
     """True if today's XML and configuration differ from a record."""
-    if record.upstream != upstream.name:
+    if record.upstream != segment.name:
         return True
     if record.document == xml:
         return False

@@ -163,7 +163,10 @@ class BridgeSegment(Segment):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DhcpSegment(BridgeSegment):
-    """A provider's segment whose DHCP server has leased a network no address yet."""
+    """A provider's segment whose DHCP server leases the addresses.
+
+    The server has leased the network no address yet, unless this is a ``LeasedSegment``.
+    """
 
     upstream: DhcpUpstream
 

@@ -127,14 +127,14 @@ def _sizes(store: Store, upstream: Upstream) -> dict[LeaseKind, int | None]:
     return sizes
 
 
-def _size(upstream: Segment, family: Family) -> int | None:
+def _size(segment: Segment, family: Family) -> int | None:
     """Return how many addresses of a family a pool can lease."""
-    side = upstream.side(family)
+    side = segment.side(family)
     if side.subnet is None or not side.ranges:
         return None
     unusable = [
         address
-        for address in reserved_addresses(upstream, family)
+        for address in reserved_addresses(segment, family)
         if any(address in span for span in side.ranges)
     ]
     return sum(span.size for span in side.ranges) - len(unusable)

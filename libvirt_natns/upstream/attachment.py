@@ -26,47 +26,47 @@ HARMLESS_MASTER = "vrf"
 """The kind of master that leaves received frames to its link; all others take them."""
 
 
-def problem(kernel: Kernel, upstream: Segment) -> Problem | None:
+def problem(kernel: Kernel, segment: Segment) -> Problem | None:
     """Return why the upstream's bridge or NIC cannot take another network; None if it can."""
-    fault = _problem(kernel, upstream)
-    if fault and isinstance(upstream, RouterSegment):
-        return fault[0], f"virt-natns router up {upstream.name}"
+    fault = _problem(kernel, segment)
+    if fault and isinstance(segment, RouterSegment):
+        return fault[0], f"virt-natns router up {segment.name}"
     return fault
 
 
-def _problem(kernel: Kernel, upstream: Segment) -> Problem | None:
-    where = upstream.namespace
+def _problem(kernel: Kernel, segment: Segment) -> Problem | None:
+    where = segment.namespace
     missing = where is not None and not netns.exists(where)
-    link = None if missing else kernel.link(where, upstream.bridge)
+    link = None if missing else kernel.link(where, segment.bridge)
     if link is None:
-        if isinstance(upstream, HostSegment):
+        if isinstance(segment, HostSegment):
             # The first network makes the transit bridge.
             return None
         return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
-    if upstream.is_macvlan:
-        fault = _parents_problem(kernel, upstream)
+    if segment.is_macvlan:
+        fault = _parents_problem(kernel, segment)
     else:
-        fault = _bridges_problem(kernel, upstream, link)
+        fault = _bridges_problem(kernel, segment, link)
     if fault:
         return fault
     if not link.up:
-        return "is down", f"set it up (ip link set {upstream.bridge} up)"
+        return "is down", f"set it up (ip link set {segment.bridge} up)"
     return None
 
 
-def _bridges_problem(kernel: Kernel, upstream: Segment, link: Link) -> Problem | None:
-    bridge = upstream.bridge
+def _bridges_problem(kernel: Kernel, segment: Segment, link: Link) -> Problem | None:
+    bridge = segment.bridge
     if link.kind != "bridge":
         other = "" if bridge == "lo" else ', or set attach = "macvlan" there'
         return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}{other}"
-    if kernel.port_count(bridge, upstream.namespace) >= BRIDGE_PORTS:
-        other = ', or attach = "macvlan"' if isinstance(upstream, BridgeSegment) else ""
+    if kernel.port_count(bridge, segment.namespace) >= BRIDGE_PORTS:
+        other = ', or attach = "macvlan"' if isinstance(segment, BridgeSegment) else ""
         return f"is full, it has {BRIDGE_PORTS} ports", f"use another bridge{other}"
     return None
 
 
-def _parents_problem(kernel: Kernel, upstream: Segment) -> Problem | None:
-    parent = upstream.bridge
+def _parents_problem(kernel: Kernel, segment: Segment) -> Problem | None:
+    parent = segment.bridge
     if parent == "lo":
         return "is the loopback interface", f"name a NIC or bridge in {names.CONFIG_FILE}"
     master = kernel.master_of(parent)
@@ -74,7 +74,7 @@ def _parents_problem(kernel: Kernel, upstream: Segment) -> Problem | None:
         remedy = f"name {master.name} in {names.CONFIG_FILE}"
         return f"belongs to {master.kind} {master.name}", remedy
     own = kernel.host_addresses()
-    gateway = next((each for each in (upstream.gateway, upstream.gateway6) if each in own), None)
+    gateway = next((each for each in (segment.gateway, segment.gateway6) if each in own), None)
     if gateway is not None:
         return (
             f"cannot lead to the gateway {gateway}, an address of this host",

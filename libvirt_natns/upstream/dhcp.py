@@ -70,9 +70,9 @@ def cuts(network: Network, upstream: DhcpUpstream) -> list[str]:
     return list(lease_check.said(_bounded(network, lease).cuts))
 
 
-def news(network: Network, upstream: DhcpSegment) -> list[str]:
+def news(network: Network, segment: DhcpSegment) -> list[str]:
     """Return ``cuts`` for the log, once after each change of them."""
-    return accepted_leases.tell_once(network.uuid, cuts(network, upstream.upstream))
+    return accepted_leases.tell_once(network.uuid, cuts(network, segment.upstream))
 
 
 def held(uuid: str) -> DhcpLease | None:
@@ -112,18 +112,18 @@ def problem(network: Network, upstream: DhcpUpstream, lease: DhcpLease) -> Natns
             f" is not used: {why}",
             f"find that server (tcpdump -n -i {upstream.bridge} port 67)",
         )
-    known = completed(upstream, _bounded(network, lease).lease)
+    segment = completed(upstream, _bounded(network, lease).lease)
     try:
-        selection.check_addresses(network, known)
-        selection.check_resolvers(network, known, _servers(known))
+        selection.check_addresses(network, segment)
+        selection.check_resolvers(network, segment, _servers(segment))
     except NatnsError as error:
         return error
     return None
 
 
-def _servers(known: Segment) -> Sequence[Address]:
+def _servers(segment: Segment) -> Sequence[Address]:
     """Return the resolvers that a network's guests depend on."""
-    own = [server for server in known.dns if server.version == 4]
+    own = [server for server in segment.dns if server.version == 4]
     return own or resolv_conf.host_resolvers().servers
 
 
@@ -136,15 +136,15 @@ def remaining(uuid: str) -> int | None:
 # -- the client --------------------------------------------------------------
 
 
-def requested(store: Store, network: Network, upstream: DhcpSegment) -> IPv4Address | None:
+def requested(store: Store, network: Network, segment: DhcpSegment) -> IPv4Address | None:
     """Return the address that a network's client asks for: the wanted one, or the last lease's."""
     wanted = (
-        applicants.applicant(network).wanted or store.leases.of(upstream.name, network.uuid).address
+        applicants.applicant(network).wanted or store.leases.of(segment.name, network.uuid).address
     )
     return wanted if isinstance(wanted, IPv4Address) and not is_placeholder(wanted) else None
 
 
-def client(network: Network, upstream: DhcpSegment) -> Client:
+def client(network: Network, segment: DhcpSegment) -> Client:
     """Return a network's own client."""
     return Client(
         namespace=names.namespace(network.name),
@@ -152,7 +152,7 @@ def client(network: Network, upstream: DhcpSegment) -> Client:
         client_id=names.client_id(network.uuid),
         directory=names.dhcp_directory(network.uuid),
         on_change=names.python_command(FOLLOW, network.uuid, options="-IS"),
-        probe=min(upstream.probe, udhcpc.MAX_PROBE),
+        probe=min(segment.probe, udhcpc.MAX_PROBE),
     )
 
 
@@ -192,38 +192,38 @@ def _not_wanted(network: Network, upstream: DhcpUpstream, lease: DhcpLease) -> N
 # -- the address -------------------------------------------------------------
 
 
-def settle(store: Store, network: Network, upstream: DhcpSegment) -> IPv4Address:
+def settle(store: Store, network: Network, segment: DhcpSegment) -> IPv4Address:
     """Record the address that a network has leased, or a placeholder address; returns it."""
     lease = held(network.uuid)
-    usable = lease is not None and problem(network, upstream.upstream, lease) is None
+    usable = lease is not None and problem(network, segment.upstream, lease) is None
     accepted_leases.note(network.uuid, lease, usable=usable)
-    if isinstance(upstream, LeasedSegment) and _take(store, network, upstream, upstream.leased):
-        return upstream.leased
-    present = store.leases.of(upstream.name, network.uuid).address
+    if isinstance(segment, LeasedSegment) and _take(store, network, segment, segment.leased):
+        return segment.leased
+    present = store.leases.of(segment.name, network.uuid).address
     if present is not None and is_placeholder(present):
         return present
-    return next(each for each in stand_ins(network.uuid) if _take(store, network, upstream, each))
+    return next(each for each in stand_ins(network.uuid) if _take(store, network, segment, each))
 
 
-def settle_first(store: Store, network: Network, upstream: DhcpSegment) -> IPv4Address:
+def settle_first(store: Store, network: Network, segment: DhcpSegment) -> IPv4Address:
     """Record the address of a network that starts; returns it.
 
     Raises LeaseError where another network has the leased address.
     """
-    address = settle(store, network, upstream)
-    if isinstance(upstream, LeasedSegment) and upstream.leased != address:
-        raise _taken(store, network.name, upstream)
+    address = settle(store, network, segment)
+    if isinstance(segment, LeasedSegment) and segment.leased != address:
+        raise _taken(store, network.name, segment)
     return address
 
 
-def _take(store: Store, network: Network, upstream: DhcpSegment, address: IPv4Address) -> bool:
-    return store.leases.reserve(upstream.name, upstream.bridge, network.uuid, address)
+def _take(store: Store, network: Network, segment: DhcpSegment, address: IPv4Address) -> bool:
+    return store.leases.reserve(segment.name, segment.bridge, network.uuid, address)
 
 
-def _taken(store: Store, name: str, upstream: LeasedSegment) -> LeaseError:
-    holder = store.leases.holder(upstream.bridge, upstream.leased)
+def _taken(store: Store, name: str, segment: LeasedSegment) -> LeaseError:
+    holder = store.leases.holder(segment.bridge, segment.leased)
     return LeaseError(
-        f"network {name}: the DHCP server of upstream {upstream.name} gives {upstream.leased},"
+        f"network {name}: the DHCP server of upstream {segment.name} gives {segment.leased},"
         f" which network {holder.name if holder else '?'} has",
         "see that its range and the pools of that segment do not overlap",
     )
@@ -238,23 +238,23 @@ def stand_ins(uuid: str) -> Iterator[IPv4Address]:
 
 
 def differences(
-    store: Store, record: NetworkRecord, network: Network, upstream: Segment
+    store: Store, record: NetworkRecord, network: Network, segment: Segment
 ) -> list[str]:
     """Return in words why a network that is up lacks its address, or values of its lease."""
-    if not isinstance(upstream, DhcpSegment):
+    if not isinstance(segment, DhcpSegment):
         return []
     lease = held(record.uuid)
     if lease is None:
-        return [f"no DHCP server on bridge {upstream.bridge} has leased an address yet"]
-    if left_out := cuts(network, upstream.upstream):
+        return [f"no DHCP server on bridge {segment.bridge} has leased an address yet"]
+    if left_out := cuts(network, segment.upstream):
         return left_out
-    found = _not_wanted(network, upstream.upstream, lease)
+    found = _not_wanted(network, segment.upstream, lease)
     if found is not None:
         return [str(found)]
-    if not isinstance(upstream, LeasedSegment):
+    if not isinstance(segment, LeasedSegment):
         return []
-    if upstream.leased == store.leases.of(upstream.name, record.uuid).address:
+    if segment.leased == store.leases.of(segment.name, record.uuid).address:
         return []
-    if store.leases.holder(upstream.bridge, upstream.leased):
-        return [str(_taken(store, record.name, upstream))]
-    return [f"the leased address {upstream.leased} is not in force"]
+    if store.leases.holder(segment.bridge, segment.leased):
+        return [str(_taken(store, record.name, segment))]
+    return [f"the leased address {segment.leased} is not in force"]

@@ -102,10 +102,10 @@ def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
     client_networks.check_claims(claims, routers)
 
 
-def ports_of_host(upstream: Segment, protocol: str) -> set[int]:
+def ports_of_host(segment: Segment, protocol: str) -> set[int]:
     """Return the ports of an upstream's router that lead to the host; none for other kinds."""
-    if not isinstance(upstream, RouterSegment):
+    if not isinstance(segment, RouterSegment):
         return set()
     from libvirt_natns.upstream.router import client_networks
 
-    return client_networks.ports_of_host(upstream.name, protocol)
+    return client_networks.ports_of_host(segment.name, protocol)

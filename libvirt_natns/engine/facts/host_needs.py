@@ -48,19 +48,19 @@ def host_needs(planner: Planner, network: str | None = None) -> dict[str, Needs]
 def needs_of(
     planner: Planner,
     user: User,
-    upstream: Segment | None,
+    segment: Segment | None,
     forwards: list[Forward],
     statics: list[Address],
 ) -> Needs:
     """Return the needs of one network towards the host; without a segment, of its own bridge."""
     needs = Needs(private=(Private(user.bridge, user.subnets),))
-    if isinstance(upstream, HostSegment):
-        return _on_transit(planner, user, upstream, forwards, needs)
-    if not isinstance(upstream, BridgeSegment) or upstream.is_macvlan:
+    if isinstance(segment, HostSegment):
+        return _on_transit(planner, user, segment, forwards, needs)
+    if not isinstance(segment, BridgeSegment) or segment.is_macvlan:
         # No bridge of the host forwards a macvlan's frames, so the host's rules see none.
         return needs
-    leased, bridge = _in_use(user, upstream), upstream.bridge
-    if isinstance(upstream, DhcpSegment):
+    leased, bridge = _in_use(user, segment), segment.bridge
+    if isinstance(segment, DhcpSegment):
         needs = replace(needs, dhcp=(bridge,))
     routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
     if routes and planner.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") != "0":
@@ -72,16 +72,16 @@ def needs_of(
 
 
 def _on_transit(
-    planner: Planner, user: User, upstream: HostSegment, forwards: list[Forward], needs: Needs
+    planner: Planner, user: User, segment: HostSegment, forwards: list[Forward], needs: Needs
 ) -> Needs:
     """Return the needs of a network whose transit bridge the host routes."""
-    leased, bridge = _in_use(user, upstream), upstream.bridge
-    host_forwards = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
+    leased, bridge = _in_use(user, segment), segment.bridge
+    host_forwards = [_host_forward(each, segment, leased) for each in forwards if not each.own]
     routes = _routes(bridge, leased.prefix, leased.address6)
-    routes += _proxied_routes(planner, user, upstream)
+    routes += _proxied_routes(planner, user, segment)
     return replace(
         needs,
-        transits=(upstream,),
+        transits=(segment,),
         forwards=tuple(each for each in host_forwards if each),
         public=tuple(Provider(bridge, route.destination) for route in routes if route.gateway),
         routes=routes,
@@ -89,9 +89,9 @@ def _on_transit(
     )
 
 
-def _proxied_routes(planner: Planner, user: User, upstream: HostSegment) -> tuple[Route, ...]:
+def _proxied_routes(planner: Planner, user: User, segment: HostSegment) -> tuple[Route, ...]:
     """Return the host's routes to a network's part of the host's own subnet."""
-    whole, gateway, bridge = upstream.host6, user.leased.address6, upstream.bridge
+    whole, gateway, bridge = segment.host6, user.leased.address6, segment.bridge
     if whole is None or gateway is None:
         return ()
     parts: list[IPNetwork] = []
@@ -107,13 +107,13 @@ def _proxied_routes(planner: Planner, user: User, upstream: HostSegment) -> tupl
     return tuple(routes)
 
 
-def _in_use(user: User, upstream: Segment) -> Leased:
+def _in_use(user: User, segment: Segment) -> Leased:
     """Return a network's leases without those that it has no use for any more."""
     leased = user.leased
     if not any(subnet.version == 6 for subnet in user.subnets):
         return Leased(leased.address)
     prefix = leased.prefix
-    if prefix is not None and not any(prefix.subnet_of(each) for each in upstream.prefixes6):
+    if prefix is not None and not any(prefix.subnet_of(each) for each in segment.prefixes6):
         return replace(leased, prefix=None)
     return leased
 
@@ -137,7 +137,7 @@ def _own_address(uuid: str) -> IPv6Address:
     return IPv6Address(b"\xfe\x80" + bytes(6) + octets[:3] + b"\xff\xfe" + octets[3:])
 
 
-def _host_forward(forward: Forward, upstream: HostSegment, leased: Leased) -> HostForward | None:
+def _host_forward(forward: Forward, segment: HostSegment, leased: Leased) -> HostForward | None:
     """Return the host's part of a forward to a transit bridge; None without an address."""
     address = leased.address if forward.target.version == 4 else leased.address6
     if address is None:
@@ -148,6 +148,6 @@ def _host_forward(forward: Forward, upstream: HostSegment, leased: Leased) -> Ho
         forward.first,
         forward.last,
         address,
-        upstream.bridge,
+        segment.bridge,
         forward.sources,
     )

@@ -40,7 +40,7 @@ def private_mtu(kernel: Kernel, network: Network) -> PrivateMtu | None:
     return PrivateMtu(max(mtu, usual_mtu(network).patch), min(mtu, foreign or mtu))
 
 
-def upstream_mtu(kernel: Kernel, upstream: Segment) -> int | None:
+def upstream_mtu(kernel: Kernel, segment: Segment) -> int | None:
     """Return the MTU of the upstream's bridge; None if the bridge is missing."""
-    link = kernel.link(upstream.namespace, upstream.bridge)
+    link = kernel.link(segment.namespace, segment.bridge)
     return link.mtu if link else None

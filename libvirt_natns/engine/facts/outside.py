@@ -16,25 +16,25 @@ def in_force(outside: Outside) -> Outside:
     return replace(outside, address=unless_placeholder(outside.address))
 
 
-def outside_of(network: Network, upstream: Segment, leased: Leased) -> Outside:
+def outside_of(network: Network, segment: Segment, leased: Leased) -> Outside:
     """Return a network's addresses on its upstream, by its leases."""
-    routed = selection.routed(network, upstream)
-    if leased.prefix is not None and not routed and selection.leases_prefix(network, upstream):
+    routed = selection.routed(network, segment)
+    if leased.prefix is not None and not routed and selection.leases_prefix(network, segment):
         routed = (leased.prefix,)
-    has = {family: selection.leases_address(network, upstream, family) for family in FAMILIES}
+    has = {family: selection.leases_address(network, segment, family) for family in FAMILIES}
     return Outside(
         leased.address if has[4] else None,
         leased.address6 if has[6] else None,
         routed,
-        selection.proxied(network, upstream),
+        selection.proxied(network, segment),
     )
 
 
-def completed_by(network: Network, upstream: Segment, leased: Leased) -> Network:
+def completed_by(network: Network, segment: Segment, leased: Leased) -> Network:
     """Return the network with its leased prefix as one more subnet."""
-    if leased.prefix is None or not selection.leases_prefix(network, upstream):
+    if leased.prefix is None or not selection.leases_prefix(network, segment):
         return network
-    if selection.wanted_prefix(network, upstream) is not None:
+    if selection.wanted_prefix(network, segment) is not None:
         return network
     prefix = leased.prefix
     subnet = Subnet(on_link(prefix[1], prefix.prefixlen))

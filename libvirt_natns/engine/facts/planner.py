@@ -37,77 +37,77 @@ class Planner:
         upstream = selection.upstream_of(network, self.config)
         return segments.of_network(self.kernel, self.store, network, upstream)
 
-    def outside(self, network: Network, upstream: Segment) -> Outside:
+    def outside(self, network: Network, segment: Segment) -> Outside:
         """Return a network's addresses on its upstream, by its leases."""
-        leased = self.store.leases.of(upstream.name, network.uuid)
-        return outside_of(network, upstream, leased)
+        leased = self.store.leases.of(segment.name, network.uuid)
+        return outside_of(network, segment, leased)
 
-    def in_force(self, network: Network, upstream: Segment) -> Outside:
+    def in_force(self, network: Network, segment: Segment) -> Outside:
         """Return a network's addresses on its upstream, without placeholder addresses."""
-        return in_force(self.outside(network, upstream))
+        return in_force(self.outside(network, segment))
 
-    def completed(self, network: Network, upstream: Segment) -> Network:
+    def completed(self, network: Network, segment: Segment) -> Network:
         """Return the network with its leased prefix as one more subnet."""
-        leased = self.store.leases.of(upstream.name, network.uuid)
-        return completed_by(network, upstream, leased)
+        leased = self.store.leases.of(segment.name, network.uuid)
+        return completed_by(network, segment, leased)
 
-    def lacks(self, network: Network, upstream: Segment) -> list[str]:
+    def lacks(self, network: Network, segment: Segment) -> list[str]:
         """Return the leases that a network lacks, in words."""
-        leased = self.store.leases.of(upstream.name, network.uuid)
+        leased = self.store.leases.of(segment.name, network.uuid)
         missing = [
             "address" if family == 4 else "IPv6 address"
             for family in FAMILIES
-            if selection.leases_address(network, upstream, family) and leased.of(family) is None
+            if selection.leases_address(network, segment, family) and leased.of(family) is None
         ]
-        if selection.leases_prefix(network, upstream) and leased.prefix is None:
+        if selection.leases_prefix(network, segment) and leased.prefix is None:
             missing.append("prefix")
         return missing
 
-    def plan(self, network: Network, upstream: Segment) -> Plan:
+    def plan(self, network: Network, segment: Segment) -> Plan:
         """Return the plan of a network.
 
         Raises KernelError where the private bridge, or the upstream's, is missing.
         """
-        outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
-        around = self._surroundings(whole, upstream, outside)
-        published = self._published(whole, upstream, outside)
-        made = make(whole, upstream, outside, around, published)
-        plan = (*made, *proxy_beyond(self.kernel, whole, upstream, outside))
-        return tuple(without_others(self.kernel, each, upstream) for each in plan)
+        outside, whole = self.in_force(network, segment), self.completed(network, segment)
+        around = self._surroundings(whole, segment, outside)
+        published = self._published(whole, segment, outside)
+        made = make(whole, segment, outside, around, published)
+        plan = (*made, *proxy_beyond(self.kernel, whole, segment, outside))
+        return tuple(without_others(self.kernel, each, segment) for each in plan)
 
-    def plan_ahead(self, network: Network, upstream: Segment) -> Plan:
+    def plan_ahead(self, network: Network, segment: Segment) -> Plan:
         """Return the part of the plan that does not need the network's bridge."""
-        outside, whole = self.in_force(network, upstream), self.completed(network, upstream)
-        around = self._surroundings(whole, upstream, outside, ahead=True)
-        published = self._published(whole, upstream, outside)
+        outside, whole = self.in_force(network, segment), self.completed(network, segment)
+        around = self._surroundings(whole, segment, outside, ahead=True)
+        published = self._published(whole, segment, outside)
         needs_libvirt = (*withdrawals(whole), private_port(whole))
-        plan = make(whole, upstream, outside, around, published)
+        plan = make(whole, segment, outside, around, published)
         return tuple(operation for operation in plan if operation not in needs_libvirt)
 
-    def plan_ahead_of_lease(self, network: Network, upstream: DhcpSegment) -> Plan:
+    def plan_ahead_of_lease(self, network: Network, segment: DhcpSegment) -> Plan:
         """Return the plan by which a DHCP server can be asked for an address.
 
         Raises KernelError where the upstream's bridge is missing.
         """
-        mtu = self.kernel.mtu(upstream.bridge)
+        mtu = self.kernel.mtu(segment.bridge)
         if mtu is None:
-            raise KernelError(f"network {network.name}: bridge {upstream.bridge} is missing")
-        return ahead_of_lease(network, upstream, mtu, client_of(self.store, network, upstream))
+            raise KernelError(f"network {network.name}: bridge {segment.bridge} is missing")
+        return ahead_of_lease(network, segment, mtu, client_of(self.store, network, segment))
 
-    def _published(self, network: Network, upstream: Segment, outside: Outside) -> Published:
+    def _published(self, network: Network, segment: Segment, outside: Outside) -> Published:
         """Return the forwards and static NAT of the namespace's own rules.
 
         The host's part of forwards is in ``host_needs``, a router's in the router's rules.
         """
         forwards = tuple(
-            upstream.inside(each, outside)
+            segment.inside(each, outside)
             for each in self.store.claims.forwards(network.uuid)
             if not is_placeholder(each.address)
         )
         return Published(forwards, self.store.claims.static_nats(network.uuid))
 
     def _surroundings(
-        self, network: Network, upstream: Segment, outside: Outside, *, ahead: bool = False
+        self, network: Network, segment: Segment, outside: Outside, *, ahead: bool = False
     ) -> Surroundings:
         """Return the facts about the machine.
 
@@ -116,21 +116,21 @@ class Planner:
         """
         unknown = ahead and network.taken_over
         private = usual_mtu(network) if ahead else private_mtu(self.kernel, network)
-        out = upstream_mtu(self.kernel, upstream)
+        out = upstream_mtu(self.kernel, segment)
         if private is None or out is None:
-            missing = f"bridge {network.bridge}" if private is None else upstream.in_words
+            missing = f"bridge {network.bridge}" if private is None else segment.in_words
             raise KernelError(f"network {network.name}: {missing} is missing")
-        guests_mtu = path_mtu(private.carried, upstream.carried(out), private.patch)
+        guests_mtu = path_mtu(private.carried, segment.carried(out), private.patch)
         return Surroundings(
             private_mtu=private.patch,
             upstream_mtu=out,
             backend=self.backend(),
             dnsmasq=None
             if unknown
-            else dnsmasq_of(self.store, network, upstream, outside, guests_mtu),
+            else dnsmasq_of(self.store, network, segment, outside, guests_mtu),
             idle=not unknown and network.taken_over and network.has_dnsmasq,
             carried=private.limit,
-            leasing=leasing(self.store, network, upstream),
+            leasing=leasing(self.store, network, segment),
         )
 
     def backend(self, *, ipv6: bool = False) -> str:

@@ -23,12 +23,12 @@ from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers, selection
 
 
-def without_others(kernel: Kernel, operation: Operation, upstream: Segment) -> Operation:
+def without_others(kernel: Kernel, operation: Operation, segment: Segment) -> Operation:
     """Return an operation without the addresses of others, if the provider hears its ndppd."""
     if not isinstance(operation, NeighbourProxy) or not operation.daemon.prefixes:
         return operation
     daemon = operation.daemon
-    if upstream.shares_addresses and not daemon.in_host:
+    if segment.shares_addresses and not daemon.in_host:
         # The host, or the router, alone asks this ndppd.
         return operation
     others = {*proxied_addresses.known(daemon.uuid), *kernel.host_addresses()}
@@ -36,49 +36,47 @@ def without_others(kernel: Kernel, operation: Operation, upstream: Segment) -> O
     return NeighbourProxy(replace(daemon, without=(*daemon.without, *spans)))
 
 
-def proxy_beyond(kernel: Kernel, network: Network, upstream: Segment, outside: Outside) -> Plan:
+def proxy_beyond(kernel: Kernel, network: Network, segment: Segment, outside: Outside) -> Plan:
     """Return the ndppd on the host's, or router's, own link for guests behind a transit bridge.
 
     Routes to the stations of that link come with it.
     """
     if not has_ipv6(network):
         return ()
-    link, outside_addresses = _beyond(kernel, upstream) if outside.proxied else (None, set())
+    link, outside_addresses = _beyond(kernel, segment) if outside.proxied else (None, set())
     prefixes = outside.proxied if link else ()
     without = tuple(AddressRange(each, each) for each in sorted(outside_addresses, key=by_family))
-    daemon = Proxy(network.uuid, upstream.namespace, link or "", upstream.bridge, prefixes, without)
+    daemon = Proxy(network.uuid, segment.namespace, link or "", segment.bridge, prefixes, without)
     # The host and its routers have addresses in the guests' prefix, but are outside.
     namespace, here = names.namespace(network.name), names.UPSTREAM_LINK
     beyond = (
-        Route(namespace, host_network(each), upstream.gateway6, here)
+        Route(namespace, host_network(each), segment.gateway6, here)
         for each in sorted(outside_addresses, key=by_family)
         if any(each in prefix for prefix in prefixes)
     )
     return (*beyond, NeighbourProxy(daemon))
 
 
-def _beyond(kernel: Kernel, upstream: Segment) -> tuple[str | None, set[Address]]:
+def _beyond(kernel: Kernel, segment: Segment) -> tuple[str | None, set[Address]]:
     """Return the link beyond a transit bridge, and the addresses of stations on that link."""
-    match upstream:
+    match segment:
         case RouterSegment():
-            return upstream.upstream.nic, routers.neighbours(upstream.upstream)
+            return segment.upstream.nic, routers.neighbours(segment.upstream)
         case HostSegment(host6=IPv6Network() as own):
             return kernel.host_link_in(own), kernel.host_addresses() | kernel.host_gateways(6)
         case _:
             return None, set()
 
 
-def check_proxied(config: Config, store: Store, network: Network, upstream: Segment) -> None:
+def check_proxied(config: Config, store: Store, network: Network, segment: Segment) -> None:
     """Refuse a part of the host's, or router's, own subnet that another network has.
 
     Raises DocumentError.
     """
-    mine = selection.proxied(network, upstream) if upstream.shares_addresses else ()
+    mine = selection.proxied(network, segment) if segment.shares_addresses else ()
     for user in store.host.users() if mine else ():
         theirs = config.upstreams.get(user.upstream)
-        if user.uuid == network.uuid or theirs is None:
-            continue
-        if not theirs.shares_addresses:
+        if user.uuid == network.uuid or theirs is None or not theirs.shares_addresses:
             continue
         for subnet in mine:
             if any(subnet.overlaps(other) for other in user.subnets):

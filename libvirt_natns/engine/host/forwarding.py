@@ -12,19 +12,19 @@ from libvirt_natns.model.transit_segment import HostSegment
 
 
 def plan_of(
-    kernel: Kernel, upstream: HostSegment, private: Iterable[host_policy.Private] = ()
+    kernel: Kernel, segment: HostSegment, private: Iterable[host_policy.Private] = ()
 ) -> Plan:
     """Return the host's part of a transit bridge.
 
     ``private`` are the networks' own bridges.  The bridge of a network that starts still
     has its address in the host.
     """
-    links = kernel.routed_links() - {"lo", upstream.bridge, *(each.bridge for each in private)}
+    links = kernel.routed_links() - {"lo", segment.bridge, *(each.bridge for each in private)}
     closed = [link for link in links if kernel.sysctl(None, forwarding_of(link)) != "1"]
     if any(map(kernel.is_bridge, closed)):
         # The look is late because libvirt has a file for each network.
         links -= isolated_bridges()
-    return transit(upstream, sorted(links))
+    return transit(segment, sorted(links))
 
 
 def forwarding_of(link: str) -> str:

@@ -39,7 +39,7 @@ from libvirt_natns.model.upstream import Outside
 
 def make(
     network: Network,
-    upstream: Segment,
+    segment: Segment,
     outside: Outside,
     around: Surroundings,
     published: Published = Published(),
@@ -53,34 +53,34 @@ def make(
     namespace = names.namespace(network.name)
     inner = network.bridge
     ipv6 = has_ipv6(network)
-    rules = ruleset(policy(network, upstream, outside, published))
+    rules = ruleset(policy(network, segment, outside, published))
     return (
         Namespace(namespace, network.uuid),
         namespace_settings(network),
         _private_patch(network, namespace, around.private_mtu),
-        _upstream_link(network, upstream, around.upstream_mtu),
+        _upstream_link(network, segment, around.upstream_mtu),
         private_port(network),
-        *_upstream_port(network, upstream),
+        *_upstream_port(network, segment),
         Firewall(namespace, network.uuid, around.backend, rules),
         # A DHCP client's link is up already, and speaks no IPv6 before this.
-        *([link_settings(network, upstream, outside)] if ipv6 else []),
+        *([link_settings(network, segment, outside)] if ipv6 else []),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
         Addresses(
-            namespace, names.UPSTREAM_LINK, addresses_on_upstream(upstream, outside, published)
+            namespace, names.UPSTREAM_LINK, addresses_on_upstream(segment, outside, published)
         ),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
-        *_routes(network, upstream, outside),
+        *_routes(network, segment, outside),
         _send_limit(network, namespace, around.carried),
         *([around.leasing] if around.leasing else []),
-        *(neighbours(network, upstream, outside) if ipv6 else []),
-        *announcements(network, upstream, outside, published),
+        *(neighbours(network, segment, outside) if ipv6 else []),
+        *announcements(network, segment, outside, published),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
         *([IdleDnsmasq(network.name)] if around.idle else []),
     )
 
 
-def ahead_of_lease(network: Network, upstream: DhcpSegment, mtu: int, leasing: Leasing) -> Plan:
+def ahead_of_lease(network: Network, segment: DhcpSegment, mtu: int, leasing: Leasing) -> Plan:
     """Return a DHCP client and the links that it needs.
 
     The link has no address yet, so there is nothing to filter.  IPv6 stays off until the
@@ -91,9 +91,9 @@ def ahead_of_lease(network: Network, upstream: DhcpSegment, mtu: int, leasing: L
     return (
         Namespace(namespace, network.uuid),
         namespace_settings(network),
-        _upstream_link(network, upstream, mtu),
+        _upstream_link(network, segment, mtu),
         Settings(namespace, (silent,)),
-        *_upstream_port(network, upstream),
+        *_upstream_port(network, segment),
         LinkUp(namespace, names.UPSTREAM_LINK),
         leasing,
     )
@@ -109,7 +109,7 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
 
 
-def policy(network: Network, upstream: Segment, outside: Outside, published: Published) -> Policy:
+def policy(network: Network, segment: Segment, outside: Outside, published: Published) -> Policy:
     """Return the firewall policy of a network's namespace."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
@@ -122,11 +122,11 @@ def policy(network: Network, upstream: Segment, outside: Outside, published: Pub
         statics=published.statics,
         address6=outside.address6,
         public=(*outside.routed, *outside.proxied),
-        by_dhcp=upstream.side(4).by_dhcp,
-        segments=segments(upstream, outside),
-        transit=upstream.transit_gateways,
-        link_local=upstream.upstream.link_local == "forward",
-        max_flows=upstream.upstream.max_flows,
+        by_dhcp=segment.side(4).by_dhcp,
+        segments=segments(segment, outside),
+        transit=segment.transit_gateways,
+        link_local=segment.upstream.link_local == "forward",
+        max_flows=segment.upstream.max_flows,
     )
 
 
@@ -149,22 +149,22 @@ def private_port(network: Network) -> Port:
     return Port(names.private_patch(network.uuid), network.bridge)
 
 
-def _upstream_port(network: Network, upstream: Segment) -> Iterable[Port]:
-    if upstream.is_macvlan:
+def _upstream_port(network: Network, segment: Segment) -> Iterable[Port]:
+    if segment.is_macvlan:
         return
     # Hairpin: a guest may use its own network's forward, by the host's address.  Where
     # bridged frames pass through iptables, the host translates on the bridge itself.
     port = names.upstream_patch(network.uuid)
-    yield Port(port, upstream.bridge, upstream.shares_addresses, upstream.namespace)
+    yield Port(port, segment.bridge, segment.shares_addresses, segment.namespace)
 
 
-def _upstream_link(network: Network, upstream: Segment, mtu: int) -> Patch | Macvlan:
+def _upstream_link(network: Network, segment: Segment, mtu: int) -> Patch | Macvlan:
     namespace = names.namespace(network.name)
     mac = names.mac(network.uuid, "upstream")
     # A lease's MTU may be less than that of the other end.
-    least = upstream.carried(mtu)
-    if upstream.is_macvlan:
-        return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge, least)
+    least = segment.carried(mtu)
+    if segment.is_macvlan:
+        return Macvlan(namespace, names.UPSTREAM_LINK, mac, segment.bridge, least)
     return Patch(
         namespace=namespace,
         link=names.UPSTREAM_LINK,
@@ -174,24 +174,24 @@ def _upstream_link(network: Network, upstream: Segment, mtu: int) -> Patch | Mac
         altname=names.altname("upstream", network.name),
         mtu=mtu,
         link_mtu=least if least < mtu else None,
-        outer=upstream.namespace,
+        outer=segment.namespace,
     )
 
 
-def _routes(network: Network, upstream: Segment, outside: Outside) -> Iterable[Route | Gateways]:
+def _routes(network: Network, segment: Segment, outside: Outside) -> Iterable[Route | Gateways]:
     namespace, out = names.namespace(network.name), names.UPSTREAM_LINK
     for route in network.routes:
         yield Route(namespace, route.destination, network.next_hop(route), network.bridge)
-    if upstream.learnt_routes is not None:
-        yield Gateways(namespace, out, upstream.learnt_routes)
-    elif upstream.gateway is not None and outside.address is not None:
-        yield Route(namespace, default_route(4), upstream.gateway, out)
+    if segment.learnt_routes is not None:
+        yield Gateways(namespace, out, segment.learnt_routes)
+    elif segment.gateway is not None and outside.address is not None:
+        yield Route(namespace, default_route(4), segment.gateway, out)
     if not leaves_by_ipv6(network, outside):
         return
-    for station in stations(upstream, outside):
+    for station in stations(segment, outside):
         yield Route(namespace, host_network(station), None, out)
-    if upstream.gateway6 is not None:
-        yield Route(namespace, default_route(6), upstream.gateway6, out)
+    if segment.gateway6 is not None:
+        yield Route(namespace, default_route(6), segment.gateway6, out)
 
 
 def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:

@@ -10,26 +10,26 @@ from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.model.transit_segment import HostSegment
 
 
-def transit(upstream: HostSegment, forwarding: Iterable[str]) -> Plan:
+def transit(segment: HostSegment, forwarding: Iterable[str]) -> Plan:
     """Return the host's own part of an upstream of kind "host".
 
     ``forwarding`` names the interfaces that must forward IPv4 besides the bridge: the host's
     own routes to the outside use them.  IPv6 forwarding concerns the whole host, and is not
     decided here.
     """
-    keys = [f"net/ipv4/conf/{link}/forwarding" for link in (upstream.bridge, *forwarding)]
+    keys = [f"net/ipv4/conf/{link}/forwarding" for link in (segment.bridge, *forwarding)]
     return (
         TransitBridge(
-            upstream.bridge,
-            f"natns-transit-{upstream.name}",
-            names.mac(upstream.name, "transit"),
+            segment.bridge,
+            f"natns-transit-{segment.name}",
+            names.mac(segment.name, "transit"),
         ),
-        *(_transit6(upstream.bridge) if upstream.subnet6 else []),
-        Addresses(None, upstream.bridge, upstream.transit_gateways),
+        *(_transit6(segment.bridge) if segment.subnet6 else []),
+        Addresses(None, segment.bridge, segment.transit_gateways),
         *(Sysctl(None, key, "1") for key in keys),
         # Forwards answer on 127.0.0.1, too.  The rules keep the bridge's other side from
         # using that.
-        Sysctl(None, f"net/ipv4/conf/{upstream.bridge}/route_localnet", "1"),
+        Sysctl(None, f"net/ipv4/conf/{segment.bridge}/route_localnet", "1"),
     )
 
 

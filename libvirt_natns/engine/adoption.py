@@ -99,9 +99,9 @@ def _adopt_transits(engine: Engine) -> None:
     """Choose again the transit subnets that the host's transit bridges have."""
     for upstream in engine.config.upstreams.values():
         bridge = names.transit_bridge(upstream.name)
-        if not isinstance(upstream, HostUpstream) or engine.kernel.link(None, bridge) is None:
+        if not isinstance(upstream, HostUpstream) or engine.kernel.host.links.get(bridge) is None:
             continue
-        for interface in engine.kernel.addresses(None, bridge):
+        for interface in engine.kernel.host.addresses.of(bridge):
             subnet = interface.network
             if isinstance(subnet, IPv4Network) and upstream.subnet is None:
                 engine.store.transit.choose_subnet(upstream.name, [subnet], None)
@@ -141,7 +141,7 @@ def _leases(
     namespace = names.namespace(network.name)
     if isinstance(segment, DhcpSegment):
         yield dhcp.settle(engine.store, network, segment)
-    outer = engine.kernel.addresses(namespace, names.UPSTREAM_LINK)
+    outer = engine.kernel.at(namespace).addresses.of(names.UPSTREAM_LINK)
     for family in FAMILIES:
         if segment.side(family).by_dhcp:
             continue
@@ -169,7 +169,7 @@ def _prefix(engine: Engine, network: Network, segment: Segment) -> IPv6Network |
     wanted = selection.wanted_prefix(network, segment)
     if wanted is not None:
         return wanted
-    inner = engine.kernel.addresses(names.namespace(network.name), network.bridge)
+    inner = engine.kernel.at(names.namespace(network.name)).addresses.of(network.bridge)
     for interface in inner:
         subnet = interface.network
         if isinstance(subnet, IPv6Network) and any(map(subnet.subnet_of, segment.prefixes6)):

@@ -85,7 +85,7 @@ def remove_orphan(context: Context, xml: bytes) -> None:
     libvirt gave it; another bridge of that name has not.
     """
     seen = xml_sniff.at_network(xml)
-    if seen.mac and context.kernel.mac(seen.bridge) == seen.mac:
+    if seen.mac and context.kernel.host.links.mac(seen.bridge) == seen.mac:
         context.step("remove libvirt's bridge")
         abandon(context.kernel, seen.name, seen.bridge)
 
@@ -99,10 +99,10 @@ def hand_back(context: Context, network: LibvirtNetwork, *, renew: bool = False)
     down(context, network.uuid, network.name)
     if not isinstance(network, Network) or not network.taken_over:
         return
-    if context.kernel.link(None, network.bridge) is None:
+    if context.kernel.host.links.get(network.bridge) is None:
         return
     for subnet in network.subnets:
-        context.kernel.add_address(None, network.bridge, subnet.interface)
+        context.kernel.host.addresses.add(network.bridge, subnet.interface)
     return_routes(context, network)
     if renew:
         libvirt_dnsmasq.stop(network.name)
@@ -111,4 +111,4 @@ def hand_back(context: Context, network: LibvirtNetwork, *, renew: bool = False)
 def return_routes(context: Context, network: Network) -> None:
     """Add libvirt's <route>s again, which the kernel removes with the bridge's last address."""
     for route in network.routes if network.taken_over else ():
-        context.kernel.add_route(None, route.destination, route.gateway, network.bridge)
+        context.kernel.host.routes.add_as_libvirt(route.destination, route.gateway, network.bridge)

@@ -114,7 +114,7 @@ def _lease(context: Context, network: Network, upstream: Segment, family: Family
         applicants.applicant(network, family),
         upstream,
         partial(probe, context, upstream),
-        context.kernel.host_addresses(),
+        context.kernel.host.addresses.beyond_link(),
     )
 
 
@@ -124,7 +124,7 @@ def _lease_prefix(context: Context, network: Network, upstream: Segment) -> None
         applicants.applicant(network),
         upstream,
         selection.wanted_prefix(network, upstream),
-        context.kernel.host_addresses(),
+        context.kernel.host.addresses.beyond_link(),
     )
 
 

@@ -37,7 +37,7 @@ def problem(kernel: Kernel, segment: Segment) -> Problem | None:
 def _problem(kernel: Kernel, segment: Segment) -> Problem | None:
     where = segment.namespace
     missing = where is not None and not netns.exists(where)
-    link = None if missing else kernel.link(where, segment.bridge)
+    link = None if missing else kernel.at(where).links.get(segment.bridge)
     if link is None:
         if isinstance(segment, HostSegment):
             # The first network makes the transit bridge.
@@ -69,11 +69,11 @@ def _parents_problem(kernel: Kernel, segment: Segment) -> Problem | None:
     parent = segment.bridge
     if parent == "lo":
         return "is the loopback interface", f"name a NIC or bridge in {names.CONFIG_FILE}"
-    master = kernel.master_of(parent)
+    master = kernel.host.links.master(parent)
     if master is not None and master.kind != HARMLESS_MASTER:
         remedy = f"name {master.name} in {names.CONFIG_FILE}"
         return f"belongs to {master.kind} {master.name}", remedy
-    own = kernel.host_addresses()
+    own = kernel.host.addresses.beyond_link()
     gateway = next((each for each in (segment.gateway, segment.gateway6) if each in own), None)
     if gateway is not None:
         return (
@@ -82,7 +82,7 @@ def _parents_problem(kernel: Kernel, segment: Segment) -> Problem | None:
         )
     try:
         # Some kernels have no macvlans, and some links take none.
-        kernel.try_macvlan(parent)
+        kernel.host.macvlans.probe(parent)
     except KernelError as error:
         why = error.remedy or error.fact
         return f"takes no macvlan ({why})", f"name another in {names.CONFIG_FILE}, or a bridge"

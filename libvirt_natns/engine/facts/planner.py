@@ -89,7 +89,7 @@ class Planner:
 
         Raises KernelError where the upstream's bridge is missing.
         """
-        mtu = self.kernel.mtu(segment.bridge)
+        mtu = self.kernel.host.links.mtu(segment.bridge)
         if mtu is None:
             raise KernelError(f"network {network.name}: bridge {segment.bridge} is missing")
         return ahead_of_lease(network, segment, mtu, client_of(self.store, network, segment))

@@ -61,7 +61,7 @@ def preview(planner: Planner, network: Network) -> Plan:
 def _leases(planner: Planner, network: Network, segment: Segment) -> Leased:
     """Return the leases that a network has, or would get next."""
     leased = planner.store.leases.of(segment.name, network.uuid)
-    own = planner.kernel.host_addresses()
+    own = planner.kernel.host.addresses.beyond_link()
     for family in FAMILIES:
         if not selection.leases_address(network, segment, family):
             continue

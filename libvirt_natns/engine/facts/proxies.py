@@ -31,7 +31,7 @@ def without_others(kernel: Kernel, operation: Operation, segment: Segment) -> Op
     if segment.shares_addresses and not daemon.in_host:
         # The host, or the router, alone asks this ndppd.
         return operation
-    others = {*proxied_addresses.known(daemon.uuid), *kernel.host_addresses()}
+    others = {*proxied_addresses.known(daemon.uuid), *kernel.host.addresses.beyond_link()}
     spans = tuple(AddressRange(each, each) for each in sorted(others, key=by_family))
     return NeighbourProxy(replace(daemon, without=(*daemon.without, *spans)))
 
@@ -63,7 +63,9 @@ def _beyond(kernel: Kernel, segment: Segment) -> tuple[str | None, set[Address]]
         case RouterSegment():
             return segment.upstream.nic, routers.neighbours(segment.upstream)
         case HostSegment(host6=IPv6Network() as own):
-            return kernel.host_link_in(own), kernel.host_addresses() | kernel.host_gateways(6)
+            return kernel.host.addresses.link_in(
+                own
+            ), kernel.host.addresses.beyond_link() | kernel.host.routes.default_gateways(6)
         case _:
             return None, set()
 

@@ -19,9 +19,9 @@ def plan_of(
     ``private`` are the networks' own bridges.  The bridge of a network that starts still
     has its address in the host.
     """
-    links = kernel.routed_links() - {"lo", segment.bridge, *(each.bridge for each in private)}
-    closed = [link for link in links if kernel.sysctl(None, forwarding_of(link)) != "1"]
-    if any(map(kernel.is_bridge, closed)):
+    links = kernel.host.routes.links() - {"lo", segment.bridge, *(each.bridge for each in private)}
+    closed = [link for link in links if kernel.host.sysctls.get(forwarding_of(link)) != "1"]
+    if any(map(kernel.host.links.is_bridge, closed)):
         # The look is late because libvirt has a file for each network.
         links -= isolated_bridges()
     return transit(segment, sorted(links))

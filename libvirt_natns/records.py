@@ -7,9 +7,9 @@ a hook is a fresh process that libvirt waits for.  These are made of closures
 instead, in a fiftieth of that, and about as quick in use.
 
 As there: fields by annotation, defaults, ``__post_init__``, ``==``, ``repr``,
-``replace``, ``asdict``, copies and pickles; frozen ones have a hash.  Not so: no
-inheritance of fields, no ordering, no ``ClassVar``; that ``kw_only`` is kept to,
-only mypy watches.
+``replace``, ``asdict``, copies and pickles; frozen ones have a hash.  A subclass inherits
+fields, and may give one a narrower type.  Not so: no ordering, no ``ClassVar``; that
+``kw_only`` is kept to, only mypy watches.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar, cast, dataclass_transform
 
 T = TypeVar("T")
 FIELDS = "__record_fields__"
+DEFAULTS = "__record_defaults__"
 
 
 class _Factory:
@@ -42,13 +43,20 @@ def dataclass(
     slots: bool = False,
     kw_only: bool = False,
 ) -> Callable[[type[T]], type[T]]:
-    """Make a class one of records; each annotation of its own is a field."""
+    """Make a class one of records; each annotation is a field, besides the inherited fields."""
 
     def make(cls: type[T]) -> type[T]:
-        names = tuple(cls.__annotations__)
+        own = tuple(cls.__annotations__)
+        inherited: tuple[str, ...] = getattr(cls, FIELDS, ())
+        names = tuple(dict.fromkeys((*inherited, *own)))
         content = dict(cls.__dict__)
-        defaults = {name: content.pop(name) for name in names if name in content}
-        made: Any = _with_slots(cls, names, content) if slots else cls
+        former: dict[str, object] = getattr(cls, DEFAULTS, {})
+        defaults = {name: value for name, value in former.items() if name not in own}
+        defaults |= {name: content.pop(name) for name in own if name in content}
+        # A second slot of one name would hide the first from the base's methods.
+        new = tuple(name for name in own if name not in inherited)
+        made: Any = _with_slots(cls, new, content) if slots else cls
+        setattr(made, DEFAULTS, defaults)
         _add_methods(made, names, frozen)
         if slots:
             _add_state(made, names)

@@ -5,21 +5,19 @@ Each namespace is a box, with its network above and its upstream's bridge below.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from ipaddress import IPv6Network
 from itertools import groupby
 
-from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, is_placeholder
 from libvirt_natns.cli import forward_list
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.publication.words import ports
-from libvirt_natns.errors import NatnsError
 from libvirt_natns.model.network import Network
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord
-from libvirt_natns.upstream import routers, transit
+from libvirt_natns.upstream import segments
 
 NONE = "no network is up: start one (virsh net-start)\n"
 GAP = "   "
@@ -105,25 +103,20 @@ def _upstream(engine: Engine, name: str) -> tuple[str, str]:
     upstream = engine.config.upstreams.get(name)
     if upstream is None:
         return "?", f"upstream {name}, which is not configured any more"
-    said = f"upstream {name}"
-    if upstream.kind == "host":
-        subnet = upstream.subnet or engine.store.transit.subnet(name)
-        upstream = (
-            transit.complete(upstream, subnet, engine.store.transit.prefix(name))
-            if subnet
-            else upstream
-        )
-        said += ", routed by the host"
-    elif upstream.kind == "router":
-        with suppress(NatnsError):
-            upstream = routers.complete(upstream)
-        said += f", routed by {names.router_namespace(name)} with {upstream.nic}"
-    said += ", by macvlan" if upstream.attach == "macvlan" else ""
-    for side in map(upstream.side, FAMILIES):
+    said = f"upstream {name}" + (f", routed by {upstream.routed_by}" if upstream.routed_by else "")
+    segment = segments.of_upstream(engine.store, upstream)
+    if segment is None:
+        said += "".join(f", {subnet}" for subnet in (upstream.subnet, upstream.subnet6) if subnet)
+        return "?", said + _prefixes(upstream.prefixes6)
+    said += ", by macvlan" if upstream.is_macvlan else ""
+    for side in map(segment.side, FAMILIES):
         said += f", {side.subnet}" if side.subnet else ""
         said += f", gateway {side.gateway}" if side.gateway else ""
-    said += f", prefixes {', '.join(map(str, upstream.prefixes6))}" if upstream.prefixes6 else ""
-    return upstream.bridge or "?", said
+    return segment.bridge, said + _prefixes(segment.prefixes6)
+
+
+def _prefixes(prefixes: tuple[IPv6Network, ...]) -> str:
+    return f", prefixes {', '.join(map(str, prefixes))}" if prefixes else ""
 
 
 def draw(picture: Picture, width: int = 80) -> str:

@@ -218,7 +218,7 @@ def _lookup(guests: Guests, xml: bytes) -> ListenLookup:
         addresses = known_addresses(guests.store, at.network, at.nic.mac, plain.name)
         targets = {parsed(which.guest_address)} if which.guest_address else addresses
         public = {str(target) for target in targets if at.is_public(target)}
-        if at.upstream.is_transit:
+        if at.upstream.shares_addresses:
             return {listening(ANY), *public}
         return {*map(str, at.outside.addresses), *public}
 

@@ -67,8 +67,8 @@ def _explain(engine: Engine, networks: dict[str, bytes]) -> None:
 def _verdict(engine: Engine, xml: bytes) -> selection.Verdict:
     """Return whether a network will be handled; False for a network that will not start."""
     try:
-        return selection.verdict(libvirt_xml.parse_network(xml), engine.config)
+        return selection.verdict(libvirt_xml.parse_any_network(xml), engine.config)
     except NatnsError as error:
         if xml_sniff.at_network(xml).untouched:
-            return selection.Verdict(False, "has <forward> or enabled='no'")
-        return selection.Verdict(False, f"will not start: {error}")
+            return selection.Verdict(None, "has <forward> or enabled='no'")
+        return selection.Verdict(None, f"will not start: {error}")

@@ -30,7 +30,8 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.link_kinds import try_link_kinds
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import BridgeSegment
+from libvirt_natns.model.upstream import DhcpUpstream, HostUpstream, RouterUpstream
 from libvirt_natns.state import database
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import attachment, routers, transit
@@ -63,7 +64,7 @@ def python_modules() -> str:
 
 def links(settings: Config) -> str:
     """Examine whether the kernel has the links and namespaces that networks need."""
-    macvlan = any(u.attach == "macvlan" for u in settings.upstreams.values())
+    macvlan = any(upstream.is_macvlan for upstream in settings.upstreams.values())
     in_scratch_namespace(partial(try_link_kinds, macvlan=macvlan))
     kinds = "bridges, veth and macvlan" if macvlan else "bridges and veth"
     return f"this kernel has network namespaces, {kinds}"
@@ -108,23 +109,24 @@ def in_scratch_namespace(trial: Callable[[], object]) -> None:
 def default_upstream(settings: Config) -> str:
     """Examine whether the default upstream can take networks."""
     upstream = settings.upstreams[settings.upstream]
-    if upstream.kind == "host":
+    if isinstance(upstream, HostUpstream):
         return f"{upstream.name}, routed by this host itself"
-    if upstream.kind == "router":
+    if isinstance(upstream, RouterUpstream):
         return _router(settings, upstream)
+    segment = BridgeSegment.of(upstream)
     with Kernel() as kernel:
-        problem = attachment.problem(kernel, upstream)
+        problem = attachment.problem(kernel, segment)
     if problem:
         raise UpstreamError(
-            f"{upstream.segment} of upstream {upstream.name} {problem[0]}", problem[1]
+            f"{segment.in_words} of upstream {upstream.name} {problem[0]}", problem[1]
         )
-    how = "macvlan on " if upstream.attach == "macvlan" else ""
-    by = f"{upstream.name}, by {how}{upstream.segment}"
-    client = " ".join(udhcpc.program()) if upstream.by_dhcp else ""
+    how = "macvlan on " if upstream.is_macvlan else ""
+    by = f"{upstream.name}, by {how}{segment.in_words}"
+    client = " ".join(udhcpc.program()) if isinstance(upstream, DhcpUpstream) else ""
     return f"{by}; addresses by DHCP, which takes {client}" if client else by
 
 
-def _router(settings: Config, upstream: Upstream) -> str:
+def _router(settings: Config, upstream: RouterUpstream) -> str:
     """Examine the router namespace of an upstream."""
     with Kernel() as kernel:
         state, record, differences = health.of(RouterLifecycle(settings, kernel), upstream.name)
@@ -140,13 +142,14 @@ def _router(settings: Config, upstream: Upstream) -> str:
 def ipv6(settings: Config) -> str:
     """Examine what the default upstream needs for IPv6, where it has any."""
     upstream = settings.upstreams[settings.upstream]
-    if upstream.kind == "router":
+    if isinstance(upstream, RouterUpstream):
         return _ipv6_of_router(upstream)
     own = upstream.subnet6 or upstream.prefixes6
-    if not own and upstream.kind != "host":
+    in_host = isinstance(upstream, HostUpstream)
+    if not own and not in_host:
         return f"upstream {upstream.name} has none"
     with Kernel() as kernel:
-        if upstream.kind == "host" and not transit.has_ipv6(kernel):
+        if in_host and not transit.has_ipv6(kernel):
             return "the host has none, nor have networks"
     try:
         backends.choose(settings.firewall, ipv6=True)
@@ -157,13 +160,13 @@ def ipv6(settings: Config) -> str:
         return f"networks cannot have any: {error}"
     if upstream.subnet6 is not None:
         ndppd.program()
-    ways = ["NAT66"] if upstream.pool6 or upstream.kind == "host" else []
+    ways = ["NAT66"] if isinstance(upstream, HostUpstream) or upstream.pool6 else []
     ways += ["routed prefixes"] if upstream.prefixes6 else []
     ways += ["parts of the upstream's subnet, by ndppd"] if upstream.subnet6 else []
     return ", ".join(ways)
 
 
-def _ipv6_of_router(upstream: Upstream) -> str:
+def _ipv6_of_router(upstream: RouterUpstream) -> str:
     whole = routers.complete(upstream)
     if whole.subnet6 is None:
         return f"upstream {upstream.name} has none"

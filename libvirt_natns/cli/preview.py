@@ -14,22 +14,21 @@ from libvirt_natns.operations.operation import describe_plan
 from libvirt_natns.records import replace
 from libvirt_natns.upstream import selection
 
+UUID = "00000000-0000-0000-0000-000000000000"
+BRIDGE = "virbrN"
+"""Stand for the uuid and bridge that libvirt would choose for a network without."""
+
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan of a network, or why it is not handled."""
     network = _network_to_plan(options.network)
-    # libvirt would complete a network that has neither uuid nor bridge.
-    network = replace(
-        network,
-        uuid=network.uuid or "00000000-0000-0000-0000-000000000000",
-        bridge=network.bridge or "virbrN",
-    )
+    network = replace(network, uuid=network.uuid or UUID)
     with access.engine(look_only=True) as engine:
         verdict = selection.verdict(network, engine.config)
-        if not verdict.handled:
+        if verdict.network is None:
             print(f"network {network.name} is not touched: {verdict.reason}")
             return 0
-        print(describe_plan(preview(engine.planner, network)), end="")
+        print(describe_plan(preview(engine.planner, verdict.network)), end="")
     return 0
 
 
@@ -38,11 +37,11 @@ def _network_to_plan(named: str) -> Network:
     file = Path(named)
     if file.is_file():
         try:
-            return libvirt_xml.parse_network(file.read_bytes(), named)
+            return libvirt_xml.parse_network(file.read_bytes(), named, BRIDGE)
         except OSError as error:
             raise NatnsError(f"cannot read {named}", error.strerror or str(error)) from error
     access.require_root()
     xml = libvirt.network_xml(named)
     if xml is None:
         raise NatnsError(f"there is no file and no network {named}", "see virsh net-list --all")
-    return libvirt_xml.parse_network(xml)
+    return libvirt_xml.parse_network(xml, bridge=BRIDGE)

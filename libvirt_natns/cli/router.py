@@ -187,10 +187,9 @@ def _down(opened: RouterLifecycle, options: argparse.Namespace) -> int:
 
 def _status(opened: RouterLifecycle, options: argparse.Namespace) -> int:
     if options.name is None:
-        configured = [n for n, u in opened.config.upstreams.items() if u.kind == "router"]
         recorded = [record.target.name for record in journal.load_all()]
         recorded += journal.damaged()
-        named = sorted({*configured, *recorded})
+        named = sorted({*opened.config.routers, *recorded})
         if not named:
             raise RouterError(
                 "no router is configured",

@@ -110,7 +110,7 @@ def _try(network: Network, configuration: str) -> None:
         ours = f"pid-file={dnsmasq_files.paths(network.uuid).pid}"
         try:
             text.write_bytes(configuration.replace(ours, f"pid-file={pid}").encode())
-            status, complaint = _run(text, network.bridge or "")
+            status, complaint = _run(text, network.bridge)
         finally:
             _remove(directory)
     if status:

@@ -17,7 +17,11 @@ from libvirt_natns.documents import config_spans, config_upstream
 from libvirt_natns.documents.config_table import NAME, TomlTable, choice, text
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.model.configuration import Config, FirewallChoice, Scope
-from libvirt_natns.model.upstream import HOST_UPSTREAM, Upstream
+from libvirt_natns.model.upstream import (
+    HOST_UPSTREAM,
+    BridgeUpstream,
+    Upstream,
+)
 from libvirt_natns.names import CONFIG_FILE
 from libvirt_natns.values import alternatives, shown
 
@@ -91,7 +95,7 @@ def _upstreams(table: TomlTable) -> dict[str, Upstream]:
     tables = table.data.get("upstreams", {})
     if not isinstance(tables, dict):
         raise table.wrong("upstreams", tables, "a table [upstreams.NAME]")
-    upstreams = {HOST_UPSTREAM.name: HOST_UPSTREAM}
+    upstreams: dict[str, Upstream] = {HOST_UPSTREAM.name: HOST_UPSTREAM}
     for name, data in tables.items():
         if not NAME.fullmatch(name):
             key = f"upstreams.{shown(name)}"
@@ -107,24 +111,23 @@ def _upstreams(table: TomlTable) -> dict[str, Upstream]:
 def _check_shared(table: TomlTable, upstreams: dict[str, Upstream]) -> None:
     """Refuse an address in two upstreams of one bridge: both would lease it."""
     for first, second in combinations(upstreams.values(), 2):
-        hosts = first.kind == second.kind == "host"
-        if not hosts and (not first.bridge or first.bridge != second.bridge):
+        if not first.place or first.place != second.place:
             continue
         others = _spans(second)
         for key, spans in _spans(first).items():
             shared = config_spans.overlap(spans + others[key])
             if shared:
                 fact = f"shares {shared.text} with upstreams.{first.name}.{key}"
-                where = "the host's" if hosts else f"on {first.bridge}"
-                expected = f"addresses of its own, as both are {where}"
+                expected = f"addresses of its own, as both are {first.place}"
                 raise table.error(f"upstreams.{second.name}.{key}", fact, expected)
 
 
 def _spans(upstream: Upstream) -> dict[str, list[config_spans.Span]]:
     """Return the addresses that an upstream leases, by the key they stand in."""
+    bridged = upstream if isinstance(upstream, BridgeUpstream) else None
     return {
-        "pool": config_spans.of_ranges(upstream.ranges),
-        "pool6": config_spans.of_ranges(upstream.pool6),
+        "pool": config_spans.of_ranges(bridged.pool if bridged else ()),
+        "pool6": config_spans.of_ranges(bridged.pool6 if bridged else ()),
         "prefixes6": config_spans.of_prefixes(upstream.prefixes6),
     }
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A table [upstreams.NAME] of the configuration file as an ``Upstream``.
 
-``KEYS`` declares each key: the kinds of upstream that may have the key, and the reader of
-its value.  Defaults are the defaults of ``Upstream``.
+``KEYS`` declares each key with the reader of its value.  An upstream may have the keys that
+are fields of its type, and their defaults.
 """
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
-from typing import get_args
+from typing import Any, get_args
 
 from libvirt_natns.documents import config_spans
 from libvirt_natns.documents.config_spans import Span
@@ -34,12 +34,18 @@ from libvirt_natns.documents.config_values import (
 )
 from libvirt_natns.model.upstream import (
     HOST_UPSTREAM,
+    AnyUpstream,
     Attach,
+    BridgeUpstream,
     DhcpMode,
+    DhcpUpstream,
+    HostUpstream,
     LinkLocal,
+    RouterUpstream,
     Upstream,
     UpstreamKind,
 )
+from libvirt_natns.records import fields
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives
 
 MAX_PROBE = 5.0
@@ -65,16 +71,28 @@ def parse(name: str, table: TomlTable) -> Upstream:
     kind: UpstreamKind = KIND(table, "kind") if "kind" in table.data else "host"
     table.only(KEYS_OF_KIND[kind], f' of an upstream of kind "{kind}"')
     values = {
-        key: read(table, key)
-        for key, (_, read) in KEYS.items()
-        if key in table.data and key != "kind"
+        key: read(table, key) for key, read in KEYS.items() if key in table.data and key != "kind"
     }
-    values.setdefault("dhcp_timeout", DHCP_TIMEOUTS[values.get("dhcp", "required")])
-    upstream = Upstream(name, kind, **values)
-    _check_required(table, upstream)
-    _check_ipv4(table, upstream)
-    _check_ipv6(table, upstream)
+    _check_required(table, kind)
+    upstream = _upstream(name, kind, values)
+    if isinstance(upstream, BridgeUpstream):
+        _check_ipv4(table, upstream)
+        _check_ipv6(table, upstream)
+    else:
+        _check_prefixes6(table, upstream)
     return upstream
+
+
+def _upstream(name: str, kind: UpstreamKind, values: dict[str, Any]) -> Upstream:
+    if kind == "host":
+        return HostUpstream(name=name, **values)
+    if kind == "router":
+        return RouterUpstream(name=name, **values)
+    if values.get("pool") != "dhcp":
+        return BridgeUpstream(name=name, **values)
+    leased = {key: value for key, value in values.items() if key != "pool"}
+    leased.setdefault("dhcp_timeout", DHCP_TIMEOUTS[values.get("dhcp", "required")])
+    return DhcpUpstream(name=name, **leased)
 
 
 # Keys
@@ -82,55 +100,48 @@ def parse(name: str, table: TomlTable) -> Upstream:
 KIND = choice(get_args(UpstreamKind))
 INTERFACE_NAME = text(INTERFACE, INTERFACE_EXPECTED)
 
-BRIDGE, HOST, ROUTER = ({"bridge"}, {"host"}, {"router"})
-ALL = BRIDGE | HOST | ROUTER
-
-KEYS: dict[str, tuple[set[str], Reader]] = {
-    "kind": (ALL, KIND),
-    "bridge": (BRIDGE, INTERFACE_NAME),
-    "nic": (ROUTER, INTERFACE_NAME),
-    "subnet": (ALL, subnet(IPv4Network, 30, "an IPv4 subnet such as 192.168.0.0/24")),
-    "gateway": (BRIDGE, one(IPv4Address, "an IPv4 address such as 192.168.0.1")),
-    "pool": (BRIDGE, pool('a range such as "192.168.0.100-192.168.0.199", an address or a subnet')),
-    "dns": (
-        ALL,
-        several(resolver, "the address of a resolver outside this host, such as 192.168.0.1"),
+KEYS: dict[str, Reader] = {
+    "kind": KIND,
+    "bridge": INTERFACE_NAME,
+    "nic": INTERFACE_NAME,
+    "subnet": subnet(IPv4Network, 30, "an IPv4 subnet such as 192.168.0.0/24"),
+    "gateway": one(IPv4Address, "an IPv4 address such as 192.168.0.1"),
+    "pool": pool('a range such as "192.168.0.100-192.168.0.199", an address or a subnet'),
+    "dns": several(resolver, "the address of a resolver outside this host, such as 192.168.0.1"),
+    "probe": seconds(MAX_PROBE),
+    "subnet6": subnet(IPv6Network, 126, "an IPv6 subnet such as 2001:db8:77::/64"),
+    "gateway6": one(address6, "an IPv6 address such as 2001:db8:77::1"),
+    "pool6": several(
+        range6, 'a range such as "2001:db8:77::100-2001:db8:77::1ff", an address or a subnet'
     ),
-    "probe": (BRIDGE, seconds(MAX_PROBE)),
-    "subnet6": (ALL, subnet(IPv6Network, 126, "an IPv6 subnet such as 2001:db8:77::/64")),
-    "gateway6": (BRIDGE, one(address6, "an IPv6 address such as 2001:db8:77::1")),
-    "pool6": (
-        BRIDGE,
-        several(
-            range6, 'a range such as "2001:db8:77::100-2001:db8:77::1ff", an address or a subnet'
-        ),
+    "prefixes6": prefixes6("an IPv6 prefix of /64 or shorter, such as 2001:db8:100::/56"),
+    "attach": choice(get_args(Attach)),
+    "dhcp": with_dhcp(choice(get_args(DhcpMode))),
+    "dhcp_timeout": with_dhcp(seconds(MAX_DHCP_TIMEOUT)),
+    "link_local": choice(get_args(LinkLocal)),
+    "max_flows": number(MAX_FLOWS),
+    "host_subnet": subnet(IPv4Network, 30, "an IPv4 subnet such as 192.168.158.0/24"),
+    "host_ports": several(
+        port_set, 'a protocol with a port or a range, such as "tcp/22" or "udp/60000-61000"'
     ),
-    "prefixes6": (ALL, prefixes6("an IPv6 prefix of /64 or shorter, such as 2001:db8:100::/56")),
-    "attach": (BRIDGE, choice(get_args(Attach))),
-    "dhcp": (BRIDGE, with_dhcp(choice(get_args(DhcpMode)))),
-    "dhcp_timeout": (BRIDGE, with_dhcp(seconds(MAX_DHCP_TIMEOUT))),
-    "link_local": (ALL, choice(get_args(LinkLocal))),
-    "max_flows": (ALL, number(MAX_FLOWS)),
-    "host_subnet": (ROUTER, subnet(IPv4Network, 30, "an IPv4 subnet such as 192.168.158.0/24")),
-    "host_ports": (
-        ROUTER,
-        several(
-            port_set, 'a protocol with a port or a range, such as "tcp/22" or "udp/60000-61000"'
-        ),
-    ),
-    "host_address6": (
-        ROUTER,
-        one(address6, "one of the host's IPv6 addresses, such as 2001:db8:77::2"),
-    ),
+    "host_address6": one(address6, "one of the host's IPv6 addresses, such as 2001:db8:77::2"),
 }
-"""Each key: the kinds of upstream that may have it, and the reader of its value.
+"""Each key, with the reader of its value.
 
 Values are read in this order, so the first wrong key of a table is reported.
 """
 
+TYPES: dict[UpstreamKind, type[AnyUpstream]] = {
+    # With our own pool, readers refuse the keys that only DHCP has.
+    "bridge": DhcpUpstream,
+    "host": HostUpstream,
+    "router": RouterUpstream,
+}
+"""The type with all keys of a kind."""
+
 KEYS_OF_KIND: dict[UpstreamKind, tuple[str, ...]] = {
-    kind: tuple(key for key, (kinds, _) in KEYS.items() if kind in kinds)
-    for kind in get_args(UpstreamKind)
+    kind: tuple(key for key in KEYS if key in ("kind", *fields(made)))
+    for kind, made in TYPES.items()
 }
 """Keys of an upstream of each kind.  Any other key would be ignored, so it is refused."""
 
@@ -152,22 +163,22 @@ OUTSIDE6 = {"pool6", "prefixes6"}
 # Keys that must fit each other
 
 
-def _check_required(table: TomlTable, upstream: Upstream) -> None:
+def _check_required(table: TomlTable, kind: UpstreamKind) -> None:
     only6 = not IPV4_KEYS & table.data.keys() and bool(OUTSIDE6 & table.data.keys())
-    for key, expected in REQUIRED[upstream.kind].items():
-        by_dhcp = key == "subnet" and upstream.pool == "dhcp"
+    for key, expected in REQUIRED[kind].items():
+        by_dhcp = key == "subnet" and table.data.get("pool") == "dhcp"
         spared = by_dhcp or (only6 and key in IPV4_KEYS)
         if key not in table.data and not spared:
             raise table.error(key, "missing", expected)
 
 
-def _check_ipv4(table: TomlTable, upstream: Upstream) -> None:
+def _check_ipv4(table: TomlTable, upstream: BridgeUpstream) -> None:
     whole, gateway, ranges = upstream.subnet, upstream.gateway, upstream.pool
     if gateway and whole:
         ends = (whole.network_address, whole.broadcast_address)
         if gateway not in whole or gateway in ends:
             raise table.wrong("gateway", str(gateway), f"a host's address in {whole}")
-    if ranges == "dhcp" or "pool" not in table.data:
+    if table.data.get("pool", "dhcp") == "dhcp":
         return
     if whole is None:
         raise table.error("subnet", "missing", "the subnet that the pool is part of")
@@ -180,18 +191,15 @@ def _check_ipv4(table: TomlTable, upstream: Upstream) -> None:
         raise table.error("pool", "has no usable address", expected)
 
 
-def _check_ipv6(table: TomlTable, upstream: Upstream) -> None:
+def _check_ipv6(table: TomlTable, upstream: BridgeUpstream) -> None:
     whole, gateway = upstream.subnet6, upstream.gateway6
     # Many a provider's router has a link-local address only.
     if gateway and whole and gateway not in whole and not gateway.is_link_local:
         raise table.wrong("gateway6", str(gateway), f"an address in {whole}, or link-local")
-    if upstream.prefixes6 and upstream.attach == "macvlan":
+    if upstream.prefixes6 and upstream.is_macvlan:
         # The host, which has the route to each network's, does not reach it by that link.
         raise table.error("prefixes6", "is of no use to a macvlan", 'attach = "bridge", or none')
-    for prefix in upstream.prefixes6:
-        if whole is not None and prefix.overlaps(whole):
-            expected = "what is routed to the subnet, and no part of it"
-            raise table.error("prefixes6", f"{prefix} overlaps subnet6", expected)
+    _check_prefixes6(table, upstream)
     if not upstream.pool6:
         return
     if whole is None:
@@ -203,6 +211,13 @@ def _check_ipv6(table: TomlTable, upstream: Upstream) -> None:
     if config_spans.size(spans) <= lost:
         expected = "at least one that is neither the gateway's nor all routers'"
         raise table.error("pool6", "has no usable address", expected)
+
+
+def _check_prefixes6(table: TomlTable, upstream: Upstream) -> None:
+    for prefix in upstream.prefixes6:
+        if upstream.subnet6 is not None and prefix.overlaps(upstream.subnet6):
+            expected = "what is routed to the subnet, and no part of it"
+            raise table.error("prefixes6", f"{prefix} overlaps subnet6", expected)
 
 
 def _check_spans(

@@ -19,7 +19,7 @@ from libvirt_natns.documents.xml_dictionary import bounded
 from libvirt_natns.documents.xml_tree import nat_element, parse
 from libvirt_natns.documents.xml_values import Element, attribute_of, error, text
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.values import INTERFACE
 
@@ -44,7 +44,7 @@ class NetworkPort:
 class HookData:
     """Data that libvirt hands to a network hook on its standard input."""
 
-    network: Network
+    network: LibvirtNetwork
     port: NetworkPort | None = None
 
 
@@ -59,7 +59,20 @@ def parse_hook_data(data: bytes) -> HookData:
     )
 
 
-def parse_network(data: bytes, where: str = "") -> Network:
+def parse_network(data: bytes, where: str = "", bridge: str | None = None) -> Network:
+    """Return a ``<network>`` that we can handle, as ``parse_any_network`` does.
+
+    ``bridge`` is the name of its bridge where libvirt has not chosen the name yet.  Without
+    a name, DocumentError.
+    """
+    with _named(where):
+        network = _parsed_network(data, bridge)
+        if not isinstance(network, Network):
+            raise DocumentError(f"network {network.name} has no bridge", "start it with libvirt")
+        return network
+
+
+def parse_any_network(data: bytes, where: str = "") -> LibvirtNetwork:
     """Return a ``<network>``, as ``virsh net-dumpxml`` prints it or within ``<hookData>``.
 
     ``where`` stands before every message, a file's name for instance.  A network
@@ -72,9 +85,9 @@ def parse_network(data: bytes, where: str = "") -> Network:
 
 @lru_cache(maxsize=16)
 @bounded
-def _parsed_network(data: bytes) -> Network:
+def _parsed_network(data: bytes, bridge: str | None = None) -> LibvirtNetwork:
     """Return a network; several steps of one event ask for one and the same document."""
-    return xml_network.network_of(_network_element(parse(data, ("network", "hookData"))))
+    return xml_network.network_of(_network_element(parse(data, ("network", "hookData"))), bridge)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,40 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""libvirt's ``<network>`` as a ``Network``, with our metadata in it."""
+"""libvirt's ``<network>`` as a ``LibvirtNetwork``, with our metadata in it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.documents import xml_dns, xml_metadata, xml_values
 from libvirt_natns.documents.xml_tree import nat_element
 from libvirt_natns.documents.xml_values import Element, attribute_of, value_error
 from libvirt_natns.model.dns import Dns
-from libvirt_natns.model.network import Network
+from libvirt_natns.model.network import LibvirtNetwork, Network
 from libvirt_natns.model.subnet import StaticRoute, Subnet
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED
 
 
-def network_of(element: Element) -> Network:
-    """Return the network of a ``<network>``; DocumentError for an element that is refused."""
+def network_of(element: Element, bridge: str | None = None) -> LibvirtNetwork:
+    """Return the network of a ``<network>``: a ``Network``, if the name of its bridge is known.
+
+    ``bridge`` is the name for a bridge without one.  DocumentError for an element that is
+    refused.
+    """
+    named = _bridge(element) or bridge
+    make: Callable[..., LibvirtNetwork] = partial(LibvirtNetwork, bridge=None)
+    if named is not None:
+        make = partial(Network, bridge=named)
     ips = [ip for ip in element.findall("ip") if "address" in ip.attrib]
     subnets = tuple(xml_values.subnet(ip) for ip in ips)
     nat_in_xml = nat_element(element, "natns-network.rng")
     nat = None if nat_in_xml is None else xml_metadata.of_network(nat_in_xml, subnets)
     own = nat.subnets if nat else ()
-    return Network(
+    return make(
         uuid=xml_values.uuid_in(element, "uuid"),
         name=xml_values.name_of(element),
-        bridge=_bridge(element),
         forward_mode=_forward_mode(element),
         mtu=_mtu(element),
         domain=_domain(element),

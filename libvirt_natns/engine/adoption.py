@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, Family, Interface
+from libvirt_natns.addresses import FAMILIES, Address, Family, Interface
 from libvirt_natns.daemons import dnsmasq_files
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine.engine import Engine
@@ -31,9 +31,10 @@ from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
+from libvirt_natns.model.upstream import HostUpstream
 from libvirt_natns.records import dataclass
-from libvirt_natns.state import applicants, pool
+from libvirt_natns.state import applicants
 from libvirt_natns.state.leases import Leasable
 from libvirt_natns.upstream import dhcp, selection, transit
 
@@ -99,7 +100,7 @@ def _adopt_transits(engine: Engine) -> None:
     """Choose again the transit subnets that the host's transit bridges have."""
     for upstream in engine.config.upstreams.values():
         bridge = names.transit_bridge(upstream.name)
-        if upstream.kind != "host" or engine.kernel.host.links.get(bridge) is None:
+        if not isinstance(upstream, HostUpstream) or engine.kernel.host.links.get(bridge) is None:
             continue
         for interface in engine.kernel.host.addresses.of(bridge):
             subnet = interface.network
@@ -113,42 +114,43 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     """Record a network with its leases, reservations and own forwards."""
     network = libvirt_xml.parse_network(xml)
     # Ahead of the leases: a transit subnet that is in use is not chosen anew.
-    configured = selection.upstream_of(network, engine.config)
-    record = new_record(network, xml, configured, "up")
+    upstream = selection.upstream_of(network, engine.config)
+    record = new_record(network, xml, upstream, "up")
     engine.store.networks.put(record)
-    upstream = engine.planner.complete(network, configured)
+    segment = engine.planner.complete(network, upstream)
     rules = translations.of_namespace(names.namespace(network.name))
-    for lease in _leases(engine, network, upstream, rules):
-        _lease(engine, upstream, network.uuid, f"network {network.name}", lease)
+    for lease in _leases(engine, network, segment, rules):
+        _lease(engine, segment, network.uuid, f"network {network.name}", lease)
     _adopt_reservations(engine, network, domains)
     if network.nat is None or not network.nat.forwards:
         return
     choices = ChoicesInForce(Allocation(engine.config, engine.store, engine.kernel), rules)
-    leased = engine.store.leases.of(upstream.name, network.uuid)
-    run = NetworkRun(network, xml, record, configured, upstream, leased)
-    claims = of_network(run.whole, upstream, run.outside, choices)
+    leased = engine.store.leases.of(segment.name, network.uuid)
+    run = NetworkRun(network, xml, record, segment, leased)
+    claims = of_network(run.whole, segment, run.outside, choices)
     engine.store.claims.put(claims, scopes(engine.store, [network.uuid]), published=True)
 
 
-def _lease(engine: Engine, upstream: Upstream, key: str, who: str, leased: Leasable) -> None:
-    if not engine.store.leases.reserve(upstream.name, pool.segment(upstream), key, leased):
-        raise ConflictError(f"{who}: {leased} of upstream {upstream.name} is another's already")
+def _lease(engine: Engine, segment: Segment, key: str, who: str, leased: Leasable) -> None:
+    if not engine.store.leases.reserve(segment.name, segment.bridge, key, leased):
+        raise ConflictError(f"{who}: {leased} of upstream {segment.name} is another's already")
 
 
 def _leases(
-    engine: Engine, network: Network, upstream: Upstream, rules: Translations
+    engine: Engine, network: Network, segment: Segment, rules: Translations
 ) -> Iterator[Leasable]:
     """Yield a network's leases, by the addresses in its namespace."""
     namespace = names.namespace(network.name)
-    if upstream.by_dhcp:
-        yield dhcp.settle(engine.store, network, upstream)
+    if isinstance(segment, DhcpSegment):
+        yield dhcp.settle(engine.store, network, segment)
     outer = engine.kernel.at(namespace).addresses.of(names.UPSTREAM_LINK)
-    families: tuple[Family, ...] = (6,) if upstream.by_dhcp else (4, 6)
-    for family in families:
+    for family in FAMILIES:
+        if segment.side(family).by_dhcp:
+            continue
         address = _own(outer, family, rules)
-        if address is not None and applicants.can_keep(address, upstream):
+        if address is not None and applicants.can_keep(address, segment):
             yield address
-    prefix = _prefix(engine, network, upstream)
+    prefix = _prefix(engine, network, segment)
     if prefix is not None:
         yield prefix
 
@@ -162,17 +164,17 @@ def _own(interfaces: Iterable[Interface], family: Family, rules: Translations) -
     return min(mine, key=lambda each: each.network.prefixlen).ip if mine else None
 
 
-def _prefix(engine: Engine, network: Network, upstream: Upstream) -> IPv6Network | None:
+def _prefix(engine: Engine, network: Network, segment: Segment) -> IPv6Network | None:
     """Return the prefix that is routed to a network, by its namespace's address in the prefix."""
-    if not selection.leases_prefix(network, upstream):
+    if not selection.leases_prefix(network, segment):
         return None
-    wanted = selection.wanted_prefix(network, upstream)
+    wanted = selection.wanted_prefix(network, segment)
     if wanted is not None:
         return wanted
-    inner = engine.kernel.at(names.namespace(network.name)).addresses.of(network.bridge or "")
+    inner = engine.kernel.at(names.namespace(network.name)).addresses.of(network.bridge)
     for interface in inner:
         subnet = interface.network
-        if isinstance(subnet, IPv6Network) and any(map(subnet.subnet_of, upstream.prefixes6)):
+        if isinstance(subnet, IPv6Network) and any(map(subnet.subnet_of, segment.prefixes6)):
             return subnet
     return None
 

@@ -10,7 +10,7 @@ from libvirt_natns.documents import xml_sniff
 from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.context import Change, Context, discard_directory
 from libvirt_natns.engine.removal import abandon, remove
-from libvirt_natns.model.network import Network
+from libvirt_natns.model.network import LibvirtNetwork, Network
 from libvirt_natns.state.networks import NetworkRecord
 
 
@@ -88,17 +88,19 @@ def remove_orphan(context: Context, xml: bytes) -> None:
         abandon(context.kernel, seen.name, seen.bridge)
 
 
-def hand_back(context: Context, network: Network, *, renew: bool = False) -> None:
+def hand_back(context: Context, network: LibvirtNetwork, *, renew: bool = False) -> None:
     """Take a running network down and give libvirt's bridge its addresses back.
 
     ``renew`` ends libvirt's dnsmasq, whose lease helper we have taken away.  libvirt
     starts another dnsmasq when it is reloaded, which is the caller's task.
     """
     down(context, network.uuid, network.name)
-    if not network.taken_over or context.kernel.host.links.get(network.bridge or "") is None:
+    if not isinstance(network, Network) or not network.taken_over:
+        return
+    if context.kernel.host.links.get(network.bridge) is None:
         return
     for subnet in network.subnets:
-        context.kernel.host.addresses.add(network.bridge or "", subnet.interface)
+        context.kernel.host.addresses.add(network.bridge, subnet.interface)
     return_routes(context, network)
     if renew:
         libvirt_dnsmasq.stop(network.name)
@@ -107,6 +109,4 @@ def hand_back(context: Context, network: Network, *, renew: bool = False) -> Non
 def return_routes(context: Context, network: Network) -> None:
     """Add libvirt's <route>s again, which the kernel removes with the bridge's last address."""
     for route in network.routes if network.taken_over else ():
-        context.kernel.host.routes.add_as_libvirt(
-            route.destination, route.gateway, network.bridge or ""
-        )
+        context.kernel.host.routes.add_as_libvirt(route.destination, route.gateway, network.bridge)

@@ -23,7 +23,7 @@ from libvirt_natns.engine.removal import abandon, remove_unrecorded
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.network import Network, Nic
+from libvirt_natns.model.network import LibvirtNetwork, Network, Nic
 from libvirt_natns.records import dataclass, field
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.selection import verdict
@@ -41,7 +41,7 @@ class Event:
         return at_network(self.xml)
 
     @cached_property
-    def network(self) -> Network:
+    def network(self) -> LibvirtNetwork:
         """Return the network.  Raises DocumentError."""
         network = libvirt_xml.parse_hook_data(self.xml).network
         if not network.uuid:
@@ -62,30 +62,32 @@ Verb = Callable[[Event], FollowUp | None]
 
 def _prepare(event: Event) -> FollowUp | None:
     settings = config.load()
-    if not _handled(event, settings):
+    network = _handled(event, settings)
+    if network is None:
         return None
     with event.sessions.engine(settings) as verbs:
-        verbs.end_given_up(event.network.uuid)
-        verbs.prepare(event.network, event.xml)
-    return partial(_build, event)
+        verbs.end_given_up(network.uuid)
+        verbs.prepare(network, event.xml)
+    return partial(_build, network, event.xml)
 
 
-def _build(event: Event, resident: Resident) -> None:
+def _build(network: Network, xml: bytes, resident: Resident) -> None:
     """Build ahead while libvirt makes the bridge; libvirt may give up without an event."""
     try:
         with resident.engine() as verbs:
-            verbs.build(event.network, event.xml)
+            verbs.build(network, xml)
     finally:
-        resident.expect(event.network.uuid)
+        resident.expect(network.uuid)
 
 
 def _up(event: Event) -> None:
     try:
         settings = config.load()
-        if _handled(event, settings):
+        network = _handled(event, settings)
+        if network is not None:
             with event.sessions.engine(settings) as verbs:
-                verbs.up(event.network, event.xml)
-                _beside(verbs, event.network)
+                verbs.up(network, event.xml)
+                _beside(verbs, network)
     except BaseException:
         _abandon(event.seen)
         raise
@@ -106,7 +108,8 @@ def _beside(verbs: Engine, network: Network) -> None:
 
 def _refresh(event: Event) -> None:
     with event.sessions.engine() as verbs:
-        verbs.refresh(event.network, event.xml)
+        if isinstance(event.network, Network):
+            verbs.refresh(event.network, event.xml)
         # A <host> may have come or gone.
         Guests(verbs).refresh(event.network.uuid)
 
@@ -130,19 +133,20 @@ def _down(event: Event) -> None:
         raise
 
 
-def _handled(event: Event, settings: Config) -> bool:
-    """True if a network that starts is ours; else remove leftovers of a missed end.
+def _handled(event: Event, settings: Config) -> Network | None:
+    """Return a network that starts if it is ours; else remove leftovers of a missed end.
 
     The content of a network that is not ours is not judged.
     """
     seen = event.seen
-    if seen.ours(settings.scope) and verdict(event.network, settings).handled:
-        return True
+    network = verdict(event.network, settings).network if seen.ours(settings.scope) else None
+    if network is not None:
+        return network
     if seen.uuid and names.network_directory(seen.uuid).is_dir():
         # A network that is not ours starts also where this fails; sync tries again.
         with suppress(NatnsError), event.sessions.engine(settings) as verbs:
             verbs.down(seen.uuid)
-    return False
+    return None
 
 
 def _abandon(seen: Glance) -> None:

@@ -19,7 +19,7 @@ from libvirt_natns.engine.publication.scopes import claim_for_network
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.model.publication import Forward
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
@@ -37,27 +37,27 @@ def reserve(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
     Return the run with the leases.  Raises LeaseError, DhcpError, DocumentError or
     ConflictError.
     """
-    network, upstream = run.network, run.upstream
+    network, segment = run.network, run.segment
     earlier = context.store.leases.all_of(network.uuid)
-    kinds = {lease.kind for lease in earlier if lease.upstream == upstream.name}
+    kinds = {lease.kind for lease in earlier if lease.upstream == segment.name}
     context.step("record the network")
-    if upstream.by_dhcp:
+    if isinstance(segment, DhcpSegment):
         undo.add(shared_host.adjust, context, network.uuid)
     undo.add(context.store.networks.set_state, network.uuid, "down")
-    context.store.networks.put(new_record(network, run.xml, upstream, "preparing"))
+    context.store.networks.put(new_record(network, run.xml, segment, "preparing"))
     for kind in set(get_args(LeaseKind)) - kinds:
-        undo.add(context.store.leases.release, upstream.name, network.uuid, kind)
+        undo.add(context.store.leases.release, segment.name, network.uuid, kind)
     undo.add(context.store.leases.restore, earlier)
 
     context.step("lease an address")
     # A lease of a network that is down may be another network's by now.
     run = replace(run, leased=Leased())
-    if upstream.by_dhcp:
-        run = _await_lease(context, run, undo)
+    if isinstance(segment, DhcpSegment):
+        run = _await_lease(context, run, segment, undo)
     for family in FAMILIES:
-        if selection.leases_address(network, run.upstream, family):
+        if selection.leases_address(network, run.segment, family):
             run = _lease(context, run, family)
-    if selection.leases_prefix(network, run.upstream):
+    if selection.leases_prefix(network, run.segment):
         run = _lease_prefix(context, run)
     if network.nat and network.nat.forwards:
         undo.add(context.store.claims.drop, network.uuid)
@@ -70,17 +70,17 @@ def renew(context: Context, run: NetworkRun) -> NetworkRun:
 
     Return the run with the leases.  Raises LeaseError.
     """
-    network, upstream, leased = run.network, run.upstream, run.leased
-    if upstream.by_dhcp:
-        run = run.with_lease(dhcp.settle(context.store, network, upstream))
+    network, segment, leased = run.network, run.segment, run.leased
+    if isinstance(segment, DhcpSegment):
+        run = run.with_lease(dhcp.settle(context.store, network, segment))
     for family in FAMILIES:
         address = leased.of(family)
-        keeps = address is not None and applicants.can_keep(address, upstream)
-        if not keeps and selection.leases_address(network, upstream, family):
+        keeps = address is not None and applicants.can_keep(address, segment)
+        if not keeps and selection.leases_address(network, segment, family):
             run = _lease(context, run, family)
-    if selection.leases_prefix(network, upstream):
+    if selection.leases_prefix(network, segment):
         prefix = leased.prefix
-        if prefix is None or not selection.can_keep_prefix(prefix, network, upstream):
+        if prefix is None or not selection.can_keep_prefix(prefix, network, segment):
             run = _lease_prefix(context, run)
     return run
 
@@ -90,31 +90,32 @@ def claim_own(context: Context, run: NetworkRun, held: Collection[Forward] = ())
 
     Raises DocumentError or ConflictError.
     """
-    claim_for_network(context.choices, run.whole, run.upstream, run.outside, held)
+    claim_for_network(context.choices, run.whole, run.segment, run.outside, held)
 
 
-def _await_lease(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
+def _await_lease(context: Context, run: NetworkRun, segment: DhcpSegment, undo: Undo) -> NetworkRun:
     """Ask a DHCP server for an address, and return the run as the lease completes it."""
     network = run.network
     # A host that filters bridged frames would drop the server's answer.
     shared_host.adjust(context, network.uuid)
-    operations = context.planner.plan_ahead_of_lease(network, run.upstream)
+    operations = context.planner.plan_ahead_of_lease(network, segment)
     with udhcpc.awaiting(names.dhcp_directory(network.uuid)):
         carry_out(context.kernel, operations, undo, context.before)
         context.step("await a DHCP lease")
-        dhcp.await_lease(network, run.upstream)
-    run = replace(run, upstream=context.planner.complete(network, run.selected))
-    return run.with_lease(dhcp.settle_first(context.store, network, run.upstream))
+        dhcp.await_lease(network, segment)
+    leased = dhcp.complete(network, segment.upstream)
+    run = replace(run, segment=leased)
+    return run.with_lease(dhcp.settle_first(context.store, network, leased))
 
 
 def _lease(context: Context, run: NetworkRun, family: Family) -> NetworkRun:
-    if run.upstream.by_dhcp and family == 4:
+    if run.segment.side(family).by_dhcp:
         return run
     address = pool.reserve(
         context.store,
         applicants.applicant(run.network, family),
-        run.upstream,
-        partial(probe, context, run.upstream),
+        run.segment,
+        partial(probe, context, run.segment),
         context.kernel.host.addresses.beyond_link(),
     )
     return run.with_lease(address)
@@ -124,24 +125,24 @@ def _lease_prefix(context: Context, run: NetworkRun) -> NetworkRun:
     prefix = pool.reserve_prefix(
         context.store,
         applicants.applicant(run.network),
-        run.upstream,
-        selection.wanted_prefix(run.network, run.upstream),
+        run.segment,
+        selection.wanted_prefix(run.network, run.segment),
         context.kernel.host.addresses.beyond_link(),
     )
     return run.with_lease(prefix)
 
 
-def probe(context: Context, upstream: Upstream, addresses: Collection[Address]) -> set[Address]:
+def probe(context: Context, segment: Segment, addresses: Collection[Address]) -> set[Address]:
     """Return the addresses that other stations answer for.
 
     A resident process takes a short look here.  It probes in full when it announces
     the address.
     """
-    if upstream.probe == 0:
+    if segment.probe == 0:
         return set()
     resident = context.later is not at_once
-    seconds = min(upstream.probe, FIRST_LOOK) if resident else upstream.probe
-    return address_probe.probe(upstream.bridge or "", addresses, seconds, context.later)
+    seconds = min(segment.probe, FIRST_LOOK) if resident else segment.probe
+    return address_probe.probe(segment.bridge, addresses, seconds, context.later)
 
 
 def in_words(leased: Leased) -> str:

@@ -9,17 +9,20 @@ from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.model.metadata import PortForward
 from libvirt_natns.model.network import Network
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state.networks import NetworkRecord, State
 
 
-def new_record(network: Network, xml: bytes, upstream: Upstream, state: State) -> NetworkRecord:
+def new_record(
+    network: Network, xml: bytes, upstream: Upstream | Segment, state: State
+) -> NetworkRecord:
     """Return a record of a network that has had its state since now."""
     return NetworkRecord(
         uuid=network.uuid,
         name=network.name,
         namespace=names.namespace(network.name),
-        bridge=network.bridge or "",
+        bridge=network.bridge,
         upstream=upstream.name,
         kind=upstream.kind,
         subnets=tuple(subnet.network for subnet in network.subnets),
@@ -41,9 +44,9 @@ def is_start_of(record: NetworkRecord, xml: bytes) -> bool:
     return record.state == "starting" and record.this_boot and record.document == xml
 
 
-def is_outdated(record: NetworkRecord, network: Network, xml: bytes, upstream: Upstream) -> bool:
+def is_outdated(record: NetworkRecord, network: Network, xml: bytes, segment: Segment) -> bool:
     """True if today's XML and configuration differ from a record."""
-    if record.upstream != upstream.name:
+    if record.upstream != segment.name:
         return True
     if record.document == xml:
         return False

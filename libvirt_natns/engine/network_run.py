@@ -15,7 +15,8 @@ from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine.facts.outside import completed_by, in_force, outside_of
 from libvirt_natns.engine.network_record import state_of
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.leases import Leasable, Leased
 from libvirt_natns.state.networks import NetworkRecord, State
@@ -27,15 +28,14 @@ class NetworkRun:
     """A network with all that a verb decides by.
 
     ``record`` is the network's row as the verb has read it, None for a network without
-    one.  ``selected`` is the upstream as XML and configuration have it, and ``upstream``
-    the same upstream completed.  ``leased`` are the network's leases from it.
+    one.  ``segment`` is the segment of the network's upstream.  ``leased`` are the
+    network's leases there.
     """
 
     network: Network
     xml: bytes
     record: NetworkRecord | None
-    selected: Upstream
-    upstream: Upstream
+    segment: Segment
     leased: Leased = Leased()
 
     @property
@@ -55,7 +55,7 @@ class NetworkRun:
     @property
     def outside(self) -> Outside:
         """The network's addresses on its upstream, placeholder addresses included."""
-        return outside_of(self.network, self.upstream, self.leased)
+        return outside_of(self.network, self.segment, self.leased)
 
     @property
     def in_force(self) -> Outside:
@@ -65,7 +65,7 @@ class NetworkRun:
     @property
     def whole(self) -> Network:
         """The network with its leased prefix as one more subnet."""
-        return completed_by(self.network, self.upstream, self.leased)
+        return completed_by(self.network, self.segment, self.leased)
 
     @property
     def lacks(self) -> list[str]:
@@ -73,10 +73,10 @@ class NetworkRun:
         missing = [
             "address" if family == 4 else "IPv6 address"
             for family in FAMILIES
-            if selection.leases_address(self.network, self.upstream, family)
+            if selection.leases_address(self.network, self.segment, family)
             and self.leased.of(family) is None
         ]
-        if selection.leases_prefix(self.network, self.upstream) and self.leased.prefix is None:
+        if selection.leases_prefix(self.network, self.segment) and self.leased.prefix is None:
             missing.append("prefix")
         return missing
 

@@ -13,6 +13,7 @@ from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.up import NotUpError, RecordChangedError, repair
 from libvirt_natns.errors import KernelError
+from libvirt_natns.model.segment import LeasedSegment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.networks import NetworkRecord
@@ -59,4 +60,4 @@ def _is_settled(run: NetworkRun) -> bool:
     """True if a network has all its leases, and its DHCP client's address is recorded."""
     if run.lacks:
         return False
-    return not run.upstream.by_dhcp or run.upstream.leased in (None, run.leased.address)
+    return not isinstance(run.segment, LeasedSegment) or run.segment.leased == run.leased.address

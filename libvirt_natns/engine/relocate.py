@@ -30,8 +30,8 @@ def relocate(
     if record is None or not record.runs:
         return []
     network = libvirt_xml.parse_network(record.document)
-    upstream = context.planner.upstream(network)
-    if upstream.by_dhcp and taken.version == 4:
+    upstream = context.planner.segment(network)
+    if upstream.side_of(taken).by_dhcp:
         # The client asks the neighbours, and declines an address that a neighbour has.
         return []
     waiting = context.waiting()
@@ -85,7 +85,7 @@ def look_elsewhere(context: Context, uuid: str, asked: proxied_addresses.Asked) 
     proxy = proxied_addresses.outermost(context.planner.plan(run))
     if proxy is None:
         return []
-    outside = proxied_addresses.look(proxy, due, run.upstream.probe)
+    outside = proxied_addresses.look(proxy, due, run.segment.probe)
     if outside is None:
         return []
     with locked(names.network_directory(uuid)):

@@ -14,9 +14,7 @@ def end_rivals(context: Context, network: Network, *, active: bool) -> None:
 
     ``active``: the network's bridge is there and is its own.
     """
-    for rival in context.store.networks.holders(
-        names.namespace(network.name), network.bridge or ""
-    ):
+    for rival in context.store.networks.holders(names.namespace(network.name), network.bridge):
         if rival.uuid != network.uuid and _is_superseded(context, rival, network, active):
             down(context, rival.uuid)
     # The record of a network of that name may have been lost.

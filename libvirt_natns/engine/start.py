@@ -37,19 +37,18 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
     leaves nothing, where the network cannot come up.  Waits while another network with
     an overlapping subnet is between its own `start` and `started`.
     """
-    selected = context.planner.selected(network)
-    upstream = context.planner.complete(network, selected)
-    check(context, network, upstream)
+    segment = context.planner.segment(network)
+    check(context, network, segment)
     # Ahead of the lock: never two networks' locks are held at once.
     end_rivals(context, network, active=False)
     with context.changing("prepare", network.uuid, network.name) as change, Undo() as undo:
-        run = NetworkRun(network, xml, change.record, selected, upstream)
+        run = NetworkRun(network, xml, change.record, segment)
         undo.add(discard_directory, network.uuid)
         check_room(network)
         _clear(context, run)
         run = leases.reserve(context, run, undo)
         context.step("await its turn")
-        while context.store.networks.enter_start(new_record(network, xml, upstream, "starting")):
+        while context.store.networks.enter_start(new_record(network, xml, segment, "starting")):
             time.sleep(POLL)
         change.discards = False
         change.lines.append(f"reserved {leases.in_words(run.leased)}")

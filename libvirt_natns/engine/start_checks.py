@@ -14,14 +14,15 @@ from libvirt_natns.engine.plan.segment import has_ipv6
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import StoreError, UpstreamError
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.upstream import attachment, selection
 
 ROOM = 64 << 10
 """Octets that a network's run-time files may take: most are those of its dnsmasq."""
 
 
-def check(context: Context, network: Network, upstream: Upstream) -> None:
+def check(context: Context, network: Network, upstream: Segment) -> None:
     """Refuse a network that could not come up.  Raises a NatnsError."""
     backend = context.planner.backend(ipv6=has_ipv6(network))
     if network.needs_dnsmasq:
@@ -35,21 +36,17 @@ def check(context: Context, network: Network, upstream: Upstream) -> None:
     if upstream.known:
         families = selection.families(network, upstream)
         selection.check_resolvers(network, upstream, resolvers_of(upstream, families).servers)
-    if upstream.by_dhcp:
+    if isinstance(upstream, DhcpSegment):
         udhcpc.program()
     _check_bridge(context, network, upstream)
 
 
-def _check_bridge(context: Context, network: Network, upstream: Upstream) -> None:
+def _check_bridge(context: Context, network: Network, upstream: Segment) -> None:
     """Refuse an upstream's bridge or NIC that could not take another network."""
-    if upstream.kind == "host" and context.kernel.host.links.get(upstream.bridge or "") is None:
-        return
     problem = attachment.problem(context.kernel, upstream)
-    if problem and upstream.kind == "router":
-        problem = problem[0], f"virt-natns router up {upstream.name}"
     if problem:
         raise UpstreamError(
-            f"network {network.name}: {upstream.segment} of upstream {upstream.name} {problem[0]}",
+            f"network {network.name}: {upstream.in_words} of upstream {upstream.name} {problem[0]}",
             problem[1],
         )
 

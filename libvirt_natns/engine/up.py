@@ -17,7 +17,6 @@ from libvirt_natns.engine.down import return_routes
 from libvirt_natns.engine.network_record import is_outdated, new_record, publishes_as
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.plan.network import withdrawals
-from libvirt_natns.engine.publication.scopes import scope_on
 from libvirt_natns.engine.removal import end_client, remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check
@@ -25,11 +24,12 @@ from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Network
+from libvirt_natns.model.segment import DhcpSegment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
-from libvirt_natns.state.claims import Claims
+from libvirt_natns.state.claims import Claims, ClaimScope
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
 
@@ -54,7 +54,7 @@ def up(context: Context, network: Network, xml: bytes) -> list[str]:
     """
     with suppress(_UnannouncedError):
         return _up(context, network, xml, _check_announced)
-    check(context, network, context.planner.upstream(network))
+    check(context, network, context.planner.segment(network))
     # Without the lock: never two networks' locks are held at once.
     end_rivals(context, network, active=True)
     return _up(context, network, xml)
@@ -109,7 +109,7 @@ def _up(
         run = context.planner.run(network, xml, change.record)
         made = _built_ahead(context, run)
         run = _admit(context, run, undo)
-        if not run.upstream.by_dhcp and names.dhcp_directory(network.uuid).is_dir():
+        if not isinstance(run.segment, DhcpSegment) and names.dhcp_directory(network.uuid).is_dir():
             run = _end_leasing(context, run, undo)
         if made:
             undo.add(remove, context.kernel, network.uuid, run.namespace)
@@ -159,18 +159,18 @@ def _admit(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
         return leases.reserve(context, run, undo)
     if run.state == "starting":
         undo.add(context.store.networks.set_state, run.uuid, "down")
-        if run.upstream.by_dhcp:
+        if isinstance(run.segment, DhcpSegment):
             # `start` has made a part of the namespace, to be leased an address.
             undo.add(remove, context.kernel, run.uuid, run.namespace)
     record = run.record
     assert record is not None
-    if record.upstream != run.upstream.name:
+    if record.upstream != run.segment.name:
         # The lease of another upstream's server is of no use here.
         end_client(context.kernel, run.uuid, record.namespace)
-        run = replace(run, upstream=context.planner.complete(run.network, run.selected))
-    if run.state == "starting" or is_outdated(record, run.network, run.xml, run.upstream):
+        run = replace(run, segment=context.planner.complete(run.network, run.segment.upstream))
+    if run.state == "starting" or is_outdated(record, run.network, run.xml, run.segment):
         context.step("record the network")
-        context.store.networks.put(new_record(run.network, run.xml, run.upstream, run.state))
+        context.store.networks.put(new_record(run.network, run.xml, run.segment, run.state))
         if run.state == "up":
             run = _publish_anew(context, record, run, undo)
     return run
@@ -184,7 +184,7 @@ def _publish_anew(
         return run
     undo.add(context.store.networks.put, earlier)
     before = Claims(run.uuid, context.store.claims.forwards(owner=run.uuid))
-    where = {run.uuid: scope_on(earlier.upstream, earlier.kind)}
+    where = {run.uuid: ClaimScope.of(earlier.upstream, earlier.kind)}
     undo.add(context.store.claims.put, before, where, True)
     run = leases.renew(context, run)
     leases.claim_own(context, run, before.forwards)
@@ -199,7 +199,7 @@ def _end_leasing(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
         return run
     # From now on the server may lease the address to others.
     undo.add(context.store.leases.restore, context.store.leases.all_of(run.uuid))
-    context.store.leases.release(run.upstream.name, run.uuid, "ipv4")
+    context.store.leases.release(run.segment.name, run.uuid, "ipv4")
     return replace(run, leased=replace(run.leased, address=None))
 
 
@@ -219,8 +219,8 @@ def _apply(context: Context, run: NetworkRun, made: Plan, undo: Undo) -> list[st
     """Renew a network's leases and carry out its plan; return what differed."""
     repaired: list[str] = []
     run = leases.renew(context, run)
-    if run.upstream.by_dhcp:
-        repaired += dhcp.news(run.network, run.selected)
+    if isinstance(run.segment, DhcpSegment):
+        repaired += dhcp.news(run.network, run.segment)
     for address in run.outside.addresses:
         context.store.claims.move(run.uuid, address)
     shared_host.adjust(context, run.uuid)

@@ -3,7 +3,7 @@
 
 from typing import Literal
 
-from libvirt_natns.model.upstream import HOST_UPSTREAM, Upstream
+from libvirt_natns.model.upstream import HOST_UPSTREAM, RouterUpstream, Upstream
 from libvirt_natns.records import dataclass, field
 
 Scope = Literal["isolated", "annotated"]
@@ -24,3 +24,12 @@ class Config:
     upstream: str = "host"
     upstreams: dict[str, Upstream] = field(default_factory=lambda: {"host": HOST_UPSTREAM})
     auto_ports: tuple[int, int] = DEFAULT_AUTO_PORTS
+
+    @property
+    def routers(self) -> dict[str, RouterUpstream]:
+        """Return the upstreams of kind "router", by name."""
+        return {
+            name: upstream
+            for name, upstream in self.upstreams.items()
+            if isinstance(upstream, RouterUpstream)
+        }

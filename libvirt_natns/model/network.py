@@ -28,9 +28,10 @@ class Domain:
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class LibvirtNetwork:
     """libvirt's ``<network>``, without the parts that do not concern us.
 
+    ``bridge`` is None where libvirt makes no bridge, or has not named it yet.
     ``forward_mode`` is None without a ``<forward>`` element.  ``subnets`` holds the
     ``<ip>`` elements of both families, or the ``<natns:ip>`` elements where libvirt
     has none.  ``taken_over`` is True when libvirt sets the addresses on the bridge
@@ -85,3 +86,10 @@ class Network:
     def writes_dnsmasq(self) -> bool:
         """True if its dnsmasq's configuration is ours, not derived from libvirt's."""
         return self.needs_dnsmasq and not (self.taken_over and self.has_dnsmasq)
+
+
+@dataclass(frozen=True, slots=True)
+class Network(LibvirtNetwork):
+    """A network that we can handle: it has a bridge, known by its name."""
+
+    bridge: str

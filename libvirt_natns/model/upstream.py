@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Upstreams, ``[upstreams.NAME]`` of the configuration, and what a network has on its upstream."""
+"""Upstreams as configured, ``[upstreams.NAME]``, a type for each kind; and a network's outside.
+
+``model/segment.py`` has what a network finds there.
+"""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, AddressRange, Family, IPNetwork
+from libvirt_natns.addresses import Address, AddressRange, Family
 from libvirt_natns.model.publication import PortSet
-from libvirt_natns.model.subnet import StaticRoute
 from libvirt_natns.records import dataclass
 
 UpstreamKind = Literal["bridge", "host", "router"]
@@ -15,111 +17,163 @@ Attach = Literal["bridge", "macvlan"]
 DhcpMode = Literal["required", "background"]
 LinkLocal = Literal["reject", "forward"]
 
-
-@dataclass(frozen=True, slots=True)
-class UpstreamSide:
-    """An upstream in one family; without ``subnet`` it has no addresses of that family."""
-
-    family: Family
-    subnet: IPNetwork | None = None
-    gateway: Address | None = None
-    ranges: tuple[AddressRange, ...] = ()
-
-
 DEFAULT_MAX_FLOWS = 32768
 DEFAULT_HOST_SUBNET = IPv4Network("192.168.158.0/24")
 DEFAULT_HOST_PORTS = (PortSet("tcp", 22, 22),)
 
 
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """A way to the outside: ``[upstreams.NAME]`` of the configuration.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnyUpstream:
+    """The keys that an upstream of any kind can have.
 
-    ``pool`` is a tuple of ranges, or "dhcp".  ``dns`` empty means the host's
-    own resolvers.  ``probe`` is the time, in seconds, to ask for an address by ARP
-    before it is leased.  ``attach``: a namespace has a port of ``bridge``, or a macvlan
-    on it; for a macvlan, ``bridge`` may be a NIC as well.  ``host6`` is the own subnet of
-    the host or router that has the transit bridge; ``subnet6`` is that bridge's then.
-
-    With ``pool`` "dhcp", ``dhcp`` says whether a network starts without a lease.
-    Its start waits ``dhcp_timeout`` seconds for a lease.  ``leased`` is the address of
-    one network's lease; then ``subnet``, ``gateway``, ``routes``, ``dns`` and ``mtu``,
-    in octets, are that lease's, too.
-
-    ``link_local`` says whether packets to link-local addresses outside are forwarded.
-    A network may have ``max_flows`` flows at one time.
-
-    ``host_subnet`` lies between a router namespace and the host, which gets the router's
-    ``host_ports``.  ``host_address6`` None means all addresses of the NIC.
+    ``dns`` empty means the host's own resolvers.  ``link_local`` says whether packets to
+    link-local addresses outside are forwarded.  A network may have ``max_flows`` flows at
+    one time.
     """
 
     name: str
-    kind: UpstreamKind
-    bridge: str | None = None
-    nic: str | None = None
     subnet: IPv4Network | None = None
-    gateway: IPv4Address | None = None
-    pool: tuple[AddressRange, ...] | Literal["dhcp"] = ()
     dns: tuple[Address, ...] = ()
-    probe: float = 0.2
     subnet6: IPv6Network | None = None
-    gateway6: IPv6Address | None = None
-    pool6: tuple[AddressRange, ...] = ()
     prefixes6: tuple[IPv6Network, ...] = ()
-    attach: Attach = "bridge"
-    dhcp: DhcpMode = "required"
-    dhcp_timeout: float = 10.0
-    leased: IPv4Address | None = None
-    mtu: int | None = None
-    routes: tuple[StaticRoute, ...] = ()
-    host6: IPv6Network | None = None
     link_local: LinkLocal = "reject"
     max_flows: int = DEFAULT_MAX_FLOWS
+
+    @property
+    def place(self) -> str:
+        """Return in words the place of its addresses, which others may have; "" for none."""
+        return ""
+
+    @property
+    def routed_by(self) -> str:
+        """Return in words the machine that translates once more; "" for none."""
+        return ""
+
+    @property
+    def shares_addresses(self) -> bool:
+        """True if all networks publish on the same addresses, those of the host or router."""
+        return False
+
+    @property
+    def is_macvlan(self) -> bool:
+        """True if a namespace has a macvlan on a bridge or NIC, and no port of a bridge."""
+        return False
+
+    @property
+    def probe(self) -> float:
+        """Return the time, in seconds, to ask for an address before it is leased."""
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeUpstream(AnyUpstream):
+    """A provider's segment, by a bridge of the host; networks lease addresses of our pools.
+
+    ``attach``: a namespace has a port of ``bridge``, or a macvlan on it; for a macvlan,
+    ``bridge`` may be a NIC as well.  ``probe`` is the time, in seconds, to ask for an
+    address by ARP before it is leased.
+    """
+
+    bridge: str
+    attach: Attach = "bridge"
+    gateway: IPv4Address | None = None
+    pool: tuple[AddressRange, ...] = ()
+    probe: float = 0.2
+    gateway6: IPv6Address | None = None
+    pool6: tuple[AddressRange, ...] = ()
+
+    @property
+    def kind(self) -> UpstreamKind:
+        """Return the kind, as the configuration calls it."""
+        return "bridge"
+
+    @property
+    def place(self) -> str:
+        """Return in words the place of its addresses, which others may have."""
+        return f"on {self.bridge}"
+
+    @property
+    def is_macvlan(self) -> bool:
+        """True if a namespace has a macvlan on ``bridge``, and no port of it."""
+        return self.attach == "macvlan"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DhcpUpstream(BridgeUpstream):
+    """A provider's segment whose DHCP server leases the addresses: ``pool = "dhcp"``.
+
+    Our own ``pool`` is empty.  ``dhcp`` says whether a network starts without a lease.  Its
+    start waits ``dhcp_timeout`` seconds for a lease.
+    """
+
+    dhcp: DhcpMode = "required"
+    dhcp_timeout: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransitUpstream(AnyUpstream):
+    """A private transit bridge, behind which the host or a router translates once more."""
+
+    @property
+    def shares_addresses(self) -> bool:
+        """True: all networks publish on the addresses of the host or router."""
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostUpstream(TransitUpstream):
+    """A private transit bridge that the host itself routes and masquerades.
+
+    ``subnet`` is the bridge's, if it is not ours to choose.  ``subnet6`` is the own subnet
+    of the host.
+    """
+
+    @property
+    def kind(self) -> UpstreamKind:
+        """Return the kind, as the configuration calls it."""
+        return "host"
+
+    @property
+    def place(self) -> str:
+        """Return in words the place of its addresses, which others may have."""
+        return "the host's"
+
+    @property
+    def routed_by(self) -> str:
+        """Return in words the machine that translates once more."""
+        return "the host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterUpstream(TransitUpstream):
+    """A router namespace that owns ``nic``, with a transit bridge in it.
+
+    ``subnet`` and ``subnet6`` are as of ``HostUpstream``.  ``host_subnet`` lies between the
+    router namespace and the host, which gets the router's ``host_ports``.
+    ``host_address6`` None means all addresses of the NIC.
+    """
+
+    nic: str
     host_subnet: IPv4Network = DEFAULT_HOST_SUBNET
     host_ports: tuple[PortSet, ...] = DEFAULT_HOST_PORTS
     host_address6: IPv6Address | None = None
 
     @property
-    def segment(self) -> str:
-        """Return the bridge or interface that namespaces attach to, in words for messages."""
-        what = "interface" if self.attach == "macvlan" else "bridge"
-        return f"{what} {self.bridge}"
+    def kind(self) -> UpstreamKind:
+        """Return the kind, as the configuration calls it."""
+        return "router"
 
     @property
-    def bridge_namespace(self) -> str | None:
-        """Return the namespace that has ``bridge``; None for the host."""
-        return names.router_namespace(self.name) if self.kind == "router" else None
+    def routed_by(self) -> str:
+        """Return in words the machine that translates once more."""
+        return f"{names.router_namespace(self.name)} with {self.nic}"
 
-    @property
-    def by_dhcp(self) -> bool:
-        """True if the provider leases the addresses itself."""
-        return self.pool == "dhcp"
 
-    @property
-    def known(self) -> bool:
-        """True if its subnet and resolvers are known; with DHCP, a lease names them."""
-        return not self.by_dhcp or self.leased is not None
+Upstream: TypeAlias = BridgeUpstream | HostUpstream | RouterUpstream
+"""A way to the outside: ``[upstreams.NAME]`` of the configuration."""
 
-    @property
-    def own6(self) -> IPv6Network | None:
-        """Return the outside's own subnet in IPv6; a network may be a part of that subnet."""
-        return self.host6 if self.is_transit else self.subnet6
-
-    @property
-    def is_transit(self) -> bool:
-        """True if its bridge is ours, and the host or router translates once more."""
-        return self.kind in ("host", "router")
-
-    @property
-    def ranges(self) -> tuple[AddressRange, ...]:
-        """Return the pool's ranges; none where the provider leases addresses itself."""
-        return self.pool if isinstance(self.pool, tuple) else ()
-
-    def side(self, family: Family) -> UpstreamSide:
-        """Return the upstream's part of one family."""
-        if family == 4:
-            return UpstreamSide(4, self.subnet, self.gateway, self.ranges)
-        return UpstreamSide(6, self.subnet6, self.gateway6, self.pool6)
+HOST_UPSTREAM = HostUpstream(name="host")
+"""Built in: the host itself routes and masquerades a private transit bridge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +206,3 @@ class Outside:
     def of(self, family: Family) -> Address | None:
         """Return the address of one family."""
         return self.address if family == 4 else self.address6
-
-
-HOST_UPSTREAM = Upstream(name="host", kind="host")
-"""Built in: the host itself routes and masquerades a private transit bridge."""

@@ -14,11 +14,12 @@ from typing import get_args
 from libvirt_natns.addresses import Family
 from libvirt_natns.daemons import dnsmasq, dnsmasq_files, lease_file
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.errors import KernelError, NatnsError
+from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.boot import boot_id
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import RouterUpstream, Upstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import counts
 from libvirt_natns.state.applicants import reserved_addresses
@@ -26,7 +27,7 @@ from libvirt_natns.state.counts import PoolKey
 from libvirt_natns.state.leases import LeaseKind
 from libvirt_natns.state.networks import NetworkRecord, State
 from libvirt_natns.state.store import Store
-from libvirt_natns.upstream import routers, transit
+from libvirt_natns.upstream import segments
 
 CONNTRACK = Path("/proc/sys/net/netfilter")
 STATES: tuple[State, ...] = get_args(State)
@@ -114,30 +115,26 @@ def _sizes(store: Store, upstream: Upstream) -> dict[LeaseKind, int | None]:
 
     IPv4 is always there, with None where the number is unknown.
     """
-    if upstream.kind == "host":
-        subnet = upstream.subnet or store.transit.subnet(upstream.name)
-        if subnet is None:
-            return {"ipv4": None}
-        upstream = transit.complete(upstream, subnet, store.transit.prefix(upstream.name))
-    if upstream.kind == "router":
-        with suppress(NatnsError):
-            upstream = routers.complete(upstream)
-    sizes: dict[LeaseKind, int | None] = {"ipv4": _size(upstream, 4)}
-    if upstream.pool6:
-        sizes["ipv6"] = _size(upstream, 6)
-    if upstream.prefixes6:
-        sizes["prefix"] = sum(1 << 64 - prefix.prefixlen for prefix in upstream.prefixes6)
+    segment = segments.of_upstream(store, upstream)
+    sizes: dict[LeaseKind, int | None] = {"ipv4": None}
+    prefixes = upstream.prefixes6 if isinstance(upstream, RouterUpstream) else ()
+    if segment is not None:
+        sizes["ipv4"], prefixes = _size(segment, 4), segment.prefixes6
+        if segment.pool6:
+            sizes["ipv6"] = _size(segment, 6)
+    if prefixes:
+        sizes["prefix"] = sum(1 << 64 - prefix.prefixlen for prefix in prefixes)
     return sizes
 
 
-def _size(upstream: Upstream, family: Family) -> int | None:
+def _size(segment: Segment, family: Family) -> int | None:
     """Return how many addresses of a family a pool can lease."""
-    side = upstream.side(family)
+    side = segment.side(family)
     if side.subnet is None or not side.ranges:
         return None
     unusable = [
         address
-        for address in reserved_addresses(upstream, family)
+        for address in reserved_addresses(segment, family)
         if any(address in span for span in side.ranges)
     ]
     return sum(span.size for span in side.ranges) - len(unusable)

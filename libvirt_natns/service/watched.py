@@ -13,6 +13,7 @@ from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq, dnsmasq_files, ndppd, udhcpc
 from libvirt_natns.documents import config
 from libvirt_natns.errors import ConfigError
+from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.networks import NetworkRecord
 
@@ -58,10 +59,9 @@ class Watched:
         if (directory := names.dhcp_directory(uuid)).exists():
             client = udhcpc.process(directory, namespace) or ENDED
         # The other end of a patch is in the host, or in a router's namespace.
-        beyond = names.router_namespace(record.upstream) if record.kind == "router" else None
         proxies = tuple(
             ndppd.running(uuid, place) or ENDED
-            for place in (namespace, beyond)
+            for place in (namespace, record.router)
             if ndppd.is_wanted(uuid, place)
         )
         return cls(
@@ -100,6 +100,9 @@ def _parents(*version: int) -> dict[str, str]:
     The parsing takes longer than all else that the watch does for a network.
     """
     with suppress(ConfigError):
-        upstreams = config.load().upstreams.values()
-        return {upstream.name: upstream.bridge or "" for upstream in upstreams}
+        return {
+            upstream.name: upstream.bridge
+            for upstream in config.load().upstreams.values()
+            if isinstance(upstream, BridgeUpstream)
+        }
     return {}

@@ -4,7 +4,7 @@
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.records import dataclass
 
 
@@ -42,13 +42,13 @@ def wanted_address(network: Network, family: Family) -> Address | None:
     return network.nat.address if family == 4 else network.nat.address6
 
 
-def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
+def check_wanted(who: Applicant, segment: Segment, wanted: Address) -> None:
     """Refuse an upstream address that an applicant asks for and cannot have.
 
     Raises LeaseError.
     """
-    subnet = upstream.side(who.family).subnet
-    reserved = reserved_addresses(upstream, who.family)
+    subnet = segment.side(who.family).subnet
+    reserved = reserved_addresses(segment, who.family)
     if subnet is None:
         problem = f"cannot be had, as it has no subnet of IPv{who.family}"
     elif wanted not in subnet:
@@ -58,22 +58,21 @@ def check_wanted(who: Applicant, upstream: Upstream, wanted: Address) -> None:
     else:
         return
     raise LeaseError(
-        f"{who.who}: the wanted address {wanted} of upstream {upstream.name} {problem}",
+        f"{who.who}: the wanted address {wanted} of upstream {segment.name} {problem}",
         f"choose another in <{who.element} {who.attribute}='...'/>",
     )
 
 
-def can_keep(address: Address, upstream: Upstream) -> bool:
+def can_keep(address: Address, segment: Segment) -> bool:
     """True if a network that runs can keep its address, inside the pool or not."""
-    family: Family = 4 if address.version == 4 else 6
-    subnet = upstream.side(family).subnet
-    inside = subnet is not None and address in subnet
-    return inside and address not in reserved_addresses(upstream, family)
+    side = segment.side_of(address)
+    inside = side.subnet is not None and address in side.subnet
+    return inside and address not in reserved_addresses(segment, side.family)
 
 
-def reserved_addresses(upstream: Upstream, family: Family = 4) -> dict[Address, str]:
+def reserved_addresses(segment: Segment, family: Family = 4) -> dict[Address, str]:
     """Return the addresses of an upstream's subnet that no network may have, with their use."""
-    side = upstream.side(family)
+    side = segment.side(family)
     reserved: dict[Address, str] = {}
     if side.subnet is not None and side.subnet.prefixlen < side.subnet.max_prefixlen - 1:
         if family == 4:
@@ -81,7 +80,7 @@ def reserved_addresses(upstream: Upstream, family: Family = 4) -> dict[Address, 
         # In IPv6 the first address means any router there (RFC 4291, 2.6.1).
         first = "network address" if family == 4 else "anycast address"
         reserved[side.subnet.network_address] = first
-    for server in upstream.dns:
+    for server in segment.dns:
         if server.version == family:
             reserved[server] = "DNS server"
     if side.gateway is not None:

@@ -5,7 +5,7 @@ A trigger of the database refuses a forward for a port that another forward of t
 address has, however many hooks run at once.
 """
 
-from typing import cast
+from typing import Self, cast
 
 from libvirt_natns.addresses import Address, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError, StoreError
@@ -40,6 +40,20 @@ class ClaimScope:
 
     upstream: str
     shared: bool
+
+    @classmethod
+    def of(cls, upstream: str, kind: str) -> Self:
+        """Return the scope of networks on an upstream of that kind.
+
+        All upstreams of kind "host" are one scope: they share the host's addresses.
+        Networks on a router share the router's addresses.
+        """
+        return cls("" if kind == "host" else upstream, kind in ("host", "router"))
+
+    @property
+    def in_host(self) -> bool:
+        """True if the host itself listens on the ports."""
+        return self.shared and not self.upstream
 
 
 class ClaimTable:

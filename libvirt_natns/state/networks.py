@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
 
+from libvirt_natns import names
 from libvirt_natns.addresses import IPNetwork, network_of
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import boot
@@ -58,6 +59,16 @@ class NetworkRecord:
     boot: str
     since: float
     document: bytes
+
+    @property
+    def shares_addresses(self) -> bool:
+        """True if the network publishes on the addresses of the host or a router."""
+        return self.kind in ("host", "router")
+
+    @property
+    def router(self) -> str | None:
+        """Return the router namespace that the network is behind; None without a router."""
+        return names.router_namespace(self.upstream) if self.kind == "router" else None
 
     @property
     def this_boot(self) -> bool:

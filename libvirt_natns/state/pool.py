@@ -16,7 +16,7 @@ from itertools import chain, islice, repeat
 
 from libvirt_natns.addresses import Address, AddressRange, address_of
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.state.applicants import Applicant, check_wanted, reserved_addresses
 from libvirt_natns.state.leases import Leasable, LeaseKind, kept
 from libvirt_natns.state.store import Store
@@ -44,7 +44,7 @@ Probe = Callable[[Collection[Address]], set[Address]]
 def reserve(
     store: Store,
     applicant: Applicant,
-    upstream: Upstream,
+    segment: Segment,
     probe: Probe,
     excluded: Collection[Address] = (),
 ) -> Address:
@@ -54,58 +54,53 @@ def reserve(
     Raises LeaseError where the wanted address cannot be had or the pool is used up.
     """
     if applicant.wanted is not None:
-        return _reserve_wanted(store, applicant, upstream, probe, excluded, applicant.wanted)
-    last = leased(store, applicant, upstream)
-    again = last is not None and _usable(applicant, upstream, last, excluded)
-    if last is not None and again and not probe([last]) and _take(store, applicant, upstream, last):
+        return _reserve_wanted(store, applicant, segment, probe, excluded, applicant.wanted)
+    last = leased(store, applicant, segment)
+    again = last is not None and _usable(applicant, segment, last, excluded)
+    if last is not None and again and not probe([last]) and _take(store, applicant, segment, last):
         return last
-    return _reserve_new(store, applicant, upstream, probe, excluded)
+    return _reserve_new(store, applicant, segment, probe, excluded)
 
 
-def leased(store: Store, applicant: Applicant, upstream: Upstream) -> Address | None:
+def leased(store: Store, applicant: Applicant, segment: Segment) -> Address | None:
     """Return the address of its family that an applicant leases already."""
-    return store.leases.of(upstream.name, applicant.key).of(applicant.family)
+    return store.leases.of(segment.name, applicant.key).of(applicant.family)
 
 
-def segment(upstream: Upstream) -> str:
-    """Return the name of the segment on which an upstream's addresses must be unique."""
-    return upstream.bridge or upstream.name
-
-
-def _take(store: Store, applicant: Applicant, upstream: Upstream, address: Leasable) -> bool:
+def _take(store: Store, applicant: Applicant, segment: Segment, address: Leasable) -> bool:
     """Lease an address; False where another network was faster."""
-    return store.leases.reserve(upstream.name, segment(upstream), applicant.key, address)
+    return store.leases.reserve(segment.name, segment.bridge, applicant.key, address)
 
 
 def _reserve_wanted(
     store: Store,
     applicant: Applicant,
-    upstream: Upstream,
+    segment: Segment,
     probe: Probe,
     excluded: Collection[Address],
     wanted: Address,
 ) -> Address:
-    check_wanted(applicant, upstream, wanted)
-    asked = f"{applicant.who}: the wanted address {wanted} of upstream {upstream.name}"
+    check_wanted(applicant, segment, wanted)
+    asked = f"{applicant.who}: the wanted address {wanted} of upstream {segment.name}"
     if wanted in excluded:
         raise LeaseError(f"{asked} is the host's own", "choose another")
-    _check_free(store, applicant, upstream, wanted, asked)
-    guest = store.leases.guest_holder(upstream.name, segment(upstream), applicant.key, wanted)
+    _check_free(store, applicant, segment, wanted, asked)
+    guest = store.leases.guest_holder(segment.name, segment.bridge, applicant.key, wanted)
     if guest is not None:
         # The guest's network answers for it, so a probe would blame another machine.
         raise LeaseError(f"{asked} belongs to {guest}", "choose another, or stop that guest")
     if probe([wanted]):
         raise LeaseError(f"{asked} is in use by another machine", "choose another, or free it")
-    if not _take(store, applicant, upstream, wanted):
+    if not _take(store, applicant, segment, wanted):
         raise LeaseError(f"{asked} was leased to another meanwhile", "choose another")
     return wanted
 
 
 def _check_free(
-    store: Store, applicant: Applicant, upstream: Upstream, wanted: Leasable, asked: str
+    store: Store, applicant: Applicant, segment: Segment, wanted: Leasable, asked: str
 ) -> None:
     """Refuse an address or prefix that another network uses now."""
-    holder = store.leases.holder(segment(upstream), wanted)
+    holder = store.leases.holder(segment.bridge, wanted)
     if holder is not None and holder.uuid != applicant.key:
         raise LeaseError(
             f"{asked} is leased to network {holder.name}",
@@ -114,11 +109,11 @@ def _check_free(
 
 
 def _usable(
-    applicant: Applicant, upstream: Upstream, address: Address, excluded: Collection[Address]
+    applicant: Applicant, segment: Segment, address: Address, excluded: Collection[Address]
 ) -> bool:
     return (
-        any(address in span for span in upstream.side(applicant.family).ranges)
-        and address not in reserved_addresses(upstream, applicant.family)
+        any(address in span for span in segment.side(applicant.family).ranges)
+        and address not in reserved_addresses(segment, applicant.family)
         and address not in excluded
     )
 
@@ -126,59 +121,59 @@ def _usable(
 def _reserve_new(
     store: Store,
     applicant: Applicant,
-    upstream: Upstream,
+    segment: Segment,
     probe: Probe,
     excluded: Collection[Address],
 ) -> Address:
     occupied: set[Address] = set()
     deadline = time.monotonic() + SEARCH_LIMIT
     in_a_row = 0
-    free = _candidates(store, applicant, upstream, excluded)
+    free = _candidates(store, applicant, segment, excluded)
     for count in chain(FIRST_BATCHES, repeat(BATCH)):
         batch = list(islice(free, count))
         if not batch:
-            raise _exhausted(applicant, upstream, occupied)
+            raise _exhausted(applicant, segment, occupied)
         answered = probe(batch)
         occupied |= answered
         for address in batch:
-            if address not in answered and _take(store, applicant, upstream, address):
+            if address not in answered and _take(store, applicant, segment, address):
                 return address
         in_a_row = in_a_row + 1 if len(answered) == BATCH else 0
         if in_a_row == MOST_ANSWERED or time.monotonic() > deadline:
             break
-    raise _all_answered(applicant, upstream, len(occupied))
+    raise _all_answered(applicant, segment, len(occupied))
 
 
 def next_address(
-    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
+    store: Store, applicant: Applicant, segment: Segment, excluded: Collection[Address]
 ) -> Address:
     """Return the address that ``reserve`` would try first; leases nothing.
 
     Raises LeaseError.
     """
     if applicant.wanted is not None:
-        check_wanted(applicant, upstream, applicant.wanted)
+        check_wanted(applicant, segment, applicant.wanted)
         return applicant.wanted
-    for address in _candidates(store, applicant, upstream, excluded):
+    for address in _candidates(store, applicant, segment, excluded):
         return address
-    raise _exhausted(applicant, upstream, ())
+    raise _exhausted(applicant, segment, ())
 
 
 def _candidates(
-    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
+    store: Store, applicant: Applicant, segment: Segment, excluded: Collection[Address]
 ) -> Iterator[Address]:
     """Yield addresses never leased, in the pool's order; then leases of networks at rest.
 
     A pool may have millions of addresses.
     """
-    taken = store.leases.in_segment(segment(upstream))
-    unusable = {*excluded, *reserved_addresses(upstream, applicant.family)}
-    for address in listed(upstream.side(applicant.family).ranges):
+    taken = store.leases.in_segment(segment.bridge)
+    unusable = {*excluded, *reserved_addresses(segment, applicant.family)}
+    for address in listed(segment.side(applicant.family).ranges):
         if address not in unusable and kept(address) not in taken:
             yield address
     kind: LeaseKind = "ipv4" if applicant.family == 4 else "ipv6"
-    for address in map(address_of, store.leases.reclaimable(segment(upstream), kind)):
-        if _usable(applicant, upstream, address, excluded):
+    for address in map(address_of, store.leases.reclaimable(segment.bridge, kind)):
+        if _usable(applicant, segment, address, excluded):
             yield address
 
 
@@ -190,22 +185,20 @@ def listed(ranges: Iterable[AddressRange]) -> Iterator[Address]:
             yield address_class(number)
 
 
-def _exhausted(
-    applicant: Applicant, upstream: Upstream, occupied: Collection[Address]
-) -> LeaseError:
+def _exhausted(applicant: Applicant, segment: Segment, occupied: Collection[Address]) -> LeaseError:
     others = f", {len(occupied)} of them by other machines" if occupied else ""
-    ranges = upstream.side(applicant.family).ranges
+    ranges = segment.side(applicant.family).ranges
     return LeaseError(
-        f"{applicant.who}: no address of upstream {upstream.name} is free, all are in use{others}",
+        f"{applicant.who}: no address of upstream {segment.name} is free, all are in use{others}",
         f"enlarge its pool ({', '.join(map(str, ranges))}) or stop a network",
     )
 
 
-def _all_answered(applicant: Applicant, upstream: Upstream, count: int) -> LeaseError:
+def _all_answered(applicant: Applicant, segment: Segment, count: int) -> LeaseError:
     return LeaseError(
-        f"{applicant.who}: all {count} addresses of upstream {upstream.name} that were probed for"
-        f" are answered for, as if a station on {upstream.segment} answered for every address",
-        f"find that station (arping, ndisc6), or move the pool in [upstreams.{upstream.name}]",
+        f"{applicant.who}: all {count} addresses of upstream {segment.name} that were probed for"
+        f" are answered for, as if a station on {segment.in_words} answered for every address",
+        f"find that station (arping, ndisc6), or move the pool in [upstreams.{segment.name}]",
     )
 
 
@@ -215,7 +208,7 @@ def _all_answered(applicant: Applicant, upstream: Upstream, count: int) -> Lease
 def reserve_prefix(
     store: Store,
     applicant: Applicant,
-    upstream: Upstream,
+    segment: Segment,
     wanted: IPv6Network | None,
     excluded: Collection[Address] = (),
 ) -> IPv6Network:
@@ -225,55 +218,55 @@ def reserve_prefix(
     Raises LeaseError where the wanted prefix cannot be had or all are used up.
     """
     if wanted is not None:
-        asked = f"{applicant.who}: the prefix {wanted} of upstream {upstream.name}"
-        _check_free(store, applicant, upstream, wanted, asked)
-        if not _take(store, applicant, upstream, wanted):
+        asked = f"{applicant.who}: the prefix {wanted} of upstream {segment.name}"
+        _check_free(store, applicant, segment, wanted, asked)
+        if not _take(store, applicant, segment, wanted):
             raise LeaseError(f"{asked} was leased to another meanwhile", "choose another")
         return wanted
-    last = store.leases.of(upstream.name, applicant.key).prefix
-    fits = last is not None and _fits(upstream, last, excluded)
-    if last is not None and fits and _take(store, applicant, upstream, last):
+    last = store.leases.of(segment.name, applicant.key).prefix
+    fits = last is not None and _fits(segment, last, excluded)
+    if last is not None and fits and _take(store, applicant, segment, last):
         return last
-    for prefix in _prefixes(store, upstream, excluded):
-        if _take(store, applicant, upstream, prefix):
+    for prefix in _prefixes(store, segment, excluded):
+        if _take(store, applicant, segment, prefix):
             return prefix
-    raise _no_prefix(applicant, upstream)
+    raise _no_prefix(applicant, segment)
 
 
 def next_prefix(
-    store: Store, applicant: Applicant, upstream: Upstream, excluded: Collection[Address]
+    store: Store, applicant: Applicant, segment: Segment, excluded: Collection[Address]
 ) -> IPv6Network:
     """Return the prefix that ``reserve_prefix`` would try first; leases nothing.
 
     Raises LeaseError.
     """
-    for prefix in _prefixes(store, upstream, excluded):
+    for prefix in _prefixes(store, segment, excluded):
         return prefix
-    raise _no_prefix(applicant, upstream)
+    raise _no_prefix(applicant, segment)
 
 
-def _fits(upstream: Upstream, prefix: IPv6Network, excluded: Collection[Address]) -> bool:
-    inside = any(prefix.subnet_of(each) for each in upstream.prefixes6)
+def _fits(segment: Segment, prefix: IPv6Network, excluded: Collection[Address]) -> bool:
+    inside = any(prefix.subnet_of(each) for each in segment.prefixes6)
     return inside and not any(address in prefix for address in excluded)
 
 
 def _prefixes(
-    store: Store, upstream: Upstream, excluded: Collection[Address]
+    store: Store, segment: Segment, excluded: Collection[Address]
 ) -> Iterator[IPv6Network]:
     """Yield prefixes never leased, in their order; then leases of networks at rest."""
-    taken = store.leases.in_segment(segment(upstream))
-    for whole in upstream.prefixes6:
+    taken = store.leases.in_segment(segment.bridge)
+    for whole in segment.prefixes6:
         for prefix in whole.subnets(new_prefix=PREFIX_LENGTH):
-            if str(prefix) not in taken and _fits(upstream, prefix, excluded):
+            if str(prefix) not in taken and _fits(segment, prefix, excluded):
                 yield prefix
-    for text in store.leases.reclaimable(segment(upstream), "prefix"):
+    for text in store.leases.reclaimable(segment.bridge, "prefix"):
         prefix = IPv6Network(text)
-        if _fits(upstream, prefix, excluded):
+        if _fits(segment, prefix, excluded):
             yield prefix
 
 
-def _no_prefix(applicant: Applicant, upstream: Upstream) -> LeaseError:
+def _no_prefix(applicant: Applicant, segment: Segment) -> LeaseError:
     return LeaseError(
-        f"{applicant.who}: no prefix of upstream {upstream.name} is free, all are in use",
-        f"enlarge its prefixes6 ({', '.join(map(str, upstream.prefixes6))}) or stop a network",
+        f"{applicant.who}: no prefix of upstream {segment.name} is free, all are in use",
+        f"enlarge its prefixes6 ({', '.join(map(str, segment.prefixes6))}) or stop a network",
     )

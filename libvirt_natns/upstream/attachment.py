@@ -17,7 +17,8 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.bridges import BRIDGE_PORTS
 from libvirt_natns.kernel.rtnetlink import Link
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import BridgeSegment, Segment
+from libvirt_natns.model.transit_segment import HostSegment, RouterSegment
 
 Problem = tuple[str, str]
 """The fault of a bridge or NIC, and its remedy."""
@@ -26,38 +27,47 @@ HARMLESS_MASTER = "vrf"
 """The kind of master that leaves received frames to its link; all others take them."""
 
 
-def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
+def problem(kernel: Kernel, segment: Segment) -> Problem | None:
     """Return why the upstream's bridge or NIC cannot take another network; None if it can."""
-    name = upstream.bridge or ""
-    where = upstream.bridge_namespace
+    fault = _problem(kernel, segment)
+    if fault and isinstance(segment, RouterSegment):
+        return fault[0], f"virt-natns router up {segment.name}"
+    return fault
+
+
+def _problem(kernel: Kernel, segment: Segment) -> Problem | None:
+    where = segment.namespace
     missing = where is not None and not netns.exists(where)
-    link = None if missing else kernel.at(where).links.get(name)
+    link = None if missing else kernel.at(where).links.get(segment.bridge)
     if link is None:
+        if isinstance(segment, HostSegment):
+            # The first network makes the transit bridge.
+            return None
         return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
-    if upstream.attach == "macvlan":
-        fault = _parents_problem(kernel, upstream)
+    if segment.is_macvlan:
+        fault = _parents_problem(kernel, segment)
     else:
-        fault = _bridges_problem(kernel, upstream, link)
+        fault = _bridges_problem(kernel, segment, link)
     if fault:
         return fault
     if not link.up:
-        return "is down", f"set it up (ip link set {name} up)"
+        return "is down", f"set it up (ip link set {segment.bridge} up)"
     return None
 
 
-def _bridges_problem(kernel: Kernel, upstream: Upstream, link: Link) -> Problem | None:
-    bridge = upstream.bridge or ""
+def _bridges_problem(kernel: Kernel, segment: Segment, link: Link) -> Problem | None:
+    bridge = segment.bridge
     if link.kind != "bridge":
         other = "" if bridge == "lo" else ', or set attach = "macvlan" there'
         return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}{other}"
-    if kernel.at(upstream.bridge_namespace).bridges.port_count(bridge) >= BRIDGE_PORTS:
-        other = ', or attach = "macvlan"' if upstream.kind == "bridge" else ""
+    if kernel.at(segment.namespace).bridges.port_count(bridge) >= BRIDGE_PORTS:
+        other = ', or attach = "macvlan"' if isinstance(segment, BridgeSegment) else ""
         return f"is full, it has {BRIDGE_PORTS} ports", f"use another bridge{other}"
     return None
 
 
-def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
-    parent = upstream.bridge or ""
+def _parents_problem(kernel: Kernel, segment: Segment) -> Problem | None:
+    parent = segment.bridge
     if parent == "lo":
         return "is the loopback interface", f"name a NIC or bridge in {names.CONFIG_FILE}"
     master = kernel.host.links.master(parent)
@@ -65,7 +75,7 @@ def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
         remedy = f"name {master.name} in {names.CONFIG_FILE}"
         return f"belongs to {master.kind} {master.name}", remedy
     own = kernel.host.addresses.beyond_link()
-    gateway = next((each for each in (upstream.gateway, upstream.gateway6) if each in own), None)
+    gateway = next((each for each in (segment.gateway, segment.gateway6) if each in own), None)
     if gateway is not None:
         return (
             f"cannot lead to the gateway {gateway}, an address of this host",

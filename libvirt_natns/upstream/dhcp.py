@@ -2,8 +2,8 @@
 """Upstreams whose addresses a provider's DHCP server leases: ``pool = "dhcp"``.
 
 Each network has a client of its own on its upstream link.  Its MAC address and client-id
-never change, so the server gives it the same address again.  The lease completes the
-upstream for that one network.
+never change, so the server gives it the same address again.  The lease tells the segment
+of that one network.
 
 Without a lease, the network has a placeholder address (``addresses.PLACEHOLDERS``).  Forwards
 on it are in the tables already, and move to the leased address when it is known.
@@ -20,9 +20,9 @@ from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.errors import LeaseError, NatnsError
 from libvirt_natns.kernel.boot import now
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
-from libvirt_natns.records import replace
-from libvirt_natns.state import applicants, pool
+from libvirt_natns.model.segment import DhcpSegment, LeasedSegment, Segment
+from libvirt_natns.model.upstream import DhcpUpstream
+from libvirt_natns.state import applicants
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import accepted_leases, selection
@@ -34,19 +34,19 @@ FOLLOW = "from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[1]
 # -- the lease ---------------------------------------------------------------
 
 
-def complete(network: Network, upstream: Upstream) -> Upstream:
-    """Return the upstream completed by a network's lease; unchanged without a usable lease.
+def complete(network: Network, upstream: DhcpUpstream) -> DhcpSegment:
+    """Return the segment, as a network's lease tells it where there is a usable lease.
 
     A running network keeps its last usable lease when a renewal cannot be used.
     """
     lease = held(network.uuid)
     if lease is None and not accepted_leases.was_refused(network.uuid):
-        return upstream
+        return DhcpSegment.of(upstream)
     if lease is not None and problem(network, upstream, lease) is None:
         return completed(upstream, _bounded(network, lease).lease)
     earlier = accepted_leases.last(network.uuid, lease)
     if earlier is None or problem(network, upstream, earlier) is not None:
-        return upstream
+        return DhcpSegment.of(upstream)
     return completed(upstream, _bounded(network, earlier).lease)
 
 
@@ -60,7 +60,7 @@ def _bounded(network: Network, lease: DhcpLease) -> lease_check.Checked:
     return lease_check.bounded(lease, _private(network))
 
 
-def cuts(network: Network, upstream: Upstream) -> list[str]:
+def cuts(network: Network, upstream: DhcpUpstream) -> list[str]:
     """Return in words the values of a network's lease that are not used."""
     lease = held(network.uuid)
     if lease is None:
@@ -70,9 +70,9 @@ def cuts(network: Network, upstream: Upstream) -> list[str]:
     return list(lease_check.said(_bounded(network, lease).cuts))
 
 
-def news(network: Network, upstream: Upstream) -> list[str]:
+def news(network: Network, segment: DhcpSegment) -> list[str]:
     """Return ``cuts`` for the log, once after each change of them."""
-    return accepted_leases.tell_once(network.uuid, cuts(network, upstream))
+    return accepted_leases.tell_once(network.uuid, cuts(network, segment.upstream))
 
 
 def held(uuid: str) -> DhcpLease | None:
@@ -80,20 +80,25 @@ def held(uuid: str) -> DhcpLease | None:
     return dhcp_lease.read(names.dhcp_directory(uuid))
 
 
-def completed(upstream: Upstream, lease: DhcpLease) -> Upstream:
-    """Return the upstream completed by a lease; values of the configuration go first."""
-    return replace(
-        upstream,
-        leased=lease.address.ip,
+def completed(upstream: DhcpUpstream, lease: DhcpLease) -> LeasedSegment:
+    """Return the segment as a lease tells it; values of the configuration go first."""
+    return LeasedSegment(
+        upstream=upstream,
+        bridge=upstream.bridge,
         subnet=lease.address.network,
         gateway=upstream.gateway or lease.gateway,
+        subnet6=upstream.subnet6,
+        gateway6=upstream.gateway6,
+        pool6=upstream.pool6,
+        prefixes6=upstream.prefixes6,
         dns=upstream.dns or lease.dns,
+        leased=lease.address.ip,
         mtu=lease.mtu,
         routes=lease.routes,
     )
 
 
-def problem(network: Network, upstream: Upstream, lease: DhcpLease) -> NatnsError | None:
+def problem(network: Network, upstream: DhcpUpstream, lease: DhcpLease) -> NatnsError | None:
     """Return why a network cannot use a lease; None where it can."""
     if upstream.subnet is not None and lease.address.ip not in upstream.subnet:
         return LeaseError(
@@ -107,18 +112,18 @@ def problem(network: Network, upstream: Upstream, lease: DhcpLease) -> NatnsErro
             f" is not used: {why}",
             f"find that server (tcpdump -n -i {upstream.bridge} port 67)",
         )
-    known = completed(upstream, _bounded(network, lease).lease)
+    segment = completed(upstream, _bounded(network, lease).lease)
     try:
-        selection.check_addresses(network, known)
-        selection.check_resolvers(network, known, _servers(known))
+        selection.check_addresses(network, segment)
+        selection.check_resolvers(network, segment, _servers(segment))
     except NatnsError as error:
         return error
     return None
 
 
-def _servers(known: Upstream) -> Sequence[Address]:
+def _servers(segment: Segment) -> Sequence[Address]:
     """Return the resolvers that a network's guests depend on."""
-    own = [server for server in known.dns if server.version == 4]
+    own = [server for server in segment.dns if server.version == 4]
     return own or resolv_conf.host_resolvers().servers
 
 
@@ -131,15 +136,15 @@ def remaining(uuid: str) -> int | None:
 # -- the client --------------------------------------------------------------
 
 
-def requested(store: Store, network: Network, upstream: Upstream) -> IPv4Address | None:
+def requested(store: Store, network: Network, segment: DhcpSegment) -> IPv4Address | None:
     """Return the address that a network's client asks for: the wanted one, or the last lease's."""
     wanted = (
-        applicants.applicant(network).wanted or store.leases.of(upstream.name, network.uuid).address
+        applicants.applicant(network).wanted or store.leases.of(segment.name, network.uuid).address
     )
     return wanted if isinstance(wanted, IPv4Address) and not is_placeholder(wanted) else None
 
 
-def client(network: Network, upstream: Upstream) -> Client:
+def client(network: Network, segment: DhcpSegment) -> Client:
     """Return a network's own client."""
     return Client(
         namespace=names.namespace(network.name),
@@ -147,17 +152,18 @@ def client(network: Network, upstream: Upstream) -> Client:
         client_id=names.client_id(network.uuid),
         directory=names.dhcp_directory(network.uuid),
         on_change=names.python_command(FOLLOW, network.uuid, options="-IS"),
-        probe=min(upstream.probe, udhcpc.MAX_PROBE),
+        probe=min(segment.probe, udhcpc.MAX_PROBE),
     )
 
 
-def await_lease(network: Network, upstream: Upstream) -> None:
+def await_lease(network: Network, segment: DhcpSegment) -> None:
     """Wait for a lease as long as the configuration says.
 
     Raises LeaseError where the network needs a lease and gets none, or cannot use it;
     DhcpError where the client ends.
     """
-    lease = udhcpc.await_lease(client(network, upstream), upstream.dhcp_timeout)
+    upstream = segment.upstream
+    lease = udhcpc.await_lease(client(network, segment), upstream.dhcp_timeout)
     if lease is not None:
         found = problem(network, upstream, lease) or _not_wanted(network, upstream, lease)
         if found is not None:
@@ -171,7 +177,7 @@ def await_lease(network: Network, upstream: Upstream) -> None:
         )
 
 
-def _not_wanted(network: Network, upstream: Upstream, lease: DhcpLease) -> NatnsError | None:
+def _not_wanted(network: Network, upstream: DhcpUpstream, lease: DhcpLease) -> NatnsError | None:
     wanted = applicants.applicant(network).wanted
     if wanted in (None, lease.address.ip):
         return None
@@ -186,40 +192,38 @@ def _not_wanted(network: Network, upstream: Upstream, lease: DhcpLease) -> Natns
 # -- the address -------------------------------------------------------------
 
 
-def settle(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
+def settle(store: Store, network: Network, segment: DhcpSegment) -> IPv4Address:
     """Record the address that a network has leased, or a placeholder address; returns it."""
-    leased = upstream.leased
     lease = held(network.uuid)
-    usable = lease is not None and problem(network, upstream, lease) is None
+    usable = lease is not None and problem(network, segment.upstream, lease) is None
     accepted_leases.note(network.uuid, lease, usable=usable)
-    if leased is not None and _take(store, network, upstream, leased):
-        return leased
-    present = store.leases.of(upstream.name, network.uuid).address
+    if isinstance(segment, LeasedSegment) and _take(store, network, segment, segment.leased):
+        return segment.leased
+    present = store.leases.of(segment.name, network.uuid).address
     if present is not None and is_placeholder(present):
         return present
-    return next(each for each in stand_ins(network.uuid) if _take(store, network, upstream, each))
+    return next(each for each in stand_ins(network.uuid) if _take(store, network, segment, each))
 
 
-def settle_first(store: Store, network: Network, upstream: Upstream) -> IPv4Address:
+def settle_first(store: Store, network: Network, segment: DhcpSegment) -> IPv4Address:
     """Record the address of a network that starts; returns it.
 
     Raises LeaseError where another network has the leased address.
     """
-    address = settle(store, network, upstream)
-    if upstream.leased not in (None, address):
-        raise _taken(store, network.name, upstream)
+    address = settle(store, network, segment)
+    if isinstance(segment, LeasedSegment) and segment.leased != address:
+        raise _taken(store, network.name, segment)
     return address
 
 
-def _take(store: Store, network: Network, upstream: Upstream, address: IPv4Address) -> bool:
-    return store.leases.reserve(upstream.name, pool.segment(upstream), network.uuid, address)
+def _take(store: Store, network: Network, segment: DhcpSegment, address: IPv4Address) -> bool:
+    return store.leases.reserve(segment.name, segment.bridge, network.uuid, address)
 
 
-def _taken(store: Store, name: str, upstream: Upstream) -> LeaseError:
-    assert upstream.leased is not None
-    holder = store.leases.holder(pool.segment(upstream), upstream.leased)
+def _taken(store: Store, name: str, segment: LeasedSegment) -> LeaseError:
+    holder = store.leases.holder(segment.bridge, segment.leased)
     return LeaseError(
-        f"network {name}: the DHCP server of upstream {upstream.name} gives {upstream.leased},"
+        f"network {name}: the DHCP server of upstream {segment.name} gives {segment.leased},"
         f" which network {holder.name if holder else '?'} has",
         "see that its range and the pools of that segment do not overlap",
     )
@@ -234,24 +238,23 @@ def stand_ins(uuid: str) -> Iterator[IPv4Address]:
 
 
 def differences(
-    store: Store, record: NetworkRecord, network: Network, upstream: Upstream, configured: Upstream
+    store: Store, record: NetworkRecord, network: Network, segment: Segment
 ) -> list[str]:
-    """Return in words why a network that is up lacks its address, or values of its lease.
-
-    ``upstream`` is completed by the lease in force, ``configured`` is without any lease.
-    """
-    if not upstream.by_dhcp:
+    """Return in words why a network that is up lacks its address, or values of its lease."""
+    if not isinstance(segment, DhcpSegment):
         return []
     lease = held(record.uuid)
     if lease is None:
-        return [f"no DHCP server on bridge {upstream.bridge} has leased an address yet"]
-    if left_out := cuts(network, configured):
+        return [f"no DHCP server on bridge {segment.bridge} has leased an address yet"]
+    if left_out := cuts(network, segment.upstream):
         return left_out
-    found = _not_wanted(network, upstream, lease)
+    found = _not_wanted(network, segment.upstream, lease)
     if found is not None:
         return [str(found)]
-    if upstream.leased in (None, store.leases.of(upstream.name, record.uuid).address):
+    if not isinstance(segment, LeasedSegment):
         return []
-    if store.leases.holder(pool.segment(upstream), upstream.leased):
-        return [str(_taken(store, record.name, upstream))]
-    return [f"the leased address {upstream.leased} is not in force"]
+    if segment.leased == store.leases.of(segment.name, record.uuid).address:
+        return []
+    if store.leases.holder(segment.bridge, segment.leased):
+        return [str(_taken(store, record.name, segment))]
+    return [f"the leased address {segment.leased} is not in force"]

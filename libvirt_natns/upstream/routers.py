@@ -13,21 +13,23 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import Forward
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.transit_segment import RouterSegment
+from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.state.store import Store
 
 if TYPE_CHECKING:
     from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 
-def complete(upstream: Upstream) -> Upstream:
-    """Return an upstream of kind "router", completed by its router.  Raises UpstreamError."""
+def complete(upstream: RouterUpstream) -> RouterSegment:
+    """Return the segment of an upstream whose router is up.  Raises UpstreamError."""
     from libvirt_natns.upstream.router import client_networks
 
     return client_networks.complete(upstream)
 
 
-def neighbours(upstream: Upstream) -> set[Address]:
+def neighbours(upstream: RouterUpstream) -> set[Address]:
     """Return the known stations on the link of a router's NIC, with the host and the router."""
     from libvirt_natns.upstream.router import client_networks
 
@@ -100,10 +102,10 @@ def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:
     client_networks.check_claims(claims, routers)
 
 
-def ports_of_host(upstream: Upstream, protocol: str) -> set[int]:
+def ports_of_host(segment: Segment, protocol: str) -> set[int]:
     """Return the ports of an upstream's router that lead to the host; none for other kinds."""
-    if upstream.kind != "router":
+    if not isinstance(segment, RouterSegment):
         return set()
     from libvirt_natns.upstream.router import client_networks
 
-    return client_networks.ports_of_host(upstream.name, protocol)
+    return client_networks.ports_of_host(segment.name, protocol)

@@ -12,9 +12,10 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
 from libvirt_natns.errors import DocumentError, UpstreamError
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.network import Network
+from libvirt_natns.model.network import LibvirtNetwork, Network
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Upstream
-from libvirt_natns.records import dataclass, replace
+from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants
 
 LINK_LOCAL = IPv6Network("fe80::/10")
@@ -22,33 +23,38 @@ LINK_LOCAL = IPv6Network("fe80::/10")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """True or False for a handled network, with the reason."""
+    """The network if it is handled, else None; with the reason."""
 
-    handled: bool
+    network: Network | None
     reason: str
 
+    @property
+    def handled(self) -> bool:
+        """True for a handled network."""
+        return self.network is not None
 
-def verdict(network: Network, config: Config) -> Verdict:
+
+def verdict(network: LibvirtNetwork, config: Config) -> Verdict:
     """Return whether we handle a network.
 
     Raises DocumentError for a network that asks to be handled and cannot be.
     """
     if network.forward_mode is not None:
-        return Verdict(False, f"has <forward mode='{network.forward_mode}'>")
+        return Verdict(None, f"has <forward mode='{network.forward_mode}'>")
     if network.nat is not None and not network.nat.enabled:
-        return Verdict(False, "its metadata says enabled='no'")
+        return Verdict(None, "its metadata says enabled='no'")
     if config.scope == "annotated" and network.nat is None:
-        return Verdict(False, "scope is 'annotated' and its metadata has no <natns:nat>")
+        return Verdict(None, "scope is 'annotated' and its metadata has no <natns:nat>")
     if not network.subnets:
         if network.nat is None:
-            return Verdict(False, "has no address")
+            return Verdict(None, "has no address")
         raise DocumentError(
             f"network {network.name} has neither <ip> nor <natns:ip>",
             "give it one, or remove <natns:nat> from its metadata",
         )
-    if network.bridge is None:
-        return Verdict(False, "has no bridge")
-    return Verdict(True, "isolated" if network.nat is None else "annotated")
+    if not isinstance(network, Network):
+        return Verdict(None, "has no bridge")
+    return Verdict(network, "isolated" if network.nat is None else "annotated")
 
 
 def upstream_of(network: Network, config: Config) -> Upstream:
@@ -64,47 +70,44 @@ def upstream_of(network: Network, config: Config) -> Upstream:
             f"add [upstreams.{name}] to {names.CONFIG_FILE}, or name one of "
             + ", ".join(sorted(config.upstreams)),
         )
-    if upstream.by_dhcp and not has_family(network, 4):
-        # DHCP leases IPv4 addresses, and the network has no use for any.
-        return replace(upstream, pool=())
     return upstream
 
 
 # -- how subnets leave ---------------------------------------------------------
 
 
-def wanted_prefix(network: Network, upstream: Upstream) -> IPv6Network | None:
+def wanted_prefix(network: Network, segment: Segment) -> IPv6Network | None:
     """Return the prefix that a network's XML takes from prefixes routed to the upstream."""
     for subnet in _subnets6(network):
-        if any(subnet.subnet_of(prefix) for prefix in upstream.prefixes6):
+        if any(subnet.subnet_of(prefix) for prefix in segment.prefixes6):
             return subnet if subnet.prefixlen <= 64 else subnet.supernet(new_prefix=64)
     return None
 
 
-def routed(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
+def routed(network: Network, segment: Segment) -> tuple[IPv6Network, ...]:
     """Return a network's own subnets that are routed to it."""
     return tuple(
         subnet
         for subnet in _subnets6(network)
-        if any(subnet.subnet_of(prefix) for prefix in upstream.prefixes6)
+        if any(subnet.subnet_of(prefix) for prefix in segment.prefixes6)
     )
 
 
-def proxied(network: Network, upstream: Upstream) -> tuple[IPv6Network, ...]:
+def proxied(network: Network, segment: Segment) -> tuple[IPv6Network, ...]:
     """Return a network's subnets within the upstream's own subnet; we answer for each address."""
-    own = upstream.own6
+    own = segment.own6
     return tuple(subnet for subnet in _subnets6(network) if own and subnet.subnet_of(own))
 
 
-def leases_prefix(network: Network, upstream: Upstream) -> bool:
+def leases_prefix(network: Network, segment: Segment) -> bool:
     """True if a network leases a prefix from those routed to the upstream.
 
     It leases the prefix that its XML names.  Without one, a network with IPv6 that the
     outside does not know leases any prefix.
     """
-    if not upstream.prefixes6 or not has_family(network, 6):
+    if not segment.prefixes6 or not has_family(network, 6):
         return False
-    return wanted_prefix(network, upstream) is not None or not proxied(network, upstream)
+    return wanted_prefix(network, segment) is not None or not proxied(network, segment)
 
 
 def has_family(network: Network, family: Family) -> bool:
@@ -112,25 +115,23 @@ def has_family(network: Network, family: Family) -> bool:
     return any(subnet.network.version == family for subnet in network.subnets)
 
 
-def leases_address(network: Network, upstream: Upstream, family: Family) -> bool:
-    """True if a network leases an address of that family from a completed upstream."""
+def leases_address(network: Network, segment: Segment, family: Family) -> bool:
+    """True if a network leases an address of that family on its upstream."""
     if not has_family(network, family):
         return False
-    by_dhcp = family == 4 and upstream.by_dhcp
+    side = segment.side(family)
     return (
-        by_dhcp
-        or bool(upstream.side(family).ranges)
-        or applicants.wanted_address(network, family) is not None
+        side.by_dhcp or bool(side.ranges) or applicants.wanted_address(network, family) is not None
     )
 
 
-def families(network: Network, upstream: Upstream) -> tuple[Family, ...]:
+def families(network: Network, segment: Segment) -> tuple[Family, ...]:
     """Return the families in which a network reaches the outside."""
-    public = routed(network, upstream) or proxied(network, upstream)
-    six = bool(public) or leases_prefix(network, upstream)
+    public = routed(network, segment) or proxied(network, segment)
+    six = bool(public) or leases_prefix(network, segment)
     ways: tuple[tuple[Family, bool], ...] = (
-        (4, leases_address(network, upstream, 4)),
-        (6, six or leases_address(network, upstream, 6)),
+        (4, leases_address(network, segment, 4)),
+        (6, six or leases_address(network, segment, 6)),
     )
     return tuple(family for family, way in ways if way)
 
@@ -140,7 +141,7 @@ def _subnets6(network: Network) -> list[IPv6Network]:
     return [subnet for subnet in own if isinstance(subnet, IPv6Network)]
 
 
-def check_addresses(network: Network, upstream: Upstream) -> None:
+def check_addresses(network: Network, segment: Segment) -> None:
     """Refuse a network whose addresses can never work with an upstream.
 
     Raises DocumentError for private subnets and routes that overlap the upstream's subnets,
@@ -154,18 +155,18 @@ def check_addresses(network: Network, upstream: Upstream) -> None:
             "give it another name in <bridge name='...'/>",
         )
     _check_own(network)
-    public = {*routed(network, upstream), *proxied(network, upstream)}
+    public = {*routed(network, segment), *proxied(network, segment)}
     private = [subnet.network for subnet in network.subnets if subnet.network not in public]
     private += [route.destination for route in network.routes if route.destination not in public]
     for subnet in private:
-        for outside in _outside(upstream):
+        for outside in _outside(segment):
             if subnet.overlaps(outside):
                 raise DocumentError(
                     f"network {network.name}: its subnet {subnet} overlaps {outside}"
-                    f" of upstream {upstream.name}",
+                    f" of upstream {segment.name}",
                     "give one of them another subnet",
                 )
-    _check_routed(network, upstream)
+    _check_routed(network, segment)
 
 
 def _check_own(network: Network) -> None:
@@ -196,33 +197,33 @@ def _check_own(network: Network) -> None:
                 )
 
 
-def _outside(upstream: Upstream) -> list[IPNetwork]:
+def _outside(segment: Segment) -> list[IPNetwork]:
     """Return the subnets on the upstream's side, and the prefixes routed to it."""
-    subnets = (upstream.subnet, upstream.subnet6, upstream.own6, *upstream.prefixes6)
+    subnets = (segment.subnet, segment.subnet6, segment.own6, *segment.prefixes6)
     return [subnet for subnet in subnets if subnet is not None]
 
 
-def _check_routed(network: Network, upstream: Upstream) -> None:
+def _check_routed(network: Network, segment: Segment) -> None:
     """Refuse more routed prefixes than a network can lease.
 
     Raises DocumentError.
     """
-    subnets = routed(network, upstream)
+    subnets = routed(network, segment)
     if any(subnet.prefixlen < 64 for subnet in subnets):
         raise DocumentError(
             f"network {network.name}: its subnet {subnets[0]} is more than a /64 of prefixes6"
-            f" of upstream {upstream.name}",
+            f" of upstream {segment.name}",
             "give it a /64",
         )
     if len(subnets) > 1:
         raise DocumentError(
             f"network {network.name}: both {subnets[0]} and {subnets[1]} are in prefixes6"
-            f" of upstream {upstream.name}",
+            f" of upstream {segment.name}",
             "a network can have one of them",
         )
 
 
-def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Address]) -> None:
+def check_resolvers(network: Network, segment: Segment, servers: Iterable[Address]) -> None:
     """Refuse a network whose private subnets hide all resolvers of its guests.
 
     ``servers`` are asked through the upstream.  A server whose address is in a private
@@ -233,21 +234,21 @@ def check_resolvers(network: Network, upstream: Upstream, servers: Iterable[Addr
         return
     asked = list(servers)
     # A server in a part of the provider's own subnet is known to be outside.
-    outside = proxied(network, upstream)
+    outside = proxied(network, segment)
     private = [subnet.network for subnet in network.subnets if subnet.network not in outside]
     hidden = {server for server in asked for subnet in private if server in subnet}
     if hidden and hidden.issuperset(asked):
         raise DocumentError(
             f"network {network.name}: the DNS server {min(hidden, key=by_family)}"
-            f" of upstream {upstream.name} is in its own subnet",
-            f"set 'dns' in [upstreams.{upstream.name}] of {names.CONFIG_FILE},"
+            f" of upstream {segment.name} is in its own subnet",
+            f"set 'dns' in [upstreams.{segment.name}] of {names.CONFIG_FILE},"
             " or give the network another subnet",
         )
 
 
-def can_keep_prefix(prefix: IPv6Network, network: Network, upstream: Upstream) -> bool:
+def can_keep_prefix(prefix: IPv6Network, network: Network, segment: Segment) -> bool:
     """True if a network can keep the prefix that it has leased."""
-    wanted = wanted_prefix(network, upstream)
+    wanted = wanted_prefix(network, segment)
     return wanted == prefix or (
-        wanted is None and any(prefix.subnet_of(each) for each in upstream.prefixes6)
+        wanted is None and any(prefix.subnet_of(each) for each in segment.prefixes6)
     )

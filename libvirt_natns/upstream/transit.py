@@ -11,15 +11,15 @@ Only a network with IPv6 gets IPv6, and only where the host has it.
 """
 
 import os
-from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import AddressRange, IPNetwork
+from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.errors import UpstreamError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
-from libvirt_natns.records import replace
+from libvirt_natns.model.transit_segment import HostSegment
+from libvirt_natns.model.upstream import HostUpstream
 from libvirt_natns.state.store import Store
 
 CANDIDATES = tuple(
@@ -29,12 +29,11 @@ CANDIDATES = tuple(
 
 PREFIXES6 = IPv6Network("fd00::/8")
 SUBNET6_LENGTH = 64
-POOL6_SIZE = 0xFFFF
 DISABLED = "net/ipv6/conf/all/disable_ipv6"
 
 
-def choose(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -> Upstream:
-    """Return an upstream of kind "host" with bridge, subnets, gateways and pools.
+def choose(kernel: Kernel, store: Store, network: Network, upstream: HostUpstream) -> HostSegment:
+    """Return the segment of an upstream; choose its subnets at their first use.
 
     Raises UpstreamError where every candidate subnet is in use on this host.
     """
@@ -70,7 +69,7 @@ def free6(network: Network) -> IPv6Network:
             return prefix
 
 
-def _chosen(kernel: Kernel, store: Store, network: Network, upstream: Upstream) -> IPv4Network:
+def _chosen(kernel: Kernel, store: Store, network: Network, upstream: HostUpstream) -> IPv4Network:
     """Return the transit subnet in IPv4; choose it unless it is chosen."""
     subnet = upstream.subnet or store.transit.subnet(upstream.name)
     if subnet is None or (upstream.subnet is None and _stale(kernel, store, upstream, subnet)):
@@ -79,51 +78,52 @@ def _chosen(kernel: Kernel, store: Store, network: Network, upstream: Upstream) 
     return subnet
 
 
+def preview(kernel: Kernel, store: Store, network: Network, upstream: HostUpstream) -> HostSegment:
+    """Return the segment that ``choose`` would return, and choose nothing.
+
+    Raises UpstreamError.
+    """
+    subnet = upstream.subnet or store.transit.subnet(upstream.name)
+    if subnet is None:
+        subnet = free(kernel, network, upstream)[0]
+    subnet6 = None
+    if needs_ipv6(kernel, network):
+        subnet6 = store.transit.prefix(upstream.name) or free6(network)
+    return complete(upstream, subnet, subnet6)
+
+
+def chosen(store: Store, upstream: HostUpstream, *, ipv6: bool = True) -> HostSegment | None:
+    """Return the segment of an upstream if its subnet was chosen already, else None.
+
+    ``ipv6``: with the prefix that was chosen.
+    """
+    subnet = upstream.subnet or store.transit.subnet(upstream.name)
+    if subnet is None:
+        return None
+    return complete(upstream, subnet, store.transit.prefix(upstream.name) if ipv6 else None)
+
+
 def complete(
-    upstream: Upstream, subnet: IPv4Network, subnet6: IPv6Network | None = None
-) -> Upstream:
-    """Return the upstream with all values that follow from its transit subnets."""
-    whole = _complete4(upstream, subnet)
-    whole = replace(whole, subnet6=None, host6=upstream.subnet6)
-    if subnet6 is None:
-        # A host without IPv6 routes no prefix, and answers for no address.
-        return replace(whole, host6=None, prefixes6=())
-    first, last = subnet6[1], subnet6[POOL6_SIZE]
-    return replace(
-        whole,
-        subnet6=subnet6,
-        gateway6=first,
-        pool6=(AddressRange(IPv6Address(first + 1), IPv6Address(last)),),
-    )
+    upstream: HostUpstream, subnet: IPv4Network, subnet6: IPv6Network | None = None
+) -> HostSegment:
+    """Return the segment with all values that follow from its transit subnets."""
+    bridge = names.transit_bridge(upstream.name)
+    return HostSegment.of(upstream, bridge, subnet, subnet6, upstream.subnet6)
 
 
-def _complete4(upstream: Upstream, subnet: IPv4Network) -> Upstream:
-    hosts = subnet.num_addresses - 2
-    first = subnet.network_address + 1
-    return replace(
-        upstream,
-        bridge=names.transit_bridge(upstream.name),
-        subnet=subnet,
-        gateway=upstream.gateway or first,
-        pool=upstream.ranges or (AddressRange(first + 1, first + hosts - 1),),
-        # Only our own namespaces are on the bridge.
-        probe=0.0,
-    )
-
-
-def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network) -> bool:
+def _stale(kernel: Kernel, store: Store, upstream: HostUpstream, subnet: IPv4Network) -> bool:
     """True if the host has learnt a route into a transit subnet that no network uses."""
     if store.networks.in_use(upstream.name):
         return False
     return any(map(subnet.overlaps, _routes(kernel, upstream)))
 
 
-def _routes(kernel: Kernel, upstream: Upstream) -> set[IPNetwork]:
+def _routes(kernel: Kernel, upstream: HostUpstream) -> set[IPNetwork]:
     """Return the host's routes, except those of the transit bridge itself."""
     return kernel.host.routes.destinations(without=[names.transit_bridge(upstream.name)])
 
 
-def free(kernel: Kernel, network: Network, upstream: Upstream) -> list[IPv4Network]:
+def free(kernel: Kernel, network: Network, upstream: HostUpstream) -> list[IPv4Network]:
     """Return the candidate subnets that neither host nor network has a route into.
 
     Raises UpstreamError where there is none.

@@ -29,8 +29,16 @@ from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.model.network import Domain, Network, Nic
-from libvirt_natns.model.upstream import Outside
+from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
+from libvirt_natns.model.segment import BridgeSegment, Segment
+from libvirt_natns.model.transit_segment import HostSegment
+from libvirt_natns.model.upstream import (
+    HOST_UPSTREAM,
+    BridgeUpstream,
+    HostUpstream,
+    Outside,
+    RouterUpstream,
+)
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.operation import describe_plan
 from libvirt_natns.records import replace
@@ -109,12 +117,12 @@ def check_network(data: bytes) -> None:
     """A network's document: both readers agree, and no line gets into what is made of it."""
     seen = xml_sniff.at_network(data)
     try:
-        network = libvirt_xml.parse_network(data)
+        network = libvirt_xml.parse_any_network(data)
     except NatnsError as error:
         refusal(error)
         return
     agree(seen, network)
-    if network.subnets and network.bridge:
+    if network.subnets and isinstance(network, Network):
         check_dnsmasq(network)
         check_plan(network)
 
@@ -122,11 +130,11 @@ def check_network(data: bytes) -> None:
 OUTSIDE = Outside(IPv4Address("192.168.0.150"), IPv6Address("2001:db8:77::150"))
 
 
-def agree(seen: xml_sniff.Glance, parsed: Network | Domain) -> None:
+def agree(seen: xml_sniff.Glance, parsed: LibvirtNetwork | Domain) -> None:
     """The first look and the parser take a document for the same thing."""
     assert (seen.uuid, seen.name) == (parsed.uuid, parsed.name), "uuid and name"
     assert seen.annotated == (parsed.nat is not None), "annotated"
-    if isinstance(parsed, Network):
+    if isinstance(parsed, LibvirtNetwork):
         disabled = parsed.nat is not None and not parsed.nat.enabled
         assert seen.disabled == disabled, "disabled"
         assert seen.forwards or parsed.forward_mode is None, "forwards"
@@ -134,8 +142,8 @@ def agree(seen: xml_sniff.Glance, parsed: Network | Domain) -> None:
 
 def check_rules(network: Network, rules: Sequence[Rule]) -> None:
     """The rules' text differs from a plain network's in nothing but the name."""
-    plain = replace_in_rules(rules, network.bridge or "", "virbr10")
-    name = re.escape(network.bridge or "")
+    plain = replace_in_rules(rules, network.bridge, "virbr10")
+    name = re.escape(network.bridge)
     nft = nftables.render(rules)
     assert re.sub(f'"{name}"', '"virbr10"', nft) == nftables.render(plain), nft
     entries = iptables.render(rules)
@@ -194,13 +202,19 @@ def libvirts_text(network: Network) -> str:
     )
 
 
+ON_HOST = HostSegment.of(HOST_UPSTREAM, "natns-host", IPv4Network("198.19.252.0/22"), None, None)
+
+
 def check_plan(network: Network) -> None:
     """A plan is made, or refused in one line, and described in lines that print."""
     settings = _settings()
     try:
         if not selection.verdict(network, settings).handled:
             return
-        upstream = selection.upstream_of(network, settings)
+        configured = selection.upstream_of(network, settings)
+        upstream: Segment = ON_HOST
+        if isinstance(configured, BridgeUpstream):
+            upstream = BridgeSegment.of(configured)
         selection.check_addresses(network, upstream)
         selection.check_resolvers(network, upstream, upstream.dns)
         around = Surroundings(1500, 1500, "nftables", None)
@@ -333,9 +347,9 @@ def check_configuration(data: bytes) -> None:
         return
     assert settings.upstream in settings.upstreams
     for upstream in settings.upstreams.values():
-        for link in (upstream.bridge, upstream.nic):
-            if link is not None:
-                Rule(chain="forward", iif=link, action="drop")
+        if not isinstance(upstream, HostUpstream):
+            link = upstream.nic if isinstance(upstream, RouterUpstream) else upstream.bridge
+            Rule(chain="forward", iif=link, action="drop")
 
 
 # -- service protocol --------------------------------------------------------------

@@ -26,8 +26,9 @@ from libvirt_natns.engine.removal import remove
 from libvirt_natns.kernel import address_probe, ndp
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.network import Network
+from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import Subnet
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.upstream import BridgeUpstream, Outside
 from libvirt_natns.operations.addressing import Route
 from libvirt_natns.operations.carry_out import carry_out, plan_differences
 from libvirt_natns.operations.daemon_operations import NeighbourProxy
@@ -52,15 +53,16 @@ PROXIED = IPv6Interface("2001:db8:77::2/64")
 GUEST = "2001:db8:100::5"
 PROXIED_GUEST = "2001:db8:77:0:5054:ff:fe00:5"
 
-UPSTREAM = Upstream(
-    name="provider",
-    kind="bridge",
-    bridge=BRIDGE,
-    subnet=IPv4Network("192.168.0.0/24"),
-    gateway=IPv4Address("192.168.0.1"),
-    subnet6=SUBNET,
-    gateway6=ROUTER,
-    pool6=(AddressRange(OWN, IPv6Address("2001:db8:77::1ff")),),
+UPSTREAM = BridgeSegment.of(
+    BridgeUpstream(
+        name="provider",
+        bridge=BRIDGE,
+        subnet=IPv4Network("192.168.0.0/24"),
+        gateway=IPv4Address("192.168.0.1"),
+        subnet6=SUBNET,
+        gateway6=ROUTER,
+        pool6=(AddressRange(OWN, IPv6Address("2001:db8:77::1ff")),),
+    )
 )
 NETWORK = Network(
     uuid=UUID,
@@ -90,7 +92,7 @@ class World:
     def up(
         self,
         outside: Outside = OUTSIDE,
-        upstream: Upstream = UPSTREAM,
+        upstream: BridgeSegment = UPSTREAM,
         network: Network = NETWORK,
     ) -> Plan:
         made = make(network, upstream, outside, AROUND)

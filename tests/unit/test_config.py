@@ -12,7 +12,8 @@ from libvirt_natns.documents import config
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import PortSet
-from libvirt_natns.model.upstream import HOST_UPSTREAM, Upstream
+from libvirt_natns.model.segment import BridgeSegment
+from libvirt_natns.model.upstream import HOST_UPSTREAM, BridgeUpstream, DhcpUpstream
 
 BRIDGE = {
     "kind": '"bridge"',
@@ -29,8 +30,10 @@ def table(upstream: str = "provider", /, **keys: str | None) -> str:
     return "\n".join([f"[upstreams.{upstream}]", *lines, ""])
 
 
-def upstream(**keys: str | None) -> Upstream:
-    return config.parse(table(**keys), "config.toml").upstreams["provider"]
+def upstream(**keys: str | None) -> BridgeUpstream:
+    found = config.parse(table(**keys), "config.toml").upstreams["provider"]
+    assert isinstance(found, BridgeUpstream)
+    return found
 
 
 def refusal(text: str) -> str:
@@ -80,6 +83,7 @@ def test_everything() -> None:
     assert (found.scope, found.firewall, found.upstream) == ("annotated", "iptables", "provider")
     assert found.upstreams["host"] == HOST_UPSTREAM
     provider = found.upstreams["provider"]
+    assert isinstance(provider, BridgeUpstream)
     assert (provider.name, provider.kind, provider.bridge) == ("provider", "bridge", "br0")
     assert provider.subnet == IPv4Network("192.168.0.0/24")
     assert provider.gateway == IPv4Address("192.168.0.1")
@@ -104,22 +108,24 @@ def test_everything() -> None:
     ],
 )
 def test_pool(pool: str, expected: list[str] | None) -> None:
-    found = [str(each) for each in upstream(pool=pool).ranges]
+    found = [str(each) for each in upstream(pool=pool).pool]
     assert found == (expected or ["192.168.0.10-192.168.0.19", "192.168.0.20"])
 
 
 def test_pool_by_dhcp() -> None:
     found = upstream(pool='"dhcp"', subnet=None, gateway=None)
-    assert (found.pool, found.subnet) == ("dhcp", None)
+    assert (found.pool, found.subnet) == ((), None)
+    assert isinstance(found, DhcpUpstream)
     assert (found.dhcp, found.dhcp_timeout) == ("required", 10.0)
-    assert found.by_dhcp
-    assert not found.known
+    assert not isinstance(upstream(), DhcpUpstream)
 
 
 def test_pool_by_dhcp_in_the_background() -> None:
     found = upstream(pool='"dhcp"', dhcp='"background"')
+    assert isinstance(found, DhcpUpstream)
     assert (found.dhcp, found.dhcp_timeout) == ("background", 1.0)
     found = upstream(pool='"dhcp"', dhcp='"background"', dhcp_timeout="0")
+    assert isinstance(found, DhcpUpstream)
     assert found.dhcp_timeout == 0
 
 
@@ -147,7 +153,7 @@ def test_huge_pools_take_no_time() -> None:
     big = upstream(subnet='"10.0.0.0/8"', gateway='"10.0.0.1"', pool='["10.0.0.0/8"]')
     upstream(subnet6='"2001:db8::/32"', pool6='["2001:db8::/33"]')
     assert time.monotonic() - start < 0.5
-    assert str(big.ranges[0]) == "10.0.0.0-10.255.255.255"
+    assert str(big.pool[0]) == "10.0.0.0-10.255.255.255"
 
 
 def test_host_upstream_can_be_changed() -> None:
@@ -159,8 +165,8 @@ def test_host_upstream_can_be_changed() -> None:
 
 def test_router() -> None:
     text = '[upstreams.wan]\nkind = "router"\nnic = "ens3"\n'
-    wan = config.parse(text, "x").upstreams["wan"]
-    assert (wan.kind, wan.nic, wan.ranges) == ("router", "ens3", ())
+    wan = config.parse(text, "x").routers["wan"]
+    assert (wan.kind, wan.nic) == ("router", "ens3")
     assert str(wan.host_subnet) == "192.168.158.0/24"
     assert wan.host_ports == (PortSet("tcp", 22, 22),)
     assert wan.host_address6 is None
@@ -171,7 +177,7 @@ def test_router_and_its_host() -> None:
         '[upstreams.wan]\nkind = "router"\nnic = "ens3"\nhost_subnet = "10.9.8.0/29"\n'
         'host_ports = ["tcp/22", "udp/60000-61000"]\nhost_address6 = "2001:db8::2"\n'
     )
-    wan = config.parse(text, "x").upstreams["wan"]
+    wan = config.parse(text, "x").routers["wan"]
     assert str(wan.host_subnet) == "10.9.8.0/29"
     assert wan.host_ports == (PortSet("tcp", 22, 22), PortSet("udp", 60000, 61000))
     assert str(wan.host_address6) == "2001:db8::2"
@@ -313,10 +319,10 @@ def test_refused_in_an_upstream(key: str, value: str | None, expected: str) -> N
 
 def test_attach() -> None:
     assert upstream().attach == "bridge"
-    assert upstream().segment == "bridge br0"
+    assert BridgeSegment.of(upstream()).in_words == "bridge br0"
     found = upstream(attach='"macvlan"', bridge='"eth1"')
     assert found.attach == "macvlan"
-    assert found.segment == "interface eth1"
+    assert BridgeSegment.of(found).in_words == "interface eth1"
     for text in (
         '[upstreams.host]\nattach = "macvlan"\n',
         '[upstreams.wan]\nkind = "router"\nnic = "ens3"\nattach = "macvlan"\n',

@@ -19,8 +19,9 @@ from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel.boot import boot_id
 from libvirt_natns.model.metadata import NatMetadata
 from libvirt_natns.model.network import Network
+from libvirt_natns.model.segment import BridgeSegment, DhcpSegment, LeasedSegment, Segment
 from libvirt_natns.model.subnet import StaticRoute, Subnet
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.upstream import DhcpUpstream, Outside
 from libvirt_natns.operations.addressing import Gateways
 from libvirt_natns.operations.daemon_operations import Leasing
 from libvirt_natns.operations.operation import Operation, describe_plan
@@ -29,7 +30,8 @@ from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp
 
-OFFICE = Upstream("office", "bridge", bridge="br0", pool="dhcp", probe=0.0)
+OFFICE = DhcpUpstream(name="office", bridge="br0", probe=0.0)
+UNLEASED = DhcpSegment.of(OFFICE)
 NETWORK = Network(
     "6f2b9c1e-0000-4000-8000-0000000000d1",
     "a",
@@ -52,7 +54,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def operations(upstream: Upstream, address: IPv4Address, kind: type) -> list[Operation]:
+def operations(upstream: Segment, address: IPv4Address, kind: type) -> list[Operation]:
     made = make(NETWORK, upstream, Outside(address), AROUND)
     return [operation for operation in made if isinstance(operation, kind)]
 
@@ -61,7 +63,7 @@ def operations(upstream: Upstream, address: IPv4Address, kind: type) -> list[Ope
 
 
 def test_a_lease_completes_the_upstream() -> None:
-    assert not OFFICE.known
+    assert not UNLEASED.known
     found = dhcp.completed(OFFICE, LEASE)
     assert found.known
     assert found.leased == IPv4Address("192.168.0.50")
@@ -87,7 +89,9 @@ def test_what_is_configured_goes_first() -> None:
         (NETWORK, replace(OFFICE, subnet=IPv4Network("10.9.0.0/16")), "not in 10.9.0.0/16"),
     ],
 )
-def test_leases_that_cannot_be_used(network: Network, upstream: Upstream, said: str | None) -> None:
+def test_leases_that_cannot_be_used(
+    network: Network, upstream: DhcpUpstream, said: str | None
+) -> None:
     found = dhcp.problem(network, upstream, LEASE)
     assert said in str(found) if said else found is None
 
@@ -110,15 +114,15 @@ def test_plan_with_a_lease() -> None:
 
 
 def test_plan_without_a_lease() -> None:
-    told = describe_plan(make(NETWORK, OFFICE, Outside(), AROUND))
+    told = describe_plan(make(NETWORK, UNLEASED, Outside(), AROUND))
     assert "address none on upstream in nat-a\n" in told
     assert "no route through upstream in nat-a\n" in told
     assert "announce 0" not in told
 
 
 def test_a_lease_for_the_upstream_patch_alone() -> None:
-    client = dhcp.client(NETWORK, OFFICE)
-    told = describe_plan(ahead_of_lease(NETWORK, OFFICE, 1500, Leasing(client)))
+    client = dhcp.client(NETWORK, UNLEASED)
+    told = describe_plan(ahead_of_lease(NETWORK, UNLEASED, 1500, Leasing(client)))
     assert "virbr10" not in told
     assert told.endswith("link upstream up in nat-a\nDHCP client on upstream in nat-a\n")
 
@@ -143,15 +147,15 @@ def record(uuid: str, name: str) -> NetworkRecord:
 
 def test_stand_ins_are_nobodys_address_and_unique(store: Store) -> None:
     store.networks.put(record(NETWORK.uuid, "a"))
-    first = dhcp.settle(store, NETWORK, OFFICE)
+    first = dhcp.settle(store, NETWORK, UNLEASED)
     assert is_placeholder(first)
     assert first in IPv4Network("0.0.0.0/8")
-    assert dhcp.settle(store, NETWORK, OFFICE) == first
+    assert dhcp.settle(store, NETWORK, UNLEASED) == first
     # Another network whose likeliest one is taken.
     other = replace(NETWORK, uuid="other", name="b")
     store.networks.put(record("other", "b"))
     store.leases.reserve("office", "br0", NETWORK.uuid, next(dhcp.stand_ins("other")))
-    assert dhcp.settle(store, other, OFFICE) != store.leases.of("office", NETWORK.uuid).address
+    assert dhcp.settle(store, other, UNLEASED) != store.leases.of("office", NETWORK.uuid).address
 
 
 def test_a_leased_address_is_recorded(store: Store) -> None:
@@ -159,7 +163,7 @@ def test_a_leased_address_is_recorded(store: Store) -> None:
     known = dhcp.completed(OFFICE, LEASE)
     assert dhcp.settle(store, NETWORK, known) == LEASE.address.ip
     assert store.leases.of("office", NETWORK.uuid).address == LEASE.address.ip
-    lost = dhcp.settle(store, NETWORK, OFFICE)
+    lost = dhcp.settle(store, NETWORK, UNLEASED)
     assert is_placeholder(lost)
 
 
@@ -174,18 +178,18 @@ def test_an_address_that_another_network_has_is_not_used(store: Store) -> None:
 
 def test_a_client_asks_for_what_it_had(store: Store) -> None:
     def requested(network: Network = NETWORK) -> IPv4Address | None:
-        return dhcp.requested(store, network, OFFICE)
+        return dhcp.requested(store, network, UNLEASED)
 
     assert requested() is None
     store.networks.put(record(NETWORK.uuid, "a"))
-    dhcp.settle(store, NETWORK, OFFICE)
+    dhcp.settle(store, NETWORK, UNLEASED)
     assert requested() is None, "a placeholder address is asked for"
     dhcp.settle(store, NETWORK, dhcp.completed(OFFICE, LEASE))
     assert requested() == LEASE.address.ip
     wanted = IPv4Address("192.168.0.77")
     assert requested(replace(NETWORK, nat=NatMetadata(address=wanted))) == wanted
-    assert services.leasing(store, NETWORK, replace(OFFICE, pool=())) is None
-    client = dhcp.client(NETWORK, OFFICE)
+    assert services.leasing(store, NETWORK, BridgeSegment.of(OFFICE)) is None
+    client = dhcp.client(NETWORK, UNLEASED)
     assert client.client_id == names.client_id(NETWORK.uuid)
 
 
@@ -196,7 +200,7 @@ def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
 
     def said(network: Network = NETWORK) -> list[str]:
         upstream = dhcp.complete(network, OFFICE)
-        return dhcp.differences(store, mine, network, upstream, OFFICE)
+        return dhcp.differences(store, mine, network, upstream)
 
     assert said() == ["no DHCP server on bridge br0 has leased an address yet"]
     directory = names.dhcp_directory(NETWORK.uuid)
@@ -211,13 +215,17 @@ def test_what_check_says(store: Store, tmp_path: Path, monkeypatch: pytest.Monke
     assert "its subnet 192.168.0.0/16 overlaps 192.168.0.0/24 of upstream office" in told
     # Given to somebody else of ours meanwhile.
     store.networks.put(record("other", "b"))
-    dhcp.settle(store, NETWORK, OFFICE)
+    dhcp.settle(store, NETWORK, UNLEASED)
     assert store.leases.reserve("office", "br0", "other", LEASE.address.ip)
     (told,) = said()
     assert "gives 192.168.0.50, which network b has" in told
 
 
 # -- hostile renewals ----------------------------------------------------------
+
+
+def leased_in(segment: DhcpSegment) -> IPv4Address | None:
+    return segment.leased if isinstance(segment, LeasedSegment) else None
 
 
 def leased(directory: Path, *lines: str, until: int | None = None) -> None:
@@ -248,17 +256,17 @@ def test_a_network_keeps_what_it_has(
     leased(directory, *good, until=1 << 30)
     first = dhcp.complete(NETWORK, OFFICE)
     assert dhcp.settle(store, NETWORK, first) == IPv4Address("192.168.0.50")
-    assert dhcp.news(NETWORK, OFFICE) == []
+    assert dhcp.news(NETWORK, UNLEASED) == []
 
     leased(directory, *renewed, until=1 << 30)
     found = dhcp.complete(NETWORK, OFFICE)
-    assert found.leased == IPv4Address("192.168.0.50")
+    assert leased_in(found) == IPv4Address("192.168.0.50")
     assert dhcp.settle(store, NETWORK, found) == IPv4Address("192.168.0.50")
     if "mask=32" not in renewed:
         assert found == first
-        (told,) = dhcp.news(NETWORK, OFFICE)
+        (told,) = dhcp.news(NETWORK, UNLEASED)
         assert "is not used" in told or "overlaps" in told
-        assert dhcp.news(NETWORK, OFFICE) == []
+        assert dhcp.news(NETWORK, UNLEASED) == []
     # And makes sense again.
     leased(directory, *good, until=1 << 30)
     assert dhcp.complete(NETWORK, OFFICE) == first
@@ -274,9 +282,9 @@ def test_a_lost_lease_is_lost(
     leased(directory, "ip=192.168.0.50", "mask=24", until=1)
     dhcp.settle(store, NETWORK, dhcp.complete(NETWORK, OFFICE))
     leased(directory, "ip=10.0.0.1", "mask=24", until=1 << 30)
-    assert dhcp.complete(NETWORK, OFFICE).leased is None
+    assert leased_in(dhcp.complete(NETWORK, OFFICE)) is None
     (directory / "lease").unlink()
-    assert dhcp.complete(NETWORK, OFFICE).leased is None
+    assert leased_in(dhcp.complete(NETWORK, OFFICE)) is None
 
 
 def test_the_end_of_a_refused_lease_is_no_loss(
@@ -290,7 +298,7 @@ def test_the_end_of_a_refused_lease_is_no_loss(
     def follow() -> IPv4Address | None:
         upstream = dhcp.complete(NETWORK, OFFICE)
         dhcp.settle(store, NETWORK, upstream)
-        return upstream.leased
+        return leased_in(upstream)
 
     leased(directory, "ip=192.168.0.50", "mask=24", until=1 << 30)
     assert follow() == LEASE.address.ip

@@ -37,7 +37,7 @@ def documents(count):
 
 def read(count):
     for text in documents(count):
-        for parse in (libvirt_xml.parse_network, libvirt_xml.parse_domain):
+        for parse in (libvirt_xml.parse_any_network, libvirt_xml.parse_domain):
             try:
                 parse(text.encode())
             except NatnsError:
@@ -61,12 +61,12 @@ def test_a_thread_that_has_read_many_names_reads_on() -> None:
     for number in range(5):
         names = "".join(f"<e{number}x{each}{'y' * 40}/>" for each in range(100_000))
         with pytest.raises(DocumentError, match="has the name ''"):
-            libvirt_xml.parse_network(f"<network>{names}</network>".encode())
-    assert libvirt_xml.parse_network(b"<network><name>a</name></network>").name == "a"
+            libvirt_xml.parse_any_network(f"<network>{names}</network>".encode())
+    assert libvirt_xml.parse_any_network(b"<network><name>a</name></network>").name == "a"
 
 
 def test_errors_come_through_the_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xml_dictionary, "BUDGET", 0)
     with pytest.raises(DocumentError, match="not well-formed"):
-        libvirt_xml.parse_network(b"<network>")
+        libvirt_xml.parse_any_network(b"<network>")
     assert libvirt_xml.parse_domain(b"<domain><name>a</name></domain>").name == "a"

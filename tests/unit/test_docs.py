@@ -26,7 +26,7 @@ from libvirt_natns.documents import config, config_upstream, libvirt_xml, xml_sc
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import DhcpUpstream, RouterUpstream
 from libvirt_natns.service import client, log, metrics
 from libvirt_natns.state.store import Store
 
@@ -123,12 +123,13 @@ def test_reference_has_the_kinds_of_each_key() -> None:
 
 
 def test_reference_has_the_defaults() -> None:
-    top, upstream = Config(), Upstream("x", "bridge")
+    top = Config()
+    upstreams = (DhcpUpstream(name="x", bridge=""), RouterUpstream(name="x", nic=""))
     for key in ("scope", "firewall", "upstream"):
         assert TOP_LEVEL[key][1] == f'`"{getattr(top, key)}"`'
     assert TOP_LEVEL["auto_ports"][1] == '`"{}-{}"`'.format(*top.auto_ports)
     for key, (_, default, _, _) in OF_UPSTREAMS.items():
-        value = getattr(upstream, key)
+        value = next(getattr(each, key) for each in upstreams if hasattr(each, key))
         if key in ("probe", "dhcp_timeout"):
             assert default == f"`{value:g}`"
         elif key == "max_flows":
@@ -409,14 +410,14 @@ def test_xml(block: Block) -> None:
     if block.text.startswith("<domain"):
         assert libvirt_xml.parse_domain(block.text.encode(), str(block)).nat
     else:
-        libvirt_xml.parse_network(block.text.encode(), str(block))
+        libvirt_xml.parse_any_network(block.text.encode(), str(block))
 
 
 @pytest.mark.parametrize("block", of("xml network"), ids=str)
 def test_xml_fragment_of_a_network(block: Block) -> None:
     ip = "" if "<natns:ip" in block.text else '<ip address="10.0.0.1" prefix="24"/>'
     whole = f"<network><name>x</name>{block.text}{ip}</network>"
-    assert libvirt_xml.parse_network(whole.encode(), str(block)).nat
+    assert libvirt_xml.parse_any_network(whole.encode(), str(block)).nat
 
 
 def whole_domain(text: str) -> bytes:
@@ -444,7 +445,7 @@ def test_examples_of_the_manual(page: Path) -> None:
             assert libvirt_xml.parse_domain(text.encode(), page.name).nat
         elif text.startswith("<metadata"):
             ip = "" if "<natns:ip" in text else '<ip address="10.0.0.1" prefix="24"/>'
-            libvirt_xml.parse_network(f"<network><name>x</name>{text}{ip}</network>".encode())
+            libvirt_xml.parse_any_network(f"<network><name>x</name>{text}{ip}</network>".encode())
         elif page.name.endswith(".5"):
             config.parse(text, page.name)
         else:

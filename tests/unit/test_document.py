@@ -26,10 +26,11 @@ from libvirt_natns.documents.libvirt_xml import (
 )
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
-from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
 from libvirt_natns.model.publication import PortSet
+from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import DhcpHost, StaticRoute
-from libvirt_natns.model.upstream import HOST_UPSTREAM
+from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.upstream import selection
 
 EXAMPLES = sorted(names.resource("xml").glob("*.xml"))
@@ -53,8 +54,8 @@ def network_xml(rest: str = "", nat: str | None = None, attributes: str = "") ->
     return f"<network><name>lab</name>{metadata}{rest}</network>".encode()
 
 
-def network(rest: str = "", nat: str | None = None, attributes: str = "") -> Network:
-    return libvirt_xml.parse_network(network_xml(rest, nat, attributes))
+def network(rest: str = "", nat: str | None = None, attributes: str = "") -> LibvirtNetwork:
+    return libvirt_xml.parse_any_network(network_xml(rest, nat, attributes))
 
 
 def metadata(nat: str, rest: str = IP, attributes: str = "") -> NatMetadata:
@@ -88,7 +89,7 @@ def domain_refusal(nat: str, attributes: str = "") -> str:
 
 def data_refusal(data: bytes) -> str:
     with pytest.raises(DocumentError) as caught:
-        libvirt_xml.parse_network(data)
+        libvirt_xml.parse_any_network(data)
     return str(caught.value)
 
 
@@ -168,7 +169,7 @@ def test_hook_data_with_an_empty_port() -> None:
 
 
 def test_parse_network_takes_hook_data_too() -> None:
-    assert libvirt_xml.parse_network(HOOK.encode()) == parse_hook_data(HOOK.encode()).network
+    assert libvirt_xml.parse_any_network(HOOK.encode()) == parse_hook_data(HOOK.encode()).network
 
 
 @pytest.mark.parametrize("data", [b"<hookData/>", b"<hookData><domain/></hookData>"])
@@ -183,7 +184,16 @@ def test_only_hook_data_is_hook_data() -> None:
 
 
 def test_least_network() -> None:
-    assert network() == Network(uuid="", name="lab", bridge=None)
+    assert network() == LibvirtNetwork(uuid="", name="lab", bridge=None)
+
+
+def test_a_network_of_ours_has_a_bridge() -> None:
+    data = network_xml("<bridge name='virbr10'/>")
+    assert libvirt_xml.parse_network(data) == Network(uuid="", name="lab", bridge="virbr10")
+    assert libvirt_xml.parse_network(data, bridge="br0").bridge == "virbr10"
+    assert libvirt_xml.parse_network(network_xml(), bridge="br0").bridge == "br0"
+    with pytest.raises(DocumentError, match=r"lab\.xml: network lab has no bridge"):
+        libvirt_xml.parse_network(network_xml(), "lab.xml")
 
 
 @pytest.mark.parametrize(
@@ -243,12 +253,12 @@ def test_libvirt_values_that_cannot_be_used(rest: str, culprit: str) -> None:
 @pytest.mark.parametrize("name", ["", "a&#10;b", "a&#9;b", "a&#x9b;b", "\n  lab\n"])
 def test_names_with_control_characters(name: str) -> None:
     with pytest.raises(DocumentError, match="expected one without control characters") as caught:
-        libvirt_xml.parse_network(f"<network><name>{name}</name></network>".encode())
+        libvirt_xml.parse_any_network(f"<network><name>{name}</name></network>".encode())
     assert str(caught.value).isprintable()
 
 
 def test_a_comment_does_not_shorten_a_name() -> None:
-    lab = libvirt_xml.parse_network(b"<network><name>la<!-- -->b</name></network>")
+    lab = libvirt_xml.parse_any_network(b"<network><name>la<!-- -->b</name></network>")
     assert lab.name == "lab"
 
 
@@ -429,7 +439,9 @@ def test_no_documents(data: bytes, expected: str) -> None:
 def test_too_large() -> None:
     padding = b" " * xml_tree.MAX_DOCUMENT
     assert "at most 8388608 are read" in data_refusal(network_xml() + padding)
-    assert libvirt_xml.parse_network(network_xml() + padding[: -len(network_xml())]).name == "lab"
+    assert (
+        libvirt_xml.parse_any_network(network_xml() + padding[: -len(network_xml())]).name == "lab"
+    )
 
 
 def test_too_much_metadata() -> None:
@@ -441,9 +453,9 @@ def test_too_much_metadata() -> None:
 
 def test_names_the_file() -> None:
     with pytest.raises(DocumentError, match=r"^lab\.xml: the document is not well-formed XML: "):
-        libvirt_xml.parse_network(b"<network>", "lab.xml")
+        libvirt_xml.parse_any_network(b"<network>", "lab.xml")
     with pytest.raises(DocumentError, match=r"^lab\.xml: network 'lab', line 1: <mtu> has size="):
-        libvirt_xml.parse_network(network_xml("<mtu size='x'/>"), "lab.xml")
+        libvirt_xml.parse_any_network(network_xml("<mtu size='x'/>"), "lab.xml")
     with pytest.raises(DocumentError, match=r"^web\.xml: the document begins with 'network'"):
         parse_domain(network_xml(), "web.xml")
     with pytest.raises(DocumentError, match=r"^web\.xml: domain 'web', line 1: <natns:nat> has"):
@@ -631,7 +643,7 @@ def test_order_and_comments_do_not_matter() -> None:
 
 def test_any_prefix_will_do() -> None:
     text = "<network><name>a</name><metadata><nat xmlns='urn:libvirt-natns:1' enabled='no'/>"
-    found = libvirt_xml.parse_network(f"{text}</metadata></network>".encode()).nat
+    found = libvirt_xml.parse_any_network(f"{text}</metadata></network>".encode()).nat
     assert found == NatMetadata(enabled=False)
 
 
@@ -1074,7 +1086,7 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 
 def parse_any(data: bytes) -> object:
     if b"<network>" in data:
-        return libvirt_xml.parse_network(data)
+        return libvirt_xml.parse_any_network(data)
     return parse_domain(data)
 
 
@@ -1198,17 +1210,20 @@ def test_one_route_counts_for_each_destination(metrics: tuple[str, str], chosen:
         f"<route address='10.1.0.0' prefix='16' gateway='10.0.0.{last}' metric='{metric}'/>"
         for last, metric in enumerate(metrics, 2)
     )
-    found = libvirt_xml.parse_network(f"<network><name>a</name>{routes}</network>".encode())
+    found = libvirt_xml.parse_any_network(f"<network><name>a</name>{routes}</network>".encode())
     assert [str(route.gateway) for route in found.routes] == [f"10.0.0.{chosen}"]
 
 
 def test_a_route_by_the_network_itself_has_no_gateway() -> None:
-    found = libvirt_xml.parse_network(
+    found = libvirt_xml.parse_any_network(
         b"<network><name>a</name><ip address='10.0.0.1' prefix='24'/>"
         b"<route address='10.1.0.0' prefix='16' gateway='10.0.0.1'/>"
         b"<route address='10.2.0.0' prefix='16' gateway='10.0.0.2'/></network>"
     )
     assert [str(found.next_hop(route)) for route in found.routes] == ["None", "10.0.0.2"]
+
+
+PROVIDER = BridgeSegment.of(BridgeUpstream(name="provider", bridge="br0"))
 
 
 @pytest.mark.parametrize(
@@ -1229,9 +1244,11 @@ def test_a_route_by_the_network_itself_has_no_gateway() -> None:
     ],
 )
 def test_what_the_kernel_does_not_take_is_refused(inside: str, expected: str) -> None:
-    found = libvirt_xml.parse_network(f"<network><name>a</name>{inside}</network>".encode())
+    found = libvirt_xml.parse_network(
+        f"<network><name>a</name>{inside}</network>".encode(), bridge="b"
+    )
     with pytest.raises(DocumentError, match=re.escape(expected)):
-        selection.check_addresses(found, HOST_UPSTREAM)
+        selection.check_addresses(found, PROVIDER)
 
 
 def test_edited_documents_keep_what_is_not_ascii() -> None:

@@ -22,8 +22,9 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.metadata import NatMetadata, PortForward, PortRange
 from libvirt_natns.model.network import Network
+from libvirt_natns.model.segment import BridgeSegment, Segment
 from libvirt_natns.model.subnet import Subnet
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
 from libvirt_natns.state.leases import Leased
@@ -32,12 +33,13 @@ from libvirt_natns.state.store import Store
 
 FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
 GUEST = IPv4Address("10.0.0.5")
-PROVIDER = Upstream(
-    "provider",
-    "bridge",
-    bridge="br0",
-    subnet=IPv4Network("192.168.0.0/24"),
-    pool=(AddressRange(FIRST, OTHER),),
+PROVIDER = BridgeSegment.of(
+    BridgeUpstream(
+        name="provider",
+        bridge="br0",
+        subnet=IPv4Network("192.168.0.0/24"),
+        pool=(AddressRange(FIRST, OTHER),),
+    )
 )
 NETWORK = Network("a", "a", "virbr10", subnets=(Subnet(IPv4Interface("10.0.0.1/24")),))
 
@@ -64,9 +66,9 @@ def lease(engine: Engine, address: IPv4Address) -> None:
 
 
 def run_of(
-    network: Network, upstream: Upstream = PROVIDER, address: IPv4Address | None = None
+    network: Network, segment: Segment = PROVIDER, address: IPv4Address | None = None
 ) -> NetworkRun:
-    return NetworkRun(network, b"", None, upstream, upstream, Leased(address))
+    return NetworkRun(network, b"", None, segment, Leased(address))
 
 
 def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
@@ -94,7 +96,9 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
         replace(PROVIDER, dns=(FOREIGN,)),
     ],
 )
-def test_address_that_the_configuration_forbids_by_now(engine: Engine, changed: Upstream) -> None:
+def test_address_that_the_configuration_forbids_by_now(
+    engine: Engine, changed: BridgeSegment
+) -> None:
     """Another one is asked for on the wire, as ever: the first one answers."""
     lease(engine, FOREIGN)
     leases.renew(engine, run_of(NETWORK, changed, address=FOREIGN))
@@ -127,7 +131,7 @@ def test_a_repair_brings_up_only_what_is_up_and_unchanged(
     state: State, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
-    config = Config(upstreams={"provider": PROVIDER}, upstream="provider")
+    config = Config(upstreams={"provider": PROVIDER.upstream}, upstream="provider")
     repairing = replace(engine, config=config, kernel=cast("Kernel", Idle()))
     record = NetworkRecord(
         UUID, "a", "nat-a", "virbr10", "provider", "bridge", (), True, state, boot_id(), now(),

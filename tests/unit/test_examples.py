@@ -11,7 +11,7 @@ from lxml import etree
 
 from libvirt_natns import names
 from libvirt_natns.documents import config, config_upstream, libvirt_xml, xml_schema_errors
-from libvirt_natns.model.network import Domain, Network
+from libvirt_natns.model.network import Domain, LibvirtNetwork
 
 DIRECTORY = names.resource("xml")
 NAT = "{urn:libvirt-natns:1}nat"
@@ -22,8 +22,8 @@ NETWORKS = [path for path in EXAMPLES if etree.parse(str(path)).getroot().tag ==
 DOMAINS = [path for path in EXAMPLES if path not in NETWORKS]
 
 
-def network(name: str) -> Network:
-    return libvirt_xml.parse_network((DIRECTORY / name).read_bytes(), name)
+def network(name: str) -> LibvirtNetwork:
+    return libvirt_xml.parse_any_network((DIRECTORY / name).read_bytes(), name)
 
 
 def domain(name: str) -> Domain:

@@ -13,17 +13,22 @@ from libvirt_natns.engine.publication.spans import spans
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
 from libvirt_natns.model.network import Domain, Network, Nic
+from libvirt_natns.model.segment import BridgeSegment, Segment
 from libvirt_natns.model.subnet import Subnet
-from libvirt_natns.model.upstream import HOST_UPSTREAM, Outside, Upstream
+from libvirt_natns.model.transit_segment import HostSegment
+from libvirt_natns.model.upstream import HOST_UPSTREAM, BridgeUpstream, Outside
 
-PROVIDER = Upstream("provider", "bridge", bridge="br0", subnet=IPv4Network("192.168.0.0/24"))
+PROVIDER = BridgeSegment.of(
+    BridgeUpstream(name="provider", bridge="br0", subnet=IPv4Network("192.168.0.0/24"))
+)
+ON_HOST = HostSegment.of(HOST_UPSTREAM, "natns-host", IPv4Network("198.19.252.0/22"), None, None)
 A, B, OWN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 102))
 TARGET = IPv4Address("10.0.0.5")
 SSH = PortRange(2222, 2222, 22)
 
 
 def attachment(
-    name: str, mac: str, address: IPv4Address, upstream: Upstream = PROVIDER
+    name: str, mac: str, address: IPv4Address, upstream: Segment = PROVIDER
 ) -> Attachment:
     subnet = Subnet(IPv4Interface("10.0.0.1/24"))
     network = Network(f"uuid-{name}", name, f"virbr-{name}", subnets=(subnet,))
@@ -148,7 +153,7 @@ def test_addresses_to_listen_on() -> None:
     assert [each.address for each in claims.forwards] == [A, OWN]
     assert [(each.address, each.target) for each in claims.addresses] == [(OWN, TARGET)]
     local = IPv4Address("127.0.0.1")
-    hosts = [attachment("a", "m1", A, HOST_UPSTREAM)]
+    hosts = [attachment("a", "m1", A, ON_HOST)]
     found = resolved(
         PortForward("tcp", (SSH,)), PortForward("udp", (SSH,), address=local), among=hosts
     )

@@ -5,7 +5,11 @@ import time
 
 import pytest
 
-from libvirt_natns.documents.libvirt_xml import parse_domain_nics, parse_hook_data, parse_network
+from libvirt_natns.documents.libvirt_xml import (
+    parse_any_network,
+    parse_domain_nics,
+    parse_hook_data,
+)
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.configuration import Config, Scope
@@ -131,7 +135,7 @@ def test_the_first_look_and_the_parser_agree(
         f"<bridge name='virbr10'/>{address}</network>"
     ).encode()
     try:
-        expected = verdict(parse_network(data), Config(scope=scope)).handled
+        expected = verdict(parse_any_network(data), Config(scope=scope)).handled
     except DocumentError:
         # It asks to be handled and cannot be.
         expected = True

@@ -27,8 +27,10 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.metadata import AddressRequest
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward, Protocol
+from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import DhcpHost, Subnet
-from libvirt_natns.model.upstream import HOST_UPSTREAM, Outside, Upstream
+from libvirt_natns.model.transit_segment import HostSegment
+from libvirt_natns.model.upstream import HOST_UPSTREAM, BridgeUpstream, Outside
 from libvirt_natns.records import replace
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claims import Claims, ClaimScope
@@ -63,11 +65,14 @@ def lease(directory: Path, number: int, mac: str, seconds: float = 600) -> None:
     (directory / "virbr10.status").write_text(json.dumps([entry]))
 
 
+ON_HOST = HostSegment.of(HOST_UPSTREAM, "natns-host", IPv4Network("198.19.252.0/22"), None, None)
+
+
 def attachment(*hosts: DhcpHost, mac: str = MAC, first: int = 100, last: int = 102) -> Attachment:
     ranges = (AddressRange(ip(first), ip(last)),) if last else ()
     subnet = Subnet(IPv4Interface("10.0.0.1/24"), ranges, hosts)
     network = Network("n", "a", "virbr10", subnets=(subnet,))
-    return Attachment(Nic(mac, "a"), network, HOST_UPSTREAM, Outside(IPv4Address("192.168.0.100")))
+    return Attachment(Nic(mac, "a"), network, ON_HOST, Outside(IPv4Address("192.168.0.100")))
 
 
 def target(choices: Allocation, owner: str, at: Attachment) -> Address:
@@ -182,7 +187,9 @@ def test_a_trial_asks_no_neighbours(choices: Allocation, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(address_probe, "probe", probe)
     own = IPv4Address("192.168.0.150")
-    upstream = Upstream("provider", "bridge", "br0", subnet=IPv4Network("192.168.0.0/24"))
+    upstream = BridgeSegment.of(
+        BridgeUpstream(name="provider", bridge="br0", subnet=IPv4Network("192.168.0.0/24"))
+    )
     at = replace(attachment(), upstream=upstream)
     addresses = SimpleNamespace(beyond_link=set)
     kernel = SimpleNamespace(host=SimpleNamespace(addresses=addresses))

@@ -40,8 +40,9 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.segment import BridgeSegment, Segment
 from libvirt_natns.model.subnet import DhcpHost, StaticRoute, Subnet
-from libvirt_natns.model.upstream import HOST_UPSTREAM, Outside, Upstream
+from libvirt_natns.model.upstream import HOST_UPSTREAM, BridgeUpstream, Outside
 from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
@@ -55,9 +56,8 @@ from libvirt_natns.upstream import selection, transit
 
 MAC = "52:54:00:00:00:05"
 PREFIXES = IPv6Network("2001:db8:100::/62")
-PROVIDER = Upstream(
+CONFIGURED = BridgeUpstream(
     name="provider",
-    kind="bridge",
     bridge="br0",
     subnet=IPv4Network("192.168.0.0/24"),
     gateway=IPv4Address("192.168.0.1"),
@@ -68,6 +68,8 @@ PROVIDER = Upstream(
     pool6=(AddressRange(IPv6Address("2001:db8:77::"), IPv6Address("2001:db8:77::ffff:ffff")),),
     prefixes6=(PREFIXES,),
 )
+PROVIDER = BridgeSegment.of(CONFIGURED)
+ON_HOST = transit.complete(HOST_UPSTREAM, IPv4Network("198.19.252.0/22"))
 SIX = Subnet(IPv6Interface("fd00:10::1/64"))
 FOUR = Subnet(IPv4Interface("10.0.0.1/24"))
 NETWORK = Network("n", "a", "virbr10", subnets=(FOUR, SIX))
@@ -131,7 +133,7 @@ def test_what_no_network_may_have(store: Store) -> None:
     with pytest.raises(LeaseError, match=r"is its DNS server: choose .*address6='\.\.\.'/>"):
         pool.reserve(store, applicant(wanted, 6), PROVIDER, nobody)
     with pytest.raises(LeaseError, match="cannot be had, as it has no subnet of IPv6"):
-        pool.reserve(store, applicant(wanted, 6), HOST_UPSTREAM, nobody)
+        pool.reserve(store, applicant(wanted, 6), ON_HOST, nobody)
 
 
 def test_prefixes_are_kept_and_given_away_last(store: Store) -> None:
@@ -280,7 +282,7 @@ OUTSIDE = Outside(
 SSH = PortRange(2222, 2222, 22)
 
 
-def attachment(upstream: Upstream = PROVIDER, outside: Outside = OUTSIDE) -> Attachment:
+def attachment(upstream: Segment = PROVIDER, outside: Outside = OUTSIDE) -> Attachment:
     leased = Subnet(IPv6Interface("2001:db8:100::1/64"))
     return Attachment(
         Nic(MAC, "a"), replace(NETWORK, subnets=(FOUR, SIX, leased)), upstream, outside
@@ -347,7 +349,7 @@ def test_a_public_address_is_let_in_to() -> None:
 
 
 def test_by_the_host_everywhere() -> None:
-    at = attachment(HOST_UPSTREAM)
+    at = attachment(ON_HOST)
     claims = resolve(
         Domain("u", "web", nat=NatMetadata(forwards=(PortForward("tcp", (SSH,)),))),
         [at],
@@ -519,7 +521,12 @@ bridge = "br0"
 
 def test_an_upstream_of_ipv6_alone() -> None:
     text = IPV6_ALONE + 'subnet6 = "2001:db8::/64"\npool6 = ["2001:db8::5"]\n'
-    assert config.parse(text, "x").upstreams["provider"].pool == ()
+    assert config.parse(text, "x").upstreams["provider"] == BridgeUpstream(
+        name="provider",
+        bridge="br0",
+        subnet6=IPv6Network("2001:db8::/64"),
+        pool6=(AddressRange(six("2001:db8::5"), six("2001:db8::5")),),
+    )
     assert config.parse(IPV6_ALONE + 'prefixes6 = ["2001:db8::/56"]\n', "x")
     text = '[upstreams.host]\nsubnet6 = "2001:db8::/64"\nprefixes6 = ["2001:db8:1::/56"]\n'
     assert config.parse(text, "x").upstreams["host"].prefixes6

@@ -20,15 +20,14 @@ from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import Forward
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.service import census, metrics
 from libvirt_natns.state.claims import Claims, ClaimScope
 from libvirt_natns.state.networks import NetworkRecord, State
 from libvirt_natns.state.store import Store
 
-PROVIDER = Upstream(
+PROVIDER = BridgeUpstream(
     name="provider",
-    kind="bridge",
     bridge="br0",
     subnet=IPv4Network("192.168.0.0/24"),
     gateway=IPv4Address("192.168.0.1"),

@@ -31,13 +31,14 @@ from libvirt_natns.kernel import listening_ports
 from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import DhcpSegment
+from libvirt_natns.model.upstream import BridgeUpstream, DhcpUpstream, HostUpstream, Upstream
 from libvirt_natns.operations.addressing import Addresses
 from libvirt_natns.operations.daemon_operations import Dnsmasq
+from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.namespaces import Namespace
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Operation
-from libvirt_natns.operations.rule_sets import Firewall
 from libvirt_natns.state.networks import NetworkRecord, State
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, selection, transit
@@ -58,12 +59,12 @@ PUBLISHING = XML.replace("%s", OWN_FORWARD).encode()
 SERVERS = (IPv4Address("9.9.9.9"),)
 FIRST, SECOND = (IPv4Address(f"192.168.0.{number}") for number in (100, 101))
 SUBNET = IPv4Network("192.168.0.0/24")
-UPSTREAMS = {
-    "bridge": Upstream(
-        "u", "bridge", "br0", subnet=SUBNET, pool=(AddressRange(FIRST, SECOND),), dns=SERVERS
+UPSTREAMS: dict[str, Upstream] = {
+    "bridge": BridgeUpstream(
+        name="u", bridge="br0", subnet=SUBNET, pool=(AddressRange(FIRST, SECOND),), dns=SERVERS
     ),
-    "host": Upstream("u", "host", dns=SERVERS),
-    "dhcp": Upstream("u", "bridge", "br0", pool="dhcp", dns=SERVERS),
+    "host": HostUpstream(name="u", dns=SERVERS),
+    "dhcp": DhcpUpstream(name="u", bridge="br0", dns=SERVERS),
 }
 LEASE = DhcpLease(
     IPv4Interface("192.168.0.50/24"), IPv4Address("192.168.0.1"), IPv4Address("192.168.0.1")
@@ -193,19 +194,18 @@ def engine(
 
 def recorded(engine: Engine, state: State, xml: bytes = PLAIN) -> None:
     """Record a network with its leases."""
-    upstream = engine.planner.upstream(libvirt_xml.parse_network(xml))
+    segment = engine.planner.segment(libvirt_xml.parse_network(xml))
     engine.store.networks.put(
         NetworkRecord(
-            UUID, "a", "nat-a", "virbr10", "u", upstream.kind, (), False, state, boot_id(), now(),
+            UUID, "a", "nat-a", "virbr10", "u", segment.kind, (), False, state, boot_id(), now(),
             xml,
         )
     )  # fmt: skip
-    if upstream.by_dhcp:
-        dhcp.settle(engine.store, libvirt_xml.parse_network(xml), upstream)
+    if isinstance(segment, DhcpSegment):
+        dhcp.settle(engine.store, libvirt_xml.parse_network(xml), segment)
     else:
-        segment = upstream.bridge or ""
-        address = upstream.side(4).ranges[0].first
-        assert engine.store.leases.reserve("u", segment, UUID, address)
+        address = segment.side(4).ranges[0].first
+        assert engine.store.leases.reserve("u", segment.bridge, UUID, address)
 
 
 @pytest.mark.parametrize("xml", [PLAIN, PUBLISHING], ids=["plain", "publishing"])
@@ -214,7 +214,7 @@ def test_prepare_reads_each_fact_once(xml: bytes, engine: Engine, counts: Counts
     found = counts.of(lambda: engine.prepare(network, xml))
     assert (found["row"], found["upstream"], found["network XML"]) == (1, 1, 0)
     # The lease that a DHCP server gives on the way completes the upstream.
-    by_dhcp = engine.config.upstreams["u"].by_dhcp
+    by_dhcp = isinstance(engine.config.upstreams["u"], DhcpUpstream)
     assert found["completed"] == (2 if by_dhcp else engine.config.upstreams["u"].kind == "host")
 
 
@@ -225,7 +225,7 @@ def test_build_reads_each_fact_once(xml: bytes, engine: Engine, counts: Counts) 
     found = counts.of(lambda: engine.build(network, xml))
     assert (found["row"], found["upstream"], found["host"]) == (1, 1, 1)
     # A DHCP client asks for its last lease again.
-    assert found["leases"] == (2 if engine.config.upstreams["u"].by_dhcp else 1)
+    assert found["leases"] == (2 if isinstance(engine.config.upstreams["u"], DhcpUpstream) else 1)
     assert found["completed"] <= 1
 
 
@@ -237,7 +237,7 @@ def test_up_reads_each_fact_once(xml: bytes, state: State, engine: Engine, count
     found = counts.of(lambda: engine.up(network, xml))
     assert (found["row"], found["upstream"], found["host"]) == (1, 1, 1)
     # A DHCP client asks for its last lease again.
-    assert found["leases"] == (2 if engine.config.upstreams["u"].by_dhcp else 1)
+    assert found["leases"] == (2 if isinstance(engine.config.upstreams["u"], DhcpUpstream) else 1)
     assert found["completed"] <= 1
     record = engine.store.networks.get(UUID)
     assert record is not None

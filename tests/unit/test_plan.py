@@ -25,8 +25,15 @@ from libvirt_natns.engine.plan.sysctls import (
 )
 from libvirt_natns.engine.plan.transit_bridge import transit
 from libvirt_natns.model.network import Network
+from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import StaticRoute, Subnet
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.transit_segment import HostSegment
+from libvirt_natns.model.upstream import (
+    HOST_UPSTREAM,
+    BridgeUpstream,
+    HostUpstream,
+    Outside,
+)
 from libvirt_natns.operations.addressing import Route
 from libvirt_natns.operations.daemon_operations import Dnsmasq, NeighbourProxy
 from libvirt_natns.operations.firewall_operations import Firewall
@@ -41,13 +48,15 @@ OUTSIDE = Outside(IPv4Address("192.168.0.100"))
 NETWORK = Network(
     uuid=UUID, name="a", bridge="virbr10", subnets=(Subnet(IPv4Interface("10.0.0.1/24")),)
 )
-PROVIDER = Upstream(
-    name="provider",
-    kind="bridge",
-    bridge="br0",
-    subnet=IPv4Network("192.168.0.0/24"),
-    gateway=IPv4Address("192.168.0.1"),
+PROVIDER = BridgeSegment.of(
+    BridgeUpstream(
+        name="provider",
+        bridge="br0",
+        subnet=IPv4Network("192.168.0.0/24"),
+        gateway=IPv4Address("192.168.0.1"),
+    )
 )
+MACVLAN = BridgeSegment.of(replace(PROVIDER.upstream, bridge="eth1", attach="macvlan"))
 PROVIDER6 = replace(
     PROVIDER,
     subnet6=IPv6Network("2001:db8:77::/64"),
@@ -185,7 +194,7 @@ def test_a_private_bridge_that_carries_less_than_its_patch_takes() -> None:
 
 
 def test_macvlan() -> None:
-    made = make(NETWORK, replace(PROVIDER, bridge="eth1", attach="macvlan"), OUTSIDE, AROUND)
+    made = make(NETWORK, MACVLAN, OUTSIDE, AROUND)
     wanted = STOCK.replace(
         "patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400",
         "macvlan upstream on eth1 in nat-a, MTU 1400",
@@ -233,9 +242,8 @@ def test_the_announced_mac_is_the_links() -> None:
 
 
 def test_transit_of_an_upstream_of_kind_host() -> None:
-    upstream = Upstream(
-        name="host",
-        kind="host",
+    upstream = HostSegment(
+        upstream=HOST_UPSTREAM,
         bridge="natns-host",
         subnet=IPv4Network("198.19.252.0/22"),
         gateway=IPv4Address("198.19.252.1"),
@@ -350,9 +358,8 @@ def test_guests_in_a_part_of_the_providers_prefix() -> None:
 
 
 def test_transit_in_both_families() -> None:
-    upstream = Upstream(
-        name="host",
-        kind="host",
+    upstream = HostSegment(
+        upstream=HOST_UPSTREAM,
         bridge="natns-host",
         subnet=IPv4Network("198.19.252.0/22"),
         gateway=IPv4Address("198.19.252.1"),
@@ -388,7 +395,14 @@ def test_policy_knows_the_upstreams_segment_and_gateway() -> None:
     assert rules.segments == (PROVIDER6.subnet, PROVIDER6.subnet6)
     assert rules.transit == ()
     assert (rules.link_local, rules.max_flows) == (False, 32768)
-    behind = replace(PROVIDER6, kind="host", link_local="forward", max_flows=64)
+    behind = HostSegment(
+        upstream=HostUpstream(name="host", link_local="forward", max_flows=64),
+        bridge="natns-host",
+        subnet=IPv4Network("192.168.0.0/24"),
+        gateway=IPv4Address("192.168.0.1"),
+        subnet6=PROVIDER6.subnet6,
+        gateway6=PROVIDER6.gateway6,
+    )
     rules = policy(DUAL_NETWORK, behind, OUTSIDE6, Published())
     assert rules.transit == (
         IPv4Interface("192.168.0.1/24"),

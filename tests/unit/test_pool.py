@@ -16,8 +16,9 @@ from libvirt_natns.kernel.boot import boot_id, now
 from libvirt_natns.model.metadata import NatMetadata
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import StaticNat
+from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import Subnet
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
@@ -33,13 +34,14 @@ def span(first: str, last: str) -> AddressRange:
     return AddressRange(IPv4Address(first), IPv4Address(last))
 
 
-PROVIDER = Upstream(
-    name="provider",
-    kind="bridge",
-    bridge="br0",
-    subnet=IPv4Network("192.168.0.0/24"),
-    gateway=IPv4Address("192.168.0.1"),
-    pool=(span("192.168.0.100", "192.168.0.102"),),
+PROVIDER = BridgeSegment.of(
+    BridgeUpstream(
+        name="provider",
+        bridge="br0",
+        subnet=IPv4Network("192.168.0.0/24"),
+        gateway=IPv4Address("192.168.0.1"),
+        pool=(span("192.168.0.100", "192.168.0.102"),),
+    )
 )
 
 
@@ -77,7 +79,7 @@ def network(name: str, wanted: str | None = None) -> Network:
     )
 
 
-def note(store: Store, name: str, state: State, upstream: Upstream = PROVIDER) -> None:
+def note(store: Store, name: str, state: State, upstream: BridgeSegment = PROVIDER) -> None:
     store.networks.put(
         NetworkRecord(
             uuid=f"uuid-{name}",
@@ -101,7 +103,7 @@ def start(
     segment: Segment,
     name: str,
     wanted: str | None = None,
-    upstream: Upstream = PROVIDER,
+    upstream: BridgeSegment = PROVIDER,
 ) -> str:
     """What the engine does with the pool when a network starts."""
     note(store, name, "preparing", upstream)
@@ -145,7 +147,7 @@ def test_an_address_is_kept(store: Store, segment: Segment) -> None:
     ],
 )
 def test_kept_address_that_the_configuration_rules_out(
-    store: Store, segment: Segment, changed: Upstream
+    store: Store, segment: Segment, changed: BridgeSegment
 ) -> None:
     assert start(store, segment, "a") == "192.168.0.100"
     stop(store, "a")
@@ -244,7 +246,7 @@ def test_many_squatters_are_asked_for_in_few_probes(store: Store, segment: Segme
 
 
 def test_several_ranges(store: Store, segment: Segment) -> None:
-    parts = replace(PROVIDER, pool=(span("192.168.0.9", "192.168.0.9"), *PROVIDER.ranges))
+    parts = replace(PROVIDER, pool=(span("192.168.0.9", "192.168.0.9"), *PROVIDER.pool))
     assert start(store, segment, "a", upstream=parts) == "192.168.0.9"
     assert start(store, segment, "b", upstream=parts) == "192.168.0.100"
 
@@ -290,7 +292,11 @@ def test_wanted_address_of_a_network_at_rest(store: Store, segment: Segment) -> 
 
 def test_wanted_address_from_another_upstreams_pool(store: Store, segment: Segment) -> None:
     """Two upstreams on one bridge: the address is the segment's, not the pool's."""
-    other = replace(PROVIDER, name="other", pool=(span("192.168.0.150", "192.168.0.151"),))
+    other = replace(
+        PROVIDER,
+        upstream=replace(PROVIDER.upstream, name="other"),
+        pool=(span("192.168.0.150", "192.168.0.151"),),
+    )
     assert start(store, segment, "a", "192.168.0.150") == "192.168.0.150"
     assert start(store, segment, "b", upstream=other) == "192.168.0.151"
     with pytest.raises(LeaseError, match="is leased to network a"):
@@ -307,7 +313,7 @@ def test_preview_leases_nothing(store: Store) -> None:
 # -- many processes ------------------------------------------------------------
 
 
-def _start_in_a_process(job: tuple[Path, int, Upstream]) -> str:
+def _start_in_a_process(job: tuple[Path, int, BridgeSegment]) -> str:
     directory, number, upstream = job
     store = Store(directory)
     try:

@@ -74,6 +74,48 @@ def test_as_the_standard_library_has_it(made_by: ModuleType) -> None:
     assert changed == path(name="b")
 
 
+def inheriting(made_by: ModuleType | Any) -> tuple[type[Any], type[Any]]:  # noqa: ANN401
+    @made_by.dataclass(frozen=True, slots=True, kw_only=True)
+    class Bridge:
+        name: str | None = None
+        mtu: int = 1500
+        up: bool = True
+
+        @property
+        def said(self) -> str:
+            return f"{self.name}: {self.mtu}"
+
+    @made_by.dataclass(frozen=True, slots=True, kw_only=True)
+    class Named(Bridge):
+        name: str
+        ports: tuple[str, ...] = ()
+        mtu: int = 9000
+
+    return Bridge, Named
+
+
+@pytest.mark.parametrize("made_by", [records, dataclasses])
+def test_fields_are_inherited(made_by: ModuleType) -> None:
+    bridge, made = inheriting(made_by)
+    named = made(name="br0", ports=("eth0",))
+    assert named.said == "br0: 9000"
+    assert made(name="br0", up=True, mtu=1) == made_by.replace(named, ports=(), mtu=1)
+    assert not made_by.replace(named, up=False).up
+    assert made_by.asdict(named) == {
+        "name": "br0",
+        "mtu": 9000,
+        "up": True,
+        "ports": ("eth0",),
+    }
+    assert bridge() == bridge(mtu=1500) != made(name="br0")
+    assert bridge(name="br0", mtu=9000) != made(name="br0")
+    with pytest.raises(TypeError):
+        made()
+    with pytest.raises(AttributeError):
+        named.mtu = 1
+    assert copy.copy(named) == named
+
+
 def test_copies() -> None:
     name = Name("a", ("b",))
     assert copy.deepcopy(name) == pickle.loads(pickle.dumps(name)) == copy.copy(name) == name

@@ -22,7 +22,7 @@ from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.kernel import netlink, processes
 from libvirt_natns.kernel.netlink import Attrs
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import (
     boot_clock,
@@ -377,7 +377,9 @@ def capture6(*bodies: tuple[str, int]) -> Capture:
 def test_what_networks_get(
     addresses: list[tuple[str, int]], hosts: list[str], subnet6: str | None, subnet: str, own: bool
 ) -> None:
-    wanted = Upstream("wan", "router", subnet6=IPv6Network(subnet6) if subnet6 else None)
+    wanted = RouterUpstream(
+        name="wan", nic="ens3", subnet6=IPv6Network(subnet6) if subnet6 else None
+    )
     chosen = [
         ipv6.choose(Config(firewall="nftables"), wanted, capture6(*addresses), hosts)
         for _ in range(2)

@@ -15,7 +15,7 @@ from libvirt_natns.errors import KernelError, RouterError, StoreError
 from libvirt_natns.kernel.boot import boot_id
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.operations.operation import ApplyContext, Operation, describe_plan
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.upstream.router import (
@@ -158,7 +158,7 @@ def up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         return RouterLifecycle(Config(), kernel).up("wan")
 
     EVENTS.clear()
-    monkeypatch.setattr(preflight, "upstream", lambda *_: Upstream("wan", "router", nic="ens3"))
+    monkeypatch.setattr(preflight, "upstream", lambda *_: RouterUpstream(name="wan", nic="ens3"))
     monkeypatch.setattr(preflight, "target", lambda *_, **__: (TARGET, NIC, Resolver()))
     return run
 

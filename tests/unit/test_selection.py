@@ -9,9 +9,10 @@ from libvirt_natns.errors import DocumentError, LeaseError, UpstreamError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.dns import Dns, Forwarder
 from libvirt_natns.model.metadata import NatMetadata
-from libvirt_natns.model.network import Network
+from libvirt_natns.model.network import LibvirtNetwork, Network
+from libvirt_natns.model.segment import BridgeSegment, DhcpSegment
 from libvirt_natns.model.subnet import StaticRoute, Subnet
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import BridgeUpstream, DhcpUpstream, Upstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.applicants import applicant, check_wanted, reserved_addresses
 from libvirt_natns.upstream.selection import check_addresses, check_resolvers, upstream_of, verdict
@@ -21,14 +22,14 @@ SIX = Subnet(IPv6Interface("fd00:10::1/64"))
 NETWORK = Network(
     uuid="c7308e5b-a296-4b40-a0cb-069d4253d364", name="a", bridge="virbr10", subnets=(SUBNET,)
 )
-PROVIDER = Upstream(
+CONFIGURED = BridgeUpstream(
     name="provider",
-    kind="bridge",
     bridge="br0",
     subnet=IPv4Network("192.168.0.0/24"),
     gateway=IPv4Address("192.168.0.1"),
     dns=(IPv4Address("192.168.0.53"), IPv6Address("2001:db8::53")),
 )
+PROVIDER = BridgeSegment.of(CONFIGURED)
 ANNOTATED = Config(scope="annotated")
 
 
@@ -50,12 +51,13 @@ ANNOTATED = Config(scope="annotated")
         (replace(NETWORK, nat=NatMetadata(enabled=False)), ANNOTATED, False, "enabled='no'"),
         (replace(NETWORK, subnets=()), Config(), False, "has no address"),
         (replace(NETWORK, subnets=(SIX,)), Config(), True, "isolated"),
-        (replace(NETWORK, bridge=None), Config(), False, "has no bridge"),
+        (LibvirtNetwork("u", "a", None, subnets=(SUBNET,)), Config(), False, "has no bridge"),
     ],
 )
-def test_verdict(network: Network, config: Config, handled: bool, reason: str) -> None:
+def test_verdict(network: LibvirtNetwork, config: Config, handled: bool, reason: str) -> None:
     found = verdict(network, config)
     assert found.handled is handled
+    assert found.network is (network if handled else None)
     assert reason in found.reason
 
 
@@ -73,24 +75,24 @@ def config_with(*upstreams: Upstream, default: str = "host") -> Config:
 
 
 def test_upstream_of_the_metadata_or_the_default() -> None:
-    config = config_with(PROVIDER)
+    config = config_with(CONFIGURED)
     assert upstream_of(NETWORK, config).name == "host"
     wants = replace(NETWORK, nat=NatMetadata(upstream="provider"))
-    assert upstream_of(wants, config) == PROVIDER
-    assert upstream_of(NETWORK, config_with(PROVIDER, default="provider")) == PROVIDER
+    assert upstream_of(wants, config) == CONFIGURED
+    assert upstream_of(NETWORK, config_with(CONFIGURED, default="provider")) == CONFIGURED
 
 
 def test_unknown_upstream_names_the_known_ones() -> None:
     wants = replace(NETWORK, nat=NatMetadata(upstream="wan"))
     with pytest.raises(UpstreamError, match=r"network a: there is no upstream wan.*host, provider"):
-        upstream_of(wants, config_with(PROVIDER))
+        upstream_of(wants, config_with(CONFIGURED))
 
 
 def test_what_a_lease_has_yet_to_say_is_not_checked() -> None:
-    dhcp = replace(PROVIDER, pool="dhcp", subnet=None)
-    check_addresses(on("192.168.0.1/24"), dhcp)
+    dhcp = DhcpUpstream(name="provider", bridge="br0")
+    check_addresses(on("192.168.0.1/24"), DhcpSegment.of(dhcp))
     with pytest.raises(DocumentError, match=r"overlaps 192\.168\.0\.0/24"):
-        check_addresses(on("192.168.0.1/24"), replace(dhcp, subnet=PROVIDER.subnet))
+        check_addresses(on("192.168.0.1/24"), DhcpSegment.of(replace(dhcp, subnet=PROVIDER.subnet)))
 
 
 # -- addresses -----------------------------------------------------------------

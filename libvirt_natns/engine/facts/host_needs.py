@@ -10,17 +10,26 @@ from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.firewall.host_policy import HostForward, Private, Provider
 from libvirt_natns.model.publication import Forward
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import BridgeSegment, DhcpSegment, Segment
+from libvirt_natns.model.transit_segment import HostSegment
+from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.operations.addressing import Route
 from libvirt_natns.records import replace
 from libvirt_natns.state.host_records import User
 from libvirt_natns.state.leases import Leased
-from libvirt_natns.upstream import transit
+from libvirt_natns.upstream import segments, transit
 
 
 def host_needs(planner: Planner, network: str | None = None) -> dict[str, Needs]:
     """Return the needs of each network that runs or starts, or of the given one, by uuid."""
-    upstreams = {name: _transit(planner, each) for name, each in planner.config.upstreams.items()}
+    ipv6 = transit.has_ipv6(planner.kernel)
+    upstreams = planner.config.upstreams
+    served = {
+        name: segments.of_upstream(planner.store, upstream, ipv6=ipv6)
+        for name, upstream in upstreams.items()
+        # A router serves its networks itself.
+        if not isinstance(upstream, RouterUpstream)
+    }
     forwards: defaultdict[str, list[Forward]] = defaultdict(list)
     statics: defaultdict[str, list[Address]] = defaultdict(list)
     for forward in planner.store.claims.forwards(network):
@@ -28,38 +37,30 @@ def host_needs(planner: Planner, network: str | None = None) -> dict[str, Needs]
     for static in planner.store.claims.static_nats(network):
         statics[static.network].append(static.address)
     return {
-        user.uuid: needs_of(planner, user, upstream, forwards[user.uuid], statics[user.uuid])
+        user.uuid: needs_of(
+            planner, user, served.get(user.upstream), forwards[user.uuid], statics[user.uuid]
+        )
         for user in planner.store.host.users(network)
-        if (upstream := upstreams.get(user.upstream)) is not None
+        if user.upstream in upstreams
     }
 
 
 def needs_of(
     planner: Planner,
     user: User,
-    upstream: Upstream,
+    segment: Segment | None,
     forwards: list[Forward],
     statics: list[Address],
 ) -> Needs:
-    """Return the needs of one network towards the host."""
+    """Return the needs of one network towards the host; without a segment, of its own bridge."""
     needs = Needs(private=(Private(user.bridge, user.subnets),))
-    leased, bridge = _in_use(user, upstream), upstream.bridge or ""
-    if upstream.kind == "host" and upstream.subnet is not None:
-        host_forwards = [_host_forward(each, upstream, leased) for each in forwards if not each.own]
-        routes = _routes(bridge, leased.prefix, leased.address6)
-        routes += _proxied_routes(planner, user, upstream)
-        return replace(
-            needs,
-            transits=(upstream,),
-            forwards=tuple(each for each in host_forwards if each),
-            public=tuple(Provider(bridge, route.destination) for route in routes if route.gateway),
-            routes=routes,
-            routes6=leased.address6 is not None,
-        )
-    if upstream.is_transit or not bridge or upstream.attach == "macvlan":
+    if isinstance(segment, HostSegment):
+        return _on_transit(planner, user, segment, forwards, needs)
+    if not isinstance(segment, BridgeSegment) or segment.is_macvlan:
         # No bridge of the host forwards a macvlan's frames, so the host's rules see none.
         return needs
-    if upstream.by_dhcp:
+    leased, bridge = _in_use(user, segment), segment.bridge
+    if isinstance(segment, DhcpSegment):
         needs = replace(needs, dhcp=(bridge,))
     routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
     if routes and planner.kernel.host.sysctls.get(f"net/ipv6/conf/{bridge}/disable_ipv6") != "0":
@@ -70,9 +71,27 @@ def needs_of(
     return replace(needs, provider=tuple(provider), routes=routes, routes6=bool(routes))
 
 
-def _proxied_routes(planner: Planner, user: User, upstream: Upstream) -> tuple[Route, ...]:
+def _on_transit(
+    planner: Planner, user: User, segment: HostSegment, forwards: list[Forward], needs: Needs
+) -> Needs:
+    """Return the needs of a network whose transit bridge the host routes."""
+    leased, bridge = _in_use(user, segment), segment.bridge
+    host_forwards = [_host_forward(each, segment, leased) for each in forwards if not each.own]
+    routes = _routes(bridge, leased.prefix, leased.address6)
+    routes += _proxied_routes(planner, user, segment)
+    return replace(
+        needs,
+        transits=(segment,),
+        forwards=tuple(each for each in host_forwards if each),
+        public=tuple(Provider(bridge, route.destination) for route in routes if route.gateway),
+        routes=routes,
+        routes6=leased.address6 is not None,
+    )
+
+
+def _proxied_routes(planner: Planner, user: User, segment: HostSegment) -> tuple[Route, ...]:
     """Return the host's routes to a network's part of the host's own subnet."""
-    whole, gateway, bridge = upstream.host6, user.leased.address6, upstream.bridge or ""
+    whole, gateway, bridge = segment.host6, user.leased.address6, segment.bridge
     if whole is None or gateway is None:
         return ()
     parts: list[IPNetwork] = []
@@ -88,26 +107,13 @@ def _proxied_routes(planner: Planner, user: User, upstream: Upstream) -> tuple[R
     return tuple(routes)
 
 
-def _transit(planner: Planner, upstream: Upstream) -> Upstream:
-    """Return the upstream, completed if its transit subnet is chosen already."""
-    if upstream.kind != "host":
-        return upstream
-    subnet = upstream.subnet or planner.store.transit.subnet(upstream.name)
-    if subnet is None:
-        return upstream
-    six = transit.has_ipv6(planner.kernel)
-    return transit.complete(
-        upstream, subnet, planner.store.transit.prefix(upstream.name) if six else None
-    )
-
-
-def _in_use(user: User, upstream: Upstream) -> Leased:
+def _in_use(user: User, segment: Segment) -> Leased:
     """Return a network's leases without those that it has no use for any more."""
     leased = user.leased
     if not any(subnet.version == 6 for subnet in user.subnets):
         return Leased(leased.address)
     prefix = leased.prefix
-    if prefix is not None and not any(prefix.subnet_of(each) for each in upstream.prefixes6):
+    if prefix is not None and not any(prefix.subnet_of(each) for each in segment.prefixes6):
         return replace(leased, prefix=None)
     return leased
 
@@ -131,7 +137,7 @@ def _own_address(uuid: str) -> IPv6Address:
     return IPv6Address(b"\xfe\x80" + bytes(6) + octets[:3] + b"\xff\xfe" + octets[3:])
 
 
-def _host_forward(forward: Forward, upstream: Upstream, leased: Leased) -> HostForward | None:
+def _host_forward(forward: Forward, segment: HostSegment, leased: Leased) -> HostForward | None:
     """Return the host's part of a forward to a transit bridge; None without an address."""
     address = leased.address if forward.target.version == 4 else leased.address6
     if address is None:
@@ -142,6 +148,6 @@ def _host_forward(forward: Forward, upstream: Upstream, leased: Leased) -> HostF
         forward.first,
         forward.last,
         address,
-        upstream.bridge or "",
+        segment.bridge,
         forward.sources,
     )

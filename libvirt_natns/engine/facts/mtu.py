@@ -4,7 +4,7 @@
 from libvirt_natns import names
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.records import dataclass
 
 ETHERNET_MTU = 1500
@@ -31,7 +31,7 @@ def usual_mtu(network: Network) -> PrivateMtu:
 
 def private_mtu(kernel: Kernel, network: Network) -> PrivateMtu | None:
     """Return the MTU of a network's bridge now; None if there is no bridge."""
-    bridge = network.bridge or ""
+    bridge = network.bridge
     mtu = kernel.host.links.mtu(bridge)
     if mtu is None:
         return None
@@ -40,7 +40,7 @@ def private_mtu(kernel: Kernel, network: Network) -> PrivateMtu | None:
     return PrivateMtu(max(mtu, usual_mtu(network).patch), min(mtu, foreign or mtu))
 
 
-def upstream_mtu(kernel: Kernel, upstream: Upstream) -> int | None:
+def upstream_mtu(kernel: Kernel, segment: Segment) -> int | None:
     """Return the MTU of the upstream's bridge; None if the bridge is missing."""
-    link = kernel.at(upstream.bridge_namespace).links.get(upstream.bridge or "")
+    link = kernel.at(segment.namespace).links.get(segment.bridge)
     return link.mtu if link else None

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Addresses that a network has outside, by its leases."""
 
-from libvirt_natns.addresses import FAMILIES, Family, host_network, on_link, unless_placeholder
+from libvirt_natns.addresses import FAMILIES, Family, on_link, unless_placeholder
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.subnet import Subnet
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import replace
 from libvirt_natns.state.leases import Leased
 from libvirt_natns.upstream import selection
@@ -16,25 +16,25 @@ def in_force(outside: Outside) -> Outside:
     return replace(outside, address=unless_placeholder(outside.address))
 
 
-def outside_of(network: Network, upstream: Upstream, leased: Leased) -> Outside:
+def outside_of(network: Network, segment: Segment, leased: Leased) -> Outside:
     """Return a network's addresses on its upstream, by its leases."""
-    routed = selection.routed(network, upstream)
-    if leased.prefix is not None and not routed and selection.leases_prefix(network, upstream):
+    routed = selection.routed(network, segment)
+    if leased.prefix is not None and not routed and selection.leases_prefix(network, segment):
         routed = (leased.prefix,)
-    has = {family: selection.leases_address(network, upstream, family) for family in FAMILIES}
+    has = {family: selection.leases_address(network, segment, family) for family in FAMILIES}
     return Outside(
         leased.address if has[4] else None,
         leased.address6 if has[6] else None,
         routed,
-        selection.proxied(network, upstream),
+        selection.proxied(network, segment),
     )
 
 
-def completed_by(network: Network, upstream: Upstream, leased: Leased) -> Network:
+def completed_by(network: Network, segment: Segment, leased: Leased) -> Network:
     """Return the network with its leased prefix as one more subnet."""
-    if leased.prefix is None or not selection.leases_prefix(network, upstream):
+    if leased.prefix is None or not selection.leases_prefix(network, segment):
         return network
-    if selection.wanted_prefix(network, upstream) is not None:
+    if selection.wanted_prefix(network, segment) is not None:
         return network
     prefix = leased.prefix
     subnet = Subnet(on_link(prefix[1], prefix.prefixlen))
@@ -46,15 +46,3 @@ def families_of(outside: Outside) -> tuple[Family, ...]:
     six = outside.address6 is not None or bool(outside.public)
     ways: tuple[tuple[Family, bool], ...] = ((4, outside.address is not None), (6, six))
     return tuple(family for family, way in ways if way)
-
-
-def behind_host(forward: Forward, upstream: Upstream, outside: Outside) -> Forward:
-    """Return a forward as the namespace sees it on a transit bridge."""
-    family: Family = 4 if forward.target.version == 4 else 6
-    address, gateway = outside.of(family), upstream.side(family).gateway
-    if forward.own or address is None:
-        return forward
-    sources = forward.sources
-    if sources and gateway is not None:
-        sources = (*sources, host_network(gateway))
-    return replace(forward, address=address, sources=sources)

@@ -6,9 +6,8 @@ The planner changes nothing, except that it chooses a transit subnet at its firs
 
 from libvirt_natns.addresses import is_placeholder
 from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
-from libvirt_natns.engine.facts.outside import behind_host
 from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
-from libvirt_natns.engine.facts.services import dnsmasq_of, leasing
+from libvirt_natns.engine.facts.services import client_of, dnsmasq_of, leasing
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.plan.network import (
     ahead_of_lease,
@@ -23,12 +22,13 @@ from libvirt_natns.firewall import backends
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
+from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
-from libvirt_natns.upstream import dhcp, routers, selection, transit
+from libvirt_natns.upstream import segments, selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +39,16 @@ class Planner:
     store: Store
     kernel: Kernel
 
-    def upstream(self, network: Network) -> Upstream:
-        """Return the network's upstream, complete.  Raises UpstreamError or ConfigError."""
-        return self.complete(network, self.selected(network))
+    def segment(self, network: Network) -> Segment:
+        """Return the segment of the network's upstream.  Raises UpstreamError or ConfigError."""
+        return self.complete(network, selection.upstream_of(network, self.config))
 
-    def selected(self, network: Network) -> Upstream:
-        """Return the network's upstream by XML and configuration.  Raises UpstreamError."""
-        return selection.upstream_of(network, self.config)
-
-    def complete(self, network: Network, upstream: Upstream) -> Upstream:
-        """Return a selected upstream with the values that machine, router or lease decide.
+    def complete(self, network: Network, upstream: Upstream) -> Segment:
+        """Return the segment of a selected upstream, as machine, router or lease have it.
 
         Raises UpstreamError.
         """
-        if upstream.kind == "host":
-            return transit.choose(self.kernel, self.store, network, upstream)
-        if upstream.kind == "router":
-            return routers.complete(upstream)
-        return dhcp.complete(network, upstream) if upstream.by_dhcp else upstream
+        return segments.of_network(self.kernel, self.store, network, upstream)
 
     def run(self, network: Network, xml: bytes, record: NetworkRecord | None) -> NetworkRun:
         """Return the facts for a verb on a network whose row was just read.
@@ -64,30 +56,29 @@ class Planner:
         The caller holds the network's lock, or only looks.  Raises UpstreamError or
         ConfigError.
         """
-        selected = self.selected(network)
-        upstream = self.complete(network, selected)
-        leased = self.store.leases.of(upstream.name, network.uuid)
-        return NetworkRun(network, xml, record, selected, upstream, leased)
+        segment = self.segment(network)
+        leased = self.store.leases.of(segment.name, network.uuid)
+        return NetworkRun(network, xml, record, segment, leased)
 
     def plan(self, run: NetworkRun) -> Plan:
         """Return the plan of a network.
 
         Raises KernelError where the private bridge, or the upstream's, is missing.
         """
-        whole, upstream, outside = run.whole, run.upstream, run.in_force
-        around = self._surroundings(whole, upstream, outside)
-        published = self._published(whole, upstream, outside)
-        made = make(whole, upstream, outside, around, published)
-        plan = (*made, *proxy_beyond(self.kernel, whole, upstream, outside))
-        return tuple(without_others(self.kernel, each, upstream) for each in plan)
+        whole, segment, outside = run.whole, run.segment, run.in_force
+        around = self._surroundings(whole, segment, outside)
+        published = self._published(whole, segment, outside)
+        made = make(whole, segment, outside, around, published)
+        plan = (*made, *proxy_beyond(self.kernel, whole, segment, outside))
+        return tuple(without_others(self.kernel, each, segment) for each in plan)
 
     def plan_ahead(self, run: NetworkRun) -> Plan:
         """Return the part of the plan that does not need the network's bridge."""
-        whole, upstream, outside = run.whole, run.upstream, run.in_force
-        around = self._surroundings(whole, upstream, outside, ahead=True)
-        published = self._published(whole, upstream, outside)
+        whole, segment, outside = run.whole, run.segment, run.in_force
+        around = self._surroundings(whole, segment, outside, ahead=True)
+        published = self._published(whole, segment, outside)
         needs_libvirt = (*withdrawals(whole), private_port(whole))
-        plan = make(whole, upstream, outside, around, published)
+        plan = make(whole, segment, outside, around, published)
         return tuple(operation for operation in plan if operation not in needs_libvirt)
 
     def plan_claims(self, run: NetworkRun) -> Plan:
@@ -95,40 +86,35 @@ class Planner:
 
         Raises KernelError where the private bridge, or the upstream's, is missing.
         """
-        whole, upstream, outside = run.whole, run.upstream, run.in_force
-        around = self._surroundings(whole, upstream, outside)
-        published = self._published(whole, upstream, outside)
-        return claims_part(make(whole, upstream, outside, around, published), published)
+        whole, segment, outside = run.whole, run.segment, run.in_force
+        around = self._surroundings(whole, segment, outside)
+        published = self._published(whole, segment, outside)
+        return claims_part(make(whole, segment, outside, around, published), published)
 
-    def plan_ahead_of_lease(self, network: Network, upstream: Upstream) -> Plan:
+    def plan_ahead_of_lease(self, network: Network, segment: DhcpSegment) -> Plan:
         """Return the plan by which a DHCP server can be asked for an address.
 
         Raises KernelError where the upstream's bridge is missing.
         """
-        client = leasing(self.store, network, upstream)
-        assert client is not None
-        mtu = self.kernel.host.links.mtu(upstream.bridge or "")
+        mtu = self.kernel.host.links.mtu(segment.bridge)
         if mtu is None:
-            raise KernelError(f"network {network.name}: bridge {upstream.bridge} is missing")
-        return ahead_of_lease(network, upstream, mtu, client)
+            raise KernelError(f"network {network.name}: bridge {segment.bridge} is missing")
+        return ahead_of_lease(network, segment, mtu, client_of(self.store, network, segment))
 
-    def _published(self, network: Network, upstream: Upstream, outside: Outside) -> Published:
+    def _published(self, network: Network, segment: Segment, outside: Outside) -> Published:
         """Return the forwards and static NAT of the namespace's own rules.
 
         The host's part of forwards is in ``host_needs``, a router's in the router's rules.
         """
         forwards = tuple(
-            each
+            segment.inside(each, outside)
             for each in self.store.claims.forwards(network.uuid)
             if not is_placeholder(each.address)
         )
-        if upstream.is_transit:
-            # The host, or router, has matched the address, and masquerades some clients.
-            forwards = tuple(behind_host(each, upstream, outside) for each in forwards)
         return Published(forwards, self.store.claims.static_nats(network.uuid))
 
     def _surroundings(
-        self, network: Network, upstream: Upstream, outside: Outside, *, ahead: bool = False
+        self, network: Network, segment: Segment, outside: Outside, *, ahead: bool = False
     ) -> Surroundings:
         """Return the facts about the machine.
 
@@ -137,21 +123,21 @@ class Planner:
         """
         unknown = ahead and network.taken_over
         private = usual_mtu(network) if ahead else private_mtu(self.kernel, network)
-        out = upstream_mtu(self.kernel, upstream)
+        out = upstream_mtu(self.kernel, segment)
         if private is None or out is None:
-            missing = f"bridge {network.bridge}" if private is None else upstream.segment
+            missing = f"bridge {network.bridge}" if private is None else segment.in_words
             raise KernelError(f"network {network.name}: {missing} is missing")
-        guests_mtu = path_mtu(private.carried, min(out, upstream.mtu or out), private.patch)
+        guests_mtu = path_mtu(private.carried, segment.carried(out), private.patch)
         return Surroundings(
             private_mtu=private.patch,
             upstream_mtu=out,
             backend=self.backend(),
             dnsmasq=None
             if unknown
-            else dnsmasq_of(self.store, network, upstream, outside, guests_mtu),
+            else dnsmasq_of(self.store, network, segment, outside, guests_mtu),
             idle=not unknown and network.taken_over and network.has_dnsmasq,
             carried=private.limit,
-            leasing=leasing(self.store, network, upstream),
+            leasing=leasing(self.store, network, segment),
         )
 
     def backend(self, *, ipv6: bool = False) -> str:

@@ -16,85 +16,77 @@ from libvirt_natns.engine.host.forwarding import plan_of
 from libvirt_natns.engine.plan.network import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.segment import LeasedSegment, Segment
+from libvirt_natns.model.upstream import HostUpstream
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.host_records import User
 from libvirt_natns.state.leases import Leased
-from libvirt_natns.upstream import dhcp, routers, selection, transit
+from libvirt_natns.upstream import selection, transit
 
 
 def preview(planner: Planner, network: Network) -> Plan:
     """Return the plan of a network that need not exist, with the host's part ahead of it."""
-    upstream = _upstream(planner, network)
-    selection.check_addresses(network, upstream)
-    leased = _leases(planner, network, upstream)
+    segment = _segment(planner, network)
+    selection.check_addresses(network, segment)
+    leased = _leases(planner, network, segment)
     outside, network = (
-        in_force(outside_of(network, upstream, leased)),
-        completed_by(network, upstream, leased),
+        in_force(outside_of(network, segment, leased)),
+        completed_by(network, segment, leased),
     )
     # The files that libvirt will write are not known yet.
     files = dnsmasq_files.Files("") if network.needs_dnsmasq else None
     namespace = names.namespace(network.name)
-    daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
+    daemon = dnsmasq.Daemon(network.uuid, namespace, network.bridge, files)
     private = private_mtu(planner.kernel, network) or usual_mtu(network)
     around = Surroundings(
         private.patch,
-        upstream_mtu(planner.kernel, upstream) or ETHERNET_MTU,
+        upstream_mtu(planner.kernel, segment) or ETHERNET_MTU,
         planner.backend(),
         daemon,
         carried=private.limit,
-        leasing=leasing(planner.store, network, upstream),
+        leasing=leasing(planner.store, network, segment),
     )
     subnets = tuple(subnet.network for subnet in network.subnets)
-    user = User(network.uuid, network.bridge or "", upstream.name, subnets, leased)
-    needs = needs_of(planner, user, upstream, [], [])
+    user = User(network.uuid, network.bridge, segment.name, subnets, leased)
+    needs = needs_of(planner, user, segment, [], [])
     shared = (
-        *plan_of(planner.kernel, upstream),
+        *(each for bridge in needs.transits for each in plan_of(planner.kernel, bridge)),
         *host_ipv6.plan_of(planner.kernel, needs),
     )
-    return (*shared, *make(network, upstream, outside, around))
+    return (*shared, *make(network, segment, outside, around))
 
 
-def _leases(planner: Planner, network: Network, upstream: Upstream) -> Leased:
+def _leases(planner: Planner, network: Network, segment: Segment) -> Leased:
     """Return the leases that a network has, or would get next."""
-    leased = planner.store.leases.of(upstream.name, network.uuid)
+    leased = planner.store.leases.of(segment.name, network.uuid)
     own = planner.kernel.host.addresses.beyond_link()
     for family in FAMILIES:
-        if not selection.leases_address(network, upstream, family):
+        if not selection.leases_address(network, segment, family):
             continue
-        if upstream.by_dhcp and family == 4:
+        if segment.side(family).by_dhcp:
             # Only the DHCP server knows the address that it would lease.
-            leased = replace(leased, address=upstream.leased)
+            address4 = segment.leased if isinstance(segment, LeasedSegment) else None
+            leased = replace(leased, address=address4)
             continue
         who = applicants.applicant(network, family)
-        if pool.leased(planner.store, who, upstream) is None:
-            address = pool.next_address(planner.store, who, upstream, own)
+        if pool.leased(planner.store, who, segment) is None:
+            address = pool.next_address(planner.store, who, segment, own)
             if isinstance(address, IPv4Address):
                 leased = replace(leased, address=address)
             else:
                 leased = replace(leased, address6=address)
-    if selection.leases_prefix(network, upstream) and leased.prefix is None:
+    if selection.leases_prefix(network, segment) and leased.prefix is None:
         who = applicants.applicant(network)
-        prefix = selection.wanted_prefix(network, upstream)
-        next_prefix = prefix or pool.next_prefix(planner.store, who, upstream, own)
+        prefix = selection.wanted_prefix(network, segment)
+        next_prefix = prefix or pool.next_prefix(planner.store, who, segment, own)
         leased = replace(leased, prefix=next_prefix)
     return leased
 
 
-def _upstream(planner: Planner, network: Network) -> Upstream:
+def _segment(planner: Planner, network: Network) -> Segment:
     upstream = selection.upstream_of(network, planner.config)
-    if upstream.by_dhcp:
-        return dhcp.complete(network, upstream)
-    if upstream.kind == "router":
-        return routers.complete(upstream)
-    if upstream.kind != "host":
-        return upstream
-    subnet = upstream.subnet or planner.store.transit.subnet(upstream.name)
-    if subnet is None:
-        subnet = transit.free(planner.kernel, network, upstream)[0]
-    subnet6 = None
-    if transit.needs_ipv6(planner.kernel, network):
-        subnet6 = planner.store.transit.prefix(upstream.name) or transit.free6(network)
-    return transit.complete(upstream, subnet, subnet6)
+    if isinstance(upstream, HostUpstream):
+        return transit.preview(planner.kernel, planner.store, network, upstream)
+    return planner.segment(network)

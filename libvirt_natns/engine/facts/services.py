@@ -17,45 +17,48 @@ from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.engine.facts.outside import families_of
 from libvirt_natns.engine.publication.dhcp_hosts import ranges_of
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.operations.daemon_operations import Leasing
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp
 
 
-def resolvers_of(upstream: Upstream, families: Collection[Family]) -> Resolvers:
+def resolvers_of(segment: Segment, families: Collection[Family]) -> Resolvers:
     """Return the resolvers of namespaces on an upstream: its own, else the host's.
 
     ``families`` are the families in which the namespaces reach resolvers.
     """
-    servers = tuple(server for server in upstream.dns if server.version in families)
+    servers = tuple(server for server in segment.dns if server.version in families)
     return Resolvers(servers) if servers else resolv_conf.host_resolvers(families=families)
 
 
-def leasing(store: Store, network: Network, upstream: Upstream) -> Leasing | None:
+def leasing(store: Store, network: Network, segment: Segment) -> Leasing | None:
     """Return a network's DHCP client as a part of its plan, if its upstream has one."""
-    if not upstream.by_dhcp:
-        return None
-    client = dhcp.client(network, upstream)
-    return Leasing(client, dhcp.requested(store, network, upstream))
+    return client_of(store, network, segment) if isinstance(segment, DhcpSegment) else None
+
+
+def client_of(store: Store, network: Network, segment: DhcpSegment) -> Leasing:
+    """Return a network's DHCP client as a part of its plan."""
+    return Leasing(dhcp.client(network, segment), dhcp.requested(store, network, segment))
 
 
 def dnsmasq_of(
-    store: Store, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+    store: Store, network: Network, segment: Segment, outside: Outside, mtu: int | None
 ) -> dnsmasq.Daemon:
     """Return the dnsmasq of a network's namespace; ``mtu`` is the MTU to announce to guests."""
-    files = _files(store, network, upstream, outside, mtu) if network.needs_dnsmasq else None
+    files = _files(store, network, segment, outside, mtu) if network.needs_dnsmasq else None
     namespace = names.namespace(network.name)
-    return dnsmasq.Daemon(network.uuid, namespace, network.bridge or "", files)
+    return dnsmasq.Daemon(network.uuid, namespace, network.bridge, files)
 
 
 def _files(
-    store: Store, network: Network, upstream: Upstream, outside: Outside, mtu: int | None
+    store: Store, network: Network, segment: Segment, outside: Outside, mtu: int | None
 ) -> dnsmasq_files.Files:
     taken_over = network.taken_over and network.has_dnsmasq
     libvirts = libvirt_dnsmasq.read(network.name) if taken_over else None
     kept = [pair for family in FAMILIES for pair in _reserved(store, network, family)]
-    servers = resolvers_of(upstream, families_of(outside))
+    servers = resolvers_of(segment, families_of(outside))
     return dnsmasq_config.make(
         network,
         libvirts,

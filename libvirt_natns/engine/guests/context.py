@@ -50,7 +50,7 @@ class GuestContext:
             raise ConflictError(
                 f"network {network.name} has no upstream address", "run virt-natns sync"
             )
-        return Attachment(nic, run.whole, run.upstream, run.outside)
+        return Attachment(nic, run.whole, run.segment, run.outside)
 
     def held(self, owner: str, *, published: bool = True) -> Claims:
         """Return the published claims of a guest or network; without ``published``, all claims."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Effects of claims: the networks' rules, and connections that end."""
 
-from libvirt_natns import names
 from libvirt_natns.engine.guests.context import GuestContext, networks_of
 from libvirt_natns.engine.network_record import state_of
 from libvirt_natns.engine.publication.attachment import ANY, ANY6
@@ -52,8 +51,6 @@ def cut(guests: GuestContext, before: Claims, after: Claims) -> None:
             if not mine:
                 continue
             conntrack.cut(record.namespace, mine, address or any_address)
-            if record.kind in ("host", "router") and address is not None:
+            if record.shares_addresses and address is not None:
                 translated = [each for each in mine if each.address != each.target]
-                behind = record.kind == "router"
-                router = names.router_namespace(record.upstream) if behind else None
-                conntrack.cut_on_host(translated, address, router=router)
+                conntrack.cut_on_host(translated, address, router=record.router)

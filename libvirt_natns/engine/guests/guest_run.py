@@ -4,7 +4,6 @@
 from libvirt_natns.engine.guests.context import GuestContext
 from libvirt_natns.engine.guests.nics import in_ours
 from libvirt_natns.engine.publication.attachment import Attachment
-from libvirt_natns.engine.publication.scopes import scope_on
 from libvirt_natns.model.network import Domain
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.claims import ClaimScope
@@ -38,7 +37,7 @@ class GuestRun:
     @property
     def scopes(self) -> dict[str, ClaimScope]:
         """The scope in which claims must be unique, by network."""
-        return {each.uuid: scope_on(each.upstream, each.kind) for each in self.networks}
+        return {each.uuid: ClaimScope.of(each.upstream, each.kind) for each in self.networks}
 
 
 def read(guests: GuestContext, domain: Domain, xml: bytes) -> GuestRun:

@@ -7,26 +7,24 @@ from libvirt_natns.engine.host.libvirt_status import isolated_bridges
 from libvirt_natns.engine.plan.transit_bridge import transit
 from libvirt_natns.firewall import host_policy
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.operations.operation import Plan
 
 
 def plan_of(
-    kernel: Kernel, upstream: Upstream, private: Iterable[host_policy.Private] = ()
+    kernel: Kernel, segment: HostSegment, private: Iterable[host_policy.Private] = ()
 ) -> Plan:
-    """Return the host's part of an upstream: empty, unless the upstream's kind is "host".
+    """Return the host's part of a transit bridge.
 
     ``private`` are the networks' own bridges.  The bridge of a network that starts still
     has its address in the host.
     """
-    if upstream.kind != "host":
-        return ()
-    links = kernel.host.routes.links() - {"lo", upstream.bridge, *(each.bridge for each in private)}
+    links = kernel.host.routes.links() - {"lo", segment.bridge, *(each.bridge for each in private)}
     closed = [link for link in links if kernel.host.sysctls.get(forwarding_of(link)) != "1"]
     if any(map(kernel.host.links.is_bridge, closed)):
         # The look is late because libvirt has a file for each network.
         links -= isolated_bridges()
-    return transit(upstream, sorted(links))
+    return transit(segment, sorted(links))
 
 
 def forwarding_of(link: str) -> str:

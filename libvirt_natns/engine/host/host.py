@@ -193,8 +193,8 @@ class Host:
         """Return how the host differs from the networks' needs, in words."""
         needs = together(self.needs_of(None).values())
         lines = []
-        for upstream in needs.transits:
-            lines += plan_differences(self.kernel, plan_of(self.kernel, upstream, needs.private))
+        for segment in needs.transits:
+            lines += plan_differences(self.kernel, plan_of(self.kernel, segment, needs.private))
         lines += plan_differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
         record = load()
         lines += [f"bridge {bridge} is left over" for bridge in unneeded_bridges(needs, record)]

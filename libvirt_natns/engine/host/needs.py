@@ -4,7 +4,7 @@
 from collections.abc import Iterable
 
 from libvirt_natns.firewall import host_policy
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.operations.addressing import Route
 from libvirt_natns.records import dataclass
 
@@ -13,13 +13,13 @@ from libvirt_natns.records import dataclass
 class Needs:
     """Needs of one network that runs, or of all of them together, towards the host.
 
-    ``transits`` are completed upstreams of kind "host".  ``public`` are subnets that pass
+    ``transits`` are transit bridges of the host.  ``public`` are subnets that pass
     an upstream's bridge untranslated.  ``routes`` lead to subnets that the host routes, and
     ``routes6`` is true if the host must forward IPv6.  ``dhcp`` are bridges on which a
     DHCP server leases addresses.
     """
 
-    transits: tuple[Upstream, ...] = ()
+    transits: tuple[HostSegment, ...] = ()
     private: tuple[host_policy.Private, ...] = ()
     provider: tuple[host_policy.Provider, ...] = ()
     forwards: tuple[host_policy.HostForward, ...] = ()

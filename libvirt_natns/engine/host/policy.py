@@ -29,10 +29,10 @@ def policy_of(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> host_po
     private = tuple(replace(each, zone=taken.get(each.bridge, 0)) for each in private)
     return host_policy.HostPolicy(
         transits=tuple(
-            host_policy.Transit(upstream.bridge, side.subnet)
-            for upstream in needs.transits
-            for side in map(upstream.side, FAMILIES)
-            if upstream.bridge and side.subnet
+            host_policy.Transit(segment.bridge, side.subnet)
+            for segment in needs.transits
+            for side in map(segment.side, FAMILIES)
+            if side.subnet
         ),
         private=private,
         provider=tuple(

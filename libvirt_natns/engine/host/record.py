@@ -79,7 +79,7 @@ def stray_routes(needs: Needs, record: HostRecord) -> list[list[str]]:
 
 def unneeded_bridges(needs: Needs, record: HostRecord) -> list[str]:
     """Return recorded transit bridges that no network needs."""
-    needed = {upstream.bridge for upstream in needs.transits}
+    needed = {segment.bridge for segment in needs.transits}
     return [bridge for bridge in record.bridges if bridge not in needed]
 
 

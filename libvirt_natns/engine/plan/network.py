@@ -9,7 +9,7 @@ differences, and ``virt-natns plan`` prints it.  Nothing here looks at the machi
 from collections.abc import Iterable
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, IPNetwork, default_route, host_network
+from libvirt_natns.addresses import default_route, host_network
 from libvirt_natns.engine.plan.neighbours import announcements, neighbours
 from libvirt_natns.engine.plan.segment import (
     addresses_on_upstream,
@@ -17,14 +17,14 @@ from libvirt_natns.engine.plan.segment import (
     leaves_by_ipv6,
     segments,
     stations,
-    transit_gateways,
 )
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings
 from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import DhcpSegment, Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.operations.addressing import Addresses, Gateways, Route, SendLimit, Withdrawal
 from libvirt_natns.operations.daemon_operations import Dnsmasq, IdleDnsmasq, Leasing
 from libvirt_natns.operations.firewall_operations import Firewall
@@ -36,49 +36,48 @@ from libvirt_natns.operations.operation import Plan
 
 def make(
     network: Network,
-    upstream: Upstream,
+    segment: Segment,
     outside: Outside,
     around: Surroundings,
     published: Published = Published(),
 ) -> Plan:
     """Return all operations of a network, in order.
 
-    ``upstream`` is complete: its bridge and subnet are known, also for the kind "host".
     The firewall is loaded before any link of the namespace is up, so no packet passes
     unfiltered.  Without a lease, ``address`` is a placeholder address, and no packet gets
     in or out.
     """
     namespace = names.namespace(network.name)
-    inner = network.bridge or ""
+    inner = network.bridge
     ipv6 = has_ipv6(network)
-    rules = ruleset(policy(network, upstream, outside, published))
+    rules = ruleset(policy(network, segment, outside, published))
     return (
         Namespace(namespace, network.uuid),
         namespace_settings(network),
         _private_patch(network, namespace, around.private_mtu),
-        _upstream_link(network, upstream, around.upstream_mtu),
+        _upstream_link(network, segment, around.upstream_mtu),
         private_port(network),
-        *_upstream_port(network, upstream),
+        *_upstream_port(network, segment),
         Firewall(namespace, network.uuid, around.backend, rules),
         # A DHCP client's link is up already, and speaks no IPv6 before this.
-        *([link_settings(network, upstream, outside)] if ipv6 else []),
+        *([link_settings(network, segment, outside)] if ipv6 else []),
         *withdrawals(network),
         Addresses(namespace, inner, tuple(subnet.interface for subnet in network.subnets)),
         Addresses(
-            namespace, names.UPSTREAM_LINK, addresses_on_upstream(upstream, outside, published)
+            namespace, names.UPSTREAM_LINK, addresses_on_upstream(segment, outside, published)
         ),
         *(LinkUp(namespace, link) for link in ("lo", inner, names.UPSTREAM_LINK)),
-        *_routes(network, upstream, outside),
+        *_routes(network, segment, outside),
         _send_limit(network, namespace, around.carried),
         *([around.leasing] if around.leasing else []),
-        *(neighbours(network, upstream, outside) if ipv6 else []),
-        *announcements(network, upstream, outside, published),
+        *(neighbours(network, segment, outside) if ipv6 else []),
+        *announcements(network, segment, outside, published),
         *([Dnsmasq(around.dnsmasq)] if around.dnsmasq else []),
         *([IdleDnsmasq(network.name)] if around.idle else []),
     )
 
 
-def ahead_of_lease(network: Network, upstream: Upstream, mtu: int, leasing: Leasing) -> Plan:
+def ahead_of_lease(network: Network, segment: DhcpSegment, mtu: int, leasing: Leasing) -> Plan:
     """Return a DHCP client and the links that it needs.
 
     The link has no address yet, so there is nothing to filter.  IPv6 stays off until the
@@ -89,9 +88,9 @@ def ahead_of_lease(network: Network, upstream: Upstream, mtu: int, leasing: Leas
     return (
         Namespace(namespace, network.uuid),
         namespace_settings(network),
-        _upstream_link(network, upstream, mtu),
+        _upstream_link(network, segment, mtu),
         Settings(namespace, (silent,)),
-        *_upstream_port(network, upstream),
+        *_upstream_port(network, segment),
         LinkUp(namespace, names.UPSTREAM_LINK),
         leasing,
     )
@@ -103,7 +102,7 @@ def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
     Where libvirt sets no address, an administrator may have set one: guests would find two
     gateways.
     """
-    bridge = network.bridge or ""
+    bridge = network.bridge
     return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
 
 
@@ -118,11 +117,11 @@ def claims_part(plan: Plan, published: Published) -> Plan:
     )
 
 
-def policy(network: Network, upstream: Upstream, outside: Outside, published: Published) -> Policy:
+def policy(network: Network, segment: Segment, outside: Outside, published: Published) -> Policy:
     """Return the firewall policy of a network's namespace."""
     routed = tuple(route.destination for route in network.routes)
     return Policy(
-        inner=network.bridge or "",
+        inner=network.bridge,
         upstream=names.UPSTREAM_LINK,
         subnets=(*(subnet.network for subnet in network.subnets), *routed),
         gateways=tuple(subnet.gateway for subnet in network.subnets),
@@ -131,11 +130,11 @@ def policy(network: Network, upstream: Upstream, outside: Outside, published: Pu
         statics=published.statics,
         address6=outside.address6,
         public=(*outside.routed, *outside.proxied),
-        by_dhcp=upstream.by_dhcp,
-        segments=segments(upstream, outside),
-        transit=transit_gateways(upstream) if upstream.is_transit else (),
-        link_local=upstream.link_local == "forward",
-        max_flows=upstream.max_flows,
+        by_dhcp=segment.side(4).by_dhcp,
+        segments=segments(segment, outside),
+        transit=segment.transit_gateways,
+        link_local=segment.upstream.link_local == "forward",
+        max_flows=segment.upstream.max_flows,
     )
 
 
@@ -144,7 +143,7 @@ def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
         namespace=namespace,
         # libvirt's lease helper files leases under the name of the interface
         # that dnsmasq serves, and virsh looks for them under the bridge's.
-        link=network.bridge or "",
+        link=network.bridge,
         mac=names.mac(network.uuid, "inner"),
         port=names.private_patch(network.uuid),
         port_mac=names.mac(network.uuid, "private-port"),
@@ -155,25 +154,25 @@ def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
 
 def private_port(network: Network) -> Port:
     """Return the port that connects a network's bridge with its namespace."""
-    return Port(names.private_patch(network.uuid), network.bridge or "")
+    return Port(names.private_patch(network.uuid), network.bridge)
 
 
-def _upstream_port(network: Network, upstream: Upstream) -> Iterable[Port]:
-    if upstream.attach == "macvlan":
+def _upstream_port(network: Network, segment: Segment) -> Iterable[Port]:
+    if segment.is_macvlan:
         return
     # Hairpin: a guest may use its own network's forward, by the host's address.  Where
     # bridged frames pass through iptables, the host translates on the bridge itself.
     port = names.upstream_patch(network.uuid)
-    yield Port(port, upstream.bridge or "", upstream.is_transit, upstream.bridge_namespace)
+    yield Port(port, segment.bridge, segment.shares_addresses, segment.namespace)
 
 
-def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Macvlan:
+def _upstream_link(network: Network, segment: Segment, mtu: int) -> Patch | Macvlan:
     namespace = names.namespace(network.name)
     mac = names.mac(network.uuid, "upstream")
     # A lease's MTU may be less than that of the other end.
-    least = upstream.mtu if upstream.mtu and upstream.mtu < mtu else None
-    if upstream.attach == "macvlan":
-        return Macvlan(namespace, names.UPSTREAM_LINK, mac, upstream.bridge or "", least or mtu)
+    least = segment.carried(mtu)
+    if segment.is_macvlan:
+        return Macvlan(namespace, names.UPSTREAM_LINK, mac, segment.bridge, least)
     return Patch(
         namespace=namespace,
         link=names.UPSTREAM_LINK,
@@ -182,36 +181,28 @@ def _upstream_link(network: Network, upstream: Upstream, mtu: int) -> Patch | Ma
         port_mac=names.mac(network.uuid, "upstream-port"),
         altname=names.altname("upstream", network.name),
         mtu=mtu,
-        link_mtu=least,
-        outer=upstream.bridge_namespace,
+        link_mtu=least if least < mtu else None,
+        outer=segment.namespace,
     )
 
 
-def _routes(network: Network, upstream: Upstream, outside: Outside) -> Iterable[Route | Gateways]:
+def _routes(network: Network, segment: Segment, outside: Outside) -> Iterable[Route | Gateways]:
     namespace, out = names.namespace(network.name), names.UPSTREAM_LINK
     for route in network.routes:
-        yield Route(namespace, route.destination, network.next_hop(route), network.bridge or "")
-    if upstream.by_dhcp:
-        yield Gateways(namespace, out, _learnt(upstream))
-    elif upstream.gateway is not None and outside.address is not None:
-        yield Route(namespace, default_route(4), upstream.gateway, out)
+        yield Route(namespace, route.destination, network.next_hop(route), network.bridge)
+    if segment.learnt_routes is not None:
+        yield Gateways(namespace, out, segment.learnt_routes)
+    elif segment.gateway is not None and outside.address is not None:
+        yield Route(namespace, default_route(4), segment.gateway, out)
     if not leaves_by_ipv6(network, outside):
         return
-    for station in stations(upstream, outside):
+    for station in stations(segment, outside):
         yield Route(namespace, host_network(station), None, out)
-    if upstream.gateway6 is not None:
-        yield Route(namespace, default_route(6), upstream.gateway6, out)
+    if segment.gateway6 is not None:
+        yield Route(namespace, default_route(6), segment.gateway6, out)
 
 
 def _send_limit(network: Network, namespace: str, mtu: int | None) -> SendLimit:
     subnets = tuple(subnet.interface for subnet in network.subnets)
     routes = tuple(route for route in network.routes if network.next_hop(route))
-    return SendLimit(namespace, network.bridge or "", subnets, routes, mtu)
-
-
-def _learnt(upstream: Upstream) -> tuple[tuple[IPNetwork, Address], ...]:
-    """Return the routes of a DHCP lease."""
-    if upstream.leased is None:
-        return ()
-    default = [(default_route(4), upstream.gateway)] if upstream.gateway else []
-    return (*default, *((route.destination, route.gateway) for route in upstream.routes))
+    return SendLimit(namespace, network.bridge, subnets, routes, mtu)

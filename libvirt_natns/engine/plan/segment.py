@@ -4,59 +4,51 @@
 from collections.abc import Container, Iterable
 from ipaddress import IPv6Address
 
-from libvirt_natns.addresses import FAMILIES, Interface, IPNetwork, on_link
+from libvirt_natns.addresses import Interface, IPNetwork, on_link
 from libvirt_natns.engine.plan.surroundings import Published
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import Outside
 
 
-def segments(upstream: Upstream, outside: Outside) -> tuple[IPNetwork, ...]:
+def segments(segment: Segment, outside: Outside) -> tuple[IPNetwork, ...]:
     """Return the subnets that are on-link for the namespace on its upstream."""
     segments: list[IPNetwork] = []
-    if upstream.subnet is not None and outside.address is not None:
-        segments.append(upstream.subnet)
-    if upstream.subnet6 is not None and shares_subnet6(upstream, outside):
-        segments.append(upstream.subnet6)
+    if segment.subnet is not None and outside.address is not None:
+        segments.append(segment.subnet)
+    if segment.subnet6 is not None and shares_subnet6(segment, outside):
+        segments.append(segment.subnet6)
     return tuple(segments)
 
 
-def transit_gateways(upstream: Upstream) -> tuple[Interface, ...]:
-    """Return the gateway's addresses, each with the upstream's subnet of that family."""
-    return tuple(
-        on_link(side.gateway, side.subnet.prefixlen)
-        for side in map(upstream.side, FAMILIES)
-        if side.gateway is not None and side.subnet is not None
-    )
-
-
 def addresses_on_upstream(
-    upstream: Upstream, outside: Outside, published: Published
+    segment: Segment, outside: Outside, published: Published
 ) -> tuple[Interface, ...]:
     """Return all addresses of the namespace on its upstream."""
     own = []
-    if outside.address is not None and upstream.subnet is not None:
-        own.append(on_link(outside.address, upstream.subnet.prefixlen))
+    if outside.address is not None and segment.subnet is not None:
+        own.append(on_link(outside.address, segment.subnet.prefixlen))
     if outside.address6 is not None:
-        on = upstream.subnet6 if shares_subnet6(upstream, outside) else None
+        on = segment.subnet6 if shares_subnet6(segment, outside) else None
         own.append(on_link(outside.address6, on.prefixlen if on else 128))
     # Guests' addresses have no subnet, or masquerading might take one of them.
     return (*own, *(on_link(each, each.max_prefixlen) for each in published.addresses))
 
 
-def shares_subnet6(upstream: Upstream, outside: Outside) -> bool:
+def shares_subnet6(segment: Segment, outside: Outside) -> bool:
     """True if the upstream's IPv6 subnet is on-link on the upstream's side.
 
     False if guests have all of the subnet: then it leads to them.
     """
-    subnet = upstream.subnet6
+    subnet = segment.subnet6
     return subnet is not None and not any(map(subnet.subnet_of, outside.proxied))
 
 
-def stations(upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
+def stations(segment: Segment, outside: Outside) -> Iterable[IPv6Address]:
     """Yield known stations on the upstream that are in no on-link prefix of the namespace."""
-    subnet: Container[object] = upstream.subnet6 or ()
-    covered = outside.address6 is not None and shares_subnet6(upstream, outside)
-    candidates = (upstream.gateway6, *(each for each in upstream.dns if each in subnet))
+    subnet: Container[object] = segment.subnet6 or ()
+    covered = outside.address6 is not None and shares_subnet6(segment, outside)
+    candidates = (segment.gateway6, *(each for each in segment.dns if each in subnet))
     for each in dict.fromkeys(candidates):
         if not isinstance(each, IPv6Address) or each.is_link_local:
             continue
@@ -65,10 +57,10 @@ def stations(upstream: Upstream, outside: Outside) -> Iterable[IPv6Address]:
 
 
 def answered_stations(
-    network: Network, upstream: Upstream, outside: Outside
+    network: Network, segment: Segment, outside: Outside
 ) -> Iterable[IPv6Address]:
     """Yield stations outside that guests believe to be on their own link."""
-    for station in stations(upstream, outside):
+    for station in stations(segment, outside):
         if any(station in prefix for prefix in outside.proxied):
             yield station
 

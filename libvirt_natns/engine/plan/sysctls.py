@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from libvirt_natns import names
 from libvirt_natns.engine.plan.segment import answered_stations, has_ipv6, leaves_by_ipv6
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.operations.namespaces import Settings
 
 # A namespace starts with a copy of the host's settings, so each is set.  ip_forward
@@ -94,13 +95,13 @@ def namespace_settings(network: Network) -> Settings:
     return Settings(names.namespace(network.name), SYSCTLS + more)
 
 
-def link_settings(network: Network, upstream: Upstream, outside: Outside) -> Settings:
+def link_settings(network: Network, segment: Segment, outside: Outside) -> Settings:
     """Return the IPv6 settings of both links of a namespace."""
-    advertised = upstream.gateway6 is None
+    advertised = segment.gateway6 is None
     more = ADVERTISED if advertised else (("accept_ra", "0"),)
     off = "0" if leaves_by_ipv6(network, outside) else "1"
-    inner, out = network.bridge or "", names.UPSTREAM_LINK
-    proxy = "1" if any(answered_stations(network, upstream, outside)) else "0"
+    inner, out = network.bridge, names.UPSTREAM_LINK
+    proxy = "1" if any(answered_stations(network, segment, outside)) else "0"
     # The kernel learns guests' addresses from their unsolicited advertisements, for ndppd.
     heard = "1" if outside.proxied else "0"
     return Settings(

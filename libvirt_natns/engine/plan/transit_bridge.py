@@ -4,38 +4,33 @@
 from collections.abc import Iterable
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Interface, on_link
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.operations.addressing import Addresses
 from libvirt_natns.operations.link_operations import TransitBridge
 from libvirt_natns.operations.namespaces import Sysctl
 from libvirt_natns.operations.operation import Plan
 
 
-def transit(upstream: Upstream, forwarding: Iterable[str]) -> Plan:
-    """Return the host's own part of a completed upstream of kind "host".
+def transit(segment: HostSegment, forwarding: Iterable[str]) -> Plan:
+    """Return the host's own part of an upstream of kind "host".
 
     ``forwarding`` names the interfaces that must forward IPv4 besides the bridge: the host's
     own routes to the outside use them.  IPv6 forwarding concerns the whole host, and is not
     decided here.
     """
-    assert upstream.bridge and upstream.subnet and upstream.gateway
-    gateways: list[Interface] = [on_link(upstream.gateway, upstream.subnet.prefixlen)]
-    if upstream.subnet6 and upstream.gateway6:
-        gateways.append(on_link(upstream.gateway6, upstream.subnet6.prefixlen))
-    keys = [f"net/ipv4/conf/{link}/forwarding" for link in (upstream.bridge, *forwarding)]
+    keys = [f"net/ipv4/conf/{link}/forwarding" for link in (segment.bridge, *forwarding)]
     return (
         TransitBridge(
-            upstream.bridge,
-            f"natns-transit-{upstream.name}",
-            names.mac(upstream.name, "transit"),
+            segment.bridge,
+            f"natns-transit-{segment.name}",
+            names.mac(segment.name, "transit"),
         ),
-        *([] if len(gateways) < 2 else _transit6(upstream.bridge)),
-        Addresses(None, upstream.bridge, tuple(gateways)),
+        *(_transit6(segment.bridge) if segment.subnet6 else []),
+        Addresses(None, segment.bridge, segment.transit_gateways),
         *(Sysctl(None, key, "1") for key in keys),
         # Forwards answer on 127.0.0.1, too.  The rules keep the bridge's other side from
         # using that.
-        Sysctl(None, f"net/ipv4/conf/{upstream.bridge}/route_localnet", "1"),
+        Sysctl(None, f"net/ipv4/conf/{segment.bridge}/route_localnet", "1"),
     )
 
 

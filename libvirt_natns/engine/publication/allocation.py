@@ -77,15 +77,14 @@ class Allocation:
     def _is_free_still(self, request: AutoPortRequest, port: int) -> bool:
         """True if a chosen port is still free: its owner may not have used it for a while."""
         upstream = request.attachment.upstream
-        shared = upstream.kind == "host"
-        scope = ClaimScope("" if shared else upstream.name, upstream.is_transit)
+        scope = ClaimScope.of(upstream.name, upstream.kind)
         if _lies_in(port, request.avoided):
             return False
         if any(
             self.store.claims.is_claimed(request.key, scope, each, port) for each in request.listens
         ):
             return False
-        if not shared or any(
+        if not scope.in_host or any(
             each.proto == request.key.proto and each.first == port
             for each in self.store.claims.forwards(owner=request.key.owner)
         ):
@@ -116,7 +115,7 @@ class Allocation:
         self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
     ) -> Address:
         upstream = attachment.upstream
-        if upstream.by_dhcp and family == 4:
+        if upstream.side(family).by_dhcp:
             raise LeaseError(
                 f"guest {domain.name}: there are no addresses for <natns:address> on upstream"
                 f" {upstream.name}, whose DHCP server leases one to each network",
@@ -134,7 +133,7 @@ class Allocation:
             asked = [address for address in addresses if address not in present]
             if not asked or not upstream.probe or not self.asks:
                 return set()
-            return address_probe.probe(upstream.bridge or "", asked, upstream.probe)
+            return address_probe.probe(upstream.bridge, asked, upstream.probe)
 
         guest = Applicant(
             key, f"guest {domain.name}", request.address, "natns:address", family=family

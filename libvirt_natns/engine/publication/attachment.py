@@ -5,7 +5,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.model.network import Network, Nic
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import dataclass
 
 ANY = IPv4Address(0)
@@ -19,7 +20,7 @@ class Attachment:
 
     nic: Nic
     network: Network
-    upstream: Upstream
+    upstream: Segment
     outside: Outside
 
     def is_public(self, address: Address) -> bool:

@@ -9,7 +9,6 @@ from libvirt_natns.errors import ConflictError
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.model.metadata import AddressRequest
 from libvirt_natns.model.network import Domain
-from libvirt_natns.state import pool
 
 
 class ChoicesInForce:
@@ -48,6 +47,6 @@ class ChoicesInForce:
         who = f"guest {domain.name}"
         key = f"{domain.uuid}/{attachment.nic.mac}"
         store, upstream = self._choices.store, attachment.upstream
-        if not store.leases.reserve(upstream.name, pool.segment(upstream), key, own):
+        if not store.leases.reserve(upstream.name, upstream.bridge, key, own):
             raise ConflictError(f"{who}: {own} of upstream {upstream.name} is another's already")
         return own

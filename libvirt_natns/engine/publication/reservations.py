@@ -34,7 +34,7 @@ def reserve_address(store: Store, owner: str, attachment: Attachment, family: Fa
 
 def _reserve_free(store: Store, owner: str, attachment: Attachment, family: Family) -> Address:
     network, mac = attachment.network, attachment.nic.mac
-    leased, fixed = guest_leases.present(network.bridge or ""), fixed_addresses(network)
+    leased, fixed = guest_leases.present(network.bridge), fixed_addresses(network)
     spans = ranges_of(network, family)
     # Ranges that are not translated come first.
     spans.sort(key=lambda span: not attachment.is_public(span.first))
@@ -51,7 +51,7 @@ def _reserve_free(store: Store, owner: str, attachment: Attachment, family: Fami
         if not inside(address):
             return False
         holder = leased.get(address, mac)
-        stranger = guest_leases.is_stranger(network.bridge or "", holder, nics)
+        stranger = guest_leases.is_stranger(network.bridge, holder, nics)
         return holder == mac or stranger
 
     # The NIC's present lease comes first, then free addresses, then leases of strangers.
@@ -69,6 +69,6 @@ def is_tenable(attachment: Attachment, address: Address) -> bool:
     network = attachment.network
     taken = fixed_addresses(network)
     inside = any(address in subnet.network for subnet in network.subnets)
-    holder = guest_leases.present(network.bridge or "").get(address, attachment.nic.mac)
+    holder = guest_leases.present(network.bridge).get(address, attachment.nic.mac)
     # The MAC address of some DHCPv6 clients is unknown.
     return inside and address not in taken and holder in (attachment.nic.mac, "")

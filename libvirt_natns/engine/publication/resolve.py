@@ -18,7 +18,8 @@ from libvirt_natns.model.metadata import NatMetadata, PortForward
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.model.publication import Protocol as PortProtocol
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claims import Claims
@@ -58,7 +59,7 @@ def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> 
     return Claims(domain.uuid, forwards, statics)
 
 
-def of_network(network: Network, upstream: Upstream, outside: Outside, choices: Choices) -> Claims:
+def of_network(network: Network, upstream: Segment, outside: Outside, choices: Choices) -> Claims:
     """Return all claims of a network's own metadata."""
     at = Attachment(Nic(""), network, upstream, outside)
     port_forwards = network.nat.forwards if network.nat else ()

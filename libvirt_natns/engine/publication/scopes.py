@@ -11,25 +11,17 @@ from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel import listening_ports
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
-from libvirt_natns.model.upstream import Outside, Upstream
+from libvirt_natns.model.segment import Segment
+from libvirt_natns.model.upstream import Outside
 from libvirt_natns.state.claims import Claims, ClaimScope
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 
 
 def scopes(store: Store, networks: Iterable[str]) -> dict[str, ClaimScope]:
-    """Return the scope in which each network's claims must be unique, by uuid.
-
-    All upstreams of kind "host" are one scope: they share the host's addresses.  Networks
-    on a router share the router's addresses.
-    """
+    """Return the scope in which each network's claims must be unique, by uuid."""
     records = [record for uuid in networks if (record := store.networks.get(uuid))]
-    return {record.uuid: scope_on(record.upstream, record.kind) for record in records}
-
-
-def scope_on(upstream: str, kind: str) -> ClaimScope:
-    """Return the scope of claims in networks on an upstream of that kind."""
-    return ClaimScope("", True) if kind == "host" else ClaimScope(upstream, kind == "router")
+    return {record.uuid: ClaimScope.of(record.upstream, record.kind) for record in records}
 
 
 def check_host(
@@ -67,7 +59,7 @@ def check_host(
 def claim_for_network(
     choices: Allocation,
     network: Network,
-    upstream: Upstream,
+    upstream: Segment,
     outside: Outside,
     held: Collection[Forward] = (),
 ) -> None:
@@ -76,7 +68,7 @@ def claim_for_network(
     Raises DocumentError or ConflictError.
     """
     claims = of_network(network, upstream, outside, choices)
-    where = {network.uuid: scope_on(upstream.name, upstream.kind)}
+    where = {network.uuid: ClaimScope.of(upstream.name, upstream.kind)}
     fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
     check_host(fresh, where, choices.kernel.host.addresses.beyond_link())
     choices.store.claims.put(claims, where, published=True)

@@ -58,7 +58,7 @@ def static_nat(
 ) -> StaticNat:
     """Return the static NAT of an <natns:address>.  Raises ConflictError or LeaseError."""
     at = select_nic(domain, "address", request.network, request.mac, attachments)
-    if at.upstream.is_transit:
+    if at.upstream.shares_addresses:
         raise ConflictError(
             f"guest {domain.name}: upstream {at.upstream.name} of network {at.network.name}"
             " has no addresses to give away",

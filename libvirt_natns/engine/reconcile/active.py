@@ -84,8 +84,7 @@ def network_of_ours(engine: Engine, xml: bytes) -> Network | None:
     """Return the network, or None if it is not to be handled.  Raises DocumentError."""
     if xml_sniff.at_network(xml).untouched:
         return None
-    network = libvirt_xml.parse_network(xml)
-    return network if verdict(network, engine.config).handled else None
+    return verdict(libvirt_xml.parse_any_network(xml), engine.config).network
 
 
 def leftovers(engine: Engine) -> Iterator[tuple[str, str | None]]:

@@ -37,9 +37,9 @@ def network_differences(engine: Engine, record: NetworkRecord) -> list[str]:
         network = libvirt_xml.parse_network(record.document)
         run = engine.planner.run(network, record.document, record)
         if run.lacks:
-            return [f"no {what} of upstream {run.upstream.name} is leased" for what in run.lacks]
+            return [f"no {what} of upstream {run.segment.name} is leased" for what in run.lacks]
         plan = engine.planner.plan(run)
-        lines = dhcp.differences(engine.store, record, network, run.upstream, run.selected)
+        lines = dhcp.differences(engine.store, record, network, run.segment)
         return lines + plan_differences(engine.kernel, plan)
     except NatnsError as error:
         return [str(error)]

@@ -78,7 +78,7 @@ def _release(
         tidy(engine, uuid, namespace)
         return ["removed"]
     try:
-        network = libvirt_xml.parse_network(documents[0])
+        network = libvirt_xml.parse_any_network(documents[0])
     except NatnsError:
         if len(documents) == 1:
             raise

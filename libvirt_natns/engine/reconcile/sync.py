@@ -184,7 +184,7 @@ def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
     up = record is not None and record.runs
     if up and xml_sniff.at_network(xml).untouched:
         # Its end was missed, and the network that runs now is not to be handled.
-        engine.hand_back(libvirt_xml.parse_network(xml))
+        engine.hand_back(libvirt_xml.parse_any_network(xml))
         return [f"{NOT_OURS}: given back to libvirt"]
     # A network that is up stays up where only the configuration's scope has changed.
     network = libvirt_xml.parse_network(xml) if up else network_of_ours(engine, xml)

@@ -14,7 +14,7 @@ from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.records import replace
 from libvirt_natns.state.database import SQLError
 from libvirt_natns.upstream.router import (
@@ -102,11 +102,11 @@ def _needs(verbs: RouterLifecycle, say: Say) -> NeedsOf:
     return needs
 
 
-def _upstream(config: Config, name: str, kept: ConfirmedRouter) -> Upstream:
+def _upstream(config: Config, name: str, kept: ConfirmedRouter) -> RouterUpstream:
     """Return the upstream as it was confirmed; changes of the configuration do not count."""
-    upstream = config.upstreams.get(name)
-    if upstream is None or upstream.kind != "router":
-        upstream = Upstream(name, "router", nic=kept.nic)
+    upstream = config.routers.get(name)
+    if upstream is None:
+        upstream = RouterUpstream(name=name, nic=kept.nic)
         target = kept.target
         if target is not None:
             upstream = replace(

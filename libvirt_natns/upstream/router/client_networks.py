@@ -19,11 +19,10 @@ from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.firewall.loaded import RuleSet
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
-from libvirt_natns.model.upstream import Upstream
-from libvirt_natns.records import replace
+from libvirt_natns.model.transit_segment import RouterSegment
+from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.state.host_records import User
 from libvirt_natns.state.store import Store
-from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, router_files
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.journal import RouterRecord
@@ -38,8 +37,8 @@ def record_of(upstream: str) -> RouterRecord | None:
     return record if record is not None and record.is_whole else None
 
 
-def complete(upstream: Upstream) -> Upstream:
-    """Return an upstream of kind "router" with its transit bridge and subnets.
+def complete(upstream: RouterUpstream) -> RouterSegment:
+    """Return the segment of a router: its transit bridge and subnets.
 
     Raises UpstreamError where its router is not up.
     """
@@ -50,12 +49,12 @@ def complete(upstream: Upstream) -> Upstream:
             f"virt-natns router up {upstream.name}",
         )
     target = record.target
-    upstream = replace(upstream, subnet6=IPv6Network(target.subnet6) if target.subnet6 else None)
-    subnet6 = IPv6Network(target.transit6) if target.transit6 else None
-    return replace(
-        transit.complete(upstream, IPv4Network(target.transit), subnet6),
-        bridge=names.ROUTER_TRANSIT,
-        dns=upstream.dns,
+    return RouterSegment.of(
+        upstream,
+        names.ROUTER_TRANSIT,
+        IPv4Network(target.transit),
+        IPv6Network(target.transit6) if target.transit6 else None,
+        IPv6Network(target.subnet6) if target.subnet6 else None,
     )
 
 

@@ -5,7 +5,6 @@ from typing import Literal
 
 from libvirt_natns.errors import StoreError
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.operations.carry_out import plan_differences
 from libvirt_natns.upstream.router import journal, nic_lease, preflight, recover
 from libvirt_natns.upstream.router.journal import RouterRecord
@@ -46,7 +45,7 @@ def differences(verbs: RouterLifecycle, name: str) -> list[str]:
     with verbs.kernel.work():
         plan = verbs.plan(record)
         differing = plan_differences(verbs.kernel, [step.operation for step in plan])
-    wanted = _configured(verbs.config, name)
+    wanted = verbs.config.routers.get(name)
     if wanted is not None and preflight.ports(wanted) != record.target.ports:
         differing.append(PORTS_DIFFER)
     return differing + unapplied(verbs.config, name)
@@ -81,12 +80,7 @@ def repair_all(verbs: RouterLifecycle, *, configured: bool = False) -> list[str]
 
 def unapplied(config: Config, name: str) -> list[str]:
     """Return the changes of the configuration that only a router made anew can have."""
-    record, wanted = journal.load(name), _configured(config, name)
+    record, wanted = journal.load(name), config.routers.get(name)
     if record is None or not record.is_whole or wanted is None:
         return []
     return preflight.unapplied(wanted, record.target, record.before)
-
-
-def _configured(config: Config, name: str) -> Upstream | None:
-    upstream = config.upstreams.get(name)
-    return upstream if upstream is not None and upstream.kind == "router" else None

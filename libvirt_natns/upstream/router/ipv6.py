@@ -17,7 +17,7 @@ from libvirt_natns.errors import FirewallError, UpstreamError
 from libvirt_natns.firewall import backends
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 
@@ -43,7 +43,7 @@ class Ipv6:
     own: str = ""
 
 
-def choose(config: Config, wanted: Upstream, before: Capture, hosts: Collection[str]) -> Ipv6:
+def choose(config: Config, wanted: RouterUpstream, before: Capture, hosts: Collection[str]) -> Ipv6:
     """Return the IPv6 of networks, for a NIC as ``before`` and ``hosts``, the host's addresses."""
     try:
         backends.choose(config.firewall, ipv6=True)
@@ -70,12 +70,12 @@ def _bits(*words: str) -> int:
     return int.from_bytes(sha256(text.encode()).digest())
 
 
-def _transit(wanted: Upstream, before: Capture) -> IPv6Network:
+def _transit(wanted: RouterUpstream, before: Capture) -> IPv6Network:
     identifier = _bits(wanted.name, before.mac, "transit") >> 216 << 80
     return IPv6Network((PRIVATE | identifier, 64))
 
 
-def _free(wanted: Upstream, before: Capture, subnet: IPv6Network) -> IPv6Address | None:
+def _free(wanted: RouterUpstream, before: Capture, subnet: IPv6Network) -> IPv6Address | None:
     """Return a free address of a subnet, or None."""
     if subnet.prefixlen > LONGEST:
         return None
@@ -85,7 +85,9 @@ def _free(wanted: Upstream, before: Capture, subnet: IPv6Network) -> IPv6Address
     return None
 
 
-def _candidates(wanted: Upstream, before: Capture, subnet: IPv6Network) -> Iterator[IPv6Address]:
+def _candidates(
+    wanted: RouterUpstream, before: Capture, subnet: IPv6Network
+) -> Iterator[IPv6Address]:
     for number in range(TRIES):
         bits = _bits(wanted.name, before.mac, str(subnet), str(number))
         address = subnet[bits % subnet.num_addresses]

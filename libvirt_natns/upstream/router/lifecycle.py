@@ -12,7 +12,7 @@ from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.kernel.boot import boot_id
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import dataclass, replace
@@ -59,7 +59,7 @@ class RouterLifecycle:
     faults: tuple[NatnsError, ...] = ()
     before: Before | None = None
 
-    def upstream(self, name: str | None) -> Upstream:
+    def upstream(self, name: str | None) -> RouterUpstream:
         """Return the upstream of a router; without a name the only one.  Raises RouterError."""
         return preflight.upstream(self.config, name)
 
@@ -90,7 +90,7 @@ class RouterLifecycle:
             done += self._repair(record)
             return done if not configured else done + self._apply_ports(record, within)
 
-    def boot(self, upstream: Upstream, had: Capture) -> list[str]:
+    def boot(self, upstream: RouterUpstream, had: Capture) -> list[str]:
         """Make a router as it was confirmed, or repair it; returns in words what was done.
 
         The NIC ``had`` these settings when the router was confirmed; they complete a NIC
@@ -120,7 +120,7 @@ class RouterLifecycle:
 
     def _make(
         self,
-        upstream: Upstream,
+        upstream: RouterUpstream,
         had: Capture | None,
         within: float | None = None,
         *,

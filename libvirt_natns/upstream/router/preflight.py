@@ -14,7 +14,7 @@ from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import PortSet, Protocol
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import (
@@ -33,13 +33,9 @@ from libvirt_natns.upstream.router.nic_snapshot import Capture
 from libvirt_natns.upstream.router.target import Target
 
 
-def upstream(config: Config, name: str | None) -> Upstream:
+def upstream(config: Config, name: str | None) -> RouterUpstream:
     """Return the upstream of kind "router" of that name, or the only one.  Raises RouterError."""
-    routers = {
-        upstream.name: upstream
-        for upstream in config.upstreams.values()
-        if upstream.kind == "router"
-    }
+    routers = config.routers
     if name is None and len(routers) == 1:
         return next(iter(routers.values()))
     if name in routers:
@@ -52,7 +48,7 @@ def upstream(config: Config, name: str | None) -> Upstream:
     raise RouterError(fact, f"name one of {', '.join(sorted(routers))}" if routers else add)
 
 
-def confirmed(wanted: Upstream, kept: ConfirmedRouter) -> Upstream:
+def confirmed(wanted: RouterUpstream, kept: ConfirmedRouter) -> RouterUpstream:
     """Return an upstream as it was confirmed; later changes of the configuration do not count."""
     target = kept.target
     if target is None:
@@ -67,7 +63,7 @@ def confirmed(wanted: Upstream, kept: ConfirmedRouter) -> Upstream:
     )
 
 
-def ports(wanted: Upstream) -> tuple[tuple[Transport, int, int], ...]:
+def ports(wanted: RouterUpstream) -> tuple[tuple[Transport, int, int], ...]:
     """Return the host's ports, in the form of a target."""
     return tuple((port_set.proto, port_set.first, port_set.last) for port_set in wanted.host_ports)
 
@@ -86,7 +82,7 @@ def check_published(target: Target, needs: RouterNeeds) -> None:
                 )
 
 
-def unapplied(wanted: Upstream, target: Target, before: Capture) -> list[str]:
+def unapplied(wanted: RouterUpstream, target: Target, before: Capture) -> list[str]:
     """Return the changes of the configuration that only a router made anew can have."""
     own = wanted.host_address6
     addresses6 = tuple(address.ip for address in before.ipv6) if own is None else (str(own),)
@@ -103,14 +99,18 @@ def unapplied(wanted: Upstream, target: Target, before: Capture) -> list[str]:
 
 
 def target(
-    config: Config, kernel: Kernel, wanted: Upstream, kept: Capture | None, *, boot: bool = False
+    config: Config,
+    kernel: Kernel,
+    wanted: RouterUpstream,
+    kept: Capture | None,
+    *,
+    boot: bool = False,
 ) -> tuple[Target, Capture, Resolver]:
     """Return the target of a router, the NIC's capture and resolv.conf.  Raises RouterError.
 
     ``kept``, the confirmed settings, complete a NIC without addresses.  At a ``boot`` they
     complete a NIC that lacks some, too.
     """
-    name = wanted.nic or ""
     before = _capture(wanted, kept, boot)
     _check_names(kernel, wanted)
     _check_subnets(kernel, wanted, before)
@@ -124,7 +124,7 @@ def target(
     return (
         Target(
             name=wanted.name,
-            nic=name,
+            nic=wanted.nic,
             backend=backends.choose(config.firewall).name,
             host_subnet=str(wanted.host_subnet),
             ports=ports(wanted),
@@ -141,12 +141,12 @@ def target(
     )
 
 
-def _refuse(wanted: Upstream, fact: str, remedy: str = "") -> RouterError:
+def _refuse(wanted: RouterUpstream, fact: str, remedy: str = "") -> RouterError:
     return RouterError(f"router {wanted.name}: {fact}", remedy)
 
 
-def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
-    name = wanted.nic or ""
+def _capture(wanted: RouterUpstream, kept: Capture | None, boot: bool) -> Capture:
+    name = wanted.nic
     if name in nic_link.RESERVED:
         raise _refuse(wanted, f"a NIC cannot be called {name}", "rename it (ip link set NIC name)")
     obstacle = nic_checks.obstacle(name)
@@ -166,7 +166,7 @@ def _capture(wanted: Upstream, kept: Capture | None, boot: bool) -> Capture:
     return before
 
 
-def _check_names(kernel: Kernel, wanted: Upstream) -> None:
+def _check_names(kernel: Kernel, wanted: RouterUpstream) -> None:
     """Refuse names of ours that others have.  A kill may have left a namespace of ours."""
     namespace = names.router_namespace(wanted.name)
     owner = kernel.namespace_owner(namespace)
@@ -177,7 +177,7 @@ def _check_names(kernel: Kernel, wanted: Upstream) -> None:
         raise _refuse(wanted, f"a link {link} exists", f"ip link delete {link}")
 
 
-def _check_subnets(kernel: Kernel, wanted: Upstream, before: Capture) -> None:
+def _check_subnets(kernel: Kernel, wanted: RouterUpstream, before: Capture) -> None:
     """Refuse a ``host_subnet`` that overlaps another subnet of the host or NIC."""
     for taken in (*kernel.host.routes.destinations(), *_reached(before)):
         if wanted.host_subnet.overlaps(taken):
@@ -199,7 +199,7 @@ def _reached(before: Capture) -> Iterator[IPv4Network]:
             yield IPv4Network(IPv4Address(route.gateway))
 
 
-def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
+def _transit(kernel: Kernel, wanted: RouterUpstream, before: Capture) -> IPv4Network:
     """Return the transit subnet, behind the router for networks."""
     taken = [*kernel.host.routes.destinations(), *_reached(before), wanted.host_subnet]
     # The upstream "host" takes the first candidate, and should not meet this one.
@@ -215,7 +215,7 @@ def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
     )
 
 
-def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
+def _addresses6(wanted: RouterUpstream, before: Capture) -> tuple[str, ...]:
     """Return the host's own IPv6 addresses: all of the NIC, or the configured one."""
     if wanted.host_address6 is None:
         return tuple(address.ip for address in before.ipv6)
@@ -231,7 +231,7 @@ def _addresses6(wanted: Upstream, before: Capture) -> tuple[str, ...]:
     return (str(wanted.host_address6),)
 
 
-def _servers(wanted: Upstream, before: Resolver) -> tuple[str, ...]:
+def _servers(wanted: RouterUpstream, before: Resolver) -> tuple[str, ...]:
     named = tuple(str(server) for server in wanted.dns)
     servers = host_resolv_conf.servers(before, named)
     if servers is None:

@@ -46,7 +46,13 @@ from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.firewall import nftables
 from libvirt_natns.kernel import address_probe
+from libvirt_natns.kernel.bridges import Bridges
+from libvirt_natns.kernel.link_addresses import LinkAddresses
+from libvirt_natns.kernel.links import Links
+from libvirt_natns.kernel.routes import Routes
 from libvirt_natns.kernel.session import Kernel
+from libvirt_natns.kernel.sysctl import Sysctls
+from libvirt_natns.kernel.veth import VethPairs
 from libvirt_natns.operations.namespaces import Namespace
 from libvirt_natns.state.networks import NetworkTable
 
@@ -391,20 +397,21 @@ def test_whichever_step_fails_nothing_stays(bench: Bench, setting: str) -> None:
     bench.stop()
 
 
-OPERATIONS = {
-    "create_namespace": (Kernel, 1),
-    "set_sysctls": (Kernel, 1),
-    "create_patch": (Kernel, 2),
-    "attach": (Kernel, 2),
-    "remove_address": (Kernel, 1),
-    "add_address": (Kernel, 2),
-    "set_up": (Kernel, 2),
-    "set_route": (Kernel, 1),
-    "announce": (address_probe, 1),
-    "_start": (dnsmasq, 1),
-    "put": (NetworkTable, 2),
-    "set_state": (NetworkTable, 1),
-}
+OPERATIONS: tuple[tuple[object, str, int], ...] = (
+    (Kernel, "create_namespace", 1),
+    (Sysctls, "set_all", 1),
+    (VethPairs, "create", 2),
+    (Bridges, "attach", 2),
+    (LinkAddresses, "remove", 1),
+    (LinkAddresses, "add", 2),
+    (Links, "set_up", 2),
+    (Routes, "replace", 1),
+    (address_probe, "announce", 1),
+    (dnsmasq, "_start", 1),
+    (NetworkTable, "put", 2),
+    (NetworkTable, "set_state", 1),
+    (nftables, "apply", 1),
+)
 """What makes each thing, and how often it is called in a set-up at least."""
 
 
@@ -416,7 +423,7 @@ def test_an_operation_that_fails_halfway_is_taken_back(
     network = libvirt_xml.parse_network(bench.xml)
     bench.make_bridge()
     before = snapshot()
-    for name, (owner, calls) in {**OPERATIONS, "apply": (nftables, 1)}.items():
+    for owner, name, calls in OPERATIONS:
         for number in range(1, calls + 1):
             with monkeypatch.context() as patch, bench.engine() as verbs:
                 patch.setattr(owner, name, failing_after(getattr(owner, name), number))

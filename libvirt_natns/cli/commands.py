@@ -21,7 +21,7 @@ from libvirt_natns.cli import (
     forward,
     install,
     output,
-    preview,
+    plan,
     router,
     status,
     uninstall,
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("network", nargs="?", help="only this one")
     add("sync", check.sync, "repair what differs, and nothing else")
-    sub = add("plan", preview.run, "print what would be done for a network; changes nothing")
+    sub = add("plan", plan.run, "print what would be done for a network; changes nothing")
     sub.add_argument("network", metavar="FILE|NETWORK", help="a network's XML, or its name")
     add(
         "doctor", _doctor, "check what libvirt-natns needs of this machine; 1 if anything is broken"

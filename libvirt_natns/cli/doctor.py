@@ -12,7 +12,7 @@ from libvirt_natns.cli import libvirt_checks, machine_checks, service_control, t
 from libvirt_natns.cli.access import Engines
 from libvirt_natns.daemons import dnsmasq_process
 from libvirt_natns.documents import config
-from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.errors import (
     ConfigError,
     NatnsError,
@@ -100,7 +100,7 @@ def _obstacles(engine: Engines, settings: Config) -> list[Diagnosis]:
     """Warn of an administrator's chains that drop the networks' packets."""
     try:
         with engine(settings) as verbs:
-            notes = check.host_obstacles(verbs)
+            notes = comparison.host_obstacles(verbs)
     except NatnsError:
         # Another examination reports the reason.
         return []

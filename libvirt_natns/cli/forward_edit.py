@@ -17,7 +17,7 @@ from libvirt_natns.documents.xml_ports import MAX_PORT
 from libvirt_natns.documents.xml_values import NS, Element, MutableElement, mac, value_error
 from libvirt_natns.engine.publication.choices import Selector
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.model.publication import Protocol
+from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.records import dataclass
 from libvirt_natns.spans import Span, remaining
 
@@ -44,7 +44,7 @@ class ListenLookup:
     """
 
     listens: Callable[[Selector], Collection[str]]
-    chosen: Callable[[Selector, Protocol, int], int | None]
+    chosen: Callable[[Selector, PortProtocol, int], int | None]
 
 
 # -- adding --------------------------------------------------------------------

@@ -15,11 +15,11 @@ from libvirt_natns.state.store import Store
 HEADINGS = ("GUEST", "NETWORK", "PROTO", "LISTEN", "TARGET", "SOURCES", "STATE")
 NONE = "nothing is published: see virt-natns forward add"
 
-State = Literal["published", "reserved"]
+ForwardState = Literal["published", "reserved"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ForwardRow:
     """A forward; ``proto`` is "address" for static NAT.
 
     ``guest`` and ``guest_uuid`` are None for a forward of the network itself.  ``address`` None
@@ -39,7 +39,7 @@ class Row:
     target_last: int | None
     sources: tuple[str, ...]
     allowed: tuple[str, ...]
-    state: State
+    state: ForwardState
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -55,7 +55,9 @@ class Row:
         return (self.guest or "-", self.network, self.proto, listen, target, sources, self.state)
 
 
-def collect(store: Store, network: str | None = None, *, published: bool = False) -> list[Row]:
+def collect(
+    store: Store, network: str | None = None, *, published: bool = False
+) -> list[ForwardRow]:
     """Return all forwards and static NATs, or only those of the network with that uuid.
 
     ``published`` leaves out the forwards that are reserved for a guest that is about to start.
@@ -73,14 +75,17 @@ def collect(store: Store, network: str | None = None, *, published: bool = False
 
 
 def _row(
-    claim: Forward | StaticNat, guests: dict[str, str], networks: dict[str, str], state: State
-) -> Row:
+    claim: Forward | StaticNat,
+    guests: dict[str, str],
+    networks: dict[str, str],
+    state: ForwardState,
+) -> ForwardRow:
     own = claim.owner == claim.network
     forward = claim if isinstance(claim, Forward) else None
     static = claim if isinstance(claim, StaticNat) else None
     limits = static.ports if static else ()
     address = listening(claim.address)
-    return Row(
+    return ForwardRow(
         guest=None if own else guests.get(claim.owner, claim.owner),
         guest_uuid=None if own else claim.owner,
         network=networks.get(claim.network, claim.network),
@@ -97,19 +102,19 @@ def _row(
     )
 
 
-def text(rows: Sequence[Row]) -> str:
+def text(rows: Sequence[ForwardRow]) -> str:
     """Return the rows as aligned columns."""
     if not rows:
         return NONE
     return "\n".join(columns.aligned([HEADINGS, *(row.cells for row in rows)]))
 
 
-def as_json(rows: Sequence[Row]) -> str:
+def as_json(rows: Sequence[ForwardRow]) -> str:
     """Return an object with "forwards"."""
     return json.dumps({"forwards": [asdict(row) for row in rows]}, indent=2)
 
 
-def compact(rows: Sequence[Row]) -> list[str]:
+def compact(rows: Sequence[ForwardRow]) -> list[str]:
     """Return a line for each guest with its forwards."""
     forwards: dict[str, list[str]] = {}
     for row in rows:

@@ -8,7 +8,7 @@ from typing import cast
 from libvirt_natns.addresses import bracketed
 from libvirt_natns.documents.xml_ports import MAX_PORT
 from libvirt_natns.engine.publication.words import ports
-from libvirt_natns.model.publication import Protocol
+from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.records import dataclass
 from libvirt_natns.spans import Span
 
@@ -26,7 +26,7 @@ class Spec:
     address stands in brackets, which are left out here.
     """
 
-    proto: Protocol
+    proto: PortProtocol
     address: str | None
     listen: Span | None
     target: Span | None
@@ -46,7 +46,7 @@ def parse(text: str) -> Spec:
         raise ValueError(f"{text!r} is no {form}{hint}")
     address, listen = _address(match["address"]), match["listen"]
     target = _span(match["target"]) if match["target"] else None
-    proto = cast("Protocol", match["proto"] or "tcp")
+    proto = cast("PortProtocol", match["proto"] or "tcp")
     if listen != "auto":
         return Spec(proto, address, _span(listen), target)
     if target is None or target[0] != target[1]:

@@ -31,7 +31,7 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state import database
 from libvirt_natns.state.store import Store
-from libvirt_natns.upstream import attachment, routers, transit
+from libvirt_natns.upstream import attach_checks, routers, transit
 from libvirt_natns.upstream.router import health
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
@@ -121,7 +121,7 @@ def default_upstream(settings: Config) -> str:
     if upstream.kind == "router":
         return _router(settings, upstream)
     with Kernel() as kernel:
-        problem = attachment.problem(kernel, upstream)
+        problem = attach_checks.problem(kernel, upstream)
     if problem:
         raise UpstreamError(
             f"{upstream.segment} of upstream {upstream.name} {problem[0]}", problem[1]

@@ -9,7 +9,7 @@ Limit: without lxml or pyroute2, networks keep their namespaces until the librar
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,18 +22,16 @@ from libvirt_natns.errors import InstallError, RouterError, describe
 
 if TYPE_CHECKING:
     from libvirt_natns.engine.engine import Engine
+    from libvirt_natns.engine.reconcile.active import AskNetworks
     from libvirt_natns.engine.reconcile.repairs import Outcome
     from libvirt_natns.model.configuration import Config
-
-Ask = Callable[[], Mapping[str, bytes] | None]
-"""Asks libvirt for its active networks; returns None where libvirt does not answer."""
 
 T = TypeVar("T")
 
 AGAIN = "fix that and run virt-natns uninstall again"
 
 
-def run(ask: Ask) -> None:
+def run(ask: "AskNetworks") -> None:
     """Remove the service, hooks, networks' namespaces, the host's rules and the state.
 
     Prints what was removed.  Raises RouterError, and removes nothing, while a router is up.
@@ -103,7 +101,7 @@ def _end_service() -> str | None:
     return service_control.end()
 
 
-def _release(ask: Ask, *, renew: bool) -> "Outcome":
+def _release(ask: "AskNetworks", *, renew: bool) -> "Outcome":
     """Give the recorded networks back to libvirt, or else the networks that the kernel shows."""
     from libvirt_natns.engine.reconcile import release, repairs
     from libvirt_natns.errors import StoreError
@@ -147,9 +145,9 @@ def _settings() -> "Config":
 
 
 def _remove_rules() -> None:
-    from libvirt_natns.firewall import host
+    from libvirt_natns.firewall import host_firewall
 
-    host.remove()
+    host_firewall.remove()
 
 
 def _remove_state() -> None:

@@ -120,7 +120,7 @@ def _check_shared(table: TomlTable, upstreams: dict[str, Upstream]) -> None:
                 raise table.error(f"upstreams.{second.name}.{key}", fact, expected)
 
 
-def _spans(upstream: Upstream) -> dict[str, list[config_spans.Span]]:
+def _spans(upstream: Upstream) -> dict[str, list[config_spans.NamedSpan]]:
     """Return the addresses that an upstream leases, by the key they stand in."""
     return {
         "pool": config_spans.of_ranges(upstream.ranges),

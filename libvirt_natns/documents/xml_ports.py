@@ -6,14 +6,14 @@ from typing import cast
 
 from libvirt_natns.documents.xml_values import NS, Element, local_name, value_error
 from libvirt_natns.model.metadata import PortRange
-from libvirt_natns.model.publication import PortSet, Protocol
+from libvirt_natns.model.publication import PortProtocol, PortSet
 
 MAX_PORT = 65535
 
 
-def protocol(element: Element) -> Protocol:
+def protocol(element: Element) -> PortProtocol:
     """Return the protocol of a forward or of allowed ports."""
-    return cast("Protocol", element.attrib.get("proto", "tcp"))
+    return cast("PortProtocol", element.attrib.get("proto", "tcp"))
 
 
 def port_range(element: Element) -> PortRange:

@@ -21,7 +21,7 @@ from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.state.networks import State
+from libvirt_natns.state.networks import NetworkState
 from libvirt_natns.state.store import Store
 
 
@@ -59,7 +59,7 @@ class Context:
         if self.before is not None:
             self.before(what)
 
-    def state(self, uuid: str) -> State:
+    def state(self, uuid: str) -> NetworkState:
         """Return a network's recorded state; a state from before a reboot counts as "down"."""
         record = self.store.networks.get(uuid)
         return record.state if record and record.this_boot else "down"

@@ -6,14 +6,16 @@ from contextlib import suppress
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.model.metadata import PortForward
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Upstream
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 
 
-def new_record(network: Network, xml: bytes, upstream: Upstream, state: State) -> NetworkRecord:
+def new_record(
+    network: Network, xml: bytes, upstream: Upstream, state: NetworkState
+) -> NetworkRecord:
     """Return a record of a network that has had its state since now."""
     return NetworkRecord(
         uuid=network.uuid,

@@ -10,8 +10,8 @@ from functools import partial
 
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq, libvirt_dnsmasq, ndppd
-from libvirt_natns.engine.apply import daemons
-from libvirt_natns.engine.apply.links import namespace_owner
+from libvirt_natns.engine.apply import daemon_handlers
+from libvirt_natns.engine.apply.link_handlers import namespace_owner
 from libvirt_natns.engine.context import discard_directory, empty_directory
 from libvirt_natns.engine.operations.links import Namespace
 from libvirt_natns.engine.operations.operation import Step
@@ -64,7 +64,7 @@ def remove_unrecorded(kernel: Kernel, uuid: str, namespace: str) -> None:
 
 def end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
     """End a network's DHCP client.  Raises DhcpError."""
-    daemons.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
+    daemon_handlers.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
 
 
 def _delete_patches(kernel: Kernel, uuid: str) -> None:

@@ -9,9 +9,9 @@ from contextlib import suppress
 
 from libvirt_natns import names
 from libvirt_natns.daemons import libvirt_dnsmasq
-from libvirt_natns.engine import given_up, leases, shared_host
+from libvirt_natns.engine import given_up, shared_host, upstream_leases
 from libvirt_natns.engine.apply.carry_out import carry_out
-from libvirt_natns.engine.apply.links import namespace_owner
+from libvirt_natns.engine.apply.link_handlers import namespace_owner
 from libvirt_natns.engine.context import Context, discard_directory, empty_directory
 from libvirt_natns.engine.down import end, remove_orphan
 from libvirt_natns.engine.network_record import is_start_of, new_record
@@ -45,11 +45,11 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
         undo.add(discard_directory, network.uuid)
         check_room(network)
         _clear(context, network, xml)
-        leases.reserve(context, network, xml, upstream, undo)
+        upstream_leases.reserve(context, network, xml, upstream, undo)
         context.step("await its turn")
         while context.store.networks.enter_start(new_record(network, xml, upstream, "starting")):
             time.sleep(POLL)
-        changes.append(f"reserved {leases.in_words(context, network, upstream)}")
+        changes.append(f"reserved {upstream_leases.in_words(context, network, upstream)}")
         undo.pop_all()
 
 
@@ -66,7 +66,7 @@ def build(context: Context, network: Network, xml: bytes) -> bool:
         if context.built is None or not record or not is_start_of(record, xml):
             return False
         undo.add(empty_directory, network.uuid)
-        leases.renew(context, network, upstream)
+        upstream_leases.renew(context, network, upstream)
         shared_host.adjust(context, network.uuid)
         operations = context.planner.plan_ahead(network, upstream)
         changes += carry_out(context.kernel, operations, undo, context.before, later=context.later)

@@ -9,13 +9,13 @@ from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.facts.mtu import ETHERNET_MTU
 from libvirt_natns.engine.facts.proxies import check_proxied
 from libvirt_natns.engine.facts.services import resolvers_of
-from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.network_plan import make
 from libvirt_natns.engine.plan.segment import has_ipv6
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import StoreError, UpstreamError
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.upstream import Outside, Upstream
-from libvirt_natns.upstream import attachment, selection
+from libvirt_natns.upstream import attach_checks, selection
 
 ROOM = 64 << 10
 """Octets that a network's run-time files may take: most are those of its dnsmasq."""
@@ -44,7 +44,7 @@ def _check_bridge(context: Context, network: Network, upstream: Upstream) -> Non
     """Refuse an upstream's bridge or NIC that could not take another network."""
     if upstream.kind == "host" and context.kernel.link(None, upstream.bridge or "") is None:
         return
-    problem = attachment.problem(context.kernel, upstream)
+    problem = attach_checks.problem(context.kernel, upstream)
     if problem and upstream.kind == "router":
         problem = problem[0], f"virt-natns router up {upstream.name}"
     if problem:

@@ -7,13 +7,13 @@ The verb converges: it changes only what differs, and can be called again at any
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import leases, shared_host
+from libvirt_natns.engine import shared_host, upstream_leases
 from libvirt_natns.engine.apply.carry_out import carry_out
 from libvirt_natns.engine.context import Context, discard_directory
 from libvirt_natns.engine.down import return_routes
 from libvirt_natns.engine.network_record import is_outdated, new_record, publishes_as
 from libvirt_natns.engine.operations.operation import Plan
-from libvirt_natns.engine.plan.network import withdrawals
+from libvirt_natns.engine.plan.network_plan import withdrawals
 from libvirt_natns.engine.publication.scopes import scopes
 from libvirt_natns.engine.removal import end_client, remove
 from libvirt_natns.engine.rivals import end_rivals
@@ -139,7 +139,7 @@ def _admit(context: Context, network: Network, xml: bytes, upstream: Upstream, u
         undo.add(shared_host.adjust, context, network.uuid)
         undo.add(discard_directory, network.uuid)
     if state not in ("starting", "up"):
-        leases.reserve(context, network, xml, upstream, undo)
+        upstream_leases.reserve(context, network, xml, upstream, undo)
         return
     if state == "starting":
         undo.add(context.store.networks.set_state, network.uuid, "down")
@@ -167,8 +167,8 @@ def _publish_anew(
     undo.add(context.store.networks.put, earlier)
     before = Claims(network.uuid, context.store.claims.forwards(owner=network.uuid))
     undo.add(context.store.claims.put, before, scopes(context.store, [network.uuid]), True)
-    leases.renew(context, network, upstream)
-    leases.claim_own(context, network, upstream, before.forwards)
+    upstream_leases.renew(context, network, upstream)
+    upstream_leases.claim_own(context, network, upstream, before.forwards)
 
 
 def _end_leasing(context: Context, network: Network, upstream: Upstream, undo: Undo) -> None:
@@ -199,7 +199,7 @@ def _apply(
 ) -> list[str]:
     """Renew a network's leases and carry out its plan; return what differed."""
     repaired: list[str] = []
-    leases.renew(context, network, upstream)
+    upstream_leases.renew(context, network, upstream)
     if upstream.by_dhcp:
         repaired += dhcp.news(network, selection.upstream_of(network, context.config))
     for address in context.planner.outside(network, upstream).addresses:

@@ -16,7 +16,7 @@ from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables
 from libvirt_natns.firewall.iptables_entries import entries
-from libvirt_natns.firewall.iptables_syntax import Entry, Match
+from libvirt_natns.firewall.iptables_syntax import ChainEntry, Match
 from libvirt_natns.firewall.rule import Chain, Rule
 from libvirt_natns.records import asdict, replace
 
@@ -118,7 +118,7 @@ def tables(wanted: Wanted) -> list[dict[str, Any]]:
 
 
 def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
-    chains: dict[Chain, list[Entry]] = {}
+    chains: dict[Chain, list[ChainEntry]] = {}
     for rule in rules:
         chains.setdefault(rule.chain, []).extend(entries(rule, family))
     made: dict[str, dict[str, Any]] = {}
@@ -134,11 +134,11 @@ def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
     return made.values()
 
 
-def _own(entry: Entry, table: str) -> Entry:
+def _own(entry: ChainEntry, table: str) -> ChainEntry:
     """Return an entry for our own chain in a table: an accept there ends that chain alone."""
     accepts = entry.target[0] == "ACCEPT" and table not in LAST
     return replace(entry, target=RETURN) if accepts else entry
 
 
-def _jump(target: str) -> Entry:
-    return Entry(matches=(("comment", {"comment": "libvirt-natns"}),), target=(target, {}))
+def _jump(target: str) -> ChainEntry:
+    return ChainEntry(matches=(("comment", {"comment": "libvirt-natns"}),), target=(target, {}))

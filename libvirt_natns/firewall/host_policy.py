@@ -4,7 +4,7 @@
 from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.rule import checked_interface
-from libvirt_natns.model.publication import Protocol
+from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.records import dataclass
 
 
@@ -52,7 +52,7 @@ class HostForward:
     empty means all; a guest counts with its network's transit address.
     """
 
-    proto: Protocol
+    proto: PortProtocol
     address: Address | None
     first: int
     last: int

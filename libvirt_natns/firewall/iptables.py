@@ -27,7 +27,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.iptables_entries import entries
-from libvirt_natns.firewall.iptables_syntax import Entry
+from libvirt_natns.firewall.iptables_syntax import ChainEntry
 from libvirt_natns.firewall.rule import Chain, Rule
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import asdict, dataclass
@@ -76,7 +76,7 @@ class Table:
     """The entries of a table's chains, and ``policies`` of its built-in chains."""
 
     name: str
-    chains: dict[str, list[Entry]]
+    chains: dict[str, list[ChainEntry]]
     policies: dict[str, str]
     family: Family = 4
 

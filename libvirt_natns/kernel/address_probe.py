@@ -40,7 +40,7 @@ BUFFER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Protocol:
+class ProbeProtocol:
     """How neighbours speak of a family's addresses.
 
     ``filter`` is a program for the kernel that picks what is spoken out of all that
@@ -57,8 +57,8 @@ class Protocol:
 
 
 PROTOCOLS = {
-    4: Protocol(arp.ETHERTYPE, arp.question, arp.announcement, arp.claimed),
-    6: Protocol(
+    4: ProbeProtocol(arp.ETHERTYPE, arp.question, arp.announcement, arp.claimed),
+    6: ProbeProtocol(
         ndp.ETHERTYPE, ndp.question, ndp.announcement, ndp.claimed, ndp.FILTER, ndp.ALL_NODES_MAC
     ),
 }
@@ -69,7 +69,7 @@ class _Ear:
     """A socket that speaks one protocol, and the addresses that are asked for with it."""
 
     packet: socket.socket
-    protocol: Protocol
+    protocol: ProbeProtocol
     wanted: set[Address]
 
     @property
@@ -112,7 +112,7 @@ def _opened(
         raise UpstreamError(f"cannot {purpose} on {link}", error.strerror or str(error)) from error
 
 
-def _prepare(packet: socket.socket, link: str, protocol: Protocol) -> None:
+def _prepare(packet: socket.socket, link: str, protocol: ProbeProtocol) -> None:
     packet.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
     if protocol.filter:
         program = ctypes.create_string_buffer(protocol.filter, len(protocol.filter))

@@ -31,7 +31,7 @@ from libvirt_natns.kernel.netlink import (
     InterruptedDumpError,
 )
 from libvirt_natns.kernel.pyroute2_lite import IPRoute, NetlinkError
-from libvirt_natns.kernel.rtnetlink import Link, LinkAddress, ProxiedNeighbour, Route
+from libvirt_natns.kernel.rtnetlink import Link, LinkAddress, ProxiedNeighbour, RouteEntry
 
 BRIDGE_PORTS = 1023
 """The most ports that a Linux bridge takes."""
@@ -172,7 +172,7 @@ class Kernel:
     def _addresses(self, namespace: str | None) -> list[LinkAddress]:
         return self._listed("addresses", namespace, self._session(namespace).addresses)
 
-    def _routes(self, namespace: str | None, *families: Family) -> list[Route]:
+    def _routes(self, namespace: str | None, *families: Family) -> list[RouteEntry]:
         """All routes of the main table, of these families or both."""
         found = self._listed(
             f"IPv{families[0]} routes" if families else "routes",
@@ -719,7 +719,7 @@ class Kernel:
         """All routes of IPv4, in the main table, through gateways on a link."""
         return {(route.destination, by) for route, by in self._gateways(namespace, link)}
 
-    def _gateways(self, namespace: str, link: str) -> list[tuple[Route, Address]]:
+    def _gateways(self, namespace: str, link: str) -> list[tuple[RouteEntry, Address]]:
         index = self._index(namespace, link)
         found = ((route, route.gateway) for route in self._routes(namespace, 4))
         return [(route, by) for route, by in found if by is not None and route.link == index]
@@ -739,7 +739,7 @@ class Kernel:
                 f"the route to {destination} via {gateway}", partial(replace, flags=RTNH_F_ONLINK)
             )
 
-    def _delete_route(self, namespace: str | None, route: Route) -> None:
+    def _delete_route(self, namespace: str | None, route: RouteEntry) -> None:
         """Delete one route as the kernel listed it; missing is success."""
         # A route that leads nowhere has a type of its own, and no other is deleted.
         same: dict[str, Any] = {
@@ -923,7 +923,7 @@ def _family(destination: IPNetwork) -> Family:
     return 4 if destination.version == 4 else 6
 
 
-def _usual_metric(route: Route) -> int | None:
+def _usual_metric(route: RouteEntry) -> int | None:
     metrics = SUBNET_METRICS if route.gateway is None else METRICS
     return metrics[_family(route.destination)]
 

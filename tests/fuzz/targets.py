@@ -26,7 +26,7 @@ from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import config, domain_edit, libvirt_xml, xml_sniff
 from libvirt_natns.engine.operations.daemons import Firewall
 from libvirt_natns.engine.operations.operation import describe_plan
-from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.network_plan import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables

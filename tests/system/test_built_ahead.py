@@ -20,7 +20,7 @@ from lab_bench import (
 
 from libvirt_natns.daemons import dnsmasq, dnsmasq_files
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine.operations.addresses import Withdrawal
+from libvirt_natns.engine.operations.addressing import Withdrawal
 from libvirt_natns.engine.operations.daemons import Dnsmasq, IdleDnsmasq
 from libvirt_natns.engine.operations.links import LinkUp, Port
 from libvirt_natns.errors import DnsmasqError, NatnsError

@@ -45,7 +45,7 @@ from views import (
 from libvirt_natns import names
 from libvirt_natns.daemons import udhcpc
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine.operations.addresses import Gateways
+from libvirt_natns.engine.operations.addressing import Gateways
 from libvirt_natns.engine.operations.daemons import Firewall, Leasing
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000d1"

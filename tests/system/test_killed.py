@@ -19,9 +19,9 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns.engine.operations.addresses import Withdrawal
+from libvirt_natns.engine.operations.addressing import Withdrawal
 from libvirt_natns.engine.operations.links import Patch
-from libvirt_natns.engine.reconcile import check, repairs
+from libvirt_natns.engine.reconcile import comparison, repairs
 from libvirt_natns.engine.reconcile.sync import sync_all
 
 pytest_plugins = ("lab_bench",)
@@ -76,7 +76,7 @@ def sync_active(bench: Bench) -> None:
 def synchronize(bench: Bench, active: Mapping[str, bytes]) -> None:
     with bench.engine() as verbs:
         assert sync_all(verbs, lambda: active).errors == []
-        assert check.missed(verbs, lambda: active) == []
+        assert comparison.missed(verbs, lambda: active) == []
         # Twice is once.
         assert sync_all(verbs, lambda: active) == repairs.Outcome([], [])
 

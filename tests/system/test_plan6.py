@@ -21,11 +21,11 @@ from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons import ndppd
 from libvirt_natns.engine.apply.carry_out import carry_out, plan_differences
-from libvirt_natns.engine.operations.addresses import ProxiedNeighbours, Route
+from libvirt_natns.engine.operations.addressing import ProxiedNeighbours, Route
 from libvirt_natns.engine.operations.daemons import NeighbourProxy
 from libvirt_natns.engine.operations.links import Sysctl
 from libvirt_natns.engine.operations.operation import Plan
-from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.network_plan import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.engine.removal import remove
 from libvirt_natns.engine.undo import Undo

@@ -231,7 +231,7 @@ def test_forwards_as_they_are_typed() -> None:
 def test_forward_columns_and_fields() -> None:
     text = sections(REFERENCE / "commands.md")["forward"]
     assert re.findall(r"(?m)^\| ([A-Z]+) ", text)[1:] == list(forward_list.HEADINGS)
-    for field in records.fields(forward_list.Row):
+    for field in records.fields(forward_list.ForwardRow):
         assert f"`{field}`" in text
 
 

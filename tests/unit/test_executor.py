@@ -11,9 +11,9 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.engine.apply.carry_out import HANDLERS, carry_out, plan_differences
-from libvirt_natns.engine.apply.firewall import fingerprint_file
-from libvirt_natns.engine.apply.links import namespace_owner
-from libvirt_natns.engine.operations.addresses import Addresses, Announcement, Withdrawal
+from libvirt_natns.engine.apply.firewall_handlers import fingerprint_file
+from libvirt_natns.engine.apply.link_handlers import namespace_owner
+from libvirt_natns.engine.operations.addressing import Addresses, Announcement, Withdrawal
 from libvirt_natns.engine.operations.daemons import Firewall
 from libvirt_natns.engine.operations.links import LinkUp, Namespace, Patch
 from libvirt_natns.engine.operations.operation import Operation

@@ -30,7 +30,7 @@ from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.kernel import conntrack
-from libvirt_natns.model.publication import Forward, Protocol, StaticNat
+from libvirt_natns.model.publication import Forward, PortProtocol, StaticNat
 from libvirt_natns.records import replace
 
 PRIVATE, PUBLIC = IPv6Network("fd00:10::/64"), IPv6Network("2001:db8:100::/64")
@@ -286,7 +286,7 @@ table inet natns {
 
 
 def forward(
-    proto: Protocol, listen: str, ports: tuple[int, int], to: str, there: int, *sources: str
+    proto: PortProtocol, listen: str, ports: tuple[int, int], to: str, there: int, *sources: str
 ) -> Forward:
     last = there + ports[1] - ports[0]
     limits = tuple(map(network_of, sources))
@@ -572,11 +572,11 @@ def test_flows_of_ipv6_are_read() -> None:
 def test_flows_to_a_guests_own_address() -> None:
     published = FORWARDS[4]
     client = parsed("2001:db8:203::9")
-    own = conntrack.Entry(6, parsed(OPEN), 80, (parsed(OPEN), client), b"")
+    own = conntrack.ConntrackEntry(6, parsed(OPEN), 80, (parsed(OPEN), client), b"")
     assert conntrack._concerns(published, own, frozenset())
     for other in (
         replace(own, port=82),
         # The guest's own flow to a port 80 elsewhere.
-        conntrack.Entry(6, client, 80, (client, parsed(OPEN)), b""),
+        conntrack.ConntrackEntry(6, client, 80, (client, parsed(OPEN)), b""),
     ):
         assert not conntrack._concerns(published, other, frozenset())

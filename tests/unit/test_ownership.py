@@ -9,7 +9,7 @@ from libvirt_natns import names
 from libvirt_natns.documents import config, ownership
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.errors import ConfigError
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store

@@ -15,11 +15,11 @@ import pytest
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.dnsmasq import Daemon
-from libvirt_natns.engine.operations.addresses import Announcement, Route
+from libvirt_natns.engine.operations.addressing import Announcement, Route
 from libvirt_natns.engine.operations.daemons import Dnsmasq, Firewall, NeighbourProxy
 from libvirt_natns.engine.operations.links import AllMulticast, LinkUp, Patch, Settings
 from libvirt_natns.engine.operations.operation import Operation, Plan, describe_plan
-from libvirt_natns.engine.plan.network import make, policy
+from libvirt_natns.engine.plan.network_plan import make, policy
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
 from libvirt_natns.engine.plan.sysctls import (
     ADVERTISED,

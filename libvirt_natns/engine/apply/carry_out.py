@@ -8,9 +8,14 @@ call that fails leaves the machine as it was.  ``plan_differences`` changes noth
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from libvirt_natns.engine.apply import addresses, daemons, firewall, links
-from libvirt_natns.engine.apply.context import ApplyContext
-from libvirt_natns.engine.operations.addresses import (
+from libvirt_natns.engine.apply import (
+    address_handlers,
+    daemon_handlers,
+    firewall_handlers,
+    link_handlers,
+)
+from libvirt_natns.engine.apply.apply_context import ApplyContext
+from libvirt_natns.engine.operations.addressing import (
     Addresses,
     Announcement,
     Gateways,
@@ -120,26 +125,26 @@ def differs(kernel: Kernel, operation: Operation) -> list[str]:
 
 
 HANDLERS: dict[type[Any], tuple[Callable[..., list[str]], Callable[..., None]]] = {
-    Namespace: (links.namespace_differs, links.ensure_namespace),
-    Sysctl: (links.sysctl_differs, links.ensure_sysctl),
-    Settings: (links.settings_differ, links.ensure_settings),
-    Patch: (links.patch_differs, links.ensure_patch),
-    Macvlan: (links.macvlan_differs, links.ensure_macvlan),
-    Port: (links.port_differs, links.ensure_port),
-    AllMulticast: (links.multicast_differs, links.ensure_multicast),
-    Firewall: (firewall.firewall_differs, firewall.ensure_firewall),
-    Withdrawal: (addresses.withdrawal_differs, addresses.ensure_withdrawal),
-    Addresses: (addresses.addresses_differ, addresses.ensure_addresses),
-    LinkUp: (links.link_differs, links.ensure_link),
-    Route: (addresses.route_differs, addresses.ensure_route),
-    SendLimit: (addresses.limit_differs, addresses.ensure_limit),
-    Gateways: (addresses.gateways_differ, addresses.ensure_gateways),
-    Leasing: (daemons.leasing_differs, daemons.ensure_leasing),
-    ProxiedNeighbours: (addresses.proxied_differ, addresses.ensure_proxied),
-    NeighbourProxy: (daemons.proxy_differs, daemons.ensure_proxy),
-    Announcement: (lambda *_: [], addresses.announce_address),
-    Dnsmasq: (daemons.dnsmasq_differs, daemons.ensure_dnsmasq),
-    IdleDnsmasq: (daemons.idle_differs, daemons.ensure_idle),
-    TransitBridge: (links.transit_differs, links.ensure_transit),
+    Namespace: (link_handlers.namespace_differs, link_handlers.ensure_namespace),
+    Sysctl: (link_handlers.sysctl_differs, link_handlers.ensure_sysctl),
+    Settings: (link_handlers.settings_differ, link_handlers.ensure_settings),
+    Patch: (link_handlers.patch_differs, link_handlers.ensure_patch),
+    Macvlan: (link_handlers.macvlan_differs, link_handlers.ensure_macvlan),
+    Port: (link_handlers.port_differs, link_handlers.ensure_port),
+    AllMulticast: (link_handlers.multicast_differs, link_handlers.ensure_multicast),
+    Firewall: (firewall_handlers.firewall_differs, firewall_handlers.ensure_firewall),
+    Withdrawal: (address_handlers.withdrawal_differs, address_handlers.ensure_withdrawal),
+    Addresses: (address_handlers.addresses_differ, address_handlers.ensure_addresses),
+    LinkUp: (link_handlers.link_differs, link_handlers.ensure_link),
+    Route: (address_handlers.route_differs, address_handlers.ensure_route),
+    SendLimit: (address_handlers.limit_differs, address_handlers.ensure_limit),
+    Gateways: (address_handlers.gateways_differ, address_handlers.ensure_gateways),
+    Leasing: (daemon_handlers.leasing_differs, daemon_handlers.ensure_leasing),
+    ProxiedNeighbours: (address_handlers.proxied_differ, address_handlers.ensure_proxied),
+    NeighbourProxy: (daemon_handlers.proxy_differs, daemon_handlers.ensure_proxy),
+    Announcement: (lambda *_: [], address_handlers.announce_address),
+    Dnsmasq: (daemon_handlers.dnsmasq_differs, daemon_handlers.ensure_dnsmasq),
+    IdleDnsmasq: (daemon_handlers.idle_differs, daemon_handlers.ensure_idle),
+    TransitBridge: (link_handlers.transit_differs, link_handlers.ensure_transit),
 }
 """For each kind of operation: how it differs from the kernel, in words, and how it is made so."""

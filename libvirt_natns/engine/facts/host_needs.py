@@ -8,7 +8,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, IPNetwork, host_network, is_placeholder
 from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.host.needs import Needs
-from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.engine.operations.addressing import Route
 from libvirt_natns.firewall.host_policy import HostForward, Private, Provider
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.upstream import Upstream

@@ -10,7 +10,7 @@ from libvirt_natns.engine.facts.outside import behind_host, completed_by, in_for
 from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
 from libvirt_natns.engine.facts.services import dnsmasq_of, leasing
 from libvirt_natns.engine.operations.operation import Plan
-from libvirt_natns.engine.plan.network import ahead_of_lease, make, private_port, withdrawals
+from libvirt_natns.engine.plan.network_plan import ahead_of_lease, make, private_port, withdrawals
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
 from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall import backends

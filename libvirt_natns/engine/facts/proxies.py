@@ -5,7 +5,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, AddressRange, by_family, host_network
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.engine import proxied_addresses
-from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.engine.operations.addressing import Route
 from libvirt_natns.engine.operations.daemons import NeighbourProxy
 from libvirt_natns.engine.operations.operation import Operation, Plan
 from libvirt_natns.engine.plan.segment import has_ipv6

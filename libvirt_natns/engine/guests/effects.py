@@ -3,7 +3,7 @@
 
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine.guests.context import GuestContext, networks_of
+from libvirt_natns.engine.guests.guest_context import GuestContext, networks_of
 from libvirt_natns.engine.publication.attachment import ANY, ANY6
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model.publication import Forward, StaticNat

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from libvirt_natns import names
 from libvirt_natns.addresses import network_of
 from libvirt_natns.engine.apply.carry_out import carry_out, plan_differences
-from libvirt_natns.engine.host import ipv6 as host_ipv6
+from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
 from libvirt_natns.engine.host.forwarding import forwarding_of, plan_of
 from libvirt_natns.engine.host.libvirt_status import active_networks
 from libvirt_natns.engine.host.needs import Needs, together
@@ -47,7 +47,7 @@ from libvirt_natns.engine.operations.operation import Plan, Step
 from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import foreign_chains, host_parts, nfnetlink, nft, nftables, zones
-from libvirt_natns.firewall import host as rules
+from libvirt_natns.firewall import host_firewall as rules
 from libvirt_natns.firewall.host_parts import Part
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 
-from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.engine.operations.addressing import Route
 from libvirt_natns.firewall import host_policy
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass

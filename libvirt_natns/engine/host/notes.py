@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from libvirt_natns.engine.apply.carry_out import differs
 from libvirt_natns.engine.host.record import HostRecord, save, words
-from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.engine.operations.addressing import Route
 from libvirt_natns.engine.operations.links import Sysctl, TransitBridge
 from libvirt_natns.engine.operations.operation import Operation
 from libvirt_natns.kernel.session import Kernel

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Mapping
 
 from libvirt_natns.addresses import FAMILIES
-from libvirt_natns.engine.host import ipv6 as host_ipv6
+from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
 from libvirt_natns.engine.host.libvirt_status import active_networks
 from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.engine.host.record import HostRecord, words

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.engine.host.needs import Needs
-from libvirt_natns.engine.operations.addresses import Route
+from libvirt_natns.engine.operations.addressing import Route
 from libvirt_natns.firewall import zones
 from libvirt_natns.records import asdict, dataclass, field
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Iterable
 
-from libvirt_natns.engine.operations.addresses import (
+from libvirt_natns.engine.operations.addressing import (
     Addresses,
     Announcement,
     Gateways,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.ndppd import Proxy
-from libvirt_natns.engine.operations.addresses import Announcement, ProxiedNeighbours
+from libvirt_natns.engine.operations.addressing import Announcement, ProxiedNeighbours
 from libvirt_natns.engine.operations.daemons import NeighbourProxy
 from libvirt_natns.engine.operations.links import AllMulticast
 from libvirt_natns.engine.operations.operation import Operation

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Interface, on_link
-from libvirt_natns.engine.operations.addresses import Addresses
+from libvirt_natns.engine.operations.addressing import Addresses
 from libvirt_natns.engine.operations.links import Sysctl, TransitBridge
 from libvirt_natns.engine.operations.operation import Plan
 from libvirt_natns.model.upstream import Upstream

@@ -4,7 +4,7 @@
 from libvirt_natns.addresses import Address, Family, by_family, is_placeholder
 from libvirt_natns.engine.publication.attachment import ANY, ANY6, Attachment
 from libvirt_natns.engine.publication.choices import Choices
-from libvirt_natns.engine.publication.spans import Span
+from libvirt_natns.engine.publication.port_spans import PortSpan
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.metadata import PortForward
 from libvirt_natns.model.network import Domain
@@ -22,7 +22,7 @@ class Way:
     target: Address
     direct: bool = False
 
-    def address(self, span: Span) -> Address | None:
+    def address(self, span: PortSpan) -> Address | None:
         """Return the address on which these ports listen."""
         first, last, to, to_last = span
         unchanged = (first, last) == (to, to_last)

@@ -16,7 +16,7 @@ from libvirt_natns.upstream.selection import verdict
 Active = Mapping[str, bytes]
 """Networks that libvirt has active: their XML by uuid."""
 
-Ask = Callable[[], Active | None]
+AskNetworks = Callable[[], Active | None]
 """Asks libvirt for the active networks; returns None where libvirt does not answer.
 
 A network whose bridge is there counts as active then."""

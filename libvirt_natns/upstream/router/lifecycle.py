@@ -9,13 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
-from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.kernel import boot_clock
+from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.upstream.router import (
-    boot_clock,
     confirm_timer,
     confirmation,
     downstream,

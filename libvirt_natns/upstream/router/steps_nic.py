@@ -6,8 +6,8 @@ from contextlib import suppress
 
 from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ProxyError
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.upstream.router import (
-    boot_clock,
     downstream,
     link_config,
     nic_checks,

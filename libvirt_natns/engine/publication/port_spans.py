@@ -3,11 +3,11 @@
 
 from libvirt_natns.model.metadata import PortForward, PortRange
 
-Span = tuple[int, int, int, int]
+PortSpan = tuple[int, int, int, int]
 """First and last port, and the first and last port of the target."""
 
 
-def spans(forward: PortForward) -> list[Span]:
+def spans(forward: PortForward) -> list[PortSpan]:
     """Return a forward's fixed ports without the excluded ones."""
     excluded = sorted(
         (span.start, span.end) for span in forward.ranges if span.exclude and not span.auto
@@ -19,7 +19,7 @@ def spans(forward: PortForward) -> list[Span]:
     return spans
 
 
-def _without(span: PortRange, excluded: list[tuple[int, int]]) -> list[Span]:
+def _without(span: PortRange, excluded: list[tuple[int, int]]) -> list[PortSpan]:
     spans = []
     start = span.start
     for first, last in [*excluded, (span.end + 1, span.end + 1)]:

@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.engine.apply.context import ApplyContext
+from libvirt_natns.engine.apply.apply_context import ApplyContext
 from libvirt_natns.engine.operations.daemons import Firewall
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import backends

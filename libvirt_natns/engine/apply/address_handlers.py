@@ -8,8 +8,8 @@ operation so, and tells the context how to undo that.
 from collections.abc import Iterable
 
 from libvirt_natns.addresses import Interface, by_family
-from libvirt_natns.engine.apply.context import ApplyContext
-from libvirt_natns.engine.operations.addresses import (
+from libvirt_natns.engine.apply.apply_context import ApplyContext
+from libvirt_natns.engine.operations.addressing import (
     Addresses,
     Announcement,
     Gateways,

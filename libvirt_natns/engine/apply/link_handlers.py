@@ -8,8 +8,8 @@ operation so, and tells the context how to undo that.
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.engine.apply.context import ApplyContext
-from libvirt_natns.engine.apply.firewall import fingerprint_file
+from libvirt_natns.engine.apply.apply_context import ApplyContext
+from libvirt_natns.engine.apply.firewall_handlers import fingerprint_file
 from libvirt_natns.engine.operations.links import (
     AllMulticast,
     LinkUp,

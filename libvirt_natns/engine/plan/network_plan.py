@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, IPNetwork, default_route, host_network
-from libvirt_natns.engine.operations.addresses import (
+from libvirt_natns.engine.operations.addressing import (
     Addresses,
     Gateways,
     Route,

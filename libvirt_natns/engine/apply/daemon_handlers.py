@@ -10,7 +10,7 @@ from pathlib import Path
 
 from libvirt_natns.daemons import dhcp_lease, dnsmasq, libvirt_dnsmasq, ndppd, udhcpc
 from libvirt_natns.engine import guest_leases
-from libvirt_natns.engine.apply.context import ApplyContext
+from libvirt_natns.engine.apply.apply_context import ApplyContext
 from libvirt_natns.engine.operations.daemons import Dnsmasq, IdleDnsmasq, Leasing, NeighbourProxy
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.defer import at_once

@@ -29,7 +29,7 @@ from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.iptables_entries import entries
 from libvirt_natns.firewall.iptables_syntax import ChainEntry
 from libvirt_natns.firewall.rule import Chain, Rule
-from libvirt_natns.kernel import netns
+from libvirt_natns.kernel import netns, processes
 from libvirt_natns.records import asdict, dataclass
 
 TABLE_NAMES: dict[Family, Path] = {
@@ -235,4 +235,4 @@ def call(namespace: str | None, verb: str, **values: object) -> str:
 def _environment() -> dict[str, str]:
     kept = ("IPTABLES_LIBDIR", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
     own = {key: os.environ[key] for key in kept if key in os.environ}
-    return {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C", **own}
+    return {"PATH": processes.PATH, "LC_ALL": "C", **own}

@@ -410,7 +410,7 @@ def _small() -> Sequence[bytes]:
 def check_small(data: bytes) -> None:
     """A resolv.conf, and a forward as it is typed."""
     text = data.decode(errors="replace")
-    for address in resolv_conf._nameservers(text):
+    for address in resolv_conf.nameservers(text):
         assert isinstance(address, IPv4Address | IPv6Address)
     for parse in (forward_spec.parse_new, forward_spec.parse_old):
         try:

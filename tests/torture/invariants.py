@@ -156,7 +156,7 @@ def _active() -> active.Active | None:
     return None
 
 
-def _running() -> active.Running | None:
+def _running() -> libvirt.ActiveDomains | None:
     with suppress(LibvirtError):
         return libvirt.active_domains()
     return None

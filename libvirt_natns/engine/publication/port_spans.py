@@ -2,6 +2,7 @@
 """Port ranges of a forward, without the excluded ports."""
 
 from libvirt_natns.model.metadata import PortForward, PortRange
+from libvirt_natns.spans import Span, remaining
 
 PortSpan = tuple[int, int, int, int]
 """First and last port, and the first and last port of the target."""
@@ -9,23 +10,18 @@ PortSpan = tuple[int, int, int, int]
 
 def spans(forward: PortForward) -> list[PortSpan]:
     """Return a forward's fixed ports without the excluded ones."""
-    excluded = sorted(
-        (span.start, span.end) for span in forward.ranges if span.exclude and not span.auto
-    )
-    spans = []
-    for span in forward.ranges:
-        if not span.exclude and not span.auto:
-            spans += _without(span, excluded)
-    return spans
+    fixed = [span for span in forward.ranges if not span.auto]
+    excluded = [(span.start, span.end) for span in fixed if span.exclude]
+    return [
+        (first, last, *_targets(span, first, last))
+        for span in fixed
+        if not span.exclude
+        for first, last in remaining((span.start, span.end), excluded)
+    ]
 
 
-def _without(span: PortRange, excluded: list[tuple[int, int]]) -> list[PortSpan]:
-    spans = []
-    start = span.start
-    for first, last in [*excluded, (span.end + 1, span.end + 1)]:
-        if first > start and start <= span.end:
-            end = min(first - 1, span.end)
-            to = span.to if span.onto_one else span.to + start - span.start
-            spans.append((start, end, to, to if span.onto_one else to + end - start))
-        start = max(start, last + 1)
-    return spans
+def _targets(span: PortRange, first: int, last: int) -> Span:
+    """Return the ports of the target that a part of a range leads to."""
+    if span.onto_one:
+        return span.to, span.to
+    return span.to + first - span.start, span.to + last - span.start

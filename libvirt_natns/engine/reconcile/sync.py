@@ -10,6 +10,7 @@ alone.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq_trial
@@ -23,7 +24,6 @@ from libvirt_natns.engine.reconcile.active import (
     Active,
     AskGuests,
     AskNetworks,
-    Running,
     is_active,
     leftovers,
     name_of,
@@ -45,6 +45,9 @@ from libvirt_natns.kernel.boot_clock import now
 from libvirt_natns.model.network import Network
 from libvirt_natns.state.guests import GuestRecord
 from libvirt_natns.state.networks import NetworkRecord
+
+if TYPE_CHECKING:
+    from libvirt_natns.daemons.libvirt import ActiveDomains
 
 RECENT = 5.0
 """Seconds within which libvirt sends the event of a start that its hooks told us of."""
@@ -99,12 +102,12 @@ def _look_elsewhere(uuid: str, engine: Engine) -> list[str]:
     return engine.look_elsewhere(uuid, proxied_addresses.Asked())
 
 
-def _guest_endings(recorded: list[GuestRecord], running: Running) -> Iterator[NamedRepair]:
+def _guest_endings(recorded: list[GuestRecord], running: "ActiveDomains") -> Iterator[NamedRepair]:
     for record in stopped_guests(recorded, running):
         yield record.name, partial(_end_guest, record)
 
 
-def _domains(running: Running | None) -> Mapping[str, bytes] | None:
+def _domains(running: "ActiveDomains | None") -> Mapping[str, bytes] | None:
     return running.domains if running else None
 
 

@@ -6,7 +6,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import cast
 
 from libvirt_natns.addresses import bracketed
-from libvirt_natns.documents.xml_ports import MAX_PORT
+from libvirt_natns.documents.xml_attributes import MAX_PORT
 from libvirt_natns.engine.publication.words import ports
 from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.records import dataclass

@@ -258,7 +258,7 @@ def _do(
 
         locks.end_waiting_in(seconds)
         events.answer(kind, event, data)
-    except Exception as error:  # the only broad one: a hook must answer
+    except Exception as error:  # a fault of ours must stop nothing that may go on
         refuses = may_refuse()
         _report(error, refuses)
         return 1 if refuses else 0

@@ -7,9 +7,10 @@ from typing import Literal
 
 from libvirt_natns.addresses import bracketed
 from libvirt_natns.cli import columns
-from libvirt_natns.engine.publication.words import listening, ports
+from libvirt_natns.engine.publication.words import listening
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
+from libvirt_natns.spans import span_text
 from libvirt_natns.state.store import Store
 
 HEADINGS = ("GUEST", "NETWORK", "PROTO", "LISTEN", "TARGET", "SOURCES", "STATE")
@@ -46,9 +47,9 @@ class ForwardRow:
         """The cells of its line in the table."""
         listen, target = self.address or "*", self.target
         if self.first is not None and self.last is not None:
-            listen = f"{bracketed(listen)}:{ports(self.first, self.last)}"
+            listen = f"{bracketed(listen)}:{span_text(self.first, self.last)}"
         if self.target_first is not None and self.target_last is not None:
-            target = f"{bracketed(target)}:{ports(self.target_first, self.target_last)}"
+            target = f"{bracketed(target)}:{span_text(self.target_first, self.target_last)}"
         if self.allowed:
             listen += f" ({', '.join(self.allowed)})"
         sources = ", ".join(self.sources) or "any"
@@ -97,7 +98,7 @@ def _row(
         target_first=forward.to if forward else None,
         target_last=forward.to_last if forward else None,
         sources=tuple(map(str, forward.sources)) if forward else (),
-        allowed=tuple(f"{limit.proto} {ports(limit.first, limit.last)}" for limit in limits),
+        allowed=tuple(f"{limit.proto} {span_text(limit.first, limit.last)}" for limit in limits),
         state=state,
     )
 

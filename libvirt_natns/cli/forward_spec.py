@@ -7,10 +7,9 @@ from typing import cast
 
 from libvirt_natns.addresses import bracketed
 from libvirt_natns.documents.xml_attributes import MAX_PORT
-from libvirt_natns.engine.publication.words import ports
 from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.records import dataclass
-from libvirt_natns.spans import Span
+from libvirt_natns.spans import Span, span_text
 
 PATTERN = re.compile(
     r"(?:(?P<address>[0-9]+(?:\.[0-9]+){3}|\*|\[[0-9A-Fa-f:.]+\]):)?(?P<listen>auto|[0-9]+(?:-[0-9]+)?)"
@@ -33,7 +32,7 @@ class Spec:
 
     def __str__(self) -> str:
         where = f"{bracketed(self.address)}:" if self.address else ""
-        span = ports(*self.listen) if self.listen else f"auto:{self.target and self.target[0]}"
+        span = span_text(*self.listen) if self.listen else f"auto:{self.target and self.target[0]}"
         return f"{self.proto} {where}{span}"
 
 

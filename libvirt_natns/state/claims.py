@@ -12,6 +12,7 @@ from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.model.publication import Forward, PortProtocol, PortSet, StaticNat
 from libvirt_natns.records import dataclass
+from libvirt_natns.spans import span_text
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.database import Connection, Database, IntegrityError, Row
 from libvirt_natns.state.leases import LeaseTable
@@ -104,7 +105,7 @@ class ClaimTable:
             if rival["boot"] != boot_clock.boot_id():
                 db.execute("DELETE FROM forward WHERE rowid = ?", (rival["id"],))
                 continue
-            ports = _ports(max(rival["first"], forward.first), min(rival["last"], forward.last))
+            ports = span_text(max(rival["first"], forward.first), min(rival["last"], forward.last))
             where = "the host" if claimed in EVERYWHERE else forward.address
             raise ConflictError(
                 f"{forward.owner_name}: {forward.proto} port {ports} of {where}"
@@ -215,7 +216,9 @@ class ClaimTable:
         # The query has no column that is not asked for, or SQLite would use no index.
         asked = {"network": network, "owner": owner, "boot": boot_clock.boot_id()}
         wanted = {column: value for column, value in asked.items() if value is not None}
-        where = [f"{column} = ?" for column in wanted] + ["published"] * published
+        where = [f"{column} = ?" for column in wanted]
+        if published:
+            where.append("published")
         return self._database.select(
             f"SELECT * FROM {table} WHERE {' AND '.join(where)} ORDER BY {order}",
             *wanted.values(),
@@ -284,7 +287,3 @@ def _static(row: Row) -> StaticNat:
         target=address_of(row["target"]),
         ports=tuple(ports),
     )
-
-
-def _ports(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"

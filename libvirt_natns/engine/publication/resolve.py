@@ -12,13 +12,13 @@ from libvirt_natns.engine.publication.choices import AutoPortRequest, Choices, s
 from libvirt_natns.engine.publication.port_spans import PortSpan, spans
 from libvirt_natns.engine.publication.static_nat import check_requests, select_nic, static_nat
 from libvirt_natns.engine.publication.ways import Way, target_of, way_to
-from libvirt_natns.engine.publication.words import ports
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model.metadata import NatMetadata, PortForward
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward, PortProtocol, StaticNat
 from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.records import dataclass
+from libvirt_natns.spans import span_text
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claims import Claims
 
@@ -134,8 +134,9 @@ def _forward(
     first, last, to, to_last = span
     if address is None:
         raise DocumentError(
-            f"{owner.name}: {wanted.proto} port {ports(first, last)} of {way.target} cannot lead"
-            f" to {ports(to, to_last)}, as the network has no address of its own to listen on",
+            f"{owner.name}: {wanted.proto} port {span_text(first, last)} of {way.target}"
+            f" cannot lead to {span_text(to, to_last)}, as the network has no address of its own"
+            " to listen on",
             f"leave the port as it is, or give upstream {at.upstream.name} a pool6",
         )
     return Forward(

@@ -38,7 +38,7 @@ FORWARD = "Published ports of guests, which stand in their domains' metadata."
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command, and return its exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     command: Command = options.command
     try:
         with output.lenient():
@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="virt-natns", description="NAT routers for libvirt's isolated networks."
     )

@@ -66,7 +66,7 @@ def run(ask: "AskNetworks") -> None:
     problems = [*removal.problems, *(late.errors if late else [])]
     if problems:
         raise InstallError("; ".join(problems), AGAIN)
-    _remove_state()
+    remove_state()
 
 
 class _Removal:
@@ -108,14 +108,14 @@ def _release(ask: "AskNetworks", *, renew: bool) -> "Outcome":
 
     settings = _settings()
     try:
-        with _engine(settings, names.STATE_DIRECTORY) as engine:
+        with open_engine(settings, names.STATE_DIRECTORY) as engine:
             outcome = release.release_all(engine, ask, renew=renew)
         if not outcome.errors:
             return outcome
     except StoreError:
         outcome = repairs.Outcome([], [])
     with TemporaryDirectory(prefix="virt-natns-") as empty:
-        with _engine(settings, Path(empty)) as engine:
+        with open_engine(settings, Path(empty)) as engine:
             rest = release.release_all(engine, ask, renew=renew)
     # The host may still have rules for networks with broken records.
     _remove_rules()
@@ -123,7 +123,8 @@ def _release(ask: "AskNetworks", *, renew: bool) -> "Outcome":
 
 
 @contextmanager
-def _engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
+def open_engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
+    """Open an engine over the state in a directory."""
     from libvirt_natns.engine.engine import Engine
     from libvirt_natns.kernel.session import Kernel
     from libvirt_natns.state.store import Store
@@ -150,7 +151,7 @@ def _remove_rules() -> None:
     host_firewall.remove()
 
 
-def _remove_state() -> None:
+def remove_state() -> None:
     """Remove the state, the run-time directory, and a configuration that we wrote."""
     for directory in (names.STATE_DIRECTORY, names.RUN_DIRECTORY):
         shutil.rmtree(directory, ignore_errors=True)

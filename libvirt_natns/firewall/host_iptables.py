@@ -56,13 +56,13 @@ def ensure(
     differing = differences(own, accepts)
     if differing:
         announce()
-        _call("own", tables(_wanted(own, accepts)))
+        _call("own", tables(wanted_chains(own, accepts)))
     return differing
 
 
 def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:
     """Return what ``ensure`` would change, one line each."""
-    wanted = tables(_wanted(own, accepts))
+    wanted = tables(wanted_chains(own, accepts))
     if _concerned(wanted):
         return tuple(_call("compare", wanted).splitlines())
     return ()
@@ -95,7 +95,7 @@ def _concerned(wanted: list[dict[str, Any]]) -> bool:
 Wanted = dict[Family, tuple[Rule, ...]]
 
 
-def _wanted(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Wanted:
+def wanted_chains(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Wanted:
     """Return the rules of each family that is to have some."""
     mine, theirs = iptables.families(own), iptables.families(accepts)
     wanted = {}

@@ -147,7 +147,7 @@ def _cut(
             candidates = _candidates(sock, claims)
             _delete(
                 sock,
-                [e for e in candidates if any(_concerns(c, e, addresses) for c in claims)],
+                [e for e in candidates if any(concerns(c, e, addresses) for c in claims)],
             )
     except OSError as error:
         where = namespace or "the host"
@@ -167,7 +167,7 @@ def _delete(sock: Socket, entries: Iterable[ConntrackEntry]) -> None:
         raise errors[0]
 
 
-def _concerns(
+def concerns(
     claim: Forward | StaticNat, entry: ConntrackEntry, addresses: frozenset[Address] | None
 ) -> bool:
     """True if an entry is of a claim; without ``addresses`` at any address."""
@@ -217,10 +217,11 @@ def _header(family: Family) -> bytes:
 
 def _entries(sock: Socket, family: Family, attributes: bytes = b"") -> list[ConntrackEntry]:
     """Return the entries of a family that a filter's attributes match.  Raises OSError."""
-    return [_entry(body[HEADER:]) for body in sock.dump(GET, _header(family) + attributes)]
+    return [parse_entry(body[HEADER:]) for body in sock.dump(GET, _header(family) + attributes)]
 
 
-def _entry(body: bytes) -> ConntrackEntry:
+def parse_entry(body: bytes) -> ConntrackEntry:
+    """Return the entry in a message's body."""
     attributes = Attrs.parse(body)
     original = attributes.nested(TUPLE_ORIG)
     protocol = original.nested(TUPLE_PROTO)

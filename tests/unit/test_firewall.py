@@ -838,7 +838,7 @@ def script() -> str:
 
 
 def test_beside_iptables_our_table_keeps_others_nat_off(kernel: dict[str, str]) -> None:
-    own = host_firewall._own(HOST_POLICY, host_nftables, "iptables")
+    own = host_firewall.framework_rules(HOST_POLICY, host_nftables, "iptables")
     assert {rule.action for rule in own} == {"keep"}
     # Nothing translates there, so nothing of ours is needed.
     assert list(host_nftables.repairs(own, ())) == []
@@ -857,7 +857,7 @@ def test_beside_iptables_our_table_keeps_others_nat_off(kernel: dict[str, str]) 
 
 def test_iptables_needs_no_nft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nft, "program", lambda: None)
-    own = host_firewall._own(HOST_POLICY, host_nftables, "iptables")
+    own = host_firewall.framework_rules(HOST_POLICY, host_nftables, "iptables")
     assert host_nftables.ensure(own, ()) == ()
     assert host_nftables.differences(own, ()) == ()
 

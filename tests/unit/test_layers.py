@@ -86,6 +86,38 @@ def repeated(places: dict[str, list[str]]) -> dict[str, list[str]]:
     return {name: modules for name, modules in places.items() if len(modules) > 1}
 
 
+def private_names(file: Path) -> Iterator[str]:
+    """Yield private names of other objects that a test reads, calls or replaces."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Attribute(ast.Name("self" | "cls")):
+                continue
+            case ast.Attribute(attr=name):
+                pass
+            case ast.Call(ast.Attribute(attr="setattr"), [_, ast.Constant(str(name)), *_]):
+                pass
+            case _:
+                continue
+        if re.match("_[a-z]|__defaults__", name):
+            yield name
+
+
+PRIVATE = {
+    # A namedtuple's method, and the lists of a parser: they have no other names.
+    "test_netlink_messages: _replace",
+    "test_docs: _actions",
+    # Work after a start, whose fault no caller sees.
+    "test_dispatch: _beside",
+    # State of the process, which each test begins anew.
+    "test_hook: _ends",
+    # The system calls and sockets themselves.
+    "test_netns: _call",
+    "test_netns: _kept",
+    "test_netns: _refilling",
+    "test_rtnetlink: _socket",
+}
+"""Private names that unit tests use, and why."""
+
 TYPE_NAME = re.compile(r"_?[A-Z][a-z]\w*")
 TWO_MEANINGS = {
     # Each backend's own places of the same chains.
@@ -121,6 +153,16 @@ def test_each_library_has_its_importer() -> None:
             if (library := name.partition(".")[0]) in LIBRARIES:
                 importers.setdefault(library, set()).add(module)
     assert importers == IMPORTERS
+
+
+def test_unit_tests_use_public_names() -> None:
+    """A test by a private name would hold the shape of the code, rather than what it does."""
+    reached = {
+        f"{file.stem}: {name}"
+        for file in Path(__file__).parent.glob("*.py")
+        for name in private_names(file)
+    }
+    assert reached <= PRIVATE
 
 
 def test_no_two_modules_have_one_name() -> None:

@@ -30,7 +30,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the service listens; nobody does yet, and there is no systemd."""
     path = tmp_path / "s"
     monkeypatch.setattr(client, "SOCKET", os.fspath(path))
-    monkeypatch.setattr(client.ask, "__defaults__", (b"", os.fspath(path)))
     monkeypatch.setattr(client, "GREETING_LIMIT", 0.3)
     monkeypatch.setattr(service_control, "SYSTEMD", tmp_path / "no")
     return path

@@ -54,7 +54,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
 
     monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "state")
     monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "config.toml")
-    monkeypatch.setattr(uninstall, "_engine", engine)
+    monkeypatch.setattr(uninstall, "open_engine", engine)
     monkeypatch.setattr(service_control, "end", found.part("end the service", "ended"))
     monkeypatch.setattr(
         release, "release_all", found.part("release", Outcome([("a", "given back")], found.errors))
@@ -63,7 +63,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(hook_files, "installed", lambda: (Path("/gone/network"),))
     monkeypatch.setattr(hook_files, "remove", found.part("remove hooks", ()))
     monkeypatch.setattr(libvirtd_reload, "reload", found.part("reload", ("libvirtd",)))
-    monkeypatch.setattr(uninstall, "_remove_state", found.part("remove state", None))
+    monkeypatch.setattr(uninstall, "remove_state", found.part("remove state", None))
     monkeypatch.setattr(host_firewall, "remove", found.part("remove rules", None))
     return found
 

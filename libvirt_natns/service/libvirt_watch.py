@@ -20,7 +20,7 @@ from threading import Event, Thread
 from typing import Literal
 
 from libvirt_natns.daemons import libvirtd
-from libvirt_natns.daemons.libvirt_events import EventConnection, Happened, Kind, Loop
+from libvirt_natns.daemons.libvirt_events import EventConnection, Kind, LibvirtEvent, Loop
 from libvirt_natns.daemons.libvirtd import Driver, LibvirtDaemon
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
@@ -228,7 +228,7 @@ class ConnectionKeeper(Thread):
         link.close()
         self._log.say("notice", "disconnected", uri=daemon.uri)
 
-    def _tell(self, happened: Happened) -> None:
+    def _tell(self, happened: LibvirtEvent) -> None:
         subject = Subject(self.driver, happened.kind, happened.uuid, happened.name)
         self._queue.put(subject, HOOKS_FIRST if happened.what == "life" else 0.0)
 

@@ -579,7 +579,7 @@ def test_public_subnets_pass_the_host_untranslated() -> None:
     part = host_parts.make(policy)
     assert len(part.public) == 2
     # Rules in the middle of a chain do not come and go alone.
-    assert host_parts.script(host_parts.Part(), part, []) is None
+    assert host_parts.script(host_parts.HostPart(), part, []) is None
     assert host_parts.load(host_parts.dump(part)) == part
 
 

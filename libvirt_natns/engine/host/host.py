@@ -48,7 +48,7 @@ from libvirt_natns.engine.undo import Undo
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import foreign_chains, host_parts, nfnetlink, nft, nftables, zones
 from libvirt_natns.firewall import host_firewall as rules
-from libvirt_natns.firewall.host_parts import Part
+from libvirt_natns.firewall.host_parts import HostPart
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import asdict, dataclass
@@ -82,7 +82,9 @@ class Host:
         if record != HostRecord() and not record.seen:
             return False
         needs = self.needs_of(network).get(network, Needs())
-        return part_of(self.kernel, needs, record) == Part() and not self.store.host.part(network)
+        return part_of(self.kernel, needs, record) == HostPart() and not self.store.host.part(
+            network
+        )
 
     def leave(self) -> None:
         """Remove the run-time directory, if nothing is in it any more."""

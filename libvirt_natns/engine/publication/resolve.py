@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.choices import AutoPortRequest, Choices, selector
+from libvirt_natns.engine.publication.listen_target import ListenTarget, target_of, way_to
 from libvirt_natns.engine.publication.port_spans import PortSpan, spans
 from libvirt_natns.engine.publication.static_nat import check_requests, select_nic, static_nat
-from libvirt_natns.engine.publication.ways import Way, target_of, way_to
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model.metadata import NatMetadata, PortForward
 from libvirt_natns.model.network import Domain, Network, Nic
@@ -111,7 +111,7 @@ def _families(
 
 
 def _made(
-    owner: Owner, wanted: PortForward, at: Attachment, ways: list[Way], choices: Choices
+    owner: Owner, wanted: PortForward, at: Attachment, ways: list[ListenTarget], choices: Choices
 ) -> Iterator[Forward]:
     chosen: list[PortSpan] = []
     for span in wanted.ranges:
@@ -128,7 +128,7 @@ def _made(
 
 
 def _forward(
-    owner: Owner, wanted: PortForward, at: Attachment, way: Way, span: PortSpan
+    owner: Owner, wanted: PortForward, at: Attachment, way: ListenTarget, span: PortSpan
 ) -> Forward:
     address = way.address(span)
     first, last, to, to_last = span

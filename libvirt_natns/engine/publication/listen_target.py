@@ -12,7 +12,7 @@ from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ListenTarget:
     """The address on which a forward listens, None for no address, and its target.
 
     ``direct``: clients may use the target's own address, on ports that are not translated.
@@ -31,7 +31,7 @@ class Way:
 
 def way_to(
     who: str, wanted: PortForward, at: Attachment, target: Address, own: set[Address]
-) -> Way:
+) -> ListenTarget:
     """Return how a guest's address is reached: by the network's address, or one of ``own``.
 
     Raises DocumentError.
@@ -41,13 +41,13 @@ def way_to(
     if wanted.address is None:
         everywhere = at.upstream.is_transit and at.outside.of(family) is not None
         listen = (ANY if family == 4 else ANY6) if everywhere else at.outside.of(family)
-        return Way(listen, target, public)
+        return ListenTarget(listen, target, public)
     if public and wanted.address == target:
-        return Way(None, target, True)
+        return ListenTarget(None, target, True)
     # Any address of the host or router will do, 127.0.0.1 too.  It is checked there.
     if not at.upstream.is_transit:
         _check_listen(who, wanted.address, {*at.outside.addresses, *own})
-    return Way(wanted.address, target)
+    return ListenTarget(wanted.address, target)
 
 
 def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:

@@ -4,6 +4,7 @@
 ``ipaddress`` has a class for each family, and no union of them.
 """
 
+from collections.abc import Iterable
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -91,6 +92,18 @@ def bracketed(address: Address | str) -> str:
 def host_network(address: Address) -> IPNetwork:
     """Return the network of one address alone."""
     return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
+
+
+def inside(subnets: Iterable[IPNetwork], whole: IPv6Network) -> list[IPv6Network]:
+    """Return the subnets in ``whole``, with ``whole`` itself as its two halves.
+
+    Only a longer prefix takes precedence over the route of the link that has ``whole``.
+    """
+    parts: list[IPv6Network] = []
+    for subnet in subnets:
+        if isinstance(subnet, IPv6Network) and subnet.subnet_of(whole):
+            parts += subnet.subnets() if subnet == whole else [subnet]
+    return parts
 
 
 def on_link(address: Address, prefix: int) -> Interface:

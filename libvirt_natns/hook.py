@@ -67,12 +67,12 @@ def main(kind: str, arguments: list[str]) -> int:
     the operation, the sub-operation and something extra.  The object's XML
     comes on standard input.
     """
-    _silence(1)
+    silence(1)
     data = _read_input()
     if len(arguments) < 3:
         return 0
     event = (arguments[1], arguments[2])
-    look = _network if kind == "network" else _guest
+    look = network_event if kind == "network" else guest_event
     try:
         return look(event, data)
     except Exception as error:
@@ -85,17 +85,18 @@ def on_lease(uuid: str) -> int:
     """A network's DHCP client says, from inside the namespace, that its lease has changed."""
     from libvirt_natns.kernel import netns
 
-    _silence(1)
+    silence(1)
     netns.go_to_host()
-    return _handle("lease", ("changed", "-"), uuid.encode(), _never)
+    return handle("lease", ("changed", "-"), uuid.encode(), never)
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Refuse nothing."""
     return False
 
 
-def _guest(event: tuple[str, str], data: bytes) -> int:
-    """An event of the hooks qemu and lxc."""
+def guest_event(event: tuple[str, str], data: bytes) -> int:
+    """Answer an event of the hooks qemu and lxc; returns the exit status."""
     if event not in GUEST_EVENTS:
         return 0
     # A guest may outlive its network: it can be known where no network is left.
@@ -114,11 +115,11 @@ def _guest(event: tuple[str, str], data: bytes) -> int:
 
         return ownership.of_guest(seen)
 
-    return _handle("guest", event, data, is_ours if GUEST_EVENTS[event] else _never)
+    return handle("guest", event, data, is_ours if GUEST_EVENTS[event] else never)
 
 
-def _network(event: tuple[str, str], data: bytes) -> int:
-    """An event of the hook network."""
+def network_event(event: tuple[str, str], data: bytes) -> int:
+    """Answer an event of the hook network; returns the exit status."""
     if event not in NETWORK_EVENTS:
         return 0
     from libvirt_natns.documents import xml_sniff
@@ -126,7 +127,7 @@ def _network(event: tuple[str, str], data: bytes) -> int:
     seen = xml_sniff.at_network(data)
     if event[0] in PORT_EVENTS:
         known = bool(seen.owner) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.owner}")
-        return _handle("network", event, data, _never) if known else 0
+        return handle("network", event, data, never) if known else 0
     if not _concerns_us(event[0], seen):
         if event in FORWARD_EVENTS:
             _of_others(event, data, seen)
@@ -137,20 +138,21 @@ def _network(event: tuple[str, str], data: bytes) -> int:
 
         return ownership.of_network(seen)
 
-    return _handle("network", event, data, is_ours if NETWORK_EVENTS[event] else _never)
+    return handle("network", event, data, is_ours if NETWORK_EVENTS[event] else never)
 
 
 def _of_others(event: tuple[str, str], data: bytes, seen: "Glance") -> None:
     """An event of a network that is not ours, and that alters what the host forwards."""
     try:
-        if _opens(seen):
+        if opens_forwarding(seen):
             _beside(event, data)
     except Exception:  # it must start whatever is broken here
         return
 
 
-def _opens(seen: "Glance") -> bool:
-    if not seen.forwards or not _is_a(S_IFREG, HOST_FILE):
+def opens_forwarding(seen: "Glance") -> bool:
+    """True if a network of others makes the host forward what our rules still drop."""
+    if not seen.forwards or not is_a(S_IFREG, HOST_FILE):
         return False
     from libvirt_natns.engine import host_forwarding
 
@@ -163,25 +165,26 @@ def _beside(event: tuple[str, str], data: bytes) -> None:
     libvirt waits for neither its end nor its words: the network starts at once.  Raises
     OSError where there can be no process.
     """
-    _silence(2)
+    silence(2)
     if posix.fork():
         return
     try:
         posix.setsid()
-        _handle("host", ("forwarding", event[0]), data, _never)
+        handle("host", ("forwarding", event[0]), data, never)
     finally:
         posix._exit(0)
 
 
-def _silence(descriptor: int) -> None:
+def silence(descriptor: int) -> None:
+    """Lead a descriptor to /dev/null."""
     null = posix.open("/dev/null", posix.O_RDWR)
     posix.dup2(null, descriptor)
     if null > 2:
         posix.close(null)
 
 
-def _is_a(kind: int, path: str) -> bool:
-    """Whether a file is there and of that kind."""
+def is_a(kind: int, path: str) -> bool:
+    """True if a file is there and of that kind."""
     try:
         return posix.stat(path).st_mode & S_IFMT == kind
     except OSError:
@@ -189,7 +192,7 @@ def _is_a(kind: int, path: str) -> bool:
 
 
 def _is_directory(path: str) -> bool:
-    return _is_a(S_IFDIR, path)
+    return is_a(S_IFDIR, path)
 
 
 def _read_input() -> bytes:
@@ -219,12 +222,12 @@ def _concerns_us(operation: str, seen: "Glance") -> bool:
     return seen.ours(ownership.scope())
 
 
-def _handle(kind: str, event: tuple[str, str], data: bytes, may_refuse: "MayRefuse") -> int:
+def handle(kind: str, event: tuple[str, str], data: bytes, may_refuse: "MayRefuse") -> int:
     """Have the service answer an event of ours, or do it here where there is none."""
     import time
 
     start = time.monotonic()
-    if _is_a(S_IFSOCK, SOCKET):
+    if is_a(S_IFSOCK, SOCKET):
         from libvirt_natns.service import client
 
         answer = client.ask(kind, event, data)
@@ -258,7 +261,7 @@ def _do(
 
         locks.end_waiting_in(seconds)
         events.answer(kind, event, data)
-    except Exception as error:  # the only broad one: a hook must answer
+    except Exception as error:  # a fault of ours must stop nothing that may go on
         refuses = may_refuse()
         _report(error, refuses)
         return 1 if refuses else 0

@@ -7,6 +7,11 @@ Span = tuple[int, int]
 """The first and the last number, both included."""
 
 
+def span_text(first: int, last: int) -> str:
+    """Return a span as it is written: a single number, or "8000-8010"."""
+    return str(first) if first == last else f"{first}-{last}"
+
+
 def remaining(span: Span, excluded: Iterable[Span]) -> Iterator[Span]:
     """Yield the parts of a span that remain without the excluded spans, in order."""
     start, end = span

@@ -14,7 +14,7 @@ from libvirt_natns import names
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import config
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.reconcile.active import Active, Ask
+from libvirt_natns.engine.reconcile.active import Active, AskNetworks
 from libvirt_natns.errors import LibvirtError, NatnsError, StoreError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
@@ -95,7 +95,7 @@ def _bare_machine(settings: Config, kernel: Kernel, faults: list[NatnsError]) ->
 # -- libvirt -----------------------------------------------------------------
 
 
-def network_asker() -> Ask:
+def network_asker() -> AskNetworks:
     """Return a function that asks libvirt for its active networks.
 
     The function says once that libvirt does not answer, and returns None then.

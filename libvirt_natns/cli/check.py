@@ -8,8 +8,8 @@ from libvirt_natns.cli import access
 from libvirt_natns.documents import config
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.reconcile.active import Ask, Finding
-from libvirt_natns.engine.reconcile.check import (
+from libvirt_natns.engine.reconcile.active import AskNetworks, Finding
+from libvirt_natns.engine.reconcile.comparison import (
     guest_differences,
     host_differences,
     host_obstacles,
@@ -36,7 +36,7 @@ def check(options: argparse.Namespace) -> int:
     return 1 if again.intersection(findings) else 0
 
 
-def _findings(engine: Engine, named: str | None, ask: Ask) -> list[Finding]:
+def _findings(engine: Engine, named: str | None, ask: AskNetworks) -> list[Finding]:
     """Return all present differences, or the differences of one network and the host."""
     records = networks_up(engine, named)
     findings = [(r.name, what) for r in records for what in network_differences(engine, r)]

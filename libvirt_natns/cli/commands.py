@@ -21,7 +21,7 @@ from libvirt_natns.cli import (
     forward,
     install,
     output,
-    preview,
+    plan,
     router,
     status,
     uninstall,
@@ -38,7 +38,7 @@ FORWARD = "Published ports of guests, which stand in their domains' metadata."
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command, and return its exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     command: Command = options.command
     try:
         with output.lenient():
@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="virt-natns", description="NAT routers for libvirt's isolated networks."
     )
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("network", nargs="?", help="only this one")
     add("sync", check.sync, "repair what differs, and nothing else")
-    sub = add("plan", preview.run, "print what would be done for a network; changes nothing")
+    sub = add("plan", plan.run, "print what would be done for a network; changes nothing")
     sub.add_argument("network", metavar="FILE|NETWORK", help="a network's XML, or its name")
     add(
         "doctor", _doctor, "check what libvirt-natns needs of this machine; 1 if anything is broken"

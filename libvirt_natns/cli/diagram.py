@@ -12,9 +12,9 @@ from libvirt_natns.addresses import FAMILIES, is_placeholder
 from libvirt_natns.cli import forward_list
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.publication.words import ports
 from libvirt_natns.model.network import Network
 from libvirt_natns.records import dataclass
+from libvirt_natns.spans import span_text
 from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import segments
@@ -88,7 +88,7 @@ def _prefix(network: Network, leased: Leased) -> list[str]:
 def _forwards(engine: Engine, record: NetworkRecord) -> tuple[str, ...]:
     """Return the first forwards of a network, and the number of the others."""
     forwards = [
-        f"{row.address or '*'}:{row.proto} {ports(row.first, row.last or row.first)}"
+        f"{row.address or '*'}:{row.proto} {span_text(row.first, row.last or row.first)}"
         f" -> {row.guest or row.target}"
         if row.first
         else f"{row.address} -> {row.guest}"

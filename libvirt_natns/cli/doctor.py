@@ -12,7 +12,7 @@ from libvirt_natns.cli import libvirt_checks, machine_checks, service_control, t
 from libvirt_natns.cli.access import Engines
 from libvirt_natns.daemons import dnsmasq_process
 from libvirt_natns.documents import config
-from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.errors import (
     ConfigError,
     NatnsError,
@@ -38,12 +38,12 @@ def examine(engine: Engines) -> list[Diagnosis]:
     """Run all examinations, in the order in which an administrator would fix their faults."""
     settings, diagnosis = _configuration()
     diagnoses = [diagnosis]
-    for what, examination in _examinations(engine, settings):
+    for what, examination in examinations(engine, settings):
         try:
             diagnoses.append(Diagnosis(what, "ok", examination()))
         except NatnsError as error:
             diagnoses.append(Diagnosis(what, "broken", str(error)))
-    warnings = (*_obstacles(engine, settings), *_neighbour_tables(engine, settings))
+    warnings = (*_obstacles(engine, settings), *neighbour_warnings(engine, settings))
     return [*diagnoses, *warnings, trusted()]
 
 
@@ -76,7 +76,7 @@ def _configuration() -> tuple[Config, Diagnosis]:
     return settings, Diagnosis("configuration", "ok", said)
 
 
-def _examinations(engine: Engines, settings: Config) -> list[tuple[str, Examination]]:
+def examinations(engine: Engines, settings: Config) -> list[tuple[str, Examination]]:
     """Return the examinations, each with its subject."""
     return [
         ("program dnsmasq", dnsmasq_process.program),
@@ -100,14 +100,14 @@ def _obstacles(engine: Engines, settings: Config) -> list[Diagnosis]:
     """Warn of an administrator's chains that drop the networks' packets."""
     try:
         with engine(settings) as verbs:
-            notes = check.host_obstacles(verbs)
+            notes = comparison.host_obstacles(verbs)
     except NatnsError:
         # Another examination reports the reason.
         return []
     return [Diagnosis("others' chains", "warn", note) for note in notes]
 
 
-def _neighbour_tables(engine: Engines, settings: Config) -> list[Diagnosis]:
+def neighbour_warnings(engine: Engines, settings: Config) -> list[Diagnosis]:
     """Warn of neighbour tables without room for the networks that there are."""
     try:
         with engine(settings) as verbs:

@@ -24,14 +24,14 @@ from libvirt_natns.daemons.libvirt import Guest, Where
 from libvirt_natns.documents import domain_edit, libvirt_xml
 from libvirt_natns.documents.domain_edit import Edited
 from libvirt_natns.documents.xml_values import MutableElement
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.publication.attachment import ANY, Attachment
 from libvirt_natns.engine.publication.choices import Selector
 from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
 from libvirt_natns.engine.publication.words import in_words, listening
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.locks import locked
-from libvirt_natns.model.publication import Forward, Protocol
+from libvirt_natns.model.publication import Forward, PortProtocol
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.chosen_ports import PortKey
 
@@ -222,7 +222,7 @@ def _lookup(guests: Guests, xml: bytes) -> ListenLookup:
             return {listening(ANY), *public}
         return {*map(str, at.outside.addresses), *public}
 
-    def chosen(which: Selector, proto: Protocol, to: int) -> int | None:
+    def chosen(which: Selector, proto: PortProtocol, to: int) -> int | None:
         at = select(which.network, which.mac)
         if at is None:
             return None

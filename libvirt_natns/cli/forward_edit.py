@@ -5,23 +5,23 @@ Only the typed forward is changed: other forwards, comments and everything else 
 ``<natns:nat>`` stay as they were written.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
-from libvirt_natns.addresses import Family, parsed
+from libvirt_natns.addresses import Address, Family
 from libvirt_natns.cli.forward_spec import Spec
-from libvirt_natns.documents.xml_ports import MAX_PORT
-from libvirt_natns.documents.xml_values import NS, Element, MutableElement, mac, value_error
+from libvirt_natns.documents.xml_attributes import ForwardXml, RangeXml, XmlAttribute
+from libvirt_natns.documents.xml_ports import span_of
+from libvirt_natns.documents.xml_values import NS, Element, MutableElement
 from libvirt_natns.engine.publication.choices import Selector
-from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.model.publication import Protocol
+from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
+from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.records import dataclass
 from libvirt_natns.spans import Span, remaining
 
-NUMBER = re.compile(r"[0-9]{1,5}")
+AddressAttribute = XmlAttribute[Address, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ListenLookup:
     """
 
     listens: Callable[[Selector], Collection[str]]
-    chosen: Callable[[Selector, Protocol, int], int | None]
+    chosen: Callable[[Selector, PortProtocol, int], int | None]
 
 
 # -- adding --------------------------------------------------------------------
@@ -55,7 +55,7 @@ def add(nat: MutableElement, spec: Spec, options: Options) -> None:
     attributes = _attributes(spec, options)
     ports_there = _range_attributes(spec)
     for forward in nat.findall(f"{NS}portForward"):
-        there = {"proto": "tcp", **forward.attrib}
+        there = {**forward.attrib, ForwardXml.proto.name: ForwardXml.proto.of(forward)}
         if there == attributes and any(
             dict(element.attrib) == ports_there for element in forward.findall(f"{NS}range")
         ):
@@ -66,30 +66,31 @@ def add(nat: MutableElement, spec: Spec, options: Options) -> None:
 
 
 def _attributes(spec: Spec, options: Options) -> dict[str, str]:
-    wanted = {
-        "proto": spec.proto,
-        "address": spec.address,
-        "network": options.network,
-        "mac": options.mac,
-        "guestAddress": options.guest_address,
-        "source": options.source,
+    wanted: dict[XmlAttribute[Any, Any], str | None] = {
+        ForwardXml.proto: spec.proto,
+        ForwardXml.address: spec.address,
+        ForwardXml.network: options.network,
+        ForwardXml.mac: options.mac,
+        ForwardXml.guest_address: options.guest_address,
+        ForwardXml.source: options.source,
     }
-    return {name: value for name, value in wanted.items() if value is not None}
+    return {declared.name: value for declared, value in wanted.items() if value is not None}
 
 
 def _range_attributes(spec: Spec) -> dict[str, str]:
     target = spec.target
     if spec.listen is None:
-        return {"start": "auto", "to": str(target[0] if target else 0)}
+        to = target[0] if target else 0
+        return {RangeXml.start.name: "auto", RangeXml.to.name: str(to)}
     first, last = spec.listen
-    attributes = {"start": str(first)}
+    attributes = {RangeXml.start.name: str(first)}
     if last > first:
-        attributes["end"] = str(last)
+        attributes[RangeXml.end.name] = str(last)
     if target and target != spec.listen:
-        attributes["to"] = str(target[0])
+        attributes[RangeXml.to.name] = str(target[0])
         if last > first and target[0] == target[1]:
             # A range of ports is forwarded onto a single port.
-            attributes["toEnd"] = str(target[0])
+            attributes[RangeXml.to_end.name] = str(target[0])
     return attributes
 
 
@@ -122,9 +123,9 @@ def remove(nat: MutableElement, spec: Spec, lookup: ListenLookup) -> bool:
 
 def _listens(forward: Element, spec: Spec, lookup: ListenLookup) -> bool:
     """True if a forward has the protocol and the address that were typed."""
-    if forward.attrib.get("proto", "tcp") != spec.proto:
+    if ForwardXml.proto.of(forward) != spec.proto:
         return False
-    given = _usual(forward.attrib.get("address"))
+    given = _usual(forward, ForwardXml.address)
     if given is not None or spec.address is None:
         return spec.address in (None, given)
     family = _family(forward)
@@ -137,17 +138,19 @@ def _listens(forward: Element, spec: Spec, lookup: ListenLookup) -> bool:
 
 def _family(forward: Element) -> Family | None:
     """Return the family of a forward's guest, or of its clients; None where neither is named."""
-    named = forward.attrib.get("guestAddress") or forward.attrib.get("source")
+    named = forward.attrib.get(ForwardXml.guest_address.name)
+    named = named or forward.attrib.get(ForwardXml.source.name)
     if not named:
         return None
     return 6 if ":" in named else 4
 
 
-def _usual(address: str | None) -> str | None:
+def _usual(forward: Element, declared: AddressAttribute) -> str | None:
     """Return an address in its usual spelling; other text stays as it is."""
-    with suppress(ValueError):
-        return str(parsed(address or ""))
-    return address
+    with suppress(DocumentError):
+        address = declared.of(forward)
+        return None if address is None else str(address)
+    return forward.attrib.get(declared.name)
 
 
 def _removals(
@@ -159,7 +162,7 @@ def _removals(
             yield partial(forward.remove, element)
     if spec.listen is None:
         return
-    whole = [element for element in _ranges(forward) if _ports(element) == spec.listen]
+    whole = [element for element in _ranges(forward) if span_of(element) == spec.listen]
     if whole:
         yield from (partial(forward.remove, element) for element in whole)
     elif spec.listen in _spans(forward):
@@ -169,7 +172,7 @@ def _removals(
 
 def _is_meant(forward: Element, element: Element, spec: Spec, lookup: ListenLookup) -> bool:
     """True if a range with start="auto" is the range that was typed."""
-    to = _number(element, "to")
+    to = RangeXml.to.required(element)
     if spec.listen is None:
         return spec.target == (to, to)
     chosen = lookup.chosen(_selector(forward), spec.proto, to)
@@ -177,55 +180,43 @@ def _is_meant(forward: Element, element: Element, spec: Spec, lookup: ListenLook
 
 
 def _selector(forward: Element) -> Selector:
-    given = forward.attrib
     return Selector(
-        given.get("network"),
-        mac(given.get("mac")),
-        _usual(given.get("address")),
-        _usual(given.get("guestAddress")),
+        ForwardXml.network.of(forward),
+        ForwardXml.mac.of(forward),
+        _usual(forward, ForwardXml.address),
+        _usual(forward, ForwardXml.guest_address),
     )
 
 
 def _exclude(forward: MutableElement, span: Span) -> None:
-    attributes = {"start": str(span[0]), "end": str(span[1]), "exclude": "yes"}
+    first, last = map(str, span)
+    attributes = {
+        RangeXml.start.name: first,
+        RangeXml.end.name: last,
+        RangeXml.exclude.name: "yes",
+    }
     forward.append(forward.makeelement(f"{NS}range", attributes))
 
 
 def _autos(forward: Element) -> list[Element]:
-    return [
-        element
-        for element in forward.findall(f"{NS}range")
-        if element.attrib.get("start") == "auto"
-    ]
+    return [element for element in forward.findall(f"{NS}range") if _is_auto(element)]
 
 
-def _ranges(forward: Element, excluded: str = "no") -> list[Element]:
+def _is_auto(element: Element) -> bool:
+    return element.attrib.get(RangeXml.start.name) == "auto"
+
+
+def _ranges(forward: Element, *, excluded: bool = False) -> list[Element]:
     """Return a forward's ranges with fixed ports: the forwarded ranges, or the excluded ranges."""
     return [
         element
         for element in forward.findall(f"{NS}range")
-        if element.attrib.get("start") != "auto" and element.attrib.get("exclude", "no") == excluded
+        if not _is_auto(element) and RangeXml.exclude.of(element) == excluded
     ]
-
-
-def _ports(element: Element) -> Span:
-    first = _number(element, "start")
-    return first, _number(element, "end") if "end" in element.attrib else first
-
-
-def _number(element: Element, attribute: str) -> int:
-    """Return a port.  Raises DocumentError for other text.
-
-    The metadata may come from any author, and no other code has checked it.
-    """
-    value = element.attrib.get(attribute, "")
-    if not NUMBER.fullmatch(value):
-        raise value_error(element, attribute, f"a port from 1 to {MAX_PORT}")
-    return int(value)
 
 
 def _spans(forward: Element) -> Iterator[Span]:
     """Yield the ports of a forward's ranges that remain without the excluded ranges."""
-    excluded = [*map(_ports, _ranges(forward, "yes"))]
-    for span in map(_ports, _ranges(forward)):
-        yield from remaining(span, excluded)
+    excluded = [span_of(element) for element in _ranges(forward, excluded=True)]
+    for element in _ranges(forward):
+        yield from remaining(span_of(element), excluded)

@@ -7,19 +7,20 @@ from typing import Literal
 
 from libvirt_natns.addresses import bracketed
 from libvirt_natns.cli import columns
-from libvirt_natns.engine.publication.words import listening, ports
+from libvirt_natns.engine.publication.words import listening
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.records import asdict, dataclass
+from libvirt_natns.spans import span_text
 from libvirt_natns.state.store import Store
 
 HEADINGS = ("GUEST", "NETWORK", "PROTO", "LISTEN", "TARGET", "SOURCES", "STATE")
 NONE = "nothing is published: see virt-natns forward add"
 
-State = Literal["published", "reserved"]
+ForwardState = Literal["published", "reserved"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ForwardRow:
     """A forward; ``proto`` is "address" for static NAT.
 
     ``guest`` and ``guest_uuid`` are None for a forward of the network itself.  ``address`` None
@@ -39,23 +40,25 @@ class Row:
     target_last: int | None
     sources: tuple[str, ...]
     allowed: tuple[str, ...]
-    state: State
+    state: ForwardState
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The cells of its line in the table."""
         listen, target = self.address or "*", self.target
         if self.first is not None and self.last is not None:
-            listen = f"{bracketed(listen)}:{ports(self.first, self.last)}"
+            listen = f"{bracketed(listen)}:{span_text(self.first, self.last)}"
         if self.target_first is not None and self.target_last is not None:
-            target = f"{bracketed(target)}:{ports(self.target_first, self.target_last)}"
+            target = f"{bracketed(target)}:{span_text(self.target_first, self.target_last)}"
         if self.allowed:
             listen += f" ({', '.join(self.allowed)})"
         sources = ", ".join(self.sources) or "any"
         return (self.guest or "-", self.network, self.proto, listen, target, sources, self.state)
 
 
-def collect(store: Store, network: str | None = None, *, published: bool = False) -> list[Row]:
+def collect(
+    store: Store, network: str | None = None, *, published: bool = False
+) -> list[ForwardRow]:
     """Return all forwards and static NATs, or only those of the network with that uuid.
 
     ``published`` leaves out the forwards that are reserved for a guest that is about to start.
@@ -73,14 +76,17 @@ def collect(store: Store, network: str | None = None, *, published: bool = False
 
 
 def _row(
-    claim: Forward | StaticNat, guests: dict[str, str], networks: dict[str, str], state: State
-) -> Row:
+    claim: Forward | StaticNat,
+    guests: dict[str, str],
+    networks: dict[str, str],
+    state: ForwardState,
+) -> ForwardRow:
     own = claim.owner == claim.network
     forward = claim if isinstance(claim, Forward) else None
     static = claim if isinstance(claim, StaticNat) else None
     limits = static.ports if static else ()
     address = listening(claim.address)
-    return Row(
+    return ForwardRow(
         guest=None if own else guests.get(claim.owner, claim.owner),
         guest_uuid=None if own else claim.owner,
         network=networks.get(claim.network, claim.network),
@@ -92,24 +98,24 @@ def _row(
         target_first=forward.to if forward else None,
         target_last=forward.to_last if forward else None,
         sources=tuple(map(str, forward.sources)) if forward else (),
-        allowed=tuple(f"{limit.proto} {ports(limit.first, limit.last)}" for limit in limits),
+        allowed=tuple(f"{limit.proto} {span_text(limit.first, limit.last)}" for limit in limits),
         state=state,
     )
 
 
-def text(rows: Sequence[Row]) -> str:
+def text(rows: Sequence[ForwardRow]) -> str:
     """Return the rows as aligned columns."""
     if not rows:
         return NONE
     return "\n".join(columns.aligned([HEADINGS, *(row.cells for row in rows)]))
 
 
-def as_json(rows: Sequence[Row]) -> str:
+def as_json(rows: Sequence[ForwardRow]) -> str:
     """Return an object with "forwards"."""
     return json.dumps({"forwards": [asdict(row) for row in rows]}, indent=2)
 
 
-def compact(rows: Sequence[Row]) -> list[str]:
+def compact(rows: Sequence[ForwardRow]) -> list[str]:
     """Return a line for each guest with its forwards."""
     forwards: dict[str, list[str]] = {}
     for row in rows:

@@ -6,11 +6,10 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import cast
 
 from libvirt_natns.addresses import bracketed
-from libvirt_natns.documents.xml_ports import MAX_PORT
-from libvirt_natns.engine.publication.words import ports
-from libvirt_natns.model.publication import Protocol
+from libvirt_natns.documents.xml_attributes import MAX_PORT
+from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.records import dataclass
-from libvirt_natns.spans import Span
+from libvirt_natns.spans import Span, span_text
 
 PATTERN = re.compile(
     r"(?:(?P<address>[0-9]+(?:\.[0-9]+){3}|\*|\[[0-9A-Fa-f:.]+\]):)?(?P<listen>auto|[0-9]+(?:-[0-9]+)?)"
@@ -26,14 +25,14 @@ class Spec:
     address stands in brackets, which are left out here.
     """
 
-    proto: Protocol
+    proto: PortProtocol
     address: str | None
     listen: Span | None
     target: Span | None
 
     def __str__(self) -> str:
         where = f"{bracketed(self.address)}:" if self.address else ""
-        span = ports(*self.listen) if self.listen else f"auto:{self.target and self.target[0]}"
+        span = span_text(*self.listen) if self.listen else f"auto:{self.target and self.target[0]}"
         return f"{self.proto} {where}{span}"
 
 
@@ -46,7 +45,7 @@ def parse(text: str) -> Spec:
         raise ValueError(f"{text!r} is no {form}{hint}")
     address, listen = _address(match["address"]), match["listen"]
     target = _span(match["target"]) if match["target"] else None
-    proto = cast("Protocol", match["proto"] or "tcp")
+    proto = cast("PortProtocol", match["proto"] or "tcp")
     if listen != "auto":
         return Spec(proto, address, _span(listen), target)
     if target is None or target[0] != target[1]:

@@ -5,7 +5,7 @@ from libvirt_natns.cli import hook_files
 from libvirt_natns.cli.access import Engines
 from libvirt_natns.daemons import libvirt, libvirtd_reload
 from libvirt_natns.engine.host.policy import BRIDGE_NF
-from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.errors import (
     InstallError,
     LibvirtError,
@@ -61,7 +61,7 @@ def host_rules(engine: Engines, settings: Config) -> str:
     """Examine our part of the host's firewall."""
     with engine(settings) as verbs:
         bridged = verbs.kernel.host.sysctls.get(BRIDGE_NF) == "1"
-        differences = check.host_differences(verbs)
+        differences = comparison.host_differences(verbs)
     if differences:
         raise NatnsError(
             f"{len(differences)} of our rules differ ({differences[0]})", "run virt-natns sync"
@@ -74,7 +74,7 @@ def host_rules(engine: Engines, settings: Config) -> str:
 def networks(engine: Engines, settings: Config) -> str:
     """Examine whether each active network that is to have a router has it."""
     with engine(settings) as verbs:
-        missed = check.missed(verbs, libvirt.active_networks)
+        missed = comparison.missed(verbs, libvirt.active_networks)
     if missed:
         facts = "; ".join(f"{name} {what}" for name, what in missed)
         raise NatnsError(facts, "run virt-natns sync")
@@ -84,7 +84,7 @@ def networks(engine: Engines, settings: Config) -> str:
 def guests(engine: Engines, settings: Config) -> str:
     """Examine whether running guests publish what their metadata says."""
     with engine(settings) as verbs:
-        differences = check.guest_differences(verbs, libvirt.active_domains)
+        differences = comparison.guest_differences(verbs, libvirt.active_domains)
     if differences:
         facts = "; ".join(f"{name}: {what}" for name, what in differences)
         raise NatnsError(facts, "run virt-natns sync")

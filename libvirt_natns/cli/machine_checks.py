@@ -34,7 +34,7 @@ from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.upstream import DhcpUpstream, HostUpstream, RouterUpstream
 from libvirt_natns.state import database
 from libvirt_natns.state.store import Store
-from libvirt_natns.upstream import attachment, routers, transit
+from libvirt_natns.upstream import attach_checks, routers, transit
 from libvirt_natns.upstream.router import health
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
@@ -115,7 +115,7 @@ def default_upstream(settings: Config) -> str:
         return _router(settings, upstream)
     segment = BridgeSegment.of(upstream)
     with Kernel() as kernel:
-        problem = attachment.problem(kernel, segment)
+        problem = attach_checks.problem(kernel, segment)
     if problem:
         raise UpstreamError(
             f"{segment.in_words} of upstream {upstream.name} {problem[0]}", problem[1]

@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from libvirt_natns import names
 from libvirt_natns.cli import router_status
 from libvirt_natns.errors import RouterError, StoreError
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.records import dataclass
-from libvirt_natns.upstream.router import boot, boot_clock, health, journal, recover
+from libvirt_natns.upstream.router import boot, health, journal, recover
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.upstream.router import boot_clock, health, nic_link, nic_snapshot, recover
+from libvirt_natns.kernel import boot_clock
+from libvirt_natns.upstream.router import health, nic_link, nic_snapshot, recover
 from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 from libvirt_natns.upstream.router.nic_snapshot import Capture

@@ -37,7 +37,7 @@ STUCK = "does not answer: hooks do the work themselves"
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class ServiceHealth:
     """The health of the service.
 
     ``since`` is the time of its start, in seconds since the epoch.  ``given_up`` has the
@@ -60,14 +60,16 @@ class Health:
         return f"running (pid {self.pid}, version {self.version}, since {when})"
 
 
-def ask() -> Health:
+def ask() -> ServiceHealth:
     """Ask the service for its health.  Raises ServiceError for an answer without sense."""
     answer = client.ask("question", ("health", "-"))
     if answer is None:
-        return Health("stuck" if _listens() else "absent")
+        return ServiceHealth("stuck" if _listens() else "absent")
     try:
         fields = json.loads(answer.text)
-        return Health("running", *(fields[key] for key in ("pid", "version", "since", "given_up")))
+        return ServiceHealth(
+            "running", *(fields[key] for key in ("pid", "version", "since", "given_up"))
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ServiceError(
             f"the service answers what cannot be understood ({answer.text[:80]})",
@@ -96,13 +98,13 @@ def given_up(reason: str) -> str:
     return f"given up ({reason})"
 
 
-def of_host(health: Health) -> list[str]:
+def of_host(health: ServiceHealth) -> list[str]:
     """Return, in words, whether the service has given up what networks share."""
     why = health.given_up.get(HOST)
     return [given_up(why)] if why else []
 
 
-def as_object(health: Health) -> dict[str, Any]:
+def as_object(health: ServiceHealth) -> dict[str, Any]:
     """Return the health for ``status --json``."""
     return {
         "state": health.state,

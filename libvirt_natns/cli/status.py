@@ -9,7 +9,7 @@ from libvirt_natns.addresses import unless_placeholder
 from libvirt_natns.cli import access, columns, forward_list, service_control
 from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.records import asdict, dataclass, replace
@@ -44,7 +44,7 @@ class Status:
     leases: int
     health: str
     differences: tuple[str, ...]
-    forwards: tuple[forward_list.Row, ...] = ()
+    forwards: tuple[forward_list.ForwardRow, ...] = ()
     address6: str | None = None
     prefix: str | None = None
     lease_seconds: int | None = None
@@ -61,9 +61,9 @@ def run(options: argparse.Namespace) -> int:
             raise NatnsError(
                 f"there is no network {named} that was handled", "virt-natns status lists all"
             )
-        host = check.host_differences(engine) + service_control.of_host(health)
-        missed = [] if named else check.missed(engine, access.network_asker())
-        guests = [] if named else check.guest_differences(engine, access.active_guests)
+        host = comparison.host_differences(engine) + service_control.of_host(health)
+        missed = [] if named else comparison.missed(engine, access.network_asker())
+        guests = [] if named else comparison.guest_differences(engine, access.active_guests)
     if options.json:
         print(as_json(statuses, host, missed, guests, service_control.as_object(health)))
     else:
@@ -102,7 +102,7 @@ def collect(
 def _status(engine: Engine, record: NetworkRecord) -> Status:
     """Return the status of a recorded network."""
     state = record.state if record.runs else "down"
-    differences = tuple(check.network_differences(engine, record)) if state == "up" else ()
+    differences = tuple(comparison.network_differences(engine, record)) if state == "up" else ()
     leased = engine.store.leases.of(record.upstream, record.uuid)
     address = unless_placeholder(leased.address)
     return Status(
@@ -130,7 +130,7 @@ def _health(state: str, differences: tuple[str, ...]) -> str:
     return f"damaged ({len(differences)})" if differences else "ok"
 
 
-def with_health(statuses: Sequence[Status], health: service_control.Health) -> list[Status]:
+def with_health(statuses: Sequence[Status], health: service_control.ServiceHealth) -> list[Status]:
     """Return the statuses; a network that the service has given up is shown as such."""
     return [
         replace(status, health=service_control.given_up(health.given_up[status.uuid]))

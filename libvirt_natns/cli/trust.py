@@ -44,7 +44,7 @@ def _writers(place: Path) -> Iterator[str]:
     if status.st_uid != ROOT:
         yield f"user {_user(status.st_uid)}"
     if status.st_mode & stat.S_IWGRP and status.st_gid != ROOT:
-        members = _members(status.st_gid)
+        members = group_members(status.st_gid)
         if members:
             yield f"group {_group(status.st_gid)} ({', '.join(members)})"
     # In a sticky directory only the owner of a file may replace the file.
@@ -52,7 +52,8 @@ def _writers(place: Path) -> Iterator[str]:
         yield "every user"
 
 
-def _members(gid: int) -> list[str]:
+def group_members(gid: int) -> list[str]:
+    """Return the users of a group, other than root."""
     named: set[str] = set()
     with suppress(KeyError):
         named.update(grp.getgrgid(gid).gr_mem)

@@ -9,7 +9,7 @@ Limit: without lxml or pyroute2, networks keep their namespaces until the librar
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,18 +22,16 @@ from libvirt_natns.errors import InstallError, RouterError, describe
 
 if TYPE_CHECKING:
     from libvirt_natns.engine.engine import Engine
+    from libvirt_natns.engine.reconcile.active import AskNetworks
     from libvirt_natns.engine.reconcile.repairs import Outcome
     from libvirt_natns.model.configuration import Config
-
-Ask = Callable[[], Mapping[str, bytes] | None]
-"""Asks libvirt for its active networks; returns None where libvirt does not answer."""
 
 T = TypeVar("T")
 
 AGAIN = "fix that and run virt-natns uninstall again"
 
 
-def run(ask: Ask) -> None:
+def run(ask: "AskNetworks") -> None:
     """Remove the service, hooks, networks' namespaces, the host's rules and the state.
 
     Prints what was removed.  Raises RouterError, and removes nothing, while a router is up.
@@ -68,7 +66,7 @@ def run(ask: Ask) -> None:
     problems = [*removal.problems, *(late.errors if late else [])]
     if problems:
         raise InstallError("; ".join(problems), AGAIN)
-    _remove_state()
+    remove_state()
 
 
 class _Removal:
@@ -103,21 +101,21 @@ def _end_service() -> str | None:
     return service_control.end()
 
 
-def _release(ask: Ask, *, renew: bool) -> "Outcome":
+def _release(ask: "AskNetworks", *, renew: bool) -> "Outcome":
     """Give the recorded networks back to libvirt, or else the networks that the kernel shows."""
     from libvirt_natns.engine.reconcile import release, repairs
     from libvirt_natns.errors import StoreError
 
     settings = _settings()
     try:
-        with _engine(settings, names.STATE_DIRECTORY) as engine:
+        with open_engine(settings, names.STATE_DIRECTORY) as engine:
             outcome = release.release_all(engine, ask, renew=renew)
         if not outcome.errors:
             return outcome
     except StoreError:
         outcome = repairs.Outcome([], [])
     with TemporaryDirectory(prefix="virt-natns-") as empty:
-        with _engine(settings, Path(empty)) as engine:
+        with open_engine(settings, Path(empty)) as engine:
             rest = release.release_all(engine, ask, renew=renew)
     # The host may still have rules for networks with broken records.
     _remove_rules()
@@ -125,7 +123,8 @@ def _release(ask: Ask, *, renew: bool) -> "Outcome":
 
 
 @contextmanager
-def _engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
+def open_engine(settings: "Config", directory: Path) -> "Iterator[Engine]":
+    """Open an engine over the state in a directory."""
     from libvirt_natns.engine.engine import Engine
     from libvirt_natns.kernel.session import Kernel
     from libvirt_natns.state.store import Store
@@ -147,12 +146,12 @@ def _settings() -> "Config":
 
 
 def _remove_rules() -> None:
-    from libvirt_natns.firewall import host
+    from libvirt_natns.firewall import host_firewall
 
-    host.remove()
+    host_firewall.remove()
 
 
-def _remove_state() -> None:
+def remove_state() -> None:
     """Remove the state, the run-time directory, and a configuration that we wrote."""
     for directory in (names.STATE_DIRECTORY, names.RUN_DIRECTORY):
         shutil.rmtree(directory, ignore_errors=True)

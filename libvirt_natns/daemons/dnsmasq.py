@@ -80,14 +80,14 @@ def ensure(daemon: Daemon, later: Later = at_once) -> None:
         # The configuration file returns only after the reload: a kill in between must show.
         configuration.unlink()
         _write_hosts(daemon.uuid, files)
-        _reload(pid)
+        reload_hosts(pid)
         configuration.write_bytes(files.configuration.encode())
         return
     stop(daemon.uuid)
     if files:
         _write_hosts(daemon.uuid, files)
         configuration.write_bytes(files.configuration.encode())
-        _start(daemon, later)
+        start_process(daemon, later)
 
 
 def _write_hosts(uuid: str, files: Files) -> None:
@@ -101,7 +101,7 @@ def _write_hosts(uuid: str, files: Files) -> None:
         path.chmod(0o644)
 
 
-def _reload(pid: int) -> None:
+def reload_hosts(pid: int) -> None:
     """Have dnsmasq read its hosts files again; it keeps its leases and its sockets."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGHUP)
@@ -110,7 +110,8 @@ def _reload(pid: int) -> None:
 # -- starting ----------------------------------------------------------------
 
 
-def _start(daemon: Daemon, later: Later) -> None:
+def start_process(daemon: Daemon, later: Later) -> None:
+    """Start dnsmasq, and note its process.  Raises DnsmasqError."""
     # A daemon would keep the other end of a pipe open, and the read would never end.
     complaint = tempfile.TemporaryFile("w+")  # noqa: SIM115 _await_daemon closes it
     command = [
@@ -133,7 +134,7 @@ def _start(daemon: Daemon, later: Later) -> None:
     except OSError as error:
         complaint.close()
         raise DnsmasqError(f"cannot start dnsmasq in {daemon.namespace}", str(error)) from error
-    _note(daemon.uuid).write_text(str(process.pid))
+    start_note(daemon.uuid).write_text(str(process.pid))
     later(partial(_await_daemon, daemon.namespace, process, complaint))
 
 
@@ -177,13 +178,13 @@ def check_started(uuid: str, namespace: str) -> None:
         if time.monotonic() >= deadline:
             break
         time.sleep(POLL)
-    if running(uuid, namespace) is None and _note(uuid).exists():
+    if running(uuid, namespace) is None and start_note(uuid).exists():
         raise DnsmasqError(
             f"dnsmasq of {namespace} has ended as it started", "see the system log for the reason"
         )
 
 
-def _note(uuid: str) -> Path:
+def start_note(uuid: str) -> Path:
     """Return the file with the id of the process that becomes, or became, a network's dnsmasq."""
     return dnsmasq_files.paths(uuid).pid.with_suffix(".starting")
 
@@ -216,7 +217,7 @@ def running(uuid: str, namespace: str) -> int | None:
 def _starting(uuid: str) -> int | None:
     """Return the process that is about to become a network's dnsmasq."""
     word = dnsmasq_process.option(dnsmasq_files.paths(uuid).configuration)
-    return processes.from_pid_file(_note(uuid), word)
+    return processes.from_pid_file(start_note(uuid), word)
 
 
 def _pid(uuid: str) -> int | None:
@@ -238,5 +239,5 @@ def stop(uuid: str, *, search: bool = True) -> None:
     elif search or files.configuration.exists():
         # A start that was killed leaves processes without a pid file.
         dnsmasq_process.end_all(None, files.configuration)
-    for path in (files.pid, _note(uuid), files.configuration, files.hosts, files.records):
+    for path in (files.pid, start_note(uuid), files.configuration, files.hosts, files.records):
         path.unlink(missing_ok=True)

@@ -35,10 +35,8 @@ STOP_LIMIT = 3.0
 
 def program() -> str:
     """Return the path of dnsmasq.  Raises DnsmasqError where it is not installed."""
-    path = processes.program("dnsmasq")
-    if not path:
-        raise DnsmasqError("dnsmasq is not installed", "install the package dnsmasq-base")
-    return path
+    missing = DnsmasqError("dnsmasq is not installed", "install the package dnsmasq-base")
+    return processes.required("dnsmasq", missing)
 
 
 def confined_program() -> list[str]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from libvirt_natns.daemons.libvirt_dnsmasq import LIBVIRT_DIRECTORY
 
-Entry = dict[str, Any]
+LeaseEntry = dict[str, Any]
 """A lease by the helper's keys: "ip-address", "mac-address" and "expiry-time" among them."""
 
 
-def current(bridge: str) -> list[Entry]:
+def current(bridge: str) -> list[LeaseEntry]:
     """Return the leases of a bridge that have not expired; none without a readable file."""
     file = Path(LIBVIRT_DIRECTORY, f"{bridge}.status")
     try:
@@ -22,7 +22,7 @@ def current(bridge: str) -> list[Entry]:
     return [entry for entry in entries if _holds(entry)]
 
 
-def _holds(entry: Entry) -> bool:
+def _holds(entry: LeaseEntry) -> bool:
     """True if a lease has not expired."""
     # An infinite lease expires at 0.
     expiry = entry.get("expiry-time", 0)

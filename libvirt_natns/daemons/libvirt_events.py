@@ -33,7 +33,7 @@ What = Literal["changed", "life"]
 
 
 @dataclass(frozen=True, slots=True)
-class Happened:
+class LibvirtEvent:
     """An event: its guest or network, and its sort; the change itself must be asked for."""
 
     kind: Kind
@@ -42,7 +42,7 @@ class Happened:
     what: What
 
 
-Tell = Callable[[Happened], None]
+Tell = Callable[[LibvirtEvent], None]
 
 GUEST_LIFE = frozenset(
     (
@@ -217,8 +217,8 @@ class EventConnection:
             return False
 
 
-def _happened(kind: Kind, subject: Any, what: What) -> Happened:  # noqa: ANN401
-    return Happened(kind, subject.UUIDString(), subject.name(), what)
+def _happened(kind: Kind, subject: Any, what: What) -> LibvirtEvent:  # noqa: ANN401
+    return LibvirtEvent(kind, subject.UUIDString(), subject.name(), what)
 
 
 def _is_ours(kind: int, namespace: str | None) -> bool:

@@ -112,13 +112,11 @@ def configuration(proxy: Proxy, indexes: tuple[int, int]) -> str:
 
 def program() -> str:
     """Return the path of ndppd.  Raises ProxyError where it is not installed."""
-    path = processes.program("ndppd")
-    if not path:
-        raise ProxyError(
-            "ndppd is not installed, which answers for guests in a provider's own IPv6 prefix",
-            "install the package ndppd",
-        )
-    return path
+    missing = ProxyError(
+        "ndppd is not installed, which answers for guests in a provider's own IPv6 prefix",
+        "install the package ndppd",
+    )
+    return processes.required("ndppd", missing)
 
 
 def _file(uuid: str, suffix: str, *, in_host: bool) -> Path:

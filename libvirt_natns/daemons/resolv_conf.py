@@ -36,7 +36,8 @@ class Resolvers:
     file: Path | None = None
 
 
-def _nameservers(text: str) -> list[Address]:
+def nameservers(text: str) -> list[Address]:
+    """Return the servers that a file names, in its order."""
     servers = []
     for line in text.split("\n"):
         words = line.split()
@@ -57,16 +58,16 @@ def host_resolvers(
     """
     for source in sources:
         try:
-            listed = _nameservers(source.read_bytes().decode(errors="replace"))
+            listed = nameservers(source.read_bytes().decode(errors="replace"))
         except OSError:
             continue
-        usable = [a for a in listed if _is_outside(a) and a.version in families]
+        usable = [a for a in listed if is_outside(a) and a.version in families]
         if usable:
             stub = any(address.is_loopback for address in listed)
             return Resolvers(tuple(usable), None if stub else source)
     return Resolvers()
 
 
-def _is_outside(address: Address) -> bool:
+def is_outside(address: Address) -> bool:
     """True if an address means the same in another namespace."""
     return not (address.is_loopback or address.is_link_local)

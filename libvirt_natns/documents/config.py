@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
+from libvirt_natns import names
 from libvirt_natns.documents import config_spans, config_upstream
 from libvirt_natns.documents.config_table import NAME, TomlTable, choice, text
 from libvirt_natns.errors import ConfigError
@@ -22,18 +23,19 @@ from libvirt_natns.model.upstream import (
     BridgeUpstream,
     Upstream,
 )
-from libvirt_natns.names import CONFIG_FILE
 from libvirt_natns.values import alternatives, shown
 
 AUTO_PORTS_EXPECTED = 'a range of ports such as "20000-29999"'
 AUTO_PORTS = text(re.compile(r"[0-9]{1,5}-[0-9]{1,5}"), AUTO_PORTS_EXPECTED)
 
 
-def load(path: Path = CONFIG_FILE) -> Config:
+def load(path: Path | None = None) -> Config:
     """Return the configuration in ``path``; the defaults where there is no such file.
 
-    ConfigError if it cannot be read or something in it is wrong.
+    Without ``path``, the machine's own file counts.  ConfigError if it cannot be read or
+    something in it is wrong.
     """
+    path = names.CONFIG_FILE if path is None else path
     try:
         content = path.read_bytes().decode()
     except FileNotFoundError:
@@ -122,7 +124,7 @@ def _check_shared(table: TomlTable, upstreams: dict[str, Upstream]) -> None:
                 raise table.error(f"upstreams.{second.name}.{key}", fact, expected)
 
 
-def _spans(upstream: Upstream) -> dict[str, list[config_spans.Span]]:
+def _spans(upstream: Upstream) -> dict[str, list[config_spans.NamedSpan]]:
     """Return the addresses that an upstream leases, by the key they stand in."""
     bridged = upstream if isinstance(upstream, BridgeUpstream) else None
     return {

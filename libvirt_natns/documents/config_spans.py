@@ -8,7 +8,7 @@ from typing import NamedTuple
 from libvirt_natns.addresses import AddressRange, IPNetwork
 
 
-class Span(NamedTuple):
+class NamedSpan(NamedTuple):
     """A range of addresses as integers, and its name in messages."""
 
     first: int
@@ -16,24 +16,26 @@ class Span(NamedTuple):
     text: str
 
 
-def of_ranges(ranges: Iterable[AddressRange]) -> list[Span]:
+def of_ranges(ranges: Iterable[AddressRange]) -> list[NamedSpan]:
     """Return the spans of ranges of one family."""
-    return [Span(int(span.first), int(span.last), f"{span.first}-{span.last}") for span in ranges]
+    return [
+        NamedSpan(int(span.first), int(span.last), f"{span.first}-{span.last}") for span in ranges
+    ]
 
 
-def of_prefixes(prefixes: Iterable[IPNetwork]) -> list[Span]:
+def of_prefixes(prefixes: Iterable[IPNetwork]) -> list[NamedSpan]:
     """Return the spans of whole prefixes of one family."""
     return [
-        Span(int(prefix.network_address), int(prefix.broadcast_address), str(prefix))
+        NamedSpan(int(prefix.network_address), int(prefix.broadcast_address), str(prefix))
         for prefix in prefixes
     ]
 
 
-def overlap(spans: list[Span]) -> Span | None:
+def overlap(spans: list[NamedSpan]) -> NamedSpan | None:
     """Return the first span, by address, that begins within another."""
     return next((two for one, two in pairwise(sorted(spans)) if two.first <= one.last), None)
 
 
-def size(spans: list[Span]) -> int:
+def size(spans: list[NamedSpan]) -> int:
     """Return the number of addresses in spans that do not overlap."""
     return sum(span.last - span.first + 1 for span in spans)

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any, get_args
 
 from libvirt_natns.documents import config_spans
-from libvirt_natns.documents.config_spans import Span
+from libvirt_natns.documents.config_spans import NamedSpan
 from libvirt_natns.documents.config_table import (
     Reader,
     TomlTable,
@@ -221,7 +221,7 @@ def _check_prefixes6(table: TomlTable, upstream: Upstream) -> None:
 
 
 def _check_spans(
-    table: TomlTable, key: str, spans: list[Span], whole: IPv4Network | IPv6Network
+    table: TomlTable, key: str, spans: list[NamedSpan], whole: IPv4Network | IPv6Network
 ) -> None:
     """Refuse ranges that lie outside the subnet, or overlap."""
     first, last = int(whole.network_address), int(whole.broadcast_address)

@@ -11,20 +11,20 @@ from typing import Literal, TypeVar, cast
 
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.documents.config_table import Reader, TomlTable, one, several
-from libvirt_natns.model.publication import PortSet, Protocol
+from libvirt_natns.model.publication import PortProtocol, PortSet
 
 PORT_SET = re.compile(r"(tcp|udp|sctp)/([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
-Address = TypeVar("Address", IPv4Address, IPv6Address)
-Network = TypeVar("Network", IPv4Network, IPv6Network)
+AnyAddress = TypeVar("AnyAddress", IPv4Address, IPv6Address)
+AnyNetwork = TypeVar("AnyNetwork", IPv4Network, IPv6Network)
 
 
-def subnet(make: Callable[[str, bool], Network], longest: int, expected: str) -> Reader:
+def subnet(make: Callable[[str, bool], AnyNetwork], longest: int, expected: str) -> Reader:
     """Return a reader for a whole subnet, of a prefix length up to ``longest``."""
     read_any = one(lambda value: make(value, False), expected)
 
-    def read(table: TomlTable, key: str) -> Network:
-        value: Network = read_any(table, key)
+    def read(table: TomlTable, key: str) -> AnyNetwork:
+        value: AnyNetwork = read_any(table, key)
         try:
             make(table.data[key], True)
         except ValueError:
@@ -112,7 +112,7 @@ def range6(value: str) -> AddressRange:
     return AddressRange(*_ends(value, address6))
 
 
-def _ends(value: str, make: Callable[[str], Address]) -> tuple[Address, Address]:
+def _ends(value: str, make: Callable[[str], AnyAddress]) -> tuple[AnyAddress, AnyAddress]:
     first, dash, last = value.partition("-")
     start = make(first.strip())
     end = make(last.strip()) if dash else start
@@ -136,4 +136,4 @@ def port_set(value: str) -> PortSet:
     first, last = int(match[2]), int(match[3] or match[2])
     if not 1 <= first <= last <= 65535:
         raise ValueError(value)
-    return PortSet(cast("Protocol", match[1]), first, last)
+    return PortSet(cast("PortProtocol", match[1]), first, last)

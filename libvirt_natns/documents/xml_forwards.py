@@ -6,18 +6,15 @@ same place.  Forwards of *different* guests are not compared here: the state dat
 refuses the second claim.
 """
 
-from ipaddress import IPv4Address, ip_network
-
-from libvirt_natns.addresses import FAMILIES, Address, IPNetwork, network_of
-from libvirt_natns.documents.xml_ports import check_apart, port_range, protocol
+from libvirt_natns.addresses import FAMILIES
+from libvirt_natns.documents.xml_attributes import ForwardXml
+from libvirt_natns.documents.xml_ports import check_apart, port_range
 from libvirt_natns.documents.xml_values import (
     NS,
     Element,
     address_in,
     error,
-    host_address,
     is_host_in,
-    mac,
     value_error,
 )
 from libvirt_natns.model.metadata import PortForward, PortRange
@@ -36,26 +33,28 @@ def forwards(nat: Element) -> tuple[PortForward, ...]:
 def check_targets(nat: Element, subnets: tuple[Subnet, ...]) -> None:
     """Refuse a network's own forward to an address that no guest in it can have."""
     for element in nat.findall(f"{NS}portForward"):
-        address = address_in(element, "guestAddress")
+        address = address_in(element, ForwardXml.guest_address.name)
         if not any(
             is_host_in(address, subnet.network) and address != subnet.gateway for subnet in subnets
         ):
             networks = [str(subnet.network) for subnet in subnets]
             place = alternatives(networks) if networks else "an <ip>, which is missing"
-            raise value_error(element, "guestAddress", f"a guest's address in {place}")
+            raise value_error(
+                element, ForwardXml.guest_address.name, f"a guest's address in {place}"
+            )
 
 
 def _forward(element: Element) -> PortForward:
     ranges = [(port_range(child), child) for child in element.findall(f"{NS}range")]
     _check_ranges(element, ranges)
     forward = PortForward(
-        proto=protocol(element),
+        proto=ForwardXml.proto.of(element),
         ranges=tuple(ports for ports, _ in ranges),
-        address=_listen_address(element),
-        network=element.attrib.get("network"),
-        mac=mac(element.attrib.get("mac")),
-        guest_address=host_address(element, "guestAddress"),
-        sources=_sources(element),
+        address=ForwardXml.address.of(element),
+        network=ForwardXml.network.of(element),
+        mac=ForwardXml.mac.of(element),
+        guest_address=ForwardXml.guest_address.of(element),
+        sources=ForwardXml.source.of(element),
     )
     _check_family(element, forward)
     return forward
@@ -71,26 +70,6 @@ def _check_family(element: Element, forward: PortForward) -> None:
             first = next(iter(versions))
             fact = f"has {first} in IPv{forward.family} and {name} in IPv{version}"
             raise error(element, fact, "one family in all of a forward")
-
-
-def _listen_address(element: Element) -> Address | None:
-    if "address" in element.attrib:
-        # With the upstream "host", forwards listen on the host's own addresses.  The
-        # kernel sends no packet from ::1 to another link.
-        address = address_in(element, "address")
-        if isinstance(address, IPv4Address) and address.is_loopback:
-            return address
-    return host_address(element, "address")
-
-
-def _sources(element: Element) -> tuple[IPNetwork, ...]:
-    texts = element.attrib.get("source", "").replace(",", " ").split()
-    try:
-        return tuple(network_of(text) for text in texts)
-    except ValueError:
-        # The schema has checked the form, so a source has host bits beside its prefix.
-        right = [str(ip_network(text, strict=False)) for text in texts]
-        raise value_error(element, "source", f"whole subnets: {', '.join(right)}") from None
 
 
 def _check_ranges(forward: Element, ranges: list[tuple[PortRange, Element]]) -> None:

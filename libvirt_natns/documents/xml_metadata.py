@@ -9,12 +9,12 @@ not known; that needs the networks' bridges.
 from __future__ import annotations
 
 from collections.abc import Collection
-from ipaddress import IPv6Address
 
+from libvirt_natns.documents.xml_attributes import AddressXml, NatXml, NicXml, UpstreamXml
 from libvirt_natns.documents.xml_forwards import check_targets, forwards
 from libvirt_natns.documents.xml_ports import allowed
 from libvirt_natns.documents.xml_subnets import own_subnets
-from libvirt_natns.documents.xml_values import NS, Element, error, host_address, mac, value_error
+from libvirt_natns.documents.xml_values import NS, Element, error, value_error
 from libvirt_natns.model.metadata import AddressRequest, NatMetadata
 from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.values import alternatives
@@ -39,26 +39,21 @@ def of_network(nat: Element, subnets: tuple[Subnet, ...]) -> NatMetadata:
     own = own_subnets(nat, subnets)
     check_targets(nat, own or subnets)
     return NatMetadata(
-        enabled=nat.attrib.get("enabled") != "no",
-        upstream=None if upstream is None else upstream.attrib.get("name"),
-        address=None if upstream is None else host_address(upstream, "address", 4),
-        address6=None if upstream is None else _address6(upstream),
+        enabled=NatXml.enabled.of(nat),
+        upstream=None if upstream is None else UpstreamXml.name.of(upstream),
+        address=None if upstream is None else UpstreamXml.address.of(upstream),
+        address6=None if upstream is None else UpstreamXml.address6.of(upstream),
         subnets=own,
         forwards=forwards(nat),
     )
 
 
-def _address6(upstream: Element) -> IPv6Address | None:
-    address = host_address(upstream, "address6", 6)
-    return address if isinstance(address, IPv6Address) else None
-
-
 def _check_nic(element: Element, macs: Collection[str]) -> None:
     """Refuse a MAC address that no NIC of the guest has."""
-    if "mac" in element.attrib and mac(element.attrib["mac"]) not in macs:
+    if NicXml.mac.name in element.attrib and NicXml.mac.of(element) not in macs:
         present = f": {alternatives(macs)}" if macs else ", of which there is none"
         expected = f"the MAC address of a NIC of the guest's in a network or on a bridge{present}"
-        raise value_error(element, "mac", expected)
+        raise value_error(element, NicXml.mac.name, expected)
 
 
 def _requests(nat: Element) -> tuple[AddressRequest, ...]:
@@ -78,10 +73,9 @@ def _requests(nat: Element) -> tuple[AddressRequest, ...]:
 
 
 def _request(element: Element) -> AddressRequest:
-    auto = element.attrib.get("address", "auto") == "auto"
     return AddressRequest(
-        address=None if auto else host_address(element, "address"),
-        network=element.attrib.get("network"),
-        mac=mac(element.attrib.get("mac")),
+        address=AddressXml.address.of(element),
+        network=AddressXml.network.of(element),
+        mac=AddressXml.mac.of(element),
         ports=allowed(element),
     )

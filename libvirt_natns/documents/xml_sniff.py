@@ -95,7 +95,7 @@ def _look(data: bytes, root: str) -> Glance:
 
     # libvirt's text is UTF-8, even where its declaration names another encoding.
     parser = pyexpat.ParserCreate("utf-8", " ")
-    reader = Reader(root)
+    reader = GlanceReader(root)
     parser.StartElementHandler = reader.start
     parser.EndElementHandler = reader.end
     parser.CharacterDataHandler = reader.text
@@ -106,7 +106,7 @@ def _look(data: bytes, root: str) -> Glance:
     except (pyexpat.ExpatError, ValueError):
         from libvirt_natns.documents import xml_tags
 
-        reader = Reader(root)
+        reader = GlanceReader(root)
         whole = xml_tags.read(data, reader.start, reader.end, reader.text)
         reader.found.whole = whole and reader.met
         if not reader.found.whole:
@@ -131,7 +131,7 @@ def _uuid(text: str) -> str:
     return "-".join(digits[begin:end] for begin, end in parts)
 
 
-class Reader:
+class GlanceReader:
     """Collects a Glance from a parser's events.
 
     ``path`` leads to the current element, or to its ancestor ``LEVELS`` deep.  Of

@@ -132,7 +132,7 @@ def nat_element(element: Element, file: str) -> Element | None:
 
 
 def _validate(nat: Element, file: str) -> None:
-    validator = _validator(file)
+    validator = _validator(names.resource(f"xml/{file}"))
     if validator.validate(nat):
         return
     refusal = xml_schema_errors.explain(nat, _grammar(file))
@@ -144,9 +144,8 @@ def _validate(nat: Element, file: str) -> None:
 
 
 @lru_cache
-def _validator(file: str) -> etree.RelaxNG:
+def _validator(path: Path) -> etree.RelaxNG:
     """Return a schema, read once per process; a hook that meets no metadata reads none."""
-    path = names.resource(f"xml/{file}")
     try:
         return etree.RelaxNG(file=str(path))
     except (etree.LxmlError, OSError) as failure:

@@ -170,16 +170,6 @@ def is_special(address: Address) -> bool:
     return address in IPv4Network("0.0.0.0/8")
 
 
-def host_address(element: Element, attribute: str, family: Family | None = None) -> Address | None:
-    """Return the address of a single host; None without the attribute."""
-    if attribute not in element.attrib:
-        return None
-    address = address_in(element, attribute, family)
-    if is_special(address):
-        raise value_error(element, attribute, "the address of a single host")
-    return address
-
-
 def family_of(element: Element) -> Family:
     """Return the family of libvirt's ``<ip>`` and ``<route>``, which is IPv4 by default."""
     return 6 if element.attrib.get("family") == "ipv6" else 4

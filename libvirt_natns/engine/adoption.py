@@ -18,7 +18,7 @@ from libvirt_natns.addresses import FAMILIES, Address, Family, Interface
 from libvirt_natns.daemons import dnsmasq_files
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.network_record import new_record
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.publication.allocation import Allocation

@@ -23,7 +23,7 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.operations.operation import Step
 from libvirt_natns.records import dataclass, replace
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 
 
@@ -41,7 +41,7 @@ class Change:
     discards: bool
 
     @property
-    def state(self) -> State:
+    def state(self) -> NetworkState:
         """The network's state as it was read."""
         return state_of(self.record)
 
@@ -80,7 +80,7 @@ class Context:
         if self.before is not None:
             self.before(what)
 
-    def state(self, uuid: str) -> State:
+    def state(self, uuid: str) -> NetworkState:
         """Return a network's recorded state; a state from before a reboot counts as "down"."""
         return state_of(self.store.networks.get(uuid))
 

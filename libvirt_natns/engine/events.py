@@ -16,7 +16,7 @@ from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Once, Resident, Sessions
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.guests.nics import in_ours
 from libvirt_natns.engine.host.libvirt_status import await_status
 from libvirt_natns.engine.removal import abandon, remove_unrecorded

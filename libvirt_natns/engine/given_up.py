@@ -15,7 +15,7 @@ from pathlib import Path
 
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirtd import LibvirtDaemon
-from libvirt_natns.kernel.boot import now
+from libvirt_natns.kernel.boot_clock import now
 from libvirt_natns.state.networks import NetworkRecord
 
 BRIDGE_LIMIT = 1.0

@@ -6,16 +6,16 @@ from contextlib import suppress
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.model.metadata import PortForward
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Upstream
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 
 
 def new_record(
-    network: Network, xml: bytes, upstream: Upstream | Segment, state: State
+    network: Network, xml: bytes, upstream: Upstream | Segment, state: NetworkState
 ) -> NetworkRecord:
     """Return a record of a network that has had its state since now."""
     return NetworkRecord(
@@ -34,7 +34,7 @@ def new_record(
     )
 
 
-def state_of(record: NetworkRecord | None) -> State:
+def state_of(record: NetworkRecord | None) -> NetworkState:
     """Return a network's state; a state from before a reboot counts as "down"."""
     return record.state if record and record.this_boot else "down"
 

@@ -19,7 +19,7 @@ from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.leases import Leasable, Leased
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.upstream import selection
 
 
@@ -48,7 +48,7 @@ class NetworkRun:
         return names.namespace(self.network.name)
 
     @property
-    def state(self) -> State:
+    def state(self) -> NetworkState:
         """The state that the verb has found."""
         return state_of(self.record)
 

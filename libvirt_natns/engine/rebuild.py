@@ -18,7 +18,7 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.engine.adoption import Adopted, adopt
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.reconcile.active import Ask, AskGuests
+from libvirt_natns.engine.reconcile.active import AskGuests, AskNetworks
 from libvirt_natns.errors import DamagedError, StoreError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
@@ -31,7 +31,7 @@ NAME = "state database"
 
 def rebuild(
     settings: Config,
-    ask: Ask,
+    ask: AskNetworks,
     ask_guests: AskGuests,
     directory: Path = names.STATE_DIRECTORY,
 ) -> Adopted:
@@ -67,7 +67,7 @@ def damage(directory: Path = names.STATE_DIRECTORY) -> DamagedError | None:
 
 def _rebuild(
     settings: Config,
-    ask: Ask,
+    ask: AskNetworks,
     ask_guests: AskGuests,
     directory: Path,
     error: DamagedError,

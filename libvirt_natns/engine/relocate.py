@@ -6,7 +6,7 @@ from collections.abc import Collection
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import leases, proxied_addresses
+from libvirt_natns.engine import proxied_addresses, upstream_leases
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.up import up
 from libvirt_natns.kernel import address_probe, netns
@@ -42,7 +42,7 @@ def relocate(
         def probe(addresses: Collection[Address]) -> set[Address]:
             in_use = {taken, *avoided}.intersection(addresses)
             others = [address for address in addresses if address not in in_use]
-            return in_use | leases.probe(waiting, upstream, others)
+            return in_use | upstream_leases.probe(waiting, upstream, others)
 
         own = context.kernel.host.addresses.beyond_link()
         applicant = applicants.applicant(network, 4 if taken.version == 4 else 6)

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 from libvirt_natns.daemons import libvirt_dnsmasq
-from libvirt_natns.engine import given_up, leases, shared_host
+from libvirt_natns.engine import given_up, shared_host, upstream_leases
 from libvirt_natns.engine.context import Context, discard_directory, empty_directory
 from libvirt_natns.engine.down import end, remove_orphan
 from libvirt_natns.engine.network_record import is_start_of, new_record
@@ -46,12 +46,12 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
         undo.add(discard_directory, network.uuid)
         check_room(network)
         _clear(context, run)
-        run = leases.reserve(context, run, undo)
+        run = upstream_leases.reserve(context, run, undo)
         context.step("await its turn")
         while context.store.networks.enter_start(new_record(network, xml, segment, "starting")):
             time.sleep(POLL)
         change.discards = False
-        change.lines.append(f"reserved {leases.in_words(run.leased)}")
+        change.lines.append(f"reserved {upstream_leases.in_words(run.leased)}")
         undo.pop_all()
 
 
@@ -68,7 +68,7 @@ def build(context: Context, network: Network, xml: bytes) -> bool:
             return False
         run = context.planner.run(network, xml, record)
         undo.add(empty_directory, network.uuid)
-        run = leases.renew(context, run)
+        run = upstream_leases.renew(context, run)
         shared_host.adjust(context, network.uuid)
         operations = context.planner.plan_ahead(run)
         change.lines += carry_out(

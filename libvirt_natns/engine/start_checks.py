@@ -9,14 +9,14 @@ from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.facts.mtu import ETHERNET_MTU
 from libvirt_natns.engine.facts.proxies import check_proxied
 from libvirt_natns.engine.facts.services import resolvers_of
-from libvirt_natns.engine.plan.network import make
-from libvirt_natns.engine.plan.segment import has_ipv6
+from libvirt_natns.engine.plan.network_plan import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
+from libvirt_natns.engine.plan.upstream_side import has_ipv6
 from libvirt_natns.errors import StoreError, UpstreamError
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside
-from libvirt_natns.upstream import attachment, selection
+from libvirt_natns.upstream import attach_checks, selection
 
 ROOM = 64 << 10
 """Octets that a network's run-time files may take: most are those of its dnsmasq."""
@@ -43,7 +43,7 @@ def check(context: Context, network: Network, upstream: Segment) -> None:
 
 def _check_bridge(context: Context, network: Network, upstream: Segment) -> None:
     """Refuse an upstream's bridge or NIC that could not take another network."""
-    problem = attachment.problem(context.kernel, upstream)
+    problem = attach_checks.problem(context.kernel, upstream)
     if problem:
         raise UpstreamError(
             f"network {network.name}: {upstream.in_words} of upstream {upstream.name} {problem[0]}",

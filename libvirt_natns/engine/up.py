@@ -11,12 +11,12 @@ from functools import partial
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import leases, shared_host
+from libvirt_natns.engine import shared_host, upstream_leases
 from libvirt_natns.engine.context import Change, Context, discard_directory
 from libvirt_natns.engine.down import return_routes
 from libvirt_natns.engine.network_record import is_outdated, new_record, publishes_as
 from libvirt_natns.engine.network_run import NetworkRun
-from libvirt_natns.engine.plan.network import withdrawals
+from libvirt_natns.engine.plan.network_plan import withdrawals
 from libvirt_natns.engine.removal import end_client, remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check
@@ -156,7 +156,7 @@ def _admit(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
         undo.add(shared_host.adjust, context, run.uuid)
         undo.add(discard_directory, run.uuid)
     if run.state not in ("starting", "up"):
-        return leases.reserve(context, run, undo)
+        return upstream_leases.reserve(context, run, undo)
     if run.state == "starting":
         undo.add(context.store.networks.set_state, run.uuid, "down")
         if isinstance(run.segment, DhcpSegment):
@@ -186,8 +186,8 @@ def _publish_anew(
     before = Claims(run.uuid, context.store.claims.forwards(owner=run.uuid))
     where = {run.uuid: ClaimScope.of(earlier.upstream, earlier.kind)}
     undo.add(context.store.claims.put, before, where, True)
-    run = leases.renew(context, run)
-    leases.claim_own(context, run, before.forwards)
+    run = upstream_leases.renew(context, run)
+    upstream_leases.claim_own(context, run, before.forwards)
     return run
 
 
@@ -218,7 +218,7 @@ def _take_over(context: Context, run: NetworkRun, undo: Undo) -> list[str]:
 def _apply(context: Context, run: NetworkRun, made: Plan, undo: Undo) -> list[str]:
     """Renew a network's leases and carry out its plan; return what differed."""
     repaired: list[str] = []
-    run = leases.renew(context, run)
+    run = upstream_leases.renew(context, run)
     if isinstance(run.segment, DhcpSegment):
         repaired += dhcp.news(run.network, run.segment)
     for address in run.outside.addresses:

@@ -16,7 +16,7 @@ from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables
 from libvirt_natns.firewall.iptables_entries import entries
-from libvirt_natns.firewall.iptables_syntax import Entry, Match
+from libvirt_natns.firewall.iptables_syntax import ChainEntry, Match
 from libvirt_natns.firewall.rule import Chain, Rule
 from libvirt_natns.records import asdict, replace
 
@@ -56,13 +56,13 @@ def ensure(
     differing = differences(own, accepts)
     if differing:
         announce()
-        _call("own", tables(_wanted(own, accepts)))
+        _call("own", tables(wanted_chains(own, accepts)))
     return differing
 
 
 def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:
     """Return what ``ensure`` would change, one line each."""
-    wanted = tables(_wanted(own, accepts))
+    wanted = tables(wanted_chains(own, accepts))
     if _concerned(wanted):
         return tuple(_call("compare", wanted).splitlines())
     return ()
@@ -95,7 +95,7 @@ def _concerned(wanted: list[dict[str, Any]]) -> bool:
 Wanted = dict[Family, tuple[Rule, ...]]
 
 
-def _wanted(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Wanted:
+def wanted_chains(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Wanted:
     """Return the rules of each family that is to have some."""
     mine, theirs = iptables.families(own), iptables.families(accepts)
     wanted = {}
@@ -118,7 +118,7 @@ def tables(wanted: Wanted) -> list[dict[str, Any]]:
 
 
 def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
-    chains: dict[Chain, list[Entry]] = {}
+    chains: dict[Chain, list[ChainEntry]] = {}
     for rule in rules:
         chains.setdefault(rule.chain, []).extend(entries(rule, family))
     made: dict[str, dict[str, Any]] = {}
@@ -134,11 +134,11 @@ def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
     return made.values()
 
 
-def _own(entry: Entry, table: str) -> Entry:
+def _own(entry: ChainEntry, table: str) -> ChainEntry:
     """Return an entry for our own chain in a table: an accept there ends that chain alone."""
     accepts = entry.target[0] == "ACCEPT" and table not in LAST
     return replace(entry, target=RETURN) if accepts else entry
 
 
-def _jump(target: str) -> Entry:
-    return Entry(matches=(("comment", {"comment": "libvirt-natns"}),), target=(target, {}))
+def _jump(target: str) -> ChainEntry:
+    return ChainEntry(matches=(("comment", {"comment": "libvirt-natns"}),), target=(target, {}))

@@ -49,14 +49,14 @@ name = nftables.name
 
 
 @dataclass(frozen=True, slots=True)
-class Repair:
+class ScriptedRepair:
     """A difference, and the script that fixes the difference."""
 
     line: str
     script: str
 
 
-def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[Repair]:
+def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[ScriptedRepair]:
     """Yield the differences from ``own`` and ``accepts``, with their repair."""
     state = parse(nft.ruleset_json())
     yield from _own_table(state, own if state.translates or _is_backend(own) else ())
@@ -67,7 +67,7 @@ def repairs(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> Iterator[Repair
     for base in state.bases:
         yield from _jump(base, base in shared)
     for parent in sorted(state.chains - wanted):
-        yield Repair(
+        yield ScriptedRepair(
             f"nftables: chain {CHAIN} in table {parent} is left over",
             f"flush chain {parent} {CHAIN}\ndelete chain {parent} {CHAIN}\n",
         )
@@ -78,22 +78,22 @@ def _is_backend(own: Iterable[Rule]) -> bool:
     return any(rule.action != "keep" for rule in own)
 
 
-def _own_table(state: NftState, own: tuple[Rule, ...]) -> Iterator[Repair]:
+def _own_table(state: NftState, own: tuple[Rule, ...]) -> Iterator[ScriptedRepair]:
     place = f"nftables: table {TABLE}"
     if not own:
         if state.own_table:
-            yield Repair(f"{place} is left over", f"delete table {TABLE}\n")
+            yield ScriptedRepair(f"{place} is left over", f"delete table {TABLE}\n")
         return
     script = nftables.script(own, HOST)
     if not state.own_table:
-        yield Repair(f"{place} is missing", script)
+        yield ScriptedRepair(f"{place} is missing", script)
     elif _lines(nftables.listing(None)) != _lines(
         nft_listing.canonical(script.removeprefix(MAKE_ROOM))
     ):
-        yield Repair(f"{place} was altered", script)
+        yield ScriptedRepair(f"{place} was altered", script)
 
 
-def _own_chain(parent: str, exists: bool, accepts: tuple[Rule, ...]) -> Iterator[Repair]:
+def _own_chain(parent: str, exists: bool, accepts: tuple[Rule, ...]) -> Iterator[ScriptedRepair]:
     wanted = [nft_statements.statement(rule) for rule in accepts]
     place = f"nftables: chain {CHAIN} in table {_checked(parent)}"
     listed = _lines(nft.list_chain(f"{parent} {CHAIN}")) if exists else []
@@ -104,19 +104,19 @@ def _own_chain(parent: str, exists: bool, accepts: tuple[Rule, ...]) -> Iterator
     lasting = set(wanted)
     kept = [statement for statement in present if statement in lasting]
     statements = dict.fromkeys([*kept, *wanted])
-    yield Repair(
+    yield ScriptedRepair(
         f"{place} {'was altered' if exists else 'is missing'}",
         f"add chain {parent} {CHAIN}\nflush chain {parent} {CHAIN}\n"
         + "".join(f"add rule {parent} {CHAIN} {statement}\n" for statement in statements),
     )
 
 
-def _jump(base: ForeignChain, wanted: bool) -> Iterator[Repair]:
+def _jump(base: ForeignChain, wanted: bool) -> Iterator[ScriptedRepair]:
     if base.has_jump if wanted else not base.jumps:
         return
     script = "".join(f"delete rule {base} handle {handle}\n" for handle in base.jumps)
     if not wanted:
-        yield Repair(f"nftables: our jump in {base} is left over", script)
+        yield ScriptedRepair(f"nftables: our jump in {base} is left over", script)
         return
     _checked(base.parent)
     added = (
@@ -124,7 +124,7 @@ def _jump(base: ForeignChain, wanted: bool) -> Iterator[Repair]:
         if base.end is None
         else f"insert rule {base} handle {base.end} {JUMP}\n"
     )
-    yield Repair(f"nftables: {base} has not our jump at its end", script + added)
+    yield ScriptedRepair(f"nftables: {base} has not our jump at its end", script + added)
 
 
 def _checked(parent: str) -> str:
@@ -159,7 +159,7 @@ def ensure(
     return tuple(repair.line for repair in needed)
 
 
-def _repair(needed: Iterable[Repair]) -> None:
+def _repair(needed: Iterable[ScriptedRepair]) -> None:
     script = "".join(repair.script for repair in needed)
     if script:
         nft.load(None, script)

@@ -32,7 +32,7 @@ from libvirt_natns.records import asdict, dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class HostPart:
     """A network's own: elements by set, accepts in foreign tables, and the ``rest``.
 
     ``transit`` is the network's transit bridge, "" for none, ``dhcp`` the bridge
@@ -78,12 +78,12 @@ class Part:
         return self.accepts6 if word == "ip6" else self.accepts
 
 
-def make(policy: host_policy.HostPolicy) -> Part:
+def make(policy: host_policy.HostPolicy) -> HostPart:
     """Return the part of the only network in ``policy``."""
     own = host_rules.own_rules(policy)
     elements, rest = nft_maps.looked_up(own)
     accepts = host_accepts.own_accepts(policy)
-    return Part(
+    return HostPart(
         transit=policy.transits[0].bridge if policy.transits else "",
         elements={kind.name: members for kind, members in elements.items()},
         accepts=_statements(foreign_chains.seen_in(accepts, "ip")),
@@ -101,14 +101,14 @@ def _statements(rules: Iterable[Rule]) -> list[str]:
     return list(dict.fromkeys(nft_statements.statement(rule) for rule in rules))
 
 
-def load(text: str) -> Part:
+def load(text: str) -> HostPart:
     """Return a part as ``dump`` wrote it; "" is an empty part."""
-    return Part(**json.loads(text)) if text else Part()
+    return HostPart(**json.loads(text)) if text else HostPart()
 
 
-def dump(part: Part) -> str:
+def dump(part: HostPart) -> str:
     """Return the part as a line of text."""
-    return json.dumps(asdict(part)) if part != Part() else ""
+    return json.dumps(asdict(part)) if part != HostPart() else ""
 
 
 def seen() -> str:
@@ -117,7 +117,7 @@ def seen() -> str:
     return "" if iptables.used(None) else fingerprint(TABLE, foreign_chains.CHAIN)
 
 
-def script(old: Part, new: Part, parents: list[str]) -> str | None:
+def script(old: HostPart, new: HostPart, parents: list[str]) -> str | None:
     """Return the script from an old part to a new part; None where more must change.
 
     ``parents`` are the foreign tables that have our chain.

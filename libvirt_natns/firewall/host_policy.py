@@ -4,7 +4,7 @@
 from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.rule import checked_interface
-from libvirt_natns.model.publication import Protocol
+from libvirt_natns.model.publication import Forward, PortProtocol
 from libvirt_natns.records import dataclass
 
 
@@ -52,13 +52,26 @@ class HostForward:
     empty means all; a guest counts with its network's transit address.
     """
 
-    proto: Protocol
+    proto: PortProtocol
     address: Address | None
     first: int
     last: int
     target: Address
     bridge: str
     sources: tuple[IPNetwork, ...] = ()
+
+
+def host_forward(forward: Forward, transit: Address, bridge: str) -> HostForward:
+    """Return the host's part of a forward to a namespace with that transit address."""
+    return HostForward(
+        forward.proto,
+        forward.address if int(forward.address) else None,
+        forward.first,
+        forward.last,
+        transit,
+        bridge,
+        forward.sources,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ would be one flow.  The host's NAT leaves these frames alone.
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network
 
+from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.firewall import boundary, nftables, zones
 from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Provider, Transit
 from libvirt_natns.firewall.rule import Rule, limited, single
@@ -68,7 +69,10 @@ def _passing(public: Provider) -> list[Rule]:
 
 
 def _dnats(policy: HostPolicy) -> list[Rule]:
-    return [rule for forward in policy.forwards for rule in _dnat(forward)]
+    rules: list[Rule] = []
+    for forward in policy.forwards:
+        rules += dnat(forward, LOOPBACK6 if forward.target.version == 6 else ())
+    return rules
 
 
 def zone_rules(policy: HostPolicy) -> list[Rule]:
@@ -89,15 +93,19 @@ def _apart(bridge: str, zone: int) -> Iterator[Rule]:
     yield Rule(chain="bridged_out", oif=bridge, action="keep", unique=True)
 
 
-def _dnat(forward: HostForward) -> Iterator[Rule]:
-    lo = LOOPBACK6 if forward.address is None and forward.target.version == 6 else ()
+def dnat(forward: HostForward, excluded: tuple[IPNetwork, ...] = ()) -> Iterator[Rule]:
+    """Yield the rules that translate published ports.
+
+    Of ports of all own addresses, those of ``excluded`` addresses stay as they are.
+    """
+    excluded = excluded if forward.address is None else ()
     # A rule for each source, since nft lists several sources in its own order, and merged.
     for source in limited(forward.sources) or (None,):
         yield Rule(
             chain="dstnat",
             sources=(source,) if source else (),
-            destinations=single(forward.address) if forward.address else lo,
-            not_destinations=bool(lo),
+            destinations=single(forward.address) if forward.address else excluded,
+            not_destinations=bool(excluded),
             local=forward.address is None,
             protocol=forward.proto,
             span=(forward.first, forward.last),

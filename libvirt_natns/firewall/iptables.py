@@ -27,9 +27,9 @@ from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.iptables_entries import entries
-from libvirt_natns.firewall.iptables_syntax import Entry
+from libvirt_natns.firewall.iptables_syntax import ChainEntry
 from libvirt_natns.firewall.rule import Chain, LayoutName, Rule
-from libvirt_natns.kernel import netns
+from libvirt_natns.kernel import netns, processes
 from libvirt_natns.records import asdict, dataclass
 
 TABLE_NAMES: dict[Family, Path] = {
@@ -85,7 +85,7 @@ class Table:
     """The entries of a table's chains, and ``policies`` of its built-in chains."""
 
     name: str
-    chains: dict[str, list[Entry]]
+    chains: dict[str, list[ChainEntry]]
     policies: dict[str, str]
     family: Family = 4
 
@@ -244,4 +244,4 @@ def call(namespace: str | None, verb: str, **values: object) -> str:
 def _environment() -> dict[str, str]:
     kept = ("IPTABLES_LIBDIR", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
     own = {key: os.environ[key] for key in kept if key in os.environ}
-    return {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C", **own}
+    return {"PATH": processes.PATH, "LC_ALL": "C", **own}

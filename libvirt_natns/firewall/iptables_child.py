@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from libvirt_natns.firewall.iptc_compare import PROGRAMS, Request, differences, rebuild
+from libvirt_natns.firewall.iptc_compare import PROGRAMS, TableRequest, differences, rebuild
 from libvirt_natns.firewall.iptc_library import iptc
 from libvirt_natns.firewall.iptc_tables import append, dump, open_table
 
@@ -35,7 +35,7 @@ TABLE_NAMES = {
 
 def main() -> int:
     """Do the verb of the request on standard input, a family after the other: the exit code."""
-    request: Request = json.load(sys.stdin)
+    request: TableRequest = json.load(sys.stdin)
     sys.path += [entry for entry in request["path"] if entry not in sys.path]
     *others, last = request.get("families") or [4]
     for family in others:
@@ -45,7 +45,7 @@ def main() -> int:
     return _do(request | {"family": last})
 
 
-def _apart(request: Request) -> int:
+def _apart(request: TableRequest) -> int:
     """Do a verb in a process of its own; python-iptables is slow to load and is loaded before."""
     with suppress(Exception):
         iptc()
@@ -58,7 +58,7 @@ def _apart(request: Request) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def _do(request: Request) -> int:
+def _do(request: TableRequest) -> int:
     try:
         sys.stdout.write(VERBS[request["verb"]](request))
     except Exception as error:
@@ -69,12 +69,12 @@ def _do(request: Request) -> int:
     return 0
 
 
-def find(_request: Request) -> str:
+def find(_request: TableRequest) -> str:
     """Say whether python-iptables is there, without loading it."""
     return "found" if importlib.util.find_spec("iptc") else ""
 
 
-def replace(request: Request) -> str:
+def replace(request: TableRequest) -> str:
     """Replace whole tables, in the given order, each in one transaction."""
     for wanted in _wanted(request):
         table = open_table(request["family"], wanted["name"])
@@ -87,7 +87,7 @@ def replace(request: Request) -> str:
     return ""
 
 
-def clear(request: Request) -> str:
+def clear(request: TableRequest) -> str:
     """Empty all tables that exist; the filter last, which stops forwarding until then."""
     for name in sorted(_existing(request), key=lambda name: name == "filter"):
         table = open_table(request["family"], name)
@@ -99,7 +99,7 @@ def clear(request: Request) -> str:
     return ""
 
 
-def listing(request: Request) -> str:
+def listing(request: TableRequest) -> str:
     """Return all tables that exist and hold something."""
     note = " # IPv6" if request["family"] == 6 else ""
     return "".join(
@@ -107,7 +107,7 @@ def listing(request: Request) -> str:
     )
 
 
-def own(request: Request) -> str:
+def own(request: TableRequest) -> str:
     """Bring our chains and the jumps to them to the wanted state, a transaction a table."""
     with _locked():
         for wanted in _concerned(request):
@@ -118,7 +118,7 @@ def own(request: Request) -> str:
     return ""
 
 
-def compare(request: Request) -> str:
+def compare(request: TableRequest) -> str:
     """Return what ``own`` would change, one line each."""
     existing = _existing(request)
     lines: list[str] = []
@@ -130,7 +130,7 @@ def compare(request: Request) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _concerned(request: Request) -> list[Request]:
+def _concerned(request: TableRequest) -> list[TableRequest]:
     """Return the wanted tables, then existing tables that may hold something left over."""
     wanted = _wanted(request)
     names = [table["name"] for table in wanted]
@@ -138,7 +138,7 @@ def _concerned(request: Request) -> list[Request]:
     return [*wanted, *({"name": name, "chains": {}, "jumps": {}, "last": []} for name in rest)]
 
 
-def _wanted(request: Request) -> list[Request]:
+def _wanted(request: TableRequest) -> list[TableRequest]:
     return [table for table in request["tables"] if table["family"] == request["family"]]
 
 
@@ -152,7 +152,7 @@ VERBS = {
 }
 
 
-def _existing(request: Request) -> list[str]:
+def _existing(request: TableRequest) -> list[str]:
     names = TABLE_NAMES[request["family"]]
     return names.read_text().split() if names.exists() else []
 

@@ -15,7 +15,7 @@ from itertools import product
 from libvirt_natns.addresses import Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.iptables_limits import counted, fresh, over
-from libvirt_natns.firewall.iptables_syntax import Entry, Match
+from libvirt_natns.firewall.iptables_syntax import ChainEntry, Match
 from libvirt_natns.firewall.rule import IcmpType, Rule
 
 TARGETS: dict[str, Match] = {
@@ -45,7 +45,7 @@ ICMPV6: dict[IcmpType, int] = {
 """Numbers, as ip6tables has no names for some types."""
 
 
-def entries(rule: Rule, family: Family = 4) -> Iterator[Entry]:
+def entries(rule: Rule, family: Family = 4) -> Iterator[ChainEntry]:
     """Yield the entries of a rule: for each source, destination and type of ICMP."""
     if rule.iif_kind or rule.oif_kind:
         raise FirewallError("iptables cannot tell the kinds of links")
@@ -60,7 +60,7 @@ def entries(rule: Rule, family: Family = 4) -> Iterator[Entry]:
     for source, destination, icmp in product(
         _addresses(rule, "sources"), _addresses(rule, "destinations"), rule.icmp or (None,)
     ):
-        entry = Entry(
+        entry = ChainEntry(
             source=source,
             destination=destination,
             iif=("!" if rule.not_iif else "") + rule.iif,
@@ -144,10 +144,10 @@ def _to_ports(rule: Rule) -> str:
     return f":{first}" if first == last else f":{first}-{last}/{rule.span[0]}"
 
 
-def _guard(rule: Rule) -> Iterator[Entry]:
-    def entry(target: str, **values: str | list[str]) -> Entry:
+def _guard(rule: Rule) -> Iterator[ChainEntry]:
+    def entry(target: str, **values: str | list[str]) -> ChainEntry:
         matches = (("conntrack", dict(values)),) if values else ()
-        return Entry(oif=rule.oif, matches=matches, target=(target, {}))
+        return ChainEntry(oif=rule.oif, matches=matches, target=(target, {}))
 
     # NAT leaves both states alone.  The entry is the first: a packet without a connection
     # matches no condition on a connection, negated or not.

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 from libvirt_natns.addresses import Family
 from libvirt_natns.firewall import limits
-from libvirt_natns.firewall.iptables_syntax import Entry, Match, Parameters
+from libvirt_natns.firewall.iptables_syntax import ChainEntry, Match, Parameters
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.records import replace
 
 
-def fresh(rule: Rule, entry: Entry, family: Family) -> Iterator[Entry]:
+def fresh(rule: Rule, entry: ChainEntry, family: Family) -> Iterator[ChainEntry]:
     """Drop new addresses over the limit, then remember the addresses that are left."""
     side = "rsource" if rule.fresh == "source" else "rdest"
     # A list has the mask of the rule that makes it: one of IPv4 compares 32 bits.
@@ -49,7 +49,7 @@ def over(name: str) -> Match:
     )
 
 
-def counted(rule: Rule, family: Family) -> Iterator[Entry]:
+def counted(rule: Rule, family: Family) -> Iterator[ChainEntry]:
     """Refuse new flows for a while when a sample of the flows has too many."""
     assert rule.flows
     # An entry for all packets: no bit of the address counts.
@@ -70,5 +70,5 @@ def counted(rule: Rule, family: Family) -> Iterator[Entry]:
         "recent",
         {"rcheck": "", "seconds": str(limits.PAUSE), **name},
     )
-    yield Entry(matches=(new, first, sample, many, full), target=("DROP", {}))
-    yield Entry(matches=(new, closed), target=("DROP", {}))
+    yield ChainEntry(matches=(new, first, sample, many, full), target=("DROP", {}))
+    yield ChainEntry(matches=(new, closed), target=("DROP", {}))

@@ -9,7 +9,7 @@ Match = tuple[str, Parameters]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ChainEntry:
     """An entry of a chain, in iptables' own words; "!" in front negates a value."""
 
     source: str = ""

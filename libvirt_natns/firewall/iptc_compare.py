@@ -4,9 +4,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from libvirt_natns.firewall.iptc_library import Chain, Table, known_rule
+from libvirt_natns.firewall.iptc_library import IptcChain, IptcTable, known_rule
 from libvirt_natns.firewall.iptc_tables import (
-    Entry,
+    EntryFields,
     append,
     chain_of,
     delete_jumps,
@@ -15,7 +15,7 @@ from libvirt_natns.firewall.iptc_tables import (
     rule_text,
 )
 
-Request = dict[str, Any]
+TableRequest = dict[str, Any]
 
 PROGRAMS = {4: "iptables", 6: "ip6tables"}
 """What changes a family's tables by hand."""
@@ -25,11 +25,11 @@ HARMLESS = (b"ACCEPT", b"LOG", b"")
 """Targets that refuse nothing."""
 
 
-def _ours(table: Table, prefix: str) -> list[str]:
+def _ours(table: IptcTable, prefix: str) -> list[str]:
     return [chain.name for chain in table.chains if chain.name.startswith(prefix)]
 
 
-def rebuild(table: Table, wanted: Request, prefix: str) -> None:
+def rebuild(table: IptcTable, wanted: TableRequest, prefix: str) -> None:
     """Bring our chains in a table, and the jumps to them, to what is wanted."""
     ours = _ours(table, prefix)
     for name in ours:
@@ -47,7 +47,7 @@ def rebuild(table: Table, wanted: Request, prefix: str) -> None:
         chain.insert_rule(make_rule(jump, chain), _end(table, builtin) if last else 0)
 
 
-def differences(table: Table, wanted: Request, request: Request) -> Iterator[str]:
+def differences(table: IptcTable, wanted: TableRequest, request: TableRequest) -> Iterator[str]:
     """Yield what ``rebuild`` would change, one line each."""
     ours = _ours(table, request["prefix"])
     program = PROGRAMS[request["family"]]
@@ -71,21 +71,21 @@ def differences(table: Table, wanted: Request, request: Request) -> Iterator[str
             yield f"{program}: {builtin} in table {table.name} has not our jump {place}"
 
 
-def _end(table: Table, builtin: str) -> int:
+def _end(table: IptcTable, builtin: str) -> int:
     """Return the number of rules ahead of the first rule that refuses everything."""
     entries = list(raw_entries(table, builtin))
     refusing = (i for i, entry in enumerate(entries) if _refuses_all(table, builtin, entry))
     return next(refusing, len(entries))
 
 
-def _is_behind(table: Table, builtin: str, place: int) -> bool:
+def _is_behind(table: IptcTable, builtin: str, place: int) -> bool:
     """True if no rule that may refuse something stands between a place and the end."""
     end = _end(table, builtin)
     entries = list(raw_entries(table, builtin))[place + 1 : end]
     return place <= end and all(table.get_target(entry) in HARMLESS for entry in entries)
 
 
-def _refuses_all(table: Table, chain: str, entry: Any) -> bool:  # noqa: ANN401
+def _refuses_all(table: IptcTable, chain: str, entry: Any) -> bool:  # noqa: ANN401
     """True if a rule refuses each packet, by itself or by a chain of such rules."""
     rule = known_rule(entry, chain_of(table, chain))
     target = table.get_target(entry).decode()
@@ -101,7 +101,7 @@ def _refuses_all(table: Table, chain: str, entry: Any) -> bool:  # noqa: ANN401
     return bool(deciding) and _refuses_all(table, target, deciding[0])
 
 
-def _holds(chain: Chain, entries: list[Entry]) -> bool:
+def _holds(chain: IptcChain, entries: list[EntryFields]) -> bool:
     # Both sides are in the words of the same library.
     present = [
         rule_text(known_rule(entry, chain)) for entry in raw_entries(chain.table, chain.name)

@@ -34,10 +34,10 @@ Search = Callable[[str], str | None]
 # python-iptables carries no types; these say which of its classes is meant.
 Iptc = Any
 Library = Any
-Table = Any
-Chain = Any
-Rule = Any
-Module = Any
+IptcTable = Any
+IptcChain = Any
+IptcRule = Any
+IptcModule = Any
 
 
 def iptc() -> Iptc:
@@ -98,18 +98,18 @@ def adapt(family: int) -> None:
         library.xtables._option_lookup = lookup
 
 
-def rule_class(table: Table) -> type[Rule]:
+def rule_class(table: IptcTable) -> type[IptcRule]:
     """Return the class of a table's rules, which ask no other table."""
     base = iptc().Rule6 if isinstance(table, iptc().Table6) else iptc().Rule
 
     class OwnTableRule(base):  # type: ignore[misc, valid-type]
         @property
-        def tables(self) -> list[Table]:
+        def tables(self) -> list[IptcTable]:
             return [self.chain.table]
 
     return OwnTableRule
 
 
-def known_rule(entry: Any, chain: Chain) -> Rule:  # noqa: ANN401
+def known_rule(entry: Any, chain: IptcChain) -> IptcRule:  # noqa: ANN401
     """Return an entry that the kernel holds as a rule."""
     return rule_class(chain.table)(entry, chain)

@@ -5,21 +5,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from libvirt_natns.firewall.iptc_library import (
-    Chain,
-    Module,
-    Rule,
-    Table,
+    IptcChain,
+    IptcModule,
+    IptcRule,
+    IptcTable,
     adapt,
     iptc,
     known_rule,
     rule_class,
 )
 
-Entry = dict[str, Any]
-"""An entry as the request has it: the fields of ``iptables_syntax.Entry``."""
+EntryFields = dict[str, Any]
+"""An entry as the request has it: the fields of ``iptables_syntax.ChainEntry``."""
 
 
-def open_table(family: int, name: str) -> Table:
+def open_table(family: int, name: str) -> IptcTable:
     """Return a table of a family; all changes until ``commit`` are one transaction."""
     kind = iptc().Table if family == 4 else iptc().Table6
     adapt(family)
@@ -27,19 +27,19 @@ def open_table(family: int, name: str) -> Table:
     return kind(name, autocommit=False)
 
 
-def chain_of(table: Table, name: str) -> Chain:
+def chain_of(table: IptcTable, name: str) -> IptcChain:
     """Return a chain of a table."""
     return iptc().Chain(table, name)
 
 
-def append(table: Table, name: str, entries: list[Entry]) -> None:
+def append(table: IptcTable, name: str, entries: list[EntryFields]) -> None:
     """Append entries to a chain."""
     chain = chain_of(table, name)
     for entry in entries:
         chain.append_rule(make_rule(entry, chain))
 
 
-def make_rule(entry: Entry, chain: Chain) -> Rule:
+def make_rule(entry: EntryFields, chain: IptcChain) -> IptcRule:
     """Return an entry of a request as a rule for a chain."""
     rule = rule_class(chain.table)(chain=chain)
     fields = {
@@ -60,7 +60,7 @@ def make_rule(entry: Entry, chain: Chain) -> Rule:
     return rule
 
 
-def _compare_whole_names(rule: Rule) -> None:
+def _compare_whole_names(rule: IptcRule) -> None:
     """Have the kernel compare all bits of interfaces' names.
 
     For IPv6, python-iptables 1.0.1 asks for the lowest bit of each letter: "lo" would be
@@ -71,12 +71,12 @@ def _compare_whole_names(rule: Rule) -> None:
         setattr(rule.get_ip(), field, b"\xff" * len(mask))
 
 
-def _set(module: Module, parameters: dict[str, str | list[str]]) -> None:
+def _set(module: IptcModule, parameters: dict[str, str | list[str]]) -> None:
     for key, value in parameters.items():
         module.set_parameter(key, value)
 
 
-def raw_entries(table: Table, chain: str) -> Iterator[Any]:
+def raw_entries(table: IptcTable, chain: str) -> Iterator[Any]:
     """Yield a chain's entries as the kernel holds them."""
     entry = table.first_rule(chain)
     while entry:
@@ -84,7 +84,7 @@ def raw_entries(table: Table, chain: str) -> Iterator[Any]:
         entry = table.next_rule(entry)
 
 
-def delete_jumps(table: Table, target: str) -> None:
+def delete_jumps(table: IptcTable, target: str) -> None:
     """Delete every jump to ``target``; all other entries stay exactly as they are."""
     for chain in table.chains:
         entries = list(raw_entries(table, chain.name))
@@ -93,14 +93,14 @@ def delete_jumps(table: Table, target: str) -> None:
                 _delete(table, chain.name, index)
 
 
-def _delete(table: Table, chain: str, index: int) -> None:
+def _delete(table: IptcTable, chain: str, index: int) -> None:
     # By number: python-iptables deletes by likeness only, and a rule that was
     # taken apart and put together again may be like another rule.
     if not table._iptc.iptc_delete_num_entry(chain.encode(), index, table._handle):
         raise OSError(f"cannot delete rule {index + 1} of {chain}: {table.strerror()}")
 
 
-def dump(table: Table, note: str) -> str:
+def dump(table: IptcTable, note: str) -> str:
     """Return what a table holds, as iptables-save would print it; "" for an empty table."""
     chains = table.chains
     lines = []
@@ -112,7 +112,7 @@ def dump(table: Table, note: str) -> str:
     return "".join(f"{line}\n" for line in [f"*{table.name}{note}", *lines] if lines)
 
 
-def rule_text(rule: Rule) -> str:
+def rule_text(rule: IptcRule) -> str:
     """Return a rule in python-iptables' words."""
     options = {
         "-s": _unless_all(rule.src),
@@ -130,7 +130,7 @@ def _unless_all(network: str) -> str:
     return "" if network in ("0.0.0.0/0.0.0.0", "::/0") else network
 
 
-def _module_text(option: str, module: Module) -> str:
+def _module_text(option: str, module: IptcModule) -> str:
     parameters = module.get_all_parameters().items()
     texts = [f"--{key} {' '.join(value)}".rstrip() for key, value in parameters]
     return " ".join([option, module.name, *texts])

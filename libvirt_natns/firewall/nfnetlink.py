@@ -63,7 +63,7 @@ def works() -> bool:
     """True if the kernel has nftables, and hands its chains out."""
     try:
         with Socket(NETLINK_NETFILTER) as session:
-            return all(True for _ in _dump(session, GET_CHAIN))
+            return all(True for _ in dump(session, GET_CHAIN))
     except OSError:
         return False
 
@@ -72,7 +72,7 @@ def tables() -> set[str] | None:
     """Return the tables of the caller's namespace, as "family name"; None where that fails."""
     try:
         with Socket(NETLINK_NETFILTER) as session:
-            held = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_TABLE)]
+            held = [(family, Attrs.parse(body)) for family, body in dump(session, GET_TABLE)]
     except OSError:
         return None
     return {
@@ -101,7 +101,7 @@ def parents(chain: str) -> list[str]:
     """Return the tables that have a chain of that name, in nft's words: "family table"."""
     try:
         with Socket(NETLINK_NETFILTER) as session:
-            chains = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_CHAIN)]
+            chains = [(family, Attrs.parse(body)) for family, body in dump(session, GET_CHAIN)]
     except OSError:
         return []
     return sorted(
@@ -112,7 +112,7 @@ def parents(chain: str) -> list[str]:
 
 
 def _lines(session: Socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[bytes]:
-    chains = [(family, Attrs.parse(body)) for family, body in _dump(session, GET_CHAIN)]
+    chains = [(family, Attrs.parse(body)) for family, body in dump(session, GET_CHAIN)]
     for family, attributes in chains:
         table, name = _text(attributes, CHAIN_TABLE), _text(attributes, CHAIN_NAME)
         policy = attributes.get(CHAIN_POLICY)
@@ -124,14 +124,14 @@ def _lines(session: Socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[b
             if name != chain:
                 yield from _handles(session, family, table, name)
     own_table = netlink.pack([(RULE_TABLE, ours[1] + b"\0")])
-    for family, body in _dump(session, GET_RULE, ours[0], own_table):
+    for family, body in dump(session, GET_RULE, ours[0], own_table):
         if (family, _text(Attrs.parse(body), RULE_TABLE)) == ours:
             yield body
 
 
 def _handles(session: Socket, family: int, table: bytes, chain: bytes) -> Iterator[bytes]:
     where = netlink.pack([(RULE_TABLE, table + b"\0"), (RULE_CHAIN, chain + b"\0")])
-    for _, body in _dump(session, GET_RULE, family, where):
+    for _, body in dump(session, GET_RULE, family, where):
         rule = Attrs.parse(body)
         if (_text(rule, RULE_TABLE), _text(rule, RULE_CHAIN)) == (table, chain):
             yield rule.get(RULE_HANDLE) or b""
@@ -142,7 +142,7 @@ def _forwards(chain: Attrs) -> bool:
     return len(hook) == 4 and struct.unpack("!I", hook)[0] == NF_INET_FORWARD
 
 
-def _dump(
+def dump(
     session: Socket, what: int, family: int = 0, attributes: bytes = b""
 ) -> Iterator[tuple[int, bytes]]:
     """Yield all objects of a kind, each as its family and attributes.  Raises OSError."""

@@ -15,9 +15,6 @@ from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import nfnetlink
 from libvirt_natns.kernel import netns, processes
 
-PROGRAM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
-"""Where nft looks for programs."""
-
 TIME_LIMIT = 30.0
 """Seconds after which nft counts as stuck."""
 
@@ -76,7 +73,7 @@ def _run(
                 # A comment in a foreign table consists of any bytes.
                 errors="surrogateescape",
                 timeout=TIME_LIMIT,
-                env={"PATH": PROGRAM_PATH, "LC_ALL": "C"},
+                env={"PATH": processes.PATH, "LC_ALL": "C"},
                 check=False,
             )
     except (OSError, subprocess.SubprocessError) as error:

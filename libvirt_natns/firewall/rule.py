@@ -53,7 +53,7 @@ Action = Literal[
     "accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "zone", "keep"
 ]
 Transport = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
-State = Literal["new", "established", "related", "invalid"]
+ConntrackState = Literal["new", "established", "related", "invalid"]
 IcmpType = Literal[
     "echo-request",
     "mld-listener-query",
@@ -120,7 +120,7 @@ class Rule:
     protocol: Transport | None = None
     ports: tuple[int, ...] = ()
     icmp: tuple[IcmpType, ...] = ()
-    states: tuple[State, ...] = ()
+    states: tuple[ConntrackState, ...] = ()
     only: Family | None = None
     hop_limit: int | None = None
     syn: bool = False

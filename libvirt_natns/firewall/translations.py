@@ -7,7 +7,7 @@ numbers stand in the guest's metadata.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 from libvirt_natns.addresses import Address, parsed
@@ -63,7 +63,8 @@ def of_namespace(namespace: str) -> Translations:
 
 def parse(text: str) -> Translations:
     """Return the translations in the listings of backends."""
-    own = {parsed(target): parsed(address) for target, address in _sources(text)}
+    static = [*NFT_SOURCE.findall(text), *IPTABLES_SOURCE.findall(text)]
+    own = {parsed(target): parsed(address) for target, address in static}
     return Translations(tuple(dict.fromkeys(_ports(text))), own)
 
 
@@ -74,10 +75,6 @@ def _ports(text: str) -> Iterator[PublishedPort]:
         for proto, port, destination in pattern.findall(text):
             target, to = _destination(destination)
             yield PublishedPort(proto, int(port), target, to or int(port))
-
-
-def _sources(text: str) -> Iterable[tuple[str, str]]:
-    return [*NFT_SOURCE.findall(text), *IPTABLES_SOURCE.findall(text)]
 
 
 def _destination(text: str) -> tuple[Address, int]:

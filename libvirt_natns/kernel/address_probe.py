@@ -40,7 +40,7 @@ BUFFER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Protocol:
+class ProbeProtocol:
     """How neighbours speak of a family's addresses.
 
     ``filter`` is a program for the kernel that picks what is spoken out of all that
@@ -57,19 +57,19 @@ class Protocol:
 
 
 PROTOCOLS = {
-    4: Protocol(arp.ETHERTYPE, arp.question, arp.announcement, arp.claimed),
-    6: Protocol(
+    4: ProbeProtocol(arp.ETHERTYPE, arp.question, arp.announcement, arp.claimed),
+    6: ProbeProtocol(
         ndp.ETHERTYPE, ndp.question, ndp.announcement, ndp.claimed, ndp.FILTER, ndp.ALL_NODES_MAC
     ),
 }
 
 
 @dataclass(slots=True)
-class _Ear:
+class ProbeSocket:
     """A socket that speaks one protocol, and the addresses that are asked for with it."""
 
     packet: socket.socket
-    protocol: Protocol
+    protocol: ProbeProtocol
     wanted: set[Address]
 
     @property
@@ -92,7 +92,7 @@ class _Ear:
 @contextmanager
 def _opened(
     link: str, version: int, purpose: str, wanted: Collection[Address], later: Later = at_once
-) -> Iterator[_Ear]:
+) -> Iterator[ProbeSocket]:
     """A raw socket on a link for a family; what fails with it is an UpstreamError.
 
     The kernel takes some 10 ms to close one, for which it waits until no CPU is
@@ -105,14 +105,16 @@ def _opened(
         try:
             _prepare(packet, link, protocol)
             packet.bind((link, protocol.ethertype))
-            yield _Ear(packet, protocol, {each for each in wanted if each.version == version})
+            yield ProbeSocket(
+                packet, protocol, {each for each in wanted if each.version == version}
+            )
         finally:
             later(packet.close)
     except OSError as error:
         raise UpstreamError(f"cannot {purpose} on {link}", error.strerror or str(error)) from error
 
 
-def _prepare(packet: socket.socket, link: str, protocol: Protocol) -> None:
+def _prepare(packet: socket.socket, link: str, protocol: ProbeProtocol) -> None:
     packet.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
     if protocol.filter:
         program = ctypes.create_string_buffer(protocol.filter, len(protocol.filter))
@@ -144,10 +146,10 @@ def probe(
             stack.enter_context(_opened(link, version, "probe for addresses", addresses, later))
             for version in sorted({address.version for address in addresses})
         ]
-        return _ask(ears, seconds / (PROBES + 1))
+        return ask_all(ears, seconds / (PROBES + 1))
 
 
-def _ask(ears: Collection[_Ear], step: float) -> set[Address]:
+def ask_all(ears: Collection[ProbeSocket], step: float) -> set[Address]:
     """Send all probes, ``step`` seconds apart, and listen; returns the claimed addresses."""
     wanted = {address for ear in ears for address in ear.wanted}
     found: set[Address] = set()
@@ -158,14 +160,14 @@ def _ask(ears: Collection[_Ear], step: float) -> set[Address]:
         # After the last probe there is one more step, to listen only.
         for ear in ears if number <= PROBES else ():
             ear.ask(found)
-        found |= _listen(ears, wanted - found, start + number * step, step)
+        found |= listen(ears, wanted - found, start + number * step, step)
     return found
 
 
-def _listen(
-    ears: Collection[_Ear], wanted: set[Address], deadline: float, overtime: float
+def listen(
+    ears: Collection[ProbeSocket], wanted: set[Address], deadline: float, overtime: float
 ) -> set[Address]:
-    """Those of ``wanted`` that are claimed until ``deadline``.
+    """Return the addresses of ``wanted`` that are claimed until ``deadline``.
 
     What has come by then is read also when this process was kept from running;
     ``overtime``, in seconds, ends that where packets never cease.
@@ -197,7 +199,7 @@ def announce(link: str, address: Address, mac: str, probing: float = 0.0) -> boo
     with _opened(link, address.version, f"announce {address}", [address]) as ear:
         frame = ear.protocol.announcement(bytes.fromhex(mac.replace(":", "")), address)
         _await_carrier(ear.packet, link)
-        if probing and _ask([ear], probing / (PROBES + 1)):
+        if probing and ask_all([ear], probing / (PROBES + 1)):
             return False
         ear.packet.send(frame)
         time.sleep(POLL)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.kernel.channel import Channel
+from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.netlink import MULTICAST_ROUTER_ALWAYS
 
@@ -18,7 +18,7 @@ class Bridges:
 
     __slots__ = ("_channel", "_links")
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
         self._links = Links(channel)
 

@@ -69,7 +69,7 @@ class Sockets:
                     opened.close()
 
 
-class Channel:
+class NetlinkChannel:
     """Requests to the kernel in one namespace, by the session's sockets.
 
     ``namespace`` None is the host.

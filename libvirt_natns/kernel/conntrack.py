@@ -54,7 +54,7 @@ MOST_FILTERS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ConntrackEntry:
     """A conntrack entry; ``port`` is the target port, 0 for a protocol without ports.
 
     ``asked`` is the target of the first packet.  ``answered`` are source and target of the
@@ -147,14 +147,14 @@ def _cut(
             candidates = _candidates(sock, claims)
             _delete(
                 sock,
-                [e for e in candidates if any(_concerns(c, e, addresses) for c in claims)],
+                [e for e in candidates if any(concerns(c, e, addresses) for c in claims)],
             )
     except OSError as error:
         where = namespace or "the host"
         raise KernelError(f"cannot cut flows in {where}", error.strerror or str(error)) from error
 
 
-def _delete(sock: Socket, entries: Iterable[Entry]) -> None:
+def _delete(sock: Socket, entries: Iterable[ConntrackEntry]) -> None:
     """Delete all entries that can be deleted; the first error is raised after the last entry."""
     errors = []
     for entry in entries:
@@ -167,8 +167,8 @@ def _delete(sock: Socket, entries: Iterable[Entry]) -> None:
         raise errors[0]
 
 
-def _concerns(
-    claim: Forward | StaticNat, entry: Entry, addresses: frozenset[Address] | None
+def concerns(
+    claim: Forward | StaticNat, entry: ConntrackEntry, addresses: frozenset[Address] | None
 ) -> bool:
     """True if an entry is of a claim; without ``addresses`` at any address."""
     source, target = entry.answered
@@ -192,7 +192,7 @@ def _concerns(
 # -- the kernel's messages -------------------------------------------------------
 
 
-def _candidates(sock: Socket, claims: Sequence[Forward | StaticNat]) -> Iterable[Entry]:
+def _candidates(sock: Socket, claims: Sequence[Forward | StaticNat]) -> Iterable[ConntrackEntry]:
     """Return all entries that may be a claim's, each once.  Raises OSError."""
     wanted = dict.fromkeys(each for claim in claims for each in filters(claim))
     try:
@@ -215,18 +215,19 @@ def _header(family: Family) -> bytes:
     return struct.pack("!BBH", SOCKET_FAMILY[family], 0, 0)
 
 
-def _entries(sock: Socket, family: Family, attributes: bytes = b"") -> list[Entry]:
+def _entries(sock: Socket, family: Family, attributes: bytes = b"") -> list[ConntrackEntry]:
     """Return the entries of a family that a filter's attributes match.  Raises OSError."""
-    return [_entry(body[HEADER:]) for body in sock.dump(GET, _header(family) + attributes)]
+    return [parse_entry(body[HEADER:]) for body in sock.dump(GET, _header(family) + attributes)]
 
 
-def _entry(body: bytes) -> Entry:
+def parse_entry(body: bytes) -> ConntrackEntry:
+    """Return the entry in a message's body."""
     attributes = Attrs.parse(body)
     original = attributes.nested(TUPLE_ORIG)
     protocol = original.nested(TUPLE_PROTO)
     port = protocol.get(PROTO_TARGET_PORT) or bytes(2)
     by_type = {kind & NLA_TYPE: (kind, value) for kind, value in attributes}
-    return Entry(
+    return ConntrackEntry(
         (protocol.get(PROTO_NUMBER) or b"")[0],
         _addresses(original)[1],
         struct.unpack("!H", port)[0],

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from libvirt_natns.addresses import Address, by_family
-from libvirt_natns.kernel.channel import Channel
+from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.netlink import NTF_PROXY
 
 
@@ -16,7 +16,7 @@ class IPv6Neighbours:
 
     __slots__ = ("_channel",)
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
 
     def stations(self, link: str) -> list[Address]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.errors import KernelError
-from libvirt_natns.kernel.channel import Channel
+from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.links import Links
 
 IFA_F_NODAD = 2
@@ -20,7 +20,7 @@ class LinkAddresses:
 
     __slots__ = ("_channel",)
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
 
     def of(self, link: str) -> set[Interface]:

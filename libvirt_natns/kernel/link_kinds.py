@@ -2,7 +2,7 @@
 """A trial of the kinds of links that networks need, for the checks of the machine."""
 
 from libvirt_natns.kernel.bridges import Bridges
-from libvirt_natns.kernel.channel import Channel, Sockets
+from libvirt_natns.kernel.channel import NetlinkChannel, Sockets
 
 
 def try_link_kinds(*, macvlan: bool = False) -> None:
@@ -11,7 +11,7 @@ def try_link_kinds(*, macvlan: bool = False) -> None:
     Raises KernelError if this kernel lacks a kind.
     """
     sockets = Sockets()
-    channel = Channel(sockets, None)
+    channel = NetlinkChannel(sockets, None)
     try:
         Bridges(channel).create("bridge", "natns-trial", "0a:00:00:00:00:01")
         channel.change(

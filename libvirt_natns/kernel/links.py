@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 from libvirt_natns.errors import KernelError
-from libvirt_natns.kernel.channel import Channel
+from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.rtnetlink import Link
 
 
@@ -15,7 +15,7 @@ class Links:
 
     __slots__ = ("_channel",)
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
 
     def get(self, name: str) -> Link | None:

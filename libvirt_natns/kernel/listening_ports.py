@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 
 from libvirt_natns.errors import ConflictError
-from libvirt_natns.model.publication import Forward, Protocol
+from libvirt_natns.model.publication import Forward, PortProtocol
 
 TCP_LISTEN = "0A"
 UDP_UNCONNECTED = "07"
 
 
-def listening(proto: Protocol) -> set[int]:
+def listening(proto: PortProtocol) -> set[int]:
     """Ports of the calling namespace on which something waits for anybody."""
     state = TCP_LISTEN if proto == "tcp" else UDP_UNCONNECTED
     ports = set()

@@ -6,7 +6,7 @@ from typing import Any
 
 from libvirt_natns import names
 from libvirt_natns.kernel import netns
-from libvirt_natns.kernel.channel import Channel
+from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.links import Links
 
 
@@ -15,9 +15,9 @@ class Macvlans:
 
     __slots__ = ("_channel", "_host")
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
-        self._host = Channel(channel.sockets, None)
+        self._host = NetlinkChannel(channel.sockets, None)
 
     def differences(self, link: str, parent: str, mtu: int) -> list[str]:
         """Return in words why a link is not the macvlan that is asked for; ``mtu`` in octets."""
@@ -60,7 +60,7 @@ class Macvlans:
             os.close(descriptor)
 
 
-def _add(host: Channel, namespace: int, parent: str, request: dict[str, Any]) -> None:
+def _add(host: NetlinkChannel, namespace: int, parent: str, request: dict[str, Any]) -> None:
     """Make a macvlan in the namespace of a descriptor."""
     index = host.index(parent)
     host.change(

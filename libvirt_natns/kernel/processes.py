@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel import netns
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -42,6 +43,14 @@ AT_ONCE = (signal.SIGKILL,)
 def program(name: str) -> str | None:
     """Return the path of a program; None where it is not installed."""
     return shutil.which(name, path=PATH + os.pathsep + os.environ.get("PATH", ""))
+
+
+def required(name: str, missing: NatnsError) -> str:
+    """Return the path of a program.  Raises ``missing`` where it is not installed."""
+    path = program(name)
+    if path is None:
+        raise missing
+    return path
 
 
 def confined(*capabilities: str, no_new_privs: bool = True) -> tuple[str, ...]:

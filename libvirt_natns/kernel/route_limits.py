@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from libvirt_natns.addresses import Address, Family, Interface, IPNetwork
-from libvirt_natns.kernel.channel import Channel
+from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.routes import METRICS, family_of, main_routes
-from libvirt_natns.kernel.rtnetlink import Route
+from libvirt_natns.kernel.rtnetlink import RouteEntry
 
 RTPROT_KERNEL = 2
 SCOPE_LINK = 253
@@ -20,7 +20,7 @@ class RouteLimits:
 
     __slots__ = ("_channel",)
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
 
     def differing(
@@ -68,6 +68,6 @@ class RouteLimits:
         )
 
 
-def _usual_metric(route: Route) -> int | None:
+def _usual_metric(route: RouteEntry) -> int | None:
     metrics = SUBNET_METRICS if route.gateway is None else METRICS
     return metrics[family_of(route.destination)]

@@ -8,9 +8,9 @@ from typing import Any
 
 from libvirt_natns.addresses import Address, Family, IPNetwork
 from libvirt_natns.kernel import netns
-from libvirt_natns.kernel.channel import Channel
+from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.links import Links
-from libvirt_natns.kernel.rtnetlink import Route
+from libvirt_natns.kernel.rtnetlink import RouteEntry
 
 MAIN_TABLE = 254
 RTPROT_BOOT = 3
@@ -31,7 +31,7 @@ def family_of(destination: IPNetwork) -> Family:
     return 4 if destination.version == 4 else 6
 
 
-def main_routes(channel: Channel, *families: Family) -> list[Route]:
+def main_routes(channel: NetlinkChannel, *families: Family) -> list[RouteEntry]:
     """Return all routes of the main table, of these families or of both."""
     routes = channel.listed(
         f"IPv{families[0]} routes" if families else "routes",
@@ -45,7 +45,7 @@ class Routes:
 
     __slots__ = ("_channel",)
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: NetlinkChannel) -> None:
         self._channel = channel
 
     def has(self, destination: IPNetwork, gateway: Address | None, link: str) -> bool:
@@ -117,7 +117,7 @@ class Routes:
         """Return all IPv4 routes through gateways on a link."""
         return {(route.destination, gateway) for route, gateway in self._through(link)}
 
-    def _through(self, link: str) -> list[tuple[Route, Address]]:
+    def _through(self, link: str) -> list[tuple[RouteEntry, Address]]:
         index = self._channel.index(link)
         routes = ((route, route.gateway) for route in main_routes(self._channel, 4))
         return [(route, by) for route, by in routes if by is not None and route.link == index]
@@ -135,7 +135,7 @@ class Routes:
                 f"the route to {destination} via {gateway}", partial(replace, flags=RTNH_F_ONLINK)
             )
 
-    def _delete(self, route: Route) -> None:
+    def _delete(self, route: RouteEntry) -> None:
         """Delete one route as the kernel listed it; missing is success."""
         # A route that leads nowhere has a type of its own, and no other is deleted.
         same: dict[str, Any] = {

@@ -55,7 +55,7 @@ class LinkAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class RouteEntry:
     """A route; ``kind``, ``scope``, ``tos`` and ``protocol`` are the kernel's numbers.
 
     ``mtu``, in octets, is a limit below that of the link.
@@ -116,14 +116,14 @@ class Session(netlink.Socket):
             and link in (None, int.from_bytes(body[4:8], sys.byteorder))
         ]
 
-    def routes(self, *families: Family) -> list[Route]:
+    def routes(self, *families: Family) -> list[RouteEntry]:
         """Return all routes of all tables, of some families or of both.
 
         Raises OSError and InterruptedDumpError.
         """
         return [route for family in families or FAMILIES for route in self._routes(family)]
 
-    def _routes(self, family: Family) -> Iterator[Route]:
+    def _routes(self, family: Family) -> Iterator[RouteEntry]:
         request = struct.pack("=BBBBBBBBI", _SOCKET_FAMILIES[family], *[0] * 8)
         for body in self.dump(netlink.RTM_GETROUTE, request):
             # The kernel notes a single destination, such as its path's MTU, as a cloned route.
@@ -199,11 +199,11 @@ def _destination(family: int, address: bytes | None, length: int) -> IPNetwork:
     return IPv6Network((address or bytes(16), length))
 
 
-def _route(body: bytes) -> Route:
+def _route(body: bytes) -> RouteEntry:
     family, length, tos, table, protocol, scope, kind = struct.unpack_from("=BBxBBBBB", body)
     attributes = Attrs.parse(body, 12)
     gateway = attributes.get(netlink.RTA_GATEWAY)
-    return Route(
+    return RouteEntry(
         destination=_destination(family, attributes.get(netlink.RTA_DST), length),
         gateway=ip(gateway) if gateway is not None else None,
         link=attributes.number(netlink.RTA_OIF),

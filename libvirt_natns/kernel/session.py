@@ -15,7 +15,7 @@ from typing import Self
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.bridges import Bridges
-from libvirt_natns.kernel.channel import Channel, Sockets
+from libvirt_natns.kernel.channel import NetlinkChannel, Sockets
 from libvirt_natns.kernel.ipv6_neighbours import IPv6Neighbours
 from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.links import Links
@@ -38,7 +38,7 @@ class NamespaceView:
     __slots__ = ("_channel",)
 
     def __init__(self, sockets: Sockets, namespace: str | None) -> None:
-        self._channel = Channel(sockets, namespace)
+        self._channel = NetlinkChannel(sockets, namespace)
 
     @property
     def links(self) -> Links:

@@ -9,7 +9,7 @@ from typing import Any
 
 from libvirt_natns import names
 from libvirt_natns.errors import KernelError
-from libvirt_natns.kernel.channel import Channel, Sockets
+from libvirt_natns.kernel.channel import NetlinkChannel, Sockets
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.sysctl import Sysctls
 
@@ -46,11 +46,11 @@ class VethPairs:
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
 
-    def _outer(self, pair: VethPair) -> Channel:
-        return Channel(self._sockets, pair.outer)
+    def _outer(self, pair: VethPair) -> NetlinkChannel:
+        return NetlinkChannel(self._sockets, pair.outer)
 
-    def _inner(self, pair: VethPair) -> Channel:
-        return Channel(self._sockets, pair.namespace)
+    def _inner(self, pair: VethPair) -> NetlinkChannel:
+        return NetlinkChannel(self._sockets, pair.namespace)
 
     def differences(self, pair: VethPair) -> list[str]:
         """Return in words why a veth pair is not as asked for."""

@@ -7,7 +7,7 @@ Nothing is looked up yet: ``publication`` has forwards with addresses and ports 
 from ipaddress import IPv6Address
 
 from libvirt_natns.addresses import Address, Family, IPNetwork
-from libvirt_natns.model.publication import PortSet, Protocol
+from libvirt_natns.model.publication import PortProtocol, PortSet
 from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.records import dataclass
 
@@ -33,7 +33,7 @@ class PortRange:
 class PortForward:
     """libvirt's ``<portForward>``, in our XML namespace."""
 
-    proto: Protocol
+    proto: PortProtocol
     ranges: tuple[PortRange, ...]
     address: Address | None = None
     network: str | None = None

@@ -6,14 +6,14 @@ from typing import Literal
 from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.records import dataclass
 
-Protocol = Literal["tcp", "udp", "sctp"]
+PortProtocol = Literal["tcp", "udp", "sctp"]
 
 
 @dataclass(frozen=True, slots=True)
 class PortSet:
     """Ports of one protocol, ``first`` to ``last``, both included."""
 
-    proto: Protocol
+    proto: PortProtocol
     first: int
     last: int
 
@@ -32,7 +32,7 @@ class Forward:
     owner: str
     owner_name: str
     network: str
-    proto: Protocol
+    proto: PortProtocol
     address: Address
     first: int
     last: int

@@ -16,7 +16,7 @@ from libvirt_natns.daemons import dnsmasq, dnsmasq_files, lease_file
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
-from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import RouterUpstream, Upstream
@@ -25,12 +25,12 @@ from libvirt_natns.state import counts
 from libvirt_natns.state.applicants import reserved_addresses
 from libvirt_natns.state.counts import PoolKey
 from libvirt_natns.state.leases import LeaseKind
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import segments
 
 CONNTRACK = Path("/proc/sys/net/netfilter")
-STATES: tuple[State, ...] = get_args(State)
+STATES: tuple[NetworkState, ...] = get_args(NetworkState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class NetworkCounts:
 class Census:
     """All counts; ``guests`` counts running guests that publish something."""
 
-    networks: Mapping[State, int]
+    networks: Mapping[NetworkState, int]
     guests: int
     pools: Mapping[PoolKey, PoolCounts]
     running: tuple[NetworkCounts, ...]
@@ -87,10 +87,10 @@ def take(engine: Engine) -> Census:
     )
 
 
-def _states(records: list[NetworkRecord], up: int) -> dict[State, int]:
+def _states(records: list[NetworkRecord], up: int) -> dict[NetworkState, int]:
     # Most networks are up or down, and to ask a record whether it runs takes longer.
     starting = [record for record in records if record.state in ("preparing", "starting")]
-    numbers: Counter[State] = Counter(record.state for record in starting if record.runs)
+    numbers: Counter[NetworkState] = Counter(record.state for record in starting if record.runs)
     numbers["up"] = up
     numbers["down"] = len(records) - numbers.total()
     return {state: numbers[state] for state in STATES}

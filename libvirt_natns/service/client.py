@@ -52,7 +52,9 @@ class Answer:
         self.text = text
 
 
-def ask(kind: str, event: tuple[str, str], data: bytes = b"", path: str = SOCKET) -> Answer | None:
+def ask(
+    kind: str, event: tuple[str, str], data: bytes = b"", path: str | None = None
+) -> Answer | None:
     """Have the service answer an event or a question; None where it does not answer.
 
     The service may have begun the work then; doing the work again converges.
@@ -64,7 +66,7 @@ def ask(kind: str, event: tuple[str, str], data: bytes = b"", path: str = SOCKET
         return None
     try:
         connection.settimeout(GREETING_LIMIT)
-        connection.connect(path)
+        connection.connect(path or SOCKET)
         # The greeting is short and sent at once, so it comes whole.
         if connection.recv(len(GREETING)) != GREETING:
             return None

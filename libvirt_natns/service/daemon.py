@@ -101,7 +101,7 @@ class Service:
                 part.start()
                 started.callback(part.stop)
             self._look_after_all()
-            self.background.soon(self._expire_routers)
+            self.background.soon(self.expire_routers)
             signal.signal(signal.SIGHUP, self._on_hangup)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.server.stop())
@@ -133,7 +133,7 @@ class Service:
             if record.state != "up":
                 self.starts.expect(record.uuid)
 
-    def _expire_routers(self) -> None:
+    def expire_routers(self) -> None:
         """Take back overdue routers, as their own timers may have been killed; again in a while."""
         try:
             for line in routers.expire_overdue():
@@ -145,7 +145,7 @@ class Service:
                 self._report(error, "taking a router back")
             self._not_expired = str(error)
         finally:
-            self.background.after(ROUTERS, self._expire_routers)
+            self.background.after(ROUTERS, self.expire_routers)
 
     # -- for the parts -----------------------------------------------------
 
@@ -204,13 +204,13 @@ class Service:
             self._relocate(error)
         else:
             # The error does not name its network.
-            self._suspect_all()
+            self.suspect_all()
 
     def _report(self, error: Exception, when: str) -> None:
         self.metrics.failed("background")
         self.log.say_error("error", "failed", error, when=when)
 
-    def _suspect_all(self) -> None:
+    def suspect_all(self) -> None:
         """Have each network that is up compared with its plan."""
         with suppress(NatnsError), self.sessions.engine() as engine:
             for record in engine.store.networks.all("up"):

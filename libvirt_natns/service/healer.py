@@ -24,7 +24,7 @@ from libvirt_natns.engine.observer import HOST
 from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.service.log import Log
-from libvirt_natns.service.repair import NoBridgeError, Repair, repair
+from libvirt_natns.service.repair import NoBridgeError, RepairVerb, repair
 from libvirt_natns.service.trouble import REPAIRS, Trouble
 from libvirt_natns.service.workqueue import Workers, WorkQueue
 
@@ -78,7 +78,7 @@ class Healer:
         *,
         on_heal: Callable[[float], None] = lambda seconds: None,
         on_failure: Callable[[str], None] = lambda what: None,
-        repair: Repair = repair,
+        repair: RepairVerb = repair,
     ) -> None:
         self._sessions = sessions
         self._log = log

@@ -19,7 +19,7 @@ import select
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from threading import Thread
+from threading import Lock, Thread
 
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import NatnsError
@@ -44,6 +44,35 @@ Describe = Callable[[str], Watched | None]
 Suspect = Callable[[str], None]
 
 
+class Bell:
+    """A descriptor that any thread makes readable, and that the watching thread waits for."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._descriptor: int | None = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        return -1 if self._descriptor is None else self._descriptor
+
+    def ring(self) -> None:
+        """Wake the thread; a change of ours may end after the thread has."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.eventfd_write(self._descriptor, 1)
+
+    def clear(self) -> None:
+        """Wait for the next ring; the thread's alone."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fileno())
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor = None
+
+
 class KernelWatch:
     """Watches networks that are up, in a thread of its own.
 
@@ -59,8 +88,8 @@ class KernelWatch:
         self._describe = describe
         self._suspect = suspect
         self._appeared = appeared
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._own = OwnChanges(suspect, self._poke)
+        self._bell = Bell()
+        self._own = OwnChanges(suspect, self._bell.ring)
         self._stopping = False
         self._thread: Thread | None = None
         # All below is the thread's alone.
@@ -80,7 +109,7 @@ class KernelWatch:
         self._epoll = select.epoll()
         self._followed = FollowedNetworks(monitor, self._epoll)
         self._events = KernelEvents(monitor, self._followed, self._own, self._note_newcomer)
-        for descriptor in (*self._events.descriptors(), self._wake):
+        for descriptor in (*self._events.descriptors(), self._bell.fileno()):
             self._epoll.register(descriptor, select.EPOLLIN)
         self._thread = Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -88,14 +117,14 @@ class KernelWatch:
     def stop(self) -> None:
         """End the thread and close everything."""
         self._stopping = True
-        self._poke()
-        if self._thread is None:
-            return
-        self._thread.join()
-        self._thread = None
-        self._followed.close()
-        self._epoll.close()
-        self._events.close()
+        self._bell.ring()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self._followed.close()
+            self._epoll.close()
+            self._events.close()
+        self._bell.close()
 
     def follow(self, uuids: Iterable[str]) -> None:
         """Watch these networks from now on; ``changing`` does that for networks that come up."""
@@ -118,16 +147,12 @@ class KernelWatch:
         """
         return self._own.settled(limit)
 
-    def _poke(self) -> None:
-        os.eventfd_write(self._wake, 1)
-
     # -- the thread --------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping:
             ready = self._epoll.poll(self._pause())
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
+            self._bell.clear()
             # In this order: see OwnChanges.
             ended = self._own.take_ended()
             self._events.read_all()

@@ -20,11 +20,11 @@ from threading import Event, Thread
 from typing import Literal
 
 from libvirt_natns.daemons import libvirtd
-from libvirt_natns.daemons.libvirt_events import EventConnection, Happened, Kind, Loop
+from libvirt_natns.daemons.libvirt_events import EventConnection, Kind, LibvirtEvent, Loop
 from libvirt_natns.daemons.libvirtd import Driver, LibvirtDaemon
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.factory import Sessions
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.service.log import Level, Log
@@ -60,7 +60,7 @@ class Subject:
     name: str = field(compare=False)
 
 
-Ask = Callable[[], bytes | None]
+AskXml = Callable[[], bytes | None]
 """Asks libvirt for the XML of a guest or a network; None where it is not active."""
 
 Task = Subject | Literal["everything"]
@@ -159,7 +159,7 @@ class LibvirtWatch:
             text = "; ".join(changed)
             self._log.say("info", "followed", **_about(subject), changed=text, seconds=taken)
 
-    def _follow_network(self, engine: Engine, uuid: str, ask: Ask) -> list[str]:
+    def _follow_network(self, engine: Engine, uuid: str, ask: AskXml) -> list[str]:
         ran = _runs(engine, uuid)
         changed = sync.network_changed(engine, uuid, ask)
         runs = _runs(engine, uuid)
@@ -228,7 +228,7 @@ class ConnectionKeeper(Thread):
         link.close()
         self._log.say("notice", "disconnected", uri=daemon.uri)
 
-    def _tell(self, happened: Happened) -> None:
+    def _tell(self, happened: LibvirtEvent) -> None:
         subject = Subject(self.driver, happened.kind, happened.uuid, happened.name)
         self._queue.put(subject, HOOKS_FIRST if happened.what == "life" else 0.0)
 

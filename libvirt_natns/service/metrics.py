@@ -27,7 +27,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 
 WITHOUT_SERVICE = "# The service does not answer: nothing has counted answers, changes and heals.\n"
 
-Row = tuple[tuple[str, ...], float | None]
+GaugeRow = tuple[tuple[str, ...], float | None]
 """A gauge's labels and value; None leaves it out."""
 
 
@@ -184,7 +184,7 @@ class _Gauges(Collector):
             yield _gauge(name, text, ("network",), rows)
 
 
-def _gauge(name: str, text: str, labels: tuple[str, ...], rows: Iterable[Row]) -> Metric:
+def _gauge(name: str, text: str, labels: tuple[str, ...], rows: Iterable[GaugeRow]) -> Metric:
     family = GaugeMetricFamily(f"libvirt_natns_{name}", text, labels=labels)
     for values, value in rows:
         if value is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST
-from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.up import NotUpError
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.state.networks import NetworkRecord
@@ -18,7 +18,7 @@ class NoBridgeError(NatnsError):
     """libvirt's bridge is missing."""
 
 
-Repair = Callable[[Engine, str, NetworkRecord | None], list[str] | None]
+RepairVerb = Callable[[Engine, str, NetworkRecord | None], list[str] | None]
 
 
 def repair(engine: Engine, uuid: str, record: NetworkRecord | None) -> list[str] | None:
@@ -41,7 +41,7 @@ def repair(engine: Engine, uuid: str, record: NetworkRecord | None) -> list[str]
     if engine.kernel.host.links.get(record.bridge) is None:
         raise NoBridgeError(f"bridge {record.bridge} is missing", "start the network anew")
     # The look takes no lock, so it delays no verb; and the watch goes on hearing of damage.
-    if not check.network_differences(engine, record):
+    if not comparison.network_differences(engine, record):
         return []
     return engine.repair(record)
 
@@ -51,4 +51,4 @@ def _repair_host(engine: Engine) -> list[str] | None:
     if any(record.unfinished for record in starts):
         # A start makes most of the host's part, unless it is given up or needs little of it.
         return None
-    return engine.ensure_host() if check.host_differences(engine) else []
+    return engine.ensure_host() if comparison.host_differences(engine) else []

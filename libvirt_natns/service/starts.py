@@ -16,7 +16,7 @@ from libvirt_natns.daemons import libvirtd
 from libvirt_natns.engine import given_up
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.errors import LibvirtError
-from libvirt_natns.kernel.boot import now
+from libvirt_natns.kernel.boot_clock import now
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.workqueue import Workers, WorkQueue
 from libvirt_natns.state.networks import START_LIMIT, NetworkRecord
@@ -33,7 +33,7 @@ ASKERS = 2
 STOP_LIMIT = 2.0
 """Seconds that threads get to end; they may be waiting for a libvirt that is stuck."""
 
-Ask = Callable[[str], bool | None]
+IsActive = Callable[[str], bool | None]
 """Asks libvirt whether a network is active; None where there is no libvirt to ask."""
 
 
@@ -43,7 +43,7 @@ class Starts:
     ``ask`` is called from threads of this object alone, and may raise LibvirtError.
     """
 
-    def __init__(self, sessions: Sessions, log: Log, ask: Ask) -> None:
+    def __init__(self, sessions: Sessions, log: Log, ask: IsActive) -> None:
         self._sessions = sessions
         self._log = log
         self._ask = ask

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Ports chosen for ranges with start="auto", kept until no other port is left."""
 
-from libvirt_natns.model.publication import Protocol
+from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.database import Database
 from libvirt_natns.state.schema import ANY_SELECTOR
@@ -16,7 +16,7 @@ class PortKey:
 
     owner: str
     network: str
-    proto: Protocol
+    proto: PortProtocol
     selector: str
     target_port: int
 
@@ -51,7 +51,7 @@ class ChosenPortTable:
                 (key.owner, key.network, key.proto, key.selector, key.target_port, port),
             )
 
-    def reclaimable(self, proto: Protocol) -> list[int]:
+    def reclaimable(self, proto: PortProtocol) -> list[int]:
         """Return chosen ports of owners without a record, the longest unused first."""
         rows = self._database.select(
             "SELECT port FROM chosen_port WHERE proto = ?"

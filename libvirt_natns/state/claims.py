@@ -9,9 +9,10 @@ from typing import Self, cast
 
 from libvirt_natns.addresses import Address, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError, StoreError
-from libvirt_natns.kernel import boot
-from libvirt_natns.model.publication import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.kernel import boot_clock
+from libvirt_natns.model.publication import Forward, PortProtocol, PortSet, StaticNat
 from libvirt_natns.records import dataclass
+from libvirt_natns.spans import span_text
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.database import Connection, Database, IntegrityError, Row
 from libvirt_natns.state.leases import LeaseTable
@@ -95,7 +96,7 @@ class ClaimTable:
             forward.to_last,
             " ".join(map(str, forward.sources)),
             int(published),
-            boot.boot_id(),
+            boot_clock.boot_id(),
         )
         statement = f"INSERT INTO forward VALUES ({', '.join('?' * len(row))})"
         try:
@@ -115,10 +116,10 @@ class ClaimTable:
             (upstream, forward.proto, claimed, forward.last, forward.first),
         ).fetchall()
         for rival in rivals:
-            if rival["boot"] != boot.boot_id():
+            if rival["boot"] != boot_clock.boot_id():
                 db.execute("DELETE FROM forward WHERE rowid = ?", (rival["id"],))
                 continue
-            ports = _ports(max(rival["first"], forward.first), min(rival["last"], forward.last))
+            ports = span_text(max(rival["first"], forward.first), min(rival["last"], forward.last))
             where = "the host" if claimed in EVERYWHERE else forward.address
             raise ConflictError(
                 f"{forward.owner_name}: {forward.proto} port {ports} of {where}"
@@ -138,7 +139,7 @@ class ClaimTable:
             )
         db.execute(
             "DELETE FROM static_nat WHERE scope = ? AND address = ? AND boot != ?",
-            (scope, stored(static.address), boot.boot_id()),
+            (scope, stored(static.address), boot_clock.boot_id()),
         )
         ports = " ".join(f"{p.proto}:{p.first}-{p.last}" for p in static.ports)
         db.execute(
@@ -152,7 +153,7 @@ class ClaimTable:
                 stored(static.target),
                 ports,
                 int(published),
-                boot.boot_id(),
+                boot_clock.boot_id(),
             ),
         )
 
@@ -164,7 +165,7 @@ class ClaimTable:
             " WHERE scope = ? AND address = ? AND boot = ? AND owner != ?",
             scope,
             stored(address),
-            boot.boot_id(),
+            boot_clock.boot_id(),
             owner,
         )
         if rows:
@@ -205,7 +206,8 @@ class ClaimTable:
             if moved:
                 # Claims of an earlier boot are void, and no two claims may overlap.
                 db.execute(
-                    "DELETE FROM forward WHERE claimed = ? AND boot != ?", (here, boot.boot_id())
+                    "DELETE FROM forward WHERE claimed = ? AND boot != ?",
+                    (here, boot_clock.boot_id()),
                 )
 
     def forwards(
@@ -226,9 +228,11 @@ class ClaimTable:
         self, table: str, order: str, network: str | None, owner: str | None, published: bool
     ) -> list[Row]:
         # The query has no column that is not asked for, or SQLite would use no index.
-        asked = {"network": network, "owner": owner, "boot": boot.boot_id()}
+        asked = {"network": network, "owner": owner, "boot": boot_clock.boot_id()}
         wanted = {column: value for column, value in asked.items() if value is not None}
-        where = [f"{column} = ?" for column in wanted] + ["published"] * published
+        where = [f"{column} = ?" for column in wanted]
+        if published:
+            where.append("published")
         return self._database.select(
             f"SELECT * FROM {table} WHERE {' AND '.join(where)} ORDER BY {order}",
             *wanted.values(),
@@ -237,7 +241,9 @@ class ClaimTable:
     def ports(self, proto: str) -> set[int]:
         """Return all claimed ports of a protocol, on any address."""
         rows = self._database.select(
-            "SELECT first, last FROM forward WHERE proto = ? AND boot = ?", proto, boot.boot_id()
+            "SELECT first, last FROM forward WHERE proto = ? AND boot = ?",
+            proto,
+            boot_clock.boot_id(),
         )
         return {port for first, last in rows for port in range(first, last + 1)}
 
@@ -252,7 +258,7 @@ class ClaimTable:
             port,
             port,
             key.owner,
-            boot.boot_id(),
+            boot_clock.boot_id(),
         )
         return bool(rows)
 
@@ -270,7 +276,7 @@ def _forward(row: Row) -> Forward:
         owner=row["owner"],
         owner_name=row["owner_name"],
         network=row["network"],
-        proto=cast(Protocol, row["proto"]),
+        proto=cast(PortProtocol, row["proto"]),
         address=address_of(row["address"]),
         first=row["first"],
         last=row["last"],
@@ -286,7 +292,7 @@ def _static(row: Row) -> StaticNat:
     for text in row["ports"].split():
         proto, _, span = text.partition(":")
         first, _, last = span.partition("-")
-        ports.append(PortSet(cast(Protocol, proto), int(first), int(last)))
+        ports.append(PortSet(cast(PortProtocol, proto), int(first), int(last)))
     return StaticNat(
         owner=row["owner"],
         owner_name=row["owner_name"],
@@ -295,7 +301,3 @@ def _static(row: Row) -> StaticNat:
         target=address_of(row["target"]),
         ports=tuple(ports),
     )
-
-
-def _ports(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Counts of forwards, guests and leases in the state database, for metrics."""
 
-from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.state.leases import GUESTS, RUNNING, LeaseKind
 from libvirt_natns.state.store import Store
 

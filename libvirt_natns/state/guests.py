@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Records of guests that publish a port or ask for an address in their metadata."""
 
-from libvirt_natns.kernel import boot
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.database import Database, Row
 
@@ -18,7 +18,7 @@ class GuestRecord:
 
     @property
     def this_boot(self) -> bool:
-        return self.boot == boot.boot_id()
+        return self.boot == boot_clock.boot_id()
 
 
 class GuestTable:
@@ -52,7 +52,7 @@ class GuestTable:
         with self._database.transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO guest VALUES (?, ?, ?, ?, ?)",
-                (uuid, name, boot.boot_id(), int(published), document),
+                (uuid, name, boot_clock.boot_id(), int(published), document),
             )
 
     def forget(self, uuid: str) -> None:

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 from libvirt_natns.addresses import IPNetwork
-from libvirt_natns.kernel import boot
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.database import Database, Row
 from libvirt_natns.state.leases import Leased, leased_in
@@ -37,19 +37,19 @@ class HostTable:
             " ON lease.network = uuid AND lease.upstream = network.upstream"
             f" WHERE state != 'down' AND boot = ? {'' if uuid is None else 'AND uuid = ?'}"
             " ORDER BY name, uuid",
-            boot.boot_id(),
+            boot_clock.boot_id(),
             *(() if uuid is None else (uuid,)),
         )
         by_network: dict[str, list[Row]] = {}
         for row in rows:
-            if row["state"] == "up" or boot.now() - row["since"] < STALLED:
+            if row["state"] == "up" or boot_clock.now() - row["since"] < STALLED:
                 by_network.setdefault(row["uuid"], []).append(row)
         return self._database.made(_user, by_network.values())
 
     def part(self, uuid: str) -> str:
         """Return a network's part of the host's rules since this boot; "" for none."""
         rows = self._database.select(
-            "SELECT part FROM host_part WHERE network = ? AND boot = ?", uuid, boot.boot_id()
+            "SELECT part FROM host_part WHERE network = ? AND boot = ?", uuid, boot_clock.boot_id()
         )
         return str(rows[0]["part"]) if rows else ""
 
@@ -58,11 +58,13 @@ class HostTable:
         with self._database.transaction() as db:
             db.execute("DELETE FROM host_part WHERE network = ?", (uuid,))
             if part:
-                db.execute("INSERT INTO host_part VALUES (?, ?, ?)", (uuid, boot.boot_id(), part))
+                db.execute(
+                    "INSERT INTO host_part VALUES (?, ?, ?)", (uuid, boot_clock.boot_id(), part)
+                )
 
     def put_parts(self, parts: Mapping[str, str]) -> None:
         """Record the parts of all networks: the host has rules for no other network."""
-        rows = [(uuid, boot.boot_id(), part) for uuid, part in parts.items() if part]
+        rows = [(uuid, boot_clock.boot_id(), part) for uuid, part in parts.items() if part]
         with self._database.transaction() as db:
             db.execute("DELETE FROM host_part")
             db.executemany("INSERT INTO host_part VALUES (?, ?, ?)", rows)

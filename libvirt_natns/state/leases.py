@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Literal, cast
 
 from libvirt_natns.addresses import Address, Family, address_of, stored
-from libvirt_natns.kernel import boot
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.state.database import Database, Row
 from libvirt_natns.state.networks import NetworkRecord, record_of
@@ -98,9 +98,9 @@ class LeaseTable:
             " ORDER BY coalesce(state != 'down' AND boot != ?, FALSE), used",
             segment,
             kind,
-            boot.boot_id(),
-            boot.boot_id(),
-            boot.boot_id(),
+            boot_clock.boot_id(),
+            boot_clock.boot_id(),
+            boot_clock.boot_id(),
         )
         return [row["address"] for row in rows]
 
@@ -111,7 +111,7 @@ class LeaseTable:
             f" WHERE segment = ? AND address = ? AND {RUNNING}",
             segment,
             kept(address),
-            boot.boot_id(),
+            boot_clock.boot_id(),
         )
         return next(iter(self._database.made(record_of, rows)), None)
 
@@ -149,8 +149,8 @@ class LeaseTable:
             " UNION SELECT owner_name FROM lease JOIN static_nat ON scope = lease.upstream"
             " AND static_nat.address = lease.address"
             " WHERE segment = ? AND lease.address = ? AND boot = ? AND owner != ?",
-            *(upstream, kept(address), boot.boot_id(), owner_of(key)),
-            *(segment, kept(address), boot.boot_id(), owner_of(key)),
+            *(upstream, kept(address), boot_clock.boot_id(), owner_of(key)),
+            *(segment, kept(address), boot_clock.boot_id(), owner_of(key)),
         )
         return str(rows[0]["owner_name"]) if rows else None
 

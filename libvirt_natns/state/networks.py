@@ -18,11 +18,11 @@ from typing import Literal
 from libvirt_natns import names
 from libvirt_natns.addresses import IPNetwork, network_of
 from libvirt_natns.errors import ConflictError
-from libvirt_natns.kernel import boot
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.records import dataclass
 from libvirt_natns.state.database import Database, Row
 
-State = Literal["preparing", "starting", "up", "down"]
+NetworkState = Literal["preparing", "starting", "up", "down"]
 """``preparing``: inside our `start` hook; ``starting``: from its end to `started`."""
 
 START_LIMIT = 10.0
@@ -55,7 +55,7 @@ class NetworkRecord:
     kind: str
     subnets: tuple[IPNetwork, ...]
     taken_over: bool
-    state: State
+    state: NetworkState
     boot: str
     since: float
     document: bytes
@@ -73,12 +73,12 @@ class NetworkRecord:
     @property
     def this_boot(self) -> bool:
         """True if the record was written since the machine was started."""
-        return self.boot == boot.boot_id()
+        return self.boot == boot_clock.boot_id()
 
     @property
     def unfinished(self) -> bool:
         """True if its start goes on: in our `start` hook, or from there to `started`."""
-        fresh = self.this_boot and boot.now() - self.since < STALLED
+        fresh = self.this_boot and boot_clock.now() - self.since < STALLED
         return self.state in ("preparing", "starting") and fresh
 
     @property
@@ -101,7 +101,7 @@ class NetworkTable:
         rows = self._database.select("SELECT * FROM network WHERE uuid = ?", uuid)
         return next(iter(self._records(rows)), None)
 
-    def all(self, *states: State) -> list[NetworkRecord]:
+    def all(self, *states: NetworkState) -> list[NetworkRecord]:
         """Return the records in these states (all, where no state is named), by name."""
         marks = ", ".join("?" * len(states))
         where = f"WHERE state IN ({marks})" if states else ""
@@ -130,7 +130,7 @@ class NetworkTable:
             self._database.select(
                 "SELECT 1 FROM network WHERE upstream = ? AND state != 'down' AND boot = ? LIMIT 1",
                 upstream,
-                boot.boot_id(),
+                boot_clock.boot_id(),
             )
         )
 
@@ -152,16 +152,16 @@ class NetworkTable:
                 db.execute(
                     "UPDATE network SET state = 'down' WHERE state != 'down' AND boot != ?"
                     f" AND uuid != ? AND {column} = ?",
-                    (boot.boot_id(), record.uuid, value),
+                    (boot_clock.boot_id(), record.uuid, value),
                 )
             db.execute(PUT, _row(record))
 
-    def set_state(self, uuid: str, state: State) -> None:
+    def set_state(self, uuid: str, state: NetworkState) -> None:
         """Record that a network is up or down from now on, and that it used its leases."""
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE network SET state = ?, boot = ?, since = ? WHERE uuid = ?",
-                (state, boot.boot_id(), boot.now(), uuid),
+                (state, boot_clock.boot_id(), boot_clock.now(), uuid),
             )
             db.execute(
                 "UPDATE lease SET used = (SELECT coalesce(max(used), 0) + 1 FROM lease)"
@@ -200,7 +200,7 @@ class NetworkTable:
 def _blocks(other: NetworkRecord, mine: NetworkRecord) -> bool:
     """True if ``other`` is between libvirt's `start` and `started` on my subnet."""
     waiting = other.taken_over and mine.taken_over and other.this_boot
-    alive = boot.now() - other.since < START_LIMIT
+    alive = boot_clock.now() - other.since < START_LIMIT
     # In IPv6 libvirt refuses nothing.
     ours = [subnet for subnet in mine.subnets if subnet.version == 4]
     overlap = any(a.overlaps(b) for a in other.subnets for b in ours)

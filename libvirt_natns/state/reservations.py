@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 from libvirt_natns.addresses import Address, Family, address_of, stored
 from libvirt_natns.errors import ConflictError
-from libvirt_natns.kernel import boot
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.state.database import Database
 
 # Of a reservation; takes the boot's id twice.
@@ -52,8 +52,8 @@ class ReservationTable:
         rows = self._database.select(
             f"SELECT mac, address, {IN_FORCE} AS present FROM reservation WHERE network = ?"
             " AND family = ? ORDER BY present DESC, used DESC",
-            boot.boot_id(),
-            boot.boot_id(),
+            boot_clock.boot_id(),
+            boot_clock.boot_id(),
             network,
             family,
         )
@@ -115,7 +115,7 @@ class ReservationTable:
             " ORDER BY guest.uuid IS NOT NULL, used",
             network,
             family,
-            boot.boot_id(),
+            boot_clock.boot_id(),
         )
         return [address_of(row["address"]) for row in rows]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from libvirt_natns import names
 from libvirt_natns.daemons import dhcp_lease
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
-from libvirt_natns.kernel.boot import now
+from libvirt_natns.kernel.boot_clock import now
 from libvirt_natns.records import replace
 
 ACCEPTED, REFUSED = "accepted", "refused"

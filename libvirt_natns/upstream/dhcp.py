@@ -18,7 +18,7 @@ from libvirt_natns.daemons import dhcp_lease, lease_check, resolv_conf, udhcpc
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.errors import LeaseError, NatnsError
-from libvirt_natns.kernel.boot import now
+from libvirt_natns.kernel.boot_clock import now
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, LeasedSegment, Segment
 from libvirt_natns.model.upstream import DhcpUpstream

@@ -24,7 +24,7 @@ from libvirt_natns.daemons import dhcp_lease, dnsmasq_config, resolv_conf
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import config, domain_edit, libvirt_xml, xml_sniff
-from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.network_plan import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LONGEST, NatnsError, describe
 from libvirt_natns.firewall import iptables, nftables
@@ -424,7 +424,7 @@ def _small() -> Sequence[bytes]:
 def check_small(data: bytes) -> None:
     """A resolv.conf, and a forward as it is typed."""
     text = data.decode(errors="replace")
-    for address in resolv_conf._nameservers(text):
+    for address in resolv_conf.nameservers(text):
         assert isinstance(address, IPv4Address | IPv6Address)
     for parse in (forward_spec.parse_new, forward_spec.parse_old):
         try:

@@ -24,7 +24,7 @@ from lab import (
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.engine.observer import HOST, Nobody
-from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.kernel import netns
 from libvirt_natns.service.engine_pool import EnginePool
 from libvirt_natns.service.healer import Healer
@@ -88,10 +88,10 @@ class Parts(Nobody):
         """What is wrong with a network, or with the host."""
         with self.sessions.engine() as engine:
             if uuid == HOST:
-                return check.host_differences(engine)
+                return comparison.host_differences(engine)
             record = engine.store.networks.get(uuid)
             assert record is not None
-            return check.network_differences(engine, record)
+            return comparison.network_differences(engine, record)
 
     def idle(self) -> bool:
         """Whether nothing is due, repairs that failed and what was given up apart."""

@@ -30,7 +30,7 @@ from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.prebuilt import Built
-from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.firewall_operations import Firewall
@@ -143,7 +143,9 @@ class Bench:
             record = verbs.store.networks.get(self.uuid)
             assert record is not None
             assert record.state == "up"
-            return check.network_differences(verbs, record) + check.host_differences(verbs)
+            return comparison.network_differences(verbs, record) + comparison.host_differences(
+                verbs
+            )
 
 
 def quietly(work: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ from lab import (
 )
 
 from libvirt_natns.cli import commands
-from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.kernel.boot_clock import boot_id
 
 MAC = "52:54:00:00:00:05"
 HOOKS = Path("/etc/libvirt/hooks")

@@ -30,7 +30,7 @@ sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 from libvirt_natns.addresses import network_of, parsed
 from libvirt_natns.engine.plan.sysctls import SYSCTLS
 from libvirt_natns.kernel import netns
-from libvirt_natns.model.publication import Forward, Protocol
+from libvirt_natns.model.publication import Forward, PortProtocol
 
 GATEWAY = "10.0.0.1"
 GUEST = "10.0.0.5"
@@ -455,7 +455,7 @@ def harden(name: str) -> None:
 
 
 def forward(
-    proto: Protocol,
+    proto: PortProtocol,
     ports: str,
     to: str = "",
     *,

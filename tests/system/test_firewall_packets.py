@@ -51,7 +51,7 @@ from packets import (
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
-from libvirt_natns.firewall import backends, host, host_policy
+from libvirt_natns.firewall import backends, host_firewall, host_policy
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 
@@ -376,10 +376,10 @@ def test_transit_is_masqueraded(name: str, foreign: str, transit: None) -> None:
         for table in ("nat", "raw", "mangle", "filter"):
             sh(f"iptables-legacy -t {table} -S")
     before = state()
-    assert host.differences(HOST_POLICY, name)
+    assert host_firewall.differences(HOST_POLICY, name)
     for _ in range(2):
-        host.ensure(HOST_POLICY, name)
-        assert host.differences(HOST_POLICY, name) == ()
+        host_firewall.ensure(HOST_POLICY, name)
+        assert host_firewall.differences(HOST_POLICY, name) == ()
     with serving("server"):
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             if foreign == "nft":
@@ -388,10 +388,10 @@ def test_transit_is_masqueraded(name: str, foreign: str, transit: None) -> None:
                 continue
             assert seen_by(SERVER, "nat-t", kind) == "192.168.0.2"
     if foreign == "nft":
-        assert "inet filter forward drops" in str(host.obstacles(HOST_POLICY))
+        assert "inet filter forward drops" in str(host_firewall.obstacles(HOST_POLICY))
         sh('nft add rule inet filter forward iifname "natns-host" accept')
         sh('nft add rule inet filter forward oifname "natns-host" accept')
-        assert host.obstacles(HOST_POLICY) == ()
+        assert host_firewall.obstacles(HOST_POLICY) == ()
         with serving("server"):
             assert seen_by(SERVER, "nat-t", socket.SOCK_STREAM) == "192.168.0.2"
         sh(
@@ -399,7 +399,7 @@ def test_transit_is_masqueraded(name: str, foreign: str, transit: None) -> None:
             " docker0 accept"
         )
     else:
-        assert host.obstacles(HOST_POLICY) == ()
+        assert host_firewall.obstacles(HOST_POLICY) == ()
     in_node("server", f"ip route add {TRANSIT} via 192.168.0.2")
     with serving("nat-t"):
         assert ignored("192.168.150.2", "server", socket.SOCK_DGRAM)
@@ -409,16 +409,16 @@ def test_transit_is_masqueraded(name: str, foreign: str, transit: None) -> None:
     if foreign == "iptables-nft":
         assert "NATNS-FORWARD" in sh("iptables-nft -S")
         assert "NATNS-FORWARD" in sh("iptables-nft -L")
-    host.remove()
+    host_firewall.remove()
     assert state() == before
-    host.remove()
+    host_firewall.remove()
     assert state() == before
 
 
 def test_nothing_is_created_by_looking(world: None) -> None:
     before = state()
-    host.differences(HOST_POLICY, "nftables")
-    host.remove()
+    host_firewall.differences(HOST_POLICY, "nftables")
+    host_firewall.remove()
     assert state() == before
     assert Path("/proc/thread-self/net/ip_tables_names").read_text() == ""
 
@@ -436,13 +436,13 @@ TAMPERING = {
 def test_alterations_are_named_and_mended(name: str, transit: None) -> None:
     sh(FOREIGN["iptables-nft"])
     sh(FOREIGN["iptables-legacy"])
-    host.ensure(HOST_POLICY, name)
+    host_firewall.ensure(HOST_POLICY, name)
     sh(TAMPERING[name])
-    found = host.differences(HOST_POLICY, name)
+    found = host_firewall.differences(HOST_POLICY, name)
     assert len(found) >= 3
-    host.ensure(HOST_POLICY, name)
-    assert host.differences(HOST_POLICY, name) == ()
-    host.ensure(host_policy.HostPolicy(), name)
+    host_firewall.ensure(HOST_POLICY, name)
+    assert host_firewall.differences(HOST_POLICY, name) == ()
+    host_firewall.ensure(host_policy.HostPolicy(), name)
     assert "NATNS" not in state()
     assert "natns" not in state()
 
@@ -474,8 +474,8 @@ def test_twins_where_bridged_frames_are_filtered(name: str, drop: str, world: No
         bridge_nf=True,
     )
     before = state()
-    host.ensure(wanted, name)
-    assert host.differences(wanted, name) == ()
+    host_firewall.ensure(wanted, name)
+    assert host_firewall.differences(wanted, name) == ()
     with serving("server"), serving("nat-a", 53), Capture("nat-a", "virbr10") as inner:
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             for letter, address in NAT.items():
@@ -487,5 +487,5 @@ def test_twins_where_bridged_frames_are_filtered(name: str, drop: str, world: No
     assert len(known) == len(NAT)
     assert len({line.partition("zone=")[2].split()[0] for line in known}) == len(NAT)
     assert switch.read_text().strip() == "1"
-    host.remove()
+    host_firewall.remove()
     assert state() == before

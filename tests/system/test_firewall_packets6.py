@@ -68,7 +68,7 @@ from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import conntrack
-from libvirt_natns.model.publication import Protocol, StaticNat
+from libvirt_natns.model.publication import PortProtocol, StaticNat
 from libvirt_natns.records import replace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -377,7 +377,7 @@ def test_a_network_that_stays_inside(world: backends.Backend) -> None:
 
 
 def test_what_is_published_no_more_ends(world: backends.Backend) -> None:
-    protocols: tuple[Protocol, ...] = ("tcp", "udp")
+    protocols: tuple[PortProtocol, ...] = ("tcp", "udp")
     gone = [forward(each, "2222", "22", address=NAT, target=GUEST) for each in protocols]
     gone += [forward(each, "80", address=OPEN, target=OPEN) for each in protocols]
     stays = tuple(forward(each, "8000", address=NAT, target=GUEST) for each in protocols)

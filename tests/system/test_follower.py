@@ -48,7 +48,7 @@ from lab_domains import (
 from views import rules_of
 
 from libvirt_natns.daemons import libvirt, libvirt_events
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.service.engine_pool import EnginePool

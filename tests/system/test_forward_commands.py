@@ -31,7 +31,7 @@ from lab import (
 from lab_sides import STATE, Answer, Command, in_process, without_hooks
 
 from libvirt_natns.cli import commands
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.errors import FirewallError
 
 URI = "urn:libvirt-natns:1"

@@ -55,11 +55,11 @@ from libvirt_natns.records import dataclass, replace
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
-from libvirt_natns.firewall import backends, host
+from libvirt_natns.firewall import backends, host_firewall
 from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Transit
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
-from libvirt_natns.model.publication import Protocol
+from libvirt_natns.model.publication import PortProtocol
 
 HOST = "192.168.0.2"
 SECOND = "192.168.0.3"
@@ -135,7 +135,7 @@ TWIN = replace(
 
 
 def published(
-    proto: Protocol, first: int, last: int, address: str = "", *sources: str, at: str = NAT_T
+    proto: PortProtocol, first: int, last: int, address: str = "", *sources: str, at: str = NAT_T
 ) -> HostForward:
     return HostForward(
         proto,
@@ -187,11 +187,11 @@ def chosen(request: pytest.FixtureRequest, world: None) -> Iterator[Chosen]:
     nat.apply("nat-t", ruleset(POLICY))
     nat.apply("nat-u", ruleset(TWIN))
     before = state()
-    host.ensure(policy, name)
-    assert host.differences(policy, name) == ()
+    host_firewall.ensure(policy, name)
+    assert host_firewall.differences(policy, name) == ()
     with answering("guest-t", "guest-u", "server"), answering(None, ports=(22, 5353)):
         yield Chosen(name, policy)
-    host.remove()
+    host_firewall.remove()
     assert state() == before
     for space in ("nat-t", "nat-u"):
         nat.clear(space)
@@ -311,12 +311,12 @@ def test_port_of_127_0_0_1_is_nothing_to_neighbours(chosen: Chosen) -> None:
 def test_loopback_stays_the_hosts(chosen: Chosen) -> None:
     forged = ((NAT_U, "127.0.0.1"), ("127.0.0.9", TRANSIT))
     assert not any(arrives(*ends) for ends in forged)
-    host.remove()
+    host_firewall.remove()
     try:
         # What the rules are for: the kernel alone lets it in.
         assert all(arrives(*ends) for ends in forged)
     finally:
-        host.ensure(chosen.policy, chosen.name)
+        host_firewall.ensure(chosen.policy, chosen.name)
 
 
 def test_replacing_rules_cuts_no_connection(chosen: Chosen) -> None:
@@ -330,7 +330,7 @@ def test_replacing_rules_cuts_no_connection(chosen: Chosen) -> None:
                     flow.recv(64)
                 flows.append((flow, again(flow)))
         for forwards in (HOST_POLICY.forwards[2:], HOST_POLICY.forwards):
-            host.ensure(replace(chosen.policy, forwards=forwards), chosen.name)
+            host_firewall.ensure(replace(chosen.policy, forwards=forwards), chosen.name)
             assert [again(flow) for flow, _ in flows] == [said for _, said in flows]
 
 
@@ -342,8 +342,8 @@ TAMPERING = {
 
 def test_alterations_are_named_and_mended(chosen: Chosen) -> None:
     sh(TAMPERING[chosen.name])
-    (line,) = host.differences(chosen.policy, chosen.name)
+    (line,) = host_firewall.differences(chosen.policy, chosen.name)
     assert chosen.name in line
-    host.ensure(chosen.policy, chosen.name)
-    assert host.differences(chosen.policy, chosen.name) == ()
+    host_firewall.ensure(chosen.policy, chosen.name)
+    assert host_firewall.differences(chosen.policy, chosen.name) == ()
     assert asked(None, HOST, 2222, STREAM) == f"guest-t:22 saw {HOST}"

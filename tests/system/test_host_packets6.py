@@ -52,7 +52,7 @@ sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
 from test_firewall_packets6 import POLICY as ON_BRIDGE
 
-from libvirt_natns.firewall import backends, host
+from libvirt_natns.firewall import backends, host_firewall
 from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Provider, Transit
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
@@ -148,7 +148,7 @@ def foreign(request: pytest.FixtureRequest, world: ExitStack) -> Iterator[str]:
     """Others' rules, which are gone afterwards."""
     sh("; ".join(FOREIGN6.values()) if request.param == "all" else FOREIGN6[request.param])
     yield request.param
-    host.remove()
+    host_firewall.remove()
     sh("nft flush ruleset; ip6tables-legacy -F FORWARD; ip6tables-legacy -P FORWARD ACCEPT")
 
 
@@ -156,8 +156,8 @@ def foreign(request: pytest.FixtureRequest, world: ExitStack) -> Iterator[str]:
 def test_guests_and_published_ports(name: str, foreign: str) -> None:
     backends.named(name).apply("nat-t", ruleset(POLICY))
     before = state6()
-    assert host.ensure(HOST_POLICY, name)
-    assert host.differences(HOST_POLICY, name) == ()
+    assert host_firewall.ensure(HOST_POLICY, name)
+    assert host_firewall.differences(HOST_POLICY, name) == ()
     with (
         answering("guest-t", "neighbour", address="::"),
         answering(None, ports=(2222,), address="::1"),
@@ -178,7 +178,7 @@ def test_guests_and_published_ports(name: str, foreign: str) -> None:
         assert closed("server", HOST, 8001, STREAM)
         in_node("neighbour", f"ip route replace fd00:20::/64 via {HOST}")
         assert silent("neighbour", (NAT_T, 2222, STREAM), (NAT_T, 2222, DATAGRAM)) == []
-    host.remove()
+    host_firewall.remove()
     assert state6() == before
 
 
@@ -201,12 +201,12 @@ TAMPERING = {
 @pytest.mark.parametrize("name", list(TAMPERING))
 @pytest.mark.parametrize("foreign", ["iptables-nft"], indirect=True)
 def test_alterations_are_named_and_mended(name: str, foreign: str) -> None:
-    host.ensure(HOST_POLICY, name)
+    host_firewall.ensure(HOST_POLICY, name)
     sh(TAMPERING[name])
-    assert len(host.differences(HOST_POLICY, name)) == 3
-    host.ensure(HOST_POLICY, name)
-    assert host.differences(HOST_POLICY, name) == ()
-    host.ensure(HostPolicy(), name)
+    assert len(host_firewall.differences(HOST_POLICY, name)) == 3
+    host_firewall.ensure(HOST_POLICY, name)
+    assert host_firewall.differences(HOST_POLICY, name) == ()
+    host_firewall.ensure(HostPolicy(), name)
     assert "NATNS" not in state6()
     assert "natns" not in state6()
 
@@ -215,9 +215,9 @@ def test_others_chains_are_left_alone_without_ipv6(world: ExitStack) -> None:
     sh(FOREIGN6["iptables-nft"])
     before = sh("nft list table ip6 filter")
     only4 = HostPolicy(transits=HOST_POLICY.transits[:1])
-    host.ensure(only4, "nftables")
+    host_firewall.ensure(only4, "nftables")
     assert sh("nft list table ip6 filter") == before
-    host.remove()
+    host_firewall.remove()
     sh("nft flush ruleset")
 
 
@@ -239,11 +239,11 @@ def test_where_bridged_frames_are_filtered(name: str, foreign: str) -> None:
             in_node(space, "ip -6 neigh flush all")
         assert not pings("guest", GATEWAY)
         assert not pings("nat-a", SERVER)
-        host.ensure(wanted, name)
-        assert host.differences(wanted, name) == ()
+        host_firewall.ensure(wanted, name)
+        assert host_firewall.differences(wanted, name) == ()
         with serving("server", address="::"):
             for source, seen in ((GUEST, NAT), (OPEN, OPEN)):
                 assert seen_by(SERVER, "guest", STREAM, address=source) == seen
     finally:
         BRIDGE_NF.write_text("0")
-        host.remove()
+        host_firewall.remove()

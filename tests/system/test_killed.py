@@ -19,7 +19,7 @@ from lab_bench import (
     settles_as,
 )
 
-from libvirt_natns.engine.reconcile import check, repairs
+from libvirt_natns.engine.reconcile import comparison, repairs
 from libvirt_natns.engine.reconcile.sync import sync_all
 from libvirt_natns.operations.addressing import Withdrawal
 from libvirt_natns.operations.link_operations import Patch
@@ -76,7 +76,7 @@ def sync_active(bench: Bench) -> None:
 def synchronize(bench: Bench, active: Mapping[str, bytes]) -> None:
     with bench.engine() as verbs:
         assert sync_all(verbs, lambda: active).errors == []
-        assert check.missed(verbs, lambda: active) == []
+        assert comparison.missed(verbs, lambda: active) == []
         # Twice is once.
         assert sync_all(verbs, lambda: active) == repairs.Outcome([], [])
 

@@ -20,7 +20,7 @@ from lab import Node, end_process, run, spawn, wait_for
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons import ndppd
-from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.network_plan import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.engine.removal import remove
 from libvirt_natns.kernel import address_probe, ndp

@@ -19,7 +19,7 @@ from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.prebuilt import Built
-from libvirt_natns.engine.reconcile.check import network_differences
+from libvirt_natns.engine.reconcile.comparison import network_differences
 from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import limits, nft, nftables
 from libvirt_natns.kernel import netns

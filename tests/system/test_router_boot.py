@@ -41,9 +41,10 @@ from libvirt_natns import names
 from libvirt_natns.cli import commands
 from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.upstream import routers
-from libvirt_natns.upstream.router import boot, boot_clock, hardware, journal, nic_snapshot
+from libvirt_natns.upstream.router import boot, hardware, journal, nic_snapshot
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 UNIT = CHECKOUT / "contrib" / "systemd" / "libvirt-natns-router@.service"

@@ -17,10 +17,11 @@ from lab_vps import ADDRESS, CONFIG, GATEWAY, NIC, ROUTER, Vps, state_of_host
 from libvirt_natns.cli import commands
 from libvirt_natns.documents import config
 from libvirt_natns.errors import KernelError, RouterError
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.kernel.netlink import Socket
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import replace
-from libvirt_natns.upstream.router import boot_clock, health, journal, nic_snapshot
+from libvirt_natns.upstream.router import health, journal, nic_snapshot
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
 STRIDE = 2

@@ -33,7 +33,7 @@ from lab import (
 from libvirt_natns import names
 from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.reconcile import check, repairs, sync
+from libvirt_natns.engine.reconcile import comparison, repairs, sync
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.state.store import Store
 
@@ -205,7 +205,7 @@ def test_many_networks(world: World) -> None:
     assert late.calls <= 1.1 * early.calls
 
     with world.engine() as engine:
-        assert check.host_differences(engine) == []
+        assert comparison.host_differences(engine) == []
     with FastGuest("virbr1", name="first") as first, FastGuest(f"virbr{MANY}", name="last") as last:
         for guest in (first, last):
             guest.static("10.0.0.5/24", "10.0.0.1")
@@ -217,7 +217,7 @@ def test_many_networks(world: World) -> None:
         reboot(world)
         outcome = world.sync()
         assert outcome.errors == []
-        told = {name for name, what in outcome.repaired if what.startswith(check.NO_ROUTER)}
+        told = {name for name, what in outcome.repaired if what.startswith(comparison.NO_ROUTER)}
         assert told == {f"n{number}" for number in range(1, MANY + 1)}
         for guest in (first, last):
             wait_for(partial(guest.ping, world.provider.gateway))
@@ -233,12 +233,12 @@ def test_one_leaves_and_the_others_stay(world: World) -> None:
     with world.engine() as engine:
         engine.down(uuid_of(2))
         assert "virbr2" not in run("nft", "-s", "list", "ruleset").stdout
-        assert check.host_differences(engine) == []
+        assert comparison.host_differences(engine) == []
         xml = world.active[uuid_of(2)]
         network = libvirt_xml.parse_network(xml)
         engine.up(network, xml)
-        assert check.host_differences(engine) == []
+        assert comparison.host_differences(engine) == []
         # Somebody takes the rules away: the next change puts all of them back.
         run("nft", "delete", "table", "inet", "natns")
         engine.up(network, xml)
-        assert check.host_differences(engine) == []
+        assert comparison.host_differences(engine) == []

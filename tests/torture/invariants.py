@@ -15,7 +15,7 @@ from libvirt_natns import names
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.engine.factory import Once
 from libvirt_natns.engine.reconcile import active
-from libvirt_natns.engine.reconcile.check import (
+from libvirt_natns.engine.reconcile.comparison import (
     guest_differences,
     host_differences,
     missed,
@@ -156,7 +156,7 @@ def _active() -> active.Active | None:
     return None
 
 
-def _running() -> active.Running | None:
+def _running() -> libvirt.ActiveDomains | None:
     with suppress(LibvirtError):
         return libvirt.active_domains()
     return None

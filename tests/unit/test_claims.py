@@ -10,7 +10,7 @@ import pytest
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
-from libvirt_natns.kernel import boot
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.model.publication import Forward, PortSet, StaticNat
 from libvirt_natns.records import replace
 from libvirt_natns.state.chosen_ports import PortKey
@@ -98,7 +98,7 @@ def test_claims_of_an_earlier_boot_are_nobodys(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim(store, forward("web", 2222))
-    monkeypatch.setattr(boot, "boot_id", lambda: "the next")
+    monkeypatch.setattr(boot_clock, "boot_id", lambda: "the next")
     assert store.claims.forwards() == ()
     claim(store, forward("late", 2222))
     assert [each.owner for each in store.claims.forwards()] == ["late"]
@@ -160,7 +160,7 @@ def test_address_of_an_earlier_boot_is_nobodys(
     static = StaticNat("web", "guest web", "a", B, GUEST)
     assert store.leases.reserve("provider", "br0", "web/m1", B)
     store.claims.put(Claims("web", (), (static,)), BRIDGE, published=True)
-    monkeypatch.setattr(boot, "boot_id", lambda: "the next")
+    monkeypatch.setattr(boot_clock, "boot_id", lambda: "the next")
     assert store.leases.reserve("provider", "br0", "late/m2", B)
     late = replace(static, owner="late", owner_name="guest late")
     store.claims.put(Claims("late", (), (late,)), BRIDGE, published=True)
@@ -207,7 +207,7 @@ def test_reservations_of_guests_that_ran_before_the_reboot_are_taken_last(
     store.guests.put("ran", "ran", b"<domain/>", published=True)
     reserve(store, "a", "m1", "ran")
     reserve(store, "a", "m2", "gone")
-    monkeypatch.setattr(boot, "boot_id", lambda: "the next")
+    monkeypatch.setattr(boot_clock, "boot_id", lambda: "the next")
     assert reserve(store, "a", "m3") == FREE[1]
 
 

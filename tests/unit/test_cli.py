@@ -11,7 +11,6 @@ import pytest
 from libvirt_natns import names, service
 from libvirt_natns.cli import commands, status
 from libvirt_natns.daemons import libvirt
-from libvirt_natns.documents import config
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.firewall import backends, nftables
 from libvirt_natns.kernel.link_addresses import LinkAddresses
@@ -34,10 +33,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "lib")
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path / "run")
     monkeypatch.setattr(names, "NETNS_DIRECTORY", tmp_path / "netns")
-    monkeypatch.setattr(config.load, "__defaults__", (names.CONFIG_FILE,))
-    nobody = os.fspath(tmp_path / "service.sock")
-    monkeypatch.setattr(client, "SOCKET", nobody)
-    monkeypatch.setattr(client.ask, "__defaults__", (b"", nobody))
+    monkeypatch.setattr(client, "SOCKET", os.fspath(tmp_path / "service.sock"))
     monkeypatch.setattr(backends, "choose", lambda *_, **__: nftables)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(libvirt, "connected", unreachable)

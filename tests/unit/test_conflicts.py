@@ -35,4 +35,6 @@ def test_the_memory_is_bounded() -> None:
         conflicts.note("provider", IPv4Address(number))
         conflicts.may_move(f"{number}", 1)
     assert len(conflicts.taken("provider")) == LIMIT
-    assert len(conflicts._moved) == LIMIT
+    # The oldest start is forgotten, and the youngest is not.
+    assert conflicts.may_move("0", 1)
+    assert not conflicts.may_move(f"{2 * LIMIT - 1}", 1)

@@ -10,13 +10,13 @@ from libvirt_natns import names
 from libvirt_natns.addresses import is_placeholder
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.engine.facts import services
-from libvirt_natns.engine.plan.network import ahead_of_lease, make
+from libvirt_natns.engine.plan.network_plan import ahead_of_lease, make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
-from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.model.metadata import NatMetadata
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import BridgeSegment, DhcpSegment, LeasedSegment, Segment

@@ -8,7 +8,7 @@ import pytest
 
 from libvirt_natns.engine import events
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.model.network import Network
 
 

@@ -473,8 +473,8 @@ def test_libvirts_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What becomes of a dnsmasq that runs as soon as it is started, in words."""
     events: list[str] = []
-    monkeypatch.setattr(dnsmasq, "_start", lambda *_: events.append("started"))
-    monkeypatch.setattr(dnsmasq, "_reload", lambda pid: events.append("reloaded"))
+    monkeypatch.setattr(dnsmasq, "start_process", lambda *_: events.append("started"))
+    monkeypatch.setattr(dnsmasq, "reload_hosts", lambda pid: events.append("reloaded"))
     monkeypatch.setattr(dnsmasq, "running", lambda *_: 7 if events else None)
     return events
 
@@ -494,7 +494,7 @@ def test_process_that_was_not_told_shows(told: list[str], monkeypatch: pytest.Mo
     def killed(pid: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dnsmasq, "_reload", killed)
+    monkeypatch.setattr(dnsmasq, "reload_hosts", killed)
     daemon = Daemon(UUID, "nat-a", "virbr10", Files("x\n", "y\n"))
     with pytest.raises(KeyboardInterrupt):
         dnsmasq.ensure(daemon)
@@ -518,7 +518,7 @@ def test_process_that_starts_counts_and_is_waited_for(monkeypatch: pytest.Monkey
     daemon = Daemon(UUID, "nat-a", "virbr10", Files("x\n"))
     starting = pretender(f"--conf-file={paths(UUID).configuration}")
     monkeypatch.setattr(netns, "inode", lambda _: Path(f"/proc/{os.getpid()}/ns/net").stat().st_ino)
-    dnsmasq._note(UUID).write_text(f"{starting.pid}\n")
+    dnsmasq.start_note(UUID).write_text(f"{starting.pid}\n")
     paths(UUID).configuration.write_text("x\n")
     assert dnsmasq.running(UUID, "nat-a") == starting.pid
     assert dnsmasq.differences(daemon) == []
@@ -529,7 +529,7 @@ def test_process_that_starts_counts_and_is_waited_for(monkeypatch: pytest.Monkey
     # It was not ended, but has ended.
     assert starting.returncode == 0
     assert dnsmasq.running(UUID, "nat-a") is None
-    assert not dnsmasq._note(UUID).exists()
+    assert not dnsmasq.start_note(UUID).exists()
 
 
 def test_process_of_which_nothing_is_left_is_not_searched_for() -> None:
@@ -551,7 +551,7 @@ def test_process_is_waited_for_later(
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o711)
     monkeypatch.setattr(dnsmasq_process, "program", lambda: str(program))
-    monkeypatch.setattr(dnsmasq, "_leases", lambda _: [])
+    monkeypatch.setattr(dnsmasq_process, "lease_options", list)
     monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
     kept: list[Callable[[], None]] = []
     daemon = Daemon(UUID, "nat-a", "virbr10", Files("x\n"))

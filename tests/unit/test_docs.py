@@ -164,7 +164,9 @@ def test_manual_page_has_the_configurations_keys() -> None:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of each command."""
-    found: list[Any] = [action.choices for action in commands._parser()._actions if action.choices]
+    found: list[Any] = [
+        action.choices for action in commands.make_parser()._actions if action.choices
+    ]
     return dict(found[0])
 
 
@@ -232,7 +234,7 @@ def test_forwards_as_they_are_typed() -> None:
 def test_forward_columns_and_fields() -> None:
     text = sections(REFERENCE / "commands.md")["forward"]
     assert re.findall(r"(?m)^\| ([A-Z]+) ", text)[1:] == list(forward_list.HEADINGS)
-    for field in records.fields(forward_list.Row):
+    for field in records.fields(forward_list.ForwardRow):
         assert f"`{field}`" in text
 
 
@@ -309,7 +311,7 @@ def test_console_commands_are_right(block: Block) -> None:
     for line in commands_of(block):
         words = shlex.split(line, comments=True)
         if words[0] == "virt-natns" and words[1] != "COMMAND" and words[1] != "--version":
-            commands._parser().parse_args(words[1:])
+            commands.make_parser().parse_args(words[1:])
         if "/" in words[0]:
             assert (CHECKOUT / words[0]).exists(), line
 
@@ -452,7 +454,7 @@ def test_examples_of_the_manual(page: Path) -> None:
             for line in text.splitlines():
                 words = line.split()
                 if words[0] == "virt-natns":
-                    commands._parser().parse_args(words[1:])
+                    commands.make_parser().parse_args(words[1:])
 
 
 # The comparison with others

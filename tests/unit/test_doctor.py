@@ -18,6 +18,6 @@ from libvirt_natns.model.upstream import HOST_UPSTREAM, RouterUpstream, Upstream
 def test_upstreams_that_this_version_does_not_serve(upstream: Upstream, said: str) -> None:
     settings = Config(upstream="wan", upstreams={"host": HOST_UPSTREAM, "wan": upstream})
     no_engine = cast("access.Engines", None)
-    examination = dict(doctor._examinations(no_engine, settings))["upstream"]
+    examination = dict(doctor.examinations(no_engine, settings))["upstream"]
     with pytest.raises(NatnsError, match=said):
         examination()

@@ -12,12 +12,12 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
-from libvirt_natns.engine import leases
+from libvirt_natns.engine import upstream_leases
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import DocumentError
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.metadata import NatMetadata, PortForward, PortRange
@@ -28,7 +28,7 @@ from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
 from libvirt_natns.state.leases import Leased
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 
 FIRST, OTHER, FOREIGN = (IPv4Address(f"192.168.0.{number}") for number in (100, 101, 200))
@@ -76,7 +76,7 @@ def test_failed_start_gives_the_earlier_address_back(engine: Engine) -> None:
     wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
     network = replace(NETWORK, nat=NatMetadata(address=OTHER, forwards=(wanted,)))
     with pytest.raises(DocumentError, match="is not an address of its network"), Undo() as undo:
-        leases.reserve(engine, run_of(network), undo)
+        upstream_leases.reserve(engine, run_of(network), undo)
     assert engine.store.leases.of("provider", "a").address == FIRST
 
 
@@ -84,7 +84,7 @@ def test_failed_first_start_leaves_no_lease(engine: Engine) -> None:
     wanted = PortForward("tcp", (PortRange(1, 1, 1),), address=FOREIGN, guest_address=GUEST)
     network = replace(NETWORK, nat=NatMetadata(forwards=(wanted,)))
     with pytest.raises(DocumentError), Undo() as undo:
-        leases.reserve(engine, run_of(network), undo)
+        upstream_leases.reserve(engine, run_of(network), undo)
     assert engine.store.leases.all_of("a") == []
 
 
@@ -101,13 +101,13 @@ def test_address_that_the_configuration_forbids_by_now(
 ) -> None:
     """Another one is asked for on the wire, as ever: the first one answers."""
     lease(engine, FOREIGN)
-    leases.renew(engine, run_of(NETWORK, changed, address=FOREIGN))
+    upstream_leases.renew(engine, run_of(NETWORK, changed, address=FOREIGN))
     assert engine.store.leases.of("provider", "a").address == OTHER
 
 
 def test_address_outside_the_pool_is_kept_while_the_network_runs(engine: Engine) -> None:
     lease(engine, FOREIGN)
-    leases.renew(engine, run_of(NETWORK, address=FOREIGN))
+    upstream_leases.renew(engine, run_of(NETWORK, address=FOREIGN))
     assert engine.store.leases.of("provider", "a").address == FOREIGN
 
 
@@ -126,9 +126,9 @@ class Idle:
         """Forget nothing."""
 
 
-@pytest.mark.parametrize("state", get_args(State))
+@pytest.mark.parametrize("state", get_args(NetworkState))
 def test_a_repair_brings_up_only_what_is_up_and_unchanged(
-    state: State, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state: NetworkState, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
     config = Config(upstreams={"provider": PROVIDER.upstream}, upstream="provider")

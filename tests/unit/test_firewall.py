@@ -16,8 +16,8 @@ from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import (
     backends,
     foreign_chains,
-    host,
     host_accepts,
+    host_firewall,
     host_iptables,
     host_nftables,
     host_policy,
@@ -34,7 +34,7 @@ from libvirt_natns.firewall.backends import missing_tables
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.model.publication import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.model.publication import Forward, PortProtocol, PortSet, StaticNat
 from libvirt_natns.records import replace
 
 GUEST = IPv4Address("10.0.0.5")
@@ -176,7 +176,9 @@ COMMIT
 """  # noqa: E501 - as iptables-save prints it
 
 
-def forward(proto: Protocol, ports: tuple[int, int], to: tuple[int, int], *sources: str) -> Forward:
+def forward(
+    proto: PortProtocol, ports: tuple[int, int], to: tuple[int, int], *sources: str
+) -> Forward:
     """Ports of the policy's address, to 10.0.0.5."""
     limits = tuple(map(IPv4Network, sources))
     own = "uuid", "guest web", "net"
@@ -668,7 +670,7 @@ def test_published_ports_in_chains_of_legacy_iptables() -> None:
         "OUTPUT": "NATNS-DNAT",
         "POSTROUTING": "NATNS-POSTROUTING",
     }
-    lines = [str(iptables_syntax.Entry(**entry)) for entry in nat["chains"]["NATNS-DNAT"]]
+    lines = [str(iptables_syntax.ChainEntry(**entry)) for entry in nat["chains"]["NATNS-DNAT"]]
     # What is private first: nothing else is to translate it.
     assert lines[:2] == [f"-i {each} -j NETMAP --to 0.0.0.0/0" for each in ("virbr10", "virbr11")]
     del lines[:2]
@@ -836,7 +838,7 @@ def script() -> str:
 
 
 def test_beside_iptables_our_table_keeps_others_nat_off(kernel: dict[str, str]) -> None:
-    own = host._own(HOST_POLICY, host_nftables, "iptables")
+    own = host_firewall.framework_rules(HOST_POLICY, host_nftables, "iptables")
     assert {rule.action for rule in own} == {"keep"}
     # Nothing translates there, so nothing of ours is needed.
     assert list(host_nftables.repairs(own, ())) == []
@@ -855,7 +857,7 @@ def test_beside_iptables_our_table_keeps_others_nat_off(kernel: dict[str, str]) 
 
 def test_iptables_needs_no_nft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nft, "program", lambda: None)
-    own = host._own(HOST_POLICY, host_nftables, "iptables")
+    own = host_firewall.framework_rules(HOST_POLICY, host_nftables, "iptables")
     assert host_nftables.ensure(own, ()) == ()
     assert host_nftables.differences(own, ()) == ()
 

@@ -30,7 +30,7 @@ from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.kernel import conntrack
-from libvirt_natns.model.publication import Forward, Protocol, StaticNat
+from libvirt_natns.model.publication import Forward, PortProtocol, StaticNat
 from libvirt_natns.records import replace
 
 PRIVATE, PUBLIC = IPv6Network("fd00:10::/64"), IPv6Network("2001:db8:100::/64")
@@ -286,7 +286,7 @@ table inet natns {
 
 
 def forward(
-    proto: Protocol, listen: str, ports: tuple[int, int], to: str, there: int, *sources: str
+    proto: PortProtocol, listen: str, ports: tuple[int, int], to: str, there: int, *sources: str
 ) -> Forward:
     last = there + ports[1] - ports[0]
     limits = tuple(map(network_of, sources))
@@ -514,7 +514,9 @@ def test_each_family_has_its_own_chains_in_legacy_iptables(
     monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     held: dict[int, frozenset[str]] = {4: frozenset(), 6: frozenset({"filter"})}
     monkeypatch.setattr(iptables, "in_use", lambda _, family=4: held[family])
-    wanted = host_iptables._wanted(host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY))
+    wanted = host_iptables.wanted_chains(
+        host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY)
+    )
     tables = {(t["family"], t["name"]): t["chains"] for t in host_iptables.tables(wanted)}
     assert list(tables) == [
         (4, "nat"),
@@ -529,11 +531,13 @@ def test_each_family_has_its_own_chains_in_legacy_iptables(
     assert dnat["target"] == ("DNAT", {"to-destination": "fd00:20::2"})
     # A kernel without ip6_tables has networks of IPv4.
     monkeypatch.setattr(iptables, "kernel_has", lambda family: family == 4)
-    wanted = host_iptables._wanted(host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY))
+    wanted = host_iptables.wanted_chains(
+        host_rules.rules(HOST_POLICY), host_accepts.accepts(HOST_POLICY)
+    )
     assert {table["family"] for table in host_iptables.tables(wanted)} == {4}
     monkeypatch.setattr(iptables, "kernel_has", lambda _: True)
     # With nftables, only what others drop in legacy tables is a matter of these.
-    wanted = host_iptables._wanted((), host_accepts.accepts(HOST_POLICY))
+    wanted = host_iptables.wanted_chains((), host_accepts.accepts(HOST_POLICY))
     assert {table["family"] for table in host_iptables.tables(wanted)} == {6}
 
 
@@ -561,22 +565,22 @@ def test_flows_of_ipv6_are_read() -> None:
         return attribute(kind, attribute(1, pair) + attribute(2, proto))
 
     client = "2001:db8:203::9"
-    entry = conntrack._entry(direction(1, client, NAT) + direction(2, "fd00:10::5", client))
+    entry = conntrack.parse_entry(direction(1, client, NAT) + direction(2, "fd00:10::5", client))
     assert (entry.protocol, entry.asked, entry.port) == (6, parsed(NAT), 2222)
     assert entry.answered == (parsed("fd00:10::5"), parsed(client))
     claim = replace(FORWARDS[0], target=parsed("fd00:10::5"))
-    assert conntrack._concerns(claim, entry, frozenset())
-    assert not conntrack._concerns(FORWARDS[3], entry, frozenset())
+    assert conntrack.concerns(claim, entry, frozenset())
+    assert not conntrack.concerns(FORWARDS[3], entry, frozenset())
 
 
 def test_flows_to_a_guests_own_address() -> None:
     published = FORWARDS[4]
     client = parsed("2001:db8:203::9")
-    own = conntrack.Entry(6, parsed(OPEN), 80, (parsed(OPEN), client), b"")
-    assert conntrack._concerns(published, own, frozenset())
+    own = conntrack.ConntrackEntry(6, parsed(OPEN), 80, (parsed(OPEN), client), b"")
+    assert conntrack.concerns(published, own, frozenset())
     for other in (
         replace(own, port=82),
         # The guest's own flow to a port 80 elsewhere.
-        conntrack.Entry(6, client, 80, (client, parsed(OPEN)), b""),
+        conntrack.ConntrackEntry(6, client, 80, (client, parsed(OPEN)), b""),
     ):
-        assert not conntrack._concerns(published, other, frozenset())
+        assert not conntrack.concerns(published, other, frozenset())

@@ -8,8 +8,8 @@ import pytest
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.engine.publication.attachment import ANY, Attachment
 from libvirt_natns.engine.publication.choices import AutoPortRequest
+from libvirt_natns.engine.publication.port_spans import spans
 from libvirt_natns.engine.publication.resolve import of_network, resolve
-from libvirt_natns.engine.publication.spans import spans
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
 from libvirt_natns.model.network import Domain, Network, Nic

@@ -21,12 +21,12 @@ from libvirt_natns.engine.publication.attachment import ANY, Attachment
 from libvirt_natns.engine.publication.choices import AutoPortRequest
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import address_probe, listening_ports
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.metadata import AddressRequest
 from libvirt_natns.model.network import Domain, Network, Nic
-from libvirt_natns.model.publication import Forward, Protocol
+from libvirt_natns.model.publication import Forward, PortProtocol
 from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import DhcpHost, Subnet
 from libvirt_natns.model.transit_segment import HostSegment
@@ -203,7 +203,7 @@ def test_a_trial_asks_no_neighbours(choices: Allocation, monkeypatch: pytest.Mon
 def wish(
     owner: str,
     target: int = 22,
-    proto: Protocol = "tcp",
+    proto: PortProtocol = "tcp",
     which: str = "",
     avoided: tuple[tuple[int, int], ...] = (),
 ) -> AutoPortRequest:

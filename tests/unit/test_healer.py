@@ -14,7 +14,7 @@ import pytest
 
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST, NOBODY
-from libvirt_natns.engine.reconcile import check
+from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.service import healer, trouble
@@ -262,7 +262,7 @@ def test_damage_in_the_host_during_a_start_is_repaired_after_it(
 ) -> None:
     shared = Shared(looks=3)
     monkeypatch.setattr(
-        check, "host_differences", lambda engine: [] if shared.repairs else ["lacks it"]
+        comparison, "host_differences", lambda engine: [] if shared.repairs else ["lacks it"]
     )
     made = Healer(shared, Log(io.StringIO()))
     made.start()

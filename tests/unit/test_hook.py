@@ -283,12 +283,12 @@ def test_other_networks_start_where_there_can_be_no_process(
     def fork() -> int:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(hook, "_opens", lambda _seen: True)
-    monkeypatch.setattr(hook, "_silence", lambda _descriptor: None)
+    monkeypatch.setattr(hook, "opens_forwarding", lambda _seen: True)
+    monkeypatch.setattr(hook, "silence", lambda _descriptor: None)
     monkeypatch.setattr(posix, "fork", fork)
     other = network("<forward mode='route'/>")
     for event in hook.FORWARD_EVENTS:
-        assert hook._network(event, other) == 0
+        assert hook.network_event(event, other) == 0
 
 
 @pytest.mark.parametrize(
@@ -430,13 +430,13 @@ def test_what_the_service_has_taken_is_not_waited_for_again(
 
     left: list[float] = []
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(hook, "_is_a", lambda *_: True)
+    monkeypatch.setattr(hook, "is_a", lambda *_: True)
     monkeypatch.setattr(client, "ask", ask)
     monkeypatch.setattr(events, "answer", answer)
     monkeypatch.setattr(locks, "_ends", [])
-    assert hook._handle("network", ("start", "begin"), b"", hook._never) == 0
+    assert hook.handle("network", ("start", "begin"), b"", hook.never) == 0
     assert left == [15.0]
-    assert hook._handle("network", ("start", "begin"), b"", hook._never) == 0
+    assert hook.handle("network", ("start", "begin"), b"", hook.never) == 0
     assert left == [15.0, locks.LEAST]
 
 

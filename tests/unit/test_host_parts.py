@@ -4,7 +4,7 @@
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns.firewall import host_accepts, host_parts, nft_statements
-from libvirt_natns.firewall.host_parts import Part
+from libvirt_natns.firewall.host_parts import HostPart
 from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Provider, Transit
 from libvirt_natns.records import replace
 
@@ -24,9 +24,9 @@ PARENTS = ["ip filter"]
 
 
 def test_a_network_without_anything_is_no_part() -> None:
-    assert host_parts.make(HostPolicy()) == Part()
-    assert host_parts.dump(Part()) == ""
-    assert host_parts.load("") == Part()
+    assert host_parts.make(HostPolicy()) == HostPart()
+    assert host_parts.dump(HostPart()) == ""
+    assert host_parts.load("") == HostPart()
 
 
 def test_parts_are_kept_as_text() -> None:
@@ -36,13 +36,13 @@ def test_parts_are_kept_as_text() -> None:
 
 def test_elements_come_and_go() -> None:
     part = host_parts.make(ON_HOST)
-    assert (host_parts.script(Part(), part, []) or "").splitlines() == [
+    assert (host_parts.script(HostPart(), part, []) or "").splitlines() == [
         "add element inet natns local_ports { tcp . 2222 : 198.19.252.7 . 2222 }",
         'add element inet natns zones { "virbr1" : 28276 }',
         'add element inet natns kept { "virbr1" }',
     ]
-    gone = host_parts.script(part, Part(), [])
-    assert gone == (host_parts.script(Part(), part, []) or "").replace("add el", "delete el")
+    gone = host_parts.script(part, HostPart(), [])
+    assert gone == (host_parts.script(HostPart(), part, []) or "").replace("add el", "delete el")
     assert host_parts.script(part, part, []) == ""
 
 
@@ -55,16 +55,16 @@ def test_a_port_that_leads_elsewhere_is_first_taken_out() -> None:
 
 def test_foreign_tables_get_rules_that_cannot_be_taken_out_alone() -> None:
     part = host_parts.make(ON_BRIDGE)
-    lines = (host_parts.script(Part(), part, PARENTS) or "").splitlines()
+    lines = (host_parts.script(HostPart(), part, PARENTS) or "").splitlines()
     assert len([line for line in lines if line.startswith("add rule ip filter NATNS-")]) == 3
-    assert host_parts.script(part, Part(), PARENTS) is None
-    assert host_parts.script(part, Part(), []) is not None
+    assert host_parts.script(part, HostPart(), PARENTS) is None
+    assert host_parts.script(part, HostPart(), []) is not None
 
 
 def test_rules_for_certain_clients_do_not_come_alone() -> None:
     limited = host_parts.make(replace(ON_HOST, forwards=(ALLOWED,)))
     assert limited.rest
-    assert host_parts.script(Part(), limited, []) is None
+    assert host_parts.script(HostPart(), limited, []) is None
 
 
 def test_what_networks_have_in_common_is_counted() -> None:
@@ -87,4 +87,4 @@ def test_networks_on_one_bridge_share_what_lets_dhcp_through() -> None:
     ]
     assert len(told) == len(first.accepts) + 4
     assert sum("255.255.255.255" in rule for rule in told) == 2
-    assert host_parts.load('{"transit": ""}') == Part(), "of an earlier version"
+    assert host_parts.load('{"transit": ""}') == HostPart(), "of an earlier version"

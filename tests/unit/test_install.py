@@ -207,13 +207,15 @@ def test_a_daemon_is_blind_until_it_is_told(machine: Path, monkeypatch: pytest.M
 def test_one_hook_that_stays_keeps_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def remove(file: Path) -> None:
+    unlink = Path.unlink
+
+    def remove(file: Path, missing_ok: bool = False) -> None:
         if file.name == "network":
             raise PermissionError(1, "Operation not permitted", str(file))
-        file.unlink()
+        unlink(file, missing_ok)
 
     hook_files.install()
-    monkeypatch.setattr(hook_files, "_unlink", remove)
+    monkeypatch.setattr(Path, "unlink", remove)
     with pytest.raises(InstallError, match=r"cannot remove .*/network \(Operation not permitted\)"):
         hook_files.remove()
     assert [file.name for file in hook_files.installed()] == ["network"]

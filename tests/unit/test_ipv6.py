@@ -22,7 +22,7 @@ from libvirt_natns.addresses import FAMILIES, Address, AddressRange, Family
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.daemons.resolv_conf import host_resolvers
 from libvirt_natns.documents import config
-from libvirt_natns.engine.host import ipv6 as host_ipv6
+from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
 from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.engine.publication.allocation import Allocation
 from libvirt_natns.engine.publication.attachment import ANY, ANY6, Attachment
@@ -34,7 +34,7 @@ from libvirt_natns.firewall import host_parts
 from libvirt_natns.firewall.host_accepts import accepts
 from libvirt_natns.firewall.host_policy import HostPolicy, Provider, Transit
 from libvirt_natns.firewall.host_rules import rules
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
@@ -49,7 +49,7 @@ from libvirt_natns.state.applicants import Applicant, applicant
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claims import Claims, ClaimScope
 from libvirt_natns.state.leases import Leased
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.schema import SCHEMA
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import selection, transit
@@ -86,7 +86,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def note(store: Store, name: str, state: State = "up") -> None:
+def note(store: Store, name: str, state: NetworkState = "up") -> None:
     store.networks.put(
         NetworkRecord(
             uuid=name, name=name, namespace=f"nat-{name}", bridge=f"virbr-{name}",
@@ -589,7 +589,7 @@ def test_public_subnets_pass_the_host_untranslated() -> None:
     part = host_parts.make(policy)
     assert len(part.public) == 2
     # Rules in the middle of a chain do not come and go alone.
-    assert host_parts.script(host_parts.Part(), part, []) is None
+    assert host_parts.script(host_parts.HostPart(), part, []) is None
     assert host_parts.load(host_parts.dump(part)) == part
 
 

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which events are damage, and whose turn an audit is."""
 
+import select
+from pathlib import Path
+
 import pytest
 
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.service import audit
 from libvirt_natns.service.audit import Audit
+from libvirt_natns.service.kernel_watch import Bell, KernelWatch
 from libvirt_natns.service.own_changes import OwnChanges
 
 
@@ -60,6 +64,38 @@ def test_changes_are_settled_when_their_ends_are_attended_to(own: OwnChanges) ->
     assert not own.settled(0)
     own.note_attended()
     assert own.settled(0)
+
+
+def test_a_bell_rings_until_it_is_closed() -> None:
+    open_before = descriptors()
+    bell = Bell()
+    assert not is_readable(bell)
+    bell.ring()
+    assert is_readable(bell)
+    bell.clear()
+    bell.clear()
+    assert not is_readable(bell)
+    bell.close()
+    # A change of ours may end after the watch.
+    bell.ring()
+    assert descriptors() == open_before
+
+
+def is_readable(bell: Bell) -> bool:
+    return bool(select.select([bell], [], [], 0)[0])
+
+
+def test_a_stopped_watch_leaves_no_descriptor_open() -> None:
+    open_before = descriptors()
+    watch = KernelWatch(lambda uuid: None, lambda uuid: None)
+    assert descriptors() != open_before
+    watch.stop()
+    assert descriptors() == open_before
+
+
+def descriptors() -> set[str]:
+    """Return the descriptors that this process has open, apart from that of the look itself."""
+    return {entry.name for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
 
 
 def test_an_audit_takes_turns() -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The rooms of the package: imports point down, and each library has one importer."""
+"""The rooms of the package: imports point down, each library has one importer, names are unique."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,60 @@ def imported_modules(module: str) -> set[str]:
     return found - {""}
 
 
+def types(module: str) -> Iterator[str]:
+    """Yield the classes of a module, those inside of functions included, and its type aliases."""
+    tree = ast.parse(MODULES[module].read_text())
+    yield from (node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else ()
+        for target in targets:
+            if isinstance(target, ast.Name) and TYPE_NAME.fullmatch(target.id):
+                yield target.id
+
+
+def repeated(places: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the names that stand in more than one place, with these places."""
+    return {name: modules for name, modules in places.items() if len(modules) > 1}
+
+
+def private_names(file: Path) -> Iterator[str]:
+    """Yield private names of other objects that a test reads, calls or replaces."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Attribute(ast.Name("self" | "cls")):
+                continue
+            case ast.Attribute(attr=name):
+                pass
+            case ast.Call(ast.Attribute(attr="setattr"), [_, ast.Constant(str(name)), *_]):
+                pass
+            case _:
+                continue
+        if re.match("_[a-z]|__defaults__", name):
+            yield name
+
+
+PRIVATE = {
+    # A namedtuple's method, and the lists of a parser: they have no other names.
+    "test_netlink_messages: _replace",
+    "test_docs: _actions",
+    # Work after a start, whose fault no caller sees.
+    "test_dispatch: _beside",
+    # State of the process, which each test begins anew.
+    "test_hook: _ends",
+    "test_one_pass: _parsed_network",
+    # The system calls and sockets themselves.
+    "test_netns: _call",
+    "test_rtnetlink: _socket",
+}
+"""Private names that unit tests use, and why."""
+
+TYPE_NAME = re.compile(r"_?[A-Z][a-z]\w*")
+TWO_MEANINGS = {
+    # Each backend's own places of the same chains.
+    "Layout",
+}
+"""Names of types that two modules may use."""
+
 MODULES = modules()
 PLACE = {name: number for number, names in enumerate(ROOMS) for name in names}
 
@@ -95,3 +150,29 @@ def test_each_library_has_its_importer() -> None:
             if (library := name.partition(".")[0]) in LIBRARIES:
                 importers.setdefault(library, set()).add(module)
     assert importers == IMPORTERS
+
+
+def test_unit_tests_use_public_names() -> None:
+    """A test by a private name would hold the shape of the code, rather than what it does."""
+    reached = {
+        f"{file.stem}: {name}"
+        for file in Path(__file__).parent.glob("*.py")
+        for name in private_names(file)
+    }
+    assert reached <= PRIVATE
+
+
+def test_no_two_modules_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for module, file in MODULES.items():
+        if file.stem != "__init__":
+            places.setdefault(file.stem, []).append(module)
+    assert not repeated(places)
+
+
+def test_no_two_types_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for module in MODULES:
+        for name in types(module):
+            places.setdefault(name, []).append(module)
+    assert repeated(places).keys() <= TWO_MEANINGS

@@ -16,14 +16,14 @@ from libvirt_natns.daemons import dnsmasq, dnsmasq_files, lease_file
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.service import census, metrics
 from libvirt_natns.state.claims import Claims, ClaimScope
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 
 PROVIDER = BridgeUpstream(
@@ -56,7 +56,7 @@ def missing(name: str) -> Iterator[None]:
     yield
 
 
-def record(engine: Engine, name: str, state: State, **changes: str) -> NetworkRecord:
+def record(engine: Engine, name: str, state: NetworkState, **changes: str) -> NetworkRecord:
     made = NetworkRecord(
         uuid=f"uuid-{name}",
         name=name,

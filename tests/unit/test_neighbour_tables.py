@@ -44,7 +44,7 @@ def test_tight_for_many(sizes: dict[int, Path]) -> None:
 def test_doctor_warns(sizes: dict[int, Path], networks: int, state: str) -> None:
     store = SimpleNamespace(host=SimpleNamespace(users=lambda: range(networks)))
     engine = cast("access.Engines", lambda _: nullcontext(SimpleNamespace(store=store)))
-    (finding,) = doctor._neighbour_tables(engine, Config())
+    (finding,) = doctor.neighbour_warnings(engine, Config())
     assert (finding.what, finding.state) == ("neighbour tables", state)
 
 

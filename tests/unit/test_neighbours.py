@@ -34,16 +34,16 @@ class Wire(socket.socket):
         return len(frame)
 
 
-def ears(*wanted: Address) -> list[address_probe._Ear]:
+def ears(*wanted: Address) -> list[address_probe.ProbeSocket]:
     return [
-        address_probe._Ear(
+        address_probe.ProbeSocket(
             Wire(), PROTOCOLS[version], {each for each in wanted if each.version == version}
         )
         for version in sorted({each.version for each in wanted})
     ]
 
 
-def asked(each: Collection[address_probe._Ear]) -> list[Address]:
+def asked(each: Collection[address_probe.ProbeSocket]) -> list[Address]:
     found: list[Address] = []
     for ear in each:
         assert isinstance(ear.packet, Wire)
@@ -57,27 +57,30 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[Address, int]:
     told: dict[Address, int] = {}
 
     def listen(
-        each: Collection[address_probe._Ear], wanted: set[Address], deadline: float, overtime: float
+        each: Collection[address_probe.ProbeSocket],
+        wanted: set[Address],
+        deadline: float,
+        overtime: float,
     ) -> set[Address]:
         assert deadline - time.monotonic() <= 1
         questions = asked(each)
         return {address for address in wanted if questions.count(address) >= told.get(address, 99)}
 
-    monkeypatch.setattr(address_probe, "_listen", listen)
+    monkeypatch.setattr(address_probe, "listen", listen)
     return told
 
 
 def test_three_questions_for_each_that_is_silent(answers: dict[Address, int]) -> None:
     answers[A] = 2
     each = ears(A, B, C)
-    assert address_probe._ask(each, 0.01) == {A}
+    assert address_probe.ask_all(each, 0.01) == {A}
     assert [asked(each).count(address) for address in (A, B, C)] == [2, 3, 3]
 
 
 def test_no_more_questions_once_all_have_answered(answers: dict[Address, int]) -> None:
     answers.update({A: 1, C: 1})
     each = ears(A, C)
-    assert address_probe._ask(each, 0.01) == {A, C}
+    assert address_probe.ask_all(each, 0.01) == {A, C}
     assert len(asked(each)) == 2
 
 

@@ -77,7 +77,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    monkeypatch.setattr(nfnetlink, "_dump", made.dump)
+    monkeypatch.setattr(nfnetlink, "dump", made.dump)
     return made
 
 
@@ -122,7 +122,7 @@ def test_a_kernel_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> Iterator[tuple[int, bytes]]:
         raise OSError("no such subsystem")
 
-    monkeypatch.setattr(nfnetlink, "_dump", refuse)
+    monkeypatch.setattr(nfnetlink, "dump", refuse)
     assert nfnetlink.fingerprint("inet natns", "NATNS-FORWARD") == ""
     assert nfnetlink.parents("NATNS-FORWARD") == []
     assert nfnetlink.tables() is None

@@ -6,6 +6,7 @@ verbs compare every operation of a plan and change nothing.
 """
 
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,12 +24,12 @@ from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.documents import libvirt_xml, xml_tree
 from libvirt_natns.engine import down, shared_host, start, up
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.errors import KernelError, LeaseError
 from libvirt_natns.firewall import backends, nftables
 from libvirt_natns.kernel import listening_ports
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.segment import DhcpSegment
@@ -39,7 +40,7 @@ from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.namespaces import Namespace
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Operation
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, selection, transit
 
@@ -185,14 +186,21 @@ def engine(
     monkeypatch.setattr("libvirt_natns.kernel.conntrack.cut_on_host", lambda *_, **__: None)
     monkeypatch.setattr(dhcp, "await_lease", lambda *_: None)
     monkeypatch.setattr(dhcp, "held", lambda _: LEASE)
+    connect = sqlite3.connect
+
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:  # noqa: ANN401
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection.set_trace_callback(counts.statement)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
     store = Store(tmp_path)
-    cast("Any", store)._database._db.set_trace_callback(counts.statement)
     config = Config(upstreams={"u": UPSTREAMS[request.param]}, upstream="u")
     yield Engine(config, store, cast("Kernel", Machine()), built=Built())
     store.close()
 
 
-def recorded(engine: Engine, state: State, xml: bytes = PLAIN) -> None:
+def recorded(engine: Engine, state: NetworkState, xml: bytes = PLAIN) -> None:
     """Record a network with its leases."""
     segment = engine.planner.segment(libvirt_xml.parse_network(xml))
     engine.store.networks.put(
@@ -231,7 +239,9 @@ def test_build_reads_each_fact_once(xml: bytes, engine: Engine, counts: Counts) 
 
 @pytest.mark.parametrize("state", ["starting", "up"])
 @pytest.mark.parametrize("xml", [PLAIN, PUBLISHING], ids=["plain", "publishing"])
-def test_up_reads_each_fact_once(xml: bytes, state: State, engine: Engine, counts: Counts) -> None:
+def test_up_reads_each_fact_once(
+    xml: bytes, state: NetworkState, engine: Engine, counts: Counts
+) -> None:
     recorded(engine, state, xml)
     network = libvirt_xml.parse_network(xml)
     found = counts.of(lambda: engine.up(network, xml))
@@ -246,7 +256,7 @@ def test_up_reads_each_fact_once(xml: bytes, state: State, engine: Engine, count
 
 @pytest.mark.parametrize("state", ["starting", "down"])
 def test_up_checks_a_network_that_no_hook_has_announced(
-    state: State, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    state: NetworkState, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[object] = []
     monkeypatch.setattr(up, "check", lambda *_: checked.append("network"))

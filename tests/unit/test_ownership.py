@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which failures may stop a start: those of what is ours, as far as anything can tell."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from libvirt_natns import names
 from libvirt_natns.documents import config, ownership
 from libvirt_natns.documents.xml_sniff import Glance, at_domain, at_network
 from libvirt_natns.errors import ConfigError
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
@@ -18,6 +20,7 @@ UUID = "c0ffee00-0000-4000-8000-000000000001"
 IP = "<ip address='10.0.0.1' netmask='255.255.255.0'/>"
 NAT = '<metadata><natns:nat xmlns:natns="urn:libvirt-natns:1"{}/></metadata>'
 ENABLED, DISABLED = NAT.format(""), NAT.format(' enabled="no"')
+CONFIG_FILE = names.CONFIG_FILE
 TYPO = 'scope = "isolated"\nupstream = host\n'
 
 
@@ -27,7 +30,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CONFIG_FILE", "DATABASE", "NETWORKS", "NAMESPACES", "LINKS"):
         file = Path(getattr(ownership, name)).name
         monkeypatch.setattr(ownership, name, str(tmp_path / file))
-    monkeypatch.setattr(config.load, "__defaults__", (tmp_path / "config.toml",))
+    monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "config.toml")
     return tmp_path
 
 
@@ -35,7 +38,7 @@ def test_the_places_are_those_of_the_rest() -> None:
     import importlib
 
     fresh = importlib.reload(ownership)
-    assert Path(fresh.CONFIG_FILE) == names.CONFIG_FILE
+    assert Path(fresh.CONFIG_FILE) == CONFIG_FILE
     assert Path(fresh.DATABASE) == names.STATE_DIRECTORY / "state.db"
     assert Path(fresh.NETWORKS) == names.network_directory("").parent / "networks"
     assert Path(fresh.NAMESPACES) == names.NETNS_DIRECTORY
@@ -130,8 +133,9 @@ def test_a_network_that_was_handled_stays_ours_with_a_broken_configuration(place
     )  # fmt: skip
     assert ownership.of_network(seen)
     # Of a version to come.
-    store._database._db.execute("PRAGMA user_version = 99")
     store.close()
+    with closing(sqlite3.connect(places / "state.db")) as database:
+        database.execute("PRAGMA user_version = 99")
     assert ownership.of_network(seen)
     assert not ownership.was_handled(UUID.replace("c0ffee", "decade"))
     (places / "state.db").write_bytes(b"no database" * 1000)

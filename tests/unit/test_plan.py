@@ -15,7 +15,7 @@ import pytest
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.dnsmasq import Daemon
-from libvirt_natns.engine.plan.network import make, policy
+from libvirt_natns.engine.plan.network_plan import make, policy
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings, path_mtu
 from libvirt_natns.engine.plan.sysctls import (
     ADVERTISED,

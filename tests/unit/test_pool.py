@@ -12,7 +12,7 @@ import pytest
 
 from libvirt_natns.addresses import Address, AddressRange, Family, parsed
 from libvirt_natns.errors import LeaseError
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.model.metadata import NatMetadata
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import StaticNat
@@ -23,7 +23,7 @@ from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
 from libvirt_natns.state.claims import Claims, ClaimScope
-from libvirt_natns.state.networks import NetworkRecord, State
+from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 
 HOST = IPv4Address("192.168.0.2")
@@ -79,7 +79,7 @@ def network(name: str, wanted: str | None = None) -> Network:
     )
 
 
-def note(store: Store, name: str, state: State, upstream: BridgeSegment = PROVIDER) -> None:
+def note(store: Store, name: str, state: NetworkState, upstream: BridgeSegment = PROVIDER) -> None:
     store.networks.put(
         NetworkRecord(
             uuid=f"uuid-{name}",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns.engine.rebuild import damage
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.state import salvage
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.networks import NetworkRecord

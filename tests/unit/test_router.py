@@ -19,19 +19,18 @@ from libvirt_natns.cli.router import duration
 from libvirt_natns.errors import ConflictError, KernelError, RouterFileError, StoreError
 from libvirt_natns.firewall import iptables, nftables
 from libvirt_natns.firewall.host_policy import HostForward
-from libvirt_natns.kernel import netlink, processes
+from libvirt_natns.kernel import boot_clock, netlink, processes
 from libvirt_natns.kernel.netlink import Attrs
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import (
-    boot_clock,
     confirm_timer,
     confirmation,
     downstream,
     helper_command,
     host_resolv_conf,
-    ipv6,
+    ipv6_choice,
     journal,
     nat_rules,
     nic_addresses,
@@ -381,7 +380,7 @@ def test_what_networks_get(
         name="wan", nic="ens3", subnet6=IPv6Network(subnet6) if subnet6 else None
     )
     chosen = [
-        ipv6.choose(Config(firewall="nftables"), wanted, capture6(*addresses), hosts)
+        ipv6_choice.choose(Config(firewall="nftables"), wanted, capture6(*addresses), hosts)
         for _ in range(2)
     ]
     assert chosen[0] == chosen[1], "the same each time"

@@ -21,7 +21,7 @@ def test_values_of_a_lease_that_a_router_does_not_use(
         name="wan", nic="ens3", backend="nftables", host_subnet="198.19.248.0/30", ports=(),
         addresses6=(), transit="198.19.252.0/22", leased=True,
     )  # fmt: skip
-    directory = nic_lease._directory(target)
+    directory = nic_lease.client_directory(target)
     directory.mkdir(parents=True)
     file = directory / "lease"
     good = "ip=192.0.2.9\nmask=24\nrouter=192.0.2.1\n"
@@ -29,7 +29,7 @@ def test_values_of_a_lease_that_a_router_does_not_use(
     file.write_text(good)
     assert nic_lease.left_out(target) == []
     file.write_text(good + routes)
-    used = nic_lease._used(target, nic_lease.current(target))
+    used = nic_lease.used_lease(target, nic_lease.current(target))
     assert used is not None
     assert used.routes == ()
     assert str(used.gateway) == "192.0.2.1"
@@ -39,7 +39,7 @@ def test_values_of_a_lease_that_a_router_does_not_use(
     )
     for hostile in ("ip=198.19.252.9\nmask=24\n", "ip=192.0.2.9\nmask=0\n"):
         file.write_text(hostile)
-        assert nic_lease._used(target, nic_lease.current(target)) is None
+        assert nic_lease.used_lease(target, nic_lease.current(target)) is None
         (told,) = nic_lease.left_out(target)
         assert told.startswith("the DHCP lease is not used: ")
         # Nothing is asked of the kernel: there is no such namespace.

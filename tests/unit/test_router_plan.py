@@ -12,7 +12,7 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.errors import KernelError, RouterError, StoreError
-from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import RouterUpstream

@@ -15,7 +15,7 @@ import pytest
 
 from libvirt_natns import __version__
 from libvirt_natns.cli import service_control
-from libvirt_natns.cli.service_control import Health, as_object, end, examine, start
+from libvirt_natns.cli.service_control import ServiceHealth, as_object, end, examine, start
 from libvirt_natns.cli.status import Status, with_health
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.kernel import processes
@@ -30,7 +30,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the service listens; nobody does yet, and there is no systemd."""
     path = tmp_path / "s"
     monkeypatch.setattr(client, "SOCKET", os.fspath(path))
-    monkeypatch.setattr(client.ask, "__defaults__", (b"", os.fspath(path)))
     monkeypatch.setattr(client, "GREETING_LIMIT", 0.3)
     monkeypatch.setattr(service_control, "SYSTEMD", tmp_path / "no")
     return path
@@ -90,7 +89,7 @@ def test_absent(path: Path) -> None:
     # One that was killed leaves its socket behind.
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(os.fspath(path))
-    assert service_control.ask() == Health("absent")
+    assert service_control.ask() == ServiceHealth("absent")
 
 
 def test_stuck(speak: Speak) -> None:
@@ -123,11 +122,13 @@ def test_given_up_stands_for_health() -> None:
         "a", UUID, "up", "nat-a", "virbr10", (), "host", None, 0, "damaged (1)", ("x is missing",)
     )
     other = Status("b", "u", "up", "nat-b", "virbr11", (), "host", None, 0, "ok", ())
-    shown = with_health([one, other], Health("running", 1, "0", 0.0, {UUID: "x goes again"}))
+    shown = with_health([one, other], ServiceHealth("running", 1, "0", 0.0, {UUID: "x goes again"}))
     assert [each.health for each in shown] == ["given up (x goes again)", "ok"]
     assert shown[0].differences == ("x is missing",)
-    assert service_control.of_host(Health("running", 1, "0", 0.0, {"": "y"})) == ["given up (y)"]
-    assert service_control.of_host(Health("running", 1, "0", 0.0, {UUID: "y"})) == []
+    assert service_control.of_host(ServiceHealth("running", 1, "0", 0.0, {"": "y"})) == [
+        "given up (y)"
+    ]
+    assert service_control.of_host(ServiceHealth("running", 1, "0", 0.0, {UUID: "y"})) == []
 
 
 # -- doctor --------------------------------------------------------------------

@@ -14,8 +14,8 @@ import pytest
 
 from libvirt_natns import __version__, names
 from libvirt_natns.errors import ConflictError, DamagedError, FormatError, StoreError
-from libvirt_natns.kernel import boot as boot_module
-from libvirt_natns.kernel.boot import boot_id, now
+from libvirt_natns.kernel import boot_clock as boot_module
+from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.publication import StaticNat
 from libvirt_natns.records import replace

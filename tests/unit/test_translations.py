@@ -10,14 +10,20 @@ from libvirt_natns.firewall.backends import Backend
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.translations import PublishedPort, parse
-from libvirt_natns.model.publication import Forward, PortSet, Protocol, StaticNat
+from libvirt_natns.model.publication import Forward, PortProtocol, PortSet, StaticNat
 
 OUT, OUT6 = "192.168.0.100", "2001:db8::100"
 WEB, WEB6 = "10.0.0.5", "fd01::5"
 
 
 def forward(
-    proto: Protocol, address: str, first: int, target: str, to: int, *sources: str, more: int = 0
+    proto: PortProtocol,
+    address: str,
+    first: int,
+    target: str,
+    to: int,
+    *sources: str,
+    more: int = 0,
 ) -> Forward:
     return Forward(
         "uuid-web", "guest web", "uuid-a", proto, ip_address(address), first, first + more,

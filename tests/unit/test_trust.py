@@ -27,14 +27,14 @@ def said(place: Path) -> list[str]:
 def test_what_is_roots_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said(place) == []
     # A group without members writes nothing.
-    monkeypatch.setattr(trust, "_members", lambda _: [])
+    monkeypatch.setattr(trust, "group_members", lambda _: [])
     place.parent.parent.chmod(0o2775)
     os.chown(place.parent.parent, 0, 50)
     assert said(place) == []
 
 
 def test_what_others_may_write(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trust, "_members", lambda _: ["alice"])
+    monkeypatch.setattr(trust, "group_members", lambda _: ["alice"])
     place.parent.parent.chmod(0o2775)
     os.chown(place.parent.parent, 0, 50)
     place.parent.chmod(0o777)

@@ -15,7 +15,7 @@ from libvirt_natns.daemons import libvirtd_reload
 from libvirt_natns.engine.reconcile import release
 from libvirt_natns.engine.reconcile.repairs import Outcome
 from libvirt_natns.errors import FormatError, InstallError, NatnsError, RouterError
-from libvirt_natns.firewall import host
+from libvirt_natns.firewall import host_firewall
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PARTS = ("end the service", "release", "remove hooks", "reload", "release", "remove state")
@@ -54,7 +54,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
 
     monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "state")
     monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "config.toml")
-    monkeypatch.setattr(uninstall, "_engine", engine)
+    monkeypatch.setattr(uninstall, "open_engine", engine)
     monkeypatch.setattr(service_control, "end", found.part("end the service", "ended"))
     monkeypatch.setattr(
         release, "release_all", found.part("release", Outcome([("a", "given back")], found.errors))
@@ -63,8 +63,8 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(hook_files, "installed", lambda: (Path("/gone/network"),))
     monkeypatch.setattr(hook_files, "remove", found.part("remove hooks", ()))
     monkeypatch.setattr(libvirtd_reload, "reload", found.part("reload", ("libvirtd",)))
-    monkeypatch.setattr(uninstall, "_remove_state", found.part("remove state", None))
-    monkeypatch.setattr(host, "remove", found.part("remove rules", None))
+    monkeypatch.setattr(uninstall, "remove_state", found.part("remove state", None))
+    monkeypatch.setattr(host_firewall, "remove", found.part("remove rules", None))
     return found
 
 
@@ -133,7 +133,7 @@ class Gone:
 sys.meta_path.insert(0, Gone())
 from libvirt_natns import __main__
 from libvirt_natns.cli import service_control, uninstall
-from libvirt_natns.firewall import host
+from libvirt_natns.firewall import host_firewall
 uninstall.run = lambda ask: print("uninstalled", ask())
 sys.argv[1:] = sys.argv[2:]
 sys.exit(__main__.main())

@@ -86,7 +86,7 @@ def test_a_router_comes_up_ahead_of_all_that_uses_it() -> None:
     assert router["RemainAfterExit"] == ["yes"]
     for verb in ("ExecStart", "ExecStop"):
         words = router[verb][0].removeprefix("/usr/local/bin/virt-natns ").replace("%i", "wan")
-        assert commands._parser().parse_args(words.split()).name == "wan"
+        assert commands.make_parser().parse_args(words.split()).name == "wan"
 
 
 def test_both_units_have_the_same_bounds() -> None:

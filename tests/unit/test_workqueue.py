@@ -113,9 +113,11 @@ def test_a_leader_on_hold_does_not_hold_up_others() -> None:
     queue.hold("host", 3600)
     queue.put("a")
     assert queue.take() == "a"
-    queue.hold("host", 0.02)
     queue.put("b", 0.01)
-    assert [queue.take(), queue.take()] == ["b", "host"]
+    assert queue.take() == "b"
+    # The end of a hold is a matter of time alone.
+    queue.hold("host", 0.02)
+    assert queue.take() == "host"
 
 
 def test_workers_finish_their_task_and_leave_the_rest() -> None:

@@ -5,10 +5,10 @@ from collections import defaultdict
 from ipaddress import IPv6Address, IPv6Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, IPNetwork, host_network, is_placeholder
+from libvirt_natns.addresses import Address, host_network, inside, is_placeholder
 from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.host.needs import Needs
-from libvirt_natns.firewall.host_policy import HostForward, Private, Provider
+from libvirt_natns.firewall.host_policy import HostForward, Private, Provider, host_forward
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.segment import BridgeSegment, DhcpSegment, Segment
 from libvirt_natns.model.transit_segment import HostSegment
@@ -94,11 +94,7 @@ def _proxied_routes(planner: Planner, user: User, segment: HostSegment) -> tuple
     whole, gateway, bridge = segment.host6, user.leased.address6, segment.bridge
     if whole is None or gateway is None:
         return ()
-    parts: list[IPNetwork] = []
-    for subnet in user.subnets:
-        if isinstance(subnet, IPv6Network) and subnet.subnet_of(whole):
-            # A longer prefix wins over the route of the host's own link.
-            parts += subnet.subnets() if subnet == whole else [subnet]
+    parts = inside(user.subnets, whole)
     routes = [Route(None, part, gateway, bridge) for part in parts]
     link = planner.kernel.host.addresses.link_in(whole) if parts else None
     for router in planner.kernel.host.routes.default_gateways(6) if link else ():
@@ -139,15 +135,5 @@ def _own_address(uuid: str) -> IPv6Address:
 
 def _host_forward(forward: Forward, segment: HostSegment, leased: Leased) -> HostForward | None:
     """Return the host's part of a forward to a transit bridge; None without an address."""
-    address = leased.address if forward.target.version == 4 else leased.address6
-    if address is None:
-        return None
-    return HostForward(
-        forward.proto,
-        forward.address if int(forward.address) else None,
-        forward.first,
-        forward.last,
-        address,
-        segment.bridge,
-        forward.sources,
-    )
+    address = leased.of(forward.target.version)
+    return None if address is None else host_forward(forward, address, segment.bridge)

@@ -9,7 +9,7 @@ from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
 from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
 from libvirt_natns.engine.facts.services import client_of, dnsmasq_of, leasing
 from libvirt_natns.engine.network_run import NetworkRun
-from libvirt_natns.engine.plan.network import (
+from libvirt_natns.engine.plan.network_plan import (
     ahead_of_lease,
     claims_part,
     make,

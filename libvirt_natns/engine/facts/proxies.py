@@ -7,7 +7,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address, AddressRange, by_family, host_network
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.engine import proxied_addresses
-from libvirt_natns.engine.plan.segment import has_ipv6
+from libvirt_natns.engine.plan.upstream_side import has_ipv6
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config

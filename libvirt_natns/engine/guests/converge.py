@@ -7,8 +7,8 @@ from contextlib import suppress
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.documents.libvirt_xml import DomainDocument
-from libvirt_natns.engine.guests.claims import in_force, of_what_runs, only_in, resolve_claims
-from libvirt_natns.engine.guests.context import GuestContext, discard_guest_directory
+from libvirt_natns.engine.guests.guest_claims import in_force, of_what_runs, only_in, resolve_claims
+from libvirt_natns.engine.guests.guest_context import GuestContext, discard_guest_directory
 from libvirt_natns.engine.guests.guest_run import GuestRun, read
 from libvirt_natns.engine.guests.nics import is_same_nic
 from libvirt_natns.engine.guests.verbs import forget, put_into_force, unplug, withdraw

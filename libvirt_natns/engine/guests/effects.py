@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Effects of claims: the networks' rules, and connections that end."""
 
-from libvirt_natns.engine.guests.context import GuestContext, networks_of
+from libvirt_natns.engine.guests.guest_context import GuestContext, networks_of
 from libvirt_natns.engine.network_record import state_of
 from libvirt_natns.engine.publication.attachment import ANY, ANY6
 from libvirt_natns.kernel import conntrack

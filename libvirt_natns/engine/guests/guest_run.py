@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Facts of one guest for one verb: read once, and passed from step to step."""
 
-from libvirt_natns.engine.guests.context import GuestContext
+from libvirt_natns.engine.guests.guest_context import GuestContext
 from libvirt_natns.engine.guests.nics import in_ours
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.model.network import Domain

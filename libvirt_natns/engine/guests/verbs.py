@@ -8,9 +8,13 @@ part of the network's plan, so ``check`` and ``sync`` include them.
 from contextlib import ExitStack, suppress
 
 from libvirt_natns.documents import domain_edit, libvirt_xml
-from libvirt_natns.engine.guests.claims import of_what_runs, resolve_claims, undo_reservations
-from libvirt_natns.engine.guests.context import GuestContext, discard_guest_directory, networks_of
 from libvirt_natns.engine.guests.effects import apply_to, cut, restore
+from libvirt_natns.engine.guests.guest_claims import of_what_runs, resolve_claims, undo_reservations
+from libvirt_natns.engine.guests.guest_context import (
+    GuestContext,
+    discard_guest_directory,
+    networks_of,
+)
 from libvirt_natns.engine.guests.guest_run import GuestRun, read
 from libvirt_natns.engine.guests.nics import has_nic, is_same_nic, may_name
 from libvirt_natns.engine.publication.attachment import Attachment

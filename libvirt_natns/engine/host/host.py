@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 
 from libvirt_natns import names
 from libvirt_natns.addresses import network_of
-from libvirt_natns.engine.host import ipv6 as host_ipv6
+from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
 from libvirt_natns.engine.host.forwarding import forwarding_of, plan_of
 from libvirt_natns.engine.host.libvirt_status import active_networks
 from libvirt_natns.engine.host.needs import Needs, together
@@ -44,8 +44,8 @@ from libvirt_natns.engine.host.record import (
 )
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import foreign_chains, host_parts, nfnetlink, nft, nftables, zones
-from libvirt_natns.firewall import host as rules
-from libvirt_natns.firewall.host_parts import Part
+from libvirt_natns.firewall import host_firewall as rules
+from libvirt_natns.firewall.host_parts import HostPart
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.carry_out import carry_out, plan_differences
@@ -82,7 +82,9 @@ class Host:
         if record != HostRecord() and not record.seen:
             return False
         needs = self.needs_of(network).get(network, Needs())
-        return part_of(self.kernel, needs, record) == Part() and not self.store.host.part(network)
+        return part_of(self.kernel, needs, record) == HostPart() and not self.store.host.part(
+            network
+        )
 
     def leave(self) -> None:
         """Remove the run-time directory, if nothing is in it any more."""

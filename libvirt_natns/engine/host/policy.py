@@ -4,12 +4,12 @@
 from collections.abc import Callable, Mapping
 
 from libvirt_natns.addresses import FAMILIES
-from libvirt_natns.engine.host import ipv6 as host_ipv6
+from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
 from libvirt_natns.engine.host.libvirt_status import active_networks
 from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.engine.host.record import HostRecord, words
 from libvirt_natns.firewall import host_parts, host_policy, nftables
-from libvirt_natns.firewall.host_parts import Part
+from libvirt_natns.firewall.host_parts import HostPart
 from libvirt_natns.kernel import outward_links
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import replace
@@ -87,7 +87,7 @@ def complete_policy(
     return replace(policy, ways=ways)
 
 
-def part_of(kernel: Kernel, needs: Needs, record: HostRecord) -> Part:
+def part_of(kernel: Kernel, needs: Needs, record: HostRecord) -> HostPart:
     """Return one network's part of the host, as the database keeps it."""
     part = host_parts.make(policy_of(kernel, needs, record.zones))
     routes = [words(route) for route in needs.routes]

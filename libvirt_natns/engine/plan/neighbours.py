@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.ndppd import Proxy
-from libvirt_natns.engine.plan.segment import answered_stations, stations
 from libvirt_natns.engine.plan.surroundings import Published
+from libvirt_natns.engine.plan.upstream_side import answered_stations, stations
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Outside

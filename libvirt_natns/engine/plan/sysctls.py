@@ -4,7 +4,7 @@
 from collections.abc import Iterable
 
 from libvirt_natns import names
-from libvirt_natns.engine.plan.segment import answered_stations, has_ipv6, leaves_by_ipv6
+from libvirt_natns.engine.plan.upstream_side import answered_stations, has_ipv6, leaves_by_ipv6
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Outside

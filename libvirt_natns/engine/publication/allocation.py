@@ -13,7 +13,7 @@ from libvirt_natns.engine.observer import NOBODY, Observer, note
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.choices import AutoPortRequest
 from libvirt_natns.engine.publication.dhcp_hosts import fixed_address, ranges_of
-from libvirt_natns.engine.publication.reservations import is_tenable, reserve_address
+from libvirt_natns.engine.publication.reserved_address import is_tenable, reserve_address
 from libvirt_natns.errors import ConflictError, LeaseError
 from libvirt_natns.kernel import address_probe, listening_ports
 from libvirt_natns.kernel.session import Kernel

@@ -9,18 +9,17 @@ from collections.abc import Iterator
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.engine.publication.choices import AutoPortRequest, Choices, selector
-from libvirt_natns.engine.publication.spans import Span, spans
+from libvirt_natns.engine.publication.listen_target import ListenTarget, target_of, way_to
+from libvirt_natns.engine.publication.port_spans import PortSpan, spans
 from libvirt_natns.engine.publication.static_nat import check_requests, select_nic, static_nat
-from libvirt_natns.engine.publication.ways import Way, target_of, way_to
-from libvirt_natns.engine.publication.words import ports
 from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model.metadata import NatMetadata, PortForward
 from libvirt_natns.model.network import Domain, Network, Nic
-from libvirt_natns.model.publication import Forward, StaticNat
-from libvirt_natns.model.publication import Protocol as PortProtocol
+from libvirt_natns.model.publication import Forward, PortProtocol, StaticNat
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Outside
 from libvirt_natns.records import dataclass
+from libvirt_natns.spans import span_text
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claims import Claims
 
@@ -113,9 +112,9 @@ def _families(
 
 
 def _made(
-    owner: Owner, wanted: PortForward, at: Attachment, ways: list[Way], choices: Choices
+    owner: Owner, wanted: PortForward, at: Attachment, ways: list[ListenTarget], choices: Choices
 ) -> Iterator[Forward]:
-    chosen: list[Span] = []
+    chosen: list[PortSpan] = []
     for span in wanted.ranges:
         if span.auto:
             which = str(selector(wanted))
@@ -129,13 +128,16 @@ def _made(
             yield _forward(owner, wanted, at, way, each)
 
 
-def _forward(owner: Owner, wanted: PortForward, at: Attachment, way: Way, span: Span) -> Forward:
+def _forward(
+    owner: Owner, wanted: PortForward, at: Attachment, way: ListenTarget, span: PortSpan
+) -> Forward:
     address = way.address(span)
     first, last, to, to_last = span
     if address is None:
         raise DocumentError(
-            f"{owner.name}: {wanted.proto} port {ports(first, last)} of {way.target} cannot lead"
-            f" to {ports(to, to_last)}, as the network has no address of its own to listen on",
+            f"{owner.name}: {wanted.proto} port {span_text(first, last)} of {way.target}"
+            f" cannot lead to {span_text(to, to_last)}, as the network has no address of its own"
+            " to listen on",
             f"leave the port as it is, or give upstream {at.upstream.name} a pool6",
         )
     return Forward(

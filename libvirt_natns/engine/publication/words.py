@@ -3,11 +3,7 @@
 
 from libvirt_natns.addresses import Address, bracketed, is_placeholder
 from libvirt_natns.model.publication import Forward, StaticNat
-
-
-def ports(first: int, last: int) -> str:
-    """Return a range of ports: a single port, or "8000-8010"."""
-    return str(first) if first == last else f"{first}-{last}"
+from libvirt_natns.spans import span_text
 
 
 def listening(address: Address) -> str:
@@ -20,11 +16,13 @@ def listening(address: Address) -> str:
 def in_words(claim: Forward | StaticNat) -> str:
     """Return a forward or static NAT, in words."""
     if isinstance(claim, StaticNat):
-        allowed = ", ".join(f"{each.proto} {ports(each.first, each.last)}" for each in claim.ports)
+        allowed = ", ".join(
+            f"{each.proto} {span_text(each.first, each.last)}" for each in claim.ports
+        )
         return f"address {claim.address} -> {claim.target}" + (f" ({allowed})" if allowed else "")
     sources = f" from {', '.join(map(str, claim.sources))}" if claim.sources else ""
-    listen = at_port(claim.address, ports(claim.first, claim.last))
-    target = at_port(claim.target, ports(claim.to, claim.to_last))
+    listen = at_port(claim.address, span_text(claim.first, claim.last))
+    target = at_port(claim.target, span_text(claim.to, claim.to_last))
     return f"{claim.proto} {listen} -> {target}{sources}"
 
 

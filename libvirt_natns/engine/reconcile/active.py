@@ -2,7 +2,7 @@
 """Networks and guests that libvirt has active, and how records compare with them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml, xml_sniff
@@ -13,27 +13,20 @@ from libvirt_natns.state.guests import GuestRecord
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream.selection import verdict
 
+if TYPE_CHECKING:
+    # The module needs libvirt-python, which hooks and the service can do without.
+    from libvirt_natns.daemons.libvirt import ActiveDomains
+
 Active = Mapping[str, bytes]
 """Networks that libvirt has active: their XML by uuid."""
 
-Ask = Callable[[], Active | None]
+AskNetworks = Callable[[], Active | None]
 """Asks libvirt for the active networks; returns None where libvirt does not answer.
 
 A network whose bridge is there counts as active then."""
 
 
-class Running(Protocol):
-    """The domains that libvirt has active."""
-
-    @property
-    def domains(self) -> Mapping[str, bytes]:
-        """The domains' XML by uuid."""
-
-    def may_run(self, container: bool) -> bool:
-        """True if an unlisted domain may still run, because its driver did not answer."""
-
-
-AskGuests = Callable[[], Running | None]
+AskGuests = Callable[[], "ActiveDomains | None"]
 """Asks libvirt for the running guests; returns None where libvirt does not answer.
 
 All guests stay as they are then."""
@@ -50,7 +43,7 @@ NOT_ACTIVE = "is not active in libvirt any more"
 GIVEN_UP = "is left over from a start that libvirt gave up"
 
 
-def stopped_guests(recorded: list[GuestRecord], running: Running) -> list[GuestRecord]:
+def stopped_guests(recorded: list[GuestRecord], running: "ActiveDomains") -> list[GuestRecord]:
     """Return the recorded guests that surely do not run."""
     return [
         record

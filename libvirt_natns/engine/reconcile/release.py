@@ -7,15 +7,15 @@ from functools import partial
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.down import tidy
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.guests.guests import Guests
-from libvirt_natns.engine.reconcile.active import Active, Ask, leftovers
-from libvirt_natns.engine.reconcile.repairs import Outcome, Repair, repair_all, together
+from libvirt_natns.engine.guests.guest_engine import Guests
+from libvirt_natns.engine.reconcile.active import Active, AskNetworks, leftovers
+from libvirt_natns.engine.reconcile.repairs import NamedRepair, Outcome, repair_all, together
 from libvirt_natns.engine.reconcile.sync import tidy_trials
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.state.networks import NetworkRecord
 
 
-def release_all(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
+def release_all(engine: Engine, ask: AskNetworks, *, renew: bool) -> Outcome:
     """Give every network back to libvirt, and remove all that is left of ours.
 
     ``renew``: libvirt is reloaded afterwards, see ``hand_back``.  Where networks
@@ -36,7 +36,7 @@ def release_all(engine: Engine, ask: Ask, *, renew: bool) -> Outcome:
 
 def _releases(
     engine: Engine, records: list[NetworkRecord], active: Active | None, renew: bool
-) -> Iterator[Repair]:
+) -> Iterator[NamedRepair]:
     recorded = {record.uuid: record for record in records}
     ours = {uuid: record.namespace for uuid, record in recorded.items()} | dict(leftovers(engine))
     for uuid, namespace in ours.items():

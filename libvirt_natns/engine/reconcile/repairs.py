@@ -17,7 +17,7 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.store import Store
 
-Repair = tuple[str, Callable[[Engine], list[str]]]
+NamedRepair = tuple[str, Callable[[Engine], list[str]]]
 """A network's name, and a function that repairs the network and returns what was wrong."""
 
 WORKERS = 8
@@ -35,7 +35,7 @@ class Outcome:
     errors: list[str]
 
 
-def repair_all(engine: Engine, repairs: Iterable[Repair]) -> Outcome:
+def repair_all(engine: Engine, repairs: Iterable[NamedRepair]) -> Outcome:
     """Carry out all repairs, whichever of them fail."""
     return together(_outcomes(engine, repairs))
 
@@ -44,7 +44,7 @@ def repair_latest(
     engine: Engine,
     documents: Mapping[str, bytes],
     ask: Callable[[], Mapping[str, bytes] | None],
-    repair: Callable[[str, bytes], Repair],
+    repair: Callable[[str, bytes], NamedRepair],
 ) -> Outcome:
     """Repair each network or guest by its XML, and again if libvirt has other XML by then.
 
@@ -67,7 +67,7 @@ def repair_latest(
     return together(done)
 
 
-def _outcomes(engine: Engine, repairs: Iterable[Repair]) -> list[Outcome]:
+def _outcomes(engine: Engine, repairs: Iterable[NamedRepair]) -> list[Outcome]:
     """Return the outcome of each repair, in order.  Several are carried out at once."""
     jobs = list(enumerate(repairs))
     waiting = deque(jobs)
@@ -110,7 +110,7 @@ def _engine_like(engine: Engine) -> Iterator[Engine]:
         yield replace(engine, store=store, kernel=kernel)
 
 
-def _attempt(engine: Engine, repair: Repair) -> Outcome:
+def _attempt(engine: Engine, repair: NamedRepair) -> Outcome:
     name, fix = repair
     try:
         return Outcome([(name, what) for what in fix(engine)], [])

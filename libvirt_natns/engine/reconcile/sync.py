@@ -10,6 +10,7 @@ alone.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq_trial
@@ -18,12 +19,11 @@ from libvirt_natns.engine import proxied_addresses
 from libvirt_natns.engine.adoption import adopt
 from libvirt_natns.engine.down import down_unless_changed, tidy
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.reconcile.active import (
     Active,
-    Ask,
     AskGuests,
-    Running,
+    AskNetworks,
     is_active,
     leftovers,
     name_of,
@@ -32,19 +32,22 @@ from libvirt_natns.engine.reconcile.active import (
     stopped_guests,
     why_over,
 )
-from libvirt_natns.engine.reconcile.check import NO_ROUTER
+from libvirt_natns.engine.reconcile.comparison import NO_ROUTER
 from libvirt_natns.engine.reconcile.repairs import (
+    NamedRepair,
     Outcome,
-    Repair,
     repair_all,
     repair_latest,
     together,
 )
 from libvirt_natns.errors import ConflictError, NatnsError
-from libvirt_natns.kernel.boot import now
+from libvirt_natns.kernel.boot_clock import now
 from libvirt_natns.model.network import Network
 from libvirt_natns.state.guests import GuestRecord
 from libvirt_natns.state.networks import NetworkRecord
+
+if TYPE_CHECKING:
+    from libvirt_natns.daemons.libvirt import ActiveDomains
 
 RECENT = 5.0
 """Seconds within which libvirt sends the event of a start that its hooks told us of."""
@@ -52,7 +55,7 @@ RECENT = 5.0
 NOT_OURS = "is not to be handled any more"
 
 
-def sync_all(engine: Engine, ask: Ask, ask_guests: AskGuests = no_guests) -> Outcome:
+def sync_all(engine: Engine, ask: AskNetworks, ask_guests: AskGuests = no_guests) -> Outcome:
     """Repair all differences, and change nothing else."""
     records = engine.store.networks.all("preparing", "starting", "up")
     recorded = Guests(engine).store.guests.all()
@@ -99,12 +102,12 @@ def _look_elsewhere(uuid: str, engine: Engine) -> list[str]:
     return engine.look_elsewhere(uuid, proxied_addresses.Asked())
 
 
-def _guest_endings(recorded: list[GuestRecord], running: Running) -> Iterator[Repair]:
+def _guest_endings(recorded: list[GuestRecord], running: "ActiveDomains") -> Iterator[NamedRepair]:
     for record in stopped_guests(recorded, running):
         yield record.name, partial(_end_guest, record)
 
 
-def _domains(running: Running | None) -> Mapping[str, bytes] | None:
+def _domains(running: "ActiveDomains | None") -> Mapping[str, bytes] | None:
     return running.domains if running else None
 
 
@@ -142,7 +145,7 @@ def _running(
 
 def _endings(
     engine: Engine, records: list[NetworkRecord], running: Mapping[str, bytes], *, asked: bool
-) -> Iterator[Repair]:
+) -> Iterator[NamedRepair]:
     for record in records:
         if record.uuid not in running:
             yield record.name, partial(_end, record)
@@ -166,7 +169,7 @@ def _tidy(uuid: str, namespace: str | None, engine: Engine) -> list[str]:
     return ["was left over: removed"] if tidy(engine, uuid, namespace) else []
 
 
-def _repair_active(uuid: str, xml: bytes, ask: Ask, engine: Engine) -> list[str]:
+def _repair_active(uuid: str, xml: bytes, ask: AskNetworks, engine: Engine) -> list[str]:
     """Repair a network; drop an error if the network has ended at the same time."""
     try:
         return _repair(engine, uuid, xml)

@@ -15,7 +15,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
-from libvirt_natns.firewall.host_policy import HostForward
+from libvirt_natns.firewall.host_policy import HostForward, host_forward
 from libvirt_natns.firewall.loaded import RuleSet
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
@@ -99,18 +99,10 @@ def _published(forward: Forward, users: Mapping[str, User]) -> HostForward | Non
     """Return the router's part of a forward; None for a forward to a guest's own address."""
     user = users.get(forward.network)
     leased = user.leased if user else None
-    address = leased.of(4 if forward.target.version == 4 else 6) if leased else None
+    address = leased.of(forward.target.version) if leased else None
     if address is None or forward.own:
         return None
-    return HostForward(
-        forward.proto,
-        forward.address if int(forward.address) else None,
-        forward.first,
-        forward.last,
-        address,
-        names.ROUTER_TRANSIT,
-        forward.sources,
-    )
+    return host_forward(forward, address, names.ROUTER_TRANSIT)
 
 
 def reattach(store: Store, up: Up, upstream: str) -> list[str]:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.errors import RouterError
-from libvirt_natns.kernel import processes
-from libvirt_natns.upstream.router import boot_clock, helper_command
+from libvirt_natns.kernel import boot_clock, processes
+from libvirt_natns.upstream.router import helper_command
 
 SYSTEMD = Path("/run/systemd/system")
 POLL = 0.1

@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from socket import AF_INET6
 
 from libvirt_natns import names
+from libvirt_natns.addresses import inside
 from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.kernel import netns
 from libvirt_natns.records import dataclass
@@ -48,12 +49,8 @@ def prefixes(
     They are its leased prefix, and its ``subnets`` that are parts of the NIC's own subnet.
     """
     parts = [leased] if leased else []
-    whole = IPv6Network(target.subnet6) if target.subnet6 else None
-    for subnet in subnets if whole else ():
-        assert whole is not None
-        if subnet.subnet_of(whole):
-            # Only a longer prefix takes precedence over the NIC's own route.
-            parts += subnet.subnets() if subnet == whole else [subnet]
+    if target.subnet6:
+        parts += inside(subnets, IPv6Network(target.subnet6))
     return tuple((str(part), gateway) for part in parts)
 
 

@@ -7,7 +7,6 @@ on the NIC's link.  The program behind them forgets its servers when the NIC goe
 """
 
 import os
-from ipaddress import ip_address
 from pathlib import Path
 
 from libvirt_natns.daemons import resolv_conf
@@ -81,17 +80,8 @@ def servers(
 
 def _usable(text: str) -> list[str]:
     """Return the servers of a file that are neither on the host nor on a link."""
-    usable = []
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver":
-            try:
-                address = ip_address(words[1])
-            except ValueError:
-                continue
-            if not (address.is_loopback or address.is_link_local):
-                usable.append(words[1])
-    return usable
+    servers = resolv_conf.nameservers(text)
+    return [str(server) for server in servers if resolv_conf.is_outside(server)]
 
 
 def wanted(named: tuple[str, ...], before: Resolver, file: Path = FILE) -> Resolver:

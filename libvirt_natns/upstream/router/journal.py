@@ -16,14 +16,15 @@ from typing import Any, Literal, get_args
 
 from libvirt_natns import names
 from libvirt_natns.errors import StoreError
-from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.kernel import boot_clock
+from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.records import asdict, dataclass, replace
-from libvirt_natns.upstream.router import boot_clock, nic_snapshot, router_files
+from libvirt_natns.upstream.router import nic_snapshot, router_files
 from libvirt_natns.upstream.router.host_resolv_conf import Resolver
 from libvirt_natns.upstream.router.nic_snapshot import Capture, known_fields
 from libvirt_natns.upstream.router.target import Target
 
-State = Literal["going up", "up", "going down"]
+RouterState = Literal["going up", "up", "going down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class RouterRecord:
     target: Target
     before: Capture
     resolver: Resolver
-    state: State
+    state: RouterState
     boot: str
     step: str = ""
     deadline: float | None = None
@@ -77,7 +78,7 @@ def _load(file: Path) -> RouterRecord | None:
         fields["target"] = Target.from_object(fields["target"])
         fields["before"] = nic_snapshot.from_object(fields["before"])
         fields["resolver"] = Resolver(**known_fields(Resolver, fields["resolver"]))
-        if fields["state"] not in get_args(State):
+        if fields["state"] not in get_args(RouterState):
             raise ValueError("a state that is none")
         return RouterRecord(**fields)
     except router_files.WRONG as error:

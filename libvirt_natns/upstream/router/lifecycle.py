@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
-from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.kernel import boot_clock
+from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import RouterUpstream
@@ -17,7 +18,6 @@ from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import dataclass, replace
 from libvirt_natns.upstream.router import (
-    boot_clock,
     confirm_timer,
     confirmation,
     downstream,

@@ -10,11 +10,11 @@ from contextlib import suppress
 
 from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ProxyError
+from libvirt_natns.kernel import boot_clock
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
 from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import (
-    boot_clock,
     downstream,
     link_config,
     nic_checks,

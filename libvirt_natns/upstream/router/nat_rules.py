@@ -22,7 +22,8 @@ from ipaddress import IPv4Network, IPv6Network
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route
 from libvirt_natns.firewall.host_policy import HostForward
-from libvirt_natns.firewall.rule import Rule, limited, single
+from libvirt_natns.firewall.host_rules import dnat
+from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.target import Target
@@ -61,19 +62,7 @@ def _translated(target: Target, forwards: Iterable[HostForward]) -> Iterator[Rul
             unique=True,
         )
     for forward in forwards:
-        # One source a rule, since nft lists several in its own order, and merged.
-        for source in limited(forward.sources) or (None,):
-            yield Rule(
-                chain="dstnat",
-                sources=(source,) if source else (),
-                destinations=single(forward.address) if forward.address else (),
-                local=forward.address is None,
-                protocol=forward.proto,
-                span=(forward.first, forward.last),
-                action="dnat",
-                to=forward.target,
-                unique=True,
-            )
+        yield from dnat(forward)
 
 
 def _masqueraded(target: Target) -> Iterator[Rule]:

@@ -36,7 +36,8 @@ ETHERNET = "01"
 """The hardware type in front of a client-id that is a MAC address, as most clients send it."""
 
 
-def _directory(target: Target) -> Path:
+def client_directory(target: Target) -> Path:
+    """Return the directory of a router's DHCP client."""
     return names.RUN_DIRECTORY / "routers" / names.slug(target.name)
 
 
@@ -45,7 +46,7 @@ def _client(target: Target, mac: str) -> Client:
         namespace=target.namespace,
         link=target.nic,
         client_id=ETHERNET + mac.replace(":", ""),
-        directory=_directory(target),
+        directory=client_directory(target),
         on_change=helper_command.line("lease", target.name),
     )
 
@@ -57,7 +58,7 @@ def require() -> None:
 
 def current(target: Target) -> DhcpLease | None:
     """Return the lease that the client holds, or None."""
-    return dhcp_lease.read(_directory(target)) if target.leased else None
+    return dhcp_lease.read(client_directory(target)) if target.leased else None
 
 
 def _private(target: Target) -> tuple[IPv4Network, ...]:
@@ -76,7 +77,7 @@ def ensure(target: Target, before: Capture) -> None:
 
 def end(target: Target) -> None:
     """Kill the client, so that it tells the server nothing, and remove its files."""
-    directory = _directory(target)
+    directory = client_directory(target)
     pid = processes.read_pid(directory / "pid")
     # The client may keep a namespace alive that has lost its name, so /proc is searched.
     # Only the client has its own pid file in its command line.
@@ -94,11 +95,11 @@ def differences(target: Target, before: Capture) -> list[str]:
         return []
     held = current(target)
     differing = udhcpc.differences(_client(target, before.mac))
-    used = _used(target, held)
+    used = used_lease(target, held)
     return differing + (link_config.differences(_side(target, used)) if used else [])
 
 
-def _used(target: Target, held: DhcpLease | None) -> DhcpLease | None:
+def used_lease(target: Target, held: DhcpLease | None) -> DhcpLease | None:
     """Return a lease without values that must not be used; None for a refused lease."""
     if held is None or lease_check.refused(held, _private(target)):
         return None
@@ -131,13 +132,13 @@ def apply(target: Target, before: Capture) -> None:
     addresses that the NIC had ``before`` stay.
     """
     held = current(target)
-    mark = _directory(target) / "applied"
+    mark = client_directory(target) / "applied"
     if held is None and not mark.exists():
         # The client has just started, and the NIC keeps its addresses.
         return
     for line in left_out(target):
         syslog.syslog(syslog.LOG_WARNING, f"libvirt-natns: router {target.name}: {line}")
-    if held is not None and (held := _used(target, held)) is None:
+    if held is not None and (held := used_lease(target, held)) is None:
         # The lease in force stays: the server's next lease may be usable again.
         return
     # Others go first: with the oldest address of a subnet the kernel removes all others.

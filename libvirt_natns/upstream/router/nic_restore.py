@@ -8,7 +8,7 @@ import os
 from socket import AF_INET6
 
 from libvirt_natns.errors import KernelError
-from libvirt_natns.kernel import netlink
+from libvirt_natns.kernel import boot_clock, netlink
 from libvirt_natns.kernel.netlink import (
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -17,7 +17,6 @@ from libvirt_natns.kernel.netlink import (
     Socket,
 )
 from libvirt_natns.upstream.router import (
-    boot_clock,
     link_settings,
     nic_link,
     nic_routes,

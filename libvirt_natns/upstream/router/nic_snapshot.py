@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator
 from socket import AF_INET, AF_INET6
 from typing import Any
 
-from libvirt_natns.kernel import netlink
+from libvirt_natns.kernel import boot_clock, netlink
 from libvirt_natns.kernel.netlink import Socket
 from libvirt_natns.records import asdict, dataclass, fields
 from libvirt_natns.upstream.router import (
-    boot_clock,
     link_settings,
     nic_addresses,
     nic_link,

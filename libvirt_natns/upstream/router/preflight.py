@@ -13,13 +13,13 @@ from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.publication import PortSet, Protocol
+from libvirt_natns.model.publication import PortProtocol, PortSet
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.records import replace
 from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import (
     host_resolv_conf,
-    ipv6,
+    ipv6_choice,
     nic_checks,
     nic_completion,
     nic_lease,
@@ -57,7 +57,7 @@ def confirmed(wanted: RouterUpstream, kept: ConfirmedRouter) -> RouterUpstream:
     return replace(
         wanted,
         host_subnet=IPv4Network(target.host_subnet),
-        host_ports=tuple(PortSet(cast("Protocol", p), a, b) for p, a, b in target.ports),
+        host_ports=tuple(PortSet(cast("PortProtocol", p), a, b) for p, a, b in target.ports),
         host_address6=None if all_own else IPv6Address(target.addresses6[0]),
         dns=tuple(map(ip_address, target.servers)),
     )
@@ -120,7 +120,7 @@ def target(
     resolv = host_resolv_conf.look()
     addresses6 = _addresses6(wanted, before)
     has_ipv6 = transit.has_ipv6(kernel)
-    six = ipv6.choose(config, wanted, before, addresses6) if has_ipv6 else ipv6.Ipv6()
+    six = ipv6_choice.choose(config, wanted, before, addresses6) if has_ipv6 else ipv6_choice.Ipv6()
     return (
         Target(
             name=wanted.name,

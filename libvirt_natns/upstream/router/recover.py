@@ -14,7 +14,7 @@ from ipaddress import ip_address, ip_network
 from libvirt_natns import names
 from libvirt_natns.errors import NatnsError, RouterFileError, StoreError
 from libvirt_natns.kernel import netlink, netns
-from libvirt_natns.kernel.boot import boot_id
+from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.model.upstream import DEFAULT_HOST_SUBNET
 from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import (

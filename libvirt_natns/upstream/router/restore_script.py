@@ -191,7 +191,7 @@ def _lines(before: Capture) -> Iterator[str]:
         if _is_plain(route):
             yield _route(route)
     for rule in before.rules:
-        words = _rule(rule, before.name)
+        words = rule_words(rule, before.name)
         if words:
             yield words
 
@@ -224,7 +224,7 @@ def _route(route: NicRoute) -> str:
     return " ".join(words)
 
 
-def _rule(rule: NicRule, name: str) -> str:
+def rule_words(rule: NicRule, name: str) -> str:
     """Return the command for a rule; "" for a rule that the script does not make."""
     body, attributes = bytes.fromhex(rule.body), rule.attributes
     kinds = {kind & netlink.NLA_TYPE for kind, value in attributes if value != UNSET}

@@ -14,28 +14,15 @@ networks are known.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
+from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.operations.addressing import Route
 from libvirt_natns.operations.namespaces import Sysctl
 from libvirt_natns.operations.operation import Operation, Plan
 
 FORWARDING = "net/ipv6/conf/all/forwarding"
 SETTINGS = Path("/proc/sys/net/ipv6/conf")
 ACCEPTED, ACCEPTED_BY_ROUTERS = "1", "2"
-
-
-class Needs(Protocol):
-    """The networks' needs that are about IPv6."""
-
-    @property
-    def routes6(self) -> bool:
-        """True if the host must forward IPv6."""
-
-    @property
-    def routes(self) -> tuple[Route, ...]:
-        """The host's routes to networks' prefixes."""
 
 
 def plan_of(kernel: Kernel, needs: Needs) -> Plan:

@@ -11,9 +11,9 @@ from libvirt_natns.engine.facts.mtu import ETHERNET_MTU, private_mtu, upstream_m
 from libvirt_natns.engine.facts.outside import completed_by, in_force, outside_of
 from libvirt_natns.engine.facts.planner import Planner
 from libvirt_natns.engine.facts.services import leasing
-from libvirt_natns.engine.host import ipv6 as host_ipv6
+from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
 from libvirt_natns.engine.host.forwarding import plan_of
-from libvirt_natns.engine.plan.network import make
+from libvirt_natns.engine.plan.network_plan import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import LeasedSegment, Segment

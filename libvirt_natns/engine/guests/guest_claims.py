@@ -2,7 +2,7 @@
 """Claims of guests, resolved from their metadata and compared."""
 
 from libvirt_natns.addresses import FAMILIES
-from libvirt_natns.engine.guests.context import GuestContext, networks_of
+from libvirt_natns.engine.guests.guest_context import GuestContext, networks_of
 from libvirt_natns.engine.guests.guest_run import GuestRun
 from libvirt_natns.engine.guests.nics import is_in, is_same_nic
 from libvirt_natns.engine.observer import NOBODY

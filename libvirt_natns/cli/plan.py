@@ -7,7 +7,7 @@ from pathlib import Path
 from libvirt_natns.cli import access
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine.facts.preview import preview
+from libvirt_natns.engine.facts.plan_preview import preview
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.model.network import Network
 from libvirt_natns.operations.operation import describe_plan

@@ -8,11 +8,11 @@ networks and guests are active.  libvirt is asked after the records were read.
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.guests.guests import Guests
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.reconcile.active import (
     NOT_ACTIVE,
-    Ask,
     AskGuests,
+    AskNetworks,
     Finding,
     is_active,
     leftovers,
@@ -64,7 +64,7 @@ def host_obstacles(engine: Engine) -> tuple[str, ...]:
         return (str(error),)
 
 
-def missed(engine: Engine, ask: Ask) -> list[Finding]:
+def missed(engine: Engine, ask: AskNetworks) -> list[Finding]:
     """Return starts and stops without a hook's event, and leftovers without a record."""
     records = engine.store.networks.all("preparing", "starting", "up")
     active = ask()

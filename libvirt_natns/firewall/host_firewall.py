@@ -59,7 +59,7 @@ def ensure(
         line
         for framework in _frameworks(backend_name)
         for line in framework.ensure(
-            _own(policy, framework, backend_name), accepts(policy), announce
+            framework_rules(policy, framework, backend_name), accepts(policy), announce
         )
     )
 
@@ -69,7 +69,9 @@ def differences(policy: HostPolicy, backend_name: str) -> tuple[str, ...]:
     return tuple(
         line
         for framework in _frameworks(backend_name)
-        for line in framework.differences(_own(policy, framework, backend_name), accepts(policy))
+        for line in framework.differences(
+            framework_rules(policy, framework, backend_name), accepts(policy)
+        )
     )
 
 
@@ -109,7 +111,10 @@ def _frameworks(backend_name: str) -> list[Framework]:
     return sorted(both, key=lambda framework: framework.name != backend_name)
 
 
-def _own(policy: HostPolicy, framework: Framework, backend_name: str) -> tuple[Rule, ...]:
+def framework_rules(
+    policy: HostPolicy, framework: Framework, backend_name: str
+) -> tuple[Rule, ...]:
+    """Return our own rules in one framework, beside the backend of networks."""
     if framework.name == backend_name:
         return rules(policy, backend_name)
     if framework.name == host_nftables.name:

@@ -2,7 +2,7 @@
 """All verbs of guests as one object, for callers that have an engine."""
 
 from libvirt_natns.engine.guests import converge, effects, verbs
-from libvirt_natns.engine.guests.context import GuestContext
+from libvirt_natns.engine.guests.guest_context import GuestContext
 
 
 class Guests(GuestContext):

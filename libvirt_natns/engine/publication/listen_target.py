@@ -4,7 +4,7 @@
 from libvirt_natns.addresses import Address, Family, by_family, is_placeholder
 from libvirt_natns.engine.publication.attachment import ANY, ANY6, Attachment
 from libvirt_natns.engine.publication.choices import Choices
-from libvirt_natns.engine.publication.spans import Span
+from libvirt_natns.engine.publication.port_spans import PortSpan
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.metadata import PortForward
 from libvirt_natns.model.network import Domain
@@ -12,7 +12,7 @@ from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ListenTarget:
     """The address on which a forward listens, None for no address, and its target.
 
     ``direct``: clients may use the target's own address, on ports that are not translated.
@@ -22,7 +22,7 @@ class Way:
     target: Address
     direct: bool = False
 
-    def address(self, span: Span) -> Address | None:
+    def address(self, span: PortSpan) -> Address | None:
         """Return the address on which these ports listen."""
         first, last, to, to_last = span
         unchanged = (first, last) == (to, to_last)
@@ -31,7 +31,7 @@ class Way:
 
 def way_to(
     who: str, wanted: PortForward, at: Attachment, target: Address, own: set[Address]
-) -> Way:
+) -> ListenTarget:
     """Return how a guest's address is reached: by the network's address, or one of ``own``.
 
     Raises DocumentError.
@@ -41,13 +41,13 @@ def way_to(
     if wanted.address is None:
         everywhere = at.upstream.shares_addresses and at.outside.of(family) is not None
         listen = (ANY if family == 4 else ANY6) if everywhere else at.outside.of(family)
-        return Way(listen, target, public)
+        return ListenTarget(listen, target, public)
     if public and wanted.address == target:
-        return Way(None, target, True)
+        return ListenTarget(None, target, True)
     # Any address of the host or router will do, 127.0.0.1 too.  It is checked there.
     if not at.upstream.shares_addresses:
         _check_listen(who, wanted.address, {*at.outside.addresses, *own})
-    return Way(wanted.address, target)
+    return ListenTarget(wanted.address, target)
 
 
 def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:

@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route, host_network
 from libvirt_natns.engine.plan.neighbours import announcements, neighbours
-from libvirt_natns.engine.plan.segment import (
+from libvirt_natns.engine.plan.surroundings import Published, Surroundings
+from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
+from libvirt_natns.engine.plan.upstream_side import (
     addresses_on_upstream,
     has_ipv6,
     leaves_by_ipv6,
     segments,
     stations,
 )
-from libvirt_natns.engine.plan.surroundings import Published, Surroundings
-from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.model.network import Network

@@ -63,7 +63,7 @@ def check_notes(world: House) -> None:
         (note,) = command("check").out.splitlines()
         what = "nftables: inet guard forward drops packets of the networks: add to it "
         assert note.startswith(f"note: {what}")
-        assert warnings() == [note.replace("note: ", "others' chains: ")]
+        assert warnings() == [note.replace("note: ", "foreign chains: ")]
         for rule in note.rpartition(what)[2].split("; "):
             run("nft", f"add rule inet guard forward {rule}")
         assert command("check") == Answer(0, "", "")

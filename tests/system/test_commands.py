@@ -376,7 +376,7 @@ a        nat-a      10.0.0.0/24  provider  192.168.0.100  1       ok
 b        nat-b      10.0.0.0/24  provider  192.168.0.101  1       damaged (1)
   ! route default via 192.168.0.1 on upstream in nat-b is missing or not the only one
 c        -          10.0.0.0/24  provider  192.168.0.150  -       down
-"virt-natns sync" repairs what is marked with "!".
+"virt-natns sync" repairs the differences marked with "!".
 service: not running: hooks do the work themselves
 """
     )
@@ -432,7 +432,7 @@ def test_exec_runs_inside(world: World) -> None:
     assert natns("exec", "b", "ip", "-V").stdout.startswith("ip utility")
     assert natns("exec", "b", "--", "sh", "-c", "exit 7", check=False).returncode == 7
     for arguments, status, line in [
-        (("zzz", "--", "true"), 1, "network zzz is not up: virt-natns status lists all"),
+        (("zzz", "--", "true"), 1, "network zzz is not up: see virt-natns status"),
         (("a", "--", "no-such"), 1, "cannot run no-such: No such file or directory"),
         (("a",), 2, "exec: a command is missing"),
     ]:
@@ -445,8 +445,8 @@ def test_exec_runs_inside(world: World) -> None:
 def test_errors_are_one_line(world: World, command: Command) -> None:
     for arguments, line in [
         (("status", "zzz"),
-         "there is no network zzz that was handled: virt-natns status lists all"),
-        (("check", "zzz"), "network zzz is not up: virt-natns status lists all"),
+         "network zzz was never handled: see virt-natns status"),
+        (("check", "zzz"), "network zzz is not up: see virt-natns status"),
         (("plan", "zzz"), "there is no file and no network zzz: see virsh net-list --all"),
     ]:  # fmt: skip
         assert command(*arguments) == Answer(1, "", f"virt-natns: {line}\n")
@@ -505,7 +505,7 @@ def test_doctor_names_what_is_broken(world: World, command: Command) -> None:
     with without_hooks():
         assert broken() == [
             "hooks: not installed: network, qemu, lxc: run virt-natns install",
-            "hooks in libvirt: there is none to be seen: run virt-natns install",
+            "hooks in libvirt: no hook is installed: run virt-natns install",
         ]
         start_network(isolated("c", "virbr12"))
     assert broken() == ["networks: c is active in libvirt, but has no router: run virt-natns sync"]

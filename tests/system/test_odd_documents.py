@@ -121,7 +121,7 @@ ADDRESSES: dict[str, Odd] = {
 }
 
 SRV = "<srv service='a' protocol='tcp' domain='x' target='{}' port='1'/>"
-FOREVER = "is no daemon with"
+FOREVER = "does not become a daemon with"
 NAMES: dict[str, Odd] = {
     "domain with a long label, ours": Odd(own(f"<domain name='{LONG}.x'/>"), "refuses 'domain="),
     "domain with an umlaut, ours": Odd(own(f"<domain name='{UMLAUT}.x'/>"), "refuses 'domain="),

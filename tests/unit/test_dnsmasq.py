@@ -612,7 +612,7 @@ def own_network(inside: str = "") -> Network:
         ("<dns><txt name='\u00e9' value='a'/></dns>", "bad TXT record"),
         (
             "<dnsmasq:options><dnsmasq:option value='no-daemon'/></dnsmasq:options>",
-            "dnsmasq is no daemon with 'no-daemon'",
+            "dnsmasq does not become a daemon with 'no-daemon'",
         ),
     ],
 )

@@ -116,7 +116,7 @@ def _check_shared(table: TomlTable, upstreams: dict[str, Upstream]) -> None:
             if shared:
                 fact = f"shares {shared.text} with upstreams.{first.name}.{key}"
                 where = "the host's" if hosts else f"on {first.bridge}"
-                expected = f"addresses of its own, as both are {where}"
+                expected = f"other addresses, as both upstreams are {where}"
                 raise table.error(f"upstreams.{second.name}.{key}", fact, expected)
 
 

@@ -166,7 +166,7 @@ def _check_ipv4(table: TomlTable, upstream: Upstream) -> None:
     if gateway and whole:
         ends = (whole.network_address, whole.broadcast_address)
         if gateway not in whole or gateway in ends:
-            raise table.wrong("gateway", str(gateway), f"a host's address in {whole}")
+            raise table.wrong("gateway", str(gateway), f"a host address in {whole}")
     if ranges == "dhcp" or "pool" not in table.data:
         return
     if whole is None:
@@ -176,7 +176,7 @@ def _check_ipv4(table: TomlTable, upstream: Upstream) -> None:
     unusable = {whole.network_address, whole.broadcast_address, gateway}
     lost = sum(any(address in span for span in ranges) for address in unusable)
     if config_spans.size(spans) <= lost:
-        expected = "at least one that is neither the gateway's nor an end of the subnet"
+        expected = "at least one address besides the gateway and the ends of the subnet"
         raise table.error("pool", "has no usable address", expected)
 
 
@@ -187,10 +187,10 @@ def _check_ipv6(table: TomlTable, upstream: Upstream) -> None:
         raise table.wrong("gateway6", str(gateway), f"an address in {whole}, or link-local")
     if upstream.prefixes6 and upstream.attach == "macvlan":
         # The host, which has the route to each network's, does not reach it by that link.
-        raise table.error("prefixes6", "is of no use to a macvlan", 'attach = "bridge", or none')
+        raise table.error("prefixes6", 'does not work with attach = "macvlan"', 'attach = "bridge"')
     for prefix in upstream.prefixes6:
         if whole is not None and prefix.overlaps(whole):
-            expected = "what is routed to the subnet, and no part of it"
+            expected = "prefixes outside the subnet, which are routed to it"
             raise table.error("prefixes6", f"{prefix} overlaps subnet6", expected)
     if not upstream.pool6:
         return
@@ -201,7 +201,7 @@ def _check_ipv6(table: TomlTable, upstream: Upstream) -> None:
     unusable = {whole.network_address, gateway}
     lost = sum(any(address in span for span in upstream.pool6) for address in unusable)
     if config_spans.size(spans) <= lost:
-        expected = "at least one that is neither the gateway's nor all routers'"
+        expected = "at least one address besides the gateway and the all-routers address"
         raise table.error("pool6", "has no usable address", expected)
 
 

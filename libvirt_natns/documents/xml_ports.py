@@ -27,7 +27,7 @@ def port_range(element: Element) -> PortRange:
         ways = f"{to + end - start}, for {end - start + 1} ports, or {to}, for one"
         raise value_error(element, "toEnd", ways)
     if to_end > MAX_PORT:
-        expected = f"{MAX_PORT - (end - start)} at most, for {end - start + 1} ports"
+        expected = f"at most {MAX_PORT - (end - start)}, for {end - start + 1} ports"
         raise value_error(element, "to", expected)
     excluded = element.attrib.get("exclude") == "yes"
     return PortRange(start, end, to, exclude=excluded, onto_one=to_end == to and end > start)
@@ -48,7 +48,7 @@ def check_apart(elements: list[Element]) -> None:
     for (_, end, first), (start, _, second) in pairwise(ranges):
         if start <= end:
             other = f"<natns:{local_name(first.tag)}> in line {first.sourceline}"
-            raise value_error(second, "start", f"ports other than those of the {other}")
+            raise value_error(second, "start", f"ports other than those of {other}")
 
 
 def allowed(element: Element) -> tuple[PortSet, ...]:

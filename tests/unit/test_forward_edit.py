@@ -134,7 +134,7 @@ def test_added_in_ipv6() -> None:
         '<nat><portForward proto="tcp" address="2001:db8::1" guestAddress="fd00::5"'
         ' source="2001:db8::/32"><range start="80"/></portForward></nat>'
     )
-    with pytest.raises(DocumentError, match="one family in all of a forward"):
+    with pytest.raises(DocumentError, match="addresses of one family"):
         added(None, "192.168.0.9:80", options)
 
 

@@ -545,7 +545,7 @@ def test_an_upstream_of_ipv6_alone() -> None:
         (
             '[upstreams.host]\nprefixes6 = ["2001:db8::/56"]\n'
             '[upstreams.other]\nkind = "host"\nprefixes6 = ["2001:db8::/60"]\n',
-            "expected addresses of its own, as both are the host's",
+            "expected other addresses, as both upstreams are the host's",
         ),
     ],
 )

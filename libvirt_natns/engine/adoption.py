@@ -130,7 +130,9 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
 
 def _lease(engine: Engine, upstream: Upstream, key: str, who: str, leased: Leasable) -> None:
     if not engine.store.leases.reserve(upstream.name, pool.segment(upstream), key, leased):
-        raise ConflictError(f"{who}: {leased} of upstream {upstream.name} is another's already")
+        raise ConflictError(
+            f"{who}: {leased} of upstream {upstream.name} is leased to another network or guest"
+        )
 
 
 def _leases(

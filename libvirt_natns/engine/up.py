@@ -209,7 +209,7 @@ def _apply(
     repaired += carry_out(
         context.kernel, operations, undo, context.before, later=context.later, done=made
     )
-    repaired += ["joined what was built ahead"] if made else []
+    repaired += ["joined the prebuilt namespace"] if made else []
     if network.needs_dnsmasq:
         dnsmasq.check_started(network.uuid, names.namespace(network.name))
     return repaired

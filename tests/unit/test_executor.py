@@ -182,7 +182,7 @@ def failing(*_: object) -> None:
     raise KernelError("cannot be taken back")
 
 
-@pytest.mark.parametrize(("owner", "whose"), [("", "somebody else"), (OTHER, OTHER)])
+@pytest.mark.parametrize(("owner", "whose"), [("", "another program"), (OTHER, OTHER)])
 def test_a_foreign_namespace_is_refused_and_spared(owner: str, whose: str) -> None:
     kernel = FakeKernel()
     kernel.owner = owner
@@ -360,7 +360,7 @@ def test_rules_that_somebody_always_changes_are_given_up(backends: dict[str, Fak
         backend.held += "!"
 
     backend.meddler = meddle
-    with pytest.raises(FirewallError, match="somebody changes the rules"):
+    with pytest.raises(FirewallError, match="another program changes the rules"):
         carried_out(FakeKernel(), rules("nftables"))
 
 

@@ -67,7 +67,7 @@ def route_differs(kernel: Kernel, operation: Route) -> list[str]:
         operation.namespace, operation.destination, operation.gateway, operation.link
     ):
         return []
-    return [f"{operation.describe()} is missing or not the only one"]
+    return [f"{operation.describe()} is missing or not the only route"]
 
 
 def ensure_route(context: ApplyContext, operation: Route) -> None:
@@ -86,8 +86,11 @@ def limit_differs(kernel: Kernel, operation: SendLimit) -> list[str]:
     routes = kernel.unlimited_routes(
         operation.namespace, operation.destinations, operation.link, operation.mtu
     )
-    wanted = f"of at most {operation.mtu} octets" if operation.mtu else "as large as the link's"
-    return [f"packets to {each} in {operation.namespace} are not {wanted}" for each in routes]
+    if operation.mtu:
+        fault = f"are not limited to {operation.mtu} octets"
+    else:
+        fault = f"are limited below the MTU of {operation.link}"
+    return [f"packets to {each} in {operation.namespace} {fault}" for each in routes]
 
 
 def ensure_limit(context: ApplyContext, operation: SendLimit) -> None:
@@ -116,9 +119,15 @@ def ensure_gateways(context: ApplyContext, operation: Gateways) -> None:
 
 
 def proxied_differ(kernel: Kernel, operation: ProxiedNeighbours) -> list[str]:
-    if kernel.proxied(operation.namespace, operation.link) == set(operation.addresses):
+    present, wanted = kernel.proxied(operation.namespace, operation.link), set(operation.addresses)
+    if present == wanted:
         return []
-    return [f"{operation.describe()}: not so, or more than that"]
+    differing = [
+        *(f"missing {address}" for address in sorted(wanted - present, key=by_family)),
+        *(f"extra {address}" for address in sorted(present - wanted, key=by_family)),
+    ]
+    where = f"{operation.link} in {operation.namespace or 'the host'}"
+    return [f"proxy entries on {where} differ: {', '.join(differing)}"]
 
 
 def ensure_proxied(context: ApplyContext, operation: ProxiedNeighbours) -> None:

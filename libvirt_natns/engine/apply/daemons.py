@@ -64,7 +64,7 @@ def dnsmasq_differs(kernel: Kernel, operation: Dnsmasq) -> list[str]:
     daemon = operation.daemon
     lines = dnsmasq.differences(daemon)
     return lines or [
-        f"{address} is reserved, but leased to {mac}, which is no guest's"
+        f"{address} is reserved, but leased to {mac}, which no guest has"
         for mac, address in guest_leases.squatted(daemon)
     ]
 

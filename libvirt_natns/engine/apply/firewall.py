@@ -106,6 +106,6 @@ def _load(operation: Firewall) -> None:
         if not before or (int(after or 0) - int(before)) % 2**32 == 1:
             return
     raise FirewallError(
-        f"somebody changes the rules of {operation.namespace} while they are loaded",
-        "find out who (nft monitor)",
+        f"another program changes the rules of {operation.namespace} while they are loaded",
+        "find the program (nft monitor)",
     )

@@ -45,7 +45,7 @@ def namespace_differs(kernel: Kernel, operation: Namespace) -> list[str]:
         return []
     if owner is None:
         return [f"namespace {operation.name} is missing"]
-    return [f"namespace {operation.name} belongs to {owner or 'somebody else'}"]
+    return [f"namespace {operation.name} belongs to {owner or 'another program'}"]
 
 
 def ensure_namespace(context: ApplyContext, operation: Namespace) -> None:
@@ -53,7 +53,7 @@ def ensure_namespace(context: ApplyContext, operation: Namespace) -> None:
     owner = namespace_owner(kernel, operation)
     if owner not in (None, operation.owner):
         raise ConflictError(
-            f"namespace {operation.name} belongs to {owner or 'somebody else'}",
+            f"namespace {operation.name} belongs to {owner or 'another program'}",
             f"delete it (ip netns delete {operation.name}) or rename the network",
         )
     # The namespace is untagged, or it is an empty file.  A kill leaves that file between
@@ -76,7 +76,10 @@ def sysctl_differs(kernel: Kernel, operation: Sysctl) -> list[str]:
     value = kernel.sysctl(operation.namespace, operation.key)
     if value in (None, operation.value):
         return []
-    return [f"sysctl {operation.key} is {value} in {operation.namespace or 'the host'}"]
+    return [
+        f"sysctl {operation.key} is {value} instead of {operation.value}"
+        f" in {operation.namespace or 'the host'}"
+    ]
 
 
 def ensure_sysctl(context: ApplyContext, operation: Sysctl) -> None:
@@ -86,7 +89,7 @@ def ensure_sysctl(context: ApplyContext, operation: Sysctl) -> None:
 def settings_differ(kernel: Kernel, operation: Settings) -> list[str]:
     present = kernel.sysctls(operation.namespace, [key for key, _ in operation.values])
     return [
-        f"sysctl {key} is {present[key]} in {operation.namespace}"
+        f"sysctl {key} is {present[key]} instead of {value} in {operation.namespace}"
         for key, value in operation.values
         if present.get(key, value) != value
     ]

@@ -91,7 +91,7 @@ class SendLimit(Traits):
         if self.mtu is None:
             return ""
         listed = ", ".join(map(str, self.destinations))
-        return f"packets to {listed} of at most {self.mtu} octets in {self.namespace}"
+        return f"packets to {listed} limited to {self.mtu} octets in {self.namespace}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,10 @@ class ProxiedNeighbours(Traits):
     addresses: tuple[Address, ...]
 
     def describe(self) -> str:
-        listed = ", ".join(map(str, self.addresses)) or "no neighbour"
-        return f"answer for {listed} on {self.link} in {self.namespace or 'the host'}"
+        where = f"on {self.link} in {self.namespace or 'the host'}"
+        if not self.addresses:
+            return f"no proxy entry {where}"
+        return f"proxy entries for {', '.join(map(str, self.addresses))} {where}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class Kernel:
             for _ in range(DUMP_TRIES):
                 with suppress(InterruptedDumpError):
                     return listing()
-            raise KernelError("the kernel's network settings change all the time", "try again")
+            raise KernelError("the kernel's network settings keep changing", "try again")
 
         try:
             return self._look(what, namespace, "", whole)
@@ -233,9 +233,7 @@ class Kernel:
         try:
             return self._session(namespace).link(name)
         except OSError as error:
-            raise KernelError(
-                f"cannot look at link {name}", error.strerror or str(error)
-            ) from error
+            raise KernelError(f"cannot read link {name}", error.strerror or str(error)) from error
 
     def _index(self, namespace: str | None, name: str) -> int:
         # Asking netlink for all that is to be said of a link takes ten times as long.
@@ -429,7 +427,7 @@ class Kernel:
         if self.link(None, parent) is None:
             return [f"interface {parent} is missing"]
         if not self.has_macvlan(namespace, link, parent):
-            return [f"{link} in {namespace} is no macvlan on {parent}"]
+            return [f"{link} in {namespace} is not a macvlan on {parent}"]
         found = self.link(namespace, link)
         if found is None or found.mtu == mtu:
             return []

@@ -402,7 +402,7 @@ def test_plan_changes_nothing(world: World, command: Command) -> None:
             assert os.fspath(file) in done.err
         elif file.stem == "natns-ip-dual":
             # It asks for an address in IPv6, of which this upstream has none.
-            assert "cannot be had, as it has no subnet of IPv6" in done.err
+            assert "is refused, as the upstream has no IPv6 subnet" in done.err
         else:
             assert (done.status, done.err) == (0, "")
         shown[file.stem] = done.out

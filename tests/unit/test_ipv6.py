@@ -129,7 +129,7 @@ def test_what_no_network_may_have(store: Store) -> None:
     wanted = replace(NETWORK, nat=NatMetadata(address6=six("2001:db8:77::101")))
     with pytest.raises(LeaseError, match=r"is its DNS server: choose .*address6='\.\.\.'/>"):
         pool.reserve(store, applicant(wanted, 6), PROVIDER, nobody)
-    with pytest.raises(LeaseError, match="cannot be had, as it has no subnet of IPv6"):
+    with pytest.raises(LeaseError, match="is refused, as the upstream has no IPv6 subnet"):
         pool.reserve(store, applicant(wanted, 6), HOST_UPSTREAM, nobody)
 
 

@@ -76,7 +76,7 @@ def test_a_kernel_that_gives_none_is_asked_again() -> None:
 
     def refusing() -> int:
         if not next(answers):
-            raise KernelError("the kernel gives no network namespace")
+            raise KernelError("the kernel refuses a network namespace")
         return make()
 
     spares = Spares(1, refusing)

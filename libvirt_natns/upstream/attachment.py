@@ -32,7 +32,7 @@ def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
     missing = where is not None and not netns.exists(where)
     link = None if missing else kernel.link(where, name)
     if link is None:
-        return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
+        return "does not exist", f"create it, or fix {names.CONFIG_FILE}"
     if upstream.attach == "macvlan":
         fault = _parents_problem(kernel, upstream)
     else:
@@ -51,7 +51,7 @@ def _bridges_problem(kernel: Kernel, upstream: Upstream, link: Link) -> Problem 
         return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}{other}"
     if kernel.port_count(bridge, upstream.bridge_namespace) >= BRIDGE_PORTS:
         other = ', or attach = "macvlan"' if upstream.kind == "bridge" else ""
-        return f"is full, it has {BRIDGE_PORTS} ports", f"use another bridge{other}"
+        return f"is full with {BRIDGE_PORTS} ports", f"use another bridge{other}"
     return None
 
 
@@ -75,5 +75,8 @@ def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
         kernel.try_macvlan(parent)
     except KernelError as error:
         why = error.remedy or error.fact
-        return f"takes no macvlan ({why})", f"name another in {names.CONFIG_FILE}, or a bridge"
+        return (
+            f"does not accept a macvlan ({why})",
+            f"name another NIC in {names.CONFIG_FILE}, or a bridge",
+        )
     return None

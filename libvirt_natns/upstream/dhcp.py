@@ -105,7 +105,7 @@ def problem(network: Network, upstream: Upstream, lease: DhcpLease) -> NatnsErro
         return LeaseError(
             f"network {network.name}: the lease of the DHCP server of upstream {upstream.name}"
             f" is not used: {why}",
-            f"find that server (tcpdump -n -i {upstream.bridge} port 67)",
+            f"fix that server (tcpdump -n -i {upstream.bridge} port 67)",
         )
     known = completed(upstream, _bounded(network, lease).lease)
     try:
@@ -166,7 +166,7 @@ def await_lease(network: Network, upstream: Upstream) -> None:
         raise LeaseError(
             f"network {network.name}: no DHCP server on bridge {upstream.bridge} of upstream"
             f" {upstream.name} has leased an address within {upstream.dhcp_timeout:g} s",
-            f'fix that, or set dhcp = "background" in [upstreams.{upstream.name}]'
+            f'fix the DHCP server, or set dhcp = "background" in [upstreams.{upstream.name}]'
             f" of {names.CONFIG_FILE}",
         )
 
@@ -178,8 +178,8 @@ def _not_wanted(network: Network, upstream: Upstream, lease: DhcpLease) -> Natns
     return LeaseError(
         f"network {network.name}: the DHCP server of upstream {upstream.name} gives"
         f" {lease.address.ip} instead of the wanted address {wanted}",
-        f"reserve that one there for {names.mac(network.uuid, names.UPSTREAM_LINK)},"
-        " or choose another in <natns:upstream address='...'/>",
+        f"reserve {wanted} there for {names.mac(network.uuid, names.UPSTREAM_LINK)},"
+        " or choose another address in <natns:upstream address='...'/>",
     )
 
 
@@ -221,7 +221,7 @@ def _taken(store: Store, name: str, upstream: Upstream) -> LeaseError:
     return LeaseError(
         f"network {name}: the DHCP server of upstream {upstream.name} gives {upstream.leased},"
         f" which network {holder.name if holder else '?'} has",
-        "see that its range and the pools of that segment do not overlap",
+        "separate its range from the pools of that segment",
     )
 
 

@@ -44,7 +44,7 @@ def verdict(network: Network, config: Config) -> Verdict:
             return Verdict(False, "has no address")
         raise DocumentError(
             f"network {network.name} has neither <ip> nor <natns:ip>",
-            "give it one, or remove <natns:nat> from its metadata",
+            "add <ip> or <natns:ip>, or remove <natns:nat> from its metadata",
         )
     if network.bridge is None:
         return Verdict(False, "has no bridge")
@@ -151,7 +151,7 @@ def check_addresses(network: Network, upstream: Upstream) -> None:
     if network.bridge in (names.UPSTREAM_LINK, "lo"):
         raise DocumentError(
             f"network {network.name}: a bridge cannot be called {network.bridge}",
-            "give it another name in <bridge name='...'/>",
+            "choose another name in <bridge name='...'/>",
         )
     _check_own(network)
     public = {*routed(network, upstream), *proxied(network, upstream)}
@@ -178,14 +178,14 @@ def _check_own(network: Network) -> None:
         if gateway.is_unspecified or (gateway.version == 6 and gateway.ipv4_mapped):
             raise DocumentError(
                 f"network {network.name}: no host can have its address {gateway}",
-                "give it another one in <ip address='...'/>",
+                "choose another address in <ip address='...'/>",
             )
     for route in network.routes:
         if route.destination.version == 6 and route.destination.overlaps(LINK_LOCAL):
             raise DocumentError(
                 f"network {network.name}: no <route> can lead to link-local addresses"
                 f" ({route.destination})",
-                "remove it",
+                "remove the route",
             )
         for subnet in network.subnets:
             if subnet.network.version == 4 and route.gateway == subnet.network.broadcast_address:
@@ -212,13 +212,13 @@ def _check_routed(network: Network, upstream: Upstream) -> None:
         raise DocumentError(
             f"network {network.name}: its subnet {subnets[0]} is more than a /64 of prefixes6"
             f" of upstream {upstream.name}",
-            "give it a /64",
+            "give the network a /64",
         )
     if len(subnets) > 1:
         raise DocumentError(
             f"network {network.name}: both {subnets[0]} and {subnets[1]} are in prefixes6"
             f" of upstream {upstream.name}",
-            "a network can have one of them",
+            "keep a single subnet of prefixes6 in the network",
         )
 
 

@@ -519,7 +519,7 @@ def test_doctor_names_what_is_broken(world: World, command: Command) -> None:
     lines = broken()
     assert (
         "upstream: bridge br7 of upstream provider does not exist:"
-        f" create it, or mend {config}" in lines
+        f" create it, or fix {config}" in lines
     )
     config.write_text(kept)
     run("mount", "--bind", "/dev/null", os.path.realpath("/usr/sbin/dnsmasq"))

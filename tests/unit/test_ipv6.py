@@ -235,7 +235,10 @@ def test_networks_and_upstreams_of_one_family() -> None:
         (("2001:db8:77::1/48",), "overlaps 2001:db8:77::/64"),
         (("2001:db8:100::1/60",), "overlaps 2001:db8:100::/62"),
         (("2001:db8:100::1/63",), "is more than a /64"),
-        (("2001:db8:100::1/64", "2001:db8:100:1::1/64"), "a network can have one of them"),
+        (
+            ("2001:db8:100::1/64", "2001:db8:100:1::1/64"),
+            "keep a single subnet of prefixes6 in the network",
+        ),
     ],
 )
 def test_subnets_that_can_never_work(subnets: tuple[str, ...], problem: str) -> None:

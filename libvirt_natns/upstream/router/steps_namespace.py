@@ -82,7 +82,7 @@ def _settings_differ(context: StepContext) -> list[str]:
         return []
     present = context.kernel.sysctls(namespace, [key for key, _ in SYSCTLS])
     wrong = [
-        f"sysctl {key} is {present[key]} in {namespace}"
+        f"sysctl {key} is {present[key]} instead of {value} in {namespace}"
         for key, value in SYSCTLS
         if present.get(key, value) != value
     ]

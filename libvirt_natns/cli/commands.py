@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--scope",
         choices=("isolated", "annotated"),
-        help="handle every isolated network, or only those that carry <natns:nat>",
+        help="handle every isolated network, or only networks with <natns:nat>",
     )
     add("uninstall", _uninstall, "remove the hooks and give active networks back to libvirt")
     sub = add("status", status.run, "show the networks, their addresses and their health")
@@ -104,8 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     add("metrics", _metrics, "print metrics for Prometheus")
     add("serve", _serve, "run the resident service in the foreground, as systemd does")
     sub = add("exec", _exec, "run a command inside a network's namespace")
-    sub.add_argument("network")
-    sub.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    sub.add_argument("network", help="name or uuid of a network that is up")
+    sub.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command to run"
+    )
     return parser
 
 

@@ -88,4 +88,4 @@ def guests(engine: Engines, settings: Config) -> str:
     if differences:
         facts = "; ".join(f"{name}: {what}" for name, what in differences)
         raise NatnsError(facts, "run virt-natns sync")
-    return "all running guests publish what their metadata says"
+    return "all running guests publish the ports and addresses of their metadata"

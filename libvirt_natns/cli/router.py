@@ -21,6 +21,8 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")
 LONGEST = 3600.0
 ENDINGS = (signal.SIGHUP, signal.SIGTERM)
 
+NAME = "the upstream of kind router; default: the only router"
+
 Machines = Callable[[], AbstractContextManager[RouterLifecycle]]
 
 
@@ -34,9 +36,7 @@ def add_parser(parser: argparse.ArgumentParser, machines: Machines) -> None:
         return added
 
     sub = add("up", _up, "move the NIC into its router namespace, or repair the router")
-    sub.add_argument(
-        "name", nargs="?", help="the upstream of kind router; default: the only router"
-    )
+    sub.add_argument("name", nargs="?", help=NAME)
     sub.add_argument(
         "--confirm-within",
         metavar="TIME",
@@ -47,12 +47,12 @@ def add_parser(parser: argparse.ArgumentParser, machines: Machines) -> None:
         "--boot", action="store_true", help="do nothing for a router that was never confirmed"
     )
     sub = add("confirm", _confirm, "confirm a router, so that it is not rolled back")
-    sub.add_argument("name", nargs="?")
+    sub.add_argument("name", nargs="?", help=NAME)
     sub = add("down", _down, "give the NIC, all addresses, routes and resolvers back to the host")
-    sub.add_argument("name", nargs="?")
+    sub.add_argument("name", nargs="?", help=NAME)
     sub.add_argument("--force", action="store_true", help="also while networks use the router")
     sub = add("status", _status, "show the state of the router")
-    sub.add_argument("name", nargs="?")
+    sub.add_argument("name", nargs="?", help="a single upstream of kind router")
     sub.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 

@@ -120,7 +120,7 @@ KEYS: dict[str, tuple[set[str], Reader]] = {
     ),
     "host_address6": (
         ROUTER,
-        one(address6, "one of the host's IPv6 addresses, such as 2001:db8:77::2"),
+        one(address6, "an IPv6 address of the host, such as 2001:db8:77::2"),
     ),
 }
 """Each key: the kinds of upstream that may have it, and the reader of its value.

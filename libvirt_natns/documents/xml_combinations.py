@@ -27,7 +27,7 @@ def check(nat: Element) -> None:
     for ip in nat.iter(f"{NS}ip"):
         if ("prefix" in ip.attrib) == ("netmask" in ip.attrib):
             has = "both prefix and" if "prefix" in ip.attrib else "neither prefix nor"
-            raise error(ip, f"has {has} netmask", "one of the two")
+            raise error(ip, f"has {has} netmask", "either prefix or netmask")
         if family_of(ip) == 6 and "netmask" in ip.attrib:
             raise error(ip, "has family='ipv6' and netmask", "prefix instead")
         _check_prefix(ip)

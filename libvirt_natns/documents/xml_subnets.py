@@ -39,7 +39,7 @@ def own_subnets(nat: Element, others: tuple[Subnet, ...]) -> tuple[Subnet, ...]:
         if others:
             fact = f"address={shown(element.attrib['address'])} is set beside libvirt's own "
             fact += f"<ip address={shown(str(others[0].gateway))}>"
-            raise error(element, fact, "one of the two subnets: remove the other")
+            raise error(element, fact, "either <ip> or <natns:ip>")
         first = by_family.setdefault(family_of(element), element)
         if first is not element:
             fact = f"is the second IPv{family_of(element)} subnet, after line "

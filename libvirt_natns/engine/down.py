@@ -54,7 +54,7 @@ def tidy(context: Context, uuid: str, namespace: str | None = None) -> bool:
         is_down = context.state(uuid) == "down"
         if is_down:
             end(context, uuid, namespace)
-            changes.append("removed what was left over")
+            changes.append("removed leftovers")
     return is_down
 
 

@@ -143,4 +143,4 @@ def in_words(context: Context, network: Network, upstream: Upstream) -> str:
     """Return a network's leases, in words."""
     leased = context.store.leases.of(upstream.name, network.uuid)
     parts = [*leased.addresses, *([leased.prefix] if leased.prefix else [])]
-    return " and ".join(map(str, parts)) or "nothing outside"
+    return " and ".join(map(str, parts)) or "no upstream address"

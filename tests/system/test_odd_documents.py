@@ -84,7 +84,7 @@ BRIDGES: dict[str, Odd] = {
     **{f"bridge {name}": Odd(IP, bridge=name) for name in ("br~0", "=x", "+br", "a@b")},
     **{f"bridge {name}, ours": Odd(own(), bridge=name) for name in ("br~0", "=x", "+br")},
     "bridge br+": Odd(IP, "has name='br+': expected an interface name", bridge="br+"),
-    "bridge lab+, ours": Odd(own(), "the last of which is no +", bridge="lab+"),
+    "bridge lab+, ours": Odd(own(), "not ending in +", bridge="lab+"),
 }
 
 ROUTES: dict[str, Odd] = {

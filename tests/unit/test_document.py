@@ -677,11 +677,15 @@ def dhcp_range(start: str, end: str) -> str:
         ("provider", "<natns:nat> has text 'provider'", "none"),
         ("<natns:upstream/>tail", "<natns:nat> has text 'tail'", "none"),
         ("<?x y?>", "<natns:nat> has a processing instruction", "none"),
-        ("<natns:ip address='10.0.0.1'/>", "neither prefix nor netmask", "one of the two"),
+        (
+            "<natns:ip address='10.0.0.1'/>",
+            "neither prefix nor netmask",
+            "either prefix or netmask",
+        ),
         (
             "<natns:ip address='10.0.0.1' prefix='8' netmask='255.0.0.0'/>",
             "both prefix and netmask",
-            "one of the two",
+            "either prefix or netmask",
         ),
         ("<natns:ip prefix='8'/>", "<natns:ip> has no attribute 'address'", "an IPv4 or IPv6"),
         ("<natns:ip address='10.0.0.1' prefix='31'/>", "prefix='31'", "from 1 to 30"),
@@ -707,7 +711,11 @@ def dhcp_range(start: str, end: str) -> str:
         (natns_ip6("", "address='fd00::1' prefix='48'"), "prefix='48'", "to 30 or with family="),
         (natns_ip6("", "address='fd00::1' prefix='24'"), "prefix='24'", "from 64 to 126"),
         (natns_ip6("", "address='fd00::1' prefix='127'"), "prefix='127'", "from 64 to 126"),
-        (natns_ip6("", "address='fd00::1'"), "neither prefix nor netmask", "one of the two"),
+        (
+            natns_ip6("", "address='fd00::1'"),
+            "neither prefix nor netmask",
+            "either prefix or netmask",
+        ),
         (
             natns_ip6("", "address='fd00::1' netmask='255.0.0.0'"),
             "family='ipv6' and netmask",
@@ -1029,7 +1037,7 @@ def test_clients_of_one_family() -> None:
 @pytest.mark.parametrize("ip", [IP, "<ip family='ipv6' address='2001:db8::1' prefix='64'/>"])
 def test_own_subnet_of_the_other_family_beside_libvirts(ip: str) -> None:
     for own in (NATNS_IP.format(""), natns_ip6()):
-        assert refusal(ip, own).endswith("one of the two subnets: remove the other")
+        assert refusal(ip, own).endswith("either <ip> or <natns:ip>")
 
 
 def test_both_kinds_of_ip() -> None:
@@ -1037,7 +1045,7 @@ def test_both_kinds_of_ip() -> None:
     assert "<natns:ip> address='10.0.0.1' is set beside libvirt's own <ip address='10.0.0.1'>" in (
         message
     )
-    assert message.endswith("one of the two subnets: remove the other")
+    assert message.endswith("either <ip> or <natns:ip>")
 
 
 def test_two_nat_elements() -> None:

@@ -3,9 +3,9 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +13,13 @@ from libvirt_natns import names
 from libvirt_natns.engine.apply.carry_out import HANDLERS, carry_out, plan_differences
 from libvirt_natns.engine.apply.firewall import fingerprint_file
 from libvirt_natns.engine.apply.links import namespace_owner
-from libvirt_natns.engine.operations.addresses import Addresses, Announcement, Withdrawal
+from libvirt_natns.engine.operations.addresses import (
+    Addresses,
+    Announcement,
+    ProxiedNeighbours,
+    SendLimit,
+    Withdrawal,
+)
 from libvirt_natns.engine.operations.daemons import Firewall
 from libvirt_natns.engine.operations.links import LinkUp, Namespace, Patch
 from libvirt_natns.engine.operations.operation import Operation
@@ -180,6 +186,27 @@ def test_an_undo_that_fails_hides_nothing_and_stops_nothing() -> None:
 
 def failing(*_: object) -> None:
     raise KernelError("cannot be taken back")
+
+
+class NeighbourKernel(FakeKernel):
+    """Has one proxy entry and one route with an MTU."""
+
+    def proxied(self, namespace: str | None, link: str) -> set[IPv6Address]:
+        return {IPv6Address("fd00::2")}
+
+    def unlimited_routes(self, *_: object) -> list[IPv4Network]:
+        return [IPv4Network("10.0.0.0/24")]
+
+
+def test_differences_show_what_was_expected() -> None:
+    """The missing and the extra proxy entries, and the limit that a route should have."""
+    answered = ProxiedNeighbours("nat-a", "virbr10", (IPv6Address("fd00::1"),))
+    limits = [SendLimit("nat-a", "virbr10", (ADDRESS,), (), mtu) for mtu in (1400, None)]
+    assert plan_differences(cast("Any", NeighbourKernel()), [answered, *limits]) == [
+        "proxy entries on virbr10 in nat-a differ: missing fd00::1, extra fd00::2",
+        "packets to 10.0.0.0/24 in nat-a are not limited to 1400 octets",
+        "packets to 10.0.0.0/24 in nat-a are limited below the MTU of virbr10",
+    ]
 
 
 @pytest.mark.parametrize(("owner", "whose"), [("", "another program"), (OTHER, OTHER)])

@@ -159,7 +159,7 @@ def _load_rules(context: StepContext) -> None:
 
 STEPS = (
     Step("make the namespace", _namespace_differs, _make_namespace, _end_namespace),
-    Step("set what it forwards", _settings_differ, _set_settings, keep),
+    Step("set the sysctls", _settings_differ, _set_settings, keep),
     Step("make the patch to the host", _patch_differs, _make_patch, end_patch),
     Step("make the transit bridge", _transit_differs, _make_transit, keep),
     Step("load the rules", _rules_differ, _load_rules, keep),

@@ -70,7 +70,7 @@ def ask() -> Health:
         return Health("running", *(fields[key] for key in ("pid", "version", "since", "given_up")))
     except (ValueError, KeyError, TypeError) as error:
         raise ServiceError(
-            f"the answer of the service is unknown ({answer.text[:80]})",
+            f"the service gave an invalid answer ({answer.text[:80]})",
             "systemctl restart libvirt-natns",
         ) from error
 

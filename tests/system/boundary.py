@@ -77,7 +77,7 @@ def warnings() -> list[str]:
     """What doctor warns of, the chains of others alone."""
     told = command("doctor").out.splitlines()
     found = [line.removeprefix("warn").strip() for line in told if line.startswith("warn ")]
-    return [line for line in found if line.startswith("others")]
+    return [line for line in found if line.startswith("foreign chains:")]
 
 
 def check_order(world: House) -> None:

@@ -155,7 +155,7 @@ def check_guests(tell: Narrator, guests: dict[str, lab.RealGuest], provider: lab
     seen = {name: guest.fetched.rpartition(":")[0] for name, guest in guests.items()}
     for name, address in seen.items():
         tell.claim(
-            f"the web server saw {guests[name].name} as {address or 'nobody'}",
+            f"the web server saw {guests[name].name} as {address or 'no client'}",
             address.startswith("192.168.0.") and address != provider.address,
             guests[name].console,
         )

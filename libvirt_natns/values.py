@@ -13,7 +13,7 @@ INTERFACE = re.compile(
     rf"(?!\.{{1,2}}$)[A-Za-z0-9_.+@=~][A-Za-z0-9_.+@=~-]{{0,{IFNAMSIZ - 1}}}(?<!\+)"
 )
 INTERFACE_EXPECTED = (
-    f"an interface name: up to {IFNAMSIZ} of A-Z a-z 0-9 and _.+@=~-, the last of which is no +"
+    f"an interface name: up to {IFNAMSIZ} of A-Z a-z 0-9 and _.+@=~-, not ending in +"
 )
 
 

@@ -107,7 +107,9 @@ def network_asker() -> AskNetworks:
             return libvirt.active_networks()
         except LibvirtError as error:
             if not failures:
-                print(f"virt-natns: {error}: going by the bridges that exist", file=sys.stderr)
+                print(
+                    f"virt-natns: {error}: networks with a bridge count as active", file=sys.stderr
+                )
             failures.append(error)
         return None
 

@@ -57,7 +57,7 @@ def networks_up(engine: Engine, named: str | None) -> list[NetworkRecord]:
         return records
     matching = [record for record in records if named in (record.name, record.uuid)]
     if not matching:
-        raise NatnsError(f"network {named} is not up", "virt-natns status lists all")
+        raise NatnsError(f"network {named} is not up", "see virt-natns status")
     return matching
 
 

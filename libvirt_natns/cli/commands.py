@@ -33,7 +33,7 @@ from libvirt_natns.service import client
 Command = Callable[[argparse.Namespace], int]
 
 ROUTER = "The router namespace of a host's only NIC: an upstream of kind router."
-FORWARD = "Published ports of guests, which stand in their domains' metadata."
+FORWARD = "Published ports of guests, kept in the metadata of their domains."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,34 +68,47 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--scope",
         choices=("isolated", "annotated"),
-        help="handle every isolated network, or only those that carry <natns:nat>",
+        help="handle every isolated network, or only networks with <natns:nat>",
     )
     add("uninstall", _uninstall, "remove the hooks and give active networks back to libvirt")
-    sub = add("status", status.run, "show the networks and how they are")
-    sub.add_argument("network", nargs="?", help="only this one")
-    sub.add_argument("--json", action="store_true", help="for programs")
+    sub = add("status", status.run, "show the networks, their addresses and their health")
+    sub.add_argument("network", nargs="?", help="name or uuid of a single network")
+    sub.add_argument("--json", action="store_true", help="print JSON, for programs")
     sub = add(
-        "check", check.check, "compare what was set up with the kernel; 1 if anything differs"
+        "check",
+        check.check,
+        "compare the networks with the kernel; exit status 1 if anything differs",
     )
-    sub.add_argument("network", nargs="?", help="only this one")
-    add("sync", check.sync, "repair what differs, and nothing else")
-    sub = add("plan", plan.run, "print what would be done for a network; changes nothing")
-    sub.add_argument("network", metavar="FILE|NETWORK", help="a network's XML, or its name")
+    sub.add_argument("network", nargs="?", help="name or uuid of a single network")
+    add("sync", check.sync, "repair each difference, and change nothing else")
+    sub = add("plan", plan.run, "print the operations for a network, and change nothing")
+    sub.add_argument(
+        "network",
+        metavar="FILE|NETWORK",
+        help="a file with the XML of a network, or the name of a network",
+    )
     add(
-        "doctor", _doctor, "check what libvirt-natns needs of this machine; 1 if anything is broken"
+        "doctor",
+        _doctor,
+        "check that this machine has all that libvirt-natns needs;"
+        " exit status 1 if anything is broken",
     )
     add("diagram", _diagram, "draw the networks with their namespaces, addresses and upstreams")
     sub = commands.add_parser(
         "forward", help="list, add or remove published ports of guests", description=FORWARD
     )
     forward.add_parser(sub, access.engine)
-    sub = commands.add_parser("router", help="up, down, confirm or status", description=ROUTER)
+    sub = commands.add_parser(
+        "router", help="move a host's NIC into a router namespace, and back", description=ROUTER
+    )
     router.add_parser(sub, access.machine)
-    add("metrics", _metrics, "print what there is and what has happened, for Prometheus")
-    add("serve", _serve, "be the resident service, in the foreground; systemd starts it so")
+    add("metrics", _metrics, "print metrics for Prometheus")
+    add("serve", _serve, "run the resident service in the foreground, as systemd does")
     sub = add("exec", _exec, "run a command inside a network's namespace")
-    sub.add_argument("network")
-    sub.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    sub.add_argument("network", help="name or uuid of a network that is up")
+    sub.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command to run"
+    )
     return parser
 
 

@@ -19,7 +19,7 @@ from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import segments
 
-NONE = "no network is up: start one (virsh net-start)\n"
+NONE = "no network is up: start a network (virsh net-start)\n"
 GAP = "   "
 MOST_FORWARDS = 4
 
@@ -102,7 +102,7 @@ def _upstream(engine: Engine, name: str) -> tuple[str, str]:
     """Return an upstream's bridge, and its description."""
     upstream = engine.config.upstreams.get(name)
     if upstream is None:
-        return "?", f"upstream {name}, which is not configured any more"
+        return "?", f"upstream {name}, which is no longer configured"
     said = f"upstream {name}" + (f", routed by {upstream.routed_by}" if upstream.routed_by else "")
     segment = segments.of_upstream(engine.store, upstream)
     if segment is None:

@@ -51,12 +51,13 @@ def trusted() -> Diagnosis:
     """Examine whether the code that hooks run as root is root's alone."""
     findings = trust.findings()
     if not findings:
-        return Diagnosis("code", "ok", "root alone may write the package and the interpreter")
-    more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+        return Diagnosis("code", "ok", "only root may write the package and the interpreter")
+    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     return Diagnosis(
         "code",
         "warn",
-        f"hooks run it as root, and {findings[0]}{more}: install it where root alone may write",
+        f"{findings[0]}{more}, and hooks run this code as root:"
+        " install libvirt-natns where only root may write",
     )
 
 
@@ -104,7 +105,7 @@ def _obstacles(engine: Engines, settings: Config) -> list[Diagnosis]:
     except NatnsError:
         # Another examination reports the reason.
         return []
-    return [Diagnosis("others' chains", "warn", note) for note in notes]
+    return [Diagnosis("foreign chains", "warn", note) for note in notes]
 
 
 def neighbour_warnings(engine: Engines, settings: Config) -> list[Diagnosis]:

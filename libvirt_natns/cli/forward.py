@@ -55,24 +55,27 @@ def add_parser(parser: argparse.ArgumentParser, engines: Engines) -> None:
         added.set_defaults(command=partial(command, engines))
         return added
 
-    sub = add("list", _list, "show what is published, chosen ports included")
-    sub.add_argument("guest", nargs="?", metavar="GUEST", help="only this one's, by name or uuid")
-    sub.add_argument("--json", action="store_true", help="for programs")
-    sub = add("add", _add, "publish ports of a guest, from now on and after its next start")
-    sub.add_argument("guest", metavar="GUEST", help="name or uuid")
+    sub = add("list", _list, "show the published ports, chosen ports included")
+    sub.add_argument("guest", nargs="?", metavar="GUEST", help="name or uuid of a single guest")
+    sub.add_argument("--json", action="store_true", help="print JSON, for programs")
+    sub = add("add", _add, "publish ports of a guest, now and at each later start")
+    sub.add_argument("guest", metavar="GUEST", help="name or uuid of the guest")
     sub.add_argument("spec", metavar="FORWARD", type=_typed(forward_spec.parse_new), help=SPEC)
     sub.add_argument("--source", metavar="CIDR[,CIDR]", help="allowed clients; default: all")
     which = sub.add_mutually_exclusive_group()
-    which.add_argument("--network", metavar="NAME", help="which NIC, by its network")
-    which.add_argument("--mac", help="which NIC, by its MAC address")
-    sub.add_argument("--guest-address", metavar="ADDRESS", help="the guest's, if not by DHCP")
-    sub = add("remove", _remove, "publish ports of a guest no more, and cut their flows")
-    sub.add_argument("guest", metavar="GUEST", help="name or uuid")
+    which.add_argument("--network", metavar="NAME", help="the guest's NIC in this network")
+    which.add_argument("--mac", help="the guest's NIC with this MAC address")
+    sub.add_argument(
+        "--guest-address", metavar="ADDRESS", help="the guest's address, if not from DHCP"
+    )
+    sub = add("remove", _remove, "withdraw ports of a guest, and delete their conntrack entries")
+    sub.add_argument("guest", metavar="GUEST", help="name or uuid of the guest")
     sub.add_argument(
         "spec",
         metavar="FORWARD",
         type=_typed(forward_spec.parse_old),
-        help="where it listens: [ADDRESS:]PORT[-PORT][/tcp|udp|sctp], as listed, or auto:PORT",
+        help="the listening address and port, as listed:"
+        " [ADDRESS:]PORT[-PORT][/tcp|udp|sctp], or auto:PORT",
     )
 
 
@@ -132,7 +135,7 @@ def _warn(guests: Guests, edited: Edited) -> None:
     try:
         guests.trial(domain)
     except ConflictError as error:
-        print(f"virt-natns: as it is now, {domain.name} would not start: {error}", file=sys.stderr)
+        print(f"virt-natns: guest {domain.name} would not start now: {error}", file=sys.stderr)
 
 
 def _require_nic(guests: Guests, guest: Guest, edited: Edited) -> None:

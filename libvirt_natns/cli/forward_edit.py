@@ -111,7 +111,7 @@ def remove(nat: MutableElement, spec: Spec, lookup: ListenLookup) -> bool:
     if len(removals) > 1:
         raise NatnsError(
             f"{spec} is forwarded {len(removals)} times",
-            "say which: ADDRESS:PORT, as virt-natns forward list shows it",
+            "name its address: ADDRESS:PORT, as virt-natns forward list shows it",
         )
     for step in removals:
         step()

@@ -40,16 +40,16 @@ def parse(text: str) -> Spec:
     """Return the forward that was typed.  Raises ValueError, in words, for other text."""
     match = PATTERN.fullmatch(text)
     if match is None:
-        hint = ": an address of IPv6 stands in brackets" if "::" in text and "[" not in text else ""
+        hint = ": an IPv6 address needs brackets" if "::" in text and "[" not in text else ""
         form = "[ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|udp|sctp]"
-        raise ValueError(f"{text!r} is no {form}{hint}")
+        raise ValueError(f"{text!r} is not {form}{hint}")
     address, listen = _address(match["address"]), match["listen"]
     target = _span(match["target"]) if match["target"] else None
     proto = cast("PortProtocol", match["proto"] or "tcp")
     if listen != "auto":
         return Spec(proto, address, _span(listen), target)
     if target is None or target[0] != target[1]:
-        raise ValueError("auto needs one port of the guest's: auto:22")
+        raise ValueError("auto needs one port of the guest: auto:22")
     return Spec(proto, address, None, target)
 
 
@@ -69,7 +69,7 @@ def parse_old(text: str) -> Spec:
     """Return the forward to remove, which has no target, except for auto.  Raises ValueError."""
     spec = parse(text)
     if spec.listen and spec.target:
-        raise ValueError("what to remove is named by where it listens: [ADDRESS:]PORT[-PORT]")
+        raise ValueError("remove needs the listening address and port: [ADDRESS:]PORT[-PORT]")
     return spec
 
 
@@ -81,12 +81,12 @@ def _address(text: str | None) -> str | None:
         # IPv6 addresses, and no others, stand in brackets.
         return str(IPv6Address(text[1:-1]) if text.startswith("[") else IPv4Address(text))
     except AddressValueError as error:
-        raise ValueError(f"{text!r} is no IP address") from error
+        raise ValueError(f"{text!r} is not an IP address") from error
 
 
 def _span(text: str) -> Span:
     first, _, last = text.partition("-")
     span = int(first), int(last or first)
     if not 1 <= span[0] <= span[1] <= MAX_PORT:
-        raise ValueError(f"{text!r} is no port from 1 to {MAX_PORT}, nor a range of them")
+        raise ValueError(f"{text!r} is neither a port from 1 to {MAX_PORT} nor a range of ports")
     return span

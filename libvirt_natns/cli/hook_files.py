@@ -67,7 +67,9 @@ def render(hook: str) -> str:
     """
     template = names.resource(f"hooks/{hook}")
     if not template.is_file():
-        raise InstallError(f"the hook {hook} is not part of this installation", "install it again")
+        raise InstallError(
+            f"the hook {hook} is not part of this installation", "install libvirt-natns again"
+        )
     text = template.read_text()
     for name, value in (("library", str(names.library())), ("python", interpreter())):
         line = f"{name}={shlex.quote(value)}".replace("\\", r"\\")

@@ -59,7 +59,8 @@ def _explain(engine: Engine, networks: dict[str, bytes]) -> None:
         print("networks that are not touched:")
         print("".join(f"  {name}: {reason}\n" for name, reason in others), end="")
     print(
-        "To keep one isolated, put this into its XML (virsh net-edit) and restart it:\n"
+        "To keep a network isolated,"
+        " put this into its XML (virsh net-edit) and restart the network:\n"
         f'  <metadata><natns:nat xmlns:natns="{names.XML_NAMESPACE}" enabled="no"/></metadata>'
     )
 

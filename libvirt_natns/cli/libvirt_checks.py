@@ -47,14 +47,14 @@ def connection() -> str:
 def hooks_seen() -> str:
     """Examine whether each running daemon has looked for hooks since ours were installed."""
     if not hook_files.installed():
-        raise InstallError("there is none to be seen", "run virt-natns install")
+        raise InstallError("no hook is installed", "run virt-natns install")
     blind = libvirtd_reload.blind(hook_files.newest())
     if blind:
         raise LibvirtError(
             f"{', '.join(blind)} has not looked for hooks since ours were installed",
             f"systemctl reload {' '.join(blind)}",
         )
-    return "every running daemon has looked for them"
+    return "every running libvirt daemon has looked for the hooks"
 
 
 def host_rules(engine: Engines, settings: Config) -> str:
@@ -64,10 +64,10 @@ def host_rules(engine: Engines, settings: Config) -> str:
         differences = comparison.host_differences(verbs)
     if differences:
         raise NatnsError(
-            f"{len(differences)} of our rules differ ({differences[0]})", "run virt-natns sync"
+            f"our rules differ, {len(differences)} in all ({differences[0]})", "run virt-natns sync"
         )
     if bridged:
-        return "sees bridged frames (bridge-nf-call-iptables is 1); ours are let through"
+        return "sees bridged frames (bridge-nf-call-iptables is 1); our rules accept them"
     return "does not see bridged frames"
 
 
@@ -78,7 +78,7 @@ def networks(engine: Engines, settings: Config) -> str:
     if missed:
         facts = "; ".join(f"{name} {what}" for name, what in missed)
         raise NatnsError(facts, "run virt-natns sync")
-    return "those that are active in libvirt have their routers"
+    return "all active networks have their routers"
 
 
 def guests(engine: Engines, settings: Config) -> str:
@@ -88,4 +88,4 @@ def guests(engine: Engines, settings: Config) -> str:
     if differences:
         facts = "; ".join(f"{name}: {what}" for name, what in differences)
         raise NatnsError(facts, "run virt-natns sync")
-    return "those that run have published what their metadata says"
+    return "all running guests publish the ports and addresses of their metadata"

@@ -59,7 +59,7 @@ def python_modules() -> str:
             f"{interpreter} cannot run the hooks ({said})",
             "install python3-lxml and python3-pyroute2",
         )
-    return f"all there for {interpreter}"
+    return f"{interpreter} has all modules"
 
 
 def links(settings: Config) -> str:
@@ -82,7 +82,7 @@ def firewall_backend(settings: Config) -> str:
     )
     # Each kind of rule may need a kernel module of its own, so all kinds are loaded.
     in_scratch_namespace(lambda: backend.apply(None, ruleset(policy)))
-    return f"{backend.name}, and the kernel takes all kinds of rules"
+    return f"{backend.name}, and the kernel accepts all kinds of rules"
 
 
 def in_scratch_namespace(trial: Callable[[], object]) -> None:
@@ -123,7 +123,7 @@ def default_upstream(settings: Config) -> str:
     how = "macvlan on " if upstream.is_macvlan else ""
     by = f"{upstream.name}, by {how}{segment.in_words}"
     client = " ".join(udhcpc.program()) if isinstance(upstream, DhcpUpstream) else ""
-    return f"{by}; addresses by DHCP, which takes {client}" if client else by
+    return f"{by}; addresses by DHCP, with {client}" if client else by
 
 
 def _router(settings: Config, upstream: RouterUpstream) -> str:
@@ -147,17 +147,17 @@ def ipv6(settings: Config) -> str:
     own = upstream.subnet6 or upstream.prefixes6
     in_host = isinstance(upstream, HostUpstream)
     if not own and not in_host:
-        return f"upstream {upstream.name} has none"
+        return f"upstream {upstream.name} has no IPv6"
     with Kernel() as kernel:
         if in_host and not transit.has_ipv6(kernel):
-            return "the host has none, nor have networks"
+            return "neither the host nor the networks have IPv6"
     try:
         backends.choose(settings.firewall, ipv6=True)
     except FirewallError as error:
         if own:
             raise
         # The configuration asks for no IPv6 of its own, so this is no failure.
-        return f"networks cannot have any: {error}"
+        return f"networks cannot have IPv6: {error}"
     if upstream.subnet6 is not None:
         ndppd.program()
     ways = ["NAT66"] if isinstance(upstream, HostUpstream) or upstream.pool6 else []
@@ -169,7 +169,7 @@ def ipv6(settings: Config) -> str:
 def _ipv6_of_router(upstream: RouterUpstream) -> str:
     whole = routers.complete(upstream)
     if whole.subnet6 is None:
-        return f"upstream {upstream.name} has none"
+        return f"upstream {upstream.name} has no IPv6"
     ways = ["NAT66"]
     ways += ["routed prefixes"] if whole.prefixes6 else []
     if whole.own6 is not None:
@@ -183,7 +183,7 @@ def state_database() -> str:
     """Examine whether the state database can be read; make none."""
     database.check_there()
     if not (names.STATE_DIRECTORY / "state.db").exists():
-        return "none yet, made when it is needed"
+        return "does not exist yet, and is made when needed"
     store = Store()
     try:
         store.check()

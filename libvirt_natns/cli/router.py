@@ -22,6 +22,8 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min)?")
 LONGEST = 3600.0
 ENDINGS = (signal.SIGHUP, signal.SIGTERM)
 
+NAME = "the upstream of kind router; default: the only router"
+
 Machines = Callable[[], AbstractContextManager[RouterLifecycle]]
 
 
@@ -34,25 +36,25 @@ def add_parser(parser: argparse.ArgumentParser, machines: Machines) -> None:
         added.set_defaults(command=Bound(run, machines))
         return added
 
-    sub = add("up", _up, "move the NIC into its router namespace, or repair what is there")
-    sub.add_argument("name", nargs="?", help="the upstream of kind router; the only one without")
+    sub = add("up", _up, "move the NIC into its router namespace, or repair the router")
+    sub.add_argument("name", nargs="?", help=NAME)
     sub.add_argument(
         "--confirm-within",
         metavar="TIME",
         type=duration,
-        help="take it back unless it is confirmed in time, such as 60s",
+        help="roll the router back unless it is confirmed within this time, such as 60s",
     )
     sub.add_argument(
-        "--boot", action="store_true", help="only a router that was confirmed once; else nothing"
+        "--boot", action="store_true", help="do nothing for a router that was never confirmed"
     )
-    sub = add("confirm", _confirm, "let a router stay that waits for that")
-    sub.add_argument("name", nargs="?")
-    sub = add("down", _down, "put the NIC, all addresses, routes and resolvers back")
-    sub.add_argument("name", nargs="?")
-    sub.add_argument("--force", action="store_true", help="although networks use it")
-    sub = add("status", _status, "show how the router is")
-    sub.add_argument("name", nargs="?")
-    sub.add_argument("--json", action="store_true", help="for programs")
+    sub = add("confirm", _confirm, "confirm a router, so that it is not rolled back")
+    sub.add_argument("name", nargs="?", help=NAME)
+    sub = add("down", _down, "give the NIC, all addresses, routes and resolvers back to the host")
+    sub.add_argument("name", nargs="?", help=NAME)
+    sub.add_argument("--force", action="store_true", help="also while networks use the router")
+    sub = add("status", _status, "show the state of the router")
+    sub.add_argument("name", nargs="?", help="a single upstream of kind router")
+    sub.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,9 @@ def duration(text: str) -> float:
     match = DURATION.fullmatch(text.strip())
     seconds = float(match[1]) * (1 if match[2] in (None, "s") else 60) if match else 0.0
     if not 0 < seconds <= LONGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time up to an hour, such as 60s or 2m")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time of up to an hour, such as 60s or 2m"
+        )
     return seconds
 
 
@@ -134,8 +138,8 @@ def _up(opened: RouterLifecycle, options: argparse.Namespace) -> int:
     record = journal.load(name)
     if record is not None and record.deadline is not None:
         _say(
-            f"log in once more and say: virt-natns router confirm {name}"
-            f" (within {record.deadline - boot_clock.now():.0f} s, or all goes back)"
+            f"log in again and run: virt-natns router confirm {name}"
+            f" (within {record.deadline - boot_clock.now():.0f} s, or the router is rolled back)"
         )
     return 0
 
@@ -147,7 +151,7 @@ def _boot(opened: RouterLifecycle, options: argparse.Namespace) -> int:
             for line in opened.expire_overdue():
                 _say(line)
         except Exception as error:  # the fault of another router must not stop this boot
-            _warn(f"cannot take back a router that was not confirmed in time: {error}")
+            _warn(f"cannot roll back a router that was not confirmed in time: {error}")
         if not recover.is_confirmed(name):
             with suppress(StoreError):
                 recover.forget_earlier(name)
@@ -172,7 +176,7 @@ def _tell(opened: RouterLifecycle, name: str, done: list[str]) -> None:
 def _confirm(opened: RouterLifecycle, options: argparse.Namespace) -> int:
     name = _name(opened, options)
     waited = opened.confirm(name)
-    _say(f"router {name} stays" if waited else f"router {name} is confirmed already")
+    _say(f"router {name} is confirmed" if waited else f"router {name} is confirmed already")
     return 0
 
 

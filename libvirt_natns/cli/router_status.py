@@ -14,9 +14,9 @@ from libvirt_natns.upstream.router.target import Target
 
 MEANING = {
     "down": "down",
-    "half-done": "half-done (killed at: {step}); virt-natns router up or down mends it",
-    "overdue": "not confirmed in time; virt-natns router up or down takes it back",
-    "unconfirmed": "up, taken back in {left:.0f} s unless confirmed",
+    "half-done": "half-done (killed at: {step}); virt-natns router up or down fixes it",
+    "overdue": "not confirmed in time; virt-natns router up or down rolls it back",
+    "unconfirmed": "up, rolled back in {left:.0f} s unless confirmed",
     "up": "up",
     "damaged": "damaged; virt-natns router up repairs it",
 }

@@ -72,7 +72,7 @@ def ask() -> ServiceHealth:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ServiceError(
-            f"the service answers what cannot be understood ({answer.text[:80]})",
+            f"the service gave an invalid answer ({answer.text[:80]})",
             "systemctl restart libvirt-natns",
         ) from error
 
@@ -119,7 +119,7 @@ def examine() -> str:
     _check_socket()
     health = ask()
     if health.state == "stuck":
-        raise ServiceError("it does not answer", "systemctl restart libvirt-natns")
+        raise ServiceError("the service does not answer", "systemctl restart libvirt-natns")
     if health.state == "running" and health.version != __version__:
         raise ServiceError(
             f"version {health.version} runs, and {__version__} is installed",
@@ -127,7 +127,7 @@ def examine() -> str:
         )
     if health.given_up:
         raise ServiceError(
-            f"it has given up healing ({'; '.join(health.given_up.values())})",
+            f"the service has given up healing ({'; '.join(health.given_up.values())})",
             "see virt-natns status",
         )
     return str(health)
@@ -139,11 +139,11 @@ def _check_socket() -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
-        raise ServiceError(f"{client.SOCKET} is no socket", "remove it, and start the service")
+        raise ServiceError(f"{client.SOCKET} is not a socket", "remove it, and start the service")
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid != 0 or mode & 0o077:
         raise ServiceError(
-            f"{client.SOCKET} is not root's alone (owner {status.st_uid}, mode {mode:04o})",
+            f"{client.SOCKET} has owner {status.st_uid} and mode {mode:04o} (expected 0 and 0600)",
             f"chown root {client.SOCKET}; chmod 0600 {client.SOCKET}",
         )
 
@@ -157,7 +157,7 @@ def start() -> str:
     Raises InstallError where systemd knows the units and cannot start them.
     """
     if not SYSTEMD.is_dir():
-        return "no systemd runs here: to have the service, start virt-natns serve"
+        return "systemd does not run here: start the service with virt-natns serve"
     if not all(_systemctl("cat", unit).returncode == 0 for unit in UNITS):
         return "systemd does not know the service's units: see contrib/systemd"
     done = _systemctl("enable", "--now", *UNITS)
@@ -179,7 +179,9 @@ def end() -> str | None:
     health = ask()
     pid = _listener() if health.state == "stuck" else health.pid
     if health.state == "stuck" and pid is None:
-        raise InstallError("the service does not answer", "end it (virt-natns serve) by hand")
+        raise InstallError(
+            "the service does not answer", "end the process virt-natns serve by hand"
+        )
     if pid is None:
         return None
     _terminate(pid, STOP_LIMIT if health.state == "running" else STUCK_LIMIT)

@@ -17,7 +17,9 @@ from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
 
 HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")
-NONE = "no network has been handled yet: start one (virsh net-start), or virt-natns plan NETWORK"
+NONE = (
+    "no network has been handled yet: start a network (virsh net-start), or virt-natns plan NETWORK"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,7 @@ def run(options: argparse.Namespace) -> int:
     with access.engine(look_only=True) as engine:
         statuses = with_health(collect(engine, _defined(), named), health)
         if named and not statuses:
-            raise NatnsError(
-                f"there is no network {named} that was handled", "virt-natns status lists all"
-            )
+            raise NatnsError(f"network {named} was never handled", "see virt-natns status")
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
@@ -160,7 +160,7 @@ def text(
     others = [("host", what) for what in host] + missed + guests
     lines += [f"  ! {name}: {what}" for name, what in others]
     if others or any(status.differences for status in statuses):
-        lines.append('"virt-natns sync" repairs what is marked with "!".')
+        lines.append('"virt-natns sync" repairs the differences marked with "!".')
     if service:
         lines.append(f"service: {service}")
     return "\n".join(lines)

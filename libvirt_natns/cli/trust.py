@@ -27,7 +27,7 @@ def findings(places: Iterable[Path] | None = None) -> list[str]:
         package = names.library() / "libvirt_natns"
         places = (package, *package.rglob("*.py"), Path(hook_files.interpreter()))
     checked = dict.fromkeys(path for place in places for path in _with_parents(place))
-    return [f"{place} can be written by {who}" for place in checked for who in _writers(place)]
+    return [f"{place} is writable by {who}" for place in checked for who in _writers(place)]
 
 
 def _with_parents(place: Path) -> Iterator[Path]:

@@ -91,7 +91,7 @@ def _prefix(mask: str) -> str:
         return mask
     bits = int(IPv4Address(mask)) ^ 0xFFFFFFFF
     if bits & (bits + 1):
-        raise ValueError(f"{mask} is no subnet mask")
+        raise ValueError(f"{mask} is not a subnet mask")
     return str(32 - bits.bit_length())
 
 

@@ -52,7 +52,7 @@ def differences(daemon: Daemon) -> list[str]:
     """Return, in words, each difference of a dnsmasq; none where all is well."""
     alive = running(daemon.uuid, daemon.namespace) is not None
     if daemon.files is None:
-        return [f"dnsmasq of {daemon.namespace} runs for no reason"] if alive else []
+        return [f"dnsmasq of {daemon.namespace} should not run"] if alive else []
     if not alive:
         return [f"dnsmasq of {daemon.namespace} is not running"]
     present = dnsmasq_files.present(daemon.uuid)
@@ -180,7 +180,7 @@ def check_started(uuid: str, namespace: str) -> None:
         time.sleep(POLL)
     if running(uuid, namespace) is None and start_note(uuid).exists():
         raise DnsmasqError(
-            f"dnsmasq of {namespace} has ended as it started", "see the system log for the reason"
+            f"dnsmasq of {namespace} ended at its start", "see the system log for the reason"
         )
 
 

@@ -39,7 +39,7 @@ PLACE = re.compile(r" at line (\d+) of \S+$")
 FOREGROUND = re.compile(r"\s*(keep-in-foreground|no-daemon|test|version|help)\s*$")
 """Options with which dnsmasq never becomes a daemon."""
 
-REMEDY = "change what says so in the network's XML"
+REMEDY = "change the option in the network's XML"
 
 PREFIX = "trial-"
 """The first part of the names of trials' directories, in the run-time directory."""
@@ -55,7 +55,8 @@ def check(network: Network) -> None:
     for option in network.dnsmasq_options:
         if FOREGROUND.match(option):
             raise DnsmasqError(
-                f"network {network.name}: dnsmasq is no daemon with {shown(option)}", REMEDY
+                f"network {network.name}: dnsmasq does not become a daemon with {shown(option)}",
+                REMEDY,
             )
     if network.dnsmasq_options:
         _try(network, files.configuration)
@@ -160,6 +161,6 @@ def _run(configuration: Path, bridge: str) -> tuple[int, bytes]:
                 check=False,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise DnsmasqError("cannot try dnsmasq", str(error)) from error
+            raise DnsmasqError("cannot run a trial of dnsmasq", str(error)) from error
         complaint.seek(0)
         return done.returncode, complaint.read()

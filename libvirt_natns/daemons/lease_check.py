@@ -49,9 +49,9 @@ def refused(lease: DhcpLease, private: Collection[IPNetwork]) -> str | None:
     if subnet.prefixlen < SHORTEST_PREFIX:
         return f"{lease.address} has a subnet wider than /{SHORTEST_PREFIX}"
     if any(address in network for network in SPECIAL):
-        return f"{lease.address} is no address of a station"
+        return f"{lease.address} is not a host address"
     if _is_edge(address, subnet):
-        return f"{lease.address} is the subnet's own or broadcast address"
+        return f"{lease.address} is the network or broadcast address of its subnet"
     if hit := next((ours for ours in _fours(private) if ours.overlaps(subnet)), None):
         return f"{lease.address} overlaps the private subnet {hit}"
     return None
@@ -88,9 +88,9 @@ def _no_gateway(
     if gateway == lease.address.ip:
         return "is the leased address itself"
     if any(gateway in network for network in SPECIAL if not network.is_link_local):
-        return "is no address of a station"
+        return "is not a host address"
     if _is_edge(gateway, subnet):
-        return "is the subnet's own or broadcast address"
+        return "is the network or broadcast address of its subnet"
     if any(gateway in network for network in ours):
         return "is in a private subnet"
     # Clouds lease an address alone (/32), with a gateway that is on the link all the same.
@@ -107,7 +107,7 @@ def _routes(
     for route in lease.routes:
         why = _no_route(route, lease, ours)
         if why is None and route.destination in kept:
-            why = "is there already"
+            why = "is a duplicate"
         if why is None and len(kept) == MOST_ROUTES:
             why = f"is beyond the first {MOST_ROUTES}"
         if why is None:
@@ -123,7 +123,7 @@ def _no_route(route: StaticRoute, lease: DhcpLease, ours: Collection[IPv4Network
     A wider route than a private subnet is harmless: the kernel prefers the longer prefix.
     """
     if not (isinstance(route.destination, IPv4Network) and isinstance(route.gateway, IPv4Address)):
-        return "is not of IPv4"
+        return "is not an IPv4 route"
     for name, networks in (
         ("the private subnet", ours),
         ("the leased subnet", [lease.address.network]),
@@ -145,7 +145,7 @@ def _servers(
         # Some clouds have their resolver at a link-local address.
         special = any(server in network for network in SPECIAL if not network.is_link_local)
         if server == lease.address.ip or special:
-            cuts.append(f"DNS server {server}: is no address of another station")
+            cuts.append(f"DNS server {server}: is not the address of another host")
         elif len(kept) == MOST_SERVERS:
             cuts.append(f"DNS server {server}: is beyond the first {MOST_SERVERS}")
         else:

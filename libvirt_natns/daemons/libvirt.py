@@ -21,7 +21,7 @@ from libvirt_natns.records import dataclass
 URIS = ("qemu:///system", "network:///system", "lxc:///system")
 """The monolithic daemon answers the first, a modular daemon for networks the second."""
 
-ASLEEP = "its daemon does not run"
+ASLEEP = "start its daemon"
 
 
 def quiet(context: object, error: object) -> None:

@@ -123,7 +123,7 @@ class EventConnection:
             self._listen(uri.partition(":")[0])
         except libvirt.libvirtError as error:
             self.close()
-            raise LibvirtError(f"libvirt refuses to tell of events at {uri}", str(error)) from error
+            raise LibvirtError(f"libvirt refuses to report events at {uri}", str(error)) from error
 
     def _listen(self, scheme: str) -> None:
         if scheme == "network":
@@ -206,7 +206,9 @@ class EventConnection:
         except libvirt.libvirtError as error:
             if error.get_error_code() in ABSENT:
                 return None
-            raise LibvirtError(f"libvirt does not tell of {kind} {uuid}", str(error)) from error
+            raise LibvirtError(
+                f"libvirt does not return the XML of {kind} {uuid}", str(error)
+            ) from error
 
     @property
     def alive(self) -> bool:

@@ -113,7 +113,7 @@ def configuration(proxy: Proxy, indexes: tuple[int, int]) -> str:
 def program() -> str:
     """Return the path of ndppd.  Raises ProxyError where it is not installed."""
     missing = ProxyError(
-        "ndppd is not installed, which answers for guests in a provider's own IPv6 prefix",
+        "ndppd is not installed, and guests in a provider's own IPv6 prefix need it",
         "install the package ndppd",
     )
     return processes.required("ndppd", missing)
@@ -129,7 +129,7 @@ def differences(proxy: Proxy, indexes: tuple[int, int]) -> list[str]:
     where = proxy.namespace or "the host"
     alive = running(proxy.uuid, proxy.namespace) is not None
     if not proxy.prefixes:
-        return [f"ndppd in {where} runs for no reason"] if alive else []
+        return [f"ndppd in {where} should not run"] if alive else []
     if not alive:
         return [f"ndppd on {proxy.link} in {where} is not running"]
     if _read(proxy.file("conf")) != configuration(proxy, indexes):
@@ -197,7 +197,7 @@ def _start(proxy: Proxy) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ProxyError(f"cannot start ndppd {where}", str(error)) from error
     if status or not _await_sockets(proxy):
-        raise ProxyError(f"ndppd does not start {where}", "see what it says in the system's log")
+        raise ProxyError(f"ndppd does not start {where}", "see the system log")
 
 
 def _await_sockets(proxy: Proxy) -> bool:

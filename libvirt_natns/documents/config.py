@@ -120,7 +120,7 @@ def _check_shared(table: TomlTable, upstreams: dict[str, Upstream]) -> None:
             shared = config_spans.overlap(spans + others[key])
             if shared:
                 fact = f"shares {shared.text} with upstreams.{first.name}.{key}"
-                expected = f"addresses of its own, as both are {first.place}"
+                expected = f"other addresses, as both upstreams are {first.place}"
                 raise table.error(f"upstreams.{second.name}.{key}", fact, expected)
 
 

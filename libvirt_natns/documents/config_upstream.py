@@ -124,7 +124,7 @@ KEYS: dict[str, Reader] = {
     "host_ports": several(
         port_set, 'a protocol with a port or a range, such as "tcp/22" or "udp/60000-61000"'
     ),
-    "host_address6": one(address6, "one of the host's IPv6 addresses, such as 2001:db8:77::2"),
+    "host_address6": one(address6, "an IPv6 address of the host, such as 2001:db8:77::2"),
 }
 """Each key, with the reader of its value.
 
@@ -177,7 +177,7 @@ def _check_ipv4(table: TomlTable, upstream: BridgeUpstream) -> None:
     if gateway and whole:
         ends = (whole.network_address, whole.broadcast_address)
         if gateway not in whole or gateway in ends:
-            raise table.wrong("gateway", str(gateway), f"a host's address in {whole}")
+            raise table.wrong("gateway", str(gateway), f"a host address in {whole}")
     if table.data.get("pool", "dhcp") == "dhcp":
         return
     if whole is None:
@@ -187,7 +187,7 @@ def _check_ipv4(table: TomlTable, upstream: BridgeUpstream) -> None:
     unusable = {whole.network_address, whole.broadcast_address, gateway}
     lost = sum(any(address in span for span in ranges) for address in unusable)
     if config_spans.size(spans) <= lost:
-        expected = "at least one that is neither the gateway's nor an end of the subnet"
+        expected = "at least one address besides the gateway and the ends of the subnet"
         raise table.error("pool", "has no usable address", expected)
 
 
@@ -198,7 +198,7 @@ def _check_ipv6(table: TomlTable, upstream: BridgeUpstream) -> None:
         raise table.wrong("gateway6", str(gateway), f"an address in {whole}, or link-local")
     if upstream.prefixes6 and upstream.is_macvlan:
         # The host, which has the route to each network's, does not reach it by that link.
-        raise table.error("prefixes6", "is of no use to a macvlan", 'attach = "bridge", or none')
+        raise table.error("prefixes6", 'does not work with attach = "macvlan"', 'attach = "bridge"')
     _check_prefixes6(table, upstream)
     if not upstream.pool6:
         return
@@ -209,14 +209,14 @@ def _check_ipv6(table: TomlTable, upstream: BridgeUpstream) -> None:
     unusable = {whole.network_address, gateway}
     lost = sum(any(address in span for span in upstream.pool6) for address in unusable)
     if config_spans.size(spans) <= lost:
-        expected = "at least one that is neither the gateway's nor all routers'"
+        expected = "at least one address besides the gateway and the all-routers address"
         raise table.error("pool6", "has no usable address", expected)
 
 
 def _check_prefixes6(table: TomlTable, upstream: Upstream) -> None:
     for prefix in upstream.prefixes6:
         if upstream.subnet6 is not None and prefix.overlaps(upstream.subnet6):
-            expected = "what is routed to the subnet, and no part of it"
+            expected = "prefixes outside the subnet, which are routed to it"
             raise table.error("prefixes6", f"{prefix} overlaps subnet6", expected)
 
 

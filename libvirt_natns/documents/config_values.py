@@ -57,7 +57,7 @@ def with_dhcp(read_value: Reader) -> Reader:
 
     def read(table: TomlTable, key: str) -> object:
         if table.data.get("pool") != "dhcp":
-            raise table.error(key, "means nothing here", 'pool = "dhcp" with it')
+            raise table.error(key, "needs DHCP", 'pool = "dhcp"')
         return read_value(table, key)
 
     return read

@@ -37,7 +37,7 @@ def edit_nat(data: bytes, change: Callable[[MutableElement], None]) -> Edited:
     metadata = _child(root, "metadata")
     elements = metadata.findall(f"{NS}nat")
     if len(elements) > 1:
-        raise error(elements[1], "stands there twice", "one at most")
+        raise error(elements[1], "appears twice", "at most one")
     nat = cast("MutableElement", elements[0] if elements else add_child(metadata, f"{NS}nat"))
     change(nat)
     if len(nat) or nat.attrib:

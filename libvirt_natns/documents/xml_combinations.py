@@ -27,7 +27,7 @@ def check(nat: Element) -> None:
     for ip in nat.iter(f"{NS}ip"):
         if ("prefix" in ip.attrib) == ("netmask" in ip.attrib):
             has = "both prefix and" if "prefix" in ip.attrib else "neither prefix nor"
-            raise error(ip, f"has {has} netmask", "one of the two")
+            raise error(ip, f"has {has} netmask", "either prefix or netmask")
         if family_of(ip) == 6 and "netmask" in ip.attrib:
             raise error(ip, "has family='ipv6' and netmask", "prefix instead")
         _check_prefix(ip)
@@ -35,7 +35,7 @@ def check(nat: Element) -> None:
         _check_host_attributes(host)
     for element in nat:
         if {"network", "mac"} <= set(element.attrib):
-            raise error(element, "has both network and mac", "one of the two at most")
+            raise error(element, "has both network and mac", "at most one of the two")
     for ports in nat.findall(f"{NS}portForward/{NS}range"):
         _check_range_attributes(ports)
 
@@ -50,7 +50,7 @@ def _check_prefix(ip: Element) -> None:
 
 def _check_host_attributes(host: Element) -> None:
     if {"mac", "id"} <= set(host.attrib):
-        raise error(host, "has both mac and id", "one of the two at most")
+        raise error(host, "has both mac and id", "at most one of the two")
     if not {"mac", "id", "name"} & set(host.attrib):
         raise error(host, "has neither mac nor name", "at least one of the two")
 
@@ -61,11 +61,11 @@ def _check_range_attributes(ports: Element) -> None:
         raise error(ports, "has no attribute 'start'", "a port number from 1 to 65535 or auto")
     if ports.attrib["start"] == "auto":
         for other in sorted({"end", "exclude", "toEnd"} & names):
-            raise error(ports, f"has start='auto' and {other}", "one of the two at most")
+            raise error(ports, f"has start='auto' and {other}", "at most one of the two")
         if "to" not in names:
             fact = "has start='auto' and no attribute 'to'"
             raise error(ports, fact, "the guest's port, from 1 to 65535")
     elif ports.attrib.get("exclude") == "yes" and "to" in names:
-        raise error(ports, "has exclude='yes' and to", "one of the two at most")
+        raise error(ports, "has exclude='yes' and to", "at most one of the two")
     elif "toEnd" in names and "to" not in names:
         raise error(ports, "has toEnd and no attribute 'to'", "the guest's first port as well")

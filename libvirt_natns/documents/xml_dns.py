@@ -85,7 +85,7 @@ def _text(element: Element) -> TextRecord:
     record = TextRecord(_required(element, "name"), value)
     excess = len(text_record(record).encode()) - LONGEST_LINE
     if excess > 0:
-        raise value_error(element, "value", f"a value that is {excess} octets shorter")
+        raise value_error(element, "value", f"a value shorter by {excess} octets")
     return record
 
 
@@ -111,7 +111,7 @@ def _name(element: Element, attribute: str) -> str | None:
 def _required(element: Element, attribute: str) -> str:
     value = _name(element, attribute)
     if value is None:
-        raise error(element, f"has no {attribute}", "one")
+        raise error(element, f"has no {attribute}", f"a value for {attribute}")
     return value
 
 

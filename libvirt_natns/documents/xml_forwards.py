@@ -38,9 +38,9 @@ def check_targets(nat: Element, subnets: tuple[Subnet, ...]) -> None:
             is_host_in(address, subnet.network) and address != subnet.gateway for subnet in subnets
         ):
             networks = [str(subnet.network) for subnet in subnets]
-            place = alternatives(networks) if networks else "an <ip>, which is missing"
+            place = alternatives(networks) if networks else "an <ip>, but the network has none"
             raise value_error(
-                element, ForwardXml.guest_address.name, f"a guest's address in {place}"
+                element, ForwardXml.guest_address.name, f"the address of a guest in {place}"
             )
 
 
@@ -69,13 +69,15 @@ def _check_family(element: Element, forward: PortForward) -> None:
         if version != forward.family:
             first = next(iter(versions))
             fact = f"has {first} in IPv{forward.family} and {name} in IPv{version}"
-            raise error(element, fact, "one family in all of a forward")
+            raise error(element, fact, "addresses of one family")
 
 
 def _check_ranges(forward: Element, ranges: list[tuple[PortRange, Element]]) -> None:
     """Refuse a port with two targets, and a forward without ports."""
     if all(ports.exclude for ports, _ in ranges):
-        raise error(forward, "has ranges with exclude='yes' only", "at least one without")
+        raise error(
+            forward, "has ranges with exclude='yes' only", "at least one range without exclude"
+        )
     check_apart([child for ports, child in ranges if not (ports.exclude or ports.auto)])
 
 
@@ -88,7 +90,7 @@ def _check_claims(forwards: list[tuple[PortForward, Element]]) -> None:
             if both:
                 line = _first_claim(forwards, listener, both)
                 fact = f"publishes {forward.proto} port {(both & -both).bit_length() - 1}"
-                raise error(element, fact, f"ports other than those of the one in line {line}")
+                raise error(element, fact, f"ports other than those in line {line}")
             claimed[listener] = claimed.get(listener, 0) | _published(forward)
 
 

@@ -51,8 +51,8 @@ def of_network(nat: Element, subnets: tuple[Subnet, ...]) -> NatMetadata:
 def _check_nic(element: Element, macs: Collection[str]) -> None:
     """Refuse a MAC address that no NIC of the guest has."""
     if NicXml.mac.name in element.attrib and NicXml.mac.of(element) not in macs:
-        present = f": {alternatives(macs)}" if macs else ", of which there is none"
-        expected = f"the MAC address of a NIC of the guest's in a network or on a bridge{present}"
+        present = f": {alternatives(macs)}" if macs else ", but the guest has none"
+        expected = f"the MAC address of a NIC of the guest in a network or on a bridge{present}"
         raise value_error(element, NicXml.mac.name, expected)
 
 
@@ -65,7 +65,7 @@ def _requests(nat: Element) -> tuple[AddressRequest, ...]:
         family = request.address.version if request.address else 4
         selector = (request.network, request.mac, family)
         if selector in lines:
-            fact = f"selects the same NIC as the one in line {lines[selector]}"
+            fact = f"selects the same NIC as line {lines[selector]}"
             raise error(element, fact, "another network or mac")
         lines[selector] = element.sourceline
         requests.append(request)

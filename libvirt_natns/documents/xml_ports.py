@@ -22,7 +22,7 @@ def port_range(element: Element) -> PortRange:
         raise value_error(element, RangeXml.to_end.name, ways)
     to_end = to + end - start if to_end is None else to_end
     if to_end > MAX_PORT:
-        expected = f"{MAX_PORT - (end - start)} at most, for {end - start + 1} ports"
+        expected = f"at most {MAX_PORT - (end - start)}, for {end - start + 1} ports"
         raise value_error(element, RangeXml.to.name, expected)
     excluded = RangeXml.exclude.of(element)
     return PortRange(start, end, to, exclude=excluded, onto_one=to_end == to and end > start)
@@ -49,7 +49,7 @@ def check_apart(elements: list[Element]) -> None:
     for (_, end, first), (start, _, second) in pairwise(ranges):
         if start <= end:
             other = f"<natns:{local_name(first.tag)}> in line {first.sourceline}"
-            raise value_error(second, PortsXml.start.name, f"ports other than those of the {other}")
+            raise value_error(second, PortsXml.start.name, f"ports other than those of {other}")
 
 
 def allowed(element: Element) -> tuple[PortSet, ...]:

@@ -164,7 +164,7 @@ def _explain_children(
             return Refusal(child, fact, _only(set(known), "elements"))
         count[name] += 1
         if count[name] > 1 and not known[name].repeatable:
-            return Refusal(child, "stands there twice", "one at most")
+            return Refusal(child, "appears twice", "at most one")
     for rule in rules:
         if rule.required and not count[rule.name]:
             return Refusal(element, f"has no <natns:{rule.name}>", "at least one")

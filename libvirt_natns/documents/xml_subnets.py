@@ -37,13 +37,13 @@ def own_subnets(nat: Element, others: tuple[Subnet, ...]) -> tuple[Subnet, ...]:
     by_family: dict[Family, Element] = {}
     for element in nat.findall(f"{NS}ip"):
         if others:
-            fact = f"address={shown(element.attrib['address'])} stands beside libvirt's own "
+            fact = f"address={shown(element.attrib['address'])} is set beside libvirt's own "
             fact += f"<ip address={shown(str(others[0].gateway))}>"
-            raise error(element, fact, "one of the two: remove the other")
+            raise error(element, fact, "either <ip> or <natns:ip>")
         first = by_family.setdefault(family_of(element), element)
         if first is not element:
-            fact = f"is the second of IPv{family_of(element)}, after the one in line "
-            raise error(element, f"{fact}{first.sourceline}", "one of each family at most")
+            fact = f"is the second IPv{family_of(element)} subnet, after line "
+            raise error(element, f"{fact}{first.sourceline}", "at most one of each family")
     return tuple(_own_subnet(element) for element in by_family.values())
 
 
@@ -51,9 +51,9 @@ def _own_subnet(element: Element) -> Subnet:
     own = subnet(element, NS)
     network = own.network
     if network.version == 4 and not 1 <= network.prefixlen <= 30:
-        raise value_error(element, "netmask", "one from 128.0.0.0 to 255.255.255.252")
+        raise value_error(element, "netmask", "a netmask from 128.0.0.0 to 255.255.255.252")
     if not is_host_in(own.gateway, network) or is_special(own.gateway):
-        raise value_error(element, "address", f"a host's address in {network}")
+        raise value_error(element, "address", f"a host address in {network}")
     for span in element.iter(f"{NS}range"):
         _check_range(span, own)
     for host in element.iter(f"{NS}host"):
@@ -67,24 +67,24 @@ def _check_range(element: Element, own: Subnet) -> None:
     first, last = (address_in(element, end, own.gateway.version) for end in ("start", "end"))
     for end, address in (("start", first), ("end", last)):
         if not is_host_in(address, network):
-            raise value_error(element, end, f"a host's address in {network}")
+            raise value_error(element, end, f"a host address in {network}")
     if int(first) > int(last):
         raise value_error(element, "end", f"{element.attrib['start']} or higher")
     if isinstance(first, IPv6Address) and int(last) - int(first) >= LARGEST_RANGE:
         highest = IPv6Address(int(first) + LARGEST_RANGE - 1)
-        raise value_error(element, "end", f"{highest} at most, for {LARGEST_RANGE} addresses")
+        raise value_error(element, "end", f"at most {highest}, for {LARGEST_RANGE} addresses")
 
 
 def _check_host(element: Element, own: Subnet) -> None:
     address = address_in(element, "ip", own.gateway.version)
     if not is_host_in(address, own.network):
-        raise value_error(element, "ip", f"a host's address in {own.network}")
+        raise value_error(element, "ip", f"a host address in {own.network}")
     if address == own.gateway:
-        raise value_error(element, "ip", "an address other than the gateway's")
+        raise value_error(element, "ip", "an address other than the gateway")
     if element.attrib.get("name", "").lower() in DNSMASQ_KEYWORDS:
-        raise value_error(element, "name", "a name that is no keyword of dnsmasq's")
+        raise value_error(element, "name", "a name that is not a keyword of dnsmasq")
     if "id" in element.attrib and own.gateway.version == 4:
-        raise error(element, "has an attribute 'id'", "it with family='ipv6' only")
+        raise error(element, "has an attribute 'id'", "id only with family='ipv6'")
 
 
 def _check_unique(ip: Element) -> None:
@@ -96,6 +96,6 @@ def _check_unique(ip: Element) -> None:
         }
         for attribute, value in {"ip": address_in(element, "ip"), **given}.items():
             if value in lines:
-                expected = f"another than the <natns:host> in line {lines[value]}"
+                expected = f"a value other than that of <natns:host> in line {lines[value]}"
                 raise value_error(element, attribute, expected)
             lines[value] = element.sourceline

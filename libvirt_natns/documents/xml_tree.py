@@ -66,7 +66,7 @@ def _check_text(data: bytes) -> None:
     """Refuse a document that the parser must not even see."""
     if len(data) > MAX_DOCUMENT:
         raise DocumentError(
-            f"the document has {len(data)} bytes", f"at most {MAX_DOCUMENT} are read"
+            f"the document has {len(data)} bytes", f"expected at most {MAX_DOCUMENT}"
         )
     try:
         content = data.decode()
@@ -121,11 +121,11 @@ def nat_element(element: Element, file: str) -> Element | None:
     if not elements:
         return None
     if len(elements) > 1:
-        raise error(elements[1], "stands there twice", "one at most")
+        raise error(elements[1], "appears twice", "at most one")
     nat = elements[0]
     size = len(etree.tostring(nat, with_tail=False))
     if size > MAX_METADATA:
-        raise error(nat, f"has {size} bytes", f"{MAX_METADATA} at most")
+        raise error(nat, f"has {size} bytes", f"at most {MAX_METADATA}")
     xml_combinations.check_characters(nat)
     _validate(nat, file)
     return nat
@@ -140,7 +140,7 @@ def _validate(nat: Element, file: str) -> None:
         raise error(refusal.element, refusal.fact, refusal.expected)
     xml_combinations.check(nat)
     reason = next((str(entry.message) for entry in validator.error_log), "")
-    raise error(nat, "is not valid", f"what {file} allows; {reason}")
+    raise error(nat, "is not valid", f"metadata as {file} defines it; {reason}")
 
 
 @lru_cache

@@ -120,7 +120,7 @@ def name_of(element: Element) -> str:
     """Return the name of a network or domain; DocumentError for control characters in it."""
     name = text(element, "name")
     if not name or CONTROL.search(name):
-        raise error(element, f"has the name {shown(name)}", "one without control characters")
+        raise error(element, f"has the name {shown(name)}", "a name without control characters")
     return name
 
 
@@ -129,7 +129,7 @@ def uuid_in(element: Element, path: str) -> str:
     value = text(element, path).strip()
     match = UUID.fullmatch(value)
     if value and not match:
-        expected = "one such as 4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
+        expected = "a uuid such as 4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
         raise error(element, f"has the uuid {shown(value)}", expected)
     return "-".join(match.groups()).lower() if match else ""
 

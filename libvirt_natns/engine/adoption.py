@@ -133,7 +133,9 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
 
 def _lease(engine: Engine, segment: Segment, key: str, who: str, leased: Leasable) -> None:
     if not engine.store.leases.reserve(segment.name, segment.bridge, key, leased):
-        raise ConflictError(f"{who}: {leased} of upstream {segment.name} is another's already")
+        raise ConflictError(
+            f"{who}: {leased} of upstream {segment.name} is leased to another network or guest"
+        )
 
 
 def _leases(

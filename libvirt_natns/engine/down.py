@@ -54,7 +54,7 @@ def tidy(context: Context, uuid: str, namespace: str | None = None) -> bool:
         is_down = change.state == "down"
         if is_down:
             end(context, change, uuid, namespace)
-            change.lines.append("removed what was left over")
+            change.lines.append("removed leftovers")
     return is_down
 
 

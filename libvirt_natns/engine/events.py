@@ -96,8 +96,8 @@ def _up(event: Event) -> None:
 def _beside(verbs: Engine, network: Network) -> None:
     """Do further work after a start; the network stays up if that work fails."""
     works = (
-        ("guests are published again", partial(Guests(verbs).rejoin, network)),
-        ("starts that libvirt gave up end", partial(verbs.end_given_up, network.uuid)),
+        ("publishing guests again", partial(Guests(verbs).rejoin, network)),
+        ("ending starts that libvirt gave up", partial(verbs.end_given_up, network.uuid)),
     )
     for when, work in works:
         try:

@@ -74,14 +74,14 @@ def _rebuild(
 ) -> Adopted:
     active, running = ask(), ask_guests()
     if active is None or running is None:
-        raise StoreError(error.fact, "start libvirt, which must tell what runs, and try again")
+        raise StoreError(error.fact, "start libvirt, and try again")
     fresh = directory / "rebuild/new"
     shutil.rmtree(fresh, ignore_errors=True)
     with closing(Store(fresh)) as store, Kernel() as kernel:
         adopted = adopt(Engine(settings, store, kernel), active, running.domains)
         salvage.copy(directory / database.FILE, store)
     about = error.fact.removeprefix(f"state database {directory / database.FILE}: ")
-    line = f"{about}: made anew from what runs"
+    line = f"{about}: rebuilt from running networks and guests"
     kept = _swap(fresh, directory)
     if kept is not None:
         line += f"; the damaged file is {kept}"

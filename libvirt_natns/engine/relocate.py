@@ -95,6 +95,6 @@ def look_elsewhere(context: Context, uuid: str, asked: proxied_addresses.Asked) 
         proxied_addresses.note(uuid, outside)
     listed = ", ".join(map(str, outside)) or "none"
     return [
-        f"addresses outside, of what guests have: {listed}",
+        f"guest addresses in use by other machines: {listed}",
         *up(context, network, record.document),
     ]

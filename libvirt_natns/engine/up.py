@@ -228,7 +228,7 @@ def _apply(context: Context, run: NetworkRun, made: Plan, undo: Undo) -> list[st
     repaired += carry_out(
         context.kernel, operations, undo, context.before, later=context.later, done=made
     )
-    repaired += ["joined what was built ahead"] if made else []
+    repaired += ["joined the prebuilt namespace"] if made else []
     if run.network.needs_dnsmasq:
         dnsmasq.check_started(run.uuid, run.namespace)
     return repaired

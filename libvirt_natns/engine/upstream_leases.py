@@ -148,4 +148,4 @@ def probe(context: Context, segment: Segment, addresses: Collection[Address]) ->
 def in_words(leased: Leased) -> str:
     """Return a network's leases, in words."""
     parts = [*leased.addresses, *([leased.prefix] if leased.prefix else [])]
-    return " and ".join(map(str, parts)) or "nothing outside"
+    return " and ".join(map(str, parts)) or "no upstream address"

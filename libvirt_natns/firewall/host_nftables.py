@@ -124,13 +124,13 @@ def _jump(base: ForeignChain, wanted: bool) -> Iterator[ScriptedRepair]:
         if base.end is None
         else f"insert rule {base} handle {base.end} {JUMP}\n"
     )
-    yield ScriptedRepair(f"nftables: {base} has not our jump at its end", script + added)
+    yield ScriptedRepair(f"nftables: {base} lacks our jump at its end", script + added)
 
 
 def _checked(parent: str) -> str:
     if all(WORD.fullmatch(word) for word in parent.split(" ")):
         return parent
-    raise FirewallError(f"the firewall table {parent!r} has a name that nft cannot take")
+    raise FirewallError(f"the firewall table {parent!r} has a name that nft refuses")
 
 
 def _lines(text: str) -> list[str]:

@@ -133,4 +133,4 @@ class HostPolicy:
         for bridge in (*(end.bridge for end in attached), *self.dhcp, *links):
             checked_interface(bridge)
         if not {forward.bridge for forward in self.forwards} <= {t.bridge for t in self.transits}:
-            raise FirewallError("a port is forwarded to a bridge that is no transit")
+            raise FirewallError("a port is forwarded to a bridge that is not a transit bridge")

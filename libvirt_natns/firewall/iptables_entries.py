@@ -48,7 +48,7 @@ ICMPV6: dict[IcmpType, int] = {
 def entries(rule: Rule, family: Family = 4) -> Iterator[ChainEntry]:
     """Yield the entries of a rule: for each source, destination and type of ICMP."""
     if rule.iif_kind or rule.oif_kind:
-        raise FirewallError("iptables cannot tell the kinds of links")
+        raise FirewallError("iptables cannot match the kind of a link")
     if rule.chain == "guard" and rule.not_sources:
         yield from _guard(rule)
         return
@@ -77,7 +77,7 @@ def _addresses(rule: Rule, field: str) -> list[str]:
     if not getattr(rule, f"not_{field}"):
         return [str(network) for network in networks] or [""]
     if len(networks) > 1:
-        raise FirewallError("iptables cannot turn round a match of several networks")
+        raise FirewallError("iptables cannot negate a match of several networks")
     return [f"!{network}" for network in networks]
 
 

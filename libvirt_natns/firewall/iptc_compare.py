@@ -68,7 +68,7 @@ def differences(table: IptcTable, wanted: TableRequest, request: TableRequest) -
         if targets.count(own) != 1 or not (
             _is_behind(table, builtin, targets.index(own)) if last else targets[0] == own
         ):
-            yield f"{program}: {builtin} in table {table.name} has not our jump {place}"
+            yield f"{program}: {builtin} in table {table.name} lacks our jump {place}"
 
 
 def _end(table: IptcTable, builtin: str) -> int:

@@ -82,7 +82,7 @@ class RuleSet:
                 return
         raise FirewallError(
             f"somebody changes the rules of {self.namespace} while they are loaded",
-            "find out who (nft monitor)",
+            "find the program (nft monitor)",
         )
 
     def _is_loaded(self) -> bool:

@@ -91,7 +91,7 @@ def _check_families(forward: Forward) -> None:
     if forward.target.version != family or any(
         source.version != family for source in forward.sources
     ):
-        raise FirewallError(f"{forward.address} and what it forwards to are of two families")
+        raise FirewallError(f"{forward.address} and its target are of two families")
 
 
 def lets_in(policy: Policy, forward: Forward) -> bool:

@@ -62,7 +62,7 @@ def examine(networks: int) -> Room:
     least = min(sizes[path] for path in small)
     return Room(
         tight=True,
-        said=f"{least} entries on this host, {networks} networks may take {wanted}:"
+        said=f"{least} entries on this host, and {networks} networks may need {wanted}:"
         f" sysctl -w {keys}",
     )
 

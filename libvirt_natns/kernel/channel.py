@@ -116,7 +116,7 @@ class NetlinkChannel:
             for _ in range(DUMP_TRIES):
                 with suppress(InterruptedDumpError):
                     return listing()
-            raise KernelError("the kernel's network settings change all the time", "try again")
+            raise KernelError("the kernel's network settings keep changing", "try again")
 
         try:
             return self.remembered(what, "", whole)

@@ -151,7 +151,9 @@ def _cut(
             )
     except OSError as error:
         where = namespace or "the host"
-        raise KernelError(f"cannot cut flows in {where}", error.strerror or str(error)) from error
+        raise KernelError(
+            f"cannot delete conntrack entries in {where}", error.strerror or str(error)
+        ) from error
 
 
 def _delete(sock: Socket, entries: Iterable[ConntrackEntry]) -> None:

@@ -26,9 +26,7 @@ class Links:
         try:
             return self._channel.reader.link(name)
         except OSError as error:
-            raise KernelError(
-                f"cannot look at link {name}", error.strerror or str(error)
-            ) from error
+            raise KernelError(f"cannot read link {name}", error.strerror or str(error)) from error
 
     def mtu(self, name: str) -> int | None:
         """Return the MTU of a link in octets; None for no such link."""

@@ -90,8 +90,8 @@ def _acquire(directory: Path, deadline: float) -> int:
             continue
         except OSError as error:
             raise LockError(
-                f"cannot make or open {directory} to lock it ({error.strerror})",
-                f"see to its file system (df -i {directory.parent})",
+                f"cannot lock {directory} ({error.strerror})",
+                f"check its file system (df -i {directory.parent})",
             ) from error
         try:
             _lock(descriptor, directory, deadline)
@@ -112,7 +112,7 @@ def _lock(descriptor: int, directory: Path, deadline: float) -> None:
             if time.monotonic() > deadline:
                 raise LockError(
                     f"{directory} is locked by a process that does not end",
-                    f"find it (lsof {directory}; systemctl restart libvirt-natns) and try again",
+                    f"end that process (lsof {directory}), or systemctl restart libvirt-natns",
                 ) from None
             time.sleep(wait)
         else:

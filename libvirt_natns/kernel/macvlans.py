@@ -25,7 +25,7 @@ class Macvlans:
         if Links(self._host).get(parent) is None:
             return [f"interface {parent} is missing"]
         if not self.exists(link, parent):
-            return [f"{link} in {place} is no macvlan on {parent}"]
+            return [f"{link} in {place} is not a macvlan on {parent}"]
         macvlan = Links(self._channel).get(link)
         if macvlan is None or macvlan.mtu == mtu:
             return []

@@ -81,7 +81,7 @@ def leave() -> None:
     try:
         _call("unshare", CLONE_NEWNET)
     except OSError as error:
-        raise KernelError("the kernel gives no network namespace", str(error)) from error
+        raise KernelError("the kernel refuses a network namespace", str(error)) from error
 
 
 @cache

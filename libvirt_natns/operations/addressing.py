@@ -87,7 +87,7 @@ class Route(Operation):
     def differs(self, kernel: Kernel) -> list[str]:
         if kernel.at(self.namespace).routes.has(self.destination, self.gateway, self.link):
             return []
-        return [f"{self.describe()} is missing or not the only one"]
+        return [f"{self.describe()} is missing or not the only route"]
 
     def ensure(self, context: ApplyContext) -> None:
         if self.namespace is None:
@@ -158,14 +158,17 @@ class SendLimit(Operation):
         if self.mtu is None:
             return ""
         listed = ", ".join(map(str, self.destinations))
-        return f"packets to {listed} of at most {self.mtu} octets in {self.namespace}"
+        return f"packets to {listed} limited to {self.mtu} octets in {self.namespace}"
 
     def differs(self, kernel: Kernel) -> list[str]:
         routes = kernel.at(self.namespace).route_limits.differing(
             self.destinations, self.link, self.mtu
         )
-        wanted = f"of at most {self.mtu} octets" if self.mtu else "as large as the link's"
-        return [f"packets to {each} in {self.namespace} are not {wanted}" for each in routes]
+        if self.mtu:
+            fault = f"are not limited to {self.mtu} octets"
+        else:
+            fault = f"are limited below the MTU of {self.link}"
+        return [f"packets to {each} in {self.namespace} {fault}" for each in routes]
 
     def ensure(self, context: ApplyContext) -> None:
         namespace, link, mtu = self.namespace, self.link, self.mtu

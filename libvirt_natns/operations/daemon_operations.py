@@ -85,7 +85,7 @@ class Dnsmasq(Operation):
         daemon = self.daemon
         lines = dnsmasq.differences(daemon)
         return lines or [
-            f"{address} is reserved, but leased to {mac}, which is no guest's"
+            f"{address} is reserved, but leased to {mac}, which no guest has"
             for mac, address in guest_leases.squatted(daemon)
         ]
 

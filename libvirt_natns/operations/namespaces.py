@@ -30,14 +30,14 @@ class Namespace(Operation):
             return []
         if owner is None:
             return [f"namespace {self.name} is missing"]
-        return [f"namespace {self.name} belongs to {owner or 'somebody else'}"]
+        return [f"namespace {self.name} belongs to {owner or 'another program'}"]
 
     def ensure(self, context: ApplyContext) -> None:
         kernel, undo = context.kernel, context.undo
         owner = namespace_owner(kernel, self)
         if owner not in (None, self.owner):
             raise ConflictError(
-                f"namespace {self.name} belongs to {owner or 'somebody else'}",
+                f"namespace {self.name} belongs to {owner or 'another program'}",
                 f"delete it (ip netns delete {self.name}) or rename the network",
             )
         note = _start_note(self.owner)
@@ -69,7 +69,10 @@ class Sysctl(Operation):
         value = kernel.at(self.namespace).sysctls.get(self.key)
         if value in (None, self.value):
             return []
-        return [f"sysctl {self.key} is {value} in {self.namespace or 'the host'}"]
+        return [
+            f"sysctl {self.key} is {value} instead of {self.value}"
+            f" in {self.namespace or 'the host'}"
+        ]
 
     def ensure(self, context: ApplyContext) -> None:
         context.kernel.at(self.namespace).sysctls.set(self.key, self.value)
@@ -90,7 +93,7 @@ class Settings(Operation):
     def differs(self, kernel: Kernel) -> list[str]:
         present = kernel.at(self.namespace).sysctls.values([key for key, _ in self.values])
         return [
-            f"sysctl {key} is {present[key]} in {self.namespace}"
+            f"sysctl {key} is {present[key]} instead of {value} in {self.namespace}"
             for key, value in self.values
             if present.get(key, value) != value
         ]

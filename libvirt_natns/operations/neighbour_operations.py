@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Operations towards neighbours: addresses that are answered for, or announced."""
 
-from libvirt_natns.addresses import Address
+from libvirt_natns.addresses import Address, by_family
 from libvirt_natns.errors import AddressTakenError
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.defer import at_once
@@ -19,13 +19,22 @@ class ProxiedNeighbours(Operation):
     addresses: tuple[Address, ...]
 
     def describe(self) -> str:
-        listed = ", ".join(map(str, self.addresses)) or "no neighbour"
-        return f"answer for {listed} on {self.link} in {self.namespace or 'the host'}"
+        where = f"on {self.link} in {self.namespace or 'the host'}"
+        if not self.addresses:
+            return f"no proxy entry {where}"
+        return f"proxy entries for {', '.join(map(str, self.addresses))} {where}"
 
     def differs(self, kernel: Kernel) -> list[str]:
-        if kernel.at(self.namespace).neighbours6.proxied(self.link) == set(self.addresses):
+        wanted = set(self.addresses)
+        present = kernel.at(self.namespace).neighbours6.proxied(self.link)
+        if present == wanted:
             return []
-        return [f"{self.describe()}: not so, or more than that"]
+        differing = [
+            *(f"missing {address}" for address in sorted(wanted - present, key=by_family)),
+            *(f"extra {address}" for address in sorted(present - wanted, key=by_family)),
+        ]
+        where = f"{self.link} in {self.namespace or 'the host'}"
+        return [f"proxy entries on {where} differ: {', '.join(differing)}"]
 
     def ensure(self, context: ApplyContext) -> None:
         if context.is_fresh(self) and not self.addresses:

@@ -38,7 +38,7 @@ class ChangeObserver:
             self._after_work()
             self._say(verb, name, changed, seconds)
         except Exception as error:  # the work is done, whatever is wrong with its account
-            self._log.say("error", "failed", when=f"telling of {verb}", error=error)
+            self._log.say("error", "failed", when=f"logging {verb}", error=error)
 
     def note(self, event: str, name: str, changed: Sequence[str]) -> None:
         """See ``Observer``.  An event has no duration, and no metric counts it."""

@@ -224,7 +224,7 @@ class Healer:
         wrong = "; ".join(differences)
         self._log.say("warning", "healed", network=name, wrong=wrong, seconds=seconds)
         if fight:
-            self._give_up(uuid, f"is undone again and again: {fight}")
+            self._give_up(uuid, f"repairs are undone repeatedly: {fight}")
 
     def _failed(self, uuid: str, name: str, error: Exception) -> None:
         reason = str(error) if isinstance(error, NatnsError) else f"{type(error).__name__}: {error}"

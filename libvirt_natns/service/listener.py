@@ -18,7 +18,7 @@ def own_socket(cleanup: ExitStack) -> socket.socket:
     """
     path = Path(SOCKET)
     if _answers(path):
-        raise ServiceError(f"a service listens on {path} already", "end that one first")
+        raise ServiceError(f"a service listens on {path} already", "end that service first")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         make_directory(path.parent)

@@ -25,7 +25,9 @@ from libvirt_natns.service import census
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds: from an event that changes nothing to the longest wait for another network."""
 
-WITHOUT_SERVICE = "# The service does not answer: nothing has counted answers, changes and heals.\n"
+WITHOUT_SERVICE = (
+    "# The service does not answer: metrics of answers, changes and heals are missing.\n"
+)
 
 GaugeRow = tuple[tuple[str, ...], float | None]
 """A gauge's labels and value; None leaves it out."""
@@ -51,18 +53,20 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self._answers = self._histogram(
             "hook_duration_seconds",
-            "Time in which the service answered hooks, and questions.",
+            "Time that the service took to answer hooks and questions.",
             ("hook", "operation", "outcome"),
         )
         self._changes = self._histogram(
             "change_duration_seconds", "Time that changes of networks took.", ("verb",)
         )
         self._heals = self._histogram(
-            "heal_duration_seconds", "Time that healing a network took, or what all share.", ()
+            "heal_duration_seconds",
+            "Time that healing a network, or the host's shared part, took.",
+            (),
         )
         self._failures = Counter(
             "libvirt_natns_failures_total",
-            "What the service tried in vain.",
+            "Attempts of the service that failed.",
             ("what",),
             registry=self._registry,
         )
@@ -124,11 +128,11 @@ class _Gauges(Collector):
 
     def _all_networks(self) -> Iterator[Metric]:
         states = [((state,), number) for state, number in self._counted.networks.items()]
-        yield _gauge("networks", "Networks that are known, by state.", ("state",), states)
+        yield _gauge("networks", "Recorded networks, by state.", ("state",), states)
         if self._given_up is not None:
-            text = "Networks, and what all share, that the service has given up healing."
+            text = "Networks, and the shared part of the host, that are not healed any more."
             yield _gauge("networks_given_up", text, (), [((), len(self._given_up))])
-        text = "Running guests that publish something."
+        text = "Running guests with published ports or addresses."
         yield _gauge("guests", text, (), [((), self._counted.guests)])
 
     def _pools(self) -> Iterator[Metric]:
@@ -141,7 +145,7 @@ class _Gauges(Collector):
             ),
             (
                 "pool_leased_addresses",
-                "Upstream addresses, or prefixes, that are leased, also those of networks at rest.",
+                "Upstream addresses, or prefixes, that are leased, also to networks that are down.",
                 [(key, pool.leased) for key, pool in pools],
             ),
             (
@@ -167,7 +171,7 @@ class _Gauges(Collector):
             ),
             (
                 "dnsmasq_running",
-                "Whether the dnsmasq that the network needs runs.",
+                "1 if the dnsmasq that the network needs runs, else 0.",
                 [((network.name,), network.dnsmasq) for network in running],
             ),
             (

@@ -50,7 +50,7 @@ def check_wanted(who: Applicant, segment: Segment, wanted: Address) -> None:
     subnet = segment.side(who.family).subnet
     reserved = reserved_addresses(segment, who.family)
     if subnet is None:
-        problem = f"cannot be had, as it has no subnet of IPv{who.family}"
+        problem = f"is refused, as the upstream has no IPv{who.family} subnet"
     elif wanted not in subnet:
         problem = f"is not in its subnet {subnet}"
     elif wanted in reserved:
@@ -59,7 +59,7 @@ def check_wanted(who: Applicant, segment: Segment, wanted: Address) -> None:
         return
     raise LeaseError(
         f"{who.who}: the wanted address {wanted} of upstream {segment.name} {problem}",
-        f"choose another in <{who.element} {who.attribute}='...'/>",
+        f"choose another address in <{who.element} {who.attribute}='...'/>",
     )
 
 

@@ -134,8 +134,9 @@ class ClaimTable:
         if not self._leases.has(scope, static.owner, static.address):
             # Another applicant could take the lease, as no claim protected it before.
             raise ConflictError(
-                f"{static.owner_name}: address {static.address} was leased to another meanwhile",
-                "try again, or choose another",
+                f"{static.owner_name}: address {static.address}"
+                " was just leased to another network or guest",
+                "try again, or choose another address",
             )
         db.execute(
             "DELETE FROM static_nat WHERE scope = ? AND address = ? AND boot != ?",
@@ -171,7 +172,7 @@ class ClaimTable:
         if rows:
             raise ConflictError(
                 f"{owner_name}: address {address} belongs to {rows[0]['owner_name']} already",
-                "choose another, or address='auto'",
+                "choose another address, or address='auto'",
             )
 
     def drop(self, owner: str) -> None:

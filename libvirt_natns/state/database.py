@@ -136,7 +136,7 @@ def failure(path: Path, verb: str, error: Exception) -> StoreError:
         return DamagedError(f"state database {path}: is damaged ({error})", REBUILD)
     told = str(error)
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        told += f"; see to its file system (df {path.parent})"
+        told += f"; check its file system (df {path.parent})"
     return StoreError(f"cannot {verb} the state database {path}", told)
 
 
@@ -191,7 +191,7 @@ def _create(db: sqlite3.Connection, directory: Path) -> None:
             raise StoreError(
                 f"state database {directory / FILE}: cannot be brought from format {found} to"
                 f" {VERSION} ({error}), and was left as it was",
-                "remove the cause, or install the version that wrote it",
+                "fix the cause, or install the version that wrote it",
             ) from error
 
 

@@ -146,7 +146,7 @@ class NetworkTable:
                 raise ConflictError(
                     f"network {record.name}: namespace {record.namespace} or bridge"
                     f" {record.bridge} belongs to {', '.join(rival.name for rival in rivals)}",
-                    "stop that one first, or run virt-natns sync if it is gone",
+                    "stop that network first, or run virt-natns sync if libvirt has stopped it",
                 )
             for column, value in (("namespace", record.namespace), ("bridge", record.bridge)):
                 db.execute(

@@ -83,16 +83,20 @@ def _reserve_wanted(
     check_wanted(applicant, segment, wanted)
     asked = f"{applicant.who}: the wanted address {wanted} of upstream {segment.name}"
     if wanted in excluded:
-        raise LeaseError(f"{asked} is the host's own", "choose another")
+        raise LeaseError(f"{asked} is an address of the host", "choose another address")
     _check_free(store, applicant, segment, wanted, asked)
     guest = store.leases.guest_holder(segment.name, segment.bridge, applicant.key, wanted)
     if guest is not None:
         # The guest's network answers for it, so a probe would blame another machine.
-        raise LeaseError(f"{asked} belongs to {guest}", "choose another, or stop that guest")
+        raise LeaseError(
+            f"{asked} belongs to {guest}", "choose another address, or stop that guest"
+        )
     if probe([wanted]):
-        raise LeaseError(f"{asked} is in use by another machine", "choose another, or free it")
+        raise LeaseError(
+            f"{asked} is in use by another machine", "choose another address, or free it"
+        )
     if not _take(store, applicant, segment, wanted):
-        raise LeaseError(f"{asked} was leased to another meanwhile", "choose another")
+        raise LeaseError(f"{asked} was just leased elsewhere", "choose another address")
     return wanted
 
 
@@ -196,8 +200,8 @@ def _exhausted(applicant: Applicant, segment: Segment, occupied: Collection[Addr
 
 def _all_answered(applicant: Applicant, segment: Segment, count: int) -> LeaseError:
     return LeaseError(
-        f"{applicant.who}: all {count} addresses of upstream {segment.name} that were probed for"
-        f" are answered for, as if a station on {segment.in_words} answered for every address",
+        f"{applicant.who}: a station on {segment.in_words} answered the probes"
+        f" for all {count} addresses of upstream {segment.name}",
         f"find that station (arping, ndisc6), or move the pool in [upstreams.{segment.name}]",
     )
 
@@ -221,7 +225,7 @@ def reserve_prefix(
         asked = f"{applicant.who}: the prefix {wanted} of upstream {segment.name}"
         _check_free(store, applicant, segment, wanted, asked)
         if not _take(store, applicant, segment, wanted):
-            raise LeaseError(f"{asked} was leased to another meanwhile", "choose another")
+            raise LeaseError(f"{asked} was just leased elsewhere", "choose another prefix")
         return wanted
     last = store.leases.of(segment.name, applicant.key).prefix
     fits = last is not None and _fits(segment, last, excluded)

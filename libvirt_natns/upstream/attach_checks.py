@@ -43,7 +43,7 @@ def _problem(kernel: Kernel, segment: Segment) -> Problem | None:
         if isinstance(segment, HostSegment):
             # The first network makes the transit bridge.
             return None
-        return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
+        return "does not exist", f"create it, or fix {names.CONFIG_FILE}"
     if segment.is_macvlan:
         fault = _parents_problem(kernel, segment)
     else:
@@ -62,7 +62,7 @@ def _bridges_problem(kernel: Kernel, segment: Segment, link: Link) -> Problem | 
         return "is not a bridge", f"name a bridge in {names.CONFIG_FILE}{other}"
     if kernel.at(segment.namespace).bridges.port_count(bridge) >= BRIDGE_PORTS:
         other = ', or attach = "macvlan"' if isinstance(segment, BridgeSegment) else ""
-        return f"is full, it has {BRIDGE_PORTS} ports", f"use another bridge{other}"
+        return f"is full with {BRIDGE_PORTS} ports", f"use another bridge{other}"
     return None
 
 
@@ -86,5 +86,8 @@ def _parents_problem(kernel: Kernel, segment: Segment) -> Problem | None:
         kernel.host.macvlans.probe(parent)
     except KernelError as error:
         why = error.remedy or error.fact
-        return f"takes no macvlan ({why})", f"name another in {names.CONFIG_FILE}, or a bridge"
+        return (
+            f"does not accept a macvlan ({why})",
+            f"name another NIC in {names.CONFIG_FILE}, or a bridge",
+        )
     return None

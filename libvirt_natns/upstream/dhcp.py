@@ -110,7 +110,7 @@ def problem(network: Network, upstream: DhcpUpstream, lease: DhcpLease) -> Natns
         return LeaseError(
             f"network {network.name}: the lease of the DHCP server of upstream {upstream.name}"
             f" is not used: {why}",
-            f"find that server (tcpdump -n -i {upstream.bridge} port 67)",
+            f"fix that server (tcpdump -n -i {upstream.bridge} port 67)",
         )
     segment = completed(upstream, _bounded(network, lease).lease)
     try:
@@ -172,7 +172,7 @@ def await_lease(network: Network, segment: DhcpSegment) -> None:
         raise LeaseError(
             f"network {network.name}: no DHCP server on bridge {upstream.bridge} of upstream"
             f" {upstream.name} has leased an address within {upstream.dhcp_timeout:g} s",
-            f'fix that, or set dhcp = "background" in [upstreams.{upstream.name}]'
+            f'fix the DHCP server, or set dhcp = "background" in [upstreams.{upstream.name}]'
             f" of {names.CONFIG_FILE}",
         )
 
@@ -184,8 +184,8 @@ def _not_wanted(network: Network, upstream: DhcpUpstream, lease: DhcpLease) -> N
     return LeaseError(
         f"network {network.name}: the DHCP server of upstream {upstream.name} gives"
         f" {lease.address.ip} instead of the wanted address {wanted}",
-        f"reserve that one there for {names.mac(network.uuid, names.UPSTREAM_LINK)},"
-        " or choose another in <natns:upstream address='...'/>",
+        f"reserve {wanted} there for {names.mac(network.uuid, names.UPSTREAM_LINK)},"
+        " or choose another address in <natns:upstream address='...'/>",
     )
 
 
@@ -225,7 +225,7 @@ def _taken(store: Store, name: str, segment: LeasedSegment) -> LeaseError:
     return LeaseError(
         f"network {name}: the DHCP server of upstream {segment.name} gives {segment.leased},"
         f" which network {holder.name if holder else '?'} has",
-        "see that its range and the pools of that segment do not overlap",
+        "separate its range from the pools of that segment",
     )
 
 

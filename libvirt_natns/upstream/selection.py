@@ -50,7 +50,7 @@ def verdict(network: LibvirtNetwork, config: Config) -> Verdict:
             return Verdict(None, "has no address")
         raise DocumentError(
             f"network {network.name} has neither <ip> nor <natns:ip>",
-            "give it one, or remove <natns:nat> from its metadata",
+            "add <ip> or <natns:ip>, or remove <natns:nat> from its metadata",
         )
     if not isinstance(network, Network):
         return Verdict(None, "has no bridge")
@@ -152,7 +152,7 @@ def check_addresses(network: Network, segment: Segment) -> None:
     if network.bridge in (names.UPSTREAM_LINK, "lo"):
         raise DocumentError(
             f"network {network.name}: a bridge cannot be called {network.bridge}",
-            "give it another name in <bridge name='...'/>",
+            "choose another name in <bridge name='...'/>",
         )
     _check_own(network)
     public = {*routed(network, segment), *proxied(network, segment)}
@@ -179,14 +179,14 @@ def _check_own(network: Network) -> None:
         if gateway.is_unspecified or (gateway.version == 6 and gateway.ipv4_mapped):
             raise DocumentError(
                 f"network {network.name}: no host can have its address {gateway}",
-                "give it another one in <ip address='...'/>",
+                "choose another address in <ip address='...'/>",
             )
     for route in network.routes:
         if route.destination.version == 6 and route.destination.overlaps(LINK_LOCAL):
             raise DocumentError(
                 f"network {network.name}: no <route> can lead to link-local addresses"
                 f" ({route.destination})",
-                "remove it",
+                "remove the route",
             )
         for subnet in network.subnets:
             if subnet.network.version == 4 and route.gateway == subnet.network.broadcast_address:
@@ -213,13 +213,13 @@ def _check_routed(network: Network, segment: Segment) -> None:
         raise DocumentError(
             f"network {network.name}: its subnet {subnets[0]} is more than a /64 of prefixes6"
             f" of upstream {segment.name}",
-            "give it a /64",
+            "give the network a /64",
         )
     if len(subnets) > 1:
         raise DocumentError(
             f"network {network.name}: both {subnets[0]} and {subnets[1]} are in prefixes6"
             f" of upstream {segment.name}",
-            "a network can have one of them",
+            "keep a single subnet of prefixes6 in the network",
         )
 
 

@@ -63,7 +63,7 @@ def check_notes(world: House) -> None:
         (note,) = command("check").out.splitlines()
         what = "nftables: inet guard forward drops packets of the networks: add to it "
         assert note.startswith(f"note: {what}")
-        assert warnings() == [note.replace("note: ", "others' chains: ")]
+        assert warnings() == [note.replace("note: ", "foreign chains: ")]
         for rule in note.rpartition(what)[2].split("; "):
             run("nft", f"add rule inet guard forward {rule}")
         assert command("check") == Answer(0, "", "")
@@ -77,7 +77,7 @@ def warnings() -> list[str]:
     """What doctor warns of, the chains of others alone."""
     told = command("doctor").out.splitlines()
     found = [line.removeprefix("warn").strip() for line in told if line.startswith("warn ")]
-    return [line for line in found if line.startswith("others")]
+    return [line for line in found if line.startswith("foreign chains:")]
 
 
 def check_order(world: House) -> None:

@@ -484,7 +484,7 @@ def test_what_started_without_a_router_gets_one_afterwards(world: Provider) -> N
     with configured(lambda text: TYPO + text):
         virsh("net-start", "a")
         assert namespaces() == set()
-    assert natns("sync").stdout == "a: is active in libvirt, but has no router: it has got one\n"
+    assert natns("sync").stdout == "a: is active in libvirt, but has no router: made a router\n"
     assert namespaces() == {"nat-a"}
 
 

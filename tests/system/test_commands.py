@@ -117,20 +117,20 @@ DAMAGES = {
     ),
     "default route changed": Damage(
         "ip -n nat-a route replace default via 192.168.0.2",
-        ("route default via 192.168.0.1 on upstream in nat-a is missing or not the only one",),
+        ("route default via 192.168.0.1 on upstream in nat-a is missing or not the only route",),
     ),
     "default route doubled": Damage(
         "ip -n nat-a route add default via 192.168.0.2 metric 50;"
         " ip -n nat-a route add blackhole default metric 60",
-        ("route default via 192.168.0.1 on upstream in nat-a is missing or not the only one",),
+        ("route default via 192.168.0.1 on upstream in nat-a is missing or not the only route",),
     ),
     "forwarding off": Damage(
         "ip netns exec nat-a sysctl -qw net.ipv4.ip_forward=0",
-        ("sysctl net/ipv4/ip_forward is 0 in nat-a",),
+        ("sysctl net/ipv4/ip_forward is 0 instead of 1 in nat-a",),
     ),
     "answers ARP for all": Damage(
         "ip netns exec nat-a sysctl -qw net.ipv4.conf.all.arp_ignore=0",
-        ("sysctl net/ipv4/conf/all/arp_ignore is 0 in nat-a",),
+        ("sysctl net/ipv4/conf/all/arp_ignore is 0 instead of 1 in nat-a",),
     ),
     "address back in the host": Damage(
         "ip address add 10.0.0.1/24 dev virbr10",
@@ -251,7 +251,7 @@ def test_sync_repairs_what_it_can_and_tells_the_rest(world: World, command: Comm
     run("ip", "netns", "del", "nat-c")
     assert done.status == 1
     assert "a: route default" in done.out
-    assert done.err.startswith("virt-natns: namespace nat-c belongs to somebody else: delete it")
+    assert done.err.startswith("virt-natns: namespace nat-c belongs to another program: delete it")
     assert done.err.count("\n") == 1
     assert "inet 10.0.0.1/24" in run("ip", "-4", "address", "show", "virbr12").stdout
     assert world.a.talks()
@@ -270,7 +270,7 @@ def test_missed_start_and_end(world: World, command: Command) -> None:
             1, "c: is active in libvirt, but has no router\n",
         )  # fmt: skip
         assert "c: is active" in command("status").out
-        assert command("sync").out == "c: is active in libvirt, but has no router: it has got one\n"
+        assert command("sync").out == "c: is active in libvirt, but has no router: made a router\n"
         assert command("check").status == 0
         with FastGuest("virbr12", MAC, "guest-c") as guest:
             assert guest.dhcp()["router"] == "10.0.0.1"
@@ -374,9 +374,9 @@ def test_status_of_what_is_not_well(world: World, command: Command) -> None:
 NETWORK  NAMESPACE  SUBNET       UPSTREAM  ADDRESS        LEASES  HEALTH
 a        nat-a      10.0.0.0/24  provider  192.168.0.100  1       ok
 b        nat-b      10.0.0.0/24  provider  192.168.0.101  1       damaged (1)
-  ! route default via 192.168.0.1 on upstream in nat-b is missing or not the only one
+  ! route default via 192.168.0.1 on upstream in nat-b is missing or not the only route
 c        -          10.0.0.0/24  provider  192.168.0.150  -       down
-"virt-natns sync" repairs what is marked with "!".
+"virt-natns sync" repairs the differences marked with "!".
 service: not running: hooks do the work themselves
 """
     )
@@ -402,7 +402,7 @@ def test_plan_changes_nothing(world: World, command: Command) -> None:
             assert os.fspath(file) in done.err
         elif file.stem == "natns-ip-dual":
             # It asks for an address in IPv6, of which this upstream has none.
-            assert "cannot be had, as it has no subnet of IPv6" in done.err
+            assert "is refused, as the upstream has no IPv6 subnet" in done.err
         else:
             assert (done.status, done.err) == (0, "")
         shown[file.stem] = done.out
@@ -432,7 +432,7 @@ def test_exec_runs_inside(world: World) -> None:
     assert natns("exec", "b", "ip", "-V").stdout.startswith("ip utility")
     assert natns("exec", "b", "--", "sh", "-c", "exit 7", check=False).returncode == 7
     for arguments, status, line in [
-        (("zzz", "--", "true"), 1, "network zzz is not up: virt-natns status lists all"),
+        (("zzz", "--", "true"), 1, "network zzz is not up: see virt-natns status"),
         (("a", "--", "no-such"), 1, "cannot run no-such: No such file or directory"),
         (("a",), 2, "exec: a command is missing"),
     ]:
@@ -445,8 +445,8 @@ def test_exec_runs_inside(world: World) -> None:
 def test_errors_are_one_line(world: World, command: Command) -> None:
     for arguments, line in [
         (("status", "zzz"),
-         "there is no network zzz that was handled: virt-natns status lists all"),
-        (("check", "zzz"), "network zzz is not up: virt-natns status lists all"),
+         "network zzz was never handled: see virt-natns status"),
+        (("check", "zzz"), "network zzz is not up: see virt-natns status"),
         (("plan", "zzz"), "there is no file and no network zzz: see virsh net-list --all"),
     ]:  # fmt: skip
         assert command(*arguments) == Answer(1, "", f"virt-natns: {line}\n")
@@ -505,7 +505,7 @@ def test_doctor_names_what_is_broken(world: World, command: Command) -> None:
     with without_hooks():
         assert broken() == [
             "hooks: not installed: network, qemu, lxc: run virt-natns install",
-            "hooks in libvirt: there is none to be seen: run virt-natns install",
+            "hooks in libvirt: no hook is installed: run virt-natns install",
         ]
         start_network(isolated("c", "virbr12"))
     assert broken() == ["networks: c is active in libvirt, but has no router: run virt-natns sync"]
@@ -519,7 +519,7 @@ def test_doctor_names_what_is_broken(world: World, command: Command) -> None:
     lines = broken()
     assert (
         "upstream: bridge br7 of upstream provider does not exist:"
-        f" create it, or mend {config}" in lines
+        f" create it, or fix {config}" in lines
     )
     config.write_text(kept)
     run("mount", "--bind", "/dev/null", os.path.realpath("/usr/sbin/dnsmasq"))

@@ -141,7 +141,7 @@ CAUSES = {
     "missing bridge": Cause(
         lambda p: configured(p, p.config().replace('"br0"', '"br7"')),
         "network a: bridge br7 of upstream provider does not exist",
-        "create it, or mend /etc/libvirt-natns/config.toml",
+        "create it, or fix /etc/libvirt-natns/config.toml",
     ),
     "bridge is down": Cause(
         lambda p: command(
@@ -198,7 +198,7 @@ CAUSES = {
     "no DHCP server": Cause(
         lambda p: configured(p, with_upstream(p, NOBODY)),
         "network a: no DHCP server on bridge br0 of upstream x has leased an address within 0.1 s",
-        r'fix that, or set dhcp = "background" in \[upstreams.x\] of .*',
+        r'fix the DHCP server, or set dhcp = "background" in \[upstreams.x\] of .*',
     ),
 }
 

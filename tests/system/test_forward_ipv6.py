@@ -100,8 +100,8 @@ def test_one_of_several_is_named_by_where_it_listens(world: World) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("web", f"{OUTSIDE}:80"), "an address of IPv6 stands in brackets"),
-        (("--guest-address", "10.0.0.5", "web", f"[{OUTSIDE}]:80"), "one family in all of a forw"),
+        (("web", f"{OUTSIDE}:80"), "an IPv6 address needs brackets"),
+        (("--guest-address", "10.0.0.5", "web", f"[{OUTSIDE}]:80"), "addresses of one family"),
         (("web", "[2001:db8:77::999]:80"), "is not an address of its network"),
         (("web", "[::1]:80"), "the address of a single host"),
     ],

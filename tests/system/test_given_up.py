@@ -285,7 +285,7 @@ def test_slow_starts_are_no_failed_ones(upstream: Provider) -> None:
         assert namespaces() == {"nat-slow", "nat-twin"}
         assert check() == ""
         assert not service.logged("event=give"), service.log()
-        assert len(service.logged("event=up", "joined what was built ahead")) == 2
+        assert len(service.logged("event=up", "joined the prebuilt namespace")) == 2
         virsh("net-destroy", "slow")
         virsh("net-destroy", "twin")
 

@@ -113,11 +113,11 @@ def test_values_that_make_no_sense_are_left_out(
 
 REFUSED: tuple[tuple[str, Options, str], ...] = (
     (ADDRESS, {MASK: bytes(4)}, "wider than /8"),
-    ("127.0.0.5", {MASK: addresses("255.0.0.0")}, "no address of a station"),
+    ("127.0.0.5", {MASK: addresses("255.0.0.0")}, "is not a host address"),
     ("10.0.0.77", {}, "overlaps"),
     ("10.9.9.9", {MASK: addresses("255.0.0.0")}, "overlaps"),
     ("192.168.0.255", {}, "broadcast address"),
-    ("169.254.7.7", {}, "no address of a station"),
+    ("169.254.7.7", {}, "is not a host address"),
 )
 
 
@@ -160,7 +160,7 @@ def test_a_running_network_keeps_what_it_has(
             guest.dhcp()
             for address, options, said in (
                 (ADDRESS, {**HONEST, MASK: bytes(4)}, "wider than /8"),
-                ("127.0.0.1", HONEST, "no address of a station"),
+                ("127.0.0.1", HONEST, "is not a host address"),
                 ("10.0.0.9", HONEST, "overlaps"),
                 ("192.168.0.255", HONEST, "broadcast address"),
             ):

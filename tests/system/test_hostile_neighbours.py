@@ -130,7 +130,7 @@ def test_a_station_that_answers_for_every_address(installed: None) -> None:
             began = time.monotonic()
             told = refusal(network)
             assert time.monotonic() - began < PATIENCE
-            assert "answered for every address" in told, told
+            assert "answered the probes for all" in told, told
             assert "br0" in told
             # Some hundreds, and none from the start again.
             assert len(set(heard.answered)) < 1500
@@ -149,7 +149,7 @@ def test_the_service_ends_the_search_as_well(dual_service: tuple[DualProvider, S
 
         def ended() -> bool:
             """No free address was found, or a free one that turned out to be claimed late."""
-            told = service.logged("answered for every address")
+            told = service.logged("answered the probes for all")
             return bool(told or service.logged("event=conflict", "network=b"))
 
         wait_for(ended, timeout=PATIENCE)

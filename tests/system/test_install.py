@@ -227,7 +227,7 @@ def test_scope_annotated_is_opt_in(command: Command) -> None:
     assert "nat-plain" not in namespaces
     # The other way round, what runs is taken over at once.
     done = command("install", "--scope", "isolated")
-    assert "plain: is active in libvirt, but has no router: it has got one\n" in done.out
+    assert "plain: is active in libvirt, but has no router: made a router\n" in done.out
     assert command("uninstall").status == 0
     assert not CONFIG.exists()
 
@@ -291,7 +291,7 @@ def test_a_running_network_is_taken_over_and_given_back(
         serves_as_libvirt("virbr10", guest)
         native = settled()
         done = command("install")
-        assert "a: is active in libvirt, but has no router: it has got one\n" in done.out
+        assert "a: is active in libvirt, but has no router: made a router\n" in done.out
         assert done.status == 0
         # The address that the guest asks for again is the same; now there is a way out.
         offer = guest.dhcp()

@@ -126,7 +126,7 @@ def test_a_port_that_takes_less() -> None:
                     "far0",
                 )
                 run("ip", "link", "set", "far", "master", "virbr10", "up")
-                assert "of at most 1400 octets" in natns("sync").stdout
+                assert "limited to 1400 octets" in natns("sync").stdout
                 assert private_mtu() == 1400
                 is_well()
                 run("ip", "link", "delete", "far")

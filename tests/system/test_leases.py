@@ -151,7 +151,7 @@ def test_wanted_address(provider: Provider) -> None:
         ("192.168.0.0", "is its network address"),
         ("192.168.0.255", "is its broadcast address"),
         ("192.168.0.1", "is its gateway"),
-        ("192.168.0.2", "is the host's own"),
+        ("192.168.0.2", "is an address of the host"),
         ("192.168.0.55", "is leased to network holder"),
         ("192.168.0.77", "is in use by another machine"),
     ):

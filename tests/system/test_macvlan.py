@@ -197,7 +197,7 @@ def test_refusals(provider: Provider, nic: str, command: Command) -> None:
     run("ip", "link", "set", nic, "up")
     run("ip", "tuntap", "add", "tun0", "mode", "tun")
     write_config(config(provider, "tun0"))
-    refused("interface tun0", "takes no macvlan (Invalid argument)", "name another in")
+    refused("interface tun0", "does not accept a macvlan (Invalid argument)", "name another NIC in")
     run("ip", "link", "del", "tun0")
     write_config(config(provider, nic, attach="bridge"))
     refused(f"bridge {nic}", "is not a bridge", 'attach = "macvlan"')
@@ -231,7 +231,7 @@ def test_a_full_bridge(provider: Provider, command: Command) -> None:
         write_config(provider.config())
         with pytest.raises(CommandError) as error:
             start_network(isolated("a", "virbr10"))
-        assert "bridge br0 of upstream provider is full, it has 1023 ports" in str(error.value)
+        assert "bridge br0 of upstream provider is full with 1023 ports" in str(error.value)
         assert 'use another bridge, or attach = "macvlan"' in str(error.value)
         write_config(config(provider, provider.bridge))
         virsh("net-start", "a")

@@ -118,7 +118,7 @@ def test_status_and_doctor_with_a_service(service: Service) -> None:
     SOCKET.chmod(0o666)
     told = natns("doctor", check=False)
     assert told.returncode == 1
-    assert f"broken  service: {SOCKET} is not root's alone" in told.stdout
+    assert f"broken  service: {SOCKET} has owner 0 and mode" in told.stdout
     SOCKET.chmod(0o600)
     service.signal(signal.SIGSTOP)
     assert "service: does not answer: hooks do the work themselves\n" in natns("status").stdout
@@ -167,7 +167,7 @@ def test_what_is_given_up_is_seen(service: Service, guest: FastGuest) -> None:
         assert Metrics()("networks_given_up") == 1
         told = natns("doctor", check=False)
         assert told.returncode == 1
-        assert "broken  service: it has given up healing (" in told.stdout
+        assert "broken  service: the service has given up healing (" in told.stdout
     finally:
         end(fighter)
     virsh("net-destroy", "a")

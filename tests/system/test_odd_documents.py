@@ -84,7 +84,7 @@ BRIDGES: dict[str, Odd] = {
     **{f"bridge {name}": Odd(IP, bridge=name) for name in ("br~0", "=x", "+br", "a@b")},
     **{f"bridge {name}, ours": Odd(own(), bridge=name) for name in ("br~0", "=x", "+br")},
     "bridge br+": Odd(IP, "has name='br+': expected an interface name", bridge="br+"),
-    "bridge lab+, ours": Odd(own(), "the last of which is no +", bridge="lab+"),
+    "bridge lab+, ours": Odd(own(), "not ending in +", bridge="lab+"),
 }
 
 ROUTES: dict[str, Odd] = {
@@ -121,7 +121,7 @@ ADDRESSES: dict[str, Odd] = {
 }
 
 SRV = "<srv service='a' protocol='tcp' domain='x' target='{}' port='1'/>"
-FOREVER = "is no daemon with"
+FOREVER = "does not become a daemon with"
 NAMES: dict[str, Odd] = {
     "domain with a long label, ours": Odd(own(f"<domain name='{LONG}.x'/>"), "refuses 'domain="),
     "domain with an umlaut, ours": Odd(own(f"<domain name='{UMLAUT}.x'/>"), "refuses 'domain="),

@@ -146,7 +146,7 @@ def test_contrib_install_and_uninstall() -> None:
     """)
     assert "installed /usr/local/bin/virt-natns\n" in said["start"]
     assert "scope = annotated\n" in said["start"]
-    assert "no systemd runs here: to have the service, start virt-natns serve\n" in said["start"]
+    assert "systemd does not run here: start the service with virt-natns serve\n" in said["start"]
     assert "scope = isolated\n" in said["again"]
     assert said["version"].startswith("virt-natns ")
     pages = sorted(f"./man{page.suffix[1:]}/{page.name}" for page in (CHECKOUT / "man").iterdir())

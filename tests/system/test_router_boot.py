@@ -597,7 +597,7 @@ def test_the_unit_takes_back_whose_timer_was_killed(vps: Vps, command: Command) 
     record = journal.load("wan")
     assert record is not None
     journal.advance(record, deadline=boot_clock.now() - 1)
-    assert "took back" in command("router", "up", "--boot", "wan").out
+    assert "rolled back" in command("router", "up", "--boot", "wan").out
     assert is_router(), "what was confirmed before comes up"
     assert talks()
 
@@ -612,7 +612,7 @@ def test_the_service_takes_back_whose_timer_was_killed(vps: Vps, command: Comman
     assert record is not None
     journal.advance(record, deadline=boot_clock.now() - 1)
     (line,) = routers.expire_overdue()
-    assert line == "took back router wan, which was never confirmed"
+    assert line == "rolled back router wan, which was never confirmed"
     assert is_back()
     assert talks()
     assert routers.expire_overdue() == []

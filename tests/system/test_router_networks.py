@@ -145,7 +145,7 @@ def test_refused_in_start(vps: Vps, command: Command) -> None:
     assert not Path("/sys/class/net/virbr12").exists()
     command("router", "up")
     failed = virsh("net-start", "c", check=False).stderr
-    assert "tcp port 22 of router wan is the host's own" in failed
+    assert "tcp port 22 of router wan belongs to the host" in failed
     virsh("net-undefine", "c")
     start_network(network("c", "virbr12", '<natns:range start="8080" to="80"/>'))
     define_network(network("d", "virbr13", '<natns:range start="8080"/>'))

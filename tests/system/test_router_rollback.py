@@ -300,7 +300,7 @@ def test_killed_together_with_the_timer(vps: Vps) -> None:
         journal.advance(record, deadline=boot_clock.now() - 1)
         assert health.of(machine(kernel), "wan")[0] == "overdue"
         done = machine(kernel).up("wan")
-        assert "took back router wan, which was never confirmed" in done[0]
+        assert "rolled back router wan, which was never confirmed" in done[0]
         assert health.of(machine(kernel), "wan")[0] == "up"
         machine(kernel).down("wan")
     assert state_of_host() == before

@@ -149,7 +149,7 @@ def test_address_that_a_network_leased_ahead_of_the_claim(store: Store) -> None:
     assert store.leases.reserve("provider", "br0", "web/m1", B)
     assert store.leases.reserve("provider", "br0", "uuid-of-a-network", B)
     static = StaticNat("web", "guest web", "a", B, GUEST)
-    with pytest.raises(ConflictError, match=f"guest web: address {B} was leased to another mean"):
+    with pytest.raises(ConflictError, match=f"guest web: address {B} was just leased"):
         store.claims.put(Claims("web", (), (static,)), BRIDGE, published=False)
     assert store.claims.static_nats(published=False) == ()
 

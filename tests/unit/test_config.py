@@ -266,9 +266,9 @@ def test_refused(text: str, expected: str) -> None:
         ("subnet", '"192.168.0.0/31"', "is '192.168.0.0/31': expected a prefix length up to 30"),
         ("subnet", '"2001:db8::/64"', "is '2001:db8::/64': expected an IPv4 subnet"),
         ("subnet", '["192.168.0.0/24"]', "is ['192.168.0.0/24']: expected an IPv4 subnet"),
-        ("gateway", '"192.168.1.1"', "is '192.168.1.1': expected a host's address in 192.168.0.0"),
-        ("gateway", '"192.168.0.0"', "is '192.168.0.0': expected a host's address"),
-        ("gateway", '"192.168.0.255"', "is '192.168.0.255': expected a host's address"),
+        ("gateway", '"192.168.1.1"', "is '192.168.1.1': expected a host address in 192.168.0.0"),
+        ("gateway", '"192.168.0.0"', "is '192.168.0.0': expected a host address"),
+        ("gateway", '"192.168.0.255"', "is '192.168.0.255': expected a host address"),
         ("gateway", "1", "is 1: expected an IPv4 address"),
         ("gateway", '"::1"', "is '::1': expected an IPv4 address"),
         ("pool", None, "missing: expected the addresses to use"),
@@ -290,8 +290,8 @@ def test_refused(text: str, expected: str) -> None:
         ("dns", '["0.0.0.0"]', "[0]: is '0.0.0.0': expected the address"),
         ("dns", '["fe80::1%eth0\\nx"]', r"[0]: is 'fe80::1%eth0\nx': expected the address"),
         ("dns", '["dns.example"]', "[0]: is 'dns.example': expected the address"),
-        ("dhcp", '"background"', 'means nothing here: expected pool = "dhcp" with it'),
-        ("dhcp_timeout", "5", 'means nothing here: expected pool = "dhcp" with it'),
+        ("dhcp", '"background"', 'needs DHCP: expected pool = "dhcp"'),
+        ("dhcp_timeout", "5", 'needs DHCP: expected pool = "dhcp"'),
         ("probe", "-0.1", "is -0.1: expected seconds from 0 to 5"),
         ("probe", "5.5", "is 5.5: expected seconds"),
         ("probe", "nan", "is nan: expected seconds"),
@@ -356,7 +356,7 @@ def test_one_pool_twice() -> None:
     message = refusal(table() + table("other", pool='["192.168.0.199-192.168.0.210"]'))
     assert message == (
         "upstreams.other.pool: shares 192.168.0.199-192.168.0.210 with upstreams.provider.pool:"
-        " expected addresses of its own, as both are on br0"
+        " expected other addresses, as both upstreams are on br0"
     )
 
 

@@ -135,7 +135,9 @@ def test_all_flows_of_an_address_by_their_own_names(monkeypatch: pytest.MonkeyPa
 def test_an_error_keeps_no_other_flow_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(*(flow(GRE, OWN, number, GUEST, number) for number in range(1, 5)))
     kernel.refused = {1: errno.ENOENT, 2: errno.EINVAL, 3: errno.EPERM}
-    with pytest.raises(KernelError, match="cannot cut flows in nat-a: Invalid argument"):
+    with pytest.raises(
+        KernelError, match="cannot delete conntrack entries in nat-a: Invalid argument"
+    ):
         cut(monkeypatch, kernel, STATIC)
     assert len(kernel.deleted) == 4
 

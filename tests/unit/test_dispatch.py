@@ -30,5 +30,5 @@ def test_a_failure_beside_a_start_is_told_and_fails_nothing(
     engine = cast("Engine", SimpleNamespace(observer=observer, end_given_up=ended.append))
     network = cast("Network", SimpleNamespace(uuid="a"))
     events._beside(engine, network)
-    assert told == ["guests are published again: [Errno 28] No space left on device"]
+    assert told == ["publishing guests again: [Errno 28] No space left on device"]
     assert ended == ["a"]

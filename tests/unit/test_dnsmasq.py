@@ -359,8 +359,8 @@ def test_no_dnsmasq_where_libvirt_runs_none() -> None:
         ("<dns><txt name='a,b' value='x'/></dns>", "<txt> has name='a,b'"),
         ("<dns><txt name='a' value='x&#10;y'/></dns>", "<txt> has value="),
         ("<dns><txt value='x'/></dns>", "<txt> has no name"),
-        (f"<dns><txt name='a' value='{'x' * 988}'/></dns>", "expected a value that is 1 octets"),
-        (f"<dns><txt name='a' value='{',&quot;' * 400}'/></dns>", "is 215 octets shorter"),
+        (f"<dns><txt name='a' value='{'x' * 988}'/></dns>", "expected a value shorter by 1 octets"),
+        (f"<dns><txt name='a' value='{',&quot;' * 400}'/></dns>", "shorter by 215 octets"),
         ("<dns><srv service='a,b' protocol='tcp'/></dns>", "<srv> has service='a,b'"),
         ("<dns><srv service='a' protocol='t p'/></dns>", "<srv> has protocol='t p'"),
         ("<dns><srv service='a' protocol='tcp' target='b,1'/></dns>", "<srv> has target='b,1'"),
@@ -612,7 +612,7 @@ def own_network(inside: str = "") -> Network:
         ("<dns><txt name='\u00e9' value='a'/></dns>", "bad TXT record"),
         (
             "<dnsmasq:options><dnsmasq:option value='no-daemon'/></dnsmasq:options>",
-            "dnsmasq is no daemon with 'no-daemon'",
+            "dnsmasq does not become a daemon with 'no-daemon'",
         ),
     ],
 )

@@ -227,7 +227,7 @@ def test_forwards_as_they_are_typed() -> None:
     assert len(typed) > 5
     for spec in typed:
         assert forward_spec.parse_new(spec)
-    with pytest.raises(ValueError, match="is no "):
+    with pytest.raises(ValueError, match="is not "):
         forward_spec.parse_new("2222/icmp")
 
 

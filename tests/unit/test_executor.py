@@ -3,9 +3,10 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -18,12 +19,12 @@ from libvirt_natns.errors import (
 )
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.veth import VethPair
-from libvirt_natns.operations.addressing import Addresses, Withdrawal
+from libvirt_natns.operations.addressing import Addresses, SendLimit, Withdrawal
 from libvirt_natns.operations.carry_out import carry_out, plan_differences
 from libvirt_natns.operations.firewall_operations import Firewall, fingerprint_file
 from libvirt_natns.operations.link_operations import LinkUp, Patch
 from libvirt_natns.operations.namespaces import Namespace, namespace_owner
-from libvirt_natns.operations.neighbour_operations import Announcement
+from libvirt_natns.operations.neighbour_operations import Announcement, ProxiedNeighbours
 from libvirt_natns.operations.operation import Operation
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
@@ -213,7 +214,33 @@ def failing(*_: object) -> None:
     raise KernelError("cannot be taken back")
 
 
-@pytest.mark.parametrize(("owner", "whose"), [("", "somebody else"), (OTHER, OTHER)])
+class NeighbourKernel:
+    """Answers for fd00::2, and has no limit of packet sizes as it should be."""
+
+    def work(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    looking = work
+
+    def at(self, _: str | None) -> SimpleNamespace:
+        return SimpleNamespace(
+            neighbours6=SimpleNamespace(proxied=lambda _: {IPv6Address("fd00::2")}),
+            route_limits=SimpleNamespace(differing=lambda destinations, *_: list(destinations)),
+        )
+
+
+def test_differences_show_what_was_expected() -> None:
+    """The missing and the extra proxy entries, and the limit that a route should have."""
+    answered = ProxiedNeighbours("nat-a", "virbr10", (IPv6Address("fd00::1"),))
+    limits = [SendLimit("nat-a", "virbr10", (ADDRESS,), (), mtu) for mtu in (1400, None)]
+    assert plan_differences(cast("Any", NeighbourKernel()), [answered, *limits]) == [
+        "proxy entries on virbr10 in nat-a differ: missing fd00::1, extra fd00::2",
+        "packets to 10.0.0.0/24 in nat-a are not limited to 1400 octets",
+        "packets to 10.0.0.0/24 in nat-a are limited below the MTU of virbr10",
+    ]
+
+
+@pytest.mark.parametrize(("owner", "whose"), [("", "another program"), (OTHER, OTHER)])
 def test_a_foreign_namespace_is_refused_and_spared(owner: str, whose: str) -> None:
     kernel = FakeKernel()
     kernel.owner = owner
@@ -427,7 +454,7 @@ def test_rules_that_somebody_always_changes_are_given_up(backends: dict[str, Fak
         backend.held += "!"
 
     backend.meddler = meddle
-    with pytest.raises(FirewallError, match="somebody changes the rules"):
+    with pytest.raises(FirewallError, match="another program changes the rules"):
         carried_out(FakeKernel(), rules("nftables"))
 
 

@@ -158,7 +158,7 @@ def test_addresses_to_listen_on() -> None:
         PortForward("tcp", (SSH,)), PortForward("udp", (SSH,), address=local), among=hosts
     )
     assert [row[1] for row in found] == [str(ANY), str(local)]
-    with pytest.raises(ConflictError, match="has no addresses to give away"):
+    with pytest.raises(ConflictError, match="has no addresses for guests"):
         resolve(Domain("u", "web", nat=nat), hosts, Choices())
 
 

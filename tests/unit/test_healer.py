@@ -125,7 +125,7 @@ def test_who_keeps_undoing_it_wins_loudly() -> None:
         made.suspect("x-1")
         until(made.health)
         assert made.health() == {
-            "x-1": "is undone again and again: rules are missing (repaired 6 times within 60 s)"
+            "x-1": "repairs are undone repeatedly: rules are missing (repaired 6 times within 60 s)"
         }
         looked = made.times("x-1")
         assert looked == trouble.REPAIRS + 1

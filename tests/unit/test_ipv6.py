@@ -238,7 +238,10 @@ def test_networks_and_upstreams_of_one_family() -> None:
         (("2001:db8:77::1/48",), "overlaps 2001:db8:77::/64"),
         (("2001:db8:100::1/60",), "overlaps 2001:db8:100::/62"),
         (("2001:db8:100::1/63",), "is more than a /64"),
-        (("2001:db8:100::1/64", "2001:db8:100:1::1/64"), "a network can have one of them"),
+        (
+            ("2001:db8:100::1/64", "2001:db8:100:1::1/64"),
+            "keep a single subnet of prefixes6 in the network",
+        ),
     ],
 )
 def test_subnets_that_can_never_work(subnets: tuple[str, ...], problem: str) -> None:
@@ -555,7 +558,7 @@ def test_an_upstream_of_ipv6_alone() -> None:
         (
             '[upstreams.host]\nprefixes6 = ["2001:db8::/56"]\n'
             '[upstreams.other]\nkind = "host"\nprefixes6 = ["2001:db8::/60"]\n',
-            "expected addresses of its own, as both are the host's",
+            "expected other addresses, as both upstreams are the host's",
         ),
     ],
 )

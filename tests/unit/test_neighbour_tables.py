@@ -34,7 +34,7 @@ def test_tight_for_many(sizes: dict[int, Path]) -> None:
     sizes[6].write_text("32768")
     assert neighbour_tables.examine(20) == (
         True,
-        "1024 entries on this host, 20 networks may take 29240: sysctl -w four=32768",
+        "1024 entries on this host, and 20 networks may need 29240: sysctl -w four=32768",
     )
     sizes[4].unlink()
     assert neighbour_tables.examine(20) == (False, "room for 20 networks")

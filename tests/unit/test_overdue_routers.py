@@ -63,7 +63,7 @@ def test_another_router_does_not_stop_a_boot(
     assert options.command(options) == 0
     said = capsys.readouterr()
     assert said.out == "router lan is up\n"
-    assert "cannot take back a router that was not confirmed in time: no space" in said.err
+    assert "cannot roll back a router that was not confirmed in time: no space" in said.err
 
 
 def test_inverted_rules_are_known_in_any_byte_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ link virbr10 up in nat-a
 link upstream up in nat-a
 route default via 192.168.0.1 on upstream in nat-a
 route default via 2001:db8:77::1 on upstream in nat-a
-answer for no neighbour on virbr10 in nat-a
+no proxy entry on virbr10 in nat-a
 no ndppd on upstream in nat-a
 announce 192.168.0.100 to the neighbours on upstream
 announce 2001:db8:77::100 to the neighbours on upstream
@@ -133,7 +133,7 @@ route default via 192.168.0.1 on upstream in nat-a
 route 2001:db8:77::1 on upstream in nat-a
 route 2001:db8:77::53 on upstream in nat-a
 route default via 2001:db8:77::1 on upstream in nat-a
-answer for 2001:db8:77::1, 2001:db8:77::53 on virbr10 in nat-a
+proxy entries for 2001:db8:77::1, 2001:db8:77::53 on virbr10 in nat-a
 ndppd on upstream in nat-a for 2001:db8:77::/64 behind virbr10
 """
 
@@ -189,7 +189,7 @@ def test_a_private_bridge_that_carries_less_than_its_patch_takes() -> None:
     )
     told = describe_plan(make(network, PROVIDER, OUTSIDE, replace(AROUND, carried=1450)))
     assert "to virbr10 in nat-a, MTU 1500\n" in told
-    assert "packets to 10.0.0.0/24, 10.9.0.0/24 of at most 1450 octets in nat-a\n" in told
+    assert "packets to 10.0.0.0/24, 10.9.0.0/24 limited to 1450 octets in nat-a\n" in told
     assert "octets" not in describe_plan(make(network, PROVIDER, OUTSIDE, AROUND))
 
 
@@ -336,7 +336,7 @@ def test_guests_in_the_providers_prefix() -> None:
     )
     outside = replace(OUTSIDE6, proxied=(IPv6Network("2001:db8:77::/64"),))
     made = make(network, upstream, outside, AROUND)
-    assert lines(made, "address", "route", "answer", "ndppd") == PROXIED
+    assert lines(made, "address", "route", "proxy", "ndppd") == PROXIED
     assert of(made, AllMulticast) == [AllMulticast(names.upstream_patch(UUID))]
     assert set_on(made, "virbr10")["proxy_ndp"] == "1"
     (proxy,) = of(made, NeighbourProxy)

@@ -69,7 +69,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "60x", "2h", "9999999"])
 def test_no_durations(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="no time up to an hour"):
+    with pytest.raises(argparse.ArgumentTypeError, match="not a time of up to an hour"):
         duration(text)
 
 

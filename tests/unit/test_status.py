@@ -45,7 +45,7 @@ a          nat-a      10.0.0.0/24, 10.1.0.0/24  provider  192.168.0.100  3      
 long-name  -          10.0.0.0/24, 10.1.0.0/24  provider  -              -       ok
 c          nat-c      10.0.0.0/24, 10.1.0.0/24  provider  192.168.0.100  3       damaged (1)
   ! x
-"virt-natns sync" repairs what is marked with "!"."""
+"virt-natns sync" repairs the differences marked with "!"."""
     )
 
 
@@ -60,7 +60,7 @@ def test_what_is_wrong_elsewhere_stands_below() -> None:
         "  ! host: bridge x is left over",
         "  ! b: has no router",
         "  ! web: is not published",
-        '"virt-natns sync" repairs what is marked with "!".',
+        '"virt-natns sync" repairs the differences marked with "!".',
     ]
 
 

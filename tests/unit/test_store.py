@@ -419,7 +419,7 @@ def test_networks_by_state(store: Store) -> None:
 def test_two_networks_cannot_share(store: Store, field: str) -> None:
     store.networks.put(record("a"))
     rival = record("b", **{field: getattr(record("a"), field)})
-    with pytest.raises(ConflictError, match=r"network b: .* belongs to a: stop that one"):
+    with pytest.raises(ConflictError, match=r"network b: .* belongs to a: stop that network"):
         store.networks.put(rival)
     store.networks.put(replace(rival, state="down"))
     store.networks.set_state("uuid-a", "down")

@@ -40,10 +40,10 @@ def test_what_others_may_write(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     place.parent.chmod(0o777)
     os.chown(place, 65534, 0)
     lib, package, module = said(place)[::-1]
-    assert lib.startswith(f"{place.parent.parent} can be written by group ")
+    assert lib.startswith(f"{place.parent.parent} is writable by group ")
     assert lib.endswith("(alice)")
-    assert package == f"{place.parent} can be written by every user"
-    assert module == f"{place} can be written by user nobody"
+    assert package == f"{place.parent} is writable by every user"
+    assert module == f"{place} is writable by user nobody"
     # A link is as good as what it leads to.
     link = place.parent.parent.parent / "link.py"
     link.symlink_to(place)
@@ -53,9 +53,9 @@ def test_what_others_may_write(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_doctor_warns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trust, "findings", lambda: ["/opt/x can be written by every user"])
+    monkeypatch.setattr(trust, "findings", lambda: ["/opt/x is writable by every user"])
     found = doctor.trusted()
     assert found.state == "warn"
-    assert "/opt/x can be written by every user" in found.said
+    assert "/opt/x is writable by every user" in found.said
     monkeypatch.setattr(trust, "findings", list)
     assert doctor.trusted().state == "ok"

@@ -84,5 +84,5 @@ def check_proxied(config: Config, store: Store, network: Network, segment: Segme
             if any(subnet.overlaps(other) for other in user.subnets):
                 raise DocumentError(
                     f"network {network.name}: another network has a part of {subnet}",
-                    "give each of them a part of its own",
+                    "give each network its own part",
                 )

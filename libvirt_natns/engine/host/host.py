@@ -253,7 +253,7 @@ class Host:
         stray = stray_routes(needs, record)
         self._remove_routes(stray, record)
         if not needs.routes6 and record.settings:
-            self._announce("forward no IPv6 any more")
+            self._announce("stop forwarding IPv6")
             if not any(each.forwards6 for each in active_networks()):
                 host_ipv6.put_back(self.kernel, record.settings)
             record.settings = {}

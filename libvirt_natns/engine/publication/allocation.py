@@ -117,8 +117,8 @@ class Allocation:
         upstream = attachment.upstream
         if upstream.side(family).by_dhcp:
             raise LeaseError(
-                f"guest {domain.name}: there are no addresses for <natns:address> on upstream"
-                f" {upstream.name}, whose DHCP server leases one to each network",
+                f"guest {domain.name}: upstream {upstream.name} has no address for <natns:address>,"
+                " as its DHCP server leases one to each network",
                 "publish ports with <natns:portForward>, or use an upstream with a pool",
             )
         if request.address is not None:

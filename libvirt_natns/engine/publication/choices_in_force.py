@@ -48,5 +48,7 @@ class ChoicesInForce:
         key = f"{domain.uuid}/{attachment.nic.mac}"
         store, upstream = self._choices.store, attachment.upstream
         if not store.leases.reserve(upstream.name, upstream.bridge, key, own):
-            raise ConflictError(f"{who}: {own} of upstream {upstream.name} is another's already")
+            raise ConflictError(
+                f"{who}: {own} of upstream {upstream.name} is leased to another network or guest"
+            )
         return own

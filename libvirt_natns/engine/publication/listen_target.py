@@ -53,10 +53,10 @@ def way_to(
 def _check_listen(who: str, wanted: Address, own: set[Address]) -> None:
     if wanted not in own:
         leased = [each for each in own if not is_placeholder(each)]
-        listed = ", ".join(map(str, sorted(leased, key=by_family))) or "those that it will have"
+        listed = ", ".join(map(str, sorted(leased, key=by_family))) or "its future addresses"
         raise DocumentError(
             f"{who}: <natns:portForward address='{wanted}'> is not an address of its network",
-            f"use one of {listed}, or leave it out",
+            f"use {listed}, or leave address out",
         )
 
 

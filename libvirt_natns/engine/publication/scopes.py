@@ -51,7 +51,7 @@ def check_host(
             raise DocumentError(
                 f"{forward.owner_name}: <natns:portForward address='{listens}'> is not an address"
                 " of the host",
-                "leave it out to listen on all of them",
+                "leave address out to listen on all addresses",
             )
     listening_ports.check_free(shared)
 

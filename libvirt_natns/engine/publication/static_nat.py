@@ -22,7 +22,7 @@ def select_nic(
             return attachment
     named = f"network='{network}'" if network else f"mac='{mac}'"
     raise DocumentError(
-        f"guest {domain.name}: <natns:{element} {named}> names no NIC of it in a network"
+        f"guest {domain.name}: <natns:{element} {named}> names no NIC of the guest in a network"
         " that libvirt-natns handles",
         "correct it with virsh edit",
     )
@@ -47,7 +47,7 @@ def check_requests(domain: Domain, attachments: list[Attachment]) -> None:
         if request.address is not None and address in addresses:
             raise DocumentError(
                 f"guest {domain.name}: two <natns:address> ask for {request.address}",
-                "choose another for one of them, or address='auto'",
+                "choose another address for one of them, or address='auto'",
             )
         nics.add(nic)
         addresses.add(address)
@@ -61,7 +61,7 @@ def static_nat(
     if at.upstream.shares_addresses:
         raise ConflictError(
             f"guest {domain.name}: upstream {at.upstream.name} of network {at.network.name}"
-            " has no addresses to give away",
+            " has no addresses for guests",
             "use an upstream of kind 'bridge' for <natns:address>",
         )
     family = _family_of(request, at)

@@ -194,7 +194,7 @@ def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
     if network is None:
         return []
     repaired = _up(engine, network, xml)
-    return repaired if up else [f"{NO_ROUTER}: it has got one"]
+    return repaired if up else [f"{NO_ROUTER}: made a router"]
 
 
 def _up(engine: Engine, network: Network, xml: bytes) -> list[str]:

@@ -47,7 +47,7 @@ def up(verbs: RouterLifecycle, name: str, say: Say) -> list[str]:
     try:
         if kept is None:
             raise RouterError(
-                f"router {name}: what was confirmed of it is lost",
+                f"router {name}: its confirmed settings are lost",
                 f"virt-natns router up {name}",
             )
         return _up(verbs, name, kept, say)
@@ -71,14 +71,14 @@ def _up(verbs: RouterLifecycle, name: str, kept: ConfirmedRouter, say: Say) -> l
         mac = kept.before.permanent or kept.before.mac
         raise RouterError(
             f"router {name}: there is no NIC {kept.nic}, and none with the MAC address {mac}",
-            "ip link lists those that are there",
+            "see ip link",
         )
     verbs = replace(verbs, needs=_needs(verbs, say))
     had = hardware.renamed(kept.before, link)
     upstream = replace(_upstream(verbs.config, name, kept), nic=link)
     done = verbs.boot(upstream, had)
     if link != kept.nic:
-        done.append(f"router {name}: the kernel names {kept.nic} {link} now")
+        done.append(f"router {name}: NIC {kept.nic} is called {link} now")
     if kept.target is not None:
         # An earlier version may have confirmed the router, or the script is damaged.
         with suppress(OSError):
@@ -94,7 +94,7 @@ def _needs(verbs: RouterLifecycle, say: Say) -> NeedsOf:
             return verbs.needs(target)
         except (StoreError, SQLError) as error:
             if not errors:
-                say(f"the networks of router {target.name} are not known: {error}")
+                say(f"cannot read the networks of router {target.name}: {error}")
             errors.append(error)
             return RouterNeeds()
 
@@ -126,7 +126,7 @@ def rescue(verbs: RouterLifecycle, name: str, kept: ConfirmedRouter | None) -> s
     A router that is up is left alone.
     """
     if _stands(name):
-        return "the router stands"
+        return "the router is up"
     with suppress(Exception):
         _bring_back(verbs, name, kept)
     if kept is not None:

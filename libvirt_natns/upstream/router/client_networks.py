@@ -152,7 +152,7 @@ def _load(store: Store, record: RouterRecord, announce: Callable[[str], None]) -
         # Routes come first: where the rules are current, the routes are not compared.
         link_config.configure(downstream.transit(record.target, now))
         rule_set.load()
-    return [f"rules of router {name} were not what its networks publish"]
+    return [f"rules of router {name} differed from the forwards of its networks"]
 
 
 def _rule_set(target: Target, wanted: RouterNeeds) -> RuleSet:
@@ -184,15 +184,15 @@ def _check(forward: Forward, record: RouterRecord) -> None:
     taken = _port_of_host(forward, target)
     if taken is not None:
         raise ConflictError(
-            f"{forward.owner_name}: {forward.proto} port {taken} of router {target.name} is the"
-            " host's own (host_ports)",
+            f"{forward.owner_name}: {forward.proto} port {taken} of router {target.name}"
+            " belongs to the host (host_ports)",
             "choose another port, or start='auto'",
         )
     if int(forward.address) and not forward.own and not _listens(record, forward.address):
         raise DocumentError(
             f"{forward.owner_name}: <natns:portForward address='{forward.address}'> is not an"
             f" address of router {target.name}",
-            "leave it out to listen on all of them",
+            "leave address out to listen on all addresses",
         )
 
 

@@ -42,7 +42,7 @@ def arm(name: str, deadline: float) -> None:
             start_new_session=True,
         )
     except OSError as error:
-        raise RouterError("cannot start what takes the router back in time", str(error)) from error
+        raise RouterError("cannot start the rollback timer", str(error)) from error
 
 
 def _as_unit(name: str, waiting: tuple[str, ...]) -> bool:

@@ -79,7 +79,7 @@ def _load(file: Path) -> RouterRecord | None:
         fields["before"] = nic_snapshot.from_object(fields["before"])
         fields["resolver"] = Resolver(**known_fields(Resolver, fields["resolver"]))
         if fields["state"] not in get_args(RouterState):
-            raise ValueError("a state that is none")
+            raise ValueError("an unknown state")
         return RouterRecord(**fields)
     except router_files.WRONG as error:
         raise router_files.broken(file) from error

@@ -114,7 +114,7 @@ class RouterLifecycle:
         if record.is_whole and not record.is_overdue:
             return record
         state = "never confirmed" if record.is_whole else f"interrupted {record.state}"
-        done.append(f"took back router {name}, which was {state}")
+        done.append(f"rolled back router {name}, which was {state}")
         self._take_back(record)
         return None
 
@@ -223,7 +223,7 @@ class RouterLifecycle:
         for record in journal.load_all():
             if record.is_overdue and record.this_boot and record.deadline is not None:
                 self.expire(record.target.name, record.deadline)
-                done.append(f"took back router {record.target.name}, which was never confirmed")
+                done.append(f"rolled back router {record.target.name}, which was never confirmed")
         return done
 
     def follow_lease(self, name: str) -> None:
@@ -249,7 +249,7 @@ class RouterLifecycle:
             if users and record.is_whole:
                 raise RouterError(
                     f"router {name} serves {', '.join(users)}",
-                    "stop these networks (virsh net-destroy), or say --force",
+                    "stop these networks (virsh net-destroy), or use --force",
                 )
             if not record.this_boot:
                 recover.forget(record)

@@ -29,7 +29,7 @@ def obstacle(name: str) -> Obstacle | None:
     with nic_link.session(None) as sock:
         link = nic_link.find(sock, name)
         if link is None:
-            return "does not exist", "ip link lists those that do"
+            return "does not exist", "see ip link"
         return _link_obstacle(sock, link, name) or _route_obstacle(sock, link.index)
 
 
@@ -42,7 +42,7 @@ def _link_obstacle(sock: Socket, link: ListedLink, name: str) -> Obstacle | None
     if upper:
         return f"carries {upper}, which would stay behind", f"remove {upper} first"
     if link.attributes.nested(netlink.IFLA_XDP).number(netlink.IFLA_XDP_ATTACHED):
-        return "has an XDP program", f"take it off (ip link set {name} xdp off)"
+        return "has an XDP program", f"remove it (ip link set {name} xdp off)"
     if _has_discipline(sock, link.index):
         return "has traffic control that a move would lose", f"tc qdisc del dev {name} root"
     return None
@@ -74,9 +74,9 @@ def _route_obstacle(sock: Socket, link: int) -> Obstacle | None:
             continue
         route = nic_routes.parse(body, link)
         if nic_routes.has_next_hop_object(body):
-            return f"has a {route} by a nexthop object", "give it as a plain route (ip route)"
+            return f"has a {route} by a nexthop object", "set a plain route instead (ip route)"
         if links != {link}:
-            return f"shares a {route} with other links", "let it lead over one link"
+            return f"shares a {route} with other links", "set a route over one link instead"
     return None
 
 

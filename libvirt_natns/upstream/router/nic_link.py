@@ -101,7 +101,7 @@ def dump(sock: Socket, kind: int, header: bytes) -> list[bytes]:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
                 raise
             return []
-    raise KernelError("the kernel's network settings change all the time", "try again")
+    raise KernelError("the kernel's network settings keep changing", "try again")
 
 
 def find(sock: Socket, name: str) -> ListedLink | None:

@@ -43,7 +43,7 @@ def upstream(config: Config, name: str | None) -> RouterUpstream:
     if name is None:
         fact = "several routers are configured" if routers else "no router is configured"
     else:
-        fact = f"upstream {name} is no router"
+        fact = f"upstream {name} is not of kind router"
     add = f'add [upstreams.{name or "wan"}] with kind = "router" and nic to {names.CONFIG_FILE}'
     raise RouterError(fact, f"name one of {', '.join(sorted(routers))}" if routers else add)
 
@@ -77,8 +77,8 @@ def check_published(target: Target, needs: RouterNeeds) -> None:
             if protocol == forward.proto and first <= forward.last and forward.first <= last:
                 raise ConflictError(
                     f"router {target.name}: a network publishes {protocol} port"
-                    f" {max(first, forward.first)}, which host_ports name now",
-                    f"choose others in [upstreams.{target.name}] of {names.CONFIG_FILE}",
+                    f" {max(first, forward.first)}, which host_ports has now",
+                    f"choose other host_ports in [upstreams.{target.name}] of {names.CONFIG_FILE}",
                 )
 
 
@@ -156,7 +156,7 @@ def _capture(wanted: RouterUpstream, kept: Capture | None, boot: bool) -> Captur
     if kept is not None and kept.name == name and (before.is_bare or boot):
         before = nic_completion.completed(before, kept)
     if before.is_bare:
-        raise _refuse(wanted, f"{name} has no address", "configure it first, as it is to be used")
+        raise _refuse(wanted, f"{name} has no address", "configure its addresses and routes first")
     if not before.flags & netlink.IFF_UP:
         raise _refuse(wanted, f"{name} is down", f"ip link set {name} up")
     if not any(route.is_default for route in before.routes):

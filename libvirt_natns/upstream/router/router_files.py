@@ -68,7 +68,7 @@ def broken(file: Path) -> RouterFileError:
     """Return the error for a file with other content than ours."""
     return RouterFileError(
         f"{file} is damaged, or of another version",
-        f"virt-natns router down {file.stem} goes on without it",
+        f"virt-natns router down {file.stem} works without this file",
     )
 
 

@@ -67,7 +67,7 @@ def make(record: RouterRecord, needs: RouterNeeds | None) -> RouterPlan:
     namespace = target.namespace
     return (
         RouterStep("make the namespace", RouterNamespace(target)),
-        RouterStep("set what it forwards", Settings(namespace, SYSCTLS)),
+        RouterStep("set the sysctls", Settings(namespace, SYSCTLS)),
         RouterStep("set its loopback link up", LinkUp(namespace, "lo")),
         RouterStep("make the patch to the host", _patch(target, before.mtu)),
         RouterStep("make the transit bridge", _transit_bridge(target, before.mtu)),

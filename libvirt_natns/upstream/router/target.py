@@ -89,5 +89,5 @@ class Target:
 
 def _port(protocol: Transport, first: int, last: int) -> tuple[Transport, int, int]:
     if protocol not in get_args(Transport) or not 0 < int(first) <= int(last) < 65536:
-        raise ValueError(f"{protocol}/{first}-{last} is no port")
+        raise ValueError(f"{protocol}/{first}-{last} is not a port")
     return protocol, int(first), int(last)

@@ -15,8 +15,8 @@ DOCUMENTATION = """
 module: natns_forward
 short_description: Publish a port of a libvirt guest with libvirt-natns
 description:
-  - Adds a forward to a guest's metadata, or takes it out. A guest that runs has it at once.
-  - A forward of the same listening ports that says anything else is replaced.
+  - Adds a forward to a guest's metadata, or removes it. A running guest has the forward at once.
+  - A different forward on the same listening ports is replaced.
 options:
   guest:
     description: The guest's name or uuid.
@@ -39,7 +39,7 @@ options:
     description: The guest's address, where DHCP does not give it.
     type: str
   state:
-    description: Whether it is to be there.
+    description: Whether the forward should exist.
     type: str
     choices: [present, absent]
     default: present

@@ -31,6 +31,7 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.service import client
 
 Command = Callable[[argparse.Namespace], int]
+Add = Callable[[str, Command, str], argparse.ArgumentParser]
 
 ROUTER = "The router namespace of a host's only NIC: an upstream of kind router."
 FORWARD = "Published ports of guests, kept in the metadata of their domains."
@@ -64,6 +65,21 @@ def make_parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
+    _add_networks(add)
+    sub = commands.add_parser(
+        "forward", help="list, add or remove published ports of guests", description=FORWARD
+    )
+    forward.add_parser(sub, access.engine)
+    sub = commands.add_parser(
+        "router", help="move a host's NIC into a router namespace, and back", description=ROUTER
+    )
+    router.add_parser(sub, access.machine)
+    _add_service(add)
+    return parser
+
+
+def _add_networks(add: Add) -> None:
+    """Add the commands about the installation and the networks."""
     sub = add("install", install.run, "install libvirt's hooks and handle networks from now on")
     sub.add_argument(
         "--scope",
@@ -94,14 +110,10 @@ def make_parser() -> argparse.ArgumentParser:
         " exit status 1 if anything is broken",
     )
     add("diagram", _diagram, "draw the networks with their namespaces, addresses and upstreams")
-    sub = commands.add_parser(
-        "forward", help="list, add or remove published ports of guests", description=FORWARD
-    )
-    forward.add_parser(sub, access.engine)
-    sub = commands.add_parser(
-        "router", help="move a host's NIC into a router namespace, and back", description=ROUTER
-    )
-    router.add_parser(sub, access.machine)
+
+
+def _add_service(add: Add) -> None:
+    """Add the commands about the service, and what administrators run beside it."""
     add("metrics", _metrics, "print metrics for Prometheus")
     add("serve", _serve, "run the resident service in the foreground, as systemd does")
     sub = add("exec", _exec, "run a command inside a network's namespace")
@@ -109,7 +121,6 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "argv", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command to run"
     )
-    return parser
 
 
 # -- commands ----------------------------------------------------------------

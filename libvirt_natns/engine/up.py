@@ -29,7 +29,8 @@ from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.records import replace
-from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
 

@@ -81,7 +81,7 @@ class RuleSet:
             if not before or (int(self._generation() or 0) - int(before)) % 2**32 == 1:
                 return
         raise FirewallError(
-            f"somebody changes the rules of {self.namespace} while they are loaded",
+            f"another program changes the rules of {self.namespace} while they are loaded",
             "find the program (nft monitor)",
         )
 

@@ -5,7 +5,7 @@ A trigger of the database refuses a forward for a port that another forward of t
 address has, however many hooks run at once.
 """
 
-from typing import Self, cast
+from typing import cast
 
 from libvirt_natns.addresses import Address, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError, StoreError
@@ -14,6 +14,7 @@ from libvirt_natns.model.publication import Forward, PortProtocol, PortSet, Stat
 from libvirt_natns.records import dataclass
 from libvirt_natns.spans import span_text
 from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.database import Connection, Database, IntegrityError, Row
 from libvirt_natns.state.leases import LeaseTable
 from libvirt_natns.state.reservations import NEXT_USE
@@ -29,32 +30,6 @@ class Claims:
     owner: str
     forwards: tuple[Forward, ...] = ()
     addresses: tuple[StaticNat, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimScope:
-    """The upstream in which a network's claims must be unique.
-
-    ``shared``: networks of the upstream share the host's addresses, and each port leads
-    to one network only.
-    """
-
-    upstream: str
-    shared: bool
-
-    @classmethod
-    def of(cls, upstream: str, kind: str) -> Self:
-        """Return the scope of networks on an upstream of that kind.
-
-        All upstreams of kind "host" are one scope: they share the host's addresses.
-        Networks on a router share the router's addresses.
-        """
-        return cls("" if kind == "host" else upstream, kind in ("host", "router"))
-
-    @property
-    def in_host(self) -> bool:
-        """True if the host itself listens on the ports."""
-        return self.shared and not self.upstream
 
 
 class ClaimTable:

@@ -14,7 +14,8 @@ from libvirt_natns.kernel import boot_clock
 from libvirt_natns.model.publication import Forward, PortSet, StaticNat
 from libvirt_natns.records import replace
 from libvirt_natns.state.chosen_ports import PortKey
-from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.store import Store
 
 A, B = IPv4Address("192.168.0.100"), IPv4Address("192.168.0.101")

@@ -33,7 +33,8 @@ from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.model.upstream import HOST_UPSTREAM, BridgeUpstream, Outside
 from libvirt_natns.records import replace
 from libvirt_natns.state.chosen_ports import PortKey
-from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 

@@ -47,7 +47,8 @@ from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
 from libvirt_natns.state.chosen_ports import PortKey
-from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.schema import SCHEMA
@@ -132,7 +133,7 @@ def test_what_no_network_may_have(store: Store) -> None:
     wanted = replace(NETWORK, nat=NatMetadata(address6=six("2001:db8:77::101")))
     with pytest.raises(LeaseError, match=r"is its DNS server: choose .*address6='\.\.\.'/>"):
         pool.reserve(store, applicant(wanted, 6), PROVIDER, nobody)
-    with pytest.raises(LeaseError, match="cannot be had, as it has no subnet of IPv6"):
+    with pytest.raises(LeaseError, match="is refused, as the upstream has no IPv6 subnet"):
         pool.reserve(store, applicant(wanted, 6), ON_HOST, nobody)
 
 

@@ -106,6 +106,7 @@ PRIVATE = {
     # A namedtuple's method, and the lists of a parser: they have no other names.
     "test_netlink_messages: _replace",
     "test_docs: _actions",
+    "test_messages_language: _actions",
     # Work after a start, whose fault no caller sees.
     "test_dispatch: _beside",
     # State of the process, which each test begins anew.

@@ -22,7 +22,8 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.service import census, metrics
-from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 

@@ -22,7 +22,8 @@ from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
-from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 

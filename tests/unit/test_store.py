@@ -21,7 +21,8 @@ from libvirt_natns.model.publication import StaticNat
 from libvirt_natns.records import replace
 from libvirt_natns.state import database
 from libvirt_natns.state.chosen_ports import PortKey
-from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import START_LIMIT, NetworkRecord
 from libvirt_natns.state.schema import SCHEMA, VERSION
 from libvirt_natns.state.store import Store

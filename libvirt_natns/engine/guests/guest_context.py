@@ -14,7 +14,8 @@ from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Domain, Nic
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 

@@ -6,7 +6,7 @@ from libvirt_natns.engine.guests.nics import in_ours
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.model.network import Domain
 from libvirt_natns.records import dataclass
-from libvirt_natns.state.claims import ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.guests import GuestRecord
 from libvirt_natns.state.networks import NetworkRecord
 

@@ -23,7 +23,7 @@ from libvirt_natns.model.network import Domain
 from libvirt_natns.records import dataclass
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant
-from libvirt_natns.state.claims import ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 

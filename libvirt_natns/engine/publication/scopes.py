@@ -13,7 +13,8 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Outside
-from libvirt_natns.state.claims import Claims, ClaimScope
+from libvirt_natns.state.claim_scope import ClaimScope
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 

@@ -162,6 +162,8 @@ every_kind = pytest.mark.parametrize(
 @every_kind
 def test_nothing_is_left_a_second_later(kind: str, good: str) -> None:
     with Service() as service:
+        # Its first look runs programs.
+        service.idle()
         before, had = unordered(), ours()
         with defined(given_up(kind)):
             refuse()
@@ -229,6 +231,7 @@ def test_libvirtd_is_killed_while_a_network_starts(
 ) -> None:
     """Nothing stays of the start, nor of what libvirt had made."""
     with Service() as service, defined(given_up("bandwidth")):
+        service.idle()
         before, had = unordered(), ours()
         with tc("exec sleep 5"):
             starting = spawn("virsh", "net-start", "bad")

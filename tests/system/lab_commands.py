@@ -21,8 +21,8 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 FAILED = 70
 """Exit status of a command that could not be run at all."""
@@ -97,21 +97,65 @@ class CommandServer:
 # -- the server ----------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Running:
+    """A command that runs for a client."""
+
+    connection: socket.socket
+    pid: int
+    process: int
+    """A descriptor that can be read when the command has ended."""
+
+
 def serve(path: str) -> None:
     """Run commands for ever, each in a process of its own."""
     load()
+    commands: dict[int, Running] = {}
+    poll = select.poll()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
         listener.listen(64)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them
+        poll.register(listener, select.POLLIN)
         print("listening", flush=True)
         while True:
-            connection, _ = listener.accept()
-            if not os.fork():
-                listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                attend(connection)
-            connection.close()
+            for descriptor, _ in poll.poll():
+                if descriptor == listener.fileno():
+                    begun = begin(listener.accept()[0])
+                    poll.register(begun.process, select.POLLIN)
+                    # For its end alone: what it has to say is for the command.
+                    poll.register(begun.connection, 0)
+                    commands[begun.process] = commands[begun.connection.fileno()] = begun
+                elif descriptor in commands:
+                    attend(commands, poll, descriptor)
+
+
+def begin(connection: socket.socket) -> Running:
+    """Start the command of a client."""
+    pid = os.fork()
+    if not pid:
+        # Those of other commands end with these.
+        os.closerange(3, connection.fileno())
+        os.closerange(connection.fileno() + 1, 1024)
+        become(connection)
+    return Running(connection, pid, os.pidfd_open(pid))
+
+
+def attend(commands: dict[int, Running], poll: select.poll, descriptor: int) -> None:
+    """Tell a client how its command has ended; kill a command whose client has gone."""
+    running = commands[descriptor]
+    if descriptor != running.process:
+        del commands[descriptor]
+        poll.unregister(descriptor)
+        os.kill(running.pid, signal.SIGKILL)
+        return
+    for each in (running.process, running.connection.fileno()):
+        if commands.pop(each, None):
+            poll.unregister(each)
+    os.close(running.process)
+    status = os.waitstatus_to_exitcode(os.waitpid(running.pid, 0)[1])
+    with suppress(OSError):
+        running.connection.send(str(status).encode())
+    running.connection.close()
 
 
 def load() -> None:
@@ -121,32 +165,6 @@ def load() -> None:
     # A fork that collects garbage would copy all of it.
     gc.collect()
     gc.freeze()
-
-
-def attend(connection: socket.socket) -> None:
-    """Run one command, and kill it where its client does not wait any longer."""
-    data, descriptors, _, _ = socket.recv_fds(connection, 1 << 18, 2)
-    if not data:
-        os._exit(0)
-    try:
-        body = stand_for(int(data)) if data.isdigit() else command(data, descriptors)
-    except (OSError, ValueError):
-        answer(connection, NOT_SERVED)
-    pid = os.fork()
-    if not pid:
-        connection.close()
-        become(body)
-    ended = os.pidfd_open(pid)
-    ready = select.select([ended, connection.fileno()], [], [])[0]
-    if ended not in ready:
-        os.kill(pid, signal.SIGKILL)
-    answer(connection, str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
-
-
-def answer(connection: socket.socket, text: str) -> NoReturn:
-    with suppress(OSError):
-        connection.send(text.encode())
-    os._exit(0)
 
 
 def command(data: bytes, descriptors: list[int]) -> Callable[[], int]:
@@ -202,10 +220,22 @@ def surround(files: list[int], environment: dict[str, str], directory: str) -> N
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
 
 
-def become(body: Callable[[], int]) -> None:
-    """Be the command, and end."""
+def become(connection: socket.socket) -> None:
+    """Be the command that a client asks for, and end."""
     status = FAILED
     try:
+        data, descriptors, _, _ = socket.recv_fds(connection, 1 << 18, 2)
+        if data.isdigit():
+            try:
+                body = stand_for(int(data))
+            except (OSError, ValueError):
+                connection.send(NOT_SERVED.encode())
+                os._exit(0)
+        elif data:
+            body = command(data, descriptors)
+        else:
+            os._exit(0)
+        connection.close()
         status = body()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1

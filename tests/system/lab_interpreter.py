@@ -20,8 +20,9 @@ from lab_commands import NOT_SERVED, CommandServer
 
 from libvirt_natns.cli import hook_files
 
-PROGRAM = Path("/run/natns-python")
-"""Below directories that root alone may write, as ``doctor`` examines."""
+PROGRAM = Path("/etc/natns-python")
+"""Below directories that root alone may write, as ``doctor`` examines, and not in /run, which
+a test mounts so that nothing in it can be run."""
 
 REAL = hook_files.DISTRIBUTION_PYTHON
 

@@ -106,7 +106,7 @@ def run(file: Path, arguments: list[str]) -> Outcome:
 
 
 def cpu_seconds(sandbox: int) -> float:
-    """The processor time that a sandbox has used, by its control group; 0 where there is none."""
+    """Return the processor time of a sandbox, by its control group; 0 where there is none."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, place, kind, *_ = line.split()
         statistics = Path(place, f"libvirt-natns-sandbox.{sandbox}", "cpu.stat")

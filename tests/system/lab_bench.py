@@ -212,7 +212,7 @@ AHEAD = ("libvirt's address", "address in the metadata")
 
 
 def of_kind(kind: str, xml: bytes) -> Bench:
-    """A bench of a resident process; ``xml`` is that of a network with libvirt's address."""
+    """Return a bench of a resident process; ``xml`` has libvirt's address."""
     if kind == AHEAD[0]:
         return Bench(xml, service=True)
     uuid = "c0ffee00-0000-4000-8000-00000000000a"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The commonest commands of virsh by libvirt's library, in the test's own process.
 
-A suite runs them thousands of times, and to start virsh takes longer than what it asks for.
-libvirtd and its hooks do the same for both.  The library has virsh's exit status, output and
-second line of an error.  A command or an option that is not here is left to virsh.
+A suite runs them thousands of times, and a start of virsh takes longer than its request.
+libvirtd and its hooks do the same for both.  A result has the exit status and the output of
+virsh, and its line with libvirt's error.  Other commands and options are left to virsh.
 """
 
 import re

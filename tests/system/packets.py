@@ -281,7 +281,7 @@ class Capture(Closing):
             return found
 
     def parse(self, ethertype: int, data: bytes) -> Packet | None:
-        """The packet, if it is one to look at."""
+        """Return the packet, if it is one to look at."""
         # Bridges ask for multicast groups now and then.
         if ethertype != ETHERTYPE or data[9] == socket.IPPROTO_IGMP:
             return None
@@ -297,7 +297,7 @@ def checksum(data: bytes) -> int:
 
 
 def summed(pseudo: bytes, message: bytes, at: int) -> bytes:
-    """A message with its checksum at an offset, over the pseudo header as well."""
+    """Return a message with its checksum at an offset, over the pseudo header as well."""
     return message[:at] + struct.pack("!H", checksum(pseudo + message)) + message[at + 2 :]
 
 

@@ -130,7 +130,7 @@ class Capture(packets.Capture):
     """All IPv6 packets that pass one interface of a node, but those among neighbours."""
 
     def parse(self, ethertype: int, data: bytes) -> Packet | None:
-        """The packet, if it is one to look at."""
+        """Return the packet, if it is one to look at."""
         if ethertype != ETHERTYPE or self._among_neighbours(data):
             return None
         source, target = (socket.inet_ntop(socket.AF_INET6, data[at : at + 16]) for at in (8, 24))

@@ -120,9 +120,10 @@ class Following:
 
     @contextmanager
     def settles(self) -> Iterator[None]:
-        """After the body, wait until the follower has looked at what was started there.
+        """Wait, after the body, until the follower has looked at what was started there.
 
-        It looks a moment after a start.  An edit before that might be seen twice.
+        The look comes a moment after a start.  It might see a later edit, which has its
+        own look.
         """
         before = self.sessions.over
         yield

@@ -56,7 +56,7 @@ def world(request: pytest.FixtureRequest, installed: None) -> Iterator[World]:
 
 
 def third(port: int, more: str = "") -> str:
-    """One more guest, which publishes one port."""
+    """Return one more guest, which publishes one port."""
     published = ports(f"start='{port}' to='22'", more=more)
     return domain("third", nic("b", THIRD), publishes=published)
 

@@ -113,7 +113,7 @@ Step = tuple[str, int]
 
 
 def rehearsed(bench: Bench) -> dict[Step, int]:
-    """The interesting steps of a start, with their places."""
+    """Return the interesting steps of a start, with their places."""
     rehearsal = FailAt()
     bench.start(rehearsal)
     bench.stop()
@@ -128,7 +128,7 @@ def rehearsed(bench: Bench) -> dict[Step, int]:
 
 
 def pairs(places: Mapping[str, Mapping[Step, int]]) -> Iterator[tuple[str, Step, Remedy]]:
-    """Kinds, steps and remedies, so that each two of them meet.
+    """Yield kinds, steps and remedies, so that each two of them meet.
 
     A step of both kinds has one remedy in each; a step of one kind has both there.
     """

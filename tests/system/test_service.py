@@ -241,7 +241,7 @@ def test_killed_at_many_points_of_a_start(upstream: Provider, metadata: str) -> 
 
 @contextmanager
 def stuck(service: Service) -> Iterator[None]:
-    """The service is stopped for as long as the body lasts; whoever asks it stays in its queue."""
+    """Stop the service for as long as the body lasts; clients stay in its queue."""
     service.signal(signal.SIGSTOP)
     try:
         yield

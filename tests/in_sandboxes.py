@@ -18,6 +18,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 PYTEST = ("/usr/bin/python3", "-m", "pytest", "--durations=3")
+POLL = 1.0
+"""Seconds between two looks at what a sandbox has used of the processors."""
 NO_TESTS = 5
 """pytest's exit status where an argument such as -k leaves nothing of a file."""
 
@@ -25,41 +27,47 @@ NO_TESTS = 5
 FIRST = (
     "test_breakage",
     "test_killed",
-    "test_router_boot",
+    "test_ansible",
     "test_given_up",
     "test_service",
-    "test_ansible",
-    "test_guest_claims",
-    "test_odd_documents",
+    "test_router_boot",
     "test_damaged_state",
-    "test_firewall_packets",
-    "test_ipv6_kinds",
+    "test_odd_documents",
     "test_failures",
-    "test_boundary_legacy",
-    "test_hostile_leases",
-    "test_boundary_libvirt",
-    "test_boundary_forward",
-    "test_guest_life",
-    "test_full_disk",
-    "test_boundary_namespace",
-    "test_healing",
-    "test_damaged_meanwhile",
-    "test_dhcp_upstream",
-    "test_dhcp_dns",
-    "test_follower",
-    "test_forward_commands",
     "test_parallel",
+    "test_guest_claims",
+    "test_ipv6_kinds",
+    "test_boundary_legacy",
+    "test_firewall_packets",
+    "test_hostile_leases",
+    "test_commands",
+    "test_torture",
+    "test_boundary_forward",
+    "test_boundary_libvirt",
+    "test_full_disk",
+    "test_dhcp_upstream",
+    "test_healing",
+    "test_guest_life",
+    "test_damaged_meanwhile",
+    "test_dhcp_dns",
+    "test_howto",
+    "test_boundary_namespace",
+    "test_forward_commands",
+    "test_follower",
+    "test_packaging",
+    "test_static_nat",
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file; ``seconds`` of wall clock."""
+    """What became of one file; ``seconds`` of wall clock, ``cpu`` seconds of processors."""
 
     file: Path
     status: int
     output: str
     seconds: float
+    cpu: float
 
     @property
     def failed(self) -> bool:
@@ -78,7 +86,7 @@ def run(file: Path, arguments: list[str]) -> Outcome:
     # Hundreds of interpreters load the same modules.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     start = time.monotonic()
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sandbox, "--", *PYTEST, os.fspath(file), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -86,9 +94,26 @@ def run(file: Path, arguments: list[str]) -> Outcome:
         text=True,
         errors="replace",
         env=environment,
-        check=False,
     )
-    return Outcome(file, done.returncode, done.stdout, time.monotonic() - start)
+    cpu = 0.0
+    while True:
+        try:
+            output, _ = process.communicate(timeout=POLL)
+            break
+        except subprocess.TimeoutExpired:
+            cpu = cpu_seconds(process.pid) or cpu
+    return Outcome(file, process.returncode, output, time.monotonic() - start, cpu)
+
+
+def cpu_seconds(sandbox: int) -> float:
+    """Return the processor time of a sandbox, by its control group; 0 where there is none."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, place, kind, *_ = line.split()
+        statistics = Path(place, f"libvirt-natns-sandbox.{sandbox}", "cpu.stat")
+        if kind == "cgroup2" and statistics.exists():
+            used = dict(line.split() for line in statistics.read_text().splitlines())
+            return int(used["usage_usec"]) / 1e6
+    return 0.0
 
 
 def rank(file: Path) -> tuple[int, str]:
@@ -106,12 +131,14 @@ def main() -> int:
             outcome = job.result()
             outcomes.append(outcome)
             if outcome.status != NO_TESTS:
-                print(f"\n== {outcome.file.name}: {outcome.seconds:.0f} s", flush=True)
+                took = f"{outcome.seconds:.0f} s, {outcome.cpu:.0f} s of CPU"
+                print(f"\n== {outcome.file.name}: {took}", flush=True)
                 print(outcome.output.strip(), flush=True)
     passed = sum(outcome.count("passed") for outcome in outcomes)
     wrong = sum(outcome.count("failed") + outcome.count("error") for outcome in outcomes)
     broken = sorted(outcome.file.name for outcome in outcomes if outcome.failed)
-    print(f"\nfiles with failures: {', '.join(broken) or 'none'}")
+    print(f"\n{sum(outcome.cpu for outcome in outcomes):.0f} s of CPU")
+    print(f"files with failures: {', '.join(broken) or 'none'}")
     print(f"{passed} passed, {wrong} failed", flush=True)
     return 1 if broken else 0
 

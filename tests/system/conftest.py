@@ -20,10 +20,9 @@ pytest.register_assert_rewrite("lab_bench")
 
 import lab  # noqa: E402 - needs the checkout on the path
 import lab_base  # noqa: E402
+import lab_interpreter  # noqa: E402
 import lab_service  # noqa: E402
-
-SETTLING = 5.0
-"""Seconds for what the kernel does later: it removes namespaces in its own time."""
+import lab_virsh  # noqa: E402
 
 
 def pytest_sessionstart() -> None:
@@ -37,11 +36,27 @@ def pytest_sessionstart() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def libvirtd() -> Iterator[lab.Libvirtd]:
     """The sandbox's libvirtd, started once."""
+    lab_base.virsh_library = lab_virsh.run
     daemon = lab.Libvirtd()
     daemon.start()
     daemon.prime()
-    lab_base.start_command_server()
     yield daemon
+    lab.clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreter(request: pytest.FixtureRequest, libvirtd: lab.Libvirtd) -> Iterator[None]:
+    """The command server, and hooks whose interpreter is a fork of it.
+
+    ``REAL_INTERPRETER = True`` in a file has each event start an interpreter instead.
+    """
+    server = lab_base.start_command_server()
+    modules = {getattr(item, "module", None) for item in request.session.items}
+    if any(getattr(module, "REAL_INTERPRETER", False) for module in modules):
+        yield
+    else:
+        with lab_interpreter.loaded(server):
+            yield
     lab.clear()
     lab_base.end_command_server()
 
@@ -54,12 +69,9 @@ def nothing_left(libvirtd: lab.Libvirtd) -> Iterator[None]:
     yield
     libvirtd.start()  # a test may have stopped it
     lab.clear(kept)
-    try:
-        lab.wait_for(lambda: lab.snapshot() == before, timeout=SETTLING, interval=0.1)
-    except lab.LabError:
-        after = lab.snapshot()
-        if after != before:
-            pytest.fail(f"left behind:\n{before.diff(after)}", pytrace=False)
+    left = lab.remaining(before)
+    if left:
+        pytest.fail(f"left behind:\n{left}", pytrace=False)
 
 
 @pytest.fixture
@@ -83,7 +95,7 @@ def backend(request: pytest.FixtureRequest, provider: lab.Provider) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def installed(libvirtd: lab.Libvirtd) -> Iterator[None]:
+def installed(interpreter: None) -> Iterator[None]:
     """libvirt-natns' hooks, installed from the checkout for the whole session."""
     lab.install_natns()
     yield

@@ -3,10 +3,9 @@
 
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from lab import CHECKOUT, FastGuest, LabError, Result, forward_at_once, run
+from lab_base import Closing, ip
 from lab_nodes import INTERFACE
 
 from libvirt_natns.kernel.netns import entered
@@ -17,7 +16,7 @@ NAMESPACE = "host-b"
 PORT = "p-host-b"
 
 
-class FarHost:
+class FarHost(Closing):
     """A host with ``eth0`` on a bridge of this one; ends with the ``with``."""
 
     def __init__(self, bridge: str, address: str) -> None:
@@ -43,32 +42,24 @@ class FarHost:
             raise LabError("the other host does not come up")
         self._pid = _innermost(self._process.pid)
         run("ip", "netns", "attach", NAMESPACE, str(self._pid))
-        run("ip", "link", "add", PORT, "master", bridge, "type", "veth",
-            "peer", "name", INTERFACE, "netns", NAMESPACE)  # fmt: skip
-        run("ip", "link", "set", PORT, "up")
-        run("ip", "-n", NAMESPACE, "address", "add", address, "dev", INTERFACE)
-        run("ip", "-n", NAMESPACE, "link", "set", INTERFACE, "up")
+        ip(
+            f"link add {PORT} master {bridge} type veth peer name {INTERFACE} netns {NAMESPACE}",
+            f"link set {PORT} up",
+        )
+        ip(
+            f"address add {address} dev {INTERFACE}",
+            f"link set {INTERFACE} up",
+            namespace=NAMESPACE,
+        )
 
     def run(self, *command: str) -> Result:
         """Run a command there, in the checkout."""
         inside = ("nsenter", "--target", str(self._pid), "--all", f"--wd={CHECKOUT}")
         return run(*inside, *command)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.down()
-
     def down(self) -> None:
         """Pull the plug; all that runs there ends."""
-        run("ip", "link", "del", PORT, check=False)
-        run("ip", "netns", "del", NAMESPACE, check=False)
+        ip(f"link del {PORT}", f"netns del {NAMESPACE}", check=False)
         self._process.communicate(timeout=30)
 
 
@@ -93,12 +84,13 @@ class FarGuest(FastGuest):
         super().__init__(bridge, mac, name, mtu=mtu, stp=True)
 
     def _connect(self, mac: str | None, mtu: int | None) -> None:
-        size = ("mtu", str(mtu))
-        run("ip", "link", "add", self.port, *size, "type", "veth",
-            "peer", "name", INTERFACE, "address", str(mac), *size, "netns", self.name)  # fmt: skip
-        run("ip", "link", "set", self.port, "netns", NAMESPACE)
-        run("ip", "-n", NAMESPACE, "link", "set", self.port, "master", self.bridge, "up")
-        self.run("ip", "link", "set", "lo", "up")
-        self.run("ip", "link", "set", INTERFACE, "up")
+        ip(
+            f"netns add {self.name}",
+            f"link add {self.port} mtu {mtu} type veth"
+            f" peer name {INTERFACE} address {mac} mtu {mtu} netns {self.name}",
+            f"link set {self.port} netns {NAMESPACE}",
+        )
+        ip(f"link set {self.port} master {self.bridge} up", namespace=NAMESPACE)
+        ip("link set lo up", f"link set {INTERFACE} up", namespace=self.name)
         with entered(NAMESPACE):
             forward_at_once(self.bridge)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 from lab import (
@@ -20,6 +21,7 @@ from lab import (
     virsh,
     wait_for,
 )
+from lab_base import Closing
 
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
@@ -44,7 +46,7 @@ SHARE = 8
 PATIENCE = 20.0
 
 
-class Parts(Nobody):
+class Parts(Nobody, Closing):
     """Watch and healer, as the service puts them together."""
 
     def __init__(self) -> None:
@@ -65,12 +67,12 @@ class Parts(Nobody):
             record = engine.store.networks.get(uuid)
         return Watched.of(record) if record and record.state == "up" else None
 
-    def __enter__(self) -> "Parts":
+    def __enter__(self) -> Self:
         self.watch.start()
         self.healer.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def down(self) -> None:
         self.watch.stop()
         self.healer.stop()
         self.sessions.close()

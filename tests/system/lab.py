@@ -40,7 +40,7 @@ from lab_libvirt import (
 from lab_nodes import INTERNET, Capture, FastGuest, Node, Provider, forward_at_once
 from lab_servers import ECHO_PORT, WEB_PORT, Contact, Server
 from lab_service import Service
-from lab_snapshot import Snapshot, snapshot
+from lab_snapshot import Snapshot, remaining, snapshot
 
 __all__ = [
     "CACHE",
@@ -73,6 +73,7 @@ __all__ = [
     "natns",
     "natns_anew",
     "objects",
+    "remaining",
     "remove_config",
     "require_sandbox",
     "run",

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from lab_commands import CommandServer
 
@@ -25,6 +25,8 @@ Result = subprocess.CompletedProcess[str]
 T = TypeVar("T")
 
 command_server: CommandServer | None = None
+virsh_library: Callable[[tuple[str, ...], float], Result | None] | None = None
+"""Does the commonest commands of virsh without a process (``lab_virsh.run``), in tests."""
 
 
 class LabError(Exception):
@@ -42,6 +44,20 @@ class CommandError(LabError):
         output = (result.stdout + result.stderr).strip()
         super().__init__(f"{command}: exit status {result.returncode}\n{output}")
         self.result = result
+
+
+class Closing:
+    """A part of the lab that its ``__init__`` begins, and that ends with a ``with``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    def down(self) -> None:
+        """Remove all that belongs to it; missing is fine."""
+        raise NotImplementedError
 
 
 def require_sandbox() -> None:
@@ -97,6 +113,23 @@ def run(
     return result
 
 
+def ip(
+    *commands: str, namespace: str | None = None, check: bool = True, family: str = "any"
+) -> Result:
+    """Run commands of ip(8) in one process, in a namespace of ``ip netns``.
+
+    Ends with a command that fails; without ``check`` runs all of them.  ``family``: of
+    addresses and routes that a command names without one.
+    """
+    __tracebackhide__ = True
+    where = ("-n", namespace) if namespace else ()
+    options = ("-family", family) if family != "any" else ()
+    force = () if check else ("-force",)
+    return run(
+        "ip", *where, *options, *force, "-batch", "-", input="\n".join(commands), check=check
+    )
+
+
 def spawn(*command: str | Path, namespace: str | None = None) -> subprocess.Popen[str]:
     """Start a command that goes on running; its caller ends it with ``end``."""
     words = inside(namespace, tuple(os.fspath(word) for word in command))
@@ -145,7 +178,17 @@ def wait_for(
 def virsh(*arguments: str, check: bool = True, timeout: float = 60.0) -> Result:
     """Run virsh on the sandbox's libvirtd; its error line is in ``.stderr``."""
     __tracebackhide__ = True
-    return run("virsh", "-q", *arguments, check=check, timeout=timeout)
+    result = None
+    if virsh_library is not None:
+        try:
+            result = virsh_library(arguments, timeout)
+        except TimeoutError as error:
+            raise LabError(f"virsh {' '.join(arguments)}: not done after {timeout} s") from error
+    if result is None:
+        return run("virsh", "-q", *arguments, check=check, timeout=timeout)
+    if check and result.returncode != 0:
+        raise CommandError(result)
+    return result
 
 
 def write_config(toml_text: str) -> None:
@@ -182,10 +225,11 @@ def natns_anew(*arguments: str, check: bool = True, timeout: float = 60.0) -> Re
     return run(*command, check=check, timeout=timeout, env=env)
 
 
-def start_command_server() -> None:
+def start_command_server() -> CommandServer:
     """Have all later commands run by a server."""
     global command_server
     command_server = CommandServer(CHECKOUT)
+    return command_server
 
 
 def end_command_server() -> None:

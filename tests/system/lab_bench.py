@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 from lab import (
     Provider,
+    Snapshot,
     isolated,
+    remaining,
     remove_config,
     run,
-    snapshot,
     start_network,
     virsh,
-    wait_for,
     write_config,
 )
+from lab_base import ip
 
 from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
@@ -111,11 +112,12 @@ class Bench:
 
     def make_bridge(self) -> None:
         """As libvirt does between `start` and `started`; fails where the bridge exists."""
-        run("ip", "link", "add", "virbr10", "address", "52:54:00:aa:bb:cc", "type", "bridge")
-        run("ip", "link", "set", "virbr10", "up")
+        ip("link add virbr10 up address 52:54:00:aa:bb:cc type bridge")
         if self.address:
-            run("ip", "address", "add", self.address, "broadcast", "10.0.0.255", "dev", "virbr10")
-            run("ip", "route", "add", "10.9.0.0/16", "via", "10.0.0.9", "metric", "1")
+            ip(
+                f"address add {self.address} broadcast 10.0.0.255 dev virbr10",
+                "route add 10.9.0.0/16 via 10.0.0.9 metric 1",
+            )
 
     @staticmethod
     def delete_bridge() -> None:
@@ -197,15 +199,24 @@ IP = (
 )
 
 
-@pytest.fixture(params=["libvirt's address", "address in the metadata"])
+AHEAD = ("libvirt's address", "address in the metadata")
+"""Kinds of networks that a resident process builds ahead."""
+
+
+def of_kind(kind: str, xml: bytes) -> Bench:
+    """Return a bench of a resident process; ``xml`` has libvirt's address."""
+    if kind == AHEAD[0]:
+        return Bench(xml, service=True)
+    uuid = "c0ffee00-0000-4000-8000-00000000000a"
+    own = isolated("bench", "virbr10", address=None, metadata=nat(IP), uuid=uuid)
+    own = own.replace("<bridge", '<mac address="52:54:00:aa:bb:cc"/><bridge')
+    return Bench(own.encode(), service=True, address=None)
+
+
+@pytest.fixture(params=AHEAD)
 def ahead(bench: Bench, request: pytest.FixtureRequest) -> Bench:
     """A bench of a resident process, for both kinds of networks."""
-    if request.param == "libvirt's address":
-        return Bench(bench.xml, service=True)
-    uuid = "c0ffee00-0000-4000-8000-00000000000a"
-    xml = isolated("bench", "virbr10", address=None, metadata=nat(IP), uuid=uuid)
-    xml = xml.replace("<bridge", '<mac address="52:54:00:aa:bb:cc"/><bridge')
-    return Bench(xml.encode(), service=True, address=None)
+    return of_kind(request.param, bench.xml)
 
 
 def interesting(steps: list[object], setting: str) -> list[int]:
@@ -244,12 +255,10 @@ class FailAt:
             raise InjectedError("as the test wanted", "let it")
 
 
-def settles_as(before: Any) -> None:  # noqa: ANN401
-    """The kernel ends namespaces in its own time."""
-    with suppress(Exception):
-        wait_for(lambda: snapshot() == before, interval=0.05)
-        return
-    pytest.fail(before.diff(snapshot()))
+def settles_as(before: Snapshot) -> None:
+    left = remaining(before)
+    if left:
+        pytest.fail(left)
 
 
 def grow_old() -> None:

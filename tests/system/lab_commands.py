@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Commands of virt-natns without a start of the interpreter each: forks of one that has all loaded.
 
-The suite runs hundreds of commands, and most of a command's time is the import of its
-modules.  A server, a process of one thread, has imported them and forks for each command.
-Only what an interpreter does before ``main`` is not tested this way; test_commands and
-test_install do that.
+The suite runs thousands of commands and hooks, and most of their time is the import of
+modules.  A server, a process of one thread, has imported them and forks for each request.
+A client here sends a command; ``lab_interpreter`` sends the number of a process to stand for.
+Only what an interpreter does before ``main`` is not tested this way; test_commands,
+test_install and the files with real interpreters do that.
 """
 
+import gc
+import importlib
 import json
 import os
 import select
@@ -18,20 +21,41 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 FAILED = 70
 """Exit status of a command that could not be run at all."""
 
+LOADED = (
+    "libvirt",
+    "libvirt_natns.cli.commands",
+    "libvirt_natns.hook",
+    "libvirt_natns.documents.ownership",
+    "libvirt_natns.documents.xml_sniff",
+    "libvirt_natns.engine.events",
+    "libvirt_natns.engine.host_forwarding",
+    "libvirt_natns.service.client",
+)
+
+FLAGS = (os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND)
+
+NOT_SERVED = "none"
+"""Answer to a process that must do its work itself."""
+
 
 class CommandServer:
-    """The server's process, and its client; may be used by many threads at once."""
+    """The server's process, and its client; may be used by many threads at once.
+
+    ``interpreter``: what ``virt-natns install`` writes into hooks; "" for what it chooses.
+    """
 
     def __init__(self, checkout: Path) -> None:
-        self._path = tempfile.mktemp(prefix="natns-commands-")
+        self.interpreter = ""
+        self.path = tempfile.mktemp(prefix="natns-commands-")
         environment = {**os.environ, "PYTHONPATH": os.fspath(checkout)}
         self._process = subprocess.Popen(
-            ["/usr/bin/python3", __file__, self._path],
+            ["/usr/bin/python3", __file__, self.path],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env=environment,
@@ -47,11 +71,15 @@ class CommandServer:
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection,
         ):
             connection.settimeout(timeout)
-            connection.connect(self._path)
-            request = json.dumps([arguments, dict(os.environ), os.fspath(Path.cwd())]).encode()
+            connection.connect(self.path)
+            words = [arguments, dict(os.environ), os.fspath(Path.cwd()), self.interpreter]
+            request = json.dumps(words).encode()
             socket.send_fds(connection, [request], [out.fileno(), err.fileno()])
             try:
                 status = connection.recv(16)
+                # Until all of it is gone: a test looks at the processes next.
+                while connection.recv(16):
+                    continue
             except TimeoutError:
                 return None
             out.seek(0)
@@ -63,65 +91,152 @@ class CommandServer:
         self._process.kill()
         self._process.wait()
         with suppress(OSError):
-            Path(self._path).unlink()
+            Path(self.path).unlink()
 
 
 # -- the server ----------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Running:
+    """A command that runs for a client."""
+
+    connection: socket.socket
+    pid: int
+    process: int
+    """A descriptor that can be read when the command has ended."""
+
+
 def serve(path: str) -> None:
     """Run commands for ever, each in a process of its own."""
-    import libvirt  # noqa: F401 - loaded for the commands
-
-    from libvirt_natns.cli import commands
-
+    load()
+    commands: dict[int, Running] = {}
+    poll = select.poll()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
         listener.listen(64)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them
+        poll.register(listener, select.POLLIN)
         print("listening", flush=True)
         while True:
-            connection, _ = listener.accept()
-            if not os.fork():
-                listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                attend(connection, commands.main)
-            connection.close()
+            for descriptor, _ in poll.poll():
+                if descriptor == listener.fileno():
+                    begun = begin(listener.accept()[0])
+                    poll.register(begun.process, select.POLLIN)
+                    # For its end alone: what it has to say is for the command.
+                    poll.register(begun.connection, 0)
+                    commands[begun.process] = commands[begun.connection.fileno()] = begun
+                elif descriptor in commands:
+                    attend(commands, poll, descriptor)
 
 
-def attend(connection: socket.socket, main: Callable[[], int]) -> None:
-    """Run one command, and kill it where its client does not wait any longer."""
-    data, descriptors, _, _ = socket.recv_fds(connection, 1 << 18, 2)
-    if not data:
-        os._exit(0)
+def begin(connection: socket.socket) -> Running:
+    """Start the command of a client."""
     pid = os.fork()
     if not pid:
-        connection.close()
-        become(main, data, descriptors)
-    ended = os.pidfd_open(pid)
-    ready = select.select([ended, connection.fileno()], [], [])[0]
-    if ended not in ready:
-        os.kill(pid, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        # Those of other commands end with these.
+        os.closerange(3, connection.fileno())
+        os.closerange(connection.fileno() + 1, 1024)
+        become(connection)
+    return Running(connection, pid, os.pidfd_open(pid))
+
+
+def attend(commands: dict[int, Running], poll: select.poll, descriptor: int) -> None:
+    """Tell a client how its command has ended; kill a command whose client has gone."""
+    running = commands[descriptor]
+    if descriptor != running.process:
+        del commands[descriptor]
+        poll.unregister(descriptor)
+        os.kill(running.pid, signal.SIGKILL)
+        return
+    for each in (running.process, running.connection.fileno()):
+        if commands.pop(each, None):
+            poll.unregister(each)
+    os.close(running.process)
+    status = os.waitstatus_to_exitcode(os.waitpid(running.pid, 0)[1])
     with suppress(OSError):
-        connection.send(str(status).encode())
-    os._exit(0)
+        running.connection.send(str(status).encode())
+    running.connection.close()
 
 
-def become(main: Callable[[], int], data: bytes, descriptors: list[int]) -> None:
-    """Be the command, and end."""
+def load() -> None:
+    """Import what commands and hooks need."""
+    for module in LOADED:
+        importlib.import_module(module)
+    # A fork that collects garbage would copy all of it.
+    gc.collect()
+    gc.freeze()
+
+
+def command(data: bytes, descriptors: list[int]) -> Callable[[], int]:
+    """Take the place of ``virt-natns ARGUMENTS``; returns its ``main``."""
+    arguments, environment, directory, interpreter = json.loads(data)
+    surround([os.open(os.devnull, os.O_RDONLY), *descriptors], environment, directory)
+    sys.argv = ["virt-natns", *arguments]
+    from libvirt_natns.cli import commands, hook_files
+
+    if interpreter:
+        hook_files.interpreter = lambda: interpreter  # type: ignore[assignment]
+    return commands.main
+
+
+def stand_for(pid: int) -> Callable[[], int]:
+    """Take the place of an interpreter with ``-c``: its files, environment and directory.
+
+    Raises OSError and ValueError where that cannot be.
+    """
+    process = Path(f"/proc/{pid}")
+    words = [os.fsdecode(word) for word in (process / "cmdline").read_bytes().split(b"\0")[:-1]]
+    # perl, the script, and what the script was given.
+    at = words.index("-c", 2)
+    if any(not word.startswith("-") for word in words[2:at]):
+        raise ValueError("a script, with its own -c")
+    files = [os.open(process / "fd" / str(number), FLAGS[number]) for number in range(3)]
+    entries = (process / "environ").read_bytes().split(b"\0")
+    pairs = (os.fsdecode(entry).partition("=") for entry in entries if entry)
+    environment = {key: value for key, _, value in pairs}
+    surround(files, environment, os.fspath((process / "cwd").readlink()))
+    sys.argv = ["-c", *words[at + 2 :]]
+    code = compile(words[at + 1], "<string>", "exec")
+
+    def body() -> int:
+        try:
+            exec(code, {"__name__": "__main__"})
+        except Exception:
+            traceback.print_exc()
+            return 1
+        return 0
+
+    return body
+
+
+def surround(files: list[int], environment: dict[str, str], directory: str) -> None:
+    """Take standard files, environment and directory."""
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, descriptor in enumerate(files):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+
+
+def become(connection: socket.socket) -> None:
+    """Be the command that a client asks for, and end."""
     status = FAILED
     try:
-        arguments, environment, directory = json.loads(data)
-        os.chdir(directory)
-        os.environ.clear()
-        os.environ.update(environment)
-        for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), *descriptors)):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-        sys.argv = ["virt-natns", *arguments]
-        status = main()
+        data, descriptors, _, _ = socket.recv_fds(connection, 1 << 18, 2)
+        if data.isdigit():
+            try:
+                body = stand_for(int(data))
+            except (OSError, ValueError):
+                connection.send(NOT_SERVED.encode())
+                os._exit(0)
+        elif data:
+            body = command(data, descriptors)
+        else:
+            os._exit(0)
+        connection.close()
+        status = body()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:

@@ -5,15 +5,13 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from lab_base import LabError, end, spawn, wait_for
+from lab_base import Closing, LabError, end, spawn, wait_for
 
 SERVED = re.compile(r"(DHCP[A-Z]+)\(eth0\) ([0-9.]*) ?([0-9a-f:]{17})")
 
 
-class DhcpServer:
+class DhcpServer(Closing):
     """dnsmasq as a DHCP server in a node's namespace; use it in a ``with``.
 
     ``first`` and ``last`` are its range; with ``last`` "static" it knows nobody, and
@@ -40,21 +38,10 @@ class DhcpServer:
         try:
             wait_for(lambda: "started" in self.log(), what="the DHCP server")
         except LabError:
-            self.close()
+            self.down()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def down(self) -> None:
         """End it, leases and all."""
         end(self._process)
         for file in self._directory.glob("*"):

@@ -12,11 +12,10 @@ import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from xml.sax.saxutils import escape, quoteattr
 
-from lab_base import CACHE, LabError, virsh, wait_for
+from lab_base import CACHE, Closing, LabError, virsh, wait_for
 
 IMAGE = CACHE / "guest"
 INSTALLED = Path("/var/lib/libvirt/images/natns-guest")
@@ -34,7 +33,7 @@ def _install_image() -> None:
         shutil.copyfile(IMAGE / name, INSTALLED / name)
 
 
-class RealGuest:
+class RealGuest(Closing):
     """A domain with one NIC in ``network``; more by further ``interfaces``.
 
     ``url`` (its host numeric) is fetched once there is a lease.  ``metadata`` is
@@ -113,14 +112,6 @@ class RealGuest:
 
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.down()
 
     def down(self) -> None:
         """Pull the plug and forget the domain; missing is fine."""

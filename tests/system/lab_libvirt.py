@@ -184,9 +184,8 @@ class Objects:
 
 def objects() -> Objects:
     """Everything that is defined or runs."""
-    # A single virsh: every test asks twice.  No name has a slash.
-    shown = virsh("list --all --name; echo /; net-list --all --name").stdout
-    domains, _, networks = shown.partition("/")
+    domains = virsh("list", "--all", "--name").stdout
+    networks = virsh("net-list", "--all", "--name").stdout
     return Objects(frozenset(_lines(domains)), frozenset(_lines(networks)))
 
 

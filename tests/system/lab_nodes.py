@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
-from lab_base import LabError, Result, end, run, spawn, wait_for
+from lab_base import Closing, LabError, Result, end, ip, run, spawn, wait_for
 from lab_servers import ECHO_PORT, WEB_PORT, Server
 
 from libvirt_natns.kernel.netns import entered
@@ -70,7 +69,7 @@ class Capture:
         self._file.close()
 
 
-class Node:
+class Node(Closing):
     """A network namespace with ``eth0``, whose other end is a port of ``bridge``.
 
     ``name`` is the namespace's; the port is called ``p-NAME``, so at most 13
@@ -84,7 +83,6 @@ class Node:
         self.bridge = bridge
         self.port = f"p-{name}"
         self._servers: list[Server] = []
-        run("ip", "netns", "add", name)
         try:
             self._connect(mac, mtu)
         except LabError:
@@ -92,40 +90,29 @@ class Node:
             raise
 
     def _connect(self, mac: str | None, mtu: int | None) -> None:
-        size = ("mtu", str(mtu)) if mtu else ()
-        address = ("address", mac) if mac else ()
-        run("ip", "link", "add", self.port, *size, "type", "veth",
-            "peer", "name", INTERFACE, *address, *size, "netns", self.name)  # fmt: skip
-        run("ip", "link", "set", self.port, "master", self.bridge, "up")
-        self.run("ip", "link", "set", "lo", "up")
-        self.run("ip", "link", "set", INTERFACE, "up")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.down()
+        size = f"mtu {mtu}" if mtu else ""
+        address = f"address {mac}" if mac else ""
+        ip(
+            f"netns add {self.name}",
+            f"link add {self.port} {size} type veth"
+            f" peer name {INTERFACE} {address} {size} netns {self.name}",
+            f"link set {self.port} master {self.bridge} up",
+        )
+        ip("link set lo up", f"link set {INTERFACE} up", namespace=self.name)
 
     def down(self) -> None:
         """Remove the namespace, its servers and its port; missing is fine."""
         while self._servers:
             self._servers.pop().close()
-        run("ip", "link", "del", self.port, check=False)
-        run("ip", "netns", "del", self.name, check=False)
+        ip(f"link del {self.port}", f"netns del {self.name}", check=False)
 
     # --- configuration
 
     @property
     def mac(self) -> str:
         """The MAC address of eth0."""
-        with entered(self.name):
-            sysfs = run("ip", "-j", "link", "show", INTERFACE)
-        return str(json.loads(sysfs.stdout)[0]["address"])
+        shown = run("ip", "-n", self.name, "-j", "link", "show", INTERFACE)
+        return str(json.loads(shown.stdout)[0]["address"])
 
     def addresses(self) -> list[str]:
         """IPv4 addresses of eth0 with their prefix."""
@@ -289,12 +276,15 @@ class FastGuest(Node):
         return values
 
     def _apply(self, offer: dict[str, str]) -> None:
-        run("ip", "-n", self.name, "-4", "address", "flush", "dev", INTERFACE)
-        self.add_address(f"{offer['ip']}/{offer['mask']}")
+        commands = [
+            f"address flush dev {INTERFACE}",
+            f"address add {offer['ip']}/{offer['mask']} dev {INTERFACE}",
+        ]
         if "mtu" in offer:
-            run("ip", "-n", self.name, "link", "set", INTERFACE, "mtu", offer["mtu"])
+            commands.append(f"link set {INTERFACE} mtu {offer['mtu']}")
         for router in offer.get("router", "").split()[:1]:
-            self.add_route("default", router)
+            commands.append(f"route replace default via {router}")
+        ip(*commands, namespace=self.name, family="inet")
         self.resolve_with(*offer.get("dns", "").split(), domain=offer.get("domain"))
 
     def resolve_with(self, *servers: str, domain: str | None = None) -> None:
@@ -307,9 +297,10 @@ class FastGuest(Node):
 
     def static(self, address: str, gateway: str | None = None) -> None:
         """Set an address with prefix, and a default route, without asking DHCP."""
-        self.add_address(address)
+        commands = [f"address add {address} dev {INTERFACE}"]
         if gateway:
-            self.add_route("default", gateway)
+            commands.append(f"route replace default via {gateway}")
+        ip(*commands, namespace=self.name)
 
     def down(self) -> None:
         """Remove the guest with all that belongs to it."""
@@ -324,7 +315,7 @@ def _offered(environment: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs if name not in inherited}
 
 
-class Provider:
+class Provider(Closing):
     """The provider network: bridge ``br0`` in the host, a router, servers.
 
     * ``bridge``, with ``host_address`` (with prefix; None for a bridge without
@@ -366,16 +357,20 @@ class Provider:
             raise
 
     def _up(self, dhcp: tuple[str, str] | None, mtu: int | None) -> None:
-        size = ("mtu", str(mtu)) if mtu else ()
-        run("ip", "link", "add", self.bridge, *size, "type", "bridge", "stp_state", "0")
-        run("ip", "link", "set", self.bridge, "up")
+        size = f"mtu {mtu}" if mtu else ""
+        ip(
+            f"link add {self.bridge} {size} type bridge stp_state 0",
+            f"link set {self.bridge} up",
+        )
         prefix = self.subnet.prefixlen
         self.router = self.neighbour("upstream", f"{self.gateway}/{prefix}", default=None, mtu=mtu)
         run("ip", "-n", "upstream", "address", "add", f"{INTERNET}/32", "dev", "lo")
         self.router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         if self.host_address:
-            run("ip", "address", "add", self.host_address, "dev", self.bridge)
-            run("ip", "route", "add", "default", "via", self.gateway)
+            ip(
+                f"address add {self.host_address} dev {self.bridge}",
+                f"route add default via {self.gateway}",
+            )
         self.web = self.router.serve("http", WEB_PORT)
         self.tcp = self.router.serve("tcp", ECHO_PORT)
         self.udp = self.router.serve("udp", ECHO_PORT)
@@ -470,17 +465,6 @@ class Provider:
                 "",
             ]
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.down()
 
     def down(self) -> None:
         """Remove everything again; missing is fine."""

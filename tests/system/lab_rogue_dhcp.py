@@ -5,9 +5,8 @@ import socket
 import struct
 import threading
 from ipaddress import IPv4Address, IPv4Network
-from types import TracebackType
-from typing import Self
 
+from lab_base import Closing
 from lab_nodes import INTERFACE, Node
 
 from libvirt_natns.kernel.netns import entered
@@ -37,7 +36,7 @@ def classless(*routes: tuple[str, str]) -> bytes:
     return found
 
 
-class RogueDhcp:
+class RogueDhcp(Closing):
     """Leases ``address`` to each client, for 900 s, with these options; use it in a ``with``.
 
     ``address`` and ``options`` may be changed while it runs.  ``acknowledged`` counts its leases.
@@ -56,17 +55,10 @@ class RogueDhcp:
         self._socket.bind(("", 67))
         self._socket.settimeout(0.1)
         self._thread = threading.Thread(target=self._serve, daemon=True)
-
-    def __enter__(self) -> Self:
         self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def down(self) -> None:
+        """Stop answering."""
         self._over.set()
         self._thread.join(5)
         self._socket.close()

@@ -8,15 +8,14 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from lab_base import CHECKOUT, PYTHON, LabError, wait_for
+from lab_base import CHECKOUT, PYTHON, Closing, LabError, wait_for
 
 SOCKET = Path("/run/libvirt-natns/service.sock")
 LOG = Path("/run/tmp/service.log")
-CONNECTED = "03"
-"""A socket's state, in /proc/net/unix."""
+WAITING, CONNECTED = "02", "03"
+"""A socket's states in /proc/net/unix: not accepted yet, and accepted."""
 
 GREETING = b"libvirt-natns 1 3\n"
 
@@ -26,7 +25,7 @@ def services_log() -> str:
     return LOG.read_text(errors="replace") if LOG.exists() else ""
 
 
-class Service:
+class Service(Closing):
     """``virt-natns serve`` from the checkout; use it in a ``with``.
 
     ``prefix`` is a command that runs the one after it in its own place, as
@@ -43,12 +42,8 @@ class Service:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def down(self) -> None:
+        """End it with the ``with``, if it still runs."""
         self.stop()
 
     @property
@@ -120,8 +115,17 @@ class Service:
     @property
     def answering(self) -> bool:
         """Whether any client is connected to it."""
+        return self._has_clients(CONNECTED)
+
+    @property
+    def is_asked(self) -> bool:
+        """True if it has not accepted a client; one that has gone since counts as well."""
+        return self._has_clients(WAITING)
+
+    @staticmethod
+    def _has_clients(state: str) -> bool:
         rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
-        return any(row[5] == CONNECTED and row[-1] == os.fspath(SOCKET) for row in rows)
+        return any(row[5] == state and row[-1] == os.fspath(SOCKET) for row in rows)
 
     def seconds(self) -> float:
         """Processor time that it has used."""

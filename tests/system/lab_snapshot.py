@@ -8,7 +8,8 @@ ids, learned neighbours and, on purpose, natns' state database.
 import difflib
 import json
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from lab_base import run
 
 NAMESPACES = Path("/run/netns")
+LINKS = Path("/sys/class/net")
 DIRECTORIES = (
     Path("/run/libvirt-natns"),
     NAMESPACES,
@@ -78,6 +80,31 @@ def snapshot() -> Snapshot:
             name: tuple(lines if name in ordered else sorted(lines))
             for name, lines in sections.items()
         }
+    )
+
+
+def remaining(
+    before: Snapshot, look: Callable[[], Snapshot] = snapshot, timeout: float = 5.0
+) -> str:
+    """Wait until the host is as it was; return what differs when the time is up, "" for nothing.
+
+    The kernel ends namespaces, and links into them, in its own time.  So these are waited
+    for first, without a process.
+    """
+    deadline = time.monotonic() + timeout
+    while not _has_names_of(before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    while (difference := before.diff(look())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return difference
+
+
+def _has_names_of(before: Snapshot) -> bool:
+    """True if the host's links and namespaces have the names of a snapshot."""
+    links = {entry.name for entry in LINKS.iterdir() if entry.is_symlink()}
+    namespaces = {entry.name for entry in NAMESPACES.glob("*")}
+    return links == {line.split()[0] for line in before["links"]} and namespaces == set(
+        before["namespaces"]
     )
 
 

@@ -13,10 +13,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from lab_base import natns, run, wait_for
+from lab_base import Closing, ip, natns, run, wait_for
 from lab_nodes import INTERNET, Capture
 from lab_servers import ECHO_PORT, Server
 from lab_snapshot import Snapshot, snapshot
@@ -48,12 +46,11 @@ def provider(*command: str, check: bool = True) -> str:
     return run(*command, namespace=NAMESPACE, check=check).stdout
 
 
-class Vps:
+class Vps(Closing):
     """The world; ``ipv6`` False for a provider without it, ``serving`` for one with servers."""
 
     def __init__(self, *, ipv6: bool = True, configured: bool = True, serving: bool = True) -> None:
         self.ipv6 = ipv6
-        run("ip", "netns", "add", NAMESPACE)
         try:
             self._switch()
             if configured:
@@ -67,30 +64,41 @@ class Vps:
             raise
 
     def _switch(self) -> None:
-        run("ip", "link", "add", NIC, "address", MAC, "type", "veth",
-            "peer", "name", PORT, "netns", NAMESPACE)  # fmt: skip
+        ip(
+            f"netns add {NAMESPACE}",
+            f"link add {NIC} address {MAC} type veth peer name {PORT} netns {NAMESPACE}",
+        )
         provider("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-        provider("ip", "link", "set", "lo", "up")
-        provider("ip", "link", "add", SWITCH, "type", "bridge", "stp_state", "0")
-        provider("ip", "link", "set", SWITCH, "addrgenmode", "none", "up")
-        provider("ip", "link", "set", PORT, "master", SWITCH, "up")
+        ip(
+            "link set lo up",
+            f"link add {SWITCH} type bridge stp_state 0",
+            f"link set {SWITCH} addrgenmode none up",
+            f"link set {PORT} master {SWITCH} up",
+            namespace=NAMESPACE,
+        )
         provider("bridge", "link", "set", "dev", PORT, "learning", "off", "locked", "on")
         provider("bridge", "fdb", "replace", MAC, "dev", PORT, "master", "static")
-        provider("ip", "address", "add", f"{GATEWAY}/24", "dev", SWITCH)
-        provider("ip", "address", "add", f"{INTERNET}/32", "dev", "lo")
-        provider("ip", "address", "add", f"{GATEWAY6}/64", "dev", SWITCH, "nodad")
-        provider("ip", "address", "add", f"{INTERNET6}/128", "dev", "lo", "nodad")
-        if self.ipv6:
-            provider("ip", "route", "add", "2001:db8:1::/64", "dev", SWITCH)
+        ip(
+            f"address add {GATEWAY}/24 dev {SWITCH}",
+            f"address add {INTERNET}/32 dev lo",
+            f"address add {GATEWAY6}/64 dev {SWITCH} nodad",
+            f"address add {INTERNET6}/128 dev lo nodad",
+            *([f"route add 2001:db8:1::/64 dev {SWITCH}"] if self.ipv6 else []),
+            namespace=NAMESPACE,
+        )
 
     def configure(self) -> None:
         """Give the NIC its addresses and routes, as an administrator would."""
-        run("ip", "link", "set", NIC, "up")
-        run("ip", "address", "add", f"{ADDRESS}/24", "dev", NIC)
-        run("ip", "route", "add", "default", "via", GATEWAY)
+        ip(
+            f"link set {NIC} up",
+            f"address add {ADDRESS}/24 dev {NIC}",
+            f"route add default via {GATEWAY}",
+        )
         if self.ipv6:
-            run("ip", "address", "add", f"{ADDRESS6}/64", "dev", NIC, "nodad")
-            run("ip", "route", "add", "default", "via", GATEWAY6, "dev", NIC)
+            ip(
+                f"address add {ADDRESS6}/64 dev {NIC} nodad",
+                f"route add default via {GATEWAY6} dev {NIC}",
+            )
 
     def sources(self, capture: Capture) -> set[str]:
         """The MAC addresses that sent what was captured at the provider's port."""
@@ -105,25 +113,13 @@ class Vps:
         finally:
             capture.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.down()
-
     def down(self) -> None:
         """Remove everything again, a router that a failed test left up as well."""
         if list(STATE.glob("*.json")):
             natns("router", "down", "wan", "--force", check=False)
         for server in getattr(self, "servers", []):
             server.close()
-        run("ip", "link", "del", NIC, check=False)
-        run("ip", "netns", "del", NAMESPACE, check=False)
+        ip(f"link del {NIC}", f"netns del {NAMESPACE}", check=False)
         wait_for(lambda: not Path("/sys/class/net", NIC).exists())
         shutil.rmtree(STATE, ignore_errors=True)
 

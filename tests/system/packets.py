@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from lab_base import Closing, ip
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
@@ -43,10 +44,15 @@ SOON = 2.0
 """Seconds within which what should arrive arrives."""
 QUIET = 0.4
 """Seconds of waiting for what should not."""
+ETHERTYPE = 0x0800
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 KINDS = (STREAM, DATAGRAM)
 PORTS = (22, 23, 80, 2222, 7000, 7001, 7002, 8000, 8001, 8002, 8003, 40000)
 """On which every guest and the server answer, in TCP and UDP."""
+
+
+SYSCTL = Path("/proc/sys")
+"""Below, the files of net are those of the namespace that the thread is in."""
 
 
 # -- the world -----------------------------------------------------------------
@@ -65,8 +71,7 @@ def inside(node: str | None, command: str, *, check: bool = True) -> str:
 
 
 def in_node(node: str, *commands: str) -> None:
-    for command in commands:
-        inside(node, command)
+    inside(node, "; ".join(("set -e", *commands)))
 
 
 @contextmanager
@@ -83,35 +88,47 @@ def own_network() -> Iterator[None]:
 
 
 def node(stack: ExitStack, name: str) -> None:
-    sh(f"ip netns add {name}")
-    stack.callback(sh, f"ip netns del {name}")
-    inside(name, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip link set lo up")
+    ip(f"netns add {name}")
+    stack.callback(ip, f"netns del {name}")
+    with netns.entered(name):
+        (SYSCTL / "net/ipv6/conf/all/disable_ipv6").write_text("1")
+    ip("link set lo up", namespace=name)
 
 
 def patch(bridge: str, port: str, target: str, link: str, address: str, mac: str = "") -> None:
     """A veth pair from a bridge of the host into a node."""
     hardware = f"address {mac}" if mac else ""
-    sh(f"ip link add {port} type veth peer name {link} {hardware} netns {target}")
-    sh(f"ip link set {port} master {bridge} up")
-    in_node(target, f"ip address add {address} dev {link}", f"ip link set {link} up")
+    ip(
+        f"link add {port} type veth peer name {link} {hardware} netns {target}",
+        f"link set {port} master {bridge} up",
+    )
+    ip(f"address add {address} dev {link}", f"link set {link} up", namespace=target)
 
 
 @contextmanager
 def small_world() -> Iterator[ExitStack]:
     """A fresh host with the nodes above; what the stack is given ends with it."""
     with own_network(), ExitStack() as stack:
-        sh("ip link set lo up; sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
-        for bridge in ("br0", "virbr10", "virbr11"):
-            sh(f"ip link add {bridge} type bridge; ip link set {bridge} up")
+        (SYSCTL / "net/ipv6/conf/all/disable_ipv6").write_text("1")
+        bridges = ("br0", "virbr10", "virbr11")
+        ip("link set lo up", *(f"link add {name} up type bridge" for name in bridges))
         for name in ("server", "neighbour", "far", "nat-a", "nat-b", "guest-a", "guest-b"):
             node(stack, name)
         patch("br0", "p-server", "server", "eth0", f"{SERVER}/24")
         patch("br0", "p-neighbour", "neighbour", "eth0", f"{NEIGHBOUR}/24")
-        inside("server", "ip link add eth1 type veth peer name eth0 netns far")
-        in_node("server", "ip address add 203.0.113.1/24 dev eth1", "ip link set eth1 up")
+        ip(
+            "link add eth1 type veth peer name eth0 netns far",
+            "address add 203.0.113.1/24 dev eth1",
+            "link set eth1 up",
+            namespace="server",
+        )
         in_node("server", "sysctl -qw net.ipv4.ip_forward=1")
-        in_node("far", f"ip address add {FAR}/24 dev eth0", "ip link set eth0 up")
-        in_node("far", "ip route add default via 203.0.113.1")
+        ip(
+            f"address add {FAR}/24 dev eth0",
+            "link set eth0 up",
+            "route add default via 203.0.113.1",
+            namespace="far",
+        )
         for letter, bridge in (("a", "virbr10"), ("b", "virbr11")):
             patch(bridge, f"p-in-{letter}", f"nat-{letter}", bridge, f"{GATEWAY}/24")
             patch("br0", f"p-up-{letter}", f"nat-{letter}", "upstream", f"{NAT[letter]}/24")
@@ -121,7 +138,7 @@ def small_world() -> Iterator[ExitStack]:
                 "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0",
             )
             patch(bridge, f"p-{letter}", f"guest-{letter}", "eth0", f"{GUEST}/24", "52:54:00:0:0:5")
-            in_node(f"guest-{letter}", f"ip route add default via {GATEWAY}")
+            ip(f"route add default via {GATEWAY}", namespace=f"guest-{letter}")
         yield stack
 
 
@@ -217,8 +234,7 @@ def refused(action: Callable[[], object]) -> bool:
 
 
 def pings(node: str, target: str) -> bool:
-    echo = struct.pack("!BBHHH", 8, 0, 0, 77, 1)
-    echo = echo[:2] + struct.pack("!H", checksum(echo)) + echo[4:]
+    echo = summed(b"", struct.pack("!BBHHH", 8, 0, 0, 77, 1), 2)
     with netns.entered(node):
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     raw.settimeout(QUIET)
@@ -240,19 +256,16 @@ class Packet:
     payload: bytes
 
 
-class Capture:
+class Capture(Closing):
     """All IPv4 packets that pass one interface of a node, in or out."""
 
-    def __init__(self, node: str, link: str) -> None:
+    def __init__(self, node: str | None, link: str) -> None:
         with netns.entered(node):
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
             self.socket.bind((link, 0x0003))
         self.socket.settimeout(QUIET)
 
-    def __enter__(self) -> "Capture":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def down(self) -> None:
         self.socket.close()
 
     def packets(self) -> list[Packet]:
@@ -261,13 +274,19 @@ class Capture:
         try:
             while True:
                 data, address = self.socket.recvfrom(65535)
-                # Bridges ask for multicast groups now and then.
-                if address[1] == 0x0800 and data[9] != socket.IPPROTO_IGMP:
-                    header = (data[0] & 15) * 4
-                    source, target = (socket.inet_ntoa(data[o : o + 4]) for o in (12, 16))
-                    found.append(Packet(source, target, data[9], data[header:]))
+                packet = self.parse(address[1], data)
+                if packet:
+                    found.append(packet)
         except TimeoutError:
             return found
+
+    def parse(self, ethertype: int, data: bytes) -> Packet | None:
+        """Return the packet, if it is one to look at."""
+        # Bridges ask for multicast groups now and then.
+        if ethertype != ETHERTYPE or data[9] == socket.IPPROTO_IGMP:
+            return None
+        source, target = (socket.inet_ntoa(data[at : at + 4]) for at in (12, 16))
+        return Packet(source, target, data[9], data[(data[0] & 15) * 4 :])
 
 
 def checksum(data: bytes) -> int:
@@ -277,15 +296,18 @@ def checksum(data: bytes) -> int:
     return ~(total + (total >> 16)) & 0xFFFF
 
 
+def summed(pseudo: bytes, message: bytes, at: int) -> bytes:
+    """Return a message with its checksum at an offset, over the pseudo header as well."""
+    return message[:at] + struct.pack("!H", checksum(pseudo + message)) + message[at + 2 :]
+
+
 def ip_packet(source: str, target: str, protocol: int, payload: bytes, ttl: int = 64) -> bytes:
     ends = socket.inet_aton(source) + socket.inet_aton(target)
     pseudo = ends + struct.pack("!BBH", 0, protocol, len(payload))
     if protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-        at = 16 if protocol == socket.IPPROTO_TCP else 6
-        total = struct.pack("!H", checksum(pseudo + payload))
-        payload = payload[:at] + total + payload[at + 2 :]
+        payload = summed(pseudo, payload, 16 if protocol == socket.IPPROTO_TCP else 6)
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 1, 0, ttl, protocol, 0) + ends
-    return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + payload
+    return summed(b"", header, 10) + payload
 
 
 def tcp(flags: int, source: int = 4444, target: int = PORT) -> bytes:

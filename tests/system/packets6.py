@@ -13,7 +13,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from packets import QUIET, Packet, checksum, in_node, inside, own_network, sh
+import packets
+from lab_base import ip
+from packets import QUIET, Packet, in_node, inside, own_network, sh, summed
 
 from libvirt_natns.kernel import netns
 
@@ -28,19 +30,20 @@ NEIGHBOUR_TYPES = range(130, 144)
 
 
 def node(stack: ExitStack, name: str) -> None:
-    sh(f"ip netns add {name}")
-    stack.callback(sh, f"ip netns del {name}")
+    ip(f"netns add {name}")
+    stack.callback(ip, f"netns del {name}")
     quick = "net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0"
     inside(name, f"sysctl -qw {quick} net.ipv6.conf.default.accept_ra=0; ip link set lo up")
 
 
 def patch(bridge: str, port: str, target: str, link: str, *addresses: str) -> None:
     """A veth pair from a bridge of the host into a node."""
-    sh(f"ip link add {port} type veth peer name {link} netns {target}")
-    sh(f"ip link set {port} master {bridge} up")
-    in_node(target, f"ip link set {link} up")
-    for address in addresses:
-        in_node(target, f"ip address add {address}/64 dev {link} nodad")
+    ip(
+        f"link add {port} type veth peer name {link} netns {target}",
+        f"link set {port} master {bridge} up",
+    )
+    given = (f"address add {address}/64 dev {link} nodad" for address in addresses)
+    ip(f"link set {link} up", *given, namespace=target)
 
 
 @contextmanager
@@ -91,16 +94,13 @@ def icmpv6(source: str, target: str, kind: int, body: bytes, code: int = 0) -> b
     """A message with its checksum; ``body`` is what follows that."""
     ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, target)
     message = struct.pack("!BBH", kind, code, 0) + body
-    pseudo = ends + struct.pack("!II", len(message), socket.IPPROTO_ICMPV6)
-    return message[:2] + struct.pack("!H", checksum(pseudo + message)) + message[4:]
+    return summed(ends + struct.pack("!II", len(message), socket.IPPROTO_ICMPV6), message, 2)
 
 
 def udp(source: str, target: str, ports: tuple[int, int], data: bytes = b"forged") -> bytes:
     ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, target)
-    length = 8 + len(data)
-    made = struct.pack("!HHHH", *ports, length, 0) + data
-    total = checksum(ends + struct.pack("!II", length, socket.IPPROTO_UDP) + made)
-    return made[:6] + struct.pack("!H", total) + made[8:]
+    datagram = packets.udp(*ports, data)
+    return summed(ends + struct.pack("!II", len(datagram), socket.IPPROTO_UDP), datagram, 6)
 
 
 def ip_packet(source: str, target: str, protocol: int, payload: bytes, hops: int = 64) -> bytes:
@@ -126,34 +126,15 @@ def link_local(node: str | None, link: str) -> str:
     return next(word for word in text.split() if word.startswith("fe80")).partition("/")[0]
 
 
-class Capture:
+class Capture(packets.Capture):
     """All IPv6 packets that pass one interface of a node, but those among neighbours."""
 
-    def __init__(self, node: str | None, link: str) -> None:
-        with netns.entered(node):
-            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
-            self.socket.bind((link, 0x0003))
-        self.socket.settimeout(QUIET)
-
-    def __enter__(self) -> "Capture":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def packets(self) -> list[Packet]:
-        """What has passed, once nothing has for a while."""
-        found = []
-        try:
-            while True:
-                data, address = self.socket.recvfrom(65535)
-                if address[1] == ETHERTYPE and not self._among_neighbours(data):
-                    source, target = (
-                        socket.inet_ntop(socket.AF_INET6, data[at : at + 16]) for at in (8, 24)
-                    )
-                    found.append(Packet(source, target, data[6], data[40:]))
-        except TimeoutError:
-            return found
+    def parse(self, ethertype: int, data: bytes) -> Packet | None:
+        """Return the packet, if it is one to look at."""
+        if ethertype != ETHERTYPE or self._among_neighbours(data):
+            return None
+        source, target = (socket.inet_ntop(socket.AF_INET6, data[at : at + 16]) for at in (8, 24))
+        return Packet(source, target, data[6], data[40:])
 
     @staticmethod
     def _among_neighbours(data: bytes) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import lab_interpreter
 import pytest
 from lab import (
     FastGuest,
@@ -123,7 +124,13 @@ def full_disk() -> Iterator[None]:
 
 @contextmanager
 def without(library: str) -> Iterator[None]:
-    """A Python library that is not there."""
+    """A Python library that is not there, and interpreters that have not loaded it before."""
+    with lab_interpreter.starting(), covered(library):
+        yield
+
+
+@contextmanager
+def covered(library: str) -> Iterator[None]:
     empty = Path("/run/tmp/empty")
     empty.mkdir(exist_ok=True)
     # An empty directory would be a package without a file, which is found.

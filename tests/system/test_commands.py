@@ -39,6 +39,7 @@ from lab_sides import (
     without_hooks,
 )
 
+REAL_INTERPRETER = True
 WANTED = (
     '<natns:nat xmlns:natns="urn:libvirt-natns:1">'
     '<natns:upstream name="provider" address="192.168.0.150"/></natns:nat>'

@@ -18,6 +18,7 @@ from libvirt_natns.daemons import dnsmasq, dnsmasq_process, ndppd, udhcpc
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.kernel import processes
 
+REAL_INTERPRETER = True
 UUID = "6f2b9c1e-0000-4000-8000-0000000000e1"
 DIRECTORY = names.dhcp_directory(UUID)
 GUEST = Host("52:54:00:0a:00:05", "10.0.0.5")

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from pathlib import Path
 import pytest
 from lab import (
     FastGuest,
-    LabError,
     Libvirtd,
     Node,
     RealGuest,
@@ -25,6 +25,7 @@ from lab import (
     isolated,
     natns,
     objects,
+    remaining,
     virsh,
     wait_for,
 )
@@ -48,11 +49,13 @@ from lab_domains import (
 from views import rules_of
 
 from libvirt_natns.daemons import libvirt, libvirt_events
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.errors import NatnsError
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.service.engine_pool import EnginePool
-from libvirt_natns.service.libvirt_watch import LibvirtWatch
+from libvirt_natns.service.libvirt_watch import HOOKS_FIRST, LibvirtWatch
 from libvirt_natns.service.log import Log
 
 MAC, SECOND = "52:54:00:00:00:05", "52:54:00:00:00:15"
@@ -71,9 +74,25 @@ def nothing_left(libvirtd: Libvirtd) -> Iterator[None]:
     yield
     libvirtd.start()
     clear(kept)
-    with suppress(LabError):
-        wait_for(lambda: unordered() == before, interval=0.1)
-    assert not before.diff(unordered())
+    assert not remaining(before, unordered)
+
+
+class Looks(EnginePool):
+    """Engines of the follower, which takes one to look at a guest or network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = 0
+        self.last = 0.0
+
+    @contextmanager
+    def engine(self, settings: Config | None = None) -> Iterator[Engine]:
+        try:
+            with super().engine(settings) as engine:
+                yield engine
+        finally:
+            self.over += 1
+            self.last = time.monotonic()
 
 
 class Following:
@@ -81,7 +100,7 @@ class Following:
 
     def __init__(self) -> None:
         self._stream = io.StringIO()
-        self.sessions = EnginePool()
+        self.sessions = Looks()
         self.rounds = 0
         self.follower = LibvirtWatch(self.sessions, Log(self._stream), self._reconcile)
 
@@ -98,6 +117,18 @@ class Following:
         """The lines of the log that contain all of these."""
         lines = self._stream.getvalue().splitlines()
         return [line for line in lines if all(word in line for word in words)]
+
+    @contextmanager
+    def settles(self) -> Iterator[None]:
+        """Wait, after the body, until the follower has looked at what was started there.
+
+        The look comes a moment after a start.  It might see a later edit, which has its
+        own look.
+        """
+        before = self.sessions.over
+        yield
+        wait_for(lambda: self.sessions.over > before, what="the look after a start")
+        wait_for(lambda: time.monotonic() - self.sessions.last > 2 * HOOKS_FIRST, what="rest")
 
     def wait_connected(self, times: int = 1) -> None:
         """Until all drivers have been connected that often, and all was reconciled since."""
@@ -230,8 +261,9 @@ def test_forward_command(world: World, following: Following) -> None:
 
 def test_bad_metadata_changes_nothing(world: World, following: Following) -> None:
     """What is against the schema, and what another guest has already."""
-    create(domain("other", nic("a", SECOND), publishes=ports("start='3333' to='22'")))
-    create(domain("web", nic("a", MAC), publishes=ports("start='2222' to='22'")))
+    with following.settles():
+        create(domain("other", nic("a", SECOND), publishes=ports("start='3333' to='22'")))
+        create(domain("web", nic("a", MAC), publishes=ports("start='2222' to='22'")))
     before = rules()
     with greeted(world.client, A, 2222) as stream:
         for bad, said in (

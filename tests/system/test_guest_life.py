@@ -9,14 +9,13 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from lab import (
     FastGuest,
-    LabError,
     Libvirtd,
     Node,
     Provider,
@@ -25,6 +24,7 @@ from lab import (
     isolated,
     natns,
     objects,
+    remaining,
     run,
     virsh,
     wait_for,
@@ -87,9 +87,7 @@ def nothing_left(libvirtd: Libvirtd) -> Iterator[None]:
     kept, before = objects(), unordered()
     yield
     clear(kept)
-    with suppress(LabError):
-        wait_for(lambda: unordered() == before, interval=0.1)
-    assert not before.diff(unordered())
+    assert not remaining(before, unordered)
 
 
 @pytest.fixture(scope="module")

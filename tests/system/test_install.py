@@ -41,6 +41,7 @@ from lab_sides import (
 
 from libvirt_natns.cli import commands
 
+REAL_INTERPRETER = True
 CONFIG = Path("/etc/libvirt-natns/config.toml")
 PLACES = ("/etc/libvirt/hooks", "/etc/libvirt-natns", "/var/lib/libvirt-natns",
           "/run/libvirt-natns")  # fmt: skip

@@ -116,7 +116,7 @@ def test_a_network_with_ipv6_alone(provider: DualProvider) -> None:
 # -- the host itself -----------------------------------------------------------
 
 
-def test_by_the_host(provider: DualProvider, client: Node) -> None:
+def test_guests_talk_over_the_host_alone(provider: DualProvider, client: Node) -> None:
     """NAT66 by the host; ports published on all of its addresses, as in IPv4."""
     write_config(HOST_KIND)
     assert FORWARDING.read_text() == "0\n"

@@ -3,7 +3,8 @@
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 import pytest
@@ -12,10 +13,12 @@ from lab import (
     snapshot,
 )
 from lab_bench import (
+    AHEAD,
     Bench,
     FailAt,
     grow_old,
     interesting,
+    of_kind,
     settles_as,
 )
 
@@ -81,7 +84,8 @@ def synchronize(bench: Bench, active: Mapping[str, bytes]) -> None:
         assert sync_all(verbs, lambda: active) == repairs.Outcome([], [])
 
 
-REMEDIES = [start_again, stop_again, sync]
+Remedy = Callable[[Bench], None]
+REMEDIES: list[Remedy] = [start_again, stop_again, sync]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ REMEDIES = [start_again, stop_again, sync]
     indirect=["setting"],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_killed_while_starting(remedy: Callable[[Bench], None], bench: Bench, setting: str) -> None:
+def test_killed_while_starting(remedy: Remedy, bench: Bench, setting: str) -> None:
     rehearsal = FailAt()
     before = snapshot()
     bench.start(rehearsal)
@@ -104,17 +108,53 @@ def test_killed_while_starting(remedy: Callable[[Bench], None], bench: Bench, se
         settles_as(before)
 
 
-@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
-@pytest.mark.parametrize("remedy", [start_again, sync], ids=lambda remedy: remedy.__name__)
-def test_killed_while_building(remedy: Callable[[Bench], None], ahead: Bench) -> None:
+Step = tuple[str, int]
+"""A step's kind, or its text, and how many of them came before."""
+
+
+def rehearsed(bench: Bench) -> dict[Step, int]:
+    """Return the interesting steps of a start, with their places."""
     rehearsal = FailAt()
-    before = snapshot()
-    ahead.start(rehearsal)
-    ahead.stop()
-    settles_as(before)
+    bench.start(rehearsal)
+    bench.stop()
+    earlier: Counter[str] = Counter()
+    places = {}
     for index in interesting(rehearsal.steps, "nftables"):
-        assert dies(ahead.start, index), rehearsal.steps[index]
-        remedy(ahead)
+        step = rehearsal.steps[index]
+        name = step if isinstance(step, str) else type(step).__name__
+        places[name, earlier[name]] = index
+        earlier[name] += 1
+    return places
+
+
+def pairs(places: Mapping[str, Mapping[Step, int]]) -> Iterator[tuple[str, Step, Remedy]]:
+    """Yield kinds, steps and remedies, so that each two of them meet.
+
+    A step of both kinds has one remedy in each; a step of one kind has both there.
+    """
+    remedies = (start_again, sync)
+    steps = dict.fromkeys(step for of_kind in places.values() for step in of_kind)
+    for number, step in enumerate(steps):
+        kinds = [kind for kind in places if step in places[kind]]
+        for place, kind in enumerate(kinds):
+            chosen = remedies if len(kinds) == 1 else [remedies[(number + place) % 2]]
+            yield from ((kind, step, remedy) for remedy in chosen)
+
+
+@pytest.mark.parametrize("setting", ["nftables"], indirect=True)
+def test_killed_while_building(bench: Bench) -> None:
+    """Pairwise: the remedies do not know the kind of network, nor a step its remedy."""
+    before = snapshot()
+    benches = {kind: of_kind(kind, bench.xml) for kind in AHEAD}
+    places = {kind: rehearsed(benches[kind]) for kind in AHEAD}
+    settles_as(before)
+    cases = list(pairs(places))
+    assert {(kind, step) for kind, step, _ in cases} == {
+        (kind, step) for kind in AHEAD for step in places[kind]
+    }
+    for kind, step, remedy in cases:
+        assert dies(benches[kind].start, places[kind][step]), step
+        remedy(benches[kind])
         settles_as(before)
 
 
@@ -135,7 +175,7 @@ def test_killed_before_libvirt_knew(bench: Bench) -> None:
 
 @pytest.mark.parametrize("setting", ["host upstream"], indirect=True)
 @pytest.mark.parametrize("remedy", REMEDIES, ids=lambda remedy: remedy.__name__)
-def test_killed_while_stopping(remedy: Callable[[Bench], None], bench: Bench) -> None:
+def test_killed_while_stopping(remedy: Remedy, bench: Bench) -> None:
     before = snapshot()
     index = 0
     while True:

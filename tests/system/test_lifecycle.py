@@ -45,6 +45,7 @@ from views import (
 
 from libvirt_natns import names
 
+REAL_INTERPRETER = True
 NAT = '<natns:nat xmlns:natns="urn:libvirt-natns:1">{}</natns:nat>'
 OFF = '<natns:nat xmlns:natns="urn:libvirt-natns:1" enabled="no"/>'
 

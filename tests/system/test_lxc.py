@@ -16,6 +16,7 @@ from lab import (
     write_config,
 )
 
+REAL_INTERPRETER = True
 pytestmark = pytest.mark.usefixtures("installed")
 
 MAC = "52:54:00:00:00:05"

@@ -125,7 +125,7 @@ def echoed(asker: FastGuest, address: str) -> str:
 
 
 @pytest.mark.parametrize(("parent", "firewall"), [(NIC, "nftables"), ("br0", "iptables")])
-def test_packets(
+def test_guests_talk_over_it(
     provider: Provider, nic: str, command: Command, parent: str, firewall: str
 ) -> None:
     # The pool's first address is another machine's, as a probe by the parent finds out.

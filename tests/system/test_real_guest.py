@@ -19,6 +19,7 @@ from lab import (
 )
 from views import upstream_address
 
+REAL_INTERPRETER = True
 MAC = "52:54:00:00:00:05"
 NETWORKS = {"a": "virbr10", "b": "virbr11"}
 PORT = 8080

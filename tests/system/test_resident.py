@@ -12,7 +12,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from lab import Provider, isolated, remove_config, run, snapshot, wait_for, write_config
+from lab import (
+    Provider,
+    Snapshot,
+    isolated,
+    remaining,
+    remove_config,
+    run,
+    snapshot,
+    wait_for,
+    write_config,
+)
 
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
@@ -46,8 +56,8 @@ def upstream(provider: Provider) -> Iterator[Provider]:
     remove_config()
 
 
-def settles_as(before: object) -> None:
-    wait_for(lambda: snapshot() == before, interval=0.1)
+def settles_as(before: Snapshot) -> None:
+    assert remaining(before) == ""
 
 
 # -- namespaces ------------------------------------------------------------------

@@ -129,7 +129,7 @@ def own_address() -> str:
     return str(found)
 
 
-def test_packets(vps: Vps, cleanup: ExitStack, command: Command) -> None:
+def test_packets_go_both_ways_in_ipv6(vps: Vps, cleanup: ExitStack, command: Command) -> None:
     before = state_of_host()
     assert command("router", "up").status == 0
     own = own_address()

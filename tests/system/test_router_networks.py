@@ -88,7 +88,9 @@ def echo(guest: FastGuest, address: str, port: int) -> str:
 
 
 @pytest.mark.parametrize("vps", ["nftables", "iptables"], indirect=True)
-def test_packets(vps: Vps, guests: dict[str, FastGuest], command: Command) -> None:
+def test_guests_talk_and_forwards_answer(
+    vps: Vps, guests: dict[str, FastGuest], command: Command
+) -> None:
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "0", "the host routes"
     at_host = Capture(None, HOST_LINK, "host 10.0.0.5 or net 198.19.248.0/22")
     with vps.sniff() as seen, closing(at_host):

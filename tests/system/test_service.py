@@ -36,6 +36,7 @@ from lab import (
     wait_for,
     write_config,
 )
+from lab_base import Closing
 from lab_domains import asked, create, destroy, domain, nic, ports, uuid_of
 from lab_service import GREETING, SOCKET
 from views import addresses, namespaces, refusal, settled, upstream_address
@@ -149,7 +150,7 @@ def test_a_slow_network_delays_no_other(service: Service, provider: Provider) ->
 # -- gone, or somebody else ----------------------------------------------------
 
 
-class Impostor:
+class Impostor(Closing):
     """Takes the service's place and says what a test wants, then hangs up."""
 
     def __init__(self, says: bytes, *, reads: bool = True) -> None:
@@ -160,12 +161,9 @@ class Impostor:
         self._listener.bind(os.fspath(SOCKET))
         self._listener.listen()
         self._thread = threading.Thread(target=self._serve, daemon=True)
-
-    def __enter__(self) -> "Impostor":
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def down(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         SOCKET.unlink()
@@ -243,7 +241,7 @@ def test_killed_at_many_points_of_a_start(upstream: Provider, metadata: str) -> 
 
 @contextmanager
 def stuck(service: Service) -> Iterator[None]:
-    """The service is stopped for as long as the body lasts."""
+    """Stop the service for as long as the body lasts; clients stay in its queue."""
     service.signal(signal.SIGSTOP)
     try:
         yield
@@ -252,19 +250,27 @@ def stuck(service: Service) -> Iterator[None]:
 
 
 def test_what_is_not_ours_starts_beside_a_stuck_service(service: Service) -> None:
+    """Its hooks do not even ask: no start waits for an answer that does not come."""
     off = '<natns:nat xmlns:natns="urn:libvirt-natns:1" enabled="no"/>'
     define_network(isolated("off", "virbr12", metadata=off))
     with stuck(service):
         virsh("net-start", "off")
-        create(domain("plain", nic("off", MAC)))
+        assert create(domain("plain", nic("off", MAC))).returncode == 0
+        assert addresses("virbr12") == ["10.0.0.1/24"]
+        assert namespaces() == set()
         destroy("plain")
         virsh("net-destroy", "off")
+        assert not service.is_asked
+    service.idle()
+    assert not service.logged("network=off"), service.log()
+    assert not service.logged("guest=plain"), service.log()
 
 
 def test_what_is_ours_starts_beside_a_stuck_service(service: Service, provider: Provider) -> None:
     define_network(isolated("a", "virbr10"))
     with stuck(service):
         virsh("net-start", "a")
+        assert service.is_asked
         check_well("a")
         create(domain("web", nic("a", MAC), publishes=ports('start="8080" to="80"')))
         listed = json.loads(natns("forward", "list", "--json").stdout)

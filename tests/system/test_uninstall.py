@@ -23,6 +23,7 @@ from lab import (
 from test_breakage import without
 from views import namespaces
 
+REAL_INTERPRETER = True
 HOOKS = Path("/etc/libvirt/hooks")
 DATABASE = Path("/var/lib/libvirt-natns/state.db")
 MAC = "52:54:00:00:00:05"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""pyroute2's route socket, and as little else of it as can be.
+"""pyroute2's route socket, and as little else of pyroute2 as possible.
 
-A hook is a fresh process that libvirt waits for.  ``import pyroute2`` loads all
-that the library can do (its database, ethtool, an HTTP server ...), which costs a
-hook more than all of its own work.  Here its package stays empty until somebody
-asks it for a name, and what it imports only to have it at hand is not there
-while it loads.  Should another version not bear that, it is imported as usual.
+A hook is a fresh process that libvirt waits for.  ``import pyroute2`` loads all that the library
+can do (its database, ethtool, an HTTP server ...), which costs a hook more than all of its own
+work.  Here its package stays empty until a caller asks it for a name.  Modules that it does not
+need are empty while it loads.  If another version of pyroute2 fails that way, it is imported as
+usual.
 """
 
 import importlib
@@ -33,7 +33,7 @@ STAND_INS = (
     # Traffic control, with 30 modules of disciplines.
     _stand_in("pyroute2.netlink.rtnl.tcmsg", tcmsg=type("tcmsg", (), {}), plugins={}),
     _stand_in("multiprocessing", Pipe=None, Queue=None, Process=None),
-    # The real one runs two programs to tell what nobody asks for.
+    # The real module runs two programs for values that are not used.
     _stand_in(
         "platform",
         uname=os.uname,
@@ -44,7 +44,7 @@ STAND_INS = (
 
 
 def _postpone_package() -> None:
-    """Put the package in place without running it.  Raises ImportError where there is none."""
+    """Put the package in place without running it.  Raises ImportError if it is missing."""
     spec = PathFinder.find_spec(LIBRARY)
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(f"No module named {LIBRARY!r}", name=LIBRARY)
@@ -67,7 +67,7 @@ def _postpone_package() -> None:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """What pyroute2 imports for other uses is there in name only."""
+    """Put empty modules in the place of those that pyroute2 imports for other uses."""
     missing = {each.__name__: each for each in STAND_INS if each.__name__ not in sys.modules}
     sys.modules.update(missing)
     try:

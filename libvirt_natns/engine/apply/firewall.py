@@ -102,7 +102,7 @@ def _load(operation: Firewall) -> None:
         before = backend.generation(operation.namespace)
         backend.apply(operation.namespace, operation.rules)
         after = backend.generation(operation.namespace)
-        # One load is one change.
+        # A load counts as a single change.
         if not before or (int(after or 0) - int(before)) % 2**32 == 1:
             return
     raise FirewallError(

@@ -79,7 +79,7 @@ def _translated(target: Target, forwards: Iterable[HostForward]) -> Iterator[Rul
             unique=True,
         )
     for forward in forwards:
-        # One source a rule, since nft lists several in its own order, and merged.
+        # Each rule has one source, since nft lists several in its own order, and merged.
         for source in limited(forward.sources) or (None,):
             yield Rule(
                 chain="dstnat",

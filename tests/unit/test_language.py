@@ -35,7 +35,7 @@ IMPERATIVE = re.compile(
     r"accept|add|adopt|allow|announce|answer|append|apply|ask|assign|attach|"
     r"attend|begin|bring|build|call|carry|check|choose|claim|clear|close|collect|"
     r"compare|compute|configure|confirm|connect|convert|copy|count|create|cut|"
-    r"decide|declare|delete|describe|detach|do|draw|drop|empty|end|ensure|"
+    r"decide|declare|define|delete|describe|detach|do|draw|drop|empty|end|ensure|"
     r"examine|exit|fail|fill|find|finish|fix|flush|follow|forget|format|free|"
     r"give|group|handle|have|hear|hold|ignore|insert|install|keep|kill|lead|"
     r"lease|leave|let|limit|list|listen|load|lock|log|look|make|map|mark|"
@@ -97,11 +97,10 @@ def name(file: Path) -> str:
 PAGES = files("*.md", "docs/**/*.md")
 MANUAL = files("man/*")
 SCHEMAS = files("xml/*.xml", "xml/*.rng")
-CONTRIB = files("contrib/**/*.py")
-OTHERS = sorted(
-    {*files("hooks/*", "contrib/**/*", "xml/*.toml", "Makefile", "tests/run")} - {*CONTRIB}
-)
-MODULES = [*CONTRIB, *files("libvirt_natns/**/*.py")]
+PROGRAMS = files("contrib/**/*.py", "bench/*.py")
+SCRIPTS = files("hooks/*", "contrib/**/*", "xml/*.toml", "Makefile", "bench/run", "tests/**/run")
+OTHERS = [file for file in SCRIPTS if file not in PROGRAMS]
+MODULES = [*PROGRAMS, *files("libvirt_natns/**/*.py")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

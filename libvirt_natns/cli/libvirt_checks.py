@@ -60,7 +60,7 @@ def hooks_seen() -> str:
 def host_rules(engine: Engines, settings: Config) -> str:
     """Examine our part of the host's firewall."""
     with engine(settings) as verbs:
-        bridged = verbs.kernel.sysctl(None, BRIDGE_NF) == "1"
+        bridged = verbs.kernel.host.sysctls.get(BRIDGE_NF) == "1"
         differences = check.host_differences(verbs)
     if differences:
         raise NatnsError(

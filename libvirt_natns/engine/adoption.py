@@ -97,9 +97,9 @@ def _adopt_transits(engine: Engine) -> None:
     """Choose again the transit subnets that the host's transit bridges have."""
     for upstream in engine.config.upstreams.values():
         bridge = names.transit_bridge(upstream.name)
-        if upstream.kind != "host" or engine.kernel.link(None, bridge) is None:
+        if upstream.kind != "host" or engine.kernel.host.links.get(bridge) is None:
             continue
-        for interface in engine.kernel.addresses(None, bridge):
+        for interface in engine.kernel.host.addresses.of(bridge):
             subnet = interface.network
             if isinstance(subnet, IPv4Network) and upstream.subnet is None:
                 engine.store.transit.choose_subnet(upstream.name, [subnet], None)
@@ -139,7 +139,7 @@ def _leases(
     namespace = names.namespace(network.name)
     if upstream.by_dhcp:
         yield dhcp.settle(engine.store, network, upstream)
-    outer = engine.kernel.addresses(namespace, names.UPSTREAM_LINK)
+    outer = engine.kernel.at(namespace).addresses.of(names.UPSTREAM_LINK)
     families: tuple[Family, ...] = (6,) if upstream.by_dhcp else (4, 6)
     for family in families:
         address = _own(outer, family, rules)
@@ -166,7 +166,7 @@ def _prefix(engine: Engine, network: Network, upstream: Upstream) -> IPv6Network
     wanted = selection.wanted_prefix(network, upstream)
     if wanted is not None:
         return wanted
-    inner = engine.kernel.addresses(names.namespace(network.name), network.bridge or "")
+    inner = engine.kernel.at(names.namespace(network.name)).addresses.of(network.bridge or "")
     for interface in inner:
         subnet = interface.network
         if isinstance(subnet, IPv6Network) and any(map(subnet.subnet_of, upstream.prefixes6)):

@@ -85,7 +85,7 @@ def remove_orphan(context: Context, xml: bytes) -> None:
     libvirt gave it; another bridge of that name has not.
     """
     seen = xml_sniff.at_network(xml)
-    if seen.mac and context.kernel.mac(seen.bridge) == seen.mac:
+    if seen.mac and context.kernel.host.links.mac(seen.bridge) == seen.mac:
         context.step("remove libvirt's bridge")
         abandon(context.kernel, seen.name, seen.bridge)
 
@@ -97,10 +97,10 @@ def hand_back(context: Context, network: Network, *, renew: bool = False) -> Non
     another dnsmasq when it is reloaded, which is the caller's task.
     """
     down(context, network.uuid, network.name)
-    if not network.taken_over or context.kernel.link(None, network.bridge or "") is None:
+    if not network.taken_over or context.kernel.host.links.get(network.bridge or "") is None:
         return
     for subnet in network.subnets:
-        context.kernel.add_address(None, network.bridge or "", subnet.interface)
+        context.kernel.host.addresses.add(network.bridge or "", subnet.interface)
     return_routes(context, network)
     if renew:
         libvirt_dnsmasq.stop(network.name)
@@ -109,4 +109,6 @@ def hand_back(context: Context, network: Network, *, renew: bool = False) -> Non
 def return_routes(context: Context, network: Network) -> None:
     """Add libvirt's <route>s again, which the kernel removes with the bridge's last address."""
     for route in network.routes if network.taken_over else ():
-        context.kernel.add_route(None, route.destination, route.gateway, network.bridge or "")
+        context.kernel.host.routes.add_as_libvirt(
+            route.destination, route.gateway, network.bridge or ""
+        )

@@ -112,7 +112,7 @@ def _lease(context: Context, network: Network, upstream: Upstream, family: Famil
         applicants.applicant(network, family),
         upstream,
         partial(probe, context, upstream),
-        context.kernel.host_addresses(),
+        context.kernel.host.addresses.beyond_link(),
     )
 
 
@@ -122,7 +122,7 @@ def _lease_prefix(context: Context, network: Network, upstream: Upstream) -> Non
         applicants.applicant(network),
         upstream,
         selection.wanted_prefix(network, upstream),
-        context.kernel.host_addresses(),
+        context.kernel.host.addresses.beyond_link(),
     )
 
 

@@ -44,7 +44,7 @@ def relocate(
             others = [address for address in addresses if address not in in_use]
             return in_use | leases.probe(waiting, upstream, others)
 
-        own = context.kernel.host_addresses()
+        own = context.kernel.host.addresses.beyond_link()
         applicant = applicants.applicant(network, 4 if taken.version == 4 else 6)
         address = pool.reserve(context.store, applicant, upstream, probe, own)
         changes.append(f"moved from {taken} to {address}")
@@ -71,10 +71,10 @@ def look_elsewhere(context: Context, uuid: str, asked: proxied_addresses.Asked) 
     record = context.store.networks.get(uuid)
     if record is None or record.state != "up" or not record.this_boot:
         return []
-    if context.kernel.link(record.namespace, record.bridge) is None:
+    if context.kernel.at(record.namespace).links.get(record.bridge) is None:
         # The network is stopping, or is to be repaired.
         return []
-    due = asked.due(context.kernel.neighbours6(record.namespace, record.bridge))
+    due = asked.due(context.kernel.at(record.namespace).neighbours6.stations(record.bridge))
     due = due[: proxied_addresses.MOST]
     if not due:
         return []

@@ -69,10 +69,10 @@ def end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
 
 def _delete_patches(kernel: Kernel, uuid: str) -> None:
     ports = (names.upstream_patch(uuid), names.private_patch(uuid))
-    kernel.delete_links(names.link_group(uuid), *ports)
+    kernel.host.links.delete_group(names.link_group(uuid), *ports)
     for file in names.NETNS_DIRECTORY.glob(f"{names.ROUTER_PREFIX}*"):
         if netns.exists(file.name):
-            kernel.delete_link(names.upstream_patch(uuid), file.name)
+            kernel.at(file.name).links.delete(names.upstream_patch(uuid))
 
 
 def _delete_macvlan(kernel: Kernel, uuid: str, namespace: str | None) -> None:
@@ -80,7 +80,7 @@ def _delete_macvlan(kernel: Kernel, uuid: str, namespace: str | None) -> None:
     if namespace is None or not _exists(namespace):
         return
     if kernel.namespace_owner(namespace) == uuid:
-        kernel.delete_link(names.UPSTREAM_LINK, namespace)
+        kernel.at(namespace).links.delete(names.UPSTREAM_LINK)
 
 
 def _exists(namespace: str | None) -> bool:
@@ -105,7 +105,7 @@ def abandon(kernel: Kernel, name: str, bridge: str) -> None:
     with Undo() as everything:
         if bridge:
             everything.add(libvirt_leftovers.forget, bridge)
-            everything.add(kernel.delete_link, bridge)
+            everything.add(kernel.host.links.delete, bridge)
         if name:
             everything.callback(_stop_libvirts, name)
 

@@ -35,7 +35,7 @@ def _is_superseded(context: Context, rival: NetworkRecord, network: Network, act
         return False
     if active:
         return True
-    if context.kernel.link(None, rival.bridge) is not None:
+    if context.kernel.host.links.get(rival.bridge) is not None:
         return False
     # libvirt has no two networks with a bridge of one name.
     return rival.state in ("starting", "up") or given_up.is_given_up(rival)

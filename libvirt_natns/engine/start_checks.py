@@ -42,7 +42,7 @@ def check(context: Context, network: Network, upstream: Upstream) -> None:
 
 def _check_bridge(context: Context, network: Network, upstream: Upstream) -> None:
     """Refuse an upstream's bridge or NIC that could not take another network."""
-    if upstream.kind == "host" and context.kernel.link(None, upstream.bridge or "") is None:
+    if upstream.kind == "host" and context.kernel.host.links.get(upstream.bridge or "") is None:
         return
     problem = attachment.problem(context.kernel, upstream)
     if problem and upstream.kind == "router":

@@ -77,7 +77,7 @@ def follow_lease(context: Context, uuid: str) -> list[str]:
         record = context.store.networks.get(uuid)
     if record is None or record.state != "up" or not record.this_boot:
         return []
-    if context.kernel.link(None, record.bridge) is None:
+    if context.kernel.host.links.get(record.bridge) is None:
         # The network is stopping.
         return []
     return up(context, libvirt_xml.parse_network(record.document), record.document)

@@ -38,7 +38,7 @@ def repair(engine: Engine, uuid: str, record: NetworkRecord | None) -> list[str]
         raise NotUpError(f"network {uuid} is not up")
     if record.state != "up":
         return None
-    if engine.kernel.link(None, record.bridge) is None:
+    if engine.kernel.host.links.get(record.bridge) is None:
         raise NoBridgeError(f"bridge {record.bridge} is missing", "start the network anew")
     # The look takes no lock, so it delays no verb; and the watch goes on hearing of damage.
     if not check.network_differences(engine, record):

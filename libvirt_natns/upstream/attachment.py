@@ -30,7 +30,7 @@ def problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
     name = upstream.bridge or ""
     where = upstream.bridge_namespace
     missing = where is not None and not netns.exists(where)
-    link = None if missing else kernel.link(where, name)
+    link = None if missing else kernel.at(where).links.get(name)
     if link is None:
         return "does not exist", f"create it, or mend {names.CONFIG_FILE}"
     if upstream.attach == "macvlan":
@@ -59,11 +59,11 @@ def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
     parent = upstream.bridge or ""
     if parent == "lo":
         return "is the loopback interface", f"name a NIC or bridge in {names.CONFIG_FILE}"
-    master = kernel.master_of(parent)
+    master = kernel.host.links.master(parent)
     if master is not None and master.kind != HARMLESS_MASTER:
         remedy = f"name {master.name} in {names.CONFIG_FILE}"
         return f"belongs to {master.kind} {master.name}", remedy
-    own = kernel.host_addresses()
+    own = kernel.host.addresses.beyond_link()
     gateway = next((each for each in (upstream.gateway, upstream.gateway6) if each in own), None)
     if gateway is not None:
         return (
@@ -72,7 +72,7 @@ def _parents_problem(kernel: Kernel, upstream: Upstream) -> Problem | None:
         )
     try:
         # Some kernels have no macvlans, and some links take none.
-        kernel.try_macvlan(parent)
+        kernel.host.macvlans.probe(parent)
     except KernelError as error:
         why = error.remedy or error.fact
         return f"takes no macvlan ({why})", f"name another in {names.CONFIG_FILE}, or a bridge"

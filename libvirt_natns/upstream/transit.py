@@ -53,7 +53,7 @@ def needs_ipv6(kernel: Kernel, network: Network) -> bool:
 
 def has_ipv6(kernel: Kernel) -> bool:
     """True if the host has IPv6 at all."""
-    return kernel.sysctl(None, DISABLED) == "0"
+    return kernel.host.sysctls.get(DISABLED) == "0"
 
 
 def free6(network: Network) -> IPv6Network:
@@ -120,7 +120,7 @@ def _stale(kernel: Kernel, store: Store, upstream: Upstream, subnet: IPv4Network
 
 def _routes(kernel: Kernel, upstream: Upstream) -> set[IPNetwork]:
     """Return the host's routes, except those of the transit bridge itself."""
-    return kernel.host_routes(without=[names.transit_bridge(upstream.name)])
+    return kernel.host.routes.destinations(without=[names.transit_bridge(upstream.name)])
 
 
 def free(kernel: Kernel, network: Network, upstream: Upstream) -> list[IPv4Network]:

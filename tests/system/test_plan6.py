@@ -176,21 +176,23 @@ def test_what_the_host_has(world: World) -> None:
     kernel = world.kernel
     run("sysctl", "-qw", f"net.ipv6.conf.{BRIDGE}.disable_ipv6=0")
     try:
-        kernel.add_address(None, BRIDGE, IPv6Interface((address, 64)))
-        kernel.add_route(None, far, gateway, BRIDGE)
-        assert kernel.has_route(None, far, gateway, BRIDGE)
-        assert {address, ROUTED.ip, IPv4Address("10.0.0.1")} <= kernel.host_addresses()
-        assert {prefix, far, ROUTED.network} <= kernel.host_routes()
-        assert not {prefix, far} & kernel.host_routes(without=[BRIDGE])
-        assert not [to for to in kernel.host_routes() if to.is_link_local or to.is_multicast]
-        assert kernel.routed_links(6) == {BRIDGE, PRIVATE}
-        assert kernel.routed_links() == {PRIVATE}
-        kernel.set_route(None, far, None, PRIVATE)
-        assert kernel.has_route(None, far, None, PRIVATE)
-        kernel.remove_route(None, far, PRIVATE)
-        kernel.remove_route(None, far, PRIVATE)
-        assert far not in kernel.host_routes()
-        assert kernel.foreign_addresses(None, BRIDGE, []) == {IPv6Interface((address, 64))}
+        kernel.host.addresses.add(BRIDGE, IPv6Interface((address, 64)))
+        kernel.host.routes.add_as_libvirt(far, gateway, BRIDGE)
+        assert kernel.host.routes.has(far, gateway, BRIDGE)
+        assert {address, ROUTED.ip, IPv4Address("10.0.0.1")} <= kernel.host.addresses.beyond_link()
+        assert {prefix, far, ROUTED.network} <= kernel.host.routes.destinations()
+        assert not {prefix, far} & kernel.host.routes.destinations(without=[BRIDGE])
+        assert not [
+            to for to in kernel.host.routes.destinations() if to.is_link_local or to.is_multicast
+        ]
+        assert kernel.host.routes.links(6) == {BRIDGE, PRIVATE}
+        assert kernel.host.routes.links() == {PRIVATE}
+        kernel.host.routes.replace(far, None, PRIVATE)
+        assert kernel.host.routes.has(far, None, PRIVATE)
+        kernel.host.routes.remove(far, PRIVATE)
+        kernel.host.routes.remove(far, PRIVATE)
+        assert far not in kernel.host.routes.destinations()
+        assert kernel.host.addresses.foreign(BRIDGE, []) == {IPv6Interface((address, 64))}
     finally:
         run("sysctl", "-qw", f"net.ipv6.conf.{BRIDGE}.disable_ipv6=1")
 

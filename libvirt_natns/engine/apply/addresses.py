@@ -25,21 +25,21 @@ from libvirt_natns.kernel.session import Kernel
 
 
 def withdrawal_differs(kernel: Kernel, operation: Withdrawal) -> list[str]:
-    if operation.address in kernel.addresses(None, operation.bridge):
+    if operation.address in kernel.host.addresses.of(operation.bridge):
         return [f"bridge {operation.bridge} still has {operation.address} in the host"]
     return []
 
 
 def ensure_withdrawal(context: ApplyContext, operation: Withdrawal) -> None:
     kernel, undo = context.kernel, context.undo
-    undo.add(kernel.add_address, None, operation.bridge, operation.address)
-    kernel.remove_address(None, operation.bridge, operation.address)
+    undo.add(kernel.host.addresses.add, operation.bridge, operation.address)
+    kernel.host.addresses.remove(operation.bridge, operation.address)
 
 
 def addresses_differ(kernel: Kernel, operation: Addresses) -> list[str]:
     where = f"{operation.link} in {operation.namespace or 'the host'}"
-    present = kernel.addresses(operation.namespace, operation.link)
-    foreign = kernel.foreign_addresses(operation.namespace, operation.link, operation.addresses)
+    present = kernel.at(operation.namespace).addresses.of(operation.link)
+    foreign = kernel.at(operation.namespace).addresses.foreign(operation.link, operation.addresses)
     lacking = set(operation.addresses) - present
     return [
         *(f"{where} lacks the address {address}" for address in _sorted(lacking)),
@@ -54,17 +54,17 @@ def _sorted(addresses: Iterable[Interface]) -> list[Interface]:
 def ensure_addresses(context: ApplyContext, operation: Addresses) -> None:
     if context.is_fresh(operation):
         for address in operation.addresses:
-            context.kernel.add_address(operation.namespace, operation.link, address)
+            context.kernel.at(operation.namespace).addresses.add(operation.link, address)
         return
-    present = context.kernel.addresses(operation.namespace, operation.link)
-    context.kernel.set_addresses(operation.namespace, operation.link, operation.addresses)
+    present = context.kernel.at(operation.namespace).addresses.of(operation.link)
+    context.kernel.at(operation.namespace).addresses.replace(operation.link, operation.addresses)
     lacking = set(operation.addresses) - present
     context.added.update((operation.namespace, address.ip) for address in lacking)
 
 
 def route_differs(kernel: Kernel, operation: Route) -> list[str]:
-    if kernel.has_route(
-        operation.namespace, operation.destination, operation.gateway, operation.link
+    if kernel.at(operation.namespace).routes.has(
+        operation.destination, operation.gateway, operation.link
     ):
         return []
     return [f"{operation.describe()} is missing or not the only one"]
@@ -72,9 +72,8 @@ def route_differs(kernel: Kernel, operation: Route) -> list[str]:
 
 def ensure_route(context: ApplyContext, operation: Route) -> None:
     if operation.namespace is None:
-        context.undo.add(context.kernel.remove_route, None, operation.destination, operation.link)
-    context.kernel.set_route(
-        operation.namespace,
+        context.undo.add(context.kernel.host.routes.remove, operation.destination, operation.link)
+    context.kernel.at(operation.namespace).routes.replace(
         operation.destination,
         operation.gateway,
         operation.link,
@@ -83,8 +82,8 @@ def ensure_route(context: ApplyContext, operation: Route) -> None:
 
 
 def limit_differs(kernel: Kernel, operation: SendLimit) -> list[str]:
-    routes = kernel.unlimited_routes(
-        operation.namespace, operation.destinations, operation.link, operation.mtu
+    routes = kernel.at(operation.namespace).route_limits.differing(
+        operation.destinations, operation.link, operation.mtu
     )
     wanted = f"of at most {operation.mtu} octets" if operation.mtu else "as large as the link's"
     return [f"packets to {each} in {operation.namespace} are not {wanted}" for each in routes]
@@ -95,13 +94,15 @@ def ensure_limit(context: ApplyContext, operation: SendLimit) -> None:
     if context.is_fresh(operation) and mtu is None:
         return
     for subnet in operation.subnets:
-        context.kernel.limit_subnet(namespace, subnet, link, mtu)
+        context.kernel.at(namespace).route_limits.set_subnet(subnet, link, mtu)
     for route in operation.routes:
-        context.kernel.limit_route(namespace, route.destination, route.gateway, link, mtu)
+        context.kernel.at(namespace).route_limits.set_route(
+            route.destination, route.gateway, link, mtu
+        )
 
 
 def gateways_differ(kernel: Kernel, operation: Gateways) -> list[str]:
-    present = kernel.gateways(operation.namespace, operation.link)
+    present = kernel.at(operation.namespace).routes.gateways(operation.link)
     where = f"on {operation.link} in {operation.namespace}"
     return [
         *(f"route {to} via {by} {where} is missing" for to, by in operation.routes
@@ -112,11 +113,13 @@ def gateways_differ(kernel: Kernel, operation: Gateways) -> list[str]:
 
 
 def ensure_gateways(context: ApplyContext, operation: Gateways) -> None:
-    context.kernel.set_gateways(operation.namespace, operation.link, operation.routes)
+    context.kernel.at(operation.namespace).routes.replace_gateways(operation.link, operation.routes)
 
 
 def proxied_differ(kernel: Kernel, operation: ProxiedNeighbours) -> list[str]:
-    if kernel.proxied(operation.namespace, operation.link) == set(operation.addresses):
+    if kernel.at(operation.namespace).neighbours6.proxied(operation.link) == set(
+        operation.addresses
+    ):
         return []
     return [f"{operation.describe()}: not so, or more than that"]
 
@@ -124,7 +127,9 @@ def proxied_differ(kernel: Kernel, operation: ProxiedNeighbours) -> list[str]:
 def ensure_proxied(context: ApplyContext, operation: ProxiedNeighbours) -> None:
     if context.is_fresh(operation) and not operation.addresses:
         return
-    context.kernel.set_proxied(operation.namespace, operation.link, operation.addresses)
+    context.kernel.at(operation.namespace).neighbours6.replace_proxied(
+        operation.link, operation.addresses
+    )
 
 
 def announce_address(context: ApplyContext, operation: Announcement) -> None:

@@ -39,13 +39,15 @@ def end_client(kernel: Kernel, directory: Path, namespace: str | None, link: str
     held = dhcp_lease.read(directory)
     if held is not None and namespace is not None:
         with suppress(KernelError):
-            kernel.add_address(namespace, link, held.address)
+            kernel.at(namespace).addresses.add(link, held.address)
     udhcpc.stop(directory, namespace)
 
 
 def _indexes(kernel: Kernel, daemon: ndppd.Proxy) -> tuple[int, int]:
     """Return the indexes of the links that have the proxy's link names now; 0 for none."""
-    outer, inner = (kernel.link(daemon.namespace, name) for name in (daemon.link, daemon.inner))
+    outer, inner = (
+        kernel.at(daemon.namespace).links.get(name) for name in (daemon.link, daemon.inner)
+    )
     return outer.index if outer else 0, inner.index if inner else 0
 
 

@@ -73,18 +73,18 @@ def ensure_namespace(context: ApplyContext, operation: Namespace) -> None:
 
 
 def sysctl_differs(kernel: Kernel, operation: Sysctl) -> list[str]:
-    value = kernel.sysctl(operation.namespace, operation.key)
+    value = kernel.at(operation.namespace).sysctls.get(operation.key)
     if value in (None, operation.value):
         return []
     return [f"sysctl {operation.key} is {value} in {operation.namespace or 'the host'}"]
 
 
 def ensure_sysctl(context: ApplyContext, operation: Sysctl) -> None:
-    context.kernel.set_sysctl(operation.namespace, operation.key, operation.value)
+    context.kernel.at(operation.namespace).sysctls.set(operation.key, operation.value)
 
 
 def settings_differ(kernel: Kernel, operation: Settings) -> list[str]:
-    present = kernel.sysctls(operation.namespace, [key for key, _ in operation.values])
+    present = kernel.at(operation.namespace).sysctls.values([key for key, _ in operation.values])
     return [
         f"sysctl {key} is {present[key]} in {operation.namespace}"
         for key, value in operation.values
@@ -94,7 +94,7 @@ def settings_differ(kernel: Kernel, operation: Settings) -> list[str]:
 
 def ensure_settings(context: ApplyContext, operation: Settings) -> None:
     # The kernel resets some when another one changes, so all are set.
-    context.kernel.set_sysctls(operation.namespace, operation.values)
+    context.kernel.at(operation.namespace).sysctls.set_all(operation.values)
 
 
 def patch_differs(kernel: Kernel, operation: Patch) -> list[str]:
@@ -115,9 +115,9 @@ def ensure_patch(context: ApplyContext, operation: Patch) -> None:
     if not context.is_fresh(operation) and kernel.has_patch(namespace, link, port, outer):
         inner = operation.link_mtu or operation.mtu
         for where, name, mtu in ((namespace, link, inner), (outer, port, operation.mtu)):
-            kernel.set_mtu(where, name, mtu)
+            kernel.at(where).links.set_mtu(name, mtu)
         return
-    undo.add(kernel.delete_link, port, outer)
+    undo.add(kernel.at(outer).links.delete, port)
     kernel.create_patch(
         namespace,
         link,
@@ -132,19 +132,19 @@ def ensure_patch(context: ApplyContext, operation: Patch) -> None:
 
 
 def macvlan_differs(kernel: Kernel, operation: Macvlan) -> list[str]:
-    return kernel.macvlan_differences(
-        operation.namespace, operation.link, operation.parent, operation.mtu
+    return kernel.at(operation.namespace).macvlans.differences(
+        operation.link, operation.parent, operation.mtu
     )
 
 
 def ensure_macvlan(context: ApplyContext, operation: Macvlan) -> None:
     kernel, undo = context.kernel, context.undo
     namespace, link, parent = operation.namespace, operation.link, operation.parent
-    if not context.is_fresh(operation) and kernel.has_macvlan(namespace, link, parent):
-        kernel.set_mtu(namespace, link, operation.mtu)
+    if not context.is_fresh(operation) and kernel.at(namespace).macvlans.exists(link, parent):
+        kernel.at(namespace).links.set_mtu(link, operation.mtu)
         return
-    undo.add(kernel.delete_link, link, namespace)
-    kernel.create_macvlan(namespace, link, operation.mac, parent, operation.mtu)
+    undo.add(kernel.at(namespace).links.delete, link)
+    kernel.at(namespace).macvlans.create(link, operation.mac, parent, operation.mtu)
 
 
 def port_differs(kernel: Kernel, operation: Port) -> list[str]:
@@ -170,20 +170,20 @@ def ensure_multicast(context: ApplyContext, operation: AllMulticast) -> None:
 
 
 def link_differs(kernel: Kernel, operation: LinkUp) -> list[str]:
-    return kernel.link_differences(operation.namespace, operation.link)
+    return kernel.at(operation.namespace).links.differences(operation.link)
 
 
 def ensure_link(context: ApplyContext, operation: LinkUp) -> None:
-    context.kernel.set_up(operation.namespace, operation.link)
+    context.kernel.at(operation.namespace).links.set_up(operation.link)
 
 
 def transit_differs(kernel: Kernel, operation: TransitBridge) -> list[str]:
-    return kernel.link_differences(None, operation.name)
+    return kernel.host.links.differences(operation.name)
 
 
 def ensure_transit(context: ApplyContext, operation: TransitBridge) -> None:
     kernel, undo = context.kernel, context.undo
-    if kernel.link(None, operation.name) is None:
-        undo.add(kernel.delete_link, operation.name)
+    if kernel.host.links.get(operation.name) is None:
+        undo.add(kernel.host.links.delete, operation.name)
         kernel.create_bridge(operation.name, operation.altname, operation.mac)
-    kernel.set_up(None, operation.name)
+    kernel.host.links.set_up(operation.name)

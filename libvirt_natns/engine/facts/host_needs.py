@@ -62,7 +62,7 @@ def needs_of(
     if upstream.by_dhcp:
         needs = replace(needs, dhcp=(bridge,))
     routes = _routes(bridge, leased.prefix, _own_address(user.uuid))
-    if routes and planner.kernel.sysctl(None, f"net/ipv6/conf/{bridge}/disable_ipv6") != "0":
+    if routes and planner.kernel.host.sysctls.get(f"net/ipv6/conf/{bridge}/disable_ipv6") != "0":
         routes = ()
     there = (each for each in (*leased.addresses, *statics) if not is_placeholder(each))
     provider = [Provider(bridge, each) for each in there]
@@ -81,8 +81,8 @@ def _proxied_routes(planner: Planner, user: User, upstream: Upstream) -> tuple[R
             # A longer prefix wins over the route of the host's own link.
             parts += subnet.subnets() if subnet == whole else [subnet]
     routes = [Route(None, part, gateway, bridge) for part in parts]
-    link = planner.kernel.host_link_in(whole) if parts else None
-    for router in planner.kernel.host_gateways(6) if link else ():
+    link = planner.kernel.host.addresses.link_in(whole) if parts else None
+    for router in planner.kernel.host.routes.default_gateways(6) if link else ():
         if link and any(router in part for part in parts):
             routes.append(Route(None, host_network(router), None, link))
     return tuple(routes)

@@ -32,15 +32,15 @@ def usual_mtu(network: Network) -> PrivateMtu:
 def private_mtu(kernel: Kernel, network: Network) -> PrivateMtu | None:
     """Return the MTU of a network's bridge now; None if there is no bridge."""
     bridge = network.bridge or ""
-    mtu = kernel.mtu(bridge)
+    mtu = kernel.host.links.mtu(bridge)
     if mtu is None:
         return None
-    foreign = kernel.foreign_mtu(bridge, names.private_patch(network.uuid))
+    foreign = kernel.host.bridges.foreign_mtu(bridge, names.private_patch(network.uuid))
     # A bridge takes the least MTU of its ports, and the patch must not be the least.
     return PrivateMtu(max(mtu, usual_mtu(network).patch), min(mtu, foreign or mtu))
 
 
 def upstream_mtu(kernel: Kernel, upstream: Upstream) -> int | None:
     """Return the MTU of the upstream's bridge; None if the bridge is missing."""
-    link = kernel.link(upstream.bridge_namespace, upstream.bridge or "")
+    link = kernel.at(upstream.bridge_namespace).links.get(upstream.bridge or "")
     return link.mtu if link else None

@@ -94,7 +94,7 @@ class Planner:
         """
         client = leasing(self.store, network, upstream)
         assert client is not None
-        mtu = self.kernel.mtu(upstream.bridge or "")
+        mtu = self.kernel.host.links.mtu(upstream.bridge or "")
         if mtu is None:
             raise KernelError(f"network {network.name}: bridge {upstream.bridge} is missing")
         return ahead_of_lease(network, upstream, mtu, client)

@@ -60,7 +60,7 @@ def preview(planner: Planner, network: Network) -> Plan:
 def _leases(planner: Planner, network: Network, upstream: Upstream) -> Leased:
     """Return the leases that a network has, or would get next."""
     leased = planner.store.leases.of(upstream.name, network.uuid)
-    own = planner.kernel.host_addresses()
+    own = planner.kernel.host.addresses.beyond_link()
     for family in FAMILIES:
         if not selection.leases_address(network, upstream, family):
             continue

@@ -27,7 +27,7 @@ def without_others(kernel: Kernel, operation: Operation, upstream: Upstream) -> 
     if upstream.is_transit and not daemon.in_host:
         # The host, or the router, alone asks this ndppd.
         return operation
-    others = {*proxied_addresses.known(daemon.uuid), *kernel.host_addresses()}
+    others = {*proxied_addresses.known(daemon.uuid), *kernel.host.addresses.beyond_link()}
     spans = tuple(AddressRange(each, each) for each in sorted(others, key=by_family))
     return NeighbourProxy(replace(daemon, without=(*daemon.without, *spans)))
 
@@ -44,8 +44,10 @@ def proxy_beyond(kernel: Kernel, network: Network, upstream: Upstream, outside: 
     if prefixes and upstream.kind == "router":
         link, outside_addresses = upstream.nic or "", routers.neighbours(upstream)
     elif prefixes and upstream.host6 is not None:
-        link = kernel.host_link_in(upstream.host6) or ""
-        outside_addresses = kernel.host_addresses() | kernel.host_gateways(6)
+        link = kernel.host.addresses.link_in(upstream.host6) or ""
+        outside_addresses = (
+            kernel.host.addresses.beyond_link() | kernel.host.routes.default_gateways(6)
+        )
     if not link:
         prefixes = ()
     without = tuple(AddressRange(each, each) for each in sorted(outside_addresses, key=by_family))

@@ -21,9 +21,9 @@ def plan_of(
     """
     if upstream.kind != "host":
         return ()
-    links = kernel.routed_links() - {"lo", upstream.bridge, *(each.bridge for each in private)}
-    closed = [link for link in links if kernel.sysctl(None, forwarding_of(link)) != "1"]
-    if any(map(kernel.is_bridge, closed)):
+    links = kernel.host.routes.links() - {"lo", upstream.bridge, *(each.bridge for each in private)}
+    closed = [link for link in links if kernel.host.sysctls.get(forwarding_of(link)) != "1"]
+    if any(map(kernel.host.links.is_bridge, closed)):
         # The look is late because libvirt has a file for each network.
         links -= isolated_bridges()
     return transit(upstream, sorted(links))

@@ -232,7 +232,7 @@ class Host:
         for route in routes:
             destination, _, link = route
             self._announce(f"remove the route to {destination}")
-            self.kernel.remove_route(None, network_of(destination), link)
+            self.kernel.host.routes.remove(network_of(destination), link)
             if route in record.routes:
                 record.routes.remove(route)
                 save(record)
@@ -241,12 +241,12 @@ class Host:
         unneeded = unneeded_bridges(needs, record)
         for bridge in unneeded:
             self._announce(f"delete the bridge {bridge}")
-            self.kernel.delete_link(bridge)
+            self.kernel.host.links.delete(bridge)
             record.bridges.remove(bridge)
         if not needs.transits and record.forwarding:
-            if self.kernel.sysctl(None, GLOBAL_FORWARDING) == "0":
+            if self.kernel.host.sysctls.get(GLOBAL_FORWARDING) == "0":
                 for link in record.forwarding:
-                    self.kernel.set_sysctl(None, forwarding_of(link), "0")
+                    self.kernel.host.sysctls.set(forwarding_of(link), "0")
             record.forwarding = []
         stray = stray_routes(needs, record)
         self._remove_routes(stray, record)

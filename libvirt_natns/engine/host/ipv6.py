@@ -43,7 +43,7 @@ def plan_of(kernel: Kernel, needs: Needs) -> Plan:
     if not needs.routes6:
         return ()
     first: list[Operation] = []
-    if kernel.sysctl(None, FORWARDING) != "1":
+    if kernel.host.sysctls.get(FORWARDING) != "1":
         first += (Sysctl(None, key, ACCEPTED_BY_ROUTERS) for key in _believing(kernel))
     return (*first, Sysctl(None, FORWARDING, "1"), *needs.routes)
 
@@ -52,9 +52,9 @@ def _believing(kernel: Kernel) -> Iterator[str]:
     """Yield the settings of links that accept advertisements while the host does not forward."""
     for directory in sorted(SETTINGS.iterdir()):
         key = f"net/ipv6/conf/{directory.name}/accept_ra"
-        if directory.name in ("all", "lo") or kernel.sysctl(None, key) != ACCEPTED:
+        if directory.name in ("all", "lo") or kernel.host.sysctls.get(key) != ACCEPTED:
             continue
-        link = kernel.link(None, directory.name)
+        link = kernel.host.links.get(directory.name)
         # The ports of a bridge speak no IPv6, and there may be thousands.
         if directory.name == "default" or (link is not None and link.master is None):
             yield key
@@ -62,8 +62,8 @@ def _believing(kernel: Kernel) -> Iterator[str]:
 
 def put_back(kernel: Kernel, settings: Mapping[str, str]) -> None:
     """Restore former values, the forwarding first."""
-    there = kernel.sysctls(None, settings)
+    there = kernel.host.sysctls.values(settings)
     for key in sorted(settings, key=lambda each: each != FORWARDING):
         ours = "1" if key == FORWARDING else ACCEPTED_BY_ROUTERS
         if there.get(key) == ours and settings[key]:
-            kernel.set_sysctl(None, key, settings[key])
+            kernel.host.sysctls.set(key, settings[key])

@@ -37,7 +37,7 @@ def note_ipv6(kernel: Kernel, operations: Iterable[Operation], record: HostRecor
         if isinstance(operation, Route):
             routes += [words(operation)] if words(operation) not in routes else []
         elif isinstance(operation, Sysctl) and differs(kernel, operation):
-            former = kernel.sysctl(None, operation.key) or ""
+            former = kernel.host.sysctls.get(operation.key) or ""
             settings.setdefault(operation.key, former)
     if (routes, settings) != (record.routes, record.settings):
         record.routes, record.settings, record.seen = routes, settings, ""

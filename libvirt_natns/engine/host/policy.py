@@ -21,8 +21,8 @@ GLOBAL_FORWARDING = "net/ipv4/conf/all/forwarding"
 
 def policy_of(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> host_policy.HostPolicy:
     """Return the policy as the needs alone decide it; ``taken`` are bridges' conntrack zones."""
-    bridge_nf = kernel.sysctl(None, BRIDGE_NF) == "1"
-    bridge_nf6 = kernel.sysctl(None, BRIDGE_NF6) == "1"
+    bridge_nf = kernel.host.sysctls.get(BRIDGE_NF) == "1"
+    bridge_nf6 = kernel.host.sysctls.get(BRIDGE_NF6) == "1"
     six = [each for each in needs.private if any(net.version == 6 for net in each.subnets)]
     # Without bridge-nf, bridged frames never meet the host's rules.
     private = needs.private if bridge_nf else tuple(six) if bridge_nf6 else ()
@@ -54,7 +54,7 @@ def facts(kernel: Kernel, needs: Needs, record: HostRecord) -> dict[str, object]
         return {}
     # Each private bridge has a zone.  A look at each bridge would take too long.
     inner = {*record.bridges, *record.zones, *(each.bridge for each in needs.private)}
-    alone = kernel.sysctl(None, GLOBAL_FORWARDING) == "0"
+    alone = kernel.host.sysctls.get(GLOBAL_FORWARDING) == "0"
     return {
         "bridges": list(outward_links.bridges(inner)),
         "closed": record.forwarding if alone else [],

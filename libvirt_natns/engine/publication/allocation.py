@@ -139,7 +139,9 @@ class Allocation:
         guest = Applicant(
             key, f"guest {domain.name}", request.address, "natns:address", family=family
         )
-        return pool.reserve(self.store, guest, upstream, probe, self.kernel.host_addresses())
+        return pool.reserve(
+            self.store, guest, upstream, probe, self.kernel.host.addresses.beyond_link()
+        )
 
 
 def _lies_in(port: int, spans: Iterable[tuple[int, int]]) -> bool:

@@ -78,5 +78,5 @@ def claim_for_network(
     claims = of_network(network, upstream, outside, choices)
     where = scopes(choices.store, [network.uuid])
     fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
-    check_host(fresh, where, choices.kernel.host_addresses())
+    check_host(fresh, where, choices.kernel.host.addresses.beyond_link())
     choices.store.claims.put(claims, where, published=True)

@@ -67,7 +67,7 @@ def is_active(engine: Engine, record: NetworkRecord, active: Active | None) -> b
         return record.uuid in active
     if record.unfinished:
         return not given_up.is_given_up(record)
-    return engine.kernel.link(None, record.bridge) is not None
+    return engine.kernel.host.links.get(record.bridge) is not None
 
 
 def why_over(record: NetworkRecord) -> str:

@@ -153,7 +153,7 @@ def _endings(
 
 def _on_a_bridge(engine: Engine, uuid: str) -> bool:
     """Return whether a network's namespace is connected with the bridge that libvirt made."""
-    return engine.kernel.master_of(names.private_patch(uuid)) is not None
+    return engine.kernel.host.links.master(names.private_patch(uuid)) is not None
 
 
 def _end(record: NetworkRecord, engine: Engine) -> list[str]:

@@ -160,7 +160,7 @@ def _bring_back(verbs: RouterLifecycle, name: str, kept: ConfirmedRouter | None)
     if inside:
         nic_link.move(inside, namespace, None)
     with suppress(NatnsError):
-        verbs.kernel.delete_link(names.router_patch(name))
+        verbs.kernel.host.links.delete(names.router_patch(name))
 
 
 def configure_bare(kept: Capture) -> str:

@@ -173,13 +173,13 @@ def _check_names(kernel: Kernel, wanted: Upstream) -> None:
     if netns.exists(namespace) and owner not in (None, f"router {wanted.name}"):
         raise _refuse(wanted, f"namespace {namespace} is not ours", f"ip netns delete {namespace}")
     link = names.router_patch(wanted.name)
-    if kernel.link(None, link) is not None:
+    if kernel.host.links.get(link) is not None:
         raise _refuse(wanted, f"a link {link} exists", f"ip link delete {link}")
 
 
 def _check_subnets(kernel: Kernel, wanted: Upstream, before: Capture) -> None:
     """Refuse a ``host_subnet`` that overlaps another subnet of the host or NIC."""
-    for taken in (*kernel.host_routes(), *_reached(before)):
+    for taken in (*kernel.host.routes.destinations(), *_reached(before)):
         if wanted.host_subnet.overlaps(taken):
             raise _refuse(
                 wanted,
@@ -201,7 +201,7 @@ def _reached(before: Capture) -> Iterator[IPv4Network]:
 
 def _transit(kernel: Kernel, wanted: Upstream, before: Capture) -> IPv4Network:
     """Return the transit subnet, behind the router for networks."""
-    taken = [*kernel.host_routes(), *_reached(before), wanted.host_subnet]
+    taken = [*kernel.host.routes.destinations(), *_reached(before), wanted.host_subnet]
     # The upstream "host" takes the first candidate, and should not meet this one.
     first, *others = transit.CANDIDATES
     candidates = [wanted.subnet] if wanted.subnet else [*others, first]

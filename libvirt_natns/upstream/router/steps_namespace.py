@@ -80,18 +80,18 @@ def _settings_differ(context: StepContext) -> list[str]:
     namespace = context.target.namespace
     if not netns.exists(namespace):
         return []
-    present = context.kernel.sysctls(namespace, [key for key, _ in SYSCTLS])
+    present = context.kernel.at(namespace).sysctls.values([key for key, _ in SYSCTLS])
     wrong = [
         f"sysctl {key} is {present[key]} in {namespace}"
         for key, value in SYSCTLS
         if present.get(key, value) != value
     ]
-    return wrong + context.kernel.link_differences(namespace, "lo")
+    return wrong + context.kernel.at(namespace).links.differences("lo")
 
 
 def _set_settings(context: StepContext) -> None:
-    context.kernel.set_sysctls(context.target.namespace, SYSCTLS)
-    context.kernel.set_up(context.target.namespace, "lo")
+    context.kernel.at(context.target.namespace).sysctls.set_all(SYSCTLS)
+    context.kernel.at(context.target.namespace).links.set_up("lo")
 
 
 # -- links of ours -----------------------------------------------------------
@@ -110,7 +110,7 @@ def _make_patch(context: StepContext) -> None:
     target, kernel = context.target, context.kernel
     if kernel.has_patch(target.namespace, names.ROUTER_HOST_LINK, target.link):
         for where, link in ((target.namespace, names.ROUTER_HOST_LINK), (None, target.link)):
-            kernel.set_mtu(where, link, context.before.mtu)
+            kernel.at(where).links.set_mtu(link, context.before.mtu)
         return
     kernel.create_patch(
         target.namespace,
@@ -125,16 +125,16 @@ def _make_patch(context: StepContext) -> None:
 
 def end_patch(context: StepContext) -> None:
     """Delete the patch between host and router; a missing patch is success."""
-    context.kernel.delete_link(context.target.link)
+    context.kernel.host.links.delete(context.target.link)
 
 
 def _make_transit(context: StepContext) -> None:
     namespace, kernel = context.target.namespace, context.kernel
-    if kernel.link(namespace, names.ROUTER_TRANSIT) is None:
+    if kernel.at(namespace).links.get(names.ROUTER_TRANSIT) is None:
         mac = names.mac(context.target.name, "router-transit")
         altname = f"natns-transit-{names.slug(context.target.name)}"
         kernel.create_bridge(names.ROUTER_TRANSIT, altname, mac, namespace)
-    kernel.set_mtu(namespace, names.ROUTER_TRANSIT, context.before.mtu)
+    kernel.at(namespace).links.set_mtu(names.ROUTER_TRANSIT, context.before.mtu)
     link_config.ensure(downstream.transit(context.target, context.needs()))
 
 

@@ -4,9 +4,9 @@
     connections.py serve PORT
     connections.py connect ADDRESS PORT SECONDS CLIENTS
 
-Each connection is opened, carries one octet from the server, and is reset by
-the client, so neither side runs out of ports.  ``connect`` prints, as JSON, how
-many there were a second in all clients together, and the median time of one.
+Each connection is opened, carries one octet from the server, and is reset by the client, so neither
+side runs out of ports.  ``connect`` prints, as JSON, the connections a second of all clients
+together, and the median time of a connection.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def serve(port: int) -> None:
 
 
 def connect(address: str, port: int, seconds: float) -> list[float]:
-    """How long each connection took, in seconds, one after the other."""
+    """Return the duration of each connection, in seconds, one after the other."""
     taken = []
     end = time.perf_counter() + seconds
     start = 0.0

@@ -45,13 +45,13 @@ GUEST_PORT = 80
 
 ABOUT = """\
 Guests are namespaces, so the figures are those of the paths, not of emulated machines. Outwards
-is from the guest. Both ends and the paths between share the CPUs. Where one thing waits for
-another (requests and responses, one new connection) both ends are held on one CPU: waking
-another one costs more than any path, and happens by chance."""
+is from the guest. Both ends and the paths between share the CPUs. If one end waits for the other
+(requests and responses, one new connection), both ends are held on one CPU: waking another CPU
+costs more than any path, and happens by chance."""
 
 
 def pair(key: str, label: str, unit: str, goal: Goal) -> Iterator[Line]:
-    """The same measured on native NAT and through the namespace."""
+    """Yield a line for native NAT and a line for the namespace."""
     yield Line(f"nat-{key}", f"{label}, native NAT", unit)
     yield Line(f"own-{key}", f"{label}, namespace", unit, (goal,))
 
@@ -70,7 +70,7 @@ def lines(options: Options) -> Iterator[Line]:
 
 
 def path_lines(prefix: str, what: str) -> Iterator[Line]:
-    """What is measured of both paths, with one setting of bridge-nf."""
+    """Yield the lines of both paths, with one setting of bridge-nf."""
     for streams in STREAMS:
         for way in ("out", "in"):
             key = f"{prefix}{way}{streams}"
@@ -104,7 +104,7 @@ def measure(options: Options, hooks: Hooks) -> Part:
 
 @contextmanager
 def serving(node: lab.Node, port: int, *command: str) -> Iterator[None]:
-    """A server in a node, once it listens."""
+    """Run a server in a node; the body starts when the server listens."""
     process = lab.spawn(*command, namespace=node.name)
     try:
         words = ("ss", "-Hltn", f"sport = :{port}")
@@ -125,7 +125,8 @@ def _command(pid: str) -> list[str]:
 
 
 def throughput(guest: lab.Node, far: lab.Node, seconds: int, streams: int, inwards: bool) -> float:
-    """Gbit/s that arrive.  iperf3 hangs now and then on a busy machine: then once more."""
+    """Return the Gbit/s that arrive. iperf3 hangs now and then on a busy machine: then try
+    again."""
     way = ("-R",) if inwards else ()
     words = ("iperf3", "-c", FAR, "-J", "-t", str(seconds), "-P", str(streams), *way)
     for _ in range(TRIES):
@@ -140,7 +141,7 @@ def throughput(guest: lab.Node, far: lab.Node, seconds: int, streams: int, inwar
 
 
 def exchanges(guest: lab.Node, seconds: int) -> float:
-    """Requests a second that got their response, one at a time on one connection."""
+    """Return the answered requests a second, one at a time on one connection."""
     words = ("sockperf", "ping-pong", "--tcp", "-i", FAR, "-p", str(SOCKPERF_PORT))
     output = guest.run(*ONE_CPU, *words, "-t", str(seconds), timeout=seconds + 30).stdout
     found = re.search(r"Summary: Latency is ([\d.]+) usec", output)
@@ -203,7 +204,7 @@ def _round(
     number: int,
     prefix: str,
 ) -> None:
-    """Everything once on both; who begins changes from round to round."""
+    """Measure everything once on both paths; the first path changes from round to round."""
     turn = sorted(guests, reverse=bool(number % 2))
     for streams in STREAMS:
         for way in ("out", "in"):
@@ -231,7 +232,7 @@ class Target:
 
 
 def _connections(part: Part, name: str, client: lab.Node, to: Target, seconds: float) -> None:
-    """How many there are of many clients, and how long one takes."""
+    """Note the connections a second of many clients, and the duration of a connection."""
     with serving(to.node, to.listens, *to.server):
         many = connections(client, to, seconds, CLIENTS)
     with serving(to.node, to.listens, *ONE_CPU, *to.server):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Part 3: what others pay for us: events that are not ours, guests in other networks."""
+"""Part 3: our cost for others: events that are not ours, guests in other networks."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,8 +26,8 @@ from world import (
 from libvirt_natns.cli.hook_files import HOOKS_DIRECTORY
 
 ABOUT = """\
-A network of ours is up, so nothing can be decided by its absence. The guest is a real one,
-emulated, paused and of 16 MiB; its start runs four hooks, and more for the network's port."""
+A network of ours is up, so that no hook ends early for want of a network. The guest is real,
+emulated, paused and of 16 MiB. Its start runs four hooks, and more for the network's port."""
 
 MAC = "52:54:00:00:00:07"
 OUR_MAC = "52:54:00:00:00:05"
@@ -61,7 +61,7 @@ def make_part(with_service: bool) -> Part:
 
 
 def processes() -> dict[str, Callable[[], float]]:
-    """What is started, as libvirt starts hooks."""
+    """Return the programs to time, started as libvirt starts hooks."""
     network = hook_data("nat")
     guest = lab.virsh("dumpxml", "guest").stdout.encode()
     hooks = {name: str(HOOKS_DIRECTORY / name) for name in ("network", "qemu")}
@@ -76,7 +76,7 @@ def processes() -> dict[str, Callable[[], float]]:
 
 
 def start(name: str) -> float:
-    """Start and destroy a guest; returns what the start took."""
+    """Start and destroy a guest; return the duration of the start."""
     taken = timed(lambda: lab_domains.start(name))
     lab.virsh("destroy", name)
     return taken

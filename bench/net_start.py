@@ -20,9 +20,8 @@ from world import (
 )
 
 ABOUT = """\
-The configuration is the usual one, so an address is asked for by ARP for 0.2 s before it is
-used, but where it says `probe = 0`. Native NAT and networks without hooks have libvirt's DHCP
-server."""
+The configuration is the usual one, so an address is probed by ARP for 0.2 s before it is used,
+unless a line says `probe = 0`. Native NAT and networks without hooks have libvirt's DHCP server."""
 
 DOCUMENTS = {
     "nat": native("nat", "virbrN"),
@@ -54,7 +53,7 @@ SERVED: dict[str, tuple[str, str, Mode, tuple[Goal, ...]]] = {
 
 
 def start(name: str) -> float:
-    """Start and destroy a network; returns what the start took."""
+    """Start and destroy a network; return the duration of the start."""
     taken = timed(lambda: lab.virsh("net-start", name))
     lab.virsh("net-destroy", name)
     settle()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The peers: what others run for the same purpose.
+"""The peers: programs of others for the same purpose.
 
-Each has ``up``, which is timed, and ``down``, which is not.  ``COMMANDS`` shows
-what they run; the documents stand in bench/peers/.
+Each has ``up``, which is timed, and ``down``, which is not.  ``COMMANDS`` shows their commands;
+the documents stand in bench/peers/.
 """
 
 import json
@@ -21,7 +21,7 @@ NETAVARK_STATE = "/run/tmp/netavark"
 
 
 def command(*words: str, env: dict[str, str] | None = None, text: str = "") -> str:
-    """Run a command with no more around it than needed; returns its output.
+    """Run a command with no more around it than needed; return its output.
 
     Raises LabError where it fails.
     """
@@ -135,11 +135,11 @@ COMMANDS = {
     "iperf3": "iperf3 -c ADDRESS -t SECONDS [-P 8] [-R]",
     "sockperf": "sockperf ping-pong --tcp -i ADDRESS -p 11111 -t SECONDS",
 }
-"""What each peer runs, for the eyes of who doubts it."""
+"""The commands of each peer, for readers who want to check."""
 
 
 def shown() -> dict[str, str]:
-    """The same, with the documents, each on as few lines as may be."""
+    """Return the commands with the documents, each on as few lines as possible."""
     files = {f"bench/peers/{file.name}": file.read_text() for file in sorted(PEERS.glob("*.json"))}
     return COMMANDS | {name: _narrow(json.loads(text)) for name, text in files.items()}
 

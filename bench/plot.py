@@ -22,7 +22,7 @@ STYLE = """text { font: 12px sans-serif; fill: #222 } .part { font-weight: bold 
 
 
 def x_of(distance: float) -> float:
-    """Where a distance is drawn."""
+    """Return the place of a distance in the picture."""
     held = min(max(distance, NARROWEST), WIDEST)
     return LEFT + SPAN * math.log(held / NARROWEST) / math.log(WIDEST / NARROWEST)
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What was measured, what it was to be, and how that is told: text, Markdown, JSON.
+"""Measured figures, their goals, and reports of both: text, Markdown, JSON.
 
-A *line* is one thing measured once a round; a *goal* holds a line's median
-against a number, or against that of another line of the same run.  Ratios have
-an interval: 95 % of those that other draws of the same rounds would have given
-(bootstrap).  Where the goal lies within it, more rounds would be needed to
-be sure, and the verdict bears a question mark.
+A *line* is measured once a round.  A *goal* compares a line's median with a number, or with the
+median of another line of the same run.  Ratios have an interval: it covers 95 % of other draws of
+the same rounds (bootstrap).  If the goal lies within the interval, only more rounds make sure, and
+the verdict bears a question mark.
 """
 
 import json
@@ -45,14 +44,14 @@ class Goal:
         return value >= self.limit if self.at_least else value <= self.limit
 
     def distance(self, value: float) -> float:
-        """How far a value is from the limit: 1 is just met, above 1 is missed."""
+        """Return a value's distance from the limit: 1 is just met, above 1 is missed."""
         above, below = (self.limit, value) if self.at_least else (value, self.limit)
         return above / below if below > 0 else (1.0 if above <= 0 else 99.0)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal, what came of it, and between which values chance lets it lie."""
+    """A goal, its result, and the interval of the result."""
 
     text: str
     goal: Goal
@@ -75,7 +74,7 @@ class Verdict:
 
 @dataclass
 class Line:
-    """One thing that is measured; ``values`` has one figure a round, in ``unit``."""
+    """A measured quantity; ``values`` has one figure a round, in ``unit``."""
 
     key: str
     label: str
@@ -98,7 +97,7 @@ class Line:
 
 @dataclass
 class Part:
-    """Lines that were measured in turn; ``left_out`` says what was not, and why."""
+    """Lines that were measured in turn; ``left_out`` names the others, and says why."""
 
     name: str
     title: str
@@ -113,7 +112,7 @@ class Part:
         return line
 
     def note(self, key: str, value: float) -> None:
-        """One more figure of a line.  Raises KeyError where there is no such line."""
+        """Add a figure to a line.  Raises KeyError if there is no line of that key."""
         self.line(key).values.append(value)
 
     def line(self, key: str) -> Line:
@@ -127,7 +126,7 @@ class Part:
         return [line for line in self.lines if line.values]
 
     def verdicts(self) -> Iterator[Verdict]:
-        """All goals of which both sides were measured."""
+        """Yield the verdicts of all goals with both sides measured."""
         measured = {line.key: line for line in self.measured}
         for line in self.measured:
             for goal in line.goals:
@@ -136,7 +135,7 @@ class Part:
 
 
 def compare(goal: Goal, mine: float, others: float) -> float:
-    """A figure as the goal sees it."""
+    """Return the figure that the goal compares."""
     if goal.how == "ratio":
         return mine / others
     return mine - others if goal.how == "difference" else mine
@@ -151,7 +150,7 @@ def judge(line: Line, goal: Goal, other: Line | None) -> Verdict:
 
 
 def interval(goal: Goal, mine: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """Where 95 % of the results lie when rounds are drawn again from those that were run.
+    """Return the interval of 95 % of the results when the rounds are drawn again.
 
     Rounds are drawn for both sides together where each has one figure a round:
     what slowed the machine down slowed both.
@@ -178,7 +177,7 @@ def _wording(line: Line, goal: Goal, other: Line | None) -> str:
 
 
 def number(value: float) -> str:
-    """A figure with three digits that count."""
+    """Return a figure with three significant digits."""
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -189,7 +188,7 @@ def number(value: float) -> str:
 
 @dataclass
 class Report:
-    """A run: the machine, what was asked for, the parts, and what the peers run."""
+    """A run: the machine, the options, the parts, and the commands of the peers."""
 
     machine: dict[str, str]
     options: dict[str, Any]
@@ -198,7 +197,7 @@ class Report:
     seconds: float = 0.0
 
     def document(self) -> dict[str, Any]:
-        """For JSON: everything measured, with what follows from it."""
+        """Return everything measured, with the verdicts, for JSON."""
         return {
             "schema": SCHEMA,
             "machine": self.machine,
@@ -247,7 +246,7 @@ def _verdict_document(verdict: Verdict) -> dict[str, Any]:
 
 
 def read(file: Path) -> Report:
-    """A report as it was written.  Raises ValueError for one of another schema."""
+    """Return a report that was written.  Raises ValueError for a report of another schema."""
     found = json.loads(file.read_text())
     if found.get("schema") != SCHEMA:
         raise ValueError(f"{file}: not of schema {SCHEMA}")
@@ -270,7 +269,7 @@ def _part_of(document: dict[str, Any]) -> Part:
 
 
 def text_of(part: Part) -> str:
-    """A part as a table for a terminal."""
+    """Return a part as a table for a terminal."""
     head = f"{part.title:{WIDTH}}{'':8}{'median':>9}{'quartiles':>18}{'min':>9}"
     rows = [_row(line) for line in part.measured]
     goals = [_goal_row(verdict) for verdict in part.verdicts()]
@@ -292,7 +291,7 @@ def _goal_row(verdict: Verdict) -> str:
 
 
 def markdown_of(report: Report) -> str:
-    """The whole report for the documentation."""
+    """Return the whole report for the documentation."""
     machine = [f"* {key}: {value}" for key, value in report.machine.items()]
     taken = f"* the run took {report.seconds:.0f} s, with {_options(report)}"
     parts = [block for part in report.parts for block in _markdown_part(part)]

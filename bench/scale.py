@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Part 4: many networks: the last set-up beside the first, sync, all anew after a reboot.
+"""Part 4: many networks: the last set-up beside the first, sync, all again after a reboot.
 
 libvirt runs the networks without hooks; their routers are set up in this
 process.  A reboot is played: everything of ours that the kernel and /run held
@@ -48,7 +48,7 @@ IDLE = 5.0
 """Seconds over which the service's idling is watched."""
 
 QUIET_LIMIT = 60.0
-"""Seconds that it is waited for until it idles."""
+"""Seconds to wait until the service idles."""
 
 PING_INTERVAL = 0.01
 
@@ -62,7 +62,7 @@ POOL = "172.20.1.0-172.20.16.255"
 ABOUT = """\
 Every network has the same subnet, a `<natns:ip>` with DHCP and no forward, and all are on one
 upstream bridge. sync is the command, from its start to its end. The goals for 500 networks are
-held against the time per network."""
+compared with the time per network."""
 
 
 def lines(count: int, ends: int) -> Iterator[Line]:
@@ -87,7 +87,7 @@ def served_lines() -> Iterator[Line]:
 
 
 class Networks:
-    """Networks that libvirt runs; ``documents`` is what it would give our hooks."""
+    """Networks that libvirt runs; ``documents`` is the XML that libvirt would give our hooks."""
 
     def __init__(self, numbers: range) -> None:
         self.names = [f"n{number}" for number in numbers]
@@ -131,7 +131,7 @@ def measure(options: Options, hooks: Hooks) -> Part:
         world = stack.enter_context(provider(**WORLD))
         config = world.config(pool=POOL, more="probe = 0")
         lab.write_config(config)
-        # Before there are networks, which it would set up.
+        # Before there are networks, which the service would set up.
         memory = [_memory()] if with_service else []
         few = stack.enter_context(networks(range(max(1, count // 10))))
         taken = _set_up(few, warm_up=True)
@@ -151,7 +151,7 @@ def measure(options: Options, hooks: Hooks) -> Part:
 
 
 def _set_up(made: Networks, warm_up: bool = False) -> list[float]:
-    """Milliseconds for each."""
+    """Set up the networks; return the milliseconds for each."""
     with engine() as verbs:
         for xml in made.documents[:1] * (3 if warm_up else 1):
             # Libraries and files warm up; not counted.
@@ -172,7 +172,7 @@ SYNC = (lab.PYTHON, "-m", "libvirt_natns", "sync")
 
 
 def _sync(part: Part, count: int, options: Options) -> None:
-    _sync_time()  # what libvirt adds to the documents is recorded now
+    _sync_time()  # libvirt's additions to the documents are recorded now
     with lab.FastGuest("virbr-n0", name="pinger") as guest:
         guest.static("10.0.0.5/24", "10.0.0.1")
         lab.wait_for(lambda: guest.ping(lab.INTERNET), what="a way out of the first network")
@@ -187,7 +187,7 @@ def _sync(part: Part, count: int, options: Options) -> None:
 
 
 def queue_drops() -> int:
-    """Packets that did not fit into a CPU's queue, which all namespaces of the machine share."""
+    """Return the packets that did not fit into the CPUs' queues, which all namespaces share."""
     lines = Path("/proc/net/softnet_stat").read_text().splitlines()
     return sum(int(line.split()[1], 16) for line in lines)
 
@@ -225,14 +225,14 @@ def _quiet(running: Service) -> None:
 
 
 def _share(running: Service, seconds: float) -> float:
-    """Per cent of one CPU that it uses."""
+    """Return the per cent of one CPU that the service uses."""
     before = running.cpu
     settle(seconds)
     return 100 * (running.cpu - before) / seconds
 
 
 def _memory() -> float:
-    """Of a service that has looked at all networks there are, in kB."""
+    """Return the memory of a service that has looked at all networks, in kB."""
     with service() as running:
         _quiet(running)
         return running.memory
@@ -245,7 +245,7 @@ def _idle(part: Part) -> None:
 
 
 def _note_memory(part: Part, memory: list[float], more: int) -> None:
-    """``memory`` is that with no network, with some, and with ``more`` of them."""
+    """Note the ``memory`` with no network, with some, and with ``more`` of them."""
     none, few, many = memory
     part.note("empty", none / 1000)
     part.note("full", many / 1000)
@@ -263,7 +263,7 @@ def _reboot(part: Part, count: int) -> None:
 
 @contextmanager
 def another_boot() -> Iterator[None]:
-    """Another id of the boot, for whom looks from now on."""
+    """Have the kernel show another id of the boot inside the body."""
     file = Path("/run/tmp/boot_id")
     file.write_text(f"{uuid.uuid4()}\n")
     lab.run("mount", "--bind", file, BOOT_ID)
@@ -291,13 +291,13 @@ def _batch(command: str, names: list[str]) -> None:
 
 
 def _namespaces_ended() -> None:
-    """Wait for the kernel, which ends namespaces in its own time: no other begins meanwhile."""
+    """Wait until the kernel has ended the deleted namespaces, as new namespaces would."""
     settle(0.5)
     lab.wait_for(lambda: _namespace() < 50, timeout=60, what="the end of all namespaces")
 
 
 def _namespace() -> float:
-    """Milliseconds that making a namespace takes."""
+    """Return the milliseconds that making a namespace takes."""
     taken = timed(lambda: lab.run("ip", "netns", "add", "settled"))
     lab.run("ip", "netns", "del", "settled")
     settle()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Part 1: our own work for a whole set-up, beside what others do for theirs.
+"""Part 1: our own work for a whole set-up, beside the work of others.
 
-All on a bridge that is there, from nothing to done; tear-down is not timed.
+All start on an existing bridge, and end with a complete set-up; tear-down is not timed.
 """
 
 import uuid
@@ -39,14 +39,14 @@ STOCK, STOCK_BRIDGE = "stock", "virbrS"
 NO_PROBE = "probe = 0"
 
 Variant = tuple[Callable[[], object], Callable[[], object]]
-"""What is timed, and what undoes it."""
+"""A timed call, and the call that undoes it."""
 
 ABOUT = """\
 Ours is a namespace, two patches, routing, a loaded firewall, DHCP and DNS, ten forwards, checks
-and the lease in the state database; nobody is asked by ARP whether the address is free, which is
-waiting (`probe = 0`), but where it says so. The recipe has neither DHCP nor DNS nor forwards.
-CNI has ten forwards and an address from a file, but no DHCP server and no DNS; netavark ten
-forwards and a given address, no DHCP, no DNS."""
+and the lease in the state database. The address is not probed by ARP (`probe = 0`), unless a line
+says so: a probe is waiting only. The recipe has neither DHCP nor DNS nor forwards. CNI has ten
+forwards and an address from a file, but no DHCP server and no DNS. netavark has ten forwards and
+a given address, but no DHCP and no DNS."""
 
 
 def make_part(with_service: bool) -> Part:
@@ -72,7 +72,7 @@ def make_part(with_service: bool) -> Part:
 
 
 def engine_up(verbs: Engine, xml: bytes) -> None:
-    """All that happens between libvirt's `start` and the end of its `started`."""
+    """Do all the work from libvirt's `start` to the end of its `started`."""
     network = libvirt_xml.parse_hook_data(xml).network
     verbs.prepare(network, xml)
     build = getattr(verbs, "build", None)
@@ -117,7 +117,7 @@ def of_hooks(name: str, xml: bytes) -> Variant:
 
 @contextmanager
 def bridge(name: str) -> Iterator[None]:
-    """A bridge that libvirt does not know: with the service, nothing of its own is going on."""
+    """Make a bridge that libvirt does not know, so that the service has no other work."""
     lab.run("ip", "link", "add", name, "type", "bridge")
     lab.run("ip", "link", "set", name, "up")
     try:
@@ -128,7 +128,7 @@ def bridge(name: str) -> Iterator[None]:
 
 @contextmanager
 def peers() -> Iterator[dict[str, Variant]]:
-    """Those that need no bridge of libvirt's."""
+    """Yield the variants that need no bridge of libvirt's."""
     cni, netavark = Cni(), Netavark()
     try:
         yield {"cni": (cni.up, cni.down), "netavark": (netavark.up, netavark.down)}
@@ -138,7 +138,7 @@ def peers() -> Iterator[dict[str, Variant]]:
 
 @contextmanager
 def libvirts() -> Iterator[bytes]:
-    """The stock network, started without hooks: its address is on its bridge."""
+    """Yield the XML of a stock network without hooks: its address is on its bridge."""
     lab.virsh("net-start", STOCK)
     try:
         yield hook_data(STOCK)
@@ -147,7 +147,7 @@ def libvirts() -> Iterator[bytes]:
 
 
 def once(part: Part, variants: dict[str, Variant], keep: bool) -> None:
-    """Each variant once; the first time of all only warms up."""
+    """Measure each variant once; the first round only warms up."""
     for key, (up, down) in variants.items():
         taken = timed(up)
         down()
@@ -185,7 +185,7 @@ def _round(
 
 
 def _warm(part: Part, xml: bytes, keep: bool) -> None:
-    """In this process, and by hand."""
+    """Measure the variants in this process, and the recipe."""
     with engine() as verbs, libvirts() as taken_over:
         warm = of_engine(verbs, xml)
         recipe = Recipe(STOCK_BRIDGE)

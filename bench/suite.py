@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""All parts, or those that are named; started by bench/run, which brings it into the sandbox.
+"""Runs all parts, or the named parts; bench/run starts this program in the sandbox.
 
     bench/run [OPTION...] [PART...]
 
@@ -83,7 +83,7 @@ def options_of(given: argparse.Namespace) -> Options:
 
 
 def machine() -> dict[str, str]:
-    """What the figures are true of."""
+    """Return the machine and the versions that the figures hold for."""
     versions = [f"{name} {version(name)}" for name in PACKAGES]
     release = platform.freedesktop_os_release()
     return {
@@ -109,7 +109,7 @@ def version(package: str) -> str:
 
 
 def run(options: Options, parts: list[str]) -> Report:
-    """Measure the parts; what is printed comes as soon as it is known."""
+    """Measure the parts, and print each result at once."""
     begin = time.monotonic()
     lab.require_sandbox()
     daemon = lab.Libvirtd()
@@ -130,7 +130,7 @@ def run(options: Options, parts: list[str]) -> Report:
 
 
 def _measured(name: str, options: Options, hooks: Hooks) -> Part:
-    """One part; where it fails, that is told, and the others go on."""
+    """Measure a part; a failure is reported, and the other parts go on."""
     try:
         return PARTS[name](options, hooks)
     except (lab.LabError, NatnsError) as error:
@@ -140,7 +140,7 @@ def _measured(name: str, options: Options, hooks: Hooks) -> Part:
 
 
 def tell(report: Report, directory: Path) -> None:
-    """The rest of what is printed, and the files."""
+    """Print the summary, and write the files."""
     print("What the peers run:\n")
     for name, commands in report.peers.items():
         print(f"{name}:\n    " + commands.replace("\n", "\n    ") + "\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the parts share: the clock, libvirt's hooks, the service, networks of each kind."""
+"""Shared by the parts: the clock, libvirt's hooks, the service, networks of each kind."""
 
 import contextlib
 import importlib
@@ -26,8 +26,8 @@ SOCKET = Path("/run/libvirt-natns/service.sock")
 LOG = Path("/run/tmp/service.log")
 STATE = Path("/var/lib/libvirt-natns")
 SETTLING = 0.1
-"""Seconds between two rounds.  The kernel ends a namespace after the command that deletes
-it, and lets no other begin meanwhile: that is nobody's set-up time."""
+"""Seconds between two rounds.  The kernel ends a namespace after the command that deletes it, and
+new namespaces wait for that.  The wait is no part of a set-up."""
 
 LEAST = 3
 """Rounds that a part takes even on a slow machine."""
@@ -37,7 +37,7 @@ NO_SERVICE = "this version has no `virt-natns serve`"
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured; a part has its own number of rounds where none is asked for."""
+    """The amount of measuring; without a number of rounds, a part has its own."""
 
     rounds: int | None
     networks: int
@@ -45,10 +45,10 @@ class Options:
     seconds: int
 
     def turns(self, usual: int, budget: float, least: int = LEAST) -> Iterator[int]:
-        """The numbers of rounds, from 0.
+        """Yield the numbers of the rounds, from 0.
 
-        As many as were asked for; else ``usual``, or fewer, ``least`` at the least,
-        where they take longer than ``budget`` seconds.
+        The number is the option's, or ``usual``.  If the rounds take longer than ``budget``
+        seconds, there are fewer, but at least ``least``.
         """
         end = time.monotonic() + budget
         for number in range(self.rounds or usual):
@@ -61,7 +61,7 @@ class Options:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Milliseconds that a call takes."""
+    """Return the milliseconds that a call takes."""
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1000
@@ -73,7 +73,7 @@ def settle(seconds: float = SETTLING) -> None:
 
 
 def process_time(command: list[str], standard_input: bytes = b"") -> float:
-    """Milliseconds from starting a program, as libvirt starts a hook, to its end.
+    """Return the milliseconds from a program's start, as libvirt starts a hook, to its end.
 
     Raises LabError where it fails.
     """
@@ -97,8 +97,8 @@ Mode = Literal["none", "empty", "ours"]
 class Hooks:
     """libvirt's hooks, exchanged in place.
 
-    libvirt looks once, when it starts or is reloaded, whether there are any; from
-    then on it runs what lies there at each event, if anything does.
+    libvirt looks for hooks once, when it starts or is reloaded.  From then on it runs the present
+    file, if any, at each event.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class Hooks:
 
 
 def has_service() -> bool:
-    """Whether this version has the resident service."""
+    """True if this version has the resident service."""
     return lab.natns("serve", "--help", check=False).returncode == 0
 
 
@@ -173,7 +173,7 @@ class Service:
 
 @contextmanager
 def service() -> Iterator[Service]:
-    """The service, for as long as the body runs."""
+    """Run the service while the body runs."""
     running = Service()
     try:
         yield running
@@ -182,14 +182,14 @@ def service() -> Iterator[Service]:
 
 
 def client() -> Any:  # noqa: ANN401 - a version without the service has none
-    """The hooks' way to the service; None where there is no such thing."""
+    """Return the hooks' client of the service; None in a version without the service."""
     name = "libvirt_natns.service.client"
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 @contextmanager
 def engine() -> Iterator[Engine]:
-    """The verbs in this process, with the sandbox's configuration."""
+    """Yield the verbs in this process, with the sandbox's configuration."""
     store = Store()
     try:
         with Kernel() as kernel:
@@ -200,7 +200,7 @@ def engine() -> Iterator[Engine]:
 
 @contextmanager
 def provider(more: str = "", **options: Any) -> Iterator[lab.Provider]:  # noqa: ANN401
-    """The provider network as the configured upstream, and a state database without past.
+    """Yield the provider network as the configured upstream, with a new state database.
 
     ``more`` is added to the upstream's table.
     """
@@ -222,7 +222,7 @@ def nat(inside: str) -> str:
 
 
 def forwards(count: int) -> str:
-    """``<natns:portForward>`` with ``count`` forwards of which no two make a range."""
+    """Return ``<natns:portForward>`` with ``count`` forwards, of which no two make a range."""
     ranges = "".join(
         f'<natns:range start="{8000 + 2 * n}" to="{80 + n % 2}"/>' for n in range(count)
     )
@@ -230,7 +230,7 @@ def forwards(count: int) -> str:
 
 
 def wide_forwards(count: int) -> str:
-    """The same in ranges of four that do not meet: metadata may have 256 kB, not more."""
+    """Return the same in ranges of four that do not meet: metadata has at most 256 kB."""
     ranges = "".join(
         f'<natns:range start="{start}" end="{start + 3}" to="80"/>'
         for start in range(8000, 8000 + 5 * (count // 4), 5)
@@ -239,30 +239,30 @@ def wide_forwards(count: int) -> str:
 
 
 def stock(name: str, bridge: str, count: int = 0) -> str:
-    """An isolated network as virt-manager makes it, with ``count`` forwards."""
+    """Return an isolated network as virt-manager makes it, with ``count`` forwards."""
     return lab.isolated(name, bridge, metadata=nat(forwards(count)) if count else "")
 
 
 def own(name: str, bridge: str, count: int = 0, uuid: str | None = None, more: str = "") -> str:
-    """One whose address stands in our metadata; ``more`` is added there."""
+    """Return a network with its address in our metadata; ``more`` is added there."""
     inside = f'<natns:ip address="10.0.0.1" prefix="24">{DHCP}</natns:ip>{more}'
     inside += forwards(count) if count else ""
     return lab.isolated(name, bridge, address=None, metadata=nat(inside), uuid=uuid)
 
 
 def native(name: str, bridge: str, address: str = "192.168.77.1") -> str:
-    """libvirt's own network with NAT."""
+    """Return libvirt's own network with NAT."""
     return lab.isolated(name, bridge, address=address, more='  <forward mode="nat"/>')
 
 
 def hook_data(name: str) -> bytes:
-    """What libvirt gives a hook for an active network."""
+    """Return the XML that libvirt gives a hook for an active network."""
     return f"<hookData>{lab.virsh('net-dumpxml', name).stdout}</hookData>".encode()
 
 
 @contextmanager
 def defined(*documents: str) -> Iterator[None]:
-    """Networks that libvirt knows for as long as the body runs."""
+    """Define networks in libvirt while the body runs."""
     names = [xml.partition("<name>")[2].partition("</name>")[0] for xml in documents]
     with contextlib.ExitStack() as cleanup:
         for name, xml in zip(names, documents, strict=True):

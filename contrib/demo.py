@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The demo: two stock networks with one and the same subnet, both with a way out and in.
+"""The demo: two stock networks with the same subnet, both with a way out and in.
 
 Started by contrib/demo, which brings it into the sandbox.  Every claim that is
 printed is checked first; the first that does not hold ends the demo with status 1.
@@ -32,7 +32,7 @@ METADATA = f"""
       <natns:portForward><natns:range start="{PORT}" to="80"/></natns:portForward>
     </natns:nat>
 """
-"""What the owner of each guest writes, with virsh edit, to have its web page published."""
+"""The metadata that the owner of each guest writes, with virsh edit, to publish its web page."""
 
 TTY = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 BOLD, GREEN, RED, DIM, PLAIN = (
@@ -41,7 +41,7 @@ BOLD, GREEN, RED, DIM, PLAIN = (
 
 
 class Failed(Exception):
-    """Something that the demo claims does not hold."""
+    """A claim of the demo does not hold."""
 
 
 class Narrator:
@@ -59,7 +59,7 @@ class Narrator:
         print(f"  {text}", flush=True)
 
     def show(self, command: str, output: str) -> None:
-        """A command as one would type it, and what it printed."""
+        """Print a command as a user types it, and its output."""
         print(f"  {DIM}# {command}{PLAIN}")
         for line in output.rstrip().splitlines():
             print(f"    {line}")
@@ -74,7 +74,7 @@ class Narrator:
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Say what takes time, and how long it took."""
+        """Print the name and the duration of a slow step."""
         begin = time.monotonic()
         print(f"  ... {text}", end="" if TTY else "\n", flush=True)
         yield
@@ -87,7 +87,7 @@ class Narrator:
 
 
 def stock(name: str) -> str:
-    """A network as virt-manager writes it when its user clicks "Isolated"."""
+    """Return a network as virt-manager writes it when its user clicks "Isolated"."""
     return lab.isolated(name, NETWORKS[name], hosts=[lab.Host(MAC, ADDRESS)])
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What can go wrong, as types.
+"""Types of errors.
 
-Every error states a fact and, where there is one, a remedy; together they are
-the single line that virsh or the shell shows.  The module that owns a library
-or a program converts that one's errors; nothing above it sees them.
+Every error states a fact and, if possible, a remedy.  Together they are the single line that virsh
+or the shell shows.  The module that owns a library or a program converts its errors, so that no
+module above sees them.
 """
 
 import sys
@@ -18,10 +18,9 @@ LONGEST = 900
 def printable(text: str) -> str:
     """Return ``text`` as one line without control or format characters.
 
-    Runs of blanks and line breaks become one blank.  Other characters that do not
-    print are escaped: control characters would command the terminal, and
-    bidirectional ones would reorder the line.  What is longer than ``LONGEST`` loses
-    its middle.
+    Runs of blanks and line breaks become one blank.  Other characters that do not print are
+    escaped: control characters would command the terminal, and bidirectional ones would reorder the
+    line.  A text longer than ``LONGEST`` loses its middle.
     """
     line = " ".join(text.split())
     if not line.isprintable():
@@ -116,7 +115,7 @@ class DnsmasqError(NatnsError):
 
 
 class DhcpError(NatnsError):
-    """A DHCP client could not be started or ended, or nobody answers it."""
+    """A DHCP client could not be started or ended, or gets no answer."""
 
 
 class ProxyError(NatnsError):

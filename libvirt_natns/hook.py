@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What libvirt's hooks run: the standard library's barest part until it is our event.
+"""The program of libvirt's hooks, with few imports until the event is known to be ours.
 
 A guest's start runs four hooks and waits for each, so whether an event
 concerns us is decided here, ahead of any costly import.
 
-Standard output stays empty whatever happens (for some events libvirt would
-take it for the guest's XML); the one line of a refusal goes to standard error,
-which libvirt shows to the user.
+Standard output stays empty in any case: for some events libvirt would take it for the guest's XML.
+The line of a refusal goes to standard error, and libvirt shows it to the user.
 """
 
 # Not os: without site nothing has loaded it yet, and it takes as long as all of this.
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from libvirt_natns.service.client import Answer
 
     MayRefuse = Callable[[], bool]
-    """Tells, where something has failed, whether that may stop libvirt."""
+    """Tells whether a failure may stop libvirt."""
 
 RUN_DIRECTORY = "/run/libvirt-natns"
 SOCKET = f"{RUN_DIRECTORY}/service.sock"
@@ -32,8 +31,8 @@ LIMIT = 60.0
 # As in the module stat.
 S_IFMT, S_IFDIR, S_IFREG, S_IFSOCK = 0o170000, 0o040000, 0o100000, 0o140000
 
-# Whether failing may stop libvirt, where the network or guest is ours (``ownership``):
-# it never may once the thing has happened.
+# Whether a failure may stop libvirt, if the network or guest is ours (``ownership``).  A failure
+# must not stop what has already happened.
 NETWORK_EVENTS = {
     ("start", "begin"): True,
     ("started", "begin"): True,
@@ -50,7 +49,7 @@ GUEST_EVENTS = {
     ("start", "begin"): True,
     ("stopped", "end"): False,
     ("release", "end"): False,
-    # Failing would kill a guest that runs.
+    # A failure would kill a guest that runs.
     ("reconnect", "begin"): False,
     ("attach", "begin"): False,
 }
@@ -61,7 +60,7 @@ PORT_EVENTS = ("port-created", "port-deleted", "plugged", "unplugged")
 
 
 def main(kind: str, arguments: list[str]) -> int:
-    """Answer one event; returns the exit status.
+    """Answer one event; return the exit status.
 
     ``kind`` is the hook's name, ``arguments`` are libvirt's: the object's name,
     the operation, the sub-operation and something extra.  The object's XML
@@ -82,7 +81,7 @@ def main(kind: str, arguments: list[str]) -> int:
 
 
 def on_lease(uuid: str) -> int:
-    """A network's DHCP client says, from inside the namespace, that its lease has changed."""
+    """Handle a changed lease; a network's DHCP client calls this from inside the namespace."""
     from libvirt_natns.kernel import netns
 
     silence(1)
@@ -99,7 +98,7 @@ def guest_event(event: tuple[str, str], data: bytes) -> int:
     """Answer an event of the hooks qemu and lxc; returns the exit status."""
     if event not in GUEST_EVENTS:
         return 0
-    # A guest may outlive its network: it can be known where no network is left.
+    # A guest may outlive its network: it can be known even if no network is left.
     if not any(_is_directory(f"{RUN_DIRECTORY}/{each}") for each in ("networks", "guests")):
         return 0
     from libvirt_natns.documents import xml_sniff
@@ -142,11 +141,11 @@ def network_event(event: tuple[str, str], data: bytes) -> int:
 
 
 def _of_others(event: tuple[str, str], data: bytes, seen: "Glance") -> None:
-    """An event of a network that is not ours, and that alters what the host forwards."""
+    """Handle an event of a network that is not ours, and that alters the host's forwarding."""
     try:
         if opens_forwarding(seen):
             _beside(event, data)
-    except Exception:  # it must start whatever is broken here
+    except Exception:  # the network must start even if this fails
         return
 
 
@@ -160,10 +159,10 @@ def opens_forwarding(seen: "Glance") -> bool:
 
 
 def _beside(event: tuple[str, str], data: bytes) -> None:
-    """Make the host's rules right for a network of others, in a process of its own.
+    """Set the host's rules for a network of others, in a process of its own.
 
-    libvirt waits for neither its end nor its words: the network starts at once.  Raises
-    OSError where there can be no process.
+    libvirt waits for neither its end nor its output: the network starts at once.  Raises OSError
+    if no process can be started.
     """
     silence(2)
     if posix.fork():
@@ -196,7 +195,7 @@ def _is_directory(path: str) -> bool:
 
 
 def _read_input() -> bytes:
-    """All that libvirt sends; it must not find the pipe closed."""
+    """Return all that libvirt sends; libvirt must not find the pipe closed."""
     try:
         with open(0, "rb", closefd=False) as stream:
             return stream.read()
@@ -237,7 +236,7 @@ def handle(kind: str, event: tuple[str, str], data: bytes, may_refuse: "MayRefus
 
 
 def _relay(answer: "Answer", may_refuse: "MayRefuse") -> int:
-    """The service has logged it already."""
+    """Pass the service's answer on; the service has logged it already."""
     if answer.done:
         return 0
     _tell(answer.text)
@@ -277,7 +276,7 @@ def _tell(line: str) -> None:
 
 
 def _report(error: Exception, refuses: bool) -> None:
-    """One line for libvirt's user; for the log what that user does not see."""
+    """Report an error to libvirt's user, or to the log if that user does not see it."""
     from libvirt_natns.errors import describe
 
     line, more = describe(error)

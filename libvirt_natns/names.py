@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Every name that libvirt-natns gives to something in the kernel or on disk.
 
-Names are made from a network's name or uuid, never by cutting one off: what
-does not fit is replaced by a readable slug with a hash of the whole.
+Names are made from a network's name or uuid, and never cut off.  A name that does not fit is
+replaced by a readable slug with a hash of the whole.
 """
 
 import hashlib
@@ -43,11 +43,11 @@ PRIVATE_PREFIX = "natin-"
 UPSTREAM_PREFIX = "natup-"
 
 GUEST_PREFIX = "vnet"
-"""How libvirt calls guests' ports of a bridge: taps, and containers' veth pairs."""
+"""libvirt's names of guests' ports of a bridge: taps, and containers' veth pairs."""
 
 
 def library() -> Path:
-    """The directory that holds this very package."""
+    """Return the directory that holds this very package."""
     return Path(__file__).resolve().parent.parent
 
 
@@ -59,20 +59,20 @@ def resource(name: str) -> Path:
 def python_command(program: str, *arguments: str, options: str = "-I") -> tuple[str, ...]:
     """Return the command line of another process that runs a Python program with this package.
 
-    The interpreter and the package are this process's own, whatever PATH and directory are
-    by then.  ``options`` are the interpreter's.
+    The interpreter and the package are this process's own, regardless of the other's PATH and
+    directory.  ``options`` are the interpreter's.
     """
     path = f"import sys; sys.path.append({os.fspath(library())!r}); "
     return (sys.executable, options, "-c", path + program, *arguments)
 
 
 def digest(text: str, length: int = 8) -> str:
-    """The first ``length`` hexadecimal digits of the text's SHA-256."""
+    """Return the first ``length`` hexadecimal digits of the text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def slug(name: str) -> str:
-    """``name`` where it is a plain file name, else a readable slug with a hash."""
+    """Return ``name`` if it is a plain file name, else a readable slug with a hash."""
     if PLAIN.fullmatch(name):
         return name
     readable = re.sub(r"[^A-Za-z0-9_.+]+", "-", name).strip("-.")[:SLUG_LENGTH]
@@ -80,60 +80,60 @@ def slug(name: str) -> str:
 
 
 def namespace(network: str) -> str:
-    """The namespace of the network of that name."""
+    """Return the namespace of the network of that name."""
     return f"nat-{slug(network)}"
 
 
 def namespace_path(name: str) -> str:
-    """The file under which ``ip netns`` knows a namespace."""
+    """Return the file under which ``ip netns`` knows a namespace."""
     return os.fspath(NETNS_DIRECTORY / name)
 
 
 def private_patch(uuid: str) -> str:
-    """Host end of the patch between a private bridge and its namespace."""
+    """Return the host end of the patch between a private bridge and its namespace."""
     return PRIVATE_PREFIX + digest(uuid, IFNAMSIZ - len(PRIVATE_PREFIX))
 
 
 def upstream_patch(uuid: str) -> str:
-    """Host end of the patch between an upstream bridge and a namespace."""
+    """Return the host end of the patch between an upstream bridge and a namespace."""
     return UPSTREAM_PREFIX + digest(uuid, IFNAMSIZ - len(UPSTREAM_PREFIX))
 
 
 def link_group(uuid: str) -> int:
-    """A network's own number for a group of links (ip-link(8)), out of the way of others'."""
+    """Return a network's number for a group of links (ip-link(8)), out of the way of others'."""
     return 1 << 30 | int(digest(uuid, 7), 16)
 
 
 def altname(patch: str, network: str) -> str:
-    """What a patch's host end is, in full; ``patch`` is "private" or "upstream"."""
+    """Return the altname of a patch's host end; ``patch`` is "private" or "upstream"."""
     return f"natns-{patch}-{slug(network)}"
 
 
 def transit_bridge(upstream: str) -> str:
-    """The private transit bridge of an upstream of kind "host"."""
+    """Return the private transit bridge of an upstream of kind "host"."""
     name = f"natns-{upstream}"
     plain = re.fullmatch(r"[a-z0-9-]+", upstream) and len(name) <= IFNAMSIZ
     return name if plain else f"natns-{digest(upstream)}"
 
 
 def router_namespace(upstream: str) -> str:
-    """The namespace of an upstream of kind "router"."""
+    """Return the namespace of an upstream of kind "router"."""
     return f"{ROUTER_PREFIX}{slug(upstream)}"
 
 
 def router_patch(upstream: str) -> str:
-    """Host end of the patch between the host and its router namespace."""
+    """Return the host end of the patch between the host and its router namespace."""
     return transit_bridge(upstream)
 
 
 def router_file(upstream: str, kind: str) -> Path:
-    """Lasting state of a router namespace; ``kind`` is the file's suffix."""
+    """Return a file of a router's lasting state; ``kind`` is the file's suffix."""
     return STATE_DIRECTORY / "routers" / f"{slug(upstream)}.{kind}"
 
 
 @cache
 def machine_id() -> str:
-    """The machine's id (machine-id(5)); "" where it has none."""
+    """Return the machine's id (machine-id(5)); "" if it has none."""
     try:
         return MACHINE_ID.read_text().strip()
     except OSError:
@@ -141,15 +141,15 @@ def machine_id() -> str:
 
 
 def mac(uuid: str, end: str) -> str:
-    """A stable MAC address for one end of a network's patches.
+    """Return a stable MAC address for one end of a network's patches.
 
-    Ends: ``inner`` and ``upstream`` in the namespace, ``private-port`` and
-    ``upstream-port`` in the host.  A bridge without an address of its own takes
-    its lowest port's, so the ports' addresses start with fe, as libvirt's do:
-    an uplink bridge keeps the address its neighbours know.
+    Ends: ``inner`` and ``upstream`` in the namespace, ``private-port`` and ``upstream-port`` in
+    the host.  A bridge without an address of its own takes its lowest port's.  So the ports'
+    addresses start with fe, as libvirt's do: an uplink bridge keeps the address that its neighbours
+    know.
 
-    A network's XML is often copied from host to host with its uuid, so what the
-    upstream's segment sees depends on the machine, too.
+    A network's XML is often copied from host to host with its uuid.  So the address on the
+    upstream's segment depends on the machine, too.
     """
     seed = f"{end} {uuid} {machine_id()}" if end == "upstream" else f"{end} {uuid}"
     octets = bytearray(hashlib.sha256(seed.encode()).digest()[:6])
@@ -158,25 +158,26 @@ def mac(uuid: str, end: str) -> str:
 
 
 def client_id(uuid: str) -> str:
-    """What a network calls itself to a DHCP server (option 61), in hexadecimal digits.
+    """Return a network's client-id for a DHCP server (option 61), in hexadecimal digits.
 
-    Of the form of RFC 4361, with a uuid (RFC 6355) that is the network's and the
-    machine's: see ``mac``.
+    It has the form of RFC 4361, with a uuid (RFC 6355) made from the network and the machine: see
+    ``mac``.
     """
     return "ff" + "00000001" + "0004" + digest(f"dhcp {uuid} {machine_id()}", 32)
 
 
 def guest_directory(uuid: str) -> Path:
-    """Run-time mark of a guest whose metadata is looked after; its lock."""
+    """Return the run-time mark of a guest with metadata of ours, which is also its lock."""
     return RUN_DIRECTORY / "guests" / uuid
 
 
 def network_directory(uuid: str) -> Path:
-    """Run-time files of one network."""
+    """Return the directory of a network's run-time files."""
     return RUN_DIRECTORY / "networks" / uuid
 
 
 def dhcp_directory(uuid: str) -> Path:
-    """Run-time files of a network's DHCP client; only who ends that one may remove them."""
-    # No directory for all of them: one that goes with the last would be in the way of the next.
+    """Return the directory of a network's DHCP client; the code that ends the client removes
+    it."""
+    # The clients have no common directory: removing it with the last would disturb the next.
     return RUN_DIRECTORY / f"dhcp-{uuid}"

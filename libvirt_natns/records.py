@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Data classes that cost a hook nothing to define.
 
-The standard library's ``dataclass`` writes source text for six methods of each
-class and compiles it: half a millisecond each, 10 ms more for what it imports, and
-a hook is a fresh process that libvirt waits for.  These are made of closures
-instead, in a fiftieth of that, and about as quick in use.
+The standard library's ``dataclass`` writes source text for six methods of each class and compiles
+it.  That takes half a millisecond for each class, and 10 ms more for imports.  A hook is a fresh
+process that libvirt waits for.  These classes are made of closures instead, in a fiftieth of that
+time, and are about as quick in use.
 
 As there: fields by annotation, defaults, ``__post_init__``, ``==``, ``repr``,
 ``replace``, ``asdict``, copies and pickles; frozen ones have a hash.  A subclass inherits
@@ -23,7 +23,7 @@ DEFAULTS = "__record_defaults__"
 
 
 class _Factory:
-    """Makes a field's default anew for each instance."""
+    """Makes a new default of a field for each instance."""
 
     __slots__ = ("make",)
 
@@ -32,7 +32,7 @@ class _Factory:
 
 
 def field(*, default_factory: Callable[[], T]) -> T:
-    """A field whose default is made anew for each instance."""
+    """Return a field with a new default for each instance."""
     return cast("T", _Factory(default_factory))
 
 
@@ -67,7 +67,7 @@ def dataclass(
 
 
 def _with_slots(cls: type[T], names: tuple[str, ...], content: dict[str, Any]) -> type[T]:
-    """The same class without a dictionary in its instances."""
+    """Return the class without a dictionary in its instances."""
     for implied in ("__dict__", "__weakref__"):
         content.pop(implied, None)
     kind: Any = type(cls)
@@ -95,7 +95,7 @@ def _initializer(
 
 
 def _stores(cls: type, names: tuple[str, ...], slots: bool) -> list[Callable[..., None]]:
-    """What sets each field, past ``__setattr__``, which refuses in a frozen record."""
+    """Return setters of the fields that bypass a frozen record's ``__setattr__``."""
     return [getattr(cls, name).__set__ if slots else partial(_store, name=name) for name in names]
 
 
@@ -110,7 +110,7 @@ def _complete(
     values: tuple[object, ...],
     named: dict[str, object],
 ) -> tuple[object, ...]:
-    """The values of all fields, in their order.  Raises TypeError as any call does."""
+    """Return the values of all fields, in their order.  Raises TypeError as any call does."""
     given = dict(zip(names, values, strict=False))
     if len(values) > len(names) or not given.keys().isdisjoint(named):
         raise TypeError(f"{cls.__qualname__} got a field twice, or too many values")
@@ -124,7 +124,7 @@ def _complete(
 
 
 def _add_methods(cls: type, names: tuple[str, ...], frozen: bool) -> None:
-    """The methods that a class does not define itself."""
+    """Add the methods that a class does not define itself."""
     values = attrgetter(*names)
 
     def equal(self: object, other: object) -> bool:
@@ -147,7 +147,7 @@ def _add_methods(cls: type, names: tuple[str, ...], frozen: bool) -> None:
 
 
 def _add_state(cls: type, names: tuple[str, ...]) -> None:
-    """What copy and pickle need where there is no dictionary."""
+    """Add the methods that copy and pickle need without a dictionary."""
     stores = _stores(cls, names, slots=True)
 
     def state(self: object) -> list[object]:
@@ -166,18 +166,18 @@ def _refuse(record: object, name: str, *_: object) -> NoReturn:
 
 
 def fields(record: object) -> tuple[str, ...]:
-    """The names of the fields of a record, or of a class of records."""
+    """Return the names of the fields of a record, or of a class of records."""
     names: tuple[str, ...] = getattr(record, FIELDS)
     return names
 
 
 def replace(record: T, **changes: object) -> T:
-    """The same record, with other values for the named fields."""
+    """Return the same record, with other values for the named fields."""
     return type(record)(**{name: getattr(record, name) for name in fields(record)} | changes)
 
 
 def asdict(record: object) -> dict[str, Any]:
-    """A record as a dictionary, and so are the records in it."""
+    """Return a record as a dictionary, and so the records in it."""
     return {name: _plain(getattr(record, name)) for name in fields(record)}
 
 

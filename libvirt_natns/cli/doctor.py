@@ -27,7 +27,7 @@ Examination = Callable[[], str]
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One line: the subject of an examination, and its result."""
+    """A line: the subject of an examination, and its result."""
 
     what: str
     state: Literal["ok", "warn", "broken"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command uninstall: remove libvirt-natns from a machine, whatever is broken.
+"""The command uninstall: remove libvirt-natns from a machine in any state.
 
 Each part is tried, and no part needs another.  A broken configuration, state database,
 service or library does not keep hooks and the host's rules from being removed.
@@ -82,7 +82,7 @@ class _Removal:
         """
         try:
             return part()
-        except Exception as error:  # the other parts must be removed, whatever is broken
+        except Exception as error:  # an error must not keep the other parts
             line = describe(error)[0]
             if not again and line not in self.problems:
                 self.problems.append(line)

@@ -46,7 +46,7 @@ PREFIX = "trial-"
 
 
 def check(network: Network) -> None:
-    """Refuse a network whose dnsmasq would not start.  Raises DnsmasqError."""
+    """Refuse a network if its dnsmasq would not start.  Raises DnsmasqError."""
     dnsmasq_process.program()
     if not network.writes_dnsmasq:
         return

@@ -93,7 +93,7 @@ def _no_gateway(
         return "is the network or broadcast address of its subnet"
     if any(gateway in network for network in ours):
         return "is in a private subnet"
-    # Clouds lease an address alone (/32), with a gateway that is on the link all the same.
+    # Clouds lease an address alone (/32), but their gateway is on the link.
     on_link = gateway in subnet or subnet.prefixlen == 32
     if not on_link and not any(gateway in network for network in lease.on_link):
         return f"is not in {subnet}"

@@ -65,7 +65,7 @@ def connected(*, wake: bool = True) -> Iterator[Any]:
 
 
 def _awake(driver: Driver) -> tuple[str, ...]:
-    """Return the URI of a driver whose daemon runs."""
+    """Return the URI of a driver if its daemon runs."""
     daemon = driver.daemon()
     return (daemon.uri,) if daemon else ()
 

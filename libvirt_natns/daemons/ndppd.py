@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The neighbour discovery proxy of a network (ndppd): its process and its configuration.
 
-The provider's link asks for guests whose addresses are in the provider's own prefix.
-ndppd hears the question, and asks it again on the guests' side.  ndppd answers only if a
-guest answers.  So guests may choose their addresses themselves, and a free address gets
-no answer.
+The provider's link asks for guests with addresses in the provider's own prefix. ndppd hears the
+question, and asks it again on the guests' side. ndppd answers only if a guest answers.  So guests
+may choose their addresses themselves, and a free address gets no answer.
 
 Stations that are known to be outside are cut out of the prefixes.  Otherwise a guest could
 claim the address of the provider's router.  ndppd's sockets belong to links, not to names.

@@ -11,8 +11,8 @@ directory has the files of ``dhcp_lease``, and these:
     awaited  exists while a process waits for the lease and needs no ``on_change``
     pid      the client's process id
 
-Known limits: udhcpc renews at half of the lease's time, whatever T1 and T2 the
-server names; it knows no forced renewal by the server.
+Known limits: udhcpc renews at half of the lease's time, and ignores the server's T1 and T2.  It
+knows no forced renewal by the server.
 """
 
 import os

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The configuration file, /etc/libvirt-natns/config.toml, as a ``Config``.
 
-Every key is optional, and so is the file; its content must be right.  A wrong key, type
-or value is a ConfigError of one line: the file, the key, the value and what was expected.
-Nothing is looked up here: a network that needs a bridge finds out whether it exists.
+Every key is optional, and so is the file; its content must be right.  A wrong key, type or value is
+a ConfigError of one line: the file, the key, the value and what was expected.  The reader looks up
+no bridge: a network that needs a bridge finds out whether it exists.
 """
 
 from __future__ import annotations

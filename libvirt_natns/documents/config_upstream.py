@@ -157,7 +157,7 @@ REQUIRED: dict[UpstreamKind, dict[str, str]] = {
 
 IPV4_KEYS = {"subnet", "gateway", "pool"}
 OUTSIDE6 = {"pool6", "prefixes6"}
-"""One of these is enough for an upstream that has IPv6 alone."""
+"""Keys of which an upstream with IPv6 alone needs at least one."""
 
 
 # Keys that must fit each other

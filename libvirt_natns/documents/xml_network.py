@@ -79,8 +79,8 @@ def _domain(element: Element) -> str | None:
     name = "" if domain is None else domain.attrib.get("name", "")
     if domain is None or not name or xml_dns.DOMAIN.fullmatch(name):
         return name or None
-    # Such a name changes the meaning of dnsmasq's "domain" line.  In a network
-    # with <forward> it is not ours to refuse, nor to use.
+    # An invalid name changes the meaning of dnsmasq's "domain" line.  In a network with <forward>
+    # it is not ours to refuse, nor to use.
     if _forward_mode(element) is None:
         raise value_error(domain, "name", "a domain name")
     return None

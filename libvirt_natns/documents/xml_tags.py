@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Tags of a document that expat refuses, for ``xml_sniff``.
 
-libxml2, and so libvirt, takes names that expat does not know and prefixes that
-are bound to no XML namespace.  Nothing is validated: tags need only come in pairs.
-Time and memory grow with the document's length alone, however deep it is.
+libxml2, and so libvirt, takes names that expat does not know and prefixes that are bound to no XML
+namespace.  Only pairs are checked: each tag needs its end.  Time and memory grow with the
+document's length alone, however deep it is.
 """
 
 import re

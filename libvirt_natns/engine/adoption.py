@@ -2,9 +2,8 @@
 """Adopting networks and guests that run without a record, as the state database was lost.
 
 libvirt lists the active networks and guests.  The kernel shows their state.  A namespace's
-addresses become leases again.  Its rules show chosen ports and static NAT, and its
-dnsmasq's hosts file shows reservations.  Nothing that runs is changed; ``up`` then has
-nothing to repair.
+addresses become leases again.  Its rules show chosen ports and static NAT, and its dnsmasq's hosts
+file shows reservations.  Running networks are not changed, and ``up`` then finds no difference.
 
 Limit: networks and guests that do not run have left nothing in the kernel.
 """
@@ -50,7 +49,7 @@ class Adopted:
 
 
 def adopt(engine: Engine, active: Mapping[str, bytes], domains: Mapping[str, bytes]) -> Adopted:
-    """Record active networks whose namespaces run unrecorded, and active guests in them.
+    """Record active networks with an unrecorded namespace, and active guests in them.
 
     Both by uuid, as libvirt describes them.
     """

@@ -48,7 +48,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One configuration, one state database, one kernel session.
+    """A configuration, a state database and a kernel session.
 
     ``before`` is called ahead of each change, for tests.  ``observer`` hears of each
     change.  A resident process has a ``later`` for work that its caller need not wait for.

@@ -77,7 +77,7 @@ def end(
 
 
 def remove_orphan(context: Context, xml: bytes) -> None:
-    """Remove libvirt's part of a network whose `started` was killed.
+    """Remove libvirt's part of a network after a kill of its `started`.
 
     The network must not be active in libvirt.  Its bridge has the MAC address that
     libvirt gave it; another bridge of that name has not.
@@ -91,8 +91,8 @@ def remove_orphan(context: Context, xml: bytes) -> None:
 def hand_back(context: Context, network: LibvirtNetwork, *, renew: bool = False) -> None:
     """Take a running network down and give libvirt's bridge its addresses back.
 
-    ``renew`` ends libvirt's dnsmasq, whose lease helper we have taken away.  libvirt
-    starts another dnsmasq when it is reloaded, which is the caller's task.
+    ``renew`` ends libvirt's dnsmasq, because we have taken its lease helper away. libvirt starts
+    another dnsmasq when it is reloaded, which is the caller's task.
     """
     down(context, network.uuid, network.name)
     if not isinstance(network, Network) or not network.taken_over:

@@ -178,7 +178,7 @@ def _claim(event: Event) -> None:
         with event.sessions.engine() as verbs:
             Guests(verbs).claim(event.guest.domain, event.xml)
         return
-    # A guest that is not ours may not be stopped, whatever its metadata says.
+    # Wrong metadata must not stop a guest that is not ours.
     with suppress(NatnsError):
         _forget(event)
 

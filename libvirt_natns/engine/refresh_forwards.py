@@ -2,7 +2,7 @@
 """The verb refresh_forwards: a network that is up follows its claims and reservations.
 
 A guest that opens or closes a port changes DHCP reservations, rules, addresses of guests,
-and the host's part.  Nothing else of the network is looked at: all else is for ``check``.
+and the host's part.  The rest of the network is not looked at: that is for ``check``.
 """
 
 from contextlib import suppress

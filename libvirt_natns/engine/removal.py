@@ -96,7 +96,7 @@ def delete_own_namespace(kernel: Kernel, uuid: str, namespace: str | None) -> No
 
 
 def abandon(kernel: Kernel, name: str, bridge: str) -> None:
-    """Remove libvirt's own part of a network whose `started` has failed.
+    """Remove libvirt's own part of a network after a failure of its `started`.
 
     libvirt thinks the network inactive, yet its bridge, dnsmasq and firewall rules live
     on.  Every later start would find the address in use.

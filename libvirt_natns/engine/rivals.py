@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Networks whose end no hook told of, as another network's start shows."""
+"""Networks that ended without a hook, as another network's start shows."""
 
 from libvirt_natns import names
 from libvirt_natns.engine import given_up

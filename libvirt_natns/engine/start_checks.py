@@ -52,7 +52,7 @@ def _check_bridge(context: Context, network: Network, upstream: Segment) -> None
 
 
 def check_room(network: Network) -> None:
-    """Refuse a start whose run-time files have no room: `started` is too late for that.
+    """Refuse a start without room for its run-time files: `started` is too late for that.
 
     Raises StoreError.
     """

@@ -212,7 +212,7 @@ def concerns(accepts: tuple[Rule, ...], parent: str) -> bool:
 def obstacles(accepts: tuple[Rule, ...]) -> tuple[str, ...]:
     """Return an administrator's chains that may drop accepted packets, and the missing rules.
 
-    One line each.  A chain whose table names a link of ours is taken to know what it does.
+    Each is a line.  If a chain's table names a link of ours, the chain is taken to be right.
     """
     if not (accepts and nft.program()):
         return ()

@@ -91,7 +91,7 @@ class Table:
 
 
 def families(rules: Iterable[Rule]) -> tuple[Family, ...]:
-    """Return the families whose tables rules need."""
+    """Return the families of the tables that the rules need."""
     return FAMILIES if any(rule.family == 6 for rule in rules) else FAMILIES[:1]
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Rules as entries of iptables' chains.
 
-Nothing in legacy iptables runs after source NAT, so the guard asks for the translation that
-conntrack has recorded.  A packet may leave if its connection's recorded translation gives the
-packet an allowed source.  The first packet of a connection may leave, too: NAT comes next and
-is about to decide.
+Legacy iptables has no chain after source NAT, so the guard asks for the translation that conntrack
+has recorded.  A packet may leave if its connection's recorded translation gives the packet an
+allowed source.  The first packet of a connection may leave, too: NAT comes next and is about to
+decide.
 
 Limits: ARP is not limited: iptables does not see ARP.
 """

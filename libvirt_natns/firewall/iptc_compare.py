@@ -18,7 +18,7 @@ from libvirt_natns.firewall.iptc_tables import (
 TableRequest = dict[str, Any]
 
 PROGRAMS = {4: "iptables", 6: "ip6tables"}
-"""What changes a family's tables by hand."""
+"""The program that changes a family's tables by hand."""
 
 REFUSALS = ("DROP", "REJECT")
 HARMLESS = (b"ACCEPT", b"LOG", b"")

@@ -77,7 +77,7 @@ class RuleSet:
         for _ in range(LOADS):
             before = self._generation()
             self._backend.apply(self.namespace, self.rules, self.layout)
-            # One load is one change.
+            # A load is a single change.
             if not before or (int(self._generation() or 0) - int(before)) % 2**32 == 1:
                 return
         raise FirewallError(

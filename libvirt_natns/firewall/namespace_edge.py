@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The edge of a namespace: packets that cross the upstream, in both directions.
 
-The namespace behaves as a strong host.  A packet that arrives over the upstream counts
-only if it is addressed to an upstream address.  A packet that leaves over the upstream bears
-such an address, whatever a guest sent and whatever conntrack has forgotten.
+The namespace behaves as a strong host.  A packet that arrives over the upstream counts only if it
+is addressed to an upstream address.  A packet that leaves over the upstream bears an upstream
+address, even after a guest's forgery or a lost entry of conntrack.
 
 IPv6 is as IPv4 where a subnet is private: the subnet leaves by the upstream address.  Public
 subnets pass as they are.  Between neighbours, Neighbour Discovery and MLD pass,
@@ -146,7 +146,7 @@ def _guard(half: FamilyPolicy) -> Iterator[Rule]:
         return
     if half.family == 6:
         yield from _neighbours_out(half)
-    # Nothing translates the namespace's own addresses; forwarded packets never bear them.
+    # The namespace's own addresses are not translated; forwarded packets never bear them.
     own = tuple(gateway for gateway in half.gateways if gateway not in half.public_gateways)
     if own and not half.address:
         yield Rule(chain="guard", oif=upstream, sources=own, action="drop")

@@ -36,7 +36,7 @@ PER_NETWORK = (
     + WAYS * (limits.BURST + KEPT * limits.RATE)
     + (limits.BURST + REACHABLE * limits.RATE)
 )
-"""Entries that one network's new flows and ARP can hold at one time by all ways together.
+"""Entries that new flows and ARP of a network can hold at one time by all ways together.
 
 IPv4 has two sets of known addresses, of packets and of ARP.  The last line is replies of
 guests that answer for every address.  Established flows are not counted.

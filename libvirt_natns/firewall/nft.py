@@ -30,7 +30,7 @@ def program() -> str | None:
 def require() -> None:
     """Raise FirewallError, with a remedy, where nft is missing or the kernel has no nftables."""
     _required_program()
-    # nft reads all elements of all sets, whatever it is asked for.
+    # nft reads all elements of all sets for any command.
     if nfnetlink.works():
         return
     done = run(None, "list tables")

@@ -73,8 +73,9 @@ MAPS = {
     for local in (False, True)
     for interval in (False, True)
 }
-"""By family, by whether the rule is for any local address, and by whether the rule leaves
-a range of ports as it is.  Such a range is one element, another range an element a port."""
+"""By family, by whether the rule is for any local address, and by whether the rule leaves a range
+of ports as it is.  A range that stays as it is takes one element, another range an element for
+each port."""
 
 ZONES = Map(
     "zones", "ifname", "zone", "ct zone set iifname", chain="raw", typeof="iifname : ct zone"
@@ -97,7 +98,7 @@ KEPT = Map(
 
 
 def _opened(rule: Rule) -> Map:
-    """Return the set of guests' own addresses and ports that are let in to, between two links."""
+    """Return the set of guest addresses and ports that are open between two links."""
     link = f'iifname "{rule.iif}" oifname "{rule.oif}" ct state new'
     key = "ipv6_addr . inet_proto . inet_service"
     lookup = f"{link} ip6 daddr . meta l4proto . th dport @opened accept"

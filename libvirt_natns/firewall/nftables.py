@@ -164,7 +164,7 @@ def listing(namespace: str | None) -> str:
         done = nft.run(namespace, "list ruleset", "-s", "-p")
         if done.returncode == 0:
             return "".join(canonical(block(done.stdout, table)) for table in tables)
-    # One by one: nft 1.0.6 loads one family for all commands, and misses tables of another.
+    # Table by table: nft 1.0.6 loads one family for all commands, and misses tables of another.
     return "".join(_listed(namespace, table) for table in tables)
 
 

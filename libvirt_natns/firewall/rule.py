@@ -84,13 +84,12 @@ class Rule:
     ``syn`` matches the first segment of each direction of a TCP connection, ``not_syn``
     any other.  ``only`` limits a rule without addresses to one family.
 
-    A reject answers TCP with a reset, UDP with "port unreachable", and where no
-    protocol is named with "administratively prohibited".  A "zone" gives connections a
-    table of their own in conntrack, number ``zone``; a "keep" settles that NAT leaves
-    the destination (on arrival) or the source (on leaving) as it is.
-    ``iif_kind`` and ``oif_kind`` are the kernel's names for kinds of links, as "bridge".
-    A dnat or snat puts the address ``to`` in place.  A dnat with ``to_ports`` changes the port,
-    too: the new port is as far from the first as in ``span``.  A single port takes all.
+    A reject answers TCP with a reset, UDP with "port unreachable", and where no protocol is named
+    with "administratively prohibited".  A "zone" gives connections a table of their own in
+    conntrack, number ``zone``.  A "keep" makes NAT leave the destination (on arrival) or the source
+    (on leaving) as it is.  ``iif_kind`` and ``oif_kind`` are the kernel's names for kinds of links,
+    as "bridge".  A dnat or snat puts the address ``to`` in place.  A dnat with ``to_ports`` changes
+    the port, too: the new port is as far from the first as in ``span``.  A single port takes all.
 
     ``fresh`` drops packets from, or to, unknown addresses, where such packets
     are too many.  ``remembered`` makes the address known.  ``flows`` matches the first

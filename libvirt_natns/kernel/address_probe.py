@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Asking neighbours for addresses of either family, and telling them, over raw sockets.
+"""Probes and announcements of addresses of either family, over raw sockets.
 
-The probe is shorter than the several seconds of RFC 5227 and RFC 4862, since a
-starting network waits for it: three questions within the time that the upstream's
-``probe`` setting gives.  A station that answers later is missed.
+The probe is shorter than the several seconds of RFC 5227 and RFC 4862, since a starting network
+waits for it.  It sends three questions within the time of the upstream's ``probe`` setting.  A
+station that answers later is missed.
 """
 
 import ctypes
@@ -32,8 +32,7 @@ IFF_RUNNING = 0x40
 
 POLL = 0.001
 CARRIER_LIMIT = 1.0
-"""Seconds that a link which was just set up is waited for; the kernel takes up
-to one."""
+"""Seconds to wait for a link that was just set up; the kernel takes up to one."""
 
 BUFFER = 1 << 20
 """Octets that the kernel may hold back: answers to a whole batch come at once."""
@@ -43,9 +42,8 @@ BUFFER = 1 << 20
 class ProbeProtocol:
     """How neighbours speak of a family's addresses.
 
-    ``filter`` is a program for the kernel that picks what is spoken out of all that
-    the ethertype has, ``group`` the MAC that answers are sent to, where that is not
-    everybody's.
+    ``filter`` is a program for the kernel that picks this protocol's frames out of all frames of
+    the ethertype.  ``group`` is the MAC that answers are sent to, unless that is the broadcast MAC.
     """
 
     ethertype: int
@@ -74,18 +72,18 @@ class ProbeSocket:
 
     @property
     def mac(self) -> bytes:
-        """The link's own."""
+        """The link's own MAC address."""
         mac: bytes = self.packet.getsockname()[4]
         return mac
 
     def ask(self, found: Collection[Address]) -> None:
-        """Send a question for each address that nobody has claimed yet."""
+        """Send a question for each address that is not claimed yet."""
         mac = self.mac
         for address in self.wanted.difference(found):
             self.packet.send(self.protocol.question(mac, address))
 
     def hear(self) -> Address | None:
-        """Which of the addresses the next frame shows to be somebody else's."""
+        """Return the address that the next frame shows to be another station's, if any."""
         return self.protocol.claimed(self.packet.recv(2048), self.mac, self.wanted)
 
 
@@ -93,10 +91,10 @@ class ProbeSocket:
 def _opened(
     link: str, version: int, purpose: str, wanted: Collection[Address], later: Later = at_once
 ) -> Iterator[ProbeSocket]:
-    """A raw socket on a link for a family; what fails with it is an UpstreamError.
+    """Open a raw socket on a link for a family; a failure is an UpstreamError.
 
-    The kernel takes some 10 ms to close one, for which it waits until no CPU is
-    handling a packet any more: ``later`` does it.
+    The kernel takes some 10 ms to close a raw socket, since it waits until no CPU is handling a
+    packet any more.  So ``later`` closes it.
     """
     protocol = PROTOCOLS[version]
     try:
@@ -135,7 +133,7 @@ def _prepare(packet: socket.socket, link: str, protocol: ProbeProtocol) -> None:
 def probe(
     link: str, addresses: Collection[Address], seconds: float, later: Later = at_once
 ) -> set[Address]:
-    """Those of ``addresses`` that a station on the link's segment answers for.
+    """Return the ``addresses`` that a station on the link's segment answers for.
 
     ``link`` is an interface of the calling network namespace; takes up to
     ``seconds``, less once every address was answered for.
@@ -169,8 +167,8 @@ def listen(
 ) -> set[Address]:
     """Return the addresses of ``wanted`` that are claimed until ``deadline``.
 
-    What has come by then is read also when this process was kept from running;
-    ``overtime``, in seconds, ends that where packets never cease.
+    All frames that have come by then are read, even if this process could not run in between.  If
+    frames never cease, ``overtime``, in seconds, ends the reading.
     """
     found: set[Address] = set()
     poll = select.poll()
@@ -188,13 +186,12 @@ def listen(
 
 
 def announce(link: str, address: Address, mac: str, probing: float = 0.0) -> bool:
-    """Tell all neighbours on the link who has ``address`` now.
+    """Announce ``address`` to all neighbours on the link.
 
-    Sent twice (RFC 5227, 2.3; RFC 4861, 7.2.6), without the pause of a second or two.
-    ``link`` is an interface of the calling namespace, and may have the address already:
-    what is sent through it does not come back.  With ``probing``, in seconds, others
-    are asked first: returns False, and says nothing, where one of them has it.
-    Raises UpstreamError where the link cannot be used.
+    Sent twice (RFC 5227, 2.3; RFC 4861, 7.2.6), without the pause of a second or two.  ``link`` is
+    an interface of the calling namespace, and may have the address already: its own frames do not
+    come back.  With ``probing``, in seconds, other stations are asked first.  If a station has the
+    address, return False without an announcement.  Raises UpstreamError if the link cannot be used.
     """
     with _opened(link, address.version, f"announce {address}", [address]) as ear:
         frame = ear.protocol.announcement(bytes.fromhex(mac.replace(":", "")), address)
@@ -208,10 +205,10 @@ def announce(link: str, address: Address, mac: str, probing: float = 0.0) -> boo
 
 
 def _await_carrier(packet: socket.socket, link: str) -> None:
-    """Wait, for a short time, until what is sent gets past the other end of a patch.
+    """Wait, for a short time, until frames get past the other end of a patch.
 
-    When a link is set up, the kernel takes note a little later, in a thread of
-    its own; only then does the bridge at the other end let its port forward.
+    When a link is set up, the kernel takes note a little later, in a thread of its own.  Only then
+    does the bridge at the other end let its port forward.
     """
     request = struct.pack("16s16x", link.encode())
     deadline = time.monotonic() + CARRIER_LIMIT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What neighbours on an Ethernet say of an IPv4 address (RFC 5227): frames, and no sockets."""
+"""ARP frames about an IPv4 address (RFC 5227), for sockets elsewhere."""
 
 import struct
 from collections.abc import Collection
@@ -16,7 +16,7 @@ FRAME_LENGTH = 14 + struct.calcsize(ARP_FORMAT)
 
 
 def _frame(mac: bytes, sender: Address, target: Address) -> bytes:
-    """A broadcast ARP request of 42 octets, Ethernet header included."""
+    """Return a broadcast ARP request of 42 octets, Ethernet header included."""
     ethernet = BROADCAST + mac + struct.pack("!H", ETHERTYPE)
     return ethernet + struct.pack(
         ARP_FORMAT, *IPV4_ON_ETHERNET, REQUEST, mac, sender.packed, bytes(6), target.packed
@@ -24,20 +24,20 @@ def _frame(mac: bytes, sender: Address, target: Address) -> bytes:
 
 
 def question(mac: bytes, address: Address) -> bytes:
-    """The frame that asks whether somebody has an address."""
+    """Return the frame that asks whether a station has an address."""
     return _frame(mac, IPv4Address(0), address)
 
 
 def announcement(mac: bytes, address: Address) -> bytes:
-    """The frame that tells who has an address now."""
+    """Return the frame that announces an address."""
     return _frame(mac, address, address)
 
 
 def claimed(frame: bytes, own: bytes, wanted: Collection[Address]) -> Address | None:
-    """The wanted address that a received frame shows to be somebody else's.
+    """Return the wanted address that a received frame shows to be another station's.
 
-    RFC 5227, 2.1.1: any ARP packet whose sender address is the wanted one, or
-    another station's probe for it.
+    RFC 5227, 2.1.1: any ARP packet with the wanted address as its sender, or another station's
+    probe for it.
     """
     if len(frame) < FRAME_LENGTH or frame[12:14] != struct.pack("!H", ETHERTYPE):
         return None

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a verb need not wait for: done at once, or by a resident process in a while."""
+"""Work that a verb need not wait for: done at once, or later by a resident process."""
 
 from collections.abc import Callable
 
 Later = Callable[[Callable[[], None]], None]
-"""Takes work that may raise a NatnsError, and runs it whenever it likes.
+"""Takes work that may raise a NatnsError, and runs it at any time.
 
-What fails then must be told to somebody, and must not fail the verb.
+A failure must be reported, and must not fail the verb.
 """
 
 
 def at_once(work: Callable[[], None]) -> None:
-    """Keeps nothing for later: for a process that is about to end."""
+    """Do the work now, for a process that is about to end."""
     work()

@@ -17,7 +17,7 @@ UDP_UNCONNECTED = "07"
 
 
 def listening(proto: PortProtocol) -> set[int]:
-    """Ports of the calling namespace on which something waits for anybody."""
+    """Return the ports of the calling namespace on which a program listens for all clients."""
     state = TCP_LISTEN if proto == "tcp" else UDP_UNCONNECTED
     ports = set()
     for name in (proto, f"{proto}6"):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Locks between processes, which the kernel frees when their holder ends.
 
-What is locked is a directory itself, so no lock file stays behind, and a
-holder may remove the directory together with what it protected.
+A lock is on a directory itself, so no lock file stays behind.  A holder may remove the directory
+together with its content.
 
-Waiting is by looking again, since flock(2) knows no time limit: who comes first
-need not be served first.
+A waiter tries again and again, since flock(2) knows no time limit.  So waiters are not served in
+their order.
 """
 
 import fcntl
@@ -26,19 +26,19 @@ LIMIT = 60.0
 """Seconds after which a holder counts as stuck."""
 
 POLLS = (0.001, 0.002, 0.005, 0.01)
-"""Seconds between two looks; the last of them again and again."""
+"""Seconds between two tries; the last value repeats."""
 
 LEAST = 1.0
-"""Seconds that may be waited in any case: what has failed is still to be taken back."""
+"""Seconds that may be waited in any case: failed work still has to be undone."""
 
 _ends: list[float] = []
-"""When all waiting of this process is to be over, on the monotonic clock."""
+"""The time at which all waiting of this process ends, on the monotonic clock."""
 
 
 def end_waiting_in(seconds: float) -> None:
-    """Bound all waiting of this process from now on, together.
+    """Limit all waiting of this process from now on, together.
 
-    For a hook: libvirt waits for it, whatever number of locks it takes.
+    This is for a hook: libvirt waits for the hook, and the hook may need several locks.
     """
     _ends.append(time.monotonic() + seconds)
 
@@ -65,9 +65,8 @@ def locked(directory: Path, limit: float = LIMIT) -> Iterator[None]:
 def make_directory(directory: Path) -> None:
     """Make a directory to lock or to put run-time files into, unless it is there.
 
-    Who may open a directory may lock it, and keep all others waiting; so those
-    of our own are made for root to open, and for others (a dnsmasq that has
-    dropped its privileges) to pass through only.
+    A process that can open a directory can lock it, and keep all others waiting.  So only root can
+    open our directories.  Others (a dnsmasq that has dropped its privileges) can only pass through.
     """
     if not directory.is_relative_to(names.RUN_DIRECTORY):
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ def make_directory(directory: Path) -> None:
         made = names.RUN_DIRECTORY / each
         with suppress(FileExistsError):
             made.mkdir(mode=OURS, parents=each == Path())
-            # Whatever the umask leaves of it.
+            # The umask may have removed bits of the mode.
             made.chmod(OURS)
 
 
@@ -100,7 +99,7 @@ def _acquire(directory: Path, deadline: float) -> int:
             raise
         if _still(descriptor, directory):
             return descriptor
-        # Its last holder removed it: somebody may hold a new one of that name.
+        # Its last holder removed the directory: another process may hold a new one of that name.
         os.close(descriptor)
 
 

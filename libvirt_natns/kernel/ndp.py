@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What neighbours on an Ethernet say of an IPv6 address: frames, and no sockets.
+"""Neighbour Discovery frames about an IPv6 address, for sockets elsewhere.
 
-A solicitation from no address asks whether an address is free (RFC 4862, 5.4.2);
-an advertisement that nobody asked for tells who has it now (RFC 4861, 7.2.6).
+A solicitation from no address asks whether an address is free (RFC 4862, 5.4.2).  An unsolicited
+advertisement announces an address (RFC 4861, 7.2.6).
 """
 
 import struct
@@ -16,7 +16,7 @@ ICMPV6 = 58
 SOLICITATION = 135
 ADVERTISEMENT = 136
 HOP_LIMIT = 255
-"""Which no packet has that came through a router."""
+"""A forwarded packet cannot have this hop limit."""
 
 ROUTER_AND_OVERRIDE = 0xA0000000
 TARGET_LINK_ADDRESS = 2
@@ -45,7 +45,7 @@ FILTER = b"".join(
         (_RETURN, 0, 0, 0),
     )
 )
-"""What a packet socket must let through, for the kernel: among all of IPv6, these two."""
+"""The types that a packet socket lets through, of all of IPv6, for the kernel's filter."""
 
 
 def _checksum(data: bytes) -> int:
@@ -75,22 +75,22 @@ def _frame(
 
 
 def question(mac: bytes, address: Address) -> bytes:
-    """The frame that asks whether somebody has an address."""
+    """Return the frame that asks whether a station has an address."""
     group = IPv6Address(int(SOLICITED_NODE) | int(address) & 0xFFFFFF)
     return _frame(mac, NOBODY, group, SOLICITATION, address)
 
 
 def announcement(mac: bytes, address: Address) -> bytes:
-    """The frame that tells who has an address now, and that this is a router."""
+    """Return the frame that announces an address, and its station as a router."""
     option = struct.pack("!BB6s", TARGET_LINK_ADDRESS, 1, mac)
     return _frame(mac, address, ALL_NODES, ADVERTISEMENT, address, option)
 
 
 def claimed(frame: bytes, own: bytes, wanted: Collection[Address]) -> Address | None:
-    """The wanted address that a received frame shows to be somebody else's.
+    """Return the wanted address that a received frame shows to be another station's.
 
-    RFC 4862, 5.4: an advertisement of it, or another station's question of this kind;
-    and whoever solicits others from it.
+    RFC 4862, 5.4: an advertisement of the address, or another station's probe for it.  A
+    solicitation from the address counts, too.
     """
     if len(frame) < FRAME_LENGTH or frame[6:12] == own:
         return None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Making, entering and removing network namespaces.
 
-setns(2) and unshare(2) concern the calling thread alone, so all of this is safe
-in a process with several threads: whatever a thread opens or starts inside (a
-socket, a child, a file of /proc/sys/net) belongs to the namespace for good.
+setns(2) and unshare(2) concern the calling thread alone, so all of this is safe in a process with
+several threads.  A socket, a child or a file of /proc/sys/net that a thread opens inside belongs to
+the namespace for good.
 
-A name is a file below /run/netns with the namespace mounted on it, as ip(8) has
-it; a namespace without a name lives as long as a descriptor of it is open.
+A name is a file below /run/netns with the namespace mounted on it, as ip(8) has it.  A namespace
+without a name lives as long as a descriptor of it is open.
 """
 
 import ctypes
@@ -34,12 +34,12 @@ IP_LIMIT = 0.1
 
 
 def exists(name: str) -> bool:
-    """Whether a namespace of that name can be entered."""
+    """True if a namespace of that name can be entered."""
     return inode(name) is not None
 
 
 def inode(name: str | None) -> int | None:
-    """The namespace's identity: its inode, as /proc/PID/ns/net shows it.
+    """Return the namespace's identity: its inode, as /proc/PID/ns/net shows it.
 
     ``None`` stands for the caller's own.  Returns None for a namespace that is
     missing, or of which only the empty mount point was left behind.
@@ -97,7 +97,7 @@ def _call(function: str, *arguments: object) -> None:
 
 
 def make() -> int:
-    """A descriptor of a fresh namespace, which has no name yet; the caller closes it.
+    """Return a descriptor of a fresh namespace, which has no name yet; the caller closes it.
 
     Costs the kernel 0.5 ms.  Raises KernelError.
     """
@@ -137,7 +137,7 @@ def bind(name: str, descriptor: int) -> None:
 
 
 def _prepare_directory() -> None:
-    """Have all mount namespaces see what is mounted below /run/netns, and see it go.
+    """Have all mount namespaces see mounts below /run/netns come and go.
 
     The first namespace of a boot turns the directory into a mount of its own.  Two
     processes that do so at once would hide each other's.
@@ -179,15 +179,15 @@ def _locked_for_ip() -> Iterator[None]:
 
 
 def remove(name: str) -> None:
-    """Take a namespace's name away; the kernel ends it once nobody is inside.
+    """Take a namespace's name away; the kernel ends the namespace once it is unused.
 
-    That there is none is success.  Raises OSError.
+    A missing name is success.  Raises OSError.
     """
     path = names.namespace_path(name)
     try:
         _call("umount2", path.encode(), MNT_DETACH)
     except OSError as error:
-        # Nothing is mounted, as a killed start left it, or there is no such file.
+        # A killed start left no mount there, or there is no such file.
         if error.errno not in (errno.EINVAL, errno.ENOENT):
             raise
     Path(path).unlink(missing_ok=True)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which links lead out of the host, as the kernel's files tell it.
+"""The links that lead out of the host, as the kernel's files tell it.
 
-A bridge leads out where a gateway is reached by it, or where a port of it is no guest's:
-a NIC, a bond, a VLAN.  All other bridges are for guests and containers of this host.
-A link that is no bridge, and no port of one, leads out, be it a NIC, a tunnel or a modem.
-Ports of guests and networks do not: for a moment, each of them has no bridge yet.
+A bridge leads out if a gateway is reached by it, or if it has a port that is no guest's: a NIC, a
+bond, a VLAN. All other bridges are for guests and containers of this host.  A link that is neither
+a bridge nor a bridge's port leads out: a NIC, a tunnel, a modem.  Ports of guests and networks do
+not: for a moment, each of them has no bridge yet.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from pathlib import Path
 from libvirt_natns import names
 
 INWARD = (names.GUEST_PREFIX, names.PRIVATE_PREFIX, names.UPSTREAM_PREFIX)
-"""What the names of ports begin with that lead to guests and networks."""
+"""The beginnings of names of ports that lead to guests and networks."""
 
 LINKS = Path("/sys/class/net")
 ROUTES = Path("/proc/thread-self/net/route")
@@ -24,7 +24,7 @@ NO_GATEWAY = "0" * 8
 
 
 def bridges(but: Iterable[str]) -> tuple[str, ...]:
-    """The bridges that lead out of the host, but for some that are known not to."""
+    """Return the bridges that lead out of the host, without the bridges in ``but``."""
     routed = dict(_routes())
     inner = set(but)
     return tuple(
@@ -37,7 +37,7 @@ def bridges(but: Iterable[str]) -> tuple[str, ...]:
 
 
 def links(but: Iterable[str]) -> tuple[str, ...]:
-    """All links that lead out of the host, bridges among them."""
+    """Return all links that lead out of the host, bridges among them."""
     inner = {"lo", *but}
     outer = set(bridges(inner))
     found = (
@@ -55,7 +55,7 @@ def links(but: Iterable[str]) -> tuple[str, ...]:
 
 
 def _routes() -> Iterator[tuple[str, bool]]:
-    """The links of the host's routes, and for each whether a gateway is behind it; that last."""
+    """Yield the links of the host's routes, with True for a link to a gateway; these come last."""
     found: dict[str, bool] = {}
     with suppress(OSError):
         for line in ROUTES.read_text().splitlines()[1:]:

@@ -26,7 +26,7 @@ class RouteLimits:
     def differing(
         self, destinations: Iterable[IPNetwork], link: str, mtu: int | None
     ) -> list[IPNetwork]:
-        """Return the destinations whose routes have another limit than ``mtu``.
+        """Return the destinations with routes of another limit than ``mtu``.
 
         ``mtu`` is in octets; None is the link's own.
         """

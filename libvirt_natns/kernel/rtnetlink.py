@@ -29,7 +29,7 @@ SKIP_STATISTICS = netlink.pack(
 class Link:
     """A link with the indexes of its bridge and peer, if any; ``mtu`` in octets.
 
-    ``hairpin``: the link is a bridge port that may send a frame back where it came in;
+    ``hairpin``: the link is a bridge port that may send a frame back where it came in.
     ``all_multicast``: the link is a bridge port that gets all multicast, asked for or not.
     """
 

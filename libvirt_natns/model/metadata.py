@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The ``<natns:nat>`` metadata of networks and guests, as the user wrote it.
 
-Nothing is looked up yet: ``publication`` has forwards with addresses and ports resolved.
+Names are not looked up yet: ``publication`` has forwards with addresses and ports resolved.
 """
 
 from ipaddress import IPv6Address

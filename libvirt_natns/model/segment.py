@@ -163,7 +163,7 @@ class BridgeSegment(Segment):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DhcpSegment(BridgeSegment):
-    """A provider's segment whose DHCP server leases the addresses.
+    """A provider's segment with a DHCP server that leases the addresses.
 
     The server has leased the network no address yet, unless this is a ``LeasedSegment``.
     """

@@ -100,7 +100,7 @@ class BridgeUpstream(AnyUpstream):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DhcpUpstream(BridgeUpstream):
-    """A provider's segment whose DHCP server leases the addresses: ``pool = "dhcp"``.
+    """A provider's segment with a DHCP server that leases the addresses: ``pool = "dhcp"``.
 
     Our own ``pool`` is empty.  ``dhcp`` says whether a network starts without a lease.  Its
     start waits ``dhcp_timeout`` seconds for a lease.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What all operations have in common, and the plan that consists of them."""
+"""Operations in general, and the plan that consists of operations."""
 
 from collections.abc import Callable, Collection, Iterable
 
@@ -11,7 +11,7 @@ from libvirt_natns.records import dataclass, field
 
 
 class Operation:
-    """One thing that must exist, as data; ``carry_out`` compares it and makes it so.
+    """A thing that must exist, as data; ``carry_out`` compares it and makes it so.
 
     The traits are class attributes, not fields, so they do not count when operations are
     compared.  All methods converge: each can run again after a kill in its middle.

@@ -37,7 +37,7 @@ class ChangeObserver:
             self._metrics.changed(verb, seconds)
             self._after_work()
             self._say(verb, name, changed, seconds)
-        except Exception as error:  # the work is done, whatever is wrong with its account
+        except Exception as error:  # the work is done, even if its account fails
             self._log.say("error", "failed", when=f"logging {verb}", error=error)
 
     def note(self, event: str, name: str, changed: Sequence[str]) -> None:

@@ -140,7 +140,7 @@ class Healer:
                 self._forget(uuid)
 
     def forget(self, uuid: str) -> None:
-        """Begin anew with a network, whatever happened to it."""
+        """Forget all troubles of a network."""
         with self._lock:
             self._forget(uuid)
 

@@ -8,10 +8,10 @@ Between events the watch polls two things only.  It asks legacy iptables, which 
 messages, every second or more often, where it is in use.  And an audit now and then
 finds damage without an event, one network at a time.
 
-Known limits: three kinds of damage are taken for our own doing, until the audit.  These
-are rules of the host that another program changes during a change of ours; settings
-without a message of the kernel (arp_ignore and the like); and rules of legacy iptables
-that are replaced by as many others of the same size.
+Known limits: only the audit finds three kinds of damage.  The first is a rule of the host that
+another program changes during a change of ours.  The second is a setting without a message of the
+kernel (arp_ignore and the like).  The third is rules of legacy iptables that are replaced by as
+many others of the same size.
 """
 
 import os

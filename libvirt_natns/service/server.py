@@ -146,7 +146,7 @@ class Server:
     def _serve(self, connection: socket.socket) -> None:
         """Serve one connection, from the greeting to the work after the answer."""
         try:
-            # On an OSError the client has gone, and its event is done all the same.
+            # On an OSError the client has gone, but its event is done.
             with suppress(OSError), connection:
                 follow_up = self._converse(connection)
                 connection.close()
@@ -214,7 +214,7 @@ class Server:
             answered = events.answer(request.kind, request.event, request.data, self._sessions)
         except FormatError:
             raise
-        except Exception as error:  # the service must answer, whatever the error
+        except Exception as error:  # the service must answer after any error
             line = self._log.say_error(
                 "warning", "refused", error, hook=request.kind, operation=request.event[0],
                 name=request.name or None,

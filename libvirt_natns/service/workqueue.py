@@ -54,7 +54,7 @@ class WorkQueue(Generic[T]):
             self._put(task, self._due.get(task, due))
 
     def postpone(self, task: T, delay: float) -> None:
-        """Have a task done in ``delay`` seconds, whatever its time was before."""
+        """Have a task done in ``delay`` seconds, in place of its earlier time."""
         with self._changed:
             self._put(task, time.monotonic() + delay)
 

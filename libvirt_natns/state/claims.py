@@ -168,7 +168,7 @@ class ClaimTable:
     def move(self, network: str, address: Address) -> None:
         """Move forwards from a network's former upstream address to this address.
 
-        Forwards on guests' own addresses, on the host's and of the other family stay.
+        Forwards on static NAT addresses, on the host's addresses and of the other family stay.
         """
         here = stored(address)
         with self._database.transaction() as db:

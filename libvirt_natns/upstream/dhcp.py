@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Upstreams whose addresses a provider's DHCP server leases: ``pool = "dhcp"``.
+"""Upstreams with addresses of a provider's DHCP server: ``pool = "dhcp"``.
 
 Each network has a client of its own on its upstream link.  Its MAC address and client-id
 never change, so the server gives it the same address again.  The lease tells the segment
-of that one network.
+of the leasing network alone.
 
 Without a lease, the network has a placeholder address (``addresses.PLACEHOLDERS``).  Forwards
 on it are in the tables already, and move to the leased address when it is known.

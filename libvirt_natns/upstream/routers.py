@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def complete(upstream: RouterUpstream) -> RouterSegment:
-    """Return the segment of an upstream whose router is up.  Raises UpstreamError."""
+    """Return the segment of an upstream with a router that is up.  Raises UpstreamError."""
     from libvirt_natns.upstream.router import client_networks
 
     return client_networks.complete(upstream)

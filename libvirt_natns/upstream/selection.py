@@ -142,7 +142,7 @@ def _subnets6(network: Network) -> list[IPv6Network]:
 
 
 def check_addresses(network: Network, segment: Segment) -> None:
-    """Refuse a network whose addresses can never work with an upstream.
+    """Refuse a network with addresses that can never work with an upstream.
 
     Raises DocumentError for private subnets and routes that overlap the upstream's subnets,
     as the namespace could not tell the two sides apart.  An IPv6 subnet that is a part of
@@ -224,10 +224,10 @@ def _check_routed(network: Network, segment: Segment) -> None:
 
 
 def check_resolvers(network: Network, segment: Segment, servers: Iterable[Address]) -> None:
-    """Refuse a network whose private subnets hide all resolvers of its guests.
+    """Refuse a network with private subnets that hide all resolvers of its guests.
 
-    ``servers`` are asked through the upstream.  A server whose address is in a private
-    subnet can never be reached.  Raises DocumentError unless a server is left.
+    ``servers`` are asked through the upstream.  A server with an address in a private subnet can
+    never be reached.  Raises DocumentError unless a server is left.
     """
     if network.dns is None or any(f.domain is None for f in network.dns.forwarders):
         # No server is asked, or the network's own XML names the servers.

@@ -254,6 +254,23 @@ def test_reference_has_the_metrics(tmp_path: Path) -> None:
     assert set(listed) == set(re.findall(r"(?m)^# TYPE (\S+) ", told))
 
 
+def literals(pattern: str) -> set[str]:
+    """What a pattern's group is in any module."""
+    texts = [module.read_text() for module in (CHECKOUT / "libvirt_natns").rglob("*.py")]
+    return {match for text in texts for match in re.findall(pattern, text)}
+
+
+def test_reference_has_the_values_of_labels() -> None:
+    listed = rows(sections(SERVICE)["Metrics"])
+    for name, pattern in (
+        ("libvirt_natns_change_duration_seconds", r'context\.changing\("([^"]+)"'),
+        ("libvirt_natns_failures_total", r'(?:metrics\.failed|_on_failure)\("([^"]+)"'),
+    ):
+        found = literals(pattern)
+        assert len(found) > 2
+        assert set(re.findall(r"`([^`]+)`", listed[name][1])) == found
+
+
 def logged_events() -> set[str]:
     """The events that any module writes into the log, those named by a variable apart."""
     found = set()

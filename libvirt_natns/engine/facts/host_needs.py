@@ -74,7 +74,7 @@ def needs_of(
 def _on_transit(
     planner: Planner, user: User, segment: HostSegment, forwards: list[Forward], needs: Needs
 ) -> Needs:
-    """Return the needs of a network whose transit bridge the host routes."""
+    """Return the needs of a network on a transit bridge that the host routes."""
     leased, bridge = _in_use(user, segment), segment.bridge
     host_forwards = [_host_forward(each, segment, leased) for each in forwards if not each.own]
     routes = _routes(bridge, leased.prefix, leased.address6)

@@ -51,7 +51,7 @@ class Planner:
         return segments.of_network(self.kernel, self.store, network, upstream)
 
     def run(self, network: Network, xml: bytes, record: NetworkRecord | None) -> NetworkRun:
-        """Return the facts for a verb on a network whose row was just read.
+        """Return the facts for a verb on a network; its row was just read.
 
         The caller holds the network's lock, or only looks.  Raises UpstreamError or
         ConfigError.

@@ -30,7 +30,7 @@ def resolve_claims(
     observer = NOBODY if trial else engine.observer
     choices = Allocation(engine.config, engine.store, engine.kernel, observer, not trial)
     claims = resolve(domain, run.attachments, choices)
-    # Forwards in force stay so, whatever program listens in the host since.
+    # Forwards in force stay so, even if a program of the host listens on their port by now.
     held = set(guests.store.claims.forwards(owner=domain.uuid))
     fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
     check_host(fresh, run.scopes, engine.kernel.host.addresses.beyond_link())

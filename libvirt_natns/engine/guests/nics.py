@@ -27,7 +27,7 @@ def _of_nic(store: Store, nic: Nic) -> list[NetworkRecord]:
 
 
 def may_name(xml: bytes, network: Network) -> bool:
-    """False if a guest's XML surely has no NIC in a network, without parsing the XML."""
+    """True if a guest's XML may have a NIC in a network; the XML is not parsed."""
     # libvirt writes UTF-8, and writes these characters of a name as entities.
     if any(letter in network.name for letter in "&<>'\""):
         return True

@@ -92,8 +92,8 @@ def put_into_force(guests: GuestContext, run: GuestRun) -> Publication:
 def withdraw(guests: GuestContext, uuid: str) -> None:
     """Take a guest's claims out of force, and end their connections.
 
-    A guest whose start has failed published nothing.  Its reservations stay, and DHCP
-    must know them.
+    A guest has published no port if its start has failed.  Its reservations stay, and DHCP must
+    know them.
     """
     record = guests.store.guests.get(uuid)
     if record is None:
@@ -182,7 +182,7 @@ def _without(
 
 
 def refresh(guests: GuestContext, network: str) -> None:
-    """Resolve again the guests of a network whose DHCP hosts may have changed."""
+    """Resolve the guests of a network again after a change of its DHCP hosts."""
     with ExitStack() as guests_in_turn:
         for record in guests.store.guests.in_network(network):
             if record.published:

@@ -222,8 +222,8 @@ class Host:
         return [*plans, operations]
 
     def _carry_out(self, plans: Iterable[Plan]) -> list[str]:
-        # Nothing is taken back.  The next call finds the parts of a failed start noted, and
-        # not needed.
+        # No operation is undone.  The next call finds the parts of a failed start noted, and not
+        # needed.
         return [
             line
             for operations in plans

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The plan of a network, as data: decided here, and made elsewhere.
 
-``make`` turns a network, its upstream and its lease into an ordered list of operations.
-``up`` makes that list so, ``check`` compares it with the kernel, ``sync`` repairs
-differences, and ``virt-natns plan`` prints it.  Nothing here looks at the machine.
+``make`` turns a network, its upstream and its lease into an ordered list of operations.  ``up``
+makes that list so, ``check`` compares it with the kernel, ``sync`` repairs differences, and
+``virt-natns plan`` prints it.  The module does not look at the machine.
 """
 
 from collections.abc import Iterable

@@ -42,5 +42,5 @@ class Published:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """The guests' own upstream addresses."""
+        """The addresses of static NAT."""
         return tuple(dict.fromkeys(static.address for static in self.statics))

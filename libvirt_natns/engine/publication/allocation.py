@@ -88,7 +88,7 @@ class Allocation:
             each.proto == request.key.proto and each.first == port
             for each in self.store.claims.forwards(owner=request.key.owner)
         ):
-            # A port in force stays so, whatever program listens in the host since.
+            # A port in force stays so, even if a program of the host listens on it by now.
             return True
         return port not in listening_ports.listening(request.key.proto)
 

@@ -30,8 +30,8 @@ def check_host(
 ) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
-    Such a forward listens on an address that is not among the host's ``addresses``.  Or
-    its port belongs to a program of the host.  Raises DocumentError or ConflictError.
+    The host cannot serve a forward on an address that is not among its ``addresses``, nor a port
+    that belongs to a program of the host.  Raises DocumentError or ConflictError.
     """
     sharing = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
     routers.check_claims(claims.forwards, {uuid: name for uuid, name in sharing.items() if name})

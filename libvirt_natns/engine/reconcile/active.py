@@ -23,7 +23,7 @@ Active = Mapping[str, bytes]
 AskNetworks = Callable[[], Active | None]
 """Asks libvirt for the active networks; returns None where libvirt does not answer.
 
-A network whose bridge is there counts as active then."""
+A network with a bridge then counts as active."""
 
 
 AskGuests = Callable[[], "ActiveDomains | None"]
@@ -81,7 +81,7 @@ def network_of_ours(engine: Engine, xml: bytes) -> Network | None:
 
 
 def leftovers(engine: Engine) -> Iterator[tuple[str, str | None]]:
-    """Yield namespaces and directories of ours whose network is not recorded as running.
+    """Yield namespaces and directories of ours without a network that is recorded as running.
 
     Each is given as the network's uuid, with the namespace where there is one.  A namespace
     under a running network's name is not looked at here, but with that network.

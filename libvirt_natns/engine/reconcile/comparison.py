@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command check: how the kernel and libvirt differ from the records.
 
-Nothing here calls libvirt or changes anything.  The caller hands over a way to ask which
-networks and guests are active.  libvirt is asked after the records were read.
+The module does not call libvirt, and makes no change.  The caller hands over a way to ask which
+networks and guests are active. libvirt is asked after the records were read.
 """
 
 from libvirt_natns.documents import libvirt_xml, xml_sniff
@@ -97,7 +97,7 @@ def _unhandled(engine: Engine, uuid: str, xml: bytes) -> list[str]:
 
 
 def guest_differences(engine: Engine, ask: AskGuests) -> list[Finding]:
-    """Return guests that have stopped, and those whose forwards differ from their metadata."""
+    """Return stopped guests, and guests with forwards that differ from their metadata."""
     recorded = Guests(engine).store.guests.all()
     running = ask()
     if running is None:

@@ -24,7 +24,7 @@ WORKERS = 8
 """Networks that are repaired at once."""
 
 ROUNDS = 3
-"""Repairs of one network, at most, whose XML in libvirt changes at the same time."""
+"""The most repairs of one network, if its XML in libvirt changes at the same time."""
 
 
 @dataclass(frozen=True, slots=True)

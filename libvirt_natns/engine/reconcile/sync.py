@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command sync: everything that differs from the records, or from libvirt, is repaired.
 
-Nothing here calls libvirt: the caller hands over a way to ask which networks and guests
-are active.  libvirt is asked after the records were read.  A network that was recorded as
-up by then and is not active has ended.  A network that starts at the same time is let
-alone.
+The module does not call libvirt: the caller hands over a way to ask which networks and guests are
+active. libvirt is asked after the records were read.  A network that was recorded as up by then and
+is not active has ended.  A network that starts at the same time is left alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping

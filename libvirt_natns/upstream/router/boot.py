@@ -134,7 +134,7 @@ def rescue(verbs: RouterLifecycle, name: str, kept: ConfirmedRouter | None) -> s
             link = configure_bare(kept.before)
             if link:
                 return f"{link} has its own addresses in the host"
-    # The script also works for a capture of another kernel, whose messages this one refuses.
+    # The script also works for a capture of another kernel, if this kernel refuses its messages.
     said = restore_script.run(names.router_file(name, "restore"))
     if not said:
         return "the NIC has its own addresses in the host"

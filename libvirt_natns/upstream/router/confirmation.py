@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A confirmed router, kept for the next boot.
 
-One file has the router's target and the NIC's capture.  A boot makes the router again by the
-target, and completes a NIC that no other program configures by the capture.  A shell script
-beside the file gives the NIC its settings back without Python (``restore_script``).
+A file has the router's target and the NIC's capture.  A boot makes the router again by the target,
+and completes a NIC that no other program configures by the capture.  A shell script beside the file
+gives the NIC its settings back without Python (``restore_script``).
 """
 
 from contextlib import suppress

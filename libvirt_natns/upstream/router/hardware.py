@@ -103,9 +103,9 @@ def renamed(kept: Capture, name: str) -> Capture:
 
 
 def lasting(kept: Capture) -> Capture:
-    """Return a capture whose addresses and routes do not expire.
+    """Return a capture with addresses and routes that do not expire.
 
-    A host whose NIC no program configures has no DHCP client that would renew them.
+    If no program of the host configures the NIC, no DHCP client renews them.
     """
     return replace(
         kept,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The journal of a router: each change of the host is written down before it is made.
 
-One file a router has the whole truth of it: the NIC before the router, the router's target,
-the last step that was begun, and the deadline of the confirmation.  A kill leaves the file,
-and the next command for the router puts everything back by it.
+A router's file has all that is known: the NIC before the router, the router's target, the last
+step that was begun, and the deadline of the confirmation.  A kill leaves the file, and the next
+command for the router puts everything back by it.
 
 A damaged file is put aside by the verbs that can go on without it (``recover``); for all
 others it is a RouterFileError.

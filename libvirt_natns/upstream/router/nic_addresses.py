@@ -2,9 +2,9 @@
 """An address of a NIC, captured so that it can be made again.
 
 The body is the kernel's own message.  It lacks the link's index, which another namespace may
-change, and fields that only the kernel sets.  An address has more properties than
-any description names, and each kernel adds some; they all stay in the body.  Lifetimes are
-kept beside the body: two addresses are equal whatever is left of their lifetimes.
+change, and fields that only the kernel sets.  An address has more properties than any description
+names, and each kernel adds some; they all stay in the body.  Lifetimes are kept beside the body:
+two addresses are equal even with different lifetimes.
 """
 
 import struct

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Completes a NIC's capture from the confirmed settings, for a boot whose NIC is not set up yet."""
+"""Completes a NIC's capture from the confirmed settings, for a boot before the NIC is set up."""
 
 from socket import AF_INET, AF_INET6
 from typing import Any, TypeVar

@@ -121,7 +121,7 @@ def _put_routes(sock: Socket, link: int, wanted: Capture, elapsed: float) -> Non
 
 
 def _possible(sock: Socket, wanted: Capture) -> list[NicRoute]:
-    """Return the foreign routes whose links are still present, and up.
+    """Return the foreign routes with links that are still present, and up.
 
     Index and name must fit: another link may have the index by now.
     """

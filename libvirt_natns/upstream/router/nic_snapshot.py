@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A capture of a NIC: the settings, addresses, routes, neighbours and rules in the kernel.
 
-A link that moves to another namespace keeps its hardware's settings and loses the rest: the
-kernel sets it down, and its addresses, routes, neighbours and settings below /proc/sys/net
-are gone.  ``capture`` reads all of them, and ``nic_restore`` makes them again.
+A link that moves to another namespace keeps its hardware's settings and loses the rest.  The
+kernel sets the link down, and forgets its addresses, routes, neighbours and settings below
+/proc/sys/net.  ``capture`` reads all of them, and ``nic_restore`` makes them again.
 
 Known limits: a capture lacks neighbours that the kernel has found out, counters, and multicast
 groups that programs have joined.  It lacks traffic control, too; ``nic_checks.obstacle``

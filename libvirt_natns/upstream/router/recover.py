@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Makes the record of a router whose journal is damaged or lost; forgets earlier boots.
+"""Makes the record of a router with a damaged or lost journal; forgets earlier boots.
 
 A router that is up holds the host's NIC, so the way back must work without its journal.
 The record is made of the confirmed router.  Without one it is made of the namespace: the

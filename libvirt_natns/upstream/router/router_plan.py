@@ -4,8 +4,8 @@
 The way back takes the operations back in reverse.  The state of the host before the first
 operation stands in the journal; the kernel is never asked for it again.
 
-A plan is made without a look at the NIC's addresses and routes.  So a router whose capture
-is damaged in part can still be taken back.
+A plan is made without a look at the NIC's addresses and routes.  So a router with a
+capture that is damaged in part can still be taken back.
 """
 
 from libvirt_natns import names

@@ -74,11 +74,11 @@ OPTIONS = {
 
 
 class Refused(Exception):
-    """One line about what cannot be."""
+    """The forward cannot be published or removed; the message is one line."""
 
 
 def run(*command: str) -> str:
-    """What a command prints.  Raises Refused."""
+    """Return the output of a command. Raises Refused."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Refused((done.stderr or done.stdout).strip())
@@ -86,7 +86,7 @@ def run(*command: str) -> str:
 
 
 def published(xml: bytes) -> dict[Any, Any]:
-    """What a domain's metadata publishes, by where it listens."""
+    """Return the forwards of a domain's metadata by their listening side."""
     from libvirt_natns.documents import libvirt_xml
 
     nat = libvirt_xml.parse_domain(xml).nat
@@ -103,7 +103,7 @@ def published(xml: bytes) -> dict[Any, Any]:
 
 
 def wanted(parameters: dict[str, Any]) -> dict[Any, Any]:
-    """The same of the forward that is asked for."""
+    """Return the forward that the task asks for, by its listening side."""
     from libvirt_natns.cli import forward_edit, forward_spec
     from libvirt_natns.documents import domain_edit
 
@@ -128,7 +128,7 @@ def wanted(parameters: dict[str, Any]) -> dict[Any, Any]:
 
 
 def documents(guest: str) -> list[bytes]:
-    """The guest's definition, and what it runs with, as far as there are."""
+    """Return the guest's definition and its running XML, as far as they exist."""
     found = []
     for which in ((), ("--inactive",)):
         try:
@@ -140,7 +140,7 @@ def documents(guest: str) -> list[bytes]:
 
 
 def listening(parameters: dict[str, Any]) -> str:
-    """The forward as ``forward remove`` has it."""
+    """Return the forward as ``forward remove`` takes it."""
     from libvirt_natns.cli import forward_spec
 
     spec = forward_spec.parse_new(parameters["forward"])
@@ -149,7 +149,7 @@ def listening(parameters: dict[str, Any]) -> str:
 
 
 def converge(parameters: dict[str, Any], check: bool) -> bool:
-    """Bring the guest's metadata to what is asked for; whether that takes, or took, a change."""
+    """Bring the guest's metadata to the wanted state.  Return True for a change, made or due."""
     asked = wanted(parameters)
     ((where, what),) = asked.items()
     held = [published(each).get(where) for each in documents(parameters["guest"])]

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -14,8 +15,6 @@ from ipaddress import (
     IPv6Network,
 )
 from typing import Literal
-
-from libvirt_natns.records import dataclass
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface

@@ -5,6 +5,7 @@ Each namespace is a box, with its network above and its upstream's bridge below.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv6Network
 from itertools import groupby
 
@@ -13,7 +14,6 @@ from libvirt_natns.cli import forward_list
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.model.network import Network
-from libvirt_natns.records import dataclass
 from libvirt_natns.spans import span_text
 from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord

@@ -5,6 +5,7 @@ An examination changes nothing.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from libvirt_natns import names
@@ -19,7 +20,6 @@ from libvirt_natns.errors import (
 )
 from libvirt_natns.firewall import neighbour_tables
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.records import dataclass
 
 Examination = Callable[[], str]
 """Returns a line about what is well.  Raises NatnsError with the fault and its fix."""

@@ -7,6 +7,7 @@ Only the typed forward is changed: other forwards, comments and everything else 
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +19,6 @@ from libvirt_natns.documents.xml_values import NS, Element, MutableElement
 from libvirt_natns.engine.publication.choices import Selector
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.model.publication import PortProtocol
-from libvirt_natns.records import dataclass
 from libvirt_natns.spans import Span, remaining
 
 AddressAttribute = XmlAttribute[Address, None]

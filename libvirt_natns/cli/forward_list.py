@@ -3,13 +3,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from libvirt_natns.addresses import bracketed
 from libvirt_natns.cli import columns
 from libvirt_natns.engine.publication.words import listening
 from libvirt_natns.model.publication import Forward, StaticNat
-from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.spans import span_text
 from libvirt_natns.state.store import Store
 

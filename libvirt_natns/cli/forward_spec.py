@@ -2,13 +2,13 @@
 """Forwards as they are typed: ``[ADDRESS:]PORTS[:PORTS][/PROTO]``."""
 
 import re
+from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import cast
 
 from libvirt_natns.addresses import bracketed
 from libvirt_natns.documents.xml_attributes import MAX_PORT
 from libvirt_natns.model.publication import PortProtocol
-from libvirt_natns.records import dataclass
 from libvirt_natns.spans import Span, span_text
 
 PATTERN = re.compile(

@@ -2,6 +2,7 @@
 """The command plan: print what would be done for a network, and change nothing."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from libvirt_natns.cli import access
@@ -11,7 +12,6 @@ from libvirt_natns.engine.facts.plan_preview import preview
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.model.network import Network
 from libvirt_natns.operations.operation import describe_plan
-from libvirt_natns.records import replace
 from libvirt_natns.upstream import selection
 
 UUID = "00000000-0000-0000-0000-000000000000"

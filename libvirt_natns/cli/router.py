@@ -9,12 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 
 from libvirt_natns import names
 from libvirt_natns.cli import router_status
 from libvirt_natns.errors import RouterError, StoreError
 from libvirt_natns.kernel import boot_clock
-from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import boot, health, journal, recover
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,6 @@ from libvirt_natns import __version__
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.kernel import processes
-from libvirt_natns.records import dataclass, field
 from libvirt_natns.service import client
 
 SYSTEMD = Path("/run/systemd/system")

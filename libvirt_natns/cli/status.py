@@ -4,6 +4,7 @@
 import argparse
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from libvirt_natns.addresses import unless_placeholder
 from libvirt_natns.cli import access, columns, forward_list, service_control
@@ -12,7 +13,6 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.errors import LibvirtError, NatnsError
-from libvirt_natns.records import asdict, dataclass, replace
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
 

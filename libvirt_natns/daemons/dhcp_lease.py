@@ -11,11 +11,11 @@ make sense on this host.
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 from libvirt_natns.model.subnet import StaticRoute
-from libvirt_natns.records import dataclass
 
 MTU = re.compile(r"[0-9]{1,5}")
 LEAST_MTU = 576

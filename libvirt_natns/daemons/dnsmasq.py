@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -28,7 +29,6 @@ from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import netns, processes
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import OURS, make_directory
-from libvirt_natns.records import dataclass
 
 POLL = 0.001
 """Seconds between two looks at a dnsmasq that starts."""

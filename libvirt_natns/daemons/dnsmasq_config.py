@@ -16,6 +16,7 @@ itself as DNS server.
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 
 from libvirt_natns.addresses import Address
@@ -24,7 +25,6 @@ from libvirt_natns.daemons.dnsmasq_files import Files, paths
 from libvirt_natns.daemons.dnsmasq_from_xml import mtu_option, ra_only
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.model.network import Network
-from libvirt_natns.records import dataclass
 
 LEAST_IPV6_MTU = 1280
 """Octets that every link must carry in IPv6; guests ignore a lower value."""

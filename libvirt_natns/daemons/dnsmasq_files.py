@@ -4,13 +4,13 @@
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.model.dns import Dns
 from libvirt_natns.model.network import Network
-from libvirt_natns.records import dataclass
 
 MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 

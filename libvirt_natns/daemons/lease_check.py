@@ -6,12 +6,12 @@ subnet of this host: the kernel would replace its own route by it.
 """
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.model.subnet import StaticRoute
-from libvirt_natns.records import dataclass, replace
 
 SHORTEST_PREFIX = 8
 """Bits of the widest leased subnet: no Ethernet has more stations, and 0 would hide all others."""

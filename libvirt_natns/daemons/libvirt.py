@@ -7,6 +7,7 @@ libvirt.  Connections are read-only, except to change a guest's metadata.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
@@ -16,7 +17,6 @@ from libvirt_natns import names
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirtd import Driver
 from libvirt_natns.errors import LibvirtError
-from libvirt_natns.records import dataclass
 
 URIS = ("qemu:///system", "network:///system", "lxc:///system")
 """The monolithic daemon answers the first, a modular daemon for networks the second."""

@@ -8,6 +8,7 @@ passes on the network or guest of the event.
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from threading import Thread
 from typing import Any, Literal
@@ -17,7 +18,6 @@ import libvirt
 from libvirt_natns import names
 from libvirt_natns.daemons.libvirt import quiet
 from libvirt_natns.errors import LibvirtError
-from libvirt_natns.records import dataclass
 
 KEEPALIVE = 5, 3
 """Seconds of silence before libvirt is asked for a sign of life, and the number of questions

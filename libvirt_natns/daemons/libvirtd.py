@@ -7,9 +7,8 @@ the daemon in the URI: libvirt chooses between the monolithic daemon and the dri
 by the sockets alone.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-
-from libvirt_natns.records import dataclass
 
 RUN = Path("/run")
 PROCESSES = Path("/proc")

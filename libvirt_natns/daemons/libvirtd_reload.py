@@ -11,11 +11,11 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from libvirt_natns import names
-from libvirt_natns.records import dataclass
 
 DAEMONS = ("libvirtd", "virtnetworkd", "virtqemud", "virtlxcd")
 RELOAD_LIMIT = 10.0

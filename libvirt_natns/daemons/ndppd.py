@@ -18,6 +18,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network, summarize_address_range
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from libvirt_natns.addresses import AddressRange
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import netns, processes
 from libvirt_natns.kernel.locks import make_directory
-from libvirt_natns.records import dataclass
 from libvirt_natns.spans import remaining
 
 START_LIMIT = 10.0

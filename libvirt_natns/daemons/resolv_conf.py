@@ -8,11 +8,11 @@ link-local address never counts, as the address means another link in a namespac
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 from libvirt_natns.addresses import FAMILIES, Address, Family
-from libvirt_natns.records import dataclass
 
 SOURCES = (
     Path("/etc/resolv.conf"),

@@ -22,6 +22,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from signal import Signals
@@ -32,7 +33,6 @@ from libvirt_natns.daemons.udhcpc_script import DETACH, EVENTS, SCRIPT
 from libvirt_natns.errors import DhcpError
 from libvirt_natns.kernel import neighbour_lookup, netns, processes
 from libvirt_natns.kernel.locks import make_directory
-from libvirt_natns.records import dataclass
 
 START_LIMIT = 5.0
 """Seconds for a process to start."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from libvirt_natns.errors import ConfigError
-from libvirt_natns.records import dataclass
 from libvirt_natns.values import alternatives, shown
 
 Value = TypeVar("Value")

@@ -7,6 +7,7 @@ are fields of its type, and their defaults.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any, get_args
 
@@ -45,7 +46,6 @@ from libvirt_natns.model.upstream import (
     Upstream,
     UpstreamKind,
 )
-from libvirt_natns.records import fields
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, alternatives
 
 MAX_PROBE = 5.0
@@ -140,7 +140,7 @@ TYPES: dict[UpstreamKind, type[AnyUpstream]] = {
 """The type with all keys of a kind."""
 
 KEYS_OF_KIND: dict[UpstreamKind, tuple[str, ...]] = {
-    kind: tuple(key for key in KEYS if key in ("kind", *fields(made)))
+    kind: tuple(key for key in KEYS if key in ("kind", *(field.name for field in fields(made))))
     for kind, made in TYPES.items()
 }
 """Keys of an upstream of each kind.  Any other key would be ignored, so it is refused."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 from libvirt_natns.documents.libvirt_xml import nic_of
@@ -11,7 +12,6 @@ from libvirt_natns.documents.xml_dictionary import bounded
 from libvirt_natns.documents.xml_tree import add_child, bare_text, octets, parse
 from libvirt_natns.documents.xml_values import NS, Element, MutableElement, error
 from libvirt_natns.model.network import Nic
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from libvirt_natns.documents import xml_metadata, xml_network, xml_values
@@ -20,7 +21,6 @@ from libvirt_natns.documents.xml_tree import nat_element, parse
 from libvirt_natns.documents.xml_values import Element, attribute_of, error, text
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
-from libvirt_natns.records import dataclass, replace
 from libvirt_natns.values import INTERFACE
 
 NIC_TYPES = {"network", "bridge"}

@@ -16,10 +16,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns.documents.xml_values import Element, local_name
-from libvirt_natns.records import dataclass
 from libvirt_natns.values import alternatives, shown
 
 RNG = "{http://relaxng.org/ns/structure/1.0}"

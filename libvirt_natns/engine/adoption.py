@@ -10,6 +10,7 @@ Limit: networks and guests that do not run have left nothing in the kernel.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import names
@@ -32,7 +33,6 @@ from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import HostUpstream
-from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants
 from libvirt_natns.state.leases import Leasable
 from libvirt_natns.upstream import dhcp, selection, transit

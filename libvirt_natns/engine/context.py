@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Self
 
 from libvirt_natns import names
@@ -22,7 +23,6 @@ from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.operations.operation import Step
-from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 

@@ -7,6 +7,7 @@ must know it without importing this.
 
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 from libvirt_natns import names
@@ -24,7 +25,6 @@ from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreEr
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import LibvirtNetwork, Network, Nic
-from libvirt_natns.records import dataclass, field
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.selection import verdict
 

@@ -8,6 +8,7 @@ that lease.  So no step reads again, and all steps decide on the same facts.
 Limit: the part of the host, which networks share, reads its needs under the host's lock.
 """
 
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Network
 
 from libvirt_natns import names
@@ -17,7 +18,6 @@ from libvirt_natns.engine.network_record import state_of
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Outside
-from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.leases import Leasable, Leased
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.upstream import selection

@@ -6,6 +6,7 @@ The verb converges: it changes only what differs, and can be called again at any
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from libvirt_natns import names
@@ -28,7 +29,6 @@ from libvirt_natns.model.segment import DhcpSegment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import replace
 from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord

@@ -5,6 +5,7 @@ The network's lock is held by the caller.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
@@ -22,7 +23,6 @@ from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.leases import Leased, LeaseKind
 from libvirt_natns.upstream import dhcp, selection

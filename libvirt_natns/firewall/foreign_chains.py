@@ -8,12 +8,12 @@ an administrator's stay as they are; ``obstacles`` names chains that may drop ou
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from libvirt_natns.firewall import nft, nft_statements
 from libvirt_natns.firewall.nftables import TABLE
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.records import dataclass, field, replace
 
 CHAIN = "NATNS-FORWARD"
 """Our chain in a foreign table."""

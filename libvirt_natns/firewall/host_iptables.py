@@ -10,6 +10,7 @@ an error: without the library, its rules cannot be read.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from typing import Any
 
 from libvirt_natns.addresses import FAMILIES, Family
@@ -18,7 +19,6 @@ from libvirt_natns.firewall import iptables
 from libvirt_natns.firewall.iptables_entries import entries
 from libvirt_natns.firewall.iptables_syntax import ChainEntry, Match
 from libvirt_natns.firewall.rule import Chain, Rule
-from libvirt_natns.records import asdict, replace
 
 PREFIX = "NATNS-"
 

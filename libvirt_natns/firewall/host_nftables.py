@@ -13,6 +13,7 @@ rule that refuses everything.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import nft, nft_listing, nft_statements, nftables
@@ -26,7 +27,6 @@ from libvirt_natns.firewall.foreign_chains import (
 )
 from libvirt_natns.firewall.nftables import MAKE_ROOM, TABLE, BaseChain, Layout
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.records import dataclass
 
 JUMP = f'jump {CHAIN} comment "libvirt-natns"'
 

@@ -15,6 +15,7 @@ each published port.
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 
 from libvirt_natns.firewall import (
     foreign_chains,
@@ -28,7 +29,6 @@ from libvirt_natns.firewall import (
 from libvirt_natns.firewall.nfnetlink import fingerprint
 from libvirt_natns.firewall.nftables import TABLE
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.records import asdict, dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

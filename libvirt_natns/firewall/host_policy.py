@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The policy of the host's rules, for all networks that are up."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.rule import checked_interface
 from libvirt_natns.model.publication import Forward, PortProtocol
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

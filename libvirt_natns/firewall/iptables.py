@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from libvirt_natns import names
@@ -30,7 +31,6 @@ from libvirt_natns.firewall.iptables_entries import entries
 from libvirt_natns.firewall.iptables_syntax import ChainEntry
 from libvirt_natns.firewall.rule import Chain, LayoutName, Rule
 from libvirt_natns.kernel import netns, processes
-from libvirt_natns.records import asdict, dataclass
 
 TABLE_NAMES: dict[Family, Path] = {
     4: Path("/proc/thread-self/net/ip_tables_names"),

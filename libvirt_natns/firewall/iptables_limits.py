@@ -9,12 +9,12 @@ network.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from libvirt_natns.addresses import Family
 from libvirt_natns.firewall import limits
 from libvirt_natns.firewall.iptables_syntax import ChainEntry, Match, Parameters
 from libvirt_natns.firewall.rule import Rule
-from libvirt_natns.records import replace
 
 
 def fresh(rule: Rule, entry: ChainEntry, family: Family) -> Iterator[ChainEntry]:

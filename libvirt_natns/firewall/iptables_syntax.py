@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """An entry of a chain in iptables' own words: the same for the child, for people and for tests."""
 
-from libvirt_natns.records import dataclass
+from dataclasses import dataclass
 
 Parameters = dict[str, str | list[str]]
 Match = tuple[str, Parameters]

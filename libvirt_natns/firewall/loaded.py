@@ -11,6 +11,7 @@ Limits: legacy iptables counts no generations, so each comparison lists the rule
 
 import shutil
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns.errors import FirewallError
@@ -18,7 +19,6 @@ from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.backends import Backend
 from libvirt_natns.firewall.rule import LayoutName, Rule
 from libvirt_natns.kernel.locks import make_directory
-from libvirt_natns.records import dataclass
 
 LOADS = 3
 """Loads of a rule set that another program changes at the same time."""

@@ -12,6 +12,7 @@ live on from inside otherwise, after its port is published no more.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from libvirt_natns.firewall.namespace_limits import counted, senders
 from libvirt_natns.firewall.namespace_policy import (
@@ -24,7 +25,6 @@ from libvirt_natns.firewall.namespace_policy import (
 from libvirt_natns.firewall.rule import Rule, limited, single
 from libvirt_natns.firewall.well_known import LINK_LOCAL4, METADATA6
 from libvirt_natns.model.publication import Forward
-from libvirt_natns.records import replace
 
 
 def forwarded(policy: Policy, halves: tuple[FamilyPolicy, ...]) -> Iterator[Rule]:

@@ -2,6 +2,7 @@
 """The policy of one namespace's firewall, and what the policy says of each family."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
 from itertools import pairwise
 
@@ -17,7 +18,6 @@ from libvirt_natns.addresses import (
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.model.upstream import DEFAULT_MAX_FLOWS
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ A lookup takes as long for thousands of elements as for one.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.firewall.nft_statements import IP, network_text
 from libvirt_natns.firewall.rule import Chain, Rule
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

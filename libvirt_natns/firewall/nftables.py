@@ -11,6 +11,7 @@ goes unnoticed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
@@ -20,7 +21,6 @@ from libvirt_natns.firewall.nft_maps import looked_up
 from libvirt_natns.firewall.nft_statements import network_text, set_text, statements
 from libvirt_natns.firewall.rule import Chain, LayoutName, Rule
 from libvirt_natns.kernel import netns
-from libvirt_natns.records import dataclass, replace
 
 TABLE = "inet natns"
 

@@ -7,12 +7,12 @@ in what they let through.  Everything here is pure.
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from libvirt_natns.addresses import Address, Family, IPNetwork, host_network
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.records import dataclass
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED, shown
 
 Chain = Literal[

@@ -9,11 +9,11 @@ numbers stand in the guest's metadata.
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables, nftables
-from libvirt_natns.records import dataclass
 
 ADDRESS = r"([0-9a-f.:]+)"
 ALONE = r"(?:32|128|255\.255\.255\.255|(?:ffff:){7}ffff)"

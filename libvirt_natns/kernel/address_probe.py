@@ -14,12 +14,12 @@ import struct
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import UpstreamError
 from libvirt_natns.kernel import arp, ndp
 from libvirt_natns.kernel.defer import Later, at_once
-from libvirt_natns.records import dataclass
 
 PROBES = 3
 SO_RCVBUFFORCE = 33

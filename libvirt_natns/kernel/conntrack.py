@@ -15,6 +15,7 @@ hundreds of thousands of entries, and libvirt waits.  An older kernel sends all 
 import socket
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from errno import EINVAL, ENOENT, EOPNOTSUPP
 from ipaddress import IPv4Address, IPv6Address
 
@@ -23,7 +24,6 @@ from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.netlink import NLA_NESTED, NLA_TYPE, Attrs, Socket
 from libvirt_natns.model.publication import Forward, StaticNat
-from libvirt_natns.records import dataclass, replace
 
 PROTOCOLS = {
     "tcp": socket.IPPROTO_TCP,

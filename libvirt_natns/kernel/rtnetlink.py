@@ -9,12 +9,12 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from libvirt_natns.addresses import FAMILIES, Address, Family, Interface, IPNetwork, on_link
 from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.netlink import Attrs
-from libvirt_natns.records import dataclass
 
 NUD_ANSWERED = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE
 """The neighbour has answered, or has spoken."""

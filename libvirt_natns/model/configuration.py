@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The configuration as a value."""
 
+from dataclasses import dataclass, field
 from typing import Literal
 
 from libvirt_natns.model.upstream import HOST_UPSTREAM, RouterUpstream, Upstream
-from libvirt_natns.records import dataclass, field
 
 Scope = Literal["isolated", "annotated"]
 FirewallChoice = Literal["auto", "nftables", "iptables"]

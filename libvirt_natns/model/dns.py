@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """libvirt's ``<dns>``: forwarders, and records that dnsmasq serves."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.addresses import Address
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@
 Names are not looked up yet: ``publication`` has forwards with addresses and ports resolved.
 """
 
+from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from libvirt_natns.addresses import Address, Family, IPNetwork
 from libvirt_natns.model.publication import PortProtocol, PortSet
 from libvirt_natns.model.subnet import Subnet
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Networks and guests of libvirt, with their part of our metadata."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.addresses import Address
 from libvirt_natns.model.dns import Dns
 from libvirt_natns.model.metadata import NatMetadata
 from libvirt_natns.model.subnet import StaticRoute, Subnet
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

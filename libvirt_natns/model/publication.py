@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Published ports and static NAT, with all addresses and ports resolved."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from libvirt_natns.addresses import Address, IPNetwork
-from libvirt_natns.records import dataclass
 
 PortProtocol = Literal["tcp", "udp", "sctp"]
 

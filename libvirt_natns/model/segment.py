@@ -6,6 +6,7 @@ Each kind of upstream has a type of segment: a provider's is here, and a transit
 ``model/transit_segment.py``.
 """
 
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Self
 
@@ -26,7 +27,6 @@ from libvirt_natns.model.upstream import (
     Upstream,
     UpstreamKind,
 )
-from libvirt_natns.records import dataclass
 
 LearntRoute = tuple[IPNetwork, Address]
 """The destination and the gateway of a route."""

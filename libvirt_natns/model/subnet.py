@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Subnets of networks, fixed DHCP addresses in them, and static routes."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.addresses import Address, AddressRange, Interface, IPNetwork
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

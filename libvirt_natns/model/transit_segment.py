@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The transit bridge of the host or of a router, as the segment of the networks on it."""
 
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Self
 
@@ -9,7 +10,6 @@ from libvirt_natns.addresses import AddressRange, Interface, host_network, on_li
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import HostUpstream, Outside, RouterUpstream
-from libvirt_natns.records import dataclass, replace
 
 POOL6_SIZE = 0xFFFF
 

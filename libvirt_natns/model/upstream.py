@@ -4,13 +4,13 @@
 ``model/segment.py`` has what a network finds there.
 """
 
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal, TypeAlias
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, AddressRange, Family
 from libvirt_natns.model.publication import PortSet
-from libvirt_natns.records import dataclass
 
 UpstreamKind = Literal["bridge", "host", "router"]
 Attach = Literal["bridge", "macvlan"]

@@ -2,12 +2,12 @@
 """Operations on addresses and routes."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from libvirt_natns.addresses import Address, Interface, IPNetwork, by_family
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.subnet import StaticRoute
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

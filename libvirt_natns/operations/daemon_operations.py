@@ -2,6 +2,7 @@
 """Operations on daemons: the DHCP client, ndppd, and both dnsmasq."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The operation on the rule set of a namespace."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns import names
@@ -8,7 +9,6 @@ from libvirt_natns.firewall.loaded import RuleSet
 from libvirt_natns.firewall.rule import LayoutName, Rule
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Operations on namespaces and their sysctls."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns import names
@@ -9,7 +10,6 @@ from libvirt_natns.kernel.locks import make_directory
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.firewall_operations import fingerprint_file
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

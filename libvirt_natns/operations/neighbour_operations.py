@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Operations towards neighbours: addresses that are answered for, or announced."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.addresses import Address, by_family
 from libvirt_natns.errors import AddressTakenError
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

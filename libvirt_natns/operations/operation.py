@@ -2,12 +2,12 @@
 """Operations in general, and the plan that consists of operations."""
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import dataclass, field
 
 
 class Operation:

@@ -8,6 +8,7 @@ of a thousand networks take a fraction of a second.
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +21,6 @@ from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import RouterUpstream, Upstream
-from libvirt_natns.records import dataclass
 from libvirt_natns.state import counts
 from libvirt_natns.state.applicants import reserved_addresses
 from libvirt_natns.state.counts import PoolKey

@@ -10,10 +10,10 @@ import select
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from libvirt_natns import names
 from libvirt_natns.firewall import iptables
-from libvirt_natns.records import dataclass, field
 from libvirt_natns.service.legacy_tables import LegacyTables
 from libvirt_natns.service.netlink_monitor import NamespaceMonitor
 from libvirt_natns.service.watched import ENDED, Watched

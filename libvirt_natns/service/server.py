@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from selectors import EVENT_READ, DefaultSelector
 from threading import Lock, Thread, current_thread
 from typing import Protocol
@@ -20,7 +21,6 @@ from libvirt_natns.engine import events
 from libvirt_natns.engine.factory import Resident
 from libvirt_natns.errors import FormatError, NatnsError
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.records import dataclass
 from libvirt_natns.service.client import DONE, GREETING, REFUSED
 from libvirt_natns.service.log import Level, Log
 

@@ -3,8 +3,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterable
-
-from libvirt_natns.records import dataclass, field
+from dataclasses import dataclass, field
 
 WINDOW = 60.0
 """Seconds within which repairs count as a fight."""

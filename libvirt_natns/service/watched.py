@@ -6,6 +6,7 @@ serves, and no verb waits for that.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
 
@@ -14,7 +15,6 @@ from libvirt_natns.daemons import dnsmasq, dnsmasq_files, ndppd, udhcpc
 from libvirt_natns.documents import config
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.model.upstream import BridgeUpstream
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.networks import NetworkRecord
 
 ENDED = 0

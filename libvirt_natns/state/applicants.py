@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Applicants for upstream addresses, and the addresses that no applicant may have."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

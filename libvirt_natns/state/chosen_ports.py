@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Ports chosen for ranges with start="auto", kept until no other port is left."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.model.publication import PortProtocol
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.database import Database
 from libvirt_natns.state.schema import ANY_SELECTOR
 

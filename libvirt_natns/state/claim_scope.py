@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The scope of claims: networks that share addresses and ports."""
 
+from dataclasses import dataclass
 from typing import Self
-
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

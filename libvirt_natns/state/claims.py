@@ -5,13 +5,13 @@ A trigger of the database refuses a forward for a port that another forward of t
 address has, however many hooks run at once.
 """
 
+from dataclasses import dataclass
 from typing import cast
 
 from libvirt_natns.addresses import Address, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.model.publication import Forward, PortProtocol, PortSet, StaticNat
-from libvirt_natns.records import dataclass
 from libvirt_natns.spans import span_text
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claim_scope import ClaimScope

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Records of guests that publish a port or ask for an address in their metadata."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.kernel import boot_clock
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.database import Database, Row
 
 

@@ -2,10 +2,10 @@
 """Networks as the host sees them: its users, and each network's part of the host's rules."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.kernel import boot_clock
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.database import Database, Row
 from libvirt_natns.state.leases import Leased, leased_in
 from libvirt_natns.state.networks import STALLED, subnets_of

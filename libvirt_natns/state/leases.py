@@ -9,12 +9,12 @@ The time for which a lease was unused is not measured, but counted: each use has
 """
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Literal, cast
 
 from libvirt_natns.addresses import Address, Family, address_of, stored
 from libvirt_natns.kernel import boot_clock
-from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.state.database import Database, Row
 from libvirt_natns.state.networks import NetworkRecord, record_of
 

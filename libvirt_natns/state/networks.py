@@ -12,6 +12,7 @@ database grows with the pools, not with the networks that ever ran.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -19,7 +20,6 @@ from libvirt_natns import names
 from libvirt_natns.addresses import IPNetwork, network_of
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import boot_clock
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.database import Database, Row
 
 NetworkState = Literal["preparing", "starting", "up", "down"]

@@ -5,13 +5,13 @@ The files are in the directory of the network's DHCP client, beside the client's
 """
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.daemons import dhcp_lease
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.kernel.boot_clock import now
-from libvirt_natns.records import replace
 
 ACCEPTED, REFUSED = "accepted", "refused"
 UNTIL = "until"

@@ -6,6 +6,7 @@ that depend on the machine are in the room ``engine``.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import IPv6Network
 
 from libvirt_natns import names
@@ -15,7 +16,6 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import LibvirtNetwork, Network
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Upstream
-from libvirt_natns.records import dataclass
 from libvirt_natns.state import applicants
 
 LINK_LOCAL = IPv6Network("fe80::/10")

@@ -10,7 +10,7 @@ import socket
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
@@ -41,7 +41,6 @@ from libvirt_natns.model.upstream import (
 )
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.operation import describe_plan
-from libvirt_natns.records import replace
 from libvirt_natns.service import client, server
 from libvirt_natns.upstream import selection
 

@@ -2,6 +2,7 @@
 """A resident process builds ahead of `started`; failures on the way leave nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,6 @@ from libvirt_natns.errors import DnsmasqError, NatnsError
 from libvirt_natns.operations.addressing import Withdrawal
 from libvirt_natns.operations.daemon_operations import Dnsmasq, IdleDnsmasq
 from libvirt_natns.operations.link_operations import LinkUp, Port
-from libvirt_natns.records import replace
 
 pytest_plugins = ("lab_bench",)
 

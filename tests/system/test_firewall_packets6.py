@@ -64,12 +64,13 @@ from packets6 import (
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
+from dataclasses import replace
+
 from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model.publication import PortProtocol, StaticNat
-from libvirt_natns.records import replace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

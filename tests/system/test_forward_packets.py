@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -51,7 +52,6 @@ from packets import (
 )
 
 from libvirt_natns.firewall import backends
-from libvirt_natns.records import replace
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 

@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,6 @@ from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.kernel import netns
-from libvirt_natns.records import replace
 from libvirt_natns.service import healer
 from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.repair import repair

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
@@ -50,8 +51,6 @@ from packets import (
     tcp,
     udp,
 )
-
-from libvirt_natns.records import dataclass, replace
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 

@@ -27,13 +27,14 @@ from packets import PORT, in_node, inside, mac, opened, own_network, seen_by, se
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[2]))
 
+from dataclasses import replace
+
 from libvirt_natns.engine.plan.sysctls import SYSCTLS, SYSCTLS_WITH_IPV6
 from libvirt_natns.firewall import backends, limits
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel import conntrack, netns
 from libvirt_natns.model.publication import Forward
-from libvirt_natns.records import replace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

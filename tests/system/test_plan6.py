@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -36,7 +36,6 @@ from libvirt_natns.operations.namespaces import Sysctl
 from libvirt_natns.operations.neighbour_operations import ProxiedNeighbours
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import replace
 from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.watched import ENDED, Watched
 

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
@@ -25,7 +26,6 @@ from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import Subnet
-from libvirt_natns.records import replace
 
 MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
 BRIDGE = "virbr10"

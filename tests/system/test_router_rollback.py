@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from libvirt_natns.errors import KernelError, RouterError
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.kernel.netlink import Socket
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import health, journal, nic_snapshot
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 

@@ -3,8 +3,10 @@
 
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,6 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.model.publication import Forward, PortSet, StaticNat
-from libvirt_natns.records import replace
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
@@ -32,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def forward(owner: str, first: int, last: int = 0, **changes: object) -> Forward:
+def forward(owner: str, first: int, last: int = 0, **changes: Any) -> Forward:  # noqa: ANN401
     plain = Forward(
         owner, f"guest {owner}", "a", "tcp", A, first, last or first, GUEST, first, last or first
     )

@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -13,7 +14,6 @@ import pytest
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model.publication import Forward, StaticNat
-from libvirt_natns.records import replace
 
 NETWORK, OWN = IPv4Address("192.168.0.150"), IPv4Address("192.168.0.151")
 GUEST, OTHER, CLIENT = (IPv4Address(f"10.0.0.{number}") for number in (5, 6, 77))

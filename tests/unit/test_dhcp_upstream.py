@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """From a lease to a network's upstream and plan: no server, no kernel."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from libvirt_natns.model.upstream import DhcpUpstream, Outside
 from libvirt_natns.operations.addressing import Gateways
 from libvirt_natns.operations.daemon_operations import Leasing
 from libvirt_natns.operations.operation import Operation, describe_plan
-from libvirt_natns.records import replace
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp

@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.model.dns import TextRecord
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import Subnet
-from libvirt_natns.records import replace
 
 GOLDEN = sorted((Path(__file__).parent / "dnsmasq").glob("*.txt"))
 ASKED = Resolvers((IPv4Address("192.168.0.1"),))

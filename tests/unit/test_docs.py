@@ -8,6 +8,7 @@ stands inside such a one, ``console`` commands as root (``# ``) with their outpu
 
 import argparse
 import ast
+import dataclasses
 import re
 import shlex
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
-from libvirt_natns import __version__, hook, names, records
+from libvirt_natns import __version__, hook, names
 from libvirt_natns.cli import commands, forward_list, forward_spec
 from libvirt_natns.documents import config, config_upstream, libvirt_xml, xml_schema_errors
 from libvirt_natns.engine.engine import Engine
@@ -217,7 +218,7 @@ def test_status_columns_and_fields() -> None:
 
     text = sections(REFERENCE / "commands.md")["status"]
     assert re.findall(r"(?m)^\| ([A-Z]+) ", text) == list(status.HEADINGS)
-    for field in records.fields(status.Status):
+    for field in (field.name for field in dataclasses.fields(status.Status)):
         assert f"`{field}`" in text
 
 
@@ -234,7 +235,7 @@ def test_forwards_as_they_are_typed() -> None:
 def test_forward_columns_and_fields() -> None:
     text = sections(REFERENCE / "commands.md")["forward"]
     assert re.findall(r"(?m)^\| ([A-Z]+) ", text)[1:] == list(forward_list.HEADINGS)
-    for field in records.fields(forward_list.ForwardRow):
+    for field in (field.name for field in dataclasses.fields(forward_list.ForwardRow)):
         assert f"`{field}`" in text
 
 

@@ -3,6 +3,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,6 @@ from libvirt_natns.model.segment import BridgeSegment, Segment
 from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.model.upstream import BridgeUpstream
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import replace
 from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store

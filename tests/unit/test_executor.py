@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,6 @@ from libvirt_natns.operations.namespaces import Namespace, namespace_owner
 from libvirt_natns.operations.neighbour_operations import Announcement, ProxiedNeighbours
 from libvirt_natns.operations.operation import Operation
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import replace
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 OTHER = "c0ffee00-0000-4000-8000-000000000002"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.model.publication import Forward, PortProtocol, PortSet, StaticNat
-from libvirt_natns.records import replace
 
 GUEST = IPv4Address("10.0.0.5")
 

@@ -4,6 +4,7 @@
 import difflib
 import json
 import struct
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.kernel import conntrack
 from libvirt_natns.model.publication import Forward, PortProtocol, StaticNat
-from libvirt_natns.records import replace
 
 PRIVATE, PUBLIC = IPv6Network("fd00:10::/64"), IPv6Network("2001:db8:100::/64")
 NAT = "2001:db8:77::100"

@@ -5,10 +5,11 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -31,7 +32,6 @@ from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import DhcpHost, Subnet
 from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.model.upstream import HOST_UPSTREAM, BridgeUpstream, Outside
-from libvirt_natns.records import replace
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
@@ -297,7 +297,7 @@ def test_automatic_port_beside_fixed_ones_of_the_same_guest(choices: Allocation)
     assert choices.port(wish("web", avoided=((20002, 20003),))) == 20001
 
 
-def record(name: str, **changes: object) -> NetworkRecord:
+def record(name: str, **changes: Any) -> NetworkRecord:  # noqa: ANN401
     plain = NetworkRecord(
         f"uuid-{name}", name, f"nat-{name}", f"virbr-{name}", "host", "host", (), True,
         "up", boot_id(), now(), b"<network/>",

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What one network adds to the host's rules: the scripts by which it comes and goes."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns.firewall import host_accepts, host_parts, nft_statements
 from libvirt_natns.firewall.host_parts import HostPart
 from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Provider, Transit
-from libvirt_natns.records import replace
 
 TRANSIT = Transit("natns-host", IPv4Network("198.19.252.0/22"))
 INSIDE = IPv4Address("198.19.252.7")

@@ -4,6 +4,7 @@
 import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import closing
+from dataclasses import replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -43,7 +44,6 @@ from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.segment import BridgeSegment, Segment
 from libvirt_natns.model.subnet import DhcpHost, StaticRoute, Subnet
 from libvirt_natns.model.upstream import HOST_UPSTREAM, BridgeUpstream, Outside
-from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
 from libvirt_natns.state.chosen_ports import PortKey

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which values of a DHCP lease are used: by sense, whatever a server sends."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
@@ -9,7 +10,6 @@ from libvirt_natns.daemons import lease_check
 from libvirt_natns.daemons.dhcp_lease import DhcpLease, parse
 from libvirt_natns.daemons.lease_check import MOST_ROUTES, MOST_SERVERS, Checked
 from libvirt_natns.model.subnet import StaticRoute
-from libvirt_natns.records import replace
 
 PRIVATE = (IPv4Network("10.0.0.0/24"), IPv4Network("172.20.0.0/16"))
 LEASE = DhcpLease(IPv4Interface("192.168.0.50/24"), gateway=IPv4Address("192.168.0.1"))

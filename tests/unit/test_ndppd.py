@@ -3,6 +3,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import processes
-from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"
 SUBNET = IPv6Network("2001:db8:77::/64")

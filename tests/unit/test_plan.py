@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A network's plan, in the words of ``virt-natns plan``."""
 
+from dataclasses import replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -41,7 +42,6 @@ from libvirt_natns.operations.link_operations import AllMulticast, LinkUp, Patch
 from libvirt_natns.operations.namespaces import Settings
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Operation, Plan, describe_plan
-from libvirt_natns.records import replace
 
 UUID = "c7308e5b-a296-4b40-a0cb-069d4253d364"
 OUTSIDE = Outside(IPv4Address("192.168.0.100"))

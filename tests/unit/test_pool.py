@@ -4,7 +4,7 @@
 import multiprocessing
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from libvirt_natns.model.publication import StaticNat
 from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.model.upstream import BridgeUpstream
-from libvirt_natns.records import replace
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant, applicant
 from libvirt_natns.state.claim_scope import ClaimScope

@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import time
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from socket import AF_INET, AF_INET6
@@ -23,7 +24,6 @@ from libvirt_natns.kernel import boot_clock, netlink, processes
 from libvirt_natns.kernel.netlink import Attrs
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import RouterUpstream
-from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import (
     confirm_timer,
     confirmation,

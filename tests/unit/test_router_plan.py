@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.operations.operation import ApplyContext, Operation, describe_plan
-from libvirt_natns.records import dataclass, replace
 from libvirt_natns.upstream.router import (
     confirmation,
     journal,

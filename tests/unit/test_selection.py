@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which networks are handled, and which can never work."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 
 import pytest
@@ -13,7 +14,6 @@ from libvirt_natns.model.network import LibvirtNetwork, Network
 from libvirt_natns.model.segment import BridgeSegment, DhcpSegment
 from libvirt_natns.model.subnet import StaticRoute, Subnet
 from libvirt_natns.model.upstream import BridgeUpstream, DhcpUpstream, Upstream
-from libvirt_natns.records import replace
 from libvirt_natns.state.applicants import applicant, check_wanted, reserved_addresses
 from libvirt_natns.upstream.selection import check_addresses, check_resolvers, upstream_of, verdict
 

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,6 @@ from libvirt_natns.kernel import boot_clock as boot_module
 from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.publication import StaticNat
-from libvirt_natns.records import replace
 from libvirt_natns.state import database
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claim_scope import ClaimScope
@@ -44,7 +45,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def record(name: str, **changes: object) -> NetworkRecord:
+def record(name: str, **changes: Any) -> NetworkRecord:  # noqa: ANN401
     plain = NetworkRecord(
         uuid=f"uuid-{name}",
         name=name,

@@ -2,6 +2,7 @@
 """Needs of each network towards the host: transit, forwards, routes and accepted packets."""
 
 from collections import defaultdict
+from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 
 from libvirt_natns import names
@@ -14,7 +15,6 @@ from libvirt_natns.model.segment import BridgeSegment, DhcpSegment, Segment
 from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.operations.addressing import Route
-from libvirt_natns.records import replace
 from libvirt_natns.state.host_records import User
 from libvirt_natns.state.leases import Leased
 from libvirt_natns.upstream import segments, transit

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """MTUs, in octets, of a network's private bridge and of its upstream."""
 
+from dataclasses import dataclass
+
 from libvirt_natns import names
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
-from libvirt_natns.records import dataclass
 
 ETHERNET_MTU = 1500
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Addresses that a network has outside, by its leases."""
 
+from dataclasses import replace
+
 from libvirt_natns.addresses import FAMILIES, Family, on_link, unless_placeholder
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.model.upstream import Outside
-from libvirt_natns.records import replace
 from libvirt_natns.state.leases import Leased
 from libvirt_natns.upstream import selection
 

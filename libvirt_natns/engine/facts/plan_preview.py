@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The plan of a network that need not exist: nothing is changed, and nothing leased."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from libvirt_natns import names
@@ -19,7 +20,6 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import LeasedSegment, Segment
 from libvirt_natns.model.upstream import HostUpstream
 from libvirt_natns.operations.operation import Plan
-from libvirt_natns.records import replace
 from libvirt_natns.state import applicants, pool
 from libvirt_natns.state.host_records import User
 from libvirt_natns.state.leases import Leased

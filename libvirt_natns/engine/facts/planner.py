@@ -4,6 +4,8 @@
 The planner changes nothing, except that it chooses a transit subnet at its first use.
 """
 
+from dataclasses import dataclass
+
 from libvirt_natns.addresses import is_placeholder
 from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
 from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
@@ -25,7 +27,6 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside, Upstream
 from libvirt_natns.operations.operation import Plan
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import segments, selection

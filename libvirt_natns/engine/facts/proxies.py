@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Facts on ndppd: prefixes that it answers for, and addresses that it must leave out."""
 
+from dataclasses import replace
 from ipaddress import IPv6Network
 
 from libvirt_natns import names
@@ -18,7 +19,6 @@ from libvirt_natns.model.upstream import Outside
 from libvirt_natns.operations.addressing import Route
 from libvirt_natns.operations.daemon_operations import NeighbourProxy
 from libvirt_natns.operations.operation import Operation, Plan
-from libvirt_natns.records import replace
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers, selection
 

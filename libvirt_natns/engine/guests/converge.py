@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml, xml_sniff
@@ -14,7 +15,6 @@ from libvirt_natns.engine.guests.nics import is_same_nic
 from libvirt_natns.engine.guests.verbs import forget, put_into_force, unplug, withdraw
 from libvirt_natns.errors import DocumentError, NatnsError
 from libvirt_natns.model.network import Domain
-from libvirt_natns.records import replace
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.guests import GuestRecord
 

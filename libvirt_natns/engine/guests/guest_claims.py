@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Claims of guests, resolved from their metadata and compared."""
 
+from dataclasses import replace
+
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine.guests.guest_context import GuestContext, networks_of
 from libvirt_natns.engine.guests.guest_run import GuestRun
@@ -14,7 +16,6 @@ from libvirt_natns.engine.publication.words import in_words
 from libvirt_natns.model.metadata import AddressRequest, PortForward
 from libvirt_natns.model.network import Domain
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import replace
 from libvirt_natns.state.claims import Claims
 
 

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml
@@ -13,7 +14,6 @@ from libvirt_natns.engine.publication.scopes import scopes
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Domain, Nic
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Facts of one guest for one verb: read once, and passed from step to step."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.engine.guests.guest_context import GuestContext
 from libvirt_natns.engine.guests.nics import in_ours
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.model.network import Domain
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.guests import GuestRecord
 from libvirt_natns.state.networks import NetworkRecord

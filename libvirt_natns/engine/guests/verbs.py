@@ -6,6 +6,7 @@ part of the network's plan, so ``check`` and ``sync`` include them.
 """
 
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 
 from libvirt_natns.documents import domain_edit, libvirt_xml
 from libvirt_natns.engine.guests.effects import apply_to, cut, restore
@@ -23,7 +24,6 @@ from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.guests import GuestRecord
 

@@ -19,6 +19,7 @@ rules' fingerprint shows whether the rules are still those.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 
 from libvirt_natns import names
 from libvirt_natns.addresses import network_of
@@ -51,7 +52,6 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.carry_out import carry_out, plan_differences
 from libvirt_natns.operations.operation import Plan, Step
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.state.store import Store
 
 LOADED = "loaded"

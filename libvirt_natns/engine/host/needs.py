@@ -2,11 +2,11 @@
 """Needs of networks towards the host, as data."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from libvirt_natns.firewall import host_policy
 from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.operations.addressing import Route
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

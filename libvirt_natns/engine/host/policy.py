@@ -2,6 +2,7 @@
 """The host's firewall policy, from the networks' needs and the host's links."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
@@ -12,7 +13,6 @@ from libvirt_natns.firewall import host_parts, host_policy, nftables
 from libvirt_natns.firewall.host_parts import HostPart
 from libvirt_natns.kernel import outward_links
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.records import replace
 
 BRIDGE_NF = "net/bridge/bridge-nf-call-iptables"
 BRIDGE_NF6 = "net/bridge/bridge-nf-call-ip6tables"

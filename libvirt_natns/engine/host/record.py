@@ -2,13 +2,13 @@
 """The record of our part of the host, in a file of the run-time directory."""
 
 import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.firewall import zones
 from libvirt_natns.operations.addressing import Route
-from libvirt_natns.records import asdict, dataclass, field
 
 
 @dataclass(slots=True)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Facts about the machine, and about guests, from which a plan is made."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.addresses import Address
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.operations.daemon_operations import Leasing
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ The choices are DHCP addresses, free ports, and upstream addresses of guests.
 """
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from itertools import chain
 
 from libvirt_natns import names
@@ -20,7 +21,6 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.metadata import AddressRequest
 from libvirt_natns.model.network import Domain
-from libvirt_natns.records import dataclass
 from libvirt_natns.state import pool
 from libvirt_natns.state.applicants import Applicant
 from libvirt_natns.state.claim_scope import ClaimScope

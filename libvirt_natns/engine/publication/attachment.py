@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A guest's NIC in a network of ours."""
 
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.model.network import Network, Nic
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Outside
-from libvirt_natns.records import dataclass
 
 ANY = IPv4Address(0)
 ANY6 = IPv6Address(0)

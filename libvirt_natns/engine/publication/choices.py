@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Decisions on a forward that are made once and kept: the interface."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.engine.publication.attachment import Attachment
 from libvirt_natns.model.metadata import AddressRequest, PortForward
 from libvirt_natns.model.network import Domain
-from libvirt_natns.records import dataclass
 from libvirt_natns.state.chosen_ports import PortKey
 
 

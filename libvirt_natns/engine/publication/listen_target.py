@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The address on which a forward listens, and its target."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.addresses import Address, Family, by_family, is_placeholder
 from libvirt_natns.engine.publication.attachment import ANY, ANY6, Attachment
 from libvirt_natns.engine.publication.choices import Choices
@@ -8,7 +10,6 @@ from libvirt_natns.engine.publication.port_spans import PortSpan
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.metadata import PortForward
 from libvirt_natns.model.network import Domain
-from libvirt_natns.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

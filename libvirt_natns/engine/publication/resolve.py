@@ -5,6 +5,7 @@ Reservations, free ports and upstream addresses come through ``Choices``.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.engine.publication.attachment import Attachment
@@ -18,7 +19,6 @@ from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward, PortProtocol, StaticNat
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Outside
-from libvirt_natns.records import dataclass
 from libvirt_natns.spans import span_text
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claims import Claims

@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel.session import Kernel
-from libvirt_natns.records import dataclass, replace
 from libvirt_natns.state.store import Store
 
 NamedRepair = tuple[str, Callable[[Engine], list[str]]]

@@ -8,6 +8,7 @@ routes come from the confirmed settings, from the journal, or from the restore s
 """
 
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns import names
@@ -15,7 +16,6 @@ from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import RouterUpstream
-from libvirt_natns.records import replace
 from libvirt_natns.state.database import SQLError
 from libvirt_natns.upstream.router import (
     confirmation,

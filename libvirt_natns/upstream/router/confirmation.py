@@ -7,9 +7,9 @@ gives the NIC its settings back without Python (``restore_script``).
 """
 
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 
 from libvirt_natns import names
-from libvirt_natns.records import asdict, dataclass
 from libvirt_natns.upstream.router import (
     hardware,
     nic_snapshot,

@@ -6,6 +6,7 @@ from that address leave by an address of the router (NAT66).  A prefix that the 
 is routed to the namespace without translation.
 """
 
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from socket import AF_INET6
 
@@ -13,7 +14,6 @@ from libvirt_natns import names
 from libvirt_natns.addresses import inside
 from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.kernel import netns
-from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import nic_link
 from libvirt_natns.upstream.router.link_config import LinkConfig
 from libvirt_natns.upstream.router.nic_snapshot import Capture

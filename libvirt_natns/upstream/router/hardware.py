@@ -12,10 +12,10 @@ a bounded time.
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.kernel.netlink import Socket
-from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import nic_link
 from libvirt_natns.upstream.router.nic_link import ListedLink
 from libvirt_natns.upstream.router.nic_snapshot import Capture

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The link between host and router: the addresses and routes of both ends of the patch."""
 
+from dataclasses import dataclass
 from socket import AF_INET, AF_INET6
 
 from libvirt_natns import names
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import link_config
 from libvirt_natns.upstream.router.link_config import LinkConfig
 from libvirt_natns.upstream.router.nic_snapshot import Capture

@@ -7,12 +7,12 @@ on the NIC's link.  The program behind them forgets its servers when the NIC goe
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns.daemons import resolv_conf
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 
 FILE = Path("/etc/resolv.conf")
 

@@ -8,6 +8,7 @@ leaves the NIC no IPv6 address.  No other station may have the address.
 """
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from socket import AF_INET6
@@ -18,7 +19,6 @@ from libvirt_natns.firewall import backends
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import RouterUpstream
-from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 
 PRIVATE = 0xFD << 120

@@ -11,6 +11,7 @@ others it is a RouterFileError.
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,6 @@ from libvirt_natns import names
 from libvirt_natns.errors import StoreError
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.kernel.boot_clock import boot_id
-from libvirt_natns.records import asdict, dataclass, replace
 from libvirt_natns.upstream.router import nic_snapshot, router_files
 from libvirt_natns.upstream.router.host_resolv_conf import Resolver
 from libvirt_natns.upstream.router.nic_snapshot import Capture, known_fields

@@ -7,6 +7,7 @@ states, by the journal.  A router of an earlier boot has left files only, and is
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
 from libvirt_natns.kernel import boot_clock
@@ -16,7 +17,6 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.records import dataclass, replace
 from libvirt_natns.upstream.router import (
     confirm_timer,
     confirmation,

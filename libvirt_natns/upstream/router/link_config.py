@@ -7,6 +7,7 @@ prefix length, a route by its destination and gateway.
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 from socket import AF_INET, AF_INET6
 
@@ -14,7 +15,6 @@ from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE, Socket
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import link_settings, nic_link, nic_snapshot
 from libvirt_natns.upstream.router.nic_routes import NicRoute
 from libvirt_natns.upstream.router.nic_snapshot import Capture

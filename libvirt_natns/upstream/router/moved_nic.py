@@ -7,13 +7,13 @@ The way back gives the NIC this state again, octet by octet (``nic_restore``).
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
 from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import (
     downstream,
     link_config,

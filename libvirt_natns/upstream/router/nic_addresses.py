@@ -8,12 +8,12 @@ two addresses are equal even with different lifetimes.
 """
 
 import struct
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from socket import AF_INET6
 
 from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.netlink import Attrs
-from libvirt_natns.records import dataclass, replace
 
 FOREVER = 0xFFFFFFFF
 SOON = 120

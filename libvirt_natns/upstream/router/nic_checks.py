@@ -3,11 +3,11 @@
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.netlink import Socket
-from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import nic_link, nic_routes
 from libvirt_natns.upstream.router.nic_link import ListedLink
 from libvirt_natns.upstream.router.nic_snapshot import Capture, capture, route_bodies

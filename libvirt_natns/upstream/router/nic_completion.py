@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Completes a NIC's capture from the confirmed settings, for a boot before the NIC is set up."""
 
+from dataclasses import replace
 from socket import AF_INET, AF_INET6
 from typing import Any, TypeVar
 
 from libvirt_natns.kernel import netlink
-from libvirt_natns.records import replace
 from libvirt_natns.upstream.router.nic_neighbours import NicNeighbour
 from libvirt_natns.upstream.router.nic_routes import NicRoute
 from libvirt_natns.upstream.router.nic_rules import NicRule
@@ -28,8 +28,13 @@ def completed(present: Capture, kept: Capture) -> Capture:
     kept = replace(kept, name=present.name)
     wanted = kept if present.mac == kept.mac else _without_link_local(kept)
     if present.is_bare:
-        own = {"index": present.index, "mac": present.mac, "altnames": present.altnames}
-        return replace(wanted, **own, at=present.at)
+        return replace(
+            wanted,
+            index=present.index,
+            mac=present.mac,
+            altnames=present.altnames,
+            at=present.at,
+        )
     for family, directory in ((AF_INET, "ipv4/"), (AF_INET6, "ipv6/")):
         if _lacks(present, kept, family):
             present = _with_family(present, wanted, family, directory)

@@ -6,10 +6,10 @@ neighbours for them.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from socket import AF_INET6
 
 from libvirt_natns.kernel import netlink
-from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import nic_addresses, nic_lease, nic_neighbours
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 from libvirt_natns.upstream.router.target import Target

@@ -11,6 +11,7 @@ the lease back, and the host's own client needs the lease.
 import shutil
 import syslog
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from socket import AF_INET
@@ -22,7 +23,6 @@ from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.kernel import netlink, processes
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass, replace
 from libvirt_natns.upstream.router import helper_command, link_config, nic_link, nic_snapshot
 from libvirt_natns.upstream.router.link_config import LinkConfig
 from libvirt_natns.upstream.router.nic_addresses import NicAddress

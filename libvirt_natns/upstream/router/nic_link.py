@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns import names
@@ -17,7 +18,6 @@ from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.netlink import Attrs, InterruptedDumpError, Socket
 from libvirt_natns.kernel.rtnetlink import SKIP_STATISTICS
-from libvirt_natns.records import dataclass
 
 RESERVED = ("lo", names.ROUTER_HOST_LINK, names.ROUTER_TRANSIT)
 """Names that a NIC cannot have: links in a router namespace have them."""

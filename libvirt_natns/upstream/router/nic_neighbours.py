@@ -6,12 +6,12 @@ Known limit: a neighbour that the kernel has found out by itself is not captured
 """
 
 import struct
+from dataclasses import dataclass
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
 
 from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.netlink import Attrs
-from libvirt_natns.records import dataclass
 
 HEADER = 12
 """Octets of struct ndmsg: family, padding, index, state, flags, type."""

@@ -9,12 +9,12 @@ Known limit: a route by a nexthop object (ip-nexthop(8)) cannot be made again.
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from socket import AF_INET, AF_INET6
 
 from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.netlink import NLA_TYPE, Attrs, aligned
-from libvirt_natns.records import dataclass, replace
 from libvirt_natns.upstream.router.nic_addresses import SOON
 
 HEADER = 12

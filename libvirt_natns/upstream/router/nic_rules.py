@@ -6,10 +6,10 @@ names, not by their indexes.
 """
 
 import struct
+from dataclasses import dataclass
 
 from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.netlink import NLA_TYPE, Attrs
-from libvirt_natns.records import dataclass
 
 HEADER = 12
 """Octets of struct fib_rule_hdr: family, lengths, tos, table, reserved, action, flags."""

@@ -11,13 +11,13 @@ refuses a NIC that has some.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from socket import AF_INET, AF_INET6
 from typing import Any
 
 from libvirt_natns.kernel import boot_clock, netlink
 from libvirt_natns.kernel.netlink import Socket
-from libvirt_natns.records import asdict, dataclass, fields
 from libvirt_natns.upstream.router import (
     link_settings,
     nic_addresses,
@@ -101,7 +101,7 @@ def from_object(data: dict[str, Any]) -> Capture:
     Fields that this version does not have are left out.  Raises TypeError, KeyError,
     AttributeError or ValueError for any other content.
     """
-    makers: dict[str, Callable[..., Any]] = {
+    makers: dict[str, type[Any]] = {
         "addresses": NicAddress, "routes": NicRoute, "foreign": NicRoute,
         "neighbours": NicNeighbour, "rules": NicRule,
     }  # fmt: skip
@@ -117,9 +117,9 @@ def from_object(data: dict[str, Any]) -> Capture:
     return Capture(**made)
 
 
-def known_fields(kind: object, data: dict[str, Any]) -> dict[str, Any]:
+def known_fields(kind: type, data: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a JSON object that are fields of a record."""
-    return {key: data[key] for key in fields(kind) if key in data}
+    return {field.name: data[field.name] for field in fields(kind) if field.name in data}
 
 
 # -- looking -----------------------------------------------------------------

@@ -2,6 +2,7 @@
 """Refuses a router that cannot come up, and decides its target, before anything changes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from socket import AF_INET
 from typing import cast
@@ -15,7 +16,6 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import PortProtocol, PortSet
 from libvirt_natns.model.upstream import RouterUpstream
-from libvirt_natns.records import replace
 from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import (
     host_resolv_conf,

@@ -9,6 +9,7 @@ NIC with its addresses and routes, and the host's IPv6 addresses on the patch to
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from libvirt_natns import names
@@ -16,7 +17,6 @@ from libvirt_natns.errors import NatnsError, RouterFileError, StoreError
 from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.model.upstream import DEFAULT_HOST_SUBNET
-from libvirt_natns.records import replace
 from libvirt_natns.upstream.router import (
     confirmation,
     hardware,

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The router namespace: the NIC's home while the router is up."""
 
+from dataclasses import dataclass
+
 from libvirt_natns.daemons import ndppd
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations import namespaces
 from libvirt_natns.operations.firewall_operations import fingerprint_file
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import nic_lease, nic_link, router_files
 from libvirt_natns.upstream.router.target import Target
 

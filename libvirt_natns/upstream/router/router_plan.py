@@ -8,13 +8,14 @@ A plan is made without a look at the NIC's addresses and routes.  So a router wi
 capture that is damaged in part can still be taken back.
 """
 
+from dataclasses import dataclass
+
 from libvirt_natns import names
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.link_operations import LinkUp, Patch, TransitBridge
 from libvirt_natns.operations.namespaces import Settings
 from libvirt_natns.operations.operation import Operation
-from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router import downstream, host_link, nat_rules
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.host_link import HostEnd

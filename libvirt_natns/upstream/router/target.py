@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The target of a router: all that was decided about it before anything was changed."""
 
+from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -13,7 +14,6 @@ from typing import Any, get_args
 
 from libvirt_natns import names
 from libvirt_natns.firewall.rule import Transport
-from libvirt_natns.records import dataclass
 from libvirt_natns.upstream.router.nic_snapshot import known_fields
 
 

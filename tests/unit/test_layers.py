@@ -108,7 +108,7 @@ PRIVATE = {
     "test_docs: _actions",
     "test_messages_language: _actions",
     # Work after a start, whose fault no caller sees.
-    "test_dispatch: _beside",
+    "test_events: _beside",
     # State of the process, which each test begins anew.
     "test_hook: _ends",
     "test_one_pass: _parsed_network",
@@ -157,7 +157,7 @@ def test_unit_tests_use_public_names() -> None:
     """A test by a private name would hold the shape of the code, rather than what it does."""
     reached = {
         f"{file.stem}: {name}"
-        for file in Path(__file__).parent.glob("*.py")
+        for file in Path(__file__).parent.rglob("*.py")
         for name in private_names(file)
     }
     assert reached <= PRIVATE

@@ -18,7 +18,7 @@ from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.routes import Routes
 from libvirt_natns.service import client
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 XML = CHECKOUT / "xml"
 COMMANDS = (
     "install", "uninstall", "status", "check", "sync", "plan", "exec", "diagram", "doctor",

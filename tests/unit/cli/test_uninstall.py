@@ -17,7 +17,7 @@ from libvirt_natns.engine.reconcile.repairs import Outcome
 from libvirt_natns.errors import FormatError, InstallError, NatnsError, RouterError
 from libvirt_natns.firewall import host_firewall
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 PARTS = ("end the service", "release", "remove hooks", "reload", "release", "remove state")
 
 

@@ -10,7 +10,7 @@ import pytest
 from libvirt_natns.documents import libvirt_xml, xml_dictionary
 from libvirt_natns.errors import DocumentError
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 MALFORMED = 3000
 GROWTH = 6

@@ -22,7 +22,6 @@ from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import LIMIT, locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.operations.operation import Step
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 
@@ -50,15 +49,13 @@ class Change:
 class Context:
     """A configuration, a state database and a kernel session.
 
-    ``before`` is called ahead of each change, for tests.  ``observer`` hears of each
-    change.  A resident process has a ``later`` for work that its caller need not wait for.
-    Its ``built`` has the networks that were built ahead.
+    ``observer`` hears of each change.  A resident process has a ``later`` for work that its
+    caller need not wait for.  Its ``built`` has the networks that were built ahead.
     """
 
     config: Config
     store: Store
     kernel: Kernel
-    before: Step | None = None
     observer: Observer = NOBODY
     later: Later = at_once
     built: Built | None = None
@@ -74,11 +71,6 @@ class Context:
     def waiting(self) -> Self:
         """Return the same context, for a caller that waits for all work."""
         return replace(self, later=at_once, built=None)
-
-    def step(self, what: str) -> None:
-        """Call ``before`` ahead of a change that is no operation of a plan."""
-        if self.before is not None:
-            self.before(what)
 
     def state(self, uuid: str) -> NetworkState:
         """Return a network's recorded state; a state from before a reboot counts as "down"."""

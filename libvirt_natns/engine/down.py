@@ -64,9 +64,9 @@ def end(
     """Remove a network under its lock, and record it as down."""
     if context.built is not None:
         context.built.drop(uuid)
-    remove(context.kernel, uuid, namespace, context.before)
+    remove(context.kernel, uuid, namespace, context.observer.step)
     if change.record and change.record.state != "down":
-        context.step("note that it is down")
+        context.observer.step("note that it is down")
         context.store.claims.drop(uuid)
         context.store.networks.set_state(uuid, "down")
     discard_directory(uuid)
@@ -84,7 +84,7 @@ def remove_orphan(context: Context, xml: bytes) -> None:
     """
     seen = xml_sniff.at_network(xml)
     if seen.mac and context.kernel.host.links.mac(seen.bridge) == seen.mac:
-        context.step("remove libvirt's bridge")
+        context.observer.step("remove libvirt's bridge")
         abandon(context.kernel, seen.name, seen.bridge)
 
 

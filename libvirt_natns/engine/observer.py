@@ -2,12 +2,14 @@
 """Interface through which the service learns of changes that the engine makes.
 
 The service must tell its own changes from damage, and writes a log line for each.
-A report comes after the work and never fails the work: see ``tell`` and ``note``.
+A report after the work never fails the work: see ``tell`` and ``note``.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
+
+from libvirt_natns.operations.operation import Operation
 
 HOST = ""
 """The part of the host that networks share, in place of a network's uuid."""
@@ -15,6 +17,9 @@ HOST = ""
 
 class Observer(Protocol):
     """Methods that the verbs call, from any thread."""
+
+    def step(self, what: Operation | str) -> None:
+        """Hear of a change ahead of it; an error of this method stops the verb."""
 
     def changing(self, uuid: str) -> AbstractContextManager[None]:
         """Return a context in which we change a network, or ``HOST``."""
@@ -31,6 +36,9 @@ class Observer(Protocol):
 
 class Nobody:
     """An observer that ignores all reports."""
+
+    def step(self, what: Operation | str) -> None:
+        pass
 
     def changing(self, uuid: str) -> AbstractContextManager[None]:
         return nullcontext()

@@ -50,7 +50,7 @@ def _refresh(context: Context, record: NetworkRecord) -> list[str]:
         shared_host.adjust(context, run.uuid)
         operations = context.planner.plan_claims(run)
         change.lines += carry_out(
-            context.kernel, operations, undo, context.before, later=context.later
+            context.kernel, operations, undo, context.observer.step, later=context.later
         )
         undo.pop_all()
     return change.lines

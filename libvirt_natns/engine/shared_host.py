@@ -14,7 +14,7 @@ def of(context: Context) -> Host:
     """Return the shared part of the host."""
     planner = context.planner
     needs = partial(host_needs, planner)
-    return Host(context.kernel, context.store, needs, planner.backend, context.before)
+    return Host(context.kernel, context.store, needs, planner.backend, context.observer.step)
 
 
 def ensure(context: Context, *, configured: bool = False) -> list[str]:
@@ -56,4 +56,4 @@ def adjust(context: Context, uuid: str) -> None:
 
 def _ensure_routers(context: Context) -> list[str]:
     """Bring the rules of routers to the networks' forwards, and return what differed."""
-    return routers.ensure(context.store, context.step)
+    return routers.ensure(context.store, context.observer.step)

@@ -47,7 +47,7 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
         check_room(network)
         _clear(context, run)
         run = upstream_leases.reserve(context, run, undo)
-        context.step("await its turn")
+        context.observer.step("await its turn")
         while context.store.networks.enter_start(new_record(network, xml, segment, "starting")):
             time.sleep(POLL)
         change.discards = False
@@ -72,7 +72,7 @@ def build(context: Context, network: Network, xml: bytes) -> bool:
         shared_host.adjust(context, network.uuid)
         operations = context.planner.plan_ahead(run)
         change.lines += carry_out(
-            context.kernel, operations, undo, context.before, later=context.later
+            context.kernel, operations, undo, context.observer.step, later=context.later
         )
         context.built.keep(network.uuid, record.since, operations)
         undo.pop_all()
@@ -126,13 +126,13 @@ def _clear(context: Context, run: NetworkRun) -> None:
             f"network {network.name}: namespace {namespace.name} exists and is not ours",
             f"rename the network, or delete it (ip netns delete {namespace.name})",
         )
-    remove(context.kernel, network.uuid, namespace.name, context.before)
+    remove(context.kernel, network.uuid, namespace.name, context.observer.step)
     # A dnsmasq that came up just as libvirt was killed would keep the address.
     libvirt_dnsmasq.stop(network.name)
     _remove_former_name(context, run)
     if run.state != "down":
         remove_orphan(context, run.xml)
-        context.step("note that it is down")
+        context.observer.step("note that it is down")
         context.store.networks.set_state(network.uuid, "down")
         shared_host.adjust(context, network.uuid)
 

@@ -118,7 +118,7 @@ def _up(
         change.lines += _take_over(context, run, undo)
         change.lines += _apply(context, run, made, undo)
         if change.lines or run.state not in ("starting", "up"):
-            context.step("note that it is up")
+            context.observer.step("note that it is up")
             context.store.networks.set_state(network.uuid, "up")
         change.discards = False
         undo.pop_all()
@@ -170,7 +170,7 @@ def _admit(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
         end_client(context.kernel, run.uuid, record.namespace)
         run = replace(run, segment=context.planner.complete(run.network, run.segment.upstream))
     if run.state == "starting" or is_outdated(record, run.network, run.xml, run.segment):
-        context.step("record the network")
+        context.observer.step("record the network")
         context.store.networks.put(new_record(run.network, run.xml, run.segment, run.state))
         if run.state == "up":
             run = _publish_anew(context, record, run, undo)
@@ -209,9 +209,9 @@ def _take_over(context: Context, run: NetworkRun, undo: Undo) -> list[str]:
 
     Starts of networks with an overlapping subnet wait for nothing more.
     """
-    repaired = carry_out(context.kernel, withdrawals(run.network), undo, context.before)
+    repaired = carry_out(context.kernel, withdrawals(run.network), undo, context.observer.step)
     if run.state == "starting":
-        context.step("let others start")
+        context.observer.step("let others start")
         context.store.networks.set_state(run.uuid, "up")
     return repaired
 
@@ -227,7 +227,7 @@ def _apply(context: Context, run: NetworkRun, made: Plan, undo: Undo) -> list[st
     shared_host.adjust(context, run.uuid)
     operations = context.planner.plan(run)
     repaired += carry_out(
-        context.kernel, operations, undo, context.before, later=context.later, done=made
+        context.kernel, operations, undo, context.observer.step, later=context.later, done=made
     )
     repaired += ["joined the prebuilt namespace"] if made else []
     if run.network.needs_dnsmasq:

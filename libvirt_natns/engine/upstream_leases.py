@@ -40,7 +40,7 @@ def reserve(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
     network, segment = run.network, run.segment
     earlier = context.store.leases.all_of(network.uuid)
     kinds = {lease.kind for lease in earlier if lease.upstream == segment.name}
-    context.step("record the network")
+    context.observer.step("record the network")
     if isinstance(segment, DhcpSegment):
         undo.add(shared_host.adjust, context, network.uuid)
     undo.add(context.store.networks.set_state, network.uuid, "down")
@@ -49,7 +49,7 @@ def reserve(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
         undo.add(context.store.leases.release, segment.name, network.uuid, kind)
     undo.add(context.store.leases.restore, earlier)
 
-    context.step("lease an address")
+    context.observer.step("lease an address")
     # A lease of a network that is down may be another network's by now.
     run = replace(run, leased=Leased())
     if isinstance(segment, DhcpSegment):
@@ -100,8 +100,8 @@ def _await_lease(context: Context, run: NetworkRun, segment: DhcpSegment, undo: 
     shared_host.adjust(context, network.uuid)
     operations = context.planner.plan_ahead_of_lease(network, segment)
     with udhcpc.awaiting(names.dhcp_directory(network.uuid)):
-        carry_out(context.kernel, operations, undo, context.before)
-        context.step("await a DHCP lease")
+        carry_out(context.kernel, operations, undo, context.observer.step)
+        context.observer.step("await a DHCP lease")
         dhcp.await_lease(network, segment)
     leased = dhcp.complete(network, segment.upstream)
     run = replace(run, segment=leased)

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+from libvirt_natns.operations.operation import Operation
 from libvirt_natns.service.healer import Healer
 from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.log import Log
@@ -26,6 +27,9 @@ class ChangeObserver:
     def connect(self, healer: Healer, watch: KernelWatch) -> None:
         """Tell these of changes, too.  They are made later, as they use observed sessions."""
         self._healer, self._watch = healer, watch
+
+    def step(self, what: Operation | str) -> None:
+        """See ``Observer``: the service hears of whole verbs alone."""
 
     def changing(self, uuid: str) -> AbstractContextManager[None]:
         """See ``Observer``."""

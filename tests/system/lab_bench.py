@@ -30,6 +30,7 @@ from lab_base import ip
 from libvirt_natns.daemons import libvirt_dnsmasq
 from libvirt_natns.documents import config, libvirt_xml
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.observer import NOBODY, Nobody
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.errors import KernelError, NatnsError
@@ -104,7 +105,8 @@ class Bench:
         more: dict[str, Any] = {"later": later, "built": Built()} if self.service else {}
         try:
             with Kernel() as kernel:
-                yield Engine(config.load(), opened, kernel, before, **more)
+                observer = StepObserver(before) if before else NOBODY
+                yield Engine(config.load(), opened, kernel, observer, **more)
         finally:
             opened.close()
             for thread in threads:
@@ -236,6 +238,16 @@ def interesting(steps: list[object], setting: str) -> list[int]:
         if not again and not idle and own:
             found.append(index)
     return found
+
+
+class StepObserver(Nobody):
+    """Calls a function ahead of each change."""
+
+    def __init__(self, before: Callable[[object], None]) -> None:
+        self.before = before
+
+    def step(self, what: object) -> None:
+        self.before(what)
 
 
 class InjectedError(KernelError):

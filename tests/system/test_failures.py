@@ -308,14 +308,15 @@ KILLED_HOOK = """\
 import functools, os, signal, sys
 sys.path.append({checkout!r})
 from libvirt_natns import hook
-from libvirt_natns.engine import engine, factory
+from libvirt_natns.engine import engine, factory, observer
 
-def before(step):
-    if type(step).__name__ == {kind!r}:
-        os.kill(os.getpid(), signal.SIGKILL)
+class Killer(observer.Nobody):
+    def step(self, what):
+        if type(what).__name__ == {kind!r}:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[2] == "started":
-    factory.Engine = functools.partial(engine.Engine, before=before)
+    factory.Engine = functools.partial(engine.Engine, observer=Killer())
 sys.exit(hook.main("network", sys.argv[1:]))
 """
 

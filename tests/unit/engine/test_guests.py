@@ -32,6 +32,7 @@ from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import DhcpHost, Subnet
 from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.model.upstream import HOST_UPSTREAM, BridgeUpstream, Outside
+from libvirt_natns.operations.operation import Operation
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
@@ -249,6 +250,9 @@ class Told:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+
+    def step(self, what: Operation | str) -> None:
+        pass
 
     def changing(self, uuid: str) -> AbstractContextManager[None]:
         return nullcontext()

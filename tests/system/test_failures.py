@@ -408,7 +408,7 @@ OPERATIONS: tuple[tuple[object, str, int], ...] = (
     (Links, "set_up", 2),
     (Routes, "replace", 1),
     (address_probe, "announce", 1),
-    (dnsmasq, "_start", 1),
+    (dnsmasq, "start_process", 1),
     (NetworkTable, "put", 2),
     (NetworkTable, "set_state", 1),
     (nftables, "apply", 1),

@@ -7,9 +7,11 @@ A report after the work never fails the work: see ``tell`` and ``note``.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from libvirt_natns.operations.operation import Operation
+if TYPE_CHECKING:
+    # `uninstall` works without pyroute2, which this module would load.
+    from libvirt_natns.operations.operation import Operation
 
 HOST = ""
 """The part of the host that networks share, in place of a network's uuid."""
@@ -18,7 +20,7 @@ HOST = ""
 class Observer(Protocol):
     """Methods that the verbs call, from any thread."""
 
-    def step(self, what: Operation | str) -> None:
+    def step(self, what: "Operation | str") -> None:
         """Hear of a change ahead of it; an error of this method stops the verb."""
 
     def changing(self, uuid: str) -> AbstractContextManager[None]:
@@ -37,7 +39,7 @@ class Observer(Protocol):
 class Nobody:
     """An observer that ignores all reports."""
 
-    def step(self, what: Operation | str) -> None:
+    def step(self, what: "Operation | str") -> None:
         pass
 
     def changing(self, uuid: str) -> AbstractContextManager[None]:

@@ -74,6 +74,10 @@ def put_into_force(guests: GuestContext, run: GuestRun) -> Publication:
     if (domain.nat is None or not run.attachments) and run.record is None:
         return Publication(Claims(uuid), Claims(uuid), [])
     with guests.locked(uuid):
+        if run.record is not None and guests.store.guests.get(uuid) is None:
+            # The guest has stopped since, and another process has given its claims back.
+            discard_guest_directory(uuid)
+            return Publication(Claims(uuid), Claims(uuid), [])
         before = guests.held(uuid)
         with Undo() as undo:
             undo.add(restore, guests, before, guests.engine.store.leases.all_of(uuid))

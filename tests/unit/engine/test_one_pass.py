@@ -9,7 +9,7 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
@@ -24,6 +24,7 @@ from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.documents import libvirt_xml, xml_tree
 from libvirt_natns.engine import down, shared_host, start, up
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.guests.guest_context import GuestContext
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.errors import KernelError, LeaseError
@@ -338,3 +339,24 @@ def test_a_damaged_network_is_repaired_whole_where_a_port_is_opened(
     counts.of(lambda: Guests(engine).publish(libvirt_xml.parse_domain(domain(80)), domain(80)))
     assert Namespace in counts.compared
     assert [forward.first for forward in engine.store.claims.forwards(UUID)] == [80]
+
+
+def test_a_guest_that_has_stopped_is_not_recorded_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process forgets the guest while this one waits for the guest's lock."""
+    recorded(engine, "up")
+    guests = Guests(engine)
+    guests.publish(libvirt_xml.parse_domain(domain(80)), domain(80))
+    locked = GuestContext.locked
+
+    @contextmanager
+    def locked_late(context: GuestContext, uuid: str) -> Iterator[None]:
+        with locked(context, uuid):
+            context.drop_record(uuid)
+            yield
+
+    monkeypatch.setattr(GuestContext, "locked", locked_late)
+    guests.refresh(UUID)
+    assert engine.store.guests.get(GUEST) is None
+    assert not engine.store.claims.forwards(UUID)

@@ -179,8 +179,12 @@ def _table(saved: str) -> list[str]:
     return lines if any(not line.endswith(" ACCEPT") for line in lines[1:-1]) else []
 
 
+LOOK = "nft -j -s -t list ruleset"
+"""The service looks at rules by this program, at any moment and for some milliseconds."""
+
+
 def _processes() -> list[str]:
-    """Command lines of all processes, but for children of this very one."""
+    """Command lines of all processes, but for children of this very one, and looks at rules."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
@@ -188,7 +192,7 @@ def _processes() -> list[str]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         found.append(b" ".join(words).decode(errors="replace"))
-    return [line for line in found if line]
+    return [line for line in found if line and not line.endswith(LOOK)]
 
 
 def _files() -> list[str]:

@@ -201,8 +201,10 @@ def test_many_networks(world: World) -> None:
         taken += work
     early, late = taken[SETTLED - 1], taken[-1]
     assert late.queries == early.queries
-    # Some calls are repeated while the kernel or another program is at work.
-    assert late.calls <= 1.1 * early.calls
+    # Some calls are repeated while the kernel or another program is at work, so the least of
+    # three starts counts.
+    early_calls = min(work.calls for work in taken[SETTLED - 3 : SETTLED])
+    assert min(work.calls for work in taken[-3:]) <= 1.1 * early_calls
 
     with world.engine() as engine:
         assert comparison.host_differences(engine) == []

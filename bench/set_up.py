@@ -73,7 +73,7 @@ def make_part(with_service: bool) -> Part:
 
 def engine_up(verbs: Engine, xml: bytes) -> None:
     """Do all the work from libvirt's `start` to the end of its `started`."""
-    network = libvirt_xml.parse_hook_data(xml).network
+    network = libvirt_xml.parse_network(xml)
     verbs.prepare(network, xml)
     build = getattr(verbs, "build", None)
     if build is not None:

@@ -287,5 +287,7 @@ def _failed(record: RouterRecord, error: NatnsError | OSError) -> RouterError:
     """Return the error for a router that was taken back because its last step failed."""
     fact = error.fact if isinstance(error, NatnsError) else str(error)
     remedy = error.remedy if isinstance(error, NatnsError) else ""
-    told = f"{record.step}: {fact}" + (f": {remedy}" if remedy else "")
-    return RouterError(f"router {record.target.name}: cannot {told}", "everything is as it was")
+    # The rollback timer starts ahead of the first step, and its error says so itself.
+    step = f"cannot {record.step}: " if record.step else ""
+    text = f"{step}{fact}" + (f": {remedy}" if remedy else "")
+    return RouterError(f"router {record.target.name}: {text}", "everything is as it was")

@@ -19,6 +19,7 @@ from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.operations.operation import ApplyContext, Operation, describe_plan
 from libvirt_natns.upstream.router import (
+    confirm_timer,
     confirmation,
     journal,
     nic_addresses,
@@ -151,11 +152,11 @@ def written() -> str:
 def up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """`router up` with other operations."""
 
-    def run(*operations: Operation) -> list[str]:
+    def run(*operations: Operation, within: float | None = None) -> list[str]:
         plan = tuple(RouterStep(f"do {each.name}", each) for each in operations)  # type: ignore[attr-defined]
         monkeypatch.setattr(router_plan, "make", lambda *_: plan)
         kernel: Any = NoKernel()
-        return RouterLifecycle(Config(), kernel).up("wan")
+        return RouterLifecycle(Config(), kernel).up("wan", within)
 
     EVENTS.clear()
     monkeypatch.setattr(preflight, "upstream", lambda *_: RouterUpstream(name="wan", nic="ens3"))
@@ -202,6 +203,17 @@ def test_an_operation_that_is_stuck_keeps_no_other_from_its_way_back(
     assert [event.partition(":")[0] for event in EVENTS[3:]] == ["c back", "b back", "a back"]
     # The journal stays, so that the next command tries again.
     assert written() == "going down, do c"
+
+
+def test_a_timer_that_does_not_start_is_named_without_a_step(
+    up: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise KernelError("cannot start the rollback timer")
+
+    monkeypatch.setattr(confirm_timer, "arm", refuse)
+    with pytest.raises(RouterError, match=r"^router wan: cannot start the rollback timer"):
+        up(Noted("a"), within=60.0)
 
 
 # -- files of an earlier version -------------------------------------------------

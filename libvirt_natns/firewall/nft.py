@@ -5,7 +5,8 @@ nft gets commands on its standard input, in one transaction: all of them, or non
 The program is a child of its own, so a fault of nft ends that child alone.  A child belongs
 to the namespace of the thread that starts it.
 
-Limits: each start costs some 4 ms.  ``nfnetlink`` asks the kernel where no program is needed.
+Limits: each start costs 4 ms in an empty namespace, and some 15 ms beside libvirt's rules.
+``nfnetlink`` asks the kernel where no program is needed.
 """
 
 import subprocess

@@ -33,8 +33,11 @@ class Backend(Protocol):
     def clear(self, namespace: str, /) -> None:
         """Delete all rules of ``apply``; success where there are none."""
 
-    def listing(self, namespace: str, /) -> str:
-        """Return what the kernel holds, as text that only changes with the rules; "" if nothing."""
+    def digest(self, namespace: str, /) -> str:
+        """Return a digest that only changes with the rules that the kernel holds.
+
+        "" where the kernel holds none.
+        """
 
     def generation(self, namespace: str, /) -> str:
         """Return a number that each change of the kernel's rules raises by one; "" if unknown."""
@@ -67,15 +70,6 @@ def named(name: str) -> Backend:
     return backends[name]
 
 
-def missing_tables(script: str, listing: str) -> set[str]:
-    """Return the heads of nftables' tables that a script makes and a listing lacks."""
-    made, there = (
-        {line for line in text.splitlines() if line.startswith("table ")}
-        for text in (script, listing)
-    )
-    return made - there
-
-
-def fingerprint(listing: str) -> str:
-    """Return a digest of a listing, which tells later whether the rules were altered."""
-    return hashlib.sha256(listing.encode()).hexdigest()
+def fingerprint(text: str) -> str:
+    """Return a digest of a text of rules."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -86,7 +86,7 @@ def _own_table(state: NftState, own: tuple[Rule, ...]) -> Iterator[ScriptedRepai
         return
     script = nftables.script(own, HOST)
     if not state.own_table:
-        yield ScriptedRepair(f"{place} is missing", script)
+        yield ScriptedRepair(f"{place} is missing", nftables.first(script))
     elif _lines(nftables.listing(None)) != _lines(
         nft_listing.canonical(script.removeprefix(MAKE_ROOM))
     ):

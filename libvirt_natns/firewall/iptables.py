@@ -15,6 +15,7 @@ Limits: A table once used stays in the namespace until the namespace goes: the k
 drop a table.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -166,6 +167,12 @@ def listing(namespace: str | None) -> str:
     """
     families_in_use = used(namespace)
     return call(namespace, "list", families=families_in_use) if families_in_use else ""
+
+
+def digest(namespace: str | None) -> str:
+    """Return a digest of ``listing``; "" for nothing.  Raises as ``listing`` does."""
+    text = listing(namespace)
+    return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
 def in_use(namespace: str | None, family: Family = 4) -> frozenset[str]:

@@ -2,9 +2,9 @@
 """Rule sets of namespaces: loads a rule set, and tells whether it is in force unaltered.
 
 A file has the fingerprint of the loaded rules: the backend, a digest of the wanted rules, a
-digest of the kernel's listing, and the rules' generation.  No two versions of nft word a
-listing alike.  So only the listing that is taken right after loading tells later whether
-the rules were altered.
+digest of what the kernel holds, and the rules' generation.  The kernel words rules in a way of
+its own, and so does each program that lists them.  So only the digest that is taken right
+after loading tells later whether the rules were altered.
 
 Limits: legacy iptables counts no generations, so each comparison lists the rules.
 """
@@ -56,11 +56,11 @@ class RuleSet:
             # A full disk must not keep the rules away.  The backend's name alone differs
             # from any fingerprint, and tells which rules there are.
             self.file.write_text(earlier or self.backend)
-        self._load()
+        generation = self._load()
         if earlier not in ("", self.backend):
             # The configured backend has changed: the former one's rules go after the load.
             backends.named(earlier).clear(self.namespace)
-        self.file.write_text(self._dated_fingerprint())
+        self.file.write_text(self._dated_fingerprint(generation))
 
     def _make_way(self) -> None:
         """Remove a link or directory in the place of the file."""
@@ -69,17 +69,18 @@ class RuleSet:
         elif self.file.is_dir():
             shutil.rmtree(self.file)
 
-    def _load(self) -> None:
-        """Load the rules while no other program changes them.
+    def _load(self) -> str:
+        """Load the rules while no other program changes them; return their generation.
 
-        The listing that is recorded next counts as ours.  Raises FirewallError.
+        Raises FirewallError.
         """
         for _ in range(LOADS):
             before = self._generation()
             self._backend.apply(self.namespace, self.rules, self.layout)
+            after = self._generation()
             # A load is a single change.
-            if not before or (int(self._generation() or 0) - int(before)) % 2**32 == 1:
-                return
+            if not before or (int(after or 0) - int(before)) % 2**32 == 1:
+                return after
         raise FirewallError(
             f"another program changes the rules of {self.namespace} while they are loaded",
             "find the program (nft monitor)",
@@ -116,16 +117,16 @@ class RuleSet:
         return f"{self.backend} {backends.fingerprint(rendered)}"
 
     def _fingerprint(self) -> str:
-        """Return the backend, a digest of the wanted rules, and a digest of the listing."""
-        rendered = self._backend.render(self.rules, self.layout)
-        listing = self._backend.listing(self.namespace)
-        # Another program may have deleted a table since the load.
-        whole = listing and not backends.missing_tables(rendered, listing)
-        return f"{self._wanted()} {backends.fingerprint(listing) if whole else NOTHING}"
+        """Return the backend, a digest of the wanted rules, and a digest of the loaded ones."""
+        return f"{self._wanted()} {self._backend.digest(self.namespace) or NOTHING}"
 
-    def _dated_fingerprint(self) -> str:
-        """Return the fingerprint, followed by the rules' generation if that did not change."""
-        before = self._generation()
+    def _dated_fingerprint(self, generation: str) -> str:
+        """Return the fingerprint of rules that were loaded as a generation, followed by that.
+
+        Where another program has changed the rules since, the digest would be that of the
+        other program's rules.  Then the fingerprint says that nothing is loaded.
+        """
         fingerprint = self._fingerprint()
-        sure = before and before == self._generation()
-        return f"{fingerprint} {before}" if sure else fingerprint
+        if self._generation() != generation:
+            return f"{self._wanted()} {NOTHING}"
+        return f"{fingerprint} {generation}".rstrip()

@@ -76,7 +76,7 @@ def tables() -> set[str] | None:
     except OSError:
         return None
     return {
-        f"{TABLE_FAMILIES[family]} {_text(table, TABLE_NAME).decode(errors='replace')}"
+        f"{TABLE_FAMILIES[family]} {text(table, TABLE_NAME).decode(errors='replace')}"
         for family, table in held
         if family in TABLE_FAMILIES
     }
@@ -105,16 +105,16 @@ def parents(chain: str) -> list[str]:
     except OSError:
         return []
     return sorted(
-        f"{FAMILIES[family]} {_text(attributes, CHAIN_TABLE).decode()}"
+        f"{FAMILIES[family]} {text(attributes, CHAIN_TABLE).decode()}"
         for family, attributes in chains
-        if family in FAMILIES and _text(attributes, CHAIN_NAME) == chain.encode()
+        if family in FAMILIES and text(attributes, CHAIN_NAME) == chain.encode()
     )
 
 
 def _lines(session: Socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[bytes]:
     chains = [(family, Attrs.parse(body)) for family, body in dump(session, GET_CHAIN)]
     for family, attributes in chains:
-        table, name = _text(attributes, CHAIN_TABLE), _text(attributes, CHAIN_NAME)
+        table, name = text(attributes, CHAIN_TABLE), text(attributes, CHAIN_NAME)
         policy = attributes.get(CHAIN_POLICY)
         line = repr((family, table, name, attributes.get(CHAIN_HANDLE), policy)).encode()
         if (family, table) == ours:
@@ -125,7 +125,7 @@ def _lines(session: Socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[b
                 yield from _handles(session, family, table, name)
     own_table = netlink.pack([(RULE_TABLE, ours[1] + b"\0")])
     for family, body in dump(session, GET_RULE, ours[0], own_table):
-        if (family, _text(Attrs.parse(body), RULE_TABLE)) == ours:
+        if (family, text(Attrs.parse(body), RULE_TABLE)) == ours:
             yield body
 
 
@@ -133,7 +133,7 @@ def _handles(session: Socket, family: int, table: bytes, chain: bytes) -> Iterat
     where = netlink.pack([(RULE_TABLE, table + b"\0"), (RULE_CHAIN, chain + b"\0")])
     for _, body in dump(session, GET_RULE, family, where):
         rule = Attrs.parse(body)
-        if (_text(rule, RULE_TABLE), _text(rule, RULE_CHAIN)) == (table, chain):
+        if (text(rule, RULE_TABLE), text(rule, RULE_CHAIN)) == (table, chain):
             yield rule.get(RULE_HANDLE) or b""
 
 
@@ -159,5 +159,6 @@ def dump(
         yield body[0], body[HEADER.size :]
 
 
-def _text(attributes: Attrs, kind: int) -> bytes:
+def text(attributes: Attrs, kind: int) -> bytes:
+    """Return a name without the zero octet at its end; empty where it is missing."""
     return (attributes.get(kind) or b"").rstrip(b"\0")

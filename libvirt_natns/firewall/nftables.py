@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import limits, nfnetlink, nft
+from libvirt_natns.firewall import limits, nfnetlink, nft, nft_digest
 from libvirt_natns.firewall.nft_listing import block, canonical
 from libvirt_natns.firewall.nft_maps import looked_up
 from libvirt_natns.firewall.nft_statements import network_text, set_text, statements
@@ -129,12 +129,16 @@ def apply(namespace: str | None, rules: Iterable[Rule], layout: LayoutName = "na
     when the namespace is missing.
     """
     text = render(rules, layout)
-    if not _existing_tables(namespace):
-        # Deleting even an empty table makes the kernel wait (10 ms), and a new
-        # namespace has none to delete; "create" makes sure of that.
-        text = text.replace(MAKE_ROOM, f"create table {TABLE}\n", 1)
-        text = text.replace(MAKE_ROOM_ARP, "", 1)
-    _run_with_arp(namespace, text)
+    _run_with_arp(namespace, text if _existing_tables(namespace) else first(text))
+
+
+def first(text: str) -> str:
+    """Return a script without the deletion of tables that do not exist.
+
+    Deleting even an empty table makes the kernel wait (10 ms).  "create" makes sure that the
+    table does not exist.
+    """
+    return text.replace(MAKE_ROOM, f"create table {TABLE}\n", 1).replace(MAKE_ROOM_ARP, "", 1)
 
 
 def clear(namespace: str | None) -> None:
@@ -188,6 +192,19 @@ def _listed(namespace: str | None, table: str) -> str:
     if nft.MISSING in done.stderr or table == limits.ARP_TABLE:
         return ""
     raise FirewallError(f"nft cannot list the table {table}", nft.condensed(done.stderr))
+
+
+def digest(namespace: str | None) -> str:
+    """Return a digest of our tables as the kernel holds them; "" without the table ``TABLE``.
+
+    Raises FirewallError where the kernel does not tell, KernelError where the namespace is
+    missing.
+    """
+    with netns.entered(namespace):
+        try:
+            return nft_digest.digest(TABLE, limits.ARP_TABLE)
+        except OSError as error:
+            raise FirewallError("the kernel does not hand out the rules", str(error)) from error
 
 
 def require(_family: Family = 4) -> None:

@@ -416,16 +416,16 @@ def test_segments_fit(backend: backends.Backend) -> None:
     assert {struct.unpack("!H", syn[22:24])[0] for syn in syns} == {1340}
 
 
-def test_listing_tells_an_alteration(backend: backends.Backend) -> None:
-    before = backend.listing("nat-a")
+def test_the_digest_tells_an_alteration(backend: backends.Backend) -> None:
+    before = backend.digest("nat-a")
     backend.apply("nat-a", ruleset(POLICY))
-    assert backend.listing("nat-a") == before
+    assert backend.digest("nat-a") == before
     inside(
         "nat-a",
         "nft insert rule inet natns forward ip6 saddr ::1 accept"
         if backend.name == "nftables"
         else "ip6tables-legacy -I FORWARD -j ACCEPT",
     )
-    assert backend.listing("nat-a") != before
+    assert backend.digest("nat-a") != before
     backend.clear("nat-a")
-    assert backend.listing("nat-a") == ""
+    assert backend.digest("nat-a") == ""

@@ -315,14 +315,14 @@ def test_nothing_leaves_untranslated(backend: backends.Backend) -> None:
             assert [p for p in capture.packets() if IPv4Address(p.source) in private] == []
 
 
-def test_listing_changes_only_with_the_rules(backend: backends.Backend) -> None:
-    before = backend.listing("nat-a")
+def test_the_digest_changes_only_with_the_rules(backend: backends.Backend) -> None:
+    before = backend.digest("nat-a")
     for forwards in (FORWARDS, FORWARDS[::-1]):
         backend.apply("nat-a", ruleset(replace(POLICY, forwards=forwards)))
-        assert backend.listing("nat-a") == before
+        assert backend.digest("nat-a") == before
     other = replace(POLICY, forwards=(*FORWARDS[1:], forward("tcp", "2222", "23")))
     backend.apply("nat-a", ruleset(other))
-    assert backend.listing("nat-a") != before
+    assert backend.digest("nat-a") != before
     backend.apply("nat-a", ruleset(POLICY))
 
 

@@ -18,6 +18,7 @@ from libvirt_natns.errors import (
     FirewallError,
     KernelError,
 )
+from libvirt_natns.firewall.backends import fingerprint
 from libvirt_natns.kernel import address_probe, netns
 from libvirt_natns.kernel.veth import VethPair
 from libvirt_natns.operations.addressing import Addresses, SendLimit, Withdrawal
@@ -332,9 +333,9 @@ class FakeBackend:
     def clear(self, namespace: str) -> None:
         self.held = ""
 
-    def listing(self, namespace: str) -> str:
+    def digest(self, namespace: str) -> str:
         self.listed += 1
-        return self.held
+        return fingerprint(self.held) if self.held else ""
 
     def generation(self, namespace: str) -> str:
         if self.held != self._seen:
@@ -456,6 +457,25 @@ def test_rules_that_somebody_always_changes_are_given_up(backends: dict[str, Fak
     backend.meddler = meddle
     with pytest.raises(FirewallError, match="another program changes the rules"):
         carried_out(FakeKernel(), rules("nftables"))
+
+
+def test_a_change_right_after_the_load_is_not_taken_for_ours(
+    backends: dict[str, FakeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest of a change by another program would make that change look loaded."""
+    kernel, backend = FakeKernel(), backends["nftables"]
+    read = backend.digest
+
+    def meddle(namespace: str) -> str:
+        backend.held += " and more"
+        return read(namespace)
+
+    monkeypatch.setattr(backend, "digest", meddle)
+    carried_out(kernel, rules("nftables"))
+    monkeypatch.setattr(backend, "digest", read)
+    assert carried_out(kernel, rules("nftables"))
+    assert "more" not in backend.held
+    assert carried_out(kernel, rules("nftables")) == []
 
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])

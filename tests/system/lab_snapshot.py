@@ -183,16 +183,44 @@ LOOK = "nft -j -s -t list ruleset"
 """The service looks at rules by this program, at any moment and for some milliseconds."""
 
 
+CHILD = "nft -i -j -s -t"
+"""A process of ours keeps this child as long as it lives itself."""
+
+
 def _processes() -> list[str]:
-    """Command lines of all processes, but for children of this very one, and looks at rules."""
+    """Command lines of all processes, but for looks at rules, and children that are kept."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (directory / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
+        line = _command(directory)
+        if line.endswith(CHILD) and (_parent(directory) != 1 or _ends(directory)):
             continue
-        found.append(b" ".join(words).decode(errors="replace"))
-    return [line for line in found if line and not line.endswith(LOOK)]
+        if line and not line.endswith(LOOK):
+            found.append(line)
+    return found
+
+
+def _command(process: Path) -> str:
+    try:
+        words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return b" ".join(words).decode(errors="replace")
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _ends(process: Path) -> bool:
+    """True if an orphan ends within a second: the pipe to it has just been closed."""
+    for _ in range(100):
+        if not _command(process):
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def _files() -> list[str]:

@@ -68,12 +68,12 @@ class NftChild:
             os.write(self.process.stdin.fileno(), os.fsencode(f"{line}\n{END}"))
         except OSError as error:
             raise BrokenChildError from error
-        first = self._line(deadline)
+        first = self._listing(deadline)
         # The child complains ahead of the listing at the end.
         complaint = self._complaint()
         if complaint or not listings:
             return NftAnswer("", complaint)
-        self._line(deadline)
+        self._listing(deadline)
         return NftAnswer(first, "")
 
     def end(self) -> None:
@@ -84,7 +84,7 @@ class NftChild:
             if stream is not None:
                 stream.close()
 
-    def _line(self, deadline: float) -> str:
+    def _listing(self, deadline: float) -> str:
         """Return the next listing.  Raises BrokenChildError."""
         assert self.process.stdout is not None
         output = self.process.stdout.fileno()

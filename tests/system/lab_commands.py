@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 FAILED = 70
 """Exit status of a command that could not be run at all."""
@@ -36,6 +37,9 @@ LOADED = (
     "libvirt_natns.engine.events",
     "libvirt_natns.engine.host_forwarding",
     "libvirt_natns.service.client",
+    # Later than the others in a hook: a change of a link, and the service itself.
+    "libvirt_natns.kernel.route_socket",
+    "libvirt_natns.service.daemon",
 )
 
 FLAGS = (os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND)
@@ -87,11 +91,52 @@ class CommandServer:
             texts = [file.read().decode(errors="replace") for file in (out, err)]
         return int(status or FAILED), texts[0], texts[1]
 
+    def start(self, arguments: tuple[str, ...], directory: Path, log: BinaryIO) -> "Started":
+        """Start a command that lasts, in a session of its own; ``log`` gets what it writes."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(self.path)
+        words = [arguments, dict(os.environ), os.fspath(directory), self.interpreter, True]
+        with Path(os.devnull).open("wb") as nothing:
+            files = [nothing.fileno(), log.fileno()]
+            socket.send_fds(connection, [json.dumps(words).encode()], files)
+        return Started(connection, int(connection.recv(16)))
+
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
         with suppress(OSError):
             Path(self.path).unlink()
+
+
+class Started:
+    """A command that lasts, with the methods of ``subprocess.Popen`` that tests use.
+
+    The server kills the command with the end of this process.
+    """
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self._connection = connection
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status; None while the command runs."""
+        with suppress(TimeoutError, BlockingIOError):
+            return self.wait(0)
+        return None
+
+    def wait(self, timeout: float) -> int:
+        """Return the exit status.  Raises TimeoutError where the command goes on."""
+        if self._status is None:
+            self._connection.settimeout(timeout)
+            self._status = int(self._connection.recv(16) or FAILED)
+            self._connection.close()
+        return self._status
+
+    def kill(self) -> None:
+        """End the command by SIGKILL."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 # -- the server ----------------------------------------------------------------
@@ -167,9 +212,12 @@ def load() -> None:
     gc.freeze()
 
 
-def command(data: bytes, descriptors: list[int]) -> Callable[[], int]:
+def command(data: bytes, descriptors: list[int], connection: socket.socket) -> Callable[[], int]:
     """Take the place of ``virt-natns ARGUMENTS``; returns its ``main``."""
-    arguments, environment, directory, interpreter = json.loads(data)
+    arguments, environment, directory, interpreter, *lasts = json.loads(data)
+    if lasts:
+        os.setsid()
+        connection.send(str(os.getpid()).encode())
     surround([os.open(os.devnull, os.O_RDONLY), *descriptors], environment, directory)
     sys.argv = ["virt-natns", *arguments]
     from libvirt_natns.cli import commands, hook_files
@@ -232,7 +280,7 @@ def become(connection: socket.socket) -> None:
                 connection.send(NOT_SERVED.encode())
                 os._exit(0)
         elif data:
-            body = command(data, descriptors)
+            body = command(data, descriptors, connection)
         else:
             os._exit(0)
         connection.close()

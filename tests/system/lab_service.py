@@ -8,9 +8,11 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
+import lab_base
 from lab_base import CHECKOUT, PYTHON, Closing, LabError, wait_for
+from lab_commands import Started
 
 SOCKET = Path("/run/libvirt-natns/service.sock")
 LOG = Path("/run/tmp/service.log")
@@ -29,13 +31,14 @@ class Service(Closing):
     """``virt-natns serve`` from the checkout; use it in a ``with``.
 
     ``prefix`` is a command that runs the one after it in its own place, as
-    setpriv(1) does; ``log`` is the file that its standard error goes to.
+    setpriv(1) does; ``log`` is the file that its standard error goes to.  Without a prefix the
+    service is a fork of the command server, as hooks are, and loads no modules again.
     """
 
     def __init__(self, *prefix: str, log: Path = LOG) -> None:
         self._prefix = prefix
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Started | None = None
         self._begin = len(services_log())
 
     def __enter__(self) -> Self:
@@ -61,16 +64,23 @@ class Service(Closing):
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self._log.open("ab") as written:
-            self._process = subprocess.Popen(
-                [*self._prefix, PYTHON, "-m", "libvirt_natns", "serve"],
-                cwd=CHECKOUT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=written,
-                # A test's signals must not reach it, nor its end our terminal.
-                start_new_session=True,
-            )
+            server = lab_base.command_server
+            if server is not None and server.interpreter and not self._prefix:
+                self._process = server.start(("serve",), CHECKOUT, written)
+            else:
+                self._process = self._interpreter(written)
         wait_for(self.answers, timeout=20, what="the service")
+
+    def _interpreter(self, log: BinaryIO) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [*self._prefix, PYTHON, "-m", "libvirt_natns", "serve"],
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            # A test's signals must not reach it, nor its end our terminal.
+            start_new_session=True,
+        )
 
     def answers(self) -> bool:
         """Whether it greets who connects."""
@@ -88,7 +98,7 @@ class Service(Closing):
         if self._process is not None and self.runs:
             self.signal(signal.SIGCONT)
             self.signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(subprocess.TimeoutExpired, TimeoutError):
                 self._process.wait(timeout=20)
                 return
             self.kill()

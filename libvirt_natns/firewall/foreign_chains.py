@@ -214,7 +214,7 @@ def obstacles(accepts: tuple[Rule, ...]) -> tuple[str, ...]:
 
     Each is a line.  If a chain's table names a link of ours, the chain is taken to be right.
     """
-    if not (accepts and nft.program()):
+    if not (accepts and nft.works()):
         return ()
     links = {link for rule in accepts for link in (rule.iif, rule.oif) if link}
     foreign = (

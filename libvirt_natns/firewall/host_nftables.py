@@ -142,10 +142,10 @@ def ensure(
 ) -> tuple[str, ...]:
     """Fix every difference in one transaction and return the differences.
 
-    ``announce`` is called ahead of the transaction.  Without the program nft there is nothing
-    to do unless nftables is the backend.  Raises FirewallError.
+    ``announce`` is called ahead of the transaction.  Without the program nft, or nftables in the
+    kernel, there is nothing to do unless nftables is the backend.  Raises FirewallError.
     """
-    if not (_is_backend(own) or nft.program()):
+    if not (_is_backend(own) or nft.works()):
         return ()
     needed = tuple(repairs(own, accepts))
     if needed:
@@ -167,7 +167,7 @@ def _repair(needed: Iterable[ScriptedRepair]) -> None:
 
 def differences(own: tuple[Rule, ...], accepts: tuple[Rule, ...]) -> tuple[str, ...]:
     """Return what ``ensure`` would fix, one line each."""
-    if _is_backend(own) or nft.program():
+    if _is_backend(own) or nft.works():
         return tuple(repair.line for repair in repairs(own, accepts))
     return ()
 

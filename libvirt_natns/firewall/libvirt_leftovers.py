@@ -24,7 +24,7 @@ def forget(bridge: str) -> None:
 
     Without the program nft, no such rules are seen.  Raises FirewallError.
     """
-    if nft.program():
+    if nft.works():
         script = "".join(deletions(nft.ruleset_json(), bridge))
         if script:
             nft.load(None, script)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The program nft: the only module that starts it and reads its complaints.
+"""The program nft: started here for single commands, and by ``nft_child`` for the host's.
 
 nft gets commands on its standard input, in one transaction: all of them, or none.
 The program is a child of its own, so a fault of nft ends that child alone.  A child belongs
@@ -27,6 +27,11 @@ MISSING = "No such file or directory"
 def program() -> str | None:
     """Return the path of nft; None where nft is not installed."""
     return processes.program("nft")
+
+
+def works() -> bool:
+    """True if nft is installed, and the kernel has nftables: else there are no rules of others."""
+    return program() is not None and nfnetlink.works()
 
 
 def require() -> None:
@@ -109,9 +114,9 @@ def _check(what: str, complaint: str) -> None:
 def ruleset_json() -> str:
     """Return everything that nft knows of the caller's namespace, as nft's JSON text."""
     what = "nft cannot list the rules of the host"
-    answer = nft_child.ask(_required_program(), "list ruleset", TIME_LIMIT, listings=1)
-    if answer is not None:
-        _check(what, answer.complaint)
+    answer = nft_child.ask(_required_program(), "list ruleset", TIME_LIMIT, changes=False)
+    if answer is not None and answer.listing:
+        # nft also complains of foreign rules that it cannot show, and shows all others.
         return answer.listing
     # An argument: with -j, nft reads its input as JSON, and finds it empty the second time.
     done = _run(None, ("-j", "-s", "-t", "list ruleset"))

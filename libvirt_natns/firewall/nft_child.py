@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A long-lived nft that takes commands by the line: ``nft -i``.
+"""A long-lived nft for the host that takes commands by the line: ``nft -i``.
 
 A start of nft costs 7 ms beside libvirt's rules: most of it for the program's libraries and
 those of xtables.  A program that has started lists the ruleset in 2 to 3 ms.  The child ends
 when its process closes the pipe, in any way.
 
-A line is one transaction.  The child answers each line on its standard output, or complains
-on its standard error.  A load has no answer, so a short listing follows each line.
+A line is one transaction.  nft answers a listing on standard output, complains on standard
+error, and answers a load with nothing.  So the two commands of ``END`` follow each line.  Their
+answer shows that the line is done, and that its complaint has been written.
 
-Limits: the child belongs to the namespace of the thread that starts it.  ``ask`` returns None
-in another namespace, for a long script, and where nft cannot talk in this way (a build without
+Limits: the child serves the host's namespace alone, that of the first process.  ``ask`` returns
+None elsewhere, for a long script, and where nft does not talk in this way (a build without
 libedit).  The caller then starts nft for these commands alone.
 """
 
@@ -22,59 +23,89 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from libvirt_natns.errors import FirewallError
 from libvirt_natns.kernel import processes
 
 OPTIONS = ("-i", "-j", "-s", "-t")
-END = "list tables arp\n"
-"""The listing that shows that the commands ahead of it are done."""
-ANSWER = b'{"nftables": ['
-"""How each listing begins; an nft that shows a prompt begins otherwise."""
+END = b"describe ip saddr\nlist tables arp\n"
+"""Its first answer is no JSON, as that of each listing is; its second makes nft flush both."""
+MARK = b"payload expression"
 COMPLAINT = b"Error:"
+LISTING = b'{"nftables": ['
 
 LONGEST = 1 << 14
-"""Octets of a script that a pipe holds in any case, so that writing never waits."""
+"""Octets of a line that a pipe holds in any case, so that writing never waits."""
+GREETING_LIMIT = 2.0
+"""Seconds that nft has to answer ``END`` for the first time."""
+WORN_OUT = 1 << 18
+"""Octets of commands after which another child takes over: nft keeps all lines as a history."""
 
 OWN_NAMESPACE = Path("/proc/thread-self/ns/net")
+HOST_NAMESPACE = Path("/proc/1/ns/net")
 
 
 @dataclass(frozen=True, slots=True)
 class NftAnswer:
-    """The listing that a command has printed, "" for none, and nft's complaint, "" for none."""
+    """The listing that a line has asked for, "" for none, and nft's complaint, "" for none."""
 
     listing: str
     complaint: str
 
 
 class BrokenChildError(Exception):
-    """The child has ended, is stuck, or answers in another form."""
+    """The child has ended, is stuck, or talks in another way."""
 
 
 @dataclass(slots=True)
 class NftChild:
-    """An nft that runs: its process, the namespace it belongs to, and what was read ahead."""
+    """An nft that runs, with the program's file, and the octets that were sent to it."""
 
     process: "subprocess.Popen[bytes]"
-    namespace: int
-    read: bytearray = field(default_factory=bytearray)
+    program: tuple[int, int]
+    sent: int = 0
+    complaint: bytearray = field(default_factory=bytearray)
 
-    def ask(self, line: str, listings: int, seconds: float) -> NftAnswer:
-        """Send a line with commands, and return the answer.
+    @property
+    def is_fit(self) -> bool:
+        """True if the child runs, is not worn out, and its program was not upgraded."""
+        return (
+            self.process.poll() is None
+            and self.sent < WORN_OUT
+            and self.program == _file_of(str(self.process.args[0]))  # type: ignore[index]
+        )
 
-        ``listings`` is the number of listings in the line.  Raises BrokenChildError.
-        """
-        deadline = time.monotonic() + seconds
+    def send(self, line: bytes) -> None:
+        """Send a line with commands.  Raises BrokenChildError: the line was not carried out."""
         assert self.process.stdin is not None
+        self.complaint.clear()
+        self.sent += len(line)
         try:
-            os.write(self.process.stdin.fileno(), os.fsencode(f"{line}\n{END}"))
+            os.write(self.process.stdin.fileno(), line + b"\n" + END)
         except OSError as error:
             raise BrokenChildError from error
-        first = self._listing(deadline)
-        # The child complains ahead of the listing at the end.
-        complaint = self._complaint()
-        if complaint or not listings:
-            return NftAnswer("", complaint)
-        self._listing(deadline)
-        return NftAnswer(first, "")
+
+    def answer(self, seconds: float) -> NftAnswer:
+        """Return the answer to the line that was sent.
+
+        Raises BrokenChildError: the line may have been carried out, or not.
+        """
+        deadline = time.monotonic() + seconds
+        said = bytearray()
+        while not _is_whole(said):
+            self._read(said, deadline)
+        *listings, mark, _ = bytes(said).splitlines()
+        if not mark.startswith(MARK) or not all(each.startswith(LISTING) for each in listings):
+            raise BrokenChildError
+        # The complaint about a line is written ahead of the answer to the next line.
+        self._read(said, 0)
+        listing = listings[0] if listings else b""
+        if COMPLAINT not in self.complaint:
+            # A mere warning.
+            self.complaint.clear()
+        # A comment in a foreign table consists of any bytes.
+        return NftAnswer(
+            listing.decode(errors="surrogateescape"), self.complaint.decode(errors="replace")
+        )
 
     def end(self) -> None:
         """End the child, even one that is stuck."""
@@ -84,86 +115,112 @@ class NftChild:
             if stream is not None:
                 stream.close()
 
-    def _listing(self, deadline: float) -> str:
-        """Return the next listing.  Raises BrokenChildError."""
-        assert self.process.stdout is not None
-        output = self.process.stdout.fileno()
-        while b"\n" not in self.read:
-            waiting = max(0.0, deadline - time.monotonic())
-            poll = select.poll()
-            poll.register(output, select.POLLIN)
-            some = os.read(output, 1 << 20) if poll.poll(waiting * 1000) else b""
+    def _read(self, said: bytearray, deadline: float) -> None:
+        """Read what nft has written; both pipes, or nft would wait for a reader of the other."""
+        poll = select.poll()
+        targets: dict[int, bytearray] = {}
+        for stream, target in ((self.process.stdout, said), (self.process.stderr, self.complaint)):
+            assert stream is not None
+            targets[stream.fileno()] = target
+            poll.register(stream, select.POLLIN)
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not ready and deadline:
+            raise BrokenChildError
+        for descriptor, _ in ready:
+            some = os.read(descriptor, 1 << 20)
             if not some:
                 raise BrokenChildError
-            self.read += some
-        line, _, rest = bytes(self.read).partition(b"\n")
-        self.read = bytearray(rest)
-        if not line.startswith(ANSWER):
-            raise BrokenChildError
-        # A comment in a foreign table consists of any bytes.
-        return line.decode(errors="surrogateescape")
-
-    def _complaint(self) -> str:
-        assert self.process.stderr is not None
-        said = b""
-        with suppress(BlockingIOError):
-            while some := os.read(self.process.stderr.fileno(), 1 << 16):
-                said += some
-        return said.decode(errors="replace") if COMPLAINT in said else ""
+            targets[descriptor] += some
 
 
 _lock = threading.Lock()
 _children: dict[int, NftChild] = {}
 """The child of this process, by the id of this process: a fork must not talk to it."""
-_unusable: set[str] = set()
-"""Programs that cannot talk by the line."""
+_silent: set[tuple[int, int]] = set()
+"""Files of programs that do not talk by the line."""
 
 
-def ask(program: str, commands: str, seconds: float, *, listings: int = 0) -> NftAnswer | None:
-    """Have the long-lived nft carry out commands, in one transaction; None where it cannot.
+def ask(program: str, commands: str, seconds: float, *, changes: bool = True) -> NftAnswer | None:
+    """Have the long-lived nft carry out commands in one transaction; None where it cannot.
 
-    Where the result is None, no rule has changed, unless the child ended amid its work.
-    ``listings`` is the number of listings that the commands ask for, 0 or 1.
+    Where the result is None, no command was carried out.  Raises FirewallError where the child
+    ended amid a change, so that only the rules tell whether the change was made.
     """
     line = one_line(commands)
-    if len(line) > LONGEST or program in _unusable:
+    if len(line) > LONGEST or not _in_host():
         return None
     with _lock:
-        child = _usable(program, seconds)
+        child = _fit_child(program)
         if child is None:
             return None
         try:
-            return child.ask(line, listings, seconds)
+            child.send(line)
         except BrokenChildError:
-            _children.pop(os.getpid()).end()
+            _end()
             return None
+        try:
+            return child.answer(seconds)
+        except BaseException as error:
+            # The rest of the answer would pass for that to the next line.
+            _end()
+            if not isinstance(error, BrokenChildError):
+                raise
+            if not changes:
+                return None
+            raise FirewallError("nft ended, or did not answer, amid a change") from error
 
 
-def one_line(commands: str) -> str:
+def one_line(commands: str) -> bytes:
     """Return commands, or a script of several lines, as one line."""
-    return "; ".join(line.strip() for line in commands.splitlines() if line.strip())
+    return os.fsencode("; ".join(line.strip() for line in commands.splitlines() if line.strip()))
 
 
-def _usable(program: str, seconds: float) -> NftChild | None:
-    """Return the child for the caller's namespace; None where there is none."""
-    try:
-        namespace = OWN_NAMESPACE.stat().st_ino
-    except OSError:
-        return None
+def _is_whole(said: bytes | bytearray) -> bool:
+    """True if the answer to ``END`` is there: the mark, and a listing behind it."""
+    _, mark, rest = said.rpartition(MARK)
+    return bool(mark) and rest.count(b"\n") >= len(END.splitlines())
+
+
+def _in_host() -> bool:
+    with suppress(OSError):
+        return OWN_NAMESPACE.stat().st_ino == HOST_NAMESPACE.stat().st_ino
+    return False
+
+
+def _fit_child(program: str) -> NftChild | None:
+    """Return a child that is fit, if need be another one; None where nft does not talk."""
     child = _children.get(os.getpid())
-    if child is not None and child.process.poll() is not None:
-        _children.pop(os.getpid()).end()
-        child = None
+    if child is not None and child.is_fit:
+        return child
+    _end()
+    file = _file_of(program)
+    if file in _silent:
+        return None
+    child = _started(program, file)
     if child is None:
-        child = _started(program, namespace, seconds)
-        if child is None:
-            return None
+        _silent.add(file)
+    else:
         _children[os.getpid()] = child
-    return child if child.namespace == namespace else None
+    return child
 
 
-def _started(program: str, namespace: int, seconds: float) -> NftChild | None:
-    """Start a child and hear it answer; None, from then on, where it does not."""
+def _end() -> None:
+    child = _children.pop(os.getpid(), None)
+    if child is not None:
+        child.end()
+
+
+def _file_of(program: str) -> tuple[int, int]:
+    """Return what changes with an upgrade of a program: the file's number and time."""
+    try:
+        status = Path(program).stat()
+    except OSError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
+
+
+def _started(program: str, file: tuple[int, int]) -> NftChild | None:
+    """Start a child and hear it answer; None where it does not."""
     try:
         process = subprocess.Popen(
             [program, *OPTIONS],
@@ -176,13 +233,11 @@ def _started(program: str, namespace: int, seconds: float) -> NftChild | None:
         )
     except OSError:
         return None
-    assert process.stderr is not None
-    os.set_blocking(process.stderr.fileno(), False)
-    child = NftChild(process, namespace)
+    child = NftChild(process, file)
     try:
-        child.ask(END.strip(), 1, seconds)
+        child.send(b"")
+        child.answer(GREETING_LIMIT)
     except BrokenChildError:
         child.end()
-        _unusable.add(program)
         return None
     return child

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def _alone() -> Iterator[None]:
     run("nft", "-f", "-", input="add table inet child\ndelete table inet child\n")
     yield
     run("nft", "-f", "-", input="add table inet child\ndelete table inet child\n")
-    nft_child._unusable.clear()
+    nft_child._silent.clear()
 
 
 def child() -> nft_child.NftChild:
@@ -148,15 +149,98 @@ def test_a_fork_has_a_child_of_its_own() -> None:
     assert '"child"' in nft.ruleset_json()
 
 
+def test_a_complaint_longer_than_a_pipe_is_read() -> None:
+    """For each failing command nft shows the whole line, and a line of carets below."""
+    script = "add rule inet child nowhere accept\n" * 300
+    assert len(script) ** 2 / 35 > 1 << 20
+    with pytest.raises(FirewallError, match="No such file or directory"):
+        nft.load(None, script)
+    nft.load(None, SCRIPT)
+    assert '"child"' in nft.ruleset_json()
+
+
+def test_a_complaint_beside_a_listing_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nft complains of a rule that it cannot decode, lists all others, and succeeds."""
+    nft.load(None, SCRIPT)
+    talking = child().process.pid
+    odd = "echo 'netlink: Error: Relational expression size mismatch' >&2"
+    complain = (
+        f'while read -r line; do case $line in "list ruleset"*) {odd};; esac; echo "$line"; done'
+    )
+    # nft's own standard error, in the place and at the moment of nft's complaint.
+    program = ["bash", "-c", f"{complain} | exec /usr/sbin/nft -i -j -s -t"]
+    nft_child._end()
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: popen(program, **options))
+    monkeypatch.setattr(nft_child.NftChild, "is_fit", True)
+    for _ in range(3):
+        assert '"child"' in nft.ruleset_json()
+        # The answers have not slipped by one.
+        with pytest.raises(FirewallError, match="File exists"):
+            nft.load(None, "create table inet child\n")
+        nft.load(None, "add rule inet child forward accept\n")
+    assert child().process.pid != talking
+    nft_child._end()
+
+
+def test_a_worn_out_child_and_an_upgraded_program_are_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nft.load(None, SCRIPT)
+    first = child().process.pid
+    monkeypatch.setattr(nft_child, "WORN_OUT", 1)
+    assert '"child"' in nft.ruleset_json()
+    second = child().process.pid
+    assert second != first
+    monkeypatch.undo()
+    child().program = (1, 1)
+    assert '"child"' in nft.ruleset_json()
+    assert child().process.pid not in (first, second)
+    assert not Path(f"/proc/{first}").exists()
+
+
+def test_a_child_that_ends_amid_a_change_is_not_presumed_to_have_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same script twice may make a rule twice: the caller compares anew."""
+    nft.load(None, SCRIPT)
+    send = nft_child.NftChild.send
+
+    def kill(self: nft_child.NftChild, line: bytes) -> None:
+        send(self, line)
+        self.process.kill()
+
+    monkeypatch.setattr(nft_child.NftChild, "send", kill)
+    with pytest.raises(FirewallError, match="amid a change"):
+        nft.load(None, "add rule inet child forward accept\n" * 200)
+    monkeypatch.undo()
+    assert '"child"' in nft.ruleset_json()
+
+
+def test_an_interrupted_answer_does_not_pass_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    nft.load(None, SCRIPT)
+    monkeypatch.setattr(nft_child.NftChild, "answer", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        nft.ruleset_json()
+    monkeypatch.undo()
+    with pytest.raises(FirewallError, match="File exists"):
+        nft.load(None, "create table inet child\n")
+
+
 @pytest.mark.parametrize(
     "talk",
     [
         "echo 'Error: This build has no interactive mode' >&2; exit 1",
         "exit 0",
-        "while read -r line; do printf 'nft> %s' \"$line\"; exec 9>&1; echo; done",
+        'while read -r line; do echo "nft> $line"; done',
+        # As where the kernel has no nftables: no answer to a listing.
+        "while read -r line; do echo 'Error: cache initialization failed' >&2; done",
     ],
 )
-def test_an_nft_that_cannot_talk_is_started_for_each_command(
+def test_an_nft_that_does_not_talk_is_started_for_each_command(
     talk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "nft"
@@ -165,7 +249,7 @@ def test_an_nft_that_cannot_talk_is_started_for_each_command(
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(nft, "program", lambda: str(program))
-    monkeypatch.setattr(nft_child, "_children", {})
+    nft_child._end()
     nft.load(None, SCRIPT)
     assert '"child"' in nft.ruleset_json()
     assert not nft_child._children

@@ -11,6 +11,8 @@ from libvirt_natns.firewall import iptables, nft, nftables
 from libvirt_natns.firewall.rule import LayoutName, Rule
 from libvirt_natns.model.configuration import FirewallChoice
 
+NAMES = (nftables.name, iptables.name)
+
 
 class Backend(Protocol):
     """A firewall backend; the modules ``nftables`` and ``iptables`` are the backends.
@@ -39,6 +41,9 @@ class Backend(Protocol):
         "" where the kernel holds none.
         """
 
+    def listing(self, namespace: str, /) -> str:
+        """Return what the kernel holds, as text; "" for nothing."""
+
     def generation(self, namespace: str, /) -> str:
         """Return a number that each change of the kernel's rules raises by one; "" if unknown."""
 
@@ -64,9 +69,9 @@ def choose(choice: FirewallChoice, *, ipv6: bool = False) -> Backend:
 
 def named(name: str) -> Backend:
     """Return the backend of a recorded name, whether the backend works or not."""
-    backends: dict[str, Backend] = {"nftables": nftables, "iptables": iptables}
-    if name not in backends:
+    if name not in NAMES:
         raise FirewallError(f"there is no firewall backend {name}")
+    backends: dict[str, Backend] = {"nftables": nftables, "iptables": iptables}
     return backends[name]
 
 

@@ -49,7 +49,7 @@ class RuleSet:
 
     def load(self) -> None:
         """Load the rules and record their fingerprint.  Raises FirewallError or OSError."""
-        earlier = next(iter(self._recorded()), "")
+        earlier = next((each for each in self._recorded()[:1] if each in backends.NAMES), "")
         make_directory(self.file.parent)
         self._make_way()
         with suppress(OSError):
@@ -57,10 +57,16 @@ class RuleSet:
             # from any fingerprint, and tells which rules there are.
             self.file.write_text(earlier or self.backend)
         generation = self._load()
-        if earlier not in ("", self.backend):
-            # The configured backend has changed: the former one's rules go after the load.
-            backends.named(earlier).clear(self.namespace)
-        self.file.write_text(self._dated_fingerprint(generation))
+        fingerprint = self._dated_fingerprint(generation)
+        try:
+            if earlier not in ("", self.backend):
+                # The configured backend has changed: the former one's rules go after the load.
+                backends.named(earlier).clear(self.namespace)
+        finally:
+            # Also where the former backend cannot work any more: the rules are in force.
+            with suppress(OSError):
+                # A file that is not whole differs, so the next look loads the rules again.
+                self.file.write_text(fingerprint)
 
     def _make_way(self) -> None:
         """Remove a link or directory in the place of the file."""
@@ -91,12 +97,19 @@ class RuleSet:
         if not self.was_loaded_last():
             return False
         *fingerprint, recorded = [*self._recorded(), ""][:4]
-        # Listing the rules takes as long as all other comparisons together.
+        # To read the rules takes as long as all other comparisons together.
         generation = self._generation()
         unchanged = recorded != "" and recorded == generation
         if NOTHING in fingerprint:
             return False
-        return unchanged or " ".join(fingerprint) == self._fingerprint()
+        return unchanged or self._is_what_was_loaded(fingerprint)
+
+    def _is_what_was_loaded(self, fingerprint: list[str]) -> bool:
+        if " ".join(fingerprint) == self._fingerprint():
+            return True
+        # An earlier version wrote down a digest of the listing.
+        listing = self._backend.listing(self.namespace)
+        return fingerprint[2:] == [backends.fingerprint(listing)]
 
     @property
     def _backend(self) -> Backend:

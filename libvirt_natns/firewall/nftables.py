@@ -28,6 +28,9 @@ MAKE_ROOM = f"add table {TABLE}\ndelete table {TABLE}\n"
 """Deletes our table, whether the table exists or not."""
 MAKE_ROOM_ARP = MAKE_ROOM.replace(TABLE, limits.ARP_TABLE)
 
+TRY_ARP = "".join(f"{verb} table {limits.ARP_TABLE}-trial\n" for verb in ("create", "delete"))
+"""Succeeds, and changes nothing, where the kernel has nftables' family arp."""
+
 name = "nftables"
 
 
@@ -151,8 +154,10 @@ def _run_with_arp(namespace: str | None, text: str) -> None:
     try:
         nft.load(namespace, text)
     except FirewallError:
+        # A failure that passes must not cost the limits of ARP for good.
+        if nft.run(namespace, TRY_ARP).returncode == 0:
+            raise
         without = text.replace(MAKE_ROOM_ARP, "").partition(f"table {limits.ARP_TABLE} {{")[0]
-        # With an error of its own where ARP is not to blame.
         nft.load(namespace, without)
 
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from libvirt_natns.firewall import (
     iptables,
     iptables_entries,
     iptables_syntax,
+    nfnetlink,
     nft,
     nft_listing,
     nft_statements,
@@ -829,6 +831,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What nft would list: the whole ruleset as JSON, and texts by name."""
     held = {"json": listing()}
     monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
+    monkeypatch.setattr(nft, "works", lambda: True)
     monkeypatch.setattr(nft, "ruleset_json", lambda: held["json"])
     monkeypatch.setattr(nftables, "listing", lambda _: held.get("inet natns", ""))
     monkeypatch.setattr(nft, "list_chain", lambda name: held[name])
@@ -912,3 +915,46 @@ def test_a_foreign_table_with_an_odd_name_is_left_alone(kernel: dict[str, str]) 
     kernel["json"] = listing(item)
     # It is not ours to change, whatever it is called.
     assert script() == NEW_TABLE
+
+
+@pytest.mark.parametrize("has_arp", [True, False])
+def test_a_failure_that_passes_does_not_cost_the_limits_of_arp(
+    has_arp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(_namespace: str | None, text: str) -> None:
+        if "arp natns" in text:
+            raise FirewallError("nft refused the rules")
+        loaded.append(text)
+
+    def run(_namespace: str | None, commands: str) -> CompletedProcess[str]:
+        assert commands == nftables.TRY_ARP
+        return CompletedProcess([], 0 if has_arp else 1, "", "")
+
+    monkeypatch.setattr(nft, "load", load)
+    monkeypatch.setattr(nft, "run", run)
+    monkeypatch.setattr(nfnetlink, "tables", set)
+    if has_arp:
+        with pytest.raises(FirewallError, match="nft refused the rules"):
+            nftables.apply(None, ruleset(POLICY))
+        assert not loaded
+    else:
+        nftables.apply(None, ruleset(POLICY))
+        assert loaded
+
+
+def test_a_kernel_without_nftables_has_no_rules_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program alone says nothing: ``firewall = "iptables"`` must work beside it."""
+
+    def fail() -> str:
+        raise FirewallError("cache initialization failed: Invalid argument")
+
+    monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
+    monkeypatch.setattr(nfnetlink, "works", lambda: False)
+    monkeypatch.setattr(nft, "ruleset_json", fail)
+    own = host_firewall.framework_rules(HOST_POLICY, host_nftables, "iptables")
+    accepts = host_accepts.accepts(HOST_POLICY)
+    assert host_nftables.ensure(own, accepts) == ()
+    assert host_nftables.differences(own, accepts) == ()
+    assert foreign_chains.obstacles(accepts) == ()

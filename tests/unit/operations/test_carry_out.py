@@ -315,6 +315,7 @@ class FakeBackend:
         self.name = name
         self.held = ""
         self.fails = False
+        self.is_gone = False
         self.listed = 0
         self.meddler: Callable[[], None] = lambda: None
         self._changes = 0
@@ -331,11 +332,16 @@ class FakeBackend:
         self.meddler()
 
     def clear(self, namespace: str) -> None:
+        if self.is_gone:
+            raise FirewallError("its program is missing")
         self.held = ""
 
     def digest(self, namespace: str) -> str:
         self.listed += 1
-        return fingerprint(self.held) if self.held else ""
+        return fingerprint(f"dump of {self.held}") if self.held else ""
+
+    def listing(self, namespace: str) -> str:
+        return self.held
 
     def generation(self, namespace: str) -> str:
         if self.held != self._seen:
@@ -368,7 +374,7 @@ def test_rules_are_loaded_once_and_again_when_altered(backends: dict[str, FakeBa
     assert "more" not in backends["nftables"].held
 
 
-@pytest.mark.parametrize("damage", ["directory", "link", "octets"])
+@pytest.mark.parametrize("damage", ["directory", "link", "octets", "words"])
 def test_rules_are_loaded_whatever_is_in_the_fingerprints_place(
     backends: dict[str, FakeBackend], damage: str
 ) -> None:
@@ -378,6 +384,8 @@ def test_rules_are_loaded_whatever_is_in_the_fingerprints_place(
         (file / "more").mkdir(parents=True)
     elif damage == "link":
         file.symlink_to("/nowhere/at/all")
+    elif damage == "words":
+        file.write_text("rules of another program")
     else:
         file.write_bytes(b"\xff\xfe")
     assert carried_out(FakeKernel(), rules("nftables"))
@@ -389,17 +397,42 @@ def test_rules_are_loaded_whatever_is_in_the_fingerprints_place(
 def test_rules_of_a_router_that_an_earlier_version_loaded_are_current(
     backends: dict[str, FakeBackend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An earlier version wrote no generation beside the two digests."""
+    """An earlier version wrote a digest of the listing, and no generation."""
     monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path)
     firewall = replace(rules("nftables"), owner="wan", layout="router")
     carried_out(FakeKernel(), firewall)
     file = firewall.rule_set.file
     assert file == tmp_path / "routers" / "wan.rules"
-    earlier = file.read_text().rpartition(" ")[0]
-    assert len(earlier.split()) == 3
-    file.write_text(earlier)
+    wanted = file.read_text().split()[:2]
+    assert len(file.read_text().split()) == 4
+    file.write_text(" ".join([*wanted, fingerprint(backends["nftables"].held)]))
     assert firewall.rule_set.was_loaded_last()
     assert carried_out(FakeKernel(), firewall) == []
+    backends["nftables"].held += " and more"
+    assert carried_out(FakeKernel(), firewall)
+
+
+def test_a_former_backend_that_cannot_work_is_told_of_once(
+    backends: dict[str, FakeBackend],
+) -> None:
+    """Such as nftables, where the program nft was removed while networks run."""
+    kernel = FakeKernel()
+    carried_out(kernel, rules("nftables"))
+    backends["nftables"].is_gone = True
+    with pytest.raises(FirewallError, match="its program is missing"):
+        carried_out(kernel, rules("iptables"))
+    assert carried_out(kernel, rules("iptables")) == []
+
+
+def test_a_full_disk_does_not_keep_rules_away(
+    backends: dict[str, FakeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    carried_out(FakeKernel(), rules("nftables"))
+    assert backends["nftables"].held
 
 
 def test_a_change_elsewhere_in_the_namespace_is_none_of_the_rules(

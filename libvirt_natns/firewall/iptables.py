@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The iptables backend: legacy iptables, driven through python-iptables.
 
-python-iptables caches tables for the life of a process.  So python-iptables is loaded only
-in a child that is already inside the namespace: see ``iptables_child``, which
-gets whole tables as JSON.  Here rules become these tables.
+python-iptables caches tables for the life of a process.  So python-iptables opens tables only
+in a process that is already inside the namespace: see ``iptables_server`` and
+``iptables_child``, which get whole tables as JSON.  Here rules become these tables.
 
 Each table is replaced in one transaction, NAT first and the filter last: at no
 moment is forwarding open while NAT is missing.
@@ -17,34 +17,24 @@ drop a table.
 
 import hashlib
 import importlib.util
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
+from libvirt_natns.firewall import iptables_server
 from libvirt_natns.firewall.iptables_entries import entries
 from libvirt_natns.firewall.iptables_syntax import ChainEntry
 from libvirt_natns.firewall.rule import Chain, LayoutName, Rule
-from libvirt_natns.kernel import netns, processes
+from libvirt_natns.kernel import netns
 
 TABLE_NAMES: dict[Family, Path] = {
     4: Path("/proc/thread-self/net/ip_tables_names"),
     6: Path("/proc/thread-self/net/ip6_tables_names"),
 }
 MODULES: dict[Family, str] = {4: "ip_tables", 6: "ip6_tables"}
-
-TIME_LIMIT = 30.0
-"""Seconds after which the child counts as stuck; it may wait for iptables' lock."""
-
-CHILD = "from libvirt_natns.firewall.iptables_child import main; sys.exit(main())"
-CHILD_OPTIONS = "-IWignore"
-"""Isolated, and without warnings about python-iptables' old code."""
 
 name = "iptables"
 
@@ -219,36 +209,20 @@ def kernel_has(family: Family) -> bool:
     return modules.exists() and f"/{MODULES[family]}.ko" in modules.read_text()
 
 
-def call(namespace: str | None, verb: str, **values: object) -> str:
-    """Run a verb of ``iptables_child`` inside ``namespace`` and return its output.
+def call(
+    namespace: str | None, verb: str, *, families: Iterable[Family] = (4,), **values: object
+) -> str:
+    """Run a verb of ``iptables_child`` inside ``namespace``, a family after the other.
 
-    Raises FirewallError with the last line of the child's stderr, KernelError when the
-    namespace is missing.
+    Returns what the verb says in all families.  Raises FirewallError with the reason of the
+    first family that fails, KernelError when the namespace is missing.
     """
-    # The child looks for python-iptables on its own path, then on ours.
-    path = [entry for entry in sys.path if Path(entry).is_absolute()]
-    request = json.dumps({"verb": verb, "path": path, **values})
-    try:
-        # A child belongs to the namespace of the thread that starts it.
-        with netns.entered(namespace):
-            done = subprocess.run(
-                names.python_command(CHILD, options=CHILD_OPTIONS),
-                input=request,
-                capture_output=True,
-                text=True,
-                timeout=TIME_LIMIT,
-                env=_environment(),
-                check=False,
-            )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise FirewallError("cannot run python-iptables", str(error)) from error
-    if done.returncode != 0:
-        complaint = done.stderr.strip().splitlines() or ["no reason"]
-        raise FirewallError("iptables refused the rules", complaint[-1])
-    return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    kept = ("IPTABLES_LIBDIR", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
-    own = {key: os.environ[key] for key in kept if key in os.environ}
-    return {"PATH": processes.PATH, "LC_ALL": "C", **own}
+    request = {"verb": verb, "path": iptables_server.search_path(), **values}
+    said = []
+    with netns.entered(namespace):
+        for family in families:
+            answer = iptables_server.ask({**request, "family": family})
+            if answer["complaint"]:
+                raise FirewallError("iptables refused the rules", answer["complaint"])
+            said.append(answer["said"])
+    return "".join(said)

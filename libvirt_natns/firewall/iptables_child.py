@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The program that ``iptables`` runs inside a namespace, since python-iptables caches tables.
+"""The fork server that ``iptables_server`` starts: what it does with a request.
 
 python-iptables keeps every table that it has opened, with the namespace it was opened in.
-So this is a process of its own.  It reads one request as JSON,
-does one verb, writes its result to stdout and its error as one line to stderr.
-Of the package around, it imports ``iptc_library``, ``iptc_tables`` and ``iptc_compare`` alone,
-so that it starts quickly.
+libxtables loads extensions for one family, and does not find them for the other.  So the server
+loads python-iptables, opens nothing, and forks for each request.
 
-Each family has a process of its own: libxtables loads extensions for one family, and does not
-find them for the other.
+A request is JSON: ``verb``, ``family``, ``path`` (more directories of modules), and what the verb
+takes.  Its length brings a descriptor of the namespace.  The answer is JSON, too: what the verb
+has ``said``, and its ``complaint`` in one line, "" for none.  Of the package around, the server
+imports ``iptc_library``, ``iptc_tables`` and ``iptc_compare`` alone, so that it starts quickly.
 """
 
+import ctypes
 import fcntl
 import importlib.util
 import json
 import os
+import signal
+import socket
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,46 +31,89 @@ from libvirt_natns.firewall.iptc_tables import append, dump, open_table
 LOCK = "/run/xtables.lock"
 """The lock under which iptables itself changes tables, on Debian and Fedora alike."""
 
+FRAME = struct.Struct("!Q")
+CLONE_NEWNET = 0x40000000
+
 TABLE_NAMES = {
     4: Path("/proc/thread-self/net/ip_tables_names"),
     6: Path("/proc/thread-self/net/ip6_tables_names"),
 }
 
 
-def main() -> int:
-    """Do the verb of the request on standard input, a family after the other: the exit code."""
-    request: TableRequest = json.load(sys.stdin)
-    sys.path += [entry for entry in request["path"] if entry not in sys.path]
-    *others, last = request.get("families") or [4]
-    for family in others:
-        code = _apart(request | {"family": family})
-        if code:
-            return code
-    return _do(request | {"family": last})
+LIMIT = 30
+"""Seconds that a request may take; it may wait for iptables' lock."""
 
 
-def _apart(request: TableRequest) -> int:
-    """Do a verb in a process of its own; python-iptables is slow to load and is loaded before."""
-    with suppress(Exception):
-        iptc()
+def serve() -> None:
+    """Do requests from the socket that is standard input, until that is closed."""
+    link = socket.socket(fileno=0)
+    while True:
+        start, descriptors, _, _ = socket.recv_fds(link, FRAME.size, 1)
+        if not start:
+            return
+        start += _received(link, FRAME.size - len(start))
+        request: TableRequest = json.loads(_received(link, *FRAME.unpack(start)))
+        sys.path += [entry for entry in request["path"] if entry not in sys.path]
+        with suppress(Exception):
+            # A fork that needs it will say why it is missing.
+            iptc()
+        answer = _in_fork(request, descriptors[0])
+        os.close(descriptors[0])
+        link.sendall(FRAME.pack(len(answer)) + answer)
+
+
+def _received(link: socket.socket, length: int) -> bytes:
+    some = b""
+    while len(some) < length:
+        more = link.recv(length - len(some))
+        if not more:
+            os._exit(0)
+        some += more
+    return some
+
+
+def _in_fork(request: TableRequest, namespace: int) -> bytes:
+    """Do a request in a process of its own, inside of a namespace; return the answer."""
+    reader, writer = os.pipe()
+    errors = os.memfd_create("stderr")
     process = os.fork()
     if not process:
-        code = _do(request)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        # libxtables says why, and ends the process.
+        os.dup2(errors, 2)
+        # A fork that hangs in the kernel must not stay.
+        signal.alarm(LIMIT)
+        _enter(namespace)
+        with os.fdopen(writer, "wb") as told:
+            told.write(json.dumps(_do(request)).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as said:
+        answer = said.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    with os.fdopen(errors, "rb") as file:
+        file.seek(0)
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    if status:
+        reason = (lines or [f"python-iptables has ended with status {status}"])[-1]
+        return json.dumps({"said": "", "complaint": reason}).encode()
+    return answer
 
 
-def _do(request: TableRequest) -> int:
+def _enter(namespace: int) -> None:
+    if hasattr(os, "setns"):
+        os.setns(namespace, CLONE_NEWNET)
+    elif ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET):
+        # Python before 3.12 has no os.setns.
+        os._exit(1)
+
+
+def _do(request: TableRequest) -> dict[str, str]:
     try:
-        sys.stdout.write(VERBS[request["verb"]](request))
+        return {"said": VERBS[request["verb"]](request), "complaint": ""}
     except Exception as error:
         # python-iptables quotes the kernel's reason as bytes.
-        message = " ".join(str(error).replace(": b'", ": '").split()) or type(error).__name__
-        sys.stderr.write(f"{message}\n")
-        return 1
-    return 0
+        reason = " ".join(str(error).replace(": b'", ": '").split()) or type(error).__name__
+        return {"said": "", "complaint": reason}
 
 
 def find(_request: TableRequest) -> str:

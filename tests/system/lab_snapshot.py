@@ -183,8 +183,8 @@ LOOK = "nft -j -s -t list ruleset"
 """The service looks at rules by this program, at any moment and for some milliseconds."""
 
 
-CHILD = "nft -i -j -s -t"
-"""A process of ours keeps this child as long as it lives itself."""
+CHILDREN = ("nft -i -j -s -t", "iptables_child import serve; serve()")
+"""A process of ours keeps such children as long as it lives itself."""
 
 
 def _processes() -> list[str]:
@@ -192,7 +192,7 @@ def _processes() -> list[str]:
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         line = _command(directory)
-        if line.endswith(CHILD) and (_parent(directory) != 1 or _ends(directory)):
+        if line.endswith(CHILDREN) and (_parent(directory) != 1 or _ends(directory)):
             continue
         if line and not line.endswith(LOOK):
             found.append(line)

@@ -28,7 +28,7 @@ FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 FORWARDING6 = Path("/proc/sys/net/ipv6/conf/all/forwarding")
 MGMT6, HOST6 = "fd00:30::5", "2001:db8:77::2"
 ROUTED, ROUTED6 = "192.168.170.5", "fd00:70::5"
-SOON = 5.0
+SOON = 20.0
 """Seconds within which the host is right after libvirt's network has started."""
 
 pytestmark = pytest.mark.usefixtures("installed")

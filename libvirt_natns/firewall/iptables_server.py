@@ -6,7 +6,7 @@ another namespace.  So a server loads python-iptables and opens no table.  Each 
 enters the namespace of one request, does one verb in one family, and ends: ``iptables_child``.
 
 A server ends when its process closes the socket, in any way.  Threads that ask at the same time
-have a server each, so that one that waits for iptables' lock holds up no other.
+have a server each.  A thread that waits for iptables' lock holds up no other thread.
 """
 
 import json

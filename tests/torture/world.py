@@ -11,6 +11,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import lab_base
+import lab_interpreter
 import libvirt
 from lab import (
     ECHO_PORT,
@@ -102,6 +104,10 @@ class World:
         libvirt.registerErrorHandler(lambda *_: None, None)
         self.libvirtd.start()
         self.libvirtd.prime()
+        # Hooks, commands and services are forks of it: an operation is not its imports.
+        server = lab_base.start_command_server()
+        self._stack.callback(lab_base.end_command_server)
+        self._stack.enter_context(lab_interpreter.loaded(server))
         install_natns()
         self._stack.callback(uninstall_natns)
         self._stack.callback(remove_config)

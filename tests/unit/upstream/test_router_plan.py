@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,6 +21,7 @@ from libvirt_natns.operations.operation import ApplyContext, Operation, describe
 from libvirt_natns.upstream.router import (
     confirm_timer,
     confirmation,
+    health,
     journal,
     nic_addresses,
     preflight,
@@ -214,6 +215,38 @@ def test_a_timer_that_does_not_start_is_named_without_a_step(
     monkeypatch.setattr(confirm_timer, "arm", refuse)
     with pytest.raises(RouterError, match=r"^router wan: cannot start the rollback timer"):
         up(Noted("a"), within=60.0)
+
+
+# -- others, until the lock is free ------------------------------------------------
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_repair_leaves_a_router_down_that_others_took_down(
+    configured: bool, up: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repair looks without the lock; `router down` has the lock, and ends first."""
+
+    def take_down(*_: object) -> list[str]:
+        journal.discard("wan")
+        return ["it is damaged"]
+
+    up(Noted("a"), Noted("b", holds=True))
+    EVENTS.clear()
+    monkeypatch.setattr(health, "differences", take_down)
+    verbs = RouterLifecycle(Config(), cast("Kernel", NoKernel()))
+    assert health.repair_all(verbs, configured=configured) == []
+    assert (EVENTS, written()) == ([], "nothing")
+
+
+def test_a_repair_carries_out_what_differs(
+    up: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up(Noted("a"), Noted("b", holds=True))
+    EVENTS.clear()
+    monkeypatch.setattr(health, "differences", lambda *_: ["it is damaged"])
+    verbs = RouterLifecycle(Config(), cast("Kernel", NoKernel()))
+    assert health.repair_all(verbs) == ["router wan: a"]
+    assert EVENTS == ["a: up, "]
 
 
 # -- files of an earlier version -------------------------------------------------

@@ -221,6 +221,36 @@ def test_what_was_seen_ahead_of_the_lock_is_seen_anew(upstream: Provider) -> Non
         run("ip", "link", "delete", network.bridge or "")
 
 
+def test_a_network_that_others_made_anew_is_seen_as_it_is(upstream: Provider) -> None:
+    """The look before the lock has opened sockets in a namespace that is gone by now."""
+    xml = xml_of(1)
+    network = libvirt_xml.parse_network(xml)
+    run("ip", "link", "add", network.bridge or "", "type", "bridge")
+    run("ip", "link", "set", network.bridge or "", "up")
+    resident = EnginePool()
+    try:
+        for verb in ("repair", "up"):
+            with resident.engine() as engine, resident.engine() as other:
+                other.prepare(network, xml)
+                other.up(network, xml)
+                record = engine.store.networks.get(network.uuid)
+                assert record is not None
+                assert network_differences(engine, record) == []
+                other.down(network.uuid)
+                other.prepare(network, xml)
+                other.up(network, xml)
+                patch = engine.kernel.host.links.get(names.private_patch(network.uuid))
+                did = engine.repair(record) if verb == "repair" else engine.up(network, xml)
+                assert did == []
+                assert engine.kernel.host.links.get(names.private_patch(network.uuid)) == patch
+                other.down(network.uuid)
+    finally:
+        with resident.engine() as engine:
+            engine.down(network.uuid)
+        resident.close()
+        run("ip", "link", "delete", network.bridge or "")
+
+
 def xml_of(number: int) -> bytes:
     uuid = f"c0ffee00-0000-4000-8000-{number:012x}"
     metadata = METADATA.format(port=8000 + number)

@@ -266,6 +266,28 @@ def test_a_repair_that_comes_after_down_leaves_the_router_down(
     assert after == before, before.diff(after)
 
 
+def test_a_router_that_others_repaired_is_seen_as_it_is(
+    vps: Vps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repair waits for the lock, and holds readings from before."""
+    look = health.differences
+
+    def look_while_others_repair(verbs: RouterLifecycle, name: str) -> list[str]:
+        found = look(verbs, name)
+        run("ip", "link", "set", "lo", "up", namespace=ROUTER)
+        with Kernel() as other:
+            machine(other).up("wan")
+        return found
+
+    with Kernel() as kernel:
+        machine(kernel).up("wan")
+        run("ip", "link", "set", "lo", "down", namespace=ROUTER)
+        monkeypatch.setattr(health, "differences", look_while_others_repair)
+        with kernel.work():
+            assert health.repair_all(machine(kernel)) == []
+        machine(kernel).down("wan")
+
+
 # -- nobody confirms ---------------------------------------------------------
 
 

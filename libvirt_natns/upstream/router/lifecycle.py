@@ -116,8 +116,9 @@ class RouterLifecycle:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock of routers."""
+        """Hold the lock of routers, and trust nothing that was read before."""
         with router_files.lock(), self.kernel.work():
+            self.kernel.distrust()
             yield
 
     def _settled(self, name: str, done: list[str]) -> RouterRecord | None:

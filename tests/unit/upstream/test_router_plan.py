@@ -3,8 +3,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,8 @@ from libvirt_natns.upstream.router import (
     journal,
     nic_addresses,
     preflight,
+    recover,
+    router_files,
     router_plan,
 )
 from libvirt_natns.upstream.router.downstream import RouterNeeds
@@ -115,6 +117,9 @@ class NoKernel:
         return nullcontext()
 
     def forget(self) -> None:
+        pass
+
+    def distrust(self) -> None:
         pass
 
 
@@ -247,6 +252,42 @@ def test_a_repair_carries_out_what_differs(
     verbs = RouterLifecycle(Config(), cast("Kernel", NoKernel()))
     assert health.repair_all(verbs) == ["router wan: a"]
     assert EVENTS == ["a: up, "]
+
+
+VERBS: dict[str, Callable[[RouterLifecycle], object]] = {
+    "up": lambda verbs: verbs.up("wan"),
+    "repair": lambda verbs: verbs.repair("wan", configured=False),
+    "boot": lambda verbs: verbs.boot(RouterUpstream(name="wan", nic="ens3"), NIC),
+    "expire": lambda verbs: verbs.expire("wan", 0.0),
+    "follow_lease": lambda verbs: verbs.follow_lease("wan"),
+    "down": lambda verbs: verbs.down("wan"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.usefixtures("up")
+def test_a_verb_trusts_no_reading_from_before_its_lock(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ReadBefore(NoKernel):
+        def distrust(self) -> None:
+            EVENTS.append("distrust")
+
+    @contextmanager
+    def lock() -> Iterator[None]:
+        EVENTS.append("lock")
+        yield
+
+    def read(*_: object) -> None:
+        EVENTS.append("read")
+        raise KernelError("enough")
+
+    monkeypatch.setattr(router_files, "lock", lock)
+    for module, name in ((recover, "load"), (recover, "overdue"), (journal, "load")):
+        monkeypatch.setattr(module, name, read)
+    with pytest.raises(KernelError, match="enough"):
+        VERBS[verb](RouterLifecycle(Config(), cast("Kernel", ReadBefore())))
+    assert EVENTS == ["lock", "distrust", "read"]
 
 
 # -- files of an earlier version -------------------------------------------------

@@ -6,6 +6,7 @@ inside its namespace and used from outside, so no thread jumps between namespace
 change.  An open socket keeps its namespace alive after the namespace's name was deleted.
 """
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Collection
@@ -62,8 +63,12 @@ class Sockets:
             if netns.inode(namespace) != self._inodes.get(namespace):
                 self.close(namespace)
         if namespace not in sockets:
-            with netns.entered(namespace):
-                inode, opened = netns.inode(None), make()
+            try:
+                with netns.entered(namespace):
+                    inode, opened = netns.inode(None), make()
+            except OSError as error:
+                where = namespace or "the host"
+                raise KernelError(f"cannot open a socket in {where}", str(error)) from error
             if self._inodes.get(namespace, inode) != inode:
                 # The other socket leads to a namespace that had this name before.
                 self.close(namespace)
@@ -168,6 +173,9 @@ class NetlinkChannel:
             request()
         except NetlinkError as error:
             return int(error.code)
+        except OSError as error:
+            # The socket has failed, and not the change.
+            return error.errno or errno.EIO
         return 0
 
     def change(

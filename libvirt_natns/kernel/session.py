@@ -158,7 +158,11 @@ class Kernel:
             raise KernelError(f"cannot create namespace {name}", str(error)) from error
         finally:
             os.close(descriptor)
-        self._sockets.writer(name).link("set", index=LOOPBACK, ifalias=_tag(owner))
+        channel = NetlinkChannel(self._sockets, name)
+        channel.change(
+            f"a tag for namespace {name}",
+            lambda: channel.writer.link("set", index=LOOPBACK, ifalias=_tag(owner)),
+        )
 
     def delete_namespace(self, name: str) -> None:
         """Remove a namespace's name; the kernel ends the namespace once no process is inside."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from socket import create_server
 
 import pytest
 from lab import (
@@ -32,7 +33,7 @@ from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.reconcile.comparison import network_differences
 from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import limits, nft, nftables
-from libvirt_natns.kernel import netns
+from libvirt_natns.kernel import listening_ports, netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.kernel.veth import VethPair
 from libvirt_natns.service.engine_pool import EnginePool
@@ -99,6 +100,21 @@ def test_a_session_does_not_keep_a_namespace_that_another_deletes() -> None:
         second.create_namespace("nat-shared", OWNER)
         assert first.at("nat-shared").links.get("inner") is None
         second.delete_namespace("nat-shared")
+
+
+def test_ports_of_the_host_are_listed_while_another_thread_is_in_a_namespace() -> None:
+    """The service's threads work for several networks at once, each in its namespace."""
+    with Kernel() as kernel, create_server(("", 0)) as server, ThreadPoolExecutor(1) as pool:
+        kernel.create_namespace("nat-first", OWNER)
+        try:
+            # A thread begins in the namespace of the thread that starts it.
+            assert pool.submit(netns.inode, None).result() == netns.inode(None)
+            with netns.entered("nat-first"):
+                assert listening_ports.listening("tcp") == set()
+                found = pool.submit(listening_ports.listening, "tcp").result()
+            assert server.getsockname()[1] in found
+        finally:
+            kernel.delete_namespace("nat-first")
 
 
 # -- firewall --------------------------------------------------------------------

@@ -61,6 +61,7 @@ def adopt(engine: Engine, active: Mapping[str, bytes], domains: Mapping[str, byt
     for uuid, xml in unrecorded.items():
         name = xml_sniff.at_network(xml).name
         with _noting(outcome, name), locked(names.network_directory(uuid)):
+            engine.kernel.distrust()
             if _runs_unrecorded(engine, uuid, xml):
                 _adopt_network(engine, xml, domains)
                 adopted.add(uuid)

@@ -90,7 +90,7 @@ class Context:
             self.kernel.work(),
         ):
             # Others may have changed the network until its lock was free.
-            self.kernel.forget()
+            self.kernel.distrust()
             start = time.monotonic()
             change = self._read(uuid)
             try:

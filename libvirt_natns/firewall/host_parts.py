@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
+from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import (
     foreign_chains,
     host_accepts,
@@ -102,8 +103,11 @@ def _statements(rules: Iterable[Rule]) -> list[str]:
 
 
 def load(text: str) -> HostPart:
-    """Return a part as ``dump`` wrote it; "" is an empty part."""
-    return HostPart(**json.loads(text)) if text else HostPart()
+    """Return a part as ``dump`` wrote it; "" is an empty part.  Raises FirewallError."""
+    try:
+        return HostPart(**json.loads(text)) if text else HostPart()
+    except (ValueError, TypeError) as error:
+        raise FirewallError(f"a network's part of the host's rules is damaged ({error})") from error
 
 
 def dump(part: HostPart) -> str:

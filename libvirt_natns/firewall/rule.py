@@ -29,9 +29,6 @@ Chain = Literal[
     "srcnat",
     "guard",
 ]
-
-LayoutName = Literal["namespace", "router"]
-"""The chains that a rule set has, by the namespace it is for: a network's, or a router's."""
 """Where a packet meets a rule, in the order in which a forwarded packet does:
 
 arp      ARP for the machine or namespace itself, where the backend has a place for ARP
@@ -48,6 +45,9 @@ bridged_out  in the host, ahead of all translation of sources
 srcnat   leaving, first packet of a flow: its source address
 guard    leaving, after NAT: the source is the one on the wire
 """
+
+LayoutName = Literal["namespace", "router"]
+"""The chains that a rule set has, by the namespace it is for: a network's, or a router's."""
 
 Action = Literal[
     "accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "zone", "keep"

@@ -2,6 +2,7 @@
 """Bridges of one namespace and their ports."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from libvirt_natns import names
@@ -45,7 +46,7 @@ class Bridges:
         ports = Path("/sys/class/net", bridge, "brif")
         if self._channel.namespace is None and ports.is_dir():
             # Listing all links takes 0.2 s with a few hundred of them.
-            with os.scandir(ports) as entries:
+            with suppress(FileNotFoundError), os.scandir(ports) as entries:
                 return [entry.name for entry in entries]
         index = self._channel.index(bridge)
         return [link.name for link in self._channel.links() if link.master == index]

@@ -6,6 +6,7 @@ inside its namespace and used from outside, so no thread jumps between namespace
 change.  An open socket keeps its namespace alive after the namespace's name was deleted.
 """
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Collection
@@ -21,6 +22,7 @@ from libvirt_natns.kernel.rtnetlink import Link
 DUMP_TRIES = 100
 """A listing is invalid if the kernel's tables change on the way; it is read again so often."""
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 if find_spec("pyroute2") is None:
@@ -37,24 +39,50 @@ class Sockets:
     def __init__(self) -> None:
         self._writers: dict[str | None, Any] = {}
         self._readers: dict[str | None, rtnetlink.Session] = {}
+        self._inodes: dict[str | None, int | None] = {}
+        self._doubted: set[str | None] = set()
         self.remembers = False
         self.readings: dict[tuple[str, str | None, str], Any] = {}
 
     def writer(self, namespace: str | None) -> Any:  # noqa: ANN401
         """Return pyroute2's route socket in a namespace; None is the host."""
-        if namespace not in self._writers:
-            from libvirt_natns.kernel.route_socket import IPRoute
+        from libvirt_natns.kernel.route_socket import IPRoute
 
-            with netns.entered(namespace):
-                self._writers[namespace] = IPRoute()
-        return self._writers[namespace]
+        return self._opened(self._writers, namespace, IPRoute)
 
     def reader(self, namespace: str | None) -> rtnetlink.Session:
         """Return a socket for reading in a namespace; None is the host."""
-        if namespace not in self._readers:
-            with netns.entered(namespace):
-                self._readers[namespace] = rtnetlink.Session()
-        return self._readers[namespace]
+        return self._opened(self._readers, namespace, rtnetlink.Session)
+
+    def _opened(
+        self, sockets: dict[str | None, S], namespace: str | None, make: Callable[[], S]
+    ) -> S:
+        """Return the socket in a namespace, opened where there is none that leads there."""
+        if namespace in self._doubted:
+            self._doubted.discard(namespace)
+            if netns.inode(namespace) != self._inodes.get(namespace):
+                self.close(namespace)
+        if namespace not in sockets:
+            try:
+                with netns.entered(namespace):
+                    inode, opened = netns.inode(None), make()
+            except OSError as error:
+                where = namespace or "the host"
+                raise KernelError(f"cannot open a socket in {where}", str(error)) from error
+            if self._inodes.get(namespace, inode) != inode:
+                # The other socket leads to a namespace that had this name before.
+                self.close(namespace)
+            self._inodes[namespace] = inode
+            sockets[namespace] = opened
+        return sockets[namespace]
+
+    def doubt(self) -> None:
+        """Check, before a namespace's sockets serve again, that its name still leads there.
+
+        A namespace may be replaced by another one of its name.  An open socket keeps the
+        former namespace, and so its inode's number.
+        """
+        self._doubted = self.namespaces() - {None}
 
     def namespaces(self) -> set[str | None]:
         """Return the namespaces with an open socket; None is the host."""
@@ -63,6 +91,7 @@ class Sockets:
     def close(self, *namespaces: str | None) -> None:
         """Close the sockets of these namespaces."""
         for namespace in namespaces:
+            self._inodes.pop(namespace, None)
             for sockets in (self._writers, self._readers):
                 opened = sockets.pop(namespace, None)
                 if opened is not None:
@@ -144,6 +173,9 @@ class NetlinkChannel:
             request()
         except NetlinkError as error:
             return int(error.code)
+        except OSError as error:
+            # The socket has failed, and not the change.
+            return error.errno or errno.EIO
         return 0
 
     def change(

@@ -9,10 +9,9 @@ from typing import Any
 
 from libvirt_natns.addresses import Address, Interface, IPNetwork
 from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.links import Links
-
-IFA_F_NODAD = 2
 
 
 class LinkAddresses:
@@ -75,7 +74,7 @@ class LinkAddresses:
         }  # fmt: skip
         if address.version == 6:
             # The caller has probed the address.  Without the flag it would not answer at once.
-            request["flags"] = IFA_F_NODAD
+            request["flags"] = netlink.IFA_F_NODAD
         elif address.network.prefixlen < 31:
             request["broadcast"] = str(address.network.broadcast_address)
         self._channel.change(

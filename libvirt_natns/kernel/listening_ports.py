@@ -2,7 +2,7 @@
 """Ports that programs of the host itself listen on.
 
 A forward of an upstream of kind "host" listens on the host's own addresses: it
-must not take the port of its sshd away.  Source: /proc/net, see proc(5).
+must not take the port of its sshd away.  Source: proc(5).
 """
 
 from collections.abc import Iterable
@@ -12,17 +12,20 @@ from pathlib import Path
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.model.publication import Forward, PortProtocol
 
+PORTS = Path("/proc/thread-self/net")
+"""The files of the calling thread's namespace; /proc/net has those of the main thread's."""
+
 TCP_LISTEN = "0A"
 UDP_UNCONNECTED = "07"
 
 
 def listening(proto: PortProtocol) -> set[int]:
-    """Return the ports of the calling namespace on which a program listens for all clients."""
+    """Return the ports of the thread's namespace on which a program listens for all clients."""
     state = TCP_LISTEN if proto == "tcp" else UDP_UNCONNECTED
     ports = set()
     for name in (proto, f"{proto}6"):
         try:
-            lines = Path("/proc/net", name).read_text().splitlines()[1:]
+            lines = (PORTS / name).read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:

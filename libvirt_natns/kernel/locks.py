@@ -85,7 +85,14 @@ def _acquire(directory: Path, deadline: float) -> int:
         try:
             make_directory(directory)
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            _check_links(directory)
+            if time.monotonic() > deadline:
+                raise LockError(
+                    f"cannot lock {directory} ({error.strerror})", "try again"
+                ) from error
+            # Its last holder has just removed the directory, or a directory above.
+            time.sleep(POLLS[0])
             continue
         except OSError as error:
             raise LockError(
@@ -101,6 +108,16 @@ def _acquire(directory: Path, deadline: float) -> int:
             return descriptor
         # Its last holder removed the directory: another process may hold a new one of that name.
         os.close(descriptor)
+
+
+def _check_links(directory: Path) -> None:
+    """Raise LockError where a part of a directory's path is a link to nothing."""
+    for part in (directory, *directory.parents):
+        if part.is_symlink() and not part.exists():
+            raise LockError(
+                f"{part} is a link to {part.readlink()}, which is missing (expected: a directory)",
+                f"rm {part}",
+            )
 
 
 def _lock(descriptor: int, directory: Path, deadline: float) -> None:

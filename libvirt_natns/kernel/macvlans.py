@@ -41,12 +41,8 @@ class Macvlans:
     def create(self, link: str, mac: str, parent: str, mtu: int) -> None:
         """Make a macvlan on a link of the host, down, in place of a link of that name."""
         Links(self._channel).delete(link)
-        path = names.namespace_path(self._channel.place)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with netns.opened(self._channel.place) as descriptor:
             _add(self._host, descriptor, parent, {"ifname": link, "address": mac, "mtu": mtu})
-        finally:
-            os.close(descriptor)
 
     def probe(self, parent: str) -> None:
         """Make a macvlan on a link of the host, in a namespace that ends with this call.

@@ -193,18 +193,39 @@ def remove(name: str) -> None:
     Path(path).unlink(missing_ok=True)
 
 
+def _open(name: str | None) -> int:
+    """Return a descriptor of a namespace; None is the thread's own.  Raises KernelError."""
+    try:
+        return os.open(names.namespace_path(name) if name else OWN, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise KernelError(f"network namespace {name} is missing") from None
+    except OSError as error:
+        which = f"network namespace {name}" if name else "the thread's network namespace"
+        raise KernelError(f"cannot open {which}", str(error)) from error
+
+
+@contextmanager
+def opened(name: str | None) -> Iterator[int]:
+    """Open a namespace for the body, which gets its descriptor; None is the thread's own.
+
+    Raises KernelError.
+    """
+    descriptor = _open(name)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def entered(name: str | None) -> Iterator[None]:
-    """Run the body inside the namespace ``name``; None stays where it is."""
+    """Run the body inside the namespace ``name``; None stays where it is.  Raises KernelError."""
     if name is None:
         yield
         return
-    own = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+    own = _open(None)
     try:
-        try:
-            other = os.open(names.namespace_path(name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise KernelError(f"network namespace {name} is missing") from None
+        other = _open(name)
         try:
             _setns(other)
         except OSError as error:

@@ -55,7 +55,7 @@ def links(but: Iterable[str]) -> tuple[str, ...]:
 
 
 def _routes() -> Iterator[tuple[str, bool]]:
-    """Yield the links of the host's routes, with True for a link to a gateway; these come last."""
+    """Yield the links of the host's routes, each with True if it leads to a gateway."""
     found: dict[str, bool] = {}
     with suppress(OSError):
         for line in ROUTES.read_text().splitlines()[1:]:

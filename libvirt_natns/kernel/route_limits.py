@@ -5,12 +5,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from libvirt_natns.addresses import Address, Family, Interface, IPNetwork
+from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.routes import METRICS, family_of, main_routes
 from libvirt_natns.kernel.rtnetlink import RouteEntry
 
-RTPROT_KERNEL = 2
-SCOPE_LINK = 253
 SUBNET_METRICS: dict[Family, int | None] = {4: None, 6: 256}
 """The metric of the route to a link's own subnet, which the kernel makes."""
 
@@ -40,9 +39,9 @@ class RouteLimits:
 
     def set_subnet(self, subnet: Interface, link: str, mtu: int | None) -> None:
         """Send packets of at most ``mtu`` octets (None: the link's own) to a link's subnet."""
-        how: dict[str, Any] = {"proto": RTPROT_KERNEL}
+        how: dict[str, Any] = {"proto": netlink.RTPROT_KERNEL}
         if subnet.version == 4:
-            how |= {"prefsrc": str(subnet.ip), "scope": SCOPE_LINK}
+            how |= {"prefsrc": str(subnet.ip), "scope": netlink.RT_SCOPE_LINK}
         else:
             # Another metric would make a second route, which is never used.
             how["priority"] = SUBNET_METRICS[6]

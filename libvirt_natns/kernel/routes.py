@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from libvirt_natns.addresses import Address, Family, IPNetwork
-from libvirt_natns.kernel import netns
+from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.rtnetlink import RouteEntry
 
-MAIN_TABLE = 254
-RTPROT_BOOT = 3
-RTNH_F_ONLINK = 4
 METRICS: dict[Family, int | None] = {4: None, 6: 1024}
 """The metric, as the kernel tells it, of a route that was made without a metric."""
 
@@ -37,7 +34,7 @@ def main_routes(channel: NetlinkChannel, *families: Family) -> list[RouteEntry]:
         f"IPv{families[0]} routes" if families else "routes",
         lambda: channel.reader.routes(*families),
     )
-    return [route for route in routes if route.table == MAIN_TABLE]
+    return [route for route in routes if route.table == netlink.RT_TABLE_MAIN]
 
 
 class Routes:
@@ -109,7 +106,7 @@ class Routes:
                 gateway=str(gateway),
                 oif=index,
                 priority=1,
-                proto=RTPROT_BOOT,
+                proto=netlink.RTPROT_BOOT,
             )
         )
 
@@ -132,7 +129,8 @@ class Routes:
             way: dict[str, Any] = {"dst": str(destination), "gateway": str(gateway)}
             replace = partial(self._channel.writer.route, "replace", **way, oif=index)
             self._channel.change(
-                f"the route to {destination} via {gateway}", partial(replace, flags=RTNH_F_ONLINK)
+                f"the route to {destination} via {gateway}",
+                partial(replace, flags=netlink.RTNH_F_ONLINK),
             )
 
     def _delete(self, route: RouteEntry) -> None:

@@ -140,6 +140,15 @@ class Kernel:
         """Drop all remembered readings: something was changed."""
         self._sockets.readings.clear()
 
+    def distrust(self) -> None:
+        """Drop all remembered readings, and check each namespace before it is used again.
+
+        This is for a lock that has just become free: until then, others may have changed
+        everything, and put another namespace in the place of one.
+        """
+        self.forget()
+        self._sockets.doubt()
+
     def create_namespace(self, name: str, owner: str) -> None:
         """Make a namespace, and note its owner as the alias of its loopback interface."""
         descriptor = netns.make()
@@ -149,7 +158,11 @@ class Kernel:
             raise KernelError(f"cannot create namespace {name}", str(error)) from error
         finally:
             os.close(descriptor)
-        self._sockets.writer(name).link("set", index=LOOPBACK, ifalias=_tag(owner))
+        channel = NetlinkChannel(self._sockets, name)
+        channel.change(
+            f"a tag for namespace {name}",
+            lambda: channel.writer.link("set", index=LOOPBACK, ifalias=_tag(owner)),
+        )
 
     def delete_namespace(self, name: str) -> None:
         """Remove a namespace's name; the kernel ends the namespace once no process is inside."""

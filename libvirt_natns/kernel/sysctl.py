@@ -2,7 +2,6 @@
 """Network settings below /proc/sys of one namespace."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from libvirt_natns.errors import KernelError
@@ -22,12 +21,19 @@ class Sysctls:
         return self.values([key]).get(key)
 
     def values(self, keys: Iterable[str]) -> dict[str, str]:
-        """Return values by their keys, without settings that this kernel lacks."""
+        """Return values by their keys, without settings that this kernel lacks.
+
+        Raises KernelError.
+        """
         values = {}
         with netns.entered(self._namespace):
             for key in keys:
-                with suppress(FileNotFoundError):
+                try:
                     values[key] = Path("/proc/sys", key).read_text().strip()
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise KernelError(f"cannot read {key}", str(error)) from error
         return values
 
     def set(self, key: str, value: str) -> None:

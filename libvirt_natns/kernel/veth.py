@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from libvirt_natns import names
 from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.channel import NetlinkChannel, Sockets
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.sysctl import Sysctls
@@ -102,8 +102,7 @@ class VethPairs:
             Sysctls(pair.outer).set(f"net/ipv6/conf/{pair.port}/disable_ipv6", "1")
 
     def _add(self, pair: VethPair) -> None:
-        descriptor = os.open(names.namespace_path(pair.namespace), os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with netns.opened(pair.namespace) as descriptor:
             peer: dict[str, Any] = {
                 "ifname": pair.link, "address": pair.mac, "mtu": pair.inner_mtu,
                 "net_ns_fd": descriptor,
@@ -111,5 +110,3 @@ class VethPairs:
             self._outer(pair).writer.link(
                 "add", kind="veth", ifname=pair.port, address=pair.port_mac, mtu=pair.mtu, peer=peer
             )
-        finally:
-            os.close(descriptor)

@@ -90,17 +90,12 @@ class Route(Operation):
         return [f"{self.describe()} is missing or not the only route"]
 
     def ensure(self, context: ApplyContext) -> None:
-        if self.namespace is None:
-            context.undo.add(self.take_back, context.kernel)
         context.kernel.at(self.namespace).routes.replace(
             self.destination,
             self.gateway,
             self.link,
             alone=context.is_fresh(self),
         )
-
-    def take_back(self, kernel: Kernel) -> None:
-        kernel.at(self.namespace).routes.remove(self.destination, self.link)
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,14 +160,9 @@ class TransitBridge(Operation):
         return kernel.at(self.namespace).links.differences(self.name)
 
     def ensure(self, context: ApplyContext) -> None:
-        kernel, undo = context.kernel, context.undo
+        kernel = context.kernel
         if kernel.at(self.namespace).links.get(self.name) is None:
-            undo.add(self.take_back, kernel)
             kernel.at(self.namespace).bridges.create(self.name, self.altname, self.mac)
         if self.mtu is not None:
             kernel.at(self.namespace).links.set_mtu(self.name, self.mtu)
         kernel.at(self.namespace).links.set_up(self.name)
-
-    def take_back(self, kernel: Kernel) -> None:
-        if self.namespace is None:
-            kernel.host.links.delete(self.name)

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from libvirt_natns.model.publication import PortProtocol
-from libvirt_natns.state.database import Database
+from libvirt_natns.state.database import Database, Row
 from libvirt_natns.state.schema import ANY_SELECTOR
 
 
@@ -41,7 +41,7 @@ class ChosenPortTable:
             key.target_port,
             ANY_SELECTOR,
         )
-        return int(rows[0]["port"]) if rows else None
+        return self._database.first(_port, rows)
 
     def put(self, key: PortKey, port: int) -> None:
         """Keep a chosen port, in place of an earlier one; another forward that had it loses it."""
@@ -60,9 +60,13 @@ class ChosenPortTable:
             " AND NOT EXISTS (SELECT 1 FROM network WHERE uuid = owner) ORDER BY used",
             proto,
         )
-        return [int(row["port"]) for row in rows]
+        return self._database.made(_port, rows)
 
     def all(self) -> set[tuple[str, int]]:
         """Return all chosen ports with their protocols."""
         rows = self._database.select("SELECT proto, port FROM chosen_port")
-        return {(row["proto"], row["port"]) for row in rows}
+        return set(self._database.made(lambda row: (row["proto"], _port(row)), rows))
+
+
+def _port(row: Row) -> int:
+    return int(row["port"])

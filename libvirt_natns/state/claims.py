@@ -6,9 +6,10 @@ address has, however many hooks run at once.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
-from libvirt_natns.addresses import Address, address_of, network_of, stored
+from libvirt_natns.addresses import Address, IPNetwork, address_of, network_of, stored
 from libvirt_natns.errors import ConflictError, StoreError
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.model.publication import Forward, PortProtocol, PortSet, StaticNat
@@ -221,7 +222,7 @@ class ClaimTable:
             proto,
             boot_clock.boot_id(),
         )
-        return {port for first, last in rows for port in range(first, last + 1)}
+        return set(chain.from_iterable(self._database.made(_ports, rows)))
 
     def is_claimed(self, key: PortKey, scope: ClaimScope, address: Address, port: int) -> bool:
         """True if another owner has claimed a chosen port on an address where it listens."""
@@ -259,21 +260,36 @@ def _forward(row: Row) -> Forward:
         target=address_of(row["target"]),
         to=row["target_port"],
         to_last=row["target_last"],
-        sources=tuple(map(network_of, row["sources"].split())),
+        sources=sources_of(row["sources"]),
     )
 
 
 def _static(row: Row) -> StaticNat:
-    ports = []
-    for text in row["ports"].split():
-        proto, _, span = text.partition(":")
-        first, _, last = span.partition("-")
-        ports.append(PortSet(cast(PortProtocol, proto), int(first), int(last)))
     return StaticNat(
         owner=row["owner"],
         owner_name=row["owner_name"],
         network=row["network"],
         address=address_of(row["address"]),
         target=address_of(row["target"]),
-        ports=tuple(ports),
+        ports=port_sets_of(row["ports"]),
     )
+
+
+def _ports(row: Row) -> range:
+    return range(row["first"], row["last"] + 1)
+
+
+def sources_of(text: str) -> tuple[IPNetwork, ...]:
+    """Return the allowed clients of a forward, from its row."""
+    return tuple(map(network_of, text.split()))
+
+
+def port_sets_of(text: str) -> tuple[PortSet, ...]:
+    """Return the ports of a static NAT, from its row."""
+    return tuple(map(_port_set, text.split()))
+
+
+def _port_set(text: str) -> PortSet:
+    proto, _, span = text.partition(":")
+    first, _, last = span.partition("-")
+    return PortSet(cast(PortProtocol, proto), int(first), int(last))

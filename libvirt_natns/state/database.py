@@ -84,6 +84,10 @@ class Database:
             fact = f"state database {self.path}: is damaged ({error})"
             raise DamagedError(fact, REBUILD) from error
 
+    def first(self, make: Callable[[R], T], rows: Iterable[R]) -> T | None:
+        """Return an object made of the first row; None without rows.  Raises DamagedError."""
+        return next(iter(self.made(make, rows)), None)
+
     def check(self) -> None:
         """Read the whole database.  Raises DamagedError where SQLite finds damage."""
         try:

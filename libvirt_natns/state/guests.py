@@ -31,7 +31,7 @@ class GuestTable:
     def get(self, uuid: str) -> GuestRecord | None:
         """Return the record of one guest."""
         rows = self._database.select("SELECT * FROM guest WHERE uuid = ?", uuid)
-        return _guest(rows[0]) if rows else None
+        return self._database.first(_guest, rows)
 
     def in_network(self, network: str) -> list[GuestRecord]:
         """Return the guests with a claim in a network, by name."""

@@ -41,8 +41,8 @@ class HostTable:
             *(() if uuid is None else (uuid,)),
         )
         by_network: dict[str, list[Row]] = {}
-        for row in rows:
-            if row["state"] == "up" or boot_clock.now() - row["since"] < STALLED:
+        for row, counts in zip(rows, self._database.made(_counts, rows), strict=True):
+            if counts:
                 by_network.setdefault(row["uuid"], []).append(row)
         return self._database.made(_user, by_network.values())
 
@@ -68,6 +68,11 @@ class HostTable:
         with self._database.transaction() as db:
             db.execute("DELETE FROM host_part")
             db.executemany("INSERT INTO host_part VALUES (?, ?, ?)", rows)
+
+
+def _counts(row: Row) -> bool:
+    """True if a network is up, or its start goes on."""
+    return row["state"] == "up" or boot_clock.now() - float(row["since"]) < STALLED
 
 
 def _user(rows: list[Row]) -> User:

@@ -85,13 +85,22 @@ class LeaseTable:
         rows = self._database.select("SELECT address FROM lease WHERE segment = ?", segment)
         return {row[0] for row in rows}
 
-    def reclaimable(self, segment: str, kind: LeaseKind) -> list[int | str]:
-        """Return leases that no network uses now, as they are stored, the longest unused first.
+    def reclaimable(self, segment: str, family: Family) -> list[Address]:
+        """Return leased addresses that no network uses now, the longest unused first.
 
         Networks that ran when the machine went down come last: they probably
         start again in a moment.
         """
-        rows = self._database.select(
+        rows = self._reclaimable(segment, "ipv4" if family == 4 else "ipv6")
+        return self._database.made(lambda row: address_of(row["address"]), rows)
+
+    def reclaimable_prefixes(self, segment: str) -> list[IPv6Network]:
+        """Return leased prefixes that no network uses now, in the same order."""
+        rows = self._reclaimable(segment, "prefix")
+        return self._database.made(lambda row: IPv6Network(row["address"]), rows)
+
+    def _reclaimable(self, segment: str, kind: LeaseKind) -> list[Row]:
+        return self._database.select(
             "SELECT address FROM lease LEFT JOIN network ON network.uuid = lease.network"
             " WHERE segment = ? AND lease.kind = ?"
             f" AND NOT coalesce({RUNNING}, FALSE) AND NOT {GUESTS}"
@@ -102,7 +111,6 @@ class LeaseTable:
             boot_clock.boot_id(),
             boot_clock.boot_id(),
         )
-        return [row["address"] for row in rows]
 
     def holder(self, segment: str, address: Leasable) -> NetworkRecord | None:
         """Return the network that uses a leased address now: it runs, starts or is about to."""
@@ -113,7 +121,7 @@ class LeaseTable:
             kept(address),
             boot_clock.boot_id(),
         )
-        return next(iter(self._database.made(record_of, rows)), None)
+        return self._database.first(record_of, rows)
 
     def reserve(self, upstream: str, segment: str, key: str, address: Leasable) -> bool:
         """Lease an address, or a prefix, to a network or a guest's NIC, for good.

@@ -99,7 +99,7 @@ class NetworkTable:
     def get(self, uuid: str) -> NetworkRecord | None:
         """Return the record of one network."""
         rows = self._database.select("SELECT * FROM network WHERE uuid = ?", uuid)
-        return next(iter(self._records(rows)), None)
+        return self._database.first(record_of, rows)
 
     def all(self, *states: NetworkState) -> list[NetworkRecord]:
         """Return the records in these states (all, where no state is named), by name."""
@@ -229,6 +229,7 @@ def record_of(row: Row) -> NetworkRecord:
     values = dict(row)
     values["subnets"] = subnets_of(values["subnets"])
     values["taken_over"] = bool(values["taken_over"])
+    values["since"] = float(values["since"])
     return NetworkRecord(**values)
 
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv6Network
 from itertools import chain, islice, repeat
 
-from libvirt_natns.addresses import Address, AddressRange, address_of
+from libvirt_natns.addresses import Address, AddressRange
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.state.applicants import Applicant, check_wanted, reserved_addresses
-from libvirt_natns.state.leases import Leasable, LeaseKind, kept
+from libvirt_natns.state.leases import Leasable, kept
 from libvirt_natns.state.store import Store
 
 FIRST_BATCHES = (1, 16)
@@ -175,8 +175,7 @@ def _candidates(
     for address in listed(segment.side(applicant.family).ranges):
         if address not in unusable and kept(address) not in taken:
             yield address
-    kind: LeaseKind = "ipv4" if applicant.family == 4 else "ipv6"
-    for address in map(address_of, store.leases.reclaimable(segment.bridge, kind)):
+    for address in store.leases.reclaimable(segment.bridge, applicant.family):
         if _usable(applicant, segment, address, excluded):
             yield address
 
@@ -263,8 +262,7 @@ def _prefixes(
         for prefix in whole.subnets(new_prefix=PREFIX_LENGTH):
             if str(prefix) not in taken and _fits(segment, prefix, excluded):
                 yield prefix
-    for text in store.leases.reclaimable(segment.bridge, "prefix"):
-        prefix = IPv6Network(text)
+    for prefix in store.leases.reclaimable_prefixes(segment.bridge):
         if _fits(segment, prefix, excluded):
             yield prefix
 

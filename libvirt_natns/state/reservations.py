@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from libvirt_natns.addresses import Address, Family, address_of, stored
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import boot_clock
-from libvirt_natns.state.database import Database
+from libvirt_natns.state.database import Database, Row
 
 # Of a reservation; takes the boot's id twice.
 IN_FORCE = (
@@ -31,7 +31,7 @@ class ReservationTable:
             mac,
             family,
         )
-        return address_of(rows[0]["address"]) if rows else None
+        return self._database.first(_address, rows)
 
     def all(self, network: str, family: Family = 4) -> dict[str, Address]:
         """Return all DHCP addresses of a family that are reserved in a network, by MAC."""
@@ -41,7 +41,7 @@ class ReservationTable:
             network,
             family,
         )
-        return {row["mac"]: address_of(row["address"]) for row in rows}
+        return dict(self._database.made(_by_mac, rows))
 
     def for_dhcp(self, network: str, most: int, family: Family = 4) -> dict[str, Address]:
         """Return the reservations of a family that DHCP must know, by MAC.
@@ -58,8 +58,8 @@ class ReservationTable:
             family,
         )
         count = max(most, sum(row["present"] for row in rows))
-        reserved = sorted(rows[:count], key=lambda row: int(address_of(row["address"])))
-        return {row["mac"]: address_of(row["address"]) for row in reserved}
+        reserved = self._database.made(_by_mac, rows[:count])
+        return dict(sorted(reserved, key=lambda each: int(each[1])))
 
     def reserve(
         self,
@@ -117,7 +117,7 @@ class ReservationTable:
             family,
             boot_clock.boot_id(),
         )
-        return [address_of(row["address"]) for row in rows]
+        return self._database.made(_address, rows)
 
     def drop(self, network: str, mac: str, family: Family = 4) -> None:
         """Delete a NIC's reservation: the network's own XML decides the address now."""
@@ -126,3 +126,11 @@ class ReservationTable:
                 "DELETE FROM reservation WHERE network = ? AND mac = ? AND family = ?",
                 (network, mac, family),
             )
+
+
+def _address(row: Row) -> Address:
+    return address_of(row["address"])
+
+
+def _by_mac(row: Row) -> tuple[str, Address]:
+    return row["mac"], address_of(row["address"])

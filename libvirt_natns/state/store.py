@@ -14,7 +14,7 @@ from typing import Any
 from libvirt_natns import names
 from libvirt_natns.addresses import address_of
 from libvirt_natns.state.chosen_ports import ChosenPortTable
-from libvirt_natns.state.claims import ClaimTable
+from libvirt_natns.state.claims import ClaimTable, port_sets_of, sources_of
 from libvirt_natns.state.database import Connection, Database, Row
 from libvirt_natns.state.guests import GuestTable
 from libvirt_natns.state.host_records import HostTable
@@ -31,8 +31,13 @@ FORMS: tuple[tuple[str, str, Callable[[Any], object]], ...] = (
     ("reservation", "address", address_of),
     ("forward", "address", address_of),
     ("forward", "target", address_of),
+    ("forward", "first", range),
+    ("forward", "last", range),
+    ("forward", "sources", sources_of),
     ("static_nat", "address", address_of),
     ("static_nat", "target", address_of),
+    ("static_nat", "ports", port_sets_of),
+    ("chosen_port", "port", int),
     ("guest", "document", bytes),
 )
 """Values that have a form: table, column, and the function that reads the value."""

@@ -18,7 +18,7 @@ class TransitTable:
     def subnet(self, upstream: str) -> IPv4Network | None:
         """Return the transit subnet chosen for an upstream."""
         rows = self._database.select("SELECT subnet FROM transit WHERE upstream = ?", upstream)
-        return IPv4Network(rows[0]["subnet"]) if rows else None
+        return self._database.first(lambda row: IPv4Network(row["subnet"]), rows)
 
     def choose_subnet(
         self, upstream: str, candidates: Iterable[IPv4Network], instead_of: IPv4Network | None
@@ -40,7 +40,7 @@ class TransitTable:
     def prefix(self, upstream: str) -> IPv6Network | None:
         """Return the transit prefix chosen for an upstream."""
         rows = self._database.select("SELECT subnet FROM transit6 WHERE upstream = ?", upstream)
-        return IPv6Network(rows[0]["subnet"]) if rows else None
+        return self._database.first(lambda row: IPv6Network(row["subnet"]), rows)
 
     def choose_prefix(self, upstream: str, candidate: IPv6Network) -> IPv6Network:
         """Choose a transit prefix for good, unless another process has chosen before."""

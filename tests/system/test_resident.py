@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from socket import create_server
 
 import pytest
 from lab import (
@@ -32,7 +33,7 @@ from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.reconcile.comparison import network_differences
 from libvirt_natns.errors import FirewallError, NatnsError
 from libvirt_natns.firewall import limits, nft, nftables
-from libvirt_natns.kernel import netns
+from libvirt_natns.kernel import listening_ports, netns
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.kernel.veth import VethPair
 from libvirt_natns.service.engine_pool import EnginePool
@@ -99,6 +100,21 @@ def test_a_session_does_not_keep_a_namespace_that_another_deletes() -> None:
         second.create_namespace("nat-shared", OWNER)
         assert first.at("nat-shared").links.get("inner") is None
         second.delete_namespace("nat-shared")
+
+
+def test_ports_of_the_host_are_listed_while_another_thread_is_in_a_namespace() -> None:
+    """The service's threads work for several networks at once, each in its namespace."""
+    with Kernel() as kernel, create_server(("", 0)) as server, ThreadPoolExecutor(1) as pool:
+        kernel.create_namespace("nat-first", OWNER)
+        try:
+            # A thread begins in the namespace of the thread that starts it.
+            assert pool.submit(netns.inode, None).result() == netns.inode(None)
+            with netns.entered("nat-first"):
+                assert listening_ports.listening("tcp") == set()
+                found = pool.submit(listening_ports.listening, "tcp").result()
+            assert server.getsockname()[1] in found
+        finally:
+            kernel.delete_namespace("nat-first")
 
 
 # -- firewall --------------------------------------------------------------------
@@ -214,6 +230,36 @@ def test_what_was_seen_ahead_of_the_lock_is_seen_anew(upstream: Provider) -> Non
             assert network_differences(engine, record)
             run("ip", "link", "set", port, "master", network.bridge or "")
             assert engine.up(network, xml) == []
+    finally:
+        with resident.engine() as engine:
+            engine.down(network.uuid)
+        resident.close()
+        run("ip", "link", "delete", network.bridge or "")
+
+
+def test_a_network_that_others_made_anew_is_seen_as_it_is(upstream: Provider) -> None:
+    """The look before the lock has opened sockets in a namespace that is gone by now."""
+    xml = xml_of(1)
+    network = libvirt_xml.parse_network(xml)
+    run("ip", "link", "add", network.bridge or "", "type", "bridge")
+    run("ip", "link", "set", network.bridge or "", "up")
+    resident = EnginePool()
+    try:
+        for verb in ("repair", "up"):
+            with resident.engine() as engine, resident.engine() as other:
+                other.prepare(network, xml)
+                other.up(network, xml)
+                record = engine.store.networks.get(network.uuid)
+                assert record is not None
+                assert network_differences(engine, record) == []
+                other.down(network.uuid)
+                other.prepare(network, xml)
+                other.up(network, xml)
+                patch = engine.kernel.host.links.get(names.private_patch(network.uuid))
+                did = engine.repair(record) if verb == "repair" else engine.up(network, xml)
+                assert did == []
+                assert engine.kernel.host.links.get(names.private_patch(network.uuid)) == patch
+                other.down(network.uuid)
     finally:
         with resident.engine() as engine:
             engine.down(network.uuid)

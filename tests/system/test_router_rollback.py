@@ -238,6 +238,56 @@ def of_nic() -> set[str]:
     return {str(simple), *bodies}
 
 
+# -- two at once -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_repair_that_comes_after_down_leaves_the_router_down(
+    vps: Vps, configured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at the router takes no lock, and `router down` ends before the repair begins."""
+    before = state_of_host()
+    look = health.differences
+
+    def look_and_take_down(verbs: RouterLifecycle, name: str) -> list[str]:
+        found = look(verbs, name)
+        with Kernel() as other:
+            machine(other).down("wan")
+        return found
+
+    with Kernel() as kernel:
+        machine(kernel).up("wan")
+        run("ip", "link", "set", "host", "down", namespace=ROUTER)
+        monkeypatch.setattr(health, "differences", look_and_take_down)
+        with kernel.work():
+            assert health.repair_all(machine(kernel), configured=configured) == []
+    assert journal.load("wan") is None
+    after = state_of_host()
+    assert after == before, before.diff(after)
+
+
+def test_a_router_that_others_repaired_is_seen_as_it_is(
+    vps: Vps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repair waits for the lock, and holds readings from before."""
+    look = health.differences
+
+    def look_while_others_repair(verbs: RouterLifecycle, name: str) -> list[str]:
+        found = look(verbs, name)
+        run("ip", "link", "set", "lo", "up", namespace=ROUTER)
+        with Kernel() as other:
+            machine(other).up("wan")
+        return found
+
+    with Kernel() as kernel:
+        machine(kernel).up("wan")
+        run("ip", "link", "set", "lo", "down", namespace=ROUTER)
+        monkeypatch.setattr(health, "differences", look_while_others_repair)
+        with kernel.work():
+            assert health.repair_all(machine(kernel)) == []
+        machine(kernel).down("wan")
+
+
 # -- nobody confirms ---------------------------------------------------------
 
 

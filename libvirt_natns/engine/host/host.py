@@ -151,9 +151,9 @@ class Host:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the host's lock, and forget what was read before: others may have changed it."""
+        """Hold the host's lock, and trust nothing that was read before."""
         with locked(names.RUN_DIRECTORY):
-            self.kernel.forget()
+            self.kernel.distrust()
             yield
 
     def _ensure(self) -> list[str]:

@@ -73,7 +73,7 @@ def repair_all(verbs: RouterLifecycle, *, configured: bool = False) -> list[str]
     for record in journal.load_all():
         name = record.target.name
         if record.is_whole and not record.is_overdue and differences(verbs, name):
-            done = verbs.up(name, configured=configured)
+            done = verbs.repair(name, configured=configured)
             repaired += [f"router {name}: {line}" for line in done]
     return repaired
 

@@ -5,8 +5,8 @@ A verb runs under one lock.  It first takes back a router that a kill left betwe
 states, by the journal.  A router of an earlier boot has left files only, and is forgotten.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from libvirt_natns.errors import NatnsError, RouterError, StoreError
@@ -22,10 +22,10 @@ from libvirt_natns.upstream.router import (
     confirmation,
     downstream,
     journal,
-    nic_checks,
     nic_lease,
     preflight,
     recover,
+    rollback,
     router_files,
     router_plan,
 )
@@ -81,14 +81,25 @@ class RouterLifecycle:
         for fault in self.faults:
             raise fault
         upstream = self.upstream(name)
-        with router_files.lock(), self.kernel.work():
+        with self._alone():
             done: list[str] = []
             record = self._settled(name, done)
             if record is None:
                 kept = confirmation.load(name)
                 return [*done, *self._make(upstream, kept.before if kept else None, within)]
-            done += self._repair(record)
-            return done if not configured else done + self._apply_ports(record, within)
+            return done + self._mended(record, configured, within)
+
+    def repair(self, name: str, *, configured: bool) -> list[str]:
+        """Repair a router that is still up; returns in words what was done.
+
+        ``configured`` as in ``up``.  A router that others have taken down stays down.
+        Raises a NatnsError.
+        """
+        self.upstream(name)
+        with self._alone():
+            done: list[str] = []
+            record = self._settled(name, done)
+            return done if record is None else done + self._mended(record, configured)
 
     def boot(self, upstream: RouterUpstream, had: Capture) -> list[str]:
         """Make a router as it was confirmed, or repair it; returns in words what was done.
@@ -96,12 +107,19 @@ class RouterLifecycle:
         The NIC ``had`` these settings when the router was confirmed; they complete a NIC
         that is not configured yet.  Raises a NatnsError.
         """
-        with router_files.lock(), self.kernel.work():
+        with self._alone():
             done: list[str] = []
             record = self._settled(upstream.name, done)
             if record is not None:
                 return done + self._repair(record)
             return [*done, *self._make(upstream, had, boot=True)]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock of routers, and trust nothing that was read before."""
+        with router_files.lock(), self.kernel.work():
+            self.kernel.distrust()
+            yield
 
     def _settled(self, name: str, done: list[str]) -> RouterRecord | None:
         """Return the record of a router that is up; take a router in any other state back."""
@@ -145,9 +163,15 @@ class RouterLifecycle:
         except BaseException as error:
             self._take_back(written.record)
             if isinstance(error, NatnsError | OSError):
-                raise _failed(written.record, error) from error
+                raise rollback.failure(written.record, error) from error
             raise
         return [f"router {upstream.name} is up: {target.nic} is in {target.namespace}"]
+
+    def _mended(
+        self, record: RouterRecord, configured: bool, within: float | None = None
+    ) -> list[str]:
+        done = self._repair(record)
+        return done + self._apply_ports(record, within) if configured else done
 
     def _repair(self, record: RouterRecord) -> list[str]:
         return self._carry_out(self.plan(record), self._announce)
@@ -212,7 +236,7 @@ class RouterLifecycle:
         ``remembered`` is the record that the router's timer has read last, for a journal
         that is lost or damaged by now.  Raises a NatnsError or OSError.
         """
-        with router_files.lock(), self.kernel.work():
+        with self._alone():
             record = recover.overdue(name, deadline, remembered)
             if record is not None:
                 self._take_back(record)
@@ -228,7 +252,7 @@ class RouterLifecycle:
 
     def follow_lease(self, name: str) -> None:
         """Put a changed DHCP lease of a router in force."""
-        with router_files.lock(), self.kernel.work():
+        with self._alone():
             record = journal.load(name)
             if record is not None and record.is_whole:
                 nic_lease.apply(record.target, record.before)
@@ -241,7 +265,7 @@ class RouterLifecycle:
         A router that is down already is success.  Raises RouterError while networks
         use the router, unless ``force``.
         """
-        with router_files.lock(), self.kernel.work():
+        with self._alone():
             record = recover.load(name)
             if record is None:
                 return []
@@ -265,29 +289,4 @@ class RouterLifecycle:
             return [f"{len(links)} networks ({error.fact})"] if links else []
 
     def _take_back(self, record: RouterRecord) -> list[str]:
-        """Take all operations back; the first error is raised after the last operation."""
-        with suppress(OSError):
-            # A full disk must not keep the NIC away.
-            record = journal.advance(record, state="going down")
-        errors: list[Exception] = []
-        for step in reversed(router_plan.make(record, None)):
-            self._announce(f"take back: {step.what}")
-            try:
-                step.operation.take_back(self.kernel)
-            except (NatnsError, OSError) as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        self._announce("forget the router")
-        journal.discard(record.target.name)
-        return nic_checks.differences(None, record.before)
-
-
-def _failed(record: RouterRecord, error: NatnsError | OSError) -> RouterError:
-    """Return the error for a router that was taken back because its last step failed."""
-    fact = error.fact if isinstance(error, NatnsError) else str(error)
-    remedy = error.remedy if isinstance(error, NatnsError) else ""
-    # The rollback timer starts ahead of the first step, and its error says so itself.
-    step = f"cannot {record.step}: " if record.step else ""
-    text = f"{step}{fact}" + (f": {remedy}" if remedy else "")
-    return RouterError(f"router {record.target.name}: {text}", "everything is as it was")
+        return rollback.take_back(self.kernel, record, self._announce)

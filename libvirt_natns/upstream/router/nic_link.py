@@ -76,12 +76,15 @@ def session(namespace: str | None) -> Iterator[Socket]:
 
     Raises KernelError; an OSError inside becomes one as well.
     """
-    with netns.entered(namespace):
-        sock = Socket()
+    where = namespace or "the host"
+    try:
+        with netns.entered(namespace):
+            sock = Socket()
+    except OSError as error:
+        raise KernelError(f"cannot open a socket in {where}", str(error)) from error
     try:
         yield sock
     except OSError as error:
-        where = namespace or "the host"
         raise KernelError(f"the kernel refuses a change in {where}", str(error)) from error
     finally:
         sock.close()
@@ -174,16 +177,11 @@ def move(name: str, source: str | None, target: str | None, index: int = 0) -> N
     the way back.  ``index`` is the NIC's new index, if it is free and the kernel can
     set it (5.14).  Raises KernelError.
     """
-    path = os.fspath(netns.OWN) if target is None else f"/run/netns/{target}"
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with session(source) as sock:
-            link = require(sock, source, name)
-            change_altnames(sock, link, ())
-            namespace = (netlink.IFLA_NET_NS_FD, struct.pack("=i", descriptor))
-            _move(sock, link.index, namespace, index)
-    finally:
-        os.close(descriptor)
+    with netns.opened(target) as descriptor, session(source) as sock:
+        link = require(sock, source, name)
+        change_altnames(sock, link, ())
+        namespace = (netlink.IFLA_NET_NS_FD, struct.pack("=i", descriptor))
+        _move(sock, link.index, namespace, index)
 
 
 def _move(sock: Socket, link: int, namespace: netlink.Attribute, index: int) -> None:

@@ -125,6 +125,8 @@ class Idle:
     def forget(self) -> None:
         """Forget nothing."""
 
+    distrust = forget
+
 
 @pytest.mark.parametrize("state", get_args(NetworkState))
 def test_a_repair_brings_up_only_what_is_up_and_unchanged(

@@ -84,6 +84,8 @@ class Machine:
     def forget(self) -> None:
         """Forget nothing."""
 
+    distrust = forget
+
     def namespace_owner(self, _: str) -> None:
         """Return the owner of a namespace: there is none yet."""
 

@@ -4,6 +4,9 @@
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
+
+from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import host_accepts, host_parts, nft_statements
 from libvirt_natns.firewall.host_parts import HostPart
 from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Private, Provider, Transit
@@ -32,6 +35,13 @@ def test_a_network_without_anything_is_no_part() -> None:
 def test_parts_are_kept_as_text() -> None:
     part = host_parts.make(ON_HOST)
     assert host_parts.load(host_parts.dump(part)) == part
+
+
+@pytest.mark.parametrize("text", ["x", "[]", '{"another": 1}'])
+def test_a_damaged_part_has_all_rules_compared(text: str) -> None:
+    """The host takes this error for a part that does not suffice, and writes all parts anew."""
+    with pytest.raises(FirewallError, match="is damaged"):
+        host_parts.load(text)
 
 
 def test_elements_come_and_go() -> None:

@@ -334,6 +334,9 @@ def test_damage_that_shows_later(tmp_path: Path) -> None:
         "INSERT INTO transit6 VALUES ('host', 'fd00:')",
         "INSERT INTO reservation VALUES ('a', 'm', 4, 'x', '', 1)",
         "INSERT INTO static_nat VALUES ('p', 1, 'w', 'w', 'a', 'x', '', 1, '')",
+        "INSERT INTO static_nat VALUES ('p', 1, 'w', 'w', 'a', 1, 'tcp:x', 1, '')",
+        "INSERT INTO chosen_port VALUES ('w', 'a', 'tcp', '', 80, 'x', 1)",
+        "UPDATE network SET since = 'x'",
         "DROP TABLE forward",
     ],
 )
@@ -348,6 +351,92 @@ def test_values_that_make_no_sense(statement: str, tmp_path: Path) -> None:
         pytest.raises(DamagedError, match=r"is damaged \(.*\): run virt-natns sync"),
     ):
         store.check()
+
+
+READERS: dict[str, tuple[str, Callable[[Store], object]]] = {
+    "transit": (
+        "INSERT INTO transit VALUES ('host', 'x')",
+        lambda store: store.transit.subnet("host"),
+    ),
+    "transit6": (
+        "INSERT INTO transit6 VALUES ('host', 'x')",
+        lambda store: store.transit.prefix("host"),
+    ),
+    "reservation": (
+        "INSERT INTO reservation VALUES ('a', 'm', 4, 'x', '', 1)",
+        lambda store: store.reservations.get("a", "m"),
+    ),
+    "reservation6": (
+        "INSERT INTO reservation VALUES ('a', 'm', 6, 'fd00:', '', 1)",
+        lambda store: store.reservations.get("a", "m", 6),
+    ),
+    "reservations": (
+        "INSERT INTO reservation VALUES ('a', 'm', 4, 'x', '', 1)",
+        lambda store: store.reservations.all("a"),
+    ),
+    "reservations for DHCP": (
+        "INSERT INTO reservation VALUES ('a', 'm', 4, 'x', '', 1)",
+        lambda store: store.reservations.for_dhcp("a", 10),
+    ),
+    "a reservation to take": (
+        "INSERT INTO reservation VALUES ('a', 'm', 4, 'x', '', 1)",
+        lambda store: store.reservations.reserve("a", "other", "w", [], lambda _: True),
+    ),
+    "guest": (
+        f"INSERT INTO guest VALUES ('w', 'w', '{boot_id()}', 1, x'00');"
+        "ALTER TABLE guest ADD COLUMN other",
+        lambda store: store.guests.get("w"),
+    ),
+    "lease": (
+        "UPDATE lease SET address = 'x'; UPDATE network SET state = 'down'",
+        lambda store: store.leases.reclaimable(SEGMENT, 4),
+    ),
+    "lease6": (
+        "UPDATE lease SET kind = 'ipv6', address = 'x'; UPDATE network SET state = 'down'",
+        lambda store: store.leases.reclaimable(SEGMENT, 6),
+    ),
+    "prefix": (
+        "UPDATE lease SET kind = 'prefix', address = 'x'; UPDATE network SET state = 'down'",
+        lambda store: store.leases.reclaimable_prefixes(SEGMENT),
+    ),
+    "chosen port": (
+        "INSERT INTO chosen_port VALUES ('w', 'a', 'tcp', '', 80, 'x', 1)",
+        lambda store: store.chosen_ports.get(PortKey("w", "a", "tcp", "", 80)),
+    ),
+    "chosen ports": (
+        "INSERT INTO chosen_port VALUES ('w', 'a', 'tcp', '', 80, 'x', 1)",
+        lambda store: store.chosen_ports.all(),
+    ),
+    "chosen ports to take": (
+        "INSERT INTO chosen_port VALUES ('w', 'b', 'tcp', '', 80, 'x', 1)",
+        lambda store: store.chosen_ports.reclaimable("tcp"),
+    ),
+    "claimed ports": (
+        "INSERT INTO forward VALUES ('p', 'w', 'w', 'a', 'tcp', 1, 1, 'x', 'x', 1, 1, 1, '', 1,"
+        f" '{boot_id()}')",
+        lambda store: store.claims.ports("tcp"),
+    ),
+    "start": ("UPDATE network SET since = 'x'", lambda store: store.networks.get("uuid-a")),
+    "user": (
+        f"UPDATE network SET since = 'x', state = 'starting', boot = '{boot_id()}'",
+        lambda store: store.host.users(),
+    ),
+}
+"""A value that makes no sense, and a reader that meets it."""
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_each_reader_tells_damage_as_such(reader: str, tmp_path: Path) -> None:
+    statements, read = READERS[reader]
+    with closing(Store(tmp_path)) as store:
+        store.networks.put(record("a"))
+        assert store.leases.reserve("provider", SEGMENT, "uuid-a", FIRST)
+    rewritten(tmp_path, *statements.split(";"))
+    with (
+        closing(Store(tmp_path)) as store,
+        pytest.raises(DamagedError, match=r"is damaged \(.*\): run virt-natns sync"),
+    ):
+        read(store)
 
 
 def test_put_aside_with_its_companions(tmp_path: Path) -> None:
@@ -545,11 +634,11 @@ def test_only_resting_networks_lose_their_address(store: Store) -> None:
         lease(store, name, address)
     for name in ("c", "a"):
         store.networks.set_state(f"uuid-{name}", "down")
-    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(THIRD), int(FIRST)]
+    assert store.leases.reclaimable(SEGMENT, 4) == [THIRD, FIRST]
     # Used once more, the first one to have stopped is the last one to lose it.
     store.networks.set_state("uuid-c", "up")
     store.networks.set_state("uuid-c", "down")
-    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(FIRST), int(THIRD)]
+    assert store.leases.reclaimable(SEGMENT, 4) == [FIRST, THIRD]
     store.networks.put(record("d"))
     assert lease(store, "d", FIRST)
     assert store.leases.of("provider", "uuid-a").address is None
@@ -562,9 +651,9 @@ def test_after_a_reboot_those_that_ran_lose_theirs_last(
         store.networks.put(record(name))
         lease(store, name, address)
     store.networks.set_state("uuid-b", "down")
-    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(SECOND)]
+    assert store.leases.reclaimable(SEGMENT, 4) == [SECOND]
     reboot()
-    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(SECOND), int(FIRST)]
+    assert store.leases.reclaimable(SEGMENT, 4) == [SECOND, FIRST]
     assert store.leases.of("provider", "uuid-a").address == FIRST
     assert store.leases.holder(SEGMENT, FIRST) is None
 
@@ -572,9 +661,9 @@ def test_after_a_reboot_those_that_ran_lose_theirs_last(
 def test_lease_of_an_upstream_that_a_network_has_left(store: Store) -> None:
     store.networks.put(record("a"))
     lease(store, "a", FIRST)
-    assert store.leases.reclaimable(SEGMENT, "ipv4") == []
+    assert store.leases.reclaimable(SEGMENT, 4) == []
     store.networks.put(record("a", upstream="other"))
-    assert store.leases.reclaimable(SEGMENT, "ipv4") == [int(FIRST)]
+    assert store.leases.reclaimable(SEGMENT, 4) == [FIRST]
     assert store.leases.of("provider", "uuid-a").address == FIRST
 
 

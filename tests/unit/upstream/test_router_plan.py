@@ -3,11 +3,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,9 +21,12 @@ from libvirt_natns.operations.operation import ApplyContext, Operation, describe
 from libvirt_natns.upstream.router import (
     confirm_timer,
     confirmation,
+    health,
     journal,
     nic_addresses,
     preflight,
+    recover,
+    router_files,
     router_plan,
 )
 from libvirt_natns.upstream.router.downstream import RouterNeeds
@@ -114,6 +117,9 @@ class NoKernel:
         return nullcontext()
 
     def forget(self) -> None:
+        pass
+
+    def distrust(self) -> None:
         pass
 
 
@@ -214,6 +220,74 @@ def test_a_timer_that_does_not_start_is_named_without_a_step(
     monkeypatch.setattr(confirm_timer, "arm", refuse)
     with pytest.raises(RouterError, match=r"^router wan: cannot start the rollback timer"):
         up(Noted("a"), within=60.0)
+
+
+# -- others, until the lock is free ------------------------------------------------
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_repair_leaves_a_router_down_that_others_took_down(
+    configured: bool, up: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repair looks without the lock; `router down` has the lock, and ends first."""
+
+    def take_down(*_: object) -> list[str]:
+        journal.discard("wan")
+        return ["it is damaged"]
+
+    up(Noted("a"), Noted("b", holds=True))
+    EVENTS.clear()
+    monkeypatch.setattr(health, "differences", take_down)
+    verbs = RouterLifecycle(Config(), cast("Kernel", NoKernel()))
+    assert health.repair_all(verbs, configured=configured) == []
+    assert (EVENTS, written()) == ([], "nothing")
+
+
+def test_a_repair_carries_out_what_differs(
+    up: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up(Noted("a"), Noted("b", holds=True))
+    EVENTS.clear()
+    monkeypatch.setattr(health, "differences", lambda *_: ["it is damaged"])
+    verbs = RouterLifecycle(Config(), cast("Kernel", NoKernel()))
+    assert health.repair_all(verbs) == ["router wan: a"]
+    assert EVENTS == ["a: up, "]
+
+
+VERBS: dict[str, Callable[[RouterLifecycle], object]] = {
+    "up": lambda verbs: verbs.up("wan"),
+    "repair": lambda verbs: verbs.repair("wan", configured=False),
+    "boot": lambda verbs: verbs.boot(RouterUpstream(name="wan", nic="ens3"), NIC),
+    "expire": lambda verbs: verbs.expire("wan", 0.0),
+    "follow_lease": lambda verbs: verbs.follow_lease("wan"),
+    "down": lambda verbs: verbs.down("wan"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.usefixtures("up")
+def test_a_verb_trusts_no_reading_from_before_its_lock(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ReadBefore(NoKernel):
+        def distrust(self) -> None:
+            EVENTS.append("distrust")
+
+    @contextmanager
+    def lock() -> Iterator[None]:
+        EVENTS.append("lock")
+        yield
+
+    def read(*_: object) -> None:
+        EVENTS.append("read")
+        raise KernelError("enough")
+
+    monkeypatch.setattr(router_files, "lock", lock)
+    for module, name in ((recover, "load"), (recover, "overdue"), (journal, "load")):
+        monkeypatch.setattr(module, name, read)
+    with pytest.raises(KernelError, match="enough"):
+        VERBS[verb](RouterLifecycle(Config(), cast("Kernel", ReadBefore())))
+    assert EVENTS == ["lock", "distrust", "read"]
 
 
 # -- files of an earlier version -------------------------------------------------

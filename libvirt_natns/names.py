@@ -136,7 +136,7 @@ def machine_id() -> str:
     """Return the machine's id (machine-id(5)); "" if it has none."""
     try:
         return MACHINE_ID.read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
 
 

@@ -47,7 +47,7 @@ def is_ours(file: Path) -> bool:
 def is_current(file: Path) -> bool:
     """True if a hook of ours is as ``install`` would write it today."""
     hook = next(hook for hook in HOOKS if file in places(hook))
-    return file.read_text() == render(hook) and os.access(file, os.X_OK)
+    return file.read_bytes() == render(hook).encode() and os.access(file, os.X_OK)
 
 
 def installed() -> tuple[Path, ...]:

@@ -113,7 +113,7 @@ def reload_hosts(pid: int) -> None:
 def start_process(daemon: Daemon, later: Later) -> None:
     """Start dnsmasq, and note its process.  Raises DnsmasqError."""
     # A daemon would keep the other end of a pipe open, and the read would never end.
-    complaint = tempfile.TemporaryFile("w+")  # noqa: SIM115 _await_daemon closes it
+    complaint = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 _await_daemon closes it
     command = [
         *dnsmasq_process.confined_program(),
         dnsmasq_process.option(dnsmasq_files.paths(daemon.uuid).configuration),

@@ -4,6 +4,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,44 @@ def test_the_unusual_is_left_to_its_author(text: str) -> None:
 def test_daemons_are_told_from_their_like() -> None:
     """None of the processes here is libvirt's, or it is one that is told by its name."""
     assert all(daemon.name in libvirtd_reload.DAEMONS for daemon in libvirtd_reload.running())
+
+
+def test_daemons_are_found_beside_processes_with_odd_names() -> None:
+    """Any user may give a process a name that is not UTF-8."""
+    program = "import ctypes; ctypes.CDLL(None).prctl(15, b'\\xff) (', 0, 0, 0); print(flush=True)"
+    odd = subprocess.Popen(
+        [sys.executable, "-c", f"{program}; input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with odd:
+        assert odd.stdout is not None
+        odd.stdout.readline()
+        assert b"\xff" in Path(f"/proc/{odd.pid}/stat").read_bytes()
+        assert odd.pid not in [daemon.pid for daemon in libvirtd_reload.running()]
+        odd.kill()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"7", b"{}", b'{"told": 7}'])
+def test_a_damaged_note_tells_of_no_daemon(content: bytes, machine: Path) -> None:
+    (machine / "lib").mkdir()
+    (machine / "lib" / "told.json").write_bytes(content)
+    assert libvirtd_reload.blind(0.0) == ()
+
+
+def test_a_hook_that_is_no_text_is_not_current(machine: Path) -> None:
+    hook = hook_files.install()[0]
+    hook.write_bytes(hook.read_bytes() + b"# \xff\n")
+    assert hook_files.is_ours(hook)
+    assert not hook_files.is_current(hook)
+
+
+def test_a_configuration_that_is_no_text_stays(machine: Path) -> None:
+    names.CONFIG_FILE.parent.mkdir()
+    names.CONFIG_FILE.write_bytes(b"# \xff\n")
+    with pytest.raises(InstallError, match="save it as UTF-8"):
+        scope.write("annotated")
+    assert names.CONFIG_FILE.read_bytes() == b"# \xff\n"
 
 
 def test_a_daemon_is_blind_until_it_is_told(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def present(bridge: str) -> dict[Address, str]:
     """
     leases: dict[Address, str] = {}
     for entry in lease_file.current(bridge):
-        with suppress(ValueError, KeyError):
+        with suppress(ValueError, KeyError, TypeError):
             leases[parsed(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
     return leases
 

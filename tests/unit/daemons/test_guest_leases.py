@@ -38,6 +38,44 @@ def test_only_strangers_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert squatted(tmp_path, {"10.0.0.5": MAIL, "fd00::6": ""}) == []
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "\xff",
+        "null",
+        "7",
+        "{}",
+        '{"ip-address": "10.0.0.5"}',
+        '"text"',
+        '["text", 7, null, ["ip-address"]]',
+        '[{"ip-address": "10.0.0.5", "expiry-time": "soon"}]',
+        '[{"ip-address": "10.0.0.5", "expiry-time": null}]',
+        '[{"ip-address": "10.0.0.5", "expiry-time": [1]}]',
+        '[{"ip-address": "10.0.0.5", "expiry-time": NaN}]',
+        "[" * 100_000,
+    ],
+)
+def test_a_file_of_another_form_has_no_leases(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
+    (tmp_path / "virbr10.status").write_text(content, encoding="latin-1")
+    assert lease_file.current("virbr10") == []
+    assert guest_leases.squatted(Daemon("u", "nat-a", "virbr10", Files("", HOSTS))) == []
+
+
+@pytest.mark.parametrize("address", ["", "10.0.0", None, [], {}, True])
+def test_leases_with_odd_values_do_not_hide_others(
+    address: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
+    entries = ["odd", {"ip-address": address}, {"ip-address": "10.0.0.5", "mac-address": WEB}]
+    (tmp_path / "virbr10.status").write_text(json.dumps(entries))
+    assert guest_leases.present("virbr10")[IPv4Address("10.0.0.5")] == WEB
+
+
 def test_without_reservations_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest_leases, "present", lambda _: 1 / 0)
     assert guest_leases.squatted(Daemon("u", "nat-a", "virbr10", None)) == []

@@ -153,6 +153,17 @@ def _known(uuid: str, *, in_host: bool) -> int | None:
     return processes.from_pid_file(_file(uuid, "pid", in_host=in_host), word)
 
 
+def _processes(uuid: str, *, in_host: bool) -> list[int]:
+    """Return the processes of an ndppd, in any namespace.
+
+    All processes are searched where the pid file does not name it: on a full disk it is empty.
+    """
+    pid, file = _known(uuid, in_host=in_host), _file(uuid, "conf", in_host=in_host)
+    if pid is not None:
+        return [pid]
+    return processes.with_word(str(file)) if file.exists() else []
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text()
@@ -239,15 +250,15 @@ def stop_in(namespace: str) -> None:
     others = (None, *(router.name for router in routers if router.name != namespace))
     for file in names.RUN_DIRECTORY.glob("networks/*/ndppd-host.conf"):
         uuid = file.parent.name
-        pid = _known(uuid, in_host=True)
-        if pid is not None and not any(processes.lives_in(pid, other) for other in others):
-            _stop(uuid, in_host=True)
+        for pid in _processes(uuid, in_host=True):
+            if not any(processes.lives_in(pid, other) for other in others):
+                _stop(uuid, in_host=True)
+                break
 
 
 def _stop(uuid: str, *, in_host: bool) -> None:
     file = _file(uuid, "conf", in_host=in_host)
-    pid = _known(uuid, in_host=in_host)
-    if pid is not None and not processes.end([pid], str(file), STOP_LIMIT):
+    if not processes.end(_processes(uuid, in_host=in_host), str(file), STOP_LIMIT):
         raise ProxyError(f"ndppd with {file} does not end", "end it by hand")
     for suffix in ("pid", "conf"):
         _file(uuid, suffix, in_host=in_host).unlink(missing_ok=True)

@@ -148,6 +148,17 @@ def _pid(directory: Path) -> int | None:
     return processes.from_pid_file(directory / "pid", _mark(directory))
 
 
+def clients(directory: Path) -> list[int]:
+    """Return the processes of the client with that directory, in any namespace.
+
+    All processes are searched where the pid file names no client: on a full disk it is empty.
+    """
+    pid = _pid(directory)
+    if pid is not None:
+        return [pid]
+    return processes.with_word(_mark(directory)) if (directory / "script").exists() else []
+
+
 def _mark(directory: Path) -> str:
     """Return the word of a command line that only this client has: the path of its pid file."""
     return os.fspath(directory / "pid")
@@ -246,7 +257,7 @@ def stop(directory: Path, namespace: str | None = None) -> None:
     held = dhcp_lease.read(directory)
     # Without the file, the script runs no command for the end of this lease.
     (directory / "times").unlink(missing_ok=True)
-    if held and held.server and namespace and _pid(directory) is not None:
+    if held and held.server and namespace and clients(directory):
         # udhcpc sends a single release, and the link is removed a moment later.
         neighbour_lookup.resolve(namespace, held.server)
     _end(directory)
@@ -254,6 +265,7 @@ def stop(directory: Path, namespace: str | None = None) -> None:
 
 
 def _end(directory: Path, signals: tuple[Signals, ...] = processes.POLITELY) -> None:
-    pid = _pid(directory)
-    if pid is not None and not processes.end([pid], _mark(directory), STOP_LIMIT, signals):
-        raise DhcpError(f"the DHCP client {pid} does not end", "end it by hand")
+    pids = clients(directory)
+    if not processes.end(pids, _mark(directory), STOP_LIMIT, signals):
+        listed = ", ".join(map(str, pids))
+        raise DhcpError(f"the DHCP client {listed} does not end", "end it by hand")

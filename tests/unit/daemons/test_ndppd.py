@@ -3,6 +3,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
@@ -91,6 +92,60 @@ def test_a_process_that_is_none_of_ours(somebody: int) -> None:
     assert ndppd.differences(PROXY, (3, 2)) == ["ndppd on upstream in the host is not running"]
     ndppd.stop(UUID)
     assert ndppd.running(UUID, None) is None
+
+
+NO_PID_FILES = (None, b"", b"none", b"0", b"\xff", b"1", b"4194305")
+
+
+@contextmanager
+def pretender(word: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with that word in its command line."""
+    command = ["sh", "-c", "echo ready; read line", "sh", word]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("content", NO_PID_FILES)
+@pytest.mark.parametrize("namespace", [None, "nat-a"])
+def test_a_daemon_without_a_readable_pid_file_is_ended(
+    namespace: str | None, content: bytes | None, directory: Path
+) -> None:
+    """On a full disk its pid file stays empty."""
+    proxy = replace(PROXY, namespace=namespace)
+    proxy.file("conf").write_text(CONFIGURATION)
+    if content is not None:
+        proxy.file("pid").write_bytes(content)
+    with pretender(str(proxy.file("conf"))) as stray, pretender("other") as other:
+        ndppd.stop(UUID)
+        assert stray.poll() is not None
+        assert other.poll() is None
+    assert list(directory.iterdir()) == []
+
+
+def test_a_routers_daemon_without_a_pid_file_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "NETNS_DIRECTORY", tmp_path / "netns")
+    PROXY.file("conf").write_text(CONFIGURATION)
+    lives_there = True
+    monkeypatch.setattr(processes, "lives_in", lambda _pid, _namespace: not lives_there)
+    with pretender(str(PROXY.file("conf"))) as stray:
+        lives_there = False
+        ndppd.stop_in("natns-router-wan")
+        assert stray.poll() is None
+        lives_there = True
+        ndppd.stop_in("natns-router-wan")
+        assert stray.poll() is not None
+
+
+def test_processes_are_not_searched_without_a_configuration(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "with_word", lambda _: 1 / 0)
+    ndppd.stop(UUID)
 
 
 def test_files_that_are_no_pid_files(directory: Path) -> None:

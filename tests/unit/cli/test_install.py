@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,50 @@ def test_ours_moves_to_the_main_place_once_it_is_free(machine: Path) -> None:
     foreign.unlink()
     assert hook_files.install()[0] == foreign
     assert not (machine / "hooks" / "network.d").exists()
+
+
+def leave_half_a_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install, with a kill just ahead of the step that puts the last file in its place."""
+
+    def killed(file: Path, _to: Path) -> Path:
+        raise KeyboardInterrupt(str(file))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        hook_files.install()
+
+
+def test_a_killed_install_leaves_nothing_that_libvirt_runs(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt runs every executable file in network.d."""
+    drop_ins = machine / "hooks" / "network.d"
+    for foreign in (True, False):
+        drop_ins.mkdir(parents=True, exist_ok=True)
+        if foreign:
+            (machine / "hooks" / "network").write_text(FOREIGN)
+        leave_half_a_hook(monkeypatch)
+        assert list(drop_ins.iterdir()) == []
+        hook_files.install()
+        hook_files.remove()
+        (machine / "hooks" / "network").unlink(missing_ok=True)
+        assert set(tree(machine / "hooks")) <= {"network.d"}
+
+
+@pytest.mark.parametrize("step", [hook_files.install, hook_files.remove])
+@pytest.mark.parametrize("content", ["", "#!/bin/sh\n# libvirt-natns: half a hook\n"])
+def test_leftovers_of_a_killed_install_are_removed(
+    step: Callable[[], object], content: str, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions wrote drop-ins in the directory from which libvirt runs them."""
+    (machine / "hooks" / "network.d").mkdir(parents=True)
+    (machine / "hooks" / "network").write_text(FOREIGN)
+    for name in ("network.d/.libvirt-natns.new", ".qemu.new"):
+        (machine / "hooks" / name).write_text(content)
+    step()
+    assert not [name for name in tree(machine / "hooks") if name.endswith(".new")]
+    assert hook_files.remove() == () or step is hook_files.install
+    assert tree(machine / "hooks") == {"network": FOREIGN}
 
 
 def test_what_cannot_be_written_is_told(machine: Path) -> None:

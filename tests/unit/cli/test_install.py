@@ -5,15 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.cli import hook_files, scope
-from libvirt_natns.daemons import libvirtd_reload
+from libvirt_natns.cli import access, check, doctor, hook_files, install, scope, service_control
+from libvirt_natns.daemons import libvirt, libvirtd_reload
 from libvirt_natns.errors import InstallError
+from libvirt_natns.firewall import backends
+from libvirt_natns.model.configuration import Config
 
 FOREIGN = "#!/bin/sh\n# a wrapper\n\n\n\n# libvirt-natns: is called from here\n"
 
@@ -148,6 +153,30 @@ def test_leftovers_of_a_killed_install_are_removed(
     assert not [name for name in tree(machine / "hooks") if name.endswith(".new")]
     assert hook_files.remove() == () or step is hook_files.install
     assert tree(machine / "hooks") == {"network": FOREIGN}
+
+
+def test_a_network_from_before_a_reboot_has_no_router_to_keep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [SimpleNamespace(name=name, this_boot=name == "runs") for name in ("runs", "ran")]
+    networks = SimpleNamespace(all=lambda *_: records)
+    engine = SimpleNamespace(config=Config(), store=SimpleNamespace(networks=networks))
+    forwarded = b"<network><name>%s</name><uuid>%s</uuid><forward mode='bridge'/></network>"
+    monkeypatch.setattr(access, "require_root", lambda: None)
+    monkeypatch.setattr(access, "engine", lambda: nullcontext(engine))
+    monkeypatch.setattr(backends, "choose", lambda _: None)
+    monkeypatch.setattr(doctor, "trusted", lambda: SimpleNamespace(state="ok"))
+    monkeypatch.setattr(libvirtd_reload, "reload", lambda: ())
+    monkeypatch.setattr(service_control, "start", lambda: "started")
+    monkeypatch.setattr(check, "rebuild_state", lambda: None)
+    monkeypatch.setattr(check, "repair", lambda _: 0)
+    uuid = b"c0ffee00-0000-4000-8000-000000000001"
+    active = {name: forwarded % (name.encode(), uuid) for name in ("runs", "ran")}
+    monkeypatch.setattr(libvirt, "networks", lambda: active)
+    assert install.run(Namespace(scope=None)) == 0
+    said = capsys.readouterr().out
+    assert "  runs: has <forward mode='bridge'>; keeps its router until it stops\n" in said
+    assert "  ran: has <forward mode='bridge'>\n" in said
 
 
 def test_what_cannot_be_written_is_told(machine: Path) -> None:

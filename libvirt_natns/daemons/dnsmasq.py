@@ -145,9 +145,22 @@ def _leases(daemon: Daemon) -> list[str]:
         LIBVIRT_DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
         return options
     # Without libvirt's helper, virsh does not see the leases; guests notice no difference.
-    directory = names.STATE_DIRECTORY / "leases"
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    return [f"--dhcp-leasefile={directory / daemon.uuid}"]
+    file = lease_file(daemon.uuid)
+    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return [f"--dhcp-leasefile={file}"]
+
+
+def lease_file(uuid: str) -> Path:
+    """Return the file of the guests' leases on a host without libvirt's lease helper."""
+    return names.STATE_DIRECTORY / "leases" / uuid
+
+
+def forget_leases(uuid: str) -> None:
+    """Remove the file of the leases of a network that has ended; missing is success."""
+    file = lease_file(uuid)
+    with suppress(OSError):
+        file.unlink()
+        file.parent.rmdir()
 
 
 def _await_daemon(namespace: str, process: subprocess.Popen[bytes], complaint: IO[str]) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
+from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import netns, processes
 from libvirt_natns.kernel.locks import make_directory
@@ -131,7 +132,7 @@ def differences(proxy: Proxy, indexes: tuple[int, int]) -> list[str]:
         return [f"ndppd in {where} should not run"] if alive else []
     if not alive:
         return [f"ndppd on {proxy.link} in {where} is not running"]
-    if _read(proxy.file("conf")) != configuration(proxy, indexes):
+    if text_if_any(proxy.file("conf")) != configuration(proxy, indexes):
         return [f"ndppd on {proxy.link} in {where} runs with an outdated configuration"]
     return []
 
@@ -162,13 +163,6 @@ def _processes(uuid: str, *, in_host: bool) -> list[int]:
     if pid is not None:
         return [pid]
     return processes.with_word(str(file)) if file.exists() else []
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def ensure(proxy: Proxy, indexes: tuple[int, int]) -> None:

@@ -29,6 +29,7 @@ from signal import Signals
 
 from libvirt_natns.daemons import dhcp_lease
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.daemons.udhcpc_script import DETACH, EVENTS, SCRIPT
 from libvirt_natns.errors import DhcpError
 from libvirt_natns.kernel import neighbour_lookup, netns, processes
@@ -171,22 +172,15 @@ def differences(client: Client) -> list[str]:
         return [f"DHCP client of {client.namespace} is not running"]
     present = processes.command(pid)
     same = all(word in present for word in (client.link, f"61:{client.client_id}"))
-    if not same or _read(client.directory / "script") != SCRIPT:
+    if not same or text_if_any(client.directory / "script") != SCRIPT:
         return [f"DHCP client of {client.namespace} runs with other settings"]
-    if _read(client.directory / "command") != _command(client):
+    if text_if_any(client.directory / "command") != _command(client):
         return [f"DHCP client of {client.namespace} runs the command of another version"]
     return []
 
 
 def _command(client: Client) -> str:
     return f"exec {shlex.join(client.on_change)}\n"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def ensure(client: Client, request: IPv4Address | None = None) -> None:
@@ -197,7 +191,7 @@ def ensure(client: Client, request: IPv4Address | None = None) -> None:
     if not differences(client):
         return
     command = client.directory / "command"
-    if running(client) is not None and _read(command) != _command(client):
+    if running(client) is not None and text_if_any(command) != _command(client):
         # The script reads the command at each event, so the client need not be restarted.
         command.with_suffix(".new").write_text(_command(client))
         command.with_suffix(".new").replace(command)

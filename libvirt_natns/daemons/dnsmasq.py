@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq_files, dnsmasq_process
+from libvirt_natns.daemons import dnsmasq_files, dnsmasq_process, text_files
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.dnsmasq_process import START_LIMIT, STOP_LIMIT
 from libvirt_natns.daemons.libvirt_dnsmasq import LIBVIRT_DIRECTORY
@@ -76,29 +76,33 @@ def ensure(daemon: Daemon, later: Later = at_once) -> None:
     files = daemon.files
     pid = running(daemon.uuid, daemon.namespace)
     configuration = dnsmasq_files.paths(daemon.uuid).configuration
+    fresh = _prepared(daemon.uuid, files) if files else {}
     if files and pid and dnsmasq_files.present(daemon.uuid).configuration == files.configuration:
         # The configuration file returns only after the reload: a kill in between must show.
         configuration.unlink()
-        _write_hosts(daemon.uuid, files)
+        text_files.put({path: file for path, file in fresh.items() if path != configuration})
         reload_hosts(pid)
-        configuration.write_bytes(files.configuration.encode())
+        fresh[configuration].replace(configuration)
         return
     stop(daemon.uuid)
     if files:
-        _write_hosts(daemon.uuid, files)
-        configuration.write_bytes(files.configuration.encode())
+        text_files.put(fresh)
         start_process(daemon, later)
 
 
-def _write_hosts(uuid: str, files: Files) -> None:
+def _prepared(uuid: str, files: Files) -> dict[Path, Path]:
+    """Write the files beside those of the dnsmasq that runs.  Raises OSError."""
     to = dnsmasq_files.paths(uuid)
     make_directory(to.pid.parent)
     # dnsmasq reads the hosts again after it has dropped its privileges.
     for directory in (to.pid.parent, *to.pid.parent.parents[:2]):
         directory.chmod(OURS)
-    for path, text in ((to.hosts, files.hosts), (to.records, files.records)):
-        path.write_bytes(text.encode())
-        path.chmod(0o644)
+    texts = {
+        to.hosts: files.hosts,
+        to.records: files.records,
+        to.configuration: files.configuration,
+    }
+    return text_files.prepare(texts)
 
 
 def reload_hosts(pid: int) -> None:

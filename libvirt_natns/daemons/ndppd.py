@@ -24,6 +24,7 @@ from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
+from libvirt_natns.daemons import text_files
 from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import netns, processes
@@ -172,11 +173,14 @@ def ensure(proxy: Proxy, indexes: tuple[int, int]) -> None:
     """
     if not differences(proxy, indexes):
         return
-    _stop(proxy.uuid, in_host=proxy.in_host)
+    fresh = {}
     if proxy.prefixes:
         file = proxy.file("conf")
         make_directory(file.parent)
-        file.write_text(configuration(proxy, indexes))
+        fresh = text_files.prepare({file: configuration(proxy, indexes)})
+    _stop(proxy.uuid, in_host=proxy.in_host)
+    if proxy.prefixes:
+        text_files.put(fresh)
         _start(proxy)
 
 

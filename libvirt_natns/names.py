@@ -26,9 +26,6 @@ UPSTREAM_LINK = "upstream"
 IFNAMSIZ = 15
 """Longest interface name that the kernel takes, in characters."""
 
-ALTIFNAMSIZ = 127
-"""Longest alternative interface name that the kernel takes, in characters."""
-
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 SLUG_LENGTH = 32
 
@@ -136,7 +133,7 @@ def machine_id() -> str:
     """Return the machine's id (machine-id(5)); "" if it has none."""
     try:
         return MACHINE_ID.read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
 
 

@@ -7,6 +7,7 @@ do; 2 wrong usage.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -187,6 +188,9 @@ def _exec(options: argparse.Namespace) -> int:
     with access.engine(look_only=True) as engine:
         namespace = check.networks_up(engine, options.network)[0].namespace
     with netns.entered(namespace):
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            # Python ignores them, and the command would inherit that.
+            signal.signal(number, signal.SIG_DFL)
         try:
             os.execvp(argv[0], argv)
         except OSError as error:

@@ -35,6 +35,16 @@ def places(hook: str) -> tuple[Path, Path]:
     return HOOKS_DIRECTORY / hook, HOOKS_DIRECTORY / f"{hook}.d" / DROP_IN
 
 
+def unfinished(hook: str) -> tuple[Path, Path]:
+    """Return the two places in which a killed ``install`` may leave a half-written hook.
+
+    libvirt runs every file that can be executed in the drop-in's directory, so hooks are
+    written beside it.  Earlier versions wrote drop-ins in that directory.
+    """
+    main, drop_in = places(hook)
+    return main.with_name(f".{main.name}.new"), drop_in.with_name(f".{drop_in.name}.new")
+
+
 def is_ours(file: Path) -> bool:
     """True if a hook file is ours; the text of a foreign hook may mention us elsewhere."""
     try:
@@ -47,7 +57,7 @@ def is_ours(file: Path) -> bool:
 def is_current(file: Path) -> bool:
     """True if a hook of ours is as ``install`` would write it today."""
     hook = next(hook for hook in HOOKS if file in places(hook))
-    return file.read_text() == render(hook) and os.access(file, os.X_OK)
+    return file.read_bytes() == render(hook).encode() and os.access(file, os.X_OK)
 
 
 def installed() -> tuple[Path, ...]:
@@ -104,7 +114,10 @@ def install() -> tuple[Path, ...]:
             main, drop_in = places(hook)
             # A dangling link counts as foreign, too.
             foreign = os.path.lexists(main) and not is_ours(main)
-            written.append(_write(drop_in if foreign else main, render(hook)))
+            fresh, leftover = unfinished(hook)
+            written.append(_write(drop_in if foreign else main, fresh, render(hook)))
+            if os.path.lexists(leftover):
+                _unlink(leftover)
             if not foreign and is_ours(drop_in):
                 _unlink(drop_in)
     except OSError as error:
@@ -114,10 +127,9 @@ def install() -> tuple[Path, ...]:
     return tuple(written)
 
 
-def _write(file: Path, text: str) -> Path:
+def _write(file: Path, fresh: Path, text: str) -> Path:
     file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     # libvirt may run the hook at any moment, so it must never see half a file.
-    fresh = file.with_name(f".{file.name}.new")
     fresh.write_text(text)
     fresh.chmod(0o755)
     fresh.replace(file)
@@ -132,11 +144,12 @@ def remove() -> tuple[Path, ...]:
     removed = []
     problems = []
     for hook in HOOKS:
-        for file in places(hook):
+        for file in (*unfinished(hook), *places(hook)):
+            is_whole = file in places(hook)
             try:
-                if is_ours(file):
+                if is_ours(file) if is_whole else os.path.lexists(file):
                     _unlink(file)
-                    removed.append(file)
+                    removed += [file] if is_whole else []
             except OSError as error:
                 problems.append(f"cannot remove {error.filename} ({error.strerror})")
     if problems:

@@ -48,7 +48,7 @@ def _explain(engine: Engine, networks: dict[str, bytes]) -> None:
     """Say which networks are handled from now on, and how to keep a network isolated."""
     handled: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
-    up = {record.name for record in engine.store.networks.all("up")}
+    up = {record.name for record in engine.store.networks.all("up") if record.this_boot}
     for name, xml in sorted(networks.items()):
         verdict = _verdict(engine, xml)
         note = "; keeps its router until it stops" if name in up else ""

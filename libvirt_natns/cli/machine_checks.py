@@ -51,7 +51,11 @@ def python_modules() -> str:
     library = str(names.library())
     program = f"import sys; sys.path.append({library!r}); {hook_files.NEEDED}"
     done = subprocess.run(
-        [interpreter, "-I", "-c", program], capture_output=True, text=True, check=False
+        [interpreter, "-I", "-c", program],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["no reason"])[-1]

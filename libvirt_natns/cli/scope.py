@@ -33,6 +33,8 @@ def write(scope: str) -> Path:
             _replace(file, new)
     except OSError as error:
         raise InstallError(f"cannot write {file}", str(error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise InstallError(f"{file} is not UTF-8", "save it as UTF-8") from error
     return file
 
 

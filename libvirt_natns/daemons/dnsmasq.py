@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq_files, dnsmasq_process
+from libvirt_natns.daemons import dnsmasq_files, dnsmasq_process, text_files
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.dnsmasq_process import START_LIMIT, STOP_LIMIT
 from libvirt_natns.daemons.libvirt_dnsmasq import LIBVIRT_DIRECTORY
@@ -76,29 +76,33 @@ def ensure(daemon: Daemon, later: Later = at_once) -> None:
     files = daemon.files
     pid = running(daemon.uuid, daemon.namespace)
     configuration = dnsmasq_files.paths(daemon.uuid).configuration
+    fresh = _prepared(daemon.uuid, files) if files else {}
     if files and pid and dnsmasq_files.present(daemon.uuid).configuration == files.configuration:
         # The configuration file returns only after the reload: a kill in between must show.
         configuration.unlink()
-        _write_hosts(daemon.uuid, files)
+        text_files.put({path: file for path, file in fresh.items() if path != configuration})
         reload_hosts(pid)
-        configuration.write_bytes(files.configuration.encode())
+        fresh[configuration].replace(configuration)
         return
     stop(daemon.uuid)
     if files:
-        _write_hosts(daemon.uuid, files)
-        configuration.write_bytes(files.configuration.encode())
+        text_files.put(fresh)
         start_process(daemon, later)
 
 
-def _write_hosts(uuid: str, files: Files) -> None:
+def _prepared(uuid: str, files: Files) -> dict[Path, Path]:
+    """Write the files beside those of the dnsmasq that runs.  Raises OSError."""
     to = dnsmasq_files.paths(uuid)
     make_directory(to.pid.parent)
     # dnsmasq reads the hosts again after it has dropped its privileges.
     for directory in (to.pid.parent, *to.pid.parent.parents[:2]):
         directory.chmod(OURS)
-    for path, text in ((to.hosts, files.hosts), (to.records, files.records)):
-        path.write_bytes(text.encode())
-        path.chmod(0o644)
+    texts = {
+        to.hosts: files.hosts,
+        to.records: files.records,
+        to.configuration: files.configuration,
+    }
+    return text_files.prepare(texts)
 
 
 def reload_hosts(pid: int) -> None:
@@ -113,7 +117,7 @@ def reload_hosts(pid: int) -> None:
 def start_process(daemon: Daemon, later: Later) -> None:
     """Start dnsmasq, and note its process.  Raises DnsmasqError."""
     # A daemon would keep the other end of a pipe open, and the read would never end.
-    complaint = tempfile.TemporaryFile("w+")  # noqa: SIM115 _await_daemon closes it
+    complaint = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 _await_daemon closes it
     command = [
         *dnsmasq_process.confined_program(),
         dnsmasq_process.option(dnsmasq_files.paths(daemon.uuid).configuration),
@@ -145,9 +149,22 @@ def _leases(daemon: Daemon) -> list[str]:
         LIBVIRT_DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
         return options
     # Without libvirt's helper, virsh does not see the leases; guests notice no difference.
-    directory = names.STATE_DIRECTORY / "leases"
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    return [f"--dhcp-leasefile={directory / daemon.uuid}"]
+    file = lease_file(daemon.uuid)
+    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return [f"--dhcp-leasefile={file}"]
+
+
+def lease_file(uuid: str) -> Path:
+    """Return the file of the guests' leases on a host without libvirt's lease helper."""
+    return names.STATE_DIRECTORY / "leases" / uuid
+
+
+def forget_leases(uuid: str) -> None:
+    """Remove the file of the leases of a network that has ended; missing is success."""
+    file = lease_file(uuid)
+    with suppress(OSError):
+        file.unlink()
+        file.parent.rmdir()
 
 
 def _await_daemon(namespace: str, process: subprocess.Popen[bytes], complaint: IO[str]) -> None:

@@ -2,13 +2,14 @@
 """The files that a network's dnsmasq reads: their paths, and the lines of its hosts files."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, parsed
+from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.model.dns import Dns
 from libvirt_natns.model.network import Network
 
@@ -44,22 +45,6 @@ def paths(uuid: str) -> Paths:
     return Paths(*[Path(stem + suffix) for suffix in (".conf", ".hosts", ".records", ".pid")])
 
 
-def exact_text(path: Path) -> str:
-    """Return a file's text with each of its characters.  Raises OSError, UnicodeDecodeError.
-
-    Reading as text would turn CR into a line's end, and dnsmasq does not end a line there.
-    """
-    return path.read_bytes().decode()
-
-
-def text_if_any(path: Path) -> str:
-    """Return a file's exact text; empty where it cannot be read."""
-    try:
-        return exact_text(path)
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
 def present(uuid: str) -> Files:
     """Return the files that a network's dnsmasq was given; empty texts for missing files."""
     files = paths(uuid)
@@ -91,16 +76,23 @@ def _in_hosts(address: Address) -> str:
     return str(address) if address.version == 4 else f"[{address}]"
 
 
-def reserved(text: str) -> Iterable[tuple[str, Address]]:
+def by_mac(text: str) -> Iterator[tuple[str, Address]]:
+    """Yield MAC and address of each entry in a ``dhcp-hostsfile`` that has both."""
+    for line in text.split("\n"):
+        mac, *others = line.split(",")
+        for word in others if MAC.fullmatch(mac) else ():
+            with suppress(ValueError):
+                yield mac.lower(), parsed(word.strip("[]"))
+
+
+def reserved(text: str) -> Iterator[tuple[str, Address]]:
     """Yield MAC and address of each reservation in a ``dhcp-hostsfile``.
 
     Entries with anything else, such as a name, are no reservations of ours.
     """
-    for line in text.splitlines():
-        mac, comma, address = line.partition(",")
-        if comma and MAC.fullmatch(mac):
-            with suppress(ValueError):
-                yield mac.lower(), parsed(address.strip("[]"))
+    for line in text.split("\n"):
+        if line.count(",") == 1:
+            yield from by_mac(line)
 
 
 def records(dns: Dns | None) -> str:

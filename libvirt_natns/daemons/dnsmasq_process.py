@@ -49,8 +49,13 @@ def confined_program() -> list[str]:
 
 def lease_options() -> list[str]:
     """Return the options that leave leases to libvirt's helper; none where it is missing."""
-    helper = next((path for path in HELPERS if os.access(path, os.X_OK)), None)
+    helper = lease_helper()
     return [] if helper is None else ["--leasefile-ro", f"--dhcp-script={helper}"]
+
+
+def lease_helper() -> Path | None:
+    """Return libvirt's lease helper; None where it is missing."""
+    return next((path for path in HELPERS if os.access(path, os.X_OK)), None)
 
 
 def option(configuration: Path) -> str:

@@ -7,7 +7,6 @@ that publishes something.  dnsmasq forgets a lease only at its start.  It reads 
 then from libvirt's helper, which keeps them on file.
 """
 
-import os
 import subprocess
 from collections import Counter
 from collections.abc import Container
@@ -15,9 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from libvirt_natns.addresses import Address, parsed
-from libvirt_natns.daemons import lease_file
+from libvirt_natns.daemons import dnsmasq_files, dnsmasq_process, lease_file
 from libvirt_natns.daemons.dnsmasq import Daemon
-from libvirt_natns.daemons.dnsmasq_process import HELPERS
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import processes
 
@@ -36,7 +34,7 @@ def present(bridge: str) -> dict[Address, str]:
     """
     leases: dict[Address, str] = {}
     for entry in lease_file.current(bridge):
-        with suppress(ValueError, KeyError):
+        with suppress(ValueError, KeyError, TypeError):
             leases[parsed(entry["ip-address"])] = str(entry.get("mac-address", "")).lower()
     return leases
 
@@ -74,7 +72,8 @@ def _alone(bridge: str) -> set[str]:
 
 def squatted(daemon: Daemon) -> list[tuple[str, Address]]:
     """Return leases of strangers, MAC and address, that are reserved for guests."""
-    reserved = _reserved(daemon.files.hosts) if daemon.files else {}
+    hosts = daemon.files.hosts if daemon.files else ""
+    reserved = {address: mac for mac, address in dnsmasq_files.by_mac(hosts)}
     if not reserved:
         return []
     leases = present(daemon.bridge)
@@ -86,25 +85,12 @@ def squatted(daemon: Daemon) -> list[tuple[str, Address]]:
     ]
 
 
-def _reserved(hosts: str) -> dict[Address, str]:
-    """Return addresses in a ``dhcp-hostsfile`` that belong to a MAC, with the MAC."""
-    reserved: dict[Address, str] = {}
-    for line in hosts.splitlines():
-        mac, *others = line.lower().split(",")
-        if mac.count(":") != 5:
-            continue
-        for word in others:
-            with suppress(ValueError):
-                reserved[parsed(word.strip("[]"))] = mac
-    return reserved
-
-
 def forget(bridge: str, mac: str, address: Address) -> None:
     """Have libvirt's helper forget a lease, while no dnsmasq of the bridge runs.
 
     Raises DnsmasqError.
     """
-    helper = next((each for each in HELPERS if os.access(each, os.X_OK)), None)
+    helper = dnsmasq_process.lease_helper()
     if helper is None:
         return
     try:

@@ -17,13 +17,15 @@ def current(bridge: str) -> list[LeaseEntry]:
     file = Path(LIBVIRT_DIRECTORY, f"{bridge}.status")
     try:
         entries = json.loads(file.read_text() or "[]")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
-    return [entry for entry in entries if _holds(entry)]
+    if not isinstance(entries, list):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict) and _holds(entry)]
 
 
 def _holds(entry: LeaseEntry) -> bool:
-    """True if a lease has not expired."""
+    """True if a lease has not expired; False for a time that is no number."""
     # An infinite lease expires at 0.
     expiry = entry.get("expiry-time", 0)
-    return bool(expiry == 0 or expiry > time.time())
+    return isinstance(expiry, (int, float)) and (expiry == 0 or expiry > time.time())

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from libvirt_natns.daemons import dnsmasq_process
-from libvirt_natns.daemons.dnsmasq_files import Files, exact_text, text_if_any
+from libvirt_natns.daemons.dnsmasq_files import Files
+from libvirt_natns.daemons.text_files import exact_text, text_if_any
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import processes
 

@@ -49,7 +49,9 @@ def running() -> list[Process]:
     processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            name, _, rest = (entry / "stat").read_text().partition(" (")[2].rpartition(") ")
+            # Any user may give a process a name that is not UTF-8.
+            stat = (entry / "stat").read_text(errors="replace")
+            name, _, rest = stat.partition(" (")[2].rpartition(") ")
             if name in DAEMONS and (entry / "ns/mnt").stat().st_ino == own:
                 processes.append(Process(name, int(entry.name), int(rest.split()[19])))
         except OSError:
@@ -89,7 +91,7 @@ def _reloads(pid: int) -> bool:
     """True if a daemon is reloading: libvirt runs the reload in a thread of its own."""
     for thread in Path(f"/proc/{pid}/task").glob("*/comm"):
         try:
-            if thread.read_text().strip() == "daemon-reload":
+            if thread.read_bytes().strip() == b"daemon-reload":
                 return True
         except OSError:
             continue
@@ -116,8 +118,8 @@ def blind(since: float) -> tuple[str, ...]:
     ``since`` is in seconds since the epoch: the time at which the newest hook was installed.
     """
     try:
-        reloaded = json.loads(_note_file().read_text())["told"]
-    except (OSError, ValueError, KeyError):
+        reloaded = list(json.loads(_note_file().read_text())["told"])
+    except (OSError, ValueError, KeyError, TypeError):
         reloaded = []
     return tuple(
         daemon.name

@@ -24,6 +24,8 @@ from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
+from libvirt_natns.daemons import text_files
+from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import netns, processes
 from libvirt_natns.kernel.locks import make_directory
@@ -131,7 +133,7 @@ def differences(proxy: Proxy, indexes: tuple[int, int]) -> list[str]:
         return [f"ndppd in {where} should not run"] if alive else []
     if not alive:
         return [f"ndppd on {proxy.link} in {where} is not running"]
-    if _read(proxy.file("conf")) != configuration(proxy, indexes):
+    if text_if_any(proxy.file("conf")) != configuration(proxy, indexes):
         return [f"ndppd on {proxy.link} in {where} runs with an outdated configuration"]
     return []
 
@@ -153,11 +155,15 @@ def _known(uuid: str, *, in_host: bool) -> int | None:
     return processes.from_pid_file(_file(uuid, "pid", in_host=in_host), word)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
+def _processes(uuid: str, *, in_host: bool) -> list[int]:
+    """Return the processes of an ndppd, in any namespace.
+
+    All processes are searched where the pid file does not name it: on a full disk it is empty.
+    """
+    pid, file = _known(uuid, in_host=in_host), _file(uuid, "conf", in_host=in_host)
+    if pid is not None:
+        return [pid]
+    return processes.with_word(str(file)) if file.exists() else []
 
 
 def ensure(proxy: Proxy, indexes: tuple[int, int]) -> None:
@@ -167,11 +173,14 @@ def ensure(proxy: Proxy, indexes: tuple[int, int]) -> None:
     """
     if not differences(proxy, indexes):
         return
-    _stop(proxy.uuid, in_host=proxy.in_host)
+    fresh = {}
     if proxy.prefixes:
         file = proxy.file("conf")
         make_directory(file.parent)
-        file.write_text(configuration(proxy, indexes))
+        fresh = text_files.prepare({file: configuration(proxy, indexes)})
+    _stop(proxy.uuid, in_host=proxy.in_host)
+    if proxy.prefixes:
+        text_files.put(fresh)
         _start(proxy)
 
 
@@ -239,15 +248,15 @@ def stop_in(namespace: str) -> None:
     others = (None, *(router.name for router in routers if router.name != namespace))
     for file in names.RUN_DIRECTORY.glob("networks/*/ndppd-host.conf"):
         uuid = file.parent.name
-        pid = _known(uuid, in_host=True)
-        if pid is not None and not any(processes.lives_in(pid, other) for other in others):
-            _stop(uuid, in_host=True)
+        for pid in _processes(uuid, in_host=True):
+            if not any(processes.lives_in(pid, other) for other in others):
+                _stop(uuid, in_host=True)
+                break
 
 
 def _stop(uuid: str, *, in_host: bool) -> None:
     file = _file(uuid, "conf", in_host=in_host)
-    pid = _known(uuid, in_host=in_host)
-    if pid is not None and not processes.end([pid], str(file), STOP_LIMIT):
+    if not processes.end(_processes(uuid, in_host=in_host), str(file), STOP_LIMIT):
         raise ProxyError(f"ndppd with {file} does not end", "end it by hand")
     for suffix in ("pid", "conf"):
         _file(uuid, suffix, in_host=in_host).unlink(missing_ok=True)

@@ -27,8 +27,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from signal import Signals
 
-from libvirt_natns.daemons import dhcp_lease
+from libvirt_natns.daemons import dhcp_lease, text_files
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.daemons.udhcpc_script import DETACH, EVENTS, SCRIPT
 from libvirt_natns.errors import DhcpError
 from libvirt_natns.kernel import neighbour_lookup, netns, processes
@@ -148,6 +149,17 @@ def _pid(directory: Path) -> int | None:
     return processes.from_pid_file(directory / "pid", _mark(directory))
 
 
+def clients(directory: Path) -> list[int]:
+    """Return the processes of the client with that directory, in any namespace.
+
+    All processes are searched where the pid file names no client: on a full disk it is empty.
+    """
+    pid = _pid(directory)
+    if pid is not None:
+        return [pid]
+    return processes.with_word(_mark(directory)) if (directory / "script").exists() else []
+
+
 def _mark(directory: Path) -> str:
     """Return the word of a command line that only this client has: the path of its pid file."""
     return os.fspath(directory / "pid")
@@ -160,22 +172,15 @@ def differences(client: Client) -> list[str]:
         return [f"DHCP client of {client.namespace} is not running"]
     present = processes.command(pid)
     same = all(word in present for word in (client.link, f"61:{client.client_id}"))
-    if not same or _read(client.directory / "script") != SCRIPT:
+    if not same or text_if_any(client.directory / "script") != SCRIPT:
         return [f"DHCP client of {client.namespace} runs with other settings"]
-    if _read(client.directory / "command") != _command(client):
+    if text_if_any(client.directory / "command") != _command(client):
         return [f"DHCP client of {client.namespace} runs the command of another version"]
     return []
 
 
 def _command(client: Client) -> str:
     return f"exec {shlex.join(client.on_change)}\n"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def ensure(client: Client, request: IPv4Address | None = None) -> None:
@@ -186,23 +191,34 @@ def ensure(client: Client, request: IPv4Address | None = None) -> None:
     if not differences(client):
         return
     command = client.directory / "command"
-    if running(client) is not None and _read(command) != _command(client):
+    if running(client) is not None and text_if_any(command) != _command(client):
         # The script reads the command at each event, so the client need not be restarted.
         command.with_suffix(".new").write_text(_command(client))
         command.with_suffix(".new").replace(command)
         if not differences(client):
             return
+    fresh = _prepared(client)
     # The next client goes on with the lease, so this client must not release it.
     _end(client.directory, processes.AT_ONCE)
-    write_files(client)
+    _put(client, fresh)
     _start(client, request)
 
 
 def write_files(client: Client) -> None:
     """Write the files that a client and its script need."""
+    _put(client, _prepared(client))
+
+
+def _prepared(client: Client) -> dict[Path, Path]:
     make_directory(client.directory)
-    (client.directory / "command").write_text(_command(client))
-    (client.directory / "script").write_text(SCRIPT)
+    directory = client.directory
+    return text_files.prepare(
+        {directory / "command": _command(client), directory / "script": SCRIPT}
+    )
+
+
+def _put(client: Client, fresh: dict[Path, Path]) -> None:
+    text_files.put(fresh)
     for event in EVENTS:
         with suppress(FileExistsError):
             (client.directory / event).symlink_to("script")
@@ -246,7 +262,7 @@ def stop(directory: Path, namespace: str | None = None) -> None:
     held = dhcp_lease.read(directory)
     # Without the file, the script runs no command for the end of this lease.
     (directory / "times").unlink(missing_ok=True)
-    if held and held.server and namespace and _pid(directory) is not None:
+    if held and held.server and namespace and clients(directory):
         # udhcpc sends a single release, and the link is removed a moment later.
         neighbour_lookup.resolve(namespace, held.server)
     _end(directory)
@@ -254,6 +270,7 @@ def stop(directory: Path, namespace: str | None = None) -> None:
 
 
 def _end(directory: Path, signals: tuple[Signals, ...] = processes.POLITELY) -> None:
-    pid = _pid(directory)
-    if pid is not None and not processes.end([pid], _mark(directory), STOP_LIMIT, signals):
-        raise DhcpError(f"the DHCP client {pid} does not end", "end it by hand")
+    pids = clients(directory)
+    if not processes.end(pids, _mark(directory), STOP_LIMIT, signals):
+        listed = ", ".join(map(str, pids))
+        raise DhcpError(f"the DHCP client {listed} does not end", "end it by hand")

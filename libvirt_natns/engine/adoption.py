@@ -183,10 +183,7 @@ def _prefix(engine: Engine, network: Network, segment: Segment) -> IPv6Network |
 
 def _adopt_reservations(engine: Engine, network: Network, domains: Mapping[str, bytes]) -> None:
     """Keep the DHCP addresses that the namespace's dnsmasq has for guests' NICs."""
-    try:
-        text = dnsmasq_files.paths(network.uuid).hosts.read_text()
-    except OSError:
-        return
+    text = dnsmasq_files.present(network.uuid).hosts
     owners = _owners(domains)
     for mac, address in dnsmasq_files.reserved(text):
         family: Family = 4 if address.version == 4 else 6

@@ -64,7 +64,7 @@ def outlived_daemon(record: NetworkRecord) -> bool:
 def started_at(daemon: LibvirtDaemon) -> float | None:
     """Return when a daemon was started, in seconds since boot; None if it has ended."""
     try:
-        fields = (PROCESSES / str(daemon.pid) / "stat").read_text().rpartition(") ")[2].split()
+        fields = (PROCESSES / str(daemon.pid) / "stat").read_bytes().rpartition(b") ")[2].split()
     except OSError:
         return None
     # Field 22 of proc(5): clock ticks, rounded down.

@@ -34,7 +34,7 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
         ("delete the patches", partial(_delete_patches, kernel, uuid)),
         ("delete the macvlan", partial(_delete_macvlan, kernel, uuid, namespace)),
         ("end ndppd", partial(ndppd.stop, uuid)),
-        ("end dnsmasq", partial(dnsmasq.stop, uuid, search=_exists(namespace))),
+        ("end dnsmasq", partial(_end_dnsmasq, uuid, namespace)),
         ("delete the namespace", partial(delete_own_namespace, kernel, uuid, namespace)),
         ("empty the directory", partial(empty_directory, uuid)),
     )
@@ -64,6 +64,12 @@ def remove_unrecorded(kernel: Kernel, uuid: str, namespace: str) -> None:
 def end_client(kernel: Kernel, uuid: str, namespace: str | None) -> None:
     """End a network's DHCP client.  Raises DhcpError."""
     daemon_operations.end_client(kernel, names.dhcp_directory(uuid), namespace, names.UPSTREAM_LINK)
+
+
+def _end_dnsmasq(uuid: str, namespace: str | None) -> None:
+    dnsmasq.stop(uuid, search=_exists(namespace))
+    # Where each job has a network of its own, the files would fill the disk.
+    dnsmasq.forget_leases(uuid)
 
 
 def _delete_patches(kernel: Kernel, uuid: str) -> None:

@@ -35,5 +35,5 @@ def resolve(namespace: str, address: IPv4Address) -> None:
 
 def _is_asked_for() -> bool:
     """True if an ARP request has no answer yet, in the thread's namespace."""
-    lines = Path("/proc/thread-self/net/arp").read_text().splitlines()[1:]
+    lines = Path("/proc/thread-self/net/arp").read_text(errors="surrogateescape").splitlines()[1:]
     return any(line.split()[2:3] == ["0x0"] for line in lines)

@@ -58,11 +58,11 @@ def _routes() -> Iterator[tuple[str, bool]]:
     """Yield the links of the host's routes, each with True if it leads to a gateway."""
     found: dict[str, bool] = {}
     with suppress(OSError):
-        for line in ROUTES.read_text().splitlines()[1:]:
+        for line in ROUTES.read_text(errors="surrogateescape").splitlines()[1:]:
             link, _, gateway, *_ = line.split()
             found[link] = found.get(link, False) or gateway != NO_GATEWAY
     with suppress(OSError):
-        for line in ROUTES6.read_text().splitlines():
+        for line in ROUTES6.read_text(errors="surrogateescape").splitlines():
             *_, flags, link = line.split()
             found[link] = found.get(link, False) or bool(int(flags, 16) & RTF_GATEWAY)
     yield from found.items()
@@ -85,4 +85,4 @@ def _is_outer(port: str) -> bool:
     if (place / "device").exists():
         return True
     lower = any(place.glob("lower_*"))
-    return lower and "DEVTYPE=vxlan" not in (place / "uevent").read_text()
+    return lower and "DEVTYPE=vxlan" not in (place / "uevent").read_text(errors="replace")

@@ -28,6 +28,9 @@ EXEC_LIMIT = 0.1
 """Seconds that execve(2) may take to set a command line."""
 EXEC_POLL = 0.001
 
+PID_LIMIT = 2**22
+"""The largest process id of any kernel, from linux/threads.h."""
+
 PF_KTHREAD = 0x00200000
 """A flag of the kernel's own threads, from linux/sched.h."""
 
@@ -85,10 +88,10 @@ def _is_spared() -> bool:
 def read_pid(path: Path) -> int | None:
     """Return the process id in a file; None without a readable file."""
     try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
+        pid = int(path.read_bytes())
+    except (OSError, ValueError):
         return None
-    return int(text) if text.isdigit() and int(text) > 1 else None
+    return pid if 1 < pid <= PID_LIMIT else None
 
 
 def from_pid_file(path: Path, word: str) -> int | None:
@@ -100,7 +103,7 @@ def from_pid_file(path: Path, word: str) -> int | None:
 def with_word(word: str) -> list[int]:
     """Return all processes that have a word in their command line."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if word in command(pid)]
+    return [pid for pid, words in _commands(pids).items() if word in words]
 
 
 def children(pid: int) -> list[int]:
@@ -114,25 +117,54 @@ def children(pid: int) -> list[int]:
 
 def command(pid: int) -> list[str]:
     """Return the command line of a process; empty for a process that has ended."""
-    deadline = time.monotonic() + EXEC_LIMIT
-    try:
-        while not (line := Path(f"/proc/{pid}/cmdline").read_bytes()) and _has_a_line(pid):
-            if time.monotonic() >= deadline:
-                break
+    return _commands([pid])[pid]
+
+
+def _commands(pids: Iterable[int]) -> dict[int, list[str]]:
+    """Return the command lines of processes; a process that has ended has none.
+
+    All processes that are about to have a command line are waited for together, for
+    EXEC_LIMIT at most.
+    """
+    found: dict[int, list[str]] = {}
+    unset, deadline = list(pids), time.monotonic() + EXEC_LIMIT
+    while unset:
+        found |= {pid: _words(pid) for pid in unset}
+        if time.monotonic() >= deadline:
+            break
+        unset = [pid for pid in unset if found[pid] == [""] and _will_have_a_line(pid)]
+        if unset:
             time.sleep(EXEC_POLL)
+    return found
+
+
+def _words(pid: int) -> list[str]:
+    """Return the words of a command line as it is now; [""] while it is empty."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return []
     return [word.decode(errors="replace") for word in line.split(b"\0")]
 
 
-def _has_a_line(pid: int) -> bool:
-    """True if a process is about to have a command line.  Raises OSError.
+def _will_have_a_line(pid: int) -> bool:
+    """True if a process may be about to have a command line.
 
     The kernel shows none for a moment while execve(2) replaces a program, as setpriv(1) is
-    by the daemon.  Zombies and the kernel's own threads never have a command line.
+    by the daemon.  Zombies and the kernel's own threads never have a command line.  Any user
+    can run processes that never have a command line, and names that are not UTF-8.  So
+    processes of other users are not waited for.
     """
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[0] not in "ZX" and not int(fields[6]) & PF_KTHREAD
+    process = Path(f"/proc/{pid}")
+    try:
+        fields = (process / "stat").read_bytes().rpartition(b")")[2].split()
+        if fields[0] in (b"Z", b"X") or int(fields[6]) & PF_KTHREAD:
+            return False
+        status = (process / "status").read_bytes()
+    except OSError:
+        return False
+    # The kernel escapes line ends in the name, which comes first.
+    return int(status.partition(b"\nUid:")[2].split(None, 1)[0]) == os.getuid()
 
 
 def lives_in(pid: int, namespace: str | None) -> bool:

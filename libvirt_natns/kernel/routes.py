@@ -180,7 +180,7 @@ class Routes:
         with netns.entered(self._channel.namespace):
             if family == 6:
                 return _ipv6_links()
-            lines = Path(IPV4_ROUTES).read_text().splitlines()[1:]
+            lines = Path(IPV4_ROUTES).read_text(errors="surrogateescape").splitlines()[1:]
         return {line.split()[0] for line in lines if line.strip()} - {"*"}
 
 
@@ -192,7 +192,7 @@ def _within_link(destination: IPNetwork) -> bool:
 def _ipv6_links() -> set[str]:
     """Return the names of links of IPv6 routes, without routes that the kernel makes."""
     try:
-        lines = Path(IPV6_ROUTES).read_text().splitlines()
+        lines = Path(IPV6_ROUTES).read_text(errors="surrogateescape").splitlines()
     except FileNotFoundError:
         # A kernel without IPv6.
         return set()

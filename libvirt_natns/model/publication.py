@@ -46,11 +46,6 @@ class Forward:
         """True if the forward lets packets to the guest's own address in, untranslated."""
         return self.address == self.target
 
-    @property
-    def shifts(self) -> bool:
-        """True if each port has its own port at the target; False if all share one."""
-        return self.to_last - self.to == self.last - self.first
-
 
 @dataclass(frozen=True, slots=True)
 class StaticNat:

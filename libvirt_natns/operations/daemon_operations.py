@@ -17,7 +17,7 @@ from libvirt_natns.daemons import (
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.daemons.udhcpc import Client
-from libvirt_natns.errors import KernelError
+from libvirt_natns.errors import DnsmasqError, KernelError
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
@@ -93,14 +93,30 @@ class Dnsmasq(Operation):
         daemon = self.daemon
         if dnsmasq.running(daemon.uuid, daemon.namespace) is None:
             context.undo.add(self.take_back, context.kernel)
-        if squatted := guest_leases.squatted(daemon):
-            # A running dnsmasq would write all of its leases down again.
-            dnsmasq.stop(daemon.uuid)
-            for mac, address in squatted:
-                guest_leases.forget(daemon.bridge, mac, address)
-        # Guests wait for a dnsmasq that has ended, and a user for the reason of a failure.
-        waited_for = not context.starting or self in context.done
-        dnsmasq.ensure(daemon, at_once if waited_for else context.later)
+        try:
+            self._end_strangers_leases()
+        finally:
+            # All guests need DHCP and DNS, also where a stranger keeps its lease.
+            # They wait for a dnsmasq that has ended, and a user for the reason of a failure.
+            waited_for = not context.starting or self in context.done
+            dnsmasq.ensure(daemon, at_once if waited_for else context.later)
+
+    def _end_strangers_leases(self) -> None:
+        """End the leases of strangers that are reserved for guests; dnsmasq does not run then.
+
+        All of them are tried before the first error is raised.  Raises DnsmasqError.
+        """
+        errors = []
+        for number, (mac, address) in enumerate(guest_leases.squatted(self.daemon)):
+            if number == 0:
+                # A running dnsmasq would write all of its leases down again.
+                dnsmasq.stop(self.daemon.uuid)
+            try:
+                guest_leases.forget(self.daemon.bridge, mac, address)
+            except DnsmasqError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def take_back(self, kernel: Kernel) -> None:
         dnsmasq.stop(self.daemon.uuid)

@@ -81,7 +81,7 @@ def _backend(uuid: str) -> str:
     """Return the firewall backend that has loaded a network's rules."""
     try:
         return (names.network_directory(uuid) / "firewall").read_text().partition(" ")[0]
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
 
 

@@ -6,11 +6,11 @@ The files are in the directory of the network's DHCP client, beside the client's
 
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.daemons import dhcp_lease
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
+from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.kernel.boot_clock import now
 
 ACCEPTED, REFUSED = "accepted", "refused"
@@ -29,7 +29,7 @@ def last(uuid: str, present: DhcpLease | None) -> DhcpLease | None:
 
     A server that renews the ``present`` lease of the same address renews the last one, too.
     """
-    text = _read(names.dhcp_directory(uuid) / ACCEPTED)
+    text = text_if_any(names.dhcp_directory(uuid) / ACCEPTED)
     *_, line = ["", *text.splitlines()]
     key, _, seconds = line.partition("=")
     until = float(seconds) if key == UNTIL and seconds.isdecimal() else None
@@ -52,7 +52,7 @@ def note(uuid: str, lease: DhcpLease | None, *, usable: bool) -> None:
             if not refused.exists():
                 accepted.unlink(missing_ok=True)
             return
-        text = _read(directory / "lease")
+        text = text_if_any(directory / "lease")
         if usable:
             refused.unlink(missing_ok=True)
         else:
@@ -61,9 +61,9 @@ def note(uuid: str, lease: DhcpLease | None, *, usable: bool) -> None:
             if earlier is None or earlier.address.ip != lease.address.ip:
                 return
             # The address was renewed with other values; only its lifetime counts.
-            text = _read(accepted).partition(f"{UNTIL}=")[0]
+            text = text_if_any(accepted).partition(f"{UNTIL}=")[0]
         text += "" if lease.until is None else f"{UNTIL}={int(lease.until)}\n"
-        if text != _read(accepted):
+        if text != text_if_any(accepted):
             accepted.write_text(text)
 
 
@@ -71,15 +71,8 @@ def tell_once(uuid: str, lines: list[str]) -> list[str]:
     """Return lines for the log, if they are others than last time."""
     text = "".join(f"{line}\n" for line in lines)
     file = names.dhcp_directory(uuid) / TOLD
-    if text == _read(file):
+    if text == text_if_any(file):
         return []
     with suppress(OSError):
         file.write_text(text)
     return lines
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -13,7 +13,7 @@ take ``starting``, or ``REAL_INTERPRETER = True`` for a whole file.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from lab_commands import NOT_SERVED, CommandServer
@@ -61,14 +61,20 @@ def loaded(server: CommandServer) -> Iterator[None]:
         server.interpreter = ""
 
 
-@contextmanager
-def starting() -> Iterator[None]:
+def starting() -> AbstractContextManager[None]:
     """Have each event start an interpreter while the body runs, as it does outside the lab."""
-    if not PROGRAM.exists():
-        yield
-        return
+    return _replaced(STARTING) if PROGRAM.exists() else nullcontext()
+
+
+def failing() -> AbstractContextManager[None]:
+    """Have each interpreter end as one that the kernel kills while the body runs."""
+    return _replaced("#!/bin/sh\nexit 137\n")
+
+
+@contextmanager
+def _replaced(text: str) -> Iterator[None]:
     kept = PROGRAM.read_text()
-    _write(STARTING)
+    _write(text)
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ import lab_interpreter
 import pytest
 from lab import (
     FastGuest,
+    Libvirtd,
     Provider,
     Service,
     define_network,
@@ -418,6 +419,26 @@ def test_what_is_broken_without_the_service(name: str, world: Provider) -> None:
         assert natns("check").stdout == ""
         assert found.talks()
         assert {mark.name for mark in MARKS.glob("*")} == {UUID.format(50)}
+
+
+def test_an_interpreter_that_is_killed(world: Provider, libvirtd: Libvirtd) -> None:
+    """No event fails, ours or not, and libvirt spares a guest that it finds running."""
+    with running(world) as found:
+        with lab_interpreter.failing():
+            check_networks("interpreter", *USUAL_NETWORKS)
+            check_guests("interpreter", *USUAL_GUESTS)
+            check_libvirts_own()
+            found.check_goes_on("interpreter")
+            libvirtd.restart()
+            assert virsh("domstate", "web").stdout.strip() != "shut off"
+            define_network(isolated("a", "virbr11", address="10.0.1.1"))
+            virsh("net-start", "a")
+            assert "nat-a" not in namespaces()
+        assert natns("sync").returncode == 0
+        assert natns("check").stdout == ""
+        assert "nat-a" in namespaces()
+        assert found.talks()
+        virsh("net-destroy", "a")
 
 
 # -- with the service ----------------------------------------------------------

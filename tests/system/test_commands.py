@@ -9,6 +9,7 @@ the other network, and through any repair that can spare it.
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -432,6 +433,9 @@ def test_exec_runs_inside(world: World) -> None:
     # Options are the command's, also without the dashes.
     assert natns("exec", "b", "ip", "-V").stdout.startswith("ip utility")
     assert natns("exec", "b", "--", "sh", "-c", "exit 7", check=False).returncode == 7
+    # As with any shell, a command ends where nothing reads its output any more.
+    ignored = natns("exec", "b", "--", "grep", "SigIgn", "/proc/self/status").stdout.split()[1]
+    assert not int(ignored, 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
     for arguments, status, line in [
         (("zzz", "--", "true"), 1, "network zzz is not up: see virt-natns status"),
         (("a", "--", "no-such"), 1, "cannot run no-such: No such file or directory"),

@@ -349,6 +349,82 @@ def test_without_an_interpreter_the_hooks_are_harmless(kind: str, tmp_path: Path
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (0, b"", 1)
 
 
+OURS, FOREIGN = network(ENABLED), network("<x/>")
+FAILURES = {
+    "fails": "exit 1",
+    "misuse": "exit 2",
+    "not executable": "exit 126",
+    "killed": "kill -9 $$",
+    "aborts": "kill -6 $$",
+    "ends early": "exit 120",
+}
+
+
+def with_interpreter(kind: str, directory: Path, program: str) -> Path:
+    """A hook with another interpreter, which has the given shell commands."""
+    script, interpreter = directory / kind, directory / "interpreter"
+    text = in_place_of_run(kind, directory)
+    script.write_text(text.replace("\npython=/usr/bin/python3\n", f"\npython={interpreter}\n"))
+    interpreter.write_text(f"#!/bin/sh\n{program}\n")
+    for file in (script, interpreter):
+        file.chmod(0o755)
+    for state in ("networks", "guests"):
+        (directory / state / UUID).mkdir(parents=True)
+    return script
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("data", [OURS, FOREIGN], ids=["ours", "foreign"])
+def test_an_interpreter_that_fails_stops_nothing(failure: str, data: bytes, tmp_path: Path) -> None:
+    """libvirt would kill a guest that runs (reconnect), and refuse networks of others."""
+    for kind, operations in (
+        ("network", ("start", "started", "updated")),
+        ("qemu", ("prepare", "start", "reconnect")),
+        ("lxc", ("prepare", "start", "reconnect")),
+    ):
+        directory = tmp_path / kind
+        directory.mkdir()
+        script = with_interpreter(kind, directory, FAILURES[failure])
+        for operation in operations:
+            done = run(kind, "a", operation, "begin", "-", data=data, script=script)
+            assert (done.returncode, done.stdout) == (0, b""), (kind, operation)
+            last = done.stderr.splitlines()[-1].decode()
+            assert last.startswith(f"libvirt-natns: {directory}/interpreter has ended with status")
+            assert last.endswith("a goes on as it is: run virt-natns doctor, then virt-natns sync")
+
+
+@pytest.mark.parametrize("kind", ["network", "qemu", "lxc"])
+def test_a_python_without_its_library_stops_nothing(kind: str, tmp_path: Path) -> None:
+    script = with_interpreter(kind, tmp_path, f'exec env PYTHONHOME=/gone {sys.executable} -S "$3"')
+    operation = "start" if kind == "network" else "reconnect"
+    done = run(kind, "a", operation, "begin", "-", data=OURS, script=script)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"No module named 'encodings'" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["network", "qemu", "lxc"])
+def test_a_hook_whose_shell_fails_stops_nothing(kind: str, tmp_path: Path) -> None:
+    """As where no process can be started for cat."""
+    script = with_interpreter(kind, tmp_path, "exit 3")
+    script.write_text(script.read_text().replace("xml=$(cat 2>/dev/null)", "xml=${gone?}"))
+    operation = "start" if kind == "network" else "reconnect"
+    done = run(kind, "a", operation, "begin", "-", data=OURS, script=script)
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.parametrize("kind", ["network", "qemu", "lxc"])
+def test_a_hook_refuses_where_hook_py_does(kind: str, status: int, tmp_path: Path) -> None:
+    package = tmp_path / "libvirt_natns"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "hook.py").write_text(f"def main(kind, arguments):\n    return {status}\n")
+    script = with_interpreter(kind, tmp_path, f'exec {sys.executable} "$@"')
+    script.write_text(script.read_text().replace("\nlibrary=\n", f"\nlibrary={tmp_path}\n"))
+    done = run(kind, "a", "start", "begin", "-", data=OURS, script=script)
+    assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
+
+
 def test_a_network_without_address_is_not_ours() -> None:
     data = network("<domain name='my lab'/>").replace(IP, b"")
     done = run("network", "a", "start", "begin", "-", data=data)

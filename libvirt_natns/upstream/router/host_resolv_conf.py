@@ -87,7 +87,9 @@ def _usable(text: str) -> list[str]:
 def wanted(named: tuple[str, ...], before: Resolver, file: Path = FILE) -> Resolver:
     """Return the file with these servers, and the search list that was in it."""
     try:
-        earlier = (before.text if before.link is None else file.read_text()) or ""
+        earlier = (
+            before.text if before.link is None else file.read_text(errors="surrogateescape")
+        ) or ""
     except OSError:
         earlier = ""
     kept = (["search"], ["domain"], ["options"])

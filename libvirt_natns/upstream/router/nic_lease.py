@@ -78,11 +78,10 @@ def ensure(target: Target, before: Capture) -> None:
 def end(target: Target) -> None:
     """Kill the client, so that it tells the server nothing, and remove its files."""
     directory = client_directory(target)
-    pid = processes.read_pid(directory / "pid")
     # The client may keep a namespace alive that has lost its name, so /proc is searched.
     # Only the client has its own pid file in its command line.
-    if pid is not None:
-        processes.end([pid], str(directory / "pid"), END_LIMIT, processes.AT_ONCE)
+    word = str(directory / "pid")
+    processes.end(udhcpc.clients(directory), word, END_LIMIT, processes.AT_ONCE)
     shutil.rmtree(directory, ignore_errors=True)
     for each in (directory.parent, names.RUN_DIRECTORY):
         with suppress(OSError):

@@ -150,7 +150,9 @@ def is_up(namespace: str, name: str) -> bool:
 def drops(namespace: str, name: str) -> dict[str, int]:
     """Return the frames that a link has lost, by direction.  Raises KernelError."""
     with netns.entered(namespace):
-        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        for line in (
+            Path("/proc/thread-self/net/dev").read_text(errors="surrogateescape").splitlines()
+        ):
             link, _, counters = line.partition(":")
             if link.strip() == name:
                 numbers = [int(word) for word in counters.split()]

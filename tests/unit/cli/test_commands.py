@@ -2,17 +2,21 @@
 """The command's edges: usage, root, broken pipes, files that are none."""
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from libvirt_natns import names, service
-from libvirt_natns.cli import commands, status
+from libvirt_natns.cli import access, check, commands, status
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.firewall import backends, nftables
+from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.routes import Routes
@@ -182,3 +186,25 @@ def test_a_reader_that_has_had_enough_is_no_error() -> None:
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_command_of_exec_has_the_usual_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that writes into a closed pipe must end, as in any shell."""
+    numbers = (signal.SIGPIPE, signal.SIGXFSZ)
+    seen: list[object] = []
+
+    def execvp(*_: object) -> None:
+        seen.extend(signal.getsignal(number) for number in numbers)
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(access, "engine", lambda **_: nullcontext())
+    monkeypatch.setattr(check, "networks_up", lambda *_: [SimpleNamespace(namespace="nat-a")])
+    monkeypatch.setattr(netns, "entered", lambda _: nullcontext())
+    monkeypatch.setattr(os, "execvp", execvp)
+    earlier = [signal.getsignal(number) for number in numbers]
+    try:
+        assert commands.main(["exec", "a", "--", "no-such"]) == 1
+    finally:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)
+    assert seen == [signal.SIG_DFL, signal.SIG_DFL]

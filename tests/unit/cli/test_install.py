@@ -4,14 +4,21 @@
 import os
 import signal
 import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.cli import hook_files, scope
-from libvirt_natns.daemons import libvirtd_reload
+from libvirt_natns.cli import access, check, doctor, hook_files, install, scope, service_control
+from libvirt_natns.daemons import libvirt, libvirtd_reload
 from libvirt_natns.errors import InstallError
+from libvirt_natns.firewall import backends
+from libvirt_natns.model.configuration import Config
 
 FOREIGN = "#!/bin/sh\n# a wrapper\n\n\n\n# libvirt-natns: is called from here\n"
 
@@ -104,6 +111,74 @@ def test_ours_moves_to_the_main_place_once_it_is_free(machine: Path) -> None:
     assert not (machine / "hooks" / "network.d").exists()
 
 
+def leave_half_a_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install, with a kill just ahead of the step that puts the last file in its place."""
+
+    def killed(file: Path, _to: Path) -> Path:
+        raise KeyboardInterrupt(str(file))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        hook_files.install()
+
+
+def test_a_killed_install_leaves_nothing_that_libvirt_runs(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt runs every executable file in network.d."""
+    drop_ins = machine / "hooks" / "network.d"
+    for foreign in (True, False):
+        drop_ins.mkdir(parents=True, exist_ok=True)
+        if foreign:
+            (machine / "hooks" / "network").write_text(FOREIGN)
+        leave_half_a_hook(monkeypatch)
+        assert list(drop_ins.iterdir()) == []
+        hook_files.install()
+        hook_files.remove()
+        (machine / "hooks" / "network").unlink(missing_ok=True)
+        assert set(tree(machine / "hooks")) <= {"network.d"}
+
+
+@pytest.mark.parametrize("step", [hook_files.install, hook_files.remove])
+@pytest.mark.parametrize("content", ["", "#!/bin/sh\n# libvirt-natns: half a hook\n"])
+def test_leftovers_of_a_killed_install_are_removed(
+    step: Callable[[], object], content: str, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions wrote drop-ins in the directory from which libvirt runs them."""
+    (machine / "hooks" / "network.d").mkdir(parents=True)
+    (machine / "hooks" / "network").write_text(FOREIGN)
+    for name in ("network.d/.libvirt-natns.new", ".qemu.new"):
+        (machine / "hooks" / name).write_text(content)
+    step()
+    assert not [name for name in tree(machine / "hooks") if name.endswith(".new")]
+    assert hook_files.remove() == () or step is hook_files.install
+    assert tree(machine / "hooks") == {"network": FOREIGN}
+
+
+def test_a_network_from_before_a_reboot_has_no_router_to_keep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [SimpleNamespace(name=name, this_boot=name == "runs") for name in ("runs", "ran")]
+    networks = SimpleNamespace(all=lambda *_: records)
+    engine = SimpleNamespace(config=Config(), store=SimpleNamespace(networks=networks))
+    forwarded = b"<network><name>%s</name><uuid>%s</uuid><forward mode='bridge'/></network>"
+    monkeypatch.setattr(access, "require_root", lambda: None)
+    monkeypatch.setattr(access, "engine", lambda: nullcontext(engine))
+    monkeypatch.setattr(backends, "choose", lambda _: None)
+    monkeypatch.setattr(doctor, "trusted", lambda: SimpleNamespace(state="ok"))
+    monkeypatch.setattr(libvirtd_reload, "reload", lambda: ())
+    monkeypatch.setattr(service_control, "start", lambda: "started")
+    monkeypatch.setattr(check, "rebuild_state", lambda: None)
+    monkeypatch.setattr(check, "repair", lambda _: 0)
+    uuid = b"c0ffee00-0000-4000-8000-000000000001"
+    active = {name: forwarded % (name.encode(), uuid) for name in ("runs", "ran")}
+    monkeypatch.setattr(libvirt, "networks", lambda: active)
+    assert install.run(Namespace(scope=None)) == 0
+    said = capsys.readouterr().out
+    assert "  runs: has <forward mode='bridge'>; keeps its router until it stops\n" in said
+    assert "  ran: has <forward mode='bridge'>\n" in said
+
+
 def test_what_cannot_be_written_is_told(machine: Path) -> None:
     (machine / "hooks").write_text("a file in the directory's place")
     with pytest.raises(InstallError, match=r"cannot write .*hooks"):
@@ -179,6 +254,44 @@ def test_the_unusual_is_left_to_its_author(text: str) -> None:
 def test_daemons_are_told_from_their_like() -> None:
     """None of the processes here is libvirt's, or it is one that is told by its name."""
     assert all(daemon.name in libvirtd_reload.DAEMONS for daemon in libvirtd_reload.running())
+
+
+def test_daemons_are_found_beside_processes_with_odd_names() -> None:
+    """Any user may give a process a name that is not UTF-8."""
+    program = "import ctypes; ctypes.CDLL(None).prctl(15, b'\\xff) (', 0, 0, 0); print(flush=True)"
+    odd = subprocess.Popen(
+        [sys.executable, "-c", f"{program}; input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with odd:
+        assert odd.stdout is not None
+        odd.stdout.readline()
+        assert b"\xff" in Path(f"/proc/{odd.pid}/stat").read_bytes()
+        assert odd.pid not in [daemon.pid for daemon in libvirtd_reload.running()]
+        odd.kill()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"7", b"{}", b'{"told": 7}'])
+def test_a_damaged_note_tells_of_no_daemon(content: bytes, machine: Path) -> None:
+    (machine / "lib").mkdir()
+    (machine / "lib" / "told.json").write_bytes(content)
+    assert libvirtd_reload.blind(0.0) == ()
+
+
+def test_a_hook_that_is_no_text_is_not_current(machine: Path) -> None:
+    hook = hook_files.install()[0]
+    hook.write_bytes(hook.read_bytes() + b"# \xff\n")
+    assert hook_files.is_ours(hook)
+    assert not hook_files.is_current(hook)
+
+
+def test_a_configuration_that_is_no_text_stays(machine: Path) -> None:
+    names.CONFIG_FILE.parent.mkdir()
+    names.CONFIG_FILE.write_bytes(b"# \xff\n")
+    with pytest.raises(InstallError, match="save it as UTF-8"):
+        scope.write("annotated")
+    assert names.CONFIG_FILE.read_bytes() == b"# \xff\n"
 
 
 def test_a_daemon_is_blind_until_it_is_told(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

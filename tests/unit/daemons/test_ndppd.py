@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What ndppd is told, and whom it is taken for; that it answers, system tests see."""
 
+import errno
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
@@ -93,6 +95,60 @@ def test_a_process_that_is_none_of_ours(somebody: int) -> None:
     assert ndppd.running(UUID, None) is None
 
 
+NO_PID_FILES = (None, b"", b"none", b"0", b"\xff", b"1", b"4194305")
+
+
+@contextmanager
+def pretender(word: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with that word in its command line."""
+    command = ["sh", "-c", "echo ready; read line", "sh", word]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("content", NO_PID_FILES)
+@pytest.mark.parametrize("namespace", [None, "nat-a"])
+def test_a_daemon_without_a_readable_pid_file_is_ended(
+    namespace: str | None, content: bytes | None, directory: Path
+) -> None:
+    """On a full disk its pid file stays empty."""
+    proxy = replace(PROXY, namespace=namespace)
+    proxy.file("conf").write_text(CONFIGURATION)
+    if content is not None:
+        proxy.file("pid").write_bytes(content)
+    with pretender(str(proxy.file("conf"))) as stray, pretender("other") as other:
+        ndppd.stop(UUID)
+        assert stray.poll() is not None
+        assert other.poll() is None
+    assert list(directory.iterdir()) == []
+
+
+def test_a_routers_daemon_without_a_pid_file_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "NETNS_DIRECTORY", tmp_path / "netns")
+    PROXY.file("conf").write_text(CONFIGURATION)
+    lives_there = True
+    monkeypatch.setattr(processes, "lives_in", lambda _pid, _namespace: not lives_there)
+    with pretender(str(PROXY.file("conf"))) as stray:
+        lives_there = False
+        ndppd.stop_in("natns-router-wan")
+        assert stray.poll() is None
+        lives_there = True
+        ndppd.stop_in("natns-router-wan")
+        assert stray.poll() is not None
+
+
+def test_processes_are_not_searched_without_a_configuration(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "with_word", lambda _: 1 / 0)
+    ndppd.stop(UUID)
+
+
 def test_files_that_are_no_pid_files(directory: Path) -> None:
     for content in (b"", b"none", b"0", b"\xff", b"1"):
         (directory / "ndppd-host.pid").write_bytes(content)
@@ -129,3 +185,20 @@ def test_a_daemon_is_not_spared_where_memory_runs_out(
     monkeypatch.setattr(processes, "PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     assert processes.confined("net_raw") == ()
+
+
+def test_a_daemon_goes_on_where_the_disk_is_full(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: Path, _content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    PROXY.file("conf").write_text(CONFIGURATION)
+    with pretender(str(PROXY.file("conf"))) as stray:
+        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            ndppd.ensure(PROXY, (5, 2))
+        assert stray.poll() is None
+    assert [file.name for file in directory.iterdir()] == ["ndppd-host.conf"]
+    assert PROXY.file("conf").read_text() == CONFIGURATION

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a DHCP server says, and the script that writes it down: without a server."""
 
+import errno
 import os
 import shlex
 import shutil
 import subprocess
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,7 +17,10 @@ from libvirt_natns.daemons import dhcp_lease, udhcpc
 from libvirt_natns.daemons.dhcp_lease import DhcpLease, parse
 from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.errors import DhcpError
+from libvirt_natns.kernel import processes
 from libvirt_natns.model.subnet import StaticRoute
+from libvirt_natns.upstream.router import nic_lease
+from libvirt_natns.upstream.router.target import Target
 
 OFFER = {
     "ip": "192.168.0.50",
@@ -198,6 +203,28 @@ def test_stop_without_a_client(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("content", [None, b"", b"none", b"0", b"\xff", b"1"])
+@pytest.mark.parametrize("of", ["network", "router"])
+def test_a_client_without_a_readable_pid_file_is_ended(
+    of: str, content: bytes | None, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk its pid file stays empty."""
+    monkeypatch.setattr(nic_lease, "client_directory", lambda _: client.directory)
+    monkeypatch.setattr(names, "RUN_DIRECTORY", client.directory.parent)
+    if content is not None:
+        (client.directory / "pid").write_bytes(content)
+    command = ["sh", "-c", "echo ready; read line", "sh", "-p", f"{client.directory}/pid"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stray:
+        assert stray.stdout is not None
+        assert stray.stdout.readline() == b"ready\n"
+        if of == "network":
+            udhcpc.stop(client.directory)
+        else:
+            nic_lease.end(cast("Target", None))
+        assert stray.poll() is not None
+    assert not client.directory.exists()
+
+
 def test_waiting_leaves_nothing_of_a_client_that_was_not_started(client: Client) -> None:
     directory = client.directory.parent / "other"
     with udhcpc.awaiting(directory):
@@ -256,3 +283,19 @@ def test_a_client_that_notes_its_process_id_has_not_ended(
     monkeypatch.setattr(udhcpc, "running", lambda client: None)
     with pytest.raises(DhcpError, match="the DHCP client of nat-a has ended"):
         udhcpc.await_lease(client, 5)
+
+
+def test_a_client_goes_on_where_the_disk_is_full(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, _content: bytes) -> int:
+        file.open("wb").close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    present = {file: file.read_bytes() for file in client.directory.iterdir()}
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(processes, "end", lambda *_: 1 / 0)
+    with pytest.raises(OSError, match="No space"):
+        udhcpc.ensure(client)
+    assert {file: file.read_bytes() for file in client.directory.iterdir()} == present

@@ -419,12 +419,6 @@ def test_a_limit_to_everybody_is_none() -> None:
     assert first == second
 
 
-def test_whether_a_range_shifts() -> None:
-    assert forward("tcp", (2222, 2222), (22, 22)).shifts
-    assert forward("tcp", (9000, 9002), (7000, 7002)).shifts
-    assert not forward("tcp", (9000, 9002), (80, 80)).shifts
-
-
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -72,7 +72,9 @@ class Service:
         self.healer = Healer(
             self.sessions, log, on_heal=self.metrics.healed, on_failure=self.metrics.failed
         )
-        self.kernel_watch = KernelWatch(self._describe, self.healer.suspect, self.healer.appeared)
+        self.kernel_watch = KernelWatch(
+            self._describe, self.healer.suspect, self.healer.appeared, self._fault_of_watch
+        )
         observer.connect(self.healer, self.kernel_watch)
         self.libvirt_watch = LibvirtWatch(self.sessions, log, self.reconcile)
         self.starts = Starts(self.sessions, log, self.libvirt_watch.is_active)
@@ -209,6 +211,10 @@ class Service:
     def _report(self, error: Exception, when: str) -> None:
         self.metrics.failed("background")
         self.log.say_error("error", "failed", error, when=when)
+
+    def _fault_of_watch(self, error: Exception) -> None:
+        self.metrics.failed("background")
+        self.log.say_error("error", "fault", error, when="watching the kernel")
 
     def suspect_all(self) -> None:
         """Have each network that is up compared with its plan."""

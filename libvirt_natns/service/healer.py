@@ -121,8 +121,8 @@ class Healer:
         try:
             with self._sessions.engine() as engine:
                 records = engine.store.networks.all("starting", "up")
-        except NatnsError as error:
-            self._log.say("error", "heal", namespace=namespace, error=error)
+        except Exception as error:  # the thread that hears the kernel must go on
+            self._log.say_error("error", "heal", error, namespace=namespace)
             return
         for record in records:
             if record.namespace == namespace and record.runs:

@@ -29,11 +29,12 @@ class WorkQueue(Generic[T]):
 
     The ``leader`` is the task that the others rely on.  As soon as any task is due, the
     leader goes first, if it waits.  No other task is given out while it is being done.
+    A leader that was postponed goes at its own time instead.
     """
 
     def __init__(self, leader: T | None = None) -> None:
         self._leader = leader
-        self._leader_held_until = 0.0
+        self._leader_is_postponed = False
         self._due: dict[T, float] = {}
         self._in_work: set[T] = set()
         self._closed = False
@@ -54,16 +55,14 @@ class WorkQueue(Generic[T]):
             self._put(task, self._due.get(task, due))
 
     def postpone(self, task: T, delay: float) -> None:
-        """Have a task done in ``delay`` seconds, in place of its earlier time."""
-        with self._changed:
-            self._put(task, time.monotonic() + delay)
+        """Have a task done in ``delay`` seconds, in place of its earlier time.
 
-    def hold(self, task: T, delay: float) -> None:
-        """Postpone a task; the leader does not go ahead of its time then."""
+        The leader does not go ahead of that time.
+        """
         with self._changed:
             self._put(task, time.monotonic() + delay)
             if task == self._leader:
-                self._leader_held_until = self._due[task]
+                self._leader_is_postponed = True
 
     def _put(self, task: T, due: float) -> None:
         self._due[task] = due
@@ -72,7 +71,12 @@ class WorkQueue(Generic[T]):
     def drop(self, task: T) -> None:
         """Have a task that waits not done."""
         with self._changed:
-            self._due.pop(task, None)
+            self._forget(task)
+
+    def _forget(self, task: T) -> None:
+        self._due.pop(task, None)
+        if task == self._leader:
+            self._leader_is_postponed = False
 
     def close(self) -> None:
         """Give out nothing more."""
@@ -91,7 +95,7 @@ class WorkQueue(Generic[T]):
             while not self._closed:
                 task, wait = self._next()
                 if task is not None and wait <= 0:
-                    del self._due[task]
+                    self._forget(task)
                     self._in_work.add(task)
                     # The thread that waited for the next task's time may be this one.
                     self._changed.notify()
@@ -109,8 +113,10 @@ class WorkQueue(Generic[T]):
         now = time.monotonic()
         task = min(waiting, key=waiting.__getitem__)
         wait = waiting[task] - now
-        leads = self._leader in waiting and now >= self._leader_held_until
-        return (self._leader if leads else task), wait
+        leader = self._leader
+        if leader in waiting and not (self._leader_is_postponed and now < waiting[leader]):
+            task = leader
+        return task, wait
 
     def done(self, task: T) -> None:
         """Note that a task that was taken is over."""

@@ -4,6 +4,8 @@
 import threading
 import time
 
+import pytest
+
 from libvirt_natns.daemons.libvirtd import QEMU
 from libvirt_natns.service.libvirt_watch import Subject
 from libvirt_natns.service.workqueue import Workers, WorkQueue
@@ -108,15 +110,32 @@ def test_the_leader_goes_first_and_alone() -> None:
     assert queue.take() == "host"
 
 
-def test_a_leader_on_hold_does_not_hold_up_others() -> None:
+def test_a_leader_that_is_postponed_does_not_hold_up_others() -> None:
     queue: WorkQueue[str] = WorkQueue(leader="host")
-    queue.hold("host", 3600)
+    queue.postpone("host", 3600)
     queue.put("a")
     assert queue.take() == "a"
     queue.put("b", 0.01)
     assert queue.take() == "b"
-    # The end of a hold is a matter of time alone.
-    queue.hold("host", 0.02)
+    # The end of the delay is a matter of time alone.
+    queue.postpone("host", 0.02)
+    assert queue.take() == "host"
+
+
+@pytest.mark.parametrize("again", ["put", "drop", "take"])
+def test_a_leader_leads_again_after_a_delay_that_has_ended(again: str) -> None:
+    queue: WorkQueue[str] = WorkQueue(leader="host")
+    queue.postpone("host", 3600)
+    if again == "drop":
+        queue.drop("host")
+    else:
+        queue.put("host")
+    if again == "take":
+        assert queue.take() == "host"
+        queue.done("host")
+    queue.put("a")
+    if again != "put":
+        queue.put("host", 3600)
     assert queue.take() == "host"
 
 

@@ -26,7 +26,7 @@ from libvirt_natns.cli import (
     status,
     uninstall,
 )
-from libvirt_natns.errors import InstallError, NatnsError
+from libvirt_natns.errors import InstallError, NatnsError, describe, log
 from libvirt_natns.kernel import netns
 from libvirt_natns.service import client
 
@@ -44,9 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with output.lenient():
             return command(options)
-    except NatnsError as error:
+    except Exception as error:  # a person is shown one line, whichever error it is
+        line, more = describe(error)
         with suppress(OSError):
-            print(f"virt-natns: {error}", file=sys.stderr)
+            print(f"virt-natns: {line}", file=sys.stderr)
+        log(more)
         return 1
     except KeyboardInterrupt:
         return 130

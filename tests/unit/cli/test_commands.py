@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command's edges: usage, root, broken pipes, files that are none."""
 
+import errno
 import os
 import subprocess
 import sys
+import syslog
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,39 @@ def test_an_error_is_one_line_whatever_it_says(
     monkeypatch.setattr(status, "run", failing)
     assert commands.main(["status"]) == 1
     assert capsys.readouterr().err == "virt-natns: something with two lines: mend it\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/run/hosts"),
+            "cannot write /run/hosts (No space left on device): free some space",
+        ),
+        (KeyError("x"), "internal error (KeyError: 'x'): see the system log and report it"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            "internal error (UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position"
+            " 0: invalid start byte): see the system log and report it",
+        ),
+    ],
+)
+def test_an_error_of_any_kind_is_one_line(
+    error: Exception,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(_: object) -> int:
+        raise error
+
+    logged: list[str] = []
+    monkeypatch.setattr(syslog, "syslog", lambda _, line: logged.append(line))
+    monkeypatch.setattr(status, "run", failing)
+    assert commands.main(["status"]) == 1
+    assert capsys.readouterr().err == f"virt-natns: {told}\n"
+    # A fault of ours leaves its traceback in the system log.
+    assert any("Traceback" in line for line in logged) == ("internal error" in told)
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:

@@ -20,6 +20,7 @@ from libvirt_natns.cli import (
     doctor,
     forward,
     install,
+    machine_checks,
     output,
     plan,
     router,
@@ -153,7 +154,7 @@ def _metrics(_: argparse.Namespace) -> int:
     if answer is not None and answer.done:
         print(answer.text, end="")
         return 0
-    with _imported("prometheus_client", "python3-prometheus-client"):
+    with _imported():
         from libvirt_natns.service import metrics
     with access.engine(look_only=True) as engine:
         print(metrics.WITHOUT_SERVICE + metrics.gauges(engine), end="")
@@ -163,21 +164,22 @@ def _metrics(_: argparse.Namespace) -> int:
 def _serve(_: argparse.Namespace) -> int:
     access.require_root()
     # The daemon imports many modules that no other command needs.
-    with _imported("prometheus_client", "python3-prometheus-client"):
+    with _imported():
         from libvirt_natns.service import daemon
     return daemon.main()
 
 
 @contextmanager
-def _imported(module: str, package: str) -> Iterator[None]:
+def _imported() -> Iterator[None]:
     """Say which package to install where the body cannot import a module."""
     try:
         yield
     except ImportError as error:
-        if error.name != module:
+        package = machine_checks.OWN_MODULES.get(error.name or "")
+        if package is None:
             raise
         raise InstallError(
-            f"the Python module {module} is missing", f"install {package}"
+            f"the Python module {error.name} is missing", f"install {package}"
         ) from error
 
 

@@ -116,8 +116,8 @@ def blind(since: float) -> tuple[str, ...]:
     ``since`` is in seconds since the epoch: the time at which the newest hook was installed.
     """
     try:
-        reloaded = json.loads(_note_file().read_text())["told"]
-    except (OSError, ValueError, KeyError):
+        reloaded = list(json.loads(_note_file().read_text())["told"])
+    except (OSError, ValueError, KeyError, TypeError):
         reloaded = []
     return tuple(
         daemon.name

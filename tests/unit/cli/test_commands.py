@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import names, service
+from libvirt_natns import daemons, names, service
 from libvirt_natns.cli import commands, status
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.errors import LibvirtError, NatnsError
@@ -92,19 +92,32 @@ def test_looking_makes_no_state(machine: Path, capsys: pytest.CaptureFixture[str
     assert not (machine / "lib").exists()
 
 
+@pytest.mark.parametrize(
+    ("library", "package", "command"),
+    [
+        ("prometheus_client", "python3-prometheus-client", "metrics"),
+        ("prometheus_client", "python3-prometheus-client", "serve"),
+        ("libvirt", "python3-libvirt", "serve"),
+    ],
+)
 def test_a_missing_library_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    library: str,
+    package: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    for module in ("metrics", "daemon"):
-        monkeypatch.delitem(sys.modules, f"libvirt_natns.service.{module}", raising=False)
-        monkeypatch.delattr(service, module, raising=False)
-    for command in ("metrics", "serve"):
-        assert commands.main([command]) == 1
-        assert capsys.readouterr().err == (
-            "virt-natns: the Python module prometheus_client is missing:"
-            " install python3-prometheus-client\n"
-        )
+    monkeypatch.setitem(sys.modules, library, None)
+    for room, module in (
+        (service, "metrics"), (service, "daemon"), (service, "libvirt_watch"),
+        (daemons, "libvirt_events"),
+    ):  # fmt: skip
+        monkeypatch.delitem(sys.modules, f"{room.__name__}.{module}", raising=False)
+        monkeypatch.delattr(room, module, raising=False)
+    assert commands.main([command]) == 1
+    assert capsys.readouterr().err == (
+        f"virt-natns: the Python module {library} is missing: install {package}\n"
+    )
 
 
 def test_plan_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ SYSTEMD = Path("/run/systemd/system")
 
 UNITS = ("libvirt-natns.socket", "libvirt-natns.service")
 STOP_LIMIT = 90.0
-"""Seconds that a service gets to end: the events that it is answering have 60."""
+"""Seconds that a service gets to end: events in progress have 60, other threads 26."""
 STUCK_LIMIT = 5.0
 """Seconds that a service which does not answer gets to end."""
 PEER = struct.Struct("3i")

@@ -29,7 +29,7 @@ from libvirt_natns.engine import proxied_addresses, rebuild
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.engine.reconcile.active import Active
-from libvirt_natns.errors import AddressTakenError, LibvirtError, NatnsError
+from libvirt_natns.errors import AddressTakenError, LibvirtError
 from libvirt_natns.kernel import netns
 from libvirt_natns.service import resources
 from libvirt_natns.service.change_observer import ChangeObserver
@@ -126,8 +126,8 @@ class Service:
         try:
             with self.sessions.engine() as engine:
                 records = engine.store.networks.all("preparing", "starting", "up")
-        except NatnsError as error:
-            self.log.say("error", "startup", error=error)
+        except Exception as error:  # hooks are answered in any case
+            self.log.say_error("error", "startup", error)
             return
         # The watch has networks that are new to it looked at.
         self.kernel_watch.follow(
@@ -207,7 +207,8 @@ class Service:
 
     def suspect_all(self) -> None:
         """Have each network that is up compared with its plan."""
-        with suppress(NatnsError), self.sessions.engine() as engine:
+        # The error is reported already, and this one may well be the same.
+        with suppress(Exception), self.sessions.engine() as engine:
             for record in engine.store.networks.all("up"):
                 if record.this_boot:
                     self.healer.suspect(record.uuid)
@@ -219,8 +220,8 @@ class Service:
                 for record in engine.store.networks.all("starting", "up"):
                     if record.namespace == error.namespace and record.this_boot:
                         self._settle(engine, record, parsed(error.address))
-        except NatnsError as fault:
-            self.log.say("error", "relocate", network=error.namespace, error=fault)
+        except Exception as fault:  # no caller reports it
+            self.log.say_error("error", "relocate", fault, network=error.namespace)
 
     def _settle(self, engine: Engine, record: NetworkRecord, address: Address) -> None:
         self.conflicts.note(record.upstream, address)

@@ -153,3 +153,21 @@ def describe(error: Exception) -> tuple[str, list[str]]:
     cause = f"{type(error).__name__}: {printable(line)}"
     lines = "".join(traceback.format_exception(error)).splitlines()
     return f"internal error ({cause}): see the system log and report it", lines
+
+
+def named(name: str, error: Exception) -> str:
+    """Return an error in one line that has ``name``; the lines for the log go to the system log."""
+    line, more = describe(error)
+    log(more)
+    return line if name in line else f"{name}: {line}"
+
+
+def log(lines: list[str]) -> None:
+    """Write lines to the system log, for processes without a log of their own."""
+    if not lines:
+        return
+    import syslog
+
+    syslog.openlog("libvirt-natns", syslog.LOG_PID, syslog.LOG_DAEMON)
+    for line in lines:
+        syslog.syslog(syslog.LOG_ERR, line)

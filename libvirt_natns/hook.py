@@ -277,16 +277,8 @@ def _tell(line: str) -> None:
 
 def _report(error: Exception, refuses: bool) -> None:
     """Report an error to libvirt's user, or to the log if that user does not see it."""
-    from libvirt_natns.errors import describe
+    from libvirt_natns.errors import describe, log
 
     line, more = describe(error)
     _tell(line)
-    _log(more if more or refuses else [line])
-
-
-def _log(lines: list[str]) -> None:
-    import syslog
-
-    syslog.openlog("libvirt-natns", syslog.LOG_PID, syslog.LOG_DAEMON)
-    for line in lines:
-        syslog.syslog(syslog.LOG_ERR, line)
+    log(more if more or refuses else [line])

@@ -21,13 +21,14 @@ from libvirt_natns.cli import (
     doctor,
     forward,
     install,
+    machine_checks,
     output,
     plan,
     router,
     status,
     uninstall,
 )
-from libvirt_natns.errors import InstallError, NatnsError
+from libvirt_natns.errors import InstallError, NatnsError, describe, log
 from libvirt_natns.kernel import netns
 from libvirt_natns.service import client
 
@@ -45,9 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with output.lenient():
             return command(options)
-    except NatnsError as error:
+    except Exception as error:  # a person is shown one line, whichever error it is
+        line, more = describe(error)
         with suppress(OSError):
-            print(f"virt-natns: {error}", file=sys.stderr)
+            print(f"virt-natns: {line}", file=sys.stderr)
+        log(more)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -152,7 +155,7 @@ def _metrics(_: argparse.Namespace) -> int:
     if answer is not None and answer.done:
         print(answer.text, end="")
         return 0
-    with _imported("prometheus_client", "python3-prometheus-client"):
+    with _imported():
         from libvirt_natns.service import metrics
     with access.engine(look_only=True) as engine:
         print(metrics.WITHOUT_SERVICE + metrics.gauges(engine), end="")
@@ -162,21 +165,22 @@ def _metrics(_: argparse.Namespace) -> int:
 def _serve(_: argparse.Namespace) -> int:
     access.require_root()
     # The daemon imports many modules that no other command needs.
-    with _imported("prometheus_client", "python3-prometheus-client"):
+    with _imported():
         from libvirt_natns.service import daemon
     return daemon.main()
 
 
 @contextmanager
-def _imported(module: str, package: str) -> Iterator[None]:
+def _imported() -> Iterator[None]:
     """Say which package to install where the body cannot import a module."""
     try:
         yield
     except ImportError as error:
-        if error.name != module:
+        package = machine_checks.OWN_MODULES.get(error.name or "")
+        if package is None:
             raise
         raise InstallError(
-            f"the Python module {module} is missing", f"install {package}"
+            f"the Python module {error.name} is missing", f"install {package}"
         ) from error
 
 

@@ -14,15 +14,15 @@ from libvirt_natns.cli.access import Engines
 from libvirt_natns.daemons import dnsmasq_process
 from libvirt_natns.documents import config
 from libvirt_natns.engine.reconcile import comparison
-from libvirt_natns.errors import (
-    ConfigError,
-    NatnsError,
-)
+from libvirt_natns.errors import ConfigError, NatnsError, describe, log
 from libvirt_natns.firewall import neighbour_tables
 from libvirt_natns.model.configuration import Config
 
 Examination = Callable[[], str]
-"""Returns a line about what is well.  Raises NatnsError with the fault and its fix."""
+"""Returns a line about what is well.  Raises NatnsError with the fault and its fix.
+
+Another error is a fault as well: a damaged file may have any content.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,25 @@ def examine(engine: Engines) -> list[Diagnosis]:
     for what, examination in examinations(engine, settings):
         try:
             diagnoses.append(Diagnosis(what, "ok", examination()))
-        except NatnsError as error:
-            diagnoses.append(Diagnosis(what, "broken", str(error)))
-    warnings = (*_obstacles(engine, settings), *neighbour_warnings(engine, settings))
-    return [*diagnoses, *warnings, trusted()]
+        except Exception as error:  # an error must not keep the other examinations
+            diagnoses.append(_broken(what, error))
+    warnings: dict[str, Callable[[], list[Diagnosis]]] = {
+        "foreign chains": lambda: _obstacles(engine, settings),
+        "neighbour tables": lambda: neighbour_warnings(engine, settings),
+        "code": lambda: [trusted()],
+    }
+    for what, warn in warnings.items():
+        try:
+            diagnoses += warn()
+        except Exception as error:  # as above
+            diagnoses.append(_broken(what, error))
+    return diagnoses
+
+
+def _broken(what: str, error: Exception) -> Diagnosis:
+    line, more = describe(error)
+    log(more)
+    return Diagnosis(what, "broken", line)
 
 
 def trusted() -> Diagnosis:

@@ -19,7 +19,6 @@ from libvirt_natns.daemons import ndppd, udhcpc
 from libvirt_natns.errors import (
     FirewallError,
     InstallError,
-    NatnsError,
     ProxyError,
     UpstreamError,
 )
@@ -92,15 +91,16 @@ def firewall_backend(settings: Config) -> str:
 def in_scratch_namespace(trial: Callable[[], object]) -> None:
     """Run ``trial`` in a network namespace that ends with it.
 
-    A new thread enters the namespace, so no thread must return from it.
+    A new thread enters the namespace, so no thread must return from it.  Raises the
+    trial's error.
     """
-    errors: list[NatnsError] = []
+    errors: list[Exception] = []
 
     def run() -> None:
         try:
             netns.leave()
             trial()
-        except NatnsError as error:
+        except Exception as error:  # the caller of the thread reports it
             errors.append(error)
 
     thread = threading.Thread(target=run)

@@ -3,20 +3,39 @@
 
 A hook must not use this module: libvirt waits for the hook, and the hook would wait for
 libvirt.  Connections are read-only, except to change a guest's metadata.
+
+Without libvirt-python each question raises LibvirtError, as without an answer of libvirt.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from uuid import UUID
-
-import libvirt
 
 from libvirt_natns import names
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirtd import Driver
 from libvirt_natns.errors import LibvirtError
+
+
+class _Missing:
+    """Stands for the library that cannot be loaded: each use of it raises LibvirtError."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise LibvirtError(
+            f"the Python module libvirt cannot be loaded ({self._reason})",
+            "install python3-libvirt",
+        )
+
+
+try:
+    import libvirt
+except ImportError as error:
+    libvirt = _Missing(str(error))
 
 URIS = ("qemu:///system", "network:///system", "lxc:///system")
 """The monolithic daemon answers the first, a modular daemon for networks the second."""
@@ -35,8 +54,6 @@ GUEST_URIS = (QEMU_URI, LXC_URI)
 
 Where = Literal["live", "config"]
 """The definition of a running guest, or the definition for its next start."""
-
-AFFECT = {"live": libvirt.VIR_DOMAIN_AFFECT_LIVE, "config": libvirt.VIR_DOMAIN_AFFECT_CONFIG}
 
 
 @contextmanager
@@ -157,8 +174,10 @@ class Guest:
     def write(self, where: Where, element: str | None) -> None:
         """Replace the guest's ``<natns:nat>``; None removes it.  Raises LibvirtError."""
         kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+        live, config = libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        flags = live if where == "live" else config
         try:
-            self._domain.setMetadata(kind, element, "natns", names.XML_NAMESPACE, AFFECT[where])
+            self._domain.setMetadata(kind, element, "natns", names.XML_NAMESPACE, flags)
         except libvirt.libvirtError as error:
             absent = error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA
             if not (element is None and absent):

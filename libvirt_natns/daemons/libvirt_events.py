@@ -6,6 +6,7 @@ any thread.  A question to libvirt would wait there for its own answer.  So a ca
 passes on the network or guest of the event.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ that may stay unanswered.  A daemon that is stuck counts as ended after 20 s.
 
 END_LIMIT = 1.0
 """Seconds that the loop gets to end."""
+
+FAULT_PAUSE = 0.5
+"""Seconds of rest after an error of the loop, which may come again at once."""
 
 Kind = Literal["guest", "network"]
 What = Literal["changed", "life"]
@@ -85,7 +89,11 @@ class Loop:
 
     def _run(self) -> None:
         while not self._over:
-            libvirt.virEventRunDefaultImpl()
+            try:
+                libvirt.virEventRunDefaultImpl()
+            except libvirt.libvirtError:
+                # The poll has failed, for want of memory perhaps: events still wait.
+                time.sleep(FAULT_PAUSE)
 
     def stop(self) -> None:
         """End the loop after the callback that runs now."""

@@ -26,7 +26,7 @@ from libvirt_natns.engine.publication.choices_in_force import ChoicesInForce
 from libvirt_natns.engine.publication.dhcp_hosts import fixed_address
 from libvirt_natns.engine.publication.resolve import of_network, resolve
 from libvirt_natns.engine.publication.scopes import scopes
-from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.errors import ConflictError, NatnsError, named
 from libvirt_natns.firewall import translations
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.kernel.locks import locked
@@ -79,9 +79,8 @@ def _noting(outcome: Adopted, name: str) -> Iterator[None]:
     """Note an error of the body, instead of raising it."""
     try:
         yield
-    except NatnsError as error:
-        message = str(error)
-        outcome.errors.append(message if name in message else f"{name}: {message}")
+    except Exception as error:  # an error must not keep the other networks and guests
+        outcome.errors.append(named(name, error))
 
 
 # -- networks ------------------------------------------------------------------

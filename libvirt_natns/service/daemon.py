@@ -29,10 +29,11 @@ from libvirt_natns.engine import proxied_addresses, rebuild
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.engine.reconcile.active import Active
-from libvirt_natns.errors import AddressTakenError, LibvirtError, NatnsError
+from libvirt_natns.errors import AddressTakenError, LibvirtError
 from libvirt_natns.kernel import netns
 from libvirt_natns.service import resources
 from libvirt_natns.service.change_observer import ChangeObserver
+from libvirt_natns.service.complaints import Complaints
 from libvirt_natns.service.engine_pool import EnginePool
 from libvirt_natns.service.healer import Healer
 from libvirt_natns.service.kernel_watch import KernelWatch
@@ -40,6 +41,7 @@ from libvirt_natns.service.libvirt_watch import LibvirtWatch
 from libvirt_natns.service.listener import own_socket
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.metrics import Metrics
+from libvirt_natns.service.outside_look import OutsideLook
 from libvirt_natns.service.server import Server
 from libvirt_natns.service.starts import Starts
 from libvirt_natns.service.watched import Watched, parent_of
@@ -65,18 +67,20 @@ class Service:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.metrics = Metrics()
-        self._asked = proxied_addresses.Asked()
         self.background = Background(self._failed)
         observer = ChangeObserver(log, self.metrics, self._after_work)
         self.sessions = EnginePool(observer, self.background)
         self.healer = Healer(
             self.sessions, log, on_heal=self.metrics.healed, on_failure=self.metrics.failed
         )
-        self.kernel_watch = KernelWatch(self._describe, self.healer.suspect, self.healer.appeared)
+        self.kernel_watch = KernelWatch(
+            self._describe, self.healer.suspect, self.healer.appeared, self._fault_of_watch
+        )
         observer.connect(self.healer, self.kernel_watch)
         self.libvirt_watch = LibvirtWatch(self.sessions, log, self.reconcile)
         self.starts = Starts(self.sessions, log, self.libvirt_watch.is_active)
         self.sessions.expect = self.starts.expect
+        self._outside = OutsideLook(self.sessions, log, self._report, self.healer.suspect)
         self.server = Server(
             self.sessions,
             log,
@@ -86,8 +90,8 @@ class Service:
         self.conflicts = Conflicts()
         self._since = time.time()
         self._reconciling = Lock()
-        # The last complaint about routers that were not confirmed in time.
-        self._not_expired = ""
+        # Of work that is done again and again, and meets the same error each time.
+        self._complaints = Complaints()
 
     # -- running -----------------------------------------------------------
 
@@ -122,8 +126,8 @@ class Service:
         try:
             with self.sessions.engine() as engine:
                 records = engine.store.networks.all("preparing", "starting", "up")
-        except NatnsError as error:
-            self.log.say("error", "startup", error=error)
+        except Exception as error:  # hooks are answered in any case
+            self.log.say_error("error", "startup", error)
             return
         # The watch has networks that are new to it looked at.
         self.kernel_watch.follow(
@@ -138,12 +142,10 @@ class Service:
         try:
             for line in routers.expire_overdue():
                 self.log.say("warning", "expired", repaired=line)
-            self._not_expired = ""
+            self._complaints.end("routers")
         except Exception as error:  # it belongs to no network, so none is suspected
-            # Each look meets the same error again.
-            if str(error) != self._not_expired:
+            if self._complaints.is_news("routers", error):
                 self._report(error, "taking a router back")
-            self._not_expired = str(error)
         finally:
             self.background.after(ROUTERS, self.expire_routers)
 
@@ -178,22 +180,11 @@ class Service:
         # Each is done once for all verbs within its time.
         self.background.after(REST, resources.give_memory_back)
         if proxied_addresses.networks():
-            self.background.after(LOOK, self._look_elsewhere)
+            self.background.after(LOOK, self._look_outside)
 
-    def _look_elsewhere(self) -> None:
-        """Stop answering outside for a guest's address that a station outside has."""
-        uuids = proxied_addresses.networks()
-        try:
-            for uuid in uuids:
-                with self.sessions.engine() as engine:
-                    record = engine.store.networks.get(uuid)
-                    changed = engine.look_elsewhere(uuid, self._asked)
-                if changed and record:
-                    text = "; ".join(changed)
-                    self.log.say("warning", "claimed", network=record.name, changed=text)
-        finally:
-            if uuids:
-                self.background.after(LOOK, self._look_elsewhere)
+    def _look_outside(self) -> None:
+        if self._outside.look():
+            self.background.after(LOOK, self._look_outside)
 
     # -- errors ------------------------------------------------------------
 
@@ -206,13 +197,18 @@ class Service:
             # The error does not name its network.
             self.suspect_all()
 
-    def _report(self, error: Exception, when: str) -> None:
+    def _report(self, error: Exception, when: str, network: str | None = None) -> None:
         self.metrics.failed("background")
-        self.log.say_error("error", "failed", error, when=when)
+        self.log.say_error("error", "failed", error, when=when, network=network)
+
+    def _fault_of_watch(self, error: Exception) -> None:
+        self.metrics.failed("background")
+        self.log.say_error("error", "fault", error, when="watching the kernel")
 
     def suspect_all(self) -> None:
         """Have each network that is up compared with its plan."""
-        with suppress(NatnsError), self.sessions.engine() as engine:
+        # The error is reported already, and this one may well be the same.
+        with suppress(Exception), self.sessions.engine() as engine:
             for record in engine.store.networks.all("up"):
                 if record.this_boot:
                     self.healer.suspect(record.uuid)
@@ -224,8 +220,8 @@ class Service:
                 for record in engine.store.networks.all("starting", "up"):
                     if record.namespace == error.namespace and record.this_boot:
                         self._settle(engine, record, parsed(error.address))
-        except NatnsError as fault:
-            self.log.say("error", "relocate", network=error.namespace, error=fault)
+        except Exception as fault:  # no caller reports it
+            self.log.say_error("error", "relocate", fault, network=error.namespace)
 
     def _settle(self, engine: Engine, record: NetworkRecord, address: Address) -> None:
         self.conflicts.note(record.upstream, address)

@@ -121,8 +121,8 @@ class Healer:
         try:
             with self._sessions.engine() as engine:
                 records = engine.store.networks.all("starting", "up")
-        except NatnsError as error:
-            self._log.say("error", "heal", namespace=namespace, error=error)
+        except Exception as error:  # the thread that hears the kernel must go on
+            self._log.say_error("error", "heal", error, namespace=namespace)
             return
         for record in records:
             if record.namespace == namespace and record.runs:
@@ -191,13 +191,14 @@ class Healer:
         except NotUpError:
             self.forget(uuid)
         except RecordChangedError:
-            self._queue.hold(uuid, DELAY)
+            self._queue.postpone(uuid, DELAY)
         except Exception as error:
             self._failed(uuid, name, error)
         else:
             if differences is None:
-                self._queue.hold(uuid, STARTING)
-            if differences:
+                # The look has compared no part, so the network is neither well nor damaged.
+                self._queue.postpone(uuid, STARTING)
+            elif differences:
                 self._repaired(uuid, name, differences, time.monotonic() - start)
             else:
                 self._well(uuid, name)

@@ -8,6 +8,9 @@ Between events the watch polls two things only.  It asks legacy iptables, which 
 messages, every second or more often, where it is in use.  And an audit now and then
 finds damage without an event, one network at a time.
 
+No error ends the thread: without the watch no damage would be healed, and the service
+would seem well.  After an error all networks that are followed are looked at.
+
 Known limits: only the audit finds three kinds of damage.  The first is a rule of the host that
 another program changes during a change of ours.  The second is a setting without a message of the
 kernel (arp_ignore and the like).  The third is rules of legacy iptables that are replaced by as
@@ -19,11 +22,12 @@ import select
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.service.audit import Audit
+from libvirt_natns.service.complaints import Complaints
 from libvirt_natns.service.followed_networks import FollowedNetworks
 from libvirt_natns.service.kernel_events import KernelEvents
 from libvirt_natns.service.netlink_monitor import NamespaceMonitor
@@ -40,8 +44,12 @@ TICK_LEAST = 0.25
 TICK_EACH = 0.005
 """... and at least; the more networks with legacy iptables, the longer."""
 
+FAULT_PAUSE = 5.0
+"""Seconds of rest after an error of the thread, which may come again at once."""
+
 Describe = Callable[[str], Watched | None]
 Suspect = Callable[[str], None]
+Report = Callable[[Exception], None]
 
 
 class Bell:
@@ -79,22 +87,30 @@ class KernelWatch:
     ``describe`` returns the parts of a network now, None where it is not up.  ``suspect``
     is called with each network, or HOST, that something happened to.  ``appeared`` is
     called with a namespace that looks like ours but is not watched: another process has
-    made it.  All three are called from the thread.
+    made it.  ``report`` is called with an error that the thread did not expect.  All four
+    are called from the thread.
     """
 
     def __init__(
-        self, describe: Describe, suspect: Suspect, appeared: Suspect = lambda namespace: None
+        self,
+        describe: Describe,
+        suspect: Suspect,
+        appeared: Suspect = lambda namespace: None,
+        report: Report = lambda error: None,
     ) -> None:
         self._describe = describe
         self._suspect = suspect
         self._appeared = appeared
+        self._report = report
         self._bell = Bell()
         self._own = OwnChanges(suspect, self._bell.ring)
-        self._stopping = False
+        self._stopping = Event()
         self._thread: Thread | None = None
         # All below is the thread's alone.
         self._followed: FollowedNetworks
         self._events: KernelEvents
+        self._complaints = Complaints()
+        self._ended: list[str] = []
         self._unread: set[str] = set()
         self._newcomers: dict[str, float] = {}
         self._once_more: dict[str, float] = {}
@@ -116,7 +132,7 @@ class KernelWatch:
 
     def stop(self) -> None:
         """End the thread and close everything."""
-        self._stopping = True
+        self._stopping.set()
         self._bell.ring()
         if self._thread is not None:
             self._thread.join()
@@ -150,17 +166,36 @@ class KernelWatch:
     # -- the thread --------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stopping:
-            ready = self._epoll.poll(self._pause())
-            self._bell.clear()
-            # In this order: see OwnChanges.
-            ended = self._own.take_ended()
-            self._events.read_all()
-            for descriptor, _ in ready:
-                self._on_process(descriptor)
-            for uuid in ended:
-                self._attend(uuid)
-            self._on_time(time.monotonic())
+        while not self._stopping.is_set():
+            try:
+                self._round()
+            except Exception as error:  # the thread must go on after any error
+                self._on_fault(error)
+
+    def _round(self) -> None:
+        """Wait for events, and attend to all of them."""
+        ready = self._epoll.poll(self._pause())
+        self._bell.clear()
+        # In this order: see OwnChanges.
+        self._ended += self._own.take_ended()
+        self._events.read_all()
+        for descriptor, _ in ready:
+            self._on_process(descriptor)
+        while self._ended:
+            self._attend(self._ended.pop(0))
+        self._on_time(time.monotonic())
+
+    def _on_fault(self, error: Exception) -> None:
+        """Begin anew after an error: the events of its round may be lost."""
+        self._complain("round", error)
+        for uuid in (HOST, *self._followed):
+            self._unread.add(uuid)
+            self._own.heard(uuid)
+        self._stopping.wait(FAULT_PAUSE)
+
+    def _complain(self, subject: str, error: Exception) -> None:
+        if self._complaints.is_news(subject, error):
+            self._report(error)
 
     def _on_process(self, descriptor: int) -> None:
         uuid = self._followed.end_process(descriptor)
@@ -173,30 +208,40 @@ class KernelWatch:
 
     def _attend(self, uuid: str) -> None:
         """Attend to the end of a change of ours, after its events."""
-        if self._own.finish(uuid):
-            overheard = self._own.was_overheard(uuid)
-            is_new = uuid not in self._followed
-            self._refresh(uuid)
-            if uuid == HOST:
-                if overheard:
-                    self._suspect(HOST)
-            elif uuid in self._followed and (overheard or is_new):
-                self._once_more.setdefault(uuid, time.monotonic() + ONCE_MORE)
-        self._own.note_attended()
+        try:
+            if self._own.finish(uuid):
+                overheard = self._own.was_overheard(uuid)
+                is_new = uuid not in self._followed
+                self._refresh(uuid)
+                if uuid == HOST:
+                    if overheard:
+                        self._suspect(HOST)
+                elif uuid in self._followed and (overheard or is_new):
+                    self._once_more.setdefault(uuid, time.monotonic() + ONCE_MORE)
+        finally:
+            self._own.note_attended()
 
     def _refresh(self, uuid: str) -> None:
-        """Follow the parts that a network has now."""
-        if uuid == HOST:
-            self._followed.tables.accept_host()
-            return
+        """Follow the parts that a network has now; the next tick tries again after an error."""
         try:
-            watched = self._describe(uuid)
-            was_whole = self._followed.unfollow(uuid)
-            if watched is not None and not self._followed.follow(watched) and was_whole:
-                self._own.heard(uuid)
+            if uuid == HOST:
+                self._followed.tables.accept_host()
+            else:
+                self._follow_parts(uuid)
         except (NatnsError, OSError):
-            # The state database cannot be read, or too many files are open: try again.
+            # The state database cannot be read, or too many files are open.
             self._unread.add(uuid)
+        except Exception as error:  # the other networks must stay watched
+            self._unread.add(uuid)
+            self._complain(uuid, error)
+        else:
+            self._complaints.end(uuid)
+
+    def _follow_parts(self, uuid: str) -> None:
+        watched = self._describe(uuid)
+        was_whole = self._followed.unfollow(uuid)
+        if watched is not None and not self._followed.follow(watched) and was_whole:
+            self._own.heard(uuid)
 
     # -- time --------------------------------------------------------------
 
@@ -226,10 +271,15 @@ class KernelWatch:
         for uuid in unread:
             if not self._own.is_going_on(uuid):
                 self._refresh(uuid)
+        if HOST in unread:
+            # The host's tables may have been altered before they could be read.
+            self._own.heard(HOST)
         for namespace, since in list(self._newcomers.items()):
             if now - since >= TICK:
                 del self._newcomers[namespace]
                 if self._followed.by_namespace(namespace) is None:
                     self._appeared(namespace)
-        for uuid in self._followed.tables.altered():
-            self._own.heard(uuid)
+        # The tables of the host cannot be listed while too many files are open.
+        with suppress(NatnsError, OSError):
+            for uuid in self._followed.tables.altered():
+                self._own.heard(uuid)

@@ -7,6 +7,7 @@ many others of the same size go unnoticed.
 
 import ctypes
 import socket
+from collections.abc import Iterator
 
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.firewall import iptables
@@ -99,14 +100,17 @@ class LegacyTables:
         elif self._networks:
             self._host = RuleTables(None)
 
-    def altered(self) -> list[str]:
-        """Return the networks, and HOST, with other rules than at the last look."""
-        altered = [uuid for uuid, tables in self._networks.items() if tables.is_altered()]
+    def altered(self) -> Iterator[str]:
+        """Yield the networks, and HOST, with other rules than at the last look.
+
+        Raises KernelError or OSError where the host's tables cannot be listed; the next
+        look compares these with the last successful one.
+        """
+        yield from (uuid for uuid, tables in self._networks.items() if tables.is_altered())
         if not self._networks:
             self.close_host()
         elif self._host is not None and self._host.is_altered():
-            altered.append(HOST)
-        return altered
+            yield HOST
 
     def close_host(self) -> None:
         """Watch the host's tables no longer."""

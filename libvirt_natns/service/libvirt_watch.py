@@ -27,6 +27,7 @@ from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.errors import LibvirtError, NatnsError
+from libvirt_natns.service.complaints import Complaints
 from libvirt_natns.service.log import Level, Log
 from libvirt_natns.service.workqueue import Workers, WorkQueue
 
@@ -192,21 +193,30 @@ class ConnectionKeeper(Thread):
         self._log = log
         self._queue = queue
         self._backoff = Backoff()
+        self._complaints = Complaints()
         self._stopping = Event()
         self._ended = Event()
 
     def run(self) -> None:
         """Connect, wait for the end of the connection, and begin again."""
         while not self._stopping.is_set():
-            daemon = self.driver.daemon()
-            if daemon is not None and self._backoff.allows(daemon.pid):
-                self._connect(daemon)
+            try:
+                self._look()
+            except Exception as error:  # without the thread no event of the driver is heard
+                if self._complaints.is_news(self.driver.scheme, error):
+                    when = f"listening to {self.driver.scheme}"
+                    self._log.say_error("error", "fault", error, when=when)
             self._stopping.wait(LOOK)
 
     def stop(self) -> None:
         """Have the connection closed and the thread end, soon."""
         self._stopping.set()
         self._ended.set()
+
+    def _look(self) -> None:
+        daemon = self.driver.daemon()
+        if daemon is not None and self._backoff.allows(daemon.pid):
+            self._connect(daemon)
 
     def _connect(self, daemon: LibvirtDaemon) -> None:
         """Keep a connection until it ends, or until ``stop``."""
@@ -225,6 +235,7 @@ class ConnectionKeeper(Thread):
         if not self._stopping.is_set():
             ended.wait()
         self.link = None
+        self._complaints.end(self.driver.scheme)
         link.close()
         self._log.say("notice", "disconnected", uri=daemon.uri)
 

@@ -80,9 +80,10 @@ class Watched:
 def _backend(uuid: str) -> str:
     """Return the firewall backend that has loaded a network's rules."""
     try:
-        return (names.network_directory(uuid) / "firewall").read_text().partition(" ")[0]
-    except (OSError, UnicodeDecodeError):
+        text = (names.network_directory(uuid) / "firewall").read_text(errors="replace")
+    except OSError:
         return ""
+    return text.partition(" ")[0]
 
 
 def parent_of(upstream: str) -> str:

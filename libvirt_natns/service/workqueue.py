@@ -8,8 +8,8 @@ A queue lives in memory: its tasks end with the process.
 """
 
 import time
+import traceback
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from threading import Condition, Thread
 from typing import Generic, TypeVar
 
@@ -20,6 +20,12 @@ Work = Callable[[], None]
 WORKERS = 8
 """Threads of ``Background``.  They mostly wait: for an answer, or for a dnsmasq that starts."""
 
+STOP_LIMIT = 10.0
+"""Seconds that work in the background gets to end."""
+
+STOP_LOOK = 0.01
+"""Seconds between two looks whether it has ended."""
+
 
 class WorkQueue(Generic[T]):
     """Tasks that wait for their time; safe for threads.
@@ -29,11 +35,12 @@ class WorkQueue(Generic[T]):
 
     The ``leader`` is the task that the others rely on.  As soon as any task is due, the
     leader goes first, if it waits.  No other task is given out while it is being done.
+    A leader that was postponed goes at its own time instead.
     """
 
     def __init__(self, leader: T | None = None) -> None:
         self._leader = leader
-        self._leader_held_until = 0.0
+        self._leader_is_postponed = False
         self._due: dict[T, float] = {}
         self._in_work: set[T] = set()
         self._closed = False
@@ -54,16 +61,14 @@ class WorkQueue(Generic[T]):
             self._put(task, self._due.get(task, due))
 
     def postpone(self, task: T, delay: float) -> None:
-        """Have a task done in ``delay`` seconds, in place of its earlier time."""
-        with self._changed:
-            self._put(task, time.monotonic() + delay)
+        """Have a task done in ``delay`` seconds, in place of its earlier time.
 
-    def hold(self, task: T, delay: float) -> None:
-        """Postpone a task; the leader does not go ahead of its time then."""
+        The leader does not go ahead of that time.
+        """
         with self._changed:
             self._put(task, time.monotonic() + delay)
             if task == self._leader:
-                self._leader_held_until = self._due[task]
+                self._leader_is_postponed = True
 
     def _put(self, task: T, due: float) -> None:
         self._due[task] = due
@@ -72,7 +77,12 @@ class WorkQueue(Generic[T]):
     def drop(self, task: T) -> None:
         """Have a task that waits not done."""
         with self._changed:
-            self._due.pop(task, None)
+            self._forget(task)
+
+    def _forget(self, task: T) -> None:
+        self._due.pop(task, None)
+        if task == self._leader:
+            self._leader_is_postponed = False
 
     def close(self) -> None:
         """Give out nothing more."""
@@ -91,7 +101,7 @@ class WorkQueue(Generic[T]):
             while not self._closed:
                 task, wait = self._next()
                 if task is not None and wait <= 0:
-                    del self._due[task]
+                    self._forget(task)
                     self._in_work.add(task)
                     # The thread that waited for the next task's time may be this one.
                     self._changed.notify()
@@ -109,8 +119,10 @@ class WorkQueue(Generic[T]):
         now = time.monotonic()
         task = min(waiting, key=waiting.__getitem__)
         wait = waiting[task] - now
-        leads = self._leader in waiting and now >= self._leader_held_until
-        return (self._leader if leads else task), wait
+        leader = self._leader
+        if leader in waiting and not (self._leader_is_postponed and now < waiting[leader]):
+            task = leader
+        return task, wait
 
     def done(self, task: T) -> None:
         """Note that a task that was taken is over."""
@@ -126,7 +138,11 @@ class WorkQueue(Generic[T]):
 
 
 class Workers(Generic[T]):
-    """Threads that do a queue's tasks.  A thread ends where ``do`` raises."""
+    """Threads that do a queue's tasks.
+
+    ``do`` handles its errors.  An error that it raises goes to standard error, with its
+    traceback, and the thread goes on.
+    """
 
     def __init__(self, queue: WorkQueue[T], do: Callable[[T], None], count: int, name: str) -> None:
         self._queue = queue
@@ -152,41 +168,41 @@ class Workers(Generic[T]):
         while (task := self._queue.take()) is not None:
             try:
                 self._do(task)
+            except Exception:  # a thread that ended would be missed by later tasks
+                traceback.print_exc()
             finally:
                 self._queue.done(task)
 
 
 class Background:
-    """Runs work in threads of its own, and reports errors of the work to ``failed``."""
+    """Runs work in threads of its own, and reports errors of the work to ``failed``.
+
+    All threads start at once: a machine that is short of threads later loses no work.
+    """
 
     def __init__(self, failed: Callable[[Exception], None]) -> None:
         self._failed = failed
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="background")
         self._queue: WorkQueue[Work] = WorkQueue()
-        self._clock = Thread(target=self._watch_clock, name="background-clock", daemon=True)
+        self._workers = Workers(self._queue, self._do, WORKERS, "background")
 
     def start(self) -> None:
-        """Begin with the work that is for later."""
-        self._clock.start()
+        """Begin with the work."""
+        self._workers.start()
 
-    def stop(self) -> None:
-        """Finish work that was to be done at once; work for later is left to others."""
-        self._queue.close()
-        self._clock.join()
-        self._pool.shutdown()
+    def stop(self, limit: float = STOP_LIMIT) -> None:
+        """Finish work that is due, within ``limit`` seconds; work for later is left to others."""
+        deadline = time.monotonic() + limit
+        while not self._queue.is_idle() and time.monotonic() < deadline:
+            time.sleep(STOP_LOOK)
+        self._workers.stop(max(0.0, deadline - time.monotonic()))
 
     def soon(self, work: Work) -> None:
-        """Do some work as soon as there is a thread for it."""
-        self._pool.submit(self._do, work)
+        """Do some work as soon as a thread is free for it; equal work that waits is done once."""
+        self._queue.put(work)
 
     def after(self, seconds: float, work: Work) -> None:
         """Do some work later, unless the process ends before; equal work is done once."""
         self._queue.put(work, seconds)
-
-    def _watch_clock(self) -> None:
-        while (work := self._queue.take()) is not None:
-            self._queue.done(work)
-            self.soon(work)
 
     def _do(self, work: Work) -> None:
         try:

@@ -87,6 +87,8 @@ def refusal(network: str) -> str:
     found = re.findall(r"libvirt-natns: (.*)", result.stderr)
     assert len(found) == 1, result.stderr
     assert "Traceback" not in result.stderr
+    # libvirt says "internal error:" of any hook that refuses.
+    assert "internal error (" not in result.stderr
     after = result.stderr.partition(found[0])[2].strip()
     assert not after, f"more than one line: {result.stderr}"
     return str(found[0])

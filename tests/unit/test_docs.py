@@ -22,8 +22,9 @@ import pytest
 from lxml import etree
 
 from libvirt_natns import __version__, hook, names
-from libvirt_natns.cli import commands, forward_list, forward_spec
+from libvirt_natns.cli import commands, forward_list, forward_spec, router_status
 from libvirt_natns.documents import config, config_upstream, libvirt_xml, xml_schema_errors
+from libvirt_natns.engine import events
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
@@ -222,6 +223,14 @@ def test_status_columns_and_fields() -> None:
         assert f"`{field}`" in text
 
 
+def test_fields_of_a_router() -> None:
+    text = sections(REFERENCE / "commands.md")["router"]
+    source = Path(router_status.__file__).read_text()
+    fields = set(re.findall(r'(?m)^ +"(\w+)": [^"]*$', source)) - set(router_status.MEANING)
+    assert len(fields) > 15
+    assert not {field for field in fields if f"`{field}`" not in text}
+
+
 def test_forwards_as_they_are_typed() -> None:
     text = sections(REFERENCE / "commands.md")["forward"]
     typed = [row for row in rows(text) if not row.startswith("-")]
@@ -317,7 +326,17 @@ def test_reference_has_the_services_limits() -> None:
     assert f"`{client.SOCKET}`" in text["The socket"]
     for seconds in (client.GREETING_LIMIT, client.LIMIT, *client.LIMITS.values()):
         assert re.search(rf"\| +{seconds:.0f} +\|", text["The socket"])
+    for event, seconds in client.LIMITS.items():
+        assert re.search(rf"`{event}`.*\| +{seconds:.0f} +\|", text["The socket"]), event
     assert client.GREETING.decode().strip() in SERVICE.read_text()
+
+
+def test_reference_has_the_kinds_of_requests() -> None:
+    text = sections(SERVICE)
+    metric = rows(text["Metrics"])["libvirt_natns_hook_duration_seconds"]
+    for kind in (*events.TABLES, "question"):
+        assert f"`{kind}`" in text["The socket"]
+        assert f"`{kind}`" in str(metric)
 
 
 def commands_of(block: Block) -> list[str]:

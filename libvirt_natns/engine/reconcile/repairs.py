@@ -8,12 +8,12 @@ waits: for an address that might answer, for dnsmasq, and for the kernel.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile.active import Finding
-from libvirt_natns.errors import NatnsError
+from libvirt_natns.errors import named
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.state.store import Store
 
@@ -85,12 +85,13 @@ def _outcomes(engine: Engine, repairs: Iterable[NamedRepair]) -> list[Outcome]:
                 # The kernel session would keep a socket in each namespace.
                 own.kernel.close()
 
-    if workers < 2:
-        outcomes = {number: _attempt(engine, repair) for number, repair in jobs}
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            for future in [pool.submit(work) for _ in range(workers)]:
-                future.result()
+    if workers > 1:
+        # A worker may get no thread, descriptor or database connection.
+        with suppress(Exception), ThreadPoolExecutor(workers) as pool:
+            for _ in range(workers):
+                pool.submit(work)
+    for number, repair in waiting:
+        outcomes[number] = _attempt(engine, repair)
     return [outcomes[number] for number, _ in jobs]
 
 
@@ -114,6 +115,5 @@ def _attempt(engine: Engine, repair: NamedRepair) -> Outcome:
     name, fix = repair
     try:
         return Outcome([(name, what) for what in fix(engine)], [])
-    except NatnsError as error:
-        message = str(error)
-        return Outcome([], [message if name in message else f"{name}: {message}"])
+    except Exception as error:  # an error must not keep the other repairs
+        return Outcome([], [named(name, error)])

@@ -172,7 +172,7 @@ def _repair_active(uuid: str, xml: bytes, ask: AskNetworks, engine: Engine) -> l
     """Repair a network; drop an error if the network has ended at the same time."""
     try:
         return _repair(engine, uuid, xml)
-    except NatnsError:
+    except Exception:
         active = ask()
         if active is None or uuid in active:
             raise
@@ -224,7 +224,7 @@ def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) 
     before = guests.held(uuid)
     try:
         repaired = _repair(engine, uuid, xml)
-    except NatnsError:
+    except Exception:
         if ask() is None:
             return []
         raise

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command's edges: usage, root, broken pipes, files that are none."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import syslog
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from libvirt_natns import names, service
+from libvirt_natns import daemons, names, service
 from libvirt_natns.cli import access, check, commands, status
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.errors import LibvirtError, NatnsError
@@ -94,19 +96,32 @@ def test_looking_makes_no_state(machine: Path, capsys: pytest.CaptureFixture[str
     assert not (machine / "lib").exists()
 
 
+@pytest.mark.parametrize(
+    ("library", "package", "command"),
+    [
+        ("prometheus_client", "python3-prometheus-client", "metrics"),
+        ("prometheus_client", "python3-prometheus-client", "serve"),
+        ("libvirt", "python3-libvirt", "serve"),
+    ],
+)
 def test_a_missing_library_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    library: str,
+    package: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    for module in ("metrics", "daemon"):
-        monkeypatch.delitem(sys.modules, f"libvirt_natns.service.{module}", raising=False)
-        monkeypatch.delattr(service, module, raising=False)
-    for command in ("metrics", "serve"):
-        assert commands.main([command]) == 1
-        assert capsys.readouterr().err == (
-            "virt-natns: the Python module prometheus_client is missing:"
-            " install python3-prometheus-client\n"
-        )
+    monkeypatch.setitem(sys.modules, library, None)
+    for room, module in (
+        (service, "metrics"), (service, "daemon"), (service, "libvirt_watch"),
+        (daemons, "libvirt_events"),
+    ):  # fmt: skip
+        monkeypatch.delitem(sys.modules, f"{room.__name__}.{module}", raising=False)
+        monkeypatch.delattr(room, module, raising=False)
+    assert commands.main([command]) == 1
+    assert capsys.readouterr().err == (
+        f"virt-natns: the Python module {library} is missing: install {package}\n"
+    )
 
 
 def test_plan_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,6 +186,39 @@ def test_an_error_is_one_line_whatever_it_says(
     monkeypatch.setattr(status, "run", failing)
     assert commands.main(["status"]) == 1
     assert capsys.readouterr().err == "virt-natns: something with two lines: mend it\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/run/hosts"),
+            "cannot write /run/hosts (No space left on device): free some space",
+        ),
+        (KeyError("x"), "internal error (KeyError: 'x'): see the system log and report it"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            "internal error (UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position"
+            " 0: invalid start byte): see the system log and report it",
+        ),
+    ],
+)
+def test_an_error_of_any_kind_is_one_line(
+    error: Exception,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(_: object) -> int:
+        raise error
+
+    logged: list[str] = []
+    monkeypatch.setattr(syslog, "syslog", lambda _, line: logged.append(line))
+    monkeypatch.setattr(status, "run", failing)
+    assert commands.main(["status"]) == 1
+    assert capsys.readouterr().err == f"virt-natns: {told}\n"
+    # A fault of ours leaves its traceback in the system log.
+    assert any("Traceback" in line for line in logged) == ("internal error" in told)
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ def speak(path: Path) -> Iterator[Speak]:
             if text is None:
                 links.append(link)
                 continue
-            with link:
+            # A client that only looks who listens goes at once.
+            with suppress(ConnectionError), link:
                 link.sendall(client.GREETING)
                 assert link.recv(1024) in (b"question health - 0\n", b"")
                 link.sendall(b"done\n" + text.encode())
@@ -224,6 +226,31 @@ def test_end_of_one_that_was_started_by_hand(speak: Speak) -> None:
         assert end() == f"ended the service (pid {process.pid})"
         reaper.join()
         assert process.returncode == -15
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_end_of_one_that_was_started_by_hand_beside_the_units(
+    units: bool, speak: Speak, systemd: Callable[[int, int], Path]
+) -> None:
+    systemd(0 if units else 1, 0)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        speak(told(pid=process.pid))
+        reaper = threading.Thread(target=process.wait)
+        reaper.start()
+        stopped = "stopped libvirt-natns.socket and libvirt-natns.service, " if units else ""
+        assert end() == f"{stopped}ended the service (pid {process.pid})"
+        reaper.join()
+        assert process.returncode == -15
+
+
+def test_end_of_one_whose_answer_has_another_form(
+    speak: Speak, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speak("{}")
+    monkeypatch.setattr(service_control, "STUCK_LIMIT", 0.3)
+    # The test itself listens, and is no service.
+    with pytest.raises(InstallError, match="does not answer: end the process"):
+        end()
 
 
 def test_end_of_one_that_is_stuck(speak: Speak) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
@@ -42,15 +43,18 @@ class Sessions:
         yield cast(Engine, self)
 
 
+Look = Callable[[str], list[str] | None]
+
+
 class Scripted(Healer):
     """A healer whose repairs do as they are told."""
 
-    def __init__(self, look: Callable[[str], list[str]]) -> None:
+    def __init__(self, look: Look) -> None:
         self.log = io.StringIO()
         self.looked: list[tuple[str, float]] = []
         self.healed: list[float] = []
         self.failures: list[str] = []
-        self.script = look
+        self.script: Look = look
         super().__init__(
             Sessions(),
             Log(self.log),
@@ -59,7 +63,7 @@ class Scripted(Healer):
             repair=self._play,
         )
 
-    def _play(self, engine: Engine, uuid: str, record: NetworkRecord | None) -> list[str]:
+    def _play(self, engine: Engine, uuid: str, record: NetworkRecord | None) -> list[str] | None:
         self.looked.append((uuid, time.monotonic()))
         return self.script(uuid)
 
@@ -81,7 +85,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def running(look: Callable[[str], list[str]]) -> Iterator[Scripted]:
+def running(look: Look) -> Iterator[Scripted]:
     made = Scripted(look)
     made.start()
     try:
@@ -234,6 +238,56 @@ def test_the_host_comes_first_and_alone(monkeypatch: pytest.MonkeyPatch) -> None
         assert [uuid for uuid, _ in made.looked] == [HOST]
         release.set()
         until(lambda: made.times("x-1"))
+
+
+@pytest.mark.parametrize("why", ["a fight", "failures"])
+def test_a_host_that_was_given_up_is_left_alone(why: str) -> None:
+    def look(uuid: str) -> list[str]:
+        if uuid == HOST and why == "failures":
+            raise KernelError("no room")
+        return ["rules are missing"] if uuid == HOST else []
+
+    with running(look) as made:
+        made.suspect(HOST)
+        until(made.health)
+        looked = made.times(HOST)
+        for number in range(20):
+            made.suspect(f"x-{number}")
+            until(partial(made.times, f"x-{number}"))
+        assert made.times(HOST) == looked
+        assert HOST in made.health()
+
+
+def test_a_host_that_could_not_be_repaired_is_tried_at_its_time() -> None:
+    """A network that is due in between does not have the host tried at once."""
+
+    def look(uuid: str) -> list[str]:
+        if uuid == HOST:
+            raise KernelError("no room")
+        return []
+
+    with running(look) as made:
+        made.suspect(HOST)
+        while not made.health():
+            made.suspect("x-1")
+            time.sleep(healer.DELAY)
+        moments = [moment for uuid, moment in made.looked if uuid == HOST]
+        pauses = [after - before for before, after in pairwise(moments)]
+        assert all(pause >= healer.AGAIN * 2**tried for tried, pause in enumerate(pauses))
+
+
+@pytest.mark.parametrize("uuid", [HOST, "x-1"])
+def test_a_start_that_goes_on_says_nothing_of_a_network_that_was_given_up(uuid: str) -> None:
+    with running(refuse) as made:
+        made.suspect(uuid)
+        until(made.health)
+        told = made.events()
+        looked = made.times(uuid)
+        made.script = lambda uuid: None
+        made.suspect(uuid)
+        until(lambda: made.times(uuid) > looked + 1)
+        assert uuid in made.health()
+        assert made.events() == told
 
 
 class Shared(Sessions):

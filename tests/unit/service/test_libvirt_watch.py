@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Following libvirt without one: patience, and which daemons run."""
 
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn, cast
 
+import libvirt
 import pytest
 
-from libvirt_natns.daemons import libvirtd
-from libvirt_natns.daemons.libvirtd import LXC, NETWORK, QEMU, LibvirtDaemon
-from libvirt_natns.service.libvirt_watch import Backoff
+from libvirt_natns.daemons import libvirt_events, libvirtd
+from libvirt_natns.daemons.libvirtd import LXC, NETWORK, QEMU, Driver, LibvirtDaemon
+from libvirt_natns.service import libvirt_watch
+from libvirt_natns.service.libvirt_watch import Backoff, ConnectionKeeper
+from libvirt_natns.service.log import Log
+from libvirt_natns.service.workqueue import WorkQueue
 
 # -- patience --------------------------------------------------------------------
 
@@ -44,6 +51,50 @@ def test_next_daemon_is_tried_at_once(clock: list[float]) -> None:
     assert patience.refused(8)
     clock[0] += 0.5
     assert patience.allows(8)
+
+
+# -- errors of the threads -------------------------------------------------------
+
+
+def test_no_error_ends_the_thread_of_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object) -> NoReturn:
+        tried.append(1)
+        raise RuntimeError("bug")
+
+    tried: list[int] = []
+    monkeypatch.setattr(libvirt_watch, "LOOK", 0.001)
+    monkeypatch.setattr(libvirt_watch, "EventConnection", connect)
+    log = io.StringIO()
+    driver = cast("Driver", SimpleNamespace(scheme="qemu", daemon=lambda: LibvirtDaemon("x", 7)))
+    keeper = ConnectionKeeper(driver, Log(log), WorkQueue())
+    keeper.start()
+    deadline = time.monotonic() + 10
+    while len(tried) < 3 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    keeper.stop()
+    keeper.join(10)
+    assert len(tried) >= 3
+    assert log.getvalue().count("event=fault") == 1
+
+
+def test_no_error_ends_the_loop_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> None:
+        polled.append(1)
+        time.sleep(0.001)
+        raise libvirt.libvirtError("poll failed")
+
+    polled: list[int] = []
+    for name in ("registerErrorHandler", "virEventRegisterDefaultImpl", "virEventAddTimeout"):
+        monkeypatch.setattr(libvirt, name, lambda *_: None)
+    monkeypatch.setattr(libvirt, "virEventRunDefaultImpl", run)
+    monkeypatch.setattr(libvirt_events, "FAULT_PAUSE", 0.0)
+    loop = libvirt_events.Loop()
+    loop.start()
+    deadline = time.monotonic() + 10
+    while len(polled) < 3 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    loop.stop()
+    assert len(polled) >= 3
 
 
 # -- daemons ---------------------------------------------------------------------

@@ -3,10 +3,13 @@
 
 import threading
 import time
+from functools import partial
+
+import pytest
 
 from libvirt_natns.daemons.libvirtd import QEMU
 from libvirt_natns.service.libvirt_watch import Subject
-from libvirt_natns.service.workqueue import Workers, WorkQueue
+from libvirt_natns.service.workqueue import Background, Workers, WorkQueue
 
 
 def test_equal_tasks_wait_once() -> None:
@@ -108,15 +111,32 @@ def test_the_leader_goes_first_and_alone() -> None:
     assert queue.take() == "host"
 
 
-def test_a_leader_on_hold_does_not_hold_up_others() -> None:
+def test_a_leader_that_is_postponed_does_not_hold_up_others() -> None:
     queue: WorkQueue[str] = WorkQueue(leader="host")
-    queue.hold("host", 3600)
+    queue.postpone("host", 3600)
     queue.put("a")
     assert queue.take() == "a"
     queue.put("b", 0.01)
     assert queue.take() == "b"
-    # The end of a hold is a matter of time alone.
-    queue.hold("host", 0.02)
+    # The end of the delay is a matter of time alone.
+    queue.postpone("host", 0.02)
+    assert queue.take() == "host"
+
+
+@pytest.mark.parametrize("again", ["put", "drop", "take"])
+def test_a_leader_leads_again_after_a_delay_that_has_ended(again: str) -> None:
+    queue: WorkQueue[str] = WorkQueue(leader="host")
+    queue.postpone("host", 3600)
+    if again == "drop":
+        queue.drop("host")
+    else:
+        queue.put("host")
+    if again == "take":
+        assert queue.take() == "host"
+        queue.done("host")
+    queue.put("a")
+    if again != "put":
+        queue.put("host", 3600)
     assert queue.take() == "host"
 
 
@@ -139,3 +159,87 @@ def test_workers_finish_their_task_and_leave_the_rest() -> None:
     workers.stop(10)
     assert done == ["first"]
     assert queue.take() is None
+
+
+def test_an_error_of_one_task_ends_no_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    done = threading.Event()
+
+    def work(task: str) -> None:
+        if task == "bad":
+            raise KeyError(task)
+        done.set()
+
+    workers = Workers(queue, work, 1, "worker")
+    workers.start()
+    queue.put("bad")
+    queue.put("good", 0.01)
+    assert done.wait(10)
+    workers.stop(10)
+    assert "KeyError: 'bad'" in capsys.readouterr().err
+
+
+# -- in the background -----------------------------------------------------------
+
+
+def test_work_in_the_background_survives_a_lack_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    failed: list[Exception] = []
+    background = Background(failed.append)
+    background.start()
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    done: list[str] = []
+    over = threading.Event()
+
+    def last() -> None:
+        done.append("later")
+        over.set()
+
+    def first() -> None:
+        done.append("soon")
+        background.after(0.01, last)
+        raise KeyError("bug")
+
+    background.soon(first)
+    assert over.wait(10)
+    background.stop()
+    assert done == ["soon", "later"]
+    assert [type(error) for error in failed] == [KeyError]
+
+
+def test_the_background_ends_with_the_work_that_is_due() -> None:
+    background = Background(lambda error: None)
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(0.01)
+        done.append(number)
+
+    for number in range(20):
+        background.soon(partial(work, number))
+    background.after(3600, partial(work, 20))
+    background.start()
+    background.stop()
+    assert sorted(done) == list(range(20))
+
+
+def test_the_background_does_not_wait_for_ever() -> None:
+    background = Background(lambda error: None)
+    release = threading.Event()
+    background.start()
+    begun, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        release.wait(10)
+        over.set()
+
+    background.soon(work)
+    assert begun.wait(10)
+    background.stop(0.05)
+    assert not over.is_set()
+    release.set()

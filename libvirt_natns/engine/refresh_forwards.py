@@ -8,7 +8,7 @@ and the host's part.  The rest of the network is not looked at: that is for ``ch
 from contextlib import suppress
 
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import shared_host
+from libvirt_natns.engine import shared_host, upstream_leases
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.up import NotUpError, RecordChangedError, repair
@@ -47,6 +47,8 @@ def _refresh(context: Context, record: NetworkRecord) -> list[str]:
         run = context.planner.run(network, change.record.document, change.record)
         if not _is_settled(run):
             raise _IncompleteError(f"network {network.name} is not settled")
+        # A guest has resolved its claims before this lock: the address may be another by now.
+        upstream_leases.move_claims(context, run)
         shared_host.adjust(context, run.uuid)
         operations = context.planner.plan_claims(run)
         change.lines += carry_out(

@@ -222,8 +222,7 @@ def _apply(context: Context, run: NetworkRun, made: Plan, undo: Undo) -> list[st
     run = upstream_leases.renew(context, run)
     if isinstance(run.segment, DhcpSegment):
         repaired += dhcp.news(run.network, run.segment)
-    for address in run.outside.addresses:
-        context.store.claims.move(run.uuid, address)
+    upstream_leases.move_claims(context, run)
     shared_host.adjust(context, run.uuid)
     operations = context.planner.plan(run)
     repaired += carry_out(

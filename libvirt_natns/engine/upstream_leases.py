@@ -85,6 +85,12 @@ def renew(context: Context, run: NetworkRun) -> NetworkRun:
     return run
 
 
+def move_claims(context: Context, run: NetworkRun) -> None:
+    """Move the claims in a network to its present upstream addresses."""
+    for address in run.outside.addresses:
+        context.store.claims.move(run.uuid, address)
+
+
 def claim_own(context: Context, run: NetworkRun, held: Collection[Forward] = ()) -> None:
     """Claim the forwards of a network's own metadata; ``held`` are in force already.
 

@@ -27,13 +27,14 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_context import GuestContext
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.prebuilt import Built
+from libvirt_natns.engine.publication.attachment import ANY
 from libvirt_natns.errors import KernelError, LeaseError
 from libvirt_natns.firewall import backends, nftables
 from libvirt_natns.kernel import listening_ports
 from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.model.segment import DhcpSegment
+from libvirt_natns.model.segment import BridgeSegment, DhcpSegment
 from libvirt_natns.model.upstream import BridgeUpstream, DhcpUpstream, HostUpstream, Upstream
 from libvirt_natns.operations.addressing import Addresses
 from libvirt_natns.operations.daemon_operations import Dnsmasq
@@ -360,3 +361,42 @@ def test_a_guest_that_has_stopped_is_not_recorded_again(
     guests.refresh(UUID)
     assert engine.store.guests.get(GUEST) is None
     assert not engine.store.claims.forwards(UUID)
+
+
+def locked_after(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Have a change happen while a verb waits for a guest's lock."""
+    locked = GuestContext.locked
+
+    @contextmanager
+    def locked_late(context: GuestContext, uuid: str) -> Iterator[None]:
+        with locked(context, uuid):
+            change()
+            yield
+
+    monkeypatch.setattr(GuestContext, "locked", locked_late)
+
+
+@pytest.mark.parametrize("leased_before", [True, False], ids=["leased", "placeholder"])
+def test_a_claim_is_on_the_address_that_its_network_has_by_then(
+    leased_before: bool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network may move while a guest's verb waits for a lock, or probes an address."""
+    monkeypatch.setattr(dhcp, "held", lambda _: LEASE if leased_before else None)
+    recorded(engine, "up")
+    moved = DhcpLease(IPv4Interface("192.168.0.51/24"), LEASE.gateway, LEASE.server)
+
+    def move() -> None:
+        monkeypatch.setattr(dhcp, "held", lambda _: moved)
+        network = libvirt_xml.parse_network(PLAIN)
+        segment = engine.planner.segment(network)
+        if isinstance(segment, DhcpSegment):
+            dhcp.settle(engine.store, network, segment)
+        elif isinstance(segment, BridgeSegment):
+            assert engine.store.leases.reserve("u", segment.bridge, UUID, SECOND)
+
+    locked_after(monkeypatch, move)
+    Guests(engine).publish(libvirt_xml.parse_domain(domain(80)), domain(80))
+    expected = {"bridge": SECOND, "host": ANY, "dhcp": moved.address.ip}
+    kind = "dhcp" if isinstance(engine.config.upstreams["u"], DhcpUpstream) else None
+    kind = kind or engine.config.upstreams["u"].kind
+    assert [each.address for each in engine.store.claims.forwards(UUID)] == [expected[kind]]

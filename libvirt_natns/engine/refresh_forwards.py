@@ -5,13 +5,11 @@ A guest that opens or closes a port changes DHCP reservations, rules, addresses 
 and the host's part.  The rest of the network is not looked at: that is for ``check``.
 """
 
-from contextlib import suppress
-
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import shared_host, upstream_leases
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.network_run import NetworkRun
-from libvirt_natns.engine.up import NotUpError, RecordChangedError, repair
+from libvirt_natns.engine.up import repair_unless_changed
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model.segment import LeasedSegment
 from libvirt_natns.operations.carry_out import carry_out
@@ -34,9 +32,7 @@ def refresh_forwards(context: Context, record: NetworkRecord) -> list[str]:
     except KernelError:
         # A link, the namespace or a lease is missing: the network must be repaired whole.
         latest = context.store.networks.get(record.uuid) or record
-        with suppress(NotUpError, RecordChangedError):
-            return repair(context, latest)
-    return []
+        return repair_unless_changed(context.waiting(), latest)
 
 
 def _refresh(context: Context, record: NetworkRecord) -> list[str]:

@@ -67,8 +67,22 @@ def repair(context: Context, record: NetworkRecord) -> list[str]:
     Waits for all of the work, so that a look after it sees the result.  Raises NotUpError
     or RecordChangedError, before anything is changed, and otherwise as ``up`` does.
     """
+    return _repair(context.waiting(), record)
+
+
+def repair_unless_changed(context: Context, record: NetworkRecord) -> list[str]:
+    """Bring a network to its record; leave alone a network that is down or changed by now.
+
+    The verb that changed it has made all of it.  Return what differed.  Raises as ``up`` does.
+    """
+    with suppress(NotUpError, RecordChangedError):
+        return _repair(context, record)
+    return []
+
+
+def _repair(context: Context, record: NetworkRecord) -> list[str]:
     network = libvirt_xml.parse_network(record.document)
-    return _up(context.waiting(), network, record.document, partial(_check_same, record))
+    return _up(context, network, record.document, partial(_check_same, record))
 
 
 def refresh(context: Context, network: Network, xml: bytes) -> list[str]:
@@ -95,7 +109,7 @@ def follow_lease(context: Context, uuid: str) -> list[str]:
     if context.kernel.host.links.get(record.bridge) is None:
         # The network is stopping.
         return []
-    return up(context, libvirt_xml.parse_network(record.document), record.document)
+    return repair_unless_changed(context, record)
 
 
 Accept = Callable[[Change], None]

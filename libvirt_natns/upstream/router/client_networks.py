@@ -13,22 +13,22 @@ from socket import AF_INET6
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
 from libvirt_natns.firewall.host_policy import HostForward, host_forward
 from libvirt_natns.firewall.loaded import RuleSet
-from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.transit_segment import RouterSegment
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.state.host_records import User
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, router_files
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.target import Target
 
-Up = Callable[[Network, bytes], list[str]]
+Repair = Callable[[NetworkRecord], list[str]]
+"""Brings a network to its record, unless it is down or changed by now."""
 
 
 def record_of(upstream: str) -> RouterRecord | None:
@@ -105,7 +105,7 @@ def _published(forward: Forward, users: Mapping[str, User]) -> HostForward | Non
     return host_forward(forward, address, names.ROUTER_TRANSIT)
 
 
-def reattach(store: Store, up: Up, upstream: str) -> list[str]:
+def reattach(store: Store, repair: Repair, upstream: str) -> list[str]:
     """Attach the networks that are up to a router that was made anew.
 
     Returns in words what differed, and why a network cannot be attached.
@@ -114,7 +114,7 @@ def reattach(store: Store, up: Up, upstream: str) -> list[str]:
     for record in store.networks.all("up"):
         if record.this_boot and record.upstream == upstream:
             try:
-                changed = up(libvirt_xml.parse_network(record.document), record.document)
+                changed = repair(record)
             except NatnsError as error:
                 changed = [str(error)]
             differing += [f"{record.name}: {what}" for what in changed]

@@ -10,8 +10,8 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +22,8 @@ from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.documents import libvirt_xml, xml_tree
-from libvirt_natns.engine import down, shared_host, start, up
+from libvirt_natns.engine import down, proxied_addresses, shared_host, start, up
+from libvirt_natns.engine.context import Change, Context
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_context import GuestContext
 from libvirt_natns.engine.guests.guest_engine import Guests
@@ -45,6 +46,7 @@ from libvirt_natns.operations.operation import Operation
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, selection, transit
+from libvirt_natns.upstream.router import client_networks
 
 UUID = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f10"
 GUEST = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f11"
@@ -96,6 +98,7 @@ class Machine:
         sysctls=SimpleNamespace(get=lambda _: "0"),
         addresses=SimpleNamespace(beyond_link=set),
         routes=SimpleNamespace(destinations=lambda **_: set()),
+        neighbours6=SimpleNamespace(stations=lambda _: set()),
     )
 
     def at(self, _: str | None) -> SimpleNamespace:
@@ -400,3 +403,110 @@ def test_a_claim_is_on_the_address_that_its_network_has_by_then(
     kind = "dhcp" if isinstance(engine.config.upstreams["u"], DhcpUpstream) else None
     kind = kind or engine.config.upstreams["u"].kind
     assert [each.address for each in engine.store.claims.forwards(UUID)] == [expected[kind]]
+
+
+def moved(engine: Engine) -> None:
+    (address,) = engine.store.leases.of("u", UUID).addresses
+    engine.relocate(UUID, address)
+
+
+def looked_elsewhere(engine: Engine) -> None:
+    engine.look_elsewhere(UUID, proxied_addresses.Asked())
+
+
+def followed(engine: Engine) -> None:
+    engine.follow_lease(UUID)
+
+
+def reattached(engine: Engine) -> None:
+    client_networks.reattach(engine.store, engine.repair_unless_changed, "u")
+
+
+FOLLOWERS = [moved, looked_elsewhere, followed, reattached]
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a guest's address found outside."""
+    found = (IPv6Address("2001:db8::5"),)
+    monkeypatch.setattr(proxied_addresses.Asked, "due", lambda *_: list(found))
+    monkeypatch.setattr(proxied_addresses, "outermost", lambda _: object())
+    monkeypatch.setattr(proxied_addresses, "look", lambda *_: found)
+    monkeypatch.setattr(proxied_addresses, "note", lambda *_: None)
+
+
+def before_up(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> list[str]:
+    """Have a change happen while the verb ``up`` waits for a lock; return when it happened."""
+    waited: list[str] = []
+    changing = Context.changing
+
+    @contextmanager
+    def changing_late(context: Context, verb: str, *more: Any) -> Iterator[Change]:  # noqa: ANN401
+        if verb == "up":
+            change()
+            waited.append(verb)
+        with changing(context, verb, *more) as made:
+            yield made
+
+    monkeypatch.setattr(Context, "changing", changing_late)
+    return waited
+
+
+def goes_up(verb: Callable[[Engine], None], engine: Engine) -> bool:
+    """True unless the verb leaves a network alone: a DHCP client declines an address itself."""
+    return verb is not moved or not isinstance(engine.config.upstreams["u"], DhcpUpstream)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("verb", FOLLOWERS)
+def test_a_network_that_has_stopped_by_then_stays_down(
+    verb: Callable[[Engine], None], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "check", lambda *_: None)
+    ended: list[str] = []
+    monkeypatch.setattr(up, "end_rivals", lambda *_, active: ended.append("rivals"))
+    recorded(engine, "up")
+    waited = before_up(monkeypatch, lambda: engine.store.networks.set_state(UUID, "down"))
+    verb(engine)
+    assert bool(waited) is goes_up(verb, engine)
+    assert engine.state(UUID) == ("down" if waited else "up")
+    assert not ended
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("verb", FOLLOWERS)
+def test_an_edit_that_came_in_between_stays(
+    verb: Callable[[Engine], None], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(engine, "up")
+    edited = replace(record_in(engine), document=PUBLISHING)
+    waited = before_up(monkeypatch, lambda: engine.store.networks.put(edited))
+    verb(engine)
+    assert bool(waited) is goes_up(verb, engine)
+    assert record_in(engine).document == (PUBLISHING if waited else PLAIN)
+
+
+def test_a_network_that_cannot_move_keeps_its_address(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(engine, "up")
+    Guests(engine).publish(libvirt_xml.parse_domain(domain(80)), domain(80))
+    earlier, claimed = engine.store.leases.of("u", UUID), engine.store.claims.forwards(UUID)
+    assert earlier.address is not None
+
+    def fail(*_: object) -> None:
+        raise KernelError("no memory")
+
+    monkeypatch.setattr(Firewall, "differs", fail)
+    by_dhcp = isinstance(engine.config.upstreams["u"], DhcpUpstream)
+    # A DHCP client leaves an address by itself.
+    with nullcontext() if by_dhcp else pytest.raises(KernelError):
+        engine.relocate(UUID, earlier.address)
+    assert engine.store.leases.of("u", UUID) == earlier
+    assert engine.store.claims.forwards(UUID) == claimed
+
+
+def record_in(engine: Engine) -> NetworkRecord:
+    record = engine.store.networks.get(UUID)
+    assert record is not None
+    return record

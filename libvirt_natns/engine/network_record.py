@@ -46,13 +46,18 @@ def is_start_of(record: NetworkRecord, xml: bytes) -> bool:
 
 def is_outdated(record: NetworkRecord, network: Network, xml: bytes, segment: Segment) -> bool:
     """True if today's XML and configuration differ from a record."""
-    if record.upstream != segment.name:
+    if is_moved(record, segment):
         return True
     if record.document == xml:
         return False
     with suppress(NatnsError):
         return libvirt_xml.parse_network(record.document) != network
     return True
+
+
+def is_moved(record: NetworkRecord, segment: Segment) -> bool:
+    """True if a network's upstream is another than the recorded one, or of another kind."""
+    return (record.upstream, record.kind) != (segment.name, segment.kind)
 
 
 def publishes_as(record: NetworkRecord, network: Network) -> bool:

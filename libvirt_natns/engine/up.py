@@ -15,7 +15,7 @@ from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import shared_host, upstream_leases
 from libvirt_natns.engine.context import Change, Context, discard_directory
 from libvirt_natns.engine.down import return_routes
-from libvirt_natns.engine.network_record import is_outdated, new_record, publishes_as
+from libvirt_natns.engine.network_record import is_moved, is_outdated, new_record, publishes_as
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.plan.network_plan import withdrawals
 from libvirt_natns.engine.removal import end_client, remove
@@ -194,15 +194,19 @@ def _admit(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
 def _publish_anew(
     context: Context, earlier: NetworkRecord, run: NetworkRun, undo: Undo
 ) -> NetworkRun:
-    """Claim the forwards of a running network's edited metadata, in place of earlier ones."""
-    if publishes_as(earlier, run.network):
+    """Claim a running network's own forwards as its metadata and upstream are now."""
+    moved = is_moved(earlier, run.segment)
+    if not moved and publishes_as(earlier, run.network):
         return run
     undo.add(context.store.networks.put, earlier)
     before = Claims(run.uuid, context.store.claims.forwards(owner=run.uuid))
     where = {run.uuid: ClaimScope.of(earlier.upstream, earlier.kind)}
     undo.add(context.store.claims.put, before, where, True)
     run = upstream_leases.renew(context, run)
-    upstream_leases.claim_own(context, run, before.forwards)
+    if moved:
+        upstream_leases.release_claims(context, earlier, undo)
+    # A forward in force elsewhere tells nothing of the ports of this upstream.
+    upstream_leases.claim_own(context, run, () if moved else before.forwards)
     return run
 
 

@@ -193,7 +193,15 @@ def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
     if network is None:
         return []
     repaired = _up(engine, network, xml)
+    latest = engine.store.networks.get(uuid)
+    if record and up and latest and _way_out(record) != _way_out(latest):
+        # The guests' claims were on the former upstream.
+        Guests(engine).rejoin(network)
     return repaired if up else [f"{NO_ROUTER}: made a router"]
+
+
+def _way_out(record: NetworkRecord) -> tuple[str, str]:
+    return record.upstream, record.kind
 
 
 def _up(engine: Engine, network: Network, xml: bytes) -> list[str]:

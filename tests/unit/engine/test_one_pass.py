@@ -22,13 +22,21 @@ from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.documents import libvirt_xml, xml_tree
-from libvirt_natns.engine import down, proxied_addresses, shared_host, start, up
+from libvirt_natns.engine import (
+    down,
+    proxied_addresses,
+    shared_host,
+    start,
+    up,
+    upstream_leases,
+)
 from libvirt_natns.engine.context import Change, Context
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_context import GuestContext
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.publication.attachment import ANY
+from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.errors import KernelError, LeaseError
 from libvirt_natns.firewall import backends, nftables
 from libvirt_natns.kernel import listening_ports
@@ -43,6 +51,8 @@ from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.namespaces import Namespace
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Operation
+from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import dhcp, selection, transit
@@ -504,6 +514,55 @@ def test_a_network_that_cannot_move_keeps_its_address(
         engine.relocate(UUID, earlier.address)
     assert engine.store.leases.of("u", UUID) == earlier
     assert engine.store.claims.forwards(UUID) == claimed
+
+
+@pytest.mark.parametrize("to", UPSTREAMS)
+@pytest.mark.parametrize("name", ["u", "w"], ids=["another kind", "another name"])
+def test_a_network_that_moves_takes_its_own_forwards_along(
+    to: str, name: str, engine: Engine
+) -> None:
+    network = libvirt_xml.parse_network(PUBLISHING)
+    recorded(engine, "up", PUBLISHING)
+    run = engine.planner.run(network, PUBLISHING, record_in(engine))
+    upstream_leases.claim_own(engine, run)
+    upstream = replace(UPSTREAMS[to], name=name)
+    moved = replace(engine, config=Config(upstreams={name: upstream}, upstream=name))
+    moved.up(network, PUBLISHING)
+    record = record_in(engine)
+    assert (record.upstream, record.kind) == (name, upstream.kind)
+    (forward,) = engine.store.claims.forwards(UUID)
+    address = engine.store.leases.of(name, UUID).address
+    assert forward.address == (ANY if upstream.kind == "host" else address)
+    other = PortKey(GUEST, UUID, "tcp", "", 90)
+    scope = ClaimScope.of(name, upstream.kind)
+    assert engine.store.claims.is_claimed(other, scope, forward.address, 9000)
+
+
+@pytest.mark.parametrize("to", UPSTREAMS)
+@pytest.mark.parametrize("name", ["u", "w"], ids=["another kind", "another name"])
+def test_a_network_that_moves_takes_the_forwards_of_its_guests_along(
+    to: str, name: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    monkeypatch.setattr(
+        listening_ports, "check_free", lambda listed: checked.extend(each.first for each in listed)
+    )
+    recorded(engine, "up")
+    Guests(engine).publish(libvirt_xml.parse_domain(domain(80)), domain(80))
+    engine.store.networks.put(replace(record_in(engine), since=0.0))
+    upstream = replace(UPSTREAMS[to], name=name)
+    moved = replace(engine, config=Config(upstreams={name: upstream}, upstream=name))
+    checked.clear()
+    sync.network_changed(moved, UUID, lambda: PLAIN)
+    (forward,) = engine.store.claims.forwards(UUID)
+    address = engine.store.leases.of(name, UUID).address
+    assert forward.address == (ANY if upstream.kind == "host" else address)
+    other = PortKey(UUID, UUID, "tcp", "", 90)
+    scope = ClaimScope.of(name, upstream.kind)
+    assert engine.store.claims.is_claimed(other, scope, forward.address, 80)
+    # In the host, a program may listen on the port.
+    stays = name == "u" and engine.config.upstreams["u"].kind == "host"
+    assert checked == ([80] if upstream.kind == "host" and not stays else [])
 
 
 def record_in(engine: Engine) -> NetworkRecord:

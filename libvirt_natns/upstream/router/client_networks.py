@@ -134,23 +134,23 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
         if not record.is_whole:
             continue
         if not _rule_set(record.target, needs(store, record.target)).was_loaded_last():
-            differing += _load(store, record, announce)
+            differing += _load(store, record.target.name, announce)
     return differing
 
 
-def _load(store: Store, record: RouterRecord, announce: Callable[[str], None]) -> list[str]:
-    name = record.target.name
+def _load(store: Store, name: str, announce: Callable[[str], None]) -> list[str]:
     with router_files.lock():
-        # Before the lock, the router may have gone, and the forwards may have changed.
-        if record_of(name) is None:
+        # Before the lock, router, host_ports and forwards may have changed.
+        latest = record_of(name)
+        if latest is None:
             return []
-        now = needs(store, record.target)
-        rule_set = _rule_set(record.target, now)
+        now = needs(store, latest.target)
+        rule_set = _rule_set(latest.target, now)
         if rule_set.was_loaded_last():
             return []
         announce(f"load the rules of router {name}")
         # Routes come first: where the rules are current, the routes are not compared.
-        link_config.configure(downstream.transit(record.target, now))
+        link_config.configure(downstream.transit(latest.target, now))
         rule_set.load()
     return [f"rules of router {name} differed from the forwards of its networks"]
 

@@ -12,6 +12,7 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
+from libvirt_natns.upstream.selection import named_upstream
 
 
 def new_record(
@@ -53,6 +54,20 @@ def is_outdated(record: NetworkRecord, network: Network, xml: bytes, segment: Se
     with suppress(NatnsError):
         return libvirt_xml.parse_network(record.document) != network
     return True
+
+
+def present_upstream(record: NetworkRecord | None, network: Network, xml: bytes) -> str | None:
+    """Return the upstream that a running network stays on, unless its metadata names another.
+
+    None for a network that does not run, or that has named its upstream itself until now.
+    """
+    if record is None or state_of(record) not in ("starting", "up"):
+        return None
+    if record.document != xml and named_upstream(network) is None:
+        with suppress(NatnsError):
+            if named_upstream(libvirt_xml.parse_network(record.document)) is not None:
+                return None
+    return record.upstream
 
 
 def is_moved(record: NetworkRecord, segment: Segment) -> bool:

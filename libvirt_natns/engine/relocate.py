@@ -35,7 +35,7 @@ def relocate(
             if change.record is None or not change.record.runs:
                 return []
             network = libvirt_xml.parse_network(change.record.document)
-            segment = context.planner.segment(network)
+            segment = context.planner.run(network, change.record.document, change.record).segment
             if segment.side_of(taken).by_dhcp:
                 # The client asks the neighbours, and declines an address that a neighbour has.
                 return []

@@ -47,14 +47,15 @@ class _UnannouncedError(Exception):
     """No hook has answered the network's `start`, so its start is not checked yet."""
 
 
-def up(context: Context, network: Network, xml: bytes) -> list[str]:
+def up(context: Context, network: Network, xml: bytes, *, configured: bool = False) -> list[str]:
     """Make the network's namespace and all that is in it, and return what differed.
 
     Runs in `started`, when the bridge is there, and whenever a network must be
-    repaired.  Raises a NatnsError and takes back its own work.
+    repaired.  With ``configured``, a network that runs moves to the upstream that today's
+    configuration gives it.  Raises a NatnsError and takes back its own work.
     """
     with suppress(_UnannouncedError):
-        return _up(context, network, xml, _check_announced)
+        return _up(context, network, xml, _check_announced, configured=configured)
     check(context, network, context.planner.segment(network))
     # Without the lock: never two networks' locks are held at once.
     end_rivals(context, network, active=True)
@@ -117,11 +118,16 @@ Accept = Callable[[Change], None]
 
 
 def _up(
-    context: Context, network: Network, xml: bytes, accept: Accept = lambda _: None
+    context: Context,
+    network: Network,
+    xml: bytes,
+    accept: Accept = lambda _: None,
+    *,
+    configured: bool = False,
 ) -> list[str]:
     with context.changing("up", network.uuid, network.name) as change, Undo() as undo:
         accept(change)
-        run = context.planner.run(network, xml, change.record)
+        run = context.planner.run(network, xml, change.record, configured=configured)
         made = _built_ahead(context, run)
         run = _admit(context, run, undo)
         if not isinstance(run.segment, DhcpSegment) and names.dhcp_directory(network.uuid).is_dir():

@@ -26,6 +26,7 @@ from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.guests import GuestRecord
+from libvirt_natns.state.networks import NetworkRecord
 
 
 def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
@@ -211,6 +212,13 @@ def rejoin(guests: GuestContext, network: Network) -> None:
         with suppress(NatnsError, OSError):
             if (record.uuid in claiming) != has_nic(record, network):
                 _publish_again(guests, record)
+
+
+def follow_move(guests: GuestContext, earlier: NetworkRecord, network: Network) -> None:
+    """Publish guests again if their network has another upstream than in its earlier record."""
+    latest = guests.engine.store.networks.get(network.uuid)
+    if latest and (latest.upstream, latest.kind) != (earlier.upstream, earlier.kind):
+        rejoin(guests, network)
 
 
 def _publish_again(guests: GuestContext, record: GuestRecord) -> None:

@@ -37,6 +37,7 @@ from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.publication.attachment import ANY
 from libvirt_natns.engine.reconcile import sync
+from libvirt_natns.engine.reconcile.comparison import network_differences
 from libvirt_natns.errors import KernelError, LeaseError
 from libvirt_natns.firewall import backends, nftables
 from libvirt_natns.kernel import listening_ports
@@ -563,6 +564,45 @@ def test_a_network_that_moves_takes_the_forwards_of_its_guests_along(
     # In the host, a program may listen on the port.
     stays = name == "u" and engine.config.upstreams["u"].kind == "host"
     assert checked == ([80] if upstream.kind == "host" and not stays else [])
+
+
+@pytest.mark.parametrize("to", UPSTREAMS)
+def test_only_sync_moves_a_network_to_another_default_upstream(to: str, engine: Engine) -> None:
+    """An edited configuration alone cuts no connection."""
+    recorded(engine, "up")
+    engine.store.networks.put(replace(record_in(engine), since=0.0))
+    upstreams = engine.config.upstreams | {"w": replace(UPSTREAMS[to], name="w")}
+    edited = replace(engine, config=Config(upstreams=upstreams, upstream="w"))
+    network = libvirt_xml.parse_network(PLAIN)
+    (address,) = engine.store.leases.of("u", UUID).addresses
+    looks: dict[str, Callable[[], object]] = {
+        "a guest": lambda: Guests(edited).publish(libvirt_xml.parse_domain(domain(80)), domain(80)),
+        "another port": lambda: Guests(edited).follow(GUEST, lambda: domain(81)),
+        "the healer": lambda: edited.repair(record_in(edited)),
+        "the lease": lambda: edited.follow_lease(UUID),
+        "a conflict": lambda: edited.relocate(UUID, address),
+        "an update": lambda: edited.refresh(network, PLAIN),
+        "an event": lambda: sync.network_changed(edited, UUID, lambda: PLAIN),
+    }
+    assert not network_differences(edited, record_in(edited))
+    for name, look in looks.items():
+        look()
+        assert record_in(edited).upstream == "u", name
+    assert not engine.store.leases.of("w", UUID).addresses
+    edited.up(network, PLAIN, configured=True)
+    assert record_in(edited).upstream == "w"
+
+
+@pytest.mark.parametrize("to", UPSTREAMS)
+def test_edited_metadata_moves_a_network(to: str, engine: Engine) -> None:
+    recorded(engine, "up")
+    engine.store.networks.put(replace(record_in(engine), since=0.0))
+    upstreams = engine.config.upstreams | {"w": replace(UPSTREAMS[to], name="w")}
+    edited = replace(engine, config=Config(upstreams=upstreams, upstream="u"))
+    named = PUBLISHING.replace(b"<natns:ip", b"<natns:upstream name='w'/><natns:ip", 1)
+    for xml, upstream in ((named, "w"), (PUBLISHING, "u")):
+        sync.network_changed(edited, UUID, lambda xml=xml: xml)  # type: ignore[misc]
+        assert record_in(edited).upstream == upstream
 
 
 def record_in(engine: Engine) -> NetworkRecord:

@@ -46,8 +46,9 @@ def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
         undo.add(guests.drop_record, domain.uuid)
         undo_reservations(guests, run.attachments, undo)
         claims = resolve_claims(guests, domain, run)
-        guests.store.guests.put(domain.uuid, domain.name, xml, published=False)
-        guests.store.claims.put(claims, run.scopes, published=False)
+        with guests.store.transaction():
+            guests.store.guests.put(domain.uuid, domain.name, xml, published=False)
+            guests.store.claims.put(claims, run.scopes, published=False)
         undo.pop_all()
 
 
@@ -84,14 +85,25 @@ def put_into_force(guests: GuestContext, run: GuestRun) -> Publication:
             undo.add(restore, guests, before, guests.engine.store.leases.all_of(uuid))
             undo_reservations(guests, run.attachments, undo)
             claims = resolve_claims(guests, of_what_runs(guests, run), run)
-            guests.store.claims.put(claims, run.scopes, published=True)
+            undo.add(_record_again, guests, uuid, guests.store.guests.get(uuid))
+            with guests.store.transaction():
+                # Claims of a guest without a record would stay for good.
+                guests.store.guests.put(uuid, domain.name, run.xml, published=True)
+                guests.store.claims.put(claims, run.scopes, published=True)
             changed = apply_to(guests, networks_of(before) | networks_of(claims))
             undo.pop_all()
-        guests.store.guests.put(uuid, domain.name, run.xml, published=True)
         cut(guests, before, claims)
         if domain.nat is None:
             guests.drop_record(uuid)
     return Publication(before, claims, changed)
+
+
+def _record_again(guests: GuestContext, uuid: str, earlier: GuestRecord | None) -> None:
+    """Put a guest's earlier record back; forget a guest that had none."""
+    if earlier is None:
+        guests.drop_record(uuid)
+    else:
+        guests.store.guests.put(uuid, earlier.name, earlier.document, earlier.published)
 
 
 def withdraw(guests: GuestContext, uuid: str) -> None:
@@ -158,8 +170,9 @@ def _drop(guests: GuestContext, record: GuestRecord, nic: Nic, xml: bytes) -> No
     with guests.locked(owner):
         before = guests.held(owner)
         rest = _without(guests, before, nic, record.name, attachments)
-        guests.store.claims.put(rest, guests.scopes(rest), published=True)
-        guests.store.guests.put(owner, record.name, xml, published=True)
+        with guests.store.transaction():
+            guests.store.claims.put(rest, guests.scopes(rest), published=True)
+            guests.store.guests.put(owner, record.name, xml, published=True)
         try:
             apply_to(guests, networks_of(before))
         finally:

@@ -609,3 +609,42 @@ def record_in(engine: Engine) -> NetworkRecord:
     record = engine.store.networks.get(UUID)
     assert record is not None
     return record
+
+
+def test_a_guest_has_a_record_while_it_has_claims(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its record would ever give back the claims of a guest, should its hook be killed."""
+    recorded(engine, "up")
+    guests = Guests(engine)
+    documents: list[bytes | None] = []
+
+    def refresh_forwards(_: Engine, __: NetworkRecord) -> list[str]:
+        record = engine.store.guests.get(GUEST)
+        documents.append(record.document if record else None)
+        return []
+
+    monkeypatch.setattr(Engine, "refresh_forwards", refresh_forwards)
+    for port in (80, 81):
+        guests.publish(libvirt_xml.parse_domain(domain(port)), domain(port))
+    assert documents == [domain(80), domain(81)]
+
+
+@pytest.mark.parametrize("earlier", [None, 80])
+def test_a_publication_that_fails_leaves_record_and_claims_as_they_were(
+    earlier: int | None, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(engine, "up")
+    guests = Guests(engine)
+    if earlier is not None:
+        guests.publish(libvirt_xml.parse_domain(domain(earlier)), domain(earlier))
+    record, held = engine.store.guests.get(GUEST), guests.held(GUEST)
+
+    def fail(*_: object) -> None:
+        raise KernelError("no memory")
+
+    monkeypatch.setattr(Engine, "refresh_forwards", fail)
+    with pytest.raises(KernelError):
+        guests.publish(libvirt_xml.parse_domain(domain(81)), domain(81))
+    assert engine.store.guests.get(GUEST) == record
+    assert guests.held(GUEST) == held

@@ -44,8 +44,15 @@ from libvirt_natns.kernel import listening_ports
 from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
+from libvirt_natns.model.network import Nic
 from libvirt_natns.model.segment import BridgeSegment, DhcpSegment
-from libvirt_natns.model.upstream import BridgeUpstream, DhcpUpstream, HostUpstream, Upstream
+from libvirt_natns.model.upstream import (
+    BridgeUpstream,
+    DhcpUpstream,
+    HostUpstream,
+    RouterUpstream,
+    Upstream,
+)
 from libvirt_natns.operations.addressing import Addresses
 from libvirt_natns.operations.daemon_operations import Dnsmasq
 from libvirt_natns.operations.firewall_operations import Firewall
@@ -98,8 +105,11 @@ class Machine:
     def forget(self) -> None:
         """Forget nothing."""
 
-    def namespace_owner(self, _: str) -> None:
-        """Return the owner of a namespace: there is none yet."""
+    owner: str | None = UUID
+
+    def namespace_owner(self, _: str) -> str | None:
+        """Return the uuid of a namespace's network."""
+        return self.owner
 
     host = SimpleNamespace(
         links=SimpleNamespace(
@@ -648,3 +658,51 @@ def test_a_publication_that_fails_leaves_record_and_claims_as_they_were(
         guests.publish(libvirt_xml.parse_domain(domain(81)), domain(81))
     assert engine.store.guests.get(GUEST) == record
     assert guests.held(GUEST) == held
+
+
+OTHER, OTHER_MAC = "6f3d6c1e-3f5f-4c3c-8d5e-0a3c1b1f8f12", "52:54:00:00:00:06"
+BEHIND = PLAIN.replace(UUID.encode(), OTHER.encode()).replace(b">a<", b">b<")
+BEHIND = BEHIND.replace(b"virbr10", b"virbr11").replace(
+    b"<natns:ip", b"<natns:upstream name='r'/><natns:ip", 1
+)
+SECOND_NIC = f"""<interface type="network"><mac address="{OTHER_MAC}"/><source network="b"/>
+</interface></devices>""".encode()
+
+
+@pytest.fixture
+def beside_router(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Have network b run beside a, and its router gone."""
+    monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path)
+    router = RouterUpstream(name="r", nic="ens3")
+    upstreams = engine.config.upstreams | {"r": router}
+    recorded(engine, "up")
+    engine.store.networks.put(
+        replace(
+            record_in(engine), uuid=OTHER, name="b", namespace="nat-b", bridge="virbr11",
+            upstream="r", kind="router", document=BEHIND,
+        )
+    )  # fmt: skip
+    return replace(engine, config=Config(upstreams=upstreams, upstream="u"))
+
+
+def test_a_nic_that_is_taken_out_publishes_nothing_whatever_the_others_do(
+    beside_router: Engine,
+) -> None:
+    guests, store = Guests(beside_router), beside_router.store
+    guests.publish(libvirt_xml.parse_domain(domain(80)), domain(80))
+    both = domain(80).replace(b"</devices>", SECOND_NIC)
+    store.guests.put(GUEST, "web", both, published=True)
+    guests.unplug(GUEST, Nic(MAC, "a"))
+    assert not store.claims.forwards(UUID)
+    record = store.guests.get(GUEST)
+    assert record is not None
+    assert MAC.encode() not in record.document
+    assert OTHER_MAC.encode() in record.document
+
+
+def test_a_look_at_guests_goes_past_a_network_in_trouble(beside_router: Engine) -> None:
+    on_router = domain(80).replace(b'network="a"', b'network="b"')
+    plain = re.sub(rb"<metadata>.*</metadata>", b"", on_router, flags=re.DOTALL)
+    assert Guests(beside_router).differences(plain) == []
+    (said,) = Guests(beside_router).differences(on_router)
+    assert said.startswith("upstream r: its router is not up")

@@ -41,6 +41,8 @@ def _refresh(context: Context, record: NetworkRecord) -> list[str]:
             return []
         network = libvirt_xml.parse_network(change.record.document)
         run = context.planner.run(network, change.record.document, change.record)
+        if context.kernel.namespace_owner(run.namespace) != run.uuid:
+            raise _IncompleteError(f"namespace {run.namespace} is missing, or is not ours")
         if not _is_settled(run):
             raise _IncompleteError(f"network {network.name} is not settled")
         # A guest has resolved its claims before this lock: the address may be another by now.

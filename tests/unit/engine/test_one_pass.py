@@ -38,7 +38,7 @@ from libvirt_natns.engine.prebuilt import Built
 from libvirt_natns.engine.publication.attachment import ANY
 from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.engine.reconcile.comparison import network_differences
-from libvirt_natns.errors import KernelError, LeaseError
+from libvirt_natns.errors import ConflictError, KernelError, LeaseError
 from libvirt_natns.firewall import backends, nftables
 from libvirt_natns.kernel import listening_ports
 from libvirt_natns.kernel.boot_clock import boot_id, now
@@ -706,3 +706,28 @@ def test_a_look_at_guests_goes_past_a_network_in_trouble(beside_router: Engine) 
     assert Guests(beside_router).differences(plain) == []
     (said,) = Guests(beside_router).differences(on_router)
     assert said.startswith("upstream r: its router is not up")
+
+
+@pytest.mark.parametrize("owner", ["", OTHER, None])
+def test_claims_change_no_namespace_of_another(
+    owner: str | None, engine: Engine, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is repaired whole, which refuses or makes the namespace."""
+    recorded(engine, "up")
+    monkeypatch.setattr(Machine, "owner", owner)
+
+    def ensure(operation: Namespace, _: object) -> None:
+        raise ConflictError(f"namespace {operation.name} belongs to another program")
+
+    monkeypatch.setattr(Namespace, "differs", lambda *_: ["differs"])
+    monkeypatch.setattr(Namespace, "ensure", ensure)
+    changed: list[object] = []
+
+    def differs(*_: object) -> list[str]:
+        changed.append("rules")
+        return []
+
+    monkeypatch.setattr(Firewall, "differs", differs)
+    with pytest.raises(ConflictError):
+        Guests(engine).publish(libvirt_xml.parse_domain(domain(80)), domain(80))
+    assert not changed

@@ -16,7 +16,7 @@ from libvirt_natns.upstream.selection import named_upstream
 
 
 def new_record(
-    network: Network, xml: bytes, upstream: Upstream | Segment, state: NetworkState
+    network: Network, xml: bytes, upstream: Upstream, state: NetworkState
 ) -> NetworkRecord:
     """Return a record of a network that has had its state since now."""
     return NetworkRecord(

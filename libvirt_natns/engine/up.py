@@ -18,6 +18,7 @@ from libvirt_natns.engine.down import return_routes
 from libvirt_natns.engine.network_record import is_moved, is_outdated, new_record, publishes_as
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.plan.network_plan import withdrawals
+from libvirt_natns.engine.publication.scopes import scopes_of
 from libvirt_natns.engine.removal import end_client, remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check
@@ -29,7 +30,6 @@ from libvirt_natns.model.segment import DhcpSegment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
@@ -191,7 +191,9 @@ def _admit(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
         run = replace(run, segment=context.planner.complete(run.network, run.segment.upstream))
     if run.state == "starting" or is_outdated(record, run.network, run.xml, run.segment):
         context.observer.step("record the network")
-        context.store.networks.put(new_record(run.network, run.xml, run.segment, run.state))
+        context.store.networks.put(
+            new_record(run.network, run.xml, run.segment.upstream, run.state)
+        )
         if run.state == "up":
             run = _publish_anew(context, record, run, undo)
     return run
@@ -206,7 +208,7 @@ def _publish_anew(
         return run
     undo.add(context.store.networks.put, earlier)
     before = Claims(run.uuid, context.store.claims.forwards(owner=run.uuid))
-    where = {run.uuid: ClaimScope.of(earlier.upstream, earlier.kind)}
+    where = scopes_of([earlier])
     undo.add(context.store.claims.put, before, where, True)
     run = upstream_leases.renew(context, run)
     if moved:

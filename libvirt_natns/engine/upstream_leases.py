@@ -16,7 +16,7 @@ from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.network_record import new_record
 from libvirt_natns.engine.network_run import NetworkRun
-from libvirt_natns.engine.publication.scopes import claim_for_network, scopes
+from libvirt_natns.engine.publication.scopes import claim_for_network, scopes, scopes_of
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.model.publication import Forward
@@ -24,7 +24,6 @@ from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state import applicants, pool
-from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.leases import Leased, LeaseKind
 from libvirt_natns.state.networks import NetworkRecord
@@ -47,7 +46,7 @@ def reserve(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
     if isinstance(segment, DhcpSegment):
         undo.add(shared_host.adjust, context, network.uuid)
     undo.add(context.store.networks.set_state, network.uuid, "down")
-    context.store.networks.put(new_record(network, run.xml, segment, "preparing"))
+    context.store.networks.put(new_record(network, run.xml, segment.upstream, "preparing"))
     for kind in set(get_args(LeaseKind)) - kinds:
         undo.add(context.store.leases.release, segment.name, network.uuid, kind)
     undo.add(context.store.leases.restore, earlier)
@@ -114,8 +113,7 @@ def release_claims(context: Context, record: NetworkRecord, undo: Undo) -> None:
         held = Claims(owner, table.forwards(owner=owner), table.static_nats(owner=owner))
         networks = {forward.network for forward in held.forwards}
         networks |= {static.network for static in held.addresses}
-        where = scopes(context.store, networks)
-        where[uuid] = ClaimScope.of(record.upstream, record.kind)
+        where = scopes(context.store, networks) | scopes_of([record])
         rest = Claims(
             owner,
             tuple(each for each in held.forwards if each.network != uuid),

@@ -74,7 +74,7 @@ def machine() -> Iterator[RouterLifecycle]:
             verbs.kernel,
             partial(client_networks.needs, store),
             partial(client_networks.users, store),
-            partial(client_networks.reattach, store, verbs.up),
+            partial(client_networks.reattach, store, verbs.repair_unless_changed),
             tuple(faults),
         )
 

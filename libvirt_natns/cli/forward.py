@@ -221,7 +221,7 @@ def _lookup(guests: Guests, xml: bytes) -> ListenLookup:
         addresses = known_addresses(guests.store, at.network, at.nic.mac, plain.name)
         targets = {parsed(which.guest_address)} if which.guest_address else addresses
         public = {str(target) for target in targets if at.is_public(target)}
-        if at.upstream.shares_addresses:
+        if at.segment.shares_addresses:
             return {listening(ANY), *public}
         return {*map(str, at.outside.addresses), *public}
 

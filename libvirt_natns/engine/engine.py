@@ -26,6 +26,7 @@ class Engine(Context):
 
     up = up_verbs.up
     repair = up_verbs.repair
+    repair_unless_changed = up_verbs.repair_unless_changed
     refresh = up_verbs.refresh
     follow_lease = up_verbs.follow_lease
     refresh_forwards = refresh_verb.refresh_forwards

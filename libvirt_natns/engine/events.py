@@ -110,6 +110,8 @@ def _refresh(event: Event) -> None:
     with event.sessions.engine() as verbs:
         if isinstance(event.network, Network):
             verbs.refresh(event.network, event.xml)
+            # The edited metadata may have moved the network to another upstream.
+            Guests(verbs).rejoin(event.network)
         # A <host> may have come or gone.
         Guests(verbs).refresh(event.network.uuid)
 

@@ -12,10 +12,11 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state.networks import NetworkRecord, NetworkState
+from libvirt_natns.upstream.selection import named_upstream
 
 
 def new_record(
-    network: Network, xml: bytes, upstream: Upstream | Segment, state: NetworkState
+    network: Network, xml: bytes, upstream: Upstream, state: NetworkState
 ) -> NetworkRecord:
     """Return a record of a network that has had its state since now."""
     return NetworkRecord(
@@ -46,13 +47,32 @@ def is_start_of(record: NetworkRecord, xml: bytes) -> bool:
 
 def is_outdated(record: NetworkRecord, network: Network, xml: bytes, segment: Segment) -> bool:
     """True if today's XML and configuration differ from a record."""
-    if record.upstream != segment.name:
+    if is_moved(record, segment):
         return True
     if record.document == xml:
         return False
     with suppress(NatnsError):
         return libvirt_xml.parse_network(record.document) != network
     return True
+
+
+def present_upstream(record: NetworkRecord | None, network: Network, xml: bytes) -> str | None:
+    """Return the upstream that a running network stays on, unless its metadata names another.
+
+    None for a network that does not run, or that has named its upstream itself until now.
+    """
+    if record is None or state_of(record) not in ("starting", "up"):
+        return None
+    if record.document != xml and named_upstream(network) is None:
+        with suppress(NatnsError):
+            if named_upstream(libvirt_xml.parse_network(record.document)) is not None:
+                return None
+    return record.upstream
+
+
+def is_moved(record: NetworkRecord, segment: Segment) -> bool:
+    """True if a network's upstream is another than the recorded one, or of another kind."""
+    return (record.upstream, record.kind) != (segment.name, segment.kind)
 
 
 def publishes_as(record: NetworkRecord, network: Network) -> bool:

@@ -3,9 +3,11 @@
 
 The network's row and its leases are read under the network's lock, as other processes
 change them.  A lease that a verb takes on its way replaces the run by another one with
-that lease.  So no step reads again, and all steps decide on the same facts.
+that lease.  So all steps decide on the same facts.
 
-Limit: the part of the host, which networks share, reads its needs under the host's lock.
+Limits: the part of the host, which networks share, reads its needs under the host's lock.
+The lease of a DHCP client is a file that the client may replace at any time.  Each step that
+needs more of it than the segment has reads the file, and another event follows each change.
 """
 
 from dataclasses import dataclass, replace

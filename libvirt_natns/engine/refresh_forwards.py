@@ -5,13 +5,11 @@ A guest that opens or closes a port changes DHCP reservations, rules, addresses 
 and the host's part.  The rest of the network is not looked at: that is for ``check``.
 """
 
-from contextlib import suppress
-
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import shared_host
+from libvirt_natns.engine import shared_host, upstream_leases
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.network_run import NetworkRun
-from libvirt_natns.engine.up import NotUpError, RecordChangedError, repair
+from libvirt_natns.engine.up import repair_unless_changed
 from libvirt_natns.errors import KernelError
 from libvirt_natns.model.segment import LeasedSegment
 from libvirt_natns.operations.carry_out import carry_out
@@ -34,9 +32,7 @@ def refresh_forwards(context: Context, record: NetworkRecord) -> list[str]:
     except KernelError:
         # A link, the namespace or a lease is missing: the network must be repaired whole.
         latest = context.store.networks.get(record.uuid) or record
-        with suppress(NotUpError, RecordChangedError):
-            return repair(context, latest)
-    return []
+        return repair_unless_changed(context.waiting(), latest)
 
 
 def _refresh(context: Context, record: NetworkRecord) -> list[str]:
@@ -45,8 +41,12 @@ def _refresh(context: Context, record: NetworkRecord) -> list[str]:
             return []
         network = libvirt_xml.parse_network(change.record.document)
         run = context.planner.run(network, change.record.document, change.record)
+        if context.kernel.namespace_owner(run.namespace) != run.uuid:
+            raise _IncompleteError(f"namespace {run.namespace} is missing, or is not ours")
         if not _is_settled(run):
             raise _IncompleteError(f"network {network.name} is not settled")
+        # A guest has resolved its claims before this lock: the address may be another by now.
+        upstream_leases.move_claims(context, run)
         shared_host.adjust(context, run.uuid)
         operations = context.planner.plan_claims(run)
         change.lines += carry_out(

@@ -48,7 +48,9 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
         _clear(context, run)
         run = upstream_leases.reserve(context, run, undo)
         context.observer.step("await its turn")
-        while context.store.networks.enter_start(new_record(network, xml, segment, "starting")):
+        while context.store.networks.enter_start(
+            new_record(network, xml, segment.upstream, "starting")
+        ):
             time.sleep(POLL)
         change.discards = False
         change.lines.append(f"reserved {upstream_leases.in_words(run.leased)}")

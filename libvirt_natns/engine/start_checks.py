@@ -22,31 +22,31 @@ ROOM = 64 << 10
 """Octets that a network's run-time files may take: most are those of its dnsmasq."""
 
 
-def check(context: Context, network: Network, upstream: Segment) -> None:
+def check(context: Context, network: Network, segment: Segment) -> None:
     """Refuse a network that could not come up.  Raises a NatnsError."""
     backend = context.planner.backend(ipv6=has_ipv6(network))
     if network.needs_dnsmasq:
         dnsmasq_trial.check(network)
-    selection.check_addresses(network, upstream)
+    selection.check_addresses(network, segment)
     # A plan that no rule can express is refused here, not when the rules are loaded.
-    make(network, upstream, Outside(), Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None))
-    check_proxied(context.config, context.store, network, upstream)
-    if selection.proxied(network, upstream):
+    make(network, segment, Outside(), Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None))
+    check_proxied(context.config, context.store, network, segment)
+    if selection.proxied(network, segment):
         ndppd.program()
-    if upstream.known:
-        families = selection.families(network, upstream)
-        selection.check_resolvers(network, upstream, resolvers_of(upstream, families).servers)
-    if isinstance(upstream, DhcpSegment):
+    if segment.known:
+        families = selection.families(network, segment)
+        selection.check_resolvers(network, segment, resolvers_of(segment, families).servers)
+    if isinstance(segment, DhcpSegment):
         udhcpc.program()
-    _check_bridge(context, network, upstream)
+    _check_bridge(context, network, segment)
 
 
-def _check_bridge(context: Context, network: Network, upstream: Segment) -> None:
+def _check_bridge(context: Context, network: Network, segment: Segment) -> None:
     """Refuse an upstream's bridge or NIC that could not take another network."""
-    problem = attach_checks.problem(context.kernel, upstream)
+    problem = attach_checks.problem(context.kernel, segment)
     if problem:
         raise UpstreamError(
-            f"network {network.name}: {upstream.in_words} of upstream {upstream.name} {problem[0]}",
+            f"network {network.name}: {segment.in_words} of upstream {segment.name} {problem[0]}",
             problem[1],
         )
 

@@ -15,9 +15,10 @@ from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine import shared_host, upstream_leases
 from libvirt_natns.engine.context import Change, Context, discard_directory
 from libvirt_natns.engine.down import return_routes
-from libvirt_natns.engine.network_record import is_outdated, new_record, publishes_as
+from libvirt_natns.engine.network_record import is_moved, is_outdated, new_record, publishes_as
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.plan.network_plan import withdrawals
+from libvirt_natns.engine.publication.scopes import scopes_of
 from libvirt_natns.engine.removal import end_client, remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check
@@ -29,7 +30,6 @@ from libvirt_natns.model.segment import DhcpSegment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.operations.undo import Undo
-from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
@@ -47,14 +47,15 @@ class _UnannouncedError(Exception):
     """No hook has answered the network's `start`, so its start is not checked yet."""
 
 
-def up(context: Context, network: Network, xml: bytes) -> list[str]:
+def up(context: Context, network: Network, xml: bytes, *, configured: bool = False) -> list[str]:
     """Make the network's namespace and all that is in it, and return what differed.
 
     Runs in `started`, when the bridge is there, and whenever a network must be
-    repaired.  Raises a NatnsError and takes back its own work.
+    repaired.  With ``configured``, a network that runs moves to the upstream that today's
+    configuration gives it.  Raises a NatnsError and takes back its own work.
     """
     with suppress(_UnannouncedError):
-        return _up(context, network, xml, _check_announced)
+        return _up(context, network, xml, _check_announced, configured=configured)
     check(context, network, context.planner.segment(network))
     # Without the lock: never two networks' locks are held at once.
     end_rivals(context, network, active=True)
@@ -67,8 +68,22 @@ def repair(context: Context, record: NetworkRecord) -> list[str]:
     Waits for all of the work, so that a look after it sees the result.  Raises NotUpError
     or RecordChangedError, before anything is changed, and otherwise as ``up`` does.
     """
+    return _repair(context.waiting(), record)
+
+
+def repair_unless_changed(context: Context, record: NetworkRecord) -> list[str]:
+    """Bring a network to its record; leave alone a network that is down or changed by now.
+
+    The verb that changed it has made all of it.  Return what differed.  Raises as ``up`` does.
+    """
+    with suppress(NotUpError, RecordChangedError):
+        return _repair(context, record)
+    return []
+
+
+def _repair(context: Context, record: NetworkRecord) -> list[str]:
     network = libvirt_xml.parse_network(record.document)
-    return _up(context.waiting(), network, record.document, partial(_check_same, record))
+    return _up(context, network, record.document, partial(_check_same, record))
 
 
 def refresh(context: Context, network: Network, xml: bytes) -> list[str]:
@@ -95,7 +110,7 @@ def follow_lease(context: Context, uuid: str) -> list[str]:
     if context.kernel.host.links.get(record.bridge) is None:
         # The network is stopping.
         return []
-    return up(context, libvirt_xml.parse_network(record.document), record.document)
+    return repair_unless_changed(context, record)
 
 
 Accept = Callable[[Change], None]
@@ -103,11 +118,16 @@ Accept = Callable[[Change], None]
 
 
 def _up(
-    context: Context, network: Network, xml: bytes, accept: Accept = lambda _: None
+    context: Context,
+    network: Network,
+    xml: bytes,
+    accept: Accept = lambda _: None,
+    *,
+    configured: bool = False,
 ) -> list[str]:
     with context.changing("up", network.uuid, network.name) as change, Undo() as undo:
         accept(change)
-        run = context.planner.run(network, xml, change.record)
+        run = context.planner.run(network, xml, change.record, configured=configured)
         made = _built_ahead(context, run)
         run = _admit(context, run, undo)
         if not isinstance(run.segment, DhcpSegment) and names.dhcp_directory(network.uuid).is_dir():
@@ -171,7 +191,9 @@ def _admit(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
         run = replace(run, segment=context.planner.complete(run.network, run.segment.upstream))
     if run.state == "starting" or is_outdated(record, run.network, run.xml, run.segment):
         context.observer.step("record the network")
-        context.store.networks.put(new_record(run.network, run.xml, run.segment, run.state))
+        context.store.networks.put(
+            new_record(run.network, run.xml, run.segment.upstream, run.state)
+        )
         if run.state == "up":
             run = _publish_anew(context, record, run, undo)
     return run
@@ -180,15 +202,19 @@ def _admit(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
 def _publish_anew(
     context: Context, earlier: NetworkRecord, run: NetworkRun, undo: Undo
 ) -> NetworkRun:
-    """Claim the forwards of a running network's edited metadata, in place of earlier ones."""
-    if publishes_as(earlier, run.network):
+    """Claim a running network's own forwards as its metadata and upstream are now."""
+    moved = is_moved(earlier, run.segment)
+    if not moved and publishes_as(earlier, run.network):
         return run
     undo.add(context.store.networks.put, earlier)
     before = Claims(run.uuid, context.store.claims.forwards(owner=run.uuid))
-    where = {run.uuid: ClaimScope.of(earlier.upstream, earlier.kind)}
+    where = scopes_of([earlier])
     undo.add(context.store.claims.put, before, where, True)
     run = upstream_leases.renew(context, run)
-    upstream_leases.claim_own(context, run, before.forwards)
+    if moved:
+        upstream_leases.release_claims(context, earlier, undo)
+    # A forward in force elsewhere tells nothing of the ports of this upstream.
+    upstream_leases.claim_own(context, run, () if moved else before.forwards)
     return run
 
 
@@ -222,8 +248,7 @@ def _apply(context: Context, run: NetworkRun, made: Plan, undo: Undo) -> list[st
     run = upstream_leases.renew(context, run)
     if isinstance(run.segment, DhcpSegment):
         repaired += dhcp.news(run.network, run.segment)
-    for address in run.outside.addresses:
-        context.store.claims.move(run.uuid, address)
+    upstream_leases.move_claims(context, run)
     shared_host.adjust(context, run.uuid)
     operations = context.planner.plan(run)
     repaired += carry_out(

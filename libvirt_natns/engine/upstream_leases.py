@@ -16,7 +16,7 @@ from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.network_record import new_record
 from libvirt_natns.engine.network_run import NetworkRun
-from libvirt_natns.engine.publication.scopes import claim_for_network
+from libvirt_natns.engine.publication.scopes import claim_for_network, scopes, scopes_of
 from libvirt_natns.kernel import address_probe
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.model.publication import Forward
@@ -24,7 +24,9 @@ from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state import applicants, pool
+from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.leases import Leased, LeaseKind
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp, selection
 
 FIRST_LOOK = 0.006
@@ -44,7 +46,7 @@ def reserve(context: Context, run: NetworkRun, undo: Undo) -> NetworkRun:
     if isinstance(segment, DhcpSegment):
         undo.add(shared_host.adjust, context, network.uuid)
     undo.add(context.store.networks.set_state, network.uuid, "down")
-    context.store.networks.put(new_record(network, run.xml, segment, "preparing"))
+    context.store.networks.put(new_record(network, run.xml, segment.upstream, "preparing"))
     for kind in set(get_args(LeaseKind)) - kinds:
         undo.add(context.store.leases.release, segment.name, network.uuid, kind)
     undo.add(context.store.leases.restore, earlier)
@@ -85,12 +87,40 @@ def renew(context: Context, run: NetworkRun) -> NetworkRun:
     return run
 
 
+def move_claims(context: Context, run: NetworkRun) -> None:
+    """Move the claims in a network to its present upstream addresses."""
+    for address in run.outside.addresses:
+        context.store.claims.move(run.uuid, address)
+
+
 def claim_own(context: Context, run: NetworkRun, held: Collection[Forward] = ()) -> None:
     """Claim the forwards of a network's own metadata; ``held`` are in force already.
 
     Raises DocumentError or ConflictError.
     """
     claim_for_network(context.choices, run.whole, run.segment, run.outside, held)
+
+
+def release_claims(context: Context, record: NetworkRecord, undo: Undo) -> None:
+    """Give up the claims of guests on a network's former upstream; ``undo`` claims them again.
+
+    No rule of another upstream can serve them.  ``rejoin`` publishes the guests again.
+    """
+    table, uuid = context.store.claims, record.uuid
+    owners = {forward.owner for forward in table.forwards(uuid)}
+    owners |= {static.owner for static in table.static_nats(uuid)}
+    for owner in owners - {uuid}:
+        held = Claims(owner, table.forwards(owner=owner), table.static_nats(owner=owner))
+        networks = {forward.network for forward in held.forwards}
+        networks |= {static.network for static in held.addresses}
+        where = scopes(context.store, networks) | scopes_of([record])
+        rest = Claims(
+            owner,
+            tuple(each for each in held.forwards if each.network != uuid),
+            tuple(each for each in held.addresses if each.network != uuid),
+        )
+        undo.add(table.put, held, where, True)
+        table.put(rest, where, published=True)
 
 
 def _await_lease(context: Context, run: NetworkRun, segment: DhcpSegment, undo: Undo) -> NetworkRun:

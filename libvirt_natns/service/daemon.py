@@ -160,14 +160,17 @@ class Service:
         return Watched.of(record, parent_of(record.upstream))
 
     def reconcile(self) -> None:
-        """Repair all that differs, as ``virt-natns sync`` does."""
+        """Repair all that differs, as ``virt-natns sync`` does, but move no network.
+
+        A network and its connections do not notice that the service starts.
+        """
         start = time.monotonic()
         with self._reconciling:
             rebuilt = rebuild.rebuild(config.load(), _ask_networks, _ask_guests)
             for _, what in rebuilt.found[:1]:
                 self.log.say("warning", "rebuilt", database=what)
             with self.sessions.engine() as engine:
-                outcome = sync.sync_all(engine, _ask_networks, _ask_guests)
+                outcome = sync.sync_all(engine, _ask_networks, _ask_guests, configured=False)
         for name, what in [*rebuilt.found[1:], *outcome.repaired]:
             self.log.say("warning", "reconciled", network=name, repaired=what)
         for error in [*rebuilt.errors, *outcome.errors]:

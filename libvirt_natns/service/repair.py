@@ -6,7 +6,9 @@ The verb changes only what differs, so the intact parts stay untouched.
 
 from collections.abc import Callable
 
+from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.up import NotUpError
@@ -43,7 +45,10 @@ def repair(engine: Engine, uuid: str, record: NetworkRecord | None) -> list[str]
     # The look takes no lock, so it delays no verb; and the watch goes on hearing of damage.
     if not comparison.network_differences(engine, record):
         return []
-    return engine.repair(record)
+    repaired = engine.repair(record)
+    # The network's upstream may be gone from the configuration.
+    Guests(engine).follow_move(record, libvirt_xml.parse_network(record.document))
+    return repaired
 
 
 def _repair_host(engine: Engine) -> list[str] | None:

@@ -50,7 +50,8 @@ def _problem(kernel: Kernel, segment: Segment) -> Problem | None:
         fault = _bridges_problem(kernel, segment, link)
     if fault:
         return fault
-    if not link.up:
+    # A start repairs the host's own transit bridge, which a kill may have left down.
+    if not link.up and not isinstance(segment, HostSegment):
         return "is down", f"set it up (ip link set {segment.bridge} up)"
     return None
 

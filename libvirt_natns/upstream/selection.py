@@ -57,12 +57,19 @@ def verdict(network: LibvirtNetwork, config: Config) -> Verdict:
     return Verdict(network, "isolated" if network.nat is None else "annotated")
 
 
-def upstream_of(network: Network, config: Config) -> Upstream:
+def named_upstream(network: Network) -> str | None:
+    """Return the upstream that a network's own metadata names; None without one."""
+    return network.nat.upstream if network.nat else None
+
+
+def upstream_of(network: Network, config: Config, present: str | None = None) -> Upstream:
     """Return the upstream that a network uses.
 
+    A network that names none stays on ``present`` while that upstream is configured.
     Raises UpstreamError for an upstream that is not configured.
     """
-    name = (network.nat.upstream if network.nat else None) or config.upstream
+    stays = present if present in config.upstreams else None
+    name = named_upstream(network) or stays or config.upstream
     upstream = config.upstreams.get(name)
     if upstream is None:
         raise UpstreamError(

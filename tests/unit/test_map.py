@@ -31,3 +31,8 @@ def test_the_map_has_each_room() -> None:
     headings = set(re.findall(r"(?m)^### (\S+)$", MAP.read_text()))
     rooms = {f"{file.parent.name}/" for file in PACKAGE.glob("*/__init__.py")}
     assert headings == rooms | {"Ground", "hook.py"}
+
+
+def test_the_map_has_each_module_of_the_engine() -> None:
+    modules = {f"engine/{file.name}" for file in (PACKAGE / "engine").glob("[!_]*.py")}
+    assert modules - named(MAP) == set()

@@ -10,6 +10,7 @@ from libvirt_natns.addresses import is_placeholder
 from libvirt_natns.engine.facts.mtu import private_mtu, upstream_mtu, usual_mtu
 from libvirt_natns.engine.facts.proxies import proxy_beyond, without_others
 from libvirt_natns.engine.facts.services import client_of, dnsmasq_of, leasing
+from libvirt_natns.engine.network_record import present_upstream
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.plan.network_plan import (
     ahead_of_lease,
@@ -51,13 +52,23 @@ class Planner:
         """
         return segments.of_network(self.kernel, self.store, network, upstream)
 
-    def run(self, network: Network, xml: bytes, record: NetworkRecord | None) -> NetworkRun:
+    def run(
+        self,
+        network: Network,
+        xml: bytes,
+        record: NetworkRecord | None,
+        *,
+        configured: bool = False,
+    ) -> NetworkRun:
         """Return the facts for a verb on a network; its row was just read.
 
-        The caller holds the network's lock, or only looks.  Raises UpstreamError or
-        ConfigError.
+        A network that runs stays on its upstream.  With ``configured``, it follows today's
+        configuration.  The caller holds the network's lock, or only looks.  Raises
+        UpstreamError or ConfigError.
         """
-        segment = self.segment(network)
+        present = None if configured else present_upstream(record, network, xml)
+        upstream = selection.upstream_of(network, self.config, present)
+        segment = self.complete(network, upstream)
         leased = self.store.leases.of(segment.name, network.uuid)
         return NetworkRun(network, xml, record, segment, leased)
 

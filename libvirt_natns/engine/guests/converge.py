@@ -44,11 +44,14 @@ def _trial(guests: GuestContext, run: GuestRun) -> Claims:
 
 def differences(guests: GuestContext, xml: bytes) -> list[str]:
     """Return how a running guest's metadata differs from its claims in force, in words."""
-    document = libvirt_xml.read_domain(xml)
-    run = read(guests, document.plain, xml)
-    if not run.is_concerned:
+    seen = xml_sniff.at_domain(xml)
+    if not seen.annotated and guests.store.guests.get(seen.uuid) is None:
         return []
     try:
+        document = libvirt_xml.read_domain(xml)
+        run = read(guests, document.plain, xml)
+        if not run.is_concerned:
+            return []
         wanted = _trial(guests, replace(run, domain=document.domain))
     except NatnsError as error:
         return [str(error)]

@@ -18,6 +18,7 @@ class Guests(GuestContext):
     unplug = verbs.unplug
     refresh = verbs.refresh
     rejoin = verbs.rejoin
+    follow_move = verbs.follow_move
 
     trial = converge.trial
     differences = converge.differences

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from libvirt_natns.engine.guests.guest_context import GuestContext
 from libvirt_natns.engine.guests.nics import in_ours
 from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.engine.publication.scopes import scopes_of
 from libvirt_natns.model.network import Domain
 from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.guests import GuestRecord
@@ -38,7 +39,7 @@ class GuestRun:
     @property
     def scopes(self) -> dict[str, ClaimScope]:
         """The scope in which claims must be unique, by network."""
-        return {each.uuid: ClaimScope.of(each.upstream, each.kind) for each in self.networks}
+        return scopes_of(self.networks)
 
 
 def read(guests: GuestContext, domain: Domain, xml: bytes) -> GuestRun:

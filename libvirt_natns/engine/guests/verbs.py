@@ -17,15 +17,15 @@ from libvirt_natns.engine.guests.guest_context import (
     networks_of,
 )
 from libvirt_natns.engine.guests.guest_run import GuestRun, read
-from libvirt_natns.engine.guests.nics import has_nic, is_same_nic, may_name
-from libvirt_natns.engine.publication.attachment import Attachment
+from libvirt_natns.engine.guests.nics import has_nic, in_ours, is_same_nic, may_name
 from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
-from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
+from libvirt_natns.errors import NatnsError
 from libvirt_natns.model.network import Domain, Network, Nic
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.guests import GuestRecord
+from libvirt_natns.state.networks import NetworkRecord
 
 
 def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
@@ -45,8 +45,9 @@ def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
         undo.add(guests.drop_record, domain.uuid)
         undo_reservations(guests, run.attachments, undo)
         claims = resolve_claims(guests, domain, run)
-        guests.store.guests.put(domain.uuid, domain.name, xml, published=False)
-        guests.store.claims.put(claims, run.scopes, published=False)
+        with guests.store.transaction():
+            guests.store.guests.put(domain.uuid, domain.name, xml, published=False)
+            guests.store.claims.put(claims, run.scopes, published=False)
         undo.pop_all()
 
 
@@ -83,14 +84,25 @@ def put_into_force(guests: GuestContext, run: GuestRun) -> Publication:
             undo.add(restore, guests, before, guests.engine.store.leases.all_of(uuid))
             undo_reservations(guests, run.attachments, undo)
             claims = resolve_claims(guests, of_what_runs(guests, run), run)
-            guests.store.claims.put(claims, run.scopes, published=True)
+            undo.add(_record_again, guests, uuid, guests.store.guests.get(uuid))
+            with guests.store.transaction():
+                # Claims of a guest without a record would stay for good.
+                guests.store.guests.put(uuid, domain.name, run.xml, published=True)
+                guests.store.claims.put(claims, run.scopes, published=True)
             changed = apply_to(guests, networks_of(before) | networks_of(claims))
             undo.pop_all()
-        guests.store.guests.put(uuid, domain.name, run.xml, published=True)
         cut(guests, before, claims)
         if domain.nat is None:
             guests.drop_record(uuid)
     return Publication(before, claims, changed)
+
+
+def _record_again(guests: GuestContext, uuid: str, earlier: GuestRecord | None) -> None:
+    """Put a guest's earlier record back; forget a guest that had none."""
+    if earlier is None:
+        guests.drop_record(uuid)
+    else:
+        guests.store.guests.put(uuid, earlier.name, earlier.document, earlier.published)
 
 
 def withdraw(guests: GuestContext, uuid: str) -> None:
@@ -145,35 +157,41 @@ def unplug(guests: GuestContext, owner: str, nic: Nic) -> None:
     xml = domain_edit.without_nic(record.document, nic)
     try:
         publish(guests, libvirt_xml.parse_domain(xml), xml)
-    except (DocumentError, ConflictError):
-        # Most often an element of the metadata names that NIC.
+    except NatnsError:
+        # Most often an element of the metadata names that NIC.  Or another NIC's network is in
+        # trouble: its router is down, or its lease is gone.
         _drop(guests, record, nic, xml)
 
 
 def _drop(guests: GuestContext, record: GuestRecord, nic: Nic, xml: bytes) -> None:
-    """Withdraw claims that lead to a NIC, and keep the others."""
+    """Withdraw claims that lead to a NIC, and keep the others.
+
+    No other network of the guest is read or changed.
+    """
     owner = record.uuid
-    attachments = guests.attachments(libvirt_xml.parse_domain_nics(record.document))
+    placed = in_ours(guests.store, libvirt_xml.parse_domain_nics(record.document))
     with guests.locked(owner):
         before = guests.held(owner)
-        rest = _without(guests, before, nic, record.name, attachments)
-        guests.store.claims.put(rest, guests.scopes(rest), published=True)
-        guests.store.guests.put(owner, record.name, xml, published=True)
+        rest = _without(guests, before, nic, record.name, placed)
+        with guests.store.transaction():
+            guests.store.claims.put(rest, guests.scopes(rest), published=True)
+            guests.store.guests.put(owner, record.name, xml, published=True)
         try:
-            apply_to(guests, networks_of(before))
+            apply_to(guests, {network.uuid for each, network in placed if is_same_nic(each, nic)})
         finally:
             cut(guests, before, rest)
 
 
 def _without(
-    guests: GuestContext, held: Claims, nic: Nic, name: str, attachments: list[Attachment]
+    guests: GuestContext, held: Claims, nic: Nic, name: str, placed: list[tuple[Nic, NetworkRecord]]
 ) -> Claims:
     """Return a guest's claims without those that lead to one of its NICs."""
-    mine = [each for each in attachments if is_same_nic(each.nic, nic)]
-    others = {each.network.uuid for each in attachments if not is_same_nic(each.nic, nic)}
+    records = [record for each, record in placed if is_same_nic(each, nic)]
+    mine = [libvirt_xml.parse_network(record.document) for record in records]
+    others = {record.uuid for each, record in placed if not is_same_nic(each, nic)}
 
     def stays(claim: Forward | StaticNat) -> bool:
-        for network in (each.network for each in mine):
+        for network in mine:
             if claim.network == network.uuid:
                 # Another NIC in that network keeps its own claims.
                 addresses = known_addresses(guests.store, network, nic.mac, name)
@@ -211,6 +229,13 @@ def rejoin(guests: GuestContext, network: Network) -> None:
         with suppress(NatnsError, OSError):
             if (record.uuid in claiming) != has_nic(record, network):
                 _publish_again(guests, record)
+
+
+def follow_move(guests: GuestContext, earlier: NetworkRecord, network: Network) -> None:
+    """Publish guests again if their network has another upstream than in its earlier record."""
+    latest = guests.engine.store.networks.get(network.uuid)
+    if latest and (latest.upstream, latest.kind) != (earlier.upstream, earlier.kind):
+        rejoin(guests, network)
 
 
 def _publish_again(guests: GuestContext, record: GuestRecord) -> None:

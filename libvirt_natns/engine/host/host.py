@@ -8,7 +8,7 @@ process after a kill knows what to remove.
 Forwarding is switched on for the links concerned, not for the whole host.  Rules let those
 links forward for a transit bridge alone.  An administrator, or another program, may have
 switched forwarding on for all links.  The global value shows that, and forwarding is left
-as it is then.  In IPv6 there is only the global value (``ipv6``).
+as it is then.  In IPv6 there is only the global value (``ipv6_forwarding``).
 
 Networks come and go one by one, and there may be a thousand.  ``ensure`` compares
 everything.  ``adjust`` adds and removes the part of one network, as long as nothing else

@@ -76,8 +76,8 @@ class Allocation:
 
     def _is_free_still(self, request: AutoPortRequest, port: int) -> bool:
         """True if a chosen port is still free: its owner may not have used it for a while."""
-        upstream = request.attachment.upstream
-        scope = ClaimScope.of(upstream.name, upstream.kind)
+        segment = request.attachment.segment
+        scope = ClaimScope.of(segment.name, segment.kind)
         if _lies_in(port, request.avoided):
             return False
         if any(
@@ -100,7 +100,7 @@ class Allocation:
         proto = request.key.proto
         kept = {port for kind, port in self.store.chosen_ports.all() if kind == proto}
         used = listening_ports.listening(proto) | self.store.claims.ports(proto)
-        used |= routers.ports_of_host(request.attachment.upstream, proto)
+        used |= routers.ports_of_host(request.attachment.segment, proto)
         first, last = self.config.auto_ports
 
         def usable(port: int) -> bool:
@@ -114,16 +114,16 @@ class Allocation:
     def address(
         self, request: AddressRequest, domain: Domain, attachment: Attachment, family: Family
     ) -> Address:
-        upstream = attachment.upstream
-        if upstream.side(family).by_dhcp:
+        segment = attachment.segment
+        if segment.side(family).by_dhcp:
             raise LeaseError(
-                f"guest {domain.name}: upstream {upstream.name} has no address for <natns:address>,"
+                f"guest {domain.name}: upstream {segment.name} has no address for <natns:address>,"
                 " as its DHCP server leases one to each network",
                 "publish ports with <natns:portForward>, or use an upstream with a pool",
             )
         if request.address is not None:
             who = f"guest {domain.name}"
-            self.store.claims.check_address(upstream.name, request.address, domain.uuid, who)
+            self.store.claims.check_address(segment.name, request.address, domain.uuid, who)
         key = f"{domain.uuid}/{attachment.nic.mac}"
         mine = self.store.claims.static_nats(attachment.network.uuid, domain.uuid)
         present = {static.address for static in mine}
@@ -131,15 +131,15 @@ class Allocation:
         def probe(addresses: Collection[Address]) -> set[Address]:
             # The namespace itself answers for addresses in force.
             asked = [address for address in addresses if address not in present]
-            if not asked or not upstream.probe or not self.asks:
+            if not asked or not segment.probe or not self.asks:
                 return set()
-            return address_probe.probe(upstream.bridge, asked, upstream.probe)
+            return address_probe.probe(segment.bridge, asked, segment.probe)
 
         guest = Applicant(
             key, f"guest {domain.name}", request.address, "natns:address", family=family
         )
         return pool.reserve(
-            self.store, guest, upstream, probe, self.kernel.host.addresses.beyond_link()
+            self.store, guest, segment, probe, self.kernel.host.addresses.beyond_link()
         )
 
 

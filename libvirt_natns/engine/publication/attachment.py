@@ -20,7 +20,7 @@ class Attachment:
 
     nic: Nic
     network: Network
-    upstream: Segment
+    segment: Segment
     outside: Outside
 
     def is_public(self, address: Address) -> bool:

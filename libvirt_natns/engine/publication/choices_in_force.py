@@ -46,9 +46,9 @@ class ChoicesInForce:
             return self._choices.address(request, domain, attachment, family)
         who = f"guest {domain.name}"
         key = f"{domain.uuid}/{attachment.nic.mac}"
-        store, upstream = self._choices.store, attachment.upstream
-        if not store.leases.reserve(upstream.name, upstream.bridge, key, own):
+        store, segment = self._choices.store, attachment.segment
+        if not store.leases.reserve(segment.name, segment.bridge, key, own):
             raise ConflictError(
-                f"{who}: {own} of upstream {upstream.name} is leased to another network or guest"
+                f"{who}: {own} of upstream {segment.name} is leased to another network or guest"
             )
         return own

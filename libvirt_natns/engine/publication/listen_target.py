@@ -40,13 +40,13 @@ def way_to(
     family: Family = 4 if target.version == 4 else 6
     public = at.is_public(target)
     if wanted.address is None:
-        everywhere = at.upstream.shares_addresses and at.outside.of(family) is not None
+        everywhere = at.segment.shares_addresses and at.outside.of(family) is not None
         listen = (ANY if family == 4 else ANY6) if everywhere else at.outside.of(family)
         return ListenTarget(listen, target, public)
     if public and wanted.address == target:
         return ListenTarget(None, target, True)
     # Any address of the host or router will do, 127.0.0.1 too.  It is checked there.
-    if not at.upstream.shares_addresses:
+    if not at.segment.shares_addresses:
         _check_listen(who, wanted.address, {*at.outside.addresses, *own})
     return ListenTarget(wanted.address, target)
 

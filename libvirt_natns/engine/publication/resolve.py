@@ -58,9 +58,9 @@ def resolve(domain: Domain, attachments: list[Attachment], choices: Choices) -> 
     return Claims(domain.uuid, forwards, statics)
 
 
-def of_network(network: Network, upstream: Segment, outside: Outside, choices: Choices) -> Claims:
+def of_network(network: Network, segment: Segment, outside: Outside, choices: Choices) -> Claims:
     """Return all claims of a network's own metadata."""
-    at = Attachment(Nic(""), network, upstream, outside)
+    at = Attachment(Nic(""), network, segment, outside)
     port_forwards = network.nat.forwards if network.nat else ()
     owner = Owner(network.uuid, f"network {network.name}", port_forwards)
     forwards: list[Forward] = []
@@ -104,7 +104,7 @@ def _families(
     if not reached:
         raise ConflictError(
             f"guest {domain.name}: network {at.network.name} has no"
-            f" {' or '.join(f'IPv{family}' for family in asked)} on upstream {at.upstream.name}",
+            f" {' or '.join(f'IPv{family}' for family in asked)} on upstream {at.segment.name}",
             "publish nothing there, or give the upstream addresses of that family",
         )
     resolvable = [family for family in reached if choices.knows(domain, at, family)]
@@ -138,7 +138,7 @@ def _forward(
             f"{owner.name}: {wanted.proto} port {span_text(first, last)} of {way.target}"
             f" cannot lead to {span_text(to, to_last)}, as the network has no address of its own"
             " to listen on",
-            f"leave the port as it is, or give upstream {at.upstream.name} a pool6",
+            f"leave the port as it is, or give upstream {at.segment.name} a pool6",
         )
     return Forward(
         owner.uuid,

@@ -15,13 +15,18 @@ from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Outside
 from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 
 
 def scopes(store: Store, networks: Iterable[str]) -> dict[str, ClaimScope]:
     """Return the scope in which each network's claims must be unique, by uuid."""
-    records = [record for uuid in networks if (record := store.networks.get(uuid))]
+    return scopes_of(record for uuid in networks if (record := store.networks.get(uuid)))
+
+
+def scopes_of(records: Iterable[NetworkRecord]) -> dict[str, ClaimScope]:
+    """Return the scope in which the claims of each recorded network must be unique, by uuid."""
     return {record.uuid: ClaimScope.of(record.upstream, record.kind) for record in records}
 
 
@@ -60,7 +65,7 @@ def check_host(
 def claim_for_network(
     choices: Allocation,
     network: Network,
-    upstream: Segment,
+    segment: Segment,
     outside: Outside,
     held: Collection[Forward] = (),
 ) -> None:
@@ -68,8 +73,8 @@ def claim_for_network(
 
     Raises DocumentError or ConflictError.
     """
-    claims = of_network(network, upstream, outside, choices)
-    where = {network.uuid: ClaimScope.of(upstream.name, upstream.kind)}
+    claims = of_network(network, segment, outside, choices)
+    where = {network.uuid: ClaimScope.of(segment.name, segment.kind)}
     fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
     check_host(fresh, where, choices.kernel.host.addresses.beyond_link())
     choices.store.claims.put(claims, where, published=True)

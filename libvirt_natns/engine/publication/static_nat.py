@@ -37,7 +37,7 @@ def check_requests(domain: Domain, attachments: list[Attachment]) -> None:
     for request in domain.nat.addresses if domain.nat else ():
         at = select_nic(domain, "address", request.network, request.mac, attachments)
         nic = (at.network.uuid, at.nic.mac, _family_of(request, at))
-        address = (at.upstream.name, request.address)
+        address = (at.segment.name, request.address)
         if nic in nics:
             raise DocumentError(
                 f"guest {domain.name}: two <natns:address> are for the NIC {at.nic.mac} in network"
@@ -58,9 +58,9 @@ def static_nat(
 ) -> StaticNat:
     """Return the static NAT of an <natns:address>.  Raises ConflictError or LeaseError."""
     at = select_nic(domain, "address", request.network, request.mac, attachments)
-    if at.upstream.shares_addresses:
+    if at.segment.shares_addresses:
         raise ConflictError(
-            f"guest {domain.name}: upstream {at.upstream.name} of network {at.network.name}"
+            f"guest {domain.name}: upstream {at.segment.name} of network {at.network.name}"
             " has no addresses for guests",
             "use an upstream of kind 'bridge' for <natns:address>",
         )

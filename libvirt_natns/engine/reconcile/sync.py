@@ -54,8 +54,18 @@ RECENT = 5.0
 NOT_OURS = "is not to be handled any more"
 
 
-def sync_all(engine: Engine, ask: AskNetworks, ask_guests: AskGuests = no_guests) -> Outcome:
-    """Repair all differences, and change nothing else."""
+def sync_all(
+    engine: Engine,
+    ask: AskNetworks,
+    ask_guests: AskGuests = no_guests,
+    *,
+    configured: bool = True,
+) -> Outcome:
+    """Repair all differences, and change nothing else.
+
+    With ``configured``, networks that run move to the upstreams that today's configuration
+    gives them.
+    """
     records = engine.store.networks.all("preparing", "starting", "up")
     recorded = Guests(engine).store.guests.all()
     active, running = ask(), ask_guests()
@@ -69,7 +79,7 @@ def sync_all(engine: Engine, ask: AskNetworks, ask_guests: AskGuests = no_guests
             engine,
             here,
             ask,
-            lambda uuid, xml: (name_of(xml), partial(_repair_active, uuid, xml, ask)),
+            lambda uuid, xml: (name_of(xml), partial(_repair_active, uuid, xml, ask, configured)),
         ),
         repair_all(engine, [("host", partial(Engine.ensure_host, configured=True))]),
         repair_all(engine, [("dnsmasq", tidy_trials)]),
@@ -80,21 +90,28 @@ def sync_all(engine: Engine, ask: AskNetworks, ask_guests: AskGuests = no_guests
     ]
     if running is not None:
         # The guests' networks are there by now.
-        done.append(repair_all(engine, _guest_endings(recorded, running)))
-        by_uuid = {record.uuid: record for record in recorded}
-        done.append(
-            repair_latest(
-                engine,
-                running.domains,
-                lambda: _domains(ask_guests()),
-                lambda uuid, xml: (
-                    xml_sniff.at_domain(xml).name,
-                    partial(_converge_guest, xml, by_uuid.get(uuid)),
-                ),
-            )
-        )
-        done.append(repair_all(engine, [("guests", _tidy_guests)]))
+        done += _guests(engine, recorded, running, ask_guests)
     return together(done)
+
+
+def _guests(
+    engine: Engine, recorded: list[GuestRecord], running: "ActiveDomains", ask: AskGuests
+) -> list[Outcome]:
+    """Bring all guests to libvirt's, and return the outcomes."""
+    by_uuid = {record.uuid: record for record in recorded}
+    return [
+        repair_all(engine, _guest_endings(recorded, running)),
+        repair_latest(
+            engine,
+            running.domains,
+            lambda: _domains(ask()),
+            lambda uuid, xml: (
+                xml_sniff.at_domain(xml).name,
+                partial(_converge_guest, xml, by_uuid.get(uuid)),
+            ),
+        ),
+        repair_all(engine, [("guests", _tidy_guests)]),
+    ]
 
 
 def _look_elsewhere(uuid: str, engine: Engine) -> list[str]:
@@ -168,10 +185,12 @@ def _tidy(uuid: str, namespace: str | None, engine: Engine) -> list[str]:
     return ["was left over: removed"] if tidy(engine, uuid, namespace) else []
 
 
-def _repair_active(uuid: str, xml: bytes, ask: AskNetworks, engine: Engine) -> list[str]:
+def _repair_active(
+    uuid: str, xml: bytes, ask: AskNetworks, configured: bool, engine: Engine
+) -> list[str]:
     """Repair a network; drop an error if the network has ended at the same time."""
     try:
-        return _repair(engine, uuid, xml)
+        return _repair(engine, uuid, xml, configured=configured)
     except Exception:
         active = ask()
         if active is None or uuid in active:
@@ -179,7 +198,7 @@ def _repair_active(uuid: str, xml: bytes, ask: AskNetworks, engine: Engine) -> l
     return []
 
 
-def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
+def _repair(engine: Engine, uuid: str, xml: bytes, *, configured: bool = False) -> list[str]:
     record = engine.store.networks.get(uuid)
     if record and record.unfinished:
         return []
@@ -192,20 +211,22 @@ def _repair(engine: Engine, uuid: str, xml: bytes) -> list[str]:
     network = libvirt_xml.parse_network(xml) if up else network_of_ours(engine, xml)
     if network is None:
         return []
-    repaired = _up(engine, network, xml)
+    repaired = _up(engine, network, xml, configured)
+    if record and up:
+        Guests(engine).follow_move(record, network)
     return repaired if up else [f"{NO_ROUTER}: made a router"]
 
 
-def _up(engine: Engine, network: Network, xml: bytes) -> list[str]:
+def _up(engine: Engine, network: Network, xml: bytes, configured: bool) -> list[str]:
     """Bring a network up, also where another network has left its namespace behind."""
     try:
-        return engine.up(network, xml)
+        return engine.up(network, xml, configured=configured)
     except ConflictError:
         namespace = names.namespace(network.name)
         owner = engine.kernel.namespace_owner(namespace)
         if not owner or owner == network.uuid or not tidy(engine, owner, namespace):
             raise
-    return engine.up(network, xml)
+    return engine.up(network, xml, configured=configured)
 
 
 def network_changed(engine: Engine, uuid: str, ask: Callable[[], bytes | None]) -> list[str]:

@@ -179,6 +179,6 @@ def configure_bare(kept: Capture) -> str:
         return link
     present = nic_snapshot.capture(None, link)
     if present.is_bare:
-        had = hardware.lasting(hardware.renamed(kept, link))
+        had = hardware.made_permanent(hardware.renamed(kept, link))
         nic_restore.put(None, nic_completion.completed(present, had))
     return "" if nic_snapshot.capture(None, link).is_bare else link

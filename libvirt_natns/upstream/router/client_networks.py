@@ -13,22 +13,22 @@ from socket import AF_INET6
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
 from libvirt_natns.firewall.host_policy import HostForward, host_forward
 from libvirt_natns.firewall.loaded import RuleSet
-from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.transit_segment import RouterSegment
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.state.host_records import User
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, router_files
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.target import Target
 
-Up = Callable[[Network, bytes], list[str]]
+Repair = Callable[[NetworkRecord], list[str]]
+"""Brings a network to its record, unless it is down or changed by now."""
 
 
 def record_of(upstream: str) -> RouterRecord | None:
@@ -105,7 +105,7 @@ def _published(forward: Forward, users: Mapping[str, User]) -> HostForward | Non
     return host_forward(forward, address, names.ROUTER_TRANSIT)
 
 
-def reattach(store: Store, up: Up, upstream: str) -> list[str]:
+def reattach(store: Store, repair: Repair, upstream: str) -> list[str]:
     """Attach the networks that are up to a router that was made anew.
 
     Returns in words what differed, and why a network cannot be attached.
@@ -114,7 +114,7 @@ def reattach(store: Store, up: Up, upstream: str) -> list[str]:
     for record in store.networks.all("up"):
         if record.this_boot and record.upstream == upstream:
             try:
-                changed = up(libvirt_xml.parse_network(record.document), record.document)
+                changed = repair(record)
             except NatnsError as error:
                 changed = [str(error)]
             differing += [f"{record.name}: {what}" for what in changed]
@@ -134,23 +134,23 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
         if not record.is_whole:
             continue
         if not _rule_set(record.target, needs(store, record.target)).was_loaded_last():
-            differing += _load(store, record, announce)
+            differing += _load(store, record.target.name, announce)
     return differing
 
 
-def _load(store: Store, record: RouterRecord, announce: Callable[[str], None]) -> list[str]:
-    name = record.target.name
+def _load(store: Store, name: str, announce: Callable[[str], None]) -> list[str]:
     with router_files.lock():
-        # Before the lock, the router may have gone, and the forwards may have changed.
-        if record_of(name) is None:
+        # Before the lock, router, host_ports and forwards may have changed.
+        latest = record_of(name)
+        if latest is None:
             return []
-        now = needs(store, record.target)
-        rule_set = _rule_set(record.target, now)
+        now = needs(store, latest.target)
+        rule_set = _rule_set(latest.target, now)
         if rule_set.was_loaded_last():
             return []
         announce(f"load the rules of router {name}")
         # Routes come first: where the rules are current, the routes are not compared.
-        link_config.configure(downstream.transit(record.target, now))
+        link_config.configure(downstream.transit(latest.target, now))
         rule_set.load()
     return [f"rules of router {name} differed from the forwards of its networks"]
 

@@ -102,7 +102,7 @@ def renamed(kept: Capture, name: str) -> Capture:
     )
 
 
-def lasting(kept: Capture) -> Capture:
+def made_permanent(kept: Capture) -> Capture:
     """Return a capture with addresses and routes that do not expire.
 
     If no program of the host configures the NIC, no DHCP client renews them.

@@ -93,7 +93,7 @@ class InnerNic(Operation):
         if not nic_link.exists(self.namespace, self.target.nic):
             return []
         gateways = downstream.gateways(self.target, self.before)
-        wanted = nic_checks.lasting(nic_inside.inside(self.target, self.before))
+        wanted = nic_checks.without_expiring(nic_inside.inside(self.target, self.before))
         return [
             *nic_checks.differences(self.namespace, wanted),
             *(link_config.differences(gateways) if gateways else ()),
@@ -103,7 +103,7 @@ class InnerNic(Operation):
         wanted = nic_inside.inside(self.target, self.before)
         if self.in_force and nic_link.is_up(self.namespace, self.target.nic):
             # The NIC has newer routes, unless it was set down and lost them.
-            wanted = nic_checks.lasting(wanted)
+            wanted = nic_checks.without_expiring(wanted)
         nic_restore.put(self.namespace, wanted, alone=not self.target.leased)
         gateways = downstream.gateways(self.target, self.before)
         if gateways:

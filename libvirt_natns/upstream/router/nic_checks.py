@@ -109,6 +109,6 @@ def _differences(present: Capture, wanted: Capture) -> Iterator[str]:
                 yield f"{listed} of {name} is missing"
 
 
-def lasting(wanted: Capture) -> Capture:
+def without_expiring(wanted: Capture) -> Capture:
     """Return a capture without routes that expire: others may have replaced them by now."""
     return replace(wanted, routes=tuple(route for route in wanted.routes if route.lasts))

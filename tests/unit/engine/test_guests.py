@@ -192,7 +192,7 @@ def test_a_trial_asks_no_neighbours(choices: Allocation, monkeypatch: pytest.Mon
     upstream = BridgeSegment.of(
         BridgeUpstream(name="provider", bridge="br0", subnet=IPv4Network("192.168.0.0/24"))
     )
-    at = replace(attachment(), upstream=upstream)
+    at = replace(attachment(), segment=upstream)
     addresses = SimpleNamespace(beyond_link=set)
     kernel = SimpleNamespace(host=SimpleNamespace(addresses=addresses))
     for asks in (False, True):

@@ -45,6 +45,7 @@ from views import (
 from libvirt_natns import names
 from libvirt_natns.daemons import udhcpc
 from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.kernel import processes
 from libvirt_natns.operations.addressing import Gateways
 from libvirt_natns.operations.daemon_operations import Leasing
 from libvirt_natns.operations.firewall_operations import Firewall
@@ -226,6 +227,24 @@ def test_a_client_of_another_version_goes_on(configured: None, provider: Provide
         assert (client(), upstream_address("a")) == (first, address)
         assert len(server.seen("DHCPACK")) == 1
         virsh("net-destroy", "a")
+
+
+@pytest.mark.parametrize("remedy", ["sync", "end"])
+def test_a_client_without_its_pid_file_is_ended(
+    remedy: str, configured: None, provider: Provider
+) -> None:
+    """On a full disk the file is empty, and the client runs."""
+    with DhcpServer("192.168.0.50", "192.168.0.60"):
+        start_network(network())
+        earlier = client()
+        (DIRECTORY / "pid").write_bytes(b"")
+        if remedy == "sync":
+            assert "DHCP client of nat-a is not running" in natns("sync").stdout
+            assert client() != earlier
+            assert natns("check").stdout == ""
+        virsh("net-destroy", "a")
+        assert not any(processes.command(earlier))
+        assert processes.with_word(f"{DIRECTORY}/pid") == []
 
 
 def test_the_client_needs_no_service(provider: Provider, service: Service) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Locks that any user of the host may try to hold: networks and guests start all the same."""
+"""Locks and processes that any user of the host may have: all starts all the same."""
 
 import os
 import signal
@@ -32,6 +32,21 @@ PLACES = (
     "/var/lib/libvirt-natns",
     "/etc/libvirt-natns",
 )
+ODD_PROCESSES = """
+import ctypes, os, signal
+libc = ctypes.CDLL(None)
+libc.prctl(15, b"x\\xff) Z (", 0, 0, 0)
+if os.fork() == 0:
+    os._exit(0)
+os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+fields = open("/proc/self/stat", "rb").read().rpartition(b")")[2].split()
+first = int(fields[45]) & ~4095
+libc.munmap(ctypes.c_void_p(first), ctypes.c_size_t((int(fields[46]) - first + 4095) & ~4095))
+os.write(1, b"ready\\n")
+signal.pause()
+"""
+"""A zombie, and a process without a command line; the names of both are not UTF-8."""
+
 MOST = 50.0
 """Seconds for all of it: one lock that is waited for costs a minute."""
 
@@ -94,3 +109,28 @@ def test_nothing_waits_for_a_strangers_lock(
         virsh("net-destroy", "a")
         assert time.monotonic() - began < MOST
         wait_for(lambda: not Path("/run/netns/nat-b").exists())
+
+
+def test_nothing_minds_a_strangers_processes(installed: None, provider: Provider) -> None:
+    """A network's start, sync, doctor and the end search all processes."""
+    write_config(provider.config())
+    define_network(isolated("a", "virbr10"))
+    command = [*NOBODY, "/usr/bin/python3", "-c", ODD_PROCESSES]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, cwd="/") as stranger,
+        ExitStack() as cleanup,
+    ):
+        cleanup.callback(remove_config)
+        cleanup.callback(stranger.kill)
+        assert stranger.stdout is not None
+        assert stranger.stdout.readline() == b"ready\n"
+        assert Path(f"/proc/{stranger.pid}/cmdline").read_bytes() == b""
+        virsh("net-start", "a")
+        assert Path("/run/netns/nat-a").exists()
+        assert natns("check").stdout == ""
+        assert natns("sync").stdout == ""
+        doctor = natns("doctor", check=False)
+        assert "Traceback" not in doctor.stdout + doctor.stderr
+        assert "internal error" not in doctor.stdout + doctor.stderr
+        virsh("net-destroy", "a")
+        assert not Path("/run/netns/nat-a").exists()

@@ -19,15 +19,16 @@ def main() -> int:
 
 def _without_libraries(error: ImportError) -> int:
     from libvirt_natns.cli import uninstall
-    from libvirt_natns.errors import NatnsError, describe
+    from libvirt_natns.errors import describe, log
 
     told = describe(error)[0]
     if sys.argv[1:] == ["uninstall"] and os.geteuid() == 0:
         try:
             uninstall.run(lambda: None)
             return 0
-        except NatnsError as failure:
-            told = str(failure)
+        except Exception as failure:  # a person is shown one line here as well
+            told, more = describe(failure)
+            log(more)
     print(f"virt-natns: {told}", file=sys.stderr)
     return 1
 

@@ -140,14 +140,41 @@ sys.exit(__main__.main())
 """
 
 
-def without_libraries(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-c", PROGRAM, str(CHECKOUT), *arguments]
+LAST = "sys.exit(__main__.main())\n"
+
+
+def without_libraries(*arguments: str, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-c", program, str(CHECKOUT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_without_libraries_it_uninstalls_all_the_same() -> None:
     done = without_libraries("uninstall")
     assert (done.returncode, done.stdout, done.stderr) == (0, "uninstalled None\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("OSError(28, 'No space left on device', '/x')", "cannot write /x (No space left on"),
+        ("KeyError('x')", "internal error (KeyError: 'x'): see the system log"),
+        ("NatnsError('it is', 'broken')", "it is: broken"),
+    ],
+)
+def test_without_libraries_an_error_is_one_line(error: str, told: str) -> None:
+    fails = f"""
+def run(ask):
+    from libvirt_natns.errors import NatnsError
+    raise {error}
+import syslog
+syslog.syslog = lambda *_: None
+uninstall.run = run
+sys.exit(__main__.main())
+"""
+    done = without_libraries("uninstall", program=PROGRAM.replace(LAST, fails))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"virt-natns: {told}")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["status", "check", "sync"])

@@ -15,6 +15,9 @@ from libvirt_natns.kernel.rtnetlink import RouteEntry
 METRICS: dict[Family, int | None] = {4: None, 6: 1024}
 """The metric, as the kernel tells it, of a route that was made without a metric."""
 
+LEAST_SPECIFIC: dict[Family, int] = {4: 8, 6: 7}
+"""Prefix lengths of the least specific routes to a network, such as 10.0.0.0/8 and fc00::/7."""
+
 IPV4_ROUTES = "/proc/thread-self/net/route"
 IPV6_ROUTES = "/proc/thread-self/net/ipv6_route"
 RTF_ANYCAST = 0x100000
@@ -161,8 +164,7 @@ class Routes:
     def destinations(self, without: Iterable[str] = ()) -> set[IPNetwork]:
         """Return the destinations of the routes of both families.
 
-        Default routes and routes within a link do not count, nor do links named in
-        ``without``.
+        Ways out and routes within a link do not count, nor do links named in ``without``.
         """
         links = Links(self._channel)
         ignored = {link.index for name in without if (link := links.get(name))}
@@ -170,7 +172,7 @@ class Routes:
             route.destination
             for route in main_routes(self._channel)
             if route.link not in ignored
-            and route.destination.prefixlen > 0
+            and not is_way_out(route.destination)
             and not _within_link(route.destination)
         }
 
@@ -182,6 +184,14 @@ class Routes:
                 return _ipv6_links()
             lines = Path(IPV4_ROUTES).read_text(errors="surrogateescape").splitlines()[1:]
         return {line.split()[0] for line in lines if line.strip()} - {"*"}
+
+
+def is_way_out(destination: IPNetwork) -> bool:
+    """True if a route to this destination leads to all the world, or to a part of it.
+
+    VPNs replace the default route by its two halves (OpenVPN's redirect-gateway def1).
+    """
+    return destination.prefixlen < LEAST_SPECIFIC[family_of(destination)]
 
 
 def _within_link(destination: IPNetwork) -> bool:

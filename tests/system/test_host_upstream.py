@@ -72,6 +72,27 @@ def test_a_port_of_a_program_of_the_host_is_refused(world: World) -> None:
     assert "a program of the host listens on tcp port 4444" in said
 
 
+def test_a_program_on_another_address_is_in_no_ones_way(world: World) -> None:
+    """As the stub of a resolver, and libvirt's own dnsmasq, beside a DNS server of a guest's."""
+    with (
+        socket.create_server(("127.0.0.53", 53)),
+        socket.create_server(("127.0.0.1", 5353)),
+        FastGuest("virbr11", THIRD, "third") as guest,
+    ):
+        guest.dhcp()
+        guest.serve("tcp", 22)
+        create(third(53, f"address='{HOST}'"))
+        try:
+            assert asked("client", "tcp", HOST, 53) == CLIENT
+        finally:
+            destroy("third")
+        with socket.create_server((HOST, 54)):
+            said = refusal(third(54, f"address='{HOST}'"))
+        assert "a program of the host listens on tcp port 54" in said
+        # On all addresses the forward would take the host's own queries.
+        assert "listens on tcp port 5353" in refusal(third(5353))
+
+
 def test_an_address_that_the_host_does_not_have_is_refused(world: World) -> None:
     said = refusal(third(2226, "address='192.168.0.9'"))
     assert "address='192.168.0.9'> is not an address of the host" in said

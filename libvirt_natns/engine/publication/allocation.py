@@ -90,7 +90,8 @@ class Allocation:
         ):
             # A port in force stays so, even if a program of the host listens on it by now.
             return True
-        return port not in listening_ports.listening(request.key.proto)
+        found = listening_ports.listeners(request.key.proto)
+        return not any(port in listening_ports.taken(found, each) for each in request.listens)
 
     def _free_port(self, request: AutoPortRequest) -> int | None:
         """Return the first port for start="auto" that is neither used nor kept for an owner.

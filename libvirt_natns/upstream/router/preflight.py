@@ -12,6 +12,7 @@ from libvirt_natns.errors import ConflictError, RouterError
 from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.kernel import netlink, netns
+from libvirt_natns.kernel.routes import is_way_out
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import PortProtocol, PortSet
@@ -193,7 +194,7 @@ def _reached(before: Capture) -> Iterator[IPv4Network]:
     """Yield the subnets and gateways that routes over the NIC lead to."""
     for route in before.routes:
         to = ip_network(route.destination)
-        if isinstance(to, IPv4Network) and to.prefixlen:
+        if isinstance(to, IPv4Network) and not is_way_out(to):
             yield to
         if route.family == AF_INET and route.gateway:
             yield IPv4Network(IPv4Address(route.gateway))

@@ -51,7 +51,7 @@ def choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Allocat
     """With the leases that ``lease`` writes, and nothing listening on the host."""
     monkeypatch.setattr(lease_file, "LIBVIRT_DIRECTORY", tmp_path)
     monkeypatch.setattr(
-        listening_ports, "listening", lambda proto: {20000} if proto == "tcp" else set()
+        listening_ports, "listeners", lambda proto: {(ANY, 20000)} if proto == "tcp" else set()
     )
     store = Store(tmp_path)
     yield Allocation(Config(auto_ports=(20000, 20002)), store, cast("Kernel", None))
@@ -289,7 +289,7 @@ def test_automatic_port_that_a_program_took(
     assert choices.port(wish("web")) == 20001
     held = Forward("web", "guest web", "n", "tcp", ANY, 20001, 20001, ip(6), 22, 22)
     choices.store.claims.put(Claims("web", (held,)), {"n": ClaimScope("", True)}, published=True)
-    monkeypatch.setattr(listening_ports, "listening", lambda proto: {20000, 20001})
+    monkeypatch.setattr(listening_ports, "listeners", lambda proto: {(ANY, 20000), (ANY, 20001)})
     assert choices.port(wish("web")) == 20001
     choices.store.claims.drop("web")
     assert choices.port(wish("web")) == 20002

@@ -208,7 +208,7 @@ def engine(
     monkeypatch.setattr("libvirt_natns.daemons.dnsmasq.check_started", lambda *_: None)
     monkeypatch.setattr("libvirt_natns.kernel.address_probe.probe", lambda *_: set())
     monkeypatch.setattr(backends, "choose", lambda *_, **__: nftables)
-    monkeypatch.setattr(listening_ports, "listening", lambda _: set())
+    monkeypatch.setattr(listening_ports, "listeners", lambda _: set())
     monkeypatch.setattr(listening_ports, "check_free", lambda _: None)
     monkeypatch.setattr("libvirt_natns.kernel.conntrack.cut", lambda *_: None)
     monkeypatch.setattr("libvirt_natns.kernel.conntrack.cut_on_host", lambda *_, **__: None)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq_files, dnsmasq_process, text_files
+from libvirt_natns.daemons import dnsmasq_files, dnsmasq_process
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.dnsmasq_process import START_LIMIT, STOP_LIMIT
 from libvirt_natns.daemons.libvirt_dnsmasq import LIBVIRT_DIRECTORY
@@ -76,33 +76,29 @@ def ensure(daemon: Daemon, later: Later = at_once) -> None:
     files = daemon.files
     pid = running(daemon.uuid, daemon.namespace)
     configuration = dnsmasq_files.paths(daemon.uuid).configuration
-    fresh = _prepared(daemon.uuid, files) if files else {}
     if files and pid and dnsmasq_files.present(daemon.uuid).configuration == files.configuration:
         # The configuration file returns only after the reload: a kill in between must show.
         configuration.unlink()
-        text_files.put({path: file for path, file in fresh.items() if path != configuration})
+        _write_hosts(daemon.uuid, files)
         reload_hosts(pid)
-        fresh[configuration].replace(configuration)
+        configuration.write_bytes(files.configuration.encode())
         return
     stop(daemon.uuid)
     if files:
-        text_files.put(fresh)
+        _write_hosts(daemon.uuid, files)
+        configuration.write_bytes(files.configuration.encode())
         start_process(daemon, later)
 
 
-def _prepared(uuid: str, files: Files) -> dict[Path, Path]:
-    """Write the files beside those of the dnsmasq that runs.  Raises OSError."""
+def _write_hosts(uuid: str, files: Files) -> None:
     to = dnsmasq_files.paths(uuid)
     make_directory(to.pid.parent)
     # dnsmasq reads the hosts again after it has dropped its privileges.
     for directory in (to.pid.parent, *to.pid.parent.parents[:2]):
         directory.chmod(OURS)
-    texts = {
-        to.hosts: files.hosts,
-        to.records: files.records,
-        to.configuration: files.configuration,
-    }
-    return text_files.prepare(texts)
+    for path, text in ((to.hosts, files.hosts), (to.records, files.records)):
+        path.write_bytes(text.encode())
+        path.chmod(0o644)
 
 
 def reload_hosts(pid: int) -> None:

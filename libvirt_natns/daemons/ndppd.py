@@ -24,7 +24,6 @@ from pathlib import Path
 
 from libvirt_natns import names
 from libvirt_natns.addresses import AddressRange
-from libvirt_natns.daemons import text_files
 from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.errors import ProxyError
 from libvirt_natns.kernel import netns, processes
@@ -173,14 +172,11 @@ def ensure(proxy: Proxy, indexes: tuple[int, int]) -> None:
     """
     if not differences(proxy, indexes):
         return
-    fresh = {}
+    _stop(proxy.uuid, in_host=proxy.in_host)
     if proxy.prefixes:
         file = proxy.file("conf")
         make_directory(file.parent)
-        fresh = text_files.prepare({file: configuration(proxy, indexes)})
-    _stop(proxy.uuid, in_host=proxy.in_host)
-    if proxy.prefixes:
-        text_files.put(fresh)
+        file.write_text(configuration(proxy, indexes))
         _start(proxy)
 
 

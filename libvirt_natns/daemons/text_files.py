@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Texts of files that daemons read, with each of their characters.
+"""Texts of files, with each of their characters."""
 
-Files are written beside the present ones while a daemon still runs.  So a full disk ends no
-daemon that could not be started again.
-"""
-
-from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -23,26 +18,3 @@ def text_if_any(path: Path) -> str:
         return exact_text(path)
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def prepare(texts: Mapping[Path, str]) -> dict[Path, Path]:
-    """Write texts beside their files, and return the fresh files by the places of ``put``.
-
-    Raises OSError, and leaves no fresh file then.
-    """
-    fresh = {path: path.with_name(f"{path.name}.new") for path in texts}
-    try:
-        for path, text in texts.items():
-            fresh[path].write_bytes(text.encode())
-            fresh[path].chmod(0o644)
-    except OSError:
-        for file in fresh.values():
-            file.unlink(missing_ok=True)
-        raise
-    return fresh
-
-
-def put(fresh: Mapping[Path, Path]) -> None:
-    """Put prepared files in their places."""
-    for path, file in fresh.items():
-        file.replace(path)

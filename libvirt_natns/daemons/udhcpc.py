@@ -27,7 +27,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from signal import Signals
 
-from libvirt_natns.daemons import dhcp_lease, text_files
+from libvirt_natns.daemons import dhcp_lease
 from libvirt_natns.daemons.dhcp_lease import DhcpLease
 from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.daemons.udhcpc_script import DETACH, EVENTS, SCRIPT
@@ -197,28 +197,17 @@ def ensure(client: Client, request: IPv4Address | None = None) -> None:
         command.with_suffix(".new").replace(command)
         if not differences(client):
             return
-    fresh = _prepared(client)
     # The next client goes on with the lease, so this client must not release it.
     _end(client.directory, processes.AT_ONCE)
-    _put(client, fresh)
+    write_files(client)
     _start(client, request)
 
 
 def write_files(client: Client) -> None:
     """Write the files that a client and its script need."""
-    _put(client, _prepared(client))
-
-
-def _prepared(client: Client) -> dict[Path, Path]:
     make_directory(client.directory)
-    directory = client.directory
-    return text_files.prepare(
-        {directory / "command": _command(client), directory / "script": SCRIPT}
-    )
-
-
-def _put(client: Client, fresh: dict[Path, Path]) -> None:
-    text_files.put(fresh)
+    (client.directory / "command").write_text(_command(client))
+    (client.directory / "script").write_text(SCRIPT)
     for event in EVENTS:
         with suppress(FileExistsError):
             (client.directory / event).symlink_to("script")

@@ -5,7 +5,6 @@ dnsmasq/*.txt are networks with all that libvirt 9.0 wrote for them (11.3 writes
 the same), and what we make of it.
 """
 
-import errno
 import os
 import re
 import shutil
@@ -21,13 +20,7 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.daemons import (
-    dnsmasq,
-    dnsmasq_files,
-    dnsmasq_process,
-    dnsmasq_trial,
-    libvirt_dnsmasq,
-)
+from libvirt_natns.daemons import dnsmasq, dnsmasq_process, dnsmasq_trial, libvirt_dnsmasq
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.dnsmasq_config import Advertised, make
 from libvirt_natns.daemons.dnsmasq_files import Files, paths
@@ -506,41 +499,6 @@ def test_process_that_was_not_told_shows(told: list[str], monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         dnsmasq.ensure(daemon)
     assert dnsmasq.differences(daemon)
-
-
-def fill_disk(patch: pytest.MonkeyPatch, room: int) -> None:
-    """Have room for so many files more, and for the first half of the next."""
-    write, left = Path.write_bytes, [room]
-
-    def write_bytes(file: Path, content: bytes) -> int:
-        if not left[0]:
-            write(file, content[: len(content) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        left[0] -= 1
-        return write(file, content)
-
-    patch.setattr(Path, "write_bytes", write_bytes)
-
-
-@pytest.mark.parametrize("room", [0, 1, 2])
-@pytest.mark.parametrize("files", [Files("x\n", "other\n", "z\n"), Files("other\n", "y\n", "z\n")])
-def test_process_goes_on_where_the_disk_is_full(
-    files: Files, room: int, told: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without its files no other could be started, neither now nor by the next repair."""
-    before = Files("x\n", "y\n", "z\n")
-    dnsmasq.ensure(Daemon(UUID, "nat-a", "virbr10", before))
-    present = sorted(paths(UUID).pid.parent.iterdir())
-    for _ in range(2):
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-            fill_disk(patch, room)
-            patch.setattr(dnsmasq, "stop", lambda *_, **__: told.append("stopped"))
-            dnsmasq.ensure(Daemon(UUID, "nat-a", "virbr10", files))
-        assert told == ["started"]
-        assert dnsmasq_files.present(UUID) == before
-        assert sorted(paths(UUID).pid.parent.iterdir()) == present
-    dnsmasq.ensure(Daemon(UUID, "nat-a", "virbr10", files))
-    assert dnsmasq_files.present(UUID) == files
 
 
 def test_process_files_can_be_read_by_the_user_that_dnsmasq_becomes(told: list[str]) -> None:

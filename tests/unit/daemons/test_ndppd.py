@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What ndppd is told, and whom it is taken for; that it answers, system tests see."""
 
-import errno
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,20 +184,3 @@ def test_a_daemon_is_not_spared_where_memory_runs_out(
     monkeypatch.setattr(processes, "PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     assert processes.confined("net_raw") == ()
-
-
-def test_a_daemon_goes_on_where_the_disk_is_full(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_file: Path, _content: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    PROXY.file("conf").write_text(CONFIGURATION)
-    with pretender(str(PROXY.file("conf"))) as stray:
-        monkeypatch.setattr(Path, "write_bytes", full)
-        monkeypatch.setattr(Path, "write_text", full)
-        with pytest.raises(OSError, match="No space"):
-            ndppd.ensure(PROXY, (5, 2))
-        assert stray.poll() is None
-    assert [file.name for file in directory.iterdir()] == ["ndppd-host.conf"]
-    assert PROXY.file("conf").read_text() == CONFIGURATION

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a DHCP server says, and the script that writes it down: without a server."""
 
-import errno
 import os
 import shlex
 import shutil
@@ -17,7 +16,6 @@ from libvirt_natns.daemons import dhcp_lease, udhcpc
 from libvirt_natns.daemons.dhcp_lease import DhcpLease, parse
 from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.errors import DhcpError
-from libvirt_natns.kernel import processes
 from libvirt_natns.model.subnet import StaticRoute
 from libvirt_natns.upstream.router import nic_lease
 from libvirt_natns.upstream.router.target import Target
@@ -283,19 +281,3 @@ def test_a_client_that_notes_its_process_id_has_not_ended(
     monkeypatch.setattr(udhcpc, "running", lambda client: None)
     with pytest.raises(DhcpError, match="the DHCP client of nat-a has ended"):
         udhcpc.await_lease(client, 5)
-
-
-def test_a_client_goes_on_where_the_disk_is_full(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(file: Path, _content: bytes) -> int:
-        file.open("wb").close()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    present = {file: file.read_bytes() for file in client.directory.iterdir()}
-    monkeypatch.setattr(Path, "write_bytes", full)
-    monkeypatch.setattr(Path, "write_text", full)
-    monkeypatch.setattr(processes, "end", lambda *_: 1 / 0)
-    with pytest.raises(OSError, match="No space"):
-        udhcpc.ensure(client)
-    assert {file: file.read_bytes() for file in client.directory.iterdir()} == present

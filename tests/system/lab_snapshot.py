@@ -179,8 +179,8 @@ def _table(saved: str) -> list[str]:
     return lines if any(not line.endswith(" ACCEPT") for line in lines[1:-1]) else []
 
 
-LOOK = "nft -j -s -t list ruleset"
-"""The service looks at rules by this program, at any moment and for some milliseconds."""
+LOOKS = ("nft -j -s -t list ruleset", "nft -s -f -", "nft -s -p -f -")
+"""The service looks at rules by these programs, at any moment and for some milliseconds."""
 
 
 CHILDREN = ("nft -i -j -s -t", "iptables_child import serve; serve()")
@@ -194,7 +194,7 @@ def _processes() -> list[str]:
         line = _command(directory)
         if line.endswith(CHILDREN) and (_parent(directory) != 1 or _ends(directory)):
             continue
-        if line and not line.endswith(LOOK):
+        if line and not line.endswith(LOOKS):
             found.append(line)
     return found
 

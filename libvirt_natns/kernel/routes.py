@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Routes of the main table of one namespace."""
+"""Routes of one namespace: those of the main table, and the links that any table's lead over."""
 
+import socket
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,16 @@ def family_of(destination: IPNetwork) -> Family:
 
 def main_routes(channel: NetlinkChannel, *families: Family) -> list[RouteEntry]:
     """Return all routes of the main table, of these families or of both."""
-    routes = channel.listed(
+    return [
+        route for route in _all_routes(channel, *families) if route.table == netlink.RT_TABLE_MAIN
+    ]
+
+
+def _all_routes(channel: NetlinkChannel, *families: Family) -> list[RouteEntry]:
+    return channel.listed(
         f"IPv{families[0]} routes" if families else "routes",
         lambda: channel.reader.routes(*families),
     )
-    return [route for route in routes if route.table == netlink.RT_TABLE_MAIN]
 
 
 class Routes:
@@ -177,13 +184,22 @@ class Routes:
         }
 
     def links(self, family: Family = 4) -> set[str]:
-        """Return the names of the links that any route of a family leads over."""
+        """Return the names of the links that any route of a family leads over.
+
+        Rules may lead to routes of any table: VPNs and policies have tables of their own.
+        """
+        beside = {
+            route.link
+            for route in _all_routes(self._channel, family)
+            if route.table not in (netlink.RT_TABLE_MAIN, netlink.RT_TABLE_LOCAL)
+        }
         # By name at once; listing all links takes 0.2 s with a few hundred of them.
         with netns.entered(self._channel.namespace):
+            names = {name for index in beside if index and (name := _link_name(index))}
             if family == 6:
-                return _ipv6_links()
+                return (names | _ipv6_links()) - {"lo"}
             lines = Path(IPV4_ROUTES).read_text(errors="surrogateescape").splitlines()[1:]
-        return {line.split()[0] for line in lines if line.strip()} - {"*"}
+        return (names | {line.split()[0] for line in lines if line.strip()}) - {"*"}
 
 
 def is_way_out(destination: IPNetwork) -> bool:
@@ -192,6 +208,13 @@ def is_way_out(destination: IPNetwork) -> bool:
     VPNs replace the default route by its two halves (OpenVPN's redirect-gateway def1).
     """
     return destination.prefixlen < LEAST_SPECIFIC[family_of(destination)]
+
+
+def _link_name(index: int) -> str:
+    """Return the name of a link of the calling thread's namespace; "" if it is gone by now."""
+    with suppress(OSError):
+        return socket.if_indextoname(index)
+    return ""
 
 
 def _within_link(destination: IPNetwork) -> bool:
@@ -214,5 +237,4 @@ def _ipv6_links() -> set[str]:
         *_, flags, link = line.split()
         if not int(flags, 16) & (RTF_LOCAL | RTF_ANYCAST):
             links.add(link)
-    # The route of an unreachable destination leads to lo.
-    return links - {"lo"}
+    return links

@@ -8,6 +8,7 @@ import socket
 import struct
 from typing import NamedTuple
 
+from libvirt_natns.addresses import Family
 from libvirt_natns.kernel.netlink import (
     IFA_ADDRESS,
     IFF_UP,
@@ -21,14 +22,17 @@ from libvirt_natns.kernel.netlink import (
     RTA_DST,
     RTM_DELADDR,
     RTM_DELROUTE,
+    RTM_DELRULE,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNETCONF,
     RTM_NEWROUTE,
+    RTM_NEWRULE,
     RTPROT_RA,
     RTPROT_STATIC,
     Attrs,
 )
+from libvirt_natns.kernel.routes import LEAST_SPECIFIC
 
 NETCONFA_IFINDEX = 1
 NETCONFA_FORWARDING = 2
@@ -124,7 +128,18 @@ def alters_routing(kind: int, body: bytes) -> bool:
     """True if the host may lead less to networks than before, or more to others."""
     if kind == RTM_NEWNETCONF:
         return alters_forwarding(body)
+    if kind in (RTM_NEWRULE, RTM_DELRULE):
+        return True
+    if kind in (RTM_NEWROUTE, RTM_DELROUTE) and is_way_out(body):
+        return True
     return kind == RTM_DELROUTE and loses_prefix(body)
+
+
+def is_way_out(body: bytes) -> bool:
+    """True if a route leads to all the world, or to a part of it, by any table."""
+    family, length = RTMSG.unpack_from(body)[:2]
+    families: dict[int, Family] = {socket.AF_INET: 4, socket.AF_INET6: 6}
+    return family in families and bool(length < LEAST_SPECIFIC[families[family]])
 
 
 def loses_prefix(body: bytes) -> bool:

@@ -104,3 +104,15 @@ def test_changes_of_rules_that_do_not_concern_us() -> None:
     assert not n.alters_rules(rule, table("libvirt_network"))
     assert not n.alters_rules(element, table("f2b"))
     assert not n.alters_rules(generation, bytes(4))
+
+
+def test_a_way_out_that_comes_or_goes_alters_routing() -> None:
+    for kind in (netlink.RTM_NEWROUTE, netlink.RTM_DELROUTE):
+        for text in ("0.0.0.0/0", "128.0.0.0/1", "::/0", "8000::/1", "2000::/3"):
+            assert n.alters_routing(kind, route(text)), text
+        # Of a network or a guest: thousands may come and go.
+        for text in ("10.0.0.0/8", "192.0.2.1/32", "fd00::/64", "fe80::/10"):
+            assert not n.alters_routing(kind, route(text)), text
+    for kind in (netlink.RTM_NEWRULE, netlink.RTM_DELRULE):
+        assert n.alters_routing(kind, bytes(12))
+    assert not n.alters_routing(netlink.RTM_NEWLINK, link("virbr10"))

@@ -76,7 +76,7 @@ def test_dnsmasq_and_the_dhcp_client(installed: None, spared: None) -> None:
         assert state(served)["Uid"].split()[1] != "0"
         with FastGuest("virbr10", GUEST.mac) as guest:
             assert guest.dhcp()["ip"] == "10.0.0.5"
-        assert "10.0.0.5" in run("virsh", "net-dhcp-leases", "a").stdout
+        wait_for(lambda: "10.0.0.5" in run("virsh", "net-dhcp-leases", "a").stdout)
     with DhcpServer("192.168.0.70", "192.168.0.80"):
         # The client has lost its address: its listener has the network take another one.
         os.kill(asking, 10)

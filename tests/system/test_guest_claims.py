@@ -14,6 +14,7 @@ from lab import (
     natns,
     run,
     virsh,
+    wait_for,
     write_config,
 )
 from lab_domains import (
@@ -81,7 +82,8 @@ def test_reservation_is_kept_for_good(plain: Provider) -> None:
             assert dnsmasq_pid("a") == pid
             with FastGuest("virbr10", KNOWN, "kept") as guest:
                 assert guest.dhcp()["ip"] == kept
-                assert kept in virsh("domifaddr", "kept").stdout
+                # dnsmasq answers first, and then has the lease written down.
+                wait_for(lambda: kept in virsh("domifaddr", "kept").stdout)
                 guest.serve("tcp", 22)
                 address = lease_of("a")
                 assert asked(None, "tcp", address, 2222) == HOST

@@ -28,6 +28,7 @@ from lab import (
     natns,
     run,
     virsh,
+    wait_for,
 )
 from lab_domains import (
     asked,
@@ -124,9 +125,9 @@ def test_targets_are_what_the_guests_lease(world: World) -> None:
     assert world.web.addresses() == ["10.0.0.100/24"]
     assert world.twin.addresses() == ["10.0.0.100/24"]
     assert world.web_in_b.addresses() == ["10.0.0.101/24"]
-    said = virsh("domifaddr", "web").stdout
-    assert "10.0.0.100/24" in said
-    assert "10.0.0.101/24" in said
+    # dnsmasq answers first, and then has the lease written down.
+    wait_for(lambda: "10.0.0.100/24" in virsh("domifaddr", "web").stdout)
+    wait_for(lambda: "10.0.0.101/24" in virsh("domifaddr", "web").stdout)
 
 
 @pytest.mark.parametrize("proto", ["tcp", "udp"])

@@ -52,7 +52,7 @@ def test_native_network_leases_an_address() -> None:
         assert guest.mac == MAC
         assert guest.dig("web.a") == ["10.0.0.5"]
         assert guest.ping("10.0.0.1")
-        assert "10.0.0.5" in virsh("net-dhcp-leases", "a").stdout
+        wait_for(lambda: "10.0.0.5" in virsh("net-dhcp-leases", "a").stdout)
 
 
 def test_spanning_tree_delays_a_port_until_told_not_to() -> None:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 
 import pytest
@@ -191,9 +192,12 @@ def test_leases_by_chance_by_mac_and_by_duid() -> None:
             assert IPv6Address("fd00:1::100") <= by_chance <= IPv6Address("fd00:1::1ff")
             assert anybody.ping("fd00:1::6")
             assert anybody.dig("fixed.a", "AAAA", server="fd00:1::1") == ["fd00:1::6"]
-        shown = virsh("net-dhcp-leases", "a").stdout
         for address in ("10.0.0.7/24", "fd00:1::7/64", "fd00:1::6/64", f"{by_chance}/64"):
-            assert f" {address} " in shown
+            wait_for(partial(shows_lease, address), what=address)
+
+
+def shows_lease(address: str) -> bool:
+    return f" {address} " in virsh("net-dhcp-leases", "a").stdout
 
 
 def test_leases_outlive_the_dnsmasq_that_gave_them() -> None:
@@ -205,7 +209,7 @@ def test_leases_outlive_the_dnsmasq_that_gave_them() -> None:
         again = leased6(asks)
         for known in ("new_ip6_address", "new_dhcp6_server_id"):
             assert again[known] == first[known]
-        assert virsh("net-dhcp-leases", "a").stdout.count(" ipv6 ") == 1
+        wait_for(lambda: virsh("net-dhcp-leases", "a").stdout.count(" ipv6 ") == 1)
 
 
 def test_natns_ip_knows_a_guest_by_its_mac() -> None:

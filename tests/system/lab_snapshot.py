@@ -195,7 +195,7 @@ def _processes() -> list[str]:
         line = _command(directory)
         if line.endswith(CHILDREN) and (_parent(directory) != 1 or _ends(directory)):
             continue
-        if line and not line.endswith(LOOKS):
+        if line and not line.endswith(LOOKS) and not _becomes_another(directory, line):
             found.append(line)
     return found
 
@@ -209,10 +209,25 @@ def _command(process: Path) -> str:
 
 
 def _parent(process: Path) -> int:
+    return _ids(process)[0]
+
+
+def _ids(process: Path) -> tuple[int, int]:
+    """Return the parent and the session of a process; 0 for a process that has ended."""
     try:
-        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        _, parent, _, session, *_ = (process / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return 0, 0
+    return int(parent), int(session)
+
+
+def _becomes_another(process: Path, line: str) -> bool:
+    """True for a fork that has yet to run its program, or a command of the command server.
+
+    The services are forks, too, with sessions of their own.
+    """
+    parent, session = _ids(process)
+    return session != int(process.name) and line == _command(Path("/proc", str(parent)))
 
 
 def _ends(process: Path) -> bool:

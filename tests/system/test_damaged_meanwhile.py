@@ -22,6 +22,7 @@ from lab import (
     write_config,
 )
 from lab_domains import STATE, create, destroy, domain, nat, networks, nic, ports, unordered
+from lab_snapshot import remaining
 from views import namespaces, refusal
 
 FILE = STATE / "state.db"
@@ -118,7 +119,8 @@ def test_starts_are_refused_and_ends_succeed(damage: str, serve: bool, upstream:
             virsh("net-destroy", "new")
             virsh("net-start", "a")
         assert bool(forget_damaged()) == (damage != "missing")
-        wait_for(lambda: not before.diff(unordered()), timeout=10, what="the host as it was")
+        left = remaining(before, unordered, timeout=10)
+        assert not left, left
 
 
 @pytest.mark.parametrize("damage", ["garbage", "missing"])

@@ -13,7 +13,7 @@ from libvirt_natns.engine.context import Context, discard_directory, empty_direc
 from libvirt_natns.engine.down import end, remove_orphan
 from libvirt_natns.engine.network_record import is_start_of, new_record
 from libvirt_natns.engine.network_run import NetworkRun
-from libvirt_natns.engine.removal import delete_own_namespace, remove
+from libvirt_natns.engine.removal import remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check, check_room
 from libvirt_natns.errors import ConflictError, NatnsError
@@ -128,10 +128,13 @@ def _clear(context: Context, run: NetworkRun) -> None:
             f"network {network.name}: namespace {namespace.name} exists and is not ours",
             f"rename the network, or delete it (ip netns delete {namespace.name})",
         )
+    # Ahead of the removal, which takes away the note of a start that was killed.
+    former = _former_namespace(context, run)
     remove(context.kernel, network.uuid, namespace.name, context.observer.step)
     # A dnsmasq that came up just as libvirt was killed would keep the address.
     libvirt_dnsmasq.stop(network.name)
-    _remove_former_name(context, run)
+    if former:
+        context.kernel.delete_namespace(former)
     if run.state != "down":
         remove_orphan(context, run.xml)
         context.observer.step("note that it is down")
@@ -139,8 +142,10 @@ def _clear(context: Context, run: NetworkRun) -> None:
         shared_host.adjust(context, network.uuid)
 
 
-def _remove_former_name(context: Context, run: NetworkRun) -> None:
-    """Remove the namespace that a network had under another name."""
+def _former_namespace(context: Context, run: NetworkRun) -> str:
+    """Return the namespace that a network had under another name; "" for none of its own."""
     former = run.record.namespace if run.record else ""
-    if former and former != run.namespace and netns.exists(former):
-        delete_own_namespace(context.kernel, run.uuid, former)
+    if not former or former == run.namespace or not netns.exists(former):
+        return ""
+    owner = namespace_owner(context.kernel, Namespace(former, run.uuid))
+    return former if owner == run.uuid else ""

@@ -44,6 +44,8 @@ from lab_domains import (
 )
 from views import namespaces
 
+from libvirt_natns import names
+
 PROMISE = 1.0
 """Seconds from libvirt's refusal until nothing is left, with the service."""
 
@@ -208,7 +210,8 @@ def test_the_bridge_is_free_at_once(resident: bool, upstream: Provider) -> None:
         assert check() == ""
 
 
-def test_a_network_that_was_renamed_since(upstream: Provider) -> None:
+@pytest.mark.parametrize("tagged", [True, False], ids=["tagged", "no tag yet"])
+def test_a_network_that_was_renamed_since(upstream: Provider, tagged: bool) -> None:
     """Its namespace under the former name goes, also where no service is left to do it."""
     with defined(given_up("bandwidth")), Service() as service:
         with tc("sleep 2; exit 2"):
@@ -217,6 +220,10 @@ def test_a_network_that_was_renamed_since(upstream: Provider) -> None:
             service.kill()
             starting.wait(timeout=20)
         assert namespaces() == {"nat-bad"}
+        if not tagged:
+            # As where the kill comes between the namespace's name and its tag.
+            run("ip", "-n", "nat-bad", "link", "set", "lo", "alias", "")
+            (names.network_directory(UUID) / "namespace").touch()
         virsh("net-undefine", "bad")
         with networks(isolated("renamed", "virbr20", uuid=UUID)):
             assert namespaces() == {"nat-renamed"}

@@ -63,6 +63,10 @@ def python_command(program: str, *arguments: str, options: str = "-I") -> tuple[
     return (sys.executable, options, "-c", path + program, *arguments)
 
 
+WHOLE_DIGEST = 64
+"""Hexadecimal digits of a whole SHA-256."""
+
+
 def digest(text: str, length: int = 8) -> str:
     """Return the first ``length`` hexadecimal digits of the text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The firewall backends: one behaviour, two modules that render and load it."""
 
-import hashlib
 from collections.abc import Iterable
 from typing import Protocol
 
+from libvirt_natns import names
 from libvirt_natns.addresses import Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables, nft, nftables
@@ -77,4 +77,4 @@ def named(name: str) -> Backend:
 
 def fingerprint(text: str) -> str:
     """Return a digest of a text of rules."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return names.digest(text, names.WHOLE_DIGEST)

@@ -15,13 +15,13 @@ Limits: A table once used stays in the namespace until the namespace goes: the k
 drop a table.
 """
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables_server
@@ -162,7 +162,7 @@ def listing(namespace: str | None) -> str:
 def digest(namespace: str | None) -> str:
     """Return a digest of ``listing``; "" for nothing.  Raises as ``listing`` does."""
     text = listing(namespace)
-    return hashlib.sha256(text.encode()).hexdigest() if text else ""
+    return names.digest(text, names.WHOLE_DIGEST) if text else ""
 
 
 def in_use(namespace: str | None, family: Family = 4) -> frozenset[str]:

@@ -5,10 +5,11 @@ python-iptables keeps every table that it has opened, with the namespace it was 
 libxtables loads extensions for one family, and does not find them for the other.  So the server
 loads python-iptables, opens nothing, and forks for each request.
 
-A request is JSON: ``verb``, ``family``, ``path`` (more directories of modules), and what the verb
-takes.  Its length brings a descriptor of the namespace.  The answer is JSON, too: what the verb
-has ``said``, and its ``complaint`` in one line, "" for none.  Of the package around, the server
-imports ``iptc_library``, ``iptc_tables`` and ``iptc_compare`` alone, so that it starts quickly.
+A request is JSON: ``verb``, ``family``, ``path`` (more directories of modules), ``limit``
+(seconds), and what the verb takes.  Its length brings a descriptor of the namespace.  The answer
+is JSON, too: what the verb has ``said``, and its ``complaint`` in one line, "" for none.  Of the
+package around, the server imports ``iptc_library``, ``iptc_tables`` and ``iptc_compare`` alone,
+so that it starts quickly.
 """
 
 import ctypes
@@ -38,10 +39,6 @@ TABLE_NAMES = {
     4: Path("/proc/thread-self/net/ip_tables_names"),
     6: Path("/proc/thread-self/net/ip6_tables_names"),
 }
-
-
-LIMIT = 30
-"""Seconds that a request may take; it may wait for iptables' lock."""
 
 
 def serve() -> None:
@@ -80,8 +77,8 @@ def _in_fork(request: TableRequest, namespace: int) -> bytes:
     if not process:
         # libxtables says why, and ends the process.
         os.dup2(errors, 2)
-        # A fork that hangs in the kernel must not stay.
-        signal.alarm(LIMIT)
+        # A fork that hangs, or waits for a lock, must not stay.
+        signal.alarm(request["limit"])
         _enter(namespace)
         with os.fdopen(writer, "wb") as told:
             told.write(json.dumps(_do(request)).encode())
@@ -93,6 +90,9 @@ def _in_fork(request: TableRequest, namespace: int) -> bytes:
     with os.fdopen(errors, "rb") as file:
         file.seek(0)
         lines = file.read().decode(errors="replace").strip().splitlines()
+    if status == -signal.SIGALRM:
+        reason = f"it takes longer than {request['limit']} s: fuser -v {_lock_file()}"
+        return json.dumps({"said": "", "complaint": reason}).encode()
     if status:
         reason = (lines or [f"python-iptables has ended with status {status}"])[-1]
         return json.dumps({"said": "", "complaint": reason}).encode()
@@ -204,13 +204,17 @@ def _existing(request: TableRequest) -> list[str]:
     return names.read_text().split() if names.exists() else []
 
 
+def _lock_file() -> str:
+    return os.environ.get("XTABLES_LOCKFILE", LOCK)
+
+
 @contextmanager
 def _locked() -> Iterator[None]:
     # libiptc reads a table, changes it and writes it back: two processes that do so at once
     # lose one change, or fail.
     # The file is for root alone, as iptables has it: a user who opens it can keep others waiting.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    descriptor = os.open(os.environ.get("XTABLES_LOCKFILE", LOCK), flags, 0o600)
+    descriptor = os.open(_lock_file(), flags, 0o600)
     with os.fdopen(descriptor, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -26,8 +26,10 @@ from libvirt_natns import names
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.kernel import processes
 
+FORK_LIMIT = 25
+"""Seconds that a request may take; it may wait for iptables' lock."""
 TIME_LIMIT = 30.0
-"""Seconds after which a server counts as stuck; a fork may wait for iptables' lock."""
+"""Seconds after which a server counts as stuck: longer, or a wait would begin once more."""
 LIFETIME = 600.0
 """Seconds after which another server takes over: iptables may have been upgraded."""
 SPARE = 2
@@ -100,7 +102,7 @@ def ask(request: Mapping[str, object]) -> dict[str, Any]:
     ``iptables_child`` says what is in both.  Raises FirewallError where no server can be started
     or heard.
     """
-    data = json.dumps(request).encode()
+    data = json.dumps({**request, "limit": FORK_LIMIT}).encode()
     server = _borrowed()
     if server is not None:
         try:

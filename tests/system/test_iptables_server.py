@@ -99,11 +99,13 @@ def test_a_server_that_has_ended_is_replaced(number: signal.Signals) -> None:
     assert servers()[0].process.pid != server.process.pid
 
 
-def test_a_server_does_not_outlive_its_usefulness(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_does_not_outlive_its_usefulness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     iptables.listing("fork-a")
     iptables.apply("fork-a", rules("192.0.2.1"))  # type: ignore[arg-type]
     first = servers()[0].process.pid
-    monkeypatch.setenv("XTABLES_LOCKFILE", "/run/tmp/another.lock")
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "another.lock"))
     assert "192.0.2.1" in iptables.listing("fork-a")
     second = servers()[0].process.pid
     assert second != first
@@ -129,6 +131,24 @@ def test_who_waits_for_a_lock_holds_up_no_other(
         assert not waiting.done()
         fcntl.flock(held, fcntl.LOCK_UN)
         assert waiting.result(20) == ""
+
+
+def test_a_lock_that_is_never_released_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the fork, and once: the server is well, and no other one waits anew."""
+    lock = tmp_path / "lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(lock))
+    monkeypatch.setattr(iptables_server, "FORK_LIMIT", 1)
+    iptables.listing("fork-a")
+    iptables.apply("fork-a", rules("192.0.2.1"))  # type: ignore[arg-type]
+    (server,) = servers()
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(FirewallError, match=f"longer than 1 s: fuser -v {lock}"):
+            iptables.call("fork-a", "own", families=[4], prefix="NATNS-", tables=[])
+    assert servers() == [server]
+    assert "192.0.2.1" in iptables.listing("fork-a")
 
 
 def test_many_threads_get_their_own_answers() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns import hook
+from libvirt_natns import hook, names
 from libvirt_natns.documents import xml_sniff
 from libvirt_natns.engine import events, host_forwarding
+from libvirt_natns.engine.host import record
 from libvirt_natns.kernel import locks
 from libvirt_natns.service import client
 
@@ -264,15 +265,26 @@ def test_other_networks_never_start_an_interpreter(tmp_path: Path) -> None:
         assert asks_python("network", tmp_path, *event, other)
 
 
-def test_other_networks_may_alter_what_the_host_forwards(tmp_path: Path) -> None:
-    other = spread(network("<forward mode='route'/>"))
+@pytest.mark.parametrize(
+    ("ways", "forbids"),
+    [
+        ({"closed": ["br0"], "closed6": False}, True),
+        ({"closed": [], "closed6": True}, True),
+        ({"outward": ["br0"], "closed": [], "closed6": False}, False),
+        ({}, False),
+    ],
+)
+def test_other_networks_alter_what_the_host_forwards_where_rules_forbid_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: dict[str, object], forbids: bool
+) -> None:
+    """An interpreter takes ten times as long as the rest of the hook."""
+    other, none = spread(network("<forward mode='route'/>")), spread(network(""))
     (tmp_path / "networks").mkdir()
-    (tmp_path / "host.json").write_text("{}")
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    record.save(record.HostRecord(policy="nft", ways=ways))
     for event in (("started", "begin"), ("stopped", "end")):
-        assert asks_python("network", tmp_path, *event, other)
-        assert asks_python("network", tmp_path, *event, spread(network(""))) == (
-            event[0] == "started"
-        )
+        assert asks_python("network", tmp_path, *event, other) == forbids
+        assert asks_python("network", tmp_path, *event, none) == (event[0] == "started")
     for event in (("start", "begin"), ("updated", "begin")):
         assert not asks_python("network", tmp_path, *event, other)
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -316,6 +316,36 @@ def test_what_is_followed_during_a_reconciliation_stays(world: World) -> None:
         with sessions.engine() as engine:
             outcome = sync.sync_all(engine, libvirt.active_networks, followed)
         assert not outcome.errors
+        assert world.open(8081)
+        assert not world.open(8080)
+    finally:
+        sessions.close()
+
+
+def test_what_is_followed_while_a_reconciliation_waits_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event holds the guest's lock, and the reconciliation has compared the row before."""
+    create(domain("web", nic("a", MAC), publishes=ports('start="8080" to="22"')))
+    sessions = EnginePool()
+    uuid = virsh("domuuid", "web").stdout.strip()
+    waited = Guests.locked
+
+    def locked(guests: Guests, owner: str) -> AbstractContextManager[None]:
+        monkeypatch.setattr(Guests, "locked", waited)
+        publish(forwards('start="8081" to="22"'))
+        with sessions.engine() as other:
+            Guests(other).follow(uuid, lambda: libvirt.active_domains().domains[uuid])
+        return guests.locked(owner)
+
+    try:
+        with sessions.engine() as engine:
+            # The row differs from libvirt's XML, or there were nothing to wait for.
+            engine.store.guests.put(uuid, "web", b"<domain><name>web</name></domain>", True)
+            monkeypatch.setattr(Guests, "locked", locked)
+            outcome = sync.sync_all(engine, libvirt.active_networks, libvirt.active_domains)
+        assert not outcome.errors
+        assert Guests.locked is waited, "the reconciliation has waited"
         assert world.open(8081)
         assert not world.open(8080)
     finally:

@@ -12,7 +12,13 @@ from libvirt_natns.engine.guests.guest_claims import in_force, of_what_runs, onl
 from libvirt_natns.engine.guests.guest_context import GuestContext, discard_guest_directory
 from libvirt_natns.engine.guests.guest_run import GuestRun, read
 from libvirt_natns.engine.guests.nics import is_same_nic
-from libvirt_natns.engine.guests.verbs import forget, put_into_force, unplug, withdraw
+from libvirt_natns.engine.guests.verbs import (
+    Publication,
+    forget,
+    put_into_force,
+    unplug,
+    withdraw,
+)
 from libvirt_natns.errors import DocumentError, NatnsError
 from libvirt_natns.model.network import Domain
 from libvirt_natns.state.claims import Claims
@@ -62,20 +68,28 @@ def differences(guests: GuestContext, xml: bytes) -> list[str]:
     ]
 
 
-def converge(guests: GuestContext, xml: bytes, known: bool) -> list[str]:
+def converge(guests: GuestContext, xml: bytes, record: GuestRecord | None) -> list[str]:
     """Publish a running guest's metadata, and return what was wrong.
 
-    ``known``: the guest was recorded before libvirt listed it.  If its record has gone,
-    the guest has stopped since.
+    ``record`` is the guest's row from before libvirt was asked for ``xml``.  If the row is
+    another one by now, an event has brought newer XML, or the guest has stopped since.
     """
-    return _converge(guests, libvirt_xml.read_domain(xml), xml, known)
+    document = libvirt_xml.read_domain(xml)
+    run = read(guests, document.plain, xml)
+    if not run.is_concerned or run.record != record:
+        return []
+    return _words(put_into_force(guests, replace(run, domain=document.domain), unless_changed=True))
 
 
 def _converge(guests: GuestContext, document: DomainDocument, xml: bytes, known: bool) -> list[str]:
     run = read(guests, document.plain, xml)
     if not run.is_concerned or (known and run.record is None):
         return []
-    done = put_into_force(guests, replace(run, domain=document.domain))
+    return _words(put_into_force(guests, replace(run, domain=document.domain)))
+
+
+def _words(done: Publication) -> list[str]:
+    """Return what was wrong before a guest's metadata was put into force."""
     lines = [f"{what}: published" for what in only_in(done.after, done.before)]
     lines += [f"{what}: not published any more" for what in only_in(done.before, done.after)]
     return lines or done.changed
@@ -112,7 +126,7 @@ def follow(guests: GuestContext, uuid: str, ask: Callable[[], bytes | None]) -> 
     if xml is None:
         return end(guests, record) if record else []
     if record is None:
-        return converge(guests, xml, False) if xml_sniff.at_domain(xml).annotated else []
+        return converge(guests, xml, None) if xml_sniff.at_domain(xml).annotated else []
     earlier, document = libvirt_xml.read_domain(record.document), libvirt_xml.read_domain(xml)
     if record.published and record.this_boot and _says_the_same(earlier, document):
         return []

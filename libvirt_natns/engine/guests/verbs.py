@@ -69,22 +69,31 @@ class Publication:
     changed: list[str]
 
 
-def put_into_force(guests: GuestContext, run: GuestRun) -> Publication:
-    """Put a guest's metadata into force; see ``publish``."""
+def put_into_force(
+    guests: GuestContext, run: GuestRun, *, unless_changed: bool = False
+) -> Publication:
+    """Put a guest's metadata into force; see ``publish``.
+
+    With ``unless_changed``, change nothing if the guest's row is not ``run.record`` any more.
+    """
     domain, uuid = run.domain, run.uuid
     if (domain.nat is None or not run.attachments) and run.record is None:
         return Publication(Claims(uuid), Claims(uuid), [])
     with guests.locked(uuid):
-        if run.record is not None and guests.store.guests.get(uuid) is None:
+        present = guests.store.guests.get(uuid)
+        if run.record is not None and present is None:
             # The guest has stopped since, and another process has given its claims back.
             discard_guest_directory(uuid)
+            return Publication(Claims(uuid), Claims(uuid), [])
+        if unless_changed and present != run.record:
+            # The XML may be older than the event that has changed the row.
             return Publication(Claims(uuid), Claims(uuid), [])
         before = guests.held(uuid)
         with Undo() as undo:
             undo.add(restore, guests, before, guests.engine.store.leases.all_of(uuid))
             undo_reservations(guests, run.attachments, undo)
             claims = resolve_claims(guests, of_what_runs(guests, run), run)
-            undo.add(_record_again, guests, uuid, guests.store.guests.get(uuid))
+            undo.add(_record_again, guests, uuid, present)
             with guests.store.transaction():
                 # Claims of a guest without a record would stay for good.
                 guests.store.guests.put(uuid, domain.name, run.xml, published=True)

@@ -99,12 +99,22 @@ def _guests(
 ) -> list[Outcome]:
     """Bring all guests to libvirt's, and return the outcomes."""
     by_uuid = {record.uuid: record for record in recorded}
+    for record in Guests(engine).store.guests.all():
+        # An adopted guest has its row from the XML that is compared here.
+        if record.document == running.domains.get(record.uuid):
+            by_uuid.setdefault(record.uuid, record)
+
+    def latest() -> Mapping[str, bytes] | None:
+        # The rows are read before libvirt is asked, as at first: see ``converge``.
+        by_uuid.update({record.uuid: record for record in Guests(engine).store.guests.all()})
+        return _domains(ask())
+
     return [
         repair_all(engine, _guest_endings(recorded, running)),
         repair_latest(
             engine,
             running.domains,
-            lambda: _domains(ask()),
+            latest,
             lambda uuid, xml: (
                 xml_sniff.at_domain(xml).name,
                 partial(_converge_guest, xml, by_uuid.get(uuid)),
@@ -142,12 +152,7 @@ def _end_guest(record: GuestRecord, engine: Engine) -> list[str]:
 
 
 def _converge_guest(xml: bytes, record: GuestRecord | None, engine: Engine) -> list[str]:
-    """Bring a guest to its XML, unless an event has changed it since ``record`` was read."""
-    guests = Guests(engine)
-    latest = guests.store.guests.get(record.uuid) if record else None
-    if record and latest and latest.document != record.document:
-        return []
-    return guests.converge(xml, record is not None)
+    return Guests(engine).converge(xml, record)
 
 
 def _running(

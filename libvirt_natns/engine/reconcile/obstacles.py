@@ -61,8 +61,10 @@ class _Look:
         """Return what keeps the guests of a network that is up from the outside."""
         try:
             network = libvirt_xml.parse_network(record.document)
-            run = self.context.planner.run(network, record.document, record)
-            return () if run.lacks else tuple(self._ways(run))
+            # A socket that stays open would keep a namespace alive.
+            with self.context.kernel.work():
+                run = self.context.planner.run(network, record.document, record)
+                return () if run.lacks else tuple(self._ways(run))
         except NatnsError:
             return ()
 

@@ -6,7 +6,8 @@ as a guest's packet would find it, and not presumed.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from libvirt_natns import names
@@ -17,7 +18,9 @@ from libvirt_natns.engine.facts.outside import families_of
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.kernel.route_lookup import NextHop, NoRouteError
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.transit_segment import TransitSegment
+from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord
 
 FAR: dict[Family, Address] = {
@@ -34,75 +37,83 @@ Obstacles = tuple[str, ...]
 
 
 def by_network(context: Context, records: Iterable[NetworkRecord]) -> dict[str, Obstacles]:
-    """Return the obstacles of each network, by uuid.
+    """Return the obstacles of each network that is up, by uuid.
 
-    Networks of one upstream leave in the same way, so one of them is looked at: the parts
-    that each has for itself are compared with its plan.  A network that cannot be examined
-    has a difference, which says why.
+    The parts that each network has for itself are compared with its plan.  A network that
+    cannot be examined has a difference, which says why.
     """
     look = _Look(context)
-    found: dict[tuple[str, frozenset[int]], Obstacles] = {}
-    obstacles = {}
-    for record in records:
-        way = (record.upstream, frozenset(subnet.version for subnet in record.subnets))
-        if way not in found:
-            found[way] = look.at(record)
-        obstacles[record.uuid] = found[way]
-    return obstacles
+    return {record.uuid: look.at(record) for record in records}
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """A look at the ways out, as the kernel has them now."""
+    """A look at the ways out, as the kernel has them now.
+
+    ``runs`` has one network of each upstream: its XML is parsed for all of them.
+    ``answers`` tells which gateways answer, by namespace.
+    """
 
     context: Context
+    runs: dict[tuple[str, frozenset[int]], NetworkRun] = field(default_factory=dict)
+    answers: dict[tuple[str, Address], bool] = field(default_factory=dict)
 
     def at(self, record: NetworkRecord) -> Obstacles:
-        """Return what keeps the guests of a network that is up from the outside."""
+        """Return the reasons why guests of a network do not get outside."""
         try:
-            network = libvirt_xml.parse_network(record.document)
             # A socket that stays open would keep a namespace alive.
             with self.context.kernel.work():
-                run = self.context.planner.run(network, record.document, record)
-                return () if run.lacks else tuple(self._ways(run))
+                run = self._like(record)
+                if run.lacks:
+                    return ()
+                return tuple(
+                    self._routed(run.segment, families_of(run.in_force), record)
+                    if isinstance(run.segment, TransitSegment)
+                    else self._attached(run)
+                )
         except NatnsError:
             return ()
 
-    def _ways(self, run: NetworkRun) -> list[str]:
-        """Return why no family, or not each family of the host, leads out."""
-        blocked = {family: self._blocked(run, family) for family in families_of(run.in_force)}
-        reasons = [reason for reason in blocked.values() if reason]
-        if isinstance(run.segment, TransitSegment) and len(reasons) < len(blocked):
-            # A host without IPv6 outside is in order: its guests have what it has itself.
-            reasons = [
-                reason
-                for family, reason in blocked.items()
-                if reason and self._has_own_way(run.segment, family)
-            ]
-        return [f"{NO_WAY_OUT}: {reason}" for reason in reasons]
+    def _like(self, record: NetworkRecord) -> NetworkRun:
+        """Return the facts of a network with the upstream and the families of this one."""
+        alike = (record.upstream, frozenset(subnet.version for subnet in record.subnets))
+        if alike not in self.runs:
+            network = libvirt_xml.parse_network(record.document)
+            self.runs[alike] = self.context.planner.run(network, record.document, record)
+        return self.runs[alike]
 
-    def _blocked(self, run: NetworkRun, family: Family) -> str:
-        """Return why guests' packets of a family do not get out, or ""."""
-        if isinstance(run.segment, TransitSegment):
-            return self._routed(run, run.segment, family)
-        return self._attached(run, family)
-
-    def _routed(self, run: NetworkRun, segment: TransitSegment, family: Family) -> str:
+    def _routed(
+        self, segment: TransitSegment, families: tuple[Family, ...], record: NetworkRecord
+    ) -> list[str]:
         """Look at the way through the host, or through a router."""
-        view = self.context.kernel.at(segment.namespace)
-        source = run.in_force.of(family)
+        leased = self.context.store.leases.of(segment.name, record.uuid)
+        blocked = {family: self._forwarded(segment, family, leased) for family in families}
+        reasons = [reason for reason in blocked.values() if reason]
+        if len(reasons) == len(blocked):
+            return reasons
+        # A host without IPv6 outside is in order: its guests have what it has itself.
+        return [
+            reason
+            for family, reason in blocked.items()
+            if reason and self._has_own_way(segment, family)
+        ]
+
+    def _forwarded(self, segment: TransitSegment, family: Family, leased: Leased) -> str:
+        """Return why packets from a transit bridge do not get out, or ""."""
+        lookup = self.context.kernel.at(segment.namespace).route_lookup
+        # The source decides in rules of the host's, such as "from 198.19.252.2 lookup 100".
+        source = leased.of(family)
         try:
-            hop = view.route_lookup.next_hop(FAR[family], source=source, inward=segment.bridge)
+            hop = lookup.next_hop(FAR[family], source=source, inward=segment.bridge)
         except NoRouteError as error:
             where = f"router {segment.namespace}" if segment.namespace else "the host"
             origin = f" from {source}" if source else ""
             return (
-                f"{where} forwards no IPv{family} from {segment.bridge} to the outside"
-                f" ({error.fact}): see ip route get {FAR[family]}{origin} iif {segment.bridge}"
+                f"{NO_WAY_OUT}: {where} forwards no IPv{family} from {segment.bridge} to the"
+                f" outside ({error.fact}): see ip route get {FAR[family]}{origin}"
+                f" iif {segment.bridge}"
             )
-        if segment.namespace is None:
-            return ""
-        return self._silent(run, segment.namespace, hop)
+        return self._silent(segment, segment.namespace, hop) if segment.namespace else ""
 
     def _has_own_way(self, segment: TransitSegment, family: Family) -> bool:
         """True if packets of the host's own, or of the router's, get out."""
@@ -112,22 +123,28 @@ class _Look:
             return False
         return True
 
-    def _attached(self, run: NetworkRun, family: Family) -> str:
-        """Look at the way from the namespace to the provider's gateway."""
-        try:
-            hop = self.context.kernel.at(run.namespace).route_lookup.next_hop(FAR[family])
-        except NoRouteError:
+    def _attached(self, run: NetworkRun) -> list[str]:
+        """Look at the way from a namespace to the provider's gateways."""
+        lookup = self.context.kernel.at(run.namespace).route_lookup
+        reasons = []
+        for family in families_of(run.in_force):
             # The plan has the route where the upstream has a gateway.
-            return ""
-        return self._silent(run, run.namespace, hop)
+            with suppress(NoRouteError):
+                hop = lookup.next_hop(FAR[family])
+                reasons.append(self._silent(run.segment, run.namespace, hop))
+        return [reason for reason in reasons if reason]
 
-    def _silent(self, run: NetworkRun, namespace: str, hop: NextHop) -> str:
-        """Return that the gateway does not answer, or ""."""
+    def _silent(self, segment: Segment, namespace: str, hop: NextHop) -> str:
+        """Return that a gateway does not answer, or ""."""
         if hop.gateway is None:
             return ""
-        if self.context.kernel.at(namespace).route_lookup.answers(hop.gateway, hop.link):
+        asked = (namespace, hop.gateway)
+        if asked not in self.answers:
+            lookup = self.context.kernel.at(namespace).route_lookup
+            self.answers[asked] = lookup.answers(hop.gateway, hop.link)
+        if self.answers[asked]:
             return ""
         return (
-            f"gateway {hop.gateway} of upstream {run.segment.name} does not answer on"
-            f" {run.segment.in_words}: check the provider, or the gateway in {names.CONFIG_FILE}"
+            f"{NO_WAY_OUT}: gateway {hop.gateway} of upstream {segment.name} does not answer on"
+            f" {segment.in_words}: check the provider, or the gateway in {names.CONFIG_FILE}"
         )

@@ -8,6 +8,7 @@ from libvirt_natns.cli import access
 from libvirt_natns.documents import config
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.reconcile import obstacles
 from libvirt_natns.engine.reconcile.active import AskNetworks, Finding
 from libvirt_natns.engine.reconcile.comparison import (
     guest_differences,
@@ -22,7 +23,7 @@ from libvirt_natns.state.networks import NetworkRecord
 
 
 def check(options: argparse.Namespace) -> int:
-    """Print each difference; 1 if there is any."""
+    """Print each difference, and each obstacle on the way out; 1 if there is any."""
     with access.engine(look_only=True) as engine:
         ask = access.network_asker()
         findings = _findings(engine, options.network, ask)
@@ -37,9 +38,11 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _findings(engine: Engine, named: str | None, ask: AskNetworks) -> list[Finding]:
-    """Return all present differences, or the differences of one network and the host."""
+    """Return all differences and obstacles, or those of one network and the host."""
     records = networks_up(engine, named)
     findings = [(r.name, what) for r in records for what in network_differences(engine, r)]
+    found = obstacles.by_network(engine, records)
+    findings += [(r.name, what) for r in records for what in found[r.uuid]]
     findings += [("host", what) for what in host_differences(engine)]
     if not named:
         findings += missed(engine, ask)

@@ -109,6 +109,7 @@ def examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinati
         ("host's firewall", lambda: libvirt_checks.host_rules(engine, settings)),
         ("networks", lambda: libvirt_checks.networks(engine, settings)),
         ("guests", lambda: libvirt_checks.guests(engine, settings)),
+        ("ways out", lambda: libvirt_checks.ways_out(engine, settings)),
     ]
 
 

@@ -5,7 +5,7 @@ from libvirt_natns.cli import hook_files
 from libvirt_natns.cli.access import Engines
 from libvirt_natns.daemons import libvirt, libvirtd_reload
 from libvirt_natns.engine.host.policy import BRIDGE_NF
-from libvirt_natns.engine.reconcile import comparison
+from libvirt_natns.engine.reconcile import comparison, obstacles
 from libvirt_natns.errors import (
     InstallError,
     LibvirtError,
@@ -89,3 +89,14 @@ def guests(engine: Engines, settings: Config) -> str:
         facts = "; ".join(f"{name}: {what}" for name, what in differences)
         raise NatnsError(facts, "run virt-natns sync")
     return "all running guests publish the ports and addresses of their metadata"
+
+
+def ways_out(engine: Engines, settings: Config) -> str:
+    """Examine whether guests of each network that is up get to the outside."""
+    with engine(settings) as verbs:
+        records = [record for record in verbs.store.networks.all("up") if record.this_boot]
+        found = obstacles.by_network(verbs, records)
+    facts = [f"{record.name}: {what}" for record in records for what in found[record.uuid]]
+    if facts:
+        raise NatnsError("; ".join(facts))
+    return "all networks have a route to the outside, and their gateways answer"

@@ -12,6 +12,7 @@ from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.reconcile.active import Finding
+from libvirt_natns.engine.reconcile.obstacles import NO_WAY_OUT, Obstacles, by_network
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
@@ -29,7 +30,8 @@ class Status:
     ``state`` is "up", "preparing" and "starting" on the way there, or "down".
     ``prefix`` is its lease from the prefixes that are routed to its upstream.
     ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
-    "damaged (N)" or "given up (WHY)" for a network that is up, and else its state.
+    "damaged (N)", "no way out" or "given up (WHY)" for a network that is up, and else its state.
+    ``obstacles`` keep its guests from the outside, and ``sync`` cannot remove them.
     ``forwards`` are the forwards in force.  ``lease_seconds`` is the
     time left of the DHCP lease of ``address``; None without a lease, or for a lease
     without end.
@@ -50,6 +52,7 @@ class Status:
     address6: str | None = None
     prefix: str | None = None
     lease_seconds: int | None = None
+    obstacles: Obstacles = ()
 
 
 def run(options: argparse.Namespace) -> int:
@@ -96,10 +99,12 @@ def collect(
     # A network that was defined anew has several records, and the newest counts.
     records.sort(key=lambda r: (r.runs, r.this_boot, r.since))
     newest = {record.name: record for record in records}
-    return [_status(engine, record) for record in sorted(newest.values(), key=lambda r: r.name)]
+    latest = sorted(newest.values(), key=lambda r: r.name)
+    found = by_network(engine, [r for r in latest if r.runs and r.state == "up"])
+    return [_status(engine, record, found.get(record.uuid, ())) for record in latest]
 
 
-def _status(engine: Engine, record: NetworkRecord) -> Status:
+def _status(engine: Engine, record: NetworkRecord, found: Obstacles) -> Status:
     """Return the status of a recorded network."""
     state = record.state if record.runs else "down"
     differences = tuple(comparison.network_differences(engine, record)) if state == "up" else ()
@@ -117,17 +122,20 @@ def _status(engine: Engine, record: NetworkRecord) -> Status:
         address6=str(leased.address6) if leased.address6 else None,
         prefix=str(leased.prefix) if leased.prefix else None,
         leases=len(lease_file.current(record.bridge)) if state == "up" else 0,
-        health=_health(state, differences),
+        health=_health(state, differences, found),
         differences=differences,
         forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
         lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
+        obstacles=found,
     )
 
 
-def _health(state: str, differences: tuple[str, ...]) -> str:
+def _health(state: str, differences: tuple[str, ...], found: Obstacles) -> str:
     if state != "up":
         return state
-    return f"damaged ({len(differences)})" if differences else "ok"
+    if differences:
+        return f"damaged ({len(differences)})"
+    return NO_WAY_OUT if found else "ok"
 
 
 def with_health(statuses: Sequence[Status], health: service_control.ServiceHealth) -> list[Status]:
@@ -174,6 +182,7 @@ def table(statuses: list[Status]) -> list[str]:
         lines.append(line)
         lines += [f"  > {forwards}" for forwards in forward_list.compact(status.forwards)]
         lines += [f"  ! {what}" for what in status.differences]
+        lines += [f"  - {what}" for what in status.obstacles]
     return lines
 
 

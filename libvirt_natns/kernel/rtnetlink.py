@@ -5,6 +5,8 @@ pyroute2 computes for 0.3 ms to describe a link with all its attributes.  The fe
 network is asked for, again and again, take 0.03 ms here.  This module changes nothing.
 """
 
+import errno
+import os
 import socket
 import struct
 import sys
@@ -129,6 +131,38 @@ class Session(netlink.Socket):
             # The kernel notes a single destination, such as its path's MTU, as a cloned route.
             if not struct.unpack_from("=8xI", body)[0] & netlink.RTM_F_CLONED:
                 yield _route(body)
+
+    def route_of(
+        self, destination: Address, source: Address | None = None, inward: int | None = None
+    ) -> RouteEntry:
+        """Return the route of one packet, which the kernel looks up and does not send.
+
+        ``inward`` is the index of the link that the packet comes in by; None is a packet of
+        the namespace's own.  Raises OSError with the reason why the packet goes nowhere.
+        """
+        ends = [(netlink.RTA_DST, destination.packed)]
+        if source is not None:
+            ends.append((netlink.RTA_SRC, source.packed))
+        if inward is not None:
+            ends.append(netlink.u32(netlink.RTA_IIF, inward))
+        family: Family = 4 if destination.version == 4 else 6
+        bits = destination.max_prefixlen
+        from_bits = bits if source is not None else 0
+        header = struct.pack("=BBBBBBBBI", _SOCKET_FAMILIES[family], bits, from_bits, *[0] * 6)
+        body = self.get(netlink.RTM_GETROUTE, header + netlink.pack(ends))
+        if body is None:
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+        return _route(body)
+
+    def has_answered(self, link: int, address: Address) -> bool:
+        """True if the kernel knows the MAC address of a neighbour.  Raises OSError."""
+        family: Family = 4 if address.version == 4 else 6
+        request = struct.pack("=BxxxiHBB", _SOCKET_FAMILIES[family], link, 0, 0, 0)
+        body = self.get(
+            netlink.RTM_GETNEIGH, request + netlink.pack([(netlink.NDA_DST, address.packed)])
+        )
+        known = NUD_ANSWERED | netlink.NUD_PERMANENT
+        return body is not None and bool(struct.unpack_from("=8xH", body)[0] & known)
 
     def proxied_neighbours(self) -> list[ProxiedNeighbour]:
         """Return all IPv6 addresses that are answered for.

@@ -21,6 +21,7 @@ from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.macvlans import Macvlans
 from libvirt_natns.kernel.route_limits import RouteLimits
+from libvirt_natns.kernel.route_lookup import RouteLookup
 from libvirt_natns.kernel.routes import Routes
 from libvirt_natns.kernel.sysctl import Sysctls
 from libvirt_natns.kernel.veth import VethPairs
@@ -59,6 +60,10 @@ class NamespaceView:
     @property
     def routes(self) -> Routes:
         return Routes(self._channel)
+
+    @property
+    def route_lookup(self) -> RouteLookup:
+        return RouteLookup(self._channel)
 
     @property
     def route_limits(self) -> RouteLimits:

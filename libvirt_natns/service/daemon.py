@@ -27,6 +27,7 @@ from libvirt_natns.daemons import libvirt, systemd
 from libvirt_natns.documents import config
 from libvirt_natns.engine import proxied_addresses, rebuild
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.observer import HOST
 from libvirt_natns.engine.reconcile import sync
 from libvirt_natns.engine.reconcile.active import Active
 from libvirt_natns.errors import AddressTakenError, LibvirtError
@@ -41,6 +42,7 @@ from libvirt_natns.service.libvirt_watch import LibvirtWatch
 from libvirt_natns.service.listener import own_socket
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.metrics import Metrics
+from libvirt_natns.service.obstacle_watch import PAUSE, SOON, ObstacleWatch
 from libvirt_natns.service.outside_look import OutsideLook
 from libvirt_natns.service.server import Server
 from libvirt_natns.service.starts import Starts
@@ -74,12 +76,13 @@ class Service:
             self.sessions, log, on_heal=self.metrics.healed, on_failure=self.metrics.failed
         )
         self.kernel_watch = KernelWatch(
-            self._describe, self.healer.suspect, self.healer.appeared, self._fault_of_watch
+            self._describe, self._suspect, self.healer.appeared, self._fault_of_watch
         )
         observer.connect(self.healer, self.kernel_watch)
         self.libvirt_watch = LibvirtWatch(self.sessions, log, self.reconcile)
         self.starts = Starts(self.sessions, log, self.libvirt_watch.is_active)
         self.sessions.expect = self.starts.expect
+        self._obstacles = ObstacleWatch(self.sessions, log)
         self._outside = OutsideLook(self.sessions, log, self._report, self.healer.suspect)
         self.server = Server(
             self.sessions,
@@ -106,6 +109,7 @@ class Service:
                 started.callback(part.stop)
             self._look_after_all()
             self.background.soon(self.expire_routers)
+            self.background.soon(self._look_for_obstacles)
             signal.signal(signal.SIGHUP, self._on_hangup)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.server.stop())
@@ -182,8 +186,24 @@ class Service:
     def _after_work(self) -> None:
         # Each is done once for all verbs within its time.
         self.background.after(REST, resources.give_memory_back)
+        self.background.after(SOON, self._look_for_obstacles)
         if proxied_addresses.networks():
             self.background.after(LOOK, self._look_outside)
+
+    def _suspect(self, uuid: str) -> None:
+        self.healer.suspect(uuid)
+        if uuid == HOST:
+            self.background.after(SOON, self._look_for_obstacles)
+
+    def _look_for_obstacles(self) -> None:
+        try:
+            self._obstacles.look()
+            self._complaints.end("obstacles")
+        except Exception as error:  # it belongs to no network, so none is suspected
+            if self._complaints.is_news("obstacles", error):
+                self._report(error, "looking for obstacles")
+        finally:
+            self.background.after(PAUSE, self._look_for_obstacles)
 
     def _look_outside(self) -> None:
         if self._outside.look():
@@ -241,7 +261,8 @@ class Service:
 
     def _say_metrics(self) -> str:
         with self.sessions.engine() as engine:
-            return self.metrics.text(engine, given_up=self.healer.health())
+            ways_out = self._obstacles.ways_out()
+            return self.metrics.text(engine, given_up=self.healer.health(), ways_out=ways_out)
 
     def _say_health(self) -> str:
         return json.dumps(

@@ -6,7 +6,7 @@ alone.  A counter has no label for the network: a host that starts a transient n
 each job would have ever more labels.  The log has the network of each event.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,6 +28,9 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 WITHOUT_SERVICE = (
     "# The service does not answer: metrics of answers, changes and heals are missing.\n"
 )
+
+NONE_LOOKED_AT: Mapping[str, bool] = {}
+"""The service looks at ways out now and then; before its first look there is no gauge."""
 
 GaugeRow = tuple[tuple[str, ...], float | None]
 """A gauge's labels and value; None leaves it out."""
@@ -92,22 +95,32 @@ class Metrics:
         """Count a failure; ``what`` is one of a few words."""
         self._failures.labels(what).inc()
 
-    def text(self, engine: Engine, given_up: Collection[str] = ()) -> str:
+    def text(
+        self,
+        engine: Engine,
+        given_up: Collection[str] = (),
+        ways_out: Mapping[str, bool] = NONE_LOOKED_AT,
+    ) -> str:
         """Return all metrics; ``given_up`` are the networks that are not healed any more.
 
+        ``ways_out`` tells of networks, by name, whether their guests get to the outside.
         Raises StoreError.
         """
         counted: bytes = generate_latest(self._registry)
-        return gauges(engine, given_up) + counted.decode()
+        return gauges(engine, given_up, ways_out) + counted.decode()
 
 
-def gauges(engine: Engine, given_up: Collection[str] | None = None) -> str:
+def gauges(
+    engine: Engine,
+    given_up: Collection[str] | None = None,
+    ways_out: Mapping[str, bool] = NONE_LOOKED_AT,
+) -> str:
     """Return the gauges; ``given_up`` is None where the service does not answer.
 
     Raises StoreError.
     """
     registry = CollectorRegistry()
-    registry.register(_Gauges(census.take(engine), given_up))
+    registry.register(_Gauges(census.take(engine), given_up, ways_out))
     text: bytes = generate_latest(registry)
     return text.decode()
 
@@ -115,9 +128,15 @@ def gauges(engine: Engine, given_up: Collection[str] | None = None) -> str:
 class _Gauges(Collector):
     """Turns a census into families of gauges."""
 
-    def __init__(self, counted: census.Census, given_up: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        counted: census.Census,
+        given_up: Collection[str] | None,
+        ways_out: Mapping[str, bool],
+    ) -> None:
         self._counted = counted
         self._given_up = given_up
+        self._ways_out = ways_out
 
     def collect(self) -> Iterator[Metric]:
         """See ``Collector``."""
@@ -173,6 +192,11 @@ class _Gauges(Collector):
                 "dnsmasq_running",
                 "1 if the dnsmasq that the network needs runs, else 0.",
                 [((network.name,), network.dnsmasq) for network in running],
+            ),
+            (
+                "way_out",
+                "1 if the network's guests have a way out, else 0.",
+                [((name,), way) for name, way in self._ways_out.items()],
             ),
             (
                 "conntrack_entries",

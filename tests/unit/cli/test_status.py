@@ -2,6 +2,7 @@
 """The table, the JSON and the picture."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,13 @@ def test_what_is_wrong_elsewhere_stands_below() -> None:
     ]
 
 
+def test_an_obstacle_is_nothing_that_sync_repairs() -> None:
+    blocked = replace(network("a"), health="no way out", obstacles=("no way out: no route",))
+    lines = status.text([blocked], [], [], []).splitlines()
+    assert lines[1].endswith("no way out")
+    assert lines[2:] == ["  - no way out: no route"]
+
+
 def test_nothing_yet() -> None:
     assert status.text([], [], [], []) == status.NONE
 
@@ -77,7 +85,7 @@ def test_json_keeps_its_keys() -> None:
     assert list(shown["networks"][0]) == [
         "network", "uuid", "state", "namespace", "bridge", "subnets", "upstream", "address",
         "leases", "health", "differences", "forwards", "address6", "prefix",
-        "lease_seconds",
+        "lease_seconds", "obstacles",
     ]  # fmt: skip
 
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Asks the kernel where it would send a packet, and whether the next station answers.
+
+A look-up considers all rules and tables, and the filter of reverse paths. It sends nothing,
+and sees neither marks nor the firewall.
+"""
+
+import socket
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+from libvirt_natns.addresses import Address
+from libvirt_natns.errors import KernelError
+from libvirt_natns.kernel import netns
+from libvirt_natns.kernel.channel import NetlinkChannel
+
+LIMIT = 1.5
+"""Seconds in which a neighbour must answer: the kernel asks once a second."""
+
+POLL = 0.02
+"""Seconds between two looks at the neighbour table."""
+
+DISCARD = 9
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """The link that a packet leaves by; ``gateway`` is None where its destination is on it."""
+
+    link: str
+    gateway: Address | None
+
+
+class NoRouteError(KernelError):
+    """The kernel would drop the packet; the fact is the kernel's reason."""
+
+
+class RouteLookup:
+    """Look-ups in one namespace."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: NetlinkChannel) -> None:
+        self._channel = channel
+
+    def next_hop(
+        self, destination: Address, *, source: Address | None = None, inward: str | None = None
+    ) -> NextHop:
+        """Return where a packet goes that comes in by a link; None is an own packet.
+
+        Raises NoRouteError where it goes nowhere, and KernelError without the link.
+        """
+        index = self._channel.index(inward) if inward else None
+        try:
+            route = self._channel.reader.route_of(destination, source, index)
+            with netns.entered(self._channel.namespace):
+                return NextHop(socket.if_indextoname(route.link or 0), route.gateway)
+        except OSError as error:
+            raise NoRouteError(error.strerror or str(error)) from error
+
+    def answers(self, station: Address, link: str) -> bool:
+        """True if a station on a link answers.  Takes up to ``LIMIT`` seconds if not.
+
+        The kernel asks for the MAC address as it does for each packet: a datagram to the
+        port "discard" makes it ask.
+        """
+        index = self._channel.index(link)
+        deadline = time.monotonic() + LIMIT
+        family = socket.AF_INET if station.version == 4 else socket.AF_INET6
+        # IPv6 needs the link of a link-local address, and IPv4 has no such number.
+        place = (
+            (str(station), DISCARD) if station.version == 4 else (str(station), DISCARD, 0, index)
+        )
+        with suppress(OSError):
+            if self._channel.reader.has_answered(index, station):
+                return True
+            with netns.entered(self._channel.namespace):
+                packet = socket.socket(family, socket.SOCK_DGRAM)
+            with closing(packet):
+                packet.sendto(b"", place)
+                while time.monotonic() < deadline:
+                    if self._channel.reader.has_answered(index, station):
+                        return True
+                    time.sleep(POLL)
+        return False

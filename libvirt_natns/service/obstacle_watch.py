@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The service's look at the ways out of networks: the log tells when one closes or opens."""
+
+from collections.abc import Mapping
+
+from libvirt_natns.engine.factory import Sessions
+from libvirt_natns.engine.reconcile import obstacles
+from libvirt_natns.engine.reconcile.obstacles import Obstacles
+from libvirt_natns.service.log import Log
+
+PAUSE = 60.0
+"""Seconds between two looks: a gateway that falls silent causes no event."""
+
+SOON = 1.0
+"""Seconds from a change of the host, or of a network, to the look."""
+
+
+class ObstacleWatch:
+    """Looks at all networks that are up, at the caller's times; one look at a time."""
+
+    def __init__(self, sessions: Sessions, log: Log) -> None:
+        self._sessions = sessions
+        self._log = log
+        self._found: dict[str, Obstacles] = {}
+        self._names: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Look, and log what is new.  Raises StoreError."""
+        with self._sessions.engine() as engine:
+            records = [record for record in engine.store.networks.all("up") if record.this_boot]
+            found = obstacles.by_network(engine, records)
+        for record in records:
+            self._tell(record.name, self._found.get(record.uuid, ()), found[record.uuid])
+        self._names = {record.uuid: record.name for record in records}
+        self._found = found
+
+    def _tell(self, name: str, before: Obstacles, now: Obstacles) -> None:
+        for what in now:
+            if what not in before:
+                self._log.say("warning", "obstacle", network=name, obstacle=what)
+        if before and not now:
+            self._log.say("notice", "way out", network=name)
+
+    def ways_out(self) -> Mapping[str, bool]:
+        """Return for each network of the last look, by name, whether guests get out."""
+        return {name: not self._found[uuid] for uuid, name in self._names.items()}

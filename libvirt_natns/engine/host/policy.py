@@ -56,7 +56,7 @@ def facts(kernel: Kernel, needs: Needs, record: HostRecord) -> dict[str, object]
     inner = {*record.bridges, *record.zones, *(each.bridge for each in needs.private)}
     alone = kernel.host.sysctls.get(GLOBAL_FORWARDING) == "0"
     return {
-        "bridges": list(outward_links.bridges(inner)),
+        "bridges": list(outward_links.bridges(kernel.host.routes.leading(), inner)),
         "closed": record.forwarding if alone else [],
         "closed6": record.settings.get(host_ipv6.FORWARDING) == "0",
     }
@@ -78,9 +78,10 @@ def complete_policy(
     # A bridge that libvirt itself made has a MAC address in its network's XML.
     inner |= {each.bridge for each in active if each.mac}
     by_name = backend() != nftables.name
+    routed = kernel.host.routes.leading()
     ways = host_policy.Ways(
-        outward=outward_links.bridges(inner),
-        links=outward_links.links(inner) if by_name else (),
+        outward=outward_links.bridges(routed, inner),
+        links=outward_links.links(routed, inner) if by_name else (),
         closed=tuple(record.forwarding) if seen["closed"] else (),
         closed6=bool(seen["closed6"]) and not any(each.forwards6 for each in active),
     )

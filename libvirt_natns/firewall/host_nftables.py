@@ -39,6 +39,7 @@ HOST: Layout = {
     # The first chain of NAT with a binding decides, and chains of others do not.
     "bridged_in": BaseChain("nat", "prerouting", "dstnat - 1"),
     "dstnat": BaseChain("nat", "prerouting", "dstnat", also=BaseChain("nat", "output", "-100")),
+    "clamp": BaseChain("filter", "forward", "mangle"),
     "forward": BaseChain("filter", "forward", "filter"),
     "output": BaseChain("filter", "output", "filter"),
     "bridged_out": BaseChain("nat", "postrouting", "srcnat - 1"),

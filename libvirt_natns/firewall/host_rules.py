@@ -120,6 +120,9 @@ def _transit(
 ) -> Iterator[Rule]:
     published = {forward.target.version for forward in policy.forwards if forward.bridge == bridge}
     yield from _loopback(bridge)
+    # By the MTU of the host's way out, or of the way back, whichever is less: a tunnel's may be.
+    yield Rule(chain="clamp", iif=bridge, protocol="tcp", syn=True, action="clamp-mss")
+    yield Rule(chain="clamp", oif=bridge, protocol="tcp", syn=True, action="clamp-mss")
     for transit in transits:
         yield from _sources(transit, transit.subnet.version in published)
     behind: list[boundary.Subnets] = [(transit.subnet,) for transit in transits]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -458,6 +458,29 @@ def test_nat_is_committed_before_forwarding_opens() -> None:
     order = [table.name for table in iptables.tables(ruleset(POLICY))]
     assert order[0] == "nat"
     assert order[-1] == "filter"
+
+
+def test_replies_are_marked_by_the_address_that_was_asked_for() -> None:
+    """A host with two uplinks leads marked packets by the table of that address."""
+    to = IPv4Network("198.51.100.60/32")
+    rule = Rule(chain="mark", iif="natns-host", replies_of=to, action="mark", mark=0x6E740001)
+    assert nft_statements.statement(rule) == (
+        'iifname "natns-host" ct direction reply ct original ip daddr 198.51.100.60'
+        " meta mark set 0x6e740001"
+    )
+    (entry,) = iptables_entries.entries(rule, 4)
+    assert entry.matches == (("conntrack", {"ctdir": "REPLY", "ctorigdst": str(to)}),)
+    assert entry.target == ("MARK", {"set-xmark": "0x6e740001/0xffffffff"})
+    forward = host_policy.HostForward(
+        "tcp", None, 80, 80, IPv4Address("192.168.150.2"), "natns-host"
+    )
+    policy = host_policy.HostPolicy(
+        transits=(host_policy.Transit("natns-host", IPv4Network("192.168.150.0/24")),),
+        ways=host_policy.Ways(marks=((to, 0x6E740001), (IPv6Network("fd00::/64"), 0x6E740002))),
+    )
+    assert rule not in host_rules.rules(policy)
+    published = replace(policy, forwards=(forward,))
+    assert [each for each in host_rules.rules(published) if each.chain == "mark"] == [rule]
 
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])

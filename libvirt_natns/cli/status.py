@@ -119,7 +119,7 @@ def _status(engine: Engine, record: NetworkRecord) -> Status:
         leases=len(lease_file.current(record.bridge)) if state == "up" else 0,
         health=_health(state, differences),
         differences=differences,
-        forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
+        forwards=tuple(forward_list.collect(engine, record.uuid, published=True)),
         lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
     )
 

@@ -96,7 +96,8 @@ def _apart(bridge: str, zone: int) -> Iterator[Rule]:
 def dnat(forward: HostForward, excluded: tuple[IPNetwork, ...] = ()) -> Iterator[Rule]:
     """Yield the rules that translate published ports.
 
-    Of ports of all own addresses, those of ``excluded`` addresses stay as they are.
+    Of ports of all own addresses, those of ``excluded`` addresses stay as they are.  An address
+    counts while it is the machine's: it may come later, or belong to another machine by now.
     """
     excluded = excluded if forward.address is None else ()
     # A rule for each source, since nft lists several sources in its own order, and merged.
@@ -106,7 +107,7 @@ def dnat(forward: HostForward, excluded: tuple[IPNetwork, ...] = ()) -> Iterator
             sources=(source,) if source else (),
             destinations=single(forward.address) if forward.address else excluded,
             not_destinations=bool(excluded),
-            local=forward.address is None,
+            local=True,
             protocol=forward.proto,
             span=(forward.first, forward.last),
             action="dnat",

@@ -339,27 +339,28 @@ HOST_FORWARDS = (
     ),
 )
 
-HOST_PUBLISHED = """\
-	map ports {
+GIVEN = "ip daddr 192.168.0.2 fib daddr type local"
+HOST_PUBLISHED = f"""\
+	map ports {{
 		type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
-		elements = { 192.168.0.2 . sctp . 80 : 192.168.150.3 . 80 }
-	map local_ports {
+		elements = {{ 192.168.0.2 . sctp . 80 : 192.168.150.3 . 80 }}
+	map local_ports {{
 		type inet_proto . inet_service : ipv4_addr . inet_service
-		elements = { tcp . 2222 : 192.168.150.2 . 2222 }
-	map local_ranges {
+		elements = {{ tcp . 2222 : 192.168.150.2 . 2222 }}
+	map local_ranges {{
 		type inet_proto . inet_service : ipv4_addr
 		flags interval
-		elements = { udp . 80-90 : 192.168.150.2 }
-	chain dstnat {
-		dnat ip to ip daddr . meta l4proto . th dport map @ports
+		elements = {{ udp . 80-90 : 192.168.150.2 }}
+	chain dstnat {{
+		fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @ports
 		fib daddr type local dnat ip to meta l4proto . th dport map @local_ports
 		fib daddr type local dnat ip to meta l4proto . th dport map @local_ranges
-		ip saddr 192.168.0.0/24 ip daddr 192.168.0.2 tcp dport 443-444 dnat ip to 192.168.150.3
-		ip saddr 10.0.0.6 ip daddr 192.168.0.2 tcp dport 443-444 dnat ip to 192.168.150.3
-	chain dstnat_prerouting {
+		ip saddr 192.168.0.0/24 {GIVEN} tcp dport 443-444 dnat ip to 192.168.150.3
+		ip saddr 10.0.0.6 {GIVEN} tcp dport 443-444 dnat ip to 192.168.150.3
+	chain dstnat_prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
 		jump dstnat
-	chain dstnat_output {
+	chain dstnat_output {{
 		type nat hook output priority -100; policy accept;
 		jump dstnat
 		oifname "natns-host" ct status dnat ct state new accept
@@ -701,13 +702,14 @@ def test_published_ports_in_chains_of_legacy_iptables() -> None:
     # What is private first: nothing else is to translate it.
     assert lines[:2] == [f"-i {each} -j NETMAP --to 0.0.0.0/0" for each in ("virbr10", "virbr11")]
     del lines[:2]
-    to = "-j DNAT --to-destination"
+    to, local = "-j DNAT --to-destination", "-m addrtype --dst-type LOCAL"
+    given = f"-d 192.168.0.2/32 -p tcp {local} -m tcp --dport 443:444"
     assert lines == [
-        f"-p tcp -m addrtype --dst-type LOCAL -m tcp --dport 2222 {to} 192.168.150.2",
-        f"-p udp -m addrtype --dst-type LOCAL -m udp --dport 80:90 {to} 192.168.150.2",
-        f"-d 192.168.0.2/32 -p sctp -m multiport --dports 80 {to} 192.168.150.3",
-        f"-s 192.168.0.0/24 -d 192.168.0.2/32 -p tcp -m tcp --dport 443:444 {to} 192.168.150.3",
-        f"-s 10.0.0.6/32 -d 192.168.0.2/32 -p tcp -m tcp --dport 443:444 {to} 192.168.150.3",
+        f"-p tcp {local} -m tcp --dport 2222 {to} 192.168.150.2",
+        f"-p udp {local} -m udp --dport 80:90 {to} 192.168.150.2",
+        f"-d 192.168.0.2/32 -p sctp {local} -m multiport --dports 80 {to} 192.168.150.3",
+        f"-s 192.168.0.0/24 {given} {to} 192.168.150.3",
+        f"-s 10.0.0.6/32 {given} {to} 192.168.150.3",
     ]
 
 

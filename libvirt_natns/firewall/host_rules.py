@@ -124,7 +124,7 @@ def _transit(
     # The kernel routes replies before it translates their source back to the host's address.
     for to, mark in policy.ways.marks if policy.ways else ():
         if to.version in published:
-            yield Rule(chain="mark", iif=bridge, replies_of=to, action="mark", mark=mark)
+            yield Rule(chain="marked", iif=bridge, replies_of=to, action="mark", mark=mark)
     # By the MTU of the host's way out, or of the way back, whichever is less: a tunnel's may be.
     yield Rule(chain="clamp", iif=bridge, protocol="tcp", syn=True, action="clamp-mss")
     yield Rule(chain="clamp", oif=bridge, protocol="tcp", syn=True, action="clamp-mss")

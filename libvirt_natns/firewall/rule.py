@@ -19,7 +19,7 @@ Chain = Literal[
     "arp",
     "raw",
     "bridged_in",
-    "mark",
+    "marked",
     "dstnat",
     "input",
     "clamp",
@@ -35,7 +35,7 @@ Chain = Literal[
 arp      ARP for the machine or namespace itself, where the backend has a place for ARP
 raw      on arrival, before conntrack and NAT see the packet
 bridged_in   in the host, ahead of all translation on arrival
-mark     in the host, on arrival, ahead of routing: packets are marked for a rule of routing
+marked   in the host, on arrival, ahead of routing: packets are marked for a rule of routing
 dstnat   first packet of a flow, on arrival: its real destination.  In the host, also
          packets that the host itself sends
 input    addressed to the machine or namespace itself; a packet that no rule accepts is dropped

@@ -32,6 +32,7 @@ from libvirt_natns.engine.reconcile.active import Active
 from libvirt_natns.errors import AddressTakenError, LibvirtError
 from libvirt_natns.kernel import netns
 from libvirt_natns.service import resources
+from libvirt_natns.service.arrivals import Arrivals
 from libvirt_natns.service.change_observer import ChangeObserver
 from libvirt_natns.service.complaints import Complaints
 from libvirt_natns.service.engine_pool import EnginePool
@@ -80,6 +81,7 @@ class Service:
         self.libvirt_watch = LibvirtWatch(self.sessions, log, self.reconcile)
         self.starts = Starts(self.sessions, log, self.libvirt_watch.is_active)
         self.sessions.expect = self.starts.expect
+        self.arrivals = Arrivals(self.sessions, log)
         self._outside = OutsideLook(self.sessions, log, self._report, self.healer.suspect)
         self.server = Server(
             self.sessions,
@@ -99,6 +101,7 @@ class Service:
         """Serve until a signal ends it (SIGTERM, SIGINT)."""
         parts = (
             self.background, self.kernel_watch, self.healer, self.libvirt_watch, self.starts,
+            self.arrivals,
         )  # fmt: skip
         with ExitStack() as started:
             for part in parts:

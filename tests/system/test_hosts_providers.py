@@ -13,7 +13,7 @@ from textwrap import dedent
 from typing import Any, NamedTuple
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from lab import (
     CHECKOUT,
     ECHO_PORT,

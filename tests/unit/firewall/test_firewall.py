@@ -464,7 +464,7 @@ def test_nat_is_committed_before_forwarding_opens() -> None:
 def test_replies_are_marked_by_the_address_that_was_asked_for() -> None:
     """A host with two uplinks leads marked packets by the table of that address."""
     to = IPv4Network("198.51.100.60/32")
-    rule = Rule(chain="mark", iif="natns-host", replies_of=to, action="mark", mark=0x6E740001)
+    rule = Rule(chain="marked", iif="natns-host", replies_of=to, action="mark", mark=0x6E740001)
     assert nft_statements.statement(rule) == (
         'iifname "natns-host" ct direction reply ct original ip daddr 198.51.100.60'
         " meta mark set 0x6e740001"
@@ -481,7 +481,7 @@ def test_replies_are_marked_by_the_address_that_was_asked_for() -> None:
     )
     assert rule not in host_rules.rules(policy)
     published = replace(policy, forwards=(forward,))
-    assert [each for each in host_rules.rules(published) if each.chain == "mark"] == [rule]
+    assert [each for each in host_rules.rules(published) if each.chain == "marked"] == [rule]
 
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
@@ -711,6 +711,11 @@ def test_published_ports_in_chains_of_legacy_iptables() -> None:
         f"-s 192.168.0.0/24 {given} {to} 192.168.150.3",
         f"-s 10.0.0.6/32 {given} {to} 192.168.150.3",
     ]
+
+
+def test_flags_of_tcp_as_each_nft_lists_them() -> None:
+    forms = ("& (syn|rst) == syn", "& (syn | rst) == syn", "syn / syn,rst")
+    assert len({nft_listing.canonical(f"tcp flags {form} accept") for form in forms}) == 1
 
 
 def test_the_order_of_elements_says_nothing() -> None:

@@ -8,19 +8,13 @@ for each by ARP or Neighbour Discovery.
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from textwrap import dedent
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-import yaml  # type: ignore[import-untyped]
 from lab import (
-    CHECKOUT,
     ECHO_PORT,
     INTERNET,
-    WEB_PORT,
     FastGuest,
-    Host,
     Node,
     Provider,
     define_network,
@@ -31,14 +25,10 @@ from lab import (
     virsh,
     write_config,
 )
-from lab_documents import clone_of, type_page
-from lab_domains import asked, networks
+from lab_domains import STATE, asked, networks
 from lab_ipv6 import GATEWAY6, INTERNET6, DualProvider, dual, settle, static6
-from test_packaging import WRITABLE
 
 ROUTER, SERVER = "51.0.113.254", "51.0.113.7"
-GUEST_MAC = "52:54:00:00:00:05"
-PAGE = CHECKOUT / "docs" / "how-to" / "more-addresses.md"
 
 
 class Layout(NamedTuple):
@@ -116,14 +106,23 @@ def known_macs(router: Node, family: int) -> dict[str, str]:
     return dict(re.findall(r"^(\S+) lladdr (\S+)", shown, re.M))
 
 
-@pytest.fixture(params=["nftables", "iptables"])
-def firewall(request: pytest.FixtureRequest, installed: None) -> Iterator[str]:
-    yield str(request.param)
+@pytest.fixture(autouse=True)
+def fresh(installed: None) -> Iterator[None]:
+    """No address is leased yet."""
+    for file in STATE.glob("state.db*"):
+        file.unlink()
+    yield
     remove_config()
 
 
-@pytest.mark.parametrize("attach", ["bridge", "macvlan"])
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize(
+    ("name", "attach", "firewall"),
+    [
+        *((name, "bridge", "nftables") for name in FOUR),
+        ("alone", "macvlan", "nftables"),
+        ("alone", "bridge", "iptables"),
+    ],
+)
 def test_a_router_outside_of_the_subnet(name: str, attach: str, firewall: str) -> None:
     layout = FOUR[name]
     with ExitStack() as stack:
@@ -131,6 +130,7 @@ def test_a_router_outside_of_the_subnet(name: str, attach: str, firewall: str) -
             Provider(subnet="51.0.113.0/24", gateway=ROUTER, host_address=f"{SERVER}/24")
         )
         router = provider.router
+        gateway = "198.51.100.8" if name == "pair" else ROUTER
         if name == "pair":
             router.add_address("198.51.100.8/31")
         for each in layout.led:
@@ -145,7 +145,7 @@ def test_a_router_outside_of_the_subnet(name: str, attach: str, firewall: str) -
             guest.static("10.0.0.5/24", "10.0.0.1")
             guest.serve("tcp", ECHO_PORT)
             assert asked(guest.name, "tcp", INTERNET, ECHO_PORT) == address
-            assert asked(guest.name, "udp", ROUTER, ECHO_PORT) == address
+            assert asked(guest.name, "udp", gateway, ECHO_PORT) == address
             for client in (router, desk):
                 assert asked(client.name, "tcp", address, 8080), client.name
         macs = known_macs(router, 4)
@@ -156,7 +156,9 @@ def test_a_router_outside_of_the_subnet(name: str, attach: str, firewall: str) -
         assert natns("check").stdout == ""
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize(
+    ("name", "firewall"), [*((name, "nftables") for name in SIX), ("alone", "iptables")]
+)
 def test_a_router_outside_of_the_subnet_in_ipv6(name: str, firewall: str) -> None:
     layout = SIX[name]
     with ExitStack() as stack:
@@ -181,10 +183,10 @@ def test_a_router_outside_of_the_subnet_in_ipv6(name: str, firewall: str) -> Non
         assert natns("check").stdout == ""
 
 
-def test_a_network_that_hides_the_router_is_refused(firewall: str) -> None:
+def test_a_network_that_hides_the_router_is_refused() -> None:
     """Its private subnet has the router's address, or one of the pool's."""
     with Provider(subnet="51.0.113.0/24", gateway=ROUTER, host_address=f"{SERVER}/24"):
-        configured(FOUR["alone"], firewall)
+        configured(FOUR["alone"], "auto")
         for gateway, hidden in (
             ("51.0.113.1", f"{ROUTER}/32"),
             ("198.51.100.1", "198.51.100.8/32"),
@@ -193,66 +195,3 @@ def test_a_network_that_hides_the_router_is_refused(firewall: str) -> None:
             done = virsh("net-start", "n", check=False)
             assert f"overlaps {hidden} of upstream public" in done.stderr
             virsh("net-undefine", "n")
-
-
-# -- the page ------------------------------------------------------------------
-
-
-def lines_of(section: str) -> dict[str, Any]:
-    """The netplan lines of a section of the page."""
-    text = PAGE.read_text().partition(f"\n## {section}\n")[2]
-    found = re.search(r"^ *```\n(.*?)```", text, re.S | re.M)
-    assert found
-    loaded: dict[str, Any] = yaml.safe_load(dedent(found[1]))
-    return loaded
-
-
-def in_force(stack: ExitStack, netplan: dict[str, Any]) -> None:
-    """Have these lines in force, as netplan does; systemd-networkd cannot run here."""
-    for link, settings in netplan["network"]["bridges"].items():
-        run("ip", "link", "add", link, "type", "bridge", "stp_state", "0")
-        stack.callback(run, "ip", "link", "del", link)
-        for port in settings.get("interfaces", []):
-            run("ip", "link", "set", port, "master", link)
-    for kind in ("ethernets", "bridges"):
-        for link, settings in netplan["network"][kind].items():
-            run("ip", "link", "set", link, "up")
-            for address in settings.get("addresses", []):
-                run("ip", "address", "add", address, "dev", link)
-            for route in settings.get("routes", []):
-                via = ("via", route["via"]) if "via" in route else ()
-                onlink = ("onlink",) if route.get("on-link") else ()
-                scope = ("scope", route["scope"]) if "scope" in route else ()
-                run("ip", "route", "add", route["to"], *via, "dev", link, *onlink, *scope)
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Iterator[Path]:
-    run("sh", "-euc", WRITABLE)
-    yield clone_of(CHECKOUT, tmp_path / "clone")
-    run(CHECKOUT / "contrib" / "install", "--uninstall", check=False)
-    remove_config()
-    run("sysctl", "-qw", "net.ipv4.ip_forward=0")
-
-
-@pytest.mark.parametrize("section", ["The server routes", "A bridge with the card"])
-def test_the_page(section: str, clone: Path) -> None:
-    """The provider's router asks for each address by ARP, and leads it to the server's card."""
-    with ExitStack() as stack:
-        router = stack.enter_context(
-            Provider(bridge="switch", subnet="51.0.113.0/24", gateway=ROUTER, host_address=None)
-        ).router
-        run("ip", "link", "add", "ens3", "type", "veth", "peer", "name", "cable")
-        stack.callback(run, "ip", "link", "del", "ens3")
-        run("ip", "link", "set", "cable", "master", "switch", "up")
-        router.run("ip", "route", "add", "198.51.100.8/29", "dev", "eth0")
-        in_force(stack, lines_of(section))
-        stack.enter_context(
-            networks(isolated("lab", "virbr10", hosts=[Host(GUEST_MAC, "10.0.0.5")]))
-        )
-        type_page(PAGE, clone, section)
-        guest = stack.enter_context(FastGuest("virbr10", GUEST_MAC))
-        guest.dhcp()
-        guest.serve("http", WEB_PORT)
-        assert asked("guest", "tcp", INTERNET, ECHO_PORT) == "198.51.100.8"
-        natns("forward", "list")

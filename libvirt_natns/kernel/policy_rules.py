@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from libvirt_natns.addresses import FAMILIES, Family, IPNetwork, network_of, on_link
 from libvirt_natns.kernel import netlink
 from libvirt_natns.kernel.channel import NetlinkChannel
+from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.netlink import Attrs
 from libvirt_natns.kernel.rtnetlink import ip
 
 MARKS = range(0x6E740000, 0x6E750000)
 """Marks of ours, which no other program is known to set."""
+
+MOST_SOURCES = 64
+"""Rules by source that replies are marked for."""
 
 SOCKET_FAMILIES: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 NO_LIMIT = 0xFFFFFFFF
@@ -74,8 +78,16 @@ class PolicyRules:
         return sorted(rule for family in FAMILIES for rule in self._by_source(family))
 
     def by_mark(self) -> list[tuple[int, SourceRule]]:
-        """Return the rules by source, each with the mark of replies that go by its table."""
-        return list(zip(MARKS, self.by_source(), strict=False))
+        """Return the rules by source, each with the mark of replies that go by its table.
+
+        Clouds have a rule for each address of a container.  Of many rules, those count that
+        are about an address of the host's own.
+        """
+        rules = self.by_source()
+        if len(rules) > MOST_SOURCES:
+            own = LinkAddresses(self._channel).beyond_link()
+            rules = [rule for rule in rules if any(each in rule.network for each in own)]
+        return list(zip(MARKS, rules[:MOST_SOURCES], strict=False))
 
     def _by_source(self, family: Family) -> list[SourceRule]:
         rules = []

@@ -14,10 +14,12 @@ from lab import (
     isolated,
     natns,
     remove_config,
+    run,
     virsh,
     wait_for,
     write_config,
 )
+from lab_base import CONFIG_FILE
 from lab_dhcp import DhcpServer
 from lab_domains import asked, networks
 
@@ -58,6 +60,22 @@ def test_the_next_offer_is_taken(provider: Provider) -> None:
         stack.enter_context(networks(NETWORK))
         assert left_as() == free
         assert {declined for declined, _ in server.seen("DHCPDECLINE")} >= {address}
+        assert natns("check").stdout == ""
+
+
+@pytest.mark.parametrize("named_by", ["server", "configuration"])
+def test_an_address_alone_with_a_router_elsewhere(named_by: str, provider: Provider) -> None:
+    """As clouds lease addresses; the configuration may name the router as well."""
+    provider.router.add_address("51.0.113.254/32")
+    router = ["--dhcp-option=3,51.0.113.254"] if named_by == "server" else ["--dhcp-option=3"]
+    if named_by == "configuration":
+        file = CONFIG_FILE.read_text()
+        write_config(f'{file}gateway = "51.0.113.254"\n')
+    options = ("--dhcp-option=1,255.255.255.255", *router)
+    with DhcpServer(RANGE[0], RANGE[-1], *options), networks(NETWORK):
+        assert left_as() in RANGE
+        shown = run("ip", "-n", "nat-a", "route", "show", "default").stdout
+        assert "via 51.0.113.254" in shown
         assert natns("check").stdout == ""
 
 

@@ -58,7 +58,7 @@ def facts(kernel: Kernel, needs: Needs, record: HostRecord) -> dict[str, object]
     return {
         "bridges": list(outward_links.bridges(kernel.host.routes.leading(), inner)),
         "closed": record.forwarding if alone else [],
-        "sources": [asdict(each) for each in kernel.host.policy_rules.by_source()],
+        "sources": [asdict(each) for _, each in kernel.host.policy_rules.by_mark()],
         "closed6": record.settings.get(host_ipv6.FORWARDING) == "0",
     }
 

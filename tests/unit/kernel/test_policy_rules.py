@@ -3,10 +3,11 @@
 
 import socket
 import struct
+from ipaddress import ip_address
 
 import pytest
 
-from libvirt_natns.kernel import netlink, rtnetlink
+from libvirt_natns.kernel import netlink, policy_rules, rtnetlink
 from libvirt_natns.kernel.channel import NetlinkChannel, Sockets
 from libvirt_natns.kernel.policy_rules import MARKS, MarkRule, PolicyRules, SourceRule
 
@@ -65,6 +66,20 @@ def test_other_rules_are_left_alone(listed: list[bytes]) -> None:
     ]
     assert rules().by_source() == []
     assert rules().marked() == set()
+
+
+def test_of_many_rules_those_of_the_hosts_own_addresses_count(
+    listed: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ip_address("198.51.100.60")
+    monkeypatch.setattr(policy_rules.LinkAddresses, "beyond_link", lambda _: {own})
+    listed += [
+        message((netlink.FRA_SRC, bytes([10, 244, 0, number])), TABLE, PRIORITY)
+        for number in range(100)
+    ]
+    assert rules().by_mark() == []
+    listed.append(message(SOURCE, TABLE, PRIORITY))
+    assert [each.source for _, each in rules().by_mark()] == [f"{own}/32"]
 
 
 def test_rules_of_our_own(listed: list[bytes]) -> None:

@@ -7,8 +7,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from libvirt_natns.kernel import netlink, policy_rules, rtnetlink
+from libvirt_natns.kernel import netlink, rtnetlink
 from libvirt_natns.kernel.channel import NetlinkChannel, Sockets
+from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.policy_rules import MARKS, MarkRule, PolicyRules, SourceRule
 
 SOURCE = (netlink.FRA_SRC, bytes([198, 51, 100, 60]))
@@ -72,7 +73,7 @@ def test_of_many_rules_those_of_the_hosts_own_addresses_count(
     listed: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ip_address("198.51.100.60")
-    monkeypatch.setattr(policy_rules.LinkAddresses, "beyond_link", lambda _: {own})
+    monkeypatch.setattr(LinkAddresses, "beyond_link", lambda _: {own})
     listed += [
         message((netlink.FRA_SRC, bytes([10, 244, 0, number])), TABLE, PRIORITY)
         for number in range(100)

@@ -4,7 +4,7 @@
 ``ipaddress`` has a class for each family, and no union of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -13,6 +13,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    summarize_address_range,
 )
 from typing import Literal
 
@@ -45,6 +46,11 @@ class AddressRange:
     def size(self) -> int:
         """Return the number of addresses."""
         return int(self.last) - int(self.first) + 1
+
+    @property
+    def networks(self) -> Iterator[IPNetwork]:
+        """Yield the networks that together have exactly these addresses."""
+        return summarize_address_range(self.first, self.last)
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}" if self.first != self.last else str(self.first)

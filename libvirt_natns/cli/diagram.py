@@ -92,7 +92,7 @@ def _forwards(engine: Engine, record: NetworkRecord) -> tuple[str, ...]:
         f" -> {row.guest or row.target}"
         if row.first
         else f"{row.address} -> {row.guest}"
-        for row in forward_list.collect(engine.store, record.uuid, published=True)
+        for row in forward_list.collect(engine, record.uuid, published=True)
     ]
     more = len(forwards) - MOST_FORWARDS
     return (*forwards[:MOST_FORWARDS], f"and {more} more") if more > 0 else tuple(forwards)

@@ -28,6 +28,7 @@ from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.publication.attachment import ANY, Attachment
 from libvirt_natns.engine.publication.choices import Selector
 from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
+from libvirt_natns.engine.publication.scopes import waits
 from libvirt_natns.engine.publication.words import in_words, listening
 from libvirt_natns.errors import ConflictError, NatnsError
 from libvirt_natns.kernel.locks import locked
@@ -96,7 +97,7 @@ def _typed(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 def _list(engines: Engines, options: argparse.Namespace) -> int:
     with engines(look_only=True) as engine:
-        rows = forward_list.collect(engine.store)
+        rows = forward_list.collect(engine)
     if options.guest:
         rows = [row for row in rows if options.guest in (row.guest, row.guest_uuid)]
         if not rows:
@@ -123,10 +124,18 @@ def _add(engines: Engines, options: argparse.Namespace) -> int:
         _apply(guests, guest, edits)
         for forward in _published(guests, guest):
             if forward not in before:
-                print(f"{guest.name}: {in_words(forward)}")
+                print(f"{guest.name}: {in_words(forward)}{_waiting(guests, forward)}")
         if "live" not in guest.places:
             print(f"{guest.name}: published when it starts")
     return 0
+
+
+def _waiting(guests: Guests, forward: Forward) -> str:
+    record = guests.store.networks.get(forward.network)
+    present = guests.engine.kernel.host.addresses.beyond_link()
+    if record and waits(forward, record.kind, present):
+        return f" (waits until the host has {forward.address})"
+    return ""
 
 
 def _warn(guests: Guests, edited: Edited) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The list of forwards: published, or reserved for a guest that is about to start."""
+"""The list of forwards: published, waiting for an address, or reserved for a guest that starts."""
 
 import json
 from collections.abc import Sequence
@@ -8,15 +8,16 @@ from typing import Literal
 
 from libvirt_natns.addresses import bracketed
 from libvirt_natns.cli import columns
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.publication.scopes import waits
 from libvirt_natns.engine.publication.words import listening
 from libvirt_natns.model.publication import Forward, StaticNat
 from libvirt_natns.spans import span_text
-from libvirt_natns.state.store import Store
 
 HEADINGS = ("GUEST", "NETWORK", "PROTO", "LISTEN", "TARGET", "SOURCES", "STATE")
 NONE = "nothing is published: see virt-natns forward add"
 
-ForwardState = Literal["published", "reserved"]
+ForwardState = Literal["published", "waiting", "reserved"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +58,32 @@ class ForwardRow:
 
 
 def collect(
-    store: Store, network: str | None = None, *, published: bool = False
+    engine: Engine, network: str | None = None, *, published: bool = False
 ) -> list[ForwardRow]:
     """Return all forwards and static NATs, or only those of the network with that uuid.
 
-    ``published`` leaves out the forwards that are reserved for a guest that is about to start.
+    A forward on an address that the host does not have now is waiting.  ``published`` leaves
+    out the forwards that are reserved for a guest that is about to start.
     """
+    store = engine.store
     in_force = {*store.claims.forwards(network), *store.claims.static_nats(network)}
     claims: list[Forward | StaticNat] = [*store.claims.static_nats(network, published=published)]
     claims += store.claims.forwards(network, published=published)
     guests = {record.uuid: record.name for record in store.guests.all()}
-    networks = {record.uuid: record.name for record in store.networks.all()}
-    rows = [
-        _row(claim, guests, networks, "published" if claim in in_force else "reserved")
-        for claim in claims
-    ]
+    networks = {record.uuid: record for record in store.networks.all()}
+    kinds = {uuid: record.kind for uuid, record in networks.items()}
+    present = engine.kernel.host.addresses.beyond_link() if claims else set()
+
+    def state(claim: Forward | StaticNat) -> ForwardState:
+        if claim not in in_force:
+            return "reserved"
+        there = isinstance(claim, StaticNat) or not waits(
+            claim, kinds.get(claim.network, ""), present
+        )
+        return "published" if there else "waiting"
+
+    named = {uuid: record.name for uuid, record in networks.items()}
+    rows = [_row(claim, guests, named, state(claim)) for claim in claims]
     return sorted(rows, key=lambda row: (row.guest or "", row.network))
 
 
@@ -120,5 +132,8 @@ def compact(rows: Sequence[ForwardRow]) -> list[str]:
     forwards: dict[str, list[str]] = {}
     for row in rows:
         _, _, proto, listen, target, _, _ = row.cells
-        forwards.setdefault(row.guest or "network", []).append(f"{proto} {listen} -> {target}")
+        waiting = f" (waits for {row.address})" if row.state == "waiting" else ""
+        forwards.setdefault(row.guest or "network", []).append(
+            f"{proto} {listen} -> {target}{waiting}"
+        )
     return [f"{guest}: {', '.join(targets)}" for guest, targets in forwards.items()]

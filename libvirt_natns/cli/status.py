@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from libvirt_natns.addresses import unless_placeholder
 from libvirt_natns.cli import access, columns, forward_list, service_control
 from libvirt_natns.daemons import lease_file, libvirt
+from libvirt_natns.engine import late_starts
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.reconcile.active import Finding
@@ -67,10 +68,12 @@ def run(options: argparse.Namespace) -> int:
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
+        late = [(each.name, each.fault) for each in late_starts.waiting(engine)]
     if options.json:
-        print(as_json(statuses, host, missed, guests, service_control.as_object(health)))
+        object_ = service_control.as_object(health)
+        print(as_json(statuses, host, missed, guests, object_, late))
     else:
-        print(text(statuses, host, missed, guests, str(health)))
+        print(text(statuses, host, missed, guests, str(health), late))
     return 0
 
 
@@ -124,7 +127,7 @@ def _status(engine: Engine, record: NetworkRecord, found: Obstacles) -> Status:
         leases=len(lease_file.current(record.bridge)) if state == "up" else 0,
         health=_health(state, differences, found),
         differences=differences,
-        forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
+        forwards=tuple(forward_list.collect(engine, record.uuid, published=True)),
         lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
         obstacles=found,
     )
@@ -157,14 +160,17 @@ def text(
     missed: list[Finding],
     guests: list[Finding],
     service: str = "",
+    late: Sequence[Finding] = (),
 ) -> str:
     """Return the statuses as a table, with the differences of each network below it.
 
     ``host`` are differences of the host.  ``missed`` are events that no hook reported.
     ``guests`` are guests that publish something else than their metadata says.  All three
-    follow the table.  ``service`` is the health of the resident service.
+    follow the table.  ``service`` is the health of the resident service.  ``late`` are networks
+    that the service starts when their upstream comes.
     """
     lines = table(statuses) if statuses else [NONE]
+    lines += [f"  > {name}: waits to be started: {what}" for name, what in late]
     others = [("host", what) for what in host] + missed + guests
     lines += [f"  ! {name}: {what}" for name, what in others]
     if others or any(status.differences for status in statuses):
@@ -225,13 +231,15 @@ def as_json(
     missed: list[Finding],
     guests: list[Finding],
     service: Mapping[str, object] | None = None,
+    late: Sequence[Finding] = (),
 ) -> str:
-    """Return an object with "networks", "host", "missed", "guests" and "service"."""
+    """Return an object with "networks", "host", "missed", "guests", "service" and "waiting"."""
     document = {
         "networks": [asdict(status) for status in statuses],
         "host": host,
         "missed": [{"network": name, "difference": what} for name, what in missed],
         "guests": [{"guest": name, "difference": what} for name, what in guests],
         "service": service,
+        "waiting": [{"network": name, "reason": what} for name, what in late],
     }
     return json.dumps(document, indent=2)

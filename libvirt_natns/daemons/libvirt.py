@@ -57,8 +57,8 @@ Where = Literal["live", "config"]
 
 
 @contextmanager
-def connected(*, wake: bool = True) -> Iterator[Any]:
-    """Open a read-only connection to the libvirt that has the networks.
+def connected(*, wake: bool = True, write: bool = False) -> Iterator[Any]:
+    """Open a connection, read-only unless ``write``, to the libvirt that has the networks.
 
     ``wake`` False does not start a daemon that systemd would start for us.  Raises
     LibvirtError where no daemon answers.
@@ -67,7 +67,7 @@ def connected(*, wake: bool = True) -> Iterator[Any]:
     reasons = []
     for uri in URIS if wake else _awake(libvirtd.NETWORK):
         try:
-            connection = libvirt.openReadOnly(uri)
+            connection = libvirt.open(uri) if write else libvirt.openReadOnly(uri)
         except libvirt.libvirtError as error:
             reasons.append(str(error))
             continue
@@ -119,6 +119,20 @@ def uuids() -> list[str]:
     """Return the uuids of all networks that libvirt knows, active or not."""
     with connected() as connection:
         return [network.UUIDString() for network in connection.listAllNetworks(0)]
+
+
+def autostart(uuid: str) -> bool:
+    """Start a network that libvirt starts by itself; False if it runs, or is no such network.
+
+    A hook must not call this: libvirt waits for the hook.  Raises LibvirtError.
+    """
+    flag = "VIR_CONNECT_LIST_NETWORKS_"
+    flags = getattr(libvirt, f"{flag}INACTIVE") | getattr(libvirt, f"{flag}AUTOSTART")
+    with connected(wake=False, write=True) as connection:
+        idle = {each.UUIDString(): each for each in connection.listAllNetworks(flags)}
+        if uuid in idle:
+            idle[uuid].create()
+    return uuid in idle
 
 
 def version() -> tuple[int, int, int]:

@@ -56,8 +56,12 @@ MANNER = ("-f", "-R", "-S", "-B", "-s", "/bin/sh")
 A host that filters bridged packets cannot know which address a server will offer.
 """
 
-PATIENCE = ("-t", "5", "-T", "2", "-A", "10")
-"""Five questions, each 2 s apart, then a pause of 10 s, without end."""
+PATIENCE = ("-t", "4", "-T", "2", "-A", "2")
+"""Four questions, each 2 s apart, then a pause of 2 s, without end.
+
+The client pauses as well after it has declined an address that another station has.  The
+start of a network waits for the next offer (``dhcp_timeout``).
+"""
 
 CAPABILITIES = ("net_raw", "net_bind_service")
 """The needs of udhcpc: packet sockets on one link, and the port of DHCP clients."""

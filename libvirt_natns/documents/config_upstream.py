@@ -8,9 +8,10 @@ are fields of its type, and their defaults.
 from __future__ import annotations
 
 from dataclasses import fields
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, get_args
 
+from libvirt_natns.addresses import Address
 from libvirt_natns.documents import config_spans
 from libvirt_natns.documents.config_spans import NamedSpan
 from libvirt_natns.documents.config_table import (
@@ -25,6 +26,7 @@ from libvirt_natns.documents.config_table import (
 )
 from libvirt_natns.documents.config_values import (
     address6,
+    gateway4,
     pool,
     port_set,
     prefixes6,
@@ -79,6 +81,7 @@ def parse(name: str, table: TomlTable) -> Upstream:
         _check_ipv4(table, upstream)
         _check_ipv6(table, upstream)
     else:
+        _check_transit(table, upstream)
         _check_prefixes6(table, upstream)
     return upstream
 
@@ -104,12 +107,12 @@ KEYS: dict[str, Reader] = {
     "kind": KIND,
     "bridge": INTERFACE_NAME,
     "nic": INTERFACE_NAME,
-    "subnet": subnet(IPv4Network, 30, "an IPv4 subnet such as 192.168.0.0/24"),
-    "gateway": one(IPv4Address, "an IPv4 address such as 192.168.0.1"),
+    "subnet": subnet(IPv4Network, 32, "an IPv4 subnet such as 192.168.0.0/24"),
+    "gateway": one(gateway4, "an IPv4 address such as 192.168.0.1"),
     "pool": pool('a range such as "192.168.0.100-192.168.0.199", an address or a subnet'),
     "dns": several(resolver, "the address of a resolver outside this host, such as 192.168.0.1"),
     "probe": seconds(MAX_PROBE),
-    "subnet6": subnet(IPv6Network, 126, "an IPv6 subnet such as 2001:db8:77::/64"),
+    "subnet6": subnet(IPv6Network, 128, "an IPv6 subnet such as 2001:db8:77::/64"),
     "gateway6": one(address6, "an IPv6 address such as 2001:db8:77::1"),
     "pool6": several(
         range6, 'a range such as "2001:db8:77::100-2001:db8:77::1ff", an address or a subnet'
@@ -166,26 +169,23 @@ OUTSIDE6 = {"pool6", "prefixes6"}
 def _check_required(table: TomlTable, kind: UpstreamKind) -> None:
     only6 = not IPV4_KEYS & table.data.keys() and bool(OUTSIDE6 & table.data.keys())
     for key, expected in REQUIRED[kind].items():
-        by_dhcp = key == "subnet" and table.data.get("pool") == "dhcp"
-        spared = by_dhcp or (only6 and key in IPV4_KEYS)
+        # Without a subnet, each address of the pool stands alone beside its gateway.
+        told = table.data.get("pool") == "dhcp" or "gateway" in table.data
+        spared = (told and key == "subnet") or (only6 and key in IPV4_KEYS)
         if key not in table.data and not spared:
             raise table.error(key, "missing", expected)
 
 
 def _check_ipv4(table: TomlTable, upstream: BridgeUpstream) -> None:
     whole, gateway, ranges = upstream.subnet, upstream.gateway, upstream.pool
-    if gateway and whole:
-        ends = (whole.network_address, whole.broadcast_address)
-        if gateway not in whole or gateway in ends:
-            raise table.wrong("gateway", str(gateway), f"a host address in {whole}")
+    ends = _edges(whole)
+    if gateway in ends:
+        raise table.wrong("gateway", str(gateway), f"a host address in {whole}, or one outside")
     if table.data.get("pool", "dhcp") == "dhcp":
         return
-    if whole is None:
-        raise table.error("subnet", "missing", "the subnet that the pool is part of")
     spans = config_spans.of_ranges(ranges)
     _check_spans(table, "pool", spans, whole)
-    unusable = {whole.network_address, whole.broadcast_address, gateway}
-    lost = sum(any(address in span for span in ranges) for address in unusable)
+    lost = sum(any(address in span for span in ranges) for address in {*ends, gateway})
     if config_spans.size(spans) <= lost:
         expected = "at least one address besides the gateway and the ends of the subnet"
         raise table.error("pool", "has no usable address", expected)
@@ -193,24 +193,36 @@ def _check_ipv4(table: TomlTable, upstream: BridgeUpstream) -> None:
 
 def _check_ipv6(table: TomlTable, upstream: BridgeUpstream) -> None:
     whole, gateway = upstream.subnet6, upstream.gateway6
-    # Many a provider's router has a link-local address only.
-    if gateway and whole and gateway not in whole and not gateway.is_link_local:
-        raise table.wrong("gateway6", str(gateway), f"an address in {whole}, or link-local")
     if upstream.prefixes6 and upstream.is_macvlan:
         # The host, which has the route to each network's, does not reach it by that link.
         raise table.error("prefixes6", 'does not work with attach = "macvlan"', 'attach = "bridge"')
     _check_prefixes6(table, upstream)
     if not upstream.pool6:
         return
-    if whole is None:
-        raise table.error("subnet6", "missing", "the subnet that pool6 is part of")
+    if whole is None and gateway is None:
+        raise table.error("subnet6", "missing", "the subnet that pool6 is part of, or gateway6")
     spans = config_spans.of_ranges(upstream.pool6)
     _check_spans(table, "pool6", spans, whole)
-    unusable = {whole.network_address, gateway}
+    unusable = {*_edges(whole)[:1], gateway}
     lost = sum(any(address in span for span in upstream.pool6) for address in unusable)
     if config_spans.size(spans) <= lost:
         expected = "at least one address besides the gateway and the all-routers address"
         raise table.error("pool6", "has no usable address", expected)
+
+
+def _check_transit(table: TomlTable, upstream: Upstream) -> None:
+    """Refuse subnets without room for a gateway and a network."""
+    whole: IPv4Network | IPv6Network | None
+    for key, whole in (("subnet", upstream.subnet), ("subnet6", upstream.subnet6)):
+        if whole is not None and whole.prefixlen > whole.max_prefixlen - 2:
+            raise table.wrong(key, str(whole), f"a prefix length up to {whole.max_prefixlen - 2}")
+
+
+def _edges(whole: IPv4Network | IPv6Network | None) -> tuple[Address, ...]:
+    """Return the first and last address of a subnet; RFC 3021 has stations there in a /31."""
+    if whole is None or whole.prefixlen >= whole.max_prefixlen - 1:
+        return ()
+    return (whole.network_address, whole.broadcast_address)
 
 
 def _check_prefixes6(table: TomlTable, upstream: Upstream) -> None:
@@ -221,12 +233,11 @@ def _check_prefixes6(table: TomlTable, upstream: Upstream) -> None:
 
 
 def _check_spans(
-    table: TomlTable, key: str, spans: list[NamedSpan], whole: IPv4Network | IPv6Network
+    table: TomlTable, key: str, spans: list[NamedSpan], whole: IPv4Network | IPv6Network | None
 ) -> None:
-    """Refuse ranges that lie outside the subnet, or overlap."""
-    first, last = int(whole.network_address), int(whole.broadcast_address)
+    """Refuse ranges that lie outside the subnet, if there is one, or overlap."""
     for position, span in enumerate(spans):
-        if span.first < first or span.last > last:
+        if whole and not int(whole[0]) <= span.first <= span.last <= int(whole[-1]):
             raise table.wrong(f"{key}[{position}]", span.text, f"addresses in {whole}")
     overlap = config_spans.overlap(spans)
     if overlap:

@@ -89,6 +89,16 @@ def resolver(value: str) -> IPv4Address | IPv6Address:
     return address
 
 
+def gateway4(value: str) -> IPv4Address:
+    """Return the IPv4 address of a router."""
+    address = IPv4Address(value)
+    # The reserved block has the broadcast address of all networks.
+    unusable = address.is_multicast or address.is_reserved
+    if unusable or address.is_loopback or address.is_unspecified:
+        raise ValueError(value)
+    return address
+
+
 def address6(value: str) -> IPv6Address:
     """Return the IPv6 address of a host."""
     address = IPv6Address(value)

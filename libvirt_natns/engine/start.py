@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 from libvirt_natns.daemons import libvirt_dnsmasq
-from libvirt_natns.engine import given_up, shared_host, upstream_leases
+from libvirt_natns.engine import given_up, late_starts, shared_host, upstream_leases
 from libvirt_natns.engine.context import Context, discard_directory, empty_directory
 from libvirt_natns.engine.down import end, remove_orphan
 from libvirt_natns.engine.network_record import is_start_of, new_record
@@ -16,7 +16,7 @@ from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.removal import remove
 from libvirt_natns.engine.rivals import end_rivals
 from libvirt_natns.engine.start_checks import check, check_room
-from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.errors import ConflictError, NatnsError, UpstreamError
 from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.defer import at_once
 from libvirt_natns.kernel.locks import LIMIT
@@ -37,8 +37,13 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
     leaves nothing, where the network cannot come up.  Waits while another network with
     an overlapping subnet is between its own `start` and `started`.
     """
-    segment = context.planner.segment(network)
-    check(context, network, segment)
+    try:
+        segment = context.planner.segment(network)
+        check(context, network, segment)
+    except UpstreamError:
+        late_starts.note(network, xml)
+        raise
+    late_starts.forget(network.uuid)
     # Ahead of the lock: never two networks' locks are held at once.
     end_rivals(context, network, active=False)
     with context.changing("prepare", network.uuid, network.name) as change, Undo() as undo:

@@ -38,10 +38,10 @@ def check(context: Context, network: Network, segment: Segment) -> None:
         selection.check_resolvers(network, segment, resolvers_of(segment, families).servers)
     if isinstance(segment, DhcpSegment):
         udhcpc.program()
-    _check_bridge(context, network, segment)
+    check_upstream(context, network, segment)
 
 
-def _check_bridge(context: Context, network: Network, segment: Segment) -> None:
+def check_upstream(context: Context, network: Network, segment: Segment) -> None:
     """Refuse an upstream's bridge or NIC that could not take another network."""
     problem = attach_checks.problem(context.kernel, segment)
     if problem:

@@ -28,6 +28,8 @@ PLACES: dict[Chain, tuple[str, str, tuple[str, ...]]] = {
     "bridged_out": ("nat", "POSTROUTING", ("POSTROUTING",)),
     "srcnat": ("nat", "POSTROUTING", ("POSTROUTING",)),
     "raw": ("raw", "PREROUTING", ("PREROUTING",)),
+    "marked": ("mangle", "MARK", ("PREROUTING",)),
+    "clamp": ("mangle", "GUARD", ("FORWARD",)),
     "forward": ("mangle", "GUARD", ("FORWARD",)),
     "output": ("mangle", "OUT", ("POSTROUTING",)),
     "foreign": ("filter", "FORWARD", ("FORWARD",)),

@@ -38,7 +38,9 @@ HOST: Layout = {
     "raw": BaseChain("filter", "prerouting", "-450"),
     # The first chain of NAT with a binding decides, and chains of others do not.
     "bridged_in": BaseChain("nat", "prerouting", "dstnat - 1"),
+    "marked": BaseChain("filter", "prerouting", "mangle"),
     "dstnat": BaseChain("nat", "prerouting", "dstnat", also=BaseChain("nat", "output", "-100")),
+    "clamp": BaseChain("filter", "forward", "mangle"),
     "forward": BaseChain("filter", "forward", "filter"),
     "output": BaseChain("filter", "output", "filter"),
     "bridged_out": BaseChain("nat", "postrouting", "srcnat - 1"),

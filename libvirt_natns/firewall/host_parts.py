@@ -61,7 +61,9 @@ class HostPart:
         counts = Counter({name: len(members) for name, members in self.elements.items()})
         if self.transit:
             counts[f"transit {self.transit}"] = 1
-            published = sum(counts[kind.name] for kind in nft_maps.MAPS.values()) + len(self.rest)
+            published = sum(
+                counts[name] for name in {kind.name for kind in nft_maps.MAPS.values()}
+            ) + len(self.rest)
             counts[f"published {self.transit}"] = published
         if self.dhcp:
             counts[f"dhcp {self.dhcp}"] = 1

@@ -81,7 +81,8 @@ class Ways:
 
     ``outward`` are bridges that lead out of the host, ``links`` all links that do
     (for iptables, which cannot tell a bridge).  ``closed`` are links that forward IPv4
-    because of a transit bridge alone.  ``closed6``: the host forwards IPv6 because of
+    because of a transit bridge alone.  ``marks`` are marks of replies, by the network of the
+    host's own address that a flow was begun to.  ``closed6``: the host forwards IPv6 because of
     networks alone, and then ``links`` are the links that forward IPv6 since then.
     """
 
@@ -89,6 +90,7 @@ class Ways:
     links: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
     closed6: bool = False
+    marks: tuple[tuple[IPNetwork, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,8 @@ def _apart(bridge: str, zone: int) -> Iterator[Rule]:
 def dnat(forward: HostForward, excluded: tuple[IPNetwork, ...] = ()) -> Iterator[Rule]:
     """Yield the rules that translate published ports.
 
-    Of ports of all own addresses, those of ``excluded`` addresses stay as they are.
+    Of ports of all own addresses, those of ``excluded`` addresses stay as they are.  An address
+    counts while it is the machine's: it may come later, or belong to another machine by now.
     """
     excluded = excluded if forward.address is None else ()
     # A rule for each source, since nft lists several sources in its own order, and merged.
@@ -106,7 +107,7 @@ def dnat(forward: HostForward, excluded: tuple[IPNetwork, ...] = ()) -> Iterator
             sources=(source,) if source else (),
             destinations=single(forward.address) if forward.address else excluded,
             not_destinations=bool(excluded),
-            local=forward.address is None,
+            local=True,
             protocol=forward.proto,
             span=(forward.first, forward.last),
             action="dnat",
@@ -120,6 +121,13 @@ def _transit(
 ) -> Iterator[Rule]:
     published = {forward.target.version for forward in policy.forwards if forward.bridge == bridge}
     yield from _loopback(bridge)
+    # The kernel routes replies before it translates their source back to the host's address.
+    for to, mark in policy.ways.marks if policy.ways else ():
+        if to.version in published:
+            yield Rule(chain="marked", iif=bridge, replies_of=to, action="mark", mark=mark)
+    # By the MTU of the host's way out, or of the way back, whichever is less: a tunnel's may be.
+    yield Rule(chain="clamp", iif=bridge, protocol="tcp", syn=True, action="clamp-mss")
+    yield Rule(chain="clamp", oif=bridge, protocol="tcp", syn=True, action="clamp-mss")
     for transit in transits:
         yield from _sources(transit, transit.subnet.version in published)
     behind: list[boundary.Subnets] = [(transit.subnet,) for transit in transits]

@@ -101,6 +101,8 @@ def _matches(rule: Rule, icmp: IcmpType | None) -> Iterator[Match]:
 
 
 def _states(rule: Rule) -> Iterator[Match]:
+    if rule.replies_of:
+        yield "conntrack", {"ctdir": "REPLY", "ctorigdst": str(rule.replies_of)}
     if rule.translated:
         # DNAT is a state of iptables, and states given together are alternatives.
         yield "conntrack", {"ctstate": "DNAT"}
@@ -130,6 +132,8 @@ def _target(rule: Rule, family: Family) -> Match:
         return "SNAT", {"to-source": str(rule.to)}
     if rule.action == "zone":
         return "CT", {"zone": str(rule.zone)}
+    if rule.action == "mark":
+        return "MARK", {"set-xmark": f"{rule.mark:#x}/0xffffffff"}
     if rule.action == "keep":
         # A prefix of no bits: the whole address stays.
         return "NETMAP", {"to": "0.0.0.0/0" if family == 4 else "::/0"}

@@ -8,6 +8,8 @@ MET = re.compile(r"(flags dynamic[^}]*?)\n\t*elements = \{[^}]*\}")
 ELEMENTS = re.compile(r"elements = \{([^}]*)\}")
 PROTOCOL = re.compile(r"\b(tcp|udp|sctp)\b")
 TRANSPORT = re.compile(r"(meta l4proto )(tcp|udp|sctp)\b")
+SYN = re.compile(r"tcp flags & \(syn ?\| ?rst\) == syn\b")
+"""As rules have it, and nft 1.1 lists it; nft 1.0 lists a mask of flags in short."""
 NUMBERS = {"tcp": "6", "udp": "17", "sctp": "132"}
 
 
@@ -18,6 +20,7 @@ def canonical(text: str) -> str:
     protocols where the machine has an /etc/protocols, and numbers them elsewhere.
     nft 1.0.6 knows no name for the priority of a dnat on output, 1.1 writes one.
     """
+    text = SYN.sub("tcp flags syn / syn,rst", text)
     text = TRANSPORT.sub(lambda match: f"{match[1]}{NUMBERS[match[2]]}", text)
     return ELEMENTS.sub(_sorted_elements, MET.sub(r"\1", text)).replace(
         "hook output priority dstnat;", "hook output priority -100;"

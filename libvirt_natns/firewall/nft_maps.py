@@ -7,6 +7,7 @@ A lookup takes as long for thousands of elements as for one.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.firewall.nft_statements import IP, network_text
@@ -50,17 +51,23 @@ class Map:
         yield from self.also
 
 
-def _map(family: Family, local: bool, interval: bool) -> Map:
+Listening = Literal["given", "own", "any"]
+"""A given address, a given address while the machine has it, or any address of the machine."""
+
+
+def _map(family: Family, listening: Listening, interval: bool) -> Map:
     protocol = IP[family]
     address = f"{'ipv4' if family == 4 else 'ipv6'}_addr"
     port = "inet_proto . inet_service"
+    everywhere = listening == "any"
     # The kernel takes ::1 from no link but lo.
-    which = f"{'ip6 daddr != ::1 ' if family == 6 else ''}fib daddr type local " if local else ""
-    where = "" if local else f"{protocol} daddr . "
+    which = "ip6 daddr != ::1 " if everywhere and family == 6 else ""
+    which += "" if listening == "given" else "fib daddr type local "
+    where = "" if everywhere else f"{protocol} daddr . "
     return Map(
-        f"{'local_' if local else ''}{'ranges' if interval else 'ports'}"
+        f"{'local_' if everywhere else ''}{'ranges' if interval else 'ports'}"
         f"{'' if family == 4 else '6'}",
-        port if local else f"{address} . {port}",
+        port if everywhere else f"{address} . {port}",
         address if interval else f"{address} . inet_service",
         f"{which}dnat {protocol} to {where}meta l4proto . th dport",
         interval=interval,
@@ -68,12 +75,12 @@ def _map(family: Family, local: bool, interval: bool) -> Map:
 
 
 MAPS = {
-    (family, local, interval): _map(family, local, interval)
+    (family, listening, interval): _map(family, listening, interval)
     for family in FAMILIES
-    for local in (False, True)
+    for listening in get_args(Listening)
     for interval in (False, True)
 }
-"""By family, by whether the rule is for any local address, and by whether the rule leaves a range
+"""By family, by the address that the rule is for, and by whether the rule leaves a range
 of ports as it is.  A range that stays as it is takes one element, another range an element for
 each port."""
 
@@ -132,8 +139,14 @@ def _map_of(rule: Rule) -> Map | None:
     if rule.action == "accept":
         return _opened(rule)
     if rule.to and (rule.local or len(rule.destinations) == 1):
-        return MAPS[rule.to.version, rule.local, rule.width > 1 and rule.to_ports is None]
+        return MAPS[rule.to.version, _listening(rule), rule.width > 1 and rule.to_ports is None]
     return None
+
+
+def _listening(rule: Rule) -> Listening:
+    if not rule.local:
+        return "given"
+    return "own" if rule.destinations and not rule.not_destinations else "any"
 
 
 def _elements(rule: Rule, nft_map: Map) -> Iterator[str]:
@@ -141,7 +154,7 @@ def _elements(rule: Rule, nft_map: Map) -> Iterator[str]:
         yield f'"{rule.iif or rule.oif}"' + (f" : {rule.zone}" if nft_map is ZONES else "")
         return
     key = f"{rule.protocol} . "
-    if not rule.local:
+    if _listening(rule) != "any":
         key = f"{network_text(rule.destinations[0])} . {key}"
     if not nft_map.data and rule.span:
         yield f"{key}{'-'.join(map(str, dict.fromkeys(rule.span)))}"

@@ -39,6 +39,9 @@ def statement(rule: Rule) -> str:
 def _condition(rule: Rule) -> str:
     parts = [f"meta nfproto ipv{rule.only}"] if rule.only else []
     parts += [*_interfaces(rule), *_addresses(rule), *_protocol(rule)]
+    if rule.replies_of:
+        family, to = IP[rule.replies_of.version], network_text(rule.replies_of)
+        parts.append(f"ct direction reply ct original {family} daddr {to}")
     if rule.translated:
         parts.append("ct status dnat")
     if rule.states:
@@ -95,6 +98,8 @@ def _protocol(rule: Rule) -> list[str]:
 def _verdict(rule: Rule) -> str:
     if rule.action == "reject":
         return f"reject with {REJECTIONS.get(rule.protocol or '', 'icmpx admin-prohibited')}"
+    if rule.action == "mark":
+        return f"meta mark set {rule.mark:#010x}"
     if rule.to:
         return f"{rule.action} {IP[rule.to.version]} to {_new_destination(rule)}"
     return VERDICTS[rule.action]

@@ -19,6 +19,7 @@ Chain = Literal[
     "arp",
     "raw",
     "bridged_in",
+    "marked",
     "dstnat",
     "input",
     "clamp",
@@ -34,6 +35,7 @@ Chain = Literal[
 arp      ARP for the machine or namespace itself, where the backend has a place for ARP
 raw      on arrival, before conntrack and NAT see the packet
 bridged_in   in the host, ahead of all translation on arrival
+marked   in the host, on arrival, ahead of routing: packets are marked for a rule of routing
 dstnat   first packet of a flow, on arrival: its real destination.  In the host, also
          packets that the host itself sends
 input    addressed to the machine or namespace itself; a packet that no rule accepts is dropped
@@ -50,7 +52,7 @@ LayoutName = Literal["namespace", "router"]
 """The chains that a rule set has, by the namespace it is for: a network's, or a router's."""
 
 Action = Literal[
-    "accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "zone", "keep"
+    "accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "zone", "keep", "mark"
 ]
 Transport = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
 ConntrackState = Literal["new", "established", "related", "invalid"]
@@ -80,6 +82,7 @@ class Rule:
     ``not_iif``, ``not_oif``, ``not_sources`` and ``not_destinations`` turn their match
     round.  ``local`` matches what goes to any address of the machine.
     ``ports`` are destination ports, ``span`` is the first and the last port of a range.
+    ``replies_of`` matches replies of flows that were begun to an address of that network.
     ``translated`` matches flows with a destination that a dnat changed.
     ``syn`` matches the first segment of each direction of a TCP connection, ``not_syn``
     any other.  ``only`` limits a rule without addresses to one family.
@@ -87,9 +90,10 @@ class Rule:
     A reject answers TCP with a reset, UDP with "port unreachable", and where no protocol is named
     with "administratively prohibited".  A "zone" gives connections a table of their own in
     conntrack, number ``zone``.  A "keep" makes NAT leave the destination (on arrival) or the source
-    (on leaving) as it is.  ``iif_kind`` and ``oif_kind`` are the kernel's names for kinds of links,
-    as "bridge".  A dnat or snat puts the address ``to`` in place.  A dnat with ``to_ports`` changes
-    the port, too: the new port is as far from the first as in ``span``.  A single port takes all.
+    (on leaving) as it is.  A "mark" gives a packet the mark ``mark``.  ``iif_kind`` and
+    ``oif_kind`` are the kernel's names for kinds of links, as "bridge".  A dnat or snat puts the
+    address ``to`` in place.  A dnat with ``to_ports`` changes the port, too: the new port is as far
+    from the first as in ``span``.  A single port takes all.
 
     ``fresh`` drops packets from, or to, unknown addresses, where such packets
     are too many.  ``remembered`` makes the address known.  ``flows`` matches the first
@@ -135,6 +139,8 @@ class Rule:
     to_ports: tuple[int, int] | None = None
     unique: bool = False
     zone: int = 0
+    mark: int = 0
+    replies_of: IPNetwork | None = None
 
     def __post_init__(self) -> None:
         for name in (self.iif, self.oif):
@@ -161,6 +167,8 @@ class Rule:
         families.update(network.version for network in (*self.sources, *self.destinations))
         if self.to is not None:
             families.add(self.to.version)
+        if self.replies_of is not None:
+            families.add(self.replies_of.version)
         if self.protocol in ICMP:
             families.add(ICMP[self.protocol])
         return families

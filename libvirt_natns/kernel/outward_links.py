@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The links that lead out of the host, as the kernel's files tell it.
+"""The links that lead out of the host, as its routes and the kernel's files tell it.
+
+``routed`` are the links of routes, with True if a router is reached by the link
+(``Routes.leading``).
 
 A bridge leads out if a gateway is reached by it, or if it has a port that is no guest's: a NIC, a
 bond, a VLAN. All other bridges are for guests and containers of this host.  A link that is neither
@@ -7,7 +10,7 @@ a bridge nor a bridge's port leads out: a NIC, a tunnel, a modem.  Ports of gues
 not: for a moment, each of them has no bridge yet.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,15 +20,10 @@ INWARD = (names.GUEST_PREFIX, names.PRIVATE_PREFIX, names.UPSTREAM_PREFIX)
 """The beginnings of names of ports that lead to guests and networks."""
 
 LINKS = Path("/sys/class/net")
-ROUTES = Path("/proc/thread-self/net/route")
-ROUTES6 = Path("/proc/thread-self/net/ipv6_route")
-RTF_GATEWAY = 0x2
-NO_GATEWAY = "0" * 8
 
 
-def bridges(but: Iterable[str]) -> tuple[str, ...]:
+def bridges(routed: Mapping[str, bool], but: Iterable[str]) -> tuple[str, ...]:
     """Return the bridges that lead out of the host, without the bridges in ``but``."""
-    routed = dict(_routes())
     inner = set(but)
     return tuple(
         sorted(
@@ -36,10 +34,10 @@ def bridges(but: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def links(but: Iterable[str]) -> tuple[str, ...]:
+def links(routed: Mapping[str, bool], but: Iterable[str]) -> tuple[str, ...]:
     """Return all links that lead out of the host, bridges among them."""
     inner = {"lo", *but}
-    outer = set(bridges(inner))
+    outer = set(bridges(routed, inner))
     found = (
         link.name
         for link in LINKS.iterdir()
@@ -52,20 +50,6 @@ def links(but: Iterable[str]) -> tuple[str, ...]:
             if link in outer or not (is_bridge(link) or (LINKS / link / "brport").exists())
         )
     )
-
-
-def _routes() -> Iterator[tuple[str, bool]]:
-    """Yield the links of the host's routes, each with True if it leads to a gateway."""
-    found: dict[str, bool] = {}
-    with suppress(OSError):
-        for line in ROUTES.read_text(errors="surrogateescape").splitlines()[1:]:
-            link, _, gateway, *_ = line.split()
-            found[link] = found.get(link, False) or gateway != NO_GATEWAY
-    with suppress(OSError):
-        for line in ROUTES6.read_text(errors="surrogateescape").splitlines():
-            *_, flags, link = line.split()
-            found[link] = found.get(link, False) or bool(int(flags, 16) & RTF_GATEWAY)
-    yield from found.items()
 
 
 def is_bridge(link: str) -> bool:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Routes of one namespace: those of the main table, and the links that any table's lead over."""
+"""Routes of one namespace: those of the main table, and the links of any table's routes."""
 
 import socket
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from libvirt_natns.addresses import Address, Family, IPNetwork
+from libvirt_natns.addresses import FAMILIES, Address, Family, IPNetwork
 from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.links import Links
@@ -19,13 +18,6 @@ METRICS: dict[Family, int | None] = {4: None, 6: 1024}
 
 LEAST_SPECIFIC: dict[Family, int] = {4: 8, 6: 7}
 """Prefix lengths of the least specific routes to a network, such as 10.0.0.0/8 and fc00::/7."""
-
-IPV4_ROUTES = "/proc/thread-self/net/route"
-IPV6_ROUTES = "/proc/thread-self/net/ipv6_route"
-RTF_ANYCAST = 0x100000
-RTF_LOCAL = 0x80000000
-WITHIN_LINK = ("fe8", "fe9", "fea", "feb", "ff")
-"""First digits of link-local and multicast destinations in ``IPV6_ROUTES``."""
 
 
 def family_of(destination: IPNetwork) -> Family:
@@ -43,7 +35,7 @@ def main_routes(channel: NetlinkChannel, *families: Family) -> list[RouteEntry]:
 def _all_routes(channel: NetlinkChannel, *families: Family) -> list[RouteEntry]:
     return channel.listed(
         f"IPv{families[0]} routes" if families else "routes",
-        lambda: channel.reader.routes(*families),
+        lambda: channel.reader.routes(*families, local=False),
     )
 
 
@@ -163,9 +155,10 @@ class Routes:
         """Return the routers of the default routes of a family."""
         routes = main_routes(self._channel, family)
         return {
-            route.gateway
+            hop.gateway
             for route in routes
-            if route.destination.prefixlen == 0 and route.gateway is not None
+            for hop in route.hops
+            if route.destination.prefixlen == 0 and hop.gateway is not None
         }
 
     def destinations(self, without: Iterable[str] = ()) -> set[IPNetwork]:
@@ -188,18 +181,30 @@ class Routes:
 
         Rules may lead to routes of any table: VPNs and policies have tables of their own.
         """
-        beside = {
-            route.link
-            for route in _all_routes(self._channel, family)
-            if route.table not in (netlink.RT_TABLE_MAIN, netlink.RT_TABLE_LOCAL)
+        routes = _all_routes(self._channel, family)
+        return {
+            link
+            for link in self._by_link(
+                route for route in routes if not _within_link(route.destination)
+            )
+            if link != "lo"
         }
+
+    def leading(self) -> dict[str, bool]:
+        """Return all links of routes, each with True if a router is reached by the link."""
+        return self._by_link(
+            route for family in FAMILIES for route in _all_routes(self._channel, family)
+        )
+
+    def _by_link(self, routes: Iterable[RouteEntry]) -> dict[str, bool]:
+        leading: dict[int, bool] = {}
+        for route in routes:
+            for hop in route.hops:
+                leading[hop.link] = leading.get(hop.link, False) or hop.gateway is not None
         # By name at once; listing all links takes 0.2 s with a few hundred of them.
         with netns.entered(self._channel.namespace):
-            names = {name for index in beside if index and (name := _link_name(index))}
-            if family == 6:
-                return (names | _ipv6_links()) - {"lo"}
-            lines = Path(IPV4_ROUTES).read_text(errors="surrogateescape").splitlines()[1:]
-        return (names | {line.split()[0] for line in lines if line.strip()}) - {"*"}
+            names = {index: _link_name(index) for index in leading}
+        return {names[index]: routed for index, routed in leading.items() if names[index]}
 
 
 def is_way_out(destination: IPNetwork) -> bool:
@@ -220,21 +225,3 @@ def _link_name(index: int) -> str:
 def _within_link(destination: IPNetwork) -> bool:
     """Return True if the kernel makes a route to this destination on every link."""
     return destination.version == 6 and (destination.is_link_local or destination.is_multicast)
-
-
-def _ipv6_links() -> set[str]:
-    """Return the names of links of IPv6 routes, without routes that the kernel makes."""
-    try:
-        lines = Path(IPV6_ROUTES).read_text(errors="surrogateescape").splitlines()
-    except FileNotFoundError:
-        # A kernel without IPv6.
-        return set()
-    links = set()
-    for line in lines:
-        # Each bridge has several of these: only the others are worth a look.
-        if line.startswith(WITHIN_LINK):
-            continue
-        *_, flags, link = line.split()
-        if not int(flags, 16) & (RTF_LOCAL | RTF_ANYCAST):
-            links.add(link)
-    return links

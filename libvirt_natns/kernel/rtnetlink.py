@@ -57,10 +57,19 @@ class LinkAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Hop:
+    """A way that a route leads: the index of its link, and the router there, if any."""
+
+    link: int
+    gateway: Address | None
+
+
+@dataclass(frozen=True, slots=True)
 class RouteEntry:
     """A route; ``kind``, ``scope``, ``tos`` and ``protocol`` are the kernel's numbers.
 
-    ``mtu``, in octets, is a limit below that of the link.
+    ``mtu``, in octets, is a limit below that of the link.  ``hops`` are all ways of a
+    route; ``gateway`` and ``link`` are None where it has several.
     """
 
     destination: IPNetwork
@@ -73,6 +82,7 @@ class RouteEntry:
     tos: int
     protocol: int
     mtu: int | None = None
+    hops: tuple[Hop, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +128,22 @@ class Session(netlink.Socket):
             and link in (None, int.from_bytes(body[4:8], sys.byteorder))
         ]
 
-    def routes(self, *families: Family) -> list[RouteEntry]:
+    def routes(self, *families: Family, local: bool = True) -> list[RouteEntry]:
         """Return all routes of all tables, of some families or of both.
 
+        Without ``local``, routes to the machine itself are left out (the table "local").
         Raises OSError and InterruptedDumpError.
         """
-        return [route for family in families or FAMILIES for route in self._routes(family)]
+        return [
+            route for family in families or FAMILIES for route in self._routes(family, local=local)
+        ]
 
-    def _routes(self, family: Family) -> Iterator[RouteEntry]:
+    def _routes(self, family: Family, *, local: bool) -> Iterator[RouteEntry]:
         request = struct.pack("=BBBBBBBBI", _SOCKET_FAMILIES[family], *[0] * 8)
         for body in self.dump(netlink.RTM_GETROUTE, request):
             # The kernel notes a single destination, such as its path's MTU, as a cloned route.
-            if not struct.unpack_from("=8xI", body)[0] & netlink.RTM_F_CLONED:
+            table, flags = struct.unpack_from("=4xB3xI", body)
+            if (local or table != netlink.RT_TABLE_LOCAL) and not flags & netlink.RTM_F_CLONED:
                 yield _route(body)
 
     def route_of(
@@ -236,10 +250,9 @@ def _destination(family: int, address: bytes | None, length: int) -> IPNetwork:
 def _route(body: bytes) -> RouteEntry:
     family, length, tos, table, protocol, scope, kind = struct.unpack_from("=BBxBBBBB", body)
     attributes = Attrs.parse(body, 12)
-    gateway = attributes.get(netlink.RTA_GATEWAY)
     return RouteEntry(
         destination=_destination(family, attributes.get(netlink.RTA_DST), length),
-        gateway=ip(gateway) if gateway is not None else None,
+        gateway=_gateway(attributes),
         link=attributes.number(netlink.RTA_OIF),
         priority=attributes.number(netlink.RTA_PRIORITY),
         table=attributes.number(netlink.RTA_TABLE) or table,
@@ -248,4 +261,28 @@ def _route(body: bytes) -> RouteEntry:
         tos=tos,
         protocol=protocol,
         mtu=attributes.nested(netlink.RTA_METRICS).number(netlink.RTAX_MTU),
+        hops=tuple(hops(attributes)),
     )
+
+
+def _gateway(attributes: Attrs) -> Address | None:
+    """Return the router of a route or hop, which may be of the other family (RTA_VIA)."""
+    gateway = attributes.get(netlink.RTA_GATEWAY)
+    if gateway is None:
+        gateway = (attributes.get(netlink.RTA_VIA) or b"")[2:]
+    return ip(gateway) if gateway else None
+
+
+def hops(attributes: Attrs) -> Iterator[Hop]:
+    """Yield the ways that a route with these attributes leads; none for one that refuses."""
+    link = attributes.number(netlink.RTA_OIF)
+    if link is not None:
+        yield Hop(link, _gateway(attributes))
+    several = attributes.get(netlink.RTA_MULTIPATH) or b""
+    start, least = 0, netlink.ROUTE_HOP.size
+    while start + least <= len(several):
+        length, link = netlink.ROUTE_HOP.unpack_from(several, start)
+        if length < least:
+            return
+        yield Hop(link, _gateway(Attrs.parse(several[start : start + length], least)))
+        start += netlink.aligned(length)

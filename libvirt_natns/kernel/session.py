@@ -20,6 +20,7 @@ from libvirt_natns.kernel.ipv6_neighbours import IPv6Neighbours
 from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.macvlans import Macvlans
+from libvirt_natns.kernel.policy_rules import PolicyRules
 from libvirt_natns.kernel.route_limits import RouteLimits
 from libvirt_natns.kernel.route_lookup import RouteLookup
 from libvirt_natns.kernel.routes import Routes
@@ -64,6 +65,10 @@ class NamespaceView:
     @property
     def route_lookup(self) -> RouteLookup:
         return RouteLookup(self._channel)
+
+    @property
+    def policy_rules(self) -> PolicyRules:
+        return PolicyRules(self._channel)
 
     @property
     def route_limits(self) -> RouteLimits:

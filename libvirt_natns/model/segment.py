@@ -34,9 +34,11 @@ LearntRoute = tuple[IPNetwork, Address]
 
 @dataclass(frozen=True, slots=True)
 class SegmentSide:
-    """A segment in one family; without ``subnet`` it has no addresses of that family.
+    """A segment in one family; without ``subnet`` and ``ranges`` it has no addresses of it.
 
-    ``by_dhcp``: the provider's DHCP server leases the addresses of that family, not we.
+    Without ``subnet`` each address of ``ranges`` stands alone: the gateway is on-link, and
+    all other stations are behind the gateway.  ``by_dhcp``: the provider's DHCP server leases
+    the addresses of that family, not we.
     """
 
     family: Family
@@ -44,6 +46,24 @@ class SegmentSide:
     gateway: Address | None
     ranges: tuple[AddressRange, ...]
     by_dhcp: bool = False
+
+    @property
+    def prefix_length(self) -> int | None:
+        """Return the length of an address's prefix there; None where there are no addresses."""
+        if self.subnet is None and self.ranges:
+            return self.ranges[0].first.max_prefixlen
+        return self.subnet.prefixlen if self.subnet else None
+
+    @property
+    def is_off_link(self) -> bool:
+        """True if the gateway is outside of the subnet; it is on the link nevertheless."""
+        return self.gateway is not None and self.gateway not in (self.subnet or ())
+
+    def holds(self, address: Address) -> bool:
+        """True if a network may have the address, were it free."""
+        if self.subnet is None:
+            return any(address in span for span in self.ranges)
+        return address in self.subnet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

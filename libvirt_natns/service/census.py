@@ -130,7 +130,7 @@ def _sizes(store: Store, upstream: Upstream) -> dict[LeaseKind, int | None]:
 def _size(segment: Segment, family: Family) -> int | None:
     """Return how many addresses of a family a pool can lease."""
     side = segment.side(family)
-    if side.subnet is None or not side.ranges:
+    if not side.ranges:
         return None
     unusable = [
         address

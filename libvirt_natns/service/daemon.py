@@ -33,6 +33,7 @@ from libvirt_natns.engine.reconcile.active import Active
 from libvirt_natns.errors import AddressTakenError, LibvirtError
 from libvirt_natns.kernel import netns
 from libvirt_natns.service import resources
+from libvirt_natns.service.arrivals import Arrivals
 from libvirt_natns.service.change_observer import ChangeObserver
 from libvirt_natns.service.complaints import Complaints
 from libvirt_natns.service.engine_pool import EnginePool
@@ -82,7 +83,8 @@ class Service:
         self.libvirt_watch = LibvirtWatch(self.sessions, log, self.reconcile)
         self.starts = Starts(self.sessions, log, self.libvirt_watch.is_active)
         self.sessions.expect = self.starts.expect
-        self._obstacles = ObstacleWatch(self.sessions, log)
+        self.arrivals = Arrivals(self.sessions, log)
+        self._obstacles = ObstacleWatch(self.sessions, log, self._report)
         self._outside = OutsideLook(self.sessions, log, self._report, self.healer.suspect)
         self.server = Server(
             self.sessions,
@@ -102,6 +104,7 @@ class Service:
         """Serve until a signal ends it (SIGTERM, SIGINT)."""
         parts = (
             self.background, self.kernel_watch, self.healer, self.libvirt_watch, self.starts,
+            self.arrivals,
         )  # fmt: skip
         with ExitStack() as started:
             for part in parts:
@@ -196,14 +199,8 @@ class Service:
             self.background.after(SOON, self._look_for_obstacles)
 
     def _look_for_obstacles(self) -> None:
-        try:
-            self._obstacles.look()
-            self._complaints.end("obstacles")
-        except Exception as error:  # it belongs to no network, so none is suspected
-            if self._complaints.is_news("obstacles", error):
-                self._report(error, "looking for obstacles")
-        finally:
-            self.background.after(PAUSE, self._look_for_obstacles)
+        self._obstacles.look()
+        self.background.after(PAUSE, self._look_for_obstacles)
 
     def _look_outside(self) -> None:
         if self._outside.look():

@@ -5,11 +5,12 @@ A false alarm costs a look at the network, and no more.  So an event that may be
 counts as damage.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from libvirt_natns import names
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.kernel import netlink, outward_links
+from libvirt_natns.kernel.sysctl import Sysctls
 from libvirt_natns.service import netlink_messages as messages
 from libvirt_natns.service.followed_networks import FollowedNetworks
 from libvirt_natns.service.inotify import DirectoryMonitor
@@ -41,6 +42,7 @@ class KernelEvents:
         self._own = own
         self._newcomer = newcomer
         self._links: dict[int, LinkState] = {}
+        self._led_over: set[int] = set()
         self._readers: tuple[tuple[Channel, Callable[[Channel], None]], ...] = (
             (self._inside.routing, self._read_inside),
             (self._inside.rules, self._read_inside),
@@ -66,6 +68,7 @@ class KernelEvents:
             except Overflow:
                 # The lost messages may concern any network.
                 self._links.clear()
+                self._led_over.clear()
                 self._outside.list_links()
                 for uuid in (HOST, *self._followed):
                     self._own.heard(uuid)
@@ -111,7 +114,20 @@ class KernelEvents:
                     if not messages.kernels_own(kind, body):
                         self._on_address(kind, body)
                 elif messages.alters_routing(kind, body):
+                    self._led_over.clear()
                     self._own.heard_of_host()
+                elif self._leads_elsewhere(messages.led_over(kind, body)):
+                    self._own.heard_of_host()
+
+    def _leads_elsewhere(self, indexes: Iterable[int]) -> bool:
+        """True if a route leads over a link that does not forward yet, such as a new tunnel.
+
+        Routes of a routing daemon come all day long, over links that have routes already.
+        """
+        fresh = [index for index in indexes if index not in self._led_over]
+        self._led_over.update(fresh)
+        links = [self._links[index].name for index in fresh if index in self._links]
+        return any(not self._is_inward(link) and not _forwards(link) for link in links)
 
     def _on_link(self, kind: int, body: bytes) -> None:
         index = messages.link_index(body)
@@ -119,6 +135,7 @@ class KernelEvents:
         after = messages.link_state(kind, body, before)
         if after is None:
             self._links.pop(index, None)
+            self._led_over.discard(index)
         else:
             self._links[index] = after
         if before != after:
@@ -172,6 +189,11 @@ class KernelEvents:
             self._own.heard_of_host()
         elif kind == netlink.RTM_NEWADDR:
             self._own.heard(self._followed.by_link(link.name))
+
+
+def _forwards(link: str) -> bool:
+    """True if the host forwards IPv4 packets that come in by a link, or if the link is gone."""
+    return Sysctls(None).get(f"net/ipv4/conf/{link}/forwarding") != "0"
 
 
 def _way_out(link: LinkState | None) -> tuple[str, bool] | None:

@@ -19,6 +19,7 @@ from libvirt_natns.kernel.netlink import (
     IFLA_PROTINFO,
     LINK_HEADER,
     NLA_TYPE,
+    RT_TABLE_LOCAL,
     RTA_DST,
     RTM_DELADDR,
     RTM_DELROUTE,
@@ -33,6 +34,7 @@ from libvirt_natns.kernel.netlink import (
     Attrs,
 )
 from libvirt_natns.kernel.routes import LEAST_SPECIFIC
+from libvirt_natns.kernel.rtnetlink import hops
 
 NETCONFA_IFINDEX = 1
 NETCONFA_FORWARDING = 2
@@ -140,6 +142,16 @@ def is_way_out(body: bytes) -> bool:
     family, length = RTMSG.unpack_from(body)[:2]
     families: dict[int, Family] = {socket.AF_INET: 4, socket.AF_INET6: 6}
     return family in families and bool(length < LEAST_SPECIFIC[families[family]])
+
+
+def led_over(kind: int, body: bytes) -> list[int]:
+    """Return the indexes of the links that a new IPv4 route leads over, of any table.
+
+    IPv6 is forwarded on all links or on none.
+    """
+    if kind != RTM_NEWROUTE or body[0] != socket.AF_INET or body[4] == RT_TABLE_LOCAL:
+        return []
+    return [hop.link for hop in hops(Attrs.parse(body, RTMSG.size))]
 
 
 def loses_prefix(body: bytes) -> bool:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.reconcile import obstacles
 from libvirt_natns.engine.reconcile.obstacles import Obstacles
+from libvirt_natns.service.complaints import Complaints
 from libvirt_natns.service.log import Log
+from libvirt_natns.service.outside_look import TellError
 
 PAUSE = 60.0
 """Seconds between two looks: a gateway that falls silent causes no event."""
@@ -16,16 +18,29 @@ SOON = 1.0
 
 
 class ObstacleWatch:
-    """Looks at all networks that are up, at the caller's times; one look at a time."""
+    """Looks at all networks that are up, at the caller's times; one look at a time.
 
-    def __init__(self, sessions: Sessions, log: Log) -> None:
+    An error is told to ``report`` once.
+    """
+
+    def __init__(self, sessions: Sessions, log: Log, report: TellError) -> None:
         self._sessions = sessions
         self._log = log
+        self._report = report
+        self._complaints = Complaints()
         self._found: dict[str, Obstacles] = {}
         self._names: dict[str, str] = {}
 
     def look(self) -> None:
-        """Look, and log what is new.  Raises StoreError."""
+        """Look, and log what is new."""
+        try:
+            self._look()
+            self._complaints.end("obstacles")
+        except Exception as error:  # it belongs to no network, so none is suspected
+            if self._complaints.is_news("obstacles", error):
+                self._report(error, "looking for obstacles")
+
+    def _look(self) -> None:
         with self._sessions.engine() as engine:
             records = [record for record in engine.store.networks.all("up") if record.this_boot]
             found = obstacles.by_network(engine, records)

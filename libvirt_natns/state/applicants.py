@@ -48,12 +48,12 @@ def check_wanted(who: Applicant, segment: Segment, wanted: Address) -> None:
 
     Raises LeaseError.
     """
-    subnet = segment.side(who.family).subnet
+    side = segment.side(who.family)
     reserved = reserved_addresses(segment, who.family)
-    if subnet is None:
+    if side.prefix_length is None:
         problem = f"is refused, as the upstream has no IPv{who.family} subnet"
-    elif wanted not in subnet:
-        problem = f"is not in its subnet {subnet}"
+    elif not side.holds(wanted):
+        problem = f"is not in its {f'subnet {side.subnet}' if side.subnet else 'pool'}"
     elif wanted in reserved:
         problem = f"is its {reserved[wanted]}"
     else:
@@ -67,8 +67,7 @@ def check_wanted(who: Applicant, segment: Segment, wanted: Address) -> None:
 def can_keep(address: Address, segment: Segment) -> bool:
     """True if a network that runs can keep its address, inside the pool or not."""
     side = segment.side_of(address)
-    inside = side.subnet is not None and address in side.subnet
-    return inside and address not in reserved_addresses(segment, side.family)
+    return side.holds(address) and address not in reserved_addresses(segment, side.family)
 
 
 def reserved_addresses(segment: Segment, family: Family = 4) -> dict[Address, str]:

@@ -172,8 +172,8 @@ def await_lease(network: Network, segment: DhcpSegment) -> None:
         raise LeaseError(
             f"network {network.name}: no DHCP server on bridge {upstream.bridge} of upstream"
             f" {upstream.name} has leased an address within {upstream.dhcp_timeout:g} s",
-            f'fix the DHCP server, or set dhcp = "background" in [upstreams.{upstream.name}]'
-            f" of {names.CONFIG_FILE}",
+            "fix the DHCP server, or stop the stations that have the addresses which it offers,"
+            f' or set dhcp = "background" in [upstreams.{upstream.name}] of {names.CONFIG_FILE}',
         )
 
 

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from ipaddress import IPv6Network
 
 from libvirt_natns import names
-from libvirt_natns.addresses import Address, Family, IPNetwork, by_family
+from libvirt_natns.addresses import (
+    FAMILIES,
+    Address,
+    Family,
+    IPNetwork,
+    by_family,
+    host_network,
+)
 from libvirt_natns.errors import DocumentError, UpstreamError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import LibvirtNetwork, Network
@@ -205,9 +212,15 @@ def _check_own(network: Network) -> None:
 
 
 def _outside(segment: Segment) -> list[IPNetwork]:
-    """Return the subnets on the upstream's side, and the prefixes routed to it."""
+    """Return the subnets and single stations on the upstream's side, and prefixes routed to it."""
     subnets = (segment.subnet, segment.subnet6, segment.own6, *segment.prefixes6)
-    return [subnet for subnet in subnets if subnet is not None]
+    outside: list[IPNetwork] = [subnet for subnet in subnets if subnet is not None]
+    for side in map(segment.side, FAMILIES):
+        if side.subnet is None:
+            outside += (net for span in side.ranges for net in span.networks)
+        if side.gateway is not None and side.is_off_link and side.gateway not in LINK_LOCAL:
+            outside.append(host_network(side.gateway))
+    return outside
 
 
 def _check_routed(network: Network, segment: Segment) -> None:

@@ -93,9 +93,14 @@ def test_a_program_on_another_address_is_in_no_ones_way(world: World) -> None:
         assert "listens on tcp port 5353" in refusal(third(5353))
 
 
-def test_an_address_that_the_host_does_not_have_is_refused(world: World) -> None:
-    said = refusal(third(2226, "address='192.168.0.9'"))
-    assert "address='192.168.0.9'> is not an address of the host" in said
+def test_a_forward_on_an_address_that_the_host_does_not_have_waits(world: World) -> None:
+    """test_hosts_addresses has the rest."""
+    create(third(2226, "address='192.168.0.9'"))
+    try:
+        (row,) = (line for line in natns("forward", "list").stdout.splitlines() if "2226" in line)
+        assert row.split()[-1] == "waiting"
+    finally:
+        destroy("third")
 
 
 def test_a_program_that_listens_later_undoes_nothing(world: World) -> None:

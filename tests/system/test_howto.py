@@ -20,6 +20,7 @@ from lab import (
 )
 from lab_documents import clone_of, type_page
 from lab_domains import define, domain, nic
+from lab_hosts_netplan import in_force, lines_of
 from lab_vps import ADDRESS, MAC, NAMESPACE, Vps
 from test_packaging import WRITABLE
 
@@ -93,6 +94,26 @@ def test_a_data_centre_with_dhcp(clone: Path) -> None:
         type_page(PAGES / "data-centre.md", clone)
         with guest_in_lab():
             pass
+
+
+@pytest.mark.parametrize("section", ["The server routes", "A bridge with the card"])
+def test_a_server_with_more_addresses(section: str, clone: Path) -> None:
+    """The provider's router asks for each address by ARP, and leads it to the server's card."""
+    page, router = PAGES / "more-addresses.md", "51.0.113.254"
+    with ExitStack() as stack:
+        stack.callback(run, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+        provider = stack.enter_context(
+            Provider(bridge="switch", subnet="51.0.113.0/24", gateway=router, host_address=None)
+        )
+        run("ip", "link", "add", "ens3", "type", "veth", "peer", "name", "cable")
+        stack.callback(run, "ip", "link", "del", "ens3")
+        run("ip", "link", "set", "cable", "master", "switch", "up")
+        provider.router.run("ip", "route", "add", "198.51.100.8/29", "dev", "eth0")
+        in_force(stack, lines_of(page, section))
+        lab_is_active()
+        type_page(page, clone, section)
+        with guest_in_lab() as guest:
+            assert guest.curl(f"http://{INTERNET}/").partition(":")[0] == "198.51.100.8"
 
 
 def test_a_vps(clone: Path) -> None:

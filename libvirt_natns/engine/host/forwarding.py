@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from libvirt_natns.engine.host.libvirt_status import isolated_bridges
 from libvirt_natns.engine.plan.transit_bridge import transit
 from libvirt_natns.firewall import host_policy
+from libvirt_natns.kernel.policy_rules import MarkRule
+from libvirt_natns.kernel.routes import family_of
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.operations.operation import Plan
+from libvirt_natns.operations.rule_operations import MarkRules
 
 
 def plan_of(
@@ -24,7 +27,11 @@ def plan_of(
     if any(map(kernel.host.links.is_bridge, closed)):
         # The look is late because libvirt has a file for each network.
         links -= isolated_bridges()
-    return transit(segment, sorted(links))
+    rules = (
+        MarkRule(family_of(each.network), each.priority, segment.bridge, mark, each.table)
+        for mark, each in kernel.host.policy_rules.by_mark()
+    )
+    return (*transit(segment, sorted(links)), MarkRules(segment.bridge, tuple(rules)))
 
 
 def forwarding_of(link: str) -> str:

@@ -244,6 +244,7 @@ class Host:
         for bridge in unneeded:
             self._announce(f"delete the bridge {bridge}")
             self.kernel.host.links.delete(bridge)
+            self.kernel.host.policy_rules.replace_marked(bridge, ())
             record.bridges.remove(bridge)
         if not needs.transits and record.forwarding:
             if self.kernel.host.sysctls.get(GLOBAL_FORWARDING) == "0":

@@ -2,7 +2,7 @@
 """The host's firewall policy, from the networks' needs and the host's links."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
@@ -56,8 +56,9 @@ def facts(kernel: Kernel, needs: Needs, record: HostRecord) -> dict[str, object]
     inner = {*record.bridges, *record.zones, *(each.bridge for each in needs.private)}
     alone = kernel.host.sysctls.get(GLOBAL_FORWARDING) == "0"
     return {
-        "bridges": list(outward_links.bridges(inner)),
+        "bridges": list(outward_links.bridges(kernel.host.routes.leading(), inner)),
         "closed": record.forwarding if alone else [],
+        "sources": [asdict(each) for _, each in kernel.host.policy_rules.by_mark()],
         "closed6": record.settings.get(host_ipv6.FORWARDING) == "0",
     }
 
@@ -78,10 +79,12 @@ def complete_policy(
     # A bridge that libvirt itself made has a MAC address in its network's XML.
     inner |= {each.bridge for each in active if each.mac}
     by_name = backend() != nftables.name
+    routed = kernel.host.routes.leading()
     ways = host_policy.Ways(
-        outward=outward_links.bridges(inner),
-        links=outward_links.links(inner) if by_name else (),
+        outward=outward_links.bridges(routed, inner),
+        links=outward_links.links(routed, inner) if by_name else (),
         closed=tuple(record.forwarding) if seen["closed"] else (),
+        marks=tuple((each.network, mark) for mark, each in kernel.host.policy_rules.by_mark()),
         closed6=bool(seen["closed6"]) and not any(each.forwards6 for each in active),
     )
     return replace(policy, ways=ways)

@@ -193,7 +193,11 @@ def _routes(network: Network, segment: Segment, outside: Outside) -> Iterable[Ro
     if segment.learnt_routes is not None:
         yield Gateways(namespace, out, segment.learnt_routes)
     elif segment.gateway is not None and outside.address is not None:
-        yield Route(namespace, default_route(4), segment.gateway, out)
+        default = default_route(4)
+        if segment.side(4).is_off_link:
+            yield Gateways(namespace, out, ((default, segment.gateway),))
+        else:
+            yield Route(namespace, default, segment.gateway, out)
     if not leaves_by_ipv6(network, outside):
         return
     for station in stations(segment, outside):

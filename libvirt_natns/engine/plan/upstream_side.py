@@ -26,8 +26,9 @@ def addresses_on_upstream(
 ) -> tuple[Interface, ...]:
     """Return all addresses of the namespace on its upstream."""
     own = []
-    if outside.address is not None and segment.subnet is not None:
-        own.append(on_link(outside.address, segment.subnet.prefixlen))
+    length = segment.side(4).prefix_length
+    if outside.address is not None and length is not None:
+        own.append(on_link(outside.address, length))
     if outside.address6 is not None:
         on = segment.subnet6 if shares_subnet6(segment, outside) else None
         own.append(on_link(outside.address6, on.prefixlen if on else 128))

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.engine.publication.allocation import Allocation
-from libvirt_natns.engine.publication.attachment import ANY, ANY6
 from libvirt_natns.engine.publication.resolve import of_network
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.kernel import listening_ports
@@ -30,13 +29,12 @@ def scopes_of(records: Iterable[NetworkRecord]) -> dict[str, ClaimScope]:
     return {record.uuid: ClaimScope.of(record.upstream, record.kind) for record in records}
 
 
-def check_host(
-    claims: Claims, where: dict[str, ClaimScope], addresses: Collection[Address]
-) -> None:
+def check_host(claims: Claims, where: dict[str, ClaimScope]) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
-    The host cannot serve a forward on an address that is not among its ``addresses``, nor a port
-    that belongs to a program of the host.  Raises DocumentError or ConflictError.
+    The host cannot serve a port that belongs to a program of the host.  A forward on an address
+    that the host does not have waits for the address: the rules ask for that.
+    Raises DocumentError or ConflictError.
     """
     sharing = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
     routers.check_claims(claims.forwards, {uuid: name for uuid, name in sharing.items() if name})
@@ -53,13 +51,18 @@ def check_host(
                 " published, as the kernel routes it nowhere",
                 "use 127.0.0.1, or another address of the host",
             )
-        if listens not in (ANY, ANY6) and not listens.is_loopback and listens not in addresses:
-            raise DocumentError(
-                f"{forward.owner_name}: <natns:portForward address='{listens}'> is not an address"
-                " of the host",
-                "leave address out to listen on all addresses",
-            )
     listening_ports.check_free(shared)
+
+
+def waits(forward: Forward, kind: str, present: Collection[Address]) -> bool:
+    """True if a forward waits for an address that the host does not have now.
+
+    ``kind`` is that of its network's upstream, ``present`` are the addresses of the host.
+    """
+    listens = forward.address
+    if kind != "host" or forward.own or listens.is_unspecified or listens.is_loopback:
+        return False
+    return listens not in present
 
 
 def claim_for_network(
@@ -76,5 +79,5 @@ def claim_for_network(
     claims = of_network(network, segment, outside, choices)
     where = {network.uuid: ClaimScope.of(segment.name, segment.kind)}
     fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
-    check_host(fresh, where, choices.kernel.host.addresses.beyond_link())
+    check_host(fresh, where)
     choices.store.claims.put(claims, where, published=True)

@@ -261,12 +261,13 @@ def test_refused(text: str, expected: str) -> None:
         ("attach", '"MACVLAN"', """is 'MACVLAN': expected "bridge" or "macvlan\""""),
         ("attach", "true", "is True: expected"),
         ("attach", '["macvlan"]', "is ['macvlan']: expected"),
-        ("subnet", None, "missing: expected the upstream's subnet"),
         ("subnet", '"192.168.0.1/24"', "is '192.168.0.1/24': expected 192.168.0.0/24, the whole"),
-        ("subnet", '"192.168.0.0/31"', "is '192.168.0.0/31': expected a prefix length up to 30"),
         ("subnet", '"2001:db8::/64"', "is '2001:db8::/64': expected an IPv4 subnet"),
         ("subnet", '["192.168.0.0/24"]', "is ['192.168.0.0/24']: expected an IPv4 subnet"),
-        ("gateway", '"192.168.1.1"', "is '192.168.1.1': expected a host address in 192.168.0.0"),
+        ("gateway", '"224.0.0.1"', "is '224.0.0.1': expected an IPv4 address"),
+        ("gateway", '"255.255.255.255"', "is '255.255.255.255': expected an IPv4 address"),
+        ("gateway", '"127.0.0.1"', "is '127.0.0.1': expected an IPv4 address"),
+        ("gateway", '"0.0.0.0"', "is '0.0.0.0': expected an IPv4 address"),
         ("gateway", '"192.168.0.0"', "is '192.168.0.0': expected a host address"),
         ("gateway", '"192.168.0.255"', "is '192.168.0.255': expected a host address"),
         ("gateway", "1", "is 1: expected an IPv4 address"),
@@ -334,9 +335,18 @@ def test_attach() -> None:
     ("keys", "expected"),
     [
         ({"pool6": '["2001:db8::5"]'}, "subnet6: missing: expected the subnet that pool6 is part"),
+        ({"subnet": None, "gateway": None}, "subnet: missing: expected the upstream's subnet"),
         (
-            {"subnet6": '"2001:db8::/64"', "gateway6": '"2001:db9::1"'},
-            "gateway6: is '2001:db9::1': expected an address in 2001:db8::/64, or link-local",
+            {"subnet": '"192.168.0.8/31"', "gateway": '"192.168.0.8"', "pool": '["192.168.0.8"]'},
+            "pool: has no usable address: expected at least one address",
+        ),
+        (
+            {"subnet": None, "gateway": '"192.168.0.8"', "pool": '["192.168.0.8"]'},
+            "pool: has no usable address: expected at least one address",
+        ),
+        (
+            {"subnet": None, "pool": '["192.168.0.8/30", "192.168.0.9"]'},
+            "pool: has 192.168.0.9-192.168.0.9 twice: expected ranges that do not overlap",
         ),
         (
             {"subnet6": '"2001:db8::/64"', "pool6": '["2001:db9::1"]'},
@@ -348,8 +358,39 @@ def test_attach() -> None:
         ),
     ],
 )
-def test_refused_combinations(keys: dict[str, str], expected: str) -> None:
+def test_refused_combinations(keys: dict[str, str | None], expected: str) -> None:
     assert refusal(table(**keys)).startswith(f"upstreams.provider.{expected}")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        # A provider's router outside of the subnet, single addresses, and links of two stations.
+        {"gateway": '"51.0.113.254"'},
+        {"gateway": '"51.0.113.254"', "subnet": '"192.168.0.9/32"', "pool": '["192.168.0.9"]'},
+        {"gateway": '"51.0.113.254"', "subnet": None, "pool": '["192.168.0.9", "198.51.100.7"]'},
+        {"gateway": '"169.254.0.1"', "subnet": None, "pool": '["192.168.0.8/30"]'},
+        {"subnet": '"192.168.0.8/31"', "gateway": '"192.168.0.8"', "pool": '["192.168.0.9"]'},
+        {"subnet6": '"2001:db8::/64"', "gateway6": '"2001:db9::1"', "pool6": '["2001:db8::9"]'},
+        {"subnet6": '"2001:db8::9/128"', "gateway6": '"fe80::1"', "pool6": '["2001:db8::9"]'},
+        {"subnet6": '"2001:db8::8/127"', "gateway6": '"2001:db8::8"', "pool6": '["2001:db8::9"]'},
+        {"gateway6": '"fe80::1"', "pool6": '["2001:db8::9", "2001:db9::9"]'},
+    ],
+)
+def test_routers_of_providers(keys: dict[str, str | None]) -> None:
+    found = upstream(**keys)
+    assert str(found.gateway) in str(keys.get("gateway", found.gateway))
+    assert str(found.gateway6) in str(keys.get("gateway6", found.gateway6))
+
+
+@pytest.mark.parametrize(("key", "value"), [("subnet", "10.0.0.0/31"), ("subnet6", "fd00::/127")])
+def test_a_transit_bridge_needs_room(key: str, value: str) -> None:
+    longest = 30 if key == "subnet" else 126
+    expected = f"{key}: is '{value}': expected a prefix length up to {longest}"
+    for kind in ('host"', 'router"\nnic = "ens3"'):
+        name = kind.partition('"')[0]
+        text = f'[upstreams.{name}]\nkind = "{kind}\n{key} = "{value}"\n'
+        assert expected in refusal(text)
 
 
 def test_one_pool_twice() -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -286,6 +286,11 @@ table inet natns {
 		iifname @kept dnat ip to ip daddr
 		iifname @kept dnat ip6 to ip6 daddr
 	}
+	chain clamp {
+		type filter hook forward priority mangle; policy accept;
+		iifname "natns-host" tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu
+		oifname "natns-host" tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu
+	}
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		iifname "natns-host" ip saddr 192.168.150.0/24 accept
@@ -334,27 +339,28 @@ HOST_FORWARDS = (
     ),
 )
 
-HOST_PUBLISHED = """\
-	map ports {
+GIVEN = "ip daddr 192.168.0.2 fib daddr type local"
+HOST_PUBLISHED = f"""\
+	map ports {{
 		type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
-		elements = { 192.168.0.2 . sctp . 80 : 192.168.150.3 . 80 }
-	map local_ports {
+		elements = {{ 192.168.0.2 . sctp . 80 : 192.168.150.3 . 80 }}
+	map local_ports {{
 		type inet_proto . inet_service : ipv4_addr . inet_service
-		elements = { tcp . 2222 : 192.168.150.2 . 2222 }
-	map local_ranges {
+		elements = {{ tcp . 2222 : 192.168.150.2 . 2222 }}
+	map local_ranges {{
 		type inet_proto . inet_service : ipv4_addr
 		flags interval
-		elements = { udp . 80-90 : 192.168.150.2 }
-	chain dstnat {
-		dnat ip to ip daddr . meta l4proto . th dport map @ports
+		elements = {{ udp . 80-90 : 192.168.150.2 }}
+	chain dstnat {{
+		fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @ports
 		fib daddr type local dnat ip to meta l4proto . th dport map @local_ports
 		fib daddr type local dnat ip to meta l4proto . th dport map @local_ranges
-		ip saddr 192.168.0.0/24 ip daddr 192.168.0.2 tcp dport 443-444 dnat ip to 192.168.150.3
-		ip saddr 10.0.0.6 ip daddr 192.168.0.2 tcp dport 443-444 dnat ip to 192.168.150.3
-	chain dstnat_prerouting {
+		ip saddr 192.168.0.0/24 {GIVEN} tcp dport 443-444 dnat ip to 192.168.150.3
+		ip saddr 10.0.0.6 {GIVEN} tcp dport 443-444 dnat ip to 192.168.150.3
+	chain dstnat_prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
 		jump dstnat
-	chain dstnat_output {
+	chain dstnat_output {{
 		type nat hook output priority -100; policy accept;
 		jump dstnat
 		oifname "natns-host" ct status dnat ct state new accept
@@ -453,6 +459,29 @@ def test_nat_is_committed_before_forwarding_opens() -> None:
     order = [table.name for table in iptables.tables(ruleset(POLICY))]
     assert order[0] == "nat"
     assert order[-1] == "filter"
+
+
+def test_replies_are_marked_by_the_address_that_was_asked_for() -> None:
+    """A host with two uplinks leads marked packets by the table of that address."""
+    to = IPv4Network("198.51.100.60/32")
+    rule = Rule(chain="marked", iif="natns-host", replies_of=to, action="mark", mark=0x6E740001)
+    assert nft_statements.statement(rule) == (
+        'iifname "natns-host" ct direction reply ct original ip daddr 198.51.100.60'
+        " meta mark set 0x6e740001"
+    )
+    (entry,) = iptables_entries.entries(rule, 4)
+    assert entry.matches == (("conntrack", {"ctdir": "REPLY", "ctorigdst": str(to)}),)
+    assert entry.target == ("MARK", {"set-xmark": "0x6e740001/0xffffffff"})
+    forward = host_policy.HostForward(
+        "tcp", None, 80, 80, IPv4Address("192.168.150.2"), "natns-host"
+    )
+    policy = host_policy.HostPolicy(
+        transits=(host_policy.Transit("natns-host", IPv4Network("192.168.150.0/24")),),
+        ways=host_policy.Ways(marks=((to, 0x6E740001), (IPv6Network("fd00::/64"), 0x6E740002))),
+    )
+    assert rule not in host_rules.rules(policy)
+    published = replace(policy, forwards=(forward,))
+    assert [each for each in host_rules.rules(published) if each.chain == "marked"] == [rule]
 
 
 @pytest.mark.parametrize("name", ["nftables", "iptables"])
@@ -673,14 +702,20 @@ def test_published_ports_in_chains_of_legacy_iptables() -> None:
     # What is private first: nothing else is to translate it.
     assert lines[:2] == [f"-i {each} -j NETMAP --to 0.0.0.0/0" for each in ("virbr10", "virbr11")]
     del lines[:2]
-    to = "-j DNAT --to-destination"
+    to, local = "-j DNAT --to-destination", "-m addrtype --dst-type LOCAL"
+    given = f"-d 192.168.0.2/32 -p tcp {local} -m tcp --dport 443:444"
     assert lines == [
-        f"-p tcp -m addrtype --dst-type LOCAL -m tcp --dport 2222 {to} 192.168.150.2",
-        f"-p udp -m addrtype --dst-type LOCAL -m udp --dport 80:90 {to} 192.168.150.2",
-        f"-d 192.168.0.2/32 -p sctp -m multiport --dports 80 {to} 192.168.150.3",
-        f"-s 192.168.0.0/24 -d 192.168.0.2/32 -p tcp -m tcp --dport 443:444 {to} 192.168.150.3",
-        f"-s 10.0.0.6/32 -d 192.168.0.2/32 -p tcp -m tcp --dport 443:444 {to} 192.168.150.3",
+        f"-p tcp {local} -m tcp --dport 2222 {to} 192.168.150.2",
+        f"-p udp {local} -m udp --dport 80:90 {to} 192.168.150.2",
+        f"-d 192.168.0.2/32 -p sctp {local} -m multiport --dports 80 {to} 192.168.150.3",
+        f"-s 192.168.0.0/24 {given} {to} 192.168.150.3",
+        f"-s 10.0.0.6/32 {given} {to} 192.168.150.3",
     ]
+
+
+def test_flags_of_tcp_as_each_nft_lists_them() -> None:
+    forms = ("& (syn|rst) == syn", "& (syn | rst) == syn", "syn / syn,rst")
+    assert len({nft_listing.canonical(f"tcp flags {form} accept") for form in forms}) == 1
 
 
 def test_the_order_of_elements_says_nothing() -> None:

@@ -255,6 +255,11 @@ table inet natns {
 		type nat hook output priority -100; policy accept;
 		jump dstnat
 	}
+	chain clamp {
+		type filter hook forward priority mangle; policy accept;
+		iifname "natns-host" tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu
+		oifname "natns-host" tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu
+	}
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		iifname "natns-host" ip saddr 192.168.150.0/24 accept

@@ -2,34 +2,44 @@
 """Links whose names are not UTF-8: the kernel takes all bytes but a few."""
 
 import os
+import socket
+import struct
 from pathlib import Path
 
 import pytest
 
-from libvirt_natns.kernel import outward_links, routes
+from libvirt_natns.kernel import netlink, outward_links, routes, rtnetlink
 from libvirt_natns.kernel.channel import NetlinkChannel, Sockets
 
 ODD = b"uplink\xff"
-IPV4 = b"Iface\tDestination\tGateway\n%s\t00000000\t0100000A\t0003\n" % ODD
-IPV6 = b"%032d 00 %032d 00 %032d 00000400 00000001 00000000 00000003 %s\n" % (0, 0, 1, ODD)
+INDEX = 7
+
+
+def default_route(family: int, router: bytes) -> bytes:
+    """The kernel's message of a default route by a router."""
+    header = struct.pack("=BBBBBBBBI", family, 0, 0, 0, netlink.RT_TABLE_MAIN, 3, 0, 1, 0)
+    return header + netlink.pack(
+        [(netlink.RTA_GATEWAY, router), netlink.u32(netlink.RTA_OIF, INDEX)]
+    )
 
 
 @pytest.fixture(autouse=True)
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Routing tables of the test's own."""
-    for content, owners in (
-        (IPV4, ((outward_links, "ROUTES"), (routes, "IPV4_ROUTES"))),
-        (IPV6, ((outward_links, "ROUTES6"), (routes, "IPV6_ROUTES"))),
-    ):
-        file = tmp_path / owners[0][1]
-        file.write_bytes(content)
-        for module, name in owners:
-            monkeypatch.setattr(module, name, file)
+def tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routing tables of the test's own: the kernel's would need root."""
+
+    def dump(_: rtnetlink.Session, kind: int, body: bytes) -> list[bytes]:
+        assert kind == netlink.RTM_GETROUTE
+        return [default_route(body[0], bytes(4 if body[0] == socket.AF_INET else 16))]
+
+    monkeypatch.setattr(rtnetlink.Session, "dump", dump)
+    monkeypatch.setattr(socket, "if_indextoname", {INDEX: os.fsdecode(ODD)}.__getitem__)
 
 
 def test_routes_lead_over_any_link() -> None:
-    assert routes.Routes(NetlinkChannel(Sockets(), None)).links(4) == {os.fsdecode(ODD)}
-    assert routes.Routes(NetlinkChannel(Sockets(), None)).links(6) == {os.fsdecode(ODD)}
+    listed = routes.Routes(NetlinkChannel(Sockets(), None))
+    assert listed.links(4) == {os.fsdecode(ODD)}
+    assert listed.links(6) == {os.fsdecode(ODD)}
+    assert listed.leading() == {os.fsdecode(ODD): True}
 
 
 def test_a_bridge_with_any_name_leads_outside(
@@ -38,4 +48,5 @@ def test_a_bridge_with_any_name_leads_outside(
     name = os.fsdecode(ODD)
     monkeypatch.setattr(outward_links, "LINKS", tmp_path / "links")
     (tmp_path / "links" / name / "bridge").mkdir(parents=True)
-    assert outward_links.bridges(()) == (name,)
+    routed = routes.Routes(NetlinkChannel(Sockets(), None)).leading()
+    assert outward_links.bridges(routed, ()) == (name,)

@@ -101,3 +101,27 @@ def test_an_answer_to_an_earlier_question_is_passed_over(session: rtnetlink.Sess
     request = struct.pack("=IHHII", 32, netlink.RTM_GETLINK, 0x301, 9999, 0) + bytes(16)
     session._socket.send(request)
     assert session.link("lo") == first
+
+
+def test_all_ways_of_a_route() -> None:
+    """By one router, by several, by one of the other family, and by none."""
+
+    def hops(*attributes: netlink.Attribute) -> list[tuple[int, str]]:
+        found = rtnetlink.hops(netlink.Attrs.parse(netlink.pack(attributes)))
+        return [(hop.link, str(hop.gateway)) for hop in found]
+
+    def hop(link: int, *attributes: netlink.Attribute) -> bytes:
+        packed = netlink.pack(attributes)
+        return netlink.ROUTE_HOP.pack(netlink.ROUTE_HOP.size + len(packed), link) + packed
+
+    by = (netlink.RTA_GATEWAY, ip_address("192.0.2.1").packed)
+    other = (netlink.RTA_VIA, struct.pack("=H", socket.AF_INET6) + ip_address("fe80::1").packed)
+    link = netlink.u32(netlink.RTA_OIF, 5)
+    assert hops(link, by) == [(5, "192.0.2.1")]
+    assert hops(link, other) == [(5, "fe80::1")]
+    assert hops(link) == [(5, "None")]
+    assert hops() == []
+    several = hop(6, by) + hop(7, other) + hop(8)
+    assert hops((netlink.RTA_MULTIPATH, several)) == [(6, "192.0.2.1"), (7, "fe80::1"), (8, "None")]
+    # Cut short.
+    assert hops((netlink.RTA_MULTIPATH, several + bytes(8))) == hops((9, several))

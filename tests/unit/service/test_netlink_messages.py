@@ -116,3 +116,16 @@ def test_a_way_out_that_comes_or_goes_alters_routing() -> None:
     for kind in (netlink.RTM_NEWRULE, netlink.RTM_DELRULE):
         assert n.alters_routing(kind, bytes(12))
     assert not n.alters_routing(netlink.RTM_NEWLINK, link("virbr10"))
+
+
+def test_links_that_a_new_route_leads_over() -> None:
+    split = route("10.50.0.0/16")
+    hop = netlink.ROUTE_HOP.pack(netlink.ROUTE_HOP.size, 6)
+    several = attribute(netlink.RTA_MULTIPATH, hop + netlink.ROUTE_HOP.pack(8, 9))
+    assert n.led_over(netlink.RTM_NEWROUTE, split + number(netlink.RTA_OIF, 5)) == [5]
+    assert n.led_over(netlink.RTM_NEWROUTE, split + several) == [6, 9]
+    assert n.led_over(netlink.RTM_NEWROUTE, split) == []
+    assert n.led_over(netlink.RTM_DELROUTE, split + number(netlink.RTA_OIF, 5)) == []
+    assert n.led_over(netlink.RTM_NEWROUTE, route("::/1") + number(netlink.RTA_OIF, 5)) == []
+    local = split[:4] + bytes([netlink.RT_TABLE_LOCAL]) + split[5:]
+    assert n.led_over(netlink.RTM_NEWROUTE, local + number(netlink.RTA_OIF, 5)) == []

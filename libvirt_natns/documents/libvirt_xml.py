@@ -26,6 +26,12 @@ from libvirt_natns.values import INTERFACE
 NIC_TYPES = {"network", "bridge"}
 """The types of a guest's ``<interface>`` that can lead into a network of libvirt's."""
 
+OUTWARD_TYPES = {"user", "direct", "hostdev", "vdpa", "vhostuser"}
+"""The types that lead outside past all networks and bridges.
+
+The others lead nowhere ("internal", "null"), to other guests ("mcast", "udp") or to
+a program that libvirt does not know ("ethernet")."""
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkPort:
@@ -191,6 +197,7 @@ def _guest(element: Element) -> Domain:
         uuid=xml_values.uuid_in(element, "uuid"),
         name=text(element, "name"),
         nics=tuple(nic_of(each) for each in interfaces if each.attrib.get("type") in NIC_TYPES),
+        outward=any(each.attrib.get("type") in OUTWARD_TYPES for each in interfaces),
     )
 
 

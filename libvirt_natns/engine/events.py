@@ -25,6 +25,7 @@ from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreEr
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import LibvirtNetwork, Network, Nic
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.selection import verdict
 
@@ -127,12 +128,24 @@ def _down(event: Event) -> None:
                 verbs.down(seen.uuid, seen.name, shared=False)
             raise
         with event.sessions.engine(settings) as verbs:
+            record = verbs.store.networks.get(seen.uuid)
             verbs.down(seen.uuid, seen.name)
             verbs.end_given_up(seen.uuid, wait=True)
+            _leave(verbs, record)
     except StoreError:
         with Kernel() as kernel:
             remove_unrecorded(kernel, seen.uuid, names.namespace(seen.name))
         raise
+
+
+def _leave(verbs: Engine, record: NetworkRecord | None) -> None:
+    """Have guests that still run follow the end of their network."""
+    if record is None:
+        return
+    try:
+        Guests(verbs).reroute(record)
+    except Exception as error:  # the network has ended, and sync tries again
+        verbs.observer.failed("choosing guests' way out", error)
 
 
 def _handled(event: Event, settings: Config) -> Network | None:

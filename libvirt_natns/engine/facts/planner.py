@@ -146,7 +146,7 @@ class Planner:
             backend=self.backend(),
             dnsmasq=None
             if unknown
-            else dnsmasq_of(self.store, network, segment, outside, guests_mtu),
+            else dnsmasq_of(self.store, self.config, network, segment, outside, guests_mtu),
             idle=not unknown and network.taken_over and network.has_dnsmasq,
             carried=private.limit,
             leasing=leasing(self.store, network, segment),

@@ -26,7 +26,7 @@ def _of_nic(store: Store, nic: Nic) -> list[NetworkRecord]:
     return store.networks.holders(bridge=nic.bridge) if nic.bridge else []
 
 
-def may_name(xml: bytes, network: Network) -> bool:
+def may_name(xml: bytes, network: Network | NetworkRecord) -> bool:
     """True if a guest's XML may have a NIC in a network; the XML is not parsed."""
     # libvirt writes UTF-8, and writes these characters of a name as entities.
     if any(letter in network.name for letter in "&<>'\""):

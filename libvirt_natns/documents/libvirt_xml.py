@@ -21,7 +21,7 @@ from libvirt_natns.documents.xml_tree import nat_element, parse
 from libvirt_natns.documents.xml_values import Element, attribute_of, error, text
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
-from libvirt_natns.values import INTERFACE
+from libvirt_natns.values import INTERFACE, quoted
 
 NIC_TYPES = {"network", "bridge"}
 """The types of a guest's ``<interface>`` that can lead into a network of libvirt's."""
@@ -74,7 +74,9 @@ def parse_network(data: bytes, where: str = "", bridge: str | None = None) -> Ne
     with _named(where):
         network = _parsed_network(data, bridge)
         if not isinstance(network, Network):
-            raise DocumentError(f"network {network.name} has no bridge", "start it with libvirt")
+            raise DocumentError(
+                f"network {quoted(network.name)} has no bridge", "start it with libvirt"
+            )
         return network
 
 

@@ -8,6 +8,8 @@ server 203.0.113.80  behind the host
   nat-a, nat-b         10.0.0.0/24, virbr10 and 10.1.0.0/24, virbr11
 """
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from lab import (
     FastGuest,
     RealGuest,
     Service,
+    define_network,
     isolated,
     natns,
     remove_config,
@@ -35,7 +38,9 @@ from lab_domains import (
     nat,
     networks,
     nic,
+    nic_on,
     ports,
+    uuid_of,
 )
 
 INTERNET, PORT = "203.0.113.80", 8080
@@ -246,3 +251,27 @@ def test_a_nic_of_a_real_guest_comes_and_goes(served: bool, installed: None) -> 
             natns("sync")
         wait_for(lambda: "default" not in renewed(guest), timeout=60, what="the other way out")
         assert natns("check").stdout == ""
+
+
+def test_the_status_of_a_network_that_stays_isolated(installed: None) -> None:
+    """Before and after it had a router."""
+    with world(network_a(), LONELY):
+        for name in ("lonely", "a"):
+            health = status_of(name)
+            assert health == ("ok" if name == "a" else "isolated (enabled=no)")
+        virsh("net-destroy", "a")
+        assert status_of("a") == "down"
+        disabled = nat("").replace("<natns:nat", '<natns:nat enabled="no"')
+        define_network(isolated("a", "virbr10", metadata=disabled, uuid=uuid_of("a")))
+        virsh("net-start", "a")
+        assert status_of("a") == "isolated (enabled=no)"
+        assert [json.loads(natns("status", "--json", "a").stdout)["networks"][0]["state"]] == [
+            "isolated"
+        ]
+        assert natns("check").stdout == ""
+
+
+def status_of(network: str) -> str:
+    lines = natns("status").stdout.splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{network} ")]
+    return re.split(r"  +", line)[-1]

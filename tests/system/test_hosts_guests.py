@@ -32,6 +32,7 @@ from lab_boundary import on_a_link
 from lab_domains import (
     asked,
     create,
+    define,
     destroy,
     dnsmasq_pid,
     domain,
@@ -275,3 +276,32 @@ def status_of(network: str) -> str:
     lines = natns("status").stdout.splitlines()
     (line,) = [line for line in lines if line.startswith(f"{network} ")]
     return re.split(r"  +", line)[-1]
+
+
+def test_a_forward_of_a_guest_that_is_off(installed: None) -> None:
+    """Refused if no NIC is ever in a network of ours; said with the network down as well."""
+    with world(network_a(), LONELY), ExitStack() as stack:
+        virsh("net-destroy", "a")
+        for name, nics, arguments, network in (
+            ("alone", (ON_MANAGEMENT,), (), ""),
+            ("lonely", (nic("lonely", FIRST),), (), ""),
+            ("nowhere", (nic("undefined", FIRST),), (), ""),
+            ("both", (ON_MANAGEMENT, ON_A), ("--network", "management"), "management"),
+        ):
+            define(domain(name, *nics))
+            stack.callback(virsh, "undefine", name)
+            before = virsh("dumpxml", name).stdout
+            done = natns("forward", "add", name, "2222:22", *arguments, check=False)
+            assert done.returncode == 1
+            which = f"network {network}" if network else "a network"
+            remedy = f"see virt-natns plan {network}" if network else "see virt-natns status"
+            assert done.stderr == (
+                f"virt-natns: guest {name} has no NIC in {which} that libvirt-natns handles:"
+                f" {remedy}\n"
+            )
+            assert virsh("dumpxml", name).stdout == before
+        define(domain("bridged", nic_on("virbr10", SECOND)))
+        stack.callback(virsh, "undefine", "bridged")
+        for name in ("both", "bridged"):
+            said = natns("forward", "add", name, "2222:22").stdout
+            assert said == f"{name}: published when it starts\n"

@@ -28,6 +28,7 @@ from libvirt_natns.model.network import LibvirtNetwork, Network, Nic
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.selection import verdict
+from libvirt_natns.values import quoted
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Event:
         """Return the network.  Raises DocumentError."""
         network = libvirt_xml.parse_hook_data(self.xml).network
         if not network.uuid:
-            raise DocumentError(f"network {network.name} has no uuid", "start it with libvirt")
+            raise DocumentError(
+                f"network {quoted(network.name)} has no uuid", "start it with libvirt"
+            )
         return network
 
     @cached_property
@@ -143,9 +146,11 @@ def _leave(verbs: Engine, record: NetworkRecord | None) -> None:
     if record is None:
         return
     try:
+        # The ports are free for others from now on.
+        Guests(verbs).refresh(record.uuid)
         Guests(verbs).reroute(record)
     except Exception as error:  # the network has ended, and sync tries again
-        verbs.observer.failed("choosing guests' way out", error)
+        verbs.observer.failed("withdrawing from a network that has ended", error)
 
 
 def _handled(event: Event, settings: Config) -> Network | None:

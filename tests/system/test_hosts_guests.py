@@ -305,3 +305,25 @@ def test_a_forward_of_a_guest_that_is_off(installed: None) -> None:
         for name in ("both", "bridged"):
             said = natns("forward", "add", name, "2222:22").stdout
             assert said == f"{name}: published when it starts\n"
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["service", "hooks"])
+def test_a_network_that_ends_under_a_running_guest(served: bool, installed: None) -> None:
+    """The guest publishes nothing there any more, and its port is free for others."""
+    published = ports("start='2222' to='22'", more="network='a'")
+    with world(network_b(), served=served):
+        stack = networks(network_a())
+        with stack:
+            create(domain("web", ON_A, ON_B, publishes=published))
+            assert "published" in natns("forward", "list", "web").stdout
+            virsh("net-destroy", "a")
+            virsh("net-undefine", "a")
+            assert "2222" not in natns("forward", "list").stdout
+            assert natns("check").stdout == ""
+            other = nic("b", OTHER)
+            create(domain("other", other, publishes=ports("start='2222' to='22'")))
+            destroy("other")
+            define_network(network_a())
+            virsh("net-start", "a")
+            wait_for(lambda: "2222" in natns("forward", "list").stdout, what="the forward")
+            assert natns("check").stdout == ""

@@ -21,7 +21,8 @@ def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, NetworkRecord]]:
 
 def _of_nic(store: Store, nic: Nic) -> list[NetworkRecord]:
     if nic.network:
-        records = store.networks.holders(namespace=names.namespace(nic.network))
+        spaces = {names.namespace(nic.network), names.former_namespace(nic.network)}
+        records = [r for space in spaces for r in store.networks.holders(namespace=space)]
         return [record for record in records if record.name == nic.network]
     return store.networks.holders(bridge=nic.bridge) if nic.bridge else []
 

@@ -39,7 +39,12 @@ class GuestRun:
 
     @property
     def is_recorded(self) -> bool:
-        """True if the guest is to be recorded while it runs."""
+        """True if the guest is to be recorded while it runs.
+
+        A guest that chooses among its NICs stays recorded while its network is down.
+        """
+        if self.domain.has_choice and self.record is not None:
+            return True
         return bool(self.placed) and (self.domain.nat is not None or self.domain.has_choice)
 
     @property

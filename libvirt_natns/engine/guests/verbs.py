@@ -36,7 +36,7 @@ def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
     Raises DocumentError, ConflictError or LeaseError to refuse the start.
     """
     run = read(guests, domain, xml)
-    if domain.nat is None and run.is_recorded:
+    if domain.nat is None and run.placed and run.is_recorded:
         # There is nothing to refuse, and DHCP must know the NICs before the guest boots.
         put_into_force(guests, run)
         return

@@ -105,16 +105,20 @@ def guest_event(event: tuple[str, str], data: bytes) -> int:
 
     seen = xml_sniff.at_domain(data)
     known = bool(seen.uuid) and _is_directory(f"{RUN_DIRECTORY}/guests/{seen.uuid}")
-    ends = event[0] in ("stopped", "release")
-    if not known and (ends or not seen.annotated):
-        return 0
+    if event[0] in ("stopped", "release"):
+        return handle("guest", event, data, never) if known else 0
 
     def is_ours() -> bool:
         from libvirt_natns.documents import ownership
 
         return ownership.of_guest(seen)
 
-    return handle("guest", event, data, is_ours if GUEST_EVENTS[event] else never)
+    if seen.annotated:
+        return handle("guest", event, data, is_ours if GUEST_EVENTS[event] else never)
+    # `prepare` has seen to a guest without metadata.
+    if event[0] == "start" or not (known or (seen.nics > 1 and is_ours())):
+        return 0
+    return handle("guest", event, data, never)
 
 
 def network_event(event: tuple[str, str], data: bytes) -> int:

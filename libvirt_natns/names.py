@@ -74,14 +74,30 @@ def digest(text: str, length: int = 8) -> str:
 
 def slug(name: str) -> str:
     """Return ``name`` if it is a plain file name, else a readable slug with a hash."""
-    if PLAIN.fullmatch(name):
-        return name
-    readable = re.sub(r"[^A-Za-z0-9_.+]+", "-", name).strip("-.")[:SLUG_LENGTH]
+    return name if PLAIN.fullmatch(name) else _readable(name, SLUG_LENGTH)
+
+
+def _readable(name: str, length: int) -> str:
+    """Return a readable file name with a hash; ``length`` is that of its first part."""
+    readable = re.sub(r"[^A-Za-z0-9_.+]+", "-", name).strip("-.")[:length]
     return f"{readable or 'network'}-{digest(name)}"
+
+
+def network_slug(name: str) -> str:
+    """Return a network's name if it is a plain file name, else a slug that is no plain name.
+
+    A slug of another form could be another network's name.
+    """
+    return name if PLAIN.fullmatch(name) else f"+{_readable(name, SLUG_LENGTH - 1)}"
 
 
 def namespace(network: str) -> str:
     """Return the namespace of the network of that name."""
+    return f"nat-{network_slug(network)}"
+
+
+def former_namespace(network: str) -> str:
+    """Return the namespace that earlier versions gave the network of that name."""
     return f"nat-{slug(network)}"
 
 
@@ -107,7 +123,7 @@ def link_group(uuid: str) -> int:
 
 def altname(patch: str, network: str) -> str:
     """Return the altname of a patch's host end; ``patch`` is "private" or "upstream"."""
-    return f"natns-{patch}-{slug(network)}"
+    return f"natns-{patch}-{network_slug(network)}"
 
 
 def transit_bridge(upstream: str) -> str:

@@ -3,6 +3,7 @@
 
 import re
 import reprlib
+import shlex
 from collections.abc import Iterable
 
 from libvirt_natns.names import IFNAMSIZ
@@ -38,6 +39,20 @@ _shown = _Shown()
 def shown(value: object) -> str:
     """Return ``value`` for a message: quoted, without control characters, not too long."""
     return _shown.repr(value)
+
+
+PLAIN_NAME = re.compile(r"[^\W_][\w.+:@-]*")
+"""A name that stands in a message as it is."""
+
+
+def quoted(name: str) -> str:
+    """Return the name of a network or a guest for a message: quoted unless it is plain."""
+    return name if PLAIN_NAME.fullmatch(name) else shown(name)
+
+
+def as_argument(name: str) -> str:
+    """Return a name as a person types it at a shell, after a command and its options."""
+    return f"-- {shlex.quote(name)}" if name.startswith("-") else shlex.quote(name)
 
 
 def alternatives(words: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from libvirt_natns.engine.reconcile.comparison import (
 from libvirt_natns.engine.reconcile.sync import sync_all
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.values import quoted
 
 
 def check(options: argparse.Namespace) -> int:
@@ -60,7 +61,7 @@ def networks_up(engine: Engine, named: str | None) -> list[NetworkRecord]:
         return records
     matching = [record for record in records if named in (record.name, record.uuid)]
     if not matching:
-        raise NatnsError(f"network {named} is not up", "see virt-natns status")
+        raise NatnsError(f"network {quoted(named)} is not up", "see virt-natns status")
     return matching
 
 

@@ -28,6 +28,7 @@ from libvirt_natns.cli import (
     status,
     uninstall,
 )
+from libvirt_natns.cli.arguments import ArgumentParser
 from libvirt_natns.errors import InstallError, NatnsError, describe, log
 from libvirt_natns.kernel import netns
 from libvirt_natns.service import client
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="virt-natns", description="NAT routers for libvirt's isolated networks."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -18,6 +18,7 @@ from libvirt_natns.addresses import parsed
 from libvirt_natns.cli import forward_edit, forward_list, forward_spec
 from libvirt_natns.cli.access import Engines
 from libvirt_natns.cli.forward_edit import ListenLookup, Options
+from libvirt_natns.cli.forward_nics import require_later, require_now
 from libvirt_natns.cli.forward_spec import Spec
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.daemons.libvirt import Guest, Where
@@ -35,6 +36,7 @@ from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.publication import Forward, PortProtocol
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.chosen_ports import PortKey
+from libvirt_natns.values import as_argument, quoted
 
 LOCK = names.RUN_DIRECTORY / "forward"
 """The lock of this command alone: no hook takes it, so libvirt may be called under it."""
@@ -116,16 +118,19 @@ def _add(engines: Engines, options: argparse.Namespace) -> int:
     more = Options(options.network, options.mac, options.source, options.guest_address)
     with _change(engines, options.guest) as (guests, guest):
         edits = _additions(guest, options.spec, more)
+        runs = "live" in guest.places
         if "live" in edits:
-            _require_nic(guests, guest, edits["live"])
-        elif "live" not in guest.places:
+            require_now(guests, libvirt_xml.parse_domain_nics(edits["live"].document))
+        elif not runs:
+            domain = libvirt_xml.parse_domain_nics(edits["config"].document)
+            require_later(guests, domain, options.network, options.mac)
             _warn(guests, edits["config"])
         before = _published(guests, guest)
         _apply(guests, guest, edits)
         for forward in _published(guests, guest):
             if forward not in before:
                 print(f"{guest.name}: {in_words(forward)}{_waiting(guests, forward)}")
-        if "live" not in guest.places:
+        if not runs:
             print(f"{guest.name}: published when it starts")
     return 0
 
@@ -144,14 +149,8 @@ def _warn(guests: Guests, edited: Edited) -> None:
     try:
         guests.trial(domain)
     except ConflictError as error:
-        print(f"virt-natns: guest {domain.name} would not start now: {error}", file=sys.stderr)
-
-
-def _require_nic(guests: Guests, guest: Guest, edited: Edited) -> None:
-    if not guests.attachments(libvirt_xml.parse_domain_nics(edited.document)):
-        raise NatnsError(
-            f"guest {guest.name} has no NIC in a network that libvirt-natns handles",
-            "see virt-natns status",
+        print(
+            f"virt-natns: guest {quoted(domain.name)} would not start now: {error}", file=sys.stderr
         )
 
 
@@ -207,8 +206,8 @@ def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:
             edits[where] = edited
     if not edits:
         raise NatnsError(
-            f"guest {guest.name} has no forward {spec}",
-            f"see virt-natns forward list {guest.name}",
+            f"guest {quoted(guest.name)} has no forward {spec}",
+            f"see virt-natns forward list {as_argument(guest.name)}",
         )
     return edits
 

@@ -13,6 +13,7 @@ from libvirt_natns.errors import NatnsError
 from libvirt_natns.model.network import Network
 from libvirt_natns.operations.operation import describe_plan
 from libvirt_natns.upstream import selection
+from libvirt_natns.values import quoted
 
 UUID = "00000000-0000-0000-0000-000000000000"
 BRIDGE = "virbrN"
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     with access.engine(look_only=True) as engine:
         verdict = selection.verdict(network, engine.config)
         if verdict.network is None:
-            print(f"network {network.name} is not touched: {verdict.reason}")
+            print(f"network {quoted(network.name)} is not touched: {verdict.reason}")
             return 0
         print(describe_plan(preview(engine.planner, verdict.network)), end="")
     return 0
@@ -43,5 +44,7 @@ def _network_to_plan(named: str) -> Network:
     access.require_root()
     xml = libvirt.network_xml(named)
     if xml is None:
-        raise NatnsError(f"there is no file and no network {named}", "see virsh net-list --all")
+        raise NatnsError(
+            f"there is no file and no network {quoted(named)}", "see virsh net-list --all"
+        )
     return libvirt_xml.parse_network(xml, bridge=BRIDGE)

@@ -6,8 +6,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from libvirt_natns import names
 from libvirt_natns.addresses import unless_placeholder
-from libvirt_natns.cli import access, columns, forward_list, service_control
+from libvirt_natns.cli import access, columns, forward_list, service_control, unhandled
+from libvirt_natns.cli.unhandled import Unhandled
 from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine import late_starts
 from libvirt_natns.engine.engine import Engine
@@ -15,8 +17,10 @@ from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.engine.reconcile.obstacles import NO_WAY_OUT, Obstacles, by_network
 from libvirt_natns.errors import LibvirtError, NatnsError
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
+from libvirt_natns.values import quoted
 
 HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")
 NONE = (
@@ -28,10 +32,12 @@ NONE = (
 class Status:
     """The status of a network.
 
-    ``state`` is "up", "preparing" and "starting" on the way there, or "down".
+    ``state`` is "up", "preparing" and "starting" on the way there, "down", or "isolated": active
+    in libvirt without a router.
     ``prefix`` is its lease from the prefixes that are routed to its upstream.
     ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
-    "damaged (N)", "no way out" or "given up (WHY)" for a network that is up, and else its state.
+    "damaged (N)", "no way out" or "given up (WHY)" for a network that is up, "isolated (WHY)"
+    or another reason for a network without a router, and else its state.
     ``obstacles`` keep its guests from the outside, and ``sync`` cannot remove them.
     ``forwards`` are the forwards in force.  ``lease_seconds`` is the
     time left of the DHCP lease of ``address``; None without a lease, or for a lease
@@ -63,8 +69,9 @@ def run(options: argparse.Namespace) -> int:
     named = options.network
     with access.engine(look_only=True) as engine:
         statuses = with_health(collect(engine, _defined(), named), health)
+        statuses = with_unhandled(statuses, _active(), engine.config, named)
         if named and not statuses:
-            raise NatnsError(f"network {named} was never handled", "see virt-natns status")
+            raise NatnsError(f"network {quoted(named)} was never handled", "see virt-natns status")
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
@@ -83,6 +90,14 @@ def _defined() -> frozenset[str] | None:
         return frozenset(libvirt.uuids())
     except LibvirtError:
         return None
+
+
+def _active() -> Mapping[str, bytes]:
+    """Return the XML of all active networks, by uuid; none where libvirt does not answer."""
+    try:
+        return libvirt.active_networks()
+    except LibvirtError:
+        return {}
 
 
 # -- facts -------------------------------------------------------------------
@@ -149,6 +164,48 @@ def with_health(statuses: Sequence[Status], health: service_control.ServiceHealt
         else status
         for status in statuses
     ]
+
+
+def with_unhandled(
+    statuses: Sequence[Status], active: Mapping[str, bytes], config: Config, named: str | None
+) -> list[Status]:
+    """Return the statuses, with the networks that are active in libvirt without a router.
+
+    A network that was never handled is listed if its metadata says enabled="no", or if it is
+    ``named`` and has no ``<forward>``.
+    """
+    by_name = {status.network: status for status in statuses}
+    running = [status.uuid for status in statuses if status.state != "down"]
+    for each in unhandled.unhandled(active, running, config):
+        recorded = by_name.get(each.name)
+        isolated = each.network is not None and each.network.forward_mode is None
+        if recorded is not None and recorded.state == "down":
+            state = "down" if each.health == unhandled.NO_ROUTER else "isolated"
+            by_name[each.name] = replace(recorded, state=state, uuid=each.uuid, health=each.health)
+        elif recorded is None and isolated and _is_listed(each, named):
+            by_name[each.name] = _never_handled(each)
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _is_listed(network: Unhandled, named: str | None) -> bool:
+    return network.asked if named is None else named in (network.name, network.uuid)
+
+
+def _never_handled(unhandled: Unhandled) -> Status:
+    network = unhandled.network
+    return Status(
+        network=unhandled.name,
+        uuid=unhandled.uuid,
+        state="isolated",
+        namespace=names.namespace(unhandled.name),
+        bridge=(network.bridge if network else None) or "",
+        subnets=tuple(str(subnet.network) for subnet in network.subnets) if network else (),
+        upstream="-",
+        address=None,
+        leases=0,
+        health=unhandled.health,
+        differences=(),
+    )
 
 
 # -- text --------------------------------------------------------------------

@@ -23,6 +23,7 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import dnsmasq_files, dnsmasq_from_xml
 from libvirt_natns.daemons.dnsmasq_files import Files, paths
 from libvirt_natns.daemons.dnsmasq_from_xml import mtu_option, ra_only
+from libvirt_natns.daemons.dnsmasq_routes import ALL_ROUTED, RoutedNics
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.model.network import Network
 
@@ -40,15 +41,16 @@ BLANKS = " \t\v\f\r"
 
 @dataclass(frozen=True, slots=True)
 class Advertised:
-    """Facts of the way outside that guests learn by router advertisements.
+    """Facts of the way outside that guests learn by router advertisements, and by DHCP.
 
     ``proxied`` subnets are advertised as not on the guests' link.  Guests then reach the
     part of the subnet that is outside through their gateway.  Without ``router6`` guests are
-    not told to leave by their gateway in IPv6.
+    not told to leave by their gateway in IPv6.  ``routed`` NICs are told so in IPv4.
     """
 
     proxied: tuple[IPv6Network, ...] = ()
     router6: bool = True
+    routed: RoutedNics = ALL_ROUTED
 
 
 ADVERTISED = Advertised()
@@ -76,14 +78,16 @@ def make(
     lines = [_off_link(line, advertised) for line in _with_mtu(lines, users, network, mtu)]
     lines += [_off_link(line, advertised) for line in _unannounced(lines, users, network)]
     lines += [*_ra_param(users, network, mtu, advertised), *_resolution(lines, users, resolvers)]
+    hosts = dnsmasq_files.hosts(network) if libvirts is None else libvirts.hosts
+    hosts += dnsmasq_files.reservations(kept)
+    lines += advertised.routed.lines(network, users, hosts)
     lines += [f"pid-file={mine.pid}", *(line for line in users if _key(line) != "pid-file")]
     if f"dhcp-hostsfile={mine.hosts}" not in lines and any(s.dhcp for s in network.subnets):
         # libvirt names a hosts file only where the network has <host>s.
         lines.append(f"dhcp-hostsfile={mine.hosts}")
     return Files(
         "\n".join(lines) + "\n",
-        hosts=(dnsmasq_files.hosts(network) if libvirts is None else libvirts.hosts)
-        + dnsmasq_files.reservations(kept),
+        hosts=advertised.routed.hosts(network, users, hosts),
         records=dnsmasq_files.records(network.dns) if libvirts is None else libvirts.records,
     )
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from libvirt_natns import names
@@ -12,6 +13,12 @@ from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.model.dns import Dns
 from libvirt_natns.model.network import Network
+
+ELSEWHERE = IPv4Address("127.0.0.1")
+"""The first address of entries that place a NIC in another network; no network has it."""
+
+MACS_IN_A_LINE = 32
+"""NICs in such an entry; dnsmasq reads lines of some 1000 octets."""
 
 MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 
@@ -72,6 +79,22 @@ def reservations(kept: Iterable[tuple[str, Address]]) -> str:
     return "".join(f"{mac},{_in_hosts(address)}\n" for mac, address in kept)
 
 
+def elsewhere(macs: Iterable[str]) -> str:
+    """Return lines of a ``dhcp-hostsfile`` that place NICs in another network, by MAC address."""
+    listed = list(macs)
+    groups = (listed[at : at + MACS_IN_A_LINE] for at in range(0, len(listed), MACS_IN_A_LINE))
+    # dnsmasq takes no address twice.
+    return "".join(f"{','.join(group)},{ELSEWHERE + at}\n" for at, group in enumerate(groups))
+
+
+def entered(hosts: str) -> Iterator[str]:
+    """Yield the MAC addresses with an entry for IPv4 in a ``dhcp-hostsfile``."""
+    for line in hosts.split("\n"):
+        mac, _, rest = line.partition(",")
+        if MAC.fullmatch(mac) and "[" not in rest:
+            yield mac.lower()
+
+
 def _in_hosts(address: Address) -> str:
     return str(address) if address.version == 4 else f"[{address}]"
 
@@ -82,7 +105,9 @@ def by_mac(text: str) -> Iterator[tuple[str, Address]]:
         mac, *others = line.split(",")
         for word in others if MAC.fullmatch(mac) else ():
             with suppress(ValueError):
-                yield mac.lower(), parsed(word.strip("[]"))
+                address = parsed(word.strip("[]"))
+                if not address.is_loopback:
+                    yield mac.lower(), address
 
 
 def reserved(text: str) -> Iterator[tuple[str, Address]]:

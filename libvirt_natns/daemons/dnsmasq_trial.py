@@ -31,7 +31,7 @@ from libvirt_natns.kernel import processes
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.network import Network
 from libvirt_natns.names import RUN_DIRECTORY
-from libvirt_natns.values import shown
+from libvirt_natns.values import quoted, shown
 
 PLACE = re.compile(r" at line (\d+) of \S+$")
 """Finds the number of the line that dnsmasq refuses."""
@@ -55,7 +55,8 @@ def check(network: Network) -> None:
     for option in network.dnsmasq_options:
         if FOREGROUND.match(option):
             raise DnsmasqError(
-                f"network {network.name}: dnsmasq does not become a daemon with {shown(option)}",
+                f"network {quoted(network.name)}: dnsmasq does not become a daemon with"
+                f" {shown(option)}",
                 REMEDY,
             )
     if network.dnsmasq_options:
@@ -93,10 +94,10 @@ def _refusal(network: Network, configuration: str, stderr: bytes, status: int) -
     place = PLACE.search(complaint)
     lines = configuration.split("\n")
     if place is None or not 0 < int(place[1]) <= len(lines):
-        fact = f"network {network.name}: dnsmasq refuses its configuration"
+        fact = f"network {quoted(network.name)}: dnsmasq refuses its configuration"
         return DnsmasqError(fact, f"{complaint}; {REMEDY}")
     return DnsmasqError(
-        f"network {network.name}: dnsmasq refuses {shown(lines[int(place[1]) - 1])}",
+        f"network {quoted(network.name)}: dnsmasq refuses {shown(lines[int(place[1]) - 1])}",
         f"{complaint[: place.start()]}; {REMEDY}",
     )
 

@@ -17,6 +17,7 @@ from libvirt_natns import names
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirtd import Driver
 from libvirt_natns.errors import LibvirtError
+from libvirt_natns.values import quoted
 
 
 class _Missing:
@@ -196,7 +197,7 @@ class Guest:
             absent = error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA
             if not (element is None and absent):
                 raise LibvirtError(
-                    f"libvirt refuses to change guest {self.name}", str(error)
+                    f"libvirt refuses to change guest {quoted(self.name)}", str(error)
                 ) from error
 
 
@@ -227,7 +228,7 @@ def guest(named: str) -> Iterator[Guest]:
             connection.close()
     if not answered:
         raise LibvirtError("libvirt does not answer", reasons[0])
-    raise LibvirtError(f"there is no guest {named}", "see virsh list --all")
+    raise LibvirtError(f"there is no guest {quoted(named)}", "see virsh list --all")
 
 
 def _find(connection: Any, named: str) -> Any:  # noqa: ANN401

@@ -18,6 +18,7 @@ from libvirt_natns.documents import config_spans, config_upstream
 from libvirt_natns.documents.config_table import NAME, TomlTable, choice, text
 from libvirt_natns.errors import ConfigError
 from libvirt_natns.model.configuration import Config, FirewallChoice, Scope
+from libvirt_natns.model.metadata import DefaultRoute
 from libvirt_natns.model.upstream import (
     HOST_UPSTREAM,
     BridgeUpstream,
@@ -89,6 +90,7 @@ READERS = {
     "scope": choice(get_args(Scope)),
     "firewall": choice(get_args(FirewallChoice)),
     "auto_ports": _auto_ports,
+    "default_route": choice(get_args(DefaultRoute)),
 }
 KEYS = (*READERS, "upstream", "upstreams")
 

@@ -21,10 +21,16 @@ from libvirt_natns.documents.xml_tree import nat_element, parse
 from libvirt_natns.documents.xml_values import Element, attribute_of, error, text
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
-from libvirt_natns.values import INTERFACE
+from libvirt_natns.values import INTERFACE, quoted
 
 NIC_TYPES = {"network", "bridge"}
 """The types of a guest's ``<interface>`` that can lead into a network of libvirt's."""
+
+OUTWARD_TYPES = {"user", "direct", "hostdev", "vdpa", "vhostuser"}
+"""The types that lead outside past all networks and bridges.
+
+The others lead nowhere ("internal", "null"), to other guests ("mcast", "udp") or to
+a program that libvirt does not know ("ethernet")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,9 @@ def parse_network(data: bytes, where: str = "", bridge: str | None = None) -> Ne
     with _named(where):
         network = _parsed_network(data, bridge)
         if not isinstance(network, Network):
-            raise DocumentError(f"network {network.name} has no bridge", "start it with libvirt")
+            raise DocumentError(
+                f"network {quoted(network.name)} has no bridge", "start it with libvirt"
+            )
         return network
 
 
@@ -191,6 +199,7 @@ def _guest(element: Element) -> Domain:
         uuid=xml_values.uuid_in(element, "uuid"),
         name=text(element, "name"),
         nics=tuple(nic_of(each) for each in interfaces if each.attrib.get("type") in NIC_TYPES),
+        outward=any(each.attrib.get("type") in OUTWARD_TYPES for each in interfaces),
     )
 
 

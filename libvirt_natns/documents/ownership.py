@@ -63,6 +63,7 @@ def of_guest(seen: "Glance") -> bool:
     from libvirt_natns import names
 
     namespaces = {names.namespace(network) for network in seen.networks}
+    namespaces |= {names.former_namespace(network) for network in seen.networks}
     return not namespaces.isdisjoint(_list(NAMESPACES)) or any(map(_has_patch, seen.bridges))
 
 

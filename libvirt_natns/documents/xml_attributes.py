@@ -20,6 +20,7 @@ from typing import Generic, TypeVar, cast
 
 from libvirt_natns.addresses import Address, IPNetwork, network_of
 from libvirt_natns.documents.xml_values import Element, address_in, is_special, mac, value_error
+from libvirt_natns.model.metadata import DefaultRoute
 from libvirt_natns.model.publication import PortProtocol
 
 MAX_PORT = 65535
@@ -68,6 +69,10 @@ def _is_yes(element: Element, name: str) -> bool:
 
 def _is_not_no(element: Element, name: str) -> bool:
     return element.attrib.get(name) != "no"
+
+
+def _default_route(element: Element, name: str) -> DefaultRoute:
+    return cast("DefaultRoute", element.attrib[name])
 
 
 def _protocol(element: Element, name: str) -> PortProtocol:
@@ -131,9 +136,10 @@ def _subnets(element: Element, name: str) -> tuple[IPNetwork, ...]:
 
 
 class NatXml:
-    """``<natns:nat>``; a guest's has no attribute."""
+    """``<natns:nat>``; a guest's has no ``enabled``."""
 
     enabled = XmlAttribute("enabled", _is_not_no, missing=True)
+    default_route = XmlAttribute("defaultRoute", _default_route, None)
 
 
 class UpstreamXml:
@@ -149,6 +155,12 @@ class NicXml:
 
     network = XmlAttribute("network", _text, None)
     mac = XmlAttribute("mac", _mac, None)
+
+
+class InterfaceXml(NicXml):
+    """``<natns:interface>``: a NIC of a guest."""
+
+    default_route = XmlAttribute("defaultRoute", _default_route, None)
 
 
 class ForwardXml(NicXml):

@@ -36,6 +36,8 @@ def check(nat: Element) -> None:
     for element in nat:
         if {"network", "mac"} <= set(element.attrib):
             raise error(element, "has both network and mac", "at most one of the two")
+        if element.tag == f"{NS}interface" and not {"network", "mac"} & set(element.attrib):
+            raise error(element, "has neither network nor mac", "either of the two")
     for ports in nat.findall(f"{NS}portForward/{NS}range"):
         _check_range_attributes(ports)
 

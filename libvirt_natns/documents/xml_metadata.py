@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from libvirt_natns.documents.xml_attributes import AddressXml, NatXml, NicXml, UpstreamXml
+from libvirt_natns.documents.xml_attributes import (
+    AddressXml,
+    InterfaceXml,
+    NatXml,
+    NicXml,
+    UpstreamXml,
+)
 from libvirt_natns.documents.xml_forwards import check_targets, forwards
 from libvirt_natns.documents.xml_ports import allowed
 from libvirt_natns.documents.xml_subnets import own_subnets
 from libvirt_natns.documents.xml_values import NS, Element, error, value_error
-from libvirt_natns.model.metadata import AddressRequest, NatMetadata
+from libvirt_natns.model.metadata import AddressRequest, InterfaceRequest, NatMetadata
 from libvirt_natns.model.subnet import Subnet
 from libvirt_natns.values import alternatives
 
@@ -27,7 +33,12 @@ def of_domain(nat: Element, macs: Collection[str]) -> NatMetadata:
     """
     for element in nat:
         _check_nic(element, macs)
-    return NatMetadata(forwards=forwards(nat), addresses=_requests(nat))
+    return NatMetadata(
+        forwards=forwards(nat),
+        addresses=_requests(nat),
+        default_route=NatXml.default_route.of(nat),
+        interfaces=_interfaces(nat),
+    )
 
 
 def of_network(nat: Element, subnets: tuple[Subnet, ...]) -> NatMetadata:
@@ -45,6 +56,7 @@ def of_network(nat: Element, subnets: tuple[Subnet, ...]) -> NatMetadata:
         address6=None if upstream is None else UpstreamXml.address6.of(upstream),
         subnets=own,
         forwards=forwards(nat),
+        default_route=NatXml.default_route.of(nat),
     )
 
 
@@ -54,6 +66,24 @@ def _check_nic(element: Element, macs: Collection[str]) -> None:
         present = f": {alternatives(macs)}" if macs else ", but the guest has none"
         expected = f"the MAC address of a NIC of the guest in a network or on a bridge{present}"
         raise value_error(element, NicXml.mac.name, expected)
+
+
+def _interfaces(nat: Element) -> tuple[InterfaceRequest, ...]:
+    lines: dict[tuple[str | None, str | None], int] = {}
+    requests = []
+    for element in nat.findall(f"{NS}interface"):
+        request = InterfaceRequest(
+            InterfaceXml.default_route.required(element),
+            InterfaceXml.network.of(element),
+            InterfaceXml.mac.of(element),
+        )
+        selector = (request.network, request.mac)
+        if selector in lines:
+            fact = f"selects the same NIC as line {lines[selector]}"
+            raise error(element, fact, "another network or mac")
+        lines[selector] = element.sourceline
+        requests.append(request)
+    return tuple(requests)
 
 
 def _requests(nat: Element) -> tuple[AddressRequest, ...]:

@@ -23,8 +23,8 @@ class Glance:
     enabled="no".  ``addressed``: it has an ``<ip>`` with an address, ``addressed6``:
     with an IPv6 address.  ``mac`` is the bridge's.  ``annotated``: its metadata has a
     ``<natns:nat>``.  ``owner`` is the uuid of the guest that a network's port belongs
-    to.  A guest's NICs name ``networks`` and ``bridges``.  ``whole``: the document was
-    read to its end.
+    to.  A guest's NICs name ``networks`` and ``bridges``; ``nics`` is their number.
+    ``whole``: the document was read to its end.
     """
 
     __slots__ = (
@@ -38,6 +38,7 @@ class Glance:
         "mac",
         "name",
         "networks",
+        "nics",
         "owner",
         "uuid",
         "whole",
@@ -55,6 +56,7 @@ class Glance:
         self.addressed6 = False
         self.annotated = False
         self.whole = False
+        self.nics = 0
         self.networks: list[str] = []
         self.bridges: list[str] = []
 
@@ -210,6 +212,8 @@ class GlanceReader:
             for named, key in ((self.found.networks, "network"), (self.found.bridges, "bridge")):
                 if key in attributes:
                     named.append(attributes[key])
+        elif inside == ["devices", "interface"]:
+            self.found.nics += 1
         else:
             self._in_metadata(inside, attributes)
 

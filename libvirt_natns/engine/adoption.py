@@ -36,6 +36,7 @@ from libvirt_natns.model.upstream import HostUpstream
 from libvirt_natns.state import applicants
 from libvirt_natns.state.leases import Leasable
 from libvirt_natns.upstream import dhcp, selection, transit
+from libvirt_natns.values import quoted
 
 ADOPTED = "runs without a record: adopted as it is"
 
@@ -119,7 +120,7 @@ def _adopt_network(engine: Engine, xml: bytes, domains: Mapping[str, bytes]) -> 
     segment = engine.planner.complete(network, upstream)
     rules = translations.of_namespace(names.namespace(network.name))
     for lease in _leases(engine, network, segment, rules):
-        _lease(engine, segment, network.uuid, f"network {network.name}", lease)
+        _lease(engine, segment, network.uuid, f"network {quoted(network.name)}", lease)
     _adopt_reservations(engine, network, domains)
     if network.nat is None or not network.nat.forwards:
         return

@@ -13,6 +13,7 @@ from typing import Self
 
 from libvirt_natns import names
 from libvirt_natns.engine.facts.planner import Planner
+from libvirt_natns.engine.former_names import renamed
 from libvirt_natns.engine.network_record import state_of
 from libvirt_natns.engine.observer import NOBODY, Observer, tell
 from libvirt_natns.engine.prebuilt import Built
@@ -107,6 +108,8 @@ class Context:
     def _read(self, uuid: str) -> Change:
         try:
             record = self.store.networks.get(uuid)
+            if record is not None:
+                record = renamed(self.kernel, self.store, record)
         except NatnsError:
             directory = names.network_directory(uuid)
             with suppress(OSError):

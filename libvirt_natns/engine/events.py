@@ -25,8 +25,10 @@ from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreEr
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import LibvirtNetwork, Network, Nic
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.selection import verdict
+from libvirt_natns.values import quoted
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Event:
         """Return the network.  Raises DocumentError."""
         network = libvirt_xml.parse_hook_data(self.xml).network
         if not network.uuid:
-            raise DocumentError(f"network {network.name} has no uuid", "start it with libvirt")
+            raise DocumentError(
+                f"network {quoted(network.name)} has no uuid", "start it with libvirt"
+            )
         return network
 
     @cached_property
@@ -127,12 +131,26 @@ def _down(event: Event) -> None:
                 verbs.down(seen.uuid, seen.name, shared=False)
             raise
         with event.sessions.engine(settings) as verbs:
+            record = verbs.store.networks.get(seen.uuid)
             verbs.down(seen.uuid, seen.name)
             verbs.end_given_up(seen.uuid, wait=True)
+            _leave(verbs, record)
     except StoreError:
         with Kernel() as kernel:
             remove_unrecorded(kernel, seen.uuid, names.namespace(seen.name))
         raise
+
+
+def _leave(verbs: Engine, record: NetworkRecord | None) -> None:
+    """Have guests that still run follow the end of their network."""
+    if record is None:
+        return
+    try:
+        # The ports are free for others from now on.
+        Guests(verbs).refresh(record.uuid)
+        Guests(verbs).reroute(record)
+    except Exception as error:  # the network has ended, and sync tries again
+        verbs.observer.failed("withdrawing from a network that has ended", error)
 
 
 def _handled(event: Event, settings: Config) -> Network | None:

@@ -15,6 +15,7 @@ from libvirt_natns.model.segment import LeasedSegment
 from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.values import quoted
 
 
 class _IncompleteError(KernelError):
@@ -44,7 +45,7 @@ def _refresh(context: Context, record: NetworkRecord) -> list[str]:
         if context.kernel.namespace_owner(run.namespace) != run.uuid:
             raise _IncompleteError(f"namespace {run.namespace} is missing, or is not ours")
         if not _is_settled(run):
-            raise _IncompleteError(f"network {network.name} is not settled")
+            raise _IncompleteError(f"network {quoted(network.name)} is not settled")
         # A guest has resolved its claims before this lock: the address may be another by now.
         upstream_leases.move_claims(context, run)
         shared_host.adjust(context, run.uuid)

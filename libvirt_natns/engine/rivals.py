@@ -5,6 +5,7 @@ from libvirt_natns import names
 from libvirt_natns.engine import given_up
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.down import down, tidy
+from libvirt_natns.engine.former_names import has_former_name
 from libvirt_natns.model.network import Network
 from libvirt_natns.state.networks import NetworkRecord
 
@@ -15,6 +16,10 @@ def end_rivals(context: Context, network: Network, *, active: bool) -> None:
     ``active``: the network's bridge is there and is its own.
     """
     for rival in context.store.networks.holders(names.namespace(network.name), network.bridge):
+        if has_former_name(rival):
+            # The rival's namespace gets another name under the rival's lock.
+            with context.changing("up", rival.uuid, rival.name) as change:
+                rival = change.record or rival
         if rival.uuid != network.uuid and _is_superseded(context, rival, network, active):
             down(context, rival.uuid)
     # The record of a network of that name may have been lost.

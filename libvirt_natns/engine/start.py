@@ -25,6 +25,7 @@ from libvirt_natns.operations.carry_out import carry_out
 from libvirt_natns.operations.namespaces import Namespace, namespace_owner
 from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.values import quoted
 
 POLL = 0.02
 """Seconds between two looks at whether another network's start is over."""
@@ -130,7 +131,7 @@ def _clear(context: Context, run: NetworkRun) -> None:
     namespace = Namespace(run.namespace, network.uuid)
     if namespace_owner(context.kernel, namespace) not in (network.uuid, None):
         raise ConflictError(
-            f"network {network.name}: namespace {namespace.name} exists and is not ours",
+            f"network {quoted(network.name)}: namespace {namespace.name} exists and is not ours",
             f"rename the network, or delete it (ip netns delete {namespace.name})",
         )
     # Ahead of the removal, which takes away the note of a start that was killed.

@@ -17,6 +17,7 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside
 from libvirt_natns.upstream import attach_checks, selection
+from libvirt_natns.values import quoted
 
 ROOM = 64 << 10
 """Octets that a network's run-time files may take: most are those of its dnsmasq."""
@@ -46,7 +47,8 @@ def check_upstream(context: Context, network: Network, segment: Segment) -> None
     problem = attach_checks.problem(context.kernel, segment)
     if problem:
         raise UpstreamError(
-            f"network {network.name}: {segment.in_words} of upstream {segment.name} {problem[0]}",
+            f"network {quoted(network.name)}: {segment.in_words} of upstream {segment.name}"
+            f" {problem[0]}",
             problem[1],
         )
 
@@ -62,7 +64,7 @@ def check_room(network: Network) -> None:
             os.posix_fallocate(file.fileno(), 0, ROOM)
     except OSError as error:
         raise StoreError(
-            f"network {network.name}: {probe.parent} has no room for {ROOM >> 10} KiB"
+            f"network {quoted(network.name)}: {probe.parent} has no room for {ROOM >> 10} KiB"
             f" ({error.strerror})",
             f"free some space (df {names.RUN_DIRECTORY}; df -i {names.RUN_DIRECTORY})",
         ) from error

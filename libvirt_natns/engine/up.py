@@ -33,6 +33,7 @@ from libvirt_natns.operations.undo import Undo
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
+from libvirt_natns.values import quoted
 
 
 class NotUpError(NatnsError):
@@ -153,9 +154,9 @@ def _check_announced(change: Change) -> None:
 def _check_same(record: NetworkRecord, change: Change) -> None:
     """Raise NotUpError or RecordChangedError unless a network is up with a record's document."""
     if change.state != "up":
-        raise NotUpError(f"network {record.name} is not up")
+        raise NotUpError(f"network {quoted(record.name)} is not up")
     if change.record is None or change.record.document != record.document:
-        raise RecordChangedError(f"network {record.name} was changed")
+        raise RecordChangedError(f"network {quoted(record.name)} was changed")
 
 
 def _built_ahead(context: Context, run: NetworkRun) -> Plan:

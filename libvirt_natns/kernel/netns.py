@@ -193,6 +193,17 @@ def remove(name: str) -> None:
     Path(path).unlink(missing_ok=True)
 
 
+def rename(name: str, other: str) -> None:
+    """Give a namespace another name; processes in it notice nothing.
+
+    A kill leaves both names, and another call goes on from there.  Raises KernelError or OSError.
+    """
+    with opened(name) as descriptor:
+        if inode(other) != os.fstat(descriptor).st_ino:
+            bind(other, descriptor)
+    remove(name)
+
+
 def _open(name: str | None) -> int:
     """Return a descriptor of a namespace; None is the thread's own.  Raises KernelError."""
     try:

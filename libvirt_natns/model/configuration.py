@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from libvirt_natns.model.metadata import DefaultRoute
 from libvirt_natns.model.upstream import HOST_UPSTREAM, RouterUpstream, Upstream
 
 Scope = Literal["isolated", "annotated"]
@@ -24,6 +25,7 @@ class Config:
     upstream: str = "host"
     upstreams: dict[str, Upstream] = field(default_factory=lambda: {"host": HOST_UPSTREAM})
     auto_ports: tuple[int, int] = DEFAULT_AUTO_PORTS
+    default_route: DefaultRoute = "auto"
 
     @property
     def routers(self) -> dict[str, RouterUpstream]:

@@ -6,10 +6,16 @@ Names are not looked up yet: ``publication`` has forwards with addresses and por
 
 from dataclasses import dataclass
 from ipaddress import IPv6Address
+from typing import Literal
 
 from libvirt_natns.addresses import Address, Family, IPNetwork
 from libvirt_natns.model.publication import PortProtocol, PortSet
 from libvirt_natns.model.subnet import Subnet
+
+DefaultRoute = Literal["auto", "yes", "no"]
+"""Does DHCP give a NIC its default route, and DNS servers?
+
+"auto": yes, unless another NIC of the guest is in a network that leads outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +69,20 @@ class AddressRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class InterfaceRequest:
+    """``<natns:interface>``: the default route of a single NIC, by ``network`` or by ``mac``."""
+
+    default_route: DefaultRoute
+    network: str | None = None
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NatMetadata:
     """The ``<natns:nat>`` element of a network or a domain.
 
     ``subnets`` are its ``<natns:ip>`` elements, at most one of each family.
+    ``default_route`` None is as the network, or the configuration, says.
     """
 
     enabled: bool = True
@@ -76,3 +92,5 @@ class NatMetadata:
     subnets: tuple[Subnet, ...] = ()
     forwards: tuple[PortForward, ...] = ()
     addresses: tuple[AddressRequest, ...] = ()
+    default_route: DefaultRoute | None = None
+    interfaces: tuple[InterfaceRequest, ...] = ()

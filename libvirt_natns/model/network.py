@@ -20,12 +20,22 @@ class Nic:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A guest: libvirt's ``<domain>``, without the parts that do not concern us."""
+    """A guest: libvirt's ``<domain>``, without the parts that do not concern us.
+
+    ``outward``: it has a NIC that leads outside without a network or a bridge of the host,
+    such as a macvtap.
+    """
 
     uuid: str
     name: str
     nics: tuple[Nic, ...] = ()
     nat: NatMetadata | None = None
+    outward: bool = False
+
+    @property
+    def has_choice(self) -> bool:
+        """True if another NIC than a network's own may be the guest's way out."""
+        return len(self.nics) + self.outward > 1
 
 
 @dataclass(frozen=True, slots=True)

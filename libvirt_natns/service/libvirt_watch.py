@@ -163,6 +163,9 @@ class LibvirtWatch:
     def _follow_network(self, engine: Engine, uuid: str, ask: AskXml) -> list[str]:
         ran = _runs(engine, uuid)
         changed = sync.network_changed(engine, uuid, ask)
+        record = engine.store.networks.get(uuid)
+        if record is not None:
+            changed += Guests(engine).reroute(record)
         runs = _runs(engine, uuid)
         if not ran and runs:
             # No hook told of the network, nor then of the guests in it.

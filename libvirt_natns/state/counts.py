@@ -21,7 +21,11 @@ def forwards(store: Store) -> dict[str, int]:
 
 def guests(store: Store) -> int:
     """Return how many running guests publish something."""
-    rows = store.select("SELECT count(*) FROM guest WHERE published AND boot = ?", boot_id())
+    rows = store.select(
+        "SELECT count(*) FROM guest WHERE published AND boot = ? AND (uuid IN"
+        " (SELECT owner FROM forward) OR uuid IN (SELECT owner FROM static_nat))",
+        boot_id(),
+    )
     return int(rows[0][0])
 
 

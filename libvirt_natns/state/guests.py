@@ -48,6 +48,13 @@ class GuestTable:
         rows = self._database.select("SELECT * FROM guest ORDER BY name")
         return self._database.made(_guest, rows)
 
+    def running(self) -> list[GuestRecord]:
+        """Return the recorded guests that run since this boot, by name."""
+        rows = self._database.select(
+            "SELECT * FROM guest WHERE published AND boot = ? ORDER BY name", boot_clock.boot_id()
+        )
+        return self._database.made(_guest, rows)
+
     def put(self, uuid: str, name: str, document: bytes, published: bool) -> None:
         """Record a guest that is about to run, or runs."""
         with self._database.transaction() as db:

@@ -24,6 +24,7 @@ from libvirt_natns.model.network import LibvirtNetwork, Network
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.upstream import Upstream
 from libvirt_natns.state import applicants
+from libvirt_natns.values import quoted
 
 LINK_LOCAL = IPv6Network("fe80::/10")
 
@@ -56,7 +57,7 @@ def verdict(network: LibvirtNetwork, config: Config) -> Verdict:
         if network.nat is None:
             return Verdict(None, "has no address")
         raise DocumentError(
-            f"network {network.name} has neither <ip> nor <natns:ip>",
+            f"network {quoted(network.name)} has neither <ip> nor <natns:ip>",
             "add <ip> or <natns:ip>, or remove <natns:nat> from its metadata",
         )
     if not isinstance(network, Network):
@@ -80,7 +81,7 @@ def upstream_of(network: Network, config: Config, present: str | None = None) ->
     upstream = config.upstreams.get(name)
     if upstream is None:
         raise UpstreamError(
-            f"network {network.name}: there is no upstream {name}",
+            f"network {quoted(network.name)}: there is no upstream {name}",
             f"add [upstreams.{name}] to {names.CONFIG_FILE}, or name one of "
             + ", ".join(sorted(config.upstreams)),
         )
@@ -165,7 +166,7 @@ def check_addresses(network: Network, segment: Segment) -> None:
     """
     if network.bridge in (names.UPSTREAM_LINK, "lo"):
         raise DocumentError(
-            f"network {network.name}: a bridge cannot be called {network.bridge}",
+            f"network {quoted(network.name)}: a bridge cannot be called {network.bridge}",
             "choose another name in <bridge name='...'/>",
         )
     _check_own(network)
@@ -176,7 +177,7 @@ def check_addresses(network: Network, segment: Segment) -> None:
         for outside in _outside(segment):
             if subnet.overlaps(outside):
                 raise DocumentError(
-                    f"network {network.name}: its subnet {subnet} overlaps {outside}"
+                    f"network {quoted(network.name)}: its subnet {subnet} overlaps {outside}"
                     f" of upstream {segment.name}",
                     "give one of them another subnet",
                 )
@@ -192,21 +193,21 @@ def _check_own(network: Network) -> None:
         gateway = subnet.gateway
         if gateway.is_unspecified or (gateway.version == 6 and gateway.ipv4_mapped):
             raise DocumentError(
-                f"network {network.name}: no host can have its address {gateway}",
+                f"network {quoted(network.name)}: no host can have its address {gateway}",
                 "choose another address in <ip address='...'/>",
             )
     for route in network.routes:
         if route.destination.version == 6 and route.destination.overlaps(LINK_LOCAL):
             raise DocumentError(
-                f"network {network.name}: no <route> can lead to link-local addresses"
+                f"network {quoted(network.name)}: no <route> can lead to link-local addresses"
                 f" ({route.destination})",
                 "remove the route",
             )
         for subnet in network.subnets:
             if subnet.network.version == 4 and route.gateway == subnet.network.broadcast_address:
                 raise DocumentError(
-                    f"network {network.name}: the gateway {route.gateway} of its <route> is the"
-                    f" broadcast address of {subnet.network}",
+                    f"network {quoted(network.name)}: the gateway {route.gateway} of its <route> is"
+                    f" the broadcast address of {subnet.network}",
                     "name the address of a guest",
                 )
 
@@ -231,13 +232,13 @@ def _check_routed(network: Network, segment: Segment) -> None:
     subnets = routed(network, segment)
     if any(subnet.prefixlen < 64 for subnet in subnets):
         raise DocumentError(
-            f"network {network.name}: its subnet {subnets[0]} is more than a /64 of prefixes6"
-            f" of upstream {segment.name}",
+            f"network {quoted(network.name)}: its subnet {subnets[0]} is more than a /64 of"
+            f" prefixes6 of upstream {segment.name}",
             "give the network a /64",
         )
     if len(subnets) > 1:
         raise DocumentError(
-            f"network {network.name}: both {subnets[0]} and {subnets[1]} are in prefixes6"
+            f"network {quoted(network.name)}: both {subnets[0]} and {subnets[1]} are in prefixes6"
             f" of upstream {segment.name}",
             "keep a single subnet of prefixes6 in the network",
         )
@@ -259,7 +260,7 @@ def check_resolvers(network: Network, segment: Segment, servers: Iterable[Addres
     hidden = {server for server in asked for subnet in private if server in subnet}
     if hidden and hidden.issuperset(asked):
         raise DocumentError(
-            f"network {network.name}: the DNS server {min(hidden, key=by_family)}"
+            f"network {quoted(network.name)}: the DNS server {min(hidden, key=by_family)}"
             f" of upstream {segment.name} is in its own subnet",
             f"set 'dns' in [upstreams.{segment.name}] of {names.CONFIG_FILE},"
             " or give the network another subnet",

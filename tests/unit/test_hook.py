@@ -249,6 +249,37 @@ def test_other_guests_never_start_an_interpreter(tmp_path: Path) -> None:
     assert asks_python("network", tmp_path, "port-created", "begin", port)
 
 
+NICS = {
+    "one": ["<source network='a'/>"],
+    "two of others": ["<source network='b'/>", "<source bridge='br0'/>"],
+    "one of ours": ["<source network='b'/>", "<source network='a' portid='1'/>"],
+    "a bridge of ours": ["<source bridge='virbr10'/>", "<source network='b'/>"],
+    "a name that is no file's": ["<source network='b'/>", "<source network='a b'/>"],
+}
+
+
+@pytest.mark.parametrize("case", NICS)
+@pytest.mark.parametrize("operation", ["prepare", "start", "reconnect", "attach"])
+def test_a_guest_with_a_choice_of_ways_out(case: str, operation: str, tmp_path: Path) -> None:
+    """Guests without metadata matter with a NIC in a network of ours, beside another one."""
+    for directory in ("guests", "netns/nat-a", "net/virbr10/brif/natin-1", "net/br0/brif/eth0"):
+        (tmp_path / directory).mkdir(parents=True)
+    interfaces = "".join(f"<interface type='network'>{nic}</interface>" for nic in NICS[case])
+    data = f"<domain><name>a</name><uuid>{UUID}</uuid><devices>{interfaces}</devices></domain>"
+    script = tmp_path / "qemu"
+    text = in_place_of_run("qemu", tmp_path).replace(
+        "\npython=/usr/bin/python3\n", "\npython=/bin/echo\n"
+    )
+    text = text.replace("/run/netns/", f"{tmp_path}/netns/").replace(
+        "/sys/class/net/", f"{tmp_path}/net/"
+    )
+    script.write_text(text)
+    script.chmod(0o755)
+    done = run("qemu", "a", operation, "begin", "-", data=spread(data.encode()), script=script)
+    expected = operation != "start" and case not in ("one", "two of others")
+    assert (done.returncode, done.stderr, bool(done.stdout)) == (0, b"", expected)
+
+
 def test_other_networks_never_start_an_interpreter(tmp_path: Path) -> None:
     forward = "<forward mode='nat'><nat/></forward>"
     inside = f"<metadata><x xmlns='urn:x'>{forward}</x></metadata><dns><forwarder addr='1'/></dns>"

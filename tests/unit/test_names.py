@@ -52,6 +52,15 @@ def test_no_two_networks_share_a_namespace() -> None:
     assert len({names.namespace(name) for name in PLAIN + AWKWARD}) == len(PLAIN + AWKWARD)
 
 
+def test_a_slug_is_no_other_networks_name() -> None:
+    for name in AWKWARD:
+        taken = names.namespace(name).removeprefix("nat-")
+        assert names.namespace(taken) != names.namespace(name)
+        # Nor is the slug of an earlier version, of a network that runs over an upgrade.
+        former = names.former_namespace(name)
+        assert former not in {names.namespace(each) for each in (*PLAIN, *AWKWARD)}
+
+
 def test_slugs_are_readable() -> None:
     assert names.slug("Büro Süd, 2. OG").startswith("B-ro-S-d-2.-OG-")
     assert names.slug("客户网络").startswith("network-")

@@ -31,6 +31,7 @@ from libvirt_natns.operations.operation import Plan
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import segments, selection
+from libvirt_natns.values import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Planner:
         """
         mtu = self.kernel.host.links.mtu(segment.bridge)
         if mtu is None:
-            raise KernelError(f"network {network.name}: bridge {segment.bridge} is missing")
+            raise KernelError(f"network {quoted(network.name)}: bridge {segment.bridge} is missing")
         return ahead_of_lease(network, segment, mtu, client_of(self.store, network, segment))
 
     def _published(self, network: Network, segment: Segment, outside: Outside) -> Published:
@@ -138,7 +139,7 @@ class Planner:
         out = upstream_mtu(self.kernel, segment)
         if private is None or out is None:
             missing = f"bridge {network.bridge}" if private is None else segment.in_words
-            raise KernelError(f"network {network.name}: {missing} is missing")
+            raise KernelError(f"network {quoted(network.name)}: {missing} is missing")
         guests_mtu = path_mtu(private.carried, segment.carried(out), private.patch)
         return Surroundings(
             private_mtu=private.patch,
@@ -146,7 +147,7 @@ class Planner:
             backend=self.backend(),
             dnsmasq=None
             if unknown
-            else dnsmasq_of(self.store, network, segment, outside, guests_mtu),
+            else dnsmasq_of(self.store, self.config, network, segment, outside, guests_mtu),
             idle=not unknown and network.taken_over and network.has_dnsmasq,
             carried=private.limit,
             leasing=leasing(self.store, network, segment),

@@ -21,6 +21,7 @@ from libvirt_natns.operations.daemon_operations import NeighbourProxy
 from libvirt_natns.operations.operation import Operation, Plan
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers, selection
+from libvirt_natns.values import quoted
 
 
 def without_others(kernel: Kernel, operation: Operation, segment: Segment) -> Operation:
@@ -83,6 +84,6 @@ def check_proxied(config: Config, store: Store, network: Network, segment: Segme
         for subnet in mine:
             if any(subnet.overlaps(other) for other in user.subnets):
                 raise DocumentError(
-                    f"network {network.name}: another network has a part of {subnet}",
+                    f"network {quoted(network.name)}: another network has a part of {subnet}",
                     "give each network its own part",
                 )

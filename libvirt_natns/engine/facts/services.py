@@ -15,7 +15,9 @@ from libvirt_natns.daemons import (
 from libvirt_natns.daemons.dnsmasq_config import Advertised
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.engine.facts.outside import families_of
+from libvirt_natns.engine.facts.routed_nics import routed_nics
 from libvirt_natns.engine.publication.dhcp_hosts import ranges_of
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside
@@ -44,29 +46,33 @@ def client_of(store: Store, network: Network, segment: DhcpSegment) -> Leasing:
 
 
 def dnsmasq_of(
-    store: Store, network: Network, segment: Segment, outside: Outside, mtu: int | None
+    store: Store,
+    config: Config,
+    network: Network,
+    segment: Segment,
+    outside: Outside,
+    mtu: int | None,
 ) -> dnsmasq.Daemon:
     """Return the dnsmasq of a network's namespace; ``mtu`` is the MTU to announce to guests."""
-    files = _files(store, network, segment, outside, mtu) if network.needs_dnsmasq else None
+    files = None
+    if network.needs_dnsmasq:
+        routed = routed_nics(store, config, network)
+        # Router advertisements go to all guests alike.
+        router6 = 6 in families_of(outside) and routed.others
+        advertised = Advertised(outside.proxied, router6, routed)
+        servers = resolvers_of(segment, families_of(outside))
+        files = _files(store, network, servers, mtu, advertised)
     namespace = names.namespace(network.name)
     return dnsmasq.Daemon(network.uuid, namespace, network.bridge, files)
 
 
 def _files(
-    store: Store, network: Network, segment: Segment, outside: Outside, mtu: int | None
+    store: Store, network: Network, servers: Resolvers, mtu: int | None, advertised: Advertised
 ) -> dnsmasq_files.Files:
     taken_over = network.taken_over and network.has_dnsmasq
     libvirts = libvirt_dnsmasq.read(network.name) if taken_over else None
     kept = [pair for family in FAMILIES for pair in _reserved(store, network, family)]
-    servers = resolvers_of(segment, families_of(outside))
-    return dnsmasq_config.make(
-        network,
-        libvirts,
-        servers,
-        mtu,
-        kept,
-        Advertised(outside.proxied, router6=6 in families_of(outside)),
-    )
+    return dnsmasq_config.make(network, libvirts, servers, mtu, kept, advertised)
 
 
 def _reserved(store: Store, network: Network, family: Family) -> Collection[tuple[str, Address]]:

@@ -3,14 +3,14 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
 from libvirt_natns import names
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.documents.libvirt_xml import DomainDocument
+from libvirt_natns.documents.xml_sniff import Glance
 from libvirt_natns.engine.guests.guest_claims import in_force, of_what_runs, only_in, resolve_claims
 from libvirt_natns.engine.guests.guest_context import GuestContext, discard_guest_directory
-from libvirt_natns.engine.guests.guest_run import GuestRun, read
+from libvirt_natns.engine.guests.guest_run import GuestRun, read, with_metadata
 from libvirt_natns.engine.guests.nics import is_same_nic
 from libvirt_natns.engine.guests.verbs import (
     Publication,
@@ -51,21 +51,43 @@ def _trial(guests: GuestContext, run: GuestRun) -> Claims:
 def differences(guests: GuestContext, xml: bytes) -> list[str]:
     """Return how a running guest's metadata differs from its claims in force, in words."""
     seen = xml_sniff.at_domain(xml)
-    if not seen.annotated and guests.store.guests.get(seen.uuid) is None:
+    if not _may_be_recorded(seen) and guests.store.guests.get(seen.uuid) is None:
         return []
     try:
         document = libvirt_xml.read_domain(xml)
         run = read(guests, document.plain, xml)
         if not run.is_concerned:
             return []
-        wanted = _trial(guests, replace(run, domain=document.domain))
+        run = with_metadata(guests, run, document.domain)
+        wanted = _trial(guests, run)
     except NatnsError as error:
         return [str(error)]
     held = in_force(guests, guests.held(run.uuid))
     return [
+        *(["has other NICs than DHCP knows"] if _has_other_nics(run) else []),
         *(f"is not published: {what}" for what in only_in(wanted, held)),
         *(f"is published still: {what}" for what in only_in(held, wanted)),
     ]
+
+
+def _may_be_recorded(seen: Glance) -> bool:
+    """True if a guest has metadata, or a choice among NICs."""
+    return seen.annotated or seen.nics > 1
+
+
+def _has_other_nics(run: GuestRun) -> bool:
+    """True if a guest that chooses among its NICs has other NICs than recorded."""
+    if not (run.is_recorded and run.domain.has_choice):
+        return False
+    if run.record is None:
+        return run.domain.nat is None
+    earlier = libvirt_xml.parse_domain_nics(run.record.document)
+    return _places(earlier) != _places(run.domain)
+
+
+def _places(domain: Domain) -> set[tuple[str, str | None]]:
+    """Return where a guest's NICs are; libvirt names a network's bridge once the guest runs."""
+    return {(nic.mac, nic.network or nic.bridge) for nic in domain.nics}
 
 
 def converge(guests: GuestContext, xml: bytes, record: GuestRecord | None) -> list[str]:
@@ -78,14 +100,15 @@ def converge(guests: GuestContext, xml: bytes, record: GuestRecord | None) -> li
     run = read(guests, document.plain, xml)
     if not run.is_concerned or run.record != record:
         return []
-    return _words(put_into_force(guests, replace(run, domain=document.domain), unless_changed=True))
+    known = with_metadata(guests, run, document.domain)
+    return _words(put_into_force(guests, known, unless_changed=True))
 
 
 def _converge(guests: GuestContext, document: DomainDocument, xml: bytes, known: bool) -> list[str]:
     run = read(guests, document.plain, xml)
     if not run.is_concerned or (known and run.record is None):
         return []
-    return _words(put_into_force(guests, replace(run, domain=document.domain)))
+    return _words(put_into_force(guests, with_metadata(guests, run, document.domain)))
 
 
 def _words(done: Publication) -> list[str]:
@@ -126,7 +149,7 @@ def follow(guests: GuestContext, uuid: str, ask: Callable[[], bytes | None]) -> 
     if xml is None:
         return end(guests, record) if record else []
     if record is None:
-        return converge(guests, xml, None) if xml_sniff.at_domain(xml).annotated else []
+        return converge(guests, xml, None) if _may_be_recorded(xml_sniff.at_domain(xml)) else []
     earlier, document = libvirt_xml.read_domain(record.document), libvirt_xml.read_domain(xml)
     if record.published and record.this_boot and _says_the_same(earlier, document):
         return []

@@ -18,6 +18,7 @@ from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
+from libvirt_natns.values import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class GuestContext:
         run = self.engine.planner.run(network, record.document, record)
         if run.lacks:
             raise ConflictError(
-                f"network {network.name} has no upstream address", "run virt-natns sync"
+                f"network {quoted(network.name)} has no upstream address", "run virt-natns sync"
             )
         return Attachment(nic, run.whole, run.segment, run.outside)
 

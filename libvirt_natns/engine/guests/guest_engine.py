@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """All verbs of guests as one object, for callers that have an engine."""
 
-from libvirt_natns.engine.guests import converge, effects, verbs
+from libvirt_natns.engine.guests import converge, default_routes, effects, verbs
 from libvirt_natns.engine.guests.guest_context import GuestContext
 
 
@@ -19,6 +19,8 @@ class Guests(GuestContext):
     refresh = verbs.refresh
     rejoin = verbs.rejoin
     follow_move = verbs.follow_move
+
+    reroute = default_routes.reroute
 
     trial = converge.trial
     differences = converge.differences

@@ -21,12 +21,13 @@ def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, NetworkRecord]]:
 
 def _of_nic(store: Store, nic: Nic) -> list[NetworkRecord]:
     if nic.network:
-        records = store.networks.holders(namespace=names.namespace(nic.network))
+        spaces = {names.namespace(nic.network), names.former_namespace(nic.network)}
+        records = [r for space in spaces for r in store.networks.holders(namespace=space)]
         return [record for record in records if record.name == nic.network]
     return store.networks.holders(bridge=nic.bridge) if nic.bridge else []
 
 
-def may_name(xml: bytes, network: Network) -> bool:
+def may_name(xml: bytes, network: Network | NetworkRecord) -> bool:
     """True if a guest's XML may have a NIC in a network; the XML is not parsed."""
     # libvirt writes UTF-8, and writes these characters of a name as entities.
     if any(letter in network.name for letter in "&<>'\""):

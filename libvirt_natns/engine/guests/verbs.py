@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The verbs of guests: claim, publish, withdraw, plug, unplug.
 
-A guest is recorded if it has metadata, and a NIC in a network of ours.  Its claims are
-part of the network's plan, so ``check`` and ``sync`` include them.
+A guest is recorded if it has a NIC in a network of ours, and metadata or another NIC.  Its
+claims, and the way out that it has, are part of the networks' plans.  So ``check`` and
+``sync`` include them.
 """
 
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from libvirt_natns.documents import domain_edit, libvirt_xml
+from libvirt_natns.engine.guests.default_routes import apply_routes, reroute
 from libvirt_natns.engine.guests.effects import apply_to, cut, restore
 from libvirt_natns.engine.guests.guest_claims import of_what_runs, resolve_claims, undo_reservations
 from libvirt_natns.engine.guests.guest_context import (
@@ -34,7 +36,11 @@ def claim(guests: GuestContext, domain: Domain, xml: bytes) -> None:
     Raises DocumentError, ConflictError or LeaseError to refuse the start.
     """
     run = read(guests, domain, xml)
-    if domain.nat is None or not run.attachments:
+    if domain.nat is None and run.placed and run.is_recorded:
+        # There is nothing to refuse, and DHCP must know the NICs before the guest boots.
+        put_into_force(guests, run)
+        return
+    if not run.attachments:
         forget(guests, domain.uuid)
         return
     # The guest does not run: claims in force are from an end without an event.
@@ -77,7 +83,7 @@ def put_into_force(
     With ``unless_changed``, change nothing if the guest's row is not ``run.record`` any more.
     """
     domain, uuid = run.domain, run.uuid
-    if (domain.nat is None or not run.attachments) and run.record is None:
+    if not run.is_recorded and run.record is None:
         return Publication(Claims(uuid), Claims(uuid), [])
     with guests.locked(uuid):
         present = guests.store.guests.get(uuid)
@@ -98,10 +104,13 @@ def put_into_force(
                 # Claims of a guest without a record would stay for good.
                 guests.store.guests.put(uuid, domain.name, run.xml, published=True)
                 guests.store.claims.put(claims, run.scopes, published=True)
-            changed = apply_to(guests, networks_of(before) | networks_of(claims))
+            networks = networks_of(before) | networks_of(claims)
+            changed = apply_to(guests, networks)
             undo.pop_all()
+        documents = [run.xml, *([present.document] if present else [])]
+        changed += apply_routes(guests, documents, networks)
         cut(guests, before, claims)
-        if domain.nat is None:
+        if domain.nat is None and not run.is_recorded:
             guests.drop_record(uuid)
     return Publication(before, claims, changed)
 
@@ -131,6 +140,7 @@ def withdraw(guests: GuestContext, uuid: str) -> None:
             apply_to(guests, networks)
         finally:
             cut(guests, before, Claims(uuid))
+            apply_routes(guests, [record.document], networks)
 
 
 def forget(guests: GuestContext, uuid: str) -> None:
@@ -175,7 +185,7 @@ def unplug(guests: GuestContext, owner: str, nic: Nic) -> None:
 def _drop(guests: GuestContext, record: GuestRecord, nic: Nic, xml: bytes) -> None:
     """Withdraw claims that lead to a NIC, and keep the others.
 
-    No other network of the guest is read or changed.
+    No trouble of another network of the guest stops that.
     """
     owner = record.uuid
     placed = in_ours(guests.store, libvirt_xml.parse_domain_nics(record.document))
@@ -185,10 +195,12 @@ def _drop(guests: GuestContext, record: GuestRecord, nic: Nic, xml: bytes) -> No
         with guests.store.transaction():
             guests.store.claims.put(rest, guests.scopes(rest), published=True)
             guests.store.guests.put(owner, record.name, xml, published=True)
+        networks = {network.uuid for each, network in placed if is_same_nic(each, nic)}
         try:
-            apply_to(guests, {network.uuid for each, network in placed if is_same_nic(each, nic)})
+            apply_to(guests, networks)
         finally:
             cut(guests, before, rest)
+            apply_routes(guests, [record.document], networks)
 
 
 def _without(
@@ -238,6 +250,7 @@ def rejoin(guests: GuestContext, network: Network) -> None:
         with suppress(NatnsError, OSError):
             if (record.uuid in claiming) != has_nic(record, network):
                 _publish_again(guests, record)
+    reroute(guests, network)
 
 
 def follow_move(guests: GuestContext, earlier: NetworkRecord, network: Network) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from libvirt_natns.documents import xml_sniff
 
 LIBVIRT_STATUS = Path("/run/libvirt/network")
+LIBVIRT_NETWORKS = Path("/etc/libvirt/qemu/networks")
 
 STATUS_LIMIT = 5.0
 """Seconds in which libvirt writes a network's status file, after the end of its hooks."""
@@ -21,6 +22,17 @@ def active_networks() -> Iterator[xml_sniff.Glance]:
     for file in LIBVIRT_STATUS.glob("*.xml"):
         with suppress(OSError):
             yield xml_sniff.at_network(file.read_bytes())
+
+
+def forwards(network: str) -> bool:
+    """True if libvirt leads a network outside: it has a ``<forward>`` of any mode.
+
+    The definition counts for a network that is not active.  False for an unknown network.
+    """
+    for directory in (LIBVIRT_STATUS, LIBVIRT_NETWORKS):
+        with suppress(OSError):
+            return xml_sniff.at_network((directory / f"{network}.xml").read_bytes()).forwards
+    return False
 
 
 def isolated_bridges() -> set[str]:

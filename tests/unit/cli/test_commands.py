@@ -23,6 +23,7 @@ from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.routes import Routes
 from libvirt_natns.service import client
+from libvirt_natns.values import quoted
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 XML = CHECKOUT / "xml"
@@ -64,6 +65,56 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr()
     assert said.out == ""
     assert "usage: virt-natns" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["status", "-dash"], 'a name that begins with "-" goes after "--": -- -dash'),
+        (["check", "-lab"], 'goes after "--": -- -lab'),
+        (["plan", "-x"], 'goes after "--": -- -x'),
+        (["exec", "-dash", "--", "ls", "-l"], 'goes after "--": -- -dash'),
+        (["forward", "add", "-web", "2222:22"], 'goes after "--": -- -web'),
+        (["forward", "add", "--network", "-dash", "web", "2222:22"],
+         'a value that begins with "-" is written --network=-dash'),
+        (["status", "--json", "a", "b"], ""),
+        (["forward", "add", "--network"], ""),
+        (["exec"], ""),
+    ],
+)  # fmt: skip
+def test_names_that_look_like_options(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        commands.main(arguments)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(hint) if hint else "begins with" not in line
+
+
+@pytest.mark.parametrize("name", ["-dash", "my lab", "it's", "100%", 'say "hi"'])
+def test_odd_names_are_arguments(name: str) -> None:
+    parse = commands.make_parser().parse_args
+    for command in ("status", "check", "plan"):
+        assert parse([command, "--", name]).network == name
+    options = parse(["exec", "--", name, "--", "ls", "-l"])
+    assert (options.network, options.argv) == (name, ["--", "ls", "-l"])
+    assert parse(["forward", "list", "--", name]).guest == name
+    assert parse(["forward", "add", f"--network={name}", "--", name, "1:2"]).network == name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a-b.1", "a-b.1"),
+        ("-dash", "'-dash'"),
+        ("my lab", "'my lab'"),
+        ("100%", "'100%'"),
+        ("it's", '"it\'s"'),
+        ("a\x9b", "'a\\x9b'"),
+    ],
+)
+def test_odd_names_are_quoted(name: str, said: str) -> None:
+    assert quoted(name) == said
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from libvirt_natns.cli import diagram, status
 from libvirt_natns.cli.diagram import Box, Picture
 from libvirt_natns.cli.status import Status
 from libvirt_natns.daemons import lease_file
+from libvirt_natns.model.configuration import Config
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
 
@@ -70,6 +71,50 @@ def test_an_obstacle_is_nothing_that_sync_repairs() -> None:
     lines = status.text([blocked], [], [], []).splitlines()
     assert lines[1].endswith("no way out")
     assert lines[2:] == ["  - no way out: no route"]
+
+
+def active(name: str, number: int, inside: str) -> tuple[str, bytes]:
+    uuid = f"c0ffee00-0000-4000-8000-00000000000{number}"
+    return uuid, (
+        f"<network><name>{name}</name><uuid>{uuid}</uuid><bridge name='virbr{number}'/>"
+        f"{inside}</network>"
+    ).encode()
+
+
+IP = "<ip address='10.0.0.1' prefix='24'/>"
+DISABLED = "<metadata><natns:nat xmlns:natns='urn:libvirt-natns:1' enabled='no'/></metadata>"
+ACTIVE = dict([
+    active("a", 1, DISABLED + IP),
+    active("b", 2, IP),
+    active("c", 3, ""),
+    active("d", 4, f"<forward mode='nat'/>{IP}"),
+    active("e", 5, DISABLED + IP),
+    active("f", 6, DISABLED.replace("no", "maybe") + IP),
+])  # fmt: skip
+
+
+def test_active_networks_without_a_router_are_not_down() -> None:
+    recorded = [replace(network(name, "down"), health="down") for name in "abcdfg"]
+    found = status.with_unhandled(recorded, ACTIVE, Config(scope="isolated"), None)
+    assert [(each.network, each.state, each.health) for each in found] == [
+        ("a", "isolated", "isolated (enabled=no)"),
+        ("b", "down", "no router"),
+        ("c", "isolated", "isolated (no address)"),
+        ("d", "isolated", "not handled (forward mode=nat)"),
+        ("e", "isolated", "isolated (enabled=no)"),
+        ("f", "down", "no router"),
+        ("g", "down", "down"),
+    ]
+    opted = status.with_unhandled(recorded, ACTIVE, Config(scope="annotated"), None)
+    assert opted[1].health == "isolated (scope=annotated)"
+
+
+def test_networks_that_were_never_handled_are_listed_on_demand() -> None:
+    names = {
+        named: [each.network for each in status.with_unhandled([], ACTIVE, Config(), named)]
+        for named in (None, "c", "d", "e", "x")
+    }
+    assert names == {None: ["a", "e"], "c": ["c"], "d": [], "e": ["e"], "x": []}
 
 
 def test_nothing_yet() -> None:

@@ -20,11 +20,18 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
-from libvirt_natns.daemons import dnsmasq, dnsmasq_process, dnsmasq_trial, libvirt_dnsmasq
+from libvirt_natns.daemons import (
+    dnsmasq,
+    dnsmasq_files,
+    dnsmasq_process,
+    dnsmasq_trial,
+    libvirt_dnsmasq,
+)
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.dnsmasq_config import Advertised, make
 from libvirt_natns.daemons.dnsmasq_files import Files, paths
 from libvirt_natns.daemons.dnsmasq_from_xml import text_record
+from libvirt_natns.daemons.dnsmasq_routes import RoutedNics
 from libvirt_natns.daemons.resolv_conf import Resolvers
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.errors import DnsmasqError, DocumentError
@@ -168,8 +175,102 @@ def test_text_that_is_not_of_this_network() -> None:
     ],
 )  # fmt: skip
 def test_mtu(name: str, options: list[str], mtu: int | None, expected: list[str]) -> None:
-    lines = configuration(name, *options, mtu=mtu)
-    assert about(lines, "dhcp-option", "dhcp-option-force") == expected
+    lines = about(configuration(name, *options, mtu=mtu), "dhcp-option", "dhcp-option-force")
+    assert [line for line in lines if "tag:" not in line] == expected
+
+
+# -- default routes --------------------------------------------------------------
+
+MAC, OTHER = "52:54:00:00:00:05", "52:54:00:00:00:06"
+
+
+def routed(files: Files | None, routed: RoutedNics, *options: str, hosts: str = "") -> Files:
+    """Our files for a network of 10.0.0.0/24, from libvirt's or from ``<natns:ip>``."""
+    content = "".join(f"<d:option value='{option}'/>" for option in options)
+    content = (
+        f"<d:options xmlns:d='http://libvirt.org/schemas/network/dnsmasq/1.0'>{content}</d:options>"
+    )
+    dhcp = f"<natns:range start='10.0.0.100' end='10.0.0.200'/>{hosts}"
+    network = natns_network(content, dhcp)
+    kept: list[tuple[str, Address]] = [
+        (OTHER, IPv4Address("10.0.0.6")),
+        (MAC, IPv6Address("fd00::5")),
+    ]
+    return make(network, files, ASKED, None, kept, Advertised(routed=routed))
+
+
+TEXT = Files("dhcp-range=10.0.0.100,10.0.0.200,255.255.255.0\n", f"{MAC.upper()},10.0.0.5,web\n")
+
+
+@pytest.mark.parametrize("libvirts", [None, TEXT], ids=["natns:ip", "libvirt's"])
+def test_nics_with_another_way_out_get_no_router(libvirts: Files | None) -> None:
+    """An entry of another network tags a NIC, unless it has an entry in IPv4."""
+    files = routed(libvirts, RoutedNics(exceptions=(MAC, OTHER)))
+    own = [MAC] if libvirts else []
+    assert about(files.configuration.splitlines(), "dhcp-option", "dhcp-mac") == [
+        "dhcp-option=tag:natns-no-router,3",
+        "dhcp-option=tag:known-othernet,3",
+        "dhcp-option=tag:natns-no-router,6",
+        "dhcp-option=tag:known-othernet,6",
+        *(f"dhcp-mac=set:natns-no-router,{mac}" for mac in (*own, OTHER)),
+    ]
+    assert files.hosts.splitlines() == [
+        *([f"{MAC.upper()},10.0.0.5,web"] if libvirts else [f"{MAC},127.0.0.1"]),
+        f"{OTHER},10.0.0.6",
+        f"{MAC},[fd00::5]",
+    ]
+    assert [mac for mac, _ in dnsmasq_files.reserved(files.hosts)] == [OTHER, MAC]
+
+
+def test_only_some_nics_get_a_router() -> None:
+    files = routed(None, RoutedNics(others=False, exceptions=(MAC,)))
+    assert about(files.configuration.splitlines(), "dhcp-option", "dhcp-mac") == [
+        "dhcp-option=tag:!natns-router,tag:!known-othernet,3",
+        "dhcp-option=tag:!natns-router,tag:!known-othernet,6",
+    ]
+    assert files.hosts.splitlines()[0] == f"{MAC},127.0.0.1"
+
+
+def test_many_nics_share_entries() -> None:
+    macs = tuple(f"52:54:00:00:01:{number:02x}" for number in range(70))
+    lines = routed(None, RoutedNics(exceptions=macs)).hosts.splitlines()[:3]
+    assert [line.rpartition(",")[2] for line in lines] == ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    assert ",".join(line.rpartition(",")[0] for line in lines) == ",".join(macs)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("dhcp-option=3", ["6"]),
+        ("dhcp-option-force=option:router,10.0.0.9", ["6"]),
+        ("dhcp-option = 6,10.0.0.9", ["3"]),
+        ("dhcp-option=option:dns-server,10.0.0.9", ["3"]),
+        # For some clients only.
+        ("dhcp-option=tag:x,3", ["3", "6"]),
+        ("dhcp-option=33,10.0.0.9,10.0.0.8", ["3", "6"]),
+    ],
+)
+def test_the_users_own_routers_and_servers_stay(option: str, expected: list[str]) -> None:
+    lines = routed(None, RoutedNics(exceptions=(MAC,)), option).configuration.splitlines()
+    ours = [line for line in about(lines, "dhcp-option") if "natns-no-router" in line]
+    assert ours == [f"dhcp-option=tag:natns-no-router,{number}" for number in expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "hosts"),
+    [
+        ([f"dhcp-host={MAC},10.0.0.9"], ""),
+        (["dhcp-hostsfile=/etc/more"], ""),
+        (["dhcp-ignore=tag:!known"], ""),
+        # dnsmasq 2.90 would hang.
+        ([], "<natns:host name='web' ip='10.0.0.7'/>"),
+    ],
+)
+def test_an_entry_of_another_network_meets_no_other_entry(options: list[str], hosts: str) -> None:
+    files = routed(None, RoutedNics(exceptions=(MAC,)), *options, hosts=hosts)
+    assert f"dhcp-mac=set:natns-no-router,{MAC}" in files.configuration.splitlines()
+    assert "known-othernet" not in files.configuration
+    assert "127.0.0.1" not in files.hosts
 
 
 # -- IPv6 ------------------------------------------------------------------------

@@ -203,7 +203,11 @@ def test_equal_pools_on_different_bridges() -> None:
     ("text", "expected"),
     [
         ('scop = "isolated"', "scop: unknown key: expected scope (did you mean that?)"),
-        ("x = 1", "x: unknown key: expected auto_ports, firewall, scope, upstream or upstreams"),
+        (
+            "x = 1",
+            "x: unknown key: expected auto_ports, default_route, firewall, scope, upstream or"
+            " upstreams",
+        ),
         ('auto_ports = "9-8"', "auto_ports: is '9-8': expected a range of ports"),
         ('auto_ports = "0-8"', "auto_ports: is '0-8': expected a range of ports"),
         ("auto_ports = 20000", "auto_ports: is 20000: expected a range of ports"),

@@ -332,6 +332,7 @@ def test_domain() -> None:
             Nic("52:54:00:00:00:05"),
             Nic(""),
         ),
+        outward=True,
     )
     assert parse_domain_nics(GUEST.encode()) == guest
 
@@ -916,7 +917,7 @@ def allow(*ranges: str) -> str:
 @pytest.mark.parametrize(
     ("nat", "attributes", "fact"),
     [
-        ("", "enabled='no'", "<natns:nat> has an attribute 'enabled': expected no attributes"),
+        ("", "enabled='no'", "<natns:nat> has an attribute 'enabled': expected only defaultRoute"),
         ("<natns:upstream/>", "", "<natns:upstream> is not known in <natns:nat>: expected only"),
         ("<natns:ip address='10.0.0.1' prefix='8'/>", "", "<natns:ip> is not known"),
         (

@@ -17,6 +17,7 @@ from libvirt_natns.documents.xml_values import Element
 ELEMENTS = {
     "nat": xml_attributes.NatXml,
     "nat/upstream": xml_attributes.UpstreamXml,
+    "nat/interface": xml_attributes.InterfaceXml,
     "nat/portForward": xml_attributes.ForwardXml,
     "nat/portForward/range": xml_attributes.RangeXml,
     "nat/address": xml_attributes.AddressXml,

@@ -215,11 +215,11 @@ def test_manual_page_has_the_commands() -> None:
 
 
 def test_status_columns_and_fields() -> None:
-    from libvirt_natns.cli import status
+    from libvirt_natns.cli import status_report
 
     text = sections(REFERENCE / "commands.md")["status"]
-    assert re.findall(r"(?m)^\| ([A-Z]+) ", text) == list(status.HEADINGS)
-    for field in (field.name for field in dataclasses.fields(status.Status)):
+    assert re.findall(r"(?m)^\| ([A-Z]+) ", text) == list(status_report.HEADINGS)
+    for field in (field.name for field in dataclasses.fields(status_report.Status)):
         assert f"`{field}`" in text
 
 

@@ -17,7 +17,8 @@ import pytest
 from libvirt_natns import __version__
 from libvirt_natns.cli import service_control
 from libvirt_natns.cli.service_control import ServiceHealth, as_object, end, examine, start
-from libvirt_natns.cli.status import Status, with_health
+from libvirt_natns.cli.status import with_health
+from libvirt_natns.cli.status_report import Status
 from libvirt_natns.errors import InstallError, ServiceError
 from libvirt_natns.kernel import processes
 from libvirt_natns.service import client

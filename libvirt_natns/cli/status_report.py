@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The status of networks as a table for people, and as JSON for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from libvirt_natns.cli import columns, forward_list
+from libvirt_natns.engine.reconcile.active import Finding
+from libvirt_natns.engine.reconcile.obstacles import Obstacles
+
+HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")
+NONE = (
+    "no network has been handled yet: start a network (virsh net-start), or virt-natns plan NETWORK"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The status of a network.
+
+    ``state`` is "up", "preparing" and "starting" on the way there, "down", or "isolated": active
+    in libvirt without a router.
+    ``prefix`` is its lease from the prefixes that are routed to its upstream.
+    ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
+    "damaged (N)", "no way out" or "given up (WHY)" for a network that is up, "isolated (WHY)"
+    or another reason for a network without a router, and else its state.
+    ``obstacles`` keep its guests from the outside, and ``sync`` cannot remove them.
+    ``forwards`` are the forwards in force.  ``lease_seconds`` is the
+    time left of the DHCP lease of ``address``; None without a lease, or for a lease
+    without end.
+    """
+
+    network: str
+    uuid: str
+    state: str
+    namespace: str
+    bridge: str
+    subnets: tuple[str, ...]
+    upstream: str
+    address: str | None
+    leases: int
+    health: str
+    differences: tuple[str, ...]
+    forwards: tuple[forward_list.ForwardRow, ...] = ()
+    address6: str | None = None
+    prefix: str | None = None
+    lease_seconds: int | None = None
+    obstacles: Obstacles = ()
+
+
+def text(
+    statuses: list[Status],
+    host: list[str],
+    missed: list[Finding],
+    guests: list[Finding],
+    service: str = "",
+    late: Sequence[Finding] = (),
+) -> str:
+    """Return the statuses as a table, with the differences of each network below it.
+
+    ``host`` are differences of the host.  ``missed`` are events that no hook reported.
+    ``guests`` are guests that publish something else than their metadata says.  All three
+    follow the table.  ``service`` is the health of the resident service.  ``late`` are networks
+    that the service starts when their upstream comes.
+    """
+    lines = table(statuses) if statuses else [NONE]
+    lines += [f"  > {name}: waits to be started: {what}" for name, what in late]
+    others = [("host", what) for what in host] + missed + guests
+    lines += [f"  ! {name}: {what}" for name, what in others]
+    if others or any(status.differences for status in statuses):
+        lines.append('"virt-natns sync" repairs the differences marked with "!".')
+    if service:
+        lines.append(f"service: {service}")
+    return "\n".join(lines)
+
+
+def table(statuses: list[Status]) -> list[str]:
+    """Return lines of aligned columns, each followed by forwards and differences of the network."""
+    heading, *aligned = columns.aligned([HEADINGS, *map(_row, statuses)])
+    lines = [heading]
+    for line, status in zip(aligned, statuses, strict=True):
+        lines.append(line)
+        lines += [f"  > {forwards}" for forwards in forward_list.compact(status.forwards)]
+        lines += [f"  ! {what}" for what in status.differences]
+        lines += [f"  - {what}" for what in status.obstacles]
+    return lines
+
+
+def _row(status: Status) -> tuple[str, ...]:
+    up = status.state == "up"
+    return (
+        status.network,
+        status.namespace if up else "-",
+        ", ".join(_subnets(status)) or "-",
+        status.upstream,
+        ", ".join(filter(None, (_address(status), status.address6))) or "-",
+        str(status.leases) if up else "-",
+        status.health,
+    )
+
+
+def _address(status: Status) -> str | None:
+    """Return the upstream address, with the time left of its DHCP lease."""
+    left = f" ({_duration(status.lease_seconds)} left)" if status.lease_seconds is not None else ""
+    return f"{status.address}{left}" if status.address else None
+
+
+def _duration(seconds: int) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        # A unit is used from twice its length on: "90 min" says more than "1 h".
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def _subnets(status: Status) -> tuple[str, ...]:
+    """Return the network's own subnets, and the prefix that it leases."""
+    leased = [status.prefix] if status.prefix and status.prefix not in status.subnets else []
+    return (*status.subnets, *leased)
+
+
+def as_json(
+    statuses: list[Status],
+    host: list[str],
+    missed: list[Finding],
+    guests: list[Finding],
+    service: Mapping[str, object] | None = None,
+    late: Sequence[Finding] = (),
+) -> str:
+    """Return an object with "networks", "host", "missed", "guests", "service" and "waiting"."""
+    document = {
+        "networks": [asdict(status) for status in statuses],
+        "host": host,
+        "missed": [{"network": name, "difference": what} for name, what in missed],
+        "guests": [{"guest": name, "difference": what} for name, what in guests],
+        "service": service,
+        "waiting": [{"network": name, "reason": what} for name, what in late],
+    }
+    return json.dumps(document, indent=2)

@@ -29,7 +29,8 @@ class Status:
     ``state`` is "up", "preparing" and "starting" on the way there, or "down".
     ``prefix`` is its lease from the prefixes that are routed to its upstream.
     ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
-    "damaged (N)" or "given up (WHY)" for a network that is up, and else its state.
+    "damaged (N)", "given up (WHY)" or "stopped by CHAIN" for a network that is up, and else its
+    state.
     ``forwards`` are the forwards in force.  ``lease_seconds`` is the
     time left of the DHCP lease of ``address``; None without a lease, or for a lease
     without end.
@@ -61,13 +62,16 @@ def run(options: argparse.Namespace) -> int:
         statuses = with_health(collect(engine, _defined(), named), health)
         if named and not statuses:
             raise NatnsError(f"network {named} was never handled", "see virt-natns status")
+        stops = comparison.host_stops(engine)
+        statuses = with_stops(statuses, stops.by_network)
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
     if options.json:
-        print(as_json(statuses, host, missed, guests, service_control.as_object(health)))
+        service = service_control.as_object(health)
+        print(as_json(statuses, host, missed, guests, service, stops.lines))
     else:
-        print(text(statuses, host, missed, guests, str(health)))
+        print(text(statuses, host, missed, guests, str(health), stops.lines))
     return 0
 
 
@@ -140,6 +144,16 @@ def with_health(statuses: Sequence[Status], health: service_control.ServiceHealt
     ]
 
 
+def with_stops(statuses: Sequence[Status], stopped: Mapping[str, str]) -> list[Status]:
+    """Return the statuses; a network that is otherwise well shows the chain that stops it."""
+    return [
+        replace(status, health=stopped[status.uuid])
+        if status.health == "ok" and status.uuid in stopped
+        else status
+        for status in statuses
+    ]
+
+
 # -- text --------------------------------------------------------------------
 
 
@@ -149,18 +163,21 @@ def text(
     missed: list[Finding],
     guests: list[Finding],
     service: str = "",
+    stops: Sequence[str] = (),
 ) -> str:
     """Return the statuses as a table, with the differences of each network below it.
 
     ``host`` are differences of the host.  ``missed`` are events that no hook reported.
     ``guests`` are guests that publish something else than their metadata says.  All three
-    follow the table.  ``service`` is the health of the resident service.
+    follow the table.  ``service`` is the health of the resident service, and ``stops`` are
+    chains of others that stop networks.
     """
     lines = table(statuses) if statuses else [NONE]
     others = [("host", what) for what in host] + missed + guests
     lines += [f"  ! {name}: {what}" for name, what in others]
     if others or any(status.differences for status in statuses):
         lines.append('"virt-natns sync" repairs the differences marked with "!".')
+    lines += [f"  # {stop}" for stop in stops]
     if service:
         lines.append(f"service: {service}")
     return "\n".join(lines)
@@ -216,13 +233,15 @@ def as_json(
     missed: list[Finding],
     guests: list[Finding],
     service: Mapping[str, object] | None = None,
+    stops: Sequence[str] = (),
 ) -> str:
-    """Return an object with "networks", "host", "missed", "guests" and "service"."""
+    """Return an object with "networks", "host", "missed", "guests", "service" and "stops"."""
     document = {
         "networks": [asdict(status) for status in statuses],
         "host": host,
         "missed": [{"network": name, "difference": what} for name, what in missed],
         "guests": [{"guest": name, "difference": what} for name, what in guests],
         "service": service,
+        "stops": list(stops),
     }
     return json.dumps(document, indent=2)

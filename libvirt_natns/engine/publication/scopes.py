@@ -7,7 +7,8 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.engine.publication.allocation import Allocation
 from libvirt_natns.engine.publication.attachment import ANY, ANY6
 from libvirt_natns.engine.publication.resolve import of_network
-from libvirt_natns.errors import DocumentError
+from libvirt_natns.errors import ConflictError, DocumentError
+from libvirt_natns.firewall.foreign_translations import ForeignTranslations
 from libvirt_natns.kernel import listening_ports
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
@@ -35,8 +36,9 @@ def check_host(
 ) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
-    The host cannot serve a forward on an address that is not among its ``addresses``, nor a port
-    that belongs to a program of the host.  Raises DocumentError or ConflictError.
+    The host cannot serve a forward on an address that is not among its ``addresses``.  It cannot
+    serve a port that belongs to a program of the host, or that a rule of another program leads
+    elsewhere.  Raises DocumentError or ConflictError.
     """
     sharing = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
     routers.check_claims(claims.forwards, {uuid: name for uuid, name in sharing.items() if name})
@@ -60,6 +62,21 @@ def check_host(
                 "leave address out to listen on all addresses",
             )
     listening_ports.check_free(shared)
+    _check_untranslated(shared, addresses)
+
+
+def _check_untranslated(forwards: Iterable[Forward], addresses: Collection[Address]) -> None:
+    """Refuse forwards of ports that rules of others lead elsewhere.  Raises ConflictError."""
+    translations = ForeignTranslations(lambda: addresses)
+    for forward in forwards:
+        found = translations.taken(forward.proto, forward.address, forward.first, forward.last)
+        if found is not None:
+            port, place = found
+            raise ConflictError(
+                f"{forward.owner_name}: a rule of another program leads {forward.proto} port"
+                f" {port} of the host elsewhere ({place})",
+                "choose another port, or start='auto'",
+            )
 
 
 def claim_for_network(

@@ -5,7 +5,7 @@ The host's own rules for such packets are known.  ``verdicts`` follows the sampl
 rules of others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Literal
@@ -79,8 +79,8 @@ def of_accept(accept: Rule, ways: WaysOut) -> Iterator[SamplePacket]:
             family,
             accept.iif or ways[family],
             accept.oif or ways[family],
-            _member(accept.sources, family),
-            _member(accept.destinations, family),
+            member(accept.sources, family),
+            member(accept.destinations, family),
         )
         # A rule that names no address is about frames between two guests, or guest and gateway.
         is_reply = bool(accept.destinations) and not accept.sources
@@ -96,7 +96,7 @@ def of_forward(forward: HostForward, ways: WaysOut) -> Iterator[SamplePacket]:
     family: Family = 4 if forward.target.version == 4 else 6
     way = ways.get(family)
     if way is not None:
-        source = _member(forward.sources, family)
+        source = member(forward.sources, family)
         yield SamplePacket(
             family,
             way,
@@ -113,8 +113,8 @@ def _families(accept: Rule) -> tuple[Family, ...]:
     return (accept.family,) if accept.family else (4,)
 
 
-def _member(networks: tuple[IPNetwork, ...], family: Family) -> Address:
-    """Return an address of the first network; without any, an address outside."""
+def member(networks: Sequence[IPNetwork], family: Family) -> Address:
+    """Return an address of a guest in the first network; without any, an address outside."""
     if not networks:
         return OUTSIDE[family]
     network = networks[0]

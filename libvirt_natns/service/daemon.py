@@ -44,6 +44,7 @@ from libvirt_natns.service.metrics import Metrics
 from libvirt_natns.service.outside_look import OutsideLook
 from libvirt_natns.service.server import Server
 from libvirt_natns.service.starts import Starts
+from libvirt_natns.service.stopped_networks import StoppedNetworks
 from libvirt_natns.service.watched import Watched, parent_of
 from libvirt_natns.service.workqueue import Background
 from libvirt_natns.state.address_conflicts import Conflicts
@@ -70,8 +71,13 @@ class Service:
         self.background = Background(self._failed)
         observer = ChangeObserver(log, self.metrics, self._after_work)
         self.sessions = EnginePool(observer, self.background)
+        self.stopped = StoppedNetworks(log)
         self.healer = Healer(
-            self.sessions, log, on_heal=self.metrics.healed, on_failure=self.metrics.failed
+            self.sessions,
+            log,
+            on_heal=self.metrics.healed,
+            on_failure=self.metrics.failed,
+            repair=self.stopped.repair,
         )
         self.kernel_watch = KernelWatch(
             self._describe, self.healer.suspect, self.healer.appeared, self._fault_of_watch
@@ -241,7 +247,7 @@ class Service:
 
     def _say_metrics(self) -> str:
         with self.sessions.engine() as engine:
-            return self.metrics.text(engine, given_up=self.healer.health())
+            return self.metrics.text(engine, self.healer.health(), self.stopped.health)
 
     def _say_health(self) -> str:
         return json.dumps(

@@ -92,22 +92,28 @@ class Metrics:
         """Count a failure; ``what`` is one of a few words."""
         self._failures.labels(what).inc()
 
-    def text(self, engine: Engine, given_up: Collection[str] = ()) -> str:
+    def text(
+        self, engine: Engine, given_up: Collection[str] = (), stopped: Collection[str] = ()
+    ) -> str:
         """Return all metrics; ``given_up`` are the networks that are not healed any more.
 
-        Raises StoreError.
+        ``stopped`` are the networks that firewall rules of others stop.  Raises StoreError.
         """
         counted: bytes = generate_latest(self._registry)
-        return gauges(engine, given_up) + counted.decode()
+        return gauges(engine, given_up, stopped) + counted.decode()
 
 
-def gauges(engine: Engine, given_up: Collection[str] | None = None) -> str:
-    """Return the gauges; ``given_up`` is None where the service does not answer.
+def gauges(
+    engine: Engine,
+    given_up: Collection[str] | None = None,
+    stopped: Collection[str] | None = None,
+) -> str:
+    """Return the gauges; None stands for what only the service knows, where it does not answer.
 
     Raises StoreError.
     """
     registry = CollectorRegistry()
-    registry.register(_Gauges(census.take(engine), given_up))
+    registry.register(_Gauges(census.take(engine), given_up, stopped))
     text: bytes = generate_latest(registry)
     return text.decode()
 
@@ -115,9 +121,15 @@ def gauges(engine: Engine, given_up: Collection[str] | None = None) -> str:
 class _Gauges(Collector):
     """Turns a census into families of gauges."""
 
-    def __init__(self, counted: census.Census, given_up: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        counted: census.Census,
+        given_up: Collection[str] | None,
+        stopped: Collection[str] | None,
+    ) -> None:
         self._counted = counted
         self._given_up = given_up
+        self._stopped = stopped
 
     def collect(self) -> Iterator[Metric]:
         """See ``Collector``."""
@@ -132,6 +144,9 @@ class _Gauges(Collector):
         if self._given_up is not None:
             text = "Networks, and the shared part of the host, that are not healed any more."
             yield _gauge("networks_given_up", text, (), [((), len(self._given_up))])
+        if self._stopped is not None:
+            text = "Networks whose packets firewall chains of others stop."
+            yield _gauge("networks_stopped", text, (), [((), len(self._stopped))])
         text = "Running guests with published ports or addresses."
         yield _gauge("guests", text, (), [((), self._counted.guests)])
 

@@ -69,8 +69,7 @@ def test_a_kill_switch_holds(backend: str, served: bool) -> None:
     with ExitStack() as stack:
         stack.enter_context(lan())
         stack.enter_context(loaded(KILL_SWITCH, "inet vpnguard"))
-        if served:
-            stack.enter_context(Service())
+        resident = stack.enter_context(Service()) if served else None
         with way_out(*TABLE, name="tun"):
             stack.enter_context(networks(isolated("a", "virbr10")))
             guest_of_a(stack)
@@ -85,6 +84,9 @@ def test_a_kill_switch_holds(backend: str, served: bool) -> None:
         assert not leaves_as(LAN)
         (line,) = stops()
         assert line.startswith("nftables: inet vpnguard forward (reject) stops packets of the")
+        if resident:
+            assert "libvirt_natns_networks_stopped 1.0" in natns("metrics").stdout
+            assert "event=stopped by=" in resident.log()
         natns("sync")
         assert not leaves_as(LAN)
 

@@ -10,7 +10,7 @@ from libvirt_natns.engine.host.policy import policy_of
 from libvirt_natns.firewall import stopping_chains
 from libvirt_natns.firewall.host_accepts import accepts
 from libvirt_natns.firewall.host_policy import HostPolicy
-from libvirt_natns.firewall.sample_packets import OUTSIDE, WaysOut
+from libvirt_natns.firewall.sample_packets import OUTSIDE, WaysOut, member
 from libvirt_natns.firewall.stopping_chains import StoppingChain
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.kernel.way_out import link_towards
@@ -64,7 +64,7 @@ def _way_out(policy: HostPolicy, family: Family) -> str | None:
     for transit in policy.transits:
         if transit.subnet.version == family:
             # Rules of routing may lead forwarded packets elsewhere.
-            way = link_towards(OUTSIDE[family], transit.subnet[9], transit.bridge)
+            way = link_towards(OUTSIDE[family], member((transit.subnet,), family), transit.bridge)
             if way is not None:
                 return way
     return link_towards(OUTSIDE[family])

@@ -46,6 +46,18 @@ def without_bridge_nf() -> Iterator[None]:
 
 
 @contextmanager
+def libvirts_rules_kept() -> Iterator[None]:
+    """Put libvirt's own rules back, without which libvirt starts no network."""
+    saved = {each: run(f"{each}-save").stdout for each in ("iptables", "ip6tables")}
+    try:
+        yield
+    finally:
+        run("nft", "flush ruleset")
+        for program, rules in saved.items():
+            run(f"{program}-restore", input=rules)
+
+
+@contextmanager
 def loaded(rules: str, *tables: str) -> Iterator[None]:
     """An administrator's rules, as an nftables.conf has them; his ``tables`` stay as they are."""
     file = Path("/run/tmp/nftables.conf")

@@ -12,7 +12,7 @@ from healing import PATIENCE, Parts
 from lab import FastGuest, isolated, remove_config, run, wait_for, write_config
 from lab_boundary import nothing_more
 from lab_domains import networks, uuid_of
-from lab_hosts_firewalls import CONF, without_bridge_nf
+from lab_hosts_firewalls import CONF, libvirts_rules_kept, without_bridge_nf
 from test_hosts import LAN, ROUTER, leaves_as, way_out
 
 from libvirt_natns.engine.observer import HOST
@@ -36,13 +36,8 @@ COMMIT
 
 @pytest.fixture(autouse=True)
 def nothing_left(installed: None) -> Iterator[None]:
-    """Put libvirt's own rules back, without which libvirt starts no network."""
-    saved = {each: run(f"{each}-save").stdout for each in ("iptables", "ip6tables")}
-    with nothing_more(ours=True):
+    with nothing_more(ours=True), libvirts_rules_kept():
         yield
-        run("nft", "flush ruleset")
-        for program, rules in saved.items():
-            run(f"{program}-restore", input=rules)
 
 
 @contextmanager

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Pages about firewalls of others, typed as they stand on a host that routes for "lab" itself."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab import CHECKOUT, FastGuest, isolated, run
-from lab_boundary import on_a_link, reaches
+from lab import CHECKOUT, PYTHON, FastGuest, isolated, run
+from lab_boundary import nothing_more, on_a_link, reaches
 from lab_documents import type_page
-from lab_domains import networks
+from lab_domains import STATE, networks
 from lab_firewalls import UFW_IN_A_SANDBOX
-from lab_hosts_firewalls import without_bridge_nf
+from lab_hosts_firewalls import libvirts_rules_kept, without_bridge_nf
 from test_hosts import LAN, ROUTER, leaves_as, way_out
 
 PAGES = CHECKOUT / "docs" / "how-to"
@@ -31,8 +32,22 @@ class World:
         return guest
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(installed: None) -> Iterator[None]:
+    with nothing_more(ours=True), libvirts_rules_kept():
+        yield
+
+
 @pytest.fixture
-def world(installed: None) -> Iterator[World]:
+def world(installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    program = tmp_path / "virt-natns"
+    program.write_text(
+        f'#!/bin/sh\nexec env PYTHONPATH={CHECKOUT} {PYTHON} -m libvirt_natns "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for file in STATE.glob("state.db*"):
+        file.unlink()
     with ExitStack() as stack:
         stack.enter_context(without_bridge_nf())
         stack.enter_context(

@@ -145,7 +145,7 @@ class _Gauges(Collector):
             text = "Networks, and the shared part of the host, that are not healed any more."
             yield _gauge("networks_given_up", text, (), [((), len(self._given_up))])
         if self._stopped is not None:
-            text = "Networks whose packets firewall chains of others stop."
+            text = "Networks that firewall chains of others stop."
             yield _gauge("networks_stopped", text, (), [((), len(self._stopped))])
         text = "Running guests with published ports or addresses."
         yield _gauge("guests", text, (), [((), self._counted.guests)])

@@ -13,7 +13,7 @@ from libvirt_natns.engine.reconcile.active import AskNetworks, Finding
 from libvirt_natns.engine.reconcile.comparison import (
     guest_differences,
     host_differences,
-    host_obstacles,
+    host_stops,
     missed,
     network_differences,
 )
@@ -30,7 +30,7 @@ def check(options: argparse.Namespace) -> int:
         findings = _findings(engine, options.network, ask)
         # A network that starts or ends during the comparison differs for a moment only.
         again = set(_findings(engine, options.network, ask)) if findings else set()
-        notes = host_obstacles(engine)
+        notes = host_stops(engine).lines
     for name, what in (finding for finding in findings if finding in again):
         print(f"{name}: {what}")
     for note in notes:

@@ -114,10 +114,10 @@ def examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinati
 
 
 def _obstacles(engine: Engines, settings: Config) -> list[Diagnosis]:
-    """Warn of an administrator's chains that drop the networks' packets."""
+    """Warn of chains of others that stop the networks' packets."""
     try:
         with engine(settings) as verbs:
-            notes = comparison.host_obstacles(verbs)
+            notes = comparison.host_stops(verbs).lines
     except NatnsError:
         # Another examination reports the reason.
         return []

@@ -8,7 +8,7 @@ from dataclasses import replace
 from libvirt_natns import names
 from libvirt_natns.addresses import unless_placeholder
 from libvirt_natns.cli import access, forward_list, service_control, status_report, unhandled
-from libvirt_natns.cli.status_report import Status
+from libvirt_natns.cli.status_report import Report, Status
 from libvirt_natns.cli.unhandled import Unhandled
 from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine import late_starts
@@ -32,15 +32,14 @@ def run(options: argparse.Namespace) -> int:
         statuses = with_unhandled(statuses, _active(), engine.config, named)
         if named and not statuses:
             raise NatnsError(f"network {quoted(named)} was never handled", "see virt-natns status")
+        stops = comparison.host_stops(engine)
+        statuses = with_stops(statuses, stops.by_network)
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
         late = [(each.name, each.fault) for each in late_starts.waiting(engine)]
-    if options.json:
-        object_ = service_control.as_object(health)
-        print(status_report.as_json(statuses, host, missed, guests, object_, late))
-    else:
-        print(status_report.text(statuses, host, missed, guests, str(health), late))
+    report = Report(statuses, host, missed, guests, health, tuple(late), stops.lines)
+    print(status_report.as_json(report) if options.json else status_report.text(report))
     return 0
 
 
@@ -145,6 +144,16 @@ def with_unhandled(
         elif recorded is None and isolated and _is_listed(each, named):
             by_name[each.name] = _never_handled(each)
     return [by_name[name] for name in sorted(by_name)]
+
+
+def with_stops(statuses: Sequence[Status], stopped: Mapping[str, str]) -> list[Status]:
+    """Return the statuses; a network that is otherwise well shows the chain that stops it."""
+    return [
+        replace(status, health=stopped[status.uuid])
+        if status.health == "ok" and status.uuid in stopped
+        else status
+        for status in statuses
+    ]
 
 
 def _is_listed(network: Unhandled, named: str | None) -> bool:

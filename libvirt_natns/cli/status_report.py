@@ -2,10 +2,10 @@
 """The status of networks as a table for people, and as JSON for programs."""
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from libvirt_natns.cli import columns, forward_list
+from libvirt_natns.cli.service_control import ServiceHealth, as_object
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.engine.reconcile.obstacles import Obstacles
 
@@ -23,7 +23,8 @@ class Status:
     in libvirt without a router.
     ``prefix`` is its lease from the prefixes that are routed to its upstream.
     ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
-    "damaged (N)", "no way out" or "given up (WHY)" for a network that is up, "isolated (WHY)"
+    "damaged (N)", "no way out", "stopped by CHAIN" or "given up (WHY)" for a network that is up,
+    "isolated (WHY)"
     or another reason for a network without a router, and else its state.
     ``obstacles`` keep its guests from the outside, and ``sync`` cannot remove them.
     ``forwards`` are the forwards in force.  ``lease_seconds`` is the
@@ -49,29 +50,37 @@ class Status:
     obstacles: Obstacles = ()
 
 
-def text(
-    statuses: list[Status],
-    host: list[str],
-    missed: list[Finding],
-    guests: list[Finding],
-    service: str = "",
-    late: Sequence[Finding] = (),
-) -> str:
-    """Return the statuses as a table, with the differences of each network below it.
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that the command status tells.
 
     ``host`` are differences of the host.  ``missed`` are events that no hook reported.
-    ``guests`` are guests that publish something else than their metadata says.  All three
-    follow the table.  ``service`` is the health of the resident service.  ``late`` are networks
-    that the service starts when their upstream comes.
+    ``guests`` are guests that publish something else than their metadata says.  ``late`` are
+    networks that the service starts when their upstream comes.  ``stops`` are chains of others
+    that stop networks.
     """
+
+    statuses: list[Status]
+    host: list[str]
+    missed: list[Finding]
+    guests: list[Finding]
+    service: ServiceHealth | None = None
+    late: tuple[Finding, ...] = ()
+    stops: tuple[str, ...] = ()
+
+
+def text(report: Report) -> str:
+    """Return the statuses as a table, with the differences of each network below it."""
+    statuses = report.statuses
     lines = table(statuses) if statuses else [NONE]
-    lines += [f"  > {name}: waits to be started: {what}" for name, what in late]
-    others = [("host", what) for what in host] + missed + guests
+    lines += [f"  > {name}: waits to be started: {what}" for name, what in report.late]
+    others = [("host", what) for what in report.host] + report.missed + report.guests
     lines += [f"  ! {name}: {what}" for name, what in others]
     if others or any(status.differences for status in statuses):
         lines.append('"virt-natns sync" repairs the differences marked with "!".')
-    if service:
-        lines.append(f"service: {service}")
+    lines += [f"  # {stop}" for stop in report.stops]
+    if report.service:
+        lines.append(f"service: {report.service}")
     return "\n".join(lines)
 
 
@@ -120,21 +129,15 @@ def _subnets(status: Status) -> tuple[str, ...]:
     return (*status.subnets, *leased)
 
 
-def as_json(
-    statuses: list[Status],
-    host: list[str],
-    missed: list[Finding],
-    guests: list[Finding],
-    service: Mapping[str, object] | None = None,
-    late: Sequence[Finding] = (),
-) -> str:
-    """Return an object with "networks", "host", "missed", "guests", "service" and "waiting"."""
+def as_json(report: Report) -> str:
+    """Return an object with a list or object for each part of the report."""
     document = {
-        "networks": [asdict(status) for status in statuses],
-        "host": host,
-        "missed": [{"network": name, "difference": what} for name, what in missed],
-        "guests": [{"guest": name, "difference": what} for name, what in guests],
-        "service": service,
-        "waiting": [{"network": name, "reason": what} for name, what in late],
+        "networks": [asdict(status) for status in report.statuses],
+        "host": report.host,
+        "missed": [{"network": name, "difference": what} for name, what in report.missed],
+        "guests": [{"guest": name, "difference": what} for name, what in report.guests],
+        "service": as_object(report.service) if report.service else None,
+        "waiting": [{"network": name, "reason": what} for name, what in report.late],
+        "stops": list(report.stops),
     }
     return json.dumps(document, indent=2)

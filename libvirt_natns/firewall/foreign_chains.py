@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Chains of others in nft that see forwarded packets, and which of them get a jump of ours.
 
-Foreign chains that get a jump are those that libvirt's own networks pass as well:
-iptables' FORWARD, and firewalld's unless firewalld keeps its table to itself.  Chains of
-an administrator's stay as they are; ``obstacles`` names chains that may drop our packets.
+Few foreign chains get a jump.  iptables' FORWARD gets one where libvirt or Docker has jumps
+there: libvirt's own networks pass by these, or Docker closes the chain.  firewalld's gets one
+unless firewalld keeps its table to itself.  All other chains are an administrator's and stay as
+they are; ``stopping_chains`` names those that stop our packets.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain as joined
 from typing import Any
 
-from libvirt_natns.firewall import nft, nft_statements
 from libvirt_natns.firewall.nftables import TABLE
 from libvirt_natns.firewall.rule import Rule
 
@@ -23,9 +24,12 @@ FIREWALLD = "inet firewalld filter_FORWARD"
 ZONE_CHAINS = "ZONES"
 """The end of the names of firewalld's chains that decide by zones, the default zone included."""
 
+PASSED_BY = ("LIBVIRT_", "DOCKER")
+"""The beginnings of names of chains that libvirt and Docker have in iptables' FORWARD."""
+DOCKER_BRIDGE = "docker0"
+"""The link in rules that Docker has in FORWARD itself."""
+
 VERDICTS = frozenset({"accept", "drop", "reject", "jump", "goto", "queue", "return"})
-SHOWN = 4
-"""Rules that a note suggests at most."""
 
 Statements = list[dict[str, Any]]
 
@@ -56,8 +60,13 @@ class ForeignChain:
     @property
     def is_shared(self) -> bool:
         """True if packets of libvirt's own networks pass the chain, and we may change the chain."""
-        # iptables' own chain in any case: its policy changes once Docker is started.
-        return str(self) in IPTABLES or (str(self) == FIREWALLD and not self.owned and self.refuses)
+        if str(self) in IPTABLES:
+            # The policy does not count: it changes once Docker is started.
+            rules = [rule["expr"] for rule in self.rules]
+            return any(map(is_others_chain, joined.from_iterable(map(_calls, rules)))) or (
+                json.dumps(DOCKER_BRIDGE) in json.dumps(rules)
+            )
+        return str(self) == FIREWALLD and not self.owned and self.refuses
 
     @property
     def refuses(self) -> bool:
@@ -85,11 +94,6 @@ class ForeignChain:
         end = next(ends, len(self.rules))
         behind = self.rules[places[0] + 1 : end]
         return places[0] < end and all(_is_harmless(rule["expr"]) for rule in behind)
-
-    def names(self, links: Iterable[str]) -> bool:
-        """True if any rule of the chain's table asks for one of these links."""
-        text = json.dumps([*(rule["expr"] for rule in self.rules), *self.chains.values()])
-        return any(json.dumps(link) in text for link in links)
 
     def _is_end(self, statements: Statements) -> bool:
         return self._refuses_all(statements) or (
@@ -120,6 +124,15 @@ class NftState:
     chains: frozenset[str]
     bases: tuple[ForeignChain, ...]
     translates: bool = False
+
+
+def is_others_chain(name: str) -> bool:
+    """True for a chain of libvirt's or Docker's in iptables' tables.
+
+    A FORWARD that calls none of these is an administrator's alone, and stops libvirt's networks
+    as well.
+    """
+    return name.startswith(PASSED_BY)
 
 
 def _is_jump(rule: dict[str, Any]) -> bool:
@@ -207,30 +220,3 @@ def seen_in(accepts: Iterable[Rule], parent: str) -> tuple[Rule, ...]:
 def concerns(accepts: tuple[Rule, ...], parent: str) -> bool:
     """True if a table could drop accepted packets; a table of IPv6 only where IPv6 is accepted."""
     return any(rule.family == 6 or not parent.startswith("ip6 ") for rule in accepts)
-
-
-def obstacles(accepts: tuple[Rule, ...]) -> tuple[str, ...]:
-    """Return an administrator's chains that may drop accepted packets, and the missing rules.
-
-    Each is a line.  If a chain's table names a link of ours, the chain is taken to be right.
-    """
-    if not (accepts and nft.works()):
-        return ()
-    links = {link for rule in accepts for link in (rule.iif, rule.oif) if link}
-    foreign = (
-        base
-        for base in parse(nft.ruleset_json()).bases
-        if base.refuses and not base.is_shared and not base.names(links)
-    )
-    return tuple(
-        f"nftables: {base} drops packets of the networks: add to it"
-        f" {_lines_for(seen_in(accepts, base.parent))}"
-        for base in foreign
-        if concerns(accepts, base.parent)
-    )
-
-
-def _lines_for(accepts: Iterable[Rule]) -> str:
-    lines = [nft_statements.statement(replace(rule, comment="")) for rule in accepts]
-    more = [f"({len(lines) - SHOWN} more)"] if len(lines) > SHOWN else []
-    return "; ".join([*lines[:SHOWN], *more])

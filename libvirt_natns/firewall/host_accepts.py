@@ -4,7 +4,7 @@
 An accept of ours does not undo another chain's drop.  So a chain that libvirt's networks share
 gets a jump to a chain of ours: the last rule, or the last ahead of a rule that refuses
 everything.  Explicit rules of others decide first.  An administrator's own chains
-are never changed: packets that they drop stay dropped (``foreign_chains.obstacles``).
+are never changed: packets that they drop stay dropped (``stopping_chains``).
 
 An accept for a transit bridge asks for no conntrack state: iptables-nft cannot list nft's
 way of asking for the state.  Our own rules, which every such packet passes, too, let in

@@ -37,7 +37,7 @@ Limits:
 from collections.abc import Callable
 from typing import Protocol
 
-from libvirt_natns.firewall import foreign_chains, host_iptables, host_nftables
+from libvirt_natns.firewall import host_iptables, host_nftables
 from libvirt_natns.firewall.host_accepts import accepts
 from libvirt_natns.firewall.host_policy import HostPolicy
 from libvirt_natns.firewall.host_rules import rules, zone_rules
@@ -73,11 +73,6 @@ def differences(policy: HostPolicy, backend_name: str) -> tuple[str, ...]:
             framework_rules(policy, framework, backend_name), accepts(policy)
         )
     )
-
-
-def obstacles(policy: HostPolicy) -> tuple[str, ...]:
-    """Return others' chains that stop packets and are not ours to change, one line each."""
-    return foreign_chains.obstacles(accepts(policy))
 
 
 def remove() -> None:

@@ -9,39 +9,58 @@ Limits: a legacy filter table that is in use while python-iptables is missing is
 an error: without the library, its rules cannot be read.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import iptables
+from libvirt_natns.firewall.foreign_chains import DOCKER_BRIDGE, PASSED_BY
 from libvirt_natns.firewall.iptables_entries import entries
 from libvirt_natns.firewall.iptables_syntax import ChainEntry, Match
 from libvirt_natns.firewall.rule import Chain, Rule
 
 PREFIX = "NATNS-"
 
-PLACES: dict[Chain, tuple[str, str, tuple[str, ...]]] = {
-    "bridged_in": ("nat", "DNAT", ("PREROUTING",)),
-    "dstnat": ("nat", "DNAT", ("PREROUTING", "OUTPUT")),
-    "bridged_out": ("nat", "POSTROUTING", ("POSTROUTING",)),
-    "srcnat": ("nat", "POSTROUTING", ("POSTROUTING",)),
-    "raw": ("raw", "PREROUTING", ("PREROUTING",)),
-    "marked": ("mangle", "MARK", ("PREROUTING",)),
-    "clamp": ("mangle", "GUARD", ("FORWARD",)),
-    "forward": ("mangle", "GUARD", ("FORWARD",)),
-    "output": ("mangle", "OUT", ("POSTROUTING",)),
-    "foreign": ("filter", "FORWARD", ("FORWARD",)),
+Order = Literal["first", "early", "last"]
+"""The place of our jump among a built-in chain's rules.
+
+first   ahead of all rules
+early   ahead of rules that accept; rules that refuse may come first
+last    behind all rules that decide, or ahead of a rule that refuses everything
+"""
+
+
+class ChainPlace(NamedTuple):
+    """A chain of ours: its table, the end of its name, and the built-in chains that jump there."""
+
+    table: str
+    suffix: str
+    builtins: tuple[str, ...]
+    order: Order
+
+
+PLACES: dict[Chain, ChainPlace] = {
+    "bridged_in": ChainPlace("nat", "KEEP", ("PREROUTING",), "first"),
+    # An administrator's rules come first: bans, and translations of his own.
+    "dstnat": ChainPlace("nat", "DNAT", ("PREROUTING", "OUTPUT"), "last"),
+    "bridged_out": ChainPlace("nat", "POSTROUTING", ("POSTROUTING",), "first"),
+    "srcnat": ChainPlace("nat", "POSTROUTING", ("POSTROUTING",), "first"),
+    "raw": ChainPlace("raw", "PREROUTING", ("PREROUTING",), "early"),
+    "marked": ChainPlace("mangle", "MARK", ("PREROUTING",), "early"),
+    "clamp": ChainPlace("mangle", "GUARD", ("FORWARD",), "early"),
+    "forward": ChainPlace("mangle", "GUARD", ("FORWARD",), "early"),
+    "output": ChainPlace("mangle", "OUT", ("POSTROUTING",), "early"),
+    "foreign": ChainPlace("filter", "FORWARD", ("FORWARD",), "last"),
 }
-"""Table, end of our chain's name, and the built-in chains that jump to our chain, in the
-order in which tables are committed.
+"""The places of our chains, in the order in which tables are committed.
 
 Our rules drop in mangle, as accepts of others in filter do not undo that.  Packets that the
 host sends are dropped behind the host's NAT."""
 
-LAST = {"filter": ["FORWARD"]}
-"""Built-in chains: their rules come ahead of our jump."""
+FOREIGN = "filter"
+"""The table in which our accepts let packets pass for good."""
 
 RETURN: Match = ("RETURN", {})
 
@@ -125,20 +144,32 @@ def _tables(rules: Iterable[Rule], family: Family) -> Iterable[dict[str, Any]]:
         chains.setdefault(rule.chain, []).extend(entries(rule, family))
     made: dict[str, dict[str, Any]] = {}
     empty: dict[str, Any]
-    for chain, (name, suffix, builtins) in PLACES.items():
+    for chain, place in PLACES.items():
         if chain in chains:
-            last = LAST.get(name, [])
-            empty = {"family": family, "name": name, "chains": {}, "jumps": {}, "last": last}
-            table = made.setdefault(name, empty)
-            content = table["chains"].setdefault(PREFIX + suffix, [])
-            content += [asdict(_own(entry, name)) for entry in chains[chain]]
-            table["jumps"] |= {builtin: asdict(_jump(PREFIX + suffix)) for builtin in builtins}
+            empty = {"family": family, "name": place.table, "chains": {}, "jumps": []}
+            table = made.setdefault(place.table, empty)
+            content = table["chains"].setdefault(PREFIX + place.suffix, [])
+            content += [asdict(_own(entry, place.table)) for entry in chains[chain]]
+            table["jumps"] += [jump for jump in _jumps(place) if jump not in table["jumps"]]
     return made.values()
+
+
+def _jumps(place: ChainPlace) -> Iterator[dict[str, Any]]:
+    """Yield the jumps to a chain of ours, as ``iptc_compare`` takes them."""
+    for builtin in place.builtins:
+        yield {
+            "builtin": builtin,
+            "entry": asdict(_jump(PREFIX + place.suffix)),
+            "order": place.order,
+            # Without jumps of these, a chain is an administrator's alone.
+            "beside": PASSED_BY if place.table == FOREIGN else (),
+            "beside_link": DOCKER_BRIDGE,
+        }
 
 
 def _own(entry: ChainEntry, table: str) -> ChainEntry:
     """Return an entry for our own chain in a table: an accept there ends that chain alone."""
-    accepts = entry.target[0] == "ACCEPT" and table not in LAST
+    accepts = entry.target[0] == "ACCEPT" and table != FOREIGN
     return replace(entry, target=RETURN) if accepts else entry
 
 

@@ -182,7 +182,7 @@ def _concerned(request: TableRequest) -> list[TableRequest]:
     wanted = _wanted(request)
     names = [table["name"] for table in wanted]
     rest = [name for name in sorted(_existing(request)) if name not in names]
-    return [*wanted, *({"name": name, "chains": {}, "jumps": {}, "last": []} for name in rest)]
+    return [*wanted, *({"name": name, "chains": {}, "jumps": []} for name in rest)]
 
 
 def _wanted(request: TableRequest) -> list[TableRequest]:

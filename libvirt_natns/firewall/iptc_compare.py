@@ -21,16 +21,54 @@ PROGRAMS = {4: "iptables", 6: "ip6tables"}
 """The program that changes a family's tables by hand."""
 
 REFUSALS = ("DROP", "REJECT")
-HARMLESS = (b"ACCEPT", b"LOG", b"")
-"""Targets that refuse nothing."""
+ACCEPTING = (b"ACCEPT", b"RETURN")
+HARMLESS = {"filter": (b"ACCEPT", b"LOG", b""), "nat": (b"LOG", b"")}
+"""Targets behind our jump that take nothing from an administrator, by table."""
+
+PLACES = {
+    "first": "at its beginning",
+    "early": "ahead of rules that accept",
+    "last": "at its end",
+}
+"""Words for the place of a jump, by its order."""
 
 
 def _ours(table: IptcTable, prefix: str) -> list[str]:
     return [chain.name for chain in table.chains if chain.name.startswith(prefix)]
 
 
+def _here(table: IptcTable, wanted: TableRequest) -> TableRequest:
+    """Return what is wanted of a table, without jumps beside which none of others is needed.
+
+    A chain without jumps goes as well.
+    """
+    jumps = [jump for jump in wanted["jumps"] if _is_needed(table, jump)]
+    missing = {_target(jump) for jump in wanted["jumps"]} - {_target(jump) for jump in jumps}
+    chains = {name: held for name, held in wanted["chains"].items() if name not in missing}
+    return {**wanted, "jumps": jumps, "chains": chains}
+
+
+def _is_needed(table: IptcTable, jump: TableRequest) -> bool:
+    beside = tuple(name.encode() for name in jump["beside"])
+    targets = _targets(table, jump["builtin"]) if beside else ()
+    if not beside or any(target.startswith(beside) for target in targets):
+        return True
+    chain = chain_of(table, jump["builtin"])
+    rules = (known_rule(entry, chain) for entry in raw_entries(table, chain.name))
+    return any(jump["beside_link"] in (rule.in_interface, rule.out_interface) for rule in rules)
+
+
+def _target(jump: TableRequest) -> str:
+    return str(jump["entry"]["target"][0])
+
+
+def _targets(table: IptcTable, chain: str) -> list[bytes]:
+    return [table.get_target(entry) for entry in raw_entries(table, chain)]
+
+
 def rebuild(table: IptcTable, wanted: TableRequest, prefix: str) -> None:
     """Bring our chains in a table, and the jumps to them, to what is wanted."""
+    wanted = _here(table, wanted)
     ours = _ours(table, prefix)
     for name in ours:
         delete_jumps(table, name)
@@ -41,14 +79,15 @@ def rebuild(table: IptcTable, wanted: TableRequest, prefix: str) -> None:
         if name not in ours:
             table.create_chain(name)
         append(table, name, entries)
-    for builtin, jump in wanted["jumps"].items():
-        chain = chain_of(table, builtin)
-        last = builtin in wanted["last"]
-        chain.insert_rule(make_rule(jump, chain), _end(table, builtin) if last else 0)
+    for jump in wanted["jumps"]:
+        chain = chain_of(table, jump["builtin"])
+        place = _end(table, jump["builtin"]) if jump["order"] == "last" else 0
+        chain.insert_rule(make_rule(jump["entry"], chain), place)
 
 
 def differences(table: IptcTable, wanted: TableRequest, request: TableRequest) -> Iterator[str]:
     """Yield what ``rebuild`` would change, one line each."""
+    wanted = _here(table, wanted)
     ours = _ours(table, request["prefix"])
     program = PROGRAMS[request["family"]]
     for name in ours:
@@ -60,15 +99,23 @@ def differences(table: IptcTable, wanted: TableRequest, request: TableRequest) -
             yield f"{place} is missing"
         elif not _holds(chain_of(table, name), entries):
             yield f"{place} was altered"
-    for builtin, jump in wanted["jumps"].items():
-        own = jump["target"][0].encode()
-        targets = [table.get_target(entry) for entry in raw_entries(table, builtin)]
-        last = builtin in wanted["last"]
-        place = "at its end" if last else "at its beginning"
-        if targets.count(own) != 1 or not (
-            _is_behind(table, builtin, targets.index(own)) if last else targets[0] == own
-        ):
-            yield f"{program}: {builtin} in table {table.name} lacks our jump {place}"
+    for jump in wanted["jumps"]:
+        if not _is_in_place(table, jump):
+            place = PLACES[jump["order"]]
+            yield f"{program}: {jump['builtin']} in table {table.name} lacks our jump {place}"
+
+
+def _is_in_place(table: IptcTable, jump: TableRequest) -> bool:
+    """True if a jump of ours is there once, where its order wants it."""
+    own, targets = _target(jump).encode(), _targets(table, jump["builtin"])
+    if targets.count(own) != 1:
+        return False
+    place = targets.index(own)
+    if jump["order"] == "last":
+        return _is_behind(table, jump["builtin"], place)
+    # Others may want to come first as well, and would put theirs ahead again and again.
+    ahead = targets[:place]
+    return not (ahead if jump["order"] == "first" else set(ahead) & set(ACCEPTING))
 
 
 def _end(table: IptcTable, builtin: str) -> int:
@@ -82,7 +129,9 @@ def _is_behind(table: IptcTable, builtin: str, place: int) -> bool:
     """True if no rule that may refuse something stands between a place and the end."""
     end = _end(table, builtin)
     entries = list(raw_entries(table, builtin))[place + 1 : end]
-    return place <= end and all(table.get_target(entry) in HARMLESS for entry in entries)
+    return place <= end and all(
+        table.get_target(entry) in HARMLESS[table.name] for entry in entries
+    )
 
 
 def _refuses_all(table: IptcTable, chain: str, entry: Any) -> bool:  # noqa: ANN401

@@ -28,7 +28,7 @@ GET_TABLE, GET_CHAIN, GET_RULE, GET_GENERATION = 1, 4, 7, 16
 CHAIN_TABLE, CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 1, 2, 3, 4, 5
 HOOK_NUMBER = 1
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE = 1, 2, 3
-TABLE_NAME = 1
+TABLE_NAME, TABLE_HANDLE = 1, 4
 GENERATION_ID = 1
 NF_INET_FORWARD = 2
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_ARP, NFPROTO_IPV6 = 1, 2, 3, 10
@@ -36,6 +36,8 @@ FAMILIES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
 """Families with chains that see packets of IP, by nft's names."""
 TABLE_FAMILIES = FAMILIES | {NFPROTO_ARP: "arp"}
 """Families that a table of ours may have."""
+TRANSLATIONS = (b"DNAT\0", b"REDIRECT\0", b"\x08\0\x01\0nat\0", b"redir\0")
+"""Names of expressions, and of targets of iptables, in rules that may translate destinations."""
 DUMP_TRIES = 10
 """Number of tries for a dump that changes of the rules interrupt."""
 
@@ -71,12 +73,29 @@ def works() -> bool:
 def tables() -> set[str] | None:
     """Return the tables of the caller's namespace, as "family name"; None where that fails."""
     try:
-        with Socket(NETLINK_NETFILTER) as session:
-            held = [(family, Attrs.parse(body)) for family, body in dump(session, GET_TABLE)]
+        return set(_tables())
     except OSError:
         return None
+
+
+def table_numbers() -> dict[str, int]:
+    """Return the number of each table of the caller's namespace, by "family name".
+
+    A table that is made anew has another number.  Empty where the kernel does not tell.
+    """
+    try:
+        return _tables()
+    except OSError:
+        return {}
+
+
+def _tables() -> dict[str, int]:
+    with Socket(NETLINK_NETFILTER) as session:
+        held = [(family, Attrs.parse(body)) for family, body in dump(session, GET_TABLE)]
     return {
-        f"{TABLE_FAMILIES[family]} {text(table, TABLE_NAME).decode(errors='replace')}"
+        f"{TABLE_FAMILIES[family]} {text(table, TABLE_NAME).decode(errors='replace')}": (
+            int.from_bytes(table.get(TABLE_HANDLE) or b"", "big")
+        )
         for family, table in held
         if family in TABLE_FAMILIES
     }
@@ -109,6 +128,27 @@ def parents(chain: str) -> list[str]:
         for family, attributes in chains
         if family in FAMILIES and text(attributes, CHAIN_NAME) == chain.encode()
     )
+
+
+def translates(table: str) -> bool:
+    """True if a rule of another table than ours may translate destinations of packets.
+
+    True as well where the kernel does not tell.
+    """
+    try:
+        with Socket(NETLINK_NETFILTER) as session:
+            return any(
+                any(word in body for word in TRANSLATIONS)
+                for family, body in dump(session, GET_RULE)
+                if not _is_in(family, body, table)
+            )
+    except OSError:
+        return True
+
+
+def _is_in(family: int, body: bytes, table: str) -> bool:
+    word, _, name = table.partition(" ")
+    return FAMILIES.get(family) == word and text(Attrs.parse(body), RULE_TABLE) == name.encode()
 
 
 def _lines(session: Socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[bytes]:

@@ -10,8 +10,10 @@ Limits: each start costs 4 ms in an empty namespace, and 7 ms beside libvirt's r
 needed.
 """
 
+import json
 import subprocess
 from subprocess import CompletedProcess
+from typing import Any
 
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import nfnetlink, nft_child
@@ -122,6 +124,19 @@ def ruleset_json() -> str:
     done = _run(None, ("-j", "-s", "-t", "list ruleset"))
     _check(what, _complaint(done))
     return done.stdout
+
+
+def elements(name: str) -> list[Any] | None:
+    """Return the elements of a set or map, "family table name", as nft's JSON; None without it.
+
+    An element of a map is a pair.
+    """
+    for kind in ("set", "map"):
+        done = _run(None, ("-j", f"list {kind} {name}"))
+        if done.returncode == 0:
+            listed = json.loads(done.stdout)["nftables"]
+            return [each for item in listed for each in item.get(kind, {}).get("elem", [])]
+    return None
 
 
 def list_chain(chain: str) -> str:

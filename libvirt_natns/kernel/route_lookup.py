@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import KernelError
-from libvirt_natns.kernel import netns
+from libvirt_natns.kernel import netns, rtnetlink
 from libvirt_natns.kernel.channel import NetlinkChannel
 
 LIMIT = 1.5
@@ -34,6 +34,20 @@ class NextHop:
 
 class NoRouteError(KernelError):
     """The kernel would drop the packet; the fact is the kernel's reason."""
+
+
+def link_towards(
+    destination: Address, source: Address | None = None, inward: str = ""
+) -> str | None:
+    """Return the link by which a packet leaves the caller's namespace; None without a route.
+
+    With ``inward`` and ``source`` the packet is forwarded, and comes from that link.
+    """
+    with suppress(OSError), rtnetlink.Session() as session:
+        index = socket.if_nametoindex(inward) if inward else None
+        route = session.route_of(destination, source, index)
+        return socket.if_indextoname(route.link) if route.link else None
+    return None
 
 
 class RouteLookup:

@@ -47,6 +47,7 @@ from libvirt_natns.service.obstacle_watch import PAUSE, SOON, ObstacleWatch
 from libvirt_natns.service.outside_look import OutsideLook
 from libvirt_natns.service.server import Server
 from libvirt_natns.service.starts import Starts
+from libvirt_natns.service.stopped_networks import StoppedNetworks
 from libvirt_natns.service.watched import Watched, parent_of
 from libvirt_natns.service.workqueue import Background
 from libvirt_natns.state.address_conflicts import Conflicts
@@ -73,9 +74,11 @@ class Service:
         self.background = Background(self._failed)
         observer = ChangeObserver(log, self.metrics, self._after_work)
         self.sessions = EnginePool(observer, self.background)
+        self.stopped = StoppedNetworks(log)
         self.healer = Healer(
-            self.sessions, log, on_heal=self.metrics.healed, on_failure=self.metrics.failed
-        )
+            self.sessions, log, repair=self.stopped.repair,
+            on_heal=self.metrics.healed, on_failure=self.metrics.failed,
+        )  # fmt: skip
         self.kernel_watch = KernelWatch(
             self._describe, self._suspect, self.healer.appeared, self._fault_of_watch
         )
@@ -258,8 +261,9 @@ class Service:
 
     def _say_metrics(self) -> str:
         with self.sessions.engine() as engine:
-            ways_out = self._obstacles.ways_out()
-            return self.metrics.text(engine, given_up=self.healer.health(), ways_out=ways_out)
+            return self.metrics.text(
+                engine, self.healer.health(), self.stopped.health, self._obstacles.ways_out()
+            )
 
     def _say_health(self) -> str:
         return json.dumps(

@@ -8,9 +8,9 @@ Another program may undo a repair on purpose.  After a few repairs of the same t
 within a minute, the healer gives the network up.  It also gives up a network that cannot
 be repaired.  The log and ``health`` have the error.
 
-A network that was given up gets another chance after ten minutes, and when a verb changes
-it (``relent``).  A network that could not be repaired also gets a chance when something
-about it changes.
+A network that was given up gets another chance after ten minutes, when a verb changes it
+(``relent``), and when something about it changes.  Reloads of the host's whole ruleset are no
+fight (``reloads``).
 """
 
 import threading
@@ -24,6 +24,7 @@ from libvirt_natns.engine.observer import HOST
 from libvirt_natns.engine.up import NotUpError, RecordChangedError
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.service.log import Log
+from libvirt_natns.service.reloads import Reloads
 from libvirt_natns.service.repair import NoBridgeError, RepairVerb, repair
 from libvirt_natns.service.trouble import REPAIRS, Trouble
 from libvirt_natns.service.workqueue import Workers, WorkQueue
@@ -48,7 +49,9 @@ RETRY = 600.0
 """Seconds after which a network that was given up is tried again."""
 
 RECHECK = 10.0
-"""Seconds between two tries of a network that could not be repaired, when something changes."""
+"""Seconds between two tries of a network that was given up, when something changes.
+
+Where repairs are undone again and again, each time the double."""
 
 BRIDGE_PAUSE = 5.0
 """Seconds until another try where the network's own bridge is missing: libvirt deletes
@@ -92,6 +95,8 @@ class Healer:
         # Held as well where a trouble and the time of the next look change together.
         self._lock = Lock()
         self._host_looked = 0.0
+        # Of the worker that looks at HOST alone.
+        self._reloads = Reloads()
         self._thread = threading.local()
 
     # -- for all threads ---------------------------------------------------
@@ -110,9 +115,9 @@ class Healer:
         delay = max(HOST_DELAY, self._host_looked + HOST_PAUSE - now) if uuid == HOST else DELAY
         with self._lock:
             trouble = self._troubles.get(uuid)
-            if trouble and trouble.given_up and trouble.failures:
-                # Perhaps the obstacle has gone.
-                self._queue.put(uuid, max(delay, trouble.last + RECHECK - now))
+            if trouble and trouble.given_up:
+                # Perhaps the obstacle has gone, or the other program.
+                self._queue.put(uuid, max(delay, trouble.last + trouble.pause - now))
             else:
                 self._queue.put_new(uuid, delay)
 
@@ -204,6 +209,8 @@ class Healer:
                 self._well(uuid, name)
 
     def _well(self, uuid: str, name: str) -> None:
+        if uuid == HOST:
+            self._reloads.look()
         with self._lock:
             trouble = self._troubles.get(uuid)
             if trouble is None:
@@ -215,9 +222,10 @@ class Healer:
             self._log.say("notice", "recovered", network=name)
 
     def _repaired(self, uuid: str, name: str, differences: list[str], seconds: float) -> None:
+        undone = self._reloads.undone(differences) if uuid == HOST else differences
         with self._lock:
             trouble = self._troubles.setdefault(uuid, Trouble(name))
-            trouble.repaired(time.monotonic(), differences)
+            trouble.repaired(time.monotonic(), undone)
             fight = trouble.fight()
             if not fight:
                 self._queue.put(uuid, AGAIN)
@@ -249,8 +257,8 @@ class Healer:
                 # A verb has changed the network in between, so it begins anew.
                 return
             earlier = trouble.given_up
-            trouble.given_up = why
-            trouble.repairs.clear()
+            pause = RECHECK if trouble.failures else min(RETRY, max(RECHECK, 2 * trouble.pause))
+            trouble.give_up(time.monotonic(), why, pause)
             self._queue.postpone(uuid, RETRY)
         if earlier != why:
             self._on_failure("heal")

@@ -99,28 +99,30 @@ class Metrics:
         self,
         engine: Engine,
         given_up: Collection[str] = (),
+        stopped: Collection[str] = (),
         ways_out: Mapping[str, bool] = NONE_LOOKED_AT,
     ) -> str:
         """Return all metrics; ``given_up`` are the networks that are not healed any more.
 
-        ``ways_out`` tells of networks, by name, whether their guests get to the outside.
-        Raises StoreError.
+        ``stopped`` are the networks that firewall rules of others stop.  ``ways_out`` tells of
+        networks, by name, whether their guests get to the outside.  Raises StoreError.
         """
         counted: bytes = generate_latest(self._registry)
-        return gauges(engine, given_up, ways_out) + counted.decode()
+        return gauges(engine, given_up, stopped, ways_out) + counted.decode()
 
 
 def gauges(
     engine: Engine,
     given_up: Collection[str] | None = None,
+    stopped: Collection[str] | None = None,
     ways_out: Mapping[str, bool] = NONE_LOOKED_AT,
 ) -> str:
-    """Return the gauges; ``given_up`` is None where the service does not answer.
+    """Return the gauges; None stands for what only the service knows, where it does not answer.
 
     Raises StoreError.
     """
     registry = CollectorRegistry()
-    registry.register(_Gauges(census.take(engine), given_up, ways_out))
+    registry.register(_Gauges(census.take(engine), given_up, stopped, ways_out))
     text: bytes = generate_latest(registry)
     return text.decode()
 
@@ -132,10 +134,12 @@ class _Gauges(Collector):
         self,
         counted: census.Census,
         given_up: Collection[str] | None,
+        stopped: Collection[str] | None,
         ways_out: Mapping[str, bool],
     ) -> None:
         self._counted = counted
         self._given_up = given_up
+        self._stopped = stopped
         self._ways_out = ways_out
 
     def collect(self) -> Iterator[Metric]:
@@ -151,6 +155,9 @@ class _Gauges(Collector):
         if self._given_up is not None:
             text = "Networks, and the shared part of the host, that are not healed any more."
             yield _gauge("networks_given_up", text, (), [((), len(self._given_up))])
+        if self._stopped is not None:
+            text = "Networks that firewall chains of others stop."
+            yield _gauge("networks_stopped", text, (), [((), len(self._stopped))])
         text = "Running guests with published ports or addresses."
         yield _gauge("guests", text, (), [((), self._counted.guests)])
 

@@ -47,6 +47,9 @@ ELEMENTS_AND_GENERATIONS = (12, 14, 15)
 LIBVIRTS = (b"libvirt_network\0", b"LIBVIRT_")
 """libvirt's table of nftables, and the beginning of its chains' names in other tables."""
 
+SHARED = b"FORWARD\0"
+"""The chain of iptables that libvirt shares with others."""
+
 IFADDR = struct.Struct("=BBBBI")
 RTMSG = struct.Struct("=BBBBBBBBI")
 
@@ -167,8 +170,11 @@ def alters_rules(kind: int, body: bytes) -> bool:
     """True if a change of nftables in the host may concern the rules that we need there.
 
     Elements of sets come and go all day long where a program bans attackers.
-    libvirt's own chains do not touch our rules.
+    libvirt's own chains do not touch our rules.  Its jumps in FORWARD do: they say that FORWARD
+    is for networks of libvirt's as well.
     """
     if kind & 0xFF in ELEMENTS_AND_GENERATIONS:
         return False
+    if SHARED in body:
+        return True
     return not any(mark in body for mark in LIBVIRTS)

@@ -22,6 +22,7 @@ class Trouble:
     ``repairs`` are the times and differences of the latest repairs.  ``failures`` counts
     repairs that failed in a row.  ``last`` is the time of the latest failure.  Times are on
     the monotonic clock.  ``given_up`` is the reason why the network is left alone, or "".
+    ``pause`` is the time in seconds after ``last`` from which a change is a reason to try again.
     """
 
     name: str
@@ -29,13 +30,21 @@ class Trouble:
     failures: int = 0
     given_up: str = ""
     last: float = 0.0
+    pause: float = 0.0
 
-    def repaired(self, now: float, differences: Iterable[str]) -> None:
-        """Note a repair, and forget old ones."""
+    def repaired(self, now: float, differences: Iterable[str] | None) -> None:
+        """Note a repair, and forget old ones; None is a repair that no fight can be about."""
         self.failures = 0
         self.given_up = ""
-        self.repairs.append((now, tuple(differences)))
+        if differences is not None:
+            self.repairs.append((now, tuple(differences)))
         self.expire(now)
+
+    def give_up(self, now: float, why: str, pause: float) -> None:
+        """Note that the network is left alone, and for how long at least."""
+        self.given_up = why
+        self.repairs.clear()
+        self.last, self.pause = now, pause
 
     def failed(self, now: float, name: str) -> None:
         """Note that a repair has failed."""
@@ -66,4 +75,6 @@ class Trouble:
         difference, times = counted.most_common(1)[0] if counted else ("", 0)
         if times <= REPAIRS and len(self.repairs) <= ALL_REPAIRS:
             return ""
+        difference = difference or "the rules of the host are removed"
+        times = times or len(self.repairs)
         return f"{difference} (repaired {times} times within {WINDOW:.0f} s)"

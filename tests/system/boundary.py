@@ -61,7 +61,8 @@ def check_notes(world: House) -> None:
     try:
         assert "world" not in world.reached().ours
         (note,) = command("check").out.splitlines()
-        what = "nftables: inet guard forward drops packets of the networks: add to it "
+        place = "nftables: inet guard forward (policy drop)"
+        what = f"{place} stops packets of the networks: add to it "
         assert note.startswith(f"note: {what}")
         assert warnings() == [note.replace("note: ", "foreign chains: ")]
         for rule in note.rpartition(what)[2].split("; "):

@@ -2,8 +2,8 @@
 """Pages of the documentation, typed as they stand: every command prints what the text says.
 
 Blocks of ``console`` are commands as root, ``# ``, each followed by what it prints:
-"..." is anything, on a line of its own any number of lines.  A block of ``toml``
-or ``xml`` is saved where the text ahead of it says: "Write `FILE`".
+"..." is anything, on a line of its own any number of lines.  A block of ``toml``,
+``xml`` or ``nft`` is saved where the text ahead of it says: "Write `FILE`".
 """
 
 import re
@@ -17,7 +17,8 @@ from lab_base import run
 MARK = "=-=-= "
 
 BLOCK = re.compile(
-    r"^(?P<indent> *)```(?P<language>console|toml|xml)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
+    r"^(?P<indent> *)```(?P<language>console|toml|xml|nft)\n(?P<text>.*?)^(?P=indent)```$",
+    re.M | re.S,
 )
 SAVED = re.compile(r"[Ww]rite `([^`]+)`[^`]*:\s*$")
 

@@ -56,7 +56,9 @@ COMMIT
 """
 RESTORE = "iptables-restore --noflush <<'END'\n{}END\n"
 
-UFW = """sed -i 's/^IPT_SYSCTL=.*/IPT_SYSCTL=/; s/^IPV6=.*/IPV6=no/' /etc/default/ufw
+UFW_IN_A_SANDBOX = "sed -i 's/^IPT_SYSCTL=.*/IPT_SYSCTL=/; s/^IPV6=.*/IPV6=no/' /etc/default/ufw"
+"""ufw without the sysctls and the IPv6 that a sandbox lacks."""
+UFW = """{sandbox}
 sed -i 's/^DEFAULT_FORWARD_POLICY=.*/DEFAULT_FORWARD_POLICY="{policy}"/' /etc/default/ufw
 ufw --force enable; ufw route reject to 172.30.0.0/24
 """
@@ -68,7 +70,7 @@ KINDS = {
     "rejects": f"{REJECT}; iptables -A FORWARD -m comment --comment 'the rest' -j REJECT",
     "docker-20.10": RESTORE.format(DOCKER_20) + REJECT,
     "docker-28": RESTORE.format(DOCKER_28) + REJECT,
-    "ufw": UFW.format(policy="DROP"),
-    "ufw-reject": UFW.format(policy="REJECT"),
+    "ufw": UFW.format(policy="DROP", sandbox=UFW_IN_A_SANDBOX),
+    "ufw-reject": UFW.format(policy="REJECT", sandbox=UFW_IN_A_SANDBOX),
 }
 """What hosts have in their FORWARD chain, as commands."""

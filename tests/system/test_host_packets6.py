@@ -199,7 +199,7 @@ TAMPERING = {
 
 
 @pytest.mark.parametrize("name", list(TAMPERING))
-@pytest.mark.parametrize("foreign", ["iptables-nft"], indirect=True)
+@pytest.mark.parametrize("foreign", ["all"], indirect=True)
 def test_alterations_are_named_and_mended(name: str, foreign: str) -> None:
     host_firewall.ensure(HOST_POLICY, name)
     sh(TAMPERING[name])

@@ -39,7 +39,7 @@ MAN = CHECKOUT / "man"
 
 PAGES = [CHECKOUT / "README.md", CHECKOUT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 MANUAL = sorted(MAN.iterdir())
-LANGUAGES = {"", "toml", "xml", "xml network", "xml domain", "console", "console outside"}
+LANGUAGES = {"", "toml", "xml", "xml network", "xml domain", "console", "console outside", "nft"}
 
 FORBIDDEN = (
     r"simply", r"easily", r"seamless\w*", r"powerful", r"blazing\w*", r"effortless\w*", r"robust",

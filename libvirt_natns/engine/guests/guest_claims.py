@@ -34,7 +34,7 @@ def resolve_claims(
     # Forwards in force stay so, even if a program of the host listens on their port by now.
     held = set(guests.store.claims.forwards(owner=domain.uuid))
     fresh = Claims(domain.uuid, tuple(f for f in claims.forwards if f not in held))
-    check_host(fresh, run.scopes)
+    check_host(fresh, run.scopes, engine.kernel.host.addresses.beyond_link)
     return claims
 
 

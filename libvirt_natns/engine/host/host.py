@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from libvirt_natns import names
 from libvirt_natns.addresses import network_of
 from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
+from libvirt_natns.engine.host import stops
 from libvirt_natns.engine.host.forwarding import forwarding_of, plan_of
 from libvirt_natns.engine.host.libvirt_status import active_networks
 from libvirt_natns.engine.host.needs import Needs, together
@@ -33,7 +34,6 @@ from libvirt_natns.engine.host.policy import (
     complete_policy,
     facts,
     part_of,
-    policy_of,
 )
 from libvirt_natns.engine.host.record import (
     HostRecord,
@@ -43,6 +43,7 @@ from libvirt_natns.engine.host.record import (
     stray_routes,
     unneeded_bridges,
 )
+from libvirt_natns.engine.host.stops import HostStops
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import foreign_chains, host_parts, nfnetlink, nft, nftables, zones
 from libvirt_natns.firewall import host_firewall as rules
@@ -208,9 +209,9 @@ class Host:
             lines.append(LEFT_RULES)
         return lines
 
-    def obstacles(self) -> tuple[str, ...]:
-        """Return a line for each chain of an administrator that drops the networks' packets."""
-        return rules.obstacles(policy_of(self.kernel, together(self.needs_of(None).values()), {}))
+    def stops(self) -> HostStops:
+        """Return the chains of others that stop networks.  Raises FirewallError."""
+        return stops.look(self.kernel, self.needs_of(None))
 
     def _noted(self, needs: Needs, record: HostRecord) -> list[Plan]:
         """Return the plans beside the rules, after a note of all that will change."""

@@ -16,6 +16,7 @@ from libvirt_natns.engine.publication.choices import AutoPortRequest
 from libvirt_natns.engine.publication.dhcp_hosts import fixed_address, ranges_of
 from libvirt_natns.engine.publication.reserved_address import is_tenable, reserve_address
 from libvirt_natns.errors import ConflictError, LeaseError
+from libvirt_natns.firewall.foreign_translations import ForeignTranslations
 from libvirt_natns.kernel import address_probe, listening_ports
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
@@ -91,7 +92,12 @@ class Allocation:
             # A port in force stays so, even if a program of the host listens on it by now.
             return True
         found = listening_ports.listeners(request.key.proto)
-        return not any(port in listening_ports.taken(found, each) for each in request.listens)
+        if any(port in listening_ports.taken(found, each) for each in request.listens):
+            return False
+        return not _lead_elsewhere(self._translations(), request, port)
+
+    def _translations(self) -> ForeignTranslations:
+        return ForeignTranslations(lambda: self.kernel.host.addresses.beyond_link())
 
     def _free_port(self, request: AutoPortRequest) -> int | None:
         """Return the first port for start="auto" that is neither used nor kept for an owner.
@@ -103,10 +109,16 @@ class Allocation:
         used = listening_ports.listening(proto) | self.store.claims.ports(proto)
         used |= routers.ports_of_host(request.attachment.segment, proto)
         first, last = self.config.auto_ports
+        segment = request.attachment.segment
+        in_host = ClaimScope.of(segment.name, segment.kind).in_host
+        translations = self._translations()
 
         def usable(port: int) -> bool:
             return (
-                first <= port <= last and port not in used and not _lies_in(port, request.avoided)
+                first <= port <= last
+                and port not in used
+                and not _lies_in(port, request.avoided)
+                and not (in_host and _lead_elsewhere(translations, request, port))
             )
 
         fresh = (port for port in range(first, last + 1) if port not in kept)
@@ -146,3 +158,9 @@ class Allocation:
 
 def _lies_in(port: int, spans: Iterable[tuple[int, int]]) -> bool:
     return any(first <= port <= last for first, last in spans)
+
+
+def _lead_elsewhere(translations: ForeignTranslations, request: AutoPortRequest, port: int) -> bool:
+    """True if rules of other programs lead a port of the host elsewhere."""
+    proto = request.key.proto
+    return any(translations.taken(proto, each, port, port) for each in request.listens)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Scopes in which claims must be unique, and forwards that the host itself cannot serve."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.engine.publication.allocation import Allocation
 from libvirt_natns.engine.publication.resolve import of_network
-from libvirt_natns.errors import DocumentError
+from libvirt_natns.errors import ConflictError, DocumentError
+from libvirt_natns.firewall.foreign_translations import ForeignTranslations
 from libvirt_natns.kernel import listening_ports
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.publication import Forward
@@ -17,6 +18,9 @@ from libvirt_natns.state.claims import Claims
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
+
+Addresses = Callable[[], Collection[Address]]
+"""Returns the addresses of the host."""
 
 
 def scopes(store: Store, networks: Iterable[str]) -> dict[str, ClaimScope]:
@@ -29,12 +33,12 @@ def scopes_of(records: Iterable[NetworkRecord]) -> dict[str, ClaimScope]:
     return {record.uuid: ClaimScope.of(record.upstream, record.kind) for record in records}
 
 
-def check_host(claims: Claims, where: dict[str, ClaimScope]) -> None:
+def check_host(claims: Claims, where: dict[str, ClaimScope], addresses: Addresses) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
-    The host cannot serve a port that belongs to a program of the host.  A forward on an address
-    that the host does not have waits for the address: the rules ask for that.
-    Raises DocumentError or ConflictError.
+    The host cannot serve a port that belongs to a program of the host, or that a rule of another
+    program leads elsewhere.  A forward on an address that is not among the ``addresses`` of the
+    host waits for the address: the rules ask for that.  Raises DocumentError or ConflictError.
     """
     sharing = {uuid: scope.upstream for uuid, scope in where.items() if scope.shared}
     routers.check_claims(claims.forwards, {uuid: name for uuid, name in sharing.items() if name})
@@ -52,6 +56,21 @@ def check_host(claims: Claims, where: dict[str, ClaimScope]) -> None:
                 "use 127.0.0.1, or another address of the host",
             )
     listening_ports.check_free(shared)
+    _check_untranslated(shared, addresses)
+
+
+def _check_untranslated(forwards: Iterable[Forward], addresses: Addresses) -> None:
+    """Refuse forwards of ports that rules of others lead elsewhere.  Raises ConflictError."""
+    translations = ForeignTranslations(addresses)
+    for forward in forwards:
+        found = translations.taken(forward.proto, forward.address, forward.first, forward.last)
+        if found is not None:
+            port, place = found
+            raise ConflictError(
+                f"{forward.owner_name}: a rule of another program leads {forward.proto} port"
+                f" {port} of the host elsewhere ({place})",
+                "choose another port, or start='auto'",
+            )
 
 
 def waits(forward: Forward, kind: str, present: Collection[Address]) -> bool:
@@ -79,5 +98,5 @@ def claim_for_network(
     claims = of_network(network, segment, outside, choices)
     where = {network.uuid: ClaimScope.of(segment.name, segment.kind)}
     fresh = Claims(claims.owner, tuple(f for f in claims.forwards if f not in held))
-    check_host(fresh, where)
+    check_host(fresh, where, choices.kernel.host.addresses.beyond_link)
     choices.store.claims.put(claims, where, published=True)

@@ -9,6 +9,7 @@ from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_engine import Guests
+from libvirt_natns.engine.host.stops import HostStops
 from libvirt_natns.engine.reconcile.active import (
     NOT_ACTIVE,
     AskGuests,
@@ -53,15 +54,15 @@ def host_differences(engine: Engine) -> list[str]:
         return [str(error)]
 
 
-def host_obstacles(engine: Engine) -> tuple[str, ...]:
-    """Return a note for each chain of others that drops the networks' packets.
+def host_stops(engine: Engine) -> HostStops:
+    """Return the chains of others that stop packets of networks.
 
-    Notes are no differences: the chain is an administrator's, and no repair changes it.
+    They are no differences: the chain is an administrator's, and no repair changes it.
     """
     try:
-        return shared_host.of(engine).obstacles()
+        return shared_host.of(engine).stops()
     except NatnsError as error:
-        return (str(error),)
+        return HostStops((str(error),))
 
 
 def missed(engine: Engine, ask: AskNetworks) -> list[Finding]:

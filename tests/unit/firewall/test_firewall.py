@@ -26,12 +26,15 @@ from libvirt_natns.firewall import (
     host_rules,
     iptables,
     iptables_entries,
+    iptables_save,
     iptables_syntax,
     nfnetlink,
     nft,
     nft_listing,
     nft_statements,
     nftables,
+    sample_packets,
+    stopping_chains,
 )
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
@@ -358,10 +361,10 @@ HOST_PUBLISHED = f"""\
 		ip saddr 192.168.0.0/24 {GIVEN} tcp dport 443-444 dnat ip to 192.168.150.3
 		ip saddr 10.0.0.6 {GIVEN} tcp dport 443-444 dnat ip to 192.168.150.3
 	chain dstnat_prerouting {{
-		type nat hook prerouting priority dstnat; policy accept;
+		type nat hook prerouting priority -85; policy accept;
 		jump dstnat
 	chain dstnat_output {{
-		type nat hook output priority -100; policy accept;
+		type nat hook output priority -85; policy accept;
 		jump dstnat
 		oifname "natns-host" ct status dnat ct state new accept
 		oifname "natns-host" ip saddr 192.168.150.0/24 ct status dnat masquerade
@@ -678,11 +681,19 @@ def _host_tables(policy: host_policy.HostPolicy) -> list[dict[str, Any]]:
     return host_iptables.tables({4: host_rules.rules(policy)})
 
 
+def jumps_of(table: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """Return the chains that a table's built-in chains call, by built-in chain and order."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for jump in table["jumps"]:
+        found.setdefault((jump["builtin"], jump["order"]), []).append(jump["entry"]["target"][0])
+    return found
+
+
 def test_host_chains_of_legacy_iptables() -> None:
     tables = {table["name"]: table for table in _host_tables(HOST_POLICY)}
     assert list(tables) == ["nat", "raw", "mangle"]
     assert list(tables["raw"]["chains"]) == ["NATNS-PREROUTING"]
-    assert tables["nat"]["jumps"]["POSTROUTING"]["target"] == ("NATNS-POSTROUTING", {})
+    assert jumps_of(tables["nat"])["POSTROUTING", "first"] == ["NATNS-POSTROUTING"]
     *kept, entry = tables["nat"]["chains"]["NATNS-POSTROUTING"]
     assert [each["oif"] for each in kept] == ["virbr10", "virbr11"]
     assert (entry["oif"], entry["source"]) == ("!natns-host", "192.168.150.0/24")
@@ -691,17 +702,20 @@ def test_host_chains_of_legacy_iptables() -> None:
 def test_published_ports_in_chains_of_legacy_iptables() -> None:
     policy = replace(HOST_POLICY, forwards=HOST_FORWARDS)
     nat, *_ = _host_tables(policy)
-    assert list(nat["chains"]) == ["NATNS-DNAT", "NATNS-POSTROUTING"]
-    targets = {builtin: jump["target"][0] for builtin, jump in nat["jumps"].items()}
-    assert targets == {
-        "PREROUTING": "NATNS-DNAT",
-        "OUTPUT": "NATNS-DNAT",
-        "POSTROUTING": "NATNS-POSTROUTING",
+    assert list(nat["chains"]) == ["NATNS-KEEP", "NATNS-DNAT", "NATNS-POSTROUTING"]
+    assert jumps_of(nat) == {
+        # Nothing else is to translate what is private.
+        ("PREROUTING", "first"): ["NATNS-KEEP"],
+        # An administrator's rules come first.
+        ("PREROUTING", "last"): ["NATNS-DNAT"],
+        ("OUTPUT", "last"): ["NATNS-DNAT"],
+        ("POSTROUTING", "first"): ["NATNS-POSTROUTING"],
     }
-    lines = [str(iptables_syntax.ChainEntry(**entry)) for entry in nat["chains"]["NATNS-DNAT"]]
-    # What is private first: nothing else is to translate it.
-    assert lines[:2] == [f"-i {each} -j NETMAP --to 0.0.0.0/0" for each in ("virbr10", "virbr11")]
-    del lines[:2]
+    kept, lines = (
+        [str(iptables_syntax.ChainEntry(**entry)) for entry in nat["chains"][name]]
+        for name in ("NATNS-KEEP", "NATNS-DNAT")
+    )
+    assert kept == [f"-i {each} -j NETMAP --to 0.0.0.0/0" for each in ("virbr10", "virbr11")]
     to, local = "-j DNAT --to-destination", "-m addrtype --dst-type LOCAL"
     given = f"-d 192.168.0.2/32 -p tcp {local} -m tcp --dport 443:444"
     assert lines == [
@@ -730,9 +744,11 @@ def test_every_nft_lists_the_hosts_table_alike() -> None:
     script = nftables.script(
         host_rules.rules(replace(HOST_POLICY, forwards=HOST_FORWARDS)), host_nftables.HOST
     )
-    later = script.replace("output priority -100", "output priority dstnat")
-    assert later != script
-    assert nft_listing.canonical(later) == nft_listing.canonical(script)
+    # An earlier version's, which is replaced.
+    former = script.replace("output priority -85", "output priority -100")
+    later = former.replace("output priority -100", "output priority dstnat")
+    assert later != former
+    assert nft_listing.canonical(later) == nft_listing.canonical(former)
 
 
 # -- foreign chains in nft -------------------------------------------------------
@@ -768,6 +784,9 @@ MATCH = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "e
 
 
 REJECT = {"xt": {"type": "target", "name": "REJECT"}}
+CALL = {"jump": {"target": "last"}}
+LIBVIRTS = {"jump": {"target": "LIBVIRT_FWO"}}
+DOCKERS = {"jump": {"target": "DOCKER-USER"}}
 FIREWALLD = [chain("inet firewalld", "filter_FORWARD")]
 FIREWALLD.append(rule("inet firewalld", "filter_FORWARD", 1, {"reject": None}))
 OWNED = {"table": {"family": "inet", "name": "firewalld", "flags": ["owner"]}}
@@ -776,7 +795,11 @@ OWNED = {"table": {"family": "inet", "name": "firewalld", "flags": ["owner"]}}
 @pytest.mark.parametrize(
     ("items", "shared"),
     [
-        ([chain("ip filter", "FORWARD")], True),
+        ([chain("ip filter", "FORWARD"), rule("ip filter", "FORWARD", 1, LIBVIRTS)], True),
+        ([chain("ip filter", "FORWARD"), rule("ip filter", "FORWARD", 1, DOCKERS)], True),
+        # An administrator's alone: packets of libvirt's networks do not pass, either.
+        ([chain("ip filter", "FORWARD", "drop")], False),
+        ([chain("ip filter", "FORWARD"), rule("ip filter", "FORWARD", 1, CALL)], False),
         ([chain("ip mangle", "FORWARD")], False),
         (FIREWALLD, True),
         (FIREWALLD[:1], False),
@@ -785,7 +808,7 @@ OWNED = {"table": {"family": "inet", "name": "firewalld", "flags": ["owner"]}}
         ([chain("inet filter", "forward", "drop")], False),
         ([chain("inet filter", "forward", "drop", hook="input")], False),
         ([chain("bridge filter", "forward", "drop")], False),
-        ([chain("ip6 filter", "FORWARD")], True),
+        ([chain("ip6 filter", "FORWARD"), rule("ip6 filter", "FORWARD", 1, LIBVIRTS)], True),
         ([chain("ip6 mangle", "FORWARD")], False),
         ([chain("inet natns", "forward", "drop")], False),
         ([chain("inet x", "f"), rule("inet x", "f", 1, {"counter": {}}, {"reject": {}})], False),
@@ -797,7 +820,6 @@ def test_which_foreign_chains_get_a_jump(items: list[dict[str, Any]], shared: bo
 
 
 LOG = {"log": {"prefix": "x"}}
-CALL = {"jump": {"target": "last"}}
 DROP, ACCEPT = {"drop": None}, {"accept": None}
 
 
@@ -843,16 +865,64 @@ def test_where_our_jump_may_stand(rules: list[list[dict[str, Any]]], right: bool
     assert base.has_jump is right
 
 
-def test_obstacles_are_named(kernel: dict[str, str]) -> None:
+WAYS: sample_packets.WaysOut = {4: "eth0", 6: None}
+
+
+def stopping() -> list[str]:
+    """Return the chains that stop packets of the networks, in words."""
+    return [str(each) for each in stopping_chains.find(host_accepts.accepts(HOST_POLICY), (), WAYS)]
+
+
+def test_chains_that_stop_networks_are_named(kernel: dict[str, str]) -> None:
     drops = chain("inet guard", "forward", "drop")
-    kernel["json"] = listing(chain("ip filter", "FORWARD", "drop"), drops)
-    (line,) = foreign_chains.obstacles(host_accepts.accepts(HOST_POLICY))
-    assert "inet guard forward drops" in line
+    shared = [chain("ip filter", "FORWARD", "drop"), rule("ip filter", "FORWARD", 1, LIBVIRTS)]
+    # Our jump is missing there, which is a difference, and says so itself.
+    kernel["json"] = listing(*shared, drops)
+    (line,) = stopping()
+    assert line.startswith(
+        "nftables: inet guard forward (policy drop) stops packets of the networks: add to it "
+    )
     assert 'iifname "natns-host" ip saddr 192.168.150.0/24 accept;' in line
-    speaks = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "natns-host"}}
-    kernel["json"] = listing(drops, rule("inet guard", "forward", 1, speaks, {"accept": None}))
-    assert foreign_chains.obstacles(host_accepts.accepts(HOST_POLICY)) == ()
+    by_name = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "natns-host"}}
+    kernel["json"] = listing(drops, rule("inet guard", "forward", 1, by_name, {"accept": None}))
+    # Replies do not pass.
+    (line,) = stopping()
+    assert 'oifname "natns-host" ip daddr 192.168.150.0/24 accept' in line
+    assert 'iifname "natns-host"' not in line
+    every = rule("inet guard", "forward", 2, {"accept": None})
+    kernel["json"] = listing(drops, every)
+    assert stopping() == []
     assert script() == NEW_TABLE
+
+
+@pytest.mark.parametrize(
+    ("items", "remedy"),
+    [
+        ([rule("inet guard", "forward", 1, {"reject": {}})], 'insert at its beginning iifname "n'),
+        ([rule("inet guard", "ufw-a", 1, LOG)], "ufw route allow in on natns-host; ufw route"),
+    ],
+)
+def test_remedies(items: list[dict[str, Any]], remedy: str, kernel: dict[str, str]) -> None:
+    kernel["json"] = listing(chain("inet guard", "forward", "drop"), *items)
+    (line,) = stopping()
+    assert f" packets of the networks: {remedy}" in line
+
+
+def test_iptables_own_words_are_asked_for(
+    kernel: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel["json"] = listing(
+        chain("ip filter", "FORWARD"), rule("ip filter", "FORWARD", 1, MATCH, REJECT)
+    )
+    text = "\n*filter\n:FORWARD ACCEPT\n:DOCKER-USER -\n-A FORWARD -i natns-host -j REJECT\n"
+    saved = iptables_save.parse(text)
+    monkeypatch.setattr(iptables_save, "saved", lambda kind, family: saved)
+    monkeypatch.setattr(iptables, "in_use", lambda namespace, family: frozenset())
+    (line,) = stopping()
+    assert line.startswith(
+        "nftables: ip filter FORWARD (reject) stops packets of the networks: iptables -I"
+        " DOCKER-USER -s 192.168.150.0/24 -i natns-host -j ACCEPT"
+    )
 
 
 @pytest.fixture
@@ -904,6 +974,7 @@ def test_a_host_without_foreign_chains_gets_our_table_only(kernel: dict[str, str
 def test_a_foreign_chain_gets_one_jump_at_its_end(kernel: dict[str, str]) -> None:
     kernel["json"] = listing(
         chain("ip filter", "FORWARD", "drop"),
+        rule("ip filter", "FORWARD", 5, LIBVIRTS),
         rule("ip filter", "FORWARD", 6, JUMP),
         rule("ip filter", "FORWARD", 7, MATCH, {"drop": None}),
         rule("ip filter", "FORWARD", 8, REJECT),
@@ -928,7 +999,8 @@ def test_what_is_right_is_left_alone(kernel: dict[str, str]) -> None:
     own = {"table": {"family": "inet", "name": "natns"}}
     ours = {"chain": {"family": "ip", "table": "filter", "name": "NATNS-FORWARD"}}
     base = chain("ip filter", "FORWARD", "drop")
-    kernel["json"] = listing(own, base, ours, rule("ip filter", "FORWARD", 7, JUMP))
+    libvirts = rule("ip filter", "FORWARD", 6, LIBVIRTS)
+    kernel["json"] = listing(own, base, ours, libvirts, rule("ip filter", "FORWARD", 7, JUMP))
     assert script() == ""
     gone = [repair.script for repair in host_nftables.repairs((), ())]
     assert gone == [
@@ -986,4 +1058,4 @@ def test_a_kernel_without_nftables_has_no_rules_of_others(monkeypatch: pytest.Mo
     accepts = host_accepts.accepts(HOST_POLICY)
     assert host_nftables.ensure(own, accepts) == ()
     assert host_nftables.differences(own, accepts) == ()
-    assert foreign_chains.obstacles(accepts) == ()
+    assert stopping_chains.find(accepts, (), WAYS) == ()

@@ -248,11 +248,11 @@ table inet natns {
 		ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @local_ports6
 	}
 	chain dstnat_prerouting {
-		type nat hook prerouting priority dstnat; policy accept;
+		type nat hook prerouting priority -85; policy accept;
 		jump dstnat
 	}
 	chain dstnat_output {
-		type nat hook output priority -100; policy accept;
+		type nat hook output priority -85; policy accept;
 		jump dstnat
 	}
 	chain clamp {

@@ -17,6 +17,7 @@ from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST, NOBODY
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.errors import KernelError
+from libvirt_natns.firewall import nfnetlink
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.service import healer, trouble
 from libvirt_natns.service.healer import Healer
@@ -143,6 +144,33 @@ def test_who_keeps_undoing_it_wins_loudly() -> None:
         assert "x-1" not in made.health()
         made.suspect("x-1")
         until(lambda: made.times("x-1") > looked)
+
+
+def test_reloads_of_the_ruleset_are_no_fight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reload makes the tables of others anew."""
+    numbers = iter(range(1000))
+    monkeypatch.setattr(nfnetlink, "table_numbers", lambda: {"inet filter": next(numbers)})
+    line = ["nftables: table inet natns is missing"]
+    answers = [line for _ in range(trouble.ALL_REPAIRS * 2)] + [[]]
+    with running(lambda uuid: answers.pop(0)) as made:
+        made.suspect(HOST)
+        until(lambda: not answers)
+        assert made.health() == {}
+
+
+def test_a_fight_is_over_when_something_changes() -> None:
+    """The other program may have gone by then."""
+    fighting = ["rules are missing"]
+    with running(lambda uuid: fighting.copy()) as made:
+        made.suspect("x-1")
+        until(made.health)
+        made.suspect("x-1")
+        # Given up once more.
+        until(lambda: made.times("x-1") == 2 * (trouble.REPAIRS + 1))
+        until(made.health)
+        fighting.clear()
+        made.suspect("x-1")
+        until(lambda: not made.health())
 
 
 def test_repairs_of_different_things_are_no_fight() -> None:

@@ -102,6 +102,10 @@ def test_changes_of_rules_that_do_not_concern_us() -> None:
     assert n.alters_rules(rule, table("filter"))
     assert n.alters_rules(rule, table("natns"))
     assert not n.alters_rules(rule, table("libvirt_network"))
+    # libvirt's jump in a chain that it shares.
+    shared = table("filter") + attribute(2, b"FORWARD\0") + attribute(4, b"LIBVIRT_FWO\0")
+    assert n.alters_rules(rule, shared)
+    assert not n.alters_rules(rule, shared.replace(b"FORWARD\0", b"LIBVIRT\0"))
     assert not n.alters_rules(element, table("f2b"))
     assert not n.alters_rules(generation, bytes(4))
 

@@ -198,7 +198,8 @@ CAUSES = {
     "no DHCP server": Cause(
         lambda p: configured(p, with_upstream(p, NOBODY)),
         "network a: no DHCP server on bridge br0 of upstream x has leased an address within 0.1 s",
-        r'fix the DHCP server, or set dhcp = "background" in \[upstreams.x\] of .*',
+        "fix the DHCP server, or stop the stations that have the addresses which it offers,"
+        r' or set dhcp = "background" in \[upstreams.x\] of .*',
     ),
 }
 

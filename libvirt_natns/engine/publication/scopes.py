@@ -19,7 +19,7 @@ from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
 
-Addresses = Callable[[], Collection[Address]]
+HostAddresses = Callable[[], Collection[Address]]
 """Returns the addresses of the host."""
 
 
@@ -33,7 +33,7 @@ def scopes_of(records: Iterable[NetworkRecord]) -> dict[str, ClaimScope]:
     return {record.uuid: ClaimScope.of(record.upstream, record.kind) for record in records}
 
 
-def check_host(claims: Claims, where: dict[str, ClaimScope], addresses: Addresses) -> None:
+def check_host(claims: Claims, where: dict[str, ClaimScope], addresses: HostAddresses) -> None:
     """Refuse new forwards that the host itself cannot serve.
 
     The host cannot serve a port that belongs to a program of the host, or that a rule of another
@@ -59,7 +59,7 @@ def check_host(claims: Claims, where: dict[str, ClaimScope], addresses: Addresse
     _check_untranslated(shared, addresses)
 
 
-def _check_untranslated(forwards: Iterable[Forward], addresses: Addresses) -> None:
+def _check_untranslated(forwards: Iterable[Forward], addresses: HostAddresses) -> None:
     """Refuse forwards of ports that rules of others lead elsewhere.  Raises ConflictError."""
     translations = ForeignTranslations(addresses)
     for forward in forwards:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from libvirt_natns import names
 from libvirt_natns.addresses import unless_placeholder
 from libvirt_natns.cli import access, forward_list, service_control, status_report, unhandled
-from libvirt_natns.cli.status_report import Report, Status
+from libvirt_natns.cli.status_report import Status, StatusReport
 from libvirt_natns.cli.unhandled import Unhandled
 from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine import late_starts
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
         late = [(each.name, each.fault) for each in late_starts.waiting(engine)]
-    report = Report(statuses, host, missed, guests, health, tuple(late), stops.lines)
+    report = StatusReport(statuses, host, missed, guests, health, tuple(late), stops.lines)
     print(status_report.as_json(report) if options.json else status_report.text(report))
     return 0
 

@@ -51,7 +51,7 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class StatusReport:
     """All that the command status tells.
 
     ``host`` are differences of the host.  ``missed`` are events that no hook reported.
@@ -69,7 +69,7 @@ class Report:
     stops: tuple[str, ...] = ()
 
 
-def text(report: Report) -> str:
+def text(report: StatusReport) -> str:
     """Return the statuses as a table, with the differences of each network below it."""
     statuses = report.statuses
     lines = table(statuses) if statuses else [NONE]
@@ -129,7 +129,7 @@ def _subnets(status: Status) -> tuple[str, ...]:
     return (*status.subnets, *leased)
 
 
-def as_json(report: Report) -> str:
+def as_json(report: StatusReport) -> str:
     """Return an object with a list or object for each part of the report."""
     document = {
         "networks": [asdict(status) for status in report.statuses],

@@ -9,7 +9,7 @@ import pytest
 
 from libvirt_natns.cli import diagram, status, status_report
 from libvirt_natns.cli.diagram import Box, Picture
-from libvirt_natns.cli.status_report import Report, Status
+from libvirt_natns.cli.status_report import Status, StatusReport
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.model.configuration import Config
 
@@ -37,7 +37,9 @@ def network(name: str, state: str = "up", *differences: str) -> Status:
 
 def test_table() -> None:
     shown = status_report.text(
-        Report([network("a"), network("long-name", "down"), network("c", "up", "x")], [], [], [])
+        StatusReport(
+            [network("a"), network("long-name", "down"), network("c", "up", "x")], [], [], []
+        )
     )
     assert (
         shown
@@ -53,7 +55,7 @@ c          nat-c      10.0.0.0/24, 10.1.0.0/24  provider  192.168.0.100  3      
 
 def test_what_is_wrong_elsewhere_stands_below() -> None:
     lines = status_report.text(
-        Report(
+        StatusReport(
             [network("a")],
             ["bridge x is left over"],
             [("b", "has no router")],
@@ -70,7 +72,7 @@ def test_what_is_wrong_elsewhere_stands_below() -> None:
 
 def test_an_obstacle_is_nothing_that_sync_repairs() -> None:
     blocked = replace(network("a"), health="no way out", obstacles=("no way out: no route",))
-    lines = status_report.text(Report([blocked], [], [], [])).splitlines()
+    lines = status_report.text(StatusReport([blocked], [], [], [])).splitlines()
     assert lines[1].endswith("no way out")
     assert lines[2:] == ["  - no way out: no route"]
 
@@ -120,12 +122,12 @@ def test_networks_that_were_never_handled_are_listed_on_demand() -> None:
 
 
 def test_nothing_yet() -> None:
-    assert status_report.text(Report([], [], [], [])) == status_report.NONE
+    assert status_report.text(StatusReport([], [], [], [])) == status_report.NONE
 
 
 def test_json_keeps_its_keys() -> None:
     told = status_report.as_json(
-        Report([network("a", "up", "x")], ["y"], [("b", "z")], [("web", "w")])
+        StatusReport([network("a", "up", "x")], ["y"], [("b", "z")], [("web", "w")])
     )
     shown = json.loads(told)
     assert shown["host"] == ["y"]

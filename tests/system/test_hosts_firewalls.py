@@ -85,7 +85,8 @@ def test_a_kill_switch_holds(backend: str, served: bool) -> None:
         (line,) = stops()
         assert line.startswith("nftables: inet vpnguard forward (reject) stops packets of the")
         if resident:
-            assert "libvirt_natns_networks_stopped 1.0" in natns("metrics").stdout
+            told = "libvirt_natns_networks_stopped 1.0"
+            wait_for(lambda: told in natns("metrics").stdout, timeout=20)
             assert "event=stopped by=" in resident.log()
         natns("sync")
         assert not leaves_as(LAN)

@@ -14,6 +14,7 @@ from libvirt_natns.engine.reconcile.comparison import (
     host_differences,
     host_obstacles,
     missed,
+    name_notes,
     network_differences,
 )
 from libvirt_natns.engine.reconcile.sync import sync_all
@@ -28,7 +29,7 @@ def check(options: argparse.Namespace) -> int:
         findings = _findings(engine, options.network, ask)
         # A network that starts or ends during the comparison differs for a moment only.
         again = set(_findings(engine, options.network, ask)) if findings else set()
-        notes = host_obstacles(engine)
+        notes = (*host_obstacles(engine), *name_notes(engine))
     for name, what in (finding for finding in findings if finding in again):
         print(f"{name}: {what}")
     for note in notes:

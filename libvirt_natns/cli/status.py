@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from libvirt_natns.addresses import unless_placeholder
 from libvirt_natns.cli import access, columns, forward_list, service_control
 from libvirt_natns.daemons import lease_file, libvirt
+from libvirt_natns.engine import names_health
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.reconcile.active import Finding
@@ -29,7 +30,8 @@ class Status:
     ``state`` is "up", "preparing" and "starting" on the way there, or "down".
     ``prefix`` is its lease from the prefixes that are routed to its upstream.
     ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
-    "damaged (N)" or "given up (WHY)" for a network that is up, and else its state.
+    "damaged (N)" or "given up (WHY)" for a network that is up, and else its state; also
+    "no names" if ``names`` says why guests have no names.
     ``forwards`` are the forwards in force.  ``lease_seconds`` is the
     time left of the DHCP lease of ``address``; None without a lease, or for a lease
     without end.
@@ -50,6 +52,7 @@ class Status:
     address6: str | None = None
     prefix: str | None = None
     lease_seconds: int | None = None
+    names: str = ""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -96,11 +99,15 @@ def collect(
     # A network that was defined anew has several records, and the newest counts.
     records.sort(key=lambda r: (r.runs, r.this_boot, r.since))
     newest = {record.name: record for record in records}
-    return [_status(engine, record) for record in sorted(newest.values(), key=lambda r: r.name)]
+    without = names_health.findings(engine)
+    return [
+        _status(engine, record, without.get(record.uuid, ""))
+        for record in sorted(newest.values(), key=lambda r: r.name)
+    ]
 
 
-def _status(engine: Engine, record: NetworkRecord) -> Status:
-    """Return the status of a recorded network."""
+def _status(engine: Engine, record: NetworkRecord, names: str) -> Status:
+    """Return the status of a recorded network; ``names`` as in ``Status``."""
     state = record.state if record.runs else "down"
     differences = tuple(comparison.network_differences(engine, record)) if state == "up" else ()
     leased = engine.store.leases.of(record.upstream, record.uuid)
@@ -117,17 +124,20 @@ def _status(engine: Engine, record: NetworkRecord) -> Status:
         address6=str(leased.address6) if leased.address6 else None,
         prefix=str(leased.prefix) if leased.prefix else None,
         leases=len(lease_file.current(record.bridge)) if state == "up" else 0,
-        health=_health(state, differences),
+        health=_health(state, differences, names),
         differences=differences,
         forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
         lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
+        names=names if state == "up" else "",
     )
 
 
-def _health(state: str, differences: tuple[str, ...]) -> str:
+def _health(state: str, differences: tuple[str, ...], names: str) -> str:
     if state != "up":
         return state
-    return f"damaged ({len(differences)})" if differences else "ok"
+    if differences:
+        return f"damaged ({len(differences)})"
+    return "no names" if names else "ok"
 
 
 def with_health(statuses: Sequence[Status], health: service_control.ServiceHealth) -> list[Status]:
@@ -174,6 +184,7 @@ def table(statuses: list[Status]) -> list[str]:
         lines.append(line)
         lines += [f"  > {forwards}" for forwards in forward_list.compact(status.forwards)]
         lines += [f"  ! {what}" for what in status.differences]
+        lines += [f"  ? {status.names}"] if status.names else []
     return lines
 
 

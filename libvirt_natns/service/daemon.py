@@ -42,6 +42,7 @@ from libvirt_natns.service.listener import own_socket
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.metrics import Metrics
 from libvirt_natns.service.outside_look import OutsideLook
+from libvirt_natns.service.resolver_look import ResolverLook
 from libvirt_natns.service.server import Server
 from libvirt_natns.service.starts import Starts
 from libvirt_natns.service.watched import Watched, parent_of
@@ -56,6 +57,9 @@ REST = 5.0
 
 ROUTERS = 10.0
 """Seconds between two looks for routers that were not confirmed in time."""
+
+RESOLVERS = 2.0
+"""Seconds between two looks at the host's resolvers."""
 
 LOOK = 1.0
 """Seconds between two looks at the addresses of guests in a provider's own IPv6 prefix."""
@@ -81,6 +85,7 @@ class Service:
         self.starts = Starts(self.sessions, log, self.libvirt_watch.is_active)
         self.sessions.expect = self.starts.expect
         self._outside = OutsideLook(self.sessions, log, self._report, self.healer.suspect)
+        self._resolvers = ResolverLook(self.sessions, log, self.healer.suspect)
         self.server = Server(
             self.sessions,
             log,
@@ -106,6 +111,7 @@ class Service:
                 started.callback(part.stop)
             self._look_after_all()
             self.background.soon(self.expire_routers)
+            self.background.soon(self._look_at_resolvers)
             signal.signal(signal.SIGHUP, self._on_hangup)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.server.stop())
@@ -149,6 +155,17 @@ class Service:
         finally:
             self.background.after(ROUTERS, self.expire_routers)
 
+    def _look_at_resolvers(self) -> None:
+        """Follow the host's resolvers where dnsmasq does not; again in a while."""
+        try:
+            self._resolvers.look()
+            self._complaints.end("resolvers")
+        except Exception as error:  # it belongs to no network, so none is suspected
+            if self._complaints.is_news("resolvers", error):
+                self._report(error, "looking at the resolvers")
+        finally:
+            self.background.after(RESOLVERS, self._look_at_resolvers)
+
     # -- for the parts -----------------------------------------------------
 
     def _describe(self, uuid: str) -> Watched | None:
@@ -182,6 +199,7 @@ class Service:
     def _after_work(self) -> None:
         # Each is done once for all verbs within its time.
         self.background.after(REST, resources.give_memory_back)
+        self._resolvers.networks_changed()
         if proxied_addresses.networks():
             self.background.after(LOOK, self._look_outside)
 

@@ -175,6 +175,11 @@ class _Gauges(Collector):
                 [((network.name,), network.dnsmasq) for network in running],
             ),
             (
+                "network_names",
+                "1 if the network's guests have a DNS server to ask, else 0.",
+                [((network.name,), network.names) for network in running],
+            ),
+            (
                 "conntrack_entries",
                 "Connections that are tracked in the network's namespace.",
                 [((network.name,), network.connections) for network in running],

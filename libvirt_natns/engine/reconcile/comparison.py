@@ -6,7 +6,7 @@ networks and guests are active. libvirt is asked after the records were read.
 """
 
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import shared_host
+from libvirt_natns.engine import names_health, shared_host
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.reconcile.active import (
@@ -62,6 +62,20 @@ def host_obstacles(engine: Engine) -> tuple[str, ...]:
         return shared_host.of(engine).obstacles()
     except NatnsError as error:
         return (str(error),)
+
+
+def name_notes(engine: Engine) -> list[str]:
+    """Return a note for each network without names for its guests, and each relay with a complaint.
+
+    Notes are no differences: no repair gives the host a resolver.
+    """
+    try:
+        without = names_health.findings(engine)
+        records = (engine.store.networks.get(uuid) for uuid in without)
+        named = [f"{each.name}: {without[each.uuid]}" for each in records if each]
+        return [*named, *names_health.notes()]
+    except NatnsError as error:
+        return [str(error)]
 
 
 def missed(engine: Engine, ask: AskNetworks) -> list[Finding]:

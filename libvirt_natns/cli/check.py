@@ -29,7 +29,7 @@ def check(options: argparse.Namespace) -> int:
         findings = _findings(engine, options.network, ask)
         # A network that starts or ends during the comparison differs for a moment only.
         again = set(_findings(engine, options.network, ask)) if findings else set()
-        notes = (*host_obstacles(engine), *name_notes(engine))
+        notes = (*host_obstacles(engine), *name_notes(engine, {name for name, _ in findings}))
     for name, what in (finding for finding in findings if finding in again):
         print(f"{name}: {what}")
     for note in notes:

@@ -128,7 +128,8 @@ def _status(engine: Engine, record: NetworkRecord, names: str) -> Status:
         differences=differences,
         forwards=tuple(forward_list.collect(engine.store, record.uuid, published=True)),
         lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
-        names=names if state == "up" else "",
+        # A damaged network hears no DNS server.
+        names=names if state == "up" and not differences else "",
     )
 
 

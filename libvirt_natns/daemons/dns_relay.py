@@ -29,7 +29,7 @@ from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import dns_probe, dnsmasq_process
 from libvirt_natns.daemons.dnsmasq_process import START_LIMIT
 from libvirt_natns.daemons.text_files import text_if_any
-from libvirt_natns.errors import DnsmasqError
+from libvirt_natns.errors import DnsmasqError, KernelError
 from libvirt_natns.kernel import processes
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import OURS, make_directory
@@ -42,11 +42,17 @@ OWN_NAME = "relay.libvirt-natns.invalid"
 QUESTIONS = 5000
 """Questions that may wait for an answer at once; each network's dnsmasq has 150 at most."""
 
-ANSWER_LIMIT = 1.0
+PORTS = (32768, 60999)
+"""The ports that the relay asks from, as the kernel's own choice is by default.
+
+A port that a program of the host uses cannot be published at that moment.
+"""
+
+ANSWER_LIMIT = 2.0
 """Seconds in which a relay answers a namespace, its start included."""
 
-AGAIN_LIMIT = 0.2
-"""Seconds in which a relay that runs answers a namespace."""
+AGAIN_LIMIT = 0.5
+"""Seconds in which a relay that runs answers a namespace, on a busy machine, too."""
 
 POLL = 0.01
 
@@ -117,6 +123,8 @@ def configuration(relay: Relay) -> str:
         "no-hosts",
         "cache-size=0",
         f"dns-forward-max={QUESTIONS}",
+        f"min-port={PORTS[0]}",
+        f"max-port={PORTS[1]}",
         f"address=/{OWN_NAME}/{relay.addresses[0]}",
         *source(),
         f"pid-file={paths(relay.bridge).pid}",
@@ -168,11 +176,11 @@ def ensure(relay: Relay, later: Later = at_once) -> None:
     try:
         _start(relay.bridge, later)
     except OSError as error:
-        _complaint(relay.bridge, str(error))
+        complain(relay.bridge, str(error))
     except DnsmasqError as error:
         # A network starts without a relay, too.
         if not complaint(relay.bridge):
-            _complaint(relay.bridge, str(error))
+            complain(relay.bridge, str(error))
 
 
 def _start(bridge: str, later: Later) -> None:
@@ -206,13 +214,14 @@ def _await_daemon(bridge: str, process: subprocess.Popen[bytes], said: IO[str]) 
                 process.kill()
         finally:
             os.close(descriptor)
-        if process.wait() != 0:
+        # The relay may have been ended already, with its last network.
+        if process.wait() != 0 and paths(bridge).configuration.exists():
             said.seek(0)
             why = said.read().strip().split("\n")[-1].removeprefix("dnsmasq: ")
-            raise _complaint(bridge, why or "dnsmasq ended at its start")
+            raise complain(bridge, why or "dnsmasq ended at its start")
 
 
-def _complaint(bridge: str, why: str) -> DnsmasqError:
+def complain(bridge: str, why: str) -> DnsmasqError:
     """Note why a relay does not serve, and return that as an error."""
     # The relay may have been ended in the meantime, with its directory.
     with suppress(FileNotFoundError):
@@ -230,10 +239,12 @@ def confirm(relay: Relay, namespace: str, limit: float = ANSWER_LIMIT) -> None:
     seconds.  A relay that has ended is found by others.
     Raises DnsmasqError with the complaint.
     """
-    if complaint(relay.bridge) or is_heard(relay, namespace, limit):
-        return
-    if running(relay.bridge) is not None:
-        raise _complaint(relay.bridge, unheard(relay))
+    # The namespace may end at any time.
+    with suppress(KernelError):
+        if complaint(relay.bridge) or is_heard(relay, namespace, limit):
+            return
+        if running(relay.bridge) is not None:
+            raise complain(relay.bridge, unheard(relay))
 
 
 def is_heard(relay: Relay, namespace: str, limit: float) -> bool:
@@ -251,26 +262,17 @@ def is_heard(relay: Relay, namespace: str, limit: float) -> bool:
 def unheard(relay: Relay) -> str:
     """Return the complaint of a relay that namespaces cannot ask."""
     return (
-        f"the host's firewall drops questions to {relay.addresses[0]}:"
-        f" let UDP and TCP port {relay.port} in from {relay.bridge}"
+        f"{relay.addresses[0]} does not answer networks: have the host's firewall let UDP and TCP"
+        f" port {relay.port} in from {relay.bridge}"
         f' (nft: iifname "{relay.bridge}" th dport {relay.port} accept;'
-        f" ufw: allow in on {relay.bridge} to any port {relay.port})"
+        f" ufw: allow in on {relay.bridge} to any port {relay.port};"
+        f" firewalld: --add-port={relay.port}/udp --add-port={relay.port}/tcp in its zone)"
     )
 
 
-def recheck(relay: Relay, namespace: str, *, starts: bool) -> bool:
-    """Forget the complaint of a relay that answers by now; true if the complaint is forgotten.
-
-    With ``starts``, the complaint of a relay that has ended is forgotten, too: the relay is
-    then started anew.
-    """
-    if running(relay.bridge) is None:
-        if not starts:
-            return False
-    elif not is_heard(relay, namespace, AGAIN_LIMIT):
-        return False
-    paths(relay.bridge).complaint.unlink(missing_ok=True)
-    return True
+def forgive(bridge: str) -> None:
+    """Forget the complaint of a relay; missing is success."""
+    paths(bridge).complaint.unlink(missing_ok=True)
 
 
 # -- ending ------------------------------------------------------------------

@@ -7,20 +7,19 @@ the names that the host has.
 """
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from libvirt_natns.addresses import Address, Family
 from libvirt_natns.daemons import dns_probe, dns_relay, dnsmasq_config, dnsmasq_files, resolv_conf
 from libvirt_natns.daemons.resolv_conf import DNS_PORT
 from libvirt_natns.daemons.text_files import text_if_any
+from libvirt_natns.engine import relay_check
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.facts.services import resolvers_of
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.transit_segment import RELAY_PORT, HostSegment
-from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord
-from libvirt_natns.upstream import segments
 
 LIMIT = 0.3
 """Seconds in which a resolver of the host's own shows that it listens."""
@@ -31,20 +30,20 @@ NO_NAMES = "guests have no names"
 def findings(context: Context) -> Mapping[str, str]:
     """Return why guests have no names, by the uuid of each network that is up."""
     reason_of_host = cache(_host)
+    unheard = relay_check.unheard(context)
     found = {}
+    segment_of = cache(partial(relay_check.segment_of, context))
     for record in context.store.networks.all("up"):
-        upstream = context.config.upstreams.get(record.upstream)
-        segment = segments.of_upstream(context.store, upstream) if upstream else None
+        segment = segment_of(record.upstream)
         if segment is None or not record.this_boot:
             continue
         configuration = text_if_any(dnsmasq_files.paths(record.uuid).configuration)
         if not configuration:
             continue
         if f"#{RELAY_PORT}\n" in configuration and isinstance(segment, HostSegment):
-            reason = reason_of_host()
+            reason = unheard.get(segment.bridge) or reason_of_host()
         else:
-            leased = context.store.leases.of(record.upstream, record.uuid)
-            reason = _without_relay(record, segment, leased, configuration)
+            reason = _without_relay(context, record, segment, configuration)
         if reason:
             found[record.uuid] = f"{NO_NAMES}: {reason}"
     return found
@@ -76,13 +75,16 @@ def _is_closed(server: Address) -> bool:
 
 
 def _without_relay(
-    record: NetworkRecord, segment: Segment, leased: Leased, configuration: str
+    context: Context, record: NetworkRecord, segment: Segment, configuration: str
 ) -> str:
     """Return why a network that asks no relay has no server to ask; "" if it has."""
     if dnsmasq_config.default_servers(configuration):
         return ""
+    leased = context.store.leases.of(record.upstream, record.uuid)
     families: tuple[Family, ...] = tuple(address.version for address in leased.addresses)
     families += (6,) if leased.prefix else ()
+    # A network that waits for its lease is to have IPv4.
+    families = families or (4,)
     file = dnsmasq_config.resolv_file(configuration)
     resolvers = resolvers_of(segment, families)
     if file is not None:

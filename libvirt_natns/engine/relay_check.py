@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Whether networks get answers from the host's DNS relay; networks without ask by themselves."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 from libvirt_natns.daemons import dns_relay
 from libvirt_natns.daemons.dns_relay import Relay
@@ -11,9 +13,14 @@ from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.facts.outside import families_of
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.engine.plan.transit_bridge import relay_of
-from libvirt_natns.errors import DnsmasqError
+from libvirt_natns.errors import DnsmasqError, KernelError
+from libvirt_natns.kernel import netns
+from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.transit_segment import HostSegment
 from libvirt_natns.upstream import segments
+
+TRIES = 3
+"""Namespaces that ask a relay before it counts as not heard."""
 
 
 def asked_by(run: NetworkRun) -> Relay | None:
@@ -45,21 +52,71 @@ def confirm(context: Context, run: NetworkRun) -> bool:
 
 
 def recheck(context: Context, *, starts: bool = True) -> None:
-    """Forget complaints of relays that answer by now; with ``starts``, also of ended relays."""
-    for relay, namespace in _complaining(context).values():
-        dns_relay.recheck(relay, namespace, starts=starts)
+    """Forget complaints of relays that answer by now; with ``starts``, also of ended relays.
+
+    A relay that has ended is started anew then.
+    """
+    for bridge, questions in asking(context).items():
+        if not dns_relay.complaint(bridge):
+            continue
+        if starts if dns_relay.running(bridge) is None else is_heard(questions):
+            dns_relay.forgive(bridge)
 
 
-def _complaining(context: Context) -> dict[str, tuple[Relay, str]]:
-    """Return each relay with a complaint, and a namespace that may ask it, by bridge."""
-    complaining = {bridge for bridge in dns_relay.present() if dns_relay.complaint(bridge)}
-    found: dict[str, tuple[Relay, str]] = {}
-    for record in context.store.networks.all("up") if complaining else ():
-        upstream = context.config.upstreams.get(record.upstream)
-        segment = segments.of_upstream(context.store, upstream) if upstream else None
-        if isinstance(segment, HostSegment) and segment.bridge in complaining and record.this_boot:
-            leased = context.store.leases.of(record.upstream, record.uuid)
-            relay = relay_in(segment, tuple(address.version for address in leased.addresses))
-            if relay is not None:
-                found.setdefault(segment.bridge, (relay, record.namespace))
-    return found
+def unheard(context: Context) -> dict[str, str]:
+    """Return complaints about relays that run and that no network hears, by bridge.
+
+    A damaged namespace hears no relay, so the caller looks twice before it notes a complaint.
+    """
+    return {
+        bridge: dns_relay.unheard(questions[0].relay)
+        for bridge, questions in asking(context).items()
+        if dns_relay.running(bridge) is not None
+        and not dns_relay.complaint(bridge)
+        and not is_heard(questions)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A namespace that may ask a relay, with the relay's addresses as that namespace has them."""
+
+    relay: Relay
+    namespace: str
+
+
+def asking(context: Context) -> dict[str, list[Asking]]:
+    """Return a few namespaces that may ask the relay on each bridge.
+
+    A namespace may be damaged, so a single one does not tell that a relay is not heard.
+    """
+    found: defaultdict[str, list[Asking]] = defaultdict(list)
+    present = dns_relay.present()
+    known = cache(partial(segment_of, context))
+    for record in context.store.networks.all("up") if present else ():
+        segment = known(record.upstream)
+        if not isinstance(segment, HostSegment) or segment.bridge not in present:
+            continue
+        if len(found[segment.bridge]) == TRIES or not netns.exists(record.namespace):
+            continue
+        leased = context.store.leases.of(record.upstream, record.uuid)
+        relay = relay_in(segment, tuple(address.version for address in leased.addresses))
+        if relay is not None:
+            found[segment.bridge].append(Asking(relay, record.namespace))
+    return {bridge: questions for bridge, questions in found.items() if questions}
+
+
+def segment_of(context: Context, upstream: str) -> Segment | None:
+    """Return the segment of an upstream by its name; None for an unknown upstream."""
+    configured = context.config.upstreams.get(upstream)
+    return segments.of_upstream(context.store, configured) if configured else None
+
+
+def is_heard(questions: Iterable[Asking]) -> bool:
+    """True if the relay answers any of these namespaces."""
+    for each in questions:
+        # The namespace may end at any time.
+        with suppress(KernelError):
+            if dns_relay.is_heard(each.relay, each.namespace, dns_relay.AGAIN_LIMIT):
+                return True
+    return False

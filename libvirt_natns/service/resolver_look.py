@@ -18,8 +18,8 @@ from libvirt_natns.service.log import Log
 
 FAMILIES: tuple[tuple[Family, ...], ...] = ((4,), (6,), (4, 6))
 
-RECHECK = 10.0
-"""Seconds between two questions to a DNS relay with a complaint."""
+RECHECK = 5.0
+"""Seconds between two questions to a DNS relay: the host's firewall may have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class ResolverLook:
         self._suspect = suspect
         self._seen: _Seen | None = None
         self._rechecked = 0.0
+        self._unheard: Mapping[str, str] = {}
         self._without: Mapping[str, str] = {}
         self._is_news = True
 
@@ -50,7 +51,7 @@ class ResolverLook:
     def look(self) -> None:
         """Compare the host's resolvers with the last look; raises what the look raises."""
         bridges = dns_relay.present()
-        if any(map(dns_relay.complaint, bridges)):
+        if bridges:
             self._recheck()
         seen = _Seen(
             dns_relay.source(),
@@ -63,7 +64,8 @@ class ResolverLook:
         if self._is_news or seen != before:
             self._is_news = False
             with self._sessions.engine() as engine:
-                self._tell(names_health.findings(engine))
+                found = names_health.findings(engine)
+            self._tell({**{note: note for note in names_health.notes()}, **found})
 
     def _recheck(self) -> None:
         now = time.monotonic()
@@ -71,6 +73,10 @@ class ResolverLook:
             self._rechecked = now
             with self._sessions.engine() as engine:
                 relay_check.recheck(engine, starts=False)
+                unheard = relay_check.unheard(engine)
+            for bridge in unheard.keys() & self._unheard.keys():
+                dns_relay.complain(bridge, unheard[bridge])
+            self._unheard = unheard
 
     def _follow(self, before: _Seen, seen: _Seen) -> None:
         if seen.source != before.source:
@@ -87,7 +93,10 @@ class ResolverLook:
                     self._suspect(record.uuid)
 
     def _tell(self, without: Mapping[str, str]) -> None:
-        """Log why guests have lost their names, or that they have names again."""
+        """Log why guests have lost their names or a relay, or that all is well again.
+
+        The keys are networks, or notes of relays.
+        """
         news = {uuid: why for uuid, why in without.items() if self._without.get(uuid) != why}
         for why in dict.fromkeys(news.values()):
             self._log.say("warning", "no names", why=why)

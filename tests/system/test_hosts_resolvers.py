@@ -13,10 +13,12 @@ from lab import (
     FastGuest,
     Provider,
     Service,
+    define_network,
     isolated,
     natns,
     remove_config,
     run,
+    virsh,
     wait_for,
     write_config,
 )
@@ -158,6 +160,36 @@ def test_answers_of_any_size_and_kind() -> None:
         assert guest.dig("six.test", "AAAA", "+dnssec", "+bufsize=1232") == ["2001:db8::6"]
 
 
+SIX = """<network><name>six</name><bridge name='virbr12'/>
+<ip family='ipv6' address='fd00:10::1' prefix='64'/></network>"""
+
+
+def test_a_network_with_ipv6_alone_and_a_resolver_with_ipv4_alone() -> None:
+    with ExitStack() as stack:
+        stack.enter_context(lan())
+        run("ip", "-6", "route", "add", "default", "via", ROUTER6)
+        stack.enter_context(dns("lan", ANSWER, address=ROUTER))
+        stack.enter_context(resolvers(ROUTER))
+        stack.enter_context(networks(SIX))
+        guest = stack.enter_context(FastGuest("virbr12"))
+        run("ip", "-n", "guest", "address", "add", "fd00:10::5/64", "dev", "eth0", "nodad")
+        found = lambda: guest.dig(NAME, server="fd00:10::1") == [ANSWER]  # noqa: E731
+        wait_for(found, timeout=10, what="a name")
+        assert health("six") == ("ok", "")
+
+
+def test_the_relays_port_is_not_published() -> None:
+    everywhere = f"<range start='{RELAY_PORT}'/>"
+    more = everywhere.replace("range", "natns:range")
+    forward = f"<natns:portForward proto='udp' guestAddress='10.0.0.5'>{more}</natns:portForward>"
+    nat = f"<metadata><natns:nat xmlns:natns='urn:libvirt-natns:1'>{forward}</natns:nat></metadata>"
+    with network_with_guest():
+        define_network(isolated("b", "virbr11", more=nat))
+        started = run("virsh", "net-start", "b", check=False)
+        assert f"listens on udp port {RELAY_PORT}" in started.stderr
+        virsh("net-undefine", "b")
+
+
 # -- changes ------------------------------------------------------------------------
 
 
@@ -174,7 +206,7 @@ def test_a_host_without_a_resolver_gets_one() -> None:
         assert why in natns("doctor", check=False).stdout
         assert 'libvirt_natns_network_names{network="a"} 0' in natns("metrics").stdout
         write_resolvers(ROUTER)
-        wait_for(lambda: resolves(guest, NAME, ANSWER), timeout=5, what="a name")
+        wait_for(lambda: resolves(guest, NAME, ANSWER), timeout=10, what="a name")
         assert health() == ("ok", "")
 
 
@@ -265,21 +297,28 @@ GUARD = """table inet guard {
 """
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("served", [True, False], ids=["service", "hooks"])
-def test_the_hosts_firewall_drops_questions(served: bool, tmp_path: Path) -> None:
+def test_the_hosts_firewall_drops_questions(served: bool, before: bool, tmp_path: Path) -> None:
+    """The rules are there when the network starts, or come later."""
+    guard = tmp_path / "guard.nft"
+    guard.write_text(GUARD)
     with ExitStack() as stack:
         stack.enter_context(lan())
         stack.enter_context(dns("lan", ANSWER, address=ROUTER))
         stack.enter_context(resolvers(ROUTER))
-        guard = tmp_path / "guard.nft"
-        guard.write_text(GUARD)
-        run("nft", "-f", guard)
-        stack.callback(run, "nft", "delete", "table", "inet", "guard")
         if served:
             stack.enter_context(Service())
-        guest = stack.enter_context(network_with_guest())
-        wait_for(lambda: resolves(guest, NAME, ANSWER), timeout=10, what="a name")
+        guest = None if before else stack.enter_context(network_with_guest())
+        run("nft", "-f", guard)
+        stack.callback(run, "nft", "delete", "table", "inet", "guard")
+        guest = guest or stack.enter_context(network_with_guest())
         note = 'iifname "natns-host" th dport 305 accept'
+        assert note in natns("check").stdout
+        if not served and not before:
+            assert note in health()[1]
+            natns("sync")
+        wait_for(lambda: resolves(guest, NAME, ANSWER), timeout=40, what="a name")
         assert note in natns("check").stdout
         assert note in natns("doctor", check=False).stdout
         run("nft", "insert", "rule", "inet", "guard", "input", *note.replace('"', "").split())
@@ -287,7 +326,7 @@ def test_the_hosts_firewall_drops_questions(served: bool, tmp_path: Path) -> Non
             natns("sync")
         stack.enter_context(dns(None, OTHER, address="127.0.0.1"))
         write_resolvers("127.0.0.1")
-        wait_for(lambda: resolves(guest, NAME, OTHER), timeout=20, what="the relay")
+        wait_for(lambda: resolves(guest, NAME, OTHER), timeout=40, what="the relay")
         assert natns("check").stdout == ""
 
 

@@ -39,6 +39,8 @@ ROUTER_TRANSIT = "transit"
 PRIVATE_PREFIX = "natin-"
 UPSTREAM_PREFIX = "natup-"
 
+RELAY_PREFIX = "relay-"
+
 GUEST_PREFIX = "vnet"
 """libvirt's names of guests' ports of a bridge: taps, and containers' veth pairs."""
 
@@ -198,3 +200,8 @@ def dhcp_directory(uuid: str) -> Path:
     it."""
     # The clients have no common directory: removing it with the last would disturb the next.
     return RUN_DIRECTORY / f"dhcp-{uuid}"
+
+
+def relay_directory(bridge: str) -> Path:
+    """Return the directory of the run-time files of the DNS relay on a transit bridge."""
+    return RUN_DIRECTORY / f"{RELAY_PREFIX}{bridge}"

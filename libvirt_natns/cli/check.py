@@ -15,6 +15,7 @@ from libvirt_natns.engine.reconcile.comparison import (
     host_differences,
     host_stops,
     missed,
+    name_notes,
     network_differences,
 )
 from libvirt_natns.engine.reconcile.sync import sync_all
@@ -30,7 +31,8 @@ def check(options: argparse.Namespace) -> int:
         findings = _findings(engine, options.network, ask)
         # A network that starts or ends during the comparison differs for a moment only.
         again = set(_findings(engine, options.network, ask)) if findings else set()
-        notes = host_stops(engine).lines
+        damaged = {name for name, _ in findings}
+        notes = (*host_stops(engine).lines, *name_notes(engine, damaged))
     for name, what in (finding for finding in findings if finding in again):
         print(f"{name}: {what}")
     for note in notes:

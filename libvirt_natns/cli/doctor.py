@@ -45,6 +45,7 @@ def examine(engine: Engines) -> list[Diagnosis]:
             diagnoses.append(_broken(what, error))
     warnings: dict[str, Callable[[], list[Diagnosis]]] = {
         "foreign chains": lambda: _obstacles(engine, settings),
+        "names": lambda: _names(engine, settings),
         "neighbour tables": lambda: neighbour_warnings(engine, settings),
         "code": lambda: [trusted()],
     }
@@ -122,6 +123,22 @@ def _obstacles(engine: Engines, settings: Config) -> list[Diagnosis]:
         # Another examination reports the reason.
         return []
     return [Diagnosis("foreign chains", "warn", note) for note in notes]
+
+
+def _names(engine: Engines, settings: Config) -> list[Diagnosis]:
+    """Examine whether networks have a DNS server to ask, and whether the host's servers answer."""
+    try:
+        with engine(settings) as verbs:
+            notes = comparison.name_notes(verbs)
+    except NatnsError:
+        # Another examination reports the reason.
+        return []
+    silent = "" if notes else machine_checks.silent_resolvers()
+    if silent:
+        notes = [f"no resolver of the host answers ({silent})"]
+    if notes:
+        return [Diagnosis("names", "warn", note) for note in notes]
+    return [Diagnosis("names", "ok", "each network has a DNS server to ask")]
 
 
 def neighbour_warnings(engine: Engines, settings: Config) -> list[Diagnosis]:

@@ -9,13 +9,15 @@ import importlib.util
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns import names
 from libvirt_natns.cli import hook_files
-from libvirt_natns.daemons import ndppd, udhcpc
+from libvirt_natns.daemons import dns_probe, dns_relay, ndppd, resolv_conf, udhcpc
+from libvirt_natns.daemons.text_files import text_if_any
 from libvirt_natns.errors import (
     FirewallError,
     InstallError,
@@ -36,6 +38,9 @@ from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import attach_checks, routers, transit
 from libvirt_natns.upstream.router import health
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
+
+ANSWER_LIMIT = 1.5
+"""Seconds in which a resolver of the host answers."""
 
 OWN_MODULES = {"libvirt": "python3-libvirt", "prometheus_client": "python3-prometheus-client"}
 """Modules that the command and the service need, and the hooks do not, with their packages."""
@@ -181,6 +186,15 @@ def _ipv6_of_router(upstream: RouterUpstream) -> str:
             ndppd.program()
             ways.append(f"parts of {whole.own6}, by ndppd")
     return ", ".join(ways)
+
+
+def silent_resolvers() -> str:
+    """Return the host's resolvers in words if all of them are silent; "" if any answers."""
+    servers = resolv_conf.nameservers(text_if_any(dns_relay.RESOLV_CONF))
+    with ThreadPoolExecutor() as pool:
+        ask = partial(dns_probe.ask, port=resolv_conf.DNS_PORT, name="", limit=ANSWER_LIMIT)
+        replies = list(pool.map(ask, servers))
+    return "" if "answers" in replies else ", ".join(map(str, servers))
 
 
 def state_database() -> str:

@@ -11,7 +11,7 @@ from libvirt_natns.cli import access, forward_list, service_control, status_repo
 from libvirt_natns.cli.status_report import Status, StatusReport
 from libvirt_natns.cli.unhandled import Unhandled
 from libvirt_natns.daemons import lease_file, libvirt
-from libvirt_natns.engine import late_starts
+from libvirt_natns.engine import late_starts, names_health
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.reconcile.obstacles import NO_WAY_OUT, Obstacles, by_network
@@ -78,11 +78,15 @@ def collect(
     newest = {record.name: record for record in records}
     latest = sorted(newest.values(), key=lambda r: r.name)
     found = by_network(engine, [r for r in latest if r.runs and r.state == "up"])
-    return [_status(engine, record, found.get(record.uuid, ())) for record in latest]
+    without = names_health.findings(engine)
+    return [
+        _status(engine, record, found.get(record.uuid, ()), without.get(record.uuid, ""))
+        for record in latest
+    ]
 
 
-def _status(engine: Engine, record: NetworkRecord, found: Obstacles) -> Status:
-    """Return the status of a recorded network."""
+def _status(engine: Engine, record: NetworkRecord, found: Obstacles, names: str) -> Status:
+    """Return the status of a recorded network; ``names`` as in ``Status``."""
     state = record.state if record.runs else "down"
     differences = tuple(comparison.network_differences(engine, record)) if state == "up" else ()
     leased = engine.store.leases.of(record.upstream, record.uuid)
@@ -99,20 +103,24 @@ def _status(engine: Engine, record: NetworkRecord, found: Obstacles) -> Status:
         address6=str(leased.address6) if leased.address6 else None,
         prefix=str(leased.prefix) if leased.prefix else None,
         leases=len(lease_file.current(record.bridge)) if state == "up" else 0,
-        health=_health(state, differences, found),
+        health=_health(state, differences, found, names),
         differences=differences,
         forwards=tuple(forward_list.collect(engine, record.uuid, published=True)),
         lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
         obstacles=found,
+        # A damaged network hears no DNS server.
+        names=names if state == "up" and not differences else "",
     )
 
 
-def _health(state: str, differences: tuple[str, ...], found: Obstacles) -> str:
+def _health(state: str, differences: tuple[str, ...], found: Obstacles, names: str) -> str:
     if state != "up":
         return state
     if differences:
         return f"damaged ({len(differences)})"
-    return NO_WAY_OUT if found else "ok"
+    if found:
+        return NO_WAY_OUT
+    return "no names" if names else "ok"
 
 
 def with_health(statuses: Sequence[Status], health: service_control.ServiceHealth) -> list[Status]:

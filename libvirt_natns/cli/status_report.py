@@ -23,10 +23,10 @@ class Status:
     in libvirt without a router.
     ``prefix`` is its lease from the prefixes that are routed to its upstream.
     ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
-    "damaged (N)", "no way out", "stopped by CHAIN" or "given up (WHY)" for a network that is up,
-    "isolated (WHY)"
-    or another reason for a network without a router, and else its state.
-    ``obstacles`` keep its guests from the outside, and ``sync`` cannot remove them.
+    "damaged (N)", "no way out", "no names", "stopped by CHAIN" or "given up (WHY)" for a network
+    that is up, "isolated (WHY)" or another reason for a network without a router, and else its
+    state.  ``obstacles`` keep its guests from the outside, ``names`` says why they have no names,
+    and ``sync`` cannot change that.
     ``forwards`` are the forwards in force.  ``lease_seconds`` is the
     time left of the DHCP lease of ``address``; None without a lease, or for a lease
     without end.
@@ -48,6 +48,7 @@ class Status:
     prefix: str | None = None
     lease_seconds: int | None = None
     obstacles: Obstacles = ()
+    names: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ def table(statuses: list[Status]) -> list[str]:
         lines += [f"  > {forwards}" for forwards in forward_list.compact(status.forwards)]
         lines += [f"  ! {what}" for what in status.differences]
         lines += [f"  - {what}" for what in status.obstacles]
+        lines += [f"  ? {status.names}"] if status.names else []
     return lines
 
 

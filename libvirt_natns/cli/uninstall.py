@@ -60,6 +60,7 @@ def run(ask: "AskNetworks") -> None:
     late = removal.attempt(lambda: _release(ask, renew=False))
     if late is None or late.errors:
         removal.attempt(_remove_rules)
+        removal.attempt(_end_relays)
     for outcome in filter(None, (early, late)):
         for name, what in outcome.repaired:
             print(f"{name}: {what}")
@@ -149,6 +150,13 @@ def _remove_rules() -> None:
     from libvirt_natns.firewall import host_firewall
 
     host_firewall.remove()
+
+
+def _end_relays() -> None:
+    from libvirt_natns.daemons import dns_relay
+
+    for bridge in dns_relay.present():
+        dns_relay.stop(bridge)
 
 
 def remove_state() -> None:

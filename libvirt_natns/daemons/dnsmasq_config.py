@@ -24,7 +24,7 @@ from libvirt_natns.daemons import dnsmasq_files, dnsmasq_from_xml
 from libvirt_natns.daemons.dnsmasq_files import Files, paths
 from libvirt_natns.daemons.dnsmasq_from_xml import mtu_option, ra_only
 from libvirt_natns.daemons.dnsmasq_routes import ALL_ROUTED, RoutedNics
-from libvirt_natns.daemons.resolv_conf import Resolvers
+from libvirt_natns.daemons.resolv_conf import DNS_PORT, Resolvers
 from libvirt_natns.model.network import Network
 
 LEAST_IPV6_MTU = 1280
@@ -172,7 +172,8 @@ def _resolution(lines: list[str], users: list[str], resolvers: Resolvers) -> lis
         return ["no-resolv"]
     if resolvers.file is not None:
         return [f"resolv-file={resolvers.file}"]
-    return ["no-resolv", *(f"server={server}" for server in resolvers.servers)]
+    port = "" if resolvers.port == DNS_PORT else f"#{resolvers.port}"
+    return ["no-resolv", *(f"server={server}{port}" for server in resolvers.servers)]
 
 
 def _is_default_server(line: str) -> bool:
@@ -226,3 +227,17 @@ def _ra_param(
     size = "" if mtu is None else f"mtu:{max(mtu, LEAST_IPV6_MTU)},"
     # 0 is the usual interval; the lifetime of the router is the usual one, or 0 for no router.
     yield f"ra-param=*,{size}0" + ("" if advertised.router6 else ",0")
+
+
+# -- read again --------------------------------------------------------------
+
+
+def default_servers(configuration: str) -> list[str]:
+    """Return the servers for all names in a configuration."""
+    return [_value(line) for line in _statements(configuration) if _is_default_server(line)]
+
+
+def resolv_file(configuration: str) -> str | None:
+    """Return the file with servers that a configuration names; None without one."""
+    lines = _statements(configuration)
+    return next((_value(line) for line in lines if _key(line) == "resolv-file"), None)

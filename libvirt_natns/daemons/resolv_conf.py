@@ -23,17 +23,21 @@ SOURCES = (
 )
 
 
+DNS_PORT = 53
+
+
 @dataclass(frozen=True, slots=True)
 class Resolvers:
     """The servers that a namespace's dnsmasq asks: a file that it polls, or fixed servers.
 
     The file is used where dnsmasq can take it as it is.  The guests of a laptop then follow the
     laptop to other networks.  dnsmasq skips servers of a family in which it has no way outside.
-    But it would ask a stub, which is not there.
+    But it would ask a stub, which is not there.  ``port`` is the port of all servers.
     """
 
     servers: tuple[Address, ...] = ()
     file: Path | None = None
+    port: int = DNS_PORT
 
 
 def nameservers(text: str) -> list[Address]:

@@ -14,7 +14,8 @@ def of(context: Context) -> Host:
     """Return the shared part of the host."""
     planner = context.planner
     needs = partial(host_needs, planner)
-    return Host(context.kernel, context.store, needs, planner.backend, context.observer.step)
+    step, later = context.observer.step, context.later
+    return Host(context.kernel, context.store, needs, planner.backend, step, later)
 
 
 def ensure(context: Context, *, configured: bool = False) -> list[str]:

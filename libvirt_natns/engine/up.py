@@ -12,7 +12,7 @@ from functools import partial
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine import shared_host, upstream_leases
+from libvirt_natns.engine import relay_check, shared_host, upstream_leases
 from libvirt_natns.engine.context import Change, Context, discard_directory
 from libvirt_natns.engine.down import return_routes
 from libvirt_natns.engine.network_record import is_moved, is_outdated, new_record, publishes_as
@@ -258,4 +258,8 @@ def _apply(context: Context, run: NetworkRun, made: Plan, undo: Undo) -> list[st
     repaired += ["joined the prebuilt namespace"] if made else []
     if run.network.needs_dnsmasq:
         dnsmasq.check_started(run.uuid, run.namespace)
+    if relay_check.confirm(context, run):
+        repaired += carry_out(
+            context.kernel, context.planner.plan(run), undo, context.observer.step
+        )
     return repaired

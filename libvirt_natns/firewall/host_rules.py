@@ -24,10 +24,13 @@ from ipaddress import IPv4Network, IPv6Network
 from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.firewall import boundary, nftables, zones
 from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Provider, Transit
-from libvirt_natns.firewall.rule import Rule, limited, single
+from libvirt_natns.firewall.rule import Rule, Transport, limited, single
+from libvirt_natns.model.transit_segment import RELAY_PORT
 
 LOOPBACK = (IPv4Network("127.0.0.0/8"),)
 LOOPBACK6 = (IPv6Network("::1"),)
+RELAYED: tuple[Transport, ...] = ("udp", "tcp")
+"""The protocols of DNS."""
 
 
 def rules(policy: HostPolicy, backend_name: str = nftables.name) -> tuple[Rule, ...]:
@@ -129,6 +132,7 @@ def _transit(
     yield Rule(chain="clamp", iif=bridge, protocol="tcp", syn=True, action="clamp-mss")
     yield Rule(chain="clamp", oif=bridge, protocol="tcp", syn=True, action="clamp-mss")
     for transit in transits:
+        yield from _relay(transit)
         yield from _sources(transit, transit.subnet.version in published)
     behind: list[boundary.Subnets] = [(transit.subnet,) for transit in transits]
     public = [single(subnet.address) for subnet in policy.public if subnet.bridge == bridge]
@@ -147,6 +151,23 @@ def _loopback(bridge: str) -> Iterator[Rule]:
     # From anywhere: the kernel drops such packets, too, but only after their translation.
     yield Rule(chain="raw", iif="lo", not_iif=True, destinations=LOOPBACK, action="drop")
     yield Rule(chain="raw", iif=bridge, sources=LOOPBACK, action="drop")
+
+
+def _relay(transit: Transit) -> Iterator[Rule]:
+    """Let the DNS relay be asked from the transit bridge alone.
+
+    Neither a neighbour that routes the bridge's address to the host nor the host asks it.
+    """
+    for protocol in RELAYED:
+        yield Rule(
+            chain="raw",
+            iif=transit.bridge,
+            not_iif=True,
+            destinations=single(transit.subnet[1]),
+            protocol=protocol,
+            ports=(RELAY_PORT,),
+            action="drop",
+        )
 
 
 def _sources(transit: Transit, published: bool) -> Iterator[Rule]:

@@ -22,9 +22,10 @@ from libvirt_natns.firewall.namespace_policy import (
     lets_in,
     translated_families,
 )
-from libvirt_natns.firewall.rule import Rule, limited, single
+from libvirt_natns.firewall.rule import Rule, Transport, limited, single
 from libvirt_natns.firewall.well_known import LINK_LOCAL4, METADATA6
 from libvirt_natns.model.publication import Forward
+from libvirt_natns.model.transit_segment import RELAY_PORT
 
 
 def forwarded(policy: Policy, halves: tuple[FamilyPolicy, ...]) -> Iterator[Rule]:
@@ -39,6 +40,7 @@ def forwarded(policy: Policy, halves: tuple[FamilyPolicy, ...]) -> Iterator[Rule
     for half in halves:
         yield from senders(half, "forward")
         yield from _link_local(policy, half)
+        yield from _relay(policy, half)
     yield from _translated_in(policy, halves)
     for half in halves:
         yield from _across(policy, half)
@@ -63,6 +65,26 @@ def _link_local(policy: Policy, half: FamilyPolicy) -> Iterator[Rule]:
             action="reject",
             comment="link-local",
         )
+
+
+def _relay(policy: Policy, half: FamilyPolicy) -> Iterator[Rule]:
+    """Refuse guests that ask the host's DNS relay themselves: one could keep it from all others.
+
+    The network's own dnsmasq limits the questions that wait for an answer.
+    """
+    protocols: tuple[Transport, ...] = ("udp", "tcp")
+    for gateway in policy.transit if half.subnets else ():
+        for protocol in protocols if gateway.version == half.family else ():
+            yield Rule(
+                chain="forward",
+                iif=policy.inner,
+                oif=policy.upstream,
+                destinations=single(gateway.ip),
+                protocol=protocol,
+                ports=(RELAY_PORT,),
+                action="reject",
+                comment="DNS relay",
+            )
 
 
 def _across(policy: Policy, half: FamilyPolicy) -> Iterator[Rule]:

@@ -13,6 +13,14 @@ from libvirt_natns.model.upstream import HostUpstream, Outside, RouterUpstream
 
 POOL6_SIZE = 0xFFFF
 
+RELAY_PORT = 305
+"""The port at which the host's DNS relay listens on its transit bridge.
+
+A DNS server of the host's may listen at port 53 of all addresses, and a published port 53
+of all addresses would take the networks' own questions.  Only root can listen at a
+port below 1024.  No service is registered for this port.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransitSegment(Segment):
@@ -92,6 +100,11 @@ class HostSegment(TransitSegment):
     """The transit bridge in the host."""
 
     upstream: HostUpstream
+
+    @property
+    def has_relay(self) -> bool:
+        """True if networks ask the host's DNS relay, as the upstream names no resolver."""
+        return not self.dns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

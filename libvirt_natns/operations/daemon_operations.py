@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Operations on daemons: the DHCP client, ndppd, and both dnsmasq."""
+"""Operations on daemons: the DHCP client, ndppd, the DNS relay, and both dnsmasq."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,12 +8,14 @@ from pathlib import Path
 
 from libvirt_natns.daemons import (
     dhcp_lease,
+    dns_relay,
     dnsmasq,
     guest_leases,
     libvirt_dnsmasq,
     ndppd,
     udhcpc,
 )
+from libvirt_natns.daemons.dns_relay import Relay
 from libvirt_natns.daemons.dnsmasq import Daemon
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.daemons.udhcpc import Client
@@ -120,6 +122,26 @@ class Dnsmasq(Operation):
 
     def take_back(self, kernel: Kernel) -> None:
         dnsmasq.stop(self.daemon.uuid)
+
+
+@dataclass(frozen=True, slots=True)
+class DnsRelay(Operation):
+    """The dnsmasq in the host that asks the host's resolvers for the networks on a bridge."""
+
+    always_recheck = True
+
+    relay: Relay
+
+    def describe(self) -> str:
+        relay = self.relay
+        addresses = ", ".join(map(str, relay.addresses))
+        return f"DNS relay on {relay.bridge} at {addresses}, port {relay.port}"
+
+    def differs(self, kernel: Kernel) -> list[str]:
+        return dns_relay.differences(self.relay)
+
+    def ensure(self, context: ApplyContext) -> None:
+        dns_relay.ensure(self.relay, context.later)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from libvirt_natns import __version__
 from libvirt_natns.addresses import Address, parsed
 from libvirt_natns.daemons import libvirt, systemd
 from libvirt_natns.documents import config
-from libvirt_natns.engine import proxied_addresses, rebuild
+from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.engine.reconcile import sync
@@ -35,16 +35,14 @@ from libvirt_natns.kernel import netns
 from libvirt_natns.service import resources
 from libvirt_natns.service.arrivals import Arrivals
 from libvirt_natns.service.change_observer import ChangeObserver
-from libvirt_natns.service.complaints import Complaints
 from libvirt_natns.service.engine_pool import EnginePool
 from libvirt_natns.service.healer import Healer
 from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.libvirt_watch import LibvirtWatch
 from libvirt_natns.service.listener import own_socket
 from libvirt_natns.service.log import Log
+from libvirt_natns.service.looks import Looks
 from libvirt_natns.service.metrics import Metrics
-from libvirt_natns.service.obstacle_watch import PAUSE, SOON, ObstacleWatch
-from libvirt_natns.service.outside_look import OutsideLook
 from libvirt_natns.service.server import Server
 from libvirt_natns.service.starts import Starts
 from libvirt_natns.service.stopped_networks import StoppedNetworks
@@ -53,16 +51,9 @@ from libvirt_natns.service.workqueue import Background
 from libvirt_natns.state.address_conflicts import Conflicts
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
-from libvirt_natns.upstream import routers
 
 REST = 5.0
 """Seconds after some work until its memory is given back."""
-
-ROUTERS = 10.0
-"""Seconds between two looks for routers that were not confirmed in time."""
-
-LOOK = 1.0
-"""Seconds between two looks at the addresses of guests in a provider's own IPv6 prefix."""
 
 
 class Service:
@@ -87,8 +78,7 @@ class Service:
         self.starts = Starts(self.sessions, log, self.libvirt_watch.is_active)
         self.sessions.expect = self.starts.expect
         self.arrivals = Arrivals(self.sessions, log)
-        self._obstacles = ObstacleWatch(self.sessions, log, self._report)
-        self._outside = OutsideLook(self.sessions, log, self._report, self.healer.suspect)
+        self.looks = Looks(self.sessions, self.background, log, self._report, self.healer.suspect)
         self.server = Server(
             self.sessions,
             log,
@@ -98,8 +88,6 @@ class Service:
         self.conflicts = Conflicts()
         self._since = time.time()
         self._reconciling = Lock()
-        # Of work that is done again and again, and meets the same error each time.
-        self._complaints = Complaints()
 
     # -- running -----------------------------------------------------------
 
@@ -114,8 +102,7 @@ class Service:
                 part.start()
                 started.callback(part.stop)
             self._look_after_all()
-            self.background.soon(self.expire_routers)
-            self.background.soon(self._look_for_obstacles)
+            self.looks.start()
             signal.signal(signal.SIGHUP, self._on_hangup)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: self.server.stop())
@@ -146,18 +133,6 @@ class Service:
         for record in records:
             if record.state != "up":
                 self.starts.expect(record.uuid)
-
-    def expire_routers(self) -> None:
-        """Take back overdue routers, as their own timers may have been killed; again in a while."""
-        try:
-            for line in routers.expire_overdue():
-                self.log.say("warning", "expired", repaired=line)
-            self._complaints.end("routers")
-        except Exception as error:  # it belongs to no network, so none is suspected
-            if self._complaints.is_news("routers", error):
-                self._report(error, "taking a router back")
-        finally:
-            self.background.after(ROUTERS, self.expire_routers)
 
     # -- for the parts -----------------------------------------------------
 
@@ -192,22 +167,12 @@ class Service:
     def _after_work(self) -> None:
         # Each is done once for all verbs within its time.
         self.background.after(REST, resources.give_memory_back)
-        self.background.after(SOON, self._look_for_obstacles)
-        if proxied_addresses.networks():
-            self.background.after(LOOK, self._look_outside)
+        self.looks.after_work()
 
     def _suspect(self, uuid: str) -> None:
         self.healer.suspect(uuid)
         if uuid == HOST:
-            self.background.after(SOON, self._look_for_obstacles)
-
-    def _look_for_obstacles(self) -> None:
-        self._obstacles.look()
-        self.background.after(PAUSE, self._look_for_obstacles)
-
-    def _look_outside(self) -> None:
-        if self._outside.look():
-            self.background.after(LOOK, self._look_outside)
+            self.looks.after_change_of_host()
 
     # -- errors ------------------------------------------------------------
 
@@ -262,7 +227,7 @@ class Service:
     def _say_metrics(self) -> str:
         with self.sessions.engine() as engine:
             return self.metrics.text(
-                engine, self.healer.health(), self.stopped.health, self._obstacles.ways_out()
+                engine, self.healer.health(), self.stopped.health, self.looks.obstacles.ways_out()
             )
 
     def _say_health(self) -> str:

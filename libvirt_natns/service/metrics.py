@@ -206,6 +206,11 @@ class _Gauges(Collector):
                 [((name,), way) for name, way in self._ways_out.items()],
             ),
             (
+                "network_names",
+                "1 if the network's guests have a DNS server to ask, else 0.",
+                [((network.name,), network.names) for network in running],
+            ),
+            (
                 "conntrack_entries",
                 "Connections that are tracked in the network's namespace.",
                 [((network.name,), network.connections) for network in running],

@@ -11,10 +11,11 @@ import pytest
 from lab import FastGuest, Host, Provider, isolated, remove_config, run, start_network, write_config
 from lab_base import wait_for
 from lab_dhcp import DhcpServer
+from lab_domains import networks
 from views import addresses, status
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq, dnsmasq_process, ndppd, udhcpc
+from libvirt_natns.daemons import dns_relay, dnsmasq, dnsmasq_process, ndppd, udhcpc
 from libvirt_natns.daemons.ndppd import Proxy
 from libvirt_natns.kernel import processes
 
@@ -82,6 +83,15 @@ def test_dnsmasq_and_the_dhcp_client(installed: None, spared: None) -> None:
         os.kill(asking, 10)
         wait_for(lambda: held().startswith("192.168.0.7"), timeout=40, what="the other address")
         wait_for(lambda: status("a")["health"] == "ok", timeout=20, what="a network that is well")
+
+
+def test_the_dns_relay(installed: None, spared: None) -> None:
+    with networks(isolated("a", "virbr10")):
+        pid = dns_relay.running(names.transit_bridge("host"))
+        assert pid is not None
+        check(pid, *dns_relay.CAPABILITIES)
+        assert not int(state(pid)["CapEff"], 16) & ~mask("net_bind_service")
+        assert state(pid)["Uid"].split()[1] != "0"
 
 
 def held() -> str:

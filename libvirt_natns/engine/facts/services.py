@@ -6,6 +6,7 @@ from collections.abc import Collection
 from libvirt_natns import names
 from libvirt_natns.addresses import FAMILIES, Address, Family
 from libvirt_natns.daemons import (
+    dns_relay,
     dnsmasq,
     dnsmasq_config,
     dnsmasq_files,
@@ -20,6 +21,7 @@ from libvirt_natns.engine.publication.dhcp_hosts import ranges_of
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
+from libvirt_natns.model.transit_segment import RELAY_PORT, HostSegment
 from libvirt_natns.model.upstream import Outside
 from libvirt_natns.operations.daemon_operations import Leasing
 from libvirt_natns.state.store import Store
@@ -29,10 +31,18 @@ from libvirt_natns.upstream import dhcp
 def resolvers_of(segment: Segment, families: Collection[Family]) -> Resolvers:
     """Return the resolvers of namespaces on an upstream: its own, else the host's.
 
-    ``families`` are the families in which the namespaces reach resolvers.
+    On a transit bridge of the host, the host's DNS relay asks the host's resolvers, unless
+    it has a complaint.  ``families`` are the families in which the namespaces reach resolvers.
     """
     servers = tuple(server for server in segment.dns if server.version in families)
-    return Resolvers(servers) if servers else resolv_conf.host_resolvers(families=families)
+    if servers:
+        return Resolvers(servers)
+    if isinstance(segment, HostSegment) and segment.has_relay:
+        gateways = (gateway.ip for gateway in segment.transit_gateways)
+        relay = tuple(gateway for gateway in gateways if gateway.version in families)[:1]
+        if relay and not dns_relay.complaint(segment.bridge):
+            return Resolvers(relay, port=RELAY_PORT)
+    return resolv_conf.host_resolvers(families=families)
 
 
 def leasing(store: Store, network: Network, segment: Segment) -> Leasing | None:

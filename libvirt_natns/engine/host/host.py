@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass
 
 from libvirt_natns import names
 from libvirt_natns.addresses import network_of
+from libvirt_natns.daemons import dns_relay
 from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
-from libvirt_natns.engine.host import stops
+from libvirt_natns.engine.host import relays, stops
 from libvirt_natns.engine.host.forwarding import forwarding_of, plan_of
 from libvirt_natns.engine.host.libvirt_status import active_networks
 from libvirt_natns.engine.host.needs import Needs, together
@@ -48,6 +49,7 @@ from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall import foreign_chains, host_parts, nfnetlink, nft, nftables, zones
 from libvirt_natns.firewall import host_firewall as rules
 from libvirt_natns.firewall.host_parts import HostPart
+from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.carry_out import carry_out, plan_differences
@@ -65,6 +67,7 @@ class Host:
 
     ``needs_of`` returns the needs of all networks, or of the named one, by network.
     ``backend`` names the firewall's backend.  ``before`` is called ahead of each change.
+    ``later`` waits for a DNS relay that is started.
     """
 
     kernel: Kernel
@@ -72,6 +75,7 @@ class Host:
     needs_of: Callable[[str | None], Mapping[str, Needs]]
     backend: Callable[[], str]
     before: Step | None = None
+    later: Later = at_once
 
     def is_adjusted(self, network: str) -> bool:
         """True if the host needs nothing for a network, and has nothing for it.
@@ -200,6 +204,7 @@ class Host:
             lines += plan_differences(self.kernel, plan_of(self.kernel, segment, needs.private))
         lines += plan_differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
         record = load()
+        lines += [relays.left_over(bridge) for bridge in relays.unneeded(needs)]
         lines += [f"bridge {bridge} is left over" for bridge in unneeded_bridges(needs, record)]
         lines += [f"the route to {route[0]} is left over" for route in stray_routes(needs, record)]
         policy = complete_policy(self.kernel, self.backend, needs, record)
@@ -228,7 +233,7 @@ class Host:
         return [
             line
             for operations in plans
-            for line in carry_out(self.kernel, operations, Undo(), self.before)
+            for line in carry_out(self.kernel, operations, Undo(), self.before, later=self.later)
         ]
 
     def _remove_routes(self, routes: Iterable[list[str]], record: HostRecord) -> None:
@@ -241,6 +246,10 @@ class Host:
                 save(record)
 
     def _remove_unneeded(self, needs: Needs, record: HostRecord) -> list[str]:
+        silent = relays.unneeded(needs)
+        for bridge in silent:
+            self._announce(f"end the DNS relay on {bridge}")
+            dns_relay.stop(bridge)
         unneeded = unneeded_bridges(needs, record)
         for bridge in unneeded:
             self._announce(f"delete the bridge {bridge}")
@@ -259,7 +268,8 @@ class Host:
             if not any(each.forwards6 for each in active_networks()):
                 host_ipv6.put_back(self.kernel, record.settings)
             record.settings = {}
-        lines = [f"bridge {bridge} was left over" for bridge in unneeded]
+        lines = [relays.left_over(bridge) for bridge in silent]
+        lines += [f"bridge {bridge} was left over" for bridge in unneeded]
         return lines + [f"the route to {route[0]} was left over" for route in stray]
 
     def _announce(self, what: str) -> None:

@@ -4,8 +4,10 @@
 from collections.abc import Iterable
 
 from libvirt_natns import names
-from libvirt_natns.model.transit_segment import HostSegment
+from libvirt_natns.daemons.dns_relay import Relay
+from libvirt_natns.model.transit_segment import RELAY_PORT, HostSegment
 from libvirt_natns.operations.addressing import Addresses
+from libvirt_natns.operations.daemon_operations import DnsRelay
 from libvirt_natns.operations.link_operations import TransitBridge
 from libvirt_natns.operations.namespaces import Sysctl
 from libvirt_natns.operations.operation import Plan
@@ -31,7 +33,14 @@ def transit(segment: HostSegment, forwarding: Iterable[str]) -> Plan:
         # Forwards answer on 127.0.0.1, too.  The rules keep the bridge's other side from
         # using that.
         Sysctl(None, f"net/ipv4/conf/{segment.bridge}/route_localnet", "1"),
+        *([DnsRelay(relay_of(segment))] if segment.has_relay else []),
     )
+
+
+def relay_of(segment: HostSegment) -> Relay:
+    """Return the DNS relay that networks on a transit bridge ask."""
+    addresses = tuple(interface.ip for interface in segment.transit_gateways)
+    return Relay(segment.bridge, addresses, RELAY_PORT)
 
 
 def _transit6(bridge: str) -> Iterable[Sysctl]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from libvirt_natns import names
 from libvirt_natns.daemons import dnsmasq_trial
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import proxied_addresses
+from libvirt_natns.engine import proxied_addresses, relay_check
 from libvirt_natns.engine.adoption import adopt
 from libvirt_natns.engine.down import down_unless_changed, tidy
 from libvirt_natns.engine.engine import Engine
@@ -66,6 +66,7 @@ def sync_all(
     With ``configured``, networks that run move to the upstreams that today's configuration
     gives them.
     """
+    relay_check.recheck(engine)
     records = engine.store.networks.all("preparing", "starting", "up")
     recorded = Guests(engine).store.guests.all()
     active, running = ask(), ask_guests()

@@ -144,6 +144,7 @@ sysctl net/ipv4/conf/natns-host/forwarding = 1 in the host
 sysctl net/ipv4/conf/eth0/forwarding = 1 in the host
 sysctl net/ipv4/conf/wlan0/forwarding = 1 in the host
 sysctl net/ipv4/conf/natns-host/route_localnet = 1 in the host
+DNS relay on natns-host at 198.19.252.1, port 305
 """
 
 

@@ -283,6 +283,8 @@ table inet natns {
 		ct zone set iifname map @zones
 		iifname != "lo" ip daddr 127.0.0.0/8 drop
 		iifname "natns-host" ip saddr 127.0.0.0/8 drop
+		iifname != "natns-host" ip daddr 192.168.150.1 udp dport 305 drop
+		iifname != "natns-host" ip daddr 192.168.150.1 tcp dport 305 drop
 	}
 	chain bridged_in {
 		type nat hook prerouting priority dstnat - 1; policy accept;

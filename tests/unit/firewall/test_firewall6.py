@@ -243,6 +243,10 @@ table inet natns {
 		type filter hook prerouting priority -450; policy accept;
 		iifname != "lo" ip daddr 127.0.0.0/8 drop
 		iifname "natns-host" ip saddr 127.0.0.0/8 drop
+		iifname != "natns-host" ip daddr 192.168.150.1 udp dport 305 drop
+		iifname != "natns-host" ip daddr 192.168.150.1 tcp dport 305 drop
+		iifname != "natns-host" ip6 daddr fd00:20::1 udp dport 305 drop
+		iifname != "natns-host" ip6 daddr fd00:20::1 tcp dport 305 drop
 	}
 	chain dstnat {
 		ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @local_ports6
@@ -529,6 +533,7 @@ def test_each_family_has_its_own_chains_in_legacy_iptables(
         (4, "mangle"),
         (4, "filter"),
         (6, "nat"),
+        (6, "raw"),
         (6, "mangle"),
         (6, "filter"),
     ]

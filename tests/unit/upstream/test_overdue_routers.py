@@ -16,8 +16,9 @@ from libvirt_natns.cli import router
 from libvirt_natns.errors import RouterError
 from libvirt_natns.kernel import netlink
 from libvirt_natns.model.configuration import Config
-from libvirt_natns.service.daemon import ROUTERS, Service
+from libvirt_natns.service.daemon import Service
 from libvirt_natns.service.log import Log
+from libvirt_natns.service.looks import ROUTERS
 from libvirt_natns.upstream import routers
 from libvirt_natns.upstream.router import boot, health, journal, recover, restore_script
 from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
@@ -40,7 +41,7 @@ def test_the_service_complains_once_and_suspects_no_network(
     monkeypatch.setattr(service.background, "after", lambda limit, _: again.append(limit))
     monkeypatch.setattr(service, "suspect_all", lambda: pytest.fail("a network is suspected"))
     for _ in range(3):
-        service.expire_routers()
+        service.looks.expire_routers()
     assert log.getvalue().count("router wan: busy") == 1
     assert "KeyError" in log.getvalue()
     assert again == [ROUTERS] * 3

@@ -44,9 +44,18 @@ from libvirt_natns.engine.host.record import (
     unneeded_bridges,
 )
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import foreign_chains, host_parts, nfnetlink, nft, nftables, zones
+from libvirt_natns.firewall import (
+    foreign_chains,
+    host_parts,
+    missed_flows,
+    nfnetlink,
+    nft,
+    nftables,
+    zones,
+)
 from libvirt_natns.firewall import host_firewall as rules
 from libvirt_natns.firewall.host_parts import HostPart
+from libvirt_natns.firewall.host_rules import dnats
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.carry_out import carry_out, plan_differences
@@ -133,6 +142,7 @@ class Host:
             if script:
                 self._announce("load the host's rules")
                 nft.load(None, script)
+                missed_flows.end(None, dnats(needs.forwards))
             self.store.host.put_part(network, host_parts.dump(new))
             record.counts = dict(counts)
         if not record.seen:

@@ -29,7 +29,7 @@ from libvirt_natns.operations.addressing import Addresses, Gateways, Route, Send
 from libvirt_natns.operations.daemon_operations import Dnsmasq, IdleDnsmasq, Leasing
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.link_operations import LinkUp, Macvlan, Patch, Port
-from libvirt_natns.operations.namespaces import Namespace, Settings
+from libvirt_natns.operations.namespaces import HostTimeOuts, Namespace, Settings
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Plan
 
@@ -59,6 +59,7 @@ def make(
         private_port(network),
         *_upstream_port(network, segment),
         Firewall(namespace, network.uuid, around.backend, rules),
+        HostTimeOuts(namespace),
         # A DHCP client's link is up already, and speaks no IPv6 before this.
         *([link_settings(network, segment, outside)] if ipv6 else []),
         *withdrawals(network),

@@ -75,6 +75,7 @@ patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400
 patch natin-910a6529e on bridge virbr10
 patch natup-910a6529e on bridge br0
 firewall of nat-a: {rules} rules, nftables
+conntrack time-outs in nat-a as in the host
 no address 10.0.0.1/24 on virbr10 in the host
 address 10.0.0.1/24 on virbr10 in nat-a
 address 192.168.0.100/24 on upstream in nat-a
@@ -92,6 +93,7 @@ patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400
 patch natin-910a6529e on bridge virbr10
 patch natup-910a6529e on bridge br0
 firewall of nat-a: {rules} rules, nftables
+conntrack time-outs in nat-a as in the host
 no address 10.0.0.1/24 on virbr10 in the host
 no address 10.1.0.1/24 on virbr10 in the host
 address 10.0.0.1/24, 10.1.0.1/24 on virbr10 in nat-a
@@ -111,6 +113,7 @@ patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400
 patch natin-910a6529e on bridge virbr10
 patch natup-910a6529e on bridge br0
 firewall of nat-a: {rules} rules, nftables
+conntrack time-outs in nat-a as in the host
 no address 10.0.0.1/24 on virbr10 in the host
 no address fd00:1::1/64 on virbr10 in the host
 address 10.0.0.1/24, fd00:1::1/64 on virbr10 in nat-a

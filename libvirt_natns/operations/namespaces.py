@@ -79,7 +79,10 @@ class Namespace(Operation):
         if owner not in (None, self.owner):
             raise ConflictError(
                 f"namespace {self.name} belongs to {owner or 'another program'}",
-                f"delete it (ip netns delete {self.name}) or rename the network",
+                # The namespace of another network of ours may be in use.
+                "rename one of the two networks"
+                if owner
+                else f"delete it (ip netns delete {self.name}) or rename the network",
             )
         note = _start_note(self.owner)
         undo.add(note.unlink, True)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A guest whose start fails after its `prepare` hook leaves a network that is well at once."""
+"""Starts that fail: of a guest after its `prepare` hook, and of a network by its name."""
 
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from lab import Provider, Service, isolated, natns, write_config
-from lab_domains import create, destroy, domain, networks, nic, ports
+from lab import Provider, Service, define_network, isolated, natns, run, virsh, write_config
+from lab_domains import create, destroy, domain, networks, nic, ports, uuid_of
 
 LOG = "/var/log/libvirt/qemu/shared-serial.log"
 SERIAL = f"<serial type='pty'><log file='{LOG}' append='on'/></serial></devices>"
@@ -49,3 +49,19 @@ def test_a_serial_log_in_use(served: None) -> None:
     destroy("first")
     create(guest("second", SECOND, 2223))
     assert natns("check").stdout == ""
+
+
+def test_the_namespace_of_another_network_is_not_to_be_deleted(provider: Provider) -> None:
+    write_config(provider.config(more="probe = 0"))
+    with ExitStack() as stack:
+        stack.enter_context(networks(isolated("a", "virbr10")))
+        stack.callback(run, "ip", "netns", "delete", "nat-b")
+        run("ip", "netns", "add", "nat-b")
+        alias = f"libvirt-natns {uuid_of('a')}"
+        run("ip", "-n", "nat-b", "link", "set", "lo", "alias", alias)
+        define_network(isolated("b", "virbr11"))
+        stack.callback(virsh, "net-undefine", "b")
+        said = virsh("net-start", "b", check=False).stderr
+        expected = "namespace nat-b belongs to network a: rename one of the two networks"
+        assert f"network b: {expected}" in said
+        assert "delete" not in said

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route, host_network
+from libvirt_natns.daemons.dnsmasq_options import served_ports
 from libvirt_natns.engine.plan.neighbours import announcements, neighbours
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings
 from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
@@ -136,6 +137,7 @@ def policy(network: Network, segment: Segment, outside: Outside, published: Publ
         transit=segment.transit_gateways,
         link_local=segment.upstream.link_local == "forward",
         max_flows=segment.upstream.max_flows,
+        served=served_ports(network),
     )
 
 

@@ -23,6 +23,7 @@ from libvirt_natns.engine.plan.upstream_side import (
 )
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
+from libvirt_natns.model.bandwidth import Bandwidth
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside
@@ -33,6 +34,7 @@ from libvirt_natns.operations.link_operations import LinkUp, Macvlan, Patch, Por
 from libvirt_natns.operations.namespaces import HostTimeOuts, Namespace, Settings
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Plan
+from libvirt_natns.operations.rate_operations import SendRate
 
 
 def make(
@@ -57,6 +59,7 @@ def make(
         namespace_settings(network),
         _private_patch(network, namespace, around.private_mtu),
         _upstream_link(network, segment, around.upstream_mtu),
+        *_send_rates(network, namespace),
         private_port(network),
         *_upstream_port(network, segment),
         Firewall(namespace, network.uuid, around.backend, rules),
@@ -153,6 +156,18 @@ def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
         altname=names.altname("private", network.name),
         mtu=mtu,
     )
+
+
+def _send_rates(network: Network, namespace: str) -> Iterable[SendRate]:
+    """Yield the limits of both ends of the private patch.
+
+    libvirt limits its bridge's own end, which sees no packet of the router's.
+    """
+    limits = network.bandwidth or Bandwidth()
+    if limits.inbound:
+        yield SendRate(namespace, network.bridge, limits.inbound)
+    if limits.outbound:
+        yield SendRate(None, names.private_patch(network.uuid), limits.outbound)
 
 
 def private_port(network: Network) -> Port:

@@ -25,6 +25,7 @@ from libvirt_natns.engine.plan.sysctls import (
     SYSCTLS_WITHOUT_IPV6,
 )
 from libvirt_natns.engine.plan.transit_bridge import transit
+from libvirt_natns.model.bandwidth import Bandwidth, inbound, outbound
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import StaticRoute, Subnet
@@ -174,6 +175,16 @@ def test_stock_network() -> None:
     assert words(made) == STOCK.format(rules=rules(made))
     assert of(made, Settings) == [Settings("nat-a", SYSCTLS + SYSCTLS_WITHOUT_IPV6)]
     assert rules(made) > 0
+
+
+def test_bandwidth_limits_both_ends_of_the_private_patch() -> None:
+    limits = Bandwidth(inbound(1000, 5000, 5120), outbound(128, 0))
+    made = words(make(replace(NETWORK, bandwidth=limits), PROVIDER, OUTSIDE, AROUND))
+    patch = "patch natin-910a6529e on bridge virbr10\n"
+    assert (
+        "link virbr10 in nat-a sends 1000000 octets/s, at most 5000000\n"
+        f"link natin-910a6529e in the host sends 128000 octets/s\n{patch}"
+    ) in made
 
 
 def test_several_subnets_and_routes() -> None:

@@ -16,6 +16,9 @@ PXE = 4011
 ALTERNATE_DHCP = 1067
 """dnsmasq's own choice of another port of DHCP."""
 
+ELSEWHERE = frozenset({"listen-address", "interface"})
+"""Options by which a dnsmasq takes addresses of bridges of other networks."""
+
 
 def options(network: Network) -> Iterator[tuple[str, str]]:
     """Yield keyword and value of each line of the options; "" for a keyword alone."""
@@ -43,3 +46,8 @@ def _port(text: str) -> int:
     """Return the port in a text; 0 for none."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
     return number if number < 1 << 16 else 0
+
+
+def listens_elsewhere(network: Network) -> bool:
+    """True if libvirt's dnsmasq of a network would take the address of a twin's bridge."""
+    return network.taken_over and any(key in ELSEWHERE for key, _ in options(network))

@@ -6,7 +6,7 @@ import struct
 from contextlib import ExitStack
 
 import pytest
-from lab import Node, Provider, isolated, natns, write_config
+from lab import FastGuest, Node, Provider, Service, isolated, natns, virsh, write_config
 from lab_boundary import guest_on
 from lab_domains import networks
 
@@ -60,3 +60,22 @@ def test_other_ports_of_dhcp_and_dns(provider: Provider) -> None:
         stack.enter_context(networks(document))
         guest = guest_on(stack, "guest", "virbr10", "10.0.0.5")
         assert guest.dig("www.example.test", "-p", "5353", server="10.0.0.1")
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["service", "hooks"])
+@pytest.mark.parametrize("option", ["listen-address=10.0.0.1", "interface=virbr*"])
+def test_twins_that_name_their_address(served: bool, option: str, provider: Provider) -> None:
+    write_config(provider.config(more="probe = 0"))
+    names = {"a": "virbr10", "b": "virbr11", "c": "virbr12"}
+    documents = [with_options(isolated(name, bridge), option) for name, bridge in names.items()]
+    with ExitStack() as stack:
+        if served:
+            stack.enter_context(Service())
+        stack.enter_context(networks(*documents))
+        for name, bridge in names.items():
+            guest = stack.enter_context(FastGuest(bridge, name=f"guest-{name}"))
+            guest.dhcp()
+            assert guest.dig("www.example.test")
+        assert natns("check").stdout == ""
+        virsh("net-destroy", "b")
+        virsh("net-start", "b")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route, host_network
-from libvirt_natns.daemons.dnsmasq_options import served_ports
+from libvirt_natns.daemons.dnsmasq_options import listens_elsewhere, served_ports
 from libvirt_natns.engine.plan.neighbours import announcements, neighbours
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings
 from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
@@ -28,7 +28,12 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside
 from libvirt_natns.operations.addressing import Addresses, Gateways, Route, SendLimit, Withdrawal
-from libvirt_natns.operations.daemon_operations import Dnsmasq, IdleDnsmasq, Leasing
+from libvirt_natns.operations.daemon_operations import (
+    BoundDnsmasq,
+    Dnsmasq,
+    IdleDnsmasq,
+    Leasing,
+)
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.link_operations import LinkUp, Macvlan, Patch, Port
 from libvirt_natns.operations.namespaces import HostTimeOuts, Namespace, Settings
@@ -101,14 +106,17 @@ def ahead_of_lease(network: Network, segment: DhcpSegment, mtu: int, leasing: Le
     )
 
 
-def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
+def withdrawals(network: Network) -> Plan:
     """Return the addresses that must go from a network's bridge, before a twin can start.
 
-    Where libvirt sets no address, an administrator may have set one: guests would find two
+    libvirt's own dnsmasq must not take them again when a twin's bridge has them.  Where
+    libvirt sets no address, an administrator may have set one: guests would find two
     gateways.
     """
     bridge = network.bridge
-    return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
+    gateways = tuple(subnet.gateway for subnet in network.subnets)
+    bound = (BoundDnsmasq(network.name, gateways),) if listens_elsewhere(network) else ()
+    return (*(Withdrawal(bridge, subnet.interface) for subnet in network.subnets), *bound)
 
 
 def claims_part(plan: Plan, published: Published) -> Plan:

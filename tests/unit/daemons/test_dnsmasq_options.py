@@ -3,12 +3,12 @@
 
 import pytest
 
-from libvirt_natns.daemons.dnsmasq_options import ServedPort, served_ports
+from libvirt_natns.daemons.dnsmasq_options import ServedPort, listens_elsewhere, served_ports
 from libvirt_natns.model.network import Network
 
 
-def network(*options: str) -> Network:
-    return Network("u", "a", "virbr10", dnsmasq_options=options)
+def network(*options: str, taken_over: bool = True) -> Network:
+    return Network("u", "a", "virbr10", dnsmasq_options=options, taken_over=taken_over)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,12 @@ def test_served_ports(option: str, ports: list[ServedPort]) -> None:
 def test_each_port_once() -> None:
     options = ("pxe-service=x86PC,One", "pxe-service=x86PC,Two", "dhcp-alternate-port")
     assert served_ports(network(*options)) == (("udp", 1067), ("udp", 4011))
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("listen-address=10.0.0.1", True), ("interface=virbr*", True), ("log-queries", False)],
+)
+def test_options_that_take_addresses_of_others(option: str, expected: bool) -> None:
+    assert listens_elsewhere(network(option)) is expected
+    assert not listens_elsewhere(network(option, taken_over=False)), "no dnsmasq of libvirt's"

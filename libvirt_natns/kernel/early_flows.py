@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from libvirt_natns.addresses import Address, Family, IPNetwork
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import conntrack, netlink, netns, rtnetlink
-from libvirt_natns.kernel.channel import DUMP_TRIES
 from libvirt_natns.kernel.conntrack import TUPLE_ORIG, ConntrackEntry, DumpFilter
 from libvirt_natns.kernel.netlink import InterruptedDumpError
 
 CONNECTED = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_SCTP})
 """Protocols of which an established flow is left alone."""
+
+LISTINGS = 100
+"""Listings of addresses that another program changes at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def _local(reader: rtnetlink.Session, wanted: Iterable[Translation]) -> frozense
     """Return all addresses of the namespace, where a translation asks for them."""
     if all(each.address is not None for each in wanted):
         return frozenset()
-    for _ in range(DUMP_TRIES):
+    for _ in range(LISTINGS):
         with suppress(InterruptedDumpError):
             return frozenset(address.interface.ip for address in reader.addresses())
     raise InterruptedDumpError(errno.EINTR, os.strerror(errno.EINTR))

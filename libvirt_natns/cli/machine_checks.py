@@ -7,8 +7,6 @@ that ends with the trial.
 
 import importlib.util
 import subprocess
-import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -27,8 +25,8 @@ from libvirt_natns.errors import (
 from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
-from libvirt_natns.kernel import netns
 from libvirt_natns.kernel.link_kinds import try_link_kinds
+from libvirt_natns.kernel.netns import in_scratch_namespace
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.segment import BridgeSegment
@@ -91,28 +89,6 @@ def firewall_backend(settings: Config) -> str:
     # Each kind of rule may need a kernel module of its own, so all kinds are loaded.
     in_scratch_namespace(lambda: backend.apply(None, ruleset(policy)))
     return f"{backend.name}, and the kernel accepts all kinds of rules"
-
-
-def in_scratch_namespace(trial: Callable[[], object]) -> None:
-    """Run ``trial`` in a network namespace that ends with it.
-
-    A new thread enters the namespace, so no thread must return from it.  Raises the
-    trial's error.
-    """
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            netns.leave()
-            trial()
-        except Exception as error:  # the caller of the thread reports it
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
 
 
 def default_upstream(settings: Config) -> str:

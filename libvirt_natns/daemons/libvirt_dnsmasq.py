@@ -6,17 +6,26 @@ read when it started.  When they expire there, its helper would delete the lease
 dnsmasq has renewed.  So the helper process is ended, and dnsmasq goes on without it.
 """
 
+import subprocess
+import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import dnsmasq_process
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.text_files import exact_text, text_if_any
 from libvirt_natns.errors import DnsmasqError
-from libvirt_natns.kernel import processes
+from libvirt_natns.kernel import listening_ports, processes
 
 LIBVIRT_DIRECTORY = Path("/var/lib/libvirt/dnsmasq")
 LIBVIRT_RUN_DIRECTORY = Path("/run/libvirt/network")
+
+DNS = 53
+CLOSING_LIMIT = 5.0
+"""Seconds that dnsmasq may take to close the sockets of an address that is gone."""
+CLOSING_POLL = 0.005
 
 
 def path(network: str, suffix: str) -> Path:
@@ -79,10 +88,105 @@ def idle(network: str) -> None:
     dnsmasq_process.end(_helpers(network), path(network, "conf"), processes.AT_ONCE)
 
 
+def bound_differences(network: str) -> list[str]:
+    """Return, in words, whether libvirt's own dnsmasq of a network could open another socket."""
+    pid = _running(network)
+    limits = None if pid is None else _descriptors(pid)
+    if pid is None or limits is None or limits[0] <= _lowest_free(pid):
+        return []
+    return [f"libvirt's own dnsmasq of network {network} still listens on new addresses"]
+
+
+def bind(network: str, addresses: Collection[Address]) -> None:
+    """Keep libvirt's own dnsmasq of a network from opening sockets.
+
+    By ``listen-address``, that dnsmasq listens on an address as soon as any bridge has it.
+    libvirt could then start no other dnsmasq there.  libvirt signals the process by its
+    number, so the process must not end.  First it must close its sockets at ``addresses``,
+    for which it needs another socket for a moment.  Raises DnsmasqError.
+    """
+    if _running(network) is None:
+        return
+    deadline = time.monotonic() + CLOSING_LIMIT
+    while _listens(addresses) and time.monotonic() < deadline:
+        time.sleep(CLOSING_POLL)
+    _set_descriptors(network, none=True)
+
+
+def unbind(network: str) -> None:
+    """Let libvirt's own dnsmasq of a network open sockets again.  Raises DnsmasqError."""
+    _set_descriptors(network, none=False)
+
+
+def _listens(addresses: Collection[Address]) -> bool:
+    """True if a program of the host listens for DNS at an address."""
+    found = (address for address, port in listening_ports.listeners("tcp") if port == DNS)
+    return any(address in addresses for address in found)
+
+
+def _set_descriptors(network: str, *, none: bool) -> None:
+    """Limit the files that dnsmasq may open to those that it has; or take the limit away.
+
+    The kernel refuses poll(2) for more files than the limit, so the limit is no lower.
+    """
+    pid = _running(network)
+    limits = None if pid is None else _descriptors(pid)
+    if pid is None or limits is None:
+        return
+    most = limits[1]
+    try:
+        # As dnsmasq's own user: CAP_SYS_RESOURCE would be needed otherwise.
+        user, group = (_ids(pid, name) for name in ("Uid", "Gid"))
+        limit = _lowest_free(pid) if none else most
+        done = subprocess.run(
+            ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--",
+             "prlimit", f"--pid={pid}", f"--nofile={limit}:{most}"],
+            env={"PATH": processes.PATH}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, timeout=CLOSING_LIMIT, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _unlimited(network, str(error)) from error
+    if done.returncode and _running(network) == pid:
+        raise _unlimited(network, done.stderr.decode(errors="replace").strip())
+
+
+def _lowest_free(pid: int) -> int:
+    """Return the number that the next file of a process would get; 0 for one that has ended."""
+    try:
+        used = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    except OSError:
+        return 0
+    return next(number for number in range(len(used) + 1) if number not in used)
+
+
+def _unlimited(network: str, why: str) -> DnsmasqError:
+    return DnsmasqError(f"cannot limit libvirt's own dnsmasq of network {network}", why)
+
+
+def _ids(pid: int, name: str) -> str:
+    """Return the real id of a process's user or group.  Raises OSError."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
+
+
+def _descriptors(pid: int) -> tuple[int, int] | None:
+    """Return how many files a process may open, and may let itself open; None if it has ended."""
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
+            if line.startswith("Max open files"):
+                soft, most, *_ = map(int, line.removeprefix("Max open files").split()[:2])
+                return soft, most
+    return None
+
+
+def _running(network: str) -> int | None:
+    word = dnsmasq_process.option(path(network, "conf"))
+    return processes.from_pid_file(_pid_file(network), word)
+
+
 def _helpers(network: str) -> list[int]:
     """Return the lease helper of libvirt's own dnsmasq, if that dnsmasq runs with one."""
-    word = dnsmasq_process.option(path(network, "conf"))
-    pid = processes.from_pid_file(_pid_file(network), word)
+    pid = _running(network)
     return [] if pid is None else processes.children(pid)
 
 

@@ -11,10 +11,15 @@ from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.documents import xml_dns, xml_metadata, xml_values
 from libvirt_natns.documents.xml_tree import nat_element
 from libvirt_natns.documents.xml_values import Element, attribute_of, value_error
+from libvirt_natns.model import bandwidth
+from libvirt_natns.model.bandwidth import Bandwidth
 from libvirt_natns.model.dns import Dns
 from libvirt_natns.model.network import LibvirtNetwork, Network
 from libvirt_natns.model.subnet import StaticRoute, Subnet
 from libvirt_natns.values import INTERFACE, INTERFACE_EXPECTED
+
+RATES = ("average", "peak", "burst")
+RATE = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 
 def network_of(element: Element, bridge: str | None = None) -> LibvirtNetwork:
@@ -45,6 +50,7 @@ def network_of(element: Element, bridge: str | None = None) -> LibvirtNetwork:
         routes=_routes(element),
         taken_over=not own,
         nat=nat,
+        bandwidth=_bandwidth(element),
     )
 
 
@@ -84,6 +90,26 @@ def _domain(element: Element) -> str | None:
     if _forward_mode(element) is None:
         raise value_error(domain, "name", "a domain name")
     return None
+
+
+def _bandwidth(element: Element) -> Bandwidth | None:
+    """Return the limits of the whole network; those of a ``<portgroup>`` are libvirt's work."""
+    if element.find("bandwidth") is None:
+        return None
+    to_guests, from_guests = (_rates(element, name) for name in ("inbound", "outbound"))
+    return Bandwidth(
+        bandwidth.inbound(*to_guests) if to_guests[0] else None,
+        bandwidth.outbound(from_guests[0], from_guests[2]) if from_guests[0] else None,
+    )
+
+
+def _rates(element: Element, direction: str) -> tuple[int, int, int]:
+    """Return average, peak and burst of a direction, each 0 where it is missing."""
+    found = element.find(f"bandwidth/{direction}")
+    texts = [found.attrib.get(name, "") if found is not None else "" for name in RATES]
+    # libvirt has refused everything else in a network that it starts.
+    average, peak, burst = (int(text) if RATE.fullmatch(text) else 0 for text in texts)
+    return average, peak, burst
 
 
 def _dns(element: Element, own: tuple[Subnet, ...]) -> Dns | None:

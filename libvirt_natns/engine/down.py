@@ -104,6 +104,8 @@ def hand_back(context: Context, network: LibvirtNetwork, *, renew: bool = False)
     return_routes(context, network)
     if renew:
         libvirt_dnsmasq.stop(network.name)
+    else:
+        libvirt_dnsmasq.unbind(network.name)
 
 
 def return_routes(context: Context, network: Network) -> None:

@@ -129,11 +129,9 @@ def _clear(context: Context, run: NetworkRun) -> None:
     """Remove leftovers of an earlier run of a network, and refuse a foreign namespace."""
     network = run.network
     namespace = Namespace(run.namespace, network.uuid)
-    if namespace_owner(context.kernel, namespace) not in (network.uuid, None):
-        raise ConflictError(
-            f"network {quoted(network.name)}: namespace {namespace.name} exists and is not ours",
-            f"rename the network, or delete it (ip netns delete {namespace.name})",
-        )
+    owner = namespace_owner(context.kernel, namespace)
+    if owner not in (network.uuid, None):
+        raise _clash(context, network, namespace.name, owner)
     # Ahead of the removal, which takes away the note of a start that was killed.
     former = _former_namespace(context, run)
     remove(context.kernel, network.uuid, namespace.name, context.observer.step)
@@ -146,6 +144,26 @@ def _clear(context: Context, run: NetworkRun) -> None:
         context.observer.step("note that it is down")
         context.store.networks.set_state(network.uuid, "down")
         shared_host.adjust(context, network.uuid)
+
+
+def _clash(context: Context, network: Network, namespace: str, owner: str) -> ConflictError:
+    """Return the error for a namespace in the way.
+
+    The namespace of a network of ours may be in use, so no command to delete it is named.
+    """
+    tagged = context.store.networks.get(owner) if owner else None
+    names = [tagged.name] if tagged else [owner] if owner else []
+    names += [record.name for record in context.store.networks.holders(namespace)]
+    if names:
+        return ConflictError(
+            f"network {quoted(network.name)}: namespace {namespace} belongs to network"
+            f" {quoted(names[0])}",
+            "rename one of the two networks",
+        )
+    return ConflictError(
+        f"network {quoted(network.name)}: namespace {namespace} exists and is not ours",
+        f"rename the network, or delete it (ip netns delete {namespace})",
+    )
 
 
 def _former_namespace(context: Context, run: NetworkRun) -> str:

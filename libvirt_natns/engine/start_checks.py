@@ -13,6 +13,7 @@ from libvirt_natns.engine.plan.network_plan import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.engine.plan.upstream_side import has_ipv6
 from libvirt_natns.errors import StoreError, UpstreamError
+from libvirt_natns.kernel import queues
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside
@@ -39,6 +40,8 @@ def check(context: Context, network: Network, segment: Segment) -> None:
         selection.check_resolvers(network, segment, resolvers_of(segment, families).servers)
     if isinstance(segment, DhcpSegment):
         udhcpc.program()
+    if network.bandwidth:
+        queues.check()
     check_upstream(context, network, segment)
 
 

@@ -37,10 +37,10 @@ Limits:
 from collections.abc import Callable
 from typing import Protocol
 
-from libvirt_natns.firewall import host_iptables, host_nftables
+from libvirt_natns.firewall import host_iptables, host_nftables, missed_flows
 from libvirt_natns.firewall.host_accepts import accepts
 from libvirt_natns.firewall.host_policy import HostPolicy
-from libvirt_natns.firewall.host_rules import rules, zone_rules
+from libvirt_natns.firewall.host_rules import dnats, rules, zone_rules
 from libvirt_natns.firewall.rule import Rule
 
 Announce = Callable[[], None]
@@ -52,16 +52,20 @@ def ensure(
     """Bring the host's rules to ``policy``; where they are, nothing is written.
 
     Returns the differences, one line each; ``announce`` is called ahead of each
-    change.  Atomic in each framework.  Raises FirewallError.
+    change.  Atomic in each framework.  Flows that began before the rules end.  Raises
+    FirewallError.
     """
     # Ours first: a foreign chain that lets something in relies on them.
-    return tuple(
+    changed = tuple(
         line
         for framework in _frameworks(backend_name)
         for line in framework.ensure(
             framework_rules(policy, framework, backend_name), accepts(policy), announce
         )
     )
+    if changed:
+        missed_flows.end(None, dnats(policy.forwards))
+    return changed
 
 
 def differences(policy: HostPolicy, backend_name: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ here.  Then private frames have a conntrack zone for each bridge, or twins with 
 would be one flow.  The host's NAT leaves these frames alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns.addresses import IPNetwork
@@ -48,12 +48,12 @@ def rules(policy: HostPolicy, backend_name: str = nftables.name) -> tuple[Rule, 
         routed = (provider for provider in policy.provider if provider.routed)
         shared += [rule for provider in routed for rule in _passing(provider)]
     shared += boundary.closed(policy.ways, kinds=kinds)
-    return (*_dnats(policy), *shared, *zone_rules(policy))
+    return (*dnats(policy.forwards), *shared, *zone_rules(policy))
 
 
 def own_rules(policy: HostPolicy) -> tuple[Rule, ...]:
     """Return the rules that belong to a single network."""
-    return (*_dnats(policy), *zone_rules(policy))
+    return (*dnats(policy.forwards), *zone_rules(policy))
 
 
 def public_rules(policy: HostPolicy) -> list[Rule]:
@@ -71,9 +71,10 @@ def _passing(public: Provider) -> list[Rule]:
     ]
 
 
-def _dnats(policy: HostPolicy) -> list[Rule]:
+def dnats(forwards: Iterable[HostForward]) -> list[Rule]:
+    """Return the rules that translate the published ports of the host."""
     rules: list[Rule] = []
-    for forward in policy.forwards:
+    for forward in forwards:
         rules += dnat(forward, LOOPBACK6 if forward.target.version == 6 else ())
     return rules
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import backends
+from libvirt_natns.firewall import backends, missed_flows
 from libvirt_natns.firewall.backends import Backend
 from libvirt_natns.firewall.rule import LayoutName, Rule
 from libvirt_natns.kernel.locks import make_directory
@@ -47,8 +47,11 @@ class RuleSet:
         """True if these rules were loaded last, by the file; the kernel is not asked."""
         return " ".join(self._recorded()[:2]) == self._wanted()
 
-    def load(self) -> None:
-        """Load the rules and record their fingerprint.  Raises FirewallError or OSError."""
+    def load(self, *, fresh: bool = False) -> None:
+        """Load the rules and record their fingerprint; a ``fresh`` namespace has had no packets.
+
+        Flows that began before the rules end.  Raises FirewallError or OSError.
+        """
         earlier = next((each for each in self._recorded()[:1] if each in backends.NAMES), "")
         make_directory(self.file.parent)
         self._make_way()
@@ -57,6 +60,8 @@ class RuleSet:
             # from any fingerprint, and tells which rules there are.
             self.file.write_text(earlier or self.backend)
         generation = self._load()
+        if not fresh:
+            missed_flows.end(self.namespace, self.rules)
         fingerprint = self._dated_fingerprint(generation)
         try:
             if earlier not in ("", self.backend):

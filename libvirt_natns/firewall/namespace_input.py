@@ -68,8 +68,8 @@ def _inside(half: FamilyPolicy) -> Iterator[Rule]:
     inner = half.policy.inner
     yield _dhcp(half)
     if half.gateways:
-        yield _service(half, "udp", 53, 69)
-        yield _service(half, "tcp", 53)
+        yield _service(half, "udp", 53, 69, *_served(half, "udp"))
+        yield _service(half, "tcp", 53, *_served(half, "tcp"))
     gateways = half.gateways if half.family == 4 else (*half.gateways, LINK_LOCAL)
     yield from _ping(half, inner, gateways)
     # Refused at once, or a guest that tries another port waits for a time-out.
@@ -77,6 +77,10 @@ def _inside(half: FamilyPolicy) -> Iterator[Rule]:
         yield Rule(
             chain="input", iif=inner, sources=half.subnets, protocol=protocol, action="reject"
         )
+
+
+def _served(half: FamilyPolicy, protocol: Transport) -> tuple[int, ...]:
+    return tuple(port for proto, port in half.policy.served if proto == protocol)
 
 
 def _dhcp(half: FamilyPolicy) -> Rule:

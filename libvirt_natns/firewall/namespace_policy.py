@@ -39,6 +39,7 @@ class Policy:
     ``segments`` are the subnets that the namespace has on-link on ``upstream``.
     ``transit`` are the gateway's addresses on a transit bridge, with its subnets.  The gateway
     is the only station there that may ask for published ports.
+    ``served`` are ports of ``gateways`` beside those of DHCP, DNS and TFTP, with "udp" or "tcp".
     ``link_local``: link-local destinations outside are forwarded.  ``max_flows`` is
     about the number of flows tracked at one time.
     """
@@ -57,6 +58,7 @@ class Policy:
     transit: tuple[Interface, ...] = ()
     link_local: bool = False
     max_flows: int = DEFAULT_MAX_FLOWS
+    served: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         # An empty match would match all packets.

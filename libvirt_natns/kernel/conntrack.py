@@ -10,11 +10,12 @@ no such keys.  Source: linux/netfilter/nfnetlink_conntrack.h.
 
 The kernel filters the dump by address and protocol (since Linux 5.8): a table may have
 hundreds of thousands of entries, and libvirt waits.  An older kernel sends all entries.
+In IPv6 the kernel filters by protocol and port alone.
 """
 
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from errno import EINVAL, ENOENT, EOPNOTSUPP
 from ipaddress import IPv4Address, IPv6Address
@@ -36,18 +37,20 @@ GET, DELETE = NFNL_SUBSYS_CTNETLINK << 8 | 1, NFNL_SUBSYS_CTNETLINK << 8 | 2
 HEADER = 4
 """Octets of struct nfgenmsg: family, version, resource id."""
 
-TUPLE_ORIG, TUPLE_REPLY, ID, ZONE = 1, 2, 12, 18
+TUPLE_ORIG, TUPLE_REPLY, STATUS, ID, ZONE = 1, 2, 3, 12, 18
 NAMING = (TUPLE_ORIG, ID, ZONE)
 """The attributes that name one entry, and no later entry with the same addresses and ports."""
 TUPLE_IP, TUPLE_PROTO = 1, 2
 ENDS = ((1, 2, IPv4Address), (3, 4, IPv6Address))
 """By family: the attributes of source and target, and the type of their addresses."""
 SOCKET_FAMILY: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
-PROTO_NUMBER, PROTO_TARGET_PORT = 1, 3
+PROTO_NUMBER, PROTO_SOURCE_PORT, PROTO_TARGET_PORT = 1, 2, 3
+ASSURED = 1 << 2
+"""The bit of the status of a flow that has had an answer, and more than one exchange."""
 FILTER, FILTER_FLAGS = 25, {TUPLE_ORIG: 1, TUPLE_REPLY: 2}
 """The attribute that makes a filter of a tuple, and its own attributes by direction."""
-BY_ADDRESS, BY_PROTOCOL = (1 << 0, 1 << 1), 1 << 3
-"""Flags of a filter: the source and the target count, and the protocol does."""
+BY_ADDRESS, BY_PROTOCOL, BY_TARGET_PORT = (1 << 0, 1 << 1), 1 << 3, 1 << 5
+"""Flags of a filter: the source and the target count, the protocol, and the target's port."""
 
 MOST_FILTERS = 16
 """Filtered dumps above which one whole dump takes their place."""
@@ -57,41 +60,60 @@ MOST_FILTERS = 16
 class ConntrackEntry:
     """A conntrack entry; ``port`` is the target port, 0 for a protocol without ports.
 
-    ``asked`` is the target of the first packet.  ``answered`` are source and target of the
-    replies.  ``name`` are the attributes that delete the entry.
+    ``client`` is the source of the first packet, and ``asked`` its target.  ``answered`` are
+    source and target of the replies, which come from ``answering_port``.  ``name`` are the
+    attributes that delete the entry.  ``zone`` is 0 for all flows that NAT looks at.
     """
 
     protocol: int
+    client: Address
     asked: Address
     port: int
     answered: tuple[Address, Address]
+    answering_port: int
+    assured: bool
+    zone: int
     name: bytes
+
+    @property
+    def keeps_destination(self) -> bool:
+        """True if no rule has translated the destination of the flow."""
+        return (self.asked, self.port) == (self.answered[0], self.answering_port)
 
 
 @dataclass(frozen=True, slots=True)
 class DumpFilter:
-    """A filter of a dump: one address in one direction of a flow.
+    """A filter of a dump: one address in one direction of a flow, or a protocol's port.
 
-    ``end`` is 0 for the direction's source and 1 for its target; ``protocol`` 0 is any.
+    ``end`` is 0 for the direction's source and 1 for its target; ``protocol`` 0 is any, and
+    ``port`` 0 is any target port.
     """
 
+    family: Family
     direction: int
     end: int
-    address: Address
+    address: Address | None
     protocol: int = 0
+    port: int = 0
 
     @property
     def attributes(self) -> bytes:
         """The attributes of the request."""
-        address = self.address
-        source, target, _ = next(ends for ends in ENDS if isinstance(address, ends[2]))
-        kind = target if self.end else source
-        content = [(TUPLE_IP | NLA_NESTED, netlink.pack([(kind, address.packed)]))]
-        flags = BY_ADDRESS[self.end]
+        content, flags = [], 0
+        # Kernels compare addresses of IPv6 the wrong way round (seen in Linux 6.18): they
+        # hand out all entries but those with the address.
+        if self.address is not None and self.family == 4:
+            source, target, _ = ENDS[0]
+            kind = target if self.end else source
+            content.append((TUPLE_IP | NLA_NESTED, netlink.pack([(kind, self.address.packed)])))
+            flags |= BY_ADDRESS[self.end]
         if self.protocol:
-            number = netlink.pack([(PROTO_NUMBER, bytes([self.protocol]))])
-            content.append((TUPLE_PROTO | NLA_NESTED, number))
+            numbers = [(PROTO_NUMBER, bytes([self.protocol]))]
             flags |= BY_PROTOCOL
+            if self.port:
+                numbers.append((PROTO_TARGET_PORT, struct.pack("!H", self.port)))
+                flags |= BY_TARGET_PORT
+            content.append((TUPLE_PROTO | NLA_NESTED, netlink.pack(numbers)))
         mask = netlink.pack([netlink.u32(FILTER_FLAGS[self.direction], flags)])
         return netlink.pack(
             [(self.direction | NLA_NESTED, netlink.pack(content)), (FILTER | NLA_NESTED, mask)]
@@ -102,10 +124,11 @@ def filters(claim: Forward | StaticNat) -> tuple[DumpFilter, ...]:
     """Return the filters that find all entries of a claim, and few others."""
     if isinstance(claim, StaticNat):
         return (
-            DumpFilter(TUPLE_ORIG, 1, claim.address),
-            DumpFilter(TUPLE_REPLY, 1, claim.address),
+            DumpFilter(claim.address.version, TUPLE_ORIG, 1, claim.address),
+            DumpFilter(claim.address.version, TUPLE_REPLY, 1, claim.address),
         )
-    return (DumpFilter(TUPLE_REPLY, 0, claim.target, PROTOCOLS[claim.proto]),)
+    target = claim.target
+    return (DumpFilter(target.version, TUPLE_REPLY, 0, target, PROTOCOLS[claim.proto]),)
 
 
 def cut(namespace: str, gone: Iterable[Forward | StaticNat], *addresses: Address) -> None:
@@ -144,8 +167,9 @@ def _cut(
         with netns.entered(namespace):
             sock = Socket(netlink.NETLINK_NETFILTER)
         with sock:
-            candidates = _candidates(sock, claims)
-            _delete(
+            wanted = dict.fromkeys(each for claim in claims for each in filters(claim))
+            candidates = entries_of(sock, wanted)
+            delete(
                 sock,
                 [e for e in candidates if any(concerns(c, e, addresses) for c in claims)],
             )
@@ -156,7 +180,7 @@ def _cut(
         ) from error
 
 
-def _delete(sock: Socket, entries: Iterable[ConntrackEntry]) -> None:
+def delete(sock: Socket, entries: Iterable[ConntrackEntry]) -> None:
     """Delete all entries that can be deleted; the first error is raised after the last entry."""
     errors = []
     for entry in entries:
@@ -194,22 +218,24 @@ def concerns(
 # -- the kernel's messages -------------------------------------------------------
 
 
-def _candidates(sock: Socket, claims: Sequence[Forward | StaticNat]) -> Iterable[ConntrackEntry]:
-    """Return all entries that may be a claim's, each once.  Raises OSError."""
-    wanted = dict.fromkeys(each for claim in claims for each in filters(claim))
+def entries_of(sock: Socket, filters: Collection[DumpFilter]) -> Collection[ConntrackEntry]:
+    """Return the entries that filters find, each once; others may be among them.
+
+    Raises OSError.
+    """
     try:
-        if len(wanted) <= MOST_FILTERS:
+        if len(filters) <= MOST_FILTERS:
             entries = [
                 entry
-                for dump_filter in wanted
-                for entry in _entries(sock, dump_filter.address.version, dump_filter.attributes)
+                for dump_filter in filters
+                for entry in _entries(sock, dump_filter.family, dump_filter.attributes)
             ]
             return {entry.name: entry for entry in entries}.values()
     except OSError as error:
         # A kernel that cannot filter.
         if error.errno not in (EINVAL, EOPNOTSUPP):
             raise
-    families = sorted({claim.target.version for claim in claims})
+    families = sorted({dump_filter.family for dump_filter in filters})
     return [entry for family in families for entry in _entries(sock, family)]
 
 
@@ -225,17 +251,26 @@ def _entries(sock: Socket, family: Family, attributes: bytes = b"") -> list[Conn
 def parse_entry(body: bytes) -> ConntrackEntry:
     """Return the entry in a message's body."""
     attributes = Attrs.parse(body)
-    original = attributes.nested(TUPLE_ORIG)
+    original, reply = attributes.nested(TUPLE_ORIG), attributes.nested(TUPLE_REPLY)
     protocol = original.nested(TUPLE_PROTO)
-    port = protocol.get(PROTO_TARGET_PORT) or bytes(2)
     by_type = {kind & NLA_TYPE: (kind, value) for kind, value in attributes}
+    client, asked = _addresses(original)
+    status = int.from_bytes(attributes.get(STATUS) or b"", "big")
     return ConntrackEntry(
-        (protocol.get(PROTO_NUMBER) or b"")[0],
-        _addresses(original)[1],
-        struct.unpack("!H", port)[0],
-        _addresses(attributes.nested(TUPLE_REPLY)),
-        netlink.pack(by_type[kind] for kind in NAMING if kind in by_type),
+        protocol=(protocol.get(PROTO_NUMBER) or b"")[0],
+        client=client,
+        asked=asked,
+        port=_port(protocol, PROTO_TARGET_PORT),
+        answered=_addresses(reply),
+        answering_port=_port(reply.nested(TUPLE_PROTO), PROTO_SOURCE_PORT),
+        assured=bool(status & ASSURED),
+        zone=int.from_bytes(attributes.get(ZONE) or b"", "big"),
+        name=netlink.pack(by_type[kind] for kind in NAMING if kind in by_type),
     )
+
+
+def _port(protocol: Attrs, kind: int) -> int:
+    return int.from_bytes(protocol.get(kind) or b"", "big")
 
 
 def _addresses(direction: Attrs) -> tuple[Address, Address]:

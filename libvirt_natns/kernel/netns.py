@@ -12,7 +12,7 @@ without a name lives as long as a descriptor of it is open.
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -82,6 +82,28 @@ def leave() -> None:
         _call("unshare", CLONE_NEWNET)
     except OSError as error:
         raise KernelError("the kernel refuses a network namespace", str(error)) from error
+
+
+def in_scratch_namespace(trial: Callable[[], object]) -> None:
+    """Run ``trial`` in a network namespace that ends with it.
+
+    A new thread enters the namespace, so no thread must return from it.  Raises the
+    trial's error.
+    """
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            leave()
+            trial()
+        except Exception as error:  # the caller of the thread reports it
+            errors.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 @cache

@@ -21,6 +21,7 @@ from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.links import Links
 from libvirt_natns.kernel.macvlans import Macvlans
 from libvirt_natns.kernel.policy_rules import PolicyRules
+from libvirt_natns.kernel.queues import Queues
 from libvirt_natns.kernel.route_limits import RouteLimits
 from libvirt_natns.kernel.route_lookup import RouteLookup
 from libvirt_natns.kernel.routes import Routes
@@ -73,6 +74,10 @@ class NamespaceView:
     @property
     def route_limits(self) -> RouteLimits:
         return RouteLimits(self._channel)
+
+    @property
+    def queues(self) -> Queues:
+        return Queues(self._channel)
 
     @property
     def neighbours6(self) -> IPv6Neighbours:

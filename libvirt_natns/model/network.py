@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from libvirt_natns.addresses import Address
+from libvirt_natns.model.bandwidth import Bandwidth
 from libvirt_natns.model.dns import Dns
 from libvirt_natns.model.metadata import NatMetadata
 from libvirt_natns.model.subnet import StaticRoute, Subnet
@@ -50,7 +51,7 @@ class LibvirtNetwork:
 
     ``dns`` is None where the network turns DNS off.  Its content is read for
     ``<natns:ip>`` only; otherwise libvirt translates it.  ``dnsmasq_options`` are the
-    user's own.
+    user's own.  ``bandwidth`` limits what guests send to other links, and get from there.
     """
 
     uuid: str
@@ -66,6 +67,7 @@ class LibvirtNetwork:
     routes: tuple[StaticRoute, ...] = ()
     taken_over: bool = True
     nat: NatMetadata | None = None
+    bandwidth: Bandwidth | None = None
 
     def next_hop(self, route: StaticRoute) -> Address | None:
         """Return the gateway of a route; None where the gateway is the network's own.

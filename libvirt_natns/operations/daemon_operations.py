@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from libvirt_natns.addresses import Address
 from libvirt_natns.daemons import (
     dhcp_lease,
     dns_relay,
@@ -158,6 +159,32 @@ class IdleDnsmasq(Operation):
 
     def ensure(self, context: ApplyContext) -> None:
         libvirt_dnsmasq.idle(self.network)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundDnsmasq(Operation):
+    """libvirt's own dnsmasq of a network, which opens no more sockets.
+
+    It has closed those at ``addresses``, which the host has no more.
+    """
+
+    network: str
+    addresses: tuple[Address, ...]
+
+    def describe(self) -> str:
+        return f"libvirt's own dnsmasq of network {self.network} opens no more sockets"
+
+    def differs(self, kernel: Kernel) -> list[str]:
+        return libvirt_dnsmasq.bound_differences(self.network)
+
+    def ensure(self, context: ApplyContext) -> None:
+        context.undo.add(self.take_back, context.kernel)
+        with suppress(DnsmasqError):
+            # Only a twin would miss this; the network itself works.
+            libvirt_dnsmasq.bind(self.network, self.addresses)
+
+    def take_back(self, kernel: Kernel) -> None:
+        libvirt_dnsmasq.unbind(self.network)
 
 
 def end_client(kernel: Kernel, directory: Path, namespace: str | None, link: str) -> None:

@@ -33,7 +33,7 @@ class Firewall(Operation):
         return self.rule_set.differences()
 
     def ensure(self, context: ApplyContext) -> None:
-        self.rule_set.load()
+        self.rule_set.load(fresh=context.is_fresh(self))
 
 
 def fingerprint_file(owner: str, layout: LayoutName = "namespace") -> Path:

@@ -11,6 +11,47 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.firewall_operations import fingerprint_file
 from libvirt_natns.operations.operation import ApplyContext, Operation
 
+TIME_OUTS = tuple(
+    f"net/netfilter/nf_conntrack_{protocol}_timeout{state}"
+    for protocol, states in (
+        ("generic", ("",)),
+        ("icmp", ("",)),
+        ("icmpv6", ("",)),
+        ("gre", ("", "_stream")),
+        ("udp", ("", "_stream")),
+        (
+            "tcp",
+            (
+                "_syn_sent",
+                "_syn_recv",
+                "_established",
+                "_fin_wait",
+                "_close_wait",
+                "_last_ack",
+                "_time_wait",
+                "_close",
+                "_max_retrans",
+                "_unacknowledged",
+            ),
+        ),
+        (
+            "sctp",
+            (
+                "_closed",
+                "_cookie_wait",
+                "_cookie_echoed",
+                "_established",
+                "_shutdown_sent",
+                "_shutdown_recd",
+                "_shutdown_ack_sent",
+                "_heartbeat_sent",
+            ),
+        ),
+    )
+    for state in states
+)
+"""The sysctls of conntrack's time-outs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Namespace(Operation):
@@ -38,7 +79,10 @@ class Namespace(Operation):
         if owner not in (None, self.owner):
             raise ConflictError(
                 f"namespace {self.name} belongs to {owner or 'another program'}",
-                f"delete it (ip netns delete {self.name}) or rename the network",
+                # The namespace of another network of ours may be in use.
+                "rename one of the two networks"
+                if owner
+                else f"delete it (ip netns delete {self.name}) or rename the network",
             )
         note = _start_note(self.owner)
         undo.add(note.unlink, True)
@@ -101,6 +145,34 @@ class Settings(Operation):
     def ensure(self, context: ApplyContext) -> None:
         # The kernel resets some when another one changes, so all are set.
         context.kernel.at(self.namespace).sysctls.set_all(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class HostTimeOuts(Operation):
+    """Time-outs of conntrack in a namespace, as they are in the host.
+
+    A namespace begins with the kernel's own values, and not with those that an
+    administrator has set.
+    """
+
+    namespace: str
+
+    def describe(self) -> str:
+        return f"conntrack time-outs in {self.namespace} as in the host"
+
+    def differs(self, kernel: Kernel) -> list[str]:
+        present = kernel.at(self.namespace).sysctls.values(TIME_OUTS)
+        return [
+            f"sysctl {key} is {present[key]} in {self.namespace}, and {value} in the host"
+            for key, value in kernel.host.sysctls.values(TIME_OUTS).items()
+            if present.get(key, value) != value
+        ]
+
+    def ensure(self, context: ApplyContext) -> None:
+        sysctls = context.kernel.at(self.namespace).sysctls
+        wanted = context.kernel.host.sysctls.values(TIME_OUTS)
+        present = sysctls.values(wanted)
+        sysctls.set_all((key, value) for key, value in wanted.items() if present.get(key) != value)
 
 
 def make_anew(context: ApplyContext, name: str, owner: str) -> None:

@@ -149,8 +149,9 @@ def forget(guests: GuestContext, uuid: str) -> None:
     if record is None:
         return
     try:
-        if record.published:
-            withdraw(guests, uuid)
+        # Also a guest that has published nothing: its start has failed, and no other event
+        # tells DHCP of its reservation.
+        withdraw(guests, uuid)
     finally:
         with guests.locked(uuid):
             guests.drop_record(uuid)

@@ -46,9 +46,18 @@ from libvirt_natns.engine.host.record import (
 )
 from libvirt_natns.engine.host.stops import HostStops
 from libvirt_natns.errors import FirewallError
-from libvirt_natns.firewall import foreign_chains, host_parts, nfnetlink, nft, nftables, zones
+from libvirt_natns.firewall import (
+    foreign_chains,
+    host_parts,
+    missed_flows,
+    nfnetlink,
+    nft,
+    nftables,
+    zones,
+)
 from libvirt_natns.firewall import host_firewall as rules
 from libvirt_natns.firewall.host_parts import HostPart
+from libvirt_natns.firewall.host_rules import dnats
 from libvirt_natns.kernel.defer import Later, at_once
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.kernel.session import Kernel
@@ -138,6 +147,7 @@ class Host:
             if script:
                 self._announce("load the host's rules")
                 nft.load(None, script)
+                missed_flows.end(None, dnats(needs.forwards))
             self.store.host.put_part(network, host_parts.dump(new))
             record.counts = dict(counts)
         if not record.seen:

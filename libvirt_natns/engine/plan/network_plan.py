@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route, host_network
+from libvirt_natns.daemons.dnsmasq_options import listens_elsewhere, served_ports
 from libvirt_natns.engine.plan.neighbours import announcements, neighbours
 from libvirt_natns.engine.plan.surroundings import Published, Surroundings
 from libvirt_natns.engine.plan.sysctls import link_settings, namespace_settings
@@ -22,16 +23,23 @@ from libvirt_natns.engine.plan.upstream_side import (
 )
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
+from libvirt_natns.model.bandwidth import Bandwidth
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside
 from libvirt_natns.operations.addressing import Addresses, Gateways, Route, SendLimit, Withdrawal
-from libvirt_natns.operations.daemon_operations import Dnsmasq, IdleDnsmasq, Leasing
+from libvirt_natns.operations.daemon_operations import (
+    BoundDnsmasq,
+    Dnsmasq,
+    IdleDnsmasq,
+    Leasing,
+)
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.link_operations import LinkUp, Macvlan, Patch, Port
-from libvirt_natns.operations.namespaces import Namespace, Settings
+from libvirt_natns.operations.namespaces import HostTimeOuts, Namespace, Settings
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Plan
+from libvirt_natns.operations.rate_operations import SendRate
 
 
 def make(
@@ -56,9 +64,11 @@ def make(
         namespace_settings(network),
         _private_patch(network, namespace, around.private_mtu),
         _upstream_link(network, segment, around.upstream_mtu),
+        *_send_rates(network, namespace),
         private_port(network),
         *_upstream_port(network, segment),
         Firewall(namespace, network.uuid, around.backend, rules),
+        HostTimeOuts(namespace),
         # A DHCP client's link is up already, and speaks no IPv6 before this.
         *([link_settings(network, segment, outside)] if ipv6 else []),
         *withdrawals(network),
@@ -96,14 +106,17 @@ def ahead_of_lease(network: Network, segment: DhcpSegment, mtu: int, leasing: Le
     )
 
 
-def withdrawals(network: Network) -> tuple[Withdrawal, ...]:
+def withdrawals(network: Network) -> Plan:
     """Return the addresses that must go from a network's bridge, before a twin can start.
 
-    Where libvirt sets no address, an administrator may have set one: guests would find two
+    libvirt's own dnsmasq must not take them again when a twin's bridge has them.  Where
+    libvirt sets no address, an administrator may have set one: guests would find two
     gateways.
     """
     bridge = network.bridge
-    return tuple(Withdrawal(bridge, subnet.interface) for subnet in network.subnets)
+    gateways = tuple(subnet.gateway for subnet in network.subnets)
+    bound = (BoundDnsmasq(network.name, gateways),) if listens_elsewhere(network) else ()
+    return (*(Withdrawal(bridge, subnet.interface) for subnet in network.subnets), *bound)
 
 
 def claims_part(plan: Plan, published: Published) -> Plan:
@@ -135,6 +148,7 @@ def policy(network: Network, segment: Segment, outside: Outside, published: Publ
         transit=segment.transit_gateways,
         link_local=segment.upstream.link_local == "forward",
         max_flows=segment.upstream.max_flows,
+        served=served_ports(network),
     )
 
 
@@ -150,6 +164,18 @@ def _private_patch(network: Network, namespace: str, mtu: int) -> Patch:
         altname=names.altname("private", network.name),
         mtu=mtu,
     )
+
+
+def _send_rates(network: Network, namespace: str) -> Iterable[SendRate]:
+    """Yield the limits of both ends of the private patch.
+
+    libvirt limits its bridge's own end, which sees no packet of the router's.
+    """
+    limits = network.bandwidth or Bandwidth()
+    if limits.inbound:
+        yield SendRate(namespace, network.bridge, limits.inbound)
+    if limits.outbound:
+        yield SendRate(None, names.private_patch(network.uuid), limits.outbound)
 
 
 def private_port(network: Network) -> Port:

@@ -172,6 +172,10 @@ def _check_names(kernel: Kernel, wanted: RouterUpstream) -> None:
     namespace = names.router_namespace(wanted.name)
     owner = kernel.namespace_owner(namespace)
     if netns.exists(namespace) and owner not in (None, f"router {wanted.name}"):
+        if owner:
+            raise _refuse(
+                wanted, f"namespace {namespace} belongs to {owner}", "rename the upstream"
+            )
         raise _refuse(wanted, f"namespace {namespace} is not ours", f"ip netns delete {namespace}")
     link = names.router_patch(wanted.name)
     if kernel.host.links.get(link) is not None:

@@ -57,9 +57,11 @@ class RouterNamespace(Operation):
             return
         record = journal.load(self.target.name)
         if record is not None and record.is_whole:
+            # The namespace of another router or network of ours may be in use.
+            owner = kernel.namespace_owner(name)
             raise ConflictError(
-                f"namespace {name} belongs to another program",
-                f"delete it (ip netns delete {name})",
+                f"namespace {name} belongs to {owner or 'another program'}",
+                "rename the upstream" if owner else f"delete it (ip netns delete {name})",
             )
 
     def take_back(self, kernel: Kernel) -> None:

@@ -14,7 +14,7 @@ from libvirt_natns import names
 from libvirt_natns.firewall.rule import Rule
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.operations.link_operations import LinkUp, Patch, TransitBridge
-from libvirt_natns.operations.namespaces import Settings
+from libvirt_natns.operations.namespaces import HostTimeOuts, Settings
 from libvirt_natns.operations.operation import Operation
 from libvirt_natns.upstream.router import downstream, host_link, nat_rules
 from libvirt_natns.upstream.router.downstream import RouterNeeds
@@ -76,6 +76,7 @@ def make(record: RouterRecord, needs: RouterNeeds | None) -> RouterPlan:
             "configure the transit bridge", downstream.transit(target, needs or nat_rules.NOTHING)
         ),
         RouterStep("load the rules", _firewall(target, needs)),
+        RouterStep("take the host's time-outs over", HostTimeOuts(namespace)),
         RouterStep("move the NIC", MovedNic(namespace, target.nic, before)),
         RouterStep(
             "give the NIC its addresses and routes", InnerNic(target, before, record.is_whole)

@@ -10,7 +10,7 @@ from typing import NoReturn, cast
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.cli import access, doctor, machine_checks, trust
+from libvirt_natns.cli import access, doctor, trust
 from libvirt_natns.daemons import libvirtd_reload
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
@@ -67,7 +67,7 @@ def test_a_trial_that_fails_is_an_error_of_any_kind(
 
     monkeypatch.setattr(netns, "leave", lambda: None)
     with pytest.raises(type(error)) as raised:
-        machine_checks.in_scratch_namespace(trial)
+        netns.in_scratch_namespace(trial)
     assert raised.value is error
 
 

@@ -25,6 +25,7 @@ from libvirt_natns.documents.libvirt_xml import (
     parse_hook_data,
 )
 from libvirt_natns.errors import DocumentError
+from libvirt_natns.model.bandwidth import Bandwidth, RateLimit
 from libvirt_natns.model.metadata import AddressRequest, NatMetadata, PortForward, PortRange
 from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
 from libvirt_natns.model.publication import PortSet
@@ -273,6 +274,29 @@ def test_a_comment_does_not_shorten_a_name() -> None:
 )
 def test_forward_mode(rest: str, expected: str | None) -> None:
     assert network(rest).forward_mode == expected
+
+
+def test_bandwidth() -> None:
+    """As libvirt gives the values to tc(8): kbps are 1000 octets a second, kb are 1024."""
+    limits = network(
+        "<bridge name='b'/><bandwidth><inbound average='1000' peak='5000' burst='5120'/>"
+        "<outbound average='128' peak='256'/></bandwidth>"
+        "<portgroup name='x'><bandwidth><inbound average='1'/></bandwidth></portgroup>"
+    ).bandwidth
+    assert limits == Bandwidth(
+        RateLimit(1_000_000, 5_000_000, 5120 << 10, 1600),
+        RateLimit(128_000, 128_000, 128 << 10, 128 << 10),
+    )
+    assert str(limits.outbound) == "128000 octets/s"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "<inbound/>", "<inbound average='0'/>", "<outbound average='many'/>"]
+)
+def test_bandwidth_without_a_rate(content: str) -> None:
+    limits = network(f"<bridge name='b'/><bandwidth>{content}</bandwidth>").bandwidth
+    assert limits == Bandwidth()
+    assert network("<bridge name='b'/>").bandwidth is None
 
 
 def test_bridge_template_is_no_bridge_yet() -> None:

@@ -25,6 +25,7 @@ from libvirt_natns.engine.plan.sysctls import (
     SYSCTLS_WITHOUT_IPV6,
 )
 from libvirt_natns.engine.plan.transit_bridge import transit
+from libvirt_natns.model.bandwidth import Bandwidth, inbound, outbound
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import BridgeSegment
 from libvirt_natns.model.subnet import StaticRoute, Subnet
@@ -75,6 +76,7 @@ patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400
 patch natin-910a6529e on bridge virbr10
 patch natup-910a6529e on bridge br0
 firewall of nat-a: {rules} rules, nftables
+conntrack time-outs in nat-a as in the host
 no address 10.0.0.1/24 on virbr10 in the host
 address 10.0.0.1/24 on virbr10 in nat-a
 address 192.168.0.100/24 on upstream in nat-a
@@ -92,6 +94,7 @@ patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400
 patch natin-910a6529e on bridge virbr10
 patch natup-910a6529e on bridge br0
 firewall of nat-a: {rules} rules, nftables
+conntrack time-outs in nat-a as in the host
 no address 10.0.0.1/24 on virbr10 in the host
 no address 10.1.0.1/24 on virbr10 in the host
 address 10.0.0.1/24, 10.1.0.1/24 on virbr10 in nat-a
@@ -111,6 +114,7 @@ patch natup-910a6529e (natns-upstream-a) to upstream in nat-a, MTU 1400
 patch natin-910a6529e on bridge virbr10
 patch natup-910a6529e on bridge br0
 firewall of nat-a: {rules} rules, nftables
+conntrack time-outs in nat-a as in the host
 no address 10.0.0.1/24 on virbr10 in the host
 no address fd00:1::1/64 on virbr10 in the host
 address 10.0.0.1/24, fd00:1::1/64 on virbr10 in nat-a
@@ -172,6 +176,16 @@ def test_stock_network() -> None:
     assert words(made) == STOCK.format(rules=rules(made))
     assert of(made, Settings) == [Settings("nat-a", SYSCTLS + SYSCTLS_WITHOUT_IPV6)]
     assert rules(made) > 0
+
+
+def test_bandwidth_limits_both_ends_of_the_private_patch() -> None:
+    limits = Bandwidth(inbound(1000, 5000, 5120), outbound(128, 0))
+    made = words(make(replace(NETWORK, bandwidth=limits), PROVIDER, OUTSIDE, AROUND))
+    patch = "patch natin-910a6529e on bridge virbr10\n"
+    assert (
+        "link virbr10 in nat-a sends 1000000 octets/s, at most 5000000\n"
+        f"link natin-910a6529e in the host sends 128000 octets/s\n{patch}"
+    ) in made
 
 
 def test_several_subnets_and_routes() -> None:

@@ -1061,3 +1061,10 @@ def test_a_kernel_without_nftables_has_no_rules_of_others(monkeypatch: pytest.Mo
     assert host_nftables.ensure(own, accepts) == ()
     assert host_nftables.differences(own, accepts) == ()
     assert stopping_chains.find(accepts, (), WAYS) == ()
+
+
+def test_ports_that_dnsmasq_serves_by_its_options() -> None:
+    served = (("tcp", 5353), ("udp", 4011))
+    text = nftables.render(ruleset(replace(POLICY, served=served)))
+    assert "ip daddr 10.0.0.1 udp dport { 53, 69, 4011 } accept" in text
+    assert "ip daddr 10.0.0.1 tcp dport { 53, 5353 } accept" in text

@@ -586,11 +586,14 @@ def test_flows_of_ipv6_are_read() -> None:
 def test_flows_to_a_guests_own_address() -> None:
     published = FORWARDS[4]
     client = parsed("2001:db8:203::9")
-    own = conntrack.ConntrackEntry(6, parsed(OPEN), 80, (parsed(OPEN), client), b"")
+    own = conntrack.ConntrackEntry(
+        protocol=6, client=client, asked=parsed(OPEN), port=80,
+        answered=(parsed(OPEN), client), answering_port=80, assured=False, zone=0, name=b"",
+    )  # fmt: skip
     assert conntrack.concerns(published, own, frozenset())
     for other in (
         replace(own, port=82),
         # The guest's own flow to a port 80 elsewhere.
-        conntrack.ConntrackEntry(6, client, 80, (client, parsed(OPEN)), b""),
+        replace(own, client=parsed(OPEN), asked=client, answered=(client, parsed(OPEN))),
     ):
         assert not conntrack.concerns(published, other, frozenset())

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -177,3 +177,12 @@ def test_many_claims_are_one_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     claims = [replace(SCTP_FORWARD, target=GUEST + number) for number in range(17)]
     assert len(cut(monkeypatch, kernel, *claims)) == 1
     assert kernel.filters == [b""]
+
+
+def test_no_kernel_is_asked_for_an_address_of_ipv6() -> None:
+    """The kernel would hand out all other entries."""
+    by_port = conntrack.DumpFilter(6, 1, 1, IPv6Address("2001:db8::5"), socket.IPPROTO_UDP, 53)
+    number = attribute(1, bytes([socket.IPPROTO_UDP])) + attribute(3, struct.pack("!H", 53))
+    flags = attribute(1, struct.pack("=I", 1 << 3 | 1 << 5))
+    proto = attribute(0x8001, attribute(0x8002, number))
+    assert by_port.attributes == proto + attribute(0x8000 | 25, flags)

@@ -51,6 +51,14 @@ def test_a_foreign_namespace_in_place_of_a_router_is_refused(made: list[str]) ->
     assert made == []
 
 
+def test_the_namespace_of_another_router_is_not_to_be_deleted(made: list[str]) -> None:
+    with pytest.raises(ConflictError) as raised:
+        ensure("router two", "up")
+    assert str(raised.value) == (
+        "namespace natns-router-wan belongs to router two: rename the upstream"
+    )
+
+
 @pytest.mark.parametrize(("owner", "state"), [(None, "up"), (FOREIGN, "going up")])
 def test_a_namespace_that_is_missing_or_half_made_is_made(
     owner: str | None, state: RouterState, made: list[str]

@@ -71,6 +71,7 @@ patch natns-wan (natns-router-wan) to host in natns-router-wan, MTU 1400
 transit bridge transit (natns-transit-wan) in natns-router-wan
 address 10.213.252.1/22 on transit in natns-router-wan
 firewall of natns-router-wan: 15 rules, nftables
+conntrack time-outs in natns-router-wan as in the host
 NIC ens3 in natns-router-wan
 addresses and routes of NIC ens3 in natns-router-wan
 address 192.168.158.1/24 on host in natns-router-wan

@@ -78,7 +78,26 @@ class HostEnd(Operation):
                 *(self._routes(AF_INET6, LINK_LOCAL_ROUTER) if own else ()),
             ),
             _settings(target),
+            sources=tuple(self._sources6().items()),
+            deprecated=tuple(
+                f"{address.ip}/128"
+                for address in self.before.ipv6
+                if address.ip in own and not address.preferred
+            ),
         )
+
+    def _sources6(self) -> dict[str, str]:
+        """Return the sources that routes over the NIC named, by the route's destination."""
+        own = self.target.addresses6
+        routes = [
+            route for route in self.before.routes if route.family == AF_INET6 and route.is_way
+        ]
+        # Of several routes to one destination, that with the least metric counts.
+        return {
+            route.destination: route.source
+            for route in sorted(routes, key=lambda each: -each.metric)
+            if route.source and route.source in own
+        }
 
     def _routes(self, family: int, gateway: str) -> list[tuple[str, str]]:
         """Return the host's routes through the router, in place of those over the NIC.
@@ -88,5 +107,7 @@ class HostEnd(Operation):
         """
         routes = [route for route in self.before.routes if route.family == family]
         if any(route.is_default for route in routes):
-            return [(EVERYTHING if family == AF_INET else EVERYTHING6, gateway)]
+            default = EVERYTHING if family == AF_INET else EVERYTHING6
+            named = {default, *(self._sources6() if family == AF_INET6 else ())}
+            return [(to, gateway) for to in sorted(named)]
         return [(to, gateway) for to in sorted({r.destination for r in routes if r.is_way})]

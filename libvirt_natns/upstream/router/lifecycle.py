@@ -31,6 +31,7 @@ from libvirt_natns.upstream.router import (
 )
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.journal import JournalObserver, RouterRecord
+from libvirt_natns.upstream.router.moved_nic import InnerNic
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 from libvirt_natns.upstream.router.router_plan import RouterPlan
 from libvirt_natns.upstream.router.target import Target
@@ -256,6 +257,9 @@ class RouterLifecycle:
             record = journal.load(name)
             if record is not None and record.is_whole:
                 nic_lease.apply(record.target, record.before)
+                if nic_lease.current(record.target) is not None:
+                    # Routes by a static address have gone with it, even for a moment.
+                    InnerNic(record.target, record.before, in_force=True).complete()
 
     # -- down --------------------------------------------------------------
 

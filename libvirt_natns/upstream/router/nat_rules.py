@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The firewall rules of a router namespace, for both backends.
 
-* Packets from the host and from networks' namespaces to the outside are masqueraded, and
-  replies come in.
+* Packets from the host and from networks' namespaces to the outside get an address of the
+  router, as routes and rules of the host said (``nic_sources``).  Replies come in.
 * The host's ports and the networks' published ports answer on each IPv4 address of the
   router.  Clients outside, the host and guests can use them.  Behind the router, packets
   of the host and of guests have the router's address.
@@ -17,13 +17,13 @@ for an unused target address on the NIC's link, and drops the packet later.
 """
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route
 from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.firewall.host_rules import dnat
-from libvirt_natns.firewall.rule import Rule
+from libvirt_natns.firewall.rule import Rule, limited
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.target import Target
@@ -71,6 +71,17 @@ def _masqueraded(target: Target) -> Iterator[Rule]:
             # Otherwise the reply would take another way: to itself, or past the router.
             yield Rule(
                 chain="srcnat", oif=link, sources=subnets, translated=True, action="masquerade"
+            )
+    for to, source in target.sources:
+        destination = IPv4Network(to)
+        for _, subnets in _insides(target):
+            yield Rule(
+                chain="srcnat",
+                oif=target.nic,
+                sources=subnets,
+                destinations=limited((destination,)),
+                action="snat" if source else "masquerade",
+                to=IPv4Address(source) if source else None,
             )
     for _, subnets in _insides(target):
         yield Rule(chain="srcnat", oif=target.nic, sources=subnets, action="masquerade")

@@ -26,6 +26,7 @@ from libvirt_natns.upstream.router import (
     nic_lease,
     nic_link,
     nic_snapshot,
+    nic_sources,
 )
 from libvirt_natns.upstream.router.confirmation import ConfirmedRouter
 from libvirt_natns.upstream.router.downstream import RouterNeeds
@@ -133,6 +134,7 @@ def target(
             transit=str(_transit(kernel, wanted, before)),
             servers=_servers(wanted, resolv),
             leased=leased,
+            sources=nic_sources.choose(before),
             transit6=six.transit,
             subnet6=six.subnet,
             own6=six.own,

@@ -26,6 +26,8 @@ from lab_hosts_router import (
     seen6,
     server,
     sources,
+    typed_by_ssh,
+    typed_over,
 )
 from lab_sides import Command, in_process
 from lab_vps import (
@@ -33,12 +35,15 @@ from lab_vps import (
     CONFIG,
     GATEWAY,
     GATEWAY6,
+    NAMESPACE,
     NIC,
+    greeting,
     state_of_host,
 )
 
 OTHER6, FAR_SUBNET6, ROUTER6 = "2001:db8:1::11", "2001:db8:2::10", "2001:db8:fffe::1"
 BACKENDS = ("nftables", "iptables")
+OLD_HOST = 2222
 
 
 @pytest.fixture(autouse=True)
@@ -198,3 +203,49 @@ def test_guests_leave_by_the_same_source(
         guest = stack.enter_context(FastGuest("virbr10", "52:54:00:00:00:05", "guest-a"))
         guest.static("10.0.0.5/24", "10.0.0.1")
         assert sources(guest.name) == expected
+
+
+# -- the session in which it is typed ------------------------------------------
+
+PLAIN = (f"address add {ADDRESS}/24 dev {NIC}", DEFAULT)
+
+
+def test_a_session_is_not_cut(command: Command) -> None:
+    """Its port is found by sshd's variable, which sudo removes, or by the connection itself."""
+    configure()
+    with server(*PLAIN, f"-6 address add {ADDRESS6}/64 dev {NIC} nodad", DEFAULT6):
+        host = state_of_host()
+        said = typed_by_ssh(f"{FAR[0]} 50000 {ADDRESS} {OLD_HOST}", "router", "up")
+        assert (said.returncode, said.stderr.count("\n")) == (1, 1)
+        assert f"tcp port {OLD_HOST}" in said.stderr and '"tcp/2222"' in said.stderr
+        said2 = typed_over(OLD_HOST, ADDRESS, NAMESPACE, "router", "up")
+        assert said2.startswith("1 ") and f"tcp port {OLD_HOST}" in said2
+        after = state_of_host()
+        assert after == host, host.diff(after)
+        # In IPv6 all ports stay; other addresses are reached as before; a client is no server.
+        for connection in (
+            f"2001:db8:ffff::80 50000 {ADDRESS6} {OLD_HOST}",
+            f"192.0.2.9 50000 192.0.2.1 {OLD_HOST}",
+            f"{FAR[0]} 50000 {ADDRESS} {SSH}",
+        ):
+            assert typed_by_ssh(connection, "router", "up").returncode == 0
+            assert command("router", "down").status == 0
+        configure(more=f'host_ports = ["tcp/{SSH}", "tcp/{OLD_HOST}"]\n')
+        said2 = typed_over(OLD_HOST, ADDRESS, NAMESPACE, "router", "up")
+        assert said2.startswith("0 "), said2
+
+
+def test_changed_ports_do_not_cut_the_session(command: Command) -> None:
+    """A session through the router comes in by the host's private address."""
+    configure(more=f'host_ports = ["tcp/{SSH}", "tcp/{OLD_HOST}"]\n')
+    with server(*PLAIN):
+        assert command("router", "up").status == 0
+        configure()
+        for verb in (("router", "up"), ("sync",)):
+            said = typed_over(OLD_HOST, ADDRESS, NAMESPACE, *verb)
+            assert f"tcp port {OLD_HOST}" in said, verb
+        with closing(Server(None, "tcp", OLD_HOST)):
+            assert greeting(ADDRESS, OLD_HOST, NAMESPACE), "still forwarded"
+        assert command("router", "up").status == 0, "at the console"
+        with closing(Server(None, "tcp", OLD_HOST)):
+            assert not greeting(ADDRESS, OLD_HOST, NAMESPACE, timeout=0.5)

@@ -148,6 +148,8 @@ class RouterLifecycle:
         target, before, resolv = preflight.target(
             self.config, self.kernel, upstream, had, boot=boot
         )
+        if not boot:
+            preflight.check_session(target, {address.ip for address in before.ipv4})
         deadline = None if within is None else boot_clock.now() + within
         record = RouterRecord(target, before, resolv, "going up", boot_id(), deadline=deadline)
         plan = self.plan(record)
@@ -195,6 +197,8 @@ class RouterLifecycle:
         if target == record.target:
             return []
         preflight.check_published(target, self.needs(target))
+        # Sessions from outside come in by the host's private address now.
+        preflight.check_session(target, {str(target.host.ip)})
         deadline = record.deadline
         if deadline is None and within is not None:
             deadline = boot_clock.now() + within

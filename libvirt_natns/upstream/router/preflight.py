@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Refuses a router that cannot come up, and decides its target, before anything changes."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from socket import AF_INET
@@ -11,7 +11,7 @@ from libvirt_natns import names
 from libvirt_natns.errors import ConflictError, RouterError
 from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.rule import Transport
-from libvirt_natns.kernel import netlink, netns
+from libvirt_natns.kernel import login_session, netlink, netns
 from libvirt_natns.kernel.routes import is_way_out
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
@@ -82,6 +82,27 @@ def check_published(target: Target, needs: RouterNeeds) -> None:
                     f" {max(first, forward.first)}, which host_ports has now",
                     f"choose other host_ports in [upstreams.{target.name}] of {names.CONFIG_FILE}",
                 )
+
+
+def check_session(target: Target, addresses: Collection[str]) -> None:
+    """Refuse a router that would cut the caller's own session.  Raises ConflictError.
+
+    The session came in by one of ``addresses``, and host_ports lack its port.
+    """
+    for entrance in login_session.entrances():
+        if entrance.address.version == 6 and not entrance.address.is_unspecified:
+            # The host keeps its IPv6 addresses, with all ports.
+            continue
+        if str(entrance.address) not in addresses and not entrance.address.is_unspecified:
+            continue
+        proto, port = entrance.proto, entrance.port
+        if not any(proto == p and first <= port <= last for p, first, last in target.ports):
+            raise ConflictError(
+                f"router {target.name}: your session came in by {proto} port {port}, which"
+                " host_ports lack, so you could not log in again",
+                f'add "{proto}/{port}" to host_ports in [upstreams.{target.name}]'
+                f" of {names.CONFIG_FILE}",
+            )
 
 
 def unapplied(wanted: RouterUpstream, target: Target, before: Capture) -> list[str]:

@@ -25,6 +25,7 @@ from libvirt_natns.documents.config_table import (
 )
 from libvirt_natns.documents.config_values import (
     address6,
+    client_id,
     pool,
     port_set,
     prefixes6,
@@ -125,6 +126,9 @@ KEYS: dict[str, Reader] = {
         port_set, 'a protocol with a port or a range, such as "tcp/22" or "udp/60000-61000"'
     ),
     "host_address6": one(address6, "an IPv6 address of the host, such as 2001:db8:77::2"),
+    "client_id": one(
+        client_id, 'octets such as "01:52:54:00:00:00:05", or "ff:" with an IAID and a DUID'
+    ),
 }
 """Each key, with the reader of its value.
 

@@ -25,6 +25,7 @@ from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
 from libvirt_natns.upstream.router import (
     helper_command,
+    lease_identity,
     link_config,
     nic_link,
     nic_snapshot,
@@ -38,9 +39,6 @@ from libvirt_natns.upstream.router.target import Target
 END_LIMIT = 2.0
 """Seconds in which a killed client ends."""
 
-ETHERNET = "01"
-"""The hardware type in front of a client-id that is a MAC address, as most clients send it."""
-
 
 def client_directory(target: Target) -> Path:
     """Return the directory of a router's DHCP client."""
@@ -51,7 +49,7 @@ def _client(target: Target, mac: str) -> Client:
     return Client(
         namespace=target.namespace,
         link=target.nic,
-        client_id=ETHERNET + mac.replace(":", ""),
+        client_id=target.client_id or lease_identity.of_mac(mac),
         directory=client_directory(target),
         on_change=helper_command.line("lease", target.name),
     )

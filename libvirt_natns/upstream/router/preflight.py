@@ -21,6 +21,7 @@ from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import (
     host_resolv_conf,
     ipv6_choice,
+    lease_identity,
     nic_checks,
     nic_completion,
     nic_lease,
@@ -61,6 +62,7 @@ def confirmed(wanted: RouterUpstream, kept: ConfirmedRouter) -> RouterUpstream:
         host_subnet=IPv4Network(target.host_subnet),
         host_ports=tuple(PortSet(cast("PortProtocol", p), a, b) for p, a, b in target.ports),
         host_address6=None if all_own else IPv6Address(target.addresses6[0]),
+        client_id=target.client_id,
         dns=tuple(map(ip_address, target.servers)),
     )
 
@@ -109,10 +111,12 @@ def unapplied(wanted: RouterUpstream, target: Target, before: Capture) -> list[s
     """Return the changes of the configuration that only a router made anew can have."""
     own = wanted.host_address6
     addresses6 = tuple(address.ip for address in before.ipv6) if own is None else (str(own),)
+    identity = target.client_id or lease_identity.of_mac(before.mac)
     changed = {
         "nic": wanted.nic != target.nic,
         "host_subnet": str(wanted.host_subnet) != target.host_subnet,
         "host_address6": addresses6 != target.addresses6,
+        "client_id": wanted.client_id not in ("", identity),
     }
     return [
         f"{key} differs from the configuration: virt-natns router down {target.name}, then up"
@@ -156,6 +160,7 @@ def target(
             servers=_servers(wanted, resolv),
             leased=leased,
             sources=nic_sources.choose(before),
+            client_id=lease_identity.choose(wanted, before, boot=boot),
             transit6=six.transit,
             subnet6=six.subnet,
             own6=six.own,

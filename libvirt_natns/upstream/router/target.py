@@ -17,7 +17,7 @@ from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.upstream.router.nic_snapshot import known_fields
 from libvirt_natns.upstream.router.nic_sources import Sources
 
-LATER = ("sources",)
+LATER = ("sources", "client_id")
 """Fields that files of version 0.1.0 do not have."""
 
 
@@ -28,7 +28,8 @@ class Target:
     ``ports`` go to the host: protocol, first, last.  ``addresses6`` are the host's own.
     ``servers`` are the resolvers that resolv.conf is to name; none where the file can stay
     as it is.  ``leased``: the NIC's IPv4 address came by DHCP.  ``sources`` are the addresses by
-    which IPv4 packets leave, see ``nic_sources``.
+    which IPv4 packets leave, see ``nic_sources``.  ``client_id`` identifies the NIC to the DHCP
+    server, in hexadecimal digits; "" for the NIC's MAC address.
 
     ``subnet6`` is the NIC's own subnet, of which networks can have parts.  ``transit6`` is
     the private prefix between router and networks.  ``own6`` is the address that the router
@@ -45,6 +46,7 @@ class Target:
     servers: tuple[str, ...] = ()
     leased: bool = False
     sources: Sources = ()
+    client_id: str = ""
     transit6: str = ""
     subnet6: str = ""
     own6: str = ""

@@ -18,6 +18,10 @@ EVERYTHING = "0.0.0.0/0"
 EVERYTHING6 = "::/0"
 
 
+KEPT_SETTINGS = (("ipv4/conf/accept_local", "1"), ("ipv4/conf/rp_filter", "0"))
+"""Settings for packets from addresses of the host that are the router's own, too."""
+
+
 def _settings(target: Target) -> tuple[tuple[str, str], ...]:
     return (
         ("ipv6/conf/disable_ipv6", "0" if target.addresses6 else "1"),
@@ -35,7 +39,7 @@ def router_end(target: Target) -> LinkConfig:
         names.ROUTER_HOST_LINK,
         (str(target.gateway), *([f"{LINK_LOCAL_ROUTER}/64"] if own else [])),
         tuple((f"{address}/128", LINK_LOCAL_HOST) for address in own),
-        _settings(target),
+        (*_settings(target), *(KEPT_SETTINGS if target.addresses4 else ())),
     )
 
 
@@ -72,6 +76,7 @@ class HostEnd(Operation):
                 str(target.host),
                 *([f"{LINK_LOCAL_HOST}/64"] if own else []),
                 *(f"{address}/128" for address in own),
+                *(f"{address}/32" for address in target.addresses4),
             ),
             (
                 *self._routes(AF_INET, str(target.gateway.ip)),

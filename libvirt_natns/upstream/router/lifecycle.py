@@ -197,8 +197,8 @@ class RouterLifecycle:
         if target == record.target:
             return []
         preflight.check_published(target, self.needs(target))
-        # Sessions from outside come in by the host's private address now.
-        preflight.check_session(target, {str(target.host.ip)})
+        # Sessions from outside come in by these addresses now.
+        preflight.check_session(target, {str(target.host.ip), *target.addresses4})
         deadline = record.deadline
         if deadline is None and within is not None:
             deadline = boot_clock.now() + within

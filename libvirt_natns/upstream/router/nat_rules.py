@@ -23,7 +23,7 @@ from libvirt_natns import names
 from libvirt_natns.addresses import default_route
 from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.firewall.host_rules import dnat
-from libvirt_natns.firewall.rule import Rule, limited
+from libvirt_natns.firewall.rule import Rule, limited, single
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.target import Target
@@ -51,6 +51,18 @@ def _insides(target: Target) -> tuple[tuple[str, tuple[IPv4Network, ...]], ...]:
 
 
 def _translated(target: Target, forwards: Iterable[HostForward]) -> Iterator[Rule]:
+    for address in target.addresses4:
+        for protocol, first, last in target.ports:
+            # Translated to itself: routing leads the packet to the host.
+            yield Rule(
+                chain="dstnat",
+                destinations=single(IPv4Address(address)),
+                protocol=protocol,
+                span=(first, last),
+                action="dnat",
+                to=IPv4Address(address),
+                unique=True,
+            )
     for protocol, first, last in target.ports:
         yield Rule(
             chain="dstnat",
@@ -108,10 +120,30 @@ def _passing(target: Target, six: Iterable[Rule]) -> Iterator[Rule]:
             action="accept",
             comment="published",
         )
+    yield from _passing_kept(target)
     yield from six
     # In IPv6, too: the NIC's neighbours must not use this router.
     yield Rule(chain="forward", iif=target.nic, oif=target.nic, action="drop")
     yield Rule(chain="forward", destinations=(default_route(4),), action="drop")
+
+
+def _passing_kept(target: Target) -> Iterator[Rule]:
+    """Yield the rules for the IPv4 addresses that the host keeps."""
+    if not target.addresses4:
+        return
+    kept = tuple(IPv4Network(address) for address in target.addresses4)
+    link = names.ROUTER_HOST_LINK
+    yield Rule(chain="forward", iif=link, oif=target.nic, sources=kept, action="accept")
+    yield Rule(chain="forward", oif=link, destinations=kept, protocol="icmp", action="accept")
+    for protocol, first, last in target.ports:
+        yield Rule(
+            chain="forward",
+            oif=link,
+            destinations=kept,
+            protocol=protocol,
+            span=(first, last),
+            action="accept",
+        )
 
 
 def _passing6(target: Target, needs: RouterNeeds) -> Iterator[Rule]:

@@ -19,6 +19,7 @@ from libvirt_natns.model.publication import PortProtocol, PortSet
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import (
+    host_addresses,
     host_resolv_conf,
     ipv6_choice,
     lease_identity,
@@ -63,6 +64,7 @@ def confirmed(wanted: RouterUpstream, kept: ConfirmedRouter) -> RouterUpstream:
         host_ports=tuple(PortSet(cast("PortProtocol", p), a, b) for p, a, b in target.ports),
         host_address6=None if all_own else IPv6Address(target.addresses6[0]),
         client_id=target.client_id,
+        host_addresses=tuple(map(IPv4Address, target.addresses4)),
         dns=tuple(map(ip_address, target.servers)),
     )
 
@@ -117,6 +119,8 @@ def unapplied(wanted: RouterUpstream, target: Target, before: Capture) -> list[s
         "host_subnet": str(wanted.host_subnet) != target.host_subnet,
         "host_address6": addresses6 != target.addresses6,
         "client_id": wanted.client_id not in ("", identity),
+        "host_addresses": wanted.host_addresses is not None
+        and set(map(str, wanted.host_addresses)) != set(target.addresses4),
     }
     return [
         f"{key} differs from the configuration: virt-natns router down {target.name}, then up"
@@ -161,6 +165,7 @@ def target(
             leased=leased,
             sources=nic_sources.choose(before),
             client_id=lease_identity.choose(wanted, before, boot=boot),
+            addresses4=host_addresses.choose(wanted, before, boot=boot),
             transit6=six.transit,
             subnet6=six.subnet,
             own6=six.own,

@@ -17,7 +17,7 @@ from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.upstream.router.nic_snapshot import known_fields
 from libvirt_natns.upstream.router.nic_sources import Sources
 
-LATER = ("sources", "client_id")
+LATER = ("sources", "client_id", "addresses4")
 """Fields that files of version 0.1.0 do not have."""
 
 
@@ -29,7 +29,8 @@ class Target:
     ``servers`` are the resolvers that resolv.conf is to name; none where the file can stay
     as it is.  ``leased``: the NIC's IPv4 address came by DHCP.  ``sources`` are the addresses by
     which IPv4 packets leave, see ``nic_sources``.  ``client_id`` identifies the NIC to the DHCP
-    server, in hexadecimal digits; "" for the NIC's MAC address.
+    server, in hexadecimal digits; "" for the NIC's MAC address.  ``addresses4`` are IPv4
+    addresses of the NIC that the host keeps, too (``host_addresses``).
 
     ``subnet6`` is the NIC's own subnet, of which networks can have parts.  ``transit6`` is
     the private prefix between router and networks.  ``own6`` is the address that the router
@@ -47,6 +48,7 @@ class Target:
     leased: bool = False
     sources: Sources = ()
     client_id: str = ""
+    addresses4: tuple[str, ...] = ()
     transit6: str = ""
     subnet6: str = ""
     own6: str = ""
@@ -92,6 +94,7 @@ class Target:
         fields["ports"] = tuple(_port(*port) for port in fields["ports"])
         fields["addresses6"] = tuple(map(str, map(IPv6Address, fields["addresses6"])))
         fields["servers"] = tuple(map(str, map(ip_address, fields["servers"])))
+        fields["addresses4"] = tuple(map(str, map(IPv4Address, fields.get("addresses4", ()))))
         fields["sources"] = tuple(_source(*pair) for pair in fields.get("sources", ()))
         target = cls(**fields)
         # All other addresses are made of these subnets.

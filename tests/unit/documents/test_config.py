@@ -171,19 +171,21 @@ def test_router() -> None:
     assert wan.host_ports == (PortSet("tcp", 22, 22),)
     assert wan.host_address6 is None
     assert wan.client_id == ""
+    assert wan.host_addresses is None
 
 
 def test_router_and_its_host() -> None:
     text = (
         '[upstreams.wan]\nkind = "router"\nnic = "ens3"\nhost_subnet = "10.9.8.0/29"\n'
         'host_ports = ["tcp/22", "udp/60000-61000"]\nhost_address6 = "2001:db8::2"\n'
-        'client_id = "ff:00:AA:01"\n'
+        'client_id = "ff:00:AA:01"\nhost_addresses = ["198.51.100.10"]\n'
     )
     wan = config.parse(text, "x").routers["wan"]
     assert str(wan.host_subnet) == "10.9.8.0/29"
     assert wan.host_ports == (PortSet("tcp", 22, 22), PortSet("udp", 60000, 61000))
     assert str(wan.host_address6) == "2001:db8::2"
     assert wan.client_id == "ff00aa01"
+    assert wan.host_addresses == (IPv4Address("198.51.100.10"),)
     for wrong in (text.replace("ff:00:AA:01", "ff"), text.replace("ff:00:AA:01", "host")):
         with pytest.raises(ConfigError, match=r"client_id: is .*expected octets such as"):
             config.parse(wrong, "x")

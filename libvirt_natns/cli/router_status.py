@@ -49,6 +49,7 @@ def _details(opened: RouterLifecycle, record: RouterRecord) -> dict[str, object]
         "host": {
             "link": target.link,
             "address": str(target.host),
+            "addresses4": list(target.addresses4),
             "addresses6": list(target.addresses6),
             "ports": [f"{p}/{a}" if a == b else f"{p}/{a}-{b}" for p, a, b in target.ports],
         },
@@ -93,7 +94,7 @@ def _detail_lines(router: dict[str, object]) -> Iterator[str]:
     assert isinstance(addresses, list) and isinstance(drops, dict)
     yield f"  NIC       {router['nic']}, {router['mac']}, in {router['namespace']}"
     yield f"  router    {', '.join(addresses) or 'no address'}"
-    own = ", ".join([host["address"], *host["addresses6"]])
+    own = ", ".join([host["address"], *host["addresses4"], *host["addresses6"]])
     yield f"  host      {own} on {host['link']}; gets {', '.join(host['ports']) or 'no port'}"
     bridged = " and ".join(
         str(bridge) for bridge in (router["transit"], router["transit6"]) if bridge

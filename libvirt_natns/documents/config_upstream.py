@@ -26,6 +26,7 @@ from libvirt_natns.documents.config_table import (
 )
 from libvirt_natns.documents.config_values import (
     address6,
+    client_id,
     gateway4,
     pool,
     port_set,
@@ -128,6 +129,10 @@ KEYS: dict[str, Reader] = {
         port_set, 'a protocol with a port or a range, such as "tcp/22" or "udp/60000-61000"'
     ),
     "host_address6": one(address6, "an IPv6 address of the host, such as 2001:db8:77::2"),
+    "host_addresses": several(IPv4Address, "an IPv4 address of the NIC, such as 198.51.100.10"),
+    "client_id": one(
+        client_id, 'octets such as "01:52:54:00:00:00:05", or "ff:" with an IAID and a DUID'
+    ),
 }
 """Each key, with the reader of its value.
 

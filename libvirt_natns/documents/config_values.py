@@ -13,6 +13,7 @@ from libvirt_natns.addresses import AddressRange
 from libvirt_natns.documents.config_table import Reader, TomlTable, one, several
 from libvirt_natns.model.publication import PortProtocol, PortSet
 
+CLIENT_ID = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){1,254}")
 PORT_SET = re.compile(r"(tcp|udp|sctp)/([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 AnyAddress = TypeVar("AnyAddress", IPv4Address, IPv6Address)
@@ -136,6 +137,13 @@ def _prefix6(value: str) -> IPv6Network:
     if prefix.prefixlen > 64:
         raise ValueError(value)
     return prefix
+
+
+def client_id(value: str) -> str:
+    """Return DHCP's option 61, octets with colons between them, in hexadecimal digits."""
+    if not CLIENT_ID.fullmatch(value):
+        raise ValueError(value)
+    return value.replace(":", "").lower()
 
 
 def port_set(value: str) -> PortSet:

@@ -39,11 +39,11 @@ def listeners(proto: PortProtocol) -> set[Listener]:
             fields = line.split()
             if len(fields) > 3 and fields[3] == state:
                 address, _, port = fields[1].rpartition(":")
-                found.add((_address(address), int(port, 16)))
+                found.add((address_of(address), int(port, 16)))
     return found
 
 
-def _address(digits: str) -> Address:
+def address_of(digits: str) -> Address:
     """Return an address that the kernel shows as words in the machine's byte order."""
     words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
     address = ip_address(struct.pack(f"={len(words)}I", *words))

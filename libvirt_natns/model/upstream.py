@@ -150,13 +150,17 @@ class RouterUpstream(TransitUpstream):
 
     ``subnet`` and ``subnet6`` are as of ``HostUpstream``.  ``host_subnet`` lies between the
     router namespace and the host, which gets the router's ``host_ports``.
-    ``host_address6`` None means all addresses of the NIC.
+    ``host_address6`` None means all addresses of the NIC.  ``client_id`` is DHCP's option 61
+    in hexadecimal digits; "" for the identifier of the host's own client.  The host keeps
+    ``host_addresses`` behind the router; None for those on which its programs listen.
     """
 
     nic: str
     host_subnet: IPv4Network = DEFAULT_HOST_SUBNET
     host_ports: tuple[PortSet, ...] = DEFAULT_HOST_PORTS
     host_address6: IPv6Address | None = None
+    client_id: str = ""
+    host_addresses: tuple[IPv4Address, ...] | None = None
 
     @property
     def kind(self) -> UpstreamKind:

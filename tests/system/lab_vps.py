@@ -189,10 +189,16 @@ def greeting(
 
 def connection(address: str, port: int, namespace: str | None = None) -> socket.socket:
     """A connection to an echo server, past its greeting; the caller closes it."""
+    client = dialled(address, port, namespace)
+    client.recv(200)
+    return client
+
+
+def dialled(address: str, port: int, namespace: str | None = None) -> socket.socket:
+    """A connection to a server; the caller closes it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with entered(namespace):
         client = socket.socket(family, socket.SOCK_STREAM)
     client.settimeout(5.0)
     client.connect((address, port))
-    client.recv(200)
     return client

@@ -40,7 +40,7 @@ def save(record: RouterRecord) -> None:
     """Keep a router that is confirmed.  Raises OSError."""
     data = {
         **nic_snapshot.as_object(record.before),
-        "target": asdict(record.target),
+        "target": record.target.as_object(),
         "resolver": asdict(record.resolver),
     }
     router_files.write(names.router_file(record.target.name, "kept"), data)

@@ -18,6 +18,10 @@ EVERYTHING = "0.0.0.0/0"
 EVERYTHING6 = "::/0"
 
 
+KEPT_SETTINGS = (("ipv4/conf/accept_local", "1"), ("ipv4/conf/rp_filter", "0"))
+"""Settings for packets from addresses of the host that are the router's own, too."""
+
+
 def _settings(target: Target) -> tuple[tuple[str, str], ...]:
     return (
         ("ipv6/conf/disable_ipv6", "0" if target.addresses6 else "1"),
@@ -35,7 +39,7 @@ def router_end(target: Target) -> LinkConfig:
         names.ROUTER_HOST_LINK,
         (str(target.gateway), *([f"{LINK_LOCAL_ROUTER}/64"] if own else [])),
         tuple((f"{address}/128", LINK_LOCAL_HOST) for address in own),
-        _settings(target),
+        (*_settings(target), *(KEPT_SETTINGS if target.addresses4 else ())),
     )
 
 
@@ -72,13 +76,33 @@ class HostEnd(Operation):
                 str(target.host),
                 *([f"{LINK_LOCAL_HOST}/64"] if own else []),
                 *(f"{address}/128" for address in own),
+                *(f"{address}/32" for address in target.addresses4),
             ),
             (
                 *self._routes(AF_INET, str(target.gateway.ip)),
                 *(self._routes(AF_INET6, LINK_LOCAL_ROUTER) if own else ()),
             ),
             _settings(target),
+            sources=tuple(self._sources6().items()),
+            deprecated=tuple(
+                f"{address.ip}/128"
+                for address in self.before.ipv6
+                if address.ip in own and not address.preferred
+            ),
         )
+
+    def _sources6(self) -> dict[str, str]:
+        """Return the sources that routes over the NIC named, by the route's destination."""
+        own = self.target.addresses6
+        routes = [
+            route for route in self.before.routes if route.family == AF_INET6 and route.is_way
+        ]
+        # Of several routes to one destination, that with the least metric counts.
+        return {
+            route.destination: route.source
+            for route in sorted(routes, key=lambda each: -each.metric)
+            if route.source and route.source in own
+        }
 
     def _routes(self, family: int, gateway: str) -> list[tuple[str, str]]:
         """Return the host's routes through the router, in place of those over the NIC.
@@ -88,5 +112,7 @@ class HostEnd(Operation):
         """
         routes = [route for route in self.before.routes if route.family == family]
         if any(route.is_default for route in routes):
-            return [(EVERYTHING if family == AF_INET else EVERYTHING6, gateway)]
+            default = EVERYTHING if family == AF_INET else EVERYTHING6
+            named = {default, *(self._sources6() if family == AF_INET6 else ())}
+            return [(to, gateway) for to in sorted(named)]
         return [(to, gateway) for to in sorted({r.destination for r in routes if r.is_way})]

@@ -119,7 +119,11 @@ def known_names() -> list[str]:
 
 def save(record: RouterRecord) -> None:
     """Write a record.  Raises OSError."""
-    data: dict[str, Any] = {**asdict(record), "before": nic_snapshot.as_object(record.before)}
+    data: dict[str, Any] = {
+        **asdict(record),
+        "target": record.target.as_object(),
+        "before": nic_snapshot.as_object(record.before),
+    }
     router_files.write(names.router_file(record.target.name, "json"), data)
 
 

@@ -31,6 +31,7 @@ from libvirt_natns.upstream.router import (
 )
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.journal import JournalObserver, RouterRecord
+from libvirt_natns.upstream.router.moved_nic import InnerNic
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 from libvirt_natns.upstream.router.router_plan import RouterPlan
 from libvirt_natns.upstream.router.target import Target
@@ -147,6 +148,8 @@ class RouterLifecycle:
         target, before, resolv = preflight.target(
             self.config, self.kernel, upstream, had, boot=boot
         )
+        if not boot:
+            preflight.check_session(target, {address.ip for address in before.ipv4})
         deadline = None if within is None else boot_clock.now() + within
         record = RouterRecord(target, before, resolv, "going up", boot_id(), deadline=deadline)
         plan = self.plan(record)
@@ -194,6 +197,8 @@ class RouterLifecycle:
         if target == record.target:
             return []
         preflight.check_published(target, self.needs(target))
+        # Sessions from outside come in by these addresses now.
+        preflight.check_session(target, {str(target.host.ip), *target.addresses4})
         deadline = record.deadline
         if deadline is None and within is not None:
             deadline = boot_clock.now() + within
@@ -256,6 +261,9 @@ class RouterLifecycle:
             record = journal.load(name)
             if record is not None and record.is_whole:
                 nic_lease.apply(record.target, record.before)
+                if nic_lease.current(record.target) is not None:
+                    # Routes by a static address have gone with it, even for a moment.
+                    InnerNic(record.target, record.before, in_force=True).complete()
 
     # -- down --------------------------------------------------------------
 

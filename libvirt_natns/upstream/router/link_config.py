@@ -16,6 +16,7 @@ from libvirt_natns.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLA
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
 from libvirt_natns.upstream.router import link_settings, nic_link, nic_snapshot
+from libvirt_natns.upstream.router.nic_addresses import FOREVER
 from libvirt_natns.upstream.router.nic_routes import NicRoute
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 
@@ -26,7 +27,8 @@ class LinkConfig(Operation):
 
     A route without a gateway leads to stations on the link.  ``settings`` as in ``Capture``.
     ``onlink``: gateways need not be in a subnet of the link.  ``alone``: all static routes
-    but these are removed.
+    but these are removed.  ``sources`` are addresses of packets, by the route's destination.
+    New flows use ``deprecated`` addresses only if they ask for them.
     """
 
     namespace: str | None
@@ -36,10 +38,15 @@ class LinkConfig(Operation):
     settings: tuple[tuple[str, str], ...]
     onlink: bool = False
     alone: bool = False
+    sources: tuple[tuple[str, str], ...] = ()
+    deprecated: tuple[str, ...] = ()
 
     def describe(self) -> str:
         where = f"{self.link} in {self.namespace or 'the host'}"
-        routes = (f"route {to}{_via(by)} on {where}" for to, by in self.routes)
+        sources = dict(self.sources)
+        routes = (
+            f"route {to}{_via(by)}{_from(sources.get(to))} on {where}" for to, by in self.routes
+        )
         return "\n".join([f"address {', '.join(self.addresses) or 'none'} on {where}", *routes])
 
     def differs(self, kernel: Kernel) -> list[str]:
@@ -53,6 +60,10 @@ def _via(gateway: str | None) -> str:
     return f" via {gateway}" if gateway else ""
 
 
+def _from(source: str | None) -> str:
+    return f" from {source}" if source else ""
+
+
 def configure(wanted: LinkConfig) -> None:
     """Configure a link; a second call changes nothing.  Raises KernelError."""
     link_settings.write(wanted.namespace, wanted.link, dict(wanted.settings))
@@ -61,29 +72,41 @@ def configure(wanted: LinkConfig) -> None:
         if not link.flags & netlink.IFF_UP:
             body = netlink.change_link(link.index, (), netlink.IFF_UP, netlink.IFF_UP)
             sock.change(netlink.RTM_NEWLINK, body)
-        for address in wanted.addresses:
-            request, flags = _address(link.index, address), NLM_F_CREATE | NLM_F_REPLACE
-            sock.change(netlink.RTM_NEWADDR, request, flags)
+        for address in _oldest_first(wanted.addresses):
+            request = _address(link.index, address, deprecated=address in wanted.deprecated)
+            sock.change(netlink.RTM_NEWADDR, request, NLM_F_CREATE | NLM_F_REPLACE)
         present = nic_snapshot.capture(wanted.namespace, wanted.link)
-        for stray in _strays(wanted, present):
+        strays = _strays(wanted, present)
+        for stray in strays:
             nic_link.attempt(sock, netlink.RTM_DELROUTE, stray.request(link.index))
-        routes = _routes(present)
+        routes = _routes(present, strays)
         for destination, gateway in wanted.routes:
             if (destination, gateway) not in routes:
-                hop = netlink.RTNH_F_ONLINK if wanted.onlink else 0
-                _add_route(sock, link.index, destination, gateway, hop)
+                _add_route(sock, link.index, destination, gateway, wanted)
 
 
-def _routes(present: Capture) -> set[tuple[str, str | None]]:
-    return {(route.destination, route.gateway) for route in present.routes}
+def _oldest_first(addresses: tuple[str, ...]) -> list[str]:
+    """Return addresses in the order in which they must be made, see ``nic_addresses``."""
+    six = [address for address in addresses if ":" in address]
+    return [*(address for address in addresses if address not in six), *reversed(six)]
+
+
+def _routes(present: Capture, strays: list[NicRoute]) -> set[tuple[str, str | None]]:
+    return {(route.destination, route.gateway) for route in present.routes if route not in strays}
 
 
 def _strays(wanted: LinkConfig, present: Capture) -> list[NicRoute]:
-    """Return static routes that the configuration lacks."""
-    if not wanted.alone:
-        return []
-    static = (route for route in present.routes if route.protocol == netlink.RTPROT_STATIC)
-    return [route for route in static if (route.destination, route.gateway) not in wanted.routes]
+    """Return routes with another source than wanted, and static routes that are not wanted."""
+    sources = dict(wanted.sources)
+    strays = []
+    for route in present.routes:
+        if (route.destination, route.gateway) in wanted.routes:
+            is_stray = sources.get(route.destination, route.source) != route.source
+        else:
+            is_stray = wanted.alone and route.protocol == netlink.RTPROT_STATIC
+        if is_stray:
+            strays.append(route)
+    return strays
 
 
 def differences(wanted: LinkConfig) -> list[str]:
@@ -102,11 +125,12 @@ def _differences(wanted: LinkConfig, present: Capture, where: str) -> Iterator[s
     for address in wanted.addresses:
         if str(ip_interface(address)) not in addresses:
             yield f"{where} lacks the address {address}"
-    routes = _routes(present)
+    strays = _strays(wanted, present)
+    routes = _routes(present, strays)
     for destination, gateway in wanted.routes:
         if (destination, gateway) not in routes:
             yield f"the route {destination}{_via(gateway)} on {where} is missing"
-    for stray in _strays(wanted, present):
+    for stray in strays:
         yield f"the {stray} on {where} is left over"
     settings = dict(present.settings)
     for key, text in wanted.settings:
@@ -114,7 +138,7 @@ def _differences(wanted: LinkConfig, present: Capture, where: str) -> Iterator[s
             yield f"setting {key} of {where} is {settings[key]} instead of {text}"
 
 
-def _address(link: int, text: str) -> bytes:
+def _address(link: int, text: str, *, deprecated: bool = False) -> bytes:
     address = ip_interface(text)
     family = AF_INET if address.version == 4 else AF_INET6
     scope = netlink.RT_SCOPE_LINK if address.is_link_local else 0
@@ -126,15 +150,23 @@ def _address(link: int, text: str) -> bytes:
     if family == AF_INET6:
         # A patch has no other station that could have the address.
         attributes.append(netlink.u32(netlink.IFA_FLAGS, netlink.IFA_F_NODAD))
+    if deprecated:
+        lifetimes = struct.pack("=IIII", 0, FOREVER, 0, 0)
+        attributes.append((netlink.IFA_CACHEINFO, lifetimes))
     return header + netlink.pack(attributes)
 
 
-def _add_route(sock: Socket, link: int, destination: str, gateway: str | None, hop: int) -> None:
+def _add_route(
+    sock: Socket, link: int, destination: str, gateway: str | None, wanted: LinkConfig
+) -> None:
     to = ip_network(destination)
+    source = dict(wanted.sources).get(destination)
+    hop = netlink.RTNH_F_ONLINK if wanted.onlink else 0
     family = AF_INET if to.version == 4 else AF_INET6
     kind = (netlink.RT_TABLE_MAIN, netlink.RTPROT_STATIC, 0, netlink.RTN_UNICAST, hop)
     attributes = [(netlink.RTA_DST, to.network_address.packed)] if to.prefixlen else []
     attributes += [(netlink.RTA_GATEWAY, ip_address(gateway).packed)] if gateway else []
+    attributes += [(netlink.RTA_PREFSRC, ip_address(source).packed)] if source else []
     attributes.append((netlink.RTA_OIF, struct.pack("=i", link)))
     body = struct.pack("=BBBBBBBBI", family, to.prefixlen, 0, 0, *kind) + netlink.pack(attributes)
     # Routes of other links are not ours to replace.  In IPv4 ours goes ahead of them.

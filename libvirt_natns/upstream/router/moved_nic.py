@@ -100,6 +100,10 @@ class InnerNic(Operation):
         ]
 
     def ensure(self, context: ApplyContext) -> None:
+        self.complete()
+
+    def complete(self) -> None:
+        """Give the NIC all that it lacks.  Raises KernelError."""
         wanted = nic_inside.inside(self.target, self.before)
         if self.in_force and nic_link.is_up(self.namespace, self.target.nic):
             # The NIC has newer routes, unless it was set down and lost them.

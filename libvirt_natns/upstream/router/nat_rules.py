@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The firewall rules of a router namespace, for both backends.
 
-* Packets from the host and from networks' namespaces to the outside are masqueraded, and
-  replies come in.
+* Packets from the host and from networks' namespaces to the outside get an address of the
+  router, as routes and rules of the host said (``nic_sources``).  Replies come in.
 * The host's ports and the networks' published ports answer on each IPv4 address of the
   router.  Clients outside, the host and guests can use them.  Behind the router, packets
   of the host and of guests have the router's address.
@@ -17,13 +17,13 @@ for an unused target address on the NIC's link, and drops the packet later.
 """
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route
 from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.firewall.host_rules import dnat
-from libvirt_natns.firewall.rule import Rule
+from libvirt_natns.firewall.rule import Rule, limited, single
 from libvirt_natns.operations.firewall_operations import Firewall
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.target import Target
@@ -51,6 +51,18 @@ def _insides(target: Target) -> tuple[tuple[str, tuple[IPv4Network, ...]], ...]:
 
 
 def _translated(target: Target, forwards: Iterable[HostForward]) -> Iterator[Rule]:
+    for address in target.addresses4:
+        for protocol, first, last in target.ports:
+            # Translated to itself: routing leads the packet to the host.
+            yield Rule(
+                chain="dstnat",
+                destinations=single(IPv4Address(address)),
+                protocol=protocol,
+                span=(first, last),
+                action="dnat",
+                to=IPv4Address(address),
+                unique=True,
+            )
     for protocol, first, last in target.ports:
         yield Rule(
             chain="dstnat",
@@ -71,6 +83,17 @@ def _masqueraded(target: Target) -> Iterator[Rule]:
             # Otherwise the reply would take another way: to itself, or past the router.
             yield Rule(
                 chain="srcnat", oif=link, sources=subnets, translated=True, action="masquerade"
+            )
+    for to, source in target.sources:
+        destination = IPv4Network(to)
+        for _, subnets in _insides(target):
+            yield Rule(
+                chain="srcnat",
+                oif=target.nic,
+                sources=subnets,
+                destinations=limited((destination,)),
+                action="snat" if source else "masquerade",
+                to=IPv4Address(source) if source else None,
             )
     for _, subnets in _insides(target):
         yield Rule(chain="srcnat", oif=target.nic, sources=subnets, action="masquerade")
@@ -97,10 +120,30 @@ def _passing(target: Target, six: Iterable[Rule]) -> Iterator[Rule]:
             action="accept",
             comment="published",
         )
+    yield from _passing_kept(target)
     yield from six
     # In IPv6, too: the NIC's neighbours must not use this router.
     yield Rule(chain="forward", iif=target.nic, oif=target.nic, action="drop")
     yield Rule(chain="forward", destinations=(default_route(4),), action="drop")
+
+
+def _passing_kept(target: Target) -> Iterator[Rule]:
+    """Yield the rules for the IPv4 addresses that the host keeps."""
+    if not target.addresses4:
+        return
+    kept = tuple(IPv4Network(address) for address in target.addresses4)
+    link = names.ROUTER_HOST_LINK
+    yield Rule(chain="forward", iif=link, oif=target.nic, sources=kept, action="accept")
+    yield Rule(chain="forward", oif=link, destinations=kept, protocol="icmp", action="accept")
+    for protocol, first, last in target.ports:
+        yield Rule(
+            chain="forward",
+            oif=link,
+            destinations=kept,
+            protocol=protocol,
+            span=(first, last),
+            action="accept",
+        )
 
 
 def _passing6(target: Target, needs: RouterNeeds) -> Iterator[Rule]:

@@ -120,6 +120,17 @@ def parse(body: bytes) -> NicAddress:
     return NicAddress((header + netlink.pack(kept)).hex(), preferred, valid)
 
 
+def oldest_first(listed: tuple[NicAddress, ...]) -> list[NicAddress]:
+    """Return the addresses of a link in the order in which they must be made.
+
+    The kernel lists IPv4 addresses from the oldest on, and IPv6 addresses of a scope from the
+    newest on.  It prefers the address that it lists first as the source of packets.
+    """
+    four = [address for address in listed if address.family != AF_INET6]
+    six = [address for address in listed if address.family == AF_INET6]
+    return [*four, *reversed(six)]
+
+
 def single(ip: str, length: int = 128) -> NicAddress:
     """Return an IPv6 address as the kernel would list it.
 

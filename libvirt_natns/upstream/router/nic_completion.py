@@ -6,6 +6,7 @@ from socket import AF_INET, AF_INET6
 from typing import Any, TypeVar
 
 from libvirt_natns.kernel import netlink
+from libvirt_natns.upstream.router.nic_addresses import NicAddress
 from libvirt_natns.upstream.router.nic_neighbours import NicNeighbour
 from libvirt_natns.upstream.router.nic_routes import NicRoute
 from libvirt_natns.upstream.router.nic_rules import NicRule
@@ -58,8 +59,6 @@ def _without_link_local(capture: Capture) -> Capture:
 
 def _with_family(present: Capture, kept: Capture, family: int, directory: str) -> Capture:
     """Return a capture with all that was kept of one family added."""
-    ips = {address.ip for address in present.addresses}
-    missing = [a for a in kept.addresses if a.family == family and a.ip not in ips]
     settings = {key: text for key, text in kept.settings if key.startswith(directory)}
     changes: dict[str, Any] = {
         "routes": _joined(present.routes, kept.routes, family),
@@ -70,9 +69,25 @@ def _with_family(present: Capture, kept: Capture, family: int, directory: str) -
     return replace(
         present,
         flags=present.flags | kept.flags & netlink.IFF_UP,
-        addresses=(*present.addresses, *missing),
+        addresses=_with_addresses(present, kept, family),
         settings=tuple(sorted((dict(present.settings) | settings).items())),
         **changes,
+    )
+
+
+def _with_addresses(present: Capture, kept: Capture, family: int) -> tuple[NicAddress, ...]:
+    """Return addresses with those that were kept of a family, in the order that they had.
+
+    The order decides which address is the source of packets (``nic_addresses``).
+    """
+    ips = {address.ip for address in present.addresses}
+    missing = [a for a in kept.addresses if a.family == family and a.ip not in ips]
+    places = {(a.ip, a.prefix): place for place, a in enumerate(kept.addresses)}
+    return tuple(
+        sorted(
+            (*present.addresses, *missing),
+            key=lambda address: places.get((address.ip, address.prefix), len(places)),
+        )
     )
 
 

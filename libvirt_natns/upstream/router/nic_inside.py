@@ -10,7 +10,8 @@ from dataclasses import replace
 from socket import AF_INET6
 
 from libvirt_natns.kernel import netlink
-from libvirt_natns.upstream.router import nic_addresses, nic_lease, nic_neighbours
+from libvirt_natns.upstream.router import nic_addresses, nic_lease, nic_neighbours, nic_sources
+from libvirt_natns.upstream.router.nic_addresses import NicAddress
 from libvirt_natns.upstream.router.nic_snapshot import Capture
 from libvirt_natns.upstream.router.target import Target
 
@@ -42,7 +43,14 @@ def inside(target: Target, before: Capture) -> Capture:
             flags=wanted.flags | netlink.IFF_ALLMULTI,
             addresses=(*wanted.addresses, *own6),
         )
+    if nic_sources.leads_leased(before):
+        leased_first = sorted(wanted.addresses, key=lambda address: address not in _leased(before))
+        wanted = replace(wanted, addresses=tuple(leased_first))
     return nic_lease.without_leased(wanted) if nic_lease.current(target) else wanted
+
+
+def _leased(before: Capture) -> list[NicAddress]:
+    return [address for address in before.ipv4 if address.leased]
 
 
 def without_host(before: Capture, hosts: Iterable[str], settings: dict[str, str]) -> Capture:
@@ -64,7 +72,10 @@ def without_host(before: Capture, hosts: Iterable[str], settings: dict[str, str]
             if address.ip not in moved
         ),
         routes=tuple(
-            route.without_source() if route.source in moved else route for route in before.routes
+            route.without_source() if route.source in moved else route
+            for route in before.routes
+            # The kernel makes such a route with an address that is alone in its subnet.
+            if route.destination.removesuffix("/128") not in moved
         ),
         foreign=(),
         links=(),

@@ -23,7 +23,14 @@ from libvirt_natns.daemons.udhcpc import Client
 from libvirt_natns.kernel import netlink, processes
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.operations.operation import ApplyContext, Operation
-from libvirt_natns.upstream.router import helper_command, link_config, nic_link, nic_snapshot
+from libvirt_natns.upstream.router import (
+    helper_command,
+    lease_identity,
+    link_config,
+    nic_link,
+    nic_snapshot,
+    nic_sources,
+)
 from libvirt_natns.upstream.router.link_config import LinkConfig
 from libvirt_natns.upstream.router.nic_addresses import NicAddress
 from libvirt_natns.upstream.router.nic_snapshot import Capture
@@ -31,9 +38,6 @@ from libvirt_natns.upstream.router.target import Target
 
 END_LIMIT = 2.0
 """Seconds in which a killed client ends."""
-
-ETHERNET = "01"
-"""The hardware type in front of a client-id that is a MAC address, as most clients send it."""
 
 
 def client_directory(target: Target) -> Path:
@@ -45,7 +49,7 @@ def _client(target: Target, mac: str) -> Client:
     return Client(
         namespace=target.namespace,
         link=target.nic,
-        client_id=ETHERNET + mac.replace(":", ""),
+        client_id=target.client_id or lease_identity.of_mac(mac),
         directory=client_directory(target),
         on_change=helper_command.line("lease", target.name),
     )
@@ -141,11 +145,11 @@ def apply(target: Target, before: Capture) -> None:
         # The lease in force stays: the server's next lease may be usable again.
         return
     # Others go first: with the oldest address of a subnet the kernel removes all others.
-    static = [e for e in before.addresses if e.family == AF_INET and not e.leased]
-    _remove_others(target, held, {address.ip for address in static})
+    static = _static(before)
+    _remove_others(target, held, before)
     if held is not None:
         link_config.configure(_side(target, held))
-    # Static addresses come last: the oldest address of a subnet is the packets' source.
+    # Static addresses come last: the oldest address is the packets' source.
     _add(target, static)
     if held is None:
         mark.unlink()
@@ -163,7 +167,12 @@ def _add(target: Target, addresses: list[NicAddress]) -> None:
             )
 
 
-def _remove_others(target: Target, held: DhcpLease | None, static: set[str]) -> None:
+def _static(before: Capture) -> list[NicAddress]:
+    return [e for e in before.addresses if e.family == AF_INET and not e.leased]
+
+
+def _remove_others(target: Target, held: DhcpLease | None, before: Capture) -> None:
+    static = {address.ip for address in _static(before)}
     leased = {str(held.address.ip)} if held else set()
     gateway = str(held.gateway) if held else ""
     with nic_link.session(target.namespace) as sock:
@@ -172,8 +181,11 @@ def _remove_others(target: Target, held: DhcpLease | None, static: set[str]) -> 
         index = link.index if link else 0
         keep = static | leased
         if held and not leased & {address.ip for address in present.addresses}:
+            leads = nic_sources.leads_leased(before)
             keep = {
-                address for address in static if IPv4Address(address) not in held.address.network
+                address
+                for address in static
+                if not leads and IPv4Address(address) not in held.address.network
             }
         for address in present.addresses:
             if address.family == AF_INET and address.ip not in keep:

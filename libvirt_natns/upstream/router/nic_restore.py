@@ -22,6 +22,7 @@ from libvirt_natns.upstream.router import (
     nic_routes,
     nic_snapshot,
 )
+from libvirt_natns.upstream.router.nic_addresses import oldest_first
 from libvirt_natns.upstream.router.nic_link import ListedLink, attempt
 from libvirt_natns.upstream.router.nic_routes import NicRoute
 from libvirt_natns.upstream.router.nic_snapshot import FLAGS, Capture
@@ -96,7 +97,7 @@ def _remove_others(sock: Socket, link: int, wanted: Capture) -> None:
 
 def _put_addresses(sock: Socket, link: int, wanted: Capture, elapsed: float) -> None:
     present = {address.body for address in nic_snapshot.addresses_of(sock, link)}
-    for address in wanted.addresses:
+    for address in oldest_first(wanted.addresses):
         if address.body not in present:
             request = address.request(link, elapsed)
             attempt(sock, netlink.RTM_NEWADDR, request, NLM_F_CREATE | NLM_F_EXCL)

@@ -66,6 +66,10 @@ class NicRoute:
         return bytes.fromhex(self.body)[7]
 
     @property
+    def metric(self) -> int:
+        return self.attributes.number(netlink.RTA_PRIORITY) or 0
+
+    @property
     def lasts(self) -> bool:
         """True if the route does not expire; an advertised route does, unless it is renewed."""
         return not self.expires

@@ -37,6 +37,14 @@ class NicRule:
     def priority(self) -> int:
         return self.attributes.number(netlink.FRA_PRIORITY) or 0
 
+    @property
+    def selectors(self) -> frozenset[tuple[int, bytes]]:
+        """The attributes that choose packets by destination, protocol and port, with values."""
+        chosen = (netlink.FRA_DST, netlink.FRA_IP_PROTO, netlink.FRA_DPORT_RANGE)
+        return frozenset(
+            (kind & NLA_TYPE, value) for kind, value in self.attributes if kind & NLA_TYPE in chosen
+        )
+
     def __str__(self) -> str:
         return f"rule {self.priority} for table {self.table}"
 

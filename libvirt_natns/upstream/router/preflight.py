@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Refuses a router that cannot come up, and decides its target, before anything changes."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from socket import AF_INET
@@ -11,7 +11,7 @@ from libvirt_natns import names
 from libvirt_natns.errors import ConflictError, RouterError
 from libvirt_natns.firewall import backends
 from libvirt_natns.firewall.rule import Transport
-from libvirt_natns.kernel import netlink, netns
+from libvirt_natns.kernel import login_session, netlink, netns
 from libvirt_natns.kernel.routes import is_way_out
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
@@ -19,13 +19,16 @@ from libvirt_natns.model.publication import PortProtocol, PortSet
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.upstream import transit
 from libvirt_natns.upstream.router import (
+    host_addresses,
     host_resolv_conf,
     ipv6_choice,
+    lease_identity,
     nic_checks,
     nic_completion,
     nic_lease,
     nic_link,
     nic_snapshot,
+    nic_sources,
 )
 from libvirt_natns.upstream.router.confirmation import ConfirmedRouter
 from libvirt_natns.upstream.router.downstream import RouterNeeds
@@ -60,6 +63,8 @@ def confirmed(wanted: RouterUpstream, kept: ConfirmedRouter) -> RouterUpstream:
         host_subnet=IPv4Network(target.host_subnet),
         host_ports=tuple(PortSet(cast("PortProtocol", p), a, b) for p, a, b in target.ports),
         host_address6=None if all_own else IPv6Address(target.addresses6[0]),
+        client_id=target.client_id,
+        host_addresses=tuple(map(IPv4Address, target.addresses4)),
         dns=tuple(map(ip_address, target.servers)),
     )
 
@@ -83,14 +88,39 @@ def check_published(target: Target, needs: RouterNeeds) -> None:
                 )
 
 
+def check_session(target: Target, addresses: Collection[str]) -> None:
+    """Refuse a router that would cut the caller's own session.  Raises ConflictError.
+
+    The session came in by one of ``addresses``, and host_ports lack its port.
+    """
+    for entrance in login_session.entrances():
+        if entrance.address.version == 6 and not entrance.address.is_unspecified:
+            # The host keeps its IPv6 addresses, with all ports.
+            continue
+        if str(entrance.address) not in addresses and not entrance.address.is_unspecified:
+            continue
+        proto, port = entrance.proto, entrance.port
+        if not any(proto == p and first <= port <= last for p, first, last in target.ports):
+            raise ConflictError(
+                f"router {target.name}: your session came in by {proto} port {port}, which"
+                " host_ports lack, so you could not log in again",
+                f'add "{proto}/{port}" to host_ports in [upstreams.{target.name}]'
+                f" of {names.CONFIG_FILE}",
+            )
+
+
 def unapplied(wanted: RouterUpstream, target: Target, before: Capture) -> list[str]:
     """Return the changes of the configuration that only a router made anew can have."""
     own = wanted.host_address6
     addresses6 = tuple(address.ip for address in before.ipv6) if own is None else (str(own),)
+    identity = target.client_id or lease_identity.of_mac(before.mac)
     changed = {
         "nic": wanted.nic != target.nic,
         "host_subnet": str(wanted.host_subnet) != target.host_subnet,
         "host_address6": addresses6 != target.addresses6,
+        "client_id": wanted.client_id not in ("", identity),
+        "host_addresses": wanted.host_addresses is not None
+        and set(map(str, wanted.host_addresses)) != set(target.addresses4),
     }
     return [
         f"{key} differs from the configuration: virt-natns router down {target.name}, then up"
@@ -133,6 +163,9 @@ def target(
             transit=str(_transit(kernel, wanted, before)),
             servers=_servers(wanted, resolv),
             leased=leased,
+            sources=nic_sources.choose(before),
+            client_id=lease_identity.choose(wanted, before, boot=boot),
+            addresses4=host_addresses.choose(wanted, before, boot=boot),
             transit6=six.transit,
             subnet6=six.subnet,
             own6=six.own,

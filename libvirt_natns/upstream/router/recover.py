@@ -179,7 +179,7 @@ def _of_namespace(name: str, namespace: str) -> RouterRecord | None:
     if not nics:
         return None
     hosts = _addresses_of_host(name)
-    before = _as_before(nic_snapshot.capture(namespace, nics[0]), hosts)
+    before = as_before(nic_snapshot.capture(namespace, nics[0]), hosts)
     # The earlier resolv.conf is lost, so the present file stays.
     resolver = host_resolv_conf.look()
     record = RouterRecord(_target(name, before, hosts), before, resolver, "going down", boot_id())
@@ -213,14 +213,15 @@ def _addresses_of_host(name: str) -> tuple[str, ...]:
     return ()
 
 
-def _as_before(inside: Capture, hosts: tuple[str, ...]) -> Capture:
+def as_before(inside: Capture, hosts: tuple[str, ...]) -> Capture:
     """Return the NIC as it was in the host, as far as its state in the namespace shows."""
     settings = [(key, text) for key, text in inside.settings if key.split("/")[-1] not in NOT_KEPT]
     return replace(
         inside,
         flags=inside.flags & ~netlink.IFF_ALLMULTI,
         settings=tuple(settings),
-        addresses=(*inside.addresses, *(_host_address(ip, inside) for ip in hosts)),
+        # The kernel lists the newest IPv6 address first, and prefers it: the host's own.
+        addresses=(*(_host_address(ip, inside) for ip in hosts), *inside.addresses),
         # A proxy entry is an address of the host that the NIC answers for.
         neighbours=tuple(neighbour for neighbour in inside.neighbours if not neighbour.is_proxy),
         rules=(),

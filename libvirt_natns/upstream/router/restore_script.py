@@ -21,7 +21,7 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6
 
 from libvirt_natns.kernel import netlink
-from libvirt_natns.upstream.router.nic_addresses import NicAddress
+from libvirt_natns.upstream.router.nic_addresses import NicAddress, oldest_first
 from libvirt_natns.upstream.router.nic_routes import NicRoute
 from libvirt_natns.upstream.router.nic_rules import NicRule
 from libvirt_natns.upstream.router.nic_snapshot import Capture
@@ -183,7 +183,7 @@ def run(file: Path) -> str:
 def _lines(before: Capture) -> Iterator[str]:
     if before.ipv6:
         yield 'echo 0 2>/dev/null >"/proc/sys/net/ipv6/conf/$nic/disable_ipv6"'
-    for address in before.addresses:
+    for address in oldest_first(before.addresses):
         if address.family == AF_INET or address.is_global:
             yield _address(address)
     # Routes to the NIC's own link come first: the kernel finds gateways by them.
@@ -216,8 +216,7 @@ def _route(route: NicRoute) -> str:
     words = ["route", _family(route.family), "route", "replace", route.destination]
     words += ["via", route.gateway] if route.gateway else []
     words += ["dev", '"$nic"']
-    metric = route.attributes.number(netlink.RTA_PRIORITY)
-    words += ["metric", str(metric)] if metric else []
+    words += ["metric", str(route.metric)] if route.metric else []
     words += ["table", str(route.table)] if route.table != netlink.RT_TABLE_MAIN else []
     if route.family == AF_INET and route.source:
         words += ["src", route.source]

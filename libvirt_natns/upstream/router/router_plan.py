@@ -18,6 +18,7 @@ from libvirt_natns.operations.namespaces import HostTimeOuts, Settings
 from libvirt_natns.operations.operation import Operation
 from libvirt_natns.upstream.router import downstream, host_link, nat_rules
 from libvirt_natns.upstream.router.downstream import RouterNeeds
+from libvirt_natns.upstream.router.host_addresses import RoutedToHost
 from libvirt_natns.upstream.router.host_link import HostEnd
 from libvirt_natns.upstream.router.host_resolv_conf import ResolvConf
 from libvirt_natns.upstream.router.journal import RouterRecord
@@ -82,10 +83,17 @@ def make(record: RouterRecord, needs: RouterNeeds | None) -> RouterPlan:
             "give the NIC its addresses and routes", InnerNic(target, before, record.is_whole)
         ),
         RouterStep("connect the router", host_link.router_end(target)),
+        *_kept_addresses(target),
         RouterStep("connect the host", HostEnd(target, before)),
         RouterStep("set the resolvers", ResolvConf(target.servers, record.resolver)),
         RouterStep("keep the DHCP lease", KeptLease(target, before)),
     )
+
+
+def _kept_addresses(target: Target) -> tuple[RouterStep, ...]:
+    if not target.addresses4:
+        return ()
+    return (RouterStep("route the host's addresses", RoutedToHost(target)),)
 
 
 def _patch(target: Target, mtu: int) -> Patch:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The target of a router: all that was decided about it before anything was changed."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -15,6 +15,10 @@ from typing import Any, get_args
 from libvirt_natns import names
 from libvirt_natns.firewall.rule import Transport
 from libvirt_natns.upstream.router.nic_snapshot import known_fields
+from libvirt_natns.upstream.router.nic_sources import Sources
+
+LATER = ("sources", "client_id", "addresses4")
+"""Fields that files of version 0.1.0 do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,10 @@ class Target:
 
     ``ports`` go to the host: protocol, first, last.  ``addresses6`` are the host's own.
     ``servers`` are the resolvers that resolv.conf is to name; none where the file can stay
-    as it is.  ``leased``: the NIC's IPv4 address came by DHCP.
+    as it is.  ``leased``: the NIC's IPv4 address came by DHCP.  ``sources`` are the addresses by
+    which IPv4 packets leave, see ``nic_sources``.  ``client_id`` identifies the NIC to the DHCP
+    server, in hexadecimal digits; "" for the NIC's MAC address.  ``addresses4`` are IPv4
+    addresses of the NIC that the host keeps, too (``host_addresses``).
 
     ``subnet6`` is the NIC's own subnet, of which networks can have parts.  ``transit6`` is
     the private prefix between router and networks.  ``own6`` is the address that the router
@@ -39,6 +46,9 @@ class Target:
     transit: str
     servers: tuple[str, ...] = ()
     leased: bool = False
+    sources: Sources = ()
+    client_id: str = ""
+    addresses4: tuple[str, ...] = ()
     transit6: str = ""
     subnet6: str = ""
     own6: str = ""
@@ -69,6 +79,11 @@ class Target:
         """The router's address towards networks."""
         return IPv4Network(self.transit).network_address + 1
 
+    def as_object(self) -> dict[str, Any]:
+        """Return a target for a JSON file, which earlier versions read, too."""
+        made = asdict(self)
+        return {key: value for key, value in made.items() if value or key not in LATER}
+
     @classmethod
     def from_object(cls, data: dict[str, Any]) -> "Target":
         """Return a target from an object of JSON, also of another version.
@@ -79,6 +94,8 @@ class Target:
         fields["ports"] = tuple(_port(*port) for port in fields["ports"])
         fields["addresses6"] = tuple(map(str, map(IPv6Address, fields["addresses6"])))
         fields["servers"] = tuple(map(str, map(ip_address, fields["servers"])))
+        fields["addresses4"] = tuple(map(str, map(IPv4Address, fields.get("addresses4", ()))))
+        fields["sources"] = tuple(_source(*pair) for pair in fields.get("sources", ()))
         target = cls(**fields)
         # All other addresses are made of these subnets.
         IPv4Network(target.host_subnet), IPv4Network(target.transit)
@@ -91,3 +108,7 @@ def _port(protocol: Transport, first: int, last: int) -> tuple[Transport, int, i
     if protocol not in get_args(Transport) or not 0 < int(first) <= int(last) < 65536:
         raise ValueError(f"{protocol}/{first}-{last} is not a port")
     return protocol, int(first), int(last)
+
+
+def _source(destination: str, source: str) -> tuple[str, str]:
+    return str(IPv4Network(destination)), str(IPv4Address(source)) if source else ""

@@ -170,17 +170,25 @@ def test_router() -> None:
     assert str(wan.host_subnet) == "192.168.158.0/24"
     assert wan.host_ports == (PortSet("tcp", 22, 22),)
     assert wan.host_address6 is None
+    assert wan.client_id == ""
+    assert wan.host_addresses is None
 
 
 def test_router_and_its_host() -> None:
     text = (
         '[upstreams.wan]\nkind = "router"\nnic = "ens3"\nhost_subnet = "10.9.8.0/29"\n'
         'host_ports = ["tcp/22", "udp/60000-61000"]\nhost_address6 = "2001:db8::2"\n'
+        'client_id = "ff:00:AA:01"\nhost_addresses = ["198.51.100.10"]\n'
     )
     wan = config.parse(text, "x").routers["wan"]
     assert str(wan.host_subnet) == "10.9.8.0/29"
     assert wan.host_ports == (PortSet("tcp", 22, 22), PortSet("udp", 60000, 61000))
     assert str(wan.host_address6) == "2001:db8::2"
+    assert wan.client_id == "ff00aa01"
+    assert wan.host_addresses == (IPv4Address("198.51.100.10"),)
+    for wrong in (text.replace("ff:00:AA:01", "ff"), text.replace("ff:00:AA:01", "host")):
+        with pytest.raises(ConfigError, match=r"client_id: is .*expected octets such as"):
+            config.parse(wrong, "x")
     for ports in ("22", "tcp/0", "tcp/9-8", "icmp/1", "tcp/70000"):
         wrong = text.replace("tcp/22", ports)
         with pytest.raises(ConfigError, match=r"host_ports\[0\]: is .*expected a protocol with"):

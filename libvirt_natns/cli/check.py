@@ -8,6 +8,7 @@ from libvirt_natns.cli import access
 from libvirt_natns.documents import config
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.host import zone
 from libvirt_natns.engine.reconcile.active import AskNetworks, Finding
 from libvirt_natns.engine.reconcile.comparison import (
     guest_differences,
@@ -28,7 +29,7 @@ def check(options: argparse.Namespace) -> int:
         findings = _findings(engine, options.network, ask)
         # A network that starts or ends during the comparison differs for a moment only.
         again = set(_findings(engine, options.network, ask)) if findings else set()
-        notes = host_obstacles(engine)
+        notes = [*host_obstacles(engine), *zone.notes()]
     for name, what in (finding for finding in findings if finding in again):
         print(f"{name}: {what}")
     for note in notes:

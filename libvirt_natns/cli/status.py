@@ -10,6 +10,7 @@ from libvirt_natns.addresses import unless_placeholder
 from libvirt_natns.cli import access, columns, forward_list, service_control
 from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.host import zone
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.errors import LibvirtError, NatnsError
@@ -64,10 +65,12 @@ def run(options: argparse.Namespace) -> int:
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
+        stops = zone.notes()
     if options.json:
-        print(as_json(statuses, host, missed, guests, service_control.as_object(health)))
+        service = service_control.as_object(health)
+        print(as_json(statuses, host, missed, guests, service, stops))
     else:
-        print(text(statuses, host, missed, guests, str(health)))
+        print(text(statuses, host, missed, guests, str(health), stops))
     return 0
 
 
@@ -149,18 +152,21 @@ def text(
     missed: list[Finding],
     guests: list[Finding],
     service: str = "",
+    stops: Sequence[str] = (),
 ) -> str:
     """Return the statuses as a table, with the differences of each network below it.
 
     ``host`` are differences of the host.  ``missed`` are events that no hook reported.
     ``guests`` are guests that publish something else than their metadata says.  All three
-    follow the table.  ``service`` is the health of the resident service.
+    follow the table.  ``service`` is the health of the resident service, and ``stops`` are
+    chains of others that stop networks.
     """
     lines = table(statuses) if statuses else [NONE]
     others = [("host", what) for what in host] + missed + guests
     lines += [f"  ! {name}: {what}" for name, what in others]
     if others or any(status.differences for status in statuses):
         lines.append('"virt-natns sync" repairs the differences marked with "!".')
+    lines += [f"  # {stop}" for stop in stops]
     if service:
         lines.append(f"service: {service}")
     return "\n".join(lines)
@@ -216,13 +222,15 @@ def as_json(
     missed: list[Finding],
     guests: list[Finding],
     service: Mapping[str, object] | None = None,
+    stops: Sequence[str] = (),
 ) -> str:
-    """Return an object with "networks", "host", "missed", "guests" and "service"."""
+    """Return an object with "networks", "host", "missed", "guests", "service" and "stops"."""
     document = {
         "networks": [asdict(status) for status in statuses],
         "host": host,
         "missed": [{"network": name, "difference": what} for name, what in missed],
         "guests": [{"guest": name, "difference": what} for name, what in guests],
         "service": service,
+        "stops": list(stops),
     }
     return json.dumps(document, indent=2)

@@ -2,8 +2,11 @@
 """Chains of others in nft that see forwarded packets, and which of them get a jump of ours.
 
 Foreign chains that get a jump are those that libvirt's own networks pass as well:
-iptables' FORWARD, and firewalld's unless firewalld keeps its table to itself.  Chains of
-an administrator's stay as they are; ``obstacles`` names chains that may drop our packets.
+iptables' FORWARD.  Chains of an administrator's stay as they are; ``obstacles`` names chains
+that may drop our packets.
+
+firewalld's own tables, and tables that only their owner may change, are left alone, too.
+firewalld lets our packets pass by a zone of ours (``engine.host.zone``).
 """
 
 import json
@@ -19,9 +22,8 @@ CHAIN = "NATNS-FORWARD"
 """Our chain in a foreign table."""
 
 IPTABLES = ("ip filter FORWARD", "ip6 filter FORWARD")
-FIREWALLD = "inet firewalld filter_FORWARD"
-ZONE_CHAINS = "ZONES"
-"""The end of the names of firewalld's chains that decide by zones, the default zone included."""
+FIREWALLD = "firewalld"
+"""The name of firewalld's tables, in each family."""
 
 VERDICTS = frozenset({"accept", "drop", "reject", "jump", "goto", "queue", "return"})
 SHOWN = 4
@@ -57,7 +59,7 @@ class ForeignChain:
     def is_shared(self) -> bool:
         """True if packets of libvirt's own networks pass the chain, and we may change the chain."""
         # iptables' own chain in any case: its policy changes once Docker is started.
-        return str(self) in IPTABLES or (str(self) == FIREWALLD and not self.owned and self.refuses)
+        return str(self) in IPTABLES and not self.owned
 
     @property
     def refuses(self) -> bool:
@@ -72,7 +74,7 @@ class ForeignChain:
     @property
     def end(self) -> int | None:
         """Return the handle of the first rule that decides about all packets; None without any."""
-        handles = (rule["handle"] for rule in self.rules if self._is_end(rule["expr"]))
+        handles = (rule["handle"] for rule in self.rules if self._refuses_all(rule["expr"]))
         return next(handles, None)
 
     @property
@@ -81,7 +83,7 @@ class ForeignChain:
         places = [i for i, rule in enumerate(self.rules) if _is_jump(rule)]
         if len(places) != 1:
             return False
-        ends = (i for i, rule in enumerate(self.rules) if self._is_end(rule["expr"]))
+        ends = (i for i, rule in enumerate(self.rules) if self._refuses_all(rule["expr"]))
         end = next(ends, len(self.rules))
         behind = self.rules[places[0] + 1 : end]
         return places[0] < end and all(_is_harmless(rule["expr"]) for rule in behind)
@@ -90,12 +92,6 @@ class ForeignChain:
         """True if any rule of the chain's table asks for one of these links."""
         text = json.dumps([*(rule["expr"] for rule in self.rules), *self.chains.values()])
         return any(json.dumps(link) in text for link in links)
-
-    def _is_end(self, statements: Statements) -> bool:
-        return self._refuses_all(statements) or (
-            str(self) == FIREWALLD
-            and any(target.endswith(ZONE_CHAINS) for target in _calls(statements))
-        )
 
     def _refuses_all(self, statements: Statements) -> bool:
         """True if a rule refuses each packet, by itself or by a chain of such rules."""
@@ -174,8 +170,10 @@ def parse(text: str) -> NftState:
         base.chains = called.get(base.parent, {})
     return NftState(
         own_table=any(f"{table['family']} {table['name']}" == TABLE for table in tables),
-        chains=frozenset(f"{c['family']} {c['table']}" for c in chains if c["name"] == CHAIN),
-        bases=tuple(bases.values()),
+        chains=frozenset(f"{c['family']} {c['table']}" for c in chains if c["name"] == CHAIN)
+        - owned,
+        # A jump in firewalld's table is one of an earlier version's.
+        bases=tuple(b for b in bases.values() if b.table != FIREWALLD or (b.jumps and not b.owned)),
         translates=any(
             c.get("type") == "nat" and f"{c['family']} {c['table']}" != TABLE for c in chains
         ),

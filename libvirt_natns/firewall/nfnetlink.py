@@ -28,7 +28,7 @@ GET_TABLE, GET_CHAIN, GET_RULE, GET_GENERATION = 1, 4, 7, 16
 CHAIN_TABLE, CHAIN_HANDLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 1, 2, 3, 4, 5
 HOOK_NUMBER = 1
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE = 1, 2, 3
-TABLE_NAME = 1
+TABLE_NAME, TABLE_HANDLE = 1, 4
 GENERATION_ID = 1
 NF_INET_FORWARD = 2
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_ARP, NFPROTO_IPV6 = 1, 2, 3, 10
@@ -71,12 +71,29 @@ def works() -> bool:
 def tables() -> set[str] | None:
     """Return the tables of the caller's namespace, as "family name"; None where that fails."""
     try:
-        with Socket(NETLINK_NETFILTER) as session:
-            held = [(family, Attrs.parse(body)) for family, body in dump(session, GET_TABLE)]
+        return set(_tables())
     except OSError:
         return None
+
+
+def table_numbers() -> dict[str, int]:
+    """Return the number of each table of the caller's namespace, by "family name".
+
+    A table that is made anew has another number.  Empty where the kernel does not tell.
+    """
+    try:
+        return _tables()
+    except OSError:
+        return {}
+
+
+def _tables() -> dict[str, int]:
+    with Socket(NETLINK_NETFILTER) as session:
+        held = [(family, Attrs.parse(body)) for family, body in dump(session, GET_TABLE)]
     return {
-        f"{TABLE_FAMILIES[family]} {text(table, TABLE_NAME).decode(errors='replace')}"
+        f"{TABLE_FAMILIES[family]} {text(table, TABLE_NAME).decode(errors='replace')}": (
+            int.from_bytes(table.get(TABLE_HANDLE) or b"", "big")
+        )
         for family, table in held
         if family in TABLE_FAMILIES
     }

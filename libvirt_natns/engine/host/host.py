@@ -161,7 +161,7 @@ class Host:
         needs = together(parts.values())
         record = load()
         before = asdict(record)
-        record.seen = ""
+        record.seen = record.zones_of = ""
         record.zones = zones.assigned({each.bridge for each in needs.private}, record.zones)
         plans = self._noted(needs, record)
         lines = self._remove_unneeded(needs, record)

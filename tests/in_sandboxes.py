@@ -26,6 +26,7 @@ NO_TESTS = 5
 # Those that take longest begin first, so that none is left to run alone.
 FIRST = (
     "test_breakage",
+    "test_hosts_firewalld",
     "test_router_boot",
     "test_ansible",
     "test_given_up",

@@ -8,6 +8,7 @@ from libvirt_natns.cli import access
 from libvirt_natns.documents import config
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.host import zone
 from libvirt_natns.engine.reconcile import obstacles
 from libvirt_natns.engine.reconcile.active import AskNetworks, Finding
 from libvirt_natns.engine.reconcile.comparison import (
@@ -32,7 +33,7 @@ def check(options: argparse.Namespace) -> int:
         # A network that starts or ends during the comparison differs for a moment only.
         again = set(_findings(engine, options.network, ask)) if findings else set()
         damaged = {name for name, _ in findings}
-        notes = (*host_stops(engine).lines, *name_notes(engine, damaged))
+        notes = (*host_stops(engine).lines, *zone.notes(), *name_notes(engine, damaged))
     for name, what in (finding for finding in findings if finding in again):
         print(f"{name}: {what}")
     for note in notes:

@@ -107,6 +107,7 @@ def examinations(engine: Engines, settings: Config) -> list[tuple[str, Examinati
         ("service", service_control.examine),
         ("libvirt", libvirt_checks.connection),
         ("hooks in libvirt", libvirt_checks.hooks_seen),
+        ("firewalld", machine_checks.firewalld_zone),
         ("host's firewall", lambda: libvirt_checks.host_rules(engine, settings)),
         ("networks", lambda: libvirt_checks.networks(engine, settings)),
         ("guests", lambda: libvirt_checks.guests(engine, settings)),

@@ -6,11 +6,20 @@ import sys
 from contextlib import suppress
 
 from libvirt_natns import names
-from libvirt_natns.cli import access, check, doctor, hook_files, scope, service_control
+from libvirt_natns.cli import (
+    access,
+    check,
+    doctor,
+    firewalld_files,
+    firewalld_reload,
+    hook_files,
+    scope,
+    service_control,
+)
 from libvirt_natns.daemons import libvirt, libvirtd_reload
 from libvirt_natns.documents import config, libvirt_xml, xml_sniff
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.errors import LibvirtError, NatnsError, StoreError
+from libvirt_natns.errors import InstallError, LibvirtError, NatnsError, StoreError
 from libvirt_natns.firewall import backends
 from libvirt_natns.upstream import selection
 
@@ -23,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"wrote {scope.write(options.scope)}: scope = {options.scope}")
     for file in hook_files.install():
         print(f"installed {file}")
+    _prepare_firewalld()
     code = doctor.trusted()
     if code.state != "ok":
         print(f"virt-natns: {code.said}", file=sys.stderr)
@@ -42,6 +52,20 @@ def run(options: argparse.Namespace) -> int:
             print("  are handled after virt-natns sync, or when they start again", file=sys.stderr)
             return 0
         return check.repair(engine)
+
+
+def _prepare_firewalld() -> None:
+    """Write our zone and policies of firewalld; a failure must not keep the rest."""
+    try:
+        lines = firewalld_files.install()
+    except InstallError as error:
+        print(f"virt-natns: {error}", file=sys.stderr)
+        return
+    for line in lines:
+        print(line)
+    said = firewalld_reload.make_known()
+    if said:
+        print(said)
 
 
 def _explain(engine: Engine, networks: dict[str, bytes]) -> None:

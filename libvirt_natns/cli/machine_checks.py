@@ -14,8 +14,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 from libvirt_natns import names
 from libvirt_natns.cli import hook_files
-from libvirt_natns.daemons import dns_probe, dns_relay, ndppd, resolv_conf, udhcpc
+from libvirt_natns.daemons import dns_probe, dns_relay, firewalld, ndppd, resolv_conf, udhcpc
 from libvirt_natns.daemons.text_files import text_if_any
+from libvirt_natns.engine.host import zone
 from libvirt_natns.errors import (
     FirewallError,
     InstallError,
@@ -89,6 +90,22 @@ def firewall_backend(settings: Config) -> str:
     # Each kind of rule may need a kernel module of its own, so all kinds are loaded.
     in_scratch_namespace(lambda: backend.apply(None, ruleset(policy)))
     return f"{backend.name}, and the kernel accepts all kinds of rules"
+
+
+def firewalld_zone() -> str:
+    """Examine whether firewalld, where it runs, lets packets of networks pass."""
+    fault = zone.problem()
+    if fault:
+        raise FirewallError(fault)
+    if not firewalld.is_running():
+        return "does not run"
+    if firewalld.is_strict():
+        raise FirewallError(
+            "firewalld rejects the ports that guests publish on the upstream host"
+            " (StrictForwardPorts=yes)",
+            "set StrictForwardPorts=no in /etc/firewalld/firewalld.conf",
+        )
+    return f"runs, and knows the zone {firewalld.ZONE}"
 
 
 def default_upstream(settings: Config) -> str:

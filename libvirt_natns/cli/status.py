@@ -13,6 +13,7 @@ from libvirt_natns.cli.unhandled import Unhandled
 from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine import late_starts, names_health
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.host import zone
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.engine.reconcile.obstacles import NO_WAY_OUT, Obstacles, by_network
 from libvirt_natns.errors import LibvirtError, NatnsError
@@ -38,7 +39,9 @@ def run(options: argparse.Namespace) -> int:
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
         late = [(each.name, each.fault) for each in late_starts.waiting(engine)]
-    report = StatusReport(statuses, host, missed, guests, health, tuple(late), stops.lines)
+    report = StatusReport(
+        statuses, host, missed, guests, health, tuple(late), (*stops.lines, *zone.notes())
+    )
     print(status_report.as_json(report) if options.json else status_report.text(report))
     return 0
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from libvirt_natns import names
-from libvirt_natns.cli import hook_files, scope
+from libvirt_natns.cli import firewalld_files, hook_files, scope
 from libvirt_natns.daemons import libvirtd_reload
 from libvirt_natns.errors import InstallError, RouterError, describe
 
@@ -64,6 +64,7 @@ def run(ask: "AskNetworks") -> None:
     for outcome in filter(None, (early, late)):
         for name, what in outcome.repaired:
             print(f"{name}: {what}")
+    removal.attempt(_leave_firewalld)
     problems = [*removal.problems, *(late.errors if late else [])]
     if problems:
         raise InstallError("; ".join(problems), AGAIN)
@@ -100,6 +101,11 @@ def _end_service() -> str | None:
     from libvirt_natns.cli import service_control
 
     return service_control.end()
+
+
+def _leave_firewalld() -> None:
+    for line in firewalld_files.remove():
+        print(line)
 
 
 def _release(ask: "AskNetworks", *, renew: bool) -> "Outcome":

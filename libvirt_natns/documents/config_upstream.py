@@ -8,7 +8,7 @@ are fields of its type, and their defaults.
 from __future__ import annotations
 
 from dataclasses import fields
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any, get_args
 
 from libvirt_natns.addresses import Address

@@ -5,6 +5,7 @@ from functools import partial
 
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.facts.host_needs import host_needs
+from libvirt_natns.engine.host import zone
 from libvirt_natns.engine.host.host import Host
 from libvirt_natns.engine.observer import HOST
 from libvirt_natns.upstream import routers
@@ -25,11 +26,12 @@ def ensure(context: Context, *, configured: bool = False) -> list[str]:
     stay as they came up.
     """
     with context.observer.changing(HOST):
+        before = zone.bridges()
         differences = of(context).ensure() + _ensure_routers(context)
         repaired = routers.repair(
             context.config, context.kernel, context.store, configured=configured
         )
-        return differences + repaired
+        return differences + repaired + zone.ensure(before)
 
 
 def follow_forwarding(context: Context) -> None:
@@ -40,7 +42,7 @@ def follow_forwarding(context: Context) -> None:
 
 def differences(context: Context) -> list[str]:
     """Return how the host differs from the networks' needs, in words."""
-    host = of(context).differences()
+    host = of(context).differences() + zone.differences()
     return host + routers.differences(context.config, context.kernel, context.store)
 
 
@@ -50,8 +52,10 @@ def adjust(context: Context, uuid: str) -> None:
     if host.is_adjusted(uuid):
         host.leave()
     else:
+        before = zone.bridges()
         with context.observer.changing(HOST):
             host.adjust(uuid)
+            zone.follow(before)
     _ensure_routers(context)
 
 

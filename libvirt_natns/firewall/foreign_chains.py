@@ -2,9 +2,11 @@
 """Chains of others in nft that see forwarded packets, and which of them get a jump of ours.
 
 Few foreign chains get a jump.  iptables' FORWARD gets one where libvirt or Docker has jumps
-there: libvirt's own networks pass by these, or Docker closes the chain.  firewalld's gets one
-unless firewalld keeps its table to itself.  All other chains are an administrator's and stay as
-they are; ``stopping_chains`` names those that stop our packets.
+there: libvirt's own networks pass by these, or Docker closes the chain.  All other chains are an
+administrator's and stay as they are; ``stopping_chains`` names those that stop our packets.
+
+firewalld's own tables, and tables that only their owner may change, are left alone, too.
+firewalld lets our packets pass by a zone of ours (``engine.host.zone``).
 """
 
 import json
@@ -20,9 +22,8 @@ CHAIN = "NATNS-FORWARD"
 """Our chain in a foreign table."""
 
 IPTABLES = ("ip filter FORWARD", "ip6 filter FORWARD")
-FIREWALLD = "inet firewalld filter_FORWARD"
-ZONE_CHAINS = "ZONES"
-"""The end of the names of firewalld's chains that decide by zones, the default zone included."""
+FIREWALLD = "firewalld"
+"""The name of firewalld's tables, in each family."""
 
 PASSED_BY = ("LIBVIRT_", "DOCKER")
 """The beginnings of names of chains that libvirt and Docker have in iptables' FORWARD."""
@@ -60,13 +61,13 @@ class ForeignChain:
     @property
     def is_shared(self) -> bool:
         """True if packets of libvirt's own networks pass the chain, and we may change the chain."""
-        if str(self) in IPTABLES:
-            # The policy does not count: it changes once Docker is started.
-            rules = [rule["expr"] for rule in self.rules]
-            return any(map(is_others_chain, joined.from_iterable(map(_calls, rules)))) or (
-                json.dumps(DOCKER_BRIDGE) in json.dumps(rules)
-            )
-        return str(self) == FIREWALLD and not self.owned and self.refuses
+        if str(self) not in IPTABLES or self.owned:
+            return False
+        # The policy does not count: it changes once Docker is started.
+        rules = [rule["expr"] for rule in self.rules]
+        return any(map(is_others_chain, joined.from_iterable(map(_calls, rules)))) or (
+            json.dumps(DOCKER_BRIDGE) in json.dumps(rules)
+        )
 
     @property
     def refuses(self) -> bool:
@@ -81,7 +82,7 @@ class ForeignChain:
     @property
     def end(self) -> int | None:
         """Return the handle of the first rule that decides about all packets; None without any."""
-        handles = (rule["handle"] for rule in self.rules if self._is_end(rule["expr"]))
+        handles = (rule["handle"] for rule in self.rules if self._refuses_all(rule["expr"]))
         return next(handles, None)
 
     @property
@@ -90,16 +91,10 @@ class ForeignChain:
         places = [i for i, rule in enumerate(self.rules) if _is_jump(rule)]
         if len(places) != 1:
             return False
-        ends = (i for i, rule in enumerate(self.rules) if self._is_end(rule["expr"]))
+        ends = (i for i, rule in enumerate(self.rules) if self._refuses_all(rule["expr"]))
         end = next(ends, len(self.rules))
         behind = self.rules[places[0] + 1 : end]
         return places[0] < end and all(_is_harmless(rule["expr"]) for rule in behind)
-
-    def _is_end(self, statements: Statements) -> bool:
-        return self._refuses_all(statements) or (
-            str(self) == FIREWALLD
-            and any(target.endswith(ZONE_CHAINS) for target in _calls(statements))
-        )
 
     def _refuses_all(self, statements: Statements) -> bool:
         """True if a rule refuses each packet, by itself or by a chain of such rules."""
@@ -187,8 +182,10 @@ def parse(text: str) -> NftState:
         base.chains = called.get(base.parent, {})
     return NftState(
         own_table=any(f"{table['family']} {table['name']}" == TABLE for table in tables),
-        chains=frozenset(f"{c['family']} {c['table']}" for c in chains if c["name"] == CHAIN),
-        bases=tuple(bases.values()),
+        chains=frozenset(f"{c['family']} {c['table']}" for c in chains if c["name"] == CHAIN)
+        - owned,
+        # A jump in firewalld's table is one of an earlier version's.
+        bases=tuple(b for b in bases.values() if b.table != FIREWALLD or (b.jumps and not b.owned)),
         translates=any(
             c.get("type") == "nat" and f"{c['family']} {c['table']}" != TABLE for c in chains
         ),

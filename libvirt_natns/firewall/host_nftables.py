@@ -116,7 +116,7 @@ def _own_chain(parent: str, exists: bool, accepts: tuple[Rule, ...]) -> Iterator
 
 
 def _jump(base: ForeignChain, wanted: bool) -> Iterator[ScriptedRepair]:
-    if base.has_jump if wanted else not base.jumps:
+    if base.owned or (base.has_jump if wanted else not base.jumps):
         return
     script = "".join(f"delete rule {base} handle {handle}\n" for handle in base.jumps)
     if not wanted:

@@ -165,10 +165,6 @@ def _remedy(base: FilterBase, accepts: Sequence[Rule], *, by_policy: bool) -> st
             if link
         )
         return "; ".join(f"ufw route allow {link}" for link in links)
-    if base.parent == FIREWALLD.rpartition(" ")[0]:
-        links = dict.fromkeys(accept.iif or accept.oif for accept in accepts)
-        zone = "firewall-cmd --permanent --zone=trusted --add-interface"
-        return "; ".join([*(f"{zone}={link}" for link in links), "firewall-cmd --reload"])
     if f"{base.parent} {base.chain}" in IPTABLES:
         family: Family = 6 if base.family == "ip6" else 4
         chain = "DOCKER-USER" if "DOCKER-USER" in base.chains else base.chain
@@ -211,7 +207,8 @@ def _nft_bases() -> Iterator[FilterBase]:
             continue
         family, table, name = chain["family"], chain["table"], chain["name"]
         parent = f"{family} {table}"
-        if family not in SEEN or parent == TABLE:
+        # firewalld has a zone for our packets (``engine.host.zone``), which tells its faults.
+        if family not in SEEN or parent == TABLE or table == FIREWALLD:
             continue
         # A missing jump of ours is a difference, which names the chain itself.
         if f"{parent} {name}" in lacking:

@@ -22,16 +22,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from libvirt_natns import names
-from libvirt_natns.addresses import network_of
-from libvirt_natns.daemons import dns_relay
 from libvirt_natns.engine.host import ipv6_forwarding as host_ipv6
-from libvirt_natns.engine.host import relays, stops
-from libvirt_natns.engine.host.forwarding import forwarding_of, plan_of
-from libvirt_natns.engine.host.libvirt_status import active_networks
+from libvirt_natns.engine.host import stops, unneeded
+from libvirt_natns.engine.host.forwarding import plan_of
 from libvirt_natns.engine.host.needs import Needs, together
 from libvirt_natns.engine.host.notes import note_ipv6, note_transit
 from libvirt_natns.engine.host.policy import (
-    GLOBAL_FORWARDING,
     complete_policy,
     facts,
     part_of,
@@ -41,8 +37,6 @@ from libvirt_natns.engine.host.record import (
     assign_zones,
     load,
     save,
-    stray_routes,
-    unneeded_bridges,
 )
 from libvirt_natns.engine.host.stops import HostStops
 from libvirt_natns.errors import FirewallError
@@ -140,7 +134,8 @@ class Host:
             # The rules come first, or for a moment more would be forwarded.
             return None
         lines = self._carry_out(plans)
-        self._remove_routes([each for each in old.routes if each not in new.routes], record)
+        stray = [each for each in old.routes if each not in new.routes]
+        unneeded.remove_routes(self.kernel, stray, record, self._announce)
         if old != new:
             record.seen = ""
             save(record)
@@ -176,10 +171,10 @@ class Host:
         needs = together(parts.values())
         record = load()
         before = asdict(record)
-        record.seen = ""
+        record.seen = record.zones_of = ""
         record.zones = zones.assigned({each.bridge for each in needs.private}, record.zones)
         plans = self._noted(needs, record)
-        lines = self._remove_unneeded(needs, record)
+        lines = unneeded.remove(self.kernel, needs, record, self._announce)
         record.ways = facts(self.kernel, needs, record)
         # The rules limit the forwarding, so they come ahead of it.
         lines += self._ensure_rules(needs, record)
@@ -214,9 +209,7 @@ class Host:
             lines += plan_differences(self.kernel, plan_of(self.kernel, segment, needs.private))
         lines += plan_differences(self.kernel, host_ipv6.plan_of(self.kernel, needs))
         record = load()
-        lines += [relays.left_over(bridge) for bridge in relays.unneeded(needs)]
-        lines += [f"bridge {bridge} is left over" for bridge in unneeded_bridges(needs, record)]
-        lines += [f"the route to {route[0]} is left over" for route in stray_routes(needs, record)]
+        lines += unneeded.differences(needs, record)
         policy = complete_policy(self.kernel, self.backend, needs, record)
         if not policy.is_empty:
             lines += rules.differences(policy, self.backend())
@@ -245,42 +238,6 @@ class Host:
             for operations in plans
             for line in carry_out(self.kernel, operations, Undo(), self.before, later=self.later)
         ]
-
-    def _remove_routes(self, routes: Iterable[list[str]], record: HostRecord) -> None:
-        for route in routes:
-            destination, _, link = route
-            self._announce(f"remove the route to {destination}")
-            self.kernel.host.routes.remove(network_of(destination), link)
-            if route in record.routes:
-                record.routes.remove(route)
-                save(record)
-
-    def _remove_unneeded(self, needs: Needs, record: HostRecord) -> list[str]:
-        silent = relays.unneeded(needs)
-        for bridge in silent:
-            self._announce(f"end the DNS relay on {bridge}")
-            dns_relay.stop(bridge)
-        unneeded = unneeded_bridges(needs, record)
-        for bridge in unneeded:
-            self._announce(f"delete the bridge {bridge}")
-            self.kernel.host.links.delete(bridge)
-            self.kernel.host.policy_rules.replace_marked(bridge, ())
-            record.bridges.remove(bridge)
-        if not needs.transits and record.forwarding:
-            if self.kernel.host.sysctls.get(GLOBAL_FORWARDING) == "0":
-                for link in record.forwarding:
-                    self.kernel.host.sysctls.set(forwarding_of(link), "0")
-            record.forwarding = []
-        stray = stray_routes(needs, record)
-        self._remove_routes(stray, record)
-        if not needs.routes6 and record.settings:
-            self._announce("stop forwarding IPv6")
-            if not any(each.forwards6 for each in active_networks()):
-                host_ipv6.put_back(self.kernel, record.settings)
-            record.settings = {}
-        lines = [relays.left_over(bridge) for bridge in silent]
-        lines += [f"bridge {bridge} was left over" for bridge in unneeded]
-        return lines + [f"the route to {route[0]} was left over" for route in stray]
 
     def _announce(self, what: str) -> None:
         if self.before is not None:

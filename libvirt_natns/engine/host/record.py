@@ -22,6 +22,7 @@ class HostRecord:
     need each shared part.  ``parents`` are the foreign tables that have a chain of ours.
     ``routes`` lead to networks' prefixes, each as destination, gateway and link.
     ``settings`` are the former values of IPv6 sysctls that we changed.
+    ``zones_of`` tells which rules of firewalld's have the bridges in a zone, "" for unsure.
     """
 
     bridges: list[str] = field(default_factory=list)
@@ -34,6 +35,7 @@ class HostRecord:
     settings: dict[str, str] = field(default_factory=dict)
     zones: dict[str, int] = field(default_factory=dict)
     ways: dict[str, object] = field(default_factory=dict)
+    zones_of: str = ""
 
 
 def _file() -> Path:

@@ -14,8 +14,17 @@ from types import SimpleNamespace
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.cli import access, check, doctor, hook_files, install, scope, service_control
-from libvirt_natns.daemons import libvirt, libvirtd_reload
+from libvirt_natns.cli import (
+    access,
+    check,
+    doctor,
+    firewalld_files,
+    hook_files,
+    install,
+    scope,
+    service_control,
+)
+from libvirt_natns.daemons import firewalld, libvirt, libvirtd_reload
 from libvirt_natns.errors import InstallError
 from libvirt_natns.firewall import backends
 from libvirt_natns.model.configuration import Config
@@ -27,6 +36,8 @@ FOREIGN = "#!/bin/sh\n# a wrapper\n\n\n\n# libvirt-natns: is called from here\n"
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of the test's own, below ``tmp_path``."""
     monkeypatch.setattr(hook_files, "HOOKS_DIRECTORY", tmp_path / "hooks")
+    monkeypatch.setattr(firewalld_files, "DIRECTORY", tmp_path / "firewalld")
+    monkeypatch.setattr(firewalld, "RUN", tmp_path / "run-of-firewalld")
     monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "etc" / "config.toml")
     monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "lib")
     monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path / "run")

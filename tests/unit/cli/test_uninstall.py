@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.cli import hook_files, service_control, uninstall
+from libvirt_natns.cli import firewalld_files, hook_files, service_control, uninstall
 from libvirt_natns.daemons import libvirtd_reload
 from libvirt_natns.engine.reconcile import release
 from libvirt_natns.engine.reconcile.repairs import Outcome
@@ -55,6 +55,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path / "state")
     monkeypatch.setattr(names, "CONFIG_FILE", tmp_path / "config.toml")
     monkeypatch.setattr(uninstall, "open_engine", engine)
+    monkeypatch.setattr(firewalld_files, "DIRECTORY", tmp_path / "firewalld")
     monkeypatch.setattr(service_control, "end", found.part("end the service", "ended"))
     monkeypatch.setattr(
         release, "release_all", found.part("release", Outcome([("a", "given back")], found.errors))

@@ -792,6 +792,7 @@ DOCKERS = {"jump": {"target": "DOCKER-USER"}}
 FIREWALLD = [chain("inet firewalld", "filter_FORWARD")]
 FIREWALLD.append(rule("inet firewalld", "filter_FORWARD", 1, {"reject": None}))
 OWNED = {"table": {"family": "inet", "name": "firewalld", "flags": ["owner"]}}
+OWNED_FILTER = {"table": {"family": "ip", "name": "filter", "flags": "owner"}}
 
 
 @pytest.mark.parametrize(
@@ -803,9 +804,11 @@ OWNED = {"table": {"family": "inet", "name": "firewalld", "flags": ["owner"]}}
         ([chain("ip filter", "FORWARD", "drop")], False),
         ([chain("ip filter", "FORWARD"), rule("ip filter", "FORWARD", 1, CALL)], False),
         ([chain("ip mangle", "FORWARD")], False),
-        (FIREWALLD, True),
+        # By a zone of ours.
+        (FIREWALLD, False),
         (FIREWALLD[:1], False),
         ([OWNED, *FIREWALLD], False),
+        ([OWNED_FILTER, chain("ip filter", "FORWARD", "drop")], False),
         # An administrator's own.
         ([chain("inet filter", "forward", "drop")], False),
         ([chain("inet filter", "forward", "drop", hook="input")], False),
@@ -924,6 +927,28 @@ def test_iptables_own_words_are_asked_for(
     assert line.startswith(
         "nftables: ip filter FORWARD (reject) stops packets of the networks: iptables -I"
         " DOCKER-USER -s 192.168.150.0/24 -i natns-host -j ACCEPT"
+    )
+
+
+def test_firewalls_with_an_owner_are_left_alone(kernel: dict[str, str]) -> None:
+    """firewalld's chains, and whatever else only its owner may change, even with a jump of ours."""
+    jump = rule("ip filter", "FORWARD", 6, JUMP)
+    ours = {"chain": {"family": "ip", "table": "filter", "name": "NATNS-FORWARD"}}
+    owned = [OWNED_FILTER, chain("ip filter", "FORWARD", "drop"), jump, ours]
+    kernel["json"] = listing(*FIREWALLD, *owned)
+    assert script() == NEW_TABLE
+    assert list(host_nftables.repairs((), ())) == []
+    kernel["json"] = listing(*FIREWALLD)
+    assert stopping() == []
+
+
+def test_a_jump_of_an_earlier_version_leaves_firewalld(kernel: dict[str, str]) -> None:
+    jump = rule("inet firewalld", "filter_FORWARD", 6, JUMP)
+    ours = {"chain": {"family": "inet", "table": "firewalld", "name": "NATNS-FORWARD"}}
+    kernel["json"] = listing(*FIREWALLD, jump, ours)
+    assert script().removeprefix(NEW_TABLE) == (
+        "delete rule inet firewalld filter_FORWARD handle 6\n"
+        "flush chain inet firewalld NATNS-FORWARD\ndelete chain inet firewalld NATNS-FORWARD\n"
     )
 
 

@@ -39,6 +39,7 @@ does not.  With it, bridged frames pass through the host's rules and connection 
 twice through the host's and once through the namespace's, where native NAT pays once."""
 
 ONE_CPU = ("taskset", "-c", "0")
+TCP = ("--tcp", "-p", str(SOCKPERF_PORT))
 TOOL = Path(__file__).resolve().parent / "connections.py"
 GUEST_PORT = 80
 """Where the guests behind forwards serve; see ``world.forwards``."""
@@ -107,7 +108,7 @@ def serving(node: lab.Node, port: int, *command: str) -> Iterator[None]:
     """Run a server in a node; the body starts when the server listens."""
     process = lab.spawn(*command, namespace=node.name)
     try:
-        words = ("ss", "-Hltn", f"sport = :{port}")
+        words = ("ss", "-Hltun", f"sport = :{port}")
         lab.wait_for(lambda: node.run(*words).stdout.strip(), what=" ".join(command))
         yield
     finally:
@@ -140,9 +141,12 @@ def throughput(guest: lab.Node, far: lab.Node, seconds: int, streams: int, inwar
     raise lab.LabError(f"{' '.join(words)}: {done.stdout[-500:]}")
 
 
-def exchanges(guest: lab.Node, seconds: int) -> float:
-    """Return the answered requests a second, one at a time on one connection."""
-    words = ("sockperf", "ping-pong", "--tcp", "-i", FAR, "-p", str(SOCKPERF_PORT))
+def exchanges(guest: lab.Node, seconds: int, *kind: str) -> float:
+    """Return the answered requests a second, one at a time on one connection.
+
+    ``kind`` are options of sockperf that say to which server, by default ``TCP``.
+    """
+    words = ("sockperf", "ping-pong", "-i", FAR, *(kind or TCP))
     output = guest.run(*ONE_CPU, *words, "-t", str(seconds), timeout=seconds + 30).stdout
     found = re.search(r"Summary: Latency is ([\d.]+) usec", output)
     if found is None:
@@ -214,7 +218,7 @@ def _round(
     for name in turn:
         part.note(f"{name}-{prefix}exchange", exchanges(guests[name], seconds))
     for name in turn:
-        _connections(part, f"{name}-{prefix}", guests[name], far, seconds)
+        note_connections(part, f"{name}-{prefix}", guests[name], far, seconds)
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ class Target:
         return (lab.PYTHON, str(TOOL), "serve", str(self.listens))
 
 
-def _connections(part: Part, name: str, client: lab.Node, to: Target, seconds: float) -> None:
+def note_connections(part: Part, name: str, client: lab.Node, to: Target, seconds: float) -> None:
     """Note the connections a second of many clients, and the duration of a connection."""
     with serving(to.node, to.listens, *to.server):
         many = connections(client, to, seconds, CLIENTS)
@@ -258,4 +262,4 @@ def _forwards(part: Part, far: lab.Node, options: Options) -> None:
             targets[name] = Target(guest, GUEST_PORT, upstream_address(name), port)
         for number in options.turns(5, 40):
             for name in sorted(targets, reverse=bool(number % 2)):
-                _connections(part, f"{name}-", far, targets[name], options.seconds)
+                note_connections(part, f"{name}-", far, targets[name], options.seconds)

@@ -7,12 +7,14 @@ the documents stand in bench/peers/.
 
 import json
 import os
+import shlex
 import subprocess
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import lab
+from lab_hosts_pasta import NAMESPACE, options
 
 PEERS = Path(__file__).resolve().parent / "peers"
 CNI = Path("/usr/lib/cni")
@@ -132,6 +134,7 @@ COMMANDS = {
         ]
     ),
     "native NAT": "virsh net-start NAME  # <forward mode='nat'/>, <ip> with <dhcp>",
+    "pasta": shlex.join(["pasta", *options(NAMESPACE, tcp="192.168.0.2/9000:80")]),
     "iperf3": "iperf3 -c ADDRESS -t SECONDS [-P 8] [-R]",
     "sockperf": "sockperf ping-pong --tcp -i ADDRESS -p 11111 -t SECONDS",
 }

@@ -22,6 +22,7 @@ import data_path
 import foreign
 import lab
 import net_start
+import pasta
 import peers
 import plot
 import scale
@@ -43,6 +44,7 @@ PARTS: dict[str, Callable[[Options, Hooks], Part]] = {
     "foreign": foreign.measure,
     "scale": scale.measure,
     "data-path": data_path.measure,
+    "pasta": pasta.measure,
 }
 
 USUAL = Options(rounds=None, networks=100, forwards=10_000, seconds=1)
@@ -50,7 +52,7 @@ QUICK = Options(rounds=3, networks=20, forwards=1_000, seconds=1)
 
 PACKAGES = (
     "libvirt-daemon", "python3-pyroute2", "nftables", "dnsmasq-base", "iproute2",
-    "containernetworking-plugins", "netavark", "iperf3", "sockperf",
+    "containernetworking-plugins", "netavark", "passt", "iperf3", "sockperf",
 )  # fmt: skip
 
 

@@ -30,6 +30,11 @@ if find_spec("pyroute2") is None:
     raise ModuleNotFoundError("No module named 'pyroute2'", name="pyroute2")
 
 
+def load_writer() -> None:
+    """Load pyroute2 ahead of the process's first change, which would wait for it."""
+    from libvirt_natns.kernel import route_socket  # noqa: F401
+
+
 class Sockets:
     """The open sockets of one session, by namespace, and the session's memory of readings.
 

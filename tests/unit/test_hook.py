@@ -318,6 +318,11 @@ def test_other_networks_alter_what_the_host_forwards_where_rules_forbid_it(
         assert asks_python("network", tmp_path, *event, none) == (event[0] == "started")
     for event in (("start", "begin"), ("updated", "begin")):
         assert not asks_python("network", tmp_path, *event, other)
+    # Without the mark, as an earlier version left the record, hook.py decides.
+    (tmp_path / "host.open").unlink(missing_ok=True)
+    assert asks_python("network", tmp_path, "started", "begin", other)
+    record.save(record.HostRecord())
+    assert list(tmp_path.glob("host.*")) == []
 
 
 def test_other_networks_start_where_there_can_be_no_process(

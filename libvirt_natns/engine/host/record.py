@@ -2,6 +2,7 @@
 """The record of our part of the host, in a file of the run-time directory."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def _file() -> Path:
     return names.RUN_DIRECTORY / "host.json"
 
 
+def _open() -> Path:
+    """Return the mark by which the network hook knows that our rules forbid nothing.
+
+    A shell tests for a file in no time.  Without the mark, hook.py reads the record.
+    """
+    return names.RUN_DIRECTORY / "host.open"
+
+
 def load() -> HostRecord:
     """Return the record; an empty one if there is none, or if it cannot be read."""
     try:
@@ -52,6 +61,9 @@ def load() -> HostRecord:
 
 def save(record: HostRecord) -> None:
     """Write the record down; an empty record has no file.  Raises OSError."""
+    forbids = record.ways.get("closed") or record.ways.get("closed6")
+    if record == HostRecord() or forbids:
+        _open().unlink(missing_ok=True)
     if record == HostRecord():
         _file().unlink(missing_ok=True)
         return
@@ -66,6 +78,9 @@ def save(record: HostRecord) -> None:
             present.truncate()
         return
     fresh.replace(_file())
+    if not forbids:
+        with suppress(OSError):
+            _open().touch()
 
 
 def words(route: Route) -> list[str]:

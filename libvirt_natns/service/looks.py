@@ -84,7 +84,7 @@ class Looks:
             self._background.after(OUTSIDE, self._look_outside)
 
     def _try(self, subject: str, when: str, work: Callable[[], None]) -> None:
-        """Do work whose error belongs to no network, so that none is suspected."""
+        """Do work for no network in particular, so that an error makes no network suspect."""
         try:
             work()
             self._complaints.end(subject)

@@ -61,12 +61,14 @@ def load() -> HostRecord:
 
 def save(record: HostRecord) -> None:
     """Write the record down; an empty record has no file.  Raises OSError."""
-    forbids = record.ways.get("closed") or record.ways.get("closed6")
-    if record == HostRecord() or forbids:
-        _open().unlink(missing_ok=True)
     if record == HostRecord():
+        _open().unlink(missing_ok=True)
         _file().unlink(missing_ok=True)
         return
+    forbids = record.ways.get("closed") or record.ways.get("closed6")
+    if forbids:
+        # Ahead of the record: a hook must not end an event by the former mark.
+        _open().unlink(missing_ok=True)
     text, fresh = json.dumps(asdict(record)), _file().with_suffix(".new")
     try:
         fresh.write_text(text)

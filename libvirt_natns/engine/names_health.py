@@ -93,7 +93,8 @@ def _without_relay(
     else:
         # The network's XML may say that no server is asked.
         usable = bool(resolvers.servers)
-    if usable:
+    if usable or not any(segment.side(family).gateway for family in families):
+        # A lab without a gateway has the stations on its link, and no names by intent.
         return ""
     return (
         f"{dns_relay.RESOLV_CONF} names no server that network {record.name} can ask:"

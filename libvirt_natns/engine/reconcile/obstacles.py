@@ -73,4 +73,4 @@ def find(engine: Engine, records: Iterable[NetworkRecord]) -> Obstacles:
         if why := without_names.get(record.uuid):
             found.append(Obstacle("no names", why))
         by_network[record.uuid] = tuple(found)
-    return Obstacles(by_network, stops.lines, (*zone_notes, *names_health.notes()))
+    return Obstacles(by_network, stops.lines, tuple(zone_notes))

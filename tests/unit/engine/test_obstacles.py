@@ -35,7 +35,6 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(ways_out, "closed", lambda *_: {"a": ("no way out: why",), "b": ()})
     monkeypatch.setattr(comparison, "host_stops", lambda _: stops)
     monkeypatch.setattr(names_health, "findings", lambda _: {"a": "guests have no names: why"})
-    monkeypatch.setattr(names_health, "notes", lambda: ["a relay"])
     monkeypatch.setattr(zone, "notes", list)
     return monkeypatch
 
@@ -54,7 +53,7 @@ def test_the_weightiest_comes_first(sources: pytest.MonkeyPatch, engine: Engine)
     found = find(engine)
     assert [each.brief for each in found.of("a")] == ["no way out", GUARD, "no names"]
     assert found.of("b") == found.of("unknown") == ()
-    assert (found.stops, found.notes) == (("a chain",), ("a relay",))
+    assert (found.stops, found.notes) == (("a chain",), ())
 
 
 def test_a_damaged_network_hears_no_server_anyway(

@@ -139,7 +139,7 @@ def hears(client: lab.Node, guest: lab.Node, port: int) -> bool:
         client.connect(HOST, port) as stream,
     ):
         try:
-            return stream.recv(1) != b""
+            return bool(stream.recv(1))
         except TimeoutError:
             return False
 

@@ -150,4 +150,5 @@ def datagrams(guest: lab.Node, far: lab.Node, seconds: int) -> float:
     with serving(far, IPERF_PORT, "iperf3", "-s", "-1"):
         done = json.loads(guest.run(*words, timeout=seconds + 20).stdout)
     total = done["end"]["sum"]
-    return float(total["bits_per_second"]) * (1 - total["lost_percent"] / 100) / 1e9
+    share = 1 - float(total["lost_percent"]) / 100
+    return float(total["bits_per_second"]) * share / 1e9

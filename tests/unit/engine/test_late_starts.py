@@ -12,6 +12,7 @@ from libvirt_natns import names
 from libvirt_natns.engine import late_starts
 from libvirt_natns.engine.context import Context
 from libvirt_natns.errors import UpstreamError
+from libvirt_natns.kernel import locks
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import Subnet
@@ -69,3 +70,34 @@ def test_a_note_that_cannot_be_read_starts_nothing(autostart: Path) -> None:
     late_starts.note(NETWORK, b"<hookData><network>")
     assert late_starts.noted() == [UUID]
     assert list(late_starts.waiting(context())) == []
+
+
+def test_half_a_note_is_none(autostart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halfway: list[str] = []
+
+    def write(file: Path, xml: bytes) -> int:
+        with file.open("wb") as opened:
+            halfway.extend(late_starts.noted())
+            return opened.write(xml)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    late_starts.note(NETWORK, XML)
+    assert halfway == []
+    assert late_starts.noted() == [UUID]
+
+
+def test_the_last_other_note_goes_at_the_same_moment(
+    autostart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = ["another network"]
+    make = locks.make_directory
+
+    def make_for_a_moment(directory: Path) -> None:
+        make(directory)
+        if others:
+            others.pop()
+            directory.rmdir()
+
+    monkeypatch.setattr(late_starts, "make_directory", make_for_a_moment)
+    late_starts.note(NETWORK, XML)
+    assert late_starts.noted() == [UUID]

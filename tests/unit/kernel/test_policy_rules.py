@@ -18,10 +18,14 @@ PRIORITY = netlink.u32(netlink.FRA_PRIORITY, 500)
 NO_LIMIT = netlink.u32(netlink.FRA_SUPPRESS_PREFIXLEN, 0xFFFFFFFF)
 
 
+TUNNEL = 12
+"""FRA_TUN_ID, in place of any condition that we do not know."""
+
+
 def message(
-    *attributes: netlink.Attribute, length: int = 32, flags: int = 0, action: int = 1
+    *attributes: netlink.Attribute, length: int = 32, flags: int = 0, action: int = 1, tos: int = 0
 ) -> bytes:
-    header = netlink.RULE_HEADER.pack(socket.AF_INET, 0, length, 0, 100, 0, 0, action, flags)
+    header = netlink.RULE_HEADER.pack(socket.AF_INET, 0, length, tos, 100, 0, 0, action, flags)
     return header + netlink.pack(attributes)
 
 
@@ -64,6 +68,9 @@ def test_other_rules_are_left_alone(listed: list[bytes]) -> None:
         message(SOURCE, TABLE, mark),
         message(SOURCE, TABLE, netlink.text(netlink.FRA_IIFNAME, "eth0")),
         message(SOURCE, TABLE, (netlink.FRA_SPORT_RANGE, struct.pack("=HH", 80, 80))),
+        message(SOURCE, TABLE, netlink.u32(netlink.FRA_SUPPRESS_IFGROUP, 7)),
+        message(SOURCE, TABLE, (TUNNEL, struct.pack("!Q", 5))),
+        message(SOURCE, TABLE, tos=0x10),
     ]
     assert rules().by_source() == []
     assert rules().marked() == set()

@@ -6,6 +6,7 @@ TABLE".  Replies by a transit bridge have the address of a namespace while the k
 routes them.  Marked packets find the same tables by rules of our own.
 """
 
+import errno
 import socket
 import struct
 from collections.abc import Collection
@@ -141,11 +142,17 @@ class PolicyRules:
         )
 
     def _listed(self, family: Family) -> list[bytes]:
+        return self._channel.listed(f"IPv{family} rules", lambda: self._dump(family))
+
+    def _dump(self, family: Family) -> list[bytes]:
         request = netlink.RULE_HEADER.pack(SOCKET_FAMILIES[family], *[0] * 8)
-        return self._channel.listed(
-            f"IPv{family} rules",
-            lambda: self._channel.reader.dump(netlink.RTM_GETRULE, request),
-        )
+        try:
+            return self._channel.reader.dump(netlink.RTM_GETRULE, request)
+        except OSError as error:
+            # A kernel that booted with ipv6.disable=1.
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+            return []
 
 
 def _asks_table(body: bytes, attributes: Attrs) -> bool:

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from libvirt_natns.kernel import netlink, rtnetlink
+from libvirt_natns.kernel import netlink, policy_rules, rtnetlink
 from libvirt_natns.kernel.channel import NetlinkChannel, Sockets
 from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.policy_rules import MARKS, MarkRule, PolicyRules, SourceRule
@@ -55,6 +55,13 @@ def test_rules_by_source_get_marks(listed: list[bytes]) -> None:
         (MARKS[0], SourceRule(0, "198.51.100.0/24", 1000)),
         (MARKS[1], SourceRule(500, "198.51.100.60/32", 100)),
     ]
+
+
+def test_a_kernel_without_ipv6_has_no_rules_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel answers for a family that it lacks."""
+    monkeypatch.setitem(policy_rules.SOCKET_FAMILIES, 6, socket.AF_DECnet)
+    assert all(rule.network.version == 4 for rule in rules().by_source())
+    assert all(rule.family == 4 for rule in rules().marked())
 
 
 def test_other_rules_are_left_alone(listed: list[bytes]) -> None:

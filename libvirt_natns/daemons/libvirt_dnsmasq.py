@@ -17,7 +17,7 @@ from libvirt_natns.daemons import dnsmasq_process
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.text_files import exact_text, text_if_any
 from libvirt_natns.errors import DnsmasqError
-from libvirt_natns.kernel import listening_ports, processes
+from libvirt_natns.kernel import listening_ports, open_files, processes
 
 LIBVIRT_DIRECTORY = Path("/var/lib/libvirt/dnsmasq")
 LIBVIRT_RUN_DIRECTORY = Path("/run/libvirt/network")
@@ -92,7 +92,8 @@ def bound_differences(network: str) -> list[str]:
     """Return, in words, whether libvirt's own dnsmasq of a network could open another socket."""
     pid = _running(network)
     limits = None if pid is None else _descriptors(pid)
-    if pid is None or limits is None or limits[0] <= _lowest_free(pid):
+    limit = None if pid is None else open_files.closing_limit(pid)
+    if limits is None or limit is None or limits[0] <= limit:
         return []
     return [f"libvirt's own dnsmasq of network {network} still listens on new addresses"]
 
@@ -103,7 +104,8 @@ def bind(network: str, addresses: Collection[Address]) -> None:
     By ``listen-address``, that dnsmasq listens on an address as soon as any bridge has it.
     libvirt could then start no other dnsmasq there.  libvirt signals the process by its
     number, so the process must not end.  First it must close its sockets at ``addresses``,
-    for which it needs another socket for a moment.  Raises DnsmasqError.
+    for which it needs another socket for a moment.  A dnsmasq that waits for too many other
+    sockets stays as it is.  Raises DnsmasqError.
     """
     if _running(network) is None:
         return
@@ -125,19 +127,18 @@ def _listens(addresses: Collection[Address]) -> bool:
 
 
 def _set_descriptors(network: str, *, none: bool) -> None:
-    """Limit the files that dnsmasq may open to those that it has; or take the limit away.
-
-    The kernel refuses poll(2) for more files than the limit, so the limit is no lower.
-    """
+    """Limit the files that dnsmasq may open to those that it has; or take the limit away."""
     pid = _running(network)
     limits = None if pid is None else _descriptors(pid)
     if pid is None or limits is None:
         return
     most = limits[1]
+    limit = open_files.closing_limit(pid) if none else most
+    if limit is None:
+        return
     try:
         # As dnsmasq's own user: CAP_SYS_RESOURCE would be needed otherwise.
         user, group = (_ids(pid, name) for name in ("Uid", "Gid"))
-        limit = _lowest_free(pid) if none else most
         done = subprocess.run(
             ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--",
              "prlimit", f"--pid={pid}", f"--nofile={limit}:{most}"],
@@ -148,15 +149,6 @@ def _set_descriptors(network: str, *, none: bool) -> None:
         raise _unlimited(network, str(error)) from error
     if done.returncode and _running(network) == pid:
         raise _unlimited(network, done.stderr.decode(errors="replace").strip())
-
-
-def _lowest_free(pid: int) -> int:
-    """Return the number that the next file of a process would get; 0 for one that has ended."""
-    try:
-        used = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
-    except OSError:
-        return 0
-    return next(number for number in range(len(used) + 1) if number not in used)
 
 
 def _unlimited(network: str, why: str) -> DnsmasqError:

@@ -3,11 +3,12 @@
 
 libvirt starts a network with autostart once, at boot.  Its bridge, NIC or router may come
 later.  A note has the network's XML, as libvirt gave it to the hook.  The note goes with
-the network's next start that is not refused, so a network that was stopped has none.
+the network's next start, unless that is refused like this, so a network that was stopped has
+none.
 A hook cannot ask libvirt about autostart, but libvirt has a link for each such network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from libvirt_natns.model.network import Network
 from libvirt_natns.upstream.selection import verdict
 
 AUTOSTART = Path("/etc/libvirt/qemu/networks/autostart")
+UNFINISHED = ".new"
+TRIES = 2
+"""Tries to write a note: the end of the last other note takes the directory away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,14 @@ def note(network: Network, xml: bytes) -> None:
     """
     if not _has_autostart(network):
         return
-    with suppress(OSError):
-        make_directory(_directory())
-        (_directory() / network.uuid).write_bytes(xml)
+    for _ in range(TRIES):
+        with suppress(OSError):
+            make_directory(_directory())
+            # The service may read at any time, and forgets a note that makes no sense.
+            fresh = _directory() / f"{network.uuid}{UNFINISHED}"
+            fresh.write_bytes(xml)
+            fresh.replace(_directory() / network.uuid)
+            return
 
 
 def forget(uuid: str) -> None:
@@ -63,13 +72,17 @@ def forget(uuid: str) -> None:
 def noted() -> list[str]:
     """Return the uuids of all networks with a note."""
     with suppress(OSError):
-        return sorted(file.name for file in _directory().iterdir())
+        listed = (file.name for file in _directory().iterdir())
+        return sorted(name for name in listed if not name.endswith(UNFINISHED))
     return []
 
 
-def waiting(context: Context) -> Iterator[LateStart]:
-    """Yield the noted networks that still have autostart, each with its upstream's fault."""
-    for uuid in noted():
+def waiting(context: Context, uuids: Iterable[str] | None = None) -> Iterator[LateStart]:
+    """Yield the noted networks that still have autostart, each with its upstream's fault.
+
+    ``uuids`` are the networks to look at; None is all that have a note.
+    """
+    for uuid in noted() if uuids is None else uuids:
         network = None
         with suppress(OSError, NatnsError):
             xml = (_directory() / uuid).read_bytes()

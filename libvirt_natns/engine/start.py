@@ -38,13 +38,14 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
     leaves nothing, where the network cannot come up.  Waits while another network with
     an overlapping subnet is between its own `start` and `started`.
     """
+    # A start that is refused for any other reason does not wait for the upstream.
+    late_starts.forget(network.uuid)
     try:
         segment = context.planner.segment(network)
         check(context, network, segment)
     except UpstreamError:
         late_starts.note(network, xml)
         raise
-    late_starts.forget(network.uuid)
     # Ahead of the lock: never two networks' locks are held at once.
     end_rivals(context, network, active=False)
     with context.changing("prepare", network.uuid, network.name) as change, Undo() as undo:

@@ -33,4 +33,7 @@ def translations(rules: Iterable[Rule]) -> Iterator[Translation]:
         excluded = rule.destinations if rule.not_destinations else ()
         addresses: list[Address | None] = [network.network_address for network in named]
         for address in addresses or [None]:
-            yield Translation(rule.family, address, protocol, first, last, rule.sources, excluded)
+            own = rule.local and address is not None
+            yield Translation(
+                rule.family, address, protocol, first, last, rule.sources, excluded, own
+            )

@@ -33,9 +33,10 @@ LISTINGS = 100
 class Translation:
     """A rule that changes the destination of flows.
 
-    ``address`` is their destination, None for each address of the namespace.  ``excluded``
-    are addresses that the rule leaves alone.  ``protocol`` and the port ``last`` are 0 for
-    all.  ``sources`` are the clients, empty for all.
+    ``address`` is their destination, None for each address of the namespace.  ``own``: the
+    rule counts only while the address is the namespace's.  ``excluded`` are addresses that
+    the rule leaves alone.  ``protocol`` and the port ``last`` are 0 for all.  ``sources`` are
+    the clients, empty for all.
     """
 
     family: Family
@@ -45,6 +46,7 @@ class Translation:
     last: int = 0
     sources: tuple[IPNetwork, ...] = ()
     excluded: tuple[IPNetwork, ...] = ()
+    own: bool = False
 
     @property
     def dump_filter(self) -> DumpFilter:
@@ -67,10 +69,13 @@ class Translation:
             return False
         if self.sources and not any(entry.client in source for source in self.sources):
             return False
-        if self.address is not None:
-            return entry.asked == self.address
+        if self.address is not None and entry.asked != self.address:
+            return False
+        if self.address is not None and not self.own:
+            return True
         if any(entry.asked in network for network in self.excluded):
             return False
+        # Flows to another machine's address pass the host: they are not ours to end.
         return entry.asked.is_loopback or entry.asked in local
 
 
@@ -101,7 +106,7 @@ def cut(namespace: str | None, translations: Iterable[Translation]) -> None:
 
 def _local(reader: rtnetlink.Session, wanted: Iterable[Translation]) -> frozenset[Address]:
     """Return all addresses of the namespace, where a translation asks for them."""
-    if all(each.address is not None for each in wanted):
+    if all(each.address is not None and not each.own for each in wanted):
         return frozenset()
     for _ in range(LISTINGS):
         with suppress(InterruptedDumpError):

@@ -6,6 +6,7 @@ TABLE".  Replies by a transit bridge have the address of a namespace while the k
 routes them.  Marked packets find the same tables by rules of our own.
 """
 
+import errno
 import socket
 import struct
 from collections.abc import Collection
@@ -28,16 +29,16 @@ SOCKET_FAMILIES: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 NO_LIMIT = 0xFFFFFFFF
 """The value of FRA_SUPPRESS_PREFIXLEN in a rule that takes any route of its table."""
 
-OTHER_CONDITIONS = (
-    netlink.FRA_DST,
-    netlink.FRA_IIFNAME,
-    netlink.FRA_OIFNAME,
-    netlink.FRA_FWMARK,
-    netlink.FRA_IP_PROTO,
-    netlink.FRA_SPORT_RANGE,
-    netlink.FRA_DPORT_RANGE,
-    netlink.FRA_UID_RANGE,
-)
+CONDITIONS_KNOWN = {
+    netlink.FRA_SRC,
+    netlink.FRA_PRIORITY,
+    netlink.FRA_TABLE,
+    netlink.FRA_REALMS,
+    netlink.FRA_PROTOCOL,
+    netlink.FRA_SUPPRESS_PREFIXLEN,
+    netlink.FRA_SUPPRESS_IFGROUP,
+}
+"""The attributes of a rule by source.  Any other may be a condition, also of a later kernel."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -141,20 +142,27 @@ class PolicyRules:
         )
 
     def _listed(self, family: Family) -> list[bytes]:
+        return self._channel.listed(f"IPv{family} rules", lambda: self._dump(family))
+
+    def _dump(self, family: Family) -> list[bytes]:
         request = netlink.RULE_HEADER.pack(SOCKET_FAMILIES[family], *[0] * 8)
-        return self._channel.listed(
-            f"IPv{family} rules",
-            lambda: self._channel.reader.dump(netlink.RTM_GETRULE, request),
-        )
+        try:
+            return self._channel.reader.dump(netlink.RTM_GETRULE, request)
+        except OSError as error:
+            # A kernel that booted with ipv6.disable=1.
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+            return []
 
 
 def _asks_table(body: bytes, attributes: Attrs) -> bool:
     """True if a rule leads all packets from its source to a table."""
-    action, (flags,) = body[7], struct.unpack_from("=I", body, 8)
-    limit = attributes.number(netlink.FRA_SUPPRESS_PREFIXLEN)
+    tos, action, (flags,) = body[3], body[7], struct.unpack_from("=I", body, 8)
+    limits = map(attributes.number, (netlink.FRA_SUPPRESS_PREFIXLEN, netlink.FRA_SUPPRESS_IFGROUP))
     return (
         action == netlink.FR_ACT_TO_TBL
+        and not tos
         and not flags & netlink.FIB_RULE_INVERT
-        and limit in (None, NO_LIMIT)
-        and not any(attributes.get(kind) is not None for kind in OTHER_CONDITIONS)
+        and all(limit in (None, NO_LIMIT) for limit in limits)
+        and {kind & netlink.NLA_TYPE for kind, _ in attributes} <= CONDITIONS_KNOWN
     )

@@ -40,16 +40,10 @@ class NoRouteError(KernelError):
         self.number = error.errno or 0
 
 
-def link_towards(
-    destination: Address, source: Address | None = None, inward: str = ""
-) -> str | None:
-    """Return the link by which a packet leaves the caller's namespace; None without a route.
-
-    With ``inward`` and ``source`` the packet is forwarded, and comes from that link.
-    """
+def link_towards(destination: Address) -> str | None:
+    """Return the link by which a packet leaves the caller's namespace; None without a route."""
     with suppress(OSError), rtnetlink.Session() as session:
-        index = socket.if_nametoindex(inward) if inward else None
-        route = session.route_of(destination, source, index)
+        route = session.route_of(destination)
         return socket.if_indextoname(route.link) if route.link else None
     return None
 

@@ -152,13 +152,13 @@ class Routes:
         )
 
     def default_gateways(self, family: Family) -> set[Address]:
-        """Return the routers of the default routes of a family."""
+        """Return the routers of the ways out of a family, such as ::/0 or 2000::/3."""
         routes = main_routes(self._channel, family)
         return {
             hop.gateway
             for route in routes
             for hop in route.hops
-            if route.destination.prefixlen == 0 and hop.gateway is not None
+            if is_way_out(route.destination) and hop.gateway is not None
         }
 
     def destinations(self, without: Iterable[str] = ()) -> set[IPNetwork]:

@@ -44,16 +44,20 @@ class Arrivals:
     def _run(self) -> None:
         while not self._stopping.wait(LOOK):
             try:
-                if late_starts.noted():
-                    self._look()
+                if uuids := late_starts.noted():
+                    self.look(uuids)
             except Exception as error:  # the next look must come
                 if self._complaints.is_news("late starts", error):
                     self._log.say_error("error", "failed", error, when="starting late networks")
 
-    def _look(self) -> None:
+    def look(self, uuids: list[str]) -> None:
+        """Start the noted networks that can be started.
+
+        A note that comes during this look waits for the next one.
+        """
         with self._sessions.engine() as engine:
-            late = list(late_starts.waiting(engine))
-        for uuid in {*late_starts.noted()} - {each.uuid for each in late}:
+            late = list(late_starts.waiting(engine, uuids))
+        for uuid in {*uuids} - {each.uuid for each in late}:
             late_starts.forget(uuid)
         for each in late:
             if not each.fault:

@@ -2,17 +2,19 @@
 """Networks that firewall rules of others stop, and the chains that do so."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from libvirt_natns.addresses import FAMILIES, Family
 from libvirt_natns.engine.host.needs import Needs, together
 from libvirt_natns.engine.host.policy import policy_of
+from libvirt_natns.errors import KernelError
 from libvirt_natns.firewall import stopping_chains
 from libvirt_natns.firewall.host_accepts import accepts
 from libvirt_natns.firewall.host_policy import HostPolicy
 from libvirt_natns.firewall.sample_packets import OUTSIDE, WaysOut, member
 from libvirt_natns.firewall.stopping_chains import StoppingChain
-from libvirt_natns.kernel.route_lookup import link_towards
+from libvirt_natns.kernel.route_lookup import RouteLookup
 from libvirt_natns.kernel.session import Kernel
 
 
@@ -42,7 +44,7 @@ def look(kernel: Kernel, needs: Mapping[str, Needs]) -> HostStops:
     must_pass = accepts(whole)
     if not must_pass:
         return HostStops()
-    present = stopping_chains.find(must_pass, whole.forwards, _ways_out(whole))
+    present = stopping_chains.find(must_pass, whole.forwards, _ways_out(kernel, whole))
     if not present:
         return HostStops()
     by_network = {
@@ -63,16 +65,19 @@ def _stopped(present: Iterable[StoppingChain], policy: HostPolicy) -> StoppedNet
     return None
 
 
-def _ways_out(policy: HostPolicy) -> WaysOut:
+def _ways_out(kernel: Kernel, policy: HostPolicy) -> WaysOut:
     """Return the link by which the kernel leads guests' packets out, by family."""
-    return {family: _way_out(policy, family) for family in FAMILIES}
+    return {family: _way_out(kernel.host.route_lookup, policy, family) for family in FAMILIES}
 
 
-def _way_out(policy: HostPolicy, family: Family) -> str | None:
+def _way_out(lookup: RouteLookup, policy: HostPolicy, family: Family) -> str | None:
+    far = OUTSIDE[family]
     for transit in policy.transits:
         if transit.subnet.version == family:
+            source = member((transit.subnet,), family)
             # Rules of routing may lead forwarded packets elsewhere.
-            way = link_towards(OUTSIDE[family], member((transit.subnet,), family), transit.bridge)
-            if way is not None:
-                return way
-    return link_towards(OUTSIDE[family])
+            with suppress(KernelError):
+                return lookup.next_hop(far, source=source, inward=transit.bridge).link
+    with suppress(KernelError):
+        return lookup.next_hop(far).link
+    return None

@@ -149,7 +149,7 @@ class RouterLifecycle:
             self.config, self.kernel, upstream, had, boot=boot
         )
         if not boot:
-            preflight.check_session(target, {address.ip for address in before.ipv4})
+            preflight.check_session(target, {address.ip for address in before.addresses})
         deadline = None if within is None else boot_clock.now() + within
         record = RouterRecord(target, before, resolv, "going up", boot_id(), deadline=deadline)
         plan = self.plan(record)

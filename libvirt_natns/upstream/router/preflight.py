@@ -91,14 +91,22 @@ def check_published(target: Target, needs: RouterNeeds) -> None:
 def check_session(target: Target, addresses: Collection[str]) -> None:
     """Refuse a router that would cut the caller's own session.  Raises ConflictError.
 
-    The session came in by one of ``addresses``, and host_ports lack its port.
+    The session came in by one of ``addresses``, and host_ports lack its port.  In IPv6 the
+    host keeps all ports of its addresses, but perhaps not all of the NIC's addresses.
     """
     for entrance in login_session.entrances():
+        address = str(entrance.address)
+        if address not in addresses and not entrance.address.is_unspecified:
+            continue
+        if address in target.addresses6:
+            continue
         if entrance.address.version == 6 and not entrance.address.is_unspecified:
-            # The host keeps its IPv6 addresses, with all ports.
-            continue
-        if str(entrance.address) not in addresses and not entrance.address.is_unspecified:
-            continue
+            kept = ", ".join(target.addresses6) or "none in IPv6"
+            raise ConflictError(
+                f"router {target.name}: your session came in by {address}, which the host"
+                " would not keep, so you could not log in again",
+                f"log in by an address that the host keeps ({kept})",
+            )
         proto, port = entrance.proto, entrance.port
         if not any(proto == p and first <= port <= last for p, first, last in target.ports):
             raise ConflictError(

@@ -9,9 +9,10 @@ from typing import cast
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.engine import late_starts
+from libvirt_natns.engine import late_starts, start
 from libvirt_natns.engine.context import Context
-from libvirt_natns.errors import UpstreamError
+from libvirt_natns.errors import DocumentError, NatnsError, UpstreamError
+from libvirt_natns.kernel import locks
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import Subnet
@@ -34,12 +35,12 @@ def autostart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return link
 
 
-def context(fault: str = "") -> Context:
+def context(fault: str = "", kind: type[NatnsError] = UpstreamError) -> Context:
     """A context in which only the upstream counts."""
 
     def segment(network: Network) -> None:
         assert network.uuid == UUID
-        raise UpstreamError(fault, "")
+        raise kind(fault, "")
 
     found = SimpleNamespace(config=Config(), planner=SimpleNamespace(segment=segment))
     return cast("Context", found)
@@ -56,6 +57,17 @@ def test_a_refused_start_is_noted_until_the_next(autostart: Path) -> None:
     assert not (names.RUN_DIRECTORY / "late").exists()
 
 
+@pytest.mark.parametrize(("kind", "left"), [(UpstreamError, [UUID]), (DocumentError, [])])
+def test_a_start_that_is_refused_again(
+    kind: type[NatnsError], left: list[str], autostart: Path
+) -> None:
+    """The service would have libvirt try a start again and again that no upstream can help."""
+    late_starts.note(NETWORK, XML)
+    with pytest.raises(kind):
+        start.prepare(context("refused", kind), NETWORK, XML)
+    assert late_starts.noted() == left
+
+
 def test_only_networks_with_autostart_wait(autostart: Path) -> None:
     late_starts.note(NETWORK, XML)
     autostart.unlink()
@@ -69,3 +81,34 @@ def test_a_note_that_cannot_be_read_starts_nothing(autostart: Path) -> None:
     late_starts.note(NETWORK, b"<hookData><network>")
     assert late_starts.noted() == [UUID]
     assert list(late_starts.waiting(context())) == []
+
+
+def test_half_a_note_is_none(autostart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halfway: list[str] = []
+
+    def write(file: Path, xml: bytes) -> int:
+        with file.open("wb") as opened:
+            halfway.extend(late_starts.noted())
+            return opened.write(xml)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    late_starts.note(NETWORK, XML)
+    assert halfway == []
+    assert late_starts.noted() == [UUID]
+
+
+def test_the_last_other_note_goes_at_the_same_moment(
+    autostart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = ["another network"]
+    make = locks.make_directory
+
+    def make_for_a_moment(directory: Path) -> None:
+        make(directory)
+        if others:
+            others.pop()
+            directory.rmdir()
+
+    monkeypatch.setattr(late_starts, "make_directory", make_for_a_moment)
+    late_starts.note(NETWORK, XML)
+    assert late_starts.noted() == [UUID]

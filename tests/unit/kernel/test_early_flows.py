@@ -50,6 +50,14 @@ def test_other_flows_are_left_alone(other: ConntrackEntry) -> None:
     assert not ANYWHERE.missed(other, {HOST})
 
 
+def test_flows_to_an_address_that_waits_are_left_alone() -> None:
+    """The host has the address no more, or not yet, and routes packets to its owner."""
+    forward = HostForward("udp", HOST, 53, 53, GUEST, "natns-host")
+    (translation,) = translations(dnats((forward,)))
+    assert translation.missed(FLOW, {HOST})
+    assert not translation.missed(FLOW, {GUEST})
+
+
 @pytest.mark.parametrize("protocol", [IPPROTO_TCP, IPPROTO_SCTP])
 def test_an_established_connection_is_left_alone(protocol: int) -> None:
     translation, flow = replace(PORTS, protocol=protocol), replace(FLOW, protocol=protocol)

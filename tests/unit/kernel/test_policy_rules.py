@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from libvirt_natns.kernel import netlink, rtnetlink
+from libvirt_natns.kernel import netlink, policy_rules, rtnetlink
 from libvirt_natns.kernel.channel import NetlinkChannel, Sockets
 from libvirt_natns.kernel.link_addresses import LinkAddresses
 from libvirt_natns.kernel.policy_rules import MARKS, MarkRule, PolicyRules, SourceRule
@@ -18,10 +18,14 @@ PRIORITY = netlink.u32(netlink.FRA_PRIORITY, 500)
 NO_LIMIT = netlink.u32(netlink.FRA_SUPPRESS_PREFIXLEN, 0xFFFFFFFF)
 
 
+TUNNEL = 12
+"""FRA_TUN_ID, in place of any condition that we do not know."""
+
+
 def message(
-    *attributes: netlink.Attribute, length: int = 32, flags: int = 0, action: int = 1
+    *attributes: netlink.Attribute, length: int = 32, flags: int = 0, action: int = 1, tos: int = 0
 ) -> bytes:
-    header = netlink.RULE_HEADER.pack(socket.AF_INET, 0, length, 0, 100, 0, 0, action, flags)
+    header = netlink.RULE_HEADER.pack(socket.AF_INET, 0, length, tos, 100, 0, 0, action, flags)
     return header + netlink.pack(attributes)
 
 
@@ -53,6 +57,13 @@ def test_rules_by_source_get_marks(listed: list[bytes]) -> None:
     ]
 
 
+def test_a_kernel_without_ipv6_has_no_rules_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel answers for a family that it lacks."""
+    monkeypatch.setitem(policy_rules.SOCKET_FAMILIES, 6, socket.AF_DECnet)
+    assert all(rule.network.version == 4 for rule in rules().by_source())
+    assert all(rule.family == 4 for rule in rules().marked())
+
+
 def test_other_rules_are_left_alone(listed: list[bytes]) -> None:
     mark = netlink.u32(netlink.FRA_FWMARK, 0xCA6C)
     listed += [
@@ -64,6 +75,9 @@ def test_other_rules_are_left_alone(listed: list[bytes]) -> None:
         message(SOURCE, TABLE, mark),
         message(SOURCE, TABLE, netlink.text(netlink.FRA_IIFNAME, "eth0")),
         message(SOURCE, TABLE, (netlink.FRA_SPORT_RANGE, struct.pack("=HH", 80, 80))),
+        message(SOURCE, TABLE, netlink.u32(netlink.FRA_SUPPRESS_IFGROUP, 7)),
+        message(SOURCE, TABLE, (TUNNEL, struct.pack("!Q", 5))),
+        message(SOURCE, TABLE, tos=0x10),
     ]
     assert rules().by_source() == []
     assert rules().marked() == set()

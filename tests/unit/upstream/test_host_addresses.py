@@ -102,3 +102,17 @@ def test_sessions(
     with pytest.raises(ConflictError, match=f"by {proto} port {port}") as caught:
         preflight.check_session(TARGET, {A, B})
     assert f'"{proto}/{port}"' in caught.value.remedy
+
+
+@pytest.mark.parametrize("address", ["2001:db8::1", "fe80::5054:ff:fe00:1"])
+def test_a_session_by_an_address_that_the_host_does_not_keep(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host keeps its host_address6 alone, with all ports, and never a link-local address."""
+    entrance = Entrance("tcp", ip_address(address), 22)
+    monkeypatch.setattr(login_session, "entrances", lambda: {entrance})
+    kept = replace(TARGET, addresses6=("2001:db8::22",))
+    with pytest.raises(ConflictError, match=f"by {address}, which") as caught:
+        preflight.check_session(kept, {A, B, address})
+    assert "(2001:db8::22)" in caught.value.remedy
+    preflight.check_session(replace(TARGET, addresses6=(address,)), {A, B, address})

@@ -143,6 +143,8 @@ class KernelEvents:
                 self._on_change_of(name)
             self._on_port(before, after)
             self._on_way_out(before, after)
+            if before is not None and before.up and not (after and after.up):
+                self._on_loss(before)
 
     def _on_change_of(self, link: str) -> None:
         if link.startswith(TRANSIT_PREFIX):
@@ -175,6 +177,14 @@ class KernelEvents:
         changed = {link.name for link in (before, after) if link}
         if not all(self._is_inward(name) for name in changed):
             self._own.suspect(HOST)
+
+    def _on_loss(self, link: LinkState) -> None:
+        """Suspect HOST where its way out may have gone with a link.
+
+        The kernel tells of no IPv4 route that goes with its link.
+        """
+        if not link.master and not self._is_inward(link.name):
+            self._own.heard_of_host()
 
     def _is_inward(self, link: str) -> bool:
         """True for a network's own bridge and ports, guests' ports, and for new bridges."""

@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 
 from libvirt_natns.engine.factory import Sessions
+from libvirt_natns.engine.host.record import note_way_out
 from libvirt_natns.engine.reconcile import obstacles
 from libvirt_natns.engine.reconcile.obstacles import Obstacle, ObstacleKind, Obstacles
 from libvirt_natns.service.complaints import Complaints
@@ -44,6 +45,8 @@ class ObstacleWatch:
         with self._sessions.engine() as engine:
             records = [record for record in engine.store.networks.all("up") if record.this_boot]
             found = obstacles.find(engine, records)
+        # Without a way out from now on, the host has lost one.
+        note_way_out()
         before = self._found
         for record in records:
             self._tell(record.name, before.of(record.uuid), found.of(record.uuid))

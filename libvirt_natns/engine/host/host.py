@@ -36,6 +36,7 @@ from libvirt_natns.engine.host.record import (
     HostRecord,
     assign_zones,
     load,
+    note_way_out,
     save,
 )
 from libvirt_natns.engine.host.stops import HostStops
@@ -161,10 +162,11 @@ class Host:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the host's lock, and trust nothing that was read before."""
+        """Hold the host's lock, trust nothing that was read before, and note a way out."""
         with locked(names.RUN_DIRECTORY):
             self.kernel.distrust()
             yield
+            note_way_out()
 
     def _ensure(self) -> list[str]:
         parts = self.needs_of(None)

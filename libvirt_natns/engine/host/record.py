@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from libvirt_natns import names
+from libvirt_natns.addresses import FAMILIES
 from libvirt_natns.engine.host.needs import Needs
 from libvirt_natns.firewall import zones
+from libvirt_natns.firewall.sample_packets import OUTSIDE
+from libvirt_natns.kernel.route_lookup import link_towards
 from libvirt_natns.operations.addressing import Route
 
 
@@ -51,6 +54,22 @@ def _open() -> Path:
     return names.RUN_DIRECTORY / "host.open"
 
 
+def _routed() -> Path:
+    return names.RUN_DIRECTORY / "host.routed"
+
+
+def note_way_out() -> None:
+    """Note it if the host has a way out while networks need it.  Raises OSError."""
+    if not had_way_out() and any(link_towards(OUTSIDE[family]) for family in FAMILIES):
+        with suppress(FileNotFoundError), _file().open():
+            _routed().touch()
+
+
+def had_way_out() -> bool:
+    """True if the host has had a way out since networks need it, as far as it was looked at."""
+    return _routed().exists()
+
+
 def load() -> HostRecord:
     """Return the record; an empty one if there is none, or if it cannot be read."""
     try:
@@ -62,8 +81,8 @@ def load() -> HostRecord:
 def save(record: HostRecord) -> None:
     """Write the record down; an empty record has no file.  Raises OSError."""
     if record == HostRecord():
-        _open().unlink(missing_ok=True)
-        _file().unlink(missing_ok=True)
+        for file in (_open(), _routed(), _file()):
+            file.unlink(missing_ok=True)
         return
     forbids = record.ways.get("closed") or record.ways.get("closed6")
     if forbids:

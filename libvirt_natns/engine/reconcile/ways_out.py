@@ -15,9 +15,9 @@ from libvirt_natns.addresses import Address, Family
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.facts.outside import families_of
+from libvirt_natns.engine.host import record as host_record
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.errors import NatnsError
-from libvirt_natns.kernel import outward_links
 from libvirt_natns.kernel.route_lookup import NextHop, NoRouteError
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.transit_segment import TransitSegment
@@ -121,18 +121,14 @@ class _Look:
         return 0
 
     def _is_lab(self, segment: TransitSegment, families: tuple[Family, ...]) -> bool:
-        """True if packets of the host's own, or of the router's, reach networks on links only.
+        """True if the host has had no way out since networks run, and refuses none.
 
-        Then its guests reach all that it reaches itself.  A host without any network is no
-        lab, nor is a host with a route that refuses to lead outside.
+        Then its guests reach all that it reaches itself.  A host that has lost its way out
+        is no lab, nor is a host with a route that refuses to lead outside.
         """
-        if any(self._own_error(segment, family) != ENETUNREACH for family in families):
+        if segment.namespace or host_record.had_way_out():
             return False
-        routes = self.context.kernel.at(segment.namespace).routes
-        routed = set[str]().union(*map(routes.links, families))
-        if segment.namespace:
-            return bool(routed - {names.ROUTER_TRANSIT, names.ROUTER_HOST_LINK})
-        return bool(routed & set(outward_links.links(routes.leading(), {segment.bridge})))
+        return all(self._own_error(segment, family) == ENETUNREACH for family in families)
 
     def _attached(self, run: NetworkRun) -> list[str]:
         """Look at the way from a namespace to the provider's gateways."""

@@ -22,11 +22,15 @@ NAT = "urn:libvirt-natns:1"
 NUMBERS = "0123456789"
 
 
+def network_uuid(name: str) -> str:
+    return f"00000000-0000-4000-8000-00000000000{NUMBERS['ab'.index(name) + 1]}"
+
+
 def network(name: str, default_route: str = "") -> bytes:
     number = NUMBERS["ab".index(name) + 1]
     said = f"defaultRoute='{default_route}'" if default_route else ""
     return f"""<network><name>{name}</name>
-        <uuid>00000000-0000-4000-8000-00000000000{number}</uuid>
+        <uuid>{network_uuid(name)}</uuid>
         <metadata><natns:nat xmlns:natns='{NAT}' {said}/></metadata>
         <bridge name='virbr1{number}'/><ip address='10.0.0.1' netmask='255.255.255.0'>
         <dhcp><range start='10.0.0.100' end='10.0.0.200'/></dhcp></ip></network>""".encode()
@@ -183,6 +187,37 @@ def test_guests_that_do_not_run_and_networks_that_are_down_do_not_count(store: S
     put(store, network("a"))
     store.guests.put(GUEST, "web", guest("a b"), published=False)
     assert routed_nics(store, Config(), second).exceptions == ()
+
+
+def test_networks_that_guests_share_are_looked_up_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start of a guest decides for all guests of its network."""
+    a, number = put(store, network("a")), 300
+    for each in range(number):
+        uuid = GUEST[:-3] + format(each, "03x")
+        document = guest("nat a").replace(GUEST.encode(), uuid.encode())
+        macs = document.replace(
+            b"52:54:00:00:", f"52:54:{each >> 8:02x}:{each & 255:02x}:".encode()
+        )
+        store.guests.put(uuid, f"web{each}", macs, published=True)
+    assert len(routed_nics(store, Config(), a).exceptions) == number
+    looks: list[str] = []
+    forwards, holders = libvirt_status.forwards, store.networks.holders
+
+    def counted_forwards(name: str) -> bool:
+        looks.append(name)
+        return forwards(name)
+
+    def counted_holders(namespace: str = "", bridge: str = "") -> list[NetworkRecord]:
+        looks.append(namespace or bridge)
+        return holders(namespace, bridge)
+
+    monkeypatch.setattr(libvirt_status, "forwards", counted_forwards)
+    monkeypatch.setattr(store.networks, "holders", counted_holders)
+    monkeypatch.setattr(libvirt_xml, "read_domain", lambda _: pytest.fail("parsed again"))
+    assert len(routed_nics(store, Config(), a).exceptions) == number
+    assert sorted(looks) == ["nat", "nat-a", "nat-nat"]
 
 
 @pytest.mark.parametrize(

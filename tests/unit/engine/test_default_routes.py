@@ -4,11 +4,16 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.facts.routed_nics import matters, routed_nics
+from libvirt_natns.engine.guests import default_routes
+from libvirt_natns.engine.guests.guest_context import GuestContext
 from libvirt_natns.engine.host import libvirt_status
 from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.model.configuration import Config
@@ -226,3 +231,24 @@ def test_networks_that_guests_share_are_looked_up_once(
 )
 def test_most_guests_are_not_parsed(document: bytes, expected: bool) -> None:
     assert matters(document) == expected
+
+
+def test_trouble_in_another_network_stops_no_guest(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, for example."""
+    for name in ("a", "b"):
+        put(store, network(name))
+    told: list[str] = []
+
+    def apply_to(_guests: GuestContext, networks: set[str]) -> list[str]:
+        if networks == {network_uuid("a")}:
+            raise OSError(28, "No space left on device")
+        return ["dnsmasq of nat-b has other hosts"]
+
+    observer = SimpleNamespace(failed=lambda when, error: told.append(f"{when}: {error}"))
+    engine = cast("Engine", SimpleNamespace(store=store, observer=observer))
+    monkeypatch.setattr(default_routes, "apply_to", apply_to)
+    changed = default_routes.apply_routes(GuestContext(engine), [guest("a b")], set())
+    assert changed == ["dnsmasq of nat-b has other hosts"]
+    assert told == ["choosing a guest's way out: [Errno 28] No space left on device"]

@@ -18,6 +18,7 @@ from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.text_files import exact_text, text_if_any
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import listening_ports, processes
+from libvirt_natns.values import quoted
 
 LIBVIRT_DIRECTORY = Path("/var/lib/libvirt/dnsmasq")
 LIBVIRT_RUN_DIRECTORY = Path("/run/libvirt/network")
@@ -78,7 +79,7 @@ def _is_here(pid: int) -> bool:
 def idle_differences(network: str) -> list[str]:
     """Return, in words, whether libvirt's own dnsmasq of a network could still delete leases."""
     if _helpers(network):
-        return [f"libvirt's own dnsmasq of network {network} still writes leases"]
+        return [f"libvirt's own dnsmasq of network {quoted(network)} still writes leases"]
     return []
 
 
@@ -91,10 +92,10 @@ def idle(network: str) -> None:
 def bound_differences(network: str) -> list[str]:
     """Return, in words, whether libvirt's own dnsmasq of a network could open another socket."""
     pid = _running(network)
-    limits = None if pid is None else _descriptors(pid)
-    if pid is None or limits is None or limits[0] <= _lowest_free(pid):
+    limits = None if pid is None else _limits(pid)
+    if pid is None or limits is None or limits[0] <= _lowest_free(pid) or _is_busy(pid):
         return []
-    return [f"libvirt's own dnsmasq of network {network} still listens on new addresses"]
+    return [f"libvirt's own dnsmasq of network {quoted(network)} still listens on new addresses"]
 
 
 def bind(network: str, addresses: Collection[Address]) -> None:
@@ -103,19 +104,50 @@ def bind(network: str, addresses: Collection[Address]) -> None:
     By ``listen-address``, that dnsmasq listens on an address as soon as any bridge has it.
     libvirt could then start no other dnsmasq there.  libvirt signals the process by its
     number, so the process must not end.  First it must close its sockets at ``addresses``,
-    for which it needs another socket for a moment.  Raises DnsmasqError.
+    for which it needs another socket for a moment.  A dnsmasq that serves clients elsewhere
+    is left alone.  Raises DnsmasqError.
     """
     if _running(network) is None:
         return
     deadline = time.monotonic() + CLOSING_LIMIT
     while _listens(addresses) and time.monotonic() < deadline:
         time.sleep(CLOSING_POLL)
-    _set_descriptors(network, none=True)
+    pid = _running(network)
+    if pid is not None and not _is_busy(pid):
+        _set_descriptors(network, pid, none=True)
 
 
 def unbind(network: str) -> None:
     """Let libvirt's own dnsmasq of a network open sockets again.  Raises DnsmasqError."""
-    _set_descriptors(network, none=False)
+    pid = _running(network)
+    limits = None if pid is None else _limits(pid)
+    if pid is not None and limits and limits[0] <= max(processes.descriptors(pid), default=0) + 1:
+        _set_descriptors(network, pid, none=False)
+
+
+def _is_busy(pid: int) -> bool:
+    """True if a dnsmasq needs more descriptors: for clients elsewhere, or for poll(2) itself.
+
+    The bridge's link-local address stays, and leads to no client by now.  The kernel refuses
+    poll(2) for more files than the limit, and dnsmasq would then call it again for ever.
+    """
+    tcp = listening_ports.of_process(pid, "tcp")
+    return any(not address.is_link_local for address, _ in tcp) or _polled(pid) > _lowest_free(pid)
+
+
+def _polled(pid: int) -> int:
+    """Return how many files a dnsmasq polls: its sockets, its inotify, an end of its pipe.
+
+    It polls the socket to syslog only while a line waits there.
+    """
+    files = processes.descriptors(pid).values()
+    try:
+        local = set(Path("/proc/thread-self/net/unix").read_text().split())
+    except OSError:
+        local = set()
+    sockets = [each[len("socket:[") : -1] for each in files if each.startswith("socket:[")]
+    more = {each for each in files if each.startswith(("pipe:", "anon_inode:"))}
+    return sum(inode not in local for inode in sockets) + len(more)
 
 
 def _listens(addresses: Collection[Address]) -> bool:
@@ -124,14 +156,10 @@ def _listens(addresses: Collection[Address]) -> bool:
     return any(address in addresses for address in found)
 
 
-def _set_descriptors(network: str, *, none: bool) -> None:
-    """Limit the files that dnsmasq may open to those that it has; or take the limit away.
-
-    The kernel refuses poll(2) for more files than the limit, so the limit is no lower.
-    """
-    pid = _running(network)
-    limits = None if pid is None else _descriptors(pid)
-    if pid is None or limits is None:
+def _set_descriptors(network: str, pid: int, *, none: bool) -> None:
+    """Limit the files that dnsmasq may open to those that it has; or take the limit away."""
+    limits = _limits(pid)
+    if limits is None:
         return
     most = limits[1]
     try:
@@ -152,15 +180,12 @@ def _set_descriptors(network: str, *, none: bool) -> None:
 
 def _lowest_free(pid: int) -> int:
     """Return the number that the next file of a process would get; 0 for one that has ended."""
-    try:
-        used = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
-    except OSError:
-        return 0
+    used = processes.descriptors(pid)
     return next(number for number in range(len(used) + 1) if number not in used)
 
 
 def _unlimited(network: str, why: str) -> DnsmasqError:
-    return DnsmasqError(f"cannot limit libvirt's own dnsmasq of network {network}", why)
+    return DnsmasqError(f"cannot limit libvirt's own dnsmasq of network {quoted(network)}", why)
 
 
 def _ids(pid: int, name: str) -> str:
@@ -169,7 +194,7 @@ def _ids(pid: int, name: str) -> str:
     return next(line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
 
 
-def _descriptors(pid: int) -> tuple[int, int] | None:
+def _limits(pid: int) -> tuple[int, int] | None:
     """Return how many files a process may open, and may let itself open; None if it has ended."""
     with suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/limits").read_text().splitlines():

@@ -2,7 +2,7 @@
 """The command status: every network that was handled, and its health."""
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from libvirt_natns import names
@@ -14,7 +14,9 @@ from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine import late_starts, names_health
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.host import zone
+from libvirt_natns.engine.late_starts import LateStart
 from libvirt_natns.engine.reconcile import comparison
+from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.engine.reconcile.obstacles import NO_WAY_OUT, Obstacles, by_network
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.model.configuration import Config
@@ -31,16 +33,16 @@ def run(options: argparse.Namespace) -> int:
     with access.engine(look_only=True) as engine:
         statuses = with_health(collect(engine, _defined(), named), health)
         statuses = with_unhandled(statuses, _active(), engine.config, named)
-        if named and not statuses:
+        late = waiting(late_starts.waiting(engine), named)
+        if named and not statuses and not late:
             raise NatnsError(f"network {quoted(named)} was never handled", "see virt-natns status")
         stops = comparison.host_stops(engine)
         statuses = with_stops(statuses, stops.by_network)
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
-        late = [(each.name, each.fault) for each in late_starts.waiting(engine)]
     report = StatusReport(
-        statuses, host, missed, guests, health, tuple(late), (*stops.lines, *zone.notes())
+        statuses, host, missed, guests, health, late, (*stops.lines, *zone.notes())
     )
     print(status_report.as_json(report) if options.json else status_report.text(report))
     return 0
@@ -155,6 +157,15 @@ def with_unhandled(
         elif recorded is None and isolated and _is_listed(each, named):
             by_name[each.name] = _never_handled(each)
     return [by_name[name] for name in sorted(by_name)]
+
+
+def waiting(late: Iterable[LateStart], named: str | None) -> tuple[Finding, ...]:
+    """Return the networks that wait for their upstream, or the one of that name or uuid."""
+    return tuple(
+        (each.name, each.fault or "its upstream is there by now")
+        for each in late
+        if named in (None, each.name, each.uuid)
+    )
 
 
 def with_stops(statuses: Sequence[Status], stopped: Mapping[str, str]) -> list[Status]:

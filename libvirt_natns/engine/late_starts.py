@@ -3,7 +3,7 @@
 
 libvirt starts a network with autostart once, at boot.  Its bridge, NIC or router may come
 later.  A note has the network's XML, as libvirt gave it to the hook.  The note goes with
-the network's next start that is not refused, so a network that was stopped has none.
+the network's next start that finds the upstream, so a network that was stopped has none.
 A hook cannot ask libvirt about autostart, but libvirt has a link for each such network.
 """
 

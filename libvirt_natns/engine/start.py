@@ -44,6 +44,10 @@ def prepare(context: Context, network: Network, xml: bytes) -> None:
     except UpstreamError:
         late_starts.note(network, xml)
         raise
+    except NatnsError:
+        # Another start would be refused as well, although the upstream is there.
+        late_starts.forget(network.uuid)
+        raise
     late_starts.forget(network.uuid)
     # Ahead of the lock: never two networks' locks are held at once.
     end_rivals(context, network, active=False)

@@ -9,9 +9,9 @@ from typing import cast
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.engine import late_starts
+from libvirt_natns.engine import late_starts, start
 from libvirt_natns.engine.context import Context
-from libvirt_natns.errors import UpstreamError
+from libvirt_natns.errors import ConflictError, UpstreamError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.subnet import Subnet
@@ -69,3 +69,20 @@ def test_a_note_that_cannot_be_read_starts_nothing(autostart: Path) -> None:
     late_starts.note(NETWORK, b"<hookData><network>")
     assert late_starts.noted() == [UUID]
     assert list(late_starts.waiting(context())) == []
+
+
+def test_a_start_that_is_refused_for_another_reason_is_not_tried_again(
+    autostart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt would be asked every second, for ever."""
+    late_starts.note(NETWORK, XML)
+    refusal = ConflictError("network a: dnsmasq refuses its configuration")
+
+    def check(*_: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(start, "check", check)
+    planner = SimpleNamespace(segment=lambda _: None)
+    with pytest.raises(ConflictError):
+        start.prepare(cast("Context", SimpleNamespace(planner=planner)), NETWORK, XML)
+    assert late_starts.noted() == []

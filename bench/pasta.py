@@ -139,7 +139,7 @@ def hears(client: lab.Node, guest: lab.Node, port: int) -> bool:
         client.connect(HOST, port) as stream,
     ):
         try:
-            return stream.recv(1) != b""
+            return bool(stream.recv(1))
         except TimeoutError:
             return False
 
@@ -150,4 +150,5 @@ def datagrams(guest: lab.Node, far: lab.Node, seconds: int) -> float:
     with serving(far, IPERF_PORT, "iperf3", "-s", "-1"):
         done = json.loads(guest.run(*words, timeout=seconds + 20).stdout)
     total = done["end"]["sum"]
-    return float(total["bits_per_second"]) * (1 - total["lost_percent"] / 100) / 1e9
+    share = 1 - float(total["lost_percent"]) / 100
+    return float(total["bits_per_second"]) * share / 1e9

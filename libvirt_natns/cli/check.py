@@ -8,17 +8,15 @@ from libvirt_natns.cli import access
 from libvirt_natns.documents import config
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.host import zone
 from libvirt_natns.engine.reconcile import obstacles
 from libvirt_natns.engine.reconcile.active import AskNetworks, Finding
 from libvirt_natns.engine.reconcile.comparison import (
     guest_differences,
     host_differences,
-    host_stops,
     missed,
-    name_notes,
     network_differences,
 )
+from libvirt_natns.engine.reconcile.obstacles import Obstacles
 from libvirt_natns.engine.reconcile.sync import sync_all
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.state.networks import NetworkRecord
@@ -29,29 +27,33 @@ def check(options: argparse.Namespace) -> int:
     """Print each difference, and each obstacle on the way out; 1 if there is any."""
     with access.engine(look_only=True) as engine:
         ask = access.network_asker()
-        findings = _findings(engine, options.network, ask)
+        findings, found = _findings(engine, options.network, ask)
         # A network that starts or ends during the comparison differs for a moment only.
-        again = set(_findings(engine, options.network, ask)) if findings else set()
-        damaged = {name for name, _ in findings}
-        notes = (*host_stops(engine).lines, *zone.notes(), *name_notes(engine, damaged))
+        again = set(_findings(engine, options.network, ask)[0]) if findings else set()
     for name, what in (finding for finding in findings if finding in again):
         print(f"{name}: {what}")
-    for note in notes:
+    for note in (*found.stops, *found.notes):
         print(f"note: {note}")
     return 1 if again.intersection(findings) else 0
 
 
-def _findings(engine: Engine, named: str | None, ask: AskNetworks) -> list[Finding]:
-    """Return all differences and obstacles, or those of one network and the host."""
+def _findings(
+    engine: Engine, named: str | None, ask: AskNetworks
+) -> tuple[list[Finding], Obstacles]:
+    """Return all differences and sure obstacles, or those of one network and the host."""
     records = networks_up(engine, named)
     findings = [(r.name, what) for r in records for what in network_differences(engine, r)]
-    found = obstacles.by_network(engine, records)
-    findings += [(r.name, what) for r in records for what in found[r.uuid]]
     findings += [("host", what) for what in host_differences(engine)]
+    damaged = {name for name, _ in findings}
+    found = obstacles.find(engine, records)
+    for record in records:
+        # Names are served through the host's part as well.
+        own = found.of(record.uuid, damaged=bool({record.name, "host"} & damaged))
+        findings += [(record.name, each.reason) for each in own if each.sure]
     if not named:
         findings += missed(engine, ask)
         findings += guest_differences(engine, access.active_guests)
-    return findings
+    return findings, found
 
 
 def networks_up(engine: Engine, named: str | None) -> list[NetworkRecord]:

@@ -13,6 +13,7 @@ from libvirt_natns.cli import libvirt_checks, machine_checks, service_control, t
 from libvirt_natns.cli.access import Engines
 from libvirt_natns.daemons import dnsmasq_process
 from libvirt_natns.documents import config
+from libvirt_natns.engine import names_health
 from libvirt_natns.engine.reconcile import comparison
 from libvirt_natns.errors import ConfigError, NatnsError, describe, log
 from libvirt_natns.firewall import neighbour_tables
@@ -45,7 +46,7 @@ def examine(engine: Engines) -> list[Diagnosis]:
             diagnoses.append(_broken(what, error))
     warnings: dict[str, Callable[[], list[Diagnosis]]] = {
         "foreign chains": lambda: _obstacles(engine, settings),
-        "names": lambda: _names(engine, settings),
+        "names": _names,
         "neighbour tables": lambda: neighbour_warnings(engine, settings),
         "code": lambda: [trusted()],
     }
@@ -126,20 +127,15 @@ def _obstacles(engine: Engines, settings: Config) -> list[Diagnosis]:
     return [Diagnosis("foreign chains", "warn", note) for note in notes]
 
 
-def _names(engine: Engines, settings: Config) -> list[Diagnosis]:
-    """Examine whether networks have a DNS server to ask, and whether the host's servers answer."""
-    try:
-        with engine(settings) as verbs:
-            notes = comparison.name_notes(verbs)
-    except NatnsError:
-        # Another examination reports the reason.
-        return []
+def _names() -> list[Diagnosis]:
+    """Examine whether the DNS relays serve, and whether the host's servers answer."""
+    notes = names_health.notes()
     silent = "" if notes else machine_checks.silent_resolvers()
     if silent:
         notes = [f"no resolver of the host answers ({silent})"]
     if notes:
         return [Diagnosis("names", "warn", note) for note in notes]
-    return [Diagnosis("names", "ok", "each network has a DNS server to ask")]
+    return [Diagnosis("names", "ok", "the host's resolvers answer")]
 
 
 def neighbour_warnings(engine: Engines, settings: Config) -> list[Diagnosis]:

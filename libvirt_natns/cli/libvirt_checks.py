@@ -92,11 +92,16 @@ def guests(engine: Engines, settings: Config) -> str:
 
 
 def ways_out(engine: Engines, settings: Config) -> str:
-    """Examine whether guests of each network that is up get to the outside."""
+    """Examine whether guests of each network that is up get to the outside, and have names."""
     with engine(settings) as verbs:
         records = [record for record in verbs.store.networks.all("up") if record.this_boot]
-        found = obstacles.by_network(verbs, records)
-    facts = [f"{record.name}: {what}" for record in records for what in found[record.uuid]]
+        found = obstacles.find(verbs, records)
+    facts = [
+        f"{record.name}: {each.reason}"
+        for record in records
+        for each in found.of(record.uuid)
+        if each.sure
+    ]
     if facts:
         raise NatnsError("; ".join(facts))
-    return "all networks have a route to the outside, and their gateways answer"
+    return "guests of all networks get to the outside, and have a DNS server to ask"

@@ -11,13 +11,12 @@ from libvirt_natns.cli import access, forward_list, service_control, status_repo
 from libvirt_natns.cli.status_report import Status, StatusReport
 from libvirt_natns.cli.unhandled import Unhandled
 from libvirt_natns.daemons import lease_file, libvirt
-from libvirt_natns.engine import late_starts, names_health
+from libvirt_natns.engine import late_starts
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.host import zone
 from libvirt_natns.engine.late_starts import LateStart
-from libvirt_natns.engine.reconcile import comparison
+from libvirt_natns.engine.reconcile import comparison, obstacles
 from libvirt_natns.engine.reconcile.active import Finding
-from libvirt_natns.engine.reconcile.obstacles import NO_WAY_OUT, Obstacles, by_network
+from libvirt_natns.engine.reconcile.obstacles import Obstacle, Obstacles
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.state.networks import NetworkRecord
@@ -31,19 +30,16 @@ def run(options: argparse.Namespace) -> int:
     health = service_control.ask()
     named = options.network
     with access.engine(look_only=True) as engine:
-        statuses = with_health(collect(engine, _defined(), named), health)
+        statuses, found = collect(engine, _defined(), named)
+        statuses = with_health(statuses, health)
         statuses = with_unhandled(statuses, _active(), engine.config, named)
         late = waiting(late_starts.waiting(engine), named)
         if named and not statuses and not late:
             raise NatnsError(f"network {quoted(named)} was never handled", "see virt-natns status")
-        stops = comparison.host_stops(engine)
-        statuses = with_stops(statuses, stops.by_network)
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
-    report = StatusReport(
-        statuses, host, missed, guests, health, late, (*stops.lines, *zone.notes())
-    )
+    report = StatusReport(statuses, host, missed, guests, health, late, found.stops, found.notes)
     print(status_report.as_json(report) if options.json else status_report.text(report))
     return 0
 
@@ -69,8 +65,10 @@ def _active() -> Mapping[str, bytes]:
 
 def collect(
     engine: Engine, known: Collection[str] | None, named: str | None = None
-) -> list[Status]:
+) -> tuple[list[Status], Obstacles]:
     """Return the status of all networks that were handled, or of the network ``named``.
+
+    Returns the obstacles of the networks that are up as well.
 
     ``known`` are the uuids of the networks that libvirt has.  Others that are down are left
     out unless they are named: there may be thousands of transient networks.
@@ -82,18 +80,15 @@ def collect(
     records.sort(key=lambda r: (r.runs, r.this_boot, r.since))
     newest = {record.name: record for record in records}
     latest = sorted(newest.values(), key=lambda r: r.name)
-    found = by_network(engine, [r for r in latest if r.runs and r.state == "up"])
-    without = names_health.findings(engine)
-    return [
-        _status(engine, record, found.get(record.uuid, ()), without.get(record.uuid, ""))
-        for record in latest
-    ]
+    found = obstacles.find(engine, [r for r in latest if r.runs and r.state == "up"])
+    return [_status(engine, record, found) for record in latest], found
 
 
-def _status(engine: Engine, record: NetworkRecord, found: Obstacles, names: str) -> Status:
-    """Return the status of a recorded network; ``names`` as in ``Status``."""
+def _status(engine: Engine, record: NetworkRecord, found: Obstacles) -> Status:
+    """Return the status of a recorded network."""
     state = record.state if record.runs else "down"
     differences = tuple(comparison.network_differences(engine, record)) if state == "up" else ()
+    own = found.of(record.uuid, damaged=bool(differences))
     leased = engine.store.leases.of(record.upstream, record.uuid)
     address = unless_placeholder(leased.address)
     return Status(
@@ -108,24 +103,20 @@ def _status(engine: Engine, record: NetworkRecord, found: Obstacles, names: str)
         address6=str(leased.address6) if leased.address6 else None,
         prefix=str(leased.prefix) if leased.prefix else None,
         leases=len(lease_file.current(record.bridge)) if state == "up" else 0,
-        health=_health(state, differences, found, names),
+        health=_health(state, differences, own),
         differences=differences,
         forwards=tuple(forward_list.collect(engine, record.uuid, published=True)),
         lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
-        obstacles=found,
-        # A damaged network hears no DNS server.
-        names=names if state == "up" and not differences else "",
+        obstacles=own,
     )
 
 
-def _health(state: str, differences: tuple[str, ...], found: Obstacles, names: str) -> str:
+def _health(state: str, differences: tuple[str, ...], own: tuple[Obstacle, ...]) -> str:
     if state != "up":
         return state
     if differences:
         return f"damaged ({len(differences)})"
-    if found:
-        return NO_WAY_OUT
-    return "no names" if names else "ok"
+    return own[0].brief if own else "ok"
 
 
 def with_health(statuses: Sequence[Status], health: service_control.ServiceHealth) -> list[Status]:
@@ -166,16 +157,6 @@ def waiting(late: Iterable[LateStart], named: str | None) -> tuple[Finding, ...]
         for each in late
         if named in (None, each.name, each.uuid)
     )
-
-
-def with_stops(statuses: Sequence[Status], stopped: Mapping[str, str]) -> list[Status]:
-    """Return the statuses; a network that is otherwise well shows the chain that stops it."""
-    return [
-        replace(status, health=stopped[status.uuid])
-        if status.health == "ok" and status.uuid in stopped
-        else status
-        for status in statuses
-    ]
 
 
 def _is_listed(network: Unhandled, named: str | None) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from libvirt_natns.cli import columns, forward_list
 from libvirt_natns.cli.service_control import ServiceHealth, as_object
 from libvirt_natns.engine.reconcile.active import Finding
-from libvirt_natns.engine.reconcile.obstacles import Obstacles
+from libvirt_natns.engine.reconcile.obstacles import Obstacle
 
 HEADINGS = ("NETWORK", "NAMESPACE", "SUBNET", "UPSTREAM", "ADDRESS", "LEASES", "HEALTH")
 NONE = (
@@ -25,8 +25,8 @@ class Status:
     ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
     "damaged (N)", "no way out", "no names", "stopped by CHAIN" or "given up (WHY)" for a network
     that is up, "isolated (WHY)" or another reason for a network without a router, and else its
-    state.  ``obstacles`` keep its guests from the outside, ``names`` says why they have no names,
-    and ``sync`` cannot change that.
+    state.  ``obstacles`` keep its guests from the outside or from names, and ``sync`` cannot
+    change that.
     ``forwards`` are the forwards in force.  ``lease_seconds`` is the
     time left of the DHCP lease of ``address``; None without a lease, or for a lease
     without end.
@@ -47,8 +47,7 @@ class Status:
     address6: str | None = None
     prefix: str | None = None
     lease_seconds: int | None = None
-    obstacles: Obstacles = ()
-    names: str = ""
+    obstacles: tuple[Obstacle, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class StatusReport:
     ``host`` are differences of the host.  ``missed`` are events that no hook reported.
     ``guests`` are guests that publish something else than their metadata says.  ``late`` are
     networks that the service starts when their upstream comes.  ``stops`` are chains of others
-    that stop networks.
+    that stop networks, and ``notes`` are about the host.
     """
 
     statuses: list[Status]
@@ -68,6 +67,7 @@ class StatusReport:
     service: ServiceHealth | None = None
     late: tuple[Finding, ...] = ()
     stops: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def text(report: StatusReport) -> str:
@@ -79,7 +79,7 @@ def text(report: StatusReport) -> str:
     lines += [f"  ! {name}: {what}" for name, what in others]
     if others or any(status.differences for status in statuses):
         lines.append('"virt-natns sync" repairs the differences marked with "!".')
-    lines += [f"  # {stop}" for stop in report.stops]
+    lines += [f"  # {note}" for note in (*report.stops, *report.notes)]
     if report.service:
         lines.append(f"service: {report.service}")
     return "\n".join(lines)
@@ -93,8 +93,7 @@ def table(statuses: list[Status]) -> list[str]:
         lines.append(line)
         lines += [f"  > {forwards}" for forwards in forward_list.compact(status.forwards)]
         lines += [f"  ! {what}" for what in status.differences]
-        lines += [f"  - {what}" for what in status.obstacles]
-        lines += [f"  ? {status.names}"] if status.names else []
+        lines += [f"  - {each.reason}" for each in status.obstacles]
     return lines
 
 
@@ -141,5 +140,6 @@ def as_json(report: StatusReport) -> str:
         "service": as_object(report.service) if report.service else None,
         "waiting": [{"network": name, "reason": what} for name, what in report.late],
         "stops": list(report.stops),
+        "notes": list(report.notes),
     }
     return json.dumps(document, indent=2)

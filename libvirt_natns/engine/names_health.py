@@ -94,8 +94,12 @@ def _without_relay(
     else:
         # The network's XML may say that no server is asked.
         usable = bool(resolvers.servers)
-    if usable:
+    if usable or not any(segment.side(family).gateway for family in families):
+        # A lab without a gateway has the stations on its link, and no names by intent.
         return ""
+    complaint = dns_relay.complaint(segment.bridge) if isinstance(segment, HostSegment) else ""
+    if complaint:
+        return f"the DNS relay on {segment.bridge} does not serve: {complaint}"
     return (
         f"{dns_relay.RESOLV_CONF} names no server that network {quoted(record.name)} can ask:"
         f" set 'dns' in [upstreams.{segment.name}]"

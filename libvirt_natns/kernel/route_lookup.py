@@ -33,7 +33,11 @@ class NextHop:
 
 
 class NoRouteError(KernelError):
-    """The kernel would drop the packet; the fact is the kernel's reason."""
+    """The kernel would drop the packet; the fact is its reason, and ``number`` the error's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or str(error))
+        self.number = error.errno or 0
 
 
 def link_towards(
@@ -71,7 +75,7 @@ class RouteLookup:
             with netns.entered(self._channel.namespace):
                 return NextHop(socket.if_indextoname(route.link or 0), route.gateway)
         except OSError as error:
-            raise NoRouteError(error.strerror or str(error)) from error
+            raise NoRouteError(error) from error
 
     def answers(self, station: Address, link: str) -> bool:
         """True if a station on a link answers.  Takes up to ``LIMIT`` seconds if not.

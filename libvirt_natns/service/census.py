@@ -14,7 +14,6 @@ from typing import get_args
 
 from libvirt_natns.addresses import Family
 from libvirt_natns.daemons import dnsmasq, dnsmasq_files, lease_file
-from libvirt_natns.engine import names_health
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.errors import KernelError
 from libvirt_natns.kernel import netns
@@ -61,7 +60,6 @@ class NetworkCounts:
     connections: int | None
     limit: int | None
     dnsmasq: bool | None
-    names: bool
     forwards: int
     dhcp_leases: int
 
@@ -82,15 +80,11 @@ def take(engine: Engine) -> Census:
     boot = boot_id()
     up = [record for record in records if record.state == "up" and record.boot == boot]
     forwards = counts.forwards(engine.store)
-    without = names_health.findings(engine)
     return Census(
         networks=_states(records, len(up)),
         guests=counts.guests(engine.store),
         pools=_pools(engine.config, engine.store),
-        running=tuple(
-            _count(record, forwards.get(record.uuid, 0), names=record.uuid not in without)
-            for record in up
-        ),
+        running=tuple(_count(record, forwards.get(record.uuid, 0)) for record in up),
     )
 
 
@@ -150,14 +144,13 @@ def _size(segment: Segment, family: Family) -> int | None:
 # -- networks ----------------------------------------------------------------
 
 
-def _count(record: NetworkRecord, forwards: int, *, names: bool) -> NetworkCounts:
+def _count(record: NetworkRecord, forwards: int) -> NetworkCounts:
     connections, limit = _connections(record.namespace)
     return NetworkCounts(
         name=record.name,
         connections=connections,
         limit=limit,
         dnsmasq=_dnsmasq(record),
-        names=names,
         forwards=forwards,
         dhcp_leases=len(lease_file.current(record.bridge)),
     )

@@ -19,7 +19,6 @@ import socket
 import time
 from contextlib import ExitStack, closing, suppress
 from threading import Lock
-from types import FrameType
 
 from libvirt_natns import __version__
 from libvirt_natns.addresses import Address, parsed
@@ -46,7 +45,6 @@ from libvirt_natns.service.looks import Looks
 from libvirt_natns.service.metrics import Metrics
 from libvirt_natns.service.server import Server
 from libvirt_natns.service.starts import Starts
-from libvirt_natns.service.stopped_networks import StoppedNetworks
 from libvirt_natns.service.watched import Watched, parent_of
 from libvirt_natns.service.workqueue import Background
 from libvirt_natns.state.address_conflicts import Conflicts
@@ -66,11 +64,9 @@ class Service:
         self.background = Background(self._failed)
         observer = ChangeObserver(log, self.metrics, self._after_work)
         self.sessions = EnginePool(observer, self.background)
-        self.stopped = StoppedNetworks(log)
         self.healer = Healer(
-            self.sessions, log, repair=self.stopped.repair,
-            on_heal=self.metrics.healed, on_failure=self.metrics.failed,
-        )  # fmt: skip
+            self.sessions, log, on_heal=self.metrics.healed, on_failure=self.metrics.failed
+        )
         self.kernel_watch = KernelWatch(
             self._describe, self._suspect, self.healer.appeared, self._fault_of_watch
         )
@@ -104,9 +100,11 @@ class Service:
                 started.callback(part.stop)
             self._look_after_all()
             self.looks.start()
-            signal.signal(signal.SIGHUP, self._on_hangup)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: self.server.stop())
+            self.server.handle({
+                signal.SIGHUP: self.libvirt_watch.reconcile_soon,
+                signal.SIGTERM: self.server.stop,
+                signal.SIGINT: self.server.stop,
+            })  # fmt: skip
             # All objects made so far stay: the collector need not look at them.
             gc.freeze()
             systemd.notify("READY=1")
@@ -115,9 +113,6 @@ class Service:
             systemd.notify("STOPPING=1")
         self.sessions.close()
         self.log.say("notice", "ended", pid=os.getpid())
-
-    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
-        self.libvirt_watch.reconcile_soon()
 
     def _look_after_all(self) -> None:
         """Watch networks that are up, and follow starts that go on."""
@@ -229,9 +224,7 @@ class Service:
 
     def _say_metrics(self) -> str:
         with self.sessions.engine() as engine:
-            return self.metrics.text(
-                engine, self.healer.health(), self.stopped.health, self.looks.obstacles.ways_out()
-            )
+            return self.metrics.text(engine, self.healer.health(), self.looks.obstacles.kinds())
 
     def _say_health(self) -> str:
         return json.dumps(

@@ -39,7 +39,7 @@ class Looks:
     ) -> None:
         self.obstacles = ObstacleWatch(sessions, log, report)
         self._outside = OutsideLook(sessions, log, report, suspect)
-        self._resolvers = ResolverLook(sessions, log, suspect)
+        self._resolvers = ResolverLook(sessions, suspect)
         self._background = background
         self._log = log
         self._report = report
@@ -53,12 +53,11 @@ class Looks:
     def after_work(self) -> None:
         """Look soon, as a verb may have changed what there is to be found."""
         self.after_change_of_host()
-        self._resolvers.networks_changed()
         if proxied_addresses.networks():
             self._background.after(OUTSIDE, self._look_outside)
 
     def after_change_of_host(self) -> None:
-        """Look soon, as the host may have another way out."""
+        """Look soon, as the host may have another way out, other rules or other resolvers."""
         self._background.after(SOON, self._look_for_obstacles)
 
     def expire_routers(self) -> None:
@@ -72,8 +71,12 @@ class Looks:
 
     def _look_at_resolvers(self) -> None:
         """Follow the host's resolvers where dnsmasq does not."""
-        self._try("resolvers", "looking at the resolvers", self._resolvers.look)
+        self._try("resolvers", "looking at the resolvers", self._follow_resolvers)
         self._background.after(RESOLVERS, self._look_at_resolvers)
+
+    def _follow_resolvers(self) -> None:
+        if self._resolvers.look():
+            self.after_change_of_host()
 
     def _look_for_obstacles(self) -> None:
         self.obstacles.look()

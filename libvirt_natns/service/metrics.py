@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from libvirt_natns import __version__
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.reconcile.obstacles import KINDS, ObstacleKind
 from libvirt_natns.service import census
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -29,8 +30,11 @@ WITHOUT_SERVICE = (
     "# The service does not answer: metrics of answers, changes and heals are missing.\n"
 )
 
-NONE_LOOKED_AT: Mapping[str, bool] = {}
-"""The service looks at ways out now and then; before its first look there is no gauge."""
+KindsByNetwork = Mapping[str, Collection[ObstacleKind]]
+"""The kinds of obstacles that a network has, by its name."""
+
+NONE_LOOKED_AT: KindsByNetwork = {}
+"""The service looks for obstacles now and then; before its first look there is no gauge."""
 
 GaugeRow = tuple[tuple[str, ...], float | None]
 """A gauge's labels and value; None leaves it out."""
@@ -99,30 +103,27 @@ class Metrics:
         self,
         engine: Engine,
         given_up: Collection[str] = (),
-        stopped: Collection[str] = (),
-        ways_out: Mapping[str, bool] = NONE_LOOKED_AT,
+        obstacles: KindsByNetwork = NONE_LOOKED_AT,
     ) -> str:
         """Return all metrics; ``given_up`` are the networks that are not healed any more.
 
-        ``stopped`` are the networks that firewall rules of others stop.  ``ways_out`` tells of
-        networks, by name, whether their guests get to the outside.  Raises StoreError.
+        Raises StoreError.
         """
         counted: bytes = generate_latest(self._registry)
-        return gauges(engine, given_up, stopped, ways_out) + counted.decode()
+        return gauges(engine, given_up, obstacles) + counted.decode()
 
 
 def gauges(
     engine: Engine,
     given_up: Collection[str] | None = None,
-    stopped: Collection[str] | None = None,
-    ways_out: Mapping[str, bool] = NONE_LOOKED_AT,
+    obstacles: KindsByNetwork = NONE_LOOKED_AT,
 ) -> str:
     """Return the gauges; None stands for what only the service knows, where it does not answer.
 
     Raises StoreError.
     """
     registry = CollectorRegistry()
-    registry.register(_Gauges(census.take(engine), given_up, stopped, ways_out))
+    registry.register(_Gauges(census.take(engine), given_up, obstacles))
     text: bytes = generate_latest(registry)
     return text.decode()
 
@@ -134,13 +135,11 @@ class _Gauges(Collector):
         self,
         counted: census.Census,
         given_up: Collection[str] | None,
-        stopped: Collection[str] | None,
-        ways_out: Mapping[str, bool],
+        obstacles: KindsByNetwork,
     ) -> None:
         self._counted = counted
         self._given_up = given_up
-        self._stopped = stopped
-        self._ways_out = ways_out
+        self._obstacles = obstacles
 
     def collect(self) -> Iterator[Metric]:
         """See ``Collector``."""
@@ -155,9 +154,6 @@ class _Gauges(Collector):
         if self._given_up is not None:
             text = "Networks, and the shared part of the host, that are not healed any more."
             yield _gauge("networks_given_up", text, (), [((), len(self._given_up))])
-        if self._stopped is not None:
-            text = "Networks that firewall chains of others stop."
-            yield _gauge("networks_stopped", text, (), [((), len(self._stopped))])
         text = "Running guests with published ports or addresses."
         yield _gauge("guests", text, (), [((), self._counted.guests)])
 
@@ -201,16 +197,6 @@ class _Gauges(Collector):
                 [((network.name,), network.dnsmasq) for network in running],
             ),
             (
-                "way_out",
-                "1 if the network's guests have a way out, else 0.",
-                [((name,), way) for name, way in self._ways_out.items()],
-            ),
-            (
-                "network_names",
-                "1 if the network's guests have a DNS server to ask, else 0.",
-                [((network.name,), network.names) for network in running],
-            ),
-            (
                 "conntrack_entries",
                 "Connections that are tracked in the network's namespace.",
                 [((network.name,), network.connections) for network in running],
@@ -222,6 +208,15 @@ class _Gauges(Collector):
             ),
         ):
             yield _gauge(name, text, ("network",), rows)
+        kinds = [
+            ((name, kind), kind in found)
+            for name, found in self._obstacles.items()
+            for kind in KINDS
+        ]
+        text = (
+            "1 if the obstacle keeps the network's guests from the outside or from names, else 0."
+        )
+        yield _gauge("network_obstacle", text, ("network", "obstacle"), kinds)
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...], rows: Iterable[GaugeRow]) -> Metric:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The service's look at the ways out of networks: the log tells when one closes or opens."""
+"""The service's look at what keeps guests from the outside: the log tells what comes and goes."""
 
 from collections.abc import Mapping
 
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.reconcile import obstacles
-from libvirt_natns.engine.reconcile.obstacles import Obstacles
+from libvirt_natns.engine.reconcile.obstacles import Obstacle, ObstacleKind, Obstacles
 from libvirt_natns.service.complaints import Complaints
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.outside_look import TellError
@@ -28,7 +28,7 @@ class ObstacleWatch:
         self._log = log
         self._report = report
         self._complaints = Complaints()
-        self._found: dict[str, Obstacles] = {}
+        self._found = Obstacles()
         self._names: dict[str, str] = {}
 
     def look(self) -> None:
@@ -43,19 +43,28 @@ class ObstacleWatch:
     def _look(self) -> None:
         with self._sessions.engine() as engine:
             records = [record for record in engine.store.networks.all("up") if record.this_boot]
-            found = obstacles.by_network(engine, records)
+            found = obstacles.find(engine, records)
+        before = self._found
         for record in records:
-            self._tell(record.name, self._found.get(record.uuid, ()), found[record.uuid])
+            self._tell(record.name, before.of(record.uuid), found.of(record.uuid))
+        for note in (*found.stops, *found.notes):
+            if note not in (*before.stops, *before.notes):
+                self._log.say("warning", "note", about="host", note=note)
         self._names = {record.uuid: record.name for record in records}
         self._found = found
 
-    def _tell(self, name: str, before: Obstacles, now: Obstacles) -> None:
-        for what in now:
-            if what not in before:
-                self._log.say("warning", "obstacle", network=name, obstacle=what)
-        if before and not now:
-            self._log.say("notice", "way out", network=name)
+    def _tell(self, name: str, before: tuple[Obstacle, ...], now: tuple[Obstacle, ...]) -> None:
+        for each in now:
+            if each not in before:
+                self._log.say(
+                    "warning", "obstacle", network=name, obstacle=each.kind, reason=each.reason
+                )
+        for kind in sorted({each.kind for each in before} - {each.kind for each in now}):
+            self._log.say("notice", "passable", network=name, obstacle=kind)
 
-    def ways_out(self) -> Mapping[str, bool]:
-        """Return for each network of the last look, by name, whether guests get out."""
-        return {name: not self._found[uuid] for uuid, name in self._names.items()}
+    def kinds(self) -> Mapping[str, frozenset[ObstacleKind]]:
+        """Return the kinds of sure obstacles of each network of the last look, by name."""
+        return {
+            name: frozenset(each.kind for each in self._found.of(uuid) if each.sure)
+            for uuid, name in self._names.items()
+        }

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from libvirt_natns.addresses import Family
 from libvirt_natns.daemons import dns_relay, resolv_conf
-from libvirt_natns.engine import names_health, relay_check
+from libvirt_natns.engine import relay_check
 from libvirt_natns.engine.factory import Sessions
 from libvirt_natns.engine.observer import HOST
-from libvirt_natns.service.log import Log
 
 FAMILIES: tuple[tuple[Family, ...], ...] = ((4,), (6,), (4, 6))
 
@@ -34,22 +33,18 @@ class _Seen:
 class ResolverLook:
     """Looks at the caller's times, and has the parts compared that a change concerns."""
 
-    def __init__(self, sessions: Sessions, log: Log, suspect: Callable[[str], None]) -> None:
+    def __init__(self, sessions: Sessions, suspect: Callable[[str], None]) -> None:
         self._sessions = sessions
-        self._log = log
         self._suspect = suspect
         self._seen: _Seen | None = None
         self._rechecked = 0.0
         self._unheard: Mapping[str, str] = {}
-        self._without: Mapping[str, str] = {}
-        self._is_news = True
 
-    def networks_changed(self) -> None:
-        """Have the next look tell which networks have no names; safe for threads."""
-        self._is_news = True
+    def look(self) -> bool:
+        """Compare the host's resolvers with the last look; True if they have changed.
 
-    def look(self) -> None:
-        """Compare the host's resolvers with the last look; raises what the look raises."""
+        Raises what the look raises.
+        """
         bridges = dns_relay.present()
         if bridges:
             self._recheck()
@@ -59,13 +54,10 @@ class ResolverLook:
             tuple(resolv_conf.host_resolvers(families=families) for families in FAMILIES),
         )
         before, self._seen = self._seen, seen
-        if before is not None and seen != before:
-            self._follow(before, seen)
-        if self._is_news or seen != before:
-            self._is_news = False
-            with self._sessions.engine() as engine:
-                found = names_health.findings(engine)
-            self._tell({**{note: note for note in names_health.notes()}, **found})
+        if before is None or seen == before:
+            return False
+        self._follow(before, seen)
+        return True
 
     def _recheck(self) -> None:
         now = time.monotonic()
@@ -91,15 +83,3 @@ class ResolverLook:
                 )
                 if changed and record.this_boot:
                     self._suspect(record.uuid)
-
-    def _tell(self, without: Mapping[str, str]) -> None:
-        """Log why guests have lost their names or a relay, or that all is well again.
-
-        The keys are networks, or notes of relays.
-        """
-        news = {uuid: why for uuid, why in without.items() if self._without.get(uuid) != why}
-        for why in dict.fromkeys(news.values()):
-            self._log.say("warning", "no names", why=why)
-        if self._without and not without:
-            self._log.say("notice", "names", again="all networks")
-        self._without = without

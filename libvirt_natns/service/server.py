@@ -5,6 +5,7 @@
 connection that waits for its network delays no other.
 """
 
+import signal
 import socket
 import struct
 import time
@@ -36,6 +37,9 @@ STOP_LIMIT = 60.0
 
 SHORTAGE = 0.2
 """Seconds of rest where the process is short of descriptors or threads."""
+
+SIGNALS = 4096
+"""Octets of signals that are read at once; each of them has been handled by then."""
 
 CREDENTIALS = struct.Struct("3i")
 
@@ -82,7 +86,8 @@ class Server:
         self._threads: set[Thread] = set()
         self._lock = Lock()
         self._end, self._wake = socket.socketpair()
-        for end in (self._end, self._wake):
+        self._signals, self._wakeup = socket.socketpair()
+        for end in (self._end, self._wake, self._signals, self._wakeup):
             end.setblocking(False)
 
     # -- connections -------------------------------------------------------
@@ -91,6 +96,16 @@ class Server:
         """Take no more connections; safe in a signal's handler."""
         with suppress(BlockingIOError):
             self._wake.send(b"x")
+
+    def handle(self, handlers: Mapping[signal.Signals, Callable[[], None]]) -> None:
+        """Have ``run`` call these at signals.  The caller is the main thread, as ``run``'s is.
+
+        The interpreter calls a handler when the main thread runs again.  A signal to another
+        thread, or just ahead of the wait for connections, does not end that wait: its octet does.
+        """
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        for number, handler in handlers.items():
+            signal.signal(number, lambda *_, handler=handler: handler())
 
     def run(self, listener: socket.socket, watchdog: float | None = None) -> None:
         """Answer connections until ``stop``, and finish those that are in progress then.
@@ -101,10 +116,13 @@ class Server:
         with DefaultSelector() as selector:
             selector.register(listener, EVENT_READ)
             selector.register(self._end, EVENT_READ)
+            selector.register(self._signals, EVENT_READ)
             while True:
                 ready = [key.fileobj for key, _ in selector.select(watchdog)]
                 if watchdog is not None:
                     systemd.notify("WATCHDOG=1")
+                if self._signals in ready:
+                    self._signals.recv(SIGNALS)
                 if self._end in ready:
                     break
                 if listener in ready:

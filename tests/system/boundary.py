@@ -34,7 +34,7 @@ def check_kinds(world: House, kind: str) -> None:
             assert container <= ours
         assert not {name for name in control if name.endswith("transit")}
         assert host == HOST_REACHES
-        assert command("check").out == ""
+        assert command("check") == Answer(0, "", "")
 
 
 def check_later_network(world: House) -> None:
@@ -60,8 +60,9 @@ def check_notes(world: House) -> None:
     run("nft", f"add table inet guard; add chain inet guard forward {hook}")
     try:
         assert "world" not in world.reached().ours
-        (note,) = command("check").out.splitlines()
+        *stopped, note = command("check").out.splitlines()
         place = "nftables: inet guard forward (policy drop)"
+        assert stopped and all(line.endswith(f": stopped by {place}") for line in stopped)
         what = f"{place} stops packets of the networks: add to it "
         assert note.startswith(f"note: {what}")
         assert warnings() == [note.replace("note: ", "foreign chains: ")]

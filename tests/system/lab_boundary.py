@@ -130,6 +130,10 @@ def on_a_link(stack: ExitStack, name: str, link: str, here: str, there: str) -> 
         stack.callback(run, "ip", "link", "del", link, check=False)
         run("ip", "link", "set", f"p-{name}", "master", link)
         run("ip", "link", "set", link, "up")
+    elif link != f"p-{name}":
+        run("ip", "link", "set", f"p-{name}", "down")
+        run("ip", "link", "set", f"p-{name}", "name", link)
+        run("ip", "link", "set", link, "up")
     run("ip", "address", "add", f"{here}/24", "dev", link)
     node.add_address(f"{there}/24")
     node.add_route("default", here)

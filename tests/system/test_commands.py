@@ -339,7 +339,9 @@ service: not running: hooks do the work themselves
     assert [line.split()[0] for line in one] == ["NETWORK", "b", "service:"]
     assert command("status", world.b.uuid).out.splitlines() == one
     described = json.loads(command("status", "--json").out)
-    assert described.keys() == {"networks", "host", "missed", "guests", "service", "waiting"}
+    assert described.keys() == {
+        "networks", "host", "missed", "guests", "service", "waiting", "stops", "notes",
+    }  # fmt: skip
     assert described["service"]["state"] == "absent"
     assert described["networks"][0] == {
         "network": "a",

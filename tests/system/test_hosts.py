@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 from lab import (
-    CHECKOUT,
     FastGuest,
     Node,
     Service,
@@ -18,7 +17,6 @@ from lab import (
     write_config,
 )
 from lab_boundary import on_a_link
-from lab_documents import type_page
 from lab_domains import asked, networks
 
 INTERNET, PORT = "203.0.113.80", 8080
@@ -112,29 +110,3 @@ def test_a_laptop_moves_from_one_network_to_another(installed: None) -> None:
         stack.enter_context(way_out(*WAYS["default"]))
         wait_for(lambda: leaves_as(HERE), timeout=20, what="the way by the other network")
         assert natns("check").stdout == ""
-
-
-def test_the_page_on_vpns_as_it_stands(installed: None) -> None:
-    page = CHECKOUT / "docs" / "how-to" / "vpn.md"
-    with ExitStack() as stack:
-        lan = f"route add default via {ROUTER}"
-        stack.enter_context(way_out(lan, name="lan", here=LAN, there=ROUTER))
-        stack.enter_context(networks(isolated("lab", "virbr10")))
-        stack.enter_context(FastGuest("virbr10", name="guest")).dhcp()
-        stack.callback(run, "nft", "delete", "table", "inet", "vpnguard", check=False)
-        stack.callback(run, "ip", "route", "flush", "table", "100", check=False)
-        stack.callback(run, "ip", "rule", "del", "pref", "100", check=False)
-        with way_out(*TABLE, link="wg0"):
-            natns("sync")
-            type_page(page, CHECKOUT, "")
-            type_page(page, CHECKOUT, "A kill switch")
-            assert leaves_as(HERE)
-            run("ip", "route", "flush", "table", "51820")
-            assert asked(None, "tcp", INTERNET, PORT) == LAN, "the control"
-            assert not leaves_as(LAN)
-            run("nft", "delete", "table", "inet", "vpnguard")
-            run("ip", *TABLE[0].split())
-            assert leaves_as(HERE)
-            type_page(page, CHECKOUT, "Some networks beside the VPN")
-            assert asked(None, "tcp", INTERNET, PORT) == HERE, "the control"
-            assert leaves_as(LAN)

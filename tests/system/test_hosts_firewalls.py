@@ -85,9 +85,9 @@ def test_a_kill_switch_holds(backend: str, served: bool) -> None:
         (line,) = stops()
         assert line.startswith("nftables: inet vpnguard forward (reject) stops packets of the")
         if resident:
-            told = "libvirt_natns_networks_stopped 1.0"
+            told = 'libvirt_natns_network_obstacle{network="a",obstacle="stopped"} 1.0'
             wait_for(lambda: told in natns("metrics").stdout, timeout=20)
-            assert "event=stopped by=" in resident.log()
+            assert "event=obstacle network=a obstacle=stopped reason=" in resident.log()
         natns("sync")
         assert not leaves_as(LAN)
 

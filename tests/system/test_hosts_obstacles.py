@@ -17,7 +17,7 @@ from lab import (
     write_config,
 )
 from lab_domains import asked, networks
-from test_hosts import HERE, INTERNET, PORT, way_out
+from test_hosts import HERE, INTERNET, PORT, THERE, way_out
 
 PROHIBITED = "rule add pref 100 iif natns-host prohibit"
 
@@ -52,7 +52,7 @@ def gauge() -> str:
     (line,) = (
         each
         for each in natns("metrics").stdout.splitlines()
-        if each.startswith("libvirt_natns_way_out")
+        if each.startswith("libvirt_natns_network_obstacle") and '"no way out"' in each
     )
     return line
 
@@ -63,7 +63,7 @@ def test_a_host_without_a_way_out(served: bool, installed: None) -> None:
         assert not leaves()
         assert told().startswith("no way out: the host forwards no IPv4 from natns-host")
         if service:
-            wait_for(lambda: gauge().endswith(" 0.0"), timeout=20, what="the metric")
+            wait_for(lambda: gauge().endswith(" 1.0"), timeout=20, what="the metric")
             assert "event=obstacle network=a" in service.log()
         with way_out("route add default via 10.8.0.1"):
             if not served:
@@ -71,9 +71,19 @@ def test_a_host_without_a_way_out(served: bool, installed: None) -> None:
             wait_for(leaves, timeout=20, what="the way out")
             assert told() == ""
             if service:
-                wait_for(lambda: gauge().endswith(" 1.0"), timeout=20, what="the metric")
-                assert 'event="way out" network=a' in service.log()
+                wait_for(lambda: gauge().endswith(" 0.0"), timeout=20, what="the metric")
+                assert 'event=passable network=a obstacle="no way out"' in service.log()
         assert "Network is unreachable" in told()
+
+
+def test_a_lab_without_a_gateway_is_in_order(installed: None) -> None:
+    """Guests reach what the host reaches: the networks on its links."""
+    with way_out(name="lab"), network_with_a_guest(False):
+        assert asked("guest", "tcp", THERE, PORT) == HERE
+        assert told() == ""
+        run("ip", "route", "add", "unreachable", "default")
+        assert told().startswith("no way out: the host forwards no IPv4 from natns-host")
+        run("ip", "route", "del", "unreachable", "default")
 
 
 def test_a_rule_of_the_hosts_that_stops_guests_alone(installed: None) -> None:

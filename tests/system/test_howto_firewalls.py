@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab import CHECKOUT, PYTHON, FastGuest, isolated, run
+from lab import CHECKOUT, PYTHON, FastGuest, isolated, natns, run
 from lab_boundary import nothing_more, on_a_link, reaches
 from lab_documents import type_page
-from lab_domains import STATE, networks
+from lab_domains import STATE, asked, networks
 from lab_firewalls import UFW_IN_A_SANDBOX
 from lab_hosts_firewalls import libvirts_rules_kept, without_bridge_nf
-from test_hosts import LAN, ROUTER, leaves_as, way_out
+from test_hosts import HERE, INTERNET, LAN, PORT, ROUTER, TABLE, leaves_as, way_out
 
 PAGES = CHECKOUT / "docs" / "how-to"
 NEAR, BEHIND = "172.30.0.5", "192.168.9.5"
@@ -83,3 +83,25 @@ def test_ufw(world: World, tmp_path: Path) -> None:
     assert reaches(None, NEAR, 80), "the control"
     assert reaches(guest, BEHIND, 80)
     assert not reaches(guest, NEAR, 80)
+
+
+def test_vpn(world: World) -> None:
+    page = PAGES / "vpn.md"
+    world.guest()
+    world.cleanup.callback(run, "nft", "delete", "table", "inet", "vpnguard", check=False)
+    world.cleanup.callback(run, "ip", "route", "flush", "table", "100", check=False)
+    world.cleanup.callback(run, "ip", "rule", "del", "pref", "100", check=False)
+    with way_out(*TABLE, link="wg0"):
+        natns("sync")
+        type_page(page, CHECKOUT, "")
+        type_page(page, CHECKOUT, "A kill switch")
+        assert leaves_as(HERE)
+        run("ip", "route", "flush", "table", "51820")
+        assert asked(None, "tcp", INTERNET, PORT) == LAN, "the control"
+        assert not leaves_as(LAN)
+        run("nft", "delete", "table", "inet", "vpnguard")
+        run("ip", *TABLE[0].split())
+        assert leaves_as(HERE)
+        type_page(page, CHECKOUT, "Some networks beside the VPN")
+        assert asked(None, "tcp", INTERNET, PORT) == HERE, "the control"
+        assert leaves_as(LAN)

@@ -17,15 +17,23 @@ from libvirt_natns.kernel.session import Kernel
 
 
 @dataclass(frozen=True, slots=True)
+class StoppedNetwork:
+    """A network that a chain stops, in words.  Unless ``sure``, a rule cannot be judged."""
+
+    said: str
+    sure: bool
+
+
+@dataclass(frozen=True, slots=True)
 class HostStops:
     """Chains of others that stop packets of networks.
 
-    ``lines`` name each chain, and the lines that let the packets pass.  ``by_network`` has, by
-    uuid, the health of each network that is stopped.
+    ``lines`` name each chain, and the lines that let the packets pass.  ``by_network`` has the
+    networks that are stopped, by uuid.
     """
 
     lines: tuple[str, ...] = ()
-    by_network: Mapping[str, str] = field(default_factory=dict)
+    by_network: Mapping[str, StoppedNetwork] = field(default_factory=dict)
 
 
 def look(kernel: Kernel, needs: Mapping[str, Needs]) -> HostStops:
@@ -38,21 +46,21 @@ def look(kernel: Kernel, needs: Mapping[str, Needs]) -> HostStops:
     if not present:
         return HostStops()
     by_network = {
-        uuid: health
+        uuid: stopped
         for uuid, own in needs.items()
-        if (health := _health(present, policy_of(kernel, own, {})))
+        if (stopped := _stopped(present, policy_of(kernel, own, {})))
     }
     return HostStops(tuple(map(str, present)), by_network)
 
 
-def _health(present: Iterable[StoppingChain], policy: HostPolicy) -> str:
-    """Return the health of the network of a policy; "" if it is not stopped."""
+def _stopped(present: Iterable[StoppingChain], policy: HostPolicy) -> StoppedNetwork | None:
+    """Return what stops the network of a policy; None if nothing does."""
     needs = {*accepts(policy), *policy.forwards}
     for chain in sorted(present, key=lambda each: not each.sure):
         if chain.needs & needs:
             verb = "stopped" if chain.sure else "may be stopped"
-            return f"{verb} by {chain.place} ({chain.how})"
-    return ""
+            return StoppedNetwork(f"{verb} by {chain.place} ({chain.how})", chain.sure)
+    return None
 
 
 def _ways_out(policy: HostPolicy) -> WaysOut:

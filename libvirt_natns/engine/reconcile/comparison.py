@@ -5,10 +5,8 @@ The module does not call libvirt, and makes no change.  The caller hands over a 
 networks and guests are active. libvirt is asked after the records were read.
 """
 
-from collections.abc import Collection
-
 from libvirt_natns.documents import libvirt_xml, xml_sniff
-from libvirt_natns.engine import names_health, shared_host
+from libvirt_natns.engine import shared_host
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.host.stops import HostStops
@@ -65,25 +63,6 @@ def host_stops(engine: Engine) -> HostStops:
         return shared_host.of(engine).stops()
     except NatnsError as error:
         return HostStops((str(error),))
-
-
-def name_notes(engine: Engine, damaged: Collection[str] = ()) -> list[str]:
-    """Return a note for each network without names for its guests, and each relay with a complaint.
-
-    Notes are no differences: no repair gives the host a resolver.  ``damaged`` names networks,
-    or "host": their damage is the reason.
-    """
-    try:
-        without = names_health.findings(engine)
-        records = (engine.store.networks.get(uuid) for uuid in without)
-        named = [
-            f"{each.name}: {without[each.uuid]}"
-            for each in records
-            if each and not {each.name, "host"} & set(damaged)
-        ]
-        return [*named, *names_health.notes()]
-    except NatnsError as error:
-        return [str(error)]
 
 
 def missed(engine: Engine, ask: AskNetworks) -> list[Finding]:

@@ -1,150 +1,76 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Reasons why guests do not get out, although all of our own parts are in order.
+"""Reasons why a network is of no use to its guests, although all of our own parts are in order.
 
-An obstacle belongs to the host or to the provider, so no repair removes it.  It is looked up
-as a guest's packet would find it, and not presumed.
+An obstacle belongs to the host, its administrator or the provider, so no repair removes it.
+status, check, doctor, the metrics and the service's log tell the same ones.
 """
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from typing import Literal
 
-from libvirt_natns import names
-from libvirt_natns.addresses import Address, Family
-from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine.context import Context
-from libvirt_natns.engine.facts.outside import families_of
-from libvirt_natns.engine.network_run import NetworkRun
-from libvirt_natns.errors import NatnsError
-from libvirt_natns.kernel.route_lookup import NextHop, NoRouteError
-from libvirt_natns.model.segment import Segment
-from libvirt_natns.model.transit_segment import TransitSegment
-from libvirt_natns.state.leases import Leased
+from libvirt_natns.engine import names_health
+from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.host import zone
+from libvirt_natns.engine.reconcile import comparison, ways_out
 from libvirt_natns.state.networks import NetworkRecord
 
-FAR: dict[Family, Address] = {
-    4: ip_address("198.41.0.4"),
-    6: ip_address("2001:503:ba3e::2:30"),
-}
-"""Addresses far outside: a root server of the DNS. A route is looked up, and nothing is sent."""
+ObstacleKind = Literal["no way out", "stopped", "no names"]
 
-NO_WAY_OUT = "no way out"
-
-
-Obstacles = tuple[str, ...]
-"""The reasons why guests do not get outside, in words; empty if they do."""
-
-
-def by_network(context: Context, records: Iterable[NetworkRecord]) -> dict[str, Obstacles]:
-    """Return the obstacles of each network that is up, by uuid.
-
-    The parts that each network has for itself are compared with its plan.  A network that
-    cannot be examined has a difference, which says why.
-    """
-    look = _Look(context)
-    return {record.uuid: look.at(record) for record in records}
+KINDS: tuple[ObstacleKind, ...] = ("no way out", "stopped", "no names")
+"""In the order of weight: names are of no use to a guest without a way out."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """A look at the ways out, as the kernel has them now.
+class Obstacle:
+    """A reason in words.  It is not ``sure`` if a rule of others cannot be judged."""
 
-    ``runs`` has one network of each upstream: its XML is parsed for all of them.
-    ``answers`` tells which gateways answer, by namespace.
+    kind: ObstacleKind
+    reason: str
+    sure: bool = True
+
+    @property
+    def brief(self) -> str:
+        """The network's health in a column."""
+        return self.reason if self.kind == "stopped" else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacles:
+    """All obstacles.
+
+    ``by_network`` has those of each network by uuid, the weightiest first.  ``stops`` name chains
+    of others that stop networks, with the lines to add.  ``notes`` are about the host.
     """
 
-    context: Context
-    runs: dict[tuple[str, frozenset[int]], NetworkRun] = field(default_factory=dict)
-    answers: dict[tuple[str, Address], bool] = field(default_factory=dict)
+    by_network: Mapping[str, tuple[Obstacle, ...]] = field(default_factory=dict)
+    stops: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def at(self, record: NetworkRecord) -> Obstacles:
-        """Return the reasons why guests of a network do not get outside."""
-        try:
-            # A socket that stays open would keep a namespace alive.
-            with self.context.kernel.work():
-                run = self._like(record)
-                if run.lacks:
-                    return ()
-                return tuple(
-                    self._routed(run.segment, families_of(run.in_force), record)
-                    if isinstance(run.segment, TransitSegment)
-                    else self._attached(run)
-                )
-        except NatnsError:
-            return ()
-
-    def _like(self, record: NetworkRecord) -> NetworkRun:
-        """Return the facts of a network with the upstream and the families of this one."""
-        alike = (record.upstream, frozenset(subnet.version for subnet in record.subnets))
-        if alike not in self.runs:
-            network = libvirt_xml.parse_network(record.document)
-            self.runs[alike] = self.context.planner.run(network, record.document, record)
-        return self.runs[alike]
-
-    def _routed(
-        self, segment: TransitSegment, families: tuple[Family, ...], record: NetworkRecord
-    ) -> list[str]:
-        """Look at the way through the host, or through a router."""
-        leased = self.context.store.leases.of(segment.name, record.uuid)
-        blocked = {family: self._forwarded(segment, family, leased) for family in families}
-        reasons = [reason for reason in blocked.values() if reason]
-        if len(reasons) == len(blocked):
-            return reasons
-        # A host without IPv6 outside is in order: its guests have what it has itself.
-        return [
-            reason
-            for family, reason in blocked.items()
-            if reason and self._has_own_way(segment, family)
-        ]
-
-    def _forwarded(self, segment: TransitSegment, family: Family, leased: Leased) -> str:
-        """Return why packets from a transit bridge do not get out, or ""."""
-        lookup = self.context.kernel.at(segment.namespace).route_lookup
-        # The source decides in rules of the host's, such as "from 198.19.252.2 lookup 100".
-        source = leased.of(family)
-        try:
-            hop = lookup.next_hop(FAR[family], source=source, inward=segment.bridge)
-        except NoRouteError as error:
-            where = f"router {segment.namespace}" if segment.namespace else "the host"
-            origin = f" from {source}" if source else ""
-            return (
-                f"{NO_WAY_OUT}: {where} forwards no IPv{family} from {segment.bridge} to the"
-                f" outside ({error.fact}): see ip route get {FAR[family]}{origin}"
-                f" iif {segment.bridge}"
-            )
-        return self._silent(segment, segment.namespace, hop) if segment.namespace else ""
-
-    def _has_own_way(self, segment: TransitSegment, family: Family) -> bool:
-        """True if packets of the host's own, or of the router's, get out."""
-        try:
-            self.context.kernel.at(segment.namespace).route_lookup.next_hop(FAR[family])
-        except NoRouteError:
-            return False
-        return True
-
-    def _attached(self, run: NetworkRun) -> list[str]:
-        """Look at the way from a namespace to the provider's gateways."""
-        lookup = self.context.kernel.at(run.namespace).route_lookup
-        reasons = []
-        for family in families_of(run.in_force):
-            # The plan has the route where the upstream has a gateway.
-            with suppress(NoRouteError):
-                hop = lookup.next_hop(FAR[family])
-                reasons.append(self._silent(run.segment, run.namespace, hop))
-        return [reason for reason in reasons if reason]
-
-    def _silent(self, segment: Segment, namespace: str, hop: NextHop) -> str:
-        """Return that a gateway does not answer, or ""."""
-        if hop.gateway is None:
-            return ""
-        asked = (namespace, hop.gateway)
-        if asked not in self.answers:
-            lookup = self.context.kernel.at(namespace).route_lookup
-            self.answers[asked] = lookup.answers(hop.gateway, hop.link)
-        if self.answers[asked]:
-            return ""
-        return (
-            f"{NO_WAY_OUT}: gateway {hop.gateway} of upstream {segment.name} does not answer on"
-            f" {segment.in_words}: check the provider, or the gateway in {names.CONFIG_FILE}"
+    def of(self, uuid: str, *, damaged: bool = False) -> tuple[Obstacle, ...]:
+        """Return the obstacles of a network; a ``damaged`` one hears no DNS server anyway."""
+        return tuple(
+            each
+            for each in self.by_network.get(uuid, ())
+            if not (damaged and each.kind == "no names")
         )
+
+
+def find(engine: Engine, records: Iterable[NetworkRecord]) -> Obstacles:
+    """Return the obstacles of networks that are up.  Raises StoreError."""
+    records = list(records)
+    closed = ways_out.closed(engine, records)
+    stops = comparison.host_stops(engine)
+    zone_notes = zone.notes()
+    without_names = names_health.findings(engine)
+    by_network = {}
+    for record in records:
+        found = [Obstacle("no way out", why) for why in closed[record.uuid]]
+        if stop := stops.by_network.get(record.uuid):
+            found.append(Obstacle("stopped", stop.said, stop.sure))
+        if zone_notes and record.kind == "host":
+            found.append(Obstacle("stopped", "stopped by firewalld"))
+        if why := without_names.get(record.uuid):
+            found.append(Obstacle("no names", why))
+        by_network[record.uuid] = tuple(found)
+    return Obstacles(by_network, stops.lines, tuple(zone_notes))

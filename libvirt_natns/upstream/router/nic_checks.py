@@ -15,14 +15,14 @@ from libvirt_natns.upstream.router.nic_snapshot import Capture, capture, route_b
 TIED = ("bridge", "bond", "team")
 """Kinds of links that have ports, which would stay behind."""
 
-Obstacle = tuple[str, str]
+NicFault = tuple[str, str]
 """The reason why a NIC cannot move, and its remedy."""
 
 
-# -- obstacles ---------------------------------------------------------------
+# -- faults    ---------------------------------------------------------------
 
 
-def obstacle(name: str) -> Obstacle | None:
+def fault_of(name: str) -> NicFault | None:
     """Return why a NIC of the host cannot move and come back as it was; None where it can."""
     if Path("/sys/class/net", name, "phy80211").exists():
         return "is a Wi-Fi card, which cannot move by itself", 'use an upstream of kind "host"'
@@ -30,10 +30,10 @@ def obstacle(name: str) -> Obstacle | None:
         link = nic_link.find(sock, name)
         if link is None:
             return "does not exist", "see ip link"
-        return _link_obstacle(sock, link, name) or _route_obstacle(sock, link.index)
+        return _link_fault(sock, link, name) or _route_fault(sock, link.index)
 
 
-def _link_obstacle(sock: Socket, link: ListedLink, name: str) -> Obstacle | None:
+def _link_fault(sock: Socket, link: ListedLink, name: str) -> NicFault | None:
     if link.master:
         return "is part of a bridge or bond", 'use an upstream of kind "bridge"'
     if link.kind in TIED:
@@ -67,7 +67,7 @@ def _has_discipline(sock: Socket, link: int) -> bool:
     return False
 
 
-def _route_obstacle(sock: Socket, link: int) -> Obstacle | None:
+def _route_fault(sock: Socket, link: int) -> NicFault | None:
     for body in route_bodies(sock):
         links = nic_routes.links_of(body)
         if link not in links:

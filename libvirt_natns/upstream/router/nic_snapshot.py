@@ -6,7 +6,7 @@ kernel sets the link down, and forgets its addresses, routes, neighbours and set
 /proc/sys/net.  ``capture`` reads all of them, and ``nic_restore`` makes them again.
 
 Known limits: a capture lacks neighbours that the kernel has found out, counters, and multicast
-groups that programs have joined.  It lacks traffic control, too; ``nic_checks.obstacle``
+groups that programs have joined.  It lacks traffic control, too; ``nic_checks.fault_of``
 refuses a NIC that has some.
 """
 

@@ -183,9 +183,9 @@ def _capture(wanted: RouterUpstream, kept: Capture | None, boot: bool) -> Captur
     name = wanted.nic
     if name in nic_link.RESERVED:
         raise _refuse(wanted, f"a NIC cannot be called {name}", "rename it (ip link set NIC name)")
-    obstacle = nic_checks.obstacle(name)
-    if obstacle:
-        raise _refuse(wanted, f"{name} {obstacle[0]}", obstacle[1])
+    fault = nic_checks.fault_of(name)
+    if fault:
+        raise _refuse(wanted, f"{name} {fault[0]}", fault[1])
     before = nic_snapshot.capture(None, name)
     if kept is not None and kept.name == name and (before.is_bare or boot):
         before = nic_completion.completed(before, kept)

@@ -12,6 +12,7 @@ from libvirt_natns.cli.diagram import Box, Picture
 from libvirt_natns.cli.status_report import Status, StatusReport
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.engine.late_starts import LateStart
+from libvirt_natns.engine.reconcile.obstacles import Obstacle
 from libvirt_natns.model.configuration import Config
 
 UUID = "c0ffee00-0000-4000-8000-000000000001"
@@ -72,7 +73,8 @@ def test_what_is_wrong_elsewhere_stands_below() -> None:
 
 
 def test_an_obstacle_is_nothing_that_sync_repairs() -> None:
-    blocked = replace(network("a"), health="no way out", obstacles=("no way out: no route",))
+    found = (Obstacle("no way out", "no way out: no route"),)
+    blocked = replace(network("a"), health="no way out", obstacles=found)
     lines = status_report.text(StatusReport([blocked], [], [], [])).splitlines()
     assert lines[1].endswith("no way out")
     assert lines[2:] == ["  - no way out: no route"]
@@ -148,7 +150,7 @@ def test_json_keeps_its_keys() -> None:
     assert list(shown["networks"][0]) == [
         "network", "uuid", "state", "namespace", "bridge", "subnets", "upstream", "address",
         "leases", "health", "differences", "forwards", "address6", "prefix",
-        "lease_seconds", "obstacles", "names",
+        "lease_seconds", "obstacles",
     ]  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which servers a network's dnsmasq asks, and why guests have no names."""
 
+from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 
 UUID = "6f2b9c1e-0000-4000-8000-0000000000e1"
-PROVIDER = BridgeUpstream(name="provider", bridge="br0", subnet=IPv4Network("192.168.0.0/24"))
+LAB = BridgeUpstream(name="lab", bridge="br0", subnet=IPv4Network("192.168.0.0/24"))
+PROVIDER = replace(LAB, name="provider", gateway=IPv4Address("192.168.0.1"))
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def reason(resolv: Path, configuration: str, upstream: str = "provider") -> str:
     )
     store.networks.put(record)
     store.transit.choose_subnet("host", [IPv4Network("198.19.252.0/22")], None)
-    config = Config(upstreams={"provider": PROVIDER, "host": HOST_UPSTREAM})
+    config = Config(upstreams={"provider": PROVIDER, "lab": LAB, "host": HOST_UPSTREAM})
     found = names_health.findings(Engine(config, store, Kernel()))
     store.close()
     return found.get(UUID, "")
@@ -67,6 +69,10 @@ def test_a_network_that_asks_no_relay(resolv: Path) -> None:
     assert reason(resolv, f"resolv-file={resolv}\n") == ""
     # A server is there, so the network's XML says that none is asked.
     assert reason(resolv, "no-resolv\n") == ""
+
+
+def test_a_lab_without_a_gateway_has_no_names_by_intent(resolv: Path) -> None:
+    assert reason(resolv, "no-resolv\n", "lab") == ""
 
 
 def test_a_network_on_the_relay(resolv: Path) -> None:

@@ -223,7 +223,7 @@ def test_what_the_service_counts(engine: Engine) -> None:
     counted.changed("up", 0.1)
     counted.healed(0.5)
     counted.failed("heal")
-    told = counted.text(engine, ["uuid-a"], ["uuid-b", "uuid-c"])
+    told = counted.text(engine, ["uuid-a"], {"b": {"stopped"}, "c": ()})
     start = {"hook": "network", "operation": "start", "outcome": "done"}
     assert value(told, "hook_duration_seconds_count", **start) == 2
     assert value(told, "hook_duration_seconds_sum", **start) == pytest.approx(0.32)
@@ -234,7 +234,9 @@ def test_what_the_service_counts(engine: Engine) -> None:
     assert value(told, "heal_duration_seconds_count") == 1
     assert value(told, "failures_total", what="heal") == 1
     assert value(told, "networks_given_up") == 1
-    assert value(told, "networks_stopped") == 2
+    assert value(told, "network_obstacle", network="b", obstacle="stopped") == 1
+    assert value(told, "network_obstacle", network="b", obstacle="no names") == 0
+    assert value(told, "network_obstacle", network="c", obstacle="stopped") == 0
     assert samples(told)["process_resident_memory_bytes", ()] > 0
 
 

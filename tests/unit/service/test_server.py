@@ -3,6 +3,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,3 +133,34 @@ def test_an_answer_that_comes_in_pieces_has_one_limit(
         stop = True
         thread.join(5)
         assert not thread.is_alive()
+
+
+DEAF = """
+import signal, socket, sys, threading
+from libvirt_natns.service.log import Log
+from libvirt_natns.service.server import Server
+
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+server = Server(None, Log(), None, {})
+server.handle({signal.SIGTERM: server.stop})
+# A signal that another thread takes does not interrupt the main thread's wait.
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("runs", flush=True)
+server.run(listener)
+"""
+
+
+def test_a_signal_ends_the_service_while_it_waits(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", DEAF, tmp_path / "s"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "runs\n"
+            process.terminate()
+            assert process.wait(timeout=10) == 0
+        finally:
+            process.kill()

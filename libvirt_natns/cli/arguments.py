@@ -35,21 +35,23 @@ class ArgumentParser(argparse.ArgumentParser):
         """Return how to type a name that begins with "-"; "" if there is no such word."""
         ahead = self._given[: self._given.index("--")] if "--" in self._given else self._given
         for before, word in zip(["", *ahead], ahead, strict=False):
-            if not word.startswith("-") or word == "-" or self._is_option(word):
+            if not word.startswith("-") or word == "-" or self._option(word):
                 continue
-            if before.startswith("--"):
+            option = None if "=" in before else self._option(before)
+            # A flag takes no value.
+            if option is not None and option.nargs != 0:
                 return f': a value that begins with "-" is written {before}={shlex.quote(word)}'
             return f': a name that begins with "-" goes after "--": -- {shlex.quote(word)}'
         return ""
 
-    def _is_option(self, word: str) -> bool:
-        """True for an option of this parser, or of one of its commands."""
+    def _option(self, word: str) -> argparse.Action | None:
+        """Return the option of that name, of this parser or of one of its commands."""
         option = word.partition("=")[0]
         parsers: list[argparse.ArgumentParser] = [self]
         while parsers:
             for action in parsers.pop()._actions:
                 if option in action.option_strings:
-                    return True
+                    return action
                 if isinstance(action, argparse._SubParsersAction):
                     parsers += action.choices.values()
-        return False
+        return None

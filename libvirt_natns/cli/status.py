@@ -2,7 +2,7 @@
 """The command status: every network that was handled, and its health."""
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from libvirt_natns import names
@@ -13,7 +13,9 @@ from libvirt_natns.cli.unhandled import Unhandled
 from libvirt_natns.daemons import lease_file, libvirt
 from libvirt_natns.engine import late_starts
 from libvirt_natns.engine.engine import Engine
+from libvirt_natns.engine.late_starts import LateStart
 from libvirt_natns.engine.reconcile import comparison, obstacles
+from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.engine.reconcile.obstacles import Obstacle, Obstacles
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.model.configuration import Config
@@ -31,15 +33,13 @@ def run(options: argparse.Namespace) -> int:
         statuses, found = collect(engine, _defined(), named)
         statuses = with_health(statuses, health)
         statuses = with_unhandled(statuses, _active(), engine.config, named)
-        if named and not statuses:
+        late = waiting(late_starts.waiting(engine), named)
+        if named and not statuses and not late:
             raise NatnsError(f"network {quoted(named)} was never handled", "see virt-natns status")
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
-        late = [(each.name, each.fault) for each in late_starts.waiting(engine)]
-    report = StatusReport(
-        statuses, host, missed, guests, health, tuple(late), found.stops, found.notes
-    )
+    report = StatusReport(statuses, host, missed, guests, health, late, found.stops, found.notes)
     print(status_report.as_json(report) if options.json else status_report.text(report))
     return 0
 
@@ -148,6 +148,15 @@ def with_unhandled(
         elif recorded is None and isolated and _is_listed(each, named):
             by_name[each.name] = _never_handled(each)
     return [by_name[name] for name in sorted(by_name)]
+
+
+def waiting(late: Iterable[LateStart], named: str | None) -> tuple[Finding, ...]:
+    """Return the networks that wait for their upstream, or the one of that name or uuid."""
+    return tuple(
+        (each.name, each.fault or "its upstream is there by now")
+        for each in late
+        if named in (None, each.name, each.uuid)
+    )
 
 
 def _is_listed(network: Unhandled, named: str | None) -> bool:

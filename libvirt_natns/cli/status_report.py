@@ -73,7 +73,7 @@ class StatusReport:
 def text(report: StatusReport) -> str:
     """Return the statuses as a table, with the differences of each network below it."""
     statuses = report.statuses
-    lines = table(statuses) if statuses else [NONE]
+    lines = table(statuses) if statuses else [] if report.late else [NONE]
     lines += [f"  > {name}: waits to be started: {what}" for name, what in report.late]
     others = [("host", what) for what in report.host] + report.missed + report.guests
     lines += [f"  ! {name}: {what}" for name, what in others]

@@ -33,6 +33,10 @@ VALUE = r'((?:"(?:[^"\\]|\\.)*"|[^;"])*);'
 RETURNED = re.compile(rf"^\s*option\s+dhcp-client-identifier\s+{VALUE}", re.MULTILINE)
 SENT = re.compile(rf"^\s*send\s+dhcp-client-identifier\s+{VALUE}", re.MULTILINE)
 DUID = re.compile(rf"^\s*default-duid\s+{VALUE}", re.MULTILINE)
+OF_INTERFACE = re.compile(
+    r'^[ \t]*interface\s+"([^"]*)"\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}', re.MULTILINE
+)
+"""Statements of a configuration that are about a single NIC."""
 OCTETS = re.compile(r"[0-9A-Fa-f]{1,2}(?::[0-9A-Fa-f]{1,2})+")
 ESCAPE = re.compile(r"\\([0-7]{3}|.)", re.DOTALL)
 
@@ -57,9 +61,15 @@ def client_id(nic: str, mac: str, address: IPv4Address) -> tuple[str | None, Pat
     if returned := RETURNED.search(lease):
         return value(returned[1], mac), file
     for name in CONFIGURATIONS:
-        if sent := SENT.search(text_if_any(Path(name.format(nic=nic)))):
+        if sent := SENT.search(_about(nic, text_if_any(Path(name.format(nic=nic))))):
             return value(sent[1], mac), file
     return (_by_duid(file, mac) if _runs_with_duid() else ""), file
+
+
+def _about(nic: str, configuration: str) -> str:
+    """Return the statements about a NIC: those for the NIC alone come first."""
+    own = [block[2] for block in OF_INTERFACE.finditer(configuration) if block[1] == nic]
+    return "\n".join([*own, OF_INTERFACE.sub("", configuration)])
 
 
 def value(text: str, mac: str) -> str | None:

@@ -18,6 +18,7 @@ from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.text_files import exact_text, text_if_any
 from libvirt_natns.errors import DnsmasqError
 from libvirt_natns.kernel import listening_ports, open_files, processes
+from libvirt_natns.values import quoted
 
 LIBVIRT_DIRECTORY = Path("/var/lib/libvirt/dnsmasq")
 LIBVIRT_RUN_DIRECTORY = Path("/run/libvirt/network")
@@ -78,7 +79,7 @@ def _is_here(pid: int) -> bool:
 def idle_differences(network: str) -> list[str]:
     """Return, in words, whether libvirt's own dnsmasq of a network could still delete leases."""
     if _helpers(network):
-        return [f"libvirt's own dnsmasq of network {network} still writes leases"]
+        return [f"libvirt's own dnsmasq of network {quoted(network)} still writes leases"]
     return []
 
 
@@ -91,11 +92,11 @@ def idle(network: str) -> None:
 def bound_differences(network: str) -> list[str]:
     """Return, in words, whether libvirt's own dnsmasq of a network could open another socket."""
     pid = _running(network)
-    limits = None if pid is None else _descriptors(pid)
-    limit = None if pid is None else open_files.closing_limit(pid)
+    limits = None if pid is None else _limits(pid)
+    limit = None if pid is None else _closing_limit(pid)
     if limits is None or limit is None or limits[0] <= limit:
         return []
-    return [f"libvirt's own dnsmasq of network {network} still listens on new addresses"]
+    return [f"libvirt's own dnsmasq of network {quoted(network)} still listens on new addresses"]
 
 
 def bind(network: str, addresses: Collection[Address]) -> None:
@@ -104,20 +105,38 @@ def bind(network: str, addresses: Collection[Address]) -> None:
     By ``listen-address``, that dnsmasq listens on an address as soon as any bridge has it.
     libvirt could then start no other dnsmasq there.  libvirt signals the process by its
     number, so the process must not end.  First it must close its sockets at ``addresses``,
-    for which it needs another socket for a moment.  A dnsmasq that waits for too many other
-    sockets stays as it is.  Raises DnsmasqError.
+    for which it needs another socket for a moment.  A dnsmasq that serves clients elsewhere
+    is left alone.  Raises DnsmasqError.
     """
     if _running(network) is None:
         return
     deadline = time.monotonic() + CLOSING_LIMIT
     while _listens(addresses) and time.monotonic() < deadline:
         time.sleep(CLOSING_POLL)
-    _set_descriptors(network, none=True)
+    pid = _running(network)
+    limit = None if pid is None else _closing_limit(pid)
+    if pid is not None and limit is not None:
+        _set_descriptors(network, pid, limit)
 
 
 def unbind(network: str) -> None:
     """Let libvirt's own dnsmasq of a network open sockets again.  Raises DnsmasqError."""
-    _set_descriptors(network, none=False)
+    pid = _running(network)
+    limits = None if pid is None else _limits(pid)
+    if pid is not None and limits and limits[0] <= max(processes.descriptors(pid), default=0) + 1:
+        _set_descriptors(network, pid, limits[1])
+
+
+def _closing_limit(pid: int) -> int | None:
+    """Return the limit by which a dnsmasq opens no other file; None if it needs more files.
+
+    It serves clients elsewhere, or waits for more files than the limit.  The bridge's link-local
+    address stays, and leads to no client by now.
+    """
+    tcp = listening_ports.of_process(pid, "tcp")
+    if any(not address.is_link_local for address, _ in tcp):
+        return None
+    return open_files.closing_limit(pid)
 
 
 def _listens(addresses: Collection[Address]) -> bool:
@@ -126,16 +145,12 @@ def _listens(addresses: Collection[Address]) -> bool:
     return any(address in addresses for address in found)
 
 
-def _set_descriptors(network: str, *, none: bool) -> None:
-    """Limit the files that dnsmasq may open to those that it has; or take the limit away."""
-    pid = _running(network)
-    limits = None if pid is None else _descriptors(pid)
-    if pid is None or limits is None:
+def _set_descriptors(network: str, pid: int, limit: int) -> None:
+    """Limit the files that dnsmasq may open."""
+    limits = _limits(pid)
+    if limits is None:
         return
     most = limits[1]
-    limit = open_files.closing_limit(pid) if none else most
-    if limit is None:
-        return
     try:
         # As dnsmasq's own user: CAP_SYS_RESOURCE would be needed otherwise.
         user, group = (_ids(pid, name) for name in ("Uid", "Gid"))
@@ -152,7 +167,7 @@ def _set_descriptors(network: str, *, none: bool) -> None:
 
 
 def _unlimited(network: str, why: str) -> DnsmasqError:
-    return DnsmasqError(f"cannot limit libvirt's own dnsmasq of network {network}", why)
+    return DnsmasqError(f"cannot limit libvirt's own dnsmasq of network {quoted(network)}", why)
 
 
 def _ids(pid: int, name: str) -> str:
@@ -161,7 +176,7 @@ def _ids(pid: int, name: str) -> str:
     return next(line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
 
 
-def _descriptors(pid: int) -> tuple[int, int] | None:
+def _limits(pid: int) -> tuple[int, int] | None:
     """Return how many files a process may open, and may let itself open; None if it has ended."""
     with suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/limits").read_text().splitlines():

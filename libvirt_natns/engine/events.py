@@ -58,6 +58,8 @@ class Event:
         return libvirt_xml.read_domain(self.xml)
 
 
+LEAVING = "withdrawing from a network that has ended"
+
 FollowUp = Callable[[Resident], None]
 """Work of a resident process, once libvirt has its answer."""
 
@@ -99,10 +101,15 @@ def _up(event: Event) -> None:
 
 def _beside(verbs: Engine, network: Network) -> None:
     """Do further work after a start; the network stays up if that work fails."""
-    works = (
+    _each(
+        verbs,
         ("publishing guests again", partial(Guests(verbs).rejoin, network)),
         ("ending starts that libvirt gave up", partial(verbs.end_given_up, network.uuid)),
     )
+
+
+def _each(verbs: Engine, *works: tuple[str, Callable[[], object]]) -> None:
+    """Do all works, whichever of them fails: what libvirt has done stays so."""
     for when, work in works:
         try:
             work()
@@ -134,23 +141,22 @@ def _down(event: Event) -> None:
             record = verbs.store.networks.get(seen.uuid)
             verbs.down(seen.uuid, seen.name)
             verbs.end_given_up(seen.uuid, wait=True)
-            _leave(verbs, record)
+            leave(verbs, record)
     except StoreError:
         with Kernel() as kernel:
             remove_unrecorded(kernel, seen.uuid, names.namespace(seen.name))
         raise
 
 
-def _leave(verbs: Engine, record: NetworkRecord | None) -> None:
+def leave(verbs: Engine, record: NetworkRecord | None) -> None:
     """Have guests that still run follow the end of their network."""
-    if record is None:
-        return
-    try:
-        # The ports are free for others from now on.
-        Guests(verbs).refresh(record.uuid)
-        Guests(verbs).reroute(record)
-    except Exception as error:  # the network has ended, and sync tries again
-        verbs.observer.failed("withdrawing from a network that has ended", error)
+    if record is not None:
+        _each(
+            verbs,
+            # The ports are free for others from now on.
+            (LEAVING, partial(Guests(verbs).refresh, record.uuid)),
+            (LEAVING, partial(Guests(verbs).reroute, record)),
+        )
 
 
 def _handled(event: Event, settings: Config) -> Network | None:

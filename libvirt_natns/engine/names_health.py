@@ -20,6 +20,7 @@ from libvirt_natns.engine.facts.services import resolvers_of
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.transit_segment import RELAY_PORT, HostSegment
 from libvirt_natns.state.networks import NetworkRecord
+from libvirt_natns.values import quoted
 
 LIMIT = 0.3
 """Seconds in which a resolver of the host's own shows that it listens."""
@@ -100,6 +101,6 @@ def _without_relay(
     if complaint:
         return f"the DNS relay on {segment.bridge} does not serve: {complaint}"
     return (
-        f"{dns_relay.RESOLV_CONF} names no server that network {record.name} can ask:"
+        f"{dns_relay.RESOLV_CONF} names no server that network {quoted(record.name)} can ask:"
         f" set 'dns' in [upstreams.{segment.name}]"
     )

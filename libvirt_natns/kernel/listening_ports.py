@@ -6,13 +6,14 @@ must not take the port of its sshd away.  Source: proc(5).
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError
+from libvirt_natns.kernel import processes
 from libvirt_natns.model.publication import Forward, PortProtocol
 
 PORTS = Path("/proc/thread-self/net")
@@ -28,8 +29,18 @@ Listener = tuple[Address, int]
 
 def listeners(proto: PortProtocol) -> set[Listener]:
     """Return the listeners of the calling thread's namespace that take any client."""
+    return {listener for listener, _ in _sockets(proto)}
+
+
+def of_process(pid: int, proto: PortProtocol) -> set[Listener]:
+    """Return the listeners of a process in the calling thread's namespace."""
+    mine = set(processes.descriptors(pid).values())
+    return {listener for listener, inode in _sockets(proto) if f"socket:[{inode}]" in mine}
+
+
+def _sockets(proto: PortProtocol) -> Iterator[tuple[Listener, str]]:
+    """Yield the listening sockets of the calling thread's namespace, each with its inode."""
     state = TCP_LISTEN if proto == "tcp" else UDP_UNCONNECTED
-    found = set()
     for name in (proto, f"{proto}6"):
         try:
             lines = (PORTS / name).read_text().splitlines()[1:]
@@ -39,8 +50,8 @@ def listeners(proto: PortProtocol) -> set[Listener]:
             fields = line.split()
             if len(fields) > 3 and fields[3] == state:
                 address, _, port = fields[1].rpartition(":")
-                found.add((address_of(address), int(port, 16)))
-    return found
+                inode = fields[9] if len(fields) > 9 else ""
+                yield (address_of(address), int(port, 16)), inode
 
 
 def address_of(digits: str) -> Address:

@@ -167,6 +167,16 @@ def _will_have_a_line(pid: int) -> bool:
     return int(status.partition(b"\nUid:")[2].split(None, 1)[0]) == os.getuid()
 
 
+def descriptors(pid: int) -> dict[int, str]:
+    """Return what each descriptor of a process is of, as the kernel shows it; none if it ended."""
+    files = {}
+    with suppress(OSError):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                files[int(file.name)] = os.fspath(file.readlink())
+    return files
+
+
 def lives_in(pid: int, namespace: str | None) -> bool:
     """True if a process runs in a network namespace; ``namespace`` None is the host's."""
     try:

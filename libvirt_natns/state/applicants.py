@@ -7,6 +7,7 @@ from libvirt_natns.addresses import Address, Family
 from libvirt_natns.errors import LeaseError
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import Segment
+from libvirt_natns.values import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def applicant(network: Network, family: Family = 4) -> Applicant:
     """Return a network as the applicant for its upstream address of a family."""
     return Applicant(
         network.uuid,
-        f"network {network.name}",
+        f"network {quoted(network.name)}",
         wanted_address(network, family),
         attribute="address" if family == 4 else "address6",
         family=family,

@@ -21,6 +21,7 @@ from libvirt_natns.addresses import IPNetwork, network_of
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.state.database import Database, Row
+from libvirt_natns.values import quoted
 
 NetworkState = Literal["preparing", "starting", "up", "down"]
 """``preparing``: inside our `start` hook; ``starting``: from its end to `started`."""
@@ -143,9 +144,10 @@ class NetworkTable:
         with self._database.transaction() as db:
             rivals = self.rivals(record) if record.state != "down" else []
             if rivals:
+                holders = ", ".join(quoted(rival.name) for rival in rivals)
                 raise ConflictError(
-                    f"network {record.name}: namespace {record.namespace} or bridge"
-                    f" {record.bridge} belongs to {', '.join(rival.name for rival in rivals)}",
+                    f"network {quoted(record.name)}: namespace {record.namespace} or bridge"
+                    f" {record.bridge} belongs to {holders}",
                     "stop that network first, or run virt-natns sync if libvirt has stopped it",
                 )
             for column, value in (("namespace", record.namespace), ("bridge", record.bridge)):

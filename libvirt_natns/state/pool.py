@@ -20,6 +20,7 @@ from libvirt_natns.model.segment import Segment
 from libvirt_natns.state.applicants import Applicant, check_wanted, reserved_addresses
 from libvirt_natns.state.leases import Leasable, kept
 from libvirt_natns.state.store import Store
+from libvirt_natns.values import quoted
 
 FIRST_BATCHES = (1, 16)
 BATCH = 128
@@ -107,7 +108,7 @@ def _check_free(
     holder = store.leases.holder(segment.bridge, wanted)
     if holder is not None and holder.uuid != applicant.key:
         raise LeaseError(
-            f"{asked} is leased to network {holder.name}",
+            f"{asked} is leased to network {quoted(holder.name)}",
             "choose another, or stop that network",
         )
 

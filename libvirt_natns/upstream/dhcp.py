@@ -26,6 +26,7 @@ from libvirt_natns.state import applicants
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import accepted_leases, selection
+from libvirt_natns.values import quoted
 
 FOLLOW = "from libvirt_natns.hook import on_lease; sys.exit(on_lease(sys.argv[1]))"
 """Python code that the client's script runs when the lease has changed."""
@@ -102,14 +103,14 @@ def problem(network: Network, upstream: DhcpUpstream, lease: DhcpLease) -> Natns
     """Return why a network cannot use a lease; None where it can."""
     if upstream.subnet is not None and lease.address.ip not in upstream.subnet:
         return LeaseError(
-            f"network {network.name}: the DHCP server of upstream {upstream.name} gives"
+            f"network {quoted(network.name)}: the DHCP server of upstream {upstream.name} gives"
             f" {lease.address}, which is not in {upstream.subnet}",
             f"correct 'subnet' in [upstreams.{upstream.name}] of {names.CONFIG_FILE}",
         )
     if why := lease_check.refused(lease, ()):
         return LeaseError(
-            f"network {network.name}: the lease of the DHCP server of upstream {upstream.name}"
-            f" is not used: {why}",
+            f"network {quoted(network.name)}: the lease of the DHCP server of upstream"
+            f" {upstream.name} is not used: {why}",
             f"fix that server (tcpdump -n -i {upstream.bridge} port 67)",
         )
     segment = completed(upstream, _bounded(network, lease).lease)
@@ -170,8 +171,8 @@ def await_lease(network: Network, segment: DhcpSegment) -> None:
             raise found
     elif upstream.dhcp == "required":
         raise LeaseError(
-            f"network {network.name}: no DHCP server on bridge {upstream.bridge} of upstream"
-            f" {upstream.name} has leased an address within {upstream.dhcp_timeout:g} s",
+            f"network {quoted(network.name)}: no DHCP server on bridge {upstream.bridge} of"
+            f" upstream {upstream.name} has leased an address within {upstream.dhcp_timeout:g} s",
             "fix the DHCP server, or stop the stations that have the addresses which it offers,"
             f' or set dhcp = "background" in [upstreams.{upstream.name}] of {names.CONFIG_FILE}',
         )
@@ -182,7 +183,7 @@ def _not_wanted(network: Network, upstream: DhcpUpstream, lease: DhcpLease) -> N
     if wanted in (None, lease.address.ip):
         return None
     return LeaseError(
-        f"network {network.name}: the DHCP server of upstream {upstream.name} gives"
+        f"network {quoted(network.name)}: the DHCP server of upstream {upstream.name} gives"
         f" {lease.address.ip} instead of the wanted address {wanted}",
         f"reserve {wanted} there for {names.mac(network.uuid, names.UPSTREAM_LINK)},"
         " or choose another address in <natns:upstream address='...'/>",
@@ -223,8 +224,8 @@ def _take(store: Store, network: Network, segment: DhcpSegment, address: IPv4Add
 def _taken(store: Store, name: str, segment: LeasedSegment) -> LeaseError:
     holder = store.leases.holder(segment.bridge, segment.leased)
     return LeaseError(
-        f"network {name}: the DHCP server of upstream {segment.name} gives {segment.leased},"
-        f" which network {holder.name if holder else '?'} has",
+        f"network {quoted(name)}: the DHCP server of upstream {segment.name} gives"
+        f" {segment.leased}, which network {quoted(holder.name) if holder else '?'} has",
         "separate its range from the pools of that segment",
     )
 

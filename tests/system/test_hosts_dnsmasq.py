@@ -6,7 +6,7 @@ import struct
 from contextlib import ExitStack
 
 import pytest
-from lab import FastGuest, Node, Provider, Service, isolated, natns, virsh, write_config
+from lab import FastGuest, Node, Provider, Service, isolated, natns, run, virsh, write_config
 from lab_boundary import guest_on
 from lab_domains import networks
 
@@ -79,3 +79,15 @@ def test_twins_that_name_their_address(served: bool, option: str, provider: Prov
         assert natns("check").stdout == ""
         virsh("net-destroy", "b")
         virsh("net-start", "b")
+
+
+def test_a_dnsmasq_that_serves_the_host_as_well_is_left_alone(provider: Provider) -> None:
+    """libvirt's own dnsmasq, which has an address of the host."""
+    write_config(provider.config(more="probe = 0"))
+    named = "<dns><host ip='10.0.0.77'><hostname>web.test</hostname></host></dns><ip "
+    plain = isolated("a", "virbr10").replace("<ip ", named, 1)
+    with networks(with_options(plain, "listen-address=10.0.0.1,127.0.0.1")):
+        for transport in ("+notcp", "+tcp"):
+            asked = run("dig", "+short", "+tries=1", transport, "@127.0.0.1", "web.test")
+            assert asked.stdout.strip() == "10.0.0.77"
+        assert natns("check").stdout == ""

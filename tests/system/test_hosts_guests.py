@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 from lab import (
+    CHECKOUT,
     FastGuest,
+    Host,
     RealGuest,
     Service,
     define_network,
@@ -29,7 +31,9 @@ from lab import (
     write_config,
 )
 from lab_boundary import on_a_link
+from lab_documents import MARK, compare, steps
 from lab_domains import (
+    NAMESPACE,
     asked,
     create,
     define,
@@ -73,8 +77,8 @@ def network_b(metadata: str = "") -> str:
 
 
 @contextmanager
-def world(*documents: str, served: bool = True) -> Iterator[None]:
-    """These networks beside libvirt's NAT network, and a server outside."""
+def world(*documents: str, served: bool = True, managed: str = MANAGEMENT) -> Iterator[None]:
+    """These networks beside libvirt's NAT network ``managed``, and a server outside."""
     with ExitStack() as stack:
         # libvirt has the host forward for good.
         stack.callback(FORWARD.write_text, FORWARD.read_text())
@@ -84,7 +88,7 @@ def world(*documents: str, served: bool = True) -> Iterator[None]:
         run("ip", "-n", far.name, "address", "add", f"{INTERNET}/32", "dev", "lo")
         run("ip", "route", "add", "default", "via", THERE, "metric", "5")
         far.serve("tcp", PORT)
-        stack.enter_context(networks(MANAGEMENT, *documents))
+        stack.enter_context(networks(managed, *documents))
         stack.callback(destroy, "web")
         yield
 
@@ -327,3 +331,59 @@ def test_a_network_that_ends_under_a_running_guest(served: bool, installed: None
             virsh("net-start", "a")
             wait_for(lambda: "2222" in natns("forward", "list").stdout, what="the forward")
             assert natns("check").stdout == ""
+
+
+XMLNS = f' xmlns:natns="{NAMESPACE}"'
+PAGE = CHECKOUT / "docs" / "how-to" / "two-networks.md"
+
+
+def block_of(language: str) -> str:
+    """What stands inside the <metadata> of the page's block in that language."""
+    block = PAGE.read_text().partition(f"```{language}\n<metadata>\n")[2]
+    return block.partition("</metadata>")[0]
+
+
+def cluster(metadata: str = "", uuid: str | None = None) -> str:
+    hosts = [Host(FIRST, "10.0.0.101")]
+    return isolated("cluster", "virbr10", hosts=hosts, metadata=metadata, uuid=uuid)
+
+
+def lease_of_second(guest: RealGuest) -> str:
+    """What DHCP tells the guest's second NIC by now."""
+    ask = LEASE.replace("eth0", "eth1").removesuffix("ip route")
+    return guest.run(f"ip link set eth1 up; {ask} cat /run/lease", timeout=60)
+
+
+def test_the_page_about_two_networks(installed: None) -> None:
+    """Typed as it stands; libvirt numbers taps on, and ssh is the guest's console."""
+    host = f"<dhcp><host mac='{MANAGED}' ip='192.168.121.52'/>"
+    vagrant = MANAGEMENT.replace("management", "vagrant-libvirt").replace("<dhcp>", host)
+    second = nic("cluster", FIRST).replace("</interface>", VIRTIO)
+    with world(cluster(), managed=vagrant):
+        with RealGuest("box", "vagrant-libvirt", MANAGED, interfaces=[second]) as guest:
+            guest.wait_ready()
+            assert "router none dns none" in lease_of_second(guest)
+            todo = steps(PAGE)
+            for step in todo:
+                # busybox's ip does not show who made a route.
+                step.lines = [line.replace(" proto kernel", "") for line in step.lines]
+            printed = ""
+            for number, step in enumerate(todo):
+                inside = step.command.removeprefix("ssh box ")
+                typed = guest.run(inside) if inside != step.command else sh(inside)
+                printed += f"{MARK}{number}\n{typed}"
+            taps = {tap: f"vnet{n}" for n, tap in enumerate(re.findall(r"vnet\d+", printed))}
+            compare(todo, re.sub(r"vnet\d+", lambda tap: taps[tap[0]], printed))
+            # libvirt adds the namespace by itself.
+            element = block_of("xml domain").replace(XMLNS, "").replace("natns:", "").strip()
+            uri = ("--uri", NAMESPACE, "--key", "natns")
+            virsh("metadata", "box", *uri, "--live", "--set", element)
+            wait_for(lambda: "router 10.0.0.1" in lease_of_second(guest), what="the other way out")
+        virsh("net-destroy", "cluster")
+        define_network(cluster(block_of("xml network"), uuid_of("cluster")))
+        virsh("net-start", "cluster")
+        assert not router("virbr10", OTHER)
+
+
+def sh(command: str) -> str:
+    return run("sh", "-c", command).stdout

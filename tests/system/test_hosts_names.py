@@ -17,6 +17,19 @@ from lab_nodes import Node
 from libvirt_natns import names
 
 ODD = ("-dash", "a b", "it's", "100%", 'say "hi"')
+JOB = "job 1"
+SERVER = "203.0.113.80"
+SLUG = names.former_namespace(JOB).removeprefix("nat-")
+
+
+@pytest.fixture(autouse=True)
+def far(installed: None) -> Iterator[Node]:
+    """A server behind the host, which is the host's way out."""
+    with ExitStack() as stack:
+        node = on_a_link(stack, "far", "p-far", "203.0.113.1", SERVER)
+        run("ip", "route", "add", "default", "via", SERVER)
+        node.serve("tcp", 8080)
+        yield node
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -60,20 +73,6 @@ def test_a_name_that_begins_with_a_dash_is_hinted_at(installed: None) -> None:
         assert done.stderr.splitlines()[-1].endswith(
             ': a name that begins with "-" goes after "--": -- -dash'
         )
-
-
-JOB = "job 1"
-SERVER = "203.0.113.80"
-SLUG = names.former_namespace(JOB).removeprefix("nat-")
-
-
-@pytest.fixture
-def far(installed: None) -> Iterator[Node]:
-    """A server behind the host."""
-    with ExitStack() as stack:
-        node = on_a_link(stack, "far", "p-far", "203.0.113.1", SERVER)
-        node.serve("tcp", 8080)
-        yield node
 
 
 def test_the_slug_of_a_network_is_no_other_network(far: Node) -> None:

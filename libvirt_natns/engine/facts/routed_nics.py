@@ -8,11 +8,11 @@ nothing is known gets a default route if its network gives one.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 
 from libvirt_natns.daemons.dnsmasq_routes import RoutedNics
 from libvirt_natns.documents import libvirt_xml
-from libvirt_natns.engine.guests.nics import in_ours, is_in, may_name
+from libvirt_natns.engine.guests.nics import is_in, may_name, networks_at
 from libvirt_natns.engine.host import libvirt_status
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.metadata import (
@@ -23,7 +23,6 @@ from libvirt_natns.model.metadata import (
     PortForward,
 )
 from libvirt_natns.model.network import Domain, LibvirtNetwork, Network, Nic
-from libvirt_natns.state.guests import GuestRecord
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 
@@ -54,13 +53,23 @@ def chosen(placed: Sequence[PlacedNic], *, leaves_elsewhere: bool) -> set[Placed
     return set([nic for nic in placed if nic.wish == "auto"][:1])
 
 
+class _Networks:
+    """Facts of networks for one decision; networks that many guests share are looked up once."""
+
+    def __init__(self, store: Store, config: Config) -> None:
+        self.ours = cache(partial(networks_at, store))
+        self.wish = cache(partial(_wish_of_record, config))
+        self.leads_out = cache(_leads_out)
+
+
 def routed_nics(store: Store, config: Config, network: Network) -> RoutedNics:
     """Return the NICs of a network that DHCP gives a default route."""
     others = network_wish(network, config) != "no"
+    networks = _Networks(store, config)
     exceptions = {
         nic.mac
         for domain in _with_choice(store, network)
-        for nic, routed in routes_of(store, config, domain)
+        for nic, routed in _routes_of(networks, domain)
         if nic.network == network.uuid and routed != others
     }
     return RoutedNics(others, tuple(sorted(exceptions)))
@@ -71,20 +80,25 @@ def network_wish(network: LibvirtNetwork, config: Config) -> DefaultRoute:
     return (network.nat and network.nat.default_route) or config.default_route
 
 
-def routes_of(store: Store, config: Config, domain: Domain) -> list[tuple[PlacedNic, bool]]:
+def _wish_of_record(config: Config, record: NetworkRecord) -> DefaultRoute:
+    return network_wish(libvirt_xml.parse_network(record.document), config)
+
+
+def _routes_of(networks: _Networks, domain: Domain) -> list[tuple[PlacedNic, bool]]:
     """Return each NIC of a guest in a network of ours, and whether it gets a default route."""
-    ours = in_ours(store, domain)
+    ours = [(nic, each) for nic in domain.nics for each in networks.ours(nic.network, nic.bridge)]
     placed = [
         PlacedNic(
             nic.mac,
             record.uuid,
-            _wish(domain, nic, record, config),
+            _wish(domain, nic) or networks.wish(record),
             _publishes(domain, nic, first=nic == ours[0][0]),
         )
         for nic, record in ours
     ]
     inside = {nic for nic, _ in ours}
-    elsewhere = domain.outward or any(_leads_out(nic) for nic in domain.nics if nic not in inside)
+    others = [nic for nic in domain.nics if nic not in inside]
+    elsewhere = domain.outward or any(networks.leads_out(n.network, n.bridge) for n in others)
     routed = chosen(placed, leaves_elsewhere=elsewhere)
     return [(nic, nic in routed) for nic in placed]
 
@@ -98,30 +112,27 @@ def _with_choice(store: Store, network: Network) -> Iterator[Domain]:
     """Yield the recorded guests that run, may have a NIC in a network, and have a choice."""
     for record in store.guests.running():
         if matters(record.document) and may_name(record.document, network):
-            domain = recorded_domain(record)
+            domain = _parsed(record.document)
             if any(is_in(nic, network) for nic in domain.nics):
                 yield domain
 
 
-def recorded_domain(record: GuestRecord) -> Domain:
-    """Return a guest as its record has it; without metadata that is refused by now."""
-    return _parsed(record.document)
-
-
-@lru_cache(maxsize=128)
+# The service decides again whenever a guest of a network starts.
+@lru_cache(maxsize=1024)
 def _parsed(document: bytes) -> Domain:
+    """Return a recorded guest; without metadata that is refused by now."""
     read = libvirt_xml.read_domain(document)
     return read.outcome if isinstance(read.outcome, Domain) else read.plain
 
 
-def _wish(domain: Domain, nic: Nic, record: NetworkRecord, config: Config) -> DefaultRoute:
-    if domain.nat is not None:
-        for request in domain.nat.interfaces:
-            if _selects(request, domain, nic):
-                return request.default_route
-        if domain.nat.default_route is not None:
-            return domain.nat.default_route
-    return network_wish(libvirt_xml.parse_network(record.document), config)
+def _wish(domain: Domain, nic: Nic) -> DefaultRoute | None:
+    """Return what a guest's metadata says of a NIC; None where its network decides."""
+    if domain.nat is None:
+        return None
+    for request in domain.nat.interfaces:
+        if _selects(request, domain, nic):
+            return request.default_route
+    return domain.nat.default_route
 
 
 def _publishes(domain: Domain, nic: Nic, *, first: bool) -> bool:
@@ -143,8 +154,8 @@ def _selects(
     return nic == next((each for each in domain.nics if each.network == request.network), None)
 
 
-def _leads_out(nic: Nic) -> bool:
+def _leads_out(network: str | None, bridge: str | None) -> bool:
     """True if a NIC in no running network of ours leads outside."""
-    if nic.network:
-        return libvirt_status.forwards(nic.network)
-    return nic.bridge is not None and nic.bridge not in libvirt_status.isolated_bridges()
+    if network:
+        return libvirt_status.forwards(network)
+    return bridge is not None and bridge not in libvirt_status.isolated_bridges()

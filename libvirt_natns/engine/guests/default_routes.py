@@ -29,7 +29,7 @@ def apply_routes(
     for uuid in sorted(_networks_with_choice(guests, documents) - set(but)):
         try:
             changed += apply_to(guests, {uuid})
-        except NatnsError as error:
+        except (NatnsError, OSError) as error:
             guests.engine.observer.failed("choosing a guest's way out", error)
     return changed
 

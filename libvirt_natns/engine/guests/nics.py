@@ -14,17 +14,22 @@ def in_ours(store: Store, domain: Domain) -> list[tuple[Nic, NetworkRecord]]:
     return [
         (nic, record)
         for nic in domain.nics
-        for record in _of_nic(store, nic)
-        if record.state in ("starting", "up") and record.this_boot
+        for record in networks_at(store, nic.network, nic.bridge)
     ]
 
 
-def _of_nic(store: Store, nic: Nic) -> list[NetworkRecord]:
-    if nic.network:
-        spaces = {names.namespace(nic.network), names.former_namespace(nic.network)}
+def networks_at(store: Store, network: str | None, bridge: str | None) -> list[NetworkRecord]:
+    """Return the networks of ours of that name, or else on that bridge, that run or start."""
+    records = _recorded(store, network, bridge)
+    return [each for each in records if each.state in ("starting", "up") and each.this_boot]
+
+
+def _recorded(store: Store, network: str | None, bridge: str | None) -> list[NetworkRecord]:
+    if network:
+        spaces = {names.namespace(network), names.former_namespace(network)}
         records = [r for space in spaces for r in store.networks.holders(namespace=space)]
-        return [record for record in records if record.name == nic.network]
-    return store.networks.holders(bridge=nic.bridge) if nic.bridge else []
+        return [record for record in records if record.name == network]
+    return store.networks.holders(bridge=bridge) if bridge else []
 
 
 def may_name(xml: bytes, network: Network | NetworkRecord) -> bool:

@@ -27,6 +27,7 @@ from libvirt_natns.state.applicants import Applicant
 from libvirt_natns.state.claim_scope import ClaimScope
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import routers
+from libvirt_natns.values import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +131,12 @@ class Allocation:
         segment = attachment.segment
         if segment.side(family).by_dhcp:
             raise LeaseError(
-                f"guest {domain.name}: upstream {segment.name} has no address for <natns:address>,"
-                " as its DHCP server leases one to each network",
+                f"guest {quoted(domain.name)}: upstream {segment.name} has no address for"
+                " <natns:address>, as its DHCP server leases one to each network",
                 "publish ports with <natns:portForward>, or use an upstream with a pool",
             )
         if request.address is not None:
-            who = f"guest {domain.name}"
+            who = f"guest {quoted(domain.name)}"
             self.store.claims.check_address(segment.name, request.address, domain.uuid, who)
         key = f"{domain.uuid}/{attachment.nic.mac}"
         mine = self.store.claims.static_nats(attachment.network.uuid, domain.uuid)
@@ -149,7 +150,7 @@ class Allocation:
             return address_probe.probe(segment.bridge, asked, segment.probe)
 
         guest = Applicant(
-            key, f"guest {domain.name}", request.address, "natns:address", family=family
+            key, f"guest {quoted(domain.name)}", request.address, "natns:address", family=family
         )
         return pool.reserve(
             self.store, guest, segment, probe, self.kernel.host.addresses.beyond_link()

@@ -9,6 +9,7 @@ from libvirt_natns.errors import ConflictError
 from libvirt_natns.firewall.translations import Translations
 from libvirt_natns.model.metadata import AddressRequest
 from libvirt_natns.model.network import Domain
+from libvirt_natns.values import quoted
 
 
 class ChoicesInForce:
@@ -44,7 +45,7 @@ class ChoicesInForce:
         own = self._own.get(self.target(domain, attachment, family))
         if own is None or request.address not in (None, own):
             return self._choices.address(request, domain, attachment, family)
-        who = f"guest {domain.name}"
+        who = f"guest {quoted(domain.name)}"
         key = f"{domain.uuid}/{attachment.nic.mac}"
         store, segment = self._choices.store, attachment.segment
         if not store.leases.reserve(segment.name, segment.bridge, key, own):

@@ -10,6 +10,7 @@ from libvirt_natns.engine.publication.port_spans import PortSpan
 from libvirt_natns.errors import DocumentError
 from libvirt_natns.model.metadata import PortForward
 from libvirt_natns.model.network import Domain
+from libvirt_natns.values import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,9 @@ def target_of(
     inside = any(wanted.guest_address in subnet for subnet in reachable)
     if not inside or wanted.guest_address in gateways:
         raise DocumentError(
-            f"guest {domain.name}: <natns:portForward guestAddress='{wanted.guest_address}'>"
-            f" is no guest's address in network {at.network.name}",
+            f"guest {quoted(domain.name)}: <natns:portForward"
+            f" guestAddress='{wanted.guest_address}'> is no guest's address in network"
+            f" {quoted(at.network.name)}",
             f"use one of {', '.join(map(str, reachable))}",
         )
     return wanted.guest_address

@@ -10,6 +10,7 @@ from libvirt_natns.engine.publication.dhcp_hosts import fixed_addresses, fixed_m
 from libvirt_natns.errors import ConflictError
 from libvirt_natns.state import pool
 from libvirt_natns.state.store import Store
+from libvirt_natns.values import quoted
 
 
 def reserve_address(store: Store, owner: str, attachment: Attachment, family: Family) -> Address:
@@ -23,13 +24,15 @@ def reserve_address(store: Store, owner: str, attachment: Attachment, family: Fa
     if not ranges_of(network, family):
         which = "DHCP" if family == 4 else "DHCPv6"
         raise ConflictError(
-            f"network {network.name} has no {which} range to reserve an address from",
+            f"network {quoted(network.name)} has no {which} range to reserve an address from",
             "give guestAddress in <natns:portForward>, or a <range> in the network's <dhcp>",
         )
     try:
         return _reserve_free(store, owner, attachment, family)
     except ConflictError as error:
-        raise ConflictError(f"network {network.name}: {error.fact}", error.remedy) from error
+        raise ConflictError(
+            f"network {quoted(network.name)}: {error.fact}", error.remedy
+        ) from error
 
 
 def _reserve_free(store: Store, owner: str, attachment: Attachment, family: Family) -> Address:

@@ -22,6 +22,7 @@ from libvirt_natns.model.upstream import Outside
 from libvirt_natns.spans import span_text
 from libvirt_natns.state.chosen_ports import PortKey
 from libvirt_natns.state.claims import Claims
+from libvirt_natns.values import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def _families(
     reached = [family for family in asked if at.reached_by(family)]
     if not reached:
         raise ConflictError(
-            f"guest {domain.name}: network {at.network.name} has no"
+            f"guest {quoted(domain.name)}: network {quoted(at.network.name)} has no"
             f" {' or '.join(f'IPv{family}' for family in asked)} on upstream {at.segment.name}",
             "publish nothing there, or give the upstream addresses of that family",
         )

@@ -8,6 +8,7 @@ from libvirt_natns.errors import ConflictError, DocumentError
 from libvirt_natns.model.metadata import AddressRequest
 from libvirt_natns.model.network import Domain
 from libvirt_natns.model.publication import StaticNat
+from libvirt_natns.values import quoted
 
 
 def select_nic(
@@ -22,8 +23,8 @@ def select_nic(
             return attachment
     named = f"network='{network}'" if network else f"mac='{mac}'"
     raise DocumentError(
-        f"guest {domain.name}: <natns:{element} {named}> names no NIC of the guest in a network"
-        " that libvirt-natns handles",
+        f"guest {quoted(domain.name)}: <natns:{element} {named}> names no NIC of the guest in a"
+        " network that libvirt-natns handles",
         "correct it with virsh edit",
     )
 
@@ -40,13 +41,13 @@ def check_requests(domain: Domain, attachments: list[Attachment]) -> None:
         address = (at.segment.name, request.address)
         if nic in nics:
             raise DocumentError(
-                f"guest {domain.name}: two <natns:address> are for the NIC {at.nic.mac} in network"
-                f" {at.network.name}",
+                f"guest {quoted(domain.name)}: two <natns:address> are for the NIC {at.nic.mac} in"
+                f" network {quoted(at.network.name)}",
                 "remove one of them",
             )
         if request.address is not None and address in addresses:
             raise DocumentError(
-                f"guest {domain.name}: two <natns:address> ask for {request.address}",
+                f"guest {quoted(domain.name)}: two <natns:address> ask for {request.address}",
                 "choose another address for one of them, or address='auto'",
             )
         nics.add(nic)
@@ -60,8 +61,8 @@ def static_nat(
     at = select_nic(domain, "address", request.network, request.mac, attachments)
     if at.segment.shares_addresses:
         raise ConflictError(
-            f"guest {domain.name}: upstream {at.segment.name} of network {at.network.name}"
-            " has no addresses for guests",
+            f"guest {quoted(domain.name)}: upstream {at.segment.name} of network"
+            f" {quoted(at.network.name)} has no addresses for guests",
             "use an upstream of kind 'bridge' for <natns:address>",
         )
     family = _family_of(request, at)

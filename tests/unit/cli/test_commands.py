@@ -77,6 +77,8 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         (["forward", "add", "-web", "2222:22"], 'goes after "--": -- -web'),
         (["forward", "add", "--network", "-dash", "web", "2222:22"],
          'a value that begins with "-" is written --network=-dash'),
+        (["status", "--json", "-dash"], 'a name that begins with "-" goes after "--": -- -dash'),
+        (["forward", "add", "--network=a", "-web", "2222:22"], 'goes after "--": -- -web'),
         (["status", "--json", "a", "b"], ""),
         (["forward", "add", "--network"], ""),
         (["exec"], ""),

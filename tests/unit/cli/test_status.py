@@ -11,6 +11,7 @@ from libvirt_natns.cli import diagram, status, status_report
 from libvirt_natns.cli.diagram import Box, Picture
 from libvirt_natns.cli.status_report import Status, StatusReport
 from libvirt_natns.daemons import lease_file
+from libvirt_natns.engine.late_starts import LateStart
 from libvirt_natns.engine.reconcile.obstacles import Obstacle
 from libvirt_natns.model.configuration import Config
 
@@ -121,6 +122,17 @@ def test_networks_that_were_never_handled_are_listed_on_demand() -> None:
         for named in (None, "c", "d", "e", "x")
     }
     assert names == {None: ["a", "e"], "c": ["c"], "d": [], "e": ["e"], "x": []}
+
+
+def test_a_network_that_waits_for_its_upstream_is_shown_by_name() -> None:
+    late = [LateStart(UUID, "a", "br0 does not exist"), LateStart("other", "b", "")]
+    assert status.waiting(late, "a") == status.waiting(late, UUID)
+    assert status.waiting(late, "x") == ()
+    report = StatusReport([], [], [], [], late=status.waiting(late, None))
+    assert status_report.text(report).splitlines() == [
+        "  > a: waits to be started: br0 does not exist",
+        "  > b: waits to be started: its upstream is there by now",
+    ]
 
 
 def test_nothing_yet() -> None:

@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -726,3 +728,39 @@ def test_what_dnsmasq_refuses_is_found_out_ahead(inside: str, expected: str) -> 
 @REAL
 def test_what_dnsmasq_takes_is_taken() -> None:
     dnsmasq_trial.check(own_network("<dns><txt name='x' value='a, \"b\"'/></dns>"))
+
+
+LISTENING = """
+import socket, sys
+sock = socket.create_server((sys.argv[1], 0)) if sys.argv[1] else None
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("address", "limited"), [("", True), ("127.0.0.1", False)])
+def test_an_idle_dnsmasq_that_serves_clients_elsewhere_is_left_alone(
+    address: str, limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would answer them no more, and would call poll(2) for ever."""
+    monkeypatch.setattr(libvirt_dnsmasq, "LIBVIRT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(libvirt_dnsmasq, "LIBVIRT_RUN_DIRECTORY", tmp_path)
+    word = dnsmasq_process.option(libvirt_dnsmasq.path("a", "conf"))
+    command = [sys.executable, "-c", LISTENING, address, word]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        process.stdout.readline()
+        (tmp_path / "a.pid").write_text(f"{process.pid}\n")
+        run: list[list[str]] = []
+
+        def limit(words: list[str], **_: object) -> SimpleNamespace:
+            run.append(words)
+            return SimpleNamespace(returncode=0, stderr=b"")
+
+        monkeypatch.setattr(subprocess, "run", limit)
+        assert bool(libvirt_dnsmasq.bound_differences("a")) == limited
+        libvirt_dnsmasq.bind("a", ())
+        assert len(run) == limited
+        # A limit that is not ours stays.
+        libvirt_dnsmasq.unbind("a")
+        assert len(run) == limited

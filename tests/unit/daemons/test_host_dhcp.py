@@ -120,6 +120,14 @@ lease {{
         ('option dhcp-client-identifier "a;\\"b";', "", False, "613b2262"),
         ("", "send dhcp-client-identifier = hardware;", False, "01525400000310"),
         ("", "#send dhcp-client-identifier 1:2:3;\n", False, ""),
+        ("", 'interface "ens4" { send dhcp-client-identifier 1:2:3; }\n', False, ""),
+        (
+            "",
+            "send dhcp-client-identifier 1:2:3;\n"
+            'interface "ens3" {\n  media "a" { }\n  send dhcp-client-identifier 4:5:6;\n}\n',
+            False,
+            "040506",
+        ),
         ("", 'send dhcp-client-identifier "\\000abc";', False, "00616263"),
         ("", "send dhcp-client-identifier = concat(00:01, hardware);", True, None),
         ("", "", True, DUID[:26] + "52540000"[:6]),

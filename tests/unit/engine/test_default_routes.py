@@ -4,11 +4,16 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from libvirt_natns.documents import libvirt_xml
+from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.facts.routed_nics import matters, routed_nics
+from libvirt_natns.engine.guests import default_routes
+from libvirt_natns.engine.guests.guest_context import GuestContext
 from libvirt_natns.engine.host import libvirt_status
 from libvirt_natns.kernel.boot_clock import boot_id, now
 from libvirt_natns.model.configuration import Config
@@ -22,11 +27,15 @@ NAT = "urn:libvirt-natns:1"
 NUMBERS = "0123456789"
 
 
+def network_uuid(name: str) -> str:
+    return f"00000000-0000-4000-8000-00000000000{NUMBERS['ab'.index(name) + 1]}"
+
+
 def network(name: str, default_route: str = "") -> bytes:
     number = NUMBERS["ab".index(name) + 1]
     said = f"defaultRoute='{default_route}'" if default_route else ""
     return f"""<network><name>{name}</name>
-        <uuid>00000000-0000-4000-8000-00000000000{number}</uuid>
+        <uuid>{network_uuid(name)}</uuid>
         <metadata><natns:nat xmlns:natns='{NAT}' {said}/></metadata>
         <bridge name='virbr1{number}'/><ip address='10.0.0.1' netmask='255.255.255.0'>
         <dhcp><range start='10.0.0.100' end='10.0.0.200'/></dhcp></ip></network>""".encode()
@@ -185,9 +194,61 @@ def test_guests_that_do_not_run_and_networks_that_are_down_do_not_count(store: S
     assert routed_nics(store, Config(), second).exceptions == ()
 
 
+def test_networks_that_guests_share_are_looked_up_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start of a guest decides for all guests of its network."""
+    a, number = put(store, network("a")), 300
+    for each in range(number):
+        uuid = GUEST[:-3] + format(each, "03x")
+        document = guest("nat a").replace(GUEST.encode(), uuid.encode())
+        macs = document.replace(
+            b"52:54:00:00:", f"52:54:{each >> 8:02x}:{each & 255:02x}:".encode()
+        )
+        store.guests.put(uuid, f"web{each}", macs, published=True)
+    assert len(routed_nics(store, Config(), a).exceptions) == number
+    looks: list[str] = []
+    forwards, holders = libvirt_status.forwards, store.networks.holders
+
+    def counted_forwards(name: str) -> bool:
+        looks.append(name)
+        return forwards(name)
+
+    def counted_holders(namespace: str = "", bridge: str = "") -> list[NetworkRecord]:
+        looks.append(namespace or bridge)
+        return holders(namespace, bridge)
+
+    monkeypatch.setattr(libvirt_status, "forwards", counted_forwards)
+    monkeypatch.setattr(store.networks, "holders", counted_holders)
+    monkeypatch.setattr(libvirt_xml, "read_domain", lambda _: pytest.fail("parsed again"))
+    assert len(routed_nics(store, Config(), a).exceptions) == number
+    assert sorted(looks) == ["nat", "nat-a", "nat-nat"]
+
+
 @pytest.mark.parametrize(
     ("document", "expected"),
     [(guest("a"), False), (guest("a b"), True), (guest("a", says("no")), True)],
 )
 def test_most_guests_are_not_parsed(document: bytes, expected: bool) -> None:
     assert matters(document) == expected
+
+
+def test_trouble_in_another_network_stops_no_guest(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, for example."""
+    for name in ("a", "b"):
+        put(store, network(name))
+    told: list[str] = []
+
+    def apply_to(_guests: GuestContext, networks: set[str]) -> list[str]:
+        if networks == {network_uuid("a")}:
+            raise OSError(28, "No space left on device")
+        return ["dnsmasq of nat-b has other hosts"]
+
+    observer = SimpleNamespace(failed=lambda when, error: told.append(f"{when}: {error}"))
+    engine = cast("Engine", SimpleNamespace(store=store, observer=observer))
+    monkeypatch.setattr(default_routes, "apply_to", apply_to)
+    changed = default_routes.apply_routes(GuestContext(engine), [guest("a b")], set())
+    assert changed == ["dnsmasq of nat-b has other hosts"]
+    assert told == ["choosing a guest's way out: [Errno 28] No space left on device"]

@@ -9,7 +9,9 @@ import pytest
 from libvirt_natns.engine import events
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_engine import Guests
+from libvirt_natns.errors import ConflictError
 from libvirt_natns.model.network import Network
+from libvirt_natns.state.networks import NetworkRecord
 
 
 def test_a_failure_beside_a_start_is_told_and_fails_nothing(
@@ -32,3 +34,24 @@ def test_a_failure_beside_a_start_is_told_and_fails_nothing(
     events._beside(engine, network)
     assert told == ["publishing guests again: [Errno 28] No space left on device"]
     assert ended == ["a"]
+
+
+def test_a_guest_that_cannot_follow_a_networks_end_holds_no_other_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    rerouted: list[str] = []
+
+    def refresh(_self: Guests, _network: str) -> None:
+        raise ConflictError("guest web: no address")
+
+    monkeypatch.setattr(Guests, "refresh", refresh)
+    monkeypatch.setattr(Guests, "reroute", lambda _, record: rerouted.append(record.uuid))
+    monkeypatch.setattr(events, "Guests", lambda _engine: Guests.__new__(Guests))
+    observer = SimpleNamespace(failed=lambda when, error: told.append(f"{when}: {error}"))
+    events.leave(
+        cast("Engine", SimpleNamespace(observer=observer)),
+        cast("NetworkRecord", SimpleNamespace(uuid="a")),
+    )
+    assert told == ["withdrawing from a network that has ended: guest web: no address"]
+    assert rerouted == ["a"]

@@ -11,7 +11,7 @@ import pytest
 from libvirt_natns import names
 from libvirt_natns.engine import late_starts, start
 from libvirt_natns.engine.context import Context
-from libvirt_natns.errors import DocumentError, NatnsError, UpstreamError
+from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
 from libvirt_natns.kernel import locks
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Network
@@ -112,3 +112,20 @@ def test_the_last_other_note_goes_at_the_same_moment(
     monkeypatch.setattr(late_starts, "make_directory", make_for_a_moment)
     late_starts.note(NETWORK, XML)
     assert late_starts.noted() == [UUID]
+
+
+def test_a_start_that_is_refused_for_another_reason_is_not_tried_again(
+    autostart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt would be asked every second, for ever."""
+    late_starts.note(NETWORK, XML)
+    refusal = ConflictError("network a: dnsmasq refuses its configuration")
+
+    def check(*_: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(start, "check", check)
+    planner = SimpleNamespace(segment=lambda _: None)
+    with pytest.raises(ConflictError):
+        start.prepare(cast("Context", SimpleNamespace(planner=planner)), NETWORK, XML)
+    assert late_starts.noted() == []

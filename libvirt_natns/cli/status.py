@@ -39,8 +39,9 @@ def run(options: argparse.Namespace) -> int:
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
         late = [(each.name, each.fault) for each in late_starts.waiting(engine)]
+        relays = tuple(names_health.notes())
     report = StatusReport(
-        statuses, host, missed, guests, health, tuple(late), (*stops.lines, *zone.notes())
+        statuses, host, missed, guests, health, tuple(late), (*stops.lines, *zone.notes()), relays
     )
     print(status_report.as_json(report) if options.json else status_report.text(report))
     return 0

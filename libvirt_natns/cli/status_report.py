@@ -58,7 +58,7 @@ class StatusReport:
     ``host`` are differences of the host.  ``missed`` are events that no hook reported.
     ``guests`` are guests that publish something else than their metadata says.  ``late`` are
     networks that the service starts when their upstream comes.  ``stops`` are chains of others
-    that stop networks.
+    that stop networks.  ``relays`` say which DNS relays of the host do not serve, and why.
     """
 
     statuses: list[Status]
@@ -68,6 +68,7 @@ class StatusReport:
     service: ServiceHealth | None = None
     late: tuple[Finding, ...] = ()
     stops: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
 
 
 def text(report: StatusReport) -> str:
@@ -79,7 +80,7 @@ def text(report: StatusReport) -> str:
     lines += [f"  ! {name}: {what}" for name, what in others]
     if others or any(status.differences for status in statuses):
         lines.append('"virt-natns sync" repairs the differences marked with "!".')
-    lines += [f"  # {stop}" for stop in report.stops]
+    lines += [f"  # {line}" for line in (*report.stops, *report.relays)]
     if report.service:
         lines.append(f"service: {report.service}")
     return "\n".join(lines)
@@ -141,5 +142,6 @@ def as_json(report: StatusReport) -> str:
         "service": as_object(report.service) if report.service else None,
         "waiting": [{"network": name, "reason": what} for name, what in report.late],
         "stops": list(report.stops),
+        "relays": list(report.relays),
     }
     return json.dumps(document, indent=2)

@@ -95,6 +95,8 @@ def _without_relay(
         usable = bool(resolvers.servers)
     if usable:
         return ""
+    if isinstance(segment, HostSegment) and (why := dns_relay.complaint(segment.bridge)):
+        return f"the DNS relay does not serve: {why}"
     return (
         f"{dns_relay.RESOLV_CONF} names no server that network {record.name} can ask:"
         f" set 'dns' in [upstreams.{segment.name}]"

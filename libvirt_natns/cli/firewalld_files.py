@@ -15,6 +15,7 @@ from pathlib import Path
 
 from libvirt_natns.daemons.firewalld import ZONE
 from libvirt_natns.errors import InstallError
+from libvirt_natns.model.transit_segment import RELAY_PORT
 
 DIRECTORY = Path("/etc/firewalld")
 SETTINGS = "firewalld.conf"
@@ -32,9 +33,12 @@ ZONE_TEXT = f"""<zone>
   <short>{ZONE}</short>
   <description>For the transit bridges of libvirt-natns, which puts them here. Guests of
 isolated networks reach the services of this zone on the host, and nothing else of the host.
+Port {RELAY_PORT} is the DNS relay, which the networks themselves ask for the names of the host.
 The policies {ZONE}-out and {ZONE}-in are about packets that the host forwards.</description>
   <service name="dns"/>
   <service name="ssh"/>
+  <port port="{RELAY_PORT}" protocol="udp"/>
+  <port port="{RELAY_PORT}" protocol="tcp"/>
   <protocol value="icmp"/>
   <protocol value="ipv6-icmp"/>
 </zone>

@@ -34,18 +34,21 @@ Lines = set[tuple[str, tuple[str, ...]]]
 """A zone or policy, "" for none, and the words of a line about it, sorted."""
 
 
-def make_known() -> str:
-    """Have firewalld know our zone, and say how that went, in a line; "" for nothing to do."""
+def make_known(*, renewed: bool) -> str:
+    """Have firewalld know our zone, and say how that went, in a line; "" for nothing to do.
+
+    ``renewed``: firewalld may know an earlier version of the zone.
+    """
     try:
-        if not firewalld.is_running() or firewalld.knows_zone():
+        if not firewalld.is_running() or (firewalld.knows_zone() and not renewed):
             return ""
         if _is_as_in_files():
             firewalld.reload()
             return f"told firewalld to read the zone {firewalld.ZONE}"
     except FirewallError as error:
-        return f"firewalld does not know the zone {firewalld.ZONE} ({error}): {firewalld.RELOAD}"
+        return f"firewalld has not read the zone {firewalld.ZONE} ({error}): {firewalld.RELOAD}"
     return (
-        f"firewalld does not know the zone {firewalld.ZONE} yet, and a reload drops changes that"
+        f"firewalld has not read the zone {firewalld.ZONE} yet, and a reload drops changes that"
         f" are not permanent: {firewalld.RELOAD}"
     )
 

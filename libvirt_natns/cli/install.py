@@ -63,7 +63,7 @@ def _prepare_firewalld() -> None:
         return
     for line in lines:
         print(line)
-    said = firewalld_reload.make_known()
+    said = firewalld_reload.make_known(renewed=any(line.startswith("installed") for line in lines))
     if said:
         print(said)
 

@@ -11,7 +11,7 @@ from libvirt_natns.cli import access, forward_list, service_control, status_repo
 from libvirt_natns.cli.status_report import Status, StatusReport
 from libvirt_natns.cli.unhandled import Unhandled
 from libvirt_natns.daemons import lease_file, libvirt
-from libvirt_natns.engine import late_starts
+from libvirt_natns.engine import late_starts, names_health
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.late_starts import LateStart
 from libvirt_natns.engine.reconcile import comparison, obstacles
@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)
-    report = StatusReport(statuses, host, missed, guests, health, late, found.stops, found.notes)
+        notes = (*found.notes, *names_health.notes())
+    report = StatusReport(statuses, host, missed, guests, health, late, found.stops, notes)
     print(status_report.as_json(report) if options.json else status_report.text(report))
     return 0
 

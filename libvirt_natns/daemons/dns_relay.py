@@ -260,11 +260,15 @@ def is_heard(relay: Relay, namespace: str, limit: float) -> bool:
 
 
 def unheard(relay: Relay) -> str:
-    """Return the complaint of a relay that namespaces cannot ask."""
+    """Return the complaint of a relay that namespaces cannot ask, with lines for each firewall."""
+    asked = relay.addresses[0]
+    iptables = "iptables" if asked.version == 4 else "ip6tables"
     return (
-        f"{relay.addresses[0]} does not answer networks: have the host's firewall let UDP and TCP"
+        f"{asked} does not answer networks: have the host's firewall let UDP and TCP"
         f" port {relay.port} in from {relay.bridge}"
         f' (nft: iifname "{relay.bridge}" th dport {relay.port} accept;'
+        f" {iptables}: -I INPUT -i {relay.bridge} -p udp --dport {relay.port} -j ACCEPT,"
+        " and the same with -p tcp;"
         f" ufw: allow in on {relay.bridge} to any port {relay.port};"
         f" firewalld: --add-port={relay.port}/udp --add-port={relay.port}/tcp in its zone)"
     )

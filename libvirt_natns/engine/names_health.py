@@ -97,9 +97,8 @@ def _without_relay(
     if usable or not any(segment.side(family).gateway for family in families):
         # A lab without a gateway has the stations on its link, and no names by intent.
         return ""
-    complaint = dns_relay.complaint(segment.bridge) if isinstance(segment, HostSegment) else ""
-    if complaint:
-        return f"the DNS relay on {segment.bridge} does not serve: {complaint}"
+    if isinstance(segment, HostSegment) and (why := dns_relay.complaint(segment.bridge)):
+        return f"the DNS relay does not serve: {why}"
     return (
         f"{dns_relay.RESOLV_CONF} names no server that network {quoted(record.name)} can ask:"
         f" set 'dns' in [upstreams.{segment.name}]"

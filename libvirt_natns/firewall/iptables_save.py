@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_network
 
-from libvirt_natns.addresses import Family
+from libvirt_natns.addresses import Address, Family
 from libvirt_natns.firewall.sample_packets import SamplePacket
 from libvirt_natns.firewall.verdicts import Condition, FilterRule, RuleEnd
 from libvirt_natns.kernel import processes
@@ -148,12 +148,21 @@ def _unknown(_packet: SamplePacket) -> None:
 
 
 def _source(network: str, packet: SamplePacket) -> bool | None:
-    return None if packet.source is None else packet.source in ip_network(network, strict=False)
+    return _is_in(network, packet.source)
 
 
 def _destination(network: str, packet: SamplePacket) -> bool | None:
-    address = packet.destination
-    return None if address is None else address in ip_network(network, strict=False)
+    return _is_in(network, packet.destination)
+
+
+def _is_in(network: str, address: Address | None) -> bool | None:
+    if address is None:
+        return None
+    try:
+        return address in ip_network(network, strict=False)
+    except ValueError:
+        # iptables knows masks with gaps, as 10.0.0.1/255.0.0.255.
+        return None
 
 
 def _comes_by(link: str, packet: SamplePacket) -> bool | None:

@@ -62,7 +62,7 @@ class RuleReader:
             elif word in VERDICTS:
                 end = RuleEnd(word, content["target"] if word in ("jump", "goto") else "")
                 conditions += self._looked_up(content)
-            elif word == "xt" and content.get("type") == "target":
+            elif word == "xt" and content and content.get("type") == "target":
                 end = RuleEnd(TARGETS.get(content["name"], ""))
             elif (condition := self._condition(word, content)) is not None:
                 conditions.append(condition)
@@ -84,7 +84,8 @@ class RuleReader:
         if word == "match":
             return partial(self._matches, content)
         if word == "xt":
-            return None if content.get("name") == "comment" else _unknown
+            # nft before 1.0.6 tells nothing of it.
+            return None if content and content.get("name") == "comment" else _unknown
         if word in ("limit", "ct count", "quota"):
             # A single packet is within each limit.
             return _never if isinstance(content, dict) and content.get("inv") else None

@@ -73,13 +73,14 @@ class ResolverLook:
     def _follow(self, before: _Seen, seen: _Seen) -> None:
         if seen.source != before.source:
             self._suspect(HOST)
+        moved = seen.resolvers != before.resolvers
         with self._sessions.engine() as engine:
             for record in engine.store.networks.all("up"):
-                on_relay = record.kind == "host"
-                changed = (
-                    seen.complaints != before.complaints
-                    if on_relay
-                    else seen.resolvers != before.resolvers
-                )
-                if changed and record.this_boot:
+                # A network that must do without its relay asks the resolvers as others do.
+                concerned = moved
+                if record.kind == "host":
+                    concerned = seen.complaints != before.complaints or (
+                        moved and any(seen.complaints)
+                    )
+                if concerned and record.this_boot:
                     self._suspect(record.uuid)

@@ -62,7 +62,9 @@ def resolvers(*lines: str) -> Iterator[None]:
 def write_resolvers(*servers: str, file: Path = RESOLV_CONF) -> None:
     """Have the host ask these servers from now on, as resolvconf does: by a new file."""
     fresh = file.with_suffix(".new")
-    fresh.write_text("".join(f"nameserver {server}\n" for server in servers))
+    lines = [f"nameserver {server}\n" for server in servers]
+    # The host itself goes on to the next server soon; dnsmasq has no use for options.
+    fresh.write_text("".join([*lines, "options timeout:1\n"]))
     fresh.rename(file)
 
 

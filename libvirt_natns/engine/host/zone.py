@@ -20,6 +20,8 @@ from libvirt_natns.firewall import nfnetlink
 from libvirt_natns.kernel.locks import locked
 
 TABLES = ("inet firewalld", "ip firewalld", "ip6 firewalld")
+NO_TABLE = "no table"
+"""Stands in the record for a firewalld without tables; "" there is for unsure."""
 
 
 def bridges() -> list[str]:
@@ -40,7 +42,8 @@ def follow(before: Iterable[str]) -> None:
         _leave(gone)
         # Another network may have made the bridge again since.
         record = load()
-        if record.bridges and (gone.intersection(record.bridges) or record.zones_of != _state()):
+        is_unsure = gone.intersection(record.bridges) or record.zones_of != _noted_state()
+        if record.bridges and is_unsure:
             _place(record.bridges)
     except FirewallError as error:
         log([describe(error)[0]])
@@ -102,7 +105,7 @@ def _leave(gone: Iterable[str]) -> None:
 
 def _place(there: list[str]) -> list[str]:
     """Put bridges into our zone, and note that firewalld, as it is now, has them."""
-    state = _state()
+    state = _noted_state()
     placed = firewalld.place(there)
     with locked(names.RUN_DIRECTORY):
         record = load()
@@ -110,6 +113,11 @@ def _place(there: list[str]) -> list[str]:
             record.zones_of = state
             save(record)
     return placed
+
+
+def _noted_state() -> str:
+    """Return the state as the record has it."""
+    return _state() or NO_TABLE
 
 
 def _state() -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq_trial
+from libvirt_natns.daemons import dns_relay, dnsmasq_trial
 from libvirt_natns.documents import libvirt_xml, xml_sniff
 from libvirt_natns.engine import proxied_addresses, relay_check
 from libvirt_natns.engine.adoption import adopt
@@ -66,7 +66,6 @@ def sync_all(
     With ``configured``, networks that run move to the upstreams that today's configuration
     gives them.
     """
-    relay_check.recheck(engine)
     records = engine.store.networks.all("preparing", "starting", "up")
     recorded = Guests(engine).store.guests.all()
     active, running = ask(), ask_guests()
@@ -74,6 +73,8 @@ def sync_all(
     adopted = adopt(engine, active or {}, running.domains if running else {})
     done = [
         Outcome(adopted.found, adopted.errors),
+        # Behind the adoption: the host keeps what recorded networks need.
+        _hear_relays(engine),
         # Ends come first: another network may have the name or the bridge by now.
         repair_all(engine, _endings(engine, records, here, asked=active is not None)),
         repair_latest(
@@ -93,6 +94,16 @@ def sync_all(
         # The guests' networks are there by now.
         done += _guests(engine, recorded, running, ask_guests)
     return together(done)
+
+
+def _hear_relays(engine: Engine) -> Outcome:
+    """Forget complaints of DNS relays that answer by now, ahead of the networks that ask them."""
+    outcome = Outcome([], [])
+    if any(map(dns_relay.complaint, dns_relay.present())):
+        # A part of the host, or the bridge's zone of firewalld's, may keep networks from a relay.
+        outcome = repair_all(engine, [("host", partial(Engine.ensure_host, configured=True))])
+    relay_check.recheck(engine)
+    return outcome
 
 
 def _guests(

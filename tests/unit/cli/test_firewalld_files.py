@@ -7,6 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from libvirt_natns.cli import firewalld_files, firewalld_reload
+from libvirt_natns.daemons import firewalld
+from libvirt_natns.kernel import processes
 
 RICH = '<rule family="ipv4"><reject/></rule></zone>'
 
@@ -32,6 +34,8 @@ def test_files_come_and_go(directory: Path) -> None:
     assert written == [f"installed {file}" for file in files]
     zone, out, inward = (ElementTree.parse(file).getroot() for file in files)
     assert "target" not in zone.attrib, "the host is closed but for the services"
+    ports = {(each.get("port"), each.get("protocol")) for each in zone.iter("port")}
+    assert ports == {("305", "udp"), ("305", "tcp")}, "the DNS relay"
     assert [each.get("target") for each in (out, inward)] == ["ACCEPT", "ACCEPT"]
     assert firewalld_files.install() == []
     assert firewalld_files.remove() == [f"removed {file}" for file in reversed(files)]
@@ -115,3 +119,17 @@ def test_what_a_reload_would_drop(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(firewalld_reload, "NETWORK_MANAGER", tmp_path)
     moved = RUNTIME.replace("eth0", "eth0 eth1")
     assert firewalld_reload.comparable(moved) == firewalld_reload.comparable(RUNTIME)
+
+
+@pytest.mark.parametrize(("known", "renewed"), [(False, True), (True, True), (True, False)])
+def test_firewalld_reads_a_zone_that_is_new_or_renewed(
+    known: bool, renewed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reloads: list[str] = []
+    monkeypatch.setattr(firewalld, "is_running", lambda: True)
+    monkeypatch.setattr(firewalld, "knows_zone", lambda: known)
+    monkeypatch.setattr(firewalld, "reload", lambda: reloads.append("reload"))
+    # A firewall-cmd that lists nothing, in force and in files alike.
+    monkeypatch.setattr(processes, "required", lambda *_: "/bin/true")
+    assert bool(firewalld_reload.make_known(renewed=renewed)) == renewed
+    assert bool(reloads) == renewed

@@ -72,6 +72,11 @@ def test_what_is_wrong_elsewhere_stands_below() -> None:
     ]
 
 
+def test_what_no_repair_changes_stands_at_the_end() -> None:
+    report = StatusReport([], [], [], [], stops=("a chain",), notes=("a relay",))
+    assert status_report.text(report).splitlines()[1:] == ["  # a chain", "  # a relay"]
+
+
 def test_an_obstacle_is_nothing_that_sync_repairs() -> None:
     found = (Obstacle("no way out", "no way out: no route"),)
     blocked = replace(network("a"), health="no way out", obstacles=found)

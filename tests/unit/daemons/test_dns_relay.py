@@ -66,6 +66,19 @@ def test_a_relay_with_a_complaint_is_no_difference(resolv_conf: Path) -> None:
     assert dns_relay.present() == []
 
 
+def test_a_relay_that_is_not_heard_names_the_lines_that_help() -> None:
+    told = dns_relay.unheard(RELAY)
+    for line in (
+        'nft: iifname "natns-host" th dport 305 accept',
+        " iptables: -I INPUT -i natns-host -p udp --dport 305 -j ACCEPT",
+        "ufw: allow in on natns-host to any port 305",
+        "firewalld: --add-port=305/udp --add-port=305/tcp in its zone",
+    ):
+        assert line in told
+    six = dns_relay.unheard(Relay(RELAY.bridge, RELAY.addresses[1:], RELAY.port))
+    assert " ip6tables: -I INPUT" in six
+
+
 def test_a_question_is_answered_refused_or_not_heard() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((str(LOOPBACK), 0))

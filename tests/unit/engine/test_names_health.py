@@ -67,6 +67,12 @@ def test_a_network_that_asks_no_relay(resolv: Path) -> None:
     assert "names no server" in reason(resolv, f"resolv-file={resolv}\n")
     resolv.write_text("nameserver 192.0.2.1\n")
     assert reason(resolv, f"resolv-file={resolv}\n") == ""
+    resolv.write_text("nameserver 127.0.0.1\n")
+    dns_relay.paths("natns-host").complaint.parent.mkdir(parents=True)
+    dns_relay.complain("natns-host", "open its port")
+    assert "set 'dns'" in reason(resolv, "no-resolv\n"), "a bridge has no relay"
+    assert reason(resolv, "no-resolv\n", "host").endswith("does not serve: open its port")
+    resolv.write_text("nameserver 192.0.2.1\n")
     # A server is there, so the network's XML says that none is asked.
     assert reason(resolv, "no-resolv\n") == ""
 

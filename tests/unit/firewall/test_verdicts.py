@@ -112,6 +112,8 @@ GO = {"goto": {"target": "called"}}
         ([[{"xt": {"type": "match", "name": "comment"}}, {"xt": {"type": "target", "name":
          "REJECT"}}]], "accept", "reject"),
         ([[{"xt": {"type": "match", "name": "recent"}}, DROP]], "accept", ""),
+        # As nft told it before it knew more.
+        ([[{"xt": None}, DROP], [{"xt": None}, ACCEPT]], "drop", "policy drop?"),
         ([[{"match": {"op": "==", "left": SOURCE_AND_PORT, "right": "@c"}}, DROP]], "", "drop"),
         ([[{"match": {"op": "!=", "left": SOURCE_AND_PORT, "right": "@c"}}, DROP]], "", ""),
         ([[{"match": {"op": "==", "left": LOCAL, "right": "local"}}, DROP]], "", ""),
@@ -158,6 +160,7 @@ COMMIT
          "reject in block?"),
         ("-A FORWARD -m limit --limit 3/min -j LOG --log-prefix '-A'\n-A FORWARD -j block\n",
          "ACCEPT", "reject in block"),
+        ("-A FORWARD -d 198.0.0.4/255.0.0.255 -j DROP\n", "ACCEPT", ""),
         ("-A FORWARD -s 198.19.252.9/32 -j RETURN\n-A FORWARD -j block\n", "ACCEPT", ""),
     ],
 )  # fmt: skip

@@ -72,7 +72,7 @@ def machine() -> Iterator[RouterLifecycle]:
         yield RouterLifecycle(
             verbs.config,
             verbs.kernel,
-            partial(client_networks.needs, store),
+            partial(client_networks.needs, store, verbs.config),
             partial(client_networks.users, store),
             partial(client_networks.reattach, store, verbs.repair_unless_changed),
             tuple(faults),

@@ -23,7 +23,7 @@ from libvirt_natns.errors import (
     ProxyError,
     UpstreamError,
 )
-from libvirt_natns.firewall import backends
+from libvirt_natns.firewall import backends, helper_trial
 from libvirt_natns.firewall.namespace_policy import Policy
 from libvirt_natns.firewall.namespace_rules import ruleset
 from libvirt_natns.kernel.link_kinds import try_link_kinds
@@ -31,7 +31,7 @@ from libvirt_natns.kernel.netns import in_scratch_namespace
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.segment import BridgeSegment
-from libvirt_natns.model.upstream import DhcpUpstream, HostUpstream, RouterUpstream
+from libvirt_natns.model.upstream import DhcpUpstream, Helper, HostUpstream, RouterUpstream
 from libvirt_natns.state import database
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream import attach_checks, routers, transit
@@ -89,7 +89,14 @@ def firewall_backend(settings: Config) -> str:
     )
     # Each kind of rule may need a kernel module of its own, so all kinds are loaded.
     in_scratch_namespace(lambda: backend.apply(None, ruleset(policy)))
-    return f"{backend.name}, and the kernel accepts all kinds of rules"
+    followed = set[Helper]()
+    for upstream in settings.upstreams.values():
+        place = f"[upstreams.{upstream.name}] of {names.CONFIG_FILE}"
+        remedy = f"remove the name from helpers in {place}"
+        helper_trial.check(upstream.helpers, backend.name, f"upstream {upstream.name}", remedy)
+        followed.update(upstream.helpers)
+    following = f", and follows {' and '.join(sorted(followed))}" if followed else ""
+    return f"{backend.name}, and the kernel accepts all kinds of rules{following}"
 
 
 def firewalld_zone() -> str:

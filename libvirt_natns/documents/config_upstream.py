@@ -28,6 +28,7 @@ from libvirt_natns.documents.config_values import (
     address6,
     client_id,
     gateway4,
+    helper,
     pool,
     port_set,
     prefixes6,
@@ -124,6 +125,7 @@ KEYS: dict[str, Reader] = {
     "dhcp_timeout": with_dhcp(seconds(MAX_DHCP_TIMEOUT)),
     "link_local": choice(get_args(LinkLocal)),
     "max_flows": number(MAX_FLOWS),
+    "helpers": several(helper, '"ftp" or "tftp"'),
     "host_subnet": subnet(IPv4Network, 30, "an IPv4 subnet such as 192.168.158.0/24"),
     "host_ports": several(
         port_set, 'a protocol with a port or a range, such as "tcp/22" or "udp/60000-61000"'

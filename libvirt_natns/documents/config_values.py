@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from itertools import combinations
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast, get_args
 
 from libvirt_natns.addresses import AddressRange
 from libvirt_natns.documents.config_table import Reader, TomlTable, one, several
 from libvirt_natns.model.publication import PortProtocol, PortSet
+from libvirt_natns.model.upstream import Helper
 
 CLIENT_ID = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){1,254}")
 PORT_SET = re.compile(r"(tcp|udp|sctp)/([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -144,6 +145,13 @@ def client_id(value: str) -> str:
     if not CLIENT_ID.fullmatch(value):
         raise ValueError(value)
     return value.replace(":", "").lower()
+
+
+def helper(value: str) -> Helper:
+    """Return a helper of conntrack."""
+    if value not in get_args(Helper):
+        raise ValueError(value)
+    return cast("Helper", value)
 
 
 def port_set(value: str) -> PortSet:

@@ -22,6 +22,7 @@ from libvirt_natns.addresses import Address, IPNetwork, network_of
 from libvirt_natns.documents.xml_values import Element, address_in, is_special, mac, value_error
 from libvirt_natns.model.metadata import DefaultRoute
 from libvirt_natns.model.publication import PortProtocol
+from libvirt_natns.model.upstream import Helper
 
 MAX_PORT = 65535
 PORT = re.compile(r"[0-9]{1,5}")
@@ -73,6 +74,11 @@ def _is_not_no(element: Element, name: str) -> bool:
 
 def _default_route(element: Element, name: str) -> DefaultRoute:
     return cast("DefaultRoute", element.attrib[name])
+
+
+def _helpers(element: Element, name: str) -> tuple[Helper, ...]:
+    words = element.attrib[name].replace(",", " ").split()
+    return tuple(cast("Helper", word) for word in dict.fromkeys(words) if word != "none")
 
 
 def _protocol(element: Element, name: str) -> PortProtocol:
@@ -136,10 +142,11 @@ def _subnets(element: Element, name: str) -> tuple[IPNetwork, ...]:
 
 
 class NatXml:
-    """``<natns:nat>``; a guest's has no ``enabled``."""
+    """``<natns:nat>``; a guest's has neither ``enabled`` nor ``helpers``."""
 
     enabled = XmlAttribute("enabled", _is_not_no, missing=True)
     default_route = XmlAttribute("defaultRoute", _default_route, None)
+    helpers = XmlAttribute("helpers", _helpers, None)
 
 
 class UpstreamXml:

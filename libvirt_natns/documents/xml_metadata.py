@@ -57,6 +57,7 @@ def of_network(nat: Element, subnets: tuple[Subnet, ...]) -> NatMetadata:
         subnets=own,
         forwards=forwards(nat),
         default_route=NatXml.default_route.of(nat),
+        helpers=NatXml.helpers.of(nat),
     )
 
 

@@ -61,4 +61,4 @@ def adjust(context: Context, uuid: str) -> None:
 
 def _ensure_routers(context: Context) -> list[str]:
     """Bring the rules of routers to the networks' forwards, and return what differed."""
-    return routers.ensure(context.store, context.observer.step)
+    return routers.ensure(context.store, context.config, context.observer.step)

@@ -13,6 +13,7 @@ from libvirt_natns.engine.plan.network_plan import make
 from libvirt_natns.engine.plan.surroundings import Surroundings
 from libvirt_natns.engine.plan.upstream_side import has_ipv6
 from libvirt_natns.errors import StoreError, UpstreamError
+from libvirt_natns.firewall import helper_trial
 from libvirt_natns.kernel import queues
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
@@ -29,6 +30,7 @@ def check(context: Context, network: Network, segment: Segment) -> None:
     backend = context.planner.backend(ipv6=has_ipv6(network))
     if network.needs_dnsmasq:
         dnsmasq_trial.check(network)
+    _check_helpers(network, segment, backend)
     selection.check_addresses(network, segment)
     # A plan that no rule can express is refused here, not when the rules are loaded.
     make(network, segment, Outside(), Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None))
@@ -43,6 +45,17 @@ def check(context: Context, network: Network, segment: Segment) -> None:
     if network.bandwidth:
         queues.check()
     check_upstream(context, network, segment)
+
+
+def _check_helpers(network: Network, segment: Segment, backend: str) -> None:
+    own = network.nat is not None and network.nat.helpers is not None
+    place = "its metadata" if own else f"[upstreams.{segment.name}] of {names.CONFIG_FILE}"
+    helper_trial.check(
+        selection.helpers(network, segment.upstream),
+        backend,
+        f"network {quoted(network.name)}",
+        f"remove the name from helpers in {place}",
+    )
 
 
 def check_upstream(context: Context, network: Network, segment: Segment) -> None:

@@ -48,6 +48,7 @@ PLACES: dict[Chain, ChainPlace] = {
     "bridged_out": ChainPlace("nat", "POSTROUTING", ("POSTROUTING",), "first"),
     "srcnat": ChainPlace("nat", "POSTROUTING", ("POSTROUTING",), "first"),
     "raw": ChainPlace("raw", "PREROUTING", ("PREROUTING",), "early"),
+    "helper": ChainPlace("raw", "PREROUTING", ("PREROUTING",), "early"),
     "marked": ChainPlace("mangle", "MARK", ("PREROUTING",), "early"),
     "clamp": ChainPlace("mangle", "GUARD", ("FORWARD",), "early"),
     "forward": ChainPlace("mangle", "GUARD", ("FORWARD",), "early"),

@@ -39,6 +39,7 @@ HOST: Layout = {
     # The first chain of NAT with a binding decides, and chains of others do not.
     "bridged_in": BaseChain("nat", "prerouting", "dstnat - 1"),
     "marked": BaseChain("filter", "prerouting", "mangle"),
+    "helper": nftables.HELPER,
     # Behind the chains of others, so that their rules decide first.  A number this far from
     # dstnat (-100) has no name, and each nft lists it alike.
     "dstnat": BaseChain("nat", "prerouting", "-85", also=BaseChain("nat", "output", "-85")),

@@ -40,8 +40,9 @@ class HostPart:
     where the network asks a DHCP server.  Foreign tables for IPv4 get ``accepts``, tables for
     IPv6 get ``accepts6``, and tables for both get ``accepts`` and ``only6``.
     ``links6`` are bridges on which neighbours must pass.
-    ``public`` are rules for subnets that pass untranslated, ``routes`` the routes to
-    these subnets.  ``routes6``: the host must forward IPv6 for the network.
+    ``public`` are rules for subnets that pass untranslated, and rules that assign conntrack's
+    helpers.  ``routes`` lead to these subnets.  ``routes6``: the host must forward IPv6 for
+    the network.
     """
 
     transit: str = ""
@@ -91,7 +92,7 @@ def make(policy: host_policy.HostPolicy) -> HostPart:
         elements={kind.name: members for kind, members in elements.items()},
         accepts=_statements(foreign_chains.seen_in(accepts, "ip")),
         rest=_statements(rest),
-        public=_statements(host_rules.public_rules(policy)),
+        public=_statements([*host_rules.public_rules(policy), *host_rules.helper_rules(policy)]),
         accepts6=_statements(foreign_chains.seen_in(accepts, "ip6")),
         only6=_statements(rule for rule in accepts if rule.family == 6),
         links6=host_accepts.links6(policy),

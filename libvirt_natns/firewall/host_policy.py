@@ -7,6 +7,7 @@ from libvirt_natns.addresses import Address, IPNetwork
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.firewall.rule import checked_interface
 from libvirt_natns.model.publication import Forward, PortProtocol
+from libvirt_natns.model.upstream import Helper
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,15 @@ class HostForward:
     sources: tuple[IPNetwork, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A network's address on a transit bridge: conntrack's ``helpers`` follow flows from there."""
+
+    bridge: str
+    address: Address
+    helpers: tuple[Helper, ...]
+
+
 def host_forward(forward: Forward, transit: Address, bridge: str) -> HostForward:
     """Return the host's part of a forward to a namespace with that transit address."""
     return HostForward(
@@ -101,8 +111,8 @@ class HostPolicy:
     bridge-nf-call-ip6tables is 1.  Entries of ``private`` and ``provider``
     matter where the setting of their family is 1.  ``public`` are subnets behind a transit
     bridge that pass untranslated; their namespaces decide about flows to them.  ``dhcp`` are
-    bridges on which networks without an address ask a DHCP server.  Without
-    ``ways`` a transit bridge may lead anywhere.
+    bridges on which networks without an address ask a DHCP server.  ``followed`` are networks
+    with conntrack's helpers.  Without ``ways`` a transit bridge may lead anywhere.
     """
 
     transits: tuple[Transit, ...] = ()
@@ -113,6 +123,7 @@ class HostPolicy:
     dhcp: tuple[str, ...] = ()
     bridge_nf6: bool = False
     public: tuple[Provider, ...] = ()
+    followed: tuple[Followed, ...] = ()
     ways: Ways | None = None
 
     @property

@@ -23,6 +23,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.firewall import boundary, nftables, zones
+from libvirt_natns.firewall.helpers import following
 from libvirt_natns.firewall.host_policy import HostForward, HostPolicy, Provider, Transit
 from libvirt_natns.firewall.rule import Rule, Transport, limited, single
 from libvirt_natns.model.transit_segment import RELAY_PORT
@@ -48,12 +49,21 @@ def rules(policy: HostPolicy, backend_name: str = nftables.name) -> tuple[Rule, 
         routed = (provider for provider in policy.provider if provider.routed)
         shared += [rule for provider in routed for rule in _passing(provider)]
     shared += boundary.closed(policy.ways, kinds=kinds)
-    return (*dnats(policy.forwards), *shared, *zone_rules(policy))
+    return (*dnats(policy.forwards), *shared, *helper_rules(policy), *zone_rules(policy))
 
 
 def own_rules(policy: HostPolicy) -> tuple[Rule, ...]:
     """Return the rules that belong to a single network."""
     return (*dnats(policy.forwards), *zone_rules(policy))
+
+
+def helper_rules(policy: HostPolicy) -> list[Rule]:
+    """Return the rules by which conntrack's helpers follow flows of networks."""
+    return [
+        rule
+        for each in policy.followed
+        for rule in following(each.bridge, each.helpers, single(each.address))
+    ]
 
 
 def public_rules(policy: HostPolicy) -> list[Rule]:

@@ -56,6 +56,7 @@ NAMESPACE: Layout = {
     "srcnat": Place("nat", "POSTROUTING"),
     "clamp": Place("mangle", "FORWARD"),
     "guard": Place("mangle", "POSTROUTING"),
+    "helper": Place("raw", "PREROUTING"),
     "raw": Place("raw", "PREROUTING"),
     "input": Place("filter", "INPUT", "DROP"),
     "forward": Place("filter", "FORWARD", "DROP"),
@@ -65,6 +66,7 @@ ROUTER: Layout = {
     "dstnat": Place("nat", "PREROUTING"),
     "srcnat": Place("nat", "POSTROUTING"),
     "clamp": Place("mangle", "FORWARD"),
+    "helper": Place("raw", "PREROUTING"),
     "forward": Place("filter", "FORWARD"),
 }
 

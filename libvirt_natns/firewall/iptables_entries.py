@@ -132,6 +132,8 @@ def _target(rule: Rule, family: Family) -> Match:
         return "SNAT", {"to-source": str(rule.to)}
     if rule.action == "zone":
         return "CT", {"zone": str(rule.zone)}
+    if rule.action == "helper":
+        return "CT", {"helper": rule.helper}
     if rule.action == "mark":
         return "MARK", {"set-xmark": f"{rule.mark:#x}/0xffffffff"}
     if rule.action == "keep":

@@ -5,10 +5,10 @@ Packets between two ports of the private bridge do not pass the namespace within
 subnet: an isolated port would reach its siblings otherwise.  Link-local destinations,
 where clouds keep their metadata, are refused unless the upstream allows them.
 
-Limits: Expected connections of conntrack helpers (active FTP and the like) are followed only
-where an administrator assigned the helper.  A connection of TCP that conntrack
-does not know cannot be gone on with from a public subnet.  A published connection would
-live on from inside otherwise, after its port is published no more.
+Limits: Connections that a protocol announces (active FTP and the like) pass only where a helper
+of conntrack follows the protocol (``helpers``).  A connection of TCP that conntrack does not know
+cannot be gone on with from a public subnet.  A published connection would live on from inside
+otherwise, after its port is published no more.
 """
 
 from collections.abc import Iterator

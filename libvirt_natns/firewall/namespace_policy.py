@@ -17,7 +17,7 @@ from libvirt_natns.addresses import (
 )
 from libvirt_natns.errors import FirewallError
 from libvirt_natns.model.publication import Forward, StaticNat
-from libvirt_natns.model.upstream import DEFAULT_MAX_FLOWS
+from libvirt_natns.model.upstream import DEFAULT_MAX_FLOWS, Helper
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class Policy:
     ``transit`` are the gateway's addresses on a transit bridge, with its subnets.  The gateway
     is the only station there that may ask for published ports.
     ``served`` are ports of ``gateways`` beside those of DHCP, DNS and TFTP, with "udp" or "tcp".
+    ``helpers`` follow flows of guests.
     ``link_local``: link-local destinations outside are forwarded.  ``max_flows`` is
     about the number of flows tracked at one time.
     """
@@ -59,6 +60,7 @@ class Policy:
     link_local: bool = False
     max_flows: int = DEFAULT_MAX_FLOWS
     served: tuple[tuple[str, int], ...] = ()
+    helpers: tuple[Helper, ...] = ()
 
     def __post_init__(self) -> None:
         # An empty match would match all packets.

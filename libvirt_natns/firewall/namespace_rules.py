@@ -13,6 +13,7 @@ Limits: A client outside with an address in a private subnet is not answered: fr
 the address is a guest's.
 """
 
+from libvirt_natns.firewall.helpers import following
 from libvirt_natns.firewall.namespace_edge import edge
 from libvirt_natns.firewall.namespace_forward import forwarded
 from libvirt_natns.firewall.namespace_input import addressed
@@ -26,6 +27,7 @@ def ruleset(policy: Policy) -> tuple[Rule, ...]:
     """Return all rules of one namespace, in an order that keeps each chain's own."""
     halves = family_policies(policy)
     return (
+        *following(policy.inner, policy.helpers),
         *published(policy, halves),
         *edge(policy, halves),
         *forwarded(policy, halves),

@@ -9,8 +9,8 @@ comments, sets, and elements of sets.  The digest leaves out what changes withou
 the rules: handles, counts of users, and elements of sets that packets fill.  The order of
 elements does not matter, for the kernel reorders a set that grows.
 
-Limits: named objects (counters, quotas, helpers) and flow tables are not covered; tables of ours
-have none.  Source: linux/netfilter/nf_tables.h.
+Limits: named objects and flow tables are not covered.  Tables of ours have no objects but helpers,
+and the kernel keeps a helper that a rule names as it is.  Source: linux/netfilter/nf_tables.h.
 """
 
 import hashlib

@@ -8,6 +8,7 @@ MET = re.compile(r"(flags dynamic[^}]*?)\n\t*elements = \{[^}]*\}")
 ELEMENTS = re.compile(r"elements = \{([^}]*)\}")
 PROTOCOL = re.compile(r"\b(tcp|udp|sctp)\b")
 TRANSPORT = re.compile(r"(meta l4proto )(tcp|udp|sctp)\b")
+HELPED = re.compile(r'(type "\w+" protocol )(tcp|udp)\b')
 SYN = re.compile(r"tcp flags & \(syn ?\| ?rst\) == syn\b")
 """As rules have it, and nft 1.1 lists it; nft 1.0 lists a mask of flags in short."""
 NUMBERS = {"tcp": "6", "udp": "17", "sctp": "132"}
@@ -22,6 +23,7 @@ def canonical(text: str) -> str:
     """
     text = SYN.sub("tcp flags syn / syn,rst", text)
     text = TRANSPORT.sub(lambda match: f"{match[1]}{NUMBERS[match[2]]}", text)
+    text = HELPED.sub(lambda match: f"{match[1]}{NUMBERS[match[2]]}", text)
     return ELEMENTS.sub(_sorted_elements, MET.sub(r"\1", text)).replace(
         "hook output priority dstnat;", "hook output priority -100;"
     )

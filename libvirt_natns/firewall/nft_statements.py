@@ -100,6 +100,8 @@ def _verdict(rule: Rule) -> str:
         return f"reject with {REJECTIONS.get(rule.protocol or '', 'icmpx admin-prohibited')}"
     if rule.action == "mark":
         return f"meta mark set {rule.mark:#010x}"
+    if rule.helper:
+        return f'ct helper set "{rule.helper}"'
     if rule.to:
         return f"{rule.action} {IP[rule.to.version]} to {_new_destination(rule)}"
     return VERDICTS[rule.action]

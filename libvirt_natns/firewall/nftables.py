@@ -51,8 +51,13 @@ class BaseChain:
 
 Layout = Mapping[Chain, BaseChain]
 
+# Behind conntrack, which makes the flow, and ahead of NAT: a flow that has its helper by then is
+# prepared for announcements that change their length.
+HELPER = BaseChain("filter", "prerouting", "mangle")
+
 NAMESPACE: Layout = {
     "raw": BaseChain("filter", "prerouting", "raw"),
+    "helper": HELPER,
     "dstnat": BaseChain("nat", "prerouting", "dstnat"),
     "input": BaseChain("filter", "input", "filter", "drop"),
     "clamp": BaseChain("filter", "forward", "mangle"),
@@ -63,6 +68,7 @@ NAMESPACE: Layout = {
 }
 
 ROUTER: Layout = {
+    "helper": HELPER,
     "dstnat": BaseChain("nat", "prerouting", "dstnat"),
     "clamp": BaseChain("filter", "forward", "mangle"),
     "forward": BaseChain("filter", "forward", "filter"),
@@ -90,7 +96,7 @@ def script(rules: Iterable[Rule], layout: Layout) -> str:
             arp_targets = set_text(map(network_text, rule.destinations))
         else:
             chains[rule.chain].extend(statements(rule))
-    lines = [f"table {TABLE} {{", *_sets(rest)]
+    lines = [f"table {TABLE} {{", *_helpers(rest), *_sets(rest)]
     for nft_map, members in filled.items():
         lines += nft_map.declaration(members)
     for chain, base in layout.items():
@@ -99,6 +105,17 @@ def script(rules: Iterable[Rule], layout: Layout) -> str:
     arp = layout is NAMESPACE
     room = MAKE_ROOM + MAKE_ROOM_ARP if arp else MAKE_ROOM
     return room + "\n".join([*lines, "}", ""]) + (limits.arp_table(arp_targets) if arp else "")
+
+
+def _helpers(rules: Iterable[Rule]) -> Iterator[str]:
+    """Yield the declarations of helpers, each once, as nft lists them."""
+    for name, protocol in sorted({(rule.helper, rule.protocol) for rule in rules if rule.helper}):
+        yield from [
+            f"\tct helper {name} {{",
+            f'\t\ttype "{name}" protocol {protocol}',
+            "\t\tl3proto inet",
+            "\t}",
+        ]
 
 
 def _sets(rules: Iterable[Rule]) -> Iterator[str]:

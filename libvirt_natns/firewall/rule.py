@@ -20,6 +20,7 @@ Chain = Literal[
     "raw",
     "bridged_in",
     "marked",
+    "helper",
     "dstnat",
     "input",
     "clamp",
@@ -36,6 +37,7 @@ arp      ARP for the machine or namespace itself, where the backend has a place 
 raw      on arrival, before conntrack and NAT see the packet
 bridged_in   in the host, ahead of all translation on arrival
 marked   in the host, on arrival, ahead of routing: packets are marked for a rule of routing
+helper   first packet of a flow, on arrival, ahead of its translation: the helper that follows it
 dstnat   first packet of a flow, on arrival: its real destination.  In the host, also
          packets that the host itself sends
 input    addressed to the machine or namespace itself; a packet that no rule accepts is dropped
@@ -52,7 +54,17 @@ LayoutName = Literal["namespace", "router"]
 """The chains that a rule set has, by the namespace it is for: a network's, or a router's."""
 
 Action = Literal[
-    "accept", "drop", "reject", "dnat", "snat", "masquerade", "clamp-mss", "zone", "keep", "mark"
+    "accept",
+    "drop",
+    "reject",
+    "dnat",
+    "snat",
+    "masquerade",
+    "clamp-mss",
+    "zone",
+    "keep",
+    "mark",
+    "helper",
 ]
 Transport = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
 ConntrackState = Literal["new", "established", "related", "invalid"]
@@ -100,6 +112,8 @@ class Rule:
     packet of a flow while so many flows exist.  ``paced`` drops packets that come faster than
     new addresses may, from any sender.  ``limits`` has the numbers.
 
+    A "helper" has the conntrack helper of that name follow a flow.
+
     ``unique`` promises that no other rule of the chain matches the same packet.
     A backend may look such rules up instead of trying one after the other.
 
@@ -140,6 +154,7 @@ class Rule:
     unique: bool = False
     zone: int = 0
     mark: int = 0
+    helper: str = ""
     replies_of: IPNetwork | None = None
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 from libvirt_natns.addresses import Address, Family, IPNetwork
 from libvirt_natns.model.publication import PortProtocol, PortSet
 from libvirt_natns.model.subnet import Subnet
+from libvirt_natns.model.upstream import Helper
 
 DefaultRoute = Literal["auto", "yes", "no"]
 """Does DHCP give a NIC its default route, and DNS servers?
@@ -82,7 +83,8 @@ class NatMetadata:
     """The ``<natns:nat>`` element of a network or a domain.
 
     ``subnets`` are its ``<natns:ip>`` elements, at most one of each family.
-    ``default_route`` None is as the network, or the configuration, says.
+    ``default_route`` None is as the network, or the configuration, says.  ``helpers`` None is
+    as the upstream says.
     """
 
     enabled: bool = True
@@ -94,3 +96,4 @@ class NatMetadata:
     addresses: tuple[AddressRequest, ...] = ()
     default_route: DefaultRoute | None = None
     interfaces: tuple[InterfaceRequest, ...] = ()
+    helpers: tuple[Helper, ...] | None = None

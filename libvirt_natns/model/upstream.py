@@ -16,6 +16,8 @@ UpstreamKind = Literal["bridge", "host", "router"]
 Attach = Literal["bridge", "macvlan"]
 DhcpMode = Literal["required", "background"]
 LinkLocal = Literal["reject", "forward"]
+Helper = Literal["ftp", "tftp"]
+"""Helpers of conntrack, which follow connections that a protocol announces."""
 
 DEFAULT_MAX_FLOWS = 32768
 DEFAULT_HOST_SUBNET = IPv4Network("192.168.158.0/24")
@@ -28,7 +30,7 @@ class AnyUpstream:
 
     ``dns`` empty means the host's own resolvers.  ``link_local`` says whether packets to
     link-local addresses outside are forwarded.  A network may have ``max_flows`` flows at
-    one time.
+    one time.  ``helpers`` follow connections that guests' flows announce.
     """
 
     name: str
@@ -38,6 +40,7 @@ class AnyUpstream:
     prefixes6: tuple[IPv6Network, ...] = ()
     link_local: LinkLocal = "reject"
     max_flows: int = DEFAULT_MAX_FLOWS
+    helpers: tuple[Helper, ...] = ()
 
     @property
     def place(self) -> str:

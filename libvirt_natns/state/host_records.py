@@ -13,13 +13,18 @@ from libvirt_natns.state.networks import STALLED, subnets_of
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A network that runs or starts, as far as the host is concerned."""
+    """A network that runs or starts, as far as the host is concerned.
+
+    ``document`` is the network's XML where it has the word "helpers", and else empty: few
+    networks choose their own, and there may be a thousand.
+    """
 
     uuid: str
     bridge: str
     upstream: str
     subnets: tuple[IPNetwork, ...]
     leased: Leased
+    document: bytes = b""
 
 
 class HostTable:
@@ -32,7 +37,9 @@ class HostTable:
         """Return networks that run or start, all or one of them, with their leases."""
         rows = self._database.select(
             "SELECT uuid, bridge, network.upstream, subnets, lease.kind, address,"
-            " state, boot, since"
+            " state, boot, since,"
+            " CASE WHEN instr(document, CAST('helpers' AS BLOB)) THEN document ELSE x'' END"
+            " AS document"
             " FROM network LEFT JOIN lease"
             " ON lease.network = uuid AND lease.upstream = network.upstream"
             f" WHERE state != 'down' AND boot = ? {'' if uuid is None else 'AND uuid = ?'}"
@@ -80,5 +87,10 @@ def _user(rows: list[Row]) -> User:
     first = rows[0]
     leased = leased_in(rows)
     return User(
-        first["uuid"], first["bridge"], first["upstream"], subnets_of(first["subnets"]), leased
+        first["uuid"],
+        first["bridge"],
+        first["upstream"],
+        subnets_of(first["subnets"]),
+        leased,
+        first["document"],
     )

@@ -36,13 +36,13 @@ def neighbours(upstream: RouterUpstream) -> set[Address]:
     return client_networks.neighbours(upstream.name)
 
 
-def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
+def ensure(store: Store, config: Config, announce: Callable[[str], None]) -> list[str]:
     """Bring the rules of all routers to what their networks publish; returns what differed."""
     if not (names.STATE_DIRECTORY / "routers").is_dir():
         return []
     from libvirt_natns.upstream.router import client_networks
 
-    return client_networks.ensure(store, announce)
+    return client_networks.ensure(store, config, announce)
 
 
 def differences(config: Config, kernel: Kernel, store: Store) -> list[str]:
@@ -90,7 +90,7 @@ def _lifecycle(config: Config, kernel: Kernel, store: Store) -> "RouterLifecycle
     from libvirt_natns.upstream.router import client_networks
     from libvirt_natns.upstream.router.lifecycle import RouterLifecycle
 
-    return RouterLifecycle(config, kernel, partial(client_networks.needs, store))
+    return RouterLifecycle(config, kernel, partial(client_networks.needs, store, config))
 
 
 def check_claims(claims: Iterable[Forward], routers: Mapping[str, str]) -> None:

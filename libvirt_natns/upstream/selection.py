@@ -22,7 +22,7 @@ from libvirt_natns.errors import DocumentError, UpstreamError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import LibvirtNetwork, Network
 from libvirt_natns.model.segment import Segment
-from libvirt_natns.model.upstream import Upstream
+from libvirt_natns.model.upstream import AnyUpstream, Helper, Upstream
 from libvirt_natns.state import applicants
 from libvirt_natns.values import quoted
 
@@ -86,6 +86,12 @@ def upstream_of(network: Network, config: Config, present: str | None = None) ->
             + ", ".join(sorted(config.upstreams)),
         )
     return upstream
+
+
+def helpers(network: LibvirtNetwork, upstream: AnyUpstream) -> tuple[Helper, ...]:
+    """Return the helpers that follow a network's flows: its own choice, or the upstream's."""
+    own = network.nat.helpers if network.nat else None
+    return upstream.helpers if own is None else own
 
 
 # -- how subnets leave ---------------------------------------------------------

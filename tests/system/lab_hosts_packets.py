@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import lab_vps
-from lab import FastGuest, natns, remove_config, run, wait_for, write_config
+from lab import INTERNET, FastGuest, natns, remove_config, run, wait_for, write_config
 from lab_base import Closing
 from lab_boundary import on_a_link
 from lab_domains import STATE
@@ -76,11 +76,13 @@ class Caller(Closing):
 class Place:
     """A kind of upstream: clients by namespace, and the addresses at which ports are published.
 
-    ``metadata`` is for the networks that are to have these addresses.
+    ``metadata`` is for the networks that are to have these addresses.  ``servers`` are addresses
+    of the first client, which guests reach.
     """
 
     clients: tuple[str | None, ...]
     addresses: tuple[str, ...]
+    servers: tuple[str, ...]
     metadata: str = ""
 
 
@@ -90,40 +92,41 @@ PINNED = f'<natns:upstream name="provider" address="{A4}" address6="{A6}"/>'
 
 
 @contextmanager
-def place(kind: str, firewall: str) -> Iterator[Place]:
-    """The world of a kind of upstream, which is the default one."""
+def place(kind: str, firewall: str, more: str = "") -> Iterator[Place]:
+    """The world of a kind of upstream, which is the default one; ``more`` are its keys."""
     makers = {"host": _host, "bridge": _bridge, "macvlan": _bridge, "router": _router}
     with ExitStack() as stack:
         stack.callback(remove_config)
         for file in STATE.glob("state.db*"):
             file.unlink()
-        yield makers[kind](stack, kind, f'firewall = "{firewall}"\n')
+        yield makers[kind](stack, kind, f'firewall = "{firewall}"\n', more)
 
 
-def _host(stack: ExitStack, _: str, config: str) -> Place:
-    write_config(config)
+def _host(stack: ExitStack, _: str, config: str, more: str) -> Place:
+    write_config(f'{config}[upstreams.host]\nkind = "host"\n{more}\n')
     far = on_a_link(stack, "far", "p-far", HERE, FAR)
     prefix = "2001:db8:8::"
     run("ip", "address", "add", f"{prefix}2/64", "dev", "p-far", "nodad")
     static6(far, f"{prefix}1/64", f"{prefix}2")
-    return Place(("far", None), (HERE, f"{prefix}2"))
+    return Place(("far", None), (HERE, f"{prefix}2"), (FAR, f"{prefix}1"))
 
 
-def _bridge(stack: ExitStack, kind: str, config: str) -> Place:
+def _bridge(stack: ExitStack, kind: str, config: str, more: str) -> Place:
     provider = stack.enter_context(DualProvider(host6=False))
-    more = 'attach = "macvlan"' if kind == "macvlan" else ""
+    more += '\nattach = "macvlan"' if kind == "macvlan" else ""
     write_config(config + provider.config6(more=more).replace('firewall = "auto"\n', ""))
     client = provider.neighbour("client", "192.168.0.77/24")
     static6(client, "2001:db8:77::77/64", GATEWAY6)
-    return Place(("client",), (A4, A6), PINNED)
+    return Place(("client",), (A4, A6), ("192.168.0.77", "2001:db8:77::77"), PINNED)
 
 
-def _router(stack: ExitStack, _: str, config: str) -> Place:
+def _router(stack: ExitStack, _: str, config: str, more: str) -> Place:
     stack.enter_context(Vps())
-    write_config(f'{config}upstream = "wan"\n{lab_vps.CONFIG}')
+    write_config(f'{config}upstream = "wan"\n{lab_vps.CONFIG}{more}\n')
     natns("router", "up")
+    servers = (INTERNET, lab_vps.INTERNET6)
     # In IPv6 the host has addresses of its own, with all their ports.
-    return Place((lab_vps.NAMESPACE, None), (lab_vps.ADDRESS,))
+    return Place((lab_vps.NAMESPACE, None), (lab_vps.ADDRESS,), servers)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.operations.addressing import Route
 from libvirt_natns.state.host_records import User
 from libvirt_natns.state.leases import Leased
-from libvirt_natns.upstream import segments, transit
+from libvirt_natns.upstream import followed_flows, segments, transit
 
 
 def host_needs(planner: Planner, network: str | None = None) -> dict[str, Needs]:
@@ -86,6 +86,7 @@ def _on_transit(
         public=tuple(Provider(bridge, route.destination) for route in routes if route.gateway),
         routes=routes,
         routes6=leased.address6 is not None,
+        followed=followed_flows.of_user(user, segment.upstream, bridge, leased, planner.backend),
     )
 
 

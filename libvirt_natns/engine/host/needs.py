@@ -16,7 +16,7 @@ class Needs:
     ``transits`` are transit bridges of the host.  ``public`` are subnets that pass
     an upstream's bridge untranslated.  ``routes`` lead to subnets that the host routes, and
     ``routes6`` is true if the host must forward IPv6.  ``dhcp`` are bridges on which a
-    DHCP server leases addresses.
+    DHCP server leases addresses.  ``followed`` are networks with conntrack's helpers.
     """
 
     transits: tuple[HostSegment, ...] = ()
@@ -27,6 +27,7 @@ class Needs:
     routes: tuple[Route, ...] = ()
     routes6: bool = False
     dhcp: tuple[str, ...] = ()
+    followed: tuple[host_policy.Followed, ...] = ()
 
 
 def together(all_needs: Iterable[Needs]) -> Needs:
@@ -41,4 +42,5 @@ def together(all_needs: Iterable[Needs]) -> Needs:
         tuple(each for part in parts for each in part.routes),
         any(part.routes6 for part in parts),
         tuple(dict.fromkeys(each for part in parts for each in part.dhcp)),
+        tuple(each for part in parts for each in part.followed),
     )

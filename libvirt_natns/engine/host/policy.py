@@ -44,6 +44,7 @@ def policy_of(kernel: Kernel, needs: Needs, taken: Mapping[str, int]) -> host_po
         forwards=needs.forwards,
         bridge_nf6=bridge_nf6 and bool(six),
         public=needs.public,
+        followed=needs.followed,
         dhcp=needs.dhcp if bridge_nf else (),
     )
 

@@ -40,6 +40,7 @@ from libvirt_natns.operations.namespaces import HostTimeOuts, Namespace, Setting
 from libvirt_natns.operations.neighbour_operations import Announcement
 from libvirt_natns.operations.operation import Plan
 from libvirt_natns.operations.rate_operations import SendRate
+from libvirt_natns.upstream.selection import helpers
 
 
 def make(
@@ -149,6 +150,7 @@ def policy(network: Network, segment: Segment, outside: Outside, published: Publ
         link_local=segment.upstream.link_local == "forward",
         max_flows=segment.upstream.max_flows,
         served=served_ports(network),
+        helpers=helpers(network, segment.upstream),
     )
 
 

@@ -14,14 +14,16 @@ from socket import AF_INET6
 from libvirt_natns import names
 from libvirt_natns.addresses import Address
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError, UpstreamError
-from libvirt_natns.firewall.host_policy import HostForward, host_forward
+from libvirt_natns.firewall.host_policy import Followed, HostForward, host_forward
 from libvirt_natns.firewall.loaded import RuleSet
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import Forward
 from libvirt_natns.model.transit_segment import RouterSegment
 from libvirt_natns.model.upstream import RouterUpstream
 from libvirt_natns.state.host_records import User
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
+from libvirt_natns.upstream import followed_flows
 from libvirt_natns.upstream.router import downstream, journal, link_config, nat_rules, router_files
 from libvirt_natns.upstream.router.downstream import RouterNeeds
 from libvirt_natns.upstream.router.journal import RouterRecord
@@ -70,13 +72,14 @@ def neighbours(upstream: str) -> set[Address]:
     return {ip_address(station) for station in stations}
 
 
-def needs(store: Store, target: Target) -> RouterNeeds:
+def needs(store: Store, config: Config, target: Target) -> RouterNeeds:
     """Return the needs of the networks that run on a router."""
     users = {user.uuid: user for user in store.host.users() if user.upstream == target.name}
     forwards = (_published(forward, users) for forward in store.claims.forwards())
     return RouterNeeds(
         tuple(forward for forward in forwards if forward),
         tuple(each for user in users.values() for each in _prefixes(target, user)),
+        tuple(each for user in users.values() for each in _followed(config, target, user)),
     )
 
 
@@ -87,6 +90,14 @@ def _prefixes(target: Target, user: User) -> tuple[tuple[str, str], ...]:
     if not (own and gateway and target.transit6):
         return ()
     return downstream.prefixes(target, own, user.leased.prefix, str(gateway))
+
+
+def _followed(config: Config, target: Target, user: User) -> tuple[Followed, ...]:
+    upstream = config.routers.get(target.name)
+    if upstream is None:
+        return ()
+    bridge = names.ROUTER_TRANSIT
+    return followed_flows.of_user(user, upstream, bridge, user.leased, lambda: target.backend)
 
 
 def users(store: Store, upstream: str) -> list[str]:
@@ -124,7 +135,7 @@ def reattach(store: Store, repair: Repair, upstream: str) -> list[str]:
 # -- rules -------------------------------------------------------------------
 
 
-def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
+def ensure(store: Store, config: Config, announce: Callable[[str], None]) -> list[str]:
     """Bring the rules of all routers to what their networks publish; returns what differed.
 
     Only the record of what was loaded is compared, not the kernel.  Raises FirewallError.
@@ -133,18 +144,19 @@ def ensure(store: Store, announce: Callable[[str], None]) -> list[str]:
     for record in journal.load_all():
         if not record.is_whole:
             continue
-        if not _rule_set(record.target, needs(store, record.target)).was_loaded_last():
-            differing += _load(store, record.target.name, announce)
+        wanted = needs(store, config, record.target)
+        if not _rule_set(record.target, wanted).was_loaded_last():
+            differing += _load(store, config, record.target.name, announce)
     return differing
 
 
-def _load(store: Store, name: str, announce: Callable[[str], None]) -> list[str]:
+def _load(store: Store, config: Config, name: str, announce: Callable[[str], None]) -> list[str]:
     with router_files.lock():
         # Before the lock, router, host_ports and forwards may have changed.
         latest = record_of(name)
         if latest is None:
             return []
-        now = needs(store, latest.target)
+        now = needs(store, config, latest.target)
         rule_set = _rule_set(latest.target, now)
         if rule_set.was_loaded_last():
             return []

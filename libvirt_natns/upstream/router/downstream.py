@@ -12,7 +12,7 @@ from socket import AF_INET6
 
 from libvirt_natns import names
 from libvirt_natns.addresses import inside
-from libvirt_natns.firewall.host_policy import HostForward
+from libvirt_natns.firewall.host_policy import Followed, HostForward
 from libvirt_natns.kernel import netns
 from libvirt_natns.upstream.router import nic_link
 from libvirt_natns.upstream.router.link_config import LinkConfig
@@ -34,11 +34,13 @@ class RouterNeeds:
     """The needs of the networks that run on a router.
 
     ``forwards`` are their published ports on the router's addresses.  ``prefixes`` are routed
-    to them without translation, each with the address of its namespace.
+    to them without translation, each with the address of its namespace.  ``followed`` are
+    networks with conntrack's helpers.
     """
 
     forwards: tuple[HostForward, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
+    followed: tuple[Followed, ...] = ()
 
 
 def prefixes(

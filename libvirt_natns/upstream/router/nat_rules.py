@@ -21,6 +21,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from libvirt_natns import names
 from libvirt_natns.addresses import default_route
+from libvirt_natns.firewall.helpers import following
 from libvirt_natns.firewall.host_policy import HostForward
 from libvirt_natns.firewall.host_rules import dnat
 from libvirt_natns.firewall.rule import Rule, limited, single
@@ -34,6 +35,7 @@ NOTHING = RouterNeeds()
 def rules(target: Target, needs: RouterNeeds = NOTHING) -> tuple[Rule, ...]:
     """Return all rules of a router with the needs of its networks."""
     return (
+        *_followed(needs),
         *_translated(target, needs.forwards),
         Rule(chain="clamp", protocol="tcp", syn=True, action="clamp-mss"),
         *_masqueraded(target),
@@ -48,6 +50,11 @@ def _insides(target: Target) -> tuple[tuple[str, tuple[IPv4Network, ...]], ...]:
         (names.ROUTER_HOST_LINK, (IPv4Network(target.host_subnet),)),
         (names.ROUTER_TRANSIT, (IPv4Network(target.transit),)),
     )
+
+
+def _followed(needs: RouterNeeds) -> Iterator[Rule]:
+    for each in needs.followed:
+        yield from following(each.bridge, each.helpers, single(each.address))
 
 
 def _translated(target: Target, forwards: Iterable[HostForward]) -> Iterator[Rule]:

@@ -73,6 +73,7 @@ def test_everything() -> None:
             probe="1",
             link_local='"forward"',
             max_flows="4096",
+            helpers='["tftp", "ftp"]',
             subnet6='"2001:db8:77::/64"',
             gateway6='"2001:db8:77::1"',
             pool6='["2001:db8:77::100-2001:db8:77::1ff"]',
@@ -90,6 +91,7 @@ def test_everything() -> None:
     assert provider.dns == (IPv4Address("192.168.0.1"), IPv6Address("2001:db8::53"))
     assert provider.probe == 1.0
     assert (provider.link_local, provider.max_flows) == ("forward", 4096)
+    assert provider.helpers == ("tftp", "ftp")
     assert provider.subnet6 == IPv6Network("2001:db8:77::/64")
     assert provider.gateway6 == IPv6Address("2001:db8:77::1")
     ends = (IPv6Address("2001:db8:77::100"), IPv6Address("2001:db8:77::1ff"))
@@ -311,6 +313,8 @@ def test_refused(text: str, expected: str) -> None:
         ("probe", "true", "is True: expected seconds"),
         ("probe", '"1"', "is '1': expected seconds"),
         ("link_local", '"drop"', 'is \'drop\': expected "reject" or "forward"'),
+        ("helpers", '["sip"]', '[0]: is \'sip\': expected "ftp" or "tftp"'),
+        ("helpers", '"ftp"', "is 'ftp': expected an array"),
         ("max_flows", "63", "is 63: expected a number from 64 to 1048576"),
         ("max_flows", "1048577", "is 1048577: expected a number"),
         ("max_flows", "true", "is True: expected a number"),

@@ -902,6 +902,28 @@ def test_forwards_refused_everywhere(
         assert expected in wanted
 
 
+@pytest.mark.parametrize(
+    ("value", "helpers"),
+    [
+        ("tftp", ("tftp",)),
+        ("ftp,tftp", ("ftp", "tftp")),
+        ("tftp, ftp, tftp", ("tftp", "ftp")),
+        ("none", ()),
+    ],
+)
+def test_helpers_of_a_network(value: str, helpers: tuple[str, ...]) -> None:
+    assert metadata("", attributes=f"helpers='{value}'").helpers == helpers
+    assert metadata("").helpers is None
+
+
+@pytest.mark.parametrize("value", ["", "sip", "none, ftp", "tftp ftp,"])
+def test_helpers_that_are_none(value: str) -> None:
+    message = refusal(IP, "", f"helpers='{value}'")
+    assert f"helpers='{value}'" in message
+    assert message.endswith("expected helpers such as tftp, or tftp and ftp with a comma between"
+                            " them, or none")  # fmt: skip
+
+
 @pytest.mark.parametrize("address", ["10.0.1.5", "10.0.0.1", "10.0.0.0", "10.0.0.255", "127.0.0.1"])
 def test_a_networks_forward_goes_to_its_guests(address: str) -> None:
     nat = FORWARD.format("<natns:range start='1'/>").replace("10.0.0.5", address)
@@ -942,6 +964,7 @@ def allow(*ranges: str) -> str:
     ("nat", "attributes", "fact"),
     [
         ("", "enabled='no'", "<natns:nat> has an attribute 'enabled': expected only defaultRoute"),
+        ("", "helpers='ftp'", "<natns:nat> has an attribute 'helpers': expected only defaultRoute"),
         ("<natns:upstream/>", "", "<natns:upstream> is not known in <natns:nat>: expected only"),
         ("<natns:ip address='10.0.0.1' prefix='8'/>", "", "<natns:ip> is not known"),
         (

@@ -506,6 +506,13 @@ def test_networks_by_state(store: Store) -> None:
     assert [found.name for found in store.networks.all("up", "starting")] == ["b", "c"]
 
 
+def test_a_user_has_its_document_where_it_may_choose_helpers(store: Store) -> None:
+    own = b"<network><nat helpers='ftp'/></network>"
+    store.networks.put(record("a", document=own))
+    store.networks.put(record("b"))
+    assert [user.document for user in store.host.users()] == [own, b""]
+
+
 @pytest.mark.parametrize("field", ["namespace", "bridge"])
 def test_two_networks_cannot_share(store: Store, field: str) -> None:
     store.networks.put(record("a"))

@@ -13,6 +13,7 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.firewall.loaded import RuleSet
+from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.router import (
@@ -53,6 +54,6 @@ def test_rules_are_those_of_the_ports_that_the_router_has_by_then(
     monkeypatch.setattr(RuleSet, "load", lambda rules: loaded.append(rules))  # bound as a method
     empty = SimpleNamespace(users=list, forwards=list)
     store = cast("Store", SimpleNamespace(host=empty, claims=empty))
-    assert client_networks.ensure(store, lambda _: None)
+    assert client_networks.ensure(store, Config(), lambda _: None)
     wanted = nat_rules.rules(changed, RouterNeeds())
     assert [each.rules for each in loaded] == [nat_rules.firewall(changed, wanted).rule_set.rules]

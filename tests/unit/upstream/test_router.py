@@ -19,7 +19,7 @@ from libvirt_natns import names
 from libvirt_natns.cli.router import duration
 from libvirt_natns.errors import ConflictError, KernelError, RouterFileError, StoreError
 from libvirt_natns.firewall import iptables, nftables
-from libvirt_natns.firewall.host_policy import HostForward
+from libvirt_natns.firewall.host_policy import Followed, HostForward
 from libvirt_natns.kernel import boot_clock, netlink, processes
 from libvirt_natns.kernel.netlink import Attrs
 from libvirt_natns.model.configuration import Config
@@ -175,9 +175,17 @@ def test_rules_in_nftables() -> None:
     assert "hook input" not in text
 
 
+def test_helpers_follow_flows_of_single_networks() -> None:
+    followed = Followed("transit", IPv4Address("10.213.252.2"), ("tftp",))
+    rules = nat_rules.rules(TARGET, RouterNeeds(followed=(followed,)))
+    line = 'iifname "transit" ip saddr 10.213.252.2 udp dport 69 ct helper set "tftp"'
+    assert line in nftables.render(rules, "router")
+    assert "helper" not in nftables.render(nat_rules.rules(TARGET), "router")
+
+
 def test_rules_in_iptables() -> None:
     made = iptables.tables(nat_rules.rules(TARGET, RouterNeeds((PUBLISHED,))), iptables.ROUTER)
-    assert [table.name for table in made] == ["nat", "mangle", "filter"]
+    assert [table.name for table in made] == ["nat", "mangle", "raw", "filter"]
     texts = {table.name: [str(e) for c in table.chains.values() for e in c] for table in made}
     assert texts["filter"][-1].endswith("-j DROP")
     assert any("--to-destination 10.213.252.2" in text for text in texts["nat"])

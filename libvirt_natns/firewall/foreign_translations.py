@@ -98,9 +98,11 @@ class ForeignTranslations:
 
 
 def _bases() -> Iterator[TranslatingBase]:
-    if nfnetlink.translates(TABLE) and nft.program() is not None:
-        with suppress(FirewallError):
-            yield from _nft_bases()
+    tables = nfnetlink.translating(TABLE)
+    if tables != [] and nft.program() is not None:
+        for table in tables or [""]:
+            with suppress(FirewallError):
+                yield from _nft_bases(table)
     for family in FAMILIES:
         if "nat" in iptables.in_use(None, family):
             saved = iptables_save.saved("legacy", family, "nat")
@@ -117,8 +119,8 @@ def _saved_base(name: str, family: Family, saved: iptables_save.SavedTable) -> T
     return TranslatingBase(name, "PREROUTING", (family,), others, _numbers(saved.text))
 
 
-def _nft_bases() -> Iterator[TranslatingBase]:
-    listed = json.loads(nft.ruleset_json())["nftables"]
+def _nft_bases(table: str) -> Iterator[TranslatingBase]:
+    listed = json.loads(nft.ruleset_json(table))["nftables"]
     by_table: dict[str, dict[str, list[Json]]] = {}
     for item in listed:
         if rule := item.get("rule"):

@@ -130,25 +130,26 @@ def parents(chain: str) -> list[str]:
     )
 
 
-def translates(table: str) -> bool:
-    """True if a rule of another table than ours may translate destinations of packets.
+def translating(ours: str) -> list[str] | None:
+    """Return the tables, but ours, with a rule that may translate destinations of packets.
 
-    True as well where the kernel does not tell.
+    Tables are named "family name".  None where the kernel does not tell.
     """
     try:
         with Socket(NETLINK_NETFILTER) as session:
-            return any(
-                any(word in body for word in TRANSLATIONS)
-                for family, body in dump(session, GET_RULE)
-                if not _is_in(family, body, table)
-            )
+            # Our own table may have thousands of rules.
+            return [table for table in _tables() if table != ours and _translates(session, table)]
     except OSError:
-        return True
+        return None
 
 
-def _is_in(family: int, body: bytes, table: str) -> bool:
+def _translates(session: Socket, table: str) -> bool:
     word, _, name = table.partition(" ")
-    return FAMILIES.get(family) == word and text(Attrs.parse(body), RULE_TABLE) == name.encode()
+    family = next(number for number, each in TABLE_FAMILIES.items() if each == word)
+    where = netlink.pack([(RULE_TABLE, name.encode() + b"\0")])
+    return any(
+        word in body for _, body in dump(session, GET_RULE, family, where) for word in TRANSLATIONS
+    )
 
 
 def _lines(session: Socket, ours: tuple[int, bytes], chain: bytes) -> Iterator[bytes]:

@@ -113,15 +113,19 @@ def _check(what: str, complaint: str) -> None:
         raise FirewallError(what, condensed(complaint))
 
 
-def ruleset_json() -> str:
-    """Return everything that nft knows of the caller's namespace, as nft's JSON text."""
+def ruleset_json(table: str = "") -> str:
+    """Return everything that nft knows of the caller's namespace, as nft's JSON text.
+
+    With a ``table``, "family name", return that table alone.
+    """
     what = "nft cannot list the rules of the host"
-    answer = nft_child.ask(_required_program(), "list ruleset", TIME_LIMIT, changes=False)
+    words = f"list table {table}" if table else "list ruleset"
+    answer = nft_child.ask(_required_program(), words, TIME_LIMIT, changes=False)
     if answer is not None and answer.listing:
         # nft also complains of foreign rules that it cannot show, and shows all others.
         return answer.listing
     # An argument: with -j, nft reads its input as JSON, and finds it empty the second time.
-    done = _run(None, ("-j", "-s", "-t", "list ruleset"))
+    done = _run(None, ("-j", "-s", "-t", words))
     _check(what, _complaint(done))
     return done.stdout
 

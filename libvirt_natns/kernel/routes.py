@@ -11,7 +11,7 @@ from libvirt_natns.addresses import FAMILIES, Address, Family, IPNetwork
 from libvirt_natns.kernel import netlink, netns
 from libvirt_natns.kernel.channel import NetlinkChannel
 from libvirt_natns.kernel.links import Links
-from libvirt_natns.kernel.rtnetlink import RouteEntry
+from libvirt_natns.kernel.rtnetlink import Hop, RouteEntry
 
 METRICS: dict[Family, int | None] = {4: None, 6: 1024}
 """The metric, as the kernel tells it, of a route that was made without a metric."""
@@ -185,7 +185,7 @@ class Routes:
         return {
             link
             for link in self._by_link(
-                route for route in routes if not _within_link(route.destination)
+                hop for route in routes if not _within_link(route.destination) for hop in route.hops
             )
             if link != "lo"
         }
@@ -193,14 +193,17 @@ class Routes:
     def leading(self) -> dict[str, bool]:
         """Return all links of routes, each with True if a router is reached by the link."""
         return self._by_link(
-            route for family in FAMILIES for route in _all_routes(self._channel, family)
+            hop
+            for family in FAMILIES
+            for hop in self._channel.listed(
+                f"IPv{family} routes", partial(self._channel.reader.hops, family)
+            )
         )
 
-    def _by_link(self, routes: Iterable[RouteEntry]) -> dict[str, bool]:
+    def _by_link(self, hops: Iterable[Hop]) -> dict[str, bool]:
         leading: dict[int, bool] = {}
-        for route in routes:
-            for hop in route.hops:
-                leading[hop.link] = leading.get(hop.link, False) or hop.gateway is not None
+        for hop in hops:
+            leading[hop.link] = leading.get(hop.link, False) or hop.gateway is not None
         # By name at once; listing all links takes 0.2 s with a few hundred of them.
         with netns.entered(self._channel.namespace):
             names = {index: _link_name(index) for index in leading}

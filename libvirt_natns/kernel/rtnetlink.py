@@ -93,6 +93,9 @@ class ProxiedNeighbour:
     address: Address
 
 
+ROUTE_HEADER = 12
+"""Octets ahead of a route's attributes: struct rtmsg."""
+
 _SOCKET_FAMILIES: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSIONS = {number: version for version, number in _SOCKET_FAMILIES.items()}
 
@@ -135,16 +138,23 @@ class Session(netlink.Socket):
         Raises OSError and InterruptedDumpError.
         """
         return [
-            route for family in families or FAMILIES for route in self._routes(family, local=local)
+            _route(body)
+            for family in families or FAMILIES
+            for body in self._route_bodies(family, local=local)
         ]
 
-    def _routes(self, family: Family, *, local: bool) -> Iterator[RouteEntry]:
+    def hops(self, family: Family) -> list[Hop]:
+        """Return the ways of a family's routes, without local ones.  Raises as ``routes`` does."""
+        bodies = self._route_bodies(family, local=False)
+        return [hop for body in bodies for hop in hops(Attrs.parse(body, ROUTE_HEADER))]
+
+    def _route_bodies(self, family: Family, *, local: bool) -> Iterator[bytes]:
         request = struct.pack("=BBBBBBBBI", _SOCKET_FAMILIES[family], *[0] * 8)
         for body in self.dump(netlink.RTM_GETROUTE, request):
             # The kernel notes a single destination, such as its path's MTU, as a cloned route.
             table, flags = struct.unpack_from("=4xB3xI", body)
             if (local or table != netlink.RT_TABLE_LOCAL) and not flags & netlink.RTM_F_CLONED:
-                yield _route(body)
+                yield body
 
     def route_of(
         self, destination: Address, source: Address | None = None, inward: int | None = None
@@ -249,7 +259,7 @@ def _destination(family: int, address: bytes | None, length: int) -> IPNetwork:
 
 def _route(body: bytes) -> RouteEntry:
     family, length, tos, table, protocol, scope, kind = struct.unpack_from("=BBxBBBBB", body)
-    attributes = Attrs.parse(body, 12)
+    attributes = Attrs.parse(body, ROUTE_HEADER)
     return RouteEntry(
         destination=_destination(family, attributes.get(netlink.RTA_DST), length),
         gateway=_gateway(attributes),

@@ -119,7 +119,7 @@ def test_down_puts_everything_back(vps: Vps) -> None:
 def test_whatever_step_fails(vps: Vps) -> None:
     before = state_of_host()
     announced = steps("up")
-    assert len(announced) == 14
+    assert len(announced) == 15
     for number, what in enumerate(announced):
         left = number
 

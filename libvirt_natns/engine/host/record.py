@@ -3,7 +3,7 @@
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from libvirt_natns import names
@@ -88,7 +88,9 @@ def save(record: HostRecord) -> None:
     if forbids:
         # Ahead of the record: a hook must not end an event by the former mark.
         _open().unlink(missing_ok=True)
-    text, fresh = json.dumps(asdict(record)), _file().with_suffix(".new")
+    # Without asdict's copies of all zones: each start saves the record.
+    held = {each.name: getattr(record, each.name) for each in fields(record)}
+    text, fresh = json.dumps(held), _file().with_suffix(".new")
     try:
         fresh.write_text(text)
     except OSError:

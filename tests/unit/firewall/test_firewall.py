@@ -958,7 +958,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     held = {"json": listing()}
     monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
     monkeypatch.setattr(nft, "works", lambda: True)
-    monkeypatch.setattr(nft, "ruleset_json", lambda: held["json"])
+    monkeypatch.setattr(nft, "ruleset_json", lambda *_: held["json"])
     monkeypatch.setattr(nftables, "listing", lambda _: held.get("inet natns", ""))
     monkeypatch.setattr(nft, "list_chain", lambda name: held[name])
     return held

@@ -93,9 +93,9 @@ PUBLISHED = (
 )
 
 
-def configured(layout: Layout, firewall: str, *more: str) -> None:
+def configured(layout: Layout, firewall: str, *more: str, dns: str = ROUTER) -> None:
     lines = (f'firewall = "{firewall}"', 'upstream = "public"', "[upstreams.public]",
-             'kind = "bridge"', 'bridge = "br0"', f'dns = ["{ROUTER}"]', "probe = 0.05",
+             'kind = "bridge"', 'bridge = "br0"', f'dns = ["{dns}"]', "probe = 0.05",
              *layout.keys, *more)  # fmt: skip
     write_config("\n".join(lines) + "\n")
 
@@ -167,7 +167,7 @@ def test_a_router_outside_of_the_subnet_in_ipv6(name: str, firewall: str) -> Non
             run("ip", "-n", router.name, "address", "add", address, "dev", "eth0", "nodad")
         for each in layout.led:
             router.run("ip", "-6", "route", "add", each, "dev", "eth0")
-        configured(layout, firewall)
+        configured(layout, firewall, dns=GATEWAY6)
         for number, address in enumerate(layout.addresses):
             published = PUBLISHED.format(guest="fd00:10::5", port=ECHO_PORT)
             network = dual(f"n{number}", f"virbr1{number}", ipv4=False, metadata=published)

@@ -359,6 +359,7 @@ service: not running: hooks do the work themselves
         "lease_seconds": None,
         "address6": None,
         "prefix": None,
+        "obstacles": [],
     }
     assert (described["host"], described["missed"], described["guests"]) == ([], [], [])
 

@@ -62,8 +62,11 @@ def test_other_ports_of_dhcp_and_dns(provider: Provider) -> None:
         assert guest.dig("www.example.test", "-p", "5353", server="10.0.0.1")
 
 
-@pytest.mark.parametrize("served", [True, False], ids=["service", "hooks"])
-@pytest.mark.parametrize("option", ["listen-address=10.0.0.1", "interface=virbr*"])
+@pytest.mark.parametrize(
+    ("served", "option"),
+    [(True, "listen-address=10.0.0.1"), (False, "interface=virbr*")],
+    ids=["service", "hooks"],
+)
 def test_twins_that_name_their_address(served: bool, option: str, provider: Provider) -> None:
     write_config(provider.config(more="probe = 0"))
     names = {"a": "virbr10", "b": "virbr11", "c": "virbr12"}

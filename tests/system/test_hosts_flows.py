@@ -39,8 +39,16 @@ def calling(where: Place, *more: str) -> Iterator[list[Caller]]:
         yield callers
 
 
-@pytest.mark.parametrize("firewall", ["nftables", "iptables"])
-@pytest.mark.parametrize("kind", ["host", "bridge", "macvlan", "router"])
+@pytest.mark.parametrize(
+    ("kind", "firewall"),
+    [
+        ("host", "nftables"),
+        ("host", "iptables"),
+        ("bridge", "nftables"),
+        ("macvlan", "iptables"),
+        ("router", "nftables"),
+    ],
+)
 def test_a_guest_that_comes_goes_and_comes_again(kind: str, firewall: str) -> None:
     web = domain("web", nic("a", MAC), publishes=PUBLISHED)
     with ExitStack() as stack:

@@ -162,9 +162,7 @@ def served(
     [
         ("host", "nftables", "configuration"),
         ("host", "iptables", "metadata"),
-        ("bridge", "nftables", "configuration"),
-        ("bridge", "iptables", "metadata"),
-        ("macvlan", "nftables", "metadata"),
+        ("bridge", "nftables", "metadata"),
         ("macvlan", "iptables", "configuration"),
         ("router", "nftables", "metadata"),
         ("router", "iptables", "configuration"),

@@ -4,6 +4,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from itertools import cycle
 
 import lab_vps
 import pytest
@@ -170,8 +171,9 @@ SOURCES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("lines", SOURCES.values(), ids=SOURCES)
+@pytest.mark.parametrize(
+    ("lines", "backend"), zip(SOURCES.values(), cycle(BACKENDS), strict=False), ids=SOURCES
+)
 def test_packets_leave_by_the_source_that_routes_named(
     lines: tuple[str, ...], backend: str, command: Command
 ) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from itertools import cycle
 from pathlib import Path
 
 import lab_vps
@@ -74,8 +75,9 @@ def lease(address: str) -> str:
     return f"--dhcp-range={address},{address},2m"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("lines", CLOUDS.values(), ids=CLOUDS)
+@pytest.mark.parametrize(
+    ("lines", "backend"), zip(CLOUDS.values(), cycle(BACKENDS), strict=False), ids=CLOUDS
+)
 def test_an_address_alone_by_dhcp_beside_a_static_address(
     lines: tuple[str, ...], backend: str, command: Command
 ) -> None:

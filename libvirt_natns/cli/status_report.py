@@ -93,7 +93,8 @@ def table(statuses: list[Status]) -> list[str]:
         lines.append(line)
         lines += [f"  > {forwards}" for forwards in forward_list.compact(status.forwards)]
         lines += [f"  ! {what}" for what in status.differences]
-        lines += [f"  - {each.reason}" for each in status.obstacles]
+        reasons = (each.reason for each in status.obstacles)
+        lines += [f"  - {reason}" for reason in reasons if reason != status.health]
     return lines
 
 

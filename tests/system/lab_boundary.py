@@ -253,11 +253,12 @@ class House:
         finally:
             if kind.startswith("ufw"):
                 run("sh", "-c", "ufw --force reset; ufw --force disable")
-            # The next sync puts ours back.
             for program, rules in saved.items():
                 run(f"{program}-restore", input=without_ours(rules))
             if bridge_nf:
                 BRIDGE_NF.write_text(bridge_nf)
+            # It puts ours back, and networks ask the DNS relay again, which ufw had closed.
+            sync()
 
 
 def without_ours(saved: str) -> str:

@@ -277,7 +277,7 @@ def test_an_administrators_changes_stay(firewalld: Firewalld, tmp_path: Path) ->
     assert "kept /etc/firewalld/zones/natns.xml" in natns("uninstall").stdout
     assert (CONFIG / "zones/natns.xml").read_text() == theirs
     # A rule was added to it.
-    assert [file.name for file in CONFIG.rglob("natns-*")] == ["natns-out.xml"]
+    assert [file.name for file in CONFIG.rglob("natns-*.xml")] == ["natns-out.xml"]
     natns("install")
 
 

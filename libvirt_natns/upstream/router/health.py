@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The health of routers: how they differ from their records and the configuration."""
 
+from contextlib import suppress
 from typing import Literal
 
-from libvirt_natns.errors import StoreError
+from libvirt_natns.errors import LockError, StoreError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.operations.carry_out import plan_differences
-from libvirt_natns.upstream.router import journal, nic_lease, preflight, recover
+from libvirt_natns.upstream.router import journal, nic_lease, preflight, recover, router_files
 from libvirt_natns.upstream.router.journal import RouterRecord
 from libvirt_natns.upstream.router.lifecycle import PORTS_DIFFER, RouterLifecycle
 
@@ -27,14 +28,23 @@ def of(verbs: RouterLifecycle, name: str) -> tuple[Health, RouterRecord | None, 
         return "half-done", record, []
     if record.is_overdue:
         return "overdue", record, []
-    try:
-        differing = differences(verbs, name)
-    except StoreError as error:
-        # The needs of its networks stand in the database.
-        differing = [str(error)]
+    differing = _differences(verbs, name)
+    if differing:
+        # Work that goes on changes settings for a moment: a lease that comes into force does.
+        with suppress(LockError), router_files.lock():
+            verbs.kernel.distrust()
+            differing = _differences(verbs, name)
     if differing:
         return "damaged", record, differing
     return ("up" if record.deadline is None else "unconfirmed"), record, []
+
+
+def _differences(verbs: RouterLifecycle, name: str) -> list[str]:
+    try:
+        return differences(verbs, name)
+    except StoreError as error:
+        # The needs of its networks stand in the database.
+        return [str(error)]
 
 
 def differences(verbs: RouterLifecycle, name: str) -> list[str]:

@@ -94,6 +94,12 @@ def backend(request: pytest.FixtureRequest, provider: lab.Provider) -> Iterator[
     lab.remove_config()
 
 
+@pytest.fixture
+def served(request: pytest.FixtureRequest) -> bool:
+    """Whether the service runs: beside one backend, as it knows no difference of theirs."""
+    return "nftables" in request.node.callspec.params.values()
+
+
 @pytest.fixture(scope="session")
 def installed(interpreter: None) -> Iterator[None]:
     """libvirt-natns' hooks, installed from the checkout for the whole session."""

@@ -89,12 +89,6 @@ def states() -> set[str]:
     return {line.split()[-1] for line in lines}
 
 
-@pytest.fixture
-def served(request: pytest.FixtureRequest) -> bool:
-    """Whether the service runs: beside one backend, as it knows no difference of theirs."""
-    return bool(request.node.callspec.params["provider"] == "nftables")
-
-
 def test_a_forward_waits_for_its_address(served: bool, provider: DualProvider) -> None:
     with ExitStack() as stack:
         if served:

@@ -63,12 +63,6 @@ def guest_of_a(stack: ExitStack) -> FastGuest:
     return guest
 
 
-@pytest.fixture
-def served(request: pytest.FixtureRequest) -> bool:
-    """Whether the service runs: beside one backend, as it knows no difference of theirs."""
-    return bool(request.node.callspec.params["backend"] == "nftables")
-
-
 def test_a_kill_switch_holds(backend: str, served: bool) -> None:
     """The tunnel goes, and guests stay within: the guard is never changed."""
     with ExitStack() as stack:

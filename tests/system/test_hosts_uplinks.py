@@ -113,12 +113,6 @@ def test_a_port_answers_by_the_way_that_it_was_asked(hosts: tuple[Node, Node]) -
         assert natns("check").stdout == ""
 
 
-@pytest.fixture
-def served(request: pytest.FixtureRequest) -> bool:
-    """Whether the service runs: beside one backend, as it knows no difference of theirs."""
-    return bool(request.node.callspec.params["hosts"] == "nftables")
-
-
 def test_rules_that_come_and_go_are_followed(hosts: tuple[Node, Node], served: bool) -> None:
     router, far = hosts
     with ExitStack() as stack:

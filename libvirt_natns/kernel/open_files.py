@@ -11,6 +11,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from libvirt_natns.kernel import processes
+
 DATAGRAMS = "0002"
 """The type of a Unix socket to which only lines of a log are sent."""
 
@@ -22,25 +24,26 @@ def closing_limit(pid: int) -> int | None:
 
     None if the process waits for more files than that, or has ended.
     """
+    files = processes.descriptors(pid)
+    if not files:
+        return None
     try:
-        numbers = [int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()]
         logs = _log_sockets(pid)
-        awaited = sum(_may_be_awaited(pid, number, logs) for number in numbers)
+        awaited = sum(_may_be_awaited(pid, number, file, logs) for number, file in files.items())
     except OSError:
         return None
-    limit = next(number for number in range(len(numbers) + 1) if number not in numbers)
+    limit = next(number for number in range(len(files) + 1) if number not in files)
     return limit if awaited <= limit else None
 
 
-def _may_be_awaited(pid: int, number: int, logs: set[str]) -> bool:
+def _may_be_awaited(pid: int, number: int, file: str, logs: set[str]) -> bool:
     """True if a process could be waiting for input of a file."""
+    if file.startswith("/"):
+        return False
+    socket = SOCKET.fullmatch(file)
+    if socket:
+        return socket[1] not in logs
     with suppress(FileNotFoundError):
-        target = os.fspath(Path(f"/proc/{pid}/fd/{number}").readlink())
-        if target.startswith("/"):
-            return False
-        socket = SOCKET.fullmatch(target)
-        if socket:
-            return socket[1] not in logs
         lines = Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()
         flags = next(line.split()[1] for line in lines if line.startswith("flags:"))
         return int(flags, 8) & os.O_ACCMODE != os.O_WRONLY

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from errno import ENETUNREACH
-from ipaddress import ip_address
 
 from libvirt_natns import names
 from libvirt_natns.addresses import Address, Family
@@ -18,17 +17,12 @@ from libvirt_natns.engine.facts.outside import families_of
 from libvirt_natns.engine.host import record as host_record
 from libvirt_natns.engine.network_run import NetworkRun
 from libvirt_natns.errors import NatnsError
+from libvirt_natns.firewall.sample_packets import OUTSIDE
 from libvirt_natns.kernel.route_lookup import NextHop, NoRouteError
 from libvirt_natns.model.segment import Segment
 from libvirt_natns.model.transit_segment import TransitSegment
 from libvirt_natns.state.leases import Leased
 from libvirt_natns.state.networks import NetworkRecord
-
-FAR: dict[Family, Address] = {
-    4: ip_address("198.41.0.4"),
-    6: ip_address("2001:503:ba3e::2:30"),
-}
-"""Addresses far outside: a root server of the DNS. A route is looked up, and nothing is sent."""
 
 NO_WAY_OUT = "no way out"
 
@@ -101,13 +95,13 @@ class _Look:
         # The source decides in rules of the host's, such as "from 198.19.252.2 lookup 100".
         source = leased.of(family)
         try:
-            hop = lookup.next_hop(FAR[family], source=source, inward=segment.bridge)
+            hop = lookup.next_hop(OUTSIDE[family], source=source, inward=segment.bridge)
         except NoRouteError as error:
             where = f"router {segment.namespace}" if segment.namespace else "the host"
             origin = f" from {source}" if source else ""
             return (
                 f"{NO_WAY_OUT}: {where} forwards no IPv{family} from {segment.bridge} to the"
-                f" outside ({error.fact}): see ip route get {FAR[family]}{origin}"
+                f" outside ({error.fact}): see ip route get {OUTSIDE[family]}{origin}"
                 f" iif {segment.bridge}"
             )
         return self._silent(segment, segment.namespace, hop) if segment.namespace else ""
@@ -115,7 +109,7 @@ class _Look:
     def _own_error(self, segment: TransitSegment, family: Family) -> int:
         """Return why packets of the host's own, or of the router's, get nowhere; 0 if they do."""
         try:
-            self.context.kernel.at(segment.namespace).route_lookup.next_hop(FAR[family])
+            self.context.kernel.at(segment.namespace).route_lookup.next_hop(OUTSIDE[family])
         except NoRouteError as error:
             return error.number
         return 0
@@ -137,7 +131,7 @@ class _Look:
         for family in families_of(run.in_force):
             # The plan has the route where the upstream has a gateway.
             with suppress(NoRouteError):
-                hop = lookup.next_hop(FAR[family])
+                hop = lookup.next_hop(OUTSIDE[family])
                 reasons.append(self._silent(run.segment, run.namespace, hop))
         return [reason for reason in reasons if reason]
 

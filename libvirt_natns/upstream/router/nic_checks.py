@@ -19,7 +19,7 @@ NicFault = tuple[str, str]
 """The reason why a NIC cannot move, and its remedy."""
 
 
-# -- faults    ---------------------------------------------------------------
+# -- faults ------------------------------------------------------------------
 
 
 def fault_of(name: str) -> NicFault | None:

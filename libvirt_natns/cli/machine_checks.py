@@ -191,6 +191,8 @@ def _ipv6_of_router(upstream: RouterUpstream) -> str:
 def silent_resolvers() -> str:
     """Return the host's resolvers in words if all of them are silent; "" if any answers."""
     servers = resolv_conf.nameservers(text_if_any(dns_relay.RESOLV_CONF))
+    if not servers:
+        return f"{dns_relay.RESOLV_CONF} names none"
     with ThreadPoolExecutor() as pool:
         ask = partial(dns_probe.ask, port=resolv_conf.DNS_PORT, name="", limit=ANSWER_LIMIT)
         replies = list(pool.map(ask, servers))

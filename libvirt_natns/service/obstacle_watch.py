@@ -3,10 +3,12 @@
 
 from collections.abc import Mapping
 
+from libvirt_natns import names
 from libvirt_natns.engine.factory import Sessions
-from libvirt_natns.engine.host.record import note_way_out
+from libvirt_natns.engine.host.record import had_way_out, note_way_out
 from libvirt_natns.engine.reconcile import obstacles
 from libvirt_natns.engine.reconcile.obstacles import Obstacle, ObstacleKind, Obstacles
+from libvirt_natns.kernel.locks import locked
 from libvirt_natns.service.complaints import Complaints
 from libvirt_natns.service.log import Log
 from libvirt_natns.service.outside_look import TellError
@@ -45,8 +47,9 @@ class ObstacleWatch:
         with self._sessions.engine() as engine:
             records = [record for record in engine.store.networks.all("up") if record.this_boot]
             found = obstacles.find(engine, records)
-        # Without a way out from now on, the host has lost one.
-        note_way_out()
+        if not had_way_out():
+            with locked(names.RUN_DIRECTORY):
+                note_way_out()
         before = self._found
         for record in records:
             self._tell(record.name, before.of(record.uuid), found.of(record.uuid))

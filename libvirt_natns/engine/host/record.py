@@ -59,9 +59,15 @@ def _routed() -> Path:
 
 
 def note_way_out() -> None:
-    """Note it if the host has a way out while networks need it.  Raises OSError."""
-    if not had_way_out() and any(link_towards(OUTSIDE[family]) for family in FAMILIES):
-        with suppress(FileNotFoundError), _file().open():
+    """Note it if the host has a way out while networks need it.
+
+    The caller holds the host's lock, or the mark could outlive the record.
+    """
+    if had_way_out() or not _file().exists():
+        return
+    if any(link_towards(OUTSIDE[family]) for family in FAMILIES):
+        # A full disk stops no network for the sake of the mark.
+        with suppress(OSError):
             _routed().touch()
 
 

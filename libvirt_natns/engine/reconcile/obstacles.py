@@ -13,6 +13,7 @@ from libvirt_natns.engine import names_health
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.host import zone
 from libvirt_natns.engine.reconcile import comparison, ways_out
+from libvirt_natns.errors import NatnsError
 from libvirt_natns.state.networks import NetworkRecord
 
 ObstacleKind = Literal["no way out", "stopped", "no names"]
@@ -57,20 +58,28 @@ class Obstacles:
 
 
 def find(engine: Engine, records: Iterable[NetworkRecord]) -> Obstacles:
-    """Return the obstacles of networks that are up.  Raises StoreError."""
+    """Return the obstacles of networks that are up.
+
+    A source that cannot be looked at has a note, which says why.
+    """
     records = list(records)
     closed = ways_out.closed(engine, records)
     stops = comparison.host_stops(engine)
-    zone_notes = zone.notes()
-    without_names = names_health.findings(engine)
+    notes = zone.notes()
+    stopped_by_zone = bool(notes)
+    without_names: Mapping[str, str] = {}
+    try:
+        without_names = names_health.findings(engine)
+    except NatnsError as error:
+        notes = [*notes, str(error)]
     by_network = {}
     for record in records:
         found = [Obstacle("no way out", why) for why in closed[record.uuid]]
         if stop := stops.by_network.get(record.uuid):
             found.append(Obstacle("stopped", stop.said, stop.sure))
-        if zone_notes and record.kind == "host":
+        if stopped_by_zone and record.kind == "host":
             found.append(Obstacle("stopped", "stopped by firewalld"))
         if why := without_names.get(record.uuid):
             found.append(Obstacle("no names", why))
         by_network[record.uuid] = tuple(found)
-    return Obstacles(by_network, stops.lines, tuple(zone_notes))
+    return Obstacles(by_network, stops.lines, tuple(notes))

@@ -10,8 +10,8 @@ from typing import NoReturn, cast
 import pytest
 
 from libvirt_natns import names
-from libvirt_natns.cli import access, doctor, trust
-from libvirt_natns.daemons import libvirtd_reload
+from libvirt_natns.cli import access, doctor, machine_checks, trust
+from libvirt_natns.daemons import dns_relay, libvirtd_reload
 from libvirt_natns.errors import KernelError, NatnsError
 from libvirt_natns.kernel import netns
 from libvirt_natns.model.configuration import Config
@@ -107,3 +107,11 @@ def test_doctor_reports_a_missing_libvirt_python() -> None:
         "the Python module libvirt cannot be loaded (import of libvirt halted; None in"
         " sys.modules): install python3-libvirt\n"
     )
+
+
+def test_a_host_that_names_no_resolver_has_none_that_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns_relay, "RESOLV_CONF", tmp_path / "resolv.conf")
+    (tmp_path / "resolv.conf").write_text("search example.test\n")
+    assert machine_checks.silent_resolvers() == f"{tmp_path}/resolv.conf names none"

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One list of what keeps guests from the outside, for all commands."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from libvirt_natns import names
 from libvirt_natns.engine import names_health
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.host import zone
+from libvirt_natns.engine.host import record, zone
+from libvirt_natns.engine.host.record import HostRecord
 from libvirt_natns.engine.host.stops import HostStops, StoppedNetwork
 from libvirt_natns.engine.reconcile import comparison, obstacles, ways_out
 from libvirt_natns.engine.reconcile.obstacles import Obstacle, Obstacles
+from libvirt_natns.errors import FirewallError
 from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
@@ -22,7 +26,7 @@ from libvirt_natns.state.store import Store
 GUARD = "stopped by nftables: inet guard forward (policy drop)"
 
 
-def record(uuid: str, kind: str) -> NetworkRecord:
+def recorded(uuid: str, kind: str) -> NetworkRecord:
     return NetworkRecord(
         uuid, uuid, f"nat-{uuid}", "virbr1", kind, kind, (), True, "up", boot_id(), 0.0, b""
     )
@@ -46,7 +50,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 def find(engine: Engine) -> Obstacles:
-    return obstacles.find(engine, [record("a", "host"), record("b", "bridge")])
+    return obstacles.find(engine, [recorded("a", "host"), recorded("b", "bridge")])
 
 
 def test_the_weightiest_comes_first(sources: pytest.MonkeyPatch, engine: Engine) -> None:
@@ -71,3 +75,56 @@ def test_firewalld_stops_networks_of_the_host_alone(
     assert Obstacle("stopped", "stopped by firewalld") in found.of("a")
     assert found.of("b") == ()
     assert found.notes[0].startswith("firewalld: ")
+
+
+def test_a_source_that_fails_is_a_note(sources: pytest.MonkeyPatch, engine: Engine) -> None:
+    def fail(_: Engine) -> dict[str, str]:
+        raise FirewallError("nft cannot list the rules")
+
+    sources.setattr(names_health, "findings", fail)
+    found = find(engine)
+    assert [each.kind for each in found.of("a")] == ["no way out", "stopped"]
+    assert found.notes == ("nft cannot list the rules",)
+
+
+# -- a way out that the host has had -------------------------------------------
+
+
+@pytest.fixture
+def way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The link of the host's way out, if any; the host's record is in that directory."""
+    links: list[str] = []
+    monkeypatch.setattr(names, "RUN_DIRECTORY", tmp_path)
+    monkeypatch.setattr(record, "link_towards", lambda _: links[0] if links else None)
+    return links
+
+
+def test_a_way_out_is_noted_while_networks_need_it(way: list[str]) -> None:
+    way.append("wlan0")
+    record.note_way_out()
+    assert not record.had_way_out(), "no network needs it"
+    record.save(HostRecord(bridges=["natns-host"]))
+    way.clear()
+    record.note_way_out()
+    assert not record.had_way_out(), "a lab"
+    way.append("wlan0")
+    record.note_way_out()
+    way.clear()
+    record.note_way_out()
+    assert record.had_way_out(), "lost by now"
+    record.save(HostRecord())
+    assert not record.had_way_out()
+    assert list(names.RUN_DIRECTORY.iterdir()) == []
+
+
+def test_a_full_disk_stops_nothing_for_the_mark(
+    way: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    record.save(HostRecord(bridges=["natns-host"]))
+    way.append("wlan0")
+    monkeypatch.setattr(Path, "touch", full)
+    record.note_way_out()
+    assert not record.had_way_out()

@@ -133,6 +133,8 @@ def on_a_link(stack: ExitStack, name: str, link: str, here: str, there: str) -> 
     elif link != f"p-{name}":
         run("ip", "link", "set", f"p-{name}", "down")
         run("ip", "link", "set", f"p-{name}", "name", link)
+        # The node does not know this name, and the kernel ends a namespace's links late.
+        stack.callback(run, "ip", "link", "del", link, check=False)
         run("ip", "link", "set", link, "up")
     run("ip", "address", "add", f"{here}/24", "dev", link)
     node.add_address(f"{there}/24")

@@ -13,6 +13,7 @@ import pytest
 
 from libvirt_natns import names
 from libvirt_natns.firewall.loaded import RuleSet
+from libvirt_natns.kernel.boot_clock import boot_id
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.publication import PortProtocol
 from libvirt_natns.state.store import Store
@@ -37,8 +38,9 @@ def test_rules_are_those_of_the_ports_that_the_router_has_by_then(
     monkeypatch.setattr(names, "STATE_DIRECTORY", tmp_path)
     (tmp_path / "routers").mkdir()
     shutil.copy(RECORD, tmp_path / "routers" / "wan.json")
-    record = journal.load("wan")
-    assert record is not None
+    kept = journal.load("wan")
+    assert kept is not None
+    record = journal.advance(kept, boot=boot_id())
     assert SSH not in record.target.ports
     changed = replace(record.target, ports=(*record.target.ports, SSH))
 

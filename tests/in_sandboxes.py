@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Run the system tests, a file a sandbox, two sandboxes more at once than there are cores.
+"""Run the system tests, a file a sandbox, as many sandboxes at once as keep the cores busy.
 
     tests/in_sandboxes.py [PYTEST ARGUMENT...]
 
@@ -12,7 +12,9 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,13 @@ TESTS = Path(__file__).resolve().parent
 PYTEST = ("/usr/bin/python3", "-m", "pytest", "--durations=3")
 POLL = 1.0
 """Seconds between two looks at what a sandbox has used of the processors."""
+LOOK = 3.0
+"""Seconds between two looks at whether the cores have room for one sandbox more."""
+IDLE = 0.3
+"""Share of the cores' time that is room for one sandbox more."""
+CORES = os.cpu_count() or 1
+FEWEST, MOST = CORES + 2, 4 * CORES
+"""Sandboxes at once: where the cores are busy, and where tests wait for timers."""
 NO_TESTS = 5
 """pytest's exit status where an argument such as -k leaves nothing of a file."""
 
@@ -123,23 +132,62 @@ def rank(file: Path) -> tuple[int, str]:
     return (FIRST.index(file.stem) if file.stem in FIRST else len(FIRST), file.stem)
 
 
+class Room:
+    """Whether one sandbox more would find processor time."""
+
+    def __init__(self) -> None:
+        self._looked = time.monotonic()
+        self._counters = processor_times()
+
+    def beside(self, running: int) -> bool:
+        """Say so for a number of sandboxes that run; two answers are ``LOOK`` apart."""
+        if running < FEWEST:
+            return True
+        if running >= MOST or time.monotonic() < self._looked + LOOK:
+            return False
+        earlier, self._counters = self._counters, processor_times()
+        self._looked = time.monotonic()
+        idle, total = (now - then for now, then in zip(self._counters, earlier, strict=True))
+        return idle > IDLE * total
+
+
+def processor_times() -> tuple[int, int]:
+    """Return the idle time and the whole time of all processors so far, in clock ticks."""
+    times = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return times[3] + times[4], sum(times)
+
+
+def outcomes(files: list[Path], arguments: list[str]) -> Iterator[Outcome]:
+    """Run files in their order, and yield each outcome when it is there."""
+    left = deque(files)
+    running: set[Future[Outcome]] = set()
+    room = Room()
+    with ThreadPoolExecutor(MOST) as pool:
+        while left or running:
+            while left and room.beside(len(running)):
+                running.add(pool.submit(run, left.popleft(), arguments))
+            done, running = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
+            yield from (job.result() for job in done)
+
+
+def report(outcome: Outcome) -> None:
+    """Print what a file printed, unless an argument left nothing of it."""
+    if outcome.status != NO_TESTS:
+        took = f"{outcome.seconds:.0f} s, {outcome.cpu:.0f} s of CPU"
+        print(f"\n== {outcome.file.name}: {took}", flush=True)
+        print(outcome.output.strip(), flush=True)
+
+
 def main() -> int:
     files = sorted((TESTS / "system").glob("test_*.py"), key=rank)
-    outcomes = []
-    # Tests wait for other processes half of their time.
-    with ThreadPoolExecutor((os.cpu_count() or 1) + 2) as pool:
-        jobs = [pool.submit(run, file, sys.argv[1:]) for file in files]
-        for job in as_completed(jobs):
-            outcome = job.result()
-            outcomes.append(outcome)
-            if outcome.status != NO_TESTS:
-                took = f"{outcome.seconds:.0f} s, {outcome.cpu:.0f} s of CPU"
-                print(f"\n== {outcome.file.name}: {took}", flush=True)
-                print(outcome.output.strip(), flush=True)
-    passed = sum(outcome.count("passed") for outcome in outcomes)
-    wrong = sum(outcome.count("failed") + outcome.count("error") for outcome in outcomes)
-    broken = sorted(outcome.file.name for outcome in outcomes if outcome.failed)
-    print(f"\n{sum(outcome.cpu for outcome in outcomes):.0f} s of CPU")
+    ended = []
+    for outcome in outcomes(files, sys.argv[1:]):
+        ended.append(outcome)
+        report(outcome)
+    passed = sum(outcome.count("passed") for outcome in ended)
+    wrong = sum(outcome.count("failed") + outcome.count("error") for outcome in ended)
+    broken = sorted(outcome.file.name for outcome in ended if outcome.failed)
+    print(f"\n{sum(outcome.cpu for outcome in ended):.0f} s of CPU")
     print(f"files with failures: {', '.join(broken) or 'none'}")
     print(f"{passed} passed, {wrong} failed", flush=True)
     return 1 if broken else 0

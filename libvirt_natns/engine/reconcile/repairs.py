@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Repairs of several networks at once.
 
-Each worker has a database connection and a kernel session of its own.  A repair mostly
-waits: for an address that might answer, for dnsmasq, and for the kernel.
+Each worker has a database connection and a kernel session of its own.  A network without
+differences costs processor time alone, of which Python gives one thread at a time.  A repair
+mostly waits: for an address that might answer, for dnsmasq, and for the kernel.  So workers
+are added while no network is done.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -21,7 +23,10 @@ NamedRepair = tuple[str, Callable[[Engine], list[str]]]
 """A network's name, and a function that repairs the network and returns what was wrong."""
 
 WORKERS = 8
-"""Networks that are repaired at once."""
+"""The most networks that are repaired at once."""
+
+PATIENCE = 0.05
+"""Seconds without a network that is done, after which one worker more begins."""
 
 ROUNDS = 3
 """The most repairs of one network, if its XML in libvirt changes at the same time."""
@@ -71,7 +76,6 @@ def _outcomes(engine: Engine, repairs: Iterable[NamedRepair]) -> list[Outcome]:
     """Return the outcome of each repair, in order.  Several are carried out at once."""
     jobs = list(enumerate(repairs))
     waiting = deque(jobs)
-    workers = min(WORKERS, len(jobs))
     outcomes: dict[int, Outcome] = {}
 
     def work() -> None:
@@ -85,11 +89,15 @@ def _outcomes(engine: Engine, repairs: Iterable[NamedRepair]) -> list[Outcome]:
                 # The kernel session would keep a socket in each namespace.
                 own.kernel.close()
 
-    if workers > 1:
+    if len(jobs) > 1:
         # A worker may get no thread, descriptor or database connection.
-        with suppress(Exception), ThreadPoolExecutor(workers) as pool:
-            for _ in range(workers):
-                pool.submit(work)
+        with suppress(Exception), ThreadPoolExecutor(WORKERS) as pool:
+            workers = [pool.submit(work)]
+            while waiting and len(workers) < WORKERS:
+                done = len(outcomes)
+                if wait(workers, PATIENCE).not_done and len(outcomes) > done:
+                    continue
+                workers.append(pool.submit(work))
     for number, repair in waiting:
         outcomes[number] = _attempt(engine, repair)
     return [outcomes[number] for number, _ in jobs]

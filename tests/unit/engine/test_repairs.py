@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from threading import Barrier, get_ident
 
 import pytest
 
@@ -81,6 +82,33 @@ def test_without_workers_the_caller_repairs(
     outcome = repairs.repair_all(engine, [(name, partial(fix, name)) for name in NAMES])
     assert tuple(done) == NAMES
     assert not outcome.errors
+
+
+def test_networks_that_wait_are_repaired_at_once(engine: Engine) -> None:
+    """Each repair ends only when all have begun."""
+    begun = Barrier(len(NAMES), timeout=30)
+
+    def fix(_: Engine) -> list[str]:
+        begun.wait()
+        return ["was missing"]
+
+    outcome = repairs.repair_all(engine, [(name, fix) for name in NAMES])
+    assert outcome.repaired == [(name, "was missing") for name in NAMES]
+
+
+def test_networks_that_are_done_at_once_have_one_worker(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More threads would only take the interpreter from each other."""
+    monkeypatch.setattr(repairs, "PATIENCE", 30.0)
+    workers: set[int] = set()
+
+    def fix(_: Engine) -> list[str]:
+        workers.add(get_ident())
+        return []
+
+    repairs.repair_all(engine, [(name, fix) for name in NAMES])
+    assert len(workers) == 1
 
 
 def test_an_adoption_that_fails_keeps_no_other(

@@ -25,7 +25,7 @@ NamedRepair = tuple[str, Callable[[Engine], list[str]]]
 WORKERS = 8
 """The most networks that are repaired at once."""
 
-PATIENCE = 0.05
+PATIENCE = 0.02
 """Seconds without a network that is done, after which one worker more begins."""
 
 ROUNDS = 3

@@ -45,6 +45,15 @@ STOCK = """<network><name>stock</name><uuid>c0ffee00-0000-4000-a000-000000000001
 ADMIN = "table inet admin {\nchain forward {\ntype filter hook forward priority 5; counter\n}\n}\n"
 
 
+def _runs(pid: int) -> bool:
+    """True if a process has not ended; a zombie has."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
 class RefusedError(Exception):
     """libvirt refuses an operation; the text is its message."""
 
@@ -234,9 +243,13 @@ class World:
     # -- processes ---------------------------------------------------------
 
     def kill(self, pid: int) -> None:
-        """End a process of this sandbox by SIGKILL; one that has ended is fine."""
+        """End a process of this sandbox by SIGKILL, and wait for its end.
+
+        On a busy machine a killed process is seen running for a while.
+        """
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not _runs(pid), timeout=LIMIT, what=f"the end of process {pid}")
 
     def processes(self, *words: str) -> list[int]:
         """Processes whose command line contains all of these words."""

@@ -20,12 +20,12 @@ from libvirt_natns.engine.factory import Once, Resident, Sessions
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.engine.guests.nics import in_ours
 from libvirt_natns.engine.host.libvirt_status import await_status
+from libvirt_natns.engine.network_end import each, end_given_up, leave
 from libvirt_natns.engine.removal import abandon, remove_unrecorded
 from libvirt_natns.errors import ConfigError, DocumentError, NatnsError, StoreError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import LibvirtNetwork, Network, Nic
-from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 from libvirt_natns.upstream.selection import verdict
 from libvirt_natns.values import quoted
@@ -58,8 +58,6 @@ class Event:
         return libvirt_xml.read_domain(self.xml)
 
 
-LEAVING = "withdrawing from a network that has ended"
-
 FollowUp = Callable[[Resident], None]
 """Work of a resident process, once libvirt has its answer."""
 
@@ -72,7 +70,7 @@ def _prepare(event: Event) -> FollowUp | None:
     if network is None:
         return None
     with event.sessions.engine(settings) as verbs:
-        verbs.end_given_up(network.uuid)
+        end_given_up(verbs, network.uuid)
         verbs.prepare(network, event.xml)
     return partial(_build, network, event.xml)
 
@@ -101,20 +99,11 @@ def _up(event: Event) -> None:
 
 def _beside(verbs: Engine, network: Network) -> None:
     """Do further work after a start; the network stays up if that work fails."""
-    _each(
+    each(
         verbs,
         ("publishing guests again", partial(Guests(verbs).rejoin, network)),
-        ("ending starts that libvirt gave up", partial(verbs.end_given_up, network.uuid)),
+        ("ending starts that libvirt gave up", partial(end_given_up, verbs, network.uuid)),
     )
-
-
-def _each(verbs: Engine, *works: tuple[str, Callable[[], object]]) -> None:
-    """Do all works, whichever of them fails: what libvirt has done stays so."""
-    for when, work in works:
-        try:
-            work()
-        except Exception as error:  # an error would take back a network that is well
-            verbs.observer.failed(when, error)
 
 
 def _refresh(event: Event) -> None:
@@ -140,23 +129,12 @@ def _down(event: Event) -> None:
         with event.sessions.engine(settings) as verbs:
             record = verbs.store.networks.get(seen.uuid)
             verbs.down(seen.uuid, seen.name)
-            verbs.end_given_up(seen.uuid, wait=True)
+            end_given_up(verbs, seen.uuid, wait=True)
             leave(verbs, record)
     except StoreError:
         with Kernel() as kernel:
             remove_unrecorded(kernel, seen.uuid, names.namespace(seen.name))
         raise
-
-
-def leave(verbs: Engine, record: NetworkRecord | None) -> None:
-    """Have guests that still run follow the end of their network."""
-    if record is not None:
-        _each(
-            verbs,
-            # The ports are free for others from now on.
-            (LEAVING, partial(Guests(verbs).refresh, record.uuid)),
-            (LEAVING, partial(Guests(verbs).reroute, record)),
-        )
 
 
 def _handled(event: Event, settings: Config) -> Network | None:
@@ -171,7 +149,9 @@ def _handled(event: Event, settings: Config) -> Network | None:
     if seen.uuid and names.network_directory(seen.uuid).is_dir():
         # A network that is not ours starts also where this fails; sync tries again.
         with suppress(NatnsError), event.sessions.engine(settings) as verbs:
+            record = verbs.store.networks.get(seen.uuid)
             verbs.down(seen.uuid)
+            leave(verbs, record)
     return None
 
 

@@ -108,13 +108,15 @@ def give_up(
     return True
 
 
-def end_given_up(context: Context, but: str = "", *, wait: bool = False) -> None:
+def end_given_up(context: Context, but: str = "", *, wait: bool = False) -> list[NetworkRecord]:
     """Take back the starts of other networks than ``but`` that libvirt has given up.
 
-    libvirt reports no such end.  The service finds it; without the service, the next
-    event does.  Leftovers that cannot be removed wait for ``sync``.  With ``wait``, a
-    start without a bridge gets as long as ``given_up.BRIDGE_LIMIT``.
+    Return the records of the networks that have ended so.  libvirt reports no such end.  The
+    service finds it; without the service, the next event does.  Leftovers that cannot be
+    removed wait for ``sync``.  With ``wait``, a start without a bridge gets as long as
+    ``given_up.BRIDGE_LIMIT``.
     """
+    ended = []
     for record in context.store.networks.all("preparing", "starting"):
         if record.uuid == but:
             continue
@@ -123,7 +125,9 @@ def end_given_up(context: Context, but: str = "", *, wait: bool = False) -> None
         if given_up.is_given_up(record):
             # The holder of its lock may have to wait for a DHCP server.
             with suppress(NatnsError):
-                give_up(context, record, limit=POLL)
+                if give_up(context, record, limit=POLL):
+                    ended.append(record)
+    return ended
 
 
 def _clear(context: Context, run: NetworkRun) -> None:

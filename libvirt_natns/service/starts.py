@@ -15,6 +15,7 @@ from collections.abc import Callable
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.engine import given_up
 from libvirt_natns.engine.factory import Sessions
+from libvirt_natns.engine.network_end import leave
 from libvirt_natns.errors import LibvirtError
 from libvirt_natns.kernel.boot_clock import now
 from libvirt_natns.service.log import Log
@@ -99,7 +100,9 @@ class Starts:
         if not active:
             with self._sessions.engine() as engine:
                 # Without libvirt's word its bridge may still be in use.
-                engine.give_up(record, orphaned=active is not None)
+                if engine.give_up(record, orphaned=active is not None):
+                    # libvirt may send no event of the end.
+                    leave(engine, record)
         return False
 
     def _lost_daemon(self, record: NetworkRecord) -> bool:

@@ -165,6 +165,40 @@ def test_a_network_that_goes_leaves_the_way_out_to_another(installed: None) -> N
         assert natns("check").stdout == ""
 
 
+HOOK = Path("/etc/libvirt/hooks/network")
+REFUSES_A = """#!/bin/sh
+/etc/libvirt/hooks/ours "$@" || exit
+[ "$1 $2" != "a started" ]
+"""
+
+
+@contextmanager
+def started_is_refused() -> Iterator[None]:
+    """After our hook another one fails, and libvirt gives the start of network a up."""
+    ours = HOOK.rename(HOOK.with_name("ours"))
+    HOOK.write_text(REFUSES_A)
+    HOOK.chmod(0o755)
+    try:
+        yield
+    finally:
+        ours.replace(HOOK)
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["service", "hooks"])
+def test_a_start_that_is_given_up_leaves_the_way_out_to_another(
+    served: bool, installed: None
+) -> None:
+    with world(network_a(), network_b(), served=served):
+        create(domain("web", ON_A, ON_B))
+        virsh("net-destroy", "a")
+        with started_is_refused():
+            assert "hook script" in virsh("net-start", "a", check=False).stderr.lower()
+        if not served:
+            natns("sync")  # no hook tells of it
+        wait_for(lambda: natns("check", check=False).stdout == "")
+        assert router("virbr11", SECOND)
+
+
 def asks_for(default_route: str) -> str:
     """Metadata about the guest's NIC in network a."""
     return f'<natns:interface network="a" defaultRoute="{default_route}"/>'

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns.engine import events
+from libvirt_natns.engine import events, network_end
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.errors import ConflictError
@@ -29,7 +29,12 @@ def test_a_failure_beside_a_start_is_told_and_fails_nothing(
     monkeypatch.setattr(Guests, "rejoin", rejoin)
     monkeypatch.setattr(events, "Guests", lambda _engine: Guests.__new__(Guests))
     observer = SimpleNamespace(failed=failed)
-    engine = cast("Engine", SimpleNamespace(observer=observer, end_given_up=ended.append))
+
+    def end_given_up(but: str, *, wait: bool) -> list[NetworkRecord]:
+        ended.append(but)
+        return []
+
+    engine = cast("Engine", SimpleNamespace(observer=observer, end_given_up=end_given_up))
     network = cast("Network", SimpleNamespace(uuid="a"))
     events._beside(engine, network)
     assert told == ["publishing guests again: [Errno 28] No space left on device"]
@@ -47,9 +52,9 @@ def test_a_guest_that_cannot_follow_a_networks_end_holds_no_other_back(
 
     monkeypatch.setattr(Guests, "refresh", refresh)
     monkeypatch.setattr(Guests, "reroute", lambda _, record: rerouted.append(record.uuid))
-    monkeypatch.setattr(events, "Guests", lambda _engine: Guests.__new__(Guests))
+    monkeypatch.setattr(network_end, "Guests", lambda _engine: Guests.__new__(Guests))
     observer = SimpleNamespace(failed=lambda when, error: told.append(f"{when}: {error}"))
-    events.leave(
+    network_end.leave(
         cast("Engine", SimpleNamespace(observer=observer)),
         cast("NetworkRecord", SimpleNamespace(uuid="a")),
     )

@@ -17,7 +17,6 @@ from libvirt_natns import __version__
 from libvirt_natns.cli import (
     access,
     check,
-    diagram,
     doctor,
     forward,
     install,
@@ -114,7 +113,13 @@ def _add_networks(add: Add) -> None:
         "check that this machine has all that libvirt-natns needs;"
         " exit status 1 if anything is broken",
     )
-    add("diagram", _diagram, "draw the networks with their namespaces, addresses and upstreams")
+    sub = add("diagram", _diagram, "draw the networks with their guests, forwards and upstreams")
+    sub.add_argument(
+        "--format",
+        choices=("text", "svg", "dot", "mermaid"),
+        default="text",
+        help="text for a terminal, svg for a browser, dot for graphviz, mermaid for a page",
+    )
 
 
 def _add_service(add: Add) -> None:
@@ -144,10 +149,11 @@ def _doctor(_: argparse.Namespace) -> int:
     return 1 if any(diagnosis.state == "broken" for diagnosis in diagnoses) else 0
 
 
-def _diagram(_: argparse.Namespace) -> int:
-    with access.engine(look_only=True) as engine:
-        print(diagram.draw(diagram.collect(engine)), end="")
-    return 0
+def _diagram(options: argparse.Namespace) -> int:
+    # No other command needs the modules of the picture.
+    from libvirt_natns.cli.diagram import drawing
+
+    return drawing.run(options)
 
 
 def _metrics(_: argparse.Namespace) -> int:

@@ -168,7 +168,9 @@ def _network(sheet: Sheet, columns: Columns, network: DrawnNetwork, y: float) ->
 def _guests(sheet: Sheet, columns: Columns, guests: Sequence[DrawnGuest], beside: Area) -> Area:
     """Draw the guests at the right of their bridge; return the place that they take."""
     shown = guests[:MOST_GUESTS]
-    places = _places(shown, beside.height, (columns.guests, beside.y))
+    # The first guest is at the height of the network's line, which may then be straight.
+    top = beside.y + START - CHIP / 2
+    places = _places(shown, beside.bottom - top, (columns.guests, top))
     low = beside.y + START
     for guest, place in zip(shown, places, strict=True):
         if place.x == columns.guests:
@@ -176,7 +178,7 @@ def _guests(sheet: Sheet, columns: Columns, guests: Sequence[DrawnGuest], beside
             sheet.line((columns.bar, middle), (place.x, middle), "inner", 1.5)
             low = max(low, middle)
         _guest(sheet, place, guest)
-    sheet.line((columns.bar, beside.y + CHIP / 2), (columns.bar, low), "inner", 4)
+    sheet.line((columns.bar, beside.y + START), (columns.bar, low), "inner", 4)
     bottom = max(place.bottom for place in places)
     if len(guests) > len(shown):
         bottom += LINE

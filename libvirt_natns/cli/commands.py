@@ -125,9 +125,7 @@ def _add_pictures(add: Add) -> None:
         default="text",
         help="text for a terminal, svg for a browser, dot for graphviz, mermaid for a page",
     )
-    sub = add(
-        "report", _report, "write the facts for a bug report to a file, without secrets"
-    )
+    sub = add("report", _report, "write the facts for a bug report to a file, without secrets")
     sub.add_argument("--network", help="name of the network that the report is about")
     sub.add_argument(
         "file", nargs="?", help="the file to write (default: virt-natns-report-TIME.txt)"

@@ -8,6 +8,8 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from libvirt_natns import __version__
@@ -17,8 +19,11 @@ from libvirt_natns.cli.report.masks import HIDDEN, Masks, without_keys
 from libvirt_natns.cli.report.report_parts import Part
 from libvirt_natns.errors import NatnsError, describe
 
-TIME_LIMIT = 240.0
+TIME_LIMIT = 120.0
 """Seconds after which no part is begun any more."""
+
+AT_ONCE = 4
+"""Parts that are made side by side: a libvirt that hangs holds up several of them."""
 
 PART_LIMIT = 192 * 1024
 SIZE_LIMIT = 4 * 1024 * 1024
@@ -47,18 +52,38 @@ def run(options: argparse.Namespace) -> int:
     descriptor = _create(file)
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as out:
         out.write(HEAD.format(when=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())))
-        deadline = time.monotonic() + TIME_LIMIT
         masks, size = Masks(), 0
-        for part in report_parts.parts(options.network):
-            if sys.stderr.isatty():
-                print(f"\r\033[K{part[0]} ...", end="", file=sys.stderr, flush=True)
-            text = _text(part, masks, deadline, SIZE_LIMIT - size)
+        for heading, said in _made(options.network):
+            text = _text(said, masks, SIZE_LIMIT - size)
             size += len(text)
-            out.write(f"\n== {masks.masked(part[0])}\n{text}\n")
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            out.write(f"\n== {masks.masked(heading)}\n{text}\n")
     print(file)
     return 0
+
+
+def _made(network: str | None) -> Iterator[tuple[str, str]]:
+    """Yield the headings and texts of all parts, which are made side by side."""
+    deadline = time.monotonic() + TIME_LIMIT
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        begun = [
+            (part[0], pool.submit(_said, part, deadline)) for part in report_parts.parts(network)
+        ]
+        for heading, future in begun:
+            if sys.stderr.isatty():
+                print(f"\r\033[K{heading} ...", end="", file=sys.stderr, flush=True)
+            yield heading, future.result()
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _said(part: Part, deadline: float) -> str:
+    """Return what a part tells; a part that fails says so."""
+    if time.monotonic() > deadline:
+        return f"(left out: the report has taken {TIME_LIMIT:.0f} s)"
+    try:
+        return part[1]() or "(nothing)"
+    except Exception as error:  # a broken part must not keep the others
+        return f"(failed: {describe(error)[0]})"
 
 
 def _create(file: Path) -> int:
@@ -71,19 +96,12 @@ def _create(file: Path) -> int:
         raise NatnsError(f"cannot write {file} ({error.strerror})", "name another file") from error
 
 
-def _text(part: Part, masks: Masks, deadline: float, room: int) -> str:
-    """Return the text of a part; a part that fails says so."""
-    if time.monotonic() > deadline:
-        return f"(left out: the report has taken {TIME_LIMIT:.0f} s)"
+def _text(said: str, masks: Masks, room: int) -> str:
+    """Return the text of a part as it goes into the report."""
     if room <= 0:
         return f"(left out: the report has {SIZE_LIMIT // 1024} KiB)"
-    try:
-        text = part[1]() or "(nothing)"
-    except Exception as error:  # a broken part must not keep the others
-        text = f"(failed: {describe(error)[0]})"
     # Cut first, for masks look at each character: whole lines, and no part of a private key.
-    short = cut(without_keys(text), min(PART_LIMIT, room))
-    return masks.masked(_shown(short))
+    return masks.masked(_shown(cut(without_keys(said), min(PART_LIMIT, room))))
 
 
 def _shown(text: str) -> str:

@@ -28,6 +28,9 @@ BETWEEN = 14.0
 START = 24.0
 """The height, in a card, at which lines begin and end."""
 
+END = 8.0
+"""The length of a bridge's line beyond its first and its last port."""
+
 UPSTREAM = (150.0, 320.0)
 GUEST = (90.0, 420.0)
 """The least and the greatest width of an upstream and of a guest."""
@@ -120,8 +123,7 @@ def _section(
     sheet.line((place.right, ends[0]), (columns.card, ends[0]), "outer", 2)
     for end in ends[1:]:
         sheet.line((columns.bus, end), (columns.card, end), "outer", 2)
-    if len(ends) > 1:
-        sheet.line((columns.bus, ends[0]), (columns.bus, ends[-1]), "outer", 4)
+    sheet.line((columns.bus, ends[0] - END), (columns.bus, ends[-1] + END), "outer", 4)
     for end in ends:
         sheet.disk((columns.card, end), 4, "outer")
     _upstream(sheet, place, upstream, facts)
@@ -158,7 +160,7 @@ def _network(sheet: Sheet, columns: Columns, network: DrawnNetwork, y: float) ->
     if network.guests:
         taken = _guests(sheet, columns, network.guests, Area(columns.card, y, 0, card.height))
     else:
-        sheet.line((columns.bar, start - 8), (columns.bar, start + 8), "inner", 4)
+        sheet.line((columns.bar, start - END), (columns.bar, start + END), "inner", 4)
         sheet.text((columns.guests, start + 4), "no guest", "label")
         taken = Area(columns.guests, y, 60, 0)
     height = max(card.height, taken.height)
@@ -178,7 +180,7 @@ def _guests(sheet: Sheet, columns: Columns, guests: Sequence[DrawnGuest], beside
             sheet.line((columns.bar, middle), (place.x, middle), "inner", 1.5)
             low = max(low, middle)
         _guest(sheet, place, guest)
-    sheet.line((columns.bar, beside.y + START), (columns.bar, low), "inner", 4)
+    sheet.line((columns.bar, beside.y + START - END), (columns.bar, low + END), "inner", 4)
     bottom = max(place.bottom for place in places)
     if len(guests) > len(shown):
         bottom += LINE

@@ -50,7 +50,12 @@ def draw(picture: Picture, width: int = WIDTH) -> str:
         columns = [_column(network, room - 4) for network in networks]
         rows = ["\n".join(_row(row, upstream.bridge)) for row in _rows(columns, room)]
         said = textwrap.fill(
-            f"({upstream.text})", width, initial_indent=INDENT, subsequent_indent=f"{INDENT} "
+            f"({upstream.text})",
+            width,
+            initial_indent=INDENT,
+            subsequent_indent=f"{INDENT} ",
+            # A name stays whole.
+            break_on_hyphens=False,
         )
         parts.append("\n\n".join(rows) + f"\n{said}\n")
     return "\n".join(parts)

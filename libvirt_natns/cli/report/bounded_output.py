@@ -36,8 +36,11 @@ def of_our_command(*arguments: str) -> str:
     return of(*names.python_command(COMMAND, *arguments))
 
 
-def of(program: str, *arguments: str, limit: float = TIME_LIMIT) -> str:
-    """Return the output of a program, both streams, and a line about a program that failed."""
+def of(program: str, *arguments: str, limit: float = TIME_LIMIT, size: int = SIZE_LIMIT) -> str:
+    """Return the output of a program, both streams, and a line about a program that failed.
+
+    The program is ended after ``limit`` seconds, or ``size`` bytes of output.
+    """
     path = processes.program(program)
     if path is None:
         return f"({program} is not installed)"
@@ -55,17 +58,17 @@ def of(program: str, *arguments: str, limit: float = TIME_LIMIT) -> str:
         return f"({program}: {error.strerror})"
     assert process.stdout is not None
     with process.stdout:
-        said, note = _read(process.stdout.fileno(), time.monotonic() + limit)
+        said, note = _read(process.stdout.fileno(), time.monotonic() + limit, size)
     note = note or _ended(process, limit)
     _kill(process)
     text = said.decode(errors="replace").rstrip()
     return "\n".join(part for part in (text, note) if part)
 
 
-def _read(descriptor: int, deadline: float) -> tuple[bytes, str]:
+def _read(descriptor: int, deadline: float, size: int) -> tuple[bytes, str]:
     """Return all that comes until the end of a stream, and a note if that is not all."""
     said = bytearray()
-    while len(said) < SIZE_LIMIT:
+    while len(said) < size:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([descriptor], [], [], left)[0]:
             return bytes(said), "(ended: it took too long)"
@@ -73,7 +76,7 @@ def _read(descriptor: int, deadline: float) -> tuple[bytes, str]:
         if not chunk:
             return bytes(said), ""
         said += chunk
-    return bytes(said[:SIZE_LIMIT]), f"(cut after {SIZE_LIMIT // 1024} KiB)"
+    return bytes(said[:size]), f"(cut after {size // 1024} KiB)"
 
 
 def _ended(process: subprocess.Popen[bytes], limit: float) -> str:

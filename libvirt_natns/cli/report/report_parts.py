@@ -26,6 +26,9 @@ Part = tuple[str, Callable[[], str]]
 MOST_NETWORKS = 8
 """Networks with their plan, links, routes and rules."""
 
+ALL_RULES = 16 * 1024 * 1024
+"""Bytes of a listing of all rules, most of them left out: a cluster's host has thousands."""
+
 LOG_LINES = "400"
 UNITS = ("libvirt-natns.socket", "libvirt-natns.service", "libvirt-natns-router@.service")
 PROPERTIES = (
@@ -193,7 +196,7 @@ def _of_libvirt(function: str) -> str:
 
 
 def _rules() -> str:
-    listing = bounded_output.of("nft", "-s", "-t", "list", "ruleset")
+    listing = bounded_output.of("nft", "-s", "-t", "list", "ruleset", size=ALL_RULES)
     lines = [rules_text.of_nft(listing)]
     for family, word in (("ip", "iptables"), ("ip6", "ip6tables")):
         # nft lists a match of iptables by its name alone.  The program of legacy iptables would
@@ -202,7 +205,8 @@ def _rules() -> str:
         for kind, there in (("nft", " xt " in listing), ("legacy", bool(loaded))):
             program = f"{word}-{kind}-save"
             if there and processes.program(program):
-                lines += [f"# {program}", rules_text.of_iptables(bounded_output.of(program))]
+                saved = bounded_output.of(program, size=ALL_RULES)
+                lines += [f"# {program}", rules_text.of_iptables(saved)]
     bridged = text_if_any(Path("/proc/sys/net/bridge/bridge-nf-call-iptables")).strip()
     return "\n".join([*lines, f"# bridge-nf-call-iptables: {bridged or 'not there'}"])
 

@@ -15,6 +15,9 @@ OURS = re.compile(r"natns", re.IGNORECASE)
 HOOKS = ("prerouting", "forward", "postrouting")
 BUILT_IN = tuple(hook.upper() for hook in HOOKS)
 
+NOTE = re.compile(r"[(]|Error|\w+: |\S*/nft: ")
+"""A line that is no rule: an error, or a note about the output."""
+
 TABLE = re.compile(r"table (\S+ \S+) \{.*")
 BLOCK = re.compile(r"\t(\w+) (\S+) \{.*")
 HOOK = re.compile(rf"\s*type \w+ hook ({'|'.join(HOOKS)}) ")
@@ -36,9 +39,10 @@ class ListedTable:
 
 
 def of_nft(listing: str) -> str:
-    """Return the part of nft's listing of all tables that concerns us."""
-    lines: list[str] = []
-    for table in _nft_tables(listing.splitlines()):
+    """Return the part of nft's listing of all tables that concerns us, and lines about nft."""
+    all_lines = listing.splitlines()
+    lines = [line for line in all_lines if NOTE.match(line)]
+    for table in _nft_tables(line for line in all_lines if not NOTE.match(line)):
         if OURS.search(table.head):
             shown = [*table.others, *_all(table.chains)]
         else:
@@ -66,11 +70,14 @@ def _nft_tables(lines: Iterable[str]) -> Iterator[ListedTable]:
             into.append(line)
             if HOOK.match(line):
                 table.begins.append(next(reversed(table.chains)))
+    # A listing that was cut has no end.
+    if table is not None:
+        yield table
 
 
 def of_iptables(listing: str) -> str:
-    """Return the part of iptables-save's listing that concerns us."""
-    lines: list[str] = []
+    """Return the part of iptables-save's listing that concerns us, and lines about the program."""
+    lines = [line for line in listing.splitlines() if NOTE.match(line)]
     for table in _iptables_tables(listing.splitlines()):
         shown = list(_met(table))
         if shown:
@@ -90,6 +97,8 @@ def _iptables_tables(lines: Iterable[str]) -> Iterator[ListedTable]:
         elif line == "COMMIT" and table is not None:
             yield table
             table = None
+    if table is not None:
+        yield table
 
 
 def _met(table: ListedTable) -> Iterator[str]:

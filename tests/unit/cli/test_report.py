@@ -228,6 +228,17 @@ def test_rules_of_others_are_those_that_forwarded_packets_meet() -> None:
     ]
 
 
+def test_a_listing_that_was_cut_or_refused_says_so() -> None:
+    cut = NFT[: NFT.index("chain PLANTED")].rstrip("\t\n") + "\n(cut after 192 KiB)"
+    assert rules_text.of_nft(cut).startswith("(cut after 192 KiB)\ntable inet natns {")
+    assert "ip daddr 10.0.0.1 drop" in rules_text.of_nft(cut)
+    refused = "Error: Could not process rule: Operation not permitted\n(exit status 1)"
+    assert rules_text.of_nft(refused) == refused
+    assert rules_text.of_nft("(nft is not installed)") == "(nft is not installed)"
+    cut = SAVED.replace("COMMIT", "(cut after 192 KiB)")
+    assert rules_text.of_iptables(cut).splitlines()[:2] == ["(cut after 192 KiB)", "*filter"]
+
+
 @pytest.mark.parametrize(
     ("line", "kept"),
     [

@@ -17,7 +17,6 @@ from libvirt_natns import __version__
 from libvirt_natns.cli import (
     access,
     check,
-    diagram,
     doctor,
     forward,
     install,
@@ -79,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         "router", help="move a host's NIC into a router namespace, and back", description=ROUTER
     )
     router.add_parser(sub, access.machine)
+    _add_pictures(add)
     _add_service(add)
     return parser
 
@@ -114,7 +114,22 @@ def _add_networks(add: Add) -> None:
         "check that this machine has all that libvirt-natns needs;"
         " exit status 1 if anything is broken",
     )
-    add("diagram", _diagram, "draw the networks with their namespaces, addresses and upstreams")
+
+
+def _add_pictures(add: Add) -> None:
+    """Add the commands that show all at once: to a person, or to a developer."""
+    sub = add("diagram", _diagram, "draw the networks with their guests, forwards and upstreams")
+    sub.add_argument(
+        "--format",
+        choices=("text", "svg", "dot", "mermaid"),
+        default="text",
+        help="text for a terminal, svg for a browser, dot for graphviz, mermaid for a page",
+    )
+    sub = add("report", _report, "write the facts for a bug report to a file, without secrets")
+    sub.add_argument("--network", help="name of the network that the report is about")
+    sub.add_argument(
+        "file", nargs="?", help="the file to write (default: virt-natns-report-TIME.txt)"
+    )
 
 
 def _add_service(add: Add) -> None:
@@ -144,10 +159,17 @@ def _doctor(_: argparse.Namespace) -> int:
     return 1 if any(diagnosis.state == "broken" for diagnosis in diagnoses) else 0
 
 
-def _diagram(_: argparse.Namespace) -> int:
-    with access.engine(look_only=True) as engine:
-        print(diagram.draw(diagram.collect(engine)), end="")
-    return 0
+def _diagram(options: argparse.Namespace) -> int:
+    # No other command needs the modules of the picture.
+    from libvirt_natns.cli.diagram import drawing
+
+    return drawing.run(options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from libvirt_natns.cli.report import report_file
+
+    return report_file.run(options)
 
 
 def _metrics(_: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 XML = CHECKOUT / "xml"
 COMMANDS = (
     "install", "uninstall", "status", "check", "sync", "plan", "exec", "diagram", "doctor",
-    "metrics", "serve",
+    "metrics", "serve", "report",
 )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The table, the JSON and the picture."""
+"""The table and the JSON."""
 
 import json
 from dataclasses import replace
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_natns.cli import diagram, status, status_report
-from libvirt_natns.cli.diagram import Box, Picture
+from libvirt_natns.cli import status, status_report
 from libvirt_natns.cli.status_report import Status, StatusReport
 from libvirt_natns.daemons import lease_file
 from libvirt_natns.engine.late_starts import LateStart
@@ -169,54 +168,3 @@ def test_leases_that_have_not_expired_count(
     (tmp_path / "virbr12.status").write_text("{half")
     found = [len(lease_file.current(f"virbr1{number}")) for number in range(4)]
     assert found == [2, 0, 0, 0]
-
-
-# Diagram
-
-
-def router(name: str, upstream: str = "provider") -> Box:
-    return Box(name, "virbr10", f"nat-{name}", ("10.0.0.1/24",), ("192.168.0.100",), upstream)
-
-
-UPSTREAMS = {"provider": ("br0", "upstream provider"), "wan": ("br1", "upstream wan")}
-
-
-def test_picture() -> None:
-    two_gateways = Box("b", "virbr11", "nat-b", ("10.0.0.1/24", "10.1.0.1/24"), ("x",), "provider")
-    assert (
-        diagram.draw(Picture((router("a"), two_gateways), UPSTREAMS))
-        == """\
-        a                  b
-        |                  |
-     virbr10            virbr11
-        |                  |
-+-------+-------+   +------+------+
-| nat-a         |   | nat-b       |
-| 10.0.0.1/24   |   | 10.0.0.1/24 |
-| 192.168.0.100 |   | 10.1.0.1/24 |
-|               |   | x           |
-+-------+-------+   +------+------+
-        |                  |
---------+------------------+------- br0
-   (upstream provider)
-"""
-    )
-
-
-def test_upstreams_stand_apart_and_rows_are_broken() -> None:
-    routers = (router("z", "wan"), *map(router, "abcde"))
-    shown = diagram.draw(Picture(routers, UPSTREAMS), width=60)
-    assert shown.count(" br0\n") == 2
-    assert shown.count(" br1\n") == 1
-    assert max(map(len, shown.splitlines())) <= 64
-    assert shown.index("nat-e") < shown.index("(upstream provider)") < shown.index("nat-z")
-
-
-def test_a_long_name_widens_its_box() -> None:
-    name = "a-name-that-is-longer-than-anything-else"
-    lines = diagram.draw(Picture((router(name),), UPSTREAMS)).splitlines()
-    assert len({len(line) for line in lines if line[0] in "|+"}) == 1
-
-
-def test_no_picture() -> None:
-    assert diagram.draw(Picture((), {})) == diagram.NONE

@@ -8,7 +8,7 @@ from libvirt_natns.cli import access
 from libvirt_natns.documents import config
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.reconcile import obstacles
+from libvirt_natns.engine.reconcile import dry_run, obstacles
 from libvirt_natns.engine.reconcile.active import AskNetworks, Finding
 from libvirt_natns.engine.reconcile.comparison import (
     guest_differences,
@@ -70,8 +70,17 @@ def networks_up(engine: Engine, named: str | None) -> list[NetworkRecord]:
     return matching
 
 
-def sync(_: argparse.Namespace) -> int:
-    """Repair each difference.  Raises NatnsError for differences that stay."""
+def sync(options: argparse.Namespace) -> int:
+    """Repair each difference.  Raises NatnsError for differences that stay.
+
+    With --dry-run, print each difference alone.
+    """
+    if options.dry_run:
+        with access.engine(look_only=True) as engine:
+            findings = dry_run.foresee(engine, access.network_asker(), access.active_guests)
+        for name, what in findings:
+            print(f"{name}: {what}")
+        return 0
     rebuild_state()
     with access.engine() as engine:
         return repair(engine)

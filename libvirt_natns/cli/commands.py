@@ -101,7 +101,10 @@ def _add_networks(add: Add) -> None:
         "compare the networks with the kernel; exit status 1 if anything differs",
     )
     sub.add_argument("network", nargs="?", help="name or uuid of a single network")
-    add("sync", check.sync, "repair each difference, and change nothing else")
+    sub = add("sync", check.sync, "repair each difference, and change nothing else")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the differences, and repair nothing"
+    )
     sub = add("plan", plan.run, "print the operations for a network, and change nothing")
     sub.add_argument(
         "network",

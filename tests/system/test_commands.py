@@ -183,6 +183,9 @@ def repaired(world: World, command: Command, damage: Damage) -> None:
     for said in damage.said:
         assert said.format_map(values) in found.out
     assert all(line.startswith("a: ") for line in found.out.splitlines()), found.out
+    foreseen = command("sync", "--dry-run")
+    assert (foreseen.status, foreseen.err) == (0, "")
+    assert set(foreseen.out.splitlines()) == set(found.out.splitlines())
     mended = command("sync")
     assert mended == Answer(0, mended.out, "")
     assert mended.out
@@ -272,6 +275,7 @@ def test_missed_start_and_end(world: World, command: Command) -> None:
             1, "c: is active in libvirt, but has no router\n",
         )  # fmt: skip
         assert "c: is active" in command("status").out
+        assert command("sync", "--dry-run") == Answer(0, found.out, "")
         assert command("sync").out == "c: is active in libvirt, but has no router: made a router\n"
         assert command("check").status == 0
         with FastGuest("virbr12", MAC, "guest-c") as guest:
@@ -282,6 +286,7 @@ def test_missed_start_and_end(world: World, command: Command) -> None:
         found = command("check")
         assert found.status == 1
         assert "c: is not active in libvirt any more\n" in found.out
+        assert "c: is not active in libvirt any more\n" in command("sync", "--dry-run").out
         assert command("sync").out == "c: is not active in libvirt any more: removed\n"
         assert command("check") == Answer(0, "", "")
     wait_for(lambda: not before.diff(snapshot()))

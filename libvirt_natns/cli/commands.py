@@ -17,6 +17,7 @@ from libvirt_natns import __version__
 from libvirt_natns.cli import (
     access,
     check,
+    colour,
     diagram,
     doctor,
     forward,
@@ -27,6 +28,7 @@ from libvirt_natns.cli import (
     router,
     status,
     uninstall,
+    validate,
 )
 from libvirt_natns.cli.arguments import ArgumentParser
 from libvirt_natns.errors import InstallError, NatnsError, describe, log
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     command: Command = options.command
     try:
-        with output.lenient():
+        with output.lenient(colour.brush_of(options.word)):
             return command(options)
     except Exception as error:  # a person is shown one line, whichever error it is
         line, more = describe(error)
@@ -63,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="virt-natns", description="NAT routers for libvirt's isolated networks."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="word", metavar="COMMAND")
 
     def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
@@ -111,6 +113,13 @@ def _add_networks(add: Add) -> None:
         metavar="FILE|NETWORK",
         help="a file with the XML of a network, or the name of a network",
     )
+    sub = add(
+        "validate",
+        validate.run,
+        "check files with networks, domains and configurations, without root;"
+        " exit status 1 if any is wrong",
+    )
+    sub.add_argument("files", metavar="FILE", nargs="+", help="XML of libvirt, or a config.toml")
     add(
         "doctor",
         _doctor,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The output of commands: a reader that has gone, or a full disk, interrupts no work."""
+"""The output of commands: a reader that has gone, or a full disk, interrupts no work.
+
+A terminal gets colours.
+"""
 
 import os
 import sys
@@ -8,6 +11,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import TextIO, cast
 
+from libvirt_natns.cli import colour
 from libvirt_natns.errors import NatnsError
 
 
@@ -49,8 +53,8 @@ class Lenient:
 
 
 @contextmanager
-def lenient() -> Iterator[None]:
-    """Print leniently in the body.
+def lenient(brush: colour.Brush | None = None) -> Iterator[None]:
+    """Print leniently in the body, and in colours where ``brush`` paints for a terminal.
 
     Raises NatnsError after the body where standard output could not be written.  A reader that
     has gone, such as head(1), is no error.
@@ -58,7 +62,10 @@ def lenient() -> Iterator[None]:
     with ExitStack() as opened:
         # A process may start without standard output or error; Python sets None then.
         nowhere = opened.enter_context(Path(os.devnull).open("w"))
-        out, err = Lenient(sys.stdout or nowhere), Lenient(sys.stderr or nowhere)
+        stdout = sys.stdout or nowhere
+        if brush and colour.is_wanted(stdout):
+            stdout = cast("TextIO", colour.Painted(stdout, brush))
+        out, err = Lenient(stdout), Lenient(sys.stderr or nowhere)
         opened.enter_context(redirect_stdout(cast("TextIO", out)))
         opened.enter_context(redirect_stderr(cast("TextIO", err)))
         opened.callback(err.flush)

@@ -8,7 +8,7 @@ from libvirt_natns.cli import access, unhandled
 from libvirt_natns.documents import config
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
-from libvirt_natns.engine.reconcile import dry_run, obstacles
+from libvirt_natns.engine.reconcile import obstacles
 from libvirt_natns.engine.reconcile.active import AskNetworks, Finding
 from libvirt_natns.engine.reconcile.comparison import (
     guest_differences,
@@ -75,6 +75,9 @@ def sync(options: argparse.Namespace) -> int:
     With --dry-run, print each difference alone.
     """
     if options.dry_run:
+        # No other command needs it.
+        from libvirt_natns.engine.reconcile import dry_run
+
         with access.engine(look_only=True) as engine:
             findings = dry_run.foresee(engine, access.network_asker(), access.active_guests)
         for name, what in findings:

@@ -17,7 +17,6 @@ from libvirt_natns import __version__
 from libvirt_natns.cli import (
     access,
     check,
-    colour,
     diagram,
     doctor,
     forward,
@@ -28,7 +27,6 @@ from libvirt_natns.cli import (
     router,
     status,
     uninstall,
-    validate,
 )
 from libvirt_natns.cli.arguments import ArgumentParser
 from libvirt_natns.errors import InstallError, NatnsError, describe, log
@@ -47,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     command: Command = options.command
     try:
-        with output.lenient(colour.brush_of(options.word)):
+        with output.lenient(options.word):
             return command(options)
     except Exception as error:  # a person is shown one line, whichever error it is
         line, more = describe(error)
@@ -115,7 +113,7 @@ def _add_networks(add: Add) -> None:
     )
     sub = add(
         "validate",
-        validate.run,
+        _validate,
         "check files with networks, domains and configurations, without root;"
         " exit status 1 if any is wrong",
     )
@@ -154,6 +152,13 @@ def _doctor(_: argparse.Namespace) -> int:
     diagnoses = doctor.examine(partial(access.engine, look_only=True))
     print(doctor.text(diagnoses))
     return 1 if any(diagnosis.state == "broken" for diagnosis in diagnoses) else 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    # No other command needs it.
+    from libvirt_natns.cli import validate
+
+    return validate.run(options)
 
 
 def _diagram(_: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import TextIO, cast
 
-from libvirt_natns.cli import colour
 from libvirt_natns.errors import NatnsError
 
 
@@ -53,8 +52,8 @@ class Lenient:
 
 
 @contextmanager
-def lenient(brush: colour.Brush | None = None) -> Iterator[None]:
-    """Print leniently in the body, and in colours where ``brush`` paints for a terminal.
+def lenient(command: str = "") -> Iterator[None]:
+    """Print leniently in the body; a terminal gets the colours of the ``command``.
 
     Raises NatnsError after the body where standard output could not be written.  A reader that
     has gone, such as head(1), is no error.
@@ -62,9 +61,7 @@ def lenient(brush: colour.Brush | None = None) -> Iterator[None]:
     with ExitStack() as opened:
         # A process may start without standard output or error; Python sets None then.
         nowhere = opened.enter_context(Path(os.devnull).open("w"))
-        stdout = sys.stdout or nowhere
-        if brush and colour.is_wanted(stdout):
-            stdout = cast("TextIO", colour.Painted(stdout, brush))
+        stdout = _coloured(sys.stdout, command) if sys.stdout else nowhere
         out, err = Lenient(stdout), Lenient(sys.stderr or nowhere)
         opened.enter_context(redirect_stdout(cast("TextIO", out)))
         opened.enter_context(redirect_stderr(cast("TextIO", err)))
@@ -73,3 +70,16 @@ def lenient(brush: colour.Brush | None = None) -> Iterator[None]:
         yield
     if out.error is not None and not isinstance(out.error, BrokenPipeError):
         raise NatnsError("cannot write the output", out.error.strerror or str(out.error))
+
+
+def _coloured(stream: TextIO, command: str) -> TextIO:
+    """Return a stream that paints for a terminal; any other stream as it is."""
+    if not stream.isatty():
+        return stream
+    # Needless for all programs that read the output.
+    from libvirt_natns.cli import colour
+
+    brush = colour.brush_of(command)
+    if brush is None or not colour.is_wanted(stream):
+        return stream
+    return cast("TextIO", colour.Painted(stream, brush))

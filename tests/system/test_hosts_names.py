@@ -69,9 +69,8 @@ def test_a_name_that_begins_with_a_dash_is_hinted_at(installed: None) -> None:
     for arguments in (("exec", "-dash", "--", "true"), ("status", "-dash"), ("plan", "-dash")):
         done = natns(*arguments, check=False)
         assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].endswith(
-            ': a name that begins with "-" goes after "--": -- -dash'
-        )
+        fault, _ = done.stderr.splitlines()
+        assert fault.endswith(': a name that begins with "-" goes after "--": -- -dash')
 
 
 def test_the_slug_of_a_network_is_no_other_network(far: Node) -> None:

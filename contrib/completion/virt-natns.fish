@@ -31,7 +31,7 @@ esac 2>/dev/null | grep .
 ' sh $argv)
     # end: names
     if contains -- -- (commandline -opc)
-        printf '%s\n' $names
+        string match -- '*' $names
     else
         string match --invert -- '-*' $names
     end

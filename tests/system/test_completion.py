@@ -203,6 +203,14 @@ def test_a_list_in_bash(line: str, listed: list[str]) -> None:
     assert sorted(filter(None, set(offered) - {"-h"})) == listed
 
 
+@pytest.mark.parametrize("line", ["status ", "status -- ", "forward add --network "])
+def test_without_names_fish_lists_nothing(line: str) -> None:
+    script = (
+        f"source {COMPLETION}/virt-natns.fish; function sh; end; complete -C 'virt-natns {line}'"
+    )
+    assert run("fish", "--no-config", "-c", script).stdout == ""
+
+
 def test_files_in_fish() -> None:
     for command in ("validate", "validate x.xml", "plan"):
         line = shlex.quote(f"virt-natns {command} {WORK}/")

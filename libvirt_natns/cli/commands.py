@@ -44,8 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command, and return its exit status."""
     options = make_parser().parse_args(arguments)
     command: Command = options.command
+    # Text for programs has no colours, not even on a terminal.
+    painted = "" if getattr(options, "json", False) else options.word
     try:
-        with output.lenient(options.word):
+        with output.lenient(painted):
             return command(options)
     except Exception as error:  # a person is shown one line, whichever error it is
         line, more = describe(error)

@@ -12,7 +12,8 @@ from typing import TextIO, cast
 
 import pytest
 
-from libvirt_natns.cli import colour, doctor, forward_list
+from libvirt_natns.cli import colour, commands, doctor, forward_list
+from libvirt_natns.cli import status as status_command
 from libvirt_natns.cli.doctor import Diagnosis
 from libvirt_natns.cli.forward_list import ForwardRow
 from libvirt_natns.cli.status_report import Status, StatusReport, text
@@ -153,6 +154,20 @@ def test_commands_without_colours(command: str) -> None:
 def test_terminals(environment: Mapping[str, str], wanted: bool) -> None:
     assert colour.is_wanted(Terminal(), environment) == wanted
     assert not colour.is_wanted(io.StringIO(), environment)
+
+
+@pytest.mark.parametrize(("option", "painted"), [([], True), (["--json"], False)])
+def test_text_for_programs_has_no_colours(
+    option: list[str], painted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    report = StatusReport([status("a", "ok")], [], [], [])
+    monkeypatch.setattr(status_command, "run", lambda _: print(text(report)) or 0)
+    assert commands.main(["status", *option]) == 0
+    assert (GREEN in terminal.getvalue()) == painted
 
 
 COMMAND = [sys.executable, "-m", "libvirt_natns", "validate", "xml/twin-a.xml"]

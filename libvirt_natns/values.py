@@ -59,3 +59,22 @@ def alternatives(words: Iterable[str]) -> str:
     """Return the words as "a, b or c", each once; there is at least one."""
     *others, last = dict.fromkeys(words)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that resembles a mistyped word; None if no word does.
+
+    Upper-case letters count as lower-case letters.
+    """
+    # Needless unless a person mistypes.
+    from difflib import get_close_matches
+
+    by_form = {each.casefold(): each for each in sorted(known, reverse=True)}
+    close = get_close_matches(word.casefold(), by_form, n=1)
+    return by_form[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" for the known name that resembles a name; "" for none."""
+    close = nearest(name, known)
+    return f" (did you mean {quoted(close)}?)" if close else ""

@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from libvirt_natns.cli import access
+from libvirt_natns.cli import access, unhandled
 from libvirt_natns.documents import config
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
@@ -20,7 +20,6 @@ from libvirt_natns.engine.reconcile.obstacles import Obstacles
 from libvirt_natns.engine.reconcile.sync import sync_all
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.state.networks import NetworkRecord
-from libvirt_natns.values import quoted
 
 
 def check(options: argparse.Namespace) -> int:
@@ -66,12 +65,24 @@ def networks_up(engine: Engine, named: str | None) -> list[NetworkRecord]:
         return records
     matching = [record for record in records if named in (record.name, record.uuid)]
     if not matching:
-        raise NatnsError(f"network {quoted(named)} is not up", "see virt-natns status")
+        raise unhandled.why_no_router(named, engine.config)
     return matching
 
 
-def sync(_: argparse.Namespace) -> int:
-    """Repair each difference.  Raises NatnsError for differences that stay."""
+def sync(options: argparse.Namespace) -> int:
+    """Repair each difference.  Raises NatnsError for differences that stay.
+
+    With --dry-run, print each difference alone.
+    """
+    if options.dry_run:
+        # No other command needs it.
+        from libvirt_natns.engine.reconcile import dry_run
+
+        with access.engine(look_only=True) as engine:
+            findings = dry_run.foresee(engine, access.network_asker(), access.active_guests)
+        for name, what in findings:
+            print(f"{name}: {what}")
+        return 0
     rebuild_state()
     with access.engine() as engine:
         return repair(engine)

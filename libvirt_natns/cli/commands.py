@@ -43,8 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command, and return its exit status."""
     options = make_parser().parse_args(arguments)
     command: Command = options.command
+    # Text for programs has no colours, not even on a terminal.
+    painted = "" if getattr(options, "json", False) else options.word
     try:
-        with output.lenient():
+        with output.lenient(painted):
             return command(options)
     except Exception as error:  # a person is shown one line, whichever error it is
         line, more = describe(error)
@@ -62,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="virt-natns", description="NAT routers for libvirt's isolated networks."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="word", metavar="COMMAND")
 
     def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
@@ -101,13 +103,23 @@ def _add_networks(add: Add) -> None:
         "compare the networks with the kernel; exit status 1 if anything differs",
     )
     sub.add_argument("network", nargs="?", help="name or uuid of a single network")
-    add("sync", check.sync, "repair each difference, and change nothing else")
+    sub = add("sync", check.sync, "repair each difference, and change nothing else")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the differences, and repair nothing"
+    )
     sub = add("plan", plan.run, "print the operations for a network, and change nothing")
     sub.add_argument(
         "network",
         metavar="FILE|NETWORK",
         help="a file with the XML of a network, or the name of a network",
     )
+    sub = add(
+        "validate",
+        _validate,
+        "check files with networks, domains and configurations, without root;"
+        " exit status 1 if any is wrong",
+    )
+    sub.add_argument("files", metavar="FILE", nargs="+", help="XML of libvirt, or a config.toml")
     add(
         "doctor",
         _doctor,
@@ -170,6 +182,13 @@ def _report(options: argparse.Namespace) -> int:
     from libvirt_natns.cli.report import report_file
 
     return report_file.run(options)
+
+
+def _validate(options: argparse.Namespace) -> int:
+    # No other command needs it.
+    from libvirt_natns.cli import validate
+
+    return validate.run(options)
 
 
 def _metrics(_: argparse.Namespace) -> int:

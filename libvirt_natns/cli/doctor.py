@@ -6,6 +6,7 @@ An examination changes nothing.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from libvirt_natns import names
@@ -25,6 +26,24 @@ Examination = Callable[[], str]
 Another error is a fault as well: a damaged file may have any content.
 """
 
+BY_CONFIGURATION = frozenset(
+    (
+        "namespaces and links",
+        "firewall",
+        "upstream",
+        "IPv6",
+        "host's firewall",
+        "networks",
+        "guests",
+        "ways out",
+        "foreign chains",
+        "neighbour tables",
+    )
+)
+"""Subjects that are judged by the configuration.
+
+By the defaults, networks on an upstream of a broken configuration would seem to be damaged."""
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
@@ -38,24 +57,33 @@ class Diagnosis:
 def examine(engine: Engines) -> list[Diagnosis]:
     """Run all examinations, in the order in which an administrator would fix their faults."""
     settings, diagnosis = _configuration()
-    diagnoses = [diagnosis]
-    for what, examination in examinations(engine, settings):
-        try:
-            diagnoses.append(Diagnosis(what, "ok", examination()))
-        except Exception as error:  # an error must not keep the other examinations
-            diagnoses.append(_broken(what, error))
-    warnings: dict[str, Callable[[], list[Diagnosis]]] = {
+    subjects: dict[str, Callable[[], list[Diagnosis]]] = {
+        what: partial(_examined, what, examination)
+        for what, examination in examinations(engine, settings)
+    }
+    subjects |= {
         "foreign chains": lambda: _obstacles(engine, settings),
         "names": _names,
         "neighbour tables": lambda: neighbour_warnings(engine, settings),
         "code": lambda: [trusted()],
     }
-    for what, warn in warnings.items():
+    diagnoses, skipped = [diagnosis], list[str]()
+    for what, examine_one in subjects.items():
+        if diagnosis.state == "broken" and what in BY_CONFIGURATION:
+            skipped.append(what)
+            continue
         try:
-            diagnoses += warn()
-        except Exception as error:  # as above
+            diagnoses += examine_one()
+        except Exception as error:  # an error must not keep the other examinations
             diagnoses.append(_broken(what, error))
+    if skipped:
+        said = f"not examined, as the configuration is broken: {', '.join(skipped)}"
+        diagnoses.append(Diagnosis("others", "warn", said))
     return diagnoses
+
+
+def _examined(what: str, examination: Examination) -> list[Diagnosis]:
+    return [Diagnosis(what, "ok", examination())]
 
 
 def _broken(what: str, error: Exception) -> Diagnosis:
@@ -84,7 +112,7 @@ def text(diagnoses: Iterable[Diagnosis]) -> str:
 
 
 def _configuration() -> tuple[Config, Diagnosis]:
-    """Return the configuration; for the examinations, the defaults where it is wrong."""
+    """Return the configuration, or the defaults where it is wrong, and its diagnosis."""
     try:
         settings = config.load()
     except ConfigError as error:

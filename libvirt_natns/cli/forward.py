@@ -7,6 +7,7 @@ libvirt is asked while no such lock is held.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,7 +32,7 @@ from libvirt_natns.engine.publication.choices import Selector
 from libvirt_natns.engine.publication.dhcp_hosts import known_addresses
 from libvirt_natns.engine.publication.scopes import waits
 from libvirt_natns.engine.publication.words import in_words, listening
-from libvirt_natns.errors import ConflictError, NatnsError
+from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.kernel.locks import locked
 from libvirt_natns.model.publication import Forward, PortProtocol
 from libvirt_natns.operations.undo import Undo
@@ -40,6 +41,9 @@ from libvirt_natns.values import as_argument, quoted
 
 LOCK = names.RUN_DIRECTORY / "forward"
 """The lock of this command alone: no hook takes it, so libvirt may be called under it."""
+
+PLACE = re.compile(r"^domain .*, line \d+: <natns:\w+> ")
+"""Begins a message about an element of a guest's metadata."""
 
 T = TypeVar("T")
 
@@ -120,7 +124,8 @@ def _add(engines: Engines, options: argparse.Namespace) -> int:
         edits = _additions(guest, options.spec, more)
         runs = "live" in guest.places
         if "live" in edits:
-            require_now(guests, libvirt_xml.parse_domain_nics(edits["live"].document))
+            domain = libvirt_xml.parse_domain_nics(edits["live"].document)
+            require_now(guests, domain, options.network, options.mac)
         elif not runs:
             domain = libvirt_xml.parse_domain_nics(edits["config"].document)
             require_later(guests, domain, options.network, options.mac)
@@ -181,13 +186,30 @@ def _additions(guest: Guest, spec: Spec, options: Options) -> dict[Where, Edited
     refused: list[ConflictError] = []
     change = partial(forward_edit.add, spec=spec, options=options)
     for where in guest.places:
+        document = guest.document(where)
         try:
-            edits[where] = domain_edit.edit_nat(guest.document(where), change)
+            edits[where] = domain_edit.edit_nat(document, change)
         except ConflictError as error:
             refused.append(error)
+        else:
+            _check_typed(document, edits[where], spec)
     if not edits:
         raise refused[0]
     return edits
+
+
+def _check_typed(document: bytes, edited: Edited, spec: Spec) -> None:
+    """Refuse a forward that makes right metadata wrong, without a line of XML in the words.
+
+    A person who typed a command has not seen the line.  Raises DocumentError.
+    """
+    # Metadata that was wrong before is refused later, with its line.
+    if isinstance(libvirt_xml.read_domain(document).outcome, DocumentError):
+        return
+    outcome = libvirt_xml.read_domain(edited.document).outcome
+    if isinstance(outcome, DocumentError):
+        fact = PLACE.sub(f"forward {spec} ", outcome.fact)
+        raise DocumentError(fact, outcome.remedy)
 
 
 def _removals(guests: Guests, guest: Guest, spec: Spec) -> dict[Where, Edited]:

@@ -19,7 +19,7 @@ from libvirt_natns.documents.xml_values import NS, Element, MutableElement
 from libvirt_natns.engine.publication.choices import Selector
 from libvirt_natns.errors import ConflictError, DocumentError, NatnsError
 from libvirt_natns.model.publication import PortProtocol
-from libvirt_natns.spans import Span, remaining
+from libvirt_natns.spans import Span, remaining, span_text
 
 AddressAttribute = XmlAttribute[Address, None]
 
@@ -51,7 +51,10 @@ class ListenLookup:
 
 
 def add(nat: MutableElement, spec: Spec, options: Options) -> None:
-    """Append a forward to a ``<natns:nat>``.  Raises ConflictError for a forward that exists."""
+    """Append a forward to a ``<natns:nat>``.
+
+    Raises ConflictError for a forward that exists, and NatnsError for ports of another forward.
+    """
     attributes = _attributes(spec, options)
     ports_there = _range_attributes(spec)
     for forward in nat.findall(f"{NS}portForward"):
@@ -60,9 +63,40 @@ def add(nat: MutableElement, spec: Spec, options: Options) -> None:
             dict(element.attrib) == ports_there for element in forward.findall(f"{NS}range")
         ):
             raise ConflictError(f"{spec} is forwarded already", "see virt-natns forward list")
+    _check_free(nat, spec, options)
     new = nat.makeelement(f"{NS}portForward", attributes)
     new.append(new.makeelement(f"{NS}range", ports_there))
     nat.append(new)
+
+
+def _check_free(nat: MutableElement, spec: Spec, options: Options) -> None:
+    """Refuse ports that the guest publishes already, in the same place and another way."""
+    mac = options.mac.lower() if options.mac else None
+    family = _family_of(options.guest_address or options.source)
+    for forward in nat.findall(f"{NS}portForward"):
+        place = (ForwardXml.proto.of(forward), _usual(forward, ForwardXml.address))
+        where = (ForwardXml.network.of(forward), ForwardXml.mac.of(forward))
+        if (*place, *where) != (spec.proto, spec.address, options.network, mac):
+            continue
+        if family and _family(forward) not in (family, None):
+            continue
+        taken = next(_taken(forward, spec), None)
+        if taken:
+            raise NatnsError(
+                f"{spec} is forwarded already, as a part of {spec.proto} {taken}",
+                "choose another port, or remove that forward first",
+            )
+
+
+def _taken(forward: Element, spec: Spec) -> Iterator[str]:
+    """Yield the ports of a forward that a typed forward would publish as well, as listed."""
+    if spec.listen is None:
+        ports = (RangeXml.to.required(element) for element in _autos(forward))
+        yield from (f"auto:{to}" for to in ports if spec.target == (to, to))
+        return
+    for first, last in _spans(forward):
+        if first <= spec.listen[1] and spec.listen[0] <= last:
+            yield span_text(first, last)
 
 
 def _attributes(spec: Spec, options: Options) -> dict[str, str]:
@@ -139,7 +173,11 @@ def _listens(forward: Element, spec: Spec, lookup: ListenLookup) -> bool:
 def _family(forward: Element) -> Family | None:
     """Return the family of a forward's guest, or of its clients; None where neither is named."""
     named = forward.attrib.get(ForwardXml.guest_address.name)
-    named = named or forward.attrib.get(ForwardXml.source.name)
+    return _family_of(named or forward.attrib.get(ForwardXml.source.name))
+
+
+def _family_of(named: str | None) -> Family | None:
+    """Return the family of an address or a list of subnets, as typed; None for None."""
     if not named:
         return None
     return 6 if ":" in named else 4

@@ -13,16 +13,16 @@ from libvirt_natns.engine.guests.nics import in_ours
 from libvirt_natns.engine.reconcile.active import network_of_ours
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.model.network import Domain, Nic
-from libvirt_natns.values import as_argument, quoted
+from libvirt_natns.values import as_argument, did_you_mean, quoted
 
 
-def require_now(guests: Guests, domain: Domain) -> None:
+def require_now(guests: Guests, domain: Domain, network: str | None, mac: str | None) -> None:
     """Refuse a forward of a running guest without a NIC in a network of ours that runs.
 
-    Raises NatnsError.
+    ``network`` or ``mac`` names the NIC; otherwise, any NIC will do.  Raises NatnsError.
     """
-    if not in_ours(guests.store, domain):
-        raise _refusal(domain, None)
+    if not _is_inside(guests, domain, network, mac):
+        raise _refusal(domain, network, mac)
 
 
 def require_later(guests: Guests, domain: Domain, network: str | None, mac: str | None) -> None:
@@ -31,21 +31,32 @@ def require_later(guests: Guests, domain: Domain, network: str | None, mac: str 
     ``network`` or ``mac`` names the NIC; otherwise, any NIC will do.  Raises NatnsError, or
     LibvirtError where libvirt does not answer.
     """
-    nics = [
-        nic
-        for nic in domain.nics
-        if network in (None, nic.network) and (mac is None or nic.mac == mac.lower())
-    ]
-    inside = {nic for nic, _ in in_ours(guests.store, domain)}
-    if not inside.intersection(nics) and not _in_defined(guests, nics):
-        raise _refusal(domain, network)
+    nics = [nic for nic in domain.nics if network in (None, nic.network) and _has_address(nic, mac)]
+    if not _is_inside(guests, domain, network, mac) and not _in_defined(guests, nics):
+        raise _refusal(domain, network, mac)
 
 
-def _refusal(domain: Domain, network: str | None) -> NatnsError:
+def _is_inside(guests: Guests, domain: Domain, network: str | None, mac: str | None) -> bool:
+    """True if a NIC is in a network of ours that runs, and is the named one."""
+    # A NIC on the network's bridge does not name the network; the record does.
+    return any(
+        network in (None, record.name) and _has_address(nic, mac)
+        for nic, record in in_ours(guests.store, domain)
+    )
+
+
+def _has_address(nic: Nic, mac: str | None) -> bool:
+    return mac is None or nic.mac == mac.lower()
+
+
+def _refusal(domain: Domain, network: str | None, mac: str | None) -> NatnsError:
     remedy = f"see virt-natns plan {as_argument(network)}" if network else "see virt-natns status"
+    nic = f"NIC with MAC address {mac}" if mac else "NIC"
     which = f"network {quoted(network)}" if network else "a network"
+    if network and all(each.network != network for each in domain.nics):
+        which += did_you_mean(network, filter(None, (each.network for each in domain.nics)))
     return NatnsError(
-        f"guest {quoted(domain.name)} has no NIC in {which} that libvirt-natns handles", remedy
+        f"guest {quoted(domain.name)} has no {nic} in {which} that libvirt-natns handles", remedy
     )
 
 

@@ -36,13 +36,17 @@ class Spec:
         return f"{self.proto} {where}{span}"
 
 
-def parse(text: str) -> Spec:
+NEW, OLD = "2222:22, 8000-8010 or auto:22/udp", "2222, 8000-8010 or 53/udp"
+"""Examples of a forward to add, and of a forward to remove."""
+
+
+def parse(text: str, example: str = NEW) -> Spec:
     """Return the forward that was typed.  Raises ValueError, in words, for other text."""
     match = PATTERN.fullmatch(text)
     if match is None:
         hint = ": an IPv6 address needs brackets" if "::" in text and "[" not in text else ""
         form = "[ADDRESS:]PORT[-PORT][:PORT[-PORT]][/tcp|udp|sctp]"
-        raise ValueError(f"{text!r} is not {form}{hint}")
+        raise ValueError(f"{text!r} is not {form}{hint}, for example {example}")
     address, listen = _address(match["address"]), match["listen"]
     target = _span(match["target"]) if match["target"] else None
     proto = cast("PortProtocol", match["proto"] or "tcp")
@@ -67,7 +71,7 @@ def parse_new(text: str) -> Spec:
 
 def parse_old(text: str) -> Spec:
     """Return the forward to remove, which has no target, except for auto.  Raises ValueError."""
-    spec = parse(text)
+    spec = parse(text, OLD)
     if spec.listen and spec.target:
         raise ValueError("remove needs the listening address and port: [ADDRESS:]PORT[-PORT]")
     return spec

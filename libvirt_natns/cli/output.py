@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The output of commands: a reader that has gone, or a full disk, interrupts no work."""
+"""The output of commands: a reader that has gone, or a full disk, interrupts no work.
+
+A terminal gets colours.
+"""
 
 import os
 import sys
@@ -49,8 +52,8 @@ class Lenient:
 
 
 @contextmanager
-def lenient() -> Iterator[None]:
-    """Print leniently in the body.
+def lenient(command: str = "") -> Iterator[None]:
+    """Print leniently in the body; a terminal gets the colours of the ``command``.
 
     Raises NatnsError after the body where standard output could not be written.  A reader that
     has gone, such as head(1), is no error.
@@ -58,7 +61,8 @@ def lenient() -> Iterator[None]:
     with ExitStack() as opened:
         # A process may start without standard output or error; Python sets None then.
         nowhere = opened.enter_context(Path(os.devnull).open("w"))
-        out, err = Lenient(sys.stdout or nowhere), Lenient(sys.stderr or nowhere)
+        stdout = _coloured(sys.stdout, command) if sys.stdout else nowhere
+        out, err = Lenient(stdout), Lenient(sys.stderr or nowhere)
         opened.enter_context(redirect_stdout(cast("TextIO", out)))
         opened.enter_context(redirect_stderr(cast("TextIO", err)))
         opened.callback(err.flush)
@@ -66,3 +70,16 @@ def lenient() -> Iterator[None]:
         yield
     if out.error is not None and not isinstance(out.error, BrokenPipeError):
         raise NatnsError("cannot write the output", out.error.strerror or str(out.error))
+
+
+def _coloured(stream: TextIO, command: str) -> TextIO:
+    """Return a stream that paints for a terminal; any other stream as it is."""
+    if not stream.isatty():
+        return stream
+    # Needless for all programs that read the output.
+    from libvirt_natns.cli import colour
+
+    brush = colour.brush_of(command)
+    if brush is None or not colour.is_wanted(stream):
+        return stream
+    return cast("TextIO", colour.Painted(stream, brush))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from libvirt_natns.cli import access
+from libvirt_natns.cli.unhandled import UNTOUCHED
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.documents import libvirt_xml
 from libvirt_natns.engine.facts.plan_preview import preview
@@ -13,7 +14,7 @@ from libvirt_natns.errors import NatnsError
 from libvirt_natns.model.network import Network
 from libvirt_natns.operations.operation import describe_plan
 from libvirt_natns.upstream import selection
-from libvirt_natns.values import quoted
+from libvirt_natns.values import did_you_mean, quoted
 
 UUID = "00000000-0000-0000-0000-000000000000"
 BRIDGE = "virbrN"
@@ -27,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     with access.engine(look_only=True) as engine:
         verdict = selection.verdict(network, engine.config)
         if verdict.network is None:
-            print(f"network {quoted(network.name)} is not touched: {verdict.reason}")
+            print(f"network {quoted(network.name)} {UNTOUCHED}: {verdict.reason}")
             return 0
         print(describe_plan(preview(engine.planner, verdict.network)), end="")
     return 0
@@ -44,7 +45,8 @@ def _network_to_plan(named: str) -> Network:
     access.require_root()
     xml = libvirt.network_xml(named)
     if xml is None:
+        hint = did_you_mean(named, libvirt.networks())
         raise NatnsError(
-            f"there is no file and no network {quoted(named)}", "see virsh net-list --all"
+            f"there is no file and no network {quoted(named)}{hint}", "see virsh net-list --all"
         )
     return libvirt_xml.parse_network(xml, bridge=BRIDGE)

@@ -53,11 +53,20 @@ class ServiceHealth:
 
     def __str__(self) -> str:
         if self.state == "absent":
-            return NOT_RUNNING
+            return NOT_RUNNING + _how_to_start()
         if self.state == "stuck":
             return STUCK
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         return f"running (pid {self.pid}, version {self.version}, since {when})"
+
+
+def _how_to_start() -> str:
+    """Return the command that starts the service, for a message; "" without systemd's units."""
+    if SYSTEMD.is_dir():
+        with suppress(InstallError):
+            if _systemctl("cat", UNITS[1]).returncode == 0:
+                return " (systemctl start libvirt-natns)"
+    return ""
 
 
 def ask() -> ServiceHealth:

@@ -17,11 +17,10 @@ from libvirt_natns.engine.late_starts import LateStart
 from libvirt_natns.engine.reconcile import comparison, obstacles
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.engine.reconcile.obstacles import Obstacle, Obstacles
-from libvirt_natns.errors import LibvirtError, NatnsError
+from libvirt_natns.errors import LibvirtError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
-from libvirt_natns.values import quoted
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         statuses = with_unhandled(statuses, _active(), engine.config, named)
         late = waiting(late_starts.waiting(engine), named)
         if named and not statuses and not late:
-            raise NatnsError(f"network {quoted(named)} was never handled", "see virt-natns status")
+            raise unhandled.why_no_router(named, engine.config)
         host = comparison.host_differences(engine) + service_control.of_host(health)
         missed = [] if named else comparison.missed(engine, access.network_asker())
         guests = [] if named else comparison.guest_differences(engine, access.active_guests)

@@ -39,6 +39,11 @@ def program() -> str:
     return processes.required("dnsmasq", missing)
 
 
+def is_installed() -> bool:
+    """True if dnsmasq is installed."""
+    return processes.program("dnsmasq") is not None
+
+
 def confined_program() -> list[str]:
     """Return dnsmasq as every start runs it, without options.  Raises DnsmasqError."""
     # AppArmor's usr.sbin.dnsmasq runs libvirt's lease helper in a child profile (Cx), which is

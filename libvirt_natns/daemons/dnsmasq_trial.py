@@ -50,6 +50,16 @@ def check(network: Network) -> None:
     dnsmasq_process.program()
     if not network.writes_dnsmasq:
         return
+    configuration = check_text(network)
+    if network.dnsmasq_options:
+        _try(network, configuration)
+
+
+def check_text(network: Network) -> str:
+    """Refuse a network if dnsmasq does not take the text of its configuration; return the text.
+
+    No daemon is started, so any user may call it.  Raises DnsmasqError.
+    """
     files = dnsmasq_config.make(network, None, Resolvers(), dnsmasq_config.LEAST_IPV6_MTU)
     _check_syntax(network, files.configuration)
     for option in network.dnsmasq_options:
@@ -59,8 +69,7 @@ def check(network: Network) -> None:
                 f" {shown(option)}",
                 REMEDY,
             )
-    if network.dnsmasq_options:
-        _try(network, files.configuration)
+    return files.configuration
 
 
 def _check_syntax(network: Network, configuration: str) -> None:

@@ -17,7 +17,7 @@ from libvirt_natns import names
 from libvirt_natns.daemons import libvirtd
 from libvirt_natns.daemons.libvirtd import Driver
 from libvirt_natns.errors import LibvirtError
-from libvirt_natns.values import quoted
+from libvirt_natns.values import did_you_mean, quoted
 
 
 class _Missing:
@@ -209,26 +209,27 @@ def guest(named: str) -> Iterator[Guest]:
     """
     libvirt.registerErrorHandler(quiet, None)
     reasons = []
-    answered = False
+    others: list[str] = []
     for uri in GUEST_URIS:
         try:
             connection = libvirt.open(uri)
         except libvirt.libvirtError as error:
             reasons.append(str(error))
             continue
-        answered = True
         try:
             domain = _find(connection, named)
             if domain is not None:
                 yield Guest(domain)
                 return
+            others += [other.name() for other in connection.listAllDomains(0)]
         except libvirt.libvirtError as error:
             raise LibvirtError("libvirt refuses a request", str(error)) from error
         finally:
             connection.close()
-    if not answered:
+    if len(reasons) == len(GUEST_URIS):
         raise LibvirtError("libvirt does not answer", reasons[0])
-    raise LibvirtError(f"there is no guest {quoted(named)}", "see virsh list --all")
+    hint = did_you_mean(named, others)
+    raise LibvirtError(f"there is no guest {quoted(named)}{hint}", "see virsh list --all")
 
 
 def _find(connection: Any, named: str) -> Any:  # noqa: ANN401

@@ -26,6 +26,9 @@ from libvirt_natns.model.upstream import (
 )
 from libvirt_natns.values import alternatives, shown
 
+BARE_TEXT = r"([\w.-]+)\s*=\s*([A-Za-z_][^\s\"'#]*)"
+"""A key with a word for a value."""
+
 AUTO_PORTS_EXPECTED = 'a range of ports such as "20000-29999"'
 AUTO_PORTS = text(re.compile(r"[0-9]{1,5}-[0-9]{1,5}"), AUTO_PORTS_EXPECTED)
 
@@ -38,15 +41,22 @@ def load(path: Path | None = None) -> Config:
     """
     path = names.CONFIG_FILE if path is None else path
     try:
-        content = path.read_bytes().decode()
+        content = path.read_bytes()
     except FileNotFoundError:
         return Config()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", "make it a readable file") from error
+    return parse_octets(content, str(path))
+
+
+def parse_octets(content: bytes, where: str) -> Config:
+    """Return the configuration in a file's content, see ``parse``."""
+    try:
+        text = content.decode()
     except UnicodeDecodeError as error:
-        fact = f"{path}: not UTF-8 at byte {error.start}"
+        fact = f"{where}: not UTF-8 at byte {error.start}"
         raise ConfigError(fact, "save it as UTF-8") from error
-    return parse(content, str(path))
+    return parse(text, where)
 
 
 def parse(content: str, where: str) -> Config:
@@ -60,7 +70,8 @@ def parse(content: str, where: str) -> Config:
     try:
         data = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML", str(error)) from error
+        reason = f"{error}{_in_line(content, str(error))}"
+        raise ConfigError(f"{where}: not valid TOML", reason) from error
     except RecursionError:
         raise ConfigError(f"{where}: not valid TOML", "too deeply nested") from None
     except ValueError:
@@ -75,6 +86,18 @@ def parse(content: str, where: str) -> Config:
         raise table.wrong("upstream", name, f"{expected}, or a table [upstreams.NAME]")
     values = {key: read(table, key) for key, read in READERS.items() if key in data}
     return Config(upstream=name, upstreams=upstreams, **values)
+
+
+def _in_line(content: str, reason: str) -> str:
+    """Return the line that TOML refuses, with the remedy for a value without quotes."""
+    place = re.search(r"at line (\d+)", reason)
+    if place is None:
+        return ""
+    # TOML's lines end with a newline alone.
+    line = content.split("\n")[int(place[1]) - 1].strip()
+    bare = re.fullmatch(BARE_TEXT, line)
+    remedy = f': a text needs quotes: {bare[1]} = "{bare[2]}"' if bare else ""
+    return f": {shown(line)}{remedy}" if line else ""
 
 
 def _auto_ports(table: TomlTable, key: str) -> tuple[int, int]:

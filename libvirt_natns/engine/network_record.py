@@ -75,6 +75,15 @@ def is_moved(record: NetworkRecord, segment: Segment) -> bool:
     return (record.upstream, record.kind) != (segment.name, segment.kind)
 
 
+def move_in_words(record: NetworkRecord, upstream: str, kind: str) -> str | None:
+    """Return in words that a network goes to an upstream; None if the network is there."""
+    if record.upstream != upstream:
+        return f"moves from upstream {record.upstream} to {upstream}"
+    if record.kind != kind:
+        return f"moves with upstream {upstream} from kind {record.kind} to {kind}"
+    return None
+
+
 def publishes_as(record: NetworkRecord, network: Network) -> bool:
     """True if a record's document has the same forwards as a network."""
     with suppress(NatnsError):

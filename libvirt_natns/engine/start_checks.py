@@ -4,7 +4,7 @@
 import os
 
 from libvirt_natns import names
-from libvirt_natns.daemons import dnsmasq_trial, ndppd, udhcpc
+from libvirt_natns.daemons import dnsmasq_process, dnsmasq_trial, ndppd, udhcpc
 from libvirt_natns.engine.context import Context
 from libvirt_natns.engine.facts.mtu import ETHERNET_MTU
 from libvirt_natns.engine.facts.proxies import check_proxied
@@ -15,6 +15,7 @@ from libvirt_natns.engine.plan.upstream_side import has_ipv6
 from libvirt_natns.errors import StoreError, UpstreamError
 from libvirt_natns.firewall import helper_trial
 from libvirt_natns.kernel import queues
+from libvirt_natns.model.configuration import FirewallChoice
 from libvirt_natns.model.network import Network
 from libvirt_natns.model.segment import DhcpSegment, Segment
 from libvirt_natns.model.upstream import Outside
@@ -31,9 +32,7 @@ def check(context: Context, network: Network, segment: Segment) -> None:
     if network.needs_dnsmasq:
         dnsmasq_trial.check(network)
     _check_helpers(network, segment, backend)
-    selection.check_addresses(network, segment)
-    # A plan that no rule can express is refused here, not when the rules are loaded.
-    make(network, segment, Outside(), Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None))
+    _check_plan(network, segment, backend)
     check_proxied(context.config, context.store, network, segment)
     if selection.proxied(network, segment):
         ndppd.program()
@@ -45,6 +44,25 @@ def check(context: Context, network: Network, segment: Segment) -> None:
     if network.bandwidth:
         queues.check()
     check_upstream(context, network, segment)
+
+
+def check_document(network: Network, segment: Segment, firewall: FirewallChoice) -> None:
+    """Refuse a network that could come up on no machine with this configuration.
+
+    Only the documents count.  dnsmasq is asked where it is installed.  Raises a NatnsError.
+    """
+    _check_plan(network, segment, "nftables" if firewall == "auto" else firewall)
+    if segment.dns:
+        selection.check_resolvers(network, segment, segment.dns)
+    if network.writes_dnsmasq and dnsmasq_process.is_installed():
+        dnsmasq_trial.check_text(network)
+
+
+def _check_plan(network: Network, segment: Segment, backend: str) -> None:
+    """Refuse addresses that can never work, and a plan that no rule can express."""
+    selection.check_addresses(network, segment)
+    # A plan that no rule can express is refused here, not when the rules are loaded.
+    make(network, segment, Outside(), Surroundings(ETHERNET_MTU, ETHERNET_MTU, backend, None))
 
 
 def _check_helpers(network: Network, segment: Segment, backend: str) -> None:

@@ -52,3 +52,18 @@ def of_upstream(store: Store, upstream: Upstream, *, ipv6: bool = True) -> Segme
             return DhcpSegment.of(upstream)
         case BridgeUpstream():
             return BridgeSegment.of(upstream)
+
+
+def as_configured(network: Network, upstream: Upstream) -> Segment:
+    """Return the segment of a network's upstream as the configuration alone tells it.
+
+    A transit bridge has the subnet that the configuration names, or one that is far from the
+    network's. The NIC and the lease of a router, and a DHCP lease, are unknown.
+    """
+    match upstream:
+        case HostUpstream() | RouterUpstream():
+            return transit.as_configured(network, upstream)
+        case DhcpUpstream() if selection.has_family(network, 4):
+            return DhcpSegment.of(upstream)
+        case BridgeUpstream():
+            return BridgeSegment.of(upstream)

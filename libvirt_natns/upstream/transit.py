@@ -18,8 +18,8 @@ from libvirt_natns.addresses import IPNetwork
 from libvirt_natns.errors import UpstreamError
 from libvirt_natns.kernel.session import Kernel
 from libvirt_natns.model.network import Network
-from libvirt_natns.model.transit_segment import HostSegment
-from libvirt_natns.model.upstream import HostUpstream
+from libvirt_natns.model.transit_segment import HostSegment, RouterSegment, TransitSegment
+from libvirt_natns.model.upstream import HostUpstream, RouterUpstream
 from libvirt_natns.state.store import Store
 
 CANDIDATES = tuple(
@@ -109,6 +109,20 @@ def complete(
     """Return the segment with all values that follow from its transit subnets."""
     bridge = names.transit_bridge(upstream.name)
     return HostSegment.of(upstream, bridge, subnet, subnet6, upstream.subnet6)
+
+
+def as_configured(network: Network, upstream: HostUpstream | RouterUpstream) -> TransitSegment:
+    """Return the segment as the configuration tells it, on a machine with IPv6.
+
+    Subnets that a machine would choose overlap no subnet of the network, if possible.
+    """
+    own = {subnet.network for subnet in network.subnets}
+    apart = [subnet for subnet in CANDIDATES if not any(map(subnet.overlaps, own))]
+    subnet = upstream.subnet or (*apart, *CANDIDATES)[0]
+    if isinstance(upstream, HostUpstream):
+        return complete(upstream, subnet, free6(network))
+    bridge = names.ROUTER_TRANSIT
+    return RouterSegment.of(upstream, bridge, subnet, free6(network), upstream.subnet6)
 
 
 def _stale(kernel: Kernel, store: Store, upstream: HostUpstream, subnet: IPv4Network) -> bool:

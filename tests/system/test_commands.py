@@ -183,6 +183,9 @@ def repaired(world: World, command: Command, damage: Damage) -> None:
     for said in damage.said:
         assert said.format_map(values) in found.out
     assert all(line.startswith("a: ") for line in found.out.splitlines()), found.out
+    foreseen = command("sync", "--dry-run")
+    assert (foreseen.status, foreseen.err) == (0, "")
+    assert set(foreseen.out.splitlines()) == set(found.out.splitlines())
     mended = command("sync")
     assert mended == Answer(0, mended.out, "")
     assert mended.out
@@ -272,6 +275,7 @@ def test_missed_start_and_end(world: World, command: Command) -> None:
             1, "c: is active in libvirt, but has no router\n",
         )  # fmt: skip
         assert "c: is active" in command("status").out
+        assert command("sync", "--dry-run") == Answer(0, found.out, "")
         assert command("sync").out == "c: is active in libvirt, but has no router: made a router\n"
         assert command("check").status == 0
         with FastGuest("virbr12", MAC, "guest-c") as guest:
@@ -282,6 +286,7 @@ def test_missed_start_and_end(world: World, command: Command) -> None:
         found = command("check")
         assert found.status == 1
         assert "c: is not active in libvirt any more\n" in found.out
+        assert "c: is not active in libvirt any more\n" in command("sync", "--dry-run").out
         assert command("sync").out == "c: is not active in libvirt any more: removed\n"
         assert command("check") == Answer(0, "", "")
     wait_for(lambda: not before.diff(snapshot()))
@@ -440,7 +445,7 @@ def test_exec_runs_inside(world: World) -> None:
     ignored = natns("exec", "b", "--", "grep", "SigIgn", "/proc/self/status").stdout.split()[1]
     assert not int(ignored, 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
     for arguments, status, line in [
-        (("zzz", "--", "true"), 1, "network zzz is not up: see virt-natns status"),
+        (("zzz", "--", "true"), 1, "there is no network zzz: see virsh net-list --all"),
         (("a", "--", "no-such"), 1, "cannot run no-such: No such file or directory"),
         (("a",), 2, "exec: a command is missing"),
     ]:
@@ -452,16 +457,16 @@ def test_exec_runs_inside(world: World) -> None:
 @pytest.mark.parametrize("world", ["nftables"], indirect=True)
 def test_errors_are_one_line(world: World, command: Command) -> None:
     for arguments, line in [
-        (("status", "zzz"),
-         "network zzz was never handled: see virt-natns status"),
-        (("check", "zzz"), "network zzz is not up: see virt-natns status"),
+        (("status", "zzz"), "there is no network zzz: see virsh net-list --all"),
+        (("check", "zzz"), "there is no network zzz: see virsh net-list --all"),
         (("plan", "zzz"), "there is no file and no network zzz: see virsh net-list --all"),
     ]:  # fmt: skip
         assert command(*arguments) == Answer(1, "", f"virt-natns: {line}\n")
     for wrong in (("no-such-command",), (), ("status", "--no-such-option"), ("sync", "a")):
         done = natns(*wrong, check=False)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "usage: virt-natns" in done.stderr
+        fault, more = done.stderr.splitlines()
+        assert more == f"see {fault.partition(':')[0]} --help"
 
 
 def test_diagram(world: World, command: Command) -> None:

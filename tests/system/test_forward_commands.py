@@ -281,17 +281,21 @@ def test_ranges_sources_and_chosen_ports(world: World, command: Command) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("add", "db", "2222:22", "--network", "a"), "names no NIC"),
-        (("add", "web", "9999:22"), "9999"),
+        (("add", "db", "2222:22", "--network", "a"),
+         "guest db has no NIC in network a that libvirt-natns handles: see virt-natns plan a"),
+        (("add", "web", "9999:22"), "tcp 9999 is forwarded already, as a part of tcp 9999:"),
         (("add", "web", "9999:99"), "already"),
         (("add", "web", "192.168.0.55:2222:22"), "is not an address of its network"),
-        (("add", "web", "2222:22", "--source", "192.168.0.1/24"), "192.168.0.0/24"),
-        (("add", "web", "2222:22", "--mac", DB), "MAC"),
-        (("add", "nobody", "2222:22"), "there is no guest nobody"),
+        (("add", "web", "2222:22", "--source", "192.168.0.1/24"),
+         "virt-natns: forward tcp 2222 has source='192.168.0.1/24': expected whole subnets: "),
+        (("add", "web", "2222:22", "--mac", DB),
+         f"forward tcp 2222 has mac='{DB}': expected the MAC address of a NIC of the guest"),
+        (("add", "nobody", "2222:22"), "there is no guest nobody: see virsh list --all"),
+        (("add", "wbe", "2222:22"), "there is no guest wbe (did you mean web?): see virsh list"),
         (("remove", "web", "2222/udp"), "no forward"),
         (("list", "nobody"), "there is no guest nobody"),
     ],
-)
+)  # fmt: skip
 def test_refusals_change_nothing(
     world: World, command: Command, arguments: tuple[str, ...], said: str
 ) -> None:

@@ -304,6 +304,10 @@ def test_the_status_of_a_network_that_stays_isolated(installed: None) -> None:
         define_network(isolated("a", "virbr10", metadata=disabled, uuid=uuid_of("a")))
         virsh("net-start", "a")
         assert status_of("a") == "isolated (enabled=no)"
+        for command in (("exec", "a", "--", "true"), ("check", "a")):
+            assert natns(*command, check=False).stderr == (
+                "virt-natns: network a is not touched: its metadata says enabled='no'\n"
+            )
         assert [json.loads(natns("status", "--json", "a").stdout)["networks"][0]["state"]] == [
             "isolated"
         ]

@@ -95,10 +95,17 @@ def test_a_network_goes_from_upstream_to_upstream(world: World) -> None:
         assert upstream_address("a") == first
         assert carries(flow)
         destroy("third")
+    former = "provider"
     for default, address in (("host", HOST), ("second", ""), ("provider", ""), ("host", HOST)):
         left = upstream_address("a")
         world.configure(default)
-        natns("sync")
+        told = f"a: moves from upstream {former} to {default}\n"
+        assert natns("sync", "--dry-run").stdout == told
+        # A look moves nothing.
+        assert upstream_address("a") == left
+        assert natns("sync").stdout.splitlines(keepends=True)[0] == told
+        assert natns("sync", "--dry-run").stdout == ""
+        former = default
         world.check_open(address or upstream_address("a"))
         world.check_closed(left)
         if not address:
@@ -112,6 +119,8 @@ def test_an_upstream_becomes_one_of_another_kind(world: World) -> None:
     first = upstream_address("a")
     with socket.create_server((HOST, OF_THIRD)) as program:
         world.configure("provider", "host")
+        told = "a: moves with upstream provider from kind bridge to host\n"
+        assert natns("sync", "--dry-run").stdout == told
         said = natns("sync", check=False).stderr
         assert f"a program of the host listens on tcp port {OF_THIRD}" in said
         world.check_open(HOST)

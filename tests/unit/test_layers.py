@@ -107,6 +107,7 @@ PRIVATE = {
     "test_netlink_messages: _replace",
     "test_docs: _actions",
     "test_messages_language: _actions",
+    "test_completion: _actions",
     # Work after a start, whose fault no caller sees.
     "test_events: _beside",
     # State of the process, which each test begins anew.

@@ -40,7 +40,7 @@ def may_name(xml: bytes, network: Network | NetworkRecord) -> bool:
     return any(name.encode() in xml for name in (network.name, network.bridge) if name)
 
 
-def has_nic(record: GuestRecord, network: Network) -> bool:
+def has_nic(record: GuestRecord, network: Network | NetworkRecord) -> bool:
     """True if one of a guest's NICs is in a network, by name or by bridge."""
     return any(is_in(nic, network) for nic in libvirt_xml.parse_domain_nics(record.document).nics)
 

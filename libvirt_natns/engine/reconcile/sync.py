@@ -19,6 +19,7 @@ from libvirt_natns.engine.adoption import adopt
 from libvirt_natns.engine.down import down_unless_changed, tidy
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.guests.guest_engine import Guests
+from libvirt_natns.engine.network_record import move_in_words
 from libvirt_natns.engine.reconcile.active import (
     Active,
     AskGuests,
@@ -231,7 +232,18 @@ def _repair(engine: Engine, uuid: str, xml: bytes, *, configured: bool = False) 
     repaired = _up(engine, network, xml, configured)
     if record and up:
         Guests(engine).follow_move(record, network)
+        repaired = _moved(engine, record) or repaired
     return repaired if up else [f"{NO_ROUTER}: made a router"]
+
+
+def _moved(engine: Engine, former: NetworkRecord) -> list[str]:
+    """Return a line about a network that has moved; empty if it stays on its upstream.
+
+    All that differs from the former upstream would be a line each, and says less.
+    """
+    record = engine.store.networks.get(former.uuid)
+    move = move_in_words(former, record.upstream, record.kind) if record else None
+    return [move] if move else []
 
 
 def _up(engine: Engine, network: Network, xml: bytes, configured: bool) -> list[str]:

@@ -115,3 +115,32 @@ def test_a_host_that_names_no_resolver_has_none_that_answers(
     monkeypatch.setattr(dns_relay, "RESOLV_CONF", tmp_path / "resolv.conf")
     (tmp_path / "resolv.conf").write_text("search example.test\n")
     assert machine_checks.silent_resolvers() == f"{tmp_path}/resolv.conf names none"
+
+
+def test_nothing_is_judged_by_the_defaults_where_the_configuration_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks on an upstream of that configuration would seem damaged, and sync would harm."""
+
+    def judged(*_: object) -> NoReturn:
+        raise NatnsError("1 of our rules differ", "run virt-natns sync")
+
+    file = tmp_path / "config.toml"
+    file.write_text("scoop = 1\n")
+    monkeypatch.setattr(names, "CONFIG_FILE", file)
+    by_name = [(what, judged) for what in doctor.BY_CONFIGURATION]
+    monkeypatch.setattr(doctor, "examinations", lambda *_: [*by_name, ("hooks", lambda: "there")])
+    text = doctor.text(doctor.examine(judged))
+    assert "rules differ" not in text
+    assert f"broken  configuration: {file}: scoop: unknown key: expected scope" in text
+    assert "ok      hooks: there" in text
+    skipped = next(line for line in text.splitlines() if line.startswith("warn    others: "))
+    assert all(what in skipped for what in doctor.BY_CONFIGURATION)
+    file.write_text("")
+    assert "rules differ" in doctor.text(doctor.examine(judged))
+
+
+def test_subjects_that_the_configuration_decides_are_examined() -> None:
+    no_engine = cast("access.Engines", None)
+    examined = {what for what, _ in doctor.examinations(no_engine, Config())}
+    assert doctor.BY_CONFIGURATION - examined == {"foreign chains", "neighbour tables"}

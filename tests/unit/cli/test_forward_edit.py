@@ -151,6 +151,51 @@ def test_what_is_there_is_not_added_again() -> None:
         added(forward('<natns:range start="2222" to="22"/>'), "2222:22")
 
 
+@pytest.mark.parametrize(
+    ("content", "spec", "options", "part"),
+    [
+        (forward("<natns:range start='8080' to='80'/>"), "8080:81", Options(), "tcp 8080"),
+        (forward("<natns:range start='8000' end='8010'/>"), "8010-8020", Options(),
+         "tcp 8000-8010"),
+        (forward("<natns:range start='53'/>", " proto='udp'"), "53:54/udp", Options(), "udp 53"),
+        (forward("<natns:range start='80'/>", " network='b'"), "80:81", Options(network="b"),
+         "tcp 80"),
+        (forward("<natns:range start='80'/>", " mac='52:54:00:00:00:0a'"), "80:81",
+         Options(mac="52:54:00:00:00:0A"), "tcp 80"),
+        (forward("<natns:range start='80'/>", " source='10.0.0.0/8'"), "80:81",
+         Options(source="10.0.0.0/8"), "tcp 80"),
+        (forward("<natns:range start='80'/>", " source='10.0.0.0/8'"), "80", Options(), "tcp 80"),
+        (forward("<natns:range start='auto' to='22'/>"), "auto:22",
+         Options(source="10.0.0.0/8"), "tcp auto:22"),
+    ],
+)  # fmt: skip
+def test_ports_of_another_forward(content: str, spec: str, options: Options, part: str) -> None:
+    with pytest.raises(NatnsError) as refused:
+        added(content, spec, options)
+    assert str(refused.value) == (
+        f"{parse_new(spec)} is forwarded already, as a part of {part}:"
+        " choose another port, or remove that forward first"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "spec", "options"),
+    [
+        (forward("<natns:range start='80'/>"), "80/udp", Options()),
+        (forward("<natns:range start='80'/>", " address='192.168.0.150'"), "80:81", Options()),
+        (forward("<natns:range start='80'/>", " network='b'"), "80:81", Options(network="a")),
+        (forward("<natns:range start='80'/>", " source='10.0.0.0/8'"), "80:81",
+         Options(source="2001:db8::/64")),
+        (forward("<natns:range start='8000' end='8010'/>"
+                 "<natns:range start='8005' exclude='yes'/>"), "8005:80", Options()),
+        (forward("<natns:range start='auto' to='22'/>"), "auto:23", Options()),
+    ],
+)  # fmt: skip
+def test_ports_in_another_place(content: str, spec: str, options: Options) -> None:
+    """The metadata is right: ``added`` parses it."""
+    assert added(content, spec, options).element
+
+
 # -- removing ------------------------------------------------------------------------
 
 

@@ -8,12 +8,14 @@ from typing import cast
 
 import pytest
 
-from libvirt_natns.cli.forward_nics import require_later
+from libvirt_natns.cli import forward_nics
+from libvirt_natns.cli.forward_nics import require_later, require_now
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.engine.guests.guest_engine import Guests
 from libvirt_natns.errors import NatnsError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.model.network import Domain, Nic
+from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.state.store import Store
 
 IP = "<ip address='10.0.0.1' prefix='24'/>"
@@ -73,12 +75,31 @@ def test_a_nic_in_a_network_that_would_get_a_router(nic: Nic, guests: Guests) ->
         ((Nic(MAC, "ours"),), "my lab", None,
          "no NIC in network 'my lab' that libvirt-natns handles: see virt-natns plan 'my lab'"),
         ((Nic(MAC, "ours"),), "-x", None, "see virt-natns plan -- -x"),
-        ((Nic(MAC, "ours"), Nic(OTHER, "forwarded")), None, OTHER, "no NIC in a network that"),
+        ((Nic(MAC, "ours"), Nic(OTHER, "forwarded")), None, OTHER,
+         f"no NIC with MAC address {OTHER} in a network that"),
+        ((Nic(MAC, "ours"), Nic(OTHER, "forwarded")), "uors", None,
+         "guest web has no NIC in network uors (did you mean ours?) that libvirt-natns handles"),
     ],
 )  # fmt: skip
 def test_no_such_nic(
     nics: tuple[Nic, ...], network: str | None, mac: str | None, said: str, guests: Guests
 ) -> None:
-    with pytest.raises(NatnsError) as refused:
-        require_later(guests, domain(*nics), network, mac)
-    assert said in str(refused.value)
+    for require in (require_later, require_now):
+        with pytest.raises(NatnsError) as refused:
+            require(guests, domain(*nics), network, mac)
+        assert said in str(refused.value)
+
+
+def test_a_running_guest_needs_the_named_nic(
+    guests: Guests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NIC on the bridge of a network does not name the network."""
+    inside = Nic(MAC, bridge="virbr0")
+    ours = cast("NetworkRecord", SimpleNamespace(name="ours"))
+    monkeypatch.setattr(forward_nics, "in_ours", lambda *_: [(inside, ours)])
+    whole = domain(inside, Nic(OTHER, "forwarded"))
+    for network, mac in ((None, None), ("ours", None), (None, MAC.upper())):
+        require_now(guests, whole, network, mac)
+    for network, mac in (("forwarded", None), (None, OTHER)):
+        with pytest.raises(NatnsError, match="that libvirt-natns handles"):
+            require_now(guests, whole, network, mac)

@@ -95,6 +95,20 @@ def test_absent(path: Path) -> None:
     assert service_control.ask() == ServiceHealth("absent")
 
 
+def test_absent_with_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that systemd knows can be started; without units there is nothing to type."""
+    program = tmp_path / "systemctl"
+    monkeypatch.setattr(processes, "program", lambda _: os.fspath(program))
+    monkeypatch.setattr(service_control, "SYSTEMD", tmp_path)
+    absent = "not running: hooks do the work themselves"
+    for status, more in ((0, " (systemctl start libvirt-natns)"), (1, "")):
+        program.write_text(f"#!/bin/sh\nexit {status}\n")
+        program.chmod(0o755)
+        assert str(ServiceHealth("absent")) == absent + more
+    program.unlink()
+    assert str(ServiceHealth("absent")) == absent
+
+
 def test_stuck(speak: Speak) -> None:
     speak(None)
     assert str(service_control.ask()) == "does not answer: hooks do the work themselves"

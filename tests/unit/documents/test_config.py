@@ -248,6 +248,10 @@ def test_equal_pools_on_different_bridges() -> None:
         ),
         ("scope =", "not valid TOML: Invalid value (at end of document)"),
         ("a = 1\na = 2", "not valid TOML: Cannot overwrite a value (at"),
+        (
+            "\n\tscope = isolated\n",
+            "(at line 2, column 10): 'scope = isolated': a text needs quotes: scope = \"isolated\"",
+        ),
         (f"a = {'[' * 5000}", "not valid TOML: too deeply nested"),
         (f"a = {'9' * 5000}", "not valid TOML: a number is too long"),
         (f"scope = 0x{'f' * 5000}", "scope: is an integer of 20000 bits: expected"),

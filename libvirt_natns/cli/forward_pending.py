@@ -65,17 +65,28 @@ def collect(engine: Engine, view: LibvirtView, live: Sequence[ForwardRow]) -> li
     finder = _Finder(engine, view)
     wanted = [row for guest in view.guests for row in finder.of_guest(guest)]
     wanted += [row for each in view.handled.values() for row in finder.of_network(each)]
+    present: dict[RowKey, list[ForwardRow]] = {}
+    for row in live:
+        present.setdefault(_key(row), []).append(row)
     missing: list[ForwardRow] = []
     for row in wanted:
-        if not any(_is_same(row, other) for other in (*live, *missing)):
+        alike = present.setdefault(_key(row), [])
+        if not any(_is_same(row, other) for other in alike):
             missing.append(row)
+            alike.append(row)
     return missing
 
 
+RowKey = tuple[str | None, str, str]
+"""Guest, network and protocol of a row."""
+
+
+def _key(row: ForwardRow) -> RowKey:
+    return row.guest_uuid, row.network, row.proto
+
+
 def _is_same(row: ForwardRow, other: ForwardRow) -> bool:
-    """True if a row is another one with what is known of both: ports, target, address."""
-    if (row.guest_uuid, row.network, row.proto) != (other.guest_uuid, other.network, other.proto):
-        return False
+    """True if two rows of one key agree in all that is known: ports, target, address."""
     if row.proto == "address":
         return row.address in (NO_LEASE, other.address)
     ends = (row.target_first, row.target_last) == (other.target_first, other.target_last)

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from libvirt_natns.cli import look_rules, plan
-from libvirt_natns.cli.look_link import BLOCK, GREETING
-from libvirt_natns.errors import ServiceError
+from libvirt_natns.cli.look_link import BLOCK, GREETING, REQUEST_LIMIT
+from libvirt_natns.errors import NatnsError, ServiceError
 from libvirt_natns.service import look
 
 GREETING_LIMIT = 15.0
@@ -25,12 +25,15 @@ GREETING_LIMIT = 15.0
 ANSWER_LIMIT = 150.0
 """Seconds for an answer: a command may take 60, after commands of other users."""
 
+LARGEST = REQUEST_LIMIT // 2
+"""Octets of a file for ``plan``: JSON makes them more."""
+
 MEMBERS = "only root and members of group libvirt can do this"
 START = "start the service: systemctl start libvirt-natns"
 
 
 class LookLostError(ServiceError):
-    """The service has ended, or does not run."""
+    """The service has ended, does not run, or does not let us in: perhaps for a moment."""
 
 
 class ReaderGoneError(Exception):
@@ -52,6 +55,8 @@ def run(words: Sequence[str], options: argparse.Namespace) -> int:
     if look_rules.command_of(words) == ("plan",):
         # The service reads no file for a member: the member's own rights count.
         document = plan.read_file(options.network) or b""
+        if len(document) > LARGEST:
+            raise NatnsError(f"{options.network} is larger than {LARGEST} octets", "use sudo")
     request = {"argv": list(words), "document": document.decode(errors="replace")}
     with _connected() as connection:
         connection.settimeout(ANSWER_LIMIT)
@@ -94,15 +99,16 @@ def _connected() -> Iterator[socket.socket]:
             connection.connect(os.fspath(look.path()))
             greeting = connection.recv(len(GREETING), socket.MSG_WAITALL)
         except PermissionError as error:
-            raise ServiceError(
+            # Also for a moment while the service opens its socket.
+            raise LookLostError(
                 MEMBERS, "use sudo, or add the user to group libvirt and log in again"
             ) from error
         except TimeoutError as error:
-            raise ServiceError("the service does not answer", "use sudo") from error
+            raise LookLostError("the service does not answer", "use sudo") from error
         except OSError as error:
             raise LookLostError(*_absent()) from error
         if not greeting:
-            raise ServiceError(MEMBERS, "use sudo")
+            raise LookLostError(MEMBERS, "use sudo")
         if greeting != GREETING:
             raise ServiceError(
                 "the service is of another version", "systemctl restart libvirt-natns"

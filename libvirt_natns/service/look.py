@@ -36,8 +36,8 @@ LISTENER = "NATNS_LOOK_LISTENER"
 PAUSE = 5.0
 """Seconds until another process is started after one that failed."""
 
-END_LIMIT = 2.0
-"""Seconds that the process gets to end with the service."""
+STOP_LIMIT = 1.0
+"""Seconds that the process and its thread get to end with the service."""
 
 BELL = b"x"
 
@@ -110,7 +110,7 @@ class Look:
         if self._listener is None:
             return
         self._wake.send(BELL)
-        self._thread.join(2 * END_LIMIT)
+        self._thread.join(STOP_LIMIT)
         self._listener.close()
         with suppress(OSError):
             if path().stat().st_ino == self._inode:
@@ -182,7 +182,7 @@ class Look:
             if ended not in _readable(ended, self._end.fileno()):
                 self._hang_up()
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(END_LIMIT)
+                    process.wait(STOP_LIMIT / 2)
                 process.kill()
         finally:
             os.close(ended)

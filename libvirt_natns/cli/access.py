@@ -95,16 +95,17 @@ def _bare_machine(settings: Config, kernel: Kernel, faults: list[NatnsError]) ->
 # -- libvirt -----------------------------------------------------------------
 
 
-def network_asker() -> AskNetworks:
+def network_asker(*, wake: bool = True) -> AskNetworks:
     """Return a function that asks libvirt for its active networks.
 
-    The function says once that libvirt does not answer, and returns None then.
+    The function says once that libvirt does not answer, and returns None then.  ``wake`` False
+    starts no daemon that sleeps.
     """
     failures: list[LibvirtError] = []
 
     def ask() -> Active | None:
         try:
-            return libvirt.active_networks()
+            return libvirt.active_networks(wake=wake)
         except LibvirtError as error:
             if not failures:
                 print(
@@ -116,8 +117,8 @@ def network_asker() -> AskNetworks:
     return ask
 
 
-def active_guests() -> libvirt.ActiveDomains | None:
+def active_guests(*, wake: bool = True) -> libvirt.ActiveDomains | None:
     """Return the guests that run; None where libvirt does not answer."""
     with suppress(LibvirtError):
-        return libvirt.active_domains()
+        return libvirt.active_domains(wake=wake)
     return None

@@ -3,8 +3,9 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from libvirt_natns.cli import access, unhandled
+from libvirt_natns.cli import access, json_text, unhandled
 from libvirt_natns.documents import config
 from libvirt_natns.engine import rebuild
 from libvirt_natns.engine.engine import Engine
@@ -29,11 +30,22 @@ def check(options: argparse.Namespace) -> int:
         findings, found = _findings(engine, options.network, ask)
         # A network that starts or ends during the comparison differs for a moment only.
         again = set(_findings(engine, options.network, ask)[0]) if findings else set()
-    for name, what in (finding for finding in findings if finding in again):
-        print(f"{name}: {what}")
-    for note in (*found.stops, *found.notes):
-        print(f"note: {note}")
-    return 1 if again.intersection(findings) else 0
+    lasting = [finding for finding in findings if finding in again]
+    notes = [*found.stops, *found.notes]
+    if options.json:
+        print(_as_json(lasting, notes))
+    else:
+        for name, what in lasting:
+            print(f"{name}: {what}")
+        for note in notes:
+            print(f"note: {note}")
+    return 1 if lasting else 0
+
+
+def _as_json(findings: Sequence[Finding], notes: Sequence[str]) -> str:
+    """Return the differences and notes for programs."""
+    listed = [{"name": name, "difference": what} for name, what in findings]
+    return json_text.dumped({"differences": listed, "notes": list(notes)})
 
 
 def _findings(

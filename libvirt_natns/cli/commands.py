@@ -9,7 +9,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -20,6 +20,7 @@ from libvirt_natns.cli import (
     doctor,
     forward,
     install,
+    look_rules,
     machine_checks,
     output,
     plan,
@@ -36,17 +37,28 @@ Command = Callable[[argparse.Namespace], int]
 Add = Callable[[str, Command, str], argparse.ArgumentParser]
 
 ROUTER = "The router namespace of a host's only NIC: an upstream of kind router."
+JSON = "print JSON, for programs"
 FORWARD = "Published ports of guests, kept in the metadata of their domains."
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command, and return its exit status."""
-    options = make_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    return carry_out(make_parser().parse_args(words), words)
+
+
+def carry_out(options: argparse.Namespace, words: Sequence[str] = ()) -> int:
+    """Run a command, and return its exit status; ``words`` are those of the command line.
+
+    The service runs read-only commands for members of group libvirt.
+    """
     command: Command = options.command
     # Text for programs has no colours, not even on a terminal.
     painted = "" if getattr(options, "json", False) else options.word
     try:
         with output.lenient(painted):
+            if os.geteuid() != 0 and look_rules.command_of(words):
+                return _look(options, words)
             return command(options)
     except Exception as error:  # a person is shown one line, whichever error it is
         line, more = describe(error)
@@ -94,15 +106,20 @@ def _add_networks(add: Add) -> None:
         help="handle every isolated network, or only networks with <natns:nat>",
     )
     add("uninstall", _uninstall, "remove the hooks and give active networks back to libvirt")
-    sub = add("status", status.run, "show the networks, their addresses and their health")
+    sub = add("status", _status, "show the networks, their addresses and their health")
     sub.add_argument("network", nargs="?", help="name or uuid of a single network")
-    sub.add_argument("--json", action="store_true", help="print JSON, for programs")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help=JSON)
+    form.add_argument("--watch", action="store_true", help="show the status anew at each change")
+    sub = add("watch", _watch, "print each change of networks, guests and forwards")
+    sub.add_argument("--json", action="store_true", help="print JSON, an object a line")
     sub = add(
         "check",
         check.check,
         "compare the networks with the kernel; exit status 1 if anything differs",
     )
     sub.add_argument("network", nargs="?", help="name or uuid of a single network")
+    sub.add_argument("--json", action="store_true", help=JSON)
     sub = add("sync", check.sync, "repair each difference, and change nothing else")
     sub.add_argument(
         "--dry-run", action="store_true", help="print the differences, and repair nothing"
@@ -113,6 +130,8 @@ def _add_networks(add: Add) -> None:
         metavar="FILE|NETWORK",
         help="a file with the XML of a network, or the name of a network",
     )
+    sub.add_argument("--json", action="store_true", help=JSON)
+    sub.set_defaults(document=None)
     sub = add(
         "validate",
         _validate,
@@ -120,12 +139,13 @@ def _add_networks(add: Add) -> None:
         " exit status 1 if any is wrong",
     )
     sub.add_argument("files", metavar="FILE", nargs="+", help="XML of libvirt, or a config.toml")
-    add(
+    sub = add(
         "doctor",
         _doctor,
         "check that this machine has all that libvirt-natns needs;"
         " exit status 1 if anything is broken",
     )
+    sub.add_argument("--json", action="store_true", help=JSON)
 
 
 def _add_pictures(add: Add) -> None:
@@ -158,16 +178,39 @@ def _add_service(add: Add) -> None:
 # -- commands ----------------------------------------------------------------
 
 
+def _look(options: argparse.Namespace, words: Sequence[str]) -> int:
+    # Only members of the group need the client.
+    from libvirt_natns.cli import look_client
+
+    run = look_client.run if look_client.applies(words, options) else _watching
+    return run(words, options)
+
+
+def _status(options: argparse.Namespace) -> int:
+    return _watching((), options) if options.watch else status.run(options)
+
+
+def _watching(_: Sequence[str], options: argparse.Namespace) -> int:
+    """Run watch or status --watch; no other command needs their modules."""
+    from libvirt_natns.cli import watch
+
+    return watch.show(options.network) if "network" in options else watch.run(options)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    return _watching((), options)
+
+
 def _uninstall(_: argparse.Namespace) -> int:
     access.require_root()
     uninstall.run(access.network_asker())
     return 0
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> int:
     access.require_root()
     diagnoses = doctor.examine(partial(access.engine, look_only=True))
-    print(doctor.text(diagnoses))
+    print(doctor.as_json(diagnoses) if options.json else doctor.text(diagnoses))
     return 1 if any(diagnosis.state == "broken" for diagnosis in diagnoses) else 0
 
 

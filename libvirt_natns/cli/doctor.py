@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal
 
 from libvirt_natns import names
-from libvirt_natns.cli import libvirt_checks, machine_checks, service_control, trust
+from libvirt_natns.cli import json_text, libvirt_checks, machine_checks, service_control, trust
 from libvirt_natns.cli.access import Engines
 from libvirt_natns.daemons import dnsmasq_process
 from libvirt_natns.documents import config
@@ -109,6 +109,12 @@ def trusted() -> Diagnosis:
 def text(diagnoses: Iterable[Diagnosis]) -> str:
     """Return the diagnoses, a line each."""
     return "\n".join(f"{line.state:<6}  {line.what}: {line.said}" for line in diagnoses)
+
+
+def as_json(diagnoses: Iterable[Diagnosis]) -> str:
+    """Return the diagnoses for programs."""
+    listed = [{"check": line.what, "state": line.state, "text": line.said} for line in diagnoses]
+    return json_text.dumped({"checks": listed})
 
 
 def _configuration() -> tuple[Config, Diagnosis]:

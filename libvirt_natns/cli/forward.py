@@ -16,7 +16,13 @@ from typing import TypeVar
 
 from libvirt_natns import names
 from libvirt_natns.addresses import parsed
-from libvirt_natns.cli import forward_edit, forward_list, forward_spec
+from libvirt_natns.cli import (
+    forward_edit,
+    forward_list,
+    forward_pending,
+    forward_spec,
+    libvirt_view,
+)
 from libvirt_natns.cli.access import Engines
 from libvirt_natns.cli.forward_edit import ListenLookup, Options
 from libvirt_natns.cli.forward_nics import require_later, require_now
@@ -103,13 +109,21 @@ def _typed(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 def _list(engines: Engines, options: argparse.Namespace) -> int:
     with engines(look_only=True) as engine:
+        # libvirt first: a guest that starts in between is found in force then.
+        view = libvirt_view.view(engine.config)
         rows = forward_list.collect(engine)
+        rows = forward_list.ordered([*rows, *forward_pending.collect(engine, view, rows)])
+    complaints = libvirt_view.complaints(view, options.guest)
     if options.guest:
         rows = [row for row in rows if options.guest in (row.guest, row.guest_uuid)]
         if not rows:
             # Raises LibvirtError if libvirt has no such guest.
             with libvirt.guest(options.guest):
                 pass
+        if complaints and not rows:
+            raise NatnsError(complaints[0])
+    for line in complaints:
+        print(f"virt-natns: {line}", file=sys.stderr)
     show = forward_list.as_json if options.json else forward_list.text
     print(show(rows))
     return 0

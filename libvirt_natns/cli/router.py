@@ -2,7 +2,6 @@
 """The command virt-natns router: up, down, confirm and status."""
 
 import argparse
-import json
 import re
 import signal
 import sys
@@ -12,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 from libvirt_natns import names
-from libvirt_natns.cli import router_status
+from libvirt_natns.cli import json_text, router_status
 from libvirt_natns.errors import RouterError, StoreError
 from libvirt_natns.kernel import boot_clock
 from libvirt_natns.upstream.router import boot, health, journal, recover
@@ -204,7 +203,7 @@ def _status(opened: RouterLifecycle, options: argparse.Namespace) -> int:
         named = [_name(opened, options)]
     routers = [router_status.describe(opened, name) for name in named]
     if options.json:
-        print(json.dumps({"routers": routers}, indent=2))
+        print(json_text.dumped({"routers": routers}))
     else:
         print("\n".join(router_status.text(router) for router in routers))
     return 0

@@ -2,22 +2,32 @@
 """The command status: every network that was handled, and its health."""
 
 import argparse
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
 
 from libvirt_natns import names
 from libvirt_natns.addresses import unless_placeholder
-from libvirt_natns.cli import access, forward_list, service_control, status_report, unhandled
+from libvirt_natns.cli import (
+    access,
+    forward_list,
+    libvirt_view,
+    service_control,
+    status_report,
+    unhandled,
+)
+from libvirt_natns.cli.libvirt_view import LibvirtView
+from libvirt_natns.cli.service_control import ServiceHealth
 from libvirt_natns.cli.status_report import Status, StatusReport
 from libvirt_natns.cli.unhandled import Unhandled
-from libvirt_natns.daemons import lease_file, libvirt
+from libvirt_natns.daemons import lease_file
 from libvirt_natns.engine import late_starts, names_health
 from libvirt_natns.engine.engine import Engine
 from libvirt_natns.engine.late_starts import LateStart
 from libvirt_natns.engine.reconcile import comparison, obstacles
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.engine.reconcile.obstacles import Obstacle, Obstacles
-from libvirt_natns.errors import LibvirtError
 from libvirt_natns.model.configuration import Config
 from libvirt_natns.state.networks import NetworkRecord
 from libvirt_natns.upstream import dhcp
@@ -25,39 +35,66 @@ from libvirt_natns.upstream import dhcp
 
 def run(options: argparse.Namespace) -> int:
     """Print the status of all networks, or of one, as a table or for programs."""
-    access.require_root()
-    health = service_control.ask()
-    named = options.network
-    with access.engine(look_only=True) as engine:
-        statuses, found = collect(engine, _defined(), named)
-        statuses = with_health(statuses, health)
-        statuses = with_unhandled(statuses, _active(), engine.config, named)
-        late = waiting(late_starts.waiting(engine), named)
-        if named and not statuses and not late:
-            raise unhandled.why_no_router(named, engine.config)
-        host = comparison.host_differences(engine) + service_control.of_host(health)
-        missed = [] if named else comparison.missed(engine, access.network_asker())
-        guests = [] if named else comparison.guest_differences(engine, access.active_guests)
-        notes = (*found.notes, *names_health.notes())
-    report = StatusReport(statuses, host, missed, guests, health, late, found.stops, notes)
-    print(status_report.as_json(report) if options.json else status_report.text(report))
+    if options.json:
+        print(as_json(options.network))
+    else:
+        print(status_report.text(report(options.network)))
     return 0
 
 
-def _defined() -> frozenset[str] | None:
-    """Return the uuids of all networks that are defined; None where libvirt does not answer."""
-    try:
-        return frozenset(libvirt.uuids())
-    except LibvirtError:
-        return None
+def report(named: str | None) -> StatusReport:
+    """Return the status of all networks, or of one, and of all that they share."""
+    with _asked() as (engine, health):
+        view = libvirt_view.view(engine.config, guests=False)
+        return _report(engine, view, health, named)
 
 
-def _active() -> Mapping[str, bytes]:
-    """Return the XML of all active networks, by uuid; none where libvirt does not answer."""
-    try:
-        return libvirt.active_networks()
-    except LibvirtError:
-        return {}
+def as_json(named: str | None = None, *, wake: bool = True) -> str:
+    """Return the status for programs, with guests, upstreams and all networks of libvirt.
+
+    ``wake`` False starts no daemon of libvirt that sleeps.
+    """
+    # People read the table, so these modules need not be loaded for it.
+    from libvirt_natns.cli import status_details
+
+    with _asked() as (engine, health):
+        view = libvirt_view.view(engine.config, wake=wake)
+        found = _report(engine, view, health, named, wake=wake)
+        details = status_details.collect(engine, view, found.statuses, named)
+    found = replace(found, statuses=status_details.with_guests(found.statuses, details))
+    return status_report.as_json(found, asdict(details))
+
+
+@contextmanager
+def _asked() -> Iterator[tuple[Engine, ServiceHealth]]:
+    access.require_root()
+    health = service_control.ask()
+    with access.engine(look_only=True) as engine:
+        yield engine, health
+
+
+def _report(
+    engine: Engine,
+    view: LibvirtView,
+    health: ServiceHealth,
+    named: str | None,
+    *,
+    wake: bool = True,
+) -> StatusReport:
+    listed = [each.listed for each in view.networks]
+    known = None if view.silent else frozenset(each.uuid for each in listed)
+    statuses, found = collect(engine, known, named)
+    active = {each.uuid: each.xml for each in listed if each.active}
+    statuses = with_unhandled(with_health(statuses, health), active, engine.config, named)
+    late = waiting(late_starts.waiting(engine), named)
+    if named and not statuses and not late:
+        raise unhandled.why_no_router(named, engine.config)
+    host = comparison.host_differences(engine) + service_control.of_host(health)
+    missed = [] if named else comparison.missed(engine, access.network_asker(wake=wake))
+    ask_guests = partial(access.active_guests, wake=wake)
+    guests = [] if named else comparison.guest_differences(engine, ask_guests)
+    notes = (*found.notes, *names_health.notes())
+    return StatusReport(statuses, host, missed, guests, health, late, found.stops, notes)
 
 
 # -- facts -------------------------------------------------------------------
@@ -91,6 +128,7 @@ def _status(engine: Engine, record: NetworkRecord, found: Obstacles) -> Status:
     own = found.of(record.uuid, damaged=bool(differences))
     leased = engine.store.leases.of(record.upstream, record.uuid)
     address = unless_placeholder(leased.address)
+    leases = lease_file.leases(record.bridge) if state == "up" else []
     return Status(
         network=record.name,
         uuid=record.uuid,
@@ -102,12 +140,13 @@ def _status(engine: Engine, record: NetworkRecord, found: Obstacles) -> Status:
         address=str(address) if address else None,
         address6=str(leased.address6) if leased.address6 else None,
         prefix=str(leased.prefix) if leased.prefix else None,
-        leases=len(lease_file.current(record.bridge)) if state == "up" else 0,
+        leases=len(leases),
         health=_health(state, differences, own),
         differences=differences,
         forwards=tuple(forward_list.collect(engine, record.uuid, published=True)),
         lease_seconds=dhcp.remaining(record.uuid) if state == "up" else None,
         obstacles=own,
+        dhcp_leases=tuple(leases),
     )
 
 
@@ -119,7 +158,7 @@ def _health(state: str, differences: tuple[str, ...], own: tuple[Obstacle, ...])
     return own[0].brief if own else "ok"
 
 
-def with_health(statuses: Sequence[Status], health: service_control.ServiceHealth) -> list[Status]:
+def with_health(statuses: Sequence[Status], health: ServiceHealth) -> list[Status]:
     """Return the statuses; a network that the service has given up is shown as such."""
     return [
         replace(status, health=service_control.given_up(health.given_up[status.uuid]))

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The status of networks as a table for people, and as JSON for programs."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from libvirt_natns.cli import columns, forward_list
+from libvirt_natns.cli import columns, forward_list, json_text
 from libvirt_natns.cli.service_control import ServiceHealth, as_object
+from libvirt_natns.daemons.lease_file import GuestLease
 from libvirt_natns.engine.reconcile.active import Finding
 from libvirt_natns.engine.reconcile.obstacles import Obstacle
 
@@ -22,7 +24,8 @@ class Status:
     ``state`` is "up", "preparing" and "starting" on the way there, "down", or "isolated": active
     in libvirt without a router.
     ``prefix`` is its lease from the prefixes that are routed to its upstream.
-    ``leases`` counts its guests' DHCP leases that have not expired.  ``health`` is "ok",
+    ``leases`` counts its guests' DHCP leases that have not expired, and ``dhcp_leases`` has them.
+    ``health`` is "ok",
     "damaged (N)", "no way out", "no names", "stopped by CHAIN" or "given up (WHY)" for a network
     that is up, "isolated (WHY)" or another reason for a network without a router, and else its
     state.  ``obstacles`` keep its guests from the outside or from names, and ``sync`` cannot
@@ -48,6 +51,7 @@ class Status:
     prefix: str | None = None
     lease_seconds: int | None = None
     obstacles: tuple[Obstacle, ...] = ()
+    dhcp_leases: tuple[GuestLease, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +135,9 @@ def _subnets(status: Status) -> tuple[str, ...]:
     return (*status.subnets, *leased)
 
 
-def as_json(report: StatusReport) -> str:
+def as_object_of(report: StatusReport) -> dict[str, Any]:
     """Return an object with a list or object for each part of the report."""
-    document = {
+    return {
         "networks": [asdict(status) for status in report.statuses],
         "host": report.host,
         "missed": [{"network": name, "difference": what} for name, what in report.missed],
@@ -143,4 +147,41 @@ def as_json(report: StatusReport) -> str:
         "stops": list(report.stops),
         "notes": list(report.notes),
     }
-    return json.dumps(document, indent=2)
+
+
+def as_json(report: StatusReport, more: Mapping[str, Any] | None = None) -> str:
+    """Return the report for programs; ``more`` are further parts."""
+    return json_text.dumped({**as_object_of(report), **(more or {})})
+
+
+def report_of(state: Mapping[str, Any], named: str | None = None) -> StatusReport:
+    """Return the report in an object of ``status --json``; with ``named``, of one network."""
+    service = state["service"]
+    networks = [
+        entry for entry in state["networks"] if named in (None, entry["network"], entry["uuid"])
+    ]
+    return StatusReport(
+        statuses=[_status_of(entry) for entry in networks],
+        host=list(state["host"]),
+        missed=[] if named else [(each["network"], each["difference"]) for each in state["missed"]],
+        guests=[] if named else [(each["guest"], each["difference"]) for each in state["guests"]],
+        service=ServiceHealth(**service) if service else None,
+        late=tuple(
+            (each["network"], each["reason"])
+            for each in state["waiting"]
+            if named in (None, each["network"])
+        ),
+        stops=tuple(state["stops"]),
+        notes=tuple(state["notes"]),
+    )
+
+
+def _status_of(entry: Mapping[str, Any]) -> Status:
+    lists = {
+        "subnets": entry["subnets"],
+        "differences": entry["differences"],
+        "forwards": [forward_list.row_of(row) for row in entry["forwards"]],
+        "obstacles": [Obstacle(**obstacle) for obstacle in entry["obstacles"]],
+        "dhcp_leases": [GuestLease(**lease) for lease in entry["dhcp_leases"]],
+    }
+    return Status(**{**entry, **{key: tuple(values) for key, values in lists.items()}})

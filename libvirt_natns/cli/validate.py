@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from libvirt_natns.cli.plan import BRIDGE
+from libvirt_natns.cli.libvirt_view import BRIDGE
 from libvirt_natns.cli.unhandled import UNTOUCHED
 from libvirt_natns.documents import config, libvirt_xml, xml_tree
 from libvirt_natns.engine import start_checks

@@ -58,15 +58,18 @@ Where = Literal["live", "config"]
 
 
 @contextmanager
-def connected(*, wake: bool = True, write: bool = False) -> Iterator[Any]:
+def connected(
+    *, wake: bool = True, write: bool = False, driver: Driver | None = None
+) -> Iterator[Any]:
     """Open a connection, read-only unless ``write``, to the libvirt that has the networks.
 
-    ``wake`` False does not start a daemon that systemd would start for us.  Raises
-    LibvirtError where no daemon answers.
+    ``wake`` False does not start a daemon that systemd would start for us.  A ``driver``
+    names another daemon than that of networks.  Raises LibvirtError where no daemon answers.
     """
     libvirt.registerErrorHandler(quiet, None)
     reasons = []
-    for uri in URIS if wake else _awake(libvirtd.NETWORK):
+    uris = URIS if driver is None else (f"{driver.scheme}:///system",)
+    for uri in uris if wake else _awake(driver or libvirtd.NETWORK):
         try:
             connection = libvirt.open(uri) if write else libvirt.openReadOnly(uri)
         except libvirt.libvirtError as error:
@@ -102,16 +105,20 @@ def networks() -> dict[str, bytes]:
 def _listed(flags: int, *, wake: bool = True) -> list[tuple[Any, bytes]]:
     """Return networks with their XML, without networks that end during the call."""
     with connected(wake=wake) as connection:
-        listed = [(network, _xml(network)) for network in connection.listAllNetworks(flags)]
+        listed = [(network, xml_of(network)) for network in connection.listAllNetworks(flags)]
     return [(network, xml) for network, xml in listed if xml is not None]
 
 
-def _xml(network: Any) -> bytes | None:  # noqa: ANN401
+def xml_of(listed: Any, *, definition: bool = False) -> bytes | None:  # noqa: ANN401
+    """Return the XML of a listed network or guest; None where it has ended since.
+
+    ``definition``: a guest's definition for its next start.
+    """
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE if definition else 0
     try:
-        return bytes(network.XMLDesc(0).encode())
+        return bytes(listed.XMLDesc(flags).encode())
     except libvirt.libvirtError as error:
-        # The network has ended since it was listed.
-        if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_ERR_NO_DOMAIN):
             raise
     return None
 
@@ -282,15 +289,9 @@ def active_domains(*, wake: bool = True) -> ActiveDomains:
 
 def _active_at(uri: str) -> dict[str, bytes]:
     connection = libvirt.openReadOnly(uri)
-    domains = {}
     try:
-        for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-            try:
-                domains[domain.UUIDString()] = bytes(domain.XMLDesc(0).encode())
-            except libvirt.libvirtError as error:
-                # The domain has ended since it was listed.
-                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                    raise
+        listed = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        found = {domain.UUIDString(): xml_of(domain) for domain in listed}
     finally:
         connection.close()
-    return domains
+    return {uuid: xml for uuid, xml in found.items() if xml is not None}

@@ -32,8 +32,10 @@ FAULT_PAUSE = 0.5
 """Seconds of rest after an error of the loop, which may come again at once."""
 
 Kind = Literal["guest", "network"]
-What = Literal["changed", "life"]
-"""``life``: the guest or network started or stopped, which hooks report, too."""
+What = Literal["changed", "life", "definition"]
+"""``life``: the guest or network started or stopped, which hooks report, too.
+
+``definition``: it was defined, paused or the like, which changes nothing of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +167,8 @@ class EventConnection:
     # -- events, from the loop ----------------------------------------------
 
     def _domain_lives(self, _: object, domain: Any, event: int, *more: object) -> None:  # noqa: ANN401
-        if event in GUEST_LIFE:
-            self._tell(_happened("guest", domain, "life"))
+        what: What = "life" if event in GUEST_LIFE else "definition"
+        self._tell(_happened("guest", domain, what))
 
     def _domain_device(self, _: object, domain: Any, *more: object) -> None:  # noqa: ANN401
         self._tell(_happened("guest", domain, "changed"))
@@ -183,8 +185,8 @@ class EventConnection:
             self._tell(_happened("guest", domain, "changed"))
 
     def _network_lives(self, _: object, network: Any, event: int, *more: object) -> None:  # noqa: ANN401
-        if event in NETWORK_LIFE:
-            self._tell(_happened("network", network, "life"))
+        what: What = "life" if event in NETWORK_LIFE else "definition"
+        self._tell(_happened("network", network, what))
 
     def _network_metadata(
         self,

@@ -83,7 +83,7 @@ def take(engine: Engine) -> Census:
     return Census(
         networks=_states(records, len(up)),
         guests=counts.guests(engine.store),
-        pools=_pools(engine.config, engine.store),
+        pools=pools(engine.config, engine.store),
         running=tuple(_count(record, forwards.get(record.uuid, 0)) for record in up),
     )
 
@@ -100,7 +100,8 @@ def _states(records: list[NetworkRecord], up: int) -> dict[NetworkState, int]:
 # -- pools -------------------------------------------------------------------
 
 
-def _pools(config: Config, store: Store) -> dict[PoolKey, PoolCounts]:
+def pools(config: Config, store: Store) -> dict[PoolKey, PoolCounts]:
+    """Return the counts of each pool, by its upstream and the kind of its leases."""
     leases = counts.leases(store)
     sizes: dict[PoolKey, int | None] = {}
     for name, upstream in config.upstreams.items():

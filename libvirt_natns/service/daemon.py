@@ -41,6 +41,7 @@ from libvirt_natns.service.kernel_watch import KernelWatch
 from libvirt_natns.service.libvirt_watch import LibvirtWatch
 from libvirt_natns.service.listener import own_socket
 from libvirt_natns.service.log import Log
+from libvirt_natns.service.look import Look
 from libvirt_natns.service.looks import Looks
 from libvirt_natns.service.metrics import Metrics
 from libvirt_natns.service.server import Server
@@ -60,6 +61,8 @@ class Service:
 
     def __init__(self, log: Log) -> None:
         self.log = log
+        self.look = Look(log)
+        log.hear(self.look.changed)
         self.metrics = Metrics()
         self.background = Background(self._failed)
         observer = ChangeObserver(log, self.metrics, self._after_work)
@@ -71,7 +74,9 @@ class Service:
             self._describe, self._suspect, self.healer.appeared, self._fault_of_watch
         )
         observer.connect(self.healer, self.kernel_watch)
-        self.libvirt_watch = LibvirtWatch(self.sessions, log, self.reconcile)
+        self.libvirt_watch = LibvirtWatch(
+            self.sessions, log, self.reconcile, heard=self.look.changed
+        )
         self.starts = Starts(self.sessions, log, self.libvirt_watch.is_active)
         self.sessions.expect = self.starts.expect
         self.arrivals = Arrivals(self.sessions, log)
@@ -92,7 +97,7 @@ class Service:
         """Serve until a signal ends it (SIGTERM, SIGINT)."""
         parts = (
             self.background, self.kernel_watch, self.healer, self.libvirt_watch, self.starts,
-            self.arrivals,
+            self.arrivals, self.look,
         )  # fmt: skip
         with ExitStack() as started:
             for part in parts:
@@ -169,6 +174,7 @@ class Service:
 
     def _suspect(self, uuid: str) -> None:
         self.healer.suspect(uuid)
+        self.look.changed()
         if uuid == HOST:
             self.looks.after_change_of_host()
 

@@ -70,16 +70,25 @@ Task = Subject | Literal["everything"]
 class LibvirtWatch:
     """Listens to libvirt and applies changes, until it is stopped.
 
-    ``reconcile`` repairs all networks and guests, and may take its time.
+    ``reconcile`` repairs all networks and guests, and may take its time.  ``heard`` is called at
+    each event, and must not wait.
     """
 
-    def __init__(self, sessions: Sessions, log: Log, reconcile: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        log: Log,
+        reconcile: Callable[[], None],
+        heard: Callable[[], None] = lambda: None,
+    ) -> None:
         self._sessions = sessions
         self._log = log
         self._reconcile = reconcile
         self._queue: WorkQueue[Task] = WorkQueue()
         self._loop = Loop()
-        self._keepers = {driver: ConnectionKeeper(driver, log, self._queue) for driver in DRIVERS}
+        self._keepers = {
+            driver: ConnectionKeeper(driver, log, self._queue, heard) for driver in DRIVERS
+        }
         self._workers = Workers(self._queue, self._work, WORKERS, "libvirt-watch")
 
     def start(self) -> None:
@@ -189,12 +198,19 @@ def _about(task: Task) -> dict[str, str]:
 class ConnectionKeeper(Thread):
     """Keeps the connection to one driver, for as long as its daemon runs."""
 
-    def __init__(self, driver: Driver, log: Log, queue: WorkQueue[Task]) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        log: Log,
+        queue: WorkQueue[Task],
+        heard: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(name=f"libvirt-{driver.scheme}", daemon=True)
         self.driver = driver
         self.link: EventConnection | None = None
         self._log = log
         self._queue = queue
+        self._heard = heard
         self._backoff = Backoff()
         self._complaints = Complaints()
         self._stopping = Event()
@@ -243,8 +259,10 @@ class ConnectionKeeper(Thread):
         self._log.say("notice", "disconnected", uri=daemon.uri)
 
     def _tell(self, happened: LibvirtEvent) -> None:
-        subject = Subject(self.driver, happened.kind, happened.uuid, happened.name)
-        self._queue.put(subject, HOOKS_FIRST if happened.what == "life" else 0.0)
+        if happened.what != "definition":
+            subject = Subject(self.driver, happened.kind, happened.uuid, happened.name)
+            self._queue.put(subject, HOOKS_FIRST if happened.what == "life" else 0.0)
+        self._heard()
 
 
 class Backoff:

@@ -13,6 +13,7 @@ import io
 import os
 import select
 import sys
+from collections.abc import Callable
 from threading import Lock
 from typing import Literal, TextIO
 
@@ -35,8 +36,13 @@ class Log:
         self._lost = 0
         # A line that was cut off must not run into the next one.
         self._within_line = False
+        self._heard: Callable[[], None] = lambda: None
         # systemd sets the variable where the stream is the journal's.
         self._under_systemd = "JOURNAL_STREAM" in os.environ
+
+    def hear(self, heard: Callable[[], None]) -> None:
+        """Have ``heard`` called after each line: an event that is logged has changed something."""
+        self._heard = heard
 
     def say(self, level: Level, what: str, **fields: object) -> None:
         """Log the event ``what`` with its particulars; None leaves a field out.
@@ -52,6 +58,7 @@ class Log:
                 self._lost = 0
             else:
                 self._lost += 1
+        self._heard()
 
     def say_error(self, level: Level, what: str, error: Exception, **fields: object) -> str:
         """Log an error with its particulars, and return it as one line.

@@ -19,7 +19,7 @@ from random import Random
 import shapes
 from mutations import LINES, XML, Mutation, mutated
 
-from libvirt_natns.cli import forward_edit, forward_spec
+from libvirt_natns.cli import forward_edit, forward_spec, look_link, look_rules
 from libvirt_natns.daemons import dhcp_lease, dnsmasq_config, resolv_conf
 from libvirt_natns.daemons.dnsmasq_files import Files
 from libvirt_natns.daemons.resolv_conf import Resolvers
@@ -361,11 +361,12 @@ def _requests() -> Sequence[bytes]:
         for kind in (b"network", b"guest", b"question", b"lease")
         for operation in (b"start", b"started", b"stopped", b"metrics")
     ]
+    found += [b'{"argv": ["status", "--json"]}', b'{"argv": ["plan", "a"], "document": "<n/>"}']
     return [*found, b"done\n", b"refused\nwhy", client.GREETING, b"network start begin 0\n"]
 
 
 def check_protocol(data: bytes) -> None:
-    """What a client sends to the service, and what a service sends to a client."""
+    """What clients send to the service and the look server, and what a service sends."""
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
@@ -379,6 +380,11 @@ def check_protocol(data: bytes) -> None:
         assert isinstance(request.name, str)
     answer = client._answer(data)
     assert answer is None or isinstance(answer.text, str)
+    asked = look_link.parsed_request(data)
+    if asked is not None:
+        assert isinstance(asked.document, bytes)
+        command = look_rules.command_of(asked.words)
+        assert command is None or command in look_rules.LOOKS
 
 
 # -- leases ----------------------------------------------------------------------

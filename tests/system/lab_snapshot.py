@@ -184,7 +184,11 @@ LOOKS = ("nft -j -s -t list ruleset", "nft -s -f -", "nft -s -p -f -")
 """The service looks at rules by these programs, at any moment and for some milliseconds."""
 
 
-CHILDREN = ("nft -i -j -s -t", "iptables_child import serve; serve()")
+CHILDREN = (
+    "nft -i -j -s -t",
+    "iptables_child import serve; serve()",
+    "look_server import main; main()",
+)
 """A process of ours keeps such children as long as it lives itself."""
 
 

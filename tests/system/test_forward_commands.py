@@ -236,7 +236,9 @@ def test_shut_off_guest_has_the_persistent_one_only(world: World, command: Comma
         assert re.search(
             r"proto=.udp.><natns:range start=.2300.", re.sub(r">\s+<", "><", xml("off"))
         )
-        assert not listed(command, "off")
+        (row,) = listed(command, "off")
+        assert (row["proto"], row["first"], row["target_first"]) == ("udp", 2300, 22)
+        assert (row["state"], row["reason"]) == ("off", "the guest is off: its start publishes it")
         said = command("forward", "add", "off", "9999:22")
         assert said.status == 0
         assert "would not start" in said.err
@@ -420,6 +422,7 @@ def test_status_shows_what_is_published(world: World, command: Command) -> None:
         "guest": "web", "guest_uuid": virsh("domuuid", "web").stdout.strip(), "network": "a",
         "proto": "tcp", "address": A, "first": 9999, "last": 9999, "target": "10.0.0.100",
         "target_first": 99, "target_last": 99, "sources": [], "allowed": [], "state": "published",
+        "reason": None,
     }  # fmt: skip
     assert "9999 -> web" in command("diagram").out
 

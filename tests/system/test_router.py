@@ -24,6 +24,7 @@ from lab import (
     write_config,
 )
 from lab_base import end
+from lab_json import valid
 from lab_sides import Command, in_process
 from lab_vps import (
     ADDRESS,
@@ -150,7 +151,7 @@ def test_status_and_repair(vps: Vps, command: Command) -> None:
     configure()
     assert json.loads(command("router", "status", "--json").out)["routers"][0]["state"] == "down"
     command("router", "up")
-    (found,) = json.loads(command("router", "status", "--json").out)["routers"]
+    (found,) = valid("router_status", command("router", "status", "--json").out)["routers"]
     assert (found["state"], found["mac"]) == ("up", MAC)
     # And one for networks with IPv6.
     assert (found["addresses"][0], len(found["addresses"])) == (f"{ADDRESS}/24", 2)

@@ -106,6 +106,7 @@ PRIVATE = {
     # A namedtuple's method, and the lists of a parser: they have no other names.
     "test_netlink_messages: _replace",
     "test_docs: _actions",
+    "test_look: _actions",
     "test_messages_language: _actions",
     "test_completion: _actions",
     # Work after a start, whose fault no caller sees.

@@ -11,7 +11,16 @@ import pytest
 from libvirt_natns import names
 from libvirt_natns.cli import commands, service_control
 from libvirt_natns.daemons import libvirt_events
-from libvirt_natns.service import client, healer, libvirt_watch, server, starts, workqueue
+from libvirt_natns.service import (
+    arrivals,
+    client,
+    healer,
+    libvirt_watch,
+    look,
+    server,
+    starts,
+    workqueue,
+)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = CHECKOUT / "contrib" / "systemd"
@@ -63,7 +72,7 @@ def test_the_host_sees_the_namespaces() -> None:
 
 def test_hooks_are_answered_to_their_end() -> None:
     limit = float(settings("libvirt-natns.service")["TimeoutStopSec"][0])
-    parts = (server, starts, libvirt_watch, healer, workqueue)
+    parts = (server, starts, arrivals, libvirt_watch, healer, workqueue, look)
     needed = sum(part.STOP_LIMIT for part in parts) + libvirt_events.END_LIMIT
     assert limit > needed
     assert needed < service_control.STOP_LIMIT

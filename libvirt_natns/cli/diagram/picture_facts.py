@@ -147,6 +147,7 @@ def forward(row: ForwardRow, known: dict[str, Station]) -> DrawnForward:
 
 def _target(row: ForwardRow, known: dict[str, Station]) -> Station:
     """Return the station with a forward's target, which may be of another or of no guest."""
+    assert row.target is not None  # a forward in force has its target
     named = [each for each in known.values() if each.name == row.guest]
     owners = [each for each in known.values() if row.target in each.addresses]
     if owners and (row.guest is None or owners[0] in named):

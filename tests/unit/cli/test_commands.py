@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from libvirt_natns import daemons, names, service
-from libvirt_natns.cli import access, check, commands, status
+from libvirt_natns.cli import access, check, commands, look_rules, status
 from libvirt_natns.daemons import libvirt
 from libvirt_natns.errors import LibvirtError, NatnsError
 from libvirt_natns.firewall import backends, nftables
@@ -27,9 +27,13 @@ from libvirt_natns.values import quoted
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 XML = CHECKOUT / "xml"
+LOOKS_WITHOUT_SERVICE = (
+    "only root can do this while the service does not run:"
+    " use sudo, or start the service: systemctl start libvirt-natns"
+)
 COMMANDS = (
     "install", "uninstall", "status", "check", "sync", "plan", "exec", "diagram", "doctor",
-    "metrics", "serve", "report",
+    "metrics", "serve", "report", "watch",
 )  # fmt: skip
 """Commands that need root."""
 IP = "<ip address='10.0.0.1' prefix='24'/>"
@@ -116,7 +120,9 @@ def test_without_root(
     operands = {"plan": ["a"], "exec": ["a", "--", "true"]}
     assert commands.main([name, *operands.get(name, [])]) == 1
     said = capsys.readouterr()
-    assert (said.out, said.err) == ("", "virt-natns: only root can do this: use sudo\n")
+    looks = look_rules.command_of([name]) or name == "watch"
+    line = LOOKS_WITHOUT_SERVICE if looks else "only root can do this: use sudo"
+    assert (said.out, said.err) == ("", f"virt-natns: {line}\n")
 
 
 def test_looking_makes_no_state(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,7 @@ def test_json_keeps_its_keys() -> None:
     assert list(shown["networks"][0]) == [
         "network", "uuid", "state", "namespace", "bridge", "subnets", "upstream", "address",
         "leases", "health", "differences", "forwards", "address6", "prefix",
-        "lease_seconds", "obstacles",
+        "lease_seconds", "obstacles", "dhcp_leases",
     ]  # fmt: skip
 
 

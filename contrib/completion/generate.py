@@ -56,6 +56,7 @@ KINDS = {
     "guest": "guests",
     "name": "routers",
     "files": "files",
+    "file": "files",
     "argv": "command",
     "spec": "text",
     "mac": "text",

@@ -90,20 +90,22 @@ end
 
 complete -c virt-natns -f
 # begin: grammar
-set -g __virt_natns_with_value --confirm-within --guest-address --mac --network --scope --source
-set -g __virt_natns_paths 'install' 'uninstall' 'status' 'check' 'sync' 'plan' 'validate' 'doctor' 'diagram' 'forward' 'forward list' 'forward add' 'forward remove' 'router' 'router up' 'router confirm' 'router down' 'router status' 'metrics' 'serve' 'exec'
+set -g __virt_natns_with_value --confirm-within --format --guest-address --mac --network --scope --source
+set -g __virt_natns_paths 'install' 'uninstall' 'status' 'watch' 'check' 'sync' 'plan' 'validate' 'doctor' 'forward' 'forward list' 'forward add' 'forward remove' 'router' 'router up' 'router confirm' 'router down' 'router status' 'diagram' 'report' 'metrics' 'serve' 'exec'
 
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a install -d 'install libvirt\'s hooks and handle networks from now on'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a uninstall -d 'remove the hooks and give active networks back to libvirt'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a status -d 'show the networks, their addresses and their health'
+complete -c virt-natns -n '__virt_natns_at \'\' 0' -a watch -d 'print each change of networks, guests and forwards'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a check -d 'compare the networks with the kernel; exit status 1 if anything differs'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a sync -d 'repair each difference, and change nothing else'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a plan -d 'print the operations for a network, and change nothing'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a validate -d 'check files with networks, domains and configurations, without root; exit status 1 if any is wrong'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a doctor -d 'check that this machine has all that libvirt-natns needs; exit status 1 if anything is broken'
-complete -c virt-natns -n '__virt_natns_at \'\' 0' -a diagram -d 'draw the networks with their namespaces, addresses and upstreams'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a forward -d 'list, add or remove published ports of guests'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a router -d 'move a host\'s NIC into a router namespace, and back'
+complete -c virt-natns -n '__virt_natns_at \'\' 0' -a diagram -d 'draw the networks with their guests, forwards and upstreams'
+complete -c virt-natns -n '__virt_natns_at \'\' 0' -a report -d 'write the facts for a bug report to a file, without secrets'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a metrics -d 'print metrics for Prometheus'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a serve -d 'run the resident service in the foreground, as systemd does'
 complete -c virt-natns -n '__virt_natns_at \'\' 0' -a exec -d 'run a command inside a network\'s namespace'
@@ -117,15 +119,21 @@ complete -c virt-natns -n '__virt_natns_in \'uninstall\'' -s h -l help -d 'show 
 
 complete -c virt-natns -n '__virt_natns_in \'status\'' -s h -l help -d 'show this help message and exit'
 complete -c virt-natns -n '__virt_natns_in \'status\'' -l json -d 'print JSON, for programs'
+complete -c virt-natns -n '__virt_natns_in \'status\'' -l watch -d 'show the status anew at each change'
 complete -c virt-natns -n '__virt_natns_at \'status\' 0' -a '(__virt_natns_names networks)' -d 'name or uuid of a single network'
 
+complete -c virt-natns -n '__virt_natns_in \'watch\'' -s h -l help -d 'show this help message and exit'
+complete -c virt-natns -n '__virt_natns_in \'watch\'' -l json -d 'print JSON, an object a line'
+
 complete -c virt-natns -n '__virt_natns_in \'check\'' -s h -l help -d 'show this help message and exit'
+complete -c virt-natns -n '__virt_natns_in \'check\'' -l json -d 'print JSON, for programs'
 complete -c virt-natns -n '__virt_natns_at \'check\' 0' -a '(__virt_natns_names active)' -d 'name or uuid of a single network'
 
 complete -c virt-natns -n '__virt_natns_in \'sync\'' -s h -l help -d 'show this help message and exit'
 complete -c virt-natns -n '__virt_natns_in \'sync\'' -l dry-run -d 'print the differences, and repair nothing'
 
 complete -c virt-natns -n '__virt_natns_in \'plan\'' -s h -l help -d 'show this help message and exit'
+complete -c virt-natns -n '__virt_natns_in \'plan\'' -l json -d 'print JSON, for programs'
 complete -c virt-natns -n '__virt_natns_at \'plan\' 0' -a '(__virt_natns_names networks)' -d 'a file with the XML of a network, or the name of a network'
 complete -c virt-natns -n '__virt_natns_at \'plan\' 0' -F -d 'a file with the XML of a network, or the name of a network'
 
@@ -133,8 +141,7 @@ complete -c virt-natns -n '__virt_natns_in \'validate\'' -s h -l help -d 'show t
 complete -c virt-natns -n '__virt_natns_at \'validate\' \'*\'' -F -d 'XML of libvirt, or a config.toml'
 
 complete -c virt-natns -n '__virt_natns_in \'doctor\'' -s h -l help -d 'show this help message and exit'
-
-complete -c virt-natns -n '__virt_natns_in \'diagram\'' -s h -l help -d 'show this help message and exit'
+complete -c virt-natns -n '__virt_natns_in \'doctor\'' -l json -d 'print JSON, for programs'
 
 complete -c virt-natns -n '__virt_natns_at \'forward\' 0' -a list -d 'show the published ports, chosen ports included'
 complete -c virt-natns -n '__virt_natns_at \'forward\' 0' -a add -d 'publish ports of a guest, now and at each later start'
@@ -176,6 +183,13 @@ complete -c virt-natns -n '__virt_natns_at \'router down\' 0' -a '(__virt_natns_
 complete -c virt-natns -n '__virt_natns_in \'router status\'' -s h -l help -d 'show this help message and exit'
 complete -c virt-natns -n '__virt_natns_in \'router status\'' -l json -d 'print JSON, for programs'
 complete -c virt-natns -n '__virt_natns_at \'router status\' 0' -a '(__virt_natns_names routers)' -d 'a single upstream of kind router'
+
+complete -c virt-natns -n '__virt_natns_in \'diagram\'' -s h -l help -d 'show this help message and exit'
+complete -c virt-natns -n '__virt_natns_in \'diagram\'' -l format -x -a 'text svg dot mermaid' -d 'text for a terminal, svg for a browser, dot for graphviz, mermaid for a page'
+
+complete -c virt-natns -n '__virt_natns_in \'report\'' -s h -l help -d 'show this help message and exit'
+complete -c virt-natns -n '__virt_natns_in \'report\'' -l network -x -a '(__virt_natns_names networks)' -d 'name of the network that the report is about'
+complete -c virt-natns -n '__virt_natns_at \'report\' 0' -F -d 'the file to write (default: virt-natns-report-TIME.txt)'
 
 complete -c virt-natns -n '__virt_natns_in \'metrics\'' -s h -l help -d 'show this help message and exit'
 

@@ -3,7 +3,7 @@
 
 Blocks of ``console`` are commands as root, ``# ``, each followed by what it prints:
 "..." is anything, on a line of its own any number of lines.  A block of ``toml``,
-``xml`` or ``nft`` is saved where the text ahead of it says: "Write `FILE`".
+``xml``, ``xsl`` or ``nft`` is saved where the text ahead of it says: "Write `FILE`".
 """
 
 import re
@@ -17,7 +17,7 @@ from lab_base import run
 MARK = "=-=-= "
 
 BLOCK = re.compile(
-    r"^(?P<indent> *)```(?P<language>console|toml|xml|nft)\n(?P<text>.*?)^(?P=indent)```$",
+    r"^(?P<indent> *)```(?P<language>console|toml|xml|xsl|nft)\n(?P<text>.*?)^(?P=indent)```$",
     re.M | re.S,
 )
 SAVED = re.compile(r"[Ww]rite `([^`]+)`[^`]*:\s*$")

@@ -3,7 +3,8 @@
 
 Code blocks in Markdown say in their first line what they are: ``toml`` is a whole
 configuration, ``xml`` a whole document, ``xml network`` and ``xml domain`` what
-stands inside such a one, ``console`` commands as root (``# ``) with their output.
+stands inside such a one, ``xsl`` a style sheet for domains, ``console`` commands as
+root (``# ``) with their output.
 """
 
 import argparse
@@ -39,7 +40,9 @@ MAN = CHECKOUT / "man"
 
 PAGES = [CHECKOUT / "README.md", CHECKOUT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 MANUAL = sorted(MAN.iterdir())
-LANGUAGES = {"", "toml", "xml", "xml network", "xml domain", "console", "console outside", "nft"}
+LANGUAGES = {
+    "", "toml", "xml", "xml network", "xml domain", "xsl", "console", "console outside", "nft",
+}  # fmt: skip
 
 FORBIDDEN = (
     r"simply", r"easily", r"seamless\w*", r"powerful", r"blazing\w*", r"effortless\w*", r"robust",
@@ -472,6 +475,13 @@ def whole_domain(text: str) -> bytes:
 @pytest.mark.parametrize("block", of("xml domain"), ids=str)
 def test_xml_fragment_of_a_domain(block: Block) -> None:
     assert libvirt_xml.parse_domain(whole_domain(block.text), str(block)).nat
+
+
+@pytest.mark.parametrize("block", of("xsl"), ids=str)
+def test_style_sheet_gives_a_domain_its_metadata(block: Block) -> None:
+    domain = etree.fromstring(whole_domain(""))
+    changed = etree.XSLT(etree.fromstring(block.text))(domain)
+    assert libvirt_xml.parse_domain(etree.tostring(changed), str(block)).nat
 
 
 @pytest.mark.parametrize("page", MANUAL, ids=lambda page: page.name)

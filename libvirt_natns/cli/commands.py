@@ -91,7 +91,17 @@ def _add_networks(add: Add) -> None:
         choices=("isolated", "annotated"),
         help="handle every isolated network, or only networks with <natns:nat>",
     )
-    add("uninstall", _uninstall, "remove the hooks and give active networks back to libvirt")
+    sub.add_argument(
+        "--package",
+        action="store_true",
+        help="for a package's scripts: leave the service to the package manager, and say less",
+    )
+    sub = add("uninstall", _uninstall, "remove the hooks and give active networks back to libvirt")
+    sub.add_argument(
+        "--package",
+        action="store_true",
+        help="for a package's scripts: keep the state, and the service's units",
+    )
     sub = add("status", status.run, "show the networks, their addresses and their health")
     sub.add_argument("network", nargs="?", help="name or uuid of a single network")
     sub.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -131,9 +141,9 @@ def _add_service(add: Add) -> None:
 # -- commands ----------------------------------------------------------------
 
 
-def _uninstall(_: argparse.Namespace) -> int:
+def _uninstall(options: argparse.Namespace) -> int:
     access.require_root()
-    uninstall.run(access.network_asker())
+    uninstall.run(access.network_asker(), package=options.package)
     return 0
 
 

@@ -38,6 +38,8 @@ WRITABLE = """
     for directory in apt debconf ldconfig man; do
         [ ! -d /var/cache/$directory ] || over /var/cache/$directory
     done
+    # The index of all manual pages of the machine is not what is tested.
+    rm -f /var/lib/man-db/auto-update
 """
 """Lines of a script: apt-get and dpkg may write, and the machine's own files stay as they are.
 

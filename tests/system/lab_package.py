@@ -80,7 +80,7 @@ def digest() -> str:
     return whole.hexdigest()[:16]
 
 
-def inside(script: str, timeout: float = 240) -> dict[str, str]:
+def inside(script: str, timeout: float = 600) -> dict[str, str]:
     """Run a shell script in a sandbox with a fresh libvirt; the output by its "== WORD" lines."""
     sandbox = CHECKOUT / "contrib" / "sandbox"
     done = run(sandbox, "--libvirt", "--", "sh", "-euc", script, timeout=timeout)

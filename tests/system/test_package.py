@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from lab import (
+    CHECKOUT,
     FastGuest,
     Libvirtd,
     Provider,
@@ -178,6 +179,15 @@ def test_a_wrong_configuration_leaves_no_half_package(package: Path) -> None:
     remove_config()
     run(PROGRAM, "install")
     assert (HOOKS / "network").exists()
+
+
+@pytest.mark.parametrize("name", ["program", "networks"])
+def test_debians_own_tests_pass(name: str, package: Path) -> None:
+    """The scripts that autopkgtest runs on a machine with the package."""
+    dpkg("--install", package)
+    done = run("sh", CHECKOUT / "debian" / "tests" / name, timeout=120)
+    assert done.stdout.splitlines()[-1] in ("both networks had their routers",
+                                            "virt-natns 0.2.0 is whole")  # fmt: skip
 
 
 # -- another version ---------------------------------------------------------

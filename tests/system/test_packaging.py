@@ -184,19 +184,18 @@ def test_contrib_install_keeps_a_configuration_and_says_no_to_a_wrong_one() -> N
 # -- systemd -------------------------------------------------------------------
 
 SYSTEMCTL = """
-    mkdir -p /run/systemd/system /usr/local/sbin
-    cat >/usr/local/sbin/systemctl <<'END'
+    mkdir -p /run/systemd/system
+    rm -f /usr/bin/systemctl
+    cat >/usr/bin/systemctl <<'END'
 #!/bin/sh
 while case $1 in --*) true ;; *) false ;; esac; do shift; done
 echo "$*" >>/run/asked
 case $1 in
-cat) test -e /lib/systemd/system/"$2" || test -e /usr/local/lib/systemd/system/"$2" ;;
+cat) test -e /lib/systemd/system/"$2" ;;
 show) echo loaded ;;
 esac
 END
-    chmod +x /usr/local/sbin/systemctl
-    # The first place of root's PATH, and of ours.
-    PATH=/usr/local/sbin:$PATH
+    chmod +x /usr/bin/systemctl
 """
 BOTH = "libvirt-natns.socket libvirt-natns.service"
 
@@ -297,10 +296,10 @@ def test_an_installation_below_usr_local_becomes_the_package() -> None:
         echo '  post-up /usr/local/bin/virt-natns router up --boot wan' \
             >/etc/network/interfaces.d/ens3
         # A hook at each moment finds a whole program.
+        (echo '<hookData>'; virsh -q net-dumpxml twin-a; echo '</hookData>') >/run/twin-a.xml
         (while [ ! -e /run/done ]; do
             /etc/libvirt/hooks/network twin-a updated begin - </run/twin-a.xml 2>&1
         done) >/run/hooks &
-        (echo '<hookData>'; virsh -q net-dumpxml twin-a; echo '</hookData>') >/run/twin-a.xml
         echo "== move"
         {CHECKOUT}/contrib/install --package {built()}
         touch /run/done

@@ -28,7 +28,7 @@ from lab import (
     wait_for,
     write_config,
 )
-from lab_package import WRITABLE, built
+from lab_package import SOURCES, WRITABLE, built
 from lab_sides import HOOKS, MAC, STATE, two_networks
 from views import namespaces
 
@@ -91,6 +91,25 @@ def ours() -> set[str]:
         found |= set(named.splitlines())
     # dpkg's own record of a package is gone after a purge only.
     return {each for each in found if not each.startswith(("/run/layers", "/run/tmp"))}
+
+
+# -- the package itself ------------------------------------------------------
+
+
+def test_lintian_has_nothing_to_say(package: Path) -> None:
+    assert run("lintian", "--fail-on", "error,warning", package, timeout=120).stdout == ""
+
+
+def test_the_same_source_makes_the_same_package(package: Path, tmp_path: Path) -> None:
+    """In another directory, at another time, with other modes."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in SOURCES:
+        run("cp", "-R", CHECKOUT / name, elsewhere)
+    run("chmod", "-R", "go-rwx", elsewhere)
+    run(elsewhere / "contrib" / "build-package", tmp_path, timeout=300)
+    (again,) = tmp_path.glob("*.deb")
+    assert again.read_bytes() == package.read_bytes()
 
 
 # -- coming and going --------------------------------------------------------

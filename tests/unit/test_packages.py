@@ -31,10 +31,11 @@ PYTHON = {
 
 
 def field(name: str) -> set[str]:
-    """The packages in a field of debian/control; alternatives apart."""
+    """The packages in a field of debian/control, without those of its tests."""
     value = re.search(rf"(?m)^{name}:((?:.*\n)(?:[ \t].*\n)*)", CONTROL)
     assert value
-    entries = [re.sub(r"\(.*?\)|<.*?>", "", entry).strip() for entry in value[1].split(",")]
+    wanted = [entry for entry in value[1].split(",") if "<!nocheck>" not in entry]
+    entries = [re.sub(r"\(.*?\)", "", entry).strip() for entry in wanted]
     return {OTHERS.get(entry, entry) for entry in entries if not entry.startswith("$")}
 
 

@@ -199,7 +199,8 @@ def test_contrib_install_keeps_a_configuration_and_says_no_to_a_wrong_one() -> N
 
 SYSTEMCTL = """
     mkdir -p /run/systemd/system
-    rm -f /usr/bin/systemctl
+    # The machine may forbid packages to start services.
+    rm -f /usr/bin/systemctl /usr/sbin/policy-rc.d
     cat >/usr/bin/systemctl <<'END'
 #!/bin/sh
 while case $1 in --*) true ;; *) false ;; esac; do shift; done

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Short names for the scripts; each says at its top what it does.
 
-.PHONY: all demo test check bench install clean
+.PHONY: all demo test check bench package install clean
 
 all: check
 
@@ -16,6 +16,9 @@ check:          # linters and unit tests, without root
 
 bench:          # how fast it is, beside others (root)
 	bench/run
+
+package:        # for Debian, without root
+	contrib/build-package
 
 install:        # on this machine (root)
 	contrib/install

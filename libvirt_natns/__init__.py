@@ -5,4 +5,4 @@ Importing the package alone costs next to nothing: the hooks that libvirt runs
 start from here, four times for every guest on the host.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

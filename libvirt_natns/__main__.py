@@ -22,9 +22,10 @@ def _without_libraries(error: ImportError) -> int:
     from libvirt_natns.errors import describe, log
 
     told = describe(error)[0]
-    if sys.argv[1:] == ["uninstall"] and os.geteuid() == 0:
+    package = sys.argv[2:] == ["--package"]
+    if sys.argv[1:2] == ["uninstall"] and (package or not sys.argv[2:]) and os.geteuid() == 0:
         try:
-            uninstall.run(lambda: None)
+            uninstall.run(lambda: None, package=package)
             return 0
         except Exception as failure:  # a person is shown one line here as well
             told, more = describe(failure)

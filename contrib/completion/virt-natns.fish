@@ -114,8 +114,10 @@ complete -c virt-natns -n '__virt_natns_in \'\'' -l version -d 'show program\'s 
 
 complete -c virt-natns -n '__virt_natns_in \'install\'' -s h -l help -d 'show this help message and exit'
 complete -c virt-natns -n '__virt_natns_in \'install\'' -l scope -x -a 'isolated annotated' -d 'handle every isolated network, or only networks with <natns:nat>'
+complete -c virt-natns -n '__virt_natns_in \'install\'' -l package -d 'for a package\'s scripts: leave the service to the package manager, and say less'
 
 complete -c virt-natns -n '__virt_natns_in \'uninstall\'' -s h -l help -d 'show this help message and exit'
+complete -c virt-natns -n '__virt_natns_in \'uninstall\'' -l package -d 'for a package\'s scripts: keep the state, and the service\'s units'
 
 complete -c virt-natns -n '__virt_natns_in \'status\'' -s h -l help -d 'show this help message and exit'
 complete -c virt-natns -n '__virt_natns_in \'status\'' -l json -d 'print JSON, for programs'

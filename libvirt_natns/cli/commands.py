@@ -105,7 +105,17 @@ def _add_networks(add: Add) -> None:
         choices=("isolated", "annotated"),
         help="handle every isolated network, or only networks with <natns:nat>",
     )
-    add("uninstall", _uninstall, "remove the hooks and give active networks back to libvirt")
+    sub.add_argument(
+        "--package",
+        action="store_true",
+        help="for a package's scripts: leave the service to the package manager, and say less",
+    )
+    sub = add("uninstall", _uninstall, "remove the hooks and give active networks back to libvirt")
+    sub.add_argument(
+        "--package",
+        action="store_true",
+        help="for a package's scripts: keep the state, and the service's units",
+    )
     sub = add("status", _status, "show the networks, their addresses and their health")
     sub.add_argument("network", nargs="?", help="name or uuid of a single network")
     form = sub.add_mutually_exclusive_group()
@@ -201,9 +211,9 @@ def _watch(options: argparse.Namespace) -> int:
     return _watching((), options)
 
 
-def _uninstall(_: argparse.Namespace) -> int:
+def _uninstall(options: argparse.Namespace) -> int:
     access.require_root()
-    uninstall.run(access.network_asker())
+    uninstall.run(access.network_asker(), package=options.package)
     return 0
 
 

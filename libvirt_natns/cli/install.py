@@ -3,12 +3,14 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 from libvirt_natns import names
 from libvirt_natns.cli import (
     access,
     check,
+    chroot,
     doctor,
     firewalld_files,
     firewalld_reload,
@@ -25,28 +27,51 @@ from libvirt_natns.upstream import selection
 
 
 def run(options: argparse.Namespace) -> int:
-    """Install the hooks, start the service, and repair all networks; print each step."""
+    """Install the hooks, start the service, and repair all networks; print each step.
+
+    For a package, the service is the package manager's.  Steps are not printed then, and
+    networks are listed by the first installation only.
+    """
     access.require_root()
-    backends.choose(config.load().firewall)
+    report: Callable[[str], None] = _nothing if options.package else print
+    in_chroot = chroot.is_chroot()
+    settings = config.load()
+    if not in_chroot:
+        backends.choose(settings.firewall)
     if options.scope:
-        print(f"wrote {scope.write(options.scope)}: scope = {options.scope}")
+        report(f"wrote {scope.write(options.scope)}: scope = {options.scope}")
+    is_first = not hook_files.installed()
     for file in hook_files.install():
-        print(f"installed {file}")
-    _prepare_firewalld()
+        report(f"installed {file}")
+    _prepare_firewalld(report, in_chroot=in_chroot)
+    if in_chroot:
+        report(f"virt-natns {chroot.SAID}")
+        return 0
     code = doctor.trusted()
     if code.state != "ok":
         print(f"virt-natns: {code.said}", file=sys.stderr)
     daemons = libvirtd_reload.reload()
-    print(
-        f"told {', '.join(daemons)} to look for hooks" if daemons else "no libvirt daemon runs now"
-    )
-    print(service_control.start())
+    told = f"told {', '.join(daemons)} to look for hooks"
+    report(told if daemons else "no libvirt daemon runs now")
+    if not options.package:
+        print(service_control.start())
+    return _handle_networks(explain=is_first or not options.package)
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""
+
+
+def _handle_networks(*, explain: bool) -> int:
+    """Set up or repair the networks that are active now; return the exit status."""
     with suppress(LibvirtError, StoreError):
         # Without libvirt, the next sync rebuilds the database.
         check.rebuild_state()
     with access.engine() as engine:
         try:
-            _explain(engine, libvirt.networks())
+            networks = libvirt.networks()
+            if explain:
+                _explain(engine, networks)
         except LibvirtError as error:
             print(f"virt-natns: {error}: networks that are active now", file=sys.stderr)
             print("  are handled after virt-natns sync, or when they start again", file=sys.stderr)
@@ -54,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         return check.repair(engine)
 
 
-def _prepare_firewalld() -> None:
+def _prepare_firewalld(report: Callable[[str], None], *, in_chroot: bool) -> None:
     """Write our zone and policies of firewalld; a failure must not keep the rest."""
     try:
         lines = firewalld_files.install()
@@ -62,10 +87,12 @@ def _prepare_firewalld() -> None:
         print(f"virt-natns: {error}", file=sys.stderr)
         return
     for line in lines:
-        print(line)
+        report(line)
+    if in_chroot:
+        return
     said = firewalld_reload.make_known(renewed=any(line.startswith("installed") for line in lines))
     if said:
-        print(said)
+        report(said)
 
 
 def _explain(engine: Engine, networks: dict[str, bytes]) -> None:

@@ -175,20 +175,22 @@ def start() -> str:
     return f"systemd runs {' and '.join(UNITS)}"
 
 
-def end() -> str | None:
+def end(*, disable: bool = True) -> str | None:
     """End the service, now and for good; return in words what was ended, if anything was.
 
-    Raises InstallError where the service does not end.
+    Without ``disable``, systemd starts the service again at the next boot.  Raises
+    InstallError where the service does not end.
     """
-    ended = [_end_units(), _end_process()]
+    ended = [_end_units(disable=disable), _end_process()]
     return ", ".join(filter(None, ended)) or None
 
 
-def _end_units() -> str | None:
+def _end_units(*, disable: bool) -> str | None:
     """Have systemd stop the service, where systemd knows it."""
     if not SYSTEMD.is_dir() or _systemctl("cat", UNITS[0]).returncode != 0:
         return None
-    done = _systemctl("disable", "--now", *UNITS)
+    verb = ("disable", "--now") if disable else ("stop",)
+    done = _systemctl(*verb, *UNITS)
     if done.returncode != 0:
         raise InstallError("systemd cannot stop the service", done.stderr.strip())
     return f"stopped {' and '.join(UNITS)}"

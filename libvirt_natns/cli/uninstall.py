@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from libvirt_natns import names
-from libvirt_natns.cli import firewalld_files, hook_files, scope
+from libvirt_natns.cli import chroot, firewalld_files, hook_files, scope
 from libvirt_natns.daemons import libvirtd_reload
 from libvirt_natns.errors import InstallError, RouterError, describe
 
@@ -31,16 +31,34 @@ T = TypeVar("T")
 AGAIN = "fix that and run virt-natns uninstall again"
 
 
-def run(ask: "AskNetworks") -> None:
+def run(ask: "AskNetworks", *, package: bool = False) -> None:
     """Remove the service, hooks, networks' namespaces, the host's rules and the state.
 
-    Prints what was removed.  Raises RouterError, and removes nothing, while a router is up.
-    Raises InstallError, at the end, for everything that could not be removed.
+    For a package, the state stays, as do the service's units: these are the package
+    manager's.  Prints what was removed.  Raises RouterError, and removes nothing, while a
+    router is up.  Raises InstallError, at the end, for everything that could not be removed.
     """
-    check_no_router()
+    if chroot.is_chroot():
+        _remove_files()
+        print(f"virt-natns {chroot.SAID}")
+    else:
+        check_no_router()
+        _take_down(ask, package=package)
+    remove_state(package=package)
+
+
+def _remove_files() -> None:
+    """Remove the hooks and firewalld's files."""
+    for file in hook_files.remove():
+        print(f"removed {file}")
+    _leave_firewalld()
+
+
+def _take_down(ask: "AskNetworks", *, package: bool) -> None:
+    """Remove all but the state.  Raises InstallError, at the end, for parts that stay."""
     removal = _Removal()
     # The service would repair the parts that are removed now.
-    ended = removal.attempt(_end_service)
+    ended = removal.attempt(lambda: _end_service(package=package))
     if ended:
         print(ended)
     early = removal.attempt(
@@ -68,7 +86,6 @@ def run(ask: "AskNetworks") -> None:
     problems = [*removal.problems, *(late.errors if late else [])]
     if problems:
         raise InstallError("; ".join(problems), AGAIN)
-    remove_state()
 
 
 class _Removal:
@@ -97,10 +114,10 @@ def check_no_router() -> None:
         raise RouterError(f"router {file.stem} is up", f"virt-natns router down {file.stem}")
 
 
-def _end_service() -> str | None:
+def _end_service(*, package: bool) -> str | None:
     from libvirt_natns.cli import service_control
 
-    return service_control.end()
+    return service_control.end(disable=not package)
 
 
 def _leave_firewalld() -> None:
@@ -165,8 +182,12 @@ def _end_relays() -> None:
         dns_relay.stop(bridge)
 
 
-def remove_state() -> None:
-    """Remove the state, the run-time directory, and a configuration that we wrote."""
-    for directory in (names.STATE_DIRECTORY, names.RUN_DIRECTORY):
-        shutil.rmtree(directory, ignore_errors=True)
-    scope.remove_written()
+def remove_state(*, package: bool) -> None:
+    """Remove the state, the run-time directory, and a configuration that we wrote.
+
+    For a package, these go when it is purged, except the run-time directory.
+    """
+    shutil.rmtree(names.RUN_DIRECTORY, ignore_errors=True)
+    if not package:
+        shutil.rmtree(names.STATE_DIRECTORY, ignore_errors=True)
+        scope.remove_written()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The Ansible role, run by Ansible on a machine that has libvirt and nothing of ours.
 
-In a sandbox within this one, where /usr/local and libvirt's hooks are its own.
+In a sandbox within this one, where /usr and libvirt's hooks are its own.
 """
 
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lab import CHECKOUT, Libvirtd, isolated, natns, run, start_network, virsh
+from lab_package import WRITABLE
 from lab_vps import ADDRESS, ROUTER, Vps
-from test_packaging import WRITABLE
 
 ROLE = CHECKOUT / "contrib" / "ansible"
 
@@ -93,7 +93,7 @@ XML
         {play("first", {**VARS, "natns_source": str(CHECKOUT)})}
         {play("second", {**VARS, "natns_source": str(CHECKOUT)})}
         echo "== status"
-        /usr/local/bin/virt-natns status --json
+        virt-natns status --json
         echo "== guest"
         virsh -q dumpxml --inactive web
         {play("fewer", {**fewer, "natns_source": str(CHECKOUT)})}
@@ -102,7 +102,7 @@ XML
         {play("wrong", {**wrong, "natns_source": str(CHECKOUT)})}
         echo "== configuration"
         cat /etc/libvirt-natns/config.toml
-        /usr/local/bin/virt-natns uninstall
+        virt-natns uninstall
     """)
     assert changed(said["first"]) > 0
     assert changed(said["second"]) == 0, said["second"]

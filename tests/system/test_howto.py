@@ -21,18 +21,18 @@ from lab import (
 from lab_documents import clone_of, type_page
 from lab_domains import define, domain, nic
 from lab_hosts_netplan import in_force, lines_of
+from lab_package import WRITABLE
 from lab_vps import ADDRESS, MAC, NAMESPACE, Vps
-from test_packaging import WRITABLE
 
 PAGES = CHECKOUT / "docs" / "how-to"
-PROGRAM = Path("/usr/local/bin/virt-natns")
+PROGRAM = Path("/usr/bin/virt-natns")
 BRIDGE = "virbr10"
 GUEST_MAC = "52:54:00:00:00:05"
 
 
 @pytest.fixture(scope="module")
 def machine(libvirtd: Libvirtd) -> None:
-    """/usr/local of our own: pages install the program as anybody does."""
+    """/usr of our own: pages install the program as anybody does."""
     run("sh", "-euc", WRITABLE)
 
 

@@ -186,7 +186,7 @@ def test_the_timer_writes_a_whole_file(service: Service, tmp_path: Path) -> None
     unit = (UNITS / "libvirt-natns-metrics.service").read_text()
     script = re.search(r"(?m)^ExecStart=/bin/sh -c '(.*)'$", unit)
     assert script
-    command = script[1].replace("/usr/local/bin/virt-natns", f"{PYTHON} -m libvirt_natns")
+    command = script[1].replace("virt-natns metrics", f"{PYTHON} -m libvirt_natns metrics")
     file = tmp_path / "x.prom"
     environment = {"FILE": os.fspath(file), "PYTHONPATH": os.fspath(CHECKOUT)}
     run("sh", "-c", command, env=environment)

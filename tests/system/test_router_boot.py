@@ -628,7 +628,7 @@ def test_the_unit_says_that(vps: Vps) -> None:
     """The very lines of the unit, in processes of their own."""
     reboot()
     (start,) = unit_lines("ExecStart")
-    assert start[0] == "/usr/local/bin/virt-natns"
+    assert start[0] == "virt-natns"
     run("/bin/sh", "-c", f"{PROGRAM} {shlex.join(start[1:])}")
     assert is_router()
     (stop,) = unit_lines("ExecStop")

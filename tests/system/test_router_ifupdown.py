@@ -29,7 +29,7 @@ def vps(nothing_left: None) -> Iterator[Vps]:
             f'#!/bin/sh\nPYTHONPATH={CHECKOUT} exec {PYTHON} -m libvirt_natns "$@"\n'
         )
         command.chmod(0o755)
-        # Where contrib/install puts it.
+        # ifup has this directory in its PATH, as a shell has.
         run("mount", "--bind", COMMANDS, "/usr/local/bin")
         cleanup.callback(run, "umount", "/usr/local/bin")
         Path("/run/network").mkdir(exist_ok=True)

@@ -184,7 +184,7 @@ def test_a_network_from_before_a_reboot_has_no_router_to_keep(
     uuid = b"c0ffee00-0000-4000-8000-000000000001"
     active = {name: forwarded % (name.encode(), uuid) for name in ("runs", "ran")}
     monkeypatch.setattr(libvirt, "networks", lambda: active)
-    assert install.run(Namespace(scope=None)) == 0
+    assert install.run(Namespace(scope=None, package=False)) == 0
     said = capsys.readouterr().out
     assert "  runs: has <forward mode='bridge'>; keeps its router until it stops\n" in said
     assert "  ran: has <forward mode='bridge'>\n" in said

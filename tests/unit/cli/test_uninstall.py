@@ -135,7 +135,7 @@ sys.meta_path.insert(0, Gone())
 from libvirt_natns import __main__
 from libvirt_natns.cli import service_control, uninstall
 from libvirt_natns.firewall import host_firewall
-uninstall.run = lambda ask: print("uninstalled", ask())
+uninstall.run = lambda ask, **options: print("uninstalled", ask(), options)
 sys.argv[1:] = sys.argv[2:]
 sys.exit(__main__.main())
 """
@@ -150,8 +150,10 @@ def without_libraries(*arguments: str, program: str = PROGRAM) -> subprocess.Com
 
 
 def test_without_libraries_it_uninstalls_all_the_same() -> None:
-    done = without_libraries("uninstall")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "uninstalled None\n", "")
+    for words, package in ((["uninstall"], False), (["uninstall", "--package"], True)):
+        done = without_libraries(*words)
+        said = f"uninstalled None {{'package': {package}}}\n"
+        assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_without_libraries_it_uninstalls_all_the_same() -> None:
 )
 def test_without_libraries_an_error_is_one_line(error: str, told: str) -> None:
     fails = f"""
-def run(ask):
+def run(ask, **_):
     from libvirt_natns.errors import NatnsError
     raise {error}
 import syslog

@@ -52,7 +52,7 @@ EXAMPLES = """
     forward: "8080:80"
 """
 
-PROGRAM = "/usr/local/bin/virt-natns"
+PROGRAM = "virt-natns"
 VIRSH = ("virsh", "-q", "-c", "qemu:///system")
 EMPTY = b"<domain><name>x</name><metadata/></domain>"
 

@@ -116,6 +116,11 @@ def _add_networks(add: Add) -> None:
         action="store_true",
         help="for a package's scripts: keep the state, and the service's units",
     )
+    _add_listings(add)
+
+
+def _add_listings(add: Add) -> None:
+    """Add the commands that show and compare networks."""
     sub = add("status", _status, "show the networks, their addresses and their health")
     sub.add_argument("network", nargs="?", help="name or uuid of a single network")
     form = sub.add_mutually_exclusive_group()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Run the system tests, a file a sandbox, as many sandboxes at once as keep the cores busy.
 
-    tests/in_sandboxes.py [PYTEST ARGUMENT...]
+    tests/in_sandboxes.py [FILE.py...] [PYTEST ARGUMENT...]
 
-Sandboxes share nothing, so neither do the files.  What a file prints is shown
-when it is done; the last line sums all of them up.
+FILE.py runs these files alone.  Sandboxes share nothing, so neither do the files.  What a
+file prints is shown when it is done; the last line sums all of them up.
 """
 
 import os
@@ -179,9 +179,13 @@ def report(outcome: Outcome) -> None:
 
 
 def main() -> int:
+    named = {Path(word).name for word in sys.argv[1:] if word.endswith(".py")}
+    arguments = [word for word in sys.argv[1:] if not word.endswith(".py")]
     files = sorted((TESTS / "system").glob("test_*.py"), key=rank)
+    if missing := named - {file.name for file in files}:
+        sys.exit(f"in_sandboxes: no such files in tests/system: {', '.join(sorted(missing))}")
     ended = []
-    for outcome in outcomes(files, sys.argv[1:]):
+    for outcome in outcomes([f for f in files if not named or f.name in named], arguments):
         ended.append(outcome)
         report(outcome)
     passed = sum(outcome.count("passed") for outcome in ended)

@@ -126,7 +126,7 @@ def _add_listings(add: Add) -> None:
     form = sub.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help=JSON)
     form.add_argument("--watch", action="store_true", help="show the status anew at each change")
-    sub = add("watch", _watch, "print each change of networks, guests and forwards")
+    sub = add("watch", partial(_watching, ()), "print each change of networks, guests and forwards")
     sub.add_argument("--json", action="store_true", help="print JSON, an object a line")
     sub = add(
         "check",
@@ -210,10 +210,6 @@ def _watching(_: Sequence[str], options: argparse.Namespace) -> int:
     from libvirt_natns.cli import watch
 
     return watch.show(options.network) if "network" in options else watch.run(options)
-
-
-def _watch(options: argparse.Namespace) -> int:
-    return _watching((), options)
 
 
 def _uninstall(options: argparse.Namespace) -> int:

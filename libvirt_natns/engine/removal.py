@@ -31,10 +31,11 @@ def remove(kernel: Kernel, uuid: str, namespace: str | None, before: Step | None
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         # While the server can still hear that the address is free.
         ("end the DHCP client", partial(end_client, kernel, uuid, namespace)),
+        # A dnsmasq that loses its link first writes an error into the journal.
+        ("end dnsmasq", partial(_end_dnsmasq, uuid, namespace)),
         ("delete the patches", partial(_delete_patches, kernel, uuid)),
         ("delete the macvlan", partial(_delete_macvlan, kernel, uuid, namespace)),
         ("end ndppd", partial(ndppd.stop, uuid)),
-        ("end dnsmasq", partial(_end_dnsmasq, uuid, namespace)),
         ("delete the namespace", partial(delete_own_namespace, kernel, uuid, namespace)),
         ("empty the directory", partial(empty_directory, uuid)),
     )
